@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, print the table; status 1 when a target is missed."""
+"""`python -m bench`: run the benchmarks, print the table; exit status 1 if a target is missed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ LIBRARIES = (
 
 
 def machine() -> str:
-    """Where the figures are from."""
+    """A description of this machine and the versions of the libraries."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -85,7 +85,7 @@ def machine() -> str:
 
 
 def measure(names: list[str], sizes: Sizes) -> dict[str, list[Row]]:
-    """The rows of these groups. A group that fails is a row too, and its target is missed."""
+    """Run these groups; return their rows. A group that fails has a row with a missed target."""
     groups: dict[str, list[Row]] = {}
     for name in names:
         rows = groups.setdefault(name, [])
@@ -93,7 +93,7 @@ def measure(names: list[str], sizes: Sizes) -> dict[str, list[Row]]:
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         try:
             rows.extend(GROUPS[name](sizes))
-        except Exception as fault:  # noqa: BLE001  one broken figure must not hide the others
+        except Exception as fault:  # noqa: BLE001  a failing group must not hide the others
             traceback.print_exc()
             rows.append(Row(name, "", "", f"failed: {type(fault).__name__}: {fault}", met=False))
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
@@ -101,7 +101,7 @@ def measure(names: list[str], sizes: Sizes) -> dict[str, list[Row]]:
 
 
 def raise_file_limit() -> None:
-    """As many open files as the system allows, here and in what is started: thousands are needed."""
+    """Allow as many open files as possible, also for child processes: thousands are needed."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -111,11 +111,15 @@ def main() -> int:
     parser.add_argument(
         "--only", metavar="NAME", action="append", choices=GROUPS, help=", ".join(GROUPS)
     )
-    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there as well")
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples: for a quick check, not a result"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the table to this file"
+    )
     options = parser.parse_args()
     if not sys.platform.startswith("linux"):
-        parser.error("the measurements read /proc, and run on Linux only")
+        parser.error("the benchmarks need /proc and run on Linux only")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through every `with`
     raise_file_limit()
     began, load_before = time.monotonic(), os.getloadavg()[0]
@@ -124,7 +128,7 @@ def main() -> int:
     text = (
         f"{markdown(groups)}\n\n{machine()}. Measured in {minutes:.1f} minutes, from "
         f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(time.time() - 60 * minutes))} UTC on; the "
-        f"machine's load was {load_before:.1f} before it began.\n"
+        f"load of the machine before the start was {load_before:.1f}.\n"
     )
     if options.quick:
         text += "With few samples (--quick).\n"

@@ -1,8 +1,8 @@
-// Put into the page before its own scripts: when was what seen, by the page's own clock.
-// Times are those of `performance.now()`; an input event's `timeStamp` is of the same clock.
+// Injected before the page's scripts. Records the times of events on the page, in milliseconds of
+// `performance.now()`; the `timeStamp` of input events uses the same clock.
 "use strict";
 window.bench = { sent: null, clicked: null, shown: null, painted: null, changed: null, done: null, frames: [] };
-window.benchWatchesText = true; // off for long answers: reading all of the text costs too much then
+window.benchWatchesText = true; // false for long answers, where reading the whole text would take too long
 (() => {
   const { bench } = window;
   const visible = answer => answer.querySelector(".text").textContent.replace(/\s+/g, " ").trim();
@@ -11,7 +11,7 @@ window.benchWatchesText = true; // off for long answers: reading all of the text
   addEventListener("keydown", event => { if (event.key === "Enter") bench.sent = event.timeStamp; }, true);
   addEventListener("click", event => { if (event.target.id === "stop") bench.clicked = event.timeStamp; }, true);
 
-  const frame = () => { // not the time that is handed over: that of a late frame is the early one's
+  const frame = () => { // not the argument: for a late frame it is the time when the frame was due
     if (bench.shown !== null) bench.frames.push(performance.now());
     requestAnimationFrame(frame);
   };

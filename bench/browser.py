@@ -1,4 +1,4 @@
-"""The page in a real browser: how soon text is there and stands still, how smoothly it grows."""
+"""The page in a real browser: delay of the first text and of Stop, and smoothness of the text."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ ARGUMENTS = (
     "--disable-component-update --disable-sync"
 )
 SCRIPT = Path(__file__).with_suffix(".js")
-WITHIN = 15_000.0  # milliseconds for anything short on the page
-LINGER = 0.3  # seconds after the end in which something may still move
+WITHIN = 15_000.0  # milliseconds for short operations on the page
+LINGER = 0.3  # seconds after the end in which the page may still change
 
-FIRST_MS = (0, 20, 50)  # what the upstream itself takes for its first token
+FIRST_MS = (0, 20, 50)  # delays of the upstream's first token
 WARM_TURNS = 4
 FLOW = "count?n=100000&rate=100"
 
@@ -51,7 +51,7 @@ WORDS = "the quick brown fox `jumps` over a **lazy** dog *and* sleeps"
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """An installed Chromium or Chrome, or Playwright's own."""
+    """An installed Chromium or Chrome, or the one of Playwright."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS.split())
@@ -62,69 +62,69 @@ def browser() -> Iterator[Browser]:
 
 
 class Clock:
-    """The page's clock in terms of this process's monotonic one."""
+    """Converts times of the page's clock to this process's monotonic clock."""
 
     def __init__(self, page: Page) -> None:
-        """Ask the page for its time, several times; the quickest answer is the most precise."""
+        """Read the page's time repeatedly; the fastest reading is the most precise."""
         self.error = float("inf")
         for _ in range(10):
             before = time.monotonic()
-            told = float(page.evaluate("performance.now()")) / 1000
+            page_time = float(page.evaluate("performance.now()")) / 1000
             after = time.monotonic()
             if after - before < self.error * 2:
                 self.error = (after - before) / 2
-                self._offset = (before + after) / 2 - told
-        # Both clocks are one in the kernel; by way of the time of day they meet without an error,
-        # as long as nobody sets it in between.
+                self._offset = (before + after) / 2 - page_time
+        # Both clocks are the same clock in the kernel. The time of day gives their exact offset,
+        # unless it is set in between.
         origin = float(page.evaluate("performance.timeOrigin")) / 1000
-        by_day = origin - (time.time() - time.monotonic())
-        if abs(by_day - self._offset) < self.error:
-            self._offset = by_day
+        exact = origin - (time.time() - time.monotonic())
+        if abs(exact - self._offset) < self.error:
+            self._offset = exact
 
     def monotonic(self, page_ms: float) -> float:
-        """A time of the page as seconds of `time.monotonic()`."""
+        """Convert a time of the page to seconds of `time.monotonic()`."""
         return page_ms / 1000 + self._offset
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message and its Stop, in milliseconds."""
+    """The times of one message and its Stop, in milliseconds."""
 
     first_ms: int
-    shown: float  # Enter to text in the page, less the upstream's own time
+    shown: float  # Enter to text on the page, without the upstream's delay
     painted: float  # the same until the next frame
-    still: float  # click to the last change of the text
-    closed: float  # click to the upstream's connection closed
+    still: float  # click on Stop to the last change of the text
+    closed: float  # click on Stop to the close of the upstream connection
 
 
-def wait_seen(page: Page, what: str, within: float = WITHIN) -> None:
-    """Wait until the page's notes have it. Playwright's own way is against the page's policy."""
+def wait_seen(page: Page, key: str, within: float = WITHIN) -> None:
+    """Wait until `bench[key]` is set. Playwright's method violates the page's security policy."""
     until = time.monotonic() + within / 1000
-    while page.evaluate(f"bench.{what}") is None:
+    while page.evaluate(f"bench.{key}") is None:
         if time.monotonic() > until:
-            raise TimeoutError(f"{what} was not seen on the page")
+            raise TimeoutError(f"{key} was not seen on the page")
         time.sleep(0.02)
 
 
-def send(page: Page, halt: Halt, said: str, *, watch_text: bool = True) -> None:
-    """A new conversation's first message."""
+def send(page: Page, halt: Halt, prompt: str, *, watch_text: bool = True) -> None:
+    """Send the first message of a new conversation and wait for the first text."""
     page.goto(halt.url)
     page.evaluate("on => { window.benchWatchesText = on }", watch_text)
-    page.fill("#prompt", said)
+    page.fill("#prompt", prompt)
     page.press("#prompt", "Enter")
     wait_seen(page, "shown")
 
 
 def turn(page: Page, halt: Halt, fake: FakeOpenAI, first_ms: int, number: int) -> Turn:
-    """Send, let it flow, stop, look at both ends."""
+    """Send a message, stop its answer, and measure at the page and the upstream."""
     send(page, halt, f"/fake {FLOW}&first_ms={first_ms} turn {number}")
-    record = fake.wait_request(lambda r: _said(r).endswith(f"turn {number}"))
+    record = fake.wait_request(lambda r: _prompt_of(r).endswith(f"turn {number}"))
     time.sleep(random.uniform(0.2, 0.4))
     clock = Clock(page)
     page.click("#stop", timeout=WITHIN)
     wait_seen(page, "done")
     if not record.closed.wait(WITHIN / 1000):
-        raise TimeoutError("the upstream was never closed")
+        raise TimeoutError("the upstream connection was not closed")
     time.sleep(LINGER)
     seen = page.evaluate("bench")
     assert record.first_token_at is not None
@@ -139,12 +139,12 @@ def turn(page: Page, halt: Halt, fake: FakeOpenAI, first_ms: int, number: int) -
     )
 
 
-def _said(record: Record) -> str:
+def _prompt_of(record: Record) -> str:
     return str(record.body["messages"][-1]["content"]) if record.body else ""
 
 
 def page_turns(sizes: Sizes) -> Iterator[Row]:
-    """Send and Stop on the page."""
+    """Rows about Send and Stop on the page."""
     turns: list[Turn] = []
     with (
         own_fake() as fake,
@@ -158,16 +158,16 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
             turn(page, halt, fake, next(kinds), index)
             for index in range(WARM_TURNS + sizes.page_stops * len(FIRST_MS))
         ]
-    del turns[:WARM_TURNS]  # what only the first ones take belongs to no figure
+    del turns[:WARM_TURNS]  # without start-up costs
     note = (
         f"{len(turns)} messages in headless Chromium. Text counts when it is in the document and "
         "visible (the screen shows it with the next frame, at 60 a second); it stands still with "
         "the last change of what can be read, from the click on; the upstream flows at 100 tokens/s"
     )
     for first_ms in FIRST_MS:
-        each = [one for one in turns if one.first_ms == first_ms]
-        shown = [one.shown for one in each]
-        painted = number(median(one.painted for one in each))
+        with_delay = [t for t in turns if t.first_ms == first_ms]
+        shown = [t.shown for t in with_delay]
+        painted = number(median(t.painted for t in with_delay))
         yield at_most(
             f"Page: Enter → first text, less the upstream's own {first_ms} ms, p50",
             median(shown),
@@ -197,7 +197,7 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
 
 
 def rich_text(size: int) -> str:
-    """Markdown of so many characters: paragraphs, lists, tables, fences, one of them long."""
+    """Markdown of `size` characters: paragraphs, lists, tables, short and long fences."""
     draw = random.Random(7)
     parts: list[str] = []
     length = 0
@@ -231,7 +231,7 @@ def _block(kind: str, draw: random.Random) -> str:
 
 
 def page_answer(sizes: Sizes) -> Iterator[Row]:
-    """An answer of TOKENS tokens at RATE a second: is the page there when the upstream is?"""
+    """Rows about an answer of TOKENS tokens at RATE a second: the delay of the page at its end."""
     behind: list[float] = []
     gaps: list[list[float]] = []
     with (
@@ -242,7 +242,7 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
         fake.texts["rich"] = rich_text(TOKENS * PIECE)
         page = chromium.new_page()
         page.add_init_script(path=SCRIPT)
-        send(page, halt, "/fake count?n=20&rate=100")  # what only the first one takes
+        send(page, halt, "/fake count?n=20&rate=100")  # start-up costs
         for index in range(sizes.page_answers):
             late, frames = _follow(page, halt, fake, index)
             behind.append(late)
@@ -259,14 +259,14 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
         " ms",
         note=note,
     )
-    p99 = [percentile(each, 99) for each in gaps]
+    p99 = [percentile(answer_gaps, 99) for answer_gaps in gaps]
     yield at_most(
         "Page: gap between two frames while it streams, p99",
         median(p99),
         50,
         34,
         " ms",
-        f"{number(median(p99))} ms (median {number(median(g for each in gaps for g in each))}, "
+        f"{number(median(p99))} ms (median {number(median(gap for answer_gaps in gaps for gap in answer_gaps))}, "
         f"longest {number(max(map(max, gaps)))})",
         note,
     )
@@ -277,16 +277,16 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """How the page drew an answer that is one paragraph, in milliseconds."""
+    """The times of drawing an answer of one paragraph, in milliseconds."""
 
     gaps: list[float]  # between two frames, from the first text to the last
-    end: float  # the frame in which the finished answer takes the place of the open one
-    halves: tuple[float, float]  # the main thread's work for each half of the text
-    behind: float  # the upstream's last token to the complete answer
+    end: float  # the frame in which the finished answer replaces the open one
+    halves: tuple[float, float]  # task time of the main thread for each half of the text
+    behind: float  # last token of the upstream to the complete answer
 
 
 def page_paragraph(sizes: Sizes) -> Iterator[Row]:
-    """An answer that is one paragraph without a newline: does a token cost more as it grows?"""
+    """Rows about an answer of one paragraph: whether the cost of a token grows with it."""
     size = sizes.paragraph
     with (
         own_fake() as fake,
@@ -296,7 +296,7 @@ def page_paragraph(sizes: Sizes) -> Iterator[Row]:
         fake.texts["paragraph"] = paragraph_text(size)
         page = chromium.new_page()
         page.add_init_script(path=SCRIPT)
-        send(page, halt, "/fake count?n=20&rate=100")  # what only the first one takes
+        send(page, halt, "/fake count?n=20&rate=100")  # start-up costs
         drawn = _follow_paragraph(page, halt, fake, size // PARAGRAPH_PIECE)
     note = (
         f"one paragraph of {size:,} characters at {PARAGRAPH_PIECE * PARAGRAPH_RATE:,} characters "
@@ -329,7 +329,7 @@ def page_paragraph(sizes: Sizes) -> Iterator[Row]:
 
 
 def paragraph_text(size: int) -> str:
-    """So many characters of words in one paragraph."""
+    """One paragraph of `size` characters."""
     draw = random.Random(7)
     words = WORDS.replace("`", "").replace("*", "").split()
     return " ".join(draw.choices(words, k=size // 4))[:size].rstrip().ljust(size, ".")
@@ -343,10 +343,12 @@ def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> 
         metrics = session.send("Performance.getMetrics")["metrics"]
         return 1000 * next(float(m["value"]) for m in metrics if m["name"] == "TaskDuration")
 
-    said = f"/fake text?key=paragraph&piece={PARAGRAPH_PIECE}&rate={PARAGRAPH_RATE} long paragraph"
-    send(page, halt, said, watch_text=False)
+    prompt = (
+        f"/fake text?key=paragraph&piece={PARAGRAPH_PIECE}&rate={PARAGRAPH_RATE} long paragraph"
+    )
+    send(page, halt, prompt, watch_text=False)
     begun = work()
-    record = fake.wait_request(lambda r: _said(r).endswith("long paragraph"))
+    record = fake.wait_request(lambda r: _prompt_of(r).endswith("long paragraph"))
     within = 2 * tokens / PARAGRAPH_RATE + 10
     record.wait_tokens(tokens // 2, within)
     half = work()
@@ -357,7 +359,7 @@ def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> 
     time.sleep(LINGER)
     seen: dict[str, Any] = page.evaluate("bench")
     if page.get_attribute(".answer", "data-state") != "done":
-        raise RuntimeError("the long paragraph did not end as it should")
+        raise RuntimeError("the long paragraph did not end normally")
     behind = Clock(page).monotonic(seen["done"]) - last_sent
     frames = list(pairwise(seen["frames"]))
     return Paragraph(
@@ -369,27 +371,27 @@ def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> 
 
 
 def _follow(page: Page, halt: Halt, fake: FakeOpenAI, index: int) -> tuple[float, list[float]]:
-    """Milliseconds that the page is behind at the end, and the times of its frames."""
+    """Follow an answer; return the page's delay at its end in ms, and the times of its frames."""
     last_sent: list[float] = []
     records: list[Record] = []
 
     def watch() -> None:
         mark = f"answer {index}"
-        record = fake.wait_request(lambda r: _said(r).endswith(mark), WITHIN / 1000)
+        record = fake.wait_request(lambda r: _prompt_of(r).endswith(mark), WITHIN / 1000)
         records.append(record)
         record.wait_tokens(TOKENS, 60)
         last_sent.append(time.monotonic())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    said = f"/fake text?key=rich&piece={PIECE}&rate={RATE} answer {index}"
-    send(page, halt, said, watch_text=False)
+    prompt = f"/fake text?key=rich&piece={PIECE}&rate={RATE} answer {index}"
+    send(page, halt, prompt, watch_text=False)
     clock = Clock(page)
-    # Once, when it is over: asking again and again would take time from the page.
+    # Wait for the end first: repeated queries would take CPU time from the page.
     watcher.join(60)
     wait_seen(page, "done", 60_000)
     time.sleep(LINGER)
     seen: dict[str, Any] = page.evaluate("bench")
     if page.get_attribute(".answer", "data-state") != "done":
-        raise RuntimeError("the long answer did not end as it should")
+        raise RuntimeError("the long answer did not end normally")
     return (clock.monotonic(seen["done"]) - last_sent[0]) * 1000, seen["frames"]

@@ -1,4 +1,4 @@
-"""Very many streams in one process; streams beside page loads; open runs that are not read."""
+"""Many streams in one process; streams during page loads; threads of open, unread runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bench.load import BARE, HALT, PACED, RATE, System, busy, source, steady_reader, whole
-from bench.load import system as started
+from bench.load import system as start_system
 from bench.phases import wait_for
 from bench.processes import PORT_WITHIN, Child, Halt
 from bench.sizes import Sizes
@@ -19,7 +19,7 @@ from tests.support.process_facts import pss, status, tree
 from tests.support.raw_http import ask, chat, connect, request
 
 VISITORS = 2
-LEFT_FOR = 2.0  # seconds after the last reader has gone
+LEFT_FOR = 2.0  # seconds after the last reader has left
 OPEN_RUNS = 200
 
 #: streams -> (tokens/s, p99 in ms, memory in MB): target and further goal of each
@@ -30,18 +30,18 @@ GOALS = {
 
 
 class Memory:
-    """The most memory that a server has in a time, looked at twice a second."""
+    """The peak memory of a server within a `with` block, sampled twice a second, in MB."""
 
     def __init__(self, pid: int) -> None:
-        self.most = 0.0
+        self.peak = 0.0
         self._pid = pid
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
 
     def _watch(self) -> None:
         while not self._over.wait(0.5):
-            with contextlib.suppress(OSError):  # a process that ended in between
-                self.most = max(self.most, pss(tree(self._pid)))
+            with contextlib.suppress(OSError):  # a process has ended in between
+                self.peak = max(self.peak, pss(tree(self._pid)))
 
     def __enter__(self) -> Memory:
         self._thread.start()
@@ -53,7 +53,7 @@ class Memory:
 
 
 def crowds(sizes: Sizes) -> Iterator[Row]:
-    """Rows for each number of streams: Halt, and bare threads beside it."""
+    """Rows for each number of streams: Halt and, for comparison, bare threads."""
     for streams in sizes.crowds:
         yield from _crowd(streams, sizes.stream_tokens, "Halt", HALT)
         yield from _crowd(streams, sizes.stream_tokens, "bare threads", BARE)
@@ -62,7 +62,7 @@ def crowds(sizes: Sizes) -> Iterator[Row]:
 def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[Row]:
     with (
         source() as (upstream, url),
-        started(measured[0], url, streams) as (address, pid),
+        start_system(measured[0], url, streams) as (address, pid),
         Memory(pid) as memory,
     ):
         watched = {"server": pid, "source": upstream.pid}
@@ -76,9 +76,9 @@ def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[R
     figure = f"{streams:,} streams x {RATE}/s in one process: {name}"
     ends = f"{facts['whole']} of {streams} whole; {busy([facts])}"
     shown = f"{number(facts['p50'])} / {number(facts['p99'])} ms"
-    (target, further), (late, early), room = GOALS[streams]
+    (target, further), (late, early), memory_goals = GOALS[streams]
     if name != "Halt":
-        measured_as = f"{speed:,.0f} tokens/s, {shown}, {memory.most:.0f} MB; {ends}"
+        measured_as = f"{speed:,.0f} tokens/s, {shown}, {memory.peak:.0f} MB; {ends}"
         yield Row(f"{figure}, tokens/s, p50 / p99, memory", "", "", measured_as, None, note=note)
         return
     row = at_least(
@@ -86,16 +86,16 @@ def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[R
     )
     yield row if facts["whole"] == streams else replace(row, met=False, further_met=False)
     yield at_most(f"{figure}, latency p50 / p99", facts["p99"], late, early, " ms", shown, note)
-    if room is not None:
-        yield at_most(f"{figure}, memory", memory.most, *room, " MB", note=note)
+    if memory_goals is not None:
+        yield at_most(f"{figure}, memory", memory.peak, *memory_goals, " MB", note=note)
     else:
-        yield Row(f"{figure}, memory", "", "", f"{memory.most:.0f} MB", None, note=note)
+        yield Row(f"{figure}, memory", "", "", f"{memory.peak:.0f} MB", None, note=note)
 
 
 def visited(sizes: Sizes) -> Iterator[Row]:
-    """Relay latency while clients load pages without a pause."""
+    """A row about the relay latency while clients load pages without a pause."""
     streams = sizes.load_streams
-    with source() as (upstream, url), started("halt", url, streams) as (address, pid):
+    with source() as (upstream, url), start_system("halt", url, streams) as (address, pid):
         watched = {"server": pid, "source": upstream.pid}
         with Child("bench.visitors", *map(str, (*address, VISITORS))) as visitors:
             visitors.says(PORT_WITHIN)
@@ -116,14 +116,14 @@ def visited(sizes: Sizes) -> Iterator[Row]:
 
 
 def unread(sizes: Sizes) -> Iterator[Row]:
-    """Threads of a server whose runs go on without readers, between tokens."""
+    """A row about the threads of a server whose runs continue without readers."""
     with (
         source() as (_, url),
         Halt(
             url, HALT_MAX_STREAMS=OPEN_RUNS + 50, HALT_MODEL="held", HALT_ORPHAN_GRACE=600
         ) as halt,
     ):
-        ask(halt.address, request("GET", "/healthz"))  # its worker has started
+        ask(halt.address, request("GET", "/healthz"))  # wait for its worker
         before = status(halt.worker, "Threads")
         for _ in range(OPEN_RUNS):
             body = chat("/chat/stream", "held", on_disconnect="continue")

@@ -1,4 +1,4 @@
-"""What is left behind by many generations, and whether a very long answer costs what it should."""
+"""Leaks after many generations, and whether the cost of a very long answer is linear."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bench.table import Row, at_most, median
 from tests.support.process_facts import descriptors, megabytes, status
 from tests.support.raw_http import Address, ask, chat, connect, stop
 
-CLIENTS = 8  # at once
-FORGOTTEN_AFTER = 3.0  # seconds: logs are kept for one, and the keeper looks four times a second
+CLIENTS = 8  # concurrent
+FORGOTTEN_AFTER = 3.0  # seconds; logs are kept for one, and the keeper checks four times a second
 ANSWER_WITHIN = 60.0
 
-# Threads and connections of pools may differ by as many as there are clients: the pool of short
-# requests grows when two of them meet, and each client may leave one upstream connection idle.
+# Threads and connections of pools may differ by the number of clients: the thread pool of short
+# requests grows with concurrent ones, and each client may leave one idle upstream connection.
 TOLERANCE = CLIENTS
 RSS_MAX = 6.0  # MB
-NOISE = 2.0  # MB by which the memory of two processes differs that have done the same
+NOISE = 2.0  # MB; difference between the memory of two processes after the same work
 
 WAYS: tuple[tuple[str, Way], ...] = (("JSON stream", "json"), ("page's HTML stream", "page"))
 
 
 class Holdings(NamedTuple):
-    """What a worker holds."""
+    """Resources held by a worker."""
 
     threads: int
     descriptors: int
@@ -44,28 +44,28 @@ def holdings(halt: Halt) -> Holdings:
 
 
 def generate(address: Address, stopped: bool) -> None:
-    """One generation from start to end, stopped in the middle or not."""
+    """Run one generation to its end; stop it in the middle if `stopped`."""
     stream_id = secrets.token_urlsafe(12)
     model = "count?n=100000&rate=200" if stopped else "count?n=20"
     with connect(address) as sock:
         sock.sendall(chat("/chat/stream", model, stream_id=stream_id))
         data = b""
-        pressed = not stopped
+        stop_sent = not stopped
         while b"[DONE]" not in data:
-            more = sock.recv(65536)
-            if not more:
+            received = sock.recv(65536)
+            if not received:
                 raise ConnectionError(f"a stream broke off: {data[-300:]!r}")
-            data += more
-            if not pressed and b'"type":"content"' in data:
-                pressed = True
+            data += received
+            if not stop_sent and b'"type":"content"' in data:
+                stop_sent = True
                 ask(address, stop(stream_id))
-    wanted = b'"type":"cancelled"' if stopped else b'"type":"done"'
-    if wanted not in data:
-        raise RuntimeError(f"a stream ended otherwise: {data[-300:]!r}")
+    expected = b'"type":"cancelled"' if stopped else b'"type":"done"'
+    if expected not in data:
+        raise RuntimeError(f"a stream did not end as expected: {data[-300:]!r}")
 
 
 def many(address: Address, count: int) -> None:
-    """So many generations, every second of them stopped, CLIENTS at a time."""
+    """Run `count` generations, every second one stopped, CLIENTS + 1 at a time."""
     faults: list[BaseException] = []
 
     def client(numbers: range) -> None:
@@ -77,16 +77,16 @@ def many(address: Address, count: int) -> None:
 
     shares = [range(start, count, CLIENTS + 1) for start in range(CLIENTS + 1)]
     clients = [threading.Thread(target=client, args=(share,), daemon=True) for share in shares]
-    for each in clients:
-        each.start()
-    for each in clients:
-        each.join(120)
-    if faults or any(each.is_alive() for each in clients):
-        raise RuntimeError(f"not all generations went through: {faults}")
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(120)
+    if faults or any(thread.is_alive() for thread in clients):
+        raise RuntimeError(f"not all generations were completed: {faults}")
 
 
 def leak(sizes: Sizes) -> Iterator[Row]:
-    """Threads, descriptors and memory after many generations."""
+    """A row about threads, descriptors and memory after many generations."""
     with (
         fake_upstream() as upstream,
         Halt(upstream, HALT_LOG_SECONDS=1, HALT_MODEL="echo") as halt,
@@ -118,14 +118,14 @@ def leak(sizes: Sizes) -> Iterator[Row]:
 
 
 class Long(NamedTuple):
-    """A very long answer."""
+    """The cost of a very long answer."""
 
     seconds: float
-    grown: float  # MB of the worker's memory, at its peak
+    grown: float  # MB by which the worker's memory grew, at its peak
 
 
 def answer(halt: Halt, way: Way, tokens: int) -> Long:
-    """One answer of so many tokens, as fast as it goes, read to its end."""
+    """Read one answer of `tokens` tokens to its end, as fast as possible."""
     before = megabytes(halt.worker)
     began = time.monotonic()
     end = b"</article>" if way == "page" else b"[DONE]"
@@ -143,26 +143,26 @@ def answer(halt: Halt, way: Way, tokens: int) -> Long:
         tail = b""
         newest = -1
         while end not in tail:
-            more = sock.recv(1 << 20)
-            if not more:
+            received = sock.recv(1 << 20)
+            if not received:
                 raise ConnectionError("the long answer broke off")
-            tail = tail[-64:] + more  # a mark may be cut by the read
-            found = numbers(tail)
-            newest = int(found[-1]) if found else newest
+            tail = tail[-64:] + received  # a mark may be cut by the read
+            token_numbers = numbers(tail)
+            newest = int(token_numbers[-1]) if token_numbers else newest
     if newest != tokens - 1:
         raise RuntimeError(f"the long answer ended at token {newest!r}")
     return Long(time.monotonic() - began, megabytes(halt.worker, "VmHWM") - before)
 
 
 def fresh_answer(url: str, way: Way, tokens: int) -> Long:
-    """The same in a server of its own, so that memory is not what another has left."""
+    """`answer` in a new server, so that its memory is not affected by earlier answers."""
     with Halt(url, HALT_MODEL=f"numbered?n={tokens}") as halt:
         answer(halt, "json", 1000)
         return answer(halt, way, tokens)
 
 
 def long(sizes: Sizes) -> Iterator[Row]:
-    """Twice the tokens: twice the time, twice the memory."""
+    """Rows about time and memory of an answer against one of half the tokens."""
     with source() as (_, url):
         for name, way in WAYS:
             half, whole = [], []
@@ -178,11 +178,11 @@ def _linear(stream: str, tokens: int, half: list[Long], whole: list[Long]) -> It
         f"peak is above the start, and less than {NOISE:g} MB counts as {NOISE:g}"
     )
     figures: tuple[tuple[str, str, float, Callable[[Long], float]], ...] = (
-        ("time", "s", 0.0, lambda one: one.seconds),
-        ("memory", "MB", NOISE, lambda one: one.grown),
+        ("time", "s", 0.0, lambda answer: answer.seconds),
+        ("memory", "MB", NOISE, lambda answer: answer.grown),
     )
     for name, unit, least, get in figures:
-        less, more = (median(get(one) for one in each) for each in (half, whole))
+        less, more = (median(map(get, answers)) for answers in (half, whole))
         ratio = max(more, least) / max(less, least)
         yield at_most(
             f"{stream}: {name} of {2 * tokens:,} tokens over that of {tokens:,}",

@@ -1,4 +1,4 @@
-"""What a fresh server loses of a burst of first requests."""
+"""Requests lost in a burst of first requests to a new server."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.support.burst import bursts
 
 
 def fresh(sizes: Sizes) -> Iterator[Row]:
-    """Fresh servers, each with requests of all kinds at once."""
+    """A row about new servers, each with requests of all kinds at once."""
     with own_fake() as upstream:
         outcomes = list(bursts(sizes.fresh_starts, upstream.base_url))
-    lost = [each for _, some in outcomes for each in some]
+    lost = [fault for _, faults in outcomes for fault in faults]
     most = max(count for count, _ in outcomes)
     yield Row(
         f"{len(outcomes)} fresh starts x {most} requests at once: lost",

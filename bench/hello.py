@@ -1,4 +1,4 @@
-"""Bare Flask, to be served by bare gunicorn: what a request costs where nothing is done for it."""
+"""A minimal Flask application for bare gunicorn: the cost of a request without any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that has nothing to do, and one that starts."""
+"""Cost of an idle server, and time of a start."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.halt_server import ROOT, halt_environment
 from tests.support.process_facts import cpu_seconds, pss, tree
 from tests.support.raw_http import ask, request
 
-THREADS = 232  # of the bare server: as many as Halt has by default
+THREADS = 232  # of the bare server; the default number of Halt
 SETTLES = 3.0  # seconds after the first answer
 UPSTREAM = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake", "HALT_MODEL": "m"}
 
 
 def idle(sizes: Sizes) -> Iterator[Row]:
-    """CPU and memory at rest beside bare gunicorn and Flask, and the time to the first answer."""
+    """Rows about CPU and memory of an idle server, and the time to the first response."""
     seconds = sizes.idle_seconds
     with (
         Halt(UPSTREAM["OPENAI_BASE_URL"], HALT_MODEL="m") as halt,
@@ -81,7 +81,7 @@ def idle(sizes: Sizes) -> Iterator[Row]:
 
 
 def _cold_start(folder: str) -> float:
-    """Seconds from the start of a process to its first answer."""
+    """Seconds from the start of a process to its first response."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     env = halt_environment(UPSTREAM | {"HALT_DATA": str(Path(folder) / "halt"), "PORT": str(port)})

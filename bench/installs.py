@@ -1,4 +1,4 @@
-"""How long it takes from nothing to the page, and how much is on the disk then."""
+"""Time from an empty environment to the first page, and the size on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.halt_server import ROOT, halt_environment
 
 ANSWERS_WITHIN = 600.0  # seconds; a slow network may take minutes
 LEAVES_WITHIN = 20.0
-BASE_PYTHON = str(Path(sys.executable).resolve())  # without the packages of these tests
+BASE_PYTHON = str(Path(sys.executable).resolve())  # without the packages of this environment
 DOWNLOADS = (
     "caches of pip and uv empty, what is downloaded from this machine's package index included: "
     "another network takes another time"
@@ -30,7 +30,7 @@ DOWNLOADS = (
 
 
 def installs(sizes: Sizes) -> Iterator[Row]:
-    """A checkout and a wheel, each from empty caches to its page; sizes; a start."""
+    """Rows about the installation of a checkout and of a wheel with empty caches."""
     uv = _uv()
     with tempfile.TemporaryDirectory(prefix="halt-install-") as name:
         folder = Path(name)
@@ -64,7 +64,7 @@ def installs(sizes: Sizes) -> Iterator[Row]:
 
 
 def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row]:
-    """The size of an environment with the wheel, and its starts."""
+    """Rows about the size of an environment with the wheel, and the time of a start."""
     place = folder / "environment"
     python = place / "bin" / "python"
     with _fresh(folder) as environment:
@@ -73,7 +73,9 @@ def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row
         _run([*install, str(wheel)], folder, environment)
         alone = _megabytes(place)
         command = [str(place / "bin" / "halt-chat"), "--no-open"]
-        model = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}  # it is not asked before a chat
+        model = {
+            "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"
+        }  # no request is sent to it before a chat
         times = [
             _until_page(command, folder, environment | model) for _ in range(sizes.cold_starts + 1)
         ][1:]
@@ -103,7 +105,7 @@ def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row
 
 
 def _uv() -> str:
-    """The uv on the PATH, or the one that `make` has installed. RuntimeError where there is none."""
+    """The path of uv: on the PATH, or installed by `make`. Raises RuntimeError without one."""
     path = f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"
     uv = shutil.which("uv", path=path)
     if uv is None:
@@ -113,13 +115,13 @@ def _uv() -> str:
 
 @contextlib.contextmanager
 def _fresh(folder: Path) -> Iterator[dict[str, str]]:
-    """An environment with caches and a data folder that are empty, and no uv on its PATH."""
+    """Environment variables with empty caches, an empty data folder, and no uv on the PATH."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         clean = halt_environment({"HALT_DATA": f"{name}/data", "HALT_DISCOVER": "0"})
         clean.pop("PYTHONDONTWRITEBYTECODE", None)
         folders = clean["PATH"].split(os.pathsep)
         yield clean | {
-            "PATH": os.pathsep.join(each for each in folders if not Path(each, "uv").exists()),
+            "PATH": os.pathsep.join(path for path in folders if not Path(path, "uv").exists()),
             "PIP_CACHE_DIR": f"{name}/pip",
             "UV_CACHE_DIR": f"{name}/uv",
             "UV_TOOL_DIR": f"{name}/tools",
@@ -127,13 +129,13 @@ def _fresh(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _megabytes(folder: Path) -> float:
-    """The sum of the sizes of its files."""
-    files = (each for each in folder.rglob("*") if each.is_file() and not each.is_symlink())
-    return sum(each.stat().st_size for each in files) / 1e6
+    """The total size of the files in a folder, in MB."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files) / 1e6
 
 
 def _run(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-    """Run to the end. RuntimeError with what it prints when it fails."""
+    """Run a command. Raises RuntimeError with its output if it fails."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -143,11 +145,11 @@ def _run(command: Sequence[str], folder: Path, environment: dict[str, str]) -> N
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{command} has failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{command} failed:\n{done.stdout}{done.stderr}")
 
 
 def _until_page(command: Sequence[str], folder: Path, environment: dict[str, str]) -> float:
-    """Seconds until the page of a server that is started so answers; it has left then."""
+    """Start a server with this command; return seconds until its page responds. Ends the server."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     began = time.monotonic()

@@ -1,6 +1,6 @@
-"""Streams merged by the library: `python -m bench.merging UPSTREAM MODEL SETTLE SECONDS`.
+"""Merges streams with the library: `python -m bench.merging UPSTREAM MODEL SETTLE SECONDS`.
 
-It prints what its whole process used in the window, the counting of the tokens included.
+Prints the tokens and the CPU time of the whole process in the window, including the counting.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STREAMS = 10
 
 
 def spend(merged: Merged, seconds: float) -> int:
-    """Read for so long; the tokens that came."""
+    """Read for `seconds`; return the number of tokens."""
     tokens = 0
     until = time.monotonic() + seconds
     for _, event in merged:

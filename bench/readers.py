@@ -7,8 +7,8 @@
               reads on until its standard input ends
     whole     opens the streams and reads all of them to the end; measures the same from before the
               first request until AFTERWARDS seconds after the last end
-    drain     opens the streams, says {"ready": true}, reads until its standard input ends
-    flood     opens a stream, says {"id": its ID}, reads it to its end, and again, until its standard
+    drain     opens the streams, says {"ready": true}, reads until its standard input ends flood
+    opens a stream, says {"id": its ID}, reads it to its end, and again, until its standard
               input ends
     race      opens the streams and reads all of them to the end: are all tokens there, in order?
 """
