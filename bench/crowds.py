@@ -98,9 +98,9 @@ def visited(sizes: Sizes) -> Iterator[Row]:
     with source() as (upstream, url), start_system("halt", url, streams) as (address, pid):
         watched = {"server": pid, "source": upstream.pid}
         with Child("bench.visitors", *map(str, (*address, VISITORS))) as visitors:
-            visitors.says(PORT_WITHIN)
+            visitors.read_json(PORT_WITHIN)
             with steady_reader(HALT, address, watched, PACED, sizes) as (_, facts):
-                pages = visitors.ends(PORT_WITHIN)
+                pages = visitors.finish(PORT_WITHIN)
     p50, p99 = facts["p50"], facts["p99"]
     yield at_most(
         f"Relay latency while {VISITORS} clients load pages without a pause, p50 / p99",

@@ -1,7 +1,7 @@
-"""One client's Stops and stream beside whatever others do: one row for each load.
+"""Stops and stream of one client while others cause load: one row for each load.
 
-The loads are those of `tests/resilience`. Each runs in a process of its own, so that only the
-server's interpreter is shared, and each has a server of its own.
+The loads are those of `tests/resilience`. Each has its own server and runs in its own process, so
+that it shares only the interpreter of the server.
 """
 
 from __future__ import annotations
@@ -29,49 +29,51 @@ from tests.support.sse import Client
 
 TOKEN = "a-token-of-the-bench"
 GIVEN_UP = 20.0  # seconds for one Stop
-BEGINS_WITHIN = 120.0  # seconds for a load to be there
+BEGINS_WITHIN = 120.0  # seconds for a load to begin
 PAUSE = 0.03  # seconds between two Stops
 
 _processes = multiprocessing.get_context("spawn")
 
 
-class Where(NamedTuple):
-    """What a load is for."""
+class LoadedServer(NamedTuple):
+    """The server under a load."""
 
     address: Address
     folder: Path
     postgres: tuple[int, ...]  # PostgreSQL's processes
 
 
-Making = Callable[[Where], AbstractContextManager[object]]
+Making = Callable[[LoadedServer], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
 class Load:
-    """A load, what Halt is started with, and within which time in ms a Stop has to be answered."""
+    """A load, the settings of Halt, and the target for the response to a Stop in ms (p99)."""
 
-    what: str
+    name: str
     make: Making
     target: float
     settings: dict[str, object] = field(default_factory=dict)
-    few_descriptors: bool = False  # 1,024 of them
+    few_descriptors: bool = False  # limit of 1,024 descriptors
     headers: dict[str, str] = field(default_factory=dict)
     postgres: bool = False
-    victims: int = 100  # streams that are stopped; further Stops are for the same ones
-    stops_unknown: bool = False  # the Stops are for IDs that no worker knows
+    victims: int = 100  # streams that are stopped; further Stops are for the same streams
+    stops_unknown: bool = False  # send the Stops for unknown IDs
 
 
-def _nothing(where: Where) -> AbstractContextManager[object]:
+def _nothing(server: LoadedServer) -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def _hostile_field(where: Where) -> AbstractContextManager[object]:
-    requests = [each for case in loads.CASES["requests"] for each in loads.unknown_field(case)]
-    return loads.repeated(where.address, *requests)
+def _hostile_field(server: LoadedServer) -> AbstractContextManager[object]:
+    requests = [
+        request for case in loads.CASES["requests"] for request in loads.unknown_field(case)
+    ]
+    return loads.repeated(server.address, *requests)
 
 
-def _again(read: Callable[[], object]) -> AbstractContextManager[object]:
-    """Do this again and again."""
+def _repeat(read: Callable[[], object]) -> AbstractContextManager[object]:
+    """A load that calls `read` repeatedly."""
 
     @contextlib.contextmanager
     def load() -> Iterator[None]:
@@ -92,71 +94,71 @@ def _again(read: Callable[[], object]) -> AbstractContextManager[object]:
 
 
 def _answer(name: str, readers: int = 1) -> Making:
-    case = next(each for each in loads.CASES["answers"] if each["name"] == name)
+    case = next(case for case in loads.CASES["answers"] if case["name"] == name)
     model = loads.repeated_text(case)
-    return lambda where: _again(lambda: loads.read_page(where.address, model, readers))
+    return lambda server: _repeat(lambda: loads.read_page(server.address, model, readers))
 
 
 def _model(model: str) -> Making:
-    def read(where: Where) -> None:
-        with Client(*where.address).chat(model) as events:
+    def read(server: LoadedServer) -> None:
+        with Client(*server.address).chat(model) as events:
             for _ in events:
                 pass
 
-    return lambda where: _again(lambda: read(where))
+    return lambda server: _repeat(lambda: read(server))
 
 
-def _lingering(where: Where) -> AbstractContextManager[object]:
-    return loads.lingering(where.address, *loads.LAST_REQUESTS.values(), clients=4)
+def _lingering(server: LoadedServer) -> AbstractContextManager[object]:
+    return loads.lingering(server.address, *loads.LAST_REQUESTS.values(), clients=4)
 
 
-def _slow_bodies(where: Where) -> AbstractContextManager[object]:
+def _slow_bodies(server: LoadedServer) -> AbstractContextManager[object]:
     heads = loads.body_heads("/chat/stream")[1:] + loads.body_heads("/import")[1:]
-    return loads.slow_bodies(where.address, heads)
+    return loads.slow_bodies(server.address, heads)
 
 
-def _slow_chunks(where: Where) -> AbstractContextManager[object]:
-    return loads.slow_bodies(where.address, loads.body_heads("/chat/stream")[:1])
+def _slow_chunks(server: LoadedServer) -> AbstractContextManager[object]:
+    return loads.slow_bodies(server.address, loads.body_heads("/chat/stream")[:1])
 
 
 @contextlib.contextmanager
-def _unread(where: Where) -> Iterator[None]:
-    client = Client(*where.address)
+def _unread(server: LoadedServer) -> Iterator[None]:
+    client = Client(*server.address)
     client.get("/")
     cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
     data = loads.upload("/import", loads.import_file(8_000_000), cookies)
-    with loads.repeated(where.address, data, clients=1) as sent:
+    with loads.repeated(server.address, data, clients=1) as sent:
         (answer, *_) = sent.wait(1)
     path = loads.imported(answer)
-    requests = [loads.message("GET", each, headers=cookies) for each in (path, f"{path}/export")]
-    with loads.unread(where.address, requests):
+    requests = [loads.message("GET", url, headers=cookies) for url in (path, f"{path}/export")]
+    with loads.unread(server.address, requests):
         yield
 
 
-def _prompts(where: Where) -> contextlib.AbstractContextManager[list[object]]:
-    """40 people press Send at once when it is entered."""
-    client = Client(*where.address)
+def _prompts(server: LoadedServer) -> contextlib.AbstractContextManager[list[object]]:
+    """40 prompts are sent at once when the context is entered."""
+    client = Client(*server.address)
     client.get("/")
-    return loads.calls(*[loads.send_prompt(where.address, client.cookies)] * 40)
+    return loads.calls(*[loads.send_prompt(server.address, client.cookies)] * 40)
 
 
 @contextlib.contextmanager
-def _locked(where: Where) -> Iterator[None]:
-    with _prompts(where), loads.locked(where.folder):
+def _locked(server: LoadedServer) -> Iterator[None]:
+    with _prompts(server), loads.locked(server.folder):
         yield
 
 
 @contextlib.contextmanager
-def _frozen(where: Where) -> Iterator[None]:
-    crowd = _prompts(where)
-    for pid in where.postgres:
+def _frozen(server: LoadedServer) -> Iterator[None]:
+    crowd = _prompts(server)
+    for pid in server.postgres:
         os.kill(pid, signal.SIGSTOP)
     try:
         with crowd:
             yield
-            _thaw(where.postgres)
+            _thaw(server.postgres)
     finally:
-        _thaw(where.postgres)
+        _thaw(server.postgres)
 
 
 def _thaw(processes: tuple[int, ...]) -> None:
@@ -165,14 +167,14 @@ def _thaw(processes: tuple[int, ...]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-def _import(where: Where) -> AbstractContextManager[object]:
+def _import(server: LoadedServer) -> AbstractContextManager[object]:
     data = loads.upload("/import", loads.import_file(60_000_000))
-    return loads.repeated(where.address, data, clients=1)
+    return loads.repeated(server.address, data, clients=1)
 
 
-def _wrong_tokens(where: Where) -> AbstractContextManager[object]:
+def _wrong_tokens(server: LoadedServer) -> AbstractContextManager[object]:
     wrong = {"Authorization": "Bearer wrong-one"}
-    return loads.repeated(where.address, loads.message("GET", "/", headers=wrong), clients=8)
+    return loads.repeated(server.address, loads.message("GET", "/", headers=wrong), clients=8)
 
 
 BLANKS = "repeat?before=%3Cthink%3Ex%3C/think%3E&unit=%0A&times=100000000&piece=1&burst=20"
@@ -187,13 +189,13 @@ LOADS = [
     ),
     Load("3 readers of 100,000 characters in 19 quotes", _answer("quotes-lazy-lines", 3), 100),
     Load("4 clients at a time ask, are answered, and do not close", _lingering, 300),
-    Load("100 heads of 30 kB, byte by byte", lambda where: loads.slow_heads(where.address), 300),
+    Load("100 heads of 30 kB, byte by byte", lambda server: loads.slow_heads(server.address), 300),
     Load("60 bodies byte by byte, 20 streams allowed", _slow_bodies, 300, NARROW, victims=10),
     Load("60 bodies chunk by chunk, 20 streams allowed", _slow_chunks, 300, NARROW, victims=10),
     Load("60 unread pages of 8 MB, 20 streams allowed", _unread, 300, NARROW, victims=10),
     Load(
         "2,000 silent connections, 1,024 descriptors",
-        lambda where: loads.silent(where.address, 2000),
+        lambda server: loads.silent(server.address, 2000),
         1000,
         few_descriptors=True,
     ),
@@ -209,7 +211,7 @@ LOADS = [
     Load("the database is locked, 40 people press Send", _locked, 100),
     Load(
         "4 clients send 300,000 fields",
-        lambda where: loads.repeated(where.address, *loads.many_fields()),
+        lambda server: loads.repeated(server.address, *loads.many_fields()),
         100,
     ),
     Load(
@@ -233,26 +235,26 @@ LOADS = [
 
 
 def held(sizes: Sizes) -> Iterator[Row]:
-    """A row for each load."""
+    """Rows, one for each load."""
     with fake_upstream() as upstream:
         for index, load in enumerate(LOADS):
             if load.postgres and postgres_programs() is None:
                 continue
             try:
                 yield _row(index, load, upstream, sizes)
-            except (OSError, Held, TimeoutError) as fault:  # the other rows are worth their time
-                yield Row(load.what, "", "", f"failed: {fault!r}"[:200], met=False)
+            except (OSError, Held, TimeoutError) as fault:  # continue with the other rows
+                yield Row(load.name, "", "", f"failed: {fault!r}"[:200], met=False)
 
 
 class FewDescriptors(LimitedServer):
-    """Halt with as many as a login shell usually has."""
+    """A Halt server with the usual number of descriptors of a login shell, 1,024."""
 
     def __init__(self, env: dict[str, str]) -> None:
         super().__init__(env, descriptors_limited(1024))
 
 
 class LimitedHalt(Halt):
-    """One with fewer descriptors; see `Load.few_descriptors`."""
+    """A Halt with few descriptors; see `Load.few_descriptors`."""
 
     kind = FewDescriptors
 
@@ -273,14 +275,14 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
         if postgres is not None:
             processes = tuple(postgres.processes)
         ready, over = _processes.Event(), _processes.Event()
-        where = Where(halt.address, folder, processes)
-        process = _processes.Process(target=_hold, args=(index, where, ready, over), daemon=True)
+        server = LoadedServer(halt.address, folder, processes)
+        process = _processes.Process(target=_hold, args=(index, server, ready, over), daemon=True)
         process.start()
         try:
             if not ready.wait(BEGINS_WITHIN):
-                raise TimeoutError(f"{load.what}: does not begin")
+                raise TimeoutError(f"{load.name}: does not begin")
             bystander.mark()
-            fault = _press(bystander, load, sizes)
+            fault = _send_stops(bystander, load, sizes)
             gap = bystander.longest_gap * 1000
             lost = bystander.lost
         finally:
@@ -289,14 +291,14 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
             if process.is_alive():
                 process.kill()
             _thaw(processes)
-    stops = [each * 1000 for each in bystander.stops] or [GIVEN_UP * 1000]
+    stops = [seconds * 1000 for seconds in bystander.stops] or [GIVEN_UP * 1000]
     p50, p99 = percentile(stops, 50), percentile(stops, 99)
     figure = f"{number(p50)} / {number(p99)} / {number(max(stops))} ms, {number(gap)} ms"
     if fault or lost:
         figure += f" **{fault or f'the stream was lost: {lost[:100]}'}**"
     met = not fault and not lost and p99 <= load.target
     return Row(
-        f"Stop of another client, and its stream's longest gap: {load.what}",
+        f"Stop of another client, and its stream's longest gap: {load.name}",
         f"p99 ≤ {load.target:g} ms",
         f"p99 ≤ {load.target / 3:.0f} ms",
         figure,
@@ -307,8 +309,8 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
     )
 
 
-def _press(bystander: Bystander, load: Load, sizes: Sizes) -> str:
-    """Press Stop as often as is to be measured; why there were no more, if that is so."""
+def _send_stops(bystander: Bystander, load: Load, sizes: Sizes) -> str:
+    """Send the Stops to be measured; return the fault that ended this early, else ""."""
     try:
         for _ in range(sizes.held_stops):
             bystander.stop(GIVEN_UP, unknown=load.stops_unknown)
@@ -318,9 +320,9 @@ def _press(bystander: Bystander, load: Load, sizes: Sizes) -> str:
     return ""
 
 
-def _hold(index: int, where: Where, ready: Event, over: Event) -> None:
-    """In a process of its own: the load, from `ready` until `over`."""
-    with LOADS[index].make(where):
+def _hold(index: int, server: LoadedServer, ready: Event, over: Event) -> None:
+    """Body of the load's process: run the load from `ready` until `over`."""
+    with LOADS[index].make(server):
         ready.set()
         over.wait()
     os._exit(0)

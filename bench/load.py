@@ -1,4 +1,4 @@
-"""Servers under load: Halt, the tutorial's relay, bare threads; and how many tokens one carries."""
+"""Servers under load (Halt, a tutorial relay, bare threads), and the throughput of one process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.raw_http import Address
 
 RATE = 33  # tokens a second and stream
 PACED = f"paced?rate={RATE}"
-SATURATED = 95  # percent of a core, of something that uses one at most
-KEPT_UP = 0.97  # of the tokens that are offered
-PLACES = 200  # streams that a Halt has at least: its default
+SATURATED = 95  # percent of a core, for a process that uses one at most
+KEPT_UP = 0.97  # share of the offered tokens
+PLACES = 200  # the least HALT_MAX_STREAMS; the default
 
-System = tuple[str, Way, str]  # what is started, how it is read, and under which path
+System = tuple[str, Way, str]  # the server, the way of reading it, and its path
 
 HALT: System = ("halt", "json", "/chat/stream")
 STORELESS: System = ("storeless", "json", "/chat/stream")
@@ -31,17 +31,17 @@ BARE: System = ("bare", "bare", "/v1/chat/completions")
 
 @contextlib.contextmanager
 def source() -> Iterator[tuple[Child, str]]:
-    """The upstream, and its address up to and with /v1."""
+    """The upstream process, and its base URL with /v1."""
     with Child("bench.source") as child:
-        yield child, f"http://127.0.0.1:{child.says(PORT_WITHIN)['port']}/v1"
+        yield child, f"http://127.0.0.1:{child.read_json(PORT_WITHIN)['port']}/v1"
 
 
 @contextlib.contextmanager
 def system(kind: str, upstream: str, streams: int) -> Iterator[tuple[Address, int]]:
-    """A server to be measured: its address and its first process."""
+    """Start a server to be measured; yields its address and the ID of its first process."""
     if kind in ("halt", "storeless"):
         server = Halt if kind == "halt" else Storeless
-        # The reader answers no pings: none are to come while it measures.
+        # The reader does not answer pings, so none must come while it measures.
         places = max(PLACES, streams)
         with server(
             upstream, HALT_MAX_STREAMS=places, HALT_MODEL=PACED, HALT_HEARTBEAT=120
@@ -49,11 +49,11 @@ def system(kind: str, upstream: str, streams: int) -> Iterator[tuple[Address, in
             yield halt.address, halt.master
         return
     with Child("bench.relays", kind, upstream) as child:
-        yield ("127.0.0.1", child.says(PORT_WITHIN)["port"]), child.pid
+        yield ("127.0.0.1", child.read_json(PORT_WITHIN)["port"]), child.pid
 
 
 def read(job: Job) -> Child:
-    """Start a reader."""
+    """Start a reader process."""
     return Child("bench.readers", json.dumps(asdict(job)))
 
 
@@ -61,7 +61,7 @@ def read(job: Job) -> Child:
 def steady_reader(
     measured: System, address: Address, watched: dict[str, int], model: str, sizes: Sizes
 ) -> Iterator[tuple[Child, dict[str, Any]]]:
-    """One window of a server that runs: the reader, which reads on, and what it measured."""
+    """Measure one window of a running server; yields the reader, which reads on, and figures."""
     _, way, path = measured
     job = Job(
         kind="steady",
@@ -75,12 +75,12 @@ def steady_reader(
         watched=watched,
     )
     with read(job) as reader:
-        reader.says(READY_WITHIN + PORT_WITHIN)
-        yield reader, reader.says(sizes.load_settle + sizes.load_seconds + 20)
+        reader.read_json(READY_WITHIN + PORT_WITHIN)
+        yield reader, reader.read_json(sizes.load_settle + sizes.load_seconds + 20)
 
 
 def steady(measured: System, sizes: Sizes) -> dict[str, Any]:
-    """One window of one system, long streams, in a server of its own."""
+    """Measure one window of long streams, in a new server."""
     with (
         source() as (upstream, url),
         system(measured[0], url, sizes.load_streams) as (address, pid),
@@ -98,7 +98,7 @@ def whole(
     streams: int,
     tokens: int,
 ) -> dict[str, Any]:
-    """So many streams of so many tokens, all started at once and read to their ends."""
+    """Read `streams` streams of `tokens` tokens, all started at once, to their ends."""
     _, way, path = measured
     job = Job(
         kind="whole",
@@ -111,17 +111,17 @@ def whole(
         watched=watched,
     )
     with read(job) as reader:
-        facts: dict[str, Any] = reader.says(WHOLE_WITHIN + PORT_WITHIN)
+        facts: dict[str, Any] = reader.read_json(WHOLE_WITHIN + PORT_WITHIN)
     return facts
 
 
 def per_token(facts: dict[str, Any]) -> float:
-    """Microseconds of the server's CPU for a token."""
+    """Microseconds of server CPU time per token."""
     return float(facts["cpu"]["server"]) / int(facts["tokens"]) * 1e6
 
 
 class Shares(NamedTuple):
-    """Percent of a core that each used, medians of some windows, and tokens a second."""
+    """Percent of a core used by each process, and tokens a second; medians of windows."""
 
     parts: dict[str, float]
     machine: float
@@ -129,10 +129,10 @@ class Shares(NamedTuple):
 
 
 def shares(windows: Sequence[dict[str, Any]]) -> Shares:
-    """What was used in these windows."""
+    """The shares of these windows."""
 
-    def share(of: float, window: dict[str, Any]) -> float:
-        return 100 * of / float(window["watched"])
+    def share(seconds: float, window: dict[str, Any]) -> float:
+        return 100 * seconds / float(window["watched"])
 
     names = ("server", "source", "reader")
     return Shares(
@@ -143,7 +143,7 @@ def shares(windows: Sequence[dict[str, Any]]) -> Shares:
 
 
 def warnings(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> list[str]:
-    """What makes a figure doubtful; `offered`: the tokens a second that should have come."""
+    """Reasons to doubt a figure; `offered`: the expected tokens a second."""
     parts, machine, rate = shares(windows)
     limits = [name for name in ("source", "reader") if parts[name] > SATURATED]
     out = [f"the generator was the limit: {' and '.join(limits)}"] if limits else []
@@ -157,7 +157,7 @@ def warnings(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> list[st
 
 
 def busy(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> str:
-    """Tokens a second, the processors' use, and the warnings."""
+    """A text with tokens a second, CPU use, and the warnings."""
     parts, machine, rate = shares(windows)
     text = ", ".join(f"{name} {value:.0f} %" for name, value in parts.items())
     text = f"{rate:,.0f} tokens/s ({text}, machine {machine:.0f} %)"
@@ -165,7 +165,7 @@ def busy(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> str:
 
 
 def race_once(kind: str, streams: int, tokens: int) -> dict[str, Any]:
-    """All streams at once, as fast as they go, every token checked."""
+    """Read all streams at once, as fast as possible, and check every token."""
     with source() as (_, url), system(kind, url, streams) as (address, _):
         job = Job(
             kind="race",
@@ -177,17 +177,20 @@ def race_once(kind: str, streams: int, tokens: int) -> dict[str, Any]:
             tokens=tokens,
         )
         with read(job) as reader:
-            facts: dict[str, Any] = reader.says(RACE_WITHIN + 30)
+            facts: dict[str, Any] = reader.read_json(RACE_WITHIN + 30)
     return facts
 
 
 def race(sizes: Sizes) -> Iterator[Row]:
-    """Throughput of one process with many streams, nothing lost, nothing out of order."""
+    """Rows about the throughput of one process with many streams, and about lost tokens."""
     runs: dict[str, list[dict[str, Any]]] = {"halt": [], "fastapi": []}
     for _ in range(sizes.race_rounds):
         for kind, tokens in (("halt", sizes.race_tokens), ("fastapi", sizes.race_tokens_relay)):
             runs[kind].append(race_once(kind, sizes.race_streams, tokens))
-    speed = {kind: median(r["tokens"] / r["seconds"] for r in each) for kind, each in runs.items()}
+    speed = {
+        kind: median(run["tokens"] / run["seconds"] for run in kind_runs)
+        for kind, kind_runs in runs.items()
+    }
     ratio = speed["halt"] / speed["fastapi"]
     yield at_least(
         f"Tokens/s, {sizes.race_streams} streams at once in one process: Halt over FastAPI relay",

@@ -1,4 +1,4 @@
-"""Stop, in each phase of a stream, alone and in a crowd: what it takes until it has stopped."""
+"""Delay of Stop in each phase of a stream, with one and with many streams."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from halt.testing.scenarios import last_user_message
 from tests.support.raw_http import Address, ask, chat, complete, connect, request, stop
 
 CROWD_MODEL = "count?n=1000000&rate=10"
-STOPPED_WITHIN = 10.0  # seconds; a Stop that takes longer is a fault, not a figure
+STOPPED_WITHIN = 10.0  # seconds; a slower Stop is a fault, not a figure
 BEGUN_WITHIN = 10.0
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A place in a stream's life: what the upstream does, and how many tokens come before."""
+    """A phase of a stream: the behaviour of the upstream, and the tokens before the Stop."""
 
     name: str
     model: str
-    tokens: tuple[int, int]  # from, to: drawn by lot
-    quiet: tuple[float, float]  # seconds of silence after them, drawn by lot
+    tokens: tuple[int, int]  # minimum and maximum, chosen at random
+    quiet: tuple[float, float]  # seconds of silence after them, chosen at random
 
 
 PHASES = (
@@ -48,25 +48,25 @@ FLOWING = PHASES[2]
 
 @dataclass(frozen=True)
 class Stopped:
-    """One Stop, in milliseconds after it was sent; `closed` is filled in from the upstream's log.
+    """Times of one Stop, in milliseconds since it was sent; `closed` comes from the upstream's log.
 
-    It is sent on a fresh connection, and the time to connect counts.
+    The Stop is sent on a new connection; connecting is included.
     """
 
     key: str
     at: float
     terminal: float
     answered: float
-    said: dict[str, Any]
+    receipt: dict[str, Any]
     closed: float = 0.0
 
 
 class Refused(Exception):
-    """There is no place (yet) for another stream."""
+    """The server has no free place for another stream (yet)."""
 
 
 def stop_one(address: Address, phase: Phase) -> Stopped:
-    """Open a stream, let it come into its phase, stop it, look at both ends. Raises Refused."""
+    """Start a stream, wait for its phase, stop it, and measure at both ends. Raises Refused."""
     stream_id, key = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
     with connect(address) as stream:
         stream.sendall(chat("/chat/stream", phase.model, key, stream_id))
@@ -82,7 +82,7 @@ def stop_one(address: Address, phase: Phase) -> Stopped:
         with connect(address) as stopper:
             stopper.sendall(stop(stream_id))
             terminal, answered, answer = _both(stream, data, stopper, began + STOPPED_WITHIN)
-        # A place is free again when the whole response has ended.
+        # The place becomes free at the end of the whole response.
         wait_for(stream, b"", b"\r\n0\r\n\r\n", 1, already=terminal.data)
     return Stopped(
         key, began, (terminal.at - began) * 1000, (answered - began) * 1000, json.loads(answer)
@@ -98,7 +98,7 @@ class _Seen:
 def _both(
     stream: socket.socket, data: bytes, stopper: socket.socket, until: float
 ) -> tuple[_Seen, float, bytes]:
-    """Watch both connections: when the terminal event came, when the Stop was answered."""
+    """Wait for the terminal event and the response to the Stop; return times and data."""
     poller = select.poll()
     for sock in (stream, stopper):
         poller.register(sock, select.POLLIN)
@@ -108,17 +108,17 @@ def _both(
     while terminal is None or not answered:
         ready = dict(poller.poll(max(0.0, until - time.monotonic()) * 1000))
         if not ready:
-            raise TimeoutError("Stop has not stopped")
+            raise TimeoutError("the Stop had no effect")
         if stream.fileno() in ready:
-            more = stream.recv(65536)
-            data += more
+            received = stream.recv(65536)
+            data += received
             if terminal is None and b'"type":"cancelled"' in data:
                 terminal = _Seen(time.monotonic(), data)
             elif terminal is not None:
                 terminal.data = data
-            elif not more:
+            elif not received:
                 raise ConnectionError("the stream ended without a terminal event")
-            if not more:
+            if not received:
                 poller.unregister(stream)
         if stopper.fileno() in ready:
             reply += stopper.recv(65536)
@@ -132,26 +132,26 @@ def _both(
 def wait_for(
     sock: socket.socket, data: bytes, mark: bytes, times: int, already: bytes = b""
 ) -> bytes:
-    """Read until the mark has come so many times; all that has come by then."""
+    """Read until the mark has come `times` times; return all data."""
     until = time.monotonic() + BEGUN_WITHIN
     data = data or already
     while data.count(mark) < times:
         sock.settimeout(max(0.001, until - time.monotonic()))
-        more = sock.recv(65536)
-        if not more:
+        received = sock.recv(65536)
+        if not received:
             raise ConnectionError(f"the stream ended before {mark!r}")
-        data += more
+        data += received
     return data
 
 
 def stop_often(address: Address, upstream: str, phase: Phase, times: int) -> list[Stopped]:
-    """So many Stops one after the other, with the upstream's side of each."""
+    """Measure `times` Stops one after the other, including the upstream's side."""
     seen: list[Stopped] = []
     refused_until = time.monotonic() + BEGUN_WITHIN
     while len(seen) < times:
         try:
             seen.append(stop_one(address, phase))
-        except Refused:  # the last stream is not quite gone yet
+        except Refused:  # the last stream has not ended yet
             if time.monotonic() > refused_until:
                 raise
             time.sleep(0.02)
@@ -161,13 +161,13 @@ def stop_often(address: Address, upstream: str, phase: Phase, times: int) -> lis
 
 
 def with_closings(upstream: str, seen: list[Stopped]) -> list[Stopped]:
-    """Fill in when the upstream saw its connection closed."""
-    closed = closings(upstream, {each.key: each.at for each in seen})
-    return [replace(each, closed=closed[each.key]) for each in seen]
+    """Fill in `closed` from the log of the upstream."""
+    closed = closings(upstream, {stop.key: stop.at for stop in seen})
+    return [replace(stop, closed=closed[stop.key]) for stop in seen]
 
 
 def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
-    """What was said -> milliseconds from its Stop until the upstream's connection was closed."""
+    """Prompt -> milliseconds from its Stop to the close of the upstream connection."""
     url = urlsplit(upstream)
     address = (url.hostname or "", url.port or 80)
     records: dict[str, Any] = {}
@@ -180,21 +180,21 @@ def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
         }
         if all(records[key]["closed_at"] is not None for key in stopped):
             break
-        time.sleep(0.02)  # the last one is being noticed
+        time.sleep(0.02)  # the upstream has not seen the last close yet
     ask(address, request("POST", "/_clear"))
-    out = {}
+    delays = {}
     for key, at in stopped.items():
         record = records[key]
         if record["received_at"] > at:
-            raise RuntimeError("a stream was stopped before its upstream had been asked")
+            raise RuntimeError("a stream was stopped before its upstream got the request")
         closed = record["closed_at"]
-        out[key] = (closed - at) * 1000 if closed is not None else float("inf")
-    return out
+        delays[key] = (closed - at) * 1000 if closed is not None else float("inf")
+    return delays
 
 
 @contextlib.contextmanager
 def crowd(address: Address, streams: int) -> Iterator[None]:
-    """So many streams, flowing and read."""
+    """`streams` flowing streams with a reader."""
     if not streams:
         yield
         return
@@ -207,12 +207,12 @@ def crowd(address: Address, streams: int) -> Iterator[None]:
         model=CROWD_MODEL,
     )
     with read(job) as reader:
-        reader.says(READY_WITHIN + PORT_WITHIN)
+        reader.read_json(READY_WITHIN + PORT_WITHIN)
         yield
 
 
 def phases(sizes: Sizes) -> Iterator[Row]:
-    """Rows for every phase and both loads."""
+    """Rows for every phase, with one and with many streams."""
     seen: dict[tuple[str, int], list[Stopped]] = {}
     for streams, times in ((1, sizes.stops_alone), (sizes.crowd, sizes.stops_crowded)):
         with (
@@ -220,18 +220,18 @@ def phases(sizes: Sizes) -> Iterator[Row]:
             Halt(upstream, HALT_MAX_STREAMS=sizes.crowd, HALT_MODEL="echo") as halt,
             crowd(halt.address, streams - 1),
         ):
-            stop_often(halt.address, upstream, FLOWING, 2)  # what only the first one takes
+            stop_often(halt.address, upstream, FLOWING, 2)  # start-up costs
             for phase in PHASES:
                 seen[phase.name, streams] = stop_often(halt.address, upstream, phase, times)
     others = f"the others flow at 10 tokens/s; {sizes.stops_crowded} Stops in each phase"
     alone = f"{sizes.stops_alone} Stops in each phase"
     figures: tuple[tuple[str, Callable[[Stopped], float]], ...] = (
-        ("Stop sent → upstream closed", lambda one: one.closed),
-        ("Stop sent → terminal event at the reader", lambda one: one.terminal),
+        ("Stop sent → upstream closed", lambda stop: stop.closed),
+        ("Stop sent → terminal event at the reader", lambda stop: stop.terminal),
     )
     for figure, get in figures:
-        for (name, streams), each in seen.items():
-            values = [get(one) for one in each]
+        for (name, streams), stops in seen.items():
+            values = [get(stop) for stop in stops]
             yield at_most(
                 f"{figure}, {name}, {streams} open, p50 / p99",
                 percentile(values, 99),
@@ -241,20 +241,20 @@ def phases(sizes: Sizes) -> Iterator[Row]:
                 f"{p50_p99(values)} ms",
                 note=alone if streams == 1 else others,
             )
-    receipts = [one.said for each in seen.values() for one in each]
-    told = sum(one["status"] == "stopped" and one["upstream"] == "closed" for one in receipts)
+    receipts = [stop.receipt for stops in seen.values() for stop in stops]
+    confirmed = sum(r["status"] == "stopped" and r["upstream"] == "closed" for r in receipts)
     yield Row(
         "Stops that were answered stopped, closed",
         "all",
         "all",
-        f"{told} of {len(receipts)}",
-        told == len(receipts),
-        told == len(receipts),
+        f"{confirmed} of {len(receipts)}",
+        confirmed == len(receipts),
+        confirmed == len(receipts),
     )
 
 
 def full(sizes: Sizes) -> Iterator[Row]:
-    """Stop, and one stream too many, when every place is taken and idle connections wait."""
+    """Rows about Stop and about one stream too many, with all places taken."""
     stops: list[Stopped] = []
     refusals: list[float] = []
     refused = True
@@ -281,7 +281,7 @@ def full(sizes: Sizes) -> Iterator[Row]:
                 refusals.append((answer.at - began) * 1000)
                 refused &= answer.status == 503 and answer.header("retry-after").isdigit()
     note = f"{sizes.crowd} streams open of {sizes.crowd}, {sizes.idle_connections} idle connections"
-    answered = [one.answered for one in stops]
+    answered = [stop.answered for stop in stops]
     yield at_most(
         f"POST /stop answered with all {sizes.crowd} places taken, p50 / p99",
         percentile(answered, 99),

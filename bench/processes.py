@@ -1,4 +1,4 @@
-"""Processes under measurement: how they are started and ended."""
+"""Starts and ends the processes of the benchmarks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORT_WITHIN = 20.0  # seconds for a child to start
 
 
 class Child:
-    """A module of the tests in a process of its own. It talks in lines and ends with its `with`."""
+    """A Python module in its own process. It prints lines, and ends with the `with` block."""
 
     def __init__(self, module: str, *args: str) -> None:
         self._name = module
@@ -48,8 +48,8 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def line(self, timeout: float) -> str:
-        """The next line that it prints. TimeoutError, RuntimeError when it has ended."""
+    def read_line(self, timeout: float) -> str:
+        """The next line of its output. Raises TimeoutError, RuntimeError if it has ended."""
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         poller = select.poll()
@@ -58,7 +58,7 @@ class Child:
         while b"\n" not in self._received:
             left = until - time.monotonic()
             if left <= 0 or not poller.poll(left * 1000):
-                raise TimeoutError(f"{self._name} said nothing within {timeout:g} s")
+                raise TimeoutError(f"{self._name} printed nothing within {timeout:g} s")
             more = os.read(fd, 1 << 20)
             if not more:
                 raise RuntimeError(f"{self._name} ended with status {self._process.wait(5)}")
@@ -66,18 +66,18 @@ class Child:
         line, _, self._received = self._received.partition(b"\n")
         return line.decode()
 
-    def says(self, timeout: float) -> Any:
-        """The next line, which is JSON."""
-        return json.loads(self.line(timeout))
+    def read_json(self, timeout: float) -> Any:
+        """The next line, parsed as JSON."""
+        return json.loads(self.read_line(timeout))
 
-    def ends(self, timeout: float) -> Any:
-        """End its standard input; the next line, which is JSON."""
+    def finish(self, timeout: float) -> Any:
+        """Close its standard input; return the next line, parsed as JSON."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        return self.says(timeout)
+        return self.read_json(timeout)
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End the process in any state."""
         process = self._process
         for stream in (process.stdin, process.stdout):
             if stream is not None:
@@ -97,7 +97,7 @@ class StorelessServer(HaltServer):
 
 
 class Halt:
-    """A Halt to be measured, and its worker process."""
+    """A Halt server to be measured, with its worker process."""
 
     kind: type[HaltServer] = HaltServer
 
@@ -122,7 +122,7 @@ class Halt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it at once: a drain would only cost time."""
+        """Kill the server: draining would only take time."""
         for pid in tree(self.master):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -132,7 +132,7 @@ class Halt:
 
 @contextlib.contextmanager
 def hello(threads: int) -> Iterator[tuple[tuple[str, int], int]]:
-    """Bare gunicorn and Flask with so many threads: its address, and its first process."""
+    """Bare gunicorn and Flask with `threads` threads; yields its address and first process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = (
@@ -144,14 +144,14 @@ def hello(threads: int) -> Iterator[tuple[tuple[str, int], int]]:
 
 
 def first_answer(address: tuple[str, int], path: str, until: float) -> float:
-    """Ask until there is an answer of 200; when it was here. TimeoutError."""
-    asked = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    """Send requests until one gets a 200; return its time. Raises TimeoutError."""
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     while time.monotonic() < until:
         with (
             contextlib.suppress(OSError),
             socket.create_connection(address, PORT_WITHIN) as sock,
         ):
-            sock.sendall(asked)
+            sock.sendall(request)
             if sock.recv(65536).startswith(b"HTTP/1.1 200"):
                 return time.monotonic()
         time.sleep(0.005)
@@ -159,23 +159,23 @@ def first_answer(address: tuple[str, int], path: str, until: float) -> float:
 
 
 class Storeless(Halt):
-    """One that writes down nothing of what its streams bring."""
+    """A Halt server that stores nothing of its streams."""
 
     kind = StorelessServer
 
 
 @contextlib.contextmanager
 def fake_upstream() -> Iterator[str]:
-    """The tests' fake upstream in a process of its own; its address, up to and with /v1."""
+    """The fake upstream in its own process; yields its base URL with /v1."""
     with Child("halt.testing.fake_openai", "--port", "0") as child:
-        match = re.search(r"http://\S+/v1", child.line(PORT_WITHIN))
+        match = re.search(r"http://\S+/v1", child.read_line(PORT_WITHIN))
         if match is None:
-            raise RuntimeError("the fake upstream did not say where it is")
+            raise RuntimeError("the fake upstream did not print its address")
         yield match[0]
 
 
 @contextlib.contextmanager
 def own_fake() -> Iterator[FakeOpenAI]:
-    """The same in this process, for figures that need more than its log."""
+    """The fake upstream in this process, for figures that need more than its log."""
     with FakeOpenAI(unknown_model="echo") as server:
         yield server

@@ -1,16 +1,16 @@
-"""The load generator: many streams read by one thread, which parses nothing but stamps and numbers.
+"""The load generator: one thread reads many streams and parses only stamps and numbers.
 
 `python -m bench.readers JSON` with the fields of `Job`. It prints lines of JSON:
 
-    steady    opens the streams, says {"ready": true}, lets them settle, measures for `seconds`:
-              tokens, their latencies, and the processor time of the processes in `watched`; it
-              reads on until its standard input ends
+    steady    opens the streams, prints {"ready": true}, waits for `settle` seconds and measures for
+              `seconds`: tokens, their latencies, and the CPU time of the processes in `watched`;
+              then reads on until its standard input ends
     whole     opens the streams and reads all of them to the end; measures the same from before the
               first request until AFTERWARDS seconds after the last end
-    drain     opens the streams, says {"ready": true}, reads until its standard input ends flood
-    opens a stream, says {"id": its ID}, reads it to its end, and again, until its standard
-              input ends
-    race      opens the streams and reads all of them to the end: are all tokens there, in order?
+    drain     opens the streams, prints {"ready": true}, reads until its standard input ends
+    flood     opens a stream, prints {"id": its ID}, reads it to its end, and repeats this until its
+              standard input ends
+    race      opens the streams and reads all of them to the end; counts lost and misplaced tokens
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from tests.support.raw_http import (
 
 Way = Literal["json", "page", "bare", "event source", "ws", "ws together"]
 
-TOGETHER = 25  # streams over each socket of the way "ws together"
+TOGETHER = 25  # streams per WebSocket for the way "ws together"
 
-READY_WITHIN = 60.0  # seconds for every stream to have brought its first token
+READY_WITHIN = 60.0  # seconds until every stream has its first token
 RACE_WITHIN = 170.0
 WHOLE_WITHIN = 120.0
-AFTERWARDS = 0.5  # seconds for what a server still does when a stream has ended: it saves the rest
-CAUGHT_UP = 0.2  # seconds to read what came while the reader looked elsewhere
-OPENED_AT_ONCE = 10  # streams that are asked for before it looks at those that are there
-MARK = 11  # bytes of a stamp with its `@`
+AFTERWARDS = 0.5  # seconds for the server's work after the end of a stream (saving)
+CAUGHT_UP = 0.2  # seconds to read data that came during other work
+OPENED_AT_ONCE = 10  # streams that are opened between two reads of the open ones
+MARK = 11  # bytes of a stamp, with its `@`
 
 stamps = re.compile(rb"@(\d{10})").findall
 numbers = re.compile(rb"#(\d{7})").findall
@@ -60,19 +60,19 @@ numbers = re.compile(rb"#(\d{7})").findall
 
 @dataclass(frozen=True)
 class Job:
-    """What to do. `way`: how the target is asked for a stream."""
+    """A job for the load generator. `way`: how a stream is requested and read."""
 
     kind: Literal["steady", "whole", "drain", "flood", "race"]
     way: Way
-    path: str  # of the streaming request; not used by the page
+    path: str  # of the streaming request; unused for the page
     address: Address
     streams: int
     model: str
     settle: float = 2.0
     seconds: float = 10.0
-    tokens: int = 0  # that each stream has which is read to its end
-    stream_ids: list[str] = field(default_factory=list)  # where Stop must find them
-    watched: dict[str, int] = field(default_factory=dict)  # name -> the first of its processes
+    tokens: int = 0  # expected tokens of a stream that is read to its end
+    stream_ids: list[str] = field(default_factory=list)  # if the streams need known IDs, for Stop
+    watched: dict[str, int] = field(default_factory=dict)  # name -> its first process
 
 
 class Stream:
@@ -80,23 +80,23 @@ class Stream:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.rest = b""  # a mark that was cut by the read
+        self.rest = b""  # a mark that was cut by a read
         self.last = -1  # stamp or number of the newest token
         self.tokens = 0
-        self.tail = b""  # of what was read, where its end is looked for
+        self.tail = b""  # last bytes, to detect the end
         self.ended = False
 
 
 def open_socket(job: Job, streams: int) -> socket.socket:
-    """A WebSocket with so many streams that were asked for."""
+    """A WebSocket on which `streams` streams were started."""
     sock = upgraded(job.address, job.path)
-    said = [{"role": "user", "content": "hi"}]
-    sock.sendall(message(type="start", model=job.model, messages=said) * streams)
+    messages = [{"role": "user", "content": "hi"}]
+    sock.sendall(message(type="start", model=job.model, messages=messages) * streams)
     return sock
 
 
 def _is_stream(sock: socket.socket) -> bool:
-    """Whether the answer that comes is a stream; nothing of it is read."""
+    """Whether the response is an event stream; does not consume any of it."""
     while True:
         head, end, _ = sock.recv(65536, socket.MSG_PEEK).partition(b"\r\n\r\n")
         if end or not head:
@@ -104,10 +104,10 @@ def _is_stream(sock: socket.socket) -> bool:
 
 
 def open_stream(job: Job, stream_id: str = "") -> tuple[socket.socket, bytes]:
-    """Ask for a stream; its answer is still to be read. With it comes what the page had before."""
+    """Request a stream; return its socket, and data of the page that came before the stream."""
     sock = connect(job.address)
     if job.way == "page":
-        # A session of its own for each: one session may not hold so many.
+        # One session for each stream: a session has a limit on streams.
         conversation, stream_id = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
         fields = {"prompt": "hello", "id": stream_id, "model": job.model}
         sock.sendall(form(f"/c/{conversation}/messages", **fields))
@@ -157,7 +157,7 @@ class Reader:
                     self.turn(self.take_whole, 0)
 
     def turn(self, take: Callable[[Stream, bytes], None], until: float) -> None:
-        """Read what is there, or wait for it until that time."""
+        """Read the data that is available, waiting for some until `until`."""
         for fd, _ in self._epoll.poll(max(0.0, until - time.monotonic())):
             stream = self.streams[fd]
             data = stream.sock.recv(65536)
@@ -169,7 +169,7 @@ class Reader:
                 self._epoll.unregister(fd)
 
     def take_stamps(self, stream: Stream, data: bytes) -> None:
-        """Count new tokens. The page's HTML repeats a block when it is finished: not new."""
+        """Count new tokens. The page's HTML repeats finished blocks, which are not counted again."""
         now = time.monotonic_ns() // 1000 % STAMP_MODULUS
         if stream.rest:
             data = stream.rest + data
@@ -185,7 +185,7 @@ class Reader:
                 self.latencies.append((now - stamp) % STAMP_MODULUS)
 
     def take_whole(self, stream: Stream, data: bytes) -> None:
-        """Count tokens, and see the end of the response."""
+        """Count tokens, and detect the end of the response."""
         before = self.tokens
         self.take_stamps(stream, data)
         stream.tokens += self.tokens - before
@@ -195,7 +195,7 @@ class Reader:
 
     @staticmethod
     def take_anything(stream: Stream, data: bytes) -> None:
-        """See that there are tokens, stamped or not."""
+        """Detect the first token, stamped or not."""
         if stream.last < 0 and b'"type":"content"' in data:
             stream.last = 0
 
@@ -204,9 +204,9 @@ class Reader:
         until = time.monotonic() + READY_WITHIN
         while any(stream.last < 0 for stream in self.streams.values()):
             if time.monotonic() > until or any(s.ended for s in self.streams.values()):
-                raise TimeoutError("not every stream has begun")
+                raise TimeoutError("some streams did not begin")
             self.turn(take, time.monotonic() + 0.1)
-        say({"ready": True})
+        print_json({"ready": True})
 
     def spend(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -222,8 +222,8 @@ class Reader:
         self.measuring = True
         self.spend(self.job.seconds)
         self.measuring = False
-        say(use.facts(time.monotonic()) | self.facts())
-        self.until_told()
+        print_json(use.facts(time.monotonic()) | self.facts())
+        self.read_until_stdin_ends()
 
     def whole(self) -> None:
         use = Use(self.job.watched)
@@ -238,34 +238,34 @@ class Reader:
         ended = time.monotonic()
         time.sleep(AFTERWARDS)
         whole = sum(s.ended and s.tokens == self.job.tokens for s in self.streams.values())
-        say(use.facts(ended) | self.facts() | {"whole": whole})
+        print_json(use.facts(ended) | self.facts() | {"whole": whole})
 
     def facts(self) -> dict[str, Any]:
-        """What was read."""
+        """The number of tokens and their latencies in milliseconds."""
         p50, p99 = (
             percentile(self.latencies, percent) / 1000 if self.tokens else None
             for percent in (50, 99)
         )
         return {"tokens": self.tokens, "p50": p50, "p99": p99}
 
-    def until_told(self) -> None:
-        """Read, and count nothing, until the standard input ends."""
-        while not told_to_end():
+    def read_until_stdin_ends(self) -> None:
+        """Read without counting until the standard input ends."""
+        while not stdin_ended():
             self.turn(self.take_anything, time.monotonic() + 0.1)
 
     def drain(self) -> None:
         self.wait_ready(self.take_anything)
-        self.until_told()
+        self.read_until_stdin_ends()
 
     def flood(self) -> None:
         def take(stream: Stream, data: bytes) -> None:
             if stream.last < 0 and b"#" in data:
                 stream.last = 0
-                say({"id": stream_id})
+                print_json({"id": stream_id})
             stream.tail = (stream.tail + data)[-16:]
             stream.ended = b"[DONE]" in stream.tail
 
-        while not told_to_end():
+        while not stdin_ended():
             stream_id = secrets.token_urlsafe(12)
             sock, _ = open_stream(self.job, stream_id)
             with sock:
@@ -283,7 +283,7 @@ class Reader:
         def take(stream: Stream, data: bytes) -> None:
             nonlocal faults, first_at, last_at
             data = stream.rest + data
-            cut = data.rfind(b"#", -MARK)  # longer than a number: at worst some bytes are kept
+            cut = data.rfind(b"#", -MARK)  # longer than a number, which only keeps more bytes
             end = cut if cut >= 0 and len(data) - cut < 8 else len(data)
             for digits in numbers(data[:end]):
                 number = int(digits)
@@ -300,7 +300,7 @@ class Reader:
             if time.monotonic() > until:
                 break
             self.turn(take, time.monotonic() + 1.0)
-        say(
+        print_json(
             {
                 "seconds": last_at - first_at,
                 "tokens": self.tokens,
@@ -313,22 +313,22 @@ class Reader:
 
 
 class Use:
-    """What is used of the processors."""
+    """CPU use of processes."""
 
     def __init__(self, watched: dict[str, int]) -> None:
-        """Find the processes, which takes milliseconds in which tokens wait."""
+        """Find the processes; this takes milliseconds, in which tokens wait."""
         self._watched = watched
         self._trees = {name: tree(pid) for name, pid in watched.items()}
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start to count."""
         self._before = {name: cpu_seconds(pids) for name, pids in self._trees.items()}
         self._machine = machine_cpu_seconds()
         self._own = time.process_time()
         self._began = time.monotonic()
 
     def facts(self, ended: float) -> dict[str, Any]:
-        """Processor time of each so far, of processes that came since too, and seconds to `ended`."""
+        """CPU seconds since `begin`, also of new processes; `seconds` counts until `ended`."""
         own = time.process_time() - self._own
         machine = machine_cpu_seconds() - self._machine
         watched = time.monotonic() - self._began
@@ -344,20 +344,20 @@ class Use:
         }
 
 
-def told_to_end(within: float = 0.0) -> bool:
-    """Whether the standard input has ended, or ends within so many seconds."""
+def stdin_ended(within: float = 0.0) -> bool:
+    """Whether the standard input has ended, or ends within `within` seconds."""
     poller = select.poll()
     poller.register(0, select.POLLIN | select.POLLHUP)
     return bool(poller.poll(within * 1000))
 
 
-def say(facts: dict[str, Any]) -> None:
+def print_json(facts: dict[str, Any]) -> None:
     print(json.dumps(facts), flush=True)
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
-    job = Job(**given | {"address": tuple(given["address"])})
+    fields = json.loads(sys.argv[1])
+    job = Job(**fields | {"address": tuple(fields["address"])})
     reader = Reader(job)
     if job.kind in ("steady", "drain", "race"):
         reader.open_all()

@@ -1,9 +1,8 @@
-"""What Halt is compared with: `python -m bench.relays fastapi|bare UPSTREAM`.
+"""Relays that Halt is compared with: `python -m bench.relays fastapi|bare UPSTREAM`.
 
-`fastapi` is the relay that tutorials write: FastAPI, AsyncOpenAI, `async for`, a flag for Stop, one
-uvicorn process with its defaults (the access log is off). `bare` moves bytes between two sockets,
-a thread for each connection (recv, send, nothing else), and parses nothing: what the network alone
-costs in Python.
+`fastapi` is the relay of tutorials: FastAPI, AsyncOpenAI, `async for`, a flag for Stop, one uvicorn
+process with default settings (without access log). `bare` copies bytes between two sockets, with
+one thread per connection and without parsing: the cost of the network alone in Python.
 Both print their port.
 """
 
@@ -34,7 +33,7 @@ class Question(BaseModel):
 
 
 def tutorial(upstream: str) -> FastAPI:
-    """The usual design."""
+    """The relay of tutorials."""
     app = FastAPI()
     client = AsyncOpenAI(base_url=upstream, api_key="fake")
     stopped: set[str] = set()
@@ -68,7 +67,7 @@ def tutorial(upstream: str) -> FastAPI:
 
 
 def bare(listener: socket.socket, upstream: tuple[str, int]) -> None:
-    """Bytes from one socket to the other."""
+    """Copy bytes from one socket to the other."""
 
     def relay(client: socket.socket) -> None:
         with client, socket.create_connection(upstream) as server:
@@ -88,7 +87,9 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
     if kind == "fastapi":
-        logging.getLogger("asyncio").setLevel("ERROR")  # else a line for each write to one who left
+        logging.getLogger("asyncio").setLevel(
+            "ERROR"
+        )  # else it logs every write to a closed connection
         config = uvicorn.Config(tutorial(upstream), access_log=False, log_level="warning")
         uvicorn.Server(config).run(sockets=[listener])
     else:

@@ -1,7 +1,7 @@
-"""How many tokens of each stream have come when its server dies.
+"""Counts the received tokens of each stream when its server dies.
 
-`python -m bench.seen JSON` with `address`, `model` and `ids`, the streams to start. It says
-{"ready": true} when each has brought a token, and once all connections have ended {ID: tokens}.
+`python -m bench.seen JSON` with `address`, `model` and `ids`, the streams to start. It prints
+{"ready": true} when each stream has a token, and {ID: tokens} when all connections have ended.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from tests.support.raw_http import chat, connect
 
-WITHIN = 60.0  # seconds for each of the two
+WITHIN = 60.0  # seconds for the first tokens, and for the ends
 
 
 def read(address: tuple[str, int], model: str, ids: list[str]) -> dict[str, int]:
-    """Start the streams and read them to the ends of their connections."""
+    """Start the streams, read them until their connections end, and count their tokens."""
     socks: dict[int, tuple[str, socket.socket]] = {}
     poll = select.epoll()
     counts = dict.fromkeys(ids, 0)
@@ -40,7 +40,7 @@ def read(address: tuple[str, int], model: str, ids: list[str]) -> dict[str, int]
                 sock.close()
                 del socks[fd]
                 continue
-            # A stamp that a read has cut is counted with its first byte.
+            # A stamp cut by a read is counted with its first byte.
             counts[stream_id] += data.count(b"@")
             if silent and counts[stream_id]:
                 silent.discard(stream_id)

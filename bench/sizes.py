@@ -1,4 +1,4 @@
-"""How much is measured: for the table, and for a quick look."""
+"""Sizes of the benchmarks: for the published table, and for a quick check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Sizes:
 
     stops_alone: int = 30
     stops_crowded: int = 100
-    crowd: int = 100  # streams open at once, the one that is stopped among them
+    crowd: int = 100  # open streams, including the one that is stopped
     idle_connections: int = 50
     stops_full: int = 60
     stops_in_a_round: int = 20  # before new idle connections are opened
@@ -19,16 +19,16 @@ class Sizes:
     load_settle: float = 1.0
     load_seconds: float = 6.0
     load_rounds: int = 1
-    stream_tokens: int = 150  # of a stream that is read from its start to its end
+    stream_tokens: int = 150  # of a stream that is read as a whole
     crowds: tuple[int, ...] = (300, 1_000)
     starts: int = 150
     ended_stops: int = 2_000
-    live_stops: int = 100  # in each of the rounds
+    live_stops: int = 100  # in each round
     stop_rounds: int = 5
     stops_at_once: int = 50
     stops_at_once_rounds: int = 10
     stops_at_full_speed: int = 100
-    held_stops: int = 100  # beside each load
+    held_stops: int = 100  # during each load
     idle_seconds: float = 20.0
     cold_starts: int = 5
     race_streams: int = 300
@@ -38,21 +38,21 @@ class Sizes:
     page_stops: int = 16  # of each kind
     page_answers: int = 3
     paragraph: int = 200_000  # characters
-    warm_generations: int = 1000  # Python, its allocator and its pools take that long to settle
+    warm_generations: int = 1000  # until the allocator and the pools are stable
     generations: int = 1000
     long_tokens: int = 50_000
     long_rounds: int = 5
     surface_seconds: float = 4.0
     surface_stops: int = 30  # on each surface, and with each kind of provider
-    worker_stops: int = 100  # through another worker than the stream's own
+    worker_stops: int = 100  # through a worker other than the producer
     worker_follows: int = 10  # streams that are read through another worker
-    worker_tokens: int = 300  # of each of them
+    worker_tokens: int = 300  # of each of these streams
     store_rounds: int = 3
     kills: int = 20
     crowd_kills: int = 6  # of a worker with LOST_STREAMS streams
     fresh_starts: int = 30
     messages: int = 1_000_000
-    long_conversation: int = 2_000  # messages, of those
+    long_conversation: int = 2_000  # of these messages
     lookups: int = 100  # of each kind
 
 

@@ -1,21 +1,21 @@
-"""An upstream that costs little: one thread, one epoll, tokens whose bytes are made beforehand.
+"""An upstream with low CPU use: one thread, one epoll, precomputed token bytes.
 
-The model's name says what to send:
+The model name selects the response:
 
     paced?rate=33&n=150&step=1
-                          `n` tokens (for ever without it), `rate` a second, each stamped with the
-                          time at which it was handed to the socket; the streams' beats are spread
-                          over the gap, with `step` they are all at the same moments
+                          `n` tokens (default: endless), `rate` a second, each stamped with the time
+                          at which it was given to the socket; the send times of the streams are
+                          spread over the gap between tokens, or the same for all with `step`
     once                  one stamped token at once, and the end
     held                  one stamped token at once, and then nothing
-    numbered?n=400&gate=300   n numbered tokens as fast as the socket takes them; nothing is sent
-                          before `gate` such answers have been asked for
+    numbered?n=400&gate=300   n numbered tokens as fast as the socket takes them; sending begins
+                          when `gate` such responses have been requested
 
-`GET /facts` says how many answers were asked for, and at which times their connections were closed
-in the middle of them, and forgets these times.
+`GET /facts` returns the number of requested responses, and the times at which connections were
+closed before the end of a response; it then clears these times.
 
-A stamp is `@` with ten digits, microseconds of CLOCK_MONOTONIC without what is above; a number is
-`#` with seven. Each PARAGRAPH-th token ends a paragraph, as text from a model does now and then.
+A stamp is `@` with ten digits: microseconds of CLOCK_MONOTONIC, modulo STAMP_MODULUS. A number is
+`#` with seven digits. Every PARAGRAPH-th token ends a paragraph, as in text from a model.
 It prints its port and ends with its standard input.
 """
 
@@ -30,8 +30,8 @@ from itertools import count
 from urllib.parse import parse_qsl
 
 PARAGRAPH = 40  # tokens
-BATCH = 32  # tokens for one send where nothing is paced
-GOLDEN = 0.6180339887  # successive multiples of it spread evenly over a circle
+BATCH = 32  # tokens in one send of a response without pace
+GOLDEN = 0.6180339887  # its successive multiples modulo 1 are evenly spread
 STAMP_MODULUS = 10**10  # microseconds: 2.8 hours
 
 _HEAD = (
@@ -46,12 +46,12 @@ def _chunk(data: bytes) -> bytes:
 
 
 def _around(text_size: int) -> tuple[bytes, bytes]:
-    """What stands before and behind a text of this size, as one chunk of HTTP."""
+    """The bytes before and after a text of this size, as one chunk of HTTP."""
     size = len(_HEAD) + text_size + len(_TAIL)
     return b"%x\r\n%b" % (size, _HEAD), _TAIL + b"\r\n"
 
 
-WORD, BREAK = b" ", b"\\n\\n"  # what a token ends with
+WORD, BREAK = b" ", b"\\n\\n"  # the ends of tokens
 _STAMPED = {end: _around(11 + len(end)) for end in (WORD, BREAK)}
 _NUMBERED = {end: _around(8 + len(end)) for end in (WORD, BREAK)}
 RESPONSE = (
@@ -74,22 +74,22 @@ def _end_of(number: int) -> bytes:
 
 
 class Connection:
-    """One connection, and the answer that goes out on it."""
+    """One connection, and the state of its response."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.received = b""
         self.pending = b""
         self.open = True
-        self.going = False  # numbered tokens are to be sent
+        self.sends_numbers = False  # sends numbered tokens
         self.answering = False
-        self.watched = False  # whether there is room to send
+        self.watched = False  # epoll watches for room to send
         self.sent = 0
         self.limit = 0
         self.gap = 0.0
 
     def request(self) -> tuple[str, dict[str, str]] | None:
-        """The kind of answer that is asked for and its settings, once all of it is here."""
+        """The kind of response and its settings, once the request is complete, else None."""
         head, end, body = self.received.partition(b"\r\n\r\n")
         if end and head.startswith(b"GET "):
             self.received = b""
@@ -102,7 +102,7 @@ class Connection:
         return kind, dict(parse_qsl(query))
 
     def stamped(self) -> bytes:
-        """The next token, stamped with this moment."""
+        """The next token, stamped with the current time."""
         end = _end_of(self.sent)
         before, after = _STAMPED[end]
         self.sent += 1
@@ -110,32 +110,32 @@ class Connection:
         return b"%b@%010d%b%b" % (before, stamp, end, after)
 
     def numbered(self) -> bytes:
-        """The next few tokens, and the end where they are the last."""
-        out = []
+        """The next BATCH tokens, and the end of the response after the last."""
+        parts = []
         upto = min(self.limit, self.sent + BATCH)
         for number in range(self.sent, upto):
             end = _end_of(number)
             before, after = _NUMBERED[end]
-            out.append(b"%b#%07d%b%b" % (before, number, end, after))
+            parts.append(b"%b#%07d%b%b" % (before, number, end, after))
         self.sent = upto
-        self.going = self.answering = upto < self.limit
-        if not self.going:
-            out.append(LAST)
-        return b"".join(out)
+        self.sends_numbers = self.answering = upto < self.limit
+        if not self.sends_numbers:
+            parts.append(LAST)
+        return b"".join(parts)
 
 
 class Source:
-    """All connections."""
+    """The upstream: all connections, served by one thread."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._listener.setblocking(False)
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
-        self._beats: list[tuple[float, int, Connection]] = []
+        self._schedule: list[tuple[float, int, Connection]] = []
         self._order = count()
         self._gated: list[Connection] = []
-        self._asked = 0
+        self._request_count = 0
         self._closed: list[float] = []
 
     def run(self) -> None:
@@ -144,7 +144,7 @@ class Source:
         self._epoll.register(self._listener, select.EPOLLIN)
         self._epoll.register(0, select.EPOLLIN | select.EPOLLHUP)
         while True:
-            wait = max(0.0, self._beats[0][0] - time.monotonic()) if self._beats else -1
+            wait = max(0.0, self._schedule[0][0] - time.monotonic()) if self._schedule else -1
             for fd, mask in self._epoll.poll(wait):
                 if fd == self._listener.fileno():
                     self._accept()
@@ -152,7 +152,7 @@ class Source:
                     return
                 else:
                     self._serve(self._connections[fd], mask)
-            self._beat()
+            self._send_due()
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
@@ -167,27 +167,32 @@ class Source:
             return
         if mask & select.EPOLLIN:
             connection.received += connection.sock.recv(65536)
-            asked = connection.request()
-            if asked is not None:
-                self._answer(connection, *asked)
+            request = connection.request()
+            if request is not None:
+                self._respond(connection, *request)
         if mask & select.EPOLLOUT and connection.open:
-            more = connection.going and not connection.pending
-            self._send(connection, connection.numbered() if more else b"")
+            is_ready = connection.sends_numbers and not connection.pending
+            self._send(connection, connection.numbered() if is_ready else b"")
 
-    def _answer(self, connection: Connection, kind: str, asked: dict[str, str]) -> None:
+    def _respond(self, connection: Connection, kind: str, settings: dict[str, str]) -> None:
         if kind.startswith("/"):
-            facts = {"asked": self._asked, "closed": self._closed} if kind == "/facts" else {}
+            facts = (
+                {"requests": self._request_count, "closed": self._closed}
+                if kind == "/facts"
+                else {}
+            )
             self._closed = []
             body = json.dumps(facts).encode()
-            word = b"200 OK" if facts else b"404 Not Found"
+            status = b"200 OK" if facts else b"404 Not Found"
             self._send(
-                connection, b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (word, len(body), body)
+                connection,
+                b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body),
             )
             return
-        self._asked += 1
+        self._request_count += 1
         connection.sent = 0
         connection.answering = True
-        connection.limit = int(asked.get("n", 0))
+        connection.limit = int(settings.get("n", 0))
         if kind in ("once", "held"):
             connection.answering = kind == "held"
             end = b"" if connection.answering else LAST
@@ -196,36 +201,36 @@ class Source:
         self._send(connection, RESPONSE)
         if kind == "numbered":
             self._gated.append(connection)
-            if len(self._gated) >= int(asked.get("gate", 1)):
+            if len(self._gated) >= int(settings.get("gate", 1)):
                 waiting, self._gated = self._gated, []
-                for each in waiting:
-                    each.going = True
-                    if each.open:
-                        self._want(each)
+                for waiting_connection in waiting:
+                    waiting_connection.sends_numbers = True
+                    if waiting_connection.open:
+                        self._watch(waiting_connection)
             return
-        connection.gap = 1 / float(asked.get("rate", 1))
+        connection.gap = 1 / float(settings.get("rate", 1))
         number = next(self._order)
         now = time.monotonic()
-        if "step" in asked:
+        if "step" in settings:
             first = (now // connection.gap + 1) * connection.gap
         else:
             first = now + connection.gap * (number * GOLDEN % 1)
-        heapq.heappush(self._beats, (first, number, connection))
+        heapq.heappush(self._schedule, (first, number, connection))
 
-    def _beat(self) -> None:
+    def _send_due(self) -> None:
         now = time.monotonic()
-        while self._beats and self._beats[0][0] <= now:
-            due, number, connection = self._beats[0]
+        while self._schedule and self._schedule[0][0] <= now:
+            due, number, connection = self._schedule[0]
             if not connection.open:
-                heapq.heappop(self._beats)
+                heapq.heappop(self._schedule)
                 continue
             token = connection.stamped()
             if connection.sent == connection.limit:
-                heapq.heappop(self._beats)
+                heapq.heappop(self._schedule)
                 connection.answering = False
                 token += LAST
             else:
-                heapq.heapreplace(self._beats, (due + connection.gap, number, connection))
+                heapq.heapreplace(self._schedule, (due + connection.gap, number, connection))
             self._send(connection, token)
 
     def _send(self, connection: Connection, data: bytes) -> None:
@@ -238,10 +243,10 @@ class Source:
             self._drop(connection)
             return
         connection.pending = pending[sent:]
-        self._want(connection)
+        self._watch(connection)
 
-    def _want(self, connection: Connection) -> None:
-        watched = bool(connection.pending or connection.going)
+    def _watch(self, connection: Connection) -> None:
+        watched = bool(connection.pending or connection.sends_numbers)
         if watched != connection.watched:
             connection.watched = watched
             out = select.EPOLLOUT if watched else 0

@@ -1,4 +1,4 @@
-"""What a start costs, and how much later the first token is."""
+"""CPU time of a start, and added delay of the first token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ END = b"\r\n0\r\n\r\n"
 
 
 def starts(sizes: Sizes) -> Iterator[Row]:
-    """CPU of a start, and of a whole short generation; added time to the first token."""
+    """Rows about the CPU of a start and of a short generation, and the delay of the first token."""
     held: dict[str, float] = {}
     short: dict[str, float] = {}
     added: dict[str, list[float]] = {}
@@ -77,7 +77,7 @@ def _address(url: str) -> Address:
 
 
 def _begin(address: Address, path: str, model: str) -> tuple[socket.socket, bytes, float]:
-    """A stream whose first token is here: its connection, what was read, milliseconds."""
+    """Start a stream; return its socket, the data up to the first token, and milliseconds."""
     began = time.perf_counter()
     sock = connect(address)
     sock.sendall(chat(path, model))
@@ -86,7 +86,7 @@ def _begin(address: Address, path: str, model: str) -> tuple[socket.socket, byte
 
 
 def _first_tokens(address: Address, path: str, count: int) -> list[float]:
-    """Milliseconds until the first token, of so many streams that are read to their ends."""
+    """Milliseconds to the first token of `count` streams, each read to its end."""
     times = []
     for _ in range(count):
         sock, data, took = _begin(address, path, "once")
@@ -97,7 +97,7 @@ def _first_tokens(address: Address, path: str, count: int) -> list[float]:
 
 
 def _held(address: Address, path: str, pid: int, count: int) -> float:
-    """Milliseconds of CPU for a stream that is there with its first token and goes on."""
+    """Milliseconds of CPU per stream that has its first token and has not ended."""
     with contextlib.ExitStack() as stack:
         for _ in range(FIRST):
             stack.enter_context(_begin(address, path, "held")[0])

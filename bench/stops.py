@@ -1,4 +1,4 @@
-"""Stop: what the request costs, many at the same moment, and a stream at full speed."""
+"""Stop: cost of the request, many Stops at once, and a stream at full speed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from bench.table import Row, at_most, median, number, p50_p99, percentile
 from tests.support.process_facts import cpu_seconds, tree
 from tests.support.raw_http import Address, ask, chat, connect, receive, request, stop
 
-THREADS = 232  # of the bare server: as many as Halt has by default
+THREADS = 232  # of the bare server; the default number of Halt
 FIRST = 20  # requests that are not measured
 
 
 def stops(sizes: Sizes) -> Iterator[Row]:
-    """All rows about Stop that are not about a phase or a surface."""
+    """All rows about Stop, except those by phase and by surface."""
     yield from _cost(sizes)
     yield _at_once(sizes)
     yield _at_full_speed(sizes)
 
 
-# --- what it costs --------------------------------------------------------------------------------
+# --- cost ------------------------------------------------------------------------------------------
 
 
 def _cost(sizes: Sizes) -> Iterator[Row]:
@@ -76,25 +76,25 @@ def _cost(sizes: Sizes) -> Iterator[Row]:
     )
 
 
-def _stop_all(sock: socket.socket, ids: Sequence[str], wanted: str) -> None:
-    for each in ids:
-        sock.sendall(stop(each))
+def _stop_all(sock: socket.socket, ids: Sequence[str], expected_status: str) -> None:
+    for stream_id in ids:
+        sock.sendall(stop(stream_id))
         answer = receive(sock)
-        if answer.status != 200 or json.loads(answer.body)["status"] != wanted:
-            raise RuntimeError(f"a Stop was answered otherwise: {answer}")
+        if answer.status != 200 or json.loads(answer.body)["status"] != expected_status:
+            raise RuntimeError(f"a Stop had an unexpected response: {answer}")
 
 
-def _cpu(pid: int, sock: socket.socket, ids: Sequence[str], wanted: str) -> float:
-    """Milliseconds of CPU for a Stop."""
+def _cpu(pid: int, sock: socket.socket, ids: Sequence[str], expected_status: str) -> float:
+    """Milliseconds of CPU per Stop."""
     before = cpu_seconds(tree(pid))
-    _stop_all(sock, ids, wanted)
+    _stop_all(sock, ids, expected_status)
     time.sleep(AFTERWARDS)
     return (cpu_seconds(tree(pid)) - before) / len(ids) * 1000
 
 
 @contextlib.contextmanager
 def held(address: Address, count: int) -> Iterator[list[str]]:
-    """So many streams that have brought a token and go on: their IDs."""
+    """`count` streams that have a token and have not ended; yields their IDs."""
     ids = [secrets.token_urlsafe(12) for _ in range(count)]
     with contextlib.ExitStack() as stack:
         for stream_id in ids:
@@ -112,7 +112,7 @@ def _at_once(sizes: Sizes) -> Row:
     count = sizes.stops_at_once
     with source() as (_, url), Halt(url, HALT_MODEL=PACED) as halt:
         took = [_round(halt.address, url, count) for _ in range(sizes.stops_at_once_rounds + 1)]
-    del took[0]  # what only the first one takes
+    del took[0]  # start-up costs
     return at_most(
         f"{count} Stops at the same moment until the last upstream is closed, p50 / most",
         median(took),
@@ -126,7 +126,7 @@ def _at_once(sizes: Sizes) -> Row:
 
 
 def _round(address: Address, url: str, count: int) -> float:
-    """Milliseconds from the first Stop's sending until the last upstream's connection is closed."""
+    """Milliseconds from the first Stop to the close of the last upstream connection."""
     at = urlsplit(url)
     upstream = (at.hostname or "", at.port or 80)
     ids = [secrets.token_urlsafe(12) for _ in range(count)]
@@ -140,20 +140,20 @@ def _round(address: Address, url: str, count: int) -> float:
         stream_ids=ids,
     )
     with read(job) as reader, contextlib.ExitStack() as stack:
-        reader.says(READY_WITHIN + PORT_WITHIN)
+        reader.read_json(READY_WITHIN + PORT_WITHIN)
         stoppers = [stack.enter_context(connect(address)) for _ in ids]
-        for sock in stoppers:  # a connection is kept alive after its first answer
+        for sock in stoppers:  # first responses, so that the connections are kept alive
             sock.sendall(request("GET", "/healthz"))
             receive(sock)
         ask(upstream, request("GET", "/facts"))
-        messages = [stop(each) for each in ids]
+        messages = [stop(stream_id) for stream_id in ids]
         began = time.monotonic()
         for sock, message in zip(stoppers, messages, strict=True):
             sock.sendall(message)
         for sock in stoppers:
             answer = receive(sock)
             if json.loads(answer.body)["status"] != "stopped":
-                raise RuntimeError(f"a Stop was answered otherwise: {answer}")
+                raise RuntimeError(f"a Stop had an unexpected response: {answer}")
         closed: list[float] = []
         until = began + STOPPED_WITHIN
         while len(closed) < count:
@@ -194,12 +194,12 @@ def _at_full_speed(sizes: Sizes) -> Row:
 
 
 def _stop_flood(reader: Child, sock: socket.socket) -> float:
-    stream_id = reader.says(READY_WITHIN)["id"]
+    stream_id = reader.read_json(READY_WITHIN)["id"]
     time.sleep(random.uniform(0.1, 0.3))
     began = time.monotonic()
     sock.sendall(stop(stream_id))
     reply = receive(sock)
-    said = json.loads(reply.body)
-    if (said["status"], said["upstream"]) != ("stopped", "closed"):
-        raise RuntimeError(f"a Stop was answered otherwise: {said}")
+    receipt = json.loads(reply.body)
+    if (receipt["status"], receipt["upstream"]) != ("stopped", "closed"):
+        raise RuntimeError(f"a Stop had an unexpected response: {receipt}")
     return (reply.at - began) * 1000

@@ -1,4 +1,4 @@
-"""The store: what a kill loses, and how soon a million messages are found."""
+"""The store: text lost by a kill, and the speed of a store with a million messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.sse import Client, Message
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 IN_A_CONVERSATION = 100  # messages
 WORDS_IN_A_MESSAGE = 40
-VOCABULARY = 20_000  # words; the nth is used about 1 / n as often as the first
+VOCABULARY = 20_000  # words; the nth is used 1 / n times as often as the first
 RARE_EVERY = 50_000  # messages
 FLOW = "count?n=1000000&gap_ms=2"
 LOST_STREAMS, LOST_RATE = 190, 20  # streams, and tokens a second of each
@@ -38,14 +38,14 @@ LOST_STREAMS, LOST_RATE = 190, 20  # streams, and tokens a second of each
 def store(sizes: Sizes) -> Iterator[Row]:
     """All rows about the store."""
     yield lost(sizes)
-    yield from found(sizes)
+    yield from lookups(sizes)
 
 
-# --- what a kill loses ----------------------------------------------------------------------------
+# --- loss by a kill -------------------------------------------------------------------------------
 
 
 def lost(sizes: Sizes) -> Row:
-    """`kill -9` of the worker at random moments: how old the oldest text is that was not saved."""
+    """A row about `kill -9` of the worker: the age of the oldest text that was not saved."""
     chance = random.Random(4)
     ages: list[float] = []
     with (
@@ -55,7 +55,7 @@ def lost(sizes: Sizes) -> Row:
     ):
         client = Client(*halt.address)
         for _ in range(sizes.kills):
-            client.get("/healthz")  # the worker is there again
+            client.get("/healthz")  # wait for the worker
             reader = Reading(client)
             reader.wait(0.3 + chance.random() / 2)
             (worker,) = tree(halt.master)[1:]
@@ -78,9 +78,9 @@ def lost(sizes: Sizes) -> Row:
 
 
 def crowd_lost(sizes: Sizes) -> Iterator[Row]:
-    """The same with many streams: how much of each stream's text its reader had and the store not.
+    """A row about `kill -9` with many streams: text that readers had and the store does not have.
 
-    In milliseconds: the tokens that are missing, over their rate.
+    In milliseconds: the number of missing tokens over their rate.
     """
     chance = random.Random(4)
     missing: list[float] = []
@@ -95,14 +95,15 @@ def crowd_lost(sizes: Sizes) -> Iterator[Row]:
                 model = f"paced?rate={LOST_RATE}"
                 job = {"address": halt.address, "model": model, "ids": ids}
                 with Child("bench.seen", json.dumps(job)) as reader:
-                    reader.says(seen.WITHIN)
+                    reader.read_json(seen.WITHIN)
                     time.sleep(2 + chance.random())
                     (worker,) = tree(halt.master)[1:]
                     os.kill(worker, signal.SIGKILL)
-                    counts: dict[str, int] = reader.says(seen.WITHIN)
+                    counts: dict[str, int] = reader.read_json(seen.WITHIN)
                 saved = _tokens_saved(Path(folder))
                 missing += [
-                    gap * max(0, count - saved.get(each, 0)) for each, count in counts.items()
+                    gap * max(0, count - saved.get(stream_id, 0))
+                    for stream_id, count in counts.items()
                 ]
     p50, p99, worst = median(missing), percentile(missing, 99), max(missing)
     yield Row(
@@ -117,16 +118,16 @@ def crowd_lost(sizes: Sizes) -> Iterator[Row]:
 
 
 def _tokens_saved(folder: Path) -> dict[str, int]:
-    """Tokens of each stream in the store, once all that a dead worker has left is ended there."""
+    """Tokens of each stream in the store, after the generations of a dead worker were ended."""
     with contextlib.closing(sqlite3.connect(folder / "halt.db", timeout=20)) as database:
         running = "SELECT count(*) FROM generations WHERE state = 'running'"
         eventually(lambda: database.execute(running).fetchone() == (0,))
-        found = database.execute("SELECT id, events FROM generations").fetchall()
-    return {stream_id: zlib.decompress(events).count(b"@") for stream_id, events in found}
+        rows = database.execute("SELECT id, events FROM generations").fetchall()
+    return {stream_id: zlib.decompress(events).count(b"@") for stream_id, events in rows}
 
 
 class Reading:
-    """A stream, and a thread that notes when its events come."""
+    """A stream, and a thread that records the times of its events."""
 
     def __init__(self, client: Client) -> None:
         self.events = client.chat(FLOW)
@@ -137,11 +138,11 @@ class Reading:
         self.thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Let it flow for a while."""
+        """Wait while the stream flows."""
         assert not self._over.wait(seconds), self.seen[-2:]
 
     def _read(self) -> None:
-        with contextlib.suppress(Exception), self.events as events:  # its server is killed
+        with contextlib.suppress(Exception), self.events as events:  # the server is killed
             for message in events:
                 self.seen.append((time.monotonic(), message))
         self._over.set()
@@ -153,7 +154,7 @@ def _replaced(master: int, worker: int) -> bool:
 
 
 def _saved(folder: Path, stream_id: str) -> int:
-    """The last event of a stream that is in the database."""
+    """The number of the last event of a stream in the database."""
     with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
         (last,) = database.execute(
             "SELECT coalesce(max(last), 0) FROM ("
@@ -169,8 +170,8 @@ def _saved(folder: Path, stream_id: str) -> int:
 # --- a million messages ---------------------------------------------------------------------------
 
 
-def found(sizes: Sizes) -> Iterator[Row]:
-    """The list, a conversation, a search in a store that is full of one session's messages."""
+def lookups(sizes: Sizes) -> Iterator[Row]:
+    """Rows about list, conversation and search in a store with many messages of one session."""
     with (
         fake_upstream() as upstream,
         tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
@@ -197,7 +198,7 @@ def found(sizes: Sizes) -> Iterator[Row]:
             ("Search, a rare and a frequent word", "/conversations/search?q=quagga+w0"),
             ("Search, a word that is not there", "/conversations/search?q=okapi"),
         ):
-            times = [_took(partial(client.get, path)) for _ in range(sizes.lookups + 2)][2:]
+            times = [_milliseconds(partial(client.get, path)) for _ in range(sizes.lookups + 2)][2:]
             yield at_most(
                 f"{figure}, p50 / p99",
                 percentile(times, 99),
@@ -209,7 +210,7 @@ def found(sizes: Sizes) -> Iterator[Row]:
             )
 
 
-def _took(get: Callable[[], object]) -> float:
+def _milliseconds(get: Callable[[], object]) -> float:
     began = time.perf_counter()
     answer = get()
     took = (time.perf_counter() - began) * 1000
@@ -218,16 +219,16 @@ def _took(get: Callable[[], object]) -> float:
 
 
 def fill(path: Path, count: int, long: int) -> str:
-    """Put so many messages there for the one session that is there; the long conversation's ID."""
+    """Insert `count` messages for the only session; return the ID of the long conversation."""
     chance = random.Random(4)
     words = [f"w{n}" for n in range(VOCABULARY)]
     weights = [1 / (n + 1) for n in range(VOCABULARY)]
-    drawn = chance.choices(words, weights, k=2_000_000)
+    chosen_words = chance.choices(words, weights, k=2_000_000)
 
     def text(number: int) -> str:
-        start = chance.randrange(len(drawn) - WORDS_IN_A_MESSAGE)
-        said = " ".join(drawn[start : start + WORDS_IN_A_MESSAGE])
-        return f"{said} quagga" if number % RARE_EVERY == 0 else said
+        start = chance.randrange(len(chosen_words) - WORDS_IN_A_MESSAGE)
+        content = " ".join(chosen_words[start : start + WORDS_IN_A_MESSAGE])
+        return f"{content} quagga" if number % RARE_EVERY == 0 else content
 
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as database:
         ((owner,),) = database.execute("SELECT DISTINCT owner FROM conversations").fetchall()
@@ -255,7 +256,7 @@ def fill(path: Path, count: int, long: int) -> str:
                     yield (at, name, above, below, depth, role, stream, now, text(at))
 
         database.execute("PRAGMA synchronous=OFF")
-        _index_in_parts_of(database, 1 << 27)
+        _set_index_buffer(database, 1 << 27)
         database.execute("BEGIN IMMEDIATE")
         database.executemany(
             "INSERT INTO conversations (id, owner, title, titled_by, model, first_id, created_at,"
@@ -269,13 +270,13 @@ def fill(path: Path, count: int, long: int) -> str:
             messages(),
         )
         database.execute("COMMIT")
-        _index_in_parts_of(database, 1 << 20)
+        _set_index_buffer(database, 1 << 20)
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return "bench-long"
 
 
-def _index_in_parts_of(database: sqlite3.Connection, size: int) -> None:
-    """Bytes of the index of all words that are gathered before they are written."""
+def _set_index_buffer(database: sqlite3.Connection, size: int) -> None:
+    """Set how many bytes of the full-text index are collected before a write."""
     database.execute(
         "INSERT INTO messages_words (messages_words, rank) VALUES ('hashsize', ?)", (size,)
     )

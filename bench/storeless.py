@@ -1,6 +1,6 @@
-"""A Halt that writes down nothing of what its streams bring: what the store costs is the rest.
+"""A Halt application that stores nothing of its streams, to measure the cost of the store.
 
-`bench.processes` starts it, by gunicorn with the settings that Halt always has.
+`bench.processes` starts it, with gunicorn and the usual settings of Halt.
 """
 
 from __future__ import annotations

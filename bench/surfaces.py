@@ -1,4 +1,4 @@
-"""Every other way to an answer: what a token costs there, and how soon a Stop has stopped."""
+"""All other APIs: CPU per token, and the delay of Stop."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ READ: dict[str, System] = {
     "WebSocket, a stream each": ("halt", "ws", "/ws"),
     f"WebSocket, {TOGETHER} streams each": ("halt", "ws together", "/ws"),
 }
-TOKENS = (2, 6)  # before a Stop, drawn by lot
+TOKENS = (2, 6)  # before a Stop, chosen at random
 PROVIDERS = ("openai", "azure", "anthropic")
 
-#: Opens a stream in which this is said, lets it flow, stops it; when the Stop was sent.
+#: Starts a stream with this prompt, stops it, and returns the time when the Stop was sent.
 Stopping = Callable[[str], float]
 
 
@@ -56,7 +56,7 @@ def surfaces(sizes: Sizes) -> Iterator[Row]:
 
 
 def costs(sizes: Sizes) -> Iterator[Row]:
-    """CPU a token, each surface in turn, and of the library's merge."""
+    """Rows about the CPU per token on each surface and in the library's merge."""
     window = replace(sizes, load_seconds=sizes.surface_seconds)
     cost = {name: served(measured, window) for name, measured in READ.items()}
     relay = cost.pop(RELAY)
@@ -64,8 +64,8 @@ def costs(sizes: Sizes) -> Iterator[Row]:
         f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.surface_seconds:g} s, once; "
         "user and system time of all the server's processes"
     )
-    for name, each in cost.items():
-        yield _over_relay(f"CPU a token, {name}", each, relay, note)
+    for name, surface_cost in cost.items():
+        yield _over_relay(f"CPU a token, {name}", surface_cost, relay, note)
     yield _over_relay(
         f"CPU a token, library, {STREAMS} streams merged",
         merged(sizes),
@@ -87,18 +87,18 @@ def _over_relay(figure: str, cost: float, relay: float, note: str) -> Row:
 
 
 def served(measured: System, window: Sizes) -> float:
-    """Microseconds of CPU a token, of a server."""
+    """Microseconds of CPU per token in a server."""
     return per_token(steady(measured, window))
 
 
 def merged(sizes: Sizes) -> float:
-    """The same of the library, its consumer included."""
+    """Microseconds of CPU per token in the library, including the consumer."""
     window = (sizes.load_settle, sizes.surface_seconds)
     with (
         source() as (_, url),
         Child("bench.merging", url, PACED, *map(str, window)) as child,
     ):
-        facts = child.says(PORT_WITHIN + sum(window))
+        facts = child.read_json(PORT_WITHIN + sum(window))
     return float(facts["cpu"]) / int(facts["tokens"]) * 1e6
 
 
@@ -106,11 +106,11 @@ def merged(sizes: Sizes) -> float:
 
 
 def stops(sizes: Sizes) -> Iterator[Row]:
-    """Stop on every surface, and with every kind of provider."""
+    """Rows about Stop on every surface and with every kind of provider."""
     with fake_upstream() as upstream:
         at = urlsplit(upstream)
         origin = f"{at.scheme}://{at.netloc}"
-        everybody = {
+        other_providers = {
             "AZURE_OPENAI_ENDPOINT": origin,
             "AZURE_OPENAI_API_KEY": "fake",
             "AZURE_OPENAI_DEPLOYMENT": FLOWING.model,
@@ -118,10 +118,10 @@ def stops(sizes: Sizes) -> Iterator[Row]:
             "ANTHROPIC_API_KEY": "fake",
         }
         flowing = Library(base_url=upstream, api_key="fake", model=FLOWING.model)
-        with Halt(upstream, **everybody) as halt, flowing as library:
+        with Halt(upstream, **other_providers) as halt, flowing as library:
             ask(
                 halt.address, request("GET", "/healthz")
-            )  # its providers' clients take long to load
+            )  # loading the clients of its providers takes long
             post = partial(over_http, halt.address, chat)
             get = partial(over_http, halt.address, event_source)
             model = f"openai/{FLOWING.model}"
@@ -142,8 +142,9 @@ def stops(sizes: Sizes) -> Iterator[Row]:
 
 
 def _stopped(name: str, stopping: Stopping, upstream: str, times: int) -> Row:
-    stopping("what only the first one takes")
-    stopped = {said: stopping(said) for said in (secrets.token_urlsafe(12) for _ in range(times))}
+    stopping("start-up costs")
+    prompts = [secrets.token_urlsafe(12) for _ in range(times)]
+    stopped = {prompt: stopping(prompt) for prompt in prompts}
     values = list(closings(upstream, stopped).values())
     return at_most(
         f"Stop sent → upstream closed, {name}, p50 / p99",
@@ -157,12 +158,12 @@ def _stopped(name: str, stopping: Stopping, upstream: str, times: int) -> Row:
 
 
 def over_http(
-    address: Address, make: Callable[..., bytes], path: str, model: str, token: bytes, said: str
+    address: Address, make: Callable[..., bytes], path: str, model: str, token: bytes, prompt: str
 ) -> float:
-    """A stream over HTTP; `token` is what each piece of it has."""
+    """Stop a stream over HTTP. `token`: bytes that are in each piece of the stream."""
     stream_id = secrets.token_urlsafe(12)
     with connect(address) as sock:
-        sock.sendall(make(path, model, said, stream_id))
+        sock.sendall(make(path, model, prompt, stream_id))
         wait_for(sock, b"", token, random.randint(*TOKENS))
         at = time.monotonic()
         ask(address, stop(stream_id))
@@ -170,12 +171,12 @@ def over_http(
     return at
 
 
-def over_websocket(address: Address, model: str, said: str) -> float:
-    """A stream over a WebSocket, stopped by a message there."""
+def over_websocket(address: Address, model: str, prompt: str) -> float:
+    """Stop a stream over a WebSocket, by a message on it."""
     stream_id = secrets.token_urlsafe(12)
-    asked = [{"role": "user", "content": said}]
+    messages = [{"role": "user", "content": prompt}]
     with upgraded(address, "/ws") as sock:
-        sock.sendall(message(type="start", id=stream_id, model=model, messages=asked))
+        sock.sendall(message(type="start", id=stream_id, model=model, messages=messages))
         wait_for(sock, b"", b'"type":"content"', random.randint(*TOKENS))
         at = time.monotonic()
         sock.sendall(message(type="stop", id=stream_id))
@@ -183,9 +184,9 @@ def over_websocket(address: Address, model: str, said: str) -> float:
     return at
 
 
-def in_library(library: Library, said: str) -> float:
-    """A generation in this process."""
-    generation = library.generate(said)
+def in_library(library: Library, prompt: str) -> float:
+    """Stop a generation in this process."""
+    generation = library.generate(prompt)
     pieces = generation.text_stream
     for _ in range(random.randint(*TOKENS)):
         next(pieces)

@@ -1,4 +1,4 @@
-"""Rows of figures, how they are judged, and the table they are printed as."""
+"""Rows of figures with their targets, and the Markdown table of all rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `met` is None where there is no target and the figure is for comparison only."""
+    """One figure. `met` is None if there is no target: the figure is for comparison only."""
 
     figure: str
     target: str
@@ -22,7 +22,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the last column says."""
+        """The text of the last column."""
         if self.met is None:
             return ""
         if not self.met:
@@ -61,7 +61,7 @@ def at_least(
 
 
 def number(value: float) -> str:
-    """A figure with as many digits as mean something."""
+    """A number with three significant digits, or all digits before the decimal point."""
     if not math.isfinite(value):
         return str(value)
     if abs(value) >= 1000:
@@ -70,23 +70,23 @@ def number(value: float) -> str:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile; of few values the 99th is the largest."""
+    """The nearest-rank percentile; for few values the 99th is the largest."""
     ranked = sorted(values)
     return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)]
 
 
 def p50_p99(values: Sequence[float]) -> str:
-    """Both percentiles as shown in a row."""
+    """Both percentiles as text."""
     return f"{number(percentile(values, 50))} / {number(percentile(values, 99))}"
 
 
 def median(values: Iterable[float]) -> float:
-    """The middle one."""
+    """The median."""
     return statistics.median(values)
 
 
 def markdown(groups: Mapping[str, Sequence[Row]]) -> str:
-    """The table, a line for each group's name, and the notes beneath it, numbered as they come."""
+    """The table with a line for each group, and the numbered notes below it."""
     lines = ["| figure | value | target | goal | met or missed |", "|---|---|---|---|---|"]
     notes: list[str] = []
     for name, row in ((name, row) for name, rows in groups.items() for row in (None, *rows)):

@@ -1,4 +1,4 @@
-"""What a relayed token costs and how late it is: Halt, the tutorial's relay, a thread a stream."""
+"""CPU and latency per relayed token: Halt, the tutorial relay, and bare threads."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ SYSTEMS: dict[str, System] = {
     "bare threads": BARE,
 }
 BEATS = {"spread": PACED, "in step": f"{PACED}&step=1"}
-COUNTED = 1.0  # seconds in which `perf` counts
-WARM = 5  # streams of as many tokens, before
+COUNTED = 1.0  # seconds for which `perf` counts
+WARM = 5  # warm-up streams, with as many tokens each
 
 
 class Windows(NamedTuple):
-    """What one system was measured at, with one kind of beat."""
+    """The measurements of one system with one kind of timing."""
 
     short: dict[str, Any]  # streams from start to end
-    long: dict[str, Any]  # a window in the middle of long ones
-    events: dict[str, float]  # a token, of long ones
+    long: dict[str, Any]  # a window in the middle of long streams
+    events: dict[str, float]  # per token, of long streams
 
 
 def window(measured: System, model: str, sizes: Sizes) -> Windows:
-    """A fresh server, and both kinds of streams."""
+    """Measure both kinds of streams on a new server."""
     kind, streams = measured[0], sizes.load_streams
     with source() as (upstream, url), system(kind, url, streams) as (address, pid):
         watched = {"server": pid, "source": upstream.pid}
@@ -63,18 +63,19 @@ def window(measured: System, model: str, sizes: Sizes) -> Windows:
 
 
 def tokens(sizes: Sizes) -> Iterator[Row]:
-    """CPU a token, latencies, and what the kernel counts."""
+    """Rows about CPU per token, latencies, and kernel events."""
     seen: dict[tuple[str, str], list[Windows]] = {}
     for _, (beat, model), (name, measured) in product(
         range(sizes.load_rounds), BEATS.items(), SYSTEMS.items()
     ):
         seen.setdefault((name, beat), []).append(window(measured, model, sizes))
-    short = {key: median(per_token(w.short) for w in each) for key, each in seen.items()}
-    long = {key: median(per_token(w.long) for w in each) for key, each in seen.items()}
-    doubts = {key: warnings([w.long for w in each], _offered(sizes)) for key, each in seen.items()}
+    short = {key: median(per_token(w.short) for w in windows) for key, windows in seen.items()}
+    long = {key: median(per_token(w.long) for w in windows) for key, windows in seen.items()}
+    long_windows = {key: [w.long for w in windows] for key, windows in seen.items()}
+    doubts = {key: warnings(windows, _offered(sizes)) for key, windows in long_windows.items()}
     yield from _costs(short, long, doubts, sizes)
-    yield from _latencies({key: [w.long for w in each] for key, each in seen.items()}, sizes)
-    yield from _kernel({key: [w.events for w in each] for key, each in seen.items()})
+    yield from _latencies(long_windows, sizes)
+    yield from _kernel({key: [w.events for w in windows] for key, windows in seen.items()})
 
 
 Costs = dict[tuple[str, str], float]
@@ -109,7 +110,9 @@ def _costs(
             own, other, bare = cost[name, beat], cost[over, beat], cost["bare threads", beat]
             beside = f"; bare threads {bare:.0f} µs" if other != bare else ""
             doubt = "".join(
-                f" **{who}: {each}**" for who in (name, over) for each in doubts[who, beat]
+                f" **{label}: {warning}**"
+                for label in (name, over)
+                for warning in doubts[label, beat]
             )
             yield at_most(
                 f"CPU a token, {figure}, {kind}, {beat}: Halt / {over}",
@@ -141,32 +144,36 @@ def _costs(
         )
 
 
-def _latencies(windows: dict[tuple[str, str], list[dict[str, Any]]], sizes: Sizes) -> Iterator[Row]:
+def _latencies(
+    windows_by_key: dict[tuple[str, str], list[dict[str, Any]]], sizes: Sizes
+) -> Iterator[Row]:
     note = (
         f"a token's way from the upstream's send to the reader's receive, {sizes.load_streams} long "
         f"streams x {RATE} tokens/s; in brackets the processor time of the window, 100 % is one "
         "core. Tokens in step wait for one another: there the bare threads' figure is the measure"
     )
-    for (name, beat), each in sorted(windows.items(), key=lambda one: one[0][1] != "spread"):
-        p50, p99 = (median(w[p] for w in each) for p in ("p50", "p99"))
+    for (name, beat), windows in sorted(
+        windows_by_key.items(), key=lambda item: item[0][1] != "spread"
+    ):
+        p50, p99 = (median(w[p] for w in windows) for p in ("p50", "p99"))
         judged = (name, beat) == ("Halt", "spread")
         yield Row(
             f"Relay latency a token, {beat}, p50 / p99: {name}",
             "≤ 0.6 / 8 ms" if judged else "",
             "≤ 0.4 / 4 ms" if judged else "",
-            f"{number(p50)} / {number(p99)} ms; {busy(each, _offered(sizes))}",
+            f"{number(p50)} / {number(p99)} ms; {busy(windows, _offered(sizes))}",
             p50 <= 0.6 and p99 <= 8 if judged else None,
             p50 <= 0.4 and p99 <= 4,
             note=note,
         )
 
 
-def _kernel(events: dict[tuple[str, str], list[dict[str, float]]]) -> Iterator[Row]:
-    for (name, beat), each in events.items():
-        counted = [one for one in each if one]
+def _kernel(events_by_key: dict[tuple[str, str], list[dict[str, float]]]) -> Iterator[Row]:
+    for (name, beat), windows in events_by_key.items():
+        counts = [events for events in windows if events]
         measured = ", ".join(
-            f"{median(one[event] for one in counted):.2f} {event}"
-            for event in (counted[0] if counted else ())
+            f"{median(events[event] for events in counts):.2f} {event}"
+            for event in (counts[0] if counts else ())
         )
         yield Row(
             f"Kernel, a token, {beat}: {name}",
@@ -179,12 +186,12 @@ def _kernel(events: dict[tuple[str, str], list[dict[str, float]]]) -> Iterator[R
 
 
 def journal(sizes: Sizes) -> Iterator[Row]:
-    """CPU a token with the journal over that without, in turns."""
+    """A row about the CPU per token with and without the store's event log, in turns."""
     cost: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(sizes.store_rounds):
         cost["with"].append(per_token(steady(HALT, sizes)))
         cost["without"].append(per_token(steady(STORELESS, sizes)))
-    stored, alone = (median(each) for each in cost.values())
+    stored, alone = map(median, cost.values())
     yield at_most(
         "CPU a token, JSON, long streams: with the journal / without",
         stored / alone,

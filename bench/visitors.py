@@ -1,8 +1,8 @@
 """Clients that load pages: `python -m bench.visitors HOST PORT CLIENTS`.
 
-It makes a conversation of two turns, says {"ready": true}, loads an empty page and the conversation
-in turns, each client on a connection of its own without a pause, until its standard input ends.
-Then it says {"seconds": how long, "times": milliseconds of each page}.
+It creates a conversation of two turns, prints {"ready": true}, and loads an empty page and the
+conversation in turns until its standard input ends, each client on its own connection and without
+pauses. Then it prints {"seconds": duration, "times": milliseconds of each page}.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import threading
 import time
 
 from bench.phases import wait_for
-from bench.readers import told_to_end
+from bench.readers import stdin_ended
 from tests.support.raw_http import Address, ask, connect, form, receive, request
 
 
 def visit(address: Address, paths: list[str], cookie: str, over: threading.Event) -> list[float]:
-    """Milliseconds of each page, until it is over."""
+    """Load pages until `over`; return the milliseconds of each."""
     times: list[float] = []
     with connect(address) as sock:
         while not over.is_set():
@@ -44,9 +44,9 @@ def main() -> None:
         fields = {"prompt": "hello", "id": stream_id, "model": "once"}
         with connect(address) as sock:
             sock.sendall(form(f"/c/{conversation}/messages", more=cookie, **fields))
-            said = sock.recv(65536)
-            if not said.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"no conversation: {said[:300]!r}")
+            response = sock.recv(65536)
+            if not response.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"no conversation: {response[:300]!r}")
         with connect(address) as sock:
             sock.sendall(request("GET", f"/streams/{stream_id}", more=cookie))
             wait_for(sock, b"", b"data: [DONE]", 1)
@@ -55,18 +55,17 @@ def main() -> None:
     times: list[float] = []
 
     def client() -> None:
-        mine = visit(address, ["/", f"/c/{conversation}"], cookie, over)
-        times.extend(mine)
+        times.extend(visit(address, ["/", f"/c/{conversation}"], cookie, over))
 
     threads = [threading.Thread(target=client, daemon=True) for _ in range(int(clients))]
     began = time.monotonic()
-    for each in threads:
-        each.start()
-    while not told_to_end(0.1):
+    for thread in threads:
+        thread.start()
+    while not stdin_ended(0.1):
         pass
     over.set()
-    for each in threads:
-        each.join(20)
+    for thread in threads:
+        thread.join(20)
     print(json.dumps({"seconds": time.monotonic() - began, "times": times}), flush=True)
 
 
