@@ -6,10 +6,12 @@ The examples in documents are run by `tests/server/test_document_examples.py` an
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields
 from pathlib import Path
+from typing import get_args
 
 import grimp
 import pytest
@@ -18,8 +20,12 @@ from halt.app import create_app
 from halt.config.provider_setup import setup
 from halt.config.providers import KINDS
 from halt.config.settings import Config
+from halt.core.events import Event
+from halt.core.metrics import Metrics
+from halt.core.receipts import Receipt
 from halt.errors import CODES, STATUSES
 from halt.web.cors import API
+from halt.web.schemas import Health
 from halt.web.starts import StartRequest
 from tests.support.documents import DOCUMENTS, ROOT, anchor, examples, headings, table_rows
 
@@ -175,6 +181,37 @@ def test_the_fields_of_a_start_are_documented() -> None:
     assert named == set(StartRequest.__struct_fields__)
 
 
+def section_of(name: str, heading: str) -> str:
+    """The text below a heading, up to the next one."""
+    return re.split(r"\n#+ ", text_of(name).partition(f"{heading}\n")[2])[0]
+
+
+def first_names(section: str) -> set[str]:
+    """The names in the first cells of a section's tables."""
+    return {name for cells in table_rows(section) for name in names_in(cells[0])}
+
+
+def test_events_and_their_fields_are_documented() -> None:
+    """docs/protocol.md has each type of event with its fields, and the fields of metrics."""
+    section = section_of("docs/protocol.md", "\n## Events")
+    types = {str(kind.__struct_config__.tag): kind for kind in get_args(Event)}
+    assert first_names(section) == set(types)
+    shown = [json.loads(line.replace("{...}", "{}")) for line in re.findall(r"    (\{.*)", section)]
+    for tag, kind in types.items():
+        fields_shown = set().union(*(event for event in shown if event["type"] == tag)) - {"type"}
+        optional = {"extra"}  # in the text below the table
+        assert fields_shown == set(kind.__struct_fields__) - optional, tag
+    assert first_names(section_of("docs/protocol.md", "\n### Metrics")) == set(
+        Metrics.__struct_fields__
+    ) - {"tokens_estimated"}  # named in the row of `tokens`
+
+
+def test_the_fields_of_receipts_and_health_are_documented() -> None:
+    receipt = first_names(section_of("docs/protocol.md", "\n## Receipts"))
+    assert receipt == set(Receipt.__struct_fields__) - {"id"}
+    assert first_names(section_of("docs/api.md", "\n## Health")) == set(Health.__struct_fields__)
+
+
 def defined_codes() -> set[str]:
     """Error codes in the source: of classes of errors, of refusals, and of CODES."""
     codes = set(CODES)
@@ -220,7 +257,7 @@ def test_the_library_names_each_kind_of_provider() -> None:
     "label",
     [
         *("Compare", "Continue", "Delete", "Discard", "Display", "Edit", "Export all as JSON"),
-        *("Go on with this", "Import JSON…", "Regenerate", "Rename", "Saving is behind"),
+        *("Import JSON…", "Regenerate", "Rename", "Saving is delayed", "Use this answer"),
         *("Send now", "Thinking…", "Thought for", "Undo", "Waiting for the model"),
     ],
 )
