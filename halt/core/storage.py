@@ -1,4 +1,4 @@
-"""What the core needs of a store. `halt.store.writer` and `halt.store.replay` fulfil it."""
+"""The interfaces of a store that the core calls. `halt.store` implements them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from halt.core.generation import Generation
 
 
 class Writer(Protocol):
-    """Writes down what generations produce, behind them: see `halt.store.writer.StoreWriter`.
+    """Writes generations to a store asynchronously: see `halt.store.writer.StoreWriter`.
 
-    No call but `close` waits for the store, and none raises for its sake.
+    Only `exists` and `close` wait for the store, for a limited time; no call raises its errors.
     """
 
     worker: str
 
     def start(self) -> None: ...
-    def add(self, recording: Generation) -> None: ...
+    def add(self, generation: Generation) -> None: ...
     def notify_end(self) -> None: ...
     def exists(self, stream_id: str) -> bool: ...
     def is_pending(self, stream_id: str) -> bool: ...
@@ -26,7 +26,7 @@ class Writer(Protocol):
 
 
 class Replay(Protocol):
-    """Generations that have ended: see `halt.store.replay.Replay`."""
+    """Reads ended generations from a store: see `halt.store.replay.Replay`."""
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None: ...
     def ended_among(

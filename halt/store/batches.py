@@ -1,4 +1,4 @@
-"""What is new in the logs of generations, as the values that the database takes in one go."""
+"""Collects the new events of generations as a batch that the store writes in one transaction."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from halt.errors import OffsetLost
 
 @dataclass(frozen=True)
 class NewGeneration:
-    """A generation to be written down. Those of conversations are so already, by `begin`."""
+    """A generation that may need its row. `Turns` has already added those of conversations."""
 
     stream_id: str
     owner: str | None  # None: anyone who knows the ID may read it
     worker: str
-    requested_model: str = ""  # the model that was chosen
+    requested_model: str = ""  # "" for the default one
     started_at: float = 0.0  # seconds since 1970
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive events of a generation. Times are milliseconds since it began."""
+    """Consecutive events of a generation, each with milliseconds since the generation's start."""
 
     stream_id: str
     first_seq: int
@@ -37,24 +37,24 @@ class Chunk:
 
 @dataclass(frozen=True)
 class GenerationEnd:
-    """How a generation ended. The terminal event itself comes in the last `Chunk`, too."""
+    """The end of a generation. Its terminal event is in its last `Chunk` too."""
 
     stream_id: str
     ended: Terminal
     ended_at: float  # seconds since 1970
     last_seq: int
-    answer: str = ""  # all of the message's text, cut to what was seen, with a Continue's prefix
-    model: str = ""  # as it names itself
+    answer: str = ""  # the message's whole text: with a Continue's prefix, cut at `seen`
+    model: str = ""  # as the model names itself
     steps: tuple[Step, ...] = ()  # of this generation
-    seen: int | None = None  # the last event that the one who stopped it had seen
+    seen: int | None = None  # the last event that the client had received when it sent the Stop
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What all generations of a process have produced since the last one: written as one.
+    """New events of all generations of a process, for one transaction.
 
-    `worker`: whose generations they are. One that the store has as another worker's is not written
-    to. None: it is not looked at.
+    `worker` is the ID of their process: a generation that belongs to another worker in the store is
+    not written to. None: the worker is not compared.
     """
 
     begun: tuple[NewGeneration, ...] = ()
@@ -65,102 +65,103 @@ class Batch:
 
 @dataclass(eq=False)
 class PendingGeneration:
-    """A generation that is not in the store as a whole."""
+    """A generation that is not completely in the store."""
 
-    recording: Generation
-    begun: bool = False  # the store knows of it
-    written: int = 0  # the last event that is in the store
+    generation: Generation
+    is_stored: bool = False  # its row is in the store
+    last_written: int = 0  # number of its last event that is in the store
 
 
 class BatchPart(NamedTuple):
-    """What a batch holds of one generation."""
+    """The part of a batch that belongs to one generation."""
 
     entry: PendingGeneration
-    events: int  # how many
-    upto: int  # the last of them
+    event_count: int
+    last_seq: int  # number of its last event
     chunks: tuple[Chunk, ...]
     begun: NewGeneration | None
     ended: GenerationEnd | None
 
 
 def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | None:
-    """What is new of one generation, at most `room` events of it."""
-    recording = entry.recording
+    """At most `room` new events of one generation; None if there is nothing to write."""
+    generation = entry.generation
     events: list[tuple[int, Event]] = []
-    if room > 0 and recording.log.last > entry.written:
-        events = _events(entry)[:room]
-    elif entry.begun:
+    if room > 0 and generation.log.last > entry.last_written:
+        events = _new_events(entry)[:room]
+    elif entry.is_stored:
         return None
-    upto, last = events[-1] if events else (entry.written, None)
+    last_seq, last = events[-1] if events else (entry.last_written, None)
     begun = ended = None
-    if not entry.begun:
-        asked, started = recording.asked, _wall(recording.started_at)
-        begun = NewGeneration(recording.id, recording.owner, worker, asked, started)
+    if not entry.is_stored:
+        started_at = _epoch_seconds(generation.started_at)
+        begun = NewGeneration(generation.id, generation.owner, worker, generation.asked, started_at)
     if last is not None and is_terminal(last):
         ended = GenerationEnd(
-            recording.id,
+            generation.id,
             last,
-            _wall(recording.ended_at or now()),
-            upto,
-            recording.answer()[1],
-            recording.model,
-            steps.steps_of(recording),
-            recording.kept,
+            _epoch_seconds(generation.ended_at or now()),
+            last_seq,
+            generation.answer()[1],
+            generation.model,
+            steps.steps_of(generation),
+            generation.kept,
         )
-    return BatchPart(entry, len(events), upto, _chunks(recording, events), begun, ended)
+    return BatchPart(entry, len(events), last_seq, _chunks(generation, events), begun, ended)
 
 
-def batch_of(steps: Sequence[BatchPart], worker: str) -> Batch:
+def batch_of(parts: Sequence[BatchPart], worker: str) -> Batch:
     return Batch(
-        tuple(step.begun for step in steps if step.begun),
-        tuple(each for step in steps for each in step.chunks),
-        tuple(step.ended for step in steps if step.ended),
+        tuple(part.begun for part in parts if part.begun),
+        tuple(chunk for part in parts for chunk in part.chunks),
+        tuple(part.ended for part in parts if part.ended),
         worker,
     )
 
 
-def _events(entry: PendingGeneration) -> list[tuple[int, Event]]:
-    """The events that are not in the store, in order.
+def _new_events(entry: PendingGeneration) -> list[tuple[int, Event]]:
+    """The numbered events that are not in the store, in order.
 
-    Where the log has let go of some, their text is in the recording still; what was no text is
-    missing then.
+    Events that the log has dropped are rebuilt from the text that the generation keeps; those
+    without text are missing.
     """
-    recording, log = entry.recording, entry.recording.log
+    generation, log = entry.generation, entry.generation.log
     while True:
         try:
-            return log.read(entry.written)
+            return log.read(entry.last_written)
         except OffsetLost:
             first = log.first
-            lost: list[tuple[int, Event]] = [
+            rebuilt: list[tuple[int, Event]] = [
                 (number, Content(text))
-                for number in range(entry.written + 1, first)
-                if (text := recording.piece(number))
+                for number in range(entry.last_written + 1, first)
+                if (text := generation.piece(number))
             ]
             try:
-                return lost + log.read(first - 1)
-            except OffsetLost:  # it has let go of some more in between
+                return rebuilt + log.read(first - 1)
+            except OffsetLost:  # the log has dropped more events in between
                 continue
 
 
-def _chunks(recording: Generation, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
-    """The events with their times, a chunk for each row of numbers without a gap."""
+def _chunks(generation: Generation, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
+    """The events with their times: one chunk, or one for each event where numbers are missing."""
     if not events:
         return ()
-    stream_id, began = recording.id, recording.started_at
+    stream_id, started_at = generation.id, generation.started_at
     first, last = events[0][0], events[-1][0]
-    came = recording.came_at
-    timed: list[tuple[float, Event]] = []
+    time_of = generation.came_at
+    end: list[tuple[float, Event]] = []
     if is_terminal(events[-1][1]):
-        *events, (_, ended) = events
-        at = recording.ended_at or now()
-        timed = [(_ms(at - began), ended)]
-    if last - first + 1 == len(events) + len(timed):  # as always, unless a log has let go of some
-        said = [(_ms(came(number) - began), event) for number, event in events]
-        return (Chunk(stream_id, first, said + timed),)
+        *events, (_, terminal) = events
+        at = generation.ended_at or now()
+        end = [(_ms(at - started_at), terminal)]
+    if last - first + 1 == len(events) + len(end):  # the usual case: the log has dropped no event
+        timed = [(_ms(time_of(number) - started_at), event) for number, event in events]
+        return (Chunk(stream_id, first, timed + end),)
     chunks = [
-        Chunk(stream_id, number, [(_ms(came(number) - began), event)]) for number, event in events
+        Chunk(stream_id, number, [(_ms(time_of(number) - started_at), event)])
+        for number, event in events
     ]
-    return (*chunks, Chunk(stream_id, last, timed)) if timed else tuple(chunks)
+    return (*chunks, Chunk(stream_id, last, end)) if end else tuple(chunks)
 
 
 def _ms(seconds: float) -> float:
@@ -168,6 +169,6 @@ def _ms(seconds: float) -> float:
     return int(seconds * 10_000) / 10
 
 
-def _wall(at: float) -> float:
-    """A time on the clock of `halt.clock.now` as seconds since 1970."""
+def _epoch_seconds(at: float) -> float:
+    """A time of `halt.clock.now` as seconds since 1970."""
     return time.time() - (now() - at)

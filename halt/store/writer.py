@@ -1,17 +1,18 @@
-"""Writes down what the generations of this process produce, behind them, in batches.
+"""Writes the events of this process's generations to the store, asynchronously and in batches.
 
-One thread looks at the log of every generation once in a period and hands what is new to the
-store, all of it in one transaction. An end is written as soon as it happens, in a transaction of
-the ends alone: a turn of all for each end took half of the store writer's time at 22 ends a second.
-Generations know nothing of it: a store that is slow, locked, full or gone costs them nothing. What
-could not be written is still in their logs, so it is simply taken from there again, at growing
-intervals, until the store is well.
+Once per period one thread reads the event log of every generation and writes all new events in one
+transaction. The end of a generation is written at once, in a transaction that holds only the
+generations that have ended: with a full turn for each end, the thread spent half of its time on
+ends at 22 ends per second. Generations do not wait for the thread, so a store that is slow, locked,
+full or unreachable does not delay them. After a failed transaction the thread reads the same events
+from the logs again, at growing intervals, until the store accepts them.
 
-What is lost when the process is killed is what came since the last transaction: a quarter of a
-second at most, while the store takes at most 50 ms for a transaction.
+When the process is killed, the events since the last transaction are lost: at most 0.25 s of them,
+while the store takes at most 50 ms for a transaction.
 
-Threads: `_changed` protects the table and the flags, and is held for table work only. What stands
-in an entry beside its recording belongs to the store writer's thread.
+Threads: `_changed` protects the table of pending generations and the flags; it is never held during
+a call of the store. Only the writer's thread uses the fields `is_stored` and `last_written` of a
+`PendingGeneration`.
 """
 
 from __future__ import annotations
@@ -31,88 +32,90 @@ from halt.store.batches import BatchPart, PendingGeneration, batch_of, batch_par
 from halt.store.generations import Generations
 from halt.store.lookups import LOOKUP_WAIT, Lookups
 
-PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
-SHARE = 0.01  # of the time is for turns; what takes more makes the period longer
-PERIOD_MAX = 0.15  # seconds from the beginning of a turn to the end of the next
+PERIOD = 0.1  # seconds from the start of a turn to the start of the next
+SHARE = 0.01  # of the time is for turns; a longer turn makes the period longer
+PERIOD_MAX = 0.15  # seconds from the start of a turn to the end of the next
 PAUSE = 0.02  # seconds between two turns, however long they take
-BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
-BEHIND = 2.0  # seconds that anything may wait to be written before it is said
-BATCH_EVENTS = 20_000  # of one transaction; what is more goes into the next, at once
-GIVEN_UP_MAX = 10_000  # generations that are remembered after they were given up, the newest
-INTERRUPT_TRIES = 3  # attempts to end one of them in a store that is well
-SWEEP_EVERY = 3600.0  # seconds between two looks for what is kept for a time only
-LATER = 60.0  # seconds until the next look after one for which the store was not well
-CLOSE_WAIT = 3.0  # seconds that leaving waits for the store
+BACKOFF_MAX = 2.0  # seconds between two attempts while the store fails
+BEHIND = 2.0  # seconds that an event may wait to be written before `saving` reports it
+BATCH_EVENTS = 20_000  # per transaction; the next transaction with the rest follows at once
+INTERRUPT_MAX = 10_000  # generations that may wait to be interrupted in the store; the newest stay
+INTERRUPT_TRIES = 3  # attempts to interrupt one of them while the store works
+SWEEP_EVERY = 3600.0  # seconds between two removals of expired rows
+LATER = 60.0  # seconds until the next attempt after a removal or an interruption that failed
+CLOSE_WAIT = 3.0  # seconds that `close` waits for the store
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Saving:
-    """How saving goes. `behind`: something has waited for BEHIND seconds; `failed`: in vain."""
+    """State of saving. `behind`: an event has waited for BEHIND seconds; `failed`: for `reason`."""
 
     state: Literal["saved", "behind", "failed"] = "saved"
     reason: str = ""
 
 
 class StoreWriter:
-    """All generations of this process that are not in the store as a whole."""
+    """Writes all generations of this process that are not completely in the store."""
 
     def __init__(self, store: Generations, worker: str, lookups: Lookups | None = None) -> None:
-        """`worker` is this process's ID; it may change until the first generation begins."""
+        """`worker` is this process's ID; it may change until the first generation is added."""
         self.worker = worker
         self._store = store
         self._lookups = lookups or Lookups()
         self._changed = threading.Condition(threading.Lock())
         self._entries: dict[str, PendingGeneration] = {}
-        self._hurry = False  # something has ended
-        self._idle = False  # the thread waits for something to do
-        self._due = 0.0  # when the next turn begins
+        self._has_ends = False  # a generation has ended since the last turn
+        self._is_idle = False  # the thread waits and has nothing to write
+        self._due = 0.0  # when the next turn starts
         self._closing_until: float | None = None
         self._thread: threading.Thread | None = None
-        self._clean_at = now()  # whatever came before has been written
+        self._clean_at = now()  # all events before this time are written
         self._fault = ""  # why the last attempt failed
         self._failures = 0  # since the last success
-        self._given_up: list[str] = []  # let go of before they could be written
-        #: Of those whose end in the store went wrong: attempts so far, and the time of the next.
-        self._broken: dict[str, tuple[int, float]] = {}
+        self._to_interrupt: list[str] = []  # stream IDs; no longer pending, still running in SQL
+        #: Stream IDs whose interruption failed: attempts so far, and the time of the next one.
+        self._retries: dict[str, tuple[int, float]] = {}
         self._sweep_at = now()
 
-    # --- what generations and their readers use ---------------------------------------------------
+    # --- calls from any thread --------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread now, and not with the first generation: what is kept for a time only is
-        removed from the store also while nothing is generated. Harmless when repeated."""
+        """Start the thread, so that it removes expired rows also without any generation.
+
+        Further calls have no effect.
+        """
         self._lookups.start()
         with self._changed:
             self._wake()
 
-    def add(self, recording: Generation) -> None:
-        """Write this one down from now on."""
+    def add(self, generation: Generation) -> None:
+        """Write this generation to the store from now on."""
         with self._changed:
             if not self._entries:
                 self._clean_at = now()
                 self._due = max(self._due, now() + PERIOD)
-            self._entries[recording.id] = PendingGeneration(recording)
-            if self._idle or self._thread is None:
+            self._entries[generation.id] = PendingGeneration(generation)
+            if self._is_idle or self._thread is None:
                 self._wake()
 
     def notify_end(self) -> None:
-        """A generation has ended: it is written down at once."""
+        """Make the thread write the generations that have ended at once."""
         with self._changed:
-            self._hurry = True
+            self._has_ends = True
             self._wake()
 
     def interrupt(self, stream_ids: Iterable[str]) -> None:
-        """The store believes that these run, and they do not: they are ended there."""
+        """End generations that are running in the store only: no process makes them."""
         with self._changed:
-            self._given_up = [*self._given_up, *stream_ids][-GIVEN_UP_MAX:]
+            self._to_interrupt = [*self._to_interrupt, *stream_ids][-INTERRUPT_MAX:]
             self._wake()
 
     def exists(self, stream_id: str) -> bool:
-        """The store has a generation with this ID; False also where it does not answer in time.
+        """Whether the store has a generation with this ID; False if it does not answer in time.
 
-        One that fails is not asked: no start waits for it.
+        A store that fails is not queried, so that no start waits for it.
         """
         if self.is_failing:
             return False
@@ -120,61 +123,64 @@ class StoreWriter:
 
     @property
     def is_failing(self) -> bool:
-        """The last attempt to write was in vain: whoever can do without the store asks it not."""
+        """Whether the last write failed; callers should then skip optional reads of the store."""
         return bool(self._fault)
 
     def is_pending(self, stream_id: str) -> bool:
-        """It is not in the store as a whole: whoever lets go of it loses some of it."""
+        """Whether the store lacks a part of it, which is lost if its log is dropped now."""
         return stream_id in self._entries
 
     def wait_written(self, stream_id: str, timeout: float) -> bool:
-        """Wait until a generation that has ended is in the store as a whole; False: not in time."""
+        """Wait until an ended generation is completely in the store; False after the timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: stream_id not in self._entries, timeout)
 
     def drop(self, stream_ids: Iterable[str]) -> None:
-        """Memory is short: these are let go of. The store gets what it has of them, and no more."""
+        """Write no more of these generations, because their logs are dropped to free memory.
+
+        In the store they are interrupted after the last event that was written.
+        """
         with self._changed:
-            lost = [each for each in stream_ids if self._entries.pop(each, None)]
-            first = lost and not self._given_up
-            self._given_up = [*self._given_up, *lost][-GIVEN_UP_MAX:]
+            dropped = [stream_id for stream_id in stream_ids if self._entries.pop(stream_id, None)]
+            is_first = dropped and not self._to_interrupt
+            self._to_interrupt = [*self._to_interrupt, *dropped][-INTERRUPT_MAX:]
             self._changed.notify_all()
-        if first:
+        if is_first:
             logger.error("no memory is left for what could not be saved: answers are being lost")
 
     @property
     def saving(self) -> Saving:
-        """How it goes."""
+        """The state of saving, for users."""
         if not self._entries or now() - self._clean_at < BEHIND:
             return Saving()
         return Saving("failed", self._fault) if self._fault else Saving("behind")
 
     def close(self, timeout: float = CLOSE_WAIT) -> bool:
-        """Write what there is and end the thread; False: not all of it within `timeout` seconds."""
+        """Write all events and end the thread; False if some are unwritten after `timeout` s."""
         with self._changed:
             if self._closing_until is None:
                 self._closing_until = now() + timeout
-                self._hurry = True
+                self._has_ends = True
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
             thread.join(timeout)
         self._lookups.close(LOOKUP_WAIT)
         with self._changed:
-            left = self._unwritten()
-        if left:
-            logger.error("%d answers could not be saved as a whole: %s", left, self._fault)
-        return not left
+            unwritten = self._count_unwritten()
+        if unwritten:
+            logger.error("%d answers could not be saved as a whole: %s", unwritten, self._fault)
+        return not unwritten
 
     # --- the thread -------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Let the thread look; start it where there is none. The lock is held."""
+        """Wake the thread, or start it. The caller holds `_changed`."""
         if self._thread is None and self._closing_until is None:
             thread = threading.Thread(target=self._run, name="halt-writer", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # the system has no more threads: the next event tries again
+            except RuntimeError:  # the system has no more threads: the next call tries again
                 logger.exception("the store writer failed")
                 return
             self._thread = thread
@@ -190,99 +196,103 @@ class StoreWriter:
                 self._failed("something went wrong in Halt itself")
 
     def _await_turn(self) -> bool:
-        """Wait until there is something to do. False: nothing more will be."""
+        """Wait until the next turn is due; False when the thread must end."""
         with self._changed:
-            if not self._entries and not self._given_up:
-                self._idle = True
+            if not self._entries and not self._to_interrupt:
+                self._is_idle = True
                 self._changed.wait_for(
-                    lambda: self._entries or self._given_up or self._closing_until is not None,
+                    lambda: self._entries or self._to_interrupt or self._closing_until is not None,
                     max(
-                        0.0, min([self._sweep_at, *(at for _, at in self._broken.values())]) - now()
+                        0.0,
+                        min([self._sweep_at, *(at for _, at in self._retries.values())]) - now(),
                     ),
                 )
-                self._idle = False
+                self._is_idle = False
             self._changed.wait_for(
-                lambda: self._closing_until is not None or (self._hurry and not self._failures),
+                lambda: self._closing_until is not None or (self._has_ends and not self._failures),
                 max(0.0, self._due - now()),
             )
             if self._closing_until is not None:
-                if not self._unwritten() or now() >= self._closing_until:
+                if not self._count_unwritten() or now() >= self._closing_until:
                     return False
-                if not self._hurry:
+                if not self._has_ends:
                     self._changed.wait(PERIOD)
                 self._due = now()
-            self._hurry = False
+            self._has_ends = False
             return True
 
-    def _unwritten(self) -> int:
-        """Generations that have something which is not in the store."""
+    def _count_unwritten(self) -> int:
+        """Number of generations with events that are not in the store. `_changed` is held."""
         return sum(
-            not entry.begun or entry.written < entry.recording.log.last
+            not entry.is_stored or entry.last_written < entry.generation.log.last
             for entry in self._entries.values()
         )
 
     def _turn(self) -> None:
-        """Write what is new, once; before it is due, of those that have ended."""
+        """Write new events once: of all generations, or before `_due` only of the ended ones."""
         at = now()
-        due = at >= self._due
+        is_due = at >= self._due
         with self._changed:
             entries = list(self._entries.values())
-            given_up = list(self._given_up)
-        if not due:
-            entries = [each for each in entries if each.recording.log.ended is not None]
-        given_up += [stream_id for stream_id, (_, again) in self._broken.items() if again <= at]
-        steps, left = [], BATCH_EVENTS
+            stream_ids = list(self._to_interrupt)
+        if not is_due:
+            entries = [entry for entry in entries if entry.generation.log.ended is not None]
+        stream_ids += [
+            stream_id for stream_id, (_, retry_at) in self._retries.items() if retry_at <= at
+        ]
+        parts, room = [], BATCH_EVENTS
         for entry in entries:
             try:
-                step = batch_part(entry, left, self.worker)
+                part = batch_part(entry, room, self.worker)
             except Exception:
-                logger.exception("stream %s cannot be saved", entry.recording.id)
-                self._let_go(entry)
+                logger.exception("stream %s cannot be saved", entry.generation.id)
+                self._drop_unstorable(entry)
                 continue
-            if step is not None:
-                left -= step.events
-                steps.append(step)
+            if part is not None:
+                room -= part.event_count
+                parts.append(part)
         try:
-            self._write(steps)
-            ended = self._interrupt(given_up, at)
+            self._write(parts)
+            interrupted = self._interrupt_all(stream_ids, at)
         except StoreUnavailable as fault:
             self._failed(fault.reason)
             return
-        self._succeeded(steps, ended, at, more=left <= 0, due=due)
+        self._succeeded(parts, interrupted, at, has_more=room <= 0, is_due=is_due)
         self._sweep(at)
 
-    def _write(self, steps: list[BatchPart]) -> None:
-        """Write all of it, or what can be written. Raises StoreUnavailable."""
+    def _write(self, parts: list[BatchPart]) -> None:
+        """Write all parts, or each that the store accepts. Raises StoreUnavailable."""
         try:
-            if steps:
-                self._store.write(batch_of(steps, self.worker))
+            if parts:
+                self._store.write(batch_of(parts, self.worker))
         except StoreUnavailable:
             raise
         except Exception:
             logger.exception("a batch of events could not be saved; it is tried one by one")
-            self._one_by_one(steps)
+            self._write_one_by_one(parts)
 
-    def _interrupt(self, stream_ids: Iterable[str], at: float) -> set[str]:
-        """End these in the store; all of them have had an attempt. Raises StoreUnavailable.
+    def _interrupt_all(self, stream_ids: Iterable[str], at: float) -> set[str]:
+        """Try once to interrupt each generation in the store; returns all their stream IDs.
 
-        One that cannot be ended is tried again after LATER seconds, INTERRUPT_TRIES times in all.
+        A failed one is tried again after LATER seconds, INTERRUPT_TRIES times in total. Raises
+        StoreUnavailable.
         """
         for stream_id in stream_ids:
-            tries, _ = self._broken.pop(stream_id, (0, 0.0))
+            tries, _ = self._retries.pop(stream_id, (0, 0.0))
             try:
                 self._store.interrupt(stream_id)
             except StoreUnavailable:
                 raise
             except Exception:
                 logger.exception("stream %s cannot be ended in the store", stream_id)
-                if tries + 1 < INTERRUPT_TRIES and len(self._broken) < GIVEN_UP_MAX:
-                    self._broken[stream_id] = (tries + 1, at + LATER)
+                if tries + 1 < INTERRUPT_TRIES and len(self._retries) < INTERRUPT_MAX:
+                    self._retries[stream_id] = (tries + 1, at + LATER)
         return set(stream_ids)
 
     def _sweep(self, at: float) -> None:
-        """Remove what is kept for a time only, a little in each turn.
+        """Remove some expired rows in each turn until none is left.
 
-        A fault is logged and says nothing of what was written.
+        A failure is logged; it does not count as a failed write.
         """
         if at < self._sweep_at:
             return
@@ -297,46 +307,55 @@ class StoreWriter:
             logger.exception("what is kept for a time only cannot be removed; later again")
         self._sweep_at = at + pause
 
-    def _one_by_one(self, steps: list[BatchPart]) -> None:
-        """Write what can be written. What can't, though the store is well, is let go of.
+    def _write_one_by_one(self, parts: list[BatchPart]) -> None:
+        """Write each part in its own transaction and drop those that a working store refuses.
 
         Raises StoreUnavailable.
         """
-        for step in steps:
+        for part in parts:
             try:
-                self._store.write(batch_of([step], self.worker))
+                self._store.write(batch_of([part], self.worker))
             except StoreUnavailable:
                 raise
             except Exception:
-                logger.exception("stream %s cannot be saved", step.entry.recording.id)
-                self._let_go(step.entry)
+                logger.exception("stream %s cannot be saved", part.entry.generation.id)
+                self._drop_unstorable(part.entry)
 
-    def _let_go(self, entry: PendingGeneration) -> None:
-        """This one cannot be saved, for a reason that is none of the store's."""
-        stream_id = entry.recording.id
+    def _drop_unstorable(self, entry: PendingGeneration) -> None:
+        """Write no more of a generation whose own values are the reason for the failure."""
+        stream_id = entry.generation.id
         with self._changed:
             self._entries.pop(stream_id, None)
-            self._given_up.append(stream_id)
+            self._to_interrupt.append(stream_id)
 
     def _succeeded(
-        self, steps: list[BatchPart], ended: set[str], at: float, *, more: bool, due: bool
+        self,
+        parts: list[BatchPart],
+        interrupted: set[str],
+        at: float,
+        *,
+        has_more: bool,
+        is_due: bool,
     ) -> None:
+        """Note that these parts and interruptions of a turn that started at `at` are stored."""
         if self._failures:
             logger.warning("saving works again")
-        for step in steps:
-            step.entry.begun, step.entry.written = True, step.upto
-        took = now() - at
+        for part in parts:
+            part.entry.is_stored, part.entry.last_written = True, part.last_seq
+        seconds = now() - at
         with self._changed:
-            for step in steps:
-                if step.ended:
-                    self._entries.pop(step.entry.recording.id, None)
-            if ended:
-                self._given_up = [each for each in self._given_up if each not in ended]
-            if more:
+            for part in parts:
+                if part.ended:
+                    self._entries.pop(part.entry.generation.id, None)
+            if interrupted:
+                self._to_interrupt = [
+                    stream_id for stream_id in self._to_interrupt if stream_id not in interrupted
+                ]
+            if has_more:
                 self._due = at
-            elif due:
+            elif is_due:
                 self._clean_at = at
-                self._due = at + period(took)
+                self._due = at + period(seconds)
             self._failures, self._fault = 0, ""
             self._changed.notify_all()
 
@@ -345,11 +364,11 @@ class StoreWriter:
             self._failures += 1
             self._due = now() + min(PERIOD * 2 ** min(self._failures, 10), BACKOFF_MAX)
             self._fault = reason
-            first = self._failures == 1
-        if first:
+            is_first = self._failures == 1
+        if is_first:
             logger.error("saving fails, and is tried again until it works: %s", reason)
 
 
-def period(took: float) -> float:
-    """Seconds from the beginning of a turn that took `took` seconds to that of the next one."""
-    return max(min(max(PERIOD, took / SHARE), PERIOD_MAX - took), took + PAUSE)
+def period(seconds: float) -> float:
+    """Seconds from the start of a turn that took `seconds` to the start of the next one."""
+    return max(min(max(PERIOD, seconds / SHARE), PERIOD_MAX - seconds), seconds + PAUSE)
