@@ -1,1 +1,1 @@
-"""Conversations, generations and their journal in SQL."""
+"""Stores conversations, generations and their events in SQL."""

@@ -1,8 +1,8 @@
-"""What generations leave in the database: written in batches, read back exactly, ended by others.
+"""Writes generations to the database in batches, reads them back, ends those of dead workers.
 
 While a generation runs, its events are rows of `chunks`, each `[[milliseconds, event], ...]`. At
 its end they become one compressed value of its own row, `[[first number, [[...], ...]], ...]`, and
-what it wrote goes into its message.
+its answer becomes the text of its message.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from halt.store.stored_events import (
 )
 from halt.store.tables import conversations, generations, messages, storable
 
-#: Numbers that an interruption leaves out: readers may have seen events that were not written.
+#: Event numbers that an interruption skips: readers may have received events that are not stored.
 GAP = 100_000
 
 DAY = 86_400.0
@@ -46,12 +46,12 @@ DAY = 86_400.0
 logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
-_kept = msgspec.json.Decoder(list[tuple[int, list[Timed]]])
+_stored_events = msgspec.json.Decoder(list[tuple[int, list[Timed]]])
 
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """A generation that has ended, with everything that it produced."""
+    """An ended generation with all its events."""
 
     stream_id: str
     owner: str | None
@@ -60,7 +60,7 @@ class GenerationRecord:
     requested_model: str
     model: str
     state: State
-    prefix: str  # the text from which it went on, where it was a Continue
+    prefix: str  # of a Continue: the text that the answer had before
     started_at: float  # seconds since 1970
     ended_at: float
     last_seq: int
@@ -69,65 +69,65 @@ class GenerationRecord:
 
 
 class Generations:
-    """All generations: for the store writer that writes them, and the replay that reads them."""
+    """The rows and events of all generations. StoreWriter writes them, Replay reads them."""
 
     def __init__(self, database: Database, events_days: float = 7.0) -> None:
         self.database = database
-        self._events_for = events_days * DAY
+        self._events_for = events_days * DAY  # seconds
 
     def write(self, batch: Batch) -> None:
-        """Write down what generations produced, in one transaction.
+        """Write a batch in one transaction.
 
-        What is already there is not written twice, so a batch may be tried again. A generation
-        that is not known, or that has ended, is passed over. An answer stopped before anything
-        leaves no message, nor does its prompt where it has no other answer.
+        A batch may be written again: events that are already stored are not duplicated. Generations
+        that are unknown or have ended are skipped. The message of an answer that was stopped
+        before any of it was shown is removed, and its prompt too if that has no other answer.
         """
-        ending = {each.stream_id: each for each in batch.ended}
-        grown: list[tuple[object, ...]] = []
-        last: defaultdict[str, list[Chunk]] = defaultdict(list)
-        for each in batch.chunks:
-            if each.stream_id in ending:
-                last[each.stream_id].append(each)
-            elif each.events:
-                payload = _encode(each.events)
-                grown.append((each.first_seq, payload, each.stream_id, batch.worker))
+        ends = {end.stream_id: end for end in batch.ended}
+        new_rows: list[tuple[object, ...]] = []
+        last_chunks: defaultdict[str, list[Chunk]] = defaultdict(list)
+        for chunk in batch.chunks:
+            if chunk.stream_id in ends:
+                last_chunks[chunk.stream_id].append(chunk)
+            elif chunk.events:
+                payload = _encode(chunk.events)
+                new_rows.append((chunk.first_seq, payload, chunk.stream_id, batch.worker))
         with self.database.writing(urgent=True) as connection:
             if batch.begun:
-                self._begin(connection, batch.begun)
-            if grown:
-                execute(connection, _GROW, grown)
+                self._add(connection, batch.begun)
+            if new_rows:
+                execute(connection, _ADD_CHUNK, new_rows)
             running = [
                 row
-                for stream_id in ending
+                for stream_id in ends
                 if (row := execute(connection, _RUNNING, (stream_id, batch.worker)).fetchone())
             ]
             lock(connection, (conversation_id for _, conversation_id, _ in running))
             for stream_id, conversation_id, message_id in running:
-                events = gathered(connection, stream_id, last[stream_id], decode_raw)
-                _end(connection, conversation_id, message_id, ending[stream_id], events)
+                events = gathered(connection, stream_id, last_chunks[stream_id], decode_raw)
+                _end(connection, conversation_id, message_id, ends[stream_id], events)
 
     def count(self, stream_id: str, usage: Mapping[str, Any]) -> None:
-        """What the provider has counted for a generation, told after its end; no estimate any more.
+        """Store the token counts that the provider reported after the end; they are exact.
 
-        A generation that is not known, or has not ended, is passed over.
+        A generation that is unknown or has not ended is skipped.
         """
-        told = dict(usage)
+        counts = dict(usage)
         with self.database.writing() as connection:
             connection.execute(
                 update(generations)
                 .where(generations.c.id == stream_id, generations.c.state != "running")
                 .values(
-                    prompt_tokens=_count(told, "prompt_tokens", "input_tokens"),
-                    completion_tokens=_count(told, "completion_tokens", "output_tokens"),
+                    prompt_tokens=_count(counts, "prompt_tokens", "input_tokens"),
+                    completion_tokens=_count(counts, "completion_tokens", "output_tokens"),
                     estimated=False,
-                    usage=_encode(told),
+                    usage=_encode(counts),
                 )
             )
 
     def get_ended(self, stream_id: str, requester: str | None) -> GenerationRecord | None:
-        """A generation that has ended, and may be read by the requester; None: there is none.
+        """The ended generation; None if there is none or the requester may not read it.
 
-        Nor is there one when its events have gone, HALT_EVENTS_DAYS after its end.
+        Also None when its events have been removed, HALT_EVENTS_DAYS days after its end.
         """
         with self.database.reading() as connection:
             row = connection.execute(
@@ -158,39 +158,39 @@ class Generations:
             row.seen,
             tuple(
                 (first + index, at, event)
-                for first, events in _kept.decode(zlib.decompress(row.events))
+                for first, events in _stored_events.decode(zlib.decompress(row.events))
                 for index, (at, event) in enumerate(events)
             ),
         )
 
     def state(self, stream_id: str, requester: str | None) -> State | None:
-        """How a generation is that the requester may read; None: there is none."""
+        """The state of a generation; None if there is none or the requester may not read it."""
         with self.database.reading() as connection:
-            found = select(generations.c.state, generations.c.owner)
-            row = connection.execute(found.where(generations.c.id == stream_id)).one_or_none()
+            query = select(generations.c.state, generations.c.owner)
+            row = connection.execute(query.where(generations.c.id == stream_id)).one_or_none()
         return None if row is None or not may_touch(row.owner, requester) else row.state
 
     def exists(self, stream_id: str) -> bool:
-        """Whether a generation has this ID, of whomever, running or ended."""
+        """Whether any owner's generation has this ID, running or ended."""
         with self.database.reading() as connection:
-            # A statement of SQLAlchemy's costs 140 us here, on the way of each start with an ID.
+            # Plain SQL: SQLAlchemy would add 140 us to every start with an ID.
             return execute(connection, _EXISTS, (stream_id,)).fetchone() is not None
 
     def workers_running(self) -> dict[str, float]:
-        """The workers that have generations which have not ended, and when the last of them began.
+        """The workers of running generations, each with the start time of its newest one.
 
         In seconds since 1970.
         """
         with self.database.reading() as connection:
-            found = (
+            query = (
                 select(generations.c.worker, func.max(generations.c.started_at).label("began"))
                 .where(generations.c.state == "running")
                 .group_by(generations.c.worker)
             )
-            return {each.worker: each.began for each in connection.execute(found)}
+            return {row.worker: row.began for row in connection.execute(query)}
 
     def running_of(self, worker: str) -> list[str]:
-        """Its generations that have not ended."""
+        """The stream IDs of a worker's running generations, oldest first."""
         with self.database.reading() as connection:
             return list(
                 connection.scalars(
@@ -201,80 +201,81 @@ class Generations:
             )
 
     def interrupt(self, stream_id: str) -> bool:
-        """End a generation whose worker is gone with what was written of it.
+        """End a running generation as interrupted, after its last stored event.
 
-        True for the one caller who did; False where it had ended, or is not known.
+        Of concurrent calls exactly one returns True. False if it has ended or is unknown.
         """
         with self.database.writing() as connection:
-            found = select(generations).where(
+            query = select(generations).where(
                 generations.c.id == stream_id, generations.c.state == "running"
             )
-            row = connection.execute(found).one_or_none()
+            row = connection.execute(query).one_or_none()
             if row is None:
                 return False
             lock(connection, [row.conversation_id])
-            if connection.execute(found.with_for_update()).one_or_none() is None:
-                return False  # another worker was quicker
+            if connection.execute(query.with_for_update()).one_or_none() is None:
+                return False  # another worker has ended it meanwhile
             events = gathered(connection, stream_id, [], decode_timed)
-            last = max((first + len(part) - 1 for first, part in events), default=0)
-            said = [timed for _, part in events for timed in part]
+            last_seq = max((first + len(part) - 1 for first, part in events), default=0)
+            timed_events = [timed for _, part in events for timed in part]
             prefix = ""
             if row.prefix_chars:
                 content = select(messages.c.content).where(messages.c.id == row.message_id)
                 prefix = connection.scalar(content) or ""
             text = prefix + answer_of(numbered(events))
             message, retryable = CODES["interrupted"]
-            ended = Failed(ErrorInfo("interrupted", message, retryable), measured(said))
-            lasted = said[-1][0] if said else 0.0
+            ended = Failed(ErrorInfo("interrupted", message, retryable), measured(timed_events))
+            duration_ms = timed_events[-1][0] if timed_events else 0.0
             end = GenerationEnd(
                 stream_id,
                 ended,
-                max(row.started_at + lasted / 1000, row.started_at),
-                last + GAP + 1,
+                max(row.started_at + duration_ms / 1000, row.started_at),
+                last_seq + GAP + 1,
                 text,
                 row.model or row.asked_model,
                 folded(events),
             )
-            events.append((end.last_seq, [(lasted, ended)]))
+            events.append((end.last_seq, [(duration_ms, ended)]))
             _end(connection, row.conversation_id, row.message_id, end, events)
             return True
 
     def sweep(self, now: float) -> int:
-        """Let go what is kept for a time only; `now` in seconds since 1970. Returns how much.
+        """Remove expired rows; returns their number. `now` is in seconds since 1970.
 
-        Conversations a day after their deletion; events of finished generations, and generations
-        of programs, after HALT_EVENTS_DAYS. Bounded work: call again while it returns some.
+        Conversations expire a day after their deletion; events of ended generations, and
+        generations without a conversation, after HALT_EVENTS_DAYS days. Each call does a bounded
+        amount of work: repeat it until it returns 0.
         """
         with self.database.writing() as connection:
             return retention.sweep(connection, now, self._events_for)
 
-    def _begin(self, connection: Connection, begun: Sequence[NewGeneration]) -> None:
+    def _add(self, connection: Connection, begun: Sequence[NewGeneration]) -> None:
         added = connection.execute(
             upsert(connection, generations).on_conflict_do_nothing(),
             [
                 {
-                    "id": each.stream_id,
-                    "owner": each.owner,
-                    "worker": each.worker,
-                    "asked_model": each.requested_model,
-                    "started_at": each.started_at,
+                    "id": new.stream_id,
+                    "owner": new.owner,
+                    "worker": new.worker,
+                    "asked_model": new.requested_model,
+                    "started_at": new.started_at,
                 }
-                for each in begun
+                for new in begun
             ],
         ).rowcount
         if added == len(begun):
             return
-        for each in begun:  # those of a page are there already
-            if execute(connection, _FOREIGN, (each.stream_id, each.worker)).fetchone():
-                logger.error("stream %s is not saved: an earlier one has its ID", each.stream_id)
+        for new in begun:  # `Turns` has already added those of conversations
+            if execute(connection, _IS_TAKEN, (new.stream_id, new.worker)).fetchone():
+                logger.error("stream %s is not saved: an earlier one has its ID", new.stream_id)
 
 
-# What is executed while tokens come is plain SQL: SQLAlchemy takes 110 us to build a statement and
-# 31 us to run it, the driver 3.
+# Statements that run while tokens arrive are plain SQL: SQLAlchemy takes 110 us to build one and
+# 31 us to run it, the driver 3 us.
 
-#: A generation that another process has ended gets no more chunks. Nor does one of another worker:
-#: its ID was chosen again while the store could not be asked for it.
-_GROW = """
+#: Adds no chunk to a generation that another process has ended, nor to one of another worker: a
+#: client has used its ID again while the store could not be queried for it.
+_ADD_CHUNK = """
     INSERT INTO chunks (generation_id, first_seq, payload)
     SELECT id, ?, ? FROM generations
     WHERE id = ? AND state = 'running' AND worker = coalesce(?, worker)
@@ -285,14 +286,14 @@ _RUNNING = """
     SELECT id, conversation_id, message_id FROM generations
     WHERE id = ? AND state = 'running' AND worker = coalesce(?, worker)
 """
-_FOREIGN = "SELECT 1 FROM generations WHERE id = ? AND NOT (state = 'running' AND worker = ?)"
+_IS_TAKEN = "SELECT 1 FROM generations WHERE id = ? AND NOT (state = 'running' AND worker = ?)"
 _END = """
     UPDATE generations SET state = ?, model = ?, ended_at = ?, last_seq = ?, seen = ?,
     prompt_tokens = ?, completion_tokens = ?, estimated = ?, usage = ?, ended = ?, events = ?
     WHERE id = ? AND state = 'running'
 """
-#: What is needed of the message that a generation has written.
-_ENDING: tuple[Column[Any], ...] = tuple(
+#: Columns of a message that `_end` reads.
+_MESSAGE_COLUMNS: tuple[Column[Any], ...] = tuple(
     messages.c[name] for name in ("id", "conversation_id", "model", "folds", "rivals")
 )
 _REMOVE = "DELETE FROM chunks WHERE generation_id = ?"
@@ -305,7 +306,10 @@ def _end(
     end: GenerationEnd,
     events: Sequence[tuple[int, Sequence[Timed | msgspec.Raw]]],
 ) -> None:
-    """End a generation that runs: its own row, its chunks, its message."""
+    """End a running generation: update its row and its message, remove its chunks.
+
+    No effect if another process has ended it. The caller has locked the conversation.
+    """
     state = state_of(end.ended, end.answer, end.steps)
     usage = end.ended.usage if isinstance(end.ended, Done) else None
     metrics = end.ended.metrics
@@ -323,12 +327,14 @@ def _end(
         zlib.compress(_encode(events), 1),
     )
     if not execute(connection, _END, (*ended, end.stream_id)).rowcount:
-        return  # it was ended by another process in between
+        return  # another process has ended it meanwhile
     execute(connection, _REMOVE, (end.stream_id,))
     if message_id is None:
         return
     message = connection.execute(
-        select(*_ENDING).where(messages.c.id == message_id, messages.c.stream_id == end.stream_id)
+        select(*_MESSAGE_COLUMNS).where(
+            messages.c.id == message_id, messages.c.stream_id == end.stream_id
+        )
     ).one_or_none()
     if message is None:
         return
@@ -354,26 +360,26 @@ def _end(
 
 
 def _withdraw(connection: Connection, message: Row[Any]) -> None:
-    """Remove what was stopped before it was shown; of rivals, when that holds for all of them."""
-    group = [message.id]
+    """Remove an answer stopped before any of it was shown; alternatives once all of them are."""
+    answer_ids = [message.id]
     if message.rivals is not None:
-        rivals = connection.execute(
+        alternatives = connection.execute(
             select(messages.c.id, messages.c.state).where(
                 messages.c.conversation_id == message.conversation_id,
                 messages.c.rivals == message.rivals,
             )
         ).all()
-        if any(each.state != "withdrawn" for each in rivals):
+        if any(row.state != "withdrawn" for row in alternatives):
             return
-        group = [each.id for each in rivals]
-    tree.remove(connection, message.conversation_id, group)
+        answer_ids = [row.id for row in alternatives]
+    tree.remove(connection, message.conversation_id, answer_ids)
 
 
 def _count(usage: dict[str, Any] | None, *names: str) -> int:
-    """A count of the provider's, under the first of these names that is there."""
+    """A token count of the provider: the value of the first of these names that it reports."""
     return _fitting(next((usage[name] for name in names if name in usage), 0)) if usage else 0
 
 
 def _fitting(count: object) -> int:
-    """A count that a column holds; 0 for what is none, whatever a provider has said."""
+    """A count that fits a 32-bit column; 0 for any other value that a provider may report."""
     return int(count) if isinstance(count, int) and 0 <= count < 2**31 else 0

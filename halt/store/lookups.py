@@ -1,7 +1,7 @@
 """Queries of the store with a deadline, for callers that must not wait for it: a Stop, a start.
 
-One thread makes them, one after the other. While a query takes longer than LOOKUP_WAIT, further
-callers get no answer at once: a store that does not answer holds up one thread, and no caller.
+One thread runs the queries one after another. While a query runs for longer than LOOKUP_WAIT, every
+further call returns None at once. So a store that does not answer blocks this thread, no caller.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ T = TypeVar("T")
 
 
 class Lookups:
-    """See the module. Threads may share one."""
+    """Runs queries in its thread. Any thread may call it."""
 
     def __init__(self) -> None:
         self._thread = Serial("halt-lookup")
         self._starting = threading.Lock()  # one caller at a time starts the thread
-        self._asked_at: float | None = None  # when the query under way was begun
+        self._query_started_at: float | None = None  # of the query that is running
 
     def start(self) -> None:
-        """Start the thread, if it does not run. Raises RuntimeError where there is none."""
+        """Start the thread unless it runs. Raises RuntimeError if the system has no more threads."""
         if not self._thread.is_running:
             with self._starting:
                 self._thread.start()
 
-    def ask(self, ask: Callable[[], T]) -> T | None:
-        """What `ask` returns. None: the store does not answer, or not within LOOKUP_WAIT."""
-        asked_at = self._asked_at
-        if asked_at is not None and now() - asked_at > LOOKUP_WAIT:
+    def ask(self, query: Callable[[], T]) -> T | None:
+        """The result of `query`; None if the store fails or does not answer within LOOKUP_WAIT."""
+        started_at = self._query_started_at
+        if started_at is not None and now() - started_at > LOOKUP_WAIT:
             return None
-        answer: Future[T | None] = Future()
+        result: Future[T | None] = Future()
         try:
             self.start()
-            self._thread.put(partial(self._ask, ask, answer))
-            return answer.result(LOOKUP_WAIT)
-        except (RuntimeError, TimeoutError):  # the system has no more threads
-            answer.cancel()
+            self._thread.put(partial(self._run, query, result))
+            return result.result(LOOKUP_WAIT)
+        except (RuntimeError, TimeoutError):  # no thread left in the system, or no result in time
+            result.cancel()
             return None
 
     def close(self, timeout: float) -> None:
-        """End the thread; wait so many seconds for it."""
+        """End the thread and wait at most `timeout` seconds for it."""
         self._thread.close(timeout)
 
-    def _ask(self, ask: Callable[[], T], answer: Future[T | None]) -> None:
-        if not answer.set_running_or_notify_cancel():  # its caller waits no more
+    def _run(self, query: Callable[[], T], result: Future[T | None]) -> None:
+        if not result.set_running_or_notify_cancel():  # its caller no longer waits
             return
-        found = None
-        self._asked_at = now()
+        value = None
+        self._query_started_at = now()
         try:
-            found = ask()
+            value = query()
         except StoreUnavailable:
             pass
-        finally:  # what else went wrong is logged by the thread
-            self._asked_at = None
-            answer.set_result(found)
+        finally:  # `Serial` logs other exceptions
+            self._query_started_at = None
+            result.set_result(value)

@@ -1,4 +1,4 @@
-"""Generations that are over, out of the store; and the ends of those whose process has died."""
+"""Reads ended generations from the store, and ends those whose process has died."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from halt.store.generations import GenerationRecord, Generations
 from halt.store.lookups import Lookups
 
 HOUR = 3600.0
-RECOVERY_WAIT = 5.0  # seconds that a thread waits for another one's recovery
+RECOVERY_WAIT = 5.0  # seconds that a thread waits for a recovery in another thread
 
 logger = logging.getLogger(__name__)
 
 
 def stored_log(events: Sequence[tuple[int, Event]]) -> EventLog:
-    """The log of a generation that has ended, of its events with their numbers, in order.
+    """The event log of an ended generation, from its numbered events in order.
 
-    The numbers may have two kinds of gaps. One before the terminal event is passed over: what had
-    been there when its process died was written nowhere. Events before any other gap are let go.
+    The numbers may have gaps. A gap before the terminal event stays in the log: its events were
+    never written, because the process died. Events before any other gap are left out. Raises
+    ValueError if the last event is not terminal.
     """
     *deltas, (last, ended) = events
     if not isinstance(ended, Terminal):
@@ -47,26 +48,26 @@ def stored_log(events: Sequence[tuple[int, Event]]) -> EventLog:
 
 
 class StoredGeneration(Generation):
-    """A generation that has ended, as the store has kept it: every event with its number."""
+    """An ended generation from the store, with its events, their numbers and their times."""
 
-    def __init__(self, kept: GenerationRecord) -> None:
-        began = now() - (time.time() - kept.started_at)
-        log = stored_log([(number, event) for number, _, event in kept.events])
+    def __init__(self, record: GenerationRecord) -> None:
+        started_at = now() - (time.time() - record.started_at)
+        log = stored_log([(number, event) for number, _, event in record.events])
         super().__init__(
-            kept.stream_id,
-            kept.owner,
+            record.stream_id,
+            record.owner,
             log,
-            asked=kept.requested_model,
-            prefix=kept.prefix,
-            started_at=began,
+            asked=record.requested_model,
+            prefix=record.prefix,
+            started_at=started_at,
         )
-        self.ended_at = began + kept.ended_at - kept.started_at
-        self._model = kept.model
-        self._kept = kept.seen
-        for number, ms, event in kept.events:
+        self.ended_at = started_at + record.ended_at - record.started_at
+        self._model = record.model
+        self._kept = record.seen
+        for number, ms, event in record.events:
             if is_terminal(event):
                 break
-            at = began + ms / 1000
+            at = started_at + ms / 1000
             while len(self._parts) < number - 1:
                 self.note("", at)
             self.note_event(event, at)
@@ -77,7 +78,7 @@ class StoredGeneration(Generation):
 
 
 class Replay:
-    """What the store knows of generations that no process makes any more."""
+    """Reads generations that no process makes any more."""
 
     def __init__(
         self,
@@ -86,31 +87,34 @@ class Replay:
         run_timeout: float = 0.0,
         lookups: Lookups | None = None,
     ) -> None:
-        """`alive` says whether the worker process with this name lives; None: it can't be known.
+        """`alive` returns whether the worker with this ID runs; None if that cannot be determined.
 
-        Such a one is given up when it has begun nothing for HOUR and the seconds that an answer
-        may take.
+        Such a worker counts as dead if its newest running generation started more than
+        `run_timeout` seconds and one hour ago.
         """
         self._store = store
         self._alive = alive
         self._lookups = lookups or Lookups()
-        self._given_up_after = run_timeout + HOUR
-        self._recovering = threading.Lock()  # one at a time; the others find it done
+        self._dead_after = run_timeout + HOUR
+        self._recovering = threading.Lock()  # one recovery at a time; the next finds nothing left
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None:
-        """A generation that has ended. None: there is none, or not one of the requester's.
+        """The ended generation; None if there is none or the requester may not read it.
 
-        One whose process has died is ended here, so that its readers need not wait for anybody.
-        Raises StoreUnavailable.
+        Ends it first if its process has died, so that no reader waits for a dead process. Raises
+        StoreUnavailable.
         """
-        kept = self._store.get_ended(stream_id, requester)
-        if kept is None and self._store.exists(stream_id):
+        record = self._store.get_ended(stream_id, requester)
+        if record is None and self._store.exists(stream_id):
             self.recover()
-            kept = self._store.get_ended(stream_id, requester)
-        return None if kept is None else StoredGeneration(kept)
+            record = self._store.get_ended(stream_id, requester)
+        return None if record is None else StoredGeneration(record)
 
     def has_ended(self, stream_id: str, requester: str | None) -> bool:
-        """Whether there is one of the requester's that has ended. Raises StoreUnavailable."""
+        """Whether it exists, has ended and may be read by the requester. Raises StoreUnavailable.
+
+        Ends it first if its process has died.
+        """
         state = self._store.state(stream_id, requester)
         if state == "running":
             self.recover()
@@ -120,36 +124,36 @@ class Replay:
     def ended_among(
         self, stream_ids: Sequence[str], requester: str | None
     ) -> Collection[str] | None:
-        """Those that `is_over` says of. None: the store does not answer in time."""
+        """The stream IDs for which `has_ended` is true; None if the store is not fast enough."""
 
-        def over() -> set[str]:
-            return {each for each in stream_ids if self.has_ended(each, requester)}
+        def ended() -> set[str]:
+            return {stream_id for stream_id in stream_ids if self.has_ended(stream_id, requester)}
 
-        return self._lookups.ask(over)
+        return self._lookups.ask(ended)
 
     def recover(self) -> int:
-        """End what the workers that are no longer alive have left; how many generations it was.
+        """End the running generations of dead workers as interrupted; returns their number.
 
         Raises StoreUnavailable.
         """
         if not self._recovering.acquire(timeout=RECOVERY_WAIT):
             raise StoreUnavailable(f"This could not be read: {NO_ANSWER}.", NO_ANSWER)
         try:
-            before = time.time() - self._given_up_after
+            before = time.time() - self._dead_after
             dead = [
                 worker
                 for worker, began in self._store.workers_running().items()
-                if not (began > before if (lives := self._alive(worker)) is None else lives)
+                if not (began > before if (alive := self._alive(worker)) is None else alive)
             ]
             return sum(map(self.recover_worker, dead))
         finally:
             self._recovering.release()
 
     def recover_worker(self, worker: str) -> int:
-        """End what one dead worker has left, as interrupted; how many generations it was.
+        """End the running generations of one dead worker as interrupted; returns their number.
 
-        Any number of processes may do so at the same time: each generation is ended once.
-        Raises StoreUnavailable.
+        Several processes may do so at the same time: each generation is ended once. Raises
+        StoreUnavailable.
         """
         count = sum(map(self._store.interrupt, self._store.running_of(worker)))
         if count:

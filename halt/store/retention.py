@@ -1,4 +1,4 @@
-"""Removes what is kept for a time only: deleted conversations, programs' generations, events."""
+"""Removes expired rows: deleted conversations, generations without one, and stored events."""
 
 from __future__ import annotations
 
@@ -6,47 +6,49 @@ from sqlalchemy import Connection, delete, select, update
 
 from halt.store.tables import chunks, conversations, generations, messages
 
-#: Rows that one `sweep` touches at most, of each kind.
-SWEEP = 200
-PURGE = 10  # conversations of those, which may be long
+SWEEP = 200  # generations that one `sweep` changes at most
+PURGE = 10  # conversations that one `sweep` removes at most; they may be long
 
-DELETED_FOR = 86_400.0  # seconds that a deleted conversation can be brought back
+DELETED_FOR = 86_400.0  # seconds for which a deletion can be undone
 
 
 def sweep(connection: Connection, now: float, events_for: float) -> int:
-    """See `halt.store.generations.Generations.sweep`; events are kept for `events_for` seconds."""
-    return _purge(connection, now) + _forget(connection, now - events_for)
+    """See `halt.store.generations.Generations.sweep`. `events_for`: seconds after the end."""
+    return _remove_conversations(connection, now) + _remove_events(connection, now - events_for)
 
 
-def _purge(connection: Connection, now: float) -> int:
-    """Remove conversations that were deleted a day ago, and those that never held anything."""
+def _remove_conversations(connection: Connection, now: float) -> int:
+    """Remove conversations deleted more than a day ago, and empty ones not used for a day."""
     deleted = conversations.c.deleted_at < now - DELETED_FOR
     empty = select(conversations.c.id).where(
         conversations.c.first_id.is_(None),
-        conversations.c.deleted_at.is_(None),  # else it is being imported
+        conversations.c.deleted_at.is_(None),  # it is set while an import runs
         conversations.c.updated_at < now - DELETED_FOR,
     )
-    old = select(conversations.c.id).where(deleted).union(empty)
-    gone = list(connection.scalars(old.limit(PURGE)))
-    if gone:
-        streams = select(generations.c.id).where(generations.c.conversation_id.in_(gone))
+    expired = select(conversations.c.id).where(deleted).union(empty)
+    ids = list(connection.scalars(expired.limit(PURGE)))
+    if ids:
+        streams = select(generations.c.id).where(generations.c.conversation_id.in_(ids))
         connection.execute(delete(chunks).where(chunks.c.generation_id.in_(streams)))
         for table in (generations, messages):
-            connection.execute(delete(table).where(table.c.conversation_id.in_(gone)))
-        connection.execute(delete(conversations).where(conversations.c.id.in_(gone)))
-    return len(gone)
+            connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
+        connection.execute(delete(conversations).where(conversations.c.id.in_(ids)))
+    return len(ids)
 
 
-def _forget(connection: Connection, before: float) -> int:
-    """Remove programs' generations that ended before then, and the events of conversations'."""
-    old = (
+def _remove_events(connection: Connection, before: float) -> int:
+    """Remove generations without a conversation that ended before `before` (seconds since 1970).
+
+    Of those with a conversation only the events are removed.
+    """
+    expired = (
         select(generations.c.id)
         .where(generations.c.events.is_not(None), generations.c.ended_at < before)
         .limit(SWEEP)
     )
-    of_programs = old.where(generations.c.conversation_id.is_(None))
+    of_programs = expired.where(generations.c.conversation_id.is_(None))
     removed = connection.execute(delete(generations).where(generations.c.id.in_(of_programs)))
     emptied = connection.execute(
-        update(generations).where(generations.c.id.in_(old)).values(events=None)
+        update(generations).where(generations.c.id.in_(expired)).values(events=None)
     )
     return removed.rowcount + emptied.rowcount

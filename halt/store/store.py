@@ -1,4 +1,4 @@
-"""All parts of the store, over one database."""
+"""The store: its parts over one database."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from halt.store.turns import Turns
 
 
 class Store:
-    """Conversations and the logs of generations. Safe to use from any thread and process.
+    """Conversations and the events of generations. Any thread and process may use it.
 
-    Every method of a part raises StoreUnavailable where the database can't be reached, is locked,
-    read-only or full; then nothing of what was asked for has happened. Structure (`turns`) is
-    written at once, by the request that asks for it; what a generation produces is written behind,
-    in batches, by `generations`.
+    Every method of a part raises StoreUnavailable if the database cannot be reached, is locked,
+    read-only or full; the call has then changed nothing. The request thread itself writes changes
+    of a conversation (`turns`); `halt.store.writer` writes the events of generations later, in
+    batches, through `generations`.
     """
 
     def __init__(self, database: Database, events_days: float = 7.0) -> None:
-        """`events_days`: how long the events of generations that have ended are kept."""
+        """`events_days`: days for which the events of ended generations are kept."""
         self.database = database
         self.conversations = Conversations(database)
         self.turns = Turns(database)

@@ -1,4 +1,4 @@
-"""The events of a generation out of its chunks, and what can be told of it from them alone."""
+"""Reads the events of a generation from its chunks; derives its text, steps and figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Timed = tuple[float, Event]
 
 _encode = msgspec.json.Encoder().encode
 decode_timed = msgspec.json.Decoder(list[Timed]).decode
-decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode  # for events that are only passed on
+decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode  # where the events are not inspected
 
 _CHUNKS = "SELECT first_seq, payload FROM chunks WHERE generation_id = ?"
 
@@ -30,30 +30,33 @@ def gathered(
     last: Sequence[Chunk],
     decode: Callable[[bytes], list[T]],
 ) -> list[tuple[int, list[T]]]:
-    """All events of a generation, those of the chunks that were not written too; each once."""
+    """All events of a generation, each once, in order: (number of the first, events) per run.
+
+    `last` are chunks that are not in the database yet. A run has no gap in its numbers.
+    """
     parts = [
         (first, decode(payload))
         for first, payload in execute(connection, _CHUNKS, (stream_id,)).fetchall()
     ]
-    parts += [(each.first_seq, decode(_encode(each.events))) for each in last]
+    parts += [(chunk.first_seq, decode(_encode(chunk.events))) for chunk in last]
     parts.sort(key=lambda part: part[0])
     out: list[tuple[int, list[T]]] = []
-    upto = 0
+    last_seq = 0
     for first, part in parts:
-        new = part[max(0, upto + 1 - first) :]
-        if not new:
+        new_events = part[max(0, last_seq + 1 - first) :]
+        if not new_events:
             continue
-        start = first + len(part) - len(new)
-        if out and start == upto + 1:
-            out[-1][1].extend(new)
+        start = first + len(part) - len(new_events)
+        if out and start == last_seq + 1:
+            out[-1][1].extend(new_events)
         else:
-            out.append((start, new))
-        upto = start + len(new) - 1
+            out.append((start, new_events))
+        last_seq = start + len(new_events) - 1
     return out
 
 
 def text_so_far(connection: Connection, stream_id: str) -> str:
-    """What is written down of the text of a generation that runs."""
+    """The text of a running generation as far as its events are stored."""
     return answer_of(numbered(gathered(connection, stream_id, [], decode_timed)))
 
 
@@ -75,7 +78,7 @@ def folded(events: list[tuple[int, list[Timed]]]) -> tuple[Step, ...]:
                 continue
             at = ms / 1000
             if isinstance(event, ReasoningEnd):
-                thought = [each for each in texts if each[0] > event.after]
+                thought = [piece for piece in texts if piece[0] > event.after]
                 began = thought[0][1] if thought else at
                 stream.reclassify(number, "".join(text for _, _, text in thought), began, at)
                 texts.clear()
@@ -86,18 +89,18 @@ def folded(events: list[tuple[int, list[Timed]]]) -> tuple[Step, ...]:
     return stream.end(at)
 
 
-def measured(said: Sequence[Timed]) -> Metrics:
-    """What can be told of a generation from its events alone."""
-    times = [at for at, _ in said]
+def measured(events: Sequence[Timed]) -> Metrics:
+    """The figures of a generation, computed from its events alone; tokens are estimated."""
+    times = [at for at, _ in events]
     first, last = (times[0], times[-1]) if times else (None, 0.0)
     rate = (len(times) - 1) / (last - times[0]) * 1000 if last - (first or 0.0) > 20 else None
     return Metrics(
         ttft_ms=first,
         duration_ms=last,
-        tokens=len(said),
+        tokens=len(events),
         tokens_estimated=True,
         tokens_per_second=None if rate is None else round(rate, 1),
-        characters=sum(len(event.content) for _, event in said if isinstance(event, Content)),
-        chunks=len(said),
+        characters=sum(len(event.content) for _, event in events if isinstance(event, Content)),
+        chunks=len(events),
         streaming_ms=None if first is None else round(last - first, 1),
     )
