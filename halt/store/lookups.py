@@ -30,7 +30,7 @@ class Lookups:
         self._query_started_at: float | None = None  # of the query that is running
 
     def start(self) -> None:
-        """Start the thread unless it runs. Raises RuntimeError if the system has no more threads."""
+        """Start the thread unless it runs. RuntimeError: the system has no more threads."""
         if not self._thread.is_running:
             with self._starting:
                 self._thread.start()
