@@ -84,13 +84,13 @@ def create_app(
     membership.recover = replay.recover_worker
     mark = via.mark_of(settings.data_folder)
     discovery = make_discovery(settings, mark) if upstream is None else None
-    last = LastModel(settings.data_folder / "last_model")
-    registry = StopRegistry()
-    workers = Workers(Bus(membership), registry, replay)
+    last_model = LastModel(settings.data_folder / "last_model")
+    stop_registry = StopRegistry()
+    workers = Workers(Bus(membership), stop_registry, replay)
     generations = workers.service = GenerationService(
         settings,
-        upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last),
-        registry,
+        upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last_model),
+        stop_registry,
         store_writer,
         workers,
     )

@@ -48,7 +48,7 @@ class Resolver:
         try:
             return lookup.result(max(0.001, deadline - now()))
         except TimeoutError:
-            raise TimeoutError("the resolver does not answer in time") from None
+            raise TimeoutError("the name server did not answer in time") from None
 
     def forget(self, host: str, port: int) -> None:
         """Drop a host from the cache, as its addresses may have changed: connecting failed."""
@@ -80,7 +80,7 @@ class Resolver:
         try:
             outcome = socket.getaddrinfo(*name, 0, socket.SOCK_STREAM)
         except UnicodeError:  # a label of the name is empty or too long
-            outcome = socket.gaierror(socket.EAI_NONAME, "this is no name")
+            outcome = socket.gaierror(socket.EAI_NONAME, "not a valid host name")
         except Exception as exc:  # noqa: BLE001 - raised by each waiting thread
             outcome = exc
         with self._lock:

@@ -87,7 +87,7 @@ class Transport(httpx2.BaseTransport):
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         proxy = self._proxies.proxy_for(url) if self._proxies else None
         if proxy is not None and proxy.scheme != "http":
-            raise ProxyFault(f"those of the kind {proxy.scheme}:// are not supported")
+            raise ProxyFault(f"{proxy.scheme}:// proxies are not supported")
         if proxy is not None and url.scheme == "http":
             # The request line for a proxy has the whole URL; https uses a tunnel instead.
             target = b"http://%b%b" % (url.netloc, url.raw_path)
@@ -242,7 +242,7 @@ class Transport(httpx2.BaseTransport):
         sock.sendall(b"\r\n".join((*head, b"", b"")))
         status, _, _ = read_head(connection, sock, None)
         if not 200 <= status < 300:
-            raise ProxyFault(f"it refused the connection with status {status}")
+            raise ProxyFault(f"the proxy refused the connection with status {status}")
 
     def _exchange(
         self,
