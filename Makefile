@@ -1,4 +1,5 @@
-# make run: install and start the chat. make test: all checks and tests. make bench: measurements.
+# make run: install and start the chat. make test: checks and tests, in less than ten minutes.
+# make check: all of that, the slow tests and two minutes of faults; CI runs it. make bench: measurements.
 # make coverage: code coverage of the tests. make chaos: random faults for ten minutes.
 # make fuzz: hostile input for ten minutes, or for SECONDS=N.
 PYTHON ?= python3
@@ -8,16 +9,23 @@ LOG := $(VENV)/install.log
 UV := uv==0.13.9
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test system lint coverage bench chaos fuzz clean
+.PHONY: run test check run-tests system lint coverage bench chaos fuzz clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python app.py
 
-test: $(VENV)/test.stamp
+# Tests that are marked `slow` (whole matrices, proxies, kills, the wheel) rarely find what no other finds.
+test: SELECTED := -m "not slow"
+test: run-tests
+
+check: run-tests
+	$(BIN)/python -m tests.chaos --minutes 2
+
+run-tests: $(VENV)/test.stamp
 	@$(MAKE) --no-print-directory -j 2 system lint # one waits for the network, the other needs the CPU
-	sh tests/support/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/browser
-	$(BIN)/python -m pytest -n 3 --dist worksteal tests/browser
+	sh tests/support/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist worksteal $(SELECTED) --ignore tests/browser
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(SELECTED) tests/browser
 
 system: $(VENV)/test.stamp
 	@PYTHON=$(BIN)/python sh tests/support/system.sh

@@ -188,6 +188,7 @@ def test_an_answer_that_is_all_thought_is_an_answer(chat: Chat) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_answer_of_a_server_that_went_away_can_be_gone_on_with(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:

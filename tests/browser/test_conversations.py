@@ -507,6 +507,7 @@ def test_on_a_phone_the_list_is_a_drawer(
     assert desk.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_can_be_read(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str

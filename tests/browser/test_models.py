@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import Locator, expect
 
 from halt.testing.fake_openai import FakeOpenAI
@@ -104,6 +105,7 @@ def test_a_name_that_is_none_is_refused(chat: Chat) -> None:
     assert chat.exchanges() == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_appears_is_offered_when_the_list_is_opened(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:

@@ -9,6 +9,8 @@ from playwright.sync_api import CDPSession
 
 from tests.browser.chat import Chat
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("AV", "To", "fi", "flow", "office", "waffle", "“quoted”", "words", "—", "e.g.", "A/V", "I")
 TAIL = ".answer .tail"
 

@@ -19,6 +19,8 @@ from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
 from tests.support.halt_server import SEEN_WITHIN, STARTS_WITHIN, HaltServer
 
+pytestmark = pytest.mark.slow
+
 TABS = 7
 LIVE_OVER_HTTP_1 = 4
 ENDLESS = "count?n=100000&gap_ms=5"

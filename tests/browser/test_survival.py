@@ -243,6 +243,7 @@ def test_a_second_tab_follows_to_the_end(chat: Chat, tab: Callable[[], Chat]) ->
         assert each.shown() == numbers(250)
 
 
+@pytest.mark.slow
 def test_more_tabs_than_a_browser_has_connections_all_get_everything(
     chat: Chat, tab: Callable[[], Chat]
 ) -> None:
@@ -593,6 +594,7 @@ def kept(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_shown_and_its_return_noticed(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
@@ -622,6 +624,7 @@ def test_a_server_that_dies_is_shown_and_its_return_noticed(
     assert chat.shown() == numbers(3)
 
 
+@pytest.mark.slow
 def test_a_restart_in_order_leaves_an_answer_to_go_on_with(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
@@ -647,6 +650,7 @@ def test_a_restart_in_order_leaves_an_answer_to_go_on_with(
     chat.stop.click()
 
 
+@pytest.mark.slow
 def test_the_page_says_that_saving_fails_until_it_works_again(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:

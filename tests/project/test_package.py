@@ -23,6 +23,8 @@ from halt.providers import embedded_model
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import ROOT, HaltServer, asked, halt_environment
 
+pytestmark = pytest.mark.slow
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules of the current folder that must not be taken for Halt's own, for a library's or Python's.
 HOSTILE = {"app", "gunicorn.conf", "halt", *packages_distributions(), *sys.stdlib_module_names}

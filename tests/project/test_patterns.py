@@ -23,6 +23,8 @@ import pytest
 
 import halt
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(halt.__file__).parent
 METHODS = frozenset({"match", "search", "fullmatch", "sub", "subn", "split", "findall", "finditer"})
 

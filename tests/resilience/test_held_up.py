@@ -26,6 +26,8 @@ from tests.resilience.servers import (
 from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id, settings
 from tests.support.process_facts import cpu_seconds, tree
 
+pytestmark = pytest.mark.slow
+
 ANSWERS: list[Mapping[str, object]] = loads.CASES["answers"]
 REQUESTS: list[Mapping[str, object]] = loads.CASES["requests"]
 

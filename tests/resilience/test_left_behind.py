@@ -33,6 +33,8 @@ from tests.support.process_facts import descriptors, status
 from tests.support.sse import Client
 from tests.support.ws import WebSocket
 
+pytestmark = pytest.mark.slow
+
 FLOWING = "count?n=100000&gap_ms=2"
 FORM = loads.FORM
 LEAVES_WITHIN = 120.0  # seconds, of the hour that it could take

@@ -197,6 +197,7 @@ def offline(tmp_path: Path, origins: tuple[str, ...]) -> Flask:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", [SHOP, "null", "http://127.0.0.1:5173"])
 @pytest.mark.parametrize("listed", [(SHOP, "http://127.0.0.1:5173"), ("*",), ()], ids=str)
 @pytest.mark.parametrize("site", [None, "cross-site", "same-site"])

@@ -30,6 +30,8 @@ from tests.chaos.streams import (
     nothing_runs,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def chance() -> random.Random:

@@ -30,6 +30,8 @@ from tests.support.sse import PATIENCE
 from tests.support.ws import WebSocket
 from tests.unit.cli.test_doctor import outside
 
+pytestmark = pytest.mark.slow
+
 STARTS = 15  # that an address has; the doctor needs three for each proxy, all from one address
 PACED = "count?rate=60&n=30"  # slow enough for the doctor to see whether something gathers it
 #: These tell Halt at once that a client has left; Apache when it writes to it the next time, which

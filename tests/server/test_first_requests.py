@@ -184,6 +184,7 @@ def test_first_requests_make_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
         server.close()
 
 
+@pytest.mark.slow
 def test_a_burst_on_a_fresh_server_loses_nothing(shared_fake: FakeOpenAI) -> None:
     """Fifty requests of all kinds that come at once to a fresh server are all answered."""
     outcomes = list(bursts(STARTS, shared_fake.base_url))

@@ -30,6 +30,8 @@ from halt.store.models import State
 from tests.support.halt_server import eventually
 from tests.support.law_worker import Process, Told
 
+pytestmark = pytest.mark.slow
+
 OWNER = "somebody"
 STATES: dict[str, State] = {"done": "done", "cancelled": "stopped", "error": "interrupted"}
 WORKERS = 2

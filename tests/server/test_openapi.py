@@ -116,6 +116,7 @@ def session() -> Iterator[requests.Session]:
         yield opened
 
 
+@pytest.mark.slow
 @api.parametrize()
 def test_every_route_does_what_the_document_says(
     case: schemathesis.Case[Any], guarded: HaltServer, session: requests.Session

@@ -129,11 +129,13 @@ def test_a_full_disk(start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path) 
     goes_on_unsaved(start_halt(fake, HALT_DATA=small_disk), small_disk, filled, "the disk is full")
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path) -> None:
     """As by a quota."""
     goes_on_unsaved(start_halt(fake, HALT_DATA=tmp_path), tmp_path, limited, "the disk ")
 
 
+@pytest.mark.slow
 def test_a_locked_database(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path) -> None:
     """As by a backup that takes its time."""
     goes_on_unsaved(
@@ -155,6 +157,7 @@ def crowd_of_prompts(server: HaltServer, count: int) -> list[Answer]:
         return list(pool.map(lambda _: send(), range(count)))
 
 
+@pytest.mark.slow
 def test_a_locked_database_holds_up_no_stop(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
@@ -194,6 +197,7 @@ def test_a_locked_database_holds_up_no_stop(
     assert "Traceback" not in server.printed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
 def test_a_frozen_postgres_holds_up_no_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
     """A receipt says what the store could not be asked, and the server leaves when it is told."""

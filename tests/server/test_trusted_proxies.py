@@ -12,6 +12,8 @@ from tests.support.halt_server import HaltServer
 from tests.support.sse import Client
 from tests.support.ws import WebSocket
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "open-sesame"
 FORM = "application/x-www-form-urlencoded"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}

@@ -17,6 +17,8 @@ import pytest
 
 from tests.unit.cli.test_doctor import Found, doctor
 
+pytestmark = pytest.mark.slow
+
 WORDS = [f"{number} " for number in range(1, 21)]
 TEXT = "".join(WORDS)
 USAGE = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29}

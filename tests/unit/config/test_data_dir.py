@@ -235,6 +235,7 @@ def test_processes_at_once_agree_on_one_key(tmp_path: Path) -> None:
     assert len(printed.pop().split()) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [("link", "fsync", "chmod", "bind"), ("link", "flock")])
 def test_a_folder_that_cannot_do_everything_serves(
     start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path, calls: tuple[str, ...]
@@ -275,6 +276,7 @@ def test_a_folder_that_cannot_do_enough_is_one_line(tmp_path: Path) -> None:
     assert line.endswith("set HALT_DATA or TMPDIR to a folder of a local disk.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["secret_key", "run"])
 def test_a_folder_with_something_in_the_way_is_one_line(tmp_path: Path, name: str) -> None:
     """A file where a folder is to be, or the other way: the start ends with a line, no traceback."""

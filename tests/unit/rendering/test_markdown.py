@@ -492,6 +492,7 @@ def test_a_long_code_block_stays_code() -> None:
     assert code in rendered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -531,6 +532,7 @@ def test_a_wide_table_of_short_rows_is_not_blown_up() -> None:
     assert "<table" in render("| a | b | c |\n|---|---|---|\n| 1 |\n| 2 | 3 |\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     ["word and `x` ", "word\n", "- a\n\n  b\n", "`", " ", "\n", "> a\n", "para para para\n\n"],

@@ -133,6 +133,7 @@ def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
     assert "<p>[Picture (PNG, 24 kB)]</p>" in render(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     ["!", "![", "![a](", "data:", ",", "data:image/png;base64,", "![a](data:,", "a" * 50, " "],

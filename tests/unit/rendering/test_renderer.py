@@ -176,6 +176,7 @@ def test_plain_text_is_all_there(text: str) -> None:
 # --- Limits ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_hostile_texts_cost_the_worker_nothing(name: str, shared: Renderer) -> None:
     """The process answers in time and lives on, and this process has computed next to nothing."""

@@ -30,6 +30,8 @@ from tests.support.halt_server import (
 from tests.support.sse import Client
 from tests.support.wire import SOON
 
+pytestmark = pytest.mark.slow
+
 RIGHT = re.escape(f"Start Halt by `cd {ROOT} && gunicorn app:app`, without -k and --threads.")
 
 

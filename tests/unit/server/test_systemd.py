@@ -33,6 +33,8 @@ from tests.resilience.servers import workers
 from tests.support.halt_server import ROOT, STARTS_WITHIN, HaltServer, eventually, settings
 from tests.support.reverse_proxies import binary, free_port, replaced
 
+pytestmark = pytest.mark.slow
+
 UNIT = ROOT / "deploy" / "halt.service"
 CONTAINERFILE = ROOT / "deploy" / "Containerfile"
 #: So short that each turn of the master's loop may report; the workers' heartbeat is slower.

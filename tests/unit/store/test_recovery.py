@@ -493,6 +493,7 @@ def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
     mine.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
 def test_two_halts_on_one_database_leave_each_others_answers_alone(
     start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
