@@ -238,6 +238,12 @@ def test_each_error_code_is_documented() -> None:
     assert {code for code, _ in documented_codes()} - HTTP_CODES == defined_codes()
 
 
+def test_the_example_of_an_error_has_its_message() -> None:
+    """The error of a limit in docs/api.md is what Halt says."""
+    (shown,) = re.findall(r'"message": "(.*?):? 30 per minute', text_of("docs/api.md"))
+    assert shown in text_of("halt/web/rate_limits.py")
+
+
 def test_statuses_and_retries_of_errors_are_documented() -> None:
     """The second table says of each code of CODES its status and whether it is retryable."""
     rows = {code: cells for code, cells in documented_codes() if not cells[0][:3].isdigit()}
