@@ -87,7 +87,7 @@ class _Chunk(msgspec.Struct, forbid_unknown_fields=True):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 #: Names of the fields with reasoning.
-THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
 #: Names of the fields with the finish reason; the first one that is present counts.
 REASONS = ("finish_reason", "finishReason", "done_reason", "finish_details", "stop_reason")
 
@@ -101,11 +101,11 @@ _OF_CHOICE = frozenset({
     "logprobs", "error",
 })
 _OF_DELTA = frozenset({
-    "role", "content", "text", "refusal", "tool_calls", "function_call", "error", *THOUGHTS,
+    "role", "content", "text", "refusal", "tool_calls", "function_call", "error", *REASONING_FIELDS,
 })
 _OF_CALL = frozenset({"index", "id", "type", "function", "name", "arguments"})
 #: A chunk with a choice and only these fields holds no error.
-_QUIET = _OF_CHUNK - {"error"} | {"provider", "system_fingerprint", "service_tier"}
+_NO_ERROR = _OF_CHUNK - {"error"} | {"provider", "system_fingerprint", "service_tier"}
 #: Ollama's names of token counts -> OpenAI's.
 _COUNTS = {"prompt_eval_count": "prompt_tokens", "eval_count": "completion_tokens"}
 #: The handled fields of an object that is a choice itself.
@@ -137,8 +137,8 @@ class ChatDecoder(EventDecoder):
     @property
     def opaque(self) -> dict[str, Any] | None:
         """Fields of the message: see `RoundTripFields`."""
-        thoughts, texts = self._texts[Reasoning], self._texts[Content]
-        return self._round_trip.fields(thoughts, texts, marked=self._splitter.has_tags)
+        reasoning_texts, texts = self._texts[Reasoning], self._texts[Content]
+        return self._round_trip.fields(reasoning_texts, texts, marked=self._splitter.has_tags)
 
     # --- the usual chunk --------------------------------------------------------------------------
 
@@ -182,20 +182,20 @@ class ChatDecoder(EventDecoder):
         return bool(choice.text) and (choice.delta is None or choice.delta.content != choice.text)
 
     def _take_delta(self, delta: _Delta, out: PartBuilder) -> None:
-        thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
-        if thought:
+        reasoning, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
+        if reasoning:
             self._round_trip.name = "reasoning_content" if delta.reasoning_content else "reasoning"
-            self._store_text(Reasoning, thought, out)
+            self._store_text(Reasoning, reasoning, out)
             if not self._splitter.is_finished:
                 self._splitter.note_reasoning(out)
-            out.add_text(Reasoning, thought)
+            out.add_text(Reasoning, reasoning)
         if text:
             self._store_text(Content, text, out)
             if self._splitter.is_finished:
                 out.add_text(Content, text)
             else:
                 self._splitter.feed(text, out)
-        if thought or text:
+        if reasoning or text:
             self._has_output = True
             out.chunks += 1
         for call in delta.tool_calls or ():
@@ -209,15 +209,15 @@ class ChatDecoder(EventDecoder):
         self._sizes[kind] += len(text)
         out.arrived += len(text)
 
-    def _take_texts(self, thought: str | None, text: str | None, out: PartBuilder) -> None:
+    def _take_texts(self, reasoning: str | None, text: str | None, out: PartBuilder) -> None:
         """Add the reasoning and the text of one chunk."""
-        if thought:
-            self._store_text(Reasoning, thought, out)
-            self._add_text(Reasoning, thought, out)
+        if reasoning:
+            self._store_text(Reasoning, reasoning, out)
+            self._add_text(Reasoning, reasoning, out)
         if text:
             self._store_text(Content, text, out)
             self._add_text(Content, text, out)
-        if thought or text:
+        if reasoning or text:
             self._has_output = True
             out.chunks += 1
 
@@ -256,7 +256,7 @@ class ChatDecoder(EventDecoder):
         choices = as_objects(value.get("choices"))[:OBJECTS_MAX]
         own = _OF_CHUNK
         fault = None
-        if event or not choices or value.keys() - _QUIET or any("error" in c for c in choices):
+        if event or not choices or value.keys() - _NO_ERROR or any("error" in c for c in choices):
             fault = parse_error(value, event=event or "")
         if not choices and fault is None and _is_choice(value):
             choices, own = [value], _OF_LINE
@@ -318,22 +318,22 @@ class ChatDecoder(EventDecoder):
 
     def _take_part(self, part: dict[str, Any], out: PartBuilder, *, is_whole: bool = False) -> bool:
         """Decode a delta, or a message. Return True if it held a part of the answer."""
-        name = next((name for name in THOUGHTS if extract_text(part.get(name))), "")
-        thought = extract_text(part.get(name))
+        name = next((name for name in REASONING_FIELDS if extract_text(part.get(name))), "")
+        reasoning = extract_text(part.get(name))
         self._round_trip.name = name or self._round_trip.name
         content = part.get("content")
         other_parts: list[Any] = []
         if isinstance(content, list):
-            thoughts, text, other_parts = _split_parts(content)
-            thought = thoughts or thought
+            part_reasoning, text, other_parts = _split_parts(content)
+            reasoning = part_reasoning or reasoning
             self._round_trip.take_parts(clean(content))
         else:
             text = extract_text(content)
         text = text or extract_text(part.get("text")) or extract_text(part.get("refusal"))
-        thought = thought or extract_text(part.get("reasoning_details"))
+        reasoning = reasoning or extract_text(part.get("reasoning_details"))
         if is_whole:
-            thought, text = self._new(Reasoning, thought), self._new(Content, text)
-        self._take_texts(thought, text, out)
+            reasoning, text = self._new(Reasoning, reasoning), self._new(Content, text)
+        self._take_texts(reasoning, text, out)
         has_calls = self._take_calls(part, out, is_whole=is_whole)
         extras = self._unknown.changed_fields("delta", part, _OF_DELTA)
         self._round_trip.take_fields(dict(extras))
@@ -343,7 +343,7 @@ class ChatDecoder(EventDecoder):
         if extras:
             self._has_output = True
             out.add_event(Extra(delta=extras))
-        return bool(thought or text or has_calls or extras)
+        return bool(reasoning or text or has_calls or extras)
 
     def _new(self, kind: Kind, text: str) -> str:
         """Return the new part of a complete text: servers may repeat what they sent in pieces."""
@@ -407,17 +407,17 @@ def _is_choice(value: dict[str, Any]) -> bool:
 
 def _split_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:
     """Return the reasoning, the text and the other parts of a `content` that is a list."""
-    thoughts, texts, other_parts = [], [], []
+    reasoning_texts, texts, other_parts = [], [], []
     for part in parts:
         fields = as_object(part)
-        thought = fields.get("thinking") or fields.get("reasoning")
-        if thought or str(fields.get("type")) in {"thinking", "reasoning"}:
-            thoughts.append(extract_text(thought) or extract_text(part))
+        reasoning = fields.get("thinking") or fields.get("reasoning")
+        if reasoning or str(fields.get("type")) in {"thinking", "reasoning"}:
+            reasoning_texts.append(extract_text(reasoning) or extract_text(part))
         elif text := extract_text(part) or extract_text(fields.get("refusal")):
             texts.append(text)
         elif len(fields) > 1 and str(fields.get("type")) not in {"text", "output_text"}:
             other_parts.append(fields)
-    return "".join(thoughts), "".join(texts), other_parts
+    return "".join(reasoning_texts), "".join(texts), other_parts
 
 
 def _arguments(fields: dict[str, Any]) -> str:

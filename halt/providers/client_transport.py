@@ -172,10 +172,10 @@ def _is_same_server(old: httpx2.URL, new: httpx2.URL) -> bool:
     return old.scheme == new.scheme and ports[0] == ports[1]
 
 
-def _redirect_error(request: httpx2.Request, where: str) -> UpstreamError:
+def _redirect_error(request: httpx2.Request, reason: str) -> UpstreamError:
     return UpstreamError(
         "endpoint_not_found",
         sentence="The address of the model's server redirects to another one. Halt does not send "
         "the request and the key there.",
-        hint=f"The request was {request.method} {public_address(request.url)}: {where}",
+        hint=f"The request was {request.method} {public_address(request.url)}: {reason}",
     )

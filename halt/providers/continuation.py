@@ -59,7 +59,7 @@ def continuation_request(request: ChatRequest, text: str) -> ChatRequest:
     Raises RequestError if there is no text to continue.
     """
     if not text.strip():
-        raise RequestError("There is no text to go on from.", field="messages")
+        raise RequestError("There is no text to continue.", field="messages")
     message = Unfinished(text, data_urls.replace_for_model(text))
     return msgspec.structs.replace(request, messages=[*request.messages, message])
 

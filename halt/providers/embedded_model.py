@@ -128,22 +128,22 @@ def unavailable() -> str | None:
     except subprocess.TimeoutExpired:
         why = f"it did not load within {PROBE_LIMIT:.0f} s"
     else:
-        complaint = probe.stderr.decode(errors="replace").strip()
-        missing = re.search(r"\b(lib[\w.+-]{1,100}): cannot open shared object file", complaint)
+        error_output = probe.stderr.decode(errors="replace").strip()
+        missing = re.search(r"\b(lib[\w.+-]{1,100}): cannot open shared object file", error_output)
         if probe.returncode == 0:
             return None
         if missing:
             library = missing[1]
-            cure = " (`apt install libgomp1`)" if library.startswith("libgomp") else ""
+            hint = " (`apt install libgomp1`)" if library.startswith("libgomp") else ""
             return (
-                f"The embedded model needs the system's {library}: install it{cure}, {ALTERNATIVE}"
+                f"The embedded model needs the system's {library}: install it{hint}, {ALTERNATIVE}"
             )
         if probe.returncode == -signal.SIGILL:
             why = "this CPU lacks instructions it needs (AVX2)"
         elif probe.returncode < 0:
             why = f"loading it died with signal {-probe.returncode}"
         else:
-            why = (complaint.splitlines() or [f"exit status {probe.returncode}"])[-1]
+            why = (error_output.splitlines() or [f"exit status {probe.returncode}"])[-1]
     return f"The embedded model cannot be loaded here, {why}: install it again, {ALTERNATIVE}"
 
 
@@ -184,9 +184,9 @@ def supervise() -> NoReturn:
     settings_line = _receive()
     delay = 0.0
     while True:
-        how, healthy = _run_model_once(settings_line)
+        ending, healthy = _run_model_once(settings_line)
         delay = next_delay(delay, healthy)
-        _log(f"{how}, restarting in {delay:.0f} s")
+        _log(f"{ending}, restarting in {delay:.0f} s")
         if select.select([STDIN], [], [], delay)[0]:
             os._exit(0)
 
@@ -202,8 +202,8 @@ def _run_model_once(settings_line: bytes) -> tuple[str, float]:
     with model:  # closes this process's ends of its pipes, then waits for its exit
         ready_pipe = cast("IO[bytes]", model.stdout).fileno()
         while True:
-            left = None if ready else max(0.0, started + READY_LIMIT - time.monotonic())
-            readable = select.select([STDIN, ready_pipe], [], [], left)[0]
+            seconds_left = None if ready else max(0.0, started + READY_LIMIT - time.monotonic())
+            readable = select.select([STDIN, ready_pipe], [], [], seconds_left)[0]
             if STDIN in readable:  # the parent sends nothing more, so this is end of file
                 model.kill()
                 model.wait()
@@ -217,8 +217,8 @@ def _run_model_once(settings_line: bytes) -> tuple[str, float]:
             url = f"http://127.0.0.1:{json.loads(settings_line)['port']}"
             _log(f"ready at {url} in {ready - started:.1f} s (pid {model.pid})")
         code = model.wait()
-    how = f"died with signal {-code}" if code < 0 else f"exited with status {code}"
-    return how, time.monotonic() - ready if ready else 0.0
+    ending = f"died with signal {-code}" if code < 0 else f"exited with status {code}"
+    return ending, time.monotonic() - ready if ready else 0.0
 
 
 def serve() -> NoReturn:
@@ -285,7 +285,7 @@ def _start(
     settings_line: bytes,
     stdout: int,
     stderr: int | None = None,
-    keep: tuple[int, ...] = (),
+    inherited_fds: tuple[int, ...] = (),
 ) -> "subprocess.Popen[bytes]":
     # As a file and with -P: no folder of Halt is added to sys.path, and Halt is not imported again.
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
@@ -294,7 +294,7 @@ def _start(
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=stderr,
-        pass_fds=keep,
+        pass_fds=inherited_fds,
         start_new_session=True,  # so that Ctrl-C in a terminal reaches Halt only
     )
     with contextlib.suppress(

@@ -404,7 +404,7 @@ def _has_error(value: object) -> bool:
 
 
 def _is_meaningful(value: object) -> bool:
-    """Whether the value of an error's field means an error; in {"code": 0, "message": ""} none."""
+    """Whether a value in an error object is an error; {"code": 0, "message": ""} has none."""
     return bool(value) and str(value).strip().lower() not in _SUCCESS
 
 

@@ -209,7 +209,7 @@ def _translate(exc: BaseException) -> UpstreamError:
         if isinstance(link, ssl.SSLError) and link.reason in PLAIN:
             return UpstreamError("upstream_no_tls", str(link))
         if isinstance(link, ProxyFault):
-            hint = f"The proxy on the way could not be used: {str(link).rstrip('.')}."
+            hint = f"The proxy could not be used: {str(link).rstrip('.')}."
             return UpstreamError("upstream_unreachable", str(link), hint=hint)
     for kind, code in _CONNECTION_CODES:
         for link in chain:

@@ -69,13 +69,13 @@ class RoundTripFields:
         self._extras.add(Extra(delta=delta))
 
     def fields(
-        self, thoughts: list[str], texts: list[str], *, marked: bool
+        self, reasoning_texts: list[str], texts: list[str], *, marked: bool
     ) -> dict[str, Any] | None:
         """Return the collected fields, None if there are none. `marked`: `texts` has think tags."""
         fields = self._extras.delta
         text = valid_text("".join(texts))
         if self.name:
-            fields[self.name] = valid_text("".join(thoughts))
+            fields[self.name] = valid_text("".join(reasoning_texts))
         if self._parts:
             text_parts = [{"type": "text", "text": text}] if text.strip() else []
             fields["content"] = _parts([*self._parts, *text_parts])

@@ -36,7 +36,7 @@ from halt.providers.think_tag_rules import (
     stands_alone,
 )
 
-SORTED_MAX = 4_096  # characters that are split at once: each tag copies the text after it
+SPLIT_MAX = 4_096  # characters that are split at once: each tag copies the text after it
 BLANK_MAX = 1_000  # characters of white space after which no tag is searched
 
 # Harmony, the form of gpt-oss: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, repeated.
@@ -85,8 +85,8 @@ class ThinkSplitter:
 
     def feed(self, text: str, out: PartBuilder) -> None:
         """Split a piece of text into deltas in `out`."""
-        for start in range(0, len(text), SORTED_MAX):
-            piece = text[start : start + SORTED_MAX]
+        for start in range(0, len(text), SPLIT_MAX):
+            piece = text[start : start + SPLIT_MAX]
             is_usual = not (self._held or may_hold_tag(piece))
             if is_usual and self._phase == "watching":
                 self._scan.add(piece)
@@ -94,16 +94,16 @@ class ThinkSplitter:
             elif is_usual and self._phase == "thinking":
                 out.add_text(Reasoning, piece)
             else:
-                self._sort(self._held + piece, out, last=False)
+                self._split(self._held + piece, out, last=False)
 
     def end(self, out: PartBuilder) -> None:
         """End the text: the held text is emitted, unless it is the last tag."""
-        self._sort(self._held, out, last=True)
+        self._split(self._held, out, last=True)
         held, self._held = self._held, ""
         if self._phase in ("opened", "thinking"):
             out.add_text(Reasoning, held)
         elif self._phase == "body":
-            self._say(held, out)
+            self._emit_message_text(held, out)
         elif self._phase not in ("closed", "between") or held.strip():
             out.add_text(Content, held)
         self._begin_answer()
@@ -124,7 +124,7 @@ class ThinkSplitter:
     def _begin_answer(self) -> None:
         self._phase, self.is_finished = "answer", True
 
-    def _sort(self, text: str, out: PartBuilder, *, last: bool) -> None:
+    def _split(self, text: str, out: PartBuilder, *, last: bool) -> None:
         """Process the text phase by phase until it is used up or more text is needed."""
         self._held = ""
         while text:
@@ -160,19 +160,19 @@ class ThinkSplitter:
         """Match a tag at the beginning of the answer or after reasoning; return the rest."""
         if self._phase == "closed":
             text = text.lstrip("\n")
-        begun = text.lstrip()
-        if len(text) - len(begun) <= BLANK_MAX:
-            if not last and may_be_tag(begun):
+        stripped = text.lstrip()
+        if len(text) - len(stripped) <= BLANK_MAX:
+            if not last and may_be_tag(stripped):
                 return self._hold(text)
-            if channel := CHANNEL.match(begun):
+            if channel := CHANNEL.match(stripped):
                 if not WORDS.isdisjoint(name_words(channel[1])):
                     self._open((CHANNEL_ENDS,), out)
-                    return begun[channel.end() :]
-            elif self._phase == "start" and _HEADER.match(begun):
+                    return stripped[channel.end() :]
+            elif self._phase == "start" and _HEADER.match(stripped):
                 self._phase, self.has_tags = "header", True
-                return begun
-            elif tag := TAG.match(begun):
-                rest = begun[tag.end() :]
+                return stripped
+            elif tag := TAG.match(stripped):
+                rest = stripped[tag.end() :]
                 ends = ends_thought(tag) and stands_alone("", rest[:AHEAD], last=last)
                 if ends is None:
                     return self._hold(text)
@@ -288,7 +288,7 @@ class ThinkSplitter:
                 self._begin_answer()
             else:
                 self._phase, self._kind = "body", Content
-                self._say(header, out)
+                self._emit_message_text(header, out)
                 text = tag + rest
             return text
         if not tag and last and self._last_kind and _HEADER_MAYBE.fullmatch(text):
@@ -305,9 +305,9 @@ class ThinkSplitter:
         tag = _MESSAGE_OVER.search(text)
         if tag is None:
             keep = overlap(text, _HARMONY_TAGS)
-            self._say(text[: len(text) - keep], out)
+            self._emit_message_text(text[: len(text) - keep], out)
             return self._hold(text[len(text) - keep :])
-        self._say(text[: tag.start()], out)
+        self._emit_message_text(text[: tag.start()], out)
         self._phase = "between"
         return text[tag.start() :]
 
@@ -324,7 +324,7 @@ class ThinkSplitter:
             self._phase, self._kind, self._fresh = "body", Content, True
         return text
 
-    def _say(self, text: str, out: PartBuilder) -> None:
+    def _emit_message_text(self, text: str, out: PartBuilder) -> None:
         """Emit text of a message; a blank line separates messages of the same kind."""
         if not text:
             return

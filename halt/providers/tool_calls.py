@@ -195,7 +195,7 @@ class CallAssembler:
         """Return the call with the fragment's ID or index, None if there is none."""
         call = None if index is None else self._slots.get(index)
         if id_ and not (call is not None and call.server_id == id_) and (index is None or not name):
-            matching_calls = [each for each in self._calls if each.server_id == id_]
+            matching_calls = [known for known in self._calls if known.server_id == id_]
             if matching_calls:
                 return matching_calls[-1]
         if index is None and self._calls:

@@ -222,12 +222,12 @@ class MessagesDecoder(EventDecoder):
 
     def _take_piece(self, block: _Block, piece: dict[str, Any], out: PartBuilder) -> None:
         """Add the thinking, text and sources of a block, or of a piece of one."""
-        thought = extract_text(piece.get("thinking"))
+        reasoning = extract_text(piece.get("thinking"))
         text = extract_text(piece.get("text"))
         if not text and str(piece.get("type", "text")) in {"text", "text_delta"}:
             text = extract_text(piece.get("content"))
-        if thought:
-            self._write(block, Reasoning, thought, out)
+        if reasoning:
+            self._write(block, Reasoning, reasoning, out)
         if text:
             self._write(block, block.kind, text, out)
         sources = [*as_objects(piece.get("citations")), *as_objects(piece.get("citation"))]
