@@ -232,7 +232,7 @@ def _block(kind: str, draw: random.Random) -> str:
 
 def page_answer(sizes: Sizes) -> Iterator[Row]:
     """Rows about an answer of TOKENS tokens at RATE a second: the delay of the page at its end."""
-    behind: list[float] = []
+    delays: list[float] = []
     gaps: list[list[float]] = []
     with (
         own_fake() as fake,
@@ -244,16 +244,16 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
         page.add_init_script(path=SCRIPT)
         send(page, halt, "/fake count?n=20&rate=100")  # start-up costs
         for index in range(sizes.page_answers):
-            late, frames = _follow(page, halt, fake, index)
-            behind.append(late)
+            delay, frames = _follow(page, halt, fake, index)
+            delays.append(delay)
             gaps.append([b - a for a, b in pairwise(frames)])
     note = (
         f"{TOKENS} tokens at {RATE} a second, {TOKENS * PIECE:,} characters of markdown; median of "
-        f"{len(behind)} answers; frames from the first text until {LINGER} s after the end"
+        f"{len(delays)} answers; frames from the first text until {LINGER} s after the end"
     )
     yield at_most(
         "Page: upstream's last token → answer complete on the page",
-        median(behind),
+        median(delays),
         300,
         100,
         " ms",
@@ -282,7 +282,7 @@ class Paragraph:
     gaps: list[float]  # between two frames, from the first text to the last
     end: float  # the frame in which the finished answer replaces the open one
     halves: tuple[float, float]  # task time of the main thread for each half of the text
-    behind: float  # last token of the upstream to the complete answer
+    delay: float  # last token of the upstream to the complete answer
 
 
 def page_paragraph(sizes: Sizes) -> Iterator[Row]:
@@ -313,7 +313,7 @@ def page_paragraph(sizes: Sizes) -> Iterator[Row]:
         " ms",
         f"{number(p99)} ms (median {number(median(drawn.gaps))}, longest "
         f"{number(max(drawn.gaps))}; the end {number(drawn.end)}, "
-        f"{number(drawn.behind)} after the last token)",
+        f"{number(drawn.delay)} after the last token)",
         note,
     )
     first, second = drawn.halves
@@ -360,13 +360,13 @@ def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> 
     seen: dict[str, Any] = page.evaluate("bench")
     if page.get_attribute(".answer", "data-state") != "done":
         raise RuntimeError("the long paragraph did not end normally")
-    behind = Clock(page).monotonic(seen["done"]) - last_sent
+    delay = Clock(page).monotonic(seen["done"]) - last_sent
     frames = list(pairwise(seen["frames"]))
     return Paragraph(
         [b - a for a, b in frames if b <= seen["done"]],
         max(b - a for a, b in frames if b > seen["done"]),
         (half - begun, whole - half),
-        behind * 1000,
+        delay * 1000,
     )
 
 

@@ -38,7 +38,7 @@ from halt.rendering.sanitizing import CLEANER, DIRECTED
 
 # Limits on time, each with its unit and reason. No text is lost by them.
 PARSED_MAX = 50_000  # characters parsed at once; the worst known (nested lazy quotes) take 3 s
-NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time grows with the depth
+NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
 CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 characters can make 65,000
 COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
 LABEL_MAX = 24  # characters of a fence's language that are shown
