@@ -38,7 +38,7 @@ Group = Callable[[Sizes], Iterator[Row]]
 
 GROUPS: dict[str, Group] = {
     "tokens": tokens.tokens,
-    "journal": tokens.journal,
+    "journal": tokens.saving,
     "crowds": crowds.crowds,
     "visited": crowds.visited,
     "starts": starts.starts,
