@@ -1,4 +1,4 @@
-"""What the API answers, as types: routes write them, and openapi.yaml has their schemas."""
+"""The types of the API's responses. openapi.yaml has their schemas."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from halt.errors import HaltError
 
 
 class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Fields that are not named here are never sent."""
+    """A response body: it has the declared fields and no others."""
 
 
 class ErrorDetail(Reply, frozen=True):
-    """`code` is for programs, `message` for people; `field` names the part that is at fault.
+    """`code` is for programs, `message` for people. `field` names the wrong field of the request.
 
     `retryable`: the same request may succeed later. `request_id`: as in the header X-Request-Id.
     """
@@ -31,13 +31,13 @@ class ErrorDetail(Reply, frozen=True):
 
 
 class Error(Reply, frozen=True):
-    """Why a request was refused, or failed."""
+    """The reason why a request was refused or failed."""
 
     error: ErrorDetail
 
 
 class OpenAIErrorDetail(Reply, frozen=True):
-    """An error in OpenAI's words."""
+    """An error in OpenAI's format."""
 
     message: str
     type: str
@@ -46,15 +46,15 @@ class OpenAIErrorDetail(Reply, frozen=True):
 
 
 class OpenAIError(Reply, frozen=True):
-    """Why a request was refused, or failed, in the shape that OpenAI's clients know."""
+    """The reason why a request was refused or failed, in OpenAI's format."""
 
     error: OpenAIErrorDetail
 
 
 class StreamLost(Reply, frozen=True, tag_field="type", tag="error"):
-    """The last event of a reader whose next events are no longer kept, or of a stream that is not.
+    """Sent when the stream, or the reader's next event, is no longer kept. The response then ends.
 
-    It has no number, and the stream itself has not ended by it.
+    It has no number and is not part of the stream: the stream itself may go on.
     """
 
     done: bool
@@ -67,7 +67,7 @@ class StreamLost(Reply, frozen=True, tag_field="type", tag="error"):
 
 
 class CalledTool(Reply, frozen=True):
-    """A tool that the model has called. `arguments` is JSON as the model wrote it."""
+    """A tool call of the model. `arguments` is JSON as the model wrote it."""
 
     id: str
     name: str
@@ -75,7 +75,7 @@ class CalledTool(Reply, frozen=True):
 
 
 class WholeAnswer(Reply, frozen=True):
-    """An answer from its beginning to its end."""
+    """A complete answer."""
 
     id: StreamId
     model: str
@@ -90,22 +90,22 @@ class WholeAnswer(Reply, frozen=True):
 
 
 class Streams(Reply, frozen=True):
-    """The streams that are running."""
+    """The running streams."""
 
     streams: list[RunningStream]
 
 
 class Stopped(Reply, frozen=True):
-    """What was done to each stream that was running."""
+    """The receipts of all streams that were running."""
 
     stopped: list[Receipt]
 
 
 class RelayFigures(Reply, frozen=True):
-    """The relay thread of the worker that answers, within the last minute or two.
+    """Figures of this worker's relay thread over the last one to two minutes.
 
-    `longest_turn_ms`: the longest time for which it served sockets before it waited again.
-    `lag_ms`: the longest time from a wake-up, by a Stop for instance, until it was served.
+    `longest_turn_ms`: the longest time that the thread served sockets between two waits.
+    `lag_ms`: the longest time from a wake-up (for example by a Stop) until it was served.
     """
 
     longest_turn_ms: float
@@ -113,10 +113,10 @@ class RelayFigures(Reply, frozen=True):
 
 
 class Health(Reply, frozen=True):
-    """`upstream`: "reachable", "reachable: CODE" (it refuses Halt: a wrong key, no quota left),
-    "unreachable: CODE", or "unknown" until the first answer.
+    """`upstream`: the model's server is "reachable", "reachable: CODE" (it refuses Halt's requests: a
+    wrong key, no quota left), "unreachable: CODE", or "unknown" until its first response.
 
-    `open_streams` are those of all `workers`; `worker` is the one that answers.
+    `open_streams`: the count over all `workers`. `worker`: the ID of the worker that responds.
     """
 
     status: Literal["ok", "draining"]
@@ -129,7 +129,7 @@ class Health(Reply, frozen=True):
 
 
 class AboutRun(Reply, frozen=True):
-    """What Halt knows of the run and OpenAI's answer has no field for."""
+    """Facts about the run that have no field in OpenAI's format."""
 
     id: StreamId
     state: Literal["done", "cancelled"]
@@ -139,7 +139,7 @@ class AboutRun(Reply, frozen=True):
 
 
 class Model(Reply, frozen=True):
-    """A model that can be asked."""
+    """A model that requests may name."""
 
     id: str
     object: Literal["model"]
@@ -148,7 +148,7 @@ class Model(Reply, frozen=True):
 
 
 class Models(Reply, frozen=True):
-    """The models that can be asked."""
+    """The models that requests may name."""
 
     object: Literal["list"]
     data: list[Model]

@@ -13,9 +13,10 @@ OnDisconnect = Literal["stop", "continue"]
 
 
 class StartRequest(ChatRequest):
-    """A ChatRequest, and what becomes of its run when its last reader has left.
+    """A request to start a stream.
 
-    `on_disconnect`: "stop" ends the run at once, "continue" lets it go on for HALT_ORPHAN_GRACE.
+    `on_disconnect`: what happens when the last reader leaves. "stop" ends the stream at once;
+    "continue" lets it run on for up to HALT_ORPHAN_GRACE seconds.
     """
 
     on_disconnect: OnDisconnect | None = None
