@@ -1,1 +1,1 @@
-"""Conversations: what joins the engine and the store."""
+"""Conversations: use cases that join the generation service and the store."""

@@ -1,7 +1,7 @@
-"""The tools that Halt brings: the time and a calculator. None is offered unless HALT_TOOLS says so.
+"""The built-in tools: the current time and a calculator. HALT_TOOLS selects those that are offered.
 
-Both are harmless whatever a model asks of them: they read no files, reach no network, and take a
-bounded time and bounded memory.
+Both are safe for any arguments: they read no files, use no network, and take bounded time and
+memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from halt.core.tools import ToolError
 
 EXPRESSION_MAX = 500  # characters
 BITS_MAX = 4096  # of a whole number: 1,233 digits
-DIGITS_MAX = 300  # places that `round` may be asked for
+DIGITS_MAX = 300  # decimal places that `round` accepts
 
 Number = int | float
 
@@ -38,7 +38,11 @@ def current_time(time_zone: ZoneName = "UTC") -> str:
     """The current date, weekday and time in a time zone."""
     try:
         zone = zoneinfo.ZoneInfo(time_zone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # a folder, a path, no name
+    except (
+        zoneinfo.ZoneInfoNotFoundError,
+        ValueError,
+        OSError,
+    ):  # a path, an unknown name
         raise ToolError(_no_such_zone(time_zone)) from None
     now = datetime.now(zone)
     offset = now.strftime("%z")
@@ -46,11 +50,12 @@ def current_time(time_zone: ZoneName = "UTC") -> str:
 
 
 def _no_such_zone(name: str) -> str:
-    known = sorted(zoneinfo.available_timezones())
-    wanted = name[:64].strip().replace(" ", "_").lower()
-    near = [each for each in known if each.lower().rpartition("/")[2] == wanted]
-    near += [each for each in difflib.get_close_matches(name[:64], known) if each not in near]
-    hint = " or ".join(near[:3]) or "Europe/Berlin, America/New_York or UTC"
+    zone_names = sorted(zoneinfo.available_timezones())
+    city = name[:64].strip().replace(" ", "_").lower()
+    matches = [zone for zone in zone_names if zone.lower().rpartition("/")[2] == city]
+    close_matches = difflib.get_close_matches(name[:64], zone_names)
+    matches += [zone for zone in close_matches if zone not in matches]
+    hint = " or ".join(matches[:3]) or "Europe/Berlin, America/New_York or UTC"
     return f"There is no time zone named {name[:64]!r}. Did you mean {hint}?"
 
 
@@ -73,15 +78,15 @@ def calculator(
         value = _value(ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError as exc:
         raise ToolError(f"This is no expression: {exc.msg}.") from None
-    except (RecursionError, MemoryError):  # MemoryError is how the parser says "too deep"
+    except (RecursionError, MemoryError):  # the parser raises MemoryError for deep nesting
         raise ToolError("The expression is nested too deep.") from None
     except ZeroDivisionError:
         raise ToolError("Division by zero.") from None
     except OverflowError:
         raise ToolError(TOO_LARGE) from None
-    except ValueError as exc:  # of the functions: the square root of a negative number
+    except ValueError as exc:  # from a function: the square root of a negative number
         raise ToolError(f"There is no such number: {exc}.") from None
-    # Fifteen digits: what a float is sure of, so that 0.1 + 0.2 is 0.3.
+    # A float is exact to 15 digits; with no more of them, 0.1 + 0.2 is 0.3.
     return str(value) if isinstance(value, int) else f"{value or 0.0:.15g}"
 
 
@@ -90,7 +95,7 @@ TOO_LARGE = "A number is too large."
 
 def _power(base: Number, exponent: Number) -> Number:
     if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
-        # Before it is calculated: 9 ** 9 ** 9 has more digits than there is memory.
+        # Checked before the calculation: 9 ** 9 ** 9 has more digits than fit into memory.
         if abs(base) > 1 and base.bit_length() * exponent > 2 * BITS_MAX:
             raise OverflowError
         return int(base**exponent)
@@ -136,7 +141,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Number]] = MappingProxyType(
 
 
 def _value(node: ast.expr) -> Number:
-    """What a part of an expression comes to. Anything but numbers is refused."""
+    """The value of a node of the expression. Raises ToolError for all but numbers."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
             return _bounded(number)
@@ -146,20 +151,20 @@ def _value(node: ast.expr) -> Number:
             return _bounded(_BINARY[type(sign)](_value(left), _value(right)))
         case ast.UnaryOp(op=sign, operand=operand) if type(sign) in _UNARY:
             return _UNARY[type(sign)](_value(operand))
-        case ast.Call(func=ast.Name(id=name), args=given, keywords=[]) if name in _FUNCTIONS:
-            numbers = [_value(each) for each in given]
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
+            numbers = [_value(argument) for argument in arguments]
             try:
                 return _bounded(_FUNCTIONS[name](*numbers))
             except TypeError:
-                raise ToolError(f"{name} does not take {len(given)} arguments.") from None
+                raise ToolError(f"{name} does not take {len(arguments)} arguments.") from None
         case ast.BinOp(op=ast.BitXor()):
             raise ToolError("Write ** for a power, not ^.")
         case ast.Tuple():
             raise ToolError("Write 1000, not 1,000.")
-    known = ", ".join([*_FUNCTIONS, *_NAMES])
+    names = ", ".join([*_FUNCTIONS, *_NAMES])
     raise ToolError(
         f"{ast.unparse(node)[:80]!r} is not allowed: use numbers, + - * / // % **, parentheses, "
-        f"{known}."
+        f"{names}."
     )
 
 
@@ -172,7 +177,7 @@ def _bounded(number: Number) -> Number:
     return number
 
 
-#: What HALT_TOOLS may name.
+#: The tools by the names that HALT_TOOLS takes.
 BUILTIN_TOOLS: Mapping[str, Callable[..., str]] = MappingProxyType(
     {"calculator": calculator, "current_time": current_time}
 )

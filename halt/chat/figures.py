@@ -1,4 +1,4 @@
-"""The figures of an answer and of a conversation in words, for the page and the terminal."""
+"""Texts about token usage, times and ends of answers, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from halt.store.models import Usage
 
 
 def usage_text(usage: Usage) -> str:
-    """What a conversation took, in words; nothing where nothing is known."""
-    out = []
+    """The token usage of a conversation as a sentence; "" where it is unknown."""
+    parts = []
     if usage.prompt_tokens:
-        out.append(f"{usage.prompt_tokens:,} read")
+        parts.append(f"{usage.prompt_tokens:,} read")
     if usage.completion_tokens:
         about = "about " if usage.estimated else ""
-        out.append(f"{about}{usage.completion_tokens:,} written")
-    if not out:
+        parts.append(f"{about}{usage.completion_tokens:,} written")
+    if not parts:
         return ""
     estimated = " (in part estimated)" if usage.estimated else ""
-    return f"Tokens of this conversation: {', '.join(out)}{estimated}"
+    return f"Tokens of this conversation: {', '.join(parts)}{estimated}"
 
 
 def answer_figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[str, ...]:
-    """What one answer took, in words. `usage`: what is known of it by now, where more is."""
+    """The metrics of one answer as short texts. `usage`: replaces an estimated number of tokens."""
     m = ended.metrics
     if usage and m.tokens_estimated and usage.completion_tokens and not usage.estimated:
         m = msgspec.structs.replace(m, tokens=usage.completion_tokens, tokens_estimated=False)
-    out = []
+    parts = []
     if m.ttft_ms is not None:
-        out.append(f"first token after {_seconds(m.ttft_ms)}")
+        parts.append(f"first token after {_seconds(m.ttft_ms)}")
     if m.tokens_per_second is not None:
-        out.append(f"{m.tokens_per_second:.0f} tokens/s")
+        parts.append(f"{m.tokens_per_second:.0f} tokens/s")
     if m.tokens:
         count = f"{m.tokens:,} token{'' if m.tokens == 1 else 's'}"
-        out.append(f"about {count} (estimated)" if m.tokens_estimated else count)
-    if m.duration_ms:  # not of what was imported
-        out.append(f"{_seconds(m.duration_ms)} in all")
+        parts.append(f"about {count} (estimated)" if m.tokens_estimated else count)
+    if m.duration_ms:  # 0 for imported answers
+        parts.append(f"{_seconds(m.duration_ms)} in all")
     if isinstance(ended, Done):
-        out.append(f"finish reason: {ended.finish_reason or 'none given'}")
+        parts.append(f"finish reason: {ended.finish_reason or 'none given'}")
     if model:
-        out.append(model)
-    return tuple(out)
+        parts.append(model)
+    return tuple(parts)
 
 
 def unwatched_text(ended: Cancelled) -> str:
-    """What is said of an answer that was stopped as nobody was watching."""
+    """The note at an answer that was stopped because no page was open."""
     seconds = ended.unwatched
     if isinstance(seconds, msgspec.UnsetType):
         return "Stopped: no page was open (HALT_ORPHAN_GRACE)."

@@ -1,7 +1,7 @@
-"""What people do in conversations: send, edit, regenerate, continue, discard, pick, show.
+"""Use cases of conversations: send, edit, regenerate, continue, discard, select, show a version.
 
-Each of them changes the store, and starts the runs that answer. Needs no request: its caller says
-which session asks.
+Each use case changes the store; those that need an answer also start its run. The caller passes the
+session that owns the conversation, so no request context is needed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, Unknow
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
 
-#: Seconds that a request waits for an answer that has ended to be written down.
+#: Seconds that a request waits until an answer that has ended is saved.
 WRITE_WAIT = 2.0
-WRITE_TICK = 0.01  # seconds before the first further look whether it is; each waits twice as long
-WRITE_TICK_MAX = 0.16
+WRITE_TICK = 0.01  # seconds before the first retry; each further pause is twice as long
+WRITE_TICK_MAX = 0.16  # seconds
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Started(NamedTuple):
-    """What a use case has started: the conversation with its last exchange alone, and the run."""
+    """The result of a use case that starts runs."""
 
-    conversation: Conversation
+    conversation: Conversation  # its last exchange only
     run: Run  # of the first answer
 
 
@@ -50,28 +50,28 @@ class ChatService:
     config: Config
     generations: GenerationService
     store: Store
-    store_writer: StoreWriter  # that of the generations
+    store_writer: StoreWriter  # the one that the generation service uses
     titles: Titles
-    tools: Toolbox  # that are offered to the models
-    #: Called with a number of starts of the session that asks; with `hit=False` where they are only
-    #: to be allowed. Raises TooManyRequests, RequestError.
+    tools: Toolbox  # offered to the models
+    #: Counts starts of the requesting session; with `hit=False` it only checks whether they are
+    #: allowed. Raises TooManyRequests, RequestError.
     count_starts: Callable[..., None]
     answer_progress: AnswerProgress = field(default_factory=AnswerProgress)
 
     def system_prompt(self, model: str | None = "", own: str | None = None) -> str:
-        """A conversation's `own` system prompt; where it has none, that of its model."""
+        """A conversation's `own` system prompt; the default one of its model where that is None."""
         if own is not None:
             return own
-        return self.config.told_system_prompt(model or self.generations.upstream.known_model)
+        return self.config.default_system_prompt(model or self.generations.upstream.known_model)
 
     def checked_prompt(self, text: str) -> str:
-        """The prompt that a person has written. Raises RequestError, TooLarge."""
+        """The text with normalized line ends, stripped. Raises RequestError, TooLarge."""
         prompt = text.replace("\r\n", "\n").strip()
         if not prompt:
             raise RequestError("Write a message first.", field="prompt")
-        most = self.config.max_prompt_chars
-        if len(prompt) > most:
-            raise TooLarge(f"The message is longer than {most:,} characters.", field="prompt")
+        limit = self.config.max_prompt_chars
+        if len(prompt) > limit:
+            raise TooLarge(f"The message is longer than {limit:,} characters.", field="prompt")
         return prompt
 
     # --- use cases that start runs ----------------------------------------------------------------
@@ -86,16 +86,16 @@ class ChatService:
         edit_of: int | None = None,
         after: int | None = None,
     ) -> Started:
-        """A new prompt; with `edit_of`, another version of one that is there.
+        """Add a prompt and start its answers; with `edit_of`, as a new version of that prompt.
 
-        `answers` are the streams' IDs, each with its model. `after` is the last prompt that the
-        page shows, 0 where it shows none. Raises what the store's `begin` and
+        `answers`: pairs of stream ID and model. `after`: the ID of the last prompt that the page
+        shows, 0 where it shows none. Raises what the store's `begin` and
         `GenerationService.start` raise (Moved: there are messages that the page does not show),
         and TooManyRequests.
         """
         self._check_capacity(len(answers))
         try:
-            found = self._retry_while_busy(
+            conversation = self._retry_while_busy(
                 self.store.turns.add_prompt,
                 conversation_id,
                 owner,
@@ -108,19 +108,19 @@ class ChatService:
         except Busy:
             last = self.store.conversations.get(conversation_id, owner, limit=1).last
             if edit_of is None and after not in {None, last or 0}:
-                raise Moved(MOVED) from None  # another answer than the one that the page shows
+                raise Moved(MOVED) from None  # the running answer is not on the page
             raise
-        return self._start_answers(found)
+        return self._start_answers(conversation)
 
     def regenerate(
         self, conversation_id: str, owner: str, stream_id: str, model: str, prompt_id: int | None
     ) -> Started:
-        """One more answer to a prompt, the last one where none is named.
+        """Start another answer to a prompt; to the last prompt where `prompt_id` is None.
 
-        It may be in the middle: the conversation then ends with it.
+        The prompt may be in the middle: the conversation then ends with the new answer.
         """
         self._check_capacity()
-        found = self._retry_while_busy(
+        conversation = self._retry_while_busy(
             self.store.turns.regenerate,
             conversation_id,
             owner,
@@ -129,15 +129,15 @@ class ChatService:
             worker=self.store_writer.worker,
             prompt_id=prompt_id,
         )
-        return self._start_answers(found)
+        return self._start_answers(conversation)
 
     def continue_answer(
         self, conversation_id: str, owner: str, prompt_id: int, stream_id: str
     ) -> Started:
-        """Go on with the last answer, this prompt's, from its last word, in the same message."""
+        """Continue the last answer, which must be this prompt's, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
         self._check_capacity()
-        found = self._retry_while_busy(
+        conversation = self._retry_while_busy(
             self.store.turns.continue_answer,
             conversation_id,
             owner,
@@ -145,51 +145,54 @@ class ChatService:
             stream_id,
             worker=self.store_writer.worker,
         )
-        return self._start_answers(found)
+        return self._start_answers(conversation)
 
     # --- use cases that start nothing -------------------------------------------------------------
 
     def discard(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
-        """Take away the last answer, this prompt's; returns the exchange as it was."""
-        gone = self._exchange(conversation_id, owner, prompt_id)
-        self._retry_while_busy(self.store.turns.discard, conversation_id, owner, gone.answer_id)
-        return gone
+        """Discard the last answer, which must be this prompt's; return the exchange as it was."""
+        exchange = self._exchange(conversation_id, owner, prompt_id)
+        self._retry_while_busy(self.store.turns.discard, conversation_id, owner, exchange.answer_id)
+        return exchange
 
     def show_version(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
-        """Go to another version of a prompt or an answer: the conversation goes on from there."""
+        """Switch to another version of a prompt or an answer; the conversation continues there."""
         return self._retry_while_busy(self.store.turns.show, conversation_id, owner, message_id)
 
     def select(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
-        """Go on with one of several answers; those that are still being written are stopped."""
+        """Continue with one of several answers, and stop those that still run."""
         last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         candidates = last[0].candidates if last and last[0].alternatives else ()
-        if any(each.stream_id == stream_id for each in candidates):
-            running = [(each.stream_id, None) for each in candidates if each.ended is None]
+        if any(answer.stream_id == stream_id for answer in candidates):
+            running = [(answer.stream_id, None) for answer in candidates if answer.ended is None]
             self.generations.stop_each(running, owner)
         return self._retry_while_busy(self.store.turns.select, conversation_id, owner, stream_id)
 
     def usage(self, conversation_id: str, owner: str) -> Usage:
-        """The tokens of all that was answered in it. Raises UnknownConversation."""
+        """The token usage of all its answers. Raises UnknownConversation."""
         self.wait_until_saved(conversation_id, owner)
         return self.store.conversations.token_usage(conversation_id, owner)
 
     def find_generation(self, stream_id: str, owner: str | None) -> Generation | None:
-        """The generation of an answer that runs, in any worker; None: it is not known."""
+        """The generation of a running answer, in any worker; None where it is unknown."""
         try:
             return self.generations.get(stream_id, owner)
         except UnknownStream:
             return None
 
     def wait_until_saved(self, conversation_id: str, owner: str) -> bool:
-        """Wait until what has ended in it is written down. False: an answer is being written."""
+        """Wait until the ended ones of its last answers are saved, at most WRITE_WAIT for each.
+
+        False: an answer still runs, or was not saved in that time.
+        """
         last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
-        for each in last[0].candidates if last else ():
-            if each.ended is None:
-                run = self.find_generation(each.stream_id, owner)
+        for answer in last[0].candidates if last else ():
+            if answer.ended is None:
+                run = self.find_generation(answer.stream_id, owner)
                 if (
                     run is None
                     or run.log.ended is None
-                    or not self.store_writer.wait_written(each.stream_id, WRITE_WAIT)
+                    or not self.store_writer.wait_written(answer.stream_id, WRITE_WAIT)
                 ):
                     return False
         return True
@@ -197,17 +200,19 @@ class ChatService:
     # --- how runs start ---------------------------------------------------------------------------
 
     def _exchange(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
-        """The exchange at which a button was pressed. Raises UnknownConversation."""
-        found = self.store.conversations.get(conversation_id, owner, around=prompt_id, limit=1)
-        for each in found.exchanges:
-            if each.prompt_id == prompt_id:
-                return each
+        """The exchange of a prompt. Raises UnknownConversation."""
+        conversation = self.store.conversations.get(
+            conversation_id, owner, around=prompt_id, limit=1
+        )
+        for exchange in conversation.exchanges:
+            if exchange.prompt_id == prompt_id:
+                return exchange
         raise UnknownConversation(
             "This is not a part of the conversation any more. Load the page anew."
         )
 
     def _check_capacity(self, answers: int = 1) -> None:
-        """Refuse what would be refused at its start, before the store is written to.
+        """Check the limits of starts before the store is written to.
 
         Raises TooManyRequests, AtCapacity, Draining.
         """
@@ -222,13 +227,16 @@ class ChatService:
         *args: P.args,
         **more: P.kwargs,
     ) -> T:
-        """Change the conversation. An answer that has just ended may have to be written first."""
+        """Call `change`; retry it for WRITE_WAIT while it raises Busy.
+
+        An answer that has just ended may not be saved yet, and the store is busy until it is.
+        """
         try:
             return change(conversation_id, owner, *args, **more)
         except Busy:
-            if not self.wait_until_saved(conversation_id, owner):  # asks the other workers, once
+            if not self.wait_until_saved(conversation_id, owner):  # one request to other workers
                 raise
-        # What ended here is written. What ended in another worker is announced by the store alone.
+        # Answers of this worker are saved now. Only the store tells when those of others are.
         until, pause = now() + WRITE_WAIT, WRITE_TICK
         while True:
             try:
@@ -239,66 +247,71 @@ class ChatService:
             threading.Event().wait(pause)
             pause = min(2 * pause, WRITE_TICK_MAX)
 
-    def _start_answers(self, found: Conversation) -> Started:
-        """Start what answers the conversation's last prompt: all of it or nothing."""
-        waiting = [each for each in found.exchanges[-1].candidates if each.ended is None]
+    def _start_answers(self, conversation: Conversation) -> Started:
+        """Start the answers to the conversation's last prompt: all of them or none."""
+        candidates = conversation.exchanges[-1].candidates
+        waiting = [answer for answer in candidates if answer.ended is None]
         runs: list[Run] = []
         try:
             self.count_starts(len(waiting))
-            prompts = [self.system_prompt(each.requested_model) for each in waiting]
+            prompts = [self.system_prompt(answer.requested_model) for answer in waiting]
             messages = {
-                prompt: self.store.conversations.prompt_messages(found.id, found.owner, prompt)
+                prompt: self.store.conversations.prompt_messages(
+                    conversation.id, conversation.owner, prompt
+                )
                 for prompt in set(prompts)
             }
-            for each, prompt in zip(waiting, prompts, strict=True):
-                runs.append(self._start_answer(found, each, messages[prompt]))
+            for answer, prompt in zip(waiting, prompts, strict=True):
+                runs.append(self._start_answer(conversation, answer, messages[prompt]))
         except Exception:
-            idle = [each.stream_id for each in waiting[len(runs) :]]
+            unstarted = [answer.stream_id for answer in waiting[len(runs) :]]
             try:
-                self.store.turns.cancel_start(found.id, idle[0])
+                self.store.turns.cancel_start(conversation.id, unstarted[0])
             except StoreUnavailable:
-                self.store_writer.interrupt(idle)
-            self.generations.stop_each([(run.id, None) for run in runs], found.owner)
+                self.store_writer.interrupt(unstarted)
+            self.generations.stop_each([(run.id, None) for run in runs], conversation.owner)
             raise
-        return Started(found, runs[0])
+        return Started(conversation, runs[0])
 
-    def _start_answer(self, found: Conversation, wanted: Exchange, messages: list[Message]) -> Run:
-        """Start the run of one answer."""
-        exchange, progress = found.exchanges[-1], self.answer_progress
+    def _start_answer(
+        self, conversation: Conversation, answer: Exchange, messages: list[Message]
+    ) -> Run:
+        """Start the run of one answer. Raises what `GenerationService.start` raises."""
+        exchange, progress = conversation.exchanges[-1], self.answer_progress
 
-        def ended(run: Run) -> None:
+        def on_end(run: Run) -> None:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
-            progress.end(run.id, wanted.requested_model, tokens)
-            if wanted is exchange and not found.has_earlier and not found.named:
-                answer = run.answer()[1]
-                self.titles.request(
-                    found.id, exchange.prompt, answer, wanted.requested_model or None
-                )
+            progress.end(run.id, answer.requested_model, tokens)
+            if answer is exchange and not conversation.has_earlier and not conversation.named:
+                model_name = answer.requested_model or None
+                text = run.answer()[1]
+                self.titles.request(conversation.id, exchange.prompt, text, model_name)
 
-        def counted(run: Run, usage: dict[str, Any]) -> None:
+        def on_usage(run: Run, usage: dict[str, Any]) -> None:
             if self.store_writer.wait_written(run.id, WRITE_WAIT):
                 self.store.generations.count(run.id, usage)
 
         expected = (
-            None if wanted.prefix else progress.begin(wanted.stream_id, wanted.requested_model)
+            None if answer.prefix else progress.begin(answer.stream_id, answer.requested_model)
         )
         chat = ChatRequest(
-            messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
-            id=wanted.stream_id,
-            model=wanted.requested_model or None,
-            temperature=found.settings.temperature,
-            max_tokens=found.settings.max_tokens,
+            # The last message is the answer that is continued: `continuation_request` adds it.
+            messages[:-1] if answer.prefix else messages,
+            id=answer.stream_id,
+            model=answer.requested_model or None,
+            temperature=conversation.settings.temperature,
+            max_tokens=conversation.settings.max_tokens,
         )
         try:
-            if wanted.prefix:
-                chat = continuation_request(chat, wanted.prefix)
+            if answer.prefix:
+                chat = continuation_request(chat, answer.prefix)
             run = self.generations.start(
-                chat, found.owner, ended, self.tools, on_usage=counted, noted=True
+                chat, conversation.owner, on_end, self.tools, on_usage=on_usage, noted=True
             )
         except Exception:
-            progress.end(wanted.stream_id, wanted.requested_model)
+            progress.end(answer.stream_id, answer.requested_model)
             raise
         run.expected = expected
         return run

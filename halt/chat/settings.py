@@ -1,4 +1,4 @@
-"""How one conversation's answers are asked for, as people and files say it: checked."""
+"""Validates a conversation's settings: model, system prompt, temperature, max tokens."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ SYSTEM_PROMPT_MAX = 100_000  # characters
 
 
 def checked_settings(settings: Settings) -> Settings:
-    """The same. Raises RequestError that names the field at fault."""
+    """Return the settings unchanged. Raises RequestError (TooLarge) that names the wrong field."""
     checked_model(settings.model)
     if len(settings.system_prompt or "") > SYSTEM_PROMPT_MAX:
         raise TooLarge(
             f"The system prompt is longer than {SYSTEM_PROMPT_MAX:,} characters.",
             field="system_prompt",
         )
-    heat, most = settings.temperature, settings.max_tokens
-    if heat is not None and not (isfinite(heat) and 0 <= heat <= TEMPERATURE_MAX):
+    temperature, max_tokens = settings.temperature, settings.max_tokens
+    if temperature is not None and not (
+        isfinite(temperature) and 0 <= temperature <= TEMPERATURE_MAX
+    ):
         raise RequestError(
             f"The temperature must be a number from 0 to {TEMPERATURE_MAX:g}.", field="temperature"
         )
-    if most is not None and not 1 <= most <= TOKENS_MAX:
+    if max_tokens is not None and not 1 <= max_tokens <= TOKENS_MAX:
         raise RequestError(
             f"Max tokens must be a whole number from 1 to {TOKENS_MAX:,}.",
             field="max_tokens",
@@ -39,15 +41,15 @@ def checked_settings(settings: Settings) -> Settings:
 
 
 def settings_from_form(form: Mapping[str, str], *system_prompts: str) -> Settings:
-    """What a form says; an empty field means the default. Raises RequestError.
+    """The settings in a form; an empty field means the default. Raises RequestError.
 
-    `system_prompts` are the server's own, one of which was shown in the form: it is kept as the
-    default where it was left as it is. An emptied one means that there is to be none.
+    `system_prompts`: the server's prompts; the form was filled with one of them. A field that
+    still equals one of them means the default (None). An empty field means no system prompt.
     """
-    told = form.get("system_prompt", system_prompts[0]).replace("\r\n", "\n").strip()
+    system_prompt = form.get("system_prompt", system_prompts[0]).replace("\r\n", "\n").strip()
     settings = Settings(
         model=form.get("model", ""),
-        system_prompt=None if told in map(str.strip, system_prompts) else told,
+        system_prompt=None if system_prompt in map(str.strip, system_prompts) else system_prompt,
         temperature=_number(form.get("temperature", ""), float),
         max_tokens=_number(form.get("max_tokens", ""), int),
     )
@@ -61,4 +63,4 @@ def _number(raw: str, kind: type[N]) -> N | None:
     try:
         return kind(text)
     except ValueError:
-        return kind(-1)  # which no field takes: it is refused with what the field does take
+        return kind(-1)  # out of range for every field: its check names the valid range

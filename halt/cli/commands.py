@@ -194,7 +194,7 @@ def _source(
     config = stack.enter_context(_with_model(config))
     generations = make(config)
     stack.callback(generations.close)
-    told = config.told_system_prompt(model or generations.upstream.known_model)
+    told = config.default_system_prompt(model or generations.upstream.known_model)
     return Local(config, generations), told
 
 

@@ -316,7 +316,7 @@ class Config:
             return self.embedded_model
         return self.model or (OPENAI_MODEL if is_openai(self.upstream_url) else "")
 
-    def told_system_prompt(self, model: str) -> str:
+    def default_system_prompt(self, model: str) -> str:
         """The system prompt of the page's conversations with a model.
 
         The demo model needs one to keep on.

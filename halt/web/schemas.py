@@ -113,8 +113,8 @@ class RelayFigures(Reply, frozen=True):
 
 
 class Health(Reply, frozen=True):
-    """`upstream`: the model's server is "reachable", "reachable: CODE" (it refuses Halt's requests: a
-    wrong key, no quota left), "unreachable: CODE", or "unknown" until its first response.
+    """`upstream`: the model's server is "reachable", "reachable: CODE" (it refuses Halt: wrong key,
+    no quota), "unreachable: CODE", or "unknown" until its first response.
 
     `open_streams`: the count over all `workers`. `worker`: the ID of the worker that responds.
     """

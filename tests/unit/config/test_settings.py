@@ -247,10 +247,10 @@ def test_a_system_prompt_that_leaves_no_room_is_refused() -> None:
 def test_the_demo_model_alone_has_a_prompt_of_its_own() -> None:
     """A server's model that answers beside it is not told to be brief."""
     demo = {"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1", "HALT_EMBEDDED_MODEL": "Smol"}
-    assert load(demo).told_system_prompt("Smol").startswith("You are")
-    assert load(demo).told_system_prompt("ollama/m") == ""
-    assert load({"OPENAI_API_KEY": "k", **demo}).told_system_prompt("Smol") == ""
-    assert load({"HALT_SYSTEM_PROMPT": "Be.", **demo}).told_system_prompt("Smol") == "Be."
+    assert load(demo).default_system_prompt("Smol").startswith("You are")
+    assert load(demo).default_system_prompt("ollama/m") == ""
+    assert load({"OPENAI_API_KEY": "k", **demo}).default_system_prompt("Smol") == ""
+    assert load({"HALT_SYSTEM_PROMPT": "Be.", **demo}).default_system_prompt("Smol") == "Be."
 
 
 def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
