@@ -1,6 +1,6 @@
-"""Conversations: one read, the list, and what is kept of each beside its messages.
+"""Reads and lists conversations, and changes their titles, settings and deletion.
 
-Each method is one transaction. Everything handed out is a frozen copy.
+Each method is one transaction. All returned values are frozen copies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from halt.store import tree
 from halt.store.database import Database
 from halt.store.models import WINDOW, Conversation, Page, Settings, Summary, Usage
 from halt.store.prompt_messages import path_messages
-from halt.store.rows import LISTED, TITLE_MAX, change, changed, cursor_number, find, made
+from halt.store.rows import LISTED, TITLE_MAX, change, changed, cursor_number, find, find_or_create
 from halt.store.tables import conversations, messages
 
 _IS_RUNNING = exists().where(
@@ -26,7 +26,7 @@ _IS_RUNNING = exists().where(
 
 
 class Conversations:
-    """All conversations. Each call raises StoreUnavailable, and then did nothing."""
+    """All conversations. A call that raises StoreUnavailable has changed nothing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,10 +43,10 @@ class Conversations:
         after: int | None = None,
         limit: int = WINDOW,
     ) -> Conversation:
-        """The last `limit` exchanges; or those around, before or after a message of the path.
+        """The conversation with its last `limit` exchanges.
 
-        A message that is not on the path (any more) counts as none given. Raises
-        UnknownConversation.
+        With a message ID: the exchanges around, before or after that message. An ID that is not on
+        the path is ignored. Raises UnknownConversation.
         """
         with self._database.reading() as connection:
             row = find(connection, conversation_id, owner)
@@ -57,15 +57,15 @@ class Conversations:
     def prompt_messages(
         self, conversation_id: str, owner: str, system_prompt: str = ""
     ) -> list[Message]:
-        """What the model is told: everything on the path, stopped and broken answers marked so.
+        """The messages that the model gets: the whole path, with notes on incomplete answers.
 
-        `system_prompt` is used where the conversation has none of its own. An answer that is
-        continued comes last, as it is, without a mark. Raises UnknownConversation.
+        `system_prompt` is used if the conversation has none itself. An answer that is being
+        continued comes last, unchanged and without a note. Raises UnknownConversation.
         """
         with self._database.reading() as connection:
             row = find(connection, conversation_id, owner)
-            said = tree.path_texts(connection, row)
-        path = ((each.role, each.state, each.content) for each in said)
+            texts = tree.path_texts(connection, row)
+        path = ((message.role, message.state, message.content) for message in texts)
         return path_messages(
             path, system_prompt if row.system_prompt is None else row.system_prompt
         )
@@ -73,9 +73,9 @@ class Conversations:
     def summaries(
         self, owner: str, cursor: str | None = None, limit: int = WINDOW
     ) -> Page[Summary]:
-        """The owner's conversations, the one used last first. Raises RequestError (`cursor`)."""
+        """The owner's conversations, most recently used first. Raises RequestError (`cursor`)."""
         limit = max(1, limit)
-        found = (
+        query = (
             select(
                 conversations.c.id,
                 conversations.c.title,
@@ -88,15 +88,15 @@ class Conversations:
         )
         if cursor is not None:
             at, _, last = cursor.partition("~")
-            place = (cursor_number(at, float), last)
-            found = found.where(
-                tuple_(conversations.c.updated_at, conversations.c.id) < tuple_(*place)
+            position = (cursor_number(at, float), last)
+            query = query.where(
+                tuple_(conversations.c.updated_at, conversations.c.id) < tuple_(*position)
             )
         with self._database.reading() as connection:
-            rows = connection.execute(found).all()
-        items = tuple(Summary(*each) for each in rows[:limit])
-        more = len(rows) > limit
-        return Page(items, f"{items[-1].updated_at!r}~{items[-1].id}" if more else None)
+            rows = connection.execute(query).all()
+        items = tuple(Summary(*row) for row in rows[:limit])
+        has_more = len(rows) > limit
+        return Page(items, f"{items[-1].updated_at!r}~{items[-1].id}" if has_more else None)
 
     def has_any(self) -> bool:
         """Whether any owner has a conversation that is not deleted."""
@@ -109,14 +109,14 @@ class Conversations:
             return _summary(connection, find(connection, conversation_id, owner))
 
     def token_usage(self, conversation_id: str, owner: str) -> Usage:
-        """Tokens of everything that was answered in it. Raises UnknownConversation."""
+        """Tokens of all answers ever generated in it. Raises UnknownConversation."""
         with self._database.reading() as connection:
             return tree.usage(connection, find(connection, conversation_id, owner).id)
 
-    # --- keeping ----------------------------------------------------------------------------------
+    # --- changing ---------------------------------------------------------------------------------
 
     def rename(self, conversation_id: str, owner: str, title: str) -> Summary:
-        """Give it a title of the user's. Raises UnknownConversation, RequestError."""
+        """Set the user's title. Raises UnknownConversation, RequestError."""
         title = " ".join(title.split())
         if not title:
             raise RequestError("A title needs at least one character.", field="title")
@@ -128,17 +128,17 @@ class Conversations:
             return _summary(connection, row)
 
     def is_listed(self, conversation_id: str) -> bool:
-        """Whether there is such a conversation, whosever it is, and it has not been deleted."""
+        """Whether the conversation exists, with any owner, and is not deleted."""
         with self._database.reading() as connection:
-            found = select(conversations.c.id).where(
+            query = select(conversations.c.id).where(
                 conversations.c.id == conversation_id, conversations.c.deleted_at.is_(None)
             )
-            return connection.scalar(found) is not None
+            return connection.scalar(query) is not None
 
     def title_from_model(self, conversation_id: str, title: str) -> bool:
-        """Give it a title of the model's, whosever it is.
+        """Set a title from a model, for any owner.
 
-        False where the user has named or deleted it.
+        False if the user has renamed or deleted the conversation, or the title is empty.
         """
         title = " ".join(title.split())[:TITLE_MAX]
         with self._database.writing() as connection:
@@ -154,19 +154,20 @@ class Conversations:
             return bool(title) and changed.rowcount == 1
 
     def set_settings(self, conversation_id: str, owner: str, settings: Settings) -> Conversation:
-        """Settings of all further answers; makes the conversation if needed.
+        """Set the settings of future answers; create the conversation if it does not exist.
 
-        Raises UnknownConversation for another owner's.
+        Raises UnknownConversation for a conversation of another owner.
         """
         with self._database.writing() as connection:
-            row = made(connection, conversation_id, owner)
+            row = find_or_create(connection, conversation_id, owner)
             return changed(connection, row, asdict(settings))
 
     def delete(self, conversation_id: str, owner: str) -> list[str]:
-        """It is gone, and can be brought back for a day. Raises UnknownConversation.
+        """Delete the conversation; `undelete` restores it within a day.
 
-        Returns the streams that are still writing in it, and are to be stopped. A prompt whose
-        answer has no text by then stays, other than in `write`.
+        Returns its running streams; the caller must stop them. Their prompts stay even if the
+        answers have no text, unlike those of other stopped answers (see `Generations.write`).
+        Raises UnknownConversation.
         """
         with self._database.writing() as connection:
             row = find(connection, conversation_id, owner, lock=True)
@@ -180,7 +181,7 @@ class Conversations:
             )
 
     def undelete(self, conversation_id: str, owner: str) -> Summary:
-        """Bring it back. Raises UnknownConversation."""
+        """Undo a deletion. Raises UnknownConversation."""
         with self._database.writing() as connection:
             row = find(connection, conversation_id, owner, lock=True, deleted=True)
             return _summary(connection, change(connection, row, {"deleted_at": None}))

@@ -1,12 +1,12 @@
-"""What a conversation is, as its readers get it: frozen values, and the errors of its changes.
+"""The values that readers of a conversation get, all frozen, and the errors of its changes.
 
-A conversation is a tree of messages. An edited prompt is a sibling of the prompt it was made from,
-a regenerated answer a sibling of the answer before it, and so are the answers of several models to
-one prompt. What is shown, and told to the model, is one path through the tree: each message knows
-which of its successors the conversation goes on with.
+A conversation is a tree of messages. An edited prompt is a sibling of the original prompt, a
+regenerated answer a sibling of the answer before it; the answers of several models to one prompt
+are siblings too. The page shows, and the model gets, one path through the tree: each message stores
+which of its children is the next one.
 
-The page sees the path as exchanges: a prompt with the answer that is shown, a window of them at a
-time.
+The page reads the path as exchanges, a window of them at a time. An exchange is a prompt with the
+answer that is shown.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from halt.core.steps import Step
 from halt.errors import HaltError
 
 BUSY = "An answer is still being written. Stop it first, or wait until it is complete."
-MOVED = "This conversation went on in another tab or on another device. Load the page anew."
+MOVED = "Another tab or device has added messages to this conversation. Reload the page."
 
 T = TypeVar("T")
 
-#: Exchanges of a window, where the reader does not say how many.
+#: Exchanges of a window by default.
 WINDOW = 40
 
-#: State of an answer. `withdrawn`: stopped by its user before any of it was shown; kept only beside
-#: answers of rivals. `interrupted`: its server went away, or died.
+#: State of an answer. `withdrawn`: the user stopped it before any of it was shown; it is kept only
+#: beside alternatives. `interrupted`: its Halt process stopped or died.
 State = Literal["running", "done", "stopped", "withdrawn", "error", "interrupted"]
 
 
 class UnknownConversation(HaltError):
-    """No such conversation, or message in it, or one of another session."""
+    """The conversation or message does not exist, or belongs to another session."""
 
     code = "unknown_conversation"
     status = 404
@@ -48,7 +48,7 @@ class Busy(HaltError):
 
 
 class Moved(HaltError):
-    """The conversation no longer ends where the one who goes on with it believes."""
+    """The conversation's last prompt is not the one that the client has named."""
 
     code = "conversation_moved"
     status = 409
@@ -56,41 +56,41 @@ class Moved(HaltError):
 
 @dataclass(frozen=True)
 class Versions:
-    """The siblings of a message, oldest first, itself among them: what a switcher offers."""
+    """A message and its siblings, oldest first, for the page's version switcher."""
 
-    ids: tuple[int, ...] = ()  # of messages; `Turns.show` goes to one
-    shown_id: int = 0  # the one of them that is shown
+    ids: tuple[int, ...] = ()  # message IDs; `Turns.show` shows one of them
+    shown_id: int = 0  # of the one that is shown
 
     @property
     def number(self) -> int:
-        """Place of the one that is shown, from 1; 0 where there are none."""
+        """Position of the shown version, from 1; 0 if there are no versions."""
         return self.ids.index(self.shown_id) + 1 if self.shown_id in self.ids else 0
 
     @property
     def earlier(self) -> int | None:
-        """The version before the one that is shown."""
+        """The ID of the version before the shown one."""
         return self.ids[self.number - 2] if self.number > 1 else None
 
     @property
     def later(self) -> int | None:
-        """The version after the one that is shown."""
+        """The ID of the version after the shown one."""
         return self.ids[self.number] if 0 < self.number < len(self.ids) else None
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, as far as they are known."""
+    """Token counts, as far as they are known."""
 
-    prompt_tokens: int = 0  # as providers reported them; they are never estimated
+    prompt_tokens: int = 0  # as providers report them, never estimated
     completion_tokens: int = 0
-    estimated: bool = False  # some of the completion tokens were estimated
+    estimated: bool = False  # some of the completion tokens are estimated
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a conversation's answers are asked for. None, or "" for the model: the server's own."""
+    """A conversation's settings for answers. None, or "" for the model: the server's default."""
 
-    model: str = ""  # the one chosen last
+    model: str = ""  # the model that was selected last
     system_prompt: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
@@ -98,19 +98,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt and the answer to it that is shown. `ended` is None while the stream runs.
+    """A prompt and the answer that is shown. `ended` is None while the stream runs.
 
-    `previous` is the version before this one, where this one does not stand for itself (yet).
+    `previous` is the version before this one, set while that one may have to be shown instead (see
+    `stands`).
     """
 
     prompt: str
-    stream_id: str  # of the generation that writes the answer, or wrote last on it
-    answer: str = ""  # while it is being written: "", or what a Continue goes on from
+    stream_id: str  # of the generation that writes the answer, or wrote to it last
+    answer: str = ""  # while the stream runs: "", or the text before a Continue
     model: str = ""  # the model that answered, as it names itself
     ended: Terminal | None = None
     previous: Exchange | None = None
-    steps: tuple[Step, ...] = ()  # for the eye: never told to the model
-    requested_model: str = ""  # the model that was chosen, "" for the default one
+    steps: tuple[Step, ...] = ()  # shown to the user, never sent to the model
+    requested_model: str = ""  # "" for the default model
     alternatives: tuple[Exchange, ...] = ()  # answers of other models to the same prompt
     selected: bool = False  # the user selected this answer among its alternatives
     prompt_id: int = 0  # the messages' IDs
@@ -122,7 +123,7 @@ class Exchange:
 
     @property
     def prefix(self) -> str:
-        """The text from which a Continue that is running goes on."""
+        """The text to which a running Continue appends; "" otherwise."""
         return self.answer if self.ended is None else ""
 
     @property
@@ -132,28 +133,31 @@ class Exchange:
 
     @property
     def running(self) -> bool:
-        """An answer is being written."""
-        return any(each.ended is None for each in self.candidates)
+        """Whether this answer or an alternative is being written."""
+        return any(exchange.ended is None for exchange in self.candidates)
 
     @property
     def withdrawn(self) -> bool:
-        """Its user stopped it before any of it was shown."""
+        """Whether the user stopped it before any of it was shown."""
         return self._state_now == "withdrawn"
 
     @property
     def _state_now(self) -> State:
-        """Its state, also where the store does not know of its end yet."""
+        """Its state, also while its end is not in the store yet."""
         ended = self.ended
         return "running" if ended is None else state_of(ended, self.answer, self.steps)
 
     def answer_for_model(self) -> Exchange:
-        """The answer that the conversation goes on with: the first with text, or the picked one."""
+        """The answer that later requests send to the model.
+
+        The selected alternative, or else the first one with text; see `best` for other answers.
+        """
         if self.selected or not self.alternatives:
             return self if self.ended is None else self.best()
-        return next((each for each in self.candidates if each.answer), self)
+        return next((exchange for exchange in self.candidates if exchange.answer), self)
 
     def best(self) -> Exchange:
-        """This answer; the version before it, where this one does not stand for itself."""
+        """This answer, or the version before it if that one is shown instead (see `stands`)."""
         if self.previous is None:
             return self
         return self if stands(self._state_now, self.answer, self.steps) else self.previous
@@ -170,10 +174,10 @@ class Conversation:
     settings: Settings = field(default_factory=Settings)
     has_earlier: bool = False  # more exchanges come before `first`, the window's first prompt
     has_later: bool = False  # and after `last`
-    usage: Usage = field(default_factory=Usage)  # of everything that was ever answered in it
+    usage: Usage = field(default_factory=Usage)  # of all answers ever generated in it
     created_at: float = 0.0  # seconds since 1970
     updated_at: float = 0.0
-    named: bool = False  # the title is the user's or the model's, not the first words
+    named: bool = False  # the title is from the user or a model, not the first words
 
     @property
     def first(self) -> int | None:
@@ -188,7 +192,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Summary:
-    """A conversation in the list."""
+    """A conversation in the list of conversations."""
 
     id: str
     title: str
@@ -198,40 +202,40 @@ class Summary:
 
 @dataclass(frozen=True)
 class Hit:
-    """A message that a search has found."""
+    """A message that matches a search."""
 
     conversation_id: str
     title: str
     message_id: int
     role: Literal["user", "assistant"]
-    snippet: tuple[tuple[str, bool], ...]  # pieces of its text, and whether each was searched for
+    snippet: tuple[tuple[str, bool], ...]  # pieces of its text; True: it matches
     created_at: float  # seconds since 1970
 
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """A part of a long list. `cursor`, given back, brings what follows; None: that was all."""
+    """A part of a long list. `cursor` requests the next page; None: this is the last one."""
 
     items: tuple[T, ...] = ()
     cursor: str | None = None
 
 
 def state_of(ended: Terminal, answer: str, steps: Sequence[Step]) -> State:
-    """The state in which an answer is after this end, with what was shown of it.
+    """The state of an answer after this end, with the text and steps that were shown.
 
-    One that its model's server broke off, or that brought nothing at all, has failed.
+    An answer that the model's server cut off, or without any text and steps, has failed.
     """
     if isinstance(ended, Done):
-        nothing = not steps and (not answer or answer.isspace()) and is_good(ended.finish_reason)
-        return "error" if nothing or broken_off(ended.finish_reason) else "done"
-    if isinstance(ended, Cancelled):  # whoever was not there can't be given the prompt back
+        empty = not steps and (not answer or answer.isspace()) and is_good(ended.finish_reason)
+        return "error" if empty or broken_off(ended.finish_reason) else "done"
+    if isinstance(ended, Cancelled):  # without a Stop no user is there to get the prompt back
         return "withdrawn" if ended.reason == "stop" and not (answer or steps) else "stopped"
     return "interrupted" if ended.error.code == "interrupted" else "error"
 
 
 def stands(state: State, text: object, steps: object) -> bool:
-    """The answer is shown itself, and not the version with text before it.
+    """Whether an answer is shown itself; otherwise the version with text before it is shown.
 
-    One with text; and one that was stopped when there were thoughts or tool calls alone.
+    True for an answer with text, and for one that was stopped during its thoughts or tool calls.
     """
     return bool(text or (state == "stopped" and steps))

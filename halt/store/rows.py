@@ -1,4 +1,4 @@
-"""A conversation's row in the database: found, made, locked, changed; and what is refused."""
+"""Finds, creates, locks and changes the row of a conversation; refuses changes while it is busy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from halt.store.tables import conversations, messages
 
 TITLE_MAX = 200  # characters of a title
 
-#: A conversation that is in its owner's list: not deleted, and with a message.
+#: Conditions for the owner's list: not deleted, and with at least one message.
 LISTED = (conversations.c.deleted_at.is_(None), conversations.c.first_id.is_not(None))
 
 
@@ -28,13 +28,16 @@ def find(
     lock: bool = False,
     deleted: bool = False,
 ) -> Row[Any]:
-    """The owner's conversation. Raises UnknownConversation."""
-    found = select(conversations).where(
+    """The row of the owner's conversation, also of a deleted one if `deleted` is set.
+
+    `lock` locks the row until the end of the transaction (PostgreSQL). Raises UnknownConversation.
+    """
+    query = select(conversations).where(
         conversations.c.id == conversation_id, conversations.c.owner == owner
     )
     if not deleted:
-        found = found.where(conversations.c.deleted_at.is_(None))
-    row = connection.execute(found.with_for_update() if lock else found).one_or_none()
+        query = query.where(conversations.c.deleted_at.is_(None))
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise UnknownConversation(
             "There is no such conversation here. "
@@ -43,20 +46,28 @@ def find(
     return row
 
 
-def made(connection: Connection, conversation_id: str, owner: str) -> Row[Any]:
-    """The conversation's row, new where there is none. Raises UnknownConversation."""
+def find_or_create(connection: Connection, conversation_id: str, owner: str) -> Row[Any]:
+    """The conversation's row, created if it does not exist, and locked.
+
+    Raises UnknownConversation for a conversation of another owner.
+    """
     values = {"id": conversation_id, "owner": owner}
     connection.execute(upsert(connection, conversations).values(values).on_conflict_do_nothing())
     return find(connection, conversation_id, owner, lock=True)
 
 
 def lock(connection: Connection, conversation_ids: Iterable[str | None]) -> None:
-    """Have these conversations to oneself, in an order in which nobody waits for another."""
-    wanted = sorted({each for each in conversation_ids if each is not None})
-    if wanted:
+    """Lock the rows of these conversations until the end of the transaction.
+
+    All transactions lock in the order of the IDs, so that no two of them wait for each other.
+    """
+    ids = sorted(
+        {conversation_id for conversation_id in conversation_ids if conversation_id is not None}
+    )
+    if ids:
         connection.execute(
             select(conversations.c.id)
-            .where(conversations.c.id.in_(wanted))
+            .where(conversations.c.id.in_(ids))
             .order_by(conversations.c.id)
             .with_for_update()
         )
@@ -66,17 +77,17 @@ def message(
     connection: Connection, row: Row[Any], message_id: int, role: str | None = None
 ) -> Row[Any]:
     """A message of the conversation. Raises UnknownConversation, also for another role."""
-    place = message_id if 0 < message_id < 2**63 else 0
-    found = connection.execute(
-        select(messages).where(messages.c.id == place, messages.c.conversation_id == row.id)
+    valid_id = message_id if 0 < message_id < 2**63 else 0
+    message_row = connection.execute(
+        select(messages).where(messages.c.id == valid_id, messages.c.conversation_id == row.id)
     ).one_or_none()
-    if found is None or role not in {None, found.role}:
+    if message_row is None or role not in {None, message_row.role}:
         raise UnknownConversation("There is no such message in this conversation.")
-    return found
+    return message_row
 
 
 def refuse_while_running(connection: Connection, conversation_id: str) -> None:
-    """Raises Busy."""
+    """Raise Busy while an answer is being written in the conversation."""
     running = select(messages.c.id).where(
         messages.c.conversation_id == conversation_id, messages.c.state == "running"
     )
@@ -85,18 +96,18 @@ def refuse_while_running(connection: Connection, conversation_id: str) -> None:
 
 
 def change(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Row[Any]:
-    """Change the conversation's row; as it is then."""
-    changing = update(conversations).where(conversations.c.id == row.id).values(values)
-    return connection.execute(changing.returning(*conversations.c)).one()
+    """Change the conversation's row; returns the new row."""
+    statement = update(conversations).where(conversations.c.id == row.id).values(values)
+    return connection.execute(statement.returning(*conversations.c)).one()
 
 
 def changed(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Conversation:
-    """Change the conversation's row; the conversation with its last exchange alone."""
+    """Change the conversation's row; returns the conversation with its last exchange alone."""
     return tree.window(connection, change(connection, row, values), limit=1)
 
 
 def cursor_number(cursor: str, kind: type[Any]) -> Any:
-    """A number of this kind in a cursor. Raises RequestError (`cursor`)."""
+    """The number (`kind`: int or float) in a cursor. Raises RequestError (`cursor`)."""
     with contextlib.suppress(ValueError):
         if -(2**62) < (value := kind(cursor)) < 2**62:
             return value

@@ -1,8 +1,9 @@
-"""The tables of the store. The steps that make them are in `halt/store/migrations`.
+"""The tables of the store. The migrations in `halt/store/migrations` create them.
 
-A conversation is a tree of messages: `parent_id` leads up; `chosen_id`, and `first_id` for the
-root, lead down the path that is shown. `generations` has a row for each stream; while it runs its
-events are in `chunks`, afterwards they are in `events`, compressed.
+A conversation is a tree of messages: `parent_id` refers to the parent; `chosen_id`, and `first_id`
+of the conversation, refer to the next message of the path that is shown. `generations` has a row
+for each stream. While a stream runs its events are rows of `chunks`; afterwards they are in the
+column `events`, compressed.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from halt.core.events import Terminal
 from halt.core.steps import Step
 
 
-def storable(said: str) -> str:
-    """A text as every database takes it: no NUL, and no half of a character."""
-    return said.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+def storable(value: str) -> str:
+    """A text that every database accepts: NUL and lone surrogates are replaced."""
+    return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 class Storable(TypeDecorator[str]):
-    """A text of a user's or a model's: what is written of it is `storable`."""
+    """A text of a user or a model; `storable` is applied when it is written."""
 
     impl = Text
     cache_ok = True
@@ -47,7 +48,7 @@ class Storable(TypeDecorator[str]):
 
 
 class Json(TypeDecorator[Any]):
-    """A value as JSON, which this decoder reads; `empty` where there is none."""
+    """A value as JSON bytes, read with `decoder`; `empty` for a missing one."""
 
     impl = LargeBinary
     cache_ok = True
@@ -65,17 +66,17 @@ class Json(TypeDecorator[Any]):
 
 _encode = msgspec.json.Encoder().encode
 
-#: SQLite counts its rows with plain INTEGER only.
+#: SQLite numbers rows automatically only in a column of the type INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
-#: The last of the steps, which leads to these tables.
+#: The last migration, which results in these tables.
 REVISION = "0002"
 
 metadata = MetaData()  # all times in its tables: seconds since 1970
 
 
 def _partial(name: str, column: str, condition: str) -> Index:
-    """An index of those rows alone that the condition holds for."""
+    """An index of the rows that meet the condition."""
     part = text(condition)
     return Index(name, column, sqlite_where=part, postgresql_where=part)
 
@@ -91,7 +92,7 @@ conversations = Table(
     Column("system_prompt", Storable),
     Column("temperature", Double),
     Column("max_tokens", Integer),
-    Column("first_id", BigInteger),  # the message that the path begins with
+    Column("first_id", BigInteger),  # the first message of the path
     Column("created_at", Double, nullable=False, default=time.time),
     Column("updated_at", Double, nullable=False, default=time.time),
     Column("deleted_at", Double),
@@ -106,15 +107,15 @@ messages = Table(
     Column("id", RowId, primary_key=True),
     Column("conversation_id", Text, ForeignKey("conversations.id"), nullable=False),
     Column("parent_id", BigInteger),
-    Column("chosen_id", BigInteger),  # the successor that the conversation goes on with
+    Column("chosen_id", BigInteger),  # the child that the path leads to
     Column("depth", Integer, nullable=False, default=0),
     Column("role", Text, nullable=False),  # user, assistant
     Column("asked_model", Storable, nullable=False, default=""),
     Column("model", Storable, nullable=False, default=""),
-    Column("stream_id", Text, nullable=False, default=""),  # what writes it, or wrote last on it
+    Column("stream_id", Text, nullable=False, default=""),  # of its last generation
     Column("state", Text, nullable=False),  # halt.store.models.State
-    Column("rivals", BigInteger),  # the same number: asked for together
-    Column("picked", Boolean, nullable=False, default=False),
+    Column("rivals", BigInteger),  # alternatives share this number, the ID of the first
+    Column("picked", Boolean, nullable=False, default=False),  # selected among its alternatives
     Column("created_at", Double, nullable=False, default=time.time),
     Column("ended", Json(msgspec.json.Decoder(Terminal))),
     Column("folds", Json(msgspec.json.Decoder(tuple[Step, ...]), ())),
@@ -122,7 +123,7 @@ messages = Table(
     Column("content", Storable, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
     _partial("messages_running", "conversation_id", "state = 'running'"),
-    sqlite_autoincrement=True,  # no ID is used twice: pages remember them
+    sqlite_autoincrement=True,  # no ID is used twice: open pages keep IDs
 )
 
 generations = Table(
@@ -136,7 +137,7 @@ generations = Table(
     Column("state", Text, nullable=False, default="running"),
     Column("asked_model", Storable, nullable=False),
     Column("model", Text, nullable=False, default=""),
-    Column("prefix_chars", Integer, nullable=False, default=0),  # of the message, before it
+    Column("prefix_chars", Integer, nullable=False, default=0),  # of the text before it
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("last_seq", Integer, nullable=False, default=0),
@@ -144,9 +145,9 @@ generations = Table(
     Column("prompt_tokens", Integer, nullable=False, default=0),
     Column("completion_tokens", Integer, nullable=False, default=0),
     Column("estimated", Boolean, nullable=False, default=False),
-    Column("usage", LargeBinary),  # what the provider reported, JSON
+    Column("usage", LargeBinary),  # as the provider reported it, JSON
     Column("ended", LargeBinary),  # the terminal event, JSON
-    Column("events", LargeBinary),  # all events, compressed; of ended ones, for a time
+    Column("events", LargeBinary),  # all events, compressed; only after the end, until they expire
     Index("generations_conversation", "conversation_id"),
     Index("generations_message", "message_id"),
     _partial("generations_running", "worker", "state = 'running'"),

@@ -1,4 +1,4 @@
-"""A conversation's messages as SQL: the path that is shown, its windows, and removals from it."""
+"""Reads and changes the tree of a conversation's messages: its path, its windows, removals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from halt.core.metrics import NO_FIGURES
 from halt.store.models import Conversation, Exchange, Settings, Usage, Versions, stands
 from halt.store.tables import conversations, generations, messages
 
-#: What is needed of a message to know its place.
+#: Columns that tell the place of a message among its siblings.
 PLACE = (
     messages.c.id,
     messages.c.parent_id,
@@ -39,7 +39,7 @@ PLACE = (
 
 
 def _path(*columns: Any) -> Select[Any]:
-    """The messages of a path, from the `first` one down."""
+    """The query for the messages of a path, from the message `first` down."""
     top = select(messages.c.id, messages.c.chosen_id).where(messages.c.id == bindparam("first"))
     walk = top.cte("walk", recursive=True)
     below = messages.alias("below")
@@ -58,12 +58,12 @@ _PATH_TEXTS = _path(messages.c.role, messages.c.state, messages.c.content)
 
 
 def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
-    """ID, parent and role of each message that is shown of a conversation's row."""
+    """ID, parent ID and role of each message on the path of a conversation (`row`)."""
     return connection.execute(_PATH, {"first": row.first_id}).all()
 
 
 def path_texts(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
-    """Role, state and text of each message that is shown."""
+    """Role, state and text of each message on the path."""
     return connection.execute(_PATH_TEXTS, {"first": row.first_id}).all()
 
 
@@ -76,14 +76,14 @@ def window(
     after: int | None = None,
     limit: int,
 ) -> Conversation:
-    """A conversation's row with a window of its path's exchanges; see `Conversations.get`."""
-    found = path(connection, row)
-    prompts = [index for index, each in enumerate(found) if each.role == "user"]
-    start, stop = _bounds(found, prompts, around, before, after, max(1, limit))
+    """The conversation of `row` with a window of its exchanges; see `Conversations.get`."""
+    nodes = path(connection, row)
+    prompts = [index for index, node in enumerate(nodes) if node.role == "user"]
+    start, stop = _bounds(nodes, prompts, around, before, after, max(1, limit))
     exchanges: tuple[Exchange, ...] = ()
     if start < stop:
-        last = prompts[stop] if stop < len(prompts) else len(found)
-        exchanges = _exchanges(connection, row.id, found[prompts[start] : last])
+        end = prompts[stop] if stop < len(prompts) else len(nodes)
+        exchanges = _exchanges(connection, row.id, nodes[prompts[start] : end])
     return Conversation(
         row.id,
         row.owner,
@@ -100,20 +100,20 @@ def window(
 
 
 def _bounds(
-    found: Sequence[Row[Any]],
+    nodes: Sequence[Row[Any]],
     prompts: list[int],
     around: int | None,
     before: int | None,
     after: int | None,
     limit: int,
 ) -> tuple[int, int]:
-    """The window's first exchange, and the first one behind it."""
-    wanted = next((each for each in (around, before, after) if each is not None), None)
-    index = next((n for n, each in enumerate(found) if each.id == wanted), None)
+    """The numbers, from 0, of the window's first exchange and of the first one after it."""
+    message_id = next((value for value in (around, before, after) if value is not None), None)
+    index = next((n for n, node in enumerate(nodes) if node.id == message_id), None)
     total = len(prompts)
     if index is None:
         return max(0, total - limit), total
-    number = sum(1 for each in prompts if each <= index) - 1  # the exchange it belongs to
+    number = sum(1 for prompt in prompts if prompt <= index) - 1  # the message's exchange
     if around is not None:
         start = max(0, min(number - limit // 2, total - limit))
         return start, min(total, start + limit)
@@ -123,54 +123,57 @@ def _bounds(
 
 
 def _exchanges(
-    connection: Connection, conversation_id: str, found: Sequence[Row[Any]]
+    connection: Connection, conversation_id: str, nodes: Sequence[Row[Any]]
 ) -> tuple[Exchange, ...]:
     """Consecutive messages of a path as exchanges."""
-    chosen = {each.id for each in found}
-    parents = {each.parent_id for each in found if each.parent_id is not None} | {
-        each.id for each in found if each.role == "user"
+    path_ids = {node.id for node in nodes}
+    parents = {node.parent_id for node in nodes if node.parent_id is not None} | {
+        node.id for node in nodes if node.role == "user"
     }
     siblings: defaultdict[int | None, list[Row[Any]]] = defaultdict(list)
     of_parents: ColumnElement[bool] = messages.c.parent_id.in_(parents)
-    if any(each.parent_id is None for each in found):
+    if any(node.parent_id is None for node in nodes):
         of_parents = or_(of_parents, messages.c.parent_id.is_(None))
-    for each in connection.execute(
+    for row in connection.execute(
         select(*PLACE)
         .where(messages.c.conversation_id == conversation_id, of_parents)
         .order_by(messages.c.id)
     ):
-        siblings[each.parent_id].append(each)
+        siblings[row.parent_id].append(row)
 
-    order: list[tuple[int, list[int], int | None]] = []  # prompt, answers shown, the one before
-    for each in found:
-        if each.role != "user":
+    order: list[tuple[int, list[int], int | None]] = []  # prompt, answers shown, earlier version
+    for node in nodes:
+        if node.role != "user":
             continue
-        answers = [one for one in siblings[each.id] if one.role == "assistant"]
-        answer = next((one for one in answers if one.id in chosen), None)
-        shown = [] if answer is None else [one.id for one in together(answer, answers)]
-        previous = None if answer is None else before_it(answer, answers)
-        order.append((each.id, shown, previous))
-    needed = {i for prompt, shown, previous in order for i in (prompt, *shown, previous or prompt)}
-    full = {
-        each.id: each
-        for each in connection.execute(select(messages).where(messages.c.id.in_(needed)))
+        answers = [row for row in siblings[node.id] if row.role == "assistant"]
+        answer = next((row for row in answers if row.id in path_ids), None)
+        shown_ids = [] if answer is None else [row.id for row in shown_with(answer, answers)]
+        previous_id = None if answer is None else previous_version(answer, answers)
+        order.append((node.id, shown_ids, previous_id))
+    needed = {
+        message_id
+        for prompt_id, shown_ids, previous_id in order
+        for message_id in (prompt_id, *shown_ids, previous_id or prompt_id)
     }
-    used = _usage_of(connection, needed)
+    rows = {
+        row.id: row for row in connection.execute(select(messages).where(messages.c.id.in_(needed)))
+    }
+    usages = _usage_of(connection, needed)
 
     out = []
-    for prompt_id, shown, previous in order:
-        prompt = full[prompt_id]
-        ids = tuple(each.id for each in siblings[prompt_id] if each.role == "assistant")
+    for prompt_id, shown_ids, previous_id in order:
+        prompt = rows[prompt_id]
+        ids = tuple(row.id for row in siblings[prompt_id] if row.role == "assistant")
         prompts = Versions(
-            tuple(each.id for each in siblings[prompt.parent_id] if each.role == "user"), prompt_id
+            tuple(row.id for row in siblings[prompt.parent_id] if row.role == "user"), prompt_id
         )
         views = [
             replace(
-                _exchange(prompt, full[each], used.get(each, Usage())),
+                _exchange(prompt, rows[answer_id], usages.get(answer_id, Usage())),
                 prompts=prompts,
-                versions=Versions(ids, each),
+                versions=Versions(ids, answer_id),
             )
-            for each in shown
+            for answer_id in shown_ids
         ]
         if not views:
             ended = ended_as("interrupted")
@@ -184,51 +187,54 @@ def _exchanges(
                     state="interrupted",
                 )
             ]
-        if previous is not None:
-            before = _exchange(prompt, full[previous], used.get(previous, Usage()))
-            views[0] = replace(views[0], previous=before)
+        if previous_id is not None:
+            previous = _exchange(prompt, rows[previous_id], usages.get(previous_id, Usage()))
+            views[0] = replace(views[0], previous=previous)
         out.append(replace(views[0], alternatives=tuple(views[1:])))
     return tuple(out)
 
 
-def together(answer: Row[Any], answers: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """The answers that are shown with the chosen one: itself, or its rivals too.
+def shown_with(answer: Row[Any], answers: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """The answers that are shown together: this one and its alternatives.
 
-    The picked one comes first; where none is, all keep the order in which they were asked for.
+    The selected one comes first; if none is selected, all keep the order of their requests.
     """
     if answer.rivals is None:
         return [answer]
     return sorted(
-        (each for each in answers if each.rivals == answer.rivals), key=lambda each: not each.picked
+        (row for row in answers if row.rivals == answer.rivals), key=lambda row: not row.picked
     )
 
 
-def before_it(answer: Row[Any], answers: Sequence[Row[Any]]) -> int | None:
-    """The version in place of an answer that does not stand for itself: the newest with text."""
+def previous_version(answer: Row[Any], answers: Sequence[Row[Any]]) -> int | None:
+    """The ID of the newest earlier version with text, if it replaces this answer (see `stands`).
+
+    None if the answer is shown itself, or there is no such version.
+    """
     if stands(answer.state, answer.has_text, answer.has_folds) or answer.rivals is not None:
         return None
-    return fallback([each for each in answers if each.id < answer.id and each.has_text])
+    return fallback([row for row in answers if row.id < answer.id and row.has_text])
 
 
 def fallback(answers: Sequence[Row[Any]]) -> int | None:
-    """What is shown where an answer is not: the newest one, or of its rivals the picked one."""
+    """The ID of the newest answer; of the selected one if that has alternatives."""
     if not answers:
         return None
-    return int(together(answers[-1], answers)[0].id)
+    return int(shown_with(answers[-1], answers)[0].id)
 
 
 def answer_for_model(answer: Row[Any], answers: Sequence[Row[Any]]) -> int:
     """The ID of the answer that the model gets: see `Exchange.answer_for_model`."""
-    group = together(answer, answers)
-    if answer.rivals is None or group[0].picked:
-        return before_it(answer, answers) or int(group[0].id)
-    return int(next((each.id for each in group if each.has_text), group[0].id))
+    candidates = shown_with(answer, answers)
+    if answer.rivals is None or candidates[0].picked:
+        return previous_version(answer, answers) or int(candidates[0].id)
+    return int(next((row.id for row in candidates if row.has_text), candidates[0].id))
 
 
 def versions(
     connection: Connection, conversation_id: str, parent_id: int | None, role: str
 ) -> list[Row[Any]]:
-    """The messages of a role that follow this one, oldest first; None: at the beginning."""
+    """The messages of a role below `parent_id`, oldest first; None: the first messages."""
     below = messages.c.parent_id
     return list(
         connection.execute(
@@ -246,7 +252,7 @@ def versions(
 def choose(
     connection: Connection, conversation_id: str, parent_id: int | None, chosen: int | None
 ) -> None:
-    """Let the path go on with this message."""
+    """Select the child with the ID `chosen` as the next message of the path; None: no child."""
     if parent_id is None:
         table, key, value = conversations, conversations.c.id == conversation_id, "first_id"
     else:
@@ -255,20 +261,21 @@ def choose(
 
 
 def remove(connection: Connection, conversation_id: str, answers: Collection[int]) -> str | None:
-    """Remove answers to one prompt that nothing follows.
+    """Remove answers to one prompt; no message may follow them.
 
-    Another version is shown in their place (None); where there is none the prompt goes too, and
-    its text is returned. In a conversation that was deleted it stays, for when that is undone.
+    If the prompt has another answer, that one is shown instead, and None is returned. Otherwise the
+    prompt is removed too, and its text is returned. In a deleted conversation the prompt stays,
+    because the deletion can be undone.
     """
     prompt_id = connection.scalar(
         select(messages.c.parent_id).where(messages.c.id.in_(answers)).limit(1)
     )
     _drop(connection, answers)
     prompt = connection.execute(select(messages).where(messages.c.id == prompt_id)).one()
-    left = versions(connection, conversation_id, prompt.id, "assistant")
-    if left:
+    other_answers = versions(connection, conversation_id, prompt.id, "assistant")
+    if other_answers:
         if prompt.chosen_id in answers:
-            choose(connection, conversation_id, prompt.id, fallback(left))
+            choose(connection, conversation_id, prompt.id, fallback(other_answers))
         return None
     deleted = select(conversations.c.deleted_at).where(conversations.c.id == conversation_id)
     if connection.scalar(deleted) is not None:
@@ -279,7 +286,7 @@ def remove(connection: Connection, conversation_id: str, answers: Collection[int
         edits = versions(connection, conversation_id, prompt.parent_id, "user")
         newest = edits[-1].id if edits else None
         choose(connection, conversation_id, prompt.parent_id, newest)
-        if newest is None and prompt.parent_id is None:  # the next prompt gives it a new name
+        if newest is None and prompt.parent_id is None:  # the next prompt gives it a new title
             connection.execute(
                 update(conversations)
                 .where(conversations.c.id == conversation_id, conversations.c.titled_by != "user")
@@ -291,27 +298,29 @@ def remove(connection: Connection, conversation_id: str, answers: Collection[int
 def _chosen_below(
     connection: Connection, conversation_id: str, parent_id: int | None
 ) -> int | None:
+    """The ID of the path's message below `parent_id`; None: the first message."""
     if parent_id is None:
-        found = select(conversations.c.first_id).where(conversations.c.id == conversation_id)
+        query = select(conversations.c.first_id).where(conversations.c.id == conversation_id)
     else:
-        found = select(messages.c.chosen_id).where(messages.c.id == parent_id)
-    return connection.scalar(found)
+        query = select(messages.c.chosen_id).where(messages.c.id == parent_id)
+    return connection.scalar(query)
 
 
-def _drop(connection: Connection, ids: Iterable[int]) -> None:
-    gone = list(ids)
+def _drop(connection: Connection, message_ids: Iterable[int]) -> None:
+    """Delete messages; their generations stay, because they count in the usage."""
+    ids = list(message_ids)
     connection.execute(
-        update(generations).where(generations.c.message_id.in_(gone)).values(message_id=None)
+        update(generations).where(generations.c.message_id.in_(ids)).values(message_id=None)
     )
-    connection.execute(delete(messages).where(messages.c.id.in_(gone)))
+    connection.execute(delete(messages).where(messages.c.id.in_(ids)))
 
 
 def usage(connection: Connection, conversation_id: str) -> Usage:
-    """Tokens of everything that was answered in a conversation."""
-    found = connection.execute(
+    """Tokens of all answers that were ever generated in a conversation."""
+    sums = connection.execute(
         select(*_SUMS).where(generations.c.conversation_id == conversation_id)
     ).one()
-    return Usage(int(found[0] or 0), int(found[1] or 0), bool(found[2]))
+    return Usage(int(sums[0] or 0), int(sums[1] or 0), bool(sums[2]))
 
 
 _SUMS = (
@@ -322,9 +331,10 @@ _SUMS = (
 
 
 def _usage_of(connection: Connection, ids: Collection[int]) -> dict[int, Usage]:
+    """Tokens of each of these messages that has any generation."""
     return {
-        each[0]: Usage(int(each[1] or 0), int(each[2] or 0), bool(each[3]))
-        for each in connection.execute(
+        sums[0]: Usage(int(sums[1] or 0), int(sums[2] or 0), bool(sums[3]))
+        for sums in connection.execute(
             select(generations.c.message_id, *_SUMS)
             .where(generations.c.message_id.in_(ids))
             .group_by(generations.c.message_id)
@@ -355,12 +365,12 @@ def ended_of(row: Row[Any]) -> Terminal | None:
 
 
 def end_of(row: Row[Any]) -> Terminal:
-    """How a message ended, or what was there of it before it was gone on with."""
+    """How a message ended; while it is continued, how it had ended before that."""
     return row.ended or ended_as(row.state)
 
 
 def ended_as(state: str) -> Terminal:
-    """The end of a message of which only its state is known."""
+    """A terminal event for a message of which only the state is stored."""
     if state == "done":
         return Done("stop", NO_FIGURES)
     if state in {"stopped", "withdrawn"}:

@@ -526,7 +526,7 @@ def test_what_more_was_said_after_cannot_be_discarded(chat: Chat) -> None:
     """Nor what is being written, nor a prompt."""
     chat.says("a", "1")
     chat.says("b", "2")
-    with pytest.raises(RequestError, match="nothing follows") as refused:
+    with pytest.raises(RequestError, match="Messages follow") as refused:
         chat.store.turns.discard(chat.name, chat.owner, chat.now().exchanges[0].answer_id)
     assert refused.value.field == "answer"
     with pytest.raises(UnknownConversation):
