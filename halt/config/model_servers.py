@@ -1,6 +1,7 @@
-"""Model servers that were found: what is known of them, and how they are named.
+"""Discovered model servers: the known products, the result of a discovery, and servers' names.
 
-The master finds them before it forks, and hands them to the workers in an environment variable.
+The master discovers them before it forks, and passes the result to the workers in an environment
+variable.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ LOOPBACK = "127.0.0.1"
 
 
 class Product(NamedTuple):
-    """A model server that people run. `port` is its usual one."""
+    """A known model server. `port` is its usual one."""
 
     name: str
     title: str
     port: int
 
 
-#: In the order in which they are offered.
+#: In the order in which the menu lists them.
 PRODUCTS = (
     Product("ollama", "Ollama", 11434),
     Product("llama.cpp", "llama.cpp", 8080),
@@ -36,59 +37,58 @@ PRODUCTS = (
 )
 _BY_NAME = {product.name: product for product in PRODUCTS}
 _BY_PORT = {product.port: product for product in PRODUCTS}
-#: What a list of models says in `owned_by`, where that is the server's own.
-_BY_OWNER = {
+#: Values of `owned_by` in a list of models that identify a product.
+_BY_OWNED_BY = {
     "library": _BY_NAME["ollama"],
     "llamacpp": _BY_NAME["llama.cpp"],
     "vllm": _BY_NAME["vllm"],
     "organization_owner": _BY_NAME["lmstudio"],
     "koboldcpp": _BY_NAME["koboldcpp"],
 }
-#: Products that list what is in memory and nothing else.
+#: Products that list only the models in memory.
 LISTS_LOADED = frozenset({"llama.cpp", "vllm", "koboldcpp"})
 
-#: The addresses at which the products listen on this machine, as base URLs of their API.
+#: The base URLs of the products' APIs on this machine.
 USUAL = tuple(f"http://{LOOPBACK}:{product.port}/v1" for product in PRODUCTS)
 
 
-#: What Ollama adds to the name of a model that has no tag.
+#: The tag that Ollama adds to the name of a model without one.
 LATEST = ":latest"
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """A model server that answered. `models` is None where they were not handed on."""
+    """A discovered model server. `models` is None after `DiscoveryResult.encoded`."""
 
-    name: str  # of the provider that it becomes
+    name: str  # of its provider
     title: str  # for people
-    url: str  # up to and with /v1
+    url: str  # ends with /v1
     models: tuple[str, ...] | None = None
-    default: str = ""  # the model that answers where none is named, empty where none can chat
+    default: str = ""  # the model for requests that name none, empty if none can chat
     is_loaded: bool = False  # the default was in memory
 
     def lists(self, model: str) -> bool:
-        """Whether this model is in its list."""
-        listed = self.models or ()
-        return model in listed or model + LATEST in listed
+        """Whether the server's list has this model, also with Ollama's tag."""
+        model_names = self.models or ()
+        return model in model_names or model + LATEST in model_names
 
 
 class Locked(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that wants a key. Its port is all that tells what it is."""
+    """A server that needs a key. Only its port indicates the product."""
 
     url: str
 
     @property
     def text(self) -> str:
-        """What it is and what it needs, in words."""
+        """A sentence for users on what it is and what it needs."""
         product = product_of(self.url)
         port = f" (the port of {product.title})" if product else ""
         return f"{origin(self.url)}{port} needs OPENAI_BASE_URL and OPENAI_API_KEY"
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What one look found. `addresses` are those that are asked, again and again.
+class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a discovery. `addresses` are those that each refresh probes.
 
-    `left_until`: the addresses that are not asked before a time, as `halt.clock.now` tells
-    it.
+    `left_until`: address -> time of `halt.clock.now` before which it is not probed.
     """
 
     addresses: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     left_until: dict[str, float] = {}
 
     def named(self, model: str) -> list[str]:
-        """The models that a name means, as PROVIDER/MODEL; several where it is no full name."""
+        """Return the models with this name as PROVIDER/MODEL; a short name may match several."""
         provider, _, rest = model.partition("/")
         for server in self.servers:
             if rest and server.name == provider and (server.models is None or server.lists(rest)):
@@ -106,86 +106,87 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def chats(self) -> bool:
-        """Whether a model was found that holds a conversation."""
+        """Whether a server has a model that can chat."""
         return any(server.default for server in self.servers)
 
     def encoded(self) -> str:
-        """This without the names of models, which may be many, as the value of a variable."""
-        brief = tuple(msgspec.structs.replace(server, models=None) for server in self.servers)
-        return msgspec.json.encode(msgspec.structs.replace(self, servers=brief)).decode()
+        """Return it as JSON for an environment variable, without the models, which may be many."""
+        servers = tuple(msgspec.structs.replace(server, models=None) for server in self.servers)
+        return msgspec.json.encode(msgspec.structs.replace(self, servers=servers)).decode()
 
     @property
     def text(self) -> str:
-        """The servers in words, as in: 4 models of Ollama at http://127.0.0.1:11434."""
+        """The servers as text, such as: 4 models of Ollama at http://127.0.0.1:11434."""
         parts: list[str] = []
         for server in self.servers:
             count = len(server.models or ())
             models = "" if parts else " model" if count == 1 else " models"
             parts.append(f"{count}{models} of {server.title} at {origin(server.url)}")
-        return "; ".join(filter(None, [", ".join(parts), *(each.text for each in self.locked)]))
+        locked_texts = (server.text for server in self.locked)
+        return "; ".join(filter(None, [", ".join(parts), *locked_texts]))
 
 
-_found = msgspec.json.Decoder(Found)
+_result_decoder = msgspec.json.Decoder(DiscoveryResult)
 
 
-def decoded(value: str) -> Found:
-    """What `Found.encoded` has made; nothing where the variable is empty."""
-    return _found.decode(value) if value else Found()
+def decoded(value: str) -> DiscoveryResult:
+    """Decode the value of `DiscoveryResult.encoded`; an empty value gives an empty result."""
+    return _result_decoder.decode(value) if value else DiscoveryResult()
 
 
 def origin(url: str) -> str:
-    """A base URL without its path."""
+    """Return a base URL without its path."""
     return url.removesuffix("/v1")
 
 
-def product_of(url: str, owners: Sequence[str] = ()) -> Product | None:
-    """The product of a server that answers as one; `owners`: `owned_by` of the models it lists."""
-    named = next((_BY_OWNER[owner] for owner in owners if owner in _BY_OWNER), None)
-    return named or _BY_PORT.get(urlsplit(url).port or 0)
+def product_of(url: str, owned_by: Sequence[str] = ()) -> Product | None:
+    """Return the product of a server, by `owned_by` of its models, else by its port."""
+    products = (_BY_OWNED_BY[value] for value in owned_by if value in _BY_OWNED_BY)
+    return next(products, None) or _BY_PORT.get(urlsplit(url).port or 0)
 
 
 class Names:
-    """Names of the servers at these addresses.
+    """Assigns names to the servers at some addresses.
 
-    A name depends on the addresses, their order and the product alone, so that all workers give the
-    same names, in whatever order servers appear.
+    A name depends only on the addresses, their order and the product, so that all workers assign
+    the same names, in whatever order the servers appear.
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._suffixes = _suffixes(addresses)
 
-    def of(self, url: str, owners: Sequence[str] = ()) -> tuple[str, str]:
-        """A server's name and title; `owners`: what its models have in `owned_by`."""
-        product = product_of(url, owners)
-        place = self._suffixes[url]
+    def of(self, url: str, owned_by: Sequence[str] = ()) -> tuple[str, str]:
+        """Return a server's name and title; `owned_by`: the values of its models."""
+        product = product_of(url, owned_by)
+        suffix = self._suffixes[url]
         if product is None:
-            return place.host_and_port, origin(url).partition("://")[2]
-        if place.is_first and urlsplit(url).port == product.port:
+            return suffix.host_and_port, origin(url).partition("://")[2]
+        if suffix.is_first and urlsplit(url).port == product.port:
             return product.name, product.title
-        return f"{product.name}-{place.suffix}", product.title
+        return f"{product.name}-{suffix.suffix}", product.title
 
 
-class _Place(NamedTuple):
+class _Suffix(NamedTuple):
     is_first: bool  # of the addresses with its port
-    suffix: str  # that tells it from others of its product
+    suffix: str  # distinguishes it from other servers of its product
     host_and_port: str
 
 
-def _suffixes(addresses: Sequence[str]) -> Mapping[str, _Place]:
+def _suffixes(addresses: Sequence[str]) -> Mapping[str, _Suffix]:
     parts = {url: urlsplit(url) for url in addresses}
     counts = Counter(part.port for part in parts.values())
-    places: dict[str, _Place] = {}
+    suffixes: dict[str, _Suffix] = {}
     ports: set[int | None] = set()
     for url, part in parts.items():
         port = part.port or (443 if part.scheme == "https" else 80)
         host = "local" if part.hostname == LOOPBACK else part.hostname or ""
         base = slug = re.sub(r"[^a-z0-9]+", "-", f"{host}-{port}".lower()).strip("-")
-        taken = [place.host_and_port for place in places.values()]
+        used_slugs = [suffix.host_and_port for suffix in suffixes.values()]
         number = 1
-        while slug in taken:  # a-b and a.b, or http and https at one port
+        while slug in used_slugs:  # hosts a-b and a.b, or http and https on the same port
             number += 1
             slug = f"{base}-{number}"
-        suffix = str(port) if counts[part.port] == 1 else slug
-        places[url] = _Place(part.port not in ports, suffix, slug)
+        text = str(port) if counts[part.port] == 1 else slug
+        suffixes[url] = _Suffix(part.port not in ports, text, slug)
         ports.add(part.port)
-    return places
+    return suffixes

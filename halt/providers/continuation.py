@@ -35,7 +35,7 @@ HOSTS: dict[str, ContinuationMode] = {
 }
 
 #: `owned_by` in a server's list of models -> how it continues a message.
-OWNERS: dict[str, ContinuationMode] = {"llamacpp": "trailing", "vllm": "switched"}
+MODES_BY_OWNED_BY: dict[str, ContinuationMode] = {"llamacpp": "trailing", "vllm": "switched"}
 
 #: A model must not start to reason in the middle of its answer, and servers refuse a prefix if it
 #: would. Chat templates without this switch ignore it.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from halt.clock import now
-from halt.config.model_servers import Found, Server
+from halt.config.model_servers import DiscoveryResult, Server
 from halt.config.providers import DEMO
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply, Upstream
@@ -83,7 +83,7 @@ class DiscoveredProviders(Providers):
     def _full_name(self, name: str, model: str) -> str:
         return model if name == DEMO else f"{name}/{model}"
 
-    def _refresh(self, chain: Chain, *, missed: bool = False) -> Found:
+    def _refresh(self, chain: Chain, *, missed: bool = False) -> DiscoveryResult:
         """Return the current discovery result, and add its new servers as providers.
 
         `missed`: see `Discovery.refresh`. For a request from another Halt (`chain` is not empty),
@@ -127,7 +127,7 @@ class DiscoveredProviders(Providers):
             return self._members[next(iter(lists))].upstream, model
         return self._find_by_list(model, lists)
 
-    def _default_name(self, result: Found) -> str:
+    def _default_name(self, result: DiscoveryResult) -> str:
         """Return the model for requests that name none, empty if there is none."""
         for name in (self._configured, self._last.name):
             if full_name := self._offered_name(name, result):
@@ -137,7 +137,7 @@ class DiscoveredProviders(Providers):
             return self._full_name(server.name, server.default)
         return self._demo
 
-    def _offered_name(self, name: str, result: Found) -> str:
+    def _offered_name(self, name: str, result: DiscoveryResult) -> str:
         """Return a model's full name, empty if no server or several servers offer it."""
         if not name or name == self._demo:
             return name

@@ -32,7 +32,7 @@ from halt.config.model_servers import (
     LISTS_LOADED,
     LOOPBACK,
     USUAL,
-    Found,
+    DiscoveryResult,
     Locked,
     Names,
     Server,
@@ -89,9 +89,11 @@ def _is_own(url: str, ports: set[int]) -> bool:
     return parts.port in ports and is_loopback(parts.hostname or "")
 
 
-def discover_for(config: Config) -> Found:
+def discover_for(config: Config) -> DiscoveryResult:
     """Probe the addresses of the settings once, for a program that does not listen itself."""
-    return Discovery(Found(addresses=discovery_addresses(config, [(config.host, 0)]))).refresh_now()
+    return Discovery(
+        DiscoveryResult(addresses=discovery_addresses(config, [(config.host, 0)]))
+    ).refresh_now()
 
 
 def make_discovery(config: Config, mark: str = "") -> Discovery | None:
@@ -103,14 +105,14 @@ def make_discovery(config: Config, mark: str = "") -> Discovery | None:
     if config.discovered and config.discovers:
         result = decoded(config.discovered)
     else:
-        result = Found(addresses=discovery_addresses(config, [None]))
+        result = DiscoveryResult(addresses=discovery_addresses(config, [None]))
     return Discovery(result, mark) if result.addresses else None
 
 
 class Discovery:
     """The model servers at some addresses. Threads may share one; one refresh runs at a time."""
 
-    def __init__(self, result: Found, mark: str = "") -> None:
+    def __init__(self, result: DiscoveryResult, mark: str = "") -> None:
         """`result`: the addresses, and the servers of an earlier refresh.
 
         `mark`: see `halt.core.via`.
@@ -132,11 +134,11 @@ class Discovery:
         )
 
     @property
-    def latest(self) -> Found:
+    def latest(self) -> DiscoveryResult:
         """The result of the last refresh."""
         return self._result
 
-    def refresh(self, *, missed: bool = False) -> Found:
+    def refresh(self, *, missed: bool = False) -> DiscoveryResult:
         """Return a fresh result. Waits 0.5 s at most, and not at all if a refresh has just ended.
 
         `missed`: a request names a model that no known server has. Another worker may know it, so
@@ -148,7 +150,7 @@ class Discovery:
         self._query.wait(started_at + PROBE_SECONDS + 2 * JOIN_SECONDS, fresh=True)
         return self._result
 
-    def refresh_now(self) -> Found:
+    def refresh_now(self) -> DiscoveryResult:
         """Probe in this thread, however recent the last refresh; for one thread at a time."""
         self._refreshed_at = started_at = now()
         due_urls = [
@@ -162,7 +164,7 @@ class Discovery:
             self._locked.discard(url)
             self._store(url, results.get(url))
         addresses = self._result.addresses
-        self._result = Found(
+        self._result = DiscoveryResult(
             addresses=addresses,
             servers=tuple(self._servers[url] for url in addresses if url in self._servers),
             locked=tuple(Locked(url=url) for url in addresses if url in self._locked),
@@ -182,7 +184,7 @@ class Discovery:
 
     def _server(self, url: str, result: _ProbeResult) -> Server:
         models = result.models or []
-        name, title = self._names.of(url, [model.owner for model in models])
+        name, title = self._names.of(url, [model.owned_by for model in models])
         # Drop names that no request may have. JSON could not hold them all: a lone surrogate is
         # not valid in it.
         models = [model for model in models if is_name(f"{name}/{model.name}")]
@@ -198,12 +200,12 @@ class Discovery:
         )
 
 
-def discover_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
+def discover_at_start(addresses: tuple[str, ...], mark: str = "") -> DiscoveryResult:
     """Probe once in a child process, so that no thread is left in this one, which will fork.
 
     A DNS look-up would leave a thread that nothing can end.
     """
-    empty_result = Found(addresses=addresses)
+    empty_result = DiscoveryResult(addresses=addresses)
     if not addresses:
         return empty_result
     reader, writer = os.pipe()
@@ -309,7 +311,7 @@ def _probe(transport: Transport, url: str) -> _ProbeResult:
     if items is not None and not isinstance(items, list):
         return _ProbeResult()
     models = parse_models({"data": items}) or []
-    if (items and not models) or any(model.owner == "halt" for model in models):
+    if (items and not models) or any(model.owned_by == "halt" for model in models):
         return _ProbeResult()
     return _ProbeResult(models, _marked_loaded(url, items or [], models))
 
@@ -323,7 +325,7 @@ def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset
     }
     if by_status:
         return frozenset(name for name, is_loaded in by_status.items() if is_loaded)
-    product = product_of(url, [model.owner for model in models])
+    product = product_of(url, [model.owned_by for model in models])
     if product is None or product.name not in LISTS_LOADED:
         return frozenset()
     return frozenset(model.name for model in models)
@@ -331,7 +333,7 @@ def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset
 
 def _loaded(transport: Transport, url: str, models: list[Model]) -> frozenset[str]:
     """Ask a known product's own API which models are in memory; return their names."""
-    product = product_of(url, [model.owner for model in models])
+    product = product_of(url, [model.owned_by for model in models])
     name = product.name if product else ""
     if name == "ollama":
         _, value = _get(transport, f"{origin(url)}/api/ps")

@@ -43,7 +43,7 @@ class Model(NamedTuple):
     """A model of a list. `chats`: it can chat, as far as its fields or its name say."""
 
     name: str
-    owner: str
+    owned_by: str
     chats: bool
 
 
@@ -97,8 +97,8 @@ def _model(item: object) -> Model | None:
     for field in _NAMES:
         name = fields.get(field)
         if isinstance(name, str) and name:
-            owner = fields.get("ownedby")
-            return Model(name, owner if isinstance(owner, str) else "", _chats(name, fields))
+            owned_by = fields.get("ownedby")
+            return Model(name, owned_by if isinstance(owned_by, str) else "", _chats(name, fields))
     return None
 
 

@@ -26,8 +26,8 @@ from halt.providers.chat_completions import ChatDecoder
 from halt.providers.client_transport import NOWHERE, http_client, post, warm_up
 from halt.providers.continuation import (
     HOSTS,
+    MODES_BY_OWNED_BY,
     NO_THOUGHT,
-    OWNERS,
     SWITCHES,
     ContinuationMode,
     merge_unfinished,
@@ -79,7 +79,7 @@ class OpenAIUpstream(Provider):
         self._prefix_client = self._client  # for prefixes, which may need a different address
         if self._host == "api.deepseek.com":
             self._prefix_client = self._client.with_options(base_url=DEEPSEEK_BETA)
-        self._owners: dict[str, str] | None = None  # model -> `owned_by` in the list of models
+        self._owned_by: dict[str, str] | None = None  # model -> `owned_by` in the list of models
         # Model -> the options, and the fields of messages, that its server refuses.
         self._refused_options: dict[str, frozenset[str]] = {}
         self._refused_fields: dict[str, frozenset[str]] = {}
@@ -135,25 +135,26 @@ class OpenAIUpstream(Provider):
             return "instruction"
         if self._host in HOSTS:
             return HOSTS[self._host]
-        return OWNERS.get(
-            self._owner(model, connection), "trailing" if setting == "prefix" else "instruction"
+        return MODES_BY_OWNED_BY.get(
+            self._server_kind(model, connection),
+            "trailing" if setting == "prefix" else "instruction",
         )
 
-    def _owner(self, model: str, connection: UpstreamConnection) -> str:
+    def _server_kind(self, model: str, connection: UpstreamConnection) -> str:
         """Return `owned_by` of a model in the server's list, empty if it is unknown.
 
         If all models have the same value, it holds for a model that is not in the list, too.
         """
-        if self._owners is None:
+        if self._owned_by is None:
             try:
                 self._fetch_models(connection)
             except UpstreamError:
                 with self._lock:
                     # Request the list only once here; any later list of models sets it.
-                    self._owners = self._owners or {}
-        owners = self._owners or {}
-        distinct_owners = set(owners.values())
-        return owners.get(model) or (distinct_owners.pop() if len(distinct_owners) == 1 else "")
+                    self._owned_by = self._owned_by or {}
+        owned_by = self._owned_by or {}
+        distinct_values = set(owned_by.values())
+        return owned_by.get(model) or (distinct_values.pop() if len(distinct_values) == 1 else "")
 
     def _create_with(
         self,
@@ -251,7 +252,7 @@ class OpenAIUpstream(Provider):
 
     def _remember_models(self, models: list[Model]) -> None:
         with self._lock:
-            self._owners = {model.name: model.owner for model in models}
+            self._owned_by = {model.name: model.owned_by for model in models}
 
 
 def _renamed(options: dict[str, Any], refused: set[str]) -> dict[str, Any]:

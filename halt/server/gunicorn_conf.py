@@ -19,7 +19,7 @@ from typing import Any
 import halt.app  # noqa: F401
 from halt.config import data_dir, open_files
 from halt.config.environment import load, publish, variable
-from halt.config.model_servers import Found
+from halt.config.model_servers import DiscoveryResult
 from halt.config.provider_setup import setup
 from halt.config.providers import Setup
 from halt.config.settings import Config, ConfigError
@@ -162,7 +162,7 @@ def _ignores_hangup() -> bool:
     return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def _discover(server: Any, config: Config) -> Found:
+def _discover(server: Any, config: Config) -> DiscoveryResult:
     """The model servers that are found at the start, nothing where none are looked for."""
     listens = list(server.cfg.address)
     if variable("LISTEN_FDS"):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from halt.config.environment import load
-from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
+from halt.config.model_servers import USUAL, DiscoveryResult, Names, decoded, product_of
 from halt.config.settings import Config, ConfigError
 from halt.core.connection import UpstreamConnection
 from halt.errors import UpstreamError
@@ -47,9 +47,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         yield lambda *handlers, port=0: stack.enter_context(HandMade(*handlers, port=port))
 
 
-def look(*urls: str) -> Found:
+def look(*urls: str) -> DiscoveryResult:
     """One look at these addresses."""
-    return Discovery(Found(addresses=urls)).refresh_now()
+    return Discovery(DiscoveryResult(addresses=urls)).refresh_now()
 
 
 def down() -> str:
@@ -182,14 +182,14 @@ def test_what_is_no_model_server_is_left_alone(
     """
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 1.0)
     servers = {kind: serve(handler) for kind, handler in NONE.items()}
-    looking = Discovery(Found(addresses=tuple(each.url for each in servers.values())))
+    looking = Discovery(DiscoveryResult(addresses=tuple(each.url for each in servers.values())))
     for _ in range(2):
         found = looking.refresh_now()
         assert (found.servers, found.locked) == ((), ())
         looking = Discovery(decoded(found.encoded()))
     assert {kind for kind, each in servers.items() if each.accepted != 1} == set()
     monkeypatch.setattr(discovery, "BACKOFF_SECONDS", 0.0)
-    looking = Discovery(Found(addresses=(servers["airplay"].url,)))
+    looking = Discovery(DiscoveryResult(addresses=(servers["airplay"].url,)))
     for _ in range(2):
         looking.refresh_now()
     assert servers["airplay"].accepted == 3
@@ -198,7 +198,7 @@ def test_what_is_no_model_server_is_left_alone(
 def test_a_server_that_needs_a_key_is_named(serve: Serve) -> None:
     """Its product is not known: the text says whose port it is, and what to set."""
     server = serve(LOCKED)
-    looking = Discovery(Found(addresses=(server.url,)))
+    looking = Discovery(DiscoveryResult(addresses=(server.url,)))
     for _ in range(2):
         found = looking.refresh_now()
         assert found.servers == ()
@@ -246,7 +246,7 @@ def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> 
     """The next look finds the server that has started since, and no more one that has gone."""
     url = down()
     loading = serve(LOADING, OLLAMA)
-    looking = Discovery(Found(addresses=(url, loading.url)))
+    looking = Discovery(DiscoveryResult(addresses=(url, loading.url)))
     assert looking.refresh_now().servers == ()
     with HandMade(OLLAMA, port=urlsplit(url).port or 0):
         assert [each.url for each in looking.refresh_now().servers] == [url, loading.url]
@@ -258,7 +258,7 @@ def test_a_server_that_was_found_stays_while_it_is_busy(
 ) -> None:
     """It did not answer this time, and listens: its models are offered."""
     server = serve(listing(models("m")), lambda peer: None)
-    looking = Discovery(Found(addresses=(server.url,)))
+    looking = Discovery(DiscoveryResult(addresses=(server.url,)))
     before = looking.refresh_now()
     assert looking.refresh_now() == before
     assert server.accepted == 2
@@ -273,8 +273,8 @@ def test_many_look_once(serve: Serve) -> None:
         OLLAMA(peer)
 
     server = serve(handle)
-    looking = Discovery(Found(addresses=(server.url,)))
-    found: list[Found] = []
+    looking = Discovery(DiscoveryResult(addresses=(server.url,)))
+    found: list[DiscoveryResult] = []
     threads = [threading.Thread(target=lambda: found.append(looking.refresh())) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -296,7 +296,7 @@ def test_the_masters_look_leaves_no_thread(serve: Serve) -> None:
     assert found.servers[0].models == tuple(names)
     assert found.text == f"3000 models of 127.0.0.1:{server.port} at http://127.0.0.1:{server.port}"
     assert len(found.encoded()) < 1000  # it becomes an environment variable
-    assert discover_at_start(()) == Found()
+    assert discover_at_start(()) == DiscoveryResult()
 
 
 def test_names_that_no_request_can_give_are_left_out(serve: Serve) -> None:
@@ -355,7 +355,7 @@ def offer() -> Iterator[Callable[..., Providers]]:
     with contextlib.ExitStack() as stack:
 
         def make(*urls: str, last: str = "", **settings: Any) -> Providers:
-            found = Found(addresses=urls)
+            found = DiscoveryResult(addresses=urls)
             config = Config(discovered=found.encoded(), **settings)
             model = LastModel()
             model.set(last)
