@@ -38,7 +38,7 @@ EXPECTED = {
     ("tools.md", "Your own tools"): ["21.5 °C ['The first note']"],
     ("library.md", "Python library"): ["Why is the sky blue?stop"],
     ("library.md", "Stop"): ["stopped closed\nTrue 0 "],
-    ("library.md", "Callbacks"): ["Why is the sky blue?\nstop\n"],
+    ("library.md", "Callbacks"): ["\nstop\n"],
     ("library.md", "Tools"): ["20 degrees"],
     ("library.md", "asyncio"): ["Why is the sky blue?And the sea?\n"],
     ("library.md", "Several models as one stream"): ["large Done("],
