@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TypeVar
 
 from halt.errors import RequestError, TooLarge
-from halt.providers.catalog import checked_model
+from halt.providers.catalog import valid_model_name
 from halt.store.models import Settings
 
 N = TypeVar("N", int, float)
@@ -19,7 +19,7 @@ SYSTEM_PROMPT_MAX = 100_000  # characters
 
 def checked_settings(settings: Settings) -> Settings:
     """Return the settings unchanged. Raises RequestError (TooLarge) that names the wrong field."""
-    checked_model(settings.model)
+    valid_model_name(settings.model)
     if len(settings.system_prompt or "") > SYSTEM_PROMPT_MAX:
         raise TooLarge(
             f"The system prompt is longer than {SYSTEM_PROMPT_MAX:,} characters.",

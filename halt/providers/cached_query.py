@@ -99,7 +99,7 @@ class CachedQuery(Generic[T]):
         except HaltError as exc:
             fault = exc
         except Exception as exc:
-            logger.exception("%s", self._name)
+            logger.exception("query %s failed", self._name)
             fault = UpstreamError("internal", type(exc).__name__)
         finally:  # always: wakes the callers that wait, and lets the query run again
             self._store(done, answer, fault)

@@ -27,7 +27,7 @@ NO_LIST_CODES = frozenset(
 )
 
 
-def checked_model(name: str) -> str:
+def valid_model_name(name: str) -> str:
     """Return the model's name that a client sent. Raises RequestError if it is invalid."""
     if name and not is_name(name):
         raise RequestError(

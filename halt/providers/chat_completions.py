@@ -11,7 +11,7 @@ from halt.core.events import Content, Extra, Reasoning
 from halt.providers.decoder import OBJECTS_MAX, EventDecoder, Kind
 from halt.providers.error_body import WRAPPERS
 from halt.providers.errors import parse_error
-from halt.providers.finish_reasons import known_reason
+from halt.providers.finish_reasons import normalise_reason
 from halt.providers.loose_json import (
     as_object,
     as_objects,
@@ -168,7 +168,7 @@ class ChatDecoder(EventDecoder):
             if choice.delta is not None:
                 self._take_delta(choice.delta, out)
             if choice.finish_reason:  # some servers send "" before the end
-                self.finish_reason = known_reason(choice.finish_reason) or self.finish_reason
+                self.finish_reason = normalise_reason(choice.finish_reason) or self.finish_reason
         if self._unknown.waiting and out:
             self._unknown.emit(out)
 
@@ -436,6 +436,6 @@ def _arguments(fields: dict[str, Any]) -> str:
 def _reason_in(choice: dict[str, Any]) -> str | None:
     """Return the finish reason of a choice, None if the model has not finished."""
     for name in REASONS:
-        if reason := known_reason(choice.get(name)):
+        if reason := normalise_reason(choice.get(name)):
             return reason
     return "stop" if choice.get("done") is True or choice.get("stop") is True else None

@@ -99,8 +99,7 @@ def discover_for(config: Config) -> DiscoveryResult:
 def make_discovery(config: Config, mark: str = "") -> Discovery | None:
     """Create a worker's Discovery from the master's result; None if there is nothing to probe.
 
-    Without a master (another WSGI server), the usual ports are not probed, since it is unknown
-    where that server listens.
+    Without such a result the usual ports are not probed, since it is unknown where Halt listens.
     """
     if config.discovered and config.discovers:
         result = decoded(config.discovered)
@@ -227,7 +226,7 @@ def _probe_as_child(discovery: Discovery, writer: int) -> NoReturn:
         with open(writer, "wb") as pipe:
             pipe.write(msgspec.json.encode(discovery.refresh_now()))
     except Exception:
-        logger.exception("model servers")
+        logger.exception("discovery of model servers failed")
     finally:
         os._exit(0)
 
@@ -274,7 +273,7 @@ def _probe_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
         except (Interrupted, httpx2.HTTPError):
             pass  # the part of the result that has arrived counts
         except Exception:
-            logger.exception("%s", url)
+            logger.exception("probe of %s failed", url)
 
     connections = {url: UpstreamConnection() for url in urls}
     threads = []

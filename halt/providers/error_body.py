@@ -177,14 +177,16 @@ def _label(value: object) -> str:
 
 def _joined(pieces: Iterable[str]) -> str:
     """Join the pieces to one text, without those that another piece contains."""
-    kept: list[str] = []
+    unique_pieces: list[str] = []
     for piece in pieces:
         low = piece.lower().rstrip(" .")
-        if not low or any(low in other.lower() for other in kept):
+        if not low or any(low in other.lower() for other in unique_pieces):
             continue
-        kept = [other for other in kept if other.lower().rstrip(" .") not in low]
-        kept.append(piece)
-    return ": ".join([*(piece.rstrip(" .:;-") for piece in kept[:-1]), *kept[-1:]])
+        unique_pieces = [other for other in unique_pieces if other.lower().rstrip(" .") not in low]
+        unique_pieces.append(piece)
+    return ": ".join(
+        [*(piece.rstrip(" .:;-") for piece in unique_pieces[:-1]), *unique_pieces[-1:]]
+    )
 
 
 def _messages(value: object, info: ErrorInfo, depth: int) -> list[str]:

@@ -29,27 +29,27 @@ _GONE = (
     r"|more|left|spent|unpaid|past due|inactive|not active|doesn.t have|disabled|ran out|empty"
     r"|zero|add|increase|check|update)"
 )
-_SPENT = _phrases(
+_QUOTA_USED_UP = _phrases(
     rf"{_MONEY}.{{0,80}}{_GONE}",
     rf"{_GONE}.{{0,80}}{_MONEY}",
     r"\bfree (?:tier|trial)\b.{0,60}\b(?:exhaust|exceed|used up|reached|expired|over\b|ended)",
     r"\btop.?up\b|\brecharge\b|payment required|pay your|budget has been exceeded|ExceededBudget",
     r"(?:余额|额度|配额).{0,12}(?:不足|用完|用尽|耗尽|超)|欠费|充值",
 )
-_SPENT_LABELS = (
+_QUOTA_LABELS = (
     *("insufficient_quota", "insufficient_balance", "insufficient_credit", "insufficient_fund"),
     *("insufficient_user_quota", "exceeded_current_quota", "quota_exceeded", "quota_exhausted"),
     *("quota_reached", "billing", "payment", "credit_limit", "credits_", "out_of_credit"),
     *("arrear", "budget_exceeded", "spend_limit", "spending_limit", "usage_limit"),
 )
 #: The same for money alone, since a quota may be a limit per time.
-_NO_MONEY = _phrases(
+_MONEY_USED_UP = _phrases(
     r"(?:insufficient|exhaust\w{0,20}|used|out of|no|not enough|negative|too low).{0,30}"
     r"\b(?:credits?|balance|funds?)\b",
     r"\b(?:credits?|balance|funds?)\b.{0,30}\b(?:insufficient|exhausted|used up|too low|negative)",
 )
 #: A quoted name is that of a field or a function, and is no evidence.
-_NAMED = re.compile(r"(['\"`])[\w.\[\]/-]+\1")
+_QUOTED_NAME = re.compile(r"(['\"`])[\w.\[\]/-]+\1")
 _LINK = re.compile(r"\bhttps?://\S+")
 _COUNTED = r"(?:\blimit|quota|exceed|requests?\b|\btokens?\b|\bcalls?\b|too many)"
 _PERIOD = r"\b(?:per|each|every|an?|/)[ _-]?(?:sec|min|hour|day)(?:ond|ute)?s?\b"
@@ -153,7 +153,9 @@ _CONTEXT_LABELS = (
     *("context_size", "prompt_too_long", "input_too_long"),
     *("max_prompt_tokens_exceeded", "prompt_tokens_exceeded"),
 )
-_NO_CONTEXT = _phrases(r"deadline|canceled|cancelled|timed? ?out|payload size|\bbytes\b|file|image")
+_NOT_CONTEXT = _phrases(
+    r"deadline|canceled|cancelled|timed? ?out|payload size|\bbytes\b|file|image"
+)
 _MAX = r"max(?:imum)?[ _]?(?:new|completion|output|generated)?[ _]?tokens\b|maxTokens|num_predict"
 _ANSWER = _phrases(
     # the requested limit of the answer is too large
@@ -244,9 +246,9 @@ def classify_error(info: ErrorInfo, status: int | None) -> str:
     if info.has_reasons or info.has(*_FLAGGED_LABELS):
         return "content_filter"
     is_timed = is_option or info.retry_after is not None or _RATE.search(words) is not None
-    if _is_spent(info, words, status, is_timed=is_timed):
+    if _is_quota_used_up(info, words, status, is_timed=is_timed):
         return "quota_exceeded"
-    if code := _denied(info, words, status, is_option=is_option):
+    if code := _refusal_code(info, words, status, is_option=is_option):
         return code
     if status == 429 or (is_rate and not is_option):
         return "rate_limited"
@@ -254,7 +256,7 @@ def classify_error(info: ErrorInfo, status: int | None) -> str:
         return "model_not_found"  # one-api, new-api: a gateway without a server for the model
     if _is_loading(info, words, status):
         return "model_loading"
-    if status not in {403, 404} and not is_option and (code := _too_long(info, words)):
+    if status not in {403, 404} and not is_option and (code := _length_code(info, words)):
         return code
     if (
         status in _REFUSALS - {403}
@@ -262,20 +264,20 @@ def classify_error(info: ErrorInfo, status: int | None) -> str:
         and (info.has(*_MODEL_LABELS) or _MODEL_MISSING.search(words))
     ):
         return "model_not_found"
-    return _by_status(info, words, status)
+    return _code_by_status(info, words, status)
 
 
-def _is_spent(info: ErrorInfo, words: str, status: int | None, *, is_timed: bool) -> bool:
+def _is_quota_used_up(info: ErrorInfo, words: str, status: int | None, *, is_timed: bool) -> bool:
     """Whether money or a quota is used up, so that waiting does not help."""
-    if status == 402 or (info.has(*_SPENT_LABELS) and not info.has("throttl")):
+    if status == 402 or (info.has(*_QUOTA_LABELS) and not info.has("throttl")):
         return True
     if is_timed:
         return False
-    pattern = _NO_MONEY if info.has(*_RATE_LABELS) else _SPENT
-    return pattern.search(_NAMED.sub("", words)) is not None
+    pattern = _MONEY_USED_UP if info.has(*_RATE_LABELS) else _QUOTA_USED_UP
+    return pattern.search(_QUOTED_NAME.sub("", words)) is not None
 
 
-def _denied(info: ErrorInfo, words: str, status: int | None, *, is_option: bool) -> str:
+def _refusal_code(info: ErrorInfo, words: str, status: int | None, *, is_option: bool) -> str:
     """Return the code of a refusal for the region, the content or the key; empty for others."""
     if status not in _REFUSALS and status != 401:
         return ""
@@ -296,10 +298,10 @@ def _is_loading(info: ErrorInfo, words: str, status: int | None) -> bool:
     return _LOADING.search(words) is not None and not _BROKEN.search(words)
 
 
-def _too_long(info: ErrorInfo, words: str) -> str:
+def _length_code(info: ErrorInfo, words: str) -> str:
     """Return the code if the prompt or the requested answer is over a limit of the model."""
     is_labelled = info.has(*_CONTEXT_LABELS)
-    is_prompt = is_labelled or (_CONTEXT.search(words) and not _NO_CONTEXT.search(words))
+    is_prompt = is_labelled or (_CONTEXT.search(words) and not _NOT_CONTEXT.search(words))
     is_answer = _ANSWER.search(words) is not None
     if not is_prompt and not is_answer:
         return ""
@@ -314,7 +316,7 @@ def _number(pattern: re.Pattern[str], words: str) -> int | None:
     return next((int(group) for group in match.groups() if group), None) if match else None
 
 
-def _by_status(info: ErrorInfo, words: str, status: int | None) -> str:
+def _code_by_status(info: ErrorInfo, words: str, status: int | None) -> str:
     """Return the code if the message does not decide."""
     if status is None:
         codes = (code for part, code in _BY_LABEL if info.has(part))
@@ -322,7 +324,7 @@ def _by_status(info: ErrorInfo, words: str, status: int | None) -> str:
     names_model = _MODEL.search(words) and not _PATH.search(words) and not info.is_page
     if status == 404 and names_model:
         return "bad_request" if _CAPABLE.search(words) else "model_not_found"
-    if status == 413 and (info.is_page or _NO_CONTEXT.search(words)):
+    if status == 413 and (info.is_page or _NOT_CONTEXT.search(words)):
         return "bad_request"  # a limit on bytes
     if status == 400 and _PLAIN.search(words):
         return "endpoint_not_found"

@@ -64,7 +64,7 @@ _LIMITED = _words("hit limit max maximum reached stop stopped truncated")  # wit
 _NO_LENGTH = _words("day hour memory minute quota rate time")  # limits of another kind
 
 
-def known_reason(reason: object) -> str | None:
+def normalise_reason(reason: object) -> str | None:
     """Return OpenAI's word for a server's finish reason; an unknown reason is returned unchanged.
 
     None if the value means that the answer has not ended.
@@ -73,7 +73,7 @@ def known_reason(reason: object) -> str | None:
         return reason if reason in KNOWN else _translated(reason)
     if isinstance(reason, Mapping):  # {"reason": "length"}, {"type": "stop"}
         inner = reason.get("reason") or reason.get("type")
-        return known_reason(inner) if isinstance(inner, str) else None
+        return normalise_reason(inner) if isinstance(inner, str) else None
     return STOP if reason is True else None
 
 

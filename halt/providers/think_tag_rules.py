@@ -54,7 +54,7 @@ def _inner(tag: re.Match[str]) -> str:
     return tag[1] or tag[2] or tag[3] or tag[4]
 
 
-def begins_thought(tag: re.Match[str]) -> bool:
+def opens_reasoning(tag: re.Match[str]) -> bool:
     inner = _inner(tag)
     if tag[2] and not inner.isupper():
         return False  # [thinking] in lower case is an ordinary word in brackets
@@ -62,7 +62,7 @@ def begins_thought(tag: re.Match[str]) -> bool:
     return not (words[0].startswith("/") or "end" in words or WORDS.isdisjoint(words))
 
 
-def ends_thought(tag: re.Match[str]) -> bool:
+def closes_reasoning(tag: re.Match[str]) -> bool:
     inner = _inner(tag).strip(BARS)
     words = name_words(inner.lstrip("/"))
     if tag[0].lower() == CHANNEL_ENDS:
@@ -70,7 +70,7 @@ def ends_thought(tag: re.Match[str]) -> bool:
     return not WORDS.isdisjoint(words) and (inner.startswith("/") or "end" in words)
 
 
-def begins_answer(tag: re.Match[str]) -> bool:
+def opens_answer(tag: re.Match[str]) -> bool:
     words = name_words(_inner(tag).strip(BARS))
     return tag[0][1] in BARS and "end" not in words and not ANSWERS.isdisjoint(words)
 
@@ -120,7 +120,7 @@ class Scan:
         self._tags += 1
         if self._fence:
             return None
-        self.over = self.over or self._tags > TAGS_MAX or _speaks_of_thoughts(self._line)
+        self.over = self.over or self._tags > TAGS_MAX or _mentions_think_tag(self._line)
         return None if self._line.count("`") % 2 else self._line
 
     def _scan(self) -> None:
@@ -134,7 +134,7 @@ class Scan:
             elif fence and "`" not in line[fence.end() :]:
                 self._fence = fence[1]
             else:
-                self.over = self.over or _speaks_of_thoughts(line)
+                self.over = self.over or _mentions_think_tag(line)
         if len(self._line) > LINE_KEPT:
             self._shorten()
 
@@ -144,7 +144,7 @@ class Scan:
         So a long line is not scanned again with each piece of it.
         """
         line, cut = self._line, len(self._line) - LINE_KEPT // 2
-        self.over = self.over or (not self._fence and _speaks_of_thoughts(line[: cut + AHEAD]))
+        self.over = self.over or (not self._fence and _mentions_think_tag(line[: cut + AHEAD]))
         between = line[HEAD_KEPT:cut]
         ticks = between.count("`")
         kept = [line[:HEAD_KEPT], "" if between.isspace() else "x"]
@@ -152,13 +152,13 @@ class Scan:
         self._line = "".join(kept)
 
 
-def _speaks_of_thoughts(line: str) -> bool:
+def _mentions_think_tag(line: str) -> bool:
     """Whether the line has an opening think tag outside code."""
     outside = "`".join(line.split("`")[::2])
-    return any(map(begins_thought, TAG.finditer(outside)))
+    return any(map(opens_reasoning, TAG.finditer(outside)))
 
 
-def stands_alone(line: str, ahead: str, *, last: bool) -> bool | None:
+def is_standalone(line: str, ahead: str, *, last: bool) -> bool | None:
     """Whether a tag ends the reasoning, and is not part of a text about tags; None: undecided.
 
     `line` is the text before the tag in its line, `ahead` the text after it. Models put the closing

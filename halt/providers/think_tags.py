@@ -25,15 +25,15 @@ from halt.providers.think_tag_rules import (
     TAG,
     WORDS,
     Scan,
-    begins_answer,
-    begins_thought,
+    closes_reasoning,
     closing_tags,
-    ends_thought,
+    is_standalone,
     may_be_tag,
     may_hold_tag,
     name_words,
+    opens_answer,
+    opens_reasoning,
     overlap,
-    stands_alone,
 )
 
 SPLIT_MAX = 4_096  # characters that are split at once: each tag copies the text after it
@@ -173,7 +173,7 @@ class ThinkSplitter:
                 return stripped
             elif tag := TAG.match(stripped):
                 rest = stripped[tag.end() :]
-                ends = ends_thought(tag) and stands_alone("", rest[:AHEAD], last=last)
+                ends = closes_reasoning(tag) and is_standalone("", rest[:AHEAD], last=last)
                 if ends is None:
                     return self._hold(text)
                 if self._take_tag(tag, ends, out):
@@ -186,11 +186,11 @@ class ThinkSplitter:
 
     def _take_tag(self, tag: re.Match[str], ends: bool, out: PartBuilder) -> bool:
         """Process a tag; return False if it is no think tag. `ends`: it can end reasoning."""
-        if begins_thought(tag):
+        if opens_reasoning(tag):
             self._open(closing_tags(tag[0]), out)
         elif ends:
             self._phase, self._reasoned, self.has_tags = "closed", True, True
-        elif self._phase == "closed" and begins_answer(tag):
+        elif self._phase == "closed" and opens_answer(tag):
             self._phase = "wrapped"
             self._closings = closing_tags(tag[0])
         else:
@@ -243,7 +243,7 @@ class ThinkSplitter:
         done = 0  # characters that were emitted
         for tag in _ENDS.finditer(text):
             is_harmony = tag.lastindex is None
-            if not is_harmony and not ends_thought(tag):
+            if not is_harmony and not closes_reasoning(tag):
                 continue
             before, done = text[done : tag.start()], tag.start()
             out.add_text(Content, before)
@@ -253,7 +253,7 @@ class ThinkSplitter:
             ends: bool | None = line is not None
             if line is not None and not is_harmony:
                 ahead = text[tag.end() : tag.end() + AHEAD]
-                ends = stands_alone(line, ahead, last=last)
+                ends = is_standalone(line, ahead, last=last)
             if ends is None:
                 return self._hold(text[done:])
             if ends:

@@ -17,7 +17,7 @@ from halt.providers.part_builder import PartBuilder
 CALLS_MAX = 64  # tool calls of one answer
 
 
-#: Arguments that are empty, or not complete yet. PHP encodes an empty object as [].
+#: Empty arguments; the real ones may follow. PHP encodes an empty object as [].
 EMPTY = frozenset({"", "{}", "[]", "null"})
 
 

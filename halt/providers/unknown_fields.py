@@ -29,7 +29,7 @@ class UnknownFields:
         """Return the fields of a part of a chunk to emit now. `own`: names that Halt handles.
 
         Empty values are left out, and values that are the same as the last one of their name.
-        Numbers that change with the text are emitted at the end of the answer.
+        Numbers, which may change with each chunk, are stored and emitted at the end of the answer.
         """
         extras: dict[str, Any] = {}
         for name, raw_value in fields.items():

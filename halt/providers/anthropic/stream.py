@@ -12,7 +12,7 @@ from halt.errors import UpstreamError
 from halt.providers.anthropic.request import tool_use
 from halt.providers.decoder import EventDecoder, Kind
 from halt.providers.errors import parse_error
-from halt.providers.finish_reasons import known_reason
+from halt.providers.finish_reasons import normalise_reason
 from halt.providers.loose_json import (
     as_object,
     as_objects,
@@ -171,7 +171,7 @@ class MessagesDecoder(EventDecoder):
                 self._counts[name] = count
             elif isinstance(count, int):
                 self._counts[name] = max(count, known)  # counts only grow; some servers end with 0
-        if reason := known_reason(fields.get("stop_reason")):
+        if reason := normalise_reason(fields.get("stop_reason")):
             self.finish_reason = reason
 
     def _begin_block(self, index: int, fields: dict[str, Any], out: PartBuilder) -> None:

@@ -16,7 +16,7 @@ from halt.chat.service import Started
 from halt.core.decoding import checked_id, is_id
 from halt.core.events import sse_html
 from halt.errors import AtCapacity, OffsetLost, RequestError, UnknownStream
-from halt.providers.catalog import checked_model
+from halt.providers.catalog import valid_model_name
 from halt.web.event_stream import SSE_HEADERS
 from halt.web.page.conversations import current_exchange_view, page_renderer
 from halt.web.page.streams import live_stream
@@ -39,7 +39,7 @@ def send(conversation_id: str) -> Response:
     if not is_id(conversation_id):
         abort(404)
     prompt = services().chat.checked_prompt(request.form.get("prompt", ""))
-    models = [checked_model(each) for each in request.form.getlist("model")] or [""]
+    models = [valid_model_name(each) for each in request.form.getlist("model")] or [""]
     if len(models) > COMPARED_MODELS:
         raise RequestError(f"At most {COMPARED_MODELS} models can be compared.", field="model")
     answers = list(zip(_stream_ids(len(models)), models, strict=True))
@@ -62,7 +62,7 @@ def send(conversation_id: str) -> Response:
 def regenerate(conversation_id: str) -> Response:
     """One more answer to a prompt, the last one where none is named."""
     (stream_id,) = _stream_ids(1)
-    model = checked_model(request.form.get("model", ""))
+    model = valid_model_name(request.form.get("model", ""))
     prompt_id = message_id("prompt_id") if "prompt_id" in request.form else None
     return _begun(
         services().chat.regenerate(conversation_id, ensure_owner(), stream_id, model, prompt_id)

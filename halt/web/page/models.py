@@ -8,7 +8,7 @@ from flask import render_template, request
 
 from halt.core.connection import limited_connection
 from halt.errors import Interrupted, StoreUnavailable, UpstreamError
-from halt.providers.catalog import checked_model
+from halt.providers.catalog import valid_model_name
 from halt.store.models import UnknownConversation
 from halt.web.services import services
 from halt.web.sessions import owner
@@ -19,7 +19,7 @@ DEMO_WAIT = 0.5
 
 def models() -> str:
     """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
-    chosen = checked_model(request.args.get("model", ""))
+    chosen = valid_model_name(request.args.get("model", ""))
     catalog = services().catalog
     return render_template(
         "models_listed.html",

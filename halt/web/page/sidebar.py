@@ -21,7 +21,7 @@ from werkzeug.wsgi import ClosingIterator
 from halt.chat.settings import settings_from_form
 from halt.core.decoding import is_id
 from halt.errors import HaltError, RequestError, TooLarge
-from halt.providers.catalog import checked_model
+from halt.providers.catalog import valid_model_name
 from halt.store.models import Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.web.page.models import listed as listed_models
@@ -214,7 +214,7 @@ def save_settings(conversation_id: str) -> Response:
 
 def _panel(found: Settings) -> str:
     picked = request.args.get("model")  # the page's picker may be ahead of what was saved
-    chosen = found.model if picked is None else checked_model(picked)
+    chosen = found.model if picked is None else valid_model_name(picked)
     return render_template(
         "settings.html",
         s=found,

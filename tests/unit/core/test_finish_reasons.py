@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halt.core.finish_reasons import broken_off, ending, is_good
-from halt.providers.finish_reasons import known_reason
+from halt.providers.finish_reasons import normalise_reason
 
 
 def words(text: str) -> list[str]:
@@ -41,12 +41,12 @@ model_error eof preempted max_turns 停止""")
 )
 def test_one_word_for_each_end(said: list[str], known: str) -> None:
     """In capitals, camel case, with the name of the type in front: it is the same end."""
-    assert {word: known_reason(word) for word in said} == dict.fromkeys(said, known)
+    assert {word: normalise_reason(word) for word in said} == dict.fromkeys(said, known)
 
 
 def test_an_unknown_word_is_no_good_end_and_stays() -> None:
     """A server may have any reason to break off: it is told in the server's own word."""
-    assert {word: known_reason(word) for word in OWN} == {word: word for word in OWN}
+    assert {word: normalise_reason(word) for word in OWN} == {word: word for word in OWN}
     assert not any(is_good(word) for word in OWN)
     assert broken_off("abort") == ending("abort") == "The model's server ended the answer: abort."
 
@@ -54,7 +54,7 @@ def test_an_unknown_word_is_no_good_end_and_stays() -> None:
 def test_the_words_of_openai_are_not_touched() -> None:
     """What is right already stays, the older form of calls too."""
     for word in ("stop", "length", "tool_calls", "function_call", "content_filter"):
-        assert known_reason(word) == word
+        assert normalise_reason(word) == word
     assert not ending(None)
     assert not ending("stop")
     assert not ending("function_call")
@@ -86,5 +86,5 @@ def test_the_words_of_openai_are_not_touched() -> None:
 )
 def test_odd_reasons(given: object, known: str | None) -> None:
     """What says that nothing has ended is none; what no reason should be does no harm."""
-    found = known_reason(given)
+    found = normalise_reason(given)
     assert (found.strip() if found else found) == known

@@ -12,7 +12,7 @@ from halt.config.environment import load
 from halt.core.connection import UpstreamConnection
 from halt.errors import RequestError, UpstreamError
 from halt.providers import catalog
-from halt.providers.catalog import NAMES_MAX, Catalog, checked_model
+from halt.providers.catalog import NAMES_MAX, Catalog, valid_model_name
 from halt.providers.model_list import NAME_MAX
 from halt.providers.router import Groups
 from halt.web.services import services
@@ -144,6 +144,6 @@ def test_names_that_cannot_be_sent_back_are_left_out() -> None:
 def test_a_name_from_a_client_is_checked(name: str) -> None:
     """The field at fault is named."""
     with pytest.raises(RequestError) as fault:
-        checked_model(name)
+        valid_model_name(name)
     assert fault.value.field == "model"
-    assert checked_model("openai/gpt-5-mini:free") == "openai/gpt-5-mini:free"
+    assert valid_model_name("openai/gpt-5-mini:free") == "openai/gpt-5-mini:free"
