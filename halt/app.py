@@ -102,7 +102,7 @@ def create_app(
         lambda: generations.idle,
         store.conversations.is_listed,
     )
-    generations.on_begin, generations.on_over = titles.interrupt, titles.wake
+    generations.on_begin, generations.on_release = titles.interrupt, titles.wake
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
     has_limits = bool(settings.rate_session or settings.rate_address)
     rate_limits = RateLimits(settings) if has_limits else None

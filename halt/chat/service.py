@@ -313,5 +313,5 @@ class ChatService:
         except Exception:
             progress.end(answer.stream_id, answer.requested_model)
             raise
-        run.expected = expected
+        run.expected_tokens = expected
         return run

@@ -104,11 +104,11 @@ def send_generation(run: Generation, after: int, channel: Channel) -> int:
     header = Header(
         run.id,
         run.owner,
-        run.asked,
+        run.requested_model,
         run.prefix,
         run.started_at,
         run.fingerprint,
-        run.expected,
+        run.expected_tokens,
         first_number,
         run.pieces(after, first_number - 1),
     )
@@ -122,7 +122,7 @@ def send_events(run: Generation, events: list[tuple[int, Event]], channel: Chann
     for start in range(0, len(events) or 1, BATCH_MAX):
         part = events[start : start + BATCH_MAX]
         timed = [
-            (n, (run.ended_at or now()) if is_terminal(event) else run.came_at(n), event)
+            (n, (run.ended_at or now()) if is_terminal(event) else run.arrival_time(n), event)
             for n, event in part
         ]
         more = start + BATCH_MAX < len(events)
@@ -156,13 +156,13 @@ class RemoteGeneration(Generation):
             header.id,
             header.owner,
             log,
-            asked=header.requested_model,
+            requested_model=header.requested_model,
             prefix=header.prefix,
             started_at=header.started_at,
         )
         self.log = log
         self.producer = producer
-        self.expected = header.expected
+        self.expected_tokens = header.expected
         self._fingerprint = header.fingerprint
         self._model = ""
         self._chunks = 0
@@ -175,7 +175,7 @@ class RemoteGeneration(Generation):
 
     @property
     def model(self) -> str:
-        return self._model or self.asked
+        return self._model or self.requested_model
 
     @property
     def fingerprint(self) -> str:
@@ -212,7 +212,7 @@ class RemoteGeneration(Generation):
             after = header.first_number - 1 - len(header.lost)
             known = len(self._parts)
             for at, text in header.lost[max(0, known - after) :]:
-                self.note(text, at)
+                self.record_text(text, at)
             if header.first_number > self.log.last + 1:
                 self.log.skip(header.first_number)
 
@@ -227,7 +227,7 @@ class RemoteGeneration(Generation):
                 if isinstance(event, Terminal):
                     self._end(number, event, batch.kept, batch.ended_at or at)
                     return
-                self.note_event(event, at)
+                self.record_event(event, at)
                 self.log.append(event)
 
     def _end(self, number: int, ended: Terminal, kept: int | None, at: float) -> None:
@@ -333,7 +333,7 @@ class RemoteGeneration(Generation):
             self._model = saved.model
             for number, event in saved.events(last):
                 if number > self.log.last and not isinstance(event, Terminal):
-                    self.note_event(event, saved.came_at(number))
+                    self.record_event(event, saved.arrival_time(number))
                     self.log.append(event)
             kept = upto if upto < self.log.last else saved.kept
             self._end(max(last, self.log.last + 1), ended, kept, saved.ended_at or now())

@@ -366,7 +366,7 @@ class Workers(OtherWorkers):
             channel.send(_encode(Unknown()))
             return
         if not request.live:
-            run.expect()
+            run.expect_viewer()
             send_generation(run, request.after, channel)
             return
         if not channel.begin_stream():

@@ -77,7 +77,7 @@ class Capacity:
         with self._lock:
             self._live[run] = place
 
-    def settle(self, run: Run) -> bool:
+    def release_place(self, run: Run) -> bool:
         """Take its place from a run, and wake the starts that wait for one. False: it has none."""
         with self._lock:
             place = self._live.pop(run, None)
@@ -93,7 +93,7 @@ class Capacity:
         """Another run may have this ID. Harmless when repeated."""
         self.ids.give_back(number_of(stream_id))
 
-    def wait_settled(self, timeout: float) -> None:
+    def wait_empty(self, timeout: float) -> None:
         """Wait until no run has a place, for so many seconds at most."""
         with self._lock:
             self._room.wait_for(lambda: not self._live, timeout)

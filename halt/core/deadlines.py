@@ -33,19 +33,19 @@ class Deadlines:
         self._grace = limits.orphan_grace if grace is None else grace
         self._expected_until = 0.0  # a reader of another process comes until then
 
-    def expect(self) -> None:
+    def expect_viewer(self) -> None:
         """Give a reader of another process HAND_OVER to come, in which no viewer is missed."""
         self._expected_until = now() + HAND_OVER
 
     @property
-    def patience(self) -> float:
+    def grace(self) -> float:
         """Seconds that the run goes on without a viewer."""
         return self._grace if self._live.was_watched else max(FIRST_VIEW, self._grace)
 
     @property
     def _unwatched_until(self) -> float:
         """The time up to which it goes on without a viewer."""
-        return max(self._live.watched_at + self.patience, self._expected_until)
+        return max(self._live.watched_at + self.grace, self._expected_until)
 
     def is_abandoned(self, at: float) -> bool:
         """At this time it has been without a viewer for too long."""
@@ -60,7 +60,7 @@ class Deadlines:
             limit = min(limit, self._unwatched_until)
         return min(max(limit, at + LOOK_MIN), at + LOOK_MAX)
 
-    def over(self, at: float) -> UpstreamError | None:
+    def exceeded(self, at: float) -> UpstreamError | None:
         """The limit that is over at this time."""
         limits, meter = self._limits, self._live.meter
         if at - meter.started_at > limits.run_timeout:

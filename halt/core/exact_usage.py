@@ -125,7 +125,7 @@ class Usage:
 
     def end(self, fault: UpstreamError | None) -> Callable[[], None]:
         """The usage is known, or will not be. Returns what the keeper is to do then."""
-        self._live.reading_on = False
+        self._live.reads_usage = False
         return partial(self._deliver, self._report, self.total, fault)
 
     def _deliver(

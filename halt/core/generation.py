@@ -50,18 +50,18 @@ class Generation:
         owner: str | None,
         log: EventLog,
         *,
-        asked: str = "",
+        requested_model: str = "",
         prefix: str = "",
         started_at: float,
     ) -> None:
         self.id = stream_id
         self.owner = owner
         self.log = log
-        self.asked = asked
+        self.requested_model = requested_model
         self.prefix = prefix
         self.started_at = started_at
         self.ended_at: float | None = None
-        self.expected: float | None = None  # tokens that it may come to, where that is known
+        self.expected_tokens: float | None = None  # tokens that it may come to, where that is known
         self.only_text = True  # no event so far was anything else
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): text of events m+1 to n was none
@@ -89,7 +89,7 @@ class Generation:
     @property
     def model(self) -> str:
         """The model that answers, as far as it is known by now."""
-        return self.asked
+        return self.requested_model
 
     @property
     def fingerprint(self) -> str:
@@ -170,21 +170,21 @@ class Generation:
         upto = next((upto for upto, after in self._reasoned if after == end.after), end.after)
         return "".join(self._parts[end.after : upto])
 
-    def came_at(self, number: int) -> float:
+    def arrival_time(self, number: int) -> float:
         """When an event came that is not the terminal one."""
         return self._times[number - 1]
 
-    def note(self, text: str, at: float) -> None:
+    def record_text(self, text: str, at: float) -> None:
         """Keep what the next event adds to the answer, and when it came."""
         self.only_text = self.only_text and bool(text)
         self._parts.append(text)
         self._times.append(at)
 
-    def note_event(self, event: Event, at: float) -> None:
+    def record_event(self, event: Event, at: float) -> None:
         """Keep of the next event, which is not the terminal one, what is needed of it."""
         if isinstance(event, ReasoningEnd):
             self._reasoned = (*self._reasoned, (len(self._parts) + 1, event.after))
-        self.note(text_of(event), at)
+        self.record_text(text_of(event), at)
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class Intake:
         self._relay = relay
         self.broken = broken
         self._meter = live.meter
-        self._note = live.note
+        self._record_text = live.record_text
         self._append = live.log.append
         self._most = most
         self._keeps_calls = keeps_calls
@@ -100,7 +100,7 @@ class Intake:
             self._size += len(text)
             self._meter.received(len(text), part.chunks)
             # Before the log, so that `answer` finds what that counts.
-            self._note(text, self._meter.last_at)
+            self._record_text(text, self._meter.last_at)
             return self._append(first)
         live, meter = self._live, self._meter
         prepared = [self._prepared(event) for event in self._notes.filtered(events)]
@@ -110,7 +110,7 @@ class Intake:
                 self._beside += size_of(event)
             else:
                 self._size += size_of(event)
-            live.note_event(event, meter.last_at)
+            live.record_event(event, meter.last_at)
             if isinstance(event, ReasoningEnd):
                 thought = live.reasoning(event)
                 self._thoughts.append(thought)
@@ -171,7 +171,7 @@ class Intake:
         if text:
             text = text_of(self._prepared(Content(text)))
             self._meter.characters += len(text)
-            self._note(text, self._meter.last_at)
+            self._record_text(text, self._meter.last_at)
             self._append(Content(text))
 
     def _last_line(self) -> str:
@@ -205,7 +205,7 @@ class Intake:
         if self._size > self._most or self._received > self._most:
             raise self._too_long()
         self._meter.tools_ran()
-        self._note("", self._meter.last_at)
+        self._record_text("", self._meter.last_at)
         return self._append(result)
 
     def begin_round(self) -> str:

@@ -25,7 +25,7 @@ class LiveGeneration(Generation):
             stream_id,
             owner,
             EventLog(log_bytes),
-            asked=request.model or "",
+            requested_model=request.model or "",
             prefix=unfinished(request),
             started_at=self.meter.started_at,
         )
@@ -35,7 +35,7 @@ class LiveGeneration(Generation):
         self.reply: Reply | None = None  # of this round
         self.question = request.messages  # as it was asked, without later rounds; [] once settled
         #: Its log has ended, and its upstream is read on for its usage (`halt.core.exact_usage`).
-        self.reading_on = False
+        self.reads_usage = False
         self._fingerprint = ""  # of the question, once settled
         self._model = ""  # as the last round's reply named it
 

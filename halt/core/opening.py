@@ -57,7 +57,7 @@ class Opening:
         while True:
             if fault is not None:
                 self._wait(fault)
-            if live.log.ended is not None and not live.reading_on:
+            if live.log.ended is not None and not live.reads_usage:
                 raise Interrupted("ended before it was opened")
             try:
                 live.reply = self._upstream.open(live.request, live.connection)

@@ -89,7 +89,7 @@ class ToolTurn(Message):
     """
 
     def __init__(self, content: str | None, calls: list[ToolCall], opaque: Any = None) -> None:
-        super().__init__("assistant", content, tool_calls=[told_call(each) for each in calls])
+        super().__init__("assistant", content, tool_calls=[openai_call(each) for each in calls])
         self.opaque = opaque
 
 
@@ -99,7 +99,7 @@ def fields_of(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
     return extra if isinstance(extra.get("function", {}), dict) else {**extra, "function": {}}
 
 
-def told_call(call: ToolCall) -> dict[str, Any]:
+def openai_call(call: ToolCall) -> dict[str, Any]:
     """A call that the model has made, in OpenAI's form."""
     more = fields_of(call)
     function = {**more.get("function", {}), "name": call.name, "arguments": call.arguments}
@@ -187,14 +187,14 @@ class Unfinished(Message):
     the whole answer, and the model is told of them in a word: `told` is what it is sent.
     """
 
-    def __init__(self, content: str, told: str) -> None:
+    def __init__(self, content: str, model_text: str) -> None:
         super().__init__("assistant", content)
-        self.told = told
+        self.model_text = model_text
 
     @property
     def size(self) -> int:
         """Characters that the model is sent."""
-        return len(self.told)
+        return len(self.model_text)
 
 
 def unfinished(request: ChatRequest) -> str:

@@ -1,26 +1,26 @@
-"""One generation: its way between the threads that work for it and the relay, and its end.
+"""One generation: how a thread and the relay take turns with it, and how it ends.
 
 A thread opens the connection (`opening`: DNS, TLS, the wait for the head, retries) and runs tools
-(`tool_loop`). In between, the relay (`relay`) reads the socket, and what comes is appended to the
-log (`intake`). Both never have the run at once:
+(`tool_loop`). Otherwise the relay (`relay`) reads the socket, and `intake` appends what arrives to
+the log. The thread and the relay never have the run at the same time:
 
-    a thread has it     `_is_worked` is true. The thread may block; it ends by posting `_arrived`.
-    the relay has it    from `_arrived` on. It reads, until the end, or until a thread is needed:
-                        for a round of tools, or for another try before the first event.
+    a thread has it     `_is_worked` is true. It may block, and ends by posting `_take_over`.
+    the relay has it    from `_take_over` on. It reads until the end, or until a thread is needed:
+                        for a round of tools, or for a retry before the first event.
 
-Only the relay closes the socket that it reads, and only it decides when the run has let go of
-everything (`_wind_up`). Other threads may append to the log, end it, and shut the socket down.
+Only the relay closes the socket that it reads, and only the relay releases the run's resources
+(`_begin_release`). Other threads may append to the log, end it, and shut the socket down.
 
-Races, and their winners:
-- Two ends (Stop against the model's own): the log takes the first; the other changes nothing.
-- Stop against a read: the log ends first, then the socket is shut down and the relay woken. What
-  the relay reads behind the end is refused by the log.
-- Stop against the hand-over to the relay: both post to it. Whichever post comes second finds that
-  the log has ended and that no thread has the run, and closes the connection.
+Races and their winners:
+- Two ends (Stop against the model's own): the log takes the first; the second changes nothing.
+- Stop against a read: the log ends first, then the socket is shut down and the relay woken. The
+  log refuses what the relay reads after the end.
+- Stop against the hand-over to the relay: both post to it. The second post sees that the log has
+  ended and that no thread has the run, and closes the connection.
 - Stop against a round of tools: see `ToolLoop.run`. Before that the relay has the run, and waits
   for the end of the reply's framing: the log has not ended, and any end closes the connection.
-- A Stop that leaves the connection open (`read_on`) says so before the log ends, so `_wind_up`
-  finds it and lets the relay read on.
+- A Stop that leaves the connection open (`read_usage`) sets `reads_usage` before the log ends, so
+  that `_begin_release` sees it and the relay reads on.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Host(Protocol):
     def later(self, work: Callable[[], None]) -> None:
         """Do this in the keeper's thread, in the order of the calls; it must not wait."""
 
-    def settled(self, run: Run) -> None:
+    def release_place(self, run: Run) -> None:
         """The run needs its place no longer. Harmless when repeated."""
 
 
@@ -96,7 +96,7 @@ class Run(LiveGeneration):
             tools = None
         elif tools:
             self.request = msgspec.structs.replace(request, tools=tools.specs)
-        self.switch = StopSwitch(self._pressed, owner)
+        self.switch = StopSwitch(self._on_press, owner)
         self._host = host
         self._on_end = on_end
         most = limits.max_answer_chars
@@ -112,7 +112,7 @@ class Run(LiveGeneration):
         self._is_worked = True  # a thread has the run
         self._is_registered = False  # the relay reads its reply
         self._is_whole = False  # all of the reply has come but for the end of its framing
-        self._settled = False
+        self._is_released = False
         self._limits: Timer | None = None
         self._drain: Timer | None = None
 
@@ -122,34 +122,34 @@ class Run(LiveGeneration):
         """Watch no more. A run ends when its last viewer has left for longer than its grace."""
         super().leave(viewer)
         if not self.is_watched and self.log.ended is None:
-            self.look_soon()
+            self.check_limits_soon()
 
-    def expect(self) -> None:
+    def expect_viewer(self) -> None:
         """A reader of another process asks for the run: it has HAND_OVER to follow it.
 
         Its last connection, to this process, may be closed already.
         """
-        self._deadlines.expect()
+        self._deadlines.expect_viewer()
 
-    def look_soon(self) -> None:
+    def check_limits_soon(self) -> None:
         """Have the relay look at the run's limits and viewers. Takes no lock."""
-        self._host.relay.post(self._look)
+        self._host.relay.post(self._check_limits)
 
     # --- ending -----------------------------------------------------------------------------------
 
     def cancel(
-        self, reason: CancelReason, seen: int | None = None, *, read_on: bool = False
+        self, reason: CancelReason, seen: int | None = None, *, read_usage: bool = False
     ) -> bool:
         """End the run on purpose. False: it had ended already.
 
-        `read_on`: the upstream is read on for its usage; a place of the UsageDrain was taken.
+        `read_usage`: the upstream is read on for its usage; a place of the UsageDrain was taken.
         """
 
         def make() -> Terminal:
             # No more than there is: a client may name any number, and this one is saved.
             self._kept = None if seen is None else min(seen, self.log.last)
-            self.reading_on = read_on
-            unwatched = self._deadlines.patience if reason == "no_viewer" else msgspec.UNSET
+            self.reads_usage = read_usage
+            unwatched = self._deadlines.grace if reason == "no_viewer" else msgspec.UNSET
             return Cancelled(self.meter.snapshot(), reason, unwatched=unwatched)
 
         return self._end(make)
@@ -162,10 +162,10 @@ class Run(LiveGeneration):
         info = ErrorInfo(fault.code, message, fault.retryable, fault.retry_after, fault.own_status)
         return self._end(lambda: Failed(info, self.meter.snapshot()), fault)
 
-    def _pressed(self, seen: int | None) -> Pressed:
+    def _on_press(self, seen: int | None) -> Pressed:
         if not self._usage.take_place():
             return "stopped" if self.cancel("stop", seen) else "finished"
-        if self.cancel("stop", seen, read_on=True):
+        if self.cancel("stop", seen, read_usage=True):
             return "stopped"
         self._usage.give_place_back()
         return "finished"
@@ -176,10 +176,10 @@ class Run(LiveGeneration):
         self.ended_at = now()
         self.switch.event.set()
         self._tool_loop.abort()
-        if not (self.reading_on or isinstance(self.log.ended, Done)):
+        if not (self.reads_usage or isinstance(self.log.ended, Done)):
             self.connection.interrupt()
         relay = self._host.relay
-        relay.post(self._wind_up)
+        relay.post(self._begin_release)
         if relay.is_current:
             self._host.later(partial(self._report_end, fault))
         else:
@@ -194,8 +194,8 @@ class Run(LiveGeneration):
         on_end, self._on_end = self._on_end, None  # it may hold the conversation
         if on_end is not None:
             on_end(self)
-        if self.reading_on:
-            self._host.settled(self)  # it needs no place any more
+        if self.reads_usage:
+            self._host.release_place(self)  # it needs no place any more
 
     # --- what a thread does for the run -----------------------------------------------------------
 
@@ -215,7 +215,7 @@ class Run(LiveGeneration):
             self._log_surprise(exc)
             self.fail(UpstreamError("internal", type(exc).__name__))
         finally:
-            self._host.relay.post(self._arrived)
+            self._host.relay.post(self._take_over)
 
     def start_work(self) -> None:
         """Start the thread that does `work`. Not in the relay."""
@@ -224,7 +224,7 @@ class Run(LiveGeneration):
 
     def discard(self) -> None:
         """Instead of `work`, for a run that ended before it could begin."""
-        self._host.relay.post(self._arrived)
+        self._host.relay.post(self._take_over)
 
     def _log_surprise(self, exc: Exception) -> None:
         logger.error("stream %s", self.id, exc_info=exc, extra=about(self.request_id))
@@ -236,46 +236,46 @@ class Run(LiveGeneration):
         self._host.later(partial(self._log_surprise, exc))
         fault = UpstreamError("internal", type(exc).__name__)
         self.fail(fault)
-        if self.reading_on:
-            self._end_reading_on(fault)
-        if not self._is_worked:  # else `_arrived` comes
-            self._let_go()
+        if self.reads_usage:
+            self._end_usage(fault)
+        if not self._is_worked:  # else `_take_over` comes
+            self._release_upstream()
 
     @contained
-    def _look(self) -> None:
+    def _check_limits(self) -> None:
         """By the relay: end a run that is over a limit, or has no viewer; look again later.
 
         What has arrived is read before (see `halt.core.relay`), so a stall of Halt ends no run.
         """
         if self._limits is not None:
             self._limits.cancel()
-        if self.log.ended is not None and not self.reading_on:
+        if self.log.ended is not None and not self.reads_usage:
             return
         at = now()
         for viewer in self.viewers():
             if viewer.gone:
                 self.leave(viewer)
-        if (fault := self._deadlines.over(at)) is not None:
+        if (fault := self._deadlines.exceeded(at)) is not None:
             if not self.fail(fault):  # it is read on: the end of file ends that
                 self.connection.interrupt()
             return
         if not (self._deadlines.is_abandoned(at) and self.cancel("no_viewer")):
-            self._limits = self._host.relay.at(self._deadlines.next_look(at), self._look)
+            self._limits = self._host.relay.at(self._deadlines.next_look(at), self._check_limits)
 
     @contained
-    def _arrived(self) -> None:
+    def _take_over(self) -> None:
         """By the relay: the thread has done its part, and gives the run back."""
         self._is_worked = False
         reply = self.reply
-        if self.reading_on and reply is None:  # stopped while tools ran, or before it was open
-            self._end_reading_on(None)
-        elif reply is None or (self.log.ended is not None and not self.reading_on):
-            self._wind_up()
+        if self.reads_usage and reply is None:  # stopped while tools ran, or before it was open
+            self._end_usage(None)
+        elif reply is None or (self.log.ended is not None and not self.reads_usage):
+            self._begin_release()
         else:
             reply.unblock()
-            self._host.relay.watch(reply.fileno(), READ, self._readable)
+            self._host.relay.watch(reply.fileno(), READ, self._on_readable)
             self._is_registered = True
-            self._readable()  # some of the body may have come with the head
+            self._on_readable()  # some of the body may have come with the head
 
     def _unwatch(self) -> None:
         if self._is_registered and self.reply is not None:
@@ -283,17 +283,17 @@ class Run(LiveGeneration):
             self._host.relay.unwatch(self.reply.fileno())
 
     @contained
-    def _readable(self, _: int = READ) -> None:
+    def _on_readable(self, _: int = READ) -> None:
         """By the relay: the reply can be read."""
         reply = self.reply
         if not self._is_registered or reply is None:
             return
         if self._is_whole or self.log.ended is not None:
-            self._read_behind(reply)
+            self._read_after_end(reply)
         else:
             self._read(reply)
         if self._is_registered and reply.pending:
-            self._host.relay.again(self._readable)
+            self._host.relay.again(self._on_readable)
 
     def _read(self, reply: Reply) -> None:
         """Append what has come to the log."""
@@ -302,7 +302,7 @@ class Run(LiveGeneration):
         except NoData:
             return
         except UpstreamError as fault:
-            self._broke(reply, fault)
+            self._on_read_fault(reply, fault)
             return
         try:
             if self._intake.take(part) and part.ended:
@@ -324,7 +324,7 @@ class Run(LiveGeneration):
             self._intake.show_thoughts()
         self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage))
 
-    def _broke(self, reply: Reply, fault: UpstreamError) -> None:
+    def _on_read_fault(self, reply: Reply, fault: UpstreamError) -> None:
         """The upstream failed while the answer was read."""
         self._intake.flush()
         if self._intake.answering:
@@ -350,18 +350,18 @@ class Run(LiveGeneration):
         """
         self._is_whole = True
         if reply.complete or not self._is_registered:
-            self._drained()
+            self._on_drained()
         elif self._drain is None:
-            self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._drained)
+            self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._on_drained)
 
     @contained
-    def _drained(self, fault: UpstreamError | None = None) -> None:
+    def _on_drained(self, fault: UpstreamError | None = None) -> None:
         """By the relay: the reply is done with. A round of tools is next where the log is open."""
         reply = self.reply
-        if self.reading_on:
-            self._end_reading_on(fault)
+        if self.reads_usage:
+            self._end_usage(fault)
         elif self.log.ended is not None or reply is None:
-            self._let_go()
+            self._release_upstream()
         else:
             self._is_whole = False
             if self._drain is not None:
@@ -373,11 +373,11 @@ class Run(LiveGeneration):
             self.end_round()
             self._need_thread()
 
-    def _read_behind(self, reply: Reply) -> None:
+    def _read_after_end(self, reply: Reply) -> None:
         """Read for the usage of a stopped answer, or for the end of a complete one's framing."""
         fault = None
         try:
-            if self.reading_on:
+            if self.reads_usage:
                 is_over = self._usage.read(reply)
             else:
                 reply.read()
@@ -387,32 +387,32 @@ class Run(LiveGeneration):
         except UpstreamError as exc:
             is_over, fault = True, exc
         if is_over:
-            self._drained(fault)
+            self._on_drained(fault)
 
-    def _end_reading_on(self, fault: UpstreamError | None) -> None:
+    def _end_usage(self, fault: UpstreamError | None) -> None:
         """The usage of a stopped answer is known, or will not be."""
         report = self._usage.end(fault)
-        self._wind_up()
+        self._begin_release()
         self._host.later(report)
 
     @contained
-    def _wind_up(self) -> None:
+    def _begin_release(self) -> None:
         """By the relay: the log has ended. Let go of everything, as soon as that can be."""
-        if self._is_worked or self._settled:
+        if self._is_worked or self._is_released:
             return
-        if self.reading_on:
-            self._readable()
+        if self.reads_usage:
+            self._on_readable()
         elif self.reply is not None and isinstance(self.log.ended, Done):
             self._drain_reply(self.reply)
         else:
-            self._let_go()
+            self._release_upstream()
 
     @contained
-    def _let_go(self) -> None:
+    def _release_upstream(self) -> None:
         """By the relay: close the connection or give it back, and forget the request."""
-        if self._settled:
+        if self._is_released:
             return
-        self._settled = True
+        self._is_released = True
         for timer in (self._limits, self._drain):
             if timer is not None:
                 timer.cancel()
@@ -424,4 +424,4 @@ class Run(LiveGeneration):
             self.forget_request()
             self._intake.forget()
             self._usage.forget()
-            self._host.later(partial(self._host.settled, self))
+            self._host.later(partial(self._host.release_place, self))

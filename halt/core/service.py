@@ -78,7 +78,7 @@ class GenerationService:
         #: Called when a generation of this process begins, before its request is sent, and when it
         #: needs its place no longer. They return at once.
         self.on_begin: Callable[[], None] = lambda: None
-        self.on_over: Callable[[], None] = lambda: None
+        self.on_release: Callable[[], None] = lambda: None
         self._writer = writer
         self._other_workers = other_workers or OtherWorkers()
         self._lock = threading.Lock()  # protects the two below
@@ -162,7 +162,7 @@ class GenerationService:
         if self._writer is not None:
             self._writer.add(run)
         self.on_begin()
-        run.look_soon()
+        run.check_limits_soon()
         if stopped:
             run.switch.press()
             run.discard()
@@ -267,9 +267,9 @@ class GenerationService:
     def _receipt(self, stream_id: str, status: Pressed | None, began: float) -> Receipt:
         upstream = "none"
         if status is not None and (run := self._runs.get(stream_id)) is not None:
-            wait = 0.0 if run.reading_on else RECEIPT_WAIT
+            wait = 0.0 if run.reads_usage else RECEIPT_WAIT
             upstream = run.connection.wait_closed(max(0.0, began + wait - now()))
-            if run.reading_on:  # also before it has a connection, which will not be prevented
+            if run.reads_usage:  # also before it has a connection, which will not be prevented
                 upstream = "closing"
         return Receipt(stream_id, status or "pending", upstream, _since(began))
 
@@ -324,7 +324,7 @@ class GenerationService:
         """End every open run, and start no other one."""
         for run in self._leave():
             run.fail(UpstreamError("internal", "the relay has failed"))
-            self.settled(run)
+            self.release_place(run)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -352,7 +352,7 @@ class GenerationService:
         self.keeper.work_until(lambda: not self.open_streams, deadline)
         self._usage_drain.close(max(0.0, deadline - now()))
         # Until no run can give a connection back any more:
-        self.capacity.wait_settled(max(0.0, deadline - now()))
+        self.capacity.wait_empty(max(0.0, deadline - now()))
         for thread in (self.relay, self.painter, self.keeper):
             thread.close(max(0.0, deadline - now()))
         self.upstream.close()
@@ -389,11 +389,11 @@ class GenerationService:
             if self._writer is not None:
                 self._writer.notify_end()
 
-    def settled(self, run: Run) -> None:
+    def release_place(self, run: Run) -> None:
         """The run needs its place no longer. Harmless when repeated."""
-        if self.capacity.settle(run):
+        if self.capacity.release_place(run):
             self._finished.add(run)
-            self.on_over()
+            self.on_release()
 
 
 _changed = msgspec.structs.replace

@@ -275,9 +275,9 @@ def stream_of(generation: Generation, upto: int) -> StepStream:
 
 def feed_event(stream: StepStream, generation: Generation, number: int, event: Event) -> None:
     """Feed an event of a generation to `stream`. Not for the terminal event."""
-    at = generation.came_at(number)
+    at = generation.arrival_time(number)
     if isinstance(event, ReasoningEnd):
-        began = generation.came_at(min(event.after + 1, number))
+        began = generation.arrival_time(min(event.after + 1, number))
         stream.reclassify(number, generation.reasoning(event), began, at)
     else:
         stream.feed(number, event, at)

@@ -218,7 +218,7 @@ class ToolRound:
             yield from ready
 
     @property
-    def told(self) -> list[ToolResult]:
+    def finished_results(self) -> list[ToolResult]:
         """All results so far, in the order of the calls."""
         with self._changed:
             return [each.result for each in self._calls if each.result is not None]
@@ -228,7 +228,7 @@ class ToolRound:
         calls = [each.call for each in self._calls]
         return [
             ToolTurn(data_urls.replace_for_model(said) or None, calls, opaque),
-            *(Message("tool", each.result, tool_call_id=each.id) for each in self.told),
+            *(Message("tool", each.result, tool_call_id=each.id) for each in self.finished_results),
         ]
 
     def abort(self) -> None:

@@ -122,7 +122,7 @@ class Generation:
     def __del__(self) -> None:
         # `__del__` must not take a lock; the relay checks `gone`.
         self._viewer.gone = True
-        self._run.look_soon()
+        self._run.check_limits_soon()
 
     def __repr__(self) -> str:
         return f"<Generation {self.id} {self.state}>"

@@ -67,7 +67,7 @@ def continuation_request(request: ChatRequest, text: str) -> ChatRequest:
 def unfinished_text(request: ChatRequest) -> str:
     """Return the unfinished answer as the model gets it; empty if the request continues none."""
     last = request.messages[-1]
-    return last.told if isinstance(last, Unfinished) else ""
+    return last.model_text if isinstance(last, Unfinished) else ""
 
 
 def by_prefix(request: ChatRequest) -> ChatRequest:
@@ -97,7 +97,7 @@ def merge_unfinished(messages: list[Message]) -> list[Message]:
     for message in messages:
         previous = merged[-1] if merged else None
         if isinstance(previous, Unfinished) and message.role == "assistant":
-            merged[-1] = _appended(previous.told, message)
+            merged[-1] = _appended(previous.model_text, message)
         else:
             merged.append(message)
     return merged

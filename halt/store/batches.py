@@ -95,7 +95,9 @@ def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | 
     begun = ended = None
     if not entry.is_stored:
         started_at = _epoch_seconds(generation.started_at)
-        begun = NewGeneration(generation.id, generation.owner, worker, generation.asked, started_at)
+        begun = NewGeneration(
+            generation.id, generation.owner, worker, generation.requested_model, started_at
+        )
     if last is not None and is_terminal(last):
         ended = GenerationEnd(
             generation.id,
@@ -148,7 +150,7 @@ def _chunks(generation: Generation, events: list[tuple[int, Event]]) -> tuple[Ch
         return ()
     stream_id, started_at = generation.id, generation.started_at
     first, last = events[0][0], events[-1][0]
-    time_of = generation.came_at
+    time_of = generation.arrival_time
     end: list[tuple[float, Event]] = []
     if is_terminal(events[-1][1]):
         *events, (_, terminal) = events

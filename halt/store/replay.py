@@ -57,7 +57,7 @@ class StoredGeneration(Generation):
             record.stream_id,
             record.owner,
             log,
-            asked=record.requested_model,
+            requested_model=record.requested_model,
             prefix=record.prefix,
             started_at=started_at,
         )
@@ -69,12 +69,12 @@ class StoredGeneration(Generation):
                 break
             at = started_at + ms / 1000
             while len(self._parts) < number - 1:
-                self.note("", at)
-            self.note_event(event, at)
+                self.record_text("", at)
+            self.record_event(event, at)
 
     @property
     def model(self) -> str:
-        return self._model or self.asked
+        return self._model or self.requested_model
 
 
 class Replay:

@@ -35,9 +35,9 @@ class RunHost:
     def later(self, work: Callable[[], None]) -> None:
         self._stage.keeper.put(work)
 
-    def settled(self, run: Run) -> None:
-        if run not in self._stage.settled:  # it may be told twice
-            self._stage.settled.append(run)
+    def release_place(self, run: Run) -> None:
+        if run not in self._stage.released:  # it may be told twice
+            self._stage.released.append(run)
 
 
 class Stage:
@@ -45,7 +45,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.ended: list[Run] = []  # in the order of their `on_end`
-        self.settled: list[Run] = []
+        self.released: list[Run] = []
         self.upstreams: list[Scripted] = []
         self.tools: Toolbox | None = None  # what the runs offer
         self.faults: list[BaseException] = []  # of the relay itself
@@ -75,7 +75,7 @@ class Stage:
         self.start_threads()
         if run not in self._begun:
             self._begun.append(run)
-        run.look_soon()
+        run.check_limits_soon()
         run.work()
 
     def start_threads(self) -> None:
@@ -122,13 +122,13 @@ class Stage:
     def look(self, run: Run) -> None:
         """Have the relay look at the run's limits, and wait until it has."""
         looked = threading.Event()
-        run.look_soon()
+        run.check_limits_soon()
         self.relay.post(looked.set)
         assert looked.wait(SOON)
 
-    def wait_settled(self, *runs: Run) -> None:
+    def wait_released(self, *runs: Run) -> None:
         """Wait until these have let go of everything, and no other has."""
-        until(lambda: self.settled == list(runs))
+        until(lambda: self.released == list(runs))
 
     def clear(self) -> None:
         """End everything that is on stage."""
@@ -136,10 +136,10 @@ class Stage:
             run.cancel("stop")
         for thread in self.threads:
             thread.end()
-        until(lambda: set(self.settled) >= set(self._begun))
+        until(lambda: set(self.released) >= set(self._begun))
         for upstream in self.upstreams:
             upstream.dispose()
-        for each in (self.upstreams, self.threads, self._begun, self.ended, self.settled):
+        for each in (self.upstreams, self.threads, self._begun, self.ended, self.released):
             each.clear()
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ from halt.core.events import (
 )
 from halt.core.finish_reasons import broken_off
 from halt.core.generation import Generation
-from halt.core.request import fields_of, told_call
+from halt.core.request import fields_of, openai_call
 from halt.core.request_ids import current
 from halt.core.run import Run
 from halt.errors import HaltError, Interrupted, OffsetLost, UpstreamError
@@ -112,7 +112,7 @@ def whole(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
         message["reasoning_content"] = answer.reasoning
     if answer.calls:
         message["content"] = answer.content or None
-        calls = [told_call(call) for call in answer.calls]
+        calls = [openai_call(call) for call in answer.calls]
         if functions:
             message["function_call"] = calls[0]["function"]
         else:

@@ -51,7 +51,9 @@ def stop_fragment(receipt: Receipt) -> str:
         services().chat.answer_progress,
         services().renderer.within(STOP_WAIT),
     )
-    answer = view(Exchange("", run.id, requested_model=run.asked), run, answer_progress, rendering)
+    answer = view(
+        Exchange("", run.id, requested_model=run.requested_model), run, answer_progress, rendering
+    )
     if answer.state == "running":  # of another worker, whose end has not come here yet
         template = current_app.jinja_env.get_template("answer.html")
         return in_place_of_answer(run.id, template.render(a=answer))

@@ -182,7 +182,7 @@ class PageWriter:
 
     def whole(self, rendering: PageRenderer) -> str:
         """The answer as it is now, in place of what the page shows of it."""
-        asked = Exchange("", self._run.id, requested_model=self._run.asked)
+        asked = Exchange("", self._run.id, requested_model=self._run.requested_model)
         shown = view(asked, self._run, self._answer_progress, rendering)
         return in_place_of_answer(self._run.id, self._template.render(a=shown))
 
@@ -211,7 +211,9 @@ class PageWriter:
 
     def _moved(self) -> str:
         """The progress, where it is another than before."""
-        progress = self._answer_progress.percent(self._run.id, self._run.chunks, self._run.expected)
+        progress = self._answer_progress.percent(
+            self._run.id, self._run.chunks, self._run.expected_tokens
+        )
         if progress == self._progress:
             return ""
         self._progress = progress

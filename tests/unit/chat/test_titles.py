@@ -447,12 +447,12 @@ def test_a_generation_tells_before_its_request_is_sent(upstream: Scripted) -> No
     seen: list[tuple[str, bool, int]] = []
     over = threading.Event()
 
-    def on_over() -> None:
+    def on_release() -> None:
         seen.append(("over", generations.idle, len(upstream.asked)))
         over.set()
 
     generations.on_begin = lambda: seen.append(("begin", generations.idle, len(upstream.asked)))
-    generations.on_over = on_over
+    generations.on_release = on_release
     assert generations.idle
     run = generations.start(ChatRequest([Message("user", "hi")]))
     upstream.reply().end()
@@ -466,7 +466,7 @@ def test_the_application_connects_both(tmp_path: Path) -> None:
     """Each generation of the server, whoever starts it, goes before titles."""
     app = create_app(Config(data=str(tmp_path), base_url="http://127.0.0.1:9/v1"))
     service, titles = services(app).generations, services(app).titles
-    assert (service.on_begin, service.on_over) == (titles.interrupt, titles.wake)
+    assert (service.on_begin, service.on_release) == (titles.interrupt, titles.wake)
     service.close()
 
 

@@ -107,11 +107,11 @@ def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
     """What was there and what comes, to the end; so does one that comes when it is over."""
     owner, other = begin(), begin()
     run, reply = owner.start("a-stream", "one ", "two ")
-    run.expected = 7.0
+    run.expected_tokens = 7.0
     remote = other.service.get("a-stream", None)
     assert isinstance(remote, RemoteGeneration)
     assert remote.answer() == (2, "one two ")
-    assert remote.expected == 7.0
+    assert remote.expected_tokens == 7.0
     reader = Reader(remote)  # type: ignore[arg-type]
     reply.feed("three")
     reader.wait_text("one two three")
@@ -122,7 +122,7 @@ def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
     late = other.service.get("a-stream", None)
     assert late.log.read(0) == told
     assert (late.state, late.model, late.fingerprint) == ("done", run.model, run.fingerprint)
-    assert late.came_at(2) == run.came_at(2)
+    assert late.arrival_time(2) == run.arrival_time(2)
 
 
 def test_a_remote_generation_is_read_by_its_owner_alone(begin: Begin) -> None:
@@ -339,7 +339,7 @@ def saved(numbered: list[tuple[int, Event]]) -> Generation:
         if isinstance(event, Done | Cancelled | Failed):
             log.end_at(number, lambda event=event: event)  # type: ignore[misc]
         else:
-            kept.note_event(event, now())
+            kept.record_event(event, now())
             log.append(event)
     return kept
 

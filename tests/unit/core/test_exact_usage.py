@@ -85,7 +85,7 @@ def test_the_provider_counts_to_the_end_after_a_stop(stage: Stage) -> None:
     assert reply.over.wait(SOON)
     assert run.answer() == (1, "one ")
     assert run.log.last == 2
-    until(lambda: not run.reading_on)
+    until(lambda: not run.reads_usage)
     assert generations.stop(run.id, None).upstream == "closed"
 
 
@@ -137,7 +137,7 @@ def test_a_shutdown_ends_what_is_read_on_at_once(stage: Stage) -> None:
     generations.stop(run.id, None)
     generations.close()
     assert reply.over.is_set()
-    assert not run.reading_on
+    assert not run.reads_usage
     assert stage.reported.empty()
 
 
@@ -149,7 +149,7 @@ def test_limits_hold_for_what_is_read_on(stage: Stage, limit: str) -> None:
     generations.stop(run.id, None)
     reader.finish()
     assert reply.over.wait(SOON)
-    until(lambda: not run.reading_on)
+    until(lambda: not run.reads_usage)
     assert stage.reported.empty()
 
 
@@ -162,7 +162,7 @@ def test_limits_hold_for_a_stopped_request_without_a_head(stage: Stage) -> None:
     )
     assert stage.upstream.waiting.wait(SOON)
     assert generations.stop(run.id, None).upstream == "closing"
-    until(lambda: not run.reading_on)
+    until(lambda: not run.reads_usage)
     until(lambda: not generations._usage_drain)
     assert stage.reported.empty()
 
@@ -224,7 +224,7 @@ def test_a_provider_that_tells_no_usage_is_not_reported(stage: Stage) -> None:
     generations.stop(run.id, None)
     reply.feed(Part(piece("end").events, 1, ended=True))
     assert reply.over.wait(SOON)
-    until(lambda: not run.reading_on)
+    until(lambda: not run.reads_usage)
     assert stage.reported.empty()
 
 
@@ -242,7 +242,7 @@ def test_a_callback_that_fails_is_logged_and_holds_nothing(
     generations.stop(run.id, None)
     reply.end("stop", USAGE)
     assert reply.over.wait(SOON)
-    until(lambda: not run.reading_on)
+    until(lambda: not run.reads_usage)
     until(lambda: "the store is full" in caplog.text)
     until(lambda: not generations._usage_drain)
 

@@ -128,8 +128,8 @@ def test_a_run_ends_once_for_everyone(stage: Stage) -> None:
     assert not run.fail(UpstreamError("stalled"))
     reader.finish()
     assert reply.over.wait(SOON)
-    stage.wait_settled(run)
-    assert (stage.ended, stage.settled) == ([run], [run])
+    stage.wait_released(run)
+    assert (stage.ended, stage.released) == ([run], [run])
 
 
 # --- Stop in every phase --------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_stop_before_anything_asks_nothing(stage: Stage) -> None:
     run, upstream = stage.make()
     assert run.switch.press() == "stopped"
     stage.work(run)
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert (run.state, upstream.asked) == ("cancelled", [])
 
 
@@ -150,7 +150,7 @@ def test_stop_while_it_connects(stage: Stage) -> None:
     assert upstream.waiting.wait(SOON)
     assert run.switch.press() == "stopped"
     assert run.connection.wait_closed(SOON) == "closed"
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert (run.state, run.log.last, len(upstream.asked)) == ("cancelled", 1, 1)
 
 
@@ -182,7 +182,7 @@ def test_stop_while_it_waits_to_try_again(stage: Stage, monkeypatch: pytest.Monk
     run, upstream = stage.begin(Scripted(UpstreamError("upstream_refused")))
     until(lambda: run._opening.retries.made > 0)
     assert run.switch.press() == "stopped"
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert len(upstream.asked) == 1
     assert run.log.read(0) == [(1, run.log.ended)]
 
@@ -249,12 +249,12 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
         run, reply = stage.race("a")
         reply.end()
         _, stopped = together(partial(stage.work, run), partial(run.cancel, "stop"))
-        stage.wait_settled(run)
+        stage.wait_released(run)
         events = run.log.read(0)
         assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
         assert [type(e) for _, e in events if not isinstance(e, Content)] == [type(run.log.ended)]
         assert run.state == ("cancelled" if stopped else "done")
-        assert stage.ended == stage.settled == [run]
+        assert stage.ended == stage.released == [run]
         assert reply.finished + reply.closed <= 1
         # All of the answer may be there before the Stop comes to the connection: that one is kept.
         assert run.connection.wait_closed(0) == ("closed" if reply.closed else "none")
@@ -272,12 +272,12 @@ def test_stop_against_a_fault(stage: Stage) -> None:
             partial(run.cancel, "stop"),
             partial(run.fail, UpstreamError("stalled")),
         )
-        stage.wait_settled(run)
+        stage.wait_released(run)
         ended = run.log.ended
         code = ended.error.code if isinstance(ended, Failed) else "stop"
         assert not (stopped and limited)
         assert code == ("stop" if stopped else "stalled" if limited else "upstream_dropped")
-        assert stage.ended == stage.settled == [run]
+        assert stage.ended == stage.released == [run]
 
 
 def test_a_viewer_that_is_faster_than_the_first_thread_keeps_nothing_from_opening(
@@ -549,14 +549,14 @@ def test_the_limits_of_a_silent_run(stage: Stage) -> None:
     """Each limit is told by its own code, as soon as it is over and not before."""
     run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
     began = run.meter.started_at
-    assert run._deadlines.over(began + 99.0) is None
-    assert code_of(run._deadlines.over(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert run._deadlines.exceeded(began + 99.0) is None
+    assert code_of(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
     reply.feed("a")
     until(lambda: run.log.last == 1)
     last = run.meter.last_at
-    assert run._deadlines.over(last + 9.0) is None
-    assert code_of(run._deadlines.over(last + 11.0)) == "stalled"
-    assert code_of(run._deadlines.over(began + 1_001.0)) == "run_too_long"
+    assert run._deadlines.exceeded(last + 9.0) is None
+    assert code_of(run._deadlines.exceeded(last + 11.0)) == "stalled"
+    assert code_of(run._deadlines.exceeded(began + 1_001.0)) == "run_too_long"
 
 
 @pytest.mark.parametrize("phase", ["opening", "reading", "answering"])
@@ -575,7 +575,7 @@ def test_a_limit_that_is_over_ends_the_run(stage: Stage, phase: str) -> None:
     run.meter.last_at -= 2e9
     stage.look(run)
     assert failed(run) == ("stalled" if phase == "answering" else "first_byte_timeout")
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert run.connection.wait_closed(0) == "closed"
 
 
@@ -620,7 +620,7 @@ def test_a_limit_names_its_setting(stage: Stage) -> None:
     run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
 
     def told(at: float) -> str:
-        fault = run._deadlines.over(at)
+        fault = run._deadlines.exceeded(at)
         assert fault is not None
         return fault.message
 
@@ -637,8 +637,8 @@ def test_a_sign_of_life_is_no_silence(stage: Stage) -> None:
     before = run.meter.last_at
     reply.feed(Part())
     until(lambda: run.meter.last_at > before)
-    assert run._deadlines.over(run.meter.last_at + 99.0) is None
-    assert code_of(run._deadlines.over(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert run._deadlines.exceeded(run.meter.last_at + 99.0) is None
+    assert code_of(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
 
 
 def test_the_defaults_let_a_local_model_read_a_long_prompt() -> None:
@@ -724,7 +724,7 @@ def test_what_nobody_foresaw_ends_the_run_and_is_logged(
     monkeypatch.setattr(ScriptedReply, "read", broken)
     run, _ = stage.running()
     assert failed(run) == "internal"
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert "ZeroDivisionError" in caplog.text
     assert isinstance(run.log.ended, Failed)
     assert "sensitive" not in run.log.ended.error.message

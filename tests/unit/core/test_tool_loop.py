@@ -155,7 +155,7 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
     assert offered == ["held", "quick"]
     assert upstream.reply().over.wait(SOON)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert stage.ended == [run]
 
 
@@ -395,7 +395,7 @@ def test_stop_while_tools_run(stage: ToolStage) -> None:
     stage.gate.wait_running(2)
     assert run.switch.press() == "stopped"
     assert kinds(reader.finish()) == ["ToolCall", "ToolCall", "Cancelled"]
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert not stage.gate.open.is_set()  # both are at work still
     assert all(event.is_set() for event in stage.gate.stops)
     stage.gate.open.set()
@@ -411,7 +411,7 @@ def test_stop_while_tools_run_for_a_viewer(stage: ToolStage) -> None:
     stage.gate.wait_running()
     assert run.switch.press(1) == "stopped"
     assert kinds(reader.finish()) == ["Content", "ToolCall", "Cancelled"]
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert run.answer() == (1, "a")
 
 
@@ -426,7 +426,7 @@ def test_stop_just_before_the_tools_begin(stage: ToolStage) -> None:
     stage.tools = Late([stage.gate.quick])
     run, upstream = stage.begin()
     ask(upstream.reply(), "x")
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert stage.gate.began == []
     assert kinds(run.log.read(0)) == ["ToolCall", "Cancelled"]
 
@@ -440,7 +440,7 @@ def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
     assert upstream.waiting.wait(SOON)
     assert run.switch.press() == "stopped"
     assert run.connection.wait_closed(SOON) == "closed"
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert kinds(run.log.read(0)) == ["ToolCall", "ToolResult", "Cancelled"]
 
 
@@ -502,7 +502,7 @@ def test_rounds_are_bounded(stage: ToolStage, rounds: int) -> None:
     for number in range(rounds + 1):
         ask(upstream.reply(number), f"{number}")
     assert failed(run) == "too_many_tool_rounds"
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert len(stage.gate.began) == rounds
     assert [(r.finished, r.closed) for r in upstream.opened] == [(1, 0)] * (rounds + 1)
 
@@ -512,7 +512,7 @@ def test_results_count_as_what_an_answer_may_be(stage: ToolStage) -> None:
     run, upstream = stage.begin(max_answer_chars=20)
     ask(upstream.reply(), "x" * 30)
     assert failed(run) == "answer_too_long"
-    stage.wait_settled(run)
+    stage.wait_released(run)
     run, upstream = stage.begin(max_answer_chars=20)
     upstream.reply().feed(*[Part((ToolCallDelta(0, "c", "quick", "x" * 8),))] * 3)
     assert failed(run) == "answer_too_long"
@@ -525,16 +525,16 @@ def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
     began = run.meter.started_at
-    assert run._deadlines.over(began + 999.0) is None
-    assert code_of(run._deadlines.over(began + 1_001.0)) == "run_too_long"
+    assert run._deadlines.exceeded(began + 999.0) is None
+    assert code_of(run._deadlines.exceeded(began + 1_001.0)) == "run_too_long"
     stage.gate.open.set()
     second = upstream.reply(1)
     second.wait_reads()
-    assert run._deadlines.over(run.meter.last_at + 99.0) is None
-    assert code_of(run._deadlines.over(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert run._deadlines.exceeded(run.meter.last_at + 99.0) is None
+    assert code_of(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
     second.feed("b")
     until(lambda: run.log.last == 4)
-    assert code_of(run._deadlines.over(run.meter.last_at + 11.0)) == "stalled"
+    assert code_of(run._deadlines.exceeded(run.meter.last_at + 11.0)) == "stalled"
     assert run.fail(UpstreamError("stalled"))
 
 
@@ -544,7 +544,7 @@ def test_a_limit_that_ends_a_run_ends_its_tools(stage: ToolStage) -> None:
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
     assert run.fail(UpstreamError("run_too_long"))
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert stage.gate.stops[0].is_set()
 
 
@@ -559,7 +559,7 @@ def test_a_run_that_nobody_watches_ends_while_tools_run(stage: ToolStage) -> Non
     run.watched_at -= 2.0
     stage.look(run)
     assert isinstance(run.log.ended, Cancelled)
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert stage.gate.stops[0].is_set()
 
 
@@ -577,7 +577,7 @@ def test_no_thread_for_the_tools_ends_the_run(
     ask(reply, "x")
     assert isinstance(reader.finish()[-1][1], Failed)
     assert failed(run) == "internal"
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert stage.gate.began == []
 
 
@@ -619,7 +619,7 @@ def raced(stage: ToolStage) -> tuple[Run, list[ScriptedReply]]:
 
 def lawful(stage: ToolStage, run: Run, replies: list[ScriptedReply]) -> None:
     """What holds after every race."""
-    stage.wait_settled(run)
+    stage.wait_released(run)
     assert stage.ended == [run]
     events = [event for _, event in run.log.read(0)]
     assert [event for event in events if is_terminal(event)] == [events[-1]]

@@ -286,7 +286,7 @@ def test_calls_of_a_round_run_side_by_side() -> None:
     calls = [ToolCall(f"c{n}", "meet", f'{{"name": "{n}"}}') for n in range(3)]
     found = Toolbox([meet]).round(calls)
     assert sorted(each.result for each in found.results()) == ["0", "1", "2"]
-    assert [each.id for each in found.told] == ["c0", "c1", "c2"]
+    assert [each.id for each in found.finished_results] == ["c0", "c1", "c2"]
 
 
 def test_a_call_over_its_time_is_given_up_and_told_to_stop() -> None:
@@ -314,7 +314,7 @@ def test_a_call_over_its_time_is_given_up_and_told_to_stop() -> None:
     assert (first.id, first.ok) == ("c1", False)
     assert first.result == "Given up: it took longer than 0.02 s."
     assert [each.result for each in coming] == ["in time"]
-    assert [each.id for each in found.told] == ["c1", "c2"]
+    assert [each.id for each in found.finished_results] == ["c1", "c2"]
 
 
 def test_abort_ends_the_wait_at_once() -> None:
@@ -419,7 +419,7 @@ def test_result_against_time_limit_and_abort() -> None:
         found = tools.round([ToolCall(f"c{n}", "quick", "") for n in range(3)])
         bodies = [lambda: play(found), lambda: abort(found)] if turn % 2 else [lambda: play(found)]
         given = together(*bodies)[0]
-        said = found.told
+        said = found.finished_results
         assert len(said) == len({each.id for each in said}) >= given
         assert turn % 2 or given == 3
 

@@ -465,7 +465,7 @@ def much_later(program: Halt, stream_id: str) -> str:
 
     def look() -> None:
         looked = threading.Event()
-        run.look_soon()
+        run.check_limits_soon()
         generations.relay.post(looked.set)
         assert looked.wait(SOON)
 

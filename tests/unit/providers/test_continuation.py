@@ -21,7 +21,7 @@ from halt.core.request import (
     ToolTurn,
     Unfinished,
     Upstream,
-    told_call,
+    openai_call,
     unfinished,
 )
 from halt.core.service import GenerationService
@@ -331,7 +331,7 @@ def test_tools_in_a_continuation_make_one_turn_of_it() -> None:
         ("user", "hi"),
         ("assistant", "Once there"),
     ]
-    assert told[1]["tool_calls"] == [told_call(call)]
+    assert told[1]["tool_calls"] == [openai_call(call)]
     assert isinstance(told[1], ToolTurn)
     assert told[1].opaque == {"reasoning": "Hm."}
     assert turn.opaque == back

@@ -29,7 +29,7 @@ from halt.core.request import (
     ToolSpec,
     ToolTurn,
     Upstream,
-    told_call,
+    openai_call,
 )
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
@@ -523,7 +523,7 @@ def test_messages_are_put_into_anthropics_words(make: Make, fake: FakeOpenAI) ->
     messages = [
         Message("system", "Be brief."),
         Message("user", parts, name="anna"),
-        Message("assistant", "I look.", tool_calls=[told_call(ToolCall("f:1", "look", "{"))]),
+        Message("assistant", "I look.", tool_calls=[openai_call(ToolCall("f:1", "look", "{"))]),
         Message("tool", "a cat", tool_call_id="f:1"),
         Message("user", "Thanks."),
         Message("assistant", ""),
@@ -752,7 +752,7 @@ def test_no_thinking_begins_behind_calls_whose_thoughts_are_lost(
 ) -> None:
     """A client that runs its own tools has no signed thoughts: the API would refuse the request."""
     call = ToolCall("c1", "look", "{}")
-    lost = Message("assistant", None, tool_calls=[told_call(call)])
+    lost = Message("assistant", None, tool_calls=[openai_call(call)])
     kept = ToolTurn(None, [call], [{"type": "thinking", "thinking": "", "signature": "s"}])
     result = Message("tool", "a cat", tool_call_id="c1")
     upstream = make("anthropic")

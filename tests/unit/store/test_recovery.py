@@ -272,7 +272,7 @@ class Desk:
 
     def say(self, recording: Generation, *texts: str) -> None:
         for text in texts:
-            recording.note(text, now())
+            recording.record_text(text, now())
             recording.log.append(Content(text))
 
     def end(self, recording: Generation) -> None:
@@ -355,7 +355,7 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
     """Its events with their times, its text, its thoughts, its owner's alone."""
     recording = desk.begin()
     for each in (Reasoning("a thought"), Content("some "), Content("text")):
-        recording.note(text_of(each), now())
+        recording.record_text(text_of(each), now())
         recording.log.append(each)
     desk.end(recording)
     assert desk.store_writer.wait_written("a-stream", SOON)
@@ -365,8 +365,8 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
     assert found.answer() == (3, "some text")
     assert [fold.text for fold in steps.steps_of(found)] == ["a thought"]
     for number in (1, 2, 3):
-        came = recording.came_at(number) - recording.started_at
-        assert found.came_at(number) - found.started_at == pytest.approx(came, abs=0.001)
+        came = recording.arrival_time(number) - recording.started_at
+        assert found.arrival_time(number) - found.started_at == pytest.approx(came, abs=0.001)
     assert found.state == "done"
     assert desk.replay.get("a-stream", "somebody else") is None
     assert desk.replay.get("another-stream", "somebody") is None
@@ -376,7 +376,7 @@ def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -
     """Its text is the answer's alone, and the thought is a fold."""
     recording = desk.begin()
     for each in (Content("Okay. "), Content("So."), ReasoningEnd(), Content("Hello")):
-        recording.note_event(each, now())
+        recording.record_event(each, now())
         recording.log.append(each)
     desk.end(recording)
     assert desk.store_writer.wait_written("a-stream", SOON)

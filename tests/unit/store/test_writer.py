@@ -136,7 +136,7 @@ def add(recording: Generation, *events: str | Delta) -> None:
     """What a run does with what it gets from a model."""
     for each in events:
         event = Content(each) if isinstance(each, str) else each
-        recording.note(text_of(event), now())
+        recording.record_text(text_of(event), now())
         recording.log.append(event)
 
 
@@ -160,7 +160,7 @@ def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> Non
 def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
     """Milliseconds since the generation began, so that a replay can tell them."""
     recording = desk.begin()
-    recording.note("a", recording.started_at + 1.25)
+    recording.record_text("a", recording.started_at + 1.25)
     recording.log.append(Content("a"))
     desk.shelf.until(lambda: desk.shelf.text("a-stream") == "a")
     assert desk.shelf.chunks("a-stream")[0].events[0][0] == 1250.0

@@ -366,7 +366,7 @@ def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Templ
         "q", "a-stream", answer="text", steps=(steps.Step(1, "picture", "done", text="Picture"),)
     )
     run = Generation("a-stream", None, EventLog(10_000), started_at=now())
-    run.note("", now())
+    run.record_text("", now())
     run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
     drawn = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.within(60)))
     assert "https://a.example/one" in below(drawn)
