@@ -156,7 +156,7 @@ class ContinuationReply:
             raise self._fault
         # Text that the joiner holds back does not count: it may repeat the old text, and the joiner
         # limits it.
-        is_counted = self._joiner.is_through
+        is_counted = self._joiner.is_finished
         try:
             part = self._reply.read()
         except UpstreamError as fault:

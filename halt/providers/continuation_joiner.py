@@ -11,14 +11,15 @@ LINE_MIN = 12  # characters of a last line that are enough alone
 WINDOW = 400  # characters before the end of the old text in which a repeat may begin
 LEAD_MAX = 100  # characters that a model may write before its repeat ("Sure, I go on:")
 BLANK_MAX = 200  # characters of white space that are held back at the join
-SURE_MIN = 8  # characters of a repeat that is certain, so that no more text is awaited
+SURE_MIN = 8  # characters of a shorter repeat that counts at once, without more text
 PARTIAL_MIN = 4  # characters of a repeat that may end within a word
 
 
 def last_words(text: str) -> str:
-    """Return the fewest last words that occur only at the end of the text.
+    """Return the last words of a text, which must not end with white space.
 
-    The text must not end with white space.
+    They have TAIL_MIN characters or more, up to TAIL_MAX, until they occur only once in the last
+    WINDOW characters.
     """
     window = text[-WINDOW:]
     line = window.rpartition("\n")[2].lstrip()
@@ -27,7 +28,7 @@ def last_words(text: str) -> str:
         size = min(size, len(line))
     while True:
         start = max(0, len(window) - size)
-        while start > 0 and len(window) - start < TAIL_MAX and _is_word(window, start):
+        while start > 0 and len(window) - start < TAIL_MAX and _is_inside_word(window, start):
             start -= 1
         tail = window[start:].lstrip()
         if len(tail) >= min(TAIL_MAX, len(window)) or window.find(tail) == len(window) - len(tail):
@@ -37,12 +38,12 @@ def last_words(text: str) -> str:
         size = len(window) - start + TAIL_MIN // 2
 
 
-def _is_word(text: str, at: int) -> bool:
+def _is_inside_word(text: str, at: int) -> bool:
     """Whether position `at` is inside a word."""
-    return 0 < at < len(text) and _in_word(text[at - 1]) and _in_word(text[at])
+    return 0 < at < len(text) and _is_word_character(text[at - 1]) and _is_word_character(text[at])
 
 
-def _in_word(char: str) -> bool:
+def _is_word_character(char: str) -> bool:
     """Whether a character belongs to a word, in a script that puts spaces between words."""
     if not (char.isalnum() or char == "_" or unicodedata.combining(char)):
         return False
@@ -83,12 +84,12 @@ class ContinuationJoiner:
         self._is_same = True  # they equal the beginning of `_blank`
         self._phase = "repeat" if repeats or echoes else "blank"
         if self._phase == "blank" and not self._blank:
-            self._phase = "through"
+            self._phase = "finished"
 
     @property
-    def is_through(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether it holds back nothing any more: all further text passes unchanged."""
-        return self._phase == "through"
+        return self._phase == "finished"
 
     def fresh_copy(self) -> ContinuationJoiner:
         """Return a new joiner with the same arguments."""
@@ -97,7 +98,7 @@ class ContinuationJoiner:
 
     def feed(self, text: str) -> str:
         """Add new text; return the text to emit now."""
-        if self._phase == "through":
+        if self._phase == "finished":
             return text
         if self._phase == "repeat":
             if self._echoed:
@@ -120,7 +121,7 @@ class ContinuationJoiner:
                 text = self._cut_off(*self._best_cut())
         if self._phase == "blank":
             text += self._join_blank(last=True)
-        self._phase = "through"
+        self._phase = "finished"
         return text
 
     # --- repeats ----------------------------------------------------------------------------------
@@ -206,11 +207,11 @@ class ContinuationJoiner:
         They may be equal by chance if they are few, or part of a word.
         """
         old = self._old
-        if _is_word(old, len(old) - size) or not any(char.isalnum() for char in new[:size]):
+        if _is_inside_word(old, len(old) - size) or not any(char.isalnum() for char in new[:size]):
             return False
         if size >= PARTIAL_MIN:
             return True
-        return not _is_word(new, size) and (size > 1 or _in_word(new[0]))
+        return not _is_inside_word(new, size) and (size > 1 or _is_word_character(new[0]))
 
     # --- separators and white space ---------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class ContinuationJoiner:
             self._held = "\n" + self._held  # a fence was dropped: its content begins a new line
         elif not is_repeat and not self._blank:
             self._held = self._between() + self._held
-        self._phase = "blank" if self._blank else "through"
+        self._phase = "blank" if self._blank else "finished"
         if self._phase == "blank":
             return self._join_blank(last=False)
         text, self._held = self._held, ""
@@ -241,9 +242,9 @@ class ContinuationJoiner:
                 return "\n"
         if before.isdigit() and after.isdigit():
             return ""
-        if not _in_word(after):
+        if not _is_word_character(after):
             return ""
-        if _in_word(before):
+        if _is_word_character(before):
             return "" if self._completes_word() else " "
         decimal = after.isdigit() and old[-2:-1].isdigit()
         return " " if before in ".,;:!?" and not decimal else ""
@@ -266,7 +267,7 @@ class ContinuationJoiner:
         if self._is_same:
             expected = blank[before : before + len(text)]
             if text.startswith(expected) and before + len(expected) == len(blank):
-                self._blanks, self._phase = [], "through"
+                self._blanks, self._phase = [], "finished"
                 return text[len(expected) :]
             self._is_same = text == expected
         self._blanks.append(text)
@@ -275,7 +276,7 @@ class ContinuationJoiner:
         if not rest and not last and self._waiting < len(blank) + BLANK_MAX:
             return ""
         held = "".join(self._blanks)
-        self._blanks, self._phase = [], "through"
+        self._blanks, self._phase = [], "finished"
         return _added(blank, held[: len(held) - len(rest)]) + rest
 
 
@@ -291,7 +292,9 @@ def _shared(old: str, new: str) -> int:
 
     Linear in both, by the algorithm of Knuth, Morris and Pratt.
     """
-    borders = [0]  # for each prefix of `new`: length of its longest proper prefix that ends it
+    borders = [
+        0
+    ]  # for each prefix of `new`: length of the longest proper prefix that is also its suffix
     size = 0
     for char in new[1 : len(old)]:
         while size and char != new[size]:

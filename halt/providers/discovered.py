@@ -138,7 +138,7 @@ class DiscoveredProviders(Providers):
         return self._demo
 
     def _offered_name(self, name: str, result: DiscoveryResult) -> str:
-        """Return a model's full name, empty if no server or several servers offer it."""
+        """Return a model's full name, empty unless one server offers it or it is the demo model."""
         if not name or name == self._demo:
             return name
         full_names = result.named(name)

@@ -115,7 +115,7 @@ class OpenAIUpstream(Provider):
             extra = {**NO_THOUGHT, **extra, **SWITCHES}
         elif mode == "trailing":
             extra = {**NO_THOUGHT, **extra}
-        create = partial(self._create_with, model, request, mode, options, extra)
+        create = partial(self._create_without_refused, model, request, mode, options, extra)
         decoder = ChatDecoder(logprobs=bool(extra.get("logprobs")))
         return self._open_stream(connection, model, self._path(model), create, decoder)
 
@@ -156,7 +156,7 @@ class OpenAIUpstream(Provider):
         distinct_values = set(owned_by.values())
         return owned_by.get(model) or (distinct_values.pop() if len(distinct_values) == 1 else "")
 
-    def _create_with(
+    def _create_without_refused(
         self,
         model: str,
         request: ChatRequest,

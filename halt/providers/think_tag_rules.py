@@ -93,7 +93,7 @@ def closing_tags(tag: str) -> tuple[str, ...]:
     return (closing,) if ended == tag else (closing, ended)
 
 
-class Scan:
+class CodeScanner:
     """Tracks code blocks and code spans in a text that arrives in pieces.
 
     `over`: the text itself is about think tags, or has too many, so no more are searched.

@@ -24,7 +24,7 @@ from halt.providers.think_tag_rules import (
     CLOSING_MAYBE,
     TAG,
     WORDS,
-    Scan,
+    CodeScanner,
     closes_reasoning,
     closing_tags,
     is_standalone,
@@ -76,7 +76,7 @@ class ThinkSplitter:
         self._held = ""
         self._closings: tuple[str, ...] = ()  # tags that close the reasoning or a wrapped answer
         self._reasoned = False  # reasoning has arrived, so more needs an opening tag
-        self._scan = Scan()  # of the text in phase "watching"
+        self._scan = CodeScanner()  # of the text in phase "watching"
         # Harmony:
         self._kind: type[Content] | type[Reasoning] = Content  # of the current message
         self._fresh = True  # the current message has no text yet
