@@ -50,14 +50,14 @@ from halt.core.stop import Pressed, StopSwitch
 from halt.core.tool_loop import ToolLoop, Tools
 from halt.errors import Interrupted, UpstreamError, shortened
 
-DRAIN_SECONDS = 0.25  # to wait for the end of a response whose answer is complete
-LOGGED_MAX = 500  # characters of what a server said that go into the server's log
+DRAIN_SECONDS = 0.25  # to wait for the end of the response after a complete answer
+LOGGED_MAX = 500  # characters of a provider's error text in the server's log
 
 logger = logging.getLogger(__name__)
 
 
 class Host(Protocol):
-    """What a run needs of the service that has it."""
+    """What a run needs from its service."""
 
     @property
     def config(self) -> Limits: ...
@@ -66,13 +66,13 @@ class Host(Protocol):
     relay: Relay
 
     def spawn(self, run: Run, work: Callable[[], None]) -> bool:
-        """Do this in a thread. False: there is none to be had, and the run has failed."""
+        """Do `work` in a new thread. False: the system has none, and the run has failed."""
 
     def later(self, work: Callable[[], None]) -> None:
-        """Do this in the keeper's thread, in the order of the calls; it must not wait."""
+        """Do `work` in the keeper's thread, in the order of the calls; it must not block."""
 
     def release_place(self, run: Run) -> None:
-        """The run needs its place no longer. Harmless when repeated."""
+        """Give back the run's place. Idempotent."""
 
 
 class Run(LiveGeneration):
@@ -108,10 +108,10 @@ class Run(LiveGeneration):
         self._deadlines = Deadlines(self, self._intake, self._tool_loop, limits, grace)
         report = None if on_usage is None else partial(on_usage, self)
         self._usage = Usage(self, usage_drain, partial(host.spawn, self), report)
-        # The relay's own:
+        # Used by the relay alone:
         self._is_worked = True  # a thread has the run
         self._is_registered = False  # the relay reads its reply
-        self._is_whole = False  # all of the reply has come but for the end of its framing
+        self._is_whole = False  # all of the reply has arrived, except the end of its framing
         self._is_released = False
         self._limits: Timer | None = None
         self._drain: Timer | None = None
@@ -119,20 +119,20 @@ class Run(LiveGeneration):
     # --- its readers ------------------------------------------------------------------------------
 
     def leave(self, viewer: Viewer) -> None:
-        """Watch no more. A run ends when its last viewer has left for longer than its grace."""
+        """Remove a viewer. A run ends when it has had no viewer for longer than its grace."""
         super().leave(viewer)
         if not self.is_watched and self.log.ended is None:
             self.check_limits_soon()
 
     def expect_viewer(self) -> None:
-        """A reader of another process asks for the run: it has HAND_OVER to follow it.
+        """Wait HAND_OVER seconds for a reader of another process that has requested the run.
 
-        Its last connection, to this process, may be closed already.
+        The reader's last connection, to this process, may be closed already.
         """
         self._deadlines.expect_viewer()
 
     def check_limits_soon(self) -> None:
-        """Have the relay look at the run's limits and viewers. Takes no lock."""
+        """Make the relay check the run's limits and viewers. Takes no lock."""
         self._host.relay.post(self._check_limits)
 
     # --- ending -----------------------------------------------------------------------------------
@@ -140,13 +140,14 @@ class Run(LiveGeneration):
     def cancel(
         self, reason: CancelReason, seen: int | None = None, *, read_usage: bool = False
     ) -> bool:
-        """End the run on purpose. False: it had ended already.
+        """End the run with Cancelled. False: it had ended already.
 
-        `read_usage`: the upstream is read on for its usage; a place of the UsageDrain was taken.
+        `seen`: the last event that had been shown, if known. `read_usage`: the relay reads on for
+        the usage; the caller has taken a place of the UsageDrain.
         """
 
         def make() -> Terminal:
-            # No more than there is: a client may name any number, and this one is saved.
+            # Limited to the log's last event: it comes from a client, and is saved.
             self._kept = None if seen is None else min(seen, self.log.last)
             self.reads_usage = read_usage
             unwatched = self._deadlines.grace if reason == "no_viewer" else msgspec.UNSET
@@ -157,7 +158,7 @@ class Run(LiveGeneration):
     def fail(self, fault: UpstreamError) -> bool:
         """End the run with an error. False: it had ended already."""
         message = fault.message
-        if fault.code == "internal":  # what has happened stands in the log alone
+        if fault.code == "internal":  # the details are in the server's log alone
             message += quoted(self.request_id)
         info = ErrorInfo(fault.code, message, fault.retryable, fault.retry_after, fault.own_status)
         return self._end(lambda: Failed(info, self.meter.snapshot()), fault)
@@ -187,28 +188,28 @@ class Run(LiveGeneration):
         return True
 
     def _report_end(self, fault: UpstreamError | None) -> None:
-        """Log a fault, and call what is to be called at the end. Not in the relay."""
+        """Write a fault to the server's log and call `on_end`. Not called in the relay."""
         if fault is not None:
-            told = self.id, fault.code, shortened(fault.detail, LOGGED_MAX)
-            logger.warning("stream %s failed: %s %s", *told, extra=about(self.request_id))
-        on_end, self._on_end = self._on_end, None  # it may hold the conversation
+            values = self.id, fault.code, shortened(fault.detail, LOGGED_MAX)
+            logger.warning("stream %s failed: %s %s", *values, extra=about(self.request_id))
+        on_end, self._on_end = self._on_end, None  # it may reference the conversation
         if on_end is not None:
             on_end(self)
         if self.reads_usage:
-            self._host.release_place(self)  # it needs no place any more
+            self._host.release_place(self)  # reading the usage needs no place
 
-    # --- what a thread does for the run -----------------------------------------------------------
+    # --- the thread's part ------------------------------------------------------------------------
 
     def work(self) -> None:
-        """Body of a thread, which has the run: run tools that are due, and open the upstream.
+        """Body of the thread that has the run: run the tools that are due, open the upstream.
 
-        What it raises ends the run, so that no reader waits on.
+        Every exception ends the run, so that no reader waits for ever.
         """
         try:
             if not self._tool_loop.is_due or self._tool_loop.run():
                 self._opening.open()
         except Interrupted:
-            pass  # the log has ended; that is why
+            pass  # the log has ended
         except UpstreamError as fault:
             self.fail(fault)
         except Exception as exc:  # noqa: BLE001 - logged
@@ -218,34 +219,34 @@ class Run(LiveGeneration):
             self._host.relay.post(self._take_over)
 
     def start_work(self) -> None:
-        """Start the thread that does `work`. Not in the relay."""
+        """Start the thread that does `work`. Not called in the relay: the start blocks."""
         if not self._host.spawn(self, self.work):
             self.discard()
 
     def discard(self) -> None:
-        """Instead of `work`, for a run that ended before it could begin."""
+        """Called instead of `work` for a run that ended before it began."""
         self._host.relay.post(self._take_over)
 
     def _log_surprise(self, exc: Exception) -> None:
         logger.error("stream %s", self.id, exc_info=exc, extra=about(self.request_id))
 
-    # --- what the relay does for the run ----------------------------------------------------------
+    # --- the relay's part -------------------------------------------------------------------------
 
     def broken(self, exc: Exception) -> None:
-        """By the relay: a fault of Halt's own ends the run."""
+        """In the relay: end the run because of an exception in Halt's own code."""
         self._host.later(partial(self._log_surprise, exc))
         fault = UpstreamError("internal", type(exc).__name__)
         self.fail(fault)
         if self.reads_usage:
             self._end_usage(fault)
-        if not self._is_worked:  # else `_take_over` comes
+        if not self._is_worked:  # else `_take_over` follows
             self._release_upstream()
 
     @contained
     def _check_limits(self) -> None:
-        """By the relay: end a run that is over a limit, or has no viewer; look again later.
+        """In the relay: end a run that exceeds a limit or has no viewer; check again later.
 
-        What has arrived is read before (see `halt.core.relay`), so a stall of Halt ends no run.
+        The relay reads arrived data first (see `halt.core.relay`), so a stall of Halt ends no run.
         """
         if self._limits is not None:
             self._limits.cancel()
@@ -256,7 +257,7 @@ class Run(LiveGeneration):
             if viewer.gone:
                 self.leave(viewer)
         if (fault := self._deadlines.exceeded(at)) is not None:
-            if not self.fail(fault):  # it is read on: the end of file ends that
+            if not self.fail(fault):  # it is read for its usage: the end of file ends that
                 self.connection.interrupt()
             return
         if not (self._deadlines.is_abandoned(at) and self.cancel("no_viewer")):
@@ -264,10 +265,10 @@ class Run(LiveGeneration):
 
     @contained
     def _take_over(self) -> None:
-        """By the relay: the thread has done its part, and gives the run back."""
+        """In the relay: take the run from the thread, which has done its part."""
         self._is_worked = False
         reply = self.reply
-        if self.reads_usage and reply is None:  # stopped while tools ran, or before it was open
+        if self.reads_usage and reply is None:  # stopped in a round of tools, or before the head
             self._end_usage(None)
         elif reply is None or (self.log.ended is not None and not self.reads_usage):
             self._begin_release()
@@ -275,7 +276,7 @@ class Run(LiveGeneration):
             reply.unblock()
             self._host.relay.watch(reply.fileno(), READ, self._on_readable)
             self._is_registered = True
-            self._on_readable()  # some of the body may have come with the head
+            self._on_readable()  # the start of the body may have arrived with the head
 
     def _unwatch(self) -> None:
         if self._is_registered and self.reply is not None:
@@ -284,7 +285,7 @@ class Run(LiveGeneration):
 
     @contained
     def _on_readable(self, _: int = READ) -> None:
-        """By the relay: the reply can be read."""
+        """In the relay: read the reply, whose socket is readable."""
         reply = self.reply
         if not self._is_registered or reply is None:
             return
@@ -296,7 +297,7 @@ class Run(LiveGeneration):
             self._host.relay.again(self._on_readable)
 
     def _read(self, reply: Reply) -> None:
-        """Append what has come to the log."""
+        """Append what has arrived to the log."""
         try:
             part = reply.read()
         except NoData:
@@ -306,14 +307,14 @@ class Run(LiveGeneration):
             return
         try:
             if self._intake.take(part) and part.ended:
-                self._ended(reply)
+                self._on_answer_end(reply)
         except UpstreamError as fault:
             self.fail(fault)
 
-    def _ended(self, reply: Reply) -> None:
-        """All of the answer has come."""
+    def _on_answer_end(self, reply: Reply) -> None:
+        """End the log, or prepare a round of tools: all of the answer has arrived."""
         self._usage.count(reply)
-        if self._intake.calls and is_good(reply.finish_reason):  # else a call may not be whole
+        if self._intake.calls and is_good(reply.finish_reason):  # else a call may be cut
             self._drain_reply(reply)
             return
         usage = self._usage.total
@@ -325,10 +326,10 @@ class Run(LiveGeneration):
         self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage))
 
     def _on_read_fault(self, reply: Reply, fault: UpstreamError) -> None:
-        """The upstream failed while the answer was read."""
+        """Fail the run, or retry where the answer has not begun: a read has failed."""
         self._intake.flush()
         if self._intake.answering:
-            self.fail(fault)  # an end that came before explains it, and stays
+            self.fail(fault)  # changes nothing after an earlier end, which explains the fault
             return
         if self.log.ended is not None:
             return
@@ -339,14 +340,14 @@ class Run(LiveGeneration):
         self._need_thread()
 
     def _need_thread(self) -> None:
-        """Give the run to a thread, which opens the upstream again."""
+        """Give the run to a new thread, which runs tools and opens the upstream again."""
         self._is_worked = True
-        self._host.later(self.start_work)  # not here: `Thread.start` waits for the thread
+        self._host.later(self.start_work)  # not here: `Thread.start` blocks
 
     def _drain_reply(self, reply: Reply) -> None:
-        """All of the answer has come: wait for the end of its framing, for DRAIN_SECONDS at most.
+        """Wait at most DRAIN_SECONDS for the end of a complete answer's framing.
 
-        With that end the connection can be kept, and serves the next round or another run.
+        After that end the connection can be reused, for the next round or by another run.
         """
         self._is_whole = True
         if reply.complete or not self._is_registered:
@@ -356,7 +357,7 @@ class Run(LiveGeneration):
 
     @contained
     def _on_drained(self, fault: UpstreamError | None = None) -> None:
-        """By the relay: the reply is done with. A round of tools is next where the log is open."""
+        """In the relay: close the reply. A round of tools is next if the log has not ended."""
         reply = self.reply
         if self.reads_usage:
             self._end_usage(fault)
@@ -374,7 +375,7 @@ class Run(LiveGeneration):
             self._need_thread()
 
     def _read_after_end(self, reply: Reply) -> None:
-        """Read for the usage of a stopped answer, or for the end of a complete one's framing."""
+        """Read on for the usage of a stopped answer, or for the end of a complete one's framing."""
         fault = None
         try:
             if self.reads_usage:
@@ -390,14 +391,14 @@ class Run(LiveGeneration):
             self._on_drained(fault)
 
     def _end_usage(self, fault: UpstreamError | None) -> None:
-        """The usage of a stopped answer is known, or will not be."""
+        """Report the usage of a stopped answer, or that it stays unknown; release the run."""
         report = self._usage.end(fault)
         self._begin_release()
         self._host.later(report)
 
     @contained
     def _begin_release(self) -> None:
-        """By the relay: the log has ended. Let go of everything, as soon as that can be."""
+        """In the relay: the log has ended. Release the upstream as soon as possible."""
         if self._is_worked or self._is_released:
             return
         if self.reads_usage:
@@ -409,7 +410,7 @@ class Run(LiveGeneration):
 
     @contained
     def _release_upstream(self) -> None:
-        """By the relay: close the connection or give it back, and forget the request."""
+        """In the relay: close the connection or give it back, and forget the request."""
         if self._is_released:
             return
         self._is_released = True

@@ -1,14 +1,14 @@
-"""All generations of this process: start, stop, find, shut down; the one place with a lifecycle.
+"""Starts, finds, stops and shuts down all generations of this process.
 
-Shared things and their locks:
-- `_lock`: the table of runs, and whether new ones may begin. No file, no other process and no
-  thread's start is waited for while it is held; order: `_lock`, then the one of `capacity` or the
-  stop registry's own.
+Shared state and its locks:
+- `_lock`: the table of runs, and whether new ones may begin. A thread that holds it waits for no
+  file, no other process and no thread's start. Lock order: `_lock`, then that of `capacity` or of
+  the stop registry.
 - places and IDs in use: see `halt.core.capacity`.
 - each run's own state: see `halt.core.run`.
 
-Two threads serve all runs: the relay (see `halt.core.relay`), and the keeper, which does what the
-relay may not (see `halt.core.keeper`).
+Two threads serve all runs: the relay (see `halt.core.relay`), and the keeper, which does the work
+that would block the relay (see `halt.core.keeper`).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from halt.errors import (
     UpstreamError,
 )
 
-RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
-CLOSE_WAIT = 2.0  # seconds that closing waits for the keeper, and for connections to be let go of
+RECEIPT_WAIT = 0.25  # seconds that a Stop waits for the close of the upstream's connection
+CLOSE_WAIT = 2.0  # seconds that `close` waits for the keeper, and for the release of connections
 
-#: The `note` of a Stop of an ID that no worker has, where the store could not be asked for it.
+#: The `note` of a Stop of an ID that no worker has, when the store did not answer.
 STORE_IS_SILENT = (
     "The database did not answer in time, so it is not known whether this stream has ended before."
 )
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 class GenerationService:
-    """The service that pages, programs and terminals share."""
+    """The service that the web page, APIs, programs and terminals share."""
 
     def __init__(
         self,
@@ -73,16 +73,16 @@ class GenerationService:
         self.config = config
         self.upstream = upstream
         self._registry = registry
-        #: Says whether the server process goes on; a worker that was told to leave answers False.
+        #: Whether the server process goes on; False in a worker that has to leave.
         self.alive: Callable[[], bool] = lambda: True
-        #: Called when a generation of this process begins, before its request is sent, and when it
-        #: needs its place no longer. They return at once.
+        #: Called when a generation of this process begins, before its request is sent, and when
+        #: its place is given back. They must return at once.
         self.on_begin: Callable[[], None] = lambda: None
         self.on_release: Callable[[], None] = lambda: None
         self._writer = writer
         self._other_workers = other_workers or OtherWorkers()
         self._lock = threading.Lock()  # protects the two below
-        #: Live and kept. The keeper alone takes one out, while its ID is not free for another one.
+        #: Live and finished runs. The keeper alone removes one, before its ID is given back.
         self._runs: dict[str, Run] = {}
         self._draining = False
         self._finished = Finished(config, writer)
@@ -92,13 +92,13 @@ class GenerationService:
         self.keeper = Keeper(self._tick, self._relay_failed)
         self.relay = self.keeper.relay
         self.later = self.keeper.put
-        #: Draws what takes milliseconds, for the readers that the relay serves.
+        #: Renders what takes milliseconds, for the readers that the relay serves.
         self.painter = Serial("halt-painter")
 
     def begin(self) -> None:
-        """Be one of the server's processes, with every thread running.
+        """Join the server's processes and start every thread.
 
-        To be called after the fork, before any connection is accepted. Raises ConfigError, OSError,
+        Call after the fork, before any connection is accepted. Raises ConfigError, OSError,
         AtCapacity.
         """
         self._other_workers.begin()
@@ -124,13 +124,13 @@ class GenerationService:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
         `tools` are offered to the model and run here when it calls them. `on_end` is called once,
-        by the thread that ended the run, with nothing locked. `grace`: seconds that the run goes on
-        without a viewer, where it is not the configured time; 0 ends it with its last viewer.
-        `on_usage` is called after `on_end`, by another thread, with the provider's own count for a
-        run that was stopped, where HALT_EXACT_USAGE asks for it and the provider tells.
-        `noted`: the store knows this ID already, as that of the generation which begins here.
-        `opened_by_reader`: the caller makes an EventStream of it with `opens`, whose thread opens
-        the upstream.
+        by the thread that ended the run, without a lock. `grace`: seconds that the run goes on
+        without a viewer, in place of the configured time; 0 ends it with its last viewer.
+        `on_usage` is called after `on_end`, in another thread, with the provider's own count of a
+        stopped run, if HALT_EXACT_USAGE is set and the provider reports it.
+        `noted`: the caller has saved this generation's ID in the store already.
+        `opened_by_reader`: the caller makes an EventStream of the run with `opens`, whose thread
+        opens the upstream.
         """
         self._check(request)
         if not noted and self._is_stored(request.id):
@@ -171,17 +171,17 @@ class GenerationService:
         return run
 
     def _is_stored(self, stream_id: str | None) -> bool:
-        """The store has a generation with this ID; False also while it does not answer.
+        """Whether the store has a generation with this ID; False also while it does not answer.
 
-        Such a generation is never written to for another one: see `halt.store.generations`.
+        The store never overwrites a generation with another one: see `halt.store.generations`.
         """
         return stream_id is not None and self._writer is not None and self._writer.exists(stream_id)
 
     def expect_room(self, starts: int = 1) -> None:
-        """Raise what `start` would raise now for want of a place: AtCapacity, Draining.
+        """Raise AtCapacity or Draining if `start` would now.
 
-        So that a start that will be refused is not written down first. No place is taken: a start
-        that follows may still find none.
+        Callers use it to save no prompt whose start will be refused. It takes no place: a start
+        that follows may still be refused.
         """
         self._refuse_draining()
         self.capacity.expect(starts)
@@ -212,55 +212,55 @@ class GenerationService:
         Raises UnknownStream, StoreUnavailable.
         """
         if self._runs.get(stream_id) is None:
-            found = self._other_workers.get(stream_id, requester)
-            if found is not None:
-                return found
+            generation = self._other_workers.get(stream_id, requester)
+            if generation is not None:
+                return generation
         return self.run(stream_id, requester)
 
     def run(self, stream_id: str, requester: str | None) -> Run:
-        """The same, of this process's memory alone. Raises UnknownStream."""
+        """The generation with this ID in this process's memory. Raises UnknownStream."""
         run = self._runs.get(stream_id)
         if run is None or not may_touch(run.owner, requester):
             raise UnknownStream("There is no such stream, or it is no longer kept.")
         return run
 
     def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
-        """Stop a stream in whatever phase it is; the answer says what was seen to happen."""
+        """Stop a stream in any phase. The receipt reports the outcome."""
         return self.stop_each([(stream_id, seen)], requester)[0]
 
     def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
-        """Stop several streams, all before the first is waited for; no longer than for one."""
+        """Stop several streams, all before waiting for any. Waits no longer than for one."""
         began = now()
-        pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
+        pressed = [(id_, self._registry.press(id_, requester, seen)) for id_, seen in stops]
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
         with self._other_workers.stopping(missing, requester) as theirs:
-            receipts = [self._receipt(each, status, began) for each, status in pressed]
-            found = {each.id: each for each in theirs}
+            receipts = [self._receipt(id_, status, began) for id_, status in pressed]
+            remote = {receipt.id: receipt for receipt in theirs}
         took = _since(began)
-        receipts = [_changed(found.get(each.id, each), elapsed_ms=took) for each in receipts]
-        # A stream that no worker has may be over, since long or since its worker's death.
-        pending = [each.id for each in receipts if each.status == "pending"]
+        receipts = [_changed(remote.get(own.id, own), elapsed_ms=took) for own in receipts]
+        # A stream that no worker has may have ended: long ago, or with its worker's death.
+        pending = [receipt.id for receipt in receipts if receipt.status == "pending"]
         over = self._other_workers.over(pending, requester) if pending else ()
-        for index, each in enumerate(receipts):
-            if each.status == "pending" and over is None:
-                receipts[index] = _changed(each, note=STORE_IS_SILENT)
-            elif each.status == "pending" and over is not None and each.id in over:
-                receipts[index] = _changed(each, status="finished")
+        for index, receipt in enumerate(receipts):
+            if receipt.status == "pending" and over is None:
+                receipts[index] = _changed(receipt, note=STORE_IS_SILENT)
+            elif receipt.status == "pending" and over is not None and receipt.id in over:
+                receipts[index] = _changed(receipt, status="finished")
         return receipts
 
     def stop_here(self, stops: Stops, requester: str | None) -> list[Receipt]:
-        """The same, in this process alone."""
+        """Stop several streams of this process."""
         began = now()
-        pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
-        return [self._receipt(each, status, began) for each, status in pressed]
+        pressed = [(id_, self._registry.press(id_, requester, seen)) for id_, seen in stops]
+        return [self._receipt(id_, status, began) for id_, status in pressed]
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
-        """Stop every running stream of this owner; together they wait no longer than one Stop."""
+        """Stop every running stream of this owner. Waits no longer than for one."""
         with self._other_workers.stopping_all(owner) as theirs:
             return [*self.stop_all_here(owner), *theirs]
 
     def stop_all_here(self, owner: str | None, before: float = float("inf")) -> list[Receipt]:
-        """The same, in this process alone. What began after the time `before` goes on."""
+        """Stop this owner's streams of this process, except those begun after `before`."""
         runs = [run for run in self._running(owner) if run.started_at <= before]
         return self.stop_here([(run.id, None) for run in runs], owner)
 
@@ -269,7 +269,7 @@ class GenerationService:
         if status is not None and (run := self._runs.get(stream_id)) is not None:
             wait = 0.0 if run.reads_usage else RECEIPT_WAIT
             upstream = run.connection.wait_closed(max(0.0, began + wait - now()))
-            if run.reads_usage:  # also before it has a connection, which will not be prevented
+            if run.reads_usage:  # also before it has a connection, which it will still open
                 upstream = "closing"
         return Receipt(stream_id, status or "pending", upstream, _since(began))
 
@@ -277,21 +277,21 @@ class GenerationService:
 
     def running(self, owner: str | None) -> list[RunningStream]:
         """The generations of this owner that have not ended, the oldest first."""
-        found = [*self.running_here(owner), *self._other_workers.running(owner)]
-        return sorted(found, key=lambda each: each.started_at)
+        streams = [*self.running_here(owner), *self._other_workers.running(owner)]
+        return sorted(streams, key=lambda stream: stream.started_at)
 
     def running_here(self, owner: str | None) -> list[RunningStream]:
-        """The same, in this process alone."""
+        """Those of this process alone."""
         return list(map(_listed, self._running(owner)))
 
     def _running(self, owner: str | None) -> list[Run]:
         live = self.capacity.live()
-        mine = [run for run in live if run.owner == owner and run.log.ended is None]
-        return sorted(mine, key=lambda run: run.started_at)
+        runs = [run for run in live if run.owner == owner and run.log.ended is None]
+        return sorted(runs, key=lambda run: run.started_at)
 
     @property
     def open_streams(self) -> int:
-        """Generations of this process that are not over."""
+        """Number of this process's generations that hold a place."""
         return len(self.capacity)
 
     def health(self) -> Health:
@@ -301,15 +301,15 @@ class GenerationService:
 
     @property
     def idle(self) -> bool:
-        """No generation is under way, in no process that shares the places."""
+        """Whether no process that shares the places has a generation under way."""
         return self.capacity.places.none_taken(self.config.max_streams)
 
     @property
     def draining(self) -> bool:
-        """The server is leaving: nothing new is started."""
+        """Whether the server is shutting down and starts nothing new."""
         return self._draining or not self.alive()
 
-    # --- what the keeper does ---------------------------------------------------------------------
+    # --- the keeper's work ------------------------------------------------------------------------
 
     def _tick(self) -> None:
         if not self.alive():
@@ -321,7 +321,7 @@ class GenerationService:
         self._other_workers.tick()
 
     def _relay_failed(self) -> None:
-        """End every open run, and start no other one."""
+        """End every open run, and start no new one."""
         for run in self._leave():
             run.fail(UpstreamError("internal", "the relay has failed"))
             self.release_place(run)
@@ -329,7 +329,7 @@ class GenerationService:
     # --- the end ----------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """End every run with a terminal event that its readers get; start nothing new."""
+        """End every run with a terminal event for its readers; start nothing new."""
         live = self._leave()
         self._usage_drain.close()
         for run in live:
@@ -337,33 +337,33 @@ class GenerationService:
         self._other_workers.leave()
 
     def _leave(self) -> list[Run]:
-        """Start no run from now on; those that are under way."""
+        """Start no run from now on. Returns the runs that are under way."""
         with self._lock:
             self._draining = True
             return self.capacity.live()
 
     def close(self) -> None:
-        """Drain, end the threads, close idle connections. Harmless when repeated."""
+        """Drain, end the threads, close idle connections. Idempotent."""
         self.drain()
         if self._writer is not None:
             self._writer.close()
         deadline = now() + CLOSE_WAIT
-        # A callback of an end may call this, and so hold up the keeper.
+        # An `on_end` callback may call this in the keeper's thread, and would block it.
         self.keeper.work_until(lambda: not self.open_streams, deadline)
         self._usage_drain.close(max(0.0, deadline - now()))
-        # Until no run can give a connection back any more:
+        # Before `upstream.close`: after this wait no run gives a connection back.
         self.capacity.wait_empty(max(0.0, deadline - now()))
         for thread in (self.relay, self.painter, self.keeper):
             thread.close(max(0.0, deadline - now()))
         self.upstream.close()
         self._other_workers.close()
 
-    # --- what runs need ---------------------------------------------------------------------------
+    # --- the runs' `Host` -------------------------------------------------------------------------
 
     def spawn(self, run: Run, body: Callable[[], None]) -> bool:
-        """Do this in a thread. False: there is none to be had, and the run has failed.
+        """Do `body` in a new thread. False: the system has none, and the run has failed.
 
-        A run has one at most, so there are no more than places.
+        A run has at most one thread, so there are at most as many threads as places.
         """
 
         def work() -> None:
@@ -378,19 +378,19 @@ class GenerationService:
         return True
 
     def _ended(self, on_end: Callable[[Run], None] | None, run: Run) -> None:
-        """Call the callback of its end; a fault in there is logged and changes nothing here."""
+        """Call a run's `on_end`. An exception of the callback is logged, and changes nothing."""
         try:
             if on_end is not None:
                 on_end(run)
         except Exception:
-            told = "stream %s, the callback of its end"
-            logger.exception(told, run.id, extra=about(run.request_id))
+            text = "stream %s, the callback of its end"
+            logger.exception(text, run.id, extra=about(run.request_id))
         finally:
             if self._writer is not None:
                 self._writer.notify_end()
 
     def release_place(self, run: Run) -> None:
-        """The run needs its place no longer. Harmless when repeated."""
+        """Give back the run's place, and keep the run for its readers. Idempotent."""
         if self.capacity.release_place(run):
             self._finished.add(run)
             self.on_release()
@@ -400,7 +400,7 @@ _changed = msgspec.structs.replace
 
 
 def _since(began: float) -> float:
-    """Milliseconds."""
+    """Milliseconds since `began`."""
     return round((now() - began) * 1000, 2)
 
 
