@@ -1,8 +1,8 @@
-"""Admission of calls to the database: so many at once, the others in a queue, in their order.
+"""Limits the concurrent calls to the database; further calls wait in a queue, in their order.
 
-While the database does not answer, a few calls wait for it and the others are refused at once, so
-no thread pool is used up. A database that is only busy finishes a call now and then, and no call is
-refused.
+While the database does not answer, a few calls wait for it and further ones are refused at once, so
+that they do not occupy all request threads. A database that is only busy still finishes calls, and
+then no call is refused.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from halt.clock import now
 from halt.errors import StoreUnavailable
 
 PATIENCE = 0.5  # seconds without any progress after which the database counts as not answering
-AT_WORK = 2.0  # seconds more, once the database has answered a call that goes on
-FEW = 4  # calls that may be under way while it does not answer
-QUEUE_SECONDS = 10.0  # that a call waits for its turn, at most, while others make progress
-TICK = PATIENCE  # seconds after which a call in the queue looks again whether to wait
-FORGET_SECONDS = 5.0  # seconds without a call, after which earlier failures no longer count
+AT_WORK = 2.0  # seconds added once the database has answered a call that is still running
+FEW = 4  # calls that may be running or waiting while it does not answer
+QUEUE_SECONDS = 10.0  # limit of the wait in the queue while other calls make progress
+TICK = PATIENCE  # seconds between two checks whether a call in the queue should keep waiting
+FORGET_SECONDS = 5.0  # seconds without a call after which earlier failures no longer count
 
 NO_ANSWER = "the database does not answer"
-TOO_BUSY = "the database has too much to do"
+TOO_BUSY = "the database is overloaded"
 
 
 class Refused(Exception):
-    """The call is not made; the exception's text is the reason; users read it."""
+    """The call is not admitted. The exception's text is the reason, for users."""
 
 
 class _Waiter:
-    """A call in the queue: `place` is released when it may go on."""
+    """A call in the queue. `place` is a lock that is released to admit the call."""
 
     __slots__ = ("is_gone", "may_go", "place", "urgent")
 
@@ -43,30 +43,30 @@ class _Waiter:
 
 
 class Admission:
-    """One for calls that read and one for calls that write: a lock can hold up the latter alone."""
+    """Admits calls. Reading and writing calls have one each, as a lock may block writers alone."""
 
     def __init__(self, places: int, *, reserved: int = 0, wait: float) -> None:
-        """`places` of which `reserved` ones are for urgent calls alone.
+        """`places` is the limit of concurrent calls; `reserved` of them are for urgent calls alone.
 
-        While the database does not answer a call is in the queue for `wait` seconds at most.
+        While the database does not answer, a call stays in the queue for at most `wait` seconds.
         """
-        self._lock = threading.Lock()  # protects everything below; held without waiting
+        self._lock = threading.Lock()  # protects all fields below; its holder never waits
         self._free = places
-        self._open = places - reserved  # of the free ones, those for any call
+        self._open = places - reserved  # free places for calls that are not urgent
         self._wait = wait
         self._queue: deque[_Waiter] = deque()
-        self._calls = 0  # under way: in the queue, or past it
-        self._since: float | None = None  # since when calls are under way without any progress
+        self._calls = 0  # calls in the queue or running
+        self._since: float | None = None  # time since which no call has made progress
         self._failures = 0  # calls that failed since the last success
-        self._reason = NO_ANSWER  # of the last of those
+        self._reason = NO_ANSWER  # of the last failure
         self._left_at = float("-inf")  # when the last call ended
 
     @contextlib.contextmanager
     def call(self, *, urgent: bool = False) -> Iterator[Callable[[], None]]:
-        """Make a call. Raises Refused.
+        """Admit a call for the duration of the block. Raises Refused.
 
-        An urgent one goes before the others and is refused only after QUEUE_SECONDS. The yielded
-        function is to be called when the database has answered and the call goes on.
+        An urgent call goes before the others and is refused only after QUEUE_SECONDS. The block
+        must call the yielded function when the database has answered and the call continues.
         """
         self._enter(urgent)
         failure: str | None = None
@@ -85,7 +85,7 @@ class Admission:
                 self._since, self._failures, self._reason = None, 0, NO_ANSWER
             if self._since is None:
                 self._since = began
-            if not urgent and self._calls >= FEW and self._stands_still(began):
+            if not urgent and self._calls >= FEW and self._is_stuck(began):
                 raise Refused(self._reason)
             self._calls += 1
             if self._has_place(urgent) and (urgent or not self._queue):
@@ -98,7 +98,7 @@ class Admission:
                 self._queue.append(waiter)
         try:
             self._await_place(waiter, began)
-        except BaseException:  # Ctrl-C in a program's own thread, too
+        except BaseException:  # also KeyboardInterrupt in a program's main thread
             with self._lock:
                 self._withdraw(waiter)
             raise
@@ -112,20 +112,20 @@ class Admission:
                 reason = ""
                 if at - began >= QUEUE_SECONDS:
                     reason = TOO_BUSY
-                elif not waiter.urgent and self._stands_still(at):
+                elif not waiter.urgent and self._is_stuck(at):
                     reason = self._reason if self._calls > FEW or at - began >= self._wait else ""
                 if reason:
                     self._withdraw(waiter)
                     raise Refused(reason)
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        """This call is not made. The lock is held. Harmless when repeated."""
+        """Remove a call that is not made. The lock is held. A second call has no effect."""
         if waiter.is_gone:
             return
         waiter.is_gone = True
         self._calls -= 1
         if waiter.may_go:
-            self._give_back(waiter.urgent)
+            self._release(waiter.urgent)
         else:
             self._queue.remove(waiter)
 
@@ -136,8 +136,8 @@ class Admission:
         self._free -= 1
         self._open -= not urgent
 
-    def _give_back(self, urgent: bool) -> None:
-        """Give back a place; the first calls of the queue get what is free. The lock is held."""
+    def _release(self, urgent: bool) -> None:
+        """Free a place and admit calls from the front of the queue. The lock is held."""
         self._free += 1
         self._open += not urgent
         while self._queue and self._has_place(self._queue[0].urgent):
@@ -146,8 +146,8 @@ class Admission:
             waiter.may_go = True
             waiter.place.release()
 
-    def _stands_still(self, at: float) -> bool:
-        """The database does not answer. The lock is held."""
+    def _is_stuck(self, at: float) -> bool:
+        """Whether the database counts as not answering. The lock is held."""
         return self._failures >= FEW or (self._since is not None and at - self._since >= PATIENCE)
 
     def _progress(self) -> None:
@@ -164,4 +164,4 @@ class Admission:
             else:
                 self._failures += 1
                 self._reason = failure
-            self._give_back(urgent)
+            self._release(urgent)

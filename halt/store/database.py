@@ -1,8 +1,8 @@
-"""The database: SQLite in the data folder, or PostgreSQL; its connections and their limits.
+"""Connections to the database: SQLite in the data folder, or PostgreSQL; with their limits.
 
-`reading` and `writing` give a connection within a transaction, and each fault of the database
-becomes a StoreUnavailable, within about BUSY_SECONDS where somebody else holds a lock; values that
-it does not take become Unstorable.
+`reading` and `writing` yield a connection within a transaction. Every failure of the database is
+raised as StoreUnavailable, after about BUSY_SECONDS if another program holds a lock. Values that
+the database rejects raise Unstorable.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from halt.config.settings import ConfigError
 from halt.store.admission import NO_ANSWER, Admission, Refused
 from halt.store.faults import faults, unavailable
 
-BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
-STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
-# Calls at a time. SQLite lets one writer in: the others wait in Halt's own queue, in their order,
-# and not in SQLite's lock, which each polls with growing pauses and gives up after BUSY_SECONDS.
+BUSY_SECONDS = 2  # limit of the wait for a lock, for a free connection, and for connecting
+STATEMENT_SECONDS = 30  # limit of one PostgreSQL statement, except in migrations
+# Limits of concurrent calls. SQLite admits one writer. The others wait in Halt's own queue in their
+# order, because SQLite's lock is polled with growing pauses and fails after BUSY_SECONDS.
 SQLITE_READERS, SQLITE_WRITERS = 31, 1
-POSTGRES_READERS, POSTGRES_WRITERS = 6, 6  # one of the writers is the store writer alone
+POSTGRES_READERS, POSTGRES_WRITERS = 6, 6  # one of the writers is reserved for StoreWriter
 
 
 class Database:
-    """Connections, one for each transaction, from a pool that all threads share."""
+    """Gives each transaction a connection from a pool that all threads share."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Database:
     ) -> None:
         """`prepare` is called before the first transaction; it may raise ConfigError.
 
-        `file` is SQLite's, which is there from then on.
+        `file` is the file of SQLite, which exists after that call.
         """
         self.engine = engine
         self._prepare: Callable[[], None] | None = prepare
@@ -56,39 +56,39 @@ class Database:
         self._file = file
         self._inode: int | None = None
         self._writing = engine.execution_options(write=True)
-        # Whoever reads sees one state from its first statement to its last, as SQLite has it.
+        # All statements of a reading transaction see the same state, as in SQLite.
         self._reading = (
             engine if self.sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         )
 
     @property
     def sqlite(self) -> bool:
-        """It is SQLite, not PostgreSQL."""
+        """Whether the database is SQLite rather than PostgreSQL."""
         return self.engine.dialect.name == "sqlite"
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that changes nothing. Raises StoreUnavailable, Unstorable.
+        """A read-only transaction. The calling thread must have no other transaction open.
 
-        While the database does not answer, a few calls wait for it and the others are refused at
-        once. The calling thread must have no other transaction open.
+        While the database does not answer, a few calls wait for it and further calls are refused at
+        once. Raises StoreUnavailable, Unstorable.
         """
         with self._call(self._readers, "read") as progress, self._reading.begin() as connection:
-            if self.sqlite:  # has the lock of readers from here on
+            if self.sqlite:  # this statement takes the shared lock of a reader
                 execute(connection, "PRAGMA schema_version", ())
             progress()
             yield connection
 
     @contextlib.contextmanager
     def writing(self, *, urgent: bool = False) -> Iterator[Connection]:
-        """A transaction: all of it or, after any exception, nothing.
+        """A transaction that is committed, or rolled back after any exception.
 
-        The same holds as of `reading`, and an `urgent` one goes before the others that wait. Raises
+        The rules of `reading` hold. An `urgent` call goes before the others in the queue. Raises
         StoreUnavailable, Unstorable.
         """
         call = self._call(self._writers, "saved", urgent)
         with call as progress, self._writing.begin() as connection:
-            if self.sqlite:  # has its lock; on PostgreSQL statements may have to wait for one
+            if self.sqlite:  # it holds the lock; on PostgreSQL a statement may still wait for one
                 progress()
             yield connection
 
@@ -96,16 +96,16 @@ class Database:
     def _call(
         self, admission: Admission, done: str, urgent: bool = False
     ) -> Iterator[Callable[[], None]]:
-        """An admitted call to a database that is ready. Raises StoreUnavailable, Unstorable."""
+        """An admitted call to the prepared database. Raises StoreUnavailable, Unstorable."""
         try:
             with admission.call(urgent=urgent) as progress, faults(done):
-                self._be_ready(done)
+                self._ensure_ready(done)
                 yield progress
         except Refused as fault:
             raise unavailable(done, str(fault)) from None
 
-    def _be_ready(self, done: str) -> None:
-        """Raises ConfigError, StoreUnavailable."""
+    def _ensure_ready(self, done: str) -> None:
+        """Prepare the database once and check its file. Raises ConfigError, StoreUnavailable."""
         if self._prepare is not None:
             if not self._preparing.acquire(timeout=BUSY_SECONDS):
                 raise unavailable(done, NO_ANSWER)
@@ -116,27 +116,28 @@ class Database:
                     self._prepare = None
             finally:
                 self._preparing.release()
-        # Open connections go on with a file that was deleted, and what they write is lost.
+        # Open connections keep using a deleted file, and everything they write to it is lost.
         if _inode(self._file) != self._inode:
             raise unavailable(done, "the database's file is not there any more")
 
     def close(self) -> None:
-        """Close the connections that nobody uses; those in use close when they are given back."""
+        """Close idle connections; those in use are closed when they return to the pool."""
         with contextlib.suppress(SQLAlchemyError):
             self.engine.dispose()
 
 
 def upsert(connection: Connection, table: Table) -> Any:
-    """An insert that can say what is to be done with rows that are there already."""
+    """An insert statement that supports `on_conflict_do_nothing` and the like."""
     return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
 
 
 def execute(
     connection: Connection, statement: str, values: tuple[object, ...] | list[tuple[object, ...]]
 ) -> Any:
-    """Execute plain SQL, `?` standing for a value, with the driver's own cursor, which it returns.
+    """Execute plain SQL with a cursor of the driver, and return the cursor.
 
-    A list of values: once for each of its tuples. Raises SQLAlchemyError.
+    `?` is the placeholder for a value. With a list of tuples the statement runs once for each.
+    Raises SQLAlchemyError.
     """
     driver = connection.dialect.loaded_dbapi
     cursor = connection.connection.cursor()
@@ -153,14 +154,14 @@ def execute(
 
 
 def _inode(file: Path | None) -> int | None:
-    """What tells a file from any other that comes in its place; None where there is none."""
+    """The inode number, which differs for a file put in its place; None if there is no file."""
     with contextlib.suppress(OSError):
         return None if file is None else file.stat().st_ino
     return None
 
 
 def make_engine(folder: Path, url: str) -> Engine:
-    """The engine for `folder`'s SQLite file, or for the PostgreSQL that `url` names.
+    """The engine for the SQLite file in `folder`, or for the PostgreSQL database at `url`.
 
     Opens no connection. Raises ConfigError.
     """
@@ -188,8 +189,10 @@ def make_engine(folder: Path, url: str) -> Engine:
         ) from None
     address = address.set(drivername="postgresql+psycopg")
     limits = f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={STATEMENT_SECONDS}s"
-    given = address.query.get("options", "")
-    options = f"{given if isinstance(given, str) else ' '.join(given)} {limits}".strip()
+    url_options = address.query.get("options", "")
+    if not isinstance(url_options, str):
+        url_options = " ".join(url_options)
+    options = f"{url_options} {limits}".strip()
     try:
         engine = create_engine(
             address,
@@ -225,9 +228,11 @@ def _postgres_connect(_: Any, __: Any, arguments: Any, settings: Any) -> Any:
 
 
 def _postgres_begin(connection: Connection) -> None:
-    """From here on a statement may take its time. The look before, and what is sent after it, not.
+    """Allow STATEMENT_SECONDS for the answers within a transaction.
 
-    The server's own limits say nothing while its processes are frozen or its host is gone.
+    The pool's check before it and the statements after it keep the short limit. This limit on the
+    client's side is needed because the server's own limits have no effect while its processes are
+    frozen or its host is unreachable.
     """
     connection.connection.dbapi_connection.answer_timeout = STATEMENT_SECONDS + BUSY_SECONDS  # type: ignore[union-attr]
 
@@ -244,7 +249,7 @@ def _sqlite_connected(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _sqlite_begin(connection: Connection) -> None:
-    # A transaction that reads first and then writes would fail at once when another one has
-    # written in between, so those that will write take their lock at the beginning.
+    # A transaction that reads and then writes fails at once if another one has written in between.
+    # A writing transaction therefore takes its lock at the beginning.
     writes = connection.get_execution_options().get("write")
     execute(connection, "BEGIN IMMEDIATE" if writes else "BEGIN", ())

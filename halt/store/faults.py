@@ -1,4 +1,4 @@
-"""What went wrong in a database, in words for its users."""
+"""Turns errors of the database into StoreUnavailable and Unstorable, with reasons for users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 NO_LOCKS = "the file system cannot lock files as SQLite needs it"
 NO_SHARED_MEMORY = "the file system cannot share memory as SQLite's write-ahead log needs it"
 
-#: Why SQLite refuses, by its extended result code, else by the low byte of that.
+#: Reasons by SQLite's extended result code, or by its low byte (the primary code).
 SQLITE_REASONS = {
     sqlite3.SQLITE_IOERR_LOCK: NO_LOCKS,
     sqlite3.SQLITE_IOERR_RDLOCK: NO_LOCKS,
@@ -42,7 +42,7 @@ SQLITE_REASONS = {
     sqlite3.SQLITE_NOTADB: "the database is damaged",
 }
 
-#: Why PostgreSQL refuses, by the beginning of its SQLSTATE.
+#: Reasons by the start of PostgreSQL's SQLSTATE.
 POSTGRES_REASONS = {
     "55P03": "the database is locked by another program",
     "57014": "the database took too long",
@@ -60,13 +60,13 @@ POSTGRES_REASONS = {
 
 
 def unavailable(done: str, why: str) -> StoreUnavailable:
-    """The error of a call that was not `done`: "read" or "saved"."""
+    """The error for a failed call. `done` is "read" or "saved", `why` the reason."""
     return StoreUnavailable(f"This could not be {done}: {why}.", why)
 
 
 @contextlib.contextmanager
 def faults(done: str) -> Iterator[None]:
-    """Raises StoreUnavailable or Unstorable in place of the library's errors."""
+    """Raise StoreUnavailable or Unstorable in place of SQLAlchemy's errors and of ConfigError."""
     try:
         yield
     except ConfigError as fault:
@@ -74,7 +74,8 @@ def faults(done: str) -> Iterator[None]:
         raise unavailable(done, "the database cannot be opened") from fault
     except SQLAlchemyError as fault:
         why = reason(fault)
-        # The statement's values are hidden by the engine; the server's own message can hold some.
+        # The engine hides the statement's values, but the server's message may contain some of
+        # them. So only the code is logged.
         origin = getattr(fault, "orig", None) or fault
         code = getattr(origin, "sqlite_errorname", type(origin).__name__)
         logger.debug("The store failed: %s (%s)", why, code)
@@ -84,13 +85,13 @@ def faults(done: str) -> Iterator[None]:
 
 
 def _is_of_values(fault: SQLAlchemyError) -> bool:
-    """The database is well: it refuses these values, or they could not be made ready for it."""
+    """Whether the values are the cause: they were rejected, or could not be converted."""
     is_unsent = isinstance(fault, StatementError) and not isinstance(fault, DBAPIError)
     return is_unsent or isinstance(fault, DataError | IntegrityError)
 
 
 def reason(fault: SQLAlchemyError) -> str:
-    """Why the database failed, in words for a user: no SQL, no secret, no text of anyone's."""
+    """The reason of a failure for a user, without SQL, secrets or texts of users."""
     if isinstance(fault, PoolTimeout):
         return TOO_BUSY
     if _is_of_values(fault):

@@ -1,4 +1,4 @@
-"""What is wrong with a file that can't be imported, in words for the person who chose it."""
+"""Explains to the user why a file can't be imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from halt.store.json_items import items
 
 OWN_ALONE = "Halt reads JSON files that it has exported itself."
 
-#: Fields by which an export of another product is known, of a conversation or of the whole file.
+#: Fields that identify an export of another product, in a conversation or in the whole file.
 _PRODUCTS: tuple[tuple[str, frozenset[str]], ...] = (
     ("DeepSeek", frozenset({"mapping", "inserted_at"})),
     ("ChatGPT", frozenset({"mapping"})),
@@ -25,23 +25,29 @@ _PRODUCTS: tuple[tuple[str, frozenset[str]], ...] = (
     ("big-AGI", frozenset({"messages", "systemPurposeId"})),
     ("Gemini", frozenset({"header", "products"})),
 )
-_LISTS = ("conversations", "chats", "data", "history", "sessions")  # where other files have theirs
+_LISTS = (
+    "conversations",
+    "chats",
+    "data",
+    "history",
+    "sessions",
+)  # fields with conversations
 
 
 def _key(name: str) -> tuple[str, Any, Any]:
-    """A field of `_Known`: what JSON calls `name`, where it is there."""
+    """The definition of a field of `_Known` for the JSON field `name`; it may be missing."""
     default = msgspec.field(default=msgspec.UNSET, name=name)
     return f"key_{name.replace('-', '_')}", msgspec.Raw | msgspec.UnsetType, default
 
 
-#: The fields of any object that tell whose it is. Others are passed over.
+#: The fields of an object that identify its product. Other fields are skipped.
 _NAMES = sorted({"format", *_LISTS, *(name for _, names in _PRODUCTS for name in names)})
 _Known = msgspec.defstruct("_Known", [_key(name) for name in _NAMES])
 _known = msgspec.json.Decoder(_Known)
 
 
 def _fields(raw: bytes | memoryview) -> dict[str, memoryview]:
-    """Those fields of an object, not decoded; nothing of anything else."""
+    """The fields in `_NAMES` of an object, not decoded; {} for any other value."""
     try:
         values = msgspec.structs.astuple(_known.decode(raw))
     except msgspec.ValidationError:
@@ -54,41 +60,42 @@ def _fields(raw: bytes | memoryview) -> dict[str, memoryview]:
 
 
 def foreign(data: bytes, own_format: str) -> str:
-    """What is wrong with a file of another product; nothing of one of Halt's."""
+    """The error message for a file of another product; "" for a file of Halt or damaged JSON."""
     try:
-        found = _fields(data)
-        if bytes(found.get("format", b"")) == msgspec.json.encode(own_format):
+        fields = _fields(data)
+        if bytes(fields.get("format", b"")) == msgspec.json.encode(own_format):
             return ""
-        for each in _candidates(data, found):
-            if product := next((who for who, fields in _PRODUCTS if fields <= each.keys()), ""):
+        for candidate in _candidates(data, fields):
+            matches = (name for name, names in _PRODUCTS if names <= candidate.keys())
+            if product := next(matches, ""):
                 return (
                     f"This file can't be imported: it looks like an export of {product}. "
                     f"{OWN_ALONE}"
                 )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
-    if "format" in found:
+    if "format" in fields:
         return ""
-    return f"This file can't be imported: it is not an export of Halt's. {OWN_ALONE}"
+    return f"This file can't be imported: it is not an export of Halt. {OWN_ALONE}"
 
 
-def _candidates(data: bytes, found: dict[str, memoryview]) -> Iterator[dict[str, memoryview]]:
-    """Objects that may be a conversation: of the file itself, or the first of a list in it."""
-    inner = [memoryview(data), *(found[name] for name in _LISTS if name in found)]
-    inner += [
-        fields[name]
-        for each in inner[1:]
-        for fields in [_fields(each)]
+def _candidates(data: bytes, fields: dict[str, memoryview]) -> Iterator[dict[str, memoryview]]:
+    """The fields of objects that may be a conversation: the file, or the first item of a list."""
+    values = [memoryview(data), *(fields[name] for name in _LISTS if name in fields)]
+    values += [
+        inner_fields[name]
+        for value in values[1:]
+        for inner_fields in [_fields(value)]
         for name in _LISTS
-        if name in fields
+        if name in inner_fields
     ]
-    for each in inner:
-        yield _fields(next(items(each), each))
+    for value in values:
+        yield _fields(next(items(value), value))
 
 
 _FAULTS = {
     r"Object missing required field `(?P<field>.+)`": "is missing",
-    r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`": "must be {wanted}, and is {found}",
+    r"Expected `(?P<expected>.+)`, got `(?P<actual>.+)`": "must be {expected}, and is {actual}",
     r"Expected `.+` matching regex .*": "must be 8 to 64 letters, digits, - or _",
     r"Expected `.+` >= (?P<least>\S+)": "must be {least} or more",
     r"Expected `.+` <= (?P<most>\S+)": "must be {most} or less",
@@ -108,32 +115,32 @@ _KINDS = {
 
 
 def explained(fault: str, values: Mapping[str, Sequence[str]]) -> str:
-    """What is wrong with a file, and where, of what the decoder says: for a person.
+    """The error message for a decoder's error: what is wrong with the file, and where.
 
-    `values`: those that a field may have, where it may not have any.
+    `values` are the allowed values of fields that are enumerations.
     """
-    what, _, path = fault.rpartition(" - at ")
-    *around, field = path.strip("`").lstrip("$").split(".")
-    wrong = "has a value that is not known here"
-    for pattern, said in _FAULTS.items():
-        if found := re.fullmatch(pattern, what, re.DOTALL):
+    message, _, path = fault.rpartition(" - at ")
+    *parents, field = path.strip("`").lstrip("$").split(".")
+    problem = "has an unknown value"
+    for pattern, template in _FAULTS.items():
+        if match := re.fullmatch(pattern, message, re.DOTALL):
             parts = {
-                name: " or ".join(_KINDS.get(each, each) for each in value.split(" | "))
-                for name, value in found.groupdict().items()
+                name: " or ".join(_KINDS.get(kind, kind) for kind in value.split(" | "))
+                for name, value in match.groupdict().items()
             }
             if "field" in parts:
-                around, field = [*around, field], parts["field"]
-            wrong = said.format_map(parts)
-    if what.startswith("Invalid enum value") and field in values:
-        wrong = f"must be one of {', '.join(values[field])}"
-    place = ", ".join(map(_counted, filter(None, around)))
+                parents, field = [*parents, field], parts["field"]
+            problem = template.format_map(parts)
+    if message.startswith("Invalid enum value") and field in values:
+        problem = f"must be one of {', '.join(values[field])}"
+    place = ", ".join(map(_counted, filter(None, parents)))
     name = f"the field “{field}”" if field.isidentifier() else _counted(field)
     where = f"in {place}, {name}" if place else name or "it"
-    return f"This file can't be imported: {where} {wrong}."
+    return f"This file can't be imported: {where} {problem}."
 
 
 def _counted(part: str) -> str:
-    """A part of the decoder's path, which counts from 0, as people count."""
+    """A part of the decoder's path with its index counted from 1: "messages[0]" is "message 1"."""
     name, _, index = part.partition("[")
     number = index.rstrip("]")
     if number.isdigit():

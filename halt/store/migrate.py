@@ -1,12 +1,12 @@
-"""Opens the database with its tables up to date.
+"""Opens the database and migrates its tables to the current version.
 
-`open_database` makes the tables, or brings those of an earlier Halt up to date, one process at a
-time; what it can't use it leaves as it is and says so (ConfigError). A `database` does so when it
-is first used, after a look whether another process has.
+`open_database` creates the tables, or migrates those of an earlier Halt, in one process at a time.
+It leaves a database that it cannot use unchanged and raises ConfigError. `database` does the same
+when the database is first used, unless another process has done so before.
 
-For developers: `alembic` finds the migrations by pyproject.toml and works on the database of the
-settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` begins a new step in
-halt/store/migrations/versions, `alembic current` and `alembic history` tell where a database is.
+For developers: `alembic` finds the migrations through pyproject.toml and uses the database of the
+settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` creates a new migration in
+halt/store/migrations/versions; `alembic current` and `alembic history` show a database's version.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from halt.store.faults import NO_LOCKS, NO_SHARED_MEMORY, reason
 from halt.store.tables import REVISION
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-ADVISORY_LOCK = 0x48616C74  # PostgreSQL's lock of those who migrate: a number of our own
+ADVISORY_LOCK = 0x48616C74  # of migrations on PostgreSQL: "Halt" in ASCII
 LOCAL_DISK = "Set HALT_DATA to a folder of a local disk, or DATABASE_URL."
 
 logger = logging.getLogger(__name__)
 
 
 def database(folder: Path, url: str = "") -> Database:
-    """The database, which is opened when it is first used; touches nothing. Raises ConfigError."""
+    """The database, which is opened and migrated when it is first used. Raises ConfigError."""
     engine = make_engine(folder, url)
 
     def prepare() -> None:
@@ -50,9 +50,9 @@ def database(folder: Path, url: str = "") -> Database:
 
 
 def open_database(folder: Path, url: str = "") -> Database:
-    """Open the database, its tables up to date. `folder` is made where it is missing.
+    """Open the database and migrate its tables now; create `folder` if it does not exist.
 
-    Raises ConfigError, one line, where that can't be done; the database is then as it was before.
+    Raises ConfigError with a message of one line; the database is then unchanged.
     """
     engine = make_engine(folder, url)
     _open(engine, folder, url)
@@ -60,20 +60,21 @@ def open_database(folder: Path, url: str = "") -> Database:
 
 
 def _is_current(engine: Engine) -> bool:
-    """Whether another process has brought it up to date: the server's first one, before the fork.
+    """Whether the tables are up to date; usually the server's first process has migrated them.
 
-    A program that is newer than its first process, after a reload, finds that it has not.
+    They are not if a reload has started workers of a newer version than that process.
     """
     try:
         with engine.connect() as connection:
-            found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-            return found == REVISION
+            query = text("SELECT version_num FROM alembic_version")
+            revision: str | None = connection.scalar(query)
+            return revision == REVISION
     except SQLAlchemyError:
         return False
 
 
 def _open(engine: Engine, folder: Path, url: str) -> None:
-    """Bring the tables up to date. Raises ConfigError."""
+    """Migrate the tables to the current version. Raises ConfigError."""
     try:
         make_folder(folder)
         lock_path = folder / "migrate.lock"
@@ -84,26 +85,26 @@ def _open(engine: Engine, folder: Path, url: str) -> None:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."
         ) from None
-    what = "DATABASE_URL: the database" if url else f"HALT_DATA: {str(folder / 'halt.db')!r}"
+    subject = "DATABASE_URL: the database" if url else f"HALT_DATA: {str(folder / 'halt.db')!r}"
     with lock:
         _lock_out_others(lock, lock_path)
         try:
-            _migrate(engine, folder, what)
+            _migrate(engine, folder, subject)
         except SQLAlchemyError as fault:
             why = reason(fault)
             remedy = f" {LOCAL_DISK}" if why in {NO_LOCKS, NO_SHARED_MEMORY} else ""
             raise ConfigError(
-                f"{what} cannot be used: {why}. Nothing was changed.{remedy}"
+                f"{subject} cannot be used: {why}. Nothing was changed.{remedy}"
             ) from None
         finally:
-            engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
+            engine.dispose()  # no connection stays open, and none is shared after a fork
 
 
 def _lock_out_others(lock: IO[bytes], path: Path) -> None:
-    """Wait until no other process migrates.
+    """Wait until no other process migrates, and lock out others.
 
-    Where the file system has no such lock, the database's own must do: SQLite refuses one of two
-    that migrate at once, PostgreSQL lets one wait.
+    If the file system has no such lock, the database's own lock has to suffice: of two migrations
+    at the same time SQLite refuses one, and PostgreSQL makes one wait.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -113,7 +114,7 @@ def _lock_out_others(lock: IO[bytes], path: Path) -> None:
 
 @contextlib.contextmanager
 def _raw(engine: Engine) -> Iterator[PoolProxiedConnection]:
-    """A connection outside any transaction; the driver's faults are raised as SQLAlchemy's."""
+    """A connection without a transaction; errors of the driver are raised as SQLAlchemy's."""
     with contextlib.closing(engine.raw_connection()) as raw:
         try:
             yield raw
@@ -121,12 +122,12 @@ def _raw(engine: Engine) -> Iterator[PoolProxiedConnection]:
             raise DBAPIError.instance(None, None, fault, sqlite3.Error) from fault
 
 
-def _log_ahead(engine: Engine, folder: Path, what: str) -> None:
-    """Let SQLite write ahead, so that readers and writers need not wait for each other.
+def _enable_wal(engine: Engine, folder: Path, subject: str) -> None:
+    """Switch SQLite to a write-ahead log, so that readers and writers do not wait for each other.
 
-    That takes memory which processes share, and not every network share has it. Then SQLite keeps
-    its usual journal: all is as safe, and slower. A file of its own is tried first, since one that
-    was switched and cannot be opened afterwards cannot be switched back.
+    That needs memory shared between processes, which some network file systems lack. SQLite then
+    keeps its rollback journal, which is as safe but slower. A separate file is tried first, because
+    a database that was switched and then cannot be opened cannot be switched back.
     """
     if engine.dialect.name != "sqlite":
         return
@@ -140,17 +141,17 @@ def _log_ahead(engine: Engine, folder: Path, what: str) -> None:
             return
     logger.warning(
         "%s: %s, so readers and writers wait for each other. %s",
-        what,
+        subject,
         NO_SHARED_MEMORY,
         LOCAL_DISK,
     )
 
 
-def _migrate(engine: Engine, folder: Path, what: str) -> None:
+def _migrate(engine: Engine, folder: Path, subject: str) -> None:
     if _is_current(engine):
-        _log_ahead(engine, folder, what)
+        _enable_wal(engine, folder, subject)
         return
-    # A start that migrates nothing does without these, which take 0.2 s to load.
+    # Imported here, because they take 0.2 s to load and most starts migrate nothing.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config as AlembicConfig  # noqa: PLC0415
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
@@ -161,13 +162,13 @@ def _migrate(engine: Engine, folder: Path, what: str) -> None:
     script = ScriptDirectory.from_config(alembic)
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    known = {step.revision for step in script.walk_revisions()}
+    known = {migration.revision for migration in script.walk_revisions()}
     if current is not None and current not in known:
         raise ConfigError(
-            f"{what} was made by a newer Halt (its version is {current!r}). Nothing was changed: "
-            "start that one, or choose another HALT_DATA or DATABASE_URL."
+            f"{subject} was made by a newer Halt (its version is {current!r}). Nothing was "
+            "changed: start that one, or choose another HALT_DATA or DATABASE_URL."
         )
-    _log_ahead(engine, folder, what)
+    _enable_wal(engine, folder, subject)
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name != "sqlite":
             connection.connection.dbapi_connection.answer_timeout = None  # type: ignore[union-attr]

@@ -1,7 +1,8 @@
-"""A connection to PostgreSQL with a timeout on the client's side for each answer.
+"""A connection to PostgreSQL with a client-side timeout for each answer.
 
-The server enforces `statement_timeout` and `lock_timeout`, and its kernel acknowledges what
-`tcp_user_timeout` watches, so none of them ends the wait for a server whose processes are frozen.
+The server itself enforces `statement_timeout` and `lock_timeout`, and `tcp_user_timeout` watches
+only acknowledgements, which the server's kernel sends. None of them ends the wait for a server
+whose processes are frozen.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from psycopg.errors import _WaitTimeout
 
 
 class TimeoutConnection(Connection[Any]):
-    """Closes itself when an answer takes more than `answer_timeout` seconds; None: no limit."""
+    """Closes itself if an answer takes longer than `answer_timeout` seconds; None: no limit."""
 
     answer_timeout: float | None = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        """As psycopg does it. Raises OperationalError when the time is over."""
+        """Like psycopg's `wait`, with the timeout. Raises OperationalError after it."""
         try:
             return super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
         except _WaitTimeout:

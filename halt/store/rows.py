@@ -59,7 +59,7 @@ def find_or_create(connection: Connection, conversation_id: str, owner: str) -> 
 def lock(connection: Connection, conversation_ids: Iterable[str | None]) -> None:
     """Lock the rows of these conversations until the end of the transaction.
 
-    All transactions lock in the order of the IDs, so that no two of them wait for each other.
+    All transactions lock in the order of the IDs, so that none can wait for another in a circle.
     """
     ids = sorted(
         {conversation_id for conversation_id in conversation_ids if conversation_id is not None}

@@ -1,8 +1,9 @@
-"""The search in all messages: its words, its index, and where in a text they were found.
+"""Searches all messages of an owner; makes the words of the index, of queries and the snippets.
 
-Words are found by their beginnings. Chinese, Japanese, Thai and others are written without blanks
-between words; there each three letters in a row are a word of the index (`trigrams`), so that what
-is inside of a text is found as well: one or two letters are the beginning of such a word.
+A word of a query matches all words that start with it. Chinese, Japanese, Thai and others are
+written without spaces between words. In these scripts every three consecutive letters are a word of
+the index (`trigrams`), so that a query matches inside a text too; one or two letters match as the
+start of such a word.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from halt.store.models import Hit, Page
 from halt.store.rows import cursor_number
 from halt.store.tables import messages
 
-NEWEST = 5_000  # messages that a search on PostgreSQL looks at first
+NEWEST = 5_000  # messages that a search on PostgreSQL reads first
 
-#: Characters of one message that the index takes, from its beginning. For each of a Chinese text
-#: SQLite takes 8 us, in which nothing else can be written.
+#: Indexed characters of one message, from its start. SQLite needs 8 us for each character of a
+#: Chinese text, and no other transaction can write in that time.
 INDEXED_MAX = 400_000
 WORDS_MAX = 20  # words of one query
 LONGEST = 100  # characters of one word
-BEFORE = 60  # characters shown before the first hit
+BEFORE = 60  # characters shown before the first match
 SHOWN = 240  # characters of a snippet
 
 #: Thai, Lao, Myanmar, Khmer, Japanese, Chinese.
@@ -34,44 +35,46 @@ _UNSPACED = (
     r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f"
 )
 _RUN = re.compile(f"[{_UNSPACED}]+")
-_BEGINNING = rf"(?:(?<![^\W_])|(?<=[{_UNSPACED}]))"  # of a word of the other scripts
+_WORD_START = rf"(?:(?<![^\W_])|(?<=[{_UNSPACED}]))"  # in scripts with spaces
 
 Piece = tuple[str, bool]
 
 
 class Search:
-    """Finds messages by their words."""
+    """Searches messages by words."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, owner: str, query: str, cursor: str | None = None, limit: int = 20) -> Page[Hit]:
-        """Messages that hold all words of the query, or words beginning so; the newest first.
+        """Messages with all words of the query, or with words that start with them; newest first.
 
-        No word, no hit; no character of the query has a meaning of its own. Raises RequestError.
+        A query without words has no hits. No character of the query has a special meaning. Raises
+        RequestError (`cursor`).
         """
         limit = max(1, limit)
-        wanted, asked = words(query), terms(query)
-        if not asked:
+        query_words, index_terms = words(query), terms(query)
+        if not index_terms:
             return Page()
         before = 2**62 if cursor is None else cursor_number(cursor, int)
         values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
-        values["most"] = INDEXED_MAX + SHOWN  # where a hit can be, and what is shown with it
-        # The owner is in the index, so that no other one's texts are looked at.
+        values["most"] = INDEXED_MAX + SHOWN  # the indexed part and a snippet
+        # The owner is a word of the index, so that the search reads no texts of other owners.
         if self._database.sqlite:
-            all_of = " AND ".join(f'"{each}"*' for each in asked)
-            mine = owner.replace('"', '""')
-            values["query"] = f'owner : "{mine}" AND content : ({all_of})'
+            all_terms = " AND ".join(f'"{term}"*' for term in index_terms)
+            owner_term = owner.replace('"', '""')
+            values["query"] = f'owner : "{owner_term}" AND content : ({all_terms})'
             statement = _SQLITE_SEARCH
         else:
-            values["query"] = " & ".join(f"'{each}':*" for each in asked)
-            mine = owner.replace("\\", "\\\\").replace("'", "''")
-            values["mine"] = f"'owner {mine}'"
+            values["query"] = " & ".join(f"'{term}':*" for term in index_terms)
+            owner_term = owner.replace("\\", "\\\\").replace("'", "''")
+            values["mine"] = f"'owner {owner_term}'"
             statement = _POSTGRES_SEARCH
         with self._database.reading() as connection:
             rows: Sequence[Row[Any]] = []
             if not self._database.sqlite:
-                # What is found everywhere is found among the newest; else the index is quick.
+                # A frequent word has enough hits among the newest messages; for a rare one the
+                # search of the whole index is fast.
                 top = connection.scalar(select(func.max(messages.c.id))) or 0
                 values["least"] = min(before, top) - NEWEST
                 rows = connection.execute(text(statement), values).all()
@@ -80,14 +83,14 @@ class Search:
                 rows = connection.execute(text(statement), values).all()
         hits = tuple(
             Hit(
-                each.conversation_id,
-                each.title,
-                each.id,
-                each.role,
-                snippet(each.content, wanted),
-                each.created_at,
+                row.conversation_id,
+                row.title,
+                row.id,
+                row.role,
+                snippet(row.content, query_words),
+                row.created_at,
             )
-            for each in rows[:limit]
+            for row in rows[:limit]
         )
         return Page(hits, str(hits[-1].message_id) if len(rows) > limit else None)
 
@@ -116,49 +119,49 @@ _POSTGRES_SEARCH = """
 
 
 def trigrams(text: str) -> str | None:
-    """A text as its words go into the index; None where that is the text itself.
+    """The text to index in place of a message's text; None if the text itself is indexed.
 
-    Of a longer text than INDEXED_MAX, and of one that is longer in trigrams, the beginning.
+    It is cut to INDEXED_MAX characters.
     """
     part = text[:INDEXED_MAX]
     if not part.isascii() and _RUN.search(part):
-        # A letter becomes four characters, so this much is enough to cut from.
+        # A letter becomes up to four characters, so `part` is long enough.
         return _RUN.sub(lambda run: _cut(run[0], end=1), part)[:INDEXED_MAX]
     return part if len(part) < len(text) else None
 
 
 def _cut(run: str, end: int) -> str:
-    """The trigrams of a run, without its marks; those at its end may be shorter, down to `end`."""
-    letters = "".join(each for each in run if each.isalnum())
+    """The trigrams of a run of letters, without marks; at its end also shorter ones, from `end`."""
+    letters = "".join(char for char in run if char.isalnum())
     parts = [letters[at : at + 3] for at in range(max(1, len(letters) - end + 1))]
     return f" {' '.join(parts)} "
 
 
 def words(query: str) -> list[str]:
-    """The words of a query: letters and digits, in lower case, each once."""
-    found = (each[:LONGEST] for each in re.findall(r"[^\W_]+", query.lower()))
-    return list(dict.fromkeys(found))[:WORDS_MAX]
+    """The distinct words of a query: letters and digits, in lower case; at most WORDS_MAX."""
+    all_words = (word[:LONGEST] for word in re.findall(r"[^\W_]+", query.lower()))
+    return list(dict.fromkeys(all_words))[:WORDS_MAX]
 
 
 def terms(query: str) -> list[str]:
-    """What the index is asked for: its words begin with these."""
+    """The prefixes of index words that a message must have to match the query."""
     return words(_RUN.sub(lambda run: _cut(run[0], end=3), query))
 
 
-def snippet(text: str, wanted: list[str]) -> tuple[Piece, ...]:
-    """The part of a text around the first of these words, in pieces: (text, was searched for).
+def snippet(text: str, query_words: list[str]) -> tuple[Piece, ...]:
+    """The part of a text around the first match of a query word, in pieces (text, is a match).
 
-    Words count as found as in the search itself. The pieces are plain text.
+    Words match as in the search itself. The pieces are plain text.
     """
-    longest = sorted(wanted, key=len, reverse=True)
-    inside = [re.escape(each) for each in longest if _RUN.search(each)]
-    begun = [re.escape(each) for each in longest if not _RUN.search(each)]
-    whole = [rf"{_BEGINNING}(?:{'|'.join(begun)})[^\W_]*"] if begun else []
+    longest = sorted(query_words, key=len, reverse=True)
+    inside = [re.escape(word) for word in longest if _RUN.search(word)]
+    prefixes = [re.escape(word) for word in longest if not _RUN.search(word)]
+    whole = [rf"{_WORD_START}(?:{'|'.join(prefixes)})[^\W_]*"] if prefixes else []
     pattern = re.compile("|".join(inside + whole), re.IGNORECASE)
     first = pattern.search(text, 0, INDEXED_MAX)
     start = max(0, first.start() - BEFORE) if first else 0
     if start:
-        start = text.rfind(" ", 0, start + 1) + 1 or start  # at a word's beginning
+        start = text.rfind(" ", 0, start + 1) + 1 or start  # at the start of a word
         start = max(start, first.start() - 2 * BEFORE if first else 0)
     part = text[start : start + SHOWN]
     pieces: list[Piece] = [("…", False)] if start else []
@@ -167,4 +170,4 @@ def snippet(text: str, wanted: list[str]) -> tuple[Piece, ...]:
         pieces += [(part[at : match.start()], False), (match[0], True)]
         at = match.end()
     pieces.append((part[at:] + ("…" if start + SHOWN < len(text) else ""), False))
-    return tuple((" ".join(said.split("\n")), hit) for said, hit in pieces if said)
+    return tuple((" ".join(piece.split("\n")), is_hit) for piece, is_hit in pieces if piece)

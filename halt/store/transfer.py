@@ -1,4 +1,4 @@
-"""Conversations into files and out of them; the files' format is in `halt.store.portable`."""
+"""Exports and imports conversations. `halt.store.portable` defines the format of the files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from halt.store.stored_events import text_so_far
 from halt.store.tables import conversations, messages
 from halt.store.title_text import first_words
 
-IMPORT_STEP = 500  # messages that one transaction of an import writes
-IMPORT_CHARS = 1_000_000  # characters of them, after which there is none more
+IMPORT_STEP = 500  # messages that one transaction of an import writes at most
+IMPORT_CHARS = 1_000_000  # characters after which a transaction takes no further message
 
 T = TypeVar("T")
 
@@ -34,92 +34,96 @@ class Transfer:
     def export(
         self, owner: str, conversation_id: str | None = None
     ) -> Iterator[PortableConversation]:
-        """One conversation, or all of the owner's, one at a time. Raises UnknownConversation."""
+        """One conversation, or all of the owner, one by one. Raises UnknownConversation."""
         if conversation_id is not None:
             with self._database.reading() as connection:
-                one = _portable(connection, find(connection, conversation_id, owner))
-            return iter([one])
+                conversation = _portable(connection, find(connection, conversation_id, owner))
+            return iter([conversation])
         return self._export_all(owner)
 
     def _export_all(self, owner: str) -> Iterator[PortableConversation]:
-        last = ""
+        last_id = ""
         while True:
             with self._database.reading() as connection:
                 row = connection.execute(
                     select(conversations)
-                    .where(conversations.c.owner == owner, conversations.c.id > last, *LISTED)
+                    .where(conversations.c.owner == owner, conversations.c.id > last_id, *LISTED)
                     .order_by(conversations.c.id)
                     .limit(1)
                 ).one_or_none()
                 if row is None:
                     return
-                one = _portable(connection, row)
-            last = row.id
-            yield one
+                conversation = _portable(connection, row)
+            last_id = row.id
+            yield conversation
 
     def import_(self, owner: str, conversations_: Iterable[PortableConversation]) -> list[str]:
         """Add exported conversations, all of them or none; returns their IDs.
 
-        Those whose ID is taken get a new one. Raises RequestError.
+        A conversation whose ID is taken gets a new one. Raises RequestError.
         """
-        # Deleted until all are there: others can write in between, and nobody sees half of them.
-        added = []
-        for each in conversations_:
-            check(each)
-            added.append(self._import(owner, each))
+        # They are marked as deleted until all are complete: other transactions can write in
+        # between, and no reader sees a part of the import.
+        added_ids = []
+        for conversation in conversations_:
+            check(conversation)
+            added_ids.append(self._import(owner, conversation))
         with self._database.writing() as connection:
-            for some in _steps(added):
+            for ids in _batches(added_ids):
                 connection.execute(
-                    update(conversations)
-                    .where(conversations.c.id.in_(some))
-                    .values(deleted_at=None)
+                    update(conversations).where(conversations.c.id.in_(ids)).values(deleted_at=None)
                 )
-        return added
+        return added_ids
 
-    def _import(self, owner: str, given: PortableConversation) -> str:
-        """Add one conversation, deleted as yet, in steps that hold up nobody for long."""
+    def _import(self, owner: str, conversation: PortableConversation) -> str:
+        """Add a conversation, marked as deleted, in short transactions; returns its ID."""
         with self._database.writing() as connection:
-            taken = select(conversations.c.id).where(conversations.c.id == given.id)
-            new_id = secrets.token_urlsafe(16) if connection.scalar(taken) else given.id
+            taken = select(conversations.c.id).where(conversations.c.id == conversation.id)
+            new_id = secrets.token_urlsafe(16) if connection.scalar(taken) else conversation.id
             values = {"id": new_id, "owner": owner, "deleted_at": time.time()}
-            connection.execute(insert(conversations).values(values | _values(given)))
-        ids: dict[int | None, int | None] = {None: None}
-        for some in _steps(given.messages, lambda each: len(each.content)):
+            connection.execute(insert(conversations).values(values | _values(conversation)))
+        ids: dict[int | None, int | None] = {None: None}  # IDs in the file -> row IDs
+        for batch in _batches(conversation.messages, lambda message: len(message.content)):
             with self._database.writing() as connection:
-                added = connection.scalars(
+                row_ids = connection.scalars(
                     insert(messages).returning(messages.c.id, sort_by_parameter_order=True),
-                    [_imported(new_id, each) for each in some],
+                    [_imported(new_id, message) for message in batch],
                 )
-                ids.update(zip((each.id for each in some), added, strict=True))
-        wanted = set(given.chosen)
-        chosen = {each.parent: ids[each.id] for each in given.messages}  # where none is named
-        chosen |= {each.parent: ids[each.id] for each in given.messages if each.id in wanted}
+                ids.update(zip((message.id for message in batch), row_ids, strict=True))
+        chosen_ids = set(conversation.chosen)
+        # The last child of a message is chosen unless the file names another one.
+        chosen = {message.parent: ids[message.id] for message in conversation.messages}
+        chosen |= {
+            message.parent: ids[message.id]
+            for message in conversation.messages
+            if message.id in chosen_ids
+        }
         depths: dict[int | None, int] = {None: -1}
         groups: dict[int, int | None] = {}
         places = []
-        for each in given.messages:
-            depths[each.id] = depths[each.parent] + 1
+        for message in conversation.messages:
+            depths[message.id] = depths[message.parent] + 1
             group = None
-            if each.group is not None:
-                group = groups.setdefault(each.group, ids[each.id])
+            if message.group is not None:
+                group = groups.setdefault(message.group, ids[message.id])
             places.append(
                 {
-                    "message": ids[each.id],
-                    "above": ids[each.parent],
-                    "below": chosen.get(each.id),
-                    "level": depths[each.id],
+                    "message": ids[message.id],
+                    "above": ids[message.parent],
+                    "below": chosen.get(message.id),
+                    "level": depths[message.id],
                     "group": group,
                 }
             )
-        for part in _steps(places):
+        for place_batch in _batches(places):
             with self._database.writing() as connection:
-                connection.execute(_PLACED, part)
+                connection.execute(_SET_PLACE, place_batch)
         with self._database.writing() as connection:
             tree.choose(connection, new_id, None, chosen.get(None))
         return new_id
 
 
-_PLACED = (
+_SET_PLACE = (
     update(messages)
     .where(messages.c.id == bindparam("message"))
     .values(
@@ -131,84 +135,86 @@ _PLACED = (
 )
 
 
-def _steps(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
-    """The rows in parts that take a moment each."""
-    step: list[T] = []
+def _batches(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
+    """The rows in batches for short transactions. `size` returns the characters of a row."""
+    batch: list[T] = []
     total = 0
     for row in rows:
-        step.append(row)
+        batch.append(row)
         total += size(row)
-        if len(step) >= IMPORT_STEP or total >= IMPORT_CHARS:
-            yield step
-            step, total = [], 0
-    if step:
-        yield step
+        if len(batch) >= IMPORT_STEP or total >= IMPORT_CHARS:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
-def _values(given: PortableConversation) -> dict[str, Any]:
-    """What a file says of a conversation, for its row."""
+def _values(conversation: PortableConversation) -> dict[str, Any]:
+    """The row of an imported conversation, without its ID, owner and first message."""
     at = time.time()
-    title = " ".join(given.title.split())[:TITLE_MAX]
+    title = " ".join(conversation.title.split())[:TITLE_MAX]
     return {
-        "title": title or first_words(given.messages[0].content),
+        "title": title or first_words(conversation.messages[0].content),
         "titled_by": "user" if title else "words",
-        **msgspec.structs.asdict(given.settings),
-        "created_at": given.created_at or at,
-        "updated_at": given.updated_at or at,
+        **msgspec.structs.asdict(conversation.settings),
+        "created_at": conversation.created_at or at,
+        "updated_at": conversation.updated_at or at,
     }
 
 
-def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
-    """The row of a message of a file, without its place in the tree."""
+def _imported(conversation_id: str, message: PortableMessage) -> dict[str, Any]:
+    """The row of an imported message, without its place in the tree."""
     return {
         "conversation_id": conversation_id,
-        "role": given.role,
-        "content": given.content,
-        "trigrams": trigrams(given.content),
-        "state": given.state,
-        "model": given.model,
-        "asked_model": given.requested_model,
-        "stream_id": secrets.token_urlsafe(16) if given.role == "assistant" else "",
-        "picked": given.selected,
-        "created_at": given.created_at or time.time(),
-        "ended": given.ended or tree.ended_as(given.state),
-        "folds": given.steps or None,
+        "role": message.role,
+        "content": message.content,
+        "trigrams": trigrams(message.content),
+        "state": message.state,
+        "model": message.model,
+        "asked_model": message.requested_model,
+        "stream_id": secrets.token_urlsafe(16) if message.role == "assistant" else "",
+        "picked": message.selected,
+        "created_at": message.created_at or time.time(),
+        "ended": message.ended or tree.ended_as(message.state),
+        "folds": message.steps or None,
     }
 
 
 def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
+    """The conversation of a row for an export, with the text so far of running answers."""
     rows = connection.execute(
         select(messages)
         .where(messages.c.conversation_id == row.id)
         .order_by(messages.c.depth, messages.c.id)
     ).all()
 
-    def running(each: Row[Any]) -> bool:
-        return bool(each.state == "running")
+    def is_running(message: Row[Any]) -> bool:
+        return bool(message.state == "running")
 
-    chosen = {each.chosen_id for each in rows} | {row.first_id}
-    number = {each.id: n for n, each in enumerate(rows, 1)}
+    chosen = {message.chosen_id for message in rows} | {row.first_id}
+    number = {message.id: n for n, message in enumerate(rows, 1)}
     return PortableConversation(
         row.id,
         row.title,
         [
             PortableMessage(
-                number[each.id],
-                each.role,
-                each.content + (text_so_far(connection, each.stream_id) if running(each) else ""),
-                None if each.parent_id is None else number[each.parent_id],
-                each.model,
-                each.asked_model,
-                "interrupted" if running(each) else each.state,
-                each.rivals,
-                each.picked,
-                each.created_at,
-                tree.ended_of(each),
-                list(each.folds),
+                number[message.id],
+                message.role,
+                message.content
+                + (text_so_far(connection, message.stream_id) if is_running(message) else ""),
+                None if message.parent_id is None else number[message.parent_id],
+                message.model,
+                message.asked_model,
+                "interrupted" if is_running(message) else message.state,
+                message.rivals,
+                message.picked,
+                message.created_at,
+                tree.ended_of(message),
+                list(message.folds),
             )
-            for each in rows
+            for message in rows
         ],
-        [number[each.id] for each in rows if each.id in chosen],
+        [number[message.id] for message in rows if message.id in chosen],
         PortableSettings(row.model, row.system_prompt, row.temperature, row.max_tokens),
         row.created_at,
         row.updated_at,

@@ -529,7 +529,7 @@ GOOD = talk("Hi", "Ho")
         (b"", "Choose a file"),
         (b"no JSON", "JSON"),
         (b"\xff\xfe", "file"),
-        (b"[]", "it is not an export of Halt's. Halt reads JSON files that it has exported"),
+        (b"[]", "it is not an export of Halt. Halt reads JSON files that it has exported"),
         (b'{"format": "halt-conversations", "version": 1}', "conversations"),
         (exported(GOOD).replace(b"halt-conversations", b"somebody-elses"), "somebody-elses"),
         (exported(GOOD).replace(b'"version": 1', b'"version": 99'), "99"),

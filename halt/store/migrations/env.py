@@ -1,4 +1,7 @@
-"""Run by Alembic: at Halt's start on the connection it is given, else on the settings' database."""
+"""Run by Alembic, on the connection from `halt.store.migrate`.
+
+Where a developer calls `alembic`, it opens the database of the settings itself.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ from halt.store.tables import metadata
 
 
 def run(connection: Connection) -> None:
-    """Take the steps."""
+    """Run the migrations."""
     context.configure(connection=connection, target_metadata=metadata)
     with context.begin_transaction():
         context.run_migrations()
 
 
-given = context.config.attributes.get("connection")
-if given is not None:
-    run(given)
+shared_connection = context.config.attributes.get("connection")
+if shared_connection is not None:
+    run(shared_connection)
 else:
     config = load()
     engine = make_engine(config.data_folder, config.database_url).execution_options(write=True)

@@ -60,10 +60,10 @@ def test_an_export_of_another_product_is_named(given_file: Any, product: str) ->
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b'[{"messages": []}]', "it is not an export of Halt's. Halt reads JSON files"),
-        (b'{"messages": []}', "it is not an export of Halt's. Halt reads JSON files"),
-        (b"[]", "it is not an export of Halt's"),
-        (b'"text"', "it is not an export of Halt's"),
+        (b'[{"messages": []}]', "it is not an export of Halt. Halt reads JSON files"),
+        (b'{"messages": []}', "it is not an export of Halt. Halt reads JSON files"),
+        (b"[]", "it is not an export of Halt"),
+        (b'"text"', "it is not an export of Halt"),
         (b"PK\x03\x04rest", "it is a ZIP archive. Halt reads JSON files"),
         (b"<html>", "it is not JSON, or not all of it"),
         (b'{"format": "halt-conversations", "version": 1}', "the field “conversations” is missing"),

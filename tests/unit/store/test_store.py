@@ -1078,7 +1078,7 @@ def test_markdown_holds_what_is_shown(store: Store) -> None:
         ),
         ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
         ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
-        ('{"id":1,"role":"user","content":"a","rivals":1}', "no rival"),
+        ('{"id":1,"role":"user","content":"a","rivals":1}', "same prompt as the others"),
         ('{"id":1,"role":"robot","content":"a"}', "in conversation 2, message 1, the field “role”"),
         ('{"id":1,"role":"user"}', "the field “content” is missing"),
         ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
@@ -1196,14 +1196,14 @@ def test_a_sweep_leaves_what_is_being_imported(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A conversation of long ago has no messages yet when its import begins; it is kept."""
-    steps = module._steps
+    steps = module._batches
 
-    def swept_steps(*given: Any) -> Iterator[list[Any]]:
-        monkeypatch.setattr(module, "_steps", steps)
+    def swept_batches(*given: Any) -> Iterator[list[Any]]:
+        monkeypatch.setattr(module, "_batches", steps)
         assert store.generations.sweep(time.time()) == 0  # the messages are written in these steps
         return steps(*given)
 
-    monkeypatch.setattr(module, "_steps", swept_steps)
+    monkeypatch.setattr(module, "_batches", swept_batches)
     said = PortableMessage(1, "user", "Hi?", created_at=1.0)
     talk = PortableConversation("of-long-ago", "", [said], created_at=1.0, updated_at=1.0)
     (name,) = store.transfer.import_("anna", [talk])

@@ -1,4 +1,4 @@
-"""Conversations, messages, generations and the index of all words."""
+"""Create the tables of conversations, messages and generations, and the index of words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ depends_on = None
 
 ROW_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-#: A contentless index of each message's words, and of its owner: a search reads nobody else's.
+#: A contentless index of each message's words and its owner, so that a search reads no messages of
+#: other owners.
 SQLITE_SEARCH = (
     "CREATE VIRTUAL TABLE messages_words USING fts5("
     "content, owner, content='', prefix='1 2 3', tokenize='unicode61 remove_diacritics 2')",
@@ -42,7 +43,7 @@ SQLITE_SEARCH = (
     """,
 )
 
-#: The same. PostgreSQL refuses more than a megabyte of words, which only the longest texts have.
+#: The same for PostgreSQL. It rejects more than a megabyte of words, so long texts are cut.
 POSTGRES_SEARCH = (
     "ALTER TABLE messages ADD COLUMN words tsvector",
     """
@@ -62,7 +63,7 @@ POSTGRES_SEARCH = (
 
 
 def upgrade() -> None:
-    """Make everything."""
+    """Create all tables and indexes."""
     sqlite = op.get_bind().dialect.name == "sqlite"
 
     def where(name: str, table: str, columns: list[str], condition: str) -> None:

@@ -1,4 +1,4 @@
-"""Texts without blanks between words are indexed by trigrams: see `halt.store.search`."""
+"""Index texts without spaces between words by trigrams: see `halt.store.search`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-STEP = 1000  # messages that are looked at together
+STEP = 1000  # messages that are read together
 
 SQLITE_SEARCH = (
     "DROP TRIGGER messages_words_insert",
@@ -45,7 +45,7 @@ SQLITE_SEARCH = (
     """,
 )
 
-#: Here they need not be kept: what is indexed is a column of its own.
+#: The column `trigrams` is emptied on PostgreSQL, because `words` holds the indexed words.
 POSTGRES_SEARCH = (
     "DROP TRIGGER messages_words ON messages",
     """
@@ -66,16 +66,16 @@ POSTGRES_SEARCH = (
 
 
 def upgrade() -> None:
-    """Index the messages anew that hold such texts."""
+    """Index again the messages that contain such texts."""
     connection = op.get_bind()
     op.add_column("messages", sa.Column("trigrams", sa.Text))
     for statement in SQLITE_SEARCH if connection.dialect.name == "sqlite" else POSTGRES_SEARCH:
         op.execute(statement)
-    some = sa.text("SELECT id, content FROM messages WHERE id > :last ORDER BY id LIMIT :step")
+    query = sa.text("SELECT id, content FROM messages WHERE id > :last ORDER BY id LIMIT :step")
     change = sa.text("UPDATE messages SET trigrams = :trigrams WHERE id = :id")
     last = 0
-    while rows := connection.execute(some, {"last": last, "step": STEP}).all():
+    while rows := connection.execute(query, {"last": last, "step": STEP}).all():
         last = rows[-1].id
-        found = [{"id": each.id, "trigrams": trigrams(each.content)} for each in rows]
-        if wanted := [each for each in found if each["trigrams"] is not None]:
-            connection.execute(change, wanted)
+        values = [{"id": row.id, "trigrams": trigrams(row.content)} for row in rows]
+        if changes := [value for value in values if value["trigrams"] is not None]:
+            connection.execute(change, changes)
