@@ -292,9 +292,8 @@ def _shared(old: str, new: str) -> int:
 
     Linear in both, by the algorithm of Knuth, Morris and Pratt.
     """
-    borders = [
-        0
-    ]  # for each prefix of `new`: length of the longest proper prefix that is also its suffix
+    # For each prefix of `new`: length of its longest proper prefix that is also its suffix.
+    borders = [0]
     size = 0
     for char in new[1 : len(old)]:
         while size and char != new[size]:

@@ -261,7 +261,7 @@ def _probe_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
     is_plain = all(url.startswith("http://") for url in urls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else None
     transport = Transport(PROBE_SECONDS, context, mark, direct=True)
-    results: dict[str, _ProbeResult] = {}  # each thread sets the one of its own address
+    results: dict[str, _ProbeResult] = {}  # each thread sets its address's result
 
     def probe(url: str, connection: UpstreamConnection) -> None:
         try:
