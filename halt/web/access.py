@@ -1,4 +1,4 @@
-"""The access token, HALT_TOKEN: a program sends it as a Bearer, a browser logs in once.
+"""The access token (HALT_TOKEN): a program sends it as a Bearer token, a browser logs in once.
 
 Wrong tokens are counted (see `halt.web.token_failures`).
 """
@@ -19,35 +19,36 @@ from halt.web.token_failures import too_many_message
 PUBLIC_ENDPOINTS = frozenset({"static", "pages.login", "api.healthz"})
 
 
-def token_matches(given: str) -> bool:
-    """Compare in constant time with the access token."""
-    return hmac.compare_digest(given.encode(), services().config.token.encode())
+def token_matches(token: str) -> bool:
+    """Compare `token` with the access token, in constant time."""
+    return hmac.compare_digest(token.encode(), services().config.token.encode())
 
 
 def _bearer() -> str:
-    """The token that the request carries as `Authorization: Bearer`, "" where it has none."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else ""
+    """The token in the request's header `Authorization: Bearer`, "" where there is none."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def has_token() -> bool:
-    """The request itself carries the access token that is set."""
+    """Whether the request has the access token in its `Authorization` header."""
     return bool(services().config.token) and token_matches(_bearer())
 
 
 def count_wrong_token() -> int:
-    """Count a wrong token of this request's client; seconds to wait where there were too many."""
+    """Count a wrong token for the client's address; the seconds to wait, 0 below the limit."""
     return services().token_failures.count(client_address())
 
 
 def refuse_wrong_bearer() -> Response | None:
-    """Count the wrong token that the request carries. Return 429 where there were too many."""
+    """Count the request's wrong Bearer token, if any. A response 429 where there were too many."""
     wait = count_wrong_token() if _bearer() else 0
     refused = RequestRefused(429, "too_many_requests", too_many_message(wait), retry_after=wait)
     return error_response(refused) if wait else None
 
 
 def is_authorized() -> bool:
+    """Whether the endpoint is public, or the request has the token or a logged-in session."""
     if not services().config.token or request.endpoint in PUBLIC_ENDPOINTS:
         return True
     if has_token():
@@ -57,6 +58,6 @@ def is_authorized() -> bool:
 
 
 def login_mark() -> str:
-    """What a logged-in session carries: changes with the token, tells nothing about it."""
+    """The value that a logged-in session contains: an HMAC of the token, so it changes with it."""
     key, token = services().sessions.key(current_app), services().config.token
     return hmac.new(key.encode(), token.encode(), hashlib.sha256).hexdigest()

@@ -1,4 +1,4 @@
-"""A client's socket: calls that block have a deadline, and `sendall` may leave the rest unsent."""
+"""A client's socket: blocking calls have deadlines, and `sendall` may keep a rest unsent."""
 
 from __future__ import annotations
 
@@ -8,69 +8,70 @@ import struct
 import time
 from typing import Any
 
-SILENCE_MAX = 30.0  # seconds in which a client sends or takes nothing
-SLOWEST = 1_000  # bytes a second that a client sends or takes at least, beyond SILENCE_MAX
-REST_MAX = 65_536  # bytes that are left and added to: a head is sent before its body
-AT_ONCE = 262_144  # bytes of one system call, after which the deadline is looked at
+SILENCE_MAX = 30.0  # seconds in which a client may send or take no byte
+SLOWEST = 1_000  # bytes per second that a client must send or take after SILENCE_MAX
+REST_MAX = 65_536  # unsent bytes to which `sendall` adds: a head is sent before its body
+AT_ONCE = 262_144  # bytes of one system call; the deadline is checked after each
 
 
 def transfer_deadline(began: float, size: int) -> float:
-    """The deadline of a transfer of this many bytes that began at that time."""
+    """The deadline (monotonic time) of a transfer of `size` bytes that began at `began`."""
     return began + SILENCE_MAX + size / SLOWEST
 
 
 class ClientSocket(socket.socket):
-    """See the module.
+    """A client's socket as the worker uses it.
 
-    `leaves_rest`: `sendall` returns when the network takes no more, with the rest in `unsent`, and
-    only then waits where there is a rest of more than REST_MAX already. So a client that reads
-    slowly holds no thread: the worker's main loop sends the rest.
+    `leaves_rest`: `sendall` returns when the kernel's buffer is full and stores the rest in
+    `unsent`; the worker's main loop sends it, so a slow reader blocks no thread. `sendall` blocks
+    only where `unsent` already has more than REST_MAX bytes.
     """
 
     leaves_rest = False
     unsent = memoryview(b"")
-    behind = b""  # bytes that have come behind the request; a view that reads on begins with them
-    _come = memoryview(b"")
-    _is_all = False  # the request has no more bytes than those given
-    _body_began = 0.0  # when the body began that a thread reads; 0 where none does
+    behind = b""  # bytes received after the end of the request; a WebSocket reads them first
+    _preloaded = memoryview(b"")
+    _is_all = False  # the preloaded bytes are the whole request
+    _body_began = 0.0  # monotonic time when a thread began to read a body; 0 where none does
     _received = 0
 
     def limit_silence(self, seconds: float) -> None:
-        """Let each blocking call fail after that time without a byte, with BlockingIOError.
+        """Let each blocking call raise BlockingIOError after that time without a byte.
 
-        Where gunicorn itself does TLS it has no effect: Python's ssl tries such a call again.
+        It has no effect where gunicorn itself terminates TLS: Python's ssl repeats such a call.
         """
         value = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
         for which in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self.setsockopt(socket.SOL_SOCKET, which, value)
 
     def begin_body(self, received: int) -> None:
-        """A thread reads a body from now on, of which this many bytes have come."""
+        """Start the deadline of a body that a thread reads; `received` bytes of it are here."""
         self._body_began = time.monotonic()
         self._received = received
 
     def end_body(self) -> None:
-        """The body need not come any longer."""
+        """Cancel the deadline of the body."""
         self._body_began = 0.0
 
-    def preload(self, come: bytes, *, is_all: bool, behind: bytes = b"") -> None:
-        """Let `recv` return these bytes before others, in pieces of the size that it is asked for.
+    def preload(self, data: bytes, *, is_all: bool, behind: bytes = b"") -> None:
+        """Let `recv` return these bytes first, in pieces of the requested size.
 
-        gunicorn's reader would copy all that it has for each piece that it takes of it. `is_all`:
-        no others, but the end of file. So a thread never waits for a client whose request was read
-        in another way by the main loop: gunicorn takes longer lines of chunks, for example.
+        gunicorn's reader would copy its whole buffer for each piece. `is_all`: after these bytes
+        `recv` returns the end of file. So a thread never waits for a client where gunicorn and the
+        main loop find different ends of the request: gunicorn accepts longer chunk lines, for
+        example. `behind`: bytes after the end of the request.
         """
-        self._come = memoryview(come)
+        self._preloaded = memoryview(data)
         self._is_all = is_all
         self.behind = behind
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """As ever with flags. Raises BlockingIOError where a body comes too slowly."""
+        """As `socket.recv`. Raises BlockingIOError where a body is sent too slowly."""
         if flags:
             return super().recv(size, flags)
-        if self._come:
-            come, self._come = self._come[:size], self._come[size:]
-            return bytes(come)
+        if self._preloaded:
+            piece, self._preloaded = self._preloaded[:size], self._preloaded[size:]
+            return bytes(piece)
         if self._is_all:
             return b""
         data = super().recv(size)
@@ -81,7 +82,7 @@ class ClientSocket(socket.socket):
         return data
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        """Send it, or leave the rest. Raises BlockingIOError where the client is too slow."""
+        """Send the data or keep it in `unsent`. Raises BlockingIOError for a too slow client."""
         left, rest = self.unsent, memoryview(data).cast("B")
         self.unsent = memoryview(b"")
         if left:
@@ -94,7 +95,7 @@ class ClientSocket(socket.socket):
             self._send(rest, flags)
 
     def send_some(self, data: memoryview) -> int:
-        """How many of these bytes the network has taken, without waiting. Raises OSError."""
+        """Send without blocking; the number of bytes sent. Raises OSError."""
         try:
             return self.send(data[:AT_ONCE], socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):

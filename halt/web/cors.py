@@ -1,11 +1,11 @@
-"""Pages of other origins that may use the API (CORS). Off unless HALT_CORS_ORIGINS names some.
+"""CORS: lets pages of the origins in HALT_CORS_ORIGINS use the API. Off by default.
 
-Such a page is a program: its requests have no session, whatever cookies a browser sends along, and
-no response to them allows credentials or sets a cookie. With HALT_TOKEN set, it sends the token as
-a Bearer.
+Such a page is treated as a program: its requests have no session, even if the browser sends
+cookies, and responses to it neither allow credentials nor set cookies. With HALT_TOKEN set, it
+sends the token as a Bearer token.
 
-API names the routes that such a page may use. All others, and any that is added, are closed to it:
-they are the chat page's, which knows people by their cookies.
+API lists the routes that such a page may use. All other routes, also new ones, are refused to it:
+they belong to the chat page, which identifies people by their cookies.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-#: Blueprints and endpoints for programs.
+#: Blueprints and endpoints that are for programs.
 API = frozenset({"api", "openai_api", "openapi.described", "plain", "sockets", "streams"})
 
 METHODS = "GET, POST"
 HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id", "X-Stream-Id")
-OPENAI_HEADERS = "x-stainless-"  # what OpenAI's client for browsers says of itself
+OPENAI_HEADERS = "x-stainless-"  # prefix of the headers of OpenAI's JavaScript client
 EXPOSED = "X-Stream-Id, X-Request-Id, Retry-After"
-MAX_AGE = 7200  # seconds that a browser remembers a preflight; no browser does for longer
+MAX_AGE = 7200  # seconds that a browser caches a preflight; the longest that browsers allow
 
 
 def is_cross_origin() -> bool:
-    """A page of another origin makes this request, and may."""
+    """Whether an admitted page of another origin makes this request."""
     return "cors_origin" in g
 
 
@@ -42,10 +42,12 @@ def install(app: Flask, origins: tuple[str, ...]) -> None:
         if "*" not in origins and origin not in origins:
             return None
         g.cors_origin = "*" if "*" in origins else origin
-        asks = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
-        return _preflight() if asks else None
+        is_preflight = (
+            request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+        )
+        return _preflight() if is_preflight else None
 
-    def tell(response: Response) -> Response:
+    def add_headers(response: Response) -> Response:
         if is_api():
             response.vary.add("Origin")
         if is_cross_origin():
@@ -55,17 +57,17 @@ def install(app: Flask, origins: tuple[str, ...]) -> None:
         return response
 
     app.before_request(admit)
-    app.after_request(tell)
+    app.after_request(add_headers)
 
 
 def is_api() -> bool:
-    """The request is to a route for programs, or to an address that there is not."""
+    """Whether the request is to a route for programs, or to an unknown path."""
     endpoint = _endpoint()
     return endpoint is None or not API.isdisjoint({endpoint, endpoint.partition(".")[0]})
 
 
 def _endpoint() -> str | None:
-    """The request's endpoint, also where its method is a wrong one; None: no such address."""
+    """The request's endpoint, also where its method is not allowed; None for an unknown path."""
     if request.endpoint is not None:
         return request.endpoint
     fault, adapter = request.routing_exception, current_app.create_url_adapter(request)
@@ -78,22 +80,23 @@ def _endpoint() -> str | None:
 
 
 def is_same_origin(origin: str) -> bool:
-    """Halt's own page asks. A browser says so itself, where it says anything."""
+    """Whether Halt's own page makes this request: by Sec-Fetch-Site if sent, else by `origin`."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site == "same-origin"
     try:
         return urlsplit(origin).netloc == request.host
-    except ValueError:  # an address that is none
+    except ValueError:  # a malformed address
         return False
 
 
 def _preflight() -> Response:
-    """What a page may ask for. Credentials are not among it."""
-    wanted = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")
-    more = sorted(name for each in wanted if (name := each.strip()).startswith(OPENAI_HEADERS))
+    """The response to a preflight request. It does not allow credentials."""
+    requested = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")
+    names = map(str.strip, requested)
+    openai_names = sorted(name for name in names if name.startswith(OPENAI_HEADERS))
     response = Response(status=204)
     response.headers["Access-Control-Allow-Methods"] = METHODS
-    response.headers["Access-Control-Allow-Headers"] = ", ".join((*HEADERS, *more))
+    response.headers["Access-Control-Allow-Headers"] = ", ".join((*HEADERS, *openai_names))
     response.headers["Access-Control-Max-Age"] = str(MAX_AGE)
     return response

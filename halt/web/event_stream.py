@@ -1,14 +1,14 @@
-"""Response bodies that follow a run: what a view returns to stream one run to one client.
+"""Response bodies that stream one run to one client.
 
-`RunReader` is a reader's place at a run, from the view that looks how the answer begins to the last
-byte of the response. `EventStream` is a WSGI body made of it: a comment line at once (headers leave
-with the first bytes) and after each `heartbeat` of silence, and what `present` makes of the events
-in between, for every kind of Server-Sent Events. `TextStream` is one of the answer's text alone.
-`collect_answer` waits for a whole answer, for responses that are no stream.
+`RunReader` registers a reader of a run, from the view's first look at the answer to the last byte
+of the response. `EventStream` is a WSGI body for all kinds of Server-Sent Events: it sends the
+frames that `present` makes of the events, and a comment line at once (headers are sent with the
+first bytes) and after each `heartbeat` without data. `TextStream` sends the answer's text only.
+`collect_answer` waits for a complete answer, for responses that are not streamed.
 
 Under gunicorn the view's thread yields the first bytes and then sleeps, while the relay writes to
-the client's socket (`halt.web.sink`). Under any other server, and behind a middleware that may
-change the body, the view follows the log by itself and yields the same bytes.
+the client's socket (`halt.web.sink`). Under other servers, and behind middleware that may change
+the body, the view's thread follows the log itself and yields the same bytes.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from halt.web.sink import FrameResult, PendingFrame, Presenter, Sink, gunicorn_r
 
 T = TypeVar("T")
 
-WHOLE_INTERVAL = 0.1  # seconds between two looks at an answer that is given as a whole
+WHOLE_INTERVAL = 0.1  # seconds between two reads of the log for a response with a whole answer
 
-#: For every proxy on the way: this is a stream, do not keep, change or gather it.
+#: They tell proxies to not cache, transform or buffer the stream.
 SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
@@ -61,7 +61,7 @@ SSE_HEADERS = {
 
 
 def json_frames(events: list[tuple[int, Event]]) -> bytes:
-    """Events as JSON Server-Sent Events, `[DONE]` behind the terminal one."""
+    """Events as JSON Server-Sent Events, with `[DONE]` after the terminal event."""
     frames = [sse(seq, event) for seq, event in events]
     if is_terminal(events[-1][1]):
         frames.append(FINAL_FRAME)
@@ -69,7 +69,7 @@ def json_frames(events: list[tuple[int, Event]]) -> bytes:
 
 
 class RunReader:
-    """A reader's place at a run, to be given back by `close`."""
+    """A registered reader of a run. `close` unregisters it."""
 
     def __init__(
         self,
@@ -78,12 +78,12 @@ class RunReader:
         client: socket.socket | None,
         after: int = 0,
     ) -> None:
-        """Take the place. Raises AtCapacity, OffsetLost."""
-        run.log.read(after, 1)  # an offset that is lost is an error before the headers
+        """Register the reader. Raises AtCapacity, OffsetLost."""
+        run.log.read(after, 1)  # so that a lost offset raises before the headers are sent
         self.run = run
         self._generations = generations
         self._client = client
-        self.after = after  # the event behind which the reader begins
+        self.after = after  # the number of the event after which the reader begins
         self._open = True
         self._viewer: Viewer = generations.readers.view(run)
         self._departure: Departure | None = None
@@ -95,23 +95,23 @@ class RunReader:
         self.close()
 
     def events(self) -> Iterator[Event]:
-        """Each event as it comes. Ends early when the client has left. Raises OffsetLost."""
+        """Yield events as they come. Ends early if the client leaves. Raises OffsetLost."""
         self._watch_client()
         for group in self.run.follow(self.after, self._viewer, WHOLE_INTERVAL):
             for _, event in group:
                 yield event
 
     def _watch_client(self) -> None:
-        """From now on notice that the client leaves, also in silence."""
+        """Start to watch for the client's departure, also while nothing is sent."""
         if self._departure is None and self._client is not None:
             leave = partial(self.run.leave, self._viewer)
             self._departure = Departure(self._generations.relay, self._client, leave)
 
     def wait(self, begins: Callable[[Event], bool], timeout: float = float("inf")) -> None:
-        """Return at an event that `begins` the answer, at the run's end, or when the client leaves.
+        """Wait for an event for which `begins` is true, the run's end or the client's departure.
 
-        Or after `timeout` seconds, to a second. Takes nothing: all is read again afterwards.
-        Raises AnswerFailed where the run has failed before such an event, OffsetLost.
+        Also returns after `timeout` seconds, at most a second late. The events are not consumed.
+        Raises AnswerFailed where the run fails before such an event, OffsetLost.
         """
         deadline = now() + timeout
         self._watch_client()
@@ -125,7 +125,7 @@ class RunReader:
                 return
 
     def close(self) -> None:
-        """Give the place back. The reader has left: see `Run.leave`."""
+        """Unregister the reader (see `Run.leave`). May be repeated."""
         if self._open:
             self._open = False
             if self._departure is not None:
@@ -134,9 +134,9 @@ class RunReader:
 
 
 class EventStream(RunReader):
-    """The body of one streaming response. `close` is called by the server in every case."""
+    """The body of one streaming response. The server calls `close` in every case."""
 
-    #: Sent at once, and after each `heartbeat` of silence.
+    #: Sent at once, and after each `heartbeat` without data.
     comment = HEARTBEAT
 
     def __init__(
@@ -155,11 +155,11 @@ class EventStream(RunReader):
         on_close: Callable[[], None] | None = None,
         unopened_run: Run | None = None,
     ) -> None:
-        """Take a reader's place. Raises AtCapacity, OffsetLost.
+        """Register the reader. Raises AtCapacity, OffsetLost.
 
-        `opening`: the first bytes, where they are no comment. `interval`: the least time between
-        two frames, in seconds. `brief`: end after the events that are there now; the client comes
-        back for more. `empty_message` is sent at the stream's end to a reader that already has
+        `opening`: the first bytes, by default the comment. `interval`: the minimum time between
+        two frames, in seconds. `brief`: end after the events that exist now; the client requests
+        later ones itself. `empty_message` is sent at the stream's end to a reader that already has
         every event. `idle_message` is called while no events come; the bytes that it returns are
         sent, b"" sends nothing. `unopened_run`: the run, where the reader's thread opens its
         upstream.
@@ -178,15 +178,15 @@ class EventStream(RunReader):
 
     @property
     def is_dismissed(self) -> bool:
-        """The reader is to go now, with what it has been sent."""
+        """Whether the stream to this reader must end now."""
         return self._viewer.gone
 
     def paint(self, work: Callable[[], object]) -> None:
-        """Have this done by the thread for what takes milliseconds."""
+        """Run `work` in the painter thread, which does the work that takes milliseconds."""
         self._generations.painter.put(work)
 
     def leave(self) -> None:
-        """The reader has left, or was dropped."""
+        """Unregister the reader, which has left or was dropped."""
         self.run.leave(self._viewer)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -199,12 +199,12 @@ class EventStream(RunReader):
             yield frame_bytes(self.present(events))
 
     def _frames(self) -> Iterator[bytes]:
-        # The frame that asks for the first bytes is the server's; around this one there may be
-        # another generator of this module.
-        asking = sys._getframe(1)
-        while asking.f_back is not None and asking.f_code.co_filename == __file__:
-            asking = asking.f_back
-        response = gunicorn_response(asking, self._client)
+        # The caller that requests the first bytes is the server, perhaps through another generator
+        # of this module.
+        caller = sys._getframe(1)
+        while caller.f_back is not None and caller.f_code.co_filename == __file__:
+            caller = caller.f_back
+        response = gunicorn_response(caller, self._client)
         yield self.opening
         service = self._generations
         if response is None or not (service.config.relay_writes and service.painter.is_running):
@@ -220,13 +220,13 @@ class EventStream(RunReader):
             raise ConnectionResetError(errno.ECONNRESET, "the reader has left")
 
     def _start_opening(self) -> None:
-        """Have a thread of its own open the upstream, where this one will not."""
+        """Start a thread that opens the run's upstream, unless this thread has opened it."""
         unopened_run, self._unopened_run = self._unopened_run, None
         if unopened_run is not None:
             unopened_run.start_work()
 
     def _follow_log(self) -> Iterator[bytes]:
-        """The frames, by the view's own thread."""
+        """Yield the frames in the view's thread."""
         self._watch_client()
         heartbeat = self.heartbeat
         sent_at = now()
@@ -244,26 +244,26 @@ class EventStream(RunReader):
                 sent_at = now()
                 yield frame
         except OffsetLost as lost:
-            # The reader is further behind than the log is long: an error, never a gap.
+            # The reader's next event is no longer in the log: send an error, never leave a gap.
             yield self.lost_frame(lost)
         else:
             if not has_sent and not viewer.gone:
                 yield self.empty_message
 
     def lost_frame(self, lost: OffsetLost) -> bytes:
-        """The last frame of a reader whose next events are no longer kept."""
+        """The last frame of a reader whose next event is no longer kept."""
         return b"data: %b\n\n" % encode(StreamLost.from_error(lost)) + FINAL_FRAME
 
     def close(self) -> None:
         if self._open:
-            self._start_opening()  # the client has left before the first byte
+            self._start_opening()  # where the client has left before the first byte
             super().close()
             if self._on_close is not None:
                 self._on_close()
 
 
 def frame_bytes(frame: FrameResult) -> bytes:
-    """The frame itself, made by this thread."""
+    """The bytes of a frame, made by this thread where they are not ready."""
     if isinstance(frame, bytes):
         return frame
     done = frame()
@@ -274,10 +274,10 @@ def frame_bytes(frame: FrameResult) -> bytes:
 
 
 class TextStream(EventStream):
-    """The body of a response that is the answer's text and nothing else.
+    """The body of a response that is the answer's plain text.
 
-    Text has no place for an error. So an answer that is not whole ends with a line for people and
-    without the end that HTTP asks for (the last chunk), which every HTTP client reports.
+    Plain text has no field for an error. So an incomplete answer ends with a line that names the
+    error, and without HTTP's last chunk, which HTTP clients report as an error.
     """
 
     comment = b""
@@ -285,15 +285,15 @@ class TextStream(EventStream):
     def __init__(
         self, generations: GenerationService, run: Generation, client: socket.socket | None
     ) -> None:
-        """Take a reader's place. Raises AtCapacity."""
+        """Register the reader. Raises AtCapacity."""
         super().__init__(generations, run, client, 0, self._text)
         self._broken = False
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._frames()
         if self._broken or self.run.log.ended is None:
-            # The server closes the connection for this one without a word.
-            raise ConnectionResetError(errno.ECONNRESET, "the answer is not whole")
+            # For this error the server closes the connection and logs nothing.
+            raise ConnectionResetError(errno.ECONNRESET, "the answer is not complete")
 
     def _text(self, events: list[tuple[int, Event]]) -> bytes:
         text = "".join(event.content for _, event in events)
@@ -311,7 +311,7 @@ class TextStream(EventStream):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A whole answer. `content` is what is kept of it: of a stopped one, what was seen."""
+    """A complete answer. `content`: its text; of a stopped one, the text that was seen."""
 
     content: str
     reasoning: str
@@ -321,12 +321,12 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def collect_answer(reader: RunReader) -> Answer:
-    """Wait for the whole answer. Raises AnswerFailed, OffsetLost, RequestError."""
+    """Wait for the complete answer. Raises AnswerFailed, OffsetLost, RequestError."""
     thoughts: list[str] = []
     calls: list[ToolCall] = []
     extras = Extras()
     ended: Done | Cancelled | None = None
-    for event in reader.events():  # to its end, where the model's connection is let go of
+    for event in reader.events():  # to the run's end, where the upstream connection is released
         if isinstance(event, Reasoning):
             thoughts.append(event.text)
         elif isinstance(event, ReasoningEnd):
@@ -339,13 +339,13 @@ def collect_answer(reader: RunReader) -> Answer:
             raise answer_failed(event)
         elif isinstance(event, Done | Cancelled):
             ended = event
-    if ended is None:  # the client has most likely left
+    if ended is None:  # the client has probably left
         raise RequestError("The connection was closed for sending, which is taken for leaving.")
     return Answer(reader.run.answer()[1], "".join(thoughts), calls, extras, ended)
 
 
 def answer_failed(event: Failed) -> AnswerFailed:
-    """A run's error as the answer to the request that started it."""
+    """A run's error as the error of the request that started the run."""
     error = event.error
     return AnswerFailed(
         error.code,
@@ -357,9 +357,9 @@ def answer_failed(event: Failed) -> AnswerFailed:
 
 
 def cancel_on_error(run: Run, make: Callable[[], T], *, is_unopened: bool = False) -> T:
-    """What `make` makes of a run that was just started; where it can't, the run ends too.
+    """Return `make()` for a run that was just started; if it raises, cancel the run.
 
-    `is_unopened`: the result of `make` was to open the run's upstream.
+    `is_unopened`: the result of `make` would have opened the run's upstream.
     """
     try:
         return make()

@@ -1,11 +1,11 @@
-"""What is believed of the headers that a proxy adds, and the answer for a program that asks.
+"""Trusted proxies: which of their headers Halt uses, and a response that tells what it received.
 
-HALT_TRUSTED_PROXIES=N is the only source of trust. With N > 0, the client's address is the Nth
-value from the end of X-Forwarded-For, and the scheme is the last value of X-Forwarded-Proto: the
-proxy next to Halt says it, also where it passes on what the outer proxies have said. With N = 0
-both headers are ignored. Requests with fewer values keep the address of the connection.
+HALT_TRUSTED_PROXIES=N is the only setting that decides it. With N > 0, the client's address is the
+Nth value from the end of X-Forwarded-For, and the scheme is the last value of X-Forwarded-Proto:
+the proxy next to Halt sets or passes on this value. With N = 0 both headers are ignored. Requests
+with fewer values keep the address of the connection.
 
-The server must not decide about these headers on its own; see gunicorn.conf.py.
+The server must not evaluate these headers itself; see gunicorn.conf.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from halt.web.services import services
 
 
 def inspected() -> Response | None:
-    """Before each request that `security.guard` has let in: answer one that asks how it arrived.
+    """The response to a request with the INSPECT header, None for others: how the request arrived.
 
-    With HALT_TOKEN set, only the token's holder is answered so, also on routes that are open to
-    all; a wrong token counts as one there too. Every route answers, since a proxy may treat paths
-    and upgrades differently.
+    Runs before each request that `security.guard` accepts. With HALT_TOKEN set, the request must
+    have the token, also on public routes; a wrong token is counted. Every route responds so,
+    because a proxy may treat paths and upgrades differently.
     """
     if INSPECT not in request.headers:
         return None
@@ -43,7 +43,7 @@ def inspected() -> Response | None:
 
 
 def install(app: Flask, trusted: int) -> None:
-    """Put both into the application, after the guards. `trusted`: HALT_TRUSTED_PROXIES."""
+    """Install both in the application, after the guards. `trusted`: HALT_TRUSTED_PROXIES."""
     app.before_request(inspected)
     if trusted:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=1)  # type: ignore[method-assign]

@@ -1,14 +1,13 @@
-"""How many streams a client may start in a time: HALT_RATE_SESSION and HALT_RATE_ADDRESS.
+"""Limits of the starts of streams per time: HALT_RATE_SESSION and HALT_RATE_ADDRESS.
 
-Only starts are counted, by whichever surface they come. Whoever has started enough can still stop,
-read on and look; so every limit here leaves Stop alone.
+Only starts are counted, on every route. A client over its limit can still stop and read streams, so
+no limit here affects Stop.
 
-A limit counts in windows that begin with a client's first start, in all workers together, in one
-small SQLite file: what is counted outlives a reload, and a transaction makes test and count one
-step. It is written without waiting for the disk: a machine that loses its power forgets who had
-started what. A window is let go of when it is over: the file holds the clients of one window at
-most. What cannot be counted, because the disk is full or the file is broken, is let through and
-logged.
+A limit counts in windows that begin with a client's first start. All workers count in one small
+SQLite file: counts survive a reload, and one transaction checks and counts. Writes do not wait for
+the disk, so a power failure loses the counts. A window is deleted when it ends, so the file holds
+the clients of at most one window. A start that cannot be counted (full disk, broken file) is
+allowed, and the error is logged.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from halt.errors import RequestError, TooManyRequests
 from halt.web.requests import client_address
 from halt.web.sessions import owner
 
-WAIT = 2.0  # seconds for another process that counts at the same moment
+WAIT = 2.0  # seconds to wait for the file's lock, which another process may hold
 SCHEMA = """
 PRAGMA synchronous = OFF;
 CREATE TABLE IF NOT EXISTS windows (key TEXT PRIMARY KEY, count INTEGER, ends REAL) WITHOUT ROWID;
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class RateLimits:
-    """The limits of one application, and what has been counted."""
+    """The limits of one application and their counters. Threads may share it."""
 
     def __init__(self, settings: Config) -> None:
         self._of_session = _parsed(settings.rate_session)
@@ -49,7 +48,7 @@ class RateLimits:
         self.counters = RateCounters(settings.data_folder / "rates.db")
 
     def count(self, starts: int, *, hit: bool = True) -> None:
-        """Count so many starts, all or none; without `hit` only look whether they are allowed.
+        """Count all of these starts or none; with `hit=False` only check whether they are allowed.
 
         Raises TooManyRequests, RequestError.
         """
@@ -79,27 +78,27 @@ def _parsed(rates: str) -> Iterable[RateLimitItem]:
 
 
 class RateCounters:
-    """The windows that are open, each with its count. A window begins with its first count."""
+    """The open windows and their counts, in a SQLite file. A window begins with its first count."""
 
     def __init__(self, path: Path) -> None:
-        """Touches nothing: the file is opened by the process that counts, after its fork."""
+        """Opens no file: the worker opens it after its fork, at the first count."""
         self._path = path
-        self._lock = threading.Lock()  # protects the connection, and is held while it is used
+        self._lock = threading.Lock()  # protects the connection; held while it is used
         self._connection: sqlite3.Connection | None = None
 
     def count(
         self, limits: Mapping[str, RateLimitItem], starts: int, *, hit: bool
     ) -> dict[str, float]:
-        """Count starts in the windows of all these limits, or in none where one has no room.
+        """Count starts in the windows of all these limits, or in none where one of them is full.
 
-        `limits` are by the keys of their windows; without `hit` nothing is counted. Returns the
-        keys of the windows without room, each with the time of its end. Raises sqlite3.Error,
+        `limits`: by the keys of their windows. With `hit=False` nothing is counted. Returns the
+        keys of the full windows with their end times (seconds since 1970). Raises sqlite3.Error,
         OSError.
         """
         full: dict[str, float] = {}
         with self._lock:
             database = self._connection = self._connection or self._opened()
-            with database:  # one transaction: a step for all threads and processes
+            with database:  # one transaction, atomic for all threads and processes
                 database.execute("BEGIN IMMEDIATE")
                 at = time.time()
                 database.execute("DELETE FROM windows WHERE ends <= ?", (at,))

@@ -1,9 +1,9 @@
-"""A name for each request, so that a client's report, its response and the log can be put together.
+"""Request IDs: they relate a client's report, the response and the log lines of one request.
 
-A response carries it as the header `X-Request-Id`. It is the request's own where that has one of
-1 to 128 characters of A-Z, a-z, 0-9, dot, _ and -, and is made up otherwise. Log lines of Halt that
-are written while a request is answered end with it; lines about a run end with that of the request
-which started the run (see `halt.core.request_ids`).
+A response has the ID in the header `X-Request-Id`. It is the ID that the request sent, where that
+has 1 to 128 characters of A-Z, a-z, 0-9, dot, _ and -; otherwise it is generated. Halt's log lines
+during a request end with its ID; lines about a run end with the ID of the request that started the
+run (see `halt.core.request_ids`).
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 HEADER = "X-Request-Id"
-GIVEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
+VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def with_request_id(sentence: str, request_id: str) -> str:
-    """A sentence that ends with the request's ID, once."""
+    """The sentence with the request's ID at its end; unchanged where it already ends so."""
     mark = quoted(request_id)
     return sentence if sentence.endswith(mark) else sentence + mark
 
 
 class RequestContext:
-    """A WSGI application that names each request, and reads its chain, around the one that answers.
+    """WSGI middleware that sets the current request ID and the current chain (see `halt.web.via`).
 
-    Both are `current` until the response's body is there, not while the body is read.
+    Both are set until the application returns the response's body, not while the body is read.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        given = environ.get("HTTP_X_REQUEST_ID", "")
-        request_id = given if GIVEN.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        client_id = environ.get("HTTP_X_REQUEST_ID", "")
+        request_id = client_id if VALID_ID.fullmatch(client_id) else f"req_{secrets.token_hex(12)}"
 
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             return start_response(status, [*headers, (HEADER, request_id)], *more)
@@ -52,10 +52,10 @@ class RequestContext:
 
 
 def add_to_log() -> None:
-    """Let the lines of Halt's own loggers end with the request's ID. Harmless when repeated.
+    """Add the request's ID to the end of the log lines of Halt's loggers. May be repeated.
 
-    Filters of a logger are not those of the loggers below it, so each logger gets its own: whatever
-    handlers the server has, its lines have the ID.
+    Each logger gets its own filter, because a logger's filter does not apply to its child loggers.
+    So lines have the ID with any handlers of the server.
     """
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("halt."):

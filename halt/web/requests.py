@@ -1,4 +1,4 @@
-"""What a request says of its client and of the response that it wants."""
+"""Reads the current request: its client, its parameters and the kind of response it expects."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from flask import request
 from halt.core.decoding import is_number
 from halt.errors import RequestError
 
-NETWORK = 64  # bits that tell one client's IPv6 network from another's; the rest it picks itself
+NETWORK = 64  # bits of an IPv6 client's network; the client chooses the others itself
 
 
 def client_address() -> str:
-    """The client's address (see `halt.web.proxies`) as far as limits tell clients apart."""
-    found = request.remote_addr or ""
+    """The client's address (see `halt.web.proxies`) as the limits use it: for IPv6 its network."""
+    remote = request.remote_addr or ""
     try:
-        known = ipaddress.ip_address(found)
+        address = ipaddress.ip_address(remote)
     except ValueError:
-        return found
-    if isinstance(known, ipaddress.IPv4Address):
-        return found
-    if known.ipv4_mapped is not None:
-        return str(known.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(known), NETWORK), strict=False))
+        return remote
+    if isinstance(address, ipaddress.IPv4Address):
+        return remote
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), NETWORK), strict=False))
 
 
 def client_socket() -> socket.socket | None:
-    """The connection of this request, where the server hands it over (gunicorn does)."""
-    found = request.environ.get("gunicorn.socket")
-    return found if isinstance(found, socket.socket) else None
+    """The socket of this request, None where the server does not pass it (gunicorn does)."""
+    client = request.environ.get("gunicorn.socket")
+    return client if isinstance(client, socket.socket) else None
 
 
 def is_upgrade() -> bool:
-    """The request is the beginning of a WebSocket, which may do whatever a POST may."""
+    """Whether the request opens a WebSocket, which can do everything that a POST can."""
     return "websocket" in request.headers.get("Upgrade", "").lower()
 
 
 def wants_fragment() -> bool:
-    """The page asks, not a program."""
+    """Whether the page's script (htmx) makes the request, which expects an HTML fragment."""
     return request.headers.get("HX-Request") == "true"
 
 
 def wants_page() -> bool:
-    """A person goes to an address; programs do not ask for text/html."""
+    """Whether a browser loads a page: a GET that accepts text/html, as programs do not."""
     return request.method == "GET" and _wants_html()
 
 
 def is_plain_form_post() -> bool:
-    """The browser itself sends a form of the page; programs do not ask for text/html."""
+    """Whether a browser without scripts sends a form: a POST that accepts text/html."""
     return request.method == "POST" and _wants_html()
 
 
@@ -58,21 +58,21 @@ def _wants_html() -> bool:
 
 
 def is_openai() -> bool:
-    """The request is to a path that OpenAI's clients ask, there or not."""
+    """Whether the path is one of OpenAI's API (/v1/), also where no such route exists."""
     return f"{request.path}/".startswith("/v1/")
 
 
 def after_parameter() -> int:
-    """The event after which a reader wants to go on. Raises RequestError."""
-    places = request.headers.get("Last-Event-ID"), request.args.get("after")
-    given = [raw for raw in places if raw]
-    if not all(map(is_number, given)):
+    """The number of the event after which a reader resumes; 0 by default. Raises RequestError."""
+    sources = request.headers.get("Last-Event-ID"), request.args.get("after")
+    values = [value for value in sources if value]
+    if not all(map(is_number, values)):
         raise RequestError("after must be the number of an event, 0 or more.", field="after")
-    return int(given[0]) if given else 0
+    return int(values[0]) if values else 0
 
 
 def message_id(field: str) -> int:
-    """A message's ID in the form. Raises RequestError."""
+    """The message ID in a form or query field. Raises RequestError."""
     raw = request.values.get(field, "")
     if not is_number(raw):
         raise RequestError(f"{field} must be the ID of a message.", field=field)

@@ -1,7 +1,7 @@
-"""Responses that every route makes: JSON, and errors as their client reads them.
+"""Responses of all routes: JSON, and errors in the format that the client expects.
 
-An error is JSON for programs, a fragment or a page for people, and OpenAI's shape on its paths.
-What was not foreseen is logged and answered without its details.
+An error is JSON for programs, an HTML fragment or page for people, and has OpenAI's format under
+/v1. An unexpected exception is logged, and its response has no details.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 
 def add_stream_id_header(stream_id: str) -> None:
-    """Let the response to this request name its stream, whatever becomes of it."""
+    """Set `X-Stream-Id` in the response to this request, also if it becomes an error."""
 
     @after_this_request
-    def name(response: Response) -> Response:
+    def add_header(response: Response) -> Response:
         response.headers["X-Stream-Id"] = stream_id
         return response
 
@@ -52,17 +52,17 @@ def add_stream_id_header(stream_id: str) -> None:
 def openai_error(
     status: int, code: str, message: str, request_id: str, field: str | None = None
 ) -> OpenAIError:
-    """An error in OpenAI's shape and, where it has some, in its words."""
+    """An error in OpenAI's format, with OpenAI's types and codes where they exist."""
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     if status == 401:
         code = "invalid_api_key"
-    known = _OPENAI_CODES.get(code, code)
-    said = with_request_id(message, request_id)
-    return OpenAIError(OpenAIErrorDetail(said, kind, field, known))
+    openai_code = _OPENAI_CODES.get(code, code)
+    text = with_request_id(message, request_id)
+    return OpenAIError(OpenAIErrorDetail(text, kind, field, openai_code))
 
 
 class RequestRefused(HaltError):
-    """A request that is answered with this status and code."""
+    """A request that is refused with this status and code."""
 
     def __init__(
         self,
@@ -78,12 +78,12 @@ class RequestRefused(HaltError):
 
 
 def error_response(error: HaltError) -> Response:
-    """The response that says this error: JSON, a fragment or a page, whatever was asked for."""
+    """The response for an error: JSON, OpenAI's format, an HTML fragment or a page."""
     request_id, status, code, message = current(), error.status, error.code, error.message
-    if status == 500:  # what has happened stands in the log alone
+    if status == 500:  # the details are in the log only
         message = with_request_id(message, request_id)
     if wants_fragment():
-        # No template: a Stop may be refused, and its way waits for nothing.
+        # No template: a Stop may be refused, and the path of a Stop must not wait.
         html = f'<p class="fault" role="alert" data-code="{escape(code)}">{escape(message)}</p>'
         response = Response(html, status, mimetype="text/html")
         response.headers["HX-Retarget"] = "#notice"
@@ -92,20 +92,21 @@ def error_response(error: HaltError) -> Response:
         body = openai_error(status, code, message, request_id, error.field)
         response = json_response(body, status)
         if not error.retryable or "X-Stream-Id" in request.headers:
-            # Heard by OpenAI's clients, which would ask again: in vain, or with an ID in use.
+            # OpenAI's clients obey it. They would retry without effect, or with an ID in use.
             response.headers["X-Should-Retry"] = "false"
     elif wants_page() or is_plain_form_post():
         response = Response(render_template("error.html", message=message), status)
     else:
-        named = msgspec.UNSET if error.field is None else error.field
-        told = ErrorDetail(code, message, error.retryable, request_id, named)
-        response = json_response(Error(told), status)
+        field = msgspec.UNSET if error.field is None else error.field
+        detail = ErrorDetail(code, message, error.retryable, request_id, field)
+        response = json_response(Error(detail), status)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     return response
 
 
 def too_large() -> TooLarge:
+    """The error for a body over the current request's limit."""
     return TooLarge(f"The body is larger than {request.max_content_length} bytes.")
 
 
@@ -127,14 +128,14 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
 
 
 def _unknown_path_message() -> str:
-    """What a client is told that asks for a path which OpenAI has and Halt has not."""
-    known = sorted(
+    """The message of a 404 under /v1: the paths that exist."""
+    paths = sorted(
         f"{method} {re.sub('<[^<>]*>', 'NAME', rule.rule)}"
         for rule in current_app.url_map.iter_rules()
         if rule.rule.startswith("/v1/")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     )
-    return f"There is no {request.path[:200]} here. There are: {', '.join(known)}."
+    return f"There is no {request.path[:200]} here. There are: {', '.join(paths)}."
 
 
 def _on_unexpected_error(error: Exception) -> Response:
@@ -144,7 +145,7 @@ def _on_unexpected_error(error: Exception) -> Response:
 
 
 def install(app: Flask) -> None:
-    """Put the error handlers into the application."""
+    """Install the error handlers in the application."""
     app.register_error_handler(HaltError, error_response)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(Exception, _on_unexpected_error)

@@ -1,8 +1,8 @@
 """Guards before each request, and the security headers of each response.
 
-- Requests that change or start something, WebSockets included, are refused when they come from
-  another site's page, unless HALT_CORS_ORIGINS lets that one in (see `halt.web.cors`). So is what a
-  script of another origin reads of the chat page. No response to such a page sets a cookie.
+- Requests of another site's page that change or start something, WebSockets included, are refused,
+  unless HALT_CORS_ORIGINS admits the page (see `halt.web.cors`). So are requests for the chat page
+  by scripts of another origin. No response to such a page sets a cookie.
 - Every response carries a strict Content-Security-Policy.
 """
 
@@ -27,12 +27,12 @@ from halt.web.services import services
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: No inline script or style, nothing from elsewhere, no frame around the page.
+#: No inline scripts or styles, nothing from other origins, no frame around the page.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'"
 )
-#: Added to every response that does not have a header of the same name.
+#: Added to every response that has no header of the same name.
 SECURITY_HEADERS = (
     ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
     ("X-Content-Type-Options", "nosniff"),
@@ -43,19 +43,19 @@ SECURITY_HEADERS = (
 )
 FORM = "application/x-www-form-urlencoded"
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-STARTED_BY_GET = frozenset({"plain.stream"})  # guarded as the unsafe methods are
-STREAMED_BODIES = frozenset({"sidebar.import_"})  # has a limit of its own, and checks what it reads
-#: Bodies that are JSON, whatever type they are said to be.
+STARTED_BY_GET = frozenset({"plain.stream"})  # starts a run, so guarded like UNSAFE methods
+STREAMED_BODIES = frozenset({"sidebar.import_"})  # has its own limit and checks its body itself
+#: Endpoints whose bodies are JSON with any Content-Type.
 JSON_BODIES = frozenset({"openai_api.completions", "plain.chat", "streams.chat_stream"})
-#: Bodies that carry people's or programs' texts, and so may be as long as HALT_MAX_BODY_BYTES.
+#: Endpoints whose bodies contain long texts: their limit is HALT_MAX_BODY_BYTES.
 LONG_BODIES = JSON_BODIES | {"pages.send", "sidebar.save_settings"}
-SHORT_BODY_MAX = 65_536  # bytes of all others
-#: Fields of a form. 1,000,000 in a body of 4 MB held the interpreter's lock for 0.4 s.
+SHORT_BODY_MAX = 65_536  # bytes of all other bodies
+#: Maximum of fields in a form. 1,000,000 in a body of 4 MB held the interpreter's lock for 0.4 s.
 FIELDS_MAX = 1_000
 
 
 def _is_cross_site() -> bool:
-    """A browser says that another site makes this request, one that is not let in."""
+    """Whether a page of another site, which is not admitted, makes this request."""
     if is_cross_origin():
         return False
     site = request.headers.get("Sec-Fetch-Site")
@@ -68,22 +68,22 @@ def _is_cross_site() -> bool:
         if origin is None:
             return "Mozilla/" in request.headers.get("User-Agent", "")
     if origin is None:
-        return False  # not a browser, or one that would have sent it for another site
+        return False  # no browser; or one that sends Origin for other sites
     try:
         return origin == "null" or urlsplit(origin).netloc != request.host
-    except ValueError:  # an address that is none
+    except ValueError:  # a malformed address
         return True
 
 
 def _is_read_from_elsewhere() -> bool:
-    """A script of another origin asks for what is the chat page's. Following a link is none."""
+    """Whether a script of another origin requests the chat page. A followed link has no Origin."""
     origin = request.headers.get("Origin")
     is_page = request.endpoint != "static" and not is_api()
     return origin is not None and is_page and not is_same_origin(origin)
 
 
 def _has_unknown_host() -> bool:
-    """The request is made to a name that this Halt does not go by."""
+    """Whether the request's Host is not one of HALT_HOSTS."""
     names = services().config.trusted_hosts
     if names is None:
         return False
@@ -94,28 +94,28 @@ def _has_unknown_host() -> bool:
 
 
 def _check_body() -> None:
-    """Read the body; it must be whole, and within the limit. Raises RequestError, TooLarge.
+    """Read the body and check that it is complete and within the route's limit.
 
-    The limit is that of the route: a Stop and other requests without a text are short.
+    Raises RequestError, TooLarge. Requests without long texts, such as a Stop, have a low limit.
 
-    The server leaves it to us whether all of it has come: a form that broke off in the middle of a
-    prompt looks like a shorter prompt. One without a length is cut at the limit by werkzeug.
+    The server does not check completeness: a form that is cut off in the middle of a prompt looks
+    like a shorter prompt. werkzeug cuts a body without a length at the limit.
     """
     if request.method not in UNSAFE or request.endpoint in STREAMED_BODIES:
         return
     if request.endpoint is not None and request.endpoint not in LONG_BODIES:
-        most = min(SHORT_BODY_MAX, services().config.max_body_bytes)
-        request.max_content_length = request.max_form_memory_size = most
+        limit = min(SHORT_BODY_MAX, services().config.max_body_bytes)
+        request.max_content_length = request.max_form_memory_size = limit
     try:
         body = request.get_data()
     except (OSError, ParseException) as exc:  # gunicorn found broken chunks, or lost the client
         raise RequestError("The body's chunks are malformed.", field="body") from exc
-    told, size = request.content_length, len(body)
-    if told is None and size >= (request.max_content_length or 0):
+    length, size = request.content_length, len(body)
+    if length is None and size >= (request.max_content_length or 0):
         raise too_large()
-    if told is not None and size < told:
+    if length is not None and size < length:
         raise RequestError("The body ended before all of it had come.", field="body")
-    # Here, since werkzeug limits the fields of a multipart form alone: 300,000 took 0.24 s of CPU.
+    # werkzeug limits only the fields of multipart forms: 300,000 took 0.24 s of CPU.
     if (
         request.mimetype == FORM
         and request.endpoint not in JSON_BODIES
@@ -125,8 +125,8 @@ def _check_body() -> None:
 
 
 def guard() -> BaseResponse | None:
-    """Before each request: refuse it where it is not allowed. Raises RequestError, LoopDetected."""
-    via.check(services().mark)  # first: it may end a circle
+    """Before each request: return a refusal or None. Raises RequestError and LoopDetected."""
+    via.check(services().mark)  # first, so that it ends a loop of requests early
     if _has_unknown_host():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
         return error_response(RequestRefused(403, "unknown_host", message))
@@ -149,10 +149,10 @@ def guard() -> BaseResponse | None:
 
 
 class SecurityHeaders:
-    """A WSGI application that adds SECURITY_HEADERS to each response, around the one that answers.
+    """WSGI middleware that adds SECURITY_HEADERS to each response.
 
-    A header that the response has already is kept. Here and not in an `after_request`, since
-    werkzeug checks and copies each header of a response several times (20 us a request).
+    Headers that the response already has are kept. It is no `after_request` function, because
+    werkzeug checks and copies each header of a response several times (20 us per request).
     """
 
     def __init__(self, app: WSGIApplication) -> None:
@@ -161,13 +161,13 @@ class SecurityHeaders:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             present = {name for name, _ in headers}
-            headers += [each for each in SECURITY_HEADERS if each[0] not in present]
+            headers += [header for header in SECURITY_HEADERS if header[0] not in present]
             return start_response(status, headers, *more)
 
         return self._app(environ, start)
 
 
 def install(app: Flask) -> None:
-    """Put guards and headers into the application."""
+    """Install the guard and the headers in the application."""
     app.before_request(guard)
     app.wsgi_app = SecurityHeaders(app.wsgi_app)  # type: ignore[method-assign]

@@ -1,13 +1,13 @@
-"""Looks at the server that loads the application, and refuses one in which Stop cannot work.
+"""Checks the server that loads the application, and refuses one in which Stop cannot work.
 
-gunicorn must run `halt.server.worker.Worker` with a thread for each stream and some more. Its
-synchronous worker has one thread, which holds the stream while the Stop waits; its asynchronous
-ones run every view in one event loop; its threaded one lets idle connections take every thread, and
-cuts streams off when it leaves. gunicorn tells an application nothing about its settings, but it
-loads the application itself: the object that has the settings is on the stack while the application
-is made.
+gunicorn must run `halt.server.worker.Worker` with one thread per stream and some more. Its
+synchronous worker has one thread, which the stream occupies while the Stop waits. Its asynchronous
+workers run every view in one event loop. In its threaded worker idle connections can occupy every
+thread, and it cuts streams off when it exits. gunicorn does not pass its settings to an
+application, but it loads the application itself: the object that has the settings is on the stack
+while the application is created.
 
-Other servers (Flask's own, waitress, a test client) give each request a thread; they may go on.
+Other servers (Flask's own, waitress, a test client) use one thread per request and are accepted.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from halt.assets import CHECKOUT
 from halt.config.checks import check_reachable
 from halt.config.settings import Config, ConfigError
 
-#: A worker that leaves with this status makes gunicorn's master leave too; for any other it starts
-#: the next one, for ever.
+#: If a worker exits with this status, gunicorn's master exits too. For any other status the master
+#: starts the next worker, without end.
 EXIT_STATUS = 4
 
-WORKER = "halt.server.worker.Worker"  # gunicorn loads it by this name, when it is to
+WORKER = "halt.server.worker.Worker"  # the name by which gunicorn loads it
 _START = f"cd {quote(str(CHECKOUT))} && gunicorn app:app" if CHECKOUT else "halt-chat"
 _HINT = f"Start Halt by `{_START}`, without -k and --threads."
 
 
 def check(settings: Config) -> None:
-    """To be called while the application is made. Raises ConfigError."""
+    """Check the server. Call it while the application is created. Raises ConfigError."""
     gunicorn = _gunicorn()
     if gunicorn is not None:
         check_gunicorn(gunicorn, settings)
@@ -43,9 +43,9 @@ def check(settings: Config) -> None:
 
 
 def check_gunicorn(gunicorn: Any, settings: Config) -> None:
-    """`gunicorn` is its `Config`. Raises ConfigError."""
-    kinds = {f"{each.__module__}.{each.__name__}" for each in gunicorn.worker_class.__mro__}
-    if WORKER not in kinds:
+    """Check gunicorn's settings; `gunicorn` is its `Config` object. Raises ConfigError."""
+    class_names = {f"{c.__module__}.{c.__name__}" for c in gunicorn.worker_class.__mro__}
+    if WORKER not in class_names:
         raise ConfigError(
             f"gunicorn runs its {gunicorn.worker_class_str} worker, and Stop needs Halt's own, "
             f"which gunicorn.conf.py sets. {_HINT}"
@@ -71,7 +71,7 @@ def check_gunicorn(gunicorn: Any, settings: Config) -> None:
 
 
 def _gunicorn() -> Any:
-    """The `Config` of the gunicorn that loads the application; None for any other server."""
+    """The `Config` object of the gunicorn that loads the application; None for other servers."""
     base = sys.modules.get("gunicorn.app.base")
     if base is None:
         return None

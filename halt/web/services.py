@@ -1,4 +1,4 @@
-"""The parts of one application: made by `halt.app`, read by routes, commands and the worker."""
+"""The services of one application, created by `halt.app`, used by routes, commands and worker."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Services:
-    """What an application has one of. Threads share all of it."""
+    """The objects of which an application has one each. Threads share all of them."""
 
     config: Config
-    mark: str  # names this application in the `Via` of its requests to model servers
+    mark: str  # identifies this application in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands
     store: Store
@@ -45,14 +45,14 @@ class Services:
     sessions: Sessions
     rate_limits: RateLimits | None  # None: starts are not limited
     token_failures: TokenFailures = field(default_factory=TokenFailures)
-    #: Set when the demo model has answered.
+    #: Set when the demo model has answered once.
     demo_ready: threading.Event = field(default_factory=threading.Event)
-    #: Held while a part of an exported file is made: each thread that makes one delays everything
-    #: else by the interpreter's switch interval.
+    #: Held while a part of an exported file is generated, by one thread at a time: each such thread
+    #: delays all others by the interpreter's switch interval.
     exporting: threading.Lock = field(default_factory=threading.Lock)
 
     def close(self) -> None:
-        """Close the parts that hold something. One that cannot be closed keeps no other from it."""
+        """Close the services that hold resources. A failure is logged and the others are closed."""
         for part in (self.generations, self.titles, self.store, self.renderer):
             try:
                 part.close()
@@ -61,6 +61,6 @@ class Services:
 
 
 def services(app: Flask = current_app) -> Services:
-    """The parts of this application; of the one that serves the request, where none is given."""
-    found: Services = app.extensions["halt"]
-    return found
+    """The services of `app`, by default of the application that handles the current request."""
+    result: Services = app.extensions["halt"]
+    return result

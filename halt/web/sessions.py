@@ -1,4 +1,4 @@
-"""Sessions: a browser has a signed cookie with a random owner ID, a program has none."""
+"""Sessions: a browser has a signed cookie with a random owner ID, a program has no session."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from halt.config.settings import Config
 from halt.web.cors import is_cross_origin, is_same_origin
 from halt.web.requests import wants_page
 
-COOKIES_MAX = 16_384  # bytes of cookies; no browser sends more to a server that sets one
-VERIFIED_MAX = 1024  # session cookies that are remembered as signed by this application
+COOKIES_MAX = 16_384  # bytes of cookies; browsers send less to a server that sets one cookie
+VERIFIED_MAX = 1024  # cached session cookies whose signature has been verified
 
-#: The session's cookie of an earlier Halt, which had the port in its name.
+#: The session cookie of an earlier version of Halt, named after the port.
 _NAMED_BY_PORT = re.compile(r"halt_session_[0-9]{1,5}")
 
 
 def owner() -> str | None:
-    """The session that asks, None for a program without one."""
-    found = None if is_cross_origin() else session.get("owner")
-    return found if isinstance(found, str) else None
+    """The owner ID of the requesting session, None for a program without a session."""
+    owner_id = None if is_cross_origin() else session.get("owner")
+    return owner_id if isinstance(owner_id, str) else None
 
 
 def ensure_owner() -> str:
-    """The session that asks; a new one is begun where there is none."""
-    found = owner()
-    if found is None:
-        found = session["owner"] = secrets.token_urlsafe(16)
+    """The owner ID of the requesting session, which is created where there is none."""
+    owner_id = owner()
+    if owner_id is None:
+        owner_id = session["owner"] = secrets.token_urlsafe(16)
         session.permanent = True
-    return found
+    return owner_id
 
 
 class Sessions(SecureCookieSessionInterface):
-    """Cookies signed with the application's key.
+    """Session cookies, signed with the application's key.
 
-    Browsers send a cookie to every port of a host, and a Halt may not know the port by which it is
-    reached. So the cookie's name follows from the key, not from the port: Halts with keys of their
-    own never replace each other's cookie, and processes that share a key share the name.
+    Browsers send a cookie to every port of a host, and a Halt may not know its public port. So the
+    cookie's name is derived from the key, not from the port: Halts with different keys do not
+    replace each other's cookie, and processes that share a key share the name.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._name = ""
         self._serializer: URLSafeTimedSerializer | None = None
-        # Cookies that were verified: 50 us, 8 % of a Stop with a cookie.
+        # A cache: verifying a cookie takes 50 us, 8 % of a Stop with a cookie.
         self._verified = lru_cache(VERIFIED_MAX)(self._verify)
 
     def prepare(self, app: Flask) -> None:
-        """Have key and name at hand before the first request. Raises ConfigError."""
+        """Load the key and compute the name before the first request. Raises ConfigError."""
         self.get_cookie_name(app)
         self.get_signing_serializer(app)
 
     def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
-        """The one serializer of the application, which has no state: 40 us a request less."""
+        """The application's serializer, cached: it has no state, and it saves 40 us per request."""
         if self._serializer is None:
             self.key(app)
             self._serializer = super().get_signing_serializer(app)
@@ -78,12 +78,12 @@ class Sessions(SecureCookieSessionInterface):
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """The session of this request.
 
-        A browser without a cookie of this name may have one of an earlier Halt, which named it
-        after its port. If it bears this application's signature, its session goes on, and the
-        response sets it under the new name. The older cookie is left: another Halt with the same
-        key may still need it.
+        A browser without a cookie of this name may have a cookie of an earlier version of Halt,
+        named after the port. If this application signed it, its session continues, and the
+        response sets the cookie under the new name. The older cookie is not deleted: another Halt
+        with the same key may still use it.
 
-        Too many cookies are none: 800 kB of them took 0.28 s, on the way of a Stop too.
+        Cookies of more than COOKIES_MAX bytes are ignored: 800 kB took 0.28 s, also for a Stop.
         """
         if not 0 < len(request.environ.get("HTTP_COOKIE", "")) <= COOKIES_MAX:
             return self.session_class()
@@ -107,7 +107,7 @@ class Sessions(SecureCookieSessionInterface):
         return session
 
     def _loaded(self, app: Flask, value: str) -> tuple[dict[str, Any], datetime]:
-        """A cookie's content and when it was signed. Raises BadSignature, also for an old one."""
+        """A cookie's content and signing time. Raises BadSignature, also where it is too old."""
         data, signed_at = self._verified(app, value)
         age = datetime.now(UTC) - signed_at
         if not timedelta() <= age <= app.permanent_session_lifetime:
@@ -115,7 +115,7 @@ class Sessions(SecureCookieSessionInterface):
         return data, signed_at
 
     def _verify(self, app: Flask, value: str) -> tuple[dict[str, Any], datetime]:
-        """The same, of any age. Only what bears the application's signature is remembered."""
+        """The same without the check of its age. Only valid results are cached."""
         serializer = self.get_signing_serializer(app)
         assert serializer is not None  # noqa: S101 - there is a key
         data, signed_at = serializer.loads(value, return_timestamp=True)
@@ -124,33 +124,33 @@ class Sessions(SecureCookieSessionInterface):
     def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
         """Whether the response sets the cookie: its content has changed, or a page is loaded.
 
-        Each page extends the cookie's life by a year. Other requests leave the cookie as it is,
-        because to sign it and to set it takes CPU time: 0.1 ms of a Stop's 1.0.
+        Each loaded page extends the cookie's life by a year. Other requests do not set it, because
+        signing takes CPU time: 0.1 ms of a Stop's 1.0 ms.
         """
-        if _is_of_another_origin():  # where a browser takes it, its own session would be gone
+        if _is_of_another_origin():  # the cookie would replace the browser's own session
             return False
         return session.modified or (session.permanent and wants_page())
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        """Set the cookie where `should_set_cookie` says so.
+        """Set the cookie if `should_set_cookie` returns True.
 
-        A response that depends on the session says so to caches (`Vary`), with a cookie or without.
+        A response that depends on the session has `Vary: Cookie` for caches in both cases.
         """
         if self.should_set_cookie(app, session):
             super().save_session(app, session, response)
         elif session.accessed:
-            others = response.headers.get("Vary")
-            response.headers["Vary"] = f"{others}, Cookie" if others else "Cookie"
+            vary = response.headers.get("Vary")
+            response.headers["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
 
     def get_cookie_secure(self, app: Flask) -> bool:
-        """Whether browsers send the cookie over HTTPS alone: where it was set over HTTPS.
+        """Whether browsers send the cookie over HTTPS only: True where it is set over HTTPS.
 
-        Halt on a local network without TLS has to work as well.
+        Halt must also work on a local network without TLS.
         """
         return request.is_secure  # behind a proxy: see `halt.web.proxies`
 
     def key(self, app: Flask) -> str:
-        """What the application signs with: where none is set, what its data folder keeps.
+        """The key of the application's signatures; by default the one in its data folder.
 
         Raises ConfigError.
         """
@@ -159,19 +159,20 @@ class Sessions(SecureCookieSessionInterface):
         return str(app.secret_key)
 
     def _cookie_mark(self, app: Flask) -> str:
-        """What tells this application's cookie from those of other Halts. Raises ConfigError.
+        """The part of the cookie's name that differs between Halts. Raises ConfigError.
 
-        It follows from the key and, where the conversations are in the data folder, from the
-        folder's mark: two folders may have been given the same key. Hosts that share a PostgreSQL
-        share the key alone.
+        It is derived from the key and, where the conversations are in the data folder, from the
+        folder's mark, because two folders may have the same key. Hosts that share a PostgreSQL
+        database share the key only, so the mark is left out there.
         """
-        place = "" if self._config.database_url else data_dir.mark(self._config.data_folder)
-        digest = hmac.new(self.key(app).encode(), f"cookie name {place}".encode(), hashlib.sha256)
+        folder_mark = "" if self._config.database_url else data_dir.mark(self._config.data_folder)
+        message = f"cookie name {folder_mark}".encode()
+        digest = hmac.new(self.key(app).encode(), message, hashlib.sha256)
         return digest.hexdigest()[:16]
 
 
 def _is_of_another_origin() -> bool:
-    """A page of another origin makes this request; following its link to Halt is none."""
+    """Whether a page of another origin makes this request, other than by a followed link."""
     if is_cross_origin():
         return True
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")

@@ -1,10 +1,9 @@
-"""The relay's part of a streaming response: it writes a run's events to one client's socket.
+"""Writes a run's events to one client's socket in the relay thread, as part of a response.
 
-gunicorn writes the head of the response and the body's first bytes. From then on the relay writes
-the chunks of the body, up to and including the last one of the stream; the last chunk of HTTP,
-which is empty, is gunicorn's again. The view sleeps in between. It is woken when the kernel has
-taken everything and the socket is in no table of the relay's, or after the connection was shut
-down.
+gunicorn writes the response's head and the body's first bytes. Then the relay writes the chunks of
+the body, up to the last one of the stream; gunicorn writes HTTP's last chunk, which is empty. The
+view's thread sleeps in between. It wakes when the kernel has taken all bytes and the relay has
+removed the socket from its tables, or after the connection was shut down.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from halt.core.relay import PIPELINED_LOOK, READ, WRITE, Relay, Timer, contained
 from halt.errors import OffsetLost
 from halt.web.client_socket import ClientSocket
 
-#: Makes the bytes of a group of events, or gives a function that makes them: that one may take
-#: milliseconds, so the relay has it called by a thread, once and before the next group.
+#: Makes the bytes of a group of events, or returns a function that makes them. Such a function may
+#: take milliseconds, so the painter thread calls it, once and before the next group.
 Presenter = Callable[[list[tuple[int, Event]]], "FrameResult"]
 
 
 @dataclass(frozen=True)
 class PendingFrame:
-    """A frame that `make` makes when the future is resolved, which takes seconds at most."""
+    """A frame that `make` makes when `future` is done, which takes seconds at most."""
 
     future: Future[Any]
     make: Callable[[], bytes]
@@ -43,9 +42,9 @@ class PendingFrame:
 
 FrameResult = bytes | Callable[[], bytes | PendingFrame]
 
-GROUP_CHARS = 65_536  # about as many in one frame
-GROUP_EVENTS = 64  # of one frame, so that a long replay holds up no other reader
-STUCK_MAX = 30.0  # seconds without a byte taken, after which a reader is dropped; it can resume
+GROUP_CHARS = 65_536  # characters of one frame, approximately
+GROUP_EVENTS = 64  # events of one frame, so that a long replay does not delay other readers
+STUCK_MAX = 30.0  # seconds in which a client takes no byte; then it is dropped and can resume
 
 _NOTHING = memoryview(b"")
 
@@ -53,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """What the relay needs of `halt.web.event_stream.EventStream`, which itself makes a `Sink`."""
+    """The part of `halt.web.event_stream.EventStream` that a `Sink` uses."""
 
     run: Generation
     after: int
@@ -67,24 +66,24 @@ class Stream(Protocol):
 
     @property
     def is_dismissed(self) -> bool:
-        """The reader is to go now, with what it has been sent."""
+        """Whether the stream to this reader must end now."""
 
     def lost_frame(self, lost: OffsetLost) -> bytes:
-        """The last frame of a reader whose next events are no longer kept."""
+        """The last frame of a reader whose next event is no longer kept."""
 
     def paint(self, work: Callable[[], object]) -> None:
-        """Have this done by the thread for what takes milliseconds."""
+        """Run `work` in the painter thread."""
 
     def leave(self) -> None:
-        """The reader has left, or was dropped."""
+        """Unregister the reader, which has left or was dropped."""
 
 
 def gunicorn_response(frame: FrameType | None, client: socket.socket | None) -> Any:
-    """gunicorn's Response where its threaded worker itself iterates the body.
+    """gunicorn's Response, where gunicorn's threaded worker iterates the body directly.
 
-    None: something else does, which may frame or change the bytes in its own way: another server,
-    HTTP/1.0, TLS that ends here, a middleware around the body. `frame` is the one that asked for
-    the body's first bytes.
+    None where the bytes may be framed or changed otherwise: another server, HTTP/1.0, TLS that
+    gunicorn terminates, middleware around the body. `frame`: the stack frame that requested the
+    body's first bytes.
     """
     if (
         frame is None
@@ -99,11 +98,11 @@ def gunicorn_response(frame: FrameType | None, client: socket.socket | None) -> 
 
 
 class Sink:
-    """A client's socket, and its reader's place in the log. All but `wait` is the relay's.
+    """Sends the log to a client's socket. Only the relay thread uses it, except for `wait`.
 
-    One group of events at a time is made and sent. What the network does not take is kept, at most
-    that one group; then nothing is made until the client has taken it. So memory is bounded, and a
-    reader that is behind goes on from the log.
+    It makes and sends one group of events at a time. Bytes that the kernel does not take are kept,
+    at most one group; no group is made until they are sent. So memory is bounded, and a slow reader
+    continues from the log.
     """
 
     def __init__(self, stream: Stream, response: Any) -> None:
@@ -111,26 +110,26 @@ class Sink:
         self._run = stream.run
         self._response = response
         self._relay = stream.relay
-        self._finished = threading.Lock()  # the view sleeps on it
+        self._finished = threading.Lock()  # held until the end; the view's thread waits for it
         self._finished.acquire()
-        self._is_whole = False  # all was taken, so the server can end the body
+        self._is_whole = False  # all bytes were taken, so the server can end the body
         self._sock: socket.socket = response.sock
         self._is_open = False  # from `_begin` on, until `_end`
-        self._events = 0  # what the selector waits for
+        self._events = 0  # the events that the selector waits for
         self._after = stream.after
         self._shares = isinstance(stream.present, FunctionType)
-        self._is_scheduled = True  # a look at the log is coming
-        self._has_sent = False  # a group of events
-        self._unsent = _NOTHING  # what the network has not taken
+        self._is_scheduled = True  # `_serve` will run
+        self._has_sent = False  # at least one group of events
+        self._unsent = _NOTHING  # bytes that the kernel has not taken
         self._taken_at = self._sent_at = now()
-        self._ready_at = 0.0  # before this time no group is sent
+        self._ready_at = 0.0  # no group is sent before this time
         self._is_painting = False
-        self._is_ending = False  # nothing follows what is there
+        self._is_ending = False  # nothing is sent after the current bytes
         self._timers: dict[str, Timer] = {}
         self._relay.post(self._begin)
 
     def wait(self) -> bool:
-        """By the view: sleep until the reader is through. False: it has left, or was dropped."""
+        """In the view's thread: wait for the end. False: the reader has left or was dropped."""
         self._finished.acquire()
         return self._is_whole
 
@@ -144,7 +143,7 @@ class Sink:
         self._serve()
 
     def _end(self, *, whole: bool) -> None:
-        """The socket is the view's again."""
+        """Give the socket back to the view's thread."""
         if not self._is_open:
             return
         self._is_open = False
@@ -173,10 +172,10 @@ class Sink:
             self._relay.change(self._sock, events, self._ready)
         else:
             self._relay.unwatch(self._sock)
-        self._events = events  # last: where the selector refuses, `_drop` finds what it has
+        self._events = events  # last: if the selector raises, `_drop` must see its real state
 
     def _schedule(self, name: str, time: float, work: Callable[[], None]) -> None:
-        """Call `work` at this time, in place of what was to be called under this name."""
+        """Call `work` at this time. It replaces the timer of the same name."""
         if name in self._timers:
             self._timers[name].cancel()
         self._timers[name] = self._relay.at(time, work)
@@ -191,7 +190,7 @@ class Sink:
 
     @contained
     def _serve(self) -> None:
-        """Send the next group, if there is one and the client has taken the one before."""
+        """Send the next group, if there is one and the client has taken the previous one."""
         self._is_scheduled = False  # before the read: a later event schedules it again
         if not self._is_open or self._unsent or self._is_painting or self._is_ending:
             return
@@ -199,14 +198,14 @@ class Sink:
         if stream.is_dismissed:
             self._send_result(b"", is_last=True)
             return
-        ended = log.ended  # before the read: with the end all events are there
+        ended = log.ended  # before the read: if it has ended, the read sees all events
         if stream.interval and ended is None and (at := self._ready_at) > now():
             self._schedule("interval", at, self._serve)
             return
         try:
             events = log.read(self._after, GROUP_EVENTS)
         except OffsetLost as lost:
-            # The reader is further behind than the log is long: an error, never a gap.
+            # The reader's next event is no longer in the log: send an error, never leave a gap.
             self._send_result(stream.lost_frame(lost), is_last=True)
             return
         if not events:
@@ -227,22 +226,22 @@ class Sink:
             return present(events)
         if newest and newest[:3] == (present, after, self._after):
             return newest[3]
-        made = present(events)
-        if isinstance(made, bytes):
-            self._run.newest_frame = (present, after, self._after, made)
-        return made
+        result = present(events)
+        if isinstance(result, bytes):
+            self._run.newest_frame = (present, after, self._after, result)
+        return result
 
-    def _send_result(self, made: FrameResult, *, is_last: bool) -> None:
-        """Send what `present` has made, or have it made by the painter."""
-        if isinstance(made, bytes):
+    def _send_result(self, result: FrameResult, *, is_last: bool) -> None:
+        """Send the bytes, or have the painter make them."""
+        if isinstance(result, bytes):
             self._is_ending = is_last
-            self._send(made)
+            self._send(result)
             return
         self._is_painting = True
-        self._stream.paint(partial(self._paint, made, is_last))
+        self._stream.paint(partial(self._paint, result, is_last))
 
     def _paint(self, make: Callable[[], bytes | PendingFrame], is_last: bool) -> None:
-        """By the painter, which waits for nothing: another reader's frame may be next."""
+        """In the painter thread. It must not wait: another reader's frame may be next."""
         try:
             frame = make()
         except Exception as exc:  # noqa: BLE001 - logged by `broken`
@@ -260,7 +259,7 @@ class Sink:
         self._send_result(frame, is_last=is_last)
 
     def broken(self, exc: Exception) -> None:
-        """A frame cannot be made or sent: the reader is dropped, and may come again."""
+        """Log the exception and drop the reader, which can reconnect."""
         log = partial(logger.error, "a frame of stream %s", self._run.id, exc_info=exc)
         self._stream.paint(log)
         self._drop()
@@ -268,10 +267,10 @@ class Sink:
     # --- the socket -------------------------------------------------------------------------------
 
     def _send(self, data: bytes) -> None:
-        """Send a chunk of the body; b"" is none."""
+        """Send a chunk of the body; b"" sends no chunk."""
         if not self._is_open:
             return
-        self._sent_at = now()  # also where there was nothing to say
+        self._sent_at = now()  # also for b""
         if data:
             self._response.sent += len(data)  # for the server's access log
             self._taken_at = self._sent_at
@@ -297,12 +296,12 @@ class Sink:
             self._taken_at = now()
         self._unsent = memoryview(data)[sent:]
         self._wait_for(self._events | WRITE)
-        if "stuck" not in self._timers:  # one for a stream, however often the network is full
+        if "stuck" not in self._timers:  # at most one such timer for a stream
             self._schedule("stuck", self._taken_at + STUCK_MAX, self._look_whether_stuck)
 
     @contained
     def _look_whether_stuck(self) -> None:
-        """Drop a client that has taken nothing for STUCK_MAX."""
+        """Drop the client if it has taken no byte for STUCK_MAX."""
         del self._timers["stuck"]
         if not self._unsent or not self._is_open:
             return
@@ -313,7 +312,7 @@ class Sink:
             self._schedule("stuck", due, self._look_whether_stuck)
 
     def _continue(self) -> None:
-        """The client has taken everything."""
+        """Continue after the client has taken all bytes."""
         if self._is_ending:
             self._end(whole=True)
         elif not self._is_scheduled and (
@@ -332,7 +331,7 @@ class Sink:
             left = has_left(self._sock)
             if left:
                 self._drop()
-            elif left is None:  # it has sent something behind its request
+            elif left is None:  # the client has sent bytes after its request
                 self._wait_for(self._events & ~READ)
                 self._schedule("pipelined", now() + PIPELINED_LOOK, self._watch_again)
 
@@ -342,7 +341,7 @@ class Sink:
 
     @contained
     def _beat(self) -> None:
-        """Send `idle_message` or the comment where nothing else was sent; again later."""
+        """Send `idle_message` or the comment if nothing else was sent; schedule the next call."""
         stream, at = self._stream, now()
         is_silent = not (self._unsent or self._is_painting or self._is_ending)
         if is_silent and stream.idle_message is not None and (frame := stream.idle_message()):
@@ -357,7 +356,7 @@ class Sink:
 
 
 def fitting(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
-    """The first of these, of which one frame of bounded size can be made."""
+    """The first events, as many as fit into one frame of about GROUP_CHARS characters."""
     size = 0
     for index, (_, event) in enumerate(events):
         size += size_of(event)

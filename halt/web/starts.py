@@ -1,4 +1,4 @@
-"""How a client starts runs: what it sends for one, and how many it may start."""
+"""Requests that start runs: their decoding, their grace and the limits of their number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from halt.core.decoding import TypeDecoder
 from halt.core.request import ChatRequest
 from halt.web.services import services
 
-#: What becomes of a run when its last reader has left: it stops, or it goes on for the grace.
+#: What happens to a run when its last reader leaves: it stops, or it runs on for the grace.
 OnDisconnect = Literal["stop", "continue"]
 
 
@@ -22,7 +22,7 @@ class StartRequest(ChatRequest):
     on_disconnect: OnDisconnect | None = None
 
     def chat_request(self) -> ChatRequest:
-        """What the model is asked."""
+        """The request without `on_disconnect`."""
         names = ChatRequest.__struct_fields__
         return ChatRequest(**{name: getattr(self, name) for name in names})
 
@@ -36,14 +36,14 @@ START_REQUEST = TypeDecoder(StartRequest)
 
 
 def grace_seconds(choice: OnDisconnect | None, default: OnDisconnect) -> float | None:
-    """The `grace` of `GenerationService.start`: 0 ends the run with its last reader."""
+    """The `grace` of `GenerationService.start`: 0.0 for "stop", None (default) for "continue"."""
     return 0.0 if (choice or default) == "stop" else None
 
 
 def count_starts(starts: int = 1, *, hit: bool = True) -> None:
-    """To be called before streams are started for this request. Raises TooManyRequests.
+    """Count starts of this request's session and address. Call it before streams are started.
 
-    Without `hit` nothing is counted: for starts that are written down before they are counted.
+    With `hit=False` the limits are checked and nothing is counted. Raises TooManyRequests.
     """
     rates = services().rate_limits
     if rates is not None:

@@ -1,10 +1,10 @@
-"""Wrong access tokens, counted by the client's address, always where HALT_TOKEN is set.
+"""Counts wrong access tokens by the client's address. Active where HALT_TOKEN is set.
 
-An address has WRONG_MAX wrong tokens in WINDOW seconds, by whichever way they come; further wrong
-ones are refused with 429 and Retry-After. The right token is taken at any time: an address may be
-that of a proxy, or of an office. No error_response holds a thread.
+An address may send WRONG_MAX wrong tokens in WINDOW seconds, over all routes. Further wrong tokens
+are refused with 429 and Retry-After. The right token is accepted at any time, because many clients
+may share an address (a proxy, an office). A refusal does not block a thread.
 
-Each worker counts by itself, in memory: a Stop brings the token too, and waits for no file.
+Each worker counts for itself, in memory: a Stop has a token too and must not wait for a file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections import OrderedDict
 from halt.clock import now
 
 WRONG_MAX = 20  # wrong tokens of one address in a window
-WINDOW = 60.0  # seconds, from the first of them
-ADDRESSES_MAX = 4096  # addresses that are remembered; the least recently used go first
-ADDRESS_MAX = 64  # characters of an address; a proxy may pass on anything
+WINDOW = 60.0  # seconds from the first wrong token
+ADDRESSES_MAX = 4096  # addresses in the table; the least recently used is dropped first
+ADDRESS_MAX = 64  # characters of an address that are used; a proxy may send any text
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ class TokenFailures:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the table
-        #: When an address's window ends, and its wrong tokens in it.
+        #: By address: the end of its window (monotonic) and its number of wrong tokens.
         self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def count(self, address: str) -> int:
-        """Count one more wrong token; seconds until the next is answered as usual, 0: this one is.
+        """Count a wrong token. Return 0 within the limit, else the seconds until the window ends.
 
-        The first one too many of a window is logged.
+        The first token over the limit of a window is logged.
         """
         address = ascii(address[:ADDRESS_MAX])[1:-1]
         at = now()
@@ -56,7 +56,7 @@ class TokenFailures:
 
 
 def too_many_message(wait: int) -> str:
-    """The message of the error_response."""
+    """The message of a refusal; `wait` in seconds."""
     return (
         "Too many wrong access tokens came from this address. "
         f"Use the right one, or try again in {wait} s."

@@ -1,7 +1,7 @@
-"""Requests that a Halt makes to itself, directly or by way of other Halts, are refused.
+"""Refuses requests that a Halt makes to itself, directly or through other Halts.
 
-Which Halts a request has passed stands in its header (see `halt.core.via`): `chain_of` reads it
-before the request is answered, `check` refuses it. Text that is no mark is ignored.
+A header has the marks of the Halts that a request has passed (see `halt.core.via`). `chain_of`
+reads it, `check` refuses the request. Text in the header that is no mark is ignored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from halt.core.via import HEADER, Chain, current
 from halt.errors import LoopDetected
 
 ENVIRON = f"HTTP_{HEADER.upper().replace('-', '_')}"  # its name in a WSGI environment
-MARKS_MAX = 8  # Halts that a request may have passed; a circle of hosts behind one address ends
+MARKS_MAX = 8  # Halts that a request may have passed; also ends a loop over many hosts
 MARK = re.compile(r"[0-9a-f]{16}")
 
-#: Of the process and those that it forks: a master's workers have it from the master. Nothing of it
-#: outlives the master, so no server can tell from a mark which installation it belongs to.
+#: Shared by this process and the processes that it forks: workers inherit it from their master. It
+#: is not stored, so a server cannot tell from a mark which installation it belongs to.
 _KEY = secrets.token_bytes(16)
 
 
@@ -37,7 +37,7 @@ def chain_of(environ: dict[str, Any]) -> Chain:
 
 
 def check(mark: str) -> None:
-    """Raise LoopDetected where the request that this thread answers must be refused."""
+    """Raise LoopDetected if the current request has passed this Halt or too many Halts."""
     chain = current()
     if chain and chain[-1] == mark:
         raise LoopDetected(
