@@ -270,7 +270,7 @@ class RemoteGeneration(Generation):
         with self._viewers_lock:
             for viewer in self._viewers:
                 viewer.gone = True
-        self.log.look_again()
+        self.log.recheck_viewers()
 
     def _follow(self) -> None:
         """The thread's body: append events until the log has ended or the last viewer has left."""

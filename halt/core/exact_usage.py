@@ -1,9 +1,9 @@
-"""The provider's own count of an answer's tokens, also of one that was stopped.
+"""Reads the provider's token count of an answer, including a stopped one.
 
-With HALT_EXACT_USAGE a Stop ends the log at once, as ever, but leaves the model writing: most
-providers count only at the end of an answer. What comes is thrown away. No place of a stream's is
-held; there are at most as many such readers as places, and beyond that a Stop closes the connection
-as it does without this setting. The limits of a run hold, and a shutdown ends them all at once.
+With HALT_EXACT_USAGE a Stop ends the log at once, as always, but leaves the connection open: most
+providers send their count only at the end of an answer. The rest of the answer is dropped. Such a
+run holds no place for streams. At most as many are read as there are places; above that a Stop
+closes the connection, as without this setting. The limits of a run apply, and a shutdown ends all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from halt.core.live import LiveGeneration
 from halt.core.request import Reply
 from halt.errors import UpstreamError
 
-COUNT_MAX = 2**53  # what every reader of JSON takes for the same number
+COUNT_MAX = 2**53  # up to here every JSON parser reads the same whole number
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class UsageDrain:
-    """The runs of one process that are read on."""
+    """The stopped runs of this process whose upstream is read for the usage."""
 
     def __init__(self, limits: Limits) -> None:
         self._most = limits.max_streams if limits.exact_usage else 0
@@ -39,9 +39,9 @@ class UsageDrain:
         return len(self._runs)
 
     def take(self, run: LiveGeneration) -> bool:
-        """Take a place for a run that is about to be stopped. False: interrupt it instead.
+        """Take a place for a run that is about to be stopped. False: interrupt the run instead.
 
-        Also where another Stop, at the same time, has taken it.
+        Also False when a concurrent Stop has taken the run's place.
         """
         with self._changed:
             if self._closed or run in self._runs or len(self._runs) >= self._most:
@@ -50,13 +50,13 @@ class UsageDrain:
             return True
 
     def give_back(self, run: LiveGeneration) -> None:
-        """The run is not, or no longer, read on."""
+        """Give back the place of a run that is not read, or no longer read."""
         with self._changed:
             self._runs.discard(run)
             self._changed.notify_all()
 
     def close(self, timeout: float = 0.0) -> None:
-        """Interrupt all, take no more, and wait so many seconds for the last. May be repeated."""
+        """Interrupt all, take no more, wait at most `timeout` seconds for the last. Idempotent."""
         with self._changed:
             self._closed = True
             runs = list(self._runs)
@@ -67,9 +67,9 @@ class UsageDrain:
 
 
 class Usage:
-    """The usage of one run: the sum of its rounds, and what comes of it behind a Stop.
+    """The usage of one run: the sum of its rounds, and the part that arrives after a Stop.
 
-    Used by the thread that has the run, but for `take_place` and `give_place_back`.
+    Used by the thread that has the run, except `take_place` and `give_place_back`.
     """
 
     def __init__(
@@ -79,21 +79,21 @@ class Usage:
         spawn: Callable[[Callable[[], None]], bool],
         report: Report | None,
     ) -> None:
-        """`report` is called, in a thread that `spawn` starts, with the usage of a stopped run."""
+        """`report` gets the usage of a stopped run, in a thread that `spawn` starts."""
         self._live = live
         self._usage_drain = usage_drain
         self._spawn = spawn
         self._report = report
-        self._total: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
-        self._counted: Reply | None = None  # the newest reply whose usage is in there
+        self._total: dict[str, Any] | None = {}  # of all rounds; None: a round reported none
+        self._counted: Reply | None = None  # the newest reply included in `_total`
 
     @property
     def total(self) -> dict[str, Any] | None:
-        """The sum of all rounds, None where it is not known."""
+        """The sum of all rounds, None if not known."""
         return self._total or None
 
     def count(self, reply: Reply) -> None:
-        """Add a round's usage to that of the rounds before. Harmless when repeated."""
+        """Add a round's usage to that of the rounds before. Idempotent."""
         if self._counted is reply:
             return
         self._counted = reply
@@ -101,10 +101,10 @@ class Usage:
             usage = reply.usage
             self._total = None if usage is None else summed(self._total, cleaned(usage))
 
-    # --- behind a Stop ----------------------------------------------------------------------------
+    # --- after a Stop -----------------------------------------------------------------------------
 
     def take_place(self) -> bool:
-        """Whether a run that is about to be stopped shall be read on; it has a place for that."""
+        """Take a place to read on after a Stop. False: the Stop closes the connection."""
         wants = self._report is not None and self._live.log.ended is None
         return wants and self._usage_drain is not None and self._usage_drain.take(self._live)
 
@@ -113,7 +113,7 @@ class Usage:
             self._usage_drain.give_back(self._live)
 
     def read(self, reply: Reply) -> bool:
-        """Read some more of a stopped answer. True: no more is needed. Raises as `reply.read`."""
+        """Read more of a stopped answer. True: reading is finished. Raises as `reply.read`."""
         is_whole = _has_counted(reply)
         if not is_whole:
             ended = reply.read().ended
@@ -124,14 +124,14 @@ class Usage:
         return is_whole
 
     def end(self, fault: UpstreamError | None) -> Callable[[], None]:
-        """The usage is known, or will not be. Returns what the keeper is to do then."""
+        """Finish reading, with or without a usage. Returns the keeper's work: the report."""
         self._live.reads_usage = False
         return partial(self._deliver, self._report, self.total, fault)
 
     def _deliver(
         self, report: Report | None, usage: dict[str, Any] | None, fault: UpstreamError | None
     ) -> None:
-        """By the keeper: `report` has a thread of its own, since it may write to a database."""
+        """In the keeper: call `report` in a new thread, since it may write to a database."""
         if fault is not None:
             logger.info("stream %s: no usage after its Stop: %s", self._live.id, fault.code)
 
@@ -147,17 +147,17 @@ class Usage:
             self.give_place_back()
 
     def forget(self) -> None:
-        """The run is over: let go of its reply, and of what `report` holds."""
+        """Drop the reply and `report` after the run's end."""
         self._counted = self._report = None
 
 
 def _has_counted(reply: Reply) -> bool:
-    """The provider has sent its usage, which stands behind the end of the answer."""
+    """Whether the provider has sent its usage, which follows the end of the answer."""
     return reply.finish_reason is not None and reply.usage is not None
 
 
 def cleaned(usage: dict[str, Any]) -> dict[str, Any]:
-    """A server's usage without whole numbers that are no counts: negative, or above COUNT_MAX."""
+    """A provider's usage without negative whole numbers and those above COUNT_MAX."""
     return {
         name: cleaned(value) if isinstance(value, dict) else value
         for name, value in usage.items()
@@ -166,7 +166,7 @@ def cleaned(usage: dict[str, Any]) -> dict[str, Any]:
 
 
 def summed(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Two usages as one: numbers are added, any other value is that of `more`."""
+    """The sum of two usages: numbers are added; of other values that of `more` counts."""
     out = dict(total)
     for name, value in more.items():
         before = out.get(name)

@@ -1,6 +1,6 @@
-"""A log whose first event need not be number 1, and whose end may leave a gap before it.
+"""An event log with missing events: before its first one, and before its terminal one.
 
-So it holds what is known of a generation that another process makes, or has made.
+It holds the known part of a generation that another process produces or has produced.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class GapLog(EventLog):
     """See the module."""
 
     def __init__(self, max_bytes: int, first: int) -> None:
-        """`first` is the number of the first event that can be added."""
+        """`first` is the number of the first event that will be appended."""
         super().__init__(max_bytes)
         self._dropped = self._last = first - 1
-        self._gap = 0  # numbers before the terminal event that no event has
+        self._gap = 0  # number of missing events before the terminal event
 
     @property
     def last(self) -> int:
@@ -35,22 +35,22 @@ class GapLog(EventLog):
         return events if after < last else []
 
     def end_at(self, number: int, make: Callable[[], Terminal]) -> bool:
-        """End the log with this number. False: it had ended already."""
+        """End the log; the terminal event gets this number. False: it had ended already."""
 
-        def made() -> Terminal:
+        def make_after_gap() -> Terminal:
             self._gap = max(0, number - (self._last + 1))
             return make()
 
-        return self.end(made)
+        return self.end(make_after_gap)
 
-    def look_again(self) -> None:
-        """Have every reader look whether it is to go."""
+    def recheck_viewers(self) -> None:
+        """Wake every reader, so that it checks whether its viewer has gone."""
         self.wake()
         for listen in self._listeners:
             listen()
 
     def skip(self, first: int) -> None:
-        """The events before this one are not to be had: let go of those that are here."""
+        """Drop all events and continue at number `first`: the ones before are not available."""
         with self._lock:
             self._events.clear()
             self._size = self._spare = 0

@@ -1,11 +1,11 @@
-"""What can be read of a generation: its log, the text so far, and its viewers.
+"""The readable state of a generation: its log, the text so far, and its viewers.
 
-A `halt.core.run.Run` is a recording that is being made in this process. Others are read only: of a
-generation that another process makes, or one that the store has kept. A view of a generation
-(an event stream, a page, a socket) needs a recording and nothing more.
+A `halt.core.run.Run` is a generation that this process produces. Others are read only: those that
+another process produces, and those from the store. A view (an event stream, a page, a socket) needs
+this class alone.
 
-Threads: one at a time adds events (`note`, then the log). Any may read: the two lists grow before
-the log does, so a thread that knows an event's number finds its text and its time.
+Threads: one at a time adds events (`record_text`, then the log). Any thread may read: texts and
+times are appended before the log grows, so a thread that knows an event's number finds both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STATES: dict[type, State] = {Done: "done", Cancelled: "cancelled", Failed: "err
 
 
 class Viewer:
-    """One reader of a generation. `gone` is set when its client has left; that takes no lock."""
+    """One reader of a generation. `gone` is set, without a lock, when its client has left."""
 
     __slots__ = ("gone",)
 
@@ -37,11 +37,11 @@ class Viewer:
 
 
 class Generation:
-    """A generation as its readers know it.
+    """A generation as its readers see it.
 
-    `owner` is the session it belongs to, None: all that know its ID. `asked` is the model that was
-    asked for, "" for the default one. `prefix` is text of the same answer that was there before.
-    Times are on the clock of `halt.clock.now`.
+    `owner` is the session that owns it, None: every client that knows its ID may read and stop it.
+    `requested_model` is "" for the default model. `prefix` is the text of the same answer before
+    this generation. Times are on the clock of `halt.clock.now`.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Generation:
         self.prefix = prefix
         self.started_at = started_at
         self.ended_at: float | None = None
-        self.expected_tokens: float | None = None  # tokens that it may come to, where that is known
-        self.only_text = True  # no event so far was anything else
+        self.expected_tokens: float | None = None  # estimated tokens of the answer, None if unknown
+        self.only_text = True  # all events so far were Content
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
-        self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): text of events m+1 to n was none
-        self._times = array("d")  # times[n] is when event n + 1 came
-        self._kept: int | None = None  # events that had been shown where it was stopped
-        #: The frame that the relay has made last for readers that are shown the same: by which
-        #: function, from which event, up to which event, and its bytes. The relay's own.
+        self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): events m+1 to n were reasoning
+        self._times = array("d")  # times[n] is the arrival of event n + 1
+        self._kept: int | None = None  # events that had been shown before the Stop
+        #: The relay's newest frame, reused for readers at the same position: the function that made
+        #: it, its first and last event, and its bytes. Used by the relay alone.
         self.newest_frame: tuple[object, int, int, bytes] | None = None
         self._viewers_lock = threading.Lock()  # protects the three below
         self._viewers: set[Viewer] = set()
@@ -76,10 +76,10 @@ class Generation:
         self.was_watched = False
 
     def __repr__(self) -> str:
-        what = f"{type(self).__name__} {self.id} {self.state}"
-        return f"<{what} events={self.log.last} viewers={len(self._viewers)}>"
+        name = f"{type(self).__name__} {self.id} {self.state}"
+        return f"<{name} events={self.log.last} viewers={len(self._viewers)}>"
 
-    # --- what it is now ---------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
@@ -88,34 +88,33 @@ class Generation:
 
     @property
     def model(self) -> str:
-        """The model that answers, as far as it is known by now."""
+        """The model that answers, as far as it is known yet."""
         return self.requested_model
 
     @property
     def fingerprint(self) -> str:
-        """What tells its question from others (`halt.core.request.fingerprint`), "" where not
-        known."""
+        """The hash of its prompt (`halt.core.request.fingerprint`), "" if not known."""
         return ""
 
     @property
     def chunks(self) -> int:
-        """Pieces that the model's server has sent so far."""
+        """Number of pieces that the provider has sent so far."""
         return len(self._parts)
 
     @property
     def characters(self) -> int:
-        """Characters of the answer that were made so far, without the prefix."""
+        """Number of the answer's characters so far, without the prefix."""
         return sum(map(len, self.texts(self.log.last)))
 
     @property
     def kept(self) -> int | None:
-        """Events that had been shown where it was stopped, as far as that is known."""
+        """Number of events that had been shown before the Stop, None if not known."""
         return self._kept
 
     def answer(self) -> tuple[int, str]:
-        """The text so far and the number of its last event.
+        """The number of the last event and the text up to it.
 
-        Of a stopped run: the text that had been shown there.
+        Of a stopped run: the text that had been shown.
         """
         count = min(self.log.last - (self.log.ended is not None), len(self._parts))
         if self._kept is not None:
@@ -127,9 +126,9 @@ class Generation:
         return self.prefix + "".join(self.texts(upto))
 
     def texts(self, upto: int | None = None) -> list[str]:
-        """What each event has added to the answer, without what was reasoning.
+        """The text that each event from 1 to `upto` has added to the answer, "" for reasoning.
 
-        Those of the events from 1 to `upto`; without it also of one that is not in the log yet.
+        Without `upto` it includes an event that is not in the log yet.
         """
         texts = self._parts[:upto]
         for number, after in self._reasoned:
@@ -138,9 +137,9 @@ class Generation:
         return texts
 
     def newest(self, most: int) -> Iterator[str]:
-        """The text of so many of the newest events, the newest first, then the prefix.
+        """The texts of at most `most` events after the reasoning, the newest first.
 
-        It begins behind what was reasoning.
+        Then the prefix, unless text was reclassified as reasoning.
         """
         first = self._reasoned[-1][0] if self._reasoned else 0
         yield from islice(reversed(self._parts), min(len(self._parts) - first, most))
@@ -148,40 +147,40 @@ class Generation:
             yield self.prefix
 
     def piece(self, number: int) -> str:
-        """The text of one event, also of one that the log has let go of; "" of other kinds."""
+        """The text of one event, also after the log has dropped it; "" for other kinds."""
         reasoned = any(after < number <= upto for upto, after in self._reasoned)
         return "" if reasoned else self._parts[number - 1]
 
     def events(self, upto: int) -> list[tuple[int, Event]]:
-        """The events from 1 to `upto`, as far as the log still has them."""
+        """The events from 1 to `upto` that the log still has, with their numbers."""
         while True:
             first = self.log.first
             try:
-                return [each for each in self.log.read(first - 1) if each[0] <= upto]
-            except OffsetLost:  # it has let go of some more in between
+                return [(n, event) for n, event in self.log.read(first - 1) if n <= upto]
+            except OffsetLost:  # the log has dropped more events in between
                 continue
 
     def pieces(self, after: int, upto: int) -> list[tuple[float, str]]:
-        """When each event above `after` and up to `upto` came, and the text that it added."""
+        """The arrival time and the added text of each event from `after` + 1 to `upto`."""
         return list(zip(self._times[after:upto], self.texts(upto)[after:], strict=True))
 
     def reasoning(self, end: ReasoningEnd) -> str:
-        """The text that was reasoning, by the event that says so."""
+        """The text that a ReasoningEnd declares to be reasoning."""
         upto = next((upto for upto, after in self._reasoned if after == end.after), end.after)
         return "".join(self._parts[end.after : upto])
 
     def arrival_time(self, number: int) -> float:
-        """When an event came that is not the terminal one."""
+        """The arrival time of an event. Not for the terminal event."""
         return self._times[number - 1]
 
     def record_text(self, text: str, at: float) -> None:
-        """Keep what the next event adds to the answer, and when it came."""
+        """Record the text that the next event adds to the answer, and its arrival time."""
         self.only_text = self.only_text and bool(text)
         self._parts.append(text)
         self._times.append(at)
 
     def record_event(self, event: Event, at: float) -> None:
-        """Keep of the next event, which is not the terminal one, what is needed of it."""
+        """Record the text and arrival time of the next event. Not for the terminal event."""
         if isinstance(event, ReasoningEnd):
             self._reasoned = (*self._reasoned, (len(self._parts) + 1, event.after))
         self.record_text(text_of(event), at)
@@ -190,16 +189,16 @@ class Generation:
 
     @property
     def is_watched(self) -> bool:
-        """It has a viewer, also one whose client has left since the last look."""
+        """Whether it has a viewer, including one whose client's departure is not processed yet."""
         return bool(self._viewers)
 
     def viewers(self) -> list[Viewer]:
-        """Those that watch now."""
+        """Its viewers now."""
         with self._viewers_lock:
             return list(self._viewers)
 
     def join(self) -> Viewer:
-        """Begin to watch."""
+        """Add a viewer."""
         viewer = Viewer()
         with self._viewers_lock:
             self._viewers.add(viewer)
@@ -207,7 +206,7 @@ class Generation:
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
-        """Watch no more. A run may end by it (see `halt.core.run`). Harmless when repeated."""
+        """Remove a viewer. This may end a run (see `halt.core.run`). Idempotent."""
         viewer.gone = True
         with self._viewers_lock:
             self._viewers.discard(viewer)
@@ -217,11 +216,12 @@ class Generation:
     def follow(
         self, after: int, viewer: Viewer, interval: float = 0.0
     ) -> Iterator[list[tuple[int, Event]]]:
-        """All events above `after` as they come, in groups; the last one ends with the terminal.
+        """Yield all events above `after` in groups as they arrive, until the terminal event.
 
-        Yields an empty group after each TICK of silence, so that the caller can send a heartbeat.
-        Groups come at least `interval` seconds apart, the first at once; in between, only the end
-        wakes the thread. Returns early when the viewer has gone. Raises OffsetLost.
+        It yields an empty group after each TICK of silence, so that the caller can send a
+        heartbeat. Groups are at least `interval` seconds apart, the first comes at once; in
+        between, only the end wakes the thread. Returns early when the viewer has gone. Raises
+        OffsetLost.
         """
         ready_at = 0.0
         log = self.log

@@ -1,4 +1,4 @@
-"""What a model's server has sent, as events in the log: without notes, within limits of length."""
+"""Appends what a provider has sent to the log: without notes, within limits of length."""
 
 from __future__ import annotations
 
@@ -24,50 +24,51 @@ from halt.core.request import Part
 from halt.errors import UpstreamError
 
 HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
-PARTS_MOST = 1000  # events that are looked at for the answer's last line
+PARTS_MOST = 1000  # events that are searched for the answer's last line
 BESIDE_MAX = 32_000_000  # characters of pictures and other fields beside one answer's text
 
 
 class Intake:
-    """Appends to the log of one run. Used by one thread at a time: the one that has the run."""
+    """Appends to the log of one run. Used by the thread that has the run, one at a time."""
 
     def __init__(
         self,
         live: LiveGeneration,
         relay: Relay,
-        broken: Callable[[Exception], None],
+        on_fault: Callable[[Exception], None],
         most: int,
         *,
         keeps_calls: bool,
     ) -> None:
-        """`broken` ends the run for a fault of Halt's own. `most`: characters of an answer.
+        """`on_fault` ends the run after an exception in Halt's own code.
 
-        `keeps_calls`: Halt runs the tools, not the client.
+        `most`: the limit of an answer in characters. `keeps_calls`: Halt runs the tools, not the
+        client.
         """
         self._live = live
         self._relay = relay
-        self.broken = broken
+        self.on_fault = on_fault
         self._meter = live.meter
         self._record_text = live.record_text
         self._append = live.log.append
         self._most = most
         self._keeps_calls = keeps_calls
         self._notes = NoteFilter(self._discusses_notes, self._last_line)
-        self._held: Timer | None = None  # until text that is held back is shown
-        self.answering = False  # the reply of this round has brought something
-        self.calls: list[ToolCall] = []  # what the model has asked for in this round
+        self._held: Timer | None = None  # due when held text must be shown
+        self.answering = False  # the reply of this round has brought an event
+        self.calls: list[ToolCall] = []  # the model's calls in this round
         self._called = False  # the model has called tools, its own or the client's
-        self._thoughts: list[str] = []  # of the answer, for one that is nothing else
+        self._thoughts: list[str] = []  # reasoning, for `show_thoughts`
         self._round_from = 0  # events before this round
-        self._new_paragraph = False  # the next text is the first behind a round of tools
+        self._new_paragraph = False  # the next text is the first after a round of tools
         self._size = 0  # characters of all events: text, reasoning, calls, results
-        self._received = 0  # those of the model's that came, shown or not, and of results
-        self._beside = 0  # characters of fields beside these: pictures, sources
+        self._received = 0  # characters that arrived, shown or not, and characters of results
+        self._beside = 0  # characters of other fields: pictures, sources
 
     # --- one read ---------------------------------------------------------------------------------
 
     def take(self, part: Part) -> bool:
-        """Log what one read brought. False: the log has ended. Raises UpstreamError at a limit."""
+        """Append one read's events. False: the log has ended. Raises UpstreamError at a limit."""
         self._received += part.arrived
         if not part.events:
             self._meter.received(0, 0)
@@ -87,7 +88,7 @@ class Intake:
         return True
 
     def _add(self, part: Part) -> bool:
-        """Log the events of a part. False: the log has ended."""
+        """Append the events of a part. False: the log has ended."""
         events = part.events
         first = events[0]
         if (  # the usual part, once for each token
@@ -99,7 +100,7 @@ class Intake:
             text = first.content
             self._size += len(text)
             self._meter.received(len(text), part.chunks)
-            # Before the log, so that `answer` finds what that counts.
+            # Before the append, so that `answer` has the texts of all events of the log.
             self._record_text(text, self._meter.last_at)
             return self._append(first)
         live, meter = self._live, self._meter
@@ -122,7 +123,7 @@ class Intake:
         return True
 
     def _prepared(self, event: Delta) -> Delta:
-        """The event as it goes to the log."""
+        """The event in the form that the log gets."""
         if isinstance(event, Content):
             if self._new_paragraph:
                 self._new_paragraph = False
@@ -140,23 +141,23 @@ class Intake:
         return event
 
     def _too_long(self) -> UpstreamError:
-        """The answer is over its limit. Text that is held back or left out counts as well.
+        """The fault of an answer over its limit. Held and dropped text counts too.
 
-        A model that writes nothing but blanks behind a thought, or in a call's arguments, would
-        otherwise write on without an end.
+        Otherwise a model that writes only blanks, after a thought or in a call's arguments, would
+        never end.
         """
         hint = f"It may have {self._most} characters: HALT_MAX_ANSWER_CHARS."
         return UpstreamError("answer_too_long", hint=hint)
 
-    # --- text that was held back ------------------------------------------------------------------
+    # --- held text --------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """No more comes of this reply: log what was held back of it, unless it is a note."""
-        self._say(self._notes.end())
+        """Append the held text at the end of a reply, unless it is a note."""
+        self._append_held(self._notes.end())
 
     @contained
     def _show_held(self) -> None:
-        """By the relay: nothing more may have come for a while. Log what is no whole note."""
+        """In the relay: append held text after HELD_FOR of silence, unless it is a whole note."""
         self._held = None
         if self._live.log.ended is not None or not self._notes.held:
             return
@@ -164,10 +165,10 @@ class Intake:
         if now() < due:
             self._held = self._relay.at(due, self._show_held)
         else:
-            self._say(self._notes.waited())
+            self._append_held(self._notes.waited())
 
-    def _say(self, text: str) -> None:
-        """Log text that came before, and was held back."""
+    def _append_held(self, text: str) -> None:
+        """Append text that arrived earlier and was held."""
         if text:
             text = text_of(self._prepared(Content(text)))
             self._meter.characters += len(text)
@@ -175,7 +176,7 @@ class Intake:
             self._append(Content(text))
 
     def _last_line(self) -> str:
-        """The last line of the answer so far, or the end of it where that is long."""
+        """The last line of the answer so far, or its end if the line is long."""
         line = "\n" if self._new_paragraph else ""
         for text in self._live.newest(PARTS_MOST):
             if len(line) > LINE_END or "\n" in line:
@@ -184,7 +185,7 @@ class Intake:
         return line.rpartition("\n")[2]
 
     def _discusses_notes(self) -> bool:
-        """Whether the question is about the notes of `halt.core.notes`."""
+        """Whether the prompt speaks of the notes of `halt.core.notes`."""
         return are_discussed(
             message.content
             for message in self._live.question
@@ -199,7 +200,7 @@ class Intake:
         return "".join(self._live.texts(self._round_from)).strip()
 
     def take_result(self, result: ToolResult) -> bool:
-        """Log a tool's result. False: the log has ended. Raises UpstreamError at a limit."""
+        """Append a tool's result. False: the log has ended. Raises UpstreamError at a limit."""
         self._size += len(result.result)
         self._received += len(result.result)
         if self._size > self._most or self._received > self._most:
@@ -209,28 +210,29 @@ class Intake:
         return self._append(result)
 
     def begin_round(self) -> str:
-        """The next round begins behind the results; the text of the one before."""
+        """Begin the next round after the results. Returns the text of the previous round."""
         texts = self._live.texts()
-        said = "".join(texts[self._round_from :]).strip()
-        self._new_paragraph = self._new_paragraph or bool(said)
+        round_text = "".join(texts[self._round_from :]).strip()
+        self._new_paragraph = self._new_paragraph or bool(round_text)
         self._round_from = len(texts)
-        return said
+        return round_text
 
     def show_thoughts(self) -> None:
-        """At the model's own end: some servers put the answer among the thoughts.
+        """Append the reasoning as the answer, if nothing else has come: no text, call or picture.
 
-        Where nothing else has come (no text, no call, no picture), it is the text that there is.
+        Called at the model's own end: some servers send the answer as reasoning.
         """
         live = self._live
         texts = (live.prefix, *live.texts())
         if not self._thoughts or self._called or any(t and not t.isspace() for t in texts):
             return
         extras = [event for _, event in live.events(live.log.last) if isinstance(event, Extra)]
-        if not any(isinstance(each, Picture) for event in extras for each in attachments_of(event)):
-            self._say("".join(self._thoughts).strip())
+        attached = (attachment for event in extras for attachment in attachments_of(event))
+        if not any(isinstance(attachment, Picture) for attachment in attached):
+            self._append_held("".join(self._thoughts).strip())
 
     def forget(self) -> None:
-        """The run is over: let go of what it needed alone."""
+        """Drop what only a running run needs."""
         self.calls, self._thoughts = [], []
         if self._held is not None:
             self._held.cancel()

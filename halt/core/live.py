@@ -1,4 +1,4 @@
-"""A generation that this process makes: what the parts of its run (`halt.core.run`) share."""
+"""The state that the parts of a run (`halt.core.run`) share: request, figures, connection."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from halt.core.request_ids import current
 
 
 class LiveGeneration(Generation):
-    """A recording with its request, its figures and its connection to the model.
+    """A generation that this process produces.
 
-    Changed by the thread that has the run, read by any.
+    The thread that has the run changes it; any thread may read.
     """
 
     def __init__(
@@ -30,18 +30,18 @@ class LiveGeneration(Generation):
             started_at=self.meter.started_at,
         )
         self.request = request  # with the messages of later rounds
-        self.request_id = current()  # of the request that starts it, "" where there is none
+        self.request_id = current()  # of the HTTP request that started it, "" for none
         self.connection = UpstreamConnection(via.current())
         self.reply: Reply | None = None  # of this round
-        self.question = request.messages  # as it was asked, without later rounds; [] once settled
-        #: Its log has ended, and its upstream is read on for its usage (`halt.core.exact_usage`).
+        self.question = request.messages  # without later rounds; [] after `forget_request`
+        #: Its log has ended, and its upstream is read for the usage (`halt.core.exact_usage`).
         self.reads_usage = False
-        self._fingerprint = ""  # of the question, once settled
-        self._model = ""  # as the last round's reply named it
+        self._fingerprint = ""  # of the question, set by `forget_request`
+        self._model = ""  # the name in the last round's reply
 
     @property
     def model(self) -> str:
-        """The model that answers, as far as it is known by now."""
+        """The model that answers, as far as it is known yet."""
         reply = self.reply
         return (reply.model if reply is not None else self._model) or self.request.model or ""
 
@@ -52,7 +52,7 @@ class LiveGeneration(Generation):
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes once it is settled, roughly."""
+        """Bytes of memory that it takes after `forget_request`, estimated."""
         return self.log.size + len(self.prefix)
 
     @property
@@ -64,11 +64,11 @@ class LiveGeneration(Generation):
         return self.meter.characters
 
     def end_round(self) -> None:
-        """The round's reply is closed; the model keeps the name that it gave."""
+        """Drop the round's closed reply, and keep the model's name."""
         self._model, self.reply = self.model, None
 
     def forget_request(self) -> None:
-        """Let go of the prompt, which a generation that is over does not need."""
+        """Drop the prompt, which is not needed after the end."""
         self._fingerprint = self.fingerprint
         self.end_round()
         self.request = ChatRequest([], id=self.id, model=self.request.model)

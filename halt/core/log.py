@@ -1,11 +1,11 @@
 """The log of one generation: append, read after, wait, end.
 
-Events are numbered from 1. Exactly one terminal event ends a log: the first that is offered wins,
-and everything offered later is refused. Reading changes nothing, so readers come and go as they
-like. Beyond `max_bytes` the oldest events are let go, and a reader that asks for one of those gets
-OffsetLost: a gap is never passed over in silence.
+Events are numbered from 1. Exactly one terminal event ends a log: the first one wins, and every
+later event is refused. Reading changes nothing, so any number of readers may read from any number.
+Above `max_bytes` the oldest events are dropped; a read from a dropped event raises OffsetLost, so
+that no reader misses events without notice.
 
-One lock protects everything here; nothing blocks while it is held.
+One lock protects all state here; no thread blocks while it holds the lock.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from halt.core.events import (
 )
 from halt.errors import OffsetLost
 
-#: Is told that there are new events. Called with nothing locked; must not block and not raise.
+#: Called after each new event, without a lock. It must not block, and not raise.
 Listener = Callable[[], None]
 
-#: Bytes that an event takes in memory beside its text: the struct, the string's head, the slot.
+#: Bytes of memory of an event besides its text: the struct, the string's header, the list slot.
 EVENT_OVERHEAD = 150
 
 EVENTS_ALL = sys.maxsize
-SPARE_MAX = 1024  # slots of dropped events that a log keeps before it closes the gap
+SPARE_MAX = 1024  # empty slots of dropped events at the front of the list before they are cut
 
 
 class EventLog:
@@ -45,23 +45,23 @@ class EventLog:
         self._lock = threading.Lock()
         self._events: list[Event | None] = []  # the first `_spare` are None
         self._spare = 0
-        self._dropped = 0  # events let go at the beginning
-        self._last = 0  # read without the lock, so it is set when the event is there
+        self._dropped = 0  # number of dropped events
+        self._last = 0  # read without the lock, so it is set after the event is appended
         self._max_bytes = max_bytes
         self._size = 0
         self._ended: Terminal | None = None
-        #: Threads in `wait`: the number above which they want an event, and the lock they sleep on.
+        #: Threads in `wait`: the number above which each needs an event, and the lock it sleeps on.
         self._waiters: list[tuple[float, threading.Lock]] = []
-        self._listeners: tuple[Listener, ...] = ()  # replaced, never changed
+        self._listeners: tuple[Listener, ...] = ()  # replaced, never mutated
 
     @property
     def last(self) -> int:
-        """Number of the newest event, 0 when there is none."""
+        """Number of the newest event, 0 without events."""
         return self._last
 
     @property
     def first(self) -> int:
-        """Number of the oldest event that is kept."""
+        """Number of the oldest event that was not dropped."""
         return self._dropped + 1
 
     @property
@@ -71,12 +71,12 @@ class EventLog:
 
     @property
     def waiting(self) -> int:
-        """Threads in `wait` at this moment."""
+        """Number of threads in `wait` now."""
         return len(self._waiters)
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes, roughly."""
+        """Bytes of memory that it takes, estimated."""
         return self._size
 
     def append(self, event: Delta) -> bool:
@@ -97,7 +97,7 @@ class EventLog:
         return True
 
     def _drop(self) -> None:
-        """Let go of the oldest events until the rest fits. The lock is held."""
+        """Drop the oldest events until the rest fits. The caller holds the lock."""
         events = self._events
         while self._size > self._max_bytes and len(events) - self._spare > 1:
             oldest = events[self._spare]
@@ -119,7 +119,7 @@ class EventLog:
             self._events.append(ended)
             self._last += 1
             self._size += _weight(ended)
-            # Last: a thread that sees the end without the lock sees its number too.
+            # Set last: a thread that sees the end without the lock sees its number too.
             self._ended = ended
             self._notify()
             listeners = self._listeners
@@ -128,7 +128,7 @@ class EventLog:
         return True
 
     def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
-        """The next events with a number above `after`, `most` at most. Raises OffsetLost."""
+        """At most `most` events numbered above `after`, with their numbers. Raises OffsetLost."""
         with self._lock:
             start = after - self._dropped
             if start < 0:
@@ -142,9 +142,9 @@ class EventLog:
         return list(enumerate(new, after + 1))  # type: ignore[arg-type]
 
     def wait(self, after: float, timeout: float) -> None:
-        """Return when there is something above `after`, when woken, or after `timeout` seconds.
+        """Return when the log has an event above `after`, after `wake`, or `timeout` seconds later.
 
-        With an infinite `after` the end alone counts, and no event before it wakes the thread.
+        With an infinite `after` only the end wakes the thread.
         """
         with self._lock:
             if self.last > after or self._ended is not None:
@@ -161,14 +161,14 @@ class EventLog:
                     self._waiters.remove(waiter)
 
     def wake(self) -> None:
-        """Return from every `wait`."""
+        """Make every `wait` return."""
         with self._lock:
             for _, sleeper in self._waiters:
                 sleeper.release()
             self._waiters.clear()
 
     def _notify(self) -> None:
-        """Wake the threads that have something to read. The lock is held."""
+        """Wake the threads with an event to read. The caller holds the lock."""
         left = []
         for waiter in self._waiters:
             if self._ended is not None or self._last > waiter[0]:
@@ -178,14 +178,14 @@ class EventLog:
         self._waiters = left
 
     def subscribe(self, listener: Listener) -> None:
-        """From now on call `listener` after each new event, in the thread that added it."""
+        """Call `listener` after each new event, in the thread that appends it."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
     def unsubscribe(self, listener: Listener) -> None:
-        """Call it no more. Harmless when repeated; a call that is under way ends later."""
+        """Stop calling `listener`. Idempotent; a call under way may end later."""
         with self._lock:
-            self._listeners = tuple(each for each in self._listeners if each != listener)
+            self._listeners = tuple(known for known in self._listeners if known != listener)
 
 
 def _weight(event: Event) -> int:
@@ -200,6 +200,5 @@ def _weight(event: Event) -> int:
         text = event.result
     elif isinstance(event, Extra):
         text = encode(event).decode()
-    # ASCII takes a byte a character, other scripts two or four; four is never too little for the
-    # rare and near enough for the usual.
+    # ASCII text takes 1 byte per character, other scripts 2 or 4; 4 is never too low.
     return EVENT_OVERHEAD + (len(text) if text.isascii() else 4 * len(text))

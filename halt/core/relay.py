@@ -1,32 +1,32 @@
-"""The relay: one thread and one selector for all sockets between models and readers.
+"""The relay: one thread with one selector for all sockets between providers and readers.
 
-Threads begin and end a generation; between the two this thread reads the model's socket, appends to
-the log and writes to the readers' sockets:
+Other threads begin a generation and handle its end. In between, this thread reads the provider's
+socket, appends to the log and writes to the readers' sockets:
 
     other threads                      post    the relay thread                  for
     ---------------------------------  ----->  --------------------------------  -----------------
-    Run.work: upstream is open         reply   READ   the model's socket         Run -> log
-    Run._end: Stop, limit, fault       ended   close  the model's socket         Run
+    Run.work: upstream is open         reply   READ   the provider's socket      Run -> log
+    Run._end: Stop, limit, fault       ended   close  the provider's socket      Run
     a view has sent a response's head  reader  WRITE  the reader's socket        web.sink
     a socket's thread has a frame      frame   WRITE  the WebSocket              web.websocket
-    a view follows the log by itself   client  peek   has its client left?       Departure, below
+    a view's thread follows the log    client  peek   has its client left?       Departure, below
                                                timers: limits, heartbeats, drains, slow readers
 
-    what the relay hands back          later   keeper: ends, a thread for tools or another try
+    what the relay hands back          later   keeper: ends, a thread for tools or a retry
                                        put     painter: blocks of a page
                                        wake    threads that wait at a log or for their reader's end
 
-It waits for its selector and for nothing else: no name is looked up in it, no connection is made,
-no file, database or callback is touched, and no log line is written. Sockets in its selector are
-its own: other threads may shut one down, never close it. Nothing else in the core reads, writes or
-polls a stream's socket once the model's head has come.
+The thread blocks on its selector and on nothing else: it looks up no name, connects to nothing,
+touches no file, database or callback, and writes no log line. It owns the sockets in its selector:
+other threads may shut one down, but never close it. No other thread of the core reads, writes or
+polls a stream's socket once the response's head has arrived.
 
-Other threads reach it by `post`. Work that was posted comes before sockets, and again after each
-socket, so a Stop waits for one read at most. Sockets come before timers: after a stall, what has
-arrived is read before a limit of silence is looked at.
+Other threads reach it by `post`. It does posted work before it handles sockets, and again after
+each socket, so a Stop waits for at most one read. It handles sockets before timers: after a stall,
+it reads what has arrived before it checks a limit of silence.
 
-Threads: `post` may be called by any, in a destructor and in a signal handler too, since it takes no
-lock. Everything else is the relay thread's own.
+Threads: any thread may call `post`, also in a destructor or a signal handler, since it takes no
+lock. Only the relay thread may call the rest.
 """
 
 from __future__ import annotations
@@ -48,32 +48,32 @@ from weakref import WeakSet
 from halt.clock import now
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-STALL_MAX = 10.0  # seconds of one turn after which the process is given up
-PIPELINED_LOOK = 1.0  # seconds between two looks at a client that has sent something behind
-FIGURES_SECONDS = 60.0  # for which the longest turn and the lag are remembered, twice that at most
+STALL_MAX = 10.0  # seconds of one turn after which the relay counts as failed
+PIPELINED_LOOK = 1.0  # seconds between two checks of a client that has sent more bytes
+FIGURES_SECONDS = 60.0  # that the longest turn and the lag are kept, at most twice as long
 
 Work = Callable[[], None]
 Method = TypeVar("Method", bound=Callable[..., None])
 
 
 def contained(method: Method) -> Method:
-    """Have a fault in a method end its object's part alone, and not the relay.
+    """Decorate a method that the relay calls: its exceptions do not end the relay.
 
-    The object's `broken` gets the exception; it must not raise.
+    The object's `on_fault` gets the exception; it must not raise.
     """
 
     @wraps(method)
     def call(self: Any, *args: Any) -> None:
         try:
             method(self, *args)
-        except Exception as exc:  # noqa: BLE001 - logged by `broken`
-            self.broken(exc)
+        except Exception as exc:  # noqa: BLE001 - logged by `on_fault`
+            self.on_fault(exc)
 
     return call  # type: ignore[return-value]  # the same parameters
 
 
 class Timer:
-    """Work that is due at a time. Cancelled by setting `work` to None."""
+    """Work that is due at a time; `work` is None when it was done or cancelled."""
 
     __slots__ = ("work",)
 
@@ -88,12 +88,12 @@ class Peak:
     """The greatest value of the last FIGURES_SECONDS, or of twice that."""
 
     def __init__(self) -> None:
-        self.most = 0.0  # since this period began
-        self.until = 0.0  # when it ends
-        self._before = 0.0  # the greatest of the period before
+        self.most = 0.0  # the greatest value of this period
+        self.until = 0.0  # the end of this period
+        self._before = 0.0  # the greatest value of the period before
 
     def note(self, value: float, at: float) -> None:
-        """Count a value; without effect where it is below `most` and not after `until`."""
+        """Add a value. A value below `most` has no effect until `until` has passed."""
         if at > self.until:
             recent = at < self.until + FIGURES_SECONDS
             self._before, self.most = (self.most if recent else 0.0), 0.0
@@ -113,19 +113,19 @@ class Relay:
         """`on_fault` is called in the relay thread when the loop itself has failed."""
         self._on_fault = on_fault
         self.longest_turn, self.lag = Peak(), Peak()
-        self.turn_began: float | None = None  # None while the selector is waited for
+        self.turn_began: float | None = None  # None while the thread waits for the selector
         self._turn_ended = 0.0
         self._posts: deque[Work] = deque()
         self._is_woken = False
         self._woken_at = 0.0
-        #: Called by the thread when it ends, to wake the threads that wait for it.
+        #: Called by the thread at its end, to wake the threads that wait for it.
         self.at_end: set[Work] = set()
         self._again: list[Work] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = count()
         self._selector: selectors.BaseSelector
         self._wake_receiver: socket.socket
-        self._wake_sender: socket.socket | None = None  # there while the thread is
+        self._wake_sender: socket.socket | None = None  # set while the thread runs
         self._thread: threading.Thread | None = None
         self._ident = 0
         self._closing = False
@@ -166,10 +166,10 @@ class Relay:
         return threading.get_ident() == self._ident
 
     def post(self, work: Work) -> None:
-        """Have `work` called by the relay thread, soon and in the order of the posts."""
+        """Let the relay thread call `work` soon, in the order of the posts. Takes no lock."""
         self._posts.append(work)
-        # A thread that finds the flag set has appended before the relay clears it, so the relay
-        # finds its work.
+        # A thread that sees the flag set has appended before the relay clears it, so the relay
+        # sees the work.
         sender = self._wake_sender
         if not self._is_woken and sender is not None and threading.get_ident() != self._ident:
             self._is_woken = True
@@ -180,7 +180,7 @@ class Relay:
             self._take_rest()
 
     def close(self, timeout: float) -> None:
-        """End the thread when it has done what was posted; wait so many seconds for it."""
+        """End the thread after the work posted so far; wait at most `timeout` seconds for it."""
 
         def leave() -> None:
             self._closing = True
@@ -192,8 +192,8 @@ class Relay:
             self._thread.join(timeout)
 
     def forget(self) -> None:
-        """After a fork, in the child: the thread and what it did are the parent's."""
-        self._close_sockets()  # the parent's own stay as they are
+        """Reset the child after a fork: the thread and its work exist in the parent alone."""
+        self._close_sockets()  # this does not affect the parent's copies
         self._posts.clear()
         self._timers.clear()
         self._again.clear()
@@ -203,31 +203,31 @@ class Relay:
         self.turn_began = None
 
     def figures(self) -> dict[str, float]:
-        """How well it keeps up, in milliseconds: the greatest values of a minute or two."""
+        """The longest turn and the greatest lag of the last 1 to 2 minutes, in milliseconds."""
         longest, lag = self.longest_turn.value(), self.lag.value()
         return {"longest_turn_ms": round(longest * 1000, 2), "lag_ms": round(lag * 1000, 2)}
 
     # --- for the relay thread ---------------------------------------------------------------------
 
     def watch(self, sock: Any, events: int, work: Callable[[int], None]) -> None:
-        """Call `work` with what `sock` is ready for, as long as it is."""
+        """Call `work` with the ready events in each turn in which `sock` is ready for `events`."""
         self._selector.register(sock, events, work)
 
     def change(self, sock: Any, events: int, work: Callable[[int], None]) -> None:
-        """Watch for something else."""
+        """Watch a watched socket for other events."""
         self._selector.modify(sock, events, work)
 
     def unwatch(self, sock: Any) -> None:
-        """Watch it no more; to be called before it is closed. Harmless where it is not watched."""
+        """Stop watching a socket. Call before closing it. Does nothing if it is not watched."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(sock)
 
     def again(self, work: Work) -> None:
-        """Call `work` in the next turn, which comes at once and after all sockets had theirs."""
+        """Call `work` in the next turn, which begins at once, after that turn's sockets."""
         self._again.append(work)
 
     def at(self, time: float, work: Work) -> Timer:
-        """Call `work` when this time has come."""
+        """Call `work` at this time."""
         timer = Timer(work)
         heapq.heappush(self._timers, (time, next(self._numbers), timer))
         return timer
@@ -245,8 +245,8 @@ class Relay:
             self._on_fault(exc)
         finally:
             self._ident = 0
-            # Work that comes from now on is done by its own thread: it closes what it was about,
-            # and no thread waits for a relay that is gone.
+            # From now on the thread that posts work does it: it closes its sockets, and no thread
+            # waits for a relay that has ended.
             self._is_over = True
             self._close_sockets()
             self._take_rest()
@@ -274,7 +274,7 @@ class Relay:
             self.longest_turn.note(ended - began, ended)
 
     def _patience(self) -> float | None:
-        """Seconds that the selector may wait."""
+        """Seconds that the selector may wait; None: without a limit."""
         if self._posts or self._again:
             return 0.0
         while self._timers and self._timers[0][2].work is None:
@@ -282,12 +282,12 @@ class Relay:
         return max(0.0, self._timers[0][0] - self._turn_ended) if self._timers else None
 
     def _take_posts(self) -> None:
-        """Do what is posted now; what is posted meanwhile comes next time."""
+        """Do the work posted so far. Work posted meanwhile is left for the next call."""
         for _ in range(len(self._posts)):
             self._posts.popleft()()
 
     def _take_rest(self) -> None:
-        """Do all that is posted, behind the relay's end and by any thread."""
+        """Do all posted work, in any thread, after the relay has ended."""
         with contextlib.suppress(IndexError):
             while True:
                 self._posts.popleft()()
@@ -309,10 +309,10 @@ class Relay:
 
 
 class Departure:
-    """Calls `gone` when a client has left, for a reader whose thread waits at the log.
+    """Calls `gone` when a client has disconnected, for a reader whose thread waits at the log.
 
-    The relay watches a duplicate of the descriptor, which it alone closes: the server may close its
-    own at any time.
+    The relay watches a duplicate of the file descriptor, which only the relay closes: the server
+    may close its own at any time.
     """
 
     def __init__(self, relay: Relay, client: socket.socket, gone: Callable[[], None]) -> None:
@@ -322,7 +322,7 @@ class Departure:
         relay.post(self._begin)
 
     def cancel(self) -> None:
-        """Watch no more."""
+        """Stop watching the client."""
         self._relay.post(self._end)
 
     @contained
@@ -330,8 +330,8 @@ class Departure:
         if self._sock is not None:
             self._relay.watch(self._sock, READ, self._look)
 
-    def broken(self, exc: Exception) -> None:
-        """This client is watched no more; a write will find that it has left."""
+    def on_fault(self, exc: Exception) -> None:
+        """Do nothing: the client is no longer watched, and a write will detect its departure."""
 
     @contained
     def _end(self) -> None:
@@ -348,13 +348,13 @@ class Departure:
         if left:
             self._end()
             self._gone()
-        elif left is None:  # it has sent something behind its request
+        elif left is None:  # it has sent bytes after its request
             self._relay.unwatch(self._sock)
             self._relay.at(now() + PIPELINED_LOOK, self._begin)
 
 
 def has_left(client: socket.socket) -> bool | None:
-    """Whether the peer has closed its end; None: no, but bytes wait to be read."""
+    """Whether the peer has closed its end. None: no, but unread bytes have arrived."""
     try:
         if client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
             return True if _is_half_closed(client) else None
@@ -366,7 +366,7 @@ def has_left(client: socket.socket) -> bool | None:
 
 
 def _is_half_closed(client: socket.socket) -> bool:
-    """The same behind bytes that wait, where the system has POLLRDHUP."""
+    """Whether the peer has closed its end behind unread bytes; False without POLLRDHUP."""
     mask = getattr(select, "POLLRDHUP", 0)
     if not mask:
         return False

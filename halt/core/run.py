@@ -100,7 +100,7 @@ class Run(LiveGeneration):
         self._host = host
         self._on_end = on_end
         most = limits.max_answer_chars
-        self._intake = Intake(self, host.relay, self.broken, most, keeps_calls=bool(tools))
+        self._intake = Intake(self, host.relay, self.on_fault, most, keeps_calls=bool(tools))
         self._opening = Opening(
             self, host.upstream, limits, self.switch.event, offers_tools=bool(tools)
         )
@@ -232,7 +232,7 @@ class Run(LiveGeneration):
 
     # --- the relay's part -------------------------------------------------------------------------
 
-    def broken(self, exc: Exception) -> None:
+    def on_fault(self, exc: Exception) -> None:
         """In the relay: end the run because of an exception in Halt's own code."""
         self._host.later(partial(self._log_surprise, exc))
         fault = UpstreamError("internal", type(exc).__name__)

@@ -244,8 +244,8 @@ class Sink:
         """In the painter thread. It must not wait: another reader's frame may be next."""
         try:
             frame = make()
-        except Exception as exc:  # noqa: BLE001 - logged by `broken`
-            self._relay.post(partial(self.broken, exc))
+        except Exception as exc:  # noqa: BLE001 - logged by `on_fault`
+            self._relay.post(partial(self.on_fault, exc))
             return
         if isinstance(frame, PendingFrame):
             again = partial(self._stream.paint, partial(self._paint, frame.make, is_last))
@@ -258,7 +258,7 @@ class Sink:
         self._is_painting = False
         self._send_result(frame, is_last=is_last)
 
-    def broken(self, exc: Exception) -> None:
+    def on_fault(self, exc: Exception) -> None:
         """Log the exception and drop the reader, which can reconnect."""
         log = partial(logger.error, "a frame of stream %s", self._run.id, exc_info=exc)
         self._stream.paint(log)

@@ -250,7 +250,7 @@ class Wire:
         if not self.over:
             self._push(self._unsent or memoryview(self._gather()))
 
-    def broken(self, exc: Exception) -> None:
+    def on_fault(self, exc: Exception) -> None:
         """A frame cannot be made or sent: the server's thread is told, and closes."""
         self.fault, self._due = exc, False
         self.wake_event.set()
