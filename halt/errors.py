@@ -2,7 +2,7 @@
 
 HaltError                       everything Halt raises on purpose
 ├── RequestError      400, 413  the request is not one we can serve; names the field
-│   └── Unstorable              the database is well and does not take these values
+│   └── Unstorable              the database works and rejects these values
 ├── StreamInUse       409       the stream ID is taken
 ├── UnknownStream     404       no such stream, or not this session's
 ├── OffsetLost        410       the log no longer holds what the reader asks for

@@ -284,7 +284,7 @@ class ChatService:
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
             progress.end(run.id, answer.requested_model, tokens)
-            if answer is exchange and not conversation.has_earlier and not conversation.named:
+            if answer is exchange and not conversation.has_earlier and not conversation.is_named:
                 model_name = answer.requested_model or None
                 text = run.answer()[1]
                 self.titles.request(conversation.id, exchange.prompt, text, model_name)

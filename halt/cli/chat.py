@@ -233,7 +233,7 @@ class Chat:
             self._screen.note("There is nothing to answer again.", bad=True)
             return
         last = self._talk[-1]
-        self._talk[-1] = new_exchange(last.prompt, last.best())
+        self._talk[-1] = new_exchange(last.prompt, last.shown_version())
         self._answer()
 
     def _save(self, rest: str) -> None:
@@ -256,7 +256,7 @@ def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:
     """The conversation as a Markdown document."""
     parts = [f"> System: {line}" for line in system.splitlines()]
     for exchange in exchanges:
-        best = exchange.best()
+        best = exchange.shown_version()
         parts.append(f"## You\n\n{exchange.prompt}")
         parts.append(f"## {best.model or 'Answer'}\n\n{best.answer}".rstrip())
         if isinstance(best.ended, Cancelled):

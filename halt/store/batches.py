@@ -57,9 +57,9 @@ class Batch:
     not written to. None: the worker is not compared.
     """
 
-    begun: tuple[NewGeneration, ...] = ()
+    new: tuple[NewGeneration, ...] = ()
     chunks: tuple[Chunk, ...] = ()
-    ended: tuple[GenerationEnd, ...] = ()
+    ends: tuple[GenerationEnd, ...] = ()
     worker: str | None = None
 
 
@@ -79,8 +79,8 @@ class BatchPart(NamedTuple):
     event_count: int
     last_seq: int  # number of its last event
     chunks: tuple[Chunk, ...]
-    begun: NewGeneration | None
-    ended: GenerationEnd | None
+    new: NewGeneration | None
+    end: GenerationEnd | None
 
 
 def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | None:
@@ -92,14 +92,14 @@ def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | 
     elif entry.is_stored:
         return None
     last_seq, last = events[-1] if events else (entry.last_written, None)
-    begun = ended = None
+    new = end = None
     if not entry.is_stored:
         started_at = _epoch_seconds(generation.started_at)
-        begun = NewGeneration(
+        new = NewGeneration(
             generation.id, generation.owner, worker, generation.requested_model, started_at
         )
     if last is not None and is_terminal(last):
-        ended = GenerationEnd(
+        end = GenerationEnd(
             generation.id,
             last,
             _epoch_seconds(generation.ended_at or now()),
@@ -109,14 +109,14 @@ def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | 
             steps.steps_of(generation),
             generation.kept,
         )
-    return BatchPart(entry, len(events), last_seq, _chunks(generation, events), begun, ended)
+    return BatchPart(entry, len(events), last_seq, _chunks(generation, events), new, end)
 
 
 def batch_of(parts: Sequence[BatchPart], worker: str) -> Batch:
     return Batch(
-        tuple(part.begun for part in parts if part.begun),
+        tuple(part.new for part in parts if part.new),
         tuple(chunk for part in parts for chunk in part.chunks),
-        tuple(part.ended for part in parts if part.ended),
+        tuple(part.end for part in parts if part.end),
         worker,
     )
 

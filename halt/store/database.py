@@ -118,7 +118,7 @@ class Database:
                 self._preparing.release()
         # Open connections keep using a deleted file, and everything they write to it is lost.
         if _inode(self._file) != self._inode:
-            raise unavailable(done, "the database's file is not there any more")
+            raise unavailable(done, "the database file has been removed")
 
     def close(self) -> None:
         """Close idle connections; those in use are closed when they return to the pool."""

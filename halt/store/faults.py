@@ -36,8 +36,8 @@ SQLITE_REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_IOERR: "the disk cannot be written to or read from",
     sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
-    sqlite3.SQLITE_PERM: "the database's file may not be used",
-    sqlite3.SQLITE_AUTH: "the database's file may not be used",
+    sqlite3.SQLITE_PERM: "Halt has no permission for the database file",
+    sqlite3.SQLITE_AUTH: "Halt has no permission for the database file",
     sqlite3.SQLITE_CORRUPT: "the database is damaged",
     sqlite3.SQLITE_NOTADB: "the database is damaged",
 }
@@ -46,9 +46,9 @@ SQLITE_REASONS = {
 POSTGRES_REASONS = {
     "55P03": "the database is locked by another program",
     "57014": "the database took too long",
-    "40": "the database was busy with something else",
+    "40": "another transaction was in conflict",
     "25006": "the database is read-only",
-    "42501": "the database's user may not do this",
+    "42501": "the database user lacks a permission",
     "53100": "the database's disk is full",
     "53300": "the database has too many connections",
     "53": "the database is out of resources",
@@ -95,7 +95,7 @@ def reason(fault: SQLAlchemyError) -> str:
     if isinstance(fault, PoolTimeout):
         return TOO_BUSY
     if _is_of_values(fault):
-        return "the database does not take these values"
+        return "the database rejects these values"
     origin = fault.orig if isinstance(fault, DBAPIError) else None
     if isinstance(origin, sqlite3.Error):
         code = getattr(origin, "sqlite_errorcode", None) or 0

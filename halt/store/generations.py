@@ -82,7 +82,7 @@ class Generations:
         that are unknown or have ended are skipped. The message of an answer that was stopped
         before any of it was shown is removed, and its prompt too if that has no other answer.
         """
-        ends = {end.stream_id: end for end in batch.ended}
+        ends = {end.stream_id: end for end in batch.ends}
         new_rows: list[tuple[object, ...]] = []
         last_chunks: defaultdict[str, list[Chunk]] = defaultdict(list)
         for chunk in batch.chunks:
@@ -92,8 +92,8 @@ class Generations:
                 payload = _encode(chunk.events)
                 new_rows.append((chunk.first_seq, payload, chunk.stream_id, batch.worker))
         with self.database.writing(urgent=True) as connection:
-            if batch.begun:
-                self._add(connection, batch.begun)
+            if batch.new:
+                self._add(connection, batch.new)
             if new_rows:
                 execute(connection, _ADD_CHUNK, new_rows)
             running = [

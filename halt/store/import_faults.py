@@ -99,7 +99,7 @@ _FAULTS = {
     r"Expected `.+` matching regex .*": "must be 8 to 64 letters, digits, - or _",
     r"Expected `.+` >= (?P<least>\S+)": "must be {least} or more",
     r"Expected `.+` <= (?P<most>\S+)": "must be {most} or less",
-    r"Expected `.+` of length <= (?P<most>\d+)": "must hold {most} at most",
+    r"Expected `.+` of length <= (?P<most>\d+)": "must have {most} items at most",
     r"Expected `str` of length <= 64": "must be 8 to 64 letters, digits, - or _",
     r"(Number|Integer value) out of range": "is a number that is too large",
 }

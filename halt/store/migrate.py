@@ -166,7 +166,7 @@ def _migrate(engine: Engine, folder: Path, subject: str) -> None:
     if current is not None and current not in known:
         raise ConfigError(
             f"{subject} was made by a newer Halt (its version is {current!r}). Nothing was "
-            "changed: start that one, or choose another HALT_DATA or DATABASE_URL."
+            "changed: start the newer Halt, or set another HALT_DATA or DATABASE_URL."
         )
     _enable_wal(engine, folder, subject)
     with engine.execution_options(write=True).begin() as connection:

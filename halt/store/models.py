@@ -132,12 +132,12 @@ class Exchange:
         return (self, *self.alternatives)
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether this answer or an alternative is being written."""
         return any(exchange.ended is None for exchange in self.candidates)
 
     @property
-    def withdrawn(self) -> bool:
+    def is_withdrawn(self) -> bool:
         """Whether the user stopped it before any of it was shown."""
         return self._state_now == "withdrawn"
 
@@ -150,13 +150,14 @@ class Exchange:
     def answer_for_model(self) -> Exchange:
         """The answer that later requests send to the model.
 
-        The selected alternative, or else the first one with text; see `best` for other answers.
+        Of alternatives: the selected one, or the first one with text. Otherwise: this answer while
+        it is being written, then `shown_version`.
         """
         if self.selected or not self.alternatives:
-            return self if self.ended is None else self.best()
+            return self if self.ended is None else self.shown_version()
         return next((exchange for exchange in self.candidates if exchange.answer), self)
 
-    def best(self) -> Exchange:
+    def shown_version(self) -> Exchange:
         """This answer, or the version before it if that one is shown instead (see `stands`)."""
         if self.previous is None:
             return self
@@ -177,7 +178,7 @@ class Conversation:
     usage: Usage = field(default_factory=Usage)  # of all answers ever generated in it
     created_at: float = 0.0  # seconds since 1970
     updated_at: float = 0.0
-    named: bool = False  # the title is from the user or a model, not the first words
+    is_named: bool = False  # the title is from the user or a model, not the first words
 
     @property
     def first(self) -> int | None:
@@ -197,7 +198,7 @@ class Summary:
     id: str
     title: str
     updated_at: float  # seconds since 1970
-    running: bool = False  # an answer is being written in it
+    is_running: bool = False  # an answer is being written in it
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
             foreign(data, FORMAT) or explained(str(fault), _VALUES), field="file"
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        reason = "it is not JSON, or not all of it."
+        reason = "it is not JSON, or it is incomplete."
         if data.startswith(b"PK"):
             reason = f"it is a ZIP archive. {OWN_ALONE}"
         raise RequestError(f"This file can't be imported: {reason}", field="file") from None
@@ -216,7 +216,7 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
         if len(message.content) > longest:
             refuse(part, f"is longer than {longest:,} characters")
         if max(len(message.model), len(message.requested_model)) > NAME_MAX:
-            refuse(part, f"names a model in more than {NAME_MAX:,} characters")
+            refuse(part, f"has a model name of more than {NAME_MAX:,} characters")
         if len(message.steps) > STEPS_MAX:
             refuse(part, f"has more than {STEPS_MAX:,} thoughts and tool calls")
         if sum(step.size() for step in message.steps) > longest:
@@ -228,9 +228,7 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
             return _part(_message, raw, at)
         message = _part(_large_message, raw, at)
         if len(memoryview(message.ended)) > ENDED_MAX:
-            refuse(
-                f"the message {message.id}", f"says in more than {ENDED_MAX:,} bytes how it ended"
-            )
+            refuse(f"the message {message.id}", f"has an end of more than {ENDED_MAX:,} bytes")
         values = msgspec.structs.asdict(message)
         values["ended"] = _part(_terminal, message.ended, f"{at}.ended")
         steps = islice(_items(message.steps, f"{at}.folds"), STEPS_MAX + 1)

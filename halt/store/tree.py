@@ -95,7 +95,7 @@ def window(
         usage=usage(connection, row.id),
         created_at=row.created_at,
         updated_at=row.updated_at,
-        named=row.titled_by != "words",
+        is_named=row.titled_by != "words",
     )
 
 

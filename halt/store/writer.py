@@ -146,7 +146,7 @@ class StoreWriter:
             self._to_interrupt = [*self._to_interrupt, *dropped][-INTERRUPT_MAX:]
             self._changed.notify_all()
         if is_first:
-            logger.error("no memory is left for what could not be saved: answers are being lost")
+            logger.error("too many unsaved answers are in memory: parts of answers are lost")
 
     @property
     def saving(self) -> Saving:
@@ -193,7 +193,7 @@ class StoreWriter:
             except Exception:
                 if not self._failures:
                     logger.exception("the store writer failed")
-                self._failed("something went wrong in Halt itself")
+                self._failed("an internal error in Halt")
 
     def _await_turn(self) -> bool:
         """Wait until the next turn is due; False when the thread must end."""
@@ -268,7 +268,7 @@ class StoreWriter:
         except StoreUnavailable:
             raise
         except Exception:
-            logger.exception("a batch of events could not be saved; it is tried one by one")
+            logger.exception("a batch could not be saved; trying each generation on its own")
             self._write_one_by_one(parts)
 
     def _interrupt_all(self, stream_ids: Iterable[str], at: float) -> set[str]:
@@ -301,10 +301,10 @@ class StoreWriter:
             if self._store.sweep(time.time()):
                 pause = 0.0
         except StoreUnavailable as fault:
-            logger.warning("what is kept for a time only cannot be removed: %s", fault.reason)
+            logger.warning("expired rows cannot be removed: %s", fault.reason)
             pause = LATER
         except Exception:
-            logger.exception("what is kept for a time only cannot be removed; later again")
+            logger.exception("expired rows cannot be removed; trying again later")
         self._sweep_at = at + pause
 
     def _write_one_by_one(self, parts: list[BatchPart]) -> None:
@@ -345,7 +345,7 @@ class StoreWriter:
         seconds = now() - at
         with self._changed:
             for part in parts:
-                if part.ended:
+                if part.end:
                     self._entries.pop(part.entry.generation.id, None)
             if interrupted:
                 self._to_interrupt = [
@@ -366,7 +366,7 @@ class StoreWriter:
             self._fault = reason
             is_first = self._failures == 1
         if is_first:
-            logger.error("saving fails, and is tried again until it works: %s", reason)
+            logger.error("saving fails and is retried until it works: %s", reason)
 
 
 def period(seconds: float) -> float:

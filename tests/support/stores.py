@@ -107,7 +107,7 @@ def ends(
     store.generations.write(
         Batch(
             chunks=(Chunk(stream_id, 1, timed),),
-            ended=(GenerationEnd(stream_id, how, time.time(), len(events), answer, model, folds),),
+            ends=(GenerationEnd(stream_id, how, time.time(), len(events), answer, model, folds),),
         )
     )
 

@@ -159,7 +159,7 @@ def _whole(html: str) -> Patch:
 
 
 def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) -> AnswerView:
-    best = exchange.best()  # a failed attempt hides nothing that was there before
+    best = exchange.shown_version()  # a failed attempt hides nothing that was there before
     shown = AnswerView(
         id=exchange.stream_id,
         state="done",

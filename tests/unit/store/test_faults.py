@@ -237,7 +237,7 @@ def test_a_database_that_is_taken_away_is_said(
     path.rename(away)
     if replaced:
         path.touch()
-    gone = "the database's file is not there any more"
+    gone = "the database file has been removed"
     fails(gone, partial(chat.ask, "b"), chat.now, partial(store.generations.running_of, "worker-1"))
     assert path.exists() == replaced
     away.replace(path)
@@ -512,9 +512,7 @@ def test_values_that_it_does_not_take_are_no_outage(store: Store) -> None:
     with pytest.raises(Unstorable) as refused, store.database.writing() as connection:
         connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))
     assert refused.value.status == 400
-    assert refused.value.message == (
-        "This could not be saved: the database does not take these values."
-    )
+    assert refused.value.message == ("This could not be saved: the database rejects these values.")
 
 
 def test_a_value_that_cannot_be_encoded_is_no_fault_of_the_database(store: Store) -> None:

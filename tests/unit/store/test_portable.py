@@ -65,7 +65,7 @@ def test_an_export_of_another_product_is_named(given_file: Any, product: str) ->
         (b"[]", "it is not an export of Halt"),
         (b'"text"', "it is not an export of Halt"),
         (b"PK\x03\x04rest", "it is a ZIP archive. Halt reads JSON files"),
-        (b"<html>", "it is not JSON, or not all of it"),
+        (b"<html>", "it is not JSON, or it is incomplete"),
         (b'{"format": "halt-conversations", "version": 1}', "the field “conversations” is missing"),
         (
             b'{"format": "halt-conversations", "version": 1, "conversations": [{"id": 1, "chat": 1}]}',
@@ -111,11 +111,11 @@ LONGEST = 1_000
         ),
         (
             file({**SAID, "ended": {"type": "done", "usage": {"x": "y" * ENDED_MAX}}}),
-            "the message 1 says in more than 1,000,000 bytes how it ended",
+            "the message 1 has an end of more than 1,000,000 bytes",
         ),
         (
             file({**SAID, "model": "x" * (NAME_MAX + 1)}),
-            "the message 1 names a model in more than 10,000 characters",
+            "the message 1 has a model name of more than 10,000 characters",
         ),
         (
             file(settings={"system_prompt": "x" * 1_001}),
@@ -178,7 +178,7 @@ def test_every_conversation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         if count <= 3:
             assert len(read(data)) == count
             continue
-        with pytest.raises(RequestError, match="must hold 3 at most"):
+        with pytest.raises(RequestError, match="must have 3 items at most"):
             read(data)
 
 

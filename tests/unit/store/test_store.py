@@ -91,7 +91,7 @@ def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
     stream_id = chat.ask("Hello?")
     (asked,) = chat.now().exchanges
     assert (asked.prompt, asked.stream_id, asked.answer) == ("Hello?", stream_id, "")
-    assert (asked.ended, asked.state, asked.running) == (None, "running", True)
+    assert (asked.ended, asked.state, asked.is_running) == (None, "running", True)
     chat.ends(stream_id, "Hello.")
     (said,) = chat.now().exchanges
     assert (said.answer, said.model, said.ended, said.state) == ("Hello.", "m-1", DONE, "done")
@@ -667,13 +667,17 @@ def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat)
     """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
     thought = Step(1, "thought", "done", text="Hm.", ms=5.0)
     ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
-    assert (chat.last().state, chat.last().withdrawn) == ("stopped", False)
+    assert (chat.last().state, chat.last().is_withdrawn) == ("stopped", False)
     assert chat.last().steps == (thought,)
     chat.ends(chat.again(), "So.")
     assert len(chat.last().versions.ids) == 2
     ends(store, chat.again(), "", STOPPED, folds=(thought,))
     last = chat.last()
-    assert (last.best().steps, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
+    assert (last.shown_version().steps, last.previous, len(last.versions.ids)) == (
+        (thought,),
+        None,
+        3,
+    )
     chat.ask("And?")
     assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
     chat.store.turns.cancel_start(chat.name, chat.last().stream_id)
@@ -777,12 +781,12 @@ def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: Store) 
     cursor: str | None = None
     while True:
         page = store.conversations.summaries("anna", cursor, limit=2)
-        seen += [(each.id, each.running) for each in page.items]
+        seen += [(each.id, each.is_running) for each in page.items]
         cursor = page.cursor
         if cursor is None:
             break
     assert seen == [("chat-1", True), *((f"chat-{n}", False) for n in (4, 3, 2, 0))]
-    assert store.conversations.summary("chat-1", "anna").running
+    assert store.conversations.summary("chat-1", "anna").is_running
     with pytest.raises(RequestError) as refused:
         store.conversations.summaries("anna", "nonsense")
     assert refused.value.field == "cursor"
@@ -792,7 +796,7 @@ def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -
     """The user's own is never replaced."""
     chat.says("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
     first = chat.now().title
-    assert not chat.now().named
+    assert not chat.now().is_named
     assert first.startswith("What is the capital of a very")
     assert first.endswith("…")
     assert len(first) <= TITLE_MOST
@@ -800,7 +804,7 @@ def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -
     assert chat.now().title == "A far capital"
     assert chat.store.conversations.title_from_model(chat.name, "A capital far away")
     assert chat.now().title == "A capital far away"
-    assert chat.now().named
+    assert chat.now().is_named
     assert (
         chat.store.conversations.rename(chat.name, chat.owner, "  My   title ").title == "My title"
     )
@@ -1244,7 +1248,7 @@ def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
         Batch(chunks=(Chunk(stream_id, 1, events[:3]),))
     )  # with more than before
     end = GenerationEnd(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
-    batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ended=(end,))
+    batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ends=(end,))
     store.generations.write(batch)
     store.generations.write(batch)
     found = store.generations.get_ended(stream_id, "anna")
@@ -1269,7 +1273,7 @@ def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None
     """A session's by that session; a program's by whoever knows its ID."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.generations.write(Batch(begun=(begun("program-1"),)))
+    store.generations.write(Batch(new=(begun("program-1"),)))
     ends(store, "program-1", "Hello.")
     for requester in ("bert", None):
         assert store.generations.get_ended(stream_id, requester) is None
@@ -1414,7 +1418,7 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat
 def test_many_streams_are_written_at_once(store: Store) -> None:
     """One batch holds what a hundred streams brought, the ends of some among it."""
     names = [f"stream-{n:03}" for n in range(100)]
-    store.generations.write(Batch(begun=tuple(map(begun, names))))
+    store.generations.write(Batch(new=tuple(map(begun, names))))
     for seq in (1, 2):
         store.generations.write(
             Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names))
@@ -1422,7 +1426,7 @@ def test_many_streams_are_written_at_once(store: Store) -> None:
     now = time.time()
     ended = tuple(GenerationEnd(name, DONE, now, 3, "12") for name in names[::2])
     store.generations.write(
-        Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ended=ended)
+        Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ends=ended)
     )
     assert sorted(store.generations.running_of(WORKER)) == names[1::2]
     for name in names[::2]:
@@ -1436,7 +1440,7 @@ def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat
     """Generations of programs go as a whole."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.generations.write(Batch(begun=(begun("program-1"),)))
+    store.generations.write(Batch(new=(begun("program-1"),)))
     ends(store, "program-1", "Hello.")
     assert store.generations.sweep(time.time() + 6.9 * DAY) == 0
     assert store.generations.sweep(time.time() + 7.1 * DAY) == 2
@@ -1473,7 +1477,7 @@ def test_numbers_that_no_database_takes_lose_no_answer(store: Store, chat: Chat)
     stream_id = chat.ask("a")
     said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
     ended = GenerationEnd(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said),), ends=(ended,)))
     assert chat.exchanges() == [("a", "b")]
     recorded = store.generations.get_ended(stream_id, chat.owner)
     assert recorded is not None
@@ -1487,7 +1491,7 @@ def test_a_generation_is_written_to_by_its_own_worker_alone(
     """Of another one with the same ID, which began while the store could not be asked, nothing is
     kept, and the log says so. What the first one has stays its own."""
     mine = Batch(
-        begun=(begun("an-id"),),
+        new=(begun("an-id"),),
         chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
         worker=WORKER,
     )

@@ -74,7 +74,7 @@ class Shelf:
         return int(len(self.swept) < 3)
 
     def exists(self, stream_id: str) -> bool:
-        return any(each.stream_id == stream_id for b in self.batches for each in b.begun)
+        return any(each.stream_id == stream_id for b in self.batches for each in b.new)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until this is so, which is looked at after each change."""
@@ -101,7 +101,7 @@ class Shelf:
         return "".join(text_of(event) for _, event in self.events(stream_id))
 
     def end_of(self, stream_id: str) -> GenerationEnd:
-        (found,) = [e for batch in self.batches for e in batch.ended if e.stream_id == stream_id]
+        (found,) = [e for batch in self.batches for e in batch.ends if e.stream_id == stream_id]
         return found
 
 
@@ -152,7 +152,7 @@ def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> Non
     assert desk.shelf.events("a-stream") == first.log.read(0)
     end = desk.shelf.end_of("a-stream")
     assert (end.ended, end.last_seq, end.answer) == (first.log.ended, 6, "abcde")
-    (begun,) = [each for batch in desk.shelf.batches for each in batch.begun]
+    (begun,) = [each for batch in desk.shelf.batches for each in batch.new]
     assert (begun.stream_id, begun.owner, begun.worker) == ("a-stream", "somebody", "worker-1")
     assert not desk.store_writer.is_pending("a-stream")
 
@@ -269,7 +269,7 @@ def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
     """Where one batch is refused for what is in it, the others are written without it."""
 
     def fault(batch: Batch) -> Exception | None:
-        bad = any(each.stream_id == "the-bad-one" for each in batch.begun)
+        bad = any(each.stream_id == "the-bad-one" for each in batch.new)
         return ValueError("it cannot be encoded") if bad else None
 
     desk.shelf.fault = fault
@@ -413,7 +413,7 @@ def test_a_recorder_that_closes_writes_what_there_is(desk: Desk) -> None:
         add(recording, "text")
         recording.log.end(lambda: Done("stop", METRICS))
     assert desk.store_writer.close()
-    assert {e.stream_id for b in desk.shelf.batches for e in b.ended} == {r.id for r in recordings}
+    assert {e.stream_id for b in desk.shelf.batches for e in b.ends} == {r.id for r in recordings}
 
 
 def test_a_store_that_is_broken_keeps_no_server_from_leaving(desk: Desk) -> None:
