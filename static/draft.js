@@ -1,23 +1,23 @@
-// What stands in the message field and was not sent is there again after a reload, in this tab alone.
+// Keeps the unsent text of the message field across a reload, for this tab only.
 "use strict";
 (() => {
   const MOST = 200_000; // characters
   const prompt = document.querySelector("#prompt");
   let key = `halt.draft.${location.pathname}`; // a new conversation has no other name yet
-  const take = () => { // a draft is in the field or kept, never both: what was sent is not kept
+  const take = () => { // returns the draft and removes it from storage, so that a sent text is never restored
     try {
       const text = sessionStorage.getItem(key);
       sessionStorage.removeItem(key);
       return text ?? "";
-    } catch { return ""; /* not allowed here */ }
+    } catch { return ""; /* storage is not allowed */ }
   };
   const keep = () => {
     key = `halt.draft.${location.pathname}`;
-    try { if (prompt.value.trim() && prompt.value.length <= MOST) sessionStorage.setItem(key, prompt.value); } catch { /* not allowed here, or full */ }
+    try { if (prompt.value.trim() && prompt.value.length <= MOST) sessionStorage.setItem(key, prompt.value); } catch { /* storage is not allowed, or full */ }
   };
   addEventListener("pagehide", keep);
   addEventListener("pageshow", take);
   document.addEventListener("visibilitychange", () => (document.hidden ? keep : take)());
   prompt.value ||= take();
-  if (prompt.value) prompt.dispatchEvent(new Event("input", { bubbles: true })); // it grows
+  if (prompt.value) prompt.dispatchEvent(new Event("input", { bubbles: true })); // resizes the field
 })();

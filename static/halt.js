@@ -1,32 +1,32 @@
-// What htmx does not do by itself: Stop at once, keyboard, scrolling, copying, announcements.
+// What htmx does not do: immediate Stop, keyboard, scrolling, copying, announcements.
 "use strict";
 (() => {
   const $ = (selector, root = document) => root.querySelector(selector);
   const messages = $("#messages"), prompt = $("#prompt"), composer = $("#composer");
   const connections = new Map(); // feed element's id -> its SSE connection
-  const frozen = new Map();      // streams whose text must not move any more -> last event shown
+  const frozen = new Map();      // ID of a stopped stream, whose text must not change -> last event shown
   let sending = [];              // IDs of the streams whose request is under way
-  let sender = null;             // that request; the swap may change the element it names
-  let leaving = "";              // the message that has left the field and that the server may not have
+  let sender = null;             // that request's context; a swap may replace its source element
+  let leaving = "";              // the message that was taken from the field and that the server may not have yet
 
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
   const running = () => [...document.querySelectorAll('.answer[data-state="running"]')];
   const busy = () => sending.length > 0 || running().length > 0;
   const announce = text => { $("#announcer").textContent = text; };
-  const said = (name, detail) => document.dispatchEvent(new CustomEvent(`halt:${name}`, { detail }));
+  const emit = (name, detail) => document.dispatchEvent(new CustomEvent(`halt:${name}`, { detail }));
   const setSending = ids => { sending = ids; document.body.classList.toggle("sending", ids.length > 0); };
   const notice = text => { const p = document.createElement("p"); p.className = "fault"; p.textContent = text; $("#notice").replaceChildren(p); };
 
   // --- sending: Stop takes Send's place before the first byte comes back -------------------------
-  const grow = field => { // its height is that of the text and of its two borders
+  const grow = field => { // height = text + both borders
     field.style.height = "auto";
     field.style.height = field.scrollHeight + field.offsetHeight - field.clientHeight + "px";
   };
   document.addEventListener("input", event => { if (event.target.matches("textarea")) grow(event.target); });
-  // Keys that are a field's own reach none of Halt's handlers: those that an input method takes (Safari
-  // sends the one that ends a composition behind it, with isComposing false), and Enter where the primary
-  // pointer is a finger, whose keyboard has no Shift+Enter. Ctrl+Enter and Cmd+Enter send everywhere.
-  const COMPOSED = 50; // milliseconds behind a composition in which a key belongs to it
+  // Two kinds of keys stay with the field and reach none of Halt's handlers: keys of an input method (Safari
+  // sends the key that ends a composition after it, with isComposing false), and Enter where the primary
+  // pointer is a finger: such keyboards have no Shift+Enter. Ctrl+Enter and Cmd+Enter send everywhere.
+  const COMPOSED = 50; // milliseconds after a composition in which a key still belongs to it
   const touch = matchMedia("(pointer: coarse)");
   let composed = -COMPOSED;
   addEventListener("compositionend", event => { composed = event.timeStamp; }, true);
@@ -40,7 +40,7 @@
     event.preventDefault();
     composer.requestSubmit();
   });
-  let ready = false; // from then on forms are htmx's; before, the browser would load another page
+  let ready = false; // true once htmx handles forms; before that, the browser would load another page
   document.addEventListener("DOMContentLoaded", () => { ready = true; });
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
@@ -52,13 +52,13 @@
     }
     const text = prompt.value.trim(), waits = busy();
     if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
-    if (waits && text) said("queue", { text });
+    if (waits && text) emit("queue", { text });
   }, true);
-  const STARTS = "#composer, #sender, .editor, .regenerate, .continue"; // each asks for an answer
+  const STARTS = "#composer, #sender, .editor, .regenerate, .continue"; // elements that start an answer
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail, source = ctx.sourceElement, { body } = ctx.request;
     const exchange = source.closest(".exchange");
-    if (source.dataset.do) { // what is done at one exchange of the conversation
+    if (source.dataset.do) { // an action on one exchange of the conversation
       ctx.request.action = `/c/${exchange.dataset.conversation}/${source.dataset.do}`;
       body.set("prompt_id", exchange.dataset.prompt);
     } else if (source.matches(".editor")) {
@@ -71,17 +71,17 @@
         return;
       }
       const models = body.getAll("model");
-      setSending(source.dataset.ids?.split(" ") ?? (models.length ? models.map(newId) : [newId()])); // an answer for each model
+      setSending(source.dataset.ids?.split(" ") ?? (models.length ? models.map(newId) : [newId()])); // one answer per model
       sender = ctx;
       for (const id of sending) body.append("id", id);
       if (source.matches("#composer, #sender") && !$(":scope > .later", messages)) body.set("after", $(":scope > .exchange:last-child", messages)?.dataset.prompt ?? "0");
       $("#notice").replaceChildren();
       following = true;
-      if (source === composer) { leaving = prompt.value; prompt.value = ""; prompt.style.height = ""; } // the next one can be typed
+      if (source === composer) { leaving = prompt.value; prompt.value = ""; prompt.style.height = ""; } // the next message can be typed
     } else if (source.matches("#stopper, .stop-one")) {
       const answers = source.id ? running() : [source.closest(".answer")];
       if (!answers.length && !sending.length) { event.preventDefault(); return; }
-      said("stop");
+      emit("stop");
       for (const answer of answers) {
         body.append("stream_id", answer.dataset.stream);
         body.append("seen", frozenAt(answer));
@@ -89,21 +89,21 @@
       if (answers.length) body.set("shown", "1");
       for (const id of answers.length ? [] : sending) {
         body.append("stream_id", id);
-        body.append("seen", "0"); // none of it is on the page
+        body.append("seen", "0"); // no event of it has been shown
       }
-      $("#notice").replaceChildren(); // what an earlier press had to say
+      $("#notice").replaceChildren(); // removes the message of an earlier press
     }
   });
-  // The server limits a session's streams over HTTP/1.1, where a browser's connections are few. Where
-  // the browser does not know the protocol it is empty, and the server takes it for HTTP/1.1.
+  // The server limits a session's streams over HTTP/1.1, where a browser has few connections. If the
+  // browser does not know the protocol, the header is empty and the server assumes HTTP/1.1.
   const protocol = { "Halt-Protocol": performance.getEntriesByType("navigation")[0]?.nextHopProtocol ?? "" };
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail;
-    if (ctx.sourceElement.matches(`.feed, ${STARTS}`)) Object.assign(ctx.request.headers, protocol); // kept when it connects again
+    if (ctx.sourceElement.matches(`.feed, ${STARTS}`)) Object.assign(ctx.request.headers, protocol); // also used for reconnects
   });
-  // The response to a POST that asks for an answer is the answer's stream. htmx gets the first message
-  // as if it were all of it; the feed that comes with it reads the others.
-  const begun = new Map(); // feed's ID -> the rest of its stream
+  // The response to a POST that starts an answer is the answer's stream. htmx receives the first message
+  // as if it were the whole response; the feed element in that message reads the rest.
+  const begun = new Map(); // ID of the feed element -> the rest of its stream
   const start = async (action, request) => {
     const response = await fetch(action, request), headers = new Headers(response.headers);
     if (!headers.get("Content-Type")?.startsWith("text/event-stream")) return response;
@@ -154,7 +154,7 @@
     if (event.detail.ctx !== sender) return;
     setSending([]);
     sender = null;
-    for (const { cancel } of begun.values()) cancel(); // its place is not there
+    for (const { cancel } of begun.values()) cancel(); // their feed elements are not on the page
     begun.clear();
     if (leaving) { prompt.value = leaving + (prompt.value && `\n${prompt.value}`); leaving = ""; grow(prompt); }
   });
@@ -169,22 +169,22 @@
     const source = event.detail.ctx?.sourceElement;
     if (source && event.detail.error?.name !== "AbortError") unreached(source);
   });
-  // Halt says where its errors are to be shown. One without that comes from a proxy in front of it: a
-  // whole page, which has no place in the conversation.
+  // Halt's errors have an HX-Retarget header. An error without it is a whole page of a proxy in front
+  // of Halt, which must not be swapped into the conversation.
   document.addEventListener("htmx:before:swap", event => {
     const { ctx } = event.detail, { status, headers } = ctx.response ?? {};
     if (!(status >= 400) || headers.has("HX-Retarget")) return;
     event.preventDefault();
-    if (!ctx.sourceElement.matches(".feed")) unreached(ctx.sourceElement, status); // a feed has heard of it
+    if (!ctx.sourceElement.matches(".feed")) unreached(ctx.sourceElement, status); // feeds handle htmx:response:error
   });
 
-  // --- Stop: the text stands still, a connection is freed, then the server is told ---------------
+  // --- Stop: freeze the text, free a connection, then send the request to the server ------------
   const frozenAt = answer => {
-    if (frozen.has(answer.dataset.stream)) return frozen.get(answer.dataset.stream); // pressed again
+    if (frozen.has(answer.dataset.stream)) return frozen.get(answer.dataset.stream); // a second press
     const connection = connections.get(`feed-${answer.dataset.stream}`);
     const shown = connection?.shown || $(".feed", answer).dataset.after;
     frozen.set(answer.dataset.stream, shown);
-    document.dispatchEvent(new Event("halt:still"));
+    document.dispatchEvent(new Event("halt:frozen"));
     if (connection) { // a browser has six connections to a host, and Stop needs one
       connection.config.reconnect = false;
       connection.reader?.cancel();
@@ -192,12 +192,12 @@
     }
     return shown;
   };
-  let pressedAgain = 0; // a Stop that was lost on its way: its text stands still, so nothing else would learn the end
+  let pressedAgain = 0; // timer: a Stop that did not reach the server is sent again, since the frozen answer does not follow its stream
   const stopLater = stopper => {
     clearTimeout(pressedAgain);
     pressedAgain = setTimeout(() => {
       const answers = stopper.id ? running() : [stopper.closest(".answer")];
-      if (stopper.isConnected && answers.some(each => frozen.has(each.dataset.stream))) stopper.requestSubmit();
+      if (stopper.isConnected && answers.some(answer => frozen.has(answer.dataset.stream))) stopper.requestSubmit();
     }, 2000);
   };
   document.addEventListener("keydown", event => {
@@ -206,7 +206,7 @@
 
   // --- the stream ---------------------------------------------------------------------------------
   const place = feed => `/streams/${feed.id.slice(5)}/page?after=${feed.dataset.after}`;
-  const connect = feed => { // by a GET, which htmx repeats
+  const connect = feed => { // by a GET, which htmx repeats after a failure
     if (!feed.isConnected || frozen.has(feed.id.slice(5))) return;
     const fresh = feed.cloneNode(false); // htmx connects an element once
     delete fresh.dataset.htmxPowered;
@@ -229,37 +229,37 @@
     const feed = event.target, { connection, reason } = event.detail;
     connections.delete(feed.id);
     if (reason !== "ended" || feed.hasAttribute("hx-sse:connect")) return;
-    feed.dataset.after = connection.shown ?? feed.dataset.after; // the POST's stream was cut: the GET goes on
+    feed.dataset.after = connection.shown ?? feed.dataset.after; // the POST's stream broke off: a GET continues it
     connect(feed);
   });
   document.addEventListener("htmx:sse:before:message", event => {
     if (frozen.has(event.target.id.slice(5))) event.preventDefault();
     else {
       const { connection, message } = event.detail;
-      if (connection.shown !== message.id) heard(event.target.id.slice(5));
+      if (connection.shown !== message.id) markReceived(event.target.id.slice(5));
       connection.shown = message.id;
     }
   });
 
-  // --- what a change of the conversation means ----------------------------------------------------
-  const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped.", interrupted: "The answer was interrupted." };
-  const settle = answer => {
-    lost(false); // it comes from the server
+  // --- changes of the conversation: announcements, focus, the end of an answer ----------------------
+  const STATE_TEXTS = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped.", interrupted: "The answer was interrupted." };
+  const update = answer => { // an answer was added or replaced
+    lost(false); // the server has sent it
     const { state } = answer.dataset, exchange = answer.closest(".exchange"), cut = state === "done" && "cut" in answer.dataset;
-    const others = [...exchange.querySelectorAll(".answer")].filter(each => each !== answer);
-    if (state !== "running" && others.some(each => each.dataset.state === "running")) return; // the last one speaks
+    const others = [...exchange.querySelectorAll(".answer")].filter(other => other !== answer);
+    if (state !== "running" && others.some(other => other.dataset.state === "running")) return; // only the last end counts
     if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
-    else announce(cut ? $(".badge", answer)?.textContent : SAID[state]);
-    // A pressed button that has gone keeps the focus until the next frame; nobody else's is taken.
+    else announce(cut ? $(".badge", answer)?.textContent : STATE_TEXTS[state]);
+    // A removed button that was pressed keeps the focus until the next frame. Focus on any visible element stays.
     const focused = document.activeElement;
     if (state !== "running" && (focused === document.body || !focused?.checkVisibility())) prompt.focus({ preventScroll: true });
     if (state === "running") return;
-    const gone = state === "withdrawn" && others.every(each => each.dataset.state === "withdrawn");
+    const gone = state === "withdrawn" && others.every(other => other.dataset.state === "withdrawn");
     const back = "again" in exchange.dataset ? state === "withdrawn" : gone && "edited" in exchange.dataset;
-    said("settled", { state: cut ? "cut" : state, exchange, back }); // `back`: an earlier version is there again
+    emit("ended", { state: cut ? "cut" : state, exchange, back }); // `back`: an earlier version is shown again
     if (!gone || back || !exchange.isConnected) return;
-    const text = $(".prompt .text", exchange).textContent; // the prompt is given back
-    if (prompt.value) said("queue", { text, first: true });
+    const text = $(".prompt .text", exchange).textContent; // the prompt returns to the message field
+    if (prompt.value) emit("queue", { text, first: true });
     else { prompt.value = text; grow(prompt); }
     exchange.remove();
     prompt.focus();
@@ -267,28 +267,28 @@
   new MutationObserver(changes => {
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
-      if (node.matches(".seam")) node.parentElement?.normalize(); // the pieces before it become one, which is shaped once; selections stay
-      else if (node.matches(".answer")) { unfold(node); settle(node); }
-      else if (node.matches(".exchange") && sending.length) settle($('.answer[data-state="running"]', node) ?? $(".answer", node));
-      else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
+      if (node.matches(".seam")) node.parentElement?.normalize(); // joins the text nodes before it, so that they are shaped once; selections stay
+      else if (node.matches(".answer")) { unfold(node); update(node); }
+      else if (node.matches(".exchange") && sending.length) update($('.answer[data-state="running"]', node) ?? $(".answer", node));
+      else if (node.matches(".answer > .note")) { // replaces the feed: the server no longer has the stream
         node.parentElement.dataset.state = "lost";
-        said("settled", { state: "lost" });
+        emit("ended", { state: "lost" });
         for (const waiting of node.parentElement.querySelectorAll(".waiting, .elapsed")) waiting.remove();
       }
     }
     follow();
   }).observe(messages, { childList: true, subtree: true });
 
-  // --- how long something has been going on ---------------------------------------------------------
-  const SILENT = 2; // seconds without anything new, after which it is shown that the model is waited for
-  const QUIET = 10; // seconds of that after which there is a Stop beside it
+  // --- elapsed times ----------------------------------------------------------------------------------
+  const SILENT = 2; // seconds without a new event after which the page shows that the model is silent
+  const QUIET = 10; // seconds without a new event after which a Stop button appears beside it
   const clock = seconds => {
     const minutes = Math.floor(seconds / 60), two = number => String(number).padStart(2, "0");
     if (minutes < 60) return minutes ? `${minutes}:${two(seconds % 60)}` : `${seconds} s`;
     return `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${two(seconds % 60)}`;
   };
-  const heard = id => {
-    const silence = document.getElementById(`silence-${id}`); // by its ID: an answer may have thousands of elements
+  const markReceived = id => { // an event of this stream has arrived
+    const silence = document.getElementById(`silence-${id}`); // fast lookup: an answer may have thousands of elements
     if (!silence) return;
     silence.lastElementChild.since = performance.now();
     silence.hidden = true;
@@ -308,24 +308,24 @@
     }
   }, 250);
 
-  // --- folds: one that the reader has opened stays open when its answer is replaced -----------------
+  // --- folds (thoughts, tool calls): an opened one stays open when its answer is replaced -----------
   const opened = new Set();
   document.addEventListener("toggle", event => opened[event.target.open ? "add" : "delete"](event.target.id), true);
   const unfold = answer => { for (const fold of answer.querySelectorAll(".fold")) fold.open = opened.has(fold.id); };
 
-  // --- scrolling: along with the text, but only while the reader is at its end ---------------------
-  let following = true, last = 0; // where the page stood when it was last looked at
+  // --- scrolling: follows the text while the page is scrolled to its end ---------------------------
+  let following = true, last = 0; // scroll position at the last check
   const page = document.scrollingElement;
   const scrollToEnd = () => { page.scrollTop = page.scrollHeight; last = page.scrollTop; };
-  const look = () => { // the least step back leaves the end, unless the page has become shorter
+  const look = () => { // any scroll upwards ends following, unless the page became shorter
     const top = page.scrollTop, below = page.scrollHeight - top - page.clientHeight;
     if (top < last) following = below < 2;
-    else if (below < 40) following = !$(":scope > .later", messages); // the end is not here
+    else if (below < 40) following = !$(":scope > .later", messages); // the end of the conversation is not loaded
     last = top;
     return following;
   };
   addEventListener("scroll", look, { passive: true });
-  // Heights are read once a frame: each read after a change has the browser lay the page out.
+  // Heights are read once a frame, because each read after a change forces a layout.
   let scheduled = false;
   const follow = () => {
     if (scheduled || !following) return;
@@ -336,15 +336,15 @@
     });
   };
   const around = new ResizeObserver(() => { if (following) scrollToEnd(); });
-  around.observe($("body > footer")); // it covers what is below it
-  around.observe($("#usage"));        // it grows when the answer is complete
+  around.observe($("body > footer")); // covers the text below it
+  around.observe($("#usage"));        // grows when the answer is complete
   if (new URLSearchParams(location.search).has("at")) following = false; // opened at a message
   else scrollToEnd();
 
   // --- copying ------------------------------------------------------------------------------------
   const copy = async text => {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    const area = document.createElement("textarea"); // pages that come without TLS
+    const area = document.createElement("textarea"); // pages without TLS have no clipboard API
     area.value = text;
     document.body.append(area);
     area.select();

@@ -1,51 +1,51 @@
-// Which model answers. The choice is remembered; "Compare" asks further models at the same time.
+// The model picker. The choice is remembered; "Compare" adds pickers for more models at the same time.
 "use strict";
 (() => {
-  const MOST = 4; // as many as the server takes
+  const MOST = 4; // models in one message; the server accepts no more
   const first = document.querySelector("#model"), more = document.querySelector("#compare");
   const recall = () => { try { return localStorage.getItem("halt.model"); } catch { return null; } };
-  const remember = name => { try { localStorage.setItem("halt.model", name); } catch { /* not allowed here */ } };
-  const rivals = () => [...document.querySelectorAll(".choices .rival")];
+  const remember = name => { try { localStorage.setItem("halt.model", name); } catch { /* storage is not allowed */ } };
+  const extras = () => [...document.querySelectorAll(".choices .extra")];
 
   const last = recall();
   if ("new" in first.dataset && last) first.add(new Option(last, last, true, true));
   first.addEventListener("change", () => remember(first.value));
 
-  const count = () => { more.hidden = rivals().length >= MOST - 1; };
-  const fill = select => { // with what the first one offers
+  const count = () => { more.hidden = extras().length >= MOST - 1; };
+  const fill = select => { // with the options of the first picker
     const { value } = select;
-    select.replaceChildren(...[...first.children].map(each => each.cloneNode(true)));
-    if ([...select.options].some(each => each.value === value)) select.value = value;
+    select.replaceChildren(...[...first.children].map(option => option.cloneNode(true)));
+    if ([...select.options].some(option => option.value === value)) select.value = value;
   };
   const add = () => {
-    const rival = document.createElement("span"), select = document.createElement("select"), remove = document.createElement("button");
-    rival.className = "rival";
+    const extra = document.createElement("span"), select = document.createElement("select"), remove = document.createElement("button");
+    extra.className = "extra";
     select.name = "model";
     select.setAttribute("form", "composer");
-    select.setAttribute("aria-label", `Model ${rivals().length + 2}`);
+    select.setAttribute("aria-label", `Model ${extras().length + 2}`);
     fill(select);
-    select.selectedIndex = Math.min(first.selectedIndex + rivals().length + 1, select.options.length - 1);
+    select.selectedIndex = Math.min(first.selectedIndex + extras().length + 1, select.options.length - 1);
     remove.type = "button";
     remove.textContent = "×";
     remove.setAttribute("aria-label", "Remove this model");
-    remove.addEventListener("click", () => { rival.remove(); count(); more.focus(); });
-    rival.append(select, remove);
-    more.before(rival);
+    remove.addEventListener("click", () => { extra.remove(); count(); more.focus(); });
+    extra.append(select, remove);
+    more.before(extra);
     count();
     select.focus();
   };
   more.addEventListener("click", add);
-  first.addEventListener("htmx:after:swap", () => { for (const rival of rivals()) fill(rival.firstChild); });
+  first.addEventListener("htmx:after:swap", () => { for (const extra of extras()) fill(extra.firstChild); });
 
-  // Whoever picks an answer goes on with its model alone.
+  // "Use this answer" selects that answer's model and removes the other pickers.
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
     if (!ctx.sourceElement.matches(".pick") || ctx.response.status >= 400) return;
     const { model } = ctx.sourceElement.closest(".answer").dataset;
-    if (![...first.options].some(each => each.value === model)) first.add(new Option(model, model));
+    if (![...first.options].some(option => option.value === model)) first.add(new Option(model, model));
     first.value = model;
     remember(model);
-    for (const rival of rivals()) rival.remove();
+    for (const extra of extras()) extra.remove();
     count();
   });
 })();

@@ -1,15 +1,15 @@
-// A long conversation comes in parts, and may be opened at a message that was searched for.
+// Loads a long conversation in parts, and opens it at a message that was searched for.
 "use strict";
 (() => {
   const messages = document.querySelector("#messages"), page = document.documentElement;
 
-  // --- what comes in above moves nothing of what is read ---------------------------------------------
+  // --- messages that are loaded above do not move the visible text -----------------------------------
   let anchor = null, top = 0;
   document.addEventListener("htmx:before:swap", ({ detail: { ctx } }) => {
     if (!ctx.sourceElement.matches?.(".earlier")) return;
     anchor = ctx.sourceElement.nextElementSibling;
     if (!anchor) return;
-    page.classList.add("held"); // the browser's own anchoring would do it a second time
+    page.classList.add("held"); // turns off the browser's scroll anchoring, which would correct a second time
     top = anchor.getBoundingClientRect().top;
   });
   new MutationObserver(() => {
@@ -19,26 +19,26 @@
     requestAnimationFrame(() => requestAnimationFrame(() => page.classList.remove("held")));
   }).observe(messages, { childList: true });
 
-  // --- whoever writes on reads the end: what was sent from amidst is shown there -----------------------
+  // --- a message sent while the end is not loaded: the page reloads at the end of the conversation -----
   document.addEventListener("htmx:after:request", ({ detail: { ctx } }) => {
     if (ctx.sourceElement.id === "composer" && ctx.response.status < 400 && messages.querySelector(".later")) location.assign(ctx.request.action.replace(/\/messages$/, ""));
   });
 
   // --- the message that was searched for ----------------------------------------------------------------
-  const asked = new URLSearchParams(location.search), at = CSS.escape(asked.get("at") ?? "");
+  const parameters = new URLSearchParams(location.search), at = CSS.escape(parameters.get("at") ?? "");
   const exchange = at && messages.querySelector(`[data-prompt="${at}"], [data-answers~="${at}"]`);
   if (!exchange) return;
   const others = exchange.querySelector(".others"), beside = exchange.dataset.answers.includes(" ");
-  const found = exchange.dataset.prompt === asked.get("at") ? exchange.querySelector(".prompt") : beside ? exchange : exchange.querySelector(".answer");
-  if (others && found === exchange) others.open = true;
-  found.classList.add("found");
-  found.tabIndex = -1;
-  found.focus({ preventScroll: true });
-  found.scrollIntoView({ block: "start", behavior: "instant" });
-  const words = (asked.get("q") ?? "").normalize().toLowerCase().match(/[\p{L}\p{N}\p{M}]+/gu) ?? [];
+  const target = exchange.dataset.prompt === parameters.get("at") ? exchange.querySelector(".prompt") : beside ? exchange : exchange.querySelector(".answer");
+  if (others && target === exchange) others.open = true;
+  target.classList.add("found");
+  target.tabIndex = -1;
+  target.focus({ preventScroll: true });
+  target.scrollIntoView({ block: "start", behavior: "instant" });
+  const words = (parameters.get("q") ?? "").normalize().toLowerCase().match(/[\p{L}\p{N}\p{M}]+/gu) ?? [];
   if (!words.length || !CSS.highlights) return;
-  const marks = new Highlight(), texts = document.createTreeWalker(found === exchange ? found : found.querySelector(".text"), NodeFilter.SHOW_TEXT);
-  const unspaced = /[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Thai}\p{sc=Laoo}\p{sc=Mymr}\p{sc=Khmr}]/u; // found anywhere in a text
+  const marks = new Highlight(), texts = document.createTreeWalker(target === exchange ? found : target.querySelector(".text"), NodeFilter.SHOW_TEXT);
+  const unspaced = /[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Thai}\p{sc=Laoo}\p{sc=Mymr}\p{sc=Khmr}]/u; // scripts without spaces: words match anywhere in a text
   const mark = (start, length) => {
     const range = new Range();
     range.setStart(texts.currentNode, start);
@@ -50,7 +50,7 @@
     for (const match of data.matchAll(/[\p{L}\p{N}\p{M}]+/gu)) {
       if (words.some(word => !unspaced.test(word) && match[0].toLowerCase().startsWith(word))) mark(match.index, match[0].length);
     }
-    for (const word of words.filter(each => unspaced.test(each))) {
+    for (const word of words.filter(term => unspaced.test(term))) {
       for (let at = data.indexOf(word); at >= 0; at = data.indexOf(word, at + word.length)) mark(at, word.length);
     }
   }

@@ -1,7 +1,7 @@
-// Messages that were written while an answer came. They wait where they can be seen, changed and
-// removed, and go out one by one when the answer before each is done. A Stop and a fault hold them:
-// they are neither sent nor dropped. A reload keeps them, for this tab alone; each has its streams'
-// IDs before it is sent, so that the server takes none of them twice.
+// The queue of messages that were written while an answer was running. They can be seen, edited and
+// removed, and are sent one by one, each when the answer before it is done. A Stop or an error pauses
+// the queue: messages are neither sent nor dropped. A reload keeps them, for this tab only. A message
+// gets its stream IDs before it is sent, so that the server accepts none of them twice.
 "use strict";
 (() => {
   const MOST = 20; // messages that wait
@@ -17,8 +17,8 @@
     error: "Paused: the answer failed",
   };
   let waiting = [];    // { text, models, ids }: `ids` once it has been sent
-  let held = "";       // a key of HELD: nothing goes out until the person says so
-  let editing = null;  // the message that is being changed: it waits for that, too
+  let held = "";       // a key of HELD: nothing is sent until "Send now" is pressed
+  let editing = null;  // the message that is being edited; it is not sent meanwhile
   let sent = null;     // the message whose request is under way
   const lines = new Map(); // message -> its element
 
@@ -29,14 +29,14 @@
     try {
       if (waiting.length) sessionStorage.setItem(key, JSON.stringify({ held, waiting }));
       else sessionStorage.removeItem(key);
-    } catch { /* not allowed here */ }
+    } catch { /* storage is not allowed */ }
   };
   const make = (tag, className, text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
 
-  // --- what is seen -------------------------------------------------------------------------------
-  const named = (button, what, item) => {
+  // --- the list -----------------------------------------------------------------------------------
+  const named = (button, verb, item) => {
     button.type = "button";
-    button.setAttribute("aria-label", `${what} “${item.text.slice(0, 40)}”`);
+    button.setAttribute("aria-label", `${verb} “${item.text.slice(0, 40)}”`);
     return button;
   };
   const line = item => {
@@ -63,7 +63,7 @@
     go.textContent = busy() ? "Send after the answer" : "Send now";
   };
 
-  // --- changing it --------------------------------------------------------------------------------
+  // --- editing ------------------------------------------------------------------------------------
   const begin = item => {
     if (editing) end(true);
     const field = make("textarea", ""), save = make("button", "save", "Save"), cancel = make("button", "cancel", "Cancel");
@@ -75,7 +75,7 @@
     cancel.addEventListener("click", () => end(false));
     editing = item;
     lines.get(item).replaceChildren(field, save, cancel);
-    field.dispatchEvent(new Event("input", { bubbles: true })); // it grows
+    field.dispatchEvent(new Event("input", { bubbles: true })); // resizes the field
     field.focus();
   };
   const end = saved => {
@@ -90,7 +90,7 @@
   };
   const drop = item => {
     const beside = lines.get(item).nextElementSibling ?? lines.get(item).previousElementSibling;
-    waiting = waiting.filter(each => each !== item);
+    waiting = waiting.filter(other => other !== item);
     if (editing === item) editing = null;
     draw();
     ($(".remove", beside ?? box) ?? prompt).focus();
@@ -101,14 +101,14 @@
     if (!event.target.matches("textarea")) return;
     if (event.key === "Escape") {
       event.preventDefault();
-      event.stopPropagation(); // it stops no answer
+      event.stopPropagation(); // Esc must not stop the answer
       end(false);
     } else if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
       end(true);
     }
   });
-  const chosen = () => [...document.querySelectorAll(".choices select[name=model]")].map(each => each.value);
+  const chosen = () => [...document.querySelectorAll(".choices select[name=model]")].map(select => select.value);
   document.addEventListener("halt:queue", event => {
     const { text, first } = event.detail;
     if (waiting.length >= MOST && !first) {
@@ -116,7 +116,7 @@
       return;
     }
     const models = chosen();
-    if (first) { waiting.unshift({ text, models }); held ||= "stopped"; } // given back by an answer that brought nothing
+    if (first) { waiting.unshift({ text, models }); held ||= "stopped"; } // the prompt of an answer that was stopped before its first text
     else {
       waiting.push({ text, models });
       prompt.value = "";
@@ -135,13 +135,13 @@
     item.ids ??= item.models.map(newId);
     keep();
     sender.dataset.ids = item.ids.join(" ");
-    sender.replaceChildren(...[["prompt", item.text], ...item.models.map(each => ["model", each])].map(
+    sender.replaceChildren(...[["prompt", item.text], ...item.models.map(model => ["model", model])].map(
       ([name, value]) => Object.assign(document.createElement("input"), { type: "hidden", name, value })));
     sender.requestSubmit();
   };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.text?.includes('data-code="conversation_moved"')) { // to be seen before it is gone on with
+    if (ctx.text?.includes('data-code="conversation_moved"')) { // the new messages must be seen before this one is sent
       if (ctx.sourceElement !== sender) waiting.unshift({ text: ctx.request.body.get("prompt").trim(), models: chosen() });
       hold("moved");
       location.assign(ctx.request.action.replace(/\/messages$/, ""));
@@ -150,7 +150,7 @@
     if (ctx.sourceElement !== sender) return;
     const taken = ctx.text.includes('data-code="stream_in_use"'); // by another tab, or before a reload
     if (ctx.response.status < 400 || taken) {
-      waiting = waiting.filter(each => each !== sent);
+      waiting = waiting.filter(item => item !== sent);
       draw();
     } else hold("refused");
     if (taken) location.reload();
@@ -160,13 +160,13 @@
   });
   document.addEventListener("htmx:finally:request", event => {
     if (event.detail.ctx.sourceElement === sender) sent = null;
-    queueMicrotask(() => { draw(); next(); }); // when whoever else heard of it is through
+    queueMicrotask(() => { draw(); next(); }); // after all other listeners of this event
   });
   document.addEventListener("halt:stop", () => {
-    if (sent) delete sent.ids; // the server will end these streams at once
+    if (sent) delete sent.ids; // the server ends the streams with these IDs at once
     hold("stopped");
   });
-  document.addEventListener("halt:settled", event => {
+  document.addEventListener("halt:ended", event => {
     const { state } = event.detail;
     if (state === "done") next();
     else hold(state === "withdrawn" ? "stopped" : state in HELD ? state : "error");
@@ -183,12 +183,12 @@
   try {
     const kept = JSON.parse(sessionStorage.getItem(key) ?? "{}");
     const known = id => $(`.answer[data-stream="${id}"]`);
-    waiting = (kept.waiting ?? []).filter(each => !each.ids?.some(known));
+    waiting = (kept.waiting ?? []).filter(item => !item.ids?.some(known));
     held = kept.held ?? "";
-  } catch { /* not allowed here */ }
+  } catch { /* storage is not allowed */ }
   const last = $(".exchange:last-child > .answer");
   const state = last?.dataset.state === "done" && "cut" in last.dataset ? "cut" : last?.dataset.state;
   if (last && !busy() && state !== "done") hold(state in HELD ? state : "error");
   draw();
-  addEventListener("load", next); // when htmx is there, too
+  addEventListener("load", next); // htmx is loaded by then
 })();

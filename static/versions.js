@@ -1,5 +1,5 @@
-// Versions of a message: prompts that are edited where they stand, answers that are asked for again,
-// and the way from one to another. What follows a changed exchange belongs to the version before it.
+// Versions of a message: prompts edited in place, regenerated answers, and switching between versions.
+// The exchanges after a changed one belong to its previous version.
 "use strict";
 (() => {
   const $ = (selector, root = document) => root.querySelector(selector);
@@ -8,7 +8,7 @@
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
     if (ctx.response.status >= 400 || !ctx.target?.matches?.("#messages > .exchange") || ctx.swap !== "outerHTML") return;
-    while (ctx.target.nextElementSibling) ctx.target.nextElementSibling.remove(); // the response brings what follows now
+    while (ctx.target.nextElementSibling) ctx.target.nextElementSibling.remove(); // the response contains the exchanges that follow now
   });
 
   // --- editing a prompt ---------------------------------------------------------------------------
@@ -27,7 +27,7 @@
     }
     const field = $(".editor textarea", exchange);
     field.value = words ?? $(".prompt .text", exchange).textContent;
-    field.dispatchEvent(new Event("input", { bubbles: true })); // it grows
+    field.dispatchEvent(new Event("input", { bubbles: true })); // resizes the field
     field.focus();
   };
   document.addEventListener("click", event => {
@@ -39,7 +39,7 @@
     if (!form) return;
     if (event.key === "Escape") {
       event.preventDefault();
-      event.stopPropagation(); // it stops no answer
+      event.stopPropagation(); // Esc must not stop the answer
       close(form);
     } else if (event.key === "Enter" && !event.shiftKey && event.target.matches("textarea")) {
       event.preventDefault();
@@ -52,18 +52,18 @@
     event.stopImmediatePropagation();
   }, true);
 
-  // --- another version is there -------------------------------------------------------------------
-  // Stopped before any of it was shown, a new version leaves nothing: the one before it comes back.
-  document.addEventListener("halt:settled", async event => {
+  // --- a change of version ------------------------------------------------------------------------
+  // A new version that is stopped before its first text is dropped: the previous version is shown again.
+  document.addEventListener("halt:ended", async event => {
     const { back, exchange } = event.detail;
     if (!back) return;
     const { conversation, prompt, edited, again } = exchange.dataset, place = [...messages.children].indexOf(exchange);
     const words = again === undefined ? $(".prompt .text", exchange).textContent : null;
     await htmx.ajax("GET", `/c/${conversation}/from?prompt_id=${words === null ? prompt : edited}`, { source: exchange, target: exchange, swap: "outerHTML" });
     const now = messages.children[place];
-    if (words !== null && now && now !== exchange) edit(now, words); // what was written is not lost
+    if (words !== null && now && now !== exchange) edit(now, words); // keeps the edited text
   });
-  // The focus stays with the button that leads on, whoever pressed it by keyboard presses it again.
+  // The focus stays on the version button, so that it can be pressed again by keyboard.
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail, source = ctx.sourceElement;
     if (!source.matches(".version, .discard")) return;

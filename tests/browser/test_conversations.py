@@ -257,7 +257,7 @@ def test_a_menu_that_is_opened_while_the_page_is_loading_is_that_item_s(desk: De
     def hold(route: Route) -> None:
         held.append(route)
 
-    desk.page.route("**/shelf.js*", hold, times=1)
+    desk.page.route("**/sidebar.js*", hold, times=1)
     desk.page.reload(wait_until="commit")
     desk.open_menu("Two")
     expect(desk.entry("Delete")).to_be_visible()
@@ -475,8 +475,8 @@ def test_on_a_phone_the_list_is_a_drawer(
     desk = Desk(open_chat(halt, shared_fake, viewport=PHONE, has_touch=True, is_mobile=True))
     desk.keep(talk("Hi", "Ho", title="A long title " * 10), talk("Hi", "Ho", title="שלום עולם"))
     opener = desk.page.get_by_role("button", name="Conversations")
-    shelf = desk.page.get_by_role("complementary", name="Conversations")
-    expect(shelf).to_be_hidden()
+    sidebar = desk.page.get_by_role("complementary", name="Conversations")
+    expect(sidebar).to_be_hidden()
     ways: list[Callable[[], object]] = [
         lambda: desk.page.keyboard.press("Escape"),
         lambda: desk.page.mouse.click(350, 400),
@@ -484,7 +484,7 @@ def test_on_a_phone_the_list_is_a_drawer(
     ]
     for close in ways:
         opener.click()
-        expect(shelf).to_be_visible()
+        expect(sidebar).to_be_visible()
         expect(opener).to_have_attribute("aria-expanded", "true")
         expect(desk.page.get_by_role("button", name="Close the conversation list")).to_be_focused()
         for _ in range(12):
@@ -493,7 +493,7 @@ def test_on_a_phone_the_list_is_a_drawer(
                 "!document.activeElement.closest('main, body > header, body > footer')"
             )
         close()
-        expect(shelf).to_be_hidden()
+        expect(sidebar).to_be_hidden()
         expect(opener).to_be_focused()
     opener.click()
     assert desk.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -503,7 +503,7 @@ def test_on_a_phone_the_list_is_a_drawer(
     )
     desk.items.first.get_by_role("link").click()
     desk.chat.wait_text("Ho")
-    expect(shelf).to_be_hidden()
+    expect(sidebar).to_be_hidden()
     assert desk.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 

@@ -1,19 +1,19 @@
-// The list of conversations: kept fresh, searched, renamed, deleted; a drawer where there is no room.
+// The list of conversations: refresh, search, rename, delete, export; a drawer on narrow screens.
 "use strict";
 (() => {
   const $ = (selector, root = document) => root.querySelector(selector);
-  const shelf = $("#shelf"), list = $("#conversations"), opener = $("#open-shelf"), toast = $("#toast");
+  const sidebar = $("#sidebar"), list = $("#conversations"), opener = $("#open-sidebar"), toast = $("#toast");
   const menu = $("#item-menu"), all = $("#all-menu"), query = $("#query"), panel = $("#settings");
   const here = () => location.pathname.match(/^\/c\/([\w-]+)$/)?.[1] ?? "";
   const item = id => document.getElementById(`c-${id}`);
   const link = li => li && $("a, button", li);
 
-  // --- times, as this person's calendar says them --------------------------------------------------
+  // --- times in the browser's language and time zone ------------------------------------------------
   const DAY = 86_400_000;
   const formats = [{ hour: "numeric", minute: "2-digit" }, { weekday: "short" }, { day: "numeric", month: "short" }, { month: "short", year: "numeric" }]
-    .map(each => new Intl.DateTimeFormat(undefined, each));
+    .map(options => new Intl.DateTimeFormat(undefined, options));
   const whole = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "short" });
-  const tell = root => {
+  const fillTimes = root => {
     const now = new Date(), today = new Date(now).setHours(0, 0, 0, 0);
     for (const time of root.querySelectorAll("time:empty")) {
       const date = new Date(time.dateTime);
@@ -22,22 +22,22 @@
       time.title = whole.format(date);
     }
   };
-  // The list says how the conversation on the page is called by now.
+  // The list has the current title of the conversation on the page.
   const name = () => {
     const title = $('[aria-current="page"] .title', list)?.textContent;
     if (title) document.title = `${title} · Halt`;
   };
-  const drawn = new WeakMap(); // items -> as the server drew them
+  const drawn = new WeakMap(); // item -> its HTML as the server sent it
   for (const li of list.children) drawn.set(li, li.outerHTML);
-  new MutationObserver(() => { tell(shelf); name(); }).observe(shelf, { childList: true, subtree: true });
-  tell(shelf);
+  new MutationObserver(() => { fillTimes(sidebar); name(); }).observe(sidebar, { childList: true, subtree: true });
+  fillTimes(sidebar);
 
-  // --- kept fresh: after what is done here, when the page is seen again, and while something runs ---
+  // --- refresh: after a change here, when the page becomes visible, and while an answer runs ---------
   const merge = html => {
     const fresh = document.createElement("template");
     fresh.innerHTML = html;
     const first = [...fresh.content.children], more = first.at(-1)?.matches(".further") ? first.pop() : null;
-    const oldest = more ? Number(first.at(-1).dataset.at) : -Infinity; // what comes later was not asked for
+    const oldest = more ? Number(first.at(-1).dataset.at) : -Infinity; // older items are not in this response
     const focused = list.contains(document.activeElement) && document.activeElement;
     const back = focused && [focused.closest("li").id, focused.className];
     const wanted = first.map(li => {
@@ -46,7 +46,7 @@
       drawn.set(li, source);
       return li;
     });
-    const later = [...list.children].filter(li => li.dataset.at < oldest && !wanted.some(each => each.id === li.id));
+    const later = [...list.children].filter(li => li.dataset.at < oldest && !wanted.some(other => other.id === li.id));
     const end = later.length ? $(":scope > .further", list) : more;
     const whole = [...wanted, ...later, ...(end ? [end] : [])];
     whole.forEach((li, index) => { if (list.children[index] !== li) list.insertBefore(li, list.children[index] ?? null); });
@@ -54,23 +54,23 @@
     htmx.process(list);
     if (back && !focused.isConnected) (back[1] ? $(`.${back[1]}`, document.getElementById(back[0])) : link(document.getElementById(back[0])))?.focus({ preventScroll: true });
   };
-  let timer = 0, looks = [], asked = 0, shown = "";
-  const later = () => { // a title may be on its way after the first answer, so there are more looks
+  let timer = 0, looks = [], requests = 0, shown = "";
+  const later = () => { // after the first answer a title may still follow, so the list is refreshed more often
     clearTimeout(timer);
     const wait = $("[data-running]", list) ? 3000 : looks.shift();
     if (wait && !document.hidden) timer = setTimeout(refresh, wait);
   };
   const refresh = async () => {
     if (document.hidden) return;
-    const turn = ++asked;
+    const turn = ++requests;
     clearTimeout(timer);
-    try { // with low priority: a browser has six connections, and Stop must not wait for this
+    try { // low priority: a browser has six connections to a host, and Stop must not wait for this request
       const response = await fetch(`/conversations?current=${here()}`, { headers: { "HX-Request": "true" }, priority: "low" });
       const html = await response.text();
-      if (turn !== asked) return;
+      if (turn !== requests) return;
       if (response.ok && html !== shown && !menu.matches(":popover-open")) { merge(html); shown = html; }
-    } catch { /* the server is away: the page says so where it matters */ }
-    if (turn === asked) later();
+    } catch { /* the server cannot be reached: streams and sends report it */ }
+    if (turn === requests) later();
   };
   const changed = () => {
     looks = document.querySelectorAll(".exchange").length === 1 ? [1000, 2000, 5000, 10_000, 20_000] : [1000];
@@ -79,33 +79,33 @@
   };
   document.addEventListener("visibilitychange", refresh);
   addEventListener("focus", refresh);
-  document.addEventListener("halt:settled", changed);
+  document.addEventListener("halt:ended", changed);
   document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
     if (ctx.request.method === "POST" && ctx.response?.status < 400) changed();
   });
   later();
 
-  // --- what can be done with one of them -------------------------------------------------------------
+  // --- the menu of one conversation ------------------------------------------------------------------
   let chosen = null; // the item whose menu is open
   list.addEventListener("click", event => {
     const button = event.target.closest(".more");
     if (!button) return;
     chosen = button.closest("li");
-    for (const each of menu.querySelectorAll("[data-export]")) each.href = `/c/${chosen.dataset.id}/export?format=${each.dataset.export}`;
+    for (const anchor of menu.querySelectorAll("[data-export]")) anchor.href = `/c/${chosen.dataset.id}/export?format=${anchor.dataset.export}`;
   }, true);
-  if (menu.matches(":popover-open")) { // by the browser, before this script was here to see for which item
-    menu.hidePopover(); // the focus goes back to the button that has opened it
+  if (menu.matches(":popover-open")) { // opened before this script was loaded, so its item is not known
+    menu.hidePopover(); // returns the focus to the button that opened it
     document.activeElement.closest(".more")?.click();
   }
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail, source = ctx.sourceElement;
     if (source.matches(".rename-it")) {
       ctx.request.action = `/c/${chosen.dataset.id}/title`;
-      ctx.target = `#c-${chosen.dataset.id}`; // which may be drawn anew in between
+      ctx.target = `#c-${chosen.dataset.id}`; // by ID: a refresh may replace the element meanwhile
     } else if (source.matches(".delete-it")) {
       ctx.request.action = `/c/${chosen.dataset.id}/delete`;
     } else if (source.matches("#import") && source.file.files[0]?.size > source.dataset.most) {
-      event.preventDefault(); // the server would hang up in the middle of it
+      event.preventDefault(); // the server would close the connection during the upload
       const fault = document.createElement("p");
       fault.className = "fault";
       fault.textContent = `The file is larger than ${Number(source.dataset.most).toLocaleString("en")} bytes (HALT_MAX_IMPORT_BYTES).`;
@@ -113,15 +113,15 @@
       source.reset();
     }
   });
-  for (const each of [menu, all]) each.addEventListener("click", event => {
-    if (event.target.closest("a, button")) each.hidePopover();
+  for (const popover of [menu, all]) popover.addEventListener("click", event => {
+    if (event.target.closest("a, button")) popover.hidePopover();
   });
   document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
     const source = ctx.sourceElement;
     if (!(ctx.response?.status < 400)) return;
     if (source.matches(".delete-it")) {
       const gone = item(chosen.dataset.id);
-      if (gone) gone.hidden = true; // until it is known to have gone, or is back
+      if (gone) gone.hidden = true; // until a refresh removes it, or Undo shows it again
       $("button", toast)?.focus();
     } else if (source.matches(".undo")) {
       const undone = item(source.dataset.id);
@@ -133,7 +133,7 @@
     }
   });
 
-  // --- a new title, in its place: Enter takes it, Esc and an unchanged one leave it as it was ---------
+  // --- rename in place: Enter saves; Esc or an unchanged title cancels ---------------------------------
   const field = event => event.target.matches?.(".rename input") ? event.target : null;
   list.addEventListener("focusin", event => field(event)?.select());
   list.addEventListener("focusout", event => {
@@ -158,29 +158,29 @@
       return;
     }
     const { id } = event.target.closest("li").dataset, focused = document.activeElement === input;
-    event.target.dataset.over = ""; // leaving the field sends it no second time
+    event.target.dataset.over = ""; // focusout must not send it a second time
     document.addEventListener("htmx:finally:swap", () => {
-      if ($("form", item(id))) delete $("form", item(id)).dataset.over; // refused: to be corrected
+      if ($("form", item(id))) delete $("form", item(id)).dataset.over; // refused: the title can be corrected
       else if (focused) link(item(id))?.focus();
     }, { once: true });
   }, true);
 
   // --- searching -------------------------------------------------------------------------------------
-  query.addEventListener("input", () => shelf.classList.toggle("searching", query.value.trim() !== ""));
+  query.addEventListener("input", () => sidebar.classList.toggle("searching", query.value.trim() !== ""));
   if (query.value) query.dispatchEvent(new Event("input", { bubbles: true }));
 
   // --- the drawer --------------------------------------------------------------------------------------
   const narrow = matchMedia("(width < 64rem)");
   const draw = yes => {
-    document.body.classList.toggle("shelf-open", yes);
+    document.body.classList.toggle("sidebar-open", yes);
     opener.setAttribute("aria-expanded", yes);
-    for (const each of document.querySelectorAll("body > :is(header, main, footer)")) each.inert = yes;
+    for (const area of document.querySelectorAll("body > :is(header, main, footer)")) area.inert = yes;
   };
-  const isOpen = () => document.body.classList.contains("shelf-open");
-  opener.addEventListener("click", () => { draw(true); $("#close-shelf").focus(); });
+  const isOpen = () => document.body.classList.contains("sidebar-open");
+  opener.addEventListener("click", () => { draw(true); $("#close-sidebar").focus(); });
   const close = () => { draw(false); opener.focus(); };
-  $("#close-shelf").addEventListener("click", close);
-  $("#shelf-shade").addEventListener("click", close);
+  $("#close-sidebar").addEventListener("click", close);
+  $("#sidebar-shade").addEventListener("click", close);
   narrow.addEventListener("change", () => draw(false));
 
   // --- keys: Esc closes what is open before it stops an answer; Ctrl+K searches -------------------------
@@ -204,7 +204,7 @@
     else if (isOpen()) { event.stopPropagation(); close(); }
   }, true);
 
-  // --- the toast: some seconds, longer while somebody is at it -------------------------------------------
+  // --- the toast: 8 seconds, longer while the pointer or the focus is on it -------------------------------
   let ends = 0;
   const clear = () => {
     if (toast.matches(":hover") || $(":focus-visible", toast)) ends = setTimeout(clear, 2000);
@@ -215,8 +215,8 @@
   toast.addEventListener("click", event => { if (event.target.closest(".dismiss")) toast.replaceChildren(); });
   show();
   const url = new URL(location);
-  if (url.searchParams.has("deleted")) { // said once
-    for (const each of ["deleted", "stopped"]) url.searchParams.delete(each);
+  if (url.searchParams.has("deleted")) { // a reload must not show the message again
+    for (const name of ["deleted", "stopped"]) url.searchParams.delete(name);
     history.replaceState(history.state, "", url);
   }
 
