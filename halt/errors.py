@@ -1,23 +1,23 @@
-"""What may go wrong, and what of it a user is shown.
+"""The errors of Halt: their codes, HTTP statuses and the texts that users read.
 
-HaltError                       everything Halt raises on purpose
-├── RequestError      400, 413  the request is not one we can serve; names the field
-│   └── Unstorable              the database works and rejects these values
-├── StreamInUse       409       the stream ID is taken
-├── UnknownStream     404       no such stream, or not this session's
-├── OffsetLost        410       the log no longer holds what the reader asks for
-├── AtCapacity        503       every place for a stream is taken; with Retry-After
-├── TooManyRequests   429  the client has started enough for now; with Retry-After
-├── Draining          503       the server is about to leave; with Retry-After
-├── StoreUnavailable  503       the database is locked, read-only, full or cannot be reached; with
+HaltError                       base of all errors that Halt raises on purpose
+├── RequestError      400, 413  the request is malformed or over a limit; names the field
+│   └── Unstorable              the database works and refuses these values
+├── StreamInUse       409       the stream ID is in use
+├── UnknownStream     404       no such stream, or a stream of another session
+├── OffsetLost        410       the log no longer has the requested events
+├── AtCapacity        503       all places for streams are in use; with Retry-After
+├── TooManyRequests   429       the client's rate limit is reached; with Retry-After
+├── Draining          503       the server is shutting down; with Retry-After
+├── StoreUnavailable  503       the database is locked, read-only, full or unreachable; with
 │                               Retry-After
 ├── LoopDetected      508       the request came from this Halt, or passed too many Halts
 ├── AnswerFailed      4xx, 5xx  a run failed before its answer began
 ├── Interrupted                 a Stop came while the upstream was being opened
-└── UpstreamError               the model's server failed, in one of the CODES below
+└── UpstreamError               the model's server failed, with one of the CODES below
 
-`code` is for programs, `message` for people, `retryable` says whether the same request may
-succeed later. A message never holds a secret or a traceback.
+`code` is for programs, `message` for people; `retryable` says whether the same request may
+succeed later. A message never contains a secret or a traceback.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-STORE_RETRY_AFTER = 2.0  # seconds, told to clients while the database can't be used
-SECRET_MIN = 8  # characters; shorter words ("none", "fake") keep no secret
+STORE_RETRY_AFTER = 2.0  # seconds; Retry-After while the database is unavailable
+SECRET_MIN = 8  # characters; shorter keys ("none", "fake") are not secret
 
 
 class HaltError(Exception):
@@ -47,7 +47,7 @@ class HaltError(Exception):
 
 
 class RequestError(HaltError):
-    """The request is malformed or over a limit; `field` names the part that is at fault."""
+    """The request is malformed or over a limit; `field` names the wrong part."""
 
     code = "invalid_request"
     status = 400
@@ -61,7 +61,7 @@ class TooLarge(RequestError):
 
 
 class Unstorable(RequestError):
-    """The database is well and refuses these values: to try again is in vain."""
+    """The database works and refuses these values; a retry would fail again."""
 
 
 class StreamInUse(HaltError):
@@ -72,21 +72,21 @@ class StreamInUse(HaltError):
 
 
 class UnknownStream(HaltError):
-    """No such stream here, or one of another session."""
+    """There is no such stream, or it belongs to another session."""
 
     code = "unknown_stream"
     status = 404
 
 
 class OffsetLost(HaltError):
-    """Events below the kept part of a log were asked for."""
+    """The log has already dropped the requested events."""
 
     code = "offset_lost"
     status = 410
 
 
 class AtCapacity(HaltError):
-    """Every place for a stream is taken."""
+    """All places for streams are in use."""
 
     code = "at_capacity"
     status = 503
@@ -94,7 +94,7 @@ class AtCapacity(HaltError):
 
 
 class TooManyRequests(HaltError):
-    """The client has started as many streams as it may for now."""
+    """The client has reached its rate limit for starting streams."""
 
     code = "too_many_requests"
     status = 429
@@ -102,7 +102,7 @@ class TooManyRequests(HaltError):
 
 
 class Draining(HaltError):
-    """The server is shutting down and starts nothing new."""
+    """The server is shutting down and starts no new streams."""
 
     code = "draining"
     status = 503
@@ -110,9 +110,9 @@ class Draining(HaltError):
 
 
 class StoreUnavailable(HaltError):
-    """The database can't be used just now; nothing of what was asked for has happened.
+    """The database is unavailable; the requested operation has not happened.
 
-    `reason` is short and fit for a status line: "the disk is full".
+    `reason` is short enough for a status line: "the disk is full".
     """
 
     code = "store_unavailable"
@@ -132,7 +132,10 @@ class LoopDetected(HaltError):
 
 
 class Interrupted(HaltError):
-    """The run was stopped while its upstream was being opened. Never shown: the log has ended."""
+    """The run was stopped while its upstream was being opened.
+
+    Users never see it, because the log has already ended.
+    """
 
     code = "interrupted"
 
@@ -144,7 +147,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "upstream_refused": ("The model's server refused the connection. Is it running?", True),
         "upstream_dns": ("The model server's name could not be found. Check the address.", True),
         "upstream_tls": (
-            "No trusted connection to the model's server: its certificate failed.",
+            "No trusted TLS connection to the model's server: its certificate was not accepted.",
             False,
         ),
         "upstream_connect_timeout": (
@@ -156,7 +159,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             False,
         ),
         "upstream_tls_timeout": (
-            "The model's server accepted the connection and did not begin TLS in time. Does its "
+            "The model's server accepted the connection but did not start TLS in time. Does its "
             "address begin with http://?",
             True,
         ),
@@ -177,7 +180,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         ),
         "content_filter": ("The model's server refused this content.", False),
         "quota_exceeded": (
-            "The account at the model's server has no credit left, or has used up its quota.",
+            "The account at the model's server has no credit left, or its quota is used up.",
             False,
         ),
         "model_not_found": ("The model's server does not have this model.", False),
@@ -186,7 +189,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             False,
         ),
         "loop_detected": (
-            "The request goes in a circle: the model's server is this Halt itself, or leads back "
+            "The request came back to Halt: the model's server is this Halt itself, or leads back "
             "to a Halt that has sent it.",
             False,
         ),
@@ -201,28 +204,28 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         ),
         "upstream_invalid": ("The model's server sent something that is not a valid stream.", True),
         "upstream_web_page": (
-            "A web page came from the address of the model's server: it does not lead to an API, "
-            "or the network wants a sign-in first.",
+            "The address of the model's server returned a web page: it is not the address of an "
+            "API, or the network requires a sign-in first.",
             False,
         ),
         "upstream_error": ("The model's server reported an error.", True),
         # limits of ours
         "first_byte_timeout": ("The model did not begin to answer in time.", True),
         "stalled": ("The model stopped sending in the middle of its answer.", True),
-        "run_too_long": ("The answer took longer than is allowed here.", False),
-        "answer_too_long": ("The answer grew longer than is allowed here.", False),
-        "too_many_tool_rounds": ("The model called tools more often than is allowed here.", False),
-        "interrupted": ("Halt ended before the answer did.", True),
+        "run_too_long": ("The answer took longer than this Halt allows.", False),
+        "answer_too_long": ("The answer is longer than this Halt allows.", False),
+        "too_many_tool_rounds": ("The model called tools more often than this Halt allows.", False),
+        "interrupted": ("Halt stopped before the answer was complete.", True),
         "no_model": ("No model is set up. See the note at the top of the page.", False),
-        "internal": ("Something went wrong in Halt itself. It has been logged.", True),
+        "internal": ("Halt had an internal error. Its log has the details.", True),
     }
 )
 
-#: In place of the sentence of `upstream_server_error`, where the server says so itself.
+#: Replaces the sentence of `upstream_server_error` if the server reports that it is overloaded.
 OVERLOADED = "The model's server is overloaded."
 
-#: The status of an error of CODES where an answer has not begun; 502 for all that are not here.
-#: That the model's server refuses our key is 502 too: the client's own token was accepted.
+#: HTTP status for an error of CODES before an answer has begun; 502 for codes that are not here.
+#: A refused key of Halt's is 502 too, because the client's own token was accepted.
 STATUSES: Mapping[str, int] = MappingProxyType(
     {
         "bad_request": 400,
@@ -246,7 +249,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
 
 
 class AnswerFailed(HaltError):
-    """A run failed before its answer began, so the request itself is answered with the error."""
+    """A run failed before its answer began; the error is the response to the request."""
 
     def __init__(
         self,
@@ -263,29 +266,29 @@ class AnswerFailed(HaltError):
         self.retryable = retryable
 
 
-#: Codes whose sentence is followed by what the server said.
+#: Codes whose sentence is followed by the server's own message.
 _QUOTED = (
     "bad_request tools_refused context_too_long unauthorized forbidden region_not_supported"
     " content_filter quota_exceeded model_not_found endpoint_not_found model_loading rate_limited"
     " upstream_server_error upstream_web_page upstream_incomplete upstream_error"
 )
 QUOTED = frozenset(_QUOTED.split())
-DETAIL_MAX = 5_000  # characters of what a server said that are kept
-QUOTE_MAX = 300  # characters of them that are shown
+DETAIL_MAX = 5_000  # characters of a server's message that are kept
+QUOTE_MAX = 300  # characters of a server's message that users see
 
 
-#: A request without the access token is refused with this.
-TOKEN_NEEDED = "An access token is needed."  # noqa: S105 - words about one
+#: Message of the error for a request without the access token.
+TOKEN_NEEDED = "An access token is needed."  # noqa: S105 - not a token
 
 
 class UpstreamError(HaltError):
-    """The model's server, or the way to it, failed.
+    """The model's server or the connection to it failed.
 
-    `detail` is what the server said, for the log and, shortened, for the user: it comes from the
-    provider, never from our own configuration. `hint` is ours, and is shown behind all of it.
-    `sentence` and `retryable` stand in for those of the code, and `status` for its status.
-    `resend` is False where the person alone may try again, because a second request is in vain or
-    may be billed too. `of_demo`: the server is the demo model's, which Halt starts.
+    `detail` is the server's message, for the log and, shortened, for the user: it comes from the
+    provider, never from Halt's configuration. `hint` is Halt's own text, added at the end.
+    `sentence`, `retryable` and `status` replace the defaults of the code. `resend` is False if
+    only the user may retry, because a second request would fail again or be billed too.
+    `of_demo`: the server is that of the demo model, which Halt starts.
     """
 
     def __init__(
@@ -301,9 +304,9 @@ class UpstreamError(HaltError):
         resend: bool = True,
         of_demo: bool = False,
     ):
-        usual, again = CODES[code]
+        default_sentence, default_retryable = CODES[code]
         self.code = code
-        self.retryable = again if retryable is None else retryable
+        self.retryable = default_retryable if retryable is None else retryable
         self.status = status or STATUSES.get(code, 502)
         self.detail = detail[:DETAIL_MAX]
         self.hint = hint
@@ -320,7 +323,7 @@ class UpstreamError(HaltError):
             "resend": resend,
             "of_demo": of_demo,
         }
-        message = sentence or usual
+        message = sentence or default_sentence
         if code in {"rate_limited", "model_loading"} and self.retryable:
             when = f"in {math.ceil(retry_after)} s" if retry_after else "in a moment"
             message += f" Try again {when}."
@@ -332,28 +335,28 @@ class UpstreamError(HaltError):
         super().__init__(message, retry_after=retry_after)
 
     def hinting(self, hint: str) -> UpstreamError:
-        """This error with a hint."""
+        """A copy of this error with a hint."""
         return self._with(hint=hint)
 
     def once(self) -> UpstreamError:
-        """This error, after which the request is not sent again without being asked to."""
+        """A copy of this error that Halt does not retry by itself."""
         return self._with(resend=False)
 
     def demo(self) -> UpstreamError:
-        """This error, as one of the demo model's server."""
+        """A copy of this error, marked as one of the demo model's server."""
         return self._with(of_demo=True)
 
     def instead(self, code: str, *, sentence: str = "") -> UpstreamError:
-        """What this one says, with another code."""
+        """A new error with another code and the same detail."""
         return UpstreamError(code, self.detail, sentence=sentence)
 
     def without(self, secret: str) -> UpstreamError:
-        """This error with a secret that the server quoted taken out."""
+        """This error with each occurrence of a secret in its texts replaced by "[key]"."""
         if len(secret) < SECRET_MIN:
             return self
         detail, hint = self.detail, self.hint
-        for form in {secret, quote(secret, safe="")}:
-            detail, hint = detail.replace(form, "[key]"), hint.replace(form, "[key]")
+        for spelling in {secret, quote(secret, safe="")}:
+            detail, hint = detail.replace(spelling, "[key]"), hint.replace(spelling, "[key]")
         if (detail, hint) == (self.detail, self.hint):
             return self
         return self._with(detail=detail, hint=hint)
@@ -363,5 +366,5 @@ class UpstreamError(HaltError):
 
 
 def shortened(text: str, limit: int) -> str:
-    """At most `limit` characters of a text, with a mark where it was cut."""
+    """The text cut to at most `limit` characters; a cut text ends with "…"."""
     return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"

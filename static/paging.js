@@ -37,7 +37,7 @@
   target.scrollIntoView({ block: "start", behavior: "instant" });
   const words = (parameters.get("q") ?? "").normalize().toLowerCase().match(/[\p{L}\p{N}\p{M}]+/gu) ?? [];
   if (!words.length || !CSS.highlights) return;
-  const marks = new Highlight(), texts = document.createTreeWalker(target === exchange ? found : target.querySelector(".text"), NodeFilter.SHOW_TEXT);
+  const marks = new Highlight(), texts = document.createTreeWalker(target === exchange ? target : target.querySelector(".text"), NodeFilter.SHOW_TEXT);
   const unspaced = /[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Thai}\p{sc=Laoo}\p{sc=Mymr}\p{sc=Khmr}]/u; // scripts without spaces: words match anywhere in a text
   const mark = (start, length) => {
     const range = new Range();

@@ -140,7 +140,7 @@ def _unknown_path_message() -> str:
 
 def _on_unexpected_error(error: Exception) -> Response:
     logger.error("unforeseen error in %s %s", request.method, request.path, exc_info=error)
-    message = "Something went wrong in Halt itself. It has been logged."
+    message = "Halt had an internal error. Its log has the details."
     return error_response(RequestRefused(500, "internal", message, retryable=True))
 
 

@@ -294,7 +294,7 @@ def test_settings_stop_and_models_stay_in_view_in_a_long_conversation(
     desk.page.goto(f"{desk.chat.server.url}{place}")
     desk.page.evaluate("scrollTo(0, 700)")
     desk.page.get_by_text("Display", exact=True).click()
-    desk.page.get_by_label("Even out text").focus()
+    desk.page.get_by_label("Smooth out text").focus()
     for each in ("Display", "Smooth out text that arrives in bursts"):
         expect(desk.page.get_by_text(each, exact=True)).to_be_in_viewport(ratio=1)
     for each in ("#open-settings", "#model", "#send"):

@@ -982,7 +982,7 @@ def test_a_fault_of_halts_own_is_found_in_the_log_by_its_request(
     answer = app.test_client().get(path, headers=own)
     assert answer.status_code == 500
     assert answer.headers["X-Request-Id"] == "fault-1"
-    assert "It has been logged. (request ID: fault-1)" in answer.text
+    assert "Its log has the details. (request ID: fault-1)" in answer.text
     assert answer.text.count("(request ID: fault-1)") == 1
     (record,) = [each for each in caplog.records if each.name == "halt.web.responses"]
     assert record.getMessage() == f"unforeseen error in GET {path} (request ID: fault-1)"

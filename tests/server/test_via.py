@@ -139,7 +139,7 @@ def test_each_surface_tells_that_the_request_goes_in_a_circle(circle: HaltServer
         "Accept": "text/html, text/event-stream",
     }
     shown = client.request("POST", f"/c/{new_id()}/messages", form, headers).body.decode()
-    assert "The request goes in a circle" in shown
+    assert "The request came back to Halt" in shown
     assert "set OPENAI_BASE_URL" in shown
 
 

@@ -64,7 +64,7 @@ class Session:
             code, reason = 0, ""
         except Exception:
             logger.exception("socket")
-            code, reason = INTERNAL_ERROR, "Something went wrong in Halt itself."
+            code, reason = INTERNAL_ERROR, "Halt had an internal error."
             if len(known := with_request_id(reason, current())) <= REASON_MAX:
                 reason = known
         finally:
