@@ -57,8 +57,8 @@ def second_time_silent(monkeypatch: pytest.MonkeyPatch) -> str:
     return "once?key=x"
 
 
-def test_an_answer_is_shown_as_rendered_markdown(chat: Chat) -> None:
-    """Headings, lists in lists, a table, code with colours, quotes and links."""
+def test_answer_is_shown_as_rendered_markdown(chat: Chat) -> None:
+    """An answer shows headings, nested lists, a table, highlighted code, quotes and links."""
     chat.ask("markdown?gap_ms=1")
     chat.wait_state("done")
     text = chat.text
@@ -76,8 +76,8 @@ def test_an_answer_is_shown_as_rendered_markdown(chat: Chat) -> None:
     assert "noopener" in (link.get_attribute("rel") or "")
 
 
-def test_an_answer_runs_in_the_direction_of_its_script(chat: Chat) -> None:
-    """Marks of lists and quotes stand where their lines begin, also while a line is written."""
+def test_answer_blocks_take_the_direction_of_their_script(chat: Chat) -> None:
+    """A list or quote in a right-to-left script runs right to left, as does an unfinished line."""
     chat.ask_for("- \u05d0\u05d1\n- \u05d2\n\n- left\n\n> \u05d3\n\nleft\n\n1. left\n\n\u05d4")
     chat.wait_state("done")
     direction = "element => getComputedStyle(element).direction"
@@ -90,8 +90,8 @@ def test_an_answer_runs_in_the_direction_of_its_script(chat: Chat) -> None:
     chat.stop.click()
 
 
-def test_code_can_be_copied_with_one_click(chat: Chat) -> None:
-    """The code's own text lands on the clipboard, nothing around it."""
+def test_copy_button_of_code_copies_the_code_alone(chat: Chat) -> None:
+    """The Copy button of a code block puts the code, and nothing around it, on the clipboard."""
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.ask("markdown")
     chat.wait_state("done")
@@ -106,8 +106,8 @@ def test_code_can_be_copied_with_one_click(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 5000])
-def test_nothing_that_a_model_writes_runs(chat: Chat, piece: int) -> None:
-    """No script, no dialog, no request, no element of its own: while it streams, then, and later."""
+def test_hostile_answer_runs_no_script_and_loads_nothing(chat: Chat, piece: int) -> None:
+    """An answer adds no script, dialog, request or active element: running, done or reloaded."""
     chat.ask_for(HOSTILE, piece=piece)
     chat.wait_state("done")
     chat.wait_text("The end.")
@@ -132,8 +132,8 @@ def test_nothing_that_a_model_writes_runs(chat: Chat, piece: int) -> None:
         chat.wait_text("The end.")
 
 
-def test_nothing_that_a_person_writes_runs_either(chat: Chat) -> None:
-    """A prompt is shown as the text that it is, also when it is given back or shown again."""
+def test_hostile_prompt_is_shown_as_text(chat: Chat) -> None:
+    """A prompt with HTML is shown as text, also after a reload."""
     prompt = "/fake count?n=2 <img src=x onerror=alert(1)> <b>bold</b> </textarea><script>alert(2)"
     chat.say(prompt)
     chat.wait_state("done")
@@ -143,8 +143,8 @@ def test_nothing_that_a_person_writes_runs_either(chat: Chat) -> None:
         chat.reload()
 
 
-def test_finished_blocks_are_drawn_once_and_text_only_grows(chat: Chat) -> None:
-    """What has been read does not move, flicker or change under the reader's eyes."""
+def test_running_answer_draws_each_block_once_and_text_only_grows(chat: Chat) -> None:
+    """While an answer runs, its finished blocks stay the same elements and its text only grows."""
     chat.page.evaluate(
         """() => {
           window.seen = { faults: [], blocks: [], text: '', frames: 0 };
@@ -173,8 +173,8 @@ def test_finished_blocks_are_drawn_once_and_text_only_grows(chat: Chat) -> None:
     assert seen["frames"] > 2, "it did not stream"
 
 
-def test_an_answer_is_sent_once_while_it_streams(chat: Chat) -> None:
-    """The stream carries each paragraph once, however long the answer has become."""
+def test_stream_carries_each_paragraph_once(chat: Chat) -> None:
+    """A stream carries each paragraph once, however long the answer has become."""
     session = chat.context.new_cdp_session(chat.page)
     session.send("Network.enable")
     received = {"bytes": 0}
@@ -191,8 +191,8 @@ def test_an_answer_is_sent_once_while_it_streams(chat: Chat) -> None:
     assert received["bytes"] < 12 * len(text)
 
 
-def test_figures_stand_under_each_answer(chat: Chat) -> None:
-    """Time to first token, tokens a second, tokens, duration, finish reason and model."""
+def test_figures_show_timing_tokens_finish_reason_and_model(chat: Chat) -> None:
+    """Figures: time to first token, tokens a second, tokens, duration, finish reason, model."""
     chat.ask("stall?n=15&rest=15")
     chat.wait_text("13 14")
     chat.record().release()
@@ -207,23 +207,23 @@ def test_figures_stand_under_each_answer(chat: Chat) -> None:
     expect(figures).not_to_contain_text("estimated")
 
 
-def test_figures_that_are_estimated_say_so(chat: Chat) -> None:
-    """A count that the provider did not report is marked."""
+def test_figures_without_reported_usage_are_marked_estimated(chat: Chat) -> None:
+    """A token count that the provider did not report is marked as estimated."""
     chat.ask("no_usage?n=7")
     chat.wait_state("done")
     expect(chat.answer.locator(".figures")).to_contain_text("about 7 tokens (estimated)")
 
 
-def test_an_answer_that_was_cut_off_says_so(chat: Chat) -> None:
-    """A model that ran into its token limit has not finished what it had to say."""
+def test_answer_cut_off_at_the_token_limit_is_labelled(chat: Chat) -> None:
+    """An answer with the finish reason "length" is labelled as cut off at the token limit."""
     chat.ask("length?n=5")
     chat.wait_state("done")
     expect(chat.answer).to_contain_text("Cut off at the token limit")
     expect(chat.answer.locator(".figures")).to_contain_text("finish reason: length")
 
 
-def test_copy_takes_the_answer_as_the_model_wrote_it(chat: Chat) -> None:
-    """The markdown source, not what is left of it on the screen; also after a reload."""
+def test_copy_button_of_answer_copies_the_markdown_source(chat: Chat) -> None:
+    """The Copy button of an answer copies its Markdown source, also after a reload."""
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
     source = "# Title\n\n- **bold** & <b>not bold</b>\n\n```\n</template>code\n```\n"
     chat.ask_for(source)
@@ -236,8 +236,8 @@ def test_copy_takes_the_answer_as_the_model_wrote_it(chat: Chat) -> None:
         chat.reload()
 
 
-def test_regenerate_replaces_the_answer(chat: Chat) -> None:
-    """The same prompt is asked once more, and only the new answer stays."""
+def test_regenerate_sends_the_same_prompt_and_shows_the_new_answer(chat: Chat) -> None:
+    """Regenerate sends the same messages again, and only the new answer is shown."""
     chat.ask("count?n=3")
     chat.wait_state("done")
     first = chat.answer.get_attribute("data-stream")
@@ -251,8 +251,8 @@ def test_regenerate_replaces_the_answer(chat: Chat) -> None:
     assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
 
 
-def test_the_conversation_goes_on_after_a_new_try(chat: Chat) -> None:
-    """When the new answer is there, Send is back and the next prompt can be sent."""
+def test_prompt_after_regenerate_is_sent(chat: Chat) -> None:
+    """After a regenerated answer, Send is visible and the next prompt gets its answer."""
     chat.ask("count?n=2")
     chat.wait_state("done")
     chat.button("Regenerate").click()
@@ -264,10 +264,10 @@ def test_the_conversation_goes_on_after_a_new_try(chat: Chat) -> None:
     assert chat.exchanges() == 2
 
 
-def test_regenerate_stopped_before_any_text_brings_the_earlier_answer_back(
+def test_regenerate_stopped_before_any_text_restores_the_earlier_answer(
     chat: Chat, second_time_silent: str
 ) -> None:
-    """Nothing is lost by trying."""
+    """A regeneration that is stopped before any text leaves the earlier answer as it was."""
     chat.ask(second_time_silent)
     chat.wait_state("done")
     chat.button("Regenerate").click()
@@ -281,8 +281,8 @@ def test_regenerate_stopped_before_any_text_brings_the_earlier_answer_back(
     assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
 
 
-def test_new_chat_begins_anew_and_the_old_one_stays_at_its_address(chat: Chat) -> None:
-    """The next conversation knows nothing of the first; the first can be gone back to."""
+def test_new_chat_is_empty_and_the_old_one_keeps_its_address(chat: Chat) -> None:
+    """A new chat sends no earlier message, and the first chat stays at its address."""
     chat.ask("count?n=4")
     chat.wait_state("done")
     address = chat.page.url
@@ -297,8 +297,8 @@ def test_new_chat_begins_anew_and_the_old_one_stays_at_its_address(chat: Chat) -
     assert (chat.exchanges(), chat.shown()) == (1, "0 1 2 3")
 
 
-def test_a_conversation_is_told_to_the_model_as_it_was_seen(chat: Chat) -> None:
-    """Prompts and answers in turn; a stopped answer as far as it was shown, marked as stopped."""
+def test_request_holds_stopped_answer_as_shown_and_marks_it(chat: Chat) -> None:
+    """A request holds prompts and answers as shown; a stopped answer is marked as stopped."""
     first = chat.ask("count?n=3")
     chat.wait_state("done")
     second = chat.ask("count?n=100000&gap_ms=5")
@@ -318,10 +318,10 @@ def test_a_conversation_is_told_to_the_model_as_it_was_seen(chat: Chat) -> None:
     assert prompt == third
 
 
-def test_another_person_cannot_see_a_conversation(
+def test_conversation_of_another_session_is_not_found(
     chat: Chat, open_chat: Callable[..., Chat]
 ) -> None:
-    """Its address alone opens nothing."""
+    """The address of a conversation gives another session a 404 without its text."""
     chat.ask("count?n=4")
     chat.wait_state("done")
     other = open_chat(chat.server, chat.fake)
@@ -332,8 +332,8 @@ def test_another_person_cannot_see_a_conversation(
     assert "0 1 2 3" not in other.page.content()
 
 
-def test_the_page_works_with_the_rest_of_the_internet_blocked(chat: Chat) -> None:
-    """Everything it needs comes from its own server."""
+def test_page_works_with_all_other_hosts_blocked(chat: Chat) -> None:
+    """The page loads everything that it needs from its own server."""
     chat.context.route(lambda url: not url.startswith(chat.server.url), lambda route: route.abort())
     chat.reload()
     chat.ask("markdown")
@@ -341,8 +341,8 @@ def test_the_page_works_with_the_rest_of_the_internet_blocked(chat: Chat) -> Non
     assert chat.page.evaluate("typeof htmx") == "object"
 
 
-def test_a_long_answer_arrives_whole(chat: Chat) -> None:
-    """Thousands of tokens as fast as they come: none lost, none doubled, in order."""
+def test_long_answer_arrives_whole_and_in_order(chat: Chat) -> None:
+    """Of 5,000 fast tokens none is lost or repeated, and their order stays."""
     chat.ask("count?n=5000&burst=20")
     chat.wait_state("done")
     assert chat.shown() == numbers(5000)

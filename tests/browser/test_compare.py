@@ -59,8 +59,8 @@ def add(chat: Chat, *models: str) -> None:
         chat.page.locator("#model").evaluate("(e, name) => e.add(new Option(name, name))", each)
 
 
-def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
-    """Each model has its column in the order of choosing; a reload changes nothing."""
+def test_columns_show_each_models_answer_and_figures_in_order(chat: Chat) -> None:
+    """Each model has a column in the chosen order with its figures, also after a reload."""
     models = [f"stall?n=1&rest={n}" for n in (1, 2, 3)]  # none has ended when its column is made
     add(chat, *models)
     opened: list[str] = []
@@ -82,8 +82,8 @@ def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
         chat.reload()
 
 
-def test_four_columns_stream_at_once_and_one_stop_ends_all(chat: Chat) -> None:
-    """With four streams open, Stop still finds a connection; each keeps what it had shown."""
+def test_escape_stops_four_running_columns(chat: Chat) -> None:
+    """With four streams open, one Stop ends all of them; each keeps the text that it had shown."""
     models = [f"count?n={100_000 + n}&gap_ms=15" for n in range(4)]
     add(chat, *models)
     compare(chat, *models)
@@ -103,8 +103,8 @@ def test_four_columns_stream_at_once_and_one_stop_ends_all(chat: Chat) -> None:
         assert text == numbers(len(text.split()))
 
 
-def test_each_column_has_a_stop_of_its_own(chat: Chat) -> None:
-    """It ends this answer alone; the others go on, also after a reload in their middle."""
+def test_stop_of_a_column_ends_that_answer_alone(chat: Chat) -> None:
+    """The Stop of a column ends its answer alone; the others continue, also after a reload."""
     add(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
     compare(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
     endless, other = column(chat, "count?n=100000&gap_ms=15"), column(chat, "stall?n=20&rest=20")
@@ -123,8 +123,8 @@ def test_each_column_has_a_stop_of_its_own(chat: Chat) -> None:
     expect(chat.send).to_be_visible()
 
 
-def test_the_conversation_goes_on_with_the_answer_that_is_picked(chat: Chat) -> None:
-    """It takes its place, its model is asked next and told it alone; the others are put away."""
+def test_use_this_answer_selects_its_model_for_the_next_request(chat: Chat) -> None:
+    """The selected answer alone is in the next request, and its model is the next model."""
     first = compare(chat, "length", "count")
     expect(column(chat, "count").locator(".pick")).to_be_visible()
     expect(column(chat, "length")).to_have_attribute("data-state", "done")
@@ -150,8 +150,8 @@ def test_the_conversation_goes_on_with_the_answer_that_is_picked(chat: Chat) -> 
     assert told == [("user", first), ("assistant", numbers(100)), ("user", chat.said)]
 
 
-def test_without_a_pick_it_goes_on_with_the_first_as_the_page_says(chat: Chat) -> None:
-    """Nobody is held up: the hint says what happens, and it happens."""
+def test_prompt_without_a_selection_continues_the_first_answer(chat: Chat) -> None:
+    """Without a selection the next request holds the first answer, as the hint says."""
     first = compare(chat, "length", "count")
     for model in ("length", "count"):
         expect(column(chat, model)).to_have_attribute("data-state", "done")
@@ -168,8 +168,8 @@ def test_without_a_pick_it_goes_on_with_the_first_as_the_page_says(chat: Chat) -
     expect(chat.page.locator(".others .answer")).to_have_attribute("data-model", "count")
 
 
-def test_picking_ends_the_answers_that_are_still_written(chat: Chat) -> None:
-    """Whoever has chosen wants no more of the others."""
+def test_use_this_answer_stops_the_other_running_answers(chat: Chat) -> None:
+    """Selecting an answer stops the others that still run."""
     add(chat, "count?n=100000&gap_ms=15")
     compare(chat, "length", "count?n=100000&gap_ms=15")
     expect(columns(chat).nth(1).locator("> .text")).to_contain_text("10 11")
@@ -179,8 +179,8 @@ def test_picking_ends_the_answers_that_are_still_written(chat: Chat) -> None:
     expect(chat.send).to_be_visible()
 
 
-def test_stop_before_any_text_gives_the_prompt_back_once(chat: Chat) -> None:
-    """Of several silent models nothing stays; of some, those that spoke stay."""
+def test_stop_before_any_text_returns_the_prompt_once(chat: Chat) -> None:
+    """Stop with all models silent returns the prompt; with one answer done, both columns stay."""
     said = compare(chat, "silent_first_token", "silent_headers")
     for model in ("silent_first_token", "silent_headers"):
         request_of(chat, model)
@@ -201,8 +201,8 @@ def test_stop_before_any_text_gives_the_prompt_back_once(chat: Chat) -> None:
         chat.reload()
 
 
-def test_a_model_that_fails_leaves_the_others_alone(chat: Chat) -> None:
-    """Its column says why; the conversation goes on with one that answered."""
+def test_column_of_a_failed_model_leaves_the_others_alone(chat: Chat) -> None:
+    """A failed column shows its error, and the conversation continues from one with an answer."""
     compare(chat, "401", "count")
     expect(column(chat, "401").locator(".fault")).to_contain_text("did not accept the API key")
     expect(column(chat, "count")).to_have_attribute("data-state", "done")
@@ -216,10 +216,10 @@ def test_a_model_that_fails_leaves_the_others_alone(chat: Chat) -> None:
     assert chat.record().body["messages"][1]["content"].strip() == numbers(100)
 
 
-def test_all_are_asked_or_none(
+def test_compare_without_room_for_all_sends_none(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Without room for each of them the prompt stays where it is, and nothing runs on."""
+    """Without room for every model the prompt stays in its field, and no stream stays open."""
     chat = open_chat(start_halt(fake, HALT_MAX_STREAMS=1), fake)
     chat.forgives = "503"
     said = compare(chat, "silent_headers", "count")
@@ -231,10 +231,10 @@ def test_all_are_asked_or_none(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_columns_fit_a_phone(
+def test_columns_fit_a_narrow_screen(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
 ) -> None:
-    """They are scrolled within their own row, the page itself stays as wide as the screen."""
+    """At 360 pixels columns scroll within their row, and the page is as wide as the screen."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, color_scheme=scheme)
     compare(chat, "markdown", "count", "think")
@@ -256,8 +256,8 @@ def test_columns_fit_a_phone(
     assert row.evaluate("e => e.scrollLeft") == 0, "what is read has moved away"
 
 
-def test_stop_before_the_request_reaches_the_server_stops_all(chat: Chat) -> None:
-    """Pressed at once, with the request still on its way: no model is asked, the prompt is back."""
+def test_stop_before_the_compare_request_arrives_sends_none(chat: Chat) -> None:
+    """A Stop that is faster than the request returns the prompt, and no model gets a request."""
     held = Held(chat, "**/messages")
     said = compare(chat, "count", "markdown", "echo")
     held.wait()
@@ -274,7 +274,7 @@ def test_stop_before_the_request_reaches_the_server_stops_all(chat: Chat) -> Non
 
 
 def test_columns_are_announced_once(chat: Chat) -> None:
-    """A screen reader is told when all have begun and when the last one has ended."""
+    """A screen reader hears one start, and one end when the last column has ended."""
     chat.page.evaluate(
         """() => {
           const announcer = document.querySelector('#announcer');

@@ -39,8 +39,8 @@ The end.
 # --- the message field ----------------------------------------------------------------------------
 
 
-def test_enter_sends_and_the_field_is_empty_again(chat: Chat) -> None:
-    """One key, and the next message can be typed."""
+def test_enter_sends_the_message_and_empties_the_field(chat: Chat) -> None:
+    """Enter sends the message; the field is then empty and has the focus."""
     said = chat.ask("count?n=2")
     chat.wait_state("done")
     expect(chat.page.locator(".prompt .text")).to_have_text(said)
@@ -48,8 +48,8 @@ def test_enter_sends_and_the_field_is_empty_again(chat: Chat) -> None:
     expect(chat.prompt).to_be_focused()
 
 
-def test_enter_while_the_page_is_still_loading_sends_as_soon_as_it_can(chat: Chat) -> None:
-    """The browser itself would take the message for the address of another page."""
+def test_enter_on_a_loading_page_sends_once_its_scripts_run(chat: Chat) -> None:
+    """Enter before all scripts have loaded sends the message once, when they run."""
     held: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -73,8 +73,8 @@ def test_enter_while_the_page_is_still_loading_sends_as_soon_as_it_can(chat: Cha
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_what_is_typed_while_a_message_is_on_its_way_stays(chat: Chat, status: int) -> None:
-    """A second Enter sends nothing twice; the next words are kept, and so is what was not taken."""
+def test_text_typed_while_a_message_is_sent_stays(chat: Chat, status: int) -> None:
+    """A second Enter sends no message; the typed text stays, and a refused message comes back."""
     held: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -98,8 +98,8 @@ def test_what_is_typed_while_a_message_is_on_its_way_stays(chat: Chat, status: i
     expect(chat.page.locator("#queue li")).to_have_count(0)
 
 
-def test_shift_and_enter_break_the_line(chat: Chat) -> None:
-    """A message of several lines is sent and shown as it was typed."""
+def test_shift_enter_adds_a_line(chat: Chat) -> None:
+    """Shift+Enter adds a line; a message of several lines is sent and shown as typed."""
     chat.prompt.press_sequentially("first")
     chat.prompt.press("Shift+Enter")
     chat.prompt.press_sequentially("second")
@@ -112,8 +112,8 @@ def test_shift_and_enter_break_the_line(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("mark", [{"isComposing": True}, {"keyCode": 229}])
-def test_enter_that_ends_a_composition_does_not_send(chat: Chat, mark: dict[str, Any]) -> None:
-    """An input method uses Enter to choose a word."""
+def test_enter_within_a_composition_does_not_send(chat: Chat, mark: dict[str, Any]) -> None:
+    """Enter that an input method takes to choose a word sends no message."""
     chat.prompt.fill("/fake count?n=1 にほん")
     handled = chat.prompt.evaluate(
         """(field, mark) => {
@@ -129,8 +129,8 @@ def test_enter_that_ends_a_composition_does_not_send(chat: Chat, mark: dict[str,
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_key_that_ends_a_composition_may_come_behind_it(chat: Chat, before: bool) -> None:
-    """Safari ends the composition, and sends the key then, which is not composing any more."""
+def test_enter_right_after_a_composition_does_not_send(chat: Chat, before: bool) -> None:
+    """Enter that Safari sends right after the end of a composition sends no message."""
     chat.prompt.fill("/fake count?n=1 にほん")
     handled = chat.prompt.evaluate(
         """(field, before) => {
@@ -151,8 +151,8 @@ def test_a_key_that_ends_a_composition_may_come_behind_it(chat: Chat, before: bo
 
 
 @pytest.mark.parametrize("mark", [{"isComposing": True}, {"keyCode": 229}])
-def test_escape_that_ends_a_composition_does_not_stop(chat: Chat, mark: dict[str, Any]) -> None:
-    """An input method uses Escape to give a word up, in Safari behind the composition."""
+def test_escape_within_a_composition_does_not_stop(chat: Chat, mark: dict[str, Any]) -> None:
+    """Escape that an input method takes does not stop the answer."""
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     chat.prompt.evaluate(
@@ -165,10 +165,10 @@ def test_escape_that_ends_a_composition_does_not_stop(chat: Chat, mark: dict[str
     assert chat.shown() == "0 1 2 3 4"
 
 
-def test_enter_on_a_touch_screen_is_a_new_line(
+def test_enter_on_a_touch_screen_adds_a_line(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Its keyboard has no Shift+Enter; Send sends, and so does Ctrl+Enter of a keyboard beside it."""
+    """On a touch screen Enter adds a line; the Send button and Ctrl+Enter send."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
     expect(chat.page.locator(".empty")).to_contain_text("Write a message to start.")
@@ -192,10 +192,10 @@ def test_enter_on_a_touch_screen_is_a_new_line(
     chat.wait_state("done")
 
 
-def test_fields_on_a_touch_screen_are_not_zoomed_into(
+def test_fields_on_a_touch_screen_have_at_least_16_pixel_type(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Safari on iOS zooms into a field whose type is smaller than 16 pixels."""
+    """Safari on iOS zooms into a field whose type is smaller than 16 pixels; no field has that."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
     chat.page.get_by_role("button", name="Settings").tap()
@@ -208,8 +208,8 @@ def test_fields_on_a_touch_screen_are_not_zoomed_into(
     assert [each for each in sizes if each[1] < 16] == []
 
 
-def test_the_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
-    """It shows what is typed, leaves room for the conversation, and shrinks again."""
+def test_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
+    """The field grows with its lines up to 40 % of the screen, and shrinks again."""
 
     def height() -> float:
         return float(chat.prompt.evaluate("field => field.offsetHeight"))
@@ -230,8 +230,8 @@ def test_the_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\n \t"])
-def test_an_empty_prompt_is_not_sent(chat: Chat, text: str) -> None:
-    """Neither by Enter nor by Send; nothing is asked of the server."""
+def test_empty_prompt_is_not_sent(chat: Chat, text: str) -> None:
+    """Neither Enter nor Send sends a request for blank text."""
     posts: list[str] = []
     chat.page.on("request", lambda request: posts.append(request.method))
     chat.prompt.fill(text)
@@ -246,8 +246,8 @@ def test_an_empty_prompt_is_not_sent(chat: Chat, text: str) -> None:
 # --- keyboard and screen reader -------------------------------------------------------------------
 
 
-def test_everything_that_can_be_used_has_a_name(chat: Chat) -> None:
-    """Buttons, links and fields say what they are; conversation and answers too."""
+def test_controls_and_landmarks_have_accessible_names(chat: Chat) -> None:
+    """Buttons, links, fields, the conversation and its articles have accessible names."""
     chat.ask("markdown")
     chat.wait_state("done")
     for each in chat.page.locator(":is(a, button, textarea):visible").all():
@@ -260,8 +260,8 @@ def test_everything_that_can_be_used_has_a_name(chat: Chat) -> None:
     assert chat.page.title()
 
 
-def test_the_focus_is_seen_wherever_it_goes(chat: Chat) -> None:
-    """The Tab key reaches every control, and each shows a line around it."""
+def test_focused_control_has_a_visible_outline(chat: Chat) -> None:
+    """Tab reaches every control, and each has an outline of at least 2 pixels."""
     chat.ask("markdown")
     chat.wait_state("done")
     chat.prompt.fill("x")
@@ -281,8 +281,8 @@ def test_the_focus_is_seen_wherever_it_goes(chat: Chat) -> None:
     assert names[0] == "Skip to the message field"
 
 
-def test_a_draft_survives_a_reload_and_is_gone_when_it_was_sent(chat: Chat) -> None:
-    """Each conversation has its own, also one that has no name yet."""
+def test_draft_survives_a_reload_until_it_is_sent(chat: Chat) -> None:
+    """Each conversation keeps its own draft over a reload, up to a size, until it is sent."""
     draft = "Dear model,\n\nhow are you?\nYours"
     chat.prompt.fill("For later")
     chat.reload()
@@ -307,8 +307,8 @@ def test_a_draft_survives_a_reload_and_is_gone_when_it_was_sent(chat: Chat) -> N
     expect(chat.prompt).to_have_value("")
 
 
-def test_the_focus_stays_in_the_message_field(chat: Chat) -> None:
-    """The next message can be typed while the answer comes, and when it is there or stopped."""
+def test_focus_stays_in_the_message_field_during_an_answer(chat: Chat) -> None:
+    """The field keeps the focus and the typed text while an answer runs and when it is done."""
     chat.ask("stall?n=3&rest=3")
     chat.wait_text("0 1 2")
     expect(chat.prompt).to_be_focused()
@@ -320,8 +320,8 @@ def test_the_focus_stays_in_the_message_field(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("by", ["click", "Enter"])
-def test_the_focus_is_not_lost_with_a_button_that_goes(chat: Chat, by: str) -> None:
-    """Send and Stop are pressed and vanish; then the focus is in the message field."""
+def test_focus_of_a_hidden_button_moves_to_the_message_field(chat: Chat, by: str) -> None:
+    """When the pressed Send or Stop button disappears, the message field has the focus."""
     chat.prompt.fill("/fake stall?n=3 x")
     chat.send.click() if by == "click" else chat.send.press("Enter")
     chat.wait_text("0 1 2")
@@ -330,8 +330,8 @@ def test_the_focus_is_not_lost_with_a_button_that_goes(chat: Chat, by: str) -> N
     expect(chat.prompt).to_be_focused()
 
 
-def test_the_focus_is_not_taken_from_where_it_was_put(chat: Chat) -> None:
-    """Who reads an earlier answer by keyboard stays there when the new one is complete."""
+def test_focus_on_an_earlier_answer_stays_when_an_answer_ends(chat: Chat) -> None:
+    """The focus on a link of an earlier answer stays there when the new answer is done."""
     chat.ask("markdown")
     chat.wait_state("done")
     chat.ask("stall?n=3&rest=3")
@@ -343,8 +343,8 @@ def test_the_focus_is_not_taken_from_where_it_was_put(chat: Chat) -> None:
     expect(link).to_be_focused()
 
 
-def test_only_start_and_end_of_an_answer_are_announced(chat: Chat) -> None:
-    """A screen reader is told when something changes, and not each token."""
+def test_screen_reader_hears_only_start_and_end_of_an_answer(chat: Chat) -> None:
+    """A screen reader hears the start and the end of each answer, and no token."""
     chat.page.evaluate(
         """() => {
           const announcer = document.querySelector('#announcer');
@@ -377,8 +377,8 @@ def test_only_start_and_end_of_an_answer_are_announced(chat: Chat) -> None:
     assert chat.page.evaluate("told.slice(6)") == [started, "Stopped."]
 
 
-def test_the_text_itself_is_no_live_region(chat: Chat) -> None:
-    """Nothing around an answer's text is read out by itself."""
+def test_answer_text_is_no_live_region(chat: Chat) -> None:
+    """No element around an answer's text is a live region."""
     chat.ask("stall?n=3")
     chat.wait_text("0 1 2")
     live = """e => {
@@ -398,10 +398,10 @@ def test_the_text_itself_is_no_live_region(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_nothing_moves_for_those_who_want_no_motion(
+def test_reduced_motion_stops_all_animations(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, motion: str
 ) -> None:
-    """The sign of a thinking model stands still; for all others it moves."""
+    """With reduced motion the sign of a waiting answer stands still; without, it moves."""
     chat = open_chat(halt, shared_fake, reduced_motion=motion)
     chat.ask("silent_first_token")
     expect(chat.answer.locator(".silence")).to_be_visible()
@@ -414,10 +414,10 @@ def test_nothing_moves_for_those_who_want_no_motion(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_can_be_read_in_light_and_dark(
+def test_texts_have_a_contrast_of_4_5(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
 ) -> None:
-    """A contrast of 4.5 for every text: body, code, figures, buttons, faults, badges, hints."""
+    """Every text has a contrast of 4.5: body, code, figures, buttons, errors, badges, hints."""
     chat = open_chat(halt, shared_fake, color_scheme=scheme)
     found = chat.contrasts()
     ground = chat.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -444,10 +444,10 @@ def test_everything_can_be_read_in_light_and_dark(
     assert {name: round(c, 2) for name, c in found.items() if c < 4.5} == {}
 
 
-def test_it_is_usable_on_a_narrow_screen(
+def test_page_fits_a_narrow_screen(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """At 360 pixels nothing overflows, and what is pressed is in sight and large enough."""
+    """At 360 pixels the page does not overflow, and controls are in view and large enough."""
     chat = open_chat(halt, shared_fake, viewport={"width": 360, "height": 640}, has_touch=True)
     chat.page.evaluate(
         """() => {
@@ -485,8 +485,8 @@ def test_it_is_usable_on_a_narrow_screen(
 # --- scrolling ------------------------------------------------------------------------------------
 
 
-def test_the_page_follows_the_text_while_the_reader_is_at_its_end(chat: Chat) -> None:
-    """What is new is in sight, during the answer and when it is complete."""
+def test_page_at_its_end_follows_the_text(chat: Chat) -> None:
+    """While the page is scrolled to its end, new text and the figures stay in view."""
     chat.ask_for(PARAGRAPHS, piece=8, gap_ms=2)
     for n in (20, 60, 110):
         chat.wait_text(f"Paragraph {n} ")
@@ -496,8 +496,8 @@ def test_the_page_follows_the_text_while_the_reader_is_at_its_end(chat: Chat) ->
     expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
 
-def test_the_page_follows_what_comes_below_a_complete_answer(chat: Chat) -> None:
-    """The tokens of the conversation come last, on a narrow page in two lines."""
+def test_page_at_its_end_follows_the_usage_line(chat: Chat) -> None:
+    """The conversation's token usage, which comes last, is in view on a narrow page."""
     chat.page.set_viewport_size({"width": 360, "height": 500})
     chat.ask_for("One line.")
     chat.wait_state("done")
@@ -513,8 +513,8 @@ def test_the_page_follows_what_comes_below_a_complete_answer(chat: Chat) -> None
 
 
 @pytest.mark.parametrize("pixels", [15, 300])
-def test_a_reader_who_scrolls_up_stays_there(chat: Chat, pixels: int) -> None:
-    """However little: the text comes below, until the reader goes to the end again."""
+def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: int) -> None:
+    """After scrolling up, even a little, the page stays until it is scrolled to its end again."""
     chat.ask_for(PARAGRAPHS, piece=8, gap_ms=2)
     chat.wait_text("Paragraph 25 ")
     chat.page.mouse.move(400, 300)
@@ -536,8 +536,8 @@ def test_a_reader_who_scrolls_up_stays_there(chat: Chat, pixels: int) -> None:
     expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
 
-def test_a_reader_who_scrolled_up_stays_there_when_the_answer_is_complete(chat: Chat) -> None:
-    """The figures come below; what is being read does not move. A new prompt is shown again."""
+def test_page_scrolled_up_stays_when_the_answer_ends(chat: Chat) -> None:
+    """The end of an answer does not move a page that is scrolled up; a new prompt does."""
     chat.ask_for(PARAGRAPHS, piece=8, gap_ms=1)
     chat.wait_text("Paragraph 25 ")
     chat.page.evaluate("scrollTo(0, 100)")
@@ -552,10 +552,10 @@ def test_a_reader_who_scrolled_up_stays_there_when_the_answer_is_complete(chat: 
 # --- logging in -----------------------------------------------------------------------------------
 
 
-def test_a_page_with_a_token_asks_for_it(
+def test_page_of_a_server_with_a_token_asks_for_it(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """It leads to the form; a wrong token is told; the right one opens the page and keeps it open."""
+    """The page leads to the login form; a wrong token shows an error, the right one logs in."""
     chat = open_chat(start_halt(fake, HALT_TOKEN="open-sesame"), fake)
     chat.forgives = "401"
     token = chat.page.get_by_label("Access token", exact=True)
@@ -579,8 +579,8 @@ def test_a_page_with_a_token_asks_for_it(
     assert chat.shown() == "0 1 2"
 
 
-def test_enter_pressed_twice_sends_a_message_once(chat: Chat) -> None:
-    """Also where the request takes a while; what was typed behind it waits in the queue alone."""
+def test_enter_twice_sends_once_and_queues_later_text_alone(chat: Chat) -> None:
+    """A second Enter during the request sends no message; text typed after it is queued alone."""
     held: list[Route] = []
     chat.page.route("**/messages", lambda route: held.append(route))  # noqa: PLW0108 - no method of a list will do
     with chat.page.expect_request("**/messages"):

@@ -97,10 +97,8 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize("first", [84, 172])
-def test_a_stopped_answer_goes_on_in_the_same_message_without_a_seam(
-    chat: Chat, first: int
-) -> None:
-    """Wherever it broke off; what was there stays on the screen, and the text only grows."""
+def test_continue_after_stop_extends_the_answer_without_a_seam(chat: Chat, first: int) -> None:
+    """Continue extends a stopped answer in its place; the model later gets it as one text."""
     begin(chat, WHOLE, first)
     eventually(lambda: letters(chat.shown()) == letters(WHOLE[:first]))
     chat.stop.click()
@@ -130,10 +128,10 @@ def test_a_stopped_answer_goes_on_in_the_same_message_without_a_seam(
     ("end", "label"),
     [("length", "Cut off at the token limit"), ("drop", "connection to the model's server")],
 )
-def test_an_answer_that_was_cut_off_or_failed_can_be_gone_on_with(
+def test_continue_extends_a_cut_off_or_failed_answer(
     chat: Chat, breaking: Callable[[str], str], end: str, label: str
 ) -> None:
-    """Also after a reload: the label goes, and the text goes on."""
+    """Continue extends an answer that was cut off or failed, and its label disappears."""
     tell(chat, breaking(end))
     expect(chat.answer).to_contain_text(label)
     assert chat.shown() == numbers(10)
@@ -146,8 +144,8 @@ def test_an_answer_that_was_cut_off_or_failed_can_be_gone_on_with(
 
 
 @pytest.mark.parametrize("reason", ["insufficient_system_resource", "abort", "MAX_TOKENS"])
-def test_an_answer_that_its_server_broke_off_can_be_gone_on_with(chat: Chat, reason: str) -> None:
-    """For whatever reason, which is said in the server's own word where it is not known here."""
+def test_answer_with_an_odd_finish_reason_offers_continue(chat: Chat, reason: str) -> None:
+    """An answer that its server ended shows the server's reason and offers Continue."""
     chat.ask(f"length?n=3&reason={reason}")
     known = reason == "MAX_TOKENS"
     chat.wait_state("done" if known else "error")
@@ -159,8 +157,8 @@ def test_an_answer_that_its_server_broke_off_can_be_gone_on_with(chat: Chat, rea
         chat.reload()
 
 
-def test_an_answer_that_brought_nothing_says_so(chat: Chat) -> None:
-    """It can be asked for again; so can one after a reload."""
+def test_empty_answer_shows_an_error_and_offers_retry(chat: Chat) -> None:
+    """An answer without text shows an error and offers Retry alone, also after a reload."""
     chat.ask("empty")
     for _ in range(2):
         chat.wait_state("error")
@@ -170,8 +168,8 @@ def test_an_answer_that_brought_nothing_says_so(chat: Chat) -> None:
         chat.reload()
 
 
-def test_an_answer_that_is_all_thought_is_an_answer(chat: Chat) -> None:
-    """It is shown below its fold, can be copied, and the model is told that it said it."""
+def test_answer_of_reasoning_alone_is_shown_copied_and_sent(chat: Chat) -> None:
+    """An answer of reasoning alone is shown as text, can be copied, and is in the next request."""
     first = chat.ask("reasoning?thoughts=3&n=0")
     for _ in range(2):
         chat.wait_state("done")
@@ -189,10 +187,10 @@ def test_an_answer_that_is_all_thought_is_an_answer(chat: Chat) -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_of_a_server_that_went_away_can_be_gone_on_with(
+def test_continue_extends_an_answer_after_a_server_restart(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """It is there after the restart, says that it was interrupted, and goes on."""
+    """After a restart an interrupted answer is labelled, and Continue completes it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         settings = {
@@ -218,8 +216,8 @@ def test_an_answer_of_a_server_that_went_away_can_be_gone_on_with(
     assert letters(chat.shown()) == letters(WHOLE)
 
 
-def test_a_continuation_can_be_stopped_at_any_time(chat: Chat) -> None:
-    """Before it brings anything, the text stays as it was, and can be gone on with again."""
+def test_continue_stopped_before_any_text_leaves_the_answer(chat: Chat) -> None:
+    """A Continue that is stopped before any text leaves the answer, and works again later."""
     begin(chat, WHOLE, 84)
     eventually(lambda: letters(chat.shown()) == letters(WHOLE[:84]))
     chat.stop.click()
@@ -241,8 +239,10 @@ def test_a_continuation_can_be_stopped_at_any_time(chat: Chat) -> None:
     assert letters(chat.shown()) == letters(WHOLE)
 
 
-def test_thoughts_of_both_parts_stay(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the first part are there while the second is written, at its end, and later."""
+def test_continue_keeps_the_reasoning_of_both_parts(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reasoning of the first part is shown while the second is written, and later."""
 
     def thinks(reply: Reply) -> None:
         first = len(reply.request["messages"]) == 1
@@ -271,10 +271,10 @@ def test_thoughts_of_both_parts_stay(chat: Chat, monkeypatch: pytest.MonkeyPatch
         chat.reload()
 
 
-def test_without_room_for_it_an_answer_stays_as_it_was(
+def test_continue_without_room_leaves_the_answer(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """The page says so; Continue and Regenerate can be pressed again when there is room."""
+    """Continue and Regenerate on a full server show a notice; both work when there is room."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     chat = open_chat(server, fake)
     chat.forgives = "503"
@@ -298,8 +298,8 @@ def test_without_room_for_it_an_answer_stays_as_it_was(
     assert letters(chat.shown()) == letters(WHOLE)
 
 
-def test_what_arrived_after_the_last_word_shown_is_kept_nowhere_but_counted(chat: Chat) -> None:
-    """Not shown again, not told, not gone on from; the figures count what was received."""
+def test_text_after_the_last_shown_word_is_counted_but_not_kept(chat: Chat) -> None:
+    """Text that arrives after Stop is in no page or request; the figures count its tokens."""
     chat.ask("count?n=100000&gap_ms=3")
     chat.wait_text("20 21 22")
     held = Held(chat, "**/stop")
@@ -323,10 +323,10 @@ def test_what_arrived_after_the_last_word_shown_is_kept_nowhere_but_counted(chat
     assert told.partition("\n\n")[0].strip() == still
 
 
-def test_an_answer_says_why_it_was_stopped(
+def test_answer_stopped_by_halt_shows_the_reason(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Nobody was watching, or a limit was reached; it is not called a fault."""
+    """An answer that Halt stopped names the limit, is no error, and offers all its buttons."""
     server = start_halt(fake, HALT_ORPHAN_GRACE=1, HALT_MAX_ANSWER_CHARS=6000, HALT_RUN_TIMEOUT=4)
     for model, label in [
         ("stall?n=13", "Stopped: no page was open for 1 second (HALT_ORPHAN_GRACE)."),
@@ -349,10 +349,10 @@ def test_an_answer_says_why_it_was_stopped(
             chat.reload()
 
 
-def test_a_prompt_whose_answer_nobody_waited_for_is_still_there(
+def test_abandoned_answer_without_text_keeps_its_prompt(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Also when the model had said nothing: it can be asked again, and taken back."""
+    """A silent answer that no page waited for keeps its prompt; Discard returns the prompt."""
     chat = open_chat(start_halt(fake, HALT_ORPHAN_GRACE=1), fake)
     said = chat.ask("silent_headers")
     record = chat.record()
@@ -373,8 +373,8 @@ def test_a_prompt_whose_answer_nobody_waited_for_is_still_there(
     expect(chat.page.locator(".exchange")).to_have_count(0)
 
 
-def test_a_discarded_answer_goes_and_gives_its_prompt_back(chat: Chat) -> None:
-    """The conversation is as if it had not been asked; the words are in the message field."""
+def test_discard_removes_the_exchange_and_returns_its_prompt(chat: Chat) -> None:
+    """Discard removes the exchange from page and requests, and puts its prompt into the field."""
     chat.ask("count?n=3")
     chat.wait_state("done")
     said = chat.ask("stall?n=5")
@@ -392,8 +392,8 @@ def test_a_discarded_answer_goes_and_gives_its_prompt_back(chat: Chat) -> None:
     assert said not in str(chat.record().body)
 
 
-def test_the_only_answer_can_be_discarded(chat: Chat) -> None:
-    """The page is empty again, and can be used as it is."""
+def test_discard_of_the_only_answer_leaves_a_usable_page(chat: Chat) -> None:
+    """Discard of the only answer leaves an empty page that can be used."""
     said = chat.ask("stall?n=5")
     chat.wait_text("3 4")
     chat.stop.click()
@@ -406,8 +406,8 @@ def test_the_only_answer_can_be_discarded(chat: Chat) -> None:
     assert (chat.exchanges(), chat.shown()) == (1, numbers(3))
 
 
-def test_a_whole_answer_offers_neither_continue_nor_discard(chat: Chat) -> None:
-    """There is nothing to go on with; an earlier one that was stopped is history by then."""
+def test_complete_answer_offers_neither_continue_nor_discard(chat: Chat) -> None:
+    """A complete answer offers neither Continue nor Discard, nor does an earlier stopped one."""
     chat.ask("stall?n=5")
     chat.wait_text("3 4")
     chat.stop.click()
@@ -419,8 +419,8 @@ def test_a_whole_answer_offers_neither_continue_nor_discard(chat: Chat) -> None:
         expect(chat.page.get_by_role("button", name=name)).to_have_count(0)
 
 
-def test_a_conversation_shows_what_it_took(chat: Chat) -> None:
-    """What the provider reported; with what was stopped, an estimate that says so."""
+def test_usage_line_adds_reported_and_estimated_tokens(chat: Chat) -> None:
+    """The usage line adds reported tokens to those estimated of a stopped answer, and says so."""
     total = chat.page.locator("#usage")
     expect(total).to_be_hidden()
     chat.ask("count?n=30")
@@ -436,10 +436,10 @@ def test_a_conversation_shows_what_it_took(chat: Chat) -> None:
         chat.reload()
 
 
-def test_the_providers_count_of_a_stopped_answer_replaces_the_estimate(
+def test_exact_usage_replaces_the_estimate_of_a_stopped_answer(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Where that is asked for: the upstream is read on, and nothing of its text is shown."""
+    """With HALT_EXACT_USAGE the provider's count replaces the estimate; no late text is shown."""
     chat = open_chat(start_halt(fake, HALT_EXACT_USAGE=1), fake)
     chat.ask("stall?n=5&rest=3")
     chat.wait_text("3 4")

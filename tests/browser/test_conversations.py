@@ -87,8 +87,8 @@ def desk(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Iter
 # --- the list -------------------------------------------------------------------------------------
 
 
-def test_the_list_follows_what_is_done(desk: Desk) -> None:
-    """A new conversation is in it at once, marked as open and as running, until its end."""
+def test_list_shows_a_new_conversation_open_and_running(desk: Desk) -> None:
+    """A new conversation is listed at once as open, and as running until its answer is done."""
     expect(desk.page.locator("#listed .none")).to_be_visible()
     said = desk.chat.ask("count?n=40&gap_ms=40", "x")
     expect(desk.items).to_have_count(1)
@@ -101,8 +101,8 @@ def test_the_list_follows_what_is_done(desk: Desk) -> None:
     expect(desk.page.locator("#listed .none")).to_be_hidden()
 
 
-def test_two_answers_are_written_in_two_conversations(desk: Desk) -> None:
-    """Who leaves a running one leaves it running; the list says so; each is whole in the end."""
+def test_answers_of_two_conversations_run_at_once(desk: Desk) -> None:
+    """An answer keeps running when its page is left; the list shows both, and both complete."""
     first = desk.chat.ask("count?n=60&gap_ms=40", "first")
     desk.chat.wait_text("3")
     desk.new_chat()
@@ -120,8 +120,8 @@ def test_two_answers_are_written_in_two_conversations(desk: Desk) -> None:
     assert desk.titles() == [second, first]
 
 
-def test_links_and_back_work(desk: Desk) -> None:
-    """A conversation has its address; Back shows the one before, with its place in the list."""
+def test_back_and_forward_show_conversation_title_and_list_entry(desk: Desk) -> None:
+    """Back and Forward show the conversation of the address, its title and its list entry."""
     desk.keep(talk("Hi", "One is here", title="One"), talk("Hi", "Two is here", title="Two"))
     desk.open("One")
     desk.chat.wait_text("One is here")
@@ -138,8 +138,8 @@ def test_links_and_back_work(desk: Desk) -> None:
     expect(desk.item("Two").locator("[aria-current]")).to_be_visible()
 
 
-def test_a_list_of_hundreds_goes_on_as_one_scrolls(desk: Desk) -> None:
-    """Each once and in order, also after the list was brought up to date at its end."""
+def test_list_of_150_loads_more_on_scrolling(desk: Desk) -> None:
+    """Scrolling loads each list entry once and in order; a new conversation then comes first."""
     talks = [talk("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n) for n in range(150)]
     desk.keep(*talks)
     assert desk.items.count() < 60
@@ -155,8 +155,8 @@ def test_a_list_of_hundreds_goes_on_as_one_scrolls(desk: Desk) -> None:
     assert desk.titles() == ["/fake count?n=2 newest", *wanted]
 
 
-def test_another_tab_is_followed(desk: Desk, open_chat: OpenChat) -> None:
-    """What was done elsewhere is in the list when its tab is looked at again."""
+def test_list_follows_another_tab_on_focus(desk: Desk, open_chat: OpenChat) -> None:
+    """A deletion in another tab is in the list when this tab gets the focus."""
     desk.keep(talk("Hi", "Ho", title="Here"), talk("Hi", "Ho", title="Gone"))
     other = Desk(open_chat(desk.chat.server, desk.chat.fake, same=desk.chat))
     other.page.set_viewport_size(WIDE)
@@ -167,10 +167,10 @@ def test_another_tab_is_followed(desk: Desk, open_chat: OpenChat) -> None:
     assert desk.titles() == ["Here"]
 
 
-def test_the_models_title_is_taken_up(
+def test_title_of_the_model_replaces_the_first_words(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """The first words at first, then what the model made of them, in list and title, by itself."""
+    """The title is the first words at first, and then the model's, in the list and the tab."""
     fake.texts["t"] = "Storms at sea"
     halt = start_halt(fake, HALT_TITLES="model", HALT_MODEL="text?key=t&first_ms=300")
     desk = Desk(open_chat(halt, fake, viewport=WIDE))
@@ -184,8 +184,8 @@ def test_the_models_title_is_taken_up(
 # --- rename, delete, undo -------------------------------------------------------------------------
 
 
-def test_a_title_is_changed_in_its_place_by_keyboard(desk: Desk) -> None:
-    """Enter takes it and the focus stays; Esc leaves it as it was; it is never markup."""
+def test_title_is_renamed_in_place_by_keyboard(desk: Desk) -> None:
+    """Enter and leaving the field save a title, Esc does not; a title is text, never markup."""
     desk.keep(talk("Hi", "Ho", title="Before"))
     desk.open("Before")
     link = desk.items.get_by_role("link")
@@ -212,8 +212,8 @@ def test_a_title_is_changed_in_its_place_by_keyboard(desk: Desk) -> None:
     expect(desk.items.locator(".title")).to_have_text("By leaving")
 
 
-def test_esc_closes_what_is_open_before_it_stops_an_answer(desk: Desk) -> None:
-    """Menu, field and search each take the key for themselves; then it stops."""
+def test_escape_closes_menu_and_search_before_it_stops(desk: Desk) -> None:
+    """Esc closes an open menu or search first; the next Esc stops the answer."""
     said = desk.chat.ask("stall", "x")
     desk.chat.wait_text("2")
     desk.open_menu(said)
@@ -228,8 +228,8 @@ def test_esc_closes_what_is_open_before_it_stops_an_answer(desk: Desk) -> None:
     desk.chat.wait_state("stopped")
 
 
-def test_a_deletion_is_undone(desk: Desk) -> None:
-    """It goes at once and is back at its place; the open one is left, and opened again."""
+def test_undo_restores_a_deleted_conversation_at_its_place(desk: Desk) -> None:
+    """Undo puts a deleted conversation back at its place, and opens it if it was open."""
     desk.keep(*(talk("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three")))
     before = desk.titles()
     desk.menu("Two", "Delete")
@@ -249,8 +249,8 @@ def test_a_deletion_is_undone(desk: Desk) -> None:
     assert desk.titles() == before
 
 
-def test_a_menu_that_is_opened_while_the_page_is_loading_is_that_item_s(desk: Desk) -> None:
-    """The browser opens it before the page's scripts are there."""
+def test_menu_opened_on_a_loading_page_acts_on_its_entry(desk: Desk) -> None:
+    """A menu that opens before the scripts have loaded acts on the entry it belongs to."""
     desk.keep(*(talk("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three")))
     held: list[Route] = []
 
@@ -268,8 +268,8 @@ def test_a_menu_that_is_opened_while_the_page_is_loading_is_that_item_s(desk: De
     assert sorted(desk.titles()) == ["One", "Three"]
 
 
-def test_what_runs_is_stopped_when_it_is_deleted_and_undo_brings_it_back(desk: Desk) -> None:
-    """The page says so; what had been written is there again."""
+def test_delete_stops_a_running_answer_and_undo_restores_it(desk: Desk) -> None:
+    """Delete stops the running answer and says so; Undo restores the text written so far."""
     said = desk.chat.ask("stall", "x")
     desk.chat.wait_text("2")
     desk.menu(said, "Delete")
@@ -284,10 +284,8 @@ def test_what_runs_is_stopped_when_it_is_deleted_and_undo_brings_it_back(desk: D
 
 
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["desktop", "phone"])
-def test_settings_stop_and_models_stay_in_view_in_a_long_conversation(
-    desk: Desk, size: ViewportSize
-) -> None:
-    """Wherever it is scrolled to, and using them moves nothing."""
+def test_header_and_composer_stay_in_view_when_scrolled(desk: Desk, size: ViewportSize) -> None:
+    """Settings, model and Send stay in view in a long conversation; using them scrolls nothing."""
     desk.chat.page.set_viewport_size(size)
     desk.keep(talk(*["some words " * 60] * 20, title="Long"))
     place = desk.page.locator("#conversations a").get_attribute("href")
@@ -308,8 +306,8 @@ def test_settings_stop_and_models_stay_in_view_in_a_long_conversation(
 # --- search ---------------------------------------------------------------------------------------
 
 
-def test_a_hit_is_opened_where_it_is(desk: Desk) -> None:
-    """The message is in view, marked, with its words; more comes on both sides, without a jump."""
+def test_search_hit_opens_at_its_message_and_loads_both_sides(desk: Desk) -> None:
+    """A hit opens at its marked message; loading more on both sides moves nothing in view."""
     said = [f"said {n}" + " and more words of it" * 20 for n in range(600)]
     said[301] = "Here are **pelicans** <img src=x onerror=alert(1)>."
     desk.keep(talk(*said, title="Long"), talk("Other", "thing", title="Other"))
@@ -338,8 +336,8 @@ def test_a_hit_is_opened_where_it_is(desk: Desk) -> None:
         assert abs(mark.evaluate("e => e.getBoundingClientRect().top") - place) < 2
 
 
-def test_a_hit_in_an_answer_that_was_not_picked_is_shown(desk: Desk) -> None:
-    """The answers beside the picked one are unfolded, and the words marked."""
+def test_search_hit_in_an_unselected_answer_is_unfolded(desk: Desk) -> None:
+    """A hit in an unselected answer unfolds the alternatives and marks the words."""
     given = talk("Which?", "A heron", "Thanks", "Welcome", title="Compared")
     rival = {"id": 9, "parent": 1, "role": "assistant", "content": "A cormorant", "rivals": 1}
     given["messages"][1] |= {"rivals": 1, "picked": True}
@@ -351,8 +349,8 @@ def test_a_hit_in_an_answer_that_was_not_picked_is_shown(desk: Desk) -> None:
     assert desk.page.evaluate("CSS.highlights.get('found').size") == 1
 
 
-def test_a_search_says_that_nothing_was_found_and_gives_the_list_back(desk: Desk) -> None:
-    """Emptied, the field shows the list again."""
+def test_search_without_hits_says_so_and_clearing_shows_the_list(desk: Desk) -> None:
+    """A search without hits says so; the emptied field shows the list again."""
     desk.keep(talk("Hi", "Ho", title="One"))
     desk.search.fill("walrus")
     expect(desk.page.get_by_text("No messages found.")).to_be_visible()
@@ -364,8 +362,8 @@ def test_a_search_says_that_nothing_was_found_and_gives_the_list_back(desk: Desk
 # --- long conversations ---------------------------------------------------------------------------
 
 
-def test_a_long_conversation_is_read_upwards_without_a_jump(desk: Desk) -> None:
-    """It opens at its end; what was in view stays where it was while more comes above it."""
+def test_long_conversation_loads_upwards_without_a_jump(desk: Desk) -> None:
+    """A long conversation opens at its end; loading earlier messages moves nothing in view."""
     desk.keep(talk(*(f"said {n}" + " and more of it" * 30 for n in range(2000)), title="Long"))
     desk.open("Long")
     expect(desk.chat.answer).to_contain_text("said 1999 ")
@@ -383,8 +381,8 @@ def test_a_long_conversation_is_read_upwards_without_a_jump(desk: Desk) -> None:
     assert prompts.count() < 500
 
 
-def test_whoever_writes_from_amidst_sees_the_end(desk: Desk) -> None:
-    """The message goes to the end of the conversation, and the page goes with it."""
+def test_prompt_sent_from_a_search_hit_shows_the_end(desk: Desk) -> None:
+    """A prompt that is sent from a search hit goes to the end, and the page scrolls there."""
     said = [f"said {n}" + " and more words of it" * 20 for n in range(400)]
     said[100] = "A pelican"
     desk.keep(talk(*said, title="Long"))
@@ -403,8 +401,8 @@ def test_whoever_writes_from_amidst_sees_the_end(desk: Desk) -> None:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def test_settings_are_kept_and_used(desk: Desk) -> None:
-    """Of one that has not begun too: in the request, the picker, the panel and after a reload."""
+def test_settings_are_kept_and_sent(desk: Desk) -> None:
+    """Settings, also of a new conversation, are in the request, the panel and after a reload."""
     opener = desk.page.get_by_role("button", name="Settings")
     opener.click()
     panel = desk.page.get_by_role("dialog")
@@ -436,8 +434,8 @@ def test_settings_are_kept_and_used(desk: Desk) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_a_file_goes_out_and_comes_in_again(desk: Desk, tmp_path: Path) -> None:
-    """One or all are saved; a file that is chosen is imported; a wrong one is refused with why."""
+def test_export_and_import_round_trip_and_refuse_a_wrong_file(desk: Desk, tmp_path: Path) -> None:
+    """One or all conversations are exported and imported; a wrong file is refused with the reason."""
     desk.chat.forgives = AWAY
     desk.keep(talk("Hi", "Ho there", title="One"))
     with desk.page.expect_download() as saved:
@@ -468,10 +466,10 @@ def test_a_file_goes_out_and_comes_in_again(desk: Desk, tmp_path: Path) -> None:
 # --- the drawer, and what everybody can see and reach -----------------------------------------------
 
 
-def test_on_a_phone_the_list_is_a_drawer(
+def test_drawer_takes_the_focus_and_closes_three_ways(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Opened by a button, it has the focus; Esc and the page behind it close it; nothing sticks out."""
+    """On a phone the list is a drawer that takes the focus; Esc, the page and a button close it."""
     desk = Desk(open_chat(halt, shared_fake, viewport=PHONE, has_touch=True, is_mobile=True))
     desk.keep(talk("Hi", "Ho", title="A long title " * 10), talk("Hi", "Ho", title="שלום עולם"))
     opener = desk.page.get_by_role("button", name="Conversations")
@@ -509,10 +507,10 @@ def test_on_a_phone_the_list_is_a_drawer(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_can_be_read(
+def test_list_menus_panel_and_toast_have_a_contrast_of_4_5(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
 ) -> None:
-    """In light and dark the list, the hits, the menus, the panel and the toast have contrast."""
+    """In light and dark the list, hits, menus, panel and toast have a contrast of 4.5."""
     desk = Desk(open_chat(halt, shared_fake, viewport=WIDE, color_scheme=scheme))
     desk.keep(talk("Hi", "A zebra", title="One"), talk("Hi", "Ho", title="Two"))
     looks: list[Callable[[], object]] = [

@@ -49,10 +49,10 @@ def page(browser: Browser) -> Iterator[Page]:
         yield context.new_page()
 
 
-def test_a_page_of_a_listed_origin_streams_and_stops(
+def test_listed_origin_streams_and_stops_and_others_get_none(
     page: Page, elsewhere: int, fake: FakeOpenAI, start_halt: StartHalt
 ) -> None:
-    """Preflight, stream, the stream's ID, Stop and an EventSource work; another origin gets none."""
+    """A listed origin can stream, stop and use EventSource, without cookies; others get nothing."""
     halt = start_halt(fake, HALT_CORS_ORIGINS=f"http://127.0.0.1:{elsewhere}")
     page.goto(f"http://127.0.0.1:{elsewhere}/")
     assert page.evaluate(STREAM_AND_STOP, halt.url) == "stopped"

@@ -15,10 +15,10 @@ SCHEMES: list[Literal["light", "dark"]] = ["light", "dark"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_api_can_be_read_on_a_phone(
+def test_api_page_fits_a_narrow_screen(
     browser: Browser, halt: HaltServer, scheme: Literal["light", "dark"]
 ) -> None:
-    """Nothing is wider than the screen or too faint, and the browser has nothing to complain of."""
+    """At 360 pixels the API page has no overflow, no faint text and no console message."""
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
     with contextlib.closing(context):
         page = context.new_page()

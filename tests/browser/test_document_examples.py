@@ -49,9 +49,10 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("example", SCRIPTS, ids=lambda example: str(example.heading))
-def test_the_example_runs(
+def test_example_runs_as_documented(
     example: Example, page: Page, start_halt: StartHalt, shared_fake: FakeOpenAI, elsewhere: int
 ) -> None:
+    """A JavaScript example of the documents gives the expected result."""
     key = (example.document, example.heading)
     before, after = AROUND[key]
     if key in FOREIGN:

@@ -96,8 +96,8 @@ def times_asked(fake: FakeOpenAI, said: str) -> int:
     return len([record for record in fake.requests if said in str(record.body)])
 
 
-def test_an_eventsource_comes_to_rest_after_the_end(page: Page, shared_fake: FakeOpenAI) -> None:
-    """It asks once more by itself, is told to stop, and the prompt has run once."""
+def test_event_source_closes_after_the_end(page: Page, shared_fake: FakeOpenAI) -> None:
+    """An EventSource that reconnects after the end is refused, and the prompt has run once."""
     said = new_id()
     page.evaluate(OPEN, f"/stream?model=echo&prompt={said}")
     page.wait_for_function(ENDED)
@@ -109,10 +109,10 @@ def test_an_eventsource_comes_to_rest_after_the_end(page: Page, shared_fake: Fak
 
 
 @pytest.mark.parametrize("model", ["silent_first_token?n=8", "stall?n=3&rest=5"])
-def test_an_eventsource_that_loses_its_connection_loses_no_word(
+def test_event_source_with_a_lost_connection_loses_no_token(
     page: Page, cable: Cable, shared_fake: FakeOpenAI, model: str
 ) -> None:
-    """Before the first word and in the middle: it finds its run again, which has gone on."""
+    """An EventSource that loses its connection resumes its run without losing a token."""
     said = new_id()
     address = f"/stream?model={quote(model)}&prompt={said}&on_disconnect=continue"
     page.evaluate(OPEN, address)

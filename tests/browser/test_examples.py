@@ -31,8 +31,10 @@ def page(browser: Browser, halt: HaltServer) -> Iterator[Page]:
     context.close()
 
 
-def test_fetch_reads_an_answer(page: Page, halt: HaltServer) -> None:
-    """Every event as it comes, the terminal one last."""
+def test_fetch_example_yields_events_with_the_terminal_one_last(
+    page: Page, halt: HaltServer
+) -> None:
+    """The fetch example yields every event as it comes, the terminal one last."""
     page.goto(f"{halt.url}/examples/")
     page.add_script_tag(url="fetch_reader.js")
     events = page.evaluate(
@@ -47,8 +49,10 @@ def test_fetch_reads_an_answer(page: Page, halt: HaltServer) -> None:
     assert [event["type"] for event in events][-1] == "done"
 
 
-def test_fetch_is_stopped(page: Page, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """Stop in the middle: the reader gets `cancelled`, the receipt says that it is closed."""
+def test_fetch_example_stops_with_a_receipt_of_the_close(
+    page: Page, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Stop in mid-answer: the reader gets `cancelled`, and the receipt says "closed"."""
     said = f"/fake stall?n=3 {new_id()}"
     page.goto(f"{halt.url}/examples/")
     page.add_script_tag(url="fetch_reader.js")
@@ -69,16 +73,16 @@ def test_fetch_is_stopped(page: Page, halt: HaltServer, shared_fake: FakeOpenAI)
     assert asked(shared_fake, said).closed.wait(SOON)
 
 
-def test_fetch_is_told_what_is_wrong(page: Page, halt: HaltServer) -> None:
-    """A refusal is an exception in Halt's own words."""
+def test_fetch_example_raises_the_error_message(page: Page, halt: HaltServer) -> None:
+    """The fetch example raises a refusal as an exception with Halt's message."""
     page.goto(f"{halt.url}/examples/")
     page.add_script_tag(url="fetch_reader.js")
     told = page.evaluate("ask({ messages: [] }).next().catch((error) => error.message)")
     assert "messages" in told
 
 
-def test_an_event_source_shows_an_answer(page: Page, halt: HaltServer) -> None:
-    """The page alone: type, ask, read to the end; nothing is asked twice."""
+def test_event_source_example_shows_an_answer(page: Page, halt: HaltServer) -> None:
+    """The EventSource example shows an answer to its end."""
     page.goto(f"{halt.url}/examples/eventsource.html")
     page.fill("#prompt", "as it was said")
     page.click("text=Ask")
@@ -86,8 +90,10 @@ def test_an_event_source_shows_an_answer(page: Page, halt: HaltServer) -> None:
     expect(page.locator("#answer")).to_have_text("as it was said")
 
 
-def test_an_event_source_is_stopped(page: Page, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """Stop in the middle: what had come stays, the page says so, the upstream is left."""
+def test_event_source_example_stops_and_keeps_its_text(
+    page: Page, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Stop in mid-answer keeps the text, shows "cancelled" and closes the upstream."""
     said = f"/fake stall?n=3 {new_id()}"
     page.goto(f"{halt.url}/examples/eventsource.html")
     page.fill("#prompt", said)

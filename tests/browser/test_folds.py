@@ -14,8 +14,8 @@ def folds(chat: Chat) -> Locator:
     return chat.answer.locator(".fold")
 
 
-def test_a_thought_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
-    """It counts seconds while the model thinks, then says how long; the answer holds none of it."""
+def test_reasoning_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
+    """Reasoning is in a closed fold that counts seconds and then shows the duration."""
     chat.ask("think?thoughts=5&n=5&gap_ms=2")
     summary = folds(chat).locator("summary")
     expect(summary).to_have_text(re.compile(r"Thinking… \d+ s"))
@@ -37,8 +37,8 @@ def test_a_thought_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
     expect(text).to_have_text("thought0 thought1 thought2 thought3 thought4 <b>at last</b>")
 
 
-def test_a_thought_survives_a_reload_in_its_middle(chat: Chat) -> None:
-    """What was thought is there again, the seconds go on, and what comes is added once."""
+def test_reasoning_survives_a_reload_in_its_middle(chat: Chat) -> None:
+    """After a reload in mid-reasoning the fold has its text and its time, and adds text once."""
     chat.ask("think?thoughts=3&n=2")
     expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 ")
     chat.reload()
@@ -50,8 +50,8 @@ def test_a_thought_survives_a_reload_in_its_middle(chat: Chat) -> None:
     expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 <b>at last</b>")
 
 
-def test_thoughts_are_not_told_to_the_model(chat: Chat) -> None:
-    """The next request holds what was said, not what was thought."""
+def test_reasoning_is_not_in_the_next_request(chat: Chat) -> None:
+    """The next request holds the answer's text without its reasoning."""
     chat.ask("think?seconds=0&n=2")
     chat.wait_state("done")
     chat.ask("count?n=1")
@@ -62,8 +62,8 @@ def test_thoughts_are_not_told_to_the_model(chat: Chat) -> None:
     assert "thought" not in str(told)
 
 
-def test_a_thought_whose_end_alone_is_marked_moves_into_a_fold(chat: Chat) -> None:
-    """It is shown as text while it comes; then it is a fold, at once and after a reload."""
+def test_text_before_a_closing_think_tag_moves_into_a_fold(chat: Chat) -> None:
+    """Text before a closing think tag moves into a fold when the tag comes, also on a reload."""
     chat.ask("think_end?n=5")
     text = chat.answer.locator("> .text")
     expect(text).to_contain_text("thought4")
@@ -87,8 +87,8 @@ def test_a_thought_whose_end_alone_is_marked_moves_into_a_fold(chat: Chat) -> No
     assert "think>" not in told
 
 
-def test_a_thought_leaves_the_text_before_the_answer_is_over(chat: Chat) -> None:
-    """The page takes it out when its end comes; what is stopped then is the answer alone."""
+def test_text_before_a_closing_think_tag_leaves_a_running_answer(chat: Chat) -> None:
+    """A running answer loses its reasoning at the tag; a Stop then keeps the answer alone."""
     chat.ask("think_end?seconds=0&n=100000&gap_ms=5")
     expect(folds(chat)).to_have_count(1)
     expect(chat.answer).to_have_attribute("data-state", "running")
@@ -99,8 +99,8 @@ def test_a_thought_leaves_the_text_before_the_answer_is_over(chat: Chat) -> None
     expect(folds(chat)).to_have_count(1)
 
 
-def test_a_tool_call_is_shown_as_it_forms(chat: Chat) -> None:
-    """Its name at once, its arguments as they come, as text; also after a reload in between."""
+def test_tool_call_is_shown_as_its_arguments_arrive(chat: Chat) -> None:
+    """A tool call shows its name, then its arguments as text as they arrive, also on a reload."""
     chat.ask("call?seconds=60")
     label, arguments = folds(chat).locator(".label"), folds(chat).locator(".folded")
     for _ in range(2):
@@ -116,8 +116,8 @@ def test_a_tool_call_is_shown_as_it_forms(chat: Chat) -> None:
         chat.reload()
 
 
-def test_stop_while_the_model_thinks_keeps_what_it_thought(chat: Chat) -> None:
-    """It was seen, so it stays; it can be asked for again, and thrown away."""
+def test_stop_during_reasoning_keeps_the_reasoning(chat: Chat) -> None:
+    """Reasoning without an answer is kept at Stop, and can be regenerated and discarded."""
     said = chat.ask("think?n=2")
     seen = folds(chat).locator(".folded")
     expect(seen).to_contain_text("thought4")
@@ -143,8 +143,8 @@ def test_stop_while_the_model_thinks_keeps_what_it_thought(chat: Chat) -> None:
     expect(chat.prompt).to_have_value(said)
 
 
-def test_folds_are_used_by_keyboard(chat: Chat) -> None:
-    """A fold is reached with Tab and opened with Enter; the focus stays on it at the end."""
+def test_fold_opens_by_keyboard_and_keeps_the_focus(chat: Chat) -> None:
+    """Enter opens a fold, which keeps the focus when the answer is done."""
     chat.ask("think?thoughts=3&n=2")
     summary = folds(chat).locator("summary")
     summary.focus()

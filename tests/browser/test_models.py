@@ -25,8 +25,8 @@ def choose(chat: Chat, model: str) -> None:
     picker(chat).select_option(model)
 
 
-def test_the_list_is_the_providers_and_the_choice_is_sent(chat: Chat) -> None:
-    """The default stands first; the chosen model is asked, and named under its answer."""
+def test_picker_lists_the_providers_models_and_sends_the_choice(chat: Chat) -> None:
+    """The default stands first; the chosen model is in the request and under its answer."""
     expect(picker(chat).locator('option[value="count"]')).to_have_count(1)
     expect(picker(chat).locator("option").first).to_contain_text("Default")
     expect(picker(chat)).to_have_value("")
@@ -39,8 +39,8 @@ def test_the_list_is_the_providers_and_the_choice_is_sent(chat: Chat) -> None:
     expect(chat.answer.locator(".figures")).to_contain_text("markdown")
 
 
-def test_the_choice_belongs_to_the_conversation_and_to_the_next_new_chat(chat: Chat) -> None:
-    """A reload keeps it; a new chat begins with it; the older conversation keeps its own."""
+def test_picker_keeps_the_choice_of_a_conversation(chat: Chat) -> None:
+    """A conversation keeps its model; a new chat starts with the last choice."""
     choose(chat, "length")
     chat.say("One.")
     chat.wait_state("done")
@@ -57,8 +57,8 @@ def test_the_choice_belongs_to_the_conversation_and_to_the_next_new_chat(chat: C
     expect(picker(chat)).to_have_value("length")
 
 
-def test_regenerate_asks_the_model_that_is_chosen_now(chat: Chat) -> None:
-    """Another model may do better with the same prompt."""
+def test_regenerate_uses_the_model_chosen_now(chat: Chat) -> None:
+    """Regenerate sends the prompt to the model that is chosen now."""
     choose(chat, "echo")
     chat.said = "Say it again."
     chat.say(chat.said)
@@ -73,10 +73,10 @@ def test_regenerate_asks_the_model_that_is_chosen_now(chat: Chat) -> None:
     expect(picker(chat)).to_have_value("no_usage")
 
 
-def test_a_silent_provider_delays_nothing(
+def test_picker_of_a_silent_provider_offers_the_default(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Its list never comes: the page is there, the default can be asked, and answers."""
+    """A provider without a model list delays no page; the default model is offered."""
     with FakeOpenAI.unaccepting() as address:
         chat = open_chat(start_halt(address, HALT_MODEL="count", HALT_CONNECT_TIMEOUT=60), fake)
         expect(picker(chat).locator("option")).to_have_text(["Default: count"])
@@ -87,16 +87,16 @@ def test_a_silent_provider_delays_nothing(
         expect(picker(chat).locator("option")).to_have_text(["Default: count"])
 
 
-def test_a_model_that_is_no_longer_offered_gives_way_to_the_default(chat: Chat) -> None:
-    """What was remembered may be gone."""
+def test_picker_replaces_a_retired_model_by_the_default(chat: Chat) -> None:
+    """A remembered model that is no longer offered is replaced by the default."""
     chat.page.evaluate("localStorage.setItem('halt.model', 'retired-1')")
     chat.page.goto(chat.server.url)
     expect(picker(chat).locator('option[value="count"]')).to_have_count(1)
     expect(picker(chat)).to_have_value("")
 
 
-def test_a_name_that_is_none_is_refused(chat: Chat) -> None:
-    """By the server, with the field at fault; nothing is asked."""
+def test_invalid_model_name_is_refused_and_the_prompt_stays(chat: Chat) -> None:
+    """The server refuses an invalid model name; the prompt stays in its field."""
     chat.forgives = "400"
     picker(chat).evaluate("e => e.add(new Option('bad', 'x'.repeat(300), true, true))")
     chat.say("Hello?")
@@ -106,10 +106,10 @@ def test_a_name_that_is_none_is_refused(chat: Chat) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_appears_is_offered_when_the_list_is_opened(
+def test_picker_offers_a_new_server_when_opened(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Without a reload: its models are there, answer by default, and the notice on top is gone."""
+    """A model server that starts later is offered without a reload when the list is opened."""
     port = closed_port()
     halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1)
     halt.url = f"http://127.0.0.1:{halt.port}"

@@ -55,8 +55,8 @@ def layouts(session: CDPSession) -> float:
     return next(float(each["value"]) for each in metrics if each["name"] == "LayoutCount")
 
 
-def test_many_messages_in_a_frame_are_one_layout(chat: Chat) -> None:
-    """Each message changes the page; none has it laid out before the frame is drawn."""
+def test_messages_within_a_frame_cause_one_layout(chat: Chat) -> None:
+    """A hundred changes of an open paragraph cause no layout before the frame is drawn."""
     ask_for_open(chat, paragraph(300))
     session = chat.page.context.new_cdp_session(chat.page)
     session.send("Performance.enable")
@@ -81,8 +81,8 @@ def test_many_messages_in_a_frame_are_one_layout(chat: Chat) -> None:
     chat.wait_state("stopped")
 
 
-def test_a_long_paragraph_is_drawn_in_parts(chat: Chat) -> None:
-    """Each part is one text node of bounded length; what is read and copied is the text."""
+def test_long_paragraph_is_drawn_in_bounded_parts(chat: Chat) -> None:
+    """Each part is one text node of bounded length; reading and copying give the whole text."""
     text = paragraph(20_000)
     ask_for_open(chat, text)
     seen = chat.page.evaluate(
@@ -111,8 +111,8 @@ def test_a_long_paragraph_is_drawn_in_parts(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("width", [1000, 390])
-def test_seams_move_nothing(chat: Chat, width: int) -> None:
-    """With its seams or without them, each word of a paragraph stands in the same place."""
+def test_seams_move_no_word(chat: Chat, width: int) -> None:
+    """With seams or without them, each word of a paragraph stands in the same place."""
     chat.page.set_viewport_size({"width": width, "height": 800})
     ask_for_open(chat, paragraph(9_000))
     assert chat.page.locator(".tail .seam").count() >= 3
@@ -127,8 +127,8 @@ def test_seams_move_nothing(chat: Chat, width: int) -> None:
     chat.wait_state("stopped")
 
 
-def test_a_selection_stays_when_a_part_is_complete(chat: Chat) -> None:
-    """Pieces are joined around what the reader has selected, across several of them."""
+def test_selection_stays_when_a_part_is_completed(chat: Chat) -> None:
+    """Pieces are joined around the reader's selection, which stays across them."""
     ask_for_open(chat, paragraph(1_500))
     selected = chat.page.evaluate(
         """async selector => {
@@ -154,8 +154,8 @@ def test_a_selection_stays_when_a_part_is_complete(chat: Chat) -> None:
     chat.wait_state("stopped")
 
 
-def test_text_is_evened_out_also_where_a_part_ends(chat: Chat) -> None:
-    """What has just come waits for its ink, though the pieces before it are joined."""
+def test_smoothing_covers_the_end_of_a_part(chat: Chat) -> None:
+    """New text is smoothed also where a part ends and its pieces are joined."""
     ask_for_open(chat, paragraph(1_500))
     hidden = chat.page.evaluate(
         """async selector => {

@@ -10,10 +10,10 @@ from tests.browser.conftest import OpenChat
 from tests.support.halt_server import StartHalt
 
 
-def test_progress_is_estimated_from_the_answers_before(
+def test_progress_is_estimated_from_earlier_answers(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Nothing is claimed of a new model; then a bar that never goes back and never is full."""
+    """A new model has no bar; later a bar is estimated that never goes back and never fills up."""
     chat = open_chat(start_halt(fake), fake)
     bar = chat.answer.locator("progress")
     for n in range(3):

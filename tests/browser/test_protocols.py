@@ -135,8 +135,8 @@ def stop_each(tabs: list[Tab]) -> None:
 
 
 @pytest.mark.parametrize("proxy", ["h2"], indirect=True)
-def test_every_tab_is_live_over_http_2(tabs: list[Tab]) -> None:
-    """Seven tabs of one session hold a stream each, also after a reload, and Stop works in each."""
+def test_every_tab_streams_live_over_http_2(tabs: list[Tab]) -> None:
+    """Seven tabs of a session hold a stream each, also after a reload, and Stop works in each."""
     for tab in tabs:
         tab.chat.wait_text("100 101 102")
     tabs[0].chat.reload()  # htmx alone asks for the stream then
@@ -149,8 +149,8 @@ def test_every_tab_is_live_over_http_2(tabs: list[Tab]) -> None:
 
 
 @pytest.mark.parametrize("proxy", ["http/1.1"], indirect=True)
-def test_four_tabs_are_live_over_http_1(tabs: list[Tab]) -> None:
-    """The others are brought up to date, so that the browser keeps connections for Stop."""
+def test_four_tabs_stream_live_over_http_1(tabs: list[Tab]) -> None:
+    """Four tabs hold a stream, the others reconnect for new text, and Stop works in each."""
     for tab in tabs:
         tab.chat.wait_text("100 101 102")
         tab.requests.clear()

@@ -49,8 +49,8 @@ def prompts(chat: Chat) -> list[str]:
     return chat.page.locator(".prompt .text").all_inner_texts()
 
 
-def test_what_is_sent_meanwhile_waits_and_goes_out_in_order(chat: Chat) -> None:
-    """Enter puts it in the list; when the answer is done the first goes out, then the next."""
+def test_messages_sent_during_an_answer_are_sent_after_it_in_order(chat: Chat) -> None:
+    """Enter during an answer queues a message; each is sent when the answer before it is done."""
     expect(queue(chat)).to_be_hidden()
     begin(chat)
     first, record = chat.said, chat.record()
@@ -75,8 +75,8 @@ def test_what_is_sent_meanwhile_waits_and_goes_out_in_order(chat: Chat) -> None:
     assert prompts(chat) == [first, second, third]
 
 
-def test_the_queue_button_does_what_enter_does_and_stop_keeps_its_place(chat: Chat) -> None:
-    """It is there as soon as there is something to wait, beside Stop."""
+def test_queue_button_queues_and_stop_keeps_its_place(chat: Chat) -> None:
+    """The Queue button appears with a text and queues it; Stop keeps its place on the screen."""
     begin(chat)
     place = chat.stop.bounding_box()
     button = chat.page.get_by_role("button", name="Queue", exact=True)
@@ -94,10 +94,10 @@ def test_the_queue_button_does_what_enter_does_and_stop_keeps_its_place(chat: Ch
     chat.wait_state("done")
 
 
-def test_the_end_of_the_answer_stays_in_sight_as_the_queue_grows(
+def test_answer_end_stays_in_view_as_the_queue_grows(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Who reads along is not covered up; who reads further up is left alone."""
+    """A growing queue keeps the answer's end in view, and does not move a page scrolled up."""
     chat = open_chat(halt, shared_fake, viewport={"width": 390, "height": 640})
     chat.ask_for("\n\n".join(f"Paragraph {n} of the text." for n in range(40)))
     chat.wait_state("done")
@@ -116,8 +116,8 @@ def test_the_end_of_the_answer_stays_in_sight_as_the_queue_grows(
     chat.wait_state("stopped")
 
 
-def test_what_waits_can_be_edited_and_removed(chat: Chat) -> None:
-    """By keyboard; Esc gives an edit up and stops no answer; what is empty is removed."""
+def test_queued_messages_are_edited_and_removed_by_keyboard(chat: Chat) -> None:
+    """Esc ends an edit without stopping the answer; an emptied message is removed."""
     begin(chat)
     record, texts = chat.record(), [prompt(n) for n in (4, 5, 6)]
     for each in texts:
@@ -152,8 +152,8 @@ def test_what_waits_can_be_edited_and_removed(chat: Chat) -> None:
     assert not [each for each in chat.fake.requests if texts[1] in str(each.body)]
 
 
-def test_what_is_being_edited_is_not_sent_under_the_hands(chat: Chat) -> None:
-    """The answer is done meanwhile: the message goes out when its edit is."""
+def test_queued_message_in_an_edit_is_sent_after_the_edit(chat: Chat) -> None:
+    """A queued message that is edited when the answer ends is sent when the edit is saved."""
     begin(chat)
     chat.say(prompt(4))
     queue(chat).get_by_role("button", name="Edit").click()
@@ -170,8 +170,8 @@ def test_what_is_being_edited_is_not_sent_under_the_hands(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("how", ["click", "Escape"])
-def test_stop_holds_what_waits(chat: Chat, how: str) -> None:
-    """It neither sends nor drops it; a button sends it, one by one as before."""
+def test_stop_pauses_the_queue(chat: Chat, how: str) -> None:
+    """Stop neither sends nor drops queued messages; a button sends them one by one."""
     begin(chat)
     texts = [prompt(4), prompt(5)]
     for each in texts:
@@ -196,8 +196,8 @@ def test_stop_holds_what_waits(chat: Chat, how: str) -> None:
     expect(queue(chat)).to_be_hidden()
 
 
-def test_stop_before_any_text_holds_the_queue_and_gives_the_prompt_back(chat: Chat) -> None:
-    """Into the message field where that is empty, else to the head of what waits."""
+def test_stop_before_any_text_pauses_and_returns_the_prompt(chat: Chat) -> None:
+    """Stop before any text returns the prompt to the empty field, else to the queue's head."""
     said = chat.ask("silent_first_token")
     chat.record()
     second = prompt(4)
@@ -216,8 +216,8 @@ def test_stop_before_any_text_holds_the_queue_and_gives_the_prompt_back(chat: Ch
     assert chat.exchanges() == 0
 
 
-def test_an_error_holds_what_waits(chat: Chat) -> None:
-    """The person decides whether to go on; a new message may be sent before."""
+def test_failed_answer_pauses_the_queue(chat: Chat) -> None:
+    """A failed answer pauses the queue; a new message can be sent before it."""
     chat.ask("error_in_stream?n=3&seconds=60")
     second = prompt(4)
     chat.say(second)
@@ -237,8 +237,8 @@ def test_an_error_holds_what_waits(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("reason", ["length", "insufficient_system_resource"])
-def test_an_answer_that_is_not_whole_holds_what_waits(chat: Chat, reason: str) -> None:
-    """Its end was not the model's, so the next message may not fit; also after a reload."""
+def test_incomplete_answer_pauses_the_queue(chat: Chat, reason: str) -> None:
+    """An answer that its model did not complete pauses the queue, also after a reload."""
     chat.ask(f"stall?n=3&rest=2&reason={reason}")
     chat.wait_text("0 1 2")
     record = chat.record()
@@ -256,8 +256,8 @@ def test_an_answer_that_is_not_whole_holds_what_waits(chat: Chat, reason: str) -
     assert chat.shown() == numbers(2)
 
 
-def test_a_held_queue_can_be_let_go_while_another_answer_comes(chat: Chat) -> None:
-    """Then it waits for that one."""
+def test_paused_queue_resumed_during_an_answer_waits_for_it(chat: Chat) -> None:
+    """A paused queue that is resumed during another answer is sent after that answer."""
     begin(chat)
     second = prompt(4)
     chat.say(second)
@@ -275,8 +275,8 @@ def test_a_held_queue_can_be_let_go_while_another_answer_comes(chat: Chat) -> No
     assert prompts(chat)[2] == second
 
 
-def test_what_waits_survives_a_reload_and_is_sent_once(chat: Chat) -> None:
-    """In the middle of an answer, and when it has ended meanwhile."""
+def test_queue_survives_a_reload_and_is_sent_once(chat: Chat) -> None:
+    """A queue survives a reload and is sent once, also if the answer ended with no page open."""
     begin(chat)
     record, texts = chat.record(), [prompt(4), prompt(5)]
     for each in texts:
@@ -304,8 +304,8 @@ def take_and_abort(route: Route) -> None:
     route.abort()
 
 
-def test_a_reload_while_a_message_goes_out_does_not_send_it_twice(chat: Chat) -> None:
-    """The server has taken it, the page has not heard of it: it is known by its stream."""
+def test_queued_message_with_a_lost_response_is_sent_once(chat: Chat) -> None:
+    """A queued message whose response was lost is known by its stream ID and not sent twice."""
     begin(chat)
     second = prompt(4)
     chat.say(second)
@@ -324,8 +324,8 @@ def test_a_reload_while_a_message_goes_out_does_not_send_it_twice(chat: Chat) ->
     assert len(mine) == 1
 
 
-def test_what_cannot_be_sent_is_held(chat: Chat) -> None:
-    """Without a network nothing is lost; the person sends it when it is back."""
+def test_queue_without_a_network_pauses(chat: Chat) -> None:
+    """Without a network the queue pauses, and its button sends it later."""
     chat.forgives = AWAY + "|Failed to fetch"
     begin(chat)
     second = prompt(4)
@@ -341,8 +341,8 @@ def test_what_cannot_be_sent_is_held(chat: Chat) -> None:
     assert chat.shown() == numbers(4)
 
 
-def test_each_conversation_has_a_queue_of_its_own(chat: Chat) -> None:
-    """Another one is left alone, in this tab too."""
+def test_queue_belongs_to_one_conversation(chat: Chat) -> None:
+    """Each conversation has its own queue, also within one tab."""
     begin(chat)
     record, second = chat.record(), prompt(4)
     chat.say(second)
@@ -359,8 +359,8 @@ def test_each_conversation_has_a_queue_of_its_own(chat: Chat) -> None:
     chat.wait_state("done")
 
 
-def test_no_more_wait_than_can_be_looked_over(chat: Chat) -> None:
-    """The page says so, and the message stays in its field."""
+def test_queue_takes_at_most_20_messages(chat: Chat) -> None:
+    """A full queue shows a notice, and the message stays in its field."""
     begin(chat)
     for n in range(20):
         chat.say(f"message {n}")
@@ -374,10 +374,10 @@ def test_no_more_wait_than_can_be_looked_over(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_queue_fits_a_phone(
+def test_queue_fits_a_narrow_screen(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
 ) -> None:
-    """At 360 pixels nothing overflows; all can be read and is large enough to be pressed."""
+    """At 360 pixels the queue does not overflow, is legible and has large enough buttons."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
     begin(chat)
@@ -403,10 +403,10 @@ def test_the_queue_fits_a_phone(
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["over", "running"])
-def test_what_went_on_in_another_tab_is_shown_before_it_is_gone_on_with(
+def test_message_after_a_change_in_another_tab_is_queued(
     chat: Chat, tab: Callable[[], Chat], running: bool
 ) -> None:
-    """The message waits while its writer looks at what they have not seen; nothing is lost."""
+    """A message to a conversation that another tab changed is queued until it is shown."""
     chat.forgives = AWAY
     chat.ask("count?n=2")
     chat.wait_state("done")

@@ -27,8 +27,8 @@ WATCH = """() => {
 }"""
 
 
-def test_bursts_are_spread_over_the_time_between_them(chat: Chat) -> None:
-    """Ink comes in many small steps, and never later than a quarter of a second after the text."""
+def test_smoothing_spreads_a_burst_over_several_frames(chat: Chat) -> None:
+    """Ink comes in more steps than bursts, at most a quarter of a second after the text."""
     chat.page.evaluate(WATCH)
     chat.ask(BURSTS)
     chat.wait_state("done")
@@ -44,8 +44,8 @@ def test_bursts_are_spread_over_the_time_between_them(chat: Chat) -> None:
     assert chat.page.evaluate("CSS.highlights.get('unread').size") == 0
 
 
-def test_stop_shows_everything_that_is_there(chat: Chat) -> None:
-    """What has ink a frame after the press is what is kept, to the last letter."""
+def test_stop_shows_all_smoothed_text_at_once(chat: Chat) -> None:
+    """A frame after Stop all text has its ink, and that text is kept."""
     chat.ask(BURSTS.replace("300", "100000"))
     chat.wait_text("100 101")
     chat.page.evaluate(
@@ -63,10 +63,10 @@ def test_stop_shows_everything_that_is_there(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("how", ["switch", "reduced motion"])
-def test_it_can_be_done_without(
+def test_smoothing_is_off_by_switch_or_reduced_motion(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, how: str
 ) -> None:
-    """By a switch that is remembered, and for those who want no motion."""
+    """A remembered switch and the system's reduced motion turn the smoothing off."""
     options = {"reduced_motion": "reduce"} if how == "reduced motion" else {}
     chat = open_chat(halt, shared_fake, **options)
     if how == "switch":

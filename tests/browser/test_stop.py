@@ -63,8 +63,8 @@ def press(chat: Chat, how: str) -> None:
         chat.page.keyboard.press("Escape")
 
 
-def test_stop_takes_the_place_of_send_at_once(chat: Chat) -> None:
-    """Before the first byte comes back; and Send is there again when the answer is complete."""
+def test_stop_replaces_send_until_the_answer_is_done(chat: Chat) -> None:
+    """Stop replaces Send before the first byte comes back, until the answer is done."""
     expect(chat.send).to_be_visible()
     expect(chat.stop).to_be_hidden()
     held = Held(chat, "**/messages")
@@ -79,8 +79,8 @@ def test_stop_takes_the_place_of_send_at_once(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("how", ["click", "Esc"])
-def test_stopping_freezes_the_answer_and_it_does_not_grow_back(chat: Chat, how: str) -> None:
-    """What stands there a frame after Stop was pressed is what stays, also after a reload."""
+def test_stop_freezes_the_text_within_a_frame(chat: Chat, how: str) -> None:
+    """The text of the frame after Stop is what stays, also after a reload."""
     chat.ask("count?n=100000&gap_ms=3")
     chat.wait_text("20 21 22")
     chat.page.evaluate(
@@ -104,8 +104,8 @@ def test_stopping_freezes_the_answer_and_it_does_not_grow_back(chat: Chat, how: 
     assert chat.shown() == stopped
 
 
-def test_the_text_stands_still_although_the_server_has_not_heard_of_stop(chat: Chat) -> None:
-    """What arrives after the press is not shown, and is not kept either."""
+def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
+    """Text that arrives after Stop is not shown or kept, even if the server has no Stop yet."""
     chat.ask("count?n=100000&gap_ms=3")
     chat.wait_text("20 21 22")
     held = Held(chat, "**/stop")
@@ -133,8 +133,8 @@ def test_the_text_stands_still_although_the_server_has_not_heard_of_stop(chat: C
         "markdown?n=500&gap_ms=1",
     ],
 )
-def test_a_stopped_answer_is_marked_with_its_figures(chat: Chat, model: str) -> None:
-    """It says by whom, and what it took, and the conversation can go on."""
+def test_stopped_answer_shows_its_badge_and_figures(chat: Chat, model: str) -> None:
+    """A stopped answer shows its reason and figures, and the conversation can continue."""
     chat.ask(model)
     chat.wait_text("4" if "markdown" not in model else "A fixed answer")
     chat.stop.click()
@@ -150,8 +150,8 @@ def test_a_stopped_answer_is_marked_with_its_figures(chat: Chat, model: str) -> 
     assert (chat.exchanges(), chat.shown()) == (2, "0 1")
 
 
-def test_a_silent_model_is_waited_for_and_for_how_long(chat: Chat) -> None:
-    """Seconds are counted, also over a reload, until the first text comes."""
+def test_silence_before_the_first_text_counts_seconds(chat: Chat) -> None:
+    """Until the first text the page counts the seconds of silence, also over a reload."""
     chat.ask("silent_first_token?n=3")
     waiting = chat.answer.locator(".silence")
     expect(waiting).to_have_text(re.compile(r"^Waiting for the model, \d+ s$"))
@@ -164,8 +164,8 @@ def test_a_silent_model_is_waited_for_and_for_how_long(chat: Chat) -> None:
     expect(waiting).to_be_hidden()
 
 
-def test_a_model_that_falls_silent_is_shown_to_be_waited_for(chat: Chat) -> None:
-    """In the middle of an answer, too, seconds are counted, also over a reload, until it goes on."""
+def test_silence_within_an_answer_counts_seconds(chat: Chat) -> None:
+    """The page counts the seconds of silence within an answer, also over a reload."""
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     waiting = chat.answer.locator(".silence")
@@ -179,8 +179,8 @@ def test_a_model_that_falls_silent_is_shown_to_be_waited_for(chat: Chat) -> None
     expect(waiting).to_be_hidden()
 
 
-def test_a_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
-    """The person decides: minutes are counted as such, in a thought too, and the Stop is there."""
+def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
+    """A long silence is counted in minutes, also in reasoning, with a Stop beside it."""
     chat.ask("think?thoughts=2&n=2")
     waiting = chat.answer.locator(".silence")
     stop = chat.answer.get_by_role("button", name="Stop")
@@ -202,8 +202,8 @@ def test_a_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
 
 @pytest.mark.parametrize("how", ["click", "Esc"])
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
-def test_stop_before_any_text_gives_the_prompt_back(chat: Chat, model: str, how: str) -> None:
-    """As if it had not been sent: the words are in the message field, no empty answer is left."""
+def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, how: str) -> None:
+    """Stop before any text puts the prompt back into its field and leaves no exchange."""
     said = chat.ask(model)
     chat.wait_state("running")
     expect(chat.prompt).to_have_value("")
@@ -219,8 +219,8 @@ def test_stop_before_any_text_gives_the_prompt_back(chat: Chat, model: str, how:
 
 
 @pytest.mark.parametrize("how", ["click", "Esc"])
-def test_stop_before_the_request_reaches_the_server(chat: Chat, how: str) -> None:
-    """It is pressed at once, the request comes late: the model is never asked."""
+def test_stop_before_the_request_arrives_sends_none_upstream(chat: Chat, how: str) -> None:
+    """A Stop that is faster than its request returns the prompt; the model gets no request."""
     held = Held(chat, "**/messages")
     said = chat.ask("count?n=5")
     held.wait()
@@ -239,10 +239,10 @@ def test_stop_before_the_request_reaches_the_server(chat: Chat, how: str) -> Non
 
 
 @pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=3"])
-def test_stop_before_the_first_byte_of_the_answer_to_send(
+def test_stop_before_the_first_response_byte_returns_the_prompt(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, model: str
 ) -> None:
-    """The server has begun, the page has shown nothing yet: the prompt comes back."""
+    """Stop before the page has shown a started answer returns the prompt."""
     chat = open_chat(network, shared_fake)
     network.hold("POST .*/messages")
     said = chat.ask(model)
@@ -261,8 +261,8 @@ def test_stop_before_the_first_byte_of_the_answer_to_send(
     assert chat.exchanges() == 0
 
 
-def test_stop_of_a_new_try_on_its_way_keeps_the_answer_that_was_there(chat: Chat) -> None:
-    """Regenerate, stopped before the server heard of it, changes nothing."""
+def test_stop_before_regenerate_arrives_keeps_the_answer(chat: Chat) -> None:
+    """A Regenerate that is stopped before the server has it changes nothing."""
     chat.ask("count?n=3")
     chat.wait_state("done")
     held = Held(chat, "**/regenerate")
@@ -278,8 +278,8 @@ def test_stop_of_a_new_try_on_its_way_keeps_the_answer_that_was_there(chat: Chat
     assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
 
 
-def test_stop_that_does_not_reach_the_server_says_so(chat: Chat) -> None:
-    """The person learns that it goes on, and can press again; what was shown stays."""
+def test_stop_that_fails_shows_a_notice_and_can_be_repeated(chat: Chat) -> None:
+    """A Stop that does not reach the server shows a notice and can be pressed again."""
     chat.forgives = AWAY + "|Failed to fetch"
     chat.ask("count?n=100000&gap_ms=5")
     chat.wait_text("5 6 7")
@@ -300,8 +300,8 @@ def test_stop_that_does_not_reach_the_server_says_so(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("lost", ["the way", "a proxy"])
-def test_stop_that_was_lost_is_pressed_again_by_the_page(chat: Chat, lost: str) -> None:
-    """The text stands still, so the page must not wait for the person: the model would write on."""
+def test_stop_that_fails_is_repeated_by_the_page(chat: Chat, lost: str) -> None:
+    """The page repeats a Stop that did not reach the server."""
     chat.forgives = AWAY + "|Failed to fetch"
     chat.ask("count?n=100000&gap_ms=5")
     chat.wait_text("5 6 7")
@@ -324,8 +324,8 @@ def test_stop_that_was_lost_is_pressed_again_by_the_page(chat: Chat, lost: str) 
     assert chat.record().closed.wait(SEEN_WITHIN)
 
 
-def test_a_page_of_a_proxy_has_no_place_in_the_conversation(chat: Chat) -> None:
-    """While the server restarts, a proxy answers for it: what is there stays, and can be tried again."""
+def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> None:
+    """A proxy's error page changes no message; a notice shows its status and the prompt stays."""
     chat.forgives = AWAY
     chat.ask("count?n=3")
     chat.wait_state("done")
@@ -353,8 +353,8 @@ def test_a_page_of_a_proxy_has_no_place_in_the_conversation(chat: Chat) -> None:
     expect(notice).to_be_empty()
 
 
-def test_a_discard_that_failed_is_not_said_to_be_done(chat: Chat) -> None:
-    """Who hears the page is not told that an answer has gone which is still there."""
+def test_failed_discard_is_not_announced_as_done(chat: Chat) -> None:
+    """A screen reader does not hear "Discarded" of an answer that is still there."""
     chat.forgives = AWAY
     chat.ask("stall")
     chat.wait_text("3 4")
@@ -367,8 +367,8 @@ def test_a_discard_that_failed_is_not_said_to_be_done(chat: Chat) -> None:
     assert "Discarded" not in chat.page.locator("#announcer").inner_text()
 
 
-def test_pressing_stop_many_times_does_nothing_worse(chat: Chat) -> None:
-    """A person in a hurry presses what there is."""
+def test_stop_pressed_many_times_acts_once(chat: Chat) -> None:
+    """Stop, pressed many times, stops the answer once and changes nothing else."""
     chat.ask("count?n=100000&gap_ms=3")
     chat.wait_text("5 6 7")
     chat.page.evaluate("for (let i = 0; i < 5; i++) document.querySelector('#stop').click()")
@@ -380,18 +380,16 @@ def test_pressing_stop_many_times_does_nothing_worse(chat: Chat) -> None:
     expect(chat.prompt).to_have_value("")
 
 
-def test_escape_without_an_answer_under_way_does_nothing(chat: Chat) -> None:
-    """What is being typed stays."""
+def test_escape_without_a_running_answer_keeps_the_text(chat: Chat) -> None:
+    """Escape without a running answer leaves the text in the field."""
     chat.prompt.fill("half a thought")
     chat.page.keyboard.press("Escape")
     expect(chat.prompt).to_have_value("half a thought")
     expect(chat.send).to_be_visible()
 
 
-def test_stop_works_in_each_of_seven_tabs_that_stream_at_once(
-    chat: Chat, tab: Callable[[], Chat]
-) -> None:
-    """A browser has six connections to a server; Stop always finds one."""
+def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """With seven streaming tabs, each Stop gets one of the browser's six connections."""
     tabs = [chat, *(tab() for _ in range(6))]
     for each in tabs:
         each.ask("count?n=100000&gap_ms=10")
@@ -408,10 +406,10 @@ def test_stop_works_in_each_of_seven_tabs_that_stream_at_once(
         assert each.shown() == stopped
 
 
-def test_seven_tabs_that_wait_for_a_silent_model_can_each_be_stopped(
+def test_stop_works_in_each_of_seven_tabs_before_any_text(
     chat: Chat, tab: Callable[[], Chat]
 ) -> None:
-    """Also before any text, when every stream is a request that does not end."""
+    """Stop works in each of seven tabs whose requests have no text yet."""
     tabs = [chat, *(tab() for _ in range(6))]
     prompts = [each.ask("silent_headers") for each in tabs]
     for each in tabs:

@@ -39,8 +39,8 @@ def free_port() -> int:
 # --- reloads and tabs -----------------------------------------------------------------------------
 
 
-def test_a_reload_at_any_moment_of_a_stream_loses_and_doubles_nothing(chat: Chat) -> None:
-    """The text so far is there at once, and it goes on to the end, at twenty random moments."""
+def test_reload_at_random_moments_loses_and_repeats_no_token(chat: Chat) -> None:
+    """At twenty random reloads the text so far is there at once, and the stream continues."""
     seed = secrets.randbits(32)
     chance = random.Random(seed)
     chat.ask("stall?n=1000&rest=50&gap_ms=8")
@@ -59,8 +59,8 @@ def test_a_reload_at_any_moment_of_a_stream_loses_and_doubles_nothing(chat: Chat
     assert chat.shown() == numbers(1050), f"seed {seed}"
 
 
-def test_a_reload_before_the_first_text_goes_on_waiting(chat: Chat) -> None:
-    """The prompt stands there, the model thinks, and then it answers."""
+def test_reload_before_the_first_text_keeps_waiting(chat: Chat) -> None:
+    """After a reload before the first text the prompt is shown, and the answer still comes."""
     said = chat.ask("silent_first_token?n=5")
     chat.wait_state("running")
     chat.reload()
@@ -77,10 +77,10 @@ def test_a_reload_before_the_first_text_goes_on_waiting(chat: Chat) -> None:
     [("two and a", "two and a"), ("| left ", "left"), ('    return f"<b>', 'return f"<b>')],
     ids=["list", "table", "code"],
 )
-def test_markdown_survives_a_reload_in_the_middle_of_a_block(
+def test_reload_within_a_markdown_block_continues_the_block(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, until: str, seen: str
 ) -> None:
-    """Halves of lists, tables and code go on where they were, as if nothing had happened."""
+    """A list, table or code block continues after a reload in its middle as without one."""
     half = MARKDOWN.index(until) + len(until)
 
     def halves(reply: Reply) -> None:
@@ -109,10 +109,8 @@ def test_markdown_survives_a_reload_in_the_middle_of_a_block(
     )
 
 
-def test_a_second_tab_shows_the_same_and_stop_in_one_is_seen_in_the_other(
-    chat: Chat, tab: Callable[[], Chat]
-) -> None:
-    """One conversation, two views of it."""
+def test_stop_in_one_tab_stops_the_answer_in_the_other(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """Two tabs show the same running answer, and a Stop in one ends it in both."""
     chat.ask("count?n=100000&gap_ms=8")
     chat.wait_text("20 21 22")
     other = tab()
@@ -142,10 +140,10 @@ def asks_what_is_new(url: str) -> bool:
     return "/from?" in url
 
 
-def test_what_another_tab_said_is_shown_when_this_one_is_looked_at_again(
+def test_focus_shows_and_follows_the_messages_of_another_tab(
     chat: Chat, tab: Callable[[], Chat]
 ) -> None:
-    """What ended and what is being written, which streams here; nothing is asked while it does."""
+    """A tab that gets the focus shows another tab's exchanges and follows the running one."""
     chat.ask("count?n=2")
     chat.wait_state("done")
     other = tab()
@@ -177,10 +175,10 @@ def test_what_another_tab_said_is_shown_when_this_one_is_looked_at_again(
     assert chat.shown() == numbers(4)
 
 
-def test_what_was_answered_again_or_taken_away_elsewhere_is_so_here(
+def test_focus_shows_a_regeneration_and_removal_of_another_tab(
     chat: Chat, tab: Callable[[], Chat]
 ) -> None:
-    """The last answer is another one, then there is one exchange less."""
+    """A tab that gets the focus shows another tab's new version and removed exchange."""
     chat.ask("count?n=2")
     chat.wait_state("done")
     chat.ask("count?n=3")
@@ -202,10 +200,10 @@ def test_what_was_answered_again_or_taken_away_elsewhere_is_so_here(
     expect(chat.page.locator(".number")).to_contain_text("2/")
 
 
-def test_what_comes_from_elsewhere_moves_nothing_of_what_is_read(
+def test_focus_adds_another_tabs_messages_without_a_jump(
     chat: Chat, tab: Callable[[], Chat]
 ) -> None:
-    """It is below; whoever reads the end sees it."""
+    """Another tab's messages are added below; a page at its end follows them."""
     chat.ask("count?n=3000")
     chat.wait_state("done")
     other = tab()
@@ -226,8 +224,8 @@ def test_what_comes_from_elsewhere_moves_nothing_of_what_is_read(
         assert chat.scrolled() == there if there else chat.below() < 40
 
 
-def test_a_second_tab_follows_to_the_end(chat: Chat, tab: Callable[[], Chat]) -> None:
-    """Both have every token, also when the second is reloaded on the way."""
+def test_second_tab_follows_an_answer_to_its_end(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """Both tabs get every token, also if the second is reloaded on the way."""
     chat.ask("stall?n=200&rest=50&gap_ms=8")
     chat.wait_text("10 11 12")
     other = tab()
@@ -244,10 +242,8 @@ def test_a_second_tab_follows_to_the_end(chat: Chat, tab: Callable[[], Chat]) ->
 
 
 @pytest.mark.slow
-def test_more_tabs_than_a_browser_has_connections_all_get_everything(
-    chat: Chat, tab: Callable[[], Chat]
-) -> None:
-    """A browser has six connections to a host: eight tabs, eight answers at once, none waits."""
+def test_eight_tabs_with_answers_all_get_every_token(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """Eight tabs with answers share a browser's six connections, and all get every token."""
     tabs = [chat, *(tab() for _ in range(7))]
     for each in tabs:
         each.ask("stall?n=100&rest=50&gap_ms=5")
@@ -261,8 +257,8 @@ def test_more_tabs_than_a_browser_has_connections_all_get_everything(
         assert each.shown() == numbers(150)
 
 
-def test_closing_the_tab_does_not_end_the_answer(chat: Chat, tab: Callable[[], Chat]) -> None:
-    """Whoever comes back finds it."""
+def test_closed_tab_leaves_its_answer_running(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """An answer continues after its tab is closed, and a new tab shows all of it."""
     chat.ask("count?n=200&gap_ms=8")
     chat.wait_text("10 11 12")
     address = chat.page.url
@@ -273,8 +269,8 @@ def test_closing_the_tab_does_not_end_the_answer(chat: Chat, tab: Callable[[], C
     assert other.shown() == numbers(200)
 
 
-def test_going_back_and_forth_in_the_browser_shows_the_conversation(chat: Chat) -> None:
-    """The address is the conversation's from the first prompt on."""
+def test_back_and_forward_show_the_conversation(chat: Chat) -> None:
+    """Back from a new chat shows the conversation, Forward the empty page."""
     chat.ask("count?n=3")
     chat.wait_state("done")
     chat.page.get_by_role("link", name="New chat").click()
@@ -285,8 +281,8 @@ def test_going_back_and_forth_in_the_browser_shows_the_conversation(chat: Chat) 
     expect(chat.page.locator(".exchange")).to_have_count(0)
 
 
-def test_the_page_can_be_used_after_going_back_within_it(chat: Chat) -> None:
-    """Back from a conversation to the page on which it began: typing, Enter and Stop work there."""
+def test_page_works_after_back_to_the_empty_chat(chat: Chat) -> None:
+    """After Back to the page where a conversation started, typing, Enter and Stop work."""
     chat.ask("count?n=3")
     chat.wait_state("done")
     chat.page.go_back()
@@ -298,8 +294,8 @@ def test_the_page_can_be_used_after_going_back_within_it(chat: Chat) -> None:
     chat.wait_state("stopped")
 
 
-def test_a_stop_for_another_sessions_answer_says_so(chat: Chat) -> None:
-    """Whose session was lost is told, and can go on: the page never waits for nothing."""
+def test_stop_without_the_session_shows_the_answer_as_lost(chat: Chat) -> None:
+    """A Stop from a lost session shows the answer as lost, and Send is visible again."""
     chat.forgives = AWAY
 
     def of_nobody(route: Route) -> None:
@@ -321,8 +317,8 @@ def test_a_stop_for_another_sessions_answer_says_so(chat: Chat) -> None:
     chat.record().release()
 
 
-def test_going_back_to_an_answer_that_is_written_still_follows_it(chat: Chat) -> None:
-    """Whoever leaves for a new chat and comes back has missed nothing."""
+def test_back_to_a_running_answer_follows_it(chat: Chat) -> None:
+    """Back to a running answer shows all of its text and follows it."""
     chat.ask("stall?n=60&rest=60&gap_ms=8")
     chat.wait_text("10 11 12")
     chat.page.get_by_role("link", name="New chat").click()
@@ -348,10 +344,10 @@ def test_going_back_to_an_answer_that_is_written_still_follows_it(chat: Chat) ->
         ("500", "had an internal error", ""),
     ],
 )
-def test_an_error_that_may_pass_is_said_in_plain_words_with_retry(
+def test_temporary_error_is_explained_and_offers_retry(
     chat: Chat, model: str, words: str, text: str
 ) -> None:
-    """In the answer's place; what had come before it stays, also after a reload."""
+    """A temporary error is explained, keeps the text before it and offers Retry."""
     chat.ask(model)
     chat.wait_state("error")
     for _ in range(2):
@@ -372,8 +368,10 @@ def test_an_error_that_may_pass_is_said_in_plain_words_with_retry(
         ("context", "too long for this model"),
     ],
 )
-def test_an_error_that_will_not_pass_offers_no_retry(chat: Chat, model: str, words: str) -> None:
-    """Pressing it again would only fail again."""
+def test_permanent_error_is_explained_and_offers_no_retry(
+    chat: Chat, model: str, words: str
+) -> None:
+    """A permanent error is explained without code and offers no Retry."""
     chat.ask(model)
     chat.wait_state("error")
     fault = chat.answer.locator(".fault")
@@ -383,10 +381,10 @@ def test_an_error_that_will_not_pass_offers_no_retry(chat: Chat, model: str, wor
     expect(chat.send).to_be_visible()
 
 
-def test_retry_asks_again_in_the_same_place(
+def test_retry_replaces_the_failed_answer(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """An answer that failed is replaced by one that did not."""
+    """Retry replaces a failed answer with the new one in the same place."""
     chat = open_chat(start_halt(fake, HALT_RETRIES=0), fake)
     chat.ask("flaky?n=4")
     chat.wait_state("error")
@@ -398,10 +396,10 @@ def test_retry_asks_again_in_the_same_place(
     assert (chat.exchanges(), chat.shown()) == (1, numbers(4))
 
 
-def test_a_full_server_says_so_and_keeps_the_prompt(
+def test_full_server_shows_a_notice_and_the_prompt_stays(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Nothing that was typed is lost, and sending it again works when there is room."""
+    """A full server shows a notice; the prompt stays and can be sent when there is room."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     chat = open_chat(server, fake)
     chat.forgives = "503"
@@ -423,10 +421,10 @@ def test_a_full_server_says_so_and_keeps_the_prompt(
 # --- networks and servers that go away ------------------------------------------------------------
 
 
-def test_a_lost_network_is_shown_and_the_stream_picked_up_again(
+def test_lost_network_is_shown_and_the_stream_resumes(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
 ) -> None:
-    """Without a click, and without a token lost or doubled."""
+    """A lost network is shown, and the stream resumes without losing or repeating a token."""
     chat = open_chat(network, shared_fake)
     chat.forgives = BROKEN
     chat.ask("stall?n=800&rest=50&gap_ms=8")
@@ -450,10 +448,10 @@ def times_asked(fake: FakeOpenAI, words: str) -> int:
 
 
 @pytest.mark.parametrize("way", ["Send", "Edit", "Regenerate"])
-def test_the_stream_of_a_post_that_is_cut_goes_on_by_a_get(
+def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, way: str
 ) -> None:
-    """From the last event that is shown; nothing twice, and the model is asked once."""
+    """A cut stream of a POST resumes by a GET after its last event; the model gets one request."""
     chat = open_chat(network, shared_fake)
     chat.forgives = BROKEN
     said = chat.ask("stall?n=40&rest=60&gap_ms=3")
@@ -493,10 +491,10 @@ def edit(chat: Chat) -> None:
     chat.page.get_by_role("textbox", name="Edit your message").press("Enter")
 
 
-def test_one_request_brings_the_answer(
+def test_answer_needs_no_request_but_its_post(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
 ) -> None:
-    """The POST's own stream: no other is opened as long as it is not cut."""
+    """The stream of a POST brings the whole answer; no other stream is opened."""
     chat = open_chat(network, shared_fake)
     for n in range(2):
         chat.ask("count?n=30&gap_ms=2")
@@ -516,10 +514,10 @@ def test_one_request_brings_the_answer(
     assert not [each for each in network.requests if "/streams/" in each]
 
 
-def test_a_reload_within_the_stream_of_a_post_sends_nothing_again(
+def test_reload_within_the_stream_of_a_post_sends_no_message(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
 ) -> None:
-    """The page that is loaded then follows by a GET."""
+    """A reload within the stream of a POST resumes by a GET and sends no message again."""
     chat = open_chat(network, shared_fake)
     said = chat.ask("stall?n=40&rest=60&gap_ms=3")
     chat.wait_text("20 21")
@@ -542,10 +540,10 @@ def cut_off(chat: Chat, network: Network) -> None:
     network.restore()
 
 
-def test_an_answer_whose_stream_cannot_be_opened_at_first_is_followed_later(
+def test_stream_that_cannot_be_opened_is_requested_again(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
 ) -> None:
-    """The POST's stream is cut and the request for the next one fails; the page asks again."""
+    """If the GET after a cut stream fails, the page repeats it until it succeeds."""
     chat = open_chat(network, shared_fake)
     chat.ask("count?n=50&gap_ms=5&first_ms=500")
     chat.wait_state("running")
@@ -557,10 +555,10 @@ def test_an_answer_whose_stream_cannot_be_opened_at_first_is_followed_later(
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
 
 
-def test_stop_works_while_the_stream_cannot_be_read(
+def test_stop_works_while_the_stream_cannot_be_opened(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
 ) -> None:
-    """Nothing of it was seen, so the prompt comes back, and no loss is spoken of any more."""
+    """Stop without any text returns the prompt, and the notice of the lost connection goes."""
     chat = open_chat(network, shared_fake)
     said = chat.ask("silent_first_token")
     chat.wait_state("running")
@@ -571,8 +569,8 @@ def test_stop_works_while_the_stream_cannot_be_read(
     assert chat.record().closed.wait(SEEN_WITHIN)
 
 
-def test_a_prompt_that_cannot_be_sent_is_kept(chat: Chat) -> None:
-    """Without a network the page says so, and the same prompt can be sent when it is back."""
+def test_prompt_without_a_network_stays_in_its_field(chat: Chat) -> None:
+    """Without a network a notice is shown, and the prompt can be sent later."""
     chat.forgives = BROKEN
     chat.context.set_offline(True)
     said = chat.ask("count?n=3")
@@ -595,10 +593,10 @@ def kept(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_is_shown_and_its_return_noticed(
+def test_killed_server_is_noticed_and_its_return_too(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """The text stays; when the server is back, the page picks up what was saved, and goes on."""
+    """The text stays while the server is gone; then the page shows what was saved, and works."""
     settings = kept(tmp_path)
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
@@ -625,10 +623,10 @@ def test_a_server_that_dies_is_shown_and_its_return_noticed(
 
 
 @pytest.mark.slow
-def test_a_restart_in_order_leaves_an_answer_to_go_on_with(
+def test_orderly_restart_keeps_the_answer_for_continue(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """The person is told that the server was restarted; the text is there, and can be continued."""
+    """After an orderly restart the answer is labelled, has its text and offers Continue."""
     settings = kept(tmp_path)
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
@@ -651,10 +649,10 @@ def test_a_restart_in_order_leaves_an_answer_to_go_on_with(
 
 
 @pytest.mark.slow
-def test_the_page_says_that_saving_fails_until_it_works_again(
+def test_failed_saving_is_shown_until_it_works_again(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """In the middle of an answer, legible in the dark too; the answer goes on as if nothing were."""
+    """A notice, legible in the dark, shows failed saving until it works; the answer continues."""
     server = start_halt(fake, **kept(tmp_path))
     chat = open_chat(server, fake, color_scheme="dark", viewport={"width": 375, "height": 700})
     chat.ask("count?n=100000&gap_ms=20")

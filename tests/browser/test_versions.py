@@ -67,8 +67,8 @@ def editor(chat: Chat) -> Locator:
     return chat.page.get_by_role("textbox", name="Edit your message")
 
 
-def test_regenerated_answers_are_versions_to_switch_between(chat: Chat, numbered: str) -> None:
-    """Back and forth, by keyboard too; the one that is shown stays so and is what the model hears."""
+def test_switcher_shows_each_regenerated_answer(chat: Chat, numbered: str) -> None:
+    """The switcher, by keyboard too, shows each version; the shown one is in the next request."""
     said = chat.ask(f"says?key={numbered}")
     says(chat, 1, f"Answer 1 to {numbered}.")
     expect(versions(chat, 1, "answer")).to_have_count(0)
@@ -99,8 +99,8 @@ def test_regenerated_answers_are_versions_to_switch_between(chat: Chat, numbered
     assert told == [said, f"Answer 2 to {numbered}.", chat.said]
 
 
-def test_regenerating_in_the_middle_begins_a_branch(chat: Chat, numbered: str) -> None:
-    """What followed belongs to the version before it, and comes back with it."""
+def test_regenerate_in_the_middle_starts_a_branch(chat: Chat, numbered: str) -> None:
+    """Later exchanges belong to the version before them, and come back with it."""
     chat.ask(f"says?key={numbered}")
     says(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask(f"says?key={numbered}b")
@@ -124,8 +124,8 @@ def test_regenerating_in_the_middle_begins_a_branch(chat: Chat, numbered: str) -
 
 
 @pytest.mark.parametrize("by", ["Enter", "Control+Enter", "click"])
-def test_an_edited_prompt_is_another_version_with_a_rest_of_its_own(chat: Chat, by: str) -> None:
-    """It is edited where it stands and sent as in the message field; the page below changes."""
+def test_edited_prompt_is_a_version_with_its_own_branch(chat: Chat, by: str) -> None:
+    """An edited prompt is sent from its place and starts a branch of its own."""
     first = chat.ask("count?n=3")
     says(chat, 1, "0 1 2")
     second = chat.ask("count?n=2")
@@ -160,8 +160,8 @@ def test_an_edited_prompt_is_another_version_with_a_rest_of_its_own(chat: Chat, 
         chat.reload()
 
 
-def test_editing_can_be_given_up(chat: Chat) -> None:
-    """By Esc or Cancel; nothing is sent, nothing stopped, and the focus is where it was."""
+def test_editor_closes_by_escape_or_cancel_without_sending(chat: Chat) -> None:
+    """Esc and Cancel close the editor without a request and return the focus."""
     first = chat.ask("count?n=3")
     says(chat, 1, "0 1 2")
     posts: list[str] = []
@@ -184,8 +184,8 @@ def test_editing_can_be_given_up(chat: Chat) -> None:
     assert "POST" not in posts
 
 
-def test_esc_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
-    """It was opened before another tab, or the queue, asked for one; what is sent waits."""
+def test_escape_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
+    """Esc in the editor closes it alone; its Enter during an answer shows a notice."""
     chat.ask("count?n=3")
     says(chat, 1, "0 1 2")
     button(chat, 1, "Edit").click()
@@ -200,10 +200,8 @@ def test_esc_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
     assert chat.shown() == "0 1 2 3 4"
 
 
-def test_an_edit_stopped_before_any_text_leaves_nothing_and_keeps_the_words(
-    chat: Chat, numbered: str
-) -> None:
-    """The version before it is there again with all that followed; the words are in the editor."""
+def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, numbered: str) -> None:
+    """A stopped edit without text restores the earlier branch and keeps its text in the editor."""
     first = chat.ask(f"says?key={numbered}")
     says(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask("count?n=2")
@@ -225,10 +223,8 @@ def test_an_edit_stopped_before_any_text_leaves_nothing_and_keeps_the_words(
     expect(chat.page.locator(".versions")).to_have_count(0)
 
 
-def test_a_new_try_stopped_before_any_text_brings_back_what_was_there(
-    chat: Chat, numbered: str
-) -> None:
-    """In the middle, too: the answer before it, and all that followed it."""
+def test_regenerate_stopped_before_any_text_restores_the_branch(chat: Chat, numbered: str) -> None:
+    """A regeneration in the middle, stopped without text, restores the answer and its branch."""
     chat.ask(f"says?key={numbered}&silent=2")
     says(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask("count?n=2")
@@ -245,8 +241,8 @@ def test_a_new_try_stopped_before_any_text_brings_back_what_was_there(
         chat.reload()
 
 
-def test_discarding_a_version_shows_the_one_before_it(chat: Chat, numbered: str) -> None:
-    """The prompt stays where it is."""
+def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, numbered: str) -> None:
+    """Discard of a version shows the one before it, and the message field stays empty."""
     chat.ask(f"says?key={numbered}")
     says(chat, 1, f"Answer 1 to {numbered}.")
     choose(chat, "stall")
@@ -265,8 +261,8 @@ def test_discarding_a_version_shows_the_one_before_it(chat: Chat, numbered: str)
     says(chat, 1, f"Answer 1 to {numbered}.")
 
 
-def test_an_earlier_exchange_can_be_changed_by_keyboard_alone(chat: Chat, numbered: str) -> None:
-    """What the pointer uncovers, the focus uncovers too."""
+def test_buttons_of_an_earlier_exchange_appear_on_focus(chat: Chat, numbered: str) -> None:
+    """The focus shows the buttons of an earlier exchange, as the pointer does."""
     chat.ask(f"says?key={numbered}")
     says(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask("count?n=2")
@@ -285,10 +281,10 @@ def test_an_earlier_exchange_can_be_changed_by_keyboard_alone(chat: Chat, number
     expect(exchange(chat, 1).locator(".answer .actions")).to_have_css("opacity", "1")
 
 
-def test_a_version_of_another_session_or_of_none_is_not_shown(
+def test_message_id_of_another_session_or_none_is_refused(
     chat: Chat, open_chat: Callable[..., Chat]
 ) -> None:
-    """Whoever makes up the number of a message is told so, and nothing changes."""
+    """A made-up message ID and another session's conversation give an error and change nothing."""
     chat.ask("count?n=2")
     says(chat, 1, "0 1")
     chat.forgives = "404|422|400"
@@ -311,10 +307,10 @@ def test_a_version_of_another_session_or_of_none_is_not_shown(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_versions_and_editor_fit_a_phone(
+def test_versions_and_editor_fit_a_narrow_screen(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, numbered: str, scheme: str
 ) -> None:
-    """At 360 pixels nothing overflows; all can be read and is large enough to be pressed."""
+    """At 360 pixels versions and editor do not overflow, are legible and large enough."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
     chat.ask(f"says?key={numbered}")

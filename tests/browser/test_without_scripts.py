@@ -13,10 +13,10 @@ from tests.support.reverse_proxies import below_a_path
 
 
 @pytest.mark.parametrize("scripts", ["switched off", "not found below a path"])
-def test_a_message_without_scripts_is_sent(
+def test_message_without_scripts_is_sent(
     browser: Browser, halt: HaltServer, tmp_path: Path, scripts: str
 ) -> None:
-    """The browser posts it, from an empty page and from a conversation; no address ever holds it.
+    """Without scripts the browser posts messages, and no URL holds one.
 
     Below a path the page finds neither its scripts nor its styles.
     """

@@ -33,8 +33,8 @@ def inner_text(chat: Chat) -> str:
     return chat.text.inner_text().strip()
 
 
-def test_lines_stay_lines(chat: Chat) -> None:
-    """A poem has as many lines when it is finished as it had while it came."""
+def test_lines_of_a_poem_stay_lines(chat: Chat) -> None:
+    """A poem has the same lines while it comes, at its end and after a reload."""
     poem = "Roses are red\nViolets are blue\nSugar is sweet"
     ask_for_open(chat, f"{poem}\n")
     chat.wait_text("sweet")
@@ -48,8 +48,8 @@ def test_lines_stay_lines(chat: Chat) -> None:
     assert inner_text(chat) == poem
 
 
-def test_formulas_stay_as_they_were_written(chat: Chat) -> None:
-    """With all backslashes, asterisks and lines, in a list and beside prices too."""
+def test_formulas_are_shown_as_written(chat: Chat) -> None:
+    """Formulas keep their backslashes, asterisks and lines, in lists and beside prices."""
     text = (
         "It costs $5 or $10: $a*b$ and \\(c*d_1\\).\n\n\\[\n\\begin{aligned}\n  a &= b \\\\\n"
         "- c &< d \\, e\n\\end{aligned}\n\\]\n\n- one $$x_1 * y_1 * z$$"
@@ -64,8 +64,8 @@ def test_formulas_stay_as_they_were_written(chat: Chat) -> None:
     assert chat.text.locator("em").count() == 0
 
 
-def test_a_picture_is_a_line(chat: Chat) -> None:
-    """None of its letters is ever on the page, and the next message goes out without them."""
+def test_picture_is_shown_as_a_line_and_not_sent(chat: Chat) -> None:
+    """A data: picture is one line on the page, and a placeholder in the next request."""
     chat.page.evaluate(
         f"""() => {{
           window.letters = 0;
@@ -92,8 +92,8 @@ def test_a_picture_is_a_line(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("letter", ["A", "\u0e01"], ids=["latin", "thai"])
-def test_one_letter_without_end_does_not_hold_the_page_up(chat: Chat, letter: str) -> None:
-    """As it comes, at its end and on load: such a word took a browser many seconds."""
+def test_endless_word_does_not_block_the_page(chat: Chat, letter: str) -> None:
+    """A word of 60,000 letters blocks the page for less than two seconds."""
     chat.page.evaluate(WATCH_TASKS)
     chat.ask_for(letter * 60_000, piece=600, gap_ms=2)
     chat.wait_state("done")
@@ -107,8 +107,8 @@ def test_one_letter_without_end_does_not_hold_the_page_up(chat: Chat, letter: st
     assert chat.page.evaluate("longest") < 2_000
 
 
-def test_what_comes_beside_the_text_stands_below_it(chat: Chat) -> None:
-    """A line for a picture and links to the sources, as it comes, at the end and after a reload."""
+def test_pictures_and_sources_stand_below_the_text(chat: Chat) -> None:
+    """Pictures and sources are shown below the text: running, done and after a reload."""
     chat.ask("illustrated")
     below = chat.page.locator(".below:not(:empty)")
     link = below.locator("a")
