@@ -1,4 +1,4 @@
-"""Queries of the store with a deadline, for callers that must not wait for it: a Stop, a start.
+"""Runs queries of the store with a deadline, for callers that must not wait: a Stop, a start.
 
 One thread runs the queries one after another. While a query runs for longer than LOOKUP_WAIT, every
 further call returns None at once. So a store that does not answer blocks this thread, no caller.

@@ -79,7 +79,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts, as far as they are known."""
+    """Token counts; unknown ones count as 0."""
 
     prompt_tokens: int = 0  # as providers report them, never estimated
     completion_tokens: int = 0

@@ -131,7 +131,7 @@ def trigrams(text: str) -> str | None:
 
 
 def _cut(run: str, end: int) -> str:
-    """The trigrams of a run of letters, without marks; at its end also shorter ones, from `end`."""
+    """The trigrams of a run, without marks; at its end also shorter ones, down to `end` letters."""
     letters = "".join(char for char in run if char.isalnum())
     parts = [letters[at : at + 3] for at in range(max(1, len(letters) - end + 1))]
     return f" {' '.join(parts)} "

@@ -1,4 +1,4 @@
-"""The store: its parts over one database."""
+"""Combines the parts of the store over one database."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ messages = Table(
     Column("created_at", Double, nullable=False, default=time.time),
     Column("ended", Json(msgspec.json.Decoder(Terminal))),
     Column("folds", Json(msgspec.json.Decoder(tuple[Step, ...]), ())),
-    Column("trigrams", Storable),  # what is indexed instead of the content: see `halt.store.search`
+    Column("trigrams", Storable),  # indexed in place of the content: see `halt.store.search`
     Column("content", Storable, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
     _partial("messages_running", "conversation_id", "state = 'running'"),

@@ -11,8 +11,8 @@ When the process is killed, the events since the last transaction are lost: at m
 while the store takes at most 50 ms for a transaction.
 
 Threads: `_changed` protects the table of pending generations and the flags; it is never held during
-a call of the store. Only the writer's thread uses the fields `is_stored` and `last_written` of a
-`PendingGeneration`.
+a call of the store. Only the writer's thread changes the fields `is_stored` and `last_written` of
+a `PendingGeneration`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saving:
-    """State of saving. `behind`: an event has waited for BEHIND seconds; `failed`: for `reason`."""
+    """State of saving. `behind`: an event has waited for BEHIND seconds; `failed`: see `reason`."""
 
     state: Literal["saved", "behind", "failed"] = "saved"
     reason: str = ""
@@ -101,7 +101,7 @@ class StoreWriter:
                 self._wake()
 
     def notify_end(self) -> None:
-        """Make the thread write the generations that have ended at once."""
+        """Make the thread write, at once, the generations that have ended."""
         with self._changed:
             self._has_ends = True
             self._wake()
