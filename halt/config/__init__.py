@@ -1,1 +1,1 @@
-"""What the environment, the providers' file and the data folder say."""
+"""Configuration: environment variables, the providers' file, and the data folder."""

@@ -1,4 +1,4 @@
-"""What addresses are: of servers, of browsers' origins, of this machine; and what fits a header."""
+"""Tests of texts: server addresses, browsers' origins, loopback hosts, header values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this names the machine itself and reaches no other."""
+    """Whether this host name or IP address is loopback: it reaches this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -17,22 +17,22 @@ def is_loopback(host: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is the address of an HTTP server, to which paths can be added."""
+    """Whether this is an http(s) URL to which a path can be appended: without ? and #."""
     try:
         url = urlsplit(text)
-        known = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
-        return known and not {"?", "#"} & set(text)
+        is_http = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+        return is_http and not {"?", "#"} & set(text)
     except ValueError:
         return False
 
 
 def is_openai(url: str) -> bool:
-    """Whether an address is OpenAI's own, in any region."""
+    """Whether this URL is OpenAI's API, in any region."""
     return f".{urlsplit(url).hostname or ''}".endswith(".api.openai.com")
 
 
 def is_origin(text: str) -> bool:
-    """Whether a browser would name an origin so: in lower case, without path and usual port."""
+    """Whether this is an origin as browsers send it: lower case, no path, no default port."""
     try:
         url = urlsplit(text)
         port = url.port
@@ -50,5 +50,5 @@ def is_origin(text: str) -> bool:
 
 
 def fits_header(text: str) -> bool:
-    """Whether a key or token can be sent in a header."""
+    """Whether a key or token can be sent in a header: printable ASCII without spaces."""
     return text.isascii() and text.isprintable() and not any(c.isspace() for c in text)

@@ -1,4 +1,4 @@
-"""Checks of the settings. Each raises ConfigError, a line that names the variable and a remedy."""
+"""Checks of the settings. Each raises ConfigError: the variable, what is wrong, what is allowed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ _RATE = re.compile(
 
 
 def override(config: Config, **values: Any) -> Config:
-    """These settings with others in place of some; None changes nothing. Raises ConfigError."""
-    changed = replace(config, **{name: each for name, each in values.items() if each is not None})
+    """A checked copy with these settings replaced; None replaces nothing. Raises ConfigError."""
+    changed = replace(
+        config, **{name: value for name, value in values.items() if value is not None}
+    )
     check(changed)
     return changed
 
 
 def check(config: Config) -> None:
-    """Check what of the settings no bound says. Raises ConfigError."""
+    """Check everything but the bounds of numbers, which `halt.config.environment` checks.
+
+    Raises ConfigError.
+    """
     for name, address, example in (
         ("OPENAI_BASE_URL", config.base_url, "http://127.0.0.1:11434/v1"),
         ("ANTHROPIC_BASE_URL", config.anthropic_url, "https://api.anthropic.com"),
         ("AZURE_OPENAI_ENDPOINT", config.azure_endpoint, "https://NAME.openai.azure.com"),
     ):
-        if {"?", "#"} & set(address):  # which may hold a key, so it is not quoted
+        if {"?", "#"} & set(address):  # it may hold a key, so the error does not show it
             raise ConfigError(
-                f"{name} holds a ? or a #: paths are put behind it, "
-                f"so use http(s)://HOST[:PORT]/PATH alone, as in {example}."
+                f"{name} holds a ? or a #, but Halt appends paths to it: "
+                f"use http(s)://HOST[:PORT]/PATH, as in {example}."
             )
         if address and not is_address(address):
             raise ConfigError(
@@ -63,7 +68,9 @@ def check(config: Config) -> None:
         ("HALT_TOKEN", config.token),
     ):
         if not fits_header(value):
-            raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+            raise ConfigError(
+                f"{name} holds a space or a character that no header can carry: use visible ASCII."
+            )
     if len(config.system_prompt) >= config.max_prompt_chars:
         raise ConfigError(
             f"HALT_SYSTEM_PROMPT has {len(config.system_prompt)} characters: use fewer than "
@@ -80,10 +87,10 @@ def _check_lists(config: Config) -> None:
         ("HALT_RATE_SESSION", config.rate_session),
         ("HALT_RATE_ADDRESS", config.rate_address),
     ):
-        if rates and not all(_RATE.fullmatch(each.strip()) for each in rates.split(";")):
+        if rates and not all(_RATE.fullmatch(rate.strip()) for rate in rates.split(";")):
             raise ConfigError(
                 f"{name}={rates!r} is not a rate: use NUMBER/UNIT, as in 30/minute, "
-                "with second, minute, hour or day, and ; between several."
+                "with second, minute, hour or day as UNIT, and ; between several."
             )
     for name, value, choice in (
         ("HALT_CONTINUE", config.continues, CONTINUES),
@@ -95,31 +102,31 @@ def _check_lists(config: Config) -> None:
         if tool not in SHIPPED_TOOLS:
             raise ConfigError(
                 f"HALT_TOOLS={','.join(config.tools)!r}: there is no tool named {tool!r}; "
-                f"the tools are {', '.join(SHIPPED_TOOLS)}."
+                f"use {', '.join(SHIPPED_TOOLS)}."
             )
     for origin in config.cors_origins:
         if origin != "*" and not is_origin(origin):
             raise ConfigError(
                 f"HALT_CORS_ORIGINS={','.join(config.cors_origins)!r}: {origin!r} is not an "
                 "origin: use http(s)://host[:port] in lower case, without a path and without the "
-                "usual port, or *."
+                "default port, or *."
             )
 
 
 def check_reachable(config: Config, setting: str, host: str) -> None:
-    """An address that other machines reach needs a token, or the word that none is wanted.
+    """Check that an address reachable from other machines has a token, or anonymous access is set.
 
-    `setting` is where the address was set, as an error shows it. Raises ConfigError.
+    `setting` is the setting and its value, for the error. Raises ConfigError.
     """
     if not is_loopback(host) and not config.token and not config.allow_anonymous:
         raise ConfigError(
             f"{setting} is reachable from other machines and no HALT_TOKEN is set: "
-            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
+            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to allow everyone."
         )
 
 
 def check_way(env: Mapping[str, str]) -> None:
-    """What is taken from the environment on the way to the model: proxies and certificates."""
+    """Check the variables for proxies and certificates to models. Raises ConfigError."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     for name in (*names, *map(str.lower, names)):
         proxy = env.get(name, "").strip()
@@ -128,14 +135,14 @@ def check_way(env: Mapping[str, str]) -> None:
             fits = fits_header(proxy) and bool(url.hostname) and url.port != 0
         except ValueError:
             fits = False
-        if proxy and not fits:  # it may hold a password, so it is not shown
+        if proxy and not fits:  # it may hold a password, so the error does not show it
             raise ConfigError(f"{name} is not the address of a proxy: use http://HOST:PORT.")
     bundle = env.get("SSL_CERT_FILE", "")
     try:
         if bundle:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(bundle)
     except OSError as exc:
-        reason = "there is no certificate in it" if isinstance(exc, ssl.SSLError) else exc.strerror
+        reason = "it holds no certificate" if isinstance(exc, ssl.SSLError) else exc.strerror
         raise ConfigError(
             f"SSL_CERT_FILE={bundle!r} cannot be used: {reason}. Use a file of certificates (PEM)."
         ) from None

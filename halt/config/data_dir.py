@@ -1,12 +1,12 @@
-"""The folder where Halt keeps what outlives a process: the session key, and the workers' meeting.
+"""The data folder: its files and their modes, the session key, and the folders of the workers.
 
-secret_key   signs session cookies; made at the first start, for its owner's eyes only
-mark         tells this folder's workers from those of another one that use the same database
-run/         lock files and sockets of the workers that run now (see `halt.cluster.membership`)
+secret_key   signs session cookies; created at the first start, readable by its user alone
+mark         distinguishes this folder's workers from those of another folder on the same database
+run/         lock files and sockets of the running workers (see `halt.cluster.membership`)
 
-Not every file system has hard links, locks, Unix sockets, modes or fsync. Nothing here needs hard
-links; without fsync a key is made all the same; where locks or sockets are missing the workers meet
-in a folder for temporary files. What cannot be had at all is one line that names the setting.
+Some file systems lack hard links, locks, Unix sockets, modes or fsync. Nothing here needs hard
+links; without fsync a key is created all the same; without locks or sockets the workers use a
+folder for temporary files. If nothing works, ConfigError is one line that names the setting.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from pathlib import Path
 
 from halt.config.settings import ConfigError
 
-PRIVATE = 0o600  # the mode of every file and socket here, whatever the process's umask
-FOLDER = 0o700  # that of every folder
+PRIVATE = 0o600  # the mode of every file and socket here, for any umask of the process
+FOLDER = 0o700  # the mode of every folder
 SECRET_MIN = 16  # characters
-ATTEMPTS = 100  # to make a file where other processes make it too; two are enough, usually
-SOCKET_PATH_MAX = 103  # bytes that every system takes for a Unix socket's path
-LONGEST_NAME = 32  # characters of a worker's socket in its folder
+ATTEMPTS = (
+    100  # to create a file that other processes create at the same time; two are usually enough
+)
+SOCKET_PATH_MAX = 103  # bytes of a Unix socket's path that every system accepts
+LONGEST_NAME = 32  # characters of the file name of a worker's socket
 
-#: How file systems and kernels say that they do not have something.
+#: The errors by which file systems and kernels report a missing feature.
 UNSUPPORTED = frozenset(
     {
         errno.EACCES,
@@ -51,42 +53,43 @@ UNSUPPORTED = frozenset(
 
 
 def prepare(folder: Path) -> Path:
-    """Make the folder if it is not there, for nobody else to look into. Raises ConfigError."""
+    """Create the folder if it is missing, closed to other users. Raises ConfigError."""
     try:
         make_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as exc:
         raise ConfigError(
-            f"HALT_DATA={str(folder)!r} is no folder that can be written to: {exc.strerror}."
+            f"HALT_DATA={str(folder)!r} cannot be used: {exc.strerror}. Use a writable folder."
         ) from None
     return folder
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder, and those above it that are missing, each for its owner alone.
+    """Create the folder and its missing parents, each closed to other users.
 
-    One that is there stays as it is. Raises OSError.
+    An existing folder is not changed. Raises OSError.
     """
-    for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
-        with contextlib.suppress(FileExistsError):  # another process has made it
-            each.mkdir(mode=FOLDER)
-            _set_mode(each, FOLDER)
-    folder.mkdir(exist_ok=True)  # says so where it is a file
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process has created it
+            path.mkdir(mode=FOLDER)
+            _set_mode(path, FOLDER)
+    folder.mkdir(exist_ok=True)  # raises if it is a file
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file, made where it is missing; for its owner alone. Raises OSError."""
+    """Open a file with mode PRIVATE, created if it is missing. Raises OSError."""
     file = os.open(path, flags | os.O_CREAT, PRIVATE)
     _set_mode(file, PRIVATE)
     return file
 
 
 def bind_private(sock: socket.socket, path: Path) -> None:
-    """Bind a Unix socket to a path, for its owner alone. Raises OSError.
+    """Bind a Unix socket to a path with mode PRIVATE. Raises OSError.
 
-    On Linux a socket that is not bound yet gives its mode to the file, so at no time is the file
-    open to others. Other systems refuse that call; there the mode is set afterwards.
+    On Linux the file gets the mode that the socket has before it is bound, so other users can never
+    open it. Other systems refuse to set that mode; there it is set afterwards.
     """
     _set_mode(sock.fileno(), PRIVATE)
     sock.bind(os.fspath(path))
@@ -94,7 +97,7 @@ def bind_private(sock: socket.socket, path: Path) -> None:
 
 
 def _set_mode(file: int | Path, mode: int) -> None:
-    """Set a mode where the file system has modes. Raises OSError for any other reason."""
+    """Set a mode; does nothing on a file system without modes. Raises OSError."""
     try:
         os.chmod(file, mode)
     except OSError as exc:
@@ -102,21 +105,21 @@ def _set_mode(file: int | Path, mode: int) -> None:
             raise
 
 
-#: What Halt makes in the data folder, beside the folder `run`.
+#: The files that Halt creates in the data folder, apart from the folder `run`.
 _OWN = (
     "halt.db* rates.db* migrate.lock wal-probe.db* probe-*.db* secret_key* mark mark.* chat-history"
 )
 
 
 def mend_modes(folder: Path) -> None:
-    """Close to others what an earlier Halt, or a loose umask, has left open. Never raises.
+    """Remove other users' rights to Halt's files, left by an earlier version or a loose umask.
 
-    Files are not opened: to close a database's file would take from this process SQLite's locks.
-    The folder itself stays as it is: its owner may share it on purpose.
+    Never raises. Files are not opened: closing a database's file would release SQLite's locks of
+    this process. The data folder itself is not changed: its user may share it on purpose.
     """
     run = folder / "run"
     for path in (run, *run.glob("*"), *(path for own in _OWN.split() for path in folder.glob(own))):
-        with contextlib.suppress(OSError):  # it has gone, or is another user's
+        with contextlib.suppress(OSError):  # it is gone, or belongs to another user
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
                 continue
@@ -126,28 +129,32 @@ def mend_modes(folder: Path) -> None:
 
 
 def secret_key(folder: Path) -> str:
-    """The key that is kept in the folder; made where there is none. Raises ConfigError."""
-    path, key = _kept(folder, "secret_key", "session key", size=32)
+    """The session key in this folder, created if it is missing. Raises ConfigError."""
+    path, key = _read_or_create(folder, "secret_key", "session key", size=32)
     if len(key) < SECRET_MIN:
-        raise ConfigError(f"The session key in {path} is too short: delete the file for a new one.")
+        raise ConfigError(
+            f"The session key in {path} is too short: delete the file for a new one, or set "
+            "HALT_SECRET_KEY."
+        )
     return key
 
 
 def mark(folder: Path) -> str:
-    """The folder's mark, as random as needed and no secret; made where there is none.
+    """The folder's mark: 8 random hexadecimal digits, not secret. Created if it is missing.
 
     Raises ConfigError.
     """
-    path, found = _kept(folder, "mark", "mark", size=4)
-    if not re.fullmatch("[0-9a-f]{8}", found):
-        raise ConfigError(f"The mark in {path} is none: delete the file for a new one.")
-    return found
+    path, text = _read_or_create(folder, "mark", "mark", size=4)
+    if not re.fullmatch("[0-9a-f]{8}", text):
+        raise ConfigError(f"The mark in {path} is not valid: delete the file for a new one.")
+    return text
 
 
-def _kept(folder: Path, name: str, what: str, size: int) -> tuple[Path, str]:
-    """A file of the folder and what it holds; made of so many random bytes where there is none.
+def _read_or_create(folder: Path, name: str, noun: str, size: int) -> tuple[Path, str]:
+    """The path and text of this file in the folder, created from `size` random bytes if missing.
 
-    Of several that start at once the first one's is everybody's. Raises ConfigError.
+    Processes that create it at the same time all get the text of the first one. `noun` names the
+    file in errors. Raises ConfigError.
     """
     path = prepare(folder) / name
     first = path.with_name(f"{name}.first")
@@ -160,22 +167,22 @@ def _kept(folder: Path, name: str, what: str, size: int) -> tuple[Path, str]:
             _remove(first)
         return path, path.read_text().strip()
     except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", None) or "it holds no text"
-        raise ConfigError(f"The {what} in {path} cannot be read or made: {reason}.") from None
+        reason = getattr(exc, "strerror", None) or "it is not text"
+        raise ConfigError(f"The {noun} in {path} cannot be read or created: {reason}.") from None
 
 
 def _propose(path: Path, first: Path, text: str) -> None:
-    """Put a whole file where there is none; one that came there first stays. Raises OSError.
+    """Create the file `path` with one text, of which the first proposal wins. Raises OSError.
 
-    File systems without hard links (FAT, some shares) have one step that puts a whole file in place
-    unless another one is there: a folder is renamed, which fails where the new name is a folder
-    that holds something. The folder `first` is proposed in this way, and its text is then put at
-    `path`, by whichever process comes to it: all of them put the same text there. The folder is
-    removed when the file is there, never before. So a process that finds the folder and, after it
-    has read it, no file, has read the first proposal.
+    File systems without hard links (FAT, some shares) have one atomic step that creates a complete
+    file only if there is none: to rename a folder fails if the new name is a folder that is not
+    empty. Each process proposes its text as the folder `first` in this way. Then every process that
+    reads the winning folder writes its text to `path`: all of them write the same text. The folder
+    is removed only after the file exists. So a process that has read the folder and then finds no
+    file has read the first proposal.
 
-    May return without the file where another process was just removing the folder; the file is
-    there then, or the next attempt makes it.
+    May return without the file if another process was removing the folder at this moment; then the
+    file exists, or the next attempt creates it.
     """
     own = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     own.mkdir(mode=FOLDER)
@@ -194,7 +201,7 @@ def _propose(path: Path, first: Path, text: str) -> None:
         proposed = (first / "text").read_text().strip()
     except FileNotFoundError:
         with contextlib.suppress(OSError):
-            first.rmdir()  # only if it is empty, after a process that ended while it removed it
+            first.rmdir()  # if it is empty: left by a process that ended while it removed it
         return
     if not path.exists():
         part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
@@ -206,7 +213,7 @@ def _propose(path: Path, first: Path, text: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Make a file for its owner alone. Raises OSError."""
+    """Create a file with mode PRIVATE. Raises OSError."""
     with os.fdopen(open_private(path, os.O_WRONLY | os.O_EXCL), "w") as file:
         file.write(text + "\n")
         file.flush()
@@ -218,68 +225,73 @@ def _write(path: Path, text: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a proposal. Several processes may do so at once."""
+    """Remove a proposal. Several processes may do this at the same time."""
     with contextlib.suppress(OSError):
         (folder / "text").unlink(missing_ok=True)
         folder.rmdir()
 
 
 def run_folder(folder: Path) -> Path:
-    """Where the workers of this data folder meet. Raises ConfigError.
+    """The folder for the workers' lock files, created if it is missing. Raises ConfigError.
 
-    It is in the data folder, unless the file system there cannot lock files: then in a folder of
-    the same user's under the system's one for temporary files, whose name follows from the path.
+    It is in the data folder, unless the file system there cannot lock files: then it is a folder
+    of the same user in the system's folder for temporary files, named by a hash of the path.
     """
     run = prepare(prepare(folder) / "run")
     mend_modes(folder)
-    return _able(run, _lock_a_file, "lock files")
+    return _usable(run, _lock_a_file, "lock files")
 
 
 def socket_folder(run: Path) -> Path:
-    """Where their sockets are: there too, unless that cannot be. Raises ConfigError.
+    """The folder for the workers' sockets. Raises ConfigError.
 
-    The path may be too long for a socket, or the file system may have none. Then they are in such a
-    folder as `run_folder` describes.
+    It is `run`, unless the path is too long for a socket or the file system has no sockets: then it
+    is a temporary folder as in `run_folder`.
     """
-    return _able(run, _bind_a_socket, "hold Unix sockets")
+    return _usable(run, _bind_a_socket, "hold Unix sockets")
 
 
-def _able(run: Path, attempt: Callable[[Path], None], what: str) -> Path:
-    """The folder `run`, or the first for temporary files that can do this. Raises ConfigError."""
-    if not (why := _tried(run, attempt)):
+def _usable(run: Path, attempt: Callable[[Path], None], ability: str) -> Path:
+    """The folder `run` if `attempt` succeeds there, else the first such temporary folder.
+
+    `ability` names the attempt in the error. Raises ConfigError.
+    """
+    if not (run_reason := _missing_feature(run, attempt)):
         return run
-    place = blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
+    path_hash = blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
     reason = ""
     for temporary in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - see below
-        found = Path(temporary) / f"halt-{os.getuid()}-{place}"
+        substitute = Path(temporary) / f"halt-{os.getuid()}-{path_hash}"
         try:
             with contextlib.suppress(FileExistsError):
-                found.mkdir(mode=FOLDER)
-            known = found.lstat()
+                substitute.mkdir(mode=FOLDER)
+            info = substitute.lstat()
         except OSError as exc:
             reason = exc.strerror or str(exc)
             continue
-        if not stat.S_ISDIR(known.st_mode) or known.st_uid != os.getuid() or known.st_mode & 0o077:
-            raise ConfigError(f"{found} is not a folder of this user's alone: remove it.")
-        reason = _tried(found, attempt)
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+            raise ConfigError(
+                f"{substitute} is not a folder that this user alone can open: remove it."
+            )
+        reason = _missing_feature(substitute, attempt)
         if not reason:
-            return found
+            return substitute
     raise ConfigError(
-        f"HALT_DATA={str(run.parent)!r} cannot {what} ({why}), nor can {tempfile.gettempdir()} "
-        f"({reason}): set HALT_DATA or TMPDIR to a folder of a local disk."
+        f"HALT_DATA={str(run.parent)!r} cannot {ability} ({run_reason}), nor can "
+        f"{tempfile.gettempdir()} ({reason}): set HALT_DATA or TMPDIR to a folder of a local disk."
     )
 
 
-def _tried(folder: Path, attempt: Callable[[Path], None]) -> str:
-    """Why the file system there cannot do this, empty where it can.
+def _missing_feature(folder: Path, attempt: Callable[[Path], None]) -> str:
+    """The error's text if the file system lacks the feature that `attempt` uses, else empty.
 
-    Raises ConfigError for any other reason: all processes must come to the same answer, and a full
-    disk, for example, may have room again for the next one.
+    Raises ConfigError for any other error: all processes must choose the same folder, and a full
+    disk, for example, may have space again for the next process.
     """
     try:
         attempt(folder)
     except FileNotFoundError:
-        return ""  # it was removed just now, which says nothing about the file system
+        return ""  # the folder was just removed: the feature may exist
     except OSError as exc:
         reason = exc.strerror or str(exc)
         if exc.errno in UNSUPPORTED:
@@ -291,7 +303,7 @@ def _tried(folder: Path, attempt: Callable[[Path], None]) -> str:
 
 
 def _lock_a_file(folder: Path) -> None:
-    """Lock a file in both of the ways that workers use. Raises OSError."""
+    """Lock a file with flock and with lockf, as workers do. Raises OSError."""
     with tempfile.TemporaryFile(dir=folder) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_UN)
@@ -299,7 +311,7 @@ def _lock_a_file(folder: Path) -> None:
 
 
 def _bind_a_socket(folder: Path) -> None:
-    """Make a socket with a name as long as any. Raises OSError."""
+    """Bind a socket with a file name of LONGEST_NAME characters. Raises OSError."""
     path = folder.absolute() / secrets.token_hex(LONGEST_NAME // 2)
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         raise OSError(errno.EINVAL, "the path is too long")
@@ -311,16 +323,16 @@ def _bind_a_socket(folder: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Make the file if it is not there: for its owner alone, also in a folder that is not.
+    """Create the file with mode PRIVATE if it is missing.
 
-    One that is there is not even opened: to close it would take from this process SQLite's locks.
+    An existing file is not opened: closing it would release SQLite's locks of this process.
     """
     with contextlib.suppress(FileExistsError):
         os.close(open_private(path, os.O_WRONLY | os.O_EXCL))
 
 
 def can_log_ahead(path: Path) -> bool:
-    """Whether SQLite can write ahead in a new file at this path, which is removed. Never raises."""
+    """Whether SQLite can use a write-ahead log in a new file here. Removes it; never raises."""
     try:
         make_private(path)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as probe:

@@ -1,6 +1,6 @@
-"""Environment to one frozen, checked `Config`; the only reader of `os.environ`.
+"""Reads the environment variables into one checked `Config`. Only this module uses `os.environ`.
 
-A wrong value raises ConfigError, one line that names the variable, its value and what is allowed.
+A wrong value raises ConfigError: one line with the variable, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None
     if kind == "str":
         return raw
     if kind == "tuple[str, ...]":
-        return tuple(dict.fromkeys(word for each in raw.split(",") if (word := each.strip())))
+        return tuple(dict.fromkeys(word for part in raw.split(",") if (word := part.strip())))
     if kind == "bool":
         if raw.lower() in TRUE | FALSE:
             return raw.lower() in TRUE
-        raise ConfigError(f"{name}={raw!r} is not a switch: use 1 or 0.")
+        raise ConfigError(f"{name}={raw!r} is not allowed: use 1 or 0.")
     noun = "a whole number" if kind == "int" else "a number"
     try:
         value = int(raw) if kind == "int" else float(raw)
@@ -52,15 +52,15 @@ def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None
 
 
 def variable(name: str) -> str:
-    """The value of a variable that a configuration file names, empty where it is unset."""
+    """The value of this environment variable, stripped; empty if it is unset."""
     return os.environ.get(name, "").strip()
 
 
 def take(name: str) -> str:
-    """The value of a variable, empty where it is unset; others do not find it afterwards."""
+    """Remove this environment variable and return its value; empty if it is unset."""
     return os.environ.pop(name, "")
 
 
 def publish(values: Mapping[str, str]) -> None:
-    """Hand settings to the worker processes that this process will fork."""
+    """Set environment variables, for this process and the workers that it will fork."""
     os.environ.update(values)

@@ -1,65 +1,66 @@
-"""The limit on open files (RLIMIT_NOFILE): raise it, and say whether it is enough."""
+"""The limit on open files (RLIMIT_NOFILE): raise it, and compute the streams that it allows."""
 
 from __future__ import annotations
 
 import logging
 import resource
 
-#: Open files that a process of the server asks for. They cost nothing before they are open.
+#: The limit that a process of the server sets. A high limit costs nothing by itself.
 WANTED = 65_536
 
-#: Of the open files, so many in FILES_KEPT_OF, and at least FILES_KEPT_MIN, are kept from clients:
-#: for connections to models, for files, and for Stop.
+#: The share FILES_KEPT / FILES_KEPT_OF of the open files, and at least FILES_KEPT_MIN, is reserved
+#: from clients' connections: for connections to models, for files, and for Stop.
 FILES_KEPT, FILES_KEPT_OF, FILES_KEPT_MIN = 3, 8, 96
-#: Of those, the ones that no stream's connection to its model takes.
+#: The number of reserved files that streams' connections to models do not use.
 FILES_BESIDE = 64
 
 logger = logging.getLogger(__name__)
 
 
 def kept(files: int) -> int:
-    """Open files that are kept from clients, where the limit is `files`."""
+    """Number of open files reserved from clients' connections, for a limit of `files`."""
     return max(FILES_KEPT_MIN, files * FILES_KEPT // FILES_KEPT_OF)
 
 
 def streams(files: int) -> int:
-    """Streams for which that many open files are enough, and Stop beside them."""
+    """Number of streams for which a limit of `files` is enough, with Stop still served."""
     return kept(files) - FILES_BESIDE
 
 
 def needed(count: int) -> int:
-    """Open files that this many streams need, and Stop beside them."""
+    """The limit on open files that `count` streams need, with Stop still served."""
     return -(-(count + FILES_BESIDE) * FILES_KEPT_OF // FILES_KEPT)
 
 
 def allowed() -> int:
-    """The highest limit that this process can set, up to WANTED; or its own, if that is higher."""
+    """The highest limit up to WANTED that this process can set, or its current one if higher."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(limit(), WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED))
 
 
 def limit() -> int:
-    """The limit of this process now."""
+    """This process's current limit; WANTED if it has none."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 def allow(wanted: int) -> int:
-    """Raise the limit of this process and its children. The streams that there is room for.
+    """Raise the limit of this process and its children. Returns the number of streams it allows.
 
-    Fewer than `wanted` are logged: with more, the last ones would take the files that Stop needs.
+    That is at most `wanted`. A lower number is logged: further streams would use the files that
+    Stop needs.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed(), hard))
-    found = min(wanted, streams(allowed()))
-    if found < wanted:
+    count = min(wanted, streams(allowed()))
+    if count < wanted:
         logger.warning(
             "The system allows %d open files, enough for %d streams at once in place of %d "
             "(HALT_MAX_STREAMS), which need %d. Raise the limit (ulimit -Hn; LimitNOFILE= of "
             "systemd).",
             allowed(),
-            found,
+            count,
             wanted,
             needed(wanted),
         )
-    return found
+    return count

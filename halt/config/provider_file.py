@@ -1,4 +1,4 @@
-"""The TOML file with several providers that HALT_CONFIG names.
+"""Reads the TOML file of providers that HALT_CONFIG names. An example:
 
     default = "local/qwen3"
 
@@ -11,8 +11,8 @@
     key_env = "ANTHROPIC_API_KEY"
     models = ["claude-sonnet-5", "claude-haiku-4-5"]
 
-Keys stand in the environment only; the file names the variable. A wrong value raises ConfigError,
-one line that names the file, the key, its value and what is allowed.
+API keys are in environment variables alone, which the file names. A wrong value raises ConfigError:
+one line with the file, the TOML key, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ Text = Annotated[str, msgspec.Meta(pattern=r"\S")]
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _TEXT = "text in quotes"
 _ADDRESS = "http(s)://HOST[:PORT][/PATH], without ? or #"
-#: What may stand at a key, in the words of an error.
+#: TOML key -> the allowed values, as the text of an error.
 _ALLOWED = {
     "providers": "a table",
     "default": _TEXT,
-    "kind": "one of " + ", ".join(f'"{each}"' for each in KINDS),
+    "kind": "one of " + ", ".join(f'"{kind}"' for kind in KINDS),
     "base_url": _ADDRESS,
     "endpoint": _ADDRESS,
     "api_version": _TEXT,
@@ -53,7 +53,7 @@ _ALLOWED = {
     "models": 'a list of different names, as in ["one", "two"]',
     "max_tokens": "a whole number from 1 to 10000000",
     "extra_body": "a table",
-    "continue": "one of " + ", ".join(f'"{each}"' for each in CONTINUES),
+    "continue": "one of " + ", ".join(f'"{value}"' for value in CONTINUES),
 }
 
 
@@ -63,7 +63,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Provider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What the tables of all kinds have. A check of its own raises ValueError with the key."""
+    """The keys that tables of all kinds have. `__post_init__` raises ValueError with the key."""
 
     base_url: str
     key_env: Text = ""
@@ -96,36 +96,39 @@ class _Anthropic(_Provider, tag="anthropic"):
 
 _TABLES = {"openai": _OpenAI, "azure": _Azure, "anthropic": _Anthropic}
 _Table = _OpenAI | _Azure | _Anthropic
-_built = [msgspec.json.Decoder(each) for each in (_File, _Provider, _Table)]  # by one thread
+# Built at import, by one thread: msgspec prepares each type at its first use.
+_built = [msgspec.json.Decoder(kind) for kind in (_File, _Provider, _Table)]
 
 
 def read_file(config: Config, lookup: Callable[[str], str]) -> Setup:
-    """The providers of the file; `lookup` gives the value of a variable. Raises ConfigError."""
+    """The file's providers; `lookup` returns a variable's value. Raises ConfigError."""
     path = config.config_file
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8"
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise ConfigError(f"HALT_CONFIG={path!r} can't be read: {reason}.") from exc
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: it is no TOML: {exc}.") from exc
+        raise ConfigError(f"{path}: not valid TOML: {exc}.") from exc
     file: _File = _checked(_File, table, f"{path}: ")
-    found = file.providers
-    if not found:
+    tables = file.providers
+    if not tables:
         raise ConfigError(f"{path}: providers is missing: name at least one, as [providers.NAME].")
-    providers = tuple(_provider(path, name, value, config, lookup) for name, value in found.items())
+    providers = tuple(
+        _provider(path, name, value, config, lookup) for name, value in tables.items()
+    )
     where = "HALT_MODEL" if config.model else f"{path}: default"
     default = config.model or file.default.strip()
-    if len(providers) == 1:  # its models need no prefix, and may have one
+    if len(providers) == 1:  # its models need no prefix, but may have one
         return Setup(providers=providers, default=default.removeprefix(f"{providers[0].name}/"))
     name, _, model = default.partition("/")
-    bare = sum(default in each.models for each in providers) == 1
-    if default and not bare and not (model and name in found):
+    is_unique = sum(default in provider.models for provider in providers) == 1
+    if default and not is_unique and not (model and name in tables):
         raise ConfigError(
             f"{where} = {default!r} is not allowed: use NAME/MODEL, "
-            f"NAME being one of {', '.join(found)}."
+            f"NAME being one of {', '.join(tables)}."
         )
     return Setup(providers=providers, default=default)
 
@@ -155,34 +158,36 @@ def _provider(
     if not key:
         raise ConfigError(f"{at}.key_env = {variable!r}: that variable is not set.")
     if not fits_header(key):
-        raise ConfigError(f"{variable} holds a space or a character that no header can carry.")
+        raise ConfigError(
+            f"{variable} holds a space or a character that no header can carry: use visible ASCII."
+        )
     return ProviderSettings(
         name=name, kind=value["kind"], key=key, connect_timeout=config.connect_timeout, **settings
     )
 
 
 def _checked(kind: Any, table: dict[str, Any], at: str) -> Any:
-    """A table as a struct of this kind. Raises ConfigError that begins with `at` and the key."""
+    """The table as a struct of this kind. Raises ConfigError that begins with `at` and the key."""
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as exc:
         raise ConfigError(at + _fault(kind, table, str(exc))) from None
 
 
-def _fault(kind: Any, table: dict[str, Any], said: str) -> str:
-    """What is wrong with a table, by what msgspec says of it: the key, its value and the remedy."""
-    if unknown := re.fullmatch("Object contains unknown field `(.*)`", said, re.DOTALL):
+def _fault(kind: Any, table: dict[str, Any], error: str) -> str:
+    """The key, its wrong value and the allowed ones, from msgspec's error about the table."""
+    if unknown := re.fullmatch("Object contains unknown field `(.*)`", error, re.DOTALL):
         if kind is not _File and unknown[1] in {"key", "api_key"}:
             return (
-                f"{unknown[1]}: a key does not belong into a file; put it into an environment "
-                'variable and name that one: key_env = "NAME".'
+                f"{unknown[1]}: a file must not contain a key; put it into an environment "
+                'variable and name that: key_env = "NAME".'
             )
         struct = _File if kind is _File else _TABLES[table["kind"]]
         known = sorted(struct.__struct_encode_fields__ + (() if kind is _File else ("kind",)))
         return f"{unknown[1]} is not known here: use {', '.join(known)}."
-    place = said.rpartition(" - at `$.")[2].rpartition("missing required field `")[2]
-    found = re.match(r"\w+", place)
-    key = found[0] if found else said
+    place = error.rpartition(" - at `$.")[2].rpartition("missing required field `")[2]
+    match = re.match(r"\w+", place)
+    key = match[0] if match else error
     value = table.get(key)
     wrong = "is missing" if value is None else f"= {value!r} is not allowed"
     return f"{key} {wrong}: use {_ALLOWED[key]}."

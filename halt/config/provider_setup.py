@@ -1,4 +1,4 @@
-"""Which providers there are: those of the environment, of the file, or of a program's arguments."""
+"""Builds the providers from the environment, the providers' file, or a program's arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from halt.config.provider_file import read_file
 from halt.config.providers import DEMO, DEMO_EXTRA, KINDS, ProviderSettings, Setup
 from halt.config.settings import ANTHROPIC_URL, OPENAI_URL, Config, ConfigError
 
-#: For each kind the settings with its address and its key, and the address where none is set.
+#: Kind -> (setting of its address, setting of its key, default address).
 _SETTINGS = {
     "openai": ("base_url", "api_key", OPENAI_URL),
     "azure": ("azure_endpoint", "azure_key", ""),
@@ -23,20 +23,20 @@ _SETTINGS = {
 
 
 def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
-    """The providers that the settings ask for; at least one. Raises ConfigError.
+    """The providers by the settings, at least one. Raises ConfigError.
 
-    `lookup` gives the value of an environment variable that the file names.
+    `lookup` returns the value of an environment variable that the file names.
     """
     if config.config_file:
         return read_file(config, lookup)
-    provider = _provider_of(config)
-    found = []
+    make = _make_provider(config)
+    providers = []
     if not config.has_provider:
-        found += [of_server(server, config) for server in decoded(config.discovered).servers]
-    is_demo = config.has_demo or not (config.has_provider or found)
+        providers += [of_server(server, config) for server in decoded(config.discovered).servers]
+    is_demo = config.has_demo or not (config.has_provider or providers)
     if is_demo or config.api_key or config.base_url:
-        found.append(
-            provider(
+        providers.append(
+            make(
                 name=DEMO if is_demo else "openai",
                 kind="openai",
                 base_url=config.upstream_url,
@@ -47,8 +47,8 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
             )
         )
     if config.azure_endpoint:
-        found.append(
-            provider(
+        providers.append(
+            make(
                 name="azure",
                 kind="azure",
                 base_url=config.azure_endpoint,
@@ -58,26 +58,26 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
             )
         )
     if config.anthropic_key:
-        found.append(
-            provider(
+        providers.append(
+            make(
                 name="anthropic",
                 kind="anthropic",
                 base_url=config.anthropic_url or ANTHROPIC_URL,
                 key=config.anthropic_key,
             )
         )
-    return Setup(providers=tuple(found), default=config.model)
+    return Setup(providers=tuple(providers), default=config.model)
 
 
 def of_server(server: Server, config: Config) -> ProviderSettings:
-    """The provider that a model server becomes which was found."""
-    return _provider_of(config)(
+    """The provider for a discovered model server."""
+    return _make_provider(config)(
         name=server.name, kind="openai", base_url=server.url, default_model=server.default
     )
 
 
-def _provider_of(config: Config) -> partial[ProviderSettings]:
-    """Makes a provider with what the environment sets for all of them."""
+def _make_provider(config: Config) -> partial[ProviderSettings]:
+    """A constructor of providers, with the settings that are the same for all of them."""
     return partial(
         ProviderSettings, connect_timeout=config.connect_timeout, continues=config.continues
     )
@@ -95,22 +95,23 @@ def with_provider(
     api_version: str | None = None,
     model: str | None = None,
 ) -> Config:
-    """These settings with the one provider that the arguments name. Raises ConfigError.
+    """A copy of these settings with one provider, given by the arguments. Raises ConfigError.
 
-    Without an argument but `model` the providers of the settings stay. An empty argument counts as
-    not given; what is not given is taken from the settings of the same kind of provider. A key of
-    the settings is sent to no other server than the one of the settings.
+    With no argument other than `model`, the providers stay as they are. An empty argument counts as
+    omitted; omitted ones are taken from the settings of the same kind of provider. The key of the
+    settings is used only for the server of the settings.
     """
     _check_arguments(provider, base_url, api_key)
     kind = provider or "openai"
     if api_version and kind != "azure":
-        raise ConfigError('api_version is for provider="azure" alone: leave it out.')
+        raise ConfigError('api_version is for provider="azure" alone: omit it.')
     if not (provider or base_url or api_key):
         return override(config, model=model)
-    url_setting, key_setting, usual_url = _SETTINGS[kind]
-    own_url = getattr(config, url_setting) or usual_url
-    url = base_url or own_url
-    key = api_key or (getattr(config, key_setting) if _origin(url) == _origin(own_url) else "")
+    url_setting, key_setting, default_url = _SETTINGS[kind]
+    configured_url = getattr(config, url_setting) or default_url
+    url = base_url or configured_url
+    is_configured = _origin(url) == _origin(configured_url)
+    key = api_key or (getattr(config, key_setting) if is_configured else "")
     deployment = model or config.azure_deployment
     if kind == "azure" and not url:
         raise ConfigError(
@@ -134,16 +135,18 @@ def _check_arguments(provider: str | None, base_url: str | None, api_key: str | 
     if provider and provider not in KINDS:
         choice = ", ".join(f'"{kind}"' for kind in KINDS)
         raise ConfigError(f"provider={provider!r} is not allowed: use one of {choice}.")
-    if base_url and not is_address(base_url):  # it may hold a key, so it is not quoted
+    if base_url and not is_address(base_url):  # it may hold a key, so the error does not show it
         raise ConfigError(
             "base_url is not an address: use http(s)://HOST[:PORT]/PATH, without ? or #."
         )
     if api_key and not fits_header(api_key):
-        raise ConfigError("api_key holds a space or a character that no header can carry.")
+        raise ConfigError(
+            "api_key holds a space or a character that no header can carry: use visible ASCII."
+        )
 
 
 def _origin(url: str) -> tuple[str, str, int]:
-    """The server of an address: two of one origin are the same server."""
+    """Scheme, host and port of a URL. Two URLs with the same ones are the same server."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return parts.scheme, (parts.hostname or "").lower(), port

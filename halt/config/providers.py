@@ -1,4 +1,4 @@
-"""The providers of models as they are set up: each one's settings, and all of them together."""
+"""Settings of one provider (`ProviderSettings`), and of all of them (`Setup`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 Kind = Literal["openai", "azure", "anthropic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-MAX_TOKENS = 4096  # of an answer, where a provider must be told and the request does not say
+MAX_TOKENS = 4096  # of an answer, for providers that require it and requests that do not set it
 
-DEMO = "demo"  # the provider that the demo model is
-# Belongs in the body of every streamed request to the demo model. Its server looks whether a
-# connection is open when it writes to it, or after a second in which it wrote to nobody at all:
-# without this, a Stop while it reads a long prompt beside other streams is heard up to 12 s late;
-# with it, in 0.6 s.
+DEMO = "demo"  # the name of the demo model's provider
+# Sent in every streamed request to the demo model. Its server notices a closed connection only when
+# it writes to it, or after a second without any write to any client. Without this field a Stop
+# during the reading of a long prompt, beside other streams, takes effect up to 12 s late; with it
+# within 0.6 s.
 DEMO_EXTRA = {"return_progress": True}
 
 
@@ -26,37 +26,39 @@ class ProviderSettings:
     name: str
     kind: Kind
     base_url: str  # Azure: the resource's endpoint; empty: no model is set up
-    key: str = field(default="none", repr=False)  # the clients insist on some word
-    models: tuple[str, ...] = ()  # empty: the server is asked
+    key: str = field(default="none", repr=False)  # the client libraries require a text
+    models: tuple[str, ...] = ()  # empty: those of the server's list
     default_model: str = ""
     api_version: str = ""  # Azure
     max_tokens: int = MAX_TOKENS  # Anthropic
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
     connect_timeout: float = 5.0
-    continues: str = "auto"  # how a model goes on with a stopped answer, one of CONTINUES
+    continues: str = "auto"  # how a model continues a stopped answer, one of CONTINUES
     is_demo: bool = False  # the demo model, which Halt starts
 
     @property
     def first_model(self) -> str:
-        """The model that answers where a request names none; empty: the first of the server's."""
+        """The model for requests that name none; empty: the first of the server's list."""
         return self.default_model or (self.models[0] if self.models else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """All providers, in order. `default` is a model as a request names it, empty: any."""
+    """All providers, in order. `default` is a model as requests name it; empty: not set."""
 
     providers: tuple[ProviderSettings, ...]
     default: str = ""
 
     def alone(self, name: str) -> Setup:
-        """The provider of this name by itself, with its share of the default."""
-        (one,) = (each for each in self.providers if each.name == name)
+        """A setup of this provider alone. `default` is kept if it is one of its models."""
+        (single,) = (provider for provider in self.providers if provider.name == name)
         if len(self.providers) == 1:
             return self
-        owner, _, model = self.default.partition("/")
-        if owner == name:
-            return Setup(providers=(one,), default=model)
-        if any(owner == each.name for each in self.providers) and one.default_model == self.default:
-            one = replace(one, default_model="")
-        return Setup(providers=(one,), default=self.default if self.default in one.models else "")
+        prefix, _, model = self.default.partition("/")
+        if prefix == name:
+            return Setup(providers=(single,), default=model)
+        has_prefix = any(prefix == provider.name for provider in self.providers)
+        if has_prefix and single.default_model == self.default:
+            single = replace(single, default_model="")
+        default = self.default if self.default in single.models else ""
+        return Setup(providers=(single,), default=default)

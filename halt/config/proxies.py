@@ -1,20 +1,20 @@
-"""How a program asks a Halt in what way its requests arrive, and the answer.
+"""How a client finds out which proxies its requests to a Halt server pass.
 
-`halt.web.proxies` answers; the doctor asks.
+`halt-chat doctor` sends such a request, `halt.web.proxies` replies.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-#: A request with this header is answered with a `Seen`, whatever its path and method.
+#: The response to a request with this header is a `Seen` as JSON, for every path and method.
 INSPECT = "X-Halt-Inspect"
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """How a request has arrived. It names no address, neither the client's nor a proxy's."""
+    """How the server received a request. Contains no address of a client or proxy."""
 
     trusted_proxies: int  # HALT_TRUSTED_PROXIES
-    forwarded: int  # values in X-Forwarded-For, the client's own among them
-    secure: bool  # the client's connection counts as HTTPS
+    forwarded: int  # values in X-Forwarded-For, including the client's own
+    secure: bool  # the server takes the client's connection for HTTPS
     max_import_bytes: int

@@ -443,7 +443,7 @@ def test_an_unknown_tool_in_the_settings_is_refused() -> None:
         load({"HALT_TOOLS": "calculator,shell"})
     assert str(caught.value) == (
         "HALT_TOOLS='calculator,shell': there is no tool named 'shell'; "
-        "the tools are calculator, current_time."
+        "use calculator, current_time."
     )
 
 

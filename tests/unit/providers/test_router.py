@@ -186,7 +186,7 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
     [
         ("", "providers is missing: name at least one, as [providers.NAME]."),
         ("providers = 7", "providers = 7 is not allowed: use a table."),
-        ("[providers", "it is no TOML: "),
+        ("[providers", "not valid TOML: "),
         ("x = 1\n" + GOOD, "x is not known here: use default, providers."),
         ("default = 7\n" + GOOD, "default = 7 is not allowed: use text in quotes."),
         ('default = "x/y"\n' + TWO, "default = 'x/y' is not allowed: use NAME/MODEL, NAME being one of a, b."),
@@ -195,8 +195,8 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
         ("[providers.'A b']\nkind = 'openai'", "providers.A b is not allowed: use up to 32 of"),
         ("[providers.a]\nmodels = ['x']", 'providers.a.kind is missing: use one of "openai", "azure", "anthropic".'),
         ("[providers.a]\nkind = 'ollama'", "providers.a.kind = 'ollama' is not allowed: use one of"),
-        (GOOD + "key = 'sk-secret'", "providers.a.key: a key does not belong into a file;"),
-        (GOOD + "api_key = 'sk-secret'", "providers.a.api_key: a key does not belong into a file;"),
+        (GOOD + "key = 'sk-secret'", "providers.a.key: a file must not contain a key;"),
+        (GOOD + "api_key = 'sk-secret'", "providers.a.api_key: a file must not contain a key;"),
         (GOOD + "token = 'x'", "providers.a.token is not known here: use base_url, continue, extra_body, key_env, kind, models."),
         (GOOD + "api_version = 'x'", "providers.a.api_version is not known here: "),
         (GOOD + "key_env = 'NOT_SET'", "providers.a.key_env = 'NOT_SET': that variable is not set."),
@@ -242,7 +242,10 @@ def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path) -> None:
     path.write_text(GOOD + 'key_env = "K"')
     with pytest.raises(ConfigError) as caught:
         of_file(path, K="sk-secret\nx")
-    assert str(caught.value) == "K holds a space or a character that no header can carry."
+    assert (
+        str(caught.value)
+        == "K holds a space or a character that no header can carry: use visible ASCII."
+    )
 
 
 # --- who answers ----------------------------------------------------------------------------------
