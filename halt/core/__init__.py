@@ -1,4 +1,4 @@
-"""The engine: a generation from its request to its one end, its log, its Stop and its readers.
+"""The engine: runs a generation from its request to its end, with its log, Stop and readers.
 
-Knows no Flask, SQL, HTTP, process or provider; what it needs of those it names as protocols.
+It imports no Flask, SQL, HTTP, process or provider code; it declares protocols for what it needs.
 """

@@ -1,4 +1,4 @@
-"""The limits of time of a run: its whole time, the model's silence, and a time without a viewer."""
+"""The time limits of a run: total time, silence of the model, time without a viewer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from halt.core.live import LiveGeneration
 from halt.core.tool_loop import ToolLoop
 from halt.errors import UpstreamError
 
-LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two looks at a run's limits
-HAND_OVER = 2.0  # seconds for a reader of another process to follow a run that it has asked for
-FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
+LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two checks of a run's limits
+HAND_OVER = 2.0  # seconds in which a reader of another process must follow a requested run
+FIRST_VIEW = 10.0  # seconds for the first viewer to come, even with a shorter grace
 
 
 class Deadlines:
-    """The limits of one run. Used by the relay; `expect` by any thread."""
+    """The limits of one run. Used by the relay; any thread may call `expect_viewer`."""
 
     def __init__(
         self,
@@ -25,34 +25,34 @@ class Deadlines:
         limits: Limits,
         grace: float | None,
     ) -> None:
-        """`grace`: seconds without a viewer, where it is not the configured time."""
+        """`grace`: seconds without a viewer, None for the configured time."""
         self._live = live
         self._intake = intake
         self._tool_loop = tool_loop
         self._limits = limits
         self._grace = limits.orphan_grace if grace is None else grace
-        self._expected_until = 0.0  # a reader of another process comes until then
+        self._expected_until = 0.0  # until then a reader of another process may come
 
     def expect_viewer(self) -> None:
-        """Give a reader of another process HAND_OVER to come, in which no viewer is missed."""
+        """Do not end the run for want of a viewer within the next HAND_OVER seconds."""
         self._expected_until = now() + HAND_OVER
 
     @property
     def grace(self) -> float:
-        """Seconds that the run goes on without a viewer."""
+        """Seconds that the run may go on without a viewer."""
         return self._grace if self._live.was_watched else max(FIRST_VIEW, self._grace)
 
     @property
     def _unwatched_until(self) -> float:
-        """The time up to which it goes on without a viewer."""
+        """The time until which the run may go on without a viewer."""
         return max(self._live.watched_at + self.grace, self._expected_until)
 
     def is_abandoned(self, at: float) -> bool:
-        """At this time it has been without a viewer for too long."""
+        """Whether at this time the run has been without a viewer for too long."""
         return not self._live.is_watched and at >= self._unwatched_until
 
     def next_look(self, at: float) -> float:
-        """When to look again: at the first limit that can be over next, or sooner."""
+        """The time of the next check: at the next possible limit, or sooner."""
         limits, live = self._limits, self._live
         silence = limits.gap_timeout if self._intake.answering else limits.first_byte_timeout
         limit = min(live.meter.started_at + limits.run_timeout, live.meter.last_at + silence)
@@ -61,7 +61,7 @@ class Deadlines:
         return min(max(limit, at + LOOK_MIN), at + LOOK_MAX)
 
     def exceeded(self, at: float) -> UpstreamError | None:
-        """The limit that is over at this time."""
+        """The fault for the limit that is exceeded at this time, None if none is."""
         limits, meter = self._limits, self._live.meter
         if at - meter.started_at > limits.run_timeout:
             hint = f"It may take {limits.run_timeout:g} s: HALT_RUN_TIMEOUT sets this limit."

@@ -1,4 +1,4 @@
-"""JSON that came with a request to typed values; what does not fit is said by the field's name."""
+"""Decodes the JSON of requests to typed values; errors name the field at fault."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from halt.errors import RequestError, shortened
 
 T = TypeVar("T")
 
-#: What msgspec raises of JSON that it cannot read.
+#: The exceptions that msgspec raises for JSON that it cannot read.
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
-NAME_MAX = 100  # characters of a field's name, as a client sent it, that a refusal repeats
-WORDS_MAX = 300  # characters of a refusal that may hold a value of the client's
-VALUES_MAX = 100_000  # values of one body, and names of fields
-DEPTH_MAX = 200  # levels of lists and objects within one another
+NAME_MAX = 100  # characters of a client's field name that an error message repeats
+WORDS_MAX = 300  # characters of an error message that may quote a client's value
+VALUES_MAX = 100_000  # values and field names in one body
+DEPTH_MAX = 200  # levels of nested lists and objects
 
 _AT = " - at `"
 _PATH = re.compile(r" - at `(?:key in )?\$\.?([\w.\[\]]*+)`")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NAME = "matching regex '^[A-Za-z0-9_-]{8,64}"
-_SOME_KEY = "[...]"  # in a path of msgspec's: of a dict, it does not say which
+_SOME_KEY = "[...]"  # in msgspec's paths: an unnamed key of a dict
 _FIELD = re.compile(r"(?:unknown|missing required) field `")
 
 
-#: The largest number of an event or a message that clients may name: what JavaScript, and every
-#: column and message of Halt, can hold.
+#: The largest number of an event or a message in requests: JavaScript, every SQL column and every
+#: message between workers can hold it.
 NUMBER_MAX = 10**15 - 1
 
 #: The number of an event, 0 for none.
 EventNumber = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 
 
-def is_id(given: object) -> TypeGuard[str]:
-    """Whether this can name a stream or a conversation."""
-    return isinstance(given, str) and _ID.fullmatch(given) is not None
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether `value` is valid as an ID of a stream or a conversation."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-def is_number(given: str) -> bool:
-    """Whether this is a whole number, 0 or more, as clients send those of events and messages."""
-    return given.isascii() and given.isdigit() and len(given) <= len(str(NUMBER_MAX))
+def is_number(text: str) -> bool:
+    """Whether `text` is a whole number from 0 on, valid for an event or a message."""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(NUMBER_MAX))
 
 
-def checked_id(given: object, field: str) -> str:
-    """A stream's ID as a client sent it. Raises RequestError that names the field."""
-    if not is_id(given):
+def checked_id(value: object, field: str) -> str:
+    """A client's value as a stream's ID. Raises RequestError that names the field."""
+    if not is_id(value):
         raise _misnamed(field)
-    return given
+    return value
 
 
 def _misnamed(field: str) -> RequestError:
@@ -61,8 +61,8 @@ def _misnamed(field: str) -> RequestError:
     )
 
 
-def _made(kind: Any, value: Any) -> Any:
-    """A value of a type that msgspec does not know: one with its own `of`, which checks it."""
+def _convert(kind: Any, value: Any) -> Any:
+    """Convert a value to a type that msgspec does not know, by the type's own `of`."""
     return kind.of(value)
 
 
@@ -76,12 +76,12 @@ class TypeDecoder(Generic[T]):
 
     def __init__(self, kind: type[T]) -> None:
         self._kind = kind
-        self._decoder = msgspec.json.Decoder(kind, dec_hook=_made)
+        self._decoder = msgspec.json.Decoder(kind, dec_hook=_convert)
 
     def decode(self, body: bytes | str, whole: str = "body") -> T:
         """JSON text as a value. Raises RequestError that names the field at fault.
 
-        `whole` is what the data as such is called where no field of it is at fault.
+        `whole` names the data in errors that concern no single field.
         """
         text = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         if holds_more(text, VALUES_MAX):
@@ -103,9 +103,9 @@ class TypeDecoder(Generic[T]):
             ) from None
 
     def convert(self, value: Any, *, words: bool = False) -> T:
-        """Decoded JSON as a value, `words`: with numbers as strings. Raises RequestError."""
+        """Decoded JSON as a value. `words`: numbers may be strings. Raises RequestError."""
         try:
-            return msgspec.convert(value, self._kind, strict=not words, dec_hook=_made)
+            return msgspec.convert(value, self._kind, strict=not words, dec_hook=_convert)
         except msgspec.ValidationError as exc:
             _refuse(exc)
         except RecursionError:
@@ -119,14 +119,14 @@ CHAT_REQUEST = TypeDecoder(ChatRequest)
 
 
 def _malformed(body: bytes | str, fault: Exception) -> str:
-    """What is wrong with JSON that cannot be read."""
-    said = str(fault)
+    """The reason why JSON text is invalid, as the end of a sentence."""
+    message = str(fault)
     if not body.strip():
         return "it is empty"
     if isinstance(fault, UnicodeError):
         return "it is not UTF-8"
-    halved = "surrogate" in said
-    if "truncated" in said:  # msgspec says so also of half a pair at the end of a text
+    halved = "surrogate" in message
+    if "truncated" in message:  # msgspec reports this also for half a pair at the end of a text
         try:
             json.loads(body)
             halved = True
@@ -134,7 +134,7 @@ def _malformed(body: bytes | str, fault: Exception) -> str:
             return "it ends in the middle"
     if halved:
         return r"it holds half of a surrogate pair (\ud800 to \udfff), which is no character"
-    return said.removeprefix("JSON is malformed: ")
+    return message.removeprefix("JSON is malformed: ")
 
 
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -142,7 +142,7 @@ _anything = msgspec.json.Decoder()
 
 
 def _field_at_fault(body: bytes | str) -> str:
-    """The field of an object that holds a number which is too large, "" where it is none."""
+    """The name of the field with a number that is too large, "" if there is none."""
     try:
         fields = _raw_fields.decode(body)
     except UNREADABLE:
@@ -172,10 +172,10 @@ def _refuse(
 
 
 def _split(message: str) -> tuple[str, str]:
-    """msgspec's words, and its path to the value at fault; "" where it gives none.
+    """msgspec's message, and its path to the value at fault, "" without one.
 
-    A name or a value of the client's may stand in the words, with anything in it. So the path is
-    looked for once and from the end: it holds names of Halt's own fields alone.
+    The message may quote a client's name or value with any content. So the path is searched once,
+    from the end: it holds names of Halt's own fields alone.
     """
     at = message.rfind(_AT)
     path = _PATH.fullmatch(message, at) if at >= 0 else None
@@ -183,7 +183,7 @@ def _split(message: str) -> tuple[str, str]:
 
 
 def _with_short_name(message: str) -> tuple[str, str]:
-    """The words with the name of a field in them cut to NAME_MAX, and that name; "" of none."""
+    """The message with the field's name cut to NAME_MAX, and that name, "" without one."""
     begun = _FIELD.search(message, 0, WORDS_MAX)
     if begun is None:
         return message, ""

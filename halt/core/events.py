@@ -1,4 +1,4 @@
-"""The events of a generation: frozen values with one wire form for the log and for every client.
+"""The events of a generation: frozen values with one JSON form for the log and all clients.
 
     {"type":"content","content":"text"}
     {"type":"reasoning","text":"...","content":""}
@@ -14,14 +14,14 @@
      "metrics":{...}}
     {"type":"error","done":true,"content":"","error":{...},"metrics":{...}}
 
-Every event has `content`, which is what it adds to the answer's text: a client that appends it and
-looks at nothing else has the text. One event takes text back, see `ReasoningEnd`; such a client has
-the thought as a paragraph of its own.
+Every event has `content`, the text that it adds to the answer: a client that appends every
+`content` and ignores the rest has the text. One event takes text back, see `ReasoningEnd`; such a
+client shows the thought as a separate paragraph.
 
-Framed as Server-Sent Events by the WHATWG's rules: `id: SEQ`, one `data:` line (JSON holds no line
-break), an empty line. A terminal event is followed by `data: [DONE]`. In silence a comment line is
-sent without an empty line behind it: clients that follow older libraries take each empty line for
-an event once they have seen an ID.
+Server-Sent Events (WHATWG HTML standard) are `id: SEQ`, one `data:` line (JSON has no line breaks)
+and an empty line. A terminal event is followed by `data: [DONE]`. The heartbeat in silence is a
+comment line without an empty line: some older client libraries treat every empty line as an event
+once they have seen an ID.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from halt.core.metrics import Metrics
 FINAL_FRAME = b"data: [DONE]\n\n"
 HEARTBEAT = b":\n"
 
-#: Why a run was cancelled: a Stop was pressed, or it had no viewer for too long.
+#: Why a run was cancelled: by a Stop, or because it had no viewer for too long.
 CancelReason = Literal["stop", "no_viewer"]
 
 
 class Content(msgspec.Struct, frozen=True, tag_field="type", tag="content"):
-    """Text that arrived together, in the order in which the model wrote it."""
+    """Text of the answer, as one read brought it."""
 
     content: str
 
 
 class Reasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
-    """What the model thinks before it answers. Never part of the answer, so never `content`."""
+    """The model's reasoning. It is never part of the answer, so its `content` is empty."""
 
     text: str
     content: str = ""
@@ -56,8 +56,8 @@ class Reasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
 class ReasoningEnd(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_end"):
     """The text of the events above number `after`, up to this one, was reasoning.
 
-    Some models' prompts open the thought, so that only its end is marked. Until that comes, the
-    thought cannot be told from an answer, and goes out as one.
+    Some models' prompt templates open the thought, so that only its end is marked. Until the end
+    arrives, Halt cannot distinguish the thought from an answer, and sends it as Content.
     """
 
     after: int = 0
@@ -65,10 +65,10 @@ class ReasoningEnd(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call_delta"):
-    """A piece of a tool call that is being written; `index` tells calls of one round apart.
+    """A piece of an incomplete tool call; `index` identifies the call in its round.
 
-    `id` and `name` are as far as they are known; `arguments` is what has been added. `extra` holds
-    fields of the model's server that have no place here (thought signatures), as they came.
+    `id` and `name` are as known so far; `arguments` is the added text. `extra` holds the provider's
+    other fields (thought signatures) unchanged.
     """
 
     index: int
@@ -80,9 +80,9 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_cal
 
 
 class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call"):
-    """A whole tool call. `arguments` is JSON as the model wrote it, which may be broken.
+    """A complete tool call. `arguments` is JSON as the model wrote it, which may be invalid.
 
-    `extra` is that of all its pieces.
+    `extra` holds the extra fields of all its pieces.
     """
 
     id: str
@@ -93,7 +93,7 @@ class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call"):
 
 
 class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="tool_result"):
-    """What a tool said to the model: its result, or why there is none (`ok` is false)."""
+    """A tool's result for the model, or with `ok` false the reason why there is none."""
 
     id: str
     name: str
@@ -104,10 +104,10 @@ class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="tool_result
 
 
 class Extra(msgspec.Struct, frozen=True, tag_field="type", tag="extra"):
-    """Fields of a chunk of the model's server that Halt has no event for, as they came.
+    """Fields of a provider's chunk that Halt has no event for, unchanged.
 
-    `chunk` are those beside the choices (citations), `choice` those of the answer's choice, `delta`
-    those of its delta (images).
+    `chunk`: fields beside the choices (citations). `choice`: fields of the answer's choice.
+    `delta`: fields of its delta (images).
     """
 
     chunk: dict[str, Any] = {}
@@ -117,9 +117,9 @@ class Extra(msgspec.Struct, frozen=True, tag_field="type", tag="extra"):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What went wrong; `code` is one of `halt.errors.CODES`, `retry_after` is in seconds.
+    """An error. `code` is one of `halt.errors.CODES`, `retry_after` is in seconds.
 
-    `status` is that of the model's server, where Halt answers with the same one.
+    `status` is the provider's HTTP status, if Halt responds with the same one.
     """
 
     code: str
@@ -130,7 +130,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
-    """The model finished. `usage` is the provider's own count, None where it reported none."""
+    """The model finished. `usage` is the provider's token count, None if it reported none."""
 
     finish_reason: str | None
     metrics: Metrics
@@ -140,9 +140,9 @@ class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag_field="type", tag="cancelled"):
-    """The run was stopped on purpose.
+    """The run was stopped, or had no viewer.
 
-    `unwatched`: seconds that it went on without a viewer, where that is the reason.
+    `unwatched`: with the reason "no_viewer" the seconds that it ran without a viewer.
     """
 
     metrics: Metrics
@@ -153,7 +153,7 @@ class Cancelled(msgspec.Struct, frozen=True, tag_field="type", tag="cancelled"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
-    """The run failed; what had arrived before stays."""
+    """The run failed; the events before stay valid."""
 
     error: ErrorInfo
     metrics: Metrics
@@ -161,7 +161,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     content: str = ""
 
 
-#: What a model, or a tool on its behalf, adds to an answer.
+#: The events that a model, or a tool that it called, adds to an answer.
 Delta = Content | Reasoning | ReasoningEnd | ToolCallDelta | ToolCall | ToolResult | Extra
 Terminal = Done | Cancelled | Failed
 Event = Delta | Terminal
@@ -175,12 +175,12 @@ def is_terminal(event: Event) -> TypeGuard[Terminal]:
 
 
 def text_of(event: Event) -> str:
-    """What an event adds to the answer's text."""
+    """The text that an event adds to the answer."""
     return event.content if isinstance(event, Content) else ""
 
 
 def answer_of(events: Iterable[tuple[int, Event]]) -> str:
-    """The answer's text in these events, which come with their numbers and in order."""
+    """The answer's text in these events, given with their numbers and in order."""
     texts: list[tuple[int, str]] = []
     for number, event in events:
         if isinstance(event, ReasoningEnd):
@@ -192,7 +192,7 @@ def answer_of(events: Iterable[tuple[int, Event]]) -> str:
 
 
 def size_of(event: Event) -> int:
-    """Characters that a model or a tool has added by it."""
+    """The number of characters that a model or a tool has added with this event."""
     if isinstance(event, Content):
         return len(event.content)
     if isinstance(event, Reasoning):
@@ -201,7 +201,7 @@ def size_of(event: Event) -> int:
         return len(event.arguments)
     if isinstance(event, Extra):
         return len(encode(event))
-    return len(event.result) if isinstance(event, ToolResult) else 0  # a call was counted in pieces
+    return len(event.result) if isinstance(event, ToolResult) else 0  # a call's pieces were counted
 
 
 encode = msgspec.json.Encoder().encode
@@ -213,7 +213,7 @@ def sse(seq: int, event: Event) -> bytes:
 
 
 def sse_html(seq: int, html: str) -> bytes:
-    """HTML as an unnamed Server-Sent Event; each line of it gets a `data:` of its own."""
+    """HTML as an unnamed Server-Sent Event, with a `data:` field for each line."""
     if "\r" in html:
         html = html.replace("\r\n", "\n").replace("\r", "\n")
     if "\n" in html:

@@ -1,4 +1,4 @@
-"""Fields of a model's server that Halt has no place for, put together from a stream's pieces."""
+"""Joins the provider's fields that Halt has no event for, from the pieces of a stream."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from halt.core.events import Extra
 
 
 class Extras:
-    """The fields of an answer's Extra events, as a whole answer has them."""
+    """The fields of an answer's Extra events, in the form of a non-streamed answer."""
 
     __slots__ = ("_choice", "_delta", "chunk")
 
     def __init__(self) -> None:
-        self.chunk: dict[str, Any] = {}  # of each field the newest value
+        self.chunk: dict[str, Any] = {}  # the newest value of each field
         self._choice: list[dict[str, Any]] = []
         self._delta: list[dict[str, Any]] = []
 
     def add(self, event: Extra) -> None:
-        """Take the fields of one more event."""
+        """Add the fields of an event."""
         self.chunk |= event.chunk
         if event.choice:
             self._choice.append(event.choice)
@@ -27,12 +27,12 @@ class Extras:
 
     @property
     def choice(self) -> dict[str, Any]:
-        """The fields of the answer's choice. Lists are added to one another (`logprobs`)."""
+        """The fields of the answer's choice. Lists are concatenated (`logprobs`)."""
         return _object(self._choice, texts=False)
 
     @property
     def delta(self) -> dict[str, Any]:
-        """The fields of the answer's message. Texts and lists are added to one another."""
+        """The fields of the answer's message. Strings and lists are concatenated."""
         return _object(self._delta, texts=True)
 
 
@@ -42,15 +42,14 @@ def _object(pieces: list[dict[str, Any]], *, texts: bool) -> dict[str, Any]:
         for name, value in piece.items():
             if value is not None:
                 values.setdefault(name, []).append(value)
-    return {name: joined(some, texts=texts) for name, some in values.items()}
+    return {name: joined(parts, texts=texts) for name, parts in values.items()}
 
 
 def joined(pieces: list[Any], *, texts: bool = True) -> Any:
-    """One value of its pieces, at least one. Objects are joined by field, lists one by one.
+    """Join the pieces of one value, at least one: objects by field, lists by item.
 
-    Items of a list that have the same `index` and `type` are pieces of one item. `texts`: strings
-    are pieces of a text, but for those that are all the same (an `id` with each piece). Otherwise
-    the newest value counts.
+    List items with the same `index` and `type` are pieces of one item. `texts`: strings are pieces
+    of a text, unless all are equal (an `id` in each piece). Otherwise the newest value counts.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -59,8 +58,8 @@ def joined(pieces: list[Any], *, texts: bool = True) -> Any:
     if all(isinstance(piece, list) for piece in pieces):
         return _list([item for piece in pieces for item in piece], texts=texts)
     if texts and all(isinstance(piece, str) for piece in pieces):
-        given = [piece for piece in pieces if piece]
-        return given[0] if given and given.count(given[0]) == len(given) else "".join(given)
+        words = [piece for piece in pieces if piece]
+        return words[0] if words and words.count(words[0]) == len(words) else "".join(words)
     return pieces[-1]
 
 

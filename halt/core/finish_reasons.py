@@ -1,10 +1,10 @@
-"""Why a model's answer ended, in OpenAI's words, and what is said of ends that are no good ones.
+"""The finish reasons of answers in OpenAI's terms, and sentences for incomplete answers.
 
-stop            the model came to its end
-tool_calls      it asks for tools
-length          at a limit of tokens
-content_filter  by a filter of the provider's
-anything else   the server's own word: the answer broke off
+stop            the model finished its answer
+tool_calls      it calls tools
+length          a token limit was reached
+content_filter  a filter of the provider cut the answer
+anything else   the provider's own word: the answer is incomplete
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 STOP, LENGTH, TOOL_CALLS, CONTENT_FILTER = "stop", "length", "tool_calls", "content_filter"
 FUNCTION_CALL = "function_call"  # OpenAI's older form of `tool_calls`
 
-#: Ends that a model chose. None: the server gave no reason.
+#: Reasons that the model chose. None: the provider gave no reason.
 GOOD = frozenset({None, STOP, TOOL_CALLS, FUNCTION_CALL})
 
-#: Ends that are not whole, in words. Others: `broken_off`.
+#: Texts for the known reasons of incomplete answers. For others see `broken_off`.
 CUT_OFF = {
     LENGTH: "Cut off at the token limit",
     CONTENT_FILTER: "Cut off by the provider's filter",
@@ -24,18 +24,18 @@ EMPTY = "The model ended its answer without a text."
 
 
 def is_good(reason: str | None) -> bool:
-    """Whether the model itself came to this end."""
+    """Whether the model itself ended the answer."""
     return reason in GOOD
 
 
 def broken_off(reason: str | None) -> str:
-    """The sentence about an end that no server of ours has a good word for; else nothing."""
+    """The sentence about a reason that is neither in GOOD nor in CUT_OFF; "" for those."""
     if is_good(reason) or reason in CUT_OFF:
         return ""
     return f"The model's server ended the answer: {reason}."
 
 
 def ending(reason: str | None) -> str:
-    """The sentence about an answer that is not whole; nothing about one that is."""
+    """The sentence about an incomplete answer; "" for a complete one."""
     note = CUT_OFF.get(reason or "")
     return f"{note}." if note else broken_off(reason)

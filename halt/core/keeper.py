@@ -1,8 +1,8 @@
-"""The keeper: a thread that does what the relay may not, and looks after the relay.
+"""The keeper: a thread for work that would block the relay, and the relay's watchdog.
 
-What it is given it does in the order of the calls, above all the work at the ends of runs. Each
-KEEPER_TICK seconds it looks whether the relay still turns. A fault in what it does is logged and
-ends nothing else.
+It does its work in the order of the calls, mostly the work at the ends of runs. Every KEEPER_TICK
+seconds it checks that the relay makes progress. An exception in a piece of work is logged, and
+affects no other work.
 """
 
 from __future__ import annotations
@@ -23,30 +23,33 @@ from halt.core.storage import Writer
 from halt.errors import AtCapacity
 
 KEEPER_TICK = 0.25  # seconds
-FORGET_STEP = 256  # finished runs that are let go of while the lock is held once
+FORGET_STEP = 256  # finished runs that are removed in one hold of the lock
 RELAY_FAILED = 70  # exit status of a process whose relay has failed
 
 logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """See the module. It has the relay, and both threads run or neither does."""
+    """See the module. It owns the relay: both threads run or neither does."""
 
     def __init__(self, on_tick: Callable[[], None], on_failure: Callable[[], None]) -> None:
-        """`on_tick` is called in each look. `on_failure` is called, by any thread, when the relay
-        has ended or stands still, in a process that goes on all the same."""
+        """`on_tick` is called every KEEPER_TICK seconds, in the keeper's thread.
+
+        `on_failure` is called in any thread when the relay has ended or hangs, unless
+        `ends_process` is set.
+        """
         self.relay = Relay(self._relay_failed)
-        #: Whether a process whose relay has failed ends, for its parent to start another one.
+        #: Whether the process ends when its relay has failed, so that its parent starts another.
         self.ends_process = False
         self._on_tick = on_tick
         self._on_failure = on_failure
         self._is_given_up = False
-        self._long_turn: float | None = None  # when a turn of the relay began that is too long
-        self._starting = threading.Lock()  # one thread at a time starts the two
+        self._long_turn: float | None = None  # the start of a relay turn above STALL_MAX
+        self._starting = threading.Lock()  # held while the two threads are started
         self._thread = Serial("halt-keeper", KEEPER_TICK, self.look_around)
 
     def start(self) -> None:
-        """Have relay and keeper run. Raises AtCapacity where the system has no thread for them."""
+        """Start relay and keeper if needed. Raises AtCapacity if the system has no thread."""
         threads = (self.relay, self._thread)
         if all(thread.is_running for thread in threads):
             return
@@ -58,26 +61,26 @@ class Keeper:
                 raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
 
     def put(self, work: Callable[[], None]) -> None:
-        """Do this in the thread, in the order of the calls; it must not wait."""
+        """Do `work` in the thread, in the order of the calls; it must not block."""
         self._thread.put(work)
 
     def work_until(self, is_done: Callable[[], bool], deadline: float) -> None:
-        """Where the thread itself calls this, do what it is given until that is done."""
+        """In the keeper's thread: do its work until `is_done` or `deadline`. Else do nothing."""
         if self._thread.is_current:
             while not is_done() and now() < deadline:
                 self._thread.step(KEEPER_TICK)
 
     def close(self, timeout: float) -> None:
-        """End the thread when it has done what it was given; wait so many seconds for it."""
+        """End the thread after the work given so far; wait at most `timeout` seconds for it."""
         self._thread.close(timeout)
 
     def look_around(self) -> None:
-        """What the thread does in each tick."""
+        """The work of each tick: check the relay, call `on_tick`."""
         began = self.relay.turn_began
         if began is None or now() - began <= STALL_MAX:
             self._long_turn = None
         elif began != self._long_turn:
-            self._long_turn = began  # of a process that was held it ends before the next look
+            self._long_turn = began  # if the whole process was paused, it ends before the next tick
         else:
             self._relay_failed(TimeoutError(f"a turn of the relay takes over {STALL_MAX:g} s"))
         self._on_tick()
@@ -94,24 +97,26 @@ class Keeper:
 
 
 class Finished:
-    """Runs that are over and kept for their readers, in the order in which they settled."""
+    """Runs that have ended and are kept for their readers, in the order of their releases."""
 
     def __init__(self, limits: Limits, writer: Writer | None) -> None:
         self._limits = limits
         self._writer = writer
         self._lock = threading.Lock()  # protects the two below
         self._runs: dict[str, Run] = {}
-        self._bytes = 0  # memory of those
+        self._bytes = 0  # memory of these runs
 
     def add(self, run: Run) -> None:
-        """Keep this one for a time."""
+        """Keep this run for a time."""
         with self._lock:
             self._runs[run.id] = run
             self._bytes += run.size
 
     def take_old(self) -> Iterator[Run]:
-        """Take out those whose time is over, the oldest first, and those beyond the memory that is
-        set. Each costs the same, however many are kept."""
+        """Remove and yield the runs over the time or memory limit, the oldest first.
+
+        The cost per run does not depend on how many are kept.
+        """
         while old := self._take(now()):
             yield from old
             lost = [run.id for run in old if self._is_unsaved(run)]
@@ -119,7 +124,7 @@ class Finished:
                 self._writer.drop(lost)
 
     def _take(self, at: float) -> list[Run]:
-        """Take out the next FORGET_STEP, or as many as there are."""
+        """Remove at most FORGET_STEP of those runs."""
         limits, old = self._limits, list[Run]()
         with self._lock:
             for run in self._runs.values():

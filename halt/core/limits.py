@@ -1,4 +1,4 @@
-"""The settings that the core goes by, named as `halt.config.settings.Config` names them.
+"""The settings that the core uses, with the names of `halt.config.settings.Config`.
 
 Times are in seconds, sizes in bytes or characters as named.
 """
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Limits(Protocol):
-    """See the module. They do not change while a service lives."""
+    """See the module. The values do not change during a service's life."""
 
     @property
     def max_streams(self) -> int: ...

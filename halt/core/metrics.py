@@ -1,4 +1,4 @@
-"""The figures of one run."""
+"""Measures one run: times, tokens and rates."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import msgspec
 
 from halt.clock import now
 
-RATE_FROM = 0.02  # seconds of streaming below which a rate would say more than is known
+RATE_FROM = 0.02  # seconds of streaming below which a rate would be too inaccurate
 
 
 class Metrics(msgspec.Struct, frozen=True):
-    """What one run took. Times in milliseconds, rates per second.
+    """The figures of one run. Times in milliseconds, rates per second.
 
-    `ttft_ms`: to the first token of any kind, `streaming_ms`: from there to the last one, without
-    the time that tools and the model's new beginnings after them took,
-    `reasoning_ms`: of that, before the answer's own text. `tokens` is the provider's count where it
-    reported one; otherwise the number of pieces it sent, which for most servers is one a token, and
-    `tokens_estimated` says so. `gap_p50_ms`, `gap_p99_ms`: between two pieces, to 7 percent or
-    0.01 ms; pieces that arrived together have no gap.
+    `ttft_ms`: from the start to the first token of any kind. `streaming_ms`: from there to the last
+    token, without the time of tools and of the model's restarts after them. `reasoning_ms`: the
+    part of it before the answer's own text. `tokens`: the provider's count, or else the number of
+    pieces it sent, for most providers one per token; `tokens_estimated` is true then.
+    `gap_p50_ms`, `gap_p99_ms`: between two pieces, accurate to 7 percent or 0.01 ms; pieces that
+    arrived together have a gap of 0.
     """
 
     ttft_ms: float | None
@@ -36,15 +36,15 @@ class Metrics(msgspec.Struct, frozen=True):
     gap_p99_ms: float | None = None
 
 
-#: Of an answer that was never written to its end, nor timed: an imported one's.
+#: The figures of an imported answer, which was not measured.
 NO_FIGURES = Metrics(None, 0.0, 0, True, None, 0)
 
 
 class Gaps:
-    """A histogram of durations in bounded memory: eight buckets for each doubling.
+    """A histogram of durations in bounded memory: eight buckets per doubling.
 
     One thread adds while others read, without a lock: `quantile` works on a copy, and copying a
-    dict is one step that no other thread can come into.
+    dict is atomic.
     """
 
     __slots__ = ("_counts",)
@@ -60,7 +60,7 @@ class Gaps:
         self._counts[bucket] = self._counts.get(bucket, 0) + count
 
     def quantile(self, q: float) -> float | None:
-        """The duration in milliseconds below which a share `q` of all lies; None of none."""
+        """The `q` quantile of the durations in milliseconds, None without durations."""
         counts = self._counts.copy()
         left = q * sum(counts.values())
         for bucket in sorted(counts):
@@ -74,26 +74,26 @@ class Gaps:
 
 @dataclass(slots=True, eq=False)
 class Meter:
-    """Collects the figures of a run. Written by the thread that has the run, read by any."""
+    """Collects the figures of a run. The thread that has the run writes, any thread reads."""
 
     started_at: float = field(init=False)
     first_at: float | None = None  # the first token of any kind
     answer_at: float | None = None  # the first text of the answer
     token_at: float = field(init=False)  # the newest token
-    last_at: float = field(init=False)  # last sign of life of the upstream
+    last_at: float = field(init=False)  # the upstream's last sign of life
     reasoned: bool = False
     chunks: int = 0
     characters: int = 0
     gaps: Gaps = field(default_factory=Gaps)
     reported: int | None = None
     tools_since: bool = False  # tools have run since the newest token
-    away: float = 0.0  # seconds between tokens that belong to tools
+    away: float = 0.0  # seconds between tokens spent on tools
 
     def __post_init__(self) -> None:
         self.started_at = self.token_at = self.last_at = now()
 
     def received(self, characters: int, chunks: int) -> None:
-        """Count what has arrived just now: characters of the answer, pieces of any kind."""
+        """Count a read at the time now: characters of the answer, pieces of any kind."""
         at = self.last_at = now()
         if not chunks:
             return
@@ -106,7 +106,7 @@ class Meter:
             self.gaps.add(at - self.token_at)
         if chunks > 1:
             self.gaps.add(0.0, chunks - 1)
-        self.token_at = at  # before `first_at`: a snapshot finds no last token before the first
+        self.token_at = at  # before `first_at`: no snapshot has a last token before the first
         if self.first_at is None:
             self.first_at = at
         self.chunks += chunks
@@ -116,21 +116,21 @@ class Meter:
             self.characters += characters
 
     def reclassified(self, characters: int, *, all_text: bool) -> None:
-        """So many characters that were counted as the answer's were reasoning."""
+        """Subtract characters that were counted as the answer's but were reasoning."""
         self.reasoned = True
         self.characters -= characters
         if all_text:
             self.answer_at = None
 
     def tools_ran(self) -> None:
-        """A sign of life that is a tool's: the time up to the next token is not the model's."""
+        """Note a tool's sign of life: the time to the next token does not count as streaming."""
         self.last_at = now()
         self.tools_since = True
 
     def snapshot(self) -> Metrics:
         """The figures as of now."""
         first = self.first_at
-        at = now()  # after all that has come
+        at = now()  # after reading `first_at`, so it is not earlier
         tokens = self.chunks if self.reported is None else self.reported
         streaming = 0.0 if first is None else self.token_at - first - self.away
         # The first token opens the interval, so it is not counted in the rate.

@@ -1,8 +1,8 @@
-"""What a model is told of an answer of its own that is not whole, kept out of its own words.
+"""Notes that tell a model that its last answer is incomplete, and the removal of copied notes.
 
-A note begins the user's next message. In the assistant's message it would be an example of how its
-answers end, and small models write it then. Where one writes it nevertheless, alone on a line or at
-the end of an answer, it is cut.
+A note begins the user's next message. In the assistant's message it would be an example of how
+answers end, and small models would copy it. A note that a model writes nevertheless, alone on a
+line or at the end of an answer, is cut.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from halt.core.events import Content, Delta, Extra
 STOPPED = "[Note: the user stopped your last answer before its end.]"
 BROKEN = "[Note: your last answer broke off before its end.]"
 
-#: Also those that the assistant's messages ended with in earlier versions: models have copied them
-#: into answers that are saved.
+#: Including those that ended the assistant's messages in earlier versions: models have copied them
+#: into saved answers.
 NOTES = (STOPPED, BROKEN, "[The user stopped this answer here.]", "[This answer broke off here.]")
 
-LINE_END = 100  # characters that tell whether a line is empty
-BLANK_MOST = 200  # characters of white space behind a note that are waited for
+LINE_END = 100  # characters of a line's end that are checked for text
+BLANK_MOST = 200  # characters of white space after a note that may be held
 
 _BEGIN = ("[n", "[t")  # in lower case
 _FORMS = tuple(form.lower() for note in NOTES for form in (note, note.replace(".]", "]")))
@@ -31,29 +31,31 @@ _CUT = re.compile(rf"^[ \t]*(?:{_ANY})[ \t]*(?:\n|\Z)|(?<![ \t])[ \t]*(?:{_ANY})
 
 
 def before_prompt(note: str, prompt: str) -> str:
-    """The user's message behind an answer that is not whole."""
+    """The user's message after an incomplete answer: the note, then the prompt."""
     return f"{note}\n\n{prompt}"
 
 
 def are_discussed(prompts: Iterable[str]) -> bool:
-    """Whether a user writes about the notes, so that an answer may hold one. `before_prompt`'s own
-    do not count."""
+    """Whether a user writes about the notes, so that an answer may quote one.
+
+    Notes that `before_prompt` has added do not count.
+    """
     for prompt in prompts:
-        for found in _NOTE.finditer(prompt):
-            if found[0] not in (STOPPED, BROKEN):
+        for match in _NOTE.finditer(prompt):
+            if match[0] not in (STOPPED, BROKEN):
                 return True
-            if not prompt.startswith("\n\n", found.end()):
+            if not prompt.startswith("\n\n", match.end()):
                 return True
     return False
 
 
 def without_notes(text: str) -> str:
-    """A saved answer as its model is told of it."""
+    """A saved answer without copied notes, for the model's prompt."""
     return _CUT.sub("", text).rstrip() if "[" in text and _NOTE.search(text) else text
 
 
 class NoteFilter:
-    """Takes notes out of an answer that is coming in. What may become one is held back.
+    """Removes notes from an arriving answer. It holds text that may be the start of a note.
 
     Used by one thread at a time.
     """
@@ -61,13 +63,13 @@ class NoteFilter:
     __slots__ = ("_discussed", "_last", "held")
 
     def __init__(self, discussed: Callable[[], bool], last: Callable[[], str]) -> None:
-        """`discussed` is asked once, when a whole note has come; `last` gives the last line."""
+        """`discussed` is called once, at the first whole note; `last` returns the last line."""
         self._discussed = cache(discussed)
         self._last = last
         self.held = ""
 
     def filtered(self, events: Iterable[Delta]) -> list[Delta]:
-        """The events without notes. Text that is held back comes before thoughts and calls."""
+        """The events without notes. Held text comes before thoughts and calls."""
         out: list[Delta] = []
         for event in events:
             if isinstance(event, Extra):
@@ -81,7 +83,7 @@ class NoteFilter:
         return out
 
     def feed(self, text: str) -> str:
-        """More of the answer; what of it is to be shown now."""
+        """Take the next text of the answer. Returns the text to show now."""
         data, self.held = self.held + text, ""
         out: list[str] = []
         done = at = 0
@@ -90,7 +92,7 @@ class NoteFilter:
             if end is None:
                 at += 1
                 continue
-            # Where the text ends in it, or with it, the next piece decides.
+            # If the text ends within the note or right after it, the next piece decides.
             cut = None if end in {-1, len(data)} else self._cut(data, at, end)
             if cut is None:
                 break
@@ -107,21 +109,24 @@ class NoteFilter:
         return "".join(out)
 
     def end(self) -> str:
-        """There is no more text; what was held back of it and is to be shown."""
+        """End the text. Returns the held text to show."""
         held, self.held = self.held, ""
         if held and _NOTE.match(held) and not self._discussed():
             return ""
         return held
 
     def waited(self) -> str:
-        """Nothing has come for a while: what was held back and is no whole note."""
+        """Release held text after a time of silence. Returns it, "" for a whole note."""
         if _NOTE.match(self.held):
             return ""
         held, self.held = self.held, ""
         return held
 
     def _cut(self, data: str, at: int, end: int) -> int | None:
-        """Where the text goes on behind a note; 0: it stays; None: that is not clear yet."""
+        """The index at which the text continues after a note to cut.
+
+        0: the note stays. None: more text must arrive before that is decided.
+        """
         if self._discussed():
             return 0
         stop = end
@@ -133,7 +138,7 @@ class NoteFilter:
         return None if stop == len(data) and stop - end < BLANK_MOST else 0
 
     def _line_before(self, data: str, at: int) -> str:
-        """The line before this place, or the end of it where that is long."""
+        """The line before index `at`, or its end if the line is long."""
         start = max(0, at - LINE_END)
         newline = data.rfind("\n", start, at)
         if newline >= 0:
@@ -142,7 +147,7 @@ class NoteFilter:
 
 
 def _end_of_note(data: str, at: int) -> int | None:
-    """Where the note that begins here ends; -1: it may go on; None: it is none."""
+    """The end of the note that begins at `at`; -1: incomplete; None: no note."""
     if at + 1 < len(data) and data[at : at + 2].lower() not in _BEGIN:
         return None
     for form in _FORMS:

@@ -1,4 +1,4 @@
-"""Opening the connection to the model's server: by a thread, with retries, until a Stop."""
+"""Opens the connection to the provider: in a thread, with retries, until a Stop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from halt.core.request_ids import about
 from halt.errors import Interrupted, UpstreamError
 
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
-RETRY_AFTER_MAX = 5.0  # seconds; a server that asks for a longer wait is shown to the user instead
-LOADING_PAUSE = 0.25  # seconds before a server that loads its model is asked again; doubles
+RETRY_AFTER_MAX = 5.0  # seconds; a fault with a longer Retry-After is shown to the user instead
+LOADING_PAUSE = 0.25  # seconds between requests to a server that loads its model; doubles
 LOADING_PAUSE_MAX = 4.0  # seconds
 DEMO_READY_LIMIT = 60.0  # seconds that the demo model may take to load
 
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Opening:
     """Opens the upstream of one run, for each of its rounds. Used by the thread that has the run.
 
-    A Stop interrupts it in every phase: the run's line while it connects and waits for the head,
-    `ended` while it waits for a retry.
+    A Stop interrupts it in every phase: by the run's connection while it connects or waits for the
+    head, by `ended` while it waits for a retry.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Opening:
         *,
         offers_tools: bool,
     ) -> None:
-        """`ended` is set when the log has ended. `offers_tools`: Halt's own, not the client's."""
+        """`ended` is set when the log has ended. `offers_tools`: the request has Halt's tools."""
         self._live = live
         self._upstream = upstream
         self._ended = ended
@@ -47,7 +47,7 @@ class Opening:
         self.retries = Retries(limits)
 
     def again(self, fault: UpstreamError) -> None:
-        """By the relay: the reply broke before its first event, and `open` is to try again."""
+        """In the relay: let the next `open` retry after a reply that failed before an event."""
         self._fault = fault
 
     def open(self) -> None:
@@ -68,29 +68,29 @@ class Opening:
                 fault = exc
 
     def _wait(self, fault: UpstreamError) -> None:
-        """Return when another try may begin. Raises the fault where there is none, Interrupted."""
+        """Wait until the next attempt. Raises the fault if none may follow, or Interrupted."""
         live = self._live
         if live.log.ended is not None:
             raise Interrupted("ended while it was opened") from fault
         pause = self.retries.pause(fault, now() - live.meter.last_at)
-        told = live.id, fault.code, pause
-        logger.info("stream %s: %s, trying again in %.1f s", *told, extra=about(live.request_id))
+        values = live.id, fault.code, pause
+        logger.info("stream %s: %s, trying again in %.1f s", *values, extra=about(live.request_id))
         if self._ended.wait(pause):
             raise Interrupted("ended while it waited for a retry")
 
 
 class Retries:
-    """The further tries of one run: whether there is one, and after how long. For one thread."""
+    """Decides whether a run retries, and after which pause. Used by one thread."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.made = 0  # those that HALT_RETRIES counts
+        self.made = 0  # retries that HALT_RETRIES counts
         self._loading_pause = LOADING_PAUSE
 
     def pause(self, fault: UpstreamError, waited: float) -> float:
-        """Seconds until the next attempt. Raises the fault where none may follow.
+        """Seconds until the next attempt. Raises the fault if none may follow.
 
-        `waited`: seconds since the run's server last gave a sign of life.
+        `waited`: seconds since the provider's last sign of life.
         """
         if self._is_loading(fault):
             return self._until_loaded(fault, waited)
@@ -99,25 +99,25 @@ class Retries:
         if not is_left or (requested or 0.0) > RETRY_AFTER_MAX:
             raise fault
         pause = RETRY_BASE * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
-        # A time that a server asks for is the same for all its clients, so it varies too.
+        # A Retry-After is the same for all clients of a server, so it gets a random part too.
         pause = pause * 2**self.made if requested is None else requested + pause
         self.made += 1
         return pause
 
     def _is_loading(self, fault: UpstreamError) -> bool:
-        """Whether the demo model, which starts with Halt, is being loaded.
+        """Whether the fault means that the demo model, which starts with Halt, is loading.
 
-        Its port is reserved before the model listens, so a refused connection means the same there.
-        The fault of any other server is shown: only the user knows whether to wait for it.
+        Its port is reserved before the model listens, so a refused connection means that too. The
+        fault of another server is shown: only the user knows whether waiting makes sense.
         """
         is_known = fault.code in {"model_loading", "upstream_refused"}
         return fault.of_demo and is_known and fault.retryable
 
     def _until_loaded(self, fault: UpstreamError, waited: float) -> float:
-        """Seconds until the server may have loaded its model. Raises the fault.
+        """Seconds until the next request to a loading server. Raises the fault at the limit.
 
-        The server has done nothing yet that could be billed, so HALT_RETRIES does not count here;
-        HALT_FIRST_BYTE_TIMEOUT is the limit; DEMO_READY_LIMIT where a demo model does not listen.
+        The server has done nothing that could be billed, so HALT_RETRIES does not count here. The
+        limit is HALT_FIRST_BYTE_TIMEOUT, or DEMO_READY_LIMIT while a demo model does not listen.
         """
         pause = self._loading_pause * random.uniform(0.75, 1.25)  # noqa: S311 - as for a retry
         pause = max(pause, fault.retry_after or 0.0)
@@ -133,9 +133,9 @@ class Retries:
 
 
 def _refuses_tools(fault: UpstreamError) -> bool:
-    """The server names tools in its refusal: it, or the model, cannot call any.
+    """Whether a refusal speaks of tools: the provider or the model does not support them.
 
-    Servers do not agree on the status: 400 and 422 are usual, 404 and 500 are seen too.
+    The status differs between providers: 400 and 422 are usual, 404 and 500 occur too.
     """
     refusals = {"bad_request", "model_not_found", "upstream_server_error"}
     return fault.code in refusals and "tool" in fault.detail.lower()

@@ -1,4 +1,4 @@
-"""What a service of generations answers: receipts of Stops, lists, and how it is."""
+"""Result types of the generation service: receipts of Stops, running streams, health."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import msgspec
 
 from halt.core.request import StreamId
 
-#: Streams to be stopped: each ID, and the last event that was shown where it was stopped.
+#: Streams to stop: (ID, number of the last event that had been shown, None if unknown).
 Stops = Sequence[tuple[str, int | None]]
 
 
 class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a Stop did, as far as it was seen.
+    """The observed result of a Stop.
 
     `status`: stopped (by this Stop), finished (had ended before), pending (no such stream yet; one
     that starts with this ID within 30 s ends at once). `upstream`: closed (the connection to the
-    model's server was open and is closed; what the model does then is not seen), closing (not seen
+    provider was open and is closed; Halt cannot observe what the model does then), closing (not
     closed within RECEIPT_WAIT, or left open by HALT_EXACT_USAGE), none (no connection was open, or
-    its answer was complete and it serves other runs). `note`: what could not be found out, in a
-    sentence; absent where there is none.
+    its answer was complete and other runs reuse it). `note`: a sentence about what is not known;
+    absent if there is none.
     """
 
     id: str
@@ -43,7 +43,7 @@ class RunningStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`open_streams` of all workers, how many those are, and which one says so."""
+    """The open streams of all workers, the number of workers, and the responding worker."""
 
     open_streams: int
     workers: int = 1

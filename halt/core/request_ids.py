@@ -1,7 +1,7 @@
-"""The ID of the request for which a thread works, so that log lines can be put together with it.
+"""The ID of the HTTP request that a thread works for, for the log lines that belong to it.
 
-It is a context variable, so a thread that works for a request says so by `named`. The server names
-its requests in `halt.web.request_ids`.
+It is a context variable; a thread that works for another thread's request sets it with `named`. The
+server assigns the IDs in `halt.web.request_ids`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ _current: ContextVar[str] = ContextVar("halt_request_id", default="")
 
 
 def current() -> str:
-    """The ID of the request that this thread answers, "" outside of one."""
+    """The ID of the request that this thread works for, "" for none."""
     return _current.get()
 
 
 def quoted(request_id: str) -> str:
-    """What is added to a sentence or a log line: " (request ID: ...)", "" without an ID."""
+    """The suffix of a sentence or a log line: " (request ID: ...)", "" without an ID."""
     return f" (request ID: {request_id})" if request_id else ""
 
 
 @contextlib.contextmanager
 def named(request_id: str) -> Iterator[None]:
-    """What is done inside belongs to this request."""
+    """Context manager: work done inside belongs to this request."""
     token = _current.set(request_id)
     try:
         yield
@@ -34,5 +34,5 @@ def named(request_id: str) -> Iterator[None]:
 
 
 def about(request_id: str) -> dict[str, str]:
-    """`extra` of a log line that belongs to this request, whichever thread writes it."""
+    """The `extra` of a log line that belongs to this request, for any thread."""
     return {"request_id": request_id}

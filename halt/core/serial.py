@@ -1,4 +1,4 @@
-"""A thread that does what it is given, one thing after the other."""
+"""A thread that does pieces of work one after the other."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class Serial:
-    """See the module. What a piece of work raises is logged and ends nothing."""
+    """See the module. An exception of a piece of work is logged, and the thread goes on."""
 
     def __init__(self, name: str, tick: float | None = None, on_tick: Work = bool) -> None:
-        """`on_tick` is called every `tick` seconds, also between pieces of work."""
+        """`on_tick` is called every `tick` seconds, between pieces of work."""
         self._name = name
         self._tick = tick
         self._on_tick = on_tick
@@ -37,23 +37,23 @@ class Serial:
         return self._thread is threading.current_thread()
 
     def start(self) -> None:
-        """Start the thread, if it does not run. Raises RuntimeError where there is none."""
+        """Start the thread if it does not run. Raises RuntimeError if the system has none."""
         if not self.is_running:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             thread.start()
             self._thread = thread
 
     def put(self, work: Work) -> None:
-        """Have this done, in the order of the calls. It must end by itself."""
+        """Let the thread do `work`, in the order of the calls. The work must end by itself."""
         self._work.put(work)
 
     def step(self, timeout: float) -> None:
-        """By the thread itself, within a piece of work: do the next one, if it comes in time."""
+        """In the thread, within a piece of work: do the next one, if one comes in `timeout`."""
         with contextlib.suppress(queue.Empty):
             self._do(self._work.get(timeout=timeout))
 
     def close(self, timeout: float) -> None:
-        """End the thread when it has done what it was given; wait so many seconds for it."""
+        """End the thread after the work given so far; wait at most `timeout` seconds for it."""
 
         def leave() -> None:
             self._closing = True

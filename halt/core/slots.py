@@ -1,4 +1,4 @@
-"""Counted places, each with a number, which several processes may share by locks on the numbers."""
+"""Numbered places, which several processes may share by locks on the numbers."""
 
 from __future__ import annotations
 
@@ -11,39 +11,36 @@ from typing import Protocol
 
 
 class Locks(Protocol):
-    """Locks on numbers, for all processes that use the same ones. None of the calls waits."""
+    """Locks on numbers, shared by several processes. No method waits."""
 
     def take(self, number: int) -> bool:
-        """False: another process has it."""
+        """Take the lock. False: another process has it."""
 
     def give_back(self, number: int) -> None:
-        """This process has it, and does not need it any more."""
+        """Release a lock that this process has."""
 
     def none_taken(self, count: int) -> bool | None:
-        """Whether no other process has any from 0 to `count` - 1. None: the system cannot say."""
+        """Whether no other process has a lock from 0 to `count` - 1. None: unknown."""
 
 
 class Slots:
-    """See the module. Until they are shared: places of this process alone."""
+    """See the module. Until `share` the places are this process's own."""
 
     def __init__(self) -> None:
         self._locks: Locks | None = None
         self._lock = threading.Lock()  # protects the two below
         self._mine: set[int] = set()
-        self._next = os.getpid()  # where to look first: most likely free, and not where others look
+        self._next = os.getpid()  # first place to try: differs between processes
 
     def share(self, locks: Locks) -> None:
-        """Share them with all processes that have these locks.
+        """Share the places with all processes that use these locks.
 
-        To be called once, after the fork and before a place is taken.
+        Call once, after the fork and before a place is taken.
         """
         self._locks = locks
 
     def take(self, count: int, first: int = 0) -> int | None:
-        """One of the places from `first` on, `count` in all. None: all of them are taken.
-
-        Never waits.
-        """
+        """Take one of the `count` places from `first` on. None: all are taken. Never waits."""
         with self._lock:
             for place in self._free(count, first):
                 self._mine.add(place)
@@ -52,9 +49,9 @@ class Slots:
         return None
 
     def are_free(self, count: int, wanted: int) -> bool:
-        """Whether `wanted` of the places from 0 to `count` - 1 could be taken now. Takes none.
+        """Whether `wanted` of the places from 0 to `count` - 1 are free. Takes none, never waits.
 
-        Never waits. Another process may find them taken at this moment; no thread of this one does.
+        Another process may see them taken during the call; no thread of this process does.
         """
         with self._lock:
             locked = list(islice(self._free(count, 0), wanted))
@@ -63,9 +60,9 @@ class Slots:
         return len(locked) == wanted
 
     def none_taken(self, count: int) -> bool:
-        """Whether no process has any of the places from 0 to `count` - 1. Takes none.
+        """Whether no process has a place from 0 to `count` - 1. Takes none, never waits.
 
-        Never waits. A place that another process tries at this moment may count as taken.
+        A place that another process checks during the call may count as taken.
         """
         with self._lock:
             if any(place < count for place in self._mine):
@@ -76,14 +73,14 @@ class Slots:
         return self.are_free(count, count) if known is None else known
 
     def give_back(self, place: int) -> None:
-        """Harmless when repeated."""
+        """Give a place back. Idempotent."""
         with self._lock:
             if place in self._mine:
                 self._mine.remove(place)
                 self._unlock(place)
 
     def _free(self, count: int, first: int) -> Iterator[int]:
-        """Places that are free, each locked when it is yielded. `_lock` is held."""
+        """Yield free places, each locked. The caller holds `_lock`."""
         for step in range(count):
             place = first + (self._next + step) % count
             if place not in self._mine and (self._locks is None or self._locks.take(place)):
@@ -95,5 +92,5 @@ class Slots:
 
 
 def number_of(name: str, each: int = 1) -> int:
-    """The first of `each` places that belong to this name, and by all odds to no other."""
+    """The first of `each` consecutive numbers of this name, from a 56-bit hash."""
     return int.from_bytes(blake2b(name.encode(), digest_size=7).digest()) * each

@@ -1,11 +1,11 @@
-"""The stop registry: stream ID -> the switch that stops that stream.
+"""The stop registry: maps a stream's ID to the switch that stops the stream.
 
-A switch is a `threading.Event` together with the way to interrupt whatever the run is blocked in.
-A Stop that comes before its stream leaves a tombstone: a stream that starts with that ID within
-TOMBSTONE_SECONDS finds its switch pressed already.
+A switch is a `threading.Event` with a function that interrupts the run's blocking call. A Stop that
+comes before its stream leaves a tombstone: a stream that starts with that ID within
+TOMBSTONE_SECONDS ends at once.
 
-One lock protects both tables, so that for each ID "Stop" and "start" happen in one order or the
-other, and either order ends the stream. Switches are pressed outside the lock: pressing does I/O.
+One lock protects both tables, so for each ID Stop and start happen in one order or the other, and
+either order ends the stream. Switches are pressed outside the lock, since pressing does I/O.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from halt.clock import now
 from halt.errors import StreamInUse
 
 TOMBSTONE_SECONDS = 30.0
-TOMBSTONES_MAX = 10_000  # oldest first out: a flood of Stops costs a megabyte, not the machine
+TOMBSTONES_MAX = 10_000  # about 1 MB; at the limit the oldest is removed
 
-#: What pressing a switch did: this press ended the stream, or it had ended before.
+#: The result of pressing a switch: this press ended the stream, or it had ended before.
 Pressed = Literal["stopped", "finished"]
 
-#: A stream's ID, the session that stopped it (None: none), and until when it holds. The clock
-#: of `halt.clock.now` is the machine's: all processes read the same time.
+#: A stream's ID, the session that stopped it (None for a program), and its expiry on the clock of
+#: `halt.clock.now`, which is the same for all processes of the machine.
 Tombstone = tuple[str, str | None, float]
 
 
 class StopSwitch:
-    """The Stop of one stream. `owner` is the session that may press it, None: all that know the ID.
+    """The Stop of one stream. `owner` is the session that may press it; None: any client.
 
-    `event` is set before anything is interrupted, so that a thread that wakes up sees why.
+    `event` is set before the interrupt, so that the interrupted thread sees the reason.
     """
 
     __slots__ = ("_press", "event", "owner")
@@ -43,18 +43,18 @@ class StopSwitch:
         self._press = press
 
     def press(self, seen: int | None = None) -> Pressed:
-        """End the stream; `seen` is the last event that the presser was shown, if known."""
+        """End the stream; `seen` is the last event that the stopping client had shown, if known."""
         self.event.set()
         return self._press(seen)
 
 
 def may_touch(owner: str | None, requester: str | None) -> bool:
-    """A stream of a session belongs to it; one started by a program, to all that know its ID."""
+    """Whether `requester` may read and stop a stream: it is the owner, or there is no owner."""
     return owner is None or owner == requester
 
 
 class StopRegistry:
-    """All switches of this process, and the tombstones of streams that have not begun yet."""
+    """The switches of this process, and the tombstones of streams that have not begun."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the two tables below
@@ -67,7 +67,7 @@ class StopRegistry:
     def claim(self, stream_id: str, switch: StopSwitch) -> bool:
         """Register a stream that is about to start.
 
-        False: a Stop was there first, and the stream must end at once. Raises StreamInUse.
+        False: a Stop came first, and the stream must end at once. Raises StreamInUse.
         """
         with self._lock:
             if stream_id in self._switches:
@@ -78,9 +78,9 @@ class StopRegistry:
     def press(
         self, stream_id: str, requester: str | None, seen: int | None = None
     ) -> Pressed | None:
-        """Press the switch of a stream. None: no such stream yet; a tombstone waits for it.
+        """Press the switch of a stream. None: there is no such stream; a tombstone is left for it.
 
-        A stream of another session is answered like one that does not exist.
+        The result is also None for a stream of another session, which gets no tombstone.
         """
         with self._lock:
             switch = self._switches.get(stream_id)
@@ -91,9 +91,10 @@ class StopRegistry:
         return switch.press(seen)
 
     def _bury(self, stream_id: str, requester: str | None) -> None:
-        """Leave a tombstone for the requester's own stream and one for a stream of no session.
+        """Leave a tombstone for the requester's stream, and one for a stream without an owner.
 
-        The lock is held. Each requester has its own: a stranger's Stop replaces no other.
+        The caller holds the lock. Each requester has its own tombstones, so a Stop of another
+        session replaces none.
         """
         at = now()
         for owner in {requester, None}:
@@ -106,21 +107,21 @@ class StopRegistry:
             self._tombstones.popitem(last=False)
 
     def tombstones(self) -> list[Tombstone]:
-        """Those that wait still, the oldest first."""
+        """The tombstones that have not expired, the oldest first."""
         at = now()
         with self._lock:
-            return [(*who, until) for who, until in self._tombstones.items() if until > at]
+            return [(*key, until) for key, until in self._tombstones.items() if until > at]
 
     def inherit(self, tombstones: list[Tombstone]) -> None:
-        """Add another registry's tombstones to those that are here."""
+        """Add another registry's tombstones."""
         with self._lock:
             for stream_id, owner, until in tombstones:
                 known = self._tombstones.get((stream_id, owner), 0.0)
                 self._tombstones[stream_id, owner] = max(until, known)
-            in_order = sorted(self._tombstones.items(), key=lambda each: each[1])
+            in_order = sorted(self._tombstones.items(), key=lambda item: item[1])
             self._tombstones = OrderedDict(in_order[-TOMBSTONES_MAX:])
 
     def release(self, stream_id: str) -> None:
-        """Forget a stream whose log is no longer kept."""
+        """Remove the switch of a stream whose log is no longer kept."""
         with self._lock:
             self._switches.pop(stream_id, None)
