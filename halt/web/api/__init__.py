@@ -1,1 +1,1 @@
-"""Routes for programs."""
+"""The HTTP API for programs."""

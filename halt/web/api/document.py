@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document of the API: `/openapi.json`, to read at `/docs`.
+"""The OpenAPI 3.1 document of the API: `/openapi.json`, and `/docs` for people.
 
-All of it stands in openapi.yaml, but for what depends on this Halt.
+openapi.yaml has all of it, except for the version and whether a token is required.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FILE = Path(__file__).with_name("openapi.yaml")
 
 @cache
 def _written() -> dict[str, Any]:
-    """What stands in the file, the errors in the places of the references to them.
+    """The content of the file, with references to error responses replaced by the responses.
 
-    Read by the first request, in 0.05 s of CPU, not by the import: no start waits for it. Requests
-    that come at once may each read it, and get equal documents; none changes what another got.
+    The first request reads it (0.05 s of CPU), not the import, so that it delays no start.
+    Simultaneous requests may each read it: they get equal documents, and none is modified.
     """
     written: dict[str, Any] = msgspec.yaml.decode(FILE.read_bytes())
     errors = written["components"].pop("responses")
@@ -39,7 +39,7 @@ def _written() -> dict[str, Any]:
 
 
 def document(*, token: bool) -> dict[str, Any]:
-    """The whole document; `token`: this server asks for one."""
+    """The whole document; `token`: whether this server requires an access token."""
     written = _written()
     return {
         **written,
@@ -53,11 +53,11 @@ blueprint = Blueprint("openapi", __name__)
 
 @blueprint.get("/openapi.json")
 def described() -> Response:
-    """The document, for programs."""
+    """The document as JSON."""
     return json_response(document(token=bool(services().config.token)))
 
 
 @blueprint.get("/docs")
 def docs() -> str:
-    """The document, for people."""
+    """The document as a page."""
     return render_template("docs.html", api=document(token=bool(services().config.token)))

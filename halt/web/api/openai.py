@@ -1,16 +1,16 @@
-"""OpenAI's chat completions, answered by Halt: any OpenAI client gains Stop, limits and retries.
+"""OpenAI-compatible chat completions: OpenAI's clients get Halt's Stop, limits and retries.
 
     POST /v1/chat/completions    streamed or whole
     GET  /v1/models, GET /v1/models/ID
 
-The stream's ID is in the header `X-Stream-Id`, and may be chosen by a header of that name. A client
-that drops its connection stops its run at once, if nobody else follows it. A run that was stopped
-from elsewhere ends with the finish reason "stop", since strict clients know no other word for it;
-the field `halt` beside the choices says `"state": "cancelled"`, and the run's figures. One that the
-model's server broke off for a reason of its own ends with "length", and `halt` has that reason.
+The response header `X-Stream-Id` has the stream's ID; a request header of that name may choose it.
+When a client closes its connection, its run stops at once if it has no other reader. A run that
+another request stopped ends with the finish reason "stop", since strict clients accept no other
+value; the field `halt` beside the choices has `"state": "cancelled"` and the run's metrics. A run
+that the model's server broke off for its own reason ends with "length", and `halt` has that reason.
 
-What Halt has no event for comes back in the chunks, at the place where the model's server put it.
-A client that knows tools as `functions` is answered in that form, which has one call: the first.
+Fields that Halt has no event for are sent in the chunks, in the place where the model's server put
+them. A client that sends `functions` gets calls in that format, which has one call only: the first.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ from halt.web.services import services
 from halt.web.sessions import owner
 from halt.web.starts import count_starts
 
-MODELS_SECONDS = 10.0  # for the model's server to list its models
+MODELS_SECONDS = 10.0  # timeout of a request for the list of models
 
-#: Finish reasons of an answer that calls: of tools, and of functions, their older form.
+#: Finish reasons of an answer with calls: of tools, and of functions, their older format.
 CALLED = frozenset({"tool_calls", "function_call"})
 
 blueprint = Blueprint("openai_api", __name__, url_prefix="/v1")
@@ -87,8 +87,8 @@ def completions() -> Response:
             return json_response(whole(run, collect_answer(reader), functions=completion.functions))
     body = cancel_on_error(run, lambda: ChunkStream(run, completion))
     try:
-        # So a fault before the first token has its own status. A model that thinks in silence is
-        # waited for as long as no proxy takes the connection for dead.
+        # Wait for the first token, so that an error before it has its own HTTP status; but at most
+        # one heartbeat, so that no proxy takes the connection for dead.
         body.wait(
             lambda event: not (isinstance(event, Extra) or is_terminal(event)),
             services().config.heartbeat,
@@ -100,7 +100,7 @@ def completions() -> Response:
 
 
 def whole(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
-    """A whole answer as a `chat.completion`."""
+    """A complete answer as a `chat.completion` object."""
     ended, extras = answer.ended, answer.extras
     message: dict[str, Any] = {
         **extras.delta,
@@ -139,17 +139,17 @@ def whole(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
 
 
 def finish_reason(ended: Terminal, *, called: bool, functions: bool) -> str:
-    """Why the answer ended, in a word that OpenAI's clients know."""
-    given = ended.finish_reason if isinstance(ended, Done) else "stop"
-    if given in CALLED or (called and not given):
+    """The finish reason, as one of the values that OpenAI's clients accept."""
+    reason = ended.finish_reason if isinstance(ended, Done) else "stop"
+    if reason in CALLED or (called and not reason):
         return "function_call" if functions else "tool_calls"
-    if broken_off(given):
-        return "length"  # the one word for an answer that is not whole and can be gone on with
-    return given or "stop"
+    if broken_off(reason):
+        return "length"  # the only value for an incomplete answer that can be continued
+    return reason or "stop"
 
 
 def about(run: Generation, ended: Terminal) -> AboutRun:
-    """What Halt knows of the run and OpenAI's answer has no field for."""
+    """Facts about the run that have no field in OpenAI's format."""
     reason = ended.finish_reason if isinstance(ended, Done) else None
     return AboutRun(
         run.id,
@@ -161,21 +161,21 @@ def about(run: Generation, ended: Terminal) -> AboutRun:
 
 
 class ChunkStream(EventStream):
-    """The body of a streamed completion. Its first chunk has the role, its last the usage."""
+    """The body of a streamed completion: the first chunk has the role, the last has the usage."""
 
-    #: With an empty line: no event has an ID here, and clients that cut at empty lines and look
-    #: only for blocks that begin with `data:` lose nothing.
+    #: With an empty line after it, so that clients that split at empty lines and only use blocks
+    #: that begin with `data:` lose no event. No event has an ID here.
     comment = HEARTBEAT + b"\n"
 
     def __init__(self, run: Run, completion: CompletionRequest) -> None:
-        """Take a reader's place. Raises AtCapacity."""
+        """Register the reader. Raises AtCapacity."""
         super().__init__(services().generations, run, client_socket(), 0, self._chunks)
         self._include_usage = completion.include_usage
         self._functions = completion.functions
         self._request_id = current()  # while a body is read there is no current request
         self._created = int(time.time())
-        self._before = self._after_delta = b""  # the bytes of a chunk around its delta
-        self._calls: dict[int, tuple[str, str]] = {}  # index -> ID and name, as far as told
+        self._before = self._after_delta = b""  # the bytes of a chunk before and after its delta
+        self._calls: dict[int, tuple[str, str]] = {}  # index -> ID and name that were sent
 
     def _chunks(self, events: list[tuple[int, Event]]) -> bytes:
         out: list[bytes] = []
@@ -183,15 +183,15 @@ class ChunkStream(EventStream):
             self._begin()
             out.append(self._chunk(b'{"role":"assistant","content":""}'))
         for _, event in events:
-            if isinstance(event, Content | ReasoningEnd):  # the form cannot take text back
+            if isinstance(event, Content | ReasoningEnd):  # sent text stays text in this format
                 out.append(self._chunk(b'{"content":%b}' % encode(event.content)))
             elif isinstance(event, Reasoning):
                 out.append(self._chunk(b'{"reasoning_content":%b}' % encode(event.text)))
             elif isinstance(event, ToolCallDelta):
                 out.append(self._fragment(event.index, event))
             elif isinstance(event, ToolCall):
-                # Most have come in fragments, which a client has put together by now.
-                if event.id not in {known for known, _ in self._calls.values()}:
+                # Most calls were already sent in fragments.
+                if event.id not in {call_id for call_id, _ in self._calls.values()}:
                     index = max(self._calls, default=-1) + 1
                     out.append(self._fragment(index, event))
             elif isinstance(event, Extra):
@@ -199,13 +199,13 @@ class ChunkStream(EventStream):
             elif isinstance(event, Failed):
                 fault = answer_failed(event)
                 error = openai_error(fault.status, fault.code, fault.message, self._request_id)
-                out.append(b"data: %b\n\n" % encode(error))  # and no [DONE]: it is not whole
+                out.append(b"data: %b\n\n" % encode(error))  # no [DONE]: the answer is incomplete
             elif is_terminal(event):
                 out += self._last(event)
         return b"".join(out)
 
     def _begin(self) -> None:
-        """Now that the model is known, make what all chunks have in common."""
+        """Encode the common parts of all chunks, once the model is known."""
         whole = self._object([{"index": 0, "delta": None, "logprobs": None, "finish_reason": None}])
         if self._include_usage:
             whole["usage"] = None
@@ -226,7 +226,7 @@ class ChunkStream(EventStream):
         return self._before + delta + self._after_delta
 
     def _extra(self, event: Extra) -> bytes:
-        """Fields that the model's server put into a chunk, each in its place, under Halt's own."""
+        """A chunk with the extra fields of the model's server; Halt's own fields override them."""
         own = {"index": 0, "delta": event.delta, "finish_reason": None}
         chunk = self._object([{"logprobs": None, **event.choice, **own}])
         more = {name: value for name, value in event.chunk.items() if name != "halt"}
@@ -235,17 +235,17 @@ class ChunkStream(EventStream):
         return b"data: %b\n\n" % encode({**more, **chunk})
 
     def _fragment(self, index: int, piece: ToolCallDelta | ToolCall) -> bytes:
-        """A piece of a tool call. Clients append what they are sent: ID and name come once."""
+        """A chunk with a piece of a call. Clients concatenate, so ID and name are sent once."""
         if self._functions and self._calls and index not in self._calls:
-            return b""  # the older form has room for one call
+            return b""  # the older format has one call
         call = {**fields_of(piece), "index": index}
         function = {**call.get("function", {}), "arguments": piece.arguments}
-        told_id, told_name = self._calls.get(index, ("", ""))
-        if piece.id and not told_id:
+        sent_id, sent_name = self._calls.get(index, ("", ""))
+        if piece.id and not sent_id:
             call |= {"id": piece.id, "type": "function"}
-        if piece.name != told_name:  # what has been added: clients put the pieces together
-            function = {**function, "name": piece.name.removeprefix(told_name)}
-        self._calls[index] = told_id or piece.id, told_name or piece.name
+        if piece.name != sent_name:  # send the new part only: clients concatenate
+            function = {**function, "name": piece.name.removeprefix(sent_name)}
+        self._calls[index] = sent_id or piece.id, sent_name or piece.name
         if self._functions:
             return self._chunk(b'{"function_call":%b}' % encode(function))
         return self._chunk(b'{"tool_calls":%b}' % encode([{**call, "function": function}]))
@@ -287,7 +287,7 @@ def _described(name: str) -> Model:
 
 
 def _names() -> list[str]:
-    """What the model's server offers now; the configured model where it gives no list.
+    """The models that the model's server lists now; the configured model where it has no list.
 
     Raises UpstreamError, AtCapacity.
     """

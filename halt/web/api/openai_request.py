@@ -1,8 +1,8 @@
-"""A request for OpenAI's chat completions, read as a ChatRequest and the options of its answer.
+"""Parses a request for OpenAI's chat completions into a ChatRequest and options of the response.
 
-What Halt has no field for is passed on to the model's server, and so is a value that no field of
-Halt's own wire would take: the server knows what it takes. Tools are the client's own; `functions`,
-their older form, go to the server as tools.
+Fields that ChatRequest does not have are passed to the model's server; so are values that the
+ChatRequest field would refuse, since the server knows what it accepts. Tools are the client's own;
+`functions`, their older format, are sent to the server as tools.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from halt.core.request import OF_ANSWERS, ChatRequest
 from halt.errors import RequestError
 from halt.web.starts import OnDisconnect, grace_seconds
 
-#: Fields that ChatRequest has a place for; those of Halt's own wire are none of OpenAI's.
+#: Fields of OpenAI's request that ChatRequest has. Fields that are only Halt's own are left out.
 CHAT_FIELDS = frozenset(ChatRequest.__struct_fields__) - {"id", "extra_body", "stream"}
 
-#: What each of them takes. The model and the messages have to fit; the others go on as they are.
+#: Decoders that check these values. Model and messages must be valid; others may pass unchecked.
 FIELD_DECODERS = {
-    each.name: TypeDecoder(each.type)
-    for each in msgspec.structs.fields(ChatRequest)
-    if each.name in CHAT_FIELDS - {"model", "messages"}
+    field.name: TypeDecoder(field.type)
+    for field in msgspec.structs.fields(ChatRequest)
+    if field.name in CHAT_FIELDS - {"model", "messages"}
 }
 
-#: Fields that say how to answer, and go to no server.
+#: Options of the response. They are not passed to the model's server.
 RESPONSE_FIELDS = frozenset({"on_disconnect", "stream", "stream_options", "n"})
 
-#: Values that say as much as a field that is left out.
+#: Values that mean the same as an absent field.
 EMPTY_VALUES: dict[str, tuple[Any, ...]] = {
     "model": ("",),
     "logprobs": (None, False),
@@ -40,23 +40,23 @@ EMPTY_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
-    """A request as Halt understands it, and what only matters for how it is answered."""
+    """A parsed request: the ChatRequest and the options of the response."""
 
     chat: ChatRequest
     stream: bool
     include_usage: bool
-    functions: bool  # calls are given back as OpenAI's `function_call`
+    functions: bool  # calls are returned as `function_call`
     grace: float | None  # as `GenerationService.start` takes it
 
 
 class StreamOptions(msgspec.Struct):
-    """Fields that are not named here change nothing for Halt."""
+    """OpenAI's `stream_options`. Halt ignores other fields."""
 
     include_usage: bool | None = None
 
 
 class ResponseOptions(msgspec.Struct):
-    """The fields that say how to answer, and those of the older form of calls."""
+    """The options of the response, and the fields of the older format of calls."""
 
     on_disconnect: OnDisconnect | None = None
     stream: bool | None = None
@@ -70,36 +70,37 @@ _RESPONSE_OPTIONS = TypeDecoder(ResponseOptions)
 
 
 def parse_request(body: bytes, stream_id: str | None) -> CompletionRequest:
-    """A request's body. Raises RequestError that names the field."""
+    """Parse a request's body. Raises RequestError that names the wrong field."""
     fields = JSON_OBJECT.decode(body)
     options = _RESPONSE_OPTIONS.convert(fields)
     if options.n not in {None, 1}:
-        raise RequestError("n: one answer is given to a request; ask again for more.", field="n")
+        raise RequestError("n must be 1: a request has one answer.", field="n")
     if stream_id is not None:
         checked_id(stream_id, "X-Stream-Id")
-    given = {
+    values = {
         name: value
         for name, value in fields.items()
         if name not in RESPONSE_FIELDS and value not in EMPTY_VALUES.get(name, ())
     }
-    functions = _are_functions(options.functions) and not given.get("tools")
+    functions = _are_functions(options.functions) and not values.get("tools")
     if functions:
-        given |= _tools(given.pop("functions"), given.pop("function_call", None))
-    given["messages"] = _cleaned(fields.get("messages"))
-    named = {
-        name: given[name] for name in given if name in CHAT_FIELDS and _fits(name, given[name])
+        values |= _tools(values.pop("functions"), values.pop("function_call", None))
+    values["messages"] = _cleaned(fields.get("messages"))
+    chat_fields = {
+        name: value for name, value in values.items() if name in CHAT_FIELDS and _fits(name, value)
     }
-    rest = {name: given[name] for name in given if name not in named}
+    extra_body = {name: values[name] for name in values if name not in chat_fields}
     stream_options = options.stream_options or StreamOptions()
     more = fields.get("stream_options") or {}
     if more.keys() - {"include_usage"}:
-        rest["stream_options"] = {**more, "include_usage": True}  # Halt counts in any case
-    if rest:
-        named["extra_body"] = rest
+        # Halt always requests the usage.
+        extra_body["stream_options"] = {**more, "include_usage": True}
+    if extra_body:
+        chat_fields["extra_body"] = extra_body
     if stream_id is not None:
-        named["id"] = stream_id
+        chat_fields["id"] = stream_id
     return CompletionRequest(
-        CHAT_REQUEST.convert(named),
+        CHAT_REQUEST.convert(chat_fields),
         stream=bool(options.stream),
         include_usage=bool(stream_options.include_usage),
         functions=functions,
@@ -108,7 +109,7 @@ def parse_request(body: bytes, stream_id: str | None) -> CompletionRequest:
 
 
 def _fits(name: str, value: Any) -> bool:
-    """The field takes this value; where it has to, it is not asked."""
+    """Whether the ChatRequest field accepts this value. Model and messages are not checked."""
     try:
         if name in FIELD_DECODERS:
             FIELD_DECODERS[name].convert(value)
@@ -118,13 +119,15 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def _are_functions(functions: Any) -> bool:
-    all_are = isinstance(functions, list) and all(isinstance(each, dict) for each in functions)
+    all_are = isinstance(functions, list) and all(
+        isinstance(function, dict) for function in functions
+    )
     return all_are and bool(functions)
 
 
 def _tools(functions: list[dict[str, Any]], choice: Any) -> dict[str, Any]:
-    """The fields that say the same as `functions` and `function_call`."""
-    tools: dict[str, Any] = {"tools": [_typed(each) for each in functions]}
+    """`functions` and `function_call` as the fields `tools` and `tool_choice`."""
+    tools: dict[str, Any] = {"tools": [_typed(function) for function in functions]}
     if choice is not None:
         tools["tool_choice"] = _typed(choice) if isinstance(choice, dict) else choice
     return tools
@@ -135,13 +138,13 @@ def _typed(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cleaned(messages: Any) -> Any:
-    """Messages whose calls of functions are calls of tools, and that are no list of an answer's.
+    """Messages with function calls converted to tool calls and without fields of responses.
 
-    What is malformed is left for the decoder, or for the model's server.
+    Malformed values are left unchanged: the decoder or the model's server refuses them.
     """
     if not isinstance(messages, list):
         return messages
-    calls: list[tuple[str, str]] = []  # function and ID of calls that have no result yet
+    calls: list[tuple[str, str]] = []  # function name and ID of calls without a result so far
     return [
         _prompt(message, number, calls) if isinstance(message, dict) else message
         for number, message in enumerate(messages)
@@ -153,31 +156,31 @@ def _prompt(message: dict[str, Any], number: int, calls: list[tuple[str, str]]) 
         return _result(message, calls)
     if message.get("role") != "assistant":
         return message
-    # Clients send answers back as they are: with fields that are empty, and calls that still have
-    # their number in a stream.
+    # Clients send answers back unchanged: with empty fields, and with calls that still have their
+    # `index` in a stream.
     kept = {k: v for k, v in message.items() if not (k in OF_ANSWERS and v in (None, []))}
-    if isinstance(called := kept.get("tool_calls"), list):
+    if isinstance(tool_calls := kept.get("tool_calls"), list):
         kept["tool_calls"] = [
-            {k: v for k, v in each.items() if k != "index"} if isinstance(each, dict) else each
-            for each in called
+            {k: v for k, v in call.items() if k != "index"} if isinstance(call, dict) else call
+            for call in tool_calls
         ]
     function = kept.get("function_call")
     if isinstance(function, dict) and isinstance(function.get("name"), str):
         del kept["function_call"]
         if not kept.get("tool_calls"):
-            made_up = f"call_{number}"  # the same each time: a server may know it all again
-            kept["tool_calls"] = [{"id": made_up, **_typed(function)}]
-            calls.append((function["name"], made_up))
+            call_id = f"call_{number}"  # the same for each request: a server may cache the prompt
+            kept["tool_calls"] = [{"id": call_id, **_typed(function)}]
+            calls.append((function["name"], call_id))
     return kept
 
 
 def _result(message: dict[str, Any], calls: list[tuple[str, str]]) -> dict[str, Any]:
-    """A function's result as that of the newest call of its name that has none, if there is one."""
-    known = [call for call in calls if call[0] == message.get("name")]
-    if not known:
+    """A function's result as a tool message for the newest call of that name without a result."""
+    matching_calls = [call for call in calls if call[0] == message.get("name")]
+    if not matching_calls:
         return message
-    calls.remove(known[-1])
+    calls.remove(matching_calls[-1])
     kept = {name: value for name, value in message.items() if name != "name"}
     content = kept.get("content")
-    told = {"role": "tool", "tool_call_id": known[-1][1]}
-    return {**kept, **told, "content": "" if content is None else content}
+    tool_fields = {"role": "tool", "tool_call_id": matching_calls[-1][1]}
+    return {**kept, **tool_fields, "content": "" if content is None else content}

@@ -1,4 +1,4 @@
-"""Stop, what runs, and health: the short requests, for programs and for the page."""
+"""The routes of Stop, the list of running streams and health, for programs and for the page."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from halt.web.schemas import Health, RelayFigures, Stopped, Streams
 from halt.web.services import services
 from halt.web.sessions import owner
 
-STOPS_MAX = 16  # streams that one press of the page's Stop can name
-PROBE_WAIT = 1.0  # seconds that one health request waits for the upstream's answer
-#: A error_response is an answer: the server is there.
+STOPS_MAX = 16  # streams that one Stop of the page can name
+PROBE_WAIT = 1.0  # seconds that one health request waits for the upstream's response
+#: Errors that are responses of the model's server, so it is reachable.
 REFUSALS = frozenset(
     {
         "unauthorized",
@@ -40,16 +40,16 @@ REFUSALS = frozenset(
 
 
 def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Blueprint:
-    """The routes; `fragment` draws what the page shows after a Stop, health looks at `upstream`."""
+    """The routes. `fragment` renders a Stop's result for the page; health checks `upstream`."""
     routes = Blueprint("api", __name__)
     probe = Probe(upstream)
 
-    def press(*stops: tuple[object, object]) -> list[Receipt]:
-        checked = [(checked_id(each, "stream_id"), _number(seen)) for each, seen in stops]
+    def stop_streams(*stops: tuple[object, object]) -> list[Receipt]:
+        checked = [(checked_id(stream_id, "stream_id"), _number(seen)) for stream_id, seen in stops]
         return services().generations.stop_each(checked, owner())
 
-    def answer(stream_id: object, seen: object) -> Response:
-        (receipt,) = press((stream_id, seen))
+    def respond(stream_id: object, seen: object) -> Response:
+        (receipt,) = stop_streams((stream_id, seen))
         if wants_fragment():
             return Response(fragment(receipt), 200, mimetype="text/html")
         return json_response(receipt, 202 if receipt.status == "pending" else 200)
@@ -57,16 +57,16 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
     @routes.post("/stop/<stream_id>")
     def stop_one(stream_id: str) -> Response:
         fields = _fields() if request.get_data() else request.args
-        return answer(stream_id, fields.get("seen"))
+        return respond(stream_id, fields.get("seen"))
 
     @routes.post("/stop")
     def stop() -> Response:
-        if wants_fragment():  # one press of the page's may stop several answers side by side
+        if wants_fragment():  # the page may stop several answers at once
             ids = request.form.getlist("stream_id")[:STOPS_MAX] or [""]
-            receipts = press(*zip_longest(ids, request.form.getlist("seen")[: len(ids)]))
+            receipts = stop_streams(*zip_longest(ids, request.form.getlist("seen")[: len(ids)]))
             return Response("".join(map(fragment, receipts)), 200, mimetype="text/html")
         fields = _fields()
-        return answer(fields.get("stream_id"), fields.get("seen"))
+        return respond(fields.get("stream_id"), fields.get("seen"))
 
     @routes.get("/streams")
     def streams() -> Response:
@@ -81,21 +81,21 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
     @routes.get("/healthz")
     def healthz() -> Response:
         service = services().generations
-        leaving = service.draining
+        is_draining = service.draining
         health = Health(
-            status="draining" if leaving else "ok",
+            status="draining" if is_draining else "ok",
             version=VERSION,
             **msgspec.structs.asdict(service.health()),
             relay=RelayFigures(**service.relay.figures()),
             upstream=probe.look(),
         )
-        return json_response(health, 503 if leaving else 200)
+        return json_response(health, 503 if is_draining else 200)
 
     return routes
 
 
 def _may_list() -> bool:
-    """A session has streams of its own. Those of nobody are secrets, told to the token's holder."""
+    """Whether to list streams: a session's own; those without an owner only with the token."""
     return owner() is not None or has_token()
 
 
@@ -115,27 +115,27 @@ def _number(raw: object) -> int | None:
 
 
 class Probe:
-    """Whether the model's server answers. One provider that does is enough."""
+    """Checks whether the model's server responds. With several providers, one is enough."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._providers = as_providers(upstream)
-        self._lock = threading.Lock()  # protects the time below
-        self._waited_for = float("-inf")  # when the query was begun that a request waited for
+        self._lock = threading.Lock()  # protects the attribute below
+        self._waited_for = float("-inf")  # start time of the check that a request waits for
 
     def look(self) -> str:
-        """As `Health.upstream` says.
+        """The value of `Health.upstream`.
 
-        Of the requests that come while the upstream is asked, one waits, up to PROBE_WAIT; the
-        others are told at once what is known. So a silent upstream holds one thread, not all.
+        Of the requests during one check, one waits for its result, up to PROBE_WAIT; the others
+        get the known result at once. So a silent upstream blocks one thread, not all.
         """
-        asked_at = self._providers.start_checks()
+        started_at = self._providers.start_checks()
         with self._lock:
-            is_first, self._waited_for = self._waited_for != asked_at, asked_at
-        known = self._providers.check_results(now() + PROBE_WAIT if is_first else 0.0)
-        if not known or any(answers and fault is None for answers, fault in known):
+            is_first, self._waited_for = self._waited_for != started_at, started_at
+        results = self._providers.check_results(now() + PROBE_WAIT if is_first else 0.0)
+        if not results or any(responds and fault is None for responds, fault in results):
             return "reachable"
-        faults = [fault for _, fault in known if fault is not None]
-        if len(faults) < len(known):
+        faults = [fault for _, fault in results if fault is not None]
+        if len(faults) < len(results):
             return "unknown"
         code = faults[0].code
         return f"reachable: {code}" if code in REFUSALS else f"unreachable: {code}"

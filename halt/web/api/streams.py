@@ -1,4 +1,4 @@
-"""Streaming for programs: `POST /chat/stream` starts, `GET /streams/ID` replays and follows."""
+"""Event streams for programs: `POST /chat/stream` starts one, `GET /streams/ID` resumes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _stream(run: Generation, after: int, unopened_run: Run | None = None) -> Res
         empty_message=FINAL_FRAME,
         unopened_run=unopened_run,
     )
-    # direct_passthrough: werkzeug would wrap each frame once more.
+    # direct_passthrough, because werkzeug would wrap each frame otherwise.
     return Response(
         body,
         headers={**SSE_HEADERS, "X-Stream-Id": run.id},
@@ -36,7 +36,7 @@ def _stream(run: Generation, after: int, unopened_run: Run | None = None) -> Res
 
 @blueprint.post("/chat/stream")
 def chat_stream() -> Response:
-    """Start a generation and follow it."""
+    """Start a stream and send its events."""
     start = START_REQUEST.decode(request.get_data())
     count_starts()
     run = services().generations.start(
@@ -51,5 +51,5 @@ def chat_stream() -> Response:
 
 @blueprint.get("/streams/<stream_id>")
 def follow(stream_id: str) -> Response:
-    """Replay a stream after an event and follow it to its end. Starts nothing."""
+    """Send a stream's events after a number, up to its end. Starts no stream."""
     return _stream(services().generations.get(stream_id, owner()), after_parameter())

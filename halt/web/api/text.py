@@ -1,15 +1,14 @@
-"""The answer with as little around it as can be: as text, as one JSON object, to an EventSource.
+"""Answers in simple formats: as plain text, as one JSON object, and for an EventSource.
 
-    POST /chat            the text itself, as it comes; with `Accept: application/json` the whole
+    POST /chat            streams the text; with `Accept: application/json` the whole answer
     GET  /stream?prompt=  Server-Sent Events for `new EventSource(...)`
 
-An EventSource asks again by itself after every end, with the ID of the last event it saw. Each ID
-here names its stream too (`STREAM.SEQ`), and the first comes before the model is asked, with an
-event that adds nothing; so a reconnect finds its run and never runs the prompt again. The last
-event's ID is `STREAM.end`, which is answered with 204: that tells an EventSource to stop.
+An EventSource reconnects after every end, with the ID of the last event it received. Here each ID
+contains the stream's ID (`STREAM.SEQ`). The first event has an empty text and is sent before the
+model gets the request. So a reconnect finds its run and never runs the prompt again. The last
+event's ID is `STREAM.end`; a reconnect with it gets status 204, which ends an EventSource.
 
-Every block has data: clients that are no EventSource take one without for an event, and find no
-JSON in it.
+Every block has data: other clients take a block without data for an event and fail to parse it.
 """
 
 from __future__ import annotations
@@ -48,9 +47,7 @@ TEXT_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 EVENT_SOURCE_HEADERS = {**SSE_HEADERS, "Cache-Control": "no-store, no-transform"}
-RETRY = (
-    b"retry: 1000\n"  # milliseconds until an EventSource asks again; most wait for three seconds
-)
+RETRY = b"retry: 1000\n"  # milliseconds until an EventSource reconnects; the usual default is 3000
 PARAMETERS = frozenset(
     {"prompt", "system", "id", "model", "temperature", "max_tokens", "on_disconnect"}
 )
@@ -59,8 +56,8 @@ LAST_EVENT = re.compile(r"([A-Za-z0-9_-]{8,64})\.([0-9]{1,15}|end)")
 blueprint = Blueprint("plain", __name__)
 
 
-def _asked(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
-    """`prompt` or `messages`, `system` and options as a request. Raises RequestError."""
+def _start_request(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
+    """A StartRequest from `prompt` or `messages`, `system` and options. Raises RequestError."""
     fields = dict(fields)
     prompt, system = fields.pop("prompt", None), fields.pop("system", None)
     if prompt is not None:
@@ -84,13 +81,13 @@ def _asked(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
 
 @blueprint.post("/chat")
 def chat() -> Response:
-    """Start a generation and give its text, or all of it at its end."""
-    asked = _asked(JSON_OBJECT.decode(request.get_data()))
+    """Start a stream and send its text, or the whole answer as JSON at its end."""
+    start = _start_request(JSON_OBJECT.decode(request.get_data()))
     service = services().generations
     count_starts()
-    # Also with an ID: the answer is this response's text, and no other reader goes on with it.
-    grace = grace_seconds(asked.on_disconnect, "stop")
-    run = service.start(asked.chat_request(), owner(), tools=services().tools, grace=grace)
+    # "stop" also where the request has an ID: a reader cannot resume this response.
+    grace = grace_seconds(start.on_disconnect, "stop")
+    run = service.start(start.chat_request(), owner(), tools=services().tools, grace=grace)
     add_stream_id_header(run.id)
     accepts = request.accept_mimetypes
     if accepts["application/json"] > accepts["text/plain"]:
@@ -98,8 +95,8 @@ def chat() -> Response:
             return json_response(_whole(run, collect_answer(reader)))
     body = cancel_on_error(run, lambda: TextStream(service, run, client_socket()))
     try:
-        # The status says whether there is an answer. A model that is silent is waited for as long
-        # as no proxy takes the connection for dead.
+        # Wait for the first text, so that an error before it has its own HTTP status; but at most
+        # one heartbeat, so that no proxy takes the connection for dead.
         body.wait(lambda event: isinstance(event, Content), services().config.heartbeat)
     except BaseException:
         body.close()
@@ -129,43 +126,45 @@ def _whole(run: Run, answer: Answer) -> WholeAnswer:
 
 @blueprint.get("/stream")
 def stream() -> Response:
-    """Start a generation, or go on with the one that an EventSource has lost."""
+    """Start a stream, or resume the one that an EventSource has lost."""
     if request.method == "HEAD":
-        return Response(headers=EVENT_SOURCE_HEADERS)  # a look at the headers starts nothing
+        return Response(headers=EVENT_SOURCE_HEADERS)  # HEAD starts no stream
     last = request.headers.get("Last-Event-ID")
     if last:
         return _resume(last)
     for name in request.args:
         if name not in PARAMETERS:
             raise RequestError(f"{name}: there is no such parameter.", field=name)
-    asked = _asked({name: given for name, given in request.args.items() if given}, words=True)
-    run = _same(asked)
+    start = _start_request(
+        {name: value for name, value in request.args.items() if value}, words=True
+    )
+    run = _find_same(start)
     if run is not None:
         return _follow(run, 0)
     count_starts()
     try:
         run = services().generations.start(
-            asked.chat_request(), owner(), tools=services().tools, grace=asked.grace
+            start.chat_request(), owner(), tools=services().tools, grace=start.grace
         )
     except StreamInUse:
-        run = _same(asked)  # was started just now
+        run = _find_same(start)  # another request has just started it
         if run is None:
             raise
         return _follow(run, 0)
     return cancel_on_error(run, lambda: _follow(run, 0))
 
 
-def _same(asked: StartRequest) -> Generation | None:
-    """The run of this ID, where the same was asked: the answer to its start was lost on the way.
+def _find_same(start: StartRequest) -> Generation | None:
+    """The run with the request's ID, if its messages are the same: a retry after a lost response.
 
-    None where this client knows no such run. Raises StreamInUse.
+    None where this client has no such run. Raises StreamInUse for other messages.
     """
     try:
-        run = services().generations.get(asked.id or "", owner())
+        run = services().generations.get(start.id or "", owner())
     except UnknownStream:
         return None
-    if run.fingerprint != fingerprint(asked.messages):
-        raise StreamInUse(f"The stream ID {asked.id!r} is in use.", field="id")
+    if run.fingerprint != fingerprint(start.messages):
+        raise StreamInUse(f"The stream ID {start.id!r} is in use.", field="id")
     return run
 
 
@@ -179,10 +178,12 @@ def _resume(last: str) -> Response:
     try:
         return _follow(services().generations.get(stream_id, owner()), int(seq))
     except (UnknownStream, OffsetLost) as lost:
-        # Said as an event: of a error_response, an EventSource tells its page nothing.
+        # Sent as an event, because an EventSource does not show its page an error response.
         return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)
     except AtCapacity:
-        return Response(_opening(stream_id, int(seq)), headers=EVENT_SOURCE_HEADERS)  # comes again
+        return Response(
+            _opening(stream_id, int(seq)), headers=EVENT_SOURCE_HEADERS
+        )  # the client reconnects
 
 
 def _follow(run: Generation, after: int) -> Response:
@@ -192,10 +193,10 @@ def _follow(run: Generation, after: int) -> Response:
 
 
 class PromptStream(EventStream):
-    """Text and end of a run as Server-Sent Events whose IDs name the stream."""
+    """A run's text and end as Server-Sent Events whose IDs contain the stream's ID."""
 
     def __init__(self, run: Generation, after: int) -> None:
-        """Take a reader's place. Raises AtCapacity, OffsetLost."""
+        """Register the reader. Raises AtCapacity, OffsetLost."""
         super().__init__(
             services().generations,
             run,
@@ -225,7 +226,7 @@ def _message(stream_id: str, seq: int | str, data: bytes) -> bytes:
 
 
 def _opening(stream_id: str, after: int) -> bytes:
-    """What a client may remember before the next text: the last event, and when to ask again."""
+    """The first bytes: the time until a reconnect, and the ID of the last event without text."""
     return RETRY + _message(stream_id, after, encode(Content("")))
 
 

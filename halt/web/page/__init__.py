@@ -1,1 +1,1 @@
-"""The page: routes, view models, templates."""
+"""The chat page: its routes and view models."""

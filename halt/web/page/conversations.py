@@ -1,7 +1,7 @@
-"""A conversation's page, and the fragments that show other parts or versions of it.
+"""A conversation's page, and the HTML fragments of its parts and versions.
 
-A route that changes the conversation at one of its exchanges returns that exchange and all that
-follow, since an edited prompt or another version leads to another rest.
+A route that changes the conversation at an exchange returns that exchange and all that follow it,
+since another version of a prompt or an answer has other exchanges after it.
 """
 
 from __future__ import annotations
@@ -26,81 +26,87 @@ from halt.web.sessions import ensure_owner, owner
 
 
 def index() -> str:
+    """The page of a new conversation."""
     ensure_owner()
     return _page(secrets.token_urlsafe(16), None)
 
 
-def conversation(conversation_id: str) -> str:
-    """The end of a conversation; with `at`, the part around a message of any version."""
-    mine, at = ensure_owner(), request.args.get("at", "")
+def show_conversation(conversation_id: str) -> str:
+    """The page with a conversation's end; with `at`, with the part around that message."""
+    owner_id, at = ensure_owner(), request.args.get("at", "")
     if not is_number(at):
-        return _page(conversation_id, services().store.conversations.get(conversation_id, mine))
-    found = services().store.conversations.get(conversation_id, mine, around=int(at))
-    shown = ({each.prompt_id, *(a.answer_id for a in each.candidates)} for each in found.exchanges)
-    if not any(int(at) in ids for ids in shown):
-        with contextlib.suppress(HaltError):  # then its end is shown
-            found = services().store.turns.show(conversation_id, mine, int(at))
-    return _page(conversation_id, found)
+        return _page(conversation_id, services().store.conversations.get(conversation_id, owner_id))
+    conversation = services().store.conversations.get(conversation_id, owner_id, around=int(at))
+    message_ids = (
+        {exchange.prompt_id, *(answer.answer_id for answer in exchange.candidates)}
+        for exchange in conversation.exchanges
+    )
+    if not any(int(at) in ids for ids in message_ids):  # it belongs to another version
+        with contextlib.suppress(HaltError):  # on an error the page shows the end
+            conversation = services().store.turns.show(conversation_id, owner_id, int(at))
+    return _page(conversation_id, conversation)
 
 
 def exchanges(conversation_id: str) -> Response:
-    """The part of a conversation before, or after, a prompt that the page shows."""
+    """The exchanges before or after a prompt that the page shows."""
     side = "before" if "before" in request.args else "after"
-    place, mine = {side: message_id(side)}, owner() or ""
-    found = services().store.conversations.get(conversation_id, mine, **place)
+    position = {side: message_id(side)}
+    conversation = services().store.conversations.get(conversation_id, owner() or "", **position)
     response = Response(
-        render_template("window.html", conversation_id=conversation_id, **window(found, side)),
+        render_template(
+            "window.html", conversation_id=conversation_id, **window(conversation, side)
+        ),
         mimetype="text/html",
     )
-    if not (found.has_later if side == "before" else found.has_earlier):
-        response.headers["HX-Refresh"] = "true"  # it goes another way by now
+    if not (conversation.has_later if side == "before" else conversation.has_earlier):
+        response.headers["HX-Refresh"] = "true"  # by now the conversation has another version
     return response
 
 
 def show(conversation_id: str) -> str:
-    """Go to another version of a prompt or an answer: the conversation goes on from there."""
+    """Switch to another version of a prompt or an answer, and return the exchanges from there."""
     at = message_id("message_id")
     return render_from(services().chat.show_version(conversation_id, ensure_owner(), at), at)
 
 
 def from_here(conversation_id: str) -> Response:
-    """A prompt's exchange, or that of another version of it, and all that follow.
+    """The exchange of a prompt or of another version of it, and all exchanges after it.
 
-    A page that asks for one that is not there is loaded anew.
+    If there is none, the page reloads.
     """
-    prompt_id, mine = message_id("prompt_id"), ensure_owner()
-    services().chat.wait_until_saved(conversation_id, mine)
-    found = services().store.conversations.get(conversation_id, mine, around=prompt_id)
-    shown = render_from(found, prompt_id)
-    response = Response(shown, mimetype="text/html")
-    if not shown:
+    prompt_id, owner_id = message_id("prompt_id"), ensure_owner()
+    services().chat.wait_until_saved(conversation_id, owner_id)
+    conversation = services().store.conversations.get(conversation_id, owner_id, around=prompt_id)
+    fragment = render_from(conversation, prompt_id)
+    response = Response(fragment, mimetype="text/html")
+    if not fragment:
         response.headers["HX-Refresh"] = "true"
     return response
 
 
-def pick(conversation_id: str) -> str:
-    """Go on with one of several answers."""
-    chosen = request.form.get("stream_id", "")
-    found = services().chat.select(conversation_id, ensure_owner(), chosen)
-    shown = current_exchange_view(found.exchanges[-1])
-    return render_template("exchange.html", x=shown, conversation_id=found.id)
+def select_answer(conversation_id: str) -> str:
+    """Select one of several answers; the conversation continues with it."""
+    stream_id = request.form.get("stream_id", "")
+    conversation = services().chat.select(conversation_id, ensure_owner(), stream_id)
+    exchange = current_exchange_view(conversation.exchanges[-1])
+    return render_template("exchange.html", x=exchange, conversation_id=conversation.id)
 
 
 def discard(conversation_id: str) -> str:
-    """Take the last answer away. What is shown instead, which may be nothing, is returned."""
-    prompt_id, mine = message_id("prompt_id"), ensure_owner()
-    gone = services().chat.discard(conversation_id, mine, prompt_id)
-    found = services().store.conversations.get(conversation_id, mine)
-    return render_from(found, gone.prompt_id, *gone.prompts.ids)
+    """Discard the last answer. Return the exchange that replaces it, "" if there is none."""
+    prompt_id, owner_id = message_id("prompt_id"), ensure_owner()
+    discarded = services().chat.discard(conversation_id, owner_id, prompt_id)
+    conversation = services().store.conversations.get(conversation_id, owner_id)
+    return render_from(conversation, discarded.prompt_id, *discarded.prompts.ids)
 
 
 def usage(conversation_id: str) -> tuple[str, int]:
-    """The tokens of all that was answered in it, in words."""
+    """The token usage of the conversation, as text."""
     try:
         return usage_text(services().chat.usage(conversation_id, ensure_owner())), 200
-    except UnknownConversation:  # its one prompt was taken back
+    except UnknownConversation:  # the start of its only answer was cancelled
         return "", 200
-    except StoreUnavailable:  # said elsewhere; what the page shows may stay
+    except StoreUnavailable:  # another element reports it; the page keeps its text
         return "", 204
 
 
@@ -112,7 +118,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         title=conversation.title if conversation else "",
         system_prompt=services().chat.system_prompt(settings.model, settings.system_prompt),
         **window(conversation),
-        used=usage_text(conversation.usage) if conversation else "",
+        usage=usage_text(conversation.usage) if conversation else "",
         config=services().config,
         chosen=settings.model if conversation else None,
         catalog=services().catalog,
@@ -121,41 +127,42 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
     )
 
 
-# --- what is drawn of a conversation --------------------------------------------------------------
+# --- rendering ------------------------------------------------------------------------------------
 
 
 def page_renderer() -> PageRenderer:
-    """Renders what this request shows: all of it by one deadline."""
+    """The renderer of this request: all of its texts share one deadline."""
     if "rendering" not in g:
         g.rendering = services().renderer.within(TEXT_WAIT)
-    found: PageRenderer = g.rendering
-    return found
+    renderer: PageRenderer = g.rendering
+    return renderer
 
 
-def window(found: Conversation | None, side: str = "") -> dict[str, Any]:
-    """What `window.html` shows: exchanges, and what is before and after them, or on one side."""
+def window(part: Conversation | None, side: str = "") -> dict[str, Any]:
+    """The variables of `window.html`: exchanges, and whether there are more before or after."""
     return {
-        "exchanges": exchange_views(found) if found else [],
-        "earlier": found.first if found and found.has_earlier and side != "after" else None,
-        "later": found.last if found and found.has_later and side != "before" else None,
+        "exchanges": exchange_views(part) if part else [],
+        "earlier": part.first if part and part.has_earlier and side != "after" else None,
+        "later": part.last if part and part.has_later and side != "before" else None,
     }
 
 
-def exchange_views(found: Conversation, first: int = 0) -> list[ExchangeView]:
-    """The exchanges of the window, from its `first` one on."""
-    out = []
-    for each in found.exchanges[first:]:
-        last = each is found.exchanges[-1] and not found.has_later
-        shown = current_exchange_view(each, last=last)
-        if shown.withdrawn:  # just now: the store will know in a moment
-            if each.previous is None:
+def exchange_views(part: Conversation, first: int = 0) -> list[ExchangeView]:
+    """The views of the loaded exchanges, from index `first` on."""
+    views = []
+    for exchange in part.exchanges[first:]:
+        last = exchange is part.exchanges[-1] and not part.has_later
+        view = current_exchange_view(exchange, last=last)
+        if view.withdrawn:  # the store will replace it soon
+            if exchange.previous is None:
                 continue
-            shown = current_exchange_view(each.previous, last=last)
-        out.append(shown)
-    return out
+            view = current_exchange_view(exchange.previous, last=last)
+        views.append(view)
+    return views
 
 
 def current_exchange_view(exchange: Exchange, *, last: bool = True) -> ExchangeView:
+    """The view of an exchange as it is now, with its running answers."""
     chat = services().chat
     find_generation = partial(chat.find_generation, owner=owner())
     return exchange_view(
@@ -163,11 +170,16 @@ def current_exchange_view(exchange: Exchange, *, last: bool = True) -> ExchangeV
     )
 
 
-def render_from(found: Conversation, *message_ids: int) -> str:
-    """The exchange of one of these messages, and all that follow; nothing if there is none."""
-    for index, each in enumerate(found.exchanges):
-        ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
+def render_from(part: Conversation, *message_ids: int) -> str:
+    """The HTML of the exchange of one of these messages and all after it, "" if there is none."""
+    for index, exchange in enumerate(part.exchanges):
+        ids = {
+            exchange.prompt_id,
+            exchange.answer_id,
+            *exchange.prompts.ids,
+            *exchange.versions.ids,
+        }
         if not ids.isdisjoint(message_ids):
-            rest = window(found, "after") | {"exchanges": exchange_views(found, index)}
-            return render_template("window.html", conversation_id=found.id, **rest)
+            variables = window(part, "after") | {"exchanges": exchange_views(part, index)}
+            return render_template("window.html", conversation_id=part.id, **variables)
     return ""

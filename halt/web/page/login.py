@@ -1,4 +1,4 @@
-"""The login with the access token."""
+"""The login page: it takes the access token."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def login() -> BaseResponse | tuple[str, int] | str:
         return redirect(url_for("pages.index"))
     if request.method != "POST":
         return render_template("login.html")
-    given = request.form.get("token", "").strip()
-    if token_matches(given):
+    token = request.form.get("token", "").strip()
+    if token_matches(token):
         session["login"] = login_mark()
         ensure_owner()
         return redirect(url_for("pages.index"))
-    if given and (wait := count_wrong_token()):
+    if token and (wait := count_wrong_token()):
         response = Response(render_template("login.html", fault=too_many_message(wait)), 429)
         response.headers["Retry-After"] = str(wait)
         return response

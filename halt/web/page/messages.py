@@ -1,7 +1,7 @@
-"""Prompts and further answers: the requests that start runs.
+"""The routes that start answers: a new prompt, regenerate, continue.
 
-The POST that asks for an answer is responded to with the stream of that answer, whose first message
-is what the POST changes (the exchange, or the answer).
+The response to the POST is the answer's stream. Its first message is the HTML that the POST changes
+(the exchange or the answer).
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from halt.web.requests import is_plain_form_post, message_id
 from halt.web.services import services
 from halt.web.sessions import ensure_owner, owner
 
-#: Models that one prompt may be sent to; the page shows their answers side by side.
+#: Maximum of models for one prompt; the page shows their answers side by side.
 COMPARED_MODELS = 4
 
-#: Seconds that a POST waits for the first event before it draws its response: meanwhile the thread
-#: that sends the request to the model's server has the interpreter to itself. Drawing at once makes
-#: that request 10 to 25 ms later on a busy machine with two cores, and the first text 6 to 20 ms.
+#: Seconds that a POST waits for the first event before it renders its response. In that time the
+#: thread that sends the request to the model's server does not share the interpreter. Rendering at
+#: once delays that request by 10 to 25 ms on a busy machine with two cores, and the first text by
+#: 6 to 20 ms.
 OPENING_WAIT = 0.01
 
 
 def send(conversation_id: str) -> Response:
-    """A new prompt, see `ChatService.send`. A page without scripts is led to the conversation."""
+    """Add a prompt (see `ChatService.send`). Without scripts, redirect to the conversation."""
     if not is_id(conversation_id):
         abort(404)
     prompt = services().chat.checked_prompt(request.form.get("prompt", ""))
@@ -52,15 +53,17 @@ def send(conversation_id: str) -> Response:
         after=message_id("after") if "after" in request.form else None,
     )
     if is_plain_form_post():
-        # Relative to this address: before Halt there may be a path that it does not know.
+        # A relative address, because a proxy may serve Halt under a path that Halt does not know.
         return Response(status=303, headers={"Location": f"../{conversation_id}"})
     response = _begun(started)
-    response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=conversation_id)
+    response.headers["HX-Push-Url"] = url_for(
+        "pages.show_conversation", conversation_id=conversation_id
+    )
     return response
 
 
 def regenerate(conversation_id: str) -> Response:
-    """One more answer to a prompt, the last one where none is named."""
+    """Start another answer to a prompt, by default to the last one."""
     (stream_id,) = _stream_ids(1)
     model = valid_model_name(request.form.get("model", ""))
     prompt_id = message_id("prompt_id") if "prompt_id" in request.form else None
@@ -70,51 +73,51 @@ def regenerate(conversation_id: str) -> Response:
 
 
 def continue_(conversation_id: str) -> Response:
-    """Go on with the last answer from its last word, in the same message."""
+    """Continue the last answer in the same message."""
     (stream_id,) = _stream_ids(1)
     prompt_id = message_id("prompt_id")
     started = services().chat.continue_answer(conversation_id, ensure_owner(), prompt_id, stream_id)
     started.run.log.wait(0, OPENING_WAIT)
-    shown = view(
+    answer = view(
         started.conversation.exchanges[-1],
         started.run,
         services().chat.answer_progress,
         page_renderer(),
     )
-    return _streamed(shown, lambda **more: render_template("answer.html", a=shown, **more))
+    return _streamed(answer, lambda **more: render_template("answer.html", a=answer, **more))
 
 
 def _begun(started: Started) -> Response:
-    """The exchange whose answer has begun, and the stream of that answer."""
+    """The response to a started prompt: the exchange and the stream of its answer."""
     started.run.log.wait(0, OPENING_WAIT)
     conversation = started.conversation
-    shown = current_exchange_view(conversation.exchanges[-1])
+    exchange = current_exchange_view(conversation.exchanges[-1])
 
     def draw(**more: bool) -> str:
-        return render_template("exchange.html", x=shown, conversation_id=conversation.id, **more)
+        return render_template("exchange.html", x=exchange, conversation_id=conversation.id, **more)
 
-    if shown.settled or len(shown.answers) == 1:
-        return _streamed(shown.answers[0], draw)
-    return Response(draw(), mimetype="text/html")  # side by side: a stream for each of them
+    if exchange.settled or len(exchange.answers) == 1:
+        return _streamed(exchange.answers[0], draw)
+    return Response(draw(), mimetype="text/html")  # side by side: the page opens a stream for each
 
 
-def _streamed(shown: AnswerView, draw: Callable[..., str]) -> Response:
-    """What `draw` draws of an answer that has begun, and the stream of that answer behind it.
+def _streamed(answer: AnswerView, draw: Callable[..., str]) -> Response:
+    """The HTML of a started answer, made by `draw`, followed by the answer's stream.
 
-    Without the stream where the client does not ask for one, where there is no place for one, and
-    where the answer has ended: an answer that runs then says where its stream is to be had.
+    The HTML alone where the client does not accept a stream, where no stream is free, and where the
+    answer has ended. The HTML of a running answer then contains the address of its stream.
     """
-    if shown.state == "running" and "text/event-stream" in request.headers.get("Accept", ""):
+    if answer.state == "running" and "text/event-stream" in request.headers.get("Accept", ""):
         with contextlib.suppress(UnknownStream, OffsetLost, AtCapacity):
-            run = services().generations.get(shown.id, owner())
-            opening = sse_html(shown.after, draw(streamed=True))
-            if (body := live_stream(run, shown.after, opening)) is not None:
+            run = services().generations.get(answer.id, owner())
+            opening = sse_html(answer.after, draw(streamed=True))
+            if (body := live_stream(run, answer.after, opening)) is not None:
                 headers = {**SSE_HEADERS, "X-Stream-Id": run.id}
                 return Response(body, headers=headers, direct_passthrough=True)
     return Response(draw(), mimetype="text/html")
 
 
 def _stream_ids(count: int) -> list[str]:
-    """The streams' IDs: those that the page has chosen, made up where it has not."""
-    given = [checked_id(each, "id") for each in request.form.getlist("id") if each]
-    return (given + [secrets.token_urlsafe(16) for _ in range(count - len(given))])[:count]
+    """`count` stream IDs: those that the page sent, and generated ones for the rest."""
+    ids = [checked_id(stream_id, "id") for stream_id in request.form.getlist("id") if stream_id]
+    return (ids + [secrets.token_urlsafe(16) for _ in range(count - len(ids))])[:count]

@@ -1,4 +1,4 @@
-"""The page's picker of models, and whether the demo model is loaded."""
+"""The page's model picker, and whether the demo model is loaded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from halt.store.models import UnknownConversation
 from halt.web.services import services
 from halt.web.sessions import owner
 
-#: Seconds that a page waits for the demo model to say whether it is loaded.
+#: Timeout in seconds of the check whether the demo model is loaded.
 DEMO_WAIT = 0.5
 
 
 def models() -> str:
-    """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
+    """The options of the model picker; `model` stays selected if it is still offered."""
     chosen = valid_model_name(request.args.get("model", ""))
     catalog = services().catalog
     return render_template(
@@ -32,10 +32,10 @@ def models() -> str:
 
 
 def listed(chosen: str) -> dict[str, Any]:
-    """What `models.html` shows: the models, and the one that is chosen."""
+    """The variables of `models.html`: the models, and the selected one."""
     catalog = services().catalog
     return {
-        "groups": catalog.refresh(),  # first: the others go by what it brings
+        "groups": catalog.refresh(),  # first, because it updates the other values
         "no_list": catalog.has_no_list,
         "notes": catalog.notes,
         "chosen": chosen,
@@ -44,12 +44,12 @@ def listed(chosen: str) -> dict[str, Any]:
 
 
 def demo() -> str:
-    """Asked by a page that was told that the demo model is being loaded, until it is."""
+    """The notice that the demo model is loading. The page polls it until it is loaded."""
     return render_template("demo.html", loading=demo_is_loading(), catalog=services().catalog)
 
 
 def demo_is_loading() -> bool:
-    """Whether the demo model does not answer yet. Once it has, it is not asked again."""
+    """Whether the demo model does not respond yet. After its first response it is not checked."""
     ready = services().demo_ready
     if not services().config.has_demo or ready.is_set():
         return False
@@ -66,16 +66,16 @@ def demo_is_loading() -> bool:
 
 
 def _prompt_with(model: str, conversation_id: str) -> str | None:
-    """The system prompt of a conversation with this model, None where it is not known.
+    """The system prompt of a conversation if it used this model, None where it is unknown.
 
-    The demo model has one of its own.
+    The demo model has its own default system prompt.
     """
     if not conversation_id:
         return None
     try:
         found = services().store.conversations.get(conversation_id, owner() or "", limit=1)
         own = found.settings.system_prompt
-    except UnknownConversation:  # it is a new one
+    except UnknownConversation:  # a new conversation
         own = None
     except StoreUnavailable:
         return None

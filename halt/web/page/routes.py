@@ -1,4 +1,4 @@
-"""The addresses of the chat page, and the functions that answer them."""
+"""The routes of the chat page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ blueprint = Blueprint("pages", __name__)
 
 for path, view in (
     ("/", conversations.index),
-    ("/c/<conversation_id>", conversations.conversation),
+    ("/c/<conversation_id>", conversations.show_conversation),
     ("/c/<conversation_id>/exchanges", conversations.exchanges),
     ("/c/<conversation_id>/from", conversations.from_here),
     ("/c/<conversation_id>/usage", conversations.usage),
@@ -26,7 +26,7 @@ for path, view in (
     ("/c/<conversation_id>/regenerate", messages.regenerate),
     ("/c/<conversation_id>/continue", messages.continue_),
     ("/c/<conversation_id>/discard", conversations.discard),
-    ("/c/<conversation_id>/pick", conversations.pick),
+    ("/c/<conversation_id>/pick", conversations.select_answer),
     ("/c/<conversation_id>/show", conversations.show),
 ):
     blueprint.add_url_rule(path, view_func=view, methods=["POST"])

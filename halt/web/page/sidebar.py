@@ -151,7 +151,9 @@ def undelete(conversation_id: str) -> Response:
     found = services().store.conversations.undelete(conversation_id, _mine())
     response = _toast(f"“{found.title}” is back." if found.title else "The conversation is back.")
     if "back" in request.form:  # it was open when it was deleted
-        response.headers["HX-Redirect"] = url_for("pages.conversation", conversation_id=found.id)
+        response.headers["HX-Redirect"] = url_for(
+            "pages.show_conversation", conversation_id=found.id
+        )
     return response
 
 
@@ -208,7 +210,9 @@ def save_settings(conversation_id: str) -> Response:
         system_prompt=services().chat.system_prompt(saved.model, saved.system_prompt),
     )
     response = Response(html, mimetype="text/html")
-    response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=conversation_id)
+    response.headers["HX-Push-Url"] = url_for(
+        "pages.show_conversation", conversation_id=conversation_id
+    )
     return response
 
 

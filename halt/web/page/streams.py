@@ -1,8 +1,8 @@
-"""The page's streams of HTML: an answer while it is written.
+"""The page's HTML streams of running answers.
 
-Each message is a set of `<hx-partial>` that append what is new, and the last one replaces the whole
-answer. Where the stream of a POST breaks off, after a reload, and for answers side by side, the
-page follows `GET /streams/ID/page`, which starts nothing.
+Each message has `<hx-partial>` elements that append new content; the last message replaces the
+whole answer. If the stream of a POST breaks off, after a reload, and for answers side by side, the
+page follows `GET /streams/ID/page`, which starts no run.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from halt.web.requests import after_parameter, client_socket
 from halt.web.services import services
 from halt.web.sessions import owner
 
-#: Seconds between two messages to the page: about a frame of a 60 Hz screen. A page that swaps
-#: more often only falls behind; the first message is never held back.
+#: Minimum of seconds between two messages to the page: about one frame of a 60 Hz screen. A page
+#: that swaps more often falls behind. The first message is not delayed.
 FRAME_INTERVAL = 0.016
 
-#: Page streams that one session may hold open over HTTP/1.1, where a browser has six connections
-#: to a host for all its tabs, and a Stop needs one of them. A further stream ends after the events
-#: that are there, and the page's stream reader asks again, about twice a second.
+#: Page streams that one session may hold open over HTTP/1.1, where a browser opens six connections
+#: to a host for all its tabs and a Stop needs one of them. Further streams end after the existing
+#: events, and the page reconnects about twice a second.
 LIVE_PER_SESSION = 4
 
-#: The request header in which the page tells by which protocol its browser has loaded it: an ALPN
-#: protocol ID, or nothing where the browser does not know. Only the browser sees it; a proxy speaks
-#: HTTP/1.1 to Halt whatever it speaks outside.
+#: The page sends the protocol by which its browser has loaded it in this header: an ALPN protocol
+#: ID, or an empty value where it is unknown. Halt cannot see it: a proxy uses HTTP/1.1 to Halt with
+#: any protocol outside.
 PROTOCOL_HEADER = "Halt-Protocol"
-#: Protocols that carry all of a browser's streams in one connection. HALT_MAX_STREAMS alone bounds
-#: the streams of a page that was loaded by one of them.
+#: Protocols that carry all streams of a browser in one connection. Only HALT_MAX_STREAMS limits the
+#: streams of a page that was loaded by one of them.
 MULTIPLEXED = frozenset({"h2", "h3"})
 
 
 def stream(stream_id: str) -> Response:
+    """A running or ended answer as a stream of HTML messages."""
     try:
         run = services().generations.get(stream_id, owner())
     except UnknownStream:
         return _one_message(lost_message(stream_id))
-    # The last event is sent again to a page that has it: without it the page would ask for ever.
+    # A page that already has the last event gets it again; otherwise it would reconnect for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
     try:
         body = live_stream(run, after)
@@ -53,10 +54,10 @@ def stream(stream_id: str) -> Response:
 
 
 def live_stream(run: Generation, after: int, opening: bytes | None = None) -> EventStream | None:
-    """A page's stream of what comes behind an event. Raises AtCapacity, OffsetLost.
+    """The page's stream of the events after number `after`. Raises AtCapacity, OffsetLost.
 
-    A session that holds LIVE_PER_SESSION of them gets one that ends after the events that are
-    there; or None, where there is an `opening`.
+    A session that already has LIVE_PER_SESSION streams gets one that ends after the existing
+    events; with `opening` it gets None.
     """
     tabs, place, brief = services().generations.capacity.tabs, None, False
     if request.headers.get(PROTOCOL_HEADER, "") not in MULTIPLEXED:
@@ -90,7 +91,7 @@ def live_stream(run: Generation, after: int, opening: bytes | None = None) -> Ev
 
 
 def saving_status() -> str:
-    """Asked by a page that was told that saving does not go well, until it does."""
+    """The notice about saving. A page with a warning polls it until saving works again."""
     return render_template("saving.html", saving=services().store_writer.saving)
 
 

@@ -1,1 +1,1 @@
-"""Chat by WebSocket."""
+"""The WebSocket API: many streams over one connection."""

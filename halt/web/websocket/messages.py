@@ -1,19 +1,19 @@
-"""What a WebSocket's two ends say to each other: JSON text messages.
+"""The messages of the WebSocket API: JSON text messages.
 
-The client sends as many of these as it likes, and they are obeyed in their order:
+The client may send any number of these. They are handled in order:
 
     {"type":"start","messages":[...],"id"?,...}   as POST /chat/stream, with all of its fields;
-                                                  `on_disconnect` is "continue" where not said
+                                                  `on_disconnect` is "continue" by default
     {"type":"stop","id":ID,"seen"?}               as POST /stop/ID
     {"type":"follow","id":ID,"after"?}            as GET /streams/ID?after=N
     {"type":"unfollow","id":ID}
     {"type":"ping"}
 
-It is sent one for each of these:
+The server sends:
 
     {"type":"started","id":ID}                    a start was accepted; its events follow
-    {"stream":ID,"seq":N,"event":{...}}           an event, the object that Server-Sent Events carry
-    {"type":"receipt","id":ID,"status":...,"upstream":...,"elapsed_ms":...}      what a stop did
+    {"stream":ID,"seq":N,"event":{...}}           an event, the same object as in Server-Sent Events
+    {"type":"receipt","id":ID,"status":...,"upstream":...,"elapsed_ms":...}   the result of a stop
     {"type":"error","id"?,"error":{"code","message","retryable","field"?,"retry_after"?}}
     {"type":"pong"}
 """
@@ -34,31 +34,31 @@ from halt.web.starts import StartRequest
 
 
 class Start(StartRequest, tag_field="type", tag="start"):
-    """Start a stream and follow it."""
+    """Start a stream and send its events."""
 
 
 class Stop(msgspec.Struct, tag_field="type", tag="stop", forbid_unknown_fields=True):
-    """Stop a stream. `seen`: the last event that was shown."""
+    """Stop a stream. `seen`: the number of the last event that the user has seen."""
 
     id: StreamId
     seen: EventNumber | None = None
 
 
 class Follow(msgspec.Struct, tag_field="type", tag="follow", forbid_unknown_fields=True):
-    """Send all events of a stream above `after`, again where they have been sent before."""
+    """Send all events of a stream after number `after`, also those that were sent before."""
 
     id: StreamId
     after: EventNumber = 0
 
 
 class Unfollow(msgspec.Struct, tag_field="type", tag="unfollow", forbid_unknown_fields=True):
-    """Send no more of a stream; what becomes of it says its `on_disconnect`."""
+    """Send no more events of a stream. Its `on_disconnect` decides whether it goes on."""
 
     id: StreamId
 
 
 class Ping(msgspec.Struct, tag_field="type", tag="ping", forbid_unknown_fields=True):
-    """Answer this: everything before it has been obeyed."""
+    """Request a `pong`, which is sent when all earlier messages have been handled."""
 
 
 ClientMessage = Start | Stop | Follow | Unfollow | Ping
@@ -75,16 +75,16 @@ class _Named(msgspec.Struct):
 _named = msgspec.json.Decoder(_Named)
 
 
-def stream_id_in(said: str | bytes) -> str | None:
-    """The stream that a message names, also when nothing else of it is right."""
+def stream_id_in(message: str | bytes) -> str | None:
+    """The stream ID in a message, also if the rest of it is invalid; None if there is none."""
     try:
-        return _named.decode(said).id
+        return _named.decode(message).id
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
 
 
 def error_message(fault: HaltError, stream_id: str | None) -> bytes:
-    """The message that says an error, and which stream it is about where that is known."""
+    """The message for an error, with the ID of its stream if that is known."""
     message = fault.message
     if fault.status == 500:
         message = with_request_id(message, current())

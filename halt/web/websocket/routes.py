@@ -19,11 +19,11 @@ from halt.web.sessions import owner
 from halt.web.websocket.session import Session
 from halt.web.websocket.wire import EarlyDataSelector, Wire
 
-STALL_HEARTBEATS = 0.5  # heartbeats without a byte taken, after which a reader is too slow
+STALL_HEARTBEATS = 0.5  # heartbeats in which a client takes no byte; then it is too slow
 
 
 def install(app: Flask) -> None:
-    """Put the route into the application. `security.guard` has looked at token and origin."""
+    """Install the route in the application. `security.guard` checks token and origin before it."""
     settings = services(app).config
     app.config["SOCK_SERVER_OPTIONS"] = {
         "ping_interval": settings.heartbeat,
@@ -35,8 +35,8 @@ def install(app: Flask) -> None:
     sockets = Sock()
 
     @routes.before_request
-    def admit() -> None:
-        """Whatever is wrong is told before the connection becomes a WebSocket."""
+    def prepare() -> None:
+        """Check and register the connection before the handshake, so errors are HTTP errors."""
         if request.endpoint != "sockets.talk":
             return
         client = client_socket()
@@ -45,18 +45,18 @@ def install(app: Flask) -> None:
             raise RequestError("WebSockets need a proxy in front that ends TLS.", field="Upgrade")
         service = services().generations
         service.readers.take_place()
-        g.has_place = True  # first: what follows fails where the client has left
+        g.has_place = True  # set first: the next steps raise if the client has left
         g.wire = Wire(client, service.relay, STALL_HEARTBEATS * service.config.heartbeat)
         if isinstance(client, ClientSocket):
             g.wire.early = client.behind
         request.environ["gunicorn.socket"] = g.wire
-        # Without compression: it would cost more than all the rest, for messages this small.
+        # No compression: for such small messages it would cost more than all other work.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
 
     @routes.teardown_request
     def give_back_place(_: BaseException | None) -> None:
         if wire := g.pop("wire", None):
-            wire.release()  # where the handshake went wrong, the answer is the server's to write
+            wire.release()  # after a failed handshake the server writes the response
         if g.pop("has_place", False):
             services().generations.readers.give_back_place()
 

@@ -1,4 +1,4 @@
-"""One client's WebSocket, from the handshake to the close: its messages, obeyed by one thread."""
+"""One client's WebSocket session: the thread that handles its messages until the close."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from halt.web.websocket.messages import (
 )
 from halt.web.websocket.wire import CLOSE, TEXT, Feed, Wire, frame
 
-MAX_STREAMS = 32  # that one socket follows at once
-TICK = 1.0  # seconds between two looks at the server's shutdown
-SHUTDOWN_WAIT = 2.0  # seconds for streams to end at a shutdown
-CLOSE_WAIT = 3.0  # seconds for the client to answer a close
-READER_WAIT = 5.0  # seconds; it takes none once the connection is shut down
-REASON_MAX = 123  # bytes of a close's reason, by the protocol
+MAX_STREAMS = 32  # streams that one socket may follow at the same time
+TICK = 1.0  # seconds between two checks whether the server shuts down
+SHUTDOWN_WAIT = 2.0  # seconds that a shutdown waits for the streams to end
+CLOSE_WAIT = 3.0  # seconds that the client has to answer a close frame
+READER_WAIT = 5.0  # seconds to join the reading thread, which ends at once after the shutdown
+REASON_MAX = 123  # bytes of the reason in a close frame (RFC 6455)
 
 GOING_AWAY, INTERNAL_ERROR, TOO_SLOW = 1001, 1011, 4008
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class Session:
-    """One client's socket, from the handshake to the close. Runs in the server's thread."""
+    """One client's socket, from the handshake to the close. Used by the server's thread."""
 
     def __init__(
         self, ws: Server, wire: Wire, service: GenerationService, requester: str | None
@@ -57,7 +57,7 @@ class Session:
         wire.inbox = ws.input_buffer
 
     def serve(self) -> None:
-        """Obey and send until either side has enough. The connection is shut down afterwards."""
+        """Handle messages until either side closes. The connection is shut down afterwards."""
         try:
             code, reason = self._serve_messages()
         except ConnectionClosed:
@@ -65,8 +65,8 @@ class Session:
         except Exception:
             logger.exception("socket")
             code, reason = INTERNAL_ERROR, "Halt had an internal error."
-            if len(known := with_request_id(reason, current())) <= REASON_MAX:
-                reason = known
+            if len(signed := with_request_id(reason, current())) <= REASON_MAX:
+                reason = signed
         finally:
             for feed in self._feeds.values():
                 feed.end()
@@ -78,16 +78,16 @@ class Session:
                 self._close(code, reason, until)
         finally:
             self._wire.end(until)
-            # Its number on the system must not be given to another connection under the reader.
+            # Before the thread has ended, its file descriptor must not be reused.
             self._ws.thread.join(READER_WAIT)
             if self._ws.thread.is_alive():
                 logger.error("a socket's reading thread has not ended")
 
     def _serve_messages(self) -> tuple[int, str]:
-        """The code and reason to close with; code 0 when the client has gone."""
+        """Handle messages; return code and reason of the close. Code 0: the client has left."""
         wire = self._wire
         while not wire.over:
-            # Wakes up for a message, a client that is too slow, an end: never for an event.
+            # This thread wakes for messages, a too slow client and ends, never for events.
             while wire.has_room and (message := self._ws.receive(0)) is not None:
                 self._handle_text(message)
             if wire.fault is not None:
@@ -95,16 +95,16 @@ class Session:
             if wire.too_slow:
                 return TOO_SLOW, "Too slow. Connect again and resume with follow."
             self._feeds = {name: feed for name, feed in self._feeds.items() if not feed.over}
-            leaving = self._service.draining
-            if leaving:
+            is_draining = self._service.draining
+            if is_draining:
                 self._shutdown_deadline = min(self._shutdown_deadline, now() + SHUTDOWN_WAIT)
                 if not self._feeds or now() > self._shutdown_deadline:
                     return GOING_AWAY, "The server is about to restart."
-            wire.wait(TICK / 10 if leaving else TICK)
+            wire.wait(TICK / 10 if is_draining else TICK)
         return 0, ""
 
     def _close(self, code: int, reason: str, until: float) -> None:
-        """Say why, and wait for the client to agree, until that time at most."""
+        """Send a close frame and wait for the client's close frame, at most until `until`."""
         self._wire.send(frame(CLOSE, struct.pack("!H", code) + reason.encode()))
         while self._ws.connected and not self._wire.over and now() < until:
             self._ws.input_buffer.clear()
@@ -112,16 +112,16 @@ class Session:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _handle_text(self, said: str | bytes) -> None:
+    def _handle_text(self, text: str | bytes) -> None:
         try:
-            if isinstance(said, bytes):
+            if isinstance(text, bytes):
                 raise RequestError("Messages are JSON text; this one was binary.", field="message")
-            self._handle(MESSAGE.decode(said, "message"))
+            self._handle(MESSAGE.decode(text, "message"))
         except HaltError as fault:
-            self._wire.send(frame(TEXT, error_message(fault, stream_id_in(said))))
+            self._wire.send(frame(TEXT, error_message(fault, stream_id_in(text))))
 
     def _handle(self, message: ClientMessage) -> None:
-        """Raises HaltError."""
+        """Handle a valid message. Raises HaltError."""
         if isinstance(message, Start):
             self._check_room()
             count_starts()
@@ -134,11 +134,13 @@ class Session:
             receipt = self._service.stop(message.id, self._owner, message.seen)
             self._send({"type": "receipt", **msgspec.structs.asdict(receipt)})
         elif isinstance(message, Follow):
-            found = self._service.get(message.id, self._owner)
+            generation = self._service.get(message.id, self._owner)
             if message.id not in self._feeds:
                 self._check_room()
-            feed = Feed(found, message.after, self._wire)
-            self._forget(message.id)  # before the new one begins: it sends nothing behind
+            feed = Feed(generation, message.after, self._wire)
+            self._forget(
+                message.id
+            )  # before the new feed begins, so the old one sends nothing later
             self._feeds[message.id] = feed
             feed.begin()
         elif isinstance(message, Unfollow):
@@ -157,5 +159,5 @@ class Session:
         if feed is not None:
             feed.end()
 
-    def _send(self, what: dict[str, Any]) -> None:
-        self._wire.send(frame(TEXT, encode(what)))
+    def _send(self, message: dict[str, Any]) -> None:
+        self._wire.send(frame(TEXT, encode(message)))

@@ -1,12 +1,12 @@
-"""The connection of a WebSocket: what is written to the client's socket, by which thread, and when.
+"""The connection of a WebSocket: which thread reads and writes the client's socket, and when.
 
-the relay             writes every byte, the answer to the handshake and the close included, one
-                      batch at a time. It never waits: no batch is made before the network has
-                      taken the one before.
-simple-websocket's    reads, on a `Wire` in place of the socket, so that its pongs, pings and
-thread                closes go to the relay too. It reads nothing while a message waits to be
-                      obeyed, or FRAMES_MAX answers wait to be taken.
-the server's thread   obeys messages. At the end it takes the socket back from the relay and
+the relay             writes all bytes, also the response to the handshake and the close frame,
+                      one batch at a time. It never waits: it makes no batch before the kernel
+                      has taken the previous one.
+simple-websocket's    reads from a `Wire`, which replaces the socket, so the relay also writes its
+thread                pongs, pings and close frames. It does not read while a message waits to be
+                      handled, or FRAMES_MAX answers wait to be sent.
+the server's thread   handles messages. At the end it takes the socket back from the relay and
                       shuts it down (`Wire.end`); then the server closes it.
 """
 
@@ -29,17 +29,17 @@ from halt.errors import OffsetLost
 from halt.web.sink import GROUP_CHARS, GROUP_EVENTS, fitting
 from halt.web.websocket.messages import error_message
 
-SEND_BUFFER = 65_536  # bytes given to the kernel ahead of the reader; Linux takes twice as much
-LAST_BUFFER = 4 * SEND_BUFFER  # room for the last words, also when the reader has not read
-FRAMES_MAX = 256  # answers and pongs that wait; with so many, nothing more is read or obeyed
-RELEASE_TICK = 1.0  # seconds between two looks whether the relay still runs
+SEND_BUFFER = 65_536  # bytes of the kernel's send buffer; Linux doubles it
+LAST_BUFFER = 4 * SEND_BUFFER  # room for the close frame, also where the client does not read
+FRAMES_MAX = 256  # waiting answers and pongs; at this number reading and handling pause
+RELEASE_TICK = 1.0  # seconds between two checks whether the relay still runs
 
 TEXT, CLOSE, _PONG = b"\x81", b"\x88", b"\x8a"
 _NOTHING = memoryview(b"")
 
 
 def frame(kind: bytes, payload: bytes) -> bytes:
-    """A server's WebSocket frame (RFC 6455): not masked, not split."""
+    """A server's WebSocket frame (RFC 6455): not masked, not fragmented."""
     size = len(payload)
     if size < 126:
         return b"%b%c%b" % (kind, size, payload)
@@ -49,14 +49,14 @@ def frame(kind: bytes, payload: bytes) -> bytes:
 
 
 def _closes(data: bytes) -> bool:
-    """Whether these frames end with a close. simple-websocket sends one behind pongs it owes."""
+    """Whether a close frame follows any pongs: simple-websocket sends pending pongs before it."""
     while data[:1] == _PONG:
-        data = data[2 + data[1] :]  # a control frame's size is one byte
+        data = data[2 + data[1] :]  # the length of a control frame is one byte
     return data[:1] == CLOSE
 
 
 class EarlyDataSelector(selectors.DefaultSelector):
-    """simple-websocket waits by it for one `Wire`, of which something may be read already."""
+    """simple-websocket's selector for one `Wire`, which is readable while it has early bytes."""
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         self._wire = fileobj
@@ -69,13 +69,12 @@ class EarlyDataSelector(selectors.DefaultSelector):
 
 
 class Feed:
-    """One stream on its way to one socket. Its place in the log is the relay's own."""
+    """Sends one stream to one socket. Only the relay reads and moves its position in the log."""
 
     def __init__(self, run: Generation, after: int, wire: Wire) -> None:
-        """Take a viewer's place behind the event `after`. Raises OffsetLost.
+        """Register a viewer after the event `after`. Raises OffsetLost.
 
-        A reader that has all of an ended stream gets its last event again, and so learns of the
-        end.
+        A reader that has all events of an ended stream gets the last one again, as its end.
         """
         run.log.read(after, 1)
         self._run = run
@@ -83,28 +82,28 @@ class Feed:
         self._wire = wire
         self._prefix = b'{"stream":"%b","seq":' % run.id.encode()
         self._viewer = run.join()
-        self._queued = False  # the wire knows that there is something
+        self._queued = False  # it is in the wire's queue
         self.over = False
 
     def begin(self) -> None:
-        """Send what is there, and what comes."""
+        """Send the existing events, and new ones as they are added."""
         self._run.log.subscribe(self.changed)
         self.changed()
 
     def changed(self) -> None:
-        """There may be something to send. Called by the thread that added it; takes no lock."""
+        """Queue the feed: there may be new events. Called by the thread that adds them; no lock."""
         if not self._queued and not self.over:
             self._queued = True
             self._wire.offer(self)
 
     def take(self, most: int) -> tuple[bytes, int]:
-        """By the relay: the frames of what comes next, and how many: at most so many."""
-        self._queued = False  # before the log is read: what comes after that is announced again
+        """In the relay: the frames of the next events, and their number, at most `most`."""
+        self._queued = False  # before the read: a later event queues it again
         run, after = self._run, self._after
         try:
             events = [] if self.over else fitting(run.log.read(after, most))
         except OffsetLost as lost:
-            # The reader is further behind than the log is long: an error, never a gap.
+            # The reader's next event is no longer in the log: send an error, never leave a gap.
             self.end()
             return frame(TEXT, error_message(lost, run.id)), 1
         if not events:
@@ -124,37 +123,37 @@ class Feed:
         return newest[3], len(events)
 
     def end(self) -> None:
-        """Send no more. The reader has left. Harmless when repeated."""
+        """Send no more and unregister the viewer. May be repeated."""
         self.over = True
         self._run.log.unsubscribe(self.changed)
         self._run.leave(self._viewer)
 
 
 class Wire:
-    """The client's connection, from the handshake to `end`. See the module for its threads."""
+    """The client's connection, from the handshake to `end`. For its threads see the module."""
 
     def __init__(self, sock: socket.socket, relay: Relay, stall_timeout: float) -> None:
         """Give the socket to the relay. `stall_timeout`: seconds in which no byte is taken."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        self.wake_event = threading.Event()  # the server's thread has something to do
-        self.inbox: list[str | bytes] = []  # messages that have been read, simple-websocket's list
+        self.wake_event = threading.Event()  # set when the server's thread has work
+        self.inbox: list[str | bytes] = []  # received messages; simple-websocket's list
         self.too_slow = False  # the client has taken nothing for `stall_timeout`
-        self.over = False  # nothing is written any more
-        self.early = b""  # what came before the connection became a WebSocket, until it is read
+        self.over = False  # no more bytes are written
+        self.early = b""  # bytes received before the handshake's end, until they are read
         self.fault: Exception | None = None  # why the relay could not make a frame
         self._sock = sock
         self._relay = relay
         self._stall_timeout = stall_timeout
-        # Any thread may append to these two. `_due`: the relay will look at them.
+        # Any thread may append to the two queues. `_due`: the relay will serve them.
         self._frames: deque[bytes] = deque()  # answers and control frames
-        self._feeds: deque[Feed] = deque()  # those that have something
+        self._feeds: deque[Feed] = deque()  # feeds with events to send
         self._due = False
-        self._may_read = threading.Condition()  # the reading thread waits for it
-        self._released = threading.Event()  # the socket is the server's thread's again
-        # The relay's own:
-        self._unsent = _NOTHING  # of a batch, what the network has not taken
-        self._stuck = Timer(self._drop)  # due when the client has taken nothing for `stall_timeout`
-        self._closed = False  # the last frame is in a batch
+        self._may_read = threading.Condition()  # notified when the reading thread may read on
+        self._released = threading.Event()  # the relay has given the socket back
+        # Used by the relay only:
+        self._unsent = _NOTHING  # the part of a batch that the kernel has not taken
+        self._stuck = Timer(self._drop)  # no byte taken for `stall_timeout`
+        self._closed = False  # the close frame is in a batch; no frame follows it
         relay.post(partial(relay.at_end.add, self._release))
 
     # --- for simple-websocket ---------------------------------------------------------------------
@@ -163,37 +162,37 @@ class Wire:
         return self._sock.fileno()
 
     def recv(self, size: int) -> bytes:
-        """Read on when all that was said before has been obeyed: no queue grows here."""
+        """Wait until all earlier messages are handled, then read, so that no queue grows."""
         with self._may_read:
             self._may_read.wait_for(lambda: (self.has_room and not self.inbox) or self.over)
         if self.over:
             return b""
         early, self.early = self.early[:size], self.early[size:]
-        # Past the end of the request, which is that of a `ClientSocket`.
+        # Not `ClientSocket.recv`, which may return the end of the request.
         return early or socket.socket.recv(self._sock, size)
 
     def close(self) -> None:
-        """Nothing is read any more. The connection itself is the server's to close."""
+        """Wake the server's thread: reading has ended. The server closes the connection itself."""
         self.wake_event.set()
 
     # --- for any thread ---------------------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether one more message may be obeyed. `wake_event` is set when there is room again."""
+        """Whether one more message may be handled. `wake_event` is set when there is room again."""
         return len(self._frames) < FRAMES_MAX
 
     def send(self, data: bytes) -> None:
-        """Have a frame written, before events that wait. Behind a close nothing is."""
+        """Queue a frame, which is written before waiting events. After a close none is written."""
         if _closes(data):
-            # Room for it: a reader that is too slow finds it when it reads on.
+            # Make room for it: a too slow client then finds it when it reads on.
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
         self._frames.append(data)
         self._wake()
 
     def offer(self, feed: Feed) -> None:
-        """Have written what this stream has."""
+        """Queue a feed that has events to send."""
         self._feeds.append(feed)
         self._wake()
 
@@ -202,7 +201,7 @@ class Wire:
             return
         self._due = True
         if self._relay.is_current:
-            # At the turn's end: of 25 tokens for one socket in a turn, each costs 4.5 us, not 6.
+            # At the end of the turn: for 25 tokens per turn and socket each costs 4.5 us, not 6.
             self._relay.at(0.0, self._serve)
         else:
             self._relay.post(self._serve)
@@ -210,25 +209,25 @@ class Wire:
     # --- for the server's thread ------------------------------------------------------------------
 
     def wait(self, timeout: float) -> None:
-        """Let the next message be read where all were obeyed. Return when there is work to do."""
+        """Let the reading thread read on; wait for `wake_event`, at most `timeout` seconds."""
         with self._may_read:
             self._may_read.notify()
         self.wake_event.wait(timeout)
         self.wake_event.clear()
 
     def release(self) -> None:
-        """Take the socket back from the relay; nothing is written afterwards. May be repeated."""
+        """Take the socket back from the relay, which then writes no more. May be repeated."""
         self._relay.post(self._release)
         while not self._released.wait(RELEASE_TICK) and self._relay.is_running:
             pass
         self.over = True
-        self.wait(0)  # for the reading thread to see it
+        self.wait(0)  # so that the reading thread sees it
 
     def end(self, until: float) -> None:
         """Shut the connection down; no thread uses it afterwards.
 
-        Until that time at most, what the client still sends is read: it would not find the last
-        words in a connection that is closed over something unread.
+        Read and discard what the client sends, at most until `until`: closing a socket with unread
+        bytes resets the connection, and the client would lose the last frames.
         """
         self.release()
         poller = select.poll()
@@ -236,7 +235,7 @@ class Wire:
             self._sock.shutdown(socket.SHUT_WR)
             poller.register(self._sock, select.POLLIN)
             while poller.poll(max(0.0, until - now()) * 1000):
-                with contextlib.suppress(BlockingIOError):  # the other thread took it
+                with contextlib.suppress(BlockingIOError):  # the other thread has read the bytes
                     if not self._sock.recv(GROUP_CHARS, socket.MSG_DONTWAIT):
                         break
         with contextlib.suppress(OSError):
@@ -246,19 +245,19 @@ class Wire:
 
     @contained
     def _serve(self, _: int = WRITE) -> None:
-        """Send what is left of a batch, or else the next one."""
+        """Send the rest of the current batch, or the next batch."""
         if not self.over:
             self._push(self._unsent or memoryview(self._gather()))
 
     def on_fault(self, exc: Exception) -> None:
-        """A frame cannot be made or sent: the server's thread is told, and closes."""
+        """Pass the exception to the server's thread, which closes."""
         self.fault, self._due = exc, False
         self.wake_event.set()
 
     def _gather(self) -> bytes:
-        """Whole frames for the next batch: answers first, then the streams in turn."""
+        """The frames of the next batch: answers first, then the feeds in turn."""
         out, size, room = list[bytes](), 0, GROUP_EVENTS
-        # Counted before answers are taken: a stream's events come behind the answer to its start.
+        # Counted before answers are taken, so a stream's events follow the answer to its start.
         feeds = len(self._feeds)
         while self._frames and size < GROUP_CHARS and not self._closed:
             data = self._frames.popleft()
@@ -292,7 +291,7 @@ class Wire:
             self._unsent = data[sent:]
             return
         self._forget_unsent()
-        self._due = False  # before the queues are looked at: what comes after that wakes the relay
+        self._due = False  # before the queues are checked: a later item wakes the relay
         if (self._frames or self._feeds) and not (self._closed or self.over):
             self._due = True
             self._relay.again(self._serve)
@@ -309,7 +308,7 @@ class Wire:
 
     def _release(self) -> None:
         self._serve()
-        self._serve()  # the first may have been the rest of a batch
+        self._serve()  # the first call may have sent the rest of a batch
         self._forget_unsent()
         self._relay.at_end.discard(self._release)
         self.over = True
