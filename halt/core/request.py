@@ -1,8 +1,8 @@
-"""What a model is asked, and the seam behind which every provider stands.
+"""The request to a model, and the interface that every provider implements.
 
-`Upstream.open(request, line)` gives a `Reply`, which is read in Parts: everything that one read of
-the connection brought, decoded. Each fault of a server becomes one UpstreamError with a code of
-`halt.errors.CODES`; text that came before the fault is delivered first.
+`Upstream.open(request, connection)` returns a `Reply`, which is read in Parts: each has the decoded
+events of one read of the connection. Each fault of a provider becomes one UpstreamError with a code
+of `halt.errors.CODES`; text that arrived before the fault is returned first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
 
-#: How streams are named, by clients and by Halt. JSON schemas say `$` where Python says `\Z`.
+#: The ID of a stream, made by clients or by Halt. JSON schemas write `$` for Python's `\Z`.
 StreamId = Annotated[
     str, msgspec.Meta(pattern=rf"{_NAME}\Z", extra_json_schema={"pattern": f"{_NAME}$"})
 ]
@@ -25,22 +25,22 @@ Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
 class Message(dict[str, Any]):
-    """One message of a conversation: a JSON object whose fields go to the model's server as given.
+    """One message of a conversation: a JSON object that is sent to the provider unchanged.
 
-    `content` is text, a list of parts as OpenAI defines them, or what else the server takes.
+    `content` is text, a list of parts in OpenAI's form, or another value that the provider accepts.
     """
 
     def __init__(self, role: str, content: Any = None, /, **fields: Any) -> None:
         """Fields that are None are left out."""
-        given = {"content": content, **fields}
-        super().__init__(role=role, **{k: v for k, v in given.items() if v is not None})
+        values = {"content": content, **fields}
+        super().__init__(role=role, **{k: v for k, v in values.items() if v is not None})
 
     @classmethod
     def of(cls, fields: Any) -> Self:
-        """A message from decoded JSON. Raises ValueError that names a field which Halt needs.
+        """A message from decoded JSON. Raises ValueError that names a missing field.
 
-        A field that is null counts as left out, as in every request; a content stays as it is:
-        servers tell the two apart. Calls that have no type are calls of functions.
+        A null field counts as absent, as in every request, except `content`: providers distinguish
+        null from absent there. Tool calls without a type get the type "function".
         """
         if not isinstance(fields, dict):
             raise ValueError("Expected `object`")
@@ -52,69 +52,69 @@ class Message(dict[str, Any]):
             for name in [k for k, v in fields.items() if v is None and k != "content"]:
                 del message[name]
         if isinstance(calls := message.get("tool_calls"), list):
-            message["tool_calls"] = [_typed(each) for each in calls]
+            message["tool_calls"] = [_typed(call) for call in calls]
         return message
 
     @property
     def role(self) -> str:
-        """Whose message it is."""
+        """The role of its author: "user", "assistant", ..."""
         return str(self["role"])
 
     @property
     def content(self) -> Any:
-        """None where there is none."""
+        """The content, None if there is none."""
         return self.get("content")
 
     @property
     def size(self) -> int:
-        """Characters: of the text, and of everything else in it as JSON."""
+        """Its size in characters: of a plain text alone, else of the whole message as JSON."""
         content = self.get("content")
         if isinstance(content, str) and len(self) == 2:  # beside the role
             return len(content)
         return len(msgspec.json.encode(self))
 
 
-#: Fields of an answer's message that some servers want in a prompt's, and others refuse. Clients
-#: send answers back as they came.
+#: Fields of an answer's message that some providers require in prompts, and others refuse. Clients
+#: send answers back unchanged.
 OF_ANSWERS = frozenset(
     {"refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content"}
 )
 
 
 class ToolTurn(Message):
-    """The assistant's own message of a round in which it called tools.
+    """The assistant's message of a round in which it called tools.
 
-    `opaque` is what its provider wants back with it, as its Reply gave it, None where there is
-    nothing. Made by a run, never by a client, and never sent to another kind of provider.
+    `opaque` is `Reply.opaque`, which the provider requires back with the message, None for most. A
+    run makes it, never a client, and it is never sent to another kind of provider.
     """
 
     def __init__(self, content: str | None, calls: list[ToolCall], opaque: Any = None) -> None:
-        super().__init__("assistant", content, tool_calls=[openai_call(each) for each in calls])
+        super().__init__("assistant", content, tool_calls=[openai_call(call) for call in calls])
         self.opaque = opaque
 
 
 def fields_of(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
-    """The fields of its server's that came with a call, in its `function` too."""
+    """The provider's other fields of a call, always with a `function` object."""
     extra = {} if call.extra is msgspec.UNSET else call.extra
     return extra if isinstance(extra.get("function", {}), dict) else {**extra, "function": {}}
 
 
 def openai_call(call: ToolCall) -> dict[str, Any]:
-    """A call that the model has made, in OpenAI's form."""
+    """A tool call of the model in OpenAI's JSON form."""
     more = fields_of(call)
     function = {**more.get("function", {}), "name": call.name, "arguments": call.arguments}
     return {**more, "id": call.id, "type": "function", "function": function}
 
 
 def _typed(tool: Any) -> Any:
-    """A tool, or a call of one, with its type where that goes without saying."""
+    """A tool or a tool call; one with a function but without a type gets that type."""
     if isinstance(tool, dict) and "function" in tool and tool.get("type") is None:
         return {**tool, "type": "function"}
     return tool
 
 
 class ToolSpec(dict[str, Any]):
-    """A tool that the model may call, or one of its server's own: a JSON object, sent as given."""
+    """A tool that the model may call, or a provider's own tool: JSON that is sent unchanged."""
 
     @classmethod
     def of(cls, fields: Any) -> Self:
@@ -127,17 +127,17 @@ class ToolSpec(dict[str, Any]):
     def of_function(
         cls, name: str, description: str | None = None, parameters: dict[str, Any] | None = None
     ) -> Self:
-        """A function; `parameters` is the JSON schema of its arguments."""
-        told = {"name": name, "description": description, "parameters": parameters}
-        return cls(type="function", function={k: v for k, v in told.items() if v is not None})
+        """A function tool; `parameters` is the JSON schema of its arguments."""
+        fields = {"name": name, "description": description, "parameters": parameters}
+        return cls(type="function", function={k: v for k, v in fields.items() if v is not None})
 
 
-#: Fields that Halt itself sends to the model's server; `extra_body` cannot replace them.
+#: Fields that Halt itself sends to the provider; `extra_body` cannot replace them.
 OWN_FIELDS = frozenset({"messages", "model", "stream"})
 
 
 class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What a model is asked. The optional fields mean what they mean in OpenAI's API."""
+    """A request to a model. The optional fields have the meaning of OpenAI's API."""
 
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     id: StreamId | None = None
@@ -155,36 +155,36 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     response_format: dict[str, Any] | None = None
-    extra_body: dict[str, Any] | None = None  # fields of the model's server that are not named here
-    stream: Literal[True] = True  # accepted because clients send it; an answer always streams
+    extra_body: dict[str, Any] | None = None  # other fields of the provider
+    stream: Literal[True] = True  # accepted since clients send it; answers always stream
 
     def __post_init__(self) -> None:
         for name in OWN_FIELDS & (self.extra_body or {}).keys():
             raise ValueError(f"unknown field `extra_body.{name}`: it is a field of its own")
 
     def size(self) -> int:
-        """Characters of all messages."""
+        """The size of all messages in characters."""
         return sum(message.size for message in self.messages)
 
     def options(self) -> dict[str, Any]:
         """The optional fields that were set, under OpenAI's names. Their values are not copied."""
-        given = {name: getattr(self, name) for name in _OPTIONS}
-        return {name: value for name, value in given.items() if value is not None}
+        values = {name: getattr(self, name) for name in _OPTIONS}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-_OPTIONS = [each for each in ChatRequest.__struct_fields__ if each not in {"id", *OWN_FIELDS}]
+_OPTIONS = [name for name in ChatRequest.__struct_fields__ if name not in {"id", *OWN_FIELDS}]
 
 
 def fingerprint(messages: list[Message]) -> str:
-    """Tells what was asked from what was asked otherwise."""
+    """A hash of the messages, which identifies the prompt."""
     return hashlib.blake2b(msgspec.json.encode(messages), digest_size=16).hexdigest()
 
 
 class Unfinished(Message):
-    """The assistant's answer as far as it was shown, which is to be gone on with.
+    """The shown part of the assistant's answer, which the model shall continue.
 
-    The last message of a request. Made by Halt, never by a client. Its pictures are kept here for
-    the whole answer, and the model is told of them in a word: `told` is what it is sent.
+    The last message of a request. Halt makes it, never a client. `content` has the pictures, for
+    the whole answer; `model_text` is sent to the model, with a word in place of each picture.
     """
 
     def __init__(self, content: str, model_text: str) -> None:
@@ -193,21 +193,21 @@ class Unfinished(Message):
 
     @property
     def size(self) -> int:
-        """Characters that the model is sent."""
+        """The number of characters that are sent to the model."""
         return len(self.model_text)
 
 
 def unfinished(request: ChatRequest) -> str:
-    """The text that this request goes on from; empty: it asks for an answer of its own."""
+    """The text that this request continues, "" for a new answer."""
     last = request.messages[-1]
     return str(last.content) if isinstance(last, Unfinished) else ""
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one read brought, in how many pieces of the provider's, and whether it was the last.
+    """The events of one read, from `chunks` pieces of the provider; `ended`: it was the last.
 
-    `arrived`: characters of the model's that came, also those that are held back for now, or were
-    left out. Where a provider does not count them, those of the events count.
+    `arrived`: the number of characters of the model that arrived, including held and dropped ones.
+    If a provider's code does not count them, the characters of the events count.
     """
 
     events: tuple[Delta, ...] = ()
@@ -217,77 +217,77 @@ class Part(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The answer's own text in it."""
-        return "".join(each.content for each in self.events if isinstance(each, Content))
+        """The answer's own text in these events."""
+        return "".join(event.content for event in self.events if isinstance(event, Content))
 
 
 class Reply(Protocol):
-    """An answer that is coming in. Used by one thread at a time, apart from its UpstreamConnection.
+    """An arriving answer. Used by one thread at a time, apart from its UpstreamConnection.
 
-    It is read from a socket, which blocks until `unblock`; the relay then waits for it.
+    Its socket blocks until `unblock`; after that the relay's selector waits for it.
     """
 
     @property
     def model(self) -> str:
-        """The model that answers, as it names itself."""
+        """The name of the answering model, as the provider reports it."""
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the answer ended, None before."""
+        """The reason of the answer's end, None before the end."""
 
     @property
     def usage(self) -> dict[str, Any] | None:
-        """The provider's own count, None where it reported none."""
+        """The provider's token count, None if it reported none."""
 
     @property
     def opaque(self) -> Any:
-        """What goes back with this answer when tools were called, None for most providers."""
+        """The value to send back with this answer's tool calls, None for most providers."""
 
     def fileno(self) -> int:
-        """The descriptor of the socket that it is read from."""
+        """The file descriptor of its socket."""
 
     def unblock(self) -> None:
-        """Let `read` wait for nothing from now on."""
+        """Make the socket non-blocking, so that `read` never waits."""
 
     @property
     def pending(self) -> bool:
-        """`read` has something to say now, whether or not the socket can be read."""
+        """Whether `read` has a result now, even if the socket is not readable."""
 
     @property
     def complete(self) -> bool:
-        """All of the response was read, so that `close` can keep the connection."""
+        """Whether the whole response was read, so that `close` can keep the connection."""
 
     def read(self) -> Part:
-        """What has come. Raises NoData where that is nothing, UpstreamError.
+        """The data that has arrived. Raises NoData if there is none, UpstreamError.
 
-        While the socket blocks, NoData comes after halt.core.connection.TICK seconds of silence.
+        A blocking socket raises NoData after halt.core.connection.TICK seconds of silence.
         """
 
     def close(self) -> None:
-        """Keep the connection for the next request where it is fit for one, else close it."""
+        """Keep the connection for the next request if it is reusable, else close it."""
 
 
 class Upstream(Protocol):
-    """A provider of answers, or several of them."""
+    """A provider of models, or several of them."""
 
     @property
     def known_model(self) -> str:
-        """The model that answers by default, empty where it is not known yet."""
+        """The default model, "" if not known yet."""
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
-        """Send the request, wait for the headers. Raises UpstreamError, Interrupted."""
+        """Send the request and wait for the head. Raises UpstreamError, Interrupted."""
 
     def models(self, connection: UpstreamConnection) -> list[str]:
-        """The models that it offers. Raises UpstreamError, Interrupted."""
+        """The names of its models. Raises UpstreamError, Interrupted."""
 
     def catalog(self, connection: UpstreamConnection) -> list[tuple[str, list[str]]]:
-        """The models as requests name them, by provider: (its name, or none, and its models).
+        """The models by provider: (the provider's name or "", its models' names for requests).
 
         Raises UpstreamError, Interrupted.
         """
 
     def check(self, connection: UpstreamConnection) -> None:
-        """Ask the server something that costs nothing. Raises UpstreamError, Interrupted."""
+        """Send the provider a request that costs nothing. Raises UpstreamError, Interrupted."""
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -1,7 +1,7 @@
-"""Rounds of tools: the model's calls are run here, and it is asked again with the results.
+"""Rounds of tools: runs the model's calls and adds the results to the next request.
 
-A run begins a round when all of a reply has come, and a round ends with the next request. What is
-needed of a toolbox is named here; `halt.core.tools` has one of Python functions.
+A round begins when all of a reply has arrived, and ends with the next request. The protocols of a
+toolbox are here; `halt.core.tools` implements them for Python functions.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from halt.errors import UpstreamError
 
 
 class Round(Protocol):
-    """The calls of one answer, under way together."""
+    """The calls of one reply, which run in parallel."""
 
     def results(self) -> Iterator[ToolResult]:
-        """Start the calls; each result as it comes. Ends early on `abort`, also one before it."""
+        """Start the calls and yield results as they come. `abort`, also before, ends it early."""
 
-    def messages(self, said: str, opaque: Any) -> list[Message]:
-        """What the model is told of the round: its own message, then the results so far.
+    def messages(self, text: str, opaque: Any) -> list[Message]:
+        """The round's messages for the next request: the model's own, then the results so far.
 
-        `said` is its text in the round, `opaque` what its provider wants back.
+        `text` is the model's text in the round, `opaque` the `Reply.opaque` of its reply.
         """
 
     def abort(self) -> None:
-        """Tell all calls to stop, and wait for none. Harmless when repeated."""
+        """Signal all calls to stop, without waiting. Idempotent."""
 
 
 class Tools(Protocol):
@@ -39,10 +39,10 @@ class Tools(Protocol):
 
     @property
     def specs(self) -> list[ToolSpec]:
-        """What a model is told of them."""
+        """The tools' descriptions for the request."""
 
     def round(self, calls: list[ToolCall]) -> Round:
-        """The calls of one answer, not begun yet."""
+        """A round of these calls, not started yet."""
 
 
 class ToolLoop:
@@ -55,12 +55,12 @@ class ToolLoop:
         self._intake = intake
         self._tools = tools
         self._most = self._left = rounds
-        self._reply: Reply | None = None  # it has brought calls, which are to be run next
+        self._reply: Reply | None = None  # a closed reply whose calls are to run next
         self._round: Round | None = None  # while tools run
 
     @property
     def is_due(self) -> bool:
-        """All calls have come: the next thing is to run them."""
+        """Whether the next step of the run is a round of tools."""
         return self._reply is not None
 
     @property
@@ -68,18 +68,18 @@ class ToolLoop:
         return self._round is not None
 
     def expect(self, reply: Reply) -> None:
-        """By the relay: all of a reply with calls has come, and it is closed."""
+        """In the relay: make a round of tools due. The reply with the calls is closed."""
         self._reply = reply
 
     def abort(self) -> None:
-        """The log has ended: end the round that is under way."""
+        """End the round under way, since the log has ended."""
         if (running := self._round) is not None:
             running.abort()
 
     def run(self) -> bool:
-        """Run what the model asked for, and make the request that asks it again.
+        """Run the model's calls, and put the results into the run's next request.
 
-        False: the log has ended. Raises UpstreamError, at a limit.
+        False: the log has ended. Raises UpstreamError at a limit.
         """
         live, intake = self._live, self._intake
         reply, self._reply = self._reply, None
@@ -89,8 +89,8 @@ class ToolLoop:
             raise UpstreamError("too_many_tool_rounds", hint=hint)
         self._left -= 1
         assert self._tools is not None and reply is not None  # noqa: S101, PT018 - `is_due`
-        # Known before the log is looked at: either the thread that ends it finds the round and
-        # aborts it, or the end is found here, and the round never starts.
+        # Set before the check of the log: either the thread that ends the log finds the round and
+        # aborts it, or the check here sees the end, and the round never starts.
         current = self._round = self._tools.round(calls)
         if live.log.ended is not None:
             current.abort()
@@ -98,14 +98,14 @@ class ToolLoop:
             if not intake.take_result(result):
                 break
         intake.answering = False
-        live.meter.tools_ran()  # the limits of a silent model count from here
+        live.meter.tools_ran()  # the limit of silence counts from here
         self._round = None
         if live.log.ended is not None:
             return False
-        told = current.messages(intake.begin_round(), reply.opaque)
+        messages = current.messages(intake.begin_round(), reply.opaque)
         live.request = msgspec.structs.replace(
             live.request,
-            messages=[*live.request.messages, *told],
-            tool_choice=None,  # what the first round had to call need not be called for ever
+            messages=[*live.request.messages, *messages],
+            tool_choice=None,  # a required call is required in the first round alone
         )
         return True

@@ -1,14 +1,14 @@
-"""Tools that a model may call: typed Python functions with a time limit, which Stop ends too.
+"""Tools that a model may call: typed Python functions with a time limit, ended by a Stop.
 
     def lookup(city: str, stop: threading.Event) -> str:
         "Say how warm it is in a city."
 
-The function's signature becomes the schema that the model is told; the model's arguments are
-checked against it before the function runs. A parameter of the type `threading.Event` is not told:
-it is given an Event that is set when the answer is stopped or the call is over its time. Each call
-has a thread of its own, and nothing waits for one that was given up: its result is dropped when it
-comes. What a tool raises is logged; the model, and with it the user, is told the kind of error, or
-the words of a ToolError.
+The function's signature becomes the schema that the model gets; the model's arguments are checked
+against it before the function runs. A parameter of the type `threading.Event` is not in the schema:
+it gets an Event that is set when the answer is stopped or the call exceeds its time limit. Each
+call has its own thread. No thread waits for a call after its time limit; its late result is
+dropped. Exceptions of a tool are logged; the model, and with it the user, gets the exception's type
+or the message of a ToolError.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from halt.core.request import Message, ToolSpec, ToolTurn
 from halt.core.request_ids import current, named
 from halt.rendering import data_urls
 
-RESULT_MAX = 100_000  # characters of a result that the model is told
-THREADS_MAX = 256  # calls of one toolbox under way, those that were given up included
-CALLS_MAX = 16  # calls of one round; further ones are refused, so that one answer takes not all
+RESULT_MAX = 100_000  # characters of a result that the model gets
+THREADS_MAX = 256  # running calls of one toolbox, including those over their time limit
+CALLS_MAX = 16  # calls of one round; more are refused, so that one answer does not take all
 TIMEOUT = 30.0  # seconds for one call
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class ToolError(Exception):
-    """Raised by a tool to tell the model, in these words, why there is no result."""
+    """Raised by a tool that has no result. The model gets the message."""
 
 
 class Tool:
@@ -49,7 +49,7 @@ class Tool:
     def __init__(
         self, function: Callable[..., Any], *, name: str = "", timeout: float = TIMEOUT
     ) -> None:
-        """`timeout` in seconds. Raises TypeError where the signature can't be told to a model."""
+        """`timeout` in seconds. Raises TypeError if the signature has no schema."""
         self.name: str = name or getattr(function, "__name__", "")
         self.timeout = timeout
         self._function = function
@@ -57,54 +57,54 @@ class Tool:
             raise TypeError(f"{self.name!r} is no name for a tool: use A-Z, a-z, 0-9, _ and -")
         if inspect.iscoroutinefunction(function):
             raise TypeError(f"{self.name}: a tool is a plain function, which may block")
-        self._events: list[str] = []  # parameters that are given the call's Event
+        self._events: list[str] = []  # parameters that get the call's Event
         try:
             arguments = self._struct()
             parameters = _schema(arguments)
-            # Not strict: many a model writes "5" where a number is wanted. Made here, since the
-            # first calls may come from several threads at once.
+            # Not strict: many models write "5" for a number. Made here, since several threads may
+            # make the first calls at once.
             self._decoder = msgspec.json.Decoder(arguments, strict=False)
         except (NameError, TypeError) as exc:
             raise TypeError(f"{self.name}: {exc}") from exc
         self.spec = ToolSpec.of_function(self.name, inspect.getdoc(function) or None, parameters)
 
     def _struct(self) -> type[msgspec.Struct]:
-        """The arguments that the model gives, as a type that decodes and checks them."""
+        """A type that decodes and checks the model's arguments."""
         hints = get_type_hints(self._function, include_extras=True)
         fields: list[Any] = []
-        for each in inspect.signature(self._function).parameters.values():
-            if each.kind in {each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY}:
+        for parameter in inspect.signature(self._function).parameters.values():
+            name, default = parameter.name, parameter.default
+            if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
                 raise TypeError("*args, **kwargs and positional-only parameters have no schema")
-            if each.name not in hints:
-                raise TypeError(f"the parameter {each.name!r} has no type")
-            kind = hints[each.name]
-            if kind is threading.Event:
-                self._events.append(each.name)
-            elif each.default is each.empty:
-                fields.append((each.name, kind))
+            if name not in hints:
+                raise TypeError(f"the parameter {name!r} has no type")
+            if hints[name] is threading.Event:
+                self._events.append(name)
+            elif default is parameter.empty:
+                fields.append((name, hints[name]))
             else:
-                fields.append((each.name, kind, each.default))
+                fields.append((name, hints[name], default))
         return msgspec.defstruct(
             f"{self.name}_arguments", fields, kw_only=True, forbid_unknown_fields=True
         )
 
     def __call__(self, arguments: str, stop: threading.Event) -> str:
-        """Check the arguments and run. Raises ToolError, and whatever the function raises."""
+        """Check the arguments and run. Raises ToolError and every exception of the function."""
         try:
-            given = self._decoder.decode(arguments.strip() or "{}")
+            decoded = self._decoder.decode(arguments.strip() or "{}")
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as exc:
             raise ToolError(f"The arguments do not fit: {exc}") from exc
-        values = {name: getattr(given, name) for name in given.__struct_fields__}
+        values = {name: getattr(decoded, name) for name in decoded.__struct_fields__}
         result = self._function(**values, **dict.fromkeys(self._events, stop))
         return result if isinstance(result, str) else msgspec.json.encode(result).decode()
 
     def answer(self, arguments: str, stop: threading.Event) -> tuple[str, bool]:
-        """Run: what the model is told, and whether that is a result. Raises nothing."""
+        """Run. Returns the text for the model, and whether it is a result. Raises nothing."""
         try:
             return self(arguments, stop), True
         except ToolError as exc:
             return str(exc), False
-        except BaseException as exc:  # a SystemExit would end the thread without a word
+        except BaseException as exc:  # a SystemExit would end the thread silently
             logger.exception("tool %s", self.name)
             return f"The tool failed ({type(exc).__name__}).", False
 
@@ -122,10 +122,10 @@ class Toolbox:
     """The tools of one application, by name."""
 
     def __init__(self, tools: Iterable[Tool | Callable[..., Any]] = ()) -> None:
-        """Raises TypeError for a function that can be no tool, ValueError for a name used twice."""
+        """Raises TypeError for a function without a schema, ValueError for a duplicate name."""
         self._tools: dict[str, Tool] = {}
-        for each in tools:
-            tool = each if isinstance(each, Tool) else Tool(each)
+        for entry in tools:
+            tool = entry if isinstance(entry, Tool) else Tool(entry)
             if tool.name in self._tools:
                 raise ValueError(f"two tools are named {tool.name!r}")
             self._tools[tool.name] = tool
@@ -136,19 +136,19 @@ class Toolbox:
 
     @property
     def specs(self) -> list[ToolSpec]:
-        """What a model is told of them."""
+        """The tools' descriptions for the request."""
         return [tool.spec for tool in self._tools.values()]
 
     def round(self, calls: list[ToolCall]) -> ToolRound:
-        """The calls of one answer, not begun yet."""
+        """A round of these calls, not started yet."""
         return ToolRound(self, calls)
 
     def begin(
         self, call: ToolCall, stop: threading.Event, done: Callable[[str, bool], None]
     ) -> float:
-        """Start one call in a thread of its own; `done` gets what the model is told of it.
+        """Start one call in its own thread. Returns the call's time limit in seconds.
 
-        Returns the call's time limit in seconds.
+        `done` gets the text for the model, and whether it is a result.
         """
         tool = self._tools.get(call.name)
         if tool is None:
@@ -160,9 +160,9 @@ class Toolbox:
 
         def work() -> None:
             with named(request_id):
-                told, ok = tool.answer(call.arguments, stop)
+                text, ok = tool.answer(call.arguments, stop)
             self._free.release()
-            done(told, ok)
+            done(text, ok)
 
         if not self._free.acquire(blocking=False):
             done("Too many tools are running. Try again later.", False)
@@ -187,27 +187,27 @@ class _Call:
 
 
 class ToolRound:
-    """The calls of one answer, under way together."""
+    """The calls of one reply, which run in parallel."""
 
     def __init__(self, toolbox: Toolbox, calls: list[ToolCall]) -> None:
         self._toolbox = toolbox
         self._calls = [_Call(call) for call in calls]
         self._changed = threading.Condition()  # protects the three below, and each call's result
-        self._fresh: list[ToolResult] = []  # not yet given out
-        self._open = 0  # calls begun that have no result
+        self._fresh: list[ToolResult] = []  # not yet yielded
+        self._open = 0  # started calls without a result
         self._aborted = False
 
     def results(self) -> Iterator[ToolResult]:
-        """Start the calls; each result as it comes, also of one that is over its time.
+        """Start the calls and yield results as they come, also for calls over their time limit.
 
-        Ends early on abort, which may come before the start: then nothing is started.
+        Ends early on `abort`; after an `abort` before the start no call is started.
         """
-        for number, each in enumerate(self._calls):
-            self._begin(each, refused=number >= CALLS_MAX)
+        for number, running in enumerate(self._calls):
+            self._begin(running, refused=number >= CALLS_MAX)
         while True:
             with self._changed:
                 while not self._fresh and self._open and not self._aborted:
-                    soonest = min(each.deadline for each in self._calls if each.result is None)
+                    soonest = min(call.deadline for call in self._calls if call.result is None)
                     if (left := soonest - now()) > 0:
                         self._changed.wait(min(left, TIMEOUT))
                     else:
@@ -221,60 +221,60 @@ class ToolRound:
     def finished_results(self) -> list[ToolResult]:
         """All results so far, in the order of the calls."""
         with self._changed:
-            return [each.result for each in self._calls if each.result is not None]
+            return [call.result for call in self._calls if call.result is not None]
 
-    def messages(self, said: str, opaque: Any) -> list[Message]:
+    def messages(self, text: str, opaque: Any) -> list[Message]:
         """See `halt.core.tool_loop.Round`."""
-        calls = [each.call for each in self._calls]
+        calls = [running.call for running in self._calls]
         return [
-            ToolTurn(data_urls.replace_for_model(said) or None, calls, opaque),
-            *(Message("tool", each.result, tool_call_id=each.id) for each in self.finished_results),
+            ToolTurn(data_urls.replace_for_model(text) or None, calls, opaque),
+            *(Message("tool", r.result, tool_call_id=r.id) for r in self.finished_results),
         ]
 
     def abort(self) -> None:
-        """Tell all of them to stop, and wait for none. Harmless when repeated."""
+        """Signal all calls to stop, without waiting. Idempotent."""
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
-        for each in self._calls:
-            each.stop.set()
+        for running in self._calls:
+            running.stop.set()
 
-    def _begin(self, each: _Call, *, refused: bool) -> None:
+    def _begin(self, running: _Call, *, refused: bool) -> None:
         with self._changed:
             if self._aborted:
                 return
             self._open += 1
-            each.began = now()
+            running.began = now()
 
-        def done(told: str, ok: bool) -> None:
+        def done(text: str, ok: bool) -> None:
             with self._changed:
-                self._end(each, told, ok=ok)
+                self._end(running, text, ok=ok)
 
         if refused:
             done(f"At most {CALLS_MAX} tools can be called at once. Try again.", False)
             return
-        limit = self._toolbox.begin(each.call, each.stop, done)
+        limit = self._toolbox.begin(running.call, running.stop, done)
         with self._changed:
-            each.deadline = each.began + limit
+            running.deadline = running.began + limit
 
-    def _end(self, each: _Call, told: str, *, ok: bool) -> None:
-        """The call has its result; the first one counts. The lock is held."""
-        if each.result is not None:
+    def _end(self, running: _Call, text: str, *, ok: bool) -> None:
+        """Set a call's result; only the first one counts. The caller holds the lock."""
+        if running.result is not None:
             return
-        told = told.encode("utf-8", "replace").decode()  # half a surrogate is no text
-        if len(told) > RESULT_MAX:
-            told = told[:RESULT_MAX] + "\n[cut off here]"
-        took = round((now() - each.began) * 1000, 1)
-        each.result = ToolResult(each.call.id, each.call.name, told, ok, took)
-        self._fresh.append(each.result)
+        text = text.encode("utf-8", "replace").decode()  # replaces unpaired surrogates
+        if len(text) > RESULT_MAX:
+            text = text[:RESULT_MAX] + "\n[cut off here]"
+        took = round((now() - running.began) * 1000, 1)
+        running.result = ToolResult(running.call.id, running.call.name, text, ok, took)
+        self._fresh.append(running.result)
         self._open -= 1
         self._changed.notify_all()
 
     def _give_up(self) -> None:
-        """End the calls that are over their time. The lock is held."""
+        """End the calls over their time limit. The caller holds the lock."""
         at = now()
-        for each in self._calls:
-            if each.result is None and each.deadline <= at:
-                each.stop.set()
-                limit = round(each.deadline - each.began, 3)
-                self._end(each, f"Given up: it took longer than {limit:g} s.", ok=False)
+        for running in self._calls:
+            if running.result is None and running.deadline <= at:
+                running.stop.set()
+                limit = round(running.deadline - running.began, 3)
+                self._end(running, f"Given up: it took longer than {limit:g} s.", ok=False)
