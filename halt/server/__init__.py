@@ -1,1 +1,1 @@
-"""gunicorn as Halt runs it, and the demo model."""
+"""The server process: the command line, gunicorn's settings, and gunicorn's worker for Halt."""

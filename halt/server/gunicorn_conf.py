@@ -1,7 +1,7 @@
-"""gunicorn's settings, and what its master and its workers do at their start and their end.
+"""gunicorn's settings, and its hooks at the start and end of the master and the workers.
 
-The master starts the embedded model where no other is set, and prints where the page is. The
-workers (WEB_CONCURRENCY, 1 by default) serve the same streams, whichever of them is asked.
+The master starts the embedded model if no provider is set, and prints the page's address. The
+workers (WEB_CONCURRENCY, 1 by default) serve the same streams.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import socket
 import sys
 from typing import Any
 
-# All that workers need, loaded here once, before the fork: a worker is there at once, and so is the
-# one that takes the place of one that died.
+# Loaded once, before the fork, so that a worker starts at once, also one that replaces a dead one.
 import halt.app  # noqa: F401
 from halt.config import data_dir, open_files
 from halt.config.environment import load, publish, variable
@@ -30,17 +29,17 @@ from halt.store.migrate import open_database
 from halt.web import server_check, via
 from halt.web.services import Services
 
-STDIN = 0  # by its number: `sys.stdin` is None where it was closed
+STDIN = 0  # a file descriptor: `sys.stdin` is None if it was closed
 #: Seconds without a heartbeat after which the master replaces a worker.
 HANGS_AFTER = 60
-#: The variables in which the master tells its workers of the demo model.
+#: The variables by which the master passes the demo model to its workers.
 EMBEDDED = ("HALT_EMBEDDED_URL", "HALT_EMBEDDED_KEY", "HALT_EMBEDDED_MODEL", "HALT_EMBEDDED_FAULT")
 
 
 def settings() -> dict[str, Any]:
-    """gunicorn's settings by name, from what the environment says now.
+    """gunicorn's settings by name, from the environment variables.
 
-    Leaves with one line where a setting is wrong.
+    A wrong setting ends the process with a one-line error.
     """
     try:
         config = load()
@@ -55,9 +54,9 @@ def settings() -> dict[str, Any]:
         "worker_class": "halt.server.worker.Worker",
         "workers": config.workers,
         "threads": config.threads,
-        # The worker's own limit follows from the open files.
+        # No limit here: the worker limits connections by the number of open files.
         "worker_connections": open_files.WANTED,
-        "sendfile": False,  # it would wait for clients, and reads past the worker's deadlines
+        "sendfile": False,  # it would wait for clients, without the worker's deadlines
         "backlog": 2048,
         "keepalive": 30,
         "timeout": HANGS_AFTER,
@@ -65,13 +64,13 @@ def settings() -> dict[str, Any]:
         "errorlog": "-",
         "loglevel": "warning",
         "proc_name": "halt",
-        # Nothing here needs it, and it is one more thread before the fork.
+        # Not used, and it would start a thread before the fork.
         "control_socket_disable": True,
-        # HTTP/2 would queue a Stop behind the stream on the same connection; a proxy may speak it.
+        # With HTTP/2 a Stop would queue behind the stream on its connection. A proxy may use it.
         "http_protocols": "h1",
-        # HALT_TRUSTED_PROXIES alone says whether a header may name a client's scheme or address. By
-        # default gunicorn believes any connection from this machine or over a Unix socket, and
-        # takes SCRIPT_NAME from there too, which some proxies pass on from their clients.
+        # HALT_TRUSTED_PROXIES alone decides whether headers give a client's scheme and address. By
+        # default gunicorn trusts every connection from this machine or over a Unix socket, and
+        # takes SCRIPT_NAME from it too, which some proxies pass on from their clients.
         "secure_scheme_headers": {},
         "forwarder_headers": "",
         "on_starting": lambda server: on_starting(server, config, providers),
@@ -85,13 +84,13 @@ def settings() -> dict[str, Any]:
 
 
 def _host_and_port(host: str, port: int) -> str:
-    """An address as a URL has it."""
+    """Host and port as in a URL, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check_addresses(server: Any) -> None:
-    """Say in one line that an address can't be had, before anything is loaded."""
-    if server.master_pid:  # takes the place of an older master, and its sockets
+    """End with a one-line error if an address cannot be bound, before anything is loaded."""
+    if server.master_pid:  # replaces an older master and inherits its sockets
         return
     for address in server.cfg.address:
         if not isinstance(address, tuple):
@@ -107,12 +106,12 @@ def _check_addresses(server: Any) -> None:
 
 
 def on_starting(server: Any, config: Config, providers: Setup) -> None:
-    """In the master, before it forks: the embedded model, and a key that all workers share.
+    """In the master, before it forks: check the server, start the embedded model, set variables.
 
-    What has to outlive a reload of the settings (SIGHUP) is kept at `server`.
+    Values that must survive a reload of the settings (SIGHUP) are attributes of `server`.
     """
     if server.cfg.workers < 1:
-        sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: at least one is needed.")
+        sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: use at least 1.")
     _check_addresses(server)
     server.halt_is_at_terminal = os.isatty(STDIN) and not _ignores_hangup()
     address, watchdog = systemd.take_notify()
@@ -128,29 +127,30 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     server.halt_supervisor = None
     if config.has_provider:
         model = providers.default or providers.providers[0].first_model or "the first model"
-        talks_to = f"{model} at {', '.join(each.base_url for each in providers.providers)}"
+        base_urls = ", ".join(provider.base_url for provider in providers.providers)
+        talks_to = f"{model} at {base_urls}"
     else:
         found = _discover(server, config)
         published["HALT_DISCOVERED"] = found.encoded()
-        # Not those of an older master, of whose demo model nothing may be left.
+        # Clear those of an older master, whose demo model may have ended.
         published |= dict.fromkeys(EMBEDDED, "")
         talks_to = found.text
         if config.model and found.chats and not found.named(config.model):
             talks_to += f"; HALT_MODEL={config.model!r} is in none of their lists"
     if not (config.has_provider or found.chats):
-        missing = embedded_model.unavailable()
-        if missing is None:
+        fault = embedded_model.unavailable()
+        if fault is None:
             server.halt_supervisor = embedded_model.launch()
-            chosen = server.halt_supervisor.embedded
+            embedded = server.halt_supervisor.embedded
             published |= {
-                "HALT_EMBEDDED_URL": chosen.base_url,
-                "HALT_EMBEDDED_KEY": chosen.api_key,
-                "HALT_EMBEDDED_MODEL": chosen.model,
+                "HALT_EMBEDDED_URL": embedded.base_url,
+                "HALT_EMBEDDED_KEY": embedded.api_key,
+                "HALT_EMBEDDED_MODEL": embedded.model,
             }
-            demo = f"the demo model {chosen.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
+            demo = f"the demo model {embedded.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
         else:
-            published["HALT_EMBEDDED_FAULT"] = missing
-            demo = f"no model: {missing}"
+            published["HALT_EMBEDDED_FAULT"] = fault
+            demo = f"no model: {fault}"
         talks_to = "; ".join(filter(None, (demo, talks_to)))
     published["HALT_MAX_STREAMS"] = str(open_files.allow(config.max_streams))
     publish(published)
@@ -158,22 +158,22 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
 
 
 def _ignores_hangup() -> bool:
-    """Whether this was started by nohup, to outlive its terminal. gunicorn takes SIGHUP anyway."""
+    """Whether nohup started this, to outlive its terminal. gunicorn handles SIGHUP anyway."""
     return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def _discover(server: Any, config: Config) -> DiscoveryResult:
-    """The model servers that are found at the start, nothing where none are looked for."""
+    """The discovered model servers; an empty result if discovery is off."""
     listens = list(server.cfg.address)
     if variable("LISTEN_FDS"):
-        listens.append(None)  # systemd's sockets, of which the settings tell nothing
+        listens.append(None)  # systemd's sockets, which are not in the settings
     mark = via.mark_of(config.data_folder)
     return discovery.discover_at_start(discovery.discovery_addresses(config, listens), mark)
 
 
 def when_ready(server: Any, config: Config) -> None:
-    """In the master, listening, before it forks."""
-    # What is loaded by now stays: no collection need look at it, and workers share its memory.
+    """In the master, which listens now, before it forks."""
+    # Objects loaded so far stay: the collector skips them, so workers share their memory.
     gc.freeze()
     gc.enable()  # see `halt.server.serve`
     addresses = [
@@ -188,9 +188,9 @@ def when_ready(server: Any, config: Config) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """In the master, with the settings read again, before it starts workers that go by them.
+    """In the master, after SIGHUP: the settings are read again, new workers not yet started.
 
-    The system sends SIGHUP when a terminal's window is closed, too; then the server leaves.
+    The system also sends SIGHUP when a terminal's window is closed; then the server ends.
     """
     if server.halt_is_at_terminal and not os.isatty(STDIN):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -206,33 +206,35 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """In a worker, with the application loaded: streams end in order when it is told to leave."""
-    # Of a terminal that is closed; the master tells the worker to leave then.
+    """In a worker, with the application loaded: begin to serve."""
+    # Sent when the terminal is closed; the master ends the worker then.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     gc.freeze()
-    # Beside a thread that computes, the relay waits for the interpreter's lock for one interval. Of
-    # 100 streams the median token came after 262 ms with 5 ms (the default), after 19 ms with 1 ms.
+    # Beside a thread that computes, the relay waits one interval for the interpreter's lock. With
+    # 100 streams the median delay of a token was 262 ms at 5 ms (the default) and 19 ms at 1 ms.
     sys.setswitchinterval(0.001)
     parts: Services = worker.wsgi.extensions["halt"]
     service = parts.generations
     service.alive = lambda: worker.alive
-    service.keeper.ends_process = True  # one whose relay has failed: the master starts another
+    service.keeper.ends_process = True  # if its relay fails; the master starts another worker
     parts.sessions.prepare(worker.wsgi)
     service.begin()
     try:
         parts.replay.recover()
-    except StoreUnavailable as fault:  # the next request for one of them tries it again
-        logging.getLogger("halt").error("interrupted answers: %s", fault.message)
+    except StoreUnavailable as fault:  # the next request for such an answer tries again
+        logging.getLogger("halt").error(
+            "answers interrupted earlier cannot be recovered yet: %s", fault.message
+        )
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """In a worker, about to leave."""
+    """In a worker that is about to end."""
     application = getattr(worker, "wsgi", None)
     if application is not None:
         application.extensions["halt"].close()
 
 
 def on_exit(server: Any) -> None:
-    """In the master, about to leave."""
+    """In the master that is about to end."""
     if server.halt_supervisor is not None:
         server.halt_supervisor.close()

@@ -1,4 +1,4 @@
-"""Opens the page in the browser of this desktop."""
+"""Opens the page in this desktop's browser."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from urllib.parse import urlsplit
 
 from halt.config.environment import variable
 
-#: Wildcard addresses, which no browser can open, with the loopback address that it opens instead.
+#: Wildcard address, which no browser can open -> the loopback address to open instead.
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - no server listens here
 
 
 def at_a_desktop() -> bool:
-    """Whether a person sits at this terminal and a browser can show a window beside it."""
+    """Whether this process has a terminal on a desktop where a browser can open a window."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or variable("SSH_CONNECTION"):
         return False
     return sys.platform == "darwin" or bool(variable("DISPLAY") or variable("WAYLAND_DISPLAY"))
 
 
 def page_of(addresses: Iterable[str]) -> str:
-    """The page's URL at the first address that a browser can open, empty where there is none."""
+    """The page's URL at the first address that a browser can open; empty if there is none."""
     for address in addresses:
         url = urlsplit(address)
         if url.scheme in {"http", "https"} and url.port:
@@ -31,7 +31,7 @@ def page_of(addresses: Iterable[str]) -> str:
 
 
 def open_page(url: str) -> None:
-    """Open a URL in a process of its own: a browser may take seconds, or write to the terminal."""
+    """Open a URL by a separate process: a browser may take seconds, or write to the terminal."""
     subprocess.Popen(  # noqa: S603 - our own interpreter; gunicorn's master waits for its children
         [sys.executable, "-P", "-m", "webbrowser", "-t", url],
         stdin=subprocess.DEVNULL,

@@ -1,36 +1,34 @@
-"""The main loop's answers to requests that it refuses, and a filter of the log's lines on them."""
+"""The main loop's responses to refused requests, and a filter for log lines on such requests."""
 
 from __future__ import annotations
 
 import logging
 import time
 
-SAID_EVERY = 60.0  # seconds between two lines of the log on the same shortage
-REFUSALS_SAID = 10  # lines on malformed requests in that time
+LOG_EVERY = 60.0  # seconds between two log lines on the same shortage
+REFUSALS_LOGGED = 10  # log lines on malformed requests in that time
 
 
 def _refusal(status: str, code: str, message: str) -> bytes:
-    """A response that the main loop sends."""
+    """The bytes of a response with this JSON error."""
     body = f'{{"error":{{"code":"{code}","message":"{message}","retryable":true}}}}\n'
-    later = "Retry-After: 2\r\n" if status.startswith("503") else ""
+    retry_after = "Retry-After: 2\r\n" if status.startswith("503") else ""
     return (
-        f"HTTP/1.1 {status}\r\nConnection: close\r\n{later}Content-Type: application/json\r\n"
+        f"HTTP/1.1 {status}\r\nConnection: close\r\n{retry_after}Content-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
 
 
 _BUSY = "503 Service Unavailable", "at_capacity"
 TOO_SLOW = _refusal("408 Request Timeout", "too_slow", "The request came too slowly.")
-TOO_MANY = _refusal(*_BUSY, "Too many large requests wait. Try again in a few seconds.")
-FILES_SHORT = _refusal(
-    *_BUSY, "The server has no open file left for this. Try again in a few seconds."
-)
+TOO_MANY = _refusal(*_BUSY, "Too many large requests are waiting. Try again in a few seconds.")
+FILES_SHORT = _refusal(*_BUSY, "The server has too many open files. Try again in a few seconds.")
 
 
 class FewRefusals(logging.Filter):
-    """Of the log's lines on malformed requests, REFUSALS_SAID in SAID_EVERY seconds are written.
+    """Limits log lines on malformed requests to REFUSALS_LOGGED in LOG_EVERY seconds.
 
-    Strangers send such requests as fast as they like.
+    Any client can send such requests at any rate.
     """
 
     def __init__(self) -> None:
@@ -39,12 +37,12 @@ class FewRefusals(logging.Filter):
         self._left = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """By any thread: a few more lines where two of them meet do no harm."""
+        """Called by any thread, without a lock: a race adds a few lines, which is harmless."""
         if not str(record.msg).startswith("Invalid request from"):
             return True
         if (at := time.monotonic()) >= self._until:
-            self._until, self._left = at + SAID_EVERY, REFUSALS_SAID
+            self._until, self._left = at + LOG_EVERY, REFUSALS_LOGGED
         self._left -= 1
         if self._left == 0:
-            record.msg = f"{record.msg} (further ones are not logged for {SAID_EVERY:g} s)"
+            record.msg = f"{record.msg} (further ones are not logged for {LOG_EVERY:g} s)"
         return self._left >= 0

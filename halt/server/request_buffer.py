@@ -1,7 +1,7 @@
-"""The bytes of a connection's requests until one is complete, and its class. Does no I/O.
+"""Buffers a connection's requests until one is complete, and finds its class. Does no I/O.
 
-The class decides which threads serve the request (see `halt.server.thread_pools`). It follows from
-the first line, so it is known before a thread has the request.
+The class decides which threads serve the request (see `halt.server.thread_pools`). It depends on
+the first line alone, so it is known before a thread has the request.
 """
 
 from __future__ import annotations
@@ -15,39 +15,41 @@ from gunicorn.util import split_request_uri
 
 from halt.transport.http1 import Framing
 
-HEAD_MAX = 65_536  # bytes of a head; a longer one is not read to its end
-#: Bytes of a body that is waited for, also where requests may be longer: a thread reads a longer
-#: one, or refuses it before it has come.
+HEAD_MAX = 65_536  # bytes of a head; a longer one is given to a thread incomplete
+#: Bytes of a body that the buffer waits for, also if requests may be longer: a thread reads a
+#: longer body, or refuses it before it has arrived.
 BODY_MAX = 16_777_216
-SHORT_BODY_MAX = 65_536  # the same where requests have no text
-LENGTH_DIGITS = 15  # of a length; more are not looked at
+SHORT_BODY_MAX = 65_536  # the same for classes whose requests have no text
+LENGTH_DIGITS = 15  # of a Content-Length; a longer number is not parsed
 
 
 class Kind(Enum):
     """Classes of requests."""
 
-    STOP = auto()  # Stop alone
+    STOP = auto()  # Stop, and nothing else
     HEALTH = auto()
-    QUICK = auto()  # answers from memory: styles and scripts, the login, what is unknown
+    QUICK = auto()  # served from memory: styles and scripts, the login, unknown paths
     PAGE = auto()  # reads or changes conversations
-    MODELS = auto()  # asks a model's server
-    STREAM = auto()  # lasts as long as a generation, or as its client takes: it has a place
+    MODELS = auto()  # requests the list of models from a server
+    STREAM = (
+        auto()
+    )  # lasts as long as a generation, or as its client reads; counted in HALT_MAX_STREAMS
     SOCKET = auto()  # a WebSocket
-    UPLOAD = auto()  # has a body that a thread reads bit by bit
+    UPLOAD = auto()  # has a body that a thread reads as it arrives
 
     @property
     def is_short(self) -> bool:
-        """The response is made as a whole before its client has to take it."""
+        """The whole response is created before the client reads it."""
         return self in _SHORT
 
 
 _WITHOUT_TEXT = frozenset({Kind.STOP, Kind.HEALTH, Kind.QUICK, Kind.MODELS})
 _SHORT = _WITHOUT_TEXT | {Kind.PAGE}
 
-#: Paths that are asked for by POST, and the last parts of those below /c/, whose response lasts.
+#: Paths of POST requests for streams, and the last parts of such paths below /c/.
 _STREAMS = frozenset({b"/chat", b"/chat/stream", b"/v1/chat/completions"})
 _STREAMS_BELOW_C = frozenset({b"messages", b"regenerate", b"continue"})
-#: Those that are asked for by GET; an export is sent while it is read.
+#: Paths of GET requests for streams; an export is sent while the store is read.
 _LASTING = frozenset({b"/stream", b"/export"})
 _EXPORT = re.compile(rb"/c/[^/]++/export")
 _PAGES = (b"/c/", b"/conversations", b"/settings")
@@ -60,12 +62,12 @@ _EXPECT = re.compile(rb"\r\nexpect:[ \t]*+100-continue", re.IGNORECASE)
 
 
 def kind_of(line: bytes) -> Kind:
-    """The class of a request with this first line, of which the server takes the same path."""
+    """The class of a request with this first line. Finds the same path as the server does."""
     method, _, rest = line.partition(b" ")
     target = rest.partition(b" ")[0].decode("latin-1")
     if not target:
         return Kind.QUICK
-    try:  # as gunicorn and werkzeug find it
+    try:  # as gunicorn and werkzeug parse it
         path = b"/" + unquote_to_bytes(split_request_uri(target).path).lstrip(b"/")
     except ValueError:
         return Kind.QUICK
@@ -90,60 +92,60 @@ def kind_of(line: bytes) -> Kind:
 
 
 def _codings(head: bytes) -> list[bytes]:
-    """The transfer codings that a head names, in their order."""
-    named = [each for line in _CODING.findall(head) for each in line.split(b",")]
-    return [each.strip(b" \t").lower() for each in named]
+    """The transfer codings of a head, in order, in lower case."""
+    codings = [coding for line in _CODING.findall(head) for coding in line.split(b",")]
+    return [coding.strip(b" \t").lower() for coding in codings]
 
 
 class RequestBuffer:
-    """The requests of one connection, one after the other. Each byte is looked at once.
+    """The requests of one connection, one after the other. Each byte is parsed once.
 
-    A malformed request is given to gunicorn as it came: this parser decides only when a thread gets
-    the request, and which. gunicorn may accept what is malformed here (a long chunk extension) and
-    read on; it finds the end of file there, and refuses the request.
+    This parser decides only when a thread gets the request, and which thread: a malformed request
+    is given to gunicorn unchanged. If gunicorn accepts a request that is malformed here (a long
+    chunk extension) and reads on, it gets end of file and refuses the request.
     """
 
     def __init__(self, body_max: int = BODY_MAX) -> None:
-        """`body_max`: bytes that a body may have, of a request that has a text."""
-        self._most = min(body_max, BODY_MAX)
-        self._renew(b"")
+        """`body_max`: the most bytes of a body, for classes whose requests have a text."""
+        self._text_body_max = min(body_max, BODY_MAX)
+        self._reset(b"")
 
-    def _renew(self, data: bytes | bytearray) -> None:
+    def _reset(self, data: bytes | bytearray) -> None:
         self.kind = Kind.QUICK
-        self.awaits_word = False  # the client waits for `100 Continue` before it sends the body
+        self.awaits_continue = False  # the client waits for `100 Continue` to send the body
         self._data = bytearray(data)
-        self._searched = 0  # bytes in which there is no end of a head
-        self._length: int | None = None  # of the whole request, once that is known
-        self._chunks: Framing | None = None  # of a body in chunks
+        self._searched = 0  # first bytes, which hold no end of a head
+        self._length: int | None = None  # bytes of the whole request, once known
+        self._chunks: Framing | None = None  # the parser of a chunked body
         self._is_ready = False
 
     def __len__(self) -> int:
         return len(self._data)
 
     def feed(self, data: bytes) -> bool:
-        """Add what has come. Whether a thread can read the request without waiting.
+        """Add received bytes. True: the request is ready, a thread can read it without waiting.
 
-        True also for what is malformed, and for a body that is too long to be waited for: a thread
-        reads the rest of these (Kind.UPLOAD).
+        Also True for a malformed request, and for a body that is too long to wait for: a thread
+        reads its rest (Kind.UPLOAD).
         """
         self._data += data
         if self._is_ready:
             return True
         if self._chunks is not None:
-            self._take_chunks(data)
+            self._feed_chunks(data)
         elif self._length is not None:
             self._is_ready = len(self._data) >= self._length
         else:
-            self._look_for_head()
+            self._find_head()
         return self._is_ready
 
     @property
     def is_whole(self) -> bool:
-        """All of the request is here, and nothing malformed was found in it."""
+        """The whole request has arrived, and it is well-formed."""
         return self._length is not None and len(self._data) >= self._length
 
     def take(self) -> bytes:
-        """The bytes of the request that is ready; what came behind it stays here."""
+        """Remove and return the bytes of the request that is ready; later bytes stay."""
         whole = len(self._data) if self._length is None else self._length
         taken = bytes(memoryview(self._data)[:whole])
         del self._data[:whole]
@@ -151,16 +153,16 @@ class RequestBuffer:
 
     @property
     def behind(self) -> bytes:
-        """What has come behind the request that was taken."""
+        """The bytes that have arrived after the request that was taken."""
         return bytes(self._data)
 
     def begin(self, rest: bytes) -> bool:
-        """Begin with the next request: `rest` came before what is here already. As `feed`."""
+        """Begin the next request with `rest`, then the bytes that are here. Returns as `feed`."""
         data = rest + self._data
-        self._renew(b"")
+        self._reset(b"")
         return bool(data) and self.feed(data)
 
-    def _look_for_head(self) -> None:
+    def _find_head(self) -> None:
         end = self._data.find(b"\r\n\r\n", max(0, self._searched - 3))
         self._searched = len(self._data)
         if end >= 0:
@@ -169,8 +171,8 @@ class RequestBuffer:
             self._is_ready = True
 
     def _read_head(self, head: bytes, end: int) -> None:
-        """`head` has the line break behind its last line; the body begins at `end`."""
-        # The server passes over one empty line in front of a request.
+        """`head` ends with the line break of its last line; the body begins at `end`."""
+        # The server skips one empty line before a request.
         line = head.removeprefix(b"\r\n").partition(b"\r\n")[0]
         self.kind = kind_of(line)
         lengths, codings = _LENGTH.findall(head), _codings(head)
@@ -179,7 +181,7 @@ class RequestBuffer:
             self._is_ready = True
         elif not lengths and codings[-1] == b"chunked" and codings.count(b"chunked") == 1:
             self._chunks = Framing({b"transfer-encoding": b"chunked"}, 200)
-            self._take_chunks(bytes(self._data[end:]))
+            self._feed_chunks(bytes(self._data[end:]))
         elif len(lengths) == 1 and not codings and (digits := lengths[0].strip(b" \t")).isdigit():
             if len(digits) > LENGTH_DIGITS or int(digits) > self._body_max:
                 self._leave_to_thread()
@@ -188,12 +190,12 @@ class RequestBuffer:
             self._is_ready = len(self._data) >= self._length
         else:
             self._is_ready = True
-        if not self._is_ready and not line.endswith(b"HTTP/1.0"):  # which knows no such word
-            self.awaits_word = _EXPECT.search(head) is not None
+        if not self._is_ready and not line.endswith(b"HTTP/1.0"):  # which has no `100 Continue`
+            self.awaits_continue = _EXPECT.search(head) is not None
 
-    def _take_chunks(self, data: bytes) -> None:
+    def _feed_chunks(self, data: bytes) -> None:
         chunks = self._chunks
-        assert chunks is not None  # noqa: S101 - the caller has made it
+        assert chunks is not None  # noqa: S101 - the caller has set it
         try:
             chunks.feed(data)
         except httpx2.RemoteProtocolError:
@@ -207,7 +209,8 @@ class RequestBuffer:
 
     @property
     def _body_max(self) -> int:
-        return min(self._most, SHORT_BODY_MAX) if self.kind in _WITHOUT_TEXT else self._most
+        most = self._text_body_max
+        return min(most, SHORT_BODY_MAX) if self.kind in _WITHOUT_TEXT else most
 
     def _leave_to_thread(self) -> None:
         self.kind = Kind.UPLOAD

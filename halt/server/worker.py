@@ -1,25 +1,25 @@
-"""gunicorn's threaded worker, with another way for connections.
+"""gunicorn's threaded worker, with connections handled so that slow clients block no thread.
 
-gunicorn hands each accepted connection to a thread, which waits for the request as long as the
-client takes, and for the client to take the response; its main loop waits two seconds for a client
-to close. So a few dozen slow clients keep every thread from a Stop. Here a thread is given what it
-can serve without waiting for a client:
+gunicorn gives each accepted connection to a thread, which waits as long as the client takes to send
+the request and to read the response; its main loop waits two seconds for a client to close. So a
+few dozen slow clients can occupy every thread, and a Stop finds none. Here a thread gets only work
+that does not wait for a client:
 
-- The main loop reads a request, however slowly it comes, and then gives it to a thread of the
-  request's class (`halt.server.request_buffer`, `halt.server.thread_pools`). Of a body of more than
-  BODY_MAX bytes a thread of the class UPLOAD reads the rest.
-- What a client does not take of a response that is complete is sent by the main loop.
-- After the last response of a connection the client has time to close; what it sends is dropped. A
-  connection that is closed with bytes unread makes the client's system throw the answer away: a
-  file that is too large would end with a reset in place of the sentence that says so.
-- Each of these has a deadline (`halt.web.client_socket.until`), after which the connection is
-  closed.
-- Where open files or memory run short, the oldest waiting connections are closed.
+- The main loop reads a request, however slowly it arrives, then gives it to a thread of the
+  request's class (`halt.server.request_buffer`, `halt.server.thread_pools`). The rest of a body of
+  more than BODY_MAX bytes is read by a thread of the class UPLOAD.
+- The rest of a complete response, which the client has not read yet, is sent by the main loop.
+- After the last response of a connection the client has time to close; bytes that it sends are
+  dropped. If the server closed a connection with unread bytes, the client's system would drop the
+  response: a file that is too large would get a reset instead of the error message.
+- Each of these has a deadline (`halt.web.client_socket`), after which the connection is closed.
+- If open files or memory run short, the oldest waiting connections are closed.
 
-Where gunicorn does TLS itself, or expects the PROXY protocol, threads read the requests.
+If gunicorn does TLS itself, or expects the PROXY protocol, threads read the requests.
 
-A worker whose master is gone ends its streams at once; gunicorn's lets them go on until its grace
-is over. And a request for which the system gives no thread waits for one; gunicorn's worker dies.
+A worker whose master is gone ends its streams at once; gunicorn's own worker continues them until
+its grace is over. A request for which the system provides no thread waits for one; gunicorn's own
+worker dies.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
 from halt.config import open_files
-from halt.server.refusals import FILES_SHORT, SAID_EVERY, TOO_MANY, TOO_SLOW, FewRefusals
+from halt.server.refusals import FILES_SHORT, LOG_EVERY, TOO_MANY, TOO_SLOW, FewRefusals
 from halt.server.request_buffer import Kind, RequestBuffer
 from halt.server.request_threads import Connection, RequestThreads
 from halt.web.client_socket import SILENCE_MAX, ClientSocket, transfer_deadline
 
-#: Seconds that a leaving worker gives clients to take their last answers, to close, and to send a
-#: request that is under way on a kept connection.
-LAST_ANSWERS = 2.0
+#: Seconds that a stopping worker gives clients to read their last responses, to close, and to send
+#: a request that has begun to arrive on a kept connection.
+CLIENTS_WITHIN = 2.0
 
-ACCEPTS = 16  # connections that are accepted in one turn of the main loop
+ACCEPTS = 16  # connections accepted in one turn of the main loop
 READ_SIZE = 65_536
-#: After some reads, a request of which the last one brought less than SMALL bytes is looked at once
-#: in PAUSE seconds: a read costs some 20 us, also of a single byte.
+#: After READS_AT_ONCE reads, a request whose last read returned less than SMALL bytes is read once
+#: in PAUSE seconds: a read costs about 20 us, even of a single byte.
 READS_AT_ONCE = 8
 SMALL = 512
 PAUSE = 0.05
 
-INCOMING_MAX = 67_108_864  # bytes of requests that have not come as a whole
+INCOMING_MAX = 67_108_864  # bytes of requests that have not arrived completely
 QUEUED_MAX = 67_108_864  # bytes of large requests that wait for a thread
-UNSENT_MAX = 67_108_864  # bytes of responses that clients have not taken
+UNSENT_MAX = 67_108_864  # bytes of responses that clients have not read
 
-FULL_PAUSE = 0.1  # seconds without new connections where no file is left, and none can be closed
-ROOM = 8  # waiting connections that are closed at once where files run short
+FULL_PAUSE = 0.1  # seconds without `accept` if no file is free and no connection can be closed
+CLOSED_AT_ONCE = 8  # waiting connections closed in one go when files run short
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-#: What is served also where open files run short.
+#: The classes that are served even if open files run short.
 _ALWAYS = frozenset({Kind.STOP, Kind.HEALTH})
-#: Faults of `accept` that are the listening socket's, not those of one connection.
+#: Errors of `accept` that concern the listening socket, not one connection.
 _BROKEN_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -76,31 +76,31 @@ logger = logging.getLogger(__name__)
 class Worker(RequestThreads):
     """See the module."""
 
-    leave_by = 0.0  # when a leaving worker has waited for its clients; 0 while it stays
+    leave_by = 0.0  # when a stopping worker ends its wait for clients; 0: not stopping
 
     def init_process(self) -> None:
-        #: Connections that wait for their client, in the order in which they began to.
+        #: Connections that wait for their client, the longest wait first.
         self.waiting: dict[Connection, None] = {}
-        #: Those with a response that the client has not taken.
+        #: Connections with a response that the client has not read completely.
         self.unsent: dict[Connection, None] = {}
-        #: Those of `waiting` that are not looked at before a time, in the order of that time.
+        #: (time, connection) of `waiting` that are not read before this time, in its order.
         self.resting: deque[tuple[float, Connection]] = deque()
-        self.incoming_size = 0  # bytes, of those that wait
-        #: Those with a large request that no thread had taken when this was last looked at.
+        self.incoming_size = 0  # bytes of all requests of `waiting`
+        #: Connections with a large request that no thread had taken at the last check.
         self.queued: list[Connection] = []
-        self.full_until = 0.0  # no file is left for a connection
-        self.say_full_at = 0.0
+        self.full_until = 0.0  # no `accept` before this time: no file is free
+        self.log_full_at = 0.0  # not logged again before this time
         self.files = open_files.limit()
-        #: The system gives the lowest free number: one from here on says that files run short.
+        #: The system assigns the lowest free descriptor; from this one on, files run short.
         self.number_max = self.files - open_files.kept(self.files)
-        #: From here on no waiting connection was left to be closed, and Stop alone is served.
+        #: From this descriptor on, no waiting connection could be closed: only _ALWAYS is served.
         self.stops_alone = self.number_max + ACCEPTS
         self.log.error_log.addFilter(FewRefusals())
         super().init_process()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        #: Bytes of a request's body.
+        #: Most bytes of a request's body.
         self.body_max = self.wsgi.extensions["halt"].config.max_body_bytes
 
     def set_accept_enabled(self, enabled: bool) -> None:
@@ -128,7 +128,7 @@ class Worker(RequestThreads):
             self._make_room()
         client = ClientSocket(accepted.family, accepted.type, accepted.proto, accepted.detach())
         try:
-            client.limit_silence(SILENCE_MAX)  # for threads
+            client.limit_silence(SILENCE_MAX)  # applies to threads
         except OSError:  # some systems refuse it once the client has left
             client.close()
             return
@@ -137,24 +137,24 @@ class Worker(RequestThreads):
         self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
 
     def _make_room(self) -> bool:
-        """Close the connections that have waited longest. Whether there were any.
+        """Close the connections that have waited longest. Returns whether there were any.
 
-        A request that is there, and that the main loop has not come to yet, is served.
+        A request that has arrived, but that the main loop has not read yet, is served instead.
         """
         closed = 0
         for conn in list(self.waiting):
-            if self.reads_requests and not conn.lingers:
+            if self.reads_requests and not conn.is_lingering:
                 self._turn(self._arrives, conn, conn.sock)
             if conn in self.waiting:
                 self._drop(conn)
                 closed += 1
-            if closed == ROOM:
+            if closed == CLOSED_AT_ONCE:
                 break
-        if closed and (at := time.monotonic()) >= self.say_full_at:
-            self.say_full_at = at + SAID_EVERY
+        if closed and (at := time.monotonic()) >= self.log_full_at:
+            self.log_full_at = at + LOG_EVERY
             logger.warning(
-                "Connections that wait are closed, the oldest first: %d are open, and the system "
-                "allows %d open files (ulimit -n).",
+                "Waiting connections are closed, the oldest first: %d connections are open, and "
+                "the system allows %d open files (ulimit -n).",
                 self.nr_conns,
                 self.files,
             )
@@ -163,33 +163,33 @@ class Worker(RequestThreads):
     # --- a request comes --------------------------------------------------------------------------
 
     def _wait(self, conn: Connection, timeout: float) -> None:
-        """Have the main loop read what comes, until that time."""
+        """Let the main loop read from this connection, until the time `timeout`."""
         conn.began = time.monotonic()
         conn.timeout = timeout
         conn.received = conn.reads = 0
-        conn.said_continue = False
+        conn.sent_continue = False
         conn.sock.setblocking(False)
         self.waiting[conn] = None
         self.incoming_size += len(conn.incoming)
         self._watch(conn, EVENT_READ, self._arrives)
 
     def _watch(self, conn: Connection, event: int, step: Step) -> None:
-        """Have the poller call it whenever the connection can be read, or written to."""
+        """Let the poller call `step` whenever the connection can be read, or written to."""
         self.poller.register(conn.sock, event, partial(self._turn, step, conn))
 
     def _turn(self, step: Step, conn: Connection, client: ClientSocket) -> None:
-        """What the poller calls. A fault is the end of its connection, never of the main loop."""
+        """Called by the poller. An exception closes the connection; the main loop goes on."""
         try:
             step(conn, client)
         except Exception:
-            logger.exception("a connection is closed")
+            logger.exception("a connection is closed after an error")
             if conn in self.waiting or conn in self.unsent:
                 self._drop(conn)
 
     def _arrives(self, conn: Connection, client: ClientSocket) -> None:
-        if conn not in self.waiting:  # dropped in this turn, for want of room
+        if conn not in self.waiting:  # closed earlier in this turn to free files or memory
             return
-        if not (self.reads_requests or conn.lingers):
+        if not (self.reads_requests or conn.is_lingering):
             self._serve(conn)
             return
         try:
@@ -198,17 +198,17 @@ class Worker(RequestThreads):
             return
         except OSError:
             data = b""
-        if conn.lingers and data:
+        if conn.is_lingering and data:
             return
-        if not data:  # it has closed
-            if conn.incoming:  # a thread finds that the request has no end, and says so
+        if not data:  # the client has closed
+            if conn.incoming:  # a thread finds the incomplete request and responds
                 self._serve(conn)
             else:
                 self._drop(conn)
             return
         at = time.monotonic()
         if not conn.received and conn.was_served:
-            conn.began = at  # of a request on a kept connection
+            conn.began = at  # the first bytes of a request on a kept connection
         conn.received += len(data)
         conn.reads += 1
         self.incoming_size += len(data)
@@ -219,13 +219,13 @@ class Worker(RequestThreads):
             self._await_rest(conn, is_slow=len(data) < SMALL)
 
     def _await_rest(self, conn: Connection, *, is_slow: bool) -> None:
-        if conn.incoming.awaits_word and not conn.said_continue:
-            conn.said_continue = True
-            with contextlib.suppress(OSError):  # it has left: the next read says so
+        if conn.incoming.awaits_continue and not conn.sent_continue:
+            conn.sent_continue = True
+            with contextlib.suppress(OSError):  # the client has left: the next read finds out
                 conn.sock.send_some(memoryview(CONTINUE))
         if self.incoming_size > INCOMING_MAX:
-            large = [each for each in self.waiting if len(each.incoming) > READ_SIZE]
-            self._drop(min(large or [conn], key=lambda each: each.began))
+            large = [other for other in self.waiting if len(other.incoming) > READ_SIZE]
+            self._drop(min(large or [conn], key=lambda other: other.began))
         elif is_slow and conn.reads > READS_AT_ONCE:
             self._unregister(conn)
             self.resting.append((time.monotonic() + PAUSE, conn))
@@ -233,7 +233,7 @@ class Worker(RequestThreads):
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         at = time.monotonic()
         if not self.alive:
-            self.leave_by = self.leave_by or at + LAST_ANSWERS
+            self.leave_by = self.leave_by or at + CLIENTS_WITHIN
         while self.resting and self.resting[0][0] <= at:
             _, conn = self.resting.popleft()
             if conn in self.waiting:
@@ -244,17 +244,17 @@ class Worker(RequestThreads):
         super().wait_for_and_dispatch_events(timeout)
 
     def _release(self, conn: Connection) -> None:
-        """It waits no more."""
+        """Remove a connection from those that wait."""
         del self.waiting[conn]
         self.incoming_size -= len(conn.incoming)
         self._unregister(conn)
 
     def _unregister(self, conn: Connection) -> None:
-        with contextlib.suppress(KeyError, ValueError):  # it rests
+        with contextlib.suppress(KeyError, ValueError):  # it is resting, so not registered
             self.poller.unregister(conn.sock)
 
     def _drop(self, conn: Connection) -> None:
-        """Close a connection, also one that waits or has not taken its response."""
+        """Close a connection in any state."""
         if conn in self.waiting:
             self._release(conn)
         elif conn in self.unsent:
@@ -263,7 +263,7 @@ class Worker(RequestThreads):
         self.nr_conns -= 1
         conn.close()
 
-    # --- it is served -----------------------------------------------------------------------------
+    # --- a request is served ----------------------------------------------------------------------
 
     def _serve(self, conn: Connection) -> None:
         self._release(conn)
@@ -282,23 +282,23 @@ class Worker(RequestThreads):
                 return
         self.enqueue_req(conn)
 
-    def _refuse(self, conn: Connection, answer: bytes) -> None:
-        with contextlib.suppress(OSError):  # it has left
-            conn.sock.send_some(memoryview(answer))
+    def _refuse(self, conn: Connection, response: bytes) -> None:
+        with contextlib.suppress(OSError):  # the client has left
+            conn.sock.send_some(memoryview(response))
         self._drop(conn)
 
     def _may_queue(self, conn: Connection) -> bool:
-        """Whether there is room for a large request among those that wait for a thread."""
-        self.queued = [each for each in self.queued if not each.is_taken]
+        """Whether a large request fits into QUEUED_MAX with those that wait for a thread."""
+        self.queued = [other for other in self.queued if not other.is_taken]
         self.queued.append(conn)
-        if sum([len(each.incoming) for each in self.queued]) <= QUEUED_MAX:
+        if sum([len(other.incoming) for other in self.queued]) <= QUEUED_MAX:
             return True
         self.queued.pop()
         return False
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
         self.tpool.finished(conn)
-        conn.is_taken = True  # also where it has failed before
+        conn.is_taken = True  # also if `handle` failed before it set this
         if fs.cancelled() or fs.exception() is not None:
             self._drop(conn)
             return
@@ -310,11 +310,11 @@ class Worker(RequestThreads):
             elif self.reads_requests and conn.sock.unsent:
                 self._send_rest(conn)
             else:
-                self._answered(conn)
-        except (OSError, ValueError):  # gone, or closed by the request itself
+                self._end_response(conn)
+        except (OSError, ValueError):  # the client is gone, or the request closed the connection
             self._drop(conn)
 
-    # --- the client takes its response ------------------------------------------------------------
+    # --- the client reads its response ------------------------------------------------------------
 
     def _send_rest(self, conn: Connection) -> None:
         conn.sock.setblocking(False)
@@ -322,14 +322,15 @@ class Worker(RequestThreads):
         conn.timeout = conn.began + SILENCE_MAX
         conn.received = 0
         self.unsent[conn] = None
-        self._watch(conn, EVENT_WRITE, self._takes)
+        self._watch(conn, EVENT_WRITE, self._send_more)
         while (
-            len(self.unsent) > 1 and sum(len(each.sock.unsent) for each in self.unsent) > UNSENT_MAX
+            len(self.unsent) > 1
+            and sum(len(other.sock.unsent) for other in self.unsent) > UNSENT_MAX
         ):
-            self._drop(min(self.unsent, key=lambda each: each.progress_at))
+            self._drop(min(self.unsent, key=lambda other: other.progress_at))
 
-    def _takes(self, conn: Connection, client: ClientSocket) -> None:
-        if conn not in self.unsent:  # given up in this turn, for want of room
+    def _send_more(self, conn: Connection, client: ClientSocket) -> None:
+        if conn not in self.unsent:  # closed earlier in this turn to free memory
             return
         try:
             sent = client.send_some(client.unsent)
@@ -337,8 +338,8 @@ class Worker(RequestThreads):
             if not client.unsent:
                 self._unregister(conn)
                 del self.unsent[conn]
-                self._answered(conn)
-        except OSError:  # it has left
+                self._end_response(conn)
+        except OSError:  # the client has left
             self._drop(conn)
             return
         if client.unsent and sent:
@@ -348,10 +349,10 @@ class Worker(RequestThreads):
                 conn.progress_at + SILENCE_MAX, transfer_deadline(conn.began, conn.received)
             )
 
-    # --- and goes on, or leaves -------------------------------------------------------------------
+    # --- the connection stays open, or ends -------------------------------------------------------
 
-    def _answered(self, conn: Connection) -> None:
-        """Raises OSError where the connection is gone."""
+    def _end_response(self, conn: Connection) -> None:
+        """Begin the next request, or linger. Raises OSError if the connection is gone."""
         if conn.is_kept:
             self._begin_next(conn)
         else:
@@ -366,38 +367,38 @@ class Worker(RequestThreads):
         self._await_rest(conn, is_slow=False)
 
     def _linger(self, conn: Connection) -> None:
-        """Drop what a client sends behind its last answer, and close when it has closed."""
+        """Drop what the client sends after its last response, and close after the client has."""
         conn.sock.shutdown(socket.SHUT_WR)
         conn.incoming = RequestBuffer()
-        conn.lingers = True
+        conn.is_lingering = True
         self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
 
-    # --- time is over -----------------------------------------------------------------------------
+    # --- deadlines --------------------------------------------------------------------------------
 
     def is_parent_alive(self) -> bool:
-        """Whether the master is there. A worker without one leaves as one that was told to."""
+        """Whether the master lives. A worker without a master stops as after a SIGTERM."""
         if not super().is_parent_alive():
             self.alive = False
         return bool(self.alive)
 
     def murder_pending(self) -> None:
-        """Close the connections whose time is over.
+        """Close the connections whose deadline has passed.
 
-        When the worker leaves: those that have sent no request yet at once; the others have
-        LAST_ANSWERS seconds, and as many again whenever they have taken something.
+        While the worker stops: connections that were never served are closed at once; the others
+        have CLIENTS_WITHIN seconds, and again as many whenever they have read something.
         """
-        super().murder_pending()  # those of TLS
+        super().murder_pending()  # connections with TLS
         at = time.monotonic()
         if not self.alive:
             for conn in self.waiting:
                 conn.timeout = min(conn.timeout, self.leave_by) if conn.was_served else 0.0
             for conn in self.unsent:
-                takes_by = max(self.leave_by, conn.progress_at + LAST_ANSWERS)
-                conn.timeout = min(conn.timeout, takes_by)
-        for conn in [each for each in self.waiting if each.timeout <= at]:
-            if conn.received and self.alive and not conn.lingers:
+                deadline = max(self.leave_by, conn.progress_at + CLIENTS_WITHIN)
+                conn.timeout = min(conn.timeout, deadline)
+        for conn in [other for other in self.waiting if other.timeout <= at]:
+            if conn.received and self.alive and not conn.is_lingering:
                 with contextlib.suppress(OSError):
                     conn.sock.send_some(memoryview(TOO_SLOW))
             self._drop(conn)
-        for conn in [each for each in self.unsent if each.timeout <= at]:
+        for conn in [other for other in self.unsent if other.timeout <= at]:
             self._drop(conn)

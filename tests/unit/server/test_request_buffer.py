@@ -112,14 +112,14 @@ def test_a_client_that_waits_for_a_word_is_told() -> None:
     head = POST + b"Expect: 100-continue\r\nContent-Length: 15\r\n\r\n"
     incoming = RequestBuffer()
     assert not incoming.feed(head)
-    assert incoming.awaits_word
+    assert incoming.awaits_continue
     assert incoming.feed(BODY)
     incoming = RequestBuffer()
     assert incoming.feed(head + BODY)
-    assert not incoming.awaits_word
+    assert not incoming.awaits_continue
     incoming = RequestBuffer()
     assert not incoming.feed(head.replace(b"HTTP/1.1", b"HTTP/1.0"))
-    assert not incoming.awaits_word
+    assert not incoming.awaits_continue
 
 
 def test_an_empty_line_in_front_changes_no_class() -> None:
@@ -197,8 +197,8 @@ def app_routes() -> list[tuple[str, str, bool]]:
         "pages.regenerate",
         "pages.continue_",
         "pages.stream",
-        "shelf.export",
-        "shelf.export_all",
+        "sidebar.export",
+        "sidebar.export_all",
         "openai_api.completions",
         "sockets.talk",
         "sockets.plain",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from halt.server.request_buffer import Kind
-from halt.server.thread_pools import MOST
+from halt.server.thread_pools import THREADS_MAX
 from halt.server.worker import QUEUED_MAX
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.client_socket import ClientSocket
@@ -145,7 +145,7 @@ def test_large_requests_that_wait_for_a_thread_are_bounded(short: Short) -> None
         before = short.printed.count("a request is held")
         held = [
             stack.enter_context(connected(short, f"GET {path} HTTP/1.1\r\n\r\n".encode()))
-            for _ in range(MOST[Kind.PAGE])
+            for _ in range(THREADS_MAX[Kind.PAGE])
         ]
         eventually(lambda: short.printed.count("a request is held") == before + len(held))
         many = QUEUED_MAX // size + 1
