@@ -165,7 +165,7 @@ class ChatService:
         candidates = last[0].candidates if last and last[0].alternatives else ()
         if any(answer.stream_id == stream_id for answer in candidates):
             running = [(answer.stream_id, None) for answer in candidates if answer.ended is None]
-            self.generations.stop_each(running, owner)
+            self.generations.stop_many(running, owner)
         return self._retry_while_busy(self.store.turns.select, conversation_id, owner, stream_id)
 
     def usage(self, conversation_id: str, owner: str) -> Usage:
@@ -217,7 +217,7 @@ class ChatService:
         Raises TooManyRequests, AtCapacity, Draining.
         """
         self.count_starts(answers, hit=False)
-        self.generations.expect_room(answers)
+        self.generations.require_places(answers)
 
     def _retry_while_busy(
         self,
@@ -269,7 +269,7 @@ class ChatService:
                 self.store.turns.cancel_start(conversation.id, unstarted[0])
             except StoreUnavailable:
                 self.store_writer.interrupt(unstarted)
-            self.generations.stop_each([(run.id, None) for run in runs], conversation.owner)
+            self.generations.stop_many([(run.id, None) for run in runs], conversation.owner)
             raise
         return Started(conversation, runs[0])
 

@@ -110,7 +110,7 @@ def send_generation(run: Generation, after: int, channel: Channel) -> int:
         run.fingerprint,
         run.expected_tokens,
         first_number,
-        run.pieces(after, first_number - 1),
+        run.timed_texts(after, first_number - 1),
     )
     channel.send(_encode(header))
     send_events(run, events, channel)
@@ -126,7 +126,9 @@ def send_events(run: Generation, events: list[tuple[int, Event]], channel: Chann
             for n, event in part
         ]
         more = start + BATCH_MAX < len(events)
-        channel.send(_encode(Batch(timed, run.model, run.chunks, run.kept, run.ended_at, more)))
+        channel.send(
+            _encode(Batch(timed, run.model, run.chunks, run.seen_events, run.ended_at, more))
+        )
 
 
 # --- the viewers' side ----------------------------------------------------------------------------
@@ -234,7 +236,7 @@ class RemoteGeneration(Generation):
         """End the log with this number and terminal event. `_appending` is held."""
 
         def make() -> Terminal:
-            self._kept, self.ended_at = kept, at
+            self._seen_events, self.ended_at = kept, at
             return ended
 
         self.log.end_at(number, make)
@@ -335,7 +337,7 @@ class RemoteGeneration(Generation):
                 if number > self.log.last and not isinstance(event, Terminal):
                     self.record_event(event, saved.arrival_time(number))
                     self.log.append(event)
-            kept = upto if upto < self.log.last else saved.kept
+            kept = upto if upto < self.log.last else saved.seen_events
             self._end(max(last, self.log.last + 1), ended, kept, saved.ended_at or now())
 
     def _fail(self, code: str) -> None:

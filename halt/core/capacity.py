@@ -18,8 +18,8 @@ from halt.core.run import Run
 from halt.core.slots import Slots, number_of
 from halt.errors import AtCapacity, StreamInUse
 
-ROOM_WAIT = 0.05  # seconds that a start waits for a place that is being given back
-ROOM_TICK = 0.01  # seconds between two attempts to take a place of another process
+PLACE_WAIT = 0.05  # seconds that a start waits for a place that is being given back
+PLACE_TICK = 0.01  # seconds between two attempts to take a place of another process
 RETRY_AFTER = 2.0  # seconds after which a refused client may try again
 
 
@@ -34,7 +34,7 @@ class Capacity:
         self._limits = limits
         self._shares = shares
         self._lock = threading.Lock()  # protects everything below
-        self._room = threading.Condition(self._lock)  # a place was given back
+        self._place_freed = threading.Condition(self._lock)  # a place was given back
         self._live: dict[Run, int] = {}  # runs that have a place, and its number
         self._returning = 0  # places that are being given back now
         self._returned = 0  # places that have been given back since the start
@@ -51,14 +51,14 @@ class Capacity:
         with self._lock:
             return list(self._live)
 
-    def expect(self, starts: int) -> None:
+    def require_places(self, starts: int) -> None:
         """Raise AtCapacity unless `starts` places are free. Takes no place."""
         most = self._limits.max_streams
-        self._find_room(lambda: self.places.are_free(most, starts) or None)
+        self._wait_for_place(lambda: self.places.are_free(most, starts) or None)
 
     def take(self, stream_id: str) -> int:
         """Take this ID and a place. Returns its number. Raises AtCapacity, StreamInUse."""
-        place = self._find_room(lambda: self.places.take(self._limits.max_streams))
+        place = self._wait_for_place(lambda: self.places.take(self._limits.max_streams))
         try:
             if self.ids.take(1, number_of(stream_id)) is None:
                 raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
@@ -67,7 +67,7 @@ class Capacity:
             raise
         return place
 
-    def refuse(self, stream_id: str, place: int) -> None:
+    def give_back(self, stream_id: str, place: int) -> None:
         """Give back the ID and the place of a run that will not begin."""
         self.give_back_id(stream_id)
         self._give_back(place)
@@ -96,16 +96,16 @@ class Capacity:
     def wait_empty(self, timeout: float) -> None:
         """Wait at most `timeout` seconds until no run has a place."""
         with self._lock:
-            self._room.wait_for(lambda: not self._live, timeout)
+            self._place_freed.wait_for(lambda: not self._live, timeout)
 
-    def _find_room(self, look: Callable[[], int | None]) -> int:
-        """Call `look` until it returns a number, for at most ROOM_WAIT. Raises AtCapacity.
+    def _wait_for_place(self, look: Callable[[], int | None]) -> int:
+        """Call `look` until it returns a number, for at most PLACE_WAIT. Raises AtCapacity.
 
         It waits only while an ended run is about to give back its place, or other processes share
         the places. So a client that has read the end of a stream can start another at once, even
         on a full server.
         """
-        until = now() + ROOM_WAIT
+        until = now() + PLACE_WAIT
         shared: bool | None = None
         while True:
             returned = self._returned  # before `look`, so that a place given back after it counts
@@ -128,9 +128,9 @@ class Capacity:
                         retry_after=RETRY_AFTER,
                     )
                 # Other processes give places back without notifying this one.
-                self._room.wait_for(
+                self._place_freed.wait_for(
                     lambda: self._returned != returned,  # noqa: B023 - called before the next turn
-                    min(left, ROOM_TICK) if shared else left,
+                    min(left, PLACE_TICK) if shared else left,
                 )
 
     def _give_back(self, place: int) -> None:
@@ -138,7 +138,7 @@ class Capacity:
         self.places.give_back(place)
         with self._lock:
             self._returned += 1
-            self._room.notify_all()
+            self._place_freed.notify_all()
 
 
 class Readers:
@@ -198,12 +198,12 @@ class Readers:
     def _take(self) -> None:
         """Count one more reader. Raises AtCapacity.
 
-        It waits at most ROOM_WAIT for the place of a reader whose run has ended.
+        It waits at most PLACE_WAIT for the place of a reader whose run has ended.
         """
         most = self._limits.max_streams
         with self._changed:
             if self._taken >= most:
                 leaving = any(run.log.ended is not None for run in list(self._views.values()))
-                if not (leaving and self._changed.wait_for(lambda: self._taken < most, ROOM_WAIT)):
+                if not (leaving and self._changed.wait_for(lambda: self._taken < most, PLACE_WAIT)):
                     raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
             self._taken += 1

@@ -66,7 +66,7 @@ class Generation:
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): events m+1 to n were reasoning
         self._times = array("d")  # times[n] is the arrival of event n + 1
-        self._kept: int | None = None  # events that had been shown before the Stop
+        self._seen_events: int | None = None  # events that had been shown before the Stop
         #: The relay's newest frame, reused for readers at the same position: the function that made
         #: it, its first and last event, and its bytes. Used by the relay alone.
         self.newest_frame: tuple[object, int, int, bytes] | None = None
@@ -107,9 +107,9 @@ class Generation:
         return sum(map(len, self.texts(self.log.last)))
 
     @property
-    def kept(self) -> int | None:
+    def seen_events(self) -> int | None:
         """Number of events that had been shown before the Stop, None if not known."""
-        return self._kept
+        return self._seen_events
 
     def answer(self) -> tuple[int, str]:
         """The number of the last event and the text up to it.
@@ -117,8 +117,8 @@ class Generation:
         Of a stopped run: the text that had been shown.
         """
         count = min(self.log.last - (self.log.ended is not None), len(self._parts))
-        if self._kept is not None:
-            count = min(count, self._kept)
+        if self._seen_events is not None:
+            count = min(count, self._seen_events)
         return count, self.text(count)
 
     def text(self, upto: int) -> str:
@@ -136,7 +136,7 @@ class Generation:
                 texts[after:number] = [""] * (number - after)
         return texts
 
-    def newest(self, most: int) -> Iterator[str]:
+    def newest_texts(self, most: int) -> Iterator[str]:
         """The texts of at most `most` events after the reasoning, the newest first.
 
         Then the prefix, unless text was reclassified as reasoning.
@@ -146,7 +146,7 @@ class Generation:
         if not first:
             yield self.prefix
 
-    def piece(self, number: int) -> str:
+    def event_text(self, number: int) -> str:
         """The text of one event, also after the log has dropped it; "" for other kinds."""
         reasoned = any(after < number <= upto for upto, after in self._reasoned)
         return "" if reasoned else self._parts[number - 1]
@@ -160,7 +160,7 @@ class Generation:
             except OffsetLost:  # the log has dropped more events in between
                 continue
 
-    def pieces(self, after: int, upto: int) -> list[tuple[float, str]]:
+    def timed_texts(self, after: int, upto: int) -> list[tuple[float, str]]:
         """The arrival time and the added text of each event from `after` + 1 to `upto`."""
         return list(zip(self._times[after:upto], self.texts(upto)[after:], strict=True))
 

@@ -178,7 +178,7 @@ class Intake:
     def _last_line(self) -> str:
         """The last line of the answer so far, or its end if the line is long."""
         line = "\n" if self._new_paragraph else ""
-        for text in self._live.newest(PARTS_MOST):
+        for text in self._live.newest_texts(PARTS_MOST):
             if len(line) > LINE_END or "\n" in line:
                 break
             line = text[-LINE_END:] + line

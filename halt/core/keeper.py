@@ -58,7 +58,9 @@ class Keeper:
                 for thread in threads:
                     thread.start()
             except RuntimeError as exc:
-                raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
+                raise AtCapacity(
+                    "The system can start no more threads.", retry_after=RETRY_AFTER
+                ) from exc
 
     def put(self, work: Callable[[], None]) -> None:
         """Do `work` in the thread, in the order of the calls; it must not block."""

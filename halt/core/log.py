@@ -101,7 +101,7 @@ class EventLog:
         events = self._events
         while self._size > self._max_bytes and len(events) - self._spare > 1:
             oldest = events[self._spare]
-            assert oldest is not None  # noqa: S101 - it is behind the spare ones
+            assert oldest is not None  # noqa: S101 - the spare slots are before it
             self._size -= _weight(oldest)
             events[self._spare] = None
             self._spare += 1
@@ -133,12 +133,12 @@ class EventLog:
             start = after - self._dropped
             if start < 0:
                 raise OffsetLost(
-                    f"Events up to {self._dropped} are no longer kept; {after + 1} was asked for."
+                    f"Event {after + 1} is no longer kept; the oldest is {self._dropped + 1}."
                 )
             start += self._spare
             new = self._events[start : start + most]
         if len(new) == 1:  # the usual case
-            return [(after + 1, new[0])]  # type: ignore[list-item]  # it is behind the spare ones
+            return [(after + 1, new[0])]  # type: ignore[list-item]  # not a spare slot
         return list(enumerate(new, after + 1))  # type: ignore[arg-type]
 
     def wait(self, after: float, timeout: float) -> None:

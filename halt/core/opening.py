@@ -84,7 +84,7 @@ class Retries:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.made = 0  # retries that HALT_RETRIES counts
+        self.attempts = 0  # retries that HALT_RETRIES counts
         self._loading_pause = LOADING_PAUSE
 
     def pause(self, fault: UpstreamError, waited: float) -> float:
@@ -95,13 +95,13 @@ class Retries:
         if self._is_loading(fault):
             return self._until_loaded(fault, waited)
         requested = fault.retry_after
-        is_left = fault.retryable and fault.resend and self.made < self._limits.retries
+        is_left = fault.retryable and fault.resend and self.attempts < self._limits.retries
         if not is_left or (requested or 0.0) > RETRY_AFTER_MAX:
             raise fault
         pause = RETRY_BASE * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
         # A Retry-After is the same for all clients of a server, so it gets a random part too.
-        pause = pause * 2**self.made if requested is None else requested + pause
-        self.made += 1
+        pause = pause * 2**self.attempts if requested is None else requested + pause
+        self.attempts += 1
         return pause
 
     def _is_loading(self, fault: UpstreamError) -> bool:

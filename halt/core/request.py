@@ -160,7 +160,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
     def __post_init__(self) -> None:
         for name in OWN_FIELDS & (self.extra_body or {}).keys():
-            raise ValueError(f"unknown field `extra_body.{name}`: it is a field of its own")
+            raise ValueError(f"unknown field `extra_body.{name}`: it is a top-level field")
 
     def size(self) -> int:
         """The size of all messages in characters."""

@@ -148,7 +148,7 @@ class Run(LiveGeneration):
 
         def make() -> Terminal:
             # Limited to the log's last event: it comes from a client, and is saved.
-            self._kept = None if seen is None else min(seen, self.log.last)
+            self._seen_events = None if seen is None else min(seen, self.log.last)
             self.reads_usage = read_usage
             unwatched = self._deadlines.grace if reason == "no_viewer" else msgspec.UNSET
             return Cancelled(self.meter.snapshot(), reason, unwatched=unwatched)

@@ -157,7 +157,7 @@ class GenerationService:
                 self.capacity.hold(run, place)
         except BaseException:  # Ctrl-C in a program's own thread, too
             if run not in self.capacity:
-                self.capacity.refuse(run.id, place)
+                self.capacity.give_back(run.id, place)
             raise
         if self._writer is not None:
             self._writer.add(run)
@@ -177,14 +177,14 @@ class GenerationService:
         """
         return stream_id is not None and self._writer is not None and self._writer.exists(stream_id)
 
-    def expect_room(self, starts: int = 1) -> None:
+    def require_places(self, starts: int = 1) -> None:
         """Raise AtCapacity or Draining if `start` would now.
 
         Callers use it to save no prompt whose start will be refused. It takes no place: a start
         that follows may still be refused.
         """
         self._refuse_draining()
-        self.capacity.expect(starts)
+        self.capacity.require_places(starts)
 
     def _refuse_draining(self) -> None:
         if self.draining:
@@ -226,9 +226,9 @@ class GenerationService:
 
     def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
         """Stop a stream in any phase. The receipt reports the outcome."""
-        return self.stop_each([(stream_id, seen)], requester)[0]
+        return self.stop_many([(stream_id, seen)], requester)[0]
 
-    def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
+    def stop_many(self, stops: Stops, requester: str | None) -> list[Receipt]:
         """Stop several streams, all before waiting for any. Waits no longer than for one."""
         began = now()
         pressed = [(id_, self._registry.press(id_, requester, seen)) for id_, seen in stops]

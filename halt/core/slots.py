@@ -91,6 +91,6 @@ class Slots:
             self._locks.give_back(place)
 
 
-def number_of(name: str, each: int = 1) -> int:
-    """The first of `each` consecutive numbers of this name, from a 56-bit hash."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=7).digest()) * each
+def number_of(name: str, count: int = 1) -> int:
+    """The first of `count` consecutive numbers of this name, from a 56-bit hash."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=7).digest()) * count

@@ -107,7 +107,7 @@ def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | 
             generation.answer()[1],
             generation.model,
             steps.steps_of(generation),
-            generation.kept,
+            generation.seen_events,
         )
     return BatchPart(entry, len(events), last_seq, _chunks(generation, events), new, end)
 
@@ -136,7 +136,7 @@ def _new_events(entry: PendingGeneration) -> list[tuple[int, Event]]:
             rebuilt: list[tuple[int, Event]] = [
                 (number, Content(text))
                 for number in range(entry.last_written + 1, first)
-                if (text := generation.piece(number))
+                if (text := generation.event_text(number))
             ]
             try:
                 return rebuilt + log.read(first - 1)

@@ -63,7 +63,7 @@ class StoredGeneration(Generation):
         )
         self.ended_at = started_at + record.ended_at - record.started_at
         self._model = record.model
-        self._kept = record.seen
+        self._seen_events = record.seen
         for number, ms, event in record.events:
             if is_terminal(event):
                 break

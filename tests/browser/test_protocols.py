@@ -126,7 +126,7 @@ def tabs(proxy: Proxy, open_chat: OpenChat, shared_fake: FakeOpenAI) -> list[Tab
     return opened
 
 
-def stop_each(tabs: list[Tab]) -> None:
+def stop_many(tabs: list[Tab]) -> None:
     """Stop the answer of each tab, and see its upstream closed."""
     for tab in tabs:
         tab.chat.stop.click()
@@ -145,7 +145,7 @@ def test_every_tab_streams_live_over_http_2(tabs: list[Tab]) -> None:
     assert [tab.is_live for tab in tabs] == [True] * TABS
     for tab in tabs:
         assert {request.headers["halt-protocol"] for request in tab.requests} == {"h2"}
-    stop_each(tabs)
+    stop_many(tabs)
 
 
 @pytest.mark.parametrize("proxy", ["http/1.1"], indirect=True)
@@ -159,4 +159,4 @@ def test_four_tabs_stream_live_over_http_1(tabs: list[Tab]) -> None:
     assert [tab.is_live for tab in tabs].count(True) == LIVE_OVER_HTTP_1
     for tab in tabs:
         assert all(request.headers["halt-protocol"] == "http/1.1" for request in tab.requests)
-    stop_each(tabs)
+    stop_many(tabs)

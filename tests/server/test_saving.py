@@ -246,7 +246,7 @@ def test_a_prompt_that_can_neither_be_answered_nor_taken_back_is_not_left_runnin
         raise StoreUnavailable("This could not be saved: the disk is full.", "the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(service, "expect_room", lambda starts: None)  # the place goes afterwards
+        patched.setattr(service, "require_places", lambda starts: None)  # the place goes afterwards
         patched.setattr(Turns, "cancel_start", unavailable)
         assert say(second) == 503
     eventually(lambda: b'data-state="interrupted"' in client.get(second).data)

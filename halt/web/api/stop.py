@@ -46,7 +46,7 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
 
     def stop_streams(*stops: tuple[object, object]) -> list[Receipt]:
         checked = [(checked_id(stream_id, "stream_id"), _number(seen)) for stream_id, seen in stops]
-        return services().generations.stop_each(checked, owner())
+        return services().generations.stop_many(checked, owner())
 
     def respond(stream_id: object, seen: object) -> Response:
         (receipt,) = stop_streams((stream_id, seen))

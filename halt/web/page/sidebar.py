@@ -133,7 +133,7 @@ def delete(conversation_id: str) -> Response:
     """Delete it and stop what is being written in it, by whichever worker."""
     running = services().store.conversations.delete(conversation_id, _mine())
     if running:  # nothing new can begin in it
-        services().generations.stop_each([(each, None) for each in running], _mine())
+        services().generations.stop_many([(each, None) for each in running], _mine())
     if _open_now() == conversation_id:  # there is nothing left to see
         stopped = "1" if running else None
         there = url_for("pages.index", deleted=conversation_id, stopped=stopped)

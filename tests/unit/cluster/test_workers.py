@@ -169,7 +169,7 @@ def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
     registry = StopRegistry()
     workers = Workers(OneReplyBus(one), registry)
     service = GenerationService(config, Scripted(), registry, other_workers=workers)
-    receipts = service.stop_each([(one, None), (one, 3)], None)
+    receipts = service.stop_many([(one, None), (one, 3)], None)
     assert [each.status for each in receipts] == ["stopped", "stopped"]
 
 

@@ -94,7 +94,7 @@ def test_text_that_turns_out_to_be_a_thought_is_taken_back(stage: Stage) -> None
     assert isinstance(ended, Done)
     assert ended.metrics.characters == run.characters == len("Hello")
     assert ended.metrics.reasoning_ms is not None
-    run._kept = 2
+    run._seen_events = 2
     assert run.answer() == (2, "Okay, hello.")
     assert steps.steps_of(run) == ()
 
@@ -180,7 +180,7 @@ def test_stop_while_it_waits_to_try_again(stage: Stage, monkeypatch: pytest.Monk
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     monkeypatch.setattr(opening, "RETRY_AFTER_MAX", 10_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("upstream_refused")))
-    until(lambda: run._opening.retries.made > 0)
+    until(lambda: run._opening.retries.attempts > 0)
     assert run.switch.press() == "stopped"
     stage.wait_released(run)
     assert len(upstream.asked) == 1
@@ -209,7 +209,9 @@ def test_what_was_seen_is_what_is_kept(stage: Stage, seen: int | None, kept: str
     run.switch.press(seen)
     assert run.answer()[1] == kept
     assert run.log.last == 4
-    assert run.kept is None or run.kept <= 3, "a number that a client made up is saved"
+    assert run.seen_events is None or run.seen_events <= 3, (
+        "a number that a client made up is saved"
+    )
 
 
 def test_what_was_seen_matters_only_to_the_stop_that_ended_it(stage: Stage) -> None:
@@ -528,7 +530,7 @@ def test_those_who_were_told_the_same_wait_do_not_return_at_once(
     """A server that sends everybody away for a while is not met by all of them together."""
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.0)))
-    until(lambda: run._opening.retries.made > 0)
+    until(lambda: run._opening.retries.attempts > 0)
     assert len(upstream.asked) == 1
     run.cancel("stop")
 

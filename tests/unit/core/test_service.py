@@ -191,17 +191,17 @@ def test_taking_a_place_holds_up_nobody(
 def test_room_can_be_asked_for_before_a_start(make_stage: MakeStage) -> None:
     """What would be refused is refused, and the places are free again afterwards."""
     stage = make_stage(max_streams=2)
-    stage.service.expect_room(2)
+    stage.service.require_places(2)
     with pytest.raises(AtCapacity):
-        stage.service.expect_room(3)
+        stage.service.require_places(3)
     stage.service.start(ChatRequest(HI))
-    stage.service.expect_room(1)
+    stage.service.require_places(1)
     stage.service.start(ChatRequest(HI))
     with pytest.raises(AtCapacity):
-        stage.service.expect_room()
+        stage.service.require_places()
     stage.service.drain()
     with pytest.raises(Draining):
-        stage.service.expect_room()
+        stage.service.require_places()
 
 
 def test_a_reader_that_cannot_join_takes_no_place(

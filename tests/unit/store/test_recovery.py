@@ -408,7 +408,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     with contextlib.closing(service):
 
         def statuses() -> list[str]:
-            receipts = service.stop_each([(each, None) for each in ids], "somebody")
+            receipts = service.stop_many([(each, None) for each in ids], "somebody")
             return [each.status for each in receipts]
 
         # The store may not answer in time on a busy machine.

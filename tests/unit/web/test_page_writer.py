@@ -97,7 +97,7 @@ def played() -> Iterator[Played]:
         run, _ = stage.begin(Scripted(*replies), retries=0, **settings)
         over(run)
         if stop_at is not None:
-            run._kept = stop_at
+            run._seen_events = stop_at
         return run
 
     yield play
