@@ -96,7 +96,7 @@ def _begun(started: Started) -> Response:
     def draw(**more: bool) -> str:
         return render_template("exchange.html", x=exchange, conversation_id=conversation.id, **more)
 
-    if exchange.settled or len(exchange.answers) == 1:
+    if exchange.is_selected or len(exchange.answers) == 1:
         return _streamed(exchange.answers[0], draw)
     return Response(draw(), mimetype="text/html")  # side by side: the page opens a stream for each
 

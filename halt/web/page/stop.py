@@ -1,7 +1,7 @@
-"""What the page shows after a Stop: the HTML of the answer, made of plain strings.
+"""The HTML of an answer after a Stop, made of plain strings.
 
-It is the same as `answer.html` draws of an answer that has ended, which a test holds. A Stop's way
-waits for no template.
+It equals the output of `answer.html` for an answer that has ended; a test compares them. Templates
+are not used, because the path of a Stop must not wait for one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from markupsafe import escape
 from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
-from halt.web.page.views import AnswerView, BelowView, FoldView, view
+from halt.web.page.views import AnswerView, BelowView, StepView, view
 from halt.web.page.writer import in_place_of_answer, lost_message
 from halt.web.services import services
 from halt.web.sessions import owner
 
-#: Seconds that a Stop waits for the colours of what it shows.
+#: Seconds that a Stop waits for the highlighting of code in the answer.
 STOP_WAIT = 0.2
 
 _CONTINUE = (
@@ -34,19 +34,21 @@ _DISCARD = (
 
 
 def stop_fragment(receipt: Receipt) -> str:
-    """The answer as it was stopped, in place of what the page shows of it."""
-    shown = request.form.get("shown")
+    """The stopped answer, which replaces the answer on the page."""
+    page_shows_it = request.form.get("shown")
     if receipt.note:
         note = html.escape(receipt.note)
         return f'<p class="fault" role="alert" data-code="store_unavailable">{note}</p>'
-    if receipt.status == "pending" and not shown:
-        return ""  # it has not begun; its own response will say that it was stopped
+    if receipt.status == "pending" and not page_shows_it:
+        return ""  # it has not begun; the response to its start will show the Stop
     try:
         run = services().generations.get(receipt.id, owner())
     except UnknownStream:
-        return lost_message(receipt.id) if shown else ""  # of another session, or no longer kept
+        return (
+            lost_message(receipt.id) if page_shows_it else ""
+        )  # of another session, or no longer kept
     except StoreUnavailable:
-        return ""  # it was stopped all the same; what the page shows stays
+        return ""  # it was stopped nevertheless; the page keeps its text
     answer_progress, rendering = (
         services().chat.answer_progress,
         services().renderer.within(STOP_WAIT),
@@ -54,23 +56,23 @@ def stop_fragment(receipt: Receipt) -> str:
     answer = view(
         Exchange("", run.id, requested_model=run.requested_model), run, answer_progress, rendering
     )
-    if answer.state == "running":  # of another worker, whose end has not come here yet
+    if answer.state == "running":  # of another worker, whose end has not arrived here yet
         template = current_app.jinja_env.get_template("answer.html")
         return in_place_of_answer(run.id, template.render(a=answer))
     return in_place_of_answer(run.id, ended_answer(answer))
 
 
 def ended_answer(a: AnswerView) -> str:
-    """The answer as `answer.html` draws it, in any state but `running`."""
-    id_, asked, state = escape(a.id), escape(a.asked), escape(a.state)
+    """The HTML of an answer as `answer.html` renders it, in any state but `running`."""
+    id_, model_name, state = escape(a.id), escape(a.requested_model), escape(a.state)
     return (
         f'<article class="answer" id="a-{id_}" aria-label="Answer" data-stream="{id_}" '
-        f'data-model="{asked}" data-state="{state}"{"" if a.whole else " data-cut"}>\n'
-        f'<p class="name">{escape(a.asked or a.model or "Default model")}</p>\n'
+        f'data-model="{model_name}" data-state="{state}"{"" if a.is_complete else " data-cut"}>\n'
+        f'<p class="name">{escape(a.requested_model or a.model or "Default model")}</p>\n'
         f'<div class="folds" id="earlier-{id_}" hx-preserve>'
-        f"{''.join(_fold(f'{a.id}-earlier', fold) for fold in a.earlier)}</div>\n"
+        f"{''.join(_step(f'{a.id}-earlier', step) for step in a.earlier_steps)}</div>\n"
         f'<div class="folds" id="folds-{id_}">'
-        f"{''.join(_fold(a.id, fold) for fold in a.folds)}</div>\n"
+        f"{''.join(_step(a.id, step) for step in a.steps)}</div>\n"
         f'<div class="text"><div id="done-{id_}">{a.patch.finished}</div></div>\n'
         f'<div class="below" id="earlier-below-{id_}" hx-preserve>{_below(a.earlier_below)}</div>\n'
         f'<div class="below" id="below-{id_}">{_below(a.below)}</div>\n'
@@ -93,38 +95,38 @@ def _figures(a: AnswerView) -> str:
 
 
 def _actions(a: AnswerView) -> str:
-    out = [_CONTINUE] if a.broken else []
+    parts = [_CONTINUE] if a.has_partial_text else []
     if a.source:
-        out.append(
+        parts.append(
             '<button type="button" class="pick" data-do="pick" name="stream_id" '
             f'value="{escape(a.id)}" hx-post hx-target="closest .exchange" '
             f'hx-swap="outerHTML">Use this answer</button>\n{_COPY}'
         )
     if a.state != "error" or a.retryable:
-        said = "Retry" if a.state == "error" else "Regenerate"
-        out.append(
+        label = "Retry" if a.state == "error" else "Regenerate"
+        parts.append(
             '<button type="button" class="regenerate" data-do="regenerate" hx-post '
             'hx-include="#model" hx-target="closest .exchange" '
-            f'hx-swap="outerHTML">{said}</button>\n'
+            f'hx-swap="outerHTML">{label}</button>\n'
         )
-    if a.broken or (a.id and a.state != "done"):
-        out.append(_DISCARD)
-    return "".join(out)
+    if a.has_partial_text or (a.id and a.state != "done"):
+        parts.append(_DISCARD)
+    return "".join(parts)
 
 
-def _fold(stream_id: str, fold: FoldView) -> str:
-    at = f"fold-{escape(stream_id)}-{escape(fold.key)}"
-    took = f' <span class="took">{escape(fold.took)}</span>' if fold.took else ""
-    if fold.state == "running":
-        took = f'<span class="elapsed" data-age="{fold.age:.1f}"></span>'
+def _step(stream_id: str, step: StepView) -> str:
+    at = f"fold-{escape(stream_id)}-{escape(step.key)}"
+    took = f' <span class="took">{escape(step.took)}</span>' if step.took else ""
+    if step.state == "running":
+        took = f'<span class="elapsed" data-age="{step.age:.1f}"></span>'
     result = ""
-    if fold.kind == "tool":
-        result = f'<div class="result" id="{at}-result">{escape(fold.result)}</div>'
+    if step.kind == "tool":
+        result = f'<div class="result" id="{at}-result">{escape(step.result)}</div>'
     return (
-        f'<details class="fold {escape(fold.kind)}" id="{at}">\n'
-        f'<summary id="{at}-summary"><span class="label" data-state="{escape(fold.state)}">'
-        f"{escape(fold.label)}</span>{took}</summary>\n"
-        f'<div class="folded" id="{at}-text">{escape(fold.text)}</div>\n'
+        f'<details class="fold {escape(step.kind)}" id="{at}">\n'
+        f'<summary id="{at}-summary"><span class="label" data-state="{escape(step.state)}">'
+        f"{escape(step.label)}</span>{took}</summary>\n"
+        f'<div class="folded" id="{at}-text">{escape(step.text)}</div>\n'
         f"{result}</details>"
     )
 
@@ -137,14 +139,14 @@ def _link(words: str, url: str) -> str:
 
 
 def _below(below: BelowView) -> str:
-    out = [
+    parts = [
         f'<p class="picture">[{_link(words, url) if url else escape(words)}]</p>'
         for words, url in below.pictures
     ]
     if below.sources:
         listed = "".join(f"<li>{_link(words, url)}</li>" for words, url in below.sources)
-        out.append(
+        parts.append(
             '<section class="sources" aria-label="Sources"><p>Sources</p>\n'
             f"<ol>{listed}</ol></section>"
         )
-    return "".join(out)
+    return "".join(parts)

@@ -1,4 +1,4 @@
-"""Page view models: what `answer.html`, `exchange.html` and `parts.html` show, in every state."""
+"""View models of the page: the data that `answer.html`, `exchange.html` and `parts.html` render."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from halt.rendering.open_text import OpenText, breakable, normalized
 from halt.rendering.renderer import PageRenderer
 from halt.store.models import Exchange, Versions, state_of
 
-#: Errors of ours that say "so far and no further": what came before is an answer, cut short.
+#: Errors of Halt's limits. The text before such an error is shown as a stopped answer.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})
 
 
 @dataclass(frozen=True)
 class BelowView:
-    """What `parts.html` shows below the text: lines with an address, which may be empty."""
+    """Pictures and sources below the text: pairs of text and URL, which may be ""."""
 
     pictures: tuple[tuple[str, str], ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
@@ -36,63 +36,65 @@ class BelowView:
 
 @dataclass(frozen=True)
 class AnswerView:
-    """Everything that `answer.html` shows of an answer."""
+    """The data of `answer.html`: an answer in any state."""
 
     id: str
     state: str  # running, done, stopped, withdrawn, interrupted, error
-    patch: Patch  # what there is: finished blocks and the open tail
-    source: str = ""
-    after: int = 0  # the event up to which `patch` shows the answer
+    patch: Patch  # the HTML so far: finished blocks and the open tail
+    source: str = ""  # the answer's Markdown, to copy
+    after: int = 0  # number of the last event that `patch` includes
     age: float = 0.0  # seconds since the run began
-    silent: float = 0.0  # seconds since the event `after`, or since the run began
-    asked: str = ""  # the model that was chosen, "" for the default one
-    model: str = ""  # the model that answers
-    progress: int | None = None  # percent, roughly; None: nothing is known of it
+    silence: float = 0.0  # seconds since the event `after`, or since the run began
+    requested_model: str = ""  # "" for the default model
+    model: str = ""  # the model that responds
+    progress: int | None = None  # percent, estimated; None: unknown
     note: str = ""
     retryable: bool = False
-    whole: bool = True  # or it is not over; messages that wait go out behind a whole one alone
-    broken: bool = False  # it is not whole: it can be gone on with, and thrown away
+    is_complete: bool = (
+        True  # or still running; queued messages are sent after a complete answer only
+    )
+    has_partial_text: bool = False  # not complete, with text: it can be continued
     figures: tuple[str, ...] = ()
-    folds: tuple[FoldView, ...] = ()
-    earlier: tuple[FoldView, ...] = ()  # folds of a part from which this one goes on
+    steps: tuple[StepView, ...] = ()
+    earlier_steps: tuple[StepView, ...] = ()  # steps before a Continue
     below: BelowView = BelowView()
     earlier_below: BelowView = BelowView()
 
 
 @dataclass(frozen=True)
 class ExchangeView:
-    """Everything that `exchange.html` shows: a prompt and its answer, or several side by side."""
+    """The data of `exchange.html`: a prompt and its answer, or several answers side by side."""
 
     prompt: Markup
-    answers: tuple[AnswerView, ...]  # the first is the one that the conversation goes on with
-    settled: bool = True  # the others are put away
-    again: bool = False  # there is an earlier answer to come back to
+    answers: tuple[AnswerView, ...]  # the conversation continues with the first
+    is_selected: bool = True  # one answer is selected; the others are collapsed
+    has_previous: bool = False  # there is an earlier version of the answer
     prompt_id: int = 0
-    prompts: Versions = field(default_factory=Versions)  # what it was edited from and to
+    prompts: Versions = field(default_factory=Versions)  # the versions of the prompt
     versions: Versions = field(default_factory=Versions)  # of the answer
-    answer_ids: tuple[int, ...] = ()  # of the answer and its rivals
+    answer_ids: tuple[int, ...] = ()  # of the answer and its alternatives
 
     @property
     def withdrawn(self) -> bool:
-        """It was stopped before any of the answer was shown."""
-        return all(each.state == "withdrawn" for each in self.answers)
+        """Whether every answer was stopped before any of it was shown."""
+        return all(answer.state == "withdrawn" for answer in self.answers)
 
 
 @dataclass(frozen=True)
-class FoldView:
-    """Everything that `parts.html` shows of a thought or a tool call."""
+class StepView:
+    """The data of `parts.html` for a thought or a tool call."""
 
-    key: str  # tells it from the others of its answer
+    key: str  # unique within its answer
     kind: str  # thought, tool
     state: str  # running, done, failed, called
     label: str
-    took: str  # how long, where that is known
+    took: str  # its duration, "" where it is unknown
     age: float  # seconds since it began
     text: Markup
     result: Markup
 
 
-def _took(milliseconds: float | None) -> str:
+def _duration_text(milliseconds: float | None) -> str:
     if milliseconds is None:
         return ""
     if milliseconds < 995:
@@ -102,76 +104,77 @@ def _took(milliseconds: float | None) -> str:
     )
 
 
-def fold_view(fold: Step, key: str = "") -> FoldView:
-    took = _took(fold.ms)
-    name = fold.name or "a tool"
-    if fold.kind == "thought":
+def step_view(step: Step, key: str = "") -> StepView:
+    """The view of a thought or a tool call as it is now. `key`: by default its number."""
+    took = _duration_text(step.ms)
+    name = step.name or "a tool"
+    if step.kind == "thought":
         thought = f"Thought for {took}" if took else "Thought"
-        label = "Thinking…" if fold.state == "running" else thought
+        label = "Thinking…" if step.state == "running" else thought
         took = ""
-    elif fold.state == "running":
+    elif step.state == "running":
         label = f"Calling {name}…"
     else:
-        label = f"{name} failed" if fold.state == "failed" else f"Called {name}"
-    age = now() - fold.began
-    key = key or str(fold.number)
-    text = _shown_text(fold.text)
-    if fold.state == "running":  # it may grow
-        text = Markup(OpenText().feed(html.escape(fold.text)))  # noqa: S704 - escaped
-    result = _shown_text(fold.result)
-    return FoldView(key, fold.kind, fold.state, label, took, age, text, result)
+        label = f"{name} failed" if step.state == "failed" else f"Called {name}"
+    age = now() - step.began
+    key = key or str(step.number)
+    text = _shown_text(step.text)
+    if step.state == "running":  # it may grow
+        text = Markup(OpenText().feed(html.escape(step.text)))  # noqa: S704 - escaped
+    result = _shown_text(step.result)
+    return StepView(key, step.kind, step.state, label, took, age, text, result)
 
 
 def _shown_text(text: str) -> Markup:
-    """Text as it is, however long its words are."""
+    """Plain text as escaped HTML, in which long words can break."""
     return Markup(breakable(html.escape(normalized(text), quote=False)))  # noqa: S704 - escaped
 
 
-def fold_views(folds: Sequence[Step]) -> tuple[FoldView, ...]:
-    """The folds of all parts of an answer; each part numbers its own."""
+def step_views(answer_steps: Sequence[Step]) -> tuple[StepView, ...]:
+    """The thoughts and calls of all parts of an answer. Step numbers start anew in each part."""
     parts, last = 0, 0
-    out = []
-    for fold in folds:
-        if fold.kind in BELOW:
+    views = []
+    for step in answer_steps:
+        if step.kind in BELOW:
             continue
-        parts += fold.number <= last
-        last = fold.number
-        out.append(fold_view(fold, f"{parts}-{fold.number}" if parts else str(fold.number)))
-    return tuple(out)
+        parts += step.number <= last
+        last = step.number
+        views.append(step_view(step, f"{parts}-{step.number}" if parts else str(step.number)))
+    return tuple(views)
 
 
-def below_view(folds: Sequence[Step]) -> BelowView:
+def below_view(answer_steps: Sequence[Step]) -> BelowView:
     """The pictures and sources of all parts of an answer."""
     pictures: list[tuple[str, str]] = []
     sources: dict[str, str] = {}
-    for fold in folds:
-        if fold.kind == "picture":
-            pictures.append((fold.text, "" if fold.result.startswith("data:") else fold.result))
-        elif fold.kind == "sources":
-            for line in fold.text.split("\n"):
+    for step in answer_steps:
+        if step.kind == "picture":
+            pictures.append((step.text, "" if step.result.startswith("data:") else step.result))
+        elif step.kind == "sources":
+            for line in step.text.split("\n"):
                 url, _, title = line.partition(" ")
                 sources[url] = sources.get(url) or title
     return BelowView(tuple(pictures), tuple((title or url, url) for url, title in sources.items()))
 
 
-def _whole(html: str) -> Patch:
+def _complete_patch(html: str) -> Patch:
     return Patch(finished=html, replaces_tail=True, tail="", form="text")
 
 
 def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) -> AnswerView:
-    best = exchange.shown_version()  # a failed attempt hides nothing that was there before
+    best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
     shown = AnswerView(
         id=exchange.stream_id,
         state="done",
-        patch=_whole(rendering.text_html(best.answer)),
+        patch=_complete_patch(rendering.text_html(best.answer)),
         source=data_urls.replace(best.answer),
-        asked=exchange.requested_model,
+        requested_model=exchange.requested_model,
         model=exchange.model,
         figures=answer_figures(ended, exchange.model, exchange.usage),
-        folds=fold_views(best.steps),
-        whole=_is_whole(ended),
+        steps=step_views(best.steps),
+        is_complete=_is_complete(ended),
         below=below_view(best.steps),
-        broken=bool(exchange.answer) and not _is_whole(ended),
+        has_partial_text=bool(exchange.answer) and not _is_complete(ended),
     )
     if isinstance(ended, Failed):
         error = ended.error
@@ -190,7 +193,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
     return replace(shown, note=CUT_OFF.get(reason or "", ""))
 
 
-def _is_whole(ended: Terminal) -> bool:
+def _is_complete(ended: Terminal) -> bool:
     return isinstance(ended, Done) and is_good(ended.finish_reason)
 
 
@@ -202,28 +205,28 @@ def exchange_view(
     *,
     last: bool,
 ) -> ExchangeView:
-    """A prompt and its answers as they are now; `last`: the conversation ends with it."""
-    shown = [
+    """A prompt and its answers as they are now. `last`: whether it is the last exchange."""
+    answers = [
         view(
-            each,
-            find_generation(each.stream_id) if each.ended is None else None,
+            answer,
+            find_generation(answer.stream_id) if answer.ended is None else None,
             answer_progress,
             rendering,
         )
-        for each in exchange.candidates
+        for answer in exchange.candidates
     ]
     if exchange.alternatives and not exchange.selected and not last:
         first = exchange.candidates.index(exchange.answer_for_model())
-        shown.insert(0, shown.pop(first))
+        answers.insert(0, answers.pop(first))
     return ExchangeView(
         _shown_text(exchange.prompt),
-        tuple(shown),
-        settled=exchange.selected or not last,
-        again=exchange.previous is not None,
+        tuple(answers),
+        is_selected=exchange.selected or not last,
+        has_previous=exchange.previous is not None,
         prompt_id=exchange.prompt_id,
         prompts=exchange.prompts,
         versions=exchange.versions,
-        answer_ids=tuple(each.answer_id for each in exchange.candidates),
+        answer_ids=tuple(answer.answer_id for answer in exchange.candidates),
     )
 
 
@@ -233,40 +236,40 @@ def view(
     answer_progress: AnswerProgress,
     rendering: PageRenderer,
 ) -> AnswerView:
-    """An answer as it is now: from its run as long as that is known, else as it was saved."""
+    """An answer as it is now: from its run while that is known, else as it was saved."""
     if exchange.ended is not None:
         return _ended_view(exchange, exchange.ended, rendering)
     if run is None:
         return AnswerView(
             id=exchange.stream_id,
             state="error",
-            patch=_whole(rendering.text_html(exchange.answer)),
-            asked=exchange.requested_model,
+            patch=_complete_patch(rendering.text_html(exchange.answer)),
+            requested_model=exchange.requested_model,
             model=exchange.model,
             note="This answer was lost.",
             retryable=True,
-            broken=bool(exchange.answer),
+            has_partial_text=bool(exchange.answer),
         )
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        folds = (*exchange.steps, *steps.steps_of(run))
-        saved = replace(exchange, answer=text, model=run.model, ended=ended, steps=folds)
+        answer_steps = (*exchange.steps, *steps.steps_of(run))
+        saved = replace(exchange, answer=text, model=run.model, ended=ended, steps=answer_steps)
         return _ended_view(saved, ended, rendering)
     patch = rendering.patch(BlockStream().feed(text))
-    folds = steps.stream_of(run, after).steps()
+    answer_steps = steps.stream_of(run, after).steps()
     return AnswerView(
         id=run.id,
         state="running",
         patch=replace(patch, tail=OpenText().feed(patch.tail)),
         after=after,
         age=now() - run.started_at,
-        silent=now() - (run.arrival_time(after) if after else run.started_at),
-        asked=exchange.requested_model,
+        silence=now() - (run.arrival_time(after) if after else run.started_at),
+        requested_model=exchange.requested_model,
         model=run.model,
         progress=answer_progress.percent(run.id, run.chunks, run.expected_tokens),
-        folds=fold_views(folds),
-        earlier=fold_views(exchange.steps),
-        below=below_view(folds),
+        steps=step_views(answer_steps),
+        earlier_steps=step_views(exchange.steps),
+        below=below_view(answer_steps),
         earlier_below=below_view(exchange.steps),
     )

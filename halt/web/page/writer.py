@@ -1,7 +1,7 @@
-"""An answer's events as messages of `<hx-partial>` elements to the page, while it is written.
+"""Turns a running answer's events into messages of `<hx-partial>` elements for the page.
 
-Each message appends what is new and nothing is sent twice; the last one replaces the whole answer.
-Needs no request: streams outlive theirs.
+Each message appends new content, and no content is sent twice; the last message replaces the whole
+answer. No request context is needed, because a stream outlives it.
 """
 
 from __future__ import annotations
@@ -37,19 +37,18 @@ from halt.rendering.protocol import Rendered
 from halt.rendering.renderer import PageRenderer, Prerendered, Renderer
 from halt.store.models import Exchange
 from halt.store.writer import Saving
-from halt.web.page.views import below_view, fold_view, fold_views, view
+from halt.web.page.views import below_view, step_view, step_views, view
 from halt.web.sink import FrameResult, PendingFrame
 
 T = TypeVar("T")
 
 _SAVED = Saving()
 
-#: Characters and events of one message beyond which it is made by a function, see
-#: `PageWriter.present`.
+#: Maximum of characters, and of events, of a message that `PageWriter.present` makes itself.
 SHORT = 2_000
 FEW = 64
 
-#: Events that as a rule add text to what is open, and nothing else.
+#: Events that usually only add text to an open block or step.
 _TEXTS = (Content, Reasoning, ToolCallDelta)
 
 _END = "</hx-partial>"
@@ -63,15 +62,15 @@ def _partial(target: str, swap: str, content: str) -> str:
     return f"{_begin(target, swap)}{content}{_END}"
 
 
-def in_place_of_answer(stream_id: str, drawn: str) -> str:
-    """The whole answer, in place of what the page shows of it."""
-    # settle:0: htmx would set the attributes of elements with an ID once more, a moment later,
-    # and so close the folds that the reader has open.
-    return _partial(f"a-{stream_id}", "outerHTML settle:0", drawn)
+def in_place_of_answer(stream_id: str, rendered: str) -> str:
+    """A message part that replaces the whole answer on the page."""
+    # settle:0, because htmx would set the attributes of elements with an ID again a moment later,
+    # and so close the steps that the user has opened.
+    return _partial(f"a-{stream_id}", "outerHTML settle:0", rendered)
 
 
 class PageWriter:
-    """A run's events as messages to the page. Each reader has one; the log holds no HTML."""
+    """Makes the messages of one reader's page stream. The log contains no HTML."""
 
     def __init__(
         self,
@@ -82,135 +81,142 @@ class PageWriter:
         renderer: Renderer,
         saving: Callable[[], Saving] = Saving,
     ) -> None:
-        """For a page that has the events up to `after`. `saving` says how saving goes.
+        """`after`: the number of the last event that the page has. `saving` returns its state.
 
-        Takes time for the text up to there.
+        It takes time in proportion to the text up to `after`.
         """
         self._run = run
         self._shown = after
         self._saving = saving
-        self._said = _SAVED  # what the page shows of it
+        self._shown_saving = _SAVED  # the state of saving that the page shows
         self._answer_progress = answer_progress
         self._renderer = renderer
-        #: Kinds of blocks that are not waited for any more: one has taken too long. See `Renderer`.
-        self._given_up: frozenset[bool] = frozenset()
+        #: Kinds of blocks whose rendering is not awaited, after one timed out. See `Renderer`.
+        self._skipped_kinds: frozenset[bool] = frozenset()
         self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
         self._tail = OpenText()
         self._tail.feed(self._blocks.feed(run.text(after)).tail)
-        self._folds = steps.stream_of(run, after)
-        self._folded_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by fold number
-        for fold in self._folds.steps():
-            self._folded_texts[fold.number].feed(html.escape(fold.text))
+        self._steps = steps.stream_of(run, after)
+        self._step_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by step number
+        for step in self._steps.steps():
+            self._step_texts[step.number].feed(html.escape(step.text))
         environment = template.environment
         self._draw: Any = environment.get_template("parts.html").module
         self._draw_saving = environment.get_template("saving.html")
         self._append_to_tail = _begin(f"tail-{run.id}", "beforeend")
 
     def present(self, events: list[tuple[int, Event]]) -> FrameResult:
-        """The events as one message to the page, or a function without arguments that makes it.
+        """Return the events as one message, or a function without arguments that makes it.
 
-        `present` itself takes tens of microseconds, whatever the page shows already, so that a
-        thread that serves many readers can call it. The function may take many milliseconds: it
-        renders short Markdown and templates; where more is to be rendered, it waits for nothing
-        and returns what is awaited. It is to be called once, in any thread, before `present` is
-        called again. Every message has to be sent.
+        `present` takes tens of microseconds, for any length of the answer, so a thread that serves
+        many readers can call it. The function may take many milliseconds: it renders short Markdown
+        and templates. For longer text it does not wait and returns a PendingFrame. It must be
+        called once, in any thread, before the next call of `present`. Every message must be sent.
         """
         self._shown = seq = events[-1][0]
         if not _is_short(events):
-            return partial(self._long, events)
+            return partial(self._long_message, events)
         for number, event in events:
-            steps.feed_event(self._folds, self._run, number, event)
+            steps.feed_event(self._steps, self._run, number, event)
         step = self._blocks.feed("".join([text_of(event) for _, event in events]))
         saving = self._saving()
-        new_saving = saving is not self._said and saving != self._said
-        if step.blocks or new_saving or self._folds.has_changed:
-            return partial(self._drawing, seq, step)
-        folded = self._folded(self._folds.patch()) if self._folds.has_grown else ""
-        return sse_html(seq, folded + self._open(step) + self._moved())
+        new_saving = saving is not self._shown_saving and saving != self._shown_saving
+        if step.blocks or new_saving or self._steps.has_changed:
+            return partial(self._block_message, seq, step)
+        steps_html = self._step_partials(self._steps.patch()) if self._steps.has_grown else ""
+        return sse_html(seq, steps_html + self._tail_partial(step) + self._progress_partial())
 
-    def _long(self, events: list[tuple[int, Event]]) -> bytes | PendingFrame:
+    def _long_message(self, events: list[tuple[int, Event]]) -> bytes | PendingFrame:
         seq, last = events[-1]
         if is_terminal(last):
             _, text = self._run.answer()
 
-            def ended(drawn: Rendered) -> bytes:
-                return sse_html(seq, self.whole(Prerendered(text, drawn.html)) + self._saved())
+            def ended(rendered: Rendered) -> bytes:
+                return sse_html(
+                    seq, self.whole(Prerendered(text, rendered.html)) + self._saving_partial()
+                )
 
-            return _when_drawn(self._renderer.submit_text(text), ended)
+            return _when_rendered(self._renderer.submit_text(text), ended)
         thought = False
         for number, event in events:
-            steps.feed_event(self._folds, self._run, number, event)
+            steps.feed_event(self._steps, self._run, number, event)
             thought = thought or isinstance(event, ReasoningEnd)
         if not thought:
             text = "".join([text_of(event) for _, event in events])
-            return self._drawing(seq, self._blocks.feed(text))
+            return self._block_message(seq, self._blocks.feed(text))
         self._blocks = BlockStream()
-        return self._drawing(seq, self._blocks.feed(self._run.text(seq)), anew=True)
+        return self._block_message(seq, self._blocks.feed(self._run.text(seq)), anew=True)
 
-    def _drawing(self, seq: int, step: BlockStep, *, anew: bool = False) -> bytes | PendingFrame:
-        """The message that is made of the step's blocks; `anew`: they are the whole text so far."""
+    def _block_message(
+        self, seq: int, step: BlockStep, *, anew: bool = False
+    ) -> bytes | PendingFrame:
+        """The message for the blocks of a step. `anew`: they are the whole text so far."""
 
-        def drawn_message(drawn: list[Rendered]) -> bytes:
-            kinds = {b.is_fence for b, d in zip(step.blocks, drawn, strict=True) if d.timed_out}
-            self._given_up |= kinds
-            folded = self._folded(self._folds.patch())
-            patch = step.patch(each.html for each in drawn)
+        def message(rendered: list[Rendered]) -> bytes:
+            kinds = {b.is_fence for b, d in zip(step.blocks, rendered, strict=True) if d.timed_out}
+            self._skipped_kinds |= kinds
+            steps_html = self._step_partials(self._steps.patch())
+            patch = step.patch(each.html for each in rendered)
             box, done = f"done-{self._run.id}", ""
             if anew:
                 done = _partial(box, "outerHTML", f'<div id="{box}">{patch.finished}</div>')
             elif patch.finished:
                 done = _partial(box, "beforeend", patch.finished)
-            text = done + self._open(patch)
-            return sse_html(seq, folded + text + self._moved() + self._saved())
+            text = done + self._tail_partial(patch)
+            return sse_html(
+                seq, steps_html + text + self._progress_partial() + self._saving_partial()
+            )
 
-        return _when_drawn(self._renderer.submit_blocks(step.blocks, self._given_up), drawn_message)
+        return _when_rendered(
+            self._renderer.submit_blocks(step.blocks, self._skipped_kinds), message
+        )
 
     def idle_message(self) -> bytes:
-        """What there is to be said while the answer is silent."""
-        said = self._saved()
+        """A message to send while there are no events, b"" for none."""
+        said = self._saving_partial()
         return sse_html(self._shown, said) if said else b""
 
-    def _saved(self) -> str:
-        """How saving goes, where that is another than before."""
+    def _saving_partial(self) -> str:
+        """The state of saving, "" where the page already shows it."""
         saving = self._saving()
-        if saving == self._said:
+        if saving == self._shown_saving:
             return ""
-        self._said = saving
+        self._shown_saving = saving
         return _partial("saving", "outerHTML", self._draw_saving.render(saving=saving))
 
     def whole(self, rendering: PageRenderer) -> str:
-        """The answer as it is now, in place of what the page shows of it."""
+        """A message part that replaces the answer on the page by its current state."""
         asked = Exchange("", self._run.id, requested_model=self._run.requested_model)
         shown = view(asked, self._run, self._answer_progress, rendering)
         return in_place_of_answer(self._run.id, self._template.render(a=shown))
 
-    def _folded(self, patch: StepPatch) -> str:
+    def _step_partials(self, patch: StepPatch) -> str:
         stream_id, draw = self._run.id, self._draw
         out = [
-            _partial(f"folds-{stream_id}", "beforeend", draw.fold(stream_id, fold_view(fold)))
-            for fold in patch.fresh
-            if fold.kind not in BELOW
+            _partial(f"folds-{stream_id}", "beforeend", draw.step(stream_id, step_view(step)))
+            for step in patch.fresh
+            if step.kind not in BELOW
         ]
-        for fold in patch.fresh:  # so that what is added later goes on from there
-            self._folded_texts[fold.number].feed(html.escape(fold.text))
+        for step in patch.fresh:  # later text is appended to it
+            self._step_texts[step.number].feed(html.escape(step.text))
         for number, text in patch.added:
             box = f"fold-{stream_id}-{number}-text"
-            drawn = self._folded_texts[number].feed(html.escape(text))
-            out.append(_partial(box, "beforeend", drawn))
-        for shown in fold_views([replace(each, text="") for each in patch.changed]):
+            rendered = self._step_texts[number].feed(html.escape(text))
+            out.append(_partial(box, "beforeend", rendered))
+        for shown in step_views([replace(each, text="") for each in patch.changed]):
             at = f"fold-{stream_id}-{shown.key}"
             out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(shown)))
             if shown.result:
                 out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, shown)))
-        if any(fold.kind in BELOW for fold in (*patch.fresh, *patch.changed)):
-            below = draw.below(below_view(self._folds.steps()))
+        if any(step.kind in BELOW for step in (*patch.fresh, *patch.changed)):
+            below = draw.below(below_view(self._steps.steps()))
             out.append(_partial(f"below-{stream_id}", "innerHTML", below))
         return "".join(out)
 
-    def _moved(self) -> str:
-        """The progress, where it is another than before."""
+    def _progress_partial(self) -> str:
+        """The progress, "" where the page already shows it."""
         progress = self._answer_progress.percent(
             self._run.id, self._run.chunks, self._run.expected_tokens
         )
@@ -219,8 +225,8 @@ class PageWriter:
         self._progress = progress
         return _partial(f"progress-{self._run.id}", "innerHTML", self._draw.progress(progress))
 
-    def _open(self, patch: Patch | BlockStep) -> str:
-        """What changes in the open block."""
+    def _tail_partial(self, patch: Patch | BlockStep) -> str:
+        """The change of the open block."""
         if patch.replaces_tail:
             self._tail = OpenText()
             text, box = self._tail.feed(patch.tail), f"tail-{self._run.id}"
@@ -231,15 +237,15 @@ class PageWriter:
         return self._append_to_tail + self._tail.feed(patch.tail) + _END
 
 
-def _when_drawn(future: Future[T], make: Callable[[T], bytes]) -> bytes | PendingFrame:
-    """What is made of the future's result: now, if it is there."""
+def _when_rendered(future: Future[T], make: Callable[[T], bytes]) -> bytes | PendingFrame:
+    """`make` of the future's result: called now if it is done, else a PendingFrame."""
     if future.done():
         return make(future.result())
     return PendingFrame(future, lambda: make(future.result()))
 
 
 def _is_short(events: list[tuple[int, Event]]) -> bool:
-    """Whether these events are a little text for what is open."""
+    """Whether these events only add a short text to open blocks and steps."""
     if len(events) > FEW:
         return False
     size = 0
@@ -251,9 +257,9 @@ def _is_short(events: list[tuple[int, Event]]) -> bool:
 
 
 def lost_message(stream_id: str) -> str:
-    """The page follows a stream that is not known (any more): say so, keep the text, ask no more.
+    """A message for a stream that is unknown or no longer kept. The page then stops to reconnect.
 
-    Only the element that follows is replaced, and what is on the screen stays.
+    It replaces only the element that follows the stream; the text on the page stays.
     """
     note = (
         '<p class="note" role="status">The server no longer has this answer: it was restarted, '

@@ -13,11 +13,11 @@ from halt.app import create_app
 from halt.config.settings import Config
 from halt.rendering.blocks import Patch
 from halt.web.page.stop import ended_answer
-from halt.web.page.views import AnswerView, BelowView, FoldView
+from halt.web.page.views import AnswerView, BelowView, StepView
 
 HOSTILE = "<i>\"'&\n  {{ 7 }}"
 FOLDS = tuple(
-    FoldView(str(n), kind, state, HOSTILE, took, 1.26, Markup("<b>t</b>"), Markup("&lt;r"))
+    StepView(str(n), kind, state, HOSTILE, took, 1.26, Markup("<b>t</b>"), Markup("&lt;r"))
     for n, (kind, state, took) in enumerate(
         itertools.product(("thought", "tool"), ("running", "done", "failed"), ("", "1.2 s"))
     )
@@ -35,15 +35,15 @@ def test_it_is_what_the_template_draws(tmp_path: Path, state: str) -> None:
             state=state,
             patch=Patch(finished=f"<p>{text}</p>\n", replaces_tail=True, tail="", form="text"),
             source=text,
-            asked=asked,
+            requested_model=asked,
             model=model,
             note=note,
             retryable=flag,
-            whole=not flag,
-            broken=broken,
+            is_complete=not flag,
+            has_partial_text=broken,
             figures=figures,
-            folds=folds,
-            earlier=folds[:1],
+            steps=folds,
+            earlier_steps=folds[:1],
             below=below,
             earlier_below=below,
         )

@@ -179,7 +179,7 @@ def test_a_thought_is_the_same_however_it_was_cut(
     sent = messages(run, template)
     first = text_in(sent[0]).replace("Thinking…", "").strip()
     assert first + "".join(map(text_in, sent[1 : len(text)])) == "so\n\nwhat\ufffd"
-    (fold,) = of(run).folds
+    (fold,) = of(run).steps
     assert fold.text == "so\n\nwhat\ufffd"
 
 
@@ -195,7 +195,7 @@ def test_a_tool_call_is_sent_as_it_forms_and_then_its_result(
     assert "12 degrees in Oslo &lt;img" in sent[4]
     assert "<img" not in "".join(sent)
     assert re.search(r"\d+ ms", sent[4])
-    (fold,) = of(run).folds
+    (fold,) = of(run).steps
     assert (fold.label, fold.text) == ("Called ask", '{"city": "Oslo"}')
     assert fold.result.unescape() == f"12 degrees in Oslo {HOSTILE}"
 
@@ -226,7 +226,7 @@ def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
     fold = steps.Step(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), steps=(fold,))
     assert [
-        each.label for each in view(exchange, None, AnswerProgress(), RENDERER.within(60)).folds
+        each.label for each in view(exchange, None, AnswerProgress(), RENDERER.within(60)).steps
     ] == ["Thought"]
 
 
@@ -253,7 +253,7 @@ def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Tem
     assert text_in(together).endswith("*Hello*")
     assert "Okay." not in together.partition('hx-target="#done-a-stream"')[2]
     assert of(run).source == "*Hello*"
-    assert [fold.text.unescape() for fold in of(run).folds] == ["Okay.\n\n<b>"]
+    assert [fold.text.unescape() for fold in of(run).steps] == ["Okay.\n\n<b>"]
 
 
 def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
@@ -278,7 +278,7 @@ def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
     for exchange in (first, again) if kinds else (first,):
         shown = view(exchange, None, AnswerProgress(), RENDERER.within(60))
-        assert (shown.state, [fold.kind for fold in shown.folds]) == (state, kinds)
+        assert (shown.state, [fold.kind for fold in shown.steps]) == (state, kinds)
         assert shown.source == ""
 
 
@@ -288,7 +288,7 @@ def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_ar
     """A long thought: its end is there, and nothing breaks."""
     run = played([*(Reasoning(f"{n} " * 50) for n in range(200)), Content("x")], log_bytes=4096)
     assert run.log.first > 1
-    (fold,) = of(run).folds
+    (fold,) = of(run).steps
     assert fold.text.endswith("199 " * 50)
     assert "0 0 0 0 0" not in fold.text
 
@@ -320,11 +320,11 @@ def test_what_is_compared_is_put_away_when_the_conversation_has_gone_on() -> Non
     rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
     asked = Exchange("Hi", "a", "", alternatives=rivals)
     last = exchange_view(asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=True)
-    assert ([a.id for a in last.answers], last.settled) == (["a", "b", "c"], False)
+    assert ([a.id for a in last.answers], last.is_selected) == (["a", "b", "c"], False)
     earlier = exchange_view(
         asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=False
     )
-    assert ([a.id for a in earlier.answers], earlier.settled) == (["b", "a", "c"], True)
+    assert ([a.id for a in earlier.answers], earlier.is_selected) == (["b", "a", "c"], True)
 
 
 def below(markup: str) -> str:
