@@ -16,9 +16,9 @@ another file, NAME.cleanup: only one worker recovers, and the dead worker counts
 does in two steps: another worker can take it in between.) A worker that ends in order leaves its
 lock file too, and is recovered in the same way.
 
-A missing lock file means that the worker has died only where the files were not deleted by another
-program. A worker whose own lock file is missing creates it and its socket again, and counts others
-as alive until they have had the time to do the same (REPAIR_WITHIN).
+A missing lock file means that its worker has died, unless another program has deleted the files. A
+worker whose own lock file is missing creates it and its socket again, and counts others as alive
+until they have had the time to do the same (REPAIR_WITHIN).
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Membership:
         return in_place
 
     def _repair(self) -> None:
-        """Create this worker's lock file again where it was deleted. Logged once."""
+        """Create this worker's lock file again if it was deleted. Logged once."""
         with self._files:
             run = self.run
             if run is None or self._stopping.is_set():

@@ -119,7 +119,7 @@ def read_file(config: Config, lookup: Callable[[str], str]) -> Setup:
     providers = tuple(
         _provider(path, name, value, config, lookup) for name, value in tables.items()
     )
-    where = "HALT_MODEL" if config.model else f"{path}: default"
+    setting = "HALT_MODEL" if config.model else f"{path}: default"
     default = config.model or file.default.strip()
     if len(providers) == 1:  # its models need no prefix, but may have one
         return Setup(providers=providers, default=default.removeprefix(f"{providers[0].name}/"))
@@ -127,7 +127,7 @@ def read_file(config: Config, lookup: Callable[[str], str]) -> Setup:
     is_unique = sum(default in provider.models for provider in providers) == 1
     if default and not is_unique and not (model and name in tables):
         raise ConfigError(
-            f"{where} = {default!r} is not allowed: use NAME/MODEL, "
+            f"{setting} = {default!r} is not allowed: use NAME/MODEL, "
             f"NAME being one of {', '.join(tables)}."
         )
     return Setup(providers=providers, default=default)

@@ -363,9 +363,9 @@ def _base_url(setting: str, text: str) -> str:
     except ValueError:
         is_whole = False
     if not is_whole or "@" in parts.netloc or parts.path.rstrip("/") not in {"", "/v1"}:
-        shown = "" if "@" in setting else f"={setting!r}"  # it may hold a password
+        value_text = "" if "@" in setting else f"={setting!r}"  # it may hold a password
         raise ConfigError(
-            f"HALT_DISCOVER{shown} is not allowed: use 1, 0, or addresses of model servers "
+            f"HALT_DISCOVER{value_text} is not allowed: use 1, 0, or addresses of model servers "
             "separated by commas, as in 127.0.0.1:11434 or http://models.example:8080/v1."
         )
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

@@ -101,8 +101,8 @@ def _check_addresses(server: Any) -> None:
             try:
                 probe.bind(address)
             except OSError as exc:
-                where = _host_and_port(*address[:2])
-                sys.exit(f"halt: cannot listen on {where}: {exc.strerror}. Set HOST or PORT.")
+                text = _host_and_port(*address[:2])
+                sys.exit(f"halt: cannot listen on {text}: {exc.strerror}. Set HOST or PORT.")
 
 
 def on_starting(server: Any, config: Config, providers: Setup) -> None:
@@ -130,14 +130,14 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         base_urls = ", ".join(provider.base_url for provider in providers.providers)
         talks_to = f"{model} at {base_urls}"
     else:
-        found = _discover(server, config)
-        published["HALT_DISCOVERED"] = found.encoded()
+        discovered = _discover(server, config)
+        published["HALT_DISCOVERED"] = discovered.encoded()
         # Clear those of an older master, whose demo model may have ended.
         published |= dict.fromkeys(EMBEDDED, "")
-        talks_to = found.text
-        if config.model and found.chats and not found.named(config.model):
+        talks_to = discovered.text
+        if config.model and discovered.chats and not discovered.named(config.model):
             talks_to += f"; HALT_MODEL={config.model!r} is in none of their lists"
-    if not (config.has_provider or found.chats):
+    if not (config.has_provider or discovered.chats):
         fault = embedded_model.unavailable()
         if fault is None:
             server.halt_supervisor = embedded_model.launch()
@@ -180,8 +180,8 @@ def when_ready(server: Any, config: Config) -> None:
         name if name.startswith(("http", "unix:")) else f"http://{name}"
         for name in map(str, server.LISTENERS)
     ]
-    where = ", ".join(addresses)
-    print(f"Halt is at {where}\nIt talks to {server.halt_talks_to}", file=sys.stderr, flush=True)
+    text = f"Halt is at {', '.join(addresses)}\nIt talks to {server.halt_talks_to}"
+    print(text, file=sys.stderr, flush=True)
     is_replacement = server.master_pid != 0  # started by SIGUSR2, without the options of the first
     if config.open_page and not is_replacement and (page := page_opener.page_of(addresses)):
         page_opener.open_page(page)

@@ -147,9 +147,9 @@ class RequestBuffer:
     def take(self) -> bytes:
         """Remove and return the bytes of the request that is ready; later bytes stay."""
         whole = len(self._data) if self._length is None else self._length
-        taken = bytes(memoryview(self._data)[:whole])
+        request = bytes(memoryview(self._data)[:whole])
         del self._data[:whole]
-        return taken
+        return request
 
     @property
     def behind(self) -> bytes:
