@@ -8,8 +8,8 @@ import resource
 #: The limit that a process of the server sets. A high limit costs nothing by itself.
 WANTED = 65_536
 
-#: The share FILES_KEPT / FILES_KEPT_OF of the open files, and at least FILES_KEPT_MIN, is reserved
-#: from clients' connections: for connections to models, for files, and for Stop.
+#: The share FILES_KEPT / FILES_KEPT_OF of the open files, and at least FILES_KEPT_MIN, is not
+#: used for clients' connections: it is reserved for connections to models, files, and Stop.
 FILES_KEPT, FILES_KEPT_OF, FILES_KEPT_MIN = 3, 8, 96
 #: The number of reserved files that streams' connections to models do not use.
 FILES_BESIDE = 64
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def kept(files: int) -> int:
-    """Number of open files reserved from clients' connections, for a limit of `files`."""
+    """Number of open files not used for clients' connections, for a limit of `files`."""
     return max(FILES_KEPT_MIN, files * FILES_KEPT // FILES_KEPT_OF)
 
 

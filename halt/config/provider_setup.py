@@ -29,14 +29,14 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
     """
     if config.config_file:
         return read_file(config, lookup)
-    make = _make_provider(config)
+    make_provider = _provider_factory(config)
     providers = []
     if not config.has_provider:
         providers += [of_server(server, config) for server in decoded(config.discovered).servers]
     is_demo = config.has_demo or not (config.has_provider or providers)
     if is_demo or config.api_key or config.base_url:
         providers.append(
-            make(
+            make_provider(
                 name=DEMO if is_demo else "openai",
                 kind="openai",
                 base_url=config.upstream_url,
@@ -48,7 +48,7 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
         )
     if config.azure_endpoint:
         providers.append(
-            make(
+            make_provider(
                 name="azure",
                 kind="azure",
                 base_url=config.azure_endpoint,
@@ -59,7 +59,7 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
         )
     if config.anthropic_key:
         providers.append(
-            make(
+            make_provider(
                 name="anthropic",
                 kind="anthropic",
                 base_url=config.anthropic_url or ANTHROPIC_URL,
@@ -71,12 +71,12 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
 
 def of_server(server: Server, config: Config) -> ProviderSettings:
     """The provider for a discovered model server."""
-    return _make_provider(config)(
+    return _provider_factory(config)(
         name=server.name, kind="openai", base_url=server.url, default_model=server.default
     )
 
 
-def _make_provider(config: Config) -> partial[ProviderSettings]:
+def _provider_factory(config: Config) -> partial[ProviderSettings]:
     """A constructor of providers, with the settings that are the same for all of them."""
     return partial(
         ProviderSettings, connect_timeout=config.connect_timeout, continues=config.continues
