@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
-from halt.web.page.sidebar import file_name
+from halt.web.page.files import file_name
 from tests.support.halt_server import HaltServer, asked, eventually, new_id
 from tests.support.sse import Answer, Client
 

@@ -50,9 +50,7 @@ class AnswerView:
     progress: int | None = None  # percent, estimated; None: unknown
     note: str = ""
     retryable: bool = False
-    is_complete: bool = (
-        True  # or still running; queued messages are sent after a complete answer only
-    )
+    is_complete: bool = True  # or running; queued messages are sent after complete answers only
     has_partial_text: bool = False  # not complete, with text: it can be continued
     figures: tuple[str, ...] = ()
     steps: tuple[StepView, ...] = ()
