@@ -64,7 +64,9 @@ class Deadlines:
         """The fault for the limit that is exceeded at this time, None if none is."""
         limits, meter = self._limits, self._live.meter
         if at - meter.started_at > limits.run_timeout:
-            hint = f"It may take {limits.run_timeout:g} s: HALT_RUN_TIMEOUT sets this limit."
+            hint = (
+                f"It may take at most {limits.run_timeout:g} s: HALT_RUN_TIMEOUT sets this limit."
+            )
             return UpstreamError("run_too_long", hint=hint)
         if self._tool_loop.is_running:  # tools have limits of their own
             return None
@@ -75,5 +77,5 @@ class Deadlines:
         )
         if at - meter.last_at <= limit:
             return None
-        hint = f"Nothing came for {limit:g} s: {setting} sets this limit."
+        hint = f"The provider sent nothing for {limit:g} s: {setting} sets this limit."
         return UpstreamError(code, hint=hint)

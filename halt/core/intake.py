@@ -79,7 +79,7 @@ class Intake:
         if self._size > self._most or self._received > self._most:
             raise self._too_long()
         if self._beside > BESIDE_MAX:
-            hint = f"What came beside its text has more than {BESIDE_MAX:,} characters."
+            hint = f"Its pictures and other fields have over {BESIDE_MAX:,} characters."
             raise UpstreamError("answer_too_long", hint=hint)
         if part.ended:
             self.flush()
@@ -146,7 +146,7 @@ class Intake:
         Otherwise a model that writes only blanks, after a thought or in a call's arguments, would
         never end.
         """
-        hint = f"It may have {self._most} characters: HALT_MAX_ANSWER_CHARS."
+        hint = f"The limit is {self._most} characters: HALT_MAX_ANSWER_CHARS."
         return UpstreamError("answer_too_long", hint=hint)
 
     # --- held text --------------------------------------------------------------------------------

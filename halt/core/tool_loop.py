@@ -85,7 +85,7 @@ class ToolLoop:
         reply, self._reply = self._reply, None
         calls, intake.calls = intake.calls, []
         if not self._left:
-            hint = f"It may do so {self._most} times: HALT_TOOL_ROUNDS."
+            hint = f"The limit is {self._most} rounds: HALT_TOOL_ROUNDS."
             raise UpstreamError("too_many_tool_rounds", hint=hint)
         self._left -= 1
         assert self._tools is not None and reply is not None  # noqa: S101, PT018 - `is_due`
