@@ -63,14 +63,14 @@ class Capacity:
             if self.ids.take(1, number_of(stream_id)) is None:
                 raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
         except BaseException:  # Ctrl-C in a program's own thread, too
-            self._give_back(place)
+            self._give_back_place(place)
             raise
         return place
 
     def give_back(self, stream_id: str, place: int) -> None:
         """Give back the ID and the place of a run that will not begin."""
         self.give_back_id(stream_id)
-        self._give_back(place)
+        self._give_back_place(place)
 
     def hold(self, run: Run, place: int) -> None:
         """Record that the run has this place."""
@@ -84,7 +84,7 @@ class Capacity:
             if place is None:
                 return False
             self._returning += 1
-        self._give_back(place)
+        self._give_back_place(place)
         with self._lock:
             self._returning -= 1
         return True
@@ -133,7 +133,7 @@ class Capacity:
                     min(left, PLACE_TICK) if shared else left,
                 )
 
-    def _give_back(self, place: int) -> None:
+    def _give_back_place(self, place: int) -> None:
         """Give back a place for streams, and wake the starts that wait for one."""
         self.places.give_back(place)
         with self._lock:

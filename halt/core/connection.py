@@ -25,7 +25,7 @@ TICK = 1.0  # seconds of silence after which a read returns to its caller
 
 
 class NoData(Exception):
-    """No data has arrived: within TICK seconds, or so far where the socket does not block."""
+    """No data has arrived within TICK seconds or, on a non-blocking socket, so far."""
 
 
 class UpstreamConnection:

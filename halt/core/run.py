@@ -125,7 +125,7 @@ class Run(LiveGeneration):
             self.check_limits_soon()
 
     def expect_viewer(self) -> None:
-        """Wait HAND_OVER seconds for a reader of another process that has requested the run.
+        """Keep the run for HAND_OVER seconds, for a reader of another process that requested it.
 
         The reader's last connection, to this process, may be closed already.
         """

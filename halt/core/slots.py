@@ -92,5 +92,5 @@ class Slots:
 
 
 def number_of(name: str, count: int = 1) -> int:
-    """The first of `count` consecutive numbers of this name, from a 56-bit hash."""
+    """The first of `count` consecutive numbers of this name, almost surely unique."""
     return int.from_bytes(blake2b(name.encode(), digest_size=7).digest()) * count

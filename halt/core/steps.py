@@ -54,7 +54,7 @@ class Step:
     text: str = ""  # the thought, the call's arguments, the picture's label, the sources
     result: str = ""  # of the call; the address or the data of a picture
     began: float = 0.0  # on the clock of `halt.clock.now`
-    ms: float | None = None  # its duration, None where not known
+    ms: float | None = None  # its duration in milliseconds, None if not known
 
     def size(self) -> int:
         """Its length in characters."""
