@@ -7,8 +7,8 @@ within REQUEST_LIFETIME seconds. Until then, and where this fails, the title is 
 the conversation (`halt.store.title_text`). At most one thread makes titles; it ends when the queue
 is empty. Titles take no place from streams.
 
-Generations of this process close the connection by `give_way`, before their own request is sent.
-Those of other processes are seen by `is_idle`, once for each TICK.
+Generations of this process close the connection with `interrupt`, before their own request is sent.
+Those of other processes are detected by `is_idle`, at most one TICK later.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What all HTTP routes share: who is asking, limits, security, streaming."""
+"""The HTTP layer: routes, sessions, limits, security and streaming."""

@@ -58,7 +58,7 @@ class RateLimits:
             limits |= {limit.key_for("session", session): limit for limit in self._of_session}
         most = min((limit.amount for limit in limits.values()), default=starts)
         if starts > most:
-            raise RequestError(f"At most {most} answers can be asked for at once.", field="model")
+            raise RequestError(f"At most {most} answers can be started at once.", field="model")
         try:
             full = self.counters.count(limits, starts, hit=hit)
         except (sqlite3.Error, OSError) as exc:
@@ -68,7 +68,7 @@ class RateLimits:
             wait = max(1, math.ceil(max(full.values()) - time.time()))
             limit = str(limits[next(iter(full))]).replace(" 1 ", " ", 1)
             raise TooManyRequests(
-                f"Too many answers were asked for: {limit} are allowed. Try again in {wait} s.",
+                f"Too many answers were started: {limit} are allowed. Try again in {wait} s.",
                 retry_after=wait,
             )
 

@@ -54,7 +54,7 @@ class OpenAIError(Reply, frozen=True):
 class StreamLost(Reply, frozen=True, tag_field="type", tag="error"):
     """Sent when the stream, or the reader's next event, is no longer kept. The response then ends.
 
-    It has no number and is not part of the stream: the stream itself may go on.
+    It has no number and is not part of the stream, which may still run.
     """
 
     done: bool

@@ -108,7 +108,7 @@ def _check_body() -> None:
         request.max_content_length = request.max_form_memory_size = limit
     try:
         body = request.get_data()
-    except (OSError, ParseException) as exc:  # gunicorn found broken chunks, or lost the client
+    except (OSError, ParseException) as exc:  # broken chunks, or the client has left
         raise RequestError("The body's chunks are malformed.", field="body") from exc
     length, size = request.content_length, len(body)
     if length is None and size >= (request.max_content_length or 0):

@@ -40,7 +40,7 @@ def send(conversation_id: str) -> Response:
     if not is_id(conversation_id):
         abort(404)
     prompt = services().chat.checked_prompt(request.form.get("prompt", ""))
-    models = [valid_model_name(each) for each in request.form.getlist("model")] or [""]
+    models = [valid_model_name(name) for name in request.form.getlist("model")] or [""]
     if len(models) > COMPARED_MODELS:
         raise RequestError(f"At most {COMPARED_MODELS} models can be compared.", field="model")
     answers = list(zip(_stream_ids(len(models)), models, strict=True))

@@ -73,8 +73,8 @@ def _prompt_with(model: str, conversation_id: str) -> str | None:
     if not conversation_id:
         return None
     try:
-        found = services().store.conversations.get(conversation_id, owner() or "", limit=1)
-        own = found.settings.system_prompt
+        conversation = services().store.conversations.get(conversation_id, owner() or "", limit=1)
+        own = conversation.settings.system_prompt
     except UnknownConversation:  # a new conversation
         own = None
     except StoreUnavailable:

@@ -161,7 +161,7 @@ def _complete_patch(html: str) -> Patch:
 
 def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) -> AnswerView:
     best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
-    shown = AnswerView(
+    answer = AnswerView(
         id=exchange.stream_id,
         state="done",
         patch=_complete_patch(rendering.text_html(best.answer)),
@@ -178,17 +178,17 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         error = ended.error
         if error.code == "interrupted":
             note = "Interrupted: the server was restarted"
-            return replace(shown, state="interrupted", note=note)
+            return replace(answer, state="interrupted", note=note)
         if error.code in LIMITS and exchange.answer:
-            return replace(shown, state="stopped", note=f"Stopped at a limit. {error.message}")
-        return replace(shown, state="error", note=error.message, retryable=error.retryable)
+            return replace(answer, state="stopped", note=f"Stopped at a limit. {error.message}")
+        return replace(answer, state="error", note=error.message, retryable=error.retryable)
     if isinstance(ended, Cancelled):
         note = "Stopped by you" if ended.reason == "stop" else unwatched_text(ended)
-        return replace(shown, state=state_of(ended, exchange.answer, exchange.steps), note=note)
+        return replace(answer, state=state_of(ended, exchange.answer, exchange.steps), note=note)
     reason = ended.finish_reason
     if state_of(ended, exchange.answer, exchange.steps) == "error":
-        return replace(shown, state="error", note=broken_off(reason) or EMPTY, retryable=True)
-    return replace(shown, note=CUT_OFF.get(reason or "", ""))
+        return replace(answer, state="error", note=broken_off(reason) or EMPTY, retryable=True)
+    return replace(answer, note=CUT_OFF.get(reason or "", ""))
 
 
 def _is_complete(ended: Terminal) -> bool:

@@ -158,7 +158,7 @@ class PageWriter:
             kinds = {b.is_fence for b, d in zip(step.blocks, rendered, strict=True) if d.timed_out}
             self._skipped_kinds |= kinds
             steps_html = self._step_partials(self._steps.patch())
-            patch = step.patch(each.html for each in rendered)
+            patch = step.patch(block.html for block in rendered)
             box, done = f"done-{self._run.id}", ""
             if anew:
                 done = _partial(box, "outerHTML", f'<div id="{box}">{patch.finished}</div>')
@@ -175,8 +175,8 @@ class PageWriter:
 
     def idle_message(self) -> bytes:
         """A message to send while there are no events, b"" for none."""
-        said = self._saving_partial()
-        return sse_html(self._shown, said) if said else b""
+        saving_html = self._saving_partial()
+        return sse_html(self._shown, saving_html) if saving_html else b""
 
     def _saving_partial(self) -> str:
         """The state of saving, "" where the page already shows it."""
@@ -188,13 +188,13 @@ class PageWriter:
 
     def whole(self, rendering: PageRenderer) -> str:
         """A message part that replaces the answer on the page by its current state."""
-        asked = Exchange("", self._run.id, requested_model=self._run.requested_model)
-        shown = view(asked, self._run, self._answer_progress, rendering)
-        return in_place_of_answer(self._run.id, self._template.render(a=shown))
+        exchange = Exchange("", self._run.id, requested_model=self._run.requested_model)
+        answer = view(exchange, self._run, self._answer_progress, rendering)
+        return in_place_of_answer(self._run.id, self._template.render(a=answer))
 
     def _step_partials(self, patch: StepPatch) -> str:
         stream_id, draw = self._run.id, self._draw
-        out = [
+        partials = [
             _partial(f"folds-{stream_id}", "beforeend", draw.step(stream_id, step_view(step)))
             for step in patch.fresh
             if step.kind not in BELOW
@@ -204,16 +204,18 @@ class PageWriter:
         for number, text in patch.added:
             box = f"fold-{stream_id}-{number}-text"
             rendered = self._step_texts[number].feed(html.escape(text))
-            out.append(_partial(box, "beforeend", rendered))
-        for shown in step_views([replace(each, text="") for each in patch.changed]):
-            at = f"fold-{stream_id}-{shown.key}"
-            out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(shown)))
-            if shown.result:
-                out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, shown)))
+            partials.append(_partial(box, "beforeend", rendered))
+        for changed in step_views([replace(step, text="") for step in patch.changed]):
+            at = f"fold-{stream_id}-{changed.key}"
+            partials.append(_partial(f"{at}-summary", "innerHTML", draw.summary(changed)))
+            if changed.result:
+                partials.append(
+                    _partial(f"{at}-result", "outerHTML", draw.result(stream_id, changed))
+                )
         if any(step.kind in BELOW for step in (*patch.fresh, *patch.changed)):
             below = draw.below(below_view(self._steps.steps()))
-            out.append(_partial(f"below-{stream_id}", "innerHTML", below))
-        return "".join(out)
+            partials.append(_partial(f"below-{stream_id}", "innerHTML", below))
+        return "".join(partials)
 
     def _progress_partial(self) -> str:
         """The progress, "" where the page already shows it."""
@@ -257,7 +259,7 @@ def _is_short(events: list[tuple[int, Event]]) -> bool:
 
 
 def lost_message(stream_id: str) -> str:
-    """A message for a stream that is unknown or no longer kept. The page then stops to reconnect.
+    """A message for a stream that is unknown or no longer kept. The page then does not reconnect.
 
     It replaces only the element that follows the stream; the text on the page stays.
     """

@@ -52,7 +52,7 @@ class Follow(msgspec.Struct, tag_field="type", tag="follow", forbid_unknown_fiel
 
 
 class Unfollow(msgspec.Struct, tag_field="type", tag="unfollow", forbid_unknown_fields=True):
-    """Send no more events of a stream. Its `on_disconnect` decides whether it goes on."""
+    """Send no more events of a stream. Its `on_disconnect` decides whether it runs on."""
 
     id: StreamId
 

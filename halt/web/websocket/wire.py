@@ -137,7 +137,7 @@ class Wire:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.wake_event = threading.Event()  # set when the server's thread has work
         self.inbox: list[str | bytes] = []  # received messages; simple-websocket's list
-        self.too_slow = False  # the client has taken nothing for `stall_timeout`
+        self.too_slow = False  # the client has taken no byte for `stall_timeout`
         self.over = False  # no more bytes are written
         self.early = b""  # bytes received before the handshake's end, until they are read
         self.fault: Exception | None = None  # why the relay could not make a frame
@@ -152,7 +152,7 @@ class Wire:
         self._released = threading.Event()  # the relay has given the socket back
         # Used by the relay only:
         self._unsent = _NOTHING  # the part of a batch that the kernel has not taken
-        self._stuck = Timer(self._drop)  # no byte taken for `stall_timeout`
+        self._stuck = Timer(self._drop)  # runs after `stall_timeout` without a byte taken
         self._closed = False  # the close frame is in a batch; no frame follows it
         relay.post(partial(relay.at_end.add, self._release))
 

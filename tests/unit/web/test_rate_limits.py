@@ -315,7 +315,7 @@ def test_the_page_is_told_and_nothing_of_the_message_is_kept(browser: Client) ->
     ):
         assert (refused.status, in_time(refused)) == (429, True)
         assert refused.headers["hx-retarget"] == "#notice"
-        assert b"Too many answers were asked for" in refused.body
+        assert b"Too many answers were started" in refused.body
     page = browser.get(path).body
     assert b'data-state="done"' in page
     assert b"one too many" not in page
