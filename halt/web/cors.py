@@ -22,7 +22,7 @@ METHODS = "GET, POST"
 HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id", "X-Stream-Id")
 OPENAI_HEADERS = "x-stainless-"  # prefix of the headers of OpenAI's JavaScript client
 EXPOSED = "X-Stream-Id, X-Request-Id, Retry-After"
-MAX_AGE = 7200  # seconds that a browser caches a preflight; the longest that browsers allow
+MAX_AGE = 7200  # seconds that a browser caches a preflight; the maximum of Chromium
 
 
 def is_cross_origin() -> bool:

@@ -78,7 +78,7 @@ class Session:
                 self._close(code, reason, until)
         finally:
             self._wire.end(until)
-            # Before the thread has ended, its file descriptor must not be reused.
+            # The file descriptor must not be reused for another connection before this thread ends.
             self._ws.thread.join(READER_WAIT)
             if self._ws.thread.is_alive():
                 logger.error("a socket's reading thread has not ended")
@@ -138,9 +138,7 @@ class Session:
             if message.id not in self._feeds:
                 self._check_room()
             feed = Feed(generation, message.after, self._wire)
-            self._forget(
-                message.id
-            )  # before the new feed begins, so the old one sends nothing later
+            self._forget(message.id)  # first, so the old feed sends nothing after the new one
             self._feeds[message.id] = feed
             feed.begin()
         elif isinstance(message, Unfollow):
