@@ -1,8 +1,8 @@
-"""One answer in the terminal: it is read, shown, and stopped by Ctrl-C.
+"""One answer in the terminal: reads it, shows it, and stops it on Ctrl-C.
 
-The main thread shows, a second one reads the answer's events, a third one waits to press Stop.
-A signal only puts a word into two queues, so Ctrl-C works whatever the other threads wait for: a
-silent model, a dead network, or a pipe that nobody reads.
+The main thread shows the answer, a second thread reads its events, a third thread waits to send
+Stop. A signal handler only puts an item into two queues, so Ctrl-C works whatever the other threads
+wait for: a silent model, a dead network, or a full pipe.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest
 from halt.errors import HaltError, Interrupted
 
-STOPPED = 130  # exit status, as a shell says it of a program that Ctrl-C has ended
-GROUPS_AHEAD = 256  # groups of events that are read ahead of what is shown
-#: Seconds until the main thread looks for signals by itself. One that comes in the moment between
-#: Python's own look and the system's wait does not end the wait, and would be heard with the next
-#: event: of a silent model never.
-LISTENS_EVERY = 0.1
+STOPPED = 130  # exit status that shells give a program that was ended by Ctrl-C
+GROUPS_AHEAD = 256  # groups of events that may be read ahead of the screen
+#: Longest wait of the main thread, in seconds. A signal between Python's check for signals and the
+#: system's wait does not end that wait: its handler would run with the next event, and of a silent
+#: model none may come.
+SIGNAL_INTERVAL = 0.1
 
 logger = logging.getLogger(__name__)
 
 
 class _Pressed:
-    """Ctrl-C was pressed."""
+    """Item of the inbox: Ctrl-C was pressed."""
 
 
 class _End:
-    """The reading thread has nothing more to say."""
+    """Item of the inbox: the reading thread has ended."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an answer ended, and the text of it that was shown."""
+    """How an answer ended, and its text that was shown."""
 
     text: str
     ended: Terminal
-    by_user: bool = False  # it was stopped from here
+    by_user: bool = False  # stopped by Ctrl-C in this terminal
     receipt: Receipt | None = None
-    empty: bool = False  # nothing came at all
+    empty: bool = False  # the answer had no content
 
     @property
     def fault(self) -> str:
-        """What is wrong with it, nothing of one that was stopped."""
+        """The fault in words; empty if there is none or the answer was stopped."""
         if isinstance(self.ended, Failed):
             return self.ended.error.message
         if isinstance(self.ended, Cancelled):
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def note(self) -> str:
-        """What is said of its end where nothing is wrong with it."""
+        """A remark on the end of an answer without a fault; may be empty."""
         if isinstance(self.ended, Done):
             return ending(self.ended.finish_reason)
         if isinstance(self.ended, Cancelled) and self.ended.reason == "no_viewer":
@@ -74,13 +74,13 @@ class Outcome:
         return ""
 
 
-class Asking:
-    """One answer that is being read, shown and perhaps stopped. Used by the main thread."""
+class TerminalAnswer:
+    """Reads and shows one answer, and stops it on Ctrl-C. Used by the main thread."""
 
     def __init__(self, source: Source, request: ChatRequest, screen: Screen) -> None:
         assert request.id is not None  # noqa: S101
         self._source, self._request, self._id, self._screen = source, request, request.id, screen
-        # SimpleQueue, because a signal's handler may put into it at any moment.
+        # SimpleQueue, because a signal handler may put into it at any moment.
         self._inbox: queue.SimpleQueue[
             Group | Receipt | HaltError | type[_Pressed] | type[_End]
         ] = queue.SimpleQueue()
@@ -90,13 +90,14 @@ class Asking:
         self._empty = True
         self._stopping = False
         self._pressed = False
-        self._leaves: int | None = None  # a signal that ends the program, after the answer
+        self._exit_signal: int | None = None  # a signal that ends the program after the answer
 
     def run(self, early: Callable[[], int | None] = lambda: None) -> Outcome:
-        """Ask and show the answer. The first Ctrl-C stops it, a second raises KeyboardInterrupt.
+        """Send the request and show the answer until it ends.
 
-        `early` gives a signal that came before this one listened to them. Faults of every kind are
-        an Outcome that has failed.
+        The first Ctrl-C stops the answer, a second one raises KeyboardInterrupt. `early` returns a
+        signal that came before the handlers were set, or None. A fault of any kind gives an
+        Outcome that has failed.
         """
         try:
             with on_signals(self._on_signal):
@@ -111,15 +112,15 @@ class Asking:
         finally:
             self._presses.put(False)
             self._screen.end()
-        if self._leaves is not None:
-            raise SystemExit(128 + self._leaves)
+        if self._exit_signal is not None:
+            raise SystemExit(128 + self._exit_signal)
         return outcome
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._pressed:
             raise KeyboardInterrupt
         if number != signal.SIGINT:
-            self._leaves = number
+            self._exit_signal = number
         self._pressed = True
         self._presses.put(True)
         self._inbox.put(_Pressed)
@@ -134,7 +135,7 @@ class Asking:
             self._inbox.put(fault)
         except Exception as exc:
             logger.exception("chat")
-            self._inbox.put(HaltError(f"Something went wrong: {type(exc).__name__}."))
+            self._inbox.put(HaltError(f"Internal error: {type(exc).__name__}."))
         finally:
             self._inbox.put(_End)
 
@@ -155,7 +156,7 @@ class Asking:
         receipt: Receipt | None = None
         while ended is None or screen.behind or (self._stopping and receipt is None):
             due = screen.tick()
-            wait = LISTENS_EVERY if due is None else min(due, LISTENS_EVERY)
+            wait = SIGNAL_INTERVAL if due is None else min(due, SIGNAL_INTERVAL)
             try:
                 item = self._inbox.get(timeout=wait)
             except queue.Empty:
@@ -175,9 +176,9 @@ class Asking:
                     screen.note(item.message, bad=True)
                     break
             elif ended is None:
-                ended = _failed(HaltError("The answer ended without an end."))
+                ended = _failed(HaltError("The stream ended before the answer was complete."))
         assert ended is not None  # noqa: S101
-        if self._stopping:  # what was seen counts, also where the model was quicker than Stop
+        if self._stopping:  # the shown text is kept, even if the model ended before the Stop
             ended = Cancelled(ended.metrics)
         return Outcome(screen.shown, ended, self._stopping, receipt, self._empty)
 
@@ -185,7 +186,7 @@ class Asking:
         for seq, event in group:
             if is_terminal(event):
                 return event
-            # A server's own fields are no answer; those of a delta may be a picture.
+            # A server's own fields are not content, except those of a delta: it may be a picture.
             self._empty = self._empty and isinstance(event, Extra) and not event.delta
             if not self._stopping:
                 self._screen.show(event)
@@ -201,7 +202,7 @@ def _failed(fault: HaltError) -> Failed:
 
 @contextlib.contextmanager
 def on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Ctrl-C goes to this handler; so does the end of the terminal or of the system."""
+    """Route SIGINT, SIGTERM and SIGHUP to this handler; restore the old ones at the end."""
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in before:
         signal.signal(number, handler)
@@ -213,7 +214,7 @@ def on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def model_of(source: Source, request: ChatRequest) -> str:
-    """The model that answered, or was to; empty where that is not known."""
+    """The name of the model that answered or was requested; empty if unknown."""
     with contextlib.suppress(HaltError):
         return source.model(request.id or "") or request.model or ""
     return request.model or ""

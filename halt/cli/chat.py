@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halt.chat.figures import answer_figures
-from halt.cli.answer import STOPPED, Asking, Outcome, model_of, on_signals
+from halt.cli.answer import STOPPED, Outcome, TerminalAnswer, model_of, on_signals
 from halt.cli.line_editor import unread_keys
 from halt.cli.screen import Screen
 from halt.cli.source import Source
@@ -22,26 +22,26 @@ from halt.errors import HaltError
 from halt.store.models import Exchange
 from halt.store.prompt_messages import exchange_messages
 
-LATE_STOP = 1.0  # seconds after an answer in which a Ctrl-C was meant for it
+LATE_STOP = 1.0  # seconds after an answer in which Ctrl-C counts as a late Stop of it
 
 COMMANDS = ["/clear", "/system", "/model", "/retry", "/save", "/help", "clear", "quit", "exit"]
 
-#: Commands that need no slash where they stand alone: many terminal chats know them so.
+#: Commands that also work without a slash if they are the whole line, as in other terminal chats.
 BARE = frozenset({"clear", "quit", "exit"})
 HELP = """\
-/clear, clear   begin a new conversation
-/system TEXT    instructions for the model; without TEXT: show them
-/model NAME     let another model answer; without NAME: list the models
-/retry          ask the last question again
-/save FILE      write the conversation to FILE, as Markdown
-/help           this list
-quit, exit      leave; so does Ctrl-D
-Ctrl-C stops an answer and keeps what you saw; pressed once more, it leaves.
-Alt-Enter begins a new line. A line that begins with a space is sent as it is."""
+/clear, clear   start a new conversation
+/system TEXT    set the instructions for the model; without TEXT: show them
+/model NAME     switch to another model; without NAME: list the models
+/retry          send the last question again
+/save FILE      save the conversation to FILE, as Markdown
+/help           show this list
+quit, exit      leave the chat; Ctrl-D does the same
+Ctrl-C stops an answer and keeps the text shown so far; pressed again, it leaves the chat.
+Alt-Enter starts a new line. A line that begins with a space is sent as it is."""
 
 
 def new_request(exchanges: Sequence[Exchange], system: str, model: str) -> ChatRequest:
-    """What the model is asked next; its ID is that of the last exchange."""
+    """The request for the next answer; its ID is that of the last exchange."""
     return ChatRequest(
         exchange_messages(exchanges, system),
         id=exchanges[-1].stream_id,
@@ -50,12 +50,12 @@ def new_request(exchanges: Sequence[Exchange], system: str, model: str) -> ChatR
 
 
 def new_exchange(prompt: str, previous: Exchange | None = None) -> Exchange:
-    """A prompt whose answer is to come."""
+    """A prompt that has no answer yet."""
     return Exchange(prompt, secrets.token_urlsafe(16), previous=previous)
 
 
 def _leave(number: int, frame: object) -> None:
-    """What a signal does where nothing is under way that it could stop."""
+    """Signal handler while no answer is running: leave the program."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
@@ -74,21 +74,21 @@ class Chat:
         model: str = "",
         metrics: bool = False,
     ) -> None:
-        """`read` gets a line from the user, given what is to stand in it already.
+        """`read` returns a line from the user; its argument is the line's initial text.
 
-        It raises EOFError when there are no more, KeyboardInterrupt at Ctrl-C.
+        It raises EOFError at the end of the input, KeyboardInterrupt at Ctrl-C.
         """
         self._source, self._screen, self._read = source, screen, read
         self._system, self._model, self._metrics = system, model, metrics
-        self._talk: list[Exchange] = []
-        self._unsaid = ""  # a prompt that was taken back, for the user to change
+        self._exchanges: list[Exchange] = []
+        self._draft = ""  # the prompt of an answer that was stopped before its first text
         self._answered_at = float("-inf")
-        self._kept: int | None = None  # a signal that came when nobody listened
+        self._kept: int | None = None  # a signal that came between a prompt and an answer
         self._commands: dict[str, Callable[[str], None]] = {
             "/clear": self._clear,
             "/quit": self._quit,
             "/exit": self._quit,
-            "/system": self._tell_system,
+            "/system": self._set_system,
             "/model": self._choose_model,
             "/retry": self._retry,
             "/save": self._save,
@@ -96,26 +96,26 @@ class Chat:
         }
 
     def run(self) -> int:
-        """Until the user leaves; the exit status."""
+        """Run until the user leaves; return the exit status."""
         with on_signals(self._keep):
             self._screen.note(
-                f"You talk to {self._model or self._source.name}. /help says what you can do."
+                f"Chat with {self._model or self._source.name}. /help lists the commands."
             )
             while True:
                 try:
-                    unsaid, self._unsaid = self._unsaid, ""
+                    draft, self._draft = self._draft, ""
                     with self._leaving():
-                        line = self._read(unsaid)
+                        line = self._read(draft)
                 except EOFError:
                     return 0
                 except KeyboardInterrupt:
                     if now() - self._answered_at < LATE_STOP:
-                        self._screen.note("The answer was complete already. Ctrl-C again leaves.")
+                        self._screen.note("The answer was already complete. Ctrl-C again leaves.")
                         self._answered_at = float("-inf")
                         continue
                     return STOPPED
                 try:
-                    self._obey(line)
+                    self._handle(line)
                 except EOFError:
                     return 0
                 except KeyboardInterrupt:
@@ -124,7 +124,7 @@ class Chat:
                     self._screen.note(fault.message, bad=True)
 
     def _keep(self, number: int, frame: object) -> None:
-        """A signal between a prompt and an answer: for whichever comes next."""
+        """Signal handler between a prompt and an answer: keep the signal for the next of them."""
         if self._kept is not None:
             _leave(number, frame)
         self._kept = number
@@ -135,24 +135,25 @@ class Chat:
 
     @contextlib.contextmanager
     def _leaving(self) -> Iterator[None]:
-        """A signal ends what is done inside."""
+        """A signal ends the block, also one that came before it."""
         with on_signals(_leave):
             number = self._early()
             if number is not None:
                 _leave(number, None)
             yield
 
-    def _obey(self, line: str) -> None:
-        said = line.strip()
-        if not said:
+    def _handle(self, line: str) -> None:
+        """Run a command or answer a prompt."""
+        text = line.strip()
+        if not text:
             return
-        if said.lower() in BARE and not line[0].isspace():
-            said = f"/{said.lower()}"
+        if text.lower() in BARE and not line[0].isspace():
+            text = f"/{text.lower()}"
         elif not line.startswith("/"):
-            self._talk.append(new_exchange(said))
+            self._exchanges.append(new_exchange(text))
             self._answer()
             return
-        name, _, rest = said.partition(" ")
+        name, _, rest = text.partition(" ")
         command = self._commands.get(name)
         if command is None:
             self._screen.note(f"There is no command {name}. /help lists them.", bad=True)
@@ -161,12 +162,12 @@ class Chat:
 
     def _answer(self) -> None:
         """Answer the last prompt."""
-        exchanges = self._talk
-        asked = exchanges[-1]
+        exchanges = self._exchanges
+        exchange = exchanges[-1]
         request = new_request(exchanges, self._system, self._model)
         try:
             with unread_keys():
-                outcome = Asking(self._source, request, self._screen).run(self._early)
+                outcome = TerminalAnswer(self._source, request, self._screen).run(self._early)
         except KeyboardInterrupt:
             exchanges.pop()
             raise
@@ -177,32 +178,34 @@ class Chat:
         if outcome.text or not isinstance(ended, Cancelled):
             lost = not isinstance(ended, Cancelled) and not outcome.text
             exchanges[-1] = replace(
-                asked,
+                exchange,
                 answer=outcome.text,
                 model=model,
                 ended=ended,
-                previous=asked.previous if lost else None,
+                previous=exchange.previous if lost else None,
             )
-        else:  # stopped before any text: as if it had never been asked
-            exchanges[-1:] = [asked.previous] if asked.previous else []
-            self._unsaid = "" if asked.previous else asked.prompt
-        self._say_end(outcome, model)
+        else:  # stopped before any text: the exchange is removed
+            exchanges[-1:] = [exchange.previous] if exchange.previous else []
+            self._draft = "" if exchange.previous else exchange.prompt
+        self._note_end(outcome, model)
 
-    def _say_end(self, outcome: Outcome, model: str) -> None:
+    def _note_end(self, outcome: Outcome, model: str) -> None:
         ended, receipt = outcome.ended, outcome.receipt
         if fault := outcome.fault:
             is_final = isinstance(ended, Failed) and not ended.error.retryable
-            self._screen.note(f"{fault}{'' if is_final else ' /retry asks again.'}", bad=True)
+            self._screen.note(f"{fault}{'' if is_final else ' /retry sends it again.'}", bad=True)
         elif isinstance(ended, Cancelled):
-            elsewhere = outcome.note or "Stopped from elsewhere."
-            self._screen.note("Stopped." if outcome.by_user else elsewhere)
+            reason = outcome.note or "The answer was stopped by another client."
+            self._screen.note("Stopped." if outcome.by_user else reason)
         elif outcome.note:
             self._screen.note(outcome.note)
         if self._metrics:
-            told = list(answer_figures(ended, model))
+            figures = list(answer_figures(ended, model))
             if receipt is not None:
-                told.insert(0, f"connection {receipt.upstream} after {receipt.elapsed_ms:.0f} ms")
-            self._screen.note(" · ".join(told))
+                figures.insert(
+                    0, f"connection {receipt.upstream} after {receipt.elapsed_ms:.0f} ms"
+                )
+            self._screen.note(" · ".join(figures))
 
     # --- commands ---------------------------------------------------------------------------------
 
@@ -210,10 +213,10 @@ class Chat:
         raise EOFError
 
     def _clear(self, rest: str) -> None:
-        self._talk.clear()
-        self._screen.note("A new conversation.")
+        self._exchanges.clear()
+        self._screen.note("New conversation.")
 
-    def _tell_system(self, rest: str) -> None:
+    def _set_system(self, rest: str) -> None:
         if rest:
             self._system = rest
         self._screen.note(self._system or "The model has no instructions.")
@@ -221,7 +224,7 @@ class Chat:
     def _choose_model(self, rest: str) -> None:
         if rest:
             self._model = rest
-            self._screen.note(f"The next answers come from {rest}.")
+            self._screen.note(f"Model set to {rest}. Applies from the next answer.")
             return
         with self._leaving():
             names = self._source.models()
@@ -229,23 +232,23 @@ class Chat:
             self._screen.note(f"{'*' if name == self._model else ' '} {name}")
 
     def _retry(self, rest: str) -> None:
-        if not self._talk:
-            self._screen.note("There is nothing to answer again.", bad=True)
+        if not self._exchanges:
+            self._screen.note("There is no question to send again.", bad=True)
             return
-        last = self._talk[-1]
-        self._talk[-1] = new_exchange(last.prompt, last.shown_version())
+        last = self._exchanges[-1]
+        self._exchanges[-1] = new_exchange(last.prompt, last.shown_version())
         self._answer()
 
     def _save(self, rest: str) -> None:
         if not rest:
-            self._screen.note("Name a file: /save FILE", bad=True)
+            self._screen.note("Give a file name: /save FILE", bad=True)
             return
         try:
             path = Path(rest).expanduser()
             with path.open("x", encoding="utf-8") as file:
-                file.write(as_markdown(self._talk, self._system))
+                file.write(as_markdown(self._exchanges, self._system))
         except FileExistsError:
-            self._screen.note(f"{path} exists already; name another file.", bad=True)
+            self._screen.note(f"{path} already exists. Give another file name.", bad=True)
         except (OSError, RuntimeError, ValueError) as exc:
             self._screen.note(f"{rest} cannot be written: {exc}.", bad=True)
         else:
@@ -262,7 +265,7 @@ def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:
         if isinstance(best.ended, Cancelled):
             parts.append("*Stopped here.*")
         elif isinstance(best.ended, Failed):
-            parts.append(f"*Broke off here: {best.ended.error.message}*")
+            parts.append(f"*Failed here: {best.ended.error.message}*")
         elif best.ended is not None and (note := ending(best.ended.finish_reason)):
             parts.append(f"*{note}*")
     return "\n\n".join(parts) + "\n"

@@ -1,6 +1,6 @@
 """The terminal's commands `chat` and `doctor`, of `halt-chat` and of `flask --app app`.
 
-Everything that only one of them needs is imported by it: a program in a pipe should begin at once.
+Each command imports by itself what only it needs, so that a program in a pipe starts fast.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from halt.core.request import Upstream
     from halt.core.service import GenerationService
 
-#: Makes generations of a Config and, where only one is meant, a provider's name.
+#: Makes a GenerationService for a Config and, optionally, a single provider's name.
 Make = Callable[..., "GenerationService"]
 
 
 def install(app: Flask) -> None:
-    """Put the commands into the application."""
+    """Add the commands to the application."""
     app.cli.add_command(chat)
     app.cli.add_command(doctor)
 
@@ -44,7 +44,7 @@ def install(app: Flask) -> None:
 def make_generations(
     config: Config, only: str = "", upstream: Upstream | None = None
 ) -> GenerationService:
-    """Generations that keep nothing, of the providers of the settings or the one named `only`."""
+    """A GenerationService without a store, for all providers of the settings or only `only`."""
     from halt.core.service import GenerationService  # noqa: PLC0415
     from halt.core.stop import StopRegistry  # noqa: PLC0415
     from halt.providers.discovery import make_discovery  # noqa: PLC0415
@@ -55,7 +55,10 @@ def make_generations(
 
 
 def _settings() -> tuple[Config, Make]:
-    """Of the application that `flask` was given, else of the environment. Raises ConfigError."""
+    """Config and Make of the application that `flask` was given, else of the environment.
+
+    Raises ConfigError.
+    """
     info = click.get_current_context().find_object(ScriptInfo)
     if info is None:
         return load(), make_generations
@@ -65,30 +68,30 @@ def _settings() -> tuple[Config, Make]:
 
 @contextlib.contextmanager
 def _with_model(config: Config) -> Iterator[Config]:
-    """The settings with a model behind them: the demo model runs while they are used, if need be.
+    """Settings that have a model: as given, of a discovered server, or of the demo model.
 
-    Raises ClickException where there is none to be had.
+    The demo model runs until the block ends. Raises ClickException if no model is available.
     """
     if config.has_provider:
         yield config
         return
     from halt.providers.discovery import discover_for  # noqa: PLC0415
 
-    found = discover_for(config)
-    if found.chats:
-        yield replace(config, discovered=found.encoded())
+    discovery = discover_for(config)
+    if discovery.chats:
+        yield replace(config, discovered=discovery.encoded())
         return
     fault = embedded_model.unavailable()
     if fault is not None:
         raise click.ClickException(fault)
-    told, tells = os.pipe()
+    status_reader, status_writer = os.pipe()
     try:
-        demo = embedded_model.launch(tells)
+        demo = embedded_model.launch(status_writer)
     finally:
-        os.close(tells)
+        os.close(status_writer)
     try:
-        with open(told, "rb", buffering=0) as news:
-            _wait_ready(news.fileno())
+        with open(status_reader, "rb", buffering=0) as status:
+            _wait_ready(status.fileno())
         chosen = demo.embedded
         yield replace(
             config,
@@ -100,35 +103,35 @@ def _with_model(config: Config) -> Iterator[Config]:
         demo.close()
 
 
-def _wait_ready(news: int) -> None:
-    """Until the demo model says that it is ready. Raises ClickException."""
-    said = b""
-    while b"ready at" not in said:
-        readable, _, _ = select.select([news], [], [], embedded_model.READY_LIMIT)
-        part = os.read(news, 4096) if readable else b""
+def _wait_ready(status: int) -> None:
+    """Wait until the demo model writes "ready at" to this descriptor. Raises ClickException."""
+    output = b""
+    while b"ready at" not in output:
+        readable, _, _ = select.select([status], [], [], embedded_model.READY_LIMIT)
+        part = os.read(status, 4096) if readable else b""
         if not part:
             raise click.ClickException("The demo model could not be started.")
-        said = (said + part)[-4096:]
+        output = (output + part)[-4096:]
 
 
 def _token(text: str) -> str:
-    """An access token as it was given. Raises BadParameter where no header can carry it."""
+    """The access token unchanged. Raises BadParameter if it does not fit into a header."""
     if not fits_header(text):
-        raise click.BadParameter("it holds a space or a character that no header can carry.")
+        raise click.BadParameter("it has a space or a character that is not allowed in a header.")
     return text
 
 
 @click.command()
-@click.option("--url", metavar="URL", help="Talk to the Halt at this address.")
+@click.option("--url", metavar="URL", help="Use the Halt server at this address.")
 @click.option(
     "--token", metavar="TOKEN", type=_token, help="Its access token. [default: HALT_TOKEN]"
 )
-@click.option("--model", metavar="NAME", default="", help="The model that is to answer.")
+@click.option("--model", metavar="NAME", default="", help="The model to use.")
 @click.option("--system", metavar="TEXT", help="Instructions for the model.")
 @click.option("--plain", is_flag=True, help="Plain text, without rendering Markdown.")
-@click.option("--typewriter", is_flag=True, help="Show text at a steady pace.")
-@click.option("--metrics", is_flag=True, help="Figures under each answer.")
-@click.option("--no-history", is_flag=True, help="Neither read nor write the history of inputs.")
+@click.option("--typewriter", is_flag=True, help="Show the text at a steady pace.")
+@click.option("--metrics", is_flag=True, help="Show figures under each answer.")
+@click.option("--no-history", is_flag=True, help="Do not read or write the input history.")
 def chat(
     url: str | None,
     token: str | None,
@@ -139,7 +142,7 @@ def chat(
     metrics: bool,
     no_history: bool,
 ) -> None:
-    """Talk to the model in the terminal, or pipe a question in: echo QUESTION | halt-chat chat"""
+    """Chat with the model in the terminal, or pipe a question in: echo QUESTION | halt-chat chat"""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level="ERROR")
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -147,13 +150,13 @@ def chat(
     config, make = _settings()
     try:
         with contextlib.ExitStack() as stack:
-            source, told = _source(stack, config, make, url, token, model)
-            told = told if system is None else system
+            source, system_prompt = _source(stack, config, make, url, token, model)
+            system_prompt = system_prompt if system is None else system
             if not sys.stdin.isatty():
                 from halt.cli import pipe  # noqa: PLC0415
 
                 question = pipe.read_question(sys.stdin, config.max_prompt_chars)
-                request = pipe.one_question(question, told, model)
+                request = pipe.one_question(question, system_prompt, model)
                 status = pipe.answer_pipe(
                     source, request, sys.stdout, sys.stderr, metrics=metrics, slow=typewriter
                 )
@@ -162,7 +165,9 @@ def chat(
 
                 screen = _screen(plain=plain, slow=typewriter)
                 read = stack.enter_context(_line_editor(no_history=no_history))
-                status = Chat(source, screen, read, system=told, model=model, metrics=metrics).run()
+                status = Chat(
+                    source, screen, read, system=system_prompt, model=model, metrics=metrics
+                ).run()
     except HaltError as fault:
         raise click.ClickException(fault.message) from fault
     raise SystemExit(status)
@@ -176,7 +181,7 @@ def _source(
     token: str | None,
     model: str,
 ) -> tuple[Source, str]:
-    """Where answers come from, and the model's instructions there."""
+    """The source of answers, and its system prompt (of a remote Halt: empty)."""
     from halt.cli.source import Local, Remote  # noqa: PLC0415
 
     if url is not None:
@@ -189,7 +194,7 @@ def _source(
                 "Access token", hide_input=True, err=True, value_proc=_token
             )
             if not remote.lets_in():
-                raise click.ClickException("This is not the access token.")
+                raise click.ClickException("The access token is wrong.")
         return remote, ""
     config = stack.enter_context(_with_model(config))
     generations = make(config)
@@ -213,7 +218,7 @@ def _screen(*, plain: bool, slow: bool) -> Screen:
 
 @contextlib.contextmanager
 def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
-    """What gets a line from the user, for `Chat`."""
+    """The function that reads a line from the user, for `Chat`."""
     from halt.cli import line_editor  # noqa: PLC0415
     from halt.cli.chat import COMMANDS  # noqa: PLC0415
 
@@ -221,8 +226,8 @@ def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
         yield line_editor.plain_line(sys.stderr)
         return
     history = None if no_history else line_editor.history_file(user_data_folder())
-    # At a prompt of our own, from the first to the last: there is no moment between in which the
-    # terminal would show a key, or keep a Ctrl-D for itself.
+    # From the first prompt to the last: otherwise, between two prompts, the terminal could echo a
+    # key or handle a Ctrl-D itself.
     with line_editor.unread_keys():
         yield line_editor.input_line(history, COMMANDS)
 
@@ -233,20 +238,20 @@ def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
     "--token",
     metavar="TOKEN",
     type=_token,
-    help="Access token of that Halt. [default: HALT_TOKEN]",
+    help="The access token of the Halt at URL. [default: HALT_TOKEN]",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(0.1, 600),
     default=30.0,
     show_default=True,
-    help="Seconds that one answer may be silent.",
+    help="Seconds to wait for the next part of an answer.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) -> None:
-    """Look whether the model answers, streams and stops; with URL, also what is before Halt.
+    """Check that the model answers, streams and stops; with URL, also check proxies before Halt.
 
-    URL is the public address of a running Halt. Asks for a few short answers.
+    URL is the public address of a running Halt. The checks request a few short answers.
     """
     from halt.cli.doctor import proxy, upstream  # noqa: PLC0415
     from halt.cli.doctor.report import Report  # noqa: PLC0415
@@ -256,8 +261,8 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
     report = Report(None if as_json else click.echo)
     if url is None or config.has_provider:
         try:
-            with _with_model(config) as told:
-                upstream.examine(report, told, make, timeout)
+            with _with_model(config) as ready_config:
+                upstream.examine(report, ready_config, make, timeout)
         except click.ClickException as fault:
             report.fail("model", fault.message, "See above.")
     if url is not None:

@@ -1,4 +1,4 @@
-"""The line that the user writes in, its history, and the keys pressed while an answer comes."""
+"""The input line of the chat, its history, and the keys pressed while an answer is running."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HISTORY_MAX = 1_048_576  # bytes of the history file; half of it is kept when it
 
 @contextlib.contextmanager
 def unread_keys() -> Iterator[None]:
-    """Keys pressed meanwhile are kept for the next prompt as they are, and not shown.
+    """Keys pressed during the block are not echoed and stay unread for the next prompt.
 
-    Ctrl-C is a signal still. Line by line the system would take Ctrl-D for an end of its own, and
-    the prompt would never hear of it.
+    Ctrl-C still sends a signal. In the terminal's line mode Ctrl-D would be consumed as an end of
+    input and never reach the prompt.
     """
     import termios  # noqa: PLC0415 - not on every platform
 
@@ -41,7 +41,7 @@ def unread_keys() -> Iterator[None]:
 
 
 def input_line(history: Path | None, commands: list[str]) -> Callable[[str], str]:
-    """The line that the user writes in, with a history in this file (None: of this chat alone)."""
+    """A function that reads an edited line; the history is in this file (None: in memory)."""
     from prompt_toolkit import PromptSession  # noqa: PLC0415 - only where there is a terminal
     from prompt_toolkit.completion import WordCompleter  # noqa: PLC0415
     from prompt_toolkit.history import FileHistory, InMemoryHistory  # noqa: PLC0415
@@ -64,8 +64,8 @@ def input_line(history: Path | None, commands: list[str]) -> Callable[[str], str
 
     output = create_output()
     if isinstance(output, Vt100_Output):
-        # It would ask the terminal where the cursor is, warn of one that is slow to say, and after
-        # Enter take a Ctrl-C that was meant for the answer.
+        # Cursor position requests print a warning if the terminal answers late, and after Enter
+        # they would consume a Ctrl-C that was meant for the answer.
         output.enable_cpr = False
     session: PromptSession[str] = PromptSession(
         "> ",
@@ -76,13 +76,13 @@ def input_line(history: Path | None, commands: list[str]) -> Callable[[str], str
         enable_history_search=True,
         key_bindings=keys,
     )
-    return lambda unsaid: session.prompt(default=unsaid)
+    return lambda draft: session.prompt(default=draft)
 
 
 def plain_line(out: TextIO) -> Callable[[str], str]:
-    """A line without editing or history, for where the output is no terminal."""
+    """A function that reads a line without editing or history, if the output is no terminal."""
 
-    def read(unsaid: str) -> str:
+    def read(draft: str) -> str:
         out.write("> ")
         out.flush()
         line = sys.stdin.readline()
@@ -94,7 +94,7 @@ def plain_line(out: TextIO) -> Callable[[str], str]:
 
 
 def history_file(folder: Path) -> Path | None:
-    """The file for the history, readable by its owner alone; None where it can't be written."""
+    """The history file, readable only by its owner; None if it cannot be written."""
     path = folder / "chat-history"
     try:
         make_folder(folder)

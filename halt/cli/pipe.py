@@ -6,7 +6,7 @@ import contextlib
 from typing import TextIO
 
 from halt.chat.figures import answer_figures
-from halt.cli.answer import STOPPED, Asking, model_of
+from halt.cli.answer import STOPPED, TerminalAnswer, model_of
 from halt.cli.chat import new_exchange, new_request
 from halt.cli.screen import PlainScreen
 from halt.cli.source import Source
@@ -16,30 +16,30 @@ from halt.errors import HaltError, RequestError
 
 
 def read_question(file: TextIO, longest: int) -> str:
-    """The question that comes through a pipe. Raises RequestError."""
-    said = file.read(longest + 1).strip()
-    if not said:
-        raise RequestError("There is no question on the standard input.")
-    if len(said) > longest:
+    """The question from the standard input. Raises RequestError if it is empty or too long."""
+    question = file.read(longest + 1).strip()
+    if not question:
+        raise RequestError("The standard input has no question.")
+    if len(question) > longest:
         raise RequestError(f"The question is longer than {longest:,} characters.")
-    return said
+    return question
 
 
 def one_question(prompt: str, system: str, model: str) -> ChatRequest:
-    """A question that nothing came before."""
+    """The request for a single question without earlier messages."""
     return new_request([new_exchange(prompt)], system, model)
 
 
 def answer_pipe(
     source: Source, request: ChatRequest, out: TextIO, err: TextIO, *, metrics: bool, slow: bool
 ) -> int:
-    """Print the answer as plain text; the exit status."""
+    """Print the answer as plain text; return the exit status."""
     screen = PlainScreen(out, err, quiet=True, typewriter=slow)
     try:
-        outcome = Asking(source, request, screen).run()
+        outcome = TerminalAnswer(source, request, screen).run()
     except KeyboardInterrupt:
         return STOPPED
-    except BrokenPipeError:  # nobody reads on, as behind `| head`
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         with contextlib.suppress(HaltError):
             source.stop(request.id or "", 0)
         raise

@@ -1,8 +1,8 @@
-"""Markdown in a terminal while it is being written.
+"""Renders Markdown in a terminal while it is being written.
 
-A block that is finished is printed once and for ever; only the open one, cut to the screen's
-height, is drawn again, at most FRAMES times a second. So the work is linear in the answer, and a
-long answer neither flickers nor moves what was read already.
+A finished block is printed once. Only the open block, cut to the screen's height, is redrawn, at
+most FRAMES times a second. So the work is linear in the length of the answer, and a long answer
+neither flickers nor moves text that was already printed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from halt.rendering.blocks import BlockStream
 from halt.rendering.grammar import answer_parser
 
 FRAMES = 20  # a second
-TAIL_MAX = 2_000  # characters of an open block that are drawn; the rest of it is seen at its end
-THOUGHTS_MAX = 300  # characters of what the model thinks that are shown while it does
+TAIL_MAX = 2_000  # characters of an open block that are drawn; all are printed at its end
+THOUGHTS_MAX = 300  # characters of a running thought that are shown
 CODE_THEME = "ansi_dark"  # the terminal's own colours
 
 
 class _Heading(Heading):
-    """A heading at the left, as in a page."""
+    """A heading that is aligned to the left."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         self.text.justify = "left"
@@ -35,7 +35,7 @@ class _Heading(Heading):
 
 
 def _adapt(state: StateCore) -> None:
-    """What rich does not know, in its own words: a formula, a line of a paragraph."""
+    """Replace tokens that rich does not know: formulas, and line breaks of a paragraph."""
     for token in state.tokens:
         token.type = token.type.replace("formula_", "paragraph_")
         for child in token.children or ():
@@ -52,7 +52,7 @@ def _parser() -> MarkdownIt:
 
 
 class _Block(Markdown):
-    """A block by itself: what looks like HTML or like a link's definition stays text."""
+    """One block of Markdown; HTML and link definitions stay text."""
 
     elements = {**Markdown.elements, "heading_open": _Heading}  # noqa: RUF012 - as rich has it
     parser = _parser()
@@ -64,7 +64,7 @@ class _Block(Markdown):
 
 
 class RichScreen(Screen):
-    """The chat as people like to read it."""
+    """Renders answers as Markdown, with a live line at the end."""
 
     def __init__(self, console: Console, *, typewriter: bool = False) -> None:
         super().__init__(typewriter=typewriter)
@@ -76,8 +76,8 @@ class RichScreen(Screen):
     def _renew(self) -> None:
         super()._renew()
         self._blocks = BlockStream()
-        self._ready: list[str] = []  # sources of blocks that are finished and not printed
-        self._printed = False  # something of this answer stands above
+        self._ready: list[str] = []  # sources of finished blocks that are not printed yet
+        self._printed = False  # a part of this answer has been printed
         self._thoughts = ""
         self._status, self._dirty = "…", True
 
@@ -96,7 +96,7 @@ class RichScreen(Screen):
 
     def tick(self) -> float | None:
         wants = super().tick()
-        # The seconds go on.
+        # The shown seconds have to be updated.
         if self._thinks_since is not None or self._silence() != self._silence_drawn:
             self._dirty = True
         if not self._dirty:
@@ -127,7 +127,7 @@ class RichScreen(Screen):
 
     def _text(self, text: str) -> None:
         self._status = ""
-        self._ready += [each.source for each in self._blocks.feed(text).blocks]
+        self._ready += [block.source for block in self._blocks.feed(text).blocks]
         self._dirty = True
 
     def _think(self, text: str) -> None:
@@ -151,21 +151,21 @@ class RichScreen(Screen):
         self._line(line)
 
     def _line(self, text: str) -> None:
-        """A line about the answer, between its blocks."""
+        """Print a line about the answer between its blocks."""
         self._close_block()
         self._draw()
         self._console.print(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
         self._printed = True
 
     def _close_block(self) -> None:
-        """Whatever is open is as good as finished."""
+        """Treat the open block as finished."""
         source = self._blocks.open_source()
         if source.strip():
             self._ready.append(source)
         self._blocks = BlockStream()
 
     def _draw(self) -> None:
-        """Print what is finished, draw what is open."""
+        """Print the finished blocks and redraw the open one."""
         self._drawn_at, self._dirty = now(), False
         ready, self._ready = self._ready, []
         if self._live is None:
@@ -193,7 +193,7 @@ class RichScreen(Screen):
         return self._fitting(Text("" if waits else self._status, style="dim"), 1, waits)
 
     def _fitting(self, drawn: _Block | Text, room: int, below: str = "") -> SegmentLines:
-        """The last lines of it that fit, and a line below them."""
+        """The last `room` lines of `drawn`, and the line `below`."""
         lines = self._console.render_lines(drawn, pad=False)
         while lines and not any(segment.text.strip() for segment in lines[-1]):
             lines.pop()

@@ -1,7 +1,7 @@
-"""What a terminal shows of an answer: what all screens share, plain text, and a smooth pace.
+"""Shows answers in a terminal: the base class of screens, the plain screen, the typewriter.
 
-`shown` is what the user has seen of the answer's text, and so what is kept of one that is stopped.
-Whatever a model or a server says goes through `clean` first: a terminal obeys control characters.
+`shown` is the text that the user has seen; it is what is kept of a stopped answer. All text of a
+model or a server goes through `clean` first, because a terminal executes control characters.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from halt.core.events import Content, Event, Extra, Reasoning, ReasoningEnd, Too
 from halt.core.steps import StepStream
 from halt.rendering.data_urls import DataUrlFilter
 
-LAG = 0.25  # seconds within which a smooth display has shown what came
-PACE = 0.03  # seconds between two steps of it
-SILENT = 2.0  # seconds without anything new, after which it is shown that the model is waited for
-#: Seconds of silence after which a screen of plain lines says so; then twice that.
+LAG = 0.25  # seconds within which the typewriter has shown a received text
+PACE = 0.03  # seconds between two steps of the typewriter
+SILENT = 2.0  # seconds without a new event after which the screen shows that the model is silent
+#: Seconds of silence before the plain screen prints a line about it; the next one at twice that.
 ASIDE_AFTER = 30.0
 LINE_MAX = 100  # characters of a tool's arguments or result that are shown
 
-WAS_THOUGHT = "all of that was a thought"
+WAS_THOUGHT = "the text above was a thought"
 
-# Control characters but newline and tab, and those that turn the direction of text around.
+# Control characters except newline and tab, and characters that change the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """The text without what a terminal would obey."""
+    """The text without control characters."""
     return _CONTROL.sub("", text)
 
 
 def one_line(text: str, longest: int = LINE_MAX) -> str:
-    """The text as one line of at most so many characters."""
+    """The text as one line of at most `longest` characters."""
     line = " ".join(clean(text).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def seconds(spent: float) -> str:
-    """A duration in words."""
+    """A duration in words: 1.5 s, 12 s."""
     return f"{spent:.1f} s" if spent < 10 else f"{spent:.0f} s"
 
 
 def clock(spent: float) -> str:
-    """A duration that is still growing: 45 s, 1:35, 1:02:03."""
+    """An elapsed time: 45 s, 1:35, 1:02:03."""
     minutes, rest = divmod(int(spent), 60)
     if minutes < 60:
         return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
@@ -54,32 +54,32 @@ def clock(spent: float) -> str:
 
 
 class Typewriter:
-    """Text that came in lumps, at a steady pace; nothing waits longer than LAG seconds."""
+    """Releases text that arrives in bursts at a steady pace, each piece within LAG seconds."""
 
     def __init__(self) -> None:
         self._text = ""
-        self._at = 0.0  # when the text was last taken from
-        self._due: deque[tuple[float, int]] = deque()  # until when, how much of `_text`
+        self._at = 0.0  # time of the last take
+        self._due: deque[tuple[float, int]] = deque()  # deadline, end of the piece in `_text`
 
     def feed(self, text: str, at: float) -> None:
-        """Something has come at this time."""
+        """Add a text that arrived at this time."""
         if not self._text:
             self._at = at
         self._text += text
         due = at + LAG
         if self._due and due - self._due[-1][0] < PACE / 2:
-            due, _ = self._due.pop()  # they came together: the earlier time holds for both
+            due, _ = self._due.pop()  # both pieces keep the earlier deadline
         self._due.append((due, len(self._text)))
 
     def take(self, at: float) -> str:
-        """What is to be shown between the last time and this one."""
+        """Remove and return the text to show at this time; may be empty."""
         if not self._text:
             return ""
         spent = at - self._at
-        # The pace at which each piece is there in time; the most urgent one sets it.
+        # The most urgent piece sets the pace.
         count = 0
         for due, end in self._due:
-            left = due - self._at - PACE  # this is the last step before `due - PACE`
+            left = due - self._at - PACE  # seconds left; the last step is before `due - PACE`
             count = max(count, end if left <= spent else math.ceil(end * spent / left))
         self._at = at
         piece, self._text = self._text[:count], self._text[count:]
@@ -89,19 +89,19 @@ class Typewriter:
 
     @property
     def waits(self) -> bool:
-        """There is text that has not been taken."""
+        """Whether there is text that has not been taken."""
         return bool(self._text)
 
     def drop(self) -> None:
-        """Forget what has not been taken."""
+        """Discard the text that has not been taken."""
         self._text = ""
         self._due.clear()
 
 
 class Screen:
-    """Shows one answer after the other. Used by one thread.
+    """Base of screens: shows one answer after another. Used by one thread.
 
-    What all screens share: the text that is shown, the pace, and how long the model thinks.
+    Keeps the shown text, the pace, and the time that the model thinks.
     """
 
     def __init__(self, *, typewriter: bool) -> None:
@@ -109,7 +109,7 @@ class Screen:
         self._renew()
 
     def _renew(self) -> None:
-        """Forget the last answer."""
+        """Reset the state for a new answer."""
         self._parts: list[str] = []
         self._round_from = 0  # parts before the last tool's result
         self._standing = False
@@ -121,16 +121,16 @@ class Screen:
 
     @property
     def shown(self) -> str:
-        """The answer's text as far as it has been shown."""
+        """The answer's text that has been shown."""
         return "".join(self._parts)
 
     @property
     def behind(self) -> bool:
-        """Text has come that is still to be shown."""
+        """Whether text has arrived that is not shown yet."""
         return self._typewriter is not None and self._typewriter.waits
 
     def begin(self) -> None:
-        """An answer is about to come."""
+        """Prepare for an answer."""
         self._renew()
 
     @property
@@ -140,14 +140,14 @@ class Screen:
         return 0.0 if spent < SILENT or self._calls or self._standing or self.behind else spent
 
     def _silence(self) -> str:
-        """What is said of a silent model, nothing of another."""
+        """The text about a silent model; empty if it is not silent."""
         spent = self._silent
         if not spent:
             return ""
         return f"{'no text for' if self._came else 'waiting for the model,'} {clock(spent)}"
 
     def show(self, event: Event) -> None:
-        """Something has come."""
+        """Show an event; ignored after `stand`."""
         if self._standing:
             return
         self._came_at, self._came = now(), True
@@ -183,13 +183,13 @@ class Screen:
         else:
             self._round_from = len(self._parts)
             call = self._calls.pop(event.id, None)
-            asked = one_line(call.arguments) if call else ""
+            arguments = one_line(call.arguments) if call else ""
             outcome = one_line(event.result) if event.ok else f"failed: {one_line(event.result)}"
             took = seconds(event.duration_ms / 1000)
-            self._returned(f"{one_line(event.name)} {asked} → {outcome} ({took})")
+            self._returned(f"{one_line(event.name)} {arguments} → {outcome} ({took})")
 
     def tick(self) -> float | None:
-        """Show what is due now; seconds until it wants to be called again, None: not by itself."""
+        """Show the text that is due; return the seconds until the next call, or None."""
         writer = self._typewriter
         if writer is None or not writer.waits:
             return None
@@ -199,20 +199,20 @@ class Screen:
         return PACE if writer.waits else None
 
     def stand(self) -> None:
-        """Stop was pressed: show nothing more of what has come."""
+        """After a Stop: show nothing more, and drop text that is not shown yet."""
         self._standing = True
         if self._typewriter is not None:
             self._typewriter.drop()
 
     def end(self) -> None:
-        """The answer is over."""
+        """The answer has ended: show the rest of it."""
         self._flush()
         if self._thinks_since is not None:
             self._thought(now() - self._thinks_since)
             self._thinks_since = None
 
     def _lines_below(self) -> list[str]:
-        """The pictures and sources that came beside the text, a line for each."""
+        """One line for each picture and source of the answer."""
         out: list[str] = []
         for fold in self._beside.steps():
             if fold.kind == "picture":
@@ -223,7 +223,7 @@ class Screen:
         return out
 
     def _flush(self) -> None:
-        """Text that waits for its turn is shown before what comes behind it."""
+        """Show all text that the typewriter still holds."""
         if self._typewriter is not None and self._typewriter.waits:
             self._shows(self._typewriter.take(math.inf))
 
@@ -232,33 +232,34 @@ class Screen:
         self._text(text)
 
     def note(self, text: str, *, bad: bool = False) -> None:
-        """A line of Halt's own."""
+        """Show a line of Halt's own; `bad`: it is about a fault."""
         raise NotImplementedError
 
     def _text(self, text: str) -> None:
-        """More of the answer."""
+        """Show more text of the answer."""
         raise NotImplementedError
 
     def _think(self, text: str) -> None:
-        """More of what the model thinks."""
+        """Show more text of a thought."""
 
     def _thought(self, spent: float) -> None:
-        """It has thought for so many seconds."""
+        """A thought of this many seconds has ended."""
 
     def _was_thought(self) -> None:
         """All text of this answer so far was a thought."""
 
     def _called(self, line: str) -> None:
-        """A tool runs."""
+        """A tool call has started."""
 
     def _returned(self, line: str) -> None:
-        """A tool has said something."""
+        """A tool call has ended."""
 
 
 class PlainScreen(Screen):
-    """Plain text as it comes, no control characters. `quiet`: the answer and nothing beside it.
+    """Plain text without control characters, as it arrives.
 
-    Unless it is quiet a line stands for each picture: what is quiet is read by a program.
+    `quiet`: only the text of the answer, unchanged, because a program may read it. Otherwise a
+    short line replaces each embedded picture.
     """
 
     def __init__(
@@ -271,14 +272,14 @@ class PlainScreen(Screen):
     def _renew(self) -> None:
         super()._renew()
         self._pictures = DataUrlFilter()
-        self._said_at = 0.0  # seconds of silence when it was last said
+        self._noted_silence = 0.0  # seconds of silence at the last line about it
 
     def tick(self) -> float | None:
         silent = self._silent
         if not silent:
-            self._said_at = 0.0
-        elif silent >= max(ASIDE_AFTER, 2 * self._said_at):
-            self._said_at = silent
+            self._noted_silence = 0.0
+        elif silent >= max(ASIDE_AFTER, 2 * self._noted_silence):
+            self._noted_silence = silent
             self._aside(f"({self._silence()}; Ctrl-C stops it)")
         return super().tick()
 

@@ -1,8 +1,8 @@
-"""Where a terminal's answers come from: the model itself, or a Halt that runs elsewhere.
+"""Sources of answers for the terminal: the configured model, or a Halt server at a URL.
 
-Both stand behind one seam, `Source`: `start` gives the events of an answer as they come, `stop`
-ends it from any other thread. The remote one survives a connection that drops: it asks for
-everything after the last event it has, as a browser does.
+Both implement `Source`: `start` yields the events of an answer as they come, `stop` ends it from
+any thread. `Remote` survives a dropped connection: it requests all events after the last one it
+has, as a browser does.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ from halt.transport.http1 import Body
 from halt.transport.pool import Transport
 
 ANSWER_WITHIN = 10.0  # seconds for a short request: Stop, the list of models
-SILENCE_MAX = 60.0  # seconds without a byte: the connection is dead, since heartbeats come
+SILENCE_MAX = 60.0  # seconds without a byte, also none of a heartbeat: the connection is dead
 EVENT_MAX = 16_777_216  # bytes of one event
-RESUME_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each try to go on
+RESUME_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each attempt to resume
 
 Group = list[tuple[int, Event]]
 
 
 class Source(Protocol):
-    """Where answers come from. `start` is used by one thread at a time, the rest by any."""
+    """A source of answers. Only one thread at a time may use `start`, any thread the rest."""
 
     @property
     def name(self) -> str:
-        """What answers, in words for a person."""
+        """The source's name for users: model and address."""
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
-        """Start an answer and give its events in groups, an empty one for each second of silence.
+        """Start an answer and yield its events in groups, an empty group per second of silence.
 
         The last event is terminal. Raises HaltError. The request must have an ID.
         """
 
     def stop(self, stream_id: str, seen: int) -> Receipt:
-        """Stop it; `seen` is the last event that was shown. Raises HaltError."""
+        """Stop an answer; `seen` is the number of the last shown event. Raises HaltError."""
 
     def model(self, stream_id: str) -> str:
-        """The model that gave an answer, empty where that is not known."""
+        """The name of the model that gave an answer; empty if unknown."""
 
     def models(self) -> list[str]:
-        """The models that there are. Raises HaltError."""
+        """The names of the available models. Raises HaltError."""
 
 
 class Local:
-    """The model that this process is configured for."""
+    """The models of this process's own settings, without a server."""
 
     def __init__(self, config: Config, generations: GenerationService) -> None:
-        """`generations` are made by this configuration."""
+        """`generations` was made from this configuration."""
         self._config = config
         self._generations = generations
 
@@ -77,7 +77,7 @@ class Local:
         providers = setup(config).providers
         if len(providers) == 1:
             return f"{model} at {providers[0].base_url}"
-        return f"{model}, at {', '.join(each.name for each in providers)}"
+        return f"{model}, at {', '.join(provider.name for provider in providers)}"
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         run = self._generations.start(request)
@@ -99,7 +99,7 @@ class Local:
 
 
 class RemoteError(HaltError):
-    """A Halt refused a request, or could not be reached. `status` is 0 without an answer."""
+    """A Halt refused a request or could not be reached. `status` is 0 without a response."""
 
     def __init__(self, message: str, code: str, status: int = 0, *, retryable: bool = False):
         super().__init__(message)
@@ -109,25 +109,25 @@ class RemoteError(HaltError):
 
 
 class Dropped(Exception):
-    """The connection ended before the answer did; what is there can be asked for again."""
+    """The connection ended before the answer; the stream can be resumed."""
 
 
 class Frames:
-    """Bytes of Halt's own event stream to numbered events. `comments` counts heartbeats."""
+    """Decodes Halt's event stream to numbered events. `comments` counts heartbeats."""
 
     def __init__(self) -> None:
         self.comments = 0
-        self._rest = b""  # the beginning of a line
-        self._seq, self._data = 0, b""  # of the event that is coming in
+        self._rest = b""  # the start of an incomplete line
+        self._seq, self._data = 0, b""  # of the event that is being read
 
     def feed(self, raw: bytes) -> Group:
-        """The events that are complete. Raises RemoteError for what is no event of Halt's."""
+        """Take bytes, return the events that are now complete. Raises RemoteError."""
         *lines, self._rest = (self._rest + raw).split(b"\n")
         if len(self._rest) > EVENT_MAX:
-            raise RemoteError("Halt sent an event without an end.", "invalid")
+            raise RemoteError(f"Halt sent an event of more than {EVENT_MAX:,} bytes.", "invalid")
         group: Group = []
-        for each in lines:
-            line = each.removesuffix(b"\r")
+        for raw_line in lines:
+            line = raw_line.removesuffix(b"\r")
             if not line:
                 group += self._event()
                 continue
@@ -142,7 +142,7 @@ class Frames:
         return group
 
     def _event(self) -> Group:
-        """The event that an empty line ends, if it is one."""
+        """The event that an empty line has ended, in a list; an unknown one is left out."""
         seq, data = self._seq, self._data
         self._seq, self._data = 0, b""
         if not data or data == b"[DONE]":
@@ -152,17 +152,17 @@ class Frames:
         except msgspec.ValidationError:
             return []  # a newer Halt has more kinds of events
         except msgspec.DecodeError as exc:
-            raise RemoteError("Halt sent something that is no event.", "invalid") from exc
+            raise RemoteError("Halt sent an event that is not valid JSON.", "invalid") from exc
 
 
 _decode_event: Any = msgspec.json.Decoder(Event).decode
 
 
 class Remote:
-    """A Halt at an address."""
+    """A Halt server at an address."""
 
     def __init__(self, url: str, token: str = "", connect_timeout: float = 5.0) -> None:
-        """`token` may be empty. Raises RemoteError where the address is none."""
+        """`token` may be empty. Raises RemoteError for an invalid address."""
         try:
             parts = urlsplit(url)
             valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -182,7 +182,7 @@ class Remote:
             headers={"User-Agent": f"halt/{VERSION}"},
         )
         self.token = token
-        self._connection = UpstreamConnection()  # of the answer that is being read
+        self._connection = UpstreamConnection()  # of the answer being read
         self._closed = threading.Event()
 
     @property
@@ -213,7 +213,7 @@ class Remote:
                 pause = next(pauses, None)
                 if pause is None:
                     raise RemoteError(
-                        "The connection to Halt broke off and could not be made again.", "dropped"
+                        "The connection to Halt was lost and could not be restored.", "dropped"
                     ) from fault
                 if self._closed.wait(pause):
                     raise Interrupted("closed") from fault
@@ -227,7 +227,9 @@ class Remote:
         try:
             return _receipt.decode(answer.content)
         except msgspec.MsgspecError as exc:
-            raise RemoteError("The answer to Stop is not one of Halt's.", "invalid") from exc
+            raise RemoteError(
+                "The response to Stop is not a receipt of Halt's.", "invalid"
+            ) from exc
 
     def model(self, stream_id: str) -> str:
         return ""
@@ -235,17 +237,17 @@ class Remote:
     def models(self) -> list[str]:
         try:
             answer = self.request("GET", "/v1/models")
-            found = _models.decode(answer.content)
+            listing = _models.decode(answer.content)
         except RemoteError as fault:
             if fault.status != 404:
                 raise
-            raise RemoteError("This Halt has no list of its models.", "no_models", 404) from fault
+            raise RemoteError("This Halt provides no list of models.", "no_models", 404) from fault
         except msgspec.MsgspecError as exc:
             raise RemoteError("The list of models is malformed.", "invalid") from exc
-        return [each.id for each in found.data]
+        return [model.id for model in listing.data]
 
     def lets_in(self) -> bool:
-        """Whether the token, or the lack of one, is accepted. Raises RemoteError."""
+        """Whether Halt accepts the token, or needs none. Raises RemoteError."""
         try:
             self.request("GET", "/streams/no-such-stream")
         except RemoteError as fault:
@@ -255,7 +257,7 @@ class Remote:
         return True
 
     def close(self) -> None:
-        """Let go of everything, an answer that is being read included."""
+        """Close all connections; an answer that is being read ends."""
         self._closed.set()
         self._connection.interrupt()
         self._transport.close()
@@ -263,15 +265,15 @@ class Remote:
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None
     ) -> httpx2.Response:
-        """A short request and its whole answer. Raises RemoteError, for a refusal too."""
+        """Send a short request, return the whole response. Raises RemoteError, also on 4xx, 5xx."""
         with limited_connection(ANSWER_WITHIN) as connection:
             try:
                 response = self.open(method, path, connection, headers=headers)
                 response.read()
             except (HaltError, httpx2.HTTPError) as exc:
                 if connection.interrupted:
-                    late = f"Halt did not answer within {ANSWER_WITHIN:g} s."
-                    raise RemoteError(late, "unreachable", retryable=True) from exc
+                    message = f"Halt did not answer within {ANSWER_WITHIN:g} s."
+                    raise RemoteError(message, "unreachable", retryable=True) from exc
                 if isinstance(exc, HaltError):
                     raise
                 raise self._unreachable(exc) from exc
@@ -285,7 +287,7 @@ class Remote:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
-        """Send a request and read the answer's head. Raises RemoteError, for a refusal too."""
+        """Send a request and read the response's head. Raises RemoteError, also on 4xx, 5xx."""
         more = {} if body is None else {"Content-Type": "application/json"}
         if self.token:
             more["Authorization"] = f"Bearer {self.token}"
@@ -326,21 +328,24 @@ _models = msgspec.json.Decoder(_Models)
 
 
 def body_of(response: httpx2.Response) -> Body:
-    """The response's body as our own transport made it."""
+    """The response's body as Halt's transport made it."""
     body = response.extensions["halt.body"]
     assert isinstance(body, Body)  # noqa: S101
     return body
 
 
 def _read(response: httpx2.Response) -> Iterator[Group]:
-    """Events as they come. Raises Dropped at an end without a terminal event, RemoteError."""
+    """Yield events as they come.
+
+    Raises Dropped at an end without a terminal event and after SILENCE_MAX, RemoteError.
+    """
     body, frames = body_of(response), Frames()
-    heard_at = now()
+    received_at = now()
     while True:
         try:
             raw = body.read()
         except NoData:
-            if now() - heard_at > SILENCE_MAX:
+            if now() - received_at > SILENCE_MAX:
                 raise Dropped("silence") from None
             yield []
             continue
@@ -348,22 +353,22 @@ def _read(response: httpx2.Response) -> Iterator[Group]:
             raise Dropped(str(exc)) from exc
         if not raw:
             raise Dropped("the end came early")
-        heard_at = now()
+        received_at = now()
         yield frames.feed(raw)
 
 
 def _refusal(response: httpx2.Response) -> RemoteError:
-    """A refusal in Halt's words, or in ours where something else has answered."""
+    """The error of a refused request: Halt's own message, or one for another server's answer."""
     status = response.status_code
     if 300 <= status < 400:
-        where = response.headers.get("location", "elsewhere")
-        return RemoteError(f"This address leads to {where}: use that one.", "redirect", status)
+        location = response.headers.get("location", "another address")
+        return RemoteError(f"This address redirects to {location}. Use that.", "redirect", status)
     code, message, retryable = "refused", "", status in {502, 503, 504}
     with contextlib.suppress(ValueError):
-        said = response.json()
-        error = said.get("error") if isinstance(said, dict) else None
+        body = response.json()
+        error = body.get("error") if isinstance(body, dict) else None
         if isinstance(error, dict):
             code, message = str(error.get("code", code)), str(error.get("message", ""))
             retryable = error.get("retryable") is True
-    message = message or f"The server answered with status {status}, not as Halt does."
+    message = message or f"The server answered with status {status}; it is not a Halt."
     return RemoteError(message, code, status, retryable=retryable)

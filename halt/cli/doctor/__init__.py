@@ -1,1 +1,1 @@
-"""`doctor`: what is wrong with an installation, and what to do."""
+"""The command `doctor`: checks an installation and names a remedy for each fault."""

@@ -1,6 +1,6 @@
-"""Looks at the answers of a model: whether they come, how, and with what.
+"""Checks answers of a model: arrival, speed, streaming, usage, tools and reasoning.
 
-They are asked for through the same core as everybody's, so what is found is what users get.
+The requests go through the same core as those of users, so the findings hold for users' answers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from halt.core.run import Run
 from halt.core.service import GenerationService
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
-#: Fewer pieces than this say nothing about how they were sent on.
+#: With fewer pieces no statement on buffering is possible.
 PIECES_MIN = 8
-#: Pieces that came together, on average, from which on something gathers them.
+#: Average number of pieces per read from which on they count as buffered.
 GATHERED = 5
 
 
@@ -38,7 +38,7 @@ GATHERED = 5
 def watched(
     generations: GenerationService, prompt: str, **options: Any
 ) -> Iterator[tuple[Run, Watch]]:
-    """An answer that somebody follows; stopped at the end, if it is not over.
+    """Start an answer with a viewer; stop it at the end of the block if it still runs.
 
     `options` are further fields of the request.
     """
@@ -49,27 +49,27 @@ def watched(
         yield run, watch
     finally:
         generations.stop(run.id, None)
-        for _ in watch.groups:  # what is left, so that its connection is let go of
+        for _ in watch.groups:  # reads the rest, so that its connection is released
             pass
         generations.readers.unview(run, viewer)
 
 
 @dataclass
 class Watch:
-    """What is seen of an answer."""
+    """Reads an answer and counts what arrives."""
 
     groups: Iterator[list[tuple[int, Event]]]
-    reads: int = 0  # groups that brought something
+    reads: int = 0  # events with content
     began: bool = False
     ended: Terminal | None = None
 
     def until_begun(self) -> None:
-        """Read until the model has said something, or the answer is over."""
+        """Read until the first content arrives or the answer ends."""
         while not self.began and self.ended is None:
             self.next()
 
     def next(self) -> None:
-        """Read what comes next."""
+        """Read the next group of events."""
         for _, event in next(self.groups):
             if is_terminal(event):
                 self.ended = event
@@ -79,7 +79,7 @@ class Watch:
 
 
 def answer(report: Report, generations: GenerationService) -> bool:
-    """Ask for a short answer and see how it comes."""
+    """Request a short answer and check it; False if it failed or is empty."""
     with watched(generations, SHORT) as (_, watch):
         while (ended := watch.ended) is None:
             watch.next()
@@ -88,7 +88,9 @@ def answer(report: Report, generations: GenerationService) -> bool:
         return False
     figures = ended.metrics
     if not figures.chunks:
-        report.fail("answer", "it is empty.", "Look at the model's server; try another model.")
+        report.fail(
+            "answer", "the answer is empty.", "Look at the model's server, or try another model."
+        )
         return False
     rate = figures.tokens_per_second
     pace = f", {rate:.0f} tokens/s" if rate else ""
@@ -102,7 +104,7 @@ def answer(report: Report, generations: GenerationService) -> bool:
         report.warn(
             "usage",
             "the server reports no usage, so token counts are estimated.",
-            "Nothing need be done; newer servers know stream_options.include_usage.",
+            "No action is needed; newer servers support stream_options.include_usage.",
         )
     return True
 
@@ -113,20 +115,20 @@ def _streaming(report: Report, figures: Metrics, reads: int) -> None:
         report.warn(
             "streaming",
             "the server does not stream: the whole answer came in 1 piece.",
-            "Turn streaming on in the model's server or in the gateway before it, so that words "
-            "are shown as they are written; a small answer may also be so short.",
+            "Turn on streaming in the model's server or in the gateway before it, so that text "
+            "appears while it is written. A very short answer may also come in 1 piece.",
         )
     elif pieces < PIECES_MIN:
         report.warn(
             "streaming",
             f"the whole answer came in {pieces} pieces.",
-            "Turn streaming on in the model's server; a small answer may also be so short.",
+            "Turn on streaming in the model's server. A very short answer may also be the reason.",
         )
     elif pieces / max(1, reads) >= GATHERED:
         report.warn(
             "streaming",
-            f"{pieces} pieces came in {reads} lumps: something between gathers them.",
-            "Turn buffering off in the proxy before the model (nginx: `proxy_buffering off;`).",
+            f"{pieces} pieces came in {reads} batches: a proxy before the model buffers them.",
+            "Turn off buffering in the proxy before the model (nginx: `proxy_buffering off;`).",
         )
     else:
         gap = figures.gap_p50_ms or 0.0
@@ -134,7 +136,7 @@ def _streaming(report: Report, figures: Metrics, reads: int) -> None:
 
 
 def extras(report: Report, generations: GenerationService) -> None:
-    """Whether the model's server takes tools and reasoning; nobody is worse off where not."""
+    """Check whether the model's server accepts tools and reasoning; both are optional."""
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
     tool = ToolSpec.of_function("weather", "The weather in a city.", parameters)
     for name, setting, value in (
@@ -145,6 +147,6 @@ def extras(report: Report, generations: GenerationService) -> None:
             watch.until_begun()
         if isinstance(watch.ended, Failed):
             message = watch.ended.error.message
-            report.warn(name, message, f"Ask without `{setting}`, or another model.")
+            report.warn(name, message, f"Do not use `{setting}`, or use another model.")
         elif not isinstance(watch.ended, Cancelled):
             report.ok(name, f"`{setting}` is accepted")

@@ -1,4 +1,4 @@
-"""Looks at the key and at the list of models of a provider."""
+"""Checks the key and the list of models of a provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halt.providers.base import API_PATH
 
 
 def models(report: Report, provider: ProviderSettings, generations: GenerationService) -> bool:
-    """Look at the key and the list of models; whether an answer can be asked for."""
+    """Check the key and the list of models; whether an answer can be requested."""
     upstream = generations.upstream
     model = upstream.known_model
     began = now()
@@ -23,28 +23,28 @@ def models(report: Report, provider: ProviderSettings, generations: GenerationSe
         with limited_connection(
             min(ANSWER_WITHIN, generations.config.first_byte_timeout)
         ) as connection:
-            if provider.models:  # named in the settings, and perhaps listed nowhere else
+            if provider.models:  # named in the settings; the server may have no list
                 upstream.check(connection)
             names = upstream.models(connection)
     except HaltError as error:
         if connection.interrupted:
             remedy = report.remedy("first_byte_timeout")
-            report.fail("models", "no answer to the list of models.", remedy)
+            report.fail("models", "no response to the request for the list of models.", remedy)
             return False
         return _no_list(report, provider, model, error)
     report.is_listed = True
     report.ok("key", "none is needed" if provider.key == "none" else "accepted")
     spent = milliseconds(now() - began)
     if not names and model:
-        remedy = f"Nothing need be done, as long as {report.names['model']} is right."
+        remedy = f"No action is needed if {report.names['model']} is correct."
         report.warn("models", "the server's list is empty.", remedy)
     elif not names:
-        report.fail("models", "the server offers none.", "Load a model there.")
+        report.fail("models", "the server has no models.", "Load a model on the server.")
         return False
     elif model and model not in names:
         report.warn(
             "models",
-            f"{model} is not among the {len(names)} of the list.",
+            f"{model} is not among the {len(names)} models of the list.",
             f"Set {report.names['model']} to one of them, for example {names[0]}.",
         )
     else:
@@ -52,7 +52,7 @@ def models(report: Report, provider: ProviderSettings, generations: GenerationSe
     return True
 
 
-#: Faults of a list that stand for the whole server: an answer is not asked for.
+#: Codes of list errors after which a request for an answer would fail too, so none is made.
 _FINAL = frozenset({"unauthorized", "no_model"})
 _UNREACHED = (
     "upstream_refused",
@@ -65,14 +65,14 @@ _UNREACHED = (
 
 
 def _no_list(report: Report, provider: ProviderSettings, model: str, error: HaltError) -> bool:
-    """Say why there is no list of models; whether an answer can be asked for all the same."""
+    """Report why there is no list of models; whether an answer can be requested all the same."""
     name = "key" if error.code in {"unauthorized", "forbidden"} else "models"
     setting = report.names["model"]
     if model and error.code not in _FINAL and not error.code.startswith(_UNREACHED):
         text = error.message
         if error.code == "endpoint_not_found":
             text = "the server has no list of models."
-        remedy = f"Nothing need be done, as long as {setting} is right: {model} is asked."
+        remedy = f"No action is needed if {setting} is correct: doctor uses {model}."
         report.warn(name, text, remedy)
         return True
     if error.code == "endpoint_not_found":

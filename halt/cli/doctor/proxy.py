@@ -1,4 +1,4 @@
-"""Looks at a running Halt from outside, through whatever stands before it."""
+"""Checks a running Halt at its public address, through the proxies before it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from halt.clock import now
 from halt.transport.pool import proxy_for
 
 ROOT = (
-    "Give Halt a name of its own, such as https://halt.example.org/: a path below a name is not "
-    "supported yet."
+    "Give Halt a host name of its own, such as https://halt.example.org/: a path below a host name "
+    "is not supported yet."
 )
 
 
 def examine(report: Report, url: str, token: str, timeout: float, connect_timeout: float) -> None:
-    """Look at the Halt at a public address; `timeout` is for one answer, in seconds."""
+    """Check the Halt at this public address; `timeout` is for one answer, in seconds."""
     try:
         remote = Remote(url, token, connect_timeout)
     except RemoteError as fault:
@@ -49,7 +49,7 @@ def _reach(report: Report, remote: Remote, connect_timeout: float) -> bool:
     if url.scheme != "https" and not is_near and proxy_for(remote.url) is None:
         report.warn(
             "HTTPS",
-            "token and words can be read on the way.",
+            "without TLS others can read the access token and all messages.",
             "Put a proxy with a certificate in front of Halt: docs/deployment.md has recipes.",
         )
     return True
@@ -69,12 +69,12 @@ def _is_halt(report: Report, remote: Remote) -> bool:
     try:
         health = _health.decode(remote.request("GET", "/healthz").content)
     except RemoteError as fault:
-        remedy = "Start Halt; let the proxy lead to its HOST and PORT."
+        remedy = "Start Halt, and let the proxy forward to its HOST and PORT."
         report.fail("Halt", fault.message, _at_root(remote, remedy))
         return False
     except msgspec.MsgspecError:
-        remedy = "Let the proxy lead to Halt."
-        report.fail("Halt", "something else answers at this address.", _at_root(remote, remedy))
+        remedy = "Let the proxy forward to Halt."
+        report.fail("Halt", "another server answers at this address.", _at_root(remote, remedy))
         return False
     spent = milliseconds(now() - began)
     report.ok("Halt", f"version {health.version} answers ({spent}), its model is {health.upstream}")
@@ -89,7 +89,7 @@ def _is_halt(report: Report, remote: Remote) -> bool:
 
 
 def _at_root(remote: Remote, remedy: str) -> str:
-    """The remedy and, where the address has a path, that Halt is to have none."""
+    """The remedy and, if the address has a path, that Halt does not support one."""
     return f"{remedy} {ROOT}" if urlsplit(remote.url).path else remedy
 
 
@@ -97,7 +97,7 @@ def _at_root(remote: Remote, remedy: str) -> str:
 
 
 def _page(report: Report, remote: Remote) -> str:
-    """Look at the page; the cookies that it sets, as a request sends them back."""
+    """Check the page; return the cookies that it sets, as a Cookie header; empty on failure."""
     try:
         page = remote.request("GET", "/")
     except RemoteError as fault:
@@ -105,29 +105,29 @@ def _page(report: Report, remote: Remote) -> str:
         return ""
     _files(report, remote, page)
     policy = page.headers.get_list("content-security-policy")
-    if not any("default-src 'self'" in each for each in policy):
+    if not any("default-src 'self'" in value for value in policy):
         report.fail(
             "headers",
-            "the page's Content-Security-Policy is gone.",
-            "Take the proxy's own rules for this header away.",
+            "the page's Content-Security-Policy is missing.",
+            "Remove the proxy's rules for this header.",
         )
     elif len(policy) > 1:
         report.warn(
             "headers",
             "the proxy adds a second Content-Security-Policy.",
-            "Take it away: a browser obeys both, and the page may break.",
+            "Remove it: a browser applies both, and the page may break.",
         )
     else:
         report.ok("headers", "the page's Content-Security-Policy arrives")
-    cookies = [SimpleCookie(each) for each in page.headers.get_list("set-cookie")]
+    cookies = [SimpleCookie(value) for value in page.headers.get_list("set-cookie")]
     morsels = [morsel for jar in cookies for morsel in jar.values()]
     if remote.url.startswith("https") and morsels:
         if all(morsel["secure"] for morsel in morsels):
-            report.ok("cookies", "they are for HTTPS alone")
+            report.ok("cookies", "they are sent over HTTPS only")
         else:
             report.warn(
                 "cookies",
-                "the session's cookie would also be sent without HTTPS.",
+                "the session cookie would also be sent without HTTPS.",
                 "Let the proxy send X-Forwarded-Proto "
                 "(nginx: `proxy_set_header X-Forwarded-Proto $scheme;`), "
                 "and start Halt with HALT_TRUSTED_PROXIES=1.",
@@ -136,7 +136,7 @@ def _page(report: Report, remote: Remote) -> str:
 
 
 def _files(report: Report, remote: Remote, page: httpx2.Response) -> None:
-    """Ask for a style as a browser does, which finds it by the page: at the root of the name."""
+    """Request a stylesheet as a browser does: by the page's link, at the root of the host name."""
     link = re.search(r'<link rel="stylesheet" href="(/[^"]+)"', page.text)
     if link is None:
         return
@@ -152,11 +152,11 @@ def _files(report: Report, remote: Remote, page: httpx2.Response) -> None:
         root.close()
     place = f"{urlsplit(remote.url).netloc}{path}/"
     if path and fault:
-        text = f"Halt is below a path here ({place}), and its page looks for styles and scripts at "
-        report.fail("path", f"{text}the root of the name, where they are not ({fault}).", ROOT)
+        text = f"Halt is below a path here ({place}), but its page requests styles and scripts at "
+        report.fail("path", f"{text}the root of the host, where they are missing ({fault}).", ROOT)
     elif path:
-        text = f"Halt is below a path here ({place}), and its page asks the root of the name."
-        report.warn("path", text, f"Use {root.url}/ alone. {ROOT}")
+        text = f"Halt is below a path here ({place}), but its page uses the root of the host."
+        report.warn("path", text, f"Use only {root.url}/. {ROOT}")
     elif fault:
         text = f"the page's styles and scripts do not arrive ({link[1]}: {fault})."
-        report.fail("files", text, "Let the proxy lead every path of this name to Halt.")
+        report.fail("files", text, "Let the proxy forward every path of this host name to Halt.")

@@ -1,7 +1,7 @@
-"""What a proxy does to requests, WebSockets and clients that leave, for `halt-chat doctor URL`.
+"""Checks how a proxy treats requests, WebSockets and disconnects, for `halt-chat doctor URL`.
 
-How requests arrive, Halt itself tells (see `halt.web.proxies`). What an HTTP client would hide is
-looked at on connections of our own. Each public function adds its findings to the report.
+Halt itself reports how requests arrive (see `halt.web.proxies`). The checks use raw connections
+for what an HTTP client would hide. Each public function adds its findings to the report.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from halt.config.proxies import INSPECT, Seen
 from halt.core.events import Cancelled, encode
 from halt.errors import HaltError
 
-SOON = 0.1  # seconds to notice that a client has left: less says nothing about the proxy
-LATE = 1.0  # from which on that is late
-NOTICED_WITHIN = 5.0  # seconds after which a client that has left is given up
-LOOK = 0.02  # seconds between two looks whether an answer is over
+SOON = 0.1  # seconds until Halt notices a disconnect that are normal also behind a good proxy
+LATE = 1.0  # seconds until Halt notices a disconnect that are reported as late
+NOTICED_WITHIN = 5.0  # seconds to wait until Halt notices a disconnect
+LOOK = 0.02  # seconds between two checks whether an answer has ended
 HEAD_MAX = 65_536  # bytes of a response's head
 WEBSOCKETS = (
     "nginx: `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
@@ -44,12 +44,12 @@ ADDRESS = (
 )
 DEPARTURES = (
     "nginx: `proxy_ignore_client_abort off;`; HAProxy: `option abortonclose`; "
-    "Caddy: no `flush_interval -1`; Apache notices when it writes next: lower HALT_HEARTBEAT."
+    "Caddy: no `flush_interval -1`; Apache notices at its next write: lower HALT_HEARTBEAT."
 )
 
 _decode_seen = msgspec.json.Decoder(Seen).decode
 
-#: The beginning of a WebSocket. Proxies may treat it differently from other requests.
+#: Headers of a WebSocket handshake. Proxies may treat it differently from other requests.
 HANDSHAKE = {
     "Upgrade": "websocket",
     "Connection": "Upgrade",
@@ -67,7 +67,7 @@ def _requested(
     headers: Mapping[str, str],
     body: bytes = b"",
 ) -> Iterator[socket.socket]:
-    """A connection of our own on which a request was sent. Raises OSError."""
+    """A new connection on which a request was sent. Raises OSError."""
     url = urlsplit(remote.url)
     lines = {"Host": url.netloc.rpartition("@")[2], "User-Agent": f"halt/{VERSION}", **headers}
     if remote.token:
@@ -84,7 +84,7 @@ def _requested(
 
 
 def _status(sock: socket.socket) -> tuple[int, bytes]:
-    """The status of the next response, and what came behind its head. Raises OSError."""
+    """The status of the next response, and the bytes after its head. Raises OSError."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = sock.recv(4096)
@@ -92,13 +92,13 @@ def _status(sock: socket.socket) -> tuple[int, bytes]:
             raise ConnectionResetError("the connection was closed without an answer")
         data += part
         if len(data) > HEAD_MAX:
-            raise ConnectionError("the answer is none of HTTP")
+            raise ConnectionError("the response is not HTTP")
     status = data.partition(b" ")[2][:3]
     return int(status) if status.isdigit() else 0, data.partition(b"\r\n\r\n")[2]
 
 
 def _seen(remote: Remote, path: str, headers: Mapping[str, str], connect_timeout: float) -> Seen:
-    """How a request arrives. Raises OSError, HTTPException, msgspec.MsgspecError."""
+    """How a request arrives at Halt. Raises OSError, HTTPException, msgspec.MsgspecError."""
     inspecting = {INSPECT: "1", **headers}
     with (
         _requested(remote, connect_timeout, "GET", path, inspecting) as sock,
@@ -109,11 +109,11 @@ def _seen(remote: Remote, path: str, headers: Mapping[str, str], connect_timeout
 
 
 def arrivals(report: Report, remote: Remote, connect_timeout: float) -> None:
-    """Which address counts as the client's, and whether large files are let through."""
+    """Check which address counts as the client's, and whether large uploads pass."""
     invented = {"X-Forwarded-For": "192.0.2.1"}  # an address that no host has (RFC 5737)
     ways: list[tuple[str, dict[str, str]]] = [("/chat/stream", {}), ("/ws", HANDSHAKE)]
     try:
-        found = [
+        inspections = [
             (
                 path,
                 _seen(remote, path, more, connect_timeout),
@@ -124,36 +124,37 @@ def arrivals(report: Report, remote: Remote, connect_timeout: float) -> None:
     except (OSError, HTTPException, msgspec.MsgspecError):
         report.warn(
             "client address",
-            "this Halt does not tell how requests arrive.",
-            "Use the doctor of the same version as Halt.",
+            "this Halt does not report how requests arrive.",
+            "Run doctor of the same version as this Halt.",
         )
         return
     faults = [
         (path, fault)
-        for path, plain, forged in found
+        for path, plain, forged in inspections
         if (fault := misjudged(plain, forged, remote.url.startswith("https"))) is not None
     ]
     if not faults:
-        count = found[0][1].trusted_proxies
-        told = f"as {count} prox{'y' if count == 1 else 'ies'} told it" if count else "as connected"
-        report.ok("client address", f"Halt counts a client by its own address, {told}")
+        count = inspections[0][1].trusted_proxies
+        proxies = "1 proxy" if count == 1 else f"{count} proxies"
+        origin = f"as reported by {proxies}" if count else "as connected"
+        report.ok("client address", f"Halt knows the client's own address, {origin}")
     else:
-        path, (forgeable, text, remedy) = max(faults, key=lambda each: each[1][0])
+        path, (forgeable, text, remedy) = max(faults, key=lambda fault: fault[1][0])
         (report.fail if forgeable else report.warn)("client address", f"{path}: {text}", remedy)
-    _uploads(report, remote, found[0][1].max_import_bytes, connect_timeout)
+    _uploads(report, remote, inspections[0][1].max_import_bytes, connect_timeout)
 
 
 def misjudged(plain: Seen, forged: Seen, encrypted: bool) -> tuple[bool, str, str] | None:
-    """What is wrong with the address that Halt counts: can it be invented, words, remedy.
+    """The fault of the client address that Halt uses, or None: (can be forged, text, remedy).
 
-    `plain` is how a request arrived, `forged` one that brought an address of its own.
+    `plain` is how a request arrived, `forged` is one with an invented X-Forwarded-For.
     """
     trusted, hops = plain.trusted_proxies, plain.forwarded
     if trusted > hops and forged.forwarded > hops:
         remedy = f"{ADDRESS} Without a proxy: HALT_TRUSTED_PROXIES=0."
         if hops:
-            remedy = f"Start Halt with HALT_TRUSTED_PROXIES={hops}: so many proxies add to it."
-        text = "a client can invent its address: its own X-Forwarded-For reaches Halt and counts."
+            remedy = f"Start Halt with HALT_TRUSTED_PROXIES={hops}, the number of proxies here."
+        text = "a client can invent its address: Halt trusts the client's own X-Forwarded-For."
         return True, text, remedy
     if (
         trusted == hops
@@ -161,19 +162,19 @@ def misjudged(plain: Seen, forged: Seen, encrypted: bool) -> tuple[bool, str, st
         and not (trusted == 0 and encrypted and not plain.secure)
     ):
         return None
-    together = "all clients count as one: Halt knows the proxy's address alone"
+    together = "all clients count as one: Halt only knows the proxy's address"
     if hops == 0:
         remedy = f"{ADDRESS} And start Halt with HALT_TRUSTED_PROXIES=1."
-        return False, f"{together}, X-Forwarded-For does not name them.", remedy
+        return False, f"{together}, because X-Forwarded-For is missing.", remedy
     return (
         False,
-        f"{together}. X-Forwarded-For holds {hops}, HALT_TRUSTED_PROXIES is {trusted}.",
+        f"{together}. X-Forwarded-For has {hops} addresses, HALT_TRUSTED_PROXIES is {trusted}.",
         f"Start Halt with HALT_TRUSTED_PROXIES={hops}.",
     )
 
 
 def _uploads(report: Report, remote: Remote, size: int, connect_timeout: float) -> None:
-    """Announce the largest file that Halt imports; nothing of it is sent."""
+    """Announce an upload of the largest file that Halt imports; no part of it is sent."""
     headers = {
         INSPECT: "1",
         "Content-Type": "application/octet-stream",
@@ -185,23 +186,23 @@ def _uploads(report: Report, remote: Remote, size: int, connect_timeout: float) 
             status, _ = _status(sock)
     except OSError as exc:
         report.fail(
-            "uploads", f"a large file is not let through: {exc}.", "Look at the proxy's log."
+            "uploads", f"a large file does not reach Halt: {exc}.", "Look at the proxy's log."
         )
         return
     megabytes = f"{size / 1_000_000:.0f} MB"
     if status in {100, 200}:
-        report.ok("uploads", f"files of {megabytes} are let through to Halt")
+        report.ok("uploads", f"files of {megabytes} reach Halt")
     else:
         report.fail(
             "uploads",
-            f"the proxy refuses a file of {megabytes}, which Halt takes, with status {status}.",
-            "Let Halt limit bodies itself (nginx: `client_max_body_size 100m;`, "
+            f"the proxy refuses a file of {megabytes}, which Halt accepts, with status {status}.",
+            "Remove the proxy's limit; Halt has its own (nginx: `client_max_body_size 100m;`, "
             "Apache: `LimitRequestBody 0`).",
         )
 
 
 def websocket(report: Report, remote: Remote, connect_timeout: float) -> None:
-    """Open a socket and ask for a sign of life."""
+    """Open a WebSocket and check that a ping is answered."""
     ping = b'{"type":"ping"}'
     began = now()
     try:
@@ -212,7 +213,7 @@ def websocket(report: Report, remote: Remote, connect_timeout: float) -> None:
                 while b'"pong"' not in data:
                     part = sock.recv(4096)
                     if not part:
-                        raise ConnectionResetError("the socket was closed")
+                        raise ConnectionResetError("the connection was closed")
                     data += part
     except OSError as exc:
         report.fail("websocket", f"a WebSocket does not work: {exc}.", WEBSOCKETS)
@@ -220,10 +221,12 @@ def websocket(report: Report, remote: Remote, connect_timeout: float) -> None:
     if status == 101:
         report.ok("websocket", f"a message is answered ({milliseconds(now() - began)})")
     elif status == 503:
-        report.warn("websocket", "every place is taken (503).", "Try again.")
+        report.warn(
+            "websocket", "all places for streams are in use (503).", "Run doctor again later."
+        )
     else:
         report.fail(
-            "websocket", f"WebSockets are not passed on: the answer is {status}.", WEBSOCKETS
+            "websocket", f"the proxy does not forward WebSockets: status {status}.", WEBSOCKETS
         )
 
 
@@ -246,7 +249,7 @@ def _running(remote: Remote, stream_id: str, session: Mapping[str, str]) -> _Run
 
 
 def _answers(sock: socket.socket) -> bool:
-    """Whether something of the response comes within LOOK seconds. Raises OSError."""
+    """Whether a part of the response arrives within LOOK seconds. Raises OSError."""
     sock.settimeout(LOOK)
     try:
         sock.recv(4096)
@@ -256,9 +259,10 @@ def _answers(sock: socket.socket) -> bool:
 
 
 def departure(report: Report, remote: Remote, session: str, connect_timeout: float) -> None:
-    """Begin an answer and leave, before the model says anything if it can be; see what becomes.
+    """Start an answer, disconnect (if possible before its first text) and wait for its end.
 
-    The answer belongs to a session, which may list what runs: a reader would keep it alive.
+    The answer belongs to a session, so that it can be observed in the list of running streams; a
+    reader of the stream would keep it alive.
     """
     stream_id = f"doctor-{secrets.token_hex(8)}"
     cookie = {"Cookie": session}
@@ -275,7 +279,7 @@ def departure(report: Report, remote: Remote, session: str, connect_timeout: flo
             deadline = now() + ANSWER_WITHIN
             while (stream := _running(remote, stream_id, cookie)) is None and not _answers(sock):
                 if now() > deadline:
-                    raise TimeoutError("the answer does not begin")
+                    raise TimeoutError("the answer did not begin")
         silent = stream is not None and stream.events == 0
         left_at = now()
         left = stream = _running(remote, stream_id, cookie)
@@ -286,19 +290,20 @@ def departure(report: Report, remote: Remote, session: str, connect_timeout: flo
         remote.request("POST", f"/stop/{stream_id}", cookie)
         group = Frames().feed(remote.request("GET", f"/streams/{stream_id}", cookie).content)
     except (OSError, HaltError, msgspec.MsgspecError) as exc:
-        report.warn("departure", f"it could not be tried: {exc}.", "Try again.")
+        report.warn("departure", f"the check failed: {exc}.", "Run doctor again.")
         return
     ended = group[-1][1] if group else None
     if stream is not None or (left is not None and not isinstance(ended, Cancelled)):
-        text = f"Halt did not notice that a client had left: the model went on for {took:.1f} s."
+        text = f"Halt did not notice a disconnect: the model continued for {took:.1f} s."
         report.warn("departure", text, DEPARTURES)
     elif not isinstance(ended, Cancelled):
-        report.warn("departure", "the answer was over before a client could leave.", "Try again.")
+        text = "the answer was complete before the client could disconnect."
+        report.warn("departure", text, "Run doctor again.")
     elif took > LATE or (silent and ended.metrics.chunks and took > SOON):
         when = "only when the model wrote, " if ended.metrics.chunks else ""
-        text = f"that a client had left was noticed {when}after {milliseconds(took)}."
+        text = f"a disconnect was noticed {when}after {milliseconds(took)}."
         report.warn("departure", text, DEPARTURES)
     else:
         when = "before the model writes" if silent else "while the model writes"
-        text = f"a client that leaves {when} is noticed after {milliseconds(took)}"
+        text = f"a disconnect {when} is noticed after {milliseconds(took)}"
         report.ok("departure", text)

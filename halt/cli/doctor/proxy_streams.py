@@ -1,7 +1,7 @@
-"""Looks at streams of a running Halt through whatever stands before it.
+"""Checks streams of a running Halt through the proxies before it.
 
-Halt's own figures come with each answer, so a proxy that keeps events back is caught by comparing
-when the model wrote with when its words arrived.
+Each answer contains Halt's own timings. Comparing them with the arrival of the events shows a
+proxy that holds events back.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from halt.core.request import ChatRequest, Message
 from halt.errors import HaltError
 from halt.transport.http1 import Body
 
-PATIENCE = 2.0  # seconds without the first byte, which Halt sends at once, that mean a delay
+PATIENCE = 2.0  # seconds; Halt sends the first byte at once, so a later one is delayed by a proxy
 BUFFERING = (
-    "Neither buffer nor compress Halt's responses "
+    "Do not buffer or compress Halt's responses "
     "(nginx: `proxy_http_version 1.1; proxy_buffering off; gzip off;`)."
 )
-#: Codes of refusals that only a limit of this Halt makes.
+#: Codes of refusals by a limit of this Halt.
 LIMITS = frozenset({"too_many_requests", "at_capacity"})
-#: Shares of the time in which the model wrote: below, its words were kept back.
+#: Share of the time in which the model wrote: text that arrived in less was held back.
 TOGETHER = 0.5
-SPREAD_MIN = 100.0  # milliseconds; a model that wrote for less says nothing about a proxy
+SPREAD_MIN = 100.0  # milliseconds; an answer that took less allows no statement on a proxy
 
 
 class Stopper:
-    """Presses Stop in a thread: when told to, or by itself after so many seconds.
+    """Sends Stop in a thread: after `press`, or by itself after `after` seconds.
 
     A connection that has not ended ANSWER_WITHIN seconds later is interrupted.
     """
@@ -48,22 +48,22 @@ class Stopper:
         self.receipt: Receipt | None = None
         self.fault: HaltError | None = None
         self._remote, self._id, self._connection, self._after = remote, stream_id, connection, after
-        self._told, self._over = threading.Event(), threading.Event()
+        self._pressed, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="halt-doctor", daemon=True)
         self._thread.start()
 
     def press(self) -> None:
-        """Press it now."""
-        self._told.set()
+        """Send Stop now."""
+        self._pressed.set()
 
     def close(self) -> None:
-        """The answer is over; wait for a Stop that is under way."""
+        """End the thread after the answer has ended; wait for a Stop that is under way."""
         self._over.set()
-        self._told.set()
+        self._pressed.set()
         self._thread.join()
 
     def _run(self) -> None:
-        if self._told.wait(self._after) and self._over.is_set():
+        if self._pressed.wait(self._after) and self._over.is_set():
             return
         try:
             self.receipt = self._remote.stop(self._id, 0)
@@ -84,13 +84,13 @@ class Stream:
     first_event: float = 0.0
     last_byte: float = 0.0
     over: float = 0.0
-    reads: int = 0  # that brought events
+    reads: int = 0  # reads with events
     events: int = 0
     ended: Terminal | None = None
 
 
 def streams(report: Report, remote: Remote, timeout: float) -> bool:
-    """Look at two answers, a whole and a stopped one; whether a third can be looked at."""
+    """Check two answers, a complete and a stopped one; whether further checks make sense."""
     try:
         whole = _stream(remote, SHORT, timeout, None)
     except HaltError as fault:
@@ -99,28 +99,30 @@ def streams(report: Report, remote: Remote, timeout: float) -> bool:
     _headers(report, whole.headers)
     if not _complete(report, whole):
         return False
-    held = _buffers(report, whole, _encoding(report, remote, whole.id, timeout))
+    is_held_back = _buffers(report, whole, _encoding(report, remote, whole.id, timeout))
     try:
-        stopped = _stream(remote, LONG, timeout, PATIENCE / 2 if held else PATIENCE)
+        stopped = _stream(remote, LONG, timeout, PATIENCE / 2 if is_held_back else PATIENCE)
     except HaltError as fault:
-        report.fail("stop", fault.message, _remedy(fault, "Let POST /stop/... through to Halt."))
+        report.fail(
+            "stop", fault.message, _remedy(fault, "Let the proxy forward POST /stop/... to Halt.")
+        )
         return False
     _stopped(report, stopped)
     return True
 
 
 def _remedy(fault: HaltError, usual: str) -> str:
-    """What to do about a refusal; the usual thing where it is not Halt's own limit."""
+    """The remedy for a refusal by a limit of Halt's, else `usual`."""
     if fault.code in LIMITS:
-        return "Halt's own limit refused the doctor: wait, or raise it, and ask again."
+        return "A limit of Halt refused doctor's request: wait or raise it, and run doctor again."
     return usual
 
 
 def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None) -> Stream:
-    """Ask and note when things arrive. Raises HaltError.
+    """Start an answer and measure when its parts arrive. Raises HaltError.
 
-    With `patience` Stop is pressed when the first event is there, or after so many seconds; without
-    it, after `timeout`.
+    With `patience`, Stop is sent at the first event or after this many seconds; with None, only
+    after `timeout`.
     """
     stream_id = f"doctor-{secrets.token_hex(8)}"
     request = ChatRequest([Message("user", prompt)], id=stream_id)
@@ -168,7 +170,7 @@ def _follow(stream: Stream, body: Body, began: float, *, presses: bool) -> None:
 
 
 def _encoding(report: Report, remote: Remote, stream_id: str, timeout: float) -> str:
-    """How a stream is compressed for a browser, which takes that; empty where it is not."""
+    """The Content-Encoding of a stream for a browser, which accepts compression; may be empty."""
     headers = {"Accept-Encoding": "gzip, deflate, br, zstd"}
     if remote.token:
         headers["Authorization"] = f"Bearer {remote.token}"
@@ -178,8 +180,8 @@ def _encoding(report: Report, remote: Remote, stream_id: str, timeout: float) ->
             encoding: str = response.headers.get("content-encoding", "")
             response.raise_for_status()
     except httpx2.HTTPError as exc:
-        text = f"the stream can't be read again: {exc}."
-        report.fail("replay", text, "Let GET /streams/... through to Halt.")
+        text = f"the stream cannot be read again: {exc}."
+        report.fail("replay", text, "Let the proxy forward GET /streams/... to Halt.")
         return ""
     return encoding
 
@@ -190,23 +192,23 @@ def _headers(report: Report, headers: httpx2.Headers) -> None:
         report.fail(
             "stream headers",
             f"Content-Type is {kind or 'missing'}.",
-            "Let the proxy pass text/event-stream.",
+            "Let the proxy keep Halt's Content-Type, text/event-stream.",
         )
     elif "no-cache" not in cache or "no-transform" not in cache:
         report.warn(
             "stream headers",
             f"Cache-Control is {cache or 'missing'}.",
-            "Let the proxy pass `no-cache, no-transform`.",
+            "Let the proxy keep Halt's Cache-Control, `no-cache, no-transform`.",
         )
     else:
         report.ok("stream headers", "Content-Type and Cache-Control arrive")
 
 
 def _complete(report: Report, stream: Stream) -> bool:
-    """Whether the answer came to an end that says something about the way."""
+    """Whether the answer ended in a way that allows statements on the proxy."""
     ended = stream.ended
     if isinstance(ended, Failed):
-        report.fail("answer", ended.error.message, "Run the doctor where Halt runs, without URL.")
+        report.fail("answer", ended.error.message, "Run doctor without URL on Halt's machine.")
         return False
     if ended is not None:
         return True
@@ -221,39 +223,41 @@ def _complete(report: Report, stream: Stream) -> bool:
 
 
 def _buffers(report: Report, stream: Stream, encoding: str) -> bool:
-    """Whether words are kept back on the way, by a buffer or by a compressor."""
+    """Check whether a proxy buffers or compresses the stream; whether it held events back."""
     ended = stream.ended
     assert ended is not None  # noqa: S101 - it is complete
     wrote = ended.metrics.streaming_ms or 0.0
     arrived = (stream.last_byte - stream.first_event) * 1000
     took = ended.metrics.duration_ms
     first = stream.first_byte * 1000
-    # Halt says something at once. So the first byte comes long before the last, however slow the
-    # model is, unless somebody keeps it.
+    # Halt sends the first byte at once. So it arrives long before the last byte, however slow the
+    # model is, unless a proxy holds it back.
     kept_first = took > SPREAD_MIN and first > TOGETHER * took
     kept_words = wrote > SPREAD_MIN and arrived < TOGETHER * wrote
-    held = kept_first or kept_words
-    if held or encoding:
+    is_held_back = kept_first or kept_words
+    if is_held_back or encoding:
         faults = []
-        if held:
+        if is_held_back:
             faults.append(
                 f"the answer took {took:.0f} ms and arrived within {arrived:.0f} ms, "
-                f"its first byte after {first:.0f} ms: the proxy keeps it back."
+                f"its first byte after {first:.0f} ms: the proxy holds it back."
             )
         if encoding:
             faults.append(
-                f"The proxy compresses streams for browsers ({encoding}), which keeps events back."
+                f"The proxy compresses streams for browsers ({encoding}), which delays events."
             )
         report.fail("buffering", " ".join(faults), BUFFERING)
-        return held
+        return is_held_back
     if wrote <= SPREAD_MIN:
         report.warn(
             "buffering",
-            f"the model wrote all in {wrote:.0f} ms, too fast to tell.",
-            "Ask again with a slower model.",
+            f"not known: the model wrote its answer in {wrote:.0f} ms, too fast to measure.",
+            "Run doctor again with a slower model.",
         )
     elif stream.events / max(1, stream.reads) >= GATHERED:
-        report.warn("buffering", f"{stream.events} events came in {stream.reads} lumps.", BUFFERING)
+        report.warn(
+            "buffering", f"{stream.events} events came in {stream.reads} batches.", BUFFERING
+        )
     else:
         report.ok(
             "buffering", f"events arrive as they are written, the first byte in {first:.0f} ms"
@@ -264,18 +268,20 @@ def _buffers(report: Report, stream: Stream, encoding: str) -> bool:
 def _stopped(report: Report, stream: Stream) -> None:
     receipt = stream.stopper.receipt
     if receipt is None or receipt.status == "finished":
-        report.warn("stop", "the answer was over before Stop could be pressed.", "Try again.")
+        report.warn(
+            "stop", "the answer was complete before the Stop was sent.", "Run doctor again."
+        )
     elif receipt.status == "pending":
         report.fail(
             "stop",
-            "Stop reached a Halt that does not know the stream.",
-            "Let all requests go to one and the same Halt.",
+            "the Stop reached a Halt that does not have the stream.",
+            "Let the proxy send all requests to the same Halt.",
         )
     elif receipt.upstream == "closing" or receipt.elapsed_ms > SLOW_STOP:
         report.warn(
             "stop",
             f"the connection to the model is {receipt.upstream} after {receipt.elapsed_ms:.0f} ms.",
-            "Run the doctor where Halt runs, without URL.",
+            "Run doctor without URL on Halt's machine.",
         )
     else:
         done = "was closed" if receipt.upstream == "closed" else "was not open yet"

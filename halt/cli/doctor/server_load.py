@@ -1,10 +1,10 @@
-"""How many requests a model's server works on, where the server says so.
+"""The number of running requests of a model's server, if the server reports it.
 
     llama.cpp   GET /slots     a list of slots, each with `is_processing` (older: `state`)
     vLLM        GET /metrics   the gauge `vllm:num_requests_running` in Prometheus' text format
 
-Both count the requests of all clients. A server that has neither, refuses, or answers with
-something else is not known: nothing is concluded from its silence.
+Both count the requests of all clients. If a server has neither, refuses, or answers in another
+format, the number is not known, and no conclusion is drawn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from halt.core.connection import limited_connection
 from halt.errors import HaltError
 from halt.transport.pool import Transport
 
-ANSWER_WITHIN = 2.0  # seconds for one look
-BODY_MAX = 4_194_304  # bytes of an answer; the metrics of a busy vLLM have some 100,000
-# Seconds between looks, the last again and again. A llama.cpp that reads a prompt notices a closed
-# connection only after a second in which it has answered no request: with a look each 20 ms it went
-# on for 30 s, and stopped after 0.9 s when it was left alone.
+ANSWER_WITHIN = 2.0  # seconds for one request
+BODY_MAX = 4_194_304  # bytes of a response; the metrics of a busy vLLM have some 100,000
+# Seconds between requests; the last value repeats. A llama.cpp that reads a prompt notices a closed
+# connection only after a second without any other request: with a request every 20 ms it continued
+# for 30 s, without requests it stopped after 0.9 s.
 PAUSES = (0.05, 0.1, 0.2, 0.4, 1.2)
 
 _RUNNING = re.compile(r"^vllm:num_requests_running(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
@@ -44,7 +44,7 @@ class _Slot(msgspec.Struct):
 
     @property
     def is_busy(self) -> bool | None:
-        """Whether a request is worked on in this slot, None where it does not say."""
+        """Whether this slot has a running request; None if it does not report that."""
         if self.is_processing is not None:
             return self.is_processing
         return None if self.state is None else self.state != 0
@@ -54,7 +54,7 @@ _slots: msgspec.json.Decoder[list[_Slot]] = msgspec.json.Decoder(list[_Slot])
 
 
 def busy_slots(body: bytes) -> int | None:
-    """Slots that work on a request, in what llama.cpp's GET /slots answers."""
+    """The number of busy slots in a response of llama.cpp's GET /slots; None if malformed."""
     try:
         states = [slot.is_busy for slot in _slots.decode(body)]
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -63,7 +63,7 @@ def busy_slots(body: bytes) -> int | None:
 
 
 def running_requests(body: bytes) -> int | None:
-    """The sum over all engines in what vLLM's GET /metrics answers."""
+    """The sum over all engines in a response of vLLM's GET /metrics; None if malformed."""
     try:
         values = [float(value) for value in _RUNNING.findall(body.decode("utf-8", "replace"))]
     except ValueError:
@@ -72,7 +72,7 @@ def running_requests(body: bytes) -> int | None:
     return int(total) if values and math.isfinite(total) and total >= 0 else None
 
 
-#: What is asked, in this order.
+#: Paths and their parsers, in the order of requests.
 _SOURCES: tuple[tuple[str, Callable[[bytes], int | None]], ...] = (
     ("/slots", busy_slots),
     ("/metrics", running_requests),
@@ -80,18 +80,18 @@ _SOURCES: tuple[tuple[str, Callable[[bytes], int | None]], ...] = (
 
 
 class Waited(NamedTuple):
-    """How waiting for an idle server went. Times in seconds from its beginning."""
+    """The result of waiting for an idle server. Times in seconds from the start of the wait."""
 
-    left: int | None  # requests in work at the last look, None where that is not known
-    busy: float  # when the last look but one was made, which found the server at work; else 0
-    over: float  # when the last look was answered
+    left: int | None  # running requests at the last count, None if not known
+    busy: float  # start of the last count but one, when the server was still busy; else 0
+    over: float  # end of the last count
 
 
 class ServerLoad:
-    """The requests that one provider's server works on. For one thread."""
+    """Counts the running requests of one provider's server. For one thread."""
 
     def __init__(self, provider: ProviderSettings, model: str) -> None:
-        """`model` is asked about where the server is a router for several."""
+        """`model` selects the instance if the server is a router for several models."""
         is_asked = provider.kind == "openai" and not is_openai(provider.base_url)
         self._sources = _SOURCES if is_asked else ()
         self._root = _VERSION_PATH.sub("", provider.base_url.rstrip("/"))
@@ -102,31 +102,31 @@ class ServerLoad:
 
     @property
     def source(self) -> str:
-        """What was asked, for people: `GET /slots`. Meaningful after a count."""
+        """The request that gives the count, for users: `GET /slots`. Valid after a count."""
         return f"GET {self._sources[0][0]}" if self._sources else ""
 
     def count(self) -> int | None:
-        """Requests that are worked on now, None where that is not known."""
+        """The number of running requests now; None if not known."""
         for source in self._sources:
             body = self._get(source[0])
-            found = None if body is None else source[1](body)
-            if found is not None:
+            count = None if body is None else source[1](body)
+            if count is not None:
                 self._sources = (source,)
-                return found
+                return count
         return None
 
     def wait_idle(self, seconds: float) -> Waited:
-        """Look until nothing is worked on, or for so many seconds."""
+        """Count repeatedly until no request is running, or for this many seconds."""
         began = now()
         busy = 0.0
         pauses = chain(PAUSES, repeat(PAUSES[-1]))
         while True:
-            asked = now() - began
+            count_at = now() - began
             count = self.count()
-            if not count or asked >= seconds:
+            if not count or count_at >= seconds:
                 return Waited(count, busy, now() - began)
-            busy = asked
-            # The server announces nothing: it has to be asked again.
+            busy = count_at
+            # The server sends no notification, so the wait polls.
             time.sleep(min(next(pauses), max(0.0, seconds - (now() - began))))
 
     def close(self) -> None:
@@ -135,13 +135,13 @@ class ServerLoad:
         self._transport.close()
 
     def _get(self, path: str) -> bytes | None:
-        """The body of a whole answer with status 200."""
+        """The body of a complete response with status 200, else None."""
         with limited_connection(ANSWER_WITHIN):
             try:
                 url = self._root + path
                 with self._client.stream("GET", url, params=self._parameters) as response:
-                    # Of a refusal too: so its connection can be kept.
-                    whole = body_of(response).read_all(BODY_MAX)
-                    return whole if response.status_code == 200 else None
+                    # Read the body of a refusal too, so that the connection can be reused.
+                    body = body_of(response).read_all(BODY_MAX)
+                    return body if response.status_code == 200 else None
             except (HaltError, httpx2.HTTPError):
                 return None

@@ -1,4 +1,4 @@
-"""Looks at the effect of a Stop on the connection and on the model's server."""
+"""Checks the effect of a Stop on the connection and on the model's server."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from halt.core.events import Failed
 from halt.core.service import GenerationService
 
 SLOW_STOP = 1000.0  # milliseconds
-SETTLES_WITHIN = 1.0  # seconds for a server to be idle after an answer that was read to its end
-WATCHED_AFTER_STOP = 5.0  # seconds that the model's server is looked at after a Stop
+SETTLES_WITHIN = 1.0  # seconds in which a server becomes idle after a complete answer
+WATCHED_AFTER_STOP = 5.0  # seconds for which the model's server is observed after a Stop
 
 
 def stop(report: Report, generations: GenerationService, load: ServerLoad) -> None:
-    """Stop an answer in the middle; see what becomes of the connection, and of the model."""
+    """Stop a running answer; check that the connection is closed and the model stops."""
     before = load.wait_idle(SETTLES_WITHIN).left
     with watched(generations, LONG) as (run, watch):
         watch.until_begun()
@@ -25,8 +25,10 @@ def stop(report: Report, generations: GenerationService, load: ServerLoad) -> No
         receipt = generations.stop(run.id, None)
     spent = f"{receipt.elapsed_ms:.0f} ms"
     if receipt.status == "finished":
-        remedy = "Try again; where a server does not stream, an answer is over when it comes."
-        report.warn("stop", "the answer was over before Stop could be pressed.", remedy)
+        remedy = (
+            "Run doctor again. A server that does not stream sends an answer only when complete."
+        )
+        report.warn("stop", "the answer was complete before the Stop was sent.", remedy)
     elif receipt.upstream == "closed":
         report.ok("stop", f"the connection to the model was closed after {spent}")
         _after_stop(report, load, before, during)
@@ -39,23 +41,25 @@ def stop(report: Report, generations: GenerationService, load: ServerLoad) -> No
 
 
 def _after_stop(report: Report, load: ServerLoad, before: int | None, during: int | None) -> None:
-    """See when the model's server is idle, where it says what it works on.
+    """Check when the model's server becomes idle, if it reports its running requests.
 
-    `before` and `during` are the requests in work before the answer and while it was written.
+    `before` and `during` are the running requests before and during the answer.
     """
     name = "model stop"
-    remedy = "See docs/stop.md: what is known of this server, and of proxies before it."
+    remedy = "See docs/stop.md for this server and for proxies before it."
     if (before, during) == (0, 1):
         left, busy, over = load.wait_idle(WATCHED_AFTER_STOP)
     else:
         left, busy, over = None, 0.0, 0.0
     if any(known and known > most for known, most in ((before, 0), (during, 1), (left, 1))):
-        text = f"not known: the server works on other requests at the same time ({load.source})"
+        text = f"not known: the server has other requests at the same time ({load.source})"
         report.ok(name, text)
     elif left is None:
-        report.ok(name, "not known: this server does not say what it works on (docs/stop.md)")
+        report.ok(
+            name, "not known: this server does not report its running requests (docs/stop.md)"
+        )
     elif left:
-        text = f"the model writes on: {over:.1f} s after Stop the server still works on a request"
+        text = f"the model continues: {over:.1f} s after Stop the server still has a request"
         report.warn(name, f"{text} ({load.source}).", remedy)
     elif over * 1000 > SLOW_STOP:
         text = f"the model stopped {busy:.1f} to {over:.1f} s after Stop ({load.source})."

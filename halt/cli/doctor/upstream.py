@@ -1,4 +1,4 @@
-"""Looks at the way to the model, one check after the other, for each provider of the settings."""
+"""Checks each provider of the settings: connection, key, models, answer, Stop, extras."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:
 
 
 def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
-    """Look at each provider of these settings; `timeout` is for silence, in seconds.
+    """Check each provider of these settings; `timeout` is the longest silence, in seconds.
 
-    `make` makes generations for settings, of the provider that it is given by name.
+    `make` makes a GenerationService from settings for the provider with the given name.
     """
     config = replace(
         config,
@@ -67,7 +67,7 @@ def _examine(report: Report, config: Config, provider: ProviderSettings, make: M
 
 
 def _open_files(report: Report, streams: int) -> None:
-    """Whether the system lets the server have as many as its streams take."""
+    """Check that the system allows as many open files as the streams need."""
     allowed, needed = open_files.allowed(), open_files.needed(streams)
     text = f"{allowed:,} allowed, {needed:,} needed for {streams} streams"
     if allowed >= needed:
@@ -78,13 +78,13 @@ def _open_files(report: Report, streams: int) -> None:
 
 
 def _reach(report: Report, provider: ProviderSettings) -> bool:
-    """Look at the address itself and at the connection to it."""
-    cut = ENDPOINT.sub("", provider.base_url)
-    if provider.kind == "openai" and cut != provider.base_url:
+    """Check the address itself and the connection to it."""
+    base = ENDPOINT.sub("", provider.base_url)
+    if provider.kind == "openai" and base != provider.base_url:
         report.warn(
             "address",
-            f"{provider.base_url.removeprefix(cut)} is the path of a request, which Halt puts "
-            "behind the address by itself.",
-            f"Cut it off: set {report.names['address']} to {public_address(cut)}.",
+            f"{provider.base_url.removeprefix(base)} is the path of a request; Halt adds it to "
+            "the address by itself.",
+            f"Remove it: set {report.names['address']} to {public_address(base)}.",
         )
     return reach(report, provider.base_url, provider.connect_timeout, report.names["address"])

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from halt.cli import chat as chats
 from halt.cli import pipe
-from halt.cli.answer import STOPPED, Asking
+from halt.cli.answer import STOPPED, TerminalAnswer
 from halt.cli.rich_screen import RichScreen
 from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
 from halt.cli.source import Frames, Group, Local, Remote, RemoteError
@@ -250,7 +250,7 @@ def test_a_thought_that_was_shown_as_text_is_named_one(chat: Open, shared_fake: 
     """A line below says so; the model is told the answer alone."""
     terminal = chat("--model", "think_end?seconds=0&thoughts=3&n=3")
     terminal.say("think")
-    terminal.wait(r"(?s)thought2.*all of that was a thought\n\n?0 1 2\s*\n> *\Z")
+    terminal.wait(r"(?s)thought2.*the text above was a thought\n\n?0 1 2\s*\n> *\Z")
     terminal.say("and now")
     assert asked(shared_fake, "and now").body["messages"][1]["content"].strip() == "0 1 2"
 
@@ -259,7 +259,7 @@ def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Pat
     """/help, /model, /system, /retry, /save, /clear, and one that is none."""
     terminal = chat()
     terminal.say("/help")
-    terminal.wait("/save FILE +write")
+    terminal.wait("/save FILE +save")
     terminal.say("/model")
     terminal.wait("(?m)^ +silent_headers")
     terminal.say("/system Speak like a pirate.")
@@ -276,7 +276,7 @@ def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Pat
     terminal.wait(r"Saved to")
     assert "## You\n\ncommands one\n\n## echo\n\ncommands one\n" in saved.read_text()
     terminal.say(f"/save {saved}")
-    terminal.wait(r"exists already")
+    terminal.wait(r"already exists")
     terminal.say("/clear")
     terminal.say("commands two")
     assert len(asked(shared_fake, "commands two").body["messages"]) == 2
@@ -333,7 +333,7 @@ def test_a_token_that_no_header_can_carry_is_an_option_with_a_wrong_value(
     """It is named, not shown, and there is no traceback."""
     done = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
     assert done.returncode == 2
-    assert "Invalid value for '--token': it holds" in done.stderr
+    assert "Invalid value for '--token': it has" in done.stderr
     assert "Traceback" not in done.stderr
     assert "öpen" not in done.stderr
 
@@ -553,7 +553,7 @@ def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
     request = ChatRequest([Message("user", "x")], id=new_id())
     try:
         with pytest.raises(KeyboardInterrupt):
-            Asking(source, request, PlainScreen(out, out)).run()
+            TerminalAnswer(source, request, PlainScreen(out, out)).run()
     finally:
         source.close()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -580,7 +580,7 @@ class Quick:
     def start(self, request: ChatRequest) -> Iterator[Group]:
         if self._place == "as it is waited for":
             self._place = ""
-            interrupt_in(Asking._show.__code__)
+            interrupt_in(TerminalAnswer._show.__code__)
         if self._is_stopped:
             assert self._stopped.wait(SOON)
         yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
@@ -619,7 +619,7 @@ class Beginning(PlainScreen):
         ("before the answer", "Stopped.", 0),
         ("as it begins", "Stopped.", 0),
         ("as it is waited for", "Stopped.", 0),
-        ("behind the answer", "The answer was complete already. Ctrl-C again leaves.", 0),
+        ("behind the answer", "The answer was already complete. Ctrl-C again leaves.", 0),
     ],
 )
 def test_a_ctrl_c_at_an_odd_moment_counts_for_what_comes_next(

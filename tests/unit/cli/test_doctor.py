@@ -295,7 +295,7 @@ def test_a_model_that_writes_on_is_a_warning(
     status, text = model_stop(model_server)
     assert status == "warn"
     assert re.fullmatch(
-        r"the model writes on: \d\.\d s after Stop the server still works on a request "
+        r"the model continues: \d\.\d s after Stop the server still has a request "
         r"\(GET /metrics\)\.",
         text,
     )
@@ -310,7 +310,7 @@ def test_nothing_is_claimed_of_a_server_that_works_for_others(
     model_server.others = 2
     status, text = model_stop(model_server)
     assert status == "ok"
-    assert text == "not known: the server works on other requests at the same time (GET /slots)"
+    assert text == "not known: the server has other requests at the same time (GET /slots)"
 
 
 def test_others_that_come_after_the_stop_are_not_taken_for_the_own_answer(
@@ -335,7 +335,7 @@ def test_nothing_is_claimed_of_a_server_that_does_not_count_the_answer(
     model_server.work["/slots"] = lambda _: fake_work.slots(0)
     status, text = model_stop(model_server)
     assert status == "ok"
-    assert text == "not known: this server does not say what it works on (docs/stop.md)"
+    assert text == "not known: this server does not report its running requests (docs/stop.md)"
 
 
 # --- what stands before Halt ----------------------------------------------------------------------
@@ -473,7 +473,7 @@ def test_a_good_proxy_with_tls_is_well(proxies: dict[str, str]) -> None:
     found = outside(proxies["good tls"])
     assert set(found.statuses().values()) == {"ok"}, found.text
     assert {"TLS", "cookies"} <= set(found.findings)
-    assert "as 1 proxy told it" in found.findings["client address"]["text"]
+    assert "as reported by 1 proxy" in found.findings["client address"]["text"]
     assert "before the model writes" in found.findings["departure"]["text"]
 
 
@@ -542,12 +542,12 @@ def test_a_halt_below_a_path_is_one_finding(paced: HaltServer, tmp_path: Path) -
         assert [name for name, status in found.statuses().items() if status == "fail"] == ["path"]
         assert "below a path here" in found.findings["path"]["text"]
         assert "(status 404)" in found.findings["path"]["text"]
-        assert "a name of its own" in found.remedy("path")
+        assert "a host name of its own" in found.remedy("path")
         for path in ("/kept/", "/none"):  # Halt is told the path; nothing is there
             found = outside(f"{proxy}{path}")
             assert found.statuses()["Halt"] == "fail"
-            assert "a name of its own" in found.remedy("Halt")
-        assert "a name of its own" not in outside(proxy).remedy("Halt")
+            assert "a host name of its own" in found.remedy("Halt")
+        assert "a host name of its own" not in outside(proxy).remedy("Halt")
 
 
 @pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"x" * 70_000])

@@ -122,23 +122,27 @@ def examined(
         (
             replies({"error": {"message": "CUDA out of memory on device 3"}}, 500),
             "CUDA out of memory on device 3",
-            "own log",
+            "log of the model's server",
         ),
-        (replies({"detail": "engine core died"}, 502), "engine core died", "own log"),
+        (
+            replies({"detail": "engine core died"}, 502),
+            "engine core died",
+            "log of the model's server",
+        ),
         (
             replies("<html><title>504 gateway of Example</title></html>", 504, "text/html"),
             "504 gateway of Example",
-            "own log",
+            "log of the model's server",
         ),
         (
             replies({"error": {"message": "Country, region, or territory not supported"}}, 403),
             "Country, region, or territory not supported",
-            "No other key helps",
+            "Another key does not help",
         ),
         (
             replies({"error": {"message": "This key may not use good", "code": "forbidden"}}, 403),
             "This key may not use good",
-            "Use a key that may do this",
+            "Use a key that is allowed to do this",
         ),
         (
             replies({"error": {"message": "No credit", "code": "insufficient_quota"}}, 429),
@@ -208,9 +212,7 @@ def test_the_path_of_a_request_in_the_address_is_named(end: str) -> None:
     assert found.exit_code == 0, found.text
     assert found.statuses()["address"] == "warn"
     assert end in found.findings["address"]["text"]
-    assert found.remedy("address").startswith(
-        "Cut it off: set OPENAI_BASE_URL to http://127.0.0.1:"
-    )
+    assert found.remedy("address").startswith("Remove it: set OPENAI_BASE_URL to http://127.0.0.1:")
     assert found.remedy("address").endswith("/v1.")
 
 
@@ -243,7 +245,7 @@ def test_a_server_without_a_list_needs_a_model() -> None:
         assert found.exit_code == 0, found.text
         assert found.statuses()["models"] == "warn"
         assert found.findings["models"]["text"] == "the server has no list of models."
-        assert found.remedy("models").startswith("Nothing need be done")
+        assert found.remedy("models").startswith("No action is needed")
         assert found.statuses()["answer"] == "ok"
 
 
