@@ -181,9 +181,8 @@ def _resume(last: str) -> Response:
         # Sent as an event, because an EventSource does not show its page an error response.
         return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)
     except AtCapacity:
-        return Response(
-            _opening(stream_id, int(seq)), headers=EVENT_SOURCE_HEADERS
-        )  # the client reconnects
+        # Without events: the client reconnects after RETRY.
+        return Response(_opening(stream_id, int(seq)), headers=EVENT_SOURCE_HEADERS)
 
 
 def _follow(run: Generation, after: int) -> Response:
@@ -226,7 +225,7 @@ def _message(stream_id: str, seq: int | str, data: bytes) -> bytes:
 
 
 def _opening(stream_id: str, after: int) -> bytes:
-    """The first bytes: the time until a reconnect, and the ID of the last event without text."""
+    """The first bytes: the reconnect time, and an event without text that has the last ID."""
     return RETRY + _message(stream_id, after, encode(Content("")))
 
 

@@ -44,9 +44,8 @@ def stop_fragment(receipt: Receipt) -> str:
     try:
         run = services().generations.get(receipt.id, owner())
     except UnknownStream:
-        return (
-            lost_message(receipt.id) if page_shows_it else ""
-        )  # of another session, or no longer kept
+        # The stream belongs to another session or is no longer kept.
+        return lost_message(receipt.id) if page_shows_it else ""
     except StoreUnavailable:
         return ""  # it was stopped nevertheless; the page keeps its text
     answer_progress, rendering = (
