@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.support.halt_server import HaltServer, asked, new_id
+from tests.support.halt_server import HaltServer, asked, eventually, new_id
 
 PATIENCE = 30_000  # milliseconds after which something on the page is not going to happen
 
@@ -55,6 +56,11 @@ def numbers(n: int) -> str:
     return " ".join(str(i) for i in range(n))
 
 
+def wait_no_open_streams(server: HaltServer) -> None:
+    """Wait until the server has all its places for streams again."""
+    eventually(lambda: not server.client().get("/healthz").json["open_streams"])
+
+
 class Chat:
     """One tab. `trouble` gathers what must never happen; `forgives` is a pattern for exceptions."""
 
@@ -93,6 +99,17 @@ class Chat:
         key = new_id()
         self.fake.texts[key] = text
         return self.ask("text?" + "&".join(f"{k}={v}" for k, v in {"key": key, **pace}.items()))
+
+    def ask_for_paragraphs(self, text: str, silences: Iterable[int]) -> None:
+        """Let the model answer with `text`, silent at the start of each of these paragraphs.
+
+        Each silence lasts until the next `release`. Needs the fixture `stepwise`.
+        """
+        piece, key = 8, new_id()
+        self.fake.texts[key] = text
+        starts = [len("\n\n".join(text.split("\n\n")[:n])) // piece for n in silences]
+        at = ",".join(map(str, starts))
+        self.ask(f"stepwise?key={key}&piece={piece}&gap_ms=2&at={at}")
 
     def reload(self) -> None:
         """Press the browser's own button."""

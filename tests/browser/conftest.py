@@ -14,6 +14,8 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.scenarios import SCENARIOS, numbers, pieces
+from halt.testing.wire import Reply
 from tests.browser.chat import PATIENCE, Chat
 from tests.browser.network import Network
 from tests.support.halt_server import HaltServer
@@ -52,6 +54,28 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=installed_browser(), args=flags)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scenario `stepwise?at=20,60&n=100`.
+
+    After each number of tokens in `at` it is silent until the record is released once more.
+    """
+
+    def stepwise(reply: Reply, at: str = "", n: int = 100, key: str = "", piece: int = 4) -> None:
+        """`n` numbers, or the text `key` in pieces."""
+        tokens = pieces(reply.texts[key], piece) if key else list(numbers(n))
+        start = 0
+        for end in (*map(int, at.split(",")), len(tokens)):
+            reply.tokens(tokens[start:end])
+            if end < len(tokens):
+                reply.hold()
+                reply.record.released.clear()
+            start = end
+        reply.finish()
+
+    monkeypatch.setitem(SCENARIOS, "stepwise", stepwise)
 
 
 OpenChat = Callable[..., Chat]

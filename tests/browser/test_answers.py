@@ -164,7 +164,11 @@ def test_running_answer_draws_each_block_once_and_text_only_grows(chat: Chat) ->
           look();
         }"""
     )
-    chat.ask_for(PARAGRAPHS, piece=4, gap_ms=2)
+    last_pieces = (len(PARAGRAPHS) - 40) // 4  # within the last paragraph
+    chat.ask_for(PARAGRAPHS, piece=4, gap_ms=2, hold=last_pieces)
+    chat.wait_text("Paragraph 58")
+    chat.frames(3)
+    chat.release()
     chat.wait_text("Paragraph 59")
     chat.wait_state("done")
     seen = chat.page.evaluate("({ ...seen, blocks: seen.blocks.length })")
@@ -301,7 +305,7 @@ def test_request_holds_stopped_answer_as_shown_and_marks_it(chat: Chat) -> None:
     """A request holds prompts and answers as shown; a stopped answer is marked as stopped."""
     first = chat.ask("count?n=3")
     chat.wait_state("done")
-    second = chat.ask("count?n=100000&gap_ms=5")
+    second = chat.ask("count?n=1000000&gap_ms=5")
     chat.wait_text("10 11 12")
     chat.prompt.press("Escape")
     chat.wait_state("stopped")

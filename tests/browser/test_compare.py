@@ -6,10 +6,10 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.browser.chat import Chat, numbers
+from tests.browser.chat import Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
-from tests.browser.test_models import choose
-from tests.browser.test_stop import Held
+from tests.browser.held_requests import HeldRequests
+from tests.browser.model_picker import add_models, choose
 from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, eventually, new_id
 
 
@@ -52,17 +52,10 @@ def request_of(chat: Chat, model: str) -> Record:
     return found[0]
 
 
-def add(chat: Chat, *models: str) -> None:
-    """Put scenarios with arguments among the models that can be chosen."""
-    choose(chat, "echo")  # the list is there
-    for each in models:
-        chat.page.locator("#model").evaluate("(e, name) => e.add(new Option(name, name))", each)
-
-
 def test_columns_show_each_models_answer_and_figures_in_order(chat: Chat) -> None:
     """Each model has a column in the chosen order with its figures, also after a reload."""
     models = [f"stall?n=1&rest={n}" for n in (1, 2, 3)]  # none has ended when its column is made
-    add(chat, *models)
+    add_models(chat, *models)
     opened: list[str] = []
     chat.page.on("request", lambda r: opened.append(r.url) if "/streams/" in r.url else None)
     compare(chat, *models)
@@ -85,7 +78,7 @@ def test_columns_show_each_models_answer_and_figures_in_order(chat: Chat) -> Non
 def test_escape_stops_four_running_columns(chat: Chat) -> None:
     """With four streams open, one Stop ends all of them; each keeps the text that it had shown."""
     models = [f"count?n={100_000 + n}&gap_ms=15" for n in range(4)]
-    add(chat, *models)
+    add_models(chat, *models)
     compare(chat, *models)
     expect(chat.page.get_by_role("button", name="Compare", exact=True)).to_be_hidden()
     for model in models:
@@ -105,16 +98,16 @@ def test_escape_stops_four_running_columns(chat: Chat) -> None:
 
 def test_stop_of_a_column_ends_that_answer_alone(chat: Chat) -> None:
     """The Stop of a column ends its answer alone; the others continue, also after a reload."""
-    add(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
-    compare(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
-    endless, other = column(chat, "count?n=100000&gap_ms=15"), column(chat, "stall?n=20&rest=20")
+    add_models(chat, "count?n=1000000&gap_ms=15", "stall?n=20&rest=20")
+    compare(chat, "count?n=1000000&gap_ms=15", "stall?n=20&rest=20")
+    endless, other = column(chat, "count?n=1000000&gap_ms=15"), column(chat, "stall?n=20&rest=20")
     expect(endless.locator("> .text")).to_contain_text("20 21")
     expect(other.locator("> .text")).to_contain_text("18 19")
     chat.reload()
     expect(endless.locator("> .text")).to_contain_text("60 61")
     endless.get_by_role("button", name="Stop").click()
     expect(endless).to_have_attribute("data-state", "stopped")
-    assert request_of(chat, "count?n=100000&gap_ms=15").closed.wait(SEEN_WITHIN)
+    assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(SEEN_WITHIN)
     expect(other).to_have_attribute("data-state", "running")
     expect(chat.stop).to_be_visible()
     request_of(chat, "stall?n=20&rest=20").release()
@@ -127,7 +120,8 @@ def test_use_this_answer_selects_its_model_for_the_next_request(chat: Chat) -> N
     """The selected answer alone is in the next request, and its model is the next model."""
     first = compare(chat, "length", "count")
     expect(column(chat, "count").locator(".pick")).to_be_visible()
-    expect(column(chat, "length")).to_have_attribute("data-state", "done")
+    for model in ("length", "count"):
+        expect(column(chat, model)).to_have_attribute("data-state", "done")
     column(chat, "count").get_by_role("button", name="Use this answer").click()
     expect(columns(chat)).to_have_count(1)
     expect(columns(chat)).to_be_hidden()
@@ -170,12 +164,12 @@ def test_prompt_without_a_selection_continues_the_first_answer(chat: Chat) -> No
 
 def test_use_this_answer_stops_the_other_running_answers(chat: Chat) -> None:
     """Selecting an answer stops the others that still run."""
-    add(chat, "count?n=100000&gap_ms=15")
-    compare(chat, "length", "count?n=100000&gap_ms=15")
+    add_models(chat, "count?n=1000000&gap_ms=15")
+    compare(chat, "length", "count?n=1000000&gap_ms=15")
     expect(columns(chat).nth(1).locator("> .text")).to_contain_text("10 11")
     column(chat, "length").get_by_role("button", name="Use this answer").click()
     expect(chat.page.locator(".exchange > .answer")).to_have_attribute("data-model", "length")
-    assert request_of(chat, "count?n=100000&gap_ms=15").closed.wait(SEEN_WITHIN)
+    assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(SEEN_WITHIN)
     expect(chat.send).to_be_visible()
 
 
@@ -227,7 +221,7 @@ def test_compare_without_room_for_all_sends_none(
     expect(chat.prompt).to_have_value(said)
     assert chat.exchanges() == 0
     expect(chat.send).to_be_visible()
-    eventually(lambda: not chat.server.client().get("/healthz").json["open_streams"])
+    wait_no_open_streams(chat.server)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -258,13 +252,13 @@ def test_columns_fit_a_narrow_screen(
 
 def test_stop_before_the_compare_request_arrives_sends_none(chat: Chat) -> None:
     """A Stop that is faster than the request returns the prompt, and no model gets a request."""
-    held = Held(chat, "**/messages")
+    held = HeldRequests(chat, "**/messages")
     said = compare(chat, "count", "markdown", "echo")
     held.wait()
     with chat.page.expect_response("**/stop") as pressed:
         chat.page.keyboard.press("Escape")
     assert pressed.value.ok
-    held.let_go()
+    held.release()
     expect(chat.prompt).to_have_value(said)
     expect(chat.send).to_be_visible()
     assert chat.exchanges() == 0

@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat
 from tests.browser.conftest import OpenChat
+from tests.browser.held_requests import HeldRequests
 from tests.support.halt_server import HaltServer, StartHalt, asked, eventually
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(120))
@@ -50,12 +51,7 @@ def test_enter_sends_the_message_and_empties_the_field(chat: Chat) -> None:
 
 def test_enter_on_a_loading_page_sends_once_its_scripts_run(chat: Chat) -> None:
     """Enter before all scripts have loaded sends the message once, when they run."""
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    chat.page.route("**/draft.js*", hold, times=1)
+    held = HeldRequests(chat, "**/draft.js*")
     chat.page.reload(wait_until="commit")
     chat.prompt.fill("/fake count?n=2")
     chat.page.wait_for_function(
@@ -66,7 +62,8 @@ def test_enter_on_a_loading_page_sends_once_its_scripts_run(chat: Chat) -> None:
     chat.prompt.press("Enter")
     chat.prompt.press("Enter")
     expect(chat.prompt).to_have_value("/fake count?n=2")
-    held[0].continue_()
+    held.wait()
+    held.release()
     chat.wait_state("done")
     assert chat.exchanges() == 1
     expect(chat.prompt).to_have_value("")
@@ -75,24 +72,20 @@ def test_enter_on_a_loading_page_sends_once_its_scripts_run(chat: Chat) -> None:
 @pytest.mark.parametrize("status", [200, 503])
 def test_text_typed_while_a_message_is_sent_stays(chat: Chat, status: int) -> None:
     """A second Enter sends no message; the typed text stays, and a refused message comes back."""
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    chat.page.route("**/messages", hold, times=1)
+    held = HeldRequests(chat, "**/messages")
     chat.forgives = AWAY
     said = chat.ask("count?n=2")
+    held.wait()
     chat.prompt.press("Enter")
     expect(chat.stop).to_be_visible()
     chat.prompt.press_sequentially("the next")
     expect(chat.prompt).to_have_value("the next")
     if status == 200:
-        held[0].continue_()
+        held.release()
         chat.wait_state("done")
         expect(chat.prompt).to_have_value("the next")
     else:
-        held[0].fulfill(status=status, body="away")
+        held.respond(status, "away")
         expect(chat.prompt).to_have_value(f"{said}\nthe next")
     assert chat.exchanges() == (status == 200)
     expect(chat.page.locator("#queue li")).to_have_count(0)
@@ -354,15 +347,19 @@ def test_screen_reader_hears_only_start_and_end_of_an_answer(chat: Chat) -> None
         }"""
     )
     started = "The answer has started."
-    chat.ask("count?n=50&gap_ms=4")
+    chat.ask("count?n=50&hold=20")
+    chat.wait_text("18 19")
+    chat.release()
     chat.wait_state("done")
-    chat.ask("count?n=100000&gap_ms=4")
+    chat.ask("count?n=1000000&gap_ms=4")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_text("20 21 22")
     chat.stop.click()
     chat.wait_state("stopped")
-    chat.ask("error_in_stream?message=sorry&seconds=0.3")
+    chat.ask("error_in_stream?message=sorry&seconds=inf")
     expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_text("3 4")
+    chat.release()
     chat.wait_state("error")
     told = chat.page.evaluate("told")
     assert told[:-1] == [started, "The answer is complete.", started, "The answer was stopped.", started]  # fmt: skip
@@ -469,6 +466,7 @@ def test_page_fits_a_narrow_screen(
     for scrolls in (".table", "pre"):
         assert chat.text.locator(scrolls).evaluate("e => e.scrollWidth > e.clientWidth"), scrolls
     chat.say("w" * 500)
+    expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
     assert chat.page.evaluate("overflow()") == 0
     for each in (chat.prompt, chat.send):
@@ -485,13 +483,16 @@ def test_page_fits_a_narrow_screen(
 # --- scrolling ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stepwise")
 def test_page_at_its_end_follows_the_text(chat: Chat) -> None:
     """While the page is scrolled to its end, new text and the figures stay in view."""
-    chat.ask_for(PARAGRAPHS, piece=8, gap_ms=2)
+    chat.ask_for_paragraphs(PARAGRAPHS, (30, 70, 115))
     for n in (20, 60, 110):
         chat.wait_text(f"Paragraph {n} ")
         assert chat.scrolled() > 0
         assert chat.below() < 40
+        chat.wait_state("running")
+        chat.release()
     chat.wait_state("done")
     expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
@@ -512,15 +513,22 @@ def test_page_at_its_end_follows_the_usage_line(chat: Chat) -> None:
     assert chat.below() < 2
 
 
+@pytest.mark.usefixtures("stepwise")
 @pytest.mark.parametrize("pixels", [15, 300])
 def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: int) -> None:
     """After scrolling up, even a little, the page stays until it is scrolled to its end again."""
-    chat.ask_for(PARAGRAPHS, piece=8, gap_ms=2)
-    chat.wait_text("Paragraph 25 ")
+    chat.ask_for_paragraphs(PARAGRAPHS, (30, 40, 75))
+    chat.wait_text("Paragraph 29 ")
+    chat.frames()
+    before = chat.scrolled()
     chat.page.mouse.move(400, 300)
     chat.page.mouse.wheel(0, -pixels)
+    eventually(lambda: chat.scrolled() < before)
+    chat.release()
     eventually(lambda: chat.below() > 100)
     there = chat.scrolled()
+    chat.wait_text("Paragraph 39 ")
+    chat.release()
     chat.wait_text("Paragraph 70 ")
     assert chat.scrolled() == there
 
@@ -530,6 +538,8 @@ def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: in
         return chat.below() < 40
 
     eventually(goes_to_the_end)
+    chat.wait_state("running")
+    chat.release()
     chat.wait_text("Paragraph 110 ")
     assert chat.below() < 40
     chat.wait_state("done")
@@ -538,9 +548,10 @@ def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: in
 
 def test_page_scrolled_up_stays_when_the_answer_ends(chat: Chat) -> None:
     """The end of an answer does not move a page that is scrolled up; a new prompt does."""
-    chat.ask_for(PARAGRAPHS, piece=8, gap_ms=1)
+    chat.ask_for(PARAGRAPHS, piece=8, hold=200)
     chat.wait_text("Paragraph 25 ")
     chat.page.evaluate("scrollTo(0, 100)")
+    chat.release()
     chat.wait_state("done")
     chat.frames()
     assert chat.scrolled() == 100
@@ -581,16 +592,15 @@ def test_page_of_a_server_with_a_token_asks_for_it(
 
 def test_enter_twice_sends_once_and_queues_later_text_alone(chat: Chat) -> None:
     """A second Enter during the request sends no message; text typed after it is queued alone."""
-    held: list[Route] = []
-    chat.page.route("**/messages", lambda route: held.append(route))  # noqa: PLW0108 - no method of a list will do
-    with chat.page.expect_request("**/messages"):
-        said = chat.ask("stall?n=3")
+    held = HeldRequests(chat, "**/messages")
+    said = chat.ask("stall?n=3")
+    held.wait()
     chat.prompt.press("Enter")
     chat.prompt.press_sequentially(" More")
     chat.prompt.press("Enter")
     expect(chat.page.locator("#queue li .text")).to_have_text(["More"])
     expect(chat.prompt).to_have_value("")
-    held.pop().continue_()
+    held.release()
     chat.wait_text("0 1 2")
     expect(chat.prompt).to_have_value("")
     assert chat.page.locator(".prompt .text").inner_text() == said

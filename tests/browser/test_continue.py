@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from playwright.sync_api import expect
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import SCENARIOS
 from halt.testing.wire import Reply
-from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.chat import AWAY, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
-from tests.browser.test_compare import add
-from tests.browser.test_models import choose
-from tests.browser.test_stop import Held
+from tests.browser.held_requests import HeldRequests
+from tests.browser.model_picker import add_models, choose
 from tests.support.halt_server import SEEN_WITHIN, StartHalt, eventually, new_id
+from tests.support.reverse_proxies import free_port
 
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of a lost server
 
@@ -63,7 +62,7 @@ def begin(chat: Chat, whole: str, first: int, **more: Any) -> str:
 
 def tell(chat: Chat, model: str) -> str:
     """Ask this model: a continuation has other last words than the prompt's."""
-    add(chat, model)
+    add_models(chat, model)
     choose(chat, model)
     chat.said = f"Tell me. {new_id()}"
     chat.say(chat.said)
@@ -191,13 +190,11 @@ def test_continue_extends_an_answer_after_a_server_restart(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """After a restart an interrupted answer is labelled, and Continue completes it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        settings = {
-            "PORT": probe.getsockname()[1],
-            "HALT_DATA": tmp_path / "data",
-            "HALT_SECRET_KEY": "k" * 32,
-        }
+    settings = {
+        "PORT": free_port(),
+        "HALT_DATA": tmp_path / "data",
+        "HALT_SECRET_KEY": "k" * 32,
+    }
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
     chat.forgives = BROKEN
@@ -222,13 +219,13 @@ def test_continue_stopped_before_any_text_leaves_the_answer(chat: Chat) -> None:
     eventually(lambda: letters(chat.shown()) == letters(WHOLE[:84]))
     chat.stop.click()
     chat.wait_state("stopped")
-    held = Held(chat, "**/continue")
+    held = HeldRequests(chat, "**/continue")
     chat.button("Continue").click()
     held.wait()
     with chat.page.expect_response("**/stop") as pressed:
         chat.stop.click()
     assert pressed.value.ok
-    held.let_go()
+    held.release()
     chat.wait_state("stopped")
     for _ in range(2):
         expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
@@ -282,6 +279,7 @@ def test_continue_without_room_leaves_the_answer(
     eventually(lambda: letters(chat.shown()) == letters(WHOLE[:84]))
     chat.stop.click()
     chat.wait_state("stopped")
+    wait_no_open_streams(server)
     with server.client().chat("stall?n=1") as events:
         events.until_text("0 ")
         for name in ("Continue", "Regenerate"):
@@ -293,22 +291,26 @@ def test_continue_without_room_leaves_the_answer(
         assert letters(chat.shown()) == letters(WHOLE[:84])
         server.client().stop(events.id)
         events.to_end()
+    wait_no_open_streams(server)
     chat.button("Continue").click()
     chat.wait_state("done")
     assert letters(chat.shown()) == letters(WHOLE)
 
 
-def test_text_after_the_last_shown_word_is_counted_but_not_kept(chat: Chat) -> None:
+def test_text_after_the_last_shown_word_is_counted_but_not_kept(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
     """Text that arrives after Stop is in no page or request; the figures count its tokens."""
-    chat.ask("count?n=100000&gap_ms=3")
+    chat.ask("count?n=1000000&gap_ms=3")
     chat.wait_text("20 21 22")
-    held = Held(chat, "**/stop")
+    held = HeldRequests(chat, "**/stop")
     chat.stop.click()
     still = chat.shown()
     held.wait()
-    sent = chat.record().wait_tokens(0)
-    chat.record().wait_tokens(sent + 200)
-    held.let_go()
+    other = tab()  # it shows what Halt has received
+    other.page.goto(chat.page.url)
+    other.wait_text(f" {len(still.split()) + 250} ")
+    held.release()
     chat.wait_state("stopped")
     for _ in range(2):
         assert chat.shown() == still
@@ -327,13 +329,20 @@ def test_answer_stopped_by_halt_shows_the_reason(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
     """An answer that Halt stopped names the limit, is no error, and offers all its buttons."""
-    server = start_halt(fake, HALT_ORPHAN_GRACE=1, HALT_MAX_ANSWER_CHARS=6000, HALT_RUN_TIMEOUT=4)
-    for model, label in [
-        ("stall?n=13", "Stopped: no page was open for 1 second (HALT_ORPHAN_GRACE)."),
-        ("count?n=100000", "Stopped at a limit. The answer grew"),
-        ("stall?n=13", "Stopped at a limit. The answer took"),
+    for model, label, limit in [
+        (
+            "stall?n=13",
+            "Stopped: no page was open for 1 second (HALT_ORPHAN_GRACE).",
+            {"HALT_ORPHAN_GRACE": 1},
+        ),
+        (
+            "count?n=100000",
+            "Stopped at a limit. The answer is longer",
+            {"HALT_MAX_ANSWER_CHARS": 6000},
+        ),
+        ("stall?n=13", "Stopped at a limit. The answer took", {"HALT_RUN_TIMEOUT": 4}),
     ]:
-        chat = open_chat(server, fake)
+        chat = open_chat(start_halt(fake, **limit), fake)
         chat.ask(model)
         chat.wait_text("10 11 12")
         if "no page" in label:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import FilePayload, Locator, Route, ViewportSize, expect
+from playwright.sync_api import FilePayload, Locator, ViewportSize, expect
 
-from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.fake_openai import FakeOpenAI, Record
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
+from tests.browser.held_requests import HeldRequests
 from tests.server.test_conversations import exported, talk
-from tests.support.halt_server import HaltServer, StartHalt
+from tests.support.halt_server import HaltServer, StartHalt, asked
 
 WIDE: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 360, "height": 740}
@@ -90,11 +91,12 @@ def desk(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Iter
 def test_list_shows_a_new_conversation_open_and_running(desk: Desk) -> None:
     """A new conversation is listed at once as open, and as running until its answer is done."""
     expect(desk.page.locator("#listed .none")).to_be_visible()
-    said = desk.chat.ask("count?n=40&gap_ms=40", "x")
+    said = desk.chat.ask("count?n=40&hold=10", "x")
     expect(desk.items).to_have_count(1)
     expect(desk.items.locator("[aria-current] .title")).to_have_text(said)
     expect(desk.items.locator(".live")).to_be_visible()
     expect(desk.page).to_have_title(f"{said} · Halt")
+    desk.chat.release()
     desk.chat.wait_state("done")
     expect(desk.items.locator(".live")).to_have_count(0)
     expect(desk.items.locator("time")).not_to_be_empty()
@@ -103,11 +105,14 @@ def test_list_shows_a_new_conversation_open_and_running(desk: Desk) -> None:
 
 def test_answers_of_two_conversations_run_at_once(desk: Desk) -> None:
     """An answer keeps running when its page is left; the list shows both, and both complete."""
-    first = desk.chat.ask("count?n=60&gap_ms=40", "first")
-    desk.chat.wait_text("3")
+    first = desk.chat.ask("count?n=60&hold=10", "first")
+    desk.chat.wait_text("8 9")
     desk.new_chat()
-    second = desk.chat.ask("count?n=60&gap_ms=40", "second")
+    second = desk.chat.ask("count?n=60&hold=10", "second")
     expect(desk.items.locator(".live")).to_have_count(2)
+    asked(desk.chat.fake, first).release()
+    expect(desk.items.locator(".live")).to_have_count(1)
+    asked(desk.chat.fake, second).release()
     desk.open(first)
     desk.chat.wait_state("done")
     desk.chat.wait_text("58 59")
@@ -167,16 +172,25 @@ def test_list_follows_another_tab_on_focus(desk: Desk, open_chat: OpenChat) -> N
     assert desk.titles() == ["Here"]
 
 
+def is_completion(record: Record) -> bool:
+    """Whether this request is one for an answer or a title."""
+    return record.method == "POST"
+
+
 def test_title_of_the_model_replaces_the_first_words(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
     """The title is the first words at first, and then the model's, in the list and the tab."""
     fake.texts["t"] = "Storms at sea"
-    halt = start_halt(fake, HALT_TITLES="model", HALT_MODEL="text?key=t&first_ms=300")
+    halt = start_halt(fake, HALT_TITLES="model", HALT_MODEL="text?key=t&hold=0")
     desk = Desk(open_chat(halt, fake, viewport=WIDE))
     desk.chat.say("What of storms?")
     expect(desk.items.locator(".title")).to_have_text("What of storms?")
+    fake.wait_request(is_completion, nth=0).release()
     desk.chat.wait_state("done")
+    title_request = fake.wait_request(is_completion, nth=1)
+    expect(desk.items.locator(".title")).to_have_text("What of storms?")
+    title_request.release()
     expect(desk.items.locator(".title")).to_have_text("Storms at sea")
     expect(desk.page).to_have_title("Storms at sea · Halt")
 
@@ -252,16 +266,12 @@ def test_undo_restores_a_deleted_conversation_at_its_place(desk: Desk) -> None:
 def test_menu_opened_on_a_loading_page_acts_on_its_entry(desk: Desk) -> None:
     """A menu that opens before the scripts have loaded acts on the entry it belongs to."""
     desk.keep(*(talk("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three")))
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    desk.page.route("**/sidebar.js*", hold, times=1)
+    held = HeldRequests(desk.chat, "**/sidebar.js*")
     desk.page.reload(wait_until="commit")
     desk.open_menu("Two")
     expect(desk.entry("Delete")).to_be_visible()
-    held[0].continue_()
+    held.wait()
+    held.release()
     desk.page.wait_for_load_state()
     desk.entry("Delete").click()
     expect(desk.item("Two")).to_have_count(0)

@@ -89,7 +89,7 @@ def test_text_before_a_closing_think_tag_moves_into_a_fold(chat: Chat) -> None:
 
 def test_text_before_a_closing_think_tag_leaves_a_running_answer(chat: Chat) -> None:
     """A running answer loses its reasoning at the tag; a Stop then keeps the answer alone."""
-    chat.ask("think_end?seconds=0&n=100000&gap_ms=5")
+    chat.ask("think_end?seconds=0&n=1000000&gap_ms=5")
     expect(folds(chat)).to_have_count(1)
     expect(chat.answer).to_have_attribute("data-state", "running")
     expect(chat.answer.locator("> .text")).to_have_text(re.compile(r"^\s*0 1 2 "))
@@ -101,7 +101,7 @@ def test_text_before_a_closing_think_tag_leaves_a_running_answer(chat: Chat) -> 
 
 def test_tool_call_is_shown_as_its_arguments_arrive(chat: Chat) -> None:
     """A tool call shows its name, then its arguments as text as they arrive, also on a reload."""
-    chat.ask("call?seconds=60")
+    chat.ask("call?seconds=inf")
     label, arguments = folds(chat).locator(".label"), folds(chat).locator(".folded")
     for _ in range(2):
         expect(label).to_have_text("Calling look_up…")

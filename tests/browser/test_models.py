@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
+from tests.browser.model_picker import choose, picker
 from tests.support.halt_server import StartHalt, eventually
 from tests.support.model_servers import listing, models
+from tests.support.reverse_proxies import free_port
 from tests.support.wire import HandMade
-from tests.unit.providers.test_openai import closed_port
-
-
-def picker(chat: Chat) -> Locator:
-    """The field in which a model is chosen."""
-    return chat.page.get_by_role("combobox", name="Model", exact=True)
-
-
-def choose(chat: Chat, model: str) -> None:
-    """Choose a model when the list is there."""
-    expect(picker(chat).locator(f'option[value="{model}"]')).to_have_count(1)
-    picker(chat).select_option(model)
 
 
 def test_picker_lists_the_providers_models_and_sends_the_choice(chat: Chat) -> None:
@@ -110,7 +100,7 @@ def test_picker_offers_a_new_server_when_opened(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
     """A model server that starts later is offered without a reload when the list is opened."""
-    port = closed_port()
+    port = free_port()
     halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1)
     halt.url = f"http://127.0.0.1:{halt.port}"
     chat = open_chat(halt, fake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
@@ -10,6 +11,7 @@ from tests.browser.conftest import OpenChat
 from tests.support.halt_server import StartHalt
 
 
+@pytest.mark.usefixtures("stepwise")
 def test_progress_is_estimated_from_earlier_answers(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
@@ -23,7 +25,7 @@ def test_progress_is_estimated_from_earlier_answers(
         expect(bar).to_have_count(0)
         chat.record().release()
         chat.wait_state("done")
-    chat.ask("stall?n=20&rest=130&gap_ms=2")
+    chat.ask("stepwise?n=150&at=20,60&gap_ms=2")
     expect(bar).to_have_attribute("value", "40")
     expect(chat.answer.locator(".progress")).to_contain_text("about 40 %")
     expect(bar).to_have_accessible_name("Progress, estimated")
@@ -40,7 +42,11 @@ def test_progress_is_estimated_from_earlier_answers(
           look();
         }"""
     )
-    chat.record().release()
+    chat.release()
+    chat.wait_text("58 59")
+    expect(bar).not_to_have_attribute("value", "40")
+    chat.frames()
+    chat.release()
     chat.wait_state("done")
     expect(bar).to_have_count(0)
     bars = chat.page.evaluate("bars")

@@ -218,7 +218,7 @@ def test_stop_before_any_text_pauses_and_returns_the_prompt(chat: Chat) -> None:
 
 def test_failed_answer_pauses_the_queue(chat: Chat) -> None:
     """A failed answer pauses the queue; a new message can be sent before it."""
-    chat.ask("error_in_stream?n=3&seconds=60")
+    chat.ask("error_in_stream?n=3&seconds=inf")
     second = prompt(4)
     chat.say(second)
     expect(waiting(chat)).to_have_text([second])
@@ -366,7 +366,9 @@ def test_queue_takes_at_most_20_messages(chat: Chat) -> None:
         chat.say(f"message {n}")
     expect(waiting(chat)).to_have_count(20)
     chat.say("one too many")
-    expect(chat.page.locator("#notice")).to_have_text("At most 20 messages can wait.")
+    expect(chat.page.locator("#notice")).to_have_text(
+        "The queue is full: at most 20 messages can wait."
+    )
     expect(chat.prompt).to_have_value("one too many")
     expect(chat.stop).to_be_in_viewport(ratio=1)
     chat.stop.click()

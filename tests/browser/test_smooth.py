@@ -46,7 +46,7 @@ def test_smoothing_spreads_a_burst_over_several_frames(chat: Chat) -> None:
 
 def test_stop_shows_all_smoothed_text_at_once(chat: Chat) -> None:
     """A frame after Stop all text has its ink, and that text is kept."""
-    chat.ask(BURSTS.replace("300", "100000"))
+    chat.ask(BURSTS.replace("300", "1000000"))
     chat.wait_text("100 101")
     chat.page.evaluate(
         """() => document.querySelector('#stop').addEventListener('click', () => requestAnimationFrame(() => {
@@ -56,6 +56,7 @@ def test_stop_shows_all_smoothed_text_at_once(chat: Chat) -> None:
     )
     chat.stop.click()
     chat.wait_state("stopped")
+    chat.page.wait_for_function("() => 'unread' in window")
     assert chat.page.evaluate("unread") == 0
     assert chat.page.evaluate("still") == chat.shown()
     chat.reload()

@@ -11,48 +11,14 @@ from playwright.sync_api import Locator, Route, expect
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
+from tests.browser.held_requests import HeldRequests
 from tests.browser.network import Network
-from tests.support.halt_server import SEEN_WITHIN, eventually
+from tests.support.halt_server import SEEN_WITHIN
 
 #: What a proxy says while the server behind it is away.
 BAD_GATEWAY = (
     "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 )
-
-
-class Held:
-    """Requests that the browser keeps for a while.
-
-    Each is released once: by `let_go`, or by its own handler when that comes later.
-    """
-
-    def __init__(self, chat: Chat, path: str) -> None:
-        self._chat = chat
-        self._path = path
-        self._open = False
-        self._kept: list[Callable[[], None]] = []
-        chat.page.route(path, self._hold)
-
-    def wait(self) -> None:
-        """Until one is being held."""
-        eventually(self._holding)
-
-    def let_go(self) -> None:
-        """Let all of them go on, and all that come later."""
-        self._open = True
-        while self._kept:
-            self._kept.pop()()
-        self._chat.page.unroute(self._path)  # last: it lets go of what is still held
-
-    def _holding(self) -> bool:
-        self._chat.frames(1)  # meanwhile the browser can tell of its requests
-        return bool(self._kept)
-
-    def _hold(self, route: Route) -> None:
-        if self._open:
-            route.continue_()
-        else:
-            self._kept.append(route.continue_)
 
 
 def press(chat: Chat, how: str) -> None:
@@ -67,12 +33,12 @@ def test_stop_replaces_send_until_the_answer_is_done(chat: Chat) -> None:
     """Stop replaces Send before the first byte comes back, until the answer is done."""
     expect(chat.send).to_be_visible()
     expect(chat.stop).to_be_hidden()
-    held = Held(chat, "**/messages")
+    held = HeldRequests(chat, "**/messages")
     chat.ask("count?n=3")
     held.wait()
     assert chat.stop.is_visible()
     assert chat.send.is_hidden()
-    held.let_go()
+    held.release()
     chat.wait_state("done")
     expect(chat.send).to_be_visible()
     expect(chat.stop).to_be_hidden()
@@ -81,7 +47,7 @@ def test_stop_replaces_send_until_the_answer_is_done(chat: Chat) -> None:
 @pytest.mark.parametrize("how", ["click", "Esc"])
 def test_stop_freezes_the_text_within_a_frame(chat: Chat, how: str) -> None:
     """The text of the frame after Stop is what stays, also after a reload."""
-    chat.ask("count?n=100000&gap_ms=3")
+    chat.ask("count?n=1000000&gap_ms=3")
     chat.wait_text("20 21 22")
     chat.page.evaluate(
         """how => {
@@ -106,17 +72,17 @@ def test_stop_freezes_the_text_within_a_frame(chat: Chat, how: str) -> None:
 
 def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
     """Text that arrives after Stop is not shown or kept, even if the server has no Stop yet."""
-    chat.ask("count?n=100000&gap_ms=3")
+    chat.ask("count?n=1000000&gap_ms=3")
     chat.wait_text("20 21 22")
-    held = Held(chat, "**/stop")
+    held = HeldRequests(chat, "**/stop")
     chat.stop.click()
     still = chat.shown()
     held.wait()
     sent = chat.record().wait_tokens(0)
-    chat.record().wait_tokens(sent + 100)
+    chat.record().wait_tokens(sent + 100, SEEN_WITHIN)
     chat.frames()
     assert chat.shown() == still
-    held.let_go()
+    held.release()
     chat.wait_state("stopped")
     assert chat.shown() == still
     chat.reload()
@@ -128,9 +94,9 @@ def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
     "model",
     [
         "stall?n=5",
-        "count?n=100000&gap_ms=3",
-        "count?n=100000&rate=2000&burst=20",
-        "markdown?n=500&gap_ms=1",
+        "count?n=1000000&gap_ms=3",
+        "count?n=1000000&rate=2000&burst=20",
+        "markdown?n=5000&gap_ms=1",
     ],
 )
 def test_stopped_answer_shows_its_badge_and_figures(chat: Chat, model: str) -> None:
@@ -169,7 +135,7 @@ def test_silence_within_an_answer_counts_seconds(chat: Chat) -> None:
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     waiting = chat.answer.locator(".silence")
-    expect(waiting).to_have_text(re.compile(r"^No text for [2-9] s$"))
+    expect(waiting).to_have_text(re.compile(r"^No text for ([2-9]|\d\d) s$"))
     expect(waiting).to_be_visible()
     chat.reload()
     expect(waiting).to_have_text(re.compile(r"^No text for ([2-9]|\d\d) s$"))
@@ -189,7 +155,7 @@ def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     expect(stop).to_be_hidden()
     # Nothing more comes. It began to be silent a minute and a half ago.
     waiting.evaluate("p => { p.lastElementChild.since = performance.now() - 95_000; }")
-    expect(waiting).to_have_text(re.compile(r"^No text for 1:3[5-9]$"))
+    expect(waiting).to_have_text(re.compile(r"^No text for 1:(3[5-9]|[45]\d)$"))
     expect(waiting).to_be_visible()
     middles = [
         box["y"] + box["height"] / 2 for box in map(Locator.bounding_box, (waiting, stop)) if box
@@ -221,13 +187,13 @@ def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, how: st
 @pytest.mark.parametrize("how", ["click", "Esc"])
 def test_stop_before_the_request_arrives_sends_none_upstream(chat: Chat, how: str) -> None:
     """A Stop that is faster than its request returns the prompt; the model gets no request."""
-    held = Held(chat, "**/messages")
+    held = HeldRequests(chat, "**/messages")
     said = chat.ask("count?n=5")
     held.wait()
     with chat.page.expect_response("**/stop") as pressed:
         press(chat, how)
     assert pressed.value.ok
-    held.let_go()
+    held.release()
     expect(chat.prompt).to_have_value(said)
     expect(chat.send).to_be_visible()
     assert chat.exchanges() == 0
@@ -238,7 +204,7 @@ def test_stop_before_the_request_arrives_sends_none_upstream(chat: Chat, how: st
     assert not [r for r in chat.fake.requests if said in str(r.body)]
 
 
-@pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=3"])
+@pytest.mark.parametrize("model", ["silent_first_token", "count?n=1000000&gap_ms=3"])
 def test_stop_before_the_first_response_byte_returns_the_prompt(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, model: str
 ) -> None:
@@ -248,7 +214,7 @@ def test_stop_before_the_first_response_byte_returns_the_prompt(
     said = chat.ask(model)
     network.wait_held()
     if "count" in model:
-        chat.record().wait_tokens(20)
+        chat.record().wait_tokens(20, SEEN_WITHIN)
     with chat.page.expect_response("**/stop") as pressed:
         chat.stop.click()
     assert pressed.value.ok
@@ -265,12 +231,12 @@ def test_stop_before_regenerate_arrives_keeps_the_answer(chat: Chat) -> None:
     """A Regenerate that is stopped before the server has it changes nothing."""
     chat.ask("count?n=3")
     chat.wait_state("done")
-    held = Held(chat, "**/regenerate")
+    held = HeldRequests(chat, "**/regenerate")
     chat.button("Regenerate").click()
     held.wait()
     with chat.page.expect_response("**/stop"):
         chat.stop.click()
-    held.let_go()
+    held.release()
     expect(chat.send).to_be_visible()
     chat.wait_state("done")
     assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
@@ -281,7 +247,7 @@ def test_stop_before_regenerate_arrives_keeps_the_answer(chat: Chat) -> None:
 def test_stop_that_fails_shows_a_notice_and_can_be_repeated(chat: Chat) -> None:
     """A Stop that does not reach the server shows a notice and can be pressed again."""
     chat.forgives = AWAY + "|Failed to fetch"
-    chat.ask("count?n=100000&gap_ms=5")
+    chat.ask("count?n=1000000&gap_ms=5")
     chat.wait_text("5 6 7")
     chat.page.route("**/stop", lambda route: route.abort())
     chat.stop.click()
@@ -303,7 +269,7 @@ def test_stop_that_fails_shows_a_notice_and_can_be_repeated(chat: Chat) -> None:
 def test_stop_that_fails_is_repeated_by_the_page(chat: Chat, lost: str) -> None:
     """The page repeats a Stop that did not reach the server."""
     chat.forgives = AWAY + "|Failed to fetch"
-    chat.ask("count?n=100000&gap_ms=5")
+    chat.ask("count?n=1000000&gap_ms=5")
     chat.wait_text("5 6 7")
 
     def lose(route: Route) -> None:
@@ -369,7 +335,7 @@ def test_failed_discard_is_not_announced_as_done(chat: Chat) -> None:
 
 def test_stop_pressed_many_times_acts_once(chat: Chat) -> None:
     """Stop, pressed many times, stops the answer once and changes nothing else."""
-    chat.ask("count?n=100000&gap_ms=3")
+    chat.ask("count?n=1000000&gap_ms=3")
     chat.wait_text("5 6 7")
     chat.page.evaluate("for (let i = 0; i < 5; i++) document.querySelector('#stop').click()")
     chat.wait_state("stopped")
@@ -392,7 +358,7 @@ def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[]
     """With seven streaming tabs, each Stop gets one of the browser's six connections."""
     tabs = [chat, *(tab() for _ in range(6))]
     for each in tabs:
-        each.ask("count?n=100000&gap_ms=10")
+        each.ask("count?n=1000000&gap_ms=10")
     for each in tabs:
         each.wait_text("20 21 22")
     for each in tabs:

@@ -6,7 +6,6 @@ import contextlib
 import random
 import re
 import secrets
-import socket
 import sqlite3
 from collections.abc import Callable
 from math import inf
@@ -19,21 +18,14 @@ from playwright.sync_api import Route, expect
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import MARKDOWN, SCENARIOS, pieces
 from halt.testing.wire import Reply
-from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.chat import AWAY, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
-from tests.support.halt_server import SEEN_WITHIN, StartHalt, asked
+from tests.support.halt_server import SEEN_WITHIN, StartHalt, asked, eventually
+from tests.support.reverse_proxies import free_port
 
 LOST = "Connection lost"
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of it
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # --- reloads and tabs -----------------------------------------------------------------------------
@@ -111,7 +103,7 @@ def test_reload_within_a_markdown_block_continues_the_block(
 
 def test_stop_in_one_tab_stops_the_answer_in_the_other(chat: Chat, tab: Callable[[], Chat]) -> None:
     """Two tabs show the same running answer, and a Stop in one ends it in both."""
-    chat.ask("count?n=100000&gap_ms=8")
+    chat.ask("count?n=1000000&gap_ms=8")
     chat.wait_text("20 21 22")
     other = tab()
     other.page.goto(chat.page.url)
@@ -259,12 +251,14 @@ def test_eight_tabs_with_answers_all_get_every_token(chat: Chat, tab: Callable[[
 
 def test_closed_tab_leaves_its_answer_running(chat: Chat, tab: Callable[[], Chat]) -> None:
     """An answer continues after its tab is closed, and a new tab shows all of it."""
-    chat.ask("count?n=200&gap_ms=8")
-    chat.wait_text("10 11 12")
-    address = chat.page.url
+    chat.ask("count?n=200&hold=20")
+    chat.wait_text("18 19")
+    record, address = chat.record(), chat.page.url
     other = tab()
     chat.page.close()
     other.page.goto(address)
+    other.wait_state("running")
+    record.release()
     other.wait_state("done")
     assert other.shown() == numbers(200)
 
@@ -412,6 +406,7 @@ def test_full_server_shows_a_notice_and_the_prompt_stays(
         expect(chat.send).to_be_visible()
         server.client().stop(events.id)
         events.to_end()
+    wait_no_open_streams(server)
     chat.prompt.press("Enter")
     chat.wait_state("done")
     assert chat.shown() == numbers(3)
@@ -436,7 +431,7 @@ def test_lost_network_is_shown_and_the_stream_resumes(
         network.restore()
         expect(chat.page.get_by_text(LOST)).to_be_hidden()
         assert chat.shown().startswith(before)
-        chat.wait_text(f"{len(before.split())} ")
+        chat.wait_text(f"{min(len(before.split()), 799)} ")
     chat.record().release()
     chat.wait_state("done")
     assert chat.shown() == numbers(850)
@@ -545,9 +540,10 @@ def test_stream_that_cannot_be_opened_is_requested_again(
 ) -> None:
     """If the GET after a cut stream fails, the page repeats it until it succeeds."""
     chat = open_chat(network, shared_fake)
-    chat.ask("count?n=50&gap_ms=5&first_ms=500")
+    chat.ask("count?n=50&hold=0")
     chat.wait_state("running")
     cut_off(chat, network)
+    chat.release()
     expect(chat.page.get_by_text(LOST)).to_be_visible()
     chat.context.unroute_all()
     chat.wait_state("done")
@@ -592,6 +588,13 @@ def kept(folder: Path) -> dict[str, str]:
     }
 
 
+def saved_events(path: Path) -> int:
+    """How many events of a running answer are saved at least."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        (last,) = database.execute("SELECT max(first_seq) FROM chunks").fetchone()
+    return last or 0
+
+
 @pytest.mark.slow
 def test_killed_server_is_noticed_and_its_return_too(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
@@ -601,8 +604,9 @@ def test_killed_server_is_noticed_and_its_return_too(
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
     chat.forgives = BROKEN
-    chat.ask("count?n=100000&gap_ms=8")
+    chat.ask("count?n=1000000&gap_ms=8")
     chat.wait_text("60 61 62")
+    eventually(lambda: saved_events(tmp_path / "halt.db") > 60)
     server.kill()
     expect(chat.page.get_by_text(LOST)).to_be_visible()
     assert chat.shown().startswith(numbers(30))
@@ -631,7 +635,7 @@ def test_orderly_restart_keeps_the_answer_for_continue(
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
     chat.forgives = BROKEN
-    chat.ask("count?n=100000&gap_ms=8")
+    chat.ask("count?n=1000000&gap_ms=8")
     chat.wait_text("30 31 32")
     server.terminate()
     chat.wait_state("interrupted")
@@ -655,7 +659,7 @@ def test_failed_saving_is_shown_until_it_works_again(
     """A notice, legible in the dark, shows failed saving until it works; the answer continues."""
     server = start_halt(fake, **kept(tmp_path))
     chat = open_chat(server, fake, color_scheme="dark", viewport={"width": 375, "height": 700})
-    chat.ask("count?n=100000&gap_ms=20")
+    chat.ask("count?n=1000000&gap_ms=20")
     chat.wait_text("3 4")
     notice = chat.page.locator("#saving")
     expect(notice).to_be_hidden()

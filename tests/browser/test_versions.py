@@ -13,7 +13,7 @@ from halt.testing.scenarios import SCENARIOS
 from halt.testing.wire import Reply
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.browser.test_models import choose
+from tests.browser.model_picker import choose
 from tests.support.halt_server import HaltServer, asked, new_id
 
 
