@@ -166,7 +166,7 @@ class TerminalAnswer:
                 ended = self._take(item) or ended
             elif item is _Pressed:
                 self._stopping = True
-                screen.stand()
+                screen.freeze()
             elif isinstance(item, Receipt):
                 receipt = item
             elif isinstance(item, HaltError):

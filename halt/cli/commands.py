@@ -199,8 +199,8 @@ def _source(
     config = stack.enter_context(_with_model(config))
     generations = make(config)
     stack.callback(generations.close)
-    told = config.default_system_prompt(model or generations.upstream.known_model)
-    return Local(config, generations), told
+    system_prompt = config.default_system_prompt(model or generations.upstream.known_model)
+    return Local(config, generations), system_prompt
 
 
 def _screen(*, plain: bool, slow: bool) -> Screen:

@@ -107,8 +107,8 @@ class RichScreen(Screen):
         self._draw()
         return 1 / FRAMES if self._thinks_since is not None else wants
 
-    def stand(self) -> None:
-        super().stand()
+    def freeze(self) -> None:
+        super().freeze()
         self._draw()
 
     def end(self) -> None:

@@ -112,7 +112,7 @@ class Screen:
         """Reset the state for a new answer."""
         self._parts: list[str] = []
         self._round_from = 0  # parts before the last tool's result
-        self._standing = False
+        self._frozen = False
         self._thinks_since: float | None = None
         self._calls: dict[str, ToolCall] = {}
         self._came_at = now()
@@ -137,7 +137,7 @@ class Screen:
     def _silent(self) -> float:
         """Seconds for which the model has been silent; 0 where it is not, or a tool runs."""
         spent = now() - self._came_at
-        return 0.0 if spent < SILENT or self._calls or self._standing or self.behind else spent
+        return 0.0 if spent < SILENT or self._calls or self._frozen or self.behind else spent
 
     def _silence(self) -> str:
         """The text about a silent model; empty if it is not silent."""
@@ -147,8 +147,8 @@ class Screen:
         return f"{'no text for' if self._came else 'waiting for the model,'} {clock(spent)}"
 
     def show(self, event: Event) -> None:
-        """Show an event; ignored after `stand`."""
-        if self._standing:
+        """Show an event; ignored after `freeze`."""
+        if self._frozen:
             return
         self._came_at, self._came = now(), True
         if isinstance(event, Reasoning):
@@ -198,9 +198,9 @@ class Screen:
             self._shows(piece)
         return PACE if writer.waits else None
 
-    def stand(self) -> None:
+    def freeze(self) -> None:
         """After a Stop: show nothing more, and drop text that is not shown yet."""
-        self._standing = True
+        self._frozen = True
         if self._typewriter is not None:
             self._typewriter.drop()
 

@@ -441,7 +441,7 @@ def test_a_typewriter_stands_still_at_stop() -> None:
     screen.show(Content("a" * 1000))
     screen.tick()
     seen = out.getvalue()
-    screen.stand()
+    screen.freeze()
     screen.show(Content("b"))
     screen.end()
     assert len(seen) < 1000
