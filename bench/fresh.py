@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from bench.processes import own_fake
 from bench.sizes import Sizes
 from bench.table import Row
-from tests.support.burst import bursts
+from tests.support.request_burst import send_bursts
 
 
 def fresh(sizes: Sizes) -> Iterator[Row]:
     """A row about new servers, each with requests of all kinds at once."""
     with own_fake() as upstream:
-        outcomes = list(bursts(sizes.fresh_starts, upstream.base_url))
+        outcomes = list(send_bursts(sizes.fresh_starts, upstream.base_url))
     lost = [fault for _, faults in outcomes for fault in faults]
     most = max(count for count, _ in outcomes)
     yield Row(

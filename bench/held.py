@@ -25,7 +25,7 @@ from bench.table import Row, number, percentile
 from tests.resilience import loads
 from tests.resilience.bystander import Address, Bystander, Held
 from tests.resilience.servers import LimitedServer, Postgres, descriptors_limited, postgres_programs
-from tests.support.sse import Client
+from tests.support.http_client import Client
 
 TOKEN = "a-token-of-the-bench"
 GIVEN_UP = 20.0  # seconds for one Stop

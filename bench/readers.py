@@ -36,10 +36,10 @@ from tests.support.raw_http import (
     connect,
     event_source,
     form,
-    message,
+    open_websocket,
     receive,
     request,
-    upgraded,
+    socket_message,
 )
 
 Way = Literal["json", "page", "bare", "event source", "ws", "ws together"]
@@ -89,9 +89,9 @@ class Stream:
 
 def open_socket(job: Job, streams: int) -> socket.socket:
     """A WebSocket on which `streams` streams were started."""
-    sock = upgraded(job.address, job.path)
+    sock = open_websocket(job.address, job.path)
     messages = [{"role": "user", "content": "hi"}]
-    sock.sendall(message(type="start", model=job.model, messages=messages) * streams)
+    sock.sendall(socket_message(type="start", model=job.model, messages=messages) * streams)
     return sock
 
 

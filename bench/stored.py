@@ -23,8 +23,8 @@ from bench.processes import Child, Halt, fake_upstream, own_fake
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, p50_p99, percentile
 from tests.support.halt_server import eventually, new_id
+from tests.support.http_client import Client, ServerEvent
 from tests.support.process_facts import tree
-from tests.support.sse import Client, Message
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 IN_A_CONVERSATION = 100  # messages
@@ -132,7 +132,7 @@ class Reading:
     def __init__(self, client: Client) -> None:
         self.events = client.chat(FLOW)
         self.stream_id = self.events.id
-        self.seen: list[tuple[float, Message]] = []
+        self.seen: list[tuple[float, ServerEvent]] = []
         self._over = threading.Event()
         self.thread = threading.Thread(target=self._read)
         self.thread.start()

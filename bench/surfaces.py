@@ -24,10 +24,10 @@ from tests.support.raw_http import (
     chat,
     connect,
     event_source,
-    message,
+    open_websocket,
     request,
+    socket_message,
     stop,
-    upgraded,
 )
 
 RELAY = "FastAPI relay"
@@ -175,11 +175,11 @@ def over_websocket(address: Address, model: str, prompt: str) -> float:
     """Stop a stream over a WebSocket, by a message on it."""
     stream_id = secrets.token_urlsafe(12)
     messages = [{"role": "user", "content": prompt}]
-    with upgraded(address, "/ws") as sock:
-        sock.sendall(message(type="start", id=stream_id, model=model, messages=messages))
+    with open_websocket(address, "/ws") as sock:
+        sock.sendall(socket_message(type="start", id=stream_id, model=model, messages=messages))
         wait_for(sock, b"", b'"type":"content"', random.randint(*TOKENS))
         at = time.monotonic()
-        sock.sendall(message(type="stop", id=stream_id))
+        sock.sendall(socket_message(type="stop", id=stream_id))
         wait_for(sock, b"", b'"type":"receipt"', 1)
     return at
 

@@ -14,7 +14,7 @@ import pytest
 
 from halt.core.relay import Relay
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import LEAVES_WITHIN, HaltServer, StartHalt, settings
+from tests.support.halt_server import EXIT_TIMEOUT, HaltServer, StartHalt, settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,6 +81,6 @@ def relay() -> Iterator[Relay]:
     made = Relay(faults.append)
     made.start()
     yield made
-    made.close(LEAVES_WITHIN)
+    made.close(EXIT_TIMEOUT)
     assert not made.is_running
     assert faults == []

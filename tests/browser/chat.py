@@ -9,7 +9,7 @@ from typing import Any
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.support.halt_server import HaltServer, asked, eventually, new_id
+from tests.support.halt_server import HaltServer, eventually, new_id, request_record
 
 PATIENCE = 30_000  # milliseconds after which something on the page is not going to happen
 
@@ -188,7 +188,7 @@ class Chat:
 
     def record(self, nth: int = 0) -> Record:
         """The nth request that the provider got for what was said last."""
-        return asked(self.fake, self.said, nth)
+        return request_record(self.fake, self.said, nth)
 
     def release(self) -> None:
         """Let the provider go on with the answer that a `hold=N` in the last prompt holds up."""

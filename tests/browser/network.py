@@ -7,11 +7,11 @@ import re
 import socket
 import threading
 
-from tests.support.halt_server import SEEN_WITHIN, HaltServer
-from tests.support.wire import HandMade, Peer
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer
+from tests.support.raw_server import Peer, RawServer
 
 
-class Network(HandMade):
+class Network(RawServer):
     """A TCP proxy. `requests` are the first lines of all requests that went through it."""
 
     def __init__(self, server: HaltServer) -> None:
@@ -43,7 +43,7 @@ class Network(HandMade):
 
     def wait_held(self) -> None:
         """Wait until a response is being kept."""
-        assert self._holds.wait(SEEN_WITHIN)
+        assert self._holds.wait(RECORD_TIMEOUT)
 
     def let_go(self) -> None:
         """Pass on what was kept."""

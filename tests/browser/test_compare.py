@@ -10,7 +10,7 @@ from tests.browser.chat import Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import add_models, choose
-from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, eventually, new_id
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, eventually, new_id
 
 
 def compare(chat: Chat, *models: str) -> str:
@@ -87,7 +87,7 @@ def test_escape_stops_four_running_columns(chat: Chat) -> None:
     texts = []
     for model in models:
         expect(column(chat, model)).to_have_attribute("data-state", "stopped")
-        assert request_of(chat, model).closed.wait(SEEN_WITHIN)
+        assert request_of(chat, model).closed.wait(RECORD_TIMEOUT)
         texts.append((column(chat, model).locator("> .text").text_content() or "").strip())
     expect(chat.send).to_be_visible()
     chat.reload()
@@ -107,7 +107,7 @@ def test_stop_of_a_column_ends_that_answer_alone(chat: Chat) -> None:
     expect(endless.locator("> .text")).to_contain_text("60 61")
     endless.get_by_role("button", name="Stop").click()
     expect(endless).to_have_attribute("data-state", "stopped")
-    assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(SEEN_WITHIN)
+    assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(RECORD_TIMEOUT)
     expect(other).to_have_attribute("data-state", "running")
     expect(chat.stop).to_be_visible()
     request_of(chat, "stall?n=20&rest=20").release()
@@ -169,7 +169,7 @@ def test_use_this_answer_stops_the_other_running_answers(chat: Chat) -> None:
     expect(columns(chat).nth(1).locator("> .text")).to_contain_text("10 11")
     column(chat, "length").get_by_role("button", name="Use this answer").click()
     expect(chat.page.locator(".exchange > .answer")).to_have_attribute("data-model", "length")
-    assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(SEEN_WITHIN)
+    assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(RECORD_TIMEOUT)
     expect(chat.send).to_be_visible()
 
 

@@ -12,7 +12,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
-from tests.support.halt_server import HaltServer, StartHalt, asked, eventually
+from tests.support.halt_server import HaltServer, StartHalt, eventually, request_record
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(120))
 
@@ -101,7 +101,7 @@ def test_shift_enter_adds_a_line(chat: Chat) -> None:
     chat.prompt.press("Enter")
     chat.wait_state("done")
     assert chat.page.locator(".prompt .text").inner_text() == "first\nsecond"
-    asked(chat.fake, "first\nsecond")
+    request_record(chat.fake, "first\nsecond")
 
 
 @pytest.mark.parametrize("mark", [{"isComposing": True}, {"keyCode": 229}])

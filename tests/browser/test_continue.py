@@ -17,7 +17,7 @@ from tests.browser.chat import AWAY, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import add_models, choose
-from tests.support.halt_server import SEEN_WITHIN, StartHalt, eventually, new_id
+from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, eventually, new_id
 from tests.support.reverse_proxies import free_port
 
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of a lost server
@@ -348,7 +348,7 @@ def test_answer_stopped_by_halt_shows_the_reason(
         if "no page" in label:
             address = chat.page.url
             chat.page.goto("about:blank")
-            assert chat.record().closed.wait(SEEN_WITHIN)
+            assert chat.record().closed.wait(RECORD_TIMEOUT)
             chat.page.goto(address)
         chat.wait_state("stopped")
         for _ in range(2):
@@ -368,7 +368,7 @@ def test_abandoned_answer_without_text_keeps_its_prompt(
     chat.page.wait_for_url("**/c/*")
     address = chat.page.url
     chat.page.goto("about:blank")
-    assert record.closed.wait(SEEN_WITHIN)
+    assert record.closed.wait(RECORD_TIMEOUT)
     chat.page.goto(address)
     chat.wait_state("stopped")
     expect(chat.page.locator(".prompt .text")).to_have_text(said)

@@ -16,7 +16,7 @@ from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.server.test_conversations import exported, talk
-from tests.support.halt_server import HaltServer, StartHalt, asked
+from tests.support.halt_server import HaltServer, StartHalt, request_record
 
 WIDE: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 360, "height": 740}
@@ -110,9 +110,9 @@ def test_answers_of_two_conversations_run_at_once(desk: Desk) -> None:
     desk.new_chat()
     second = desk.chat.ask("count?n=60&hold=10", "second")
     expect(desk.items.locator(".live")).to_have_count(2)
-    asked(desk.chat.fake, first).release()
+    request_record(desk.chat.fake, first).release()
     expect(desk.items.locator(".live")).to_have_count(1)
-    asked(desk.chat.fake, second).release()
+    request_record(desk.chat.fake, second).release()
     desk.open(first)
     desk.chat.wait_state("done")
     desk.chat.wait_text("58 59")

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import HaltServer, asked, new_id
+from tests.support.halt_server import HaltServer, new_id, request_record
 
 #: Opens an EventSource; what it heard and its state are to be had from `window`.
 OPEN = """address => {
@@ -118,7 +118,7 @@ def test_event_source_with_a_lost_connection_loses_no_token(
     said = new_id()
     address = f"/stream?model={quote(model)}&prompt={said}&on_disconnect=continue"
     page.evaluate(OPEN, address)
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     begun = "2 " if model.startswith("stall") else ""  # "": the opening, which names the run
     page.wait_for_function(
         "text => window.heard.length && window.heard.map(e => e.content).join('').includes(text)",

@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import PATIENCE
-from tests.support.halt_server import HaltServer, asked, new_id
-from tests.support.scripted import SOON
+from tests.support.halt_server import HaltServer, new_id, request_record
+from tests.support.waiting import WAIT_TIMEOUT
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -70,7 +70,7 @@ def test_fetch_example_stops_with_a_receipt_of_the_close(
     )
     assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
     assert last["type"] == "cancelled"
-    assert asked(shared_fake, said).closed.wait(SOON)
+    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
 
 
 def test_fetch_example_raises_the_error_message(page: Page, halt: HaltServer) -> None:
@@ -102,4 +102,4 @@ def test_event_source_example_stops_and_keeps_its_text(
     page.click("#stop")
     expect(page.locator("#state")).to_have_text("cancelled")
     expect(page.locator("#answer")).to_have_text("0 1 2 ")
-    assert asked(shared_fake, said).closed.wait(SOON)
+    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)

@@ -11,8 +11,8 @@ from tests.browser.conftest import OpenChat
 from tests.browser.model_picker import choose, picker
 from tests.support.halt_server import StartHalt, eventually
 from tests.support.model_servers import listing, models
+from tests.support.raw_server import RawServer
 from tests.support.reverse_proxies import free_port
-from tests.support.wire import HandMade
 
 
 def test_picker_lists_the_providers_models_and_sends_the_choice(chat: Chat) -> None:
@@ -108,7 +108,7 @@ def test_picker_offers_a_new_server_when_opened(
     expect(notice).to_contain_text("open the list of models")
     chat.page.wait_for_load_state("networkidle")
     name = f"local-{port}/m"
-    with HandMade(listing(models("m", owner="user")), port=port):
+    with RawServer(listing(models("m", owner="user")), port=port):
         expect(picker(chat).locator(f'option[value="{name}"]')).to_have_count(0)
 
         def offered() -> bool:  # each time that it is opened; two looks are seconds apart

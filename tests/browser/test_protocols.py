@@ -17,7 +17,7 @@ from playwright.sync_api import Request
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.support.halt_server import SEEN_WITHIN, STARTS_WITHIN, HaltServer
+from tests.support.halt_server import RECORD_TIMEOUT, START_TIMEOUT, HaltServer
 from tests.support.reverse_proxies import free_port
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ class Proxy:
         self.process = subprocess.Popen(
             [binary, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"]
         )
-        deadline = time.monotonic() + STARTS_WITHIN
+        deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -85,7 +85,7 @@ class Proxy:
     def close(self) -> None:
         """End it, and what it has connected."""
         self.process.terminate()
-        self.process.wait(SEEN_WITHIN)
+        self.process.wait(RECORD_TIMEOUT)
 
 
 class Tab:
@@ -131,7 +131,7 @@ def stop_many(tabs: list[Tab]) -> None:
     for tab in tabs:
         tab.chat.stop.click()
         tab.chat.wait_state("stopped")
-        assert tab.chat.record().closed.wait(SEEN_WITHIN)
+        assert tab.chat.record().closed.wait(RECORD_TIMEOUT)
 
 
 @pytest.mark.parametrize("proxy", ["h2"], indirect=True)

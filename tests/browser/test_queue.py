@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Route, expect
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
-from tests.support.halt_server import HaltServer, asked, eventually, new_id
+from tests.support.halt_server import HaltServer, eventually, new_id, request_record
 
 
 def queue(chat: Chat) -> Locator:
@@ -69,7 +69,7 @@ def test_messages_sent_during_an_answer_are_sent_after_it_in_order(chat: Chat) -
     assert chat.shown() == numbers(5)
     expect(queue(chat)).to_be_hidden()
     assert prompts(chat) == [first, second, third]
-    told = [each["content"].strip() for each in asked(chat.fake, third).body["messages"]]
+    told = [each["content"].strip() for each in request_record(chat.fake, third).body["messages"]]
     assert told == [first, numbers(5), second, numbers(4), third]
     chat.reload()
     assert prompts(chat) == [first, second, third]
@@ -293,7 +293,7 @@ def test_queue_survives_a_reload_and_is_sent_once(chat: Chat) -> None:
     chat.reload()
     assert prompts(chat)[1:] == texts
     for each in texts:
-        asked(chat.fake, each)
+        request_record(chat.fake, each)
         mine = [r for r in chat.fake.requests if (r.body or {}).get("messages", [{}])[-1].get("content") == each]  # fmt: skip
         assert len(mine) == 1
 
@@ -313,7 +313,7 @@ def test_queued_message_with_a_lost_response_is_sent_once(chat: Chat) -> None:
     chat.forgives = AWAY + "|Failed to fetch"
     chat.record().release()
     expect(state(chat)).to_have_text("Paused: the first message could not be sent")
-    asked(chat.fake, second)
+    request_record(chat.fake, second)
     chat.page.unroute("**/messages")
     go(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(2)
@@ -432,5 +432,5 @@ def test_message_after_a_change_in_another_tab_is_queued(
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_state("done")
     assert prompts(chat)[1:] == [elsewhere, mine]
-    told = [each["content"] for each in asked(chat.fake, mine).body["messages"]]
+    told = [each["content"] for each in request_record(chat.fake, mine).body["messages"]]
     assert told[-3:] == [elsewhere, numbers(5 if running else 3) + " ", mine]

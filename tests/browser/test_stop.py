@@ -13,7 +13,7 @@ from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.network import Network
-from tests.support.halt_server import SEEN_WITHIN
+from tests.support.halt_server import RECORD_TIMEOUT
 
 #: What a proxy says while the server behind it is away.
 BAD_GATEWAY = (
@@ -60,7 +60,7 @@ def test_stop_freezes_the_text_within_a_frame(chat: Chat, how: str) -> None:
     )
     press(chat, how)
     chat.wait_state("stopped")
-    assert chat.record().closed.wait(SEEN_WITHIN), "the provider goes on writing"
+    assert chat.record().closed.wait(RECORD_TIMEOUT), "the provider goes on writing"
     chat.frames()
     stopped = chat.shown()
     assert chat.page.evaluate("still") == stopped
@@ -79,7 +79,7 @@ def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
     still = chat.shown()
     held.wait()
     sent = chat.record().wait_tokens(0)
-    chat.record().wait_tokens(sent + 100, SEEN_WITHIN)
+    chat.record().wait_tokens(sent + 100, RECORD_TIMEOUT)
     chat.frames()
     assert chat.shown() == still
     held.release()
@@ -110,7 +110,7 @@ def test_stopped_answer_shows_its_badge_and_figures(chat: Chat, model: str) -> N
     expect(figures).to_contain_text(re.compile(r"first token after \d"))
     expect(figures).to_contain_text(re.compile(r"\d tokens? \(estimated\)"))
     expect(figures).to_contain_text("s in all")
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
     chat.ask("count?n=2")
     chat.wait_state("done")
     assert (chat.exchanges(), chat.shown()) == (2, "0 1")
@@ -163,7 +163,7 @@ def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     assert abs(middles[0] - middles[1]) < 2
     stop.click()
     chat.wait_state("stopped")
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
 
 
 @pytest.mark.parametrize("how", ["click", "Esc"])
@@ -179,7 +179,7 @@ def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, how: st
     expect(chat.prompt).to_be_focused()
     expect(chat.send).to_be_visible()
     assert chat.exchanges() == 0
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
     chat.reload()
     assert chat.exchanges() == 0
 
@@ -214,11 +214,11 @@ def test_stop_before_the_first_response_byte_returns_the_prompt(
     said = chat.ask(model)
     network.wait_held()
     if "count" in model:
-        chat.record().wait_tokens(20, SEEN_WITHIN)
+        chat.record().wait_tokens(20, RECORD_TIMEOUT)
     with chat.page.expect_response("**/stop") as pressed:
         chat.stop.click()
     assert pressed.value.ok
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
     network.let_go()
     expect(chat.prompt).to_have_value(said)
     expect(chat.send).to_be_visible()
@@ -259,7 +259,7 @@ def test_stop_that_fails_shows_a_notice_and_can_be_repeated(chat: Chat) -> None:
     chat.wait_state("stopped")
     expect(notice).to_be_empty()
     assert chat.shown() == shown
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
     chat.reload()
     chat.wait_state("stopped")
     assert chat.shown() == shown
@@ -287,7 +287,7 @@ def test_stop_that_fails_is_repeated_by_the_page(chat: Chat, lost: str) -> None:
     chat.wait_state("stopped")
     expect(notice).to_be_empty()
     assert chat.shown() == shown
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
 
 
 def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> None:
@@ -365,7 +365,7 @@ def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[]
         each.stop.click()
         each.wait_state("stopped")
         expect(each.answer.locator(".badge")).to_have_text("Stopped by you")
-        assert each.record().closed.wait(SEEN_WITHIN)
+        assert each.record().closed.wait(RECORD_TIMEOUT)
     for each in tabs:
         stopped = each.shown()
         each.reload()
@@ -384,4 +384,4 @@ def test_stop_works_in_each_of_seven_tabs_before_any_text(
     for each, prompt in zip(tabs, prompts, strict=True):
         each.page.keyboard.press("Escape")
         expect(each.prompt).to_have_value(prompt)
-        assert each.record().closed.wait(SEEN_WITHIN)
+        assert each.record().closed.wait(RECORD_TIMEOUT)

@@ -21,7 +21,7 @@ from halt.testing.wire import Reply
 from tests.browser.chat import AWAY, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
-from tests.support.halt_server import SEEN_WITHIN, StartHalt, asked, eventually
+from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, eventually, request_record
 from tests.support.reverse_proxies import free_port
 
 LOST = "Connection lost"
@@ -114,7 +114,7 @@ def test_stop_in_one_tab_stops_the_answer_in_the_other(chat: Chat, tab: Callable
     for each in (chat, other):
         each.wait_state("stopped")
         expect(each.send).to_be_visible()
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
     # Each tab keeps what it has shown; what counts from now on is what the one who stopped had seen.
     stopped = other.shown()
     for each in (chat, other):
@@ -458,7 +458,7 @@ def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
         chat.wait_state("running")
         chat.wait_text("38 39")
     times = 1 if way == "Send" else 2
-    record = asked(shared_fake, said, times - 1)
+    record = request_record(shared_fake, said, times - 1)
     record.wait_tokens(40)
     network.requests.clear()
     network.lose()
@@ -562,7 +562,7 @@ def test_stop_works_while_the_stream_cannot_be_opened(
     chat.stop.click()
     expect(chat.prompt).to_have_value(said)
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
-    assert chat.record().closed.wait(SEEN_WITHIN)
+    assert chat.record().closed.wait(RECORD_TIMEOUT)
 
 
 def test_prompt_without_a_network_stays_in_its_field(chat: Chat) -> None:

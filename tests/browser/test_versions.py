@@ -14,7 +14,7 @@ from halt.testing.wire import Reply
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.model_picker import choose
-from tests.support.halt_server import HaltServer, asked, new_id
+from tests.support.halt_server import HaltServer, new_id, request_record
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_edited_prompt_is_a_version_with_its_own_branch(chat: Chat, by: str) -> 
     assert chat.exchanges() == 1
     number(chat, 1, "message", "2/2")
     expect(chat.prompt).to_have_value("")
-    assert len(asked(chat.fake, edited).body["messages"]) == 1
+    assert len(request_record(chat.fake, edited).body["messages"]) == 1
     third = chat.ask("count?n=1")
     says(chat, 2, "0")
     assert [each["content"].strip() for each in chat.record().body["messages"]] == [
@@ -210,7 +210,7 @@ def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, numbered
     edited = f"/fake silent_headers {new_id()}"
     editor(chat).fill(edited)
     editor(chat).press("Enter")
-    asked(chat.fake, edited)
+    request_record(chat.fake, edited)
     chat.wait_state("running")
     chat.stop.click()
     expect(editor(chat)).to_have_value(edited)

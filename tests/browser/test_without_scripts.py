@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.browser.chat import PATIENCE
 from tests.support.halt_server import HaltServer, eventually
-from tests.support.reverse_proxies import below_a_path
+from tests.support.reverse_proxies import nginx_below_path
 
 
 @pytest.mark.parametrize("scripts", ["switched off", "not found below a path"])
@@ -20,7 +20,7 @@ def test_message_without_scripts_is_sent(
 
     Below a path the page finds neither its scripts nor its styles.
     """
-    with below_a_path(tmp_path, halt.url) as proxy:
+    with nginx_below_path(tmp_path, halt.url) as proxy:
         root = f"{proxy}/halt/" if "path" in scripts else f"{halt.url}/"
         context = browser.new_context(java_script_enabled="path" in scripts)
         context.set_default_timeout(PATIENCE)

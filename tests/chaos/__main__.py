@@ -34,8 +34,8 @@ from tests.resilience.servers import (
     postgres_programs,
 )
 from tests.support.halt_server import eventually
+from tests.support.http_client import Client
 from tests.support.process_facts import descriptors, status, tree
-from tests.support.sse import Client
 
 STREAMS = 12  # in each round
 ROUNDS = 15  # with the same servers

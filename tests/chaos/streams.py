@@ -25,8 +25,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import ROOT, SEEN_WITHIN, HaltServer, eventually, new_id
-from tests.support.sse import Client, Events, Message
+from tests.support.halt_server import RECORD_TIMEOUT, ROOT, HaltServer, eventually, new_id
+from tests.support.http_client import Client, EventStream, ServerEvent
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 GAP = 100_000  # numbers that no event has, between the last event that was saved and the end
@@ -69,13 +69,13 @@ class Stream(threading.Thread):
         super().__init__(name=f"reader of {stream_id}", daemon=True)
         self.began = time.monotonic()
         self.client, self.id, self.place, self.model = client, stream_id, place, model
-        self.seen: list[tuple[float, Message]] = []
+        self.seen: list[tuple[float, ServerEvent]] = []
         self._crowd = crowd
         self.may_lose = crowd.may_lose
         crowd.streams.append(self)
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[ServerEvent]:
         return [message for _, message in self.seen]
 
     def run(self) -> None:
@@ -137,7 +137,7 @@ class Database:
 # --- what has to be true afterwards ---------------------------------------------------------------
 
 
-def checked(messages: list[Message]) -> tuple[str, list[int], Message]:
+def checked(messages: list[ServerEvent]) -> tuple[str, list[int], ServerEvent]:
     """The text of a whole stream, the events' numbers, and the terminal one, of which there is one.
 
     Nothing is missing, doubled or out of order.
@@ -170,7 +170,7 @@ def nothing_runs(database: Database) -> None:
     database.is_sound()
 
 
-def replayed(stream: Stream, answer: Events, killed_at: float) -> list[Message]:
+def replayed(stream: Stream, answer: EventStream, killed_at: float) -> list[ServerEvent]:
     """The stream as it is told afterwards, compared with what its reader had got of it before."""
     old = [message for at, message in stream.seen if at < killed_at - stream.may_lose]
     if answer.status == 404:  # it had begun just before, and of that nothing was written yet
@@ -193,7 +193,9 @@ def replayed(stream: Stream, answer: Events, killed_at: float) -> list[Message]:
     return whole
 
 
-def kept(stream: Stream, client: Client, whole: list[Message], killed_at: float) -> list[Message]:
+def kept(
+    stream: Stream, client: Client, whole: list[ServerEvent], killed_at: float
+) -> list[ServerEvent]:
     """The stream once more. Of one that was cut short it is what was saved, which is no more than
     a worker that had followed it has told.
     """
@@ -208,14 +210,14 @@ def kept(stream: Stream, client: Client, whole: list[Message], killed_at: float)
     return saved
 
 
-def resumed(stream: Stream, client: Client, whole: list[Message]) -> None:
+def resumed(stream: Stream, client: Client, whole: list[ServerEvent]) -> None:
     """A reader that comes back with its last event gets the events after it, and the end."""
     last = max((int(each.id) for each in stream.messages if each.id), default=0)
     rest = client.follow(stream.id, Last_Event_ID=str(last)).to_end().seen
     assert rest == [each for each in whole if not each.id or int(each.id) > last]
 
 
-def goes_on(stream: Stream, client: Client, database: Database, whole: list[Message]) -> None:
+def goes_on(stream: Stream, client: Client, database: Database, whole: list[ServerEvent]) -> None:
     """Its conversation shows the answer as far as it was saved, marked, and takes a prompt."""
     text, _, last = checked(whole)
     if not text and last.json["type"] == "cancelled":
@@ -256,7 +258,7 @@ def all_is_well(crowd: Crowd, client: Client, database: Database, killed_at: flo
 def all_closed(fake: FakeOpenAI) -> None:
     """No connection of a dead process is open at the model's server."""
     for record in fake.requests:
-        assert record.ended.wait(SEEN_WITHIN), record
+        assert record.ended.wait(RECORD_TIMEOUT), record
     fake.clear()
 
 

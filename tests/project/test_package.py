@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from halt import VERSION
 from halt.providers import embedded_model
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import ROOT, HaltServer, asked, halt_environment
+from tests.support.halt_server import ROOT, HaltServer, halt_environment, request_record
 
 pytestmark = pytest.mark.slow
 
@@ -225,7 +225,7 @@ def test_an_installed_halt_serves_chats_and_stops(tmp_path: Path) -> None:
             default = [{"role": "user", "content": "Which model?"}]
             with client.stream("POST", "/chat/stream", {"messages": default}) as answer:
                 assert answer.to_end().terminal["type"] == "done"
-            assert asked(fake, "Which model?").body["model"] == "echo"
+            assert request_record(fake, "Which model?").body["model"] == "echo"
             with client.chat("long", "Do not end.") as endless:
                 endless.next()
                 assert client.stop(endless.id).json["status"] == "stopped"

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from tests.resilience.bystander import Address, Held
-from tests.support.sse import Client
+from tests.support.http_client import Client
 
 #: Hostile texts, as models and strangers write them.
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "hostile.json").read_text())

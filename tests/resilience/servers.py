@@ -15,7 +15,7 @@ from typing import Self
 
 import psycopg
 
-from tests.support.freezing import frozen, send
+from tests.support.frozen_process import frozen, send
 from tests.support.halt_server import HaltServer, eventually
 from tests.support.process_facts import tree
 

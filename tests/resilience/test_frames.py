@@ -9,9 +9,9 @@ import socket
 import pytest
 
 from tests.support.halt_server import HaltServer, new_id
-from tests.support.raw_http import Address, message, upgraded
-from tests.support.sse import PATIENCE
-from tests.support.ws import WebSocket
+from tests.support.http_client import READ_TIMEOUT
+from tests.support.raw_http import Address, open_websocket, socket_message
+from tests.support.websocket_client import WebSocket
 
 SEED = 12
 MUTATIONS = 200
@@ -66,10 +66,10 @@ def test_any_number_in_any_field_is_answered(halt: HaltServer, place: str) -> No
 def mutated(chance: random.Random, stream_id: str) -> bytes:
     """Some frames, of which something was changed."""
     frames = [
-        message(type="ping"),
-        message(type="follow", id=stream_id, after=0),
-        message(type="stop", id=new_id()),
-        message(type="unfollow", id=stream_id),
+        socket_message(type="ping"),
+        socket_message(type="follow", id=stream_id, after=0),
+        socket_message(type="stop", id=new_id()),
+        socket_message(type="unfollow", id=stream_id),
         b"\x89\x80" + bytes(4),
         b"\x88\x82" + bytes(4) + b"\x03\xe8",
         b"\x01\x83" + bytes(4) + b"abc" + b"\x80\x83" + bytes(4) + b"def",
@@ -98,12 +98,12 @@ def test_mutated_frames_end_their_own_socket_at_most(halt: HaltServer) -> None:
     with WebSocket(halt) as beside:
         running = beside.start("count?n=1000000&gap_ms=20")
         for _ in range(MUTATIONS // 20):
-            socks = [upgraded(address(halt), "/ws") for _ in range(20)]
+            socks = [open_websocket(address(halt), "/ws") for _ in range(20)]
             for sock in socks:
                 sock.sendall(mutated(chance, running))
                 sock.shutdown(socket.SHUT_WR)
             for sock in socks:
-                sock.settimeout(PATIENCE)
+                sock.settimeout(READ_TIMEOUT)
                 with sock:
                     while _read(sock):
                         pass

@@ -23,7 +23,14 @@ from tests.resilience.servers import (
     postgres_programs,
     workers,
 )
-from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id, settings
+from tests.support.halt_server import (
+    HaltServer,
+    StartHalt,
+    eventually,
+    new_id,
+    request_record,
+    settings,
+)
 from tests.support.process_facts import cpu_seconds, tree
 
 pytestmark = pytest.mark.slow
@@ -231,7 +238,7 @@ def test_an_answer_of_nothing_but_blanks_ends_at_the_limit(
     server, said = short, new_id()
     model = f"repeat?{text}&times=100000000&piece=1&burst=100"
     with Bystander(address(server)) as bystander, server.client().chat(model, said) as events:
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         assert record.ended.wait(NEVER), f"{record.tokens_sent} blanks and no end"
         goes_on(bystander)
         last = events.to_end().terminal

@@ -29,9 +29,9 @@ from tests.resilience.servers import (
     workers,
 )
 from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, settings
+from tests.support.http_client import Client
 from tests.support.process_facts import descriptors, status
-from tests.support.sse import Client
-from tests.support.ws import WebSocket
+from tests.support.websocket_client import WebSocket
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.page.files import file_name
-from tests.support.halt_server import HaltServer, asked, eventually, new_id
-from tests.support.sse import Answer, Client
+from tests.support.halt_server import HaltServer, eventually, new_id, request_record
+from tests.support.http_client import Client, HttpResponse
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 PAGE = FORM | {"HX-Request": "true"}
@@ -30,10 +30,10 @@ class Person:
         self.client: Client = server.client()
         self.client.get("/")
 
-    def get(self, path: str, **headers: str) -> Answer:
+    def get(self, path: str, **headers: str) -> HttpResponse:
         return self.client.get(path, **headers)
 
-    def send(self, path: str, page: bool = True, **fields: Any) -> Answer:
+    def send(self, path: str, page: bool = True, **fields: Any) -> HttpResponse:
         return self.client.request("POST", path, urlencode(fields).encode(), PAGE if page else FORM)
 
     def ask(self, said: str, conversation: str = "", model: str = "") -> str:
@@ -73,7 +73,7 @@ class Person:
     def titles(self) -> list[str]:
         return [each["title"] for each in self.items()]
 
-    def import_(self, data: bytes, *, page: bool = False) -> Answer:
+    def import_(self, data: bytes, *, page: bool = False) -> HttpResponse:
         """Choose a file to import."""
         line = secrets.token_hex(8)
         head = 'Content-Disposition: form-data; name="file"; filename="a.json"'
@@ -239,7 +239,7 @@ def test_what_is_being_written_is_stopped_when_it_is_deleted(
     """The upstream is let go of; brought back, the conversation has what was written."""
     said = new_id()
     conversation = anna.ask(said, model="stall?n=10")
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     eventually(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode())
     gone = anna.send(f"/c/{conversation}/delete", page=page)
     assert "deleted, and its answer stopped" in gone.body.decode()
@@ -380,7 +380,7 @@ def test_settings_hold_for_every_answer_of_the_conversation(
     assert anna.titles() == []
     anna.ask(said, conversation, "count?n=2")
     for nth in range(2):
-        body = asked(shared_fake, said, nth).body
+        body = request_record(shared_fake, said, nth).body
         assert (body["temperature"], body["max_tokens"]) == (0.25, 77)
         assert body["messages"][0] == {"role": "system", "content": "Be short."}
         anna.settled(conversation)
@@ -395,7 +395,7 @@ def test_settings_hold_for_every_answer_of_the_conversation(
     assert 'value="77"' in panel
     other = f"Hello {new_id()}"
     anna.ask(other)
-    body = asked(shared_fake, other).body
+    body = request_record(shared_fake, other).body
     assert "temperature" not in body
     assert "max_tokens" not in body
     assert [each["role"] for each in body["messages"]] == ["user"]
@@ -441,7 +441,7 @@ def test_a_default_stays_one_until_it_is_changed(carla: Person, shared_fake: Fak
         said = new_id()
         assert carla.send(path, system_prompt=prompt).status == 200
         carla.ask(said, conversation)
-        messages = asked(shared_fake, said).body["messages"]
+        messages = request_record(shared_fake, said).body["messages"]
         told.append([each["content"] for each in messages if each["role"] == "system"])
         carla.settled(conversation)
     assert told == [["Be kind."], [], ["Be wise."]]

@@ -15,8 +15,8 @@ from halt.config.settings import Config, ConfigError
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.cors import API
 from tests.support.halt_server import HaltServer, new_id
-from tests.support.sse import Answer
-from tests.support.ws import WebSocket
+from tests.support.http_client import HttpResponse
+from tests.support.websocket_client import WebSocket
 
 SHOP = "https://shop.example"
 DEV = "http://localhost:5173"
@@ -46,7 +46,7 @@ def anyone(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-def preflight(server: HaltServer, path: str, origin: str, **headers: str) -> Answer:
+def preflight(server: HaltServer, path: str, origin: str, **headers: str) -> HttpResponse:
     asks = {"Origin": origin, "Access-Control-Request-Method": "POST", **headers}
     return server.client().request("OPTIONS", path, headers=asks)
 
@@ -55,7 +55,7 @@ def names(value: str) -> set[str]:
     return {each.strip() for each in value.lower().split(",")}
 
 
-def grants(answer: Answer) -> set[str]:
+def grants(answer: HttpResponse) -> set[str]:
     """The CORS headers of a response."""
     return {name for name in answer.headers if name.startswith("access-control-")}
 

@@ -17,17 +17,17 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from tests.server.test_conversations import exported, talk
 from tests.support.halt_server import (
+    RECORD_TIMEOUT,
     ROOT,
-    SEEN_WITHIN,
     HaltServer,
     StartHalt,
-    asked,
     new_id,
+    request_record,
     settings,
 )
-from tests.support.reverse_proxies import NAME, RECIPES, Proxy, ProxyClient, before
-from tests.support.sse import PATIENCE
-from tests.support.ws import WebSocket
+from tests.support.http_client import READ_TIMEOUT
+from tests.support.reverse_proxies import NAME, RECIPES, Proxy, ProxyClient, proxied
+from tests.support.websocket_client import WebSocket
 from tests.unit.cli.test_doctor import outside
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def proxy(
     """The proxy with its recipe."""
     kind: str = request.param
     folder = tmp_path_factory.mktemp(kind)
-    with before(kind, f"{halt_behind.host}:{halt_behind.port}", folder) as running:
+    with proxied(kind, f"{halt_behind.host}:{halt_behind.port}", folder) as running:
         yield running
 
 
@@ -100,7 +100,7 @@ def test_the_page_comes_with_its_style_and_a_secure_cookie(client: ProxyClient) 
 
 def test_plain_http_leads_to_https(proxy: Proxy) -> None:
     """An address typed without https arrives all the same."""
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.http_port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.http_port, timeout=READ_TIMEOUT)
     connection.request("GET", "/", headers={"Host": NAME})
     response = connection.getresponse()
     connection.close()
@@ -115,7 +115,7 @@ def test_events_leave_one_by_one(client: ProxyClient, shared_fake: FakeOpenAI) -
     with client.chat("stall?n=3", said) as events:
         events.until_text("0 1 2 ")
         assert "content-encoding" not in events.headers
-        assert not asked(shared_fake, said).finished.is_set()
+        assert not request_record(shared_fake, said).finished.is_set()
         client.stop(events.id)
         events.to_end()
 
@@ -130,7 +130,7 @@ def test_text_leaves_piece_by_piece(client: ProxyClient, shared_fake: FakeOpenAI
     text = b""
     while b"2 " not in text:
         text += response.read1()
-    assert not asked(shared_fake, said).finished.is_set()
+    assert not request_record(shared_fake, said).finished.is_set()
     client.stop(response.headers["X-Stream-Id"])
     response.read()
     connection.close()
@@ -140,10 +140,10 @@ def test_stop_reaches_the_model(client: ProxyClient, shared_fake: FakeOpenAI) ->
     """Stop works while the model is silent, and its receipt is true."""
     said = new_id()
     with client.chat("silent_first_token", said) as events:
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         receipt = client.stop(events.id).json
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
-        assert record.closed.wait(SEEN_WITHIN)
+        assert record.closed.wait(RECORD_TIMEOUT)
         assert events.to_end().terminal["type"] == "cancelled"
 
 
@@ -265,7 +265,7 @@ def test_a_client_that_leaves_in_silence_is_noticed(
     """The model is stopped, though nothing is written that could fail."""
     said = new_id()
     leave(client, "stall?n=3", said)
-    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
 def test_behind_apache_a_comment_notices_a_client_that_leaves(
@@ -273,10 +273,10 @@ def test_behind_apache_a_comment_notices_a_client_that_leaves(
 ) -> None:
     """In silence the comments of HALT_HEARTBEAT are what Apache writes."""
     halt = start_halt(shared_fake, HALT_HOSTS=NAME, HALT_TRUSTED_PROXIES=1, HALT_HEARTBEAT=0.2)
-    with before("apache", f"{halt.host}:{halt.port}", tmp_path) as apache:
+    with proxied("apache", f"{halt.host}:{halt.port}", tmp_path) as apache:
         said = new_id()
         leave(apache.client(), "stall?n=3", said)
-        assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+        assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
 @pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
@@ -288,9 +288,9 @@ def test_a_client_that_leaves_before_the_first_word_is_noticed(
     body = {"messages": [{"role": "user", "content": said}], "model": "silent_headers"}
     connection = client.connect()
     client.send(connection, "POST", "/v1/chat/completions", body)
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     connection.close()
-    assert record.closed.wait(SEEN_WITHIN)
+    assert record.closed.wait(RECORD_TIMEOUT)
 
 
 def test_a_client_that_leaves_while_the_model_writes_is_noticed(
@@ -299,7 +299,7 @@ def test_a_client_that_leaves_while_the_model_writes_is_noticed(
     """Every proxy notices when it can write no more."""
     said = new_id()
     leave(client, "count?n=100000&rate=20", said)
-    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
 # --- the doctor -----------------------------------------------------------------------------------

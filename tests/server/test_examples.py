@@ -14,8 +14,8 @@ from websockets.sync.client import connect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.examples import openai_client, python_requests, websocket
-from tests.support.halt_server import HaltServer, asked, new_id
-from tests.support.scripted import SOON
+from tests.support.halt_server import HaltServer, new_id, request_record
+from tests.support.waiting import WAIT_TIMEOUT
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -55,7 +55,7 @@ def test_requests_stops_an_answer(halt: HaltServer, shared_fake: FakeOpenAI) -> 
         receipt = python_requests.stop(halt.url, response.headers["X-Stream-Id"])
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         assert got + "".join(text) == "0 1 2 "
-    assert asked(shared_fake, said).closed.wait(SOON)
+    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
 
 
 def test_requests_notices_an_answer_that_breaks_off(halt: HaltServer) -> None:
@@ -81,7 +81,7 @@ def test_openai_s_client_is_stopped(halt: HaltServer, shared_fake: FakeOpenAI) -
         receipt = openai_client.stop(halt.url, stream_id)
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         assert got + "".join(text) == "0 1 2 "
-    assert asked(shared_fake, said).closed.wait(SOON)
+    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
 
 
 def test_a_websocket_carries_several_answers(halt: HaltServer) -> None:
@@ -106,4 +106,4 @@ def test_a_websocket_carries_its_stop(halt: HaltServer, shared_fake: FakeOpenAI)
         websocket.stop(socket, stalled)
         ends = {i: e["type"] for i, e in websocket.events(socket, stalled, other) if e.get("done")}
         assert ends == {stalled: "cancelled", other: "done"}
-    assert asked(shared_fake, said).closed.wait(SOON)
+    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)

@@ -18,8 +18,8 @@ import pytest
 from halt.rendering.highlighting import Colours
 from halt.rendering.markdown import render
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.burst import burst, bursts
 from tests.support.halt_server import ROOT, HaltServer, halt_environment
+from tests.support.request_burst import send_burst, send_bursts
 
 STARTS = 10
 
@@ -119,7 +119,7 @@ def test_msgspec_is_called_by_its_full_name(path: Path) -> None:
 def test_every_type_is_built_by_the_imports() -> None:
     """Every type that is decoded, and every type in its fields, can be used by many threads."""
     printed = subprocess.run(
-        [sys.executable, "-m", "tests.support.made"],
+        [sys.executable, "-m", "tests.support.struct_tables"],
         cwd=ROOT,
         env=halt_environment({}),
         check=True,
@@ -174,7 +174,7 @@ def test_first_requests_make_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
     try:
         client = server.client()
         before = client.get("/made").json
-        assert burst(server.host, server.port) == (50, [])
+        assert send_burst(server.host, server.port) == (50, [])
         for model in ("one/tool_call", "two/markdown", "two/echo", "none/none"):
             client.chat(model).to_end()
         after = client.get("/made").json
@@ -187,7 +187,7 @@ def test_first_requests_make_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_burst_on_a_fresh_server_loses_nothing(shared_fake: FakeOpenAI) -> None:
     """Fifty requests of all kinds that come at once to a fresh server are all answered."""
-    outcomes = list(bursts(STARTS, shared_fake.base_url))
+    outcomes = list(send_bursts(STARTS, shared_fake.base_url))
     assert [lost for _, lost in outcomes if lost] == []
     assert [count for count, _ in outcomes] == [50] * STARTS
 

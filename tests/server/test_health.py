@@ -22,7 +22,7 @@ from halt.errors import UpstreamError
 from halt.providers import router
 from halt.web.api import stop
 from halt.web.api.stop import Probe
-from tests.support.halt_server import SEEN_WITHIN, eventually
+from tests.support.halt_server import RECORD_TIMEOUT, eventually
 
 OTHERS = 20
 
@@ -35,7 +35,7 @@ class Silent:
 
     def check(self, connection: UpstreamConnection) -> None:
         self.asked.set()
-        assert self.answers.wait(SEEN_WITHIN)
+        assert self.answers.wait(RECORD_TIMEOUT)
 
 
 def in_threads(count: int, call: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
@@ -49,20 +49,20 @@ def in_threads(count: int, call: Callable[[], Any]) -> tuple[list[threading.Thre
 
 def join(threads: list[threading.Thread]) -> None:
     for each in threads:
-        each.join(SEEN_WITHIN)
+        each.join(RECORD_TIMEOUT)
         assert not each.is_alive()
 
 
 def test_one_request_waits_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come meanwhile are told what is known: nothing, and later the last answer."""
-    monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
-    monkeypatch.setattr(router, "QUERY_TIMEOUT", SEEN_WITHIN)
+    monkeypatch.setattr(stop, "PROBE_WAIT", RECORD_TIMEOUT)
+    monkeypatch.setattr(router, "QUERY_TIMEOUT", RECORD_TIMEOUT)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
     threads, answers = in_threads(OTHERS + 1, probe.look)
     eventually(lambda: len(answers) == OTHERS)  # which one waits, the requests decide
     assert answers == ["unknown"] * OTHERS
-    assert upstream.asked.wait(SEEN_WITHIN)
+    assert upstream.asked.wait(RECORD_TIMEOUT)
     upstream.answers.set()
     join(threads)
     assert answers[OTHERS:] == ["reachable"]
@@ -77,7 +77,7 @@ def test_a_request_that_has_waited_in_vain_is_the_only_one(
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
     assert probe.look() == "unknown"
-    monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
+    monkeypatch.setattr(stop, "PROBE_WAIT", RECORD_TIMEOUT)
     others, answers = in_threads(OTHERS, probe.look)
     join(others)
     assert answers == ["unknown"] * OTHERS
@@ -125,7 +125,7 @@ def test_one_request_waits_for_a_worker_that_hangs(
     @contextlib.contextmanager
     def ask(*_: object) -> Iterator[list[tuple[str, bytes, None]]]:
         asked.set()
-        assert hangs.wait(SEEN_WITHIN)
+        assert hangs.wait(RECORD_TIMEOUT)
         yield [("other", b"\x03", None)]
 
     monkeypatch.setattr(workers, "_request", ask)
@@ -133,7 +133,7 @@ def test_one_request_waits_for_a_worker_that_hangs(
     asked.clear()
     hangs.clear()
     first, waited = in_threads(1, service.health)
-    assert asked.wait(SEEN_WITHIN)
+    assert asked.wait(RECORD_TIMEOUT)
     others, answers = in_threads(OTHERS, service.health)
     join(others)
     assert {(each.open_streams, each.workers) for each in answers} == {(3, 2)}

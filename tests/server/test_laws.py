@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from halt.store.migrate import open_database
 from halt.store.models import State
 from tests.support.halt_server import eventually
-from tests.support.law_worker import Process, Told
+from tests.support.law_worker import EventRows, Process
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ class Reader:
     worker: Process
     stream: Stream
     after: int
-    got: Told = field(default_factory=list)
+    got: EventRows = field(default_factory=list)
 
 
 class Laws(RuleBasedStateMachine):
@@ -204,9 +204,9 @@ class Laws(RuleBasedStateMachine):
 
     # --- what has to be true ----------------------------------------------------------------------
 
-    def told(self, worker: Process, stream: Stream, after: int) -> Told:
+    def told(self, worker: Process, stream: Stream, after: int) -> EventRows:
         """What a worker tells of a stream. Raises Unsaved where its worker took it to the grave."""
-        found: Told | None = worker.read(stream.id, stream.owner, after)
+        found: EventRows | None = worker.read(stream.id, stream.owner, after)
         if found is not None:
             return found
         assert stream.killed
@@ -214,7 +214,7 @@ class Laws(RuleBasedStateMachine):
         assert not stream.place
         raise Unsaved
 
-    def learn(self, stream: Stream, after: int, events: Told) -> None:
+    def learn(self, stream: Stream, after: int, events: EventRows) -> None:
         """These events came after that one: each once, in order, the same for everybody."""
         for number, event in events:
             facts = json.loads(event)
@@ -278,7 +278,7 @@ class Laws(RuleBasedStateMachine):
 
     def is_over(self, worker: Process, stream: Stream) -> bool:
         """For this worker the stream has ended, or is not there."""
-        found: Told | None = worker.read(stream.id, stream.owner, 0)
+        found: EventRows | None = worker.read(stream.id, stream.owner, 0)
         return found is None or (bool(found) and json.loads(found[-1][1])["type"] in STATES)
 
     def is_kept(self, stream: Stream, worker: Process, events: list[str]) -> None:

@@ -10,15 +10,15 @@ import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import (
-    SEEN_WITHIN,
+    RECORD_TIMEOUT,
     HaltServer,
     StartHalt,
-    asked,
     eventually,
     new_id,
     refused_start,
+    request_record,
 )
-from tests.support.sse import Client
+from tests.support.http_client import Client
 
 TOKEN = "a-token-for-tests"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "count?n=1"}
@@ -46,7 +46,7 @@ def test_a_server_that_is_told_to_leave_ends_everything_in_order(
         ):
             said = new_id()
             events = stack.enter_context(client.chat(model, said)).until_text(text)
-            asked(fake, said)
+            request_record(fake, said)
             streams.append((events, said))
         follower = stack.enter_context(client.follow(streams[2][0].id)).until_text("4 ")
         server.terminate()
@@ -58,7 +58,7 @@ def test_a_server_that_is_told_to_leave_ends_everything_in_order(
         assert server.wait() == 0
     eventually(lambda: server.gone)
     for _, said in streams[:-1]:
-        assert asked(fake, said).closed.wait(SEEN_WITHIN)
+        assert request_record(fake, said).closed.wait(RECORD_TIMEOUT)
     eventually(lambda: fake.open_connections == 0)
     assert "Traceback" not in server.printed
 
@@ -87,7 +87,7 @@ def test_a_client_that_never_reads_cannot_keep_a_server_from_leaving(
         server.terminate()
         assert server.wait() == 0
         eventually(lambda: server.gone)
-    assert fake.wait_request().closed.wait(SEEN_WITHIN)
+    assert fake.wait_request().closed.wait(RECORD_TIMEOUT)
 
 
 # --- starting -------------------------------------------------------------------------------------

@@ -14,8 +14,15 @@ import pytest
 from halt.errors import CODES, OVERLOADED
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import WIDE
-from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
-from tests.support.sse import Client, Events
+from tests.support.halt_server import (
+    RECORD_TIMEOUT,
+    HaltServer,
+    StartHalt,
+    eventually,
+    new_id,
+    request_record,
+)
+from tests.support.http_client import Client, EventStream
 
 #: Seconds for which gunicorn lets a connection without a request hold a thread, if it has one.
 IDLE_HOLDS = 5.0
@@ -36,7 +43,7 @@ def test_beyond_the_cap_a_stream_is_refused_at_once_and_stop_goes_on_working(
     server = start_halt(fake, HALT_MAX_STREAMS=5)
     client = server.client()
     with ExitStack() as stack:
-        streams: list[Events] = []
+        streams: list[EventStream] = []
         for _ in range(5):
             events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
             streams.append(events)
@@ -127,7 +134,7 @@ def test_clients_that_do_not_close_hold_up_nobody(start_halt: StartHalt, fake: F
             connection = client.connect()
             stack.enter_context(connection.sock.dup())  # open until the test is over
             client.send(connection, "POST", "/chat/stream", body)
-            streams.append(stack.enter_context(Events(connection)))
+            streams.append(stack.enter_context(EventStream(connection)))
         eventually(lambda: len(fake.requests) == len(streams))
         fake.release()
         for events in streams:
@@ -145,8 +152,8 @@ def test_a_run_that_nobody_watches_is_stopped(
     with client.chat(model, said) as events:
         if model.startswith("stall"):
             events.until_text("2 ")
-        record = asked(shared_fake, said)
-    assert record.closed.wait(SEEN_WITHIN)
+        record = request_record(shared_fake, said)
+    assert record.closed.wait(RECORD_TIMEOUT)
     cancelled = client.follow(events.id).to_end().terminal
     assert (cancelled["type"], cancelled["reason"]) == ("cancelled", "no_viewer")
 
@@ -159,7 +166,7 @@ def test_a_flowing_run_that_nobody_watches_is_stopped(
     said = new_id()
     with client.chat("count?n=100000&gap_ms=5", said) as events:
         events.until_text("5 ")
-    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
     assert client.follow(events.id).to_end().terminal["reason"] == "no_viewer"
 
 
@@ -179,7 +186,7 @@ def test_a_viewer_that_comes_back_in_time_keeps_the_run_alive(
     shown += events.to_end().text
     assert shown == numbers(400)
     assert events.terminal["type"] == "done"
-    eventually(asked(shared_fake, said).finished.is_set)
+    eventually(request_record(shared_fake, said).finished.is_set)
 
 
 def test_a_reader_that_does_not_read_holds_up_nobody_else(
@@ -194,7 +201,7 @@ def test_a_reader_that_does_not_read_holds_up_nobody_else(
         with client.follow(stuck.id) as reader:
             assert reader.to_end().text == numbers(200_000)
             assert reader.terminal["type"] == "done"
-        assert asked(shared_fake, said).finished.wait(SEEN_WITHIN)
+        assert request_record(shared_fake, said).finished.wait(RECORD_TIMEOUT)
         assert client.get("/healthz").json["status"] == "ok"
         assert stuck.to_end().text == numbers(200_000)  # it can have all of it when it wants to
 
@@ -250,7 +257,7 @@ def test_each_limit_of_a_run_has_its_own_error(
         assert numbers(len(events.text)).startswith(events.text)
     else:
         assert events.text == text
-    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
 def test_a_model_that_thinks_longer_than_the_first_byte_limit_is_alive(
@@ -338,7 +345,7 @@ def once(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-def only_error(events: Events) -> dict[str, Any]:
+def only_error(events: EventStream) -> dict[str, Any]:
     """The error that ended a stream, as it must be."""
     last = events.to_end().terminal
     assert last["type"] == "error"
@@ -400,7 +407,7 @@ def test_a_fault_before_the_first_token_is_retried(
         events = client.chat(f"flaky?times=1&status={status}&key={said}&n=4", said).to_end()
         assert events.text == numbers(4)
         assert events.terminal["type"] == "done"
-        asked(shared_fake, said, nth=1)
+        request_record(shared_fake, said, nth=1)
 
 
 def test_after_the_first_token_nothing_is_retried(

@@ -13,9 +13,16 @@ import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support import wire
-from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
-from tests.support.sse import Answer
+from tests.support import raw_server
+from tests.support.halt_server import (
+    RECORD_TIMEOUT,
+    HaltServer,
+    StartHalt,
+    eventually,
+    new_id,
+    request_record,
+)
+from tests.support.http_client import HttpResponse
 
 PATH = "/v1/chat/completions"
 
@@ -131,7 +138,7 @@ def test_whole_answers_one_after_the_other_share_a_connection(
     said = [new_id() for _ in range(4)]
     for each in said:
         strict_llm.chat.completions.create(model="count?n=5&gap_ms=20", messages=hello(each))
-    assert len({asked(shared_fake, each).connection for each in said}) == 1
+    assert len({request_record(shared_fake, each).connection for each in said}) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -223,7 +230,7 @@ def test_a_conversation_with_tools_goes_on_with_what_the_client_was_given(
         messages.append({"role": "tool", "tool_call_id": call.id, "content": "21 degrees"})
     answer = llm.chat.completions.create(model="asks_tools", messages=messages, tools=[WEATHER])
     assert answer.choices[0].message.content == numbers(3)
-    sent = asked(shared_fake, said, nth=1).body["messages"]
+    sent = request_record(shared_fake, said, nth=1).body["messages"]
     assert [m["role"] for m in sent] == ["user", "assistant", "tool", "tool"]
     assert sent[1]["tool_calls"][1]["function"]["arguments"] == '{"city": "town 1"}'
 
@@ -243,7 +250,7 @@ def test_functions_are_tools_in_their_older_form(
         functions=[GREET],
         function_call={"name": "weather"},
     )
-    sent = asked(shared_fake, said).body
+    sent = request_record(shared_fake, said).body
     assert sent["tools"] == [{"type": "function", "function": GREET}]
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert not {"functions", "function_call"} & sent.keys()
@@ -311,7 +318,7 @@ def test_what_halt_does_not_know_is_passed_on(llm: openai.OpenAI, shared_fake: F
         logit_bias={"50256": -100},
         extra_body={"top_k": 40, "chat_template_kwargs": {"enable_thinking": False}},
     )
-    sent = asked(shared_fake, said).body
+    sent = request_record(shared_fake, said).body
     expected = {
         "temperature": 0.5,
         "max_tokens": 7,
@@ -366,7 +373,7 @@ def test_what_a_message_holds_is_passed_on(
     last = {**USER, "content": said}
     answer = halt.client().post(PATH, {"model": "echo", "messages": [message, last]})
     assert answer.status == 200, answer
-    assert asked(shared_fake, said).body["messages"] == [message, last]
+    assert request_record(shared_fake, said).body["messages"] == [message, last]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +404,7 @@ def test_what_a_request_holds_is_passed_on(
     said = new_id()
     answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
     assert answer.status == 200, answer
-    sent = asked(shared_fake, said).body
+    sent = request_record(shared_fake, said).body
     assert {name: sent.get(name, "none") for name in fields} == fields
 
 
@@ -415,7 +422,10 @@ def test_options_of_the_stream_are_passed_on(halt: HaltServer, shared_fake: Fake
     body = {"model": "count?n=2", "messages": hello(said), "stream": True}
     with halt.client().stream("POST", PATH, body | {"stream_options": options}) as events:
         events.to_end()
-    assert asked(shared_fake, said).body["stream_options"] == {**options, "include_usage": True}
+    assert request_record(shared_fake, said).body["stream_options"] == {
+        **options,
+        "include_usage": True,
+    }
     assert all(m.json["choices"] for m in events.seen[:-1])
 
 
@@ -435,7 +445,7 @@ def test_functions_of_any_shape_are_tools(
     fields = {"functions": functions, "function_call": choice}
     answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
     assert answer.status == 200, answer
-    sent = asked(shared_fake, said).body
+    sent = request_record(shared_fake, said).body
     assert sent["tools"] == [{"type": "function", "function": each} for each in functions]
     assert sent.get("tool_choice") == chosen
 
@@ -568,7 +578,7 @@ def test_a_body_that_is_no_object_is_refused(halt: HaltServer, body: bytes) -> N
     assert openai_error(refused)["param"] == "body"
 
 
-def openai_error(answer: Answer) -> dict[str, Any]:
+def openai_error(answer: HttpResponse) -> dict[str, Any]:
     """The error object, in OpenAI's shape."""
     error = answer.json["error"]
     assert isinstance(error, dict)
@@ -746,7 +756,7 @@ def test_closing_the_clients_stream_stops_the_model(
         model="count?n=100000&gap_ms=5", messages=hello(said), stream=True
     ) as stream:
         read_until(stream, "5 ")
-    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -758,9 +768,9 @@ def test_a_client_that_leaves_while_the_model_is_silent_stops_it(
     connection = client.connect()
     body = {"model": "silent_first_token", "messages": hello(said), "stream": stream}
     client.send(connection, "POST", PATH, body)
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     connection.close()
-    assert record.closed.wait(SEEN_WITHIN)
+    assert record.closed.wait(RECORD_TIMEOUT)
 
 
 def test_a_run_that_somebody_else_follows_goes_on(
@@ -774,7 +784,7 @@ def test_a_run_that_somebody_else_follows_goes_on(
     with client.follow(first.id).until_text("2 ") as second:
         first.close()
         eventually(lambda: client.get("/healthz").json["open_streams"] >= 1)
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         record.release()
         assert second.to_end().terminal["type"] == "done"
     eventually(record.finished.is_set)
@@ -787,7 +797,7 @@ def test_stop_by_an_id_of_the_clients_choice(
     """The header X-Stream-Id chooses the ID; a stopped answer ends in order and says so."""
     chosen, said = new_id(), new_id()
     events = Background(llm, said, chosen, stream=stream)
-    asked(shared_fake, said).wait_tokens(3)
+    request_record(shared_fake, said).wait_tokens(3)
     eventually(lambda: numbers(3) in halt.client().follow(chosen).until_text("2 ").text)
     receipt = halt.client().stop(chosen)
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
@@ -827,7 +837,7 @@ class Background:
 
     def finish(self) -> tuple[str, str, dict[str, Any]]:
         """The text, the finish reason, and what Halt says of the run."""
-        self._thread.join(SEEN_WITHIN)
+        self._thread.join(RECORD_TIMEOUT)
         assert not self._thread.is_alive()
         return self._result
 
@@ -860,7 +870,7 @@ def test_a_server_without_a_list_offers_the_configured_model(
     start_halt: StartHalt, response: bytes
 ) -> None:
     """The page's picker says that there is no list; clients that look for a model find that one."""
-    with wire.HandMade(wire.answer(*[response] * 9)) as server:
+    with raw_server.RawServer(raw_server.answering(*[response] * 9)) as server:
         client = start_halt(server.url, HALT_MODEL="m-1").client()
         assert [each["id"] for each in client.get("/v1/models").json["data"]] == ["m-1"]
         assert client.get("/v1/models/m-1").status == 200

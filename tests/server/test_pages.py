@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import SEEN_WITHIN, HaltServer, asked, new_id
-from tests.support.sse import Answer, Client
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, new_id, request_record
+from tests.support.http_client import Client, HttpResponse
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 PAGE = FORM | {"HX-Request": "true"}
@@ -24,7 +24,7 @@ def client(halt: HaltServer) -> Client:
     return made
 
 
-def send(client: Client, path: str, *fields: tuple[str, Any], page: bool = True) -> Answer:
+def send(client: Client, path: str, *fields: tuple[str, Any], page: bool = True) -> HttpResponse:
     """Send a form."""
     return client.request("POST", path, urlencode(fields).encode(), PAGE if page else FORM)
 
@@ -83,25 +83,25 @@ def test_one_press_of_the_page_stops_several_answers(
     models = ["silent_first_token", "stall"]
     fields = [("prompt", said), *(("id", i) for i in ids), *(("model", m) for m in models)]
     assert send(client, f"/c/{new_id()}/messages", *fields).status == 200
-    records = [asked(shared_fake, said, nth) for nth in range(2)]
+    records = [request_record(shared_fake, said, nth) for nth in range(2)]
     pressed = send(client, "/stop", *(("stream_id", i) for i in ids), ("seen", "0"))
     assert pressed.status == 200
     for stream_id in ids:
         assert re.search(f'hx-target="#a-{stream_id}"', pressed.body.decode())
     for record in records:
-        assert record.closed.wait(SEEN_WITHIN)
+        assert record.closed.wait(RECORD_TIMEOUT)
     assert send(client, "/stop").status == 400
 
 
 STREAMED = PAGE | {"Accept": "text/html, text/event-stream"}
 
 
-def stream(client: Client, path: str, *fields: tuple[str, Any], **headers: str) -> Answer:
+def stream(client: Client, path: str, *fields: tuple[str, Any], **headers: str) -> HttpResponse:
     """Send a form as htmx does, and read the response to its end."""
     return client.request("POST", path, urlencode(fields).encode(), STREAMED | headers)
 
 
-def is_stream(answer: Answer) -> bool:
+def is_stream(answer: HttpResponse) -> bool:
     """The response is one of messages."""
     return answer.headers["content-type"].startswith("text/event-stream")
 
@@ -120,7 +120,7 @@ def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: Fak
     assert '<section class="exchange"' in first.data
     assert 'data-state="running"' in first.data
     assert f'id="feed-{stream_id}"' in first.data
-    asked(shared_fake, said).release()
+    request_record(shared_fake, said).release()
     *texts, last = events
     assert all(each.data.startswith("<hx-partial") for each in texts)
     assert f'hx-target="#a-{stream_id}"' in last.data
@@ -133,7 +133,7 @@ def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: Fak
     first = again.next()
     assert first
     assert "Version" in first.data
-    asked(shared_fake, said, 1).release()
+    request_record(shared_fake, said, 1).release()
     *_, last = again
     assert 'data-state="done"' in last.data
 
@@ -168,7 +168,7 @@ def test_answers_side_by_side_are_followed_each_by_itself(
     assert not is_stream(answer)
     assert answer.body.count(b"hx-sse:connect") == 2
     for nth in range(2):
-        asked(shared_fake, said, nth).release()
+        request_record(shared_fake, said, nth).release()
 
 
 def test_a_session_with_all_its_page_streams_gets_the_place_alone(
@@ -191,6 +191,6 @@ def test_a_session_with_all_its_page_streams_gets_the_place_alone(
     sixth = client.stream("POST", path.format(new_id()), form(), multiplexed)
     assert sixth.headers["content-type"].startswith("text/event-stream")
     for nth in range(6):
-        asked(shared_fake, said, nth).release()
+        request_record(shared_fake, said, nth).release()
     for each in (*held, sixth):
         each.close()

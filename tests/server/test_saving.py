@@ -27,8 +27,8 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.web.services import services
 from tests.resilience.servers import Postgres
 from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id
-from tests.support.scripted import Scripted
-from tests.support.sse import Answer
+from tests.support.http_client import HttpResponse
+from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.stores import POSTGRES
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
@@ -89,7 +89,7 @@ def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str)
     client.get("/")
     place, stream_id = f"/c/{new_id()}", new_id()
 
-    def say(place: str, text: str, stream_id: str) -> Answer:
+    def say(place: str, text: str, stream_id: str) -> HttpResponse:
         form = urlencode({"prompt": text, "id": stream_id}).encode()
         return client.request("POST", f"{place}/messages", form, FORM)
 
@@ -146,10 +146,10 @@ def test_a_locked_database(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Pa
     )
 
 
-def crowd_of_prompts(server: HaltServer, count: int) -> list[Answer]:
+def crowd_of_prompts(server: HaltServer, count: int) -> list[HttpResponse]:
     """So many pages send a prompt at the same moment; the answers."""
 
-    def send() -> Answer:
+    def send() -> HttpResponse:
         form = urlencode({"prompt": "Is anybody there?", "id": new_id()}).encode()
         return server.client().request("POST", f"/c/{new_id()}/messages", form, FORM)
 
@@ -165,7 +165,7 @@ def test_a_locked_database_holds_up_no_stop(
     server = start_halt(fake, HALT_DATA=tmp_path)
     client = server.client()
     streams = [client.chat(ENDLESS).until_text("3 ") for _ in range(4)]
-    seen: list[Answer] = []
+    seen: list[HttpResponse] = []
     with locked(server, tmp_path):
         crowd = threading.Thread(target=lambda: seen.extend(crowd_of_prompts(server, 40)))
         crowd.start()
@@ -222,7 +222,7 @@ def test_a_prompt_that_can_neither_be_answered_nor_taken_back_is_not_left_runnin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the store is well it is told, and the conversation takes the next prompt."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     config = Config(
         data=str(tmp_path), base_url="http://scripted/v1", max_streams=1, titles="words"
     )

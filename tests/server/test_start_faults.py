@@ -29,7 +29,8 @@ from halt.store.writer import StoreWriter
 from halt.web.services import services
 from halt.web.websocket import routes as sockets
 from tests.support.halt_server import eventually, new_id
-from tests.support.scripted import SOON, Scripted
+from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT
 
 LOCKED = StoreUnavailable("This could not be saved: the database is locked.", "it is locked")
 
@@ -37,7 +38,7 @@ LOCKED = StoreUnavailable("This could not be saved: the database is locked.", "i
 class Desk:
     """A page's requests, answered in this process."""
 
-    def __init__(self, app: Flask, upstream: Scripted) -> None:
+    def __init__(self, app: Flask, upstream: ScriptedUpstream) -> None:
         self.app, self.upstream = app, upstream
         self.store: Store = services(app).store
         self.client: FlaskClient = app.test_client()
@@ -57,7 +58,7 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
     """A desk with default settings, or with those of an indirect parameter."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     settings = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "HALT_DATA": str(tmp_path)}
     more = getattr(request, "param", {})
     app = create_app(load({**settings, "HALT_TITLES": "words", **more}), upstream)
@@ -82,7 +83,7 @@ def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after:
         reply = desk.upstream.reply(len(begun) - 1)
         reply.feed("Hi")
         reply.end()
-        assert services(desk.app).store_writer.wait_written(run.id, SOON)
+        assert services(desk.app).store_writer.wait_written(run.id, WAIT_TIMEOUT)
         return run
 
     monkeypatch.setattr(service, "start", refusing)
@@ -214,7 +215,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     assert desk.ask() == 200
     desk.upstream.reply().end()
     stream_id = desk.conversation().exchanges[-1].stream_id
-    assert services(desk.app).store_writer.wait_written(stream_id, SOON)
+    assert services(desk.app).store_writer.wait_written(stream_id, WAIT_TIMEOUT)
 
     elsewhere = Generation(stream_id, None, EventLog(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))

@@ -11,8 +11,15 @@ from urllib.parse import urlencode
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
-from tests.support.sse import Client, Events
+from tests.support.halt_server import (
+    RECORD_TIMEOUT,
+    HaltServer,
+    StartHalt,
+    eventually,
+    new_id,
+    request_record,
+)
+from tests.support.http_client import Client, EventStream
 
 TRIES = 20  # to meet a connection that is back in the pool
 FORM = "application/x-www-form-urlencoded"
@@ -34,11 +41,11 @@ class Setting:
         self.fake = fake
         self.client = halt.client()
 
-    def start(self, model: str, text: str) -> tuple[Events, str]:
+    def start(self, model: str, text: str) -> tuple[EventStream, str]:
         """Start a stream and wait until it is in its phase, as both ends see it."""
         said = new_id()
         events = self.client.chat(model, said).until_text(text)
-        asked(self.fake, said)
+        request_record(self.fake, said)
         return events, said
 
 
@@ -71,14 +78,14 @@ def check_stop(setting: Setting, phase: str) -> Record:
     """Stop a stream in a phase and check all that is promised of it; the provider's record."""
     model, text = PHASES[phase]
     events, prompt = setting.start(model, text)
-    record = asked(setting.fake, prompt)
+    record = request_record(setting.fake, prompt)
     receipt = setting.client.stop(events.id)
     events.to_end()
     assert receipt.status == 200
     assert receipt.json["id"] == events.id
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
     assert receipt.json["elapsed_ms"] >= 0
-    assert record.closed.wait(SEEN_WITHIN), "the provider goes on"
+    assert record.closed.wait(RECORD_TIMEOUT), "the provider goes on"
     cancelled = events.terminal
     assert (cancelled["type"], cancelled["reason"]) == ("cancelled", "stop")
     assert cancelled["content"] == ""
@@ -99,7 +106,7 @@ def test_stop_on_reused_connection_ends_stream_and_upstream(setting: Setting, ph
     for _ in range(TRIES):
         first, prompt = setting.start("count?n=1", "0 ")
         first.to_end()
-        before = asked(setting.fake, prompt).connection
+        before = request_record(setting.fake, prompt).connection
         if check_stop(setting, phase).connection == before:
             return  # an answer's end is told before its connection is back in the pool
     pytest.fail(f"no connection was reused in {TRIES} tries")
@@ -129,7 +136,9 @@ def test_stop_during_the_wait_for_a_retry_sends_nothing_more(
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "none")
     assert events.to_end().terminal["type"] == "cancelled"
     with pytest.raises(TimeoutError):
-        asked(shared_fake, said, nth=1, timeout=4.5)  # longer than the wait that was cut short
+        request_record(
+            shared_fake, said, nth=1, timeout=4.5
+        )  # longer than the wait that was cut short
 
 
 def test_form_and_json_press_the_same_button(halt: HaltServer) -> None:
@@ -225,7 +234,7 @@ def test_a_stop_that_comes_first_ends_the_stream_at_its_start(
     assert [m.json["type"] for m in events.seen[:-1]] == ["cancelled"]
     after = new_id()
     client.chat("count?n=1", after).to_end()  # what had been sent before would be there by now
-    asked(shared_fake, after)
+    request_record(shared_fake, after)
     assert not [r for r in shared_fake.requests if said in str(r.body)]
 
 

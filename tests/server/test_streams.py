@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id
-from tests.support.sse import PATIENCE, Answer, Client
+from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, request_record
+from tests.support.http_client import READ_TIMEOUT, Client, HttpResponse
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -88,7 +88,7 @@ def test_the_model_is_asked_for_exactly_what_was_sent(
     body = {"messages": messages, "model": "echo", "temperature": 0.5, "seed": 7, "stop": ["END"]}
     events = client.stream("POST", "/chat/stream", body).to_end()
     assert events.text == said
-    sent = asked(shared_fake, said)
+    sent = request_record(shared_fake, said)
     assert sent.body["messages"] == messages
     assert sent.body["stream"] is True
     assert sent.body["stream_options"] == {"include_usage": True}
@@ -174,7 +174,7 @@ def test_a_bad_request_is_refused_by_the_name_of_its_field(client: Client, name:
 
 def raw(halt: HaltServer, request: bytes) -> bytes:
     """Send bytes as they are, and all that is answered until the server closes."""
-    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+    with socket.create_connection((halt.host, halt.port), timeout=READ_TIMEOUT) as sock:
         sock.sendall(request)
         answer = b""
         while piece := sock.recv(65536):
@@ -182,12 +182,12 @@ def raw(halt: HaltServer, request: bytes) -> bytes:
     return answer
 
 
-def raw_answer(halt: HaltServer, request: bytes) -> Answer:
+def raw_answer(halt: HaltServer, request: bytes) -> HttpResponse:
     """The same, as status, headers and body."""
     head, _, body = raw(halt, request).partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     pairs = (line.partition(": ") for line in lines)
-    return Answer(int(first.split(" ")[1]), {k.lower(): v for k, _, v in pairs}, body)
+    return HttpResponse(int(first.split(" ")[1]), {k.lower(): v for k, _, v in pairs}, body)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_body_that_breaks_off_is_not_taken_for_a_shorter_one(
 ) -> None:
     """What came by then may look like a whole request; nothing is done with half of one."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/{kind}\r\n"
-    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+    with socket.create_connection((halt.host, halt.port), timeout=READ_TIMEOUT) as sock:
         sock.sendall(f"{head}Content-Length: {len(part) + 9}\r\n\r\n{part}".encode())
         sock.shutdown(socket.SHUT_WR)
         answer = sock.recv(65536)
@@ -341,7 +341,7 @@ def test_two_readers_follow_a_running_stream(client: Client, shared_fake: FakeOp
     second = client.follow(first.id).until_text("9 ")
     third = client.follow(first.id, after=3)
     first.close()
-    asked(shared_fake, said).release()
+    request_record(shared_fake, said).release()
     second.to_end()
     third.to_end()
     assert second.text == "".join(f"{n} " for n in range(20))
@@ -378,7 +378,7 @@ def test_a_reader_beyond_the_end_is_told_that_it_is_over(
     said = new_id()
     with client.chat("stall?n=3", said) as events:
         early = client.follow(events.until_text("2 ").id, after=1000)
-        asked(shared_fake, said).release()
+        request_record(shared_fake, said).release()
         events.to_end()
         for reader in (early, client.follow(events.id, after=1000)):
             assert [each.data for each in reader.to_end().seen] == ["[DONE]"]
@@ -396,7 +396,7 @@ def test_a_reader_below_the_kept_part_is_told_offset_lost(
         assert refused.status == 410
         assert refused.error["code"] == "offset_lost"
         late = client.follow(events.id, after=len(events.seen) - 2)
-        asked(shared_fake, said).release()
+        request_record(shared_fake, said).release()
         events.to_end()
         assert late.to_end().seen == events.seen[-len(late.seen) :]
 
@@ -450,7 +450,7 @@ def test_a_stream_of_a_browser_session_is_that_sessions_alone(
             assert stranger.post("/stop", {"stream_id": events.id}).json["status"] == "pending"
             page = stranger.get(f"/streams/{events.id}/page")
             assert b"0 1 2" not in page.body
-        assert not asked(shared_fake, said).closed.is_set()
+        assert not request_record(shared_fake, said).closed.is_set()
         assert mine.follow(events.id).until_text("2 ")
         assert mine.stop(events.id).json["status"] == "stopped"
         assert events.to_end().terminal["type"] == "cancelled"

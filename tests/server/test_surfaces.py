@@ -18,8 +18,15 @@ import pytest
 from halt.app import create_app
 from halt.config.environment import load
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
-from tests.support.sse import PATIENCE, Client, Events
+from tests.support.halt_server import (
+    RECORD_TIMEOUT,
+    HaltServer,
+    StartHalt,
+    eventually,
+    new_id,
+    request_record,
+)
+from tests.support.http_client import READ_TIMEOUT, Client, EventStream
 
 TEXT = {"Accept": "text/plain"}
 JSON = {"Accept": "application/json"}
@@ -118,7 +125,7 @@ def test_the_answers_text_comes_as_it_is_written(client: Client, shared_fake: Fa
     assert text.response.headers["content-type"] == "text/plain; charset=utf-8"
     assert text.response.headers["cache-control"] == "no-store, no-transform"
     text.until("2 ")
-    asked(shared_fake, said).release()
+    request_record(shared_fake, said).release()
     assert text.to_end() == numbers(5)
     stream_id = text.response.headers["x-stream-id"]
     assert client.follow(stream_id).to_end().text == numbers(5)
@@ -137,7 +144,7 @@ def test_prompt_system_and_options_reach_the_model(client: Client, shared_fake: 
     said = new_id()
     body = {"prompt": said, "system": "Be brief.", "model": "echo", "temperature": 0.5}
     assert client.post("/chat", body).body.decode() == said
-    sent = asked(shared_fake, said).body
+    sent = request_record(shared_fake, said).body
     assert sent["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": said},
@@ -206,12 +213,12 @@ def test_a_silent_model_holds_back_no_head(start_halt: StartHalt, shared_fake: F
     said = new_id()
     body = json.dumps({"prompt": said, "model": "silent_first_token?n=3"}).encode()
     request = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
-    with socket.create_connection((lively.host, lively.port), timeout=PATIENCE) as sock:
+    with socket.create_connection((lively.host, lively.port), timeout=READ_TIMEOUT) as sock:
         sock.sendall(request % (len(body), body))
         head = sock.recv(65536)
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
         assert head.endswith(b"\r\n\r\n"), "the model has said nothing"
-        asked(shared_fake, said).release()
+        request_record(shared_fake, said).release()
         answer = b""
         while not answer.endswith(b"0\r\n\r\n"):
             part = sock.recv(65536)
@@ -299,12 +306,12 @@ def test_each_start_says_what_becomes_of_a_run_without_readers(
         connection = begun(client, surface, said, models[expected], **fields)
         started.append(((surface, choice, chosen), expected, said, connection))
     for _, _, said, connection in started:
-        asked(shared_fake, said).wait_tokens(1)
+        request_record(shared_fake, said).wait_tokens(1)
         connection.close()
     for case, expected, said, _ in started:
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         seen = record.closed if expected == "stop" else record.finished
-        assert seen.wait(SEEN_WITHIN), (case, expected, record)
+        assert seen.wait(RECORD_TIMEOUT), (case, expected, record)
         assert "on_disconnect" not in record.body
 
 
@@ -316,9 +323,9 @@ def test_a_silent_model_is_stopped_too_when_its_reader_leaves(
         said = new_id()
         fields = {"on_disconnect": "stop", "id": new_id()}
         connection = begun(client, surface, said, "silent_first_token", **fields)
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         connection.close()
-        assert record.closed.wait(SEEN_WITHIN), surface
+        assert record.closed.wait(RECORD_TIMEOUT), surface
         with client.follow(fields["id"]) as events:
             ended = events.to_end().terminal
         assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
@@ -333,7 +340,7 @@ def test_a_run_that_is_to_stop_lasts_as_long_as_its_last_reader(
     text.until("2 ")
     with client.follow(chosen).until_text("2 ") as events:
         text.leave()
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         record.release()
         assert events.to_end().terminal["type"] == "done"
 
@@ -383,7 +390,7 @@ def test_a_whole_answer_that_was_stopped_says_so(client: Client, shared_fake: Fa
     connection = client.connect()
     body = {"prompt": said, "model": "stall?n=3", "id": chosen}
     client.send(connection, "POST", "/chat", body, JSON)
-    asked(shared_fake, said)
+    request_record(shared_fake, said)
     with client.follow(chosen) as events:
         events.until_text("2 ")
     client.stop(chosen)
@@ -513,13 +520,13 @@ def test_another_site_changes_nothing_by_post(client: Client, path: str) -> None
 # --- GET /stream ----------------------------------------------------------------------------------
 
 
-def ask(client: Client, headers: dict[str, str] | None = None, **parameters: Any) -> Events:
+def ask(client: Client, headers: dict[str, str] | None = None, **parameters: Any) -> EventStream:
     """What an EventSource does."""
     path = f"/stream?{urlencode(parameters)}"
     return client.stream("GET", path, headers={"Accept": "text/event-stream", **(headers or {})})
 
 
-def all_of(events: Events) -> Events:
+def all_of(events: EventStream) -> EventStream:
     """Read to the end of the response."""
     for _ in events:
         pass
@@ -552,7 +559,7 @@ def test_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> 
         ask(client, prompt=said, system="Be brief.", model="echo", temperature="0.5", max_tokens=9)
     )
     assert events.text == said
-    sent = asked(shared_fake, said).body
+    sent = request_record(shared_fake, said).body
     assert [m["content"] for m in sent["messages"]] == ["Be brief.", said]
     assert (sent["temperature"], sent["max_tokens"]) == (0.5, 9)
 
@@ -599,7 +606,7 @@ def test_an_eventsource_that_lost_its_connection_goes_on_where_it_was(
     with ask(client, **parameters) as first:
         first.until_text("4 ")
         last = first.seen[-1].id
-    asked(shared_fake, said).release()
+    request_record(shared_fake, said).release()
     second = all_of(ask(client, {"Last-Event-ID": last}, **parameters))
     assert first.text + second.text == numbers(10)
     assert second.terminal["type"] == "done"
@@ -619,7 +626,7 @@ def test_the_id_is_known_before_the_first_word(client: Client, shared_fake: Fake
     stream_id = response.headers["x-stream-id"]
     nothing = '{"type":"content","content":""}'
     assert opening == f"retry: 1000\nid: {stream_id}.0\ndata: {nothing}\n\n"
-    asked(shared_fake, said).release()
+    request_record(shared_fake, said).release()
     events = all_of(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=said))
     assert events.text == numbers(20)
 
@@ -667,7 +674,7 @@ def test_no_client_finds_an_event_in_silence(
     raw = b""
     while b"\n\n:\n" not in raw:  # a heartbeat behind an event
         raw += response.read1(65536)
-    asked(shared_fake, said).release()
+    request_record(shared_fake, said).release()
     while piece := response.read1(65536):
         raw += piece
     connection.close()
@@ -806,7 +813,7 @@ def test_old_clients_are_given_the_text_too(halt: HaltServer) -> None:
     """HTTP/1.0 has no chunks: the text ends with the connection."""
     body = b'{"prompt": "Hello", "model": "count?n=3"}'
     head = b"POST /chat HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+    with socket.create_connection((halt.host, halt.port), timeout=READ_TIMEOUT) as sock:
         sock.sendall(head + body)
         answer = b"".join(iter(lambda: sock.recv(65536), b""))
     assert answer.partition(b"\r\n\r\n")[2] == numbers(3).encode()
@@ -891,7 +898,7 @@ def test_a_number_that_is_the_models_servers_matter_reaches_it(
         "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}],
     }
     assert client.post("/v1/chat/completions", body).status == 200
-    sent = asked(shared_fake, said).body
+    sent = request_record(shared_fake, said).body
     for name in ("top_k", "response_format", "tools"):
         assert sent[name] == body[name]
 

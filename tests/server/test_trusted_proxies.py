@@ -9,8 +9,8 @@ import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import HaltServer
-from tests.support.sse import Client
-from tests.support.ws import WebSocket
+from tests.support.http_client import Client
+from tests.support.websocket_client import WebSocket
 
 pytestmark = pytest.mark.slow
 

@@ -19,19 +19,19 @@ from halt.providers.cached_query import CachedQuery
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web import via as loop
 from halt.web.via import MARKS_MAX, mark_of
-from tests.support import ws
+from tests.support import websocket_client
 from tests.support.halt_server import (
-    SEEN_WITHIN,
+    RECORD_TIMEOUT,
     HaltServer,
     StartHalt,
-    asked,
     eventually,
     new_id,
+    request_record,
     settings,
 )
+from tests.support.http_client import Client, HttpResponse
 from tests.support.reverse_proxies import free_port
-from tests.support.scripted import SOON
-from tests.support.sse import Answer, Client
+from tests.support.waiting import WAIT_TIMEOUT
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
 #: More than the main loop reads of a body, and than a socket's buffers hold.
@@ -129,7 +129,7 @@ def test_each_surface_tells_that_the_request_goes_in_a_circle(circle: HaltServer
         assert refused.value.status_code == 508
         assert refused.value.code == "loop_detected"
     assert client.post("/chat", CHAT).status == 508
-    with ws.WebSocket(circle) as socket:
+    with websocket_client.WebSocket(circle) as socket:
         assert is_told(socket.to_end(socket.start("echo"))["error"])
     client.get("/")
     form = urlencode([("prompt", "Hello"), ("id", new_id())]).encode()
@@ -151,14 +151,14 @@ def mark(halt: HaltServer, shared_fake: FakeOpenAI) -> str:
     """The mark of a Halt, as its model's server sees it."""
     said = new_id()
     halt.client().chat("echo", said).to_end()
-    found: str = asked(shared_fake, said).headers[HEADER.lower()]
+    found: str = request_record(shared_fake, said).headers[HEADER.lower()]
     return found
 
 
 OTHER = "0123456789abcdef"
 
 
-def via(client: Client, chain: str, method: str, path: str, body: object = None) -> Answer:
+def via(client: Client, chain: str, method: str, path: str, body: object = None) -> HttpResponse:
     """A request that says to have passed these Halts."""
     return client.request(method, path, body, {HEADER: chain})
 
@@ -193,7 +193,7 @@ def test_a_request_with_ones_own_mark_is_refused(
 
 def test_a_websocket_is_refused_before_it_is_one(halt: HaltServer, mark: str) -> None:
     """The handshake is answered with 508."""
-    refused = ws.refused(halt, **{HEADER.replace("-", "_"): mark})
+    refused = websocket_client.refused_handshake(halt, **{HEADER.replace("-", "_"): mark})
     assert (refused.status, refused.error["code"]) == (508, "loop_detected")
 
 
@@ -223,7 +223,7 @@ def test_the_chain_goes_on_with_what_a_request_starts(
     client, said = halt.client(), new_id()
     body = {"model": "echo", "messages": [{"role": "user", "content": said}]}
     assert via(client, OTHER, "POST", "/chat/stream", body).status == 200
-    assert asked(shared_fake, said).headers[HEADER.lower()] == f"{OTHER}, {mark}"
+    assert request_record(shared_fake, said).headers[HEADER.lower()] == f"{OTHER}, {mark}"
     seen = len(shared_fake.requests)
     assert via(client, OTHER, "GET", "/v1/models").status == 200
     listed = shared_fake.requests[seen]
@@ -255,12 +255,12 @@ def test_a_chain_of_halts_works_and_stop_closes_all_of_it(
     assert client.get("/healthz").json["upstream"] == "reachable"
     assert client.chat("count?n=3", "Hello").to_end().text == "0 1 2 "
     answer = client.chat("stall?n=3", said).until_text("2 ")
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     marks = record.headers[HEADER.lower()].split(", ")
     assert len(set(marks)) == 2
     assert client.stop(answer.id).json["status"] == "stopped"
     assert answer.to_end().terminal["type"] == "cancelled"
-    assert record.closed.wait(SEEN_WITHIN)
+    assert record.closed.wait(RECORD_TIMEOUT)
     eventually(lambda: halt.client().get("/healthz").json["open_streams"] == 0)
 
 
@@ -294,8 +294,8 @@ def test_a_provider_that_is_halt_itself_hides_no_other(
 def test_a_question_passes_the_chain_on() -> None:
     """The line of a question that is asked in the background has the chain of the asker's."""
     question = CachedQuery(
-        "test", lambda line: line.chain, answer_seconds=0.0, fault_seconds=0.0, timeout=SOON
+        "test", lambda line: line.chain, answer_seconds=0.0, fault_seconds=0.0, timeout=WAIT_TIMEOUT
     )
     for chain in ((OTHER,), ()):
         asked_at = question.start(chain)
-        assert question.wait(asked_at + SOON, fresh=True) == (chain, None)
+        assert question.wait(asked_at + WAIT_TIMEOUT, fresh=True) == (chain, None)

@@ -17,8 +17,15 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.websocket.session import MAX_STREAMS
 from tests.server.test_stop import PHASES
-from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
-from tests.support.ws import WebSocket, refused
+from tests.support.halt_server import (
+    RECORD_TIMEOUT,
+    HaltServer,
+    StartHalt,
+    eventually,
+    new_id,
+    request_record,
+)
+from tests.support.websocket_client import WebSocket, refused_handshake
 
 TOKEN = "a-token-for-tests"
 FORM = "application/x-www-form-urlencoded"
@@ -54,7 +61,7 @@ def test_many_streams_come_over_one_socket_at_once(ws: WebSocket, shared_fake: F
     for each in ids:
         ws.until_text(each, "29 ")
     # All at once, so that the socket is read again before the server's next ping.
-    for record in [asked(shared_fake, said, n) for n in range(20)]:
+    for record in [request_record(shared_fake, said, n) for n in range(20)]:
         record.release()
     ws.to_end(*ids)
     for each in ids:
@@ -100,10 +107,10 @@ def test_stop_ends_a_stream_in_every_phase(
     stream_id = ws.start(model, said)
     other = ws.start("stall?n=1")
     ws.until_text(stream_id, text)
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     receipt = ws.stop(stream_id)
     assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
-    assert record.closed.wait(SEEN_WITHIN), "the provider goes on"
+    assert record.closed.wait(RECORD_TIMEOUT), "the provider goes on"
     ended = ws.to_end(stream_id)
     assert (ended["type"], ended["reason"]) == ("cancelled", "stop")
     assert ws.stop(stream_id)["status"] == "finished"
@@ -198,7 +205,7 @@ def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServ
 )
 def test_without_the_token_there_is_no_socket(guarded: HaltServer, more: dict[str, str]) -> None:
     """401 instead of the upgrade; a token in the address is none."""
-    answer = refused(guarded, **more)
+    answer = refused_handshake(guarded, **more)
     assert answer.status == 401
     assert answer.error["code"] == "unauthorized"
 
@@ -217,7 +224,7 @@ def test_the_token_or_a_login_opens_a_socket(guarded: HaltServer) -> None:
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
 def test_another_site_gets_no_socket(halt: HaltServer, origin: str) -> None:
     """A browser's handshake from elsewhere carries cookies all the same; it is refused with 403."""
-    answer = refused(halt, origin=origin)
+    answer = refused_handshake(halt, origin=origin)
     assert answer.status == 403
     assert answer.error["code"] == "foreign_site"
 
@@ -226,7 +233,7 @@ def test_the_own_site_gets_a_socket(halt: HaltServer) -> None:
     """Origin and Sec-Fetch-Site of Halt's own pages are welcome, a foreign Sec-Fetch-Site is not."""
     with WebSocket(halt, origin=halt.url, Sec_Fetch_Site="same-origin") as ws:
         ws.fence()
-    assert refused(halt, origin=halt.url, Sec_Fetch_Site="cross-site").status == 403
+    assert refused_handshake(halt, origin=halt.url, Sec_Fetch_Site="cross-site").status == 403
 
 
 def test_a_session_has_its_streams_for_itself(halt: HaltServer) -> None:
@@ -424,10 +431,10 @@ def test_a_reader_that_does_not_read_is_heard(halt: HaltServer, shared_fake: Fak
     with WebSocket(halt, receive_buffer=4096) as ws:
         said = new_id()
         stream_id = ws.start("long?n=100000000", said)
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         record.wait_tokens(100_000)
         ws.say(type="stop", id=stream_id)
-        assert record.closed.wait(SEEN_WITHIN)
+        assert record.closed.wait(RECORD_TIMEOUT)
         assert ws.to_end(stream_id)["type"] == "cancelled"
 
 
@@ -468,7 +475,7 @@ def test_a_client_that_left_is_noticed_in_silence(
         if "silent" not in model:
             ws.until_text(stream_id, "2 ")
         ws.connection.socket.shutdown(socket.SHUT_RDWR)
-    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
     ended = hasty.client().follow(stream_id).to_end().terminal
     assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
 
@@ -483,14 +490,14 @@ def test_a_stream_that_is_to_stop_ends_with_its_last_reader(
     with WebSocket(halt) as ws:
         stream_id = ws.start(model, said, on_disconnect="stop")
         other = ws.start("stall?n=1")
-        record = asked(shared_fake, said)
+        record = request_record(shared_fake, said)
         if leaves == "unfollow":
             ws.say(type="unfollow", id=stream_id)
-            assert record.closed.wait(SEEN_WITHIN)
+            assert record.closed.wait(RECORD_TIMEOUT)
             assert ws.stop(other)["status"] == "stopped"  # the socket and its others go on
         elif leaves == "breaks":
             ws.connection.socket.shutdown(socket.SHUT_RDWR)
-    assert record.closed.wait(SEEN_WITHIN)
+    assert record.closed.wait(RECORD_TIMEOUT)
     ended = halt.client().follow(stream_id).to_end().terminal
     assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
 
@@ -509,7 +516,7 @@ def test_a_stream_that_is_to_stop_is_followed_again_without_a_gap(ws: WebSocket)
 
 def test_a_refused_handshake_says_which_request_it_was(halt: HaltServer) -> None:
     """The client's own ID comes back, in the header and in the error."""
-    answer = refused(halt, origin="https://evil.example", X_Request_Id="socket-1")
+    answer = refused_handshake(halt, origin="https://evil.example", X_Request_Id="socket-1")
     assert (answer.status, answer.headers["x-request-id"]) == (403, "socket-1")
     assert answer.error["request_id"] == "socket-1"
 
@@ -556,7 +563,7 @@ def test_sockets_cannot_take_the_threads_that_stop_needs(
         sockets = [stack.enter_context(WebSocket(server)) for _ in range(3)]
         stream_id = sockets[0].start("stall?n=1")
         for _ in range(40):
-            answer = refused(server)
+            answer = refused_handshake(server)
             assert answer.status == 503
             assert answer.error["code"] == "at_capacity"
             assert int(answer.headers["retry-after"]) >= 1
@@ -584,7 +591,7 @@ def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
         full = stack.enter_context(WebSocket(server, receive_buffer=4096))
         said = new_id()
         flood = full.start("long?n=100000000", said)
-        asked(fake, said).wait_tokens(100_000)
+        request_record(fake, said).wait_tokens(100_000)
         ids = [busy.start(each) for each in ("silent_headers", "stall?n=2", "long?n=100000000")]
         busy.until_text(ids[1], "1 ")
         assert b" 101 " in deaf.recv(65536)
@@ -649,7 +656,7 @@ def test_what_came_with_the_handshake_is_obeyed(halt: HaltServer) -> None:
         b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
-    with socket.create_connection((halt.host, halt.port), SEEN_WITHIN) as client:
+    with socket.create_connection((halt.host, halt.port), RECORD_TIMEOUT) as client:
         client.sendall(head + bytes((0x81, 0x80 | len(said), 0, 0, 0, 0)) + said)
         answer = b""
         while not answer.endswith(b'{"type":"pong"}'):

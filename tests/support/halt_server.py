@@ -21,14 +21,14 @@ import pytest
 from halt.core.notes import BROKEN, STOPPED, before_prompt
 from halt.testing.fake_openai import FakeOpenAI, Record
 from halt.testing.scenarios import last_user_message
-from tests.support.sse import Client
+from tests.support.http_client import Client
 
 ROOT = Path(__file__).parents[2]
 # Seconds after which something is not going to happen; on a busy machine it may take that long.
-STARTS_WITHIN = 60.0  # a second is usual
-LEAVES_WITHIN = 20.0  # less than what a fault would make it wait
-REFUSES_WITHIN = 60.0
-SEEN_WITHIN = 20.0  # for the provider to see what happened at its end
+START_TIMEOUT = 60.0  # a second is usual
+EXIT_TIMEOUT = 20.0  # less than what a fault would make it wait
+REFUSAL_TIMEOUT = 60.0
+RECORD_TIMEOUT = 20.0  # for the provider to see what happened at its end
 
 
 def halt_environment(env: dict[str, str]) -> dict[str, str]:
@@ -52,10 +52,10 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
 
 def refused_start(*args: str, **settings: Any) -> tuple[int, str]:
     """Start Halt with what it must refuse; its exit status and what it printed."""
-    return refused([sys.executable, "app.py", *args], ROOT, settings)
+    return refused_command([sys.executable, "app.py", *args], ROOT, settings)
 
 
-def refused(command: list[str], folder: Path, settings: dict[str, Any]) -> tuple[int, str]:
+def refused_command(command: list[str], folder: Path, settings: dict[str, Any]) -> tuple[int, str]:
     """Run a command in a folder that must refuse to start Halt; its exit status and its output."""
     with subprocess.Popen(
         command,
@@ -67,7 +67,7 @@ def refused(command: list[str], folder: Path, settings: dict[str, Any]) -> tuple
         start_new_session=True,
     ) as process:
         try:
-            printed, _ = process.communicate(timeout=REFUSES_WITHIN)
+            printed, _ = process.communicate(timeout=REFUSAL_TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             pytest.fail(f"Halt has started and printed:\n{process.communicate()[0]}")
@@ -87,7 +87,9 @@ def new_id() -> str:
     return f"test-{secrets.token_hex(12)}"
 
 
-def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = SEEN_WITHIN) -> Record:
+def request_record(
+    fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = RECORD_TIMEOUT
+) -> Record:
     """The nth request (from 0) whose last user message is `said`, awaited.
 
     A note of Halt's before it, of an answer that was not whole, is passed over.
@@ -145,7 +147,7 @@ class HaltServer:
         """Everything on its standard output and error so far."""
         return "".join(self._printed)
 
-    def wait_printed(self, pattern: str, timeout: float = STARTS_WITHIN) -> re.Match[str]:
+    def wait_printed(self, pattern: str, timeout: float = START_TIMEOUT) -> re.Match[str]:
         """Wait until its output matches. Fails with the output when it does not."""
         with self._changed:
             self._changed.wait_for(
@@ -161,7 +163,7 @@ class HaltServer:
         """SIGTERM to the master."""
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, timeout: float = LEAVES_WITHIN) -> int:
+    def wait(self, timeout: float = EXIT_TIMEOUT) -> int:
         """Its exit status."""
         return self.process.wait(timeout)
 

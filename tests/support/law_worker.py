@@ -22,10 +22,11 @@ from halt.core.generation import Generation
 from halt.core.request import ChatRequest, Message
 from halt.errors import UnknownStream
 from halt.web.services import services
-from tests.support.scripted import SOON, Scripted, ScriptedReply
+from tests.support.scripted_upstream import ScriptedReply, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT
 
 #: Events as they go over the pipe: their numbers, and their one JSON form.
-Told = list[tuple[int, str]]
+EventRows = list[tuple[int, str]]
 
 _encode = msgspec.json.Encoder().encode
 _processes = multiprocessing.get_context("forkserver")
@@ -54,12 +55,12 @@ class Process:
     def kill(self) -> None:
         """`kill -9`."""
         self._process.kill()
-        self._process.join(SOON)
+        self._process.join(WAIT_TIMEOUT)
         self._process.close()
         self._pipe.close()
 
     def _received(self) -> Any:
-        assert self._pipe.poll(2 * SOON), "the worker says nothing"
+        assert self._pipe.poll(2 * WAIT_TIMEOUT), "the worker says nothing"
         return self._pipe.recv()
 
 
@@ -75,7 +76,7 @@ def _serve(pipe: Connection, folder: str) -> None:
         pipe.send(answer)
 
 
-class ByStream(Scripted):
+class RepliesByStream(ScriptedUpstream):
     """Each stream has one reply, which is found by the stream's ID."""
 
     def __init__(self) -> None:
@@ -93,7 +94,7 @@ class ByStream(Scripted):
     def of(self, stream_id: str) -> ScriptedReply:
         """The reply to this stream, as soon as it is there."""
         with self._there:
-            assert self._there.wait_for(lambda: stream_id in self._replies, SOON)
+            assert self._there.wait_for(lambda: stream_id in self._replies, WAIT_TIMEOUT)
             return self._replies[stream_id]
 
 
@@ -102,7 +103,7 @@ class Follower(threading.Thread):
 
     def __init__(self, recording: Generation, after: int) -> None:
         super().__init__(daemon=True)
-        self.events: Told = []
+        self.events: EventRows = []
         self.over = threading.Event()
         self._recording = recording
         self._after = after
@@ -111,12 +112,12 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         for group in self._recording.follow(self._after, self._viewer):
-            self.events += told(group)
+            self.events += event_rows(group)
         self._recording.leave(self._viewer)
         self.over.set()
 
 
-def told(events: list[tuple[int, Event]]) -> Told:
+def event_rows(events: list[tuple[int, Event]]) -> EventRows:
     return [(number, _encode(event).decode()) for number, event in events]
 
 
@@ -130,7 +131,7 @@ class Worker:
             secret_key="of no importance",
             titles="words",
         )
-        self.upstream = ByStream()
+        self.upstream = RepliesByStream()
         app = create_app(config, upstream=self.upstream)
         self.store: Any = services(app).store
         self.store_writer = services(app).store_writer
@@ -158,14 +159,14 @@ class Worker:
         last = run.log.last
         self.upstream.of(stream_id).feed(text)
         while run.log.last <= last:  # the wait may end for another reason
-            run.log.wait(last, SOON)
+            run.log.wait(last, WAIT_TIMEOUT)
 
     def finish(self, stream_id: str, owner: str | None) -> None:
         """The model has said everything; returns when that is in the log."""
         run = self.service.run(stream_id, owner)
         self.upstream.of(stream_id).end()
         while run.log.ended is None:
-            run.log.wait(run.log.last, SOON)
+            run.log.wait(run.log.last, WAIT_TIMEOUT)
 
     def stop(self, stream_id: str, owner: str | None, seen: int | None) -> str:
         """What the receipt says, once it is more than that the store did not answer in time."""
@@ -173,23 +174,23 @@ class Worker:
             pass
         return str(receipt.status)
 
-    def read(self, stream_id: str, owner: str | None, after: int) -> Told | None:
+    def read(self, stream_id: str, owner: str | None, after: int) -> EventRows | None:
         """What there is above this number just now; None: there is no such stream."""
         try:
             found = self.service.get(stream_id, owner)
         except UnknownStream:
             return None
-        return told(found.log.read(after))
+        return event_rows(found.log.read(after))
 
     def follow(self, number: int, stream_id: str, owner: str | None, after: int) -> None:
         """From now on this reader follows the stream."""
         self.followers[number] = Follower(self.service.get(stream_id, owner), after)
 
-    def got(self, number: int, to_end: bool) -> tuple[Told, bool]:
+    def got(self, number: int, to_end: bool) -> tuple[EventRows, bool]:
         """What a reader has got so far, and whether its stream is over."""
         follower = self.followers[number]
         if to_end:
-            follower.over.wait(1.5 * SOON)  # longer than readers of an unsaved stream wait
+            follower.over.wait(1.5 * WAIT_TIMEOUT)  # longer than readers of an unsaved stream wait
         over = follower.over.is_set()  # before the events: who is told the end gets all of them
         return list(follower.events), over
 

@@ -44,7 +44,7 @@ socket.socket = Socket
 """
 
 
-def limits(folder: Path, *calls: str, inside: Path | None = None) -> dict[str, str]:
+def failing_calls(folder: Path, *calls: str, inside: Path | None = None) -> dict[str, str]:
     """The environment in which these calls fail for paths below `inside`; `folder` is for us."""
     place = folder / "limits"
     place.mkdir()

@@ -6,7 +6,7 @@ import json
 import threading
 from typing import Any
 
-from tests.support.wire import OK, Handler, Peer
+from tests.support.raw_server import OK, Handler, Peer
 
 JSON = b"Content-Type: application/json\r\n"
 
@@ -107,7 +107,7 @@ ROUTER = listing(
 )
 
 #: Servers whose models are offered.
-FOUND: dict[str, Handler] = {
+OFFERED: dict[str, Handler] = {
     "ollama": OLLAMA,
     "empty-ollama": listing({"object": "list", "data": None}),
     "llama.cpp": listing({"models": [{"name": "g"}], **models("gemma.gguf", owner="llamacpp")}),
@@ -118,7 +118,7 @@ FOUND: dict[str, Handler] = {
     "other": listing(models("text-embedding-3", "m", owner="user")),
 }
 #: What listens on such ports, too.
-NONE: dict[str, Handler] = {
+NOT_OFFERED: dict[str, Handler] = {
     "airplay": refusing(b"403 Forbidden", more=b"Server: AirTunes/760.20.1\r\n"),
     "html": refusing(
         b"200 OK", b"<!doctype html><title>An app</title>", b"Content-Type: text/html\r\n"
@@ -142,4 +142,4 @@ NONE: dict[str, Handler] = {
 }
 LOCKED = refusing(b"401 Unauthorized", {"error": {"message": "Invalid API key"}})
 LOADING = refusing(b"503 Service Unavailable", {"error": {"message": "Loading model"}})
-KINDS = {**FOUND, **NONE, "locked": LOCKED, "loading": LOADING}
+KINDS = {**OFFERED, **NOT_OFFERED, "locked": LOCKED, "loading": LOADING}

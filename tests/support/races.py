@@ -9,11 +9,10 @@ from collections.abc import Callable
 from types import CodeType
 from typing import TypeVar
 
-from tests.support.wire import until
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 T = TypeVar("T")
 
-SOON = 10.0  # seconds; whatever waits this long has failed
 SWITCH_INTERVAL = 1e-5  # seconds; Python's own 5 ms would let most bodies run through undisturbed
 
 
@@ -28,7 +27,7 @@ def together(*bodies: Callable[[], T]) -> list[T]:
 
     def run(index: int) -> None:
         try:
-            barrier.wait(SOON)
+            barrier.wait(WAIT_TIMEOUT)
             results[index] = bodies[index]()
         except BaseException as fault:  # noqa: BLE001 - raised again below
             faults.append(fault)
@@ -43,7 +42,7 @@ def together(*bodies: Callable[[], T]) -> list[T]:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(SOON)
+            thread.join(WAIT_TIMEOUT)
             if thread.is_alive():
                 raise TimeoutError(f"{thread.name} does not come to its end")
     finally:
@@ -60,5 +59,5 @@ def interrupt_in(code: CodeType) -> None:
     """
     main = threading.main_thread().ident
     assert main is not None
-    until(lambda: sys._current_frames()[main].f_code is code)
+    wait_until(lambda: sys._current_frames()[main].f_code is code)
     _thread.interrupt_main()

@@ -15,7 +15,7 @@ Address = tuple[str, int]
 TIMEOUT = 20.0  # seconds for any one answer
 
 
-class Answer(NamedTuple):
+class RawAnswer(NamedTuple):
     """A whole response, and when its last byte was here (`time.monotonic()`)."""
 
     status: int
@@ -66,7 +66,7 @@ def event_source(path: str, model: str, said: str = "hello", stream_id: str = ""
     return request("GET", f"{path}?{urlencode(asked)}")
 
 
-def upgraded(address: Address, path: str) -> socket.socket:
+def open_websocket(address: Address, path: str) -> socket.socket:
     """A WebSocket."""
     sock = connect(address)
     key = base64.b64encode(secrets.token_bytes(16)).decode()
@@ -80,7 +80,7 @@ def upgraded(address: Address, path: str) -> socket.socket:
     return sock
 
 
-def message(**said: object) -> bytes:
+def socket_message(**said: object) -> bytes:
     """A message to a WebSocket's server, masked with zeros."""
     data = json.dumps(said).encode()
     size = bytes([128 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
@@ -110,7 +110,7 @@ def complete(data: bytes) -> tuple[str, bytes] | None:
     return (head.decode("latin-1"), body) if len(body) >= int(match[1]) else None
 
 
-def receive(sock: socket.socket) -> Answer:
+def receive(sock: socket.socket) -> RawAnswer:
     """Read one response of known length."""
     data = b""
     while (parts := complete(data)) is None:
@@ -120,10 +120,10 @@ def receive(sock: socket.socket) -> Answer:
         data += more
     at = time.monotonic()
     head, body = parts
-    return Answer(int(head.split(" ", 2)[1]), head, body, at)
+    return RawAnswer(int(head.split(" ", 2)[1]), head, body, at)
 
 
-def ask(address: Address, message: bytes) -> Answer:
+def ask(address: Address, message: bytes) -> RawAnswer:
     """One request on a connection of its own."""
     with connect(address) as sock:
         sock.sendall(message)

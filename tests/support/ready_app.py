@@ -23,7 +23,7 @@ jinja2.Environment.compile = _counted  # type: ignore[method-assign]
 
 from halt.app import create_app  # noqa: E402 - which compiles them
 from halt.web.responses import json_response  # noqa: E402
-from tests.support.made import built  # noqa: E402
+from tests.support.struct_tables import built_types  # noqa: E402
 
 app = create_app()
 
@@ -31,4 +31,6 @@ app = create_app()
 @app.get("/made")
 def made() -> Response:
     """Modules that are imported, templates that were compiled, types that can be decoded."""
-    return json_response({"modules": sorted(sys.modules), "templates": compiled, "types": built()})
+    return json_response(
+        {"modules": sorted(sys.modules), "templates": compiled, "types": built_types()}
+    )

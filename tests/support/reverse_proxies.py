@@ -25,7 +25,7 @@ import pytest
 import trustme
 
 from tests.support.halt_server import ROOT
-from tests.support.sse import PATIENCE, Client
+from tests.support.http_client import READ_TIMEOUT, Client
 
 NAME = "chat.example.org"
 BINARIES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
@@ -189,7 +189,7 @@ def _pump(plain: socket.socket, secure: ssl.SSLSocket) -> None:
                 if descriptor == plain.fileno():
                     if not (data := plain.recv(65_536)):
                         return
-                    secure.settimeout(PATIENCE)
+                    secure.settimeout(READ_TIMEOUT)
                     secure.sendall(data)
                     continue
                 secure.settimeout(0)  # what has come may be TLS's own, with no data behind it
@@ -209,7 +209,9 @@ class ProxyClient(Client):
 
     def secure_socket(self) -> ssl.SSLSocket:
         """A connection through TLS."""
-        raw = socket.create_connection(("127.0.0.1", self._proxy.port), PATIENCE, (self.source, 0))
+        raw = socket.create_connection(
+            ("127.0.0.1", self._proxy.port), READ_TIMEOUT, (self.source, 0)
+        )
         return self._proxy.context.wrap_socket(raw, server_hostname=NAME)
 
     @contextlib.contextmanager
@@ -222,10 +224,10 @@ class ProxyClient(Client):
         with near, far, secure:
             yield near
             near.close()
-            pump.join(PATIENCE)
+            pump.join(READ_TIMEOUT)
 
     def connect(self, receive_buffer: int | None = None) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(*self.address, timeout=READ_TIMEOUT)
         connection.sock = self.secure_socket()
         return connection
 
@@ -245,7 +247,7 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def started(command: list[str], folder: Path, *ports: int) -> Iterator[None]:
+def started_program(command: list[str], folder: Path, *ports: int) -> Iterator[None]:
     """The program while it listens on these ports."""
     process = subprocess.Popen(
         command,
@@ -288,7 +290,9 @@ def _wait_listening(port: int, process: subprocess.Popen[str], said: list[str]) 
 
 
 @contextlib.contextmanager
-def before(kind: str, halt: str, folder: Path, names: tuple[str, ...] = (NAME,)) -> Iterator[Proxy]:
+def proxied(
+    kind: str, halt: str, folder: Path, names: tuple[str, ...] = (NAME,)
+) -> Iterator[Proxy]:
     """This proxy as its recipe says, before the Halt at HOST:PORT."""
     place = Place(folder, free_port(), free_port(), halt)
     authority = trustme.CA()
@@ -301,12 +305,12 @@ def before(kind: str, halt: str, folder: Path, names: tuple[str, ...] = (NAME,))
     authority.configure_trust(context)
     recipe, command = RECIPES[kind]
     program = command((ROOT / "deploy" / recipe).read_text(), place)
-    with started(program, folder, place.port, place.http_port):
+    with started_program(program, folder, place.port, place.http_port):
         yield Proxy(kind, place, context, folder / "authority.pem")
 
 
 @contextlib.contextmanager
-def below_a_path(folder: Path, halt_url: str) -> Iterator[str]:
+def nginx_below_path(folder: Path, halt_url: str) -> Iterator[str]:
     """nginx that maps /halt/ to a Halt, and /kept/ with the path; nothing else. Its address."""
     port = free_port()
     settings = (
@@ -325,5 +329,5 @@ def below_a_path(folder: Path, halt_url: str) -> Iterator[str]:
         )
     )
     command = [binary("nginx"), "-p", str(folder), "-c", str(conf), "-e", "stderr"]
-    with started(command, folder, port):
+    with started_program(command, folder, port):
         yield f"http://127.0.0.1:{port}"

@@ -82,7 +82,7 @@ class Databases:
 
 
 @contextmanager
-def opened(folder: Path, url: str = "", events_days: float = 7.0) -> Iterator[Store]:
+def open_store(folder: Path, url: str = "", events_days: float = 7.0) -> Iterator[Store]:
     """A store that is closed at the end."""
     store = Store(open_database(folder, url), events_days)
     try:
@@ -91,7 +91,7 @@ def opened(folder: Path, url: str = "", events_days: float = 7.0) -> Iterator[St
         store.close()
 
 
-def ends(
+def write_end(
     store: Store,
     stream_id: str,
     answer: str,
@@ -112,7 +112,7 @@ def ends(
     )
 
 
-def begun(stream_id: str, owner: str | None = None) -> NewGeneration:
+def new_generation(stream_id: str, owner: str | None = None) -> NewGeneration:
     """A program's generation."""
     return NewGeneration(stream_id, owner, WORKER, "m-1", time.time())
 
@@ -152,7 +152,7 @@ class Chat:
         return stream_id
 
     def ends(self, stream_id: str, answer: str, how: Terminal = DONE) -> None:
-        ends(self.store, stream_id, answer, how)
+        write_end(self.store, stream_id, answer, how)
 
     def says(
         self, prompt: str, answer: str, how: Terminal = DONE, edit_of: int | None = None

@@ -31,8 +31,8 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
 from halt.web.services import services
 from tests.support.halt_server import StartHalt, new_id
-from tests.support.scripted import SOON, Scripted
-from tests.support.wire import until
+from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 Make = Callable[..., Titles]
 
@@ -49,7 +49,7 @@ class Saved:
         self._saved.put((conversation_id, title))
 
     def next(self) -> tuple[str, str]:
-        return self._saved.get(timeout=SOON)
+        return self._saved.get(timeout=WAIT_TIMEOUT)
 
     def nothing(self) -> bool:
         return self._saved.empty()
@@ -61,14 +61,14 @@ def saved() -> Saved:
 
 
 @pytest.fixture
-def upstream() -> Iterator[Scripted]:
-    made = Scripted()
+def upstream() -> Iterator[ScriptedUpstream]:
+    made = ScriptedUpstream()
     yield made
     made.dispose()
 
 
 @pytest.fixture
-def make(upstream: Scripted, saved: Saved) -> Iterator[Make]:
+def make(upstream: ScriptedUpstream, saved: Saved) -> Iterator[Make]:
     """Makers of titles that ask the scripted upstream; closed at the end."""
     made: list[Titles] = []
 
@@ -99,19 +99,21 @@ def is_title(record: Record) -> bool:
 
 def idle() -> None:
     """Wait until no thread makes titles."""
-    until(lambda: all(thread.name != "halt-titles" for thread in threading.enumerate()))
+    wait_until(lambda: all(thread.name != "halt-titles" for thread in threading.enumerate()))
 
 
 # --- from the model -------------------------------------------------------------------------------
 
 
-def test_the_model_titles_the_first_exchange(make: Make, upstream: Scripted, saved: Saved) -> None:
+def test_the_model_titles_the_first_exchange(
+    make: Make, upstream: ScriptedUpstream, saved: Saved
+) -> None:
     """It is told both messages, briefly; its first line is the title; its thread then ends."""
     assert make().request("c1", "Why is the sky blue?" * 500, "Because " * 500, "small-1")
     reply = upstream.reply()
     reply.feed(Part((Reasoning("hm\nhm"),), 1), '"Blue ', "skies\n", "and so on")
     assert saved.next() == ("c1", "Blue skies")
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     (request,) = upstream.asked
     assert request.model == "small-1"
     assert request.max_tokens is not None
@@ -119,7 +121,9 @@ def test_the_model_titles_the_first_exchange(make: Make, upstream: Scripted, sav
     idle()
 
 
-def test_titles_are_made_one_after_the_other(make: Make, upstream: Scripted, saved: Saved) -> None:
+def test_titles_are_made_one_after_the_other(
+    make: Make, upstream: ScriptedUpstream, saved: Saved
+) -> None:
     """One thread and one connection, however many conversations begin at once."""
     titles = make()
     for number in range(3):
@@ -132,7 +136,7 @@ def test_titles_are_made_one_after_the_other(make: Make, upstream: Scripted, sav
         assert saved.next() == (f"c{number}", f"Question {number}")
 
 
-def test_the_queue_is_short(make: Make, upstream: Scripted) -> None:
+def test_the_queue_is_short(make: Make, upstream: ScriptedUpstream) -> None:
     """Beyond it conversations keep their first words; nobody waits."""
     titles = make()
     titles.request("first", "a question", "an answer")
@@ -146,7 +150,7 @@ def test_the_queue_is_short(make: Make, upstream: Scripted) -> None:
     ["", "   \n", "***", "The sky is blue because air scatters blue light more", "A placeholder"],
 )
 def test_what_is_no_title_is_not_saved(
-    make: Make, upstream: Scripted, saved: Saved, said: str
+    make: Make, upstream: ScriptedUpstream, saved: Saved, said: str
 ) -> None:
     """An empty answer, or an essay, leaves the first words; the next title is made all the same."""
     titles = make()
@@ -159,12 +163,12 @@ def test_what_is_no_title_is_not_saved(
     assert saved.next() == ("c2", "Questions")
 
 
-def test_an_endless_line_is_left(make: Make, upstream: Scripted, saved: Saved) -> None:
+def test_an_endless_line_is_left(make: Make, upstream: ScriptedUpstream, saved: Saved) -> None:
     """A model that tells a tale instead is not listened to."""
     make().request("c1", "a question", "an answer")
     reply = upstream.reply()
     reply.feed("word " * 100)
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     idle()
     assert saved.nothing()
 
@@ -172,7 +176,7 @@ def test_an_endless_line_is_left(make: Make, upstream: Scripted, saved: Saved) -
 def test_a_fault_is_not_tried_again(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
     """One line in the log, and no more than one request."""
     caplog.set_level(logging.INFO)
-    upstream = Scripted(UpstreamError("rate_limited", retry_after=0))
+    upstream = ScriptedUpstream(UpstreamError("rate_limited", retry_after=0))
     titles = Titles(upstream, Config(), saved)
     titles.request("c1", "a question", "an answer")
     idle()
@@ -183,7 +187,7 @@ def test_a_fault_is_not_tried_again(saved: Saved, caplog: pytest.LogCaptureFixtu
 
 
 def test_a_store_that_fails_ends_no_thread(
-    make: Make, upstream: Scripted, saved: Saved, caplog: pytest.LogCaptureFixture
+    make: Make, upstream: ScriptedUpstream, saved: Saved, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged, and the next title is made."""
     titles = make()
@@ -195,7 +199,7 @@ def test_a_store_that_fails_ends_no_thread(
     assert "the store is full" in caplog.text
 
 
-def test_a_generation_comes_first(make: Make, upstream: Scripted, saved: Saved) -> None:
+def test_a_generation_comes_first(make: Make, upstream: ScriptedUpstream, saved: Saved) -> None:
     """No title is asked for while one is under way; its start drops the title that is being made,
     and its end brings that title back."""
     free = threading.Event()
@@ -207,7 +211,7 @@ def test_a_generation_comes_first(make: Make, upstream: Scripted, saved: Saved) 
     upstream.reply(0).wait_reads()
     free.clear()
     titles.interrupt()
-    assert upstream.reply(0).over.wait(SOON)  # without a word of the model's
+    assert upstream.reply(0).over.wait(WAIT_TIMEOUT)  # without a word of the model's
     assert len(upstream.asked) == 1
     free.set()
     titles.wake()
@@ -217,20 +221,20 @@ def test_a_generation_comes_first(make: Make, upstream: Scripted, saved: Saved) 
     idle()
 
 
-def test_a_title_that_is_always_dropped_is_given_up(make: Make, upstream: Scripted) -> None:
+def test_a_title_that_is_always_dropped_is_given_up(make: Make, upstream: ScriptedUpstream) -> None:
     """Each request is paid for, so there are three."""
     titles = make()
     titles.request("c1", "a question", "an answer")
     for number in range(module.TRIES):
         upstream.reply(number).wait_reads()
         titles.interrupt()
-        assert upstream.reply(number).over.wait(SOON)
+        assert upstream.reply(number).over.wait(WAIT_TIMEOUT)
     idle()
     assert len(upstream.asked) == module.TRIES
 
 
 def test_generations_of_other_processes_are_seen(
-    make: Make, upstream: Scripted, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    make: Make, upstream: ScriptedUpstream, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They call nothing here: they are looked for while a title waits, and while it is read."""
     monkeypatch.setattr(module, "IDLE_CHECK_INTERVAL", 0.01)
@@ -242,7 +246,7 @@ def test_generations_of_other_processes_are_seen(
     reply.wait_reads()
     free.clear()
     reply.feed("Late")
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     free.set()
     upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
@@ -250,7 +254,7 @@ def test_generations_of_other_processes_are_seen(
 
 
 def test_a_title_that_is_too_late_is_not_made(
-    make: Make, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+    make: Make, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a server that is never idle conversations keep their first words."""
     monkeypatch.setattr(module, "REQUEST_LIFETIME", 0.0)
@@ -274,9 +278,9 @@ def test_a_message_never_waits_for_a_title(start_halt: StartHalt) -> None:
             else:
                 answer = client.post(path, {"messages": [{"role": "user", "content": "second"}]})
             assert answer.status == 200
-            assert title.closed.wait(SOON)
+            assert title.closed.wait(WAIT_TIMEOUT)
             second = fake.wait_request(lambda record: said(record) == "second")
-            assert second.finished.wait(SOON)
+            assert second.finished.wait(WAIT_TIMEOUT)
             if path != "/v1/chat/completions":  # the third try was the last one
                 title = fake.wait_request(is_title)
                 assert title.received_at > second.received_at
@@ -285,12 +289,12 @@ def test_a_message_never_waits_for_a_title(start_halt: StartHalt) -> None:
 @pytest.mark.parametrize("silent", [False, True], ids=["reading", "opening"])
 def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
     """The connection is interrupted in whatever phase it is, and the queue forgotten."""
-    upstream = Scripted(silent=silent)
+    upstream = ScriptedUpstream(silent=silent)
     titles = Titles(upstream, Config(), saved)
     for _ in range(3):
         titles.request("c1", "a question", "an answer")
     if silent:
-        assert upstream.waiting.wait(SOON)
+        assert upstream.waiting.wait(WAIT_TIMEOUT)
     else:
         upstream.reply().wait_reads()
     titles.close()
@@ -302,12 +306,12 @@ def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
 
 
 def test_a_title_has_a_time_limit(
-    make: Make, upstream: Scripted, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    make: Make, upstream: ScriptedUpstream, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A silent model is given up."""
     monkeypatch.setattr(module, "SECONDS", 0.05)
     make().request("c1", "a question", "an answer")
-    assert upstream.reply().over.wait(SOON)
+    assert upstream.reply().over.wait(WAIT_TIMEOUT)
     idle()
     assert saved.nothing()
 
@@ -425,7 +429,7 @@ def test_what_a_model_says_is_cleaned(said: str, title: str) -> None:
     assert cleaned(said) == title
 
 
-def test_a_deleted_conversation_gets_no_title(upstream: Scripted, saved: Saved) -> None:
+def test_a_deleted_conversation_gets_no_title(upstream: ScriptedUpstream, saved: Saved) -> None:
     """The model is not asked, and so not paid, for a conversation that was deleted meanwhile."""
     asked: list[str] = []
 
@@ -435,13 +439,13 @@ def test_a_deleted_conversation_gets_no_title(upstream: Scripted, saved: Saved) 
 
     titles = Titles(upstream, Config(), saved, is_listed=is_listed)
     assert titles.request("c-1", "Question", "Answer")
-    until(lambda: asked == ["c-1"])
+    wait_until(lambda: asked == ["c-1"])
     titles.close()
     assert upstream.asked == []
     assert saved.nothing()
 
 
-def test_a_generation_tells_before_its_request_is_sent(upstream: Scripted) -> None:
+def test_a_generation_tells_before_its_request_is_sent(upstream: ScriptedUpstream) -> None:
     """So a title's connection is closed first; and it tells when its place is free again."""
     generations = GenerationService(Config(), upstream, StopRegistry())
     seen: list[tuple[str, bool, int]] = []
@@ -456,8 +460,8 @@ def test_a_generation_tells_before_its_request_is_sent(upstream: Scripted) -> No
     assert generations.idle
     run = generations.start(ChatRequest([Message("user", "hi")]))
     upstream.reply().end()
-    assert run.switch.event.wait(SOON)
-    assert over.wait(SOON)
+    assert run.switch.event.wait(WAIT_TIMEOUT)
+    assert over.wait(WAIT_TIMEOUT)
     assert seen == [("begin", False, 0), ("over", True, 1)]
     generations.close()
 

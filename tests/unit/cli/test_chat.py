@@ -47,19 +47,19 @@ from halt.providers import embedded_model
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import (
-    LEAVES_WITHIN,
+    EXIT_TIMEOUT,
+    RECORD_TIMEOUT,
     ROOT,
-    SEEN_WITHIN,
     HaltServer,
-    asked,
     halt_environment,
     new_id,
+    request_record,
 )
 from tests.support.model_servers import listing, models
 from tests.support.pseudo_terminal import Terminal
 from tests.support.races import interrupt_in
-from tests.support.scripted import SOON
-from tests.support.wire import HandMade
+from tests.support.raw_server import RawServer
+from tests.support.waiting import WAIT_TIMEOUT
 
 CHAT = [sys.executable, "-m", "flask", "--app", "app", "chat"]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -157,9 +157,9 @@ def test_ctrl_c_in_a_pipe_keeps_what_came_and_says_130(
         process.stdin.close()
         assert process.stdout.read(6) == "0 1 2 "
         process.send_signal(signal.SIGINT)
-        assert process.wait(LEAVES_WITHIN) == 130
+        assert process.wait(EXIT_TIMEOUT) == 130
         assert process.stdout.read() == "\n"
-    assert asked(shared_fake, "stop me in the pipe").closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, "stop me in the pipe").closed.wait(RECORD_TIMEOUT)
 
 
 # --- at a prompt ----------------------------------------------------------------------------------
@@ -170,14 +170,14 @@ def test_ctrl_c_stops_the_answer_and_the_model_is_told(chat: Open, shared_fake: 
     terminal = chat("--model", "stall?n=3", "--metrics")
     terminal.say("first question of the stopped one")
     terminal.wait("(?m)^0 1 2")
-    record = asked(shared_fake, "first question of the stopped one")
+    record = request_record(shared_fake, "first question of the stopped one")
     terminal.type("\x03")
     terminal.wait(r"Stopped\.")
     terminal.wait(r"connection closed after \d+ ms")
-    assert record.closed.wait(SEEN_WITHIN)
+    assert record.closed.wait(RECORD_TIMEOUT)
     terminal.say("/model echo")
     terminal.say("and then the second")
-    second = asked(shared_fake, "and then the second")
+    second = request_record(shared_fake, "and then the second")
     assert [m["content"] for m in second.body["messages"]] == [
         "first question of the stopped one",
         "0 1 2 ",
@@ -209,7 +209,7 @@ def test_ctrl_d_while_an_answer_is_written_leaves_after_it(
     terminal.say("leave me then")
     terminal.wait("(?m)^0 1 2")
     terminal.type("typed ahead\x15\x04")  # Ctrl-U: the line is empty again
-    asked(shared_fake, "leave me then").release()
+    request_record(shared_fake, "leave me then").release()
     assert terminal.left() == 0
     assert "0 1 2 3 4" in terminal.text
     assert "typed ahead" not in terminal.text.partition("3 4")[0]
@@ -252,7 +252,7 @@ def test_a_thought_that_was_shown_as_text_is_named_one(chat: Open, shared_fake: 
     terminal.say("think")
     terminal.wait(r"(?s)thought2.*the text above was a thought\n\n?0 1 2\s*\n> *\Z")
     terminal.say("and now")
-    assert asked(shared_fake, "and now").body["messages"][1]["content"].strip() == "0 1 2"
+    assert request_record(shared_fake, "and now").body["messages"][1]["content"].strip() == "0 1 2"
 
 
 def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Pat
     terminal.say("commands one")
     terminal.wait("(?m)^commands one")
     terminal.say("/retry")
-    again = asked(shared_fake, "commands one", nth=1)
+    again = request_record(shared_fake, "commands one", nth=1)
     assert again.body["messages"] == [
         {"role": "system", "content": "Speak like a pirate."},
         {"role": "user", "content": "commands one"},
@@ -279,7 +279,7 @@ def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Pat
     terminal.wait(r"already exists")
     terminal.say("/clear")
     terminal.say("commands two")
-    assert len(asked(shared_fake, "commands two").body["messages"]) == 2
+    assert len(request_record(shared_fake, "commands two").body["messages"]) == 2
     terminal.say("/nothing")
     terminal.wait("There is no command /nothing")
     terminal.say("exit")
@@ -312,7 +312,7 @@ def test_a_chat_with_a_running_halt(chat: Open, halt: HaltServer, shared_fake: F
     terminal.wait("(?m)^0 1 2")
     terminal.type("\x03")
     terminal.wait(r"Stopped\.")
-    assert asked(shared_fake, "remote and stopped").closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, "remote and stopped").closed.wait(RECORD_TIMEOUT)
     terminal.say("/model echo")
     terminal.say("remote once more")
     terminal.wait("(?m)^remote once more")
@@ -382,7 +382,7 @@ def test_a_dropped_connection_is_taken_up_again(halt: HaltServer, shared_fake: F
         for group in remote.start(request):
             events += group
             if cutter.connections == 2:
-                asked(shared_fake, said).release()
+                request_record(shared_fake, said).release()
     finally:
         remote.close()
         cutter.close()
@@ -582,7 +582,7 @@ class Quick:
             self._place = ""
             interrupt_in(TerminalAnswer._show.__code__)
         if self._is_stopped:
-            assert self._stopped.wait(SOON)
+            assert self._stopped.wait(WAIT_TIMEOUT)
         yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
 
     def stop(self, stream_id: str, seen: int) -> Receipt:
@@ -748,7 +748,7 @@ def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> No
 def test_without_a_key_a_model_server_that_is_found_answers(env: Environment) -> None:
     """It is found as the server finds it, before the demo model is thought of."""
     own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
-    with HandMade(listing(models("text-embedding", "m"))) as server:
+    with RawServer(listing(models("text-embedding", "m"))) as server:
         # Only that address is asked, where HOST is reached by other machines.
         own |= {"HALT_DISCOVER": f"127.0.0.1:{server.port}", "HALT_ALLOW_ANONYMOUS": "1"}
         done = piped({**own, "HOST": "0.0.0.0"}, "Say hello.")

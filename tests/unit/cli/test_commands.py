@@ -28,13 +28,13 @@ from halt.server import command_line, gunicorn_conf, page_opener
 from halt.server import serve as server
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import (
-    LEAVES_WITHIN,
+    EXIT_TIMEOUT,
     ROOT,
     HaltServer,
     StartHalt,
     eventually,
     halt_environment,
-    refused,
+    refused_command,
 )
 from tests.support.pseudo_terminal import TAKE_TERMINAL, Terminal
 
@@ -103,7 +103,7 @@ def test_settings_of_the_current_folder_are_not_gunicorns(tmp_path: Path, comman
     (tmp_path / "gunicorn.conf.py").write_text("bind = 'nowhere.invalid:1'\n")
     for name in ("flask", "openai", "gunicorn"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
-    status, printed = refused(
+    status, printed = refused_command(
         [sys.executable, str(ROOT / command), "--check-config"],
         tmp_path,
         {"HALT_DATA": "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
@@ -163,7 +163,7 @@ def test_a_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> No
 def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
     """gunicorn would end with a traceback."""
     script = f"rmdir {shlex.quote(str(tmp_path))}; exec {CHECK}"
-    status, printed = refused(["sh", "-c", script], tmp_path, {})
+    status, printed = refused_command(["sh", "-c", script], tmp_path, {})
     assert status == 1
     assert re.fullmatch(r"halt: the current folder cannot be used: .*\n", printed)
 
@@ -174,7 +174,9 @@ def test_a_current_folder_that_cannot_be_entered_is_no_hindrance(tmp_path: Path)
     folder = tmp_path / "closed"
     folder.mkdir()
     settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
-    assert refused(["sh", "-c", f"chmod 0 .; exec {as_another} {CHECK}"], folder, settings) == (
+    assert refused_command(
+        ["sh", "-c", f"chmod 0 .; exec {as_another} {CHECK}"], folder, settings
+    ) == (
         0,
         "",
     )
@@ -260,7 +262,7 @@ def test_the_server_leaves_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: 
         with urllib.request.urlopen(at[1].decode()) as page:
             assert page.status == 200
         os.close(window)
-        assert process.wait(LEAVES_WITHIN) == 0
+        assert process.wait(EXIT_TIMEOUT) == 0
     finally:
         process.kill()
         process.wait()

@@ -22,8 +22,14 @@ from halt.config.proxies import Seen
 from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import HaltServer
-from tests.support.reverse_proxies import below_a_path, binary, free_port, nginx_around, started
-from tests.support.wire import HandMade, answer
+from tests.support.raw_server import RawServer, answering
+from tests.support.reverse_proxies import (
+    binary,
+    free_port,
+    nginx_around,
+    nginx_below_path,
+    started_program,
+)
 
 PACED = "count?rate=60&n=30"  # slow enough to see whether something keeps words back
 
@@ -434,7 +440,7 @@ def proxies(
     conf = folder / "nginx.conf"
     conf.write_text(nginx_around(folder, upgraded + servers))
     command = [program, "-p", str(folder), "-c", str(conf), "-e", "stderr"]
-    with started(command, folder, *ports.values()), pytest.MonkeyPatch.context() as patch:
+    with started_program(command, folder, *ports.values()), pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
         yield {
             name: f"{'https' if 'tls' in name else 'http'}://127.0.0.1:{port}"
@@ -537,7 +543,7 @@ def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) ->
 
 def test_a_halt_below_a_path_is_one_finding(paced: HaltServer, tmp_path: Path) -> None:
     """The page's files are looked for where a browser looks; the rest is well all the same."""
-    with below_a_path(tmp_path, paced.url) as proxy:
+    with nginx_below_path(tmp_path, paced.url) as proxy:
         found = outside(f"{proxy}/halt/")
         assert [name for name, status in found.statuses().items() if status == "fail"] == ["path"]
         assert "below a path here" in found.findings["path"]["text"]
@@ -554,7 +560,7 @@ def test_a_halt_below_a_path_is_one_finding(paced: HaltServer, tmp_path: Path) -
 def test_an_answer_that_is_no_http_is_a_finding(head: bytes) -> None:
     """A server that speaks something else, or sends no end of a head, ends no examination."""
     report = Report(None)
-    with HandMade(answer(head)) as server:
+    with RawServer(answering(head)) as server:
         websocket(report, Remote(f"http://127.0.0.1:{server.port}"), 5.0)
     (finding,) = report.findings
     assert (finding.name, finding.status) == ("websocket", "fail")

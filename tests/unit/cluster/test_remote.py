@@ -48,8 +48,8 @@ from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import OffsetLost, UnknownStream
-from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply
-from tests.support.wire import until
+from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "orphan_grace": 1e9}
 METRICS = Meter().snapshot()
@@ -59,7 +59,7 @@ class Worker:
     """One of the workers, on an upstream whose moves the test decides."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.upstream = Scripted()
+        self.upstream = ScriptedUpstream()
         self.died: list[str] = []
         config = Config(**{**ENDLESS, **settings})
         registry = StopRegistry()
@@ -78,7 +78,7 @@ class Worker:
         run = self.service.start(ChatRequest(HI, id=stream_id), **more)
         reply = self.upstream.reply(number)
         reply.feed(*fed)
-        until(lambda: run.log.last >= len(fed))
+        wait_until(lambda: run.log.last >= len(fed))
         return run, reply
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ def test_a_stream_that_is_not_there_is_said_as_earlier_versions_say_it(
         sock.connect(str(socket_folder(tmp_path / "run") / f"{worker.membership.name}.sock"))
         channel = Channel(sock)
         channel.send(msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False)))
-        answer = channel.receive(SOON)
+        answer = channel.receive(WAIT_TIMEOUT)
     assert answer is not None
     assert msgspec.msgpack.decode(answer) == {"type": "unknown"}
     assert module.decode_header(answer) is None
@@ -158,13 +158,13 @@ def test_viewers_elsewhere_are_one_viewer_at_the_owner(begin: Begin) -> None:
     first, second = Reader(remote), Reader(remote)  # type: ignore[arg-type]
     first.wait_text("x")
     second.wait_text("x")
-    until(lambda: len(run._viewers) == 1)
+    wait_until(lambda: len(run._viewers) == 1)
     first.leave()
     reply.feed("y")
     second.wait_text("xy")
     assert run.state == "running"
     second.leave()
-    until(lambda: run.state == "cancelled")
+    wait_until(lambda: run.state == "cancelled")
 
 
 def test_a_stop_elsewhere_says_what_it_did_and_cuts_what_was_not_seen(begin: Begin) -> None:
@@ -404,7 +404,7 @@ def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.Monke
     source = Told([batch(1, A)])
     source.kept = Generation("a-stream", None, GapLog(1000, 1), started_at=now())
     reader = Reader(remote_of(source))  # type: ignore[arg-type]
-    until(lambda: len(source.asked) > 3)
+    wait_until(lambda: len(source.asked) > 3)
     source.kept = saved([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])
     assert [number for number, _ in reader.finish()] == [1, 2, 3]
 
@@ -444,7 +444,7 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
 
     def hang(service: Workers, said: bytes, channel: Channel) -> None:
         hangs.set()
-        assert go_on.wait(SOON)
+        assert go_on.wait(WAIT_TIMEOUT)
         serve(service, said, channel)
 
     with monkeypatch.context() as patch:
@@ -457,15 +457,15 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
         full = False
         while not full:
             full = bool(stack.enter_context(other.bus.request(b"?", 0.0, name)).unreached)
-        assert hangs.wait(SOON)
+        assert hangs.wait(WAIT_TIMEOUT)
         press(other, "somebody else")
         press(other, "me")
         assert run.log.ended is None
         go_on.set()
-        until(lambda: run.log.ended is not None)
+        wait_until(lambda: run.log.ended is not None)
         assert run.state == "cancelled"
         later, _ = owner.start("another", "two ", owner="me", number=1)
-        until(lambda: not other.workers._undelivered)
+        wait_until(lambda: not other.workers._undelivered)
         assert later.log.ended is None  # it began after the press
 
 

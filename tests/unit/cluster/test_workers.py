@@ -25,10 +25,10 @@ from halt.core.receipts import Receipt
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.crowd import GO_ON, HOLD, Crowd, WorkerClient, process_of
-from tests.support.halt_server import SEEN_WITHIN, asked, eventually, new_id
-from tests.support.scripted import Scripted
-from tests.support.sse import Client, Events
+from tests.support.halt_server import RECORD_TIMEOUT, eventually, new_id, request_record
+from tests.support.http_client import Client, EventStream
+from tests.support.multi_worker import RESUME, SUSPEND, MultiWorkerHalt, WorkerClient, worker_pid
+from tests.support.scripted_upstream import ScriptedUpstream
 
 PAGE = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 FLOWING = "count?n=1000000&gap_ms=5"
@@ -43,14 +43,16 @@ PHASES = {
 }
 
 
-def crowd_of(workers: int, fake: FakeOpenAI, **settings: object) -> Crowd:
+def crowd_of(workers: int, fake: FakeOpenAI, **settings: object) -> MultiWorkerHalt:
     """A Halt with so many workers before this upstream."""
     env = {name: str(value) for name, value in settings.items()}
-    return Crowd(workers, {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", **env})
+    return MultiWorkerHalt(
+        workers, {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", **env}
+    )
 
 
 @pytest.fixture(scope="module")
-def crowd(shared_fake: FakeOpenAI) -> Iterator[Crowd]:
+def crowd(shared_fake: FakeOpenAI) -> Iterator[MultiWorkerHalt]:
     """Four workers; no test here ends one of them."""
     server = crowd_of(4, shared_fake)
     yield server
@@ -58,26 +60,26 @@ def crowd(shared_fake: FakeOpenAI) -> Iterator[Crowd]:
 
 
 @pytest.fixture
-def mortals(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[Crowd]:
+def mortals(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[MultiWorkerHalt]:
     """Two workers of this test's own; its folder is `tmp_path`."""
     server = crowd_of(2, shared_fake, HALT_DATA=tmp_path)
     yield server
     server.close()
 
 
-def started(client: Client, fake: FakeOpenAI, model: str, text: str = "") -> Events:
+def started(client: Client, fake: FakeOpenAI, model: str, text: str = "") -> EventStream:
     """Start a stream and wait until it is in its phase, as both ends see it."""
     said = new_id()
     events = client.chat(model, said).until_text(text)
-    asked(fake, said)
+    request_record(fake, said)
     return events
 
 
-def others(crowd: Crowd, worker: str) -> list[str]:
+def others(crowd: MultiWorkerHalt, worker: str) -> list[str]:
     return [name for name in crowd.names if name != worker]
 
 
-def taken(events: Events) -> list[tuple[str, str]]:
+def taken(events: EventStream) -> list[tuple[str, str]]:
     """Number and content of every event read so far."""
     return [(m.id, m.data) for m in events.seen]
 
@@ -87,7 +89,7 @@ def taken(events: Events) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_stop_through_every_worker_ends_stream_and_upstream_in_every_phase(
-    crowd: Crowd, shared_fake: FakeOpenAI, phase: str
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI, phase: str
 ) -> None:
     """The receipt says stopped and closed, the reader is told, the provider sees the close."""
     model, text = PHASES[phase]
@@ -95,18 +97,20 @@ def test_stop_through_every_worker_ends_stream_and_upstream_in_every_phase(
         said = new_id()
         owner = crowd.at(others(crowd, stopper)[number % 3])
         with owner.chat(model, said).until_text(text) as events:
-            record = asked(shared_fake, said)
+            record = request_record(shared_fake, said)
             receipt = crowd.at(stopper).stop(events.id)
             assert receipt.status == 200
             assert receipt.json["status"] == "stopped"
             assert receipt.json["upstream"] == "closed"
-            assert record.closed.wait(SEEN_WITHIN)
+            assert record.closed.wait(RECORD_TIMEOUT)
             assert events.to_end().terminal["type"] == "cancelled"
             again = crowd.at(crowd.names[number - 1]).stop(events.id)
             assert again.json["status"] == "finished"
 
 
-def test_stop_before_the_start_holds_in_every_worker(crowd: Crowd, shared_fake: FakeOpenAI) -> None:
+def test_stop_before_the_start_holds_in_every_worker(
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+) -> None:
     """A tombstone that one worker was given ends the stream wherever it starts; nothing is sent."""
     for stopper, owner in zip(crowd.names, (*crowd.names[1:], crowd.names[0]), strict=True):
         stream_id, said = new_id(), new_id()
@@ -118,7 +122,7 @@ def test_stop_before_the_start_holds_in_every_worker(crowd: Crowd, shared_fake: 
 
 
 def test_a_worker_that_hangs_holds_up_no_stop_of_another_ones_stream(
-    mortals: Crowd, shared_fake: FakeOpenAI
+    mortals: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """One of them is held: the other still stops its own, and says of a third that it is pending."""
     alive, held = mortals.names
@@ -126,14 +130,14 @@ def test_a_worker_that_hangs_holds_up_no_stop_of_another_ones_stream(
     stopper = client.connect()
     asker = client.connect()
     events = started(client, shared_fake, FLOWING, "9 ")
-    os.kill(process_of(held), HOLD)
+    os.kill(worker_pid(held), SUSPEND)
     try:
         client.send(stopper, "POST", f"/stop/{events.id}")
         assert b'"status":"stopped","upstream":"closed"' in stopper.getresponse().read()
         client.send(asker, "POST", f"/stop/{new_id()}")
         assert b'"status":"pending"' in asker.getresponse().read()
     finally:
-        os.kill(process_of(held), GO_ON)
+        os.kill(worker_pid(held), RESUME)
     assert events.to_end().terminal["type"] == "cancelled"
     stopper.close()
     asker.close()
@@ -168,13 +172,13 @@ def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
     config = Config(base_url="http://127.0.0.1:9/v1", api_key="fake")
     registry = StopRegistry()
     workers = Workers(OneReplyBus(one), registry)
-    service = GenerationService(config, Scripted(), registry, other_workers=workers)
+    service = GenerationService(config, ScriptedUpstream(), registry, other_workers=workers)
     receipts = service.stop_many([(one, None), (one, 3)], None)
     assert [each.status for each in receipts] == ["stopped", "stopped"]
 
 
 def test_a_session_sees_and_stops_all_its_streams_through_any_worker(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """`GET /streams` and `POST /stop-all` mean the streams of every worker, and no stranger's."""
     visitor = crowd.client()
@@ -202,7 +206,7 @@ def test_a_session_sees_and_stops_all_its_streams_through_any_worker(
 
 
 def test_every_worker_tells_every_event_once_and_in_order(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """From the beginning and from the middle, while it runs and afterwards, through each worker."""
     with ExitStack() as stack:
@@ -224,7 +228,9 @@ def test_every_worker_tells_every_event_once_and_in_order(
                 assert taken(replay.to_end()) == told[7:]
 
 
-def test_what_is_no_text_comes_through_as_well(crowd: Crowd, shared_fake: FakeOpenAI) -> None:
+def test_what_is_no_text_comes_through_as_well(
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+) -> None:
     """Thoughts and tool calls are told by another worker exactly as by their own."""
     owner, reader = crowd.names[:2]
     for model in ("reasoning", "tools"):
@@ -236,7 +242,7 @@ def test_what_is_no_text_comes_through_as_well(crowd: Crowd, shared_fake: FakeOp
 
 
 def test_an_event_source_goes_on_through_another_worker(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """A reconnect finds its stream wherever it lands, and does not run the prompt again."""
     owner, reader = crowd.names[:2]
@@ -245,7 +251,7 @@ def test_an_event_source_goes_on_through_another_worker(
     with crowd.at(owner).stream("GET", f"/stream?{query}") as events:
         events.until_text("4 ")
         last = events.seen[-1].id
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     headers = {"Last-Event-ID": last}
     with crowd.at(reader).stream("GET", f"/stream?{query}", headers=headers) as again:
         record.release()
@@ -254,7 +260,7 @@ def test_an_event_source_goes_on_through_another_worker(
 
 
 def test_a_stranger_cannot_read_a_sessions_stream_through_another_worker(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """404 for whoever is not the owner, in every worker alike."""
     visitor = crowd.client()
@@ -267,7 +273,9 @@ def test_a_stranger_cannot_read_a_sessions_stream_through_another_worker(
         assert crowd.at(crowd.names[1], like=visitor).stop(events.id).json["status"] == "stopped"
 
 
-def test_an_id_belongs_to_one_stream_of_all_workers(crowd: Crowd, shared_fake: FakeOpenAI) -> None:
+def test_an_id_belongs_to_one_stream_of_all_workers(
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+) -> None:
     """A second start with it is refused in every worker, also when the first is over."""
     with started(crowd.at(crowd.names[0]), shared_fake, "count?n=3") as events:
         for _ in range(2):
@@ -281,7 +289,7 @@ def test_an_id_belongs_to_one_stream_of_all_workers(crowd: Crowd, shared_fake: F
 # --- the page -------------------------------------------------------------------------------------
 
 
-def test_the_page_is_served_by_any_worker(crowd: Crowd, shared_fake: FakeOpenAI) -> None:
+def test_the_page_is_served_by_any_worker(crowd: MultiWorkerHalt, shared_fake: FakeOpenAI) -> None:
     """Its stream comes through one that does not own the answer; Stop shows it through a third."""
     visitor = crowd.client()
     visitor.get("/")
@@ -290,7 +298,7 @@ def test_the_page_is_served_by_any_worker(crowd: Crowd, shared_fake: FakeOpenAI)
     form = urlencode({"prompt": said, "model": "stall?n=5", "id": stream_id}).encode()
     path = f"/c/{new_id()}/messages"
     assert owner.request("POST", path, form, PAGE).status == 200
-    asked(shared_fake, said).wait_tokens(5)
+    request_record(shared_fake, said).wait_tokens(5)
     with reader.stream("GET", f"/streams/{stream_id}/page") as page:
         shown = ""
         while "4 " not in shown:
@@ -304,11 +312,11 @@ def test_the_page_is_served_by_any_worker(crowd: Crowd, shared_fake: FakeOpenAI)
         assert "Stopped" in stopped
         rest = "".join(message.data for message in page)
         assert "Stopped" in rest
-    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
 def test_a_conversation_is_deleted_while_another_worker_writes_in_it(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """Its answer is stopped there, and comes back with the conversation."""
     visitor = crowd.client()
@@ -317,7 +325,7 @@ def test_a_conversation_is_deleted_while_another_worker_writes_in_it(
     said, place = new_id(), f"/c/{new_id()}"
     form = urlencode({"prompt": said, "model": "stall?n=5"}).encode()
     assert owner.request("POST", f"{place}/messages", form, PAGE).status == 200
-    record = asked(shared_fake, said)
+    record = request_record(shared_fake, said)
     eventually(lambda: "3 4" in owner.get(place).body.decode())
     assert "its answer stopped" in other.request("POST", f"{place}/delete", b"", PAGE).body.decode()
     assert record.closed.wait(5)
@@ -328,7 +336,7 @@ def test_a_conversation_is_deleted_while_another_worker_writes_in_it(
 
 
 def test_what_the_stopper_had_seen_is_what_every_worker_keeps(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """The answer is cut to it also where another worker shows it."""
     visitor = crowd.client()
@@ -343,7 +351,7 @@ def test_what_the_stopper_had_seen_is_what_every_worker_keeps(
 
 
 def test_a_sessions_page_streams_are_counted_over_all_workers(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """Beyond four, a page stream is brief, so that the browser can still press Stop."""
     visitor = crowd.client()
@@ -365,7 +373,7 @@ def test_a_sessions_page_streams_are_counted_over_all_workers(
 
 
 def test_a_socket_follows_and_stops_what_another_worker_makes(
-    crowd: Crowd, shared_fake: FakeOpenAI
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """All that a socket can do with a stream it can do through any worker."""
     owner, other = crowd.names[:2]
@@ -419,10 +427,10 @@ def _grace_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None
     follower = two.follow(stream_id)
     first.close()
     follower.until_text("150 ")  # three times the grace after its first viewer has left
-    record = asked(fake, said)
+    record = request_record(fake, said)
     assert not record.closed.is_set()
     follower.close()
-    assert record.closed.wait(SEEN_WITHIN)
+    assert record.closed.wait(RECORD_TIMEOUT)
     with one.follow(stream_id) as replay:
         assert replay.to_end().terminal["reason"] == "no_viewer"
 
@@ -431,7 +439,7 @@ def _grace_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None
 
 
 def test_readers_elsewhere_are_told_when_a_streams_worker_is_killed(
-    mortals: Crowd, shared_fake: FakeOpenAI, tmp_path: Path
+    mortals: MultiWorkerHalt, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """Nobody waits for ever; what it left behind is tidied up, and its places are free."""
     victim, survivor = mortals.names
@@ -440,7 +448,7 @@ def test_readers_elsewhere_are_told_when_a_streams_worker_is_killed(
         mortals.at(survivor).follow(events.id) as follower,
     ):
         follower.until_text("19 ")
-        os.kill(process_of(victim), signal.SIGKILL)
+        os.kill(worker_pid(victim), signal.SIGKILL)
         ended = follower.to_end().terminal
         assert (ended["type"], ended["error"]["code"]) == ("error", "interrupted")
         assert ended["error"]["retryable"] is True
@@ -453,7 +461,9 @@ def test_readers_elsewhere_are_told_when_a_streams_worker_is_killed(
     assert mortals.client().get("/healthz").json["open_streams"] == 0
 
 
-def test_a_reload_in_mid_stream_hands_over(mortals: Crowd, shared_fake: FakeOpenAI) -> None:
+def test_a_reload_in_mid_stream_hands_over(
+    mortals: MultiWorkerHalt, shared_fake: FakeOpenAI
+) -> None:
     """SIGHUP: streams end with a terminal event for readers of every worker; Stops are inherited."""
     old = mortals.names
     stopped, said = new_id(), new_id()

@@ -30,7 +30,7 @@ from halt.store.migrate import open_database
 from halt.store.store import Store
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import ROOT, StartHalt, eventually, refused_start
-from tests.support.limited_folder import limits
+from tests.support.limited_folder import failing_calls
 from tests.support.races import together
 
 
@@ -250,7 +250,7 @@ def test_a_folder_that_cannot_do_everything_serves(
         HALT_DATA=data,
         WEB_CONCURRENCY=2,
         HALT_RATE_ADDRESS="1000/minute",
-        **limits(tmp_path, *calls, inside=data),
+        **failing_calls(tmp_path, *calls, inside=data),
     )
     client = server.client()
     for _ in range(4):
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_do_everything_serves(
 def test_a_folder_that_cannot_do_enough_is_one_line(tmp_path: Path) -> None:
     """Where the folder for temporary files has no sockets either, the line names what to set."""
     settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
-    status, printed = refused_start(**settings, **limits(tmp_path, "bind", inside=Path("/")))
+    status, printed = refused_start(**settings, **failing_calls(tmp_path, "bind", inside=Path("/")))
     assert status == 1
     (line,) = printed.splitlines()
     assert line.startswith("halt: HALT_DATA=")

@@ -21,20 +21,9 @@ from halt.errors import Interrupted
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport
 from tests.support.races import together
-from tests.support.wire import (
-    CHUNKED,
-    HELLO,
-    SOON,
-    Background,
-    HandMade,
-    Peer,
-    answer,
-    body_of,
-    fetch,
-    get,
-    read_all,
-    until,
-)
+from tests.support.raw_server import CHUNKED, HELLO, Peer, RawServer, answering
+from tests.support.transport_calls import body_of, fetch, get, read_all
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 LONG = 60.0  # seconds to connect: none of these tests waits for it
 SYN_SENT = 2  # TCP_INFO's first byte while a connection is being made
@@ -84,24 +73,24 @@ def transport(context: ssl.SSLContext) -> Iterator[Transport]:
 # --- every phase ----------------------------------------------------------------------------------
 
 #: Brings a request on this connection to where it blocks; the call that blocks, in the background.
-Phase = Callable[[Transport, WatchedConnection, contextlib.ExitStack], Background]
+Phase = Callable[[Transport, WatchedConnection, contextlib.ExitStack], BackgroundCall]
 
 
 def connecting(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
-) -> Background:
+) -> BackgroundCall:
     url = stack.enter_context(FakeOpenAI.unaccepting())
-    blocked = Background(lambda: get(transport, url, connection))
-    assert connection.attached.wait(SOON)
+    blocked = BackgroundCall(lambda: get(transport, url, connection))
+    assert connection.attached.wait(WAIT_TIMEOUT)
     sock = connection.sockets[0]
     if hasattr(socket, "TCP_INFO"):  # Linux; elsewhere the interrupt may come a little earlier
-        until(lambda: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO) & 0xFF == SYN_SENT)
+        wait_until(lambda: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO) & 0xFF == SYN_SENT)
     return blocked
 
 
 def greeting(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
-) -> Background:
+) -> BackgroundCall:
     """The TLS handshake, with a server that takes our hello and says nothing."""
     heard = threading.Event()
 
@@ -110,15 +99,17 @@ def greeting(
         heard.set()
         peer.see_leave()
 
-    server = stack.enter_context(HandMade(handle))
-    blocked = Background(lambda: get(transport, server.url.replace("http:", "https:"), connection))
-    assert heard.wait(SOON)
+    server = stack.enter_context(RawServer(handle))
+    blocked = BackgroundCall(
+        lambda: get(transport, server.url.replace("http:", "https:"), connection)
+    )
+    assert heard.wait(WAIT_TIMEOUT)
     return blocked
 
 
 def asking(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
-) -> Background:
+) -> BackgroundCall:
     """Waiting for headers."""
     heard = threading.Event()
 
@@ -127,15 +118,15 @@ def asking(
         heard.set()
         peer.see_leave()
 
-    server = stack.enter_context(HandMade(handle))
-    blocked = Background(lambda: get(transport, server.url, connection))
-    assert heard.wait(SOON)
+    server = stack.enter_context(RawServer(handle))
+    blocked = BackgroundCall(lambda: get(transport, server.url, connection))
+    assert heard.wait(WAIT_TIMEOUT)
     return blocked
 
 
 def between_bytes(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
-) -> Background:
+) -> BackgroundCall:
     """In the middle of a chunk."""
 
     def handle(peer: Peer) -> None:
@@ -143,7 +134,7 @@ def between_bytes(
         peer.send(CHUNKED, b"ff\r\nsome")
         peer.see_leave()
 
-    server = stack.enter_context(HandMade(handle))
+    server = stack.enter_context(RawServer(handle))
     body = body_of(get(transport, server.url, connection))
     stack.callback(body.close)
     assert body.read() == b"some"
@@ -154,7 +145,7 @@ def between_bytes(
         finally:
             body.close()
 
-    return Background(read)
+    return BackgroundCall(read)
 
 
 PHASES = [connecting, greeting, asking, between_bytes]
@@ -220,8 +211,8 @@ def test_nothing_is_sent_on_a_kept_connection_either(
 def test_a_stop_as_the_socket_is_made_is_heard(transport: Transport) -> None:
     """An interrupt between the making of a socket and its connecting ends that connecting too."""
     with FakeOpenAI.unaccepting() as url:
-        blocked = Background(lambda: get(transport, url, HastyConnection()))
-        blocked.join(SOON)
+        blocked = BackgroundCall(lambda: get(transport, url, HastyConnection()))
+        blocked.join(WAIT_TIMEOUT)
         assert not blocked.is_alive(), "it connects for as long as it may"
     assert isinstance(blocked.fault, (httpx2.TransportError, Interrupted))
 
@@ -237,8 +228,8 @@ def test_a_stop_as_tls_begins_is_heard() -> None:
             return wrapped
 
     transport = Transport(LONG, Context(ssl.PROTOCOL_TLS_CLIENT))
-    with HandMade(answer()) as server:
-        blocked = Background(
+    with RawServer(answering()) as server:
+        blocked = BackgroundCall(
             lambda: get(transport, server.url.replace("http:", "https:"), connection)
         )
         assert isinstance(blocked.end(), (httpx2.TransportError, Interrupted))
@@ -255,11 +246,11 @@ def test_an_interrupt_after_the_end_is_harmless_to_others(transport: Transport) 
         peer.send(HELLO)
         peer.request()
         peer.send(CHUNKED, b"5\r\nhello\r\n")
-        go_on.wait(SOON)
+        go_on.wait(WAIT_TIMEOUT)
         peer.send(b"6\r\n world\r\n0\r\n\r\n")
         peer.see_leave()
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         old = UpstreamConnection()
         assert fetch(transport, server.url, old) == b"hello"
         assert old.wait_closed(0) == "none"
@@ -277,7 +268,7 @@ def test_the_end_against_an_interrupt(transport: Transport) -> None:
 
     Whichever it was, the next run gets a connection that works.
     """
-    with HandMade(answer(*[HELLO] * (2 * REPEATS))) as server:
+    with RawServer(answering(*[HELLO] * (2 * REPEATS))) as server:
         for _ in range(REPEATS):
             connection = UpstreamConnection()
             body = body_of(get(transport, server.url, connection))
@@ -301,11 +292,11 @@ def test_a_replaced_connection_is_interrupted_too(transport: Transport) -> None:
         heard.set()
         peer.see_leave()
 
-    with HandMade(first, second) as server:
+    with RawServer(first, second) as server:
         fetch(transport, server.url)
         connection = UpstreamConnection()
-        blocked = Background(lambda: get(transport, server.url, connection))
-        assert heard.wait(SOON)
+        blocked = BackgroundCall(lambda: get(transport, server.url, connection))
+        assert heard.wait(WAIT_TIMEOUT)
         connection.interrupt()
         assert isinstance(blocked.end(), httpx2.ReadError)
         assert connection.wait_closed(0) == "closed"
@@ -322,11 +313,11 @@ def test_a_stop_is_never_followed_by_a_second_attempt(transport: Transport) -> N
         heard.set()
         peer.see_leave()
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         fetch(transport, server.url)
         connection = UpstreamConnection()
-        blocked = Background(lambda: get(transport, server.url, connection))
-        assert heard.wait(SOON)
+        blocked = BackgroundCall(lambda: get(transport, server.url, connection))
+        assert heard.wait(WAIT_TIMEOUT)
         connection.interrupt()
         assert blocked.end() is not None
         assert server.accepted == 1
@@ -339,7 +330,7 @@ def test_receipts_say_what_was_seen(transport: Transport) -> None:
     """None before and after, closing while it is open, closed when it is closed."""
     connection = UpstreamConnection()
     assert connection.wait_closed(0) == "none"
-    with HandMade(answer(HELLO)) as server:
+    with RawServer(answering(HELLO)) as server:
         body = body_of(get(transport, server.url, connection))
         assert connection.wait_closed(0) == "closing"
         connection.interrupt()
@@ -361,7 +352,7 @@ def test_a_refused_connection_was_never_open(transport: Transport) -> None:
 def test_a_refused_attempt_hides_an_earlier_connection(transport: Transport) -> None:
     """The receipt is about the last attempt: one that was refused is none, whatever came before."""
     connection = UpstreamConnection()
-    with HandMade(answer(HELLO)) as server:
+    with RawServer(answering(HELLO)) as server:
         body_of(get(transport, server.url, connection)).close()
         assert connection.wait_closed(0) == "closed"
     with pytest.raises(httpx2.ConnectError):
@@ -372,7 +363,7 @@ def test_a_refused_attempt_hides_an_earlier_connection(transport: Transport) -> 
 def test_a_connection_in_the_pool_is_not_closed(transport: Transport) -> None:
     """A run whose first connection was closed and whose second serves others says none."""
     connection = UpstreamConnection()
-    with HandMade(answer(HELLO), answer(HELLO)) as server:
+    with RawServer(answering(HELLO), answering(HELLO)) as server:
         body_of(get(transport, server.url, connection)).close()
         assert connection.wait_closed(0) == "closed"
         assert fetch(transport, server.url, connection) == b"hello"
@@ -382,18 +373,18 @@ def test_a_connection_in_the_pool_is_not_closed(transport: Transport) -> None:
 def test_a_receipt_waits_for_the_close(transport: Transport) -> None:
     """Whoever waits for the receipt learns of the close as it happens."""
     connection = UpstreamConnection()
-    with HandMade(answer(HELLO)) as server:
+    with RawServer(answering(HELLO)) as server:
         body = body_of(get(transport, server.url, connection))
-        waiting = Background(partial(connection.wait_closed, SOON))
+        waiting = BackgroundCall(partial(connection.wait_closed, WAIT_TIMEOUT))
         connection.interrupt()
         body.close()
-        assert waiting.end(SOON / 2) is None
+        assert waiting.end(WAIT_TIMEOUT / 2) is None
         assert waiting.result == "closed"
 
 
 def test_what_was_closed_is_read_no_more(transport: Transport) -> None:
     """Reading a body that was closed is an error, never a read of another's socket."""
-    with HandMade(answer(HELLO[:-5])) as server:
+    with RawServer(answering(HELLO[:-5])) as server:
         body = body_of(get(transport, server.url))
         body.close()
         with pytest.raises(httpx2.ReadError):

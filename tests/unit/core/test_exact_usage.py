@@ -20,8 +20,8 @@ from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
-from tests.support.wire import until
+from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream, text_part
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 40, "total_tokens": 45}
 
@@ -30,7 +30,7 @@ class Stage:
     """Generations that read on after a Stop, and what they report."""
 
     def __init__(self) -> None:
-        self.upstream = Scripted()
+        self.upstream = ScriptedUpstream()
         self.reported: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self.ended: list[Run] = []
         self._made: list[GenerationService] = []
@@ -81,11 +81,11 @@ def test_the_provider_counts_to_the_end_after_a_stop(stage: Stage) -> None:
     assert not run.connection.interrupted
     reply.feed("two ", "three")
     reply.end("stop", USAGE)
-    assert stage.reported.get(timeout=SOON) == (run.id, USAGE)
-    assert reply.over.wait(SOON)
+    assert stage.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert run.answer() == (1, "one ")
     assert run.log.last == 2
-    until(lambda: not run.reads_usage)
+    wait_until(lambda: not run.reads_usage)
     assert generations.stop(run.id, None).upstream == "closed"
 
 
@@ -113,7 +113,7 @@ def test_only_a_stop_is_read_on(stage: Stage) -> None:
         run, reply, reader = stage.start(generations)
         end(run)
         assert run.connection.interrupted
-        assert reply.over.wait(SOON)
+        assert reply.over.wait(WAIT_TIMEOUT)
         reader.finish()
     assert stage.reported.empty()
 
@@ -148,8 +148,8 @@ def test_limits_hold_for_what_is_read_on(stage: Stage, limit: str) -> None:
     run, reply, reader = stage.start(generations)
     generations.stop(run.id, None)
     reader.finish()
-    assert reply.over.wait(SOON)
-    until(lambda: not run.reads_usage)
+    assert reply.over.wait(WAIT_TIMEOUT)
+    wait_until(lambda: not run.reads_usage)
     assert stage.reported.empty()
 
 
@@ -160,10 +160,10 @@ def test_limits_hold_for_a_stopped_request_without_a_head(stage: Stage) -> None:
     run = generations.start(
         ChatRequest(HI), on_usage=lambda run, usage: stage.reported.put((run.id, usage))
     )
-    assert stage.upstream.waiting.wait(SOON)
+    assert stage.upstream.waiting.wait(WAIT_TIMEOUT)
     assert generations.stop(run.id, None).upstream == "closing"
-    until(lambda: not run.reads_usage)
-    until(lambda: not generations._usage_drain)
+    wait_until(lambda: not run.reads_usage)
+    wait_until(lambda: not generations._usage_drain)
     assert stage.reported.empty()
 
 
@@ -181,8 +181,8 @@ def test_a_fault_while_it_is_read_on_gives_its_place_back(
     assert len(generations._usage_drain) == 1
     monkeypatch.setattr(reply, "_next", broken)
     reply.feed("two ")
-    assert reply.over.wait(SOON)
-    until(lambda: not len(generations._usage_drain))
+    assert reply.over.wait(WAIT_TIMEOUT)
+    wait_until(lambda: not len(generations._usage_drain))
     assert "ZeroDivisionError: in the decoder" in caplog.text
     assert stage.reported.empty()
 
@@ -191,7 +191,7 @@ def test_a_stop_before_the_answer_is_read_on_as_well(stage: Stage) -> None:
     """The connection that is being made goes on; what comes of it is counted and never shown."""
     generations = stage.make()
     reply = ScriptedReply()
-    stage.upstream = Scripted(reply)
+    stage.upstream = ScriptedUpstream(reply)
     generations = stage.make()
     run = generations.start(
         ChatRequest(HI), on_usage=lambda run, usage: stage.reported.put((run.id, usage))
@@ -201,7 +201,7 @@ def test_a_stop_before_the_answer_is_read_on_as_well(stage: Stage) -> None:
     assert generations.stop(run.id, None).upstream == "closing"
     reply.feed("one")
     reply.end("stop", USAGE)
-    assert stage.reported.get(timeout=SOON) == (run.id, USAGE)
+    assert stage.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
     assert run.answer() == (0, "")
 
 
@@ -212,9 +212,9 @@ def test_an_end_that_comes_with_the_last_words_is_counted_once(stage: Stage, tex
     run, reply, reader = stage.start(generations)
     reply.finish_reason, reply.usage = "stop", USAGE
     generations.stop(run.id, None)
-    reply.feed(Part(piece(text).events if text else (), 1, ended=True))
+    reply.feed(Part(text_part(text).events if text else (), 1, ended=True))
     reader.finish()
-    assert stage.reported.get(timeout=SOON) == (run.id, USAGE)
+    assert stage.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
 
 
 def test_a_provider_that_tells_no_usage_is_not_reported(stage: Stage) -> None:
@@ -222,9 +222,9 @@ def test_a_provider_that_tells_no_usage_is_not_reported(stage: Stage) -> None:
     generations = stage.make()
     run, reply, _ = stage.start(generations)
     generations.stop(run.id, None)
-    reply.feed(Part(piece("end").events, 1, ended=True))
-    assert reply.over.wait(SOON)
-    until(lambda: not run.reads_usage)
+    reply.feed(Part(text_part("end").events, 1, ended=True))
+    assert reply.over.wait(WAIT_TIMEOUT)
+    wait_until(lambda: not run.reads_usage)
     assert stage.reported.empty()
 
 
@@ -241,10 +241,10 @@ def test_a_callback_that_fails_is_logged_and_holds_nothing(
     reply = stage.upstream.reply()
     generations.stop(run.id, None)
     reply.end("stop", USAGE)
-    assert reply.over.wait(SOON)
-    until(lambda: not run.reads_usage)
-    until(lambda: "the store is full" in caplog.text)
-    until(lambda: not generations._usage_drain)
+    assert reply.over.wait(WAIT_TIMEOUT)
+    wait_until(lambda: not run.reads_usage)
+    wait_until(lambda: "the store is full" in caplog.text)
+    wait_until(lambda: not generations._usage_drain)
 
 
 def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
@@ -261,7 +261,7 @@ def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
         assert generations.stop(run.id, None).upstream == "closing"
         assert not record.closed.is_set()
         record.release()
-        assert reported.get(timeout=SOON)["completion_tokens"] == 10
+        assert reported.get(timeout=WAIT_TIMEOUT)["completion_tokens"] == 10
 
 
 def idle() -> LiveGeneration:

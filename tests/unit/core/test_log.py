@@ -26,7 +26,8 @@ from halt.core.log import EVENT_OVERHEAD, EventLog
 from halt.core.metrics import Meter
 from halt.errors import OffsetLost
 from halt.store.replay import stored_log
-from tests.support.races import SOON, together
+from tests.support.races import together
+from tests.support.waiting import WAIT_TIMEOUT
 
 MakeLog = Callable[[int], EventLog]
 
@@ -66,7 +67,7 @@ def told(events: list[tuple[int, Event]]) -> str:
 
 def in_wait(log: EventLog) -> threading.Thread:
     """A thread that waits at the log for more than there is, and is known to do so."""
-    thread = threading.Thread(target=log.wait, args=(log.last, SOON))
+    thread = threading.Thread(target=log.wait, args=(log.last, WAIT_TIMEOUT))
     before = log.waiting
     thread.start()
     while log.waiting == before:
@@ -194,10 +195,10 @@ def test_an_event_larger_than_the_limit_is_kept_alone(make_log: MakeLog) -> None
 def test_wait_returns_at_once_when_there_is_something(log: EventLog) -> None:
     """A reader that is behind never waits, and neither does one at the end of an ended log."""
     log.append(Content("a"))
-    log.wait(0, SOON * 100)
+    log.wait(0, WAIT_TIMEOUT * 100)
     log.end(done)
-    log.wait(1, SOON * 100)
-    log.wait(2, SOON * 100)
+    log.wait(1, WAIT_TIMEOUT * 100)
+    log.wait(2, WAIT_TIMEOUT * 100)
     assert log.waiting == 0
 
 
@@ -243,7 +244,7 @@ def test_whoever_waits_is_woken_by(log: EventLog, what: str) -> None:
         what
     ]()
     for thread in waiters:
-        thread.join(SOON / 2)
+        thread.join(WAIT_TIMEOUT / 2)
         assert not thread.is_alive()
     assert log.waiting == 0
 
@@ -299,7 +300,7 @@ def test_readers_of_a_log_that_is_written_all_see_the_same(make_log: MakeLog) ->
     def read() -> str:
         after, out = 0, ""
         while log.ended is None or after < log.last:
-            log.wait(after, SOON)
+            log.wait(after, WAIT_TIMEOUT)
             for seq, event in log.read(after):
                 assert seq == after + 1
                 after, out = seq, out + text_of(event)
@@ -408,7 +409,7 @@ def test_an_ended_log_takes_nothing_and_lets_nobody_wait(
     log = make_ended([Content("a")], done)
     assert not log.append(Content("b"))
     assert not log.end(lambda: pytest.fail("it was made"))
-    log.wait(log.last, SOON * 100)
+    log.wait(log.last, WAIT_TIMEOUT * 100)
     log.subscribe(lambda: pytest.fail("it was called"))
     log.wake()
     assert (told(log.read(0)), log.waiting) == ("a", 0)

@@ -38,9 +38,10 @@ from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.http1 import INFLATED_MAX, Body
 from tests.support.halt_server import HaltServer, eventually, halt_environment
-from tests.support.programs import settings, threads
-from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
-from tests.support.wire import OK, Background, HandMade, Peer, until
+from tests.support.library_halt import fake_config, halt_threads
+from tests.support.raw_server import OK, Peer, RawServer
+from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream, text_part
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 from tests.unit.store.test_recovery import saved_events
 
 FLOODS = 20
@@ -60,7 +61,7 @@ class FloodReply(ScriptedReply):
 
     def _next(self, timeout: float) -> Part:
         self._order.append("flood")
-        return piece("x")
+        return text_part("x")
 
 
 class Noted(ScriptedReply):
@@ -91,12 +92,12 @@ def make() -> Iterator[Make]:
     yield make
     for generations, upstream in made:
         generations.close()
-        if isinstance(upstream, Scripted):
+        if isinstance(upstream, ScriptedUpstream):
             upstream.dispose()
 
 
 def ended(run: Run) -> Run:
-    until(lambda: run.log.ended is not None)
+    wait_until(lambda: run.log.ended is not None)
     return run
 
 
@@ -116,13 +117,13 @@ def test_what_is_posted_is_done_in_its_order(relay: Relay) -> None:
     hold = threading.Event()
 
     def wait() -> None:
-        assert hold.wait(SOON)
+        assert hold.wait(WAIT_TIMEOUT)
 
     relay.post(wait)
     relay.post(first)
     relay.post(lambda: done.append(2))
     hold.set()
-    assert over.wait(SOON)
+    assert over.wait(WAIT_TIMEOUT)
     assert done == [1, 2, 3]
 
 
@@ -135,7 +136,7 @@ def test_posts_come_between_the_works_of_one_turn(relay: Relay, kind: str) -> No
 
     def busy(number: int, _: int = 0) -> None:
         if not order:  # as another thread does, while this one works
-            Background(lambda: relay.post(lambda: order.append("stop"))).end()
+            BackgroundCall(lambda: relay.post(lambda: order.append("stop"))).end()
         order.append(f"busy {number}")
         if kind == "sockets":
             relay.unwatch(pairs[number][0])
@@ -151,7 +152,7 @@ def test_posts_come_between_the_works_of_one_turn(relay: Relay, kind: str) -> No
                 relay.watch(ours, READ, partial(busy, number))
 
     relay.post(begin)
-    assert over.wait(SOON)
+    assert over.wait(WAIT_TIMEOUT)
     assert order.index("stop") == 1
     for ours, theirs in pairs:
         ours.close()
@@ -171,7 +172,7 @@ def test_a_cancelled_timer_does_nothing(relay: Relay) -> None:
         relay.at(at + 0.03, over.set)
 
     relay.post(begin)
-    assert over.wait(SOON)
+    assert over.wait(WAIT_TIMEOUT)
     assert done == ["first", "second"]
 
 
@@ -187,7 +188,7 @@ def test_a_silent_relay_makes_no_turn(relay: Relay, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(relay, "_turn", counted)
     settled = threading.Event()
     relay.post(settled.set)
-    assert settled.wait(SOON)
+    assert settled.wait(WAIT_TIMEOUT)
     before = turns[0]
     assert not threading.Event().wait(0.2)
     assert turns[0] - before <= 1
@@ -198,15 +199,15 @@ def test_a_silent_relay_makes_no_turn(relay: Relay, monkeypatch: pytest.MonkeyPa
 
 def test_runs_that_nobody_reads_cost_no_thread(make: Make) -> None:
     """200 of them are read by the one relay; a thread is there while one is opened, and no more."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     generations = make(upstream, max_streams=200)
     runs = [generations.start(ChatRequest(HI)) for _ in range(200)]
     replies = [upstream.reply(n) for n in range(200)]
-    until(lambda: not [name for name in threads() if name.startswith("halt-run")])
+    wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-run")])
     for reply in replies:
         reply.feed("a")
-    until(lambda: all(run.log.last == 1 for run in runs))
-    assert sorted(threads()) == ["halt-keeper", "halt-relay"]
+    wait_until(lambda: all(run.log.last == 1 for run in runs))
+    assert sorted(halt_threads()) == ["halt-keeper", "halt-relay"]
     assert {name for reply in replies for name in reply.readers} == {"halt-relay"}
 
 
@@ -214,7 +215,7 @@ def test_a_flood_holds_up_no_stop(make: Make) -> None:
     """Models that write as fast as they can are read once each, at most, before a Stop is done."""
     order: list[str] = []
     floods = [FloodReply(order) for _ in range(FLOODS)]
-    upstream = Scripted(*floods)
+    upstream = ScriptedUpstream(*floods)
     generations = make(upstream, max_answer_chars=10**9, log_bytes=100_000)
     for n in range(FLOODS):
         generations.start(ChatRequest(HI))
@@ -224,8 +225,8 @@ def test_a_flood_holds_up_no_stop(make: Make) -> None:
     run = generations.start(ChatRequest(HI))
     upstream.reply(FLOODS)
     other.feed("b")
-    until(lambda: run.log.last == 1)
-    until(lambda: len(order) > 10 * FLOODS)
+    wait_until(lambda: run.log.last == 1)
+    wait_until(lambda: len(order) > 10 * FLOODS)
     post = generations.relay.post
 
     def noted(work: Callable[[], None]) -> None:
@@ -235,7 +236,7 @@ def test_a_flood_holds_up_no_stop(make: Make) -> None:
 
     generations.relay.post = noted  # type: ignore[method-assign]
     run.cancel("stop")
-    assert other.over.wait(SOON)
+    assert other.over.wait(WAIT_TIMEOUT)
     between = order[order.index("posted") : order.index("closed")]
     assert between.count("flood") <= 2
 
@@ -245,7 +246,7 @@ def test_streams_take_turns(make: Make) -> None:
     order: list[str] = []
     flood = FloodReply(order)
     other = ScriptedReply()
-    upstream = Scripted(flood, other)
+    upstream = ScriptedUpstream(flood, other)
     generations = make(upstream, max_answer_chars=10**9, log_bytes=100_000)
     generations.start(ChatRequest(HI))
     upstream.reply(0)
@@ -255,14 +256,14 @@ def test_streams_take_turns(make: Make) -> None:
 
     def stall() -> None:
         held.set()
-        assert hold.wait(SOON)
+        assert hold.wait(WAIT_TIMEOUT)
 
     generations.relay.post(stall)
-    assert held.wait(SOON)
+    assert held.wait(WAIT_TIMEOUT)
     other.feed("1", "2", "3")
     before = len(order)
     hold.set()
-    until(lambda: run.log.last == 3)
+    wait_until(lambda: run.log.last == 3)
     come_by_then = len(order) - before
     times = run._times
     assert len(times) == 3
@@ -294,7 +295,7 @@ def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
     def plain(peer: Peer) -> None:
         peer.request()
         peer.send(head + b"Connection: close\r\n\r\n" + event("first"))
-        speak.wait(SOON)
+        speak.wait(WAIT_TIMEOUT)
         peer.send(event("second"))
         peer.see_leave()
 
@@ -317,27 +318,27 @@ def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
             assert readable(first[0])
         if which == 1 and turns == 10:
             stopping.set()
-            assert stopped.wait(SOON)
+            assert stopped.wait(WAIT_TIMEOUT)
         return data
 
     first: list[int] = []
-    with HandMade(plain, bomb) as server:
+    with RawServer(plain, bomb) as server:
         config = Config(base_url=server.url, api_key="k", model="m", orphan_grace=1e9)
         generations = make(make_upstream(config), config)
         monkeypatch.setattr(Body, "read", watched)
         neighbour = generations.start(ChatRequest(HI))
-        until(lambda: neighbour.log.last == 1)
+        wait_until(lambda: neighbour.log.last == 1)
         assert neighbour.reply is not None
         first.append(neighbour.reply.fileno())
         run = generations.start(ChatRequest(HI))
-        assert stopping.wait(SOON)
-        receipt = Background(lambda: generations.stop(run.id, None))
-        until(lambda: run.log.ended is not None)
-        until(lambda: bool(generations.relay._posts))
+        assert stopping.wait(WAIT_TIMEOUT)
+        receipt = BackgroundCall(lambda: generations.stop(run.id, None))
+        wait_until(lambda: run.log.ended is not None)
+        wait_until(lambda: bool(generations.relay._posts))
         stopped.set()
         assert receipt.end() is None
-        assert run.connection.wait_closed(SOON) == "closed"
-        until(lambda: neighbour.log.last == 2)
+        assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
+        wait_until(lambda: neighbour.log.last == 2)
         generations.stop(neighbour.id, None)
     sizes = [size for which, size in reads if which == 1]
     assert max(sizes) == INFLATED_MAX
@@ -352,8 +353,8 @@ def test_the_end_of_a_complete_answers_framing(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     """Behind [DONE] it is waited for, so that the connection serves the next run; not for long."""
-    monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON if ends else 0.05)
-    config = settings(fake)
+    monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT if ends else 0.05)
+    config = fake_config(fake)
     generations = make(make_upstream(config), config)
     run = ended(generations.start(ChatRequest(HI, model="late_terminator?n=2")))
     assert run.state == "done"
@@ -361,8 +362,8 @@ def test_the_end_of_a_complete_answers_framing(
         assert generations.open_streams == 1, "its connection is in use still"
         fake.requests[0].release()
     else:
-        assert fake.requests[0].closed.wait(SOON)
-    until(lambda: generations.open_streams == 0)
+        assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
+    wait_until(lambda: generations.open_streams == 0)
     ended(generations.start(ChatRequest(HI, model="count?n=2")))
     assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
 
@@ -372,8 +373,8 @@ def test_the_end_of_a_round_of_tools_framing(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     """The same before the tools run, so that the connection serves the next round."""
-    monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON if ends else 0.05)
-    config = settings(fake)
+    monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT if ends else 0.05)
+    config = fake_config(fake)
     generations = make(make_upstream(config), config)
     began = threading.Event()
 
@@ -384,11 +385,11 @@ def test_the_end_of_a_round_of_tools_framing(
     model = "asks_tools?calls=1&late=1"
     run = generations.start(ChatRequest(HI, model=model), tools=Toolbox([tool]))
     if ends:
-        until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
+        wait_until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
         assert not began.wait(0.1), "its connection is in use still"
         fake.requests[0].release()
     else:
-        assert fake.wait_request().closed.wait(SOON)
+        assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
     assert ended(run).state == "done"
     assert began.is_set()
     assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
@@ -399,8 +400,10 @@ def test_an_end_before_the_framing_of_a_round_of_tools_has_ended(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """No tool is begun, the connection is closed at once, and a count that has come is told."""
-    monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON)
-    config = settings(fake, exact_usage=True, gap_timeout=0.2 if how == "limit" else SOON)
+    monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT)
+    config = fake_config(
+        fake, exact_usage=True, gap_timeout=0.2 if how == "limit" else WAIT_TIMEOUT
+    )
     generations = make(make_upstream(config), config)
     called: list[str] = []
     counts: list[dict[str, Any]] = []
@@ -416,24 +419,24 @@ def test_an_end_before_the_framing_of_a_round_of_tools_has_ended(
         grace=0 if how == "left" else None,
     )
     viewer = run.join()
-    until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
+    wait_until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
     if how == "left":
         run.leave(viewer)
     elif how != "limit":
         generations.stop(run.id, None)
     assert ended(run).state == ("error" if how == "limit" else "cancelled")
-    assert fake.requests[0].closed.wait(SOON)
-    until(lambda: generations.open_streams == 0 and run.reply is None)
+    assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
+    wait_until(lambda: generations.open_streams == 0 and run.reply is None)
     assert not called
     if how == "counted":
-        until(lambda: len(counts) == 1)
+        wait_until(lambda: len(counts) == 1)
 
 
 def readable(number: int) -> bool:
     """Wait until this descriptor can be read."""
     poller = select.poll()
     poller.register(number, select.POLLIN)
-    return bool(poller.poll(SOON * 1000))
+    return bool(poller.poll(WAIT_TIMEOUT * 1000))
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -451,17 +454,17 @@ def test_a_fault_in_one_runs_turn_ends_that_run(
         return feed(self, raw)
 
     monkeypatch.setattr(ChatDecoder, "feed", broken)
-    config = settings(fake)
+    config = fake_config(fake)
     generations = make(make_upstream(config), config)
     other = generations.start(ChatRequest(HI, model="stall?n=1"))
-    until(lambda: other.log.last == 1)
+    wait_until(lambda: other.log.last == 1)
     bad = ended(generations.start(ChatRequest(HI, model="stall?n=8")))
     assert isinstance(bad.log.ended, Failed)
     assert bad.log.ended.error.code == "internal"
     assert "in the decoder" not in bad.log.ended.error.message
-    until(lambda: "ZeroDivisionError: in the decoder" in caplog.text)
-    until(lambda: generations.open_streams == 1)
-    assert fake.requests[1].closed.wait(SOON)
+    wait_until(lambda: "ZeroDivisionError: in the decoder" in caplog.text)
+    wait_until(lambda: generations.open_streams == 1)
+    assert fake.requests[1].closed.wait(WAIT_TIMEOUT)
     fake.requests[0].release()
     assert ended(other).state == "done"
 
@@ -471,8 +474,8 @@ def dead(generations: GenerationService, runs: list[Run], caplog: pytest.LogCapt
     for run in runs:
         assert isinstance(ended(run).log.ended, Failed)
         assert run.log.ended.error.code == "internal"  # type: ignore[union-attr]
-    until(lambda: generations.open_streams == 0)
-    until(lambda: "the relay has failed" in caplog.text)
+    wait_until(lambda: generations.open_streams == 0)
+    wait_until(lambda: "the relay has failed" in caplog.text)
     with pytest.raises(Draining):
         generations.start(ChatRequest(HI))
 
@@ -481,7 +484,7 @@ def test_a_relay_that_has_failed_is_no_silence(
     make: Make, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In a program every open run fails, its readers see it, and nothing new is begun."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     generations = make(upstream)
     runs = [generations.start(ChatRequest(HI)) for _ in range(3)]
     readers = [Reader(run) for run in runs]
@@ -503,14 +506,14 @@ def test_a_turn_that_does_not_end_is_a_failed_relay(
 ) -> None:
     """The keeper sees it, though the relay itself can say nothing."""
     monkeypatch.setattr(module, "STALL_MAX", 0.1)
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     generations = make(upstream)
     run = generations.start(ChatRequest(HI))
     upstream.reply().wait_reads()
     go_on = threading.Event()
 
     def stall() -> None:
-        go_on.wait(SOON)
+        go_on.wait(WAIT_TIMEOUT)
 
     generations.relay.post(stall)
     try:
@@ -523,7 +526,7 @@ def test_a_process_that_was_held_in_a_turn_is_not_given_up(
     caplog: pytest.LogCaptureFixture, make: Make
 ) -> None:
     """A turn is too long when it is under way at two looks; it is given up, and told, once."""
-    generations = make(Scripted())  # without threads: nothing is started
+    generations = make(ScriptedUpstream())  # without threads: nothing is started
     relay = generations.relay
     for relay.turn_began in (0.0, 1.0, None, 1.0):
         generations.keeper.look_around()
@@ -613,6 +616,6 @@ def test_a_child_process_has_a_relay_of_its_own(fake: FakeOpenAI) -> None:
         assert told == "in the child; in another ['halt-relay']\nforked\n"
         stalled = next(record for record in fake.requests if record.body["model"] != "echo")
         stalled.release()
-        rest, _ = program.communicate("\n", 3 * SOON)
+        rest, _ = program.communicate("\n", 3 * WAIT_TIMEOUT)
     assert rest == "0 1 2 3 4 5 6 \nafter\n"
     assert program.returncode == 0

@@ -21,17 +21,17 @@ from halt.core.request import Part
 from halt.core.run import Run
 from halt.errors import CODES, OffsetLost, UpstreamError
 from tests.support.races import together
-from tests.support.scripted import SOON, Reader, Scripted, ScriptedReply, piece
-from tests.support.stage import Stage, code_of, failed, over
-from tests.support.wire import Background, until
+from tests.support.run_harness import RunHarness, error_code, failure_code, wait_ended
+from tests.support.scripted_upstream import Reader, ScriptedReply, ScriptedUpstream, text_part
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 REPEATS = 1_000
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
     monkeypatch.setattr(generation, "TICK", 0.05)
-    made = Stage()
+    made = RunHarness()
     yield made
     made.close()
 
@@ -39,11 +39,11 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 # --- an answer ------------------------------------------------------------------------------------
 
 
-def test_an_answer_from_beginning_to_end(stage: Stage) -> None:
+def test_an_answer_from_beginning_to_end(stage: RunHarness) -> None:
     """Text comes to the viewer in order, then one terminal event with usage and figures."""
     run, reply = stage.running()
     reader = Reader(run)
-    reply.feed("Hel", Part(), piece("lo, world", 2))
+    reply.feed("Hel", Part(), text_part("lo, world", 2))
     reply.end("length", {"completion_tokens": 7})
     events = reader.finish()
     assert [seq for seq, _ in events] == [1, 2, 3]
@@ -58,7 +58,7 @@ def test_an_answer_from_beginning_to_end(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("count", [2**63, 2**64, 2**70, -1, -(2**70)])
-def test_a_count_that_counts_nothing_is_dropped(stage: Stage, count: int) -> None:
+def test_a_count_that_counts_nothing_is_dropped(stage: RunHarness, count: int) -> None:
     """A server's usage holds no number that a reader, another worker or a column could not take."""
     run, reply = stage.running()
     reader = Reader(run)
@@ -73,12 +73,12 @@ def test_a_count_that_counts_nothing_is_dropped(stage: Stage, count: int) -> Non
     assert msgspec.msgpack.encode(done)
 
 
-def test_text_that_turns_out_to_be_a_thought_is_taken_back(stage: Stage) -> None:
+def test_text_that_turns_out_to_be_a_thought_is_taken_back(stage: RunHarness) -> None:
     """Answer, folds and figures are as if it had come as one; who saw no end of it saw an answer."""
     run, reply = stage.running()
     reply.feed("Okay, ", Part((Content("hello."), ReasoningEnd(), Content("He")), 2), "llo")
     reply.end()
-    over(run)
+    wait_ended(run)
     assert [type(event) for _, event in run.log.read(0)] == [
         Content,
         Content,
@@ -99,35 +99,35 @@ def test_text_that_turns_out_to_be_a_thought_is_taken_back(stage: Stage) -> None
     assert steps.steps_of(run) == ()
 
 
-def test_tokens_are_estimated_where_nobody_counted(stage: Stage) -> None:
+def test_tokens_are_estimated_where_nobody_counted(stage: RunHarness) -> None:
     """Without usage the pieces are counted, and the figures say that this is an estimate."""
     run, reply = stage.running()
-    reply.feed("a", piece("bc", 2))
+    reply.feed("a", text_part("bc", 2))
     reply.end()
-    over(run)
+    wait_ended(run)
     assert run.log.ended is not None
     metrics = run.log.ended.metrics
     assert (metrics.tokens, metrics.tokens_estimated) == (3, True)
 
 
-def test_an_answer_that_nobody_watches_is_finished_too(stage: Stage) -> None:
+def test_an_answer_that_nobody_watches_is_finished_too(stage: RunHarness) -> None:
     """The relay reads to the end; the connection is made ready for the next run."""
     run, reply = stage.running()
     reply.feed("a", "b")
     reply.end()
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert (run.state, reply.finished, reply.closed) == ("done", 1, 0)
     assert Reader(run).finish()[-1][1] == run.log.ended
 
 
-def test_a_run_ends_once_for_everyone(stage: Stage) -> None:
+def test_a_run_ends_once_for_everyone(stage: RunHarness) -> None:
     """`on_end` and `on_settled` are each called exactly once, however the run is asked to end."""
     run, reply, reader = stage.watched()
     assert run.cancel("stop")
     assert not run.cancel("stop")
     assert not run.fail(UpstreamError("stalled"))
     reader.finish()
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     stage.wait_released(run)
     assert (stage.ended, stage.released) == ([run], [run])
 
@@ -135,7 +135,7 @@ def test_a_run_ends_once_for_everyone(stage: Stage) -> None:
 # --- Stop in every phase --------------------------------------------------------------------------
 
 
-def test_stop_before_anything_asks_nothing(stage: Stage) -> None:
+def test_stop_before_anything_asks_nothing(stage: RunHarness) -> None:
     """A run that was stopped before its thread began sends no request."""
     run, upstream = stage.make()
     assert run.switch.press() == "stopped"
@@ -144,55 +144,57 @@ def test_stop_before_anything_asks_nothing(stage: Stage) -> None:
     assert (run.state, upstream.asked) == ("cancelled", [])
 
 
-def test_stop_while_it_connects(stage: Stage) -> None:
+def test_stop_while_it_connects(stage: RunHarness) -> None:
     """A server that is silent is left; the connection is seen closed."""
-    run, upstream = stage.begin(Scripted(silent=True))
-    assert upstream.waiting.wait(SOON)
+    run, upstream = stage.begin(ScriptedUpstream(silent=True))
+    assert upstream.waiting.wait(WAIT_TIMEOUT)
     assert run.switch.press() == "stopped"
-    assert run.connection.wait_closed(SOON) == "closed"
+    assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
     stage.wait_released(run)
     assert (run.state, run.log.last, len(upstream.asked)) == ("cancelled", 1, 1)
 
 
-def test_stop_before_the_first_token(stage: Stage) -> None:
+def test_stop_before_the_first_token(stage: RunHarness) -> None:
     """Between headers and first token: cancelled, without text."""
     run, reply = stage.running()
     reader = Reader(run)
     reply.wait_reads()
     assert run.switch.press() == "stopped"
     assert [type(event) for _, event in reader.finish()] == [Cancelled]
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert (reply.closed, reply.finished) == (1, 0)
 
 
-def test_stop_between_tokens(stage: Stage) -> None:
+def test_stop_between_tokens(stage: RunHarness) -> None:
     """What had come stays, nothing is added, the viewer gets the end at once."""
     run, reply, reader = stage.watched()
     assert run.switch.press() == "stopped"
     events = reader.finish()
     assert events == [(1, Content("a")), (2, run.log.ended)]
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert (run.state, run.answer(), reply.closed) == ("cancelled", (1, "a"), 1)
 
 
-def test_stop_while_it_waits_to_try_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_while_it_waits_to_try_again(
+    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The time before a retry is interrupted too, and the retry is not made."""
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     monkeypatch.setattr(opening, "RETRY_AFTER_MAX", 10_000.0)
-    run, upstream = stage.begin(Scripted(UpstreamError("upstream_refused")))
-    until(lambda: run._opening.retries.attempts > 0)
+    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("upstream_refused")))
+    wait_until(lambda: run._opening.retries.attempts > 0)
     assert run.switch.press() == "stopped"
     stage.wait_released(run)
     assert len(upstream.asked) == 1
     assert run.log.read(0) == [(1, run.log.ended)]
 
 
-def test_stop_after_the_end_finds_it_finished(stage: Stage) -> None:
+def test_stop_after_the_end_finds_it_finished(stage: RunHarness) -> None:
     """A Stop that comes too late changes nothing and interrupts nobody."""
     run, reply = stage.running()
     reply.feed("a")
     reply.end()
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert run.switch.press() == "finished"
     assert (run.state, run.connection.interrupted) == ("done", False)
 
@@ -201,11 +203,11 @@ def test_stop_after_the_end_finds_it_finished(stage: Stage) -> None:
     ("seen", "kept"),
     [(None, "abc"), (0, ""), (2, "ab"), (3, "abc"), (99, "abc"), (10**15 - 1, "abc")],
 )
-def test_what_was_seen_is_what_is_kept(stage: Stage, seen: int | None, kept: str) -> None:
+def test_what_was_seen_is_what_is_kept(stage: RunHarness, seen: int | None, kept: str) -> None:
     """The answer of a stopped run is cut to what the one who stopped it had been shown."""
     run, reply = stage.running()
     reply.feed("a", "b", "c")
-    until(lambda: run.log.last == 3)
+    wait_until(lambda: run.log.last == 3)
     run.switch.press(seen)
     assert run.answer()[1] == kept
     assert run.log.last == 4
@@ -214,17 +216,17 @@ def test_what_was_seen_is_what_is_kept(stage: Stage, seen: int | None, kept: str
     )
 
 
-def test_what_was_seen_matters_only_to_the_stop_that_ended_it(stage: Stage) -> None:
+def test_what_was_seen_matters_only_to_the_stop_that_ended_it(stage: RunHarness) -> None:
     """A Stop that found the run finished cuts nothing off."""
     run, reply = stage.running()
     reply.feed("a", "b")
     reply.end()
-    over(run)
+    wait_ended(run)
     assert run.switch.press(1) == "finished"
     assert run.answer() == (2, "ab")
 
 
-def test_a_run_without_grace_ends_as_its_last_viewer_leaves(stage: Stage) -> None:
+def test_a_run_without_grace_ends_as_its_last_viewer_leaves(stage: RunHarness) -> None:
     """A viewer that is still there keeps it, however often another one leaves."""
     run, reply = stage.running(orphan_grace=0.0)
     one, two = run.join(), run.join()
@@ -234,17 +236,17 @@ def test_a_run_without_grace_ends_as_its_last_viewer_leaves(stage: Stage) -> Non
     stage.look(run)
     assert run.state == "running"
     run.leave(two)
-    over(run)
+    wait_ended(run)
     ended = run.log.ended
     assert isinstance(ended, Cancelled)
     assert ended.reason == "no_viewer"
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
 
 
 # --- races ----------------------------------------------------------------------------------------
 
 
-def test_stop_against_the_natural_end(stage: Stage) -> None:
+def test_stop_against_the_natural_end(stage: RunHarness) -> None:
     """Law: exactly one terminal event, and log, state, Stop and `on_end` agree which it is."""
     outcomes = set()
     for _ in range(REPEATS):
@@ -265,7 +267,7 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
     assert outcomes <= {"cancelled", "done"}
 
 
-def test_stop_against_a_fault(stage: Stage) -> None:
+def test_stop_against_a_fault(stage: RunHarness) -> None:
     """Law: of Stop, limit and a broken upstream one is told; the others change nothing."""
     for _ in range(REPEATS // 4):
         run, _ = stage.race("a", UpstreamError("upstream_dropped"))
@@ -283,7 +285,7 @@ def test_stop_against_a_fault(stage: Stage) -> None:
 
 
 def test_a_viewer_that_is_faster_than_the_first_thread_keeps_nothing_from_opening(
-    stage: Stage,
+    stage: RunHarness,
 ) -> None:
     """Law: a run is opened, whoever comes to it first."""
     for _ in range(REPEATS // 4):
@@ -296,11 +298,11 @@ def test_a_viewer_that_is_faster_than_the_first_thread_keeps_nothing_from_openin
 
         _, text = together(partial(stage.work, run), view)
         assert text == "a"
-        assert reply.over.wait(SOON)
+        assert reply.over.wait(WAIT_TIMEOUT)
         assert (run.state, reply.finished) == ("done", 1)
 
 
-def test_viewers_against_stop(stage: Stage) -> None:
+def test_viewers_against_stop(stage: RunHarness) -> None:
     """Law: every viewer of a stopped run gets the same events, up to the same terminal one."""
     for _ in range(REPEATS // 10):
         run, _ = stage.race(*"abcdefgh")
@@ -318,7 +320,7 @@ def test_viewers_against_stop(stage: Stage) -> None:
 # --- who reads ------------------------------------------------------------------------------------
 
 
-def test_the_relay_alone_reads(stage: Stage) -> None:
+def test_the_relay_alone_reads(stage: RunHarness) -> None:
     """From the head on no thread of a viewer's, nor of the run's own, waits for the model."""
     _, reply, reader = stage.watched()
     for text in "bcd":
@@ -326,31 +328,31 @@ def test_the_relay_alone_reads(stage: Stage) -> None:
     reader.wait_text("abcd")
     reply.end()
     reader.finish()
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert set(reply.readers) == {"halt-relay"}
 
 
-def test_the_thread_that_opens_a_run_ends_when_it_is_open(stage: Stage) -> None:
+def test_the_thread_that_opens_a_run_ends_when_it_is_open(stage: RunHarness) -> None:
     """A run that the relay reads has no thread."""
     _, reply = stage.running()
     reply.wait_reader("halt-relay")
     for thread in stage.threads:
         thread.end()
     reply.end()
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
 
 
-def test_a_run_goes_on_when_its_viewer_leaves(stage: Stage) -> None:
+def test_a_run_goes_on_when_its_viewer_leaves(stage: RunHarness) -> None:
     """No thread needs to be started: the relay reads on."""
     run, reply, reader = stage.watched()
     reader.leave()
     reply.feed("b")
     reply.end()
-    over(run)
+    wait_ended(run)
     assert (run.state, run.answer()) == ("done", (2, "ab"))
 
 
-def test_a_viewer_that_does_not_read_holds_nobody_up(stage: Stage) -> None:
+def test_a_viewer_that_does_not_read_holds_nobody_up(stage: RunHarness) -> None:
     """A viewer stuck in a slow network is shown the rest when it comes for it."""
     run, reply, reader = stage.watched()
     stuck = run.join()
@@ -361,12 +363,12 @@ def test_a_viewer_that_does_not_read_holds_nobody_up(stage: Stage) -> None:
     reader.leave()
     reply.feed("c")
     reply.end()
-    over(run)
+    wait_ended(run)
     assert "".join(text_of(e) for group in shown for _, e in group) == "bc"
     run.leave(stuck)
 
 
-def test_what_came_with_the_head_is_read_at_once(stage: Stage) -> None:
+def test_what_came_with_the_head_is_read_at_once(stage: RunHarness) -> None:
     """Text that waits in the reply when the relay takes it is not left for the next byte."""
     run, _ = stage.race("a", "b")
     reader = Reader(run)
@@ -374,7 +376,7 @@ def test_what_came_with_the_head_is_read_at_once(stage: Stage) -> None:
     reader.wait_text("ab")
 
 
-def test_no_two_ever_read_at_once(stage: Stage) -> None:
+def test_no_two_ever_read_at_once(stage: RunHarness) -> None:
     """Law: however many viewers come and go, one reads at a time and all are shown the same."""
     run, reply = stage.running()
     readers = [Reader(run, name=f"reader-{n}") for n in range(5)]
@@ -391,37 +393,37 @@ def test_no_two_ever_read_at_once(stage: Stage) -> None:
     assert reply.most_reading == 1
 
 
-def test_a_reader_goes_on_where_it_was(stage: Stage) -> None:
+def test_a_reader_goes_on_where_it_was(stage: RunHarness) -> None:
     """After a lost connection a viewer is shown what came since, nothing twice."""
     run, reply, reader = stage.watched()
     reader.leave()
     reply.feed("b", "c")
     reply.end()
-    over(run)
+    wait_ended(run)
     again = Reader(run, after=1)
     assert [seq for seq, _ in again.finish()] == [2, 3, 4]
     assert again.text == "bc"
 
 
-def test_a_reader_behind_the_kept_part_is_told(stage: Stage) -> None:
+def test_a_reader_behind_the_kept_part_is_told(stage: RunHarness) -> None:
     """When the log has let go of what a viewer would need, it gets OffsetLost, never a gap."""
     run, reply = stage.running(log_bytes=1_024)
     reply.feed(*["x" * 300] * 10)
     reply.end()
-    over(run)
+    wait_ended(run)
     with pytest.raises(OffsetLost):
         Reader(run).finish()
     assert run.answer()[1] == "x" * 3_000
 
 
-def test_frames_are_gathered_where_the_viewer_wants_it(stage: Stage) -> None:
+def test_frames_are_gathered_where_the_viewer_wants_it(stage: RunHarness) -> None:
     """With an interval the first text comes at once, what follows together; the end is no wait."""
     run, reply = stage.running()
     shown = run.follow(0, viewer := run.join(), interval=1_000.0)
     reply.feed("a")
     first = next(group for group in shown if group)
     assert first == [(1, Content("a"))]
-    rest = Background(lambda: list(shown))
+    rest = BackgroundCall(lambda: list(shown))
     reply.feed("b", "c")
     reply.end()
     rest.end()
@@ -429,7 +431,7 @@ def test_frames_are_gathered_where_the_viewer_wants_it(stage: Stage) -> None:
     run.leave(viewer)
 
 
-def test_silence_is_told_to_whoever_has_heartbeats_to_send(stage: Stage) -> None:
+def test_silence_is_told_to_whoever_has_heartbeats_to_send(stage: RunHarness) -> None:
     """A follower gets an empty group after each TICK of silence."""
     run, _, _ = stage.watched()
     shown = run.follow(1, viewer := run.join())
@@ -449,10 +451,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_run_that_could_not_be_opened_is_tried_again(stage: Stage) -> None:
+def test_a_run_that_could_not_be_opened_is_tried_again(stage: RunHarness) -> None:
     """Faults before the first token are retried, and the viewer never hears of them."""
     faults = [UpstreamError("upstream_refused"), UpstreamError("upstream_server_error")]
-    run, upstream = stage.begin(Scripted(*faults), retries=2)
+    run, upstream = stage.begin(ScriptedUpstream(*faults), retries=2)
     reply = upstream.reply()
     reader = Reader(run)
     reply.feed("a")
@@ -462,83 +464,85 @@ def test_a_run_that_could_not_be_opened_is_tried_again(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_reply_that_breaks_before_its_first_token_is_tried_again(stage: Stage) -> None:
+def test_a_reply_that_breaks_before_its_first_token_is_tried_again(stage: RunHarness) -> None:
     """The connection that broke is closed, and a new one answers."""
     first = ScriptedReply()
     first.feed(Part(), UpstreamError("upstream_dropped"))
-    run, upstream = stage.begin(Scripted(first))
+    run, upstream = stage.begin(ScriptedUpstream(first))
     second = upstream.reply(1)
     second.feed("a")
     second.end()
-    over(run)
+    wait_ended(run)
     assert (run.state, first.closed, run.answer()) == ("done", 1, (1, "a"))
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_retries_are_bounded(stage: Stage, retries: int) -> None:
+def test_retries_are_bounded(stage: RunHarness, retries: int) -> None:
     """After so many retries the last fault is told."""
     faults = [UpstreamError("upstream_server_error")] * 9
-    run, upstream = stage.begin(Scripted(*faults), retries=retries)
-    assert failed(run) == "upstream_server_error"
+    run, upstream = stage.begin(ScriptedUpstream(*faults), retries=retries)
+    assert failure_code(run) == "upstream_server_error"
     assert len(upstream.asked) == 1 + retries
 
 
 @pytest.mark.usefixtures("quick")
-def test_nothing_is_retried_after_the_first_token(stage: Stage) -> None:
+def test_nothing_is_retried_after_the_first_token(stage: RunHarness) -> None:
     """What was shown stays, and the fault is told: no answer begins twice."""
     run, upstream = stage.begin()
     reply = upstream.reply()
     reply.feed("a", UpstreamError("upstream_dropped"))
-    assert failed(run) == "upstream_dropped"
-    assert reply.over.wait(SOON)
+    assert failure_code(run) == "upstream_dropped"
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert (len(upstream.asked), run.answer(), reply.closed) == (1, (1, "a"), 1)
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("code", sorted(code for code, (_, again) in CODES.items() if not again))
-def test_what_will_fail_again_is_not_retried(stage: Stage, code: str) -> None:
+def test_what_will_fail_again_is_not_retried(stage: RunHarness, code: str) -> None:
     """A refusal that a retry would not change is told at once."""
-    run, upstream = stage.begin(Scripted(UpstreamError(code)))
-    assert failed(run) == code
+    run, upstream = stage.begin(ScriptedUpstream(UpstreamError(code)))
+    assert failure_code(run) == code
     assert len(upstream.asked) == 1
 
 
-def test_the_server_says_when_to_come_back(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_server_says_when_to_come_back(
+    stage: RunHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     """A short Retry-After is waited for."""
     caplog.set_level("INFO", "halt.core.opening")
     fault = UpstreamError("rate_limited", retry_after=4.0)
-    run, upstream = stage.begin(Scripted(fault))
-    until(lambda: "trying again in 4." in caplog.text)
+    run, upstream = stage.begin(ScriptedUpstream(fault))
+    wait_until(lambda: "trying again in 4." in caplog.text)
     assert len(upstream.asked) == 1
     run.cancel("stop")
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_short_retry_after_leads_to_an_answer(stage: Stage) -> None:
+def test_a_short_retry_after_leads_to_an_answer(stage: RunHarness) -> None:
     """After the time that the server wanted, it is asked once more."""
-    run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.01)))
+    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("rate_limited", retry_after=0.01)))
     reply = upstream.reply()
     reply.end()
-    over(run)
+    wait_ended(run)
     assert (run.state, len(upstream.asked)) == ("done", 2)
 
 
 def test_those_who_were_told_the_same_wait_do_not_return_at_once(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that sends everybody away for a while is not met by all of them together."""
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
-    run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.0)))
-    until(lambda: run._opening.retries.attempts > 0)
+    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("rate_limited", retry_after=0.0)))
+    wait_until(lambda: run._opening.retries.attempts > 0)
     assert len(upstream.asked) == 1
     run.cancel("stop")
 
 
-def test_a_long_retry_after_is_shown_instead(stage: Stage) -> None:
+def test_a_long_retry_after_is_shown_instead(stage: RunHarness) -> None:
     """A server that wants us to come back in a minute is told to the user, with the time."""
-    run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=60.0)))
-    assert failed(run) == "rate_limited"
+    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("rate_limited", retry_after=60.0)))
+    assert failure_code(run) == "rate_limited"
     assert isinstance(run.log.ended, Failed)
     assert run.log.ended.error.retry_after == 60.0
     assert len(upstream.asked) == 1
@@ -547,77 +551,77 @@ def test_a_long_retry_after_is_shown_instead(stage: Stage) -> None:
 # --- limits and faults ----------------------------------------------------------------------------
 
 
-def test_the_limits_of_a_silent_run(stage: Stage) -> None:
+def test_the_limits_of_a_silent_run(stage: RunHarness) -> None:
     """Each limit is told by its own code, as soon as it is over and not before."""
     run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
     began = run.meter.started_at
     assert run._deadlines.exceeded(began + 99.0) is None
-    assert code_of(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert error_code(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
     reply.feed("a")
-    until(lambda: run.log.last == 1)
+    wait_until(lambda: run.log.last == 1)
     last = run.meter.last_at
     assert run._deadlines.exceeded(last + 9.0) is None
-    assert code_of(run._deadlines.exceeded(last + 11.0)) == "stalled"
-    assert code_of(run._deadlines.exceeded(began + 1_001.0)) == "run_too_long"
+    assert error_code(run._deadlines.exceeded(last + 11.0)) == "stalled"
+    assert error_code(run._deadlines.exceeded(began + 1_001.0)) == "run_too_long"
 
 
 @pytest.mark.parametrize("phase", ["opening", "reading", "answering"])
-def test_a_limit_that_is_over_ends_the_run(stage: Stage, phase: str) -> None:
+def test_a_limit_that_is_over_ends_the_run(stage: RunHarness, phase: str) -> None:
     """By the relay, in each phase, with a viewer or without; the connection is closed."""
-    run, upstream = stage.begin(Scripted(silent=phase == "opening"))
+    run, upstream = stage.begin(ScriptedUpstream(silent=phase == "opening"))
     if phase == "opening":
-        assert upstream.waiting.wait(SOON)
+        assert upstream.waiting.wait(WAIT_TIMEOUT)
     else:
         upstream.reply().wait_reads()
     if phase == "answering":
         upstream.reply().feed("a")
-        until(lambda: run.log.last == 1)
+        wait_until(lambda: run.log.last == 1)
     stage.look(run)
     assert run.state == "running"
     run.meter.last_at -= 2e9
     stage.look(run)
-    assert failed(run) == ("stalled" if phase == "answering" else "first_byte_timeout")
+    assert failure_code(run) == ("stalled" if phase == "answering" else "first_byte_timeout")
     stage.wait_released(run)
     assert run.connection.wait_closed(0) == "closed"
 
 
 @pytest.mark.parametrize("name", ["run_timeout", "first_byte_timeout"])
-def test_a_limit_needs_nobody_to_look(stage: Stage, name: str) -> None:
+def test_a_limit_needs_nobody_to_look(stage: RunHarness, name: str) -> None:
     """It ends the run by itself, while a viewer waits for the first word."""
     run, _ = stage.running(**{name: 0.05})
     reader = Reader(run)
-    assert failed(run) == {"run_timeout": "run_too_long"}.get(name, name)
+    assert failure_code(run) == {"run_timeout": "run_too_long"}.get(name, name)
     reader.finish()
 
 
-def test_a_silence_of_a_model_that_had_begun_ends_by_itself(stage: Stage) -> None:
+def test_a_silence_of_a_model_that_had_begun_ends_by_itself(stage: RunHarness) -> None:
     """The limit behind a piece of text counts from there."""
     run, reply = stage.running(gap_timeout=0.05)
     reply.feed("a")
-    assert failed(run) == "stalled"
+    assert failure_code(run) == "stalled"
     assert run.answer() == (1, "a")
 
 
-def test_what_has_arrived_is_read_before_a_limit_is_looked_at(stage: Stage) -> None:
+def test_what_has_arrived_is_read_before_a_limit_is_looked_at(stage: RunHarness) -> None:
     """A stall of Halt, or of its machine, ends no run whose model was not silent."""
     run, reply, _ = stage.watched(gap_timeout=0.3)
     stalled, go_on = threading.Event(), threading.Event()
 
     def stall() -> None:
         stalled.set()
-        assert go_on.wait(SOON)
+        assert go_on.wait(WAIT_TIMEOUT)
 
     stage.relay.post(stall)
-    assert stalled.wait(SOON)
+    assert stalled.wait(WAIT_TIMEOUT)
     reply.feed("b")
     last = run.meter.last_at
-    until(lambda: now() > last + 0.5)
+    wait_until(lambda: now() > last + 0.5)
     go_on.set()
-    until(lambda: run.log.last >= 2)
+    wait_until(lambda: run.log.last >= 2)
     assert (run.state, run.answer()) == ("running", (2, "ab"))
 
 
-def test_a_limit_names_its_setting(stage: Stage) -> None:
+def test_a_limit_names_its_setting(stage: RunHarness) -> None:
     """The sentence says how long it was waited, and what allows more."""
     run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
 
@@ -629,18 +633,18 @@ def test_a_limit_names_its_setting(stage: Stage) -> None:
     assert "100 s: HALT_FIRST_BYTE_TIMEOUT sets this limit." in told(run.meter.last_at + 101.0)
     assert "1000 s: HALT_RUN_TIMEOUT sets this limit." in told(run.meter.started_at + 1_001.0)
     reply.feed("a")
-    until(lambda: run.log.last == 1)
+    wait_until(lambda: run.log.last == 1)
     assert "10 s: HALT_GAP_TIMEOUT sets this limit." in told(run.meter.last_at + 11.0)
 
 
-def test_a_sign_of_life_is_no_silence(stage: Stage) -> None:
+def test_a_sign_of_life_is_no_silence(stage: RunHarness) -> None:
     """A comment, or a chunk without text, shows that the server is there: it has time again."""
     run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0)
     before = run.meter.last_at
     reply.feed(Part())
-    until(lambda: run.meter.last_at > before)
+    wait_until(lambda: run.meter.last_at > before)
     assert run._deadlines.exceeded(run.meter.last_at + 99.0) is None
-    assert code_of(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert error_code(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
 
 
 def test_the_defaults_let_a_local_model_read_a_long_prompt() -> None:
@@ -650,7 +654,7 @@ def test_the_defaults_let_a_local_model_read_a_long_prompt() -> None:
     assert Config().run_timeout > Config().first_byte_timeout
 
 
-def test_a_run_that_nobody_watches_ends_after_its_grace(stage: Stage) -> None:
+def test_a_run_that_nobody_watches_ends_after_its_grace(stage: RunHarness) -> None:
     """The grace counts from when the last viewer left; a watched run has all the time."""
     run, _, reader = stage.watched(orphan_grace=100.0)
     run.watched_at -= 1e6
@@ -666,7 +670,7 @@ def test_a_run_that_nobody_watches_ends_after_its_grace(stage: Stage) -> None:
     assert run.log.ended.reason == "no_viewer"
 
 
-def test_a_viewer_whose_client_has_gone_does_not_count(stage: Stage) -> None:
+def test_a_viewer_whose_client_has_gone_does_not_count(stage: RunHarness) -> None:
     """`gone` is set without a lock, by any thread; that of the viewer may leave much later."""
     run, _ = stage.running(orphan_grace=100.0)
     viewer = run.join()
@@ -678,7 +682,7 @@ def test_a_viewer_whose_client_has_gone_does_not_count(stage: Stage) -> None:
     assert isinstance(run.log.ended, Cancelled)
 
 
-def test_the_first_viewer_has_time_to_come(stage: Stage) -> None:
+def test_the_first_viewer_has_time_to_come(stage: RunHarness) -> None:
     """Also with no grace at all a run is not ended before its first viewer could be there."""
     run, _ = stage.running(orphan_grace=0.0)
     run.watched_at -= deadlines.FIRST_VIEW - 5.0
@@ -689,20 +693,20 @@ def test_the_first_viewer_has_time_to_come(stage: Stage) -> None:
     assert isinstance(run.log.ended, Cancelled)
 
 
-def test_an_answer_that_grows_too_long_is_ended(stage: Stage) -> None:
+def test_an_answer_that_grows_too_long_is_ended(stage: RunHarness) -> None:
     """At the limit the run fails; what came is kept and shown, the upstream is left."""
     run, reply = stage.running(max_answer_chars=5)
     reader = Reader(run)
     reply.feed("abc", "de", "f", "g")
     reader.finish()
-    assert failed(run) == "answer_too_long"
+    assert failure_code(run) == "answer_too_long"
     assert reader.text == "abcdef"
-    assert reply.over.wait(SOON)
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert reply.closed == 1
 
 
 def test_pictures_beside_the_text_have_a_limit_of_their_own(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A picture has millions of characters, and is no text that grows too long."""
     monkeypatch.setattr(intake, "BESIDE_MAX", 2500)
@@ -711,12 +715,12 @@ def test_pictures_beside_the_text_have_a_limit_of_their_own(
     for _ in range(3):
         reply.feed(Part((Extra(delta={"images": ["x" * 1000]}),), 1))
     reader.finish()
-    assert failed(run) == "answer_too_long"
+    assert failure_code(run) == "answer_too_long"
     assert sum(isinstance(event, Extra) for _, event in reader.events) == 3
 
 
 def test_what_nobody_foresaw_ends_the_run_and_is_logged(
-    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    stage: RunHarness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of our own is `internal` for the user and a traceback for the operator."""
 
@@ -725,7 +729,7 @@ def test_what_nobody_foresaw_ends_the_run_and_is_logged(
 
     monkeypatch.setattr(ScriptedReply, "read", broken)
     run, _ = stage.running()
-    assert failed(run) == "internal"
+    assert failure_code(run) == "internal"
     stage.wait_released(run)
     assert "ZeroDivisionError" in caplog.text
     assert isinstance(run.log.ended, Failed)
@@ -733,7 +737,7 @@ def test_what_nobody_foresaw_ends_the_run_and_is_logged(
 
 
 def test_a_viewer_of_what_nobody_foresaw_is_told_the_end(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of our own in the middle of an answer is the terminal event of its viewers."""
     run, reply, reader = stage.watched()
@@ -744,10 +748,10 @@ def test_a_viewer_of_what_nobody_foresaw_is_told_the_end(
     monkeypatch.setattr(ScriptedReply, "read", broken)
     reply.feed("b")
     assert isinstance(reader.finish()[-1][1], Failed)
-    assert failed(run) == "internal"
+    assert failure_code(run) == "internal"
 
 
-def test_a_repr_to_read_in_a_log(stage: Stage) -> None:
+def test_a_repr_to_read_in_a_log(stage: RunHarness) -> None:
     """A run shows its ID, its state and its counts, and no text of the user's."""
     run, _ = stage.make()
     assert repr(run) == "<Run a-stream running events=0 viewers=0>"
@@ -756,7 +760,7 @@ def test_a_repr_to_read_in_a_log(stage: Stage) -> None:
     assert "cancelled" in repr(run)
 
 
-def test_stop_of_many_at_once(stage: Stage) -> None:
+def test_stop_of_many_at_once(stage: RunHarness) -> None:
     """Law: of several Stops at the same moment one stopped it, the others found it finished."""
     presses: list[Callable[[], str]]
     for _ in range(REPEATS // 10):

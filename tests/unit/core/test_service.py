@@ -19,15 +19,15 @@ from halt.core.slots import Slots
 from halt.core.stop import StopRegistry
 from halt.errors import AtCapacity, Draining, UnknownStream
 from halt.store.writer import StoreWriter
-from tests.support.scripted import HI, SOON, Scripted
-from tests.support.wire import Background, until
+from tests.support.scripted_upstream import HI, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 
 class Stage:
     """Generations of a scripted model."""
 
     def __init__(self, store_writer: StoreWriter | None = None, **settings: Any) -> None:
-        self.upstream = Scripted()
+        self.upstream = ScriptedUpstream()
         self.service = GenerationService(
             Config(**settings), self.upstream, StopRegistry(), store_writer
         )
@@ -38,7 +38,7 @@ class Stage:
         reply = self.upstream.reply(number)
         reply.feed("text")
         reply.end()
-        until(lambda: run.log.ended is not None and self.service.open_streams == 0)
+        wait_until(lambda: run.log.ended is not None and self.service.open_streams == 0)
         return run
 
     def kept(self, run: Run) -> bool:
@@ -92,11 +92,11 @@ def test_a_stop_succeeds_where_the_callback_of_the_end_is_broken(
     )
     reply = stage.upstream.reply()
     assert stage.service.stop(run.id, None).status == "stopped"
-    until(lambda: stage.service.open_streams == 0)
+    wait_until(lambda: stage.service.open_streams == 0)
     if exact_usage:
         reply.end("stop", {"completion_tokens": 7})
-        until(lambda: counted == [{"completion_tokens": 7}])
-    assert reply.over.wait(SOON)
+        wait_until(lambda: counted == [{"completion_tokens": 7}])
+    assert reply.over.wait(WAIT_TIMEOUT)
     assert "the callback is broken" in caplog.text
 
 
@@ -116,7 +116,7 @@ def test_a_finished_run_keeps_no_prompt(make_stage: MakeStage) -> None:
             runs.append(stage.finished(asked, number))
             stage.upstream.asked.clear()
             del prompt, asked
-        until(lambda: tracemalloc.get_traced_memory()[0] - before < 1_000_000)
+        wait_until(lambda: tracemalloc.get_traced_memory()[0] - before < 1_000_000)
     finally:
         tracemalloc.stop()
     assert all(run.answer()[1] == "text" and run.model == "scripted-1" for run in runs)
@@ -127,7 +127,7 @@ def test_finished_runs_are_forgotten_beyond_the_memory_that_is_set(make_stage: M
     """The oldest go first, and a start with a forgotten ID is accepted."""
     stage = make_stage(kept_bytes=1_024)
     runs = [stage.finished(ChatRequest(HI, id=f"stream-{n}"), n) for n in range(10)]
-    until(lambda: not stage.kept(runs[0]))
+    wait_until(lambda: not stage.kept(runs[0]))
     assert stage.kept(runs[-1])
     stage.service.start(ChatRequest(HI, id="stream-0"))
 
@@ -156,7 +156,7 @@ def test_one_look_at_finished_runs_does_not_look_at_all(make_stage: MakeStage) -
     for number in range(1, 20):
         stage.finished(ChatRequest(HI), number)
     shelf.looked.clear()
-    assert shelf.looked.wait(SOON)
+    assert shelf.looked.wait(WAIT_TIMEOUT)
     assert set(shelf.asked) == {first.id}
 
 
@@ -172,14 +172,14 @@ def test_taking_a_place_holds_up_nobody(
     class SlowSlots(Slots):
         def take(self, count: int, first: int = 0) -> int | None:
             if slow.is_set():
-                assert go_on.wait(SOON)
+                assert go_on.wait(WAIT_TIMEOUT)
             return super().take(count, first)
 
     monkeypatch.setattr(module, "Slots", SlowSlots)
     stage = make_stage()
     run = stage.service.start(ChatRequest(HI))
     slow.set()
-    starting = Background(lambda: stage.service.start(ChatRequest(HI)))
+    starting = BackgroundCall(lambda: stage.service.start(ChatRequest(HI)))
     viewer = stage.service.readers.view(run)
     assert stage.service.stop(run.id, None).status == "stopped"
     stage.service.readers.unview(run, viewer)

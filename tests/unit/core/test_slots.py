@@ -9,7 +9,7 @@ from pathlib import Path
 from halt.cluster.file_locks import FileLocks
 from halt.core.slots import Slots, number_of
 from tests.support.halt_server import ROOT
-from tests.support.wire import until
+from tests.support.waiting import wait_until
 
 #: Takes so many of three places from a file, says how many it got, and waits.
 TAKER = """
@@ -58,10 +58,10 @@ def test_places_are_counted_over_processes_and_outlive_none(tmp_path: Path) -> N
         other = Taker(tmp_path / "places", 3)
         assert other.got == 1
         other.kill()
-        until(lambda: slots.take(3) is not None)
+        wait_until(lambda: slots.take(3) is not None)
     finally:
         taker.kill()
-    until(lambda: slots.take(3) is not None)
+    wait_until(lambda: slots.take(3) is not None)
     assert slots.take(3) is not None
     assert slots.take(3) is None
 
@@ -92,7 +92,7 @@ def test_a_place_that_is_taken_anywhere_is_found(tmp_path: Path) -> None:
     assert other.got == 2
     for each in (taker, other):
         each.kill()
-    until(lambda: slots.none_taken(3))
+    wait_until(lambda: slots.none_taken(3))
     for mine in (slots, alone):
         place = mine.take(3)
         assert place is not None

@@ -40,11 +40,11 @@ from halt.core.tools import Toolbox, ToolRound
 from halt.errors import UpstreamError
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import HaltServer, eventually, new_id
+from tests.support.http_client import EventStream
 from tests.support.races import together
-from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply
-from tests.support.sse import Events
-from tests.support.stage import RunHost, Stage, code_of, failed, over
-from tests.support.wire import until
+from tests.support.run_harness import RunHarness, RunHost, error_code, failure_code, wait_ended
+from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 REPEATS = 250
 
@@ -64,7 +64,7 @@ class Gate:
         self.began.append(name)
         self.stops.append(ending)
         self.running.release()
-        self.open.wait(SOON)
+        self.open.wait(WAIT_TIMEOUT)
         return f"held {name}"
 
     def quick(self, name: str = "") -> str:
@@ -75,10 +75,10 @@ class Gate:
     def wait_running(self, count: int = 1) -> None:
         """Wait until so many calls more are at work."""
         for _ in range(count):
-            assert self.running.acquire(timeout=SOON), self.began
+            assert self.running.acquire(timeout=WAIT_TIMEOUT), self.began
 
 
-class ToolStage(Stage):
+class ToolStage(RunHarness):
     """A stage whose runs have tools."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
     assert told(upstream.asked[0]) == []
     offered = [tool["function"]["name"] for tool in upstream.asked[1].tools or ()]
     assert offered == ["held", "quick"]
-    assert upstream.reply().over.wait(SOON)
+    assert upstream.reply().over.wait(WAIT_TIMEOUT)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
     stage.wait_released(run)
     assert stage.ended == [run]
@@ -165,7 +165,7 @@ def test_the_relay_hands_over_and_takes_over_again(stage: ToolStage) -> None:
     upstream = stage.upstreams[0]
     ask(reply, "x", tool="held")
     stage.gate.wait_running()
-    until(lambda: run.log.waiting == 1)  # the reader shows what comes, heartbeats too
+    wait_until(lambda: run.log.waiting == 1)  # the reader shows what comes, heartbeats too
     stage.gate.open.set()
     second = upstream.reply(1)
     second.feed("b")
@@ -187,7 +187,7 @@ def test_what_the_provider_wants_back_goes_back_with_the_results(stage: ToolStag
         reply.end("tool_calls")
     upstream.reply(2).feed("It is so.")
     upstream.reply(2).end()
-    over(run)
+    wait_ended(run)
     turns = [m for m in upstream.asked[2].messages if isinstance(m, ToolTurn)]
     assert [turn.opaque for turn in turns] == [{"reasoning_content": f"hm {n}"} for n in range(2)]
     signed = [turn["tool_calls"][0]["extra_content"] for turn in turns]
@@ -202,10 +202,10 @@ def test_results_are_told_in_the_order_of_the_calls(stage: ToolStage) -> None:
     calls = (ToolCall("one", "held", '{"name":"1"}'), ToolCall("two", "quick", '{"name":"2"}'))
     upstream.reply().feed(Part(calls, 2))
     upstream.reply().end("tool_calls")
-    until(lambda: any(isinstance(e, ToolResult) for _, e in run.log.read(0)))
+    wait_until(lambda: any(isinstance(e, ToolResult) for _, e in run.log.read(0)))
     stage.gate.open.set()
     upstream.reply(1).end()
-    over(run)
+    wait_ended(run)
     came = [e.id for _, e in run.log.read(0) if isinstance(e, ToolResult)]
     assert came == ["two", "one"]
     messages = told(upstream.asked[1])
@@ -220,7 +220,7 @@ def test_calls_of_one_id_each_have_their_result(stage: ToolStage) -> None:
     upstream.reply().feed(Part(tuple(calls)))
     upstream.reply().end("tool_calls")
     upstream.reply(1).end()
-    over(run)
+    wait_ended(run)
     assert [m["content"] for m in told(upstream.asked[1], 2)] == ["quick 1", "quick 2"]
 
 
@@ -234,7 +234,7 @@ def test_rounds_follow_one_another(stage: ToolStage) -> None:
     last = upstream.reply(3)
     last.feed("end")
     last.end(usage={"prompt_tokens": 20, "completion_tokens": 5})
-    over(run)
+    wait_ended(run)
     assert run.answer()[1] == "0\n\n1\n\n2\n\nend"
     messages = told(upstream.asked[3])
     assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
@@ -251,7 +251,7 @@ def test_usage_is_the_providers_or_none(stage: ToolStage) -> None:
     ask(upstream.reply(), "x", completion_tokens=7)
     upstream.reply(1).feed("a")
     upstream.reply(1).end()
-    over(run)
+    wait_ended(run)
     done = run.log.ended
     assert isinstance(done, Done)
     assert done.usage is None
@@ -273,11 +273,11 @@ def test_calls_that_come_before_the_end_wait_for_it(stage: ToolStage) -> None:
     first = upstream.reply()
     first.finish_reason = "tool_calls"
     first.feed(asks("x"), "afterthought")
-    until(lambda: run.log.last == 2)
+    wait_until(lambda: run.log.last == 2)
     assert stage.gate.began == []
     first.end("tool_calls", {"completion_tokens": 3})
     upstream.reply(1).end(usage={"completion_tokens": 1})
-    over(run)
+    wait_ended(run)
     assert stage.gate.began == ["x"]
     assert isinstance(run.log.ended, Done)
     assert run.log.ended.usage == {"completion_tokens": 4}
@@ -289,7 +289,7 @@ def test_calls_that_were_cut_short_are_not_run(stage: ToolStage, reason: str) ->
     run, upstream = stage.begin()
     upstream.reply().feed(asks("x"))
     upstream.reply().end(reason)
-    over(run)
+    wait_ended(run)
     assert stage.gate.began == []
     assert isinstance(run.log.ended, Done)
     assert run.log.ended.finish_reason == reason
@@ -303,31 +303,31 @@ def test_calls_are_run_whatever_the_end_is_called(stage: ToolStage, reason: str 
     first.finish_reason = reason
     first.feed(asks("x"), Part(ended=True))
     upstream.reply(1).end()
-    over(run)
+    wait_ended(run)
     assert stage.gate.began == ["x"]
 
 
 def test_whoever_brings_tools_runs_them(stage: ToolStage) -> None:
     """A request with tools of its own is offered those alone, and its calls are its own affair."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     own = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
     stage.upstreams.append(upstream)
     run = stage.set_off(stage.run(RunHost(stage, upstream, Config()), own))
     ask(upstream.reply(), "x")
-    over(run)
+    wait_ended(run)
     assert (run.state, stage.gate.began, len(upstream.asked)) == ("done", [], 1)
     assert upstream.asked[0] == own
 
 
 def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> None:
     """`tool_choice: required` must not make the model call tools for ever."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     run, _ = stage.make(upstream)
     run.request = msgspec.structs.replace(run.request, tool_choice="required")
     stage.set_off(run)
     ask(upstream.reply(), "x")
     upstream.reply(1).end()
-    over(run)
+    wait_ended(run)
     assert [request.tool_choice for request in upstream.asked] == ["required", None]
 
 
@@ -361,7 +361,7 @@ def test_reasoning_and_calls_are_no_part_of_the_answer(stage: ToolStage) -> None
     ask(first, "x")
     upstream.reply(1).feed("Answer")
     upstream.reply(1).end()
-    over(run)
+    wait_ended(run)
     assert run.answer()[1] == "Answer"
     assert isinstance(run.log.ended, Done)
     assert run.log.ended.metrics.characters == len("Answer")
@@ -399,7 +399,7 @@ def test_stop_while_tools_run(stage: ToolStage) -> None:
     assert not stage.gate.open.is_set()  # both are at work still
     assert all(event.is_set() for event in stage.gate.stops)
     stage.gate.open.set()
-    until(lambda: not [t for t in threading.enumerate() if t.name == "halt-tool-held"])
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "halt-tool-held"])
     assert run.log.last == 3
     assert len(upstream.asked) == 1
 
@@ -437,9 +437,9 @@ def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
     first = upstream.reply()
     upstream.silent = True
     ask(first, "x")
-    assert upstream.waiting.wait(SOON)
+    assert upstream.waiting.wait(WAIT_TIMEOUT)
     assert run.switch.press() == "stopped"
-    assert run.connection.wait_closed(SOON) == "closed"
+    assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
     stage.wait_released(run)
     assert kinds(run.log.read(0)) == ["ToolCall", "ToolResult", "Cancelled"]
 
@@ -452,7 +452,7 @@ def test_stop_before_the_first_token_of_a_later_round(stage: ToolStage) -> None:
     second = upstream.reply(1)
     second.wait_reads()
     assert run.switch.press() == "stopped"
-    assert second.over.wait(SOON)
+    assert second.over.wait(WAIT_TIMEOUT)
     assert (second.closed, run.answer()[1]) == (1, "a")
 
 
@@ -466,11 +466,11 @@ def test_a_later_round_is_tried_again_before_its_first_token(stage: ToolStage) -
     first = ScriptedReply()
     ask(first, "x")
     script = (first, UpstreamError("upstream_server_error"), broken)
-    run, upstream = stage.begin(Scripted(*script))
+    run, upstream = stage.begin(ScriptedUpstream(*script))
     last = upstream.reply(2)
     last.feed("a")
     last.end()
-    over(run)
+    wait_ended(run)
     assert (run.state, stage.gate.began, broken.closed) == ("done", ["x"], 1)
     assert [len(request.messages) for request in upstream.asked] == [1, 3, 3, 3]
 
@@ -480,8 +480,8 @@ def test_retries_are_bounded_over_all_rounds(stage: ToolStage) -> None:
     fault = UpstreamError("upstream_server_error")
     first = ScriptedReply()
     ask(first, "x")
-    run, upstream = stage.begin(Scripted(fault, first, fault, fault), retries=2)
-    assert failed(run) == "upstream_server_error"
+    run, upstream = stage.begin(ScriptedUpstream(fault, first, fault, fault), retries=2)
+    assert failure_code(run) == "upstream_server_error"
     assert len(upstream.asked) == 4
 
 
@@ -490,9 +490,9 @@ def test_nothing_is_retried_after_the_first_token_of_a_round(stage: ToolStage) -
     run, upstream = stage.begin()
     ask(upstream.reply(), "x")
     upstream.reply(1).feed("a", UpstreamError("upstream_dropped"))
-    assert failed(run) == "upstream_dropped"
+    assert failure_code(run) == "upstream_dropped"
     assert run.answer()[1] == "a"
-    assert upstream.reply(1).over.wait(SOON)
+    assert upstream.reply(1).over.wait(WAIT_TIMEOUT)
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2])
@@ -501,7 +501,7 @@ def test_rounds_are_bounded(stage: ToolStage, rounds: int) -> None:
     run, upstream = stage.begin(tool_rounds=rounds)
     for number in range(rounds + 1):
         ask(upstream.reply(number), f"{number}")
-    assert failed(run) == "too_many_tool_rounds"
+    assert failure_code(run) == "too_many_tool_rounds"
     stage.wait_released(run)
     assert len(stage.gate.began) == rounds
     assert [(r.finished, r.closed) for r in upstream.opened] == [(1, 0)] * (rounds + 1)
@@ -511,11 +511,11 @@ def test_results_count_as_what_an_answer_may_be(stage: ToolStage) -> None:
     """Calls, reasoning and results take memory like text, and the same limit ends the run."""
     run, upstream = stage.begin(max_answer_chars=20)
     ask(upstream.reply(), "x" * 30)
-    assert failed(run) == "answer_too_long"
+    assert failure_code(run) == "answer_too_long"
     stage.wait_released(run)
     run, upstream = stage.begin(max_answer_chars=20)
     upstream.reply().feed(*[Part((ToolCallDelta(0, "c", "quick", "x" * 8),))] * 3)
-    assert failed(run) == "answer_too_long"
+    assert failure_code(run) == "answer_too_long"
 
 
 def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
@@ -526,15 +526,15 @@ def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
     stage.gate.wait_running()
     began = run.meter.started_at
     assert run._deadlines.exceeded(began + 999.0) is None
-    assert code_of(run._deadlines.exceeded(began + 1_001.0)) == "run_too_long"
+    assert error_code(run._deadlines.exceeded(began + 1_001.0)) == "run_too_long"
     stage.gate.open.set()
     second = upstream.reply(1)
     second.wait_reads()
     assert run._deadlines.exceeded(run.meter.last_at + 99.0) is None
-    assert code_of(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert error_code(run._deadlines.exceeded(run.meter.last_at + 101.0)) == "first_byte_timeout"
     second.feed("b")
-    until(lambda: run.log.last == 4)
-    assert code_of(run._deadlines.exceeded(run.meter.last_at + 11.0)) == "stalled"
+    wait_until(lambda: run.log.last == 4)
+    assert error_code(run._deadlines.exceeded(run.meter.last_at + 11.0)) == "stalled"
     assert run.fail(UpstreamError("stalled"))
 
 
@@ -576,7 +576,7 @@ def test_no_thread_for_the_tools_ends_the_run(
     monkeypatch.setattr(stage, "spawn", refuse)
     ask(reply, "x")
     assert isinstance(reader.finish()[-1][1], Failed)
-    assert failed(run) == "internal"
+    assert failure_code(run) == "internal"
     stage.wait_released(run)
     assert stage.gate.began == []
 
@@ -584,8 +584,8 @@ def test_no_thread_for_the_tools_ends_the_run(
 @pytest.mark.parametrize("code", ["bad_request", "model_not_found", "upstream_server_error"])
 def test_a_server_that_refuses_tools_is_told_so(stage: ToolStage, code: str) -> None:
     """The error names the setting that made Halt offer tools, and what the server said."""
-    run, upstream = stage.begin(Scripted(UpstreamError(code, "m does not support tools")))
-    assert failed(run) == "tools_refused"
+    run, upstream = stage.begin(ScriptedUpstream(UpstreamError(code, "m does not support tools")))
+    assert failure_code(run) == "tools_refused"
     assert isinstance(run.log.ended, Failed)
     assert "HALT_TOOLS" in run.log.ended.error.message
     assert "It said: m does not support tools" in run.log.ended.error.message
@@ -594,8 +594,8 @@ def test_a_server_that_refuses_tools_is_told_so(stage: ToolStage, code: str) -> 
 
 def test_a_refusal_of_something_else_is_told_as_it_is(stage: ToolStage) -> None:
     """Not every bad request is about tools."""
-    run, _ = stage.begin(Scripted(UpstreamError("bad_request", "no such temperature")))
-    assert failed(run) == "bad_request"
+    run, _ = stage.begin(ScriptedUpstream(UpstreamError("bad_request", "no such temperature")))
+    assert failure_code(run) == "bad_request"
 
 
 # --- races ----------------------------------------------------------------------------------------
@@ -682,9 +682,9 @@ def test_viewers_and_stop_against_the_end_of_a_round(stage: ToolStage) -> None:
     for turn in range(REPEATS):
         stage.clear()
         first, second = ScriptedReply(), rehearsed()[1]
-        run, _ = stage.begin(Scripted(first, second))
+        run, _ = stage.begin(ScriptedUpstream(first, second))
         first.feed("a")
-        until(lambda: run.log.last == 1)
+        wait_until(lambda: run.log.last == 1)
         viewers = [run.join(), run.join()]
 
         def calls(first: ScriptedReply = first) -> str:
@@ -761,13 +761,13 @@ def server(upstream: FakeOpenAI) -> Iterator[HaltServer]:
     made.close()
 
 
-def events_of(stream: Events, kind: str) -> list[dict[str, Any]]:
+def events_of(stream: EventStream, kind: str) -> list[dict[str, Any]]:
     """The events of one type among those that were read."""
     seen = [message.json for message in stream.seen if message.data != "[DONE]"]
     return [event for event in seen if event["type"] == kind]
 
 
-def until_event(stream: Events, kind: str) -> dict[str, Any]:
+def until_event(stream: EventStream, kind: str) -> dict[str, Any]:
     """Read on until an event of this type has come."""
     while not events_of(stream, kind):
         assert stream.next() is not None, stream.seen

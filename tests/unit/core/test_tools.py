@@ -21,7 +21,7 @@ from halt.core import tools as module
 from halt.core.events import ToolCall, ToolResult, encode
 from halt.core.tools import Tool, Toolbox, ToolError, ToolRound
 from tests.support.races import together
-from tests.support.wire import SOON, Background
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
 
 REPEATS = 250
 
@@ -280,7 +280,7 @@ def test_calls_of_a_round_run_side_by_side() -> None:
     meeting = threading.Barrier(3)
 
     def meet(name: str) -> str:
-        meeting.wait(SOON)
+        meeting.wait(WAIT_TIMEOUT)
         return name
 
     calls = [ToolCall(f"c{n}", "meet", f'{{"name": "{n}"}}') for n in range(3)]
@@ -296,12 +296,12 @@ def test_a_call_over_its_time_is_given_up_and_told_to_stop() -> None:
 
     def late(ending: threading.Event) -> str:
         threads.append(threading.current_thread())
-        assert ending.wait(SOON)
-        gate.wait(SOON)
+        assert ending.wait(WAIT_TIMEOUT)
+        gate.wait(WAIT_TIMEOUT)
         return "too late"
 
     def slow() -> str:
-        other.wait(SOON)
+        other.wait(WAIT_TIMEOUT)
         return "in time"
 
     tools = Toolbox([Tool(late, timeout=0.02), slow])
@@ -309,7 +309,7 @@ def test_a_call_over_its_time_is_given_up_and_told_to_stop() -> None:
     coming = found.results()
     first = next(coming)
     gate.set()
-    threads[0].join(SOON)
+    threads[0].join(WAIT_TIMEOUT)
     other.set()
     assert (first.id, first.ok) == ("c1", False)
     assert first.result == "Given up: it took longer than 0.02 s."
@@ -325,13 +325,13 @@ def test_abort_ends_the_wait_at_once() -> None:
     def stubborn(ending: threading.Event) -> str:
         events.append(ending)
         running.release()
-        gate.wait(SOON)
+        gate.wait(WAIT_TIMEOUT)
         return ""
 
     found = Toolbox([stubborn]).round([ToolCall(f"c{n}", "stubborn", "") for n in range(2)])
-    waiting = Background(lambda: list(found.results()))
-    assert running.acquire(timeout=SOON)
-    assert running.acquire(timeout=SOON)
+    waiting = BackgroundCall(lambda: list(found.results()))
+    assert running.acquire(timeout=WAIT_TIMEOUT)
+    assert running.acquire(timeout=WAIT_TIMEOUT)
     found.abort()
     waiting.end()
     assert waiting.result == []
@@ -359,7 +359,7 @@ def test_threads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
 
     def hang(name: str) -> str:
-        gate.wait(SOON)
+        gate.wait(WAIT_TIMEOUT)
         return name
 
     tool = Tool(hang, timeout=0.01)
@@ -372,8 +372,8 @@ def test_threads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(before) == 2
     gate.set()
     for thread in before:
-        thread.join(SOON)
-    tool.timeout = SOON
+        thread.join(WAIT_TIMEOUT)
+    tool.timeout = WAIT_TIMEOUT
     assert [each.result for each in results(*calls[:2], tools=tools)] == ["x", "x"]
 
 

@@ -15,18 +15,18 @@ from halt.errors import AtCapacity, OffsetLost
 from halt.library.aio import AsyncStream
 from halt.library.feed import BUFFERED_MAX
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support import programs
-from tests.support.programs import no_thread_left, scripted, whole
-from tests.support.scripted import SOON, Scripted
-from tests.support.wire import until
+from tests.support import library_halt
+from tests.support.library_halt import complete_text, scripted_halt, wait_no_threads
+from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
     """A Halt as a program has it. Nothing of it is left afterwards."""
-    with Halt(config=programs.settings(fake)) as made:
+    with Halt(config=library_halt.fake_config(fake)) as made:
         yield made
-    no_thread_left()
+    wait_no_threads()
 
 
 async def collect(stream: AsyncStream[Event]) -> list[Event]:
@@ -44,7 +44,7 @@ async def first_text(stream: AsyncStream[Event], begun: asyncio.Event) -> None:
 
 async def over(gen: Generation) -> None:
     """Wait until it has ended."""
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(WAIT_TIMEOUT):
         while gen.state == "running":
             await asyncio.sleep(0.001)
 
@@ -61,7 +61,7 @@ def test_events_as_they_come(program: Halt) -> None:
 
     one, two, three = asyncio.run(main())
     assert one == two == three
-    assert whole(one) == "".join(f"{n} " for n in range(300))
+    assert complete_text(one) == "".join(f"{n} " for n in range(300))
     assert isinstance(one[-1], Done)
 
 
@@ -94,7 +94,7 @@ def test_the_loop_runs_on_in_silence(program: Halt, fake: FakeOpenAI) -> None:
 
 def test_a_flood_leaves_the_loop_to_others() -> None:
     """A reader that has more to take, each time that it looks, still lets other tasks run."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     turns = 0
 
     async def other() -> None:
@@ -109,13 +109,13 @@ def test_a_flood_leaves_the_loop_to_others() -> None:
         upstream.reply().end()
         assert gen.result().metrics.chunks == BUFFERED_MAX * 8
         task = asyncio.create_task(other())
-        assert whole(await collect(gen.aiter())) == "word " * (BUFFERED_MAX * 8)
+        assert complete_text(await collect(gen.aiter())) == "word " * (BUFFERED_MAX * 8)
         task.cancel()
 
-    with scripted(upstream) as program:
+    with scripted_halt(upstream) as program:
         asyncio.run(main(program))
     assert turns > 2
-    no_thread_left()
+    wait_no_threads()
     upstream.dispose()
 
 
@@ -131,12 +131,12 @@ def test_a_failure_ends_an_iteration_and_is_raised_by_a_result(program: Halt) ->
 
     events = asyncio.run(main())
     assert isinstance(events[-1], Failed)
-    assert whole(events) == "0 1 2 "
+    assert complete_text(events) == "0 1 2 "
 
 
 def test_what_can_t_be_had_is_raised_in_the_task() -> None:
     """No place for another reader, or events that are no longer kept: told, and nothing is left."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
 
     async def main(program: Halt) -> None:
         gen = program.generate("x")
@@ -150,9 +150,9 @@ def test_what_can_t_be_had_is_raised_in_the_task() -> None:
             await collect(gen.aiter())
         program._generations.readers.unview(gen._run, viewer)
 
-    with scripted(upstream, max_streams=1, log_bytes=1024) as program:
+    with scripted_halt(upstream, max_streams=1, log_bytes=1024) as program:
         asyncio.run(main(program))
-    no_thread_left()
+    wait_no_threads()
     upstream.dispose()
 
 
@@ -177,7 +177,7 @@ def test_cancelling_the_task_stops_the_generation(
         assert gen.state == "cancelled"
 
     asyncio.run(main())
-    assert fake.wait_request().closed.wait(SOON)
+    assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
 def test_a_timeout_stops_the_generation(program: Halt, fake: FakeOpenAI) -> None:
@@ -192,7 +192,7 @@ def test_a_timeout_stops_the_generation(program: Halt, fake: FakeOpenAI) -> None
             assert gen.state == "cancelled"
 
     asyncio.run(main())
-    assert all(record.closed.wait(SOON) for record in fake.requests)
+    assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
 def test_a_task_group_takes_its_generations_with_it(program: Halt, fake: FakeOpenAI) -> None:
@@ -219,7 +219,7 @@ def test_a_task_group_takes_its_generations_with_it(program: Halt, fake: FakeOpe
         return [gen.state for gen in members]
 
     assert asyncio.run(main()) == ["cancelled"] * 3
-    assert all(record.closed.wait(SOON) for record in fake.requests)
+    assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -237,7 +237,7 @@ def test_leaving_the_with_stops_what_is_not_over(
         assert gen.state == "cancelled"
 
     asyncio.run(main())
-    assert fake.wait_request().closed.wait(SOON)
+    assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
 def test_a_reader_that_is_dropped_stops_it_too(program: Halt, fake: FakeOpenAI) -> None:
@@ -252,7 +252,7 @@ def test_a_reader_that_is_dropped_stops_it_too(program: Halt, fake: FakeOpenAI) 
         assert gen.state == "cancelled"
 
     asyncio.run(main())
-    assert fake.wait_request().closed.wait(SOON)
+    assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
 def test_aclose_stops_and_can_be_repeated(program: Halt) -> None:
@@ -310,14 +310,14 @@ def test_cancel_at_any_moment(program: Halt, fake: FakeOpenAI) -> None:
             await one(turns)
 
     asyncio.run(main())
-    assert all(record.ended.wait(SOON) for record in fake.requests)
-    until(lambda: sorted(programs.threads()) == ["halt-keeper", "halt-relay"])
+    assert all(record.ended.wait(WAIT_TIMEOUT) for record in fake.requests)
+    wait_until(lambda: sorted(library_halt.halt_threads()) == ["halt-keeper", "halt-relay"])
 
 
 def test_a_loop_that_is_gone_holds_nobody(fake: FakeOpenAI) -> None:
     """A loop that was closed in the middle: the run can be read and closed as if it never was."""
-    upstream = Scripted()
-    with scripted(upstream) as program:
+    upstream = ScriptedUpstream()
+    with scripted_halt(upstream) as program:
         gen = program.generate("x")
         loop = asyncio.new_event_loop()
         stream = gen.aiter(owner=False)
@@ -329,7 +329,7 @@ def test_a_loop_that_is_gone_holds_nobody(fake: FakeOpenAI) -> None:
         upstream.reply().feed("b")
         upstream.reply().end()
         assert gen.result().text == "ab"
-    no_thread_left()
+    wait_no_threads()
     upstream.dispose()
 
 
@@ -346,7 +346,7 @@ def test_a_merge_in_a_loop(program: Halt) -> None:
 
     events = asyncio.run(main())
     for label, text in (("a", "first text"), ("b", "second text")):
-        assert whole([event for name, event in events if name == label]) == text
+        assert complete_text([event for name, event in events if name == label]) == text
 
 
 def test_cancelling_the_reader_of_a_merge_stops_all(program: Halt, fake: FakeOpenAI) -> None:
@@ -363,4 +363,4 @@ def test_cancelling_the_reader_of_a_merge_stops_all(program: Halt, fake: FakeOpe
         return [merged[label].state for label in merged.labels]
 
     assert asyncio.run(main()) == ["cancelled", "cancelled"]
-    assert all(record.closed.wait(SOON) for record in fake.requests)
+    assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)

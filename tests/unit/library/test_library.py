@@ -34,10 +34,16 @@ from halt.library import handle
 from halt.library.halt import Options
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import halt_environment
-from tests.support.programs import no_thread_left, scripted, settings, threads, whole
+from tests.support.library_halt import (
+    complete_text,
+    fake_config,
+    halt_threads,
+    scripted_halt,
+    wait_no_threads,
+)
 from tests.support.races import interrupt_in, together
-from tests.support.scripted import SOON, Scripted, ScriptedReply
-from tests.support.wire import Background, until
+from tests.support.scripted_upstream import ScriptedReply, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 ROOT = Path(__file__).parents[3]
 NUMBERS = "".join(f"{n} " for n in range(20))
@@ -46,9 +52,9 @@ NUMBERS = "".join(f"{n} " for n in range(20))
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
     """A Halt as a program has it. Nothing of it is left afterwards."""
-    with Halt(config=settings(fake)) as made:
+    with Halt(config=fake_config(fake)) as made:
         yield made
-    no_thread_left()
+    wait_no_threads()
 
 
 @pytest.fixture
@@ -111,7 +117,7 @@ def test_events_are_read_again_and_by_several_at_once(program: Halt) -> None:
     gen = program.generate("x", model="count?n=200")
     one, two, three = together(*[lambda: list(gen)] * 3)
     assert one == two == three == list(gen)
-    assert whole(one) == "".join(f"{n} " for n in range(200))
+    assert complete_text(one) == "".join(f"{n} " for n in range(200))
     numbered = list(gen.events(after=100))
     assert [seq for seq, _ in numbered] == list(range(101, len(one) + 1))
     assert [event for _, event in numbered] == one[100:]
@@ -171,10 +177,10 @@ def test_stop_in_silence(program: Halt, fake: FakeOpenAI, model: str) -> None:
     """Stop works before the first token, in whatever phase; the upstream sees it at once."""
     gen = program.generate("x", model=model)
     record = fake.wait_request()
-    waiting = Background(gen.result)
+    waiting = BackgroundCall(gen.result)
     receipt = gen.stop()
     assert (receipt.status, receipt.upstream) == ("stopped", "closed")
-    assert record.closed.wait(SOON)
+    assert record.closed.wait(WAIT_TIMEOUT)
     assert waiting.end() is None
     assert isinstance(waiting.result, Result)
     assert (waiting.result.stopped, waiting.result.text) == (True, "")
@@ -185,14 +191,14 @@ def test_stop_from_another_thread_ends_an_iteration(program: Halt, fake: FakeOpe
     """The thread that blocks in `for` gets the end; what had come is kept."""
     gen = program.generate("x", model="stall?n=5")
     seen: list[Event] = []
-    reader = Background(lambda: seen.extend(gen))
-    until(lambda: gen.text == "0 1 2 3 4 ")
+    reader = BackgroundCall(lambda: seen.extend(gen))
+    wait_until(lambda: gen.text == "0 1 2 3 4 ")
     assert gen.stop().upstream == "closed"
     reader.end()
     assert isinstance(seen[-1], Cancelled)
-    assert whole(seen) == gen.text == "0 1 2 3 4 "
+    assert complete_text(seen) == gen.text == "0 1 2 3 4 "
     assert list(gen.text_stream) == [e.content for e in seen[:-1] if isinstance(e, Content)]
-    assert fake.wait_request().closed.wait(SOON)
+    assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
 def test_leaving_a_with_stops_what_is_not_over(program: Halt, fake: FakeOpenAI) -> None:
@@ -200,7 +206,7 @@ def test_leaving_a_with_stops_what_is_not_over(program: Halt, fake: FakeOpenAI) 
     with program.generate("x", model="silent_headers") as gen:
         fake.wait_request()
     assert gen.state == "cancelled"
-    assert fake.wait_request().closed.wait(SOON)
+    assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
 def test_a_stop_that_comes_first_counts(program: Halt, fake: FakeOpenAI) -> None:
@@ -214,16 +220,16 @@ def test_a_stop_that_comes_first_counts(program: Halt, fake: FakeOpenAI) -> None
 @pytest.mark.parametrize("how", ["result", "for"])
 def test_ctrl_c_while_it_is_waited_for_stops(how: str) -> None:
     """The generation is stopped, and Ctrl-C goes on up."""
-    upstream = Scripted()
-    with scripted(upstream) as program:
+    upstream = ScriptedUpstream()
+    with scripted_halt(upstream) as program:
         gen = program.generate("x")
-        interrupting = Background(lambda: interrupt_in(EventLog.wait.__code__))
+        interrupting = BackgroundCall(lambda: interrupt_in(EventLog.wait.__code__))
         with pytest.raises(KeyboardInterrupt):
             gen.result() if how == "result" else list(gen)
         interrupting.end()
         assert gen.state == "cancelled"
-        assert upstream.reply().over.wait(SOON)
-    no_thread_left()
+        assert upstream.reply().over.wait(WAIT_TIMEOUT)
+    wait_no_threads()
     upstream.dispose()
 
 
@@ -262,7 +268,7 @@ def test_waiting_has_an_end_that_changes_nothing(program: Halt, fake: FakeOpenAI
         gen.result(timeout=0.02)
     assert gen.state == "running"
     fake.wait_request().release()
-    assert gen.result(timeout=SOON).text == "0 1 "
+    assert gen.result(timeout=WAIT_TIMEOUT).text == "0 1 "
 
 
 @pytest.mark.parametrize(
@@ -308,12 +314,12 @@ def test_the_options_are_those_of_a_request() -> None:
 
 def test_what_can_t_be_had_is_refused(fake: FakeOpenAI) -> None:
     """IDs in use, unknown IDs, more than there is room for, and a Halt that is closed."""
-    with Halt(config=settings(fake, max_streams=1)) as program:
+    with Halt(config=fake_config(fake, max_streams=1)) as program:
         gen = program.generate("x", model="silent_headers", id="the-only-one")
         with pytest.raises(AtCapacity):
             program.generate("x")
         gen.stop()
-        until(lambda: program._generations.open_streams == 0)
+        wait_until(lambda: program._generations.open_streams == 0)
         with pytest.raises(StreamInUse):
             program.generate("x", id="the-only-one")
         with pytest.raises(UnknownStream):
@@ -321,23 +327,23 @@ def test_what_can_t_be_had_is_refused(fake: FakeOpenAI) -> None:
         assert program.get("the-only-one").state == "cancelled"
     with pytest.raises(Draining):
         program.generate("x")
-    no_thread_left()
+    wait_no_threads()
 
 
 def test_callbacks_take_a_reader_s_place(fake: FakeOpenAI) -> None:
     """Where no thread may be had for them, the generation is stopped again and it is told."""
-    with Halt(config=settings(fake, max_streams=2)) as program:
+    with Halt(config=fake_config(fake, max_streams=2)) as program:
         told = Told()
         held = program.generate("x", model="silent_headers", id="held-open-1")
         program.generate("x", model="silent_headers", **told.all())
         viewer = program._generations.readers.view(held._run)
         held.stop()
-        until(lambda: program._generations.open_streams == 1)
+        wait_until(lambda: program._generations.open_streams == 1)
         with pytest.raises(AtCapacity):
             program.generate("x", model="silent_headers", id="no-place-1", **told.all())
         assert program.get("no-place-1").state == "cancelled"
         program._generations.readers.unview(held._run, viewer)
-    no_thread_left()
+    wait_no_threads()
 
 
 # --- callbacks ------------------------------------------------------------------------------------
@@ -347,7 +353,7 @@ def test_callbacks_are_told_everything_once(program: Halt) -> None:
     """Each piece in order, then the result, once; nobody has to iterate."""
     told = Told()
     program.generate("x", model="count?n=20", **told.all())
-    assert told.over.wait(SOON)
+    assert told.over.wait(WAIT_TIMEOUT)
     no_follower_left()
     assert told.text == NUMBERS
     assert told.names[-1] == "complete"
@@ -359,14 +365,14 @@ def test_callbacks_are_told_everything_once(program: Halt) -> None:
 
 
 def no_follower_left() -> None:
-    until(lambda: not [name for name in threads() if name.startswith("halt-follow")])
+    wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
 
 
 def test_a_failure_is_told_to_on_error(program: Halt) -> None:
     """After the text that came, the typed error, once."""
     told = Told()
     program.generate("x", model="drop?n=5", **told.all())
-    assert told.over.wait(SOON)
+    assert told.over.wait(WAIT_TIMEOUT)
     no_follower_left()
     assert told.text == "0 1 2 3 4 "
     assert told.names.count("error") == 1
@@ -380,9 +386,9 @@ def test_a_stop_completes(program: Halt, fake: FakeOpenAI) -> None:
     """One that was stopped is told as a result that says so."""
     told = Told()
     gen = program.generate("x", model="stall?n=2", **told.all())
-    until(lambda: told.text == "0 1 ")
+    wait_until(lambda: told.text == "0 1 ")
     gen.stop()
-    assert told.over.wait(SOON)
+    assert told.over.wait(WAIT_TIMEOUT)
     assert told.names[-1] == "complete"
     assert told.calls[-1][1].stopped
 
@@ -393,7 +399,7 @@ def test_a_callback_may_stop_what_it_follows(program: Halt) -> None:
     begun = threading.Event()
 
     def token(_: str) -> None:
-        assert begun.wait(SOON)
+        assert begun.wait(WAIT_TIMEOUT)
         if not results:
             gen.stop()
             results.append(gen.result())
@@ -401,7 +407,7 @@ def test_a_callback_may_stop_what_it_follows(program: Halt) -> None:
     gen = program.generate("x", model="count?n=50&gap_ms=1", on_token=token)
     begun.set()
     assert gen.result().stopped
-    until(lambda: bool(results))
+    wait_until(lambda: bool(results))
     assert results[0].stopped
 
 
@@ -422,7 +428,7 @@ def test_a_callback_that_raises_is_reported_once_and_ends_nothing(
         raise fault("in on_complete")
 
     gen = program.generate("x", model="count?n=20", on_token=token, on_complete=complete)
-    assert over.wait(SOON)
+    assert over.wait(WAIT_TIMEOUT)
     no_follower_left()
     assert gen.result().text == "".join(calls) == NUMBERS
     reports = [r for r in caplog.records if r.exc_info and r.exc_info[0] is fault]
@@ -434,21 +440,21 @@ def test_a_callback_that_raises_is_reported_once_and_ends_nothing(
 
 def test_a_callback_slower_than_the_log_is_long_is_told() -> None:
     """Text that was let go of is never passed over in silence: on_error gets OffsetLost."""
-    upstream, told, going = Scripted(), Told(), threading.Event()
+    upstream, told, going = ScriptedUpstream(), Told(), threading.Event()
 
     def token(text: str) -> None:
         told.token(text)
-        assert going.wait(SOON)
+        assert going.wait(WAIT_TIMEOUT)
 
-    with scripted(upstream, log_bytes=1024) as program:
+    with scripted_halt(upstream, log_bytes=1024) as program:
         gen = program.generate("x", **{**told.all(), "on_token": token})
         upstream.reply().feed("first")
-        until(lambda: told.text == "first")
+        wait_until(lambda: told.text == "first")
         upstream.reply().feed(*["x" * 300] * 10)
         upstream.reply().end()
         result = gen.result()
         going.set()
-        assert told.over.wait(SOON)
+        assert told.over.wait(WAIT_TIMEOUT)
     assert told.names == ["token", "error"]
     assert isinstance(told.calls[-1][1], OffsetLost)
     assert result.text == "first" + "x" * 3000
@@ -467,7 +473,7 @@ def much_later(program: Halt, stream_id: str) -> str:
         looked = threading.Event()
         run.check_limits_soon()
         generations.relay.post(looked.set)
-        assert looked.wait(SOON)
+        assert looked.wait(WAIT_TIMEOUT)
 
     look()  # a viewer that has just left is missed from now on
     run.watched_at -= 1000.0
@@ -478,13 +484,13 @@ def much_later(program: Halt, stream_id: str) -> str:
 def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
     """A handle that is neither iterated nor followed holds its run; so does a callback alone."""
     endless = {"gap_timeout": 80000.0, "run_timeout": 80000.0, "orphan_grace": 100.0}
-    upstream, told = Scripted(), Told()
-    with scripted(upstream, **endless) as program:
+    upstream, told = ScriptedUpstream(), Told()
+    with scripted_halt(upstream, **endless) as program:
         held = program.generate("x", id="held-handle")
         upstream.reply(0).feed("a")
         program.generate("x", id="followed-only", on_token=told.token)
         upstream.reply(1).feed("a")
-        until(lambda: told.text == "a")
+        wait_until(lambda: told.text == "a")
         gc.collect()
         assert much_later(program, "held-handle") == "running"
         assert much_later(program, "followed-only") == "running"
@@ -493,21 +499,21 @@ def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
         gc.collect()
         assert much_later(program, "held-handle") == "cancelled"
     upstream.dispose()
-    no_thread_left()
+    wait_no_threads()
 
 
 def test_a_generation_that_nobody_can_read_any_more_is_stopped(fake: FakeOpenAI) -> None:
     """When the last handle is dropped the grace begins, after which the upstream is left."""
-    with Halt(config=settings(fake, orphan_grace=0.0)) as program:
+    with Halt(config=fake_config(fake, orphan_grace=0.0)) as program:
         handle = program.generate("x", model="stall?n=1", id="dropped-handle")
         record = fake.wait_request()
         del handle
         gc.collect()
-        assert record.closed.wait(SOON)
+        assert record.closed.wait(WAIT_TIMEOUT)
         ended = program.get("dropped-handle").result().terminal
         assert isinstance(ended, Cancelled)
         assert ended.reason == "no_viewer"
-    no_thread_left()
+    wait_no_threads()
 
 
 # --- the end --------------------------------------------------------------------------------------
@@ -515,53 +521,53 @@ def test_a_generation_that_nobody_can_read_any_more_is_stopped(fake: FakeOpenAI)
 
 def test_close_ends_everything_and_waits_for_it(fake: FakeOpenAI) -> None:
     """Every run gets a terminal event that its readers and callbacks see; no thread is left."""
-    told, program = Told(), Halt(config=settings(fake))
+    told, program = Told(), Halt(config=fake_config(fake))
     silent = program.generate("x", model="silent_headers")
     stalled = program.generate("x", model="stall?n=2", **told.all())
-    waiting = Background(silent.result)
-    until(lambda: told.text == "0 1 ")
+    waiting = BackgroundCall(silent.result)
+    wait_until(lambda: told.text == "0 1 ")
     program.close()
-    assert not [name for name in threads() if name.startswith("halt-follow")]
+    assert not [name for name in halt_threads() if name.startswith("halt-follow")]
     assert told.names[-1] == "error"
     fault = waiting.end()
     assert isinstance(fault, GenerationError)
     assert (fault.code, told.calls[-1][1].code) == ("interrupted", "interrupted")
-    assert whole(list(stalled)) == "0 1 "
+    assert complete_text(list(stalled)) == "0 1 "
     program.close()
-    no_thread_left()
-    assert all(record.closed.wait(SOON) for record in fake.requests)
+    wait_no_threads()
+    assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
 def test_a_callback_may_close(fake: FakeOpenAI) -> None:
     """`close` from inside a callback waits for everybody but itself."""
-    program, closed = Halt(config=settings(fake)), threading.Event()
+    program, closed = Halt(config=fake_config(fake)), threading.Event()
 
     def complete(_: Result) -> None:
         program.close()
         closed.set()
 
     program.generate("hello", on_complete=complete)
-    assert closed.wait(SOON)
-    no_thread_left()
+    assert closed.wait(WAIT_TIMEOUT)
+    wait_no_threads()
 
 
 def test_a_callback_that_does_not_return_is_left_to_itself(
     fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`close` has an end of its own, and says who is still busy."""
-    program, begun, going = Halt(config=settings(fake)), threading.Event(), threading.Event()
+    program, begun, going = Halt(config=fake_config(fake)), threading.Event(), threading.Event()
 
     def complete(_: Result) -> None:
         begun.set()
-        going.wait(SOON)
+        going.wait(WAIT_TIMEOUT)
 
     program.generate("hello", on_complete=complete)
-    assert begun.wait(SOON)
+    assert begun.wait(WAIT_TIMEOUT)
     program._followers.close(0.01)
     assert "is still in a callback" in caplog.text
     going.set()
     program.close()
-    no_thread_left()
+    wait_no_threads()
 
 
 # --- races ----------------------------------------------------------------------------------------
@@ -570,8 +576,8 @@ def test_a_callback_that_does_not_return_is_left_to_itself(
 def test_stop_against_the_end_against_close() -> None:
     """Law: one terminal event, one last callback, and both agree with what everybody is told."""
     for number in range(60):
-        upstream, told = Scripted(), Told()
-        program = scripted(upstream)
+        upstream, told = ScriptedUpstream(), Told()
+        program = scripted_halt(upstream)
         gen = program.generate("x", **told.all())
         reply = upstream.reply()
         reply.feed("a")
@@ -580,9 +586,9 @@ def test_stop_against_the_end_against_close() -> None:
         *_, one, two = together(*ends, lambda: list(gen), lambda: list(gen))
         program.close()
         assert one == two == list(gen)
-        whole(one)
-        assert told.over.wait(SOON)
-        no_thread_left()
+        complete_text(one)
+        assert told.over.wait(WAIT_TIMEOUT)
+        wait_no_threads()
         last = "error" if isinstance(one[-1], Failed) else "complete"
         assert [name for name in told.names if name != "token"] == [last]
         upstream.dispose()
@@ -607,12 +613,12 @@ def test_functions_are_tools() -> None:
             raise ToolError("There is no such city.")
         return f"20 degrees in {city}"
 
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     config = Config(base_url="http://scripted/v1")
     with Halt(config=config, upstream=upstream, tools=[warmth]) as program:
         gen = program.generate("x")
         events: list[Event] = []
-        reader = Background(lambda: events.extend(gen))
+        reader = BackgroundCall(lambda: events.extend(gen))
         upstream.reply().feed("Let me see.")
         asks(upstream.reply(), "warmth", '{"city": "Rome"}', 3)
         second = upstream.reply(1)
@@ -628,7 +634,7 @@ def test_functions_are_tools() -> None:
     told = [each.tools and each.tools[0]["function"]["name"] for each in upstream.asked]
     assert told == ["warmth", "warmth", None]
     upstream.dispose()
-    no_thread_left()
+    wait_no_threads()
 
 
 # --- where it is made -----------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from halt.config.provider_setup import setup, with_provider
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config, ConfigError
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.programs import no_thread_left
-from tests.support.wire import SOON
+from tests.support.library_halt import wait_no_threads
+from tests.support.waiting import WAIT_TIMEOUT
 
 VERSION = "2024-10-21"
 
@@ -27,7 +27,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if item.metadata["env"].startswith(("OPENAI_", "AZURE_", "ANTHROPIC_", "HALT_MODEL")):
             monkeypatch.delenv(item.metadata["env"], raising=False)
     yield
-    no_thread_left()
+    wait_no_threads()
 
 
 def arguments(fake: FakeOpenAI, provider: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_stop_closes_the_connection_of_each_provider(
             record.wait_tokens(1)
         receipt = gen.stop()
         assert (receipt.status, receipt.upstream) == ("stopped", "closed")
-        assert record.closed.wait(SOON)
+        assert record.closed.wait(WAIT_TIMEOUT)
 
 
 def test_a_key_of_the_environment_goes_to_no_other_server(

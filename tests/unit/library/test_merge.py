@@ -17,11 +17,11 @@ from halt.errors import AtCapacity, RequestError
 from halt.library import feed as module
 from halt.library.feed import BUFFERED_MAX, Feed
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support import programs
-from tests.support.programs import no_thread_left, scripted, threads
+from tests.support import library_halt
+from tests.support.library_halt import halt_threads, scripted_halt, wait_no_threads
 from tests.support.races import interrupt_in, together
-from tests.support.scripted import SOON, Scripted
-from tests.support.wire import Background, until
+from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 LETTERS = "abcdefghij"
 
@@ -29,9 +29,9 @@ LETTERS = "abcdefghij"
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
     """A Halt as a program has it. Nothing of it is left afterwards."""
-    with Halt(config=programs.settings(fake)) as made:
+    with Halt(config=library_halt.fake_config(fake)) as made:
         yield made
-    no_thread_left()
+    wait_no_threads()
 
 
 class Shown:
@@ -39,7 +39,7 @@ class Shown:
 
     def __init__(self, merged: Merged) -> None:
         self.events: list[tuple[str, Event]] = []
-        self._thread = Background(lambda: self.events.extend(merged))
+        self._thread = BackgroundCall(lambda: self.events.extend(merged))
 
     def finish(self) -> list[tuple[str, Event]]:
         """Wait for its end."""
@@ -80,9 +80,9 @@ def test_several_prompts_are_one_stream(program: Halt) -> None:
 
 def test_the_order_is_that_of_arrival() -> None:
     """What arrived first is shown first, whoever sent it: no label waits for another."""
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     order = [0, 2, 2, 1, 0, 1, 2, 0, 0, 1]
-    with scripted(upstream) as program:
+    with scripted_halt(upstream) as program:
         members = []
         for number in range(3):
             members.append(program.generate("x", id=f"stream-000{number}"))
@@ -99,7 +99,7 @@ def test_the_order_is_that_of_arrival() -> None:
             assert isinstance(event, Done)
         assert next(merged, None) is None
     upstream.dispose()
-    no_thread_left()
+    wait_no_threads()
 
 
 def test_one_that_fails_leaves_the_others(program: Halt) -> None:
@@ -118,7 +118,7 @@ def test_one_is_stopped_and_the_others_go_on(program: Halt, fake: FakeOpenAI) ->
     silent = program.generate("x", model="silent_headers")
     merged = program.merge({"a": silent, "b": "hello", "c": "there"})
     shown = Shown(merged)
-    until(lambda: len(shown.events) == 4)
+    wait_until(lambda: len(shown.events) == 4)
     assert merged["a"].stop().upstream == "closed"
     events = shown.finish()
     assert ends(events) == {"a": Cancelled, "b": Done, "c": Done}
@@ -132,14 +132,14 @@ def test_stop_ends_all(program: Halt, fake: FakeOpenAI) -> None:
     merged = program.merge(members)
     shown = Shown(merged)
     fake.wait_request(3)
-    until(lambda: "".join(text_of(event) for _, event in shown.events) == "0 1 2 ")
+    wait_until(lambda: "".join(text_of(event) for _, event in shown.events) == "0 1 2 ")
     receipts = merged.stop()
     assert {(r.status, r.upstream) for r in receipts.values()} == {("stopped", "closed")}
     assert list(receipts) == ["0", "1", "2", "3"]
     events = shown.finish()
     assert texts(events) == {"0": "", "1": "", "2": "0 1 2 ", "3": ""}
     assert set(ends(events).values()) == {Cancelled}
-    assert all(record.closed.wait(SOON) for record in fake.requests)
+    assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
 def test_leaving_a_with_stops_all(program: Halt, fake: FakeOpenAI) -> None:
@@ -157,10 +157,10 @@ def test_ctrl_c_is_heard_as_the_wait_for_a_silent_model_begins(program: Halt) ->
 
         def press() -> None:
             interrupt_in(Feed.take.__code__)
-            in_time.append(heard.wait(SOON))
+            in_time.append(heard.wait(WAIT_TIMEOUT))
             merged.stop()
 
-        pressing = Background(press)
+        pressing = BackgroundCall(press)
         with pytest.raises(KeyboardInterrupt):
             next(iter(merged))
         heard.set()
@@ -170,38 +170,38 @@ def test_ctrl_c_is_heard_as_the_wait_for_a_silent_model_begins(program: Halt) ->
 
 def test_a_merge_that_is_dropped_lets_its_threads_go() -> None:
     """Followers do not wait for ever for a consumer that is gone; the runs go on."""
-    upstream = Scripted()
-    with scripted(upstream) as program:
+    upstream = ScriptedUpstream()
+    with scripted_halt(upstream) as program:
         gen = program.generate("x")
         merged = program.merge({"a": gen})
         upstream.reply().feed(*["word "] * (BUFFERED_MAX * 4))
         feed = merged._feed
-        until(lambda: len(feed._items) >= BUFFERED_MAX)
+        wait_until(lambda: len(feed._items) >= BUFFERED_MAX)
         del merged
         gc.collect()
-        until(lambda: not [name for name in threads() if name.startswith("halt-follow")])
+        wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
         upstream.reply().end()
         assert gen.result().text == "word " * (BUFFERED_MAX * 4)
     upstream.dispose()
-    no_thread_left()
+    wait_no_threads()
 
 
 def test_a_slow_consumer_gets_all_of_it_and_slows_nobody() -> None:
     """The feed never holds much more than its bound; runs end while nothing is taken."""
-    upstream = Scripted()
-    with scripted(upstream) as program:
+    upstream = ScriptedUpstream()
+    with scripted_halt(upstream) as program:
         members = {}
         for number, letter in enumerate("abc"):
             members[letter] = program.generate("x")
             upstream.reply(number).feed(*[letter] * BUFFERED_MAX * 4)
             upstream.reply(number).end()
         merged = program.merge(members)
-        results = {letter: member.result(SOON).text for letter, member in members.items()}
-        until(lambda: len(merged._feed._items) >= BUFFERED_MAX)
+        results = {letter: member.result(WAIT_TIMEOUT).text for letter, member in members.items()}
+        wait_until(lambda: len(merged._feed._items) >= BUFFERED_MAX)
         assert len(merged._feed._items) <= 2 * BUFFERED_MAX
         assert texts(list(merged)) == results == {each: each * BUFFERED_MAX * 4 for each in "abc"}
     upstream.dispose()
-    no_thread_left()
+    wait_no_threads()
 
 
 def test_a_consumer_slower_than_the_log_is_told_for_that_label(
@@ -209,8 +209,8 @@ def test_a_consumer_slower_than_the_log_is_told_for_that_label(
 ) -> None:
     """Events that were let go of end their label with an error; the others are whole."""
     monkeypatch.setattr(module, "BUFFERED_MAX", 1)
-    upstream = Scripted()
-    with scripted(upstream, log_bytes=2048) as program:
+    upstream = ScriptedUpstream()
+    with scripted_halt(upstream, log_bytes=2048) as program:
         slow = program.generate("x")
         upstream.reply(0).feed("first")
         good = program.generate("x")
@@ -219,7 +219,7 @@ def test_a_consumer_slower_than_the_log_is_told_for_that_label(
         good.result()
         merged = program.merge({"slow": slow})
         merged._feed._limit = 0.0  # nothing can be handed over
-        until(lambda: slow.text == "first")
+        wait_until(lambda: slow.text == "first")
         upstream.reply(0).feed(*["x" * 300] * 20)
         upstream.reply(0).end()
         assert len(slow.result().text) == 6005
@@ -231,7 +231,7 @@ def test_a_consumer_slower_than_the_log_is_told_for_that_label(
         assert last.error.code == "offset_lost"
         assert texts(list(program.merge({"good": good}))) == {"good": "good"}
     upstream.dispose()
-    no_thread_left()
+    wait_no_threads()
 
 
 def test_what_was_there_before_is_shown_from_its_beginning(program: Halt) -> None:
@@ -245,13 +245,13 @@ def test_a_bad_member_starts_nothing(program: Halt, fake: FakeOpenAI) -> None:
     """When one request can't be served those that were started already are stopped."""
     with pytest.raises(RequestError):
         program.merge({"a": "fine", "b": []}, model="silent_headers")
-    until(lambda: program._generations.open_streams == 0)
-    until(lambda: not [name for name in threads() if name.startswith("halt-follow")])
+    wait_until(lambda: program._generations.open_streams == 0)
+    wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
 
 
 def test_threads_are_bounded(fake: FakeOpenAI) -> None:
     """More readers than there are places: refused, and nothing of it goes on."""
-    with Halt(config=programs.settings(fake, max_streams=2)) as program:
+    with Halt(config=library_halt.fake_config(fake, max_streams=2)) as program:
         gen = program.generate("x", model="silent_headers")
         first = program.merge({"a": gen, "b": gen})
         with pytest.raises(AtCapacity):
@@ -259,12 +259,12 @@ def test_threads_are_bounded(fake: FakeOpenAI) -> None:
         assert gen.state == "running"
         gen.stop()
         assert ends(list(first)) == {"a": Cancelled, "b": Cancelled}
-    no_thread_left()
+    wait_no_threads()
 
 
 def test_close_leaves_every_label_its_end(fake: FakeOpenAI) -> None:
     """What had arrived when Halt was closed can be read still, each label's end included."""
-    program = Halt(config=programs.settings(fake))
+    program = Halt(config=library_halt.fake_config(fake))
     members = {
         "full": program.generate("x", model="count?n=1000"),
         "silent": program.generate("x", model="silent_headers"),
@@ -272,7 +272,7 @@ def test_close_leaves_every_label_its_end(fake: FakeOpenAI) -> None:
     merged = program.merge(members)
     text = members["full"].result().text
     program.close()
-    assert not threads()
+    assert not halt_threads()
     events = list(merged)
     assert texts(events) == {"full": text, "silent": ""}
     assert ends(events) == {"full": Done, "silent": Failed}
@@ -284,8 +284,8 @@ def test_close_leaves_every_label_its_end(fake: FakeOpenAI) -> None:
 def test_stops_against_ends() -> None:
     """Law: however Stops of one, of all, the ends and the consumer meet, each label ends once."""
     for _ in range(40):
-        upstream = Scripted()
-        with scripted(upstream) as program:
+        upstream = ScriptedUpstream()
+        with scripted_halt(upstream) as program:
             members = {letter: program.generate("x") for letter in "abcd"}
             for number in range(4):
                 upstream.reply(number).feed("x", "y")
@@ -298,7 +298,7 @@ def test_stops_against_ends() -> None:
             assert texts(events).keys() == set("abcd")
             assert {label: merged[label].text for label in "abcd"} == texts(events)
         upstream.dispose()
-        no_thread_left()
+        wait_no_threads()
 
 
 @settings(max_examples=25, deadline=None)
@@ -326,6 +326,6 @@ def test_a_feed_loses_nothing_and_keeps_each_order(counts: list[int]) -> None:
             assert event == Content(str(seen[label]))
             seen[label] += 1
     for each in producers:
-        each.join(SOON)
+        each.join(WAIT_TIMEOUT)
     assert seen == Counter({str(n): count for n, count in enumerate(counts) if count})
     assert largest <= 2 * BUFFERED_MAX

@@ -11,7 +11,7 @@ from halt.clock import now
 from halt.core.connection import UpstreamConnection
 from halt.errors import HaltError, Interrupted, UpstreamError
 from halt.providers.cached_query import CachedQuery
-from tests.support.scripted import SOON
+from tests.support.waiting import WAIT_TIMEOUT
 
 
 def question(
@@ -19,7 +19,7 @@ def question(
     *,
     answer_seconds: float = 60.0,
     fault_seconds: float = 60.0,
-    timeout: float = SOON,
+    timeout: float = WAIT_TIMEOUT,
 ) -> CachedQuery[str]:
     """One with long times, which a test shortens."""
     return CachedQuery(
@@ -29,7 +29,7 @@ def question(
 
 def answer(asked: CachedQuery[str]) -> tuple[str | None, HaltError | None]:
     """Ask if it is due, and wait for the end of that."""
-    return asked.wait(asked.start() + SOON, fresh=True)
+    return asked.wait(asked.start() + WAIT_TIMEOUT, fresh=True)
 
 
 def test_a_question_is_asked_once_by_however_many() -> None:
@@ -39,7 +39,7 @@ def test_a_question_is_asked_once_by_however_many() -> None:
 
     def ask(connection: UpstreamConnection) -> str:
         asked.append(connection)
-        assert go_on.wait(SOON)
+        assert go_on.wait(WAIT_TIMEOUT)
         return "yes"
 
     one = question(ask)
@@ -115,7 +115,7 @@ def test_what_has_expired_is_asked_anew() -> None:
 
     def ask(connection: UpstreamConnection) -> str:
         asked.append(connection)
-        assert go_on.wait(SOON)
+        assert go_on.wait(WAIT_TIMEOUT)
         return str(len(asked))
 
     one = question(ask)

@@ -16,11 +16,12 @@ from halt.providers.catalog import NAMES_MAX, Catalog, valid_model_name
 from halt.providers.model_list import NAME_MAX
 from halt.providers.router import Groups
 from halt.web.services import services
-from tests.support.scripted import SOON, Scripted
-from tests.support.wire import HandMade, Peer, until
+from tests.support.raw_server import Peer, RawServer
+from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 
-class Offering(Scripted):
+class Offering(ScriptedUpstream):
     """An upstream whose list a test decides."""
 
     def __init__(self, *answers: list[str] | Exception) -> None:
@@ -32,7 +33,7 @@ class Offering(Scripted):
 
     def models(self, connection: UpstreamConnection) -> list[str]:
         self.questions += 1
-        assert self.go_on.wait(SOON)
+        assert self.go_on.wait(WAIT_TIMEOUT)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -69,7 +70,7 @@ def test_a_silent_provider_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(catalog, "PAGE_WAIT", -1.0)
     assert found.refresh() == []
     offering.go_on.set()
-    until(lambda: found.refresh() == [("", ["a"])])
+    wait_until(lambda: found.refresh() == [("", ["a"])])
     assert offering.questions == 1
 
 
@@ -82,7 +83,7 @@ def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -
     query = found._providers._members[""].models
     query._fresh_until = 0.0
     asked_at = query.start()
-    assert query.wait(asked_at + SOON, fresh=True)[1] is not None
+    assert query.wait(asked_at + WAIT_TIMEOUT, fresh=True)[1] is not None
     assert found.refresh() == [("", ["a"])]
     assert offering.questions == 2
 
@@ -123,7 +124,7 @@ def test_the_picker_says_that_there_is_no_list_only_where_there_is_none(
             f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
         )
 
-    with HandMade(refuse) as server:
+    with RawServer(refuse) as server:
         environ = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "fake"}
         application = create_app(load({**environ, "HALT_MODEL": "m", "HALT_DATA": str(tmp_path)}))
         page = application.test_client().get("/models").text

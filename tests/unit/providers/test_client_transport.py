@@ -20,7 +20,7 @@ from halt.providers.anthropic.upstream import AnthropicUpstream
 from halt.providers.base import Provider
 from halt.providers.openai import AzureUpstream, OpenAIUpstream
 from halt.transport.pool import Transport
-from tests.support.wire import HandMade, Peer
+from tests.support.raw_server import Peer, RawServer
 
 KEY = "sk-hush-0123456789abcdef"
 CONTEXT = httpx2.create_ssl_context()  # takes a while to make
@@ -67,7 +67,7 @@ def moved(status: int, location: str) -> bytes:
     return response(f"{status} Moved", b"<html>moved</html>", f"Location: {location}\r\n".encode())
 
 
-class Server(HandMade):
+class Server(RawServer):
     """A server that does what it is told, and remembers what it was asked."""
 
     def __init__(self, serve: Serve) -> None:
@@ -339,7 +339,7 @@ def test_a_refusal_is_told_although_its_body_breaks(kind: str, reply: bytes) -> 
             peer.send(reply)
 
     version = {"api_version": "1"} if kind == "azure" else {}
-    with HandMade(handle) as server, provider(kind, server.url, **version) as upstream:
+    with RawServer(handle) as server, provider(kind, server.url, **version) as upstream:
         fault = fault_of(upstream)
     assert fault.code == "upstream_server_error"
     assert "It said: Boom 7" in fault.message

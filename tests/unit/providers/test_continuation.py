@@ -33,7 +33,7 @@ from halt.providers.continuation_joiner import LEAD_MAX, WINDOW, ContinuationJoi
 from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
-from tests.support.scripted import HI, Reader, ScriptedReply
+from tests.support.scripted_upstream import HI, Reader, ScriptedReply
 from tests.unit.providers.test_embedded_model import Master, installed, running
 from tests.unit.providers.test_openai import KEY, Answer, read
 

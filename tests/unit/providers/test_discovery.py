@@ -32,11 +32,20 @@ from halt.providers.factory import make_upstream
 from halt.providers.last_model import LastModel
 from halt.providers.router import Providers
 from tests.support.halt_server import ROOT, StartHalt, eventually
-from tests.support.model_servers import FOUND, LOADING, LOCKED, NONE, OLLAMA, listing, models
-from tests.support.wire import Background, HandMade, Peer
+from tests.support.model_servers import (
+    LOADING,
+    LOCKED,
+    NOT_OFFERED,
+    OFFERED,
+    OLLAMA,
+    listing,
+    models,
+)
+from tests.support.raw_server import Peer, RawServer
+from tests.support.waiting import BackgroundCall
 from tests.unit.providers.test_openai import ask, closed_port, refused
 
-Serve = Callable[..., HandMade]
+Serve = Callable[..., RawServer]
 
 
 @pytest.fixture
@@ -44,7 +53,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Start a server. A look has all the time that a busy machine needs."""
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 5.0)
     with contextlib.ExitStack() as stack:
-        yield lambda *handlers, port=0: stack.enter_context(HandMade(*handlers, port=port))
+        yield lambda *handlers, port=0: stack.enter_context(RawServer(*handlers, port=port))
 
 
 def look(*urls: str) -> DiscoveryResult:
@@ -146,7 +155,7 @@ def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
 
 def test_each_known_server_is_found_with_the_model_that_is_in_memory(serve: Serve) -> None:
     """All are asked at once. A model that embeds never answers where none is named."""
-    servers = {kind: serve(handler) for kind, handler in FOUND.items()}
+    servers = {kind: serve(handler) for kind, handler in OFFERED.items()}
     found = {each.url: each for each in look(*(each.url for each in servers.values())).servers}
     told = {kind: found[each.url] for kind, each in servers.items()}
     assert {kind: (each.default, each.is_loaded) for kind, each in told.items()} == {
@@ -181,7 +190,7 @@ def test_what_is_no_model_server_is_left_alone(
     A worker leaves alone what the master has looked at.
     """
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 1.0)
-    servers = {kind: serve(handler) for kind, handler in NONE.items()}
+    servers = {kind: serve(handler) for kind, handler in NOT_OFFERED.items()}
     looking = Discovery(DiscoveryResult(addresses=tuple(each.url for each in servers.values())))
     for _ in range(2):
         found = looking.refresh_now()
@@ -238,7 +247,7 @@ def test_an_answer_without_an_end_is_read_for_so_long_and_no_longer(
 ) -> None:
     """The connection is closed after a megabyte, whatever time there is left."""
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 60.0)
-    looking = Background(lambda: look(serve(NONE["endless"]).url))
+    looking = BackgroundCall(lambda: look(serve(NOT_OFFERED["endless"]).url))
     assert looking.end() is None
 
 
@@ -248,7 +257,7 @@ def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> 
     loading = serve(LOADING, OLLAMA)
     looking = Discovery(DiscoveryResult(addresses=(url, loading.url)))
     assert looking.refresh_now().servers == ()
-    with HandMade(OLLAMA, port=urlsplit(url).port or 0):
+    with RawServer(OLLAMA, port=urlsplit(url).port or 0):
         assert [each.url for each in looking.refresh_now().servers] == [url, loading.url]
     assert [each.url for each in looking.refresh_now().servers] == [loading.url]
 
@@ -460,7 +469,7 @@ def test_a_server_that_has_gone_is_offered_no_more(
     url = down()
     usual(["gone", "ollama"], [url, two[0]], monkeypatch)
     upstream = offer(url, two[0])
-    with HandMade(listing(models("a", owner="vllm")), port=urlsplit(url).port or 0):
+    with RawServer(listing(models("a", owner="vllm")), port=urlsplit(url).port or 0):
         assert ask(upstream, "gone/a").text == "a answers."
         assert upstream.known_model == "gone/a"
     assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["ollama"]
@@ -557,12 +566,12 @@ IN_A_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-roo
 
 
 def test_with_nothing_set_halt_offers_what_runs_on_this_machine() -> None:
-    """In a network of its own, where servers listen on their usual ports: see `tests.support.found_halt`."""
+    """In a network of its own, where servers listen on their usual ports: see `tests.support.discovery_check`."""
     try:
         subprocess.run([*IN_A_NAMESPACE, "ip", "link", "set", "lo", "up"], check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this system makes no network namespace")
-    inside = shlex.join([sys.executable, "-m", "tests.support.found_halt"])
+    inside = shlex.join([sys.executable, "-m", "tests.support.discovery_check"])
     done = subprocess.run(
         [*IN_A_NAMESPACE, "sh", "-c", f"ip link set lo up && exec {inside}"],
         cwd=ROOT,
@@ -577,7 +586,7 @@ def test_with_nothing_set_halt_offers_what_runs_on_this_machine() -> None:
 
 def test_a_model_that_none_lists_is_named_at_the_start(start_halt: StartHalt) -> None:
     """HALT_MODEL may be mistyped: another model answers, and the start says so."""
-    with HandMade(OLLAMA) as server:
+    with RawServer(OLLAMA) as server:
         for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
             halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=wish)
             said = halt.wait_printed(r"It talks to (.*)\n")[1]
@@ -589,7 +598,7 @@ def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt) ->
 
     The page says so when the last server has gone.
     """
-    with HandMade(OLLAMA) as server:
+    with RawServer(OLLAMA) as server:
         halt = start_halt(
             HALT_DISCOVER=f"127.0.0.1:{server.port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1
         )

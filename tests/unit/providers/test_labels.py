@@ -20,7 +20,8 @@ from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
 from halt.providers.openai import OpenAIUpstream
 from halt.transport.http1 import INFLATED_MAX, Inflater
-from tests.support.wire import OK, SOON, HandMade, Peer, answer
+from tests.support.raw_server import OK, Peer, RawServer, answering
+from tests.support.waiting import WAIT_TIMEOUT
 from tests.unit.providers.test_openai import HI, Answer, ask, read
 
 A = b'data: {"choices":[{"index":0,"delta":{"content":"A"}}]}\n\n'
@@ -37,7 +38,7 @@ def asked(request: pytest.FixtureRequest) -> Iterator[Answer]:
     """What came of a request that is answered with the test's labels and body."""
     labels, body, status = (*request.param, OK)[:3]
     head = status + labels + b"Content-Length: %d\r\n\r\n" % len(body)
-    with HandMade(answer(head + body)) as server:
+    with RawServer(answering(head + body)) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="k" * 20)).providers[0])
         yield ask(provider, "m-1")
         provider.close()
@@ -144,7 +145,7 @@ def test_a_list_of_models_that_is_compressed_is_read() -> None:
     """The same for the list."""
     body = gzip.compress(b'{"data":[{"id":"m-1"}]}')
     head = OK + kind(b"application/json") + b"Content-Encoding: gzip\r\n"
-    with HandMade(answer(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
+    with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
         assert provider.models(UpstreamConnection()) == ["m-1"]
         provider.close()
@@ -160,10 +161,10 @@ def test_compressed_events_come_as_they_are_sent() -> None:
     def serve(peer: Peer) -> None:
         peer.request()
         peer.send(OK + coding(b"gzip") + b"Connection: close\r\n\r\n", first)
-        assert release.wait(SOON)
+        assert release.wait(WAIT_TIMEOUT)
         peer.send(rest)
 
-    with HandMade(serve) as server:
+    with RawServer(serve) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
         reply = provider.open(ChatRequest(HI, model="m-1"), UpstreamConnection())
         assert reply.read().text == "A"
@@ -204,7 +205,7 @@ def test_a_broken_compression_is_told() -> None:
     packed = zlib.compressobj(wbits=31)
     body = packed.compress(A) + packed.flush(zlib.Z_SYNC_FLUSH) + b"\xff" * 40
     head = OK + coding(b"gzip") + b"Content-Length: %d\r\n\r\n" % len(body)
-    with HandMade(answer(head + body)) as server:
+    with RawServer(answering(head + body)) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
         got = ask(provider, "m-1")
         provider.close()

@@ -27,7 +27,8 @@ from halt.errors import CODES, OVERLOADED, UpstreamError
 from halt.providers.openai import OpenAIUpstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport
-from tests.support.wire import CHUNKED, OK, SOON, Handler, HandMade, Peer, answer
+from tests.support.raw_server import CHUNKED, OK, Handler, Peer, RawServer, answering
+from tests.support.waiting import WAIT_TIMEOUT
 
 KEY = "sk-hush-0123456789abcdef"
 HI = [Message("user", "hi")]
@@ -306,7 +307,7 @@ def test_all_models_are_listed(upstream: OpenAIUpstream) -> None:
 )  # fmt: skip
 def test_a_list_of_models_that_is_none_is_told(make: Make, response: bytes, code: str) -> None:
     """A wrong address often answers with something: it is a fault of the server, never a crash."""
-    with HandMade(answer(OK + response)) as server:
+    with RawServer(answering(OK + response)) as server:
         upstream = make(server.url, model="")
         with pytest.raises(UpstreamError) as caught:
             upstream.default_model(UpstreamConnection())
@@ -380,7 +381,7 @@ def test_a_fault_in_the_stream_comes_behind_its_text(
 def test_a_line_without_an_end_is_invalid(upstream: OpenAIUpstream, fake: FakeOpenAI) -> None:
     """A server that never ends its line is left after LINE_MAX bytes."""
     refused(ask(upstream, "endless_line"), "upstream_invalid")
-    assert fake.requests[0].closed.wait(SOON)
+    assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -471,7 +472,7 @@ def test_a_server_that_speaks_plain_http_is_told_as_such(
         while peer.sock.recv(4096):
             pass
 
-    with HandMade(plain) as server:
+    with RawServer(plain) as server:
         address = server.url.replace("http://", "https://")
         fault = refused(ask(make(address, connect_timeout=0.5)), code)
     assert fault.retryable is retryable
@@ -486,14 +487,14 @@ def test_no_answer_to_the_connection(make: Make) -> None:
 
 def test_no_greeting(make: Make) -> None:
     """The time to connect includes the TLS handshake."""
-    with HandMade(answer()) as server:
+    with RawServer(answering()) as server:
         url = server.url.replace("http:", "https:")
         refused(ask(make(url, connect_timeout=0.1)), "upstream_tls_timeout")
 
 
 def test_no_http(make: Make) -> None:
     """Something that speaks another protocol is invalid."""
-    with HandMade(answer(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")) as server:
+    with RawServer(answering(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")) as server:
         refused(ask(make(server.url)), "upstream_invalid")
 
 
@@ -506,7 +507,7 @@ def test_a_known_server_with_a_trusted_certificate(make: Make) -> None:
     """Over TLS with its authority an answer comes as without."""
     with FakeOpenAI(tls=True) as fake:
         context = ssl.create_default_context(cafile=fake.ca_pem_path)
-        upstream = make(fake.base_url, Transport(SOON, context))
+        upstream = make(fake.base_url, Transport(WAIT_TIMEOUT, context))
         assert ask(upstream, "count?n=3").text == "0 1 2 "
         upstream.close()
 
@@ -531,7 +532,7 @@ def silent_after(*events: bytes) -> Handler:
 @pytest.mark.parametrize("bad", [b'{"error":{"message":"Boom."}}', b"{not json"])
 def test_a_fault_is_told_at_once_though_the_connection_stays_open(make: Make, bad: bytes) -> None:
     """Text and fault in one packet, then silence: the fault does not wait for more bytes."""
-    with HandMade(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', bad)) as server:
+    with RawServer(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', bad)) as server:
         reply = make(server.url).open(ChatRequest(HI), UpstreamConnection())
         try:
             assert reply.read().text == "a"
@@ -550,7 +551,7 @@ def test_a_fault_is_not_hidden_by_how_the_connection_ends(make: Make) -> None:
         text, bad = b'{"choices":[{"delta":{"content":"a"}}]}', b'{"error":{"message":"Boom."}}'
         peer.send(head + event(text) + event(bad))
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         got = ask(make(server.url))
         assert got.text == "a"
         refused(got, "upstream_error")
@@ -592,7 +593,7 @@ def test_a_server_that_quotes_the_key_in_a_refusal_is_not_quoted(make: Make, sta
     """Some proxies repeat the key that they refuse: we do not."""
     said = b'{"error":{"message":"Invalid key: %b."}}' % KEY.encode()
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
-    with HandMade(answer(head + b"Content-Length: %d\r\n\r\n" % len(said) + said)) as server:
+    with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(said) + said)) as server:
         upstream = make(server.url)
         fault = ask(upstream).fault
         upstream.close()

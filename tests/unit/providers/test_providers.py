@@ -41,8 +41,9 @@ from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
 from halt.transport.pool import Transport
-from tests.support.scripted import Reader
-from tests.support.wire import OK, SOON, Background, HandMade, answer
+from tests.support.raw_server import OK, RawServer, answering
+from tests.support.scripted_upstream import Reader
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
 from tests.unit.providers.test_openai import HI, KEY, ask, closed_port, read, refused
 
 Make = Callable[..., Upstream]
@@ -253,14 +254,14 @@ def test_an_interrupt_closes_the_upstream_in_each_phase(
         assert fault is not None
         raise fault
 
-    blocked = Background(run)
+    blocked = BackgroundCall(run)
     record = fake.wait_request(0)
     if "n=1" in model:
         record.wait_tokens(1)
     connection.interrupt()
     assert isinstance(blocked.end(), (Interrupted, UpstreamError))
-    assert record.closed.wait(SOON)
-    assert connection.wait_closed(SOON) == "closed"
+    assert record.closed.wait(WAIT_TIMEOUT)
+    assert connection.wait_closed(WAIT_TIMEOUT) == "closed"
 
 
 def test_a_line_that_was_stopped_asks_nothing(upstream: Upstream, fake: FakeOpenAI) -> None:
@@ -309,7 +310,7 @@ def test_a_refusal_that_quotes_the_key_is_not_quoted(make: Make, kind: Kind, sta
     """Some proxies repeat the key that they refuse: no kind passes it on."""
     said = b'{"error":{"type":"x","message":"Invalid key: %b."}}' % KEY.encode()
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
-    with HandMade(answer(head + b"Content-Length: %d\r\n\r\n" % len(said) + said)) as server:
+    with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(said) + said)) as server:
         upstream = make(kind, base_url=server.url)
         fault = ask(upstream).fault
         upstream.close()
@@ -321,7 +322,7 @@ def test_a_refusal_that_quotes_the_key_is_not_quoted(make: Make, kind: Kind, sta
 def test_a_list_of_models_that_is_none_is_told(make: Make, body: bytes) -> None:
     """Anthropic's client, too, meets wrong addresses that answer with something."""
     head = OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with HandMade(answer(head + body)) as server:
+    with RawServer(answering(head + body)) as server:
         upstream = make("anthropic", base_url=server.url)
         with pytest.raises(UpstreamError) as caught:
             upstream.models(UpstreamConnection())

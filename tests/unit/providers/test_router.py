@@ -20,8 +20,9 @@ from halt.providers import router
 from halt.providers.factory import make_provider
 from halt.providers.router import Providers
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import StartHalt, asked, new_id, refused_start
-from tests.support.wire import SOON, HandMade, Peer
+from tests.support.halt_server import StartHalt, new_id, refused_start, request_record
+from tests.support.raw_server import Peer, RawServer
+from tests.support.waiting import WAIT_TIMEOUT
 from tests.unit.providers.test_openai import HI, ask, closed_port, refused
 
 Make = Callable[..., Providers]
@@ -363,7 +364,7 @@ def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
         peer.see_leave()
         left.set()
 
-    with HandMade(silent) as server:
+    with RawServer(silent) as server:
         upstream = make(mute={"base_url": server.url}, f={"base_url": fake.base_url})
         for _ in range(2):
             (mute, none), (f, listed) = upstream.catalog(UpstreamConnection())
@@ -371,7 +372,7 @@ def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
         upstream.check(UpstreamConnection())
         assert ask(upstream, "f/count?n=1").text == "0 "
         assert server.accepted <= 2  # one for the list, one for the check
-    assert left.wait(SOON)
+    assert left.wait(WAIT_TIMEOUT)
 
 
 def test_a_list_that_is_late_is_not_taken_for_none(
@@ -383,7 +384,7 @@ def test_a_list_that_is_late_is_not_taken_for_none(
         peer.see_leave()
 
     monkeypatch.setattr(router, "WAIT_SECONDS", 0.01)
-    with HandMade(silent) as server:
+    with RawServer(silent) as server:
         upstream = make(mute={"base_url": server.url})
         with pytest.raises(UpstreamError) as caught:
             upstream.catalog(UpstreamConnection())
@@ -418,11 +419,11 @@ def test_three_providers_behind_one_halt(
     for model, text in (("claude/stall?n=1", "0 "), ("work/silent_headers", "")):
         said = new_id()
         with client.chat(model, said) as events:
-            record = asked(fake, said)
+            record = request_record(fake, said)
             events.until_text(text)
             assert client.stop(events.id).json["upstream"] == "closed"
             assert events.to_end().terminal["type"] == "cancelled"
-            assert record.closed.wait(SOON)
+            assert record.closed.wait(WAIT_TIMEOUT)
     assert "k-claude" not in halt.printed
 
 

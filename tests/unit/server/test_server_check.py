@@ -18,17 +18,17 @@ from halt.config.settings import Config
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.services import services
 from tests.support.halt_server import (
-    REFUSES_WITHIN,
+    REFUSAL_TIMEOUT,
     ROOT,
     HaltServer,
     StartHalt,
     halt_environment,
     new_id,
-    refused,
+    refused_command,
     refused_start,
 )
-from tests.support.sse import Client
-from tests.support.wire import SOON
+from tests.support.http_client import Client
+from tests.support.waiting import WAIT_TIMEOUT
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ RIGHT = re.escape(f"Start Halt by `cd {ROOT} && gunicorn app:app`, without -k an
 def elsewhere(folder: Path, *args: str, **env: str) -> tuple[int, str]:
     """gunicorn from another folder, where it does not find its settings: exit status, output."""
     command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "--chdir", str(ROOT), *args]
-    return refused(command, folder, {"HALT_DATA": folder / "data", "HOME": folder, **env})
+    return refused_command(command, folder, {"HALT_DATA": folder / "data", "HOME": folder, **env})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_flask_run_with_one_thread_is_refused(tmp_path: Path) -> None:
         env=halt_environment({"HALT_DATA": str(tmp_path)}),
         capture_output=True,
         text=True,
-        timeout=REFUSES_WITHIN,
+        timeout=REFUSAL_TIMEOUT,
         check=False,
     )
     assert found.returncode == 4
@@ -145,7 +145,7 @@ def other(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[Client]:
         thread.start()
         yield Client("127.0.0.1", server.server_port, Authorization="Bearer 12345678")
         server.shutdown()
-        thread.join(SOON)
+        thread.join(WAIT_TIMEOUT)
     services(app).generations.close()
     services(app).store.close()
 

@@ -30,7 +30,7 @@ from halt.server.command_line import commands
 from halt.server.systemd import CLOSES_WITHIN, take_notify
 from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers
-from tests.support.halt_server import ROOT, STARTS_WITHIN, HaltServer, eventually, settings
+from tests.support.halt_server import ROOT, START_TIMEOUT, HaltServer, eventually, settings
 from tests.support.reverse_proxies import binary, free_port, replaced
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ class Systemd:
         self._socket.bind(address.replace("@", "\0", 1))
         self.senders: set[int] = set()
 
-    def report(self, within: float = STARTS_WITHIN) -> dict[str, str]:
+    def report(self, within: float = START_TIMEOUT) -> dict[str, str]:
         """The next report, awaited; BlockingIOError where there is none."""
         select.select([self._socket], [], [], within)
         size = socket.CMSG_SPACE(struct.calcsize("3i"))

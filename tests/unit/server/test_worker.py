@@ -20,8 +20,9 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.web.client_socket import ClientSocket
 from tests.support.halt_server import HaltServer, eventually
 from tests.support.process_facts import cpu_seconds
-from tests.support.short_app import ALLOW, LARGE, REFUSE, RELEASE
-from tests.support.wire import SOON, received
+from tests.support.raw_server import receive_until
+from tests.support.thread_limit_app import ALLOW, LARGE, REFUSE, RELEASE
+from tests.support.waiting import WAIT_TIMEOUT
 
 #: A request that waits for a word of the server's.
 EXPECTS = (
@@ -31,9 +32,9 @@ EXPECTS = (
 
 
 class Short(HaltServer):
-    """See `tests.support.short_app`."""
+    """See `tests.support.thread_limit_app`."""
 
-    command = ("-m", "gunicorn", "tests.support.short_app:app")
+    command = ("-m", "gunicorn", "tests.support.thread_limit_app:app")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def short(shared_fake: FakeOpenAI) -> Iterator[Short]:
 
 def connected(server: HaltServer, request: bytes) -> socket.socket:
     """A connection on which a request was sent."""
-    client = socket.create_connection((server.host, server.port), timeout=SOON)
+    client = socket.create_connection((server.host, server.port), timeout=WAIT_TIMEOUT)
     client.sendall(request.replace(b"\r\n", b"\r\nHost: localhost\r\n", 1))
     return client
 
@@ -150,11 +151,11 @@ def test_large_requests_that_wait_for_a_thread_are_bounded(short: Short) -> None
         eventually(lambda: short.printed.count("a request is held") == before + len(held))
         many = QUEUED_MAX // size + 1
         waiting = [stack.enter_context(connected(short, head + bytes(size))) for _ in range(many)]
-        assert select.select(waiting, [], [], SOON)[0][0].recv(12) == b"HTTP/1.1 503"
+        assert select.select(waiting, [], [], WAIT_TIMEOUT)[0][0].recv(12) == b"HTTP/1.1 503"
         process = worker(short)
         while held:
             os.kill(process, RELEASE)
-            released = select.select(held, [], [], SOON)[0][0]
+            released = select.select(held, [], [], WAIT_TIMEOUT)[0][0]
             held.remove(released)
             assert answered_by(released) == process
 
@@ -164,7 +165,7 @@ def test_a_client_that_takes_its_response_slowly_gets_all_of_it(short: Short) ->
     with connected(short, b"GET /large HTTP/1.1\r\n\r\n") as client:
         client.sendall(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert short.client().get("/pid").status == 200  # the first one has filled the network
-        assert len(received(client, b"\r\n\r\n%d" % worker(short))) > LARGE
+        assert len(receive_until(client, b"\r\n\r\n%d" % worker(short))) > LARGE
 
 
 def test_a_request_may_come_byte_by_byte(short: Short) -> None:
@@ -172,11 +173,11 @@ def test_a_request_may_come_byte_by_byte(short: Short) -> None:
     head = b"POST /stop HTTP/1.1\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
     body = b'1a\r\n{"stream_id":"unknown_id"}\r\n0\r\n\r\n'
     with connected(short, head + b"Transfer-Encoding: chunked\r\n\r\n") as client:
-        assert received(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert receive_until(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         rest = body + b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n"
         for at in range(len(rest)):
             client.sendall(rest[at : at + 1])
-        said = received(client, b"\r\n\r\n%d" % worker(short))
+        said = receive_until(client, b"\r\n\r\n%d" % worker(short))
         assert said.startswith(b"HTTP/1.1 202 ")
         assert b"pending" in said
 
@@ -184,7 +185,7 @@ def test_a_request_may_come_byte_by_byte(short: Short) -> None:
 def test_the_word_is_said_also_to_a_request_behind_another_one(short: Short) -> None:
     """Its head came with the request before it."""
     with connected(short, b"GET /pid HTTP/1.1\r\n\r\n" + EXPECTS) as client:
-        assert received(client, b" Continue\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        assert receive_until(client, b" Continue\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_that_resets_its_connection_ends_no_worker(short: Short) -> None:
@@ -203,7 +204,7 @@ def test_a_body_that_is_malformed_holds_no_thread(short: Short, path: bytes) -> 
     request = b"POST %b HTTP/1.1\r\nContent-Type: application/json\r\n" % path
     line = b"5;" + b"a" * 5_000
     with connected(short, request + b"Transfer-Encoding: chunked\r\n\r\n" + line) as client:
-        assert received(client, b"\n").startswith(b"HTTP/1.1 4")
+        assert receive_until(client, b"\n").startswith(b"HTTP/1.1 4")
 
 
 def test_a_small_rest_is_left_together_with_what_follows() -> None:
@@ -233,17 +234,17 @@ def test_a_connection_goes_on_behind_a_body_that_was_not_read(short: Short, fram
     """As the response says; the work is linear in the body."""
     head = b"POST /conversations/nowhere HTTP/1.1\r\nContent-Type: application/json\r\n"
     with connected(short, head + framed) as client:
-        said = received(client, b"\n")
+        said = receive_until(client, b"\n")
         assert said.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 413 "))
         assert b"connection: keep-alive\r\n" in said.lower()
         client.sendall(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        received(client, b"\r\n\r\n%d" % worker(short))
+        receive_until(client, b"\r\n\r\n%d" % worker(short))
 
 
 def test_a_response_before_its_request_has_come_says_that_the_connection_ends(short: Short) -> None:
     """A body beyond the limit need not come, and what comes of it is no further request."""
     with connected(short, b"POST /chat HTTP/1.1\r\nContent-Length: 5000000\r\n\r\n") as client:
-        said = received(client, b"\n")
+        said = receive_until(client, b"\n")
     assert said.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close\r\n" in said.lower()
 

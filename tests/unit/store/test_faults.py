@@ -35,14 +35,7 @@ from halt.store.tables import REVISION, messages, metadata
 from tests.resilience.servers import Postgres
 from tests.support.halt_server import ROOT, refused_start
 from tests.support.races import together
-from tests.support.stores import (
-    DATABASES,
-    POSTGRES,
-    Chat,
-    Databases,
-    opened,
-    postgres_schema,
-)
+from tests.support.stores import DATABASES, POSTGRES, Chat, Databases, open_store, postgres_schema
 
 needs_postgres = pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
 SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
@@ -52,7 +45,7 @@ SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store in SQLite that does not wait long for others."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
-    with opened(tmp_path) as found:
+    with open_store(tmp_path) as found:
         yield found
 
 
@@ -123,7 +116,7 @@ def test_own_writers_never_say_that_another_program_has_the_database(
 ) -> None:
     """They wait in Halt's own queue, however many there are and however slow they are."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
-    with opened(tmp_path) as store:
+    with open_store(tmp_path) as store:
 
         def write(number: int) -> None:
             with store.database.writing():
@@ -137,7 +130,7 @@ def test_own_writers_never_say_that_another_program_has_the_database(
 @needs_postgres
 def test_a_lock_on_a_row_of_postgres_is_not_waited_for_long(tmp_path: Path) -> None:
     """The same on PostgreSQL, where others go on with other conversations."""
-    with postgres_schema() as url, opened(tmp_path, url) as store:
+    with postgres_schema() as url, open_store(tmp_path, url) as store:
         chat = Chat(store)
         chat.says("a", "1")
         engine = make_engine(tmp_path, url)
@@ -169,7 +162,7 @@ def test_a_read_only_postgres_is_said(tmp_path: Path) -> None:
     """As of a standby server."""
     with postgres_schema() as url:
         open_database(tmp_path, url).close()
-        with opened(tmp_path, f"{url}%20-cdefault_transaction_read_only%3Don") as store:
+        with open_store(tmp_path, f"{url}%20-cdefault_transaction_read_only%3Don") as store:
             fails("the database is read-only", partial(Chat(store).ask, "b"))
             assert store.conversations.summaries("anna").items == ()
 
@@ -195,7 +188,7 @@ def test_a_full_database_is_said_and_goes_on_when_there_is_room(store: Store) ->
 
 def test_a_disk_that_takes_no_more_is_said(tmp_path: Path) -> None:
     """A real limit on the size of files, in a process of its own; what was there before stays."""
-    with opened(tmp_path) as store:
+    with open_store(tmp_path) as store:
         Chat(store).says("a", "1")
     code = f"""
 import sys
@@ -222,7 +215,7 @@ with opened(Path({str(tmp_path)!r})) as store:
         r"This could not be saved: the disk (is full|cannot be written to or read from)\. 1\n",
         result.stdout,
     )
-    with opened(tmp_path) as store:
+    with open_store(tmp_path) as store:
         assert Chat(store).exchanges() == [("a", "1")]
 
 
@@ -247,7 +240,7 @@ def test_a_database_that_is_taken_away_is_said(
 
 def test_a_damaged_page_is_said(tmp_path: Path) -> None:
     """Where the damage shows up only when it is read."""
-    with opened(tmp_path) as store:
+    with open_store(tmp_path) as store:
         Chat(store).says("a" * 200_000, "1")
     path = tmp_path / "halt.db"
     size = path.stat().st_size
@@ -255,14 +248,14 @@ def test_a_damaged_page_is_said(tmp_path: Path) -> None:
         for at in range(size // 2 // 4096 * 4096, size, 4096):
             file.seek(at)
             file.write(b"\xff" * 64)
-    with opened(tmp_path) as store:
+    with open_store(tmp_path) as store:
         fails("the database is damaged", lambda: store.conversations.get("talk", "anna"))
 
 
 @needs_postgres
 def test_a_server_that_has_gone_is_said_and_found_again(tmp_path: Path) -> None:
     """Connections that broke are replaced without anybody noticing."""
-    with postgres_schema() as url, opened(tmp_path, url) as store:
+    with postgres_schema() as url, open_store(tmp_path, url) as store:
         chat = Chat(store)
         chat.says("a", "1")
         with store.database.reading() as connection:
@@ -288,7 +281,7 @@ def test_a_frozen_server_is_given_up_and_found_again(
 ) -> None:
     """Neither its limits nor its kernel's say anything then; a few calls wait and no more."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
-    with opened(tmp_path, postgres.url) as store:
+    with open_store(tmp_path, postgres.url) as store:
         chat = Chat(store)
         chat.says("a", "1")
         with postgres.frozen():
@@ -306,7 +299,7 @@ def test_a_statement_that_is_not_answered_is_given_up(
 ) -> None:
     """Where the server is frozen in the middle of it."""
     monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0)
-    with opened(tmp_path, postgres.url) as store:
+    with open_store(tmp_path, postgres.url) as store:
         began = time.monotonic()
 
         def sleep() -> None:
@@ -351,7 +344,7 @@ def test_neither_sql_nor_what_was_said_is_logged(
 @contextmanager
 def made(folder: Path) -> Iterator[Path]:
     """A sound database, and its file for somebody to spoil."""
-    with opened(folder) as store:
+    with open_store(folder) as store:
         Chat(store).says("a", "1")
     yield folder / "halt.db"
 
@@ -445,7 +438,7 @@ def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: st
             store = Store(database)
             Chat(store, f"chat-{n}").says("a", "1")
             store.close()
-        with opened(tmp_path, url) as store:
+        with open_store(tmp_path, url) as store:
             assert len(store.conversations.summaries("anna").items) == 4
 
 
@@ -500,7 +493,7 @@ def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path, kind
 def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     """Others on the machine read no conversation."""
     folder = tmp_path / "a" / "data"
-    with opened(folder) as store:
+    with open_store(folder) as store:
         Chat(store).says("secret", "secret too")
         assert folder.stat().st_mode & 0o777 == 0o700
         modes = {each.name: each.stat().st_mode & 0o777 for each in folder.glob("halt.db*")}

@@ -47,12 +47,13 @@ from halt.store.store import Store
 from halt.store.tables import conversations
 from halt.store.writer import StoreWriter
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, request_record
+from tests.support.http_client import Client, EventStream, ServerEvent
 from tests.support.races import together
-from tests.support.scripted import SOON, Scripted
-from tests.support.sse import Client, Events, Message
-from tests.support.stores import POSTGRES, opened, postgres_schema
-from tests.support.ws import WebSocket
+from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.stores import POSTGRES, open_store, postgres_schema
+from tests.support.waiting import WAIT_TIMEOUT
+from tests.support.websocket_client import WebSocket
 
 GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
 
@@ -90,7 +91,7 @@ def say(client: Client, place: str, text: str, stream_id: str) -> int:
     return client.request("POST", f"{place}/messages", body, form).status
 
 
-def read_until_it_breaks(events: Events) -> list[Message]:
+def read_until_it_breaks(events: EventStream) -> list[ServerEvent]:
     """Everything that a client got before its server was gone."""
     with contextlib.suppress(http.client.IncompleteRead, ConnectionError, AssertionError):
         for _ in events:
@@ -123,7 +124,7 @@ class Killed:
         self.folder = folder
         self.client = server.client()
 
-    def stream(self, **fields: Any) -> tuple[str, list[Message], int]:
+    def stream(self, **fields: Any) -> tuple[str, list[ServerEvent], int]:
         """The stream's ID, what its client got, and how much was saved for certain."""
         events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
         eventually(lambda: saved_events(self.folder, events.id) >= 20)
@@ -338,7 +339,7 @@ def test_a_store_that_is_not_well_breaks_no_stream_and_catches_up(
         assert desk.store_writer.saving.reason == reason
     desk.say(recording, " after")
     desk.end(recording)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.store_writer.saving.state == "saved"
     replay = desk.replay.get("a-stream", "somebody")
     assert replay is not None
@@ -358,7 +359,7 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
         recording.record_text(text_of(each), now())
         recording.log.append(each)
     desk.end(recording)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     found = desk.replay.get("a-stream", "somebody")
     assert found is not None
     assert found.log.read(0) == recording.log.read(0)
@@ -379,7 +380,7 @@ def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -
         recording.record_event(each, now())
         recording.log.append(each)
     desk.end(recording)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     found = desk.replay.get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == recording.answer() == (4, "Hello")
@@ -391,7 +392,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     for stream_id in ("a-stream", "dead-stream"):
         desk.say(desk.begin(stream_id), "text")
     desk.end(recording := desk.begin("an-end"))
-    assert desk.store_writer.wait_written(recording.id, SOON)
+    assert desk.store_writer.wait_written(recording.id, WAIT_TIMEOUT)
     eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
     statements: list[str] = []
 
@@ -400,7 +401,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
             statements.append(told[2])
 
     event.listen(desk.database.engine, "before_cursor_execute", note)
-    upstream = Scripted()
+    upstream = ScriptedUpstream()
     service = GenerationService(
         Config(), upstream, StopRegistry(), other_workers=OtherWorkers(desk.replay)
     )
@@ -428,7 +429,7 @@ def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
     assert desk.replay.get("a-stream", "somebody") is None
     assert desk.replay.recover() == 0
     desk.end(recording)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
 
 
 def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
@@ -442,14 +443,14 @@ def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
     started = threading.Barrier(len(databases))
 
     def recover(database: Database) -> None:
-        started.wait(SOON)
+        started.wait(WAIT_TIMEOUT)
         counts.append(Replay(Store(database).generations, lambda worker: False).recover())
 
     threads = [threading.Thread(target=recover, args=(each,)) for each in databases]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SOON)
+        thread.join(WAIT_TIMEOUT)
     assert sum(counts) == 5
     for recording in recordings:
         found = desk.replay.get(recording.id, "somebody")
@@ -505,11 +506,11 @@ def test_two_halts_on_one_database_leave_each_others_answers_alone(
         with first.client().chat("stall?n=5&rest=5", said) as events:
             events.until_text("4 ")
             place = f"/streams/{events.id}"
-            with opened(tmp_path, url) as store:
+            with open_store(tmp_path, url) as store:
                 eventually(lambda: store.generations.exists(events.id))
             third = start_halt(shared_fake, DATABASE_URL=url)
             assert [each.client().get(place).status for each in (second, third)] == [404, 404]
-            asked(shared_fake, said).release()
+            request_record(shared_fake, said).release()
             assert events.to_end().terminal["type"] == "done"
         eventually(lambda: second.client().get(place).status == 200)
         assert '"type":"done"' in second.client().get(place).body.decode()
@@ -572,7 +573,7 @@ def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
         assert first.membership.is_alive(second.membership.name)
         assert second.membership.is_alive(first.membership.name)
         eventually(lambda: is_there(first) and is_there(second))
-        with first.request(b"Who?", SOON) as answers:
+        with first.request(b"Who?", WAIT_TIMEOUT) as answers:
             assert [said for _, said, _ in answers] == [b"Who?"]
     said = [each for each in caplog.messages if "were deleted" in each]
     assert 2 <= len(said) <= 4  # once each time, where it was well in between

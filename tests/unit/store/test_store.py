@@ -57,10 +57,10 @@ from tests.support.stores import (
     WORKER,
     Chat,
     Databases,
-    begun,
-    ends,
-    opened,
+    new_generation,
+    open_store,
     postgres_schema,
+    write_end,
 )
 
 STOPPED = Cancelled(METRICS)
@@ -77,7 +77,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 
 @pytest.fixture(params=DATABASES)
 def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Store]:
-    with opened(*databases.new(request.param)) as found:
+    with open_store(*databases.new(request.param)) as found:
         yield found
 
 
@@ -242,7 +242,7 @@ def test_what_ends_after_it_was_forgotten_changes_nothing(chat: Chat) -> None:
     """A late end for an unknown stream or conversation is passed over."""
     chat.says("a", "1")
     chat.ends("unknown", "text")
-    ends(chat.store, "elsewhere", "text")
+    write_end(chat.store, "elsewhere", "text")
     chat.store.turns.cancel_start(chat.name, "unknown")
     chat.store.turns.cancel_start("unknown", "unknown")
     assert chat.exchanges() == [("a", "1")]
@@ -454,7 +454,7 @@ def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
     asked = chat.last()
     assert (asked.prefix, asked.answer_id, asked.ended) == ("Half an", before.answer_id, None)
     assert chat.told() == [("user", "a"), ("assistant", "Half an")]
-    ends(chat.store, stream_id, "Half an answer.", said=[Content(" answer.")])
+    write_end(chat.store, stream_id, "Half an answer.", said=[Content(" answer.")])
     said = chat.last()
     assert (said.answer, said.state, said.answer_id) == (
         "Half an answer.",
@@ -496,8 +496,8 @@ def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
 def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) -> None:
     """Each has a number of its own, in the order in which they came."""
     thoughts = [Step(1, "thought", "done", text="first"), Step(1, "thought", "done", text="second")]
-    ends(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
-    ends(store, chat.extend(), "Half more", folds=(thoughts[1],))
+    write_end(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
+    write_end(store, chat.extend(), "Half more", folds=(thoughts[1],))
     folds = chat.last().steps
     assert [fold.text for fold in folds] == ["first", "second"]
     assert len({fold.number for fold in folds}) == 2
@@ -657,7 +657,7 @@ def test_no_stream_answers_twice(three: Comparison, store: Store) -> None:
 def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
     """What a model thought is for the eye."""
     fold = Step(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
-    ends(store, chat.ask("Why?"), "Because.", folds=(fold,))
+    write_end(store, chat.ask("Why?"), "Because.", folds=(fold,))
     assert chat.last().steps == (fold,)
     chat.ask("And?")
     assert "secret" not in str(chat.told())
@@ -666,12 +666,12 @@ def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
 def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat) -> None:
     """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
     thought = Step(1, "thought", "done", text="Hm.", ms=5.0)
-    ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
+    write_end(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
     assert (chat.last().state, chat.last().is_withdrawn) == ("stopped", False)
     assert chat.last().steps == (thought,)
     chat.ends(chat.again(), "So.")
     assert len(chat.last().versions.ids) == 2
-    ends(store, chat.again(), "", STOPPED, folds=(thought,))
+    write_end(store, chat.again(), "", STOPPED, folds=(thought,))
     last = chat.last()
     assert (last.shown_version().steps, last.previous, len(last.versions.ids)) == (
         (thought,),
@@ -965,7 +965,7 @@ def test_such_texts_of_before_are_found_too(tmp_path: Path, kind: str) -> None:
             for content in ("plain words", "東京都に住む"):
                 connection.execute(insert(messages).values(message | {"content": content}))
         engine.dispose()
-        store = stack.enter_context(opened(tmp_path, url))
+        store = stack.enter_context(open_store(tmp_path, url))
         assert len(store.search.find("anna", "京都").items) == 1
         assert len(store.search.find("anna", "plain wor").items) == 1
 
@@ -984,7 +984,7 @@ def test_a_search_follows_what_changes(store: Store) -> None:
     """Continued, discarded and withdrawn texts are found as they are now."""
     chat = Chat(store)
     chat.says("alpha", "bravo", STOPPED)
-    ends(store, chat.extend(), "bravo charlie", said=[Content(" charlie")])
+    write_end(store, chat.extend(), "bravo charlie", said=[Content(" charlie")])
     assert len(store.search.find("anna", "bravo charlie").items) == 1
     chat.says("delta", "", STOPPED)
     assert store.search.find("anna", "delta").items == ()
@@ -1006,7 +1006,7 @@ def everything(store: Store) -> Chat:
         chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50)
     )
     chat.says("a", "1")
-    ends(store, chat.again(), "one", STOPPED, folds=(Step(1, "thought", "done", text="Hm"),))
+    write_end(store, chat.again(), "one", STOPPED, folds=(Step(1, "thought", "done", text="Hm"),))
     chat.says("b", "2", BROKEN)
     chat.says("B", "two", edit_of=chat.last().prompt_id)
     answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
@@ -1263,7 +1263,7 @@ def test_a_log_that_has_a_gap_keeps_it(store: Store) -> None:
     """Events that could not be written leave their numbers free."""
     end = GenerationEnd("gappy-one", DONE, time.time(), 9, "ab")
     chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
-    store.generations.write(Batch((begun("gappy-one"),), chunks, (end,)))
+    store.generations.write(Batch((new_generation("gappy-one"),), chunks, (end,)))
     found = store.generations.get_ended("gappy-one", None)
     assert found is not None
     assert [seq for seq, _, _ in found.events] == [1, 8, 9]
@@ -1273,8 +1273,8 @@ def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None
     """A session's by that session; a program's by whoever knows its ID."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.generations.write(Batch(new=(begun("program-1"),)))
-    ends(store, "program-1", "Hello.")
+    store.generations.write(Batch(new=(new_generation("program-1"),)))
+    write_end(store, "program-1", "Hello.")
     for requester in ("bert", None):
         assert store.generations.get_ended(stream_id, requester) is None
         assert store.generations.get_ended("program-1", requester) is not None
@@ -1405,7 +1405,7 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat
     for n in range(15):
         stream_id = chat.ask(f"{n}")
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
-        end = partial(ends, store, stream_id, "ab", said=[Content("a"), Content("b")])
+        end = partial(write_end, store, stream_id, "ab", said=[Content("a"), Content("b")])
         interrupted, _ = together(partial(store.generations.interrupt, stream_id), end)
         found = store.generations.get_ended(stream_id, "anna")
         assert found is not None
@@ -1418,7 +1418,7 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat
 def test_many_streams_are_written_at_once(store: Store) -> None:
     """One batch holds what a hundred streams brought, the ends of some among it."""
     names = [f"stream-{n:03}" for n in range(100)]
-    store.generations.write(Batch(new=tuple(map(begun, names))))
+    store.generations.write(Batch(new=tuple(map(new_generation, names))))
     for seq in (1, 2):
         store.generations.write(
             Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names))
@@ -1440,8 +1440,8 @@ def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat
     """Generations of programs go as a whole."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.generations.write(Batch(new=(begun("program-1"),)))
-    ends(store, "program-1", "Hello.")
+    store.generations.write(Batch(new=(new_generation("program-1"),)))
+    write_end(store, "program-1", "Hello.")
     assert store.generations.sweep(time.time() + 6.9 * DAY) == 0
     assert store.generations.sweep(time.time() + 7.1 * DAY) == 2
     assert store.generations.sweep(time.time() + 7.1 * DAY) == 0
@@ -1464,10 +1464,10 @@ def test_what_never_held_anything_is_swept(store: Store) -> None:
 
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     """What was answered is in the file, for whoever opens it next."""
-    with opened(tmp_path) as store:
+    with open_store(tmp_path) as store:
         everything(store)
         before = store.conversations.get("everything-there-is", "anna")
-    with opened(tmp_path) as store:
+    with open_store(tmp_path) as store:
         assert store.conversations.get("everything-there-is", "anna") == before
 
 
@@ -1491,14 +1491,14 @@ def test_a_generation_is_written_to_by_its_own_worker_alone(
     """Of another one with the same ID, which began while the store could not be asked, nothing is
     kept, and the log says so. What the first one has stays its own."""
     mine = Batch(
-        new=(begun("an-id"),),
+        new=(new_generation("an-id"),),
         chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
         worker=WORKER,
     )
     store.generations.write(mine)
     store.generations.write(mine)  # tried again: it was not heard that it had been written
     assert not caplog.records
-    other = replace(begun("an-id"), worker="worker-2")
+    other = replace(new_generation("an-id"), worker="worker-2")
     timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
     end = GenerationEnd("an-id", DONE, time.time(), 2, "second", "m-1")
     store.generations.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))

@@ -26,8 +26,8 @@ from halt.store import writer as module
 from halt.store.batches import Batch, Chunk, GenerationEnd
 from halt.store.generations import Generations
 from halt.store.writer import Saving, StoreWriter
-from tests.support.scripted import HI, SOON, Scripted
-from tests.support.wire import until
+from tests.support.scripted_upstream import HI, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 FULL = StoreUnavailable("This could not be saved: the disk is full.", "the disk is full")
 METRICS = Meter().snapshot()
@@ -51,7 +51,7 @@ class Shelf:
         with self._changed:
             self.attempts += 1
             self._changed.notify_all()
-        assert self.free.wait(SOON)
+        assert self.free.wait(WAIT_TIMEOUT)
         fault = self.fault(batch)
         if fault is not None:
             raise fault
@@ -79,7 +79,7 @@ class Shelf:
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until this is so, which is looked at after each change."""
         with self._changed:
-            assert self._changed.wait_for(condition, SOON)
+            assert self._changed.wait_for(condition, WAIT_TIMEOUT)
 
     def attempt(self, more: int = 1) -> None:
         """Wait until somebody has tried to write so many times more."""
@@ -148,7 +148,7 @@ def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> Non
         desk.shelf.until(lambda: letter in desk.shelf.text("a-stream"))
     add(first, "d", "e")
     desk.end(first)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.shelf.events("a-stream") == first.log.read(0)
     end = desk.shelf.end_of("a-stream")
     assert (end.ended, end.last_seq, end.answer) == (first.log.ended, 6, "abcde")
@@ -168,25 +168,25 @@ def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
 
 def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sends the next message right after an end does not wait for a period."""
-    monkeypatch.setattr(module, "PERIOD", 100 * SOON)
-    monkeypatch.setattr(module, "PERIOD_MAX", 100 * SOON)
+    monkeypatch.setattr(module, "PERIOD", 100 * WAIT_TIMEOUT)
+    monkeypatch.setattr(module, "PERIOD_MAX", 100 * WAIT_TIMEOUT)
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
 
 
 def test_an_end_does_not_write_what_the_others_have(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two turns of all, a transaction has what has ended and nothing else."""
-    monkeypatch.setattr(module, "PERIOD", 100 * SOON)
-    monkeypatch.setattr(module, "PERIOD_MAX", 100 * SOON)
+    monkeypatch.setattr(module, "PERIOD", 100 * WAIT_TIMEOUT)
+    monkeypatch.setattr(module, "PERIOD_MAX", 100 * WAIT_TIMEOUT)
     running, ended = desk.begin("running"), desk.begin("ended")
     add(running, "text")
     add(ended, "text")
     desk.end(ended)
-    assert desk.store_writer.wait_written("ended", SOON)
+    assert desk.store_writer.wait_written("ended", WAIT_TIMEOUT)
     assert desk.shelf.text("ended") == "text"
     assert not desk.shelf.chunks("running")
     assert desk.store_writer.close()
@@ -231,7 +231,7 @@ def test_what_could_not_be_saved_is_saved_as_soon_as_it_can_be(
         assert not desk.store_writer.wait_written("a-stream", 0)
         desk.shelf.fault = lambda batch: None
         desk.end(recording)
-        assert desk.store_writer.wait_written("a-stream", SOON)
+        assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.shelf.events("a-stream") == recording.log.read(0)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2, said
@@ -253,7 +253,7 @@ def test_it_is_said_when_saving_is_behind_fails_and_is_well_again(
     assert desk.store_writer.saving == Saving("failed", "the disk is full")
     desk.shelf.fault = lambda batch: None
     desk.end(recording)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.store_writer.saving == Saving("saved")
 
 
@@ -276,8 +276,8 @@ def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
     bad, good = desk.begin("the-bad-one"), desk.begin("the-good-one")
     add(good, "text")
     desk.end(good)
-    assert desk.store_writer.wait_written("the-good-one", SOON)
-    assert desk.store_writer.wait_written("the-bad-one", SOON)
+    assert desk.store_writer.wait_written("the-good-one", WAIT_TIMEOUT)
+    assert desk.store_writer.wait_written("the-bad-one", WAIT_TIMEOUT)
     assert desk.shelf.text("the-good-one") == "text"
     assert desk.shelf.end_of("the-good-one").answer == "text"
     assert bad.log.ended is None
@@ -290,7 +290,7 @@ def test_an_answer_that_cannot_even_be_read_holds_up_no_other(desk: Desk) -> Non
     bad.log.append(Content("without a time"))
     add(good, "text")
     desk.end(good)
-    assert desk.store_writer.wait_written("the-good-one", SOON)
+    assert desk.store_writer.wait_written("the-good-one", WAIT_TIMEOUT)
     assert desk.shelf.text("the-good-one") == "text"
     desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
 
@@ -304,7 +304,7 @@ def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> No
     assert recording.log.first > 4
     desk.shelf.fault = lambda batch: None
     desk.end(recording)
-    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.shelf.text("a-stream") == "abcdefghijklmnopqrstuvwxyz"
     numbers = [number for number, _ in desk.shelf.events("a-stream")]
     assert numbers == [1, 2, *range(4, 29)]
@@ -324,8 +324,8 @@ def test_a_long_backlog_goes_in_several_transactions(
     desk.end(recording)
     desk.end(other)
     desk.shelf.free.set()
-    assert desk.store_writer.wait_written("a-stream", SOON)
-    assert desk.store_writer.wait_written("another", SOON)
+    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert desk.store_writer.wait_written("another", WAIT_TIMEOUT)
     assert desk.shelf.events("a-stream") == recording.log.read(0)
     sizes = [sum(len(each.events) for each in batch.chunks) for batch in desk.shelf.batches]
     assert max(sizes) <= 10
@@ -390,9 +390,9 @@ def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
-    assert desk.store_writer.wait_written(recording.id, SOON)
+    assert desk.store_writer.wait_written(recording.id, WAIT_TIMEOUT)
     assert desk.shelf.text(recording.id) == "text"
-    until(lambda: "it is broken" in caplog.text)
+    wait_until(lambda: "it is broken" in caplog.text)
     assert not desk.store_writer.is_failing
 
 
@@ -402,7 +402,7 @@ def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None
     desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
     assert abs(desk.shelf.swept[0] - time.time()) < 60
     desk.end(desk.begin("another"))
-    assert desk.store_writer.wait_written("another", SOON)
+    assert desk.store_writer.wait_written("another", WAIT_TIMEOUT)
     assert len(desk.shelf.swept) == 3
 
 
@@ -433,7 +433,7 @@ class Service(Desk):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.upstream = Scripted()
+        self.upstream = ScriptedUpstream()
         config = Config(**{"log_seconds": 0.0, **settings})
         self.generations = GenerationService(
             config, self.upstream, StopRegistry(), self.store_writer
@@ -445,7 +445,7 @@ class Service(Desk):
         reply = self.upstream.reply()
         reply.feed(text)
         reply.end()
-        until(lambda: run.log.ended is not None and self.generations.open_streams == 0)
+        wait_until(lambda: run.log.ended is not None and self.generations.open_streams == 0)
         return run
 
     def kept(self, run: Run) -> bool:
@@ -476,7 +476,7 @@ def test_what_is_not_saved_is_not_forgotten(make_service: Callable[..., Service]
     service.shelf.attempt(3)  # longer than the keeper waits to forget
     assert service.kept(run)
     service.shelf.fault = lambda batch: None
-    until(lambda: not service.kept(run))
+    wait_until(lambda: not service.kept(run))
     assert service.shelf.end_of(run.id).answer == "text"
 
 
@@ -487,7 +487,7 @@ def test_memory_is_bounded_also_while_nothing_can_be_saved(
     service = make_service(kept_bytes=1_024)
     service.shelf.fault = lambda batch: FULL
     run = service.answered("x" * 2_000)
-    until(lambda: not service.kept(run))
+    wait_until(lambda: not service.kept(run))
     assert not service.store_writer.is_pending(run.id)
     service.shelf.fault = lambda batch: None
     service.shelf.until(lambda: run.id in service.shelf.interrupted)
@@ -497,7 +497,7 @@ def test_an_id_that_the_store_knows_is_in_use(make_service: Callable[..., Servic
     """A client's own choice names one generation, also when memory has long forgotten it."""
     service = make_service()
     run = service.answered()
-    until(lambda: not service.kept(run))
+    wait_until(lambda: not service.kept(run))
     with pytest.raises(StreamInUse):
         service.generations.start(ChatRequest(HI, id=run.id))
     assert service.generations.start(ChatRequest(HI, id=run.id), noted=True).id == run.id
@@ -509,7 +509,7 @@ def test_a_store_that_fails_is_not_asked_for_an_id(make_service: Callable[..., S
     service = make_service()
     service.shelf.fault = lambda batch: FULL
     service.generations.start(ChatRequest(HI))
-    until(lambda: service.store_writer.is_failing)
+    wait_until(lambda: service.store_writer.is_failing)
     service.shelf.exists = lambda stream_id: pytest.fail("it was asked")  # type: ignore[method-assign]
     service.generations.start(ChatRequest(HI, id="a-new-one"))
 
@@ -532,7 +532,7 @@ def test_a_store_that_is_silent_delays_no_start(make_service: Callable[..., Serv
         assert len(questions) < 20
     finally:
         answers.set()
-    until(lambda: service.generations._is_stored("stream-9999"))
+    wait_until(lambda: service.generations._is_stored("stream-9999"))
 
 
 def test_leaving_saves_what_was_under_way(make_service: Callable[..., Service]) -> None:
@@ -540,7 +540,7 @@ def test_leaving_saves_what_was_under_way(make_service: Callable[..., Service]) 
     service = make_service()
     run = service.generations.start(ChatRequest(HI))
     service.upstream.reply().feed("as far as it came")
-    until(lambda: run.log.last == 1)
+    wait_until(lambda: run.log.last == 1)
     service.generations.close()
     end = service.shelf.end_of(run.id)
     assert isinstance(end.ended, Failed)

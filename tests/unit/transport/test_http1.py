@@ -34,21 +34,9 @@ from halt.transport import dns, http1
 from halt.transport import pool as module
 from halt.transport.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body, readable
 from halt.transport.pool import Transport
-from tests.support.wire import (
-    CHUNKED,
-    HELLO,
-    OK,
-    SOON,
-    Background,
-    HandMade,
-    Peer,
-    answer,
-    body_of,
-    fetch,
-    get,
-    read_all,
-    until,
-)
+from tests.support.raw_server import CHUNKED, HELLO, OK, Peer, RawServer, answering
+from tests.support.transport_calls import body_of, fetch, get, read_all
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +47,7 @@ def context() -> ssl.SSLContext:
 
 @pytest.fixture
 def transport(context: ssl.SSLContext) -> Iterator[Transport]:
-    made = Transport(SOON, context)
+    made = Transport(WAIT_TIMEOUT, context)
     yield made
     made.close()
 
@@ -225,7 +213,7 @@ def test_interim_responses_are_passed_over(transport: Transport) -> None:
         peer.send(HELLO)
         peer.see_leave()
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         assert fetch(transport, server.url) == b"hello"
 
 
@@ -237,7 +225,7 @@ def test_a_head_may_be_cut_anywhere(transport: Transport) -> None:
         peer.send(*(HELLO[i : i + 1] for i in range(len(HELLO))))
         peer.see_leave()
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         assert fetch(transport, server.url) == b"hello"
 
 
@@ -264,7 +252,7 @@ def test_a_malformed_head_is_refused_and_its_connection_closed(
 ) -> None:
     """What is no HTTP/1.1 is a protocol error at once; no socket is left behind."""
     connection = UpstreamConnection()
-    with HandMade(answer(head)) as server:
+    with RawServer(answering(head)) as server:
         with pytest.raises(httpx2.RemoteProtocolError):
             fetch(transport, server.url, connection)
         assert connection.wait_closed(0) == "closed"
@@ -283,7 +271,7 @@ def test_an_endless_head_is_refused(transport: Transport) -> None:
             peer.send(b"X: " + b"x" * 1_000 + b"\r\n")
             sent += 1_000
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         with pytest.raises(httpx2.RemoteProtocolError, match="does not end"):
             get(transport, server.url)
         server.wait_over(1)
@@ -292,7 +280,7 @@ def test_an_endless_head_is_refused(transport: Transport) -> None:
 
 def test_a_response_that_can_have_no_body_has_none(transport: Transport) -> None:
     """204 has neither body nor length: it is over at once, not when the connection is."""
-    with HandMade(answer(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
+    with RawServer(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
         body = body_of(get(transport, server.url))
         try:
             assert body.read() == b""
@@ -312,7 +300,7 @@ def test_a_refusal_is_read_up_to_a_limit(transport: Transport, framing: bytes) -
         while True:  # until the client has had enough
             peer.send(chunk)
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         client = httpx2.Client(transport=transport)
         response = client.get(server.url)
         server.wait_over(1)
@@ -328,7 +316,7 @@ def test_a_request_is_sent_as_it_was_built(transport: Transport) -> None:
         seen.append(peer.request())
         peer.send(HELLO)
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         client = httpx2.Client(transport=transport)
         client.post(f"{server.url}/a%20b?c=d", headers={"X-Own": "yes"}, content=b"body")
     head, _, content = seen[0].partition(b"\r\n\r\n")
@@ -342,7 +330,7 @@ def test_a_request_is_sent_as_it_was_built(transport: Transport) -> None:
 
 def test_no_header_smuggles_another(transport: Transport) -> None:
     """A line break in a header is refused before anything is sent."""
-    with HandMade(answer(HELLO)) as server:
+    with RawServer(answering(HELLO)) as server:
         request = httpx2.Request("GET", server.url, headers={"X": "a\r\nY: b"})
         with pytest.raises(httpx2.LocalProtocolError):
             transport.handle_request(request)
@@ -382,7 +370,7 @@ def test_an_answer_that_was_left_takes_its_connection_along(
     body.read()
     body.close()
     body.close()
-    assert fake.wait_request(0).closed.wait(SOON)
+    assert fake.wait_request(0).closed.wait(WAIT_TIMEOUT)
     fetch(transport, f"{fake.base_url}/models")
     assert fake.requests[1].connection == 2
 
@@ -399,7 +387,7 @@ def test_an_answer_that_was_left_takes_its_connection_along(
 )
 def test_some_connections_are_not_used_again(transport: Transport, response: bytes) -> None:
     """A server that says it closes, or that sends what nobody asked for, is left."""
-    with HandMade(answer(response)) as server:
+    with RawServer(answering(response)) as server:
         for _ in range(2):
             assert fetch(transport, server.url) == b"hello"
         assert server.accepted == 2
@@ -412,7 +400,7 @@ def test_a_connection_that_was_closed_while_idle_is_replaced(transport: Transpor
         peer.request()
         peer.send(HELLO)
 
-    with HandMade(once) as server:
+    with RawServer(once) as server:
         for number in range(1, 4):
             assert fetch(transport, server.url) == b"hello"
             server.wait_over(number)
@@ -428,7 +416,7 @@ def close_at_second_request(peer: Peer) -> None:
 
 def test_a_connection_that_closes_as_it_is_used_is_replaced_once(transport: Transport) -> None:
     """The race between a server's close and our next request is won by asking once more."""
-    with HandMade(close_at_second_request, answer(HELLO)) as server:
+    with RawServer(close_at_second_request, answering(HELLO)) as server:
         assert fetch(transport, server.url) == b"hello"
         assert fetch(transport, server.url) == b"hello"
         assert server.accepted == 2
@@ -439,7 +427,7 @@ def test_a_request_is_not_sent_again_after_a_silence(
 ) -> None:
     """A kept connection that breaks later than at once may have been worked on: no second POST."""
     monkeypatch.setattr(module, "RESEND_WITHIN", -1.0)  # any time is too late
-    with HandMade(close_at_second_request, answer(HELLO)) as server:
+    with RawServer(close_at_second_request, answering(HELLO)) as server:
         assert fetch(transport, server.url) == b"hello"
         with pytest.raises(httpx2.ReadError):
             fetch(transport, server.url)
@@ -455,7 +443,7 @@ def test_a_request_is_not_sent_again_after_a_byte(transport: Transport) -> None:
         peer.request()
         peer.send(HELLO[:20])
 
-    with HandMade(begins_to_answer, answer(HELLO)) as server:
+    with RawServer(begins_to_answer, answering(HELLO)) as server:
         assert fetch(transport, server.url) == b"hello"
         with pytest.raises(httpx2.ReadError):
             fetch(transport, server.url)
@@ -469,7 +457,7 @@ def never_answers(peer: Peer) -> None:
 
 def test_a_new_connection_that_closes_is_not_replaced(transport: Transport) -> None:
     """The second attempt is the last one: a server that never answers is told as such."""
-    with HandMade(close_at_second_request, never_answers) as server:
+    with RawServer(close_at_second_request, never_answers) as server:
         fetch(transport, server.url)
         with pytest.raises(httpx2.ReadError):
             fetch(transport, server.url)
@@ -483,7 +471,7 @@ def test_idle_connections_are_few_and_fresh(
     clock = 0.0
     monkeypatch.setattr(module, "now", lambda: clock)
     monkeypatch.setattr(module, "IDLE_MAX", 2)
-    with HandMade(answer(*[HELLO] * 9)) as server:
+    with RawServer(answering(*[HELLO] * 9)) as server:
         bodies = [body_of(get(transport, server.url)) for _ in range(4)]
         for body in bodies:
             read_all_now(body)
@@ -504,7 +492,7 @@ def read_all_now(body: Body) -> None:
 
 def test_closing_the_transport_closes_its_idle_connections(transport: Transport) -> None:
     """At the end no connection is left open, and closing twice is harmless."""
-    with HandMade(answer(HELLO)) as server:
+    with RawServer(answering(HELLO)) as server:
         fetch(transport, server.url)
         transport.close()
         transport.close()
@@ -513,7 +501,7 @@ def test_closing_the_transport_closes_its_idle_connections(transport: Transport)
 
 def test_another_server_never_gets_a_kept_connection(transport: Transport) -> None:
     """Connections are kept by scheme, host and port."""
-    with HandMade(answer(HELLO)) as one, HandMade(answer(HELLO)) as other:
+    with RawServer(answering(HELLO)) as one, RawServer(answering(HELLO)) as other:
         fetch(transport, one.url)
         fetch(transport, other.url)
         fetch(transport, f"http://localhost:{other.port}/")
@@ -531,11 +519,11 @@ def test_silence_is_told_and_loses_nothing(transport: Transport) -> None:
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(CHUNKED, b"5\r\nhel")
-        speak.wait(SOON)
+        speak.wait(WAIT_TIMEOUT)
         peer.send(b"lo\r\n0\r\n\r\n")
         peer.see_leave()
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         body = body_of(get(transport, server.url))
         assert body.read() == b"hel"
         for _ in range(2):
@@ -549,7 +537,7 @@ def test_silence_is_told_and_loses_nothing(transport: Transport) -> None:
 @pytest.mark.usefixtures("short_ticks")
 def test_a_silent_head_outlasts_the_ticks(transport: Transport, fake: FakeOpenAI) -> None:
     """Waiting for headers is not limited here: whoever has the limits interrupts the line."""
-    asked = Background(lambda: complete(transport, fake, "silent_headers?seconds=0.2&n=1"))
+    asked = BackgroundCall(lambda: complete(transport, fake, "silent_headers?seconds=0.2&n=1"))
     assert asked.end() is None
     assert isinstance(asked.result, httpx2.Response)
     assert b"[DONE]" in read_all(body_of(asked.result))
@@ -563,14 +551,14 @@ def test_what_a_selector_waits_for_waits_for_nothing(transport: Transport) -> No
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(CHUNKED, b"3\r\nhel\r\n")
-        speak.wait(SOON)
+        speak.wait(WAIT_TIMEOUT)
         peer.send(b"2\r\nlo\r\n0\r\n\r\n")
         peer.request()
-        speak.wait(SOON)
+        speak.wait(WAIT_TIMEOUT)
         peer.send(HELLO)
         peer.see_leave()
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         body = body_of(get(transport, server.url))
         assert body.read() == b"hel"
         body.unblock()
@@ -580,13 +568,13 @@ def test_what_a_selector_waits_for_waits_for_nothing(transport: Transport) -> No
         assert not body.pending
         speak.set()
         with socket.socket(fileno=os.dup(body.fileno())) as same:
-            assert readable(same, SOON)
+            assert readable(same, WAIT_TIMEOUT)
         assert body.read() == b"lo"
         assert read_all(body) == b""
         assert body.complete
         body.close()
         speak.clear()
-        asked = Background(lambda: (fetch(transport, server.url), time.thread_time()))
+        asked = BackgroundCall(lambda: (fetch(transport, server.url), time.thread_time()))
         asked.join(0.5)  # for which a head that is waited for in a loop would cost a core
         speak.set()
         assert asked.end() is None
@@ -621,7 +609,7 @@ def test_what_brings_nothing_for_ever_is_read_in_turns(
             while not over.is_set():
                 peer.send(piece)
 
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         body = body_of(get(transport, server.url))
         assert body.read() == b"hel"
         body.unblock()
@@ -635,7 +623,7 @@ def test_what_brings_nothing_for_ever_is_read_in_turns(
         monkeypatch.setattr(Body, "_receive", counted)
         while sum(received) < 100:
             received.append(0)
-            assert body.pending or readable(body._sock, SOON)  # type: ignore[arg-type]  # it is open
+            assert body.pending or readable(body._sock, WAIT_TIMEOUT)  # type: ignore[arg-type]  # it is open
             with pytest.raises(NoData):
                 body.read()
         over.set()
@@ -673,7 +661,7 @@ def tls_fake() -> Iterator[FakeOpenAI]:
 @pytest.fixture
 def tls(tls_fake: FakeOpenAI) -> Iterator[Transport]:
     """A transport that trusts the fake."""
-    made = Transport(SOON, ssl.create_default_context(cafile=tls_fake.ca_pem_path))
+    made = Transport(WAIT_TIMEOUT, ssl.create_default_context(cafile=tls_fake.ca_pem_path))
     yield made
     made.close()
 
@@ -690,7 +678,7 @@ def test_tls_connections_are_used_again(tls: Transport, tls_fake: FakeOpenAI) ->
 def test_a_new_tls_connection_resumes_an_earlier_session(tls_fake: FakeOpenAI) -> None:
     """Its handshake has no certificates. Sessions with other names are left alone."""
     context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
-    with closing(Transport(SOON, context)) as tls:
+    with closing(Transport(WAIT_TIMEOUT, context)) as tls:
         for host in ("localhost", "localhost", "127.0.0.1", "localhost"):
             url = f"https://{host}:{tls_fake.port}/v1/models"
             body_of(get(tls, url)).close()  # not read, so its connection is not used again
@@ -707,12 +695,15 @@ def test_a_session_is_dropped_where_tls_fails(monkeypatch: pytest.MonkeyPatch) -
 
     def secure(peer: Peer) -> None:
         peer.sock = servers.wrap_socket(peer.sock, server_side=True)
-        answer(HELLO)(peer)
+        answering(HELLO)(peer)
 
     def leave(_: Peer) -> None:
         pass
 
-    with HandMade(secure, leave, secure) as server, closing(Transport(SOON, context)) as tls:
+    with (
+        RawServer(secure, leave, secure) as server,
+        closing(Transport(WAIT_TIMEOUT, context)) as tls,
+    ):
         url = server.url.replace("http:", "https:")
         fetch(tls, url)
         with pytest.raises(httpx2.ConnectError):
@@ -730,8 +721,8 @@ def test_silence_is_told_over_tls_too(tls: Transport, tls_fake: FakeOpenAI) -> N
     body = body_of(complete(tls, tls_fake, "stall?n=1", connection))
     while b'"0 "' not in body.read():
         pass
-    reading = Background(body.read)
-    reading.join(SOON / 4)
+    reading = BackgroundCall(body.read)
+    reading.join(WAIT_TIMEOUT / 4)
     connection.interrupt()
     assert isinstance(reading.end(), NoData)
     body.close()
@@ -741,13 +732,13 @@ def test_an_interrupt_ends_a_read_over_tls(tls: Transport, tls_fake: FakeOpenAI)
     """A Stop closes a TLS connection in mid-answer; the reader wakes, the server notices."""
     connection = UpstreamConnection()
     body = body_of(complete(tls, tls_fake, "stall?n=1", connection))
-    reading = Background(lambda: read_all(body))
+    reading = BackgroundCall(lambda: read_all(body))
     tls_fake.requests[0].wait_tokens(1)
     connection.interrupt()
     assert isinstance(reading.end(), httpx2.ReadError)
     body.close()
     assert connection.wait_closed(0) == "closed"
-    assert tls_fake.requests[0].closed.wait(SOON)
+    assert tls_fake.requests[0].closed.wait(WAIT_TIMEOUT)
 
 
 def test_an_unknown_authority_is_not_trusted(transport: Transport, tls_fake: FakeOpenAI) -> None:
@@ -755,7 +746,7 @@ def test_an_unknown_authority_is_not_trusted(transport: Transport, tls_fake: Fak
     with pytest.raises(httpx2.ConnectError) as caught:
         complete(transport, tls_fake, "echo")
     assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
-    until(lambda: not tls_fake.open_connections)
+    wait_until(lambda: not tls_fake.open_connections)
     assert tls_fake.requests == []
 
 
@@ -771,7 +762,7 @@ def test_a_resolver_that_is_silent_is_waited_for_as_long_as_for_a_connection(
 
     def look_up(*name: object) -> list[object]:
         asked.append(name)
-        answer.wait(SOON)
+        answer.wait(WAIT_TIMEOUT)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
@@ -807,7 +798,7 @@ def test_a_name_is_looked_up_anew_after_a_while(
     clock = 0.0
     monkeypatch.setattr(dns, "now", lambda: clock)
     monkeypatch.setattr(module, "IDLE_MAX", 0)
-    with HandMade(*[answer(HELLO)] * 4) as server:
+    with RawServer(*[answering(HELLO)] * 4) as server:
         for clock in (0.0, dns.CACHE_SECONDS - 1, dns.CACHE_SECONDS, dns.CACHE_SECONDS + 1):  # noqa: B007
             fetch(transport, f"http://model.example:{server.port}/")
         assert server.accepted == 4
@@ -849,7 +840,7 @@ def test_few_names_are_kept(look_ups: list[str], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(dns, "CACHE_MAX", 2)
     kept = dns.Resolver()
     for host in ("a.example", "b.example", "c.example", "b.example", "a.example"):
-        kept.addresses(host, 80, now() + SOON)
+        kept.addresses(host, 80, now() + WAIT_TIMEOUT)
     assert [name[0] for name in look_ups] == ["a", "b", "c", "a"]
 
 

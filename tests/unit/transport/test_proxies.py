@@ -21,18 +21,9 @@ from halt.core.connection import UpstreamConnection
 from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport, bypasses_proxy, proxy_for
-from tests.support.wire import (
-    SOON,
-    Background,
-    Handler,
-    HandMade,
-    Peer,
-    answer,
-    body_of,
-    fetch,
-    get,
-    read_all,
-)
+from tests.support.raw_server import Handler, Peer, RawServer, answering
+from tests.support.transport_calls import body_of, fetch, get, read_all
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
 
 NAME = "model.invalid"  # a name that no resolver knows
 
@@ -60,7 +51,7 @@ def make_transport(tls_fake: FakeOpenAI) -> Iterator[MakeTransport]:
     context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
     context.check_hostname = False
     with contextlib.ExitStack() as transports:
-        yield lambda: transports.enter_context(contextlib.closing(Transport(SOON, context)))
+        yield lambda: transports.enter_context(contextlib.closing(Transport(WAIT_TIMEOUT, context)))
 
 
 def proxy(port: int, heads: list[bytes]) -> Handler:
@@ -85,7 +76,7 @@ def proxy(port: int, heads: list[bytes]) -> Handler:
             back = threading.Thread(target=pump, args=(onward, peer.sock), daemon=True)
             back.start()
             pump(peer.sock, onward)
-            back.join(SOON)
+            back.join(WAIT_TIMEOUT)
 
     return handle
 
@@ -95,7 +86,7 @@ def test_https_goes_through_a_tunnel(
 ) -> None:
     """HTTPS_PROXY is asked for a tunnel by name; TLS goes through it, and it is used again."""
     heads: list[bytes] = []
-    with HandMade(proxy(tls_fake.port, heads)) as server:
+    with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
         for _ in range(2):
@@ -114,7 +105,7 @@ def test_a_proxy_is_named_with_or_without_scheme(
     spelling: str,
 ) -> None:
     """Lower case, a bare HOST:PORT, an address with a path: as other programs take them."""
-    with HandMade(proxy(tls_fake.port, [])) as server:
+    with RawServer(proxy(tls_fake.port, [])) as server:
         monkeypatch.setenv("https_proxy", spelling.format(server.port))
         transport = make_transport()
         assert b"echo" in fetch(transport, f"https://{NAME}/v1/models")
@@ -126,7 +117,7 @@ def test_plain_http_goes_through_a_proxy_too(
 ) -> None:
     """HTTP_PROXY serves models that are reached without TLS."""
     heads: list[bytes] = []
-    with FakeOpenAI() as fake, HandMade(proxy(fake.port, heads)) as server:
+    with FakeOpenAI() as fake, RawServer(proxy(fake.port, heads)) as server:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
         assert b"echo" in fetch(transport, f"http://{NAME}/v1/models")
@@ -140,7 +131,7 @@ def test_the_credentials_of_a_proxy_are_sent_to_it(
 ) -> None:
     """`http://user:password@proxy` is how company proxies are set up everywhere."""
     heads: list[bytes] = []
-    with HandMade(proxy(tls_fake.port, heads)) as server:
+    with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://anna:p%40ss@127.0.0.1:{server.port}")
         transport = make_transport()
         fetch(transport, f"https://{NAME}/v1/models")
@@ -154,7 +145,7 @@ def test_no_proxy_names_what_goes_past_it(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, past: str
 ) -> None:
     """A host in NO_PROXY, or under a domain in it, is reached directly."""
-    with HandMade(answer()) as server:
+    with RawServer(answering()) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         monkeypatch.setenv("NO_PROXY", past)
         transport = make_transport()
@@ -190,7 +181,7 @@ def test_what_a_tunnel_carries_is_not_shown_to_the_proxy(
 ) -> None:
     """The proxy sees a name and a port; key and question go through TLS."""
     heads: list[bytes] = []
-    with HandMade(proxy(tls_fake.port, heads)) as server:
+    with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
         content = json.dumps({"model": "echo", "messages": [], "stream": True}).encode()
@@ -216,7 +207,7 @@ def test_a_proxy_that_refuses_is_an_error_of_connecting(
         peer.see_leave()
 
     connection = UpstreamConnection()
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
         with pytest.raises(httpx2.ConnectError, match=status[:3].decode()):
@@ -229,7 +220,7 @@ def test_a_proxy_that_is_silent_is_waited_for_as_long_as_for_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The time to connect includes the proxy's."""
-    with HandMade(answer()) as server:
+    with RawServer(answering()) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         with pytest.raises(httpx2.ConnectTimeout):
             get(Transport(0.1), f"https://{NAME}/v1/models")
@@ -248,13 +239,13 @@ def test_a_stop_is_heard_while_a_proxy_is_silent(
         peer.see_leave()
 
     connection = UpstreamConnection()
-    with HandMade(handle) as server:
+    with RawServer(handle) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
-        blocked = Background(lambda: get(transport, f"https://{NAME}/v1/models", connection))
-        assert asked.wait(SOON)
+        blocked = BackgroundCall(lambda: get(transport, f"https://{NAME}/v1/models", connection))
+        assert asked.wait(WAIT_TIMEOUT)
         connection.interrupt()
-        assert isinstance(blocked.end(SOON / 2), httpx2.TransportError)
+        assert isinstance(blocked.end(WAIT_TIMEOUT / 2), httpx2.TransportError)
         assert connection.wait_closed(0) == "closed"
 
 

@@ -40,8 +40,8 @@ from halt.store.models import Exchange
 from halt.web.event_stream import frame_bytes
 from halt.web.page.views import AnswerView, exchange_view, view
 from halt.web.page.writer import PageWriter
-from tests.support.scripted import Scripted, ScriptedReply
-from tests.support.stage import Stage, over
+from tests.support.run_harness import RunHarness, wait_ended
+from tests.support.scripted_upstream import ScriptedReply, ScriptedUpstream
 
 TEMPLATES = Path(__file__).parents[3] / "templates"
 RENDERER = Renderer()
@@ -80,7 +80,7 @@ Played = Callable[..., Run]
 @pytest.fixture
 def played() -> Iterator[Played]:
     """Runs that are over: each list of events is one round of the model's."""
-    stage = Stage()
+    stage = RunHarness()
     stage.tools = Toolbox([ask])
 
     def play(*rounds: list[Delta], stop_at: int | None = None, **settings: Any) -> Run:
@@ -94,8 +94,8 @@ def played() -> Iterator[Played]:
             else:
                 reply.feed(UpstreamError("upstream_dropped"))
             replies.append(reply)
-        run, _ = stage.begin(Scripted(*replies), retries=0, **settings)
-        over(run)
+        run, _ = stage.begin(ScriptedUpstream(*replies), retries=0, **settings)
+        wait_ended(run)
         if stop_at is not None:
             run._seen_events = stop_at
         return run

@@ -29,17 +29,17 @@ from halt.web.requests import client_address
 from halt.web.services import services
 from halt.web.starts import count_starts
 from tests.support.halt_server import (
-    SEEN_WITHIN,
+    RECORD_TIMEOUT,
     HaltServer,
     StartHalt,
-    asked,
     eventually,
     new_id,
     refused_start,
+    request_record,
     settings,
 )
-from tests.support.sse import Answer, Client
-from tests.support.ws import WebSocket
+from tests.support.http_client import Client, HttpResponse
+from tests.support.websocket_client import WebSocket
 
 STARTS = 3  # that an address has
 OF_SESSION = 2  # that a browser's session has
@@ -78,32 +78,32 @@ def browser(client: Client) -> Client:
     return client
 
 
-def chat_stream(client: Client) -> Answer:
+def chat_stream(client: Client) -> HttpResponse:
     return client.post("/chat/stream", HELLO)
 
 
-def chat(client: Client) -> Answer:
+def chat(client: Client) -> HttpResponse:
     return client.post("/chat", HELLO)
 
 
-def whole(client: Client) -> Answer:
+def whole(client: Client) -> HttpResponse:
     return client.post("/chat", HELLO, Accept="application/json")
 
 
-def event_source(client: Client) -> Answer:
+def event_source(client: Client) -> HttpResponse:
     return client.get(f"/stream?{urlencode({'prompt': 'Hello', 'model': 'echo'})}")
 
 
-def completions(client: Client) -> Answer:
+def completions(client: Client) -> HttpResponse:
     return client.post("/v1/chat/completions", {**HELLO, "stream": True})
 
 
-def form(client: Client, path: str, **fields: str | list[str]) -> Answer:
+def form(client: Client, path: str, **fields: str | list[str]) -> HttpResponse:
     """What the page sends."""
     return client.request("POST", path, urlencode(fields, doseq=True).encode(), PAGE)
 
 
-SURFACES: list[Callable[[Client], Answer]] = [
+SURFACES: list[Callable[[Client], HttpResponse]] = [
     chat_stream,
     chat,
     whole,
@@ -119,7 +119,7 @@ def exhaust(client: Client) -> None:
     assert chat(client).status == 429
 
 
-def in_time(answer: Answer) -> bool:
+def in_time(answer: HttpResponse) -> bool:
     """Whether the refusal says when to come again."""
     return 0 < int(answer.headers["retry-after"]) <= 3600
 
@@ -128,7 +128,9 @@ def in_time(answer: Answer) -> bool:
 
 
 @pytest.mark.parametrize("surface", SURFACES)
-def test_a_start_too_many_is_refused(surface: Callable[[Client], Answer], client: Client) -> None:
+def test_a_start_too_many_is_refused(
+    surface: Callable[[Client], HttpResponse], client: Client
+) -> None:
     """As many as the limit says are answered, the next is 429 with Retry-After."""
     for _ in range(STARTS):
         assert surface(client).status == 200
@@ -213,7 +215,7 @@ def test_whoever_has_started_enough_can_still_do_everything_else(
         with client.follow(running.id) as again:
             again.until_text("0 ")
         assert client.stop(running.id).json["status"] == "stopped"
-        assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+        assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
         for _ in range(STARTS + 1):
             assert client.stop(running.id).json["status"] == "finished"
 
@@ -325,7 +327,7 @@ def test_the_page_is_told_and_nothing_of_the_message_is_kept(browser: Client) ->
 def test_each_model_of_a_comparison_counts(browser: Client) -> None:
     """All of them are started or none, and more than there can ever be is said at once."""
 
-    def send(*models: str) -> Answer:
+    def send(*models: str) -> HttpResponse:
         return form(browser, f"/c/{new_id()}/messages", prompt="Hello", model=list(models))
 
     three = send("echo", "count?n=1", "count?n=2")

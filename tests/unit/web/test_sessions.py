@@ -12,7 +12,7 @@ from halt.config.environment import load
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.sessions import owner
 from tests.support.halt_server import HaltServer, StartHalt
-from tests.support.sse import Client
+from tests.support.http_client import Client
 
 FORM = "application/x-www-form-urlencoded"
 TOKEN = "a-token-for-tests"

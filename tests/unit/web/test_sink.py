@@ -30,9 +30,9 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.web import sink
 from halt.web.event_stream import EventStream, json_frames
 from halt.web.sink import GROUP_CHARS, Sink
-from tests.support.halt_server import HaltServer, asked, eventually, new_id
-from tests.support.scripted import HI, SOON, Scripted, ScriptedReply
-from tests.support.wire import Background, until
+from tests.support.halt_server import HaltServer, eventually, new_id, request_record
+from tests.support.scripted_upstream import HI, ScriptedReply, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 FRAME = "x" * 1000  # the text of one event
 BIG = "Good morning! " * 600_000
@@ -43,7 +43,7 @@ class Stage:
     """A service, and clients whose sockets its relay writes to."""
 
     def __init__(self) -> None:
-        self.upstream = Scripted()
+        self.upstream = ScriptedUpstream()
         config = Config(orphan_grace=1e9, max_answer_chars=10**9)
         self.generations = GenerationService(config, self.upstream, StopRegistry())
         self.generations.painter.start()  # as a server does
@@ -63,7 +63,7 @@ class Stage:
             client.connect(listener.getsockname())
             ours, _ = listener.accept()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        client.settimeout(SOON)
+        client.settimeout(WAIT_TIMEOUT)
         self._sockets += [ours, client]
         return ours, client
 
@@ -76,7 +76,7 @@ class Stage:
         self.streams.append(stream)
         response = SimpleNamespace(sock=ours, sent=0)
         made = Sink(stream, response)
-        return Served(made, client, response, stream, Background(made.wait))
+        return Served(made, client, response, stream, BackgroundCall(made.wait))
 
     def close(self) -> None:
         self.generations.close()
@@ -95,7 +95,7 @@ class Served:
     client: socket.socket
     response: Any
     stream: EventStream
-    waiting: Background
+    waiting: BackgroundCall
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_slow_readers_last_frame_is_whole_before_its_view_wakes(stage: Stage) 
     served = stage.serve(run)
     reply.feed(*[FRAME] * LATE)
     reply.end()
-    until(lambda: run.log.ended is not None)
+    wait_until(lambda: run.log.ended is not None)
     assert served.waiting.is_alive()
     selector = stage.generations.relay._selector
     assert served.response.sock in {key.fileobj for key in selector.get_map().values()}
@@ -180,8 +180,8 @@ def test_a_reader_that_takes_nothing_is_dropped(
     run, reply = stage.start()
     served = stage.serve(run)
     reply.feed(*[FRAME] * LATE)
-    until(lambda: run.log.last == LATE)
-    until(lambda: len(served.sink._unsent) > 0 or not served.waiting.is_alive())
+    wait_until(lambda: run.log.last == LATE)
+    wait_until(lambda: len(served.sink._unsent) > 0 or not served.waiting.is_alive())
     assert len(served.sink._unsent) < 3 * GROUP_CHARS
     assert served.waiting.end() is None
     assert served.waiting.result is False
@@ -192,7 +192,7 @@ def test_a_reader_that_takes_nothing_is_dropped(
     newest = max(map(int, re.findall(rb"^id: (\d+)$", raw, re.MULTILINE)))
     assert newest < LATE
     reply.end()
-    until(lambda: run.log.ended is not None)
+    wait_until(lambda: run.log.ended is not None)
     rest = run.log.read(newest)
     assert [seq for seq, _ in rest] == list(range(newest + 1, LATE + 2))
 
@@ -219,7 +219,7 @@ def test_bytes_behind_a_request_make_no_turns(
     reply.feed("a")
     turns = turns_of(stage, monkeypatch)
     served.client.sendall(b"GET / HTTP/1.1\r\n")
-    until(lambda: turns[0] > 0)
+    wait_until(lambda: turns[0] > 0)
     before = turns[0]
     threading.Event().wait(0.5)
     assert turns[0] - before < 20
@@ -245,12 +245,12 @@ def test_bytes_behind_a_request_are_no_departure(
     turns = turns_of(stage, monkeypatch)
     watched = Departure(stage.generations.relay, ours, gone.set)
     client.sendall(b"GET / HTTP/1.1\r\n")
-    until(lambda: turns[0] > 0)
+    wait_until(lambda: turns[0] > 0)
     before = turns[0]
     assert not gone.wait(0.5)
     assert turns[0] - before < 20
     client.close()
-    assert gone.wait(SOON)
+    assert gone.wait(WAIT_TIMEOUT)
     watched.cancel()
 
 
@@ -271,7 +271,7 @@ def test_a_frame_that_cannot_be_made_drops_its_reader_alone(
     assert text_of(b"".join(chunks(read_to_end(good.client)))) == "a"
     assert good.waiting.end() is None
     assert good.waiting.result is True
-    until(lambda: "ZeroDivisionError: in a frame" in caplog.text)
+    wait_until(lambda: "ZeroDivisionError: in a frame" in caplog.text)
 
 
 def test_a_reader_that_leaves_is_noticed_in_silence(stage: Stage) -> None:
@@ -288,7 +288,7 @@ def test_the_end_of_the_relay_wakes_every_view(stage: Stage) -> None:
     """No request waits for a relay that is not there any more."""
     run, _ = stage.start()
     served = [stage.serve(run) for _ in range(3)]
-    stage.generations.relay.close(SOON)
+    stage.generations.relay.close(WAIT_TIMEOUT)
     for each in served:
         assert each.waiting.end() is None
         assert each.waiting.result is False
@@ -332,7 +332,7 @@ class Raw:
         self.sock = socket.socket()
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.settimeout(4 * SOON)
+        self.sock.settimeout(4 * WAIT_TIMEOUT)
         self.sock.connect((server.host, server.port))
         self._buffer = b""
 
@@ -487,7 +487,7 @@ def test_the_bytes_are_those_of_a_thread(
                 raw.sock.sendall(sent)
                 head = raw.head()
                 if name == "prompt of a page":
-                    asked(shared_fake, SAID, list(both).index(writes)).release()
+                    request_record(shared_fake, SAID, list(both).index(writes)).release()
                 if head.get("transfer-encoding") == "chunked":
                     body = b"".join(raw.chunks())
                 else:

@@ -23,8 +23,9 @@ from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.web.event_stream import EventStream, TextStream, json_frames
 from halt.web.sink import Sink
-from tests.support.scripted import HI, SOON, Scripted
-from tests.support.wire import Background, received, until
+from tests.support.raw_server import receive_until
+from tests.support.scripted_upstream import HI, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 from tests.unit.cluster.test_remote import Begin, begin
 
 __all__ = ["begin"]  # the fixture
@@ -33,8 +34,8 @@ BIG = "x" * 10_000
 
 
 @pytest.fixture
-def scripted() -> Iterator[tuple[GenerationService, Scripted]]:
-    upstream = Scripted()
+def scripted() -> Iterator[tuple[GenerationService, ScriptedUpstream]]:
+    upstream = ScriptedUpstream()
     made = GenerationService(Config(orphan_grace=1e9, heartbeat=0.01), upstream, StopRegistry())
     yield made, upstream
     made.close()
@@ -46,7 +47,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     """The server's end of a connection, and the client's."""
     server, client = socket.socketpair()
     with server, client:
-        client.settimeout(SOON)
+        client.settimeout(WAIT_TIMEOUT)
         yield server, client
 
 
@@ -60,7 +61,7 @@ def follow(generations: GenerationService, run: Generation) -> EventStream:
 
 
 def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
-    scripted: tuple[GenerationService, Scripted],
+    scripted: tuple[GenerationService, ScriptedUpstream],
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -79,11 +80,11 @@ def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
     monkeypatch.setattr(generations.relay, "at", noted)
     with TextStream(generations, run, None) as stream:
         sink = Sink(stream, response(ends[0]))
-        until(lambda: len(due) > 10)
+        wait_until(lambda: len(due) > 10)
         steps = [later - before for before, later in pairwise(due)]
         assert min(steps) >= 0.9 * generations.config.heartbeat
         run.cancel("stop")
-        assert Background(sink.wait).end() is None
+        assert BackgroundCall(sink.wait).end() is None
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -99,14 +100,14 @@ def test_a_reader_that_is_release_viewersed_goes_with_what_it_has(
     server, client = ends
     with follow(leaving.service, remote) as stream:
         sink = Sink(stream, response(server))
-        waiting = Background(sink.wait)
+        waiting = BackgroundCall(sink.wait)
         if behind:
-            until(lambda: bool(sink._unsent))
+            wait_until(lambda: bool(sink._unsent))
         else:
-            received(client, b'"one "}\n\n\r\n')
+            receive_until(client, b'"one "}\n\n\r\n')
         leaving.workers._release_viewers()
         if behind:
-            until(lambda: not leaving.service.relay._posts)
+            wait_until(lambda: not leaving.service.relay._posts)
             client.setblocking(False)
             taken = 0
 
@@ -116,7 +117,7 @@ def test_a_reader_that_is_release_viewersed_goes_with_what_it_has(
                     taken += len(client.recv(65_536))
                 return not waiting.is_alive()
 
-            until(is_over)
+            wait_until(is_over)
             assert taken > len(BIG)
         assert waiting.end() is None
         assert waiting.result is True, "the response ends as a whole one"
@@ -124,7 +125,7 @@ def test_a_reader_that_is_release_viewersed_goes_with_what_it_has(
 
 
 def test_a_socket_that_the_selector_refuses_ends_its_reader_alone(
-    scripted: tuple[GenerationService, Scripted],
+    scripted: tuple[GenerationService, ScriptedUpstream],
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -139,7 +140,7 @@ def test_a_socket_that_the_selector_refuses_ends_its_reader_alone(
     with follow(generations, run) as stream:
         with monkeypatch.context() as patched:
             patched.setattr(generations.relay, "watch", refuse)
-            waiting = Background(Sink(stream, response(ends[0])).wait)
+            waiting = BackgroundCall(Sink(stream, response(ends[0])).wait)
             assert waiting.end() is None
         assert waiting.result is False
     assert generations.relay.is_running
@@ -150,7 +151,7 @@ def test_a_departure_closes_its_descriptor_while_it_does_not_look(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also between two looks at a client that has sent something behind its request."""
-    monkeypatch.setattr(relay_module, "PIPELINED_LOOK", SOON)
+    monkeypatch.setattr(relay_module, "PIPELINED_LOOK", WAIT_TIMEOUT)
     relay = Relay(lambda _: None)
     server, client = ends
     client.send(b"GET")
@@ -158,7 +159,7 @@ def test_a_departure_closes_its_descriptor_while_it_does_not_look(
     relay.start()
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        until(lambda: bool(relay._timers))
+        wait_until(lambda: bool(relay._timers))
         departure.cancel()
-        relay.close(SOON)
+        relay.close(WAIT_TIMEOUT)
     assert found == []

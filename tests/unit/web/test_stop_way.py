@@ -24,7 +24,7 @@ from halt.web.security import FIELDS_MAX, SHORT_BODY_MAX
 from halt.web.services import services
 from halt.web.sessions import COOKIES_MAX
 from tests.support.halt_server import HaltServer, new_id
-from tests.support.sse import PATIENCE
+from tests.support.http_client import READ_TIMEOUT
 
 FORM = "application/x-www-form-urlencoded"
 PAGE = {"HX-Request": "true"}
@@ -120,7 +120,7 @@ def test_short_requests_take_short_bodies(halt: HaltServer, path: str, kind: str
 
 def test_a_short_body_in_chunks_is_limited_too(halt: HaltServer) -> None:
     """Without a length it is cut at the limit."""
-    connection = http.client.HTTPConnection(halt.host, halt.port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection(halt.host, halt.port, timeout=READ_TIMEOUT)
     with contextlib.closing(connection):
         pieces = iter([b"x" * 40_000, b"y" * 40_000])
         connection.request("POST", "/stop", pieces, encode_chunked=True)

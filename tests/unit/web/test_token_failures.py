@@ -14,7 +14,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.web import token_failures
 from halt.web.token_failures import ADDRESSES_MAX, WINDOW, WRONG_MAX, TokenFailures
 from tests.support.halt_server import HaltServer, settings
-from tests.support.sse import Answer, Client
+from tests.support.http_client import Client, HttpResponse
 
 TOKEN = "a-token-for-tests"
 WRONG = "not-the-token"
@@ -52,12 +52,12 @@ def exhaust(client: Client) -> None:
         assert client.post("/stop/0123456789").status == 401
 
 
-def in_time(answer: Answer) -> bool:
+def in_time(answer: HttpResponse) -> bool:
     """Whether the refusal says when to come again."""
     return 0 < int(answer.headers["retry-after"]) <= WINDOW
 
 
-Way = Callable[[Client], Answer]
+Way = Callable[[Client], HttpResponse]
 
 WAYS: dict[str, Way] = {
     "stop": lambda client: client.post("/stop/0123456789"),

@@ -21,7 +21,7 @@ from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.relay import Relay
 from halt.web.websocket.wire import FRAMES_MAX, Feed, Wire, frame
-from tests.support.wire import SOON, until
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 EVENTS = 400  # of each stream: with STREAMS, several times what the system keeps for a client
 STREAMS = 20
@@ -58,7 +58,7 @@ class Client:
 
     def __init__(self, relay: Relay, patience: float = 60.0) -> None:
         ours, self.end = socket.socketpair()
-        self.end.settimeout(SOON)
+        self.end.settimeout(WAIT_TIMEOUT)
         self.sock = WatchedSocket(ours)
         self.wire = Wire(self.sock, relay, patience)
         self.received = b""
@@ -138,7 +138,7 @@ def test_many_threads_append_and_the_relay_alone_writes(clients: list[Client]) -
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SOON)
+        thread.join(WAIT_TIMEOUT)
         assert not thread.is_alive()
     whole = {run.id: list(range(1, EVENTS + 2)) for run in runs}
     assert seen(reading, STREAMS) == whole
@@ -153,7 +153,7 @@ def test_answers_come_in_order_and_before_events_that_wait(clients: list[Client]
     run = recording(0)
     write(run)
     feeds = [follow(run, client.wire) for _ in range(STREAMS)]
-    until(lambda: bool(client.wire._unsent))
+    wait_until(lambda: bool(client.wire._unsent))
     for number in range(50):
         client.wire.send(frame(TEXT, encode({"answer": number})))
     answers: list[int] = []
@@ -212,8 +212,8 @@ def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
     write(run)
     for _ in range(STREAMS):
         follow(run, client.wire)
-    assert client.wire.wake_event.wait(SOON)
-    until(lambda: client.wire.too_slow)
+    assert client.wire.wake_event.wait(WAIT_TIMEOUT)
+    wait_until(lambda: client.wire.too_slow)
     client.wire.send(frame(CLOSE, struct.pack("!H", 4008) + b"too slow"))
     client.wire.end(now())
     *before, (kind, payload) = client.frames()
@@ -231,7 +231,7 @@ def test_what_was_put_before_the_end_is_sent(relay: Relay) -> None:
     ready = threading.Event()
 
     def stall() -> None:
-        ready.wait(SOON)
+        ready.wait(WAIT_TIMEOUT)
         ending.start()
         ending.join(0.2)  # it waits for what the relay still has to do
 
@@ -240,8 +240,8 @@ def test_what_was_put_before_the_end_is_sent(relay: Relay) -> None:
     client.wire.send(close)
     client.wire.send(frame(TEXT, encode({"answer": 2})))
     ready.set()
-    until(lambda: ending.ident is not None)
-    ending.join(SOON)
+    wait_until(lambda: ending.ident is not None)
+    ending.join(WAIT_TIMEOUT)
     assert [kind for kind, _ in client.frames()] == [TEXT, CLOSE]
     client.close()
 
@@ -257,9 +257,9 @@ def test_the_end_of_the_relay_gives_the_socket_back(full: bool) -> None:
         write(run)
         for _ in range(STREAMS):
             follow(run, client.wire)
-        until(lambda: bool(client.wire._unsent))
+        wait_until(lambda: bool(client.wire._unsent))
     client.wire.send(frame(TEXT, encode({"answer": 1})))
-    relay.close(SOON)
+    relay.close(WAIT_TIMEOUT)
     assert client.wire.over
     assert client.wire.wake_event.is_set()
     client.wire.end(now())
@@ -277,10 +277,10 @@ def test_a_client_that_left_is_noticed_behind_a_full_network(clients: list[Clien
     write(run)
     for _ in range(STREAMS):
         follow(run, client.wire)
-    until(lambda: bool(client.wire._unsent))
+    wait_until(lambda: bool(client.wire._unsent))
     client.wire.wake_event.clear()
     client.end.close()
-    assert client.wire.wake_event.wait(SOON)
+    assert client.wire.wake_event.wait(WAIT_TIMEOUT)
     assert client.wire.over
 
 
@@ -298,7 +298,7 @@ def test_a_frame_that_cannot_be_made_ends_one_socket(
 
     monkeypatch.setattr(broken, "take", fail)
     run.log.append(Content("x"))
-    assert client.wire.wake_event.wait(SOON)
+    assert client.wire.wake_event.wait(WAIT_TIMEOUT)
     assert client.wire.fault is fault
     client.wire.send(frame(CLOSE, b"\x03\xf3"))
     assert next(client.frames())[0] == CLOSE
@@ -318,12 +318,12 @@ def test_nothing_is_read_while_too_many_answers_wait(clients: list[Client]) -> N
     reading = threading.Thread(target=lambda: heard.append(client.wire.recv(100)))
     reading.start()
     client.wire.wake_event.clear()
-    until(lambda: bool(heard or vars(client.wire._may_read)["_waiters"]))
+    wait_until(lambda: bool(heard or vars(client.wire._may_read)["_waiters"]))
     assert heard == []
     frames = client.frames()
     while not client.wire.has_room:
         next(frames)
-    assert client.wire.wake_event.wait(SOON)
+    assert client.wire.wake_event.wait(WAIT_TIMEOUT)
     client.wire.wait(0)  # as the server's thread does when the bell rings
-    reading.join(SOON)
+    reading.join(WAIT_TIMEOUT)
     assert heard == [b"said"]

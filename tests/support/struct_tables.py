@@ -1,4 +1,4 @@
-"""Which of Halt's types msgspec has made its tables for. `python -m tests.support.made`: after the imports.
+"""Which of Halt's types msgspec has made its tables for. `python -m tests.support.struct_tables`: after the imports.
 
 msgspec has no way to ask for it. But a Struct class refers to its tables, and the garbage collector
 can be asked for what an object refers to; a class of another kind keeps them as an attribute.
@@ -26,13 +26,13 @@ def import_all() -> None:
     importlib.import_module("app")
 
 
-def structs(base: type = msgspec.Struct) -> Iterator[type]:
+def struct_types(base: type = msgspec.Struct) -> Iterator[type]:
     """All Struct types of Halt's that there are."""
     each: type
     for each in base.__subclasses__():
         if each.__module__.startswith("halt."):
             yield each
-        yield from structs(each)
+        yield from struct_types(each)
 
 
 def is_built(kind: type) -> bool:
@@ -42,41 +42,43 @@ def is_built(kind: type) -> bool:
     return "__msgspec_cache__" in vars(kind)
 
 
-def reached(kind: Any, seen: set[type]) -> None:
+def add_field_types(kind: Any, seen: set[type]) -> None:
     """Add this type and all types of Halt's that its fields are made of."""
     for each in get_args(kind):
-        reached(each, seen)
+        add_field_types(each, seen)
     if isinstance(kind, type) and kind.__module__.startswith("halt.") and kind not in seen:
         seen.add(kind)
         for hint in get_type_hints(kind, include_extras=True).values():
-            reached(hint, seen)
+            add_field_types(hint, seen)
 
 
-def name(kind: type) -> str:
+def type_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("halt.")
 
 
-def built() -> list[str]:
+def built_types() -> list[str]:
     """The Struct types that are built."""
-    return sorted(name(each) for each in structs() if is_built(each))
+    return sorted(type_name(each) for each in struct_types() if is_built(each))
 
 
-def unbuilt() -> list[str]:
+def unbuilt_types() -> list[str]:
     """The Struct types that are not built, and types without tables that built ones hold."""
     seen: set[type] = set()
-    for each in structs():
+    for each in struct_types():
         if is_built(each):
-            reached(each, seen)
+            add_field_types(each, seen)
     return sorted(
-        name(each) for each in {*seen, *structs()} if not is_built(each) and not own(each)
+        type_name(each)
+        for each in {*seen, *struct_types()}
+        if not is_built(each) and not has_own_decoder(each)
     )
 
 
-def own(kind: type) -> bool:
+def has_own_decoder(kind: type) -> bool:
     """It is checked by its own `of`, and msgspec makes no tables for it."""
     return hasattr(kind, "of")
 
 
 if __name__ == "__main__":
     import_all()
-    print(json.dumps({"built": built(), "unbuilt": unbuilt()}))
+    print(json.dumps({"built": built_types(), "unbuilt": unbuilt_types()}))

@@ -1,4 +1,4 @@
-"""Halt in a worker whose system runs short: `gunicorn tests.support.short_app:app`.
+"""Halt in a worker whose system runs short: `gunicorn tests.support.thread_limit_app:app`.
 
 On REFUSE the system starts no thread for it, on ALLOW it does again; each says so on standard error.
 On RELEASE the requests are answered that are held.

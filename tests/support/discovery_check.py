@@ -10,24 +10,29 @@ import re
 from collections.abc import Iterator
 
 from tests.support.halt_server import HaltServer, eventually
-from tests.support.model_servers import FOUND, LOCKED, NONE
-from tests.support.wire import HandMade
+from tests.support.model_servers import LOCKED, NOT_OFFERED, OFFERED
+from tests.support.raw_server import RawServer
 
-SERVERS = {11434: FOUND["ollama"], 8080: FOUND["llama.cpp"], 1337: LOCKED, 5000: NONE["airplay"]}
+SERVERS = {
+    11434: OFFERED["ollama"],
+    8080: OFFERED["llama.cpp"],
+    1337: LOCKED,
+    5000: NOT_OFFERED["airplay"],
+}
 HELLO = [{"role": "user", "content": "Hello."}]
 
 
-def names(halt: HaltServer) -> list[str]:
+def model_ids(halt: HaltServer) -> list[str]:
     """The models that programs are offered."""
     return [each["id"] for each in halt.client().get("/v1/models").json["data"]]
 
 
-def groups(options: str) -> list[str]:
+def group_labels(options: str) -> list[str]:
     """The labels in the page's list of models."""
     return re.findall(r'<optgroup label="([^"]+)"', options)
 
 
-def found_at_the_start() -> None:
+def check_discovery() -> None:
     """What answers is offered and said in one line; a server that starts later is offered, too."""
     halt = HaltServer({"HALT_DISCOVER": "1", "PORT": "8000", "WEB_CONCURRENCY": "2"})
     try:
@@ -38,7 +43,7 @@ def found_at_the_start() -> None:
         )
         assert "embedded model" not in halt.printed
         first = ["ollama/nomic-embed-text:latest", "ollama/llama3.2:latest", "ollama/qwen3:8b"]
-        assert names(halt) == [*first, "llama.cpp/gemma.gguf"]
+        assert model_ids(halt) == [*first, "llama.cpp/gemma.gguf"]
         client = halt.client()
         with client.stream("POST", "/chat/stream", {"messages": HELLO}) as events:
             assert events.to_end().text == "qwen3:8b answers."  # it is in memory
@@ -46,12 +51,12 @@ def found_at_the_start() -> None:
         page = client.get("/").body.decode()
         assert "Demo model" not in page
         assert "No model" not in page
-        with HandMade(FOUND["lmstudio"], port=1234):  # each worker finds it by itself
-            eventually(lambda: "lmstudio/gpt-oss" in names(halt))
+        with RawServer(OFFERED["lmstudio"], port=1234):  # each worker finds it by itself
+            eventually(lambda: "lmstudio/gpt-oss" in model_ids(halt))
             eventually(lambda: client.chat("lmstudio/gpt-oss").to_end().text == "gpt-oss answers.")
             eventually(
                 lambda: (
-                    groups(client.get("/models").body.decode())
+                    group_labels(client.get("/models").body.decode())
                     == [
                         "ollama",
                         "llama.cpp",
@@ -65,7 +70,7 @@ def found_at_the_start() -> None:
 
 
 @contextlib.contextmanager
-def reached_from_elsewhere() -> Iterator[None]:
+def halt_on_all_interfaces() -> Iterator[None]:
     """Where -b opens Halt to other machines, what listens on this one is not offered to them.
 
     This Halt runs meanwhile, on the port of a model server and with a token: others pass it over.
@@ -84,6 +89,6 @@ def reached_from_elsewhere() -> Iterator[None]:
 if __name__ == "__main__":
     with contextlib.ExitStack() as stack:
         for port, handler in SERVERS.items():
-            stack.enter_context(HandMade(handler, port=port))
-        stack.enter_context(reached_from_elsewhere())
-        found_at_the_start()
+            stack.enter_context(RawServer(handler, port=port))
+        stack.enter_context(halt_on_all_interfaces())
+        check_discovery()

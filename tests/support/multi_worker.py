@@ -13,10 +13,10 @@ import signal
 from typing import Any
 
 from tests.support.halt_server import HaltServer, eventually
-from tests.support.sse import Client
-from tests.support.ws import WebSocket
+from tests.support.http_client import Client
+from tests.support.websocket_client import WebSocket
 
-STARTS_WITHIN = 90.0  # seconds for all workers
+START_TIMEOUT = 90.0  # seconds for all workers
 TRIES = 1000  # connections until one is accepted by a certain worker
 
 
@@ -37,7 +37,7 @@ class WorkerClient(Client):
         raise AssertionError(f"no connection came to {self.worker}")
 
 
-class Crowd(HaltServer):
+class MultiWorkerHalt(HaltServer):
     """Halt with so many workers, which are there."""
 
     def __init__(self, workers: int, env: dict[str, str]) -> None:
@@ -60,7 +60,7 @@ class Crowd(HaltServer):
                 found.clear()
             return len(found) == self.count
 
-        eventually(complete, STARTS_WITHIN)
+        eventually(complete, START_TIMEOUT)
         return tuple(sorted(found))
 
     def at(self, worker: str, like: Client | None = None, **headers: str) -> WorkerClient:
@@ -77,10 +77,10 @@ class Crowd(HaltServer):
         return WebSocket(self, connected=connected, **more)
 
 
-def process_of(worker: str) -> int:
+def worker_pid(worker: str) -> int:
     """The number of a worker's process, which its name begins with."""
     return int(worker.partition("-")[0])
 
 
-#: To a process: hold on, and go on.
-HOLD, GO_ON = signal.SIGSTOP, signal.SIGCONT
+#: Signals that suspend and resume a process.
+SUSPEND, RESUME = signal.SIGSTOP, signal.SIGCONT

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from http.cookies import SimpleCookie
 from typing import Any, Self
 
-PATIENCE = 40.0  # seconds without a byte, after which a test has failed
+READ_TIMEOUT = 40.0  # seconds without a byte, after which a test has failed
 
 
 @dataclass(frozen=True)
-class Message:
+class ServerEvent:
     """One event as it stood on the wire; `id` and `event` are empty where there was none."""
 
     id: str
@@ -33,7 +33,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpResponse:
     """A whole response. Header names are in lower case."""
 
     status: int
@@ -59,7 +59,7 @@ class Answer:
         return value
 
 
-class Events:
+class EventStream:
     """A response of type text/event-stream, read event by event; `comments` counts the others."""
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
@@ -71,11 +71,11 @@ class Events:
             raise
         self._buffer = b""
         self._fields: dict[str, list[str]] = {}  # of the block that is coming in
-        self._waiting: list[Message] = []
+        self._waiting: list[ServerEvent] = []
         self.status = self._response.status
         self.headers = _lower(self._response)
         self.comments = 0
-        self.seen: list[Message] = []
+        self.seen: list[ServerEvent] = []
 
     def __enter__(self) -> Self:
         return self
@@ -106,14 +106,14 @@ class Events:
         assert len(found) == 1, self.seen
         return found[0]
 
-    def answer(self) -> Answer:
+    def answer(self) -> HttpResponse:
         """A refusal instead of a stream."""
-        return Answer(self.status, self.headers, self._response.read())
+        return HttpResponse(self.status, self.headers, self._response.read())
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Iterator[ServerEvent]:
         return iter(self.next, None)
 
-    def next(self) -> Message | None:
+    def next(self) -> ServerEvent | None:
         """The next event, None at the end of the response."""
         while not self._waiting:
             if not self._read():
@@ -170,7 +170,7 @@ class Events:
         fields, self._fields = self._fields, {}
         if "data" in fields:
             self._waiting.append(
-                Message(
+                ServerEvent(
                     "".join(fields.get("id", [])),
                     "".join(fields.get("event", [])),
                     "\n".join(fields["data"]),
@@ -188,11 +188,11 @@ class Client:
 
     def connect(self, receive_buffer: int | None = None) -> http.client.HTTPConnection:
         """A connection; with a small buffer its server soon has to wait for us to read."""
-        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(*self.address, timeout=READ_TIMEOUT)
         sock = socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.settimeout(PATIENCE)
+        sock.settimeout(READ_TIMEOUT)
         try:
             sock.connect(self.address)
         except OSError:
@@ -220,24 +220,24 @@ class Client:
 
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> HttpResponse:
         """A request and its whole response."""
         connection = self.connect()
         try:
             self.send(connection, method, path, body, headers)
             response = connection.getresponse()
-            answer = Answer(response.status, _lower(response), response.read())
+            answer = HttpResponse(response.status, _lower(response), response.read())
         finally:
             connection.close()
         cookies: SimpleCookie = SimpleCookie(answer.headers.get("set-cookie", ""))
         self.cookies.update({name: morsel.value for name, morsel in cookies.items()})
         return answer
 
-    def get(self, path: str, **headers: str) -> Answer:
+    def get(self, path: str, **headers: str) -> HttpResponse:
         """GET; underscores in header names stand for hyphens."""
         return self.request("GET", path, headers=_hyphens(headers))
 
-    def post(self, path: str, body: Any = None, **headers: str) -> Answer:
+    def post(self, path: str, body: Any = None, **headers: str) -> HttpResponse:
         """POST; underscores in header names stand for hyphens."""
         return self.request("POST", path, body, headers=_hyphens(headers))
 
@@ -248,7 +248,7 @@ class Client:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         receive_buffer: int | None = None,
-    ) -> Events:
+    ) -> EventStream:
         """A request whose response is read as it comes."""
         connection = self.connect(receive_buffer)
         try:
@@ -256,19 +256,19 @@ class Client:
         except OSError:
             connection.close()
             raise
-        return Events(connection)
+        return EventStream(connection)
 
-    def chat(self, model: str, said: str = "Hello", **fields: Any) -> Events:
+    def chat(self, model: str, said: str = "Hello", **fields: Any) -> EventStream:
         """Start a stream: `said` to a model. Returns with the first bytes of the response."""
         messages = [{"role": "user", "content": said}]
         return self.stream("POST", "/chat/stream", {"messages": messages, "model": model, **fields})
 
-    def follow(self, stream_id: str, after: int | None = None, **headers: str) -> Events:
+    def follow(self, stream_id: str, after: int | None = None, **headers: str) -> EventStream:
         """Replay and follow a stream."""
         path = f"/streams/{stream_id}" + ("" if after is None else f"?after={after}")
         return self.stream("GET", path, headers=_hyphens(headers))
 
-    def stop(self, stream_id: str) -> Answer:
+    def stop(self, stream_id: str) -> HttpResponse:
         """Press Stop."""
         return self.post(f"/stop/{stream_id}")
 

@@ -14,8 +14,8 @@ from halt.core.run import Run
 from halt.core.serial import Serial
 from halt.core.tools import Toolbox
 from halt.errors import CODES, UpstreamError
-from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply
-from tests.support.wire import Background, until
+from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream
+from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "orphan_grace": 1e9}
 
@@ -23,7 +23,7 @@ ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "o
 class RunHost:
     """The host of one run; its threads are the stage's."""
 
-    def __init__(self, stage: Stage, upstream: Upstream, config: Config) -> None:
+    def __init__(self, stage: RunHarness, upstream: Upstream, config: Config) -> None:
         self.config = config
         self.upstream = upstream
         self.relay = stage.relay
@@ -40,23 +40,25 @@ class RunHost:
             self._stage.released.append(run)
 
 
-class Stage:
+class RunHarness:
     """Makes runs on scripted upstreams and knows what became of them."""
 
     def __init__(self) -> None:
         self.ended: list[Run] = []  # in the order of their `on_end`
         self.released: list[Run] = []
-        self.upstreams: list[Scripted] = []
+        self.upstreams: list[ScriptedUpstream] = []
         self.tools: Toolbox | None = None  # what the runs offer
         self.faults: list[BaseException] = []  # of the relay itself
         self.relay = Relay(self.faults.append)
         self.keeper = Serial("keeper")
         self._begun: list[Run] = []
-        self.threads: list[Background] = []
+        self.threads: list[BackgroundCall] = []
 
-    def make(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
+    def make(
+        self, upstream: ScriptedUpstream | None = None, **settings: Any
+    ) -> tuple[Run, ScriptedUpstream]:
         """A run that has not begun."""
-        upstream = upstream or Scripted()
+        upstream = upstream or ScriptedUpstream()
         self.upstreams.append(upstream)
         host = RunHost(self, upstream, Config(**{**ENDLESS, **settings}))
         return self.run(host, ChatRequest(HI, model="asked-1")), upstream
@@ -67,7 +69,7 @@ class Stage:
 
     def spawn(self, run: Run, work: Callable[[], None]) -> bool:
         """A thread for what a run wants done."""
-        self.threads.append(Background(work))
+        self.threads.append(BackgroundCall(work))
         return True
 
     def work(self, run: Run) -> None:
@@ -87,7 +89,7 @@ class Stage:
         """Begin a run that was made, in a thread."""
         self.start_threads()
         self._begun.append(run)
-        self.threads.append(Background(lambda: self.work(run)))
+        self.threads.append(BackgroundCall(lambda: self.work(run)))
         return run
 
     def race(
@@ -97,11 +99,13 @@ class Stage:
         self.clear()
         reply = ScriptedReply()
         reply.feed(*fed)
-        run, _ = self.make(Scripted(reply, *then))
+        run, _ = self.make(ScriptedUpstream(reply, *then))
         self.start_threads()
         return run, reply
 
-    def begin(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
+    def begin(
+        self, upstream: ScriptedUpstream | None = None, **settings: Any
+    ) -> tuple[Run, ScriptedUpstream]:
         """A run whose upstream is being opened."""
         run, upstream = self.make(upstream, **settings)
         return self.set_off(run), upstream
@@ -124,11 +128,11 @@ class Stage:
         looked = threading.Event()
         run.check_limits_soon()
         self.relay.post(looked.set)
-        assert looked.wait(SOON)
+        assert looked.wait(WAIT_TIMEOUT)
 
     def wait_released(self, *runs: Run) -> None:
         """Wait until these have let go of everything, and no other has."""
-        until(lambda: self.released == list(runs))
+        wait_until(lambda: self.released == list(runs))
 
     def clear(self) -> None:
         """End everything that is on stage."""
@@ -136,7 +140,7 @@ class Stage:
             run.cancel("stop")
         for thread in self.threads:
             thread.end()
-        until(lambda: set(self.released) >= set(self._begun))
+        wait_until(lambda: set(self.released) >= set(self._begun))
         for upstream in self.upstreams:
             upstream.dispose()
         for each in (self.upstreams, self.threads, self._begun, self.ended, self.released):
@@ -147,25 +151,25 @@ class Stage:
         try:
             self.clear()
         finally:
-            self.relay.close(SOON)
-            self.keeper.close(SOON)
+            self.relay.close(WAIT_TIMEOUT)
+            self.keeper.close(WAIT_TIMEOUT)
         assert self.faults == []
 
 
-def over(run: Run) -> None:
-    assert run.switch.event.wait(SOON), f"{run} does not end"
-    until(lambda: run.log.ended is not None)
+def wait_ended(run: Run) -> None:
+    assert run.switch.event.wait(WAIT_TIMEOUT), f"{run} does not end"
+    wait_until(lambda: run.log.ended is not None)
 
 
-def failed(run: Run) -> str:
+def failure_code(run: Run) -> str:
     """Wait for the run's failure: its code."""
-    over(run)
+    wait_ended(run)
     ended = run.log.ended
     assert isinstance(ended, Failed), ended
     assert ended.error.message.startswith(CODES[ended.error.code][0])
     return ended.error.code
 
 
-def code_of(fault: UpstreamError | None) -> str | None:
+def error_code(fault: UpstreamError | None) -> str | None:
     """The code of the limit that is over."""
     return None if fault is None else fault.code

@@ -20,14 +20,12 @@ from halt.core.events import Content, Event, text_of
 from halt.core.request import ChatRequest, Message, Part
 from halt.core.run import Run
 from halt.errors import UpstreamError
-
-SOON = 10.0  # seconds; a test that waits this long has failed
-
+from tests.support.waiting import WAIT_TIMEOUT
 
 HI = [Message("user", "hi")]
 
 
-def piece(text: str, chunks: int = 1) -> Part:
+def text_part(text: str, chunks: int = 1) -> Part:
     """Text that came in one read."""
     return Part((Content(text),), chunks)
 
@@ -57,7 +55,7 @@ class ScriptedReply:
     def feed(self, *what: str | Part | UpstreamError) -> None:
         """Text, a Part or a fault, each to be had by one read."""
         for each in what:
-            self._fed.append(piece(each) if isinstance(each, str) else each)
+            self._fed.append(text_part(each) if isinstance(each, str) else each)
             with contextlib.suppress(OSError):  # taken already, and the reply closed
                 self._theirs.send(b"!")
 
@@ -69,13 +67,13 @@ class ScriptedReply:
     def wait_reads(self, least: int = 1) -> None:
         """Wait until somebody came to read so often."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.reads >= least, SOON), self.reads
+            assert self._changed.wait_for(lambda: self.reads >= least, WAIT_TIMEOUT), self.reads
 
     def wait_reader(self, prefix: str) -> None:
         """Wait until the newest reader is a thread with such a name."""
         with self._changed:
             assert self._changed.wait_for(
-                lambda: bool(self.readers) and self.readers[-1].startswith(prefix), SOON
+                lambda: bool(self.readers) and self.readers[-1].startswith(prefix), WAIT_TIMEOUT
             ), self.readers
 
     def attach(self, connection: UpstreamConnection) -> None:
@@ -137,7 +135,7 @@ class ScriptedReply:
         self.over.set()
 
 
-class Scripted:
+class ScriptedUpstream:
     """The Upstream. While `silent`, `open` waits for an interrupt, as a silent server makes it."""
 
     def __init__(self, *script: ScriptedReply | UpstreamError, silent: bool = False) -> None:
@@ -151,13 +149,17 @@ class Scripted:
     def reply(self, index: int = 0) -> ScriptedReply:
         """The reply that was opened at this index, as soon as it is there."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.opened) > index, SOON), "never opened"
+            assert self._changed.wait_for(lambda: len(self.opened) > index, WAIT_TIMEOUT), (
+                "never opened"
+            )
             return self.opened[index]
 
     def wait_asked(self, count: int = 1) -> None:
         """Wait until `open` was called so often."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.asked) >= count, SOON), self.asked
+            assert self._changed.wait_for(lambda: len(self.asked) >= count, WAIT_TIMEOUT), (
+                self.asked
+            )
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> ScriptedReply:
         with self._changed:
@@ -174,7 +176,7 @@ class Scripted:
         try:
             if self.silent:
                 self.waiting.set()
-                what.wait_interrupted(SOON)
+                what.wait_interrupted(WAIT_TIMEOUT)
                 raise UpstreamError("upstream_dropped")
         except BaseException:
             what.close()
@@ -241,7 +243,7 @@ class Reader(threading.Thread):
     def wait_text(self, text: str) -> None:
         """Wait until this is what it was shown."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.text == text, SOON), self.text
+            assert self._changed.wait_for(lambda: self.text == text, WAIT_TIMEOUT), self.text
 
     def leave(self) -> None:
         """Watch no more; its thread ends."""
@@ -250,7 +252,7 @@ class Reader(threading.Thread):
 
     def finish(self) -> list[tuple[int, Event]]:
         """Wait for its end; all that it was shown."""
-        self.join(SOON)
+        self.join(WAIT_TIMEOUT)
         assert not self.is_alive(), f"{self.name} reads on: {self.events}"
         if self.fault is not None:
             raise self.fault

@@ -1,8 +1,8 @@
-"""Hand-made servers for what no well-behaved server does, and short words for a Transport's use.
+"""A server that writes its responses as bytes, for responses that no correct server sends.
 
-A `Handler` is the life of one accepted connection, written with a `Peer`: read a request, send
-bytes, see the client leave. `HandMade` gives the first connection to the first handler, and so on;
-the last one serves all that follow.
+A `Handler` serves one accepted connection with a `Peer`: it reads a request, sends bytes, waits
+for the client to leave. `RawServer` gives the first connection to the first handler, and so on;
+the last handler serves all further connections.
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Self
 
-import httpx2
-
-from halt.core.connection import NoData, UpstreamConnection, use_connection
-from halt.transport.http1 import Body
-from halt.transport.pool import Transport
-
-SOON = 10.0  # seconds; whatever waits this long has failed
+from tests.support.waiting import WAIT_TIMEOUT
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-def received(client: socket.socket, end: bytes) -> bytes:
+def receive_until(client: socket.socket, end: bytes) -> bytes:
     """What a client gets up to these bytes, with which a piece of it must end."""
     data = bytearray()
     while not data.endswith(end):
@@ -66,7 +59,7 @@ class Peer:
 
     def see_leave(self) -> bool:
         """Wait until the client has closed its end."""
-        self.sock.settimeout(SOON)
+        self.sock.settimeout(WAIT_TIMEOUT)
         try:
             while self.sock.recv(65_536):
                 pass
@@ -88,7 +81,7 @@ class Peer:
 Handler = Callable[[Peer], None]
 
 
-def answer(*responses: bytes) -> Handler:
+def answering(*responses: bytes) -> Handler:
     """One response for each request, then wait for the client to leave."""
 
     def handle(peer: Peer) -> None:
@@ -101,7 +94,7 @@ def answer(*responses: bytes) -> Handler:
     return handle
 
 
-class HandMade:
+class RawServer:
     """A server on a port of 127.0.0.1, a free one by default, for the duration of a `with`."""
 
     def __init__(self, *handlers: Handler, port: int = 0) -> None:
@@ -124,17 +117,17 @@ class HandMade:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._accepting.join(SOON)
+        self._accepting.join(WAIT_TIMEOUT)
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(SOON)
+            thread.join(WAIT_TIMEOUT)
 
     def wait_over(self, count: int) -> None:
         """Wait until so many connections have come to their end."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.over >= count, SOON), self.over
+            assert self._changed.wait_for(lambda: self.over >= count, WAIT_TIMEOUT), self.over
 
     def _accept(self) -> None:
         while True:
@@ -159,70 +152,3 @@ class HandMade:
             with self._changed:
                 self.over += 1
                 self._changed.notify_all()
-
-
-def get(
-    transport: Transport, url: str, connection: UpstreamConnection | None = None
-) -> httpx2.Response:
-    """Send a GET request on a connection; the response with its body still to come."""
-    with use_connection(connection or UpstreamConnection()):
-        return transport.handle_request(httpx2.Request("GET", url))
-
-
-def body_of(response: httpx2.Response) -> Body:
-    body = response.extensions["halt.body"]
-    assert isinstance(body, Body)
-    return body
-
-
-def read_all(body: Body) -> bytes:
-    """Everything up to the body's end, through ticks of silence."""
-    out: list[bytes] = []
-    deadline = time.monotonic() + SOON
-    while time.monotonic() < deadline:
-        with contextlib.suppress(NoData):
-            data = body.read()
-            if not data:
-                return b"".join(out)
-            out.append(data)
-    raise TimeoutError(f"the body does not end; so far: {b''.join(out)[:200]!r}")
-
-
-def fetch(transport: Transport, url: str, connection: UpstreamConnection | None = None) -> bytes:
-    """A GET request from its beginning to its end."""
-    body = body_of(get(transport, url, connection))
-    try:
-        return read_all(body)
-    finally:
-        body.close()
-
-
-class Background(threading.Thread):
-    """A call in a thread of its own, and what came of it."""
-
-    def __init__(self, body: Callable[[], object]) -> None:
-        super().__init__(name="background", daemon=True)
-        self._body = body
-        self.result: object = None
-        self.fault: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.result = self._body()
-        except BaseException as fault:  # noqa: BLE001 - the test looks at it
-            self.fault = fault
-
-    def end(self, within: float = SOON) -> BaseException | None:
-        """Wait for its end; what it raised, if anything."""
-        self.join(within)
-        assert not self.is_alive(), "it blocks still"
-        return self.fault
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Return when something that tells nobody of its change has become true."""
-    deadline, never = time.monotonic() + SOON, threading.Event()
-    while not true():
-        assert time.monotonic() < deadline, "it does not become true"
-        never.wait(0.001)

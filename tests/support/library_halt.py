@@ -9,18 +9,18 @@ from halt import Halt
 from halt.config.settings import Config
 from halt.core.events import Event, is_terminal, text_of
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.scripted import Scripted
-from tests.support.wire import until
+from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.waiting import wait_until
 
 
-def settings(fake: FakeOpenAI, **more: Any) -> Config:
+def fake_config(fake: FakeOpenAI, **more: Any) -> Config:
     """Settings for a fake upstream, none of them from this shell."""
     return Config(
         **{"base_url": fake.base_url, "api_key": "fake", "model": "echo", "retries": 0, **more}
     )
 
 
-def scripted(upstream: Scripted, **more: Any) -> Halt:
+def scripted_halt(upstream: ScriptedUpstream, **more: Any) -> Halt:
     """A Halt on a scripted upstream."""
     return Halt(config=Config(**{"base_url": "http://scripted/v1", **more}), upstream=upstream)
 
@@ -28,17 +28,17 @@ def scripted(upstream: Scripted, **more: Any) -> Halt:
 OURS = ("halt-follow-", "halt-run-", "halt-tool-", "halt-keeper", "halt-relay", "halt-painter")
 
 
-def threads() -> list[str]:
+def halt_threads() -> list[str]:
     """Names of the library's threads that are there now."""
     return [each.name for each in threading.enumerate() if each.name.startswith(OURS)]
 
 
-def no_thread_left() -> None:
+def wait_no_threads() -> None:
     """Wait until every thread of Halt has gone."""
-    until(lambda: not threads())
+    wait_until(lambda: not halt_threads())
 
 
-def whole(events: list[Event]) -> str:
+def complete_text(events: list[Event]) -> str:
     """The text of events that end with a terminal one, the only one."""
     assert [is_terminal(event) for event in events].count(True) == 1
     assert is_terminal(events[-1])

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.halt_server import HaltServer, new_id
 
-WITHIN = 30.0  # seconds without a byte, after which an answer is missing
+READ_TIMEOUT = 30.0  # seconds without a byte, after which an answer is missing
 MESSAGES = [{"role": "user", "content": "one two three"}]
 SITE = {"Accept": "text/html", "User-Agent": "Mozilla/5.0", "Sec-Fetch-Site": "same-origin"}
 HTMX = {**SITE, "HX-Request": "true"}
@@ -26,7 +26,7 @@ FORM = {**HTMX, "Content-Type": "application/x-www-form-urlencoded"}
 TEXT_FRAME, MASKED = 0x81, 0x80
 
 
-class Lost(Exception):
+class LostAnswer(Exception):
     """A request that was not answered as it has to be."""
 
 
@@ -38,7 +38,7 @@ def _head(method: str, path: str, headers: dict[str, str], size: int | None) -> 
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-class Asked:
+class BurstRequest:
     """One request: connected, sent, and its answer read, each when it is told to."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Asked:
         self.cookie = ""
 
     def connect(self, host: str, port: int) -> None:
-        self.sock.settimeout(WITHIN)
+        self.sock.settimeout(READ_TIMEOUT)
         self.sock.connect((host, port))
 
     def send(self) -> None:
@@ -76,11 +76,11 @@ class Asked:
         response.begin()
         body = response.read().decode()
         if response.status != self._status or self._holds not in body:
-            raise Lost(f"{response.status} {body[:300]!r}")
+            raise LostAnswer(f"{response.status} {body[:300]!r}")
         self.cookie = response.headers.get("Set-Cookie", "").partition(";")[0]
 
 
-class Prompted(Asked):
+class PagePrompt(BurstRequest):
     """A prompt on the page; then the stream that the page opens for its answer."""
 
     def __init__(self) -> None:
@@ -99,14 +99,16 @@ class Prompted(Asked):
     def finish(self) -> None:
         super().finish()
         path = f"/streams/{self._id}/page"
-        follow = Asked("GET", path, headers={**HTMX, "Cookie": self.cookie}, holds="</article>")
+        follow = BurstRequest(
+            "GET", path, headers={**HTMX, "Cookie": self.cookie}, holds="</article>"
+        )
         with contextlib.closing(follow.sock):
             follow.connect(*self._address)
             follow.send()
             follow.finish()
 
 
-class Socket(Asked):
+class SocketStream(BurstRequest):
     """A WebSocket; once it is open, a stream over it."""
 
     def __init__(self) -> None:
@@ -128,7 +130,7 @@ class Socket(Asked):
         seen = self._until(b"\r\n\r\n", b"")
         head, _, rest = seen.partition(b"\r\n\r\n")
         if b" 101 " not in head:
-            raise Lost(repr(seen[:300]))
+            raise LostAnswer(repr(seen[:300]))
         start = {"type": "start", "messages": MESSAGES, "model": "count?n=3"}
         text = json.dumps(start).encode()
         size = bytes([len(text) | MASKED]) if len(text) < 126 else b"\xfe" + len(text).to_bytes(2)
@@ -139,7 +141,7 @@ class Socket(Asked):
         while mark not in seen:
             data = self.sock.recv(65_536)
             if not data:
-                raise Lost(f"ended after {seen[-300:]!r}")
+                raise LostAnswer(f"ended after {seen[-300:]!r}")
             seen += data
         return seen
 
@@ -161,28 +163,42 @@ def _imported() -> bytes:
     return f"--line\r\n{head}\r\n\r\n{json.dumps(file)}\r\n--line--\r\n".encode()
 
 
-def _kinds() -> Iterator[tuple[int, Callable[[], Asked]]]:
+def _kinds() -> Iterator[tuple[int, Callable[[], BurstRequest]]]:
     """How many of each kind; 50 in all."""
     chat = {"messages": MESSAGES, "model": "count?n=3"}
-    yield 6, lambda: Asked("POST", "/chat/stream", {**chat, "id": new_id()}, holds="[DONE]")
-    yield 2, lambda: Asked("POST", "/chat", {"prompt": "one two", "model": "echo"}, holds="two")
+    yield 6, lambda: BurstRequest("POST", "/chat/stream", {**chat, "id": new_id()}, holds="[DONE]")
     yield (
         2,
-        lambda: Asked(
+        lambda: BurstRequest("POST", "/chat", {"prompt": "one two", "model": "echo"}, holds="two"),
+    )
+    yield (
+        2,
+        lambda: BurstRequest(
             "POST", "/chat", chat, {"Accept": "application/json"}, holds='"state":"done"'
         ),
     )
-    yield 2, lambda: Asked("GET", "/stream?prompt=one&model=echo", holds='"done":true')
-    yield 3, lambda: Asked("POST", "/v1/chat/completions", {**chat, "stream": True}, holds="[DONE]")
-    yield 3, lambda: Asked("POST", "/v1/chat/completions", chat, holds='"finish_reason":"stop"')
-    yield 2, lambda: Asked("GET", "/v1/models", holds='echo"')
-    yield 2, lambda: Asked("POST", f"/stop/{new_id()}", status=202, holds="pending")
-    yield 1, lambda: Asked("POST", "/stop", {"stream_id": new_id()}, status=202, holds="pending")
-    yield 4, Socket
-    yield 4, Prompted
+    yield 2, lambda: BurstRequest("GET", "/stream?prompt=one&model=echo", holds='"done":true')
+    yield (
+        3,
+        lambda: BurstRequest(
+            "POST", "/v1/chat/completions", {**chat, "stream": True}, holds="[DONE]"
+        ),
+    )
+    yield (
+        3,
+        lambda: BurstRequest("POST", "/v1/chat/completions", chat, holds='"finish_reason":"stop"'),
+    )
+    yield 2, lambda: BurstRequest("GET", "/v1/models", holds='echo"')
+    yield 2, lambda: BurstRequest("POST", f"/stop/{new_id()}", status=202, holds="pending")
+    yield (
+        1,
+        lambda: BurstRequest("POST", "/stop", {"stream_id": new_id()}, status=202, holds="pending"),
+    )
+    yield 4, SocketStream
+    yield 4, PagePrompt
     yield (
         2,
-        lambda: Asked(
+        lambda: BurstRequest(
             "POST",
             "/import",
             _imported(),
@@ -190,26 +206,26 @@ def _kinds() -> Iterator[tuple[int, Callable[[], Asked]]]:
             holds="imported",
         ),
     )
-    yield 2, lambda: Asked("GET", "/conversations/search?q=talk", headers=HTMX)
-    yield 1, lambda: Asked("GET", "/conversations", headers=HTMX)
-    yield 1, lambda: Asked("GET", "/models", headers=HTMX, holds="<option")
-    yield 1, lambda: Asked("GET", "/export", headers=SITE, holds="halt-conversations")
-    yield 1, lambda: Asked("GET", "/settings", headers=HTMX)
-    yield 1, lambda: Asked("GET", "/openapi.json", holds='"openapi"')
-    yield 1, lambda: Asked("GET", "/docs", headers=SITE, holds="</html>")
-    yield 1, lambda: Asked("GET", "/healthz", holds='"status":"ok"')
-    yield 1, lambda: Asked("GET", "/static/halt.css")
-    yield 1, lambda: Asked("GET", "/nowhere", headers=SITE, status=404, holds="</html>")
-    yield 5, lambda: Asked("GET", "/", headers=SITE, holds="</html>")
-    yield 1, lambda: Asked("POST", "/chat/stream", b"{", status=400, holds="invalid_request")
+    yield 2, lambda: BurstRequest("GET", "/conversations/search?q=talk", headers=HTMX)
+    yield 1, lambda: BurstRequest("GET", "/conversations", headers=HTMX)
+    yield 1, lambda: BurstRequest("GET", "/models", headers=HTMX, holds="<option")
+    yield 1, lambda: BurstRequest("GET", "/export", headers=SITE, holds="halt-conversations")
+    yield 1, lambda: BurstRequest("GET", "/settings", headers=HTMX)
+    yield 1, lambda: BurstRequest("GET", "/openapi.json", holds='"openapi"')
+    yield 1, lambda: BurstRequest("GET", "/docs", headers=SITE, holds="</html>")
+    yield 1, lambda: BurstRequest("GET", "/healthz", holds='"status":"ok"')
+    yield 1, lambda: BurstRequest("GET", "/static/halt.css")
+    yield 1, lambda: BurstRequest("GET", "/nowhere", headers=SITE, status=404, holds="</html>")
+    yield 5, lambda: BurstRequest("GET", "/", headers=SITE, holds="</html>")
+    yield 1, lambda: BurstRequest("POST", "/chat/stream", b"{", status=400, holds="invalid_request")
 
 
-def requests() -> list[Asked]:
+def requests() -> list[BurstRequest]:
     """Those of a kind one after the other, so that they come to the same code at the same time."""
     return [make() for count, make in _kinds() for _ in range(count)]
 
 
-def burst(host: str, port: int) -> tuple[int, list[str]]:
+def send_burst(host: str, port: int) -> tuple[int, list[str]]:
     """Send all of them at once: how many there were, and what was lost of them."""
     lost: list[str] = []
     all_asked = requests()
@@ -222,7 +238,7 @@ def burst(host: str, port: int) -> tuple[int, list[str]]:
         for each in all_asked:
             try:
                 each.finish()
-            except (Lost, OSError, HTTPException) as fault:
+            except (LostAnswer, OSError, HTTPException) as fault:
                 lost.append(f"{each.name}: {type(fault).__name__}: {fault}")
             finally:
                 each.sock.close()
@@ -232,7 +248,7 @@ def burst(host: str, port: int) -> tuple[int, list[str]]:
     return len(all_asked), lost
 
 
-def bursts(starts: int, upstream: str) -> Iterator[tuple[int, list[str]]]:
+def send_bursts(starts: int, upstream: str) -> Iterator[tuple[int, list[str]]]:
     """The same for so many fresh servers. The next one starts while this one answers."""
     env = {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake", "HALT_MAX_STREAMS": "60"}
     with ThreadPoolExecutor(1) as pool:
@@ -243,7 +259,7 @@ def bursts(starts: int, upstream: str) -> Iterator[tuple[int, list[str]]]:
                 server = coming.result()
                 coming = pool.submit(HaltServer, env) if left else None
                 try:
-                    count, lost = burst(server.host, server.port)
+                    count, lost = send_burst(server.host, server.port)
                     if died := re.search("Worker .* was sent SIG.*", server.printed):
                         lost.append(died[0])
                 finally:

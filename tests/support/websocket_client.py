@@ -13,10 +13,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from tests.support.sse import PATIENCE, Answer
+from tests.support.http_client import READ_TIMEOUT, HttpResponse
 
 
-class Ended(Exception):
+class SocketClosed(Exception):
     """The server has closed the socket, with this code (1006: without a word) and reason, or why none was read."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -25,7 +25,7 @@ class Ended(Exception):
         self.reason = reason
 
 
-class Listening(Protocol):
+class ServerAddress(Protocol):
     """What a socket is opened to: Halt itself, or a proxy before it."""
 
     @property
@@ -40,7 +40,7 @@ class WebSocket:
 
     def __init__(
         self,
-        server: Listening,
+        server: ServerAddress,
         *,
         origin: str | None = None,
         receive_buffer: int | None = None,
@@ -51,7 +51,7 @@ class WebSocket:
         sock = connected or socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.settimeout(PATIENCE)
+        sock.settimeout(READ_TIMEOUT)
         if connected is None:
             sock.connect((server.host, server.port))
         self.address = sock.getsockname()
@@ -86,12 +86,12 @@ class WebSocket:
     def next(self) -> dict[str, Any]:
         """The next message. Raises Ended."""
         try:
-            said = self.connection.recv(PATIENCE)
+            said = self.connection.recv(READ_TIMEOUT)
         except ConnectionClosed as closed:
             received = closed.rcvd
             if received is None:
-                raise Ended(1006, f"{closed} ({closed.__cause__!r})") from None
-            raise Ended(received.code, received.reason) from None
+                raise SocketClosed(1006, f"{closed} ({closed.__cause__!r})") from None
+            raise SocketClosed(received.code, received.reason) from None
         assert isinstance(said, str)
         message = json.loads(said)
         assert isinstance(message, dict)
@@ -149,22 +149,22 @@ class WebSocket:
         self.say(type="ping")
         self.until("pong")
 
-    def ended(self) -> Ended:
+    def ended(self) -> SocketClosed:
         """Read to the end of the socket; how it ended."""
         try:
             while True:
                 self.next()
-        except Ended as end:
+        except SocketClosed as end:
             return end
 
 
-def refused(server: Listening, **more: Any) -> Answer:
+def refused_handshake(server: ServerAddress, **more: Any) -> HttpResponse:
     """The answer to a handshake that is turned down."""
     try:
         socket_ = WebSocket(server, **more)
     except InvalidStatus as refusal:
         response = refusal.response
         headers = {name.lower(): value for name, value in response.headers.raw_items()}
-        return Answer(response.status_code, headers, bytes(response.body or b""))
+        return HttpResponse(response.status_code, headers, bytes(response.body or b""))
     with socket_:
         raise AssertionError("the socket was accepted")
