@@ -53,7 +53,7 @@ def test_any_number_in_any_field_is_answered(halt: HaltServer, place: str) -> No
         said = place.replace("%s", running)
         for number in NUMBERS:
             ws.connection.send(said.replace("#", number))
-        ws.fence()
+        ws.wait_processed()
         faults = [each["error"] for each in ws.others if each.get("type") == "error"]
         assert all(each["code"] != "internal" for each in faults), faults
         assert all("Traceback" not in each["message"] for each in faults)
@@ -107,7 +107,7 @@ def test_mutated_frames_end_their_own_socket_at_most(halt: HaltServer) -> None:
                 with sock:
                     while _read(sock):
                         pass
-            beside.fence()
+            beside.wait_processed()
         assert beside.stop(running)["status"] == "stopped"
         end = beside.to_end(running)
         assert end["type"] == "cancelled", json.dumps(end)

@@ -126,8 +126,8 @@ def all_ways(server: HaltServer, fake: FakeOpenAI) -> None:
                         ws.stop(stream_id)
                     else:
                         ws.until_text(stream_id, "1 ")
-                        ws.say(type="stop", id=stream_id)
-                        ws.fence()
+                        ws.send(type="stop", id=stream_id)
+                        ws.wait_processed()
                 if end == "reset":
                     ws.connection.socket.shutdown(socket.SHUT_RDWR)
 

@@ -239,7 +239,7 @@ def test_a_client_cannot_invent_its_address_on_a_websocket(
     started = 0
     for n in range(STARTS + 2):
         with socket_of(proxy, client, X_Forwarded_For=f"203.0.113.{n}") as ws:
-            ws.say(type="start", messages=[{"role": "user", "content": "x"}], model="count?n=1")
+            ws.send(type="start", messages=[{"role": "user", "content": "x"}], model="count?n=1")
             started += ws.next()["type"] == "started"
     assert started == STARTS
 

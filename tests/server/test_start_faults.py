@@ -204,7 +204,7 @@ def test_a_refused_start_is_not_written(
     ):
         assert desk.client.post(f"{desk.path}/{route}", data=form).status_code == status, route
     assert written == []
-    assert len(desk.upstream.asked) == 1
+    assert len(desk.upstream.requests) == 1
 
 
 def test_the_workers_are_asked_once_while_a_write_is_awaited(

@@ -95,7 +95,7 @@ def test_of_two_proxies_the_outer_one_names_the_client(halts: dict[int, HaltServ
         statuses.append(client.post("/chat", HELLO).status)
     assert statuses == [200, 200]
     with WebSocket(halts[2], X_Forwarded_For="203.0.113.7, 10.0.0.1, 10.0.0.9") as ws:
-        ws.say(type="start", **HELLO)
+        ws.send(type="start", **HELLO)
         assert ws.next()["error"]["code"] == "too_many_requests"
     with WebSocket(halts[2], X_Forwarded_For="203.0.113.7, 10.0.0.2, 10.0.0.9") as ws:
         ws.start("echo")

@@ -85,7 +85,7 @@ def test_a_stream_of_the_http_api_is_followed_and_the_other_way_round(
     client = halt.client()
     with client.chat("count?n=80&gap_ms=5") as events:
         events.until_text("5 ")
-        ws.say(type="follow", id=events.id)
+        ws.send(type="follow", id=events.id)
         ws.until_text(events.id, "40 ")
         assert events.to_end().text == numbers(80)
     ws.to_end(events.id)
@@ -131,15 +131,15 @@ def test_a_reader_goes_on_exactly_where_it_was(ws: WebSocket, halt: HaltServer) 
     stream_id = ws.start("count?n=200&gap_ms=2")
     ws.until_text(stream_id, "5 ")
     for _ in range(3):
-        ws.say(type="unfollow", id=stream_id)
-        ws.fence()
+        ws.send(type="unfollow", id=stream_id)
+        ws.wait_processed()
         last = ws.seen[stream_id][-1][0]
-        ws.say(type="follow", id=stream_id, after=last)
+        ws.send(type="follow", id=stream_id, after=last)
         while ws.seen[stream_id][-1][0] == last:
             ws.next()
     last = ws.seen[stream_id][-1][0]
     with WebSocket(halt) as second:
-        second.say(type="follow", id=stream_id, after=last)
+        second.send(type="follow", id=stream_id, after=last)
         second.to_end(stream_id)
         assert second.seen[stream_id][0][0] == last + 1
         ws.to_end(stream_id)
@@ -153,7 +153,7 @@ def test_whoever_has_all_of_an_ended_stream_learns_that_it_has_ended(ws: WebSock
     stream_id = ws.start("count?n=3")
     ws.to_end(stream_id)
     seq, event = ws.seen[stream_id][-1]
-    ws.say(type="follow", id=stream_id, after=seq)
+    ws.send(type="follow", id=stream_id, after=seq)
     again = ws.next()
     assert (again["seq"], again["event"]) == (seq, event)
 
@@ -164,7 +164,7 @@ def test_a_long_answer_is_replayed_whole(ws: WebSocket, halt: HaltServer) -> Non
     ws.to_end(long)
     with WebSocket(halt) as second:
         live = second.start("count?n=100000&gap_ms=2")
-        second.say(type="follow", id=long)
+        second.send(type="follow", id=long)
         second.to_end(long)
         assert second.seen[long] == ws.seen[long]
         assert second.text(long) == numbers(100000)
@@ -176,9 +176,9 @@ def test_what_a_log_has_let_go_of_is_told(start_halt: StartHalt, fake: FakeOpenA
     server = start_halt(fake, HALT_LOG_BYTES=20_000)
     with WebSocket(server) as ws:
         stream_id = ws.start("long?n=100000")
-        ws.say(type="unfollow", id=stream_id)
+        ws.send(type="unfollow", id=stream_id)
         eventually(lambda: server.client().get("/healthz").json["open_streams"] == 0)
-        ws.say(type="follow", id=stream_id, after=1)
+        ws.send(type="follow", id=stream_id, after=1)
         error = ws.until("error", stream_id)["error"]
         assert (error["code"], error["retryable"]) == ("offset_lost", False)
 
@@ -232,7 +232,7 @@ def test_another_site_gets_no_socket(halt: HaltServer, origin: str) -> None:
 def test_the_own_site_gets_a_socket(halt: HaltServer) -> None:
     """Origin and Sec-Fetch-Site of Halt's own pages are welcome, a foreign Sec-Fetch-Site is not."""
     with WebSocket(halt, origin=halt.url, Sec_Fetch_Site="same-origin") as ws:
-        ws.fence()
+        ws.wait_processed()
     assert refused_handshake(halt, origin=halt.url, Sec_Fetch_Site="cross-site").status == 403
 
 
@@ -244,7 +244,7 @@ def test_a_session_has_its_streams_for_itself(halt: HaltServer) -> None:
     with WebSocket(halt, Cookie=cookie) as mine, WebSocket(halt) as theirs:
         stream_id = mine.start("stall?n=2")
         mine.until_text(stream_id, "1 ")
-        theirs.say(type="follow", id=stream_id)
+        theirs.send(type="follow", id=stream_id)
         assert theirs.until("error", stream_id)["error"]["code"] == "unknown_stream"
         assert theirs.stop(stream_id)["status"] == "pending"
         assert mine.stop(stream_id)["status"] == "stopped"
@@ -290,7 +290,7 @@ def test_a_wrong_message_is_answered_and_ends_nothing(
     assert message["error"]["code"] == "invalid_request"
     assert message["error"]["field"] == field
     assert message["error"]["retryable"] is False
-    ws.fence()
+    ws.wait_processed()
 
 
 START = '{"type":"start","messages":[{"role":"user","content":"x"}],'
@@ -320,10 +320,10 @@ def test_a_number_that_no_field_takes_ends_no_socket(ws: WebSocket, number: str)
 def test_what_cannot_be_started_is_told_with_its_id(ws: WebSocket) -> None:
     """An ID in use, a stream that is not known: errors with the codes of the HTTP API."""
     stream_id = ws.start("count?n=1", id=new_id())
-    ws.say(type="start", id=stream_id, messages=[{"role": "user", "content": "again"}])
+    ws.send(type="start", id=stream_id, messages=[{"role": "user", "content": "again"}])
     assert ws.until("error", stream_id)["error"]["code"] == "stream_in_use"
     unknown = new_id()
-    ws.say(type="follow", id=unknown)
+    ws.send(type="follow", id=unknown)
     assert ws.until("error", unknown)["error"]["code"] == "unknown_stream"
 
 
@@ -331,7 +331,7 @@ def test_one_socket_follows_so_many_streams_and_no_more(ws: WebSocket) -> None:
     """One too many is told so at once; an end makes room."""
     ids = [ws.start("stall?n=1") for _ in range(MAX_STREAMS)]
     one_more = new_id()
-    ws.say(type="start", id=one_more, messages=[{"role": "user", "content": "one more"}])
+    ws.send(type="start", id=one_more, messages=[{"role": "user", "content": "one more"}])
     error = ws.until("error", one_more)["error"]
     assert (error["code"], error["retryable"]) == ("at_capacity", True)
     assert error["retry_after"] > 0
@@ -347,14 +347,14 @@ def test_a_message_that_is_too_large_closes_the_socket(hasty: HaltServer) -> Non
     with WebSocket(hasty) as ws:
         ws.to_end(ws.start("echo", "x" * 19_000))
         ws.connection.send("x" * 3_000_000)
-        assert ws.ended().code == 1009
+        assert ws.read_to_close().code == 1009
     assert hasty.client().get("/healthz").status == 200
 
 
 def test_text_that_is_no_utf8_closes_the_socket(ws: WebSocket) -> None:
     """1007, as the protocol has it."""
     ws.connection.send(b"caf\xe9", text=True)
-    assert ws.ended().code == 1007
+    assert ws.read_to_close().code == 1007
 
 
 def raw_handshake(server: HaltServer, **headers: str | None) -> socket.socket:
@@ -413,12 +413,12 @@ def test_a_slow_reader_is_dropped_and_resumes(hasty: HaltServer) -> None:
     with WebSocket(hasty, receive_buffer=4096) as slow:
         stream_id = slow.start("count?n=50000&burst=10")
         eventually(lambda: hasty.printed.count("too slow") > dropped)
-        end = slow.ended()
+        end = slow.read_to_close()
         assert (end.code, "follow" in end.reason) == (4008, True)
     seen = slow.seen[stream_id]
     assert not seen[-1][1].get("done")
     with WebSocket(hasty) as ws:
-        ws.say(type="follow", id=stream_id, after=seen[-1][0])
+        ws.send(type="follow", id=stream_id, after=seen[-1][0])
         ws.to_end(stream_id)
         assert [seq for seq, _ in seen + ws.seen[stream_id]] == list(
             range(1, ws.seen[stream_id][-1][0] + 1)
@@ -433,7 +433,7 @@ def test_a_reader_that_does_not_read_is_heard(halt: HaltServer, shared_fake: Fak
         stream_id = ws.start("long?n=100000000", said)
         record = request_record(shared_fake, said)
         record.wait_tokens(100_000)
-        ws.say(type="stop", id=stream_id)
+        ws.send(type="stop", id=stream_id)
         assert record.closed.wait(RECORD_TIMEOUT)
         assert ws.to_end(stream_id)["type"] == "cancelled"
 
@@ -454,7 +454,7 @@ def test_answers_that_nobody_takes_are_not_kept(hasty: HaltServer) -> None:
                 said += piece
     assert 0 < said.count(b'"type":"error"') < asked_for
     with WebSocket(hasty) as ws:
-        ws.fence()
+        ws.wait_processed()
 
 
 def test_a_client_may_say_much_at_once(ws: WebSocket) -> None:
@@ -492,7 +492,7 @@ def test_a_stream_that_is_to_stop_ends_with_its_last_reader(
         other = ws.start("stall?n=1")
         record = request_record(shared_fake, said)
         if leaves == "unfollow":
-            ws.say(type="unfollow", id=stream_id)
+            ws.send(type="unfollow", id=stream_id)
             assert record.closed.wait(RECORD_TIMEOUT)
             assert ws.stop(other)["status"] == "stopped"  # the socket and its others go on
         elif leaves == "breaks":
@@ -506,8 +506,8 @@ def test_a_stream_that_is_to_stop_is_followed_again_without_a_gap(ws: WebSocket)
     """A follow in place of a follow is no leaving, and nothing of the earlier one comes behind it."""
     stream_id = ws.start("count?n=60&gap_ms=5", on_disconnect="stop")
     ws.until_text(stream_id, "5 ")
-    ws.say(type="follow", id=stream_id, after=0)
-    ws.fence()
+    ws.send(type="follow", id=stream_id, after=0)
+    ws.wait_processed()
     assert ws.to_end(stream_id)["type"] == "done"
     numbers_seen = [seq for seq, _ in ws.seen[stream_id]]
     again = numbers_seen.index(1, 1)
@@ -528,7 +528,7 @@ def test_a_client_that_comes_back_in_time_keeps_its_stream(halt: HaltServer) -> 
         ws.until_text(stream_id, "5 ")
         ws.connection.socket.shutdown(socket.SHUT_RDWR)
     with WebSocket(halt) as ws:
-        ws.say(type="follow", id=stream_id)
+        ws.send(type="follow", id=stream_id)
         assert ws.to_end(stream_id)["type"] == "done"
         assert ws.text(stream_id) == numbers(300)
 
@@ -540,7 +540,7 @@ def test_an_idle_socket_lives_as_long_as_its_client(hasty: HaltServer) -> None:
         while piece := deaf.recv(65536):
             said += piece
         assert said.count(b"\x89\x00") >= 1  # it was pinged
-        ws.fence()
+        ws.wait_processed()
         ws.to_end(ws.start("count?n=1"))
 
 
@@ -599,9 +599,9 @@ def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
         for each in ids:
             last = busy.to_end(each)
             assert (last["type"], last["error"]["code"]) == ("error", "interrupted")
-        assert [busy.ended().code, idle.ended().code] == [1001, 1001]
+        assert [busy.read_to_close().code, idle.read_to_close().code] == [1001, 1001]
         assert server.wait() == 0
-        assert full.ended().code == 1001
+        assert full.read_to_close().code == 1001
         numbers_seen = [seq for seq, _ in full.seen[flood]]
         assert numbers_seen == list(range(1, len(numbers_seen) + 1))
     eventually(lambda: server.gone)
@@ -620,7 +620,7 @@ def test_connections_are_counted_right(start_halt: StartHalt, fake: FakeOpenAI) 
             if n % 3:
                 ws.connection.socket.shutdown(socket.SHUT_RDWR)
             else:
-                ws.fence()
+                ws.wait_processed()
     client = server.client()
     assert client.get("/healthz").json["status"] == "ok"
     with client.chat("stall?n=1") as events:
@@ -646,7 +646,7 @@ def test_any_json_is_answered(ws: WebSocket) -> None:
     for each in strange:
         ws.connection.send(json.dumps(each))
         assert ws.until("error")["error"]["code"] == "invalid_request"
-    ws.fence()
+    ws.wait_processed()
 
 
 def test_what_came_with_the_handshake_is_obeyed(halt: HaltServer) -> None:

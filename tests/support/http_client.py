@@ -258,9 +258,9 @@ class Client:
             raise
         return EventStream(connection)
 
-    def chat(self, model: str, said: str = "Hello", **fields: Any) -> EventStream:
-        """Start a stream: `said` to a model. Returns with the first bytes of the response."""
-        messages = [{"role": "user", "content": said}]
+    def chat(self, model: str, prompt: str = "Hello", **fields: Any) -> EventStream:
+        """Start a stream: one prompt to a model. Returns with the first bytes of the response."""
+        messages = [{"role": "user", "content": prompt}]
         return self.stream("POST", "/chat/stream", {"messages": messages, "model": model, **fields})
 
     def follow(self, stream_id: str, after: int | None = None, **headers: str) -> EventStream:

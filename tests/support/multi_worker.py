@@ -63,16 +63,16 @@ class MultiWorkerHalt(HaltServer):
         eventually(complete, START_TIMEOUT)
         return tuple(sorted(found))
 
-    def at(self, worker: str, like: Client | None = None, **headers: str) -> WorkerClient:
+    def client_of(self, worker: str, like: Client | None = None, **headers: str) -> WorkerClient:
         """A client of this worker; with the session of another client."""
         client = WorkerClient(self, worker, **headers)
         if like is not None:
             client.cookies = like.cookies
         return client
 
-    def socket_at(self, worker: str, **more: Any) -> WebSocket:
+    def websocket_of(self, worker: str, **more: Any) -> WebSocket:
         """A WebSocket to this worker."""
-        connected = self.at(worker).connect().sock
+        connected = self.client_of(worker).connect().sock
         assert connected is not None
         return WebSocket(self, connected=connected, **more)
 

@@ -44,11 +44,13 @@ def request(
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{size}{more}\r\n".encode() + body
 
 
-def chat(path: str, model: str, said: str = "hello", stream_id: str = "", **more: object) -> bytes:
+def chat(
+    path: str, model: str, prompt: str = "hello", stream_id: str = "", **more: object
+) -> bytes:
     """A request for a streamed answer as JSON events."""
-    asked: dict[str, object] = {
+    fields: dict[str, object] = {
         "model": model,
-        "messages": [{"role": "user", "content": said}],
+        "messages": [{"role": "user", "content": prompt}],
         "stream": True,
         **more,
     }
@@ -56,14 +58,14 @@ def chat(path: str, model: str, said: str = "hello", stream_id: str = "", **more
     if stream_id and path.startswith("/v1/"):
         named = f"X-Stream-Id: {stream_id}\r\n"
     elif stream_id:
-        asked["id"] = stream_id
-    return request("POST", path, json.dumps(asked).encode(), more=named)
+        fields["id"] = stream_id
+    return request("POST", path, json.dumps(fields).encode(), more=named)
 
 
-def event_source(path: str, model: str, said: str = "hello", stream_id: str = "") -> bytes:
+def event_source(path: str, model: str, prompt: str = "hello", stream_id: str = "") -> bytes:
     """A request for a streamed answer as an EventSource makes it."""
-    asked = {"prompt": said, "model": model} | ({"id": stream_id} if stream_id else {})
-    return request("GET", f"{path}?{urlencode(asked)}")
+    fields = {"prompt": prompt, "model": model} | ({"id": stream_id} if stream_id else {})
+    return request("GET", f"{path}?{urlencode(fields)}")
 
 
 def open_websocket(address: Address, path: str) -> socket.socket:
@@ -80,9 +82,9 @@ def open_websocket(address: Address, path: str) -> socket.socket:
     return sock
 
 
-def socket_message(**said: object) -> bytes:
+def socket_message(**fields: object) -> bytes:
     """A message to a WebSocket's server, masked with zeros."""
-    data = json.dumps(said).encode()
+    data = json.dumps(fields).encode()
     size = bytes([128 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
     return b"\x81" + size + bytes(4) + data
 

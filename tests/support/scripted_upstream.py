@@ -144,7 +144,7 @@ class ScriptedUpstream:
         self._script = deque(script)
         self._changed = threading.Condition()  # protects the two below
         self.opened: list[ScriptedReply] = []
-        self.asked: list[ChatRequest] = []
+        self.requests: list[ChatRequest] = []
 
     def reply(self, index: int = 0) -> ScriptedReply:
         """The reply that was opened at this index, as soon as it is there."""
@@ -154,16 +154,16 @@ class ScriptedUpstream:
             )
             return self.opened[index]
 
-    def wait_asked(self, count: int = 1) -> None:
+    def wait_requests(self, count: int = 1) -> None:
         """Wait until `open` was called so often."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.asked) >= count, WAIT_TIMEOUT), (
-                self.asked
+            assert self._changed.wait_for(lambda: len(self.requests) >= count, WAIT_TIMEOUT), (
+                self.requests
             )
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> ScriptedReply:
         with self._changed:
-            self.asked.append(request)
+            self.requests.append(request)
             self._changed.notify_all()
         what = self._script.popleft() if self._script else ScriptedReply()
         if isinstance(what, UpstreamError):

@@ -79,21 +79,21 @@ class WebSocket:
     def __exit__(self, *_: object) -> None:
         self._opened.__exit__(None, None, None)
 
-    def say(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         """Send a message."""
         self.connection.send(json.dumps(message))
 
     def next(self) -> dict[str, Any]:
         """The next message. Raises Ended."""
         try:
-            said = self.connection.recv(READ_TIMEOUT)
+            text = self.connection.recv(READ_TIMEOUT)
         except ConnectionClosed as closed:
             received = closed.rcvd
             if received is None:
                 raise SocketClosed(1006, f"{closed} ({closed.__cause__!r})") from None
             raise SocketClosed(received.code, received.reason) from None
-        assert isinstance(said, str)
-        message = json.loads(said)
+        assert isinstance(text, str)
+        message = json.loads(text)
         assert isinstance(message, dict)
         if "event" in message:
             assert message.keys() == {"stream", "seq", "event"}
@@ -127,10 +127,10 @@ class WebSocket:
             found = self.seen[each][-1][1]
         return found
 
-    def start(self, model: str, said: str = "Hello", **fields: Any) -> str:
+    def start(self, model: str, prompt: str = "Hello", **fields: Any) -> str:
         """Start a stream; its ID."""
-        messages = [{"role": "user", "content": said}]
-        self.say(type="start", messages=messages, model=model, **fields)
+        messages = [{"role": "user", "content": prompt}]
+        self.send(type="start", messages=messages, model=model, **fields)
         message = self.next()
         while message.get("type") not in {"started", "error"}:
             message = self.next()
@@ -141,15 +141,15 @@ class WebSocket:
 
     def stop(self, stream_id: str, **fields: Any) -> dict[str, Any]:
         """Press Stop; its receipt."""
-        self.say(type="stop", id=stream_id, **fields)
+        self.send(type="stop", id=stream_id, **fields)
         return self.until("receipt", stream_id)
 
-    def fence(self) -> None:
-        """Return when everything said before has been obeyed."""
-        self.say(type="ping")
+    def wait_processed(self) -> None:
+        """Return when the server has processed all messages sent before."""
+        self.send(type="ping")
         self.until("pong")
 
-    def ended(self) -> SocketClosed:
+    def read_to_close(self) -> SocketClosed:
         """Read to the end of the socket; how it ended."""
         try:
             while True:

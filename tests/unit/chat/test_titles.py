@@ -114,7 +114,7 @@ def test_the_model_titles_the_first_exchange(
     reply.feed(Part((Reasoning("hm\nhm"),), 1), '"Blue ', "skies\n", "and so on")
     assert saved.next() == ("c1", "Blue skies")
     assert reply.over.wait(WAIT_TIMEOUT)
-    (request,) = upstream.asked
+    (request,) = upstream.requests
     assert request.model == "small-1"
     assert request.max_tokens is not None
     assert request.size() < 3000
@@ -140,7 +140,7 @@ def test_the_queue_is_short(make: Make, upstream: ScriptedUpstream) -> None:
     """Beyond it conversations keep their first words; nobody waits."""
     titles = make()
     titles.request("first", "a question", "an answer")
-    upstream.wait_asked()
+    upstream.wait_requests()
     assert all(titles.request("more", "a question", "an answer") for _ in range(QUEUE_MAX))
     assert not titles.request("too many", "a question", "an answer")
 
@@ -181,7 +181,7 @@ def test_a_fault_is_not_tried_again(saved: Saved, caplog: pytest.LogCaptureFixtu
     titles.request("c1", "a question", "an answer")
     idle()
     titles.close()
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
     assert "no title for conversation c1" in caplog.text
     assert saved.nothing()
 
@@ -205,14 +205,14 @@ def test_a_generation_comes_first(make: Make, upstream: ScriptedUpstream, saved:
     free = threading.Event()
     titles = make(free.is_set)
     titles.request("c1", "a question", "an answer")
-    assert upstream.asked == []
+    assert upstream.requests == []
     free.set()
     titles.wake()
     upstream.reply(0).wait_reads()
     free.clear()
     titles.interrupt()
     assert upstream.reply(0).over.wait(WAIT_TIMEOUT)  # without a word of the model's
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
     free.set()
     titles.wake()
     upstream.reply(1).feed("Questions")
@@ -230,7 +230,7 @@ def test_a_title_that_is_always_dropped_is_given_up(make: Make, upstream: Script
         titles.interrupt()
         assert upstream.reply(number).over.wait(WAIT_TIMEOUT)
     idle()
-    assert len(upstream.asked) == module.TRIES
+    assert len(upstream.requests) == module.TRIES
 
 
 def test_generations_of_other_processes_are_seen(
@@ -260,7 +260,7 @@ def test_a_title_that_is_too_late_is_not_made(
     monkeypatch.setattr(module, "REQUEST_LIFETIME", 0.0)
     make(lambda: False).request("c1", "a question", "an answer")
     idle()
-    assert upstream.asked == []
+    assert upstream.requests == []
 
 
 def test_a_message_never_waits_for_a_title(start_halt: StartHalt) -> None:
@@ -300,7 +300,7 @@ def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
     titles.close()
     titles.close()
     idle()
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
     assert not titles.request("c2", "a question", "an answer")
     upstream.dispose()
 
@@ -441,7 +441,7 @@ def test_a_deleted_conversation_gets_no_title(upstream: ScriptedUpstream, saved:
     assert titles.request("c-1", "Question", "Answer")
     wait_until(lambda: asked == ["c-1"])
     titles.close()
-    assert upstream.asked == []
+    assert upstream.requests == []
     assert saved.nothing()
 
 
@@ -452,10 +452,10 @@ def test_a_generation_tells_before_its_request_is_sent(upstream: ScriptedUpstrea
     over = threading.Event()
 
     def on_release() -> None:
-        seen.append(("over", generations.idle, len(upstream.asked)))
+        seen.append(("over", generations.idle, len(upstream.requests)))
         over.set()
 
-    generations.on_begin = lambda: seen.append(("begin", generations.idle, len(upstream.asked)))
+    generations.on_begin = lambda: seen.append(("begin", generations.idle, len(upstream.requests)))
     generations.on_release = on_release
     assert generations.idle
     run = generations.start(ChatRequest([Message("user", "hi")]))

@@ -95,16 +95,16 @@ def test_stop_through_every_worker_ends_stream_and_upstream_in_every_phase(
     model, text = PHASES[phase]
     for number, stopper in enumerate(crowd.names):
         said = new_id()
-        owner = crowd.at(others(crowd, stopper)[number % 3])
+        owner = crowd.client_of(others(crowd, stopper)[number % 3])
         with owner.chat(model, said).until_text(text) as events:
             record = request_record(shared_fake, said)
-            receipt = crowd.at(stopper).stop(events.id)
+            receipt = crowd.client_of(stopper).stop(events.id)
             assert receipt.status == 200
             assert receipt.json["status"] == "stopped"
             assert receipt.json["upstream"] == "closed"
             assert record.closed.wait(RECORD_TIMEOUT)
             assert events.to_end().terminal["type"] == "cancelled"
-            again = crowd.at(crowd.names[number - 1]).stop(events.id)
+            again = crowd.client_of(crowd.names[number - 1]).stop(events.id)
             assert again.json["status"] == "finished"
 
 
@@ -114,9 +114,9 @@ def test_stop_before_the_start_holds_in_every_worker(
     """A tombstone that one worker was given ends the stream wherever it starts; nothing is sent."""
     for stopper, owner in zip(crowd.names, (*crowd.names[1:], crowd.names[0]), strict=True):
         stream_id, said = new_id(), new_id()
-        pending = crowd.at(stopper).stop(stream_id)
+        pending = crowd.client_of(stopper).stop(stream_id)
         assert (pending.status, pending.json["status"]) == (202, "pending")
-        with crowd.at(owner).chat(FLOWING, said, id=stream_id) as events:
+        with crowd.client_of(owner).chat(FLOWING, said, id=stream_id) as events:
             assert events.to_end().terminal["type"] == "cancelled"
         assert said not in str([each.body for each in shared_fake.requests])
 
@@ -126,7 +126,7 @@ def test_a_worker_that_hangs_holds_up_no_stop_of_another_ones_stream(
 ) -> None:
     """One of them is held: the other still stops its own, and says of a third that it is pending."""
     alive, held = mortals.names
-    client = mortals.at(alive)
+    client = mortals.client_of(alive)
     stopper = client.connect()
     asker = client.connect()
     events = started(client, shared_fake, FLOWING, "9 ")
@@ -185,13 +185,15 @@ def test_a_session_sees_and_stops_all_its_streams_through_any_worker(
     visitor.get("/")
     with ExitStack() as stack:
         mine = [
-            stack.enter_context(started(crowd.at(name, like=visitor), shared_fake, FLOWING, "2 "))
+            stack.enter_context(
+                started(crowd.client_of(name, like=visitor), shared_fake, FLOWING, "2 ")
+            )
             for name in crowd.names
         ]
         stranger = stack.enter_context(
-            started(crowd.at(crowd.names[0]), shared_fake, "stall?n=2", "1 ")
+            started(crowd.client_of(crowd.names[0]), shared_fake, "stall?n=2", "1 ")
         )
-        last = crowd.at(crowd.names[-1], like=visitor)
+        last = crowd.client_of(crowd.names[-1], like=visitor)
         listed = last.get("/streams").json["streams"]
         assert [each["id"] for each in listed] == [each.id for each in mine]
         receipts = last.post("/stop-all").json["stopped"]
@@ -210,10 +212,10 @@ def test_every_worker_tells_every_event_once_and_in_order(
 ) -> None:
     """From the beginning and from the middle, while it runs and afterwards, through each worker."""
     with ExitStack() as stack:
-        owner = crowd.at(crowd.names[0])
+        owner = crowd.client_of(crowd.names[0])
         first = stack.enter_context(started(owner, shared_fake, "count?n=400&gap_ms=2", "9 "))
         readers = [
-            (after, stack.enter_context(crowd.at(name).follow(first.id, after)))
+            (after, stack.enter_context(crowd.client_of(name).follow(first.id, after)))
             for name in crowd.names
             for after in (0, 5, 200)
         ]
@@ -224,7 +226,7 @@ def test_every_worker_tells_every_event_once_and_in_order(
             # have all of them but the end.
             assert taken(events.to_end()) == told[min(after, len(told) - 1) :]
         for name in crowd.names:
-            with crowd.at(name).follow(first.id, 7) as replay:
+            with crowd.client_of(name).follow(first.id, 7) as replay:
                 assert taken(replay.to_end()) == told[7:]
 
 
@@ -235,8 +237,8 @@ def test_what_is_no_text_comes_through_as_well(
     owner, reader = crowd.names[:2]
     for model in ("reasoning", "tools"):
         with (
-            started(crowd.at(owner), shared_fake, model) as events,
-            crowd.at(reader).follow(events.id) as other,
+            started(crowd.client_of(owner), shared_fake, model) as events,
+            crowd.client_of(reader).follow(events.id) as other,
         ):
             assert taken(other.to_end()) == taken(events.to_end())
 
@@ -248,12 +250,12 @@ def test_an_event_source_goes_on_through_another_worker(
     owner, reader = crowd.names[:2]
     said = new_id()
     query = urlencode({"prompt": said, "model": "stall?n=5&rest=5", "on_disconnect": "continue"})
-    with crowd.at(owner).stream("GET", f"/stream?{query}") as events:
+    with crowd.client_of(owner).stream("GET", f"/stream?{query}") as events:
         events.until_text("4 ")
         last = events.seen[-1].id
     record = request_record(shared_fake, said)
     headers = {"Last-Event-ID": last}
-    with crowd.at(reader).stream("GET", f"/stream?{query}", headers=headers) as again:
+    with crowd.client_of(reader).stream("GET", f"/stream?{query}", headers=headers) as again:
         record.release()
         assert list(again)[-1].id.endswith(".end")
         assert again.text.split() == [str(n) for n in range(5, 10)]
@@ -265,22 +267,27 @@ def test_a_stranger_cannot_read_a_sessions_stream_through_another_worker(
     """404 for whoever is not the owner, in every worker alike."""
     visitor = crowd.client()
     visitor.get("/")
-    with started(crowd.at(crowd.names[0], like=visitor), shared_fake, FLOWING, "2 ") as events:
+    with started(
+        crowd.client_of(crowd.names[0], like=visitor), shared_fake, FLOWING, "2 "
+    ) as events:
         for name in crowd.names:
-            with crowd.at(name).follow(events.id) as refused:
+            with crowd.client_of(name).follow(events.id) as refused:
                 assert refused.answer().error["code"] == "unknown_stream"
-            assert crowd.at(name).stop(events.id).json["status"] == "pending"
-        assert crowd.at(crowd.names[1], like=visitor).stop(events.id).json["status"] == "stopped"
+            assert crowd.client_of(name).stop(events.id).json["status"] == "pending"
+        assert (
+            crowd.client_of(crowd.names[1], like=visitor).stop(events.id).json["status"]
+            == "stopped"
+        )
 
 
 def test_an_id_belongs_to_one_stream_of_all_workers(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """A second start with it is refused in every worker, also when the first is over."""
-    with started(crowd.at(crowd.names[0]), shared_fake, "count?n=3") as events:
+    with started(crowd.client_of(crowd.names[0]), shared_fake, "count?n=3") as events:
         for _ in range(2):
             for name in crowd.names:
-                with crowd.at(name).chat("count?n=3", id=events.id) as refused:
+                with crowd.client_of(name).chat("count?n=3", id=events.id) as refused:
                     answer = refused.answer()
                     assert (answer.status, answer.error["code"]) == (409, "stream_in_use")
             events.to_end()
@@ -293,7 +300,7 @@ def test_the_page_is_served_by_any_worker(crowd: MultiWorkerHalt, shared_fake: F
     """Its stream comes through one that does not own the answer; Stop shows it through a third."""
     visitor = crowd.client()
     visitor.get("/")
-    owner, reader, stopper = (crowd.at(name, like=visitor) for name in crowd.names[:3])
+    owner, reader, stopper = (crowd.client_of(name, like=visitor) for name in crowd.names[:3])
     stream_id, said = new_id(), new_id()
     form = urlencode({"prompt": said, "model": "stall?n=5", "id": stream_id}).encode()
     path = f"/c/{new_id()}/messages"
@@ -321,7 +328,7 @@ def test_a_conversation_is_deleted_while_another_worker_writes_in_it(
     """Its answer is stopped there, and comes back with the conversation."""
     visitor = crowd.client()
     visitor.get("/")
-    owner, other = (crowd.at(name, like=visitor) for name in crowd.names[:2])
+    owner, other = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
     said, place = new_id(), f"/c/{new_id()}"
     form = urlencode({"prompt": said, "model": "stall?n=5"}).encode()
     assert owner.request("POST", f"{place}/messages", form, PAGE).status == 200
@@ -341,7 +348,7 @@ def test_what_the_stopper_had_seen_is_what_every_worker_keeps(
     """The answer is cut to it also where another worker shows it."""
     visitor = crowd.client()
     visitor.get("/")
-    owner, reader = (crowd.at(name, like=visitor) for name in crowd.names[:2])
+    owner, reader = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
     with started(owner, shared_fake, FLOWING, "9 ") as events:
         seen = events.seen[0]
         text = seen.json["content"].strip()
@@ -358,13 +365,15 @@ def test_a_sessions_page_streams_are_counted_over_all_workers(
     visitor.get("/")
     names = cycle(crowd.names)
     with ExitStack() as stack:
-        events = started(crowd.at(next(names), like=visitor), shared_fake, "stall?n=5", "4 ")
+        events = started(crowd.client_of(next(names), like=visitor), shared_fake, "stall?n=5", "4 ")
         stack.enter_context(events)
         path = f"/streams/{events.id}/page"
         for _ in range(4):
-            tab = stack.enter_context(crowd.at(next(names), like=visitor).stream("GET", path))
+            tab = stack.enter_context(
+                crowd.client_of(next(names), like=visitor).stream("GET", path)
+            )
             assert tab.next() is not None
-        with crowd.at(next(names), like=visitor).stream("GET", path) as brief:
+        with crowd.client_of(next(names), like=visitor).stream("GET", path) as brief:
             assert [message.id for message in brief] != []
         assert visitor.stop(events.id).json["status"] == "stopped"
 
@@ -378,10 +387,10 @@ def test_a_socket_follows_and_stops_what_another_worker_makes(
     """All that a socket can do with a stream it can do through any worker."""
     owner, other = crowd.names[:2]
     with (
-        started(crowd.at(owner), shared_fake, FLOWING, "9 ") as events,
-        crowd.socket_at(other) as ws,
+        started(crowd.client_of(owner), shared_fake, FLOWING, "9 ") as events,
+        crowd.websocket_of(other) as ws,
     ):
-        ws.say(type="follow", id=events.id)
+        ws.send(type="follow", id=events.id)
         ws.until_text(events.id, "29 ")
         receipt = ws.stop(events.id)
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
@@ -397,7 +406,7 @@ def test_limits_hold_over_all_workers(shared_fake: FakeOpenAI) -> None:
     """The cap on open streams counts all workers' streams; a viewer in any of them is one."""
     server = crowd_of(2, shared_fake, HALT_MAX_STREAMS=3, HALT_ORPHAN_GRACE=1)
     try:
-        one, two = map(server.at, server.names)
+        one, two = map(server.client_of, server.names)
         _cap_holds(one, two, shared_fake)
         _grace_holds(one, two, shared_fake)
     finally:
@@ -444,8 +453,8 @@ def test_readers_elsewhere_are_told_when_a_streams_worker_is_killed(
     """Nobody waits for ever; what it left behind is tidied up, and its places are free."""
     victim, survivor = mortals.names
     with (
-        started(mortals.at(victim), shared_fake, FLOWING, "9 ") as events,
-        mortals.at(survivor).follow(events.id) as follower,
+        started(mortals.client_of(victim), shared_fake, FLOWING, "9 ") as events,
+        mortals.client_of(survivor).follow(events.id) as follower,
     ):
         follower.until_text("19 ")
         os.kill(worker_pid(victim), signal.SIGKILL)
@@ -468,8 +477,8 @@ def test_a_reload_in_mid_stream_hands_over(
     old = mortals.names
     stopped, said = new_id(), new_id()
     with (
-        started(mortals.at(old[0]), shared_fake, FLOWING, "9 ") as events,
-        mortals.at(old[1]).follow(events.id) as follower,
+        started(mortals.client_of(old[0]), shared_fake, FLOWING, "9 ") as events,
+        mortals.client_of(old[1]).follow(events.id) as follower,
     ):
         follower.until_text("9 ")
         assert mortals.client().stop(stopped).json["status"] == "pending"
@@ -477,7 +486,7 @@ def test_a_reload_in_mid_stream_hands_over(
         assert events.to_end().terminal["type"] == "error"
         assert taken(follower.to_end()) == taken(events)
     mortals.names = mortals.wait_workers(other_than=old)
-    with mortals.at(mortals.names[0]).chat(FLOWING, said, id=stopped) as late:
+    with mortals.client_of(mortals.names[0]).chat(FLOWING, said, id=stopped) as late:
         assert late.to_end().terminal["type"] == "cancelled"
-    with started(mortals.at(mortals.names[0]), shared_fake, FLOWING, "9 ") as events:
-        assert mortals.at(mortals.names[1]).stop(events.id).json["upstream"] == "closed"
+    with started(mortals.client_of(mortals.names[0]), shared_fake, FLOWING, "9 ") as events:
+        assert mortals.client_of(mortals.names[1]).stop(events.id).json["upstream"] == "closed"

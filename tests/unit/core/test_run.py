@@ -141,7 +141,7 @@ def test_stop_before_anything_asks_nothing(stage: RunHarness) -> None:
     assert run.switch.press() == "stopped"
     stage.work(run)
     stage.wait_released(run)
-    assert (run.state, upstream.asked) == ("cancelled", [])
+    assert (run.state, upstream.requests) == ("cancelled", [])
 
 
 def test_stop_while_it_connects(stage: RunHarness) -> None:
@@ -151,7 +151,7 @@ def test_stop_while_it_connects(stage: RunHarness) -> None:
     assert run.switch.press() == "stopped"
     assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
     stage.wait_released(run)
-    assert (run.state, run.log.last, len(upstream.asked)) == ("cancelled", 1, 1)
+    assert (run.state, run.log.last, len(upstream.requests)) == ("cancelled", 1, 1)
 
 
 def test_stop_before_the_first_token(stage: RunHarness) -> None:
@@ -185,7 +185,7 @@ def test_stop_while_it_waits_to_try_again(
     wait_until(lambda: run._opening.retries.attempts > 0)
     assert run.switch.press() == "stopped"
     stage.wait_released(run)
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
     assert run.log.read(0) == [(1, run.log.ended)]
 
 
@@ -460,7 +460,7 @@ def test_a_run_that_could_not_be_opened_is_tried_again(stage: RunHarness) -> Non
     reply.feed("a")
     reply.end()
     assert [type(event) for _, event in reader.finish()] == [Content, Done]
-    assert len(upstream.asked) == 3
+    assert len(upstream.requests) == 3
 
 
 @pytest.mark.usefixtures("quick")
@@ -483,7 +483,7 @@ def test_retries_are_bounded(stage: RunHarness, retries: int) -> None:
     faults = [UpstreamError("upstream_server_error")] * 9
     run, upstream = stage.begin(ScriptedUpstream(*faults), retries=retries)
     assert failure_code(run) == "upstream_server_error"
-    assert len(upstream.asked) == 1 + retries
+    assert len(upstream.requests) == 1 + retries
 
 
 @pytest.mark.usefixtures("quick")
@@ -494,7 +494,7 @@ def test_nothing_is_retried_after_the_first_token(stage: RunHarness) -> None:
     reply.feed("a", UpstreamError("upstream_dropped"))
     assert failure_code(run) == "upstream_dropped"
     assert reply.over.wait(WAIT_TIMEOUT)
-    assert (len(upstream.asked), run.answer(), reply.closed) == (1, (1, "a"), 1)
+    assert (len(upstream.requests), run.answer(), reply.closed) == (1, (1, "a"), 1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -503,7 +503,7 @@ def test_what_will_fail_again_is_not_retried(stage: RunHarness, code: str) -> No
     """A refusal that a retry would not change is told at once."""
     run, upstream = stage.begin(ScriptedUpstream(UpstreamError(code)))
     assert failure_code(run) == code
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
 
 
 def test_the_server_says_when_to_come_back(
@@ -514,7 +514,7 @@ def test_the_server_says_when_to_come_back(
     fault = UpstreamError("rate_limited", retry_after=4.0)
     run, upstream = stage.begin(ScriptedUpstream(fault))
     wait_until(lambda: "trying again in 4." in caplog.text)
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
     run.cancel("stop")
 
 
@@ -525,7 +525,7 @@ def test_a_short_retry_after_leads_to_an_answer(stage: RunHarness) -> None:
     reply = upstream.reply()
     reply.end()
     wait_ended(run)
-    assert (run.state, len(upstream.asked)) == ("done", 2)
+    assert (run.state, len(upstream.requests)) == ("done", 2)
 
 
 def test_those_who_were_told_the_same_wait_do_not_return_at_once(
@@ -535,7 +535,7 @@ def test_those_who_were_told_the_same_wait_do_not_return_at_once(
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     run, upstream = stage.begin(ScriptedUpstream(UpstreamError("rate_limited", retry_after=0.0)))
     wait_until(lambda: run._opening.retries.attempts > 0)
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
     run.cancel("stop")
 
 
@@ -545,7 +545,7 @@ def test_a_long_retry_after_is_shown_instead(stage: RunHarness) -> None:
     assert failure_code(run) == "rate_limited"
     assert isinstance(run.log.ended, Failed)
     assert run.log.ended.error.retry_after == 60.0
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
 
 
 # --- limits and faults ----------------------------------------------------------------------------

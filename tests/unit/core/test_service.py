@@ -114,7 +114,7 @@ def test_a_finished_run_keeps_no_prompt(make_stage: MakeStage) -> None:
             prompt = Message("user", f"{number}" * 200_000)
             asked = ChatRequest([prompt], model="asked-1")
             runs.append(stage.finished(asked, number))
-            stage.upstream.asked.clear()
+            stage.upstream.requests.clear()
             del prompt, asked
         wait_until(lambda: tracemalloc.get_traced_memory()[0] - before < 1_000_000)
     finally:

@@ -142,7 +142,7 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
     assert run.answer() == (4, "Let me see.\n\nIt is so.")
     call = {"id": "id-x", "type": "function"}
     function = {"name": "quick", "arguments": '{"name": "x"}'}
-    assert told(upstream.asked[1]) == [
+    assert told(upstream.requests[1]) == [
         {
             "role": "assistant",
             "content": "Let me see.",
@@ -150,8 +150,8 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
         },
         {"role": "tool", "content": "quick x", "tool_call_id": "id-x"},
     ]
-    assert told(upstream.asked[0]) == []
-    offered = [tool["function"]["name"] for tool in upstream.asked[1].tools or ()]
+    assert told(upstream.requests[0]) == []
+    offered = [tool["function"]["name"] for tool in upstream.requests[1].tools or ()]
     assert offered == ["held", "quick"]
     assert upstream.reply().over.wait(WAIT_TIMEOUT)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
@@ -188,7 +188,7 @@ def test_what_the_provider_wants_back_goes_back_with_the_results(stage: ToolStag
     upstream.reply(2).feed("It is so.")
     upstream.reply(2).end()
     wait_ended(run)
-    turns = [m for m in upstream.asked[2].messages if isinstance(m, ToolTurn)]
+    turns = [m for m in upstream.requests[2].messages if isinstance(m, ToolTurn)]
     assert [turn.opaque for turn in turns] == [{"reasoning_content": f"hm {n}"} for n in range(2)]
     signed = [turn["tool_calls"][0]["extra_content"] for turn in turns]
     assert signed == [{"signature": n} for n in range(2)]
@@ -208,7 +208,7 @@ def test_results_are_told_in_the_order_of_the_calls(stage: ToolStage) -> None:
     wait_ended(run)
     came = [e.id for _, e in run.log.read(0) if isinstance(e, ToolResult)]
     assert came == ["two", "one"]
-    messages = told(upstream.asked[1])
+    messages = told(upstream.requests[1])
     assert [m.get("tool_call_id") for m in messages] == [None, "one", "two"]
     assert "content" not in messages[0]
 
@@ -221,7 +221,7 @@ def test_calls_of_one_id_each_have_their_result(stage: ToolStage) -> None:
     upstream.reply().end("tool_calls")
     upstream.reply(1).end()
     wait_ended(run)
-    assert [m["content"] for m in told(upstream.asked[1], 2)] == ["quick 1", "quick 2"]
+    assert [m["content"] for m in told(upstream.requests[1], 2)] == ["quick 1", "quick 2"]
 
 
 def test_rounds_follow_one_another(stage: ToolStage) -> None:
@@ -236,7 +236,7 @@ def test_rounds_follow_one_another(stage: ToolStage) -> None:
     last.end(usage={"prompt_tokens": 20, "completion_tokens": 5})
     wait_ended(run)
     assert run.answer()[1] == "0\n\n1\n\n2\n\nend"
-    messages = told(upstream.asked[3])
+    messages = told(upstream.requests[3])
     assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
     assert [m["content"] for m in messages[::2]] == ["0", "1", "2"]
     done = run.log.ended
@@ -315,8 +315,8 @@ def test_whoever_brings_tools_runs_them(stage: ToolStage) -> None:
     run = stage.set_off(stage.run(RunHost(stage, upstream, Config()), own))
     ask(upstream.reply(), "x")
     wait_ended(run)
-    assert (run.state, stage.gate.began, len(upstream.asked)) == ("done", [], 1)
-    assert upstream.asked[0] == own
+    assert (run.state, stage.gate.began, len(upstream.requests)) == ("done", [], 1)
+    assert upstream.requests[0] == own
 
 
 def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> None:
@@ -328,7 +328,7 @@ def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> No
     ask(upstream.reply(), "x")
     upstream.reply(1).end()
     wait_ended(run)
-    assert [request.tool_choice for request in upstream.asked] == ["required", None]
+    assert [request.tool_choice for request in upstream.requests] == ["required", None]
 
 
 def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> None:
@@ -344,7 +344,7 @@ def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> N
     ends = [event.after for _, event in reader.finish() if isinstance(event, ReasoningEnd)]
     assert ends == [0, 5, 10]
     assert run.answer()[1] == "Look x.\n\nLook y.\n\nYes."
-    said = [each["content"] for each in told(upstream.asked[2]) if each["role"] == "assistant"]
+    said = [each["content"] for each in told(upstream.requests[2]) if each["role"] == "assistant"]
     assert said == ["Look x.", "Look y."]
     assert [f.text.strip() for f in steps.steps_of(run) if f.kind == "thought"] == [
         "Hm.",
@@ -401,7 +401,7 @@ def test_stop_while_tools_run(stage: ToolStage) -> None:
     stage.gate.open.set()
     wait_until(lambda: not [t for t in threading.enumerate() if t.name == "halt-tool-held"])
     assert run.log.last == 3
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
 
 
 def test_stop_while_tools_run_for_a_viewer(stage: ToolStage) -> None:
@@ -472,7 +472,7 @@ def test_a_later_round_is_tried_again_before_its_first_token(stage: ToolStage) -
     last.end()
     wait_ended(run)
     assert (run.state, stage.gate.began, broken.closed) == ("done", ["x"], 1)
-    assert [len(request.messages) for request in upstream.asked] == [1, 3, 3, 3]
+    assert [len(request.messages) for request in upstream.requests] == [1, 3, 3, 3]
 
 
 def test_retries_are_bounded_over_all_rounds(stage: ToolStage) -> None:
@@ -482,7 +482,7 @@ def test_retries_are_bounded_over_all_rounds(stage: ToolStage) -> None:
     ask(first, "x")
     run, upstream = stage.begin(ScriptedUpstream(fault, first, fault, fault), retries=2)
     assert failure_code(run) == "upstream_server_error"
-    assert len(upstream.asked) == 4
+    assert len(upstream.requests) == 4
 
 
 def test_nothing_is_retried_after_the_first_token_of_a_round(stage: ToolStage) -> None:
@@ -589,7 +589,7 @@ def test_a_server_that_refuses_tools_is_told_so(stage: ToolStage, code: str) -> 
     assert isinstance(run.log.ended, Failed)
     assert "HALT_TOOLS" in run.log.ended.error.message
     assert "It said: m does not support tools" in run.log.ended.error.message
-    assert len(upstream.asked) == 1
+    assert len(upstream.requests) == 1
 
 
 def test_a_refusal_of_something_else_is_told_as_it_is(stage: ToolStage) -> None:

@@ -630,8 +630,8 @@ def test_functions_are_tools() -> None:
         assert gen.result().text == "Let me see.\n\nWarm."
         assert gen.result().usage == {"completion_tokens": 7}
         program.generate("x", tools=[]).cancel()
-        upstream.wait_asked(3)
-    told = [each.tools and each.tools[0]["function"]["name"] for each in upstream.asked]
+        upstream.wait_requests(3)
+    told = [each.tools and each.tools[0]["function"]["name"] for each in upstream.requests]
     assert told == ["warmth", "warmth", None]
     upstream.dispose()
     wait_no_threads()

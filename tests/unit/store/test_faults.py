@@ -194,8 +194,8 @@ def test_a_disk_that_takes_no_more_is_said(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from halt.errors import StoreUnavailable, Unstorable
-from tests.support.stores import Chat, opened
-with opened(Path({str(tmp_path)!r})) as store:
+from tests.support.stores import Chat, open_store
+with open_store(Path({str(tmp_path)!r})) as store:
     chat = Chat(store, "other")
     try:
         chat.says("b" * 3_000_000, "2")

@@ -165,7 +165,7 @@ def test_every_surface_replays_what_was_saved(killed: Killed) -> None:
     whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
     text = "".join(each.json["content"] for each in whole if int(each.id) > 3)
     with WebSocket(killed.server) as socket:
-        socket.say(type="follow", id=stream_id)
+        socket.send(type="follow", id=stream_id)
         socket.to_end(stream_id)
         assert socket.seen[stream_id] == [(int(each.id), each.json) for each in whole]
     source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})

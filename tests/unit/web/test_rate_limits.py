@@ -187,7 +187,7 @@ def test_each_start_on_a_socket_counts(limited: HaltServer, client: Client) -> N
     with WebSocket(limited, X_Forwarded_For=client.headers["X-Forwarded-For"]) as ws:
         ids = [ws.start("count?n=1000000&rate=50") for _ in range(STARTS)]
         mine = new_id()
-        ws.say(type="start", id=mine, **HELLO)
+        ws.send(type="start", id=mine, **HELLO)
         error = ws.until("error", mine)["error"]
         assert (error["code"], error["retryable"]) == (CODE, True)
         assert 0 < error["retry_after"] <= 3600
