@@ -12,16 +12,16 @@ def known(*tokens: int, model: str = "m") -> AnswerProgress:
     return progress
 
 
-def test_nothing_is_claimed_of_a_model_that_hardly_spoke() -> None:
-    """A few answers are not yet a habit."""
+def test_progress_of_a_model_with_few_answers_is_unknown() -> None:
+    """With fewer than ANSWERS_MIN answers of a model there is no percentage."""
     progress = known(*[100] * (ANSWERS_MIN - 1))
     progress.begin("a", "m")
     assert progress.percent("a", 50) is None
     assert progress.percent("unknown", 50) is None
 
 
-def test_the_lengths_length_is_the_median_of_the_last_answers() -> None:
-    """One very long answer changes little, and old ones are forgotten."""
+def test_expected_length_is_the_median_of_the_last_answers() -> None:
+    """The expected length is the median of a model's last HISTORY answers."""
     progress = known(100, 100, 100_000)
     progress.begin("a", "m")
     assert progress.percent("a", 50) == 50
@@ -32,8 +32,8 @@ def test_the_lengths_length_is_the_median_of_the_last_answers() -> None:
     assert progress.percent("b", 50) is None
 
 
-def test_it_never_goes_back_and_is_never_full() -> None:
-    """Also where the answer is a hundred times as long as usual, and others end meanwhile."""
+def test_progress_never_decreases_and_stays_below_100() -> None:
+    """The percentage never decreases and stays below 100 for an answer of any length."""
     progress = known(100, 100, 100)
     progress.begin("a", "m")
     shown = []
@@ -45,8 +45,8 @@ def test_it_never_goes_back_and_is_never_full() -> None:
     assert 90 <= shown[-1] < 100
 
 
-def test_what_is_over_is_forgotten_and_memory_is_bounded() -> None:
-    """No table grows with the number of answers or of models."""
+def test_progress_forgets_ended_answers_and_old_models() -> None:
+    """Ended answers are forgotten, and at most MODELS_MAX models are kept."""
     progress = known(10, 10, 10)
     for n in range(3 * MODELS_MAX):
         progress.begin(f"s{n}", "m")

@@ -105,10 +105,10 @@ def idle() -> None:
 # --- from the model -------------------------------------------------------------------------------
 
 
-def test_the_model_titles_the_first_exchange(
+def test_title_is_the_first_line_of_the_models_reply(
     make: Make, upstream: ScriptedUpstream, saved: Saved
 ) -> None:
-    """It is told both messages, briefly; its first line is the title; its thread then ends."""
+    """The request holds excerpts of both messages; the first line is saved and the thread ends."""
     assert make().request("c1", "Why is the sky blue?" * 500, "Because " * 500, "small-1")
     reply = upstream.reply()
     reply.feed(Part((Reasoning("hm\nhm"),), 1), '"Blue ', "skies\n", "and so on")
@@ -121,10 +121,10 @@ def test_the_model_titles_the_first_exchange(
     idle()
 
 
-def test_titles_are_made_one_after_the_other(
+def test_titles_are_requested_one_at_a_time(
     make: Make, upstream: ScriptedUpstream, saved: Saved
 ) -> None:
-    """One thread and one connection, however many conversations begin at once."""
+    """One thread requests the titles of several conversations one after the other."""
     titles = make()
     for number in range(3):
         assert titles.request(f"c{number}", "a question", "an answer")
@@ -136,8 +136,8 @@ def test_titles_are_made_one_after_the_other(
         assert saved.next() == (f"c{number}", f"Question {number}")
 
 
-def test_the_queue_is_short(make: Make, upstream: ScriptedUpstream) -> None:
-    """Beyond it conversations keep their first words; nobody waits."""
+def test_title_request_with_a_full_queue_is_refused(make: Make, upstream: ScriptedUpstream) -> None:
+    """With QUEUE_MAX waiting conversations a further title is refused without waiting."""
     titles = make()
     titles.request("first", "a question", "an answer")
     upstream.wait_requests()
@@ -149,10 +149,10 @@ def test_the_queue_is_short(make: Make, upstream: ScriptedUpstream) -> None:
     "said",
     ["", "   \n", "***", "The sky is blue because air scatters blue light more", "A placeholder"],
 )
-def test_what_is_no_title_is_not_saved(
+def test_reply_that_is_no_title_is_not_saved(
     make: Make, upstream: ScriptedUpstream, saved: Saved, said: str
 ) -> None:
-    """An empty answer, or an essay, leaves the first words; the next title is made all the same."""
+    """An empty, long or unrelated reply is not saved, and the next title is requested."""
     titles = make()
     titles.request("c1", "a question", "an answer")
     titles.request("c2", "a question", "an answer")
@@ -163,8 +163,10 @@ def test_what_is_no_title_is_not_saved(
     assert saved.next() == ("c2", "Questions")
 
 
-def test_an_endless_line_is_left(make: Make, upstream: ScriptedUpstream, saved: Saved) -> None:
-    """A model that tells a tale instead is not listened to."""
+def test_endless_reply_closes_the_connection(
+    make: Make, upstream: ScriptedUpstream, saved: Saved
+) -> None:
+    """A reply that exceeds REPLY_MAX characters is closed and not saved."""
     make().request("c1", "a question", "an answer")
     reply = upstream.reply()
     reply.feed("word " * 100)
@@ -173,8 +175,10 @@ def test_an_endless_line_is_left(make: Make, upstream: ScriptedUpstream, saved: 
     assert saved.nothing()
 
 
-def test_a_fault_is_not_tried_again(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
-    """One line in the log, and no more than one request."""
+def test_upstream_error_is_logged_and_not_retried(
+    saved: Saved, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the upstream is logged, and no second request follows."""
     caplog.set_level(logging.INFO)
     upstream = ScriptedUpstream(UpstreamError("rate_limited", retry_after=0))
     titles = Titles(upstream, Config(), saved)
@@ -186,10 +190,10 @@ def test_a_fault_is_not_tried_again(saved: Saved, caplog: pytest.LogCaptureFixtu
     assert saved.nothing()
 
 
-def test_a_store_that_fails_ends_no_thread(
+def test_failed_save_is_logged_and_the_next_title_is_saved(
     make: Make, upstream: ScriptedUpstream, saved: Saved, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged, and the next title is made."""
+    """An exception of `save` is logged, and the next title is saved."""
     titles = make()
     for number, title in enumerate(["Answer", "Questions"]):
         titles.request(f"c{number}", "a question", "an answer")
@@ -199,9 +203,10 @@ def test_a_store_that_fails_ends_no_thread(
     assert "the store is full" in caplog.text
 
 
-def test_a_generation_comes_first(make: Make, upstream: ScriptedUpstream, saved: Saved) -> None:
-    """No title is asked for while one is under way; its start drops the title that is being made,
-    and its end brings that title back."""
+def test_generation_interrupts_a_title_and_its_end_resumes_it(
+    make: Make, upstream: ScriptedUpstream, saved: Saved
+) -> None:
+    """No title is requested during a generation; its start interrupts one, its end repeats it."""
     free = threading.Event()
     titles = make(free.is_set)
     titles.request("c1", "a question", "an answer")
@@ -221,8 +226,8 @@ def test_a_generation_comes_first(make: Make, upstream: ScriptedUpstream, saved:
     idle()
 
 
-def test_a_title_that_is_always_dropped_is_given_up(make: Make, upstream: ScriptedUpstream) -> None:
-    """Each request is paid for, so there are three."""
+def test_title_is_requested_three_times_at_most(make: Make, upstream: ScriptedUpstream) -> None:
+    """A title that is always interrupted is requested TRIES times."""
     titles = make()
     titles.request("c1", "a question", "an answer")
     for number in range(module.TRIES):
@@ -233,10 +238,10 @@ def test_a_title_that_is_always_dropped_is_given_up(make: Make, upstream: Script
     assert len(upstream.requests) == module.TRIES
 
 
-def test_generations_of_other_processes_are_seen(
+def test_generation_of_another_process_interrupts_a_title(
     make: Make, upstream: ScriptedUpstream, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They call nothing here: they are looked for while a title waits, and while it is read."""
+    """A generation of another process delays a waiting title and interrupts a running request."""
     monkeypatch.setattr(module, "IDLE_CHECK_INTERVAL", 0.01)
     free = threading.Event()
     titles = make(free.is_set)
@@ -253,19 +258,18 @@ def test_generations_of_other_processes_are_seen(
     assert saved.next() == ("c1", "Questions")
 
 
-def test_a_title_that_is_too_late_is_not_made(
+def test_title_after_its_lifetime_is_not_requested(
     make: Make, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a server that is never idle conversations keep their first words."""
+    """A title that has waited longer than REQUEST_LIFETIME is not requested."""
     monkeypatch.setattr(module, "REQUEST_LIFETIME", 0.0)
     make(lambda: False).request("c1", "a question", "an answer")
     idle()
     assert upstream.requests == []
 
 
-def test_a_message_never_waits_for_a_title(start_halt: StartHalt) -> None:
-    """A server with one place makes a title when the next message is sent, by the page or by a
-    program: the title's connection is closed, the answer comes at once, and the title later."""
+def test_message_closes_the_title_request_and_is_answered_first(start_halt: StartHalt) -> None:
+    """On every route a new message closes the title's connection, and the title follows later."""
     with FakeOpenAI(places=1) as fake:
         halt = start_halt(fake, HALT_TITLES="model", HALT_MODEL="slow_titles")
         client, talk = halt.client(), f"/c/{new_id()}/messages"
@@ -287,8 +291,8 @@ def test_a_message_never_waits_for_a_title(start_halt: StartHalt) -> None:
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["reading", "opening"])
-def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
-    """The connection is interrupted in whatever phase it is, and the queue forgotten."""
+def test_close_interrupts_the_title_and_drops_the_queue(saved: Saved, silent: bool) -> None:
+    """Closing interrupts the request, whether it opens or reads, and drops the waiting titles."""
     upstream = ScriptedUpstream(silent=silent)
     titles = Titles(upstream, Config(), saved)
     for _ in range(3):
@@ -305,10 +309,10 @@ def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
     upstream.dispose()
 
 
-def test_a_title_has_a_time_limit(
+def test_title_request_ends_after_its_time_limit(
     make: Make, upstream: ScriptedUpstream, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A silent model is given up."""
+    """A request to a silent model ends after its time limit, and no title is saved."""
     monkeypatch.setattr(module, "SECONDS", 0.05)
     make().request("c1", "a question", "an answer")
     assert upstream.reply().over.wait(WAIT_TIMEOUT)
@@ -316,10 +320,10 @@ def test_a_title_has_a_time_limit(
     assert saved.nothing()
 
 
-def test_a_system_without_threads_keeps_the_first_words(
+def test_title_request_without_a_thread_is_refused(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no error."""
+    """Where the system has no thread left, a title is refused without an error."""
 
     def none(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -331,21 +335,21 @@ def test_a_system_without_threads_keeps_the_first_words(
 @pytest.mark.parametrize(
     ("prompt", "answer"), [("", "an answer"), (" \n", "a"), ("a question", "")]
 )
-def test_half_an_exchange_is_not_titled(make: Make, prompt: str, answer: str) -> None:
-    """There is nothing yet to make it from."""
+def test_title_of_an_incomplete_exchange_is_refused(make: Make, prompt: str, answer: str) -> None:
+    """No title is requested without a prompt or without an answer."""
     assert not make().request("c1", prompt, answer)
 
 
-def test_titles_can_be_the_first_words(make: Make) -> None:
-    """Then no model is asked."""
+def test_titles_setting_words_requests_no_title(make: Make) -> None:
+    """With HALT_TITLES=words no title is requested; a wrong value is refused."""
     assert not make(titles="words").request("c1", "a question", "an answer")
     assert load({"HALT_TITLES": "words"}).titles == "words"
     with pytest.raises(ConfigError, match="HALT_TITLES='both' is not allowed: use model or words"):
         load({"HALT_TITLES": "both"})
 
 
-def test_a_real_server_is_asked_once(fake: FakeOpenAI, saved: Saved) -> None:
-    """Over the wire, thoughts in tags and all."""
+def test_title_from_a_server_takes_one_request(fake: FakeOpenAI, saved: Saved) -> None:
+    """A title over HTTP takes one request; thoughts and marks of the reply are removed."""
     config = Config(base_url=fake.base_url, api_key="fake", model="text?key=title")
     fake.texts["title"] = "<think>\nA title?\n</think>\n\n**Title:** Blue skies."
     upstream = make_upstream(config)
@@ -367,8 +371,8 @@ def test_a_real_server_is_asked_once(fake: FakeOpenAI, saved: Saved) -> None:
         ("Egg", "boil an egg", True),
     ],
 )
-def test_a_title_is_about_the_exchange(title: str, exchange: str, about: bool) -> None:
-    """What a small model has made up shares no word with it."""
+def test_is_about_requires_a_word_of_the_exchange(title: str, exchange: str, about: bool) -> None:
+    """A title that shares no word with the exchange is not about it."""
     assert is_about(title, exchange) is about
 
 
@@ -394,14 +398,14 @@ def test_a_title_is_about_the_exchange(title: str, exchange: str, about: bool) -
         ("Line\u2028separated \u202eand\x07 odd", "Line"),
     ],
 )  # fmt: skip
-def test_first_words(prompt: str, title: str) -> None:
-    """One line of plain text, cut at a word."""
+def test_first_words_are_one_plain_line_cut_at_a_word(prompt: str, title: str) -> None:
+    """The first words are one line of plain text, cut at a word."""
     assert first_words(prompt) == title
 
 
 @given(st.text(max_size=200))
-def test_a_title_is_short_plain_and_one_line(text: str) -> None:
-    """Whatever anybody writes."""
+def test_titles_of_any_text_are_short_printable_lines(text: str) -> None:
+    """Titles of any text are one printable line of TITLE_MOST characters at most."""
     for title in (first_words(text), cleaned(text)):
         assert len(title) <= TITLE_MOST
         assert title.isprintable()
@@ -424,13 +428,13 @@ def test_a_title_is_short_plain_and_one_line(text: str) -> None:
         ("\n\n", ""),
     ],
 )
-def test_what_a_model_says_is_cleaned(said: str, title: str) -> None:
-    """Quotes, labels, marks and full stops are no part of a title."""
+def test_cleaned_removes_quotes_labels_and_marks(said: str, title: str) -> None:
+    """Quotes, labels, marks and full stops are removed from a model's title."""
     assert cleaned(said) == title
 
 
-def test_a_deleted_conversation_gets_no_title(upstream: ScriptedUpstream, saved: Saved) -> None:
-    """The model is not asked, and so not paid, for a conversation that was deleted meanwhile."""
+def test_deleted_conversation_requests_no_title(upstream: ScriptedUpstream, saved: Saved) -> None:
+    """No title is requested for a conversation that was deleted in the meantime."""
     asked: list[str] = []
 
     def is_listed(conversation_id: str) -> bool:
@@ -445,8 +449,9 @@ def test_a_deleted_conversation_gets_no_title(upstream: ScriptedUpstream, saved:
     assert saved.nothing()
 
 
-def test_a_generation_tells_before_its_request_is_sent(upstream: ScriptedUpstream) -> None:
-    """So a title's connection is closed first; and it tells when its place is free again."""
+def test_generation_calls_on_begin_before_its_request(upstream: ScriptedUpstream) -> None:
+    """`on_begin` is called before the request is sent, `on_release` when the place is free
+    again."""
     generations = GenerationService(Config(), upstream, StopRegistry())
     seen: list[tuple[str, bool, int]] = []
     over = threading.Event()
@@ -466,8 +471,8 @@ def test_a_generation_tells_before_its_request_is_sent(upstream: ScriptedUpstrea
     generations.close()
 
 
-def test_the_application_connects_both(tmp_path: Path) -> None:
-    """Each generation of the server, whoever starts it, goes before titles."""
+def test_application_connects_generations_to_titles(tmp_path: Path) -> None:
+    """In the application a generation interrupts titles, and its release wakes them."""
     app = create_app(Config(data=str(tmp_path), base_url="http://127.0.0.1:9/v1"))
     service, titles = services(app).generations, services(app).titles
     assert (service.on_begin, service.on_release) == (titles.interrupt, titles.wake)
@@ -475,8 +480,8 @@ def test_the_application_connects_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", ["[", "[a](", "`", "*a", " ", "1. ", "~~"])
-def test_what_a_model_says_is_read_in_bounded_time(unit: str) -> None:
-    """However much comes in one piece: marks that are never closed took 49 s."""
+def test_title_functions_take_bounded_time_for_unclosed_marks(unit: str) -> None:
+    """100 kB of unclosed marks take less than 3 s of processor time; once they took 49 s."""
     said = unit * (100_000 // len(unit))
     start = time.process_time()
     assert len(cleaned(said)) <= TITLE_MOST

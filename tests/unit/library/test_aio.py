@@ -52,8 +52,8 @@ async def over(gen: Generation) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def test_events_as_they_come(program: Halt) -> None:
-    """`async for` gives every event, the terminal one last; so do several readers at once."""
+def test_aiter_yields_every_event_to_several_readers(program: Halt) -> None:
+    """Each of several readers gets every event in order, the terminal one last."""
 
     async def main() -> list[list[Event]]:
         gen = program.generate("x", model="count?n=300")
@@ -65,8 +65,8 @@ def test_events_as_they_come(program: Halt) -> None:
     assert isinstance(one[-1], Done)
 
 
-def test_many_generations_in_one_loop(program: Halt) -> None:
-    """Twenty at once, each with its own text; the loop is never blocked by any of them."""
+def test_aresult_of_many_generations_in_one_loop(program: Halt) -> None:
+    """Twenty generations in one loop end with their own texts."""
 
     async def main() -> list[str]:
         results = await asyncio.gather(
@@ -77,8 +77,8 @@ def test_many_generations_in_one_loop(program: Halt) -> None:
     assert asyncio.run(main()) == [f"this is number {n}" for n in range(20)]
 
 
-def test_the_loop_runs_on_in_silence(program: Halt, fake: FakeOpenAI) -> None:
-    """While a model is silent other tasks run; what they do may end the silence."""
+def test_aiter_during_silence_leaves_the_loop_running(program: Halt, fake: FakeOpenAI) -> None:
+    """While a model is silent other tasks run; one of them ends the silence here."""
 
     async def main() -> Any:
         gen = program.generate("x", model="stall?n=1&rest=1")
@@ -92,8 +92,8 @@ def test_the_loop_runs_on_in_silence(program: Halt, fake: FakeOpenAI) -> None:
     assert asyncio.run(main()).text == "0 1 "
 
 
-def test_a_flood_leaves_the_loop_to_others() -> None:
-    """A reader that has more to take, each time that it looks, still lets other tasks run."""
+def test_aiter_of_many_events_lets_other_tasks_run() -> None:
+    """A reader that always has events to take still lets other tasks run."""
     upstream = ScriptedUpstream()
     turns = 0
 
@@ -119,8 +119,8 @@ def test_a_flood_leaves_the_loop_to_others() -> None:
     upstream.dispose()
 
 
-def test_a_failure_ends_an_iteration_and_is_raised_by_a_result(program: Halt) -> None:
-    """As in threads: the event for who iterates, the typed error for who wants the result."""
+def test_failure_ends_aiter_and_is_raised_by_aresult(program: Halt) -> None:
+    """A failure is the last event of an iteration and a GenerationError of `aresult`."""
 
     async def main() -> list[Event]:
         gen = program.generate("x", model="drop?n=3")
@@ -134,8 +134,8 @@ def test_a_failure_ends_an_iteration_and_is_raised_by_a_result(program: Halt) ->
     assert complete_text(events) == "0 1 2 "
 
 
-def test_what_can_t_be_had_is_raised_in_the_task() -> None:
-    """No place for another reader, or events that are no longer kept: told, and nothing is left."""
+def test_aiter_without_a_place_or_with_lost_events_raises() -> None:
+    """Without a place, or where events are no longer kept, `aiter` raises and leaves no thread."""
     upstream = ScriptedUpstream()
 
     async def main(program: Halt) -> None:
@@ -160,10 +160,8 @@ def test_what_can_t_be_had_is_raised_in_the_task() -> None:
 
 
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=2"])
-def test_cancelling_the_task_stops_the_generation(
-    program: Halt, fake: FakeOpenAI, model: str
-) -> None:
-    """A task that is cancelled while it waits: stopped at once, the upstream sees it."""
+def test_cancelled_task_stops_its_generation(program: Halt, fake: FakeOpenAI, model: str) -> None:
+    """Cancelling a task that waits stops its generation and closes the upstream connection."""
 
     async def main() -> None:
         gen = program.generate("x", model=model)
@@ -180,8 +178,8 @@ def test_cancelling_the_task_stops_the_generation(
     assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
-def test_a_timeout_stops_the_generation(program: Halt, fake: FakeOpenAI) -> None:
-    """`asyncio.timeout` around a reader, and around a result, ends what it waits for."""
+def test_asyncio_timeout_stops_the_generation(program: Halt, fake: FakeOpenAI) -> None:
+    """A timeout around `aiter` or `aresult` stops the generation."""
 
     async def main() -> None:
         for wait in (lambda gen: collect(gen.aiter()), lambda gen: gen.aresult()):
@@ -195,8 +193,8 @@ def test_a_timeout_stops_the_generation(program: Halt, fake: FakeOpenAI) -> None
     assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
-def test_a_task_group_takes_its_generations_with_it(program: Halt, fake: FakeOpenAI) -> None:
-    """One task that fails cancels the others, and with them what they were waiting for."""
+def test_task_group_failure_stops_its_generations(program: Halt, fake: FakeOpenAI) -> None:
+    """A task that fails in a task group stops the generations that the other tasks read."""
 
     async def main() -> list[str]:
         members = [program.generate("x", model="stall?n=1") for _ in range(3)]
@@ -223,10 +221,10 @@ def test_a_task_group_takes_its_generations_with_it(program: Halt, fake: FakeOpe
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_leaving_the_with_stops_what_is_not_over(
+def test_leaving_async_with_stops_the_generation(
     program: Halt, fake: FakeOpenAI, begun: bool
 ) -> None:
-    """By `break`, by an exception, or without having read anything."""
+    """Leaving `async with` stops a running generation, whether it was read or not."""
 
     async def main() -> None:
         gen = program.generate("x", model="stall?n=1")
@@ -240,8 +238,8 @@ def test_leaving_the_with_stops_what_is_not_over(
     assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
-def test_a_reader_that_is_dropped_stops_it_too(program: Halt, fake: FakeOpenAI) -> None:
-    """A `break` out of a bare `async for` is noticed when the reader is let go of."""
+def test_dropped_async_reader_stops_the_generation(program: Halt, fake: FakeOpenAI) -> None:
+    """A `break` out of a bare `async for` stops the generation when the reader is collected."""
 
     async def main() -> None:
         gen = program.generate("x", model="stall?n=1")
@@ -255,8 +253,9 @@ def test_a_reader_that_is_dropped_stops_it_too(program: Halt, fake: FakeOpenAI) 
     assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
-def test_aclose_stops_and_can_be_repeated(program: Halt) -> None:
-    """Also while another task waits in it: that one gets the end."""
+def test_aclose_stops_the_generation_and_may_be_repeated(program: Halt) -> None:
+    """`aclose` ends a reader that waits in another task, may be repeated, and leaves an ended
+    run."""
 
     async def main() -> None:
         gen = program.generate("x", model="stall?n=1")
@@ -275,8 +274,10 @@ def test_aclose_stops_and_can_be_repeated(program: Halt) -> None:
     asyncio.run(main())
 
 
-def test_a_reader_that_does_not_own_leaves_it_running(program: Halt, fake: FakeOpenAI) -> None:
-    """With `owner=False` a reader comes and goes, as in threads."""
+def test_aiter_without_ownership_leaves_the_generation_running(
+    program: Halt, fake: FakeOpenAI
+) -> None:
+    """With `owner=False` the generation goes on when its reader leaves."""
 
     async def main() -> str:
         gen = program.generate("x", model="stall?n=1&rest=1")
@@ -289,8 +290,11 @@ def test_a_reader_that_does_not_own_leaves_it_running(program: Halt, fake: FakeO
     assert asyncio.run(main()) == "0 1 "
 
 
-def test_cancel_at_any_moment(program: Halt, fake: FakeOpenAI) -> None:
-    """Law: whenever a task is cancelled, one terminal event, upstream closed, no thread left."""
+def test_task_cancelled_at_any_moment_leaves_one_terminal_event(
+    program: Halt, fake: FakeOpenAI
+) -> None:
+    """Law: whenever a task is cancelled, there is one terminal event and no connection or
+    thread."""
 
     async def one(turns: int) -> None:
         gen = program.generate("x", model="count?n=40&gap_ms=1")
@@ -314,8 +318,8 @@ def test_cancel_at_any_moment(program: Halt, fake: FakeOpenAI) -> None:
     wait_until(lambda: sorted(library_halt.halt_threads()) == ["halt-keeper", "halt-relay"])
 
 
-def test_a_loop_that_is_gone_holds_nobody(fake: FakeOpenAI) -> None:
-    """A loop that was closed in the middle: the run can be read and closed as if it never was."""
+def test_closed_loop_leaves_the_run_readable(fake: FakeOpenAI) -> None:
+    """A run whose reader's loop was closed goes on, and can be read and closed."""
     upstream = ScriptedUpstream()
     with scripted_halt(upstream) as program:
         gen = program.generate("x")
@@ -336,8 +340,8 @@ def test_a_loop_that_is_gone_holds_nobody(fake: FakeOpenAI) -> None:
 # --- merged ---------------------------------------------------------------------------------------
 
 
-def test_a_merge_in_a_loop(program: Halt) -> None:
-    """Labelled events in a loop, each label to its one end."""
+def test_merged_aiter_yields_labelled_events_to_their_ends(program: Halt) -> None:
+    """A merge yields the labelled events of each generation up to its end."""
 
     async def main() -> list[tuple[str, Event]]:
         merged = program.merge({"a": "first text", "b": "second text"})
@@ -349,8 +353,8 @@ def test_a_merge_in_a_loop(program: Halt) -> None:
         assert complete_text([event for name, event in events if name == label]) == text
 
 
-def test_cancelling_the_reader_of_a_merge_stops_all(program: Halt, fake: FakeOpenAI) -> None:
-    """The task owns what it merges."""
+def test_cancelled_reader_of_a_merge_stops_all_generations(program: Halt, fake: FakeOpenAI) -> None:
+    """Cancelling the task that reads a merge stops all of its generations."""
 
     async def read(merged: Merged) -> None:
         async for _ in merged.aiter():

@@ -97,8 +97,8 @@ class Told:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def test_the_text_comes_in_pieces_and_the_result_is_whole(program: Halt) -> None:
-    """Pieces as they come; then the result: text, finish reason, usage, figures, terminal event."""
+def test_text_stream_pieces_join_to_the_result(program: Halt) -> None:
+    """The pieces join to the result's text; the result has finish reason, usage and figures."""
     gen = program.generate("ignored", model="count?n=20", id="my-stream-0001")
     pieces = list(gen.text_stream)
     result = gen.result()
@@ -112,8 +112,8 @@ def test_the_text_comes_in_pieces_and_the_result_is_whole(program: Halt) -> None
     assert result.model == gen.model == "count?n=20"
 
 
-def test_events_are_read_again_and_by_several_at_once(program: Halt) -> None:
-    """A generation is a log: each reader gets all of it, whenever it comes."""
+def test_generation_can_be_iterated_again_and_concurrently(program: Halt) -> None:
+    """Every reader gets all events, at the same time or later; `events` starts at a number."""
     gen = program.generate("x", model="count?n=200")
     one, two, three = together(*[lambda: list(gen)] * 3)
     assert one == two == three == list(gen)
@@ -123,8 +123,8 @@ def test_events_are_read_again_and_by_several_at_once(program: Halt) -> None:
     assert [event for _, event in numbered] == one[100:]
 
 
-def test_a_reader_that_leaves_changes_nothing(program: Halt) -> None:
-    """Breaking off an iteration is no Stop."""
+def test_break_in_an_iteration_does_not_stop_the_generation(program: Halt) -> None:
+    """A generation goes on to its end after a `break` in its iteration."""
     gen = program.generate("x", model="count?n=50&gap_ms=1")
     for event in gen:
         assert isinstance(event, Content)
@@ -132,8 +132,8 @@ def test_a_reader_that_leaves_changes_nothing(program: Halt) -> None:
     assert gen.result().finish_reason == "stop"
 
 
-def test_figures_can_be_had_at_any_time(program: Halt, fake: FakeOpenAI) -> None:
-    """Before the first token, while it runs, and after the end."""
+def test_metrics_are_available_before_during_and_after(program: Halt, fake: FakeOpenAI) -> None:
+    """Metrics are available before the first token, while the answer runs, and after its end."""
     gen = program.generate("x", model="stall?n=3&rest=2")
     assert gen.metrics.duration_ms >= 0
     shown = iter(gen)
@@ -147,8 +147,8 @@ def test_figures_can_be_had_at_any_time(program: Halt, fake: FakeOpenAI) -> None
     assert gen.result().metrics.chunks == 5
 
 
-def test_a_conversation_and_its_options_are_passed_on(program: Halt, fake: FakeOpenAI) -> None:
-    """Messages as structs or dicts, and the options of a request, reach the model's server."""
+def test_generate_sends_messages_and_options(program: Halt, fake: FakeOpenAI) -> None:
+    """Messages as structs or dicts and the request's options are sent to the model's server."""
     program.generate(
         [Message("system", "Be brief."), {"role": "user", "content": "hello"}],
         temperature=0.5,
@@ -161,8 +161,8 @@ def test_a_conversation_and_its_options_are_passed_on(program: Halt, fake: FakeO
     assert body["model"] == "echo"
 
 
-def test_a_request_made_before_can_be_changed(program: Halt, fake: FakeOpenAI) -> None:
-    """A ChatRequest is taken as it is; options go over it."""
+def test_generate_options_override_a_chat_request(program: Halt, fake: FakeOpenAI) -> None:
+    """A ChatRequest is accepted, and options override its fields."""
     asked = ChatRequest([Message("user", "hello")], temperature=0.5, seed=1)
     assert program.generate(asked, temperature=1.0).result().text == "hello"
     body = fake.wait_request().body
@@ -173,8 +173,10 @@ def test_a_request_made_before_can_be_changed(program: Halt, fake: FakeOpenAI) -
 
 
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=0"])
-def test_stop_in_silence(program: Halt, fake: FakeOpenAI, model: str) -> None:
-    """Stop works before the first token, in whatever phase; the upstream sees it at once."""
+def test_stop_before_the_first_token_closes_the_upstream(
+    program: Halt, fake: FakeOpenAI, model: str
+) -> None:
+    """A Stop before the first token closes the connection in every phase of the request."""
     gen = program.generate("x", model=model)
     record = fake.wait_request()
     waiting = BackgroundCall(gen.result)
@@ -188,7 +190,7 @@ def test_stop_in_silence(program: Halt, fake: FakeOpenAI, model: str) -> None:
 
 
 def test_stop_from_another_thread_ends_an_iteration(program: Halt, fake: FakeOpenAI) -> None:
-    """The thread that blocks in `for` gets the end; what had come is kept."""
+    """A Stop ends an iteration that waits in another thread; the text so far is kept."""
     gen = program.generate("x", model="stall?n=5")
     seen: list[Event] = []
     reader = BackgroundCall(lambda: seen.extend(gen))
@@ -201,16 +203,16 @@ def test_stop_from_another_thread_ends_an_iteration(program: Halt, fake: FakeOpe
     assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
-def test_leaving_a_with_stops_what_is_not_over(program: Halt, fake: FakeOpenAI) -> None:
-    """A generation used in a `with` does not outlive it."""
+def test_leaving_with_stops_the_generation(program: Halt, fake: FakeOpenAI) -> None:
+    """Leaving `with` stops a running generation and closes its connection."""
     with program.generate("x", model="silent_headers") as gen:
         fake.wait_request()
     assert gen.state == "cancelled"
     assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
-def test_a_stop_that_comes_first_counts(program: Halt, fake: FakeOpenAI) -> None:
-    """An ID that was stopped before its generation starts: it ends at once and asks nothing."""
+def test_stop_before_the_start_ends_the_generation_at_once(program: Halt, fake: FakeOpenAI) -> None:
+    """A generation whose ID was stopped before ends at once and sends no request."""
     assert program.stop("stopped-before").status == "pending"
     result = program.generate("x", id="stopped-before").result()
     assert (result.stopped, result.text, fake.requests) == (True, "", [])
@@ -218,8 +220,8 @@ def test_a_stop_that_comes_first_counts(program: Halt, fake: FakeOpenAI) -> None
 
 @pytest.mark.usefixtures("quick", "ctrl_c")
 @pytest.mark.parametrize("how", ["result", "for"])
-def test_ctrl_c_while_it_is_waited_for_stops(how: str) -> None:
-    """The generation is stopped, and Ctrl-C goes on up."""
+def test_ctrl_c_during_a_wait_stops_the_generation(how: str) -> None:
+    """Ctrl-C during `result` or an iteration stops the generation and raises KeyboardInterrupt."""
     upstream = ScriptedUpstream()
     with scripted_halt(upstream) as program:
         gen = program.generate("x")
@@ -244,10 +246,11 @@ def test_ctrl_c_while_it_is_waited_for_stops(how: str) -> None:
         ("401", "unauthorized", ""),
     ],
 )
-def test_a_failure_is_a_typed_error_with_the_partial_text(
+def test_failure_raises_an_error_with_the_partial_text(
     program: Halt, model: str, code: str, text: str
 ) -> None:
-    """`result` and `text_stream` raise, with what had come; an iteration ends with the event."""
+    """`result` and `text_stream` raise a GenerationError with the text so far; events end with
+    it."""
     gen = program.generate("x", model=model)
     with pytest.raises(GenerationError) as caught:
         gen.result()
@@ -261,8 +264,8 @@ def test_a_failure_is_a_typed_error_with_the_partial_text(
     assert isinstance(list(gen)[-1], Failed)
 
 
-def test_waiting_has_an_end_that_changes_nothing(program: Halt, fake: FakeOpenAI) -> None:
-    """A `result` that times out can be waited for again."""
+def test_result_timeout_leaves_the_generation_running(program: Halt, fake: FakeOpenAI) -> None:
+    """A `result` that times out leaves the generation running and may be repeated."""
     gen = program.generate("x", model="stall?n=1&rest=1")
     with pytest.raises(TimeoutError):
         gen.result(timeout=0.02)
@@ -296,24 +299,24 @@ def test_waiting_has_an_end_that_changes_nothing(program: Halt, fake: FakeOpenAI
         (ChatRequest([]), {}, "messages"),
     ],
 )
-def test_a_bad_request_names_its_field(
+def test_wrong_request_is_refused_with_its_field(
     program: Halt, prompt: Any, options: dict[str, Any], field: str
 ) -> None:
-    """What can't be asked is refused before anything starts, by the name of the field at fault."""
+    """A wrong request is refused before a start; the error names the field."""
     with pytest.raises(RequestError) as caught:
         program.generate(prompt, **options)
     assert caught.value.field == field
     assert program._generations.open_streams == 0
 
 
-def test_the_options_are_those_of_a_request() -> None:
-    """What `generate` takes by name is what a request has; tools and messages come otherwise."""
+def test_options_are_the_fields_of_a_request() -> None:
+    """The options of `generate` are the fields of a request, except messages, tools and stream."""
     others = {"messages", "tools", "stream"}
     assert {*Options.__annotations__} | others == {*ChatRequest.__struct_fields__}
 
 
-def test_what_can_t_be_had_is_refused(fake: FakeOpenAI) -> None:
-    """IDs in use, unknown IDs, more than there is room for, and a Halt that is closed."""
+def test_generate_and_get_refuse_impossible_requests(fake: FakeOpenAI) -> None:
+    """A used ID, an unknown ID, a full Halt and a closed Halt raise their errors."""
     with Halt(config=fake_config(fake, max_streams=1)) as program:
         gen = program.generate("x", model="silent_headers", id="the-only-one")
         with pytest.raises(AtCapacity):
@@ -330,8 +333,8 @@ def test_what_can_t_be_had_is_refused(fake: FakeOpenAI) -> None:
     wait_no_threads()
 
 
-def test_callbacks_take_a_reader_s_place(fake: FakeOpenAI) -> None:
-    """Where no thread may be had for them, the generation is stopped again and it is told."""
+def test_callbacks_without_a_place_stop_the_generation(fake: FakeOpenAI) -> None:
+    """A generation whose callbacks get no reader's place is refused and stopped."""
     with Halt(config=fake_config(fake, max_streams=2)) as program:
         told = Told()
         held = program.generate("x", model="silent_headers", id="held-open-1")
@@ -349,8 +352,8 @@ def test_callbacks_take_a_reader_s_place(fake: FakeOpenAI) -> None:
 # --- callbacks ------------------------------------------------------------------------------------
 
 
-def test_callbacks_are_told_everything_once(program: Halt) -> None:
-    """Each piece in order, then the result, once; nobody has to iterate."""
+def test_callbacks_receive_each_piece_and_the_result_once(program: Halt) -> None:
+    """`on_token` gets each piece in order, then `on_complete` gets the result once."""
     told = Told()
     program.generate("x", model="count?n=20", **told.all())
     assert told.over.wait(WAIT_TIMEOUT)
@@ -368,8 +371,8 @@ def no_follower_left() -> None:
     wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
 
 
-def test_a_failure_is_told_to_on_error(program: Halt) -> None:
-    """After the text that came, the typed error, once."""
+def test_on_error_receives_the_failure_once(program: Halt) -> None:
+    """After the text so far `on_error` gets the error once."""
     told = Told()
     program.generate("x", model="drop?n=5", **told.all())
     assert told.over.wait(WAIT_TIMEOUT)
@@ -382,8 +385,8 @@ def test_a_failure_is_told_to_on_error(program: Halt) -> None:
     assert (error.code, error.text) == ("upstream_dropped", "0 1 2 3 4 ")
 
 
-def test_a_stop_completes(program: Halt, fake: FakeOpenAI) -> None:
-    """One that was stopped is told as a result that says so."""
+def test_stop_calls_on_complete_with_a_stopped_result(program: Halt, fake: FakeOpenAI) -> None:
+    """After a Stop `on_complete` gets a result that says so."""
     told = Told()
     gen = program.generate("x", model="stall?n=2", **told.all())
     wait_until(lambda: told.text == "0 1 ")
@@ -393,8 +396,8 @@ def test_a_stop_completes(program: Halt, fake: FakeOpenAI) -> None:
     assert told.calls[-1][1].stopped
 
 
-def test_a_callback_may_stop_what_it_follows(program: Halt) -> None:
-    """Stop and wait from inside a callback: neither blocks for ever."""
+def test_callback_may_stop_its_own_generation(program: Halt) -> None:
+    """Stopping and waiting for the result inside a callback blocks neither."""
     results: list[Result] = []
     begun = threading.Event()
 
@@ -412,10 +415,10 @@ def test_a_callback_may_stop_what_it_follows(program: Halt) -> None:
 
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError, SystemExit])
-def test_a_callback_that_raises_is_reported_once_and_ends_nothing(
+def test_exception_in_a_callback_is_logged_once(
     program: Halt, caplog: pytest.LogCaptureFixture, fault: type[BaseException]
 ) -> None:
-    """Its traceback is logged once for each callback; every one is called as before."""
+    """A callback's exception is logged once for each callback; further calls follow."""
     calls: list[str] = []
     over = threading.Event()
 
@@ -438,8 +441,8 @@ def test_a_callback_that_raises_is_reported_once_and_ends_nothing(
     ]
 
 
-def test_a_callback_slower_than_the_log_is_long_is_told() -> None:
-    """Text that was let go of is never passed over in silence: on_error gets OffsetLost."""
+def test_callback_slower_than_the_log_receives_offset_lost() -> None:
+    """A callback for which the log has lost events gets OffsetLost; the result has all text."""
     upstream, told, going = ScriptedUpstream(), Told(), threading.Event()
 
     def token(text: str) -> None:
@@ -481,8 +484,8 @@ def much_later(program: Halt, stream_id: str) -> str:
     return run.state
 
 
-def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
-    """A handle that is neither iterated nor followed holds its run; so does a callback alone."""
+def test_handle_or_callback_keeps_the_generation_running() -> None:
+    """A handle or a callback alone keeps a generation running; without both it is abandoned."""
     endless = {"gap_timeout": 80000.0, "run_timeout": 80000.0, "orphan_grace": 100.0}
     upstream, told = ScriptedUpstream(), Told()
     with scripted_halt(upstream, **endless) as program:
@@ -502,8 +505,8 @@ def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
     wait_no_threads()
 
 
-def test_a_generation_that_nobody_can_read_any_more_is_stopped(fake: FakeOpenAI) -> None:
-    """When the last handle is dropped the grace begins, after which the upstream is left."""
+def test_dropped_handle_stops_the_generation_after_the_grace(fake: FakeOpenAI) -> None:
+    """When the last handle is dropped, the generation is stopped after the grace period."""
     with Halt(config=fake_config(fake, orphan_grace=0.0)) as program:
         handle = program.generate("x", model="stall?n=1", id="dropped-handle")
         record = fake.wait_request()
@@ -519,8 +522,9 @@ def test_a_generation_that_nobody_can_read_any_more_is_stopped(fake: FakeOpenAI)
 # --- the end --------------------------------------------------------------------------------------
 
 
-def test_close_ends_everything_and_waits_for_it(fake: FakeOpenAI) -> None:
-    """Every run gets a terminal event that its readers and callbacks see; no thread is left."""
+def test_close_interrupts_all_generations_and_leaves_no_thread(fake: FakeOpenAI) -> None:
+    """Closing ends each generation as interrupted for readers and callbacks and leaves no
+    thread."""
     told, program = Told(), Halt(config=fake_config(fake))
     silent = program.generate("x", model="silent_headers")
     stalled = program.generate("x", model="stall?n=2", **told.all())
@@ -538,8 +542,8 @@ def test_close_ends_everything_and_waits_for_it(fake: FakeOpenAI) -> None:
     assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
-def test_a_callback_may_close(fake: FakeOpenAI) -> None:
-    """`close` from inside a callback waits for everybody but itself."""
+def test_callback_may_close_halt(fake: FakeOpenAI) -> None:
+    """`close` inside a callback waits for all threads except its own."""
     program, closed = Halt(config=fake_config(fake)), threading.Event()
 
     def complete(_: Result) -> None:
@@ -551,10 +555,10 @@ def test_a_callback_may_close(fake: FakeOpenAI) -> None:
     wait_no_threads()
 
 
-def test_a_callback_that_does_not_return_is_left_to_itself(
+def test_close_logs_a_callback_that_does_not_return(
     fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`close` has an end of its own, and says who is still busy."""
+    """Waiting for callbacks has a time limit, and a callback that still runs is logged."""
     program, begun, going = Halt(config=fake_config(fake)), threading.Event(), threading.Event()
 
     def complete(_: Result) -> None:
@@ -573,8 +577,8 @@ def test_a_callback_that_does_not_return_is_left_to_itself(
 # --- races ----------------------------------------------------------------------------------------
 
 
-def test_stop_against_the_end_against_close() -> None:
-    """Law: one terminal event, one last callback, and both agree with what everybody is told."""
+def test_concurrent_stop_end_and_close_leave_one_terminal_event() -> None:
+    """Law: a Stop, the end and `close` at once leave one terminal event and one last callback."""
     for number in range(60):
         upstream, told = ScriptedUpstream(), Told()
         program = scripted_halt(upstream)
@@ -604,8 +608,8 @@ def asks(reply: ScriptedReply, name: str, arguments: str, usage: int) -> None:
     reply.feed(Part((ToolCall("call_1", name, arguments),), 1, ended=True), over)
 
 
-def test_functions_are_tools() -> None:
-    """A typed function runs when the model calls it, and the model goes on with its result."""
+def test_function_tool_runs_and_the_model_continues() -> None:
+    """A typed function runs when the model calls it, and its result goes back to the model."""
 
     def warmth(city: str) -> str:
         """Say how warm it is in a city."""
@@ -640,10 +644,10 @@ def test_functions_are_tools() -> None:
 # --- where it is made -----------------------------------------------------------------------------
 
 
-def test_the_environment_says_what_is_not_given(
+def test_halt_without_arguments_uses_the_environment(
     fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`Halt()` is set up like the server; what is given by name goes before."""
+    """`Halt()` uses the environment's settings; arguments override them."""
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "HALT_MODEL"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="base_url or api_key"):
@@ -658,8 +662,8 @@ def test_the_environment_says_what_is_not_given(
         assert program.generate("hello").result().text == "hello"
 
 
-def test_the_package_is_light_until_the_library_is_wanted() -> None:
-    """Neither the demo model's processes nor the server's worker load it; it never loads Flask."""
+def test_package_import_loads_the_library_on_demand() -> None:
+    """Importing the package loads no client library; the library never loads Flask or gunicorn."""
     code = """
 import sys, halt, halt.providers.embedded_model
 assert "openai" not in sys.modules and "msgspec" not in sys.modules
@@ -670,8 +674,8 @@ assert not {"flask", "werkzeug", "gunicorn"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_every_public_name_is_there_and_typed() -> None:
-    """All that the package promises can be had from it, and nothing else; it says it is typed."""
+def test_public_names_are_available_and_typed() -> None:
+    """Every name in `__all__` is available and no other, and the package is marked as typed."""
     for name in package.__all__:
         assert getattr(package, name).__name__ == name
         assert name in dir(package)
@@ -680,8 +684,8 @@ def test_every_public_name_is_there_and_typed() -> None:
     assert Generation.__doc__
 
 
-def test_a_program_that_ends_waits_for_its_callbacks(fake: FakeOpenAI) -> None:
-    """A script that starts a generation with callbacks and comes to its end is told everything."""
+def test_program_end_waits_for_the_callbacks(fake: FakeOpenAI) -> None:
+    """A script that reaches its end still runs all callbacks of its generation."""
     code = """
 from halt import Halt
 Halt().generate("hello there", on_token=lambda t: print(t, end=""), on_complete=lambda r: print())

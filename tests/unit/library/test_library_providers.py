@@ -54,8 +54,8 @@ PATHS = {
 
 
 @pytest.mark.parametrize("provider", PATHS)
-def test_a_provider_of_the_arguments_answers(fake: FakeOpenAI, provider: str) -> None:
-    """Its dialect is spoken, with the given key, version and model."""
+def test_provider_argument_selects_dialect_key_and_model(fake: FakeOpenAI, provider: str) -> None:
+    """The request has the provider's path and version, the given key and the given model."""
     with Halt(**arguments(fake, provider), model="count?n=5") as halt:
         result = halt.generate("hello").result()
     assert (result.text, result.finish_reason) == ("0 1 2 3 4 ", "stop")
@@ -69,7 +69,7 @@ def test_a_provider_of_the_arguments_answers(fake: FakeOpenAI, provider: str) ->
 def test_stop_closes_the_connection_of_each_provider(
     fake: FakeOpenAI, provider: str, model: str
 ) -> None:
-    """Before the headers and in a stall: the receipt says closed, and the server has seen it."""
+    """A Stop before the headers and in a stall closes the connection, and the receipt says so."""
     with Halt(**arguments(fake, provider), model=model) as halt:
         gen = halt.generate("hello")
         record = fake.wait_request(lambda each: each.method == "POST")
@@ -80,10 +80,10 @@ def test_stop_closes_the_connection_of_each_provider(
         assert record.closed.wait(WAIT_TIMEOUT)
 
 
-def test_a_key_of_the_environment_goes_to_no_other_server(
+def test_environment_key_is_not_sent_to_a_given_address(
     fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A given address gets the given key or none, whatever keys the environment has."""
+    """A server of a given address gets the given key or none, and no key of the environment."""
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY"):
         monkeypatch.setenv(name, "secret-of-environment")
     with Halt(base_url=fake.base_url, model="count?n=2") as halt:
@@ -127,16 +127,16 @@ ENVIRONMENT = {
         ),
     ],
 )
-def test_what_is_given_wins_over_the_environment(
+def test_arguments_override_the_environment(
     given: dict[str, Any], expected: tuple[str, str, str]
 ) -> None:
-    """One provider is left; its key is of the environment only for the environment's own server."""
+    """The arguments leave one provider, with the environment's key for its own server alone."""
     found = only(with_provider(load(ENVIRONMENT), **given))
     assert (found.kind, found.base_url, found.key) == expected
 
 
-def test_a_file_of_providers_gives_way(tmp_path: Path) -> None:
-    """HALT_CONFIG names providers only where the arguments name none; a model chooses among them."""
+def test_provider_arguments_override_the_provider_file(tmp_path: Path) -> None:
+    """The providers of HALT_CONFIG are used only where no argument names one."""
     path = tmp_path / "halt.toml"
     path.write_text('[providers.a]\nkind = "openai"\nbase_url = "http://h/v1"\n')
     config = load({"HALT_CONFIG": str(path)})
@@ -144,8 +144,8 @@ def test_a_file_of_providers_gives_way(tmp_path: Path) -> None:
     assert only(with_provider(config, base_url="http://mine/v1")).base_url == "http://mine/v1"
 
 
-def test_the_model_is_the_deployment_on_azure() -> None:
-    """The given model comes before the environment's deployment; so does the version."""
+def test_azure_model_and_version_arguments_override_the_environment() -> None:
+    """On Azure the given model is the deployment; a given version replaces the environment's."""
     config = load(ENVIRONMENT | {"OPENAI_API_VERSION": "2024-06-01"})
     found = only(with_provider(config, provider="azure", model="mine"))
     assert (found.models, found.first_model, found.api_version) == (("mine",), "mine", "2024-06-01")
@@ -179,8 +179,8 @@ def test_the_model_is_the_deployment_on_azure() -> None:
         ({"api_key": "secret-1 "}, "api_key holds a space or a character "),
     ],
 )
-def test_a_wrong_combination_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:
-    """The line names the argument and what is needed; never a key."""
+def test_wrong_arguments_are_refused_in_one_line(given: dict[str, Any], said: str) -> None:
+    """The error names the argument and the need in one line, without a key."""
     with pytest.raises(ConfigError) as caught:
         Halt(**given)
     message = str(caught.value)
@@ -189,7 +189,7 @@ def test_a_wrong_combination_is_refused_in_one_line(given: dict[str, Any], said:
     assert "secret-1" not in message
 
 
-def test_a_key_of_the_environment_is_missed_rather_than_sent_elsewhere() -> None:
-    """Anthropic's key of the environment is not taken for a server of another address."""
+def test_given_address_without_a_key_is_refused() -> None:
+    """Anthropic's key of the environment is not used for another address: a key is required."""
     with pytest.raises(ConfigError, match=r"api_key is missing: .* needs a key for h:8443"):
         with_provider(load(ENVIRONMENT), provider="anthropic", base_url="https://h:8443")

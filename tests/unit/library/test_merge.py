@@ -67,8 +67,8 @@ def ends(events: list[tuple[str, Event]]) -> dict[str, type[Event]]:
     return {label: type(event) for label, event in events if is_terminal(event)}
 
 
-def test_several_prompts_are_one_stream(program: Halt) -> None:
-    """Every label's text in its own order, whole, and one end for each."""
+def test_merge_yields_each_labels_text_and_one_end(program: Halt) -> None:
+    """Each label's text is complete and in order, with one end."""
     merged = program.merge({letter: f"{letter} says this" for letter in LETTERS})
     events = list(merged)
     assert texts(events) == {letter: f"{letter} says this" for letter in LETTERS}
@@ -78,8 +78,8 @@ def test_several_prompts_are_one_stream(program: Halt) -> None:
     assert list(merged) == []
 
 
-def test_the_order_is_that_of_arrival() -> None:
-    """What arrived first is shown first, whoever sent it: no label waits for another."""
+def test_merge_yields_events_in_order_of_arrival() -> None:
+    """Events come in the order of their arrival: no label waits for another."""
     upstream = ScriptedUpstream()
     order = [0, 2, 2, 1, 0, 1, 2, 0, 0, 1]
     with scripted_halt(upstream) as program:
@@ -102,8 +102,8 @@ def test_the_order_is_that_of_arrival() -> None:
     wait_no_threads()
 
 
-def test_one_that_fails_leaves_the_others(program: Halt) -> None:
-    """A failure is that label's terminal event; the others come to their own ends."""
+def test_failure_of_one_label_leaves_the_others_running(program: Halt) -> None:
+    """A failure is its label's terminal event; the other labels reach their own ends."""
     requests = {"good": "count?n=5", "bad": "drop?n=2", "none": "401"}
     members = [program.generate("x", model=m, id=f"label-{n}") for n, m in requests.items()]
     events = list(program.merge(members))
@@ -113,8 +113,8 @@ def test_one_that_fails_leaves_the_others(program: Halt) -> None:
         program.get("label-bad").result()
 
 
-def test_one_is_stopped_and_the_others_go_on(program: Halt, fake: FakeOpenAI) -> None:
-    """Stop by label: that one is cancelled at once, the others never hear of it."""
+def test_stop_of_one_label_leaves_the_others_running(program: Halt, fake: FakeOpenAI) -> None:
+    """A Stop of one label cancels it at once; the other labels reach their own ends."""
     silent = program.generate("x", model="silent_headers")
     merged = program.merge({"a": silent, "b": "hello", "c": "there"})
     shown = Shown(merged)
@@ -125,8 +125,8 @@ def test_one_is_stopped_and_the_others_go_on(program: Halt, fake: FakeOpenAI) ->
     assert events[-1][0] == "a"
 
 
-def test_stop_ends_all(program: Halt, fake: FakeOpenAI) -> None:
-    """One Stop for all of them, in whatever phase each is; every connection is seen closed."""
+def test_merged_stop_ends_every_label(program: Halt, fake: FakeOpenAI) -> None:
+    """One Stop ends every label in its phase and closes each connection."""
     models = ["silent_headers", "silent_first_token", "stall?n=3", "silent_headers"]
     members = {f"{n}": program.generate("x", model=model) for n, model in enumerate(models)}
     merged = program.merge(members)
@@ -142,16 +142,16 @@ def test_stop_ends_all(program: Halt, fake: FakeOpenAI) -> None:
     assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
-def test_leaving_a_with_stops_all(program: Halt, fake: FakeOpenAI) -> None:
-    """A merge used in a `with` leaves nothing running."""
+def test_leaving_with_stops_every_label(program: Halt, fake: FakeOpenAI) -> None:
+    """Leaving `with` stops every generation of a merge."""
     with program.merge({"a": "x", "b": "y"}, model="silent_headers") as merged:
         fake.wait_request(1)
     assert {merged[label].state for label in merged.labels} == {"cancelled"}
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_is_heard_as_the_wait_for_a_silent_model_begins(program: Halt) -> None:
-    """A signal that comes just before the system's wait does not end it; it is heard all the same."""
+def test_ctrl_c_right_before_the_wait_raises_at_once(program: Halt) -> None:
+    """A signal right before the wait for a silent model raises KeyboardInterrupt all the same."""
     heard, in_time = threading.Event(), []
     with program.merge({"a": "x"}, model="silent_headers") as merged:
 
@@ -168,8 +168,8 @@ def test_ctrl_c_is_heard_as_the_wait_for_a_silent_model_begins(program: Halt) ->
     assert in_time == [True]
 
 
-def test_a_merge_that_is_dropped_lets_its_threads_go() -> None:
-    """Followers do not wait for ever for a consumer that is gone; the runs go on."""
+def test_dropped_merge_ends_its_threads_and_no_generation() -> None:
+    """The threads of a dropped merge end; its generations go on."""
     upstream = ScriptedUpstream()
     with scripted_halt(upstream) as program:
         gen = program.generate("x")
@@ -186,8 +186,8 @@ def test_a_merge_that_is_dropped_lets_its_threads_go() -> None:
     wait_no_threads()
 
 
-def test_a_slow_consumer_gets_all_of_it_and_slows_nobody() -> None:
-    """The feed never holds much more than its bound; runs end while nothing is taken."""
+def test_slow_consumer_gets_all_events_through_a_bounded_feed() -> None:
+    """A feed holds 2 * BUFFERED_MAX events at most; generations end while none is taken."""
     upstream = ScriptedUpstream()
     with scripted_halt(upstream) as program:
         members = {}
@@ -204,10 +204,10 @@ def test_a_slow_consumer_gets_all_of_it_and_slows_nobody() -> None:
     wait_no_threads()
 
 
-def test_a_consumer_slower_than_the_log_is_told_for_that_label(
+def test_consumer_slower_than_the_log_gets_offset_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Events that were let go of end their label with an error; the others are whole."""
+    """A label whose events the log has lost ends with offset_lost; other labels are complete."""
     monkeypatch.setattr(module, "BUFFERED_MAX", 1)
     upstream = ScriptedUpstream()
     with scripted_halt(upstream, log_bytes=2048) as program:
@@ -234,23 +234,23 @@ def test_a_consumer_slower_than_the_log_is_told_for_that_label(
     wait_no_threads()
 
 
-def test_what_was_there_before_is_shown_from_its_beginning(program: Halt) -> None:
-    """Generations that are over, or half over, are merged from their first event."""
+def test_merge_of_an_ended_generation_yields_all_events(program: Halt) -> None:
+    """A generation that has ended is merged from its first event."""
     over = program.generate("this is over")
     over.result()
     assert texts(list(program.merge([over]))) == {over.id: "this is over"}
 
 
-def test_a_bad_member_starts_nothing(program: Halt, fake: FakeOpenAI) -> None:
-    """When one request can't be served those that were started already are stopped."""
+def test_merge_with_a_wrong_request_leaves_nothing_running(program: Halt, fake: FakeOpenAI) -> None:
+    """When one request of a merge is refused, the generations already started are stopped."""
     with pytest.raises(RequestError):
         program.merge({"a": "fine", "b": []}, model="silent_headers")
     wait_until(lambda: program._generations.open_streams == 0)
     wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
 
 
-def test_threads_are_bounded(fake: FakeOpenAI) -> None:
-    """More readers than there are places: refused, and nothing of it goes on."""
+def test_merge_over_the_reader_limit_is_refused(fake: FakeOpenAI) -> None:
+    """A merge with more readers than places is refused and stops no generation."""
     with Halt(config=library_halt.fake_config(fake, max_streams=2)) as program:
         gen = program.generate("x", model="silent_headers")
         first = program.merge({"a": gen, "b": gen})
@@ -262,8 +262,8 @@ def test_threads_are_bounded(fake: FakeOpenAI) -> None:
     wait_no_threads()
 
 
-def test_close_leaves_every_label_its_end(fake: FakeOpenAI) -> None:
-    """What had arrived when Halt was closed can be read still, each label's end included."""
+def test_merge_after_close_yields_every_labels_end(fake: FakeOpenAI) -> None:
+    """After `close` the events that had arrived can be read, with the end of each label."""
     program = Halt(config=library_halt.fake_config(fake))
     members = {
         "full": program.generate("x", model="count?n=1000"),
@@ -281,8 +281,8 @@ def test_close_leaves_every_label_its_end(fake: FakeOpenAI) -> None:
 # --- races and properties -------------------------------------------------------------------------
 
 
-def test_stops_against_ends() -> None:
-    """Law: however Stops of one, of all, the ends and the consumer meet, each label ends once."""
+def test_concurrent_stops_and_ends_leave_one_end_for_each_label() -> None:
+    """Law: with Stops, ends and a consumer at once each label has one end and its text."""
     for _ in range(40):
         upstream = ScriptedUpstream()
         with scripted_halt(upstream) as program:
@@ -303,8 +303,8 @@ def test_stops_against_ends() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(counts=st.lists(st.integers(0, 3 * BUFFERED_MAX), min_size=1, max_size=4))
-def test_a_feed_loses_nothing_and_keeps_each_order(counts: list[int]) -> None:
-    """Law: what several threads hand over arrives once, each one's in order, within the bound."""
+def test_feed_delivers_each_event_once_in_order_within_its_bound(counts: list[int]) -> None:
+    """Law: events of several threads arrive once, in each thread's order, within the bound."""
     feed = Feed()
     feed._follower_count = len(counts)
 

@@ -107,8 +107,8 @@ def crowd(clock: Clock) -> Iterator[Crowd]:
         call.join(60)
 
 
-def test_calls_go_through_in_their_order_and_an_urgent_one_first(crowd: Crowd) -> None:
-    """The store writer, which has text to save, goes before the others."""
+def test_admission_runs_calls_in_order_and_urgent_calls_first(crowd: Crowd) -> None:
+    """Calls run in the order of their arrival; an urgent call runs before the waiting ones."""
     first, second, third = crowd.add(), crowd.add(), crowd.add()
     urgent = crowd.add(urgent=True)
     for call in (first, urgent, second, third):
@@ -118,8 +118,8 @@ def test_calls_go_through_in_their_order_and_an_urgent_one_first(crowd: Crowd) -
     assert crowd.admission.under_way == 0
 
 
-def test_a_busy_database_refuses_no_call(crowd: Crowd, clock: Clock) -> None:
-    """Calls may wait for longer than PATIENCE, as long as one after the other ends."""
+def test_admission_of_a_busy_database_refuses_no_call(crowd: Crowd, clock: Clock) -> None:
+    """Calls may wait longer than PATIENCE while the calls before them end one after the other."""
     calls = [crowd.add() for _ in range(20)]
     for call in calls:
         assert call.inside.wait(60)
@@ -128,8 +128,11 @@ def test_a_busy_database_refuses_no_call(crowd: Crowd, clock: Clock) -> None:
     assert crowd.order == calls
 
 
-def test_of_those_that_wait_a_few_stay_when_nothing_answers(crowd: Crowd, clock: Clock) -> None:
-    """The others are refused, and whatever comes then is refused at once."""
+def test_admission_without_answers_keeps_few_calls_and_refuses_the_others(
+    crowd: Crowd, clock: Clock
+) -> None:
+    """When no call ends for PATIENCE seconds, FEW calls stay; the others and new calls are
+    refused."""
     calls = [crowd.add() for _ in range(20)]
     urgent = crowd.add(urgent=True)
     clock.time += module.PATIENCE
@@ -143,8 +146,9 @@ def test_of_those_that_wait_a_few_stay_when_nothing_answers(crowd: Crowd, clock:
     assert not crowd.add().refused
 
 
-def test_a_call_that_was_answered_may_work_for_a_while(clock: Clock) -> None:
-    """A long transaction of Halt's own refuses none of those that wait for it."""
+def test_admission_gives_an_answered_call_more_time(clock: Clock) -> None:
+    """After the database has answered a running call, waiting calls are refused AT_WORK seconds
+    later."""
     crowd = Crowd(Watched(1, wait=2.0))
     with crowd.admission.call() as progress:
         clock.time += module.PATIENCE / 2
@@ -163,8 +167,8 @@ def test_a_call_that_was_answered_may_work_for_a_while(clock: Clock) -> None:
         assert not call.is_alive()
 
 
-def test_the_few_do_not_wait_for_long(crowd: Crowd, clock: Clock) -> None:
-    """Each has waited for the time that is set, then it is refused; an urgent one stays."""
+def test_waiting_call_is_refused_after_the_wait_limit(crowd: Crowd, clock: Clock) -> None:
+    """A waiting call is refused after the configured wait; an urgent call stays."""
     first, second, urgent = crowd.add(), crowd.add(), crowd.add(urgent=True)
     clock.time += 2.0
     second.join(60)
@@ -173,8 +177,8 @@ def test_the_few_do_not_wait_for_long(crowd: Crowd, clock: Clock) -> None:
     assert urgent.is_alive()
 
 
-def test_a_call_does_not_wait_for_ever_in_a_queue_that_moves(crowd: Crowd, clock: Clock) -> None:
-    """The reason is another one: the database answers, and has too much to do."""
+def test_call_in_a_moving_queue_is_refused_as_too_busy(crowd: Crowd, clock: Clock) -> None:
+    """A call that waits QUEUE_SECONDS while other calls end is refused because of overload."""
     first, last = crowd.add(), crowd.add()
     while last.is_alive() and clock.time < 1000 + 2 * module.QUEUE_SECONDS:
         clock.time += module.PATIENCE / 2
@@ -186,8 +190,8 @@ def test_a_call_does_not_wait_for_ever_in_a_queue_that_moves(crowd: Crowd, clock
     assert last.refused == TOO_BUSY
 
 
-def test_failures_are_no_progress_and_their_reason_is_told(crowd: Crowd, clock: Clock) -> None:
-    """A database that refuses soon is found out too; the first success is enough to end it."""
+def test_admission_after_failures_refuses_with_their_reason(crowd: Crowd, clock: Clock) -> None:
+    """Failed calls count as no progress and give the refusal its reason; one success ends it."""
     for _ in range(FEW):
         crowd.add().end(FAULT)
     calls = [crowd.add() for _ in range(FEW)]
@@ -196,24 +200,24 @@ def test_failures_are_no_progress_and_their_reason_is_told(crowd: Crowd, clock: 
     assert not crowd.add().refused
 
 
-def test_a_fault_of_the_callers_own_is_a_success(crowd: Crowd, clock: Clock) -> None:
-    """The database has answered."""
+def test_request_error_counts_as_an_answer_of_the_database(crowd: Crowd, clock: Clock) -> None:
+    """A call that ends with the caller's own error counts as a success of the database."""
     for _ in range(FEW):
         crowd.add().end(RequestError("This cannot be changed."))
     calls = [crowd.add() for _ in range(FEW + 1)]
     assert not any(call.refused for call in calls)
 
 
-def test_what_was_known_is_forgotten_when_nothing_is_asked(crowd: Crowd, clock: Clock) -> None:
-    """Failures of FORGET_SECONDS ago refuse no call."""
+def test_failures_without_calls_are_forgotten(crowd: Crowd, clock: Clock) -> None:
+    """Failures older than FORGET_SECONDS without a call in between refuse no call."""
     for _ in range(FEW):
         crowd.add().end(FAULT)
     clock.time += module.FORGET_SECONDS + 1
     assert not any(call.refused for call in [crowd.add() for _ in range(FEW + 5)])
 
 
-def test_a_place_is_kept_for_urgent_calls(clock: Clock) -> None:
-    """Whatever the others wait for, the store writer need not."""
+def test_reserved_place_admits_an_urgent_call_at_once(clock: Clock) -> None:
+    """An urgent call runs in the reserved place while other calls wait."""
     crowd = Crowd(Watched(3, reserved=1, wait=2.0))
     usual = [crowd.add() for _ in range(3)]
     urgent = crowd.add(urgent=True)

@@ -89,8 +89,9 @@ def refused(folder: Path, url: str = "") -> str:
 # --- while it is used -------------------------------------------------------------------------------
 
 
-def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(store: Store, tmp_path: Path) -> None:
-    """Nothing of what was asked for has happened, reading goes on, and later all is well."""
+def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path: Path) -> None:
+    """While another program holds the lock, writes fail unchanged, reads work, and later writes
+    succeed."""
     chat = Chat(store)
     chat.says("a", "1")
     stream_id = chat.ask("b")
@@ -111,10 +112,10 @@ def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(store: Store, tmp_
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
-def test_own_writers_never_say_that_another_program_has_the_database(
+def test_own_writers_wait_for_each_other_without_a_lock_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They wait in Halt's own queue, however many there are and however slow they are."""
+    """25 slow writers of one process all succeed, because they wait in Halt's own queue."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
     with open_store(tmp_path) as store:
 
@@ -128,8 +129,8 @@ def test_own_writers_never_say_that_another_program_has_the_database(
 
 
 @needs_postgres
-def test_a_lock_on_a_row_of_postgres_is_not_waited_for_long(tmp_path: Path) -> None:
-    """The same on PostgreSQL, where others go on with other conversations."""
+def test_postgres_row_lock_refuses_writes_of_its_conversation_alone(tmp_path: Path) -> None:
+    """A locked row refuses writes of its conversation after the lock timeout; others go on."""
     with postgres_schema() as url, open_store(tmp_path, url) as store:
         chat = Chat(store)
         chat.says("a", "1")
@@ -145,8 +146,8 @@ def test_a_lock_on_a_row_of_postgres_is_not_waited_for_long(tmp_path: Path) -> N
         chat.says("b", "2")
 
 
-def test_a_read_only_database_is_said(store: Store) -> None:
-    """What is there can be read."""
+def test_read_only_sqlite_refuses_writes_and_can_be_read(store: Store) -> None:
+    """A read-only SQLite database refuses writes with its reason and can still be read."""
     chat = Chat(store)
     chat.says("a", "1")
     event.listen(
@@ -158,8 +159,8 @@ def test_a_read_only_database_is_said(store: Store) -> None:
 
 
 @needs_postgres
-def test_a_read_only_postgres_is_said(tmp_path: Path) -> None:
-    """As of a standby server."""
+def test_read_only_postgres_refuses_writes_and_can_be_read(tmp_path: Path) -> None:
+    """A read-only PostgreSQL, such as a standby server, refuses writes and can still be read."""
     with postgres_schema() as url:
         open_database(tmp_path, url).close()
         with open_store(tmp_path, f"{url}%20-cdefault_transaction_read_only%3Don") as store:
@@ -167,8 +168,8 @@ def test_a_read_only_postgres_is_said(tmp_path: Path) -> None:
             assert store.conversations.summaries("anna").items == ()
 
 
-def test_a_full_database_is_said_and_goes_on_when_there_is_room(store: Store) -> None:
-    """Nothing half done is left."""
+def test_full_database_refuses_writes_until_there_is_room(store: Store) -> None:
+    """A full database refuses a write as a whole and accepts it when there is room again."""
     chat = Chat(store)
     chat.says("a", "1")
     full = True
@@ -186,8 +187,8 @@ def test_a_full_database_is_said_and_goes_on_when_there_is_room(store: Store) ->
     chat.says("b" * 100_000, "2")
 
 
-def test_a_disk_that_takes_no_more_is_said(tmp_path: Path) -> None:
-    """A real limit on the size of files, in a process of its own; what was there before stays."""
+def test_file_size_limit_is_reported_as_a_full_disk(tmp_path: Path) -> None:
+    """A write beyond the system's file size limit fails with a reason; saved text is unharmed."""
     with open_store(tmp_path) as store:
         Chat(store).says("a", "1")
     code = f"""
@@ -220,10 +221,10 @@ with open_store(Path({str(tmp_path)!r})) as store:
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
-def test_a_database_that_is_taken_away_is_said(
+def test_removed_database_file_refuses_calls_until_it_is_back(
     store: Store, tmp_path: Path, replaced: bool
 ) -> None:
-    """Nothing is written to a file that nobody will find again; when it is back all goes on."""
+    """While the file is gone or replaced, calls fail and write nothing; afterwards they work."""
     chat = Chat(store)
     chat.says("a", "1")
     path, away = tmp_path / "halt.db", tmp_path / "away.db"
@@ -238,8 +239,8 @@ def test_a_database_that_is_taken_away_is_said(
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
-def test_a_damaged_page_is_said(tmp_path: Path) -> None:
-    """Where the damage shows up only when it is read."""
+def test_damaged_page_is_reported_when_it_is_read(tmp_path: Path) -> None:
+    """Damage in the middle of the file is reported by the call that reads it."""
     with open_store(tmp_path) as store:
         Chat(store).says("a" * 200_000, "1")
     path = tmp_path / "halt.db"
@@ -253,8 +254,8 @@ def test_a_damaged_page_is_said(tmp_path: Path) -> None:
 
 
 @needs_postgres
-def test_a_server_that_has_gone_is_said_and_found_again(tmp_path: Path) -> None:
-    """Connections that broke are replaced without anybody noticing."""
+def test_terminated_postgres_connection_is_replaced(tmp_path: Path) -> None:
+    """A connection that PostgreSQL has terminated is replaced without an error."""
     with postgres_schema() as url, open_store(tmp_path, url) as store:
         chat = Chat(store)
         chat.says("a", "1")
@@ -276,10 +277,10 @@ def postgres() -> Iterator[Postgres]:
 
 
 @needs_postgres
-def test_a_frozen_server_is_given_up_and_found_again(
+def test_frozen_postgres_refuses_calls_until_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
 ) -> None:
-    """Neither its limits nor its kernel's say anything then; a few calls wait and no more."""
+    """Calls to a frozen PostgreSQL are refused; when it answers again, calls succeed."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
     with open_store(tmp_path, postgres.url) as store:
         chat = Chat(store)
@@ -294,10 +295,10 @@ def test_a_frozen_server_is_given_up_and_found_again(
 
 
 @needs_postgres
-def test_a_statement_that_is_not_answered_is_given_up(
+def test_statement_on_a_frozen_postgres_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
 ) -> None:
-    """Where the server is frozen in the middle of it."""
+    """A statement that a frozen PostgreSQL does not answer fails after the client's own timeout."""
     monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0)
     with open_store(tmp_path, postgres.url) as store:
         began = time.monotonic()
@@ -314,8 +315,8 @@ def test_a_statement_that_is_not_answered_is_given_up(
 
 
 @needs_postgres
-def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
-    """Nobody listens; the password is in no message."""
+def test_unreachable_postgres_is_reported_without_the_password(tmp_path: Path) -> None:
+    """An unreachable PostgreSQL is reported at a call and at a start, without its password."""
     url = "postgresql://halt:hush-hush@127.0.0.1:1/halt"
     store = Store(Database(make_engine(tmp_path, url)))
     fails("the database cannot be reached", partial(store.conversations.get, "a", "b"))
@@ -324,10 +325,10 @@ def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert "hush" not in message
 
 
-def test_neither_sql_nor_what_was_said_is_logged(
+def test_store_fault_log_contains_no_sql_and_no_message_text(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fault of the database is logged by its reason."""
+    """A database fault is logged by its reason alone."""
     store.database.engine.dispose()
     event.listen(
         store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
@@ -350,8 +351,8 @@ def made(folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "header", "truncated"])
-def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
-    """One line says so; every byte is as before."""
+def test_damaged_database_file_is_refused_unchanged(tmp_path: Path, damage: str) -> None:
+    """A start on a damaged file is refused in one line and changes no byte of it."""
     with made(tmp_path) as path:
         sound = path.read_bytes()
         broken = {
@@ -365,8 +366,8 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, damage: str
     assert files(tmp_path) == before
 
 
-def test_a_database_of_a_newer_halt_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    """Who goes back to an older Halt is told, and loses nothing."""
+def test_database_of_a_newer_halt_is_refused_unchanged(tmp_path: Path) -> None:
+    """A start on the database of a newer Halt is refused and changes no byte of it."""
     with made(tmp_path) as path, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("UPDATE alembic_version SET version_num = '9999'")
     before = files(tmp_path)
@@ -374,8 +375,8 @@ def test_a_database_of_a_newer_halt_is_refused_and_left_as_it_is(tmp_path: Path)
     assert files(tmp_path) == before
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    """Whether it is below a file, or in a place where nobody may write."""
+def test_data_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+    """A start names the data folder that cannot be created or written to."""
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "data", Path("/proc/halt-data")):
         message = refused(folder)
@@ -383,8 +384,8 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not write")
-def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
-    """Its database is not used in part."""
+def test_read_only_data_folder_is_refused_unchanged(tmp_path: Path) -> None:
+    """A start on a read-only data folder is refused and changes no file in it."""
     with made(tmp_path):
         pass
     before = files(tmp_path)
@@ -400,8 +401,8 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_halt_itself_says_it_in_one_line(tmp_path: Path) -> None:
-    """No traceback, and an exit status that says that it has not started."""
+def test_server_start_on_a_damaged_database_prints_one_line(tmp_path: Path) -> None:
+    """The server does not start on a damaged database and prints one line without a traceback."""
     (tmp_path / "halt.db").write_bytes(b"This is no database. " * 1000)
     status, printed = refused_start(HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
     assert status != 0
@@ -413,25 +414,25 @@ def test_halt_itself_says_it_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["mysql://halt:hush-hush@db/halt", "postgresql://halt:hush-hush@db", "hush-hush", "://"]
 )
-def test_another_kind_of_database_is_refused(tmp_path: Path, url: str) -> None:
-    """Without saying the password that stands in its address."""
+def test_database_url_of_another_database_is_refused(tmp_path: Path, url: str) -> None:
+    """A DATABASE_URL that is not PostgreSQL's is refused without printing its password."""
     message = refused(tmp_path, url)
     assert message.startswith("DATABASE_URL is not the address of a PostgreSQL database")
     assert "hush" not in message
 
 
-def test_postgres_without_its_driver_is_refused(
+def test_postgres_without_its_driver_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message says what to install."""
+    """Without psycopg the error names the package to install."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
     message = refused(tmp_path, "postgresql://halt@127.0.0.1:1/halt")
     assert 'pip install "psycopg[binary]"' in message
 
 
 @pytest.mark.parametrize("kind", DATABASES)
-def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: str) -> None:
-    """The first one does; the others wait for it and find them."""
+def test_concurrent_starts_create_the_tables_once(tmp_path: Path, kind: str) -> None:
+    """Of concurrent starts one creates the tables; all of them can use the database."""
     with ExitStack() as stack:
         url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
         for n, database in enumerate(together(*[partial(open_database, tmp_path, url)] * 4)):
@@ -443,8 +444,9 @@ def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("kind", DATABASES)
-def test_a_database_is_opened_when_it_is_used_and_looked_at_once(tmp_path: Path, kind: str) -> None:
-    """Made where it is new; where it is up to date, nobody who migrates is waited for."""
+def test_database_is_opened_at_its_first_use(tmp_path: Path, kind: str) -> None:
+    """A database is created at its first use; one that is up to date waits for no migration
+    lock."""
     with ExitStack() as stack:
         url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
         folder = tmp_path / "data"
@@ -464,16 +466,16 @@ def test_a_database_is_opened_when_it_is_used_and_looked_at_once(tmp_path: Path,
             each.close()
 
 
-def test_the_code_knows_the_last_step() -> None:
-    """By it a worker sees that there is nothing to do."""
+def test_revision_constant_equals_the_newest_migration() -> None:
+    """REVISION is the newest migration, so a worker sees that there is nothing to migrate."""
     config = AlembicConfig()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == REVISION
 
 
 @pytest.mark.parametrize("kind", DATABASES)
-def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path, kind: str) -> None:
-    """Each column and index, and nothing else but the index of all words."""
+def test_migrations_create_the_tables_of_the_code(tmp_path: Path, kind: str) -> None:
+    """The migrations create each column and index of the code, and only the word index besides."""
     with ExitStack() as stack:
         folder, url = Databases(tmp_path, stack).new(kind)
         database = open_database(folder, url)
@@ -490,8 +492,8 @@ def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path, kind
             assert compare_metadata(context, metadata) == []
 
 
-def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """Others on the machine read no conversation."""
+def test_data_folder_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    """The data folder has mode 0700 and the database files 0600."""
     folder = tmp_path / "a" / "data"
     with open_store(folder) as store:
         Chat(store).says("secret", "secret too")
@@ -500,16 +502,16 @@ def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(["halt.db", "halt.db-wal", "halt.db-shm"], 0o600)
 
 
-def test_values_that_it_does_not_take_are_no_outage(store: Store) -> None:
-    """To try the same again is in vain, so that the store writer goes on without them."""
+def test_rejected_values_are_unstorable_and_no_outage(store: Store) -> None:
+    """Values that the database rejects raise Unstorable, so they are not tried again."""
     with pytest.raises(Unstorable) as refused, store.database.writing() as connection:
         connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))
     assert refused.value.status == 400
     assert refused.value.message == ("This could not be saved: the database rejects these values.")
 
 
-def test_a_value_that_cannot_be_encoded_is_no_fault_of_the_database(store: Store) -> None:
-    """Of one answer: the store writer goes on with the others without waiting."""
+def test_unencodable_value_is_unstorable_and_no_outage(store: Store) -> None:
+    """A value that cannot be encoded raises Unstorable, and the store goes on."""
     with pytest.raises(Unstorable), store.database.writing() as connection:
         connection.execute(update(messages).values(folds=("\ud800",)))
     assert store.conversations.summaries("anna").items == ()

@@ -46,8 +46,8 @@ CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "tex
         ({"data": {"chats": [{"conversationId": "a"}]}}, "LibreChat"),
     ],
 )
-def test_an_export_of_another_product_is_named(given_file: Any, product: str) -> None:
-    """And what Halt reads instead."""
+def test_import_of_another_products_export_names_the_product(given_file: Any, product: str) -> None:
+    """The error names the product that made the file and the format that Halt reads."""
     with pytest.raises(RequestError) as refused:
         read(msgspec.json.encode(given_file))
     assert str(refused.value) == (
@@ -73,8 +73,8 @@ def test_an_export_of_another_product_is_named(given_file: Any, product: str) ->
         ),
     ],
 )
-def test_other_files_are_told_apart(data: bytes, said: str) -> None:
-    """A file of Halt's is told what is wrong in it, and where."""
+def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, said: str) -> None:
+    """The error says whether the file is of another kind, is no JSON, or has a wrong field."""
     with pytest.raises(RequestError) as refused:
         read(data)
     assert said in str(refused.value)
@@ -127,8 +127,8 @@ LONGEST = 1_000
         ),
     ],
 )
-def test_what_is_too_long_is_refused_by_the_conversations_name(data: bytes, said: str) -> None:
-    """In words; nothing of the file is imported."""
+def test_import_of_a_too_long_item_names_the_conversation(data: bytes, said: str) -> None:
+    """An item over its limit refuses the file; the error names the conversation and the limit."""
     with pytest.raises(TooLarge) as refused:
         read(data, LONGEST)
     assert str(refused.value) == (
@@ -136,8 +136,8 @@ def test_what_is_too_long_is_refused_by_the_conversations_name(data: bytes, said
     )
 
 
-def test_what_just_fits_is_taken() -> None:
-    """And a title of any length is cut, as it always was."""
+def test_import_of_an_item_at_its_limit_is_accepted() -> None:
+    """A message as long as the limit is imported; a longer title is cut to NAME_MAX."""
     data = file({**SAID, "content": "é" * LONGEST}, title="Sky " * 1_000_000)
     (found,) = read(data, LONGEST)
     assert found.messages[0].content == "é" * LONGEST
@@ -159,16 +159,16 @@ def test_what_just_fits_is_taken() -> None:
         (file(id="x" * 1_000_000), "the field “id” must be 8 to 64 letters"),
     ],
 )
-def test_a_fault_in_a_part_is_told_with_its_place(data: bytes, said: str) -> None:
-    """As if the file were decoded as a whole; what it quotes of the file is short."""
+def test_import_of_a_wrong_field_names_its_place(data: bytes, said: str) -> None:
+    """The error names the place of the wrong field and quotes little of the file."""
     with pytest.raises(RequestError) as refused:
         read(data)
     assert said in str(refused.value)
     assert len(str(refused.value)) < 500
 
 
-def test_every_conversation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to the limit of one file, and with what no field is known for."""
+def test_import_reads_conversations_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All conversations up to CONVERSATIONS_MAX are read, and unknown fields are ignored."""
     monkeypatch.setattr(portable, "CONVERSATIONS_MAX", 3)
     one = {"id": "abcdefgh", "title": "", "messages": [SAID], "more": [{"a": ["]}", 1]}]}
     for count in (0, 1, 3, 4):
@@ -183,8 +183,8 @@ def test_every_conversation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1])
-def test_a_file_in_pieces_is_the_whole_file(count: int) -> None:
-    """As many messages as there are, with texts that look like the list's beginning."""
+def test_export_in_pieces_equals_the_whole_file(count: int) -> None:
+    """The pieces of an export join to the whole file, also where texts look like its syntax."""
     trap = '"messages":[]'
     one = PortableConversation(
         "abcdefgh",
@@ -217,10 +217,10 @@ JSON = st.recursive(
     st.booleans(),
     st.sampled_from([1, 2, 3, 5, 8, json_items.STEP]),
 )
-def test_items_are_those_of_the_list(
+def test_items_of_a_list_equal_its_values_for_every_step_size(
     values: list[Any], indent: int | None, ascii_only: bool, step: int
 ) -> None:
-    """Wherever a step ends, in a string, an escape or a number."""
+    """`items` returns each value of a JSON list, wherever a step of reading ends."""
     raw = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_items, "STEP", step)
@@ -228,13 +228,13 @@ def test_items_are_those_of_the_list(
 
 
 @given(st.binary(max_size=40))
-def test_what_is_no_list_comes_to_an_end(raw: bytes) -> None:
-    """Whatever it is: no error, and no byte is given twice."""
+def test_items_of_arbitrary_bytes_end_without_an_error(raw: bytes) -> None:
+    """For any bytes `items` ends without an error and returns no byte twice."""
     assert sum(map(len, json_items.items(b"[" + raw))) <= len(raw)
 
 
-def test_no_step_of_reading_a_large_file_is_long() -> None:
-    """Another thread gets its turn again and again while 8 MB are read, whatever they are."""
+def test_reading_a_large_file_lets_other_threads_run() -> None:
+    """Reading 8 MB releases the interpreter often enough for another thread to run."""
     texts = ['"' * 1_000_000, "\n" * 1_000_000, "é" * 1_000_000]
     many = [{"id": n + 1, "role": "user", "content": ""} for n in range(60_000)]
     data = file(*many, *({**SAID, "id": 10**6 + n, "content": t} for n, t in enumerate(texts)))
@@ -272,13 +272,13 @@ def test_no_step_of_reading_a_large_file_is_long() -> None:
         ("中文 " * INDEXED_MAX, (" 中文 文  " * INDEXED_MAX)[:INDEXED_MAX]),
     ],
 )
-def test_the_index_takes_the_beginning_of_a_long_text(text: str, indexed: str | None) -> None:
-    """However long it is; the database writes nothing else while it makes its index."""
+def test_search_index_holds_the_first_part_of_a_long_text(text: str, indexed: str | None) -> None:
+    """Of a long text the first INDEXED_MAX characters are indexed."""
     assert trigrams(text) == indexed
 
 
-def test_a_hit_is_looked_for_where_the_index_has_found_it() -> None:
-    """What comes behind is not searched for each page of hits."""
+def test_snippet_is_searched_in_the_indexed_part_alone() -> None:
+    """A snippet marks hits within the first INDEXED_MAX characters and none behind them."""
     text = f"{'x' * INDEXED_MAX} sought"
     assert snippet(f"sought {text}", ["sought"])[0] == ("sought", True)
     assert not any(hit for _, hit in snippet(text, ["sought"]))

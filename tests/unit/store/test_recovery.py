@@ -133,8 +133,8 @@ class Killed:
         return events.id, read_until_it_breaks(events), saved
 
 
-def test_a_killed_server_loses_nothing_that_was_saved(killed: Killed) -> None:
-    """The replay has each event once, in order, as its reader got it, then the end: interrupted."""
+def test_killed_worker_replays_saved_events_and_ends_interrupted(killed: Killed) -> None:
+    """The replay has each saved event once and in order, then the end "interrupted"."""
     stream_id, seen, saved = killed.stream()
     replay = killed.client.follow(stream_id, 0).to_end()
     *events, last, done = replay.seen
@@ -148,8 +148,8 @@ def test_a_killed_server_loses_nothing_that_was_saved(killed: Killed) -> None:
     eventually(partial(is_over, killed.client, stream_id))
 
 
-def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> None:
-    """From any place, events that were never saved among them: nothing twice, then the end."""
+def test_reader_after_a_kill_resumes_behind_its_last_event(killed: Killed) -> None:
+    """A reader that resumes at any event number gets the later events once, then the end."""
     stream_id, seen, saved = killed.stream()
     whole = killed.client.follow(stream_id, 0).to_end().seen
     for after in (1, 7, saved, len(seen), int(seen[-1].id) + 500):
@@ -159,8 +159,8 @@ def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> N
     assert again == killed.client.follow(stream_id, saved).to_end().seen
 
 
-def test_every_surface_replays_what_was_saved(killed: Killed) -> None:
-    """A socket and an EventSource get the same events and the same end as a stream of JSON."""
+def test_websocket_and_eventsource_replay_the_saved_events(killed: Killed) -> None:
+    """A WebSocket and an EventSource get the same events and end as the JSON stream."""
     stream_id, _, _ = killed.stream()
     whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
     text = "".join(each.json["content"] for each in whole if int(each.id) > 3)
@@ -174,16 +174,17 @@ def test_every_surface_replays_what_was_saved(killed: Killed) -> None:
     assert messages[-1]["error"]["code"] == "interrupted"
 
 
-def test_a_stream_belongs_to_its_session_also_after_a_crash(killed: Killed) -> None:
-    """Another session finds nothing."""
+def test_stream_after_a_kill_is_hidden_from_other_sessions(killed: Killed) -> None:
+    """After a worker's death a stream is still found by its own session alone."""
     killed.client.get("/")
     stream_id, _, _ = killed.stream(id=new_id())
     assert killed.server.client().get(f"/streams/{stream_id}").status == 404
     assert killed.client.get(f"/streams/{stream_id}").status == 200
 
 
-def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
-    """The conversation goes on from there: nothing is being written in it any more."""
+def test_page_after_a_kill_shows_the_saved_text_as_interrupted(killed: Killed) -> None:
+    """The page shows the saved text as interrupted, and the conversation accepts the next
+    message."""
     client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
     client.get("/")
     assert say(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
@@ -201,8 +202,8 @@ def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
     assert say(client, place, "Hello", new_id()) == 200
 
 
-def test_the_next_message_can_be_sent_as_soon_as_an_end_is_seen(killed: Killed) -> None:
-    """Whichever worker wrote the answer before, and whichever is asked now."""
+def test_message_right_after_an_end_is_accepted_by_every_worker(killed: Killed) -> None:
+    """A message sent as soon as the last answer has ended is accepted, whichever worker gets it."""
     client, place = killed.client, f"/c/{new_id()}"
     client.get("/")
     for _ in range(12):
@@ -211,10 +212,11 @@ def test_the_next_message_can_be_sent_as_soon_as_an_end_is_seen(killed: Killed) 
         client.follow(stream_id, 0).to_end()
 
 
-def test_a_server_that_is_told_to_leave_saves_how_far_it_came(
+def test_sigterm_saves_the_events_that_readers_received(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """SIGTERM: the next server replays exactly what the readers of this one got, end included."""
+    """After SIGTERM the next server replays exactly the events that readers received, end
+    included."""
     server = start_halt(fake, HALT_DATA=tmp_path)
     streams = [
         server.client().chat("count?n=100000&gap_ms=5").until_text("20 "),
@@ -235,10 +237,10 @@ def is_over(client: Client, stream_id: str) -> bool:
     return bool(client.stop(stream_id).json["status"] == "finished")
 
 
-def test_an_ended_stream_is_replayed_by_a_later_server(
+def test_later_server_replays_ended_streams_exactly(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """Text, thoughts and calls with their numbers, to the last byte: a stopped one's too."""
+    """A later server replays a finished and a stopped stream event for event."""
     first = start_halt(fake, HALT_DATA=tmp_path)
     client = first.client()
     whole = client.chat("count?n=30").to_end()
@@ -324,10 +326,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_store_that_is_not_well_breaks_no_stream_and_catches_up(
+def test_failing_store_delays_no_reader_and_catches_up(
     desk: Desk, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All events reach the readers, it is said why they are not saved, and later they are."""
+    """While the store fails readers get all events; afterwards all events are saved."""
     spoil, reason = FAULTS[fault]
     recording = desk.begin()
     desk.say(recording, "before ")
@@ -352,8 +354,8 @@ def test_a_store_that_is_not_well_breaks_no_stream_and_catches_up(
 # --- what the store gives back --------------------------------------------------------------------
 
 
-def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None:
-    """Its events with their times, its text, its thoughts, its owner's alone."""
+def test_replay_equals_the_recorded_generation(desk: Desk) -> None:
+    """A replay has the events, times, text and thoughts of its generation, for its owner alone."""
     recording = desk.begin()
     for each in (Reasoning("a thought"), Content("some "), Content("text")):
         recording.record_text(text_of(each), now())
@@ -373,8 +375,9 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
     assert desk.replay.get("another-stream", "somebody") is None
 
 
-def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -> None:
-    """Its text is the answer's alone, and the thought is a fold."""
+def test_replay_separates_a_late_thought_from_the_answer(desk: Desk) -> None:
+    """Text that a late ReasoningEnd turned into a thought is a step of the replay, not its
+    answer."""
     recording = desk.begin()
     for each in (Content("Okay. "), Content("So."), ReasoningEnd(), Content("Hello")):
         recording.record_event(each, now())
@@ -387,8 +390,8 @@ def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -
     assert [fold.text for fold in steps.steps_of(found)] == ["Okay. So."]
 
 
-def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
-    """It learns that it is over, whatever its length; of another session's it learns nothing."""
+def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
+    """A Stop of an ended stream reports its end without reading its events."""
     for stream_id in ("a-stream", "dead-stream"):
         desk.say(desk.begin(stream_id), "text")
     desk.end(recording := desk.begin("an-end"))
@@ -421,8 +424,8 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     assert Replay(desk.store.generations, lambda worker: False).has_ended("dead-stream", "somebody")
 
 
-def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
-    """While its worker lives it is neither handed out nor ended."""
+def test_replay_ignores_generations_of_a_live_worker(desk: Desk) -> None:
+    """While its worker lives, a generation is neither replayed nor ended."""
     recording = desk.begin()
     desk.say(recording, "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
@@ -432,8 +435,8 @@ def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
 
 
-def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
-    """However many look after it at the same time, and whoever asks for one first."""
+def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
+    """Of concurrent recoveries of a dead worker exactly one ends each of its generations."""
     recordings = [desk.begin(f"stream-{n}") for n in range(5)]
     for recording in recordings:
         desk.say(recording, "some ", "text")
@@ -463,8 +466,8 @@ def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
         database.close()
 
 
-def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> None:
-    """Nobody has to wait until somebody has looked after the dead."""
+def test_replay_of_a_dead_workers_generation_ends_at_once(desk: Desk) -> None:
+    """A reader of a dead worker's generation gets its replay before any recovery has run."""
     desk.say(desk.begin(), "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
     found = Replay(desk.store.generations, lambda worker: False).get("a-stream", "somebody")
@@ -472,10 +475,10 @@ def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> 
     assert found.answer() == (1, "text")
 
 
-def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
+def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
     desk: Desk, tmp_path: Path
 ) -> None:
-    """Whether it lives can't be known here; a name of an earlier Halt is one of this folder."""
+    """A worker of another data folder counts as dead only if its generation began long ago."""
     mine, other = Membership(tmp_path / "mine"), Membership(tmp_path / "other")
     for each in (mine, other):
         each.begin()
@@ -496,10 +499,10 @@ def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
-def test_two_halts_on_one_database_leave_each_others_answers_alone(
+def test_servers_sharing_a_database_end_no_foreign_stream(
     start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """Each has a folder of its own. Neither one that starts nor one that is asked ends them."""
+    """Neither a start nor a request of another server ends a running stream of the database."""
     with postgres_schema() as url:
         first, second = (start_halt(shared_fake, DATABASE_URL=url) for _ in range(2))
         said = new_id()
@@ -518,8 +521,8 @@ def test_two_halts_on_one_database_leave_each_others_answers_alone(
             each.close()
 
 
-def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -> None:
-    """Who asks for one of its answers meanwhile is not told that there is none."""
+def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
+    """While one worker recovers a dead one, the others see the dead worker as dead."""
     seen: list[bool | None] = []
     dead, asking = Membership(tmp_path), Membership(tmp_path)
     tidying = Membership(tmp_path, lambda name: seen.append(asking.is_alive(name)))
@@ -534,8 +537,8 @@ def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -
         each.stop()
 
 
-def test_one_of_several_workers_tidies_up_after_a_dead_one(tmp_path: Path) -> None:
-    """Of three that look at the same moment one does it, and no file is left of the dead ones."""
+def test_concurrent_sweeps_recover_each_dead_worker_once(tmp_path: Path) -> None:
+    """Of concurrent sweeps one recovers each dead worker, and no file of it is left."""
     buried: list[str] = []
     living = [Membership(tmp_path, buried.append) for _ in range(3)]
     for each in living:
@@ -552,10 +555,11 @@ def test_one_of_several_workers_tidies_up_after_a_dead_one(tmp_path: Path) -> No
         each.stop()
 
 
-def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
+def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each makes its own again and says so once; one that begins meanwhile buries nobody either."""
+    """Workers whose run folder is deleted recover no live worker, log it once and create it
+    again."""
     buried: list[str] = []
     first, second, third = (Bus(Membership(tmp_path, buried.append)) for _ in range(3))
     run = tmp_path / "run"
@@ -587,10 +591,10 @@ def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
         each.close()
 
 
-def test_a_worker_without_files_is_dead_when_its_process_is_gone(
+def test_worker_without_a_lock_file_is_dead_if_its_process_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that runs may be about to make them again; one without a file at all was never here."""
+    """Without a lock file a worker is dead if its process has ended or if it never had a file."""
     worker = Membership(tmp_path)
     (tmp_path / "run").mkdir(mode=0o700)
     worker.begin()
@@ -611,10 +615,10 @@ def test_a_worker_without_files_is_dead_when_its_process_is_gone(
 # --- what is kept for a time only -----------------------------------------------------------------
 
 
-def test_deleted_conversations_are_gone_on_a_server_that_is_only_looked_at(
+def test_idle_server_removes_conversations_deleted_days_ago(
     tmp_path: Path, start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """60 conversations that were deleted three days ago are removed, though nothing is generated."""
+    """Conversations deleted three days ago are removed although no answer is generated."""
     store = Store(open_database(tmp_path, ""))
     for number in range(60):
         conversation_id = f"deleted-{number:03}"

@@ -86,8 +86,8 @@ def chat(store: Store) -> Chat:
     return Chat(store)
 
 
-def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
-    """The prompt is there at once; answer, model and end are written when the stream ends."""
+def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
+    """The prompt is saved at once; answer, model and end are saved when the stream ends."""
     stream_id = chat.ask("Hello?")
     (asked,) = chat.now().exchanges
     assert (asked.prompt, asked.stream_id, asked.answer) == ("Hello?", stream_id, "")
@@ -110,19 +110,21 @@ def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
     ],
     ids=["done", "stopped", "unwatched", "broken", "aborted", "length"],
 )
-def test_the_model_is_told_what_was_seen(
+def test_prompt_after_a_cut_answer_carries_a_note(
     chat: Chat, how: Done | Cancelled | Failed, told: str
 ) -> None:
-    """A stopped or broken answer is saved and told as it was seen; the next prompt says that it was
-    cut, since a mark in the model's own words would be imitated."""
+    """A cut answer is sent as it was seen; the next prompt says that it was cut.
+
+    A note in the assistant's words would be imitated by the model.
+    """
     chat.says("Tell me.", "Half an", how)
     chat.ask("Go on.")
     assert chat.exchanges() == [("Tell me.", "Half an"), ("Go on.", "")]
     assert chat.told() == [("user", "Tell me."), ("assistant", "Half an"), ("user", told)]
 
 
-def test_a_note_that_a_model_has_copied_is_not_told_again(chat: Chat) -> None:
-    """Earlier versions put it into the assistant's words; answers that end with it were saved."""
+def test_note_copied_by_a_model_is_not_sent_again(chat: Chat) -> None:
+    """A note at the end of a saved answer, which earlier versions put there, is not sent."""
     chat.says("a", "Whole.\n\n[The user stopped this answer here.]")
     chat.says("b", "[This answer broke off here.]")
     stream_id = chat.ask("c")
@@ -144,21 +146,23 @@ def test_a_note_that_a_model_has_copied_is_not_told_again(chat: Chat) -> None:
         (Done("content_filter", METRICS), "Half an", "done"),
     ],
 )
-def test_an_end_that_is_none_is_a_failure(chat: Chat, ended: Done, answer: str, state: str) -> None:
-    """What its model's server broke off, and what brought nothing, is no answer that is done."""
+def test_done_without_text_or_with_a_broken_finish_is_an_error(
+    chat: Chat, ended: Done, answer: str, state: str
+) -> None:
+    """An answer without text, or one that the model's server broke off, has the state "error"."""
     chat.says("a", answer, ended)
     assert chat.now().exchanges[0].state == state
 
 
-def test_the_system_prompt_comes_first_and_only_where_there_is_one(chat: Chat) -> None:
-    """It is the first message, and no empty one is sent."""
+def test_system_prompt_is_the_first_message_if_it_is_set(chat: Chat) -> None:
+    """The system prompt is the first message; an empty one is not sent."""
     chat.ask("Hello?")
     assert chat.told("Be brief.") == [("system", "Be brief."), ("user", "Hello?")]
     assert chat.told() == [("user", "Hello?")]
 
 
-def test_prompts_without_an_answer_go_as_one(chat: Chat) -> None:
-    """After answers that failed before any text the prompts are merged: turns alternate."""
+def test_prompts_without_answers_are_merged(chat: Chat) -> None:
+    """Prompts whose answers failed before any text are sent as one message."""
     chat.says("One?", "", BROKEN)
     chat.says("Two?", "", BROKEN)
     chat.ask("Three?")
@@ -166,8 +170,8 @@ def test_prompts_without_an_answer_go_as_one(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
-def test_a_prompt_whose_answer_nobody_waited_for_is_kept(chat: Chat, again: bool) -> None:
-    """Whoever was not there could not be given it back; it can be answered again, or discarded."""
+def test_prompt_of_an_unwatched_answer_is_kept(chat: Chat, again: bool) -> None:
+    """A prompt whose answer ended without viewers and text is kept and can be discarded."""
     if again:
         chat.says("Why?", "So.")
     stream_id = chat.again() if again else chat.ask("Why?")
@@ -178,8 +182,9 @@ def test_a_prompt_whose_answer_nobody_waited_for_is_kept(chat: Chat, again: bool
     assert chat.exchanges() == ([("Why?", "So.")] if again else [])
 
 
-def test_nobody_goes_on_with_what_they_have_not_seen(chat: Chat) -> None:
-    """A prompt that names another last prompt than the path's is refused, and leaves nothing."""
+def test_add_prompt_after_another_prompt_than_the_last_is_refused(chat: Chat) -> None:
+    """A prompt that names another last prompt than the conversation's is refused and saved
+    nowhere."""
 
     def ask(after: int) -> None:
         answers = [(chat.new_stream(), "")]
@@ -198,8 +203,8 @@ def test_nobody_goes_on_with_what_they_have_not_seen(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "1"), ("b", "2"), ("Next?", "")]
 
 
-def test_turns_always_alternate(chat: Chat) -> None:
-    """Whatever happened before, no two messages of one role follow each other."""
+def test_prompt_messages_alternate_between_the_roles(chat: Chat) -> None:
+    """After any ends no two messages of one role follow each other."""
     chat.says("a", "1")
     chat.says("b", "", BROKEN)
     chat.says("c", "", STOPPED)
@@ -211,8 +216,8 @@ def test_turns_always_alternate(chat: Chat) -> None:
     assert ("user", "b\n\nd") in chat.told()
 
 
-def test_a_prompt_that_was_stopped_before_any_text_is_taken_back(chat: Chat) -> None:
-    """Stop before the first word means "never mind": the page gives the prompt back to the user."""
+def test_stop_before_any_text_withdraws_the_prompt(chat: Chat) -> None:
+    """A Stop before the first text removes the prompt from the conversation."""
     chat.says("Kept.", "Yes.")
     chat.says("Never mind.", "", STOPPED)
     assert chat.exchanges() == [("Kept.", "Yes.")]
@@ -220,14 +225,14 @@ def test_a_prompt_that_was_stopped_before_any_text_is_taken_back(chat: Chat) -> 
     assert chat.exchanges() == [("Kept.", "Yes."), ("Instead.", "Good.")]
 
 
-def test_a_failure_before_any_text_is_kept(chat: Chat) -> None:
-    """The user sees why there is no answer, also after a reload."""
+def test_failure_before_any_text_is_kept(chat: Chat) -> None:
+    """A failure before the first text stays in the conversation with its error."""
     chat.says("Hello?", "", BROKEN)
     assert chat.now().exchanges[-1].ended == BROKEN
 
 
-def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
-    """A stream that could not be started leaves nothing, and asking again works at once."""
+def test_cancel_start_removes_the_prompt_and_its_events(chat: Chat) -> None:
+    """A start that is cancelled leaves no prompt and no event; the next prompt is accepted."""
     stream_id = chat.ask("Too much.")
     chat.store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
     chat.store.turns.cancel_start(chat.name, stream_id)
@@ -238,8 +243,8 @@ def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
     assert chat.exchanges() == [("Less.", "Fine.")]
 
 
-def test_what_ends_after_it_was_forgotten_changes_nothing(chat: Chat) -> None:
-    """A late end for an unknown stream or conversation is passed over."""
+def test_end_of_an_unknown_stream_changes_nothing(chat: Chat) -> None:
+    """An end or a cancelled start of an unknown stream or conversation is ignored."""
     chat.says("a", "1")
     chat.ends("unknown", "text")
     write_end(chat.store, "elsewhere", "text")
@@ -248,8 +253,8 @@ def test_what_ends_after_it_was_forgotten_changes_nothing(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "1")]
 
 
-def test_asking_again_replaces_the_last_answer(chat: Chat) -> None:
-    """The model is asked the same once more, and not told the answer that is to be replaced."""
+def test_regenerate_replaces_the_last_answer(chat: Chat) -> None:
+    """The model gets the same messages without the answer that is replaced."""
     chat.says("a", "1")
     chat.says("b", "bad")
     stream_id = chat.again()
@@ -262,18 +267,17 @@ def test_asking_again_replaces_the_last_answer(chat: Chat) -> None:
     assert chat.now().exchanges[-1].previous is None
 
 
-def test_a_new_try_that_is_stopped_with_text_is_the_answer(chat: Chat) -> None:
-    """What the user saw of the second try, and stopped, is what is saved."""
+def test_regeneration_stopped_after_text_is_the_answer(chat: Chat) -> None:
+    """A regeneration that is stopped after some text is the answer."""
     chat.says("a", "first")
     chat.ends(chat.again(), "seco", STOPPED)
     assert chat.exchanges() == [("a", "seco")]
 
 
 @pytest.mark.parametrize("tries", [1, 2, 3])
-def test_a_new_try_that_is_stopped_before_any_text_gives_the_old_answer_back(
-    chat: Chat, tries: int
-) -> None:
-    """Changing one's mind about "again" loses nothing, however often."""
+def test_regeneration_stopped_before_any_text_keeps_the_old_answer(chat: Chat, tries: int) -> None:
+    """Regenerations that are stopped before any text leave the old answer, however many they
+    are."""
     chat.says("a", "first", STOPPED)
     before = chat.last()
     for _ in range(tries):
@@ -281,16 +285,16 @@ def test_a_new_try_that_is_stopped_before_any_text_gives_the_old_answer_back(
     assert chat.last() == before
 
 
-def test_a_new_try_that_fails_before_any_text_does_not_lose_the_old_answer(chat: Chat) -> None:
-    """The earlier answer is kept until there is something better; an error is nothing better."""
+def test_regeneration_failed_before_any_text_keeps_the_old_answer(chat: Chat) -> None:
+    """A regeneration that fails before any text does not lose the old answer."""
     chat.says("a", "first")
     chat.ends(chat.again(), "", BROKEN)
     last = chat.now().exchanges[-1]
     assert "first" in {last.answer, last.previous.answer if last.previous else ""}
 
 
-def test_the_model_is_told_the_answer_that_was_kept(chat: Chat) -> None:
-    """After new tries that failed without text, the talk goes on from the answer that is there."""
+def test_prompt_messages_after_failed_regenerations_hold_the_kept_answer(chat: Chat) -> None:
+    """After regenerations without text the model gets the answer that was kept."""
     chat.says("a", "first", STOPPED)
     for _ in range(2):
         chat.ends(chat.again(), "", BROKEN)
@@ -299,16 +303,16 @@ def test_the_model_is_told_the_answer_that_was_kept(chat: Chat) -> None:
     assert told == [("user", "a"), ("assistant", "first"), ("user", f"{notes.STOPPED}\n\nb")]
 
 
-def test_a_new_try_that_cannot_start_gives_the_old_answer_back(chat: Chat) -> None:
-    """When there is no place for the stream of a new try, the answer stands as before."""
+def test_cancel_start_of_a_regeneration_restores_the_old_answer(chat: Chat) -> None:
+    """A regeneration whose start is cancelled leaves the old answer as it was."""
     chat.says("a", "first")
     before = chat.last()
     chat.store.turns.cancel_start(chat.name, chat.again())
     assert chat.last() == before
 
 
-def test_one_answer_at_a_time(chat: Chat) -> None:
-    """While an answer is written, neither a new prompt nor a new try is taken."""
+def test_prompt_during_a_running_answer_is_refused(chat: Chat) -> None:
+    """While an answer runs, a prompt and a regeneration are refused as busy."""
     stream_id = chat.ask("a")
     with pytest.raises(Busy):
         chat.ask("b")
@@ -319,8 +323,8 @@ def test_one_answer_at_a_time(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
-def test_of_prompts_at_the_same_moment_one_is_taken(store: Store) -> None:
-    """Law: two tabs that send at once get one exchange; the other is told that it is busy."""
+def test_concurrent_prompts_add_one_exchange(store: Store) -> None:
+    """Law: of two prompts at the same moment one is added and the other is refused as busy."""
 
     def send(name: str, number: int) -> bool:
         try:
@@ -336,8 +340,8 @@ def test_of_prompts_at_the_same_moment_one_is_taken(store: Store) -> None:
         assert len(store.conversations.get(name, "anna").exchanges) == 1
 
 
-def test_a_stream_id_answers_once(chat: Chat) -> None:
-    """An ID that has answered in this conversation is refused: its text would be mixed up."""
+def test_stream_id_of_an_earlier_answer_is_refused(chat: Chat) -> None:
+    """A stream ID that has answered in the conversation is refused for another answer."""
     chat.says("a", "1")
     with pytest.raises(StreamInUse):
         chat.store.turns.add_prompt(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
@@ -346,8 +350,8 @@ def test_a_stream_id_answers_once(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "1")]
 
 
-def test_another_session_sees_nothing_and_changes_nothing(chat: Chat) -> None:
-    """A foreign conversation is answered like one that does not exist."""
+def test_conversation_of_another_session_is_unknown(chat: Chat) -> None:
+    """Another session gets the same error for a foreign conversation as for an unknown one."""
     chat.says("secret", "yes")
     stranger = Chat(chat.store, chat.name, "bert")
     with pytest.raises(UnknownConversation) as foreign:
@@ -362,8 +366,8 @@ def test_another_session_sees_nothing_and_changes_nothing(chat: Chat) -> None:
     assert chat.exchanges() == [("secret", "yes")]
 
 
-def test_there_must_be_a_prompt_to_ask_again(chat: Chat) -> None:
-    """Asking again in an unknown or an emptied conversation is refused."""
+def test_regenerate_without_a_prompt_is_refused(chat: Chat) -> None:
+    """A regeneration in an unknown or empty conversation is refused."""
     with pytest.raises(UnknownConversation):
         chat.again()
     chat.says("Never mind.", "", STOPPED)
@@ -374,8 +378,8 @@ def test_there_must_be_a_prompt_to_ask_again(chat: Chat) -> None:
 # --- versions: edits, regenerations, Continue, Discard ------------------------------------------------
 
 
-def test_versions_of_an_answer_can_be_gone_through(chat: Chat) -> None:
-    """Each regeneration is a sibling; the one that is shown is the one that the model is told."""
+def test_versions_of_an_answer_can_be_selected(chat: Chat) -> None:
+    """Each regeneration is a version; the model gets the version that is selected."""
     chat.says("a", "one")
     chat.ends(chat.again(), "two")
     chat.ends(chat.again(), "three")
@@ -389,8 +393,8 @@ def test_versions_of_an_answer_can_be_gone_through(chat: Chat) -> None:
     assert chat.told() == [("user", "a"), ("assistant", "two"), ("user", "b")]
 
 
-def test_an_edited_prompt_is_a_branch_and_the_old_one_can_be_gone_back_to(chat: Chat) -> None:
-    """What was said on the other branch is there again, to its end."""
+def test_edited_prompt_opens_a_branch_and_keeps_the_old_one(chat: Chat) -> None:
+    """An edit opens a branch; the old branch is complete when it is selected again."""
     chat.says("a", "1")
     chat.says("b", "2")
     chat.says("c", "3")
@@ -408,8 +412,8 @@ def test_an_edited_prompt_is_a_branch_and_the_old_one_can_be_gone_back_to(chat: 
     assert chat.told() == [("user", "A"), ("assistant", "new"), ("user", "z")]
 
 
-def test_an_edit_that_is_stopped_before_any_text_leaves_the_old_branch(chat: Chat) -> None:
-    """The branch has no message then, and the conversation is as it was before."""
+def test_edit_stopped_before_any_text_keeps_the_old_branch(chat: Chat) -> None:
+    """An edit that is stopped before any text leaves the conversation as it was."""
     chat.says("a", "1")
     chat.says("b", "2")
     before = chat.now()
@@ -419,8 +423,9 @@ def test_an_edit_that_is_stopped_before_any_text_leaves_the_old_branch(chat: Cha
     assert chat.now().exchanges == before.exchanges
 
 
-def test_an_earlier_prompt_can_be_answered_again(chat: Chat) -> None:
-    """The path ends there then; what followed the other version is kept with it."""
+def test_regenerate_of_an_earlier_prompt_keeps_the_later_messages(chat: Chat) -> None:
+    """A regeneration of an earlier prompt ends the path there; the other version keeps what follows
+    it."""
     chat.says("a", "1")
     chat.says("b", "2")
     first = chat.now().exchanges[0]
@@ -432,8 +437,8 @@ def test_an_earlier_prompt_can_be_answered_again(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
-def test_a_message_of_another_branch_can_be_shown(chat: Chat) -> None:
-    """The whole way to it is chosen, however many branches lie between."""
+def test_show_of_a_message_selects_its_whole_path(chat: Chat) -> None:
+    """Showing a message of another branch selects the whole path to it; unknown IDs are refused."""
     chat.says("a", "1")
     chat.says("b", "2")
     deep = chat.last().answer_id
@@ -446,8 +451,8 @@ def test_a_message_of_another_branch_can_be_shown(chat: Chat) -> None:
             chat.store.turns.show(chat.name, chat.owner, message_id)
 
 
-def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
-    """The model is told the answer as it stands, unmarked and last; then the text is one."""
+def test_continued_answer_is_one_message(chat: Chat) -> None:
+    """The model gets the partial answer as the last message; the continued text is one answer."""
     chat.says("a", "Half an", STOPPED)
     before = chat.last()
     stream_id = chat.extend()
@@ -468,8 +473,8 @@ def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
     assert [event for _, _, event in recorded.events] == [Content(" answer."), DONE]
 
 
-def test_a_continue_that_brings_nothing_changes_nothing(chat: Chat) -> None:
-    """Stopped before any text, or never begun, the answer stands as it was."""
+def test_continue_without_new_text_changes_nothing(chat: Chat) -> None:
+    """A Continue that is cancelled or stopped before any text leaves the answer as it was."""
     chat.says("a", "Half an", STOPPED)
     before = chat.last()
     chat.store.turns.cancel_start(chat.name, chat.extend())
@@ -479,8 +484,8 @@ def test_a_continue_that_brings_nothing_changes_nothing(chat: Chat) -> None:
     assert (after.answer, after.state) == ("Half an", "stopped")
 
 
-def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
-    """One that more was said after, one without text and a prompt are no answers to go on with."""
+def test_continue_of_other_than_the_last_answer_is_refused(chat: Chat) -> None:
+    """An earlier answer, an answer without text, a prompt and an unknown ID cannot be continued."""
     chat.says("a", "1")
     first = chat.last()
     chat.says("b", "", BROKEN)
@@ -493,8 +498,8 @@ def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
     assert not chat.store.generations.exists("new-stream")
 
 
-def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) -> None:
-    """Each has a number of its own, in the order in which they came."""
+def test_steps_of_a_continued_answer_are_numbered_anew(store: Store, chat: Chat) -> None:
+    """The steps of both parts are kept in order, each with its own number."""
     thoughts = [Step(1, "thought", "done", text="first"), Step(1, "thought", "done", text="second")]
     write_end(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
     write_end(store, chat.extend(), "Half more", folds=(thoughts[1],))
@@ -503,8 +508,8 @@ def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) 
     assert len({fold.number for fold in folds}) == 2
 
 
-def test_discarding_the_only_answer_gives_the_prompt_back(chat: Chat) -> None:
-    """Neither is there afterwards; what came before is."""
+def test_discard_of_the_only_answer_returns_the_prompt(chat: Chat) -> None:
+    """Discarding the only answer removes its prompt as well and returns the prompt's text."""
     chat.says("a", "1")
     chat.says("b", "2", STOPPED)
     assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) == "b"
@@ -513,8 +518,8 @@ def test_discarding_the_only_answer_gives_the_prompt_back(chat: Chat) -> None:
     assert chat.exchanges() == []
 
 
-def test_discarding_one_version_shows_another(chat: Chat) -> None:
-    """The prompt stays as long as there is an answer to it."""
+def test_discard_of_one_version_selects_another(chat: Chat) -> None:
+    """Discarding one version keeps the prompt and selects another version."""
     chat.says("a", "one")
     chat.ends(chat.again(), "two")
     assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
@@ -522,8 +527,8 @@ def test_discarding_one_version_shows_another(chat: Chat) -> None:
     assert len(chat.last().versions.ids) == 1
 
 
-def test_what_more_was_said_after_cannot_be_discarded(chat: Chat) -> None:
-    """Nor what is being written, nor a prompt."""
+def test_discard_of_an_answer_with_followers_is_refused(chat: Chat) -> None:
+    """An answer with messages behind it, a prompt and a running answer cannot be discarded."""
     chat.says("a", "1")
     chat.says("b", "2")
     with pytest.raises(RequestError, match="Messages follow") as refused:
@@ -561,8 +566,9 @@ def three(store: Store) -> Comparison:
     return Comparison(store)
 
 
-def test_a_comparison_is_open_until_its_last_answer_has_ended(three: Comparison) -> None:
-    """Each answer is written where it belongs, in whatever order they end."""
+def test_comparison_runs_until_its_last_answer_ends(three: Comparison) -> None:
+    """Each answer of a comparison is saved in its place; prompts are refused until all have
+    ended."""
     for each in "ca":
         three.ends(f"talk-{each}", f"I am {each}.")
         with pytest.raises(Busy):
@@ -573,16 +579,17 @@ def test_a_comparison_is_open_until_its_last_answer_has_ended(three: Comparison)
     three.ask("And?")
 
 
-def test_the_model_is_told_the_first_answer_that_there_is(three: Comparison) -> None:
-    """Of one that was stopped before any text nothing is told."""
+def test_comparison_continues_with_its_first_answer_with_text(three: Comparison) -> None:
+    """Without a selection the model gets the first answer of the comparison that has text."""
     three.all_end(a="", b="I am b.", c="I am c.")
     assert three.streams() == ["a", "b", "c"]
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
 
 
-def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> None:
-    """The others stay beside it, and another can be picked as long as nothing more was said."""
+def test_selected_answer_and_its_model_continue_the_conversation(three: Comparison) -> None:
+    """The selected answer is sent, its model is set, and the selection ends with the next
+    prompt."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
         found = three.store.turns.select(three.name, three.owner, f"talk-{pick}")
@@ -594,10 +601,8 @@ def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> Non
         three.store.turns.select(three.name, three.owner, "talk-a")
 
 
-def test_only_an_answer_of_a_finished_comparison_can_be_picked(
-    three: Comparison, store: Store
-) -> None:
-    """Not while one is written, not a stranger's, and not where there was no choice."""
+def test_select_outside_a_finished_comparison_is_refused(three: Comparison, store: Store) -> None:
+    """A running, a foreign, an unknown and a single answer cannot be selected."""
     with pytest.raises(Busy):
         store.turns.select(three.name, three.owner, "talk-a")
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
@@ -610,8 +615,8 @@ def test_only_an_answer_of_a_finished_comparison_can_be_picked(
         store.turns.select("single", "anna", "single-1")
 
 
-def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison) -> None:
-    """As a single answer is; one word of one model keeps it."""
+def test_comparison_stopped_before_any_text_is_withdrawn(three: Comparison) -> None:
+    """A comparison without any text is withdrawn; text of one model keeps it."""
     three.all_end(a="", b="", c="")
     assert three.exchanges() == []
     other = Comparison(three.store, "other")
@@ -619,15 +624,15 @@ def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison)
     assert other.streams() == ["a", "b", "c"]
 
 
-def test_a_comparison_that_cannot_start_leaves_nothing(three: Comparison) -> None:
-    """Taking back one of its streams takes back all of them."""
+def test_cancel_start_of_one_stream_removes_the_comparison(three: Comparison) -> None:
+    """Cancelling the start of one stream of a comparison removes all of its streams."""
     three.store.turns.cancel_start(three.name, "talk-b")
     assert three.exchanges() == []
     assert not any(three.store.generations.exists(f"talk-{each}") for each in "abc")
 
 
-def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
-    """A new try is a version of its own; withdrawn, it brings the picked one back with the others."""
+def test_regenerate_of_a_comparison_keeps_its_answers(three: Comparison) -> None:
+    """A regeneration is a further version; withdrawn, it restores the selected answer."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     three.store.turns.select(three.name, three.owner, "talk-b")
     again = three.again()
@@ -640,8 +645,8 @@ def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
     assert three.streams() == ["c", "a", "b"]
 
 
-def test_no_stream_answers_twice(three: Comparison, store: Store) -> None:
-    """The IDs of a comparison are in use, each of them, and differ from one another."""
+def test_stream_ids_of_a_comparison_are_refused_again(three: Comparison, store: Store) -> None:
+    """The stream IDs of a comparison are refused in other prompts, and so are equal IDs in one."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     before = three.now()
     for taken in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
@@ -654,8 +659,8 @@ def test_no_stream_answers_twice(three: Comparison, store: Store) -> None:
         store.conversations.get("other", "anna")
 
 
-def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
-    """What a model thought is for the eye."""
+def test_steps_are_saved_and_not_sent_to_the_model(store: Store, chat: Chat) -> None:
+    """The steps of an answer are saved and are in no message to a model."""
     fold = Step(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
     write_end(store, chat.ask("Why?"), "Because.", folds=(fold,))
     assert chat.last().steps == (fold,)
@@ -663,8 +668,8 @@ def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
     assert "secret" not in str(chat.told())
 
 
-def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat) -> None:
-    """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
+def test_stopped_answer_with_thoughts_is_kept(store: Store, chat: Chat) -> None:
+    """An answer that is stopped after thoughts alone is a version and can be discarded."""
     thought = Step(1, "thought", "done", text="Hm.", ms=5.0)
     write_end(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
     assert (chat.last().state, chat.last().is_withdrawn) == ("stopped", False)
@@ -704,8 +709,8 @@ def numbers(found: Conversation) -> list[int]:
     return [int(each.prompt) // 2 for each in found.exchanges]
 
 
-def test_a_long_conversation_is_paged_both_ways(long: Chat) -> None:
-    """Windows follow one another without a gap or an overlap, and say whether there is more."""
+def test_conversation_windows_cover_all_exchanges_in_both_directions(long: Chat) -> None:
+    """Windows follow one another without a gap or an overlap and say whether there are more."""
     found = long.now(limit=6)
     assert numbers(found) == list(range(14, 20))
     assert (found.has_earlier, found.has_later) == (True, False)
@@ -729,16 +734,16 @@ def test_a_long_conversation_is_paged_both_ways(long: Chat) -> None:
 @pytest.mark.parametrize(
     ("at", "window"), [(0, [0, 1, 2, 3]), (10, [8, 9, 10, 11]), (19, [16, 17, 18, 19])]
 )
-def test_the_window_around_a_message_holds_it(long: Chat, at: int, window: list[int]) -> None:
-    """At the ends it is as large as elsewhere; a prompt and its answer give the same window."""
+def test_window_around_a_message_contains_it(long: Chat, at: int, window: list[int]) -> None:
+    """A window around a prompt or its answer contains it and is full at both ends."""
     exchange = long.now().exchanges[at]
     for message_id in (exchange.prompt_id, exchange.answer_id):
         found = long.store.conversations.get(long.name, long.owner, around=message_id, limit=4)
         assert numbers(found) == window
 
 
-def test_what_is_read_is_of_one_moment(store: Store, chat: Chat) -> None:
-    """A change in the middle of a page's reading is seen by the next one."""
+def test_conversation_is_read_in_one_snapshot(store: Store, chat: Chat) -> None:
+    """A change during the reading of a conversation is visible to the next reading alone."""
     chat.says("Hi", "first")
     chat.ends(chat.again(), "second")
     last = chat.last()
@@ -754,8 +759,8 @@ def test_what_is_read_is_of_one_moment(store: Store, chat: Chat) -> None:
     assert chat.exchanges() == [("Hi", "first")]
 
 
-def test_a_place_that_is_not_on_the_path_gives_the_end(long: Chat) -> None:
-    """An old link to a message that is gone opens the conversation all the same."""
+def test_window_around_an_unknown_message_is_the_last_one(long: Chat) -> None:
+    """A window around or before an unknown message is the last window."""
     assert numbers(long.store.conversations.get(long.name, long.owner, around=10**9, limit=2)) == [
         18,
         19,
@@ -769,8 +774,8 @@ def test_a_place_that_is_not_on_the_path_gives_the_end(long: Chat) -> None:
 # --- the list, titles, settings ---------------------------------------------------------------------
 
 
-def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: Store) -> None:
-    """Only the owner's, only those in which something was said, page by page."""
+def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store) -> None:
+    """The list has the owner's conversations page by page, the last used first."""
     chats = [Chat(store, f"chat-{n}") for n in range(5)]
     for each in chats:
         each.says("Hello?", "Hello.")
@@ -792,8 +797,8 @@ def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: Store) 
     assert refused.value.field == "cursor"
 
 
-def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -> None:
-    """The user's own is never replaced."""
+def test_title_of_the_user_replaces_the_models_and_the_first_words(chat: Chat) -> None:
+    """The first words are replaced by the model's title, and both by the user's, which stays."""
     chat.says("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
     first = chat.now().title
     assert not chat.now().is_named
@@ -817,8 +822,8 @@ def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -
         assert refused.value.field == "title"
 
 
-def test_settings_are_a_conversations_own(chat: Chat) -> None:
-    """They can be made before the first prompt, and the system prompt is told from then on."""
+def test_settings_belong_to_one_conversation(chat: Chat) -> None:
+    """Settings may be saved before the first prompt and hold for their conversation alone."""
     settings = Settings("m-2", "Be brief.", 0.5, 100)
     assert (
         chat.store.conversations.set_settings(chat.name, chat.owner, settings).settings == settings
@@ -832,8 +837,8 @@ def test_settings_are_a_conversations_own(chat: Chat) -> None:
         chat.store.conversations.set_settings(chat.name, "bert", settings)
 
 
-def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> None:
-    """Until then it is nowhere to be found; afterwards nothing of it is left."""
+def test_deleted_conversation_can_be_restored_for_a_day(chat: Chat) -> None:
+    """A deleted conversation is in no list, search or export; after a day it is removed."""
     chat.says("apple", "pear")
     with pytest.raises(UnknownConversation):
         chat.store.conversations.delete(chat.name, "bert")
@@ -857,8 +862,8 @@ def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> Non
     assert not chat.store.generations.exists(f"{chat.name}-1")
 
 
-def test_what_runs_in_a_deleted_conversation_is_told_and_its_end_is_kept(chat: Chat) -> None:
-    """For those who stop it; brought back, it has what was written until then."""
+def test_delete_returns_the_running_streams_and_keeps_their_ends(chat: Chat) -> None:
+    """Deleting returns the IDs of running streams; a restored conversation has their text."""
     chat.says("a", "1")
     running = chat.ask("b")
     assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
@@ -868,8 +873,8 @@ def test_what_runs_in_a_deleted_conversation_is_told_and_its_end_is_kept(chat: C
     assert chat.store.conversations.delete(chat.name, chat.owner) == []
 
 
-def test_a_prompt_stays_in_a_deleted_conversation_though_its_answer_had_no_text(chat: Chat) -> None:
-    """Brought back, it can be answered again, or be followed by another."""
+def test_prompt_in_a_deleted_conversation_is_not_withdrawn(chat: Chat) -> None:
+    """A Stop before any text keeps the prompt of a deleted conversation."""
     running = chat.ask("a")
     assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
     chat.ends(running, "", STOPPED)
@@ -882,8 +887,8 @@ def test_a_prompt_stays_in_a_deleted_conversation_though_its_answer_had_no_text(
 # --- search -----------------------------------------------------------------------------------------
 
 
-def test_a_search_finds_words_and_their_beginnings(store: Store) -> None:
-    """In prompts and answers, the newest first, with the hits marked; page by page."""
+def test_search_finds_words_by_their_beginnings(store: Store) -> None:
+    """A search finds prompts and answers, the newest first, with marked hits, page by page."""
     chat = Chat(store)
     chat.says("Where do giraffes sleep?", "Standing, mostly.")
     chat.says("And do they snore?", "No GIRAFFE was ever heard to.")
@@ -923,10 +928,8 @@ def test_a_search_finds_words_and_their_beginnings(store: Store) -> None:
         ("iew", ""),
     ],
 )
-def test_what_is_written_without_blanks_is_found_inside(
-    store: Store, query: str, shown: str
-) -> None:
-    """In prompts and answers; the words of other scripts beside it by their beginnings."""
+def test_search_finds_parts_of_text_without_blanks(store: Store, query: str, shown: str) -> None:
+    """In scripts without blanks a search finds any part of a text, in others word beginnings."""
     chat = Chat(store)
     chat.says("Hi", "Nothing of it.")
     chat.says("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
@@ -938,8 +941,8 @@ def test_what_is_written_without_blanks_is_found_inside(
 
 
 @pytest.mark.parametrize("kind", DATABASES)
-def test_such_texts_of_before_are_found_too(tmp_path: Path, kind: str) -> None:
-    """The step to this version indexes them anew."""
+def test_migration_indexes_earlier_texts_without_blanks(tmp_path: Path, kind: str) -> None:
+    """The migration of an older database makes its texts without blanks searchable."""
     conversation = {"id": "talk", "owner": "anna", "title": "", "titled_by": "words", "model": ""}
     message = {
         "conversation_id": "talk",
@@ -973,14 +976,14 @@ def test_such_texts_of_before_are_found_too(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "query", ['"', "* AND (", "owner:bert", "a' OR 1=1 --", "NEAR(", "-", "\0", "%_", ":*&|!", "💥"]
 )
-def test_no_query_is_a_command(store: Store, query: str) -> None:
-    """What the database's own search language knows is text like any other."""
+def test_search_query_syntax_is_plain_text(store: Store, query: str) -> None:
+    """Characters of the database's own query language are plain text in a query."""
     Chat(store, "foreign", "bert").says("secret", "bert")
     Chat(store).says("Hello?", "Hello.")
     assert store.search.find("anna", query).items == ()
 
 
-def test_a_search_follows_what_changes(store: Store) -> None:
+def test_search_follows_changed_texts(store: Store) -> None:
     """Continued, discarded and withdrawn texts are found as they are now."""
     chat = Chat(store)
     chat.says("alpha", "bravo", STOPPED)
@@ -1032,8 +1035,8 @@ def shape(exchange: Exchange) -> tuple[object, ...]:
     )
 
 
-def test_what_was_exported_is_the_same_after_its_import(store: Store) -> None:
-    """With all branches, and for the owner who imports it; a taken ID is replaced."""
+def test_import_of_an_export_restores_the_conversation(store: Store) -> None:
+    """An import restores all branches for the importing owner; a used ID is replaced."""
     chat = everything(store)
     before = chat.now()
     data = b"".join(to_json(store.transfer.export("anna")))
@@ -1051,8 +1054,9 @@ def test_what_was_exported_is_the_same_after_its_import(store: Store) -> None:
     assert chat.now() == before
 
 
-def test_an_export_of_all_is_every_conversation_once(store: Store) -> None:
-    """One alone can be exported too; nobody gets another one's."""
+def test_export_contains_each_conversation_of_the_owner_once(store: Store) -> None:
+    """An export contains each of the owner's conversations once, or a chosen one, and no foreign
+    one."""
     for n in range(3):
         Chat(store, f"chat-{n}").says("a", "1")
     Chat(store, "foreign", "bert").says("secret", "1")
@@ -1062,8 +1066,9 @@ def test_an_export_of_all_is_every_conversation_once(store: Store) -> None:
         store.transfer.export("anna", "foreign")
 
 
-def test_markdown_holds_what_is_shown(store: Store) -> None:
-    """The chosen path with its system prompt, stopped answers marked."""
+def test_markdown_export_contains_the_selected_path(store: Store) -> None:
+    """A Markdown export contains the selected path, the system prompt and marks of stopped
+    answers."""
     chat = everything(store)
     text = b"".join(to_markdown(store.transfer.export("anna", chat.name))).decode()
     assert text == (
@@ -1088,10 +1093,10 @@ def test_markdown_holds_what_is_shown(store: Store) -> None:
         ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
     ],
 )
-def test_a_file_that_is_none_is_refused_and_adds_nothing(
+def test_import_of_a_wrong_file_is_refused_as_a_whole(
     store: Store, messages: str, said: str
 ) -> None:
-    """The error says where; not one conversation of the file is there."""
+    """The error names the place of the fault, and no conversation of the file is saved."""
     good = '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
     bad = f'{{"id":"bad-conversation","title":"","messages":[{messages}]}}'
     file = f'{{"format":"halt-conversations","version":1,"conversations":[{good},{bad}]}}'
@@ -1101,8 +1106,9 @@ def test_a_file_that_is_none_is_refused_and_adds_nothing(
     assert store.conversations.summaries("anna").items == ()
 
 
-def test_a_file_is_put_right_where_it_cannot_be_so(store: Store) -> None:
-    """A byte order mark, a time to come, a thought that still runs, figures beyond all sense."""
+def test_import_corrects_impossible_values(store: Store) -> None:
+    """An import removes a byte order mark and corrects future times, running steps and wrong
+    figures."""
     strange = msgspec.structs.replace(METRICS, tokens=10**30)
     message = PortableMessage(2, "assistant", "Ho.", parent=1, ended=Done("stop", strange))
     message.steps = [
@@ -1125,8 +1131,8 @@ def test_a_file_is_put_right_where_it_cannot_be_so(store: Store) -> None:
     ]
 
 
-def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: Store) -> None:
-    """Nothing of what was imported is out of reach; a title of blanks alone is none."""
+def test_import_without_a_selection_selects_the_last_messages(store: Store) -> None:
+    """Without a selection the last messages are selected; a blank title is replaced."""
     written = [
         PortableMessage(1, "user", "Hello?"),
         PortableMessage(2, "assistant", "Yes?", parent=1),
@@ -1142,8 +1148,8 @@ def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: Stor
     ]
 
 
-def test_what_is_being_written_is_exported_as_far_as_it_was_saved(store: Store, chat: Chat) -> None:
-    """An answer that runs, and one that is gone on with, with all of their text so far."""
+def test_export_of_a_running_answer_contains_its_saved_text(store: Store, chat: Chat) -> None:
+    """A running continued answer is exported with all text saved so far, as interrupted."""
     chat.says("Hello?", "One ", STOPPED)
     stream_id = chat.extend()
     events = [(1.0, Content("two ")), (2.0, Content("three"))]
@@ -1155,8 +1161,8 @@ def test_what_is_being_written_is_exported_as_far_as_it_was_saved(store: Store, 
     ]
 
 
-def test_an_import_that_breaks_off_adds_nothing(store: Store) -> None:
-    """Not in the list, a search or an export: nobody sees the half that was written."""
+def test_import_that_fails_midway_adds_nothing(store: Store) -> None:
+    """After an import that failed midway its conversations are in no list, search or export."""
     chat = Chat(store)
     chat.says("zebra", "1")
     (one,) = store.transfer.export("anna")
@@ -1175,10 +1181,10 @@ def test_an_import_that_breaks_off_adds_nothing(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("limit", "steps"), [("IMPORT_STEP", 8), ("IMPORT_CHARS", 12)])
-def test_a_long_import_holds_up_nobody(
+def test_import_writes_long_conversations_in_several_transactions(
     store: Store, monkeypatch: pytest.MonkeyPatch, limit: str, steps: int
 ) -> None:
-    """A conversation's messages are written in steps, and its tree is whole in the end."""
+    """The messages of an import are written in steps, and the whole tree is saved at the end."""
     monkeypatch.setattr(module, limit, 3)
     chat = Chat(store)
     for number in range(5):
@@ -1196,10 +1202,10 @@ def test_a_long_import_holds_up_nobody(
     assert again.chosen == one.chosen
 
 
-def test_a_sweep_leaves_what_is_being_imported(
+def test_sweep_during_an_import_keeps_its_conversation(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A conversation of long ago has no messages yet when its import begins; it is kept."""
+    """A sweep removes no old conversation whose import has not written its messages yet."""
     steps = module._batches
 
     def swept_batches(*given: Any) -> Iterator[list[Any]]:
@@ -1217,8 +1223,8 @@ def test_a_sweep_leaves_what_is_being_imported(
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format":"x","version":1,"conversations":[]}']
 )
-def test_other_files_are_refused(data: bytes) -> None:
-    """Whatever they are."""
+def test_read_of_another_file_is_refused(data: bytes) -> None:
+    """Bytes that are no export of Halt are refused."""
     with pytest.raises(RequestError) as refused:
         read(data)
     assert refused.value.field == "file"
@@ -1231,8 +1237,8 @@ def said(*texts: str) -> list[tuple[float, Event]]:
     return [(10.0 * n, Content(text)) for n, text in enumerate(texts)]
 
 
-def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
-    """Each once and in order, with its number and time, whatever batches they came in."""
+def test_recorded_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
+    """Each event is read once and in order with its number and time, whatever its batches were."""
     stream_id = chat.ask("a")
     events: list[tuple[float, Event]] = [
         (1.5, Reasoning("Hm\0")),
@@ -1259,8 +1265,8 @@ def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
     assert chat.exchanges() == [("a", "Hello \U0001f44b")]
 
 
-def test_a_log_that_has_a_gap_keeps_it(store: Store) -> None:
-    """Events that could not be written leave their numbers free."""
+def test_recorded_log_keeps_a_gap(store: Store) -> None:
+    """Events that were not written leave their numbers unused."""
     end = GenerationEnd("gappy-one", DONE, time.time(), 9, "ab")
     chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
     store.generations.write(Batch((new_generation("gappy-one"),), chunks, (end,)))
@@ -1269,8 +1275,9 @@ def test_a_log_that_has_a_gap_keeps_it(store: Store) -> None:
     assert [seq for seq, _, _ in found.events] == [1, 8, 9]
 
 
-def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None:
-    """A session's by that session; a program's by whoever knows its ID."""
+def test_generation_is_readable_by_its_session_or_by_id(store: Store, chat: Chat) -> None:
+    """A session's generation is read by that session alone, a program's by every reader of its
+    ID."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
     store.generations.write(Batch(new=(new_generation("program-1"),)))
@@ -1282,8 +1289,8 @@ def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None
     assert store.generations.get_ended("unknown", "anna") is None
 
 
-def test_only_the_first_end_counts(store: Store, chat: Chat) -> None:
-    """A generation that was ended by another process takes neither text nor a second end."""
+def test_second_end_of_a_generation_is_ignored(store: Store, chat: Chat) -> None:
+    """An ended generation accepts neither further text nor a second end."""
     stream_id = chat.ask("a")
     assert store.generations.interrupt(stream_id)
     before = chat.last()
@@ -1293,8 +1300,8 @@ def test_only_the_first_end_counts(store: Store, chat: Chat) -> None:
     assert not store.generations.interrupt(stream_id)
 
 
-def test_tokens_are_counted_reported_or_estimated(store: Store, chat: Chat) -> None:
-    """A discarded answer has cost its tokens all the same."""
+def test_token_usage_sums_reported_and_estimated_tokens(store: Store, chat: Chat) -> None:
+    """Usage adds reported and estimated tokens and still counts those of discarded answers."""
     metrics = METRICS.__class__(None, 1.0, 7, False, None, 0)
     done = Done("stop", metrics, {"prompt_tokens": 5, "completion_tokens": 7})
     chat.says("a", "1", done)
@@ -1311,8 +1318,9 @@ def test_tokens_are_counted_reported_or_estimated(store: Store, chat: Chat) -> N
         store.conversations.token_usage(chat.name, "bert")
 
 
-def test_a_providers_count_that_comes_later_replaces_the_estimate(store: Store, chat: Chat) -> None:
-    """That of a stopped answer; one that still runs, or that nobody knows, is left alone."""
+def test_late_usage_of_a_provider_replaces_the_estimate(store: Store, chat: Chat) -> None:
+    """A late count replaces a stopped answer's estimate; a running or unknown stream is
+    unchanged."""
     estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
     stream_id = chat.ask("a")
     reported = {"prompt_tokens": 5, "completion_tokens": 40}
@@ -1326,8 +1334,8 @@ def test_a_providers_count_that_comes_later_replaces_the_estimate(store: Store, 
     )
 
 
-def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> None:
-    """A NUL or half a character in a prompt or an answer stops nothing."""
+def test_unstorable_characters_are_replaced(chat: Chat) -> None:
+    """A NUL and half a surrogate pair are replaced in prompts and answers."""
     chat.says("a\0b\ud800", "c\0d")
     assert chat.exchanges() == [("a\ufffdb?", "c\ufffdd")]
 
@@ -1335,8 +1343,8 @@ def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> 
 # --- recovery ---------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: Store, chat: Chat) -> None:
-    """Its text and thoughts are in the message, with the end that followers get too."""
+def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -> None:
+    """The saved text and thoughts of a dead worker's generation are its answer, as interrupted."""
     stream_id = chat.ask("a")
     thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
@@ -1359,8 +1367,8 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: Store, chat: Cha
     assert chat.told()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
 
 
-def test_a_thought_that_a_dead_worker_told_late_is_one(store: Store, chat: Chat) -> None:
-    """The message holds the answer, and a fold the text that was none."""
+def test_interrupt_separates_a_late_thought_from_the_answer(store: Store, chat: Chat) -> None:
+    """Text that a late ReasoningEnd turned into a thought is a step and not part of the answer."""
     stream_id = chat.ask("a")
     ended: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
@@ -1371,8 +1379,8 @@ def test_a_thought_that_a_dead_worker_told_late_is_one(store: Store, chat: Chat)
     assert "Okay" not in str(chat.told())
 
 
-def test_an_interrupted_continue_keeps_what_there_was(store: Store, chat: Chat) -> None:
-    """The text of before, and what was written of the new one."""
+def test_interrupt_of_a_continue_keeps_the_earlier_text(store: Store, chat: Chat) -> None:
+    """An interrupted Continue keeps the earlier text and the new text saved so far."""
     chat.says("a", "Half", STOPPED)
     stream_id = chat.extend()
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
@@ -1382,16 +1390,16 @@ def test_an_interrupted_continue_keeps_what_there_was(store: Store, chat: Chat) 
     assert chat.last().answer == "Half an answer"
 
 
-def test_what_had_written_nothing_is_interrupted_too(store: Store, chat: Chat) -> None:
-    """The prompt stays, and can be tried again."""
+def test_interrupt_without_text_keeps_the_prompt(store: Store, chat: Chat) -> None:
+    """A generation interrupted before any text keeps its prompt, which can be regenerated."""
     store.generations.interrupt(chat.ask("a"))
     assert (chat.last().answer, chat.last().state) == ("", "interrupted")
     chat.ends(chat.again(), "1")
     assert chat.exchanges() == [("a", "1")]
 
 
-def test_of_several_who_recover_one_does(store: Store, chat: Chat) -> None:
-    """Law: a generation ends once, whoever else tries at the same moment."""
+def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -> None:
+    """Law: of concurrent interruptions of a generation exactly one ends it."""
     for n in range(10):
         stream_id = chat.ask(f"{n}")
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
@@ -1400,8 +1408,8 @@ def test_of_several_who_recover_one_does(store: Store, chat: Chat) -> None:
         assert chat.last().answer == "x"
 
 
-def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat: Chat) -> None:
-    """Law: whichever was first, the message and the recorded events tell of the same end."""
+def test_concurrent_end_and_interrupt_leave_one_end(store: Store, chat: Chat) -> None:
+    """Law: an end and an interruption at the same moment leave one end in message and events."""
     for n in range(15):
         stream_id = chat.ask(f"{n}")
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
@@ -1415,8 +1423,8 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat
         assert found.state == chat.last().state
 
 
-def test_many_streams_are_written_at_once(store: Store) -> None:
-    """One batch holds what a hundred streams brought, the ends of some among it."""
+def test_one_batch_writes_many_streams(store: Store) -> None:
+    """One batch writes the events of 100 streams and the ends of some of them."""
     names = [f"stream-{n:03}" for n in range(100)]
     store.generations.write(Batch(new=tuple(map(new_generation, names))))
     for seq in (1, 2):
@@ -1436,8 +1444,8 @@ def test_many_streams_are_written_at_once(store: Store) -> None:
         assert all(a[0] < b[0] for a, b in pairwise(found.events))
 
 
-def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat: Chat) -> None:
-    """Generations of programs go as a whole."""
+def test_sweep_removes_old_events_and_keeps_texts(store: Store, chat: Chat) -> None:
+    """After seven days the events of an answer and whole generations of programs are removed."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
     store.generations.write(Batch(new=(new_generation("program-1"),)))
@@ -1452,8 +1460,8 @@ def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat
     assert chat.last().usage.completion_tokens == METRICS.tokens
 
 
-def test_what_never_held_anything_is_swept(store: Store) -> None:
-    """A conversation whose first prompt was withdrawn is not kept for ever."""
+def test_sweep_removes_empty_conversations(store: Store) -> None:
+    """A conversation whose only prompt was withdrawn is removed after a day."""
     chat = Chat(store, "empty")
     chat.says("Never mind.", "", STOPPED)
     assert chat.exchanges() == []
@@ -1462,8 +1470,9 @@ def test_what_never_held_anything_is_swept(store: Store) -> None:
         chat.now()
 
 
-def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
-    """What was answered is in the file, for whoever opens it next."""
+def test_conversation_is_unchanged_after_a_restart(tmp_path: Path) -> None:
+    """A conversation with branches, versions and alternatives is the same in a newly opened
+    store."""
     with open_store(tmp_path) as store:
         everything(store)
         before = store.conversations.get("everything-there-is", "anna")
@@ -1471,8 +1480,8 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert store.conversations.get("everything-there-is", "anna") == before
 
 
-def test_numbers_that_no_database_takes_lose_no_answer(store: Store, chat: Chat) -> None:
-    """A provider's count and a page's `seen` may be anything."""
+def test_numbers_beyond_the_databases_range_lose_no_answer(store: Store, chat: Chat) -> None:
+    """An answer with impossible token counts is saved without them."""
     end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
     stream_id = chat.ask("a")
     said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
@@ -1485,11 +1494,13 @@ def test_numbers_that_no_database_takes_lose_no_answer(store: Store, chat: Chat)
     assert chat.last().usage == Usage()
 
 
-def test_a_generation_is_written_to_by_its_own_worker_alone(
+def test_generation_of_another_worker_with_the_same_id_is_not_saved(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of another one with the same ID, which began while the store could not be asked, nothing is
-    kept, and the log says so. What the first one has stays its own."""
+    """A second generation with the same ID of another worker is not saved, and the log says so.
+
+    The first one keeps its events. The store could not be asked for the ID when the second began.
+    """
     mine = Batch(
         new=(new_generation("an-id"),),
         chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),

@@ -140,8 +140,8 @@ def add(recording: Generation, *events: str | Delta) -> None:
         recording.log.append(event)
 
 
-def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> None:
-    """Chunks hold new events only; the end comes with the text as it is kept."""
+def test_writer_saves_each_event_once_in_order_with_the_end(desk: Desk) -> None:
+    """Each event is written once and in order, and the end with the answer's whole text."""
     first = desk.begin()
     for letter in "abc":
         add(first, letter)
@@ -157,8 +157,8 @@ def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> Non
     assert not desk.store_writer.is_pending("a-stream")
 
 
-def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
-    """Milliseconds since the generation began, so that a replay can tell them."""
+def test_saved_event_has_its_arrival_time_in_milliseconds(desk: Desk) -> None:
+    """An event is saved with its milliseconds since the generation began."""
     recording = desk.begin()
     recording.record_text("a", recording.started_at + 1.25)
     recording.log.append(Content("a"))
@@ -166,8 +166,10 @@ def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
     assert desk.shelf.chunks("a-stream")[0].events[0][0] == 1250.0
 
 
-def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sends the next message right after an end does not wait for a period."""
+def test_end_is_written_without_waiting_for_the_period(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end is written at once, so that the next message does not wait for a period."""
     monkeypatch.setattr(module, "PERIOD", 100 * WAIT_TIMEOUT)
     monkeypatch.setattr(module, "PERIOD_MAX", 100 * WAIT_TIMEOUT)
     recording = desk.begin()
@@ -176,10 +178,10 @@ def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
 
 
-def test_an_end_does_not_write_what_the_others_have(
+def test_end_between_two_turns_writes_no_running_generation(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two turns of all, a transaction has what has ended and nothing else."""
+    """A transaction for an end contains the events of ended generations alone."""
     monkeypatch.setattr(module, "PERIOD", 100 * WAIT_TIMEOUT)
     monkeypatch.setattr(module, "PERIOD_MAX", 100 * WAIT_TIMEOUT)
     running, ended = desk.begin("running"), desk.begin("ended")
@@ -194,18 +196,18 @@ def test_an_end_does_not_write_what_the_others_have(
 
 
 @pytest.mark.parametrize("took", [0.0, 0.001, 0.0012, 0.01, 0.05])
-def test_turns_that_take_long_are_rarer_as_far_as_little_is_lost(took: float) -> None:
-    """An event that just missed a turn is in the store after 0.15 seconds, when the next ends."""
+def test_period_grows_with_the_turn_up_to_its_limit(took: float) -> None:
+    """A longer turn makes the period longer, but an event is saved after 0.15 seconds at most."""
     assert module.period(took) == pytest.approx(min(max(0.1, 100 * took), 0.15 - took))
 
 
-def test_turns_never_follow_each_other_without_a_pause() -> None:
-    """A store that is slow leaves the processor to others in between."""
+def test_period_of_a_slow_turn_adds_a_pause() -> None:
+    """After a turn of any length there is a pause of PAUSE seconds."""
     assert module.period(1.0) == 1.0 + module.PAUSE
 
 
-def test_all_generations_of_a_process_share_a_transaction(desk: Desk) -> None:
-    """However many are being written, there is one batch for all of them."""
+def test_generations_of_a_process_share_a_transaction(desk: Desk) -> None:
+    """The events of 50 generations are written in one batch."""
     desk.shelf.free.clear()
     blocker = desk.begin("the-blocker")
     desk.shelf.attempt()
@@ -218,10 +220,10 @@ def test_all_generations_of_a_process_share_a_transaction(desk: Desk) -> None:
     assert blocker.log.last == 0
 
 
-def test_what_could_not_be_saved_is_saved_as_soon_as_it_can_be(
+def test_failing_store_loses_no_event_and_is_logged_twice(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store that fails for a while loses nothing, and is spoken of twice: no line an attempt."""
+    """Events of a failing store are saved when it works again; its log has two lines."""
     desk.shelf.fault = lambda batch: FULL
     recording = desk.begin()
     with caplog.at_level(logging.INFO, "halt.store.writer"):
@@ -238,10 +240,10 @@ def test_what_could_not_be_saved_is_saved_as_soon_as_it_can_be(
     assert "the disk is full" in said[0]
 
 
-def test_it_is_said_when_saving_is_behind_fails_and_is_well_again(
+def test_saving_reports_behind_failed_and_saved(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind while the store takes its time, failed with a reason when it refuses."""
+    """`saving` is "behind" while a write takes long, "failed" with its reason, then "saved"."""
     monkeypatch.setattr(module, "BEHIND", 0.0)
     desk.shelf.free.clear()
     recording = desk.begin()
@@ -257,16 +259,16 @@ def test_it_is_said_when_saving_is_behind_fails_and_is_well_again(
     assert desk.store_writer.saving == Saving("saved")
 
 
-def test_a_short_delay_is_not_worth_a_word(desk: Desk) -> None:
-    """One attempt that fails is not shown to anybody."""
+def test_saving_during_a_short_failure_is_saved(desk: Desk) -> None:
+    """A failure shorter than BEHIND seconds leaves `saving` at "saved"."""
     desk.shelf.fault = lambda batch: FULL
     desk.begin()
     desk.shelf.attempt(2)
     assert desk.store_writer.saving == Saving("saved")
 
 
-def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
-    """Where one batch is refused for what is in it, the others are written without it."""
+def test_unsavable_generation_delays_no_other_generation(desk: Desk) -> None:
+    """A generation that the store refuses is interrupted, and the others are written."""
 
     def fault(batch: Batch) -> Exception | None:
         bad = any(each.stream_id == "the-bad-one" for each in batch.new)
@@ -284,8 +286,8 @@ def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
     desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
 
 
-def test_an_answer_that_cannot_even_be_read_holds_up_no_other(desk: Desk) -> None:
-    """A fault of one is its own: the thread lives, the others are written."""
+def test_unreadable_generation_delays_no_other_generation(desk: Desk) -> None:
+    """A generation whose events cannot be read is interrupted, and the others are written."""
     bad, good = desk.begin("the-bad-one"), desk.begin("the-good-one")
     bad.log.append(Content("without a time"))
     add(good, "text")
@@ -295,8 +297,8 @@ def test_an_answer_that_cannot_even_be_read_holds_up_no_other(desk: Desk) -> Non
     desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
 
 
-def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> None:
-    """A log is bounded and a failing store may be away for long; thoughts are lost, text is not."""
+def test_text_dropped_from_the_log_is_saved_without_its_thoughts(desk: Desk) -> None:
+    """Text that the bounded log has dropped while the store failed is saved; thoughts are lost."""
     desk.shelf.fault = lambda batch: FULL
     recording = desk.begin(max_bytes=1_000)
     desk.shelf.attempt()
@@ -310,10 +312,10 @@ def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> No
     assert numbers == [1, 2, *range(4, 29)]
 
 
-def test_a_long_backlog_goes_in_several_transactions(
+def test_long_backlog_is_written_in_bounded_transactions(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No transaction grows with the time that the store was away."""
+    """A backlog is written in transactions of BATCH_EVENTS events at most."""
     monkeypatch.setattr(module, "BATCH_EVENTS", 10)
     desk.shelf.free.clear()
     recording = desk.begin()
@@ -331,10 +333,10 @@ def test_a_long_backlog_goes_in_several_transactions(
     assert max(sizes) <= 10
 
 
-def test_what_is_given_up_is_ended_in_the_store_when_it_is_well(
+def test_dropped_generations_are_interrupted_when_the_store_works(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No conversation waits for ever for an answer that memory had no room for."""
+    """Generations dropped for lack of memory are interrupted in the store when it works again."""
     desk.shelf.fault = lambda batch: FULL
     kept = desk.begin("the-kept-one")
     for n in range(3):
@@ -350,13 +352,11 @@ def test_what_is_given_up_is_ended_in_the_store_when_it_is_well(
     assert sum("memory" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_one_that_cannot_be_ended_holds_up_no_other(
+def test_interrupt_that_fails_delays_no_other_and_is_retried(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault in the end of one generation is logged; those given up after it are ended.
-
-    It is tried again a few times, and not more often.
-    """
+    """A failed interruption is logged and retried INTERRUPT_TRIES times; the others are
+    interrupted."""
     monkeypatch.setattr(module, "LATER", 0.01)
     desk.shelf.unreadable = {"broken"}
     desk.store_writer.interrupt(["broken", "after-it", "and-that"])
@@ -369,8 +369,8 @@ def test_one_that_cannot_be_ended_holds_up_no_other(
     assert "broken is broken" in caplog.text
 
 
-def test_what_is_kept_for_a_time_is_swept_while_nothing_is_generated(desk: Desk) -> None:
-    """A server that is only looked at removes what was deleted a day ago, all of it."""
+def test_sweep_of_an_idle_writer_removes_all_expired_rows(desk: Desk) -> None:
+    """A writer without generations removes all expired rows, step by step."""
     desk.store_writer.start()
     desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
 
@@ -378,10 +378,10 @@ def test_what_is_kept_for_a_time_is_swept_while_nothing_is_generated(desk: Desk)
 @pytest.mark.parametrize(
     "fault", [ValueError("it is broken"), StoreUnavailable("No.", "it is broken")]
 )
-def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
+def test_sweep_that_fails_is_logged_and_loses_no_event(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    """What is written in the same turn counts as written, once, and saving as well."""
+    """A sweep that fails is logged; the events of the same turn are written once."""
 
     def broken(_: float) -> int:
         raise fault
@@ -396,8 +396,8 @@ def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
     assert not desk.store_writer.is_failing
 
 
-def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None:
-    """As often as there is more of it, and then not for an hour."""
+def test_sweep_repeats_until_no_expired_row_is_left(desk: Desk) -> None:
+    """Sweeps follow one another while rows are expired, then none runs for an hour."""
     desk.begin()
     desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
     assert abs(desk.shelf.swept[0] - time.time()) < 60
@@ -406,8 +406,8 @@ def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None
     assert len(desk.shelf.swept) == 3
 
 
-def test_a_recorder_that_closes_writes_what_there_is(desk: Desk) -> None:
-    """Whatever had ended before is in the store afterwards."""
+def test_close_writes_all_ended_generations(desk: Desk) -> None:
+    """After `close` every ended generation is in the store."""
     recordings = [desk.begin(f"stream-{n:03}") for n in range(20)]
     for recording in recordings:
         add(recording, "text")
@@ -416,8 +416,8 @@ def test_a_recorder_that_closes_writes_what_there_is(desk: Desk) -> None:
     assert {e.stream_id for b in desk.shelf.batches for e in b.ends} == {r.id for r in recordings}
 
 
-def test_a_store_that_is_broken_keeps_no_server_from_leaving(desk: Desk) -> None:
-    """Closing takes as long as it may, and says that not all was saved."""
+def test_close_with_a_broken_store_returns_false_in_time(desk: Desk) -> None:
+    """With a failing or blocked store `close` returns False after its timeout."""
     desk.shelf.fault = lambda batch: FULL
     desk.end(desk.begin())
     assert not desk.store_writer.close(0.2)
@@ -468,8 +468,8 @@ def make_service() -> Iterator[Callable[..., Service]]:
         yield make
 
 
-def test_what_is_not_saved_is_not_forgotten(make_service: Callable[..., Service]) -> None:
-    """A finished answer stays in memory, however long ago it ended, until the store has it."""
+def test_ended_run_stays_in_memory_until_it_is_saved(make_service: Callable[..., Service]) -> None:
+    """An ended run stays in memory, however old, until the store has it."""
     service = make_service()
     service.shelf.fault = lambda batch: FULL
     run = service.answered()
@@ -480,10 +480,10 @@ def test_what_is_not_saved_is_not_forgotten(make_service: Callable[..., Service]
     assert service.shelf.end_of(run.id).answer == "text"
 
 
-def test_memory_is_bounded_also_while_nothing_can_be_saved(
+def test_unsaved_runs_over_the_memory_limit_are_dropped(
     make_service: Callable[..., Service],
 ) -> None:
-    """Beyond the bound the oldest is given up; when the store is well, nobody waits for it."""
+    """Over the memory limit an unsaved run is dropped and later interrupted in the store."""
     service = make_service(kept_bytes=1_024)
     service.shelf.fault = lambda batch: FULL
     run = service.answered("x" * 2_000)
@@ -493,8 +493,8 @@ def test_memory_is_bounded_also_while_nothing_can_be_saved(
     service.shelf.until(lambda: run.id in service.shelf.interrupted)
 
 
-def test_an_id_that_the_store_knows_is_in_use(make_service: Callable[..., Service]) -> None:
-    """A client's own choice names one generation, also when memory has long forgotten it."""
+def test_start_with_an_id_in_the_store_is_refused(make_service: Callable[..., Service]) -> None:
+    """An ID that is in the store is refused as in use, also when no memory of it is left."""
     service = make_service()
     run = service.answered()
     wait_until(lambda: not service.kept(run))
@@ -504,8 +504,10 @@ def test_an_id_that_the_store_knows_is_in_use(make_service: Callable[..., Servic
     assert service.generations.start(ChatRequest(HI, id="another-id")).id == "another-id"
 
 
-def test_a_store_that_fails_is_not_asked_for_an_id(make_service: Callable[..., Service]) -> None:
-    """Its silence would be a delay of the start, and of the Stop behind it on the same socket."""
+def test_start_with_a_failing_store_skips_the_id_check(
+    make_service: Callable[..., Service],
+) -> None:
+    """While the store fails, a start does not look up its ID there."""
     service = make_service()
     service.shelf.fault = lambda batch: FULL
     service.generations.start(ChatRequest(HI))
@@ -514,8 +516,8 @@ def test_a_store_that_fails_is_not_asked_for_an_id(make_service: Callable[..., S
     service.generations.start(ChatRequest(HI, id="a-new-one"))
 
 
-def test_a_store_that_is_silent_delays_no_start(make_service: Callable[..., Service]) -> None:
-    """It is asked by another thread, and while that one waits nothing more is asked."""
+def test_start_with_a_silent_store_is_not_delayed(make_service: Callable[..., Service]) -> None:
+    """While an ID lookup gets no answer, further starts look up nothing."""
     service = make_service()
     questions: list[str] = []
     answers = threading.Event()
@@ -535,8 +537,10 @@ def test_a_store_that_is_silent_delays_no_start(make_service: Callable[..., Serv
     wait_until(lambda: service.generations._is_stored("stream-9999"))
 
 
-def test_leaving_saves_what_was_under_way(make_service: Callable[..., Service]) -> None:
-    """Every running answer ends as interrupted, and is in the store when closing is over."""
+def test_close_of_the_service_saves_running_generations_as_interrupted(
+    make_service: Callable[..., Service],
+) -> None:
+    """Closing the service ends a running generation as interrupted and saves its text."""
     service = make_service()
     run = service.generations.start(ChatRequest(HI))
     service.upstream.reply().feed("as far as it came")

@@ -125,10 +125,10 @@ def of(run: Run) -> AnswerView:
     return view(Exchange("Hi", run.id), run, AnswerProgress(), RENDERER.within(60))
 
 
-def test_a_thought_is_sent_as_it_comes_and_its_time_at_its_end(
+def test_thought_is_sent_in_pieces_and_its_duration_at_its_end(
     played: Played, template: Template
 ) -> None:
-    """A new fold, text for it, then its new summary together with the answer's first text."""
+    """A new step is sent, then its text, then its summary with the answer's first text."""
     run = played([Reasoning("so "), Reasoning(HOSTILE), Content("Yes.")])
     first, more, answer = messages(run, template)
     assert 'hx-target="#folds-a-stream" hx-swap="beforeend"' in first
@@ -146,7 +146,7 @@ SAID = ["".join(f"word {n} &c. " for n in range(at, at + 12)) for at in range(0,
 
 
 def test_long_text_is_sent_in_parts(played: Played, template: Template) -> None:
-    """An open paragraph and an open thought get seams; an answer that has ended has none."""
+    """An open paragraph and an open thought are sent in parts; an ended answer has no seams."""
     run = played([*map(Reasoning, SAID), *map(Content, SAID)])
     sent = messages(run, template)
     thought, answer = "".join(sent[: len(SAID)]), "".join(sent[len(SAID) :])
@@ -157,10 +157,10 @@ def test_long_text_is_sent_in_parts(played: Played, template: Template) -> None:
 
 
 @pytest.mark.parametrize("kind", [Reasoning, Content])
-def test_a_page_that_comes_back_for_each_message_is_sent_parts_as_well(
+def test_page_that_reconnects_for_each_message_receives_parts(
     played: Played, template: Template, kind: Callable[[str], Delta]
 ) -> None:
-    """A new writer knows how long the last part is that the page has."""
+    """A new writer knows the length of the last part that the page has."""
     run = played([kind(each) for each in SAID])
     sent = ""
     for after in range(len(SAID)):
@@ -170,10 +170,10 @@ def test_a_page_that_comes_back_for_each_message_is_sent_parts_as_well(
 
 
 @pytest.mark.parametrize("newline", ["\r\n", "\r", "\n"])
-def test_a_thought_is_the_same_however_it_was_cut(
+def test_thought_is_the_same_for_every_split_of_its_text(
     played: Played, template: Template, newline: str
 ) -> None:
-    """Also where a cut goes through a newline, or through the first piece of a thought."""
+    """A thought is the same where its pieces split a newline or its beginning."""
     text = f"so{newline}{newline}what\0"
     run = played([*map(Reasoning, text), Content("Yes.")])
     sent = messages(run, template)
@@ -183,10 +183,11 @@ def test_a_thought_is_the_same_however_it_was_cut(
     assert fold.text == "so\n\nwhat\ufffd"
 
 
-def test_a_tool_call_is_sent_as_it_forms_and_then_its_result(
+def test_tool_call_is_sent_in_pieces_and_then_its_result(
     played: Played, template: Template
 ) -> None:
-    """The arguments once, the result escaped, the time of the tool's own; then the answer."""
+    """The arguments are sent once, then the escaped result and the tool's duration, then the
+    answer."""
     run = played(call("Oslo"), [Content("Cold.")])
     sent = messages(run, template)
     assert "Calling ask…" in sent[0]
@@ -200,8 +201,8 @@ def test_a_tool_call_is_sent_as_it_forms_and_then_its_result(
     assert fold.result.unescape() == f"12 degrees in Oslo {HOSTILE}"
 
 
-def test_a_tool_that_failed_says_so(played: Played, template: Template) -> None:
-    """While it streams and when it is drawn whole."""
+def test_failed_tool_is_shown_as_failed(played: Played, template: Template) -> None:
+    """A failed tool is shown as failed while the answer runs and in the whole answer."""
     run = played(call("Atlantis"), [Content("No idea.")])
     assert 'data-state="failed">ask failed' in messages(run, template)[4]
     drawn = template.render(a=of(run))
@@ -210,10 +211,10 @@ def test_a_tool_that_failed_says_so(played: Played, template: Template) -> None:
 
 
 @pytest.mark.parametrize("after", range(1, 9))
-def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
+def test_page_that_reconnects_receives_the_remaining_messages(
     played: Played, template: Template, after: int
 ) -> None:
-    """Whatever it had: from there on the messages are those it would have got anyway."""
+    """A page that reconnects at any event receives the same messages as without the break."""
     rounds = [Reasoning("a"), Reasoning("b"), *call("Oslo")], [Reasoning("c"), Content("d")]
     run = played(*rounds)
     ages = re.compile(r'data-age="[\d.]+"')
@@ -221,8 +222,8 @@ def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
     assert [ages.sub("", each) for each in rest] == [ages.sub("", each) for each in whole[after:]]
 
 
-def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
-    """As one from a file may be."""
+def test_thought_without_a_duration_has_a_plain_label() -> None:
+    """A thought of unknown duration, for example an imported one, is labelled "Thought"."""
     fold = steps.Step(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), steps=(fold,))
     assert [
@@ -230,8 +231,8 @@ def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
     ] == ["Thought"]
 
 
-def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Template) -> None:
-    """At once, and for a page that comes back at any place; the text begins anew."""
+def test_text_that_becomes_a_thought_moves_into_a_step(played: Played, template: Template) -> None:
+    """After a late ReasoningEnd the text moves into a step and the answer's text begins anew."""
     run = played([Content("Okay.\n\n"), Content("<b>"), ReasoningEnd(), Content("*Hello*")])
     sent = messages(run, template)
     assert "Okay." in sent[0]
@@ -256,8 +257,8 @@ def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Tem
     assert [fold.text.unescape() for fold in of(run).steps] == ["Okay.\n\n<b>"]
 
 
-def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
-    """What came after the last event that was shown is not there either."""
+def test_stopped_answer_has_the_steps_that_were_seen(played: Played) -> None:
+    """A stopped answer has the steps up to the last event that was seen, and no later ones."""
     run = played([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
     assert [fold.kind for fold in steps.steps_of(run)] == ["thought"]
     run = played([Reasoning("a"), Reasoning("b")], stop_at=1)
@@ -269,10 +270,11 @@ def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
     ("seen", "state", "kinds"),
     [(0, "withdrawn", []), (1, "stopped", ["thought"]), (3, "stopped", ["thought", "tool"])],
 )
-def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
+def test_stopped_answer_with_seen_steps_is_not_withdrawn(
     played: Played, seen: int, state: str, kinds: list[str]
 ) -> None:
-    """A thought or a tool call that was on the screen stays there, also beside an older answer."""
+    """Only an answer without any seen event is withdrawn; seen steps stay, also beside an old
+    answer."""
     run = played([Reasoning("a"), *call("Oslo")], stop_at=seen)
     first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), steps=steps.steps_of(run))
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
@@ -282,10 +284,10 @@ def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
         assert shown.source == ""
 
 
-def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_are_there(
+def test_thought_with_a_dropped_beginning_shows_its_rest(
     played: Played,
 ) -> None:
-    """A long thought: its end is there, and nothing breaks."""
+    """Of a thought whose first events the log has dropped, the rest is shown."""
     run = played([*(Reasoning(f"{n} " * 50) for n in range(200)), Content("x")], log_bytes=4096)
     assert run.log.first > 1
     (fold,) = of(run).steps
@@ -293,15 +295,15 @@ def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_ar
     assert "0 0 0 0 0" not in fold.text
 
 
-def test_folds_are_saved_bounded(played: Played) -> None:
-    """A thought without measure does not fill the store."""
+def test_step_text_is_limited(played: Played) -> None:
+    """The text of a step has STEP_CHARS_MAX characters at most and a note that it was cut."""
     run = played([Reasoning("t" * (steps.STEP_CHARS_MAX + 5)), Content("x")])
     (fold,) = steps.steps_of(run)
     assert fold.size() == steps.STEP_CHARS_MAX + len(steps.CUT)
 
 
 def test_progress_is_sent_when_it_changes(played: Played, template: Template) -> None:
-    """A bar that is told of 5 percent at a time, and nothing where nothing is expected."""
+    """A progress bar is sent when its value changes, and none where no length is expected."""
     run = played([Content(f"{n} ") for n in range(10)])
     progress = AnswerProgress()
     for _ in range(ANSWERS_MIN):
@@ -315,8 +317,9 @@ def test_progress_is_sent_when_it_changes(played: Played, template: Template) ->
     assert "<progress" not in "".join(messages(run, template))
 
 
-def test_what_is_compared_is_put_away_when_the_conversation_has_gone_on() -> None:
-    """The last prompt's answers stand side by side; of an earlier one, the answer that was told."""
+def test_earlier_comparison_is_shown_with_its_first_answer() -> None:
+    """The last prompt's answers are shown side by side; an earlier prompt's first answer with
+    text."""
     rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
     asked = Exchange("Hi", "a", "", alternatives=rivals)
     last = exchange_view(asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=True)
@@ -334,8 +337,8 @@ def below(markup: str) -> str:
     return found[1]
 
 
-def test_pictures_and_sources_stand_below_the_text(played: Played, template: Template) -> None:
-    """As a line and as links, while the answer comes and after its end; never the data itself."""
+def test_pictures_and_sources_are_shown_below_the_text(played: Played, template: Template) -> None:
+    """Pictures are a line and sources are links below the text; the picture's data is not sent."""
     run = played(
         [
             Content("Paris[1]"),
@@ -360,8 +363,9 @@ def test_pictures_and_sources_stand_below_the_text(played: Played, template: Tem
     assert '<details class="fold' not in "".join(sent)
 
 
-def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Template) -> None:
-    """A page that is loaded then has them at once, also those of the part before a Continue."""
+def test_running_answer_is_rendered_with_pictures_and_sources(template: Template) -> None:
+    """A page loaded during an answer has its pictures and sources, also of the part before a
+    Continue."""
     exchange = Exchange(
         "q", "a-stream", answer="text", steps=(steps.Step(1, "picture", "done", text="Picture"),)
     )
@@ -373,8 +377,10 @@ def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Templ
     assert 'id="earlier-below-a-stream" hx-preserve><p class="picture">[Picture]</p>' in drawn
 
 
-def test_an_answer_without_them_has_nothing_below(played: Played, template: Template) -> None:
-    """Not even a blank, by which the page tells."""
+def test_answer_without_pictures_and_sources_has_an_empty_element(
+    played: Played, template: Template
+) -> None:
+    """Without pictures and sources the element below the text is empty, also of blanks."""
     run = played([Content("a")])
     assert (
         below(PageWriter(run, 1, template, AnswerProgress(), RENDERER).whole(RENDERER.within(60)))
@@ -382,8 +388,10 @@ def test_an_answer_without_them_has_nothing_below(played: Played, template: Temp
     )
 
 
-def test_what_takes_long_is_made_by_a_function(played: Played, template: Template) -> None:
-    """Text for what is open comes as bytes; a finished block, much text and the end do not.
+def test_present_returns_functions_for_expensive_messages(
+    played: Played, template: Template
+) -> None:
+    """Text for open elements is bytes; a finished block, long text and the end are functions.
 
     A thread that serves many readers makes the bytes itself, so they must be cheap.
     """
@@ -411,8 +419,8 @@ def test_what_takes_long_is_made_by_a_function(played: Played, template: Templat
     assert is_bytes == [False, True, False, True, False, True, False, True, False, True, False]
 
 
-def test_functions_and_bytes_lead_to_the_same_page(played: Played, template: Template) -> None:
-    """However the events are grouped, a browser that takes each message has the same text."""
+def test_present_of_any_grouping_leads_to_the_same_page(played: Played, template: Template) -> None:
+    """For every grouping of the events the page has the same text and blocks at the end."""
     text = "".join(f"Line {n} &c.\n\n```c\nint x{n};\n```\n" for n in range(40))
     run = played([Content(text[at : at + 7]) for at in range(0, len(text), 7)])
     events = [each for each in run.log.read(0) if not is_terminal(each[1])]

@@ -128,10 +128,10 @@ def in_time(answer: HttpResponse) -> bool:
 
 
 @pytest.mark.parametrize("surface", SURFACES)
-def test_a_start_too_many_is_refused(
+def test_start_over_the_limit_is_refused_with_retry_after(
     surface: Callable[[Client], HttpResponse], client: Client
 ) -> None:
-    """As many as the limit says are answered, the next is 429 with Retry-After."""
+    """On each route the starts of the limit are answered, and the next is 429 with Retry-After."""
     for _ in range(STARTS):
         assert surface(client).status == 200
     refused = surface(client)
@@ -139,8 +139,8 @@ def test_a_start_too_many_is_refused(
     assert in_time(refused)
 
 
-def test_all_surfaces_have_one_count(client: Client) -> None:
-    """Who has started enough on one surface is refused on each of them, in words of its own."""
+def test_routes_share_one_count(client: Client) -> None:
+    """An address that has used its starts on some routes is refused on all of them."""
     for start in (chat_stream, chat, event_source):
         assert start(client).status == 200
     for surface in SURFACES:
@@ -154,8 +154,10 @@ def test_all_surfaces_have_one_count(client: Client) -> None:
             assert (error["code"], error["retryable"]) == (CODE, True)
 
 
-def test_a_refused_start_asks_no_model(client: Client, shared_fake: FakeOpenAI) -> None:
-    """The model's server hears nothing of what was refused."""
+def test_refused_start_sends_no_request_to_the_model(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """A refused start sends no request to the model's server."""
     exhaust(client)
     said = new_id()
     body = {**HELLO, "messages": [{"role": "user", "content": said}]}
@@ -163,8 +165,8 @@ def test_a_refused_start_asks_no_model(client: Client, shared_fake: FakeOpenAI) 
     assert said not in json.dumps([each.body for each in shared_fake.requests])
 
 
-def test_openais_client_knows_the_refusal(limited: HaltServer, client: Client) -> None:
-    """It raises the error that it has for limits, and is told when to try again."""
+def test_openai_client_raises_rate_limit_error(limited: HaltServer, client: Client) -> None:
+    """OpenAI's client raises RateLimitError, with the time of the next try."""
     exhaust(client)
     with (
         openai.OpenAI(
@@ -182,8 +184,10 @@ def test_openais_client_knows_the_refusal(limited: HaltServer, client: Client) -
     assert 0 < int(caught.value.response.headers["retry-after"]) <= 3600
 
 
-def test_each_start_on_a_socket_counts(limited: HaltServer, client: Client) -> None:
-    """The refusal is an error frame about its stream; the socket goes on, and so do its streams."""
+def test_websocket_start_over_the_limit_is_an_error_frame(
+    limited: HaltServer, client: Client
+) -> None:
+    """A start over the limit is an error frame of its stream; the socket and its streams go on."""
     with WebSocket(limited, X_Forwarded_For=client.headers["X-Forwarded-For"]) as ws:
         ids = [ws.start("count?n=1000000&rate=50") for _ in range(STARTS)]
         mine = new_id()
@@ -199,10 +203,10 @@ def test_each_start_on_a_socket_counts(limited: HaltServer, client: Client) -> N
 # --- what never counts ----------------------------------------------------------------------------
 
 
-def test_whoever_has_started_enough_can_still_do_everything_else(
+def test_client_over_the_limit_can_stop_read_and_list(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """Stop, replay, lists, health, pages and files are never refused by a limit."""
+    """Stop, replay, lists, health, pages and files are never refused by a rate limit."""
     said = new_id()
     with client.chat("count?n=1000000&rate=50", said) as running:
         running.until_text("0 ")
@@ -220,8 +224,8 @@ def test_whoever_has_started_enough_can_still_do_everything_else(
             assert client.stop(running.id).json["status"] == "finished"
 
 
-def test_an_event_source_comes_back_without_a_start(client: Client) -> None:
-    """Neither with the ID of its last event nor with that of its stream does it start anything."""
+def test_eventsource_reconnect_counts_as_no_start(client: Client) -> None:
+    """An EventSource that reconnects with an event ID or its stream's ID starts nothing."""
     mine = new_id()
     path = f"/stream?{urlencode({'prompt': 'Hello', 'model': 'echo', 'id': mine})}"
     first = client.get(path)
@@ -238,8 +242,8 @@ def test_an_event_source_comes_back_without_a_start(client: Client) -> None:
     assert client.get(path, Last_Event_ID=f"{mine}.0").body.count(end) == 1
 
 
-def test_what_cannot_be_read_does_not_count(client: Client) -> None:
-    """A request that is malformed starts nothing."""
+def test_malformed_request_counts_as_no_start(client: Client) -> None:
+    """A malformed request starts nothing and is not counted."""
     for _ in range(STARTS + 1):
         assert client.post("/chat", {"messages": "none"}).status == 400
         assert client.get("/stream?prompt=").status == 400
@@ -249,8 +253,10 @@ def test_what_cannot_be_read_does_not_count(client: Client) -> None:
 # --- whom a limit knows ---------------------------------------------------------------------------
 
 
-def test_a_session_has_a_limit_of_its_own(limited: HaltServer, browser: Client) -> None:
-    """It is refused when it has had its share; the address's share is not touched by that."""
+def test_session_limit_does_not_use_up_the_address_limit(
+    limited: HaltServer, browser: Client
+) -> None:
+    """A session over its limit is refused, and its refused starts do not count for the address."""
     for _ in range(OF_SESSION):
         assert chat(browser).status == 200
     for _ in range(STARTS):
@@ -263,8 +269,10 @@ def test_a_session_has_a_limit_of_its_own(limited: HaltServer, browser: Client) 
     assert (refused.status, "3 per hour" in refused.error["message"]) == (429, True)
 
 
-def test_only_what_the_proxy_says_of_an_address_counts(limited: HaltServer, client: Client) -> None:
-    """A client that makes up addresses before the proxy adds the real one stays who it is."""
+def test_forwarded_address_is_the_one_added_by_the_proxy(
+    limited: HaltServer, client: Client
+) -> None:
+    """Addresses that a client invents before the proxy's own entry are ignored."""
     real = client.headers["X-Forwarded-For"]
     for n in range(STARTS):
         client.headers["X-Forwarded-For"] = f"203.0.113.{n}, {real}"
@@ -273,10 +281,10 @@ def test_only_what_the_proxy_says_of_an_address_counts(limited: HaltServer, clie
     assert chat(client).status == 429
 
 
-def test_nobody_is_believed_about_addresses_without_a_proxy(
+def test_forwarded_header_without_a_trusted_proxy_is_ignored(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """By default the header that proxies send changes nothing."""
+    """Without a trusted proxy X-Forwarded-For is ignored."""
     server = start_halt(shared_fake, HALT_RATE_ADDRESS="1/hour")
     assert chat(server.client(**{"X-Forwarded-For": "10.0.0.1"})).status == 200
     assert chat(server.client(**{"X-Forwarded-For": "10.0.0.2"})).status == 429
@@ -294,8 +302,8 @@ def test_nobody_is_believed_about_addresses_without_a_proxy(
         ("", ""),
     ],
 )
-def test_a_client_is_its_address_or_its_network(told: str, known: str) -> None:
-    """An IPv6 client has as many addresses as it likes, and is known by its network."""
+def test_client_address_is_the_ipv4_address_or_the_ipv6_network(told: str, known: str) -> None:
+    """An IPv4 client is counted by its address, an IPv6 client by its /64 network."""
     with Flask(__name__).test_request_context(environ_base={"REMOTE_ADDR": told}):
         assert client_address() == known
 
@@ -303,8 +311,8 @@ def test_a_client_is_its_address_or_its_network(told: str, known: str) -> None:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def test_the_page_is_told_and_nothing_of_the_message_is_kept(browser: Client) -> None:
-    """A fragment for the notice; the conversation is as before, so is the message in its field."""
+def test_refused_message_of_the_page_is_a_notice_and_is_not_saved(browser: Client) -> None:
+    """The page gets a notice, and the conversation stays as it was."""
     path, other = f"/c/{new_id()}", f"/c/{new_id()}"
     assert form(browser, f"{path}/messages", prompt="hello there").status == 200
     eventually(lambda: b'data-state="done"' in browser.get(path).body)
@@ -324,8 +332,8 @@ def test_the_page_is_told_and_nothing_of_the_message_is_kept(browser: Client) ->
     assert b"one too many" not in browser.get(other).body
 
 
-def test_each_model_of_a_comparison_counts(browser: Client) -> None:
-    """All of them are started or none, and more than there can ever be is said at once."""
+def test_each_model_of_a_comparison_counts_as_a_start(browser: Client) -> None:
+    """The models of a comparison are all started or none; more than the limit allows is 400."""
 
     def send(*models: str) -> HttpResponse:
         return form(browser, f"/c/{new_id()}/messages", prompt="Hello", model=list(models))
@@ -346,8 +354,8 @@ def test_each_model_of_a_comparison_counts(browser: Client) -> None:
     "rate", ["30", "/minute", "0/minute", "-1/hour", "3/fortnight", "3/minute;", "3/m", "1,5/hour"]
 )
 @pytest.mark.parametrize("env", ["HALT_RATE_SESSION", "HALT_RATE_ADDRESS"])
-def test_a_wrong_rate_is_refused_in_one_line(env: str, rate: str) -> None:
-    """The line names the variable, its value, and shows a rate that would do."""
+def test_wrong_rate_is_refused_in_one_line(env: str, rate: str) -> None:
+    """The error names the variable, its value and a valid rate in one line."""
     with pytest.raises(ConfigError) as caught:
         load({env: rate})
     message = str(caught.value)
@@ -356,8 +364,8 @@ def test_a_wrong_rate_is_refused_in_one_line(env: str, rate: str) -> None:
     assert "\n" not in message
 
 
-def test_the_server_does_not_start_with_a_wrong_rate() -> None:
-    """The line is the last thing that it prints."""
+def test_server_start_with_a_wrong_rate_is_refused() -> None:
+    """The server does not start, and the error is the last line that it prints."""
     status, printed = refused_start(HALT_RATE_ADDRESS="often")
     assert status != 0
     assert printed.splitlines()[-1].startswith("halt: HALT_RATE_ADDRESS='often'")
@@ -376,8 +384,8 @@ def rates(**settings: Any) -> tuple[Flask, RateLimits]:
     ("rate", "starts"),
     [("2/minute", 2), ("3 per 10 seconds", 3), ("9/hour;4/DAY", 4), ("5/minute; 5/minute", 5)],
 )
-def test_a_rate_is_read_as_people_write_it(rate: str, starts: int) -> None:
-    """The strictest of several limits holds; the same one twice is one."""
+def test_rate_accepts_several_notations_and_the_strictest_limit(rate: str, starts: int) -> None:
+    """The strictest of several limits holds; equal limits count as one."""
     app, found = rates(rate_address=load({"HALT_RATE_ADDRESS": rate}).rate_address)
     with app.test_request_context():
         for _ in range(starts):
@@ -386,15 +394,16 @@ def test_a_rate_is_read_as_people_write_it(rate: str, starts: int) -> None:
             found.count(1)
 
 
-def test_without_a_limit_nothing_is_counted() -> None:
-    """By default there is no limit at all."""
+def test_default_settings_have_no_rate_limit() -> None:
+    """By default there is no rate limit and no counter."""
     app = create_app(Config(base_url="http://127.0.0.1:9/v1"))
     assert services(app).rate_limits is None
     assert "limiter" not in app.extensions
 
 
-def test_a_window_ends_and_takes_its_clients_with_it() -> None:
-    """When its time is over a client may start again, and those who are gone take no memory."""
+def test_ended_window_allows_starts_and_is_deleted() -> None:
+    """When a window ends its client may start again, and the rows of all ended windows are
+    deleted."""
     app, found = rates(rate_address="1/second")
 
     def starts(host: str) -> bool:
@@ -419,8 +428,8 @@ def test_a_window_ends_and_takes_its_clients_with_it() -> None:
         eventually(lambda: starts("192.0.2.99") and size() < 3)
 
 
-def test_workers_count_together(tmp_path: Path) -> None:
-    """Two that share a data folder allow together what one alone would allow, and no more."""
+def test_workers_share_one_count(tmp_path: Path) -> None:
+    """Two workers with one data folder allow together the starts of one limit."""
     config = Config(base_url="http://127.0.0.1:9/v1", data=str(tmp_path), rate_address="5/hour")
     apps = [create_app(config) for _ in range(2)]
     for turn in range(5):
@@ -431,10 +440,10 @@ def test_workers_count_together(tmp_path: Path) -> None:
             count_starts()
 
 
-def test_what_cannot_be_counted_is_let_through(
+def test_start_with_a_broken_counter_file_is_allowed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broken file keeps nobody from an answer; the log says so."""
+    """With a broken counter file starts are allowed, and the error is logged."""
     (tmp_path / "rates.db").write_text("this is no database, and is left as it is" * 100)
     app = create_app(
         Config(base_url="http://127.0.0.1:9/v1", data=str(tmp_path), rate_address="1/hour")

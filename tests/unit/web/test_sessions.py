@@ -33,12 +33,12 @@ def has(browser: Client, conversation_id: str) -> bool:
     return listed
 
 
-def test_halts_with_the_same_port_keep_their_sessions_apart(
+def test_servers_behind_the_same_port_use_different_cookies(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """Behind two published ports of one name each has its own cookie, whatever PORT says inside.
+    """Servers with equal port and key but other data folders keep their sessions apart.
 
-    The second bears the same HALT_SECRET_KEY as the first, another token, and a folder of its own.
+    The second has the HALT_SECRET_KEY of the first, another token, and a data folder of its own.
     """
     first = start_halt(shared_fake, HALT_SECRET_KEY=KEY, HALT_TOKEN=TOKEN)
     second = start_halt(
@@ -57,10 +57,10 @@ def test_halts_with_the_same_port_keep_their_sessions_apart(
             assert has(browser, f"conversation-{number}")
 
 
-def test_workers_and_a_restart_at_another_port_know_the_session(
+def test_session_is_valid_for_all_workers_and_at_another_port(
     start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """The cookie's name follows from the data folder: all workers agree, a new port changes none."""
+    """The cookie's name follows from the data folder, so workers and a restart know the session."""
     settings = {"HALT_DATA": tmp_path, "WEB_CONCURRENCY": 2}
     first = start_halt(shared_fake, **settings)
     browser = first.client()
@@ -77,8 +77,8 @@ def test_workers_and_a_restart_at_another_port_know_the_session(
     assert has(moved, "kept-conversation")
 
 
-def test_hosts_that_share_a_key_and_a_database_share_the_name(tmp_path: Path) -> None:
-    """With PostgreSQL each host has a data folder of its own; with SQLite those are two Halts."""
+def test_hosts_with_a_shared_database_use_one_cookie_name(tmp_path: Path) -> None:
+    """Hosts that share PostgreSQL and a key use one cookie name; with SQLite each has its own."""
     names: dict[str, list[str]] = {"": [], "postgresql://127.0.0.1:9/halt": []}
     for url, found in names.items():
         for host in ("first", "second"):
@@ -91,10 +91,10 @@ def test_hosts_that_share_a_key_and_a_database_share_the_name(tmp_path: Path) ->
     assert KEY not in "".join([*alone, *shared])
 
 
-def test_the_cookie_of_an_earlier_version_is_taken_over(halt: HaltServer) -> None:
-    """Its name held the port: of those with this Halt's signature its own port's counts first.
+def test_cookie_of_an_earlier_version_is_accepted(halt: HaltServer) -> None:
+    """A signed cookie with a port in its name is accepted, this Halt's own port first.
 
-    The session goes on under the new name; one signed elsewhere is no session.
+    The session goes on under the new name; a cookie with a foreign signature is no session.
     """
     values = []
     for number in range(2):
@@ -122,10 +122,10 @@ def test_the_cookie_of_an_earlier_version_is_taken_over(halt: HaltServer) -> Non
     assert not has(stranger, "earlier-0")
 
 
-def test_an_empty_list_says_whose_conversations_are_shown(
+def test_empty_list_explains_that_conversations_belong_to_a_browser(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """Where only other browsers have conversations the list says so, and names none of them."""
+    """If only other browsers have conversations, the list and the 404 page say so and name none."""
     server = start_halt(shared_fake)
     first, second = server.client(), server.client()
     assert b"No conversations yet." in first.get("/").body
@@ -143,16 +143,16 @@ def test_an_empty_list_says_whose_conversations_are_shown(
 
 
 @pytest.mark.parametrize("names", [["halt_session_0"], ["halt_session_99999", "halt_session_"]])
-def test_what_is_no_session_begins_a_new_one(halt: HaltServer, names: list[str]) -> None:
-    """Cookies of these names that nobody signed are passed over."""
+def test_unsigned_cookie_begins_a_new_session(halt: HaltServer, names: list[str]) -> None:
+    """Cookies with a session's name and no signature are ignored."""
     client = halt.client()
     client.cookies = dict.fromkeys(names, "nonsense")
     assert client.get("/").status == 200
     assert len(client.cookies) == len(names) + 1
 
 
-def test_only_a_page_sets_the_cookie_again(halt: HaltServer) -> None:
-    """A Stop or a list reads the session and says so to caches; a page makes the cookie last."""
+def test_page_alone_renews_the_session_cookie(halt: HaltServer) -> None:
+    """A page sets the cookie again; Stop and lists read it and send `Vary: Cookie`."""
     browser = halt.client(Accept="text/html")
     first = browser.get("/")
     assert "set-cookie" in first.headers
@@ -169,8 +169,8 @@ def test_only_a_page_sets_the_cookie_again(halt: HaltServer) -> None:
     assert "set-cookie" not in program.headers
 
 
-def test_a_cookie_that_was_accepted_before_grows_old(tmp_path: Path) -> None:
-    """What is remembered of a cookie is its signature, not how long it is good for."""
+def test_accepted_cookie_still_expires(tmp_path: Path) -> None:
+    """A cookie that was accepted before is refused after its lifetime."""
     application = create_app(load({"HALT_SECRET_KEY": KEY, "HALT_DATA": str(tmp_path)}))
     value = application.test_client().get("/").headers["Set-Cookie"].partition(";")[0]
 

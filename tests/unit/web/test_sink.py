@@ -148,9 +148,12 @@ def turns_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # --- one reader -----------------------------------------------------------------------------------
 
 
-def test_a_slow_readers_last_frame_is_whole_before_its_view_wakes(stage: Stage) -> None:
-    """The view goes on when the kernel has taken everything, and the relay knows the socket no more:
-    what the server writes behind it comes behind it."""
+def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(stage: Stage) -> None:
+    """The request's thread goes on when the kernel has all bytes and the relay no longer has the
+    socket.
+
+    Bytes that the server writes afterwards follow them.
+    """
     run, reply = stage.start()
     served = stage.serve(run)
     reply.feed(*[FRAME] * LATE)
@@ -172,10 +175,10 @@ def test_a_slow_readers_last_frame_is_whole_before_its_view_wakes(stage: Stage) 
     assert served.response.sent == sum(map(len, bodies))
 
 
-def test_a_reader_that_takes_nothing_is_dropped(
+def test_reader_that_takes_no_byte_is_dropped_and_can_resume(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One frame is kept for it and no more; the run goes on, and it can resume where it was."""
+    """After STUCK_MAX seconds the reader is dropped with one frame unsent, and the run goes on."""
     monkeypatch.setattr(sink, "STUCK_MAX", 0.5)
     run, reply = stage.start()
     served = stage.serve(run)
@@ -197,8 +200,8 @@ def test_a_reader_that_takes_nothing_is_dropped(
     assert [seq for seq, _ in rest] == list(range(newest + 1, LATE + 2))
 
 
-def test_a_slow_reader_leaves_nothing_behind_in_the_relay(stage: Stage) -> None:
-    """What waits for a time is bounded, however often the network was stuck in between."""
+def test_slow_reader_leaves_few_timers_in_the_relay(stage: Stage) -> None:
+    """The relay's timers stay few, however often the network was full."""
     run, reply = stage.start()
     served = stage.serve(run)
     reply.feed(*[FRAME] * LATE, "the last")
@@ -209,10 +212,10 @@ def test_a_slow_reader_leaves_nothing_behind_in_the_relay(stage: Stage) -> None:
     assert run.state == "running"
 
 
-def test_bytes_behind_a_request_make_no_turns(
+def test_pipelined_bytes_cause_no_relay_turns_and_a_close_is_noticed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are left for the server, and looked at rarely; that the client leaves is noticed."""
+    """Bytes behind a request are left for the server and checked rarely; a close is noticed."""
     monkeypatch.setattr(sink, "PIPELINED_LOOK", 0.2)
     run, reply = stage.start()
     served = stage.serve(run)
@@ -234,10 +237,8 @@ def test_bytes_behind_a_request_make_no_turns(
     assert served.waiting.result is False
 
 
-def test_bytes_behind_a_request_are_no_departure(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same for a reader that follows the log by itself."""
+def test_pipelined_bytes_are_no_departure(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes behind a request are no departure of a reader that follows the log itself."""
     monkeypatch.setattr(relay_module, "PIPELINED_LOOK", 0.2)
     stage.start()
     ours, client = stage.connect()
@@ -254,10 +255,10 @@ def test_bytes_behind_a_request_are_no_departure(
     watched.cancel()
 
 
-def test_a_frame_that_cannot_be_made_drops_its_reader_alone(
+def test_exception_in_a_frame_drops_its_reader_alone(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged; the run and its other readers go on."""
+    """The exception is logged; the run and its other readers go on."""
 
     def broken(events: list[tuple[int, Event]]) -> bytes:
         raise ZeroDivisionError("in a frame")
@@ -274,8 +275,8 @@ def test_a_frame_that_cannot_be_made_drops_its_reader_alone(
     wait_until(lambda: "ZeroDivisionError: in a frame" in caplog.text)
 
 
-def test_a_reader_that_leaves_is_noticed_in_silence(stage: Stage) -> None:
-    """Nothing needs to be written for it, and its view is woken."""
+def test_reader_that_leaves_during_silence_is_noticed(stage: Stage) -> None:
+    """A closed connection ends its reader's request although no event is written."""
     run, _ = stage.start()
     served = stage.serve(run)
     served.client.close()
@@ -284,8 +285,8 @@ def test_a_reader_that_leaves_is_noticed_in_silence(stage: Stage) -> None:
     assert served.stream._viewer not in run._viewers
 
 
-def test_the_end_of_the_relay_wakes_every_view(stage: Stage) -> None:
-    """No request waits for a relay that is not there any more."""
+def test_relay_close_ends_every_waiting_request(stage: Stage) -> None:
+    """Closing the relay ends the wait of every request."""
     run, _ = stage.start()
     served = [stage.serve(run) for _ in range(3)]
     stage.generations.relay.close(WAIT_TIMEOUT)
@@ -401,10 +402,10 @@ def wait_over(server: HaltServer, stream_id: str) -> None:
         eventually(lambda: events.next() is None)
 
 
-def test_a_slow_client_gets_everything_and_a_proper_end(
+def test_slow_client_gets_the_whole_answer_and_the_http_end(
     both: dict[str, HaltServer], big: str
 ) -> None:
-    """A big answer, read when it is over: whole frames, and the end of HTTP behind the last."""
+    """A large answer read after its end has whole frames and the end of HTTP."""
     stream_id = new_id()
     with Raw(both["1"], receive_buffer=4096) as raw:
         raw.sock.sendall(request("/chat/stream", chat(big, id=stream_id)))
@@ -420,8 +421,8 @@ def test_a_slow_client_gets_everything_and_a_proper_end(
 
 
 @pytest.mark.parametrize("writes", ["1", "0"])
-def test_an_old_client_gets_no_chunks(both: dict[str, HaltServer], writes: str) -> None:
-    """HTTP/1.0 knows none: the body ends with the connection."""
+def test_http_1_0_client_gets_no_chunks(both: dict[str, HaltServer], writes: str) -> None:
+    """For HTTP/1.0 the body has no chunks and ends with the connection."""
     with Raw(both[writes]) as raw:
         raw.sock.sendall(request("/chat/stream", chat("echo"), version="1.0"))
         head, body = raw.head(), raw.rest()
@@ -469,10 +470,10 @@ def alike(body: bytes, names: dict[str, str]) -> bytes:
     return re.sub(rb"\d+(\.\d+)?|null", b"N", body)
 
 
-def test_the_bytes_are_those_of_a_thread(
+def test_relay_and_thread_write_the_same_bytes(
     both: dict[str, HaltServer], shared_fake: FakeOpenAI
 ) -> None:
-    """HALT_RELAY_WRITES changes who writes, and nothing of what is written."""
+    """With HALT_RELAY_WRITES on and off all routes send the same status and body."""
     shared_fake.texts["short"] = "Good **evening**!"
     told: dict[str, dict[str, tuple[str, bytes]]] = {}
     for writes, server in both.items():
@@ -502,8 +503,8 @@ def test_the_bytes_are_those_of_a_thread(
 
 
 @pytest.mark.parametrize("writes", ["1", "0"])
-def test_the_access_log_counts_the_body(both: dict[str, HaltServer], writes: str) -> None:
-    """All of its bytes, without their framing; and the connection serves the next request."""
+def test_access_log_counts_the_bytes_of_the_body(both: dict[str, HaltServer], writes: str) -> None:
+    """The log counts all bytes without framing, and the connection serves the next request."""
     with Raw(both[writes]) as raw:
         for number in range(3):
             raw.sock.sendall(request(f"/chat/stream?log={writes}{number}", chat("echo")))
@@ -520,8 +521,8 @@ def test_the_access_log_counts_the_body(both: dict[str, HaltServer], writes: str
         assert raw.rest() == b""
 
 
-def test_what_was_sent_behind_a_stream_is_answered_behind_it(both: dict[str, HaltServer]) -> None:
-    """A client that does not wait for the end of one answer before it asks for the next."""
+def test_pipelined_request_is_answered_after_the_stream(both: dict[str, HaltServer]) -> None:
+    """A request sent before the end of a stream is answered behind it."""
     with Raw(both["1"]) as raw:
         raw.sock.sendall(request("/chat/stream", chat("echo")) + request("/healthz"))
         raw.head()
@@ -538,8 +539,8 @@ class WrappedServer(HaltServer):
 
 
 @pytest.mark.parametrize("zipped", ["", "1"])
-def test_a_middleware_around_the_body_gets_all_of_it(shared_fake: FakeOpenAI, zipped: str) -> None:
-    """It is asked for every piece, so that it can change them; none goes past it."""
+def test_middleware_around_the_body_gets_every_piece(shared_fake: FakeOpenAI, zipped: str) -> None:
+    """A middleware that wraps the body gets every piece of it."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
     server = WrappedServer({**env, "TEST_ZIPPED": zipped})
     try:
@@ -562,8 +563,8 @@ class FaultyServer(HaltServer):
     command = ("-m", "gunicorn", "tests.support.faulty_app:app")
 
 
-def test_a_client_that_was_stuck_resumes(shared_fake: FakeOpenAI, big: str) -> None:
-    """It is dropped without an end of HTTP, and asks again behind the last event that it has."""
+def test_stuck_client_is_dropped_and_resumes(shared_fake: FakeOpenAI, big: str) -> None:
+    """A stuck client is dropped without the end of HTTP and resumes behind its last event."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", **LOGGED}
     server = FaultyServer({**env, "TEST_STUCK_MAX": "0.5"})
     stream_id = new_id()

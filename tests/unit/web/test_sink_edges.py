@@ -60,12 +60,12 @@ def follow(generations: GenerationService, run: Generation) -> EventStream:
     return EventStream(generations, run, None, 0, json_frames, empty_message=FINAL_FRAME)
 
 
-def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
+def test_text_stream_in_silence_wakes_the_relay_once_a_heartbeat(
     scripted: tuple[GenerationService, ScriptedUpstream],
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The relay does not wake up every millisecond for a comment that is empty."""
+    """A silent text stream wakes the relay once in a heartbeat, although its comment is empty."""
     generations, upstream = scripted
     run = generations.start(ChatRequest(HI))
     upstream.reply()
@@ -88,12 +88,12 @@ def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_reader_that_is_release_viewersed_goes_with_what_it_has(
+def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
     begin: Begin,
     ends: tuple[socket.socket, socket.socket],
     behind: bool,
 ) -> None:
-    """Of a worker that leaves: it is not kept to the end of a stream that another worker makes."""
+    """A worker that leaves ends its readers of another worker's stream with a whole response."""
     owner, leaving = begin(), begin()
     run, _ = owner.start("a-stream", *([BIG] * 60 if behind else ["one "]))
     remote = leaving.service.get("a-stream", None)
@@ -124,12 +124,12 @@ def test_a_reader_that_is_release_viewersed_goes_with_what_it_has(
     assert run.state == "running"
 
 
-def test_a_socket_that_the_selector_refuses_ends_its_reader_alone(
+def test_socket_refused_by_the_selector_ends_its_reader_alone(
     scripted: tuple[GenerationService, ScriptedUpstream],
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The relay goes on; the view is told that its reader is lost."""
+    """A socket that the selector refuses ends its reader; the relay and the run go on."""
     generations, upstream = scripted
     run = generations.start(ChatRequest(HI))
     upstream.reply().wait_reads()
@@ -147,10 +147,10 @@ def test_a_socket_that_the_selector_refuses_ends_its_reader_alone(
     assert run.state == "running"
 
 
-def test_a_departure_closes_its_descriptor_while_it_does_not_look(
+def test_departure_cancelled_between_two_checks_closes_its_descriptor(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also between two looks at a client that has sent something behind its request."""
+    """A departure cancelled while it waits for its next check leaves no open descriptor."""
     monkeypatch.setattr(relay_module, "PIPELINED_LOOK", WAIT_TIMEOUT)
     relay = Relay(lambda _: None)
     server, client = ends

@@ -75,8 +75,10 @@ WAYS: dict[str, Way] = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_every_way_of_a_wrong_token_counts(guarded: HaltServer, address: str, way: Way) -> None:
-    """Beyond the limit the answer is 429, on this way and on Stop's, with the time to wait."""
+def test_wrong_token_on_any_route_counts_and_is_refused_over_the_limit(
+    guarded: HaltServer, address: str, way: Way
+) -> None:
+    """Over the limit the route and Stop answer 429 with the time to wait."""
     client = bearer(guarded, address)
     for _ in range(WRONG_MAX):
         assert way(client).status != 429
@@ -86,8 +88,10 @@ def test_every_way_of_a_wrong_token_counts(guarded: HaltServer, address: str, wa
         assert "wrong access tokens" in refused.error["message"]
 
 
-def test_the_login_form_counts(guarded: HaltServer, address: str) -> None:
-    """The page itself says so; the right token logs in all the same."""
+def test_login_form_counts_wrong_tokens_and_accepts_the_right_one(
+    guarded: HaltServer, address: str
+) -> None:
+    """Over the limit the form shows the refusal; the right token still logs in."""
     browser = guarded.client(**{"X-Forwarded-For": address, "Accept": "text/html"})
     for _ in range(WRONG_MAX):
         assert browser.post("/login", f"token={WRONG}".encode(), Content_Type=FORM).status == 401
@@ -100,8 +104,10 @@ def test_the_login_form_counts(guarded: HaltServer, address: str) -> None:
     assert browser.get("/").status == 200
 
 
-def test_openais_clients_are_refused_in_their_shape(guarded: HaltServer, address: str) -> None:
-    """A rate limit to them, which their client does not try again."""
+def test_openai_client_gets_a_rate_limit_error_without_a_retry(
+    guarded: HaltServer, address: str
+) -> None:
+    """OpenAI's client raises RateLimitError and is told not to retry."""
     exhaust(bearer(guarded, address))
     with (
         openai.OpenAI(
@@ -117,16 +123,16 @@ def test_openais_clients_are_refused_in_their_shape(guarded: HaltServer, address
     assert 0 < int(caught.value.response.headers["retry-after"]) <= WINDOW
 
 
-def test_a_page_of_another_origin_can_read_the_refusal(guarded: HaltServer, address: str) -> None:
-    """It is told like every other refusal."""
+def test_refusal_is_readable_by_an_allowed_origin(guarded: HaltServer, address: str) -> None:
+    """The refusal has the CORS header of an allowed origin."""
     client = bearer(guarded, address, Origin=SHOP)
     exhaust(client)
     refused = client.post("/chat", HELLO)
     assert (refused.status, refused.headers["access-control-allow-origin"]) == (429, SHOP)
 
 
-def test_a_fragment_says_it_to_the_page(guarded: HaltServer, address: str) -> None:
-    """Where the page itself has asked, the sentence goes to its notice."""
+def test_refusal_of_an_htmx_request_goes_to_the_notice(guarded: HaltServer, address: str) -> None:
+    """The refusal of a request of the page is shown in its notice."""
     client = bearer(guarded, address, **{"HX-Request": "true"})
     exhaust(client)
     refused = client.post("/stop/0123456789")
@@ -134,8 +140,8 @@ def test_a_fragment_says_it_to_the_page(guarded: HaltServer, address: str) -> No
     assert b"Too many wrong access tokens" in refused.body
 
 
-def test_the_right_token_is_always_taken(guarded: HaltServer, address: str) -> None:
-    """From the same address, and it changes nothing of the count."""
+def test_right_token_is_accepted_over_the_limit(guarded: HaltServer, address: str) -> None:
+    """The right token is accepted from an address over the limit and does not change its count."""
     wrong, right = bearer(guarded, address), bearer(guarded, address, TOKEN)
     exhaust(wrong)
     assert wrong.get("/streams").status == 429
@@ -144,8 +150,10 @@ def test_the_right_token_is_always_taken(guarded: HaltServer, address: str) -> N
     assert wrong.get("/streams").status == 429
 
 
-def test_other_addresses_are_not_touched(guarded: HaltServer, address: str) -> None:
-    """An IPv6 client is known by its network."""
+def test_wrong_tokens_of_one_address_do_not_refuse_another(
+    guarded: HaltServer, address: str
+) -> None:
+    """Addresses are counted apart; an IPv6 client is counted by its network."""
     exhaust(bearer(guarded, address))
     assert bearer(guarded, f"10.2.0.{next(hosts)}").get("/streams").status == 401
     exhaust(bearer(guarded, "2001:db8:1:2::1"))
@@ -154,10 +162,10 @@ def test_other_addresses_are_not_touched(guarded: HaltServer, address: str) -> N
 
 
 @pytest.mark.parametrize("credentials", [None, "Bearer", "Bearer ", "Basic YTpi"])
-def test_a_request_without_a_token_is_no_wrong_one(
+def test_request_without_a_token_is_not_counted(
     guarded: HaltServer, address: str, credentials: str | None
 ) -> None:
-    """It is answered 401 however often it comes."""
+    """A request without a token is answered 401 any number of times."""
     client = guarded.client(**{"X-Forwarded-For": address})
     if credentials is not None:
         client.headers["Authorization"] = credentials
@@ -166,8 +174,8 @@ def test_a_request_without_a_token_is_no_wrong_one(
     assert client.post("/login", b"token=", Content_Type=FORM).status == 401
 
 
-def test_open_routes_do_not_look_at_the_token(guarded: HaltServer, address: str) -> None:
-    """A load balancer with an old token still learns about the server's health."""
+def test_open_routes_ignore_a_wrong_token(guarded: HaltServer, address: str) -> None:
+    """Health and static files are served over the limit and with a wrong token."""
     client = bearer(guarded, address)
     exhaust(client)
     for path in ("/healthz", "/static/halt.css"):
@@ -175,8 +183,10 @@ def test_open_routes_do_not_look_at_the_token(guarded: HaltServer, address: str)
             assert client.get(path).status == 200
 
 
-def test_one_line_is_logged_for_an_address_and_a_window(guarded: HaltServer, address: str) -> None:
-    """It names the address and no token."""
+def test_excess_is_logged_once_for_an_address_and_a_window(
+    guarded: HaltServer, address: str
+) -> None:
+    """One line in a window names the address, and no token."""
     client = bearer(guarded, address)
     for _ in range(3 * WRONG_MAX):
         client.get("/streams")
@@ -200,10 +210,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return set_time
 
 
-def test_a_window_begins_anew(
+def test_window_ends_after_its_seconds_and_logs_again(
     clock: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """WINDOW seconds after its first wrong token the count is 0, and the next excess is logged."""
+    """WINDOW seconds after its first wrong token the count is 0; the next excess is logged."""
     failures = TokenFailures()
     with caplog.at_level(logging.WARNING):
         for window in range(2):
@@ -215,8 +225,8 @@ def test_a_window_begins_anew(
             assert len(caplog.records) == window + 1
 
 
-def test_memory_is_bounded(clock: Callable[[float], None]) -> None:
-    """Of many addresses the least recently used go first; a long one is cut, and logged as ASCII."""
+def test_table_of_addresses_is_bounded(clock: Callable[[float], None]) -> None:
+    """The least recently used addresses are dropped, and a long address is cut."""
     failures = TokenFailures()
     for _ in range(WRONG_MAX):
         failures.count("10.0.0.1")

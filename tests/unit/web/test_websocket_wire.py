@@ -124,10 +124,10 @@ def seen(client: Client, streams: int) -> dict[str, list[int]]:
     return numbers
 
 
-def test_many_threads_append_and_the_relay_alone_writes(clients: list[Client]) -> None:
-    """Each stream comes whole and in order, its end last, behind a network that was full.
+def test_relay_alone_writes_the_events_of_many_threads(clients: list[Client]) -> None:
+    """Each stream arrives whole and in order with its end last, over a network that was full.
 
-    A client that reads nothing holds up neither the other one nor a thread that appends.
+    A client that reads nothing delays neither the other one nor a thread that appends.
     """
     idle, reading = clients
     runs = [recording(number) for number in range(STREAMS)]
@@ -147,8 +147,8 @@ def test_many_threads_append_and_the_relay_alone_writes(clients: list[Client]) -
     assert idle.sock.writers == reading.sock.writers == {"halt-relay"}
 
 
-def test_answers_come_in_order_and_before_events_that_wait(clients: list[Client]) -> None:
-    """Answers that were given while the network was full overtake the logs, never each other."""
+def test_answers_overtake_waiting_events_and_keep_their_order(clients: list[Client]) -> None:
+    """Answers given while the network is full are sent before waiting events, in their order."""
     client, _ = clients
     run = recording(0)
     write(run)
@@ -171,10 +171,10 @@ def test_answers_come_in_order_and_before_events_that_wait(clients: list[Client]
     assert not all(feed.over for feed in feeds)
 
 
-def test_a_stream_s_events_come_behind_the_answer_to_its_start(
+def test_events_of_a_stream_follow_the_answer_to_its_start(
     clients: list[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the relay gathers a batch while the stream is started."""
+    """Also while the relay gathers a batch, the answer to a start precedes its stream's events."""
     client, _ = clients
     for number in range(200):
         run = recording(number)
@@ -205,8 +205,8 @@ def test_a_stream_s_events_come_behind_the_answer_to_its_start(
     assert client.sock.writers == {"halt-relay"}
 
 
-def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
-    """The wire says so in time; its close comes behind what was begun, when the client reads on."""
+def test_client_that_takes_no_byte_is_too_slow(relay: Relay) -> None:
+    """The wire reports a stuck client in time; the close follows the frames already begun."""
     client = Client(relay, patience=0.05)
     run = recording(0)
     write(run)
@@ -223,8 +223,8 @@ def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
     client.close()
 
 
-def test_what_was_put_before_the_end_is_sent(relay: Relay) -> None:
-    """The reading thread answers a close by itself, and the socket may end right behind it."""
+def test_frames_before_the_end_are_sent_up_to_the_close(relay: Relay) -> None:
+    """Frames put before the end are sent up to the close; a frame behind the close is not."""
     client = Client(relay)
     ending = threading.Thread(target=client.wire.end, args=(now(),))
     close = frame(CLOSE, b"\x03\xf1")
@@ -247,8 +247,8 @@ def test_what_was_put_before_the_end_is_sent(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_end_of_the_relay_gives_the_socket_back(full: bool) -> None:
-    """A relay that is closed leaves no thread waiting for it, before or after."""
+def test_relay_close_releases_the_socket(full: bool) -> None:
+    """After the relay is closed no thread waits for it, whether the network is full or not."""
     relay = Relay(lambda fault: None)
     relay.start()
     client, late = Client(relay), Client(relay)
@@ -270,8 +270,8 @@ def test_the_end_of_the_relay_gives_the_socket_back(full: bool) -> None:
     client.close()
 
 
-def test_a_client_that_left_is_noticed_behind_a_full_network(clients: list[Client]) -> None:
-    """The wire is broken, and its threads are told."""
+def test_client_that_left_is_noticed_with_a_full_network(clients: list[Client]) -> None:
+    """A closed connection ends the wire, although the network was full."""
     client, _ = clients
     run = recording(0)
     write(run)
@@ -284,10 +284,10 @@ def test_a_client_that_left_is_noticed_behind_a_full_network(clients: list[Clien
     assert client.wire.over
 
 
-def test_a_frame_that_cannot_be_made_ends_one_socket(
+def test_exception_in_a_frame_ends_one_socket(
     clients: list[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's thread is told the fault, the close comes all the same, and the relay lives."""
+    """The server's thread gets the exception, the close is sent, and the relay serves others."""
     client, other = clients
     run = recording(0)
     broken = follow(run, client.wire)
@@ -306,8 +306,8 @@ def test_a_frame_that_cannot_be_made_ends_one_socket(
     assert next(other.frames())[0] == TEXT
 
 
-def test_nothing_is_read_while_too_many_answers_wait(clients: list[Client]) -> None:
-    """The reading thread sleeps until the client has taken some."""
+def test_reading_pauses_while_too_many_answers_wait(clients: list[Client]) -> None:
+    """With FRAMES_MAX waiting answers the reading thread sleeps until the client has read some."""
     client, _ = clients
     answer = frame(TEXT, b" " * 60_000 + b"{}")
     for _ in range(FRAMES_MAX + 10):

@@ -26,8 +26,8 @@ BELOW = BelowView(((HOSTILE, ""), ("cat", "https://a.example/?x=1&y=\"'")), ((HO
 
 
 @pytest.mark.parametrize("state", ["done", "stopped", "withdrawn", "interrupted", "error"])
-def test_it_is_what_the_template_draws(tmp_path: Path, state: str) -> None:
-    """In every state and with every part, alone and together, whatever the texts hold."""
+def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
+    """`ended_answer` equals the template's output in every state and with every part."""
     app = create_app(Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)))
     views = [
         AnswerView(

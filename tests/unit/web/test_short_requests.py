@@ -81,8 +81,11 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbidden
 
 
-def test_a_stop_waits_for_nothing_but_the_stream(app: Flask, forbid: Callable[[], None]) -> None:
-    """The page's, which is shown its answer, a program's, one of all streams, and refused ones."""
+def test_stop_and_health_use_no_database_template_or_rate_limit(
+    app: Flask, forbid: Callable[[], None]
+) -> None:
+    """A Stop of the page, of a program, of all streams, a refused one and /healthz use none of
+    them."""
     browser, program, stranger = app.test_client(), app.test_client(), app.test_client()
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     browser.post("/login", data={"token": TOKEN})
@@ -110,16 +113,16 @@ SHORT = ["/stop", "/stop/0123456789", "/stop-all", "/login", "/c/0123456789/titl
 
 @pytest.mark.parametrize("path", SHORT)
 @pytest.mark.parametrize("kind", [FORM, "application/json", "text/plain"])
-def test_short_requests_take_short_bodies(halt: HaltServer, path: str, kind: str) -> None:
-    """413 in words, as JSON, beyond 64 kB; what just fits is read."""
+def test_short_request_over_64_kb_is_refused(halt: HaltServer, path: str, kind: str) -> None:
+    """A body over SHORT_BODY_MAX is refused with 413 as JSON; a body of that size is read."""
     refused = halt.client().post(path, b"x" * (SHORT_BODY_MAX + 1), Content_Type=kind)
     assert (refused.status, refused.error["code"]) == (413, "too_large")
     assert refused.error["message"] == f"The body is larger than {SHORT_BODY_MAX} bytes."
     assert halt.client().post(path, b"x" * SHORT_BODY_MAX, Content_Type=kind).status != 413
 
 
-def test_a_short_body_in_chunks_is_limited_too(halt: HaltServer) -> None:
-    """Without a length it is cut at the limit."""
+def test_chunked_short_request_over_64_kb_is_refused(halt: HaltServer) -> None:
+    """A chunked body without a length is refused over the same limit."""
     connection = http.client.HTTPConnection(halt.host, halt.port, timeout=READ_TIMEOUT)
     with contextlib.closing(connection):
         pieces = iter([b"x" * 40_000, b"y" * 40_000])
@@ -129,8 +132,8 @@ def test_a_short_body_in_chunks_is_limited_too(halt: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/stop", "/c/0123456789/messages"])
-def test_a_form_has_so_many_fields(halt: HaltServer, path: str) -> None:
-    """More are refused before they are taken apart."""
+def test_form_with_too_many_fields_is_refused(halt: HaltServer, path: str) -> None:
+    """A form with more than FIELDS_MAX fields is refused before it is parsed."""
     refused = halt.client().post(path, b"a=1&" * FIELDS_MAX, Content_Type=FORM)
     assert (refused.status, refused.error["field"]) == (400, "body")
     assert "1,000 fields" in refused.error["message"]
@@ -138,14 +141,14 @@ def test_a_form_has_so_many_fields(halt: HaltServer, path: str) -> None:
     assert "fields" not in fits.error["message"]
 
 
-def test_json_may_say_that_it_is_a_form(halt: HaltServer) -> None:
-    """As curl does by default: a text with many & is no form."""
+def test_json_with_a_form_content_type_is_read_as_json(halt: HaltServer) -> None:
+    """JSON with a form's content type, curl's default, may hold any number of `&`."""
     body = b'{"prompt":"%b","model":"echo"}' % (b"&" * 2 * FIELDS_MAX)
     assert halt.client().post("/chat", body, Content_Type=FORM).body == b"&" * 2 * FIELDS_MAX
 
 
-def test_too_many_cookies_are_none(app: Flask) -> None:
-    """Each of them could be a session's, and would be looked at."""
+def test_request_with_too_many_cookies_has_no_session(app: Flask) -> None:
+    """With more than COOKIES_MAX cookies a request has no session."""
     browser = app.test_client()
     answer = browser.post("/login", data={"token": TOKEN})
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
