@@ -15,7 +15,7 @@ from halt.testing.fake_openai import FakeOpenAI, Record
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
-from tests.server.test_conversations import exported, talk
+from tests.support.export_files import export_file, exported_conversation
 from tests.support.halt_server import HaltServer, StartHalt, request_record
 
 WIDE: ViewportSize = {"width": 1280, "height": 800}
@@ -40,7 +40,7 @@ class Desk:
         file: FilePayload = {
             "name": "a.json",
             "mimeType": "application/json",
-            "buffer": exported(*talks),
+            "buffer": export_file(*talks),
         }
         url = f"{self.chat.server.url}/import"
         assert self.chat.context.request.post(url, multipart={"file": file}).ok
@@ -127,7 +127,10 @@ def test_answers_of_two_conversations_run_at_once(desk: Desk) -> None:
 
 def test_back_and_forward_show_conversation_title_and_list_entry(desk: Desk) -> None:
     """Back and Forward show the conversation of the address, its title and its list entry."""
-    desk.keep(talk("Hi", "One is here", title="One"), talk("Hi", "Two is here", title="Two"))
+    desk.keep(
+        exported_conversation("Hi", "One is here", title="One"),
+        exported_conversation("Hi", "Two is here", title="Two"),
+    )
     desk.open("One")
     desk.chat.wait_text("One is here")
     one = desk.page.url
@@ -145,7 +148,10 @@ def test_back_and_forward_show_conversation_title_and_list_entry(desk: Desk) -> 
 
 def test_list_of_150_loads_more_on_scrolling(desk: Desk) -> None:
     """Scrolling loads each list entry once and in order; a new conversation then comes first."""
-    talks = [talk("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n) for n in range(150)]
+    talks = [
+        exported_conversation("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n)
+        for n in range(150)
+    ]
     desk.keep(*talks)
     assert desk.items.count() < 60
     while desk.items.count() < 150:
@@ -162,7 +168,10 @@ def test_list_of_150_loads_more_on_scrolling(desk: Desk) -> None:
 
 def test_list_follows_another_tab_on_focus(desk: Desk, open_chat: OpenChat) -> None:
     """A deletion in another tab is in the list when this tab gets the focus."""
-    desk.keep(talk("Hi", "Ho", title="Here"), talk("Hi", "Ho", title="Gone"))
+    desk.keep(
+        exported_conversation("Hi", "Ho", title="Here"),
+        exported_conversation("Hi", "Ho", title="Gone"),
+    )
     other = Desk(open_chat(desk.chat.server, desk.chat.fake, same=desk.chat))
     other.page.set_viewport_size(WIDE)
     other.menu("Gone", "Delete")
@@ -200,7 +209,7 @@ def test_title_of_the_model_replaces_the_first_words(
 
 def test_title_is_renamed_in_place_by_keyboard(desk: Desk) -> None:
     """Enter and leaving the field save a title, Esc does not; a title is text, never markup."""
-    desk.keep(talk("Hi", "Ho", title="Before"))
+    desk.keep(exported_conversation("Hi", "Ho", title="Before"))
     desk.open("Before")
     link = desk.items.get_by_role("link")
     link.focus()
@@ -244,7 +253,9 @@ def test_escape_closes_menu_and_search_before_it_stops(desk: Desk) -> None:
 
 def test_undo_restores_a_deleted_conversation_at_its_place(desk: Desk) -> None:
     """Undo puts a deleted conversation back at its place, and opens it if it was open."""
-    desk.keep(*(talk("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three")))
+    desk.keep(
+        *(exported_conversation("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three"))
+    )
     before = desk.titles()
     desk.menu("Two", "Delete")
     expect(desk.item("Two")).to_have_count(0)
@@ -265,7 +276,9 @@ def test_undo_restores_a_deleted_conversation_at_its_place(desk: Desk) -> None:
 
 def test_menu_opened_on_a_loading_page_acts_on_its_entry(desk: Desk) -> None:
     """A menu that opens before the scripts have loaded acts on the entry it belongs to."""
-    desk.keep(*(talk("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three")))
+    desk.keep(
+        *(exported_conversation("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three"))
+    )
     held = HeldRequests(desk.chat, "**/sidebar.js*")
     desk.page.reload(wait_until="commit")
     desk.open_menu("Two")
@@ -297,7 +310,7 @@ def test_delete_stops_a_running_answer_and_undo_restores_it(desk: Desk) -> None:
 def test_header_and_composer_stay_in_view_when_scrolled(desk: Desk, size: ViewportSize) -> None:
     """Settings, model and Send stay in view in a long conversation; using them scrolls nothing."""
     desk.chat.page.set_viewport_size(size)
-    desk.keep(talk(*["some words " * 60] * 20, title="Long"))
+    desk.keep(exported_conversation(*["some words " * 60] * 20, title="Long"))
     place = desk.page.locator("#conversations a").get_attribute("href")
     desk.page.goto(f"{desk.chat.server.url}{place}")
     desk.page.evaluate("scrollTo(0, 700)")
@@ -320,7 +333,10 @@ def test_search_hit_opens_at_its_message_and_loads_both_sides(desk: Desk) -> Non
     """A hit opens at its marked message; loading more on both sides moves nothing in view."""
     said = [f"said {n}" + " and more words of it" * 20 for n in range(600)]
     said[301] = "Here are **pelicans** <img src=x onerror=alert(1)>."
-    desk.keep(talk(*said, title="Long"), talk("Other", "thing", title="Other"))
+    desk.keep(
+        exported_conversation(*said, title="Long"),
+        exported_conversation("Other", "thing", title="Other"),
+    )
     desk.search.fill("pelic")
     expect(desk.hits).to_have_count(1)
     expect(desk.hits.locator("mark")).to_have_text("pelicans")
@@ -348,7 +364,7 @@ def test_search_hit_opens_at_its_message_and_loads_both_sides(desk: Desk) -> Non
 
 def test_search_hit_in_an_unselected_answer_is_unfolded(desk: Desk) -> None:
     """A hit in an unselected answer unfolds the alternatives and marks the words."""
-    given = talk("Which?", "A heron", "Thanks", "Welcome", title="Compared")
+    given = exported_conversation("Which?", "A heron", "Thanks", "Welcome", title="Compared")
     rival = {"id": 9, "parent": 1, "role": "assistant", "content": "A cormorant", "rivals": 1}
     given["messages"][1] |= {"rivals": 1, "picked": True}
     given["messages"].append(rival)
@@ -361,7 +377,7 @@ def test_search_hit_in_an_unselected_answer_is_unfolded(desk: Desk) -> None:
 
 def test_search_without_hits_says_so_and_clearing_shows_the_list(desk: Desk) -> None:
     """A search without hits says so; the emptied field shows the list again."""
-    desk.keep(talk("Hi", "Ho", title="One"))
+    desk.keep(exported_conversation("Hi", "Ho", title="One"))
     desk.search.fill("walrus")
     expect(desk.page.get_by_text("No messages found.")).to_be_visible()
     expect(desk.list).to_be_hidden()
@@ -374,7 +390,11 @@ def test_search_without_hits_says_so_and_clearing_shows_the_list(desk: Desk) -> 
 
 def test_long_conversation_loads_upwards_without_a_jump(desk: Desk) -> None:
     """A long conversation opens at its end; loading earlier messages moves nothing in view."""
-    desk.keep(talk(*(f"said {n}" + " and more of it" * 30 for n in range(2000)), title="Long"))
+    desk.keep(
+        exported_conversation(
+            *(f"said {n}" + " and more of it" * 30 for n in range(2000)), title="Long"
+        )
+    )
     desk.open("Long")
     expect(desk.chat.answer).to_contain_text("said 1999 ")
     assert desk.chat.below() < 2
@@ -395,7 +415,7 @@ def test_prompt_sent_from_a_search_hit_shows_the_end(desk: Desk) -> None:
     """A prompt that is sent from a search hit goes to the end, and the page scrolls there."""
     said = [f"said {n}" + " and more words of it" * 20 for n in range(400)]
     said[100] = "A pelican"
-    desk.keep(talk(*said, title="Long"))
+    desk.keep(exported_conversation(*said, title="Long"))
     desk.search.fill("pelican")
     desk.hits.click()
     expect(desk.page.locator(".prompt.found")).to_be_in_viewport()
@@ -447,7 +467,7 @@ def test_settings_are_kept_and_sent(desk: Desk) -> None:
 def test_export_and_import_round_trip_and_refuse_a_wrong_file(desk: Desk, tmp_path: Path) -> None:
     """One or all conversations are exported and imported; a wrong file is refused with the reason."""
     desk.chat.forgives = AWAY
-    desk.keep(talk("Hi", "Ho there", title="One"))
+    desk.keep(exported_conversation("Hi", "Ho there", title="One"))
     with desk.page.expect_download() as saved:
         desk.menu("One", "Export as Markdown")
     assert saved.value.suggested_filename == "One.md"
@@ -481,7 +501,10 @@ def test_drawer_takes_the_focus_and_closes_three_ways(
 ) -> None:
     """On a phone the list is a drawer that takes the focus; Esc, the page and a button close it."""
     desk = Desk(open_chat(halt, shared_fake, viewport=PHONE, has_touch=True, is_mobile=True))
-    desk.keep(talk("Hi", "Ho", title="A long title " * 10), talk("Hi", "Ho", title="שלום עולם"))
+    desk.keep(
+        exported_conversation("Hi", "Ho", title="A long title " * 10),
+        exported_conversation("Hi", "Ho", title="שלום עולם"),
+    )
     opener = desk.page.get_by_role("button", name="Conversations")
     sidebar = desk.page.get_by_role("complementary", name="Conversations")
     expect(sidebar).to_be_hidden()
@@ -522,7 +545,10 @@ def test_list_menus_panel_and_toast_have_a_contrast_of_4_5(
 ) -> None:
     """In light and dark the list, hits, menus, panel and toast have a contrast of 4.5."""
     desk = Desk(open_chat(halt, shared_fake, viewport=WIDE, color_scheme=scheme))
-    desk.keep(talk("Hi", "A zebra", title="One"), talk("Hi", "Ho", title="Two"))
+    desk.keep(
+        exported_conversation("Hi", "A zebra", title="One"),
+        exported_conversation("Hi", "Ho", title="Two"),
+    )
     looks: list[Callable[[], object]] = [
         lambda: desk.open("One"),
         lambda: desk.item("Two").get_by_role("button").click(),

@@ -16,11 +16,10 @@ import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.page.files import file_name
+from tests.support.export_files import export_file, exported_conversation
 from tests.support.halt_server import HaltServer, eventually, new_id, request_record
 from tests.support.http_client import Client, HttpResponse
-
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-PAGE = FORM | {"HX-Request": "true"}
+from tests.support.page_requests import FORM_HEADERS, PAGE_HEADERS
 
 
 class Person:
@@ -34,7 +33,9 @@ class Person:
         return self.client.get(path, **headers)
 
     def send(self, path: str, page: bool = True, **fields: Any) -> HttpResponse:
-        return self.client.request("POST", path, urlencode(fields).encode(), PAGE if page else FORM)
+        return self.client.request(
+            "POST", path, urlencode(fields).encode(), PAGE_HEADERS if page else FORM_HEADERS
+        )
 
     def ask(self, said: str, conversation: str = "", model: str = "") -> str:
         """Ask; the ID of the conversation, which is begun where none is given."""
@@ -85,33 +86,8 @@ class Person:
 
     def keep(self, *conversations: dict[str, Any]) -> None:
         """Have these conversations, without asking a model."""
-        answer = self.import_(exported(*conversations))
+        answer = self.import_(export_file(*conversations))
         assert answer.status == 200, answer.body.decode()
-
-
-def exported(*conversations: dict[str, Any]) -> bytes:
-    """A file of these conversations."""
-    head = {"format": "halt-conversations", "version": 1}
-    return json.dumps(head | {"conversations": conversations}).encode()
-
-
-def talk(
-    *said: str, title: str = "A talk", at: float = 1_760_000_000.0, **more: Any
-) -> dict[str, Any]:
-    """A conversation as a file holds it: prompts and answers in turn."""
-    messages = [
-        {
-            "id": number,
-            "parent": number - 1 or None,
-            "role": "user" if number % 2 else "assistant",
-            "content": text,
-            "created_at": at + number,
-        }
-        for number, text in enumerate(said, 1)
-    ]
-    chosen = [each["id"] for each in messages]
-    times = {"created_at": at, "updated_at": at}
-    return {"id": new_id(), "title": title, "messages": messages, "chosen": chosen, **times, **more}
 
 
 @pytest.fixture
@@ -164,7 +140,10 @@ def test_what_was_used_last_comes_first(anna: Person) -> None:
 
 def test_a_long_list_comes_in_parts(anna: Person) -> None:
     """All of them, each once, in their order, the last part without a way further."""
-    talks = [talk("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n) for n in range(300)]
+    talks = [
+        exported_conversation("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n)
+        for n in range(300)
+    ]
     anna.keep(*talks)
     assert anna.titles() == [f"Talk {n}" for n in reversed(range(300))]
     assert len(re.findall("<li id=", anna.get("/").body.decode())) <= 50
@@ -204,7 +183,7 @@ def test_a_conversation_is_renamed(anna: Person) -> None:
 
 def test_a_deleted_conversation_can_be_brought_back(anna: Person) -> None:
     """It is gone from everywhere, and after Undo it is there as it was."""
-    anna.keep(talk("Question", "Answer zebra", title="Kept"))
+    anna.keep(exported_conversation("Question", "Answer zebra", title="Kept"))
     (kept,) = [each["id"] for each in anna.items()]
     gone = anna.send(f"/c/{kept}/delete")
     assert f'hx-post="/c/{kept}/undelete"' in gone.body.decode()
@@ -220,9 +199,9 @@ def test_a_deleted_conversation_can_be_brought_back(anna: Person) -> None:
 
 def test_the_open_one_is_left_when_it_is_deleted(anna: Person) -> None:
     """Its page goes to a new one that offers Undo; taken back, it is opened again."""
-    anna.keep(talk("Question", "Answer"))
+    anna.keep(exported_conversation("Question", "Answer"))
     (kept,) = [each["id"] for each in anna.items()]
-    open_now = PAGE | {"HX-Current-URL": f"http://halt.example/c/{kept}"}
+    open_now = PAGE_HEADERS | {"HX-Current-URL": f"http://halt.example/c/{kept}"}
     gone = anna.client.request("POST", f"/c/{kept}/delete", b"", open_now)
     assert gone.headers["hx-redirect"] == f"/?deleted={kept}"
     assert f'hx-post="/c/{kept}/undelete"' in anna.get(f"/?deleted={kept}").body.decode()
@@ -271,8 +250,10 @@ def test_the_model_names_a_conversation_in_the_background(
 def test_a_search_shows_what_it_found_and_where(anna: Person) -> None:
     """Words in any order, words that begin so; the hit is marked, and nothing is markup."""
     anna.keep(
-        talk("Tell me of <i>zebras</i>", "A zebra has stripes & hooves.", title="<Animals>"),
-        talk("Nothing", "here", title="Other"),
+        exported_conversation(
+            "Tell me of <i>zebras</i>", "A zebra has stripes & hooves.", title="<Animals>"
+        ),
+        exported_conversation("Nothing", "here", title="Other"),
     )
     found = anna.get("/conversations/search?q=" + quote("STRIPES zeb")).body.decode()
     assert "<mark>zebra</mark>" in found
@@ -295,7 +276,7 @@ def test_a_search_shows_what_it_found_and_where(anna: Person) -> None:
 def test_many_hits_come_in_parts(anna: Person) -> None:
     """Each once, the newest first."""
     said = [f"walrus {n}" for n in range(90)]
-    anna.keep(talk(*said))
+    anna.keep(exported_conversation(*said))
     path, found = "/conversations/search?q=walrus", []
     while path:
         body = anna.get(path).body.decode()
@@ -314,7 +295,7 @@ SAID = re.compile(r'(?:<p>|<div class="text">)said-(\d+)\.')
 
 def test_a_long_conversation_comes_in_parts(anna: Person) -> None:
     """The page has the end of it; what came before is brought part by part, each message once."""
-    anna.keep(talk(*(f"said-{n}." for n in range(2000))))
+    anna.keep(exported_conversation(*(f"said-{n}." for n in range(2000))))
     (long,) = [each["id"] for each in anna.items()]
     body = anna.get(f"/c/{long}").body.decode()
     said = [int(n) for n in SAID.findall(body)]
@@ -333,7 +314,7 @@ def test_a_conversation_opens_at_a_hit(anna: Person) -> None:
     """With what is around it, and ways to both sides."""
     said = [f"said-{n}." for n in range(1000)]
     said[500] = "said-500. pelican"
-    anna.keep(talk(*said))
+    anna.keep(exported_conversation(*said))
     found = anna.get("/conversations/search?q=pelican").body.decode()
     (link,) = re.findall(r'href="(/c/[^"]*)"', found)
     body = anna.get(html.unescape(link)).body.decode()
@@ -350,7 +331,7 @@ def test_a_conversation_opens_at_a_hit(anna: Person) -> None:
 
 def test_a_hit_in_another_version_is_shown(anna: Person) -> None:
     """The conversation goes to the version that holds it."""
-    given = talk("Question", "An ostrich", title="Two")
+    given = exported_conversation("Question", "An ostrich", title="Two")
     other = {"id": 3, "parent": 1, "role": "assistant", "content": "A flamingo"}
     given["messages"].append(other)
     anna.keep(given)
@@ -453,9 +434,9 @@ def test_a_default_stays_one_until_it_is_changed(carla: Person, shared_fake: Fak
 def test_what_is_exported_can_be_imported_elsewhere(anna: Person, boris: Person) -> None:
     """One or all, with settings, versions and titles; and it is the same again."""
     settings = {"model": "m", "system_prompt": "s", "temperature": 0.5, "max_tokens": 9}
-    given = talk("Hi", "Hello **you**", title="Title: a/b", settings=settings)
+    given = exported_conversation("Hi", "Hello **you**", title="Title: a/b", settings=settings)
     given["messages"].append({"id": 9, "parent": 1, "role": "assistant", "content": "Other"})
-    anna.keep(given, talk("Second", "Two", title="Zwei", at=1_750_000_000.0))
+    anna.keep(given, exported_conversation("Second", "Two", title="Zwei", at=1_750_000_000.0))
     whole = anna.get("/export")
     assert whole.headers["content-type"] == "application/json"
     assert re.fullmatch(
@@ -486,9 +467,11 @@ def test_what_is_exported_can_be_imported_elsewhere(anna: Person, boris: Person)
 
 def test_markdown_is_for_people(anna: Person) -> None:
     """Who said what, in order; the answer as it is, and that it was stopped."""
-    given = talk("What is **2+2**?", "# Four\n\n```py\n4\n```", title="Grüße & <Küsse>")
+    given = exported_conversation(
+        "What is **2+2**?", "# Four\n\n```py\n4\n```", title="Grüße & <Küsse>"
+    )
     given["messages"][1] |= {"state": "stopped", "model": "m-1"}
-    anna.keep(given, talk("Second", "Two"))
+    anna.keep(given, exported_conversation("Second", "Two"))
     (one,) = [each["id"] for each in anna.items() if each["title"].startswith("Gr")]
     answer = anna.get(f"/c/{one}/export?format=markdown")
     assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
@@ -520,7 +503,7 @@ def test_a_file_is_named_after_its_conversation(title: str, name: str) -> None:
     assert file_name(title, "md") == name
 
 
-GOOD = talk("Hi", "Ho")
+GOOD = exported_conversation("Hi", "Ho")
 
 
 @pytest.mark.parametrize(
@@ -531,17 +514,20 @@ GOOD = talk("Hi", "Ho")
         (b"\xff\xfe", "file"),
         (b"[]", "it is not an export of Halt. Halt reads JSON files that it has exported"),
         (b'{"format": "halt-conversations", "version": 1}', "conversations"),
-        (exported(GOOD).replace(b"halt-conversations", b"somebody-elses"), "somebody-elses"),
-        (exported(GOOD).replace(b'"version": 1', b'"version": 99'), "99"),
+        (export_file(GOOD).replace(b"halt-conversations", b"somebody-elses"), "somebody-elses"),
+        (export_file(GOOD).replace(b'"version": 1', b'"version": 99'), "99"),
         (
-            exported(GOOD, {**talk("a", "b"), "messages": 5}),
+            export_file(GOOD, {**exported_conversation("a", "b"), "messages": 5}),
             "in conversation 2, the field “messages” must be",
         ),
-        (exported(GOOD, {**GOOD, "id": "../x"}), "“id” must be 8 to 64 letters"),
-        (exported(GOOD).replace(b'"user"', b'"system"'), "“role” must be one of user, assistant"),
-        (exported(GOOD).replace(b'"parent": 1', b'"parent": 7'), "7"),
-        (exported(GOOD).replace(b'"parent": 1', b'"parent": null'), "answer"),
-        (exported({**GOOD, "settings": {"temperature": 9}}), "temperature” must be 2.0 or less"),
+        (export_file(GOOD, {**GOOD, "id": "../x"}), "“id” must be 8 to 64 letters"),
+        (
+            export_file(GOOD).replace(b'"user"', b'"system"'),
+            "“role” must be one of user, assistant",
+        ),
+        (export_file(GOOD).replace(b'"parent": 1', b'"parent": 7'), "7"),
+        (export_file(GOOD).replace(b'"parent": 1', b'"parent": null'), "answer"),
+        (export_file({**GOOD, "settings": {"temperature": 9}}), "temperature” must be 2.0 or less"),
         (b"[" * 100_000, ""),
     ],
 )
@@ -557,7 +543,7 @@ def test_a_wrong_file_is_refused_with_what_is_wrong(anna: Person, data: bytes, s
 
 def test_a_file_may_be_larger_than_a_message_and_not_larger_than_its_limit(carla: Person) -> None:
     """The limit is named, with the variable that sets it."""
-    assert carla.import_(exported(talk("x" * 100_000, "y"))).status == 200
+    assert carla.import_(export_file(exported_conversation("x" * 100_000, "y"))).status == 200
     connection = carla.client.connect()
     announced = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9000001"}
     carla.client.send(connection, "POST", "/import", b"", announced)
@@ -571,7 +557,7 @@ def test_a_file_may_be_larger_than_a_message_and_not_larger_than_its_limit(carla
 
 def test_an_export_is_sent_while_it_is_read(carla: Person) -> None:
     """It takes one of the readers' places and gives it back, also when it is left in the middle."""
-    carla.keep(*(talk("x" * 400_000, "y" * 400_000) for _ in range(10)))
+    carla.keep(*(exported_conversation("x" * 400_000, "y" * 400_000) for _ in range(10)))
     for _ in range(2):
         with ExitStack() as readers:
             for _ in range(2):
@@ -604,7 +590,7 @@ WRITES = ["/title", "/delete", "/undelete", "/settings", "/regenerate", "/messag
 def hers(halt: HaltServer) -> Iterator[str]:
     """A conversation of somebody else."""
     person = Person(halt)
-    person.keep(talk("Secret", "giraffe", title="Hers"))
+    person.keep(exported_conversation("Secret", "giraffe", title="Hers"))
     (conversation,) = [each["id"] for each in person.items()]
     yield conversation
     assert person.titles() == ["Hers"]
@@ -625,7 +611,7 @@ def test_nobody_else_can_change_a_conversation(halt: HaltServer, hers: str, path
     """Nor with the ID alone, nor without a session."""
     for client in (Person(halt).client, halt.client()):
         body = urlencode({"title": "Mine", "prompt": "Hi", "prompt_id": "1"}).encode()
-        assert client.request("POST", f"/c/{hers}{path}", body, FORM).status == 404
+        assert client.request("POST", f"/c/{hers}{path}", body, FORM_HEADERS).status == 404
 
 
 def test_nobody_else_finds_lists_or_exports_it(halt: HaltServer, hers: str, anna: Person) -> None:
@@ -638,14 +624,14 @@ def test_nobody_else_finds_lists_or_exports_it(halt: HaltServer, hers: str, anna
 
 def test_an_id_that_is_taken_is_not_taken_over(anna: Person, hers: str) -> None:
     """Who imports a conversation with another's ID gets a copy under another one."""
-    anna.keep(talk("Mine", "all mine", title="Mine", id=hers))
+    anna.keep(exported_conversation("Mine", "all mine", title="Mine", id=hers))
     (mine,) = [each["id"] for each in anna.items()]
     assert mine != hers
 
 
 def test_several_change_one_conversation_at_once(anna: Person) -> None:
     """Renames and deletions side by side leave it in one of the states that were asked for."""
-    anna.keep(talk("Hi", "Ho"))
+    anna.keep(exported_conversation("Hi", "Ho"))
     (one,) = [each["id"] for each in anna.items()]
     statuses: list[int] = []
 

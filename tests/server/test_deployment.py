@@ -15,7 +15,8 @@ from urllib.parse import urljoin
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.server.test_conversations import exported, talk
+from tests.support.doctor_command import doctor_of_proxy
+from tests.support.export_files import export_file, exported_conversation
 from tests.support.halt_server import (
     RECORD_TIMEOUT,
     ROOT,
@@ -28,7 +29,6 @@ from tests.support.halt_server import (
 from tests.support.http_client import READ_TIMEOUT
 from tests.support.reverse_proxies import NAME, RECIPES, Proxy, ProxyClient, proxied
 from tests.support.websocket_client import WebSocket
-from tests.unit.cli.test_doctor import outside
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def test_origin_is_compared_with_the_public_name(client: ProxyClient, proxy: Pro
 
 def test_a_file_of_five_megabytes_is_imported(client: ProxyClient) -> None:
     """It is larger than any message may be, and than what some proxies allow by default."""
-    file = exported(talk(*["x" * 100_000] * 50, title="Large"))
+    file = export_file(exported_conversation(*["x" * 100_000] * 50, title="Large"))
     assert len(file) > 5_000_000
     answer = client.request("POST", "/import", form_file(file), FORM_FILE)
     assert (answer.status, b"1 conversation was imported" in answer.body) == (200, True), answer
@@ -314,7 +314,7 @@ def test_the_doctor_finds_nothing(proxy: Proxy, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)  # the name is nobody's
     monkeypatch.setenv("SSL_CERT_FILE", str(proxy.authority))
-    found = outside(f"https://{NAME}:{proxy.port}")
+    found = doctor_of_proxy(f"https://{NAME}:{proxy.port}")
     assert set(found.statuses().values()) == {"ok"}, found.text
     looked_at = {"client address", "uploads", "websocket", "cookies", "buffering", "departure"}
     assert looked_at <= set(found.statuses())

@@ -11,9 +11,7 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, new_id, request_record
 from tests.support.http_client import Client, HttpResponse
-
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-PAGE = FORM | {"HX-Request": "true"}
+from tests.support.page_requests import FORM_HEADERS, PAGE_HEADERS, STREAM_HEADERS
 
 
 @pytest.fixture
@@ -26,7 +24,9 @@ def client(halt: HaltServer) -> Client:
 
 def send(client: Client, path: str, *fields: tuple[str, Any], page: bool = True) -> HttpResponse:
     """Send a form."""
-    return client.request("POST", path, urlencode(fields).encode(), PAGE if page else FORM)
+    return client.request(
+        "POST", path, urlencode(fields).encode(), PAGE_HEADERS if page else FORM_HEADERS
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,9 @@ def test_one_press_of_the_page_stops_several_answers(
     assert send(client, "/stop").status == 400
 
 
-STREAMED = PAGE | {"Accept": "text/html, text/event-stream"}
-
-
 def stream(client: Client, path: str, *fields: tuple[str, Any], **headers: str) -> HttpResponse:
     """Send a form as htmx does, and read the response to its end."""
-    return client.request("POST", path, urlencode(fields).encode(), STREAMED | headers)
+    return client.request("POST", path, urlencode(fields).encode(), STREAM_HEADERS | headers)
 
 
 def is_stream(answer: HttpResponse) -> bool:
@@ -111,7 +108,7 @@ def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: Fak
     place, stream_id = f"/c/{new_id()}", new_id()
     said = f"/fake silent_first_token?n=3 {new_id()}"
     form = urlencode([("prompt", said), ("id", stream_id)]).encode()
-    events = client.stream("POST", f"{place}/messages", form, STREAMED)
+    events = client.stream("POST", f"{place}/messages", form, STREAM_HEADERS)
     assert events.headers["content-type"].startswith("text/event-stream")
     assert events.headers["hx-push-url"] == place
     assert events.id == stream_id
@@ -129,7 +126,7 @@ def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: Fak
     prompt_id = re.search(r'data-prompt="(\d+)"', first.data)
     assert prompt_id
     form = urlencode([("prompt_id", prompt_id[1])]).encode()
-    again = client.stream("POST", f"{place}/regenerate", form, STREAMED)
+    again = client.stream("POST", f"{place}/regenerate", form, STREAM_HEADERS)
     first = again.next()
     assert first
     assert "Version" in first.data
@@ -181,13 +178,13 @@ def test_a_session_with_all_its_page_streams_gets_the_place_alone(
         return urlencode([("prompt", said), ("id", new_id())]).encode()
 
     path = "/c/{}/messages"
-    held = [client.stream("POST", path.format(new_id()), form(), STREAMED) for _ in range(4)]
+    held = [client.stream("POST", path.format(new_id()), form(), STREAM_HEADERS) for _ in range(4)]
     for each in held:
         assert each.headers["content-type"].startswith("text/event-stream")
-    fifth = client.request("POST", path.format(new_id()), form(), STREAMED)
+    fifth = client.request("POST", path.format(new_id()), form(), STREAM_HEADERS)
     assert not is_stream(fifth)
     assert b"hx-sse:connect" in fifth.body
-    multiplexed = STREAMED | {"Halt-Protocol": "h2"}
+    multiplexed = STREAM_HEADERS | {"Halt-Protocol": "h2"}
     sixth = client.stream("POST", path.format(new_id()), form(), multiplexed)
     assert sixth.headers["content-type"].startswith("text/event-stream")
     for nth in range(6):

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI, Record
+from tests.support.answer_phases import ANSWER_PHASES
 from tests.support.halt_server import (
     RECORD_TIMEOUT,
     HaltServer,
@@ -24,16 +25,8 @@ from tests.support.http_client import Client, EventStream
 TRIES = 20  # to meet a connection that is back in the pool
 FORM = "application/x-www-form-urlencoded"
 
+
 #: A phase: the model that goes there and stays, and the text that shows that it has arrived.
-PHASES = {
-    "waiting for headers": ("silent_headers", ""),
-    "waiting for the first token": ("silent_first_token", ""),
-    "flowing": ("count?n=100000&gap_ms=5", "9 "),
-    "flooding": ("long?n=10000000", "9 "),
-    "stalled": ("stall?n=10", "9 "),
-}
-
-
 class Setting:
     """A fake provider with a Halt in front of it."""
 
@@ -76,7 +69,7 @@ def setting(request: pytest.FixtureRequest, halt: HaltServer, shared_fake: FakeO
 
 def check_stop(setting: Setting, phase: str) -> Record:
     """Stop a stream in a phase and check all that is promised of it; the provider's record."""
-    model, text = PHASES[phase]
+    model, text = ANSWER_PHASES[phase]
     events, prompt = setting.start(model, text)
     record = request_record(setting.fake, prompt)
     receipt = setting.client.stop(events.id)
@@ -94,13 +87,13 @@ def check_stop(setting: Setting, phase: str) -> Record:
     return record
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ANSWER_PHASES)
 def test_stop_ends_stream_and_upstream_in_every_phase(setting: Setting, phase: str) -> None:
     """The receipt says stopped and closed, the reader gets the end, the provider sees the close."""
     check_stop(setting, phase)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ANSWER_PHASES)
 def test_stop_on_reused_connection_ends_stream_and_upstream(setting: Setting, phase: str) -> None:
     """The same holds on a connection that has carried another answer before."""
     for _ in range(TRIES):

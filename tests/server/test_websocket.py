@@ -16,7 +16,7 @@ import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.websocket.session import MAX_STREAMS
-from tests.server.test_stop import PHASES
+from tests.support.answer_phases import ANSWER_PHASES
 from tests.support.halt_server import (
     RECORD_TIMEOUT,
     HaltServer,
@@ -97,12 +97,12 @@ def test_a_stream_of_the_http_api_is_followed_and_the_other_way_round(
     assert ws.text(stream_id) == numbers(80)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ANSWER_PHASES)
 def test_stop_ends_a_stream_in_every_phase(
     ws: WebSocket, shared_fake: FakeOpenAI, phase: str
 ) -> None:
     """The receipt says stopped and closed, the terminal event comes, the provider sees the close."""
-    model, text = PHASES[phase]
+    model, text = ANSWER_PHASES[phase]
     said = new_id()
     stream_id = ws.start(model, said)
     other = ws.start("stall?n=1")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import trustme
@@ -21,6 +20,7 @@ from halt.config.environment import load
 from halt.config.proxies import Seen
 from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
+from tests.support.doctor_command import doctor, doctor_of_proxy
 from tests.support.halt_server import HaltServer
 from tests.support.raw_server import RawServer, answering
 from tests.support.reverse_proxies import (
@@ -32,35 +32,6 @@ from tests.support.reverse_proxies import (
 )
 
 PACED = "count?rate=60&n=30"  # slow enough to see whether something keeps words back
-
-
-class Found(NamedTuple):
-    """What the doctor has said."""
-
-    exit_code: int
-    findings: dict[str, Any]
-    text: str
-
-    def remedy(self, name: str) -> str:
-        """What is to be done about this."""
-        return str(self.findings[name]["remedy"])
-
-    def statuses(self) -> dict[str, str]:
-        """Each finding's status."""
-        return {name: str(f["status"]) for name, f in self.findings.items()}
-
-
-def doctor(*args: str, **settings: str) -> Found:
-    """Run the command with these settings."""
-    application = create_app(load({"OPENAI_API_KEY": "fake-key-of-tests", **settings}))
-    result = application.test_cli_runner().invoke(args=["doctor", *args, "--json"])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
-    assert "fake-key-of-tests" not in result.output
-    said = json.loads(result.output)
-    assert said["ok"] == (result.exit_code == 0)
-    findings = {f["name"]: f for f in said["findings"]}
-    assert all(f["remedy"] for f in findings.values() if f["status"] != "ok")
-    return Found(result.exit_code, findings, result.output)
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -448,14 +419,9 @@ def proxies(
         }
 
 
-def outside(url: str, *args: str) -> Found:
-    """Look at a Halt from outside alone: no model is set up here."""
-    return doctor(url, *args, OPENAI_API_KEY="")
-
-
 def test_a_good_proxy_is_well(proxies: dict[str, str]) -> None:
     """It streams, passes the headers, and Stop reaches the model."""
-    found = outside(proxies["good"])
+    found = doctor_of_proxy(proxies["good"])
     assert found.exit_code == 0
     assert set(found.statuses().values()) == {"ok"}, found.text
     assert set(found.findings) == {
@@ -476,7 +442,7 @@ def test_a_good_proxy_is_well(proxies: dict[str, str]) -> None:
 
 def test_a_good_proxy_with_tls_is_well(proxies: dict[str, str]) -> None:
     """The cookies are looked at as well, and a client that leaves before the first word."""
-    found = outside(proxies["good tls"])
+    found = doctor_of_proxy(proxies["good tls"])
     assert set(found.statuses().values()) == {"ok"}, found.text
     assert {"TLS", "cookies"} <= set(found.findings)
     assert "as reported by 1 proxy" in found.findings["client address"]["text"]
@@ -485,13 +451,13 @@ def test_a_good_proxy_with_tls_is_well(proxies: dict[str, str]) -> None:
 
 def test_halt_without_a_proxy_is_well(paced: HaltServer) -> None:
     """The same without anything between."""
-    assert set(outside(paced.url).statuses().values()) == {"ok"}
+    assert set(doctor_of_proxy(paced.url).statuses().values()) == {"ok"}
 
 
 @pytest.mark.parametrize("way", ["buffering", "packing", "both"])
 def test_a_proxy_that_keeps_events_back_is_one_finding(proxies: dict[str, str], way: str) -> None:
     """By a buffer, a compressor or both: one finding, with one remedy in nginx's own words."""
-    found = outside(proxies[way])
+    found = doctor_of_proxy(proxies[way])
     assert found.statuses()["buffering"] == "fail", found.text
     assert found.exit_code == 1
     assert "proxy_buffering off; gzip off;" in found.remedy("buffering")
@@ -503,7 +469,7 @@ def test_a_proxy_that_keeps_events_back_is_one_finding(proxies: dict[str, str], 
 
 def test_a_header_that_one_location_forgets_is_found(proxies: dict[str, str]) -> None:
     """There a client can invent its address: the doctor looks at each kind of request."""
-    found = outside(proxies["credulous"])
+    found = doctor_of_proxy(proxies["credulous"])
     assert found.statuses()["client address"] == "fail", found.text
     assert found.findings["client address"]["text"].startswith("/ws: a client can invent")
     assert "proxy_set_header X-Forwarded-For $remote_addr;" in found.remedy("client address")
@@ -511,14 +477,14 @@ def test_a_header_that_one_location_forgets_is_found(proxies: dict[str, str]) ->
 
 def test_proxies_that_halt_was_not_told_of_are_found(proxies: dict[str, str]) -> None:
     """All their clients count as one."""
-    found = outside(proxies["unknown"])
+    found = doctor_of_proxy(proxies["unknown"])
     assert found.statuses()["client address"] == "warn", found.text
     assert found.remedy("client address") == "Start Halt with HALT_TRUSTED_PROXIES=1."
 
 
 def test_cookies_that_are_not_secure_are_found(proxies: dict[str, str]) -> None:
     """The cure is the header and the setting; the address is not known there either."""
-    found = outside(proxies["bare tls"])
+    found = doctor_of_proxy(proxies["bare tls"])
     assert found.statuses()["cookies"] == "warn", found.text
     assert "X-Forwarded-Proto" in found.remedy("cookies")
     assert "HALT_TRUSTED_PROXIES=1" in found.remedy("cookies")
@@ -528,7 +494,7 @@ def test_cookies_that_are_not_secure_are_found(proxies: dict[str, str]) -> None:
 
 def test_files_that_the_proxy_refuses_are_found(proxies: dict[str, str]) -> None:
     """Halt would take 64 MB; nothing of it is sent."""
-    found = outside(proxies["small"])
+    found = doctor_of_proxy(proxies["small"])
     assert found.statuses()["uploads"] == "fail", found.text
     assert "status 413" in found.findings["uploads"]["text"]
     assert "client_max_body_size 100m;" in found.remedy("uploads")
@@ -536,7 +502,7 @@ def test_files_that_the_proxy_refuses_are_found(proxies: dict[str, str]) -> None
 
 def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) -> None:
     """The remedy is nginx's own words."""
-    found = outside(proxies["plain"])
+    found = doctor_of_proxy(proxies["plain"])
     assert found.statuses()["websocket"] == "fail", found.text
     assert "proxy_set_header Upgrade $http_upgrade;" in found.remedy("websocket")
 
@@ -544,16 +510,16 @@ def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) ->
 def test_a_halt_below_a_path_is_one_finding(paced: HaltServer, tmp_path: Path) -> None:
     """The page's files are looked for where a browser looks; the rest is well all the same."""
     with nginx_below_path(tmp_path, paced.url) as proxy:
-        found = outside(f"{proxy}/halt/")
+        found = doctor_of_proxy(f"{proxy}/halt/")
         assert [name for name, status in found.statuses().items() if status == "fail"] == ["path"]
         assert "below a path here" in found.findings["path"]["text"]
         assert "(status 404)" in found.findings["path"]["text"]
         assert "a host name of its own" in found.remedy("path")
         for path in ("/kept/", "/none"):  # Halt is told the path; nothing is there
-            found = outside(f"{proxy}{path}")
+            found = doctor_of_proxy(f"{proxy}{path}")
             assert found.statuses()["Halt"] == "fail"
             assert "a host name of its own" in found.remedy("Halt")
-        assert "a host name of its own" not in outside(proxy).remedy("Halt")
+        assert "a host name of its own" not in doctor_of_proxy(proxy).remedy("Halt")
 
 
 @pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"x" * 70_000])
@@ -568,7 +534,7 @@ def test_an_answer_that_is_no_http_is_a_finding(head: bytes) -> None:
 
 def test_a_proxy_that_does_not_tell_of_departures_is_found(proxies: dict[str, str]) -> None:
     """It is noticed when the model writes, not while it is silent; how long that took is said."""
-    found = outside(proxies["deaf"])
+    found = doctor_of_proxy(proxies["deaf"])
     assert found.statuses()["departure"] == "warn", found.text
     assert "only when the model wrote" in found.findings["departure"]["text"]
     assert "proxy_ignore_client_abort off;" in found.remedy("departure")
@@ -605,7 +571,7 @@ def test_every_mismatch_of_proxies_has_its_remedy(
 
 def test_a_proxy_that_hangs_up_in_silence_is_found(proxies: dict[str, str]) -> None:
     """Its idle timeout is shorter than the heartbeat: both cures are named."""
-    found = outside(proxies["impatient"])
+    found = doctor_of_proxy(proxies["impatient"])
     assert found.statuses()["idle timeout"] == "fail", found.text
     assert "proxy_read_timeout" in found.remedy("idle timeout")
     assert "HALT_HEARTBEAT" in found.remedy("idle timeout")
@@ -613,22 +579,22 @@ def test_a_proxy_that_hangs_up_in_silence_is_found(proxies: dict[str, str]) -> N
 
 def test_what_is_no_halt_is_said_to_be_none(shared_fake: FakeOpenAI) -> None:
     """An address where something else answers."""
-    found = outside(shared_fake.base_url)
+    found = doctor_of_proxy(shared_fake.base_url)
     assert found.statuses()["Halt"] == "fail"
 
 
 def test_a_token_that_is_missing_is_asked_for(start_halt: Any, shared_fake: FakeOpenAI) -> None:
     """Without the token the streams are not looked at, and the cure is named."""
     halt = start_halt(shared_fake, HALT_TOKEN="open-sesame", HALT_MODEL=PACED)
-    found = outside(halt.url)
+    found = doctor_of_proxy(halt.url)
     assert found.statuses()["token"] == "fail"
     assert "HALT_TOKEN" in found.remedy("token")
-    assert outside(halt.url, "--token", "open-sesame").exit_code == 0
+    assert doctor_of_proxy(halt.url, "--token", "open-sesame").exit_code == 0
 
 
 def test_a_public_name_that_nobody_listens_at() -> None:
     """It is the address that is at fault, not the model."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
-        found = outside(f"http://127.0.0.1:{reserved.getsockname()[1]}")
+        found = doctor_of_proxy(f"http://127.0.0.1:{reserved.getsockname()[1]}")
     assert found.statuses()["connection"] == "fail"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.cli.test_doctor import Found, doctor
+from tests.support.doctor_command import DoctorReport, doctor
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +110,7 @@ def served(lists: Answer = good_list, answers: Answer = good_answer) -> Iterator
 
 def examined(
     lists: Answer = good_list, answers: Answer = good_answer, end: str = "", **settings: str
-) -> Found:
+) -> DoctorReport:
     """The doctor's findings about such a server."""
     with served(lists, answers) as url:
         return doctor("--timeout", "20", OPENAI_BASE_URL=url + end, **settings)

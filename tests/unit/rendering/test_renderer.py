@@ -29,8 +29,8 @@ from halt.rendering.pool import PROCESSES
 from halt.rendering.protocol import Reply, Request
 from halt.rendering.renderer import SHORT, Renderer
 from halt.testing.fake_openai import FakeOpenAI
-from tests.server.test_pages import STREAMED
 from tests.support.halt_server import ROOT, StartHalt, eventually, new_id
+from tests.support.page_requests import STREAM_HEADERS
 from tests.support.process_facts import tree
 
 LONG = 60.0  # seconds that a test waits for what takes milliseconds
@@ -488,7 +488,7 @@ def test_stop_is_answered_beside_a_hostile_answer(fake: FakeOpenAI, start_halt: 
     def read(name: str) -> None:
         said = f"{text_of(CASES[name])}\n\nend"
         body = urlencode({"prompt": said, "model": "echo", "id": new_id()}).encode()
-        page = server.client().request("POST", f"/c/{new_id()}/messages", body, STREAMED)
+        page = server.client().request("POST", f"/c/{new_id()}/messages", body, STREAM_HEADERS)
         pages.append(page.body.decode())
 
     names = ["bash-backslashes", "c-blanks", "docker-newlines"]
