@@ -268,7 +268,7 @@
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
       if (node.matches(".seam")) node.parentElement?.normalize(); // joins the text nodes before it, so that they are shaped once; selections stay
-      else if (node.matches(".answer")) { unfold(node); update(node); }
+      else if (node.matches(".answer")) { reopenSteps(node); update(node); }
       else if (node.matches(".exchange") && sending.length) update($('.answer[data-state="running"]', node) ?? $(".answer", node));
       else if (node.matches(".answer > .note")) { // replaces the feed: the server no longer has the stream
         node.parentElement.dataset.state = "lost";
@@ -308,10 +308,10 @@
     }
   }, 250);
 
-  // --- folds (thoughts, tool calls): an opened one stays open when its answer is replaced -----------
+  // --- steps (thoughts, tool calls): an opened one stays open when its answer is replaced -----------
   const opened = new Set();
   document.addEventListener("toggle", event => opened[event.target.open ? "add" : "delete"](event.target.id), true);
-  const unfold = answer => { for (const fold of answer.querySelectorAll(".fold")) fold.open = opened.has(fold.id); };
+  const reopenSteps = answer => { for (const step of answer.querySelectorAll(".step")) step.open = opened.has(step.id); };
 
   // --- scrolling: follows the text while the page is scrolled to its end ---------------------------
   let following = true, last = 0; // scroll position at the last check

@@ -214,12 +214,12 @@ class Screen:
     def _lines_below(self) -> list[str]:
         """One line for each picture and source of the answer."""
         out: list[str] = []
-        for fold in self._beside.steps():
-            if fold.kind == "picture":
-                address = "" if fold.result.startswith("data:") else f" {fold.result}"
-                out.append(f"[{fold.text}]{address}")
+        for step in self._beside.steps():
+            if step.kind == "picture":
+                address = "" if step.result.startswith("data:") else f" {step.result}"
+                out.append(f"[{step.text}]{address}")
             else:
-                out += [f"[{n}] {line}" for n, line in enumerate(fold.text.split("\n"), 1)]
+                out += [f"[{n}] {line}" for n, line in enumerate(step.text.split("\n"), 1)]
         return out
 
     def _flush(self) -> None:

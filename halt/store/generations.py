@@ -31,10 +31,10 @@ from halt.store.stored_events import (
     Timed,
     decode_raw,
     decode_timed,
-    folded,
     gathered,
     measured,
     numbered,
+    stored_steps,
 )
 from halt.store.tables import conversations, generations, messages, storable
 
@@ -233,7 +233,7 @@ class Generations:
                 last_seq + GAP + 1,
                 text,
                 row.model or row.asked_model,
-                folded(events),
+                stored_steps(events),
             )
             events.append((end.last_seq, [(duration_ms, ended)]))
             _end(connection, row.conversation_id, row.message_id, end, events)

@@ -67,7 +67,7 @@ def numbered(events: list[tuple[int, list[Timed]]]) -> Iterator[tuple[int, Event
             yield number, event
 
 
-def folded(events: list[tuple[int, list[Timed]]]) -> tuple[Step, ...]:
+def stored_steps(events: list[tuple[int, list[Timed]]]) -> tuple[Step, ...]:
     """The thoughts and tool calls among the events."""
     stream = StepStream()
     at = 0.0

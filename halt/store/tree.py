@@ -34,7 +34,7 @@ PLACE = (
     messages.c.rivals,
     messages.c.picked,
     (messages.c.content != "").label("has_text"),
-    (func.coalesce(func.length(messages.c.folds), 0) > len("[]")).label("has_folds"),
+    (func.coalesce(func.length(messages.c.folds), 0) > len("[]")).label("has_steps"),
 )
 
 
@@ -211,7 +211,7 @@ def previous_version(answer: Row[Any], answers: Sequence[Row[Any]]) -> int | Non
 
     None if the answer is shown itself, or there is no such version.
     """
-    if stands(answer.state, answer.has_text, answer.has_folds) or answer.rivals is not None:
+    if stands(answer.state, answer.has_text, answer.has_steps) or answer.rivals is not None:
         return None
     return fallback([row for row in answers if row.id < answer.id and row.has_text])
 

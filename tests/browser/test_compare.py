@@ -233,7 +233,7 @@ def test_columns_fit_a_narrow_screen(
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, color_scheme=scheme)
     compare(chat, "markdown", "count", "think")
     expect(column(chat, "markdown")).to_have_attribute("data-state", "done")
-    expect(column(chat, "think").locator(".fold")).to_be_attached()
+    expect(column(chat, "think").locator(".step")).to_be_attached()
     expect(columns(chat)).to_have_count(3)
     wide = "(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)"
     assert chat.page.evaluate(wide) == 0

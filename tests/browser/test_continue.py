@@ -255,15 +255,15 @@ def test_continue_keeps_the_reasoning_of_both_parts(
     chat.wait_state("stopped")
     chat.button("Continue").click()
     chat.wait_text("one two three")
-    folds = chat.answer.locator(".fold")
-    expect(folds.locator(".folded")).to_have_text(["early ", "late "])
+    steps = chat.answer.locator(".step")
+    expect(steps.locator(".step-text")).to_have_text(["early ", "late "])
     for each in chat.fake.requests:
         if said in str(each.body):
             each.release()
     chat.wait_state("done")
     for _ in range(2):
-        expect(folds.locator(".folded")).to_have_text(["early ", "late "])
-        expect(folds.locator("summary")).to_have_text([re.compile("^Thought for")] * 2)
+        expect(steps.locator(".step-text")).to_have_text(["early ", "late "])
+        expect(steps.locator("summary")).to_have_text([re.compile("^Thought for")] * 2)
         assert chat.shown() == "one two three"
         chat.reload()
 

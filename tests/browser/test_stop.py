@@ -150,8 +150,8 @@ def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     chat.ask("think?thoughts=2&n=2")
     waiting = chat.answer.locator(".silence")
     stop = chat.answer.get_by_role("button", name="Stop")
-    expect(chat.answer.locator(".fold .label")).to_have_text("Thinking…")
-    expect(chat.answer.locator(".folded")).to_have_text("thought0 thought1 ")
+    expect(chat.answer.locator(".step .label")).to_have_text("Thinking…")
+    expect(chat.answer.locator(".step-text")).to_have_text("thought0 thought1 ")
     expect(stop).to_be_hidden()
     # Nothing more comes. It began to be silent a minute and a half ago.
     waiting.evaluate("p => { p.lastElementChild.since = performance.now() - 95_000; }")

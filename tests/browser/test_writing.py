@@ -121,7 +121,7 @@ def test_pictures_and_sources_stand_below_the_text(chat: Chat) -> None:
     chat.record().release()
     chat.wait_state("done")
     expect(link).to_have_attribute("href", "https://a.example/one")
-    expect(chat.answer.locator(".fold")).to_have_count(0)
+    expect(chat.answer.locator(".step")).to_have_count(0)
     chat.reload()
     expect(below.locator(".picture")).to_have_text("[Picture (PNG, 9 B)]")
     expect(link).to_have_attribute("href", "https://a.example/one")

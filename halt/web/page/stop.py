@@ -68,9 +68,9 @@ def ended_answer(a: AnswerView) -> str:
         f'<article class="answer" id="a-{id_}" aria-label="Answer" data-stream="{id_}" '
         f'data-model="{model_name}" data-state="{state}"{"" if a.is_complete else " data-cut"}>\n'
         f'<p class="name">{escape(a.requested_model or a.model or "Default model")}</p>\n'
-        f'<div class="folds" id="earlier-{id_}" hx-preserve>'
+        f'<div class="steps" id="earlier-{id_}" hx-preserve>'
         f"{''.join(_step(f'{a.id}-earlier', step) for step in a.earlier_steps)}</div>\n"
-        f'<div class="folds" id="folds-{id_}">'
+        f'<div class="steps" id="steps-{id_}">'
         f"{''.join(_step(a.id, step) for step in a.steps)}</div>\n"
         f'<div class="text"><div id="done-{id_}">{a.patch.finished}</div></div>\n'
         f'<div class="below" id="earlier-below-{id_}" hx-preserve>{_below(a.earlier_below)}</div>\n'
@@ -114,7 +114,7 @@ def _actions(a: AnswerView) -> str:
 
 
 def _step(stream_id: str, step: StepView) -> str:
-    at = f"fold-{escape(stream_id)}-{escape(step.key)}"
+    at = f"step-{escape(stream_id)}-{escape(step.key)}"
     took = f' <span class="took">{escape(step.took)}</span>' if step.took else ""
     if step.state == "running":
         took = f'<span class="elapsed" data-age="{step.age:.1f}"></span>'
@@ -122,10 +122,10 @@ def _step(stream_id: str, step: StepView) -> str:
     if step.kind == "tool":
         result = f'<div class="result" id="{at}-result">{escape(step.result)}</div>'
     return (
-        f'<details class="fold {escape(step.kind)}" id="{at}">\n'
+        f'<details class="step {escape(step.kind)}" id="{at}">\n'
         f'<summary id="{at}-summary"><span class="label" data-state="{escape(step.state)}">'
         f"{escape(step.label)}</span>{took}</summary>\n"
-        f'<div class="folded" id="{at}-text">{escape(step.text)}</div>\n'
+        f'<div class="step-text" id="{at}-text">{escape(step.text)}</div>\n'
         f"{result}</details>"
     )
 

@@ -195,18 +195,18 @@ class PageWriter:
     def _step_partials(self, patch: StepPatch) -> str:
         stream_id, draw = self._run.id, self._draw
         partials = [
-            _partial(f"folds-{stream_id}", "beforeend", draw.step(stream_id, step_view(step)))
+            _partial(f"steps-{stream_id}", "beforeend", draw.step(stream_id, step_view(step)))
             for step in patch.fresh
             if step.kind not in BELOW
         ]
         for step in patch.fresh:  # later text is appended to it
             self._step_texts[step.number].feed(html.escape(step.text))
         for number, text in patch.added:
-            box = f"fold-{stream_id}-{number}-text"
+            box = f"step-{stream_id}-{number}-text"
             rendered = self._step_texts[number].feed(html.escape(text))
             partials.append(_partial(box, "beforeend", rendered))
         for changed in step_views([replace(step, text="") for step in patch.changed]):
-            at = f"fold-{stream_id}-{changed.key}"
+            at = f"step-{stream_id}-{changed.key}"
             partials.append(_partial(f"{at}-summary", "innerHTML", draw.summary(changed)))
             if changed.result:
                 partials.append(

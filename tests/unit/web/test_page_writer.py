@@ -131,13 +131,13 @@ def test_thought_is_sent_in_pieces_and_its_duration_at_its_end(
     """A new step is sent, then its text, then its summary with the answer's first text."""
     run = played([Reasoning("so "), Reasoning(HOSTILE), Content("Yes.")])
     first, more, answer = messages(run, template)
-    assert 'hx-target="#folds-a-stream" hx-swap="beforeend"' in first
+    assert 'hx-target="#steps-a-stream" hx-swap="beforeend"' in first
     assert "<details" in first
     assert "Thinking…" in first
-    assert 'hx-target="#fold-a-stream-1-text" hx-swap="beforeend"' in more
+    assert 'hx-target="#step-a-stream-1-text" hx-swap="beforeend"' in more
     assert text_in(more) == HOSTILE
     assert "<img" not in more
-    assert 'hx-target="#fold-a-stream-1-summary"' in answer
+    assert 'hx-target="#step-a-stream-1-summary"' in answer
     assert re.search(r"Thought for \d+ ms", answer)
     assert "Yes." in answer
 
@@ -240,7 +240,7 @@ def test_text_that_becomes_a_thought_moves_into_a_step(played: Played, template:
         'hx-target="#done-a-stream" hx-swap="outerHTML"><div id="done-a-stream"></div>' in sent[2]
     )
     assert 'hx-target="#tail-a-stream" hx-swap="outerHTML"' in sent[2]
-    assert 'hx-target="#folds-a-stream"' in sent[2]
+    assert 'hx-target="#steps-a-stream"' in sent[2]
     assert "Okay.\n\n<b>" in text_in(sent[2])
     assert "&lt;b&gt;" in sent[2]
     assert "*Hello*" in text_in(sent[3])

@@ -1,4 +1,4 @@
-"""What a model thinks and which tools it calls: in folds beside the answer, with their time."""
+"""What a model thinks and which tools it calls: in steps beside the answer, with their time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from playwright.sync_api import Locator, expect
 from tests.browser.chat import Chat, numbers
 
 
-def folds(chat: Chat) -> Locator:
-    """The folds of the last answer."""
-    return chat.answer.locator(".fold")
+def steps(chat: Chat) -> Locator:
+    """The steps of the last answer."""
+    return chat.answer.locator(".step")
 
 
 def test_reasoning_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
     """Reasoning is in a closed fold that counts seconds and then shows the duration."""
     chat.ask("think?thoughts=5&n=5&gap_ms=2")
-    summary = folds(chat).locator("summary")
+    summary = steps(chat).locator("summary")
     expect(summary).to_have_text(re.compile(r"Thinking… \d+ s"))
     expect(chat.answer.locator(".silence")).not_to_contain_text("Waiting for the model")
-    text = folds(chat).locator(".folded")
+    text = steps(chat).locator(".step-text")
     expect(text).to_be_hidden()
     summary.click()
     expect(text).to_be_visible()
@@ -40,14 +40,16 @@ def test_reasoning_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
 def test_reasoning_survives_a_reload_in_its_middle(chat: Chat) -> None:
     """After a reload in mid-reasoning the fold has its text and its time, and adds text once."""
     chat.ask("think?thoughts=3&n=2")
-    expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 ")
+    expect(steps(chat).locator(".step-text")).to_have_text("thought0 thought1 thought2 ")
     chat.reload()
-    expect(folds(chat).locator("summary")).to_have_text(re.compile(r"Thinking… \d+ s"))
-    expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 ")
+    expect(steps(chat).locator("summary")).to_have_text(re.compile(r"Thinking… \d+ s"))
+    expect(steps(chat).locator(".step-text")).to_have_text("thought0 thought1 thought2 ")
     chat.record().release()
     chat.wait_state("done")
-    expect(folds(chat)).to_have_count(1)
-    expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 <b>at last</b>")
+    expect(steps(chat)).to_have_count(1)
+    expect(steps(chat).locator(".step-text")).to_have_text(
+        "thought0 thought1 thought2 <b>at last</b>"
+    )
 
 
 def test_reasoning_is_not_in_the_next_request(chat: Chat) -> None:
@@ -70,12 +72,12 @@ def test_text_before_a_closing_think_tag_moves_into_a_fold(chat: Chat) -> None:
     chat.reload()
     expect(text).to_contain_text("thought4")
     chat.record().release()
-    expect(folds(chat)).to_have_count(1)
+    expect(steps(chat)).to_have_count(1)
     chat.wait_state("done")
     for _ in range(2):
         assert chat.shown() == numbers(5)
-        expect(folds(chat).locator("summary")).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
-        expect(folds(chat).locator(".folded")).to_have_text(
+        expect(steps(chat).locator("summary")).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
+        expect(steps(chat).locator(".step-text")).to_have_text(
             "thought0 thought1 thought2 thought3 thought4 <b>at last</b>"
         )
         chat.reload()
@@ -90,19 +92,19 @@ def test_text_before_a_closing_think_tag_moves_into_a_fold(chat: Chat) -> None:
 def test_text_before_a_closing_think_tag_leaves_a_running_answer(chat: Chat) -> None:
     """A running answer loses its reasoning at the tag; a Stop then keeps the answer alone."""
     chat.ask("think_end?seconds=0&n=1000000&gap_ms=5")
-    expect(folds(chat)).to_have_count(1)
+    expect(steps(chat)).to_have_count(1)
     expect(chat.answer).to_have_attribute("data-state", "running")
     expect(chat.answer.locator("> .text")).to_have_text(re.compile(r"^\s*0 1 2 "))
     chat.page.keyboard.press("Escape")
     chat.wait_state("stopped")
     expect(chat.answer.locator("> .text")).to_have_text(re.compile(r"^\s*0 1 2 "))
-    expect(folds(chat)).to_have_count(1)
+    expect(steps(chat)).to_have_count(1)
 
 
 def test_tool_call_is_shown_as_its_arguments_arrive(chat: Chat) -> None:
     """A tool call shows its name, then its arguments as text as they arrive, also on a reload."""
     chat.ask("call?seconds=inf")
-    label, arguments = folds(chat).locator(".label"), folds(chat).locator(".folded")
+    label, arguments = steps(chat).locator(".label"), steps(chat).locator(".step-text")
     for _ in range(2):
         expect(label).to_have_text("Calling look_up…")
         expect(arguments).to_have_text('{"city": ')
@@ -112,14 +114,14 @@ def test_tool_call_is_shown_as_its_arguments_arrive(chat: Chat) -> None:
     for _ in range(2):
         expect(label).to_have_text("Called look_up")
         expect(arguments).to_have_text('{"city": "<i>Oslo</i>"}')
-        expect(folds(chat)).to_have_count(1)
+        expect(steps(chat)).to_have_count(1)
         chat.reload()
 
 
 def test_stop_during_reasoning_keeps_the_reasoning(chat: Chat) -> None:
     """Reasoning without an answer is kept at Stop, and can be regenerated and discarded."""
     said = chat.ask("think?n=2")
-    seen = folds(chat).locator(".folded")
+    seen = steps(chat).locator(".step-text")
     expect(seen).to_contain_text("thought4")
     chat.page.keyboard.press("Escape")
     chat.wait_state("stopped")
@@ -146,11 +148,11 @@ def test_stop_during_reasoning_keeps_the_reasoning(chat: Chat) -> None:
 def test_fold_opens_by_keyboard_and_keeps_the_focus(chat: Chat) -> None:
     """Enter opens a fold, which keeps the focus when the answer is done."""
     chat.ask("think?thoughts=3&n=2")
-    summary = folds(chat).locator("summary")
+    summary = steps(chat).locator("summary")
     summary.focus()
     summary.press("Enter")
-    expect(folds(chat).locator(".folded")).to_be_visible()
+    expect(steps(chat).locator(".step-text")).to_be_visible()
     chat.record().release()
     chat.wait_state("done")
-    expect(folds(chat).locator(".folded")).to_be_visible()
+    expect(steps(chat).locator(".step-text")).to_be_visible()
     expect(summary).to_be_focused()
