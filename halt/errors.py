@@ -334,23 +334,23 @@ class UpstreamError(HaltError):
             message = f"{message}{end} {hint}"
         super().__init__(message, retry_after=retry_after)
 
-    def hinting(self, hint: str) -> UpstreamError:
+    def with_hint(self, hint: str) -> UpstreamError:
         """A copy of this error with a hint."""
         return self._with(hint=hint)
 
-    def once(self) -> UpstreamError:
+    def without_retry(self) -> UpstreamError:
         """A copy of this error that Halt does not retry by itself."""
         return self._with(resend=False)
 
-    def demo(self) -> UpstreamError:
+    def marked_demo(self) -> UpstreamError:
         """A copy of this error, marked as one of the demo model's server."""
         return self._with(of_demo=True)
 
-    def instead(self, code: str, *, sentence: str = "") -> UpstreamError:
+    def with_code(self, code: str, *, sentence: str = "") -> UpstreamError:
         """A new error with another code and the same detail."""
         return UpstreamError(code, self.detail, sentence=sentence)
 
-    def without(self, secret: str) -> UpstreamError:
+    def with_secret_removed(self, secret: str) -> UpstreamError:
         """This error with each occurrence of a secret in its texts replaced by "[key]"."""
         if len(secret) < SECRET_MIN:
             return self

@@ -64,7 +64,7 @@ class Opening:
                 return
             except UpstreamError as exc:
                 if self._offers_tools and _refuses_tools(exc):
-                    raise exc.instead("tools_refused") from exc
+                    raise exc.with_code("tools_refused") from exc
                 fault = exc
 
     def _wait(self, fault: UpstreamError) -> None:
@@ -126,7 +126,7 @@ class Retries:
         if fault.code != "model_loading" and waited + pause > DEMO_READY_LIMIT:
             raise fault
         if waited + pause > limit:
-            raise fault.hinting(
+            raise fault.with_hint(
                 f"Halt waits for {limit:g} s. HALT_FIRST_BYTE_TIMEOUT sets this limit."
             )
         return pause

@@ -104,7 +104,7 @@ class Provider:
             except UpstreamError as exc:
                 if exc.code not in {"upstream_invalid", "bad_request", "forbidden"}:
                     raise
-                raise exc.hinting(f"{exc.hint} {NO_MODEL}".strip()) from exc
+                raise exc.with_hint(f"{exc.hint} {NO_MODEL}".strip()) from exc
             if not model:
                 raise UpstreamError("model_not_found", sentence=EMPTY_LIST)
             with self._lock:
@@ -167,7 +167,7 @@ class Provider:
             except self.client_error as exc:
                 error = to_upstream_error(exc, self._secret)
                 if error.code in {"endpoint_not_found", "model_not_found"}:
-                    raise error.instead("endpoint_not_found", sentence=NO_LIST) from exc
+                    raise error.with_code("endpoint_not_found", sentence=NO_LIST) from exc
                 raise
             models = _models(body, self._secret)
         self._remember_models(models)
@@ -206,7 +206,7 @@ class Provider:
         The hint names the request and the setting to check.
         """
         if self._settings.is_demo:
-            fault = fault.demo()
+            fault = fault.marked_demo()
         address_codes = {"endpoint_not_found", "upstream_web_page"}
         check = f"check {self.address_setting}, or the address in the file."
         if self.usual_end and API_PATH.search(urlsplit(self._base).path) is None:
@@ -217,16 +217,18 @@ class Provider:
             setting = f"{self.address_setting}, or the address in the file"
             check = f"set {setting}, to that of a model server."
         if fault.hint or fault.code not in address_codes:
-            return fault.without(self._secret)
+            return fault.with_secret_removed(self._secret)
         address = public_address(self._base.rstrip("/") + path)
-        return fault.hinting(f"The request was {method} {address}: {check}").without(self._secret)
+        return fault.with_hint(f"The request was {method} {address}: {check}").with_secret_removed(
+            self._secret
+        )
 
 
 def _models(body: bytes, secret: str) -> list[Model]:
     """Parse the body of a list of models. Raises UpstreamError without the secret."""
     text = body.decode("utf-8", "replace")
     if is_markup(text):
-        raise UpstreamError("upstream_web_page", page_text(text)).without(secret)
+        raise UpstreamError("upstream_web_page", page_text(text)).with_secret_removed(secret)
     try:
         value = json.loads(text)
         models = parse_models(value)
@@ -234,6 +236,6 @@ def _models(body: bytes, secret: str) -> list[Model]:
         raise UpstreamError("upstream_invalid", sentence=BAD_LIST) from exc
     if models is None:
         if (error := parse_error(value)) is not None:
-            raise error.without(secret)
+            raise error.with_secret_removed(secret)
         raise UpstreamError("upstream_invalid", sentence=BAD_LIST)
     return models

@@ -63,7 +63,7 @@ class CachedQuery(Generic[T]):
             self._done = done = threading.Event()
         try:
             threading.Thread(
-                target=self._run, args=(done, chain), name=f"halt-ask-{self._name}", daemon=True
+                target=self._run, args=(done, chain), name=f"halt-query-{self._name}", daemon=True
             ).start()
         except RuntimeError:  # the system has no more threads
             self._store(done, None, UpstreamError("internal", "no thread"))

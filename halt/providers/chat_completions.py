@@ -281,7 +281,7 @@ class ChatDecoder(EventDecoder):
                 # A document in place of a stream is final, unless its error says that a retry may
                 # succeed.
                 is_final = event is None and fault.code == "upstream_error"
-                raise fault.once() if is_final else fault
+                raise fault.without_retry() if is_final else fault
             return
         if not (choices or value.keys() & {"choices", "usage", "model"}):
             return  # a keep-alive

@@ -279,7 +279,7 @@ def _probe_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
     threads = []
     for url, connection in connections.items():
         thread = threading.Thread(
-            target=probe, args=(url, connection), name="halt-look", daemon=True
+            target=probe, args=(url, connection), name="halt-discovery-probe", daemon=True
         )
         with contextlib.suppress(RuntimeError):  # the system has no more threads
             thread.start()

@@ -190,7 +190,7 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
 
 def to_upstream_error(exc: BaseException, secret: str) -> UpstreamError:
     """Translate an error to an UpstreamError without the secret: some servers quote the key."""
-    return _translate(exc).without(secret)
+    return _translate(exc).with_secret_removed(secret)
 
 
 def _translate(exc: BaseException) -> UpstreamError:

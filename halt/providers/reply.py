@@ -107,7 +107,7 @@ class EventReply:
         """Return the error with its hint, and without the secret."""
         if self._add_hint is not None and not self._decoder.has_started:
             fault = self._add_hint(fault)
-        return fault.without(self._secret)
+        return fault.with_secret_removed(self._secret)
 
     def close(self) -> None:
         self._body.close()

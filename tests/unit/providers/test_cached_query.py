@@ -76,7 +76,7 @@ def test_a_surprise_is_a_fault_at_once_and_the_next_question_is_asked(
     assert fault.code == "internal"
     assert answer(one) == ("second", None)
     for thread in threading.enumerate():
-        if thread.name == "halt-ask-test":
+        if thread.name == "halt-query-test":
             thread.join()  # what it raised is reported here, and not in the next test
 
 

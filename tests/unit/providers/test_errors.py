@@ -1189,7 +1189,7 @@ def test_a_quota_has_the_status_that_the_server_gave_it() -> None:
     assert refusal(402, "").status == 402
     assert refusal(429, openai("x", code="insufficient_quota")).status == 429
     assert refusal(400, openai("Your credit balance is too low")).status == 429
-    assert refusal(402, openai("x")).without("x" * 9).hinting("h").status == 402
+    assert refusal(402, openai("x")).with_secret_removed("x" * 9).with_hint("h").status == 402
 
 
 # --- in a stream ----------------------------------------------------------------------------------
