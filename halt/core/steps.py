@@ -1,9 +1,9 @@
 """The steps of an answer beside its text: thoughts, tool calls, pictures and sources.
 
 The page shows each thought and tool call in a closed section above the text, pictures and sources
-below it. `StepStream` takes a run's events one by one and returns what they change, as `BlockStream` does for
-the text. Its memory is bounded: what exceeds STEPS_MAX or STEP_CHARS_MAX is not shown nor saved,
-and the last step ends with CUT.
+below it. `StepStream` takes a run's events one by one and returns what they change, as
+`BlockStream` does for the text. Its memory is bounded: what exceeds STEPS_MAX or STEP_CHARS_MAX is
+not shown nor saved, and the last step ends with CUT.
 """
 
 from __future__ import annotations
