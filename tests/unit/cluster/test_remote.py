@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -19,13 +18,10 @@ from halt.clock import now
 from halt.cluster import bus
 from halt.cluster import remote as module
 from halt.cluster import service as workers
-from halt.cluster.bus import Bus
 from halt.cluster.channel import Channel
-from halt.cluster.membership import Membership
 from halt.cluster.remote import Batch, Header, RemoteGeneration
 from halt.cluster.service import FindRequest, StopRequest, UndeliveredStops, Workers
 from halt.config.data_dir import socket_folder
-from halt.config.settings import Config
 from halt.core import steps
 from halt.core.events import (
     Cancelled,
@@ -44,69 +40,21 @@ from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part
-from halt.core.run import Run
-from halt.core.service import GenerationService
-from halt.core.stop import StopRegistry
 from halt.errors import OffsetLost, UnknownStream
-from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream
+from tests.support.cluster_workers import StartWorker, Worker
+from tests.support.scripted_upstream import HI, Reader
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
-ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "orphan_grace": 1e9}
 METRICS = Meter().snapshot()
 
 
-class Worker:
-    """One of the workers, on an upstream whose moves the test decides."""
+def test_reader_in_another_worker_gets_the_producers_events(start_worker: StartWorker) -> None:
+    """A reader in another worker gets the producer's past and coming events, up to the end.
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.upstream = ScriptedUpstream()
-        self.died: list[str] = []
-        config = Config(**{**ENDLESS, **settings})
-        registry = StopRegistry()
-        self.membership = Membership(folder, self.died.append)
-        self.bus = Bus(self.membership)
-        self.workers = Workers(self.bus, registry)
-        self.service = self.workers.service = GenerationService(
-            config, self.upstream, registry, other_workers=self.workers
-        )
-        self.service.begin()
-
-    def start(
-        self, stream_id: str, *fed: str, number: int = 0, **more: Any
-    ) -> tuple[Run, ScriptedReply]:
-        """A run whose model has said this; the worker's first where no `number` says otherwise."""
-        run = self.service.start(ChatRequest(HI, id=stream_id), **more)
-        reply = self.upstream.reply(number)
-        reply.feed(*fed)
-        wait_until(lambda: run.log.last >= len(fed))
-        return run, reply
-
-    def close(self) -> None:
-        self.service.close()
-        self.upstream.dispose()
-
-
-Begin = Callable[..., Worker]
-
-
-@pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Begin]:
-    """A worker, as often as it is called."""
-    workers: list[Worker] = []
-
-    def one(**settings: Any) -> Worker:
-        workers.append(Worker(tmp_path, **settings))
-        return workers[-1]
-
-    yield one
-    for worker in workers:
-        worker.close()
-
-
-def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
-    """What was there and what comes, to the end; so does one that comes when it is over."""
-    owner, other = begin(), begin()
-    run, reply = owner.start("a-stream", "one ", "two ")
+    So does a reader that starts after the end.
+    """
+    producer, other = start_worker(), start_worker()
+    run, reply = producer.start("a-stream", "one ", "two ")
     run.expected_tokens = 7.0
     remote = other.service.get("a-stream", None)
     assert isinstance(remote, RemoteGeneration)
@@ -125,21 +73,24 @@ def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
     assert late.arrival_time(2) == run.arrival_time(2)
 
 
-def test_a_remote_generation_is_read_by_its_owner_alone(begin: Begin) -> None:
-    """Another session is told that there is no such stream."""
-    owner, other = begin(), begin()
-    owner.start("a-stream", "x", owner="me")
+def test_remote_generation_is_unknown_to_another_session(start_worker: StartWorker) -> None:
+    """A remote generation is found by its owner's session, and unknown to any other."""
+    producer, other = start_worker(), start_worker()
+    producer.start("a-stream", "x", owner="me")
     assert other.service.get("a-stream", "me").owner == "me"
     for stranger in ("you", None):
         with pytest.raises(UnknownStream):
             other.service.get("a-stream", stranger)
 
 
-def test_a_stream_that_is_not_there_is_said_as_earlier_versions_say_it(
-    begin: Begin, tmp_path: Path
+def test_find_of_an_unknown_stream_keeps_its_wire_format(
+    start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """The workers of two versions ask each other while a server is replaced (SIGUSR2)."""
-    worker = begin()
+    """The reply for an unknown stream has the format of earlier versions.
+
+    Workers of two versions talk to each other while a server is replaced (SIGUSR2).
+    """
+    worker = start_worker()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(socket_folder(tmp_path / "run") / f"{worker.membership.name}.sock"))
         channel = Channel(sock)
@@ -150,10 +101,13 @@ def test_a_stream_that_is_not_there_is_said_as_earlier_versions_say_it(
     assert module.decode_header(answer) is None
 
 
-def test_viewers_elsewhere_are_one_viewer_at_the_owner(begin: Begin) -> None:
-    """They share a connection, which ends with the last of them; so does a run without grace."""
-    owner, other = begin(), begin()
-    run, reply = owner.start("a-stream", "x", grace=0.0)
+def test_remote_viewers_count_as_one_viewer_at_the_producer(start_worker: StartWorker) -> None:
+    """All viewers in one other worker share a connection, and count as one viewer at the producer.
+
+    The connection ends with the last of them; a run without grace ends with it.
+    """
+    producer, other = start_worker(), start_worker()
+    run, reply = producer.start("a-stream", "x", grace=0.0)
     remote = other.service.get("a-stream", None)
     first, second = Reader(remote), Reader(remote)  # type: ignore[arg-type]
     first.wait_text("x")
@@ -167,10 +121,12 @@ def test_viewers_elsewhere_are_one_viewer_at_the_owner(begin: Begin) -> None:
     wait_until(lambda: run.state == "cancelled")
 
 
-def test_a_stop_elsewhere_says_what_it_did_and_cuts_what_was_not_seen(begin: Begin) -> None:
-    """The receipt is the owner's; the answer ends with what the stopper had seen."""
-    owner, other = begin(), begin()
-    run, _ = owner.start("a-stream", "one ", "two ", "three ")
+def test_remote_stop_returns_the_receipt_and_cuts_unseen_text(
+    start_worker: StartWorker,
+) -> None:
+    """A Stop through another worker returns the producer's receipt and cuts the unseen text."""
+    producer, other = start_worker(), start_worker()
+    run, _ = producer.start("a-stream", "one ", "two ", "three ")
     receipt = other.service.stop("a-stream", None, seen=2)
     assert (receipt.status, receipt.upstream) == ("stopped", "closed")
     assert isinstance(run.log.ended, Cancelled)
@@ -179,25 +135,32 @@ def test_a_stop_elsewhere_says_what_it_did_and_cuts_what_was_not_seen(begin: Beg
     assert other.service.stop("a-stream", None).status == "finished"
 
 
-def test_a_worker_that_begins_inherits_every_tombstone(begin: Begin, tmp_path: Path) -> None:
-    """Of workers that are there, and of such as have left; what cannot be read is passed over."""
-    first = begin()
+def test_new_worker_inherits_the_tombstones_of_all_workers(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """A new worker inherits tombstones of live and former workers; it skips unreadable files."""
+    first = start_worker()
     (tmp_path / "run" / "cut.word").write_bytes(b"")
     assert first.service.stop("stopped-1", None).status == "pending"
-    second = begin()
+    second = start_worker()
     run = second.service.start(ChatRequest(HI, id="stopped-1"))
     assert isinstance(run.log.ended, Cancelled)
     assert second.service.stop("stopped-2", None).status == "pending"
     second.close()
     first.close()
-    run = begin().service.start(ChatRequest(HI, id="stopped-2"))
+    run = start_worker().service.start(ChatRequest(HI, id="stopped-2"))
     assert isinstance(run.log.ended, Cancelled)
 
 
-def test_a_worker_that_leaves_lets_its_readers_go_elsewhere(begin: Begin) -> None:
-    """They get all that has come and no end, so that they ask another worker for the rest."""
-    owner, leaving, other = begin(), begin(), begin()
-    run, reply = owner.start("a-stream", "one ")
+def test_leaving_worker_ends_its_readers_without_a_terminal_event(
+    start_worker: StartWorker,
+) -> None:
+    """Readers of a leaving worker get all events so far and no end.
+
+    They continue in another worker.
+    """
+    producer, leaving, other = start_worker(), start_worker(), start_worker()
+    run, reply = producer.start("a-stream", "one ")
     reader = Reader(leaving.service.get("a-stream", None))  # type: ignore[arg-type]
     reader.wait_text("one ")
     leaving.close()
@@ -208,11 +171,11 @@ def test_a_worker_that_leaves_lets_its_readers_go_elsewhere(begin: Begin) -> Non
     again.wait_text("two")
 
 
-def test_a_worker_without_a_lock_is_tidied_up_after_once(
-    tmp_path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
+def test_sweep_recovers_a_dead_worker_once(
+    tmp_path: Path, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever finds it does it and removes its files; where that fails, it is tried again."""
-    worker = begin()
+    """A dead worker is recovered once and its files are removed; a failed recovery is repeated."""
+    worker = start_worker()
     run = tmp_path / "run"
     (run / "7-dead.lock").write_text("")
     sock = socket_folder(run) / "7-dead.sock"
@@ -229,41 +192,41 @@ def test_a_worker_without_a_lock_is_tidied_up_after_once(
     monkeypatch.undo()
     worker.membership.sweep()
     assert worker.died == ["7-dead", "8-dead"]
-    begin().membership.sweep()
+    start_worker().membership.sweep()
     assert worker.died == ["7-dead", "8-dead"]
 
 
-def test_an_owner_that_dies_while_it_tells_is_no_error(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
+def test_producer_that_dies_in_its_reply_is_no_error(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its readers have a generation that they can follow: what was saved of it comes later."""
-    owner, other = begin(), begin()
-    owner.start("a-stream", "text")
+    """If the producer dies during its reply, the reader gets a generation to follow."""
+    producer, other = start_worker(), start_worker()
+    producer.start("a-stream", "text")
     monkeypatch.setattr(workers, "send_events", lambda *said: None)
     monkeypatch.setattr(module, "send_events", lambda *said: None)
     assert other.service.get("a-stream", None).log.ended is None
 
 
-def test_who_takes_no_answer_keeps_no_stop_from_being_heard(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_peer_that_reads_no_reply_does_not_block_a_stop(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A worker that hangs while it is answered has the other's attention for a moment only."""
+    """A worker that does not read its reply blocks the producer for REPLY_WITHIN at most."""
     monkeypatch.setattr(bus, "REQUESTS_MAX", 1)
     monkeypatch.setattr(bus, "REPLY_WITHIN", 0.01)
-    owner, other = begin(), begin()
-    owner.start("a-stream", "x" * 2_000_000)
+    producer, other = start_worker(), start_worker()
+    producer.start("a-stream", "x" * 2_000_000)
     with socket.socket(socket.AF_UNIX) as hanging:
-        hanging.connect(str(socket_folder(tmp_path / "run") / f"{owner.membership.name}.sock"))
+        hanging.connect(str(socket_folder(tmp_path / "run") / f"{producer.membership.name}.sock"))
         Channel(hanging).send(msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False)))
         assert hanging.recv(1, socket.MSG_PEEK)
         assert other.service.stop("a-stream", None).status == "stopped"
 
 
-def test_text_is_whole_where_the_owners_log_is_not(begin: Begin) -> None:
-    """Events that its log has let go of are lost here too, their text is not."""
-    owner, other = begin(log_bytes=1024), begin()
+def test_remote_text_is_whole_after_the_log_dropped_events(start_worker: StartWorker) -> None:
+    """Events that the producer's log has dropped are lost for remote readers; the text is not."""
+    producer, other = start_worker(log_bytes=1024), start_worker()
     words = [f"{number} " for number in range(40)]
-    run, reply = owner.start("a-stream", *words)
+    run, reply = producer.start("a-stream", *words)
     remote = other.service.get("a-stream", None)
     assert remote.answer() == (40, "".join(words))
     assert remote.log.first == run.log.first > 1
@@ -275,10 +238,10 @@ def test_text_is_whole_where_the_owners_log_is_not(begin: Begin) -> None:
     assert remote.text(41) == run.text(41)
 
 
-def test_a_thought_that_is_told_late_is_one_elsewhere_too(begin: Begin) -> None:
-    """For a remote that was there, and for one to which the owner tells what is lost."""
-    owner, other = begin(log_bytes=3_000), begin()
-    run, reply = owner.start("a-stream", "Okay. ")
+def test_late_reasoning_end_applies_to_remote_generations(start_worker: StartWorker) -> None:
+    """A late end of reasoning applies to remote generations, also after the log dropped it."""
+    producer, other = start_worker(log_bytes=3_000), start_worker()
+    run, reply = producer.start("a-stream", "Okay. ")
     remote = other.service.get("a-stream", None)
     reader = Reader(remote)  # type: ignore[arg-type]
     reply.feed(Part((ReasoningEnd(), Content("Hello")), 1))
@@ -288,7 +251,7 @@ def test_a_thought_that_is_told_late_is_one_elsewhere_too(begin: Begin) -> None:
     for number in range(40):
         reply.feed(str(number))
         reader.wait_text("Okay. Hello" + "".join(map(str, range(number + 1))))
-    late = begin().service.get("a-stream", None)
+    late = start_worker().service.get("a-stream", None)
     assert run.log.first > 3
     assert late.answer()[1] == run.answer()[1] == "Hello" + "".join(map(str, range(40)))
     reply.end()
@@ -348,15 +311,18 @@ A, B, C = Content("a"), Content("b"), Content("c")
 DONE = Done("stop", METRICS)
 
 
-def test_a_connection_that_breaks_is_made_again_and_repeats_nothing() -> None:
-    """Each event once and in order, whatever is told twice."""
+def test_broken_connection_is_reopened_without_repeated_events() -> None:
+    """After a broken connection the reader gets each event once and in order."""
     source = Told([batch(1, A, B)], [], [batch(1, A, B, C)], [batch(3, C, DONE)])
     assert Reader(remote_of(source)).finish() == [(1, A), (2, B), (3, C), (4, DONE)]  # type: ignore[arg-type]
     assert source.asked == [0, 2, 2, 3]
 
 
-def test_what_was_saved_goes_on_where_the_owner_died() -> None:
-    """What was not seen yet comes first, then the end, which has a number far behind."""
+def test_reader_continues_from_the_store_after_the_producer_died() -> None:
+    """After the producer died, the reader gets the saved events, then the end.
+
+    The end has a number far behind theirs.
+    """
     lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
     source = Told([batch(1, A)])
     source.kept = saved([(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)])
@@ -369,8 +335,8 @@ def test_what_was_saved_goes_on_where_the_owner_died() -> None:
     assert remote.answer() == (3, "ab")
 
 
-def test_a_thought_that_the_owner_saved_before_it_died_is_one() -> None:
-    """What was seen here as an answer's text is none any more."""
+def test_saved_reasoning_end_applies_after_the_producer_died() -> None:
+    """A saved end of reasoning turns text that was read as the answer into reasoning."""
     lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
     source = Told([batch(1, A)])
     source.kept = saved([(1, A), (2, ReasoningEnd()), (3, B), (100_003, lost)])
@@ -379,8 +345,8 @@ def test_a_thought_that_the_owner_saved_before_it_died_is_one() -> None:
     assert remote.answer() == (3, "b")
 
 
-def test_text_that_was_seen_and_not_saved_is_not_kept() -> None:
-    """The answer is the one that the store has, so that it does not change with a reload."""
+def test_unsaved_text_is_dropped_after_the_producer_died() -> None:
+    """The final answer is the stored one, so that it does not change with a reload."""
     lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
     source = Told([batch(1, A, B, C)])
     source.kept = saved([(1, A), (100_001, lost)])
@@ -389,8 +355,10 @@ def test_text_that_was_seen_and_not_saved_is_not_kept() -> None:
     assert remote.answer() == (1, "a")
 
 
-def test_nobody_waits_for_ever_for_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nothing saved the readers are told that the answer was interrupted."""
+def test_unsaved_stream_of_a_dead_worker_ends_as_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the store has nothing of a dead worker's stream, readers get an interrupted error."""
     monkeypatch.setattr(module, "SAVED_WITHIN", 0.2)
     told = Reader(remote_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
     number, ended = told[-1]
@@ -399,8 +367,8 @@ def test_nobody_waits_for_ever_for_a_dead_worker(monkeypatch: pytest.MonkeyPatch
     assert (ended.error.code, ended.error.retryable) == ("interrupted", True)
 
 
-def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until somebody has ended it in the store, it is waited for."""
+def test_unfinished_stored_generation_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored generation without an end is awaited wait_until a worker has ended it."""
     source = Told([batch(1, A)])
     source.kept = Generation("a-stream", None, GapLog(1000, 1), started_at=now())
     reader = Reader(remote_of(source))  # type: ignore[arg-type]
@@ -409,8 +377,8 @@ def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.Monke
     assert [number for number, _ in reader.finish()] == [1, 2, 3]
 
 
-def test_the_log_of_a_remote_generation_is_a_log() -> None:
-    """It may begin anywhere, and a gap before its end is passed over, at its first event too."""
+def test_gap_log_starts_anywhere_and_skips_the_gap_before_its_end() -> None:
+    """A GapLog may start at any number, and skips the gap before its end."""
     log: EventLog = (made := GapLog(10_000, 5))
     assert (log.first, log.last, log.read(4)) == (5, 4, [])
     made.end_at(50, lambda: DONE)
@@ -432,10 +400,12 @@ def test_the_log_of_a_remote_generation_is_a_log() -> None:
     ],
     ids=["stop", "stop-all"],
 )
-def test_a_stop_reaches_a_worker_whose_queue_was_full(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch, press: Callable[[Worker, str], object]
+def test_stop_is_resent_to_a_worker_whose_queue_was_full(
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    press: Callable[[Worker, str], object],
 ) -> None:
-    """A Stop that a hanging worker could not be sent is sent again until it takes it."""
+    """A Stop that could not be sent to a hanging worker is sent again wait_until the worker takes it."""
     monkeypatch.setattr(bus, "REQUESTS_MAX", 1)
     monkeypatch.setattr(bus, "BACKLOG", 1)
     monkeypatch.setattr(workers, "STOP_WITHIN", 0.01)
@@ -449,9 +419,9 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
 
     with monkeypatch.context() as patch:
         patch.setattr(Workers, "_serve", hang)
-        owner = begin()
-    other = begin()
-    run, _ = owner.start("a-stream", "one ", owner="me")
+        producer = start_worker()
+    other = start_worker()
+    run, _ = producer.start("a-stream", "one ", owner="me")
     (name,) = other.bus.others
     with contextlib.ExitStack() as stack:
         full = False
@@ -464,15 +434,18 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
         go_on.set()
         wait_until(lambda: run.log.ended is not None)
         assert run.state == "cancelled"
-        later, _ = owner.start("another", "two ", owner="me", number=1)
+        later, _ = producer.start("another", "two ", owner="me", number=1)
         wait_until(lambda: not other.workers._undelivered)
         assert later.log.ended is None  # it began after the press
 
 
-def test_stops_for_a_worker_are_kept_for_a_time_and_bounded(
+def test_undelivered_stops_are_bounded_in_number_and_age(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The oldest go first; a worker that has gone, or that hangs for too long, is not waited for."""
+    """Undelivered Stops are dropped if they are too many or too old, the oldest first.
+
+    Those of a former worker are dropped too.
+    """
     monkeypatch.setattr(workers, "UNDELIVERED_MAX", 5)
     monkeypatch.setattr(workers, "STOPS_PER_REQUEST", 2)
     kept = UndeliveredStops()

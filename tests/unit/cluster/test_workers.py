@@ -1,6 +1,6 @@
-"""Several workers behave as one, whichever of them a request reaches; also while they come and go.
+"""Several workers behave as one, whichever of them a request reaches, while they come and go.
 
-Every test crosses workers: it starts a stream in one and does the rest through others.
+Each test starts a stream in one worker and does the rest through others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.scripted_upstream import ScriptedUpstream
 PAGE = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 FLOWING = "count?n=1000000&gap_ms=5"
 
-#: A phase: the model that goes there and stays, and the text that shows that it has arrived.
+#: A phase: a model that stays in it, and the text that shows that it is reached.
 PHASES = {
     "waiting for headers": ("silent_headers", ""),
     "waiting for the first token": ("silent_first_token", ""),
@@ -44,7 +44,7 @@ PHASES = {
 
 
 def crowd_of(workers: int, fake: FakeOpenAI, **settings: object) -> MultiWorkerHalt:
-    """A Halt with so many workers before this upstream."""
+    """A Halt with this many workers and this upstream."""
     env = {name: str(value) for name, value in settings.items()}
     return MultiWorkerHalt(
         workers, {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", **env}
@@ -53,25 +53,25 @@ def crowd_of(workers: int, fake: FakeOpenAI, **settings: object) -> MultiWorkerH
 
 @pytest.fixture(scope="module")
 def crowd(shared_fake: FakeOpenAI) -> Iterator[MultiWorkerHalt]:
-    """Four workers; no test here ends one of them."""
+    """Four workers; no test may end one of them."""
     server = crowd_of(4, shared_fake)
     yield server
     server.close()
 
 
 @pytest.fixture
-def mortals(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[MultiWorkerHalt]:
-    """Two workers of this test's own; its folder is `tmp_path`."""
+def small_crowd(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[MultiWorkerHalt]:
+    """Two workers that the test may end; their data folder is `tmp_path`."""
     server = crowd_of(2, shared_fake, HALT_DATA=tmp_path)
     yield server
     server.close()
 
 
 def started(client: Client, fake: FakeOpenAI, model: str, text: str = "") -> EventStream:
-    """Start a stream and wait until it is in its phase, as both ends see it."""
-    said = new_id()
-    events = client.chat(model, said).until_text(text)
-    request_record(fake, said)
+    """Start a stream; return once client and upstream have reached its phase."""
+    prompt = new_id()
+    events = client.chat(model, prompt).until_text(text)
+    request_record(fake, prompt)
     return events
 
 
@@ -79,25 +79,25 @@ def others(crowd: MultiWorkerHalt, worker: str) -> list[str]:
     return [name for name in crowd.names if name != worker]
 
 
-def taken(events: EventStream) -> list[tuple[str, str]]:
-    """Number and content of every event read so far."""
-    return [(m.id, m.data) for m in events.seen]
+def events_read(events: EventStream) -> list[tuple[str, str]]:
+    """Number and content of each event read so far."""
+    return [(message.id, message.data) for message in events.seen]
 
 
 # --- Stop -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_stop_through_every_worker_ends_stream_and_upstream_in_every_phase(
+def test_stop_through_any_worker_ends_stream_and_upstream_in_every_phase(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI, phase: str
 ) -> None:
-    """The receipt says stopped and closed, the reader is told, the provider sees the close."""
+    """The receipt says stopped and closed, the reader gets the end, the provider sees the close."""
     model, text = PHASES[phase]
     for number, stopper in enumerate(crowd.names):
-        said = new_id()
-        owner = crowd.client_of(others(crowd, stopper)[number % 3])
-        with owner.chat(model, said).until_text(text) as events:
-            record = request_record(shared_fake, said)
+        prompt = new_id()
+        producer = crowd.client_of(others(crowd, stopper)[number % 3])
+        with producer.chat(model, prompt).until_text(text) as events:
+            record = request_record(shared_fake, prompt)
             receipt = crowd.client_of(stopper).stop(events.id)
             assert receipt.status == 200
             assert receipt.json["status"] == "stopped"
@@ -111,149 +111,158 @@ def test_stop_through_every_worker_ends_stream_and_upstream_in_every_phase(
 def test_stop_before_the_start_holds_in_every_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """A tombstone that one worker was given ends the stream wherever it starts; nothing is sent."""
-    for stopper, owner in zip(crowd.names, (*crowd.names[1:], crowd.names[0]), strict=True):
-        stream_id, said = new_id(), new_id()
+    """A tombstone of one worker ends the stream in whichever starts it; no request is sent."""
+    for stopper, producer in zip(crowd.names, (*crowd.names[1:], crowd.names[0]), strict=True):
+        stream_id, prompt = new_id(), new_id()
         pending = crowd.client_of(stopper).stop(stream_id)
         assert (pending.status, pending.json["status"]) == (202, "pending")
-        with crowd.client_of(owner).chat(FLOWING, said, id=stream_id) as events:
+        with crowd.client_of(producer).chat(FLOWING, prompt, id=stream_id) as events:
             assert events.to_end().terminal["type"] == "cancelled"
-        assert said not in str([each.body for each in shared_fake.requests])
+        assert prompt not in str([record.body for record in shared_fake.requests])
 
 
-def test_a_worker_that_hangs_holds_up_no_stop_of_another_ones_stream(
-    mortals: MultiWorkerHalt, shared_fake: FakeOpenAI
+def test_hanging_worker_does_not_delay_stops_of_other_streams(
+    small_crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """One of them is held: the other still stops its own, and says of a third that it is pending."""
-    alive, held = mortals.names
-    client = mortals.client_of(alive)
+    """While one worker hangs, another stops its own stream.
+
+    A Stop of an unknown stream is pending.
+    """
+    alive, held = small_crowd.names
+    client = small_crowd.client_of(alive)
     stopper = client.connect()
-    asker = client.connect()
+    second = client.connect()
     events = started(client, shared_fake, FLOWING, "9 ")
     os.kill(worker_pid(held), SUSPEND)
     try:
         client.send(stopper, "POST", f"/stop/{events.id}")
         assert b'"status":"stopped","upstream":"closed"' in stopper.getresponse().read()
-        client.send(asker, "POST", f"/stop/{new_id()}")
-        assert b'"status":"pending"' in asker.getresponse().read()
+        client.send(second, "POST", f"/stop/{new_id()}")
+        assert b'"status":"pending"' in second.getresponse().read()
     finally:
         os.kill(worker_pid(held), RESUME)
     assert events.to_end().terminal["type"] == "cancelled"
     stopper.close()
-    asker.close()
+    second.close()
 
 
 class OneReply(Replies):
-    """One of the others has the stream that is asked for; another answer never comes."""
+    """Replies of which the first has the stream's receipt; the next one never comes."""
 
     def __init__(self, stream_id: str) -> None:
         super().__init__()
-        self._told = msgspec.msgpack.encode([Receipt(stream_id, "stopped", "closed", 0.1)])
+        self._receipts = msgspec.msgpack.encode([Receipt(stream_id, "stopped", "closed", 0.1)])
 
     def __iter__(self) -> Iterator[tuple[str, bytes, Channel]]:
-        yield "1-a", self._told, Channel.__new__(Channel)
-        pytest.fail("it waits for one that hangs")
+        yield "1-a", self._receipts, Channel.__new__(Channel)
+        pytest.fail("a further reply was awaited")
 
 
 class OneReplyBus(Bus):
-    """Others of whom one has a stream."""
+    """A bus to workers of which one has a stream."""
 
     def __init__(self, stream_id: str) -> None:
         super().__init__(Membership(Path("unused")))
-        self._others = OneReply(stream_id)
+        self._replies = OneReply(stream_id)
 
     def request(self, payload: bytes, timeout: float, only: str | None = None) -> Replies:
-        return self._others
+        return self._replies
 
 
-def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
-    """When all that were asked for are answered, no other worker is waited for."""
-    one = new_id()
+def test_stop_with_a_repeated_id_waits_for_no_further_worker() -> None:
+    """Once all requested streams have a receipt, no further worker is awaited."""
+    stream_id = new_id()
     config = Config(base_url="http://127.0.0.1:9/v1", api_key="fake")
     registry = StopRegistry()
-    workers = Workers(OneReplyBus(one), registry)
+    workers = Workers(OneReplyBus(stream_id), registry)
     service = GenerationService(config, ScriptedUpstream(), registry, other_workers=workers)
-    receipts = service.stop_many([(one, None), (one, 3)], None)
-    assert [each.status for each in receipts] == ["stopped", "stopped"]
+    receipts = service.stop_many([(stream_id, None), (stream_id, 3)], None)
+    assert [receipt.status for receipt in receipts] == ["stopped", "stopped"]
 
 
-def test_a_session_sees_and_stops_all_its_streams_through_any_worker(
+def test_session_lists_and_stops_its_streams_through_any_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """`GET /streams` and `POST /stop-all` mean the streams of every worker, and no stranger's."""
+    """`GET /streams` and `POST /stop-all` cover the session's streams of all workers alone."""
     visitor = crowd.client()
     visitor.get("/")
     with ExitStack() as stack:
-        mine = [
+        own_streams = [
             stack.enter_context(
                 started(crowd.client_of(name, like=visitor), shared_fake, FLOWING, "2 ")
             )
             for name in crowd.names
         ]
-        stranger = stack.enter_context(
+        other_stream = stack.enter_context(
             started(crowd.client_of(crowd.names[0]), shared_fake, "stall?n=2", "1 ")
         )
         last = crowd.client_of(crowd.names[-1], like=visitor)
         listed = last.get("/streams").json["streams"]
-        assert [each["id"] for each in listed] == [each.id for each in mine]
+        assert [stream["id"] for stream in listed] == [events.id for events in own_streams]
         receipts = last.post("/stop-all").json["stopped"]
-        assert {each["id"] for each in receipts} == {each.id for each in mine}
-        assert {each["upstream"] for each in receipts} == {"closed"}
-        for each in mine:
-            assert each.to_end().terminal["type"] == "cancelled"
-        assert crowd.client().stop(stranger.id).json["status"] == "stopped"
+        assert {receipt["id"] for receipt in receipts} == {events.id for events in own_streams}
+        assert {receipt["upstream"] for receipt in receipts} == {"closed"}
+        for events in own_streams:
+            assert events.to_end().terminal["type"] == "cancelled"
+        assert crowd.client().stop(other_stream.id).json["status"] == "stopped"
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-def test_every_worker_tells_every_event_once_and_in_order(
+def test_every_worker_sends_every_event_once_and_in_order(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """From the beginning and from the middle, while it runs and afterwards, through each worker."""
+    """Through each worker a reader gets every event once and in order.
+
+    Readers start at the beginning and in the middle, while the stream runs and after its end.
+    """
     with ExitStack() as stack:
-        owner = crowd.client_of(crowd.names[0])
-        first = stack.enter_context(started(owner, shared_fake, "count?n=400&gap_ms=2", "9 "))
+        producer = crowd.client_of(crowd.names[0])
+        prompt = new_id()
+        model = "count?n=400&gap_ms=2&hold=20"
+        first = stack.enter_context(producer.chat(model, prompt).until_text("9 "))
         readers = [
             (after, stack.enter_context(crowd.client_of(name).follow(first.id, after)))
             for name in crowd.names
             for after in (0, 5, 200)
         ]
-        told = taken(first.to_end())
-        assert [number for number, _ in told[:-1]] == [str(n) for n in range(1, len(told))]
+        request_record(shared_fake, prompt).release()  # every reader has its response's head
+        sent = events_read(first.to_end())
+        assert [number for number, _ in sent[:-1]] == [str(n) for n in range(1, len(sent))]
         for after, events in readers:
-            # On a busy machine tokens come together: fewer events than 200, and these readers
-            # have all of them but the end.
-            assert taken(events.to_end()) == told[min(after, len(told) - 1) :]
+            # On a busy machine tokens come together: there may be fewer events than 200. Such
+            # readers get the end alone.
+            assert events_read(events.to_end()) == sent[min(after, len(sent) - 1) :]
         for name in crowd.names:
             with crowd.client_of(name).follow(first.id, 7) as replay:
-                assert taken(replay.to_end()) == told[7:]
+                assert events_read(replay.to_end()) == sent[7:]
 
 
-def test_what_is_no_text_comes_through_as_well(
+def test_reasoning_and_tool_calls_are_read_through_another_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """Thoughts and tool calls are told by another worker exactly as by their own."""
-    owner, reader = crowd.names[:2]
+    """Another worker sends reasoning and tool calls exactly as the producer does."""
+    producer, reader = crowd.names[:2]
     for model in ("reasoning", "tools"):
         with (
-            started(crowd.client_of(owner), shared_fake, model) as events,
+            started(crowd.client_of(producer), shared_fake, model) as events,
             crowd.client_of(reader).follow(events.id) as other,
         ):
-            assert taken(other.to_end()) == taken(events.to_end())
+            assert events_read(other.to_end()) == events_read(events.to_end())
 
 
-def test_an_event_source_goes_on_through_another_worker(
+def test_event_source_reconnects_through_another_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """A reconnect finds its stream wherever it lands, and does not run the prompt again."""
-    owner, reader = crowd.names[:2]
-    said = new_id()
-    query = urlencode({"prompt": said, "model": "stall?n=5&rest=5", "on_disconnect": "continue"})
-    with crowd.client_of(owner).stream("GET", f"/stream?{query}") as events:
+    """A reconnect finds its stream in any worker and does not send the prompt again."""
+    producer, reader = crowd.names[:2]
+    prompt = new_id()
+    query = urlencode({"prompt": prompt, "model": "stall?n=5&rest=5", "on_disconnect": "continue"})
+    with crowd.client_of(producer).stream("GET", f"/stream?{query}") as events:
         events.until_text("4 ")
         last = events.seen[-1].id
-    record = request_record(shared_fake, said)
+    record = request_record(shared_fake, prompt)
     headers = {"Last-Event-ID": last}
     with crowd.client_of(reader).stream("GET", f"/stream?{query}", headers=headers) as again:
         record.release()
@@ -261,10 +270,10 @@ def test_an_event_source_goes_on_through_another_worker(
         assert again.text.split() == [str(n) for n in range(5, 10)]
 
 
-def test_a_stranger_cannot_read_a_sessions_stream_through_another_worker(
+def test_stream_of_a_session_is_hidden_from_others_in_every_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """404 for whoever is not the owner, in every worker alike."""
+    """In every worker, another session gets 404 for the stream and cannot stop it."""
     visitor = crowd.client()
     visitor.get("/")
     with started(
@@ -280,87 +289,92 @@ def test_a_stranger_cannot_read_a_sessions_stream_through_another_worker(
         )
 
 
-def test_an_id_belongs_to_one_stream_of_all_workers(
+def test_stream_id_in_use_is_refused_by_every_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """A second start with it is refused in every worker, also when the first is over."""
-    with started(crowd.client_of(crowd.names[0]), shared_fake, "count?n=3") as events:
+    """A second start with an ID is refused in every worker, during the first and after it."""
+    prompt = new_id()
+    with crowd.client_of(crowd.names[0]).chat("count?n=3&hold=1", prompt) as events:
+        record = request_record(shared_fake, prompt)
         for _ in range(2):
             for name in crowd.names:
                 with crowd.client_of(name).chat("count?n=3", id=events.id) as refused:
                     answer = refused.answer()
                     assert (answer.status, answer.error["code"]) == (409, "stream_in_use")
+            record.release()
             events.to_end()
 
 
 # --- the page -------------------------------------------------------------------------------------
 
 
-def test_the_page_is_served_by_any_worker(crowd: MultiWorkerHalt, shared_fake: FakeOpenAI) -> None:
-    """Its stream comes through one that does not own the answer; Stop shows it through a third."""
+def test_page_stream_and_stop_work_through_any_worker(
+    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+) -> None:
+    """The page's stream comes through a second worker, its Stop through a third."""
     visitor = crowd.client()
     visitor.get("/")
-    owner, reader, stopper = (crowd.client_of(name, like=visitor) for name in crowd.names[:3])
-    stream_id, said = new_id(), new_id()
-    form = urlencode({"prompt": said, "model": "stall?n=5", "id": stream_id}).encode()
+    producer, reader, stopper = (crowd.client_of(name, like=visitor) for name in crowd.names[:3])
+    stream_id, prompt = new_id(), new_id()
+    form = urlencode({"prompt": prompt, "model": "stall?n=5", "id": stream_id}).encode()
     path = f"/c/{new_id()}/messages"
-    assert owner.request("POST", path, form, PAGE).status == 200
-    request_record(shared_fake, said).wait_tokens(5)
+    assert producer.request("POST", path, form, PAGE).status == 200
+    request_record(shared_fake, prompt).wait_tokens(5)
     with reader.stream("GET", f"/streams/{stream_id}/page") as page:
-        shown = ""
-        while "4 " not in shown:
+        html = ""
+        while "4 " not in html:
             message = page.next()
             assert message is not None
-            shown += message.data
-        assert "hx-partial" in shown
+            html += message.data
+        assert "hx-partial" in html
         press = urlencode({"stream_id": stream_id, "shown": "1"}).encode()
         stopped = stopper.request("POST", "/stop", press, PAGE).body.decode()
         assert "0 1 2 3 4" in stopped
         assert "Stopped" in stopped
         rest = "".join(message.data for message in page)
         assert "Stopped" in rest
-    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
-def test_a_conversation_is_deleted_while_another_worker_writes_in_it(
+def test_deleting_a_conversation_stops_its_answer_in_another_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """Its answer is stopped there, and comes back with the conversation."""
+    """The answer is stopped in its producer, and is back when the deletion is undone."""
     visitor = crowd.client()
     visitor.get("/")
-    owner, other = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
-    said, place = new_id(), f"/c/{new_id()}"
-    form = urlencode({"prompt": said, "model": "stall?n=5"}).encode()
-    assert owner.request("POST", f"{place}/messages", form, PAGE).status == 200
-    record = request_record(shared_fake, said)
-    eventually(lambda: "3 4" in owner.get(place).body.decode())
+    producer, other = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
+    prompt, place = new_id(), f"/c/{new_id()}"
+    form = urlencode({"prompt": prompt, "model": "stall?n=5"}).encode()
+    assert producer.request("POST", f"{place}/messages", form, PAGE).status == 200
+    record = request_record(shared_fake, prompt)
+    eventually(lambda: "3 4" in producer.get(place).body.decode())
     assert "its answer stopped" in other.request("POST", f"{place}/delete", b"", PAGE).body.decode()
-    assert record.closed.wait(5)
+    assert record.closed.wait(RECORD_TIMEOUT)
     assert other.get(place).status == 404
     other.request("POST", f"{place}/undelete", b"", PAGE)
     eventually(lambda: 'data-state="stopped"' in other.get(place).body.decode())
     assert "3 4" in other.get(place).body.decode()
 
 
-def test_what_the_stopper_had_seen_is_what_every_worker_keeps(
+def test_stop_through_another_worker_cuts_the_answer_to_the_seen_text(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """The answer is cut to it also where another worker shows it."""
+    """A Stop cuts the answer to the seen text also where another worker renders it."""
     visitor = crowd.client()
     visitor.get("/")
-    owner, reader = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
-    with started(owner, shared_fake, FLOWING, "9 ") as events:
+    producer, reader = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
+    with started(producer, shared_fake, FLOWING, "9 ") as events:
         seen = events.seen[0]
         text = seen.json["content"].strip()
         press = {"stream_id": events.id, "shown": "1", "seen": seen.id}
-        shown = reader.request("POST", "/stop", urlencode(press).encode(), PAGE).body.decode()
-        assert f"<p>{text}</p>" in shown
+        html = reader.request("POST", "/stop", urlencode(press).encode(), PAGE).body.decode()
+        assert f"<p>{text}</p>" in html
 
 
-def test_a_sessions_page_streams_are_counted_over_all_workers(
+def test_page_streams_of_a_session_are_counted_over_all_workers(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """Beyond four, a page stream is brief, so that the browser can still press Stop."""
+    """Beyond four, a session's page stream is brief, so that the browser can still send a Stop."""
     visitor = crowd.client()
     visitor.get("/")
     names = cycle(crowd.names)
@@ -381,13 +395,13 @@ def test_a_sessions_page_streams_are_counted_over_all_workers(
 # --- WebSocket ------------------------------------------------------------------------------------
 
 
-def test_a_socket_follows_and_stops_what_another_worker_makes(
+def test_websocket_follows_and_stops_a_stream_of_another_worker(
     crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """All that a socket can do with a stream it can do through any worker."""
-    owner, other = crowd.names[:2]
+    """A WebSocket follows and stops a stream through a worker that is not its producer."""
+    producer, other = crowd.names[:2]
     with (
-        started(crowd.client_of(owner), shared_fake, FLOWING, "9 ") as events,
+        started(crowd.client_of(producer), shared_fake, FLOWING, "9 ") as events,
         crowd.websocket_of(other) as ws,
     ):
         ws.send(type="follow", id=events.id)
@@ -395,15 +409,15 @@ def test_a_socket_follows_and_stops_what_another_worker_makes(
         receipt = ws.stop(events.id)
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         ws.to_end(events.id)
-        told = taken(events.to_end())[:-1]
-        assert [str(number) for number, _ in ws.seen[events.id]] == [n for n, _ in told]
+        sent = events_read(events.to_end())[:-1]
+        assert [str(number) for number, _ in ws.seen[events.id]] == [n for n, _ in sent]
 
 
 # --- limits ---------------------------------------------------------------------------------------
 
 
-def test_limits_hold_over_all_workers(shared_fake: FakeOpenAI) -> None:
-    """The cap on open streams counts all workers' streams; a viewer in any of them is one."""
+def test_stream_limit_and_orphan_grace_hold_over_all_workers(shared_fake: FakeOpenAI) -> None:
+    """The limit counts open streams of all workers; a viewer in any of them counts as one."""
     server = crowd_of(2, shared_fake, HALT_MAX_STREAMS=3, HALT_ORPHAN_GRACE=1)
     try:
         one, two = map(server.client_of, server.names)
@@ -425,18 +439,18 @@ def _cap_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None:
         assert one.stop(open_streams[2].id).json["status"] == "stopped"
         with one.chat("count?n=3") as fits:
             assert fits.to_end().terminal["type"] == "done"
-        for each in open_streams[:2]:
-            two.stop(each.id)
+        for events in open_streams[:2]:
+            two.stop(events.id)
 
 
 def _grace_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None:
-    said = new_id()
-    first = one.chat("count?n=1000000&gap_ms=20", said).until_text("2 ")
+    prompt = new_id()
+    first = one.chat("count?n=1000000&gap_ms=20", prompt).until_text("2 ")
     stream_id = first.id
-    follower = two.follow(stream_id)
+    follower = two.follow(stream_id).until_text("2 ")  # it counts as a viewer
     first.close()
     follower.until_text("150 ")  # three times the grace after its first viewer has left
-    record = request_record(fake, said)
+    record = request_record(fake, prompt)
     assert not record.closed.is_set()
     follower.close()
     assert record.closed.wait(RECORD_TIMEOUT)
@@ -447,46 +461,51 @@ def _grace_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None
 # --- coming and going -----------------------------------------------------------------------------
 
 
-def test_readers_elsewhere_are_told_when_a_streams_worker_is_killed(
-    mortals: MultiWorkerHalt, shared_fake: FakeOpenAI, tmp_path: Path
+def test_killed_worker_ends_its_streams_and_frees_its_places(
+    small_crowd: MultiWorkerHalt, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """Nobody waits for ever; what it left behind is tidied up, and its places are free."""
-    victim, survivor = mortals.names
+    """Readers in other workers get an interrupted error when a stream's worker is killed.
+
+    The dead worker's files are removed, and its places are free.
+    """
+    victim, survivor = small_crowd.names
     with (
-        started(mortals.client_of(victim), shared_fake, FLOWING, "9 ") as events,
-        mortals.client_of(survivor).follow(events.id) as follower,
+        started(small_crowd.client_of(victim), shared_fake, FLOWING, "9 ") as events,
+        small_crowd.client_of(survivor).follow(events.id) as follower,
     ):
         follower.until_text("19 ")
         os.kill(worker_pid(victim), signal.SIGKILL)
         ended = follower.to_end().terminal
         assert (ended["type"], ended["error"]["code"]) == ("error", "interrupted")
         assert ended["error"]["retryable"] is True
-        numbers = [int(m.id) for m in follower.seen if m.id]
+        numbers = [int(message.id) for message in follower.seen if message.id]
         assert numbers == sorted(set(numbers))
     run = tmp_path / "run"
     eventually(lambda: not list(run.glob(f"{victim}.*")))
-    mortals.names = mortals.wait_workers(other_than=(victim,))
-    assert {each.stem for each in run.glob("*.lock")} == set(mortals.names)
-    assert mortals.client().get("/healthz").json["open_streams"] == 0
+    small_crowd.names = small_crowd.wait_workers(other_than=(victim,))
+    assert {path.stem for path in run.glob("*.lock")} == set(small_crowd.names)
+    assert small_crowd.client().get("/healthz").json["open_streams"] == 0
 
 
-def test_a_reload_in_mid_stream_hands_over(
-    mortals: MultiWorkerHalt, shared_fake: FakeOpenAI
+def test_reload_ends_running_streams_and_keeps_pending_stops(
+    small_crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """SIGHUP: streams end with a terminal event for readers of every worker; Stops are inherited."""
-    old = mortals.names
-    stopped, said = new_id(), new_id()
+    """After SIGHUP running streams end for all readers; new workers inherit pending Stops."""
+    old = small_crowd.names
+    stopped, prompt = new_id(), new_id()
     with (
-        started(mortals.client_of(old[0]), shared_fake, FLOWING, "9 ") as events,
-        mortals.client_of(old[1]).follow(events.id) as follower,
+        started(small_crowd.client_of(old[0]), shared_fake, FLOWING, "9 ") as events,
+        small_crowd.client_of(old[1]).follow(events.id) as follower,
     ):
         follower.until_text("9 ")
-        assert mortals.client().stop(stopped).json["status"] == "pending"
-        mortals.process.send_signal(signal.SIGHUP)
+        assert small_crowd.client().stop(stopped).json["status"] == "pending"
+        small_crowd.process.send_signal(signal.SIGHUP)
         assert events.to_end().terminal["type"] == "error"
-        assert taken(follower.to_end()) == taken(events)
-    mortals.names = mortals.wait_workers(other_than=old)
-    with mortals.client_of(mortals.names[0]).chat(FLOWING, said, id=stopped) as late:
+        assert events_read(follower.to_end()) == events_read(events)
+    small_crowd.names = small_crowd.wait_workers(other_than=old)
+    with small_crowd.client_of(small_crowd.names[0]).chat(FLOWING, prompt, id=stopped) as late:
         assert late.to_end().terminal["type"] == "cancelled"
-    with started(mortals.client_of(mortals.names[0]), shared_fake, FLOWING, "9 ") as events:
-        assert mortals.client_of(mortals.names[1]).stop(events.id).json["upstream"] == "closed"
+    with started(small_crowd.client_of(small_crowd.names[0]), shared_fake, FLOWING, "9 ") as events:
+        assert (
+            small_crowd.client_of(small_crowd.names[1]).stop(events.id).json["upstream"] == "closed"
+        )

@@ -1,4 +1,4 @@
-"""What Halt keeps in its folder is for its owner's eyes, and made once."""
+"""The data folder: private to its owner, and created once by concurrent starts."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_key_is_made_once_and_nobody_else_can_read_it(tmp_path: Path) -> None:
-    """The second start finds the first one's; folder and file are closed to others."""
+def test_secret_key_is_created_once_with_private_modes(tmp_path: Path) -> None:
+    """A later start reads the first one's key; folder and file are closed to other users."""
     folder = tmp_path / "new" / "halt"
     first = secret_key(folder)
     assert len(first) >= 32
@@ -51,7 +51,7 @@ def test_the_key_is_made_once_and_nobody_else_can_read_it(tmp_path: Path) -> Non
 
 @pytest.fixture
 def umask() -> Iterator[Callable[[int], None]]:
-    """Sets this process's umask, which processes that it starts have too, until the test's end."""
+    """Set the umask of this process and of processes that it starts, until the test's end."""
     before = os.umask(0o077)
 
     def set_umask(mask: int) -> None:
@@ -63,13 +63,13 @@ def umask() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder in which a socket's path is not too long."""
+    """A folder whose path is short enough for a socket's."""
     with tempfile.TemporaryDirectory(prefix="halt-") as folder:
         yield Path(folder)
 
 
 def open_to_others(folder: Path) -> list[tuple[str, str]]:
-    """What is not for its owner alone, folders above those in the given one included."""
+    """Return the paths below the folder that are not private, with their modes."""
     return [
         (str(path.relative_to(folder)), oct(mode(path)))
         for path in folder.rglob("*")
@@ -81,7 +81,7 @@ def open_to_others(folder: Path) -> list[tuple[str, str]]:
 def test_modes_do_not_depend_on_the_umask(
     tmp_path: Path, umask: Callable[[int], None], mask: int
 ) -> None:
-    """Folders with those above them, files and sockets are their owner's alone, and whole."""
+    """Folders, those above them, files and sockets are private whatever the umask is."""
     umask(mask)
     prepare(tmp_path / "one" / "two")
     os.close(open_private(tmp_path / "one" / "file", os.O_RDWR))
@@ -90,10 +90,10 @@ def test_modes_do_not_depend_on_the_umask(
     assert open_to_others(tmp_path) == []
 
 
-def test_a_socket_is_never_open_to_others(
+def test_bind_private_creates_the_socket_with_its_final_mode(
     tmp_path: Path, umask: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has its mode from the moment in which it is there, not from a moment later."""
+    """A socket has its private mode from its creation, not from a later chmod."""
     umask(0)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         monkeypatch.setattr(
@@ -104,14 +104,14 @@ def test_a_socket_is_never_open_to_others(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_keeps_everything_from_others(
+def test_server_keeps_its_whole_folder_private(
     start_halt: StartHalt,
     shared_fake: FakeOpenAI,
     short_path: Path,
     umask: Callable[[int], None],
     workers: int,
 ) -> None:
-    """With a loose umask too; what an earlier Halt left open is closed at the start."""
+    """Files stay private with a loose umask; those that an earlier Halt left open are closed."""
     folder = short_path / "halt"
     (folder / "run").mkdir(parents=True)
     (folder / "run").chmod(0o777)
@@ -120,9 +120,9 @@ def test_a_server_keeps_everything_from_others(
         (folder / name).chmod(0o666)
     secret_key(folder)
     (folder / "secret_key").chmod(0o644)
-    mine = folder / "mine.toml"
-    mine.write_text("")
-    mine.chmod(0o644)
+    own_file = folder / "mine.toml"
+    own_file.write_text("")
+    own_file.chmod(0o644)
     umask(0)
     server = start_halt(
         shared_fake, HALT_DATA=folder, HALT_RATE_ADDRESS="100/minute", WEB_CONCURRENCY=workers
@@ -132,25 +132,25 @@ def test_a_server_keeps_everything_from_others(
     )
     assert answer.status == 200
     eventually(lambda: len(list((folder / "run").glob("*.sock"))) == workers)
-    left = open_to_others(folder)
+    public = open_to_others(folder)
     assert {"halt.db", "rates.db", "run"} <= {path.name for path in folder.iterdir()}
     server.terminate()
     server.wait()
-    left += open_to_others(folder)
-    assert set(left) == {("mine.toml", "0o644")}  # not Halt's
+    public += open_to_others(folder)
+    assert set(public) == {("mine.toml", "0o644")}  # not Halt's
 
 
-def test_starters_at_once_agree_on_one_key(tmp_path: Path) -> None:
-    """Whoever comes first makes it; nobody reads half of it, and nothing else is left behind."""
+def test_concurrent_starts_agree_on_one_secret_key(tmp_path: Path) -> None:
+    """The first of several threads creates the key; no other reads half of it or leaves a file."""
     for number in range(50):
         folder = tmp_path / str(number)
         keys = together(*[partial(secret_key, folder)] * 4)
         assert len(set(keys)) == 1
-        assert [each.name for each in folder.iterdir()] == ["secret_key"]
+        assert [path.name for path in folder.iterdir()] == ["secret_key"]
 
 
-def test_a_key_that_cannot_be_one_is_a_clear_error(tmp_path: Path) -> None:
-    """The file is named, its content is not, and it is left as it is."""
+def test_invalid_secret_key_file_is_an_error_without_its_content(tmp_path: Path) -> None:
+    """The error names the file without its content, and the file stays as it is."""
     for content in (b"", b"short-key\n", b"\xff\xfe\x00"):
         (tmp_path / "secret_key").write_bytes(content)
         with pytest.raises(ConfigError) as caught:
@@ -160,8 +160,8 @@ def test_a_key_that_cannot_be_one_is_a_clear_error(tmp_path: Path) -> None:
         assert (tmp_path / "secret_key").read_bytes() == content
 
 
-def test_a_folder_has_a_mark_of_its_own(tmp_path: Path) -> None:
-    """It stays as it is; one that was damaged is a clear error."""
+def test_mark_of_a_folder_is_unique_and_permanent(tmp_path: Path) -> None:
+    """A folder's mark is its own and stays as it is; a damaged one is a clear error."""
     marks = together(*[partial(mark, tmp_path)] * 4)
     assert len(set(marks)) == 1
     assert mark(tmp_path / "other") not in marks
@@ -170,33 +170,33 @@ def test_a_folder_has_a_mark_of_its_own(tmp_path: Path) -> None:
         mark(tmp_path)
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
-    """One line that says which setting is wrong."""
+def test_data_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    """If the data folder cannot be created, the one line names HALT_DATA."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="HALT_DATA"):
         prepare(tmp_path / "file" / "halt")
 
 
-def test_sockets_are_elsewhere_where_their_path_would_be_too_long(tmp_path: Path) -> None:
-    """All workers of a data folder find the same place, and nobody else can look into it."""
+def test_sockets_of_a_long_path_are_in_a_private_temporary_folder(tmp_path: Path) -> None:
+    """If a socket's path would be too long, all workers use the same private folder."""
     run = run_folder(tmp_path)
     assert socket_folder(run_folder(Path("/tmp") / f"halt-test-{os.getpid()}")).name == "run"  # noqa: S108
     shutil.rmtree(f"/tmp/halt-test-{os.getpid()}")  # noqa: S108
     deep = run_folder(tmp_path / ("x" * 100))
-    found = socket_folder(deep)
+    folder = socket_folder(deep)
     try:
-        assert found not in {run, deep}
-        assert found == socket_folder(deep)
-        assert mode(found) == 0o700
-        found.chmod(0o755)
+        assert folder not in {run, deep}
+        assert folder == socket_folder(deep)
+        assert mode(folder) == 0o700
+        folder.chmod(0o755)
         with pytest.raises(ConfigError, match="halt-"):
             socket_folder(deep)
     finally:
-        found.rmdir()
+        folder.rmdir()
 
 
-def test_starters_at_once_agree_also_after_one_that_died_midway(tmp_path: Path) -> None:
-    """What a process left that ended while it made the key is gone on with, and tidied up."""
+def test_concurrent_starts_complete_a_key_that_was_left_unfinished(tmp_path: Path) -> None:
+    """What a start that died left of a key is completed and removed."""
     for number, left in enumerate(("whole", "empty", "over")):
         folder = tmp_path / str(number)
         (folder / "secret_key.first").mkdir(parents=True)
@@ -206,11 +206,11 @@ def test_starters_at_once_agree_also_after_one_that_died_midway(tmp_path: Path) 
             (folder / "secret_key").write_text("e" * 64 + "\n")
         (key,) = set(together(*[partial(secret_key, folder)] * 4))
         assert key == {"whole": "f" * 64, "over": "e" * 64}.get(left, key)
-        assert [each.name for each in folder.iterdir()] == ["secret_key"]
+        assert [path.name for path in folder.iterdir()] == ["secret_key"]
 
 
-def test_processes_at_once_agree_on_one_key(tmp_path: Path) -> None:
-    """As threads do; each finds a whole key at its first look."""
+def test_concurrent_processes_agree_on_one_secret_key(tmp_path: Path) -> None:
+    """Several processes that start at once read the same complete key."""
     code = (
         "import sys; from pathlib import Path; from halt.config.data_dir import secret_key\n"
         "sys.stdin.readline()\n"
@@ -230,19 +230,20 @@ def test_processes_at_once_agree_on_one_key(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    printed = {process.communicate(timeout=60)[0] for process in processes}
+    printed = {process.communicate(timeout=120)[0] for process in processes}
     assert len(printed) == 1
     assert len(printed.pop().split()) == 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [("link", "fsync", "chmod", "bind"), ("link", "flock")])
-def test_a_folder_that_cannot_do_everything_serves(
+def test_folder_without_links_modes_or_locks_still_serves(
     start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path, calls: tuple[str, ...]
 ) -> None:
-    """No hard links, modes or fsync (FAT), no Unix sockets, no locks (shares): two workers work.
+    """Two workers serve without hard links, modes, fsync, Unix sockets or locks.
 
-    Stop finds its stream in whichever worker it is, and the session's key is kept.
+    FAT and network shares lack them. Stop reaches its stream in either worker, and the session's
+    key is kept.
     """
     data = tmp_path / "data"
     server = start_halt(
@@ -264,8 +265,8 @@ def test_a_folder_that_cannot_do_everything_serves(
     assert (mode(data / "rates.db"), mode(data / "halt.db")) == (0o600, 0o600)
 
 
-def test_a_folder_that_cannot_do_enough_is_one_line(tmp_path: Path) -> None:
-    """Where the folder for temporary files has no sockets either, the line names what to set."""
+def test_folder_without_any_unix_sockets_is_refused_in_one_line(tmp_path: Path) -> None:
+    """If the temporary folder has no sockets either, the one line names the settings."""
     settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
     status, printed = refused_start(**settings, **failing_calls(tmp_path, "bind", inside=Path("/")))
     assert status == 1
@@ -278,8 +279,8 @@ def test_a_folder_that_cannot_do_enough_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["secret_key", "run"])
-def test_a_folder_with_something_in_the_way_is_one_line(tmp_path: Path, name: str) -> None:
-    """A file where a folder is to be, or the other way: the start ends with a line, no traceback."""
+def test_file_in_place_of_a_folder_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    """A file in place of a folder, or the reverse, ends the start in one line."""
     if name == "run":
         (tmp_path / name).write_text("")
     else:
@@ -293,7 +294,7 @@ def test_a_folder_with_something_in_the_way_is_one_line(tmp_path: Path, name: st
     assert str(tmp_path) in line
 
 
-def test_sqlite_without_shared_memory_keeps_its_usual_journal(
+def test_sqlite_without_shared_memory_uses_the_rollback_journal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Halt works without the write-ahead log, and its log says so once."""

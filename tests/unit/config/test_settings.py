@@ -1,7 +1,6 @@
-"""Every setting: its default, its bounds, and the one line with which a wrong value is refused.
+"""Every setting: its default, its bounds, and the one line that refuses a wrong value.
 
-The table of settings is read from `Config` itself, so that a new setting is tested, and has to be
-documented, from its first day.
+The settings are read from `Config`, so that a new one is tested, and must be in DEFAULTS, at once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from halt.config.settings import REFUSING_THREADS, Config, ConfigError
 
 
 class Setting(NamedTuple):
-    """What `Config` says of one setting."""
+    """One field of `Config`."""
 
     name: str
     env: str
@@ -39,7 +38,7 @@ NUMBERS = [s for s in SETTINGS if s.kind in {"int", "float"}]
 SWITCHES = [s for s in SETTINGS if s.kind == "bool"]
 PUBLIC = [s for s in SETTINGS if not s.doc.startswith("Internal")]
 
-#: The defaults, as they are promised. A change here is a change for users.
+#: The documented defaults. A change here is a change for users.
 DEFAULTS = {
     "HOST": "127.0.0.1",
     "PORT": 8000,
@@ -98,7 +97,7 @@ def name(setting: Setting) -> str:
 
 
 def refused(**environ: str) -> str:
-    """The message with which this environment is refused: one line."""
+    """Return the one line that refuses this environment."""
     with pytest.raises(ConfigError) as caught:
         load(environ)
     message = str(caught.value)
@@ -107,8 +106,8 @@ def refused(**environ: str) -> str:
     return message
 
 
-def test_the_defaults_are_those_that_were_promised() -> None:
-    """An empty environment gives the documented defaults, and no setting is left out here."""
+def test_empty_environment_gives_the_documented_defaults() -> None:
+    """An empty environment gives the documented defaults, and DEFAULTS has every setting."""
     config = load({})
     assert {s.env: s.default for s in PUBLIC} == DEFAULTS
     for setting in SETTINGS:
@@ -116,15 +115,15 @@ def test_the_defaults_are_those_that_were_promised() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=name)
-def test_an_empty_variable_is_an_unset_one(setting: Setting) -> None:
-    """`NAME=` in a shell or a compose file means the default, and so do blanks."""
+def test_empty_variable_counts_as_unset(setting: Setting) -> None:
+    """An empty or blank variable gives the default, as `NAME=` in a shell or compose file."""
     for raw in ("", "  "):
         assert getattr(load({setting.env: raw}), setting.name) == setting.default
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=name)
-def test_a_number_may_be_all_that_its_bounds_allow(setting: Setting) -> None:
-    """Both bounds are allowed values, blanks around them too."""
+def test_number_at_its_bounds_is_allowed(setting: Setting) -> None:
+    """Both bounds of a number are allowed values, also with blanks around them."""
     assert setting.low is not None
     assert setting.high is not None
     for bound in (setting.low, setting.high):
@@ -134,8 +133,8 @@ def test_a_number_may_be_all_that_its_bounds_allow(setting: Setting) -> None:
 
 @pytest.mark.parametrize("raw", ["beyond", "below", "many", "nan", "inf", "-inf", "1e999", "0x10"])
 @pytest.mark.parametrize("setting", NUMBERS, ids=name)
-def test_a_wrong_number_is_refused_in_one_line(setting: Setting, raw: str) -> None:
-    """The line names the variable, the value and the bounds."""
+def test_wrong_number_is_refused_in_one_line(setting: Setting, raw: str) -> None:
+    """The one line names the variable, the value and the bounds."""
     assert setting.low is not None
     assert setting.high is not None
     raw = {"beyond": str(int(setting.high) + 1), "below": str(int(setting.low) - 1)}.get(raw, raw)
@@ -145,8 +144,8 @@ def test_a_wrong_number_is_refused_in_one_line(setting: Setting, raw: str) -> No
 
 
 @pytest.mark.parametrize("setting", [s for s in NUMBERS if s.kind == "int"], ids=name)
-def test_a_whole_number_has_no_fraction(setting: Setting) -> None:
-    """Half a stream is refused rather than rounded."""
+def test_whole_number_with_a_fraction_is_refused(setting: Setting) -> None:
+    """A fraction of a whole number is refused rather than rounded."""
     assert "a whole number" in refused(**{setting.env: "1.5"})
 
 
@@ -155,14 +154,14 @@ def test_a_whole_number_has_no_fraction(setting: Setting) -> None:
     ("raw", "value"),
     [("1", True), ("true", True), ("YES", True), ("On", True), ("0", False), ("off", False)],
 )
-def test_a_switch_is_read_as_people_write_it(setting: Setting, raw: str, value: bool) -> None:
-    """1, true, yes, on and their opposites, in any case."""
+def test_switch_accepts_its_usual_spellings(setting: Setting, raw: str, value: bool) -> None:
+    """A switch accepts 1, true, yes, on and their opposites, in any case."""
     assert getattr(load({setting.env: raw}), setting.name) is value
 
 
 @pytest.mark.parametrize("setting", SWITCHES, ids=name)
-def test_anything_else_is_no_switch(setting: Setting) -> None:
-    """A typing error never turns a protection off: it is refused, and named."""
+def test_misspelt_switch_is_refused(setting: Setting) -> None:
+    """A misspelt switch never turns a protection off: the line names it."""
     message = refused(**{setting.env: "ture"})
     assert setting.env in message
     assert "'ture'" in message
@@ -183,16 +182,16 @@ def test_anything_else_is_no_switch(setting: Setting) -> None:
         "two\nlines",
     ],
 )
-def test_a_wrong_address_is_refused(url: str) -> None:
-    """The line names the variable, its value, and shows an address that would do."""
+def test_wrong_address_is_refused(url: str) -> None:
+    """The line names the variable and its value, and shows the form of an address."""
     message = refused(OPENAI_BASE_URL=url)
     assert f"OPENAI_BASE_URL={url!r}" in message
     assert "http(s)://HOST[:PORT]/PATH" in message
 
 
 @pytest.mark.parametrize("end", ["?key=hidden-word", "?", "#top"])
-def test_an_address_with_a_query_is_refused_and_not_quoted(end: str) -> None:
-    """Nothing could be put behind it; and it may hold a secret."""
+def test_address_with_a_query_is_refused_without_being_shown(end: str) -> None:
+    """An address with ? or # is refused, and not shown since it may hold a secret."""
     message = refused(OPENAI_BASE_URL=f"https://example.org/v1{end}")
     assert "OPENAI_BASE_URL holds a ? or a #" in message
     assert "hidden-word" not in message
@@ -201,25 +200,25 @@ def test_an_address_with_a_query_is_refused_and_not_quoted(end: str) -> None:
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:11434/v1", "https://api.example.org/v1", "http://[::1]:8080/v1"]
 )
-def test_an_address_is_taken_as_it_is(url: str) -> None:
+def test_valid_address_is_used_unchanged(url: str) -> None:
     """The address of the model's server is used unchanged."""
     assert load({"OPENAI_BASE_URL": url}).upstream_url == url
 
 
-@pytest.mark.parametrize(("env", "least"), [("HALT_TOKEN", 8), ("HALT_SECRET_KEY", 16)])
-def test_a_short_secret_is_refused_and_not_shown(env: str, least: int) -> None:
-    """A secret that can be guessed is refused; the line says how long it must be, not its text."""
-    message = refused(**{env: "x" * (least - 1)})
+@pytest.mark.parametrize(("env", "min_length"), [("HALT_TOKEN", 8), ("HALT_SECRET_KEY", 16)])
+def test_short_secret_is_refused_without_being_shown(env: str, min_length: int) -> None:
+    """A secret that can be guessed is refused; the line has the least length, not the text."""
+    message = refused(**{env: "x" * (min_length - 1)})
     assert env in message
-    assert str(least) in message
+    assert str(min_length) in message
     assert "xxx" not in message
-    load({env: "x" * least})
+    load({env: "x" * min_length})
 
 
 @pytest.mark.parametrize("env", ["OPENAI_API_KEY", "HALT_TOKEN"])
 @pytest.mark.parametrize("bad", ["two words", "a\nline", "schlüssel", "tab\there", "nul\0nul"])
-def test_a_secret_that_no_header_can_carry_is_refused(env: str, bad: str) -> None:
-    """A key that was pasted with a line break is refused at the start, and not repeated."""
+def test_secret_that_no_header_can_carry_is_refused(env: str, bad: str) -> None:
+    """A key with a line break, blank or non-ASCII character is refused and not shown."""
     message = refused(**{env: f"sk-{bad}-secret"})
     assert env in message
     assert "secret" not in message
@@ -227,8 +226,8 @@ def test_a_secret_that_no_header_can_carry_is_refused(env: str, bad: str) -> Non
 
 @pytest.mark.parametrize("env", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("bad", ["::::", "http://", "http://hush:pass@:99999", "http://hush host"])
-def test_a_proxy_that_has_no_address_is_refused_and_not_shown(env: str, bad: str) -> None:
-    """It would fail each request, long after the start; its address may hold a password."""
+def test_proxy_without_an_address_is_refused_without_being_shown(env: str, bad: str) -> None:
+    """A proxy without an address is refused at the start, and its password is not shown."""
     message = refused(**{env: bad})
     assert env in message
     assert "hush" not in message
@@ -236,16 +235,16 @@ def test_a_proxy_that_has_no_address_is_refused_and_not_shown(env: str, bad: str
         load({env: good})
 
 
-def test_a_system_prompt_that_leaves_no_room_is_refused() -> None:
-    """With it, every message on the page would be too long."""
+def test_system_prompt_that_fills_the_prompt_limit_is_refused() -> None:
+    """A system prompt that makes every message too long is refused."""
     message = refused(HALT_SYSTEM_PROMPT="x" * 20, HALT_MAX_PROMPT_CHARS="20")
     assert "HALT_SYSTEM_PROMPT" in message
     assert "HALT_MAX_PROMPT_CHARS=20" in message
     load({"HALT_SYSTEM_PROMPT": "x" * 20, "HALT_MAX_PROMPT_CHARS": "21"})
 
 
-def test_the_demo_model_alone_has_a_prompt_of_its_own() -> None:
-    """A server's model that answers beside it is not told to be brief."""
+def test_default_system_prompt_is_for_the_demo_model_alone() -> None:
+    """The demo model has a default system prompt; the model of another server has none."""
     demo = {"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1", "HALT_EMBEDDED_MODEL": "Smol"}
     assert load(demo).default_system_prompt("Smol").startswith("You are")
     assert load(demo).default_system_prompt("ollama/m") == ""
@@ -253,8 +252,8 @@ def test_the_demo_model_alone_has_a_prompt_of_its_own() -> None:
     assert load({"HALT_SYSTEM_PROMPT": "Be.", **demo}).default_system_prompt("Smol") == "Be."
 
 
-def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    """The line names the file and what is wrong with it."""
+def test_unreadable_certificates_are_refused(tmp_path: Path) -> None:
+    """The line names the file and its fault."""
     for name, reason in (("missing.pem", "No such file"), ("empty.pem", "no certificate")):
         path = tmp_path / name
         if name == "empty.pem":
@@ -264,22 +263,22 @@ def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         assert reason in message
 
 
-def test_secrets_do_not_show_in_the_configuration() -> None:
-    """Whoever prints or logs the configuration prints no key, token or secret."""
+def test_config_repr_hides_every_secret() -> None:
+    """A configuration in a log or on a screen shows no key, token or secret."""
     secrets = {s.env: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
-    shown = repr(load(secrets))
-    assert [word for word in secrets.values() if word in shown] == []
+    text = repr(load(secrets))
+    assert [secret for secret in secrets.values() if secret in text] == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])
-def test_this_machine_needs_no_token(host: str) -> None:
+def test_loopback_host_needs_no_token(host: str) -> None:
     """Listening on loopback needs neither token nor permission."""
     assert load({"HOST": host}).host == host
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "halt.example.org", "10.0.0.1"])
-def test_other_machines_need_a_token(host: str) -> None:
-    """An address that others reach is refused without a token; the line names both ways out."""
+def test_reachable_host_needs_a_token_or_permission(host: str) -> None:
+    """An address that others reach is refused without a token; the line names both settings."""
     message = refused(HOST=host)
     for fact in (repr(host), "HALT_TOKEN", "HALT_ALLOW_ANONYMOUS=1"):
         assert fact in message
@@ -302,8 +301,10 @@ def test_other_machines_need_a_token(host: str) -> None:
         ),
     ],
 )
-def test_where_the_requests_go(environ: dict[str, str], url: str | None, key: str) -> None:
-    """A key means OpenAI, an address that server, nothing the embedded model where there is one."""
+def test_upstream_follows_from_key_address_and_demo_model(
+    environ: dict[str, str], url: str | None, key: str
+) -> None:
+    """A key means OpenAI, an address its server; without either the demo model answers."""
     config = load(environ)
     assert config.upstream_url == (environ["HALT_EMBEDDED_URL"] if url is None else url)
     assert config.upstream_key == key
@@ -313,29 +314,29 @@ def test_where_the_requests_go(environ: dict[str, str], url: str | None, key: st
     assert config.has_demo is (url is None)
 
 
-def test_every_stream_has_a_thread_and_a_refusal_too() -> None:
-    """There are more threads for streams than places, so that one too many is refused at once."""
+def test_threads_exceed_the_stream_limit() -> None:
+    """There are more threads than streams, so that a stream beyond the limit is refused at once."""
     config = load({"HALT_MAX_STREAMS": "7"})
     assert config.threads == 7 + REFUSING_THREADS > 7
 
 
-def test_the_configuration_does_not_change() -> None:
-    """What was validated at the start stays as it was."""
+def test_config_is_frozen() -> None:
+    """A loaded configuration cannot be changed."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         load({}).port = 1  # type: ignore[misc]
 
 
-def test_published_settings_are_read_by_whoever_loads_next(
+def test_published_settings_are_loaded_by_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the master hands over is found by its workers in their environment."""
+    """Settings that the master publishes are in its workers' environment."""
     monkeypatch.setattr(os, "environ", {"PORT": "1234"})
     publish({"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1"})
     assert (load().embedded_url, load().port) == ("http://127.0.0.1:2/v1", 1234)
 
 
-def test_the_data_folder_is_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`~` means what it means in a shell; unset, it is the folder of the user's data."""
+def test_data_folder_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`~` is the home folder as in a shell; unset, the data folder is that of the user's data."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
@@ -357,6 +358,6 @@ def test_the_data_folder_is_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ("", False),
     ],
 )
-def test_openais_own_addresses_are_those_of_its_regions_too(url: str, expected: bool) -> None:
-    """They are asked in OpenAI's newer words from the first request on."""
+def test_is_openai_includes_regional_addresses(url: str, expected: bool) -> None:
+    """OpenAI's regional addresses count as OpenAI, which gets its newer field names."""
     assert is_openai(url) == expected

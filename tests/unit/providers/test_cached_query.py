@@ -32,8 +32,8 @@ def answer(asked: CachedQuery[str]) -> tuple[str | None, HaltError | None]:
     return asked.wait(asked.start() + WAIT_TIMEOUT, fresh=True)
 
 
-def test_a_question_is_asked_once_by_however_many() -> None:
-    """All who come while it is under way wait for the same answer."""
+def test_concurrent_callers_share_one_query() -> None:
+    """All callers during a running query wait for its answer."""
     asked: list[UpstreamConnection] = []
     go_on = threading.Event()
 
@@ -56,10 +56,10 @@ class Surprise(BaseException):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("surprise", [RuntimeError("oops"), Surprise()])
-def test_a_surprise_is_a_fault_at_once_and_the_next_question_is_asked(
+def test_unexpected_exception_is_an_internal_error_and_allows_the_next_query(
     surprise: BaseException,
 ) -> None:
-    """Nobody waits for an answer that can't come any more, and what was known is kept."""
+    """An unexpected exception wakes the callers with an error and keeps the last answer."""
     answers: list[str | BaseException] = ["first", surprise, "second"]
 
     def ask(connection: UpstreamConnection) -> str:
@@ -80,8 +80,8 @@ def test_a_surprise_is_a_fault_at_once_and_the_next_question_is_asked(
             thread.join()  # what it raised is reported here, and not in the next test
 
 
-def test_a_fault_is_kept_for_its_own_time() -> None:
-    """A server that refuses is not asked again at once."""
+def test_error_is_cached_for_fault_seconds() -> None:
+    """A server that refuses is not queried again at once."""
     asked: list[UpstreamConnection] = []
 
     def ask(connection: UpstreamConnection) -> str:
@@ -94,8 +94,8 @@ def test_a_fault_is_kept_for_its_own_time() -> None:
     assert [fault and fault.code for fault in faults] == ["unauthorized"] * 3
 
 
-def test_a_silent_server_has_a_limit() -> None:
-    """Its line is interrupted, and it counts as not to be reached."""
+def test_silent_server_is_interrupted_after_the_timeout() -> None:
+    """After `timeout` seconds the connection is interrupted; the server counts as unreachable."""
 
     def ask(connection: UpstreamConnection) -> str:
         limit = threading.Event()
@@ -108,8 +108,8 @@ def test_a_silent_server_has_a_limit() -> None:
     assert fault.code == "upstream_unreachable"
 
 
-def test_what_has_expired_is_asked_anew() -> None:
-    """Once; a question that is under way is not asked beside itself."""
+def test_expired_answer_is_queried_again_once() -> None:
+    """`expire` makes the next `start` run the query, except while one is running."""
     asked: list[UpstreamConnection] = []
     go_on = threading.Event()
 

@@ -47,21 +47,21 @@ class ByProvider(Offering):
         return [("one", self.models(connection)), ("two", []), ("three", ["c"])]
 
 
-def test_a_list_is_asked_for_once_and_kept() -> None:
-    """Many pages, one question."""
+def test_list_is_requested_once_and_cached() -> None:
+    """Five refreshes send one request."""
     offering = Offering(["a", "b"])
     found = Catalog(offering)
     assert [found.refresh() for _ in range(5)] == [[("", ["a", "b"])]] * 5
     assert offering.questions == 1
 
 
-def test_models_are_grouped_by_provider_where_there_are_several() -> None:
-    """A provider without models is no group."""
+def test_models_of_several_providers_are_grouped() -> None:
+    """Models are grouped by provider; a provider without models has no group."""
     assert Catalog(ByProvider(["a"])).refresh() == [("one", ["a"]), ("three", ["c"])]
 
 
-def test_a_silent_provider_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pages get nothing, later ones at once; and the list when it has come."""
+def test_silent_provider_is_awaited_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first page waits, later ones do not, and the list is shown once it has arrived."""
     monkeypatch.setattr(catalog, "PAGE_WAIT", 0.01)
     offering = Offering(["a"])
     offering.go_on.clear()
@@ -75,8 +75,8 @@ def test_a_silent_provider_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("fault", [UpstreamError("unauthorized"), RuntimeError("surprise")])
-def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -> None:
-    """And it does not take away what was known."""
+def test_failed_refresh_keeps_the_list_and_is_cached(fault: Exception) -> None:
+    """A failed request keeps the known list and is not repeated at once."""
     offering = Offering(["a"], fault, ["b"])
     found = Catalog(offering)
     assert found.refresh() == [("", ["a"])]
@@ -100,10 +100,10 @@ def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -
         (UpstreamError("upstream_refused"), False),
     ],
 )
-def test_a_server_without_a_list_is_told_from_one_that_fails(
+def test_has_no_list_is_true_for_permanent_faults_alone(
     answer: list[str] | Exception, none: bool
 ) -> None:
-    """Before anything is known, nothing is said."""
+    """A server without a list is distinguished from one that fails for now."""
     found = Catalog(Offering(answer))
     assert not found.has_no_list
     found.refresh()
@@ -113,10 +113,10 @@ def test_a_server_without_a_list_is_told_from_one_that_fails(
 @pytest.mark.parametrize(
     ("status", "none"), [(401, False), (500, False), (404, True)], ids=["key", "fault", "none"]
 )
-def test_the_picker_says_that_there_is_no_list_only_where_there_is_none(
+def test_model_menu_says_no_list_only_if_there_is_none(
     tmp_path: Path, status: int, none: bool
 ) -> None:
-    """A server that refuses the key or has a fault is not said to give no list of models."""
+    """After a refused key or a server fault the menu does not say that there is no list."""
 
     def refuse(peer: Peer) -> None:
         peer.request()
@@ -133,8 +133,8 @@ def test_the_picker_says_that_there_is_no_list_only_where_there_is_none(
     assert ("The server provides no list of models." in page) == none
 
 
-def test_names_that_cannot_be_sent_back_are_left_out() -> None:
-    """And no list fills a page without end."""
+def test_invalid_names_are_dropped_and_the_list_is_bounded() -> None:
+    """Names that no request may have are dropped; the menu has NAMES_MAX at most."""
     offering = Offering(["ok", "", "bad\nname", "x" * (NAME_MAX + 1), *map(str, range(5000))])
     ((_, names),) = Catalog(offering).refresh()
     assert names[:2] == ["ok", "0"]
@@ -142,8 +142,8 @@ def test_names_that_cannot_be_sent_back_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * (NAME_MAX + 1), "a\nb", "a\0"])
-def test_a_name_from_a_client_is_checked(name: str) -> None:
-    """The field at fault is named."""
+def test_valid_model_name_refuses_invalid_names(name: str) -> None:
+    """An invalid model name is a RequestError that names the field."""
     with pytest.raises(RequestError) as fault:
         valid_model_name(name)
     assert fault.value.field == "model"

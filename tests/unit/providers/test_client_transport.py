@@ -125,8 +125,8 @@ def fault_of(upstream: Provider, **more: Any) -> UpstreamError:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize("place", ["/b/v1/chat/completions", "{root}/b/v1/chat/completions"])
-def test_a_redirect_on_the_same_server_keeps_the_request(status: int, place: str) -> None:
-    """POST stays POST, with its body and its key."""
+def test_redirect_on_the_same_server_keeps_the_request(status: int, place: str) -> None:
+    """A redirected POST stays a POST with its body and its key."""
 
     def serve(_: str, path: str, __: dict[str, Any]) -> bytes:
         return answered() if path.startswith("/b/") else moved(status, place.format(root=root))
@@ -140,8 +140,8 @@ def test_a_redirect_on_the_same_server_keeps_the_request(status: int, place: str
     assert KEY.encode() in server.heads[1]
 
 
-def test_the_list_of_models_is_found_behind_a_redirect_too() -> None:
-    """303 included, as it leads to what is to be got."""
+def test_model_list_follows_redirects() -> None:
+    """The list of models is read through a redirect, also a 303."""
 
     def serve(_: str, path: str, __: dict[str, Any]) -> bytes:
         if path == "/v1/models":
@@ -154,8 +154,11 @@ def test_the_list_of_models_is_found_behind_a_redirect_too() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_the_key_goes_to_no_other_server(kind: str, status: int) -> None:
-    """Another port is another server. The message says where the address leads, without secrets."""
+def test_redirect_to_another_port_is_refused_without_the_key(kind: str, status: int) -> None:
+    """A redirect to another port is not followed.
+
+    The message names the target without its secrets.
+    """
     with (
         Server(lambda *_: answered()) as other,
         Server(lambda *_: moved(status, f"http://u:pw@127.0.0.1:{other.port}/x/v1?k=1")) as server,
@@ -170,8 +173,8 @@ def test_the_key_goes_to_no_other_server(kind: str, status: int) -> None:
     assert KEY not in fault.message
 
 
-def test_another_name_is_another_server() -> None:
-    """Whether both lead to the same machine is not known."""
+def test_redirect_to_another_host_name_is_refused() -> None:
+    """Another host name counts as another server, even on the same machine."""
     with (
         Server(lambda *_: moved(308, f"http://localhost:{server.port}/x")) as server,
         provider("openai", server.url) as upstream,
@@ -181,8 +184,8 @@ def test_another_name_is_another_server() -> None:
 
 
 @pytest.mark.parametrize("status", [302, 404])
-def test_a_key_that_stands_in_an_address_is_not_shown(status: int) -> None:
-    """Some gateways want it in the path, and some servers put it into a redirect."""
+def test_key_in_an_address_is_masked(status: int) -> None:
+    """A key in the path of an address or of a redirect is masked in the message."""
     with (
         Server(lambda *_: moved(status, f"http://127.0.0.1:9/{KEY}/v1")) as server,
         provider("openai", f"{server.root}/{KEY}/v1") as upstream,
@@ -195,8 +198,8 @@ def test_a_key_that_stands_in_an_address_is_not_shown(status: int) -> None:
 @pytest.mark.parametrize(
     "location", ["ftp://127.0.0.1/x", "http://[::bad/", "javascript:alert(1)", "https://"]
 )
-def test_a_redirect_to_nowhere_is_told(location: str) -> None:
-    """It is the address that is wrong, whatever stands in the header."""
+def test_redirect_to_an_invalid_address_is_endpoint_not_found(location: str) -> None:
+    """A redirect with an invalid Location is reported as a wrong address."""
     with (
         Server(lambda *_: moved(302, location)) as server,
         provider("openai", server.url) as upstream,
@@ -205,8 +208,8 @@ def test_a_redirect_to_nowhere_is_told(location: str) -> None:
     assert len(server.asked) == 1
 
 
-def test_a_circle_of_redirects_ends() -> None:
-    """After a few, and with words."""
+def test_redirect_loop_ends_with_an_error() -> None:
+    """A loop of redirects ends after a few, with a message."""
     with (
         Server(lambda *_: moved(302, "/v1/chat/completions")) as server,
         provider("openai", server.url) as upstream,
@@ -239,10 +242,8 @@ def test_a_circle_of_redirects_ends() -> None:
         ("azure", "/gate/openai/", "/gate/openai/deployments/m/chat/completions"),
     ],
 )
-def test_an_address_may_be_copied_with_the_path_of_a_request(
-    kind: str, given: str, path: str
-) -> None:
-    """What an API's page shows is the whole of it, and works."""
+def test_address_may_include_the_path_of_a_request(kind: str, given: str, path: str) -> None:
+    """An address copied with the path of a request works."""
     body = EVENTS if kind == "anthropic" else CHUNKS
     version = {"api_version": "1"} if kind == "azure" else {}
     with (
@@ -261,8 +262,10 @@ def test_an_address_may_be_copied_with_the_path_of_a_request(
         ("anthropic", "ANTHROPIC_BASE_URL", "/v1/messages"),
     ],
 )
-def test_a_wrong_address_is_named(kind: str, setting: str, path: str) -> None:
-    """A web server's 404 has the address that was asked and the setting, and blames no model."""
+def test_page_404_names_the_requested_url_and_the_setting(
+    kind: str, setting: str, path: str
+) -> None:
+    """A web server's 404 has the URL and the setting, and does not blame the model."""
     page = b"<html><head><title>404 Not Found</title></head></html>"
     version = {"api_version": "1"} if kind == "azure" else {}
     with (
@@ -298,16 +301,18 @@ def test_a_wrong_address_is_named(kind: str, setting: str, path: str) -> None:
         (response("200 OK", b"nonsense"), "upstream_invalid", ""),
     ],
 )
-def test_what_comes_in_place_of_a_list_is_told(reply: bytes, code: str, words: str) -> None:
-    """A server without a list needs HALT_MODEL; anything else is told in its words."""
+def test_response_without_a_list_is_reported_with_its_reason(
+    reply: bytes, code: str, words: str
+) -> None:
+    """Without a list the message names HALT_MODEL; any other fault has the server's words."""
     with Server(lambda *_: reply) as server, provider("openai", server.url) as upstream:
         with pytest.raises(UpstreamError) as caught:
             upstream.default_model(UpstreamConnection())
         assert (caught.value.code, words in caught.value.message) == (code, True)
 
 
-def test_a_list_is_read_whatever_its_label_says() -> None:
-    """text/html with JSON in it is JSON; the first model that holds a conversation answers."""
+def test_model_list_is_read_whatever_its_content_type_is() -> None:
+    """JSON labelled text/html is read; the first chat model is the default."""
     body = b'{"models":[{"name":"nomic-embed-text"},{"name":"a"}]}'
     reply = response("200 OK", body, b"Content-Type: text/html\r\n")
     with Server(lambda *_: reply) as server, provider("openai", server.url) as upstream:
@@ -331,8 +336,8 @@ def test_a_list_is_read_whatever_its_label_says() -> None:
         response("500 Oops", b"Boom 7 \xff", b"Content-Type: text/plain; charset=nope\r\n"),
     ],
 )
-def test_a_refusal_is_told_although_its_body_breaks(kind: str, reply: bytes) -> None:
-    """What has come of it is told, and its status counts; it is never a fault of Halt's."""
+def test_error_with_a_broken_body_keeps_its_status_and_words(kind: str, reply: bytes) -> None:
+    """The status and the readable part of a broken error body are reported."""
 
     def handle(peer: Peer) -> None:
         if peer.request():
@@ -361,8 +366,8 @@ REFUSALS = [
 @pytest.mark.parametrize("kind", ["openai", "azure"])
 @pytest.mark.parametrize("words", REFUSALS)
 @pytest.mark.parametrize("old", ["max_tokens", "max_completion_tokens"])
-def test_a_limit_goes_by_the_name_that_the_server_knows(kind: str, words: str, old: str) -> None:
-    """The refusal teaches it, once for each model; both names are known."""
+def test_token_limit_is_renamed_after_a_refusal(kind: str, words: str, old: str) -> None:
+    """After one refusal the other name of the token limit is sent, for each model."""
     new = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[old]
 
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
@@ -380,8 +385,8 @@ def test_a_limit_goes_by_the_name_that_the_server_knows(kind: str, words: str, o
     assert all("stream_options" in body for body in bodies)
 
 
-def test_several_options_are_learnt_in_one_go() -> None:
-    """One request for each that is refused, and then none more."""
+def test_several_refused_options_are_learnt_in_one_request() -> None:
+    """Each refused option costs one request, and none later."""
 
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
         for name in ("stream_options", "max_tokens"):
@@ -404,16 +409,16 @@ def test_several_options_are_learnt_in_one_go() -> None:
         "Unknown parameter: 'temperature'.",
     ],
 )
-def test_a_value_that_is_refused_is_told_at_once(words: str) -> None:
-    """The name is known: another one would only cost a request."""
+def test_refused_value_is_reported_without_a_second_request(words: str) -> None:
+    """A refused value of a known option is not sent again under another name."""
     with Server(lambda *_: refused(words)) as server, provider("openai", server.url) as upstream:
         fault = fault_of(upstream, max_tokens=300_000)
     assert len(server.asked) == 1
     assert words in fault.message
 
 
-def test_a_server_that_changes_its_mind_is_learnt_anew() -> None:
-    """What was refused once is tried again where the other name is refused."""
+def test_renamed_option_is_learnt_again() -> None:
+    """A name that was refused once is sent again if the other one is refused."""
     taken = "max_completion_tokens"
 
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
@@ -431,8 +436,8 @@ def test_a_server_that_changes_its_mind_is_learnt_anew() -> None:
     assert all(body.get("max_tokens") == 50 for _, _, body in server.asked[3:4])
 
 
-def test_a_server_that_refuses_both_names_is_asked_twice() -> None:
-    """It is told then, and not asked in a circle."""
+def test_option_refused_under_both_names_is_sent_twice_at_most() -> None:
+    """A server that refuses both names gets two requests, not a loop of them."""
 
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
         name = "max_tokens" if "max_tokens" in body else "max_completion_tokens"

@@ -33,11 +33,9 @@ from halt.providers.continuation_joiner import LEAD_MAX, WINDOW, ContinuationJoi
 from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
+from tests.support.embedded_master import Master
+from tests.support.provider_answers import KEY, Answer, read
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply
-from tests.unit.providers.test_embedded_model import Master, installed, running
-from tests.unit.providers.test_openai import KEY, Answer, read
-
-__all__ = ["installed", "running"]  # fixtures
 
 #: Texts as models write them, and as nobody writes them.
 WORDS = st.lists(
@@ -99,10 +97,8 @@ def in_pieces(draw: st.DrawFn, text: str) -> list[str]:
 
 @given(st.data(), broken())
 @example(None, ("a" * 50, "a" * 50))
-def test_a_model_that_repeats_the_last_words_leaves_no_seam(
-    data: Any, cut: tuple[str, str]
-) -> None:
-    """Wherever a text was cut and however the rest arrives, both are what the text was."""
+def test_repeated_last_words_leave_no_seam(data: Any, cut: tuple[str, str]) -> None:
+    """Any cut and any pieces of a repeat of the last words give the original text."""
     old, rest = cut
     visible = old.rstrip()
     new = last_words(visible) + old[len(visible) :] + rest
@@ -111,10 +107,8 @@ def test_a_model_that_repeats_the_last_words_leaves_no_seam(
 
 
 @given(st.data(), broken())
-def test_a_model_that_repeats_more_leaves_no_seam(
-    data: st.DataObject, cut: tuple[str, str]
-) -> None:
-    """It may begin its repeat earlier, where the words that it was asked for tell one place."""
+def test_longer_repeat_leaves_no_seam(data: st.DataObject, cut: tuple[str, str]) -> None:
+    """A repeat may begin before the last words, if these occur once in the window."""
     old, rest = cut
     visible = old.rstrip()
     tail = last_words(visible)
@@ -128,46 +122,46 @@ def test_a_model_that_repeats_more_leaves_no_seam(
 
 
 @given(st.data(), broken())
-def test_a_prefix_is_gone_on_with_without_a_seam(data: st.DataObject, cut: tuple[str, str]) -> None:
-    """A server is given the text without white space at its end, and gives it in its own part."""
+def test_continued_prefix_leaves_no_seam(data: st.DataObject, cut: tuple[str, str]) -> None:
+    """White space that was cut from the prefix is taken from the model's text."""
     old, rest = cut
     new = old[len(old.rstrip()) :] + rest
     assert joined(old, data.draw(in_pieces(new))) == old + rest
 
 
 @given(st.data(), broken())
-def test_a_server_may_give_the_prefix_again(data: st.DataObject, cut: tuple[str, str]) -> None:
-    """Mistral's answers begin with the prefix: it is not shown twice."""
+def test_echoed_prefix_is_shown_once(data: st.DataObject, cut: tuple[str, str]) -> None:
+    """A prefix that the model repeats, as Mistral's do, is shown once."""
     old, rest = cut
     assert joined(old, data.draw(in_pieces(old + rest)), echoes=True) == old + rest
 
 
 @given(broken(), st.text(max_size=400), st.booleans())
-def test_a_seam_loses_no_more_than_a_repeat(cut: tuple[str, str], new: str, repeats: bool) -> None:
-    """Whatever a model says, what is let through is an end of it, but for blanks put between."""
+def test_joiner_drops_nothing_but_a_repeat(cut: tuple[str, str], new: str, repeats: bool) -> None:
+    """The joined text is an end of the new text, with blanks between at most."""
     old, _ = cut
     shown = joined(old, [new], repeats=repeats)[len(old) :]
     assert new.endswith(shown.lstrip())
 
 
 @given(broken(), st.text("abc d\n", min_size=1, max_size=900))
-def test_little_is_held_back(cut: tuple[str, str], new: str) -> None:
-    """What is no repeat is let through within a few hundred characters."""
+def test_joiner_holds_back_a_few_hundred_characters(cut: tuple[str, str], new: str) -> None:
+    """Text that is no repeat is passed on within a few hundred characters."""
     seam = ContinuationJoiner(cut[0], repeats=True)
     shown = "".join(seam.feed(char) for char in new)
     assert len(new) - len(shown) <= WINDOW + LEAD_MAX + 200
 
 
-def test_a_long_answer_that_is_repeated_whole_is_not_shown_again() -> None:
-    """Nor is the time for it more than in proportion: a second repeat of all is new text."""
+def test_repeat_of_a_whole_long_answer_is_dropped() -> None:
+    """A repeat of a long answer is dropped in linear time."""
     old = "".join(f"{number} is a number, and so on.\n" for number in range(5_000)).rstrip()
     pieces = [(old + " The end.")[at : at + 4] for at in range(0, len(old) + 9, 4)]
     assert joined(old, pieces, repeats=True) == old + " The end."
     assert joined(old, pieces, echoes=True) == old + " The end."
 
 
-def test_a_long_answer_that_is_begun_anew_is_let_through() -> None:
-    """What only began like the old text is not lost."""
+def test_restart_of_a_long_answer_is_kept() -> None:
+    """Text that only begins like the old answer is kept."""
     old = "".join(f"{number} is a number, and so on.\n" for number in range(100)).rstrip()
     new = old[:2000] + "But no."
     pieces = [new[at : at + 4] for at in range(0, len(new), 4)]
@@ -208,8 +202,8 @@ def test_a_long_answer_that_is_begun_anew_is_let_through() -> None:
         ("Once there was a small cat", "Once there was a sm", "Once there was a small cat"),
     ],
 )  # fmt: skip
-def test_models_that_do_not_do_as_told(old: str, new: str, whole: str) -> None:
-    """Where there is no repeat as asked, the seam is the most likely one."""
+def test_joiner_guesses_the_seam_without_a_proper_repeat(old: str, new: str, whole: str) -> None:
+    """Without the requested repeat, the most likely seam is chosen."""
     assert joined(old, [new], repeats=True) == whole
     assert joined(old, list(new), repeats=True) == whole
 
@@ -230,23 +224,23 @@ def test_models_that_do_not_do_as_told(old: str, new: str, whole: str) -> None:
         ("A word \n", " \n ", "A word \n "),
     ],
 )
-def test_blanks_at_a_prefix(old: str, new: str, whole: str) -> None:
-    """White space is there once, as the model has it, and in no other place than shown before."""
+def test_white_space_at_a_prefix_occurs_once(old: str, new: str, whole: str) -> None:
+    """White space at a prefix occurs once, as in the model's text, where it was shown before."""
     assert joined(old, [new]) == whole
     assert joined(old, list(new)) == whole
 
 
 @given(TEXTS.map(str.rstrip).filter(bool))
-def test_the_last_words_tell_where_a_text_ends(text: str) -> None:
-    """They are its end, begin with something visible, and are no more than is needed."""
+def test_last_words_are_an_end_without_outer_blanks(text: str) -> None:
+    """`last_words` returns an end of the text without outer blanks, at most WINDOW long."""
     tail = last_words(text)
     assert text.endswith(tail)
     assert tail == tail.strip()
     assert len(tail) <= WINDOW
 
 
-def test_the_last_words_are_as_many_as_tell_one_place_from_another() -> None:
-    """A list of similar lines takes more of them than one would."""
+def test_last_words_are_unique_in_the_text() -> None:
+    """In a list of similar lines the last words are as long as they must be to be unique."""
     text = "".join(f"{number}. a line like all the others\n" for number in range(9)).rstrip()
     assert "8. a line" in last_words(text)
     assert text.count(last_words(text)) == 1
@@ -265,8 +259,8 @@ def reply() -> Iterator[ScriptedReply]:
 OLD = "Once there was a small cat"
 
 
-def test_pieces_that_are_held_back_are_counted_when_they_are_shown(reply: ScriptedReply) -> None:
-    """No token is lost to the figures, and none is shown before it counts."""
+def test_held_back_pieces_are_counted_when_shown(reply: ScriptedReply) -> None:
+    """Pieces that are held back count as soon as their text is shown."""
     told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("there was a ", "small cat", " that", " slept")
     parts = [told.read() for _ in range(4)]
@@ -274,8 +268,8 @@ def test_pieces_that_are_held_back_are_counted_when_they_are_shown(reply: Script
     assert [part.chunks for part in parts] == [0, 0, 3, 1]
 
 
-def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> None:
-    """Nothing is held back behind what follows it."""
+def test_reasoning_passes_and_calls_follow_held_back_text(reply: ScriptedReply) -> None:
+    """Reasoning is passed on at once; a call comes after the text that was held back."""
     told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     thought, call, fields = Reasoning("hm"), ToolCall("1", "add", "{}"), Extra({"citations": []})
     reply.feed(Part((thought, Content("Let me see"), fields), 2), Part((call,), 1, ended=True))
@@ -283,8 +277,8 @@ def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> N
     assert told.read().events == (Content(" Let me see"), call)
 
 
-def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -> None:
-    """The model thinks anew, and only the end of that is marked: the seam is behind it."""
+def test_seam_is_after_a_late_reasoning_end(reply: ScriptedReply) -> None:
+    """If only the end of new reasoning is marked, the seam is after that mark."""
     told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("I go on", Part((Content(" here."), ReasoningEnd(), Content("a small cat")), 3))
     reply.feed(" that", " slept")
@@ -294,8 +288,8 @@ def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -
     ]  # fmt: skip
 
 
-def test_text_before_a_fault_is_delivered_first(reply: ScriptedReply) -> None:
-    """What was held back when the server failed is shown, then the fault comes."""
+def test_held_back_text_comes_before_a_fault(reply: ScriptedReply) -> None:
+    """Text that was held back when the server failed comes before the fault."""
     told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("Well", UpstreamError("upstream_dropped"))
     assert told.read().events == ()
@@ -309,21 +303,21 @@ def test_text_before_a_fault_is_delivered_first(reply: ScriptedReply) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " \n\t "])
-def test_an_answer_without_text_is_not_gone_on_with(text: str) -> None:
-    """There is no last word to go on from."""
+def test_continuation_of_an_empty_answer_is_refused(text: str) -> None:
+    """An answer without visible text cannot be continued."""
     with pytest.raises(RequestError, match="no text"):
         continuation_request(ChatRequest(HI), text)
 
 
-def test_no_client_can_make_a_continuation() -> None:
-    """A last message of the assistant's that a client has sent is passed on as it is."""
+def test_last_assistant_message_of_a_client_is_no_continuation() -> None:
+    """A client's last assistant message is passed on as it is."""
     asked = ChatRequest([*HI, Message("assistant", "Once")])
     assert unfinished(asked) == ""
     assert unfinished(continuation_request(ChatRequest(HI), "Once ")) == "Once "
 
 
-def test_tools_in_a_continuation_make_one_turn_of_it() -> None:
-    """What was said before and behind the seam is one message when the results are told."""
+def test_tool_calls_in_a_continuation_join_one_assistant_message() -> None:
+    """Text before and after the seam is one message when tool results are sent."""
     call, back = ToolCall("1", "add", "{}"), {"content": "<think>", "reasoning": "Hm."}
     turn = ToolTurn("there", [call], back)
     told = merge_unfinished([*HI, Unfinished("Once", "Once"), turn])
@@ -406,17 +400,15 @@ def roles(record: Record) -> list[str]:
 
 @pytest.mark.parametrize("style", ["tail", "more", "all", "lead"])
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
-def test_every_provider_goes_on_by_instruction(make: Make, kind: Kind, style: str) -> None:
-    """The text goes on from its last word, whatever of it the model says again."""
+def test_every_provider_continues_by_instruction(make: Make, kind: Kind, style: str) -> None:
+    """The text continues after its last word, whatever part of it the model repeats."""
     upstream = make(kind, style, continues="instruction")
     for cut in CUTS:
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
 
 
-def test_an_instructed_model_is_told_the_answer_as_far_as_it_was_seen(
-    make: Make, tale: FakeOpenAI
-) -> None:
-    """The answer is the assistant's message, and the last words stand in the instruction."""
+def test_instruction_has_the_answer_and_its_last_words(make: Make, tale: FakeOpenAI) -> None:
+    """The answer is the assistant's message; the instruction quotes its last words."""
     rest_of(make(continues="instruction"), 60)
     record = completions(tale)[0]
     assert roles(record) == ["user", "assistant", "user"]
@@ -424,18 +416,18 @@ def test_an_instructed_model_is_told_the_answer_as_far_as_it_was_seen(
     assert last_words(TEXT[:60].rstrip()) in record.body["messages"][2]["content"]
 
 
-def test_a_model_that_repeats_nothing_goes_on_with_the_next_word(make: Make) -> None:
-    """The blank that it has left out is there."""
+def test_continuation_without_a_repeat_gets_a_blank(make: Make) -> None:
+    """If the model repeats nothing, the missing blank is added."""
     upstream = make(style="nothing", continues="instruction")
     for cut in (TEXT.index("*young*"), TEXT.index(" said")):
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
 
 
 @pytest.mark.parametrize("owner", ["llamacpp", "vllm"])
-def test_servers_that_go_on_with_a_prefix_are_known_by_their_list(
+def test_llamacpp_and_vllm_are_known_by_their_list_and_get_a_prefix(
     make: Make, tale: FakeOpenAI, owner: str
 ) -> None:
-    """The list is asked for once; the last message is the answer so far."""
+    """The list is requested once; the last message is the answer so far."""
     tale.owner = owner
     upstream = make()
     for cut in CUTS:
@@ -452,17 +444,17 @@ def test_servers_that_go_on_with_a_prefix_are_known_by_their_list(
     assert all("prefix" not in record.body["messages"][-1] for record in asked)
 
 
-def test_an_unknown_server_is_asked_in_words(make: Make, tale: FakeOpenAI) -> None:
-    """Many would take a last message of the assistant's for an answer that is over."""
+def test_unknown_server_is_continued_by_instruction(make: Make, tale: FakeOpenAI) -> None:
+    """Many servers would take a last assistant message for a finished answer."""
     rest_of(make(), 60)
     assert roles(completions(tale)[0]) == ["user", "assistant", "user"]
 
 
 @pytest.mark.parametrize("way", ["echoed", "flagged"])
-def test_mistral_and_deepseek_want_the_prefix_marked(
+def test_mistral_and_deepseek_get_a_marked_prefix(
     make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Mistral's answer begins with the prefix, DeepSeek's does not; neither is asked who it is."""
+    """Mistral's answer begins with the prefix, DeepSeek's does not; no list is requested."""
     monkeypatch.setattr(module, "HOSTS", {"127.0.0.1": way})
     told = make(style="echo" if way == "echoed" else "tail")
     for cut in CUTS:
@@ -471,10 +463,10 @@ def test_mistral_and_deepseek_want_the_prefix_marked(
     assert all(each.body["messages"][-1]["prefix"] is True for each in completions(tale))
 
 
-def test_deepseek_takes_a_prefix_at_another_address(
+def test_deepseek_prefix_goes_to_its_beta_address(
     make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only there; whatever else is asked goes to the address that was set."""
+    """Only a continuation goes to the beta address."""
     monkeypatch.setattr(module, "DEEPSEEK_BETA", tale.base_url)
     assert rest_of(make(base_url="https://api.deepseek.com/v1"), 60) == TEXT[60:]
     (record,) = tale.requests
@@ -482,10 +474,10 @@ def test_deepseek_takes_a_prefix_at_another_address(
 
 
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
-def test_a_model_that_refuses_a_prefix_is_asked_in_words_and_that_is_remembered(
+def test_refused_prefix_falls_back_to_instruction_for_later_requests(
     make: Make, tale: FakeOpenAI, kind: Kind
 ) -> None:
-    """One refusal is enough: the next continuation is asked by instruction at once."""
+    """After one refused prefix, later continuations use the instruction at once."""
     upstream = make(kind, "tail&refuse=1", continues="prefix")
     for cut in CUTS[:2]:
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
@@ -493,8 +485,8 @@ def test_a_model_that_refuses_a_prefix_is_asked_in_words_and_that_is_remembered(
     assert [roles(record) for record in completions(tale)] == [words[:2], words, words]
 
 
-def test_a_refusal_of_both_is_told_and_not_remembered(make: Make, tale: FakeOpenAI) -> None:
-    """Something else was wrong then; the next continuation begins with the prefix again."""
+def test_refusal_of_prefix_and_instruction_is_not_remembered(make: Make, tale: FakeOpenAI) -> None:
+    """If both are refused, the next continuation begins with the prefix again."""
     upstream = make(style="tail&refuse=2", continues="prefix")
     for _ in range(2):
         found = ask(upstream, continuation_request(ChatRequest(HI), TEXT[:60]))
@@ -516,10 +508,10 @@ def test_a_refusal_of_both_is_told_and_not_remembered(make: Make, tale: FakeOpen
         ("another", None, False),
     ],
 )
-def test_anthropics_models_are_asked_as_each_takes_it(
+def test_anthropic_prefix_depends_on_model_and_effort(
     make: Make, tale: FakeOpenAI, model: str, effort: str | None, prefixed: bool
 ) -> None:
-    """The older ones go on with a prefix, without white space at its end, while not thinking."""
+    """Older models without thinking get a prefix, without white space at its end."""
     upstream = make("anthropic", default_model=model)
     ask(upstream, continuation_request(ChatRequest(HI, reasoning_effort=effort), "Once \n"))
     asked = completions(tale)[0].body["messages"]
@@ -527,8 +519,8 @@ def test_anthropics_models_are_asked_as_each_takes_it(
     assert asked[1]["content"] == [{"type": "text", "text": "Once"}]
 
 
-def test_a_stopped_run_goes_on_as_one_text(tale: FakeOpenAI, make: Make) -> None:
-    """Stop, go on, stop, go on: what the reader saw grows to the text, each word once."""
+def test_stopped_run_continues_to_the_whole_text(tale: FakeOpenAI, make: Make) -> None:
+    """A run that is stopped and continued gives the whole text, each word once."""
     config = Config(base_url=tale.base_url, api_key=KEY)
     generations = GenerationService(config, make(style="tail&first=40"), StopRegistry())
     run = generations.start(ChatRequest(HI))
@@ -546,8 +538,8 @@ def test_a_stopped_run_goes_on_as_one_text(tale: FakeOpenAI, make: Make) -> None
     generations.close()
 
 
-def test_the_demo_model_goes_on_with_its_answer(running: Master) -> None:
-    """The embedded model's server is known by its list and goes on in the same message."""
+def test_demo_model_continues_its_answer(running: Master) -> None:
+    """The embedded model's server is known by its list and continues the message."""
     settings = ProviderSettings(
         name="demo", kind="openai", base_url=running.base_url, key=running.key
     )
@@ -561,8 +553,10 @@ def test_the_demo_model_goes_on_with_its_answer(running: Master) -> None:
     assert json.dumps(text + found.text)  # whole characters only
 
 
-def test_the_line_is_one_for_all_that_a_continuation_asks(make: Make, tale: FakeOpenAI) -> None:
-    """The list of models, a refusal and the second way: an interrupt ends each of them."""
+def test_interrupted_connection_sends_no_request_of_a_continuation(
+    make: Make, tale: FakeOpenAI
+) -> None:
+    """The list, a refused prefix and the second way share the run's connection."""
     tale.owner = "llamacpp"
     connection = UpstreamConnection()
     connection.interrupt()

@@ -68,15 +68,15 @@ def run(pieces: Iterable[bytes], *, end: bool = True) -> Outcome:
     return out
 
 
-def test_an_ordinary_answer() -> None:
-    """Role chunk, text, finish reason, usage, [DONE]: text, count and facts come out."""
+def test_ordinary_stream_gives_text_count_and_facts() -> None:
+    """Role chunk, text, finish reason, usage and [DONE] give text, count and facts."""
     stream = data(say("")) + data(say("Hel")) + data(say("lo")) + FINISH + REPORT + DONE
     assert run([stream], end=False) == Outcome("Hello", 2, True, None, ("stop", USAGE, "m-1"))
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
-def test_each_line_end_that_the_rules_allow(end: bytes) -> None:
-    """LF, CRLF and CR end a line, also mixed, also when every byte comes alone."""
+def test_every_line_end_of_the_specification_is_read(end: bytes) -> None:
+    """LF, CRLF and CR end a line, also mixed, also in single bytes."""
     stream = data(say("one "), end) + data(say("two "), b"\n") + data(say("three"), end)
     stream += data(say(finish_reason="stop"), end) + data(b"[DONE]", end)
     whole, split = run([stream]), run(stream[i : i + 1] for i in range(len(stream)))
@@ -102,14 +102,14 @@ WHATWG = [
 
 @pytest.mark.parametrize("template", WHATWG)
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
-def test_the_examples_of_the_specification(template: bytes, end: bytes) -> None:
+def test_examples_of_the_specification_keep_their_text(template: bytes, end: bytes) -> None:
     """Comments, IDs, names, unknown fields and blocks without data change no text."""
     stream = template % tuple(say(word) for word in ("a", "b", "c", "d"))
     outcome = run([stream.replace(b"\n", end) + FINISH + DONE])
     assert (outcome.text, outcome.fault) == ("abcd", None)
 
 
-def test_data_in_several_lines_is_one_event() -> None:
+def test_data_lines_of_one_event_are_joined() -> None:
     """The `data` lines of one event are joined by line breaks, with or without a space."""
     lines = json.dumps(json.loads(say("joined")), indent=1).encode().split(b"\n")
     spaced = b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
@@ -118,18 +118,18 @@ def test_data_in_several_lines_is_one_event() -> None:
 
 
 def test_only_one_leading_space_belongs_to_the_framing() -> None:
-    """`data:` followed by JSON that itself begins with spaces is still that JSON."""
+    """JSON that begins with spaces after `data:` is read."""
     assert run([b"data:    " + say("x") + b"\n\n" + DONE]).text == "x"
 
 
-def test_an_event_that_is_not_finished_is_not_delivered() -> None:
-    """Data without the empty line that ends it is discarded, as the rules want it."""
+def test_unfinished_event_is_discarded() -> None:
+    """Data without the empty line that ends it is discarded, as the specification requires."""
     outcome = run([data(say("kept")) + FINISH + b"data: " + say(" lost") + b"\n"])
     assert (outcome.text, outcome.fault) == ("kept", None)
 
 
-def test_a_byte_order_mark_at_the_beginning_is_passed_over() -> None:
-    """One BOM before the first line belongs to the encoding; the first event is not lost."""
+def test_byte_order_mark_at_the_beginning_is_skipped() -> None:
+    """One BOM before the first line is skipped, and the first event is read."""
     stream = b"\xef\xbb\xbf" + data(say("first")) + FINISH + DONE
     assert run([stream]).text == "first"
     assert run(stream[i : i + 1] for i in range(len(stream))).text == "first"
@@ -146,8 +146,10 @@ LINE_ENDS = (b"\n", b"\r\n", b"\r")
 )
 @example(words=[WIDE], ends=[b"\n"] * 8, cuts=list(range(10_000)))
 @example(words=["a", "b"], ends=[b"\r\n"] * 8, cuts=list(range(10_000)))
-def test_no_cut_changes_the_answer(words: list[str], ends: list[bytes], cuts: list[int]) -> None:
-    """However the network cuts the bytes, within characters too, the outcome is the same."""
+def test_stream_is_the_same_in_any_cut(
+    words: list[str], ends: list[bytes], cuts: list[int]
+) -> None:
+    """Any cut of the bytes, within characters too, gives the same outcome."""
     # A bare CR directly before an LF would read as one CRLF, so only one kind follows another CR.
     kinds = ends if b"\r" not in ends else [b"\r"] * 8
     stream = b"".join(data(say(word), end) for word, end in zip(words, kinds, strict=False))
@@ -160,25 +162,25 @@ def test_no_cut_changes_the_answer(words: list[str], ends: list[bytes], cuts: li
 
 
 @pytest.mark.parametrize("form", [b"data: [DONE]", b"data:[DONE]", b"data: [DONE] "])
-def test_the_forms_of_done(form: bytes) -> None:
-    """[DONE] ends the answer, with and without the space; nothing behind it is read."""
+def test_done_ends_the_answer_in_any_form(form: bytes) -> None:
+    """[DONE] ends the answer, with and without the space; nothing after it is read."""
     outcome = run([data(say("a")) + FINISH + form + b"\n\n" + data(say("never"))], end=False)
     assert (outcome.text, outcome.ended) == ("a", True)
 
 
-def test_done_without_a_finish_reason_is_an_end_without_a_reason() -> None:
-    """[DONE] says that the answer is complete; no reason is made up for it."""
+def test_done_without_a_finish_reason_ends_without_a_reason() -> None:
+    """[DONE] completes the answer; no reason is invented for it."""
     outcome = run([data(say("a")) + DONE], end=False)
     assert (outcome.ended, outcome.fault, outcome.facts[0]) == (True, None, None)
 
 
-def test_a_finish_reason_without_done_is_an_end() -> None:
-    """A server that closes behind its finish reason has finished, with [DONE] or without."""
+def test_finish_reason_without_done_ends_the_answer() -> None:
+    """A body that ends after its finish reason is complete, with [DONE] or without."""
     outcome = run([data(say("a")) + FINISH])
     assert (outcome.text, outcome.ended, outcome.fault) == ("a", True, None)
 
 
-def test_an_end_without_either_is_incomplete() -> None:
+def test_body_without_done_or_finish_reason_is_incomplete() -> None:
     """A body that ends in the middle of an answer is a fault; the text before it stays."""
     outcome = run([data(say("a"))])
     assert (outcome.text, outcome.fault) == ("a", "upstream_incomplete")
@@ -196,8 +198,8 @@ def test_an_end_without_either_is_incomplete() -> None:
         (b'data: {"error": {"type": "exceed_context_size_error"}}\n\n', "context_too_long"),
     ],
 )
-def test_text_before_a_fault_is_delivered_and_the_fault_comes_next(bad: bytes, code: str) -> None:
-    """What the model wrote is shown even when garbage or an error follows in the same bytes."""
+def test_text_before_a_fault_is_delivered_before_it(bad: bytes, code: str) -> None:
+    """Text is delivered even if garbage or an error follows in the same bytes."""
     decoder = ChatDecoder()
     part = decoder.feed(data(say("kept")) + bad + data(say("never")))
     assert (part.text, part.ended) == ("kept", False)
@@ -209,8 +211,8 @@ def test_text_before_a_fault_is_delivered_and_the_fault_comes_next(bad: bytes, c
     assert run([bad]).fault == code
 
 
-def test_an_error_object_is_quoted() -> None:
-    """The user learns what the server said, shortened to a sentence or two."""
+def test_message_of_an_error_object_is_quoted_and_shortened() -> None:
+    """The message has the server's words, shortened to 500 characters."""
     decoder = ChatDecoder()
     with pytest.raises(UpstreamError) as caught:
         decoder.feed(b'data: {"error": {"message": "%b"}}\n\n' % (b"Boom. " * 500))
@@ -219,8 +221,8 @@ def test_an_error_object_is_quoted() -> None:
 
 
 @pytest.mark.parametrize("error", [b"null", b"{}", b'""'])
-def test_an_empty_error_member_is_no_error(error: bytes) -> None:
-    """Servers that put `"error": null` into every chunk are understood."""
+def test_empty_error_member_is_no_error(error: bytes) -> None:
+    """A chunk with an empty or null `error` is read as a chunk."""
     chunk = b'data: {"error": %b, "choices": [{"delta": {"content": "ok"}}]}\n\n' % error
     assert run([chunk + DONE]).text == "ok"
 
@@ -238,29 +240,29 @@ def test_an_empty_error_member_is_no_error(error: bytes) -> None:
         b'{"choices": [{"index": 1, "delta": {"content": "another"}, "finish_reason": "stop"}]}',
     ],
 )
-def test_chunks_without_text_of_ours_are_passed_over(chunk: bytes) -> None:
+def test_chunks_without_text_of_the_first_choice_add_nothing(chunk: bytes) -> None:
     """Empty choices, reasoning, tools and a second choice add no text and end nothing."""
     outcome = run([data(chunk) + data(say("x"))], end=False)
     assert (outcome.text, outcome.ended, outcome.facts[0]) == ("x", False, None)
 
 
 @pytest.mark.parametrize("line", [b"data: ", b"nothing that ends ", b": "])
-def test_a_line_that_never_ends_is_refused(line: bytes) -> None:
-    """Memory for one event is bounded: an endless line becomes an invalid stream."""
+def test_endless_line_is_refused_after_line_max(line: bytes) -> None:
+    """An endless line is an invalid stream, so that memory is bounded."""
     outcome = run([line, *[b"a" * 65_536] * (LINE_MAX // 65_536 + 2)])
     assert outcome.fault == "upstream_invalid"
 
 
 @pytest.mark.parametrize("line", [b"data: aaaaaaa\n", b"data:\n"], ids=["full", "empty"])
-def test_an_event_that_never_ends_is_refused(line: bytes) -> None:
-    """The same for an event of endlessly many lines, and also when its lines are empty."""
+def test_endless_event_is_refused(line: bytes) -> None:
+    """An event of endless lines is an invalid stream, also if its lines are empty."""
     piece = line * (65_536 // len(line))
     outcome = run([piece] * (4 * LINE_MAX // 65_536), end=False)
     assert outcome.fault == "upstream_invalid"
 
 
-def test_a_long_event_below_the_limit_is_read() -> None:
-    """A piece of half a megabyte is unusual, and an answer like any other."""
+def test_long_event_below_the_limit_is_read() -> None:
+    """An event of half of LINE_MAX is read as any other."""
     text = "x" * (LINE_MAX // 2)
     stream = data(say(text)) + DONE
     pieces = [stream[i : i + 65_536] for i in range(0, len(stream), 65_536)]

@@ -41,9 +41,9 @@ from tests.support.model_servers import (
     listing,
     models,
 )
+from tests.support.provider_answers import ask, closed_port, refused
 from tests.support.raw_server import Peer, RawServer
 from tests.support.waiting import BackgroundCall
-from tests.unit.providers.test_openai import ask, closed_port, refused
 
 Serve = Callable[..., RawServer]
 

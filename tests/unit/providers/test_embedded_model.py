@@ -3,10 +3,7 @@
 Needs requirements-demo.txt; where that is not installed these tests fail and say so.
 """
 
-import contextlib
-import json
 import os
-import queue
 import re
 import signal
 import subprocess
@@ -26,116 +23,9 @@ from openai.types.chat import ChatCompletionChunk
 from halt.config.providers import DEMO_EXTRA
 from halt.core.opening import DEMO_READY_LIMIT
 from halt.providers import embedded_model
-
-ROOT = Path(__file__).parents[3]
-LIMIT = 8.0  # seconds any one thing may take here
-
-# A gunicorn master in small: launches, forks a worker, and closes when its standard input ends.
-MASTER = """
-import json, os, signal, sys, threading
-import halt.providers.embedded_model as embedded
-
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-supervisor = embedded.launch()
-threads = threading.active_count()
-worker = os.fork()
-if worker == 0:
-    supervisor.close_inherited_pipe()
-    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # lets the test see the end of stderr
-    signal.pause()
-print(json.dumps({
-    "base_url": supervisor.embedded.base_url, "key": supervisor.embedded.api_key,
-    "supervisor": supervisor._process.pid, "worker": worker, "threads": threads,
-}), flush=True)
-sys.stdin.read()
-supervisor.close()
-supervisor.close()
-"""
-
-
-class Master:
-    """A running MASTER, the facts it told, and the lines that it and its children log."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", MASTER],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        assert self.process.stdout is not None
-        facts = json.loads(self.process.stdout.readline())
-        self.base_url: str = facts["base_url"]
-        self.key: str = facts["key"]
-        self.supervisor: int = facts["supervisor"]
-        self.worker: int = facts["worker"]
-        self.threads: int = facts["threads"]
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as stderr:
-            for line in stderr:
-                self._lines.put(line)
-        self._lines.put("")
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first line not read yet that matches; `\\Z` alone: nobody is left to write one."""
-        deadline = time.monotonic() + LIMIT
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                pytest.fail(f"no line {pattern!r} in {LIMIT} s, but {self.log}")
-            self.log.append(line)
-            if match := re.match(pattern, line):
-                return match
-            if not line:
-                pytest.fail(f"all processes left before a line {pattern!r}: {self.log}")
-
-    def wait_until_ready(self) -> int:
-        """The model's process ID, once it serves."""
-        return int(self.wait_for(r"halt: embedded model ready at \S+ in \S+ s \(pid (\d+)\)")[1])
-
-    def wait_until_all_are_gone(self) -> None:
-        """Until nobody holds our stderr any more: master, supervisor and model are dead."""
-        self.wait_for(r"\Z")
-
-    def client(self) -> OpenAI:
-        return OpenAI(base_url=self.base_url, api_key=self.key, max_retries=0, timeout=LIMIT)
-
-    def busy_slots(self) -> list[dict[str, object]]:
-        """The answers that the model is writing at this moment, as its server tells."""
-        request = urllib.request.Request(
-            self.base_url.removesuffix("/v1") + "/slots",
-            headers={"Authorization": f"Bearer {self.key}"},
-        )
-        with urllib.request.urlopen(request, timeout=LIMIT) as answer:
-            return [slot for slot in json.load(answer) if slot["is_processing"]]
-
-    def end(self) -> None:
-        for pid in (self.worker, self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        self._reader.join(LIMIT)  # every holder of stderr has left
-        assert not self._reader.is_alive()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-
-@pytest.fixture(scope="module")
-def installed() -> None:
-    """Fails, and does not skip, where the embedded model cannot run."""
-    assert embedded_model.unavailable() is None
+from tests.support.embedded_master import LIMIT, Master
+from tests.support.halt_server import ROOT
+from tests.support.process_facts import cpu_seconds
 
 
 @pytest.fixture
@@ -146,22 +36,17 @@ def master(installed: None) -> Iterator[Master]:
     master.end()
 
 
-@pytest.fixture(scope="module")
-def running(installed: None) -> Iterator[Master]:
-    """A master with a model that is ready, for the tests that harm neither."""
-    master = Master()
-    master.wait_until_ready()
-    yield master
-    master.end()
-
-
-def until(condition: Callable[[], bool]) -> float:
-    """Seconds until `condition`, which asks a server, holds."""
-    started = time.monotonic()
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once the condition, which sends a request to a server, is true."""
+    deadline, never = time.monotonic() + LIMIT, threading.Event()
     while not condition():
-        assert time.monotonic() < started + LIMIT, "the condition never came true"
-        threading.Event().wait(0.05)
-    return time.monotonic() - started
+        assert time.monotonic() < deadline, "the condition did not become true"
+        never.wait(0.05)
+
+
+def model_process(master: Master) -> int:
+    """The process ID of the model that became ready last."""
+    return int(re.findall(r"pid (\d+)", "".join(master.log))[-1])
 
 
 def stream(client: OpenAI, text: str, max_tokens: int) -> Stream[ChatCompletionChunk]:
@@ -214,15 +99,18 @@ def test_a_conversation_longer_than_its_context_is_refused(running: Master) -> N
 
 def test_closing_the_connection_stops_the_answer(running: Master) -> None:
     """A stream that is closed in mid-answer ends the generation, and does not only hide it."""
+    model = model_process(running)
     with running.client() as client:
         with stream(client, "Write a very long story about a dog.", 1500) as chunks:
-            started = time.monotonic()
+            started = cpu_seconds([model])
             for _ in range(10):
                 next(chunks)
-            spent = time.monotonic() - started
+            spent = cpu_seconds([model]) - started
             assert len(running.busy_slots()) == 1
-        # The 1490 tokens that are left would take 149 times as long, on whatever machine.
-        assert until(lambda: not running.busy_slots()) < 50 * spent
+        closed = cpu_seconds([model])
+        wait_until(lambda: not running.busy_slots())
+        # The remaining 1490 tokens would take 149 times the CPU time, however slow the machine is.
+        assert cpu_seconds([model]) - closed < 50 * spent
 
 
 def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -> None:
@@ -231,22 +119,24 @@ def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -
     Also beside other traffic, of which our asking for the slots is enough, thanks to DEMO_EXTRA.
     """
     words = [f"word{number}" for number in range(450)]  # 1,720 tokens
+    model = model_process(running)
     with running.client() as client:
-        started = time.monotonic()
+        started = cpu_seconds([model])
         with stream(client, " ".join(words[:90]), 1) as chunks:
             list(chunks)
-        spent = time.monotonic() - started
+        spent = cpu_seconds([model]) - started
         with stream(client, " ".join(words), 500):  # headers come before the prompt has been read
-            until(lambda: len(running.busy_slots()) == 1)
-        # All of the prompt takes five times as long, on whatever machine, and then comes the answer.
-        assert until(lambda: not running.busy_slots()) < 4 * spent
+            wait_until(lambda: len(running.busy_slots()) == 1)
+        closed = cpu_seconds([model])
+        wait_until(lambda: not running.busy_slots())
+        # The whole prompt takes five times the CPU time, and then comes the answer.
+        assert cpu_seconds([model]) - closed < 4 * spent
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_key_is_in_no_command_line_or_environment(running: Master) -> None:
     """What `ps` shows to other users does not open the model."""
-    model = int(re.findall(r"pid (\d+)", "".join(running.log))[-1])
-    for pid in (running.supervisor, model):
+    for pid in (running.supervisor, model_process(running)):
         shown = (
             Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
         )

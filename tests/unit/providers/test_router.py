@@ -21,9 +21,9 @@ from halt.providers.factory import make_provider
 from halt.providers.router import Providers
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import StartHalt, new_id, refused_start, request_record
+from tests.support.provider_answers import HI, ask, closed_port, refused
 from tests.support.raw_server import Peer, RawServer
 from tests.support.waiting import WAIT_TIMEOUT
-from tests.unit.providers.test_openai import HI, ask, closed_port, refused
 
 Make = Callable[..., Providers]
 
@@ -356,7 +356,7 @@ def test_nobody_there_is_told_as_the_first_fault(make: Make, down: dict[str, str
 
 
 def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
-    """Its models are missing, those of the others are there, and it is asked only once."""
+    """Its models are missing, those of the others are there, and it is request_record only once."""
     left = threading.Event()
 
     def silent(peer: Peer) -> None:

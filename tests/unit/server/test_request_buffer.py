@@ -1,4 +1,4 @@
-"""Requests on their way in: where each ends, however it is cut, and its class."""
+"""RequestBuffer: where a request ends, however it is cut, and its class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 WHOLE = [
     pytest.param(GET, id="no body"),
-    pytest.param(SIZED, id="a length"),
+    pytest.param(SIZED, id="length"),
     pytest.param(CHUNKED, id="chunks"),
     pytest.param(POST + b"Content-Length: 0\r\n\r\n", id="an empty body"),
     pytest.param(CHUNKED.replace(b": chunked", b": gzip, Chunked", 1), id="two codings"),
@@ -30,8 +30,8 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("request_", WHOLE)
-def test_a_request_ends_in_the_same_place_however_it_is_cut(request_: bytes) -> None:
-    """It is ready with its last byte, and what came behind it is the beginning of the next one."""
+def test_request_ends_at_the_same_byte_in_any_cut(request_: bytes) -> None:
+    """A request is complete with its last byte; the bytes after it begin the next request."""
     for cut in range(1, len(request_)):
         incoming = RequestBuffer()
         assert not incoming.feed(request_[:cut])
@@ -44,8 +44,8 @@ def test_a_request_ends_in_the_same_place_however_it_is_cut(request_: bytes) -> 
     assert ready == [False] * (len(request_) - 1) + [True]
 
 
-def test_bytes_that_the_server_gave_back_come_first() -> None:
-    """What gunicorn has not used of a request belongs to the next one."""
+def test_begin_puts_returned_bytes_first() -> None:
+    """Bytes of a request that gunicorn has not used belong to the next request."""
     incoming = RequestBuffer()
     assert incoming.feed(GET + GET[9:])
     assert incoming.take() == GET
@@ -59,7 +59,8 @@ def test_bytes_that_the_server_gave_back_come_first() -> None:
     [
         pytest.param(POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", id="two lengths"),
         pytest.param(
-            POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", id="length, chunks"
+            POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            id="length and chunks",
         ),
         pytest.param(POST + b"Content-Length: +5\r\n\r\n", id="a signed length"),
         pytest.param(POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n", id="two codings"),
@@ -72,10 +73,10 @@ def test_bytes_that_the_server_gave_back_come_first() -> None:
         pytest.param(b"garbage\r\n\r\n", id="garbage"),
     ],
 )
-def test_what_is_malformed_is_given_to_the_server_at_once(bad: bytes) -> None:
-    """The server's own reading decides what becomes of it.
+def test_malformed_request_goes_to_the_server_at_once(bad: bytes) -> None:
+    """The server's own parser decides about a malformed request.
 
-    It may take some of them and read on: it finds the end of file (`ClientSocket.give`).
+    It may accept some of them and read on: it gets the end of file (`ClientSocket.give`).
     """
     incoming = RequestBuffer()
     assert incoming.feed(bad)
@@ -84,10 +85,10 @@ def test_what_is_malformed_is_given_to_the_server_at_once(bad: bytes) -> None:
     assert incoming.take() == bad
 
 
-def test_a_long_body_is_read_by_a_thread() -> None:
-    """Also one whose length is not told.
+def test_long_body_is_an_upload() -> None:
+    """A body beyond the limit is read by a thread, also one of unknown length.
 
-    So is one that is longer than its route allows: a thread refuses it before it has come.
+    So is one that is longer than its route allows: a thread refuses it before it has arrived.
     """
     incoming = RequestBuffer(body_max=100_000)
     assert incoming.feed(POST + b"Content-Length: 100001\r\n\r\n")
@@ -107,8 +108,8 @@ def test_a_long_body_is_read_by_a_thread() -> None:
         assert incoming.take() == long
 
 
-def test_a_client_that_waits_for_a_word_is_told() -> None:
-    """`Expect: 100-continue`, as long as the body has not come."""
+def test_expect_100_continue_is_reported_until_the_body_comes() -> None:
+    """`Expect: 100-continue` is reported while the body has not arrived, for HTTP/1.1 alone."""
     head = POST + b"Expect: 100-continue\r\nContent-Length: 15\r\n\r\n"
     incoming = RequestBuffer()
     assert not incoming.feed(head)
@@ -122,11 +123,12 @@ def test_a_client_that_waits_for_a_word_is_told() -> None:
     assert not incoming.awaits_continue
 
 
-def test_an_empty_line_in_front_changes_no_class() -> None:
-    """The server passes over it."""
-    incoming = RequestBuffer()
-    assert incoming.feed(b"\r\n" + SIZED)
-    assert incoming.kind is Kind.STREAM
+def test_empty_line_before_a_request_changes_no_class() -> None:
+    """An empty line before a request, which the server skips, does not change its class."""
+    for request in (SIZED, b"POST /chat HTTP/1.1\r\n\r\n"):
+        incoming = RequestBuffer()
+        assert incoming.feed(b"\r\n" + request)
+        assert incoming.kind is Kind.STREAM
 
 
 @pytest.mark.parametrize(
@@ -166,29 +168,24 @@ def test_an_empty_line_in_front_changes_no_class() -> None:
         ("", Kind.QUICK),
     ],
 )
-def test_the_class_follows_from_the_first_line(line: str, kind: Kind) -> None:
-    """Threads are given by it."""
+def test_kind_of_follows_the_request_line(line: str, kind: Kind) -> None:
+    """The class of a request, which decides its threads, follows from its first line."""
     assert kind_of(line.encode()) is kind
 
 
-def test_an_empty_line_before_a_request_changes_no_class() -> None:
-    """The server passes over one."""
-    incoming = RequestBuffer()
-    assert incoming.feed(b"\r\nPOST /chat HTTP/1.1\r\n\r\n")
-    assert incoming.kind is Kind.STREAM
-
-
-def test_every_route_has_a_class(app_routes: list[tuple[str, str, bool]]) -> None:
-    """A route whose response lasts is none of those that are answered as a whole."""
-    for method, path, lasts in app_routes:
+def test_every_streaming_route_has_a_streaming_class(
+    app_routes: list[tuple[str, str, bool]],
+) -> None:
+    """A route with a streaming response has no class of short responses, and the reverse."""
+    for method, path, is_stream in app_routes:
         kind = kind_of(f"{method} {path} HTTP/1.1".encode())
-        assert kind.is_short is not lasts, (method, path)
+        assert kind.is_short is not is_stream, (method, path)
 
 
 @pytest.fixture
 def app_routes() -> list[tuple[str, str, bool]]:
-    """Method, path and whether the response lasts, of what the views say themselves."""
-    lasting = {
+    """Method and path of each route, and whether its response is a stream."""
+    streaming = {
         "plain.chat",
         "plain.stream",
         "streams.chat_stream",
@@ -205,18 +202,22 @@ def app_routes() -> list[tuple[str, str, bool]]:
     }
     from app import app  # noqa: PLC0415
 
+    assert streaming <= {rule.endpoint for rule in app.url_map.iter_rules()}
     return [
-        (method, str(rule).replace("<", "").replace(">", ""), rule.endpoint in lasting)
+        (method, str(rule).replace("<", "").replace(">", ""), rule.endpoint in streaming)
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     ]
 
 
-def test_a_head_that_comes_byte_by_byte_costs_what_it_is_long() -> None:
-    """60,000 bytes one by one: a look at all that came for each byte would take seconds."""
+def test_head_in_single_bytes_takes_linear_time() -> None:
+    """A head of 60,000 single bytes takes less than a second of CPU time.
+
+    A look at all bytes so far for each of them would take several.
+    """
     incoming = RequestBuffer()
     head = b"GET / HTTP/1.1\r\nX: " + b"a" * 60_000
-    began = time.process_time()
+    started = time.process_time()
     for at in range(len(head)):
         incoming.feed(head[at : at + 1])
-    assert time.process_time() - began < 1
+    assert time.process_time() - started < 1

@@ -31,7 +31,8 @@ from halt.server.systemd import CLOSES_WITHIN, take_notify
 from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers
 from tests.support.halt_server import ROOT, START_TIMEOUT, HaltServer, eventually, settings
-from tests.support.reverse_proxies import binary, free_port, replaced
+from tests.support.provider_answers import closed_port
+from tests.support.reverse_proxies import binary, replaced
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ TURNS = 5
 
 
 class Systemd:
-    """The socket on which systemd takes reports of a service."""
+    """The socket on which systemd receives the reports of a service."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -54,7 +55,7 @@ class Systemd:
         self.senders: set[int] = set()
 
     def report(self, within: float = START_TIMEOUT) -> dict[str, str]:
-        """The next report, awaited; BlockingIOError where there is none."""
+        """Wait for the next report and return it. Raises BlockingIOError if none comes."""
         select.select([self._socket], [], [], within)
         size = socket.CMSG_SPACE(struct.calcsize("3i"))
         data, ancillary, _, _ = self._socket.recvmsg(4096, size)
@@ -62,13 +63,13 @@ class Systemd:
         return dict(line.split("=", 1) for line in data.decode().splitlines())
 
     def until(self, name: str) -> dict[str, str]:
-        """The next report with this name, awaited; nothing but WATCHDOG=1 may come before it."""
+        """Wait for the report with this name; only WATCHDOG=1 may come before it."""
         while name not in (report := self.report()):
             assert report == {"WATCHDOG": "1"}
         return report
 
     def left(self) -> list[dict[str, str]]:
-        """The reports that are there now."""
+        """The reports that have arrived."""
         reports = []
         try:
             while True:
@@ -82,11 +83,11 @@ class Systemd:
 
 @pytest.fixture
 def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]:
-    """systemd, with an abstract socket where the test's parameter says so."""
+    """systemd, with an abstract socket if the test's parameter is "abstract"."""
     kind = getattr(request, "param", "path")
-    made = Systemd(f"@{tmp_path}/notify" if kind == "abstract" else str(tmp_path / "notify"))
-    yield made
-    made.close()
+    receiver = Systemd(f"@{tmp_path}/notify" if kind == "abstract" else str(tmp_path / "notify"))
+    yield receiver
+    receiver.close()
 
 
 class HeldServer(HaltServer):
@@ -95,14 +96,14 @@ class HeldServer(HaltServer):
     command = ("-m", "gunicorn", "tests.support.held_app:app")
 
     def turn(self) -> None:
-        """Have the master's main loop turn, by a signal that it logs and that changes nothing."""
+        """Make the master's main loop turn, by a signal that it logs and that changes nothing."""
         count = self.printed.count("signal: winch")
         self.process.send_signal(signal.SIGWINCH)
         eventually(lambda: self.printed.count("signal: winch") > count)
 
 
 class Service:
-    """A Halt that is started by systemd, whose workers wait while they load."""
+    """A Halt as started by systemd; its workers wait while they load."""
 
     def __init__(self, folder: Path, fake: FakeOpenAI, systemd: Systemd, **more: object) -> None:
         os.mkfifo(folder / "pipe")
@@ -116,7 +117,7 @@ class Service:
         self.server = HeldServer(settings(fake, **environment), "--log-level", "info")
 
     def load(self, count: int = 1) -> None:
-        """Let so many workers load."""
+        """Let this many workers load."""
         os.write(self._pipe, b"." * count)
 
     def close(self) -> None:
@@ -132,7 +133,7 @@ StartService = Callable[..., Service]
 def start_service(
     tmp_path: Path, shared_fake: FakeOpenAI, systemd: Systemd
 ) -> Iterator[StartService]:
-    """Start a service with settings; it leaves at the test's end."""
+    """Start a service with settings; it is stopped at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def start(**more: object) -> Service:
@@ -143,12 +144,12 @@ def start_service(
         yield start
 
 
-def test_a_service_is_ready_when_a_worker_serves(
+def test_service_is_ready_once_a_worker_serves(
     start_service: StartService, systemd: Systemd
 ) -> None:
-    """READY=1 comes from the master once a worker has loaded, which then answers a request.
+    """The master reports READY=1 once a worker has loaded, which then answers a request.
 
-    STOPPING=1 comes at SIGTERM, and asks for the time that the setting gives.
+    STOPPING=1 comes at SIGTERM, and requests the time that the setting gives.
     """
     service = start_service(HALT_GRACEFUL_TIMEOUT=100)
     server = service.server
@@ -165,21 +166,26 @@ def test_a_service_is_ready_when_a_worker_serves(
     assert systemd.senders == {server.process.pid}
 
 
+def suspend(process: int) -> None:
+    """Stop a process, and return once it runs no more."""
+    os.kill(process, signal.SIGSTOP)
+    stat = Path(f"/proc/{process}/stat")
+    eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+
+
 @pytest.mark.parametrize("systemd", ["abstract"], indirect=True)
-def test_the_watchdog_hears_of_workers_that_turn(
-    start_service: StartService, systemd: Systemd
-) -> None:
+def test_watchdog_is_fed_while_a_worker_runs(start_service: StartService, systemd: Systemd) -> None:
     """WATCHDOG=1 comes while one of two workers runs, never while both hang, and then again."""
     service = start_service(WEB_CONCURRENCY=2)
     server = service.server
     service.load(2)
     systemd.until("READY")
     first, second = workers(server)
-    os.kill(first, signal.SIGSTOP)
+    suspend(first)
     for _ in range(2):
         assert systemd.report() == {"WATCHDOG": "1"}
-    os.kill(second, signal.SIGSTOP)
-    server.turn()  # its last heartbeat may be told of
+    suspend(second)
+    server.turn()  # may report its last heartbeat
     server.turn()
     systemd.left()
     for _ in range(TURNS):
@@ -190,7 +196,7 @@ def test_the_watchdog_hears_of_workers_that_turn(
     os.kill(second, signal.SIGCONT)
 
 
-def test_a_reload_is_over_when_a_new_worker_serves(
+def test_reload_is_ready_once_a_new_worker_serves(
     start_service: StartService, systemd: Systemd
 ) -> None:
     """RELOADING=1 comes at SIGHUP; READY=1 when a worker that was started since has loaded."""
@@ -209,8 +215,10 @@ def test_a_reload_is_over_when_a_new_worker_serves(
     assert service.server.client().get("/healthz").status == 200
 
 
-def test_the_watchdog_of_another_process_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """WATCHDOG_PID names the process that is watched. All variables are taken away."""
+def test_take_notify_ignores_the_watchdog_of_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """WATCHDOG_PID names the watched process. All variables are removed from the environment."""
     for process, seconds in ((os.getpid(), 1.5), (os.getpid() + 1, 0.0)):
         monkeypatch.setenv("NOTIFY_SOCKET", "@systemd")
         monkeypatch.setenv("WATCHDOG_USEC", "1500000")
@@ -226,7 +234,7 @@ def test_the_watchdog_of_another_process_is_none(monkeypatch: pytest.MonkeyPatch
 
 
 def analyze(*args: str) -> subprocess.CompletedProcess[str]:
-    """What systemd's own tool says about a unit; it needs no running systemd."""
+    """Run systemd-analyze, which needs no running systemd."""
     return subprocess.run(
         [binary("systemd-analyze"), *args],
         env={**os.environ, "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""},
@@ -236,34 +244,34 @@ def analyze(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_systemd_knows_all_of_the_unit(tmp_path: Path) -> None:
-    """No directive is misspelt, and no value refused; only the program is another here."""
+def test_unit_is_valid_for_systemd(tmp_path: Path) -> None:
+    """No directive is misspelt and no value refused; only the program is replaced here."""
     unit = tmp_path / UNIT.name
     unit.write_text(replaced(UNIT.read_text(), ("/opt/halt/bin/halt-chat", sys.executable)))
     verified = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
 
 
-def test_the_unit_is_a_narrow_sandbox() -> None:
-    """systemd rates its exposure below 2 of 10."""
+def test_unit_exposure_is_below_two() -> None:
+    """systemd rates the unit's exposure below 2 of 10."""
     rated = analyze("security", "--offline=true", "--threshold=19", str(UNIT))
     assert rated.returncode == 0, rated.stdout + rated.stderr
     assert re.search(r"Overall exposure level for halt\.service: [01]\.\d ", rated.stdout)
 
 
-def test_the_unit_starts_a_command_that_exists() -> None:
-    """The arguments are those of the installed command, and the settings are settings."""
+def test_unit_starts_the_installed_command_with_known_settings() -> None:
+    """The arguments are those of the installed command, and the settings exist."""
     unit = directives(UNIT)
     (start,) = unit["ExecStart"]
     assert_is_the_command(shlex.split(start.removeprefix("/opt/halt/bin/")))
-    names = {each.metadata["env"] for each in fields(Config)}
-    assert {each.partition("=")[0] for each in unit["Environment"]} <= names
+    names = {field.metadata["env"] for field in fields(Config)}
+    assert {setting.partition("=")[0] for setting in unit["Environment"]} <= names
     example = (ROOT / "deploy" / "halt.env").read_text()
     assert set(re.findall(r"^#?(\w+)=", example, re.M)) <= names
 
 
-def test_the_times_of_the_unit_fit_those_of_halt() -> None:
-    """A worker that hangs is the master's to replace, and the grace of requests fits into a stop."""
+def test_unit_times_exceed_those_of_the_master() -> None:
+    """The master replaces a hanging worker before the watchdog does; a stop includes the grace."""
     unit = directives(UNIT)
     assert int(unit["WatchdogSec"][0]) >= 1.5 * gunicorn_conf.HANGS_AFTER
     assert int(unit["TimeoutStopSec"][0]) >= Config().graceful_timeout + CLOSES_WITHIN
@@ -272,14 +280,14 @@ def test_the_times_of_the_unit_fit_those_of_halt() -> None:
 
 def directives(unit: Path) -> dict[str, list[str]]:
     """The values of each directive."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for name, value in re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.M):
-        found.setdefault(name, []).append(value)
-    return found
+        values.setdefault(name, []).append(value)
+    return values
 
 
 def assert_is_the_command(words: list[str]) -> None:
-    """The words are a command line that an installed Halt has."""
+    """The words are a command line of an installed Halt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert words[0] in project["scripts"]
     assert words[1:] == ["serve"]
@@ -296,7 +304,7 @@ INSTRUCTIONS = {
 
 
 class Image:
-    """What the Containerfile says: its instructions in order, and the last one of each kind."""
+    """A Containerfile: its instructions in order, and the last one of each kind."""
 
     def __init__(self, text: str) -> None:
         text = re.sub(r"^#.*\n", "", text, flags=re.M)
@@ -311,7 +319,7 @@ def image() -> Image:
     return Image(CONTAINERFILE.read_text())
 
 
-def test_the_image_runs_halt_as_a_user_of_its_own(image: Image) -> None:
+def test_image_runs_halt_as_its_own_user(image: Image) -> None:
     """The instructions are known, the command and the version are Halt's, the user is not root."""
     assert image.last.keys() <= INSTRUCTIONS
     assert_is_the_command([*json.loads(image.last["ENTRYPOINT"]), *json.loads(image.last["CMD"])])
@@ -324,10 +332,10 @@ def test_the_image_runs_halt_as_a_user_of_its_own(image: Image) -> None:
     assert image.last["STOPSIGNAL"] == "SIGTERM"
 
 
-def test_the_image_keeps_its_data_in_the_volume_and_asks_for_a_token(image: Image) -> None:
-    """Its settings are Halt's own: it listens for other machines, which needs HALT_TOKEN."""
-    environment = dict(each.split("=") for each in shlex.split(image.last["ENV"]))
-    names = {each.metadata["env"] for each in fields(Config)}
+def test_image_keeps_data_in_the_volume_and_needs_a_token(image: Image) -> None:
+    """The image's settings exist: it listens for other machines, which needs HALT_TOKEN."""
+    environment = dict(setting.split("=") for setting in shlex.split(image.last["ENV"]))
+    names = {field.metadata["env"] for field in fields(Config)}
     assert environment.keys() <= names | {"PYTHONUNBUFFERED"}
     assert environment["HALT_DATA"] == image.last["VOLUME"]
     assert environment["PORT"] == image.last["EXPOSE"]
@@ -336,11 +344,11 @@ def test_the_image_keeps_its_data_in_the_volume_and_asks_for_a_token(image: Imag
     assert load({**environment, "HALT_TOKEN": "a-long-token"}).host == "0.0.0.0"
 
 
-def test_the_image_says_whether_halt_serves(image: Image, halt: HaltServer) -> None:
-    """Its health check needs Python alone. It fails where nothing listens."""
+def test_image_health_check_fails_where_nothing_listens(image: Image, halt: HaltServer) -> None:
+    """The image's health check needs Python alone, passes at a Halt, and fails at a closed port."""
     command = json.loads(image.last["HEALTHCHECK"].partition("CMD ")[2])
     assert command[0] == "python"
-    for port, is_healthy in ((halt.port, True), (free_port(), False)):
+    for port, is_healthy in ((halt.port, True), (closed_port(), False)):
         checked = subprocess.run(
             [sys.executable, *command[1:]],
             env={"PORT": str(port)},

@@ -1,6 +1,6 @@
-"""HTTP/1.1 under the openai client: framing in any cut, the pool of connections, TLS.
+"""HTTP/1.1 below the openai client: framing in any cut, the connection pool, TLS and DNS.
 
-`Lines` are in test_line.py, proxies in test_proxies.py.
+Proxies are in test_proxies.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ssl
 import struct
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -32,8 +33,17 @@ from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport import dns, http1
 from halt.transport import pool as module
-from halt.transport.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body, readable
+from halt.transport.http1 import (
+    HEAD_MAX,
+    INFLATED_MAX,
+    READ_SIZE,
+    REFUSAL_MAX,
+    Body,
+    Inflater,
+    readable,
+)
 from halt.transport.pool import Transport
+from tests.support.provider_answers import closed_port
 from tests.support.raw_server import CHUNKED, HELLO, OK, Peer, RawServer, answering
 from tests.support.transport_calls import body_of, fetch, get, read_all
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
@@ -41,7 +51,7 @@ from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 @pytest.fixture(scope="session")
 def context() -> ssl.SSLContext:
-    """Making one takes 20 ms, and no test here changes it."""
+    """A context for all tests: loading it takes 20 ms, and no test changes it."""
     return httpx2.create_ssl_context()
 
 
@@ -54,7 +64,7 @@ def transport(context: ssl.SSLContext) -> Iterator[Transport]:
 
 @pytest.fixture
 def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is told after 20 ms instead of a second."""
+    """A read raises NoData after 20 ms of silence instead of a second."""
     monkeypatch.setattr(http1, "TICK", 0.02)
     monkeypatch.setattr(module, "_TICK_OPTION", struct.pack("ll", 0, 20_000))
 
@@ -62,7 +72,7 @@ def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 def complete(
     transport: Transport, fake: FakeOpenAI, model: str, connection: UpstreamConnection | None = None
 ) -> httpx2.Response:
-    """Ask the fake for a streamed completion."""
+    """Request a streamed completion of the fake."""
     content = json.dumps({"model": model, "messages": [], "stream": True}).encode()
     request = httpx2.Request("POST", f"{fake.base_url}/chat/completions", content=content)
     with use_connection(connection or UpstreamConnection()):
@@ -73,7 +83,7 @@ def complete(
 
 
 class CutSocket:
-    """What a Body sees of a connection: the pieces as they are, None for a tick of silence."""
+    """A socket that returns these pieces, and raises as in silence for None."""
 
     def __init__(self, pieces: list[bytes | None]) -> None:
         self.pieces = deque(pieces)
@@ -95,7 +105,7 @@ class CutSocket:
 
 
 def unframed(headers: list[tuple[bytes, bytes]], pieces: list[bytes | None]) -> tuple[bytes, bool]:
-    """What a body of these pieces says, and whether its connection can be used again."""
+    """Return the bytes of a body of these pieces, and whether its connection can be reused."""
     first, *more = [b"", *pieces]
     sock, connection = CutSocket(more), UpstreamConnection()
     given_back: list[object] = []
@@ -112,12 +122,12 @@ def unframed(headers: list[tuple[bytes, bytes]], pieces: list[bytes | None]) -> 
             out += data
     body.close()
     assert sock.closed is not bool(given_back)
-    assert sock.blocks is bool(given_back), "the next request would not wait for its head"
+    assert sock.blocks is bool(given_back), "the next request would not block wait_until its head"
     return out, bool(given_back)
 
 
 def cut(stream: bytes, cuts: list[int], silences: set[int]) -> list[bytes | None]:
-    """The stream in pieces, with silence before some of them."""
+    """Return the stream in pieces, with None before the pieces of these numbers."""
     edges = sorted({0, *(c % (len(stream) + 1) for c in cuts), len(stream)})
     pieces = [stream[a:b] for a, b in itertools.pairwise(edges)]
     out: list[bytes | None] = []
@@ -139,7 +149,7 @@ EVERYWHERE = list(range(500))
 )
 @example([b"hello", b"\r\n", b"0\r\n\r\n"], b"", [], 0, EVERYWHERE, {0, 3, 5})
 @example([], b";x", [b"A: b", b"C: d"], 3, EVERYWHERE, set())
-def test_chunks_may_be_cut_anywhere(
+def test_chunked_body_is_the_same_in_any_cut(
     chunks: list[bytes],
     extension: bytes,
     trailers: list[bytes],
@@ -159,8 +169,8 @@ def test_chunks_may_be_cut_anywhere(
 
 
 @given(data=st.binary(max_size=60), cuts=st.lists(st.integers(0, 80)), silent=st.booleans())
-def test_a_body_of_known_length_ends_there(data: bytes, cuts: list[int], silent: bool) -> None:
-    """Content-Length counts, however the bytes come; the connection can be reused."""
+def test_body_with_content_length_ends_there(data: bytes, cuts: list[int], silent: bool) -> None:
+    """Content-Length ends a body in any cut, and the connection can be reused."""
     headers = [(b"content-length", b"%d" % len(data))]
     pieces = cut(data, cuts, {0} if silent else set())
     assert unframed(headers, pieces) == (data, True)
@@ -169,8 +179,8 @@ def test_a_body_of_known_length_ends_there(data: bytes, cuts: list[int], silent:
 
 
 @given(data=st.binary(max_size=60), cuts=st.lists(st.integers(0, 80)))
-def test_a_body_without_length_ends_with_its_connection(data: bytes, cuts: list[int]) -> None:
-    """Neither chunks nor a length: all that comes is the body, and nothing can follow it."""
+def test_body_without_length_ends_with_its_connection(data: bytes, cuts: list[int]) -> None:
+    """Without chunks or a length, all bytes up to the close are the body."""
     assert unframed([], cut(data, cuts, set())) == (data, False)
 
 
@@ -178,8 +188,8 @@ def test_a_body_without_length_ends_with_its_connection(data: bytes, cuts: list[
     "stream",
     [b"xyz\r\n", b"-5\r\nhello\r\n", b"\r\n", b";a\r\n", b"5 5\r\n", b"a" * 5_000, b"5\nhello\n"],
 )
-def test_a_malformed_chunk_is_refused(stream: bytes) -> None:
-    """A size that is none, or that never ends, is a fault of the protocol and not silence."""
+def test_malformed_chunk_is_a_protocol_error(stream: bytes) -> None:
+    """A malformed or endless chunk size is a protocol error."""
     with pytest.raises(httpx2.RemoteProtocolError):
         unframed([(b"Transfer-Encoding", b"chunked")], [stream, *[b"a" * 100] * 100])
 
@@ -193,19 +203,52 @@ def test_a_malformed_chunk_is_refused(stream: bytes) -> None:
         ([(b"Content-Length", b"9")], b"hello"),
     ],
 )
-def test_a_body_that_ends_early_is_a_fault(
+def test_body_that_ends_early_is_a_read_error(
     headers: list[tuple[bytes, bytes]], piece: bytes
 ) -> None:
-    """A connection that closes in the middle of its body never passes for a complete answer."""
+    """A connection that closes in the middle of its body never counts as a complete answer."""
     with pytest.raises(httpx2.ReadError):
         unframed(headers, [piece])
+
+
+# --- content coding ------------------------------------------------------------------------------
+
+PLAIN = b"data: one\n\ndata: two\n\n"
+RAW_ZLIB = zlib.compress(PLAIN)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_inflater_gives_the_same_bytes_in_any_cut(size: int) -> None:
+    """Compressed bytes are inflated equally in any cut; several gzip members may follow another."""
+    packed = gzip.compress(b"one ") + gzip.compress(b"two")
+    for label, sent, plain in ((b"", packed, b"one two"), (b"deflate", RAW_ZLIB, PLAIN),
+                              (b"deflate", b"x", b"x"), (b"", b"\x1f", b"\x1f"), (b"gzip", b"hi", b"hi")):  # fmt: skip
+        inflater, out = Inflater(label), b""
+        for at in range(0, len(sent), size):
+            out += inflater.feed(sent[at : at + size])
+            while inflater.pending:
+                out += inflater.feed(b"")
+        assert out + inflater.end() == plain
+
+
+@pytest.mark.parametrize("label", [b"gzip", b""])
+def test_inflater_output_of_one_read_is_bounded(label: bytes) -> None:
+    """One read inflates to INFLATED_MAX bytes at most; the rest follows without the network."""
+    bomb = gzip.compress(b"\0" * (20 * INFLATED_MAX), 9)
+    assert len(bomb) < INFLATED_MAX
+    inflater = Inflater(label)
+    pieces = [inflater.feed(bomb)]
+    while inflater.pending:
+        pieces.append(inflater.feed(b""))
+    assert max(map(len, pieces)) == INFLATED_MAX
+    assert b"".join(pieces) + inflater.end() == b"\0" * (20 * INFLATED_MAX)
 
 
 # --- heads ----------------------------------------------------------------------------------------
 
 
-def test_interim_responses_are_passed_over(transport: Transport) -> None:
-    """100 and 103 may come before the answer, also split and in one packet with it."""
+def test_interim_responses_are_skipped(transport: Transport) -> None:
+    """100 and 103 may come before the response, also split or in one packet with it."""
 
     def handle(peer: Peer) -> None:
         peer.request()
@@ -217,7 +260,7 @@ def test_interim_responses_are_passed_over(transport: Transport) -> None:
         assert fetch(transport, server.url) == b"hello"
 
 
-def test_a_head_may_be_cut_anywhere(transport: Transport) -> None:
+def test_response_in_single_bytes_is_read(transport: Transport) -> None:
     """A response that comes byte by byte is the same response."""
 
     def handle(peer: Peer) -> None:
@@ -247,10 +290,10 @@ def test_a_head_may_be_cut_anywhere(transport: Transport) -> None:
         OK + b"Content-Length: " + b"9" * 5_000 + b"\r\n\r\n",
     ],
 )
-def test_a_malformed_head_is_refused_and_its_connection_closed(
+def test_malformed_head_is_a_protocol_error_and_closes_the_connection(
     transport: Transport, head: bytes
 ) -> None:
-    """What is no HTTP/1.1 is a protocol error at once; no socket is left behind."""
+    """A head that is not HTTP/1.1 is a protocol error at once; no socket is left open."""
     connection = UpstreamConnection()
     with RawServer(answering(head)) as server:
         with pytest.raises(httpx2.RemoteProtocolError):
@@ -259,15 +302,15 @@ def test_a_malformed_head_is_refused_and_its_connection_closed(
         server.wait_over(1)
 
 
-def test_an_endless_head_is_refused(transport: Transport) -> None:
-    """Headers are read up to a limit, then the connection is closed."""
+def test_endless_head_is_refused_after_head_max(transport: Transport) -> None:
+    """Headers are read up to HEAD_MAX bytes, then the connection is closed."""
     sent = 0
 
     def handle(peer: Peer) -> None:
         nonlocal sent
         peer.request()
         peer.send(OK)
-        while True:  # until the client has had enough
+        while True:  # wait_until the client closes
             peer.send(b"X: " + b"x" * 1_000 + b"\r\n")
             sent += 1_000
 
@@ -278,8 +321,8 @@ def test_an_endless_head_is_refused(transport: Transport) -> None:
     assert sent >= HEAD_MAX - READ_SIZE
 
 
-def test_a_response_that_can_have_no_body_has_none(transport: Transport) -> None:
-    """204 has neither body nor length: it is over at once, not when the connection is."""
+def test_response_204_has_no_body(transport: Transport) -> None:
+    """A response 204 has neither body nor length: it ends at once, not with the connection."""
     with RawServer(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
         body = body_of(get(transport, server.url))
         try:
@@ -289,15 +332,17 @@ def test_a_response_that_can_have_no_body_has_none(transport: Transport) -> None
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000000000", b"Transfer-Encoding: chunked"])
-def test_a_refusal_is_read_up_to_a_limit(transport: Transport, framing: bytes) -> None:
-    """An error's body is read as a whole, but never without an end; then its server is left."""
+def test_body_of_an_error_response_is_read_up_to_refusal_max(
+    transport: Transport, framing: bytes
+) -> None:
+    """An error's body is read up to REFUSAL_MAX bytes, then the connection is closed."""
     chunk = (b"2710\r\n" if b"chunked" in framing else b"") + b"x" * 10_000
     chunk += b"\r\n" if b"chunked" in framing else b""
 
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(b"HTTP/1.1 400 Bad Request\r\n", framing, b"\r\n\r\n")
-        while True:  # until the client has had enough
+        while True:  # wait_until the client closes
             peer.send(chunk)
 
     with RawServer(handle) as server:
@@ -308,8 +353,8 @@ def test_a_refusal_is_read_up_to_a_limit(transport: Transport, framing: bytes) -
     assert REFUSAL_MAX <= len(response.content) <= REFUSAL_MAX + READ_SIZE
 
 
-def test_a_request_is_sent_as_it_was_built(transport: Transport) -> None:
-    """Method, path, query, headers and body arrive; events are never asked for compressed."""
+def test_request_is_sent_as_it_was_built(transport: Transport) -> None:
+    """Method, path, query, headers and body arrive; compression is never requested."""
     seen: list[bytes] = []
 
     def handle(peer: Peer) -> None:
@@ -328,7 +373,7 @@ def test_a_request_is_sent_as_it_was_built(transport: Transport) -> None:
     assert content == b"body"
 
 
-def test_no_header_smuggles_another(transport: Transport) -> None:
+def test_line_break_in_a_request_header_is_refused(transport: Transport) -> None:
     """A line break in a header is refused before anything is sent."""
     with RawServer(answering(HELLO)) as server:
         request = httpx2.Request("GET", server.url, headers={"X": "a\r\nY: b"})
@@ -341,8 +386,10 @@ def test_no_header_smuggles_another(transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("model", ["count?n=5", "content_length?n=5", "400", "html"])
-def test_a_connection_is_used_again(transport: Transport, fake: FakeOpenAI, model: str) -> None:
-    """After an answer that was read to its end, also a refusal, its connection serves the next."""
+def test_connection_is_reused_after_a_response_was_read(
+    transport: Transport, fake: FakeOpenAI, model: str
+) -> None:
+    """After a response was read to its end, also an error, its connection serves the next."""
     for _ in range(3):
         body = body_of(complete(transport, fake, model))
         read_all(body)
@@ -350,8 +397,10 @@ def test_a_connection_is_used_again(transport: Transport, fake: FakeOpenAI, mode
     assert [record.connection for record in fake.requests] == [1, 1, 1]
 
 
-def test_two_requests_at_once_have_two_connections(transport: Transport, fake: FakeOpenAI) -> None:
-    """A connection serves one answer at a time."""
+def test_concurrent_requests_use_separate_connections(
+    transport: Transport, fake: FakeOpenAI
+) -> None:
+    """A connection serves one response at a time."""
     first = body_of(complete(transport, fake, "stall?n=1"))
     second = body_of(complete(transport, fake, "count?n=1"))
     assert b"[DONE]" in read_all(second)
@@ -362,10 +411,8 @@ def test_two_requests_at_once_have_two_connections(transport: Transport, fake: F
     assert [record.connection for record in fake.requests] == [1, 2]
 
 
-def test_an_answer_that_was_left_takes_its_connection_along(
-    transport: Transport, fake: FakeOpenAI
-) -> None:
-    """Closing in mid-answer closes the connection: the server notices, nothing more is written."""
+def test_closing_a_body_early_closes_its_connection(transport: Transport, fake: FakeOpenAI) -> None:
+    """Closing in mid-response closes the connection; the server sees it."""
     body = body_of(complete(transport, fake, "stall?n=1"))
     body.read()
     body.close()
@@ -385,16 +432,16 @@ def test_an_answer_that_was_left_takes_its_connection_along(
     ],
     ids=["close", "close-among-others", "http-1.0", "too-much"],
 )
-def test_some_connections_are_not_used_again(transport: Transport, response: bytes) -> None:
-    """A server that says it closes, or that sends what nobody asked for, is left."""
+def test_unreusable_connections_are_replaced(transport: Transport, response: bytes) -> None:
+    """A connection with `close`, of HTTP/1.0 or with bytes after its body is not reused."""
     with RawServer(answering(response)) as server:
         for _ in range(2):
             assert fetch(transport, server.url) == b"hello"
         assert server.accepted == 2
 
 
-def test_a_connection_that_was_closed_while_idle_is_replaced(transport: Transport) -> None:
-    """A server may close a kept connection at any time: the next request never notices."""
+def test_idle_connection_closed_by_the_server_is_replaced(transport: Transport) -> None:
+    """A server may close an idle connection at any time: the next request succeeds."""
 
     def once(peer: Peer) -> None:
         peer.request()
@@ -408,24 +455,27 @@ def test_a_connection_that_was_closed_while_idle_is_replaced(transport: Transpor
 
 
 def close_at_second_request(peer: Peer) -> None:
-    """Keep the connection, and close it only when it is used again."""
+    """Keep the connection open, and close it at its second request."""
     peer.request()
     peer.send(HELLO)
     peer.request()
 
 
-def test_a_connection_that_closes_as_it_is_used_is_replaced_once(transport: Transport) -> None:
-    """The race between a server's close and our next request is won by asking once more."""
+def test_reused_connection_that_closes_at_once_is_replaced(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request on a reused connection that closes without a byte is sent again."""
+    monkeypatch.setattr(module, "RESEND_WITHIN", WAIT_TIMEOUT)  # the server may be slow to close
     with RawServer(close_at_second_request, answering(HELLO)) as server:
         assert fetch(transport, server.url) == b"hello"
         assert fetch(transport, server.url) == b"hello"
         assert server.accepted == 2
 
 
-def test_a_request_is_not_sent_again_after_a_silence(
+def test_request_is_not_resent_after_resend_within(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kept connection that breaks later than at once may have been worked on: no second POST."""
+    """If a reused connection closes later than RESEND_WITHIN, no second POST is sent."""
     monkeypatch.setattr(module, "RESEND_WITHIN", -1.0)  # any time is too late
     with RawServer(close_at_second_request, answering(HELLO)) as server:
         assert fetch(transport, server.url) == b"hello"
@@ -434,8 +484,8 @@ def test_a_request_is_not_sent_again_after_a_silence(
         assert server.accepted == 1
 
 
-def test_a_request_is_not_sent_again_after_a_byte(transport: Transport) -> None:
-    """A kept connection that breaks within a response's head was answered: no second POST."""
+def test_request_is_not_resent_after_a_byte_of_the_response(transport: Transport) -> None:
+    """If a reused connection breaks within a response's head, no second POST is sent."""
 
     def begins_to_answer(peer: Peer) -> None:
         peer.request()
@@ -455,8 +505,11 @@ def never_answers(peer: Peer) -> None:
     peer.request()
 
 
-def test_a_new_connection_that_closes_is_not_replaced(transport: Transport) -> None:
-    """The second attempt is the last one: a server that never answers is told as such."""
+def test_new_connection_that_closes_is_a_read_error(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt is the last one: a server that never answers is a read error."""
+    monkeypatch.setattr(module, "RESEND_WITHIN", WAIT_TIMEOUT)  # the server may be slow to close
     with RawServer(close_at_second_request, never_answers) as server:
         fetch(transport, server.url)
         with pytest.raises(httpx2.ReadError):
@@ -464,10 +517,10 @@ def test_a_new_connection_that_closes_is_not_replaced(transport: Transport) -> N
         assert server.accepted == 2
 
 
-def test_idle_connections_are_few_and_fresh(
+def test_pool_bounds_number_and_age_of_idle_connections(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool holds a bounded number of connections, none older than its time."""
+    """The pool keeps IDLE_MAX idle connections at most, each for IDLE_SECONDS at most."""
     clock = 0.0
     monkeypatch.setattr(module, "now", lambda: clock)
     monkeypatch.setattr(module, "IDLE_MAX", 2)
@@ -476,7 +529,7 @@ def test_idle_connections_are_few_and_fresh(
         for body in bodies:
             read_all_now(body)
             body.close()
-        server.wait_over(2)  # the oldest two went
+        server.wait_over(2)  # the oldest two were closed
         clock += module.IDLE_SECONDS
         body = body_of(get(transport, server.url))
         read_all_now(body)
@@ -490,8 +543,8 @@ def read_all_now(body: Body) -> None:
         pass
 
 
-def test_closing_the_transport_closes_its_idle_connections(transport: Transport) -> None:
-    """At the end no connection is left open, and closing twice is harmless."""
+def test_transport_close_closes_idle_connections(transport: Transport) -> None:
+    """Closing the transport leaves no connection open, and closing twice is harmless."""
     with RawServer(answering(HELLO)) as server:
         fetch(transport, server.url)
         transport.close()
@@ -499,8 +552,8 @@ def test_closing_the_transport_closes_its_idle_connections(transport: Transport)
         server.wait_over(1)
 
 
-def test_another_server_never_gets_a_kept_connection(transport: Transport) -> None:
-    """Connections are kept by scheme, host and port."""
+def test_idle_connections_are_kept_by_scheme_host_and_port(transport: Transport) -> None:
+    """Another server or name never gets an idle connection."""
     with RawServer(answering(HELLO)) as one, RawServer(answering(HELLO)) as other:
         fetch(transport, one.url)
         fetch(transport, other.url)
@@ -512,8 +565,8 @@ def test_another_server_never_gets_a_kept_connection(transport: Transport) -> No
 
 
 @pytest.mark.usefixtures("short_ticks")
-def test_silence_is_told_and_loses_nothing(transport: Transport) -> None:
-    """After a tick of silence `read` says so; what comes later is there in full."""
+def test_read_raises_no_data_in_silence_and_loses_no_bytes(transport: Transport) -> None:
+    """After a tick of silence `read` raises NoData; later bytes are read in full."""
     speak = threading.Event()
 
     def handle(peer: Peer) -> None:
@@ -535,17 +588,17 @@ def test_silence_is_told_and_loses_nothing(transport: Transport) -> None:
 
 
 @pytest.mark.usefixtures("short_ticks")
-def test_a_silent_head_outlasts_the_ticks(transport: Transport, fake: FakeOpenAI) -> None:
-    """Waiting for headers is not limited here: whoever has the limits interrupts the line."""
-    asked = BackgroundCall(lambda: complete(transport, fake, "silent_headers?seconds=0.2&n=1"))
-    assert asked.end() is None
-    assert isinstance(asked.result, httpx2.Response)
-    assert b"[DONE]" in read_all(body_of(asked.result))
-    body_of(asked.result).close()
+def test_wait_for_the_head_outlasts_the_ticks(transport: Transport, fake: FakeOpenAI) -> None:
+    """The transport itself does not limit the wait for headers."""
+    request = BackgroundCall(lambda: complete(transport, fake, "silent_headers?seconds=0.2&n=1"))
+    assert request.end() is None
+    assert isinstance(request.result, httpx2.Response)
+    assert b"[DONE]" in read_all(body_of(request.result))
+    body_of(request.result).close()
 
 
-def test_what_a_selector_waits_for_waits_for_nothing(transport: Transport) -> None:
-    """After `unblock` a read is NoData at once, and the connection goes back as it came."""
+def test_unblocked_read_returns_at_once(transport: Transport) -> None:
+    """After `unblock` a read is NoData at once, and the connection is reused as a blocking one."""
     speak = threading.Event()
 
     def handle(peer: Peer) -> None:
@@ -574,12 +627,12 @@ def test_what_a_selector_waits_for_waits_for_nothing(transport: Transport) -> No
         assert body.complete
         body.close()
         speak.clear()
-        asked = BackgroundCall(lambda: (fetch(transport, server.url), time.thread_time()))
-        asked.join(0.5)  # for which a head that is waited for in a loop would cost a core
+        request = BackgroundCall(lambda: (fetch(transport, server.url), time.thread_time()))
+        request.join(0.5)  # in which a busy loop would use a whole core
         speak.set()
-        assert asked.end() is None
-        assert isinstance(asked.result, tuple)
-        text, spent = asked.result
+        assert request.end() is None
+        assert isinstance(request.result, tuple)
+        text, spent = request.result
         assert (text, server.accepted) == (b"hello", 1)
         assert spent < 0.1
 
@@ -589,10 +642,10 @@ def chunk(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["trailers", "padding", "members"])
-def test_what_brings_nothing_for_ever_is_read_in_turns(
+def test_unblocked_read_without_data_takes_one_piece(
     transport: Transport, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a selector waits, a read ends after one piece of it: other streams have their turn."""
+    """After `unblock` a read without data ends after one piece, so that other streams proceed."""
     packed = gzip.compress(b"hel")
     head = CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(packed)
     begin, piece = {
@@ -617,7 +670,7 @@ def test_what_brings_nothing_for_ever_is_read_in_turns(
 
         def counted(self: Body) -> bytes:
             received[-1] += 1
-            assert received[-1] == 1, "a read takes no second piece"
+            assert received[-1] == 1, "a read received a second piece"
             return receive(self)
 
         monkeypatch.setattr(Body, "_receive", counted)
@@ -630,23 +683,23 @@ def test_what_brings_nothing_for_ever_is_read_in_turns(
         body.close()
 
 
-def test_the_openai_client_works_on_it(transport: Transport, fake: FakeOpenAI) -> None:
-    """The official client streams, reads whole answers and refusals through this transport."""
+def test_openai_client_works_on_the_transport(transport: Transport, fake: FakeOpenAI) -> None:
+    """The official client streams, reads whole answers and errors through this transport."""
     client = openai.OpenAI(
         base_url=fake.base_url,
         api_key="k",
         max_retries=0,
         http_client=httpx2.Client(transport=transport),
     )
-    ask = client.chat.completions.create
+    create = client.chat.completions.create
     messages: Any = [{"role": "user", "content": "hi"}]
-    with ask(model="count?n=3", messages=messages, stream=True) as stream:
-        said = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
-    assert said == "0 1 2 "
-    whole = ask(model="count?n=3", messages=messages)
+    with create(model="count?n=3", messages=messages, stream=True) as stream:
+        text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+    assert text == "0 1 2 "
+    whole = create(model="count?n=3", messages=messages)
     assert whole.choices[0].message.content == "0 1 2 "
     with pytest.raises(openai.RateLimitError):
-        ask(model="429", messages=messages)
+        create(model="429", messages=messages)
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -666,7 +719,7 @@ def tls(tls_fake: FakeOpenAI) -> Iterator[Transport]:
     made.close()
 
 
-def test_tls_connections_are_used_again(tls: Transport, tls_fake: FakeOpenAI) -> None:
+def test_tls_connection_is_reused(tls: Transport, tls_fake: FakeOpenAI) -> None:
     """Over TLS a long answer comes whole, and its connection serves the next."""
     for _ in range(3):
         body = body_of(complete(tls, tls_fake, "count?n=5000&burst=100"))
@@ -675,8 +728,8 @@ def test_tls_connections_are_used_again(tls: Transport, tls_fake: FakeOpenAI) ->
     assert [record.connection for record in tls_fake.requests] == [1, 1, 1]
 
 
-def test_a_new_tls_connection_resumes_an_earlier_session(tls_fake: FakeOpenAI) -> None:
-    """Its handshake has no certificates. Sessions with other names are left alone."""
+def test_new_tls_connection_resumes_the_session_of_its_host(tls_fake: FakeOpenAI) -> None:
+    """A new connection's handshake has no certificates; other host names' sessions are not used."""
     context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
     with closing(Transport(WAIT_TIMEOUT, context)) as tls:
         for host in ("localhost", "localhost", "127.0.0.1", "localhost"):
@@ -686,8 +739,8 @@ def test_a_new_tls_connection_resumes_an_earlier_session(tls_fake: FakeOpenAI) -
     assert context.session_stats()["hits"] == 2
 
 
-def test_a_session_is_dropped_where_tls_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next connection begins with a whole handshake."""
+def test_tls_session_is_dropped_after_a_failed_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed handshake the next connection begins with a whole one."""
     monkeypatch.setattr(module, "IDLE_MAX", 0)
     authority, servers = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(servers)
@@ -715,7 +768,7 @@ def test_a_session_is_dropped_where_tls_fails(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("short_ticks")
-def test_silence_is_told_over_tls_too(tls: Transport, tls_fake: FakeOpenAI) -> None:
+def test_read_over_tls_raises_no_data_in_silence(tls: Transport, tls_fake: FakeOpenAI) -> None:
     """A tick of silence ends a read over TLS as well, so that heartbeats can be sent."""
     connection = UpstreamConnection()
     body = body_of(complete(tls, tls_fake, "stall?n=1", connection))
@@ -728,12 +781,12 @@ def test_silence_is_told_over_tls_too(tls: Transport, tls_fake: FakeOpenAI) -> N
     body.close()
 
 
-def test_an_interrupt_ends_a_read_over_tls(tls: Transport, tls_fake: FakeOpenAI) -> None:
-    """A Stop closes a TLS connection in mid-answer; the reader wakes, the server notices."""
+def test_interrupt_ends_a_read_over_tls(tls: Transport, tls_fake: FakeOpenAI) -> None:
+    """A Stop closes a TLS connection in mid-answer: the reader wakes, the server sees the close."""
     connection = UpstreamConnection()
     body = body_of(complete(tls, tls_fake, "stall?n=1", connection))
     reading = BackgroundCall(lambda: read_all(body))
-    tls_fake.requests[0].wait_tokens(1)
+    tls_fake.wait_request(0).wait_tokens(1)
     connection.interrupt()
     assert isinstance(reading.end(), httpx2.ReadError)
     body.close()
@@ -741,8 +794,10 @@ def test_an_interrupt_ends_a_read_over_tls(tls: Transport, tls_fake: FakeOpenAI)
     assert tls_fake.requests[0].closed.wait(WAIT_TIMEOUT)
 
 
-def test_an_unknown_authority_is_not_trusted(transport: Transport, tls_fake: FakeOpenAI) -> None:
-    """Without its CA a server's certificate is refused, and nothing is sent to it."""
+def test_certificate_of_an_unknown_authority_is_refused(
+    transport: Transport, tls_fake: FakeOpenAI
+) -> None:
+    """Without its CA a server's certificate is refused, and no request is sent to it."""
     with pytest.raises(httpx2.ConnectError) as caught:
         complete(transport, tls_fake, "echo")
     assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
@@ -750,19 +805,19 @@ def test_an_unknown_authority_is_not_trusted(transport: Transport, tls_fake: Fak
     assert tls_fake.requests == []
 
 
-# --- names ----------------------------------------------------------------------------------------
+# --- DNS ------------------------------------------------------------------------------------------
 
 
-def test_a_resolver_that_is_silent_is_waited_for_as_long_as_for_a_connection(
+def test_silent_resolver_ends_with_the_connect_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The time to connect includes the name's, and however many wait, it is asked for once."""
-    asked: list[object] = []
-    answer = threading.Event()
+    """The connect timeout includes the look-up, which runs once for several callers."""
+    names: list[object] = []
+    go_on = threading.Event()
 
     def look_up(*name: object) -> list[object]:
-        asked.append(name)
-        answer.wait(WAIT_TIMEOUT)
+        names.append(name)
+        go_on.wait(WAIT_TIMEOUT)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
@@ -771,15 +826,16 @@ def test_a_resolver_that_is_silent_is_waited_for_as_long_as_for_a_connection(
         for _ in range(2):
             with pytest.raises(httpx2.ConnectTimeout):
                 get(transport, "http://silent.example/v1/models")
-        assert len(asked) == 1
+        wait_until(lambda: bool(names))  # its thread may start late
+        assert len(names) == 1
     finally:
-        answer.set()
+        go_on.set()
         transport.close()
 
 
 @pytest.fixture
 def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names that are looked up from now on: none of `.invalid` is known, others are this machine's."""
+    """The names of all look-ups: `.invalid` is unknown, any other name is this machine."""
     hosts: list[str] = []
     real = socket.getaddrinfo
 
@@ -791,10 +847,10 @@ def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return hosts
 
 
-def test_a_name_is_looked_up_anew_after_a_while(
+def test_name_is_looked_up_again_after_cache_seconds(
     transport: Transport, look_ups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its addresses serve further connections for CACHE_SECONDS."""
+    """A name's addresses serve further connections for CACHE_SECONDS."""
     clock = 0.0
     monkeypatch.setattr(dns, "now", lambda: clock)
     monkeypatch.setattr(module, "IDLE_MAX", 0)
@@ -805,38 +861,37 @@ def test_a_name_is_looked_up_anew_after_a_while(
     assert look_ups == ["model.example"] * 2
 
 
-def test_an_address_that_cannot_be_reached_is_not_kept(
-    transport: Transport, look_ups: list[str]
-) -> None:
-    """A server may have moved: the next attempt asks the resolver."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_unreachable_address_is_not_cached(transport: Transport, look_ups: list[str]) -> None:
+    """A server may have moved: the next attempt looks the name up again."""
+    port = closed_port()
     for _ in range(2):
         with pytest.raises(httpx2.ConnectError):
             get(transport, f"http://model.example:{port}/")
     assert look_ups == ["model.example"] * 2
 
 
-def test_an_address_where_tls_fails_is_not_kept(
+def test_address_with_a_failed_tls_handshake_is_not_cached(
     transport: Transport, tls_fake: FakeOpenAI, look_ups: list[str]
 ) -> None:
-    """Another server may be there by now."""
+    """Another server may have the address: the next attempt looks the name up again."""
     for _ in range(2):
         with pytest.raises(httpx2.ConnectError):
             get(transport, f"https://model.example:{tls_fake.port}/")
     assert look_ups == ["model.example"] * 2
 
 
-def test_a_failed_look_up_is_not_kept(transport: Transport, look_ups: list[str]) -> None:
-    """A resolver that failed is asked again by the next request."""
+def test_failed_look_up_is_not_cached(transport: Transport, look_ups: list[str]) -> None:
+    """After a failed look-up the next request looks the name up again."""
     for _ in range(2):
         with pytest.raises(httpx2.ConnectError):
             get(transport, "http://model.invalid/")
     assert look_ups == ["model.invalid"] * 2
 
 
-def test_few_names_are_kept(look_ups: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest goes first; one that is looked up again is the newest."""
+def test_resolver_keeps_the_newest_names(
+    look_ups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest name is dropped first; a repeated look-up makes a name the newest."""
     monkeypatch.setattr(dns, "CACHE_MAX", 2)
     kept = dns.Resolver()
     for host in ("a.example", "b.example", "c.example", "b.example", "a.example"):
@@ -844,8 +899,8 @@ def test_few_names_are_kept(look_ups: list[str], monkeypatch: pytest.MonkeyPatch
     assert [name[0] for name in look_ups] == ["a", "b", "c", "a"]
 
 
-def test_what_is_no_name_is_not_found(transport: Transport) -> None:
-    """A part of a name that is too long is a fault of the address, not of ours."""
+def test_overlong_host_name_is_an_upstream_dns_error(transport: Transport) -> None:
+    """A label that is too long is a fault of the address, not of Halt."""
     with pytest.raises(httpx2.ConnectError) as caught:
         get(transport, f"http://{'x' * 64}.example/v1/models")
     assert to_upstream_error(caught.value, "").code == "upstream_dns"

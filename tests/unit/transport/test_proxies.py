@@ -1,7 +1,6 @@
-"""Proxies from the environment: what goes through them, what goes past them, and how they fail.
+"""Proxies from the environment: which requests use them, and how they fail.
 
-The proxy is our own. It sends every request on to one server, whatever name was asked for, so that
-names can be used that exist nowhere.
+The proxy of these tests forwards every request to one server, so that its names need not exist.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from halt.core.connection import UpstreamConnection
 from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport, bypasses_proxy, proxy_for
+from tests.support.provider_answers import closed_port
 from tests.support.raw_server import Handler, Peer, RawServer, answering
 from tests.support.transport_calls import body_of, fetch, get, read_all
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
@@ -30,7 +30,7 @@ NAME = "model.invalid"  # a name that no resolver knows
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine's environment says does not matter here."""
+    """Remove the proxies of this machine's environment."""
     for scheme in ("http", "https", "all", "no"):
         monkeypatch.delenv(f"{scheme}_proxy", raising=False)
         monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
@@ -47,7 +47,7 @@ MakeTransport = Callable[[], Transport]
 
 @pytest.fixture
 def make_transport(tls_fake: FakeOpenAI) -> Iterator[MakeTransport]:
-    """Makes transports, with the proxies of then, that trust the fake's authority for any name."""
+    """Makes transports with the current proxies, which trust the fake's CA for any name."""
     context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
     context.check_hostname = False
     with contextlib.ExitStack() as transports:
@@ -55,7 +55,7 @@ def make_transport(tls_fake: FakeOpenAI) -> Iterator[MakeTransport]:
 
 
 def proxy(port: int, heads: list[bytes]) -> Handler:
-    """CONNECT opens a tunnel to this port; a request with a full address is passed on to it."""
+    """CONNECT opens a tunnel to this port; a request with a full address is forwarded to it."""
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         try:
@@ -81,10 +81,10 @@ def proxy(port: int, heads: list[bytes]) -> Handler:
     return handle
 
 
-def test_https_goes_through_a_tunnel(
+def test_https_uses_a_tunnel_of_the_proxy(
     make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTPS_PROXY is asked for a tunnel by name; TLS goes through it, and it is used again."""
+    """HTTPS_PROXY is sent CONNECT with the name; TLS runs in the tunnel, which is reused."""
     heads: list[bytes] = []
     with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
@@ -98,13 +98,13 @@ def test_https_goes_through_a_tunnel(
 
 
 @pytest.mark.parametrize("spelling", ["127.0.0.1:{}", "http://127.0.0.1:{}/"])
-def test_a_proxy_is_named_with_or_without_scheme(
+def test_proxy_setting_may_omit_the_scheme(
     make_transport: MakeTransport,
     tls_fake: FakeOpenAI,
     monkeypatch: pytest.MonkeyPatch,
     spelling: str,
 ) -> None:
-    """Lower case, a bare HOST:PORT, an address with a path: as other programs take them."""
+    """Lower case, a bare HOST:PORT and an address with a path all work."""
     with RawServer(proxy(tls_fake.port, [])) as server:
         monkeypatch.setenv("https_proxy", spelling.format(server.port))
         transport = make_transport()
@@ -112,7 +112,7 @@ def test_a_proxy_is_named_with_or_without_scheme(
         transport.close()
 
 
-def test_plain_http_goes_through_a_proxy_too(
+def test_plain_http_uses_http_proxy(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HTTP_PROXY serves models that are reached without TLS."""
@@ -126,28 +126,28 @@ def test_plain_http_goes_through_a_proxy_too(
         assert len(fake.requests) == 1
 
 
-def test_the_credentials_of_a_proxy_are_sent_to_it(
+def test_proxy_credentials_are_sent_to_the_proxy(
     make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`http://user:password@proxy` is how company proxies are set up everywhere."""
+    """User and password of the proxy's address are sent to it, percent-decoded."""
     heads: list[bytes] = []
     with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://anna:p%40ss@127.0.0.1:{server.port}")
         transport = make_transport()
         fetch(transport, f"https://{NAME}/v1/models")
         transport.close()
-    told = base64.b64encode(b"anna:p@ss")
-    assert b"Proxy-Authorization: Basic " + told in heads[0]
+    credentials = base64.b64encode(b"anna:p@ss")
+    assert b"Proxy-Authorization: Basic " + credentials in heads[0]
 
 
-@pytest.mark.parametrize("past", [NAME, f"other.example, {NAME}", ".invalid", "invalid", "*"])
-def test_no_proxy_names_what_goes_past_it(
-    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, past: str
+@pytest.mark.parametrize("entries", [NAME, f"other.example, {NAME}", ".invalid", "invalid", "*"])
+def test_no_proxy_host_or_domain_is_reached_directly(
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, entries: str
 ) -> None:
     """A host in NO_PROXY, or under a domain in it, is reached directly."""
     with RawServer(answering()) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
-        monkeypatch.setenv("NO_PROXY", past)
+        monkeypatch.setenv("NO_PROXY", entries)
         transport = make_transport()
         with pytest.raises(httpx2.ConnectError) as caught:
             get(transport, f"https://{NAME}/v1/models")
@@ -155,10 +155,10 @@ def test_no_proxy_names_what_goes_past_it(
         assert server.accepted == 0
 
 
-def test_proxies_are_those_of_the_time_when_the_transport_was_made(
+def test_proxies_are_read_when_the_transport_is_made(
     make_transport: MakeTransport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request does not look through the environment again."""
+    """A request does not read the environment again."""
     transport = make_transport()
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with pytest.raises(httpx2.ConnectError) as caught:
@@ -166,20 +166,20 @@ def test_proxies_are_those_of_the_time_when_the_transport_was_made(
     assert isinstance(caught.value.__cause__, socket.gaierror)
 
 
-def test_this_machine_is_never_asked_for_through_a_proxy(
+def test_loopback_is_reached_without_a_proxy(
     make_transport: MakeTransport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model on localhost works though a company's proxy is set, without NO_PROXY."""
+    """A model on localhost is reached directly, without NO_PROXY."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     transport = make_transport()
     fetch(transport, f"{fake.base_url}/models")
     fetch(transport, f"http://localhost:{fake.port}/v1/models")
 
 
-def test_what_a_tunnel_carries_is_not_shown_to_the_proxy(
+def test_proxy_of_a_tunnel_sees_no_key(
     make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy sees a name and a port; key and question go through TLS."""
+    """The proxy sees a name and a port; key and prompt are inside TLS."""
     heads: list[bytes] = []
     with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
@@ -196,10 +196,10 @@ def test_what_a_tunnel_carries_is_not_shown_to_the_proxy(
 
 
 @pytest.mark.parametrize("status", [b"403 Forbidden", b"407 Proxy Authentication Required"])
-def test_a_proxy_that_refuses_is_an_error_of_connecting(
+def test_proxy_that_refuses_the_tunnel_is_a_connect_error(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, status: bytes
 ) -> None:
-    """No tunnel, no connection: the status is told, and the socket is closed."""
+    """The error has the proxy's status, and the socket is closed."""
 
     def handle(peer: Peer) -> None:
         peer.request()
@@ -216,10 +216,10 @@ def test_a_proxy_that_refuses_is_an_error_of_connecting(
         server.wait_over(1)
 
 
-def test_a_proxy_that_is_silent_is_waited_for_as_long_as_for_a_connection(
+def test_silent_proxy_ends_with_the_connect_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The time to connect includes the proxy's."""
+    """The connect timeout includes the proxy's response."""
     with RawServer(answering()) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         with pytest.raises(httpx2.ConnectTimeout):
@@ -227,15 +227,15 @@ def test_a_proxy_that_is_silent_is_waited_for_as_long_as_for_a_connection(
         server.wait_over(1)
 
 
-def test_a_stop_is_heard_while_a_proxy_is_silent(
+def test_interrupt_ends_the_wait_for_a_silent_proxy(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiting for the tunnel is a phase like any other."""
-    asked = threading.Event()
+    """A Stop ends the wait for a tunnel, and the connection is closed."""
+    requested = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.request()
-        asked.set()
+        requested.set()
         peer.see_leave()
 
     connection = UpstreamConnection()
@@ -243,45 +243,44 @@ def test_a_stop_is_heard_while_a_proxy_is_silent(
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
         blocked = BackgroundCall(lambda: get(transport, f"https://{NAME}/v1/models", connection))
-        assert asked.wait(WAIT_TIMEOUT)
+        assert requested.wait(WAIT_TIMEOUT)
         connection.interrupt()
-        assert isinstance(blocked.end(WAIT_TIMEOUT / 2), httpx2.TransportError)
+        assert isinstance(blocked.end(), httpx2.TransportError)
         assert connection.wait_closed(0) == "closed"
 
 
-def test_a_kind_of_proxy_that_is_not_supported_is_said(
+def test_socks_proxy_is_a_connect_error_with_its_name(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A SOCKS proxy is refused in words, as an error of connecting like any other."""
+    """A SOCKS proxy is refused by name, as an error of connecting."""
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
     transport = make_transport()
     with pytest.raises(httpx2.ConnectError, match="socks5"):
         get(transport, f"https://{NAME}/v1/models")
 
 
-def test_a_fault_of_the_proxy_is_not_said_to_be_the_server_s(
+def test_error_of_the_proxy_is_reported_as_the_proxys(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody looks for the fault at a server that was never reached."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    """The message of a proxy's fault names the proxy, not the model's server."""
+    port = closed_port()
     for proxy, reason in ((f"http://127.0.0.1:{port}", "refused"), ("socks5://[::1]:9", "socks5")):
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         transport = make_transport()
         with pytest.raises(httpx2.ConnectError) as caught:
             get(transport, f"https://{NAME}/v1/models")
-        told = to_upstream_error(caught.value, "")
-        assert told.code == "upstream_unreachable"
-        assert "proxy" in told.message
-        assert reason in told.message
+        error = to_upstream_error(caught.value, "")
+        assert error.code == "upstream_unreachable"
+        assert "proxy" in error.message
+        assert reason in error.message
 
 
 @pytest.mark.parametrize(
-    ("entries", "host", "port", "past"),
+    ("entries", "host", "port", "is_bypassed"),
     [
         ("192.168.0.0/16", "192.168.1.10", 11434, True),
         ("192.168.0.0/16", "192.169.1.10", 11434, False),
-        ("192.168.1.7/16", "192.168.9.9", 80, True),  # with bits below the range's
+        ("192.168.1.7/16", "192.168.9.9", 80, True),  # with bits set below the mask
         ("10.0.0.0/8,172.16.0.0/12", "172.31.255.1", 80, True),
         ("10.0.0.0/8 172.16.0.0/12", "172.32.0.1", 80, False),
         ("fd00::/8", "fd12::1", 80, True),
@@ -312,11 +311,11 @@ def test_a_fault_of_the_proxy_is_not_said_to_be_the_server_s(
         ("300.1.1.0/24", "example.org", 443, False),
     ],
 )
-def test_an_entry_of_no_proxy_is_a_host_a_domain_or_a_range(
-    entries: str, host: str, port: int, past: bool
+def test_bypasses_proxy_matches_hosts_domains_ranges_and_ports(
+    entries: str, host: str, port: int, is_bypassed: bool
 ) -> None:
-    """As other programs take them, ports included."""
-    assert bypasses_proxy(entries, host, port) is past
+    """Entries of NO_PROXY match as in other programs, ports included."""
+    assert bypasses_proxy(entries, host, port) is is_bypassed
 
 
 @pytest.mark.parametrize(
@@ -331,10 +330,10 @@ def test_an_entry_of_no_proxy_is_a_host_a_domain_or_a_range(
         ("http://[::1]:8080/v1", None),
     ],
 )
-def test_the_proxy_for_an_address_can_be_asked_for(
+def test_proxy_for_returns_the_proxy_without_credentials(
     monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
 ) -> None:
-    """Without the name and the password that it is used with."""
+    """The proxy of an address is returned without its user name and password."""
     monkeypatch.setenv("HTTP_PROXY", "http://anna:secret@proxy.example:8080/")
     monkeypatch.setenv("HTTPS_PROXY", "secure.example:3129")
     monkeypatch.setenv("NO_PROXY", "192.168.0.0/16, inside.example.org")

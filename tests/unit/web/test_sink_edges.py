@@ -23,12 +23,10 @@ from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.web.event_stream import EventStream, TextStream, json_frames
 from halt.web.sink import Sink
+from tests.support.cluster_workers import StartWorker
 from tests.support.raw_server import receive_until
 from tests.support.scripted_upstream import HI, ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
-from tests.unit.cluster.test_remote import Begin, begin
-
-__all__ = ["begin"]  # the fixture
 
 BIG = "x" * 10_000
 
@@ -89,12 +87,12 @@ def test_text_stream_in_silence_wakes_the_relay_once_a_heartbeat(
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
-    begin: Begin,
+    start_worker: StartWorker,
     ends: tuple[socket.socket, socket.socket],
     behind: bool,
 ) -> None:
     """A worker that leaves ends its readers of another worker's stream with a whole response."""
-    owner, leaving = begin(), begin()
+    owner, leaving = start_worker(), start_worker()
     run, _ = owner.start("a-stream", *([BIG] * 60 if behind else ["one "]))
     remote = leaving.service.get("a-stream", None)
     server, client = ends

@@ -1,4 +1,4 @@
-"""Halt looks at its server when it starts, and refuses one in which Stop cannot work."""
+"""Halt checks its WSGI server at the start, and refuses one in which Stop cannot work."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ pytestmark = pytest.mark.slow
 RIGHT = re.escape(f"Start Halt by `cd {ROOT} && gunicorn app:app`, without -k and --threads.")
 
 
-def elsewhere(folder: Path, *args: str, **env: str) -> tuple[int, str]:
-    """gunicorn from another folder, where it does not find its settings: exit status, output."""
+def run_gunicorn(folder: Path, *args: str, **env: str) -> tuple[int, str]:
+    """Run gunicorn in a folder without its settings; return exit status and output."""
     command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "--chdir", str(ROOT), *args]
     return refused_command(command, folder, {"HALT_DATA": folder / "data", "HOME": folder, **env})
 
@@ -53,8 +53,8 @@ def elsewhere(folder: Path, *args: str, **env: str) -> tuple[int, str]:
 def test_gunicorn_without_its_settings_is_refused(
     tmp_path: Path, args: list[str], worker: str
 ) -> None:
-    """In one line that names the right command; the master ends, and no worker is started again."""
-    status, printed = elsewhere(tmp_path, *args)
+    """The one line names the right command; the master ends, and no worker is started again."""
+    status, printed = run_gunicorn(tmp_path, *args)
     assert status == 4
     assert re.search(f"^halt: gunicorn runs its {worker} worker, .*\\. {RIGHT}$", printed, re.M)
     assert "Traceback" not in printed
@@ -62,7 +62,7 @@ def test_gunicorn_without_its_settings_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("args", "why"),
+    ("args", "reason"),
     [
         (["-k", "sync", "--threads", "1"], "gunicorn runs its sync worker, "),
         (["-k", "gthread"], "gunicorn runs its gthread worker, "),
@@ -71,16 +71,16 @@ def test_gunicorn_without_its_settings_is_refused(
         (["--strip-header-spaces"], "--strip-header-spaces is not allowed: "),
     ],
 )
-def test_other_workers_are_refused(args: list[str], why: str) -> None:
-    """The master says so before it makes a worker, and prints nothing else."""
+def test_gunicorn_options_that_break_stop_are_refused(args: list[str], reason: str) -> None:
+    """The master refuses other workers and options before it starts a worker, in one line."""
     status, printed = refused_start(*args, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
     assert status == 1
-    assert re.fullmatch(f"halt: {why}.*\\. {RIGHT}\n", printed)
+    assert re.fullmatch(f"halt: {reason}.*\\. {RIGHT}\n", printed)
 
 
-def test_a_wrong_setting_ends_gunicorn_elsewhere_too(tmp_path: Path) -> None:
-    """A worker that finds a wrong setting is not started again and again."""
-    status, printed = elsewhere(tmp_path, "app:app", HALT_MAX_STREAMS="none")
+def test_wrong_setting_ends_gunicorn_in_another_folder(tmp_path: Path) -> None:
+    """A worker that reads a wrong setting is not started again and again."""
+    status, printed = run_gunicorn(tmp_path, "app:app", HALT_MAX_STREAMS="none")
     assert status == 4
     assert re.search(r"^halt: HALT_MAX_STREAMS=.none.", printed, re.M)
     assert "Traceback" not in printed
@@ -100,18 +100,20 @@ class FlaskRun(HaltServer):
 
 
 @pytest.mark.parametrize("kind", [Gunicorn, FlaskRun])
-def test_a_server_with_threads_stops(kind: type[HaltServer], shared_fake: FakeOpenAI) -> None:
+def test_stop_works_in_gunicorn_and_flask_run(
+    kind: type[HaltServer], shared_fake: FakeOpenAI
+) -> None:
     """A Stop is answered while its stream is open, and the stream ends."""
     server = kind({"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"})
     try:
-        stops(server.client())
+        assert_stop_works(server.client())
     finally:
         server.close()
 
 
 def test_flask_run_with_one_thread_is_refused(tmp_path: Path) -> None:
-    """In one line that names the option."""
-    found = subprocess.run(
+    """The one line names the option."""
+    result = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "app", "run", "--port", "0", "--without-threads"],
         cwd=ROOT,
         env=halt_environment({"HALT_DATA": str(tmp_path)}),
@@ -120,27 +122,27 @@ def test_flask_run_with_one_thread_is_refused(tmp_path: Path) -> None:
         timeout=REFUSAL_TIMEOUT,
         check=False,
     )
-    assert found.returncode == 4
-    assert found.stderr == "halt: One thread cannot stop a stream: leave out --without-threads.\n"
+    assert result.returncode == 4
+    assert result.stderr == "halt: One thread cannot stop a stream: leave out --without-threads.\n"
 
 
-class Threaded(ThreadingMixIn, WSGIServer):
-    """A WSGI server of another make."""
+class ThreadedServer(ThreadingMixIn, WSGIServer):
+    """A WSGI server of the standard library, with a thread for each request."""
 
     daemon_threads = True
 
 
-class Silent(WSGIRequestHandler):
+class SilentHandler(WSGIRequestHandler):
     def log_message(self, *_: object) -> None:
         """Log nothing."""
 
 
 @pytest.fixture
-def other(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[Client]:
+def other_server(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[Client]:
     app = create_app(
         Config(base_url=shared_fake.base_url, api_key="fake", data=str(tmp_path), token="12345678")
     )
-    with make_server("127.0.0.1", 0, app, Threaded, Silent) as server:
+    with make_server("127.0.0.1", 0, app, ThreadedServer, SilentHandler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield Client("127.0.0.1", server.server_port, Authorization="Bearer 12345678")
@@ -150,12 +152,13 @@ def other(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[Client]:
     services(app).store.close()
 
 
-def test_another_server_with_threads_stops(other: Client) -> None:
-    """So does any WSGI server that gives each request a thread."""
-    stops(other)
+def test_stop_works_in_any_threaded_wsgi_server(other_server: Client) -> None:
+    """A Stop works in any WSGI server that serves each request in its own thread."""
+    assert_stop_works(other_server)
 
 
-def stops(client: Client) -> None:
+def assert_stop_works(client: Client) -> None:
+    """A Stop is answered while its stream is open, and the stream ends."""
     stream_id = new_id()
     with client.chat("stall?n=5", id=stream_id) as events:
         events.until_text("4 ")
@@ -163,8 +166,8 @@ def stops(client: Client) -> None:
         assert events.to_end().terminal["type"] == "cancelled"
 
 
-def test_an_address_that_others_reach_needs_a_token() -> None:
-    """gunicorn's own --bind is held to the same rule as HOST; a token lets it pass."""
+def test_bind_to_all_addresses_needs_a_token() -> None:
+    """gunicorn's own --bind follows the same rule as HOST; a token permits it."""
     model = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
     status, printed = refused_start("--bind", "0.0.0.0:0", **model)
     assert status == 1
@@ -173,6 +176,6 @@ def test_an_address_that_others_reach_needs_a_token() -> None:
     server.close()
 
 
-def test_an_empty_number_of_workers_counts_as_unset(start_halt: StartHalt) -> None:
-    """gunicorn reads WEB_CONCURRENCY by itself, and fails on an empty one."""
+def test_empty_web_concurrency_counts_as_unset(start_halt: StartHalt) -> None:
+    """An empty WEB_CONCURRENCY counts as unset; gunicorn itself would fail on it."""
     assert start_halt("http://127.0.0.1:9/v1", WEB_CONCURRENCY="").client().get("/").status == 200

@@ -41,10 +41,10 @@ from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
 from halt.transport.pool import Transport
+from tests.support.provider_answers import HI, KEY, ask, closed_port, read, refused
 from tests.support.raw_server import OK, RawServer, answering
 from tests.support.scripted_upstream import Reader
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
-from tests.unit.providers.test_openai import HI, KEY, ask, closed_port, read, refused
 
 Make = Callable[..., Upstream]
 

@@ -19,10 +19,9 @@ from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
 from halt.providers.openai import OpenAIUpstream
-from halt.transport.http1 import INFLATED_MAX, Inflater
+from tests.support.provider_answers import HI, Answer, ask, read
 from tests.support.raw_server import OK, Peer, RawServer, answering
 from tests.support.waiting import WAIT_TIMEOUT
-from tests.unit.providers.test_openai import HI, Answer, ask, read
 
 A = b'data: {"choices":[{"index":0,"delta":{"content":"A"}}]}\n\n'
 STREAM = (
@@ -171,33 +170,6 @@ def test_compressed_events_come_as_they_are_sent() -> None:
         release.set()
         assert read(reply).text == "B"
         provider.close()
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_no_cut_changes_what_was_compressed(size: int) -> None:
-    """The first bytes may come alone, and several streams may follow each other."""
-    packed = gzip.compress(b"one ") + gzip.compress(b"two")
-    for label, sent, told in ((b"", packed, b"one two"), (b"deflate", RAW_ZLIB, STREAM),
-                              (b"deflate", b"x", b"x"), (b"", b"\x1f", b"\x1f"), (b"gzip", b"hi", b"hi")):  # fmt: skip
-        inflater, out = Inflater(label), b""
-        for at in range(0, len(sent), size):
-            out += inflater.feed(sent[at : at + size])
-            while inflater.pending:
-                out += inflater.feed(b"")
-        assert out + inflater.end() == told
-
-
-@pytest.mark.parametrize("label", [b"gzip", b""])
-def test_a_small_body_becomes_a_huge_one_in_bounded_pieces(label: bytes) -> None:
-    """What one read is inflated to has a limit; the rest is there at once, without the network."""
-    bomb = gzip.compress(b"\0" * (20 * INFLATED_MAX), 9)
-    assert len(bomb) < INFLATED_MAX
-    inflater = Inflater(label)
-    pieces = [inflater.feed(bomb)]
-    while inflater.pending:
-        pieces.append(inflater.feed(b""))
-    assert max(map(len, pieces)) == INFLATED_MAX
-    assert b"".join(pieces) + inflater.end() == b"\0" * (20 * INFLATED_MAX)
 
 
 def test_a_broken_compression_is_told() -> None:

@@ -58,14 +58,14 @@ BEGINNINGS = (
 @pytest.mark.parametrize("blank", BLANKS, ids=[ascii(each[:2]) for each in BLANKS])
 @pytest.mark.parametrize("field", ["content", "reasoning_content"])
 def test_blanks_are_counted_as_they_arrive(blank: str, field: str) -> None:
-    """Wherever they stand, and whether they are shown, held back or left out."""
+    """White space counts as it arrives, whether it is shown, held back or dropped."""
     for beginning in BEGINNINGS:
         reads = [chunk(**{field: beginning})] + [chunk(**{field: blank})] * 300
         assert arrived(ChatDecoder(), reads) == len(beginning) + 300 * len(blank)
 
 
-def test_what_a_call_brings_is_counted_also_where_it_says_nothing() -> None:
-    """Blanks before or behind its arguments, and empty ones again and again."""
+def test_empty_pieces_of_a_call_are_counted() -> None:
+    """Blanks before or after a call's arguments count, and repeated empty ones."""
     for pieces in (" ", "{}", "null", "\n\n"):
         decoder = ChatDecoder()
         decoder.feed(chunk(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f"}}]))
@@ -89,8 +89,11 @@ def _seconds(work: Iterable[object]) -> float:
 @pytest.mark.parametrize(
     "pieces", [" ", "]", "}", "{}", ",{}", '"}"'], ids=["blank", "]", "}", "{}", ",{}", "string"]
 )
-def test_pieces_behind_a_calls_arguments_take_linear_time(pieces: str) -> None:
-    """Its arguments are parsed once, and not with each piece: 200,000 blanks took 16 s."""
+def test_pieces_after_a_calls_arguments_take_linear_time(pieces: str) -> None:
+    """A call's arguments are parsed once, not again with each later piece.
+
+    With a parse for each piece, 200,000 blanks took 16 s.
+    """
     calls, out = CallAssembler(), PartBuilder()
     calls.add_fragment(0, "call_1", "f", json.dumps({"a": ["x"] * 20_000}), out)
     began = time.process_time()
@@ -99,8 +102,8 @@ def test_pieces_behind_a_calls_arguments_take_linear_time(pieces: str) -> None:
     assert time.process_time() - began < 3.0
 
 
-def test_a_name_that_comes_with_each_piece_takes_linear_time() -> None:
-    """The arguments so far are compared where they may have come again, and only there."""
+def test_name_with_each_piece_of_a_call_takes_linear_time() -> None:
+    """Arguments are compared with earlier ones only where they may be repeated."""
     calls, out = CallAssembler(), PartBuilder()
     began = time.process_time()
     for _ in range(40_000):
@@ -109,8 +112,8 @@ def test_a_name_that_comes_with_each_piece_takes_linear_time() -> None:
 
 
 @pytest.mark.parametrize("arguments", ['{"a":' + "[" * 5_000 + "]" * 5_000 + "}", '{"\ud800": 1}'])
-def test_arguments_that_no_parser_takes_are_handed_on(arguments: str) -> None:
-    """Too deep ones and halves of characters are the tool's matter."""
+def test_unparsable_arguments_are_passed_on(arguments: str) -> None:
+    """Arguments that are too deep or hold half a character are passed on unchanged."""
     calls, out = CallAssembler(), PartBuilder()
     for pieces in (arguments, " ", "{}"):
         calls.add_fragment(0, "call_1", "f", pieces, out)
@@ -120,7 +123,7 @@ def test_arguments_that_no_parser_takes_are_handed_on(arguments: str) -> None:
 
 @pytest.mark.parametrize("old", [" ", "\n", " \n"])
 def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
-    """Behind an answer that ends in many of them."""
+    """Blanks after an answer that ends in many blanks take linear time."""
     blank = old * (60_000 // len(old))
     seam = ContinuationJoiner(f"a{blank}")
     shown = ""
@@ -130,15 +133,15 @@ def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
     assert shown.endswith("b")
 
 
-def test_a_text_of_brackets_takes_linear_time() -> None:
-    """No note begins at most of them."""
+def test_note_filter_takes_linear_time_for_brackets() -> None:
+    """Brackets, of which most begin no note, take linear time."""
     notes = NoteFilter(lambda: False, str)
     took = _seconds(notes.feed("[" * 64) for _ in range(8_000))
     assert took < 4.0
 
 
-def test_a_long_line_takes_linear_time() -> None:
-    """It is not looked at again with each piece of it, nor with each mark in it."""
+def test_long_line_takes_linear_time() -> None:
+    """A long line is not scanned again with each piece or mark in it."""
     for piece in ("x", "`", '"', "<", "</think> "):
         decoder = ChatDecoder()
         reads = [chunk(content="a")] + [chunk(content=piece * 1_000)] * 2_000
@@ -157,8 +160,11 @@ def _reads(body: bytes) -> Iterable[bytes]:
     "item", [b"[],", b'{"a":1},', b"1,", b'"a",'], ids=["lists", "objects", "numbers", "texts"]
 )
 @pytest.mark.parametrize("framed", [True, False])
-def test_an_event_of_too_many_values_is_not_made_into_objects(item: bytes, framed: bool) -> None:
-    """It ends the answer at once; behind the end of the answer it takes nothing from it."""
+def test_event_with_too_many_values_is_refused_unparsed(item: bytes, framed: bool) -> None:
+    """An event of too many values is an invalid stream, before any object is made.
+
+    After the finish reason it takes nothing from the answer.
+    """
     count = 6_000_000 // len(item)
     begun = b'{"choices":[{"index":0,"delta":{"x":['
     event = (b"data: " if framed else b"") + begun + item * count + b"1]}}]}\n\n"
@@ -173,8 +179,8 @@ def test_an_event_of_too_many_values_is_not_made_into_objects(item: bytes, frame
     assert ("".join(part.text for part in parts), finished.ended) == ("Hi", True)
 
 
-def test_a_picture_of_many_megabytes_is_handed_on() -> None:
-    """It is one value, however long."""
+def test_image_of_20_megabytes_is_passed_on() -> None:
+    """A data URL of 20 MB is one value and is passed on."""
     url = "data:image/png;base64," + "A" * 20_000_000
     part = ChatDecoder().feed(chunk(images=[url]))
     assert part.events[0].delta["images"] == [url]  # type: ignore[union-attr]
@@ -183,8 +189,8 @@ def test_a_picture_of_many_megabytes_is_handed_on() -> None:
 @pytest.mark.parametrize(
     "line", [b"x\n", b"<p>\n", b"data:\n", b":\n", b"{}\n", b"data: x\n\n", b"event: a\n", b"\r"]
 )
-def test_lines_are_decoded_in_turns(line: bytes) -> None:
-    """A read of nothing but short lines is cut up, so that other streams move in between."""
+def test_short_lines_are_decoded_in_batches_of_lines_max(line: bytes) -> None:
+    """A read of short lines is split in batches, so that other streams proceed."""
     left, turns = line * (65_536 // len(line)), 0
     whole = b""
     while left:
@@ -197,8 +203,8 @@ def test_lines_are_decoded_in_turns(line: bytes) -> None:
     assert turns >= whole.count(b"\n") // LINES_MAX
 
 
-def test_a_turn_ends_behind_a_whole_event() -> None:
-    """Where it can, since those are decoded at less cost."""
+def test_batch_ends_after_a_whole_event() -> None:
+    """A batch ends after a whole event where it can, since that costs less to decode."""
     event = chunk(content="a")
     turn, left = _split_batch(b"a\n\n" + event * 1_000)
     assert turn.endswith(b"\n\n")
@@ -258,8 +264,8 @@ ANTHROPIC = [
 
 
 @pytest.mark.parametrize("value", NUMBERS.values(), ids=NUMBERS)
-def test_whatever_bytes_come_a_decoder_gives_deltas_or_an_upstream_error(value: bytes) -> None:
-    """And what it gives can be written as JSON: events, usage, and the words of an error."""
+def test_any_bytes_give_deltas_or_an_upstream_error(value: bytes) -> None:
+    """Any value gives deltas or an UpstreamError, which can be encoded as JSON."""
     for kind, shapes in ((ChatDecoder, CHAT), (MessagesDecoder, ANTHROPIC)):
         for name in NAMES if value == NUMBERS["huge"] else NAMES[:1]:
             for shape in shapes:
@@ -278,8 +284,8 @@ def _play(decoder: EventDecoder, raw: bytes) -> None:
     encode([decoder.usage, decoder.model, decoder.finish_reason, decoder.opaque])
 
 
-def test_a_thought_is_split_off_a_long_text_as_before() -> None:
-    """In slices, of which most hold no mark."""
+def test_reasoning_is_split_off_a_long_text() -> None:
+    """Reasoning is split off a long text that is scanned in slices."""
     text = "<think>" + "t " * 50_000 + "</think>\n\n" + "a\n" * 50_000
     part = ChatDecoder().feed(chunk(content=text))
     assert part.text == "a\n" * 50_000

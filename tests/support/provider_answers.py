@@ -1,0 +1,89 @@
+"""Requests to a provider, their answers, and the checks that the provider tests share."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from halt.clock import now
+from halt.core.connection import NoData, UpstreamConnection
+from halt.core.events import Delta
+from halt.core.request import ChatRequest, Message, Reply, Upstream
+from halt.errors import CODES, OVERLOADED, UpstreamError
+
+KEY = "sk-hush-0123456789abcdef"
+HI = [Message("user", "hi")]
+
+
+@dataclass
+class Answer:
+    """What came of a request."""
+
+    text: str = ""
+    events: list[Delta] = field(default_factory=list)
+    chunks: int = 0
+    ended: bool = False
+    fault: UpstreamError | None = None
+    reply: Reply | None = None
+
+
+def read(reply: Reply) -> Answer:
+    """Read a reply to its end or its fault."""
+    out = Answer(reply=reply)
+    try:
+        while not out.ended:
+            with suppress(NoData):
+                part = reply.read()
+                out.text += part.text
+                out.events += part.events
+                out.chunks += part.chunks
+                out.ended = part.ended
+        drain(reply)
+    except UpstreamError as fault:
+        out.fault = fault
+    finally:
+        reply.close()
+    return out
+
+
+def drain(reply: Reply) -> None:
+    """Read the end of a complete answer's framing, if it comes soon."""
+    deadline = now() + 0.25
+    with suppress(UpstreamError):
+        while not reply.complete and now() < deadline:
+            with suppress(NoData):
+                reply.read()
+
+
+def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
+    request = ChatRequest(**{"messages": HI, "model": model} | more)
+    try:
+        reply = upstream.open(request, UpstreamConnection())
+    except UpstreamError as fault:
+        return Answer(fault=fault)
+    return read(reply)
+
+
+def refused(outcome: Answer, code: str) -> UpstreamError:
+    """The fault, which is this one as it is documented."""
+    fault = outcome.fault
+    assert fault is not None, outcome
+    assert (fault.code, fault.retryable) == (code, CODES[code][1]), fault.detail
+    assert fault.message.startswith((CODES[code][0], OVERLOADED))
+    assert len(fault.message) < 600
+    return fault
+
+
+def closed_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens before the test itself does.
+
+    It stays bound while this process lives, so that no other server is given it.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    sock.detach()
+    return port
