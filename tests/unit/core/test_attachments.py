@@ -1,4 +1,4 @@
-"""Pictures and sources among the fields that a server sends beside the text."""
+"""Pictures and sources in the fields that a server sends beside the text."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ A, B = "https://a.example/one", "http://b.example/two?q=1"
         {"content": [{"type": "image_url", "image_url": {"url": URL, "detail": "auto"}}]},
     ],
 )
-def test_pictures(fields: dict[str, Any]) -> None:
-    """Whatever the field's name, and however deep it is."""
+def test_attachments_of_picture_fields_are_pictures(fields: dict[str, Any]) -> None:
+    """A picture is found under every field name that servers use, at any depth."""
     for extra in (Extra(delta=fields), Extra(chunk=fields), Extra(choice={"message": fields})):
         assert list(attachments_of(extra)) == [Picture("image/png", URL)]
 
@@ -92,20 +92,23 @@ def test_pictures(fields: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_sources(fields: dict[str, Any], sources: list[tuple[str, str]]) -> None:
-    """Addresses of the web alone, with their titles; those of icons and of the API are none."""
+def test_attachments_of_source_fields_are_web_addresses_with_titles(
+    fields: dict[str, Any], sources: list[tuple[str, str]]
+) -> None:
+    """Only http and https addresses with their titles are sources; addresses of icons and of the
+    API are not."""
     for extra in (Extra(delta=fields), Extra(chunk=fields), Extra(choice=fields)):
-        assert list(attachments_of(extra)) == [Source(*each) for each in sources]
+        assert list(attachments_of(extra)) == [Source(*source) for source in sources]
 
 
-def test_a_picture_that_is_elsewhere_is_a_link() -> None:
-    """Nothing is loaded from anywhere."""
+def test_attachments_of_picture_address_is_a_link() -> None:
+    """A picture given by its web address becomes a link; Halt loads nothing from there."""
     fields = {"images": [{"image_url": {"url": A}}, B]}
     assert list(attachments_of(Extra(delta=fields))) == [Picture("image", A), Picture("image", B)]
 
 
-def test_a_picture_without_a_type_is_known_by_its_field() -> None:
-    """A data: URL may leave it out."""
+def test_attachments_of_untyped_data_url_takes_the_type_from_its_field() -> None:
+    """A data: URL without a media type is a picture if its field is one for pictures."""
     fields = {"images": [{"image_url": {"url": "data:,0"}}], "files": ["data:,1"]}
     assert list(attachments_of(Extra(delta=fields))) == [
         Picture("image", "data:,0"),
@@ -113,59 +116,61 @@ def test_a_picture_without_a_type_is_known_by_its_field() -> None:
     ]
 
 
-def test_what_is_deep_without_end_is_left() -> None:
-    """A server's nesting has a bound."""
+def test_attachments_of_deep_nesting_stops_at_a_bound() -> None:
+    """Addresses nested 500 levels deep are ignored."""
     deep: Any = [A]
     for _ in range(500):
         deep = [deep]
     assert list(attachments_of(Extra(chunk={"a": deep}))) == []
 
 
-def folded(*events: Event) -> tuple[Step, ...]:
-    """The folds of these events, a second apart."""
+def steps_of_events(*events: Event) -> tuple[Step, ...]:
+    """The steps of these events, which arrive a second apart."""
     stream = StepStream()
     for number, event in enumerate(events, 1):
         stream.feed(number, event, float(number))
     return stream.end(100.0)
 
 
-def test_sources_are_one_fold_each_named_once() -> None:
-    """Servers repeat them with each chunk, and some send the titles later."""
-    first, again = Extra(chunk={"citations": [A]}), Extra(chunk={"citations": [A, B]})
+def test_step_stream_sources_are_one_step_without_repetitions() -> None:
+    """All sources are one step, each once, also if a server repeats them or sends titles later."""
+    first, second = Extra(chunk={"citations": [A]}), Extra(chunk={"citations": [A, B]})
     titled = Extra(chunk={"search_results": [{"url": A, "title": "One"}]})
-    (fold,) = folded(first, Content("a"), again, again, titled, first)
-    assert (fold.kind, fold.state, fold.text) == ("sources", "done", f"{A} One\n{B}")
+    (step,) = steps_of_events(first, Content("a"), second, second, titled, first)
+    assert (step.kind, step.state, step.text) == ("sources", "done", f"{A} One\n{B}")
 
 
-def test_fields_between_thoughts_do_not_end_them() -> None:
-    """Some servers send the same fields with each chunk."""
-    folds = folded(Reasoning("a"), Extra(chunk={"citations": [A]}), Reasoning("b"), Content("c"))
-    assert [(each.kind, each.text) for each in folds] == [("thought", "ab"), ("sources", A)]
+def test_step_stream_fields_between_thoughts_do_not_end_the_thought() -> None:
+    """A thought goes on across the fields that some servers send with each chunk."""
+    steps = steps_of_events(
+        Reasoning("a"), Extra(chunk={"citations": [A]}), Reasoning("b"), Content("c")
+    )
+    assert [(step.kind, step.text) for step in steps] == [("thought", "ab"), ("sources", A)]
 
 
-def test_a_picture_is_kept_with_its_line() -> None:
-    """Its data is there for whatever shows it, up to a bound; the line is there in any case."""
-    once = Extra(delta={"images": [{"image_url": {"url": URL}}]})
-    (fold,) = folded(once, once)
-    assert (fold.kind, fold.state, fold.text) == ("picture", "done", "Picture (PNG, 16 B)")
-    assert fold.result == URL
+def test_step_stream_picture_keeps_its_data_up_to_a_bound() -> None:
+    """A picture's step has its description always, and its data up to a total size."""
+    event = Extra(delta={"images": [{"image_url": {"url": URL}}]})
+    (step,) = steps_of_events(event, event)
+    assert (step.kind, step.state, step.text) == ("picture", "done", "Picture (PNG, 16 B)")
+    assert step.result == URL
     large = [Extra(delta={"image": f"{URL}{letter * (PICTURE_CHARS_MAX // 2)}"}) for letter in "ab"]
-    assert [(each.text, bool(each.result)) for each in folded(*large)] == [
+    assert [(step.text, bool(step.result)) for step in steps_of_events(*large)] == [
         ("Picture (PNG, 3.0 MB)", True),
         ("Picture (PNG, 3.0 MB)", False),
     ]
 
 
-def test_sources_are_bounded() -> None:
-    """A server may send as many as it likes."""
+def test_step_stream_sources_are_limited_in_number() -> None:
+    """Of more than SOURCES_MAX sources the step holds SOURCES_MAX."""
     events = [Extra(chunk={"citations": [f"{A}/{n}"]}) for n in range(SOURCES_MAX + 50)]
-    (fold,) = folded(*events)
-    assert len(fold.text.split("\n")) == SOURCES_MAX
+    (step,) = steps_of_events(*events)
+    assert len(step.text.split("\n")) == SOURCES_MAX
 
 
-def test_a_long_text_takes_bounded_time() -> None:
-    """Also where it begins like a data: URL."""
-    start = time.process_time()
+def test_attachments_of_long_near_data_url_takes_bounded_time() -> None:
+    """Long texts that begin like a data: URL are checked in under a second of CPU time."""
+    start = time.thread_time()
     fields = {"images": [f"data:a/b{'a' * 100_000} x"] * 20}
     assert not list(attachments_of(Extra(delta=fields)))
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 1

@@ -25,13 +25,13 @@ from tests.support.raw_server import CHUNKED, HELLO, Peer, RawServer, answering
 from tests.support.transport_calls import body_of, fetch, get, read_all
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
-LONG = 60.0  # seconds to connect: none of these tests waits for it
+LONG = 60.0  # connect timeout in seconds; no test waits that long
 SYN_SENT = 2  # TCP_INFO's first byte while a connection is being made
 REPEATS = 100
 
 
 class WatchedConnection(UpstreamConnection):
-    """A connection that tells when a socket is attached to it."""
+    """A connection that sets `attached` when a socket is attached to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ def context() -> ssl.SSLContext:
 
 @pytest.fixture
 def transport(context: ssl.SSLContext) -> Iterator[Transport]:
-    made = Transport(LONG, context)
-    yield made
-    made.close()
+    transport = Transport(LONG, context)
+    yield transport
+    transport.close()
 
 
 # --- every phase ----------------------------------------------------------------------------------
 
-#: Brings a request on this connection to where it blocks; the call that blocks, in the background.
+#: Brings a request on this connection to where it blocks. Returns the blocked call's thread.
 Phase = Callable[[Transport, WatchedConnection, contextlib.ExitStack], BackgroundCall]
 
 
@@ -88,39 +88,39 @@ def connecting(
     return blocked
 
 
-def greeting(
+def handshaking(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
-    """The TLS handshake, with a server that takes our hello and says nothing."""
-    heard = threading.Event()
+    """In the TLS handshake, with a server that reads the hello and sends nothing."""
+    received = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.sock.recv(1)
-        heard.set()
+        received.set()
         peer.see_leave()
 
     server = stack.enter_context(RawServer(handle))
     blocked = BackgroundCall(
         lambda: get(transport, server.url.replace("http:", "https:"), connection)
     )
-    assert heard.wait(WAIT_TIMEOUT)
+    assert received.wait(WAIT_TIMEOUT)
     return blocked
 
 
-def asking(
+def awaiting_head(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
-    """Waiting for headers."""
-    heard = threading.Event()
+    """Waiting for the response's head."""
+    received = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.request()
-        heard.set()
+        received.set()
         peer.see_leave()
 
     server = stack.enter_context(RawServer(handle))
     blocked = BackgroundCall(lambda: get(transport, server.url, connection))
-    assert heard.wait(WAIT_TIMEOUT)
+    assert received.wait(WAIT_TIMEOUT)
     return blocked
 
 
@@ -148,17 +148,17 @@ def between_bytes(
     return BackgroundCall(read)
 
 
-PHASES = [connecting, greeting, asking, between_bytes]
+PHASES = [connecting, handshaking, awaiting_head, between_bytes]
 
 
 def receipt(phase: Phase) -> str:
-    """What is said of the connection that an interrupt in this phase ends."""
+    """The receipt for a connection that an interrupt in this phase ends."""
     return "none" if phase is connecting else "closed"
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_an_interrupt_wakes_whoever_blocks(transport: Transport, phase: Phase) -> None:
-    """In every phase the blocked thread comes back at once, with an error, and all is closed."""
+def test_interrupt_wakes_the_blocked_thread(transport: Transport, phase: Phase) -> None:
+    """In every phase an interrupt ends the blocked call with an error, and all sockets are closed."""
     with contextlib.ExitStack() as stack:
         connection = WatchedConnection()
         blocked = phase(transport, connection, stack)
@@ -171,7 +171,7 @@ def test_an_interrupt_wakes_whoever_blocks(transport: Transport, phase: Phase) -
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_interrupting_again_is_harmless(transport: Transport, phase: Phase) -> None:
+def test_interrupt_repeated_has_the_effect_of_one(transport: Transport, phase: Phase) -> None:
     """Law: any number of interrupts at any time do what one does."""
     with contextlib.ExitStack() as stack:
         connection = WatchedConnection()
@@ -185,8 +185,8 @@ def test_interrupting_again_is_harmless(transport: Transport, phase: Phase) -> N
 # --- before and after -----------------------------------------------------------------------------
 
 
-def test_nothing_is_sent_after_an_interrupt(transport: Transport, fake: FakeOpenAI) -> None:
-    """A Stop that comes first is kept: no connection is made for the run, no request is sent."""
+def test_interrupt_before_the_request_sends_nothing(transport: Transport, fake: FakeOpenAI) -> None:
+    """After an interrupt no connection is made for the run and no request is sent."""
     connection = UpstreamConnection()
     connection.interrupt()
     with pytest.raises(Interrupted):
@@ -195,10 +195,10 @@ def test_nothing_is_sent_after_an_interrupt(transport: Transport, fake: FakeOpen
     assert connection.wait_closed(0) == "none"
 
 
-def test_nothing_is_sent_on_a_kept_connection_either(
+def test_interrupt_before_the_request_sends_nothing_on_a_pooled_connection(
     transport: Transport, fake: FakeOpenAI
 ) -> None:
-    """The same where a connection is there already."""
+    """After an interrupt a pooled connection is not used for the request either."""
     url = f"{fake.base_url}/models"
     fetch(transport, url)
     connection = UpstreamConnection()
@@ -208,17 +208,17 @@ def test_nothing_is_sent_on_a_kept_connection_either(
     assert len(fake.requests) == 1
 
 
-def test_a_stop_as_the_socket_is_made_is_heard(transport: Transport) -> None:
-    """An interrupt between the making of a socket and its connecting ends that connecting too."""
+def test_interrupt_between_socket_and_connect_ends_the_connect(transport: Transport) -> None:
+    """An interrupt after a socket is attached and before it connects ends the connect too."""
     with FakeOpenAI.unaccepting() as url:
         blocked = BackgroundCall(lambda: get(transport, url, HastyConnection()))
         blocked.join(WAIT_TIMEOUT)
-        assert not blocked.is_alive(), "it connects for as long as it may"
+        assert not blocked.is_alive(), "it connects until the connect timeout"
     assert isinstance(blocked.fault, (httpx2.TransportError, Interrupted))
 
 
-def test_a_stop_as_tls_begins_is_heard() -> None:
-    """An interrupt just as TLS takes over the socket: nothing blocks, the receipt says closed."""
+def test_interrupt_at_the_start_of_tls_closes_the_connection() -> None:
+    """An interrupt as TLS takes over the socket: nothing blocks, and the receipt says closed."""
     connection = UpstreamConnection()
 
     class Context(ssl.SSLContext):
@@ -237,8 +237,8 @@ def test_a_stop_as_tls_begins_is_heard() -> None:
     assert connection.wait_closed(0) == "closed"
 
 
-def test_an_interrupt_after_the_end_is_harmless_to_others(transport: Transport) -> None:
-    """A connection that was given back serves another run; the old handle cannot reach it."""
+def test_interrupt_after_the_end_does_not_reach_the_next_run(transport: Transport) -> None:
+    """An interrupt on an ended run's handle leaves its pooled connection to the next run."""
     go_on = threading.Event()
 
     def handle(peer: Peer) -> None:
@@ -263,11 +263,9 @@ def test_an_interrupt_after_the_end_is_harmless_to_others(transport: Transport) 
         assert server.accepted == 1
 
 
-def test_the_end_against_an_interrupt(transport: Transport) -> None:
-    """Law: an interrupt at the moment of the end closes the connection or misses it; never both.
-
-    Whichever it was, the next run gets a connection that works.
-    """
+def test_interrupt_racing_the_end_closes_the_connection_or_misses_it(transport: Transport) -> None:
+    """Law: an interrupt at the moment of the end closes the connection or misses it; the next run
+    gets a connection that works."""
     with RawServer(answering(*[HELLO] * (2 * REPEATS))) as server:
         for _ in range(REPEATS):
             connection = UpstreamConnection()
@@ -278,9 +276,9 @@ def test_the_end_against_an_interrupt(transport: Transport) -> None:
             assert fetch(transport, server.url) == b"hello"
 
 
-def test_a_replaced_connection_is_interrupted_too(transport: Transport) -> None:
-    """When a kept connection was stale, the line is found on the one that took its place."""
-    heard = threading.Event()
+def test_interrupt_reaches_the_connection_that_replaced_a_stale_one(transport: Transport) -> None:
+    """When a pooled connection was stale, an interrupt ends the new connection in its place."""
+    received = threading.Event()
 
     def first(peer: Peer) -> None:
         peer.request()
@@ -289,35 +287,35 @@ def test_a_replaced_connection_is_interrupted_too(transport: Transport) -> None:
 
     def second(peer: Peer) -> None:
         peer.request()
-        heard.set()
+        received.set()
         peer.see_leave()
 
     with RawServer(first, second) as server:
         fetch(transport, server.url)
         connection = UpstreamConnection()
         blocked = BackgroundCall(lambda: get(transport, server.url, connection))
-        assert heard.wait(WAIT_TIMEOUT)
+        assert received.wait(WAIT_TIMEOUT)
         connection.interrupt()
         assert isinstance(blocked.end(), httpx2.ReadError)
         assert connection.wait_closed(0) == "closed"
 
 
-def test_a_stop_is_never_followed_by_a_second_attempt(transport: Transport) -> None:
-    """A reused connection that ends because of the interrupt is not taken for a stale one."""
-    heard = threading.Event()
+def test_interrupt_on_a_reused_connection_causes_no_second_attempt(transport: Transport) -> None:
+    """A reused connection that ends by an interrupt is not retried as a stale one."""
+    received = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(HELLO)
         peer.request()
-        heard.set()
+        received.set()
         peer.see_leave()
 
     with RawServer(handle) as server:
         fetch(transport, server.url)
         connection = UpstreamConnection()
         blocked = BackgroundCall(lambda: get(transport, server.url, connection))
-        assert heard.wait(WAIT_TIMEOUT)
+        assert received.wait(WAIT_TIMEOUT)
         connection.interrupt()
         assert blocked.end() is not None
         assert server.accepted == 1
@@ -326,42 +324,48 @@ def test_a_stop_is_never_followed_by_a_second_attempt(transport: Transport) -> N
 # --- receipts -------------------------------------------------------------------------------------
 
 
-def test_receipts_say_what_was_seen(transport: Transport) -> None:
-    """None before and after, closing while it is open, closed when it is closed."""
+@contextlib.contextmanager
+def refusing() -> Iterator[str]:
+    """The URL of a port that refuses connections: its socket is bound and does not listen."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+def test_receipt_is_none_then_closing_then_closed(transport: Transport) -> None:
+    """The receipt is none before the connection, closing while it is open, closed after its close."""
     connection = UpstreamConnection()
     assert connection.wait_closed(0) == "none"
     with RawServer(answering(HELLO)) as server:
         body = body_of(get(transport, server.url, connection))
         assert connection.wait_closed(0) == "closing"
         connection.interrupt()
-        assert connection.wait_closed(0) == "closing"  # nobody has seen it closed yet
+        assert connection.wait_closed(0) == "closing"  # no thread has closed it yet
         body.close()
         assert connection.wait_closed(0) == "closed"
 
 
-def test_a_refused_connection_was_never_open(transport: Transport) -> None:
-    """The receipt of a connection that the peer refuses is none: nothing was there to be closed."""
+def test_receipt_of_a_refused_connection_is_none(transport: Transport) -> None:
+    """A connection that the peer refuses was never open: the receipt is none."""
     connection = UpstreamConnection()
-    with socket.socket() as bound:  # it does not listen
-        bound.bind(("127.0.0.1", 0))
-        with pytest.raises(httpx2.ConnectError):
-            get(transport, f"http://127.0.0.1:{bound.getsockname()[1]}", connection)
+    with refusing() as url, pytest.raises(httpx2.ConnectError):
+        get(transport, url, connection)
     assert connection.wait_closed(0) == "none"
 
 
-def test_a_refused_attempt_hides_an_earlier_connection(transport: Transport) -> None:
-    """The receipt is about the last attempt: one that was refused is none, whatever came before."""
+def test_receipt_is_that_of_the_last_attempt(transport: Transport) -> None:
+    """A refused last attempt gives none, also after an earlier connection that was closed."""
     connection = UpstreamConnection()
     with RawServer(answering(HELLO)) as server:
         body_of(get(transport, server.url, connection)).close()
         assert connection.wait_closed(0) == "closed"
-    with pytest.raises(httpx2.ConnectError):
-        get(transport, server.url, connection)
+    with refusing() as url, pytest.raises(httpx2.ConnectError):
+        get(transport, url, connection)
     assert connection.wait_closed(0) == "none"
 
 
-def test_a_connection_in_the_pool_is_not_closed(transport: Transport) -> None:
-    """A run whose first connection was closed and whose second serves others says none."""
+def test_receipt_of_a_pooled_connection_is_none(transport: Transport) -> None:
+    """A run whose first connection was closed and whose second went to the pool gets none."""
     connection = UpstreamConnection()
     with RawServer(answering(HELLO), answering(HELLO)) as server:
         body_of(get(transport, server.url, connection)).close()
@@ -370,8 +374,8 @@ def test_a_connection_in_the_pool_is_not_closed(transport: Transport) -> None:
         assert connection.wait_closed(0) == "none"
 
 
-def test_a_receipt_waits_for_the_close(transport: Transport) -> None:
-    """Whoever waits for the receipt learns of the close as it happens."""
+def test_receipt_wait_returns_at_the_close(transport: Transport) -> None:
+    """A thread that waits for the receipt gets closed as soon as the connection is closed."""
     connection = UpstreamConnection()
     with RawServer(answering(HELLO)) as server:
         body = body_of(get(transport, server.url, connection))
@@ -382,8 +386,8 @@ def test_a_receipt_waits_for_the_close(transport: Transport) -> None:
         assert waiting.result == "closed"
 
 
-def test_what_was_closed_is_read_no_more(transport: Transport) -> None:
-    """Reading a body that was closed is an error, never a read of another's socket."""
+def test_closed_body_read_is_an_error(transport: Transport) -> None:
+    """Reading a closed body is an error, never a read of another socket."""
     with RawServer(answering(HELLO[:-5])) as server:
         body = body_of(get(transport, server.url))
         body.close()

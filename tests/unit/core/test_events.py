@@ -1,6 +1,6 @@
-"""Events on the wire: the JSON that programs depend on, framed so that any SSE reader gets it back.
+"""Events on the wire: the JSON that programs depend on, in frames that any SSE reader can parse.
 
-`parse` is a reader of our own, written from the WHATWG's rules and not from Halt's code.
+`parse` is a reader written from the WHATWG's rules, independent of Halt's code.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ METRICS_JSON = {
 }
 USAGE = {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
 
-#: What JSON in UTF-8 can carry: everything but lone surrogates.
+#: Every text that JSON in UTF-8 can hold: no lone surrogates.
 texts = st.text(st.characters(codec="utf-8"))
 
 
@@ -80,7 +80,7 @@ class Message(NamedTuple):
 def parse(stream: bytes) -> list[Message]:
     """The messages that an EventSource dispatches for these bytes (WHATWG HTML, 9.2.6)."""
     lines = re.split("\r\n|\r|\n", stream.decode("utf-8-sig"))
-    lines.pop()  # what no line break ends is no line
+    lines.pop()  # text without a line break behind it is no line
     out: list[Message] = []
     last_id, event, data = "", "", ""
     for line in lines:
@@ -100,7 +100,7 @@ def parse(stream: bytes) -> list[Message]:
 
 
 def wire(event: Event) -> Any:
-    """The JSON object that stands for an event."""
+    """The JSON object of an event."""
     return json.loads(encode(event))
 
 
@@ -207,35 +207,37 @@ def wire(event: Event) -> Any:
         ),
     ],
 )
-def test_each_event_has_its_documented_json_form(event: Event, expected: dict[str, Any]) -> None:
-    """Programs find exactly the documented keys: `type` to switch on, `done` and `content`."""
+def test_encode_gives_each_event_its_documented_json(
+    event: Event, expected: dict[str, Any]
+) -> None:
+    """Each event has exactly the documented keys: `type` first, `done` and `content`."""
     assert wire(event) == expected
     assert next(iter(wire(event))) == "type"
 
 
-def test_an_error_tells_when_to_come_back_only_where_it_is_known() -> None:
-    """`retry_after` stands in the error object when the upstream named it, and is absent else."""
+def test_encode_error_has_retry_after_only_if_known() -> None:
+    """The error object has `retry_after` if the upstream sent one, and lacks the key otherwise."""
     known = Failed(ErrorInfo("rate_limited", "Slow down.", True, 2.5), METRICS)
     unknown = Failed(ErrorInfo("rate_limited", "Slow down.", True), METRICS)
     assert wire(known)["error"]["retry_after"] == 2.5
     assert "retry_after" not in wire(unknown)["error"]
 
 
-def test_an_unreported_usage_is_null_not_a_guess() -> None:
-    """Where the provider reported no usage, `usage` is null; metrics say it is an estimate."""
+def test_encode_done_without_usage_has_null() -> None:
+    """Where the provider reported no usage, `usage` is null; the metrics hold the estimate."""
     assert wire(Done("stop", METRICS))["usage"] is None
 
 
-def test_events_are_frozen() -> None:
-    """An event in the log cannot be changed by any of its readers."""
+def test_event_is_frozen() -> None:
+    """No reader can change an event in the log."""
     event = Content("as it was")
     with pytest.raises(AttributeError):
         event.content = "changed"  # type: ignore[misc]
 
 
 @given(st.lists(texts, min_size=1))
-def test_any_text_survives_the_wire(contents: list[str]) -> None:
-    """Whatever text a model writes, a reader gets the same text under the same number."""
+def test_sse_text_arrives_unchanged_under_its_number(contents: list[str]) -> None:
+    """Law: a reader gets every text unchanged, under the same number."""
     stream = b"".join(sse(seq, Content(text)) for seq, text in enumerate(contents, 1))
     messages = parse(stream)
     assert [m.id for m in messages] == [str(n) for n in range(1, len(contents) + 1)]
@@ -244,14 +246,14 @@ def test_any_text_survives_the_wire(contents: list[str]) -> None:
 
 
 @given(texts)
-def test_an_event_is_one_line_of_data(text: str) -> None:
-    """JSON holds no line break, so each event is `id`, one `data` line and an empty line."""
+def test_sse_event_is_one_line_of_data(text: str) -> None:
+    """JSON has no line break, so each event is `id`, one `data` line and an empty line."""
     frame = sse(7, Content(text))
     assert re.fullmatch(rb"id: 7\ndata: [^\r\n]*\n\n", frame)
 
 
-def test_the_final_frame_and_the_heartbeat() -> None:
-    """Behind the terminal event comes `[DONE]`, which keeps the ID; a heartbeat is no message."""
+def test_final_frame_keeps_the_id_and_heartbeat_is_no_message() -> None:
+    """After the terminal event comes `[DONE]` with the same ID; a heartbeat is no message."""
     stream = HEARTBEAT + sse(3, Done("stop", METRICS)) + HEARTBEAT + FINAL_FRAME + HEARTBEAT
     done, final = parse(stream)
     assert json.loads(done.data)["done"] is True
@@ -262,23 +264,23 @@ def test_the_final_frame_and_the_heartbeat() -> None:
     "html",
     ["", "\n", "<p>a</p>", "a\r\nb\rc\nd", "\r", "\r\n\r\n", "a\n\n", ": no comment", "data: x"],
 )
-def test_html_keeps_its_lines_whatever_ends_them(html: str) -> None:
+def test_sse_html_keeps_lines_of_any_line_ending(html: str) -> None:
     """HTML with CR, LF or CRLF arrives as one message with LF; no line becomes a field."""
     (message,) = parse(sse_html(4, html))
     assert message == Message("4", "message", html.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 @given(st.lists(st.sampled_from(["\r", "\n", "\r\n", "<b>", "é", " ", ":", "id: 9", "\u2028"])))
-def test_no_html_breaks_out_of_its_frame(parts: list[str]) -> None:
-    """Whatever lines a fragment holds, it is one message with its own number, nothing besides."""
+def test_sse_html_stays_in_one_frame(parts: list[str]) -> None:
+    """Law: a fragment with any lines is one message with its own number, and nothing else."""
     html = "".join(parts)
     (message,) = parse(sse_html(1, html))
     assert message.id == "1"
     assert message.data == html.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def test_a_row_of_an_older_halt_is_read() -> None:
-    """Thoughts and calls that were saved without `content` are the same events."""
+def test_event_saved_without_content_is_decoded() -> None:
+    """Thoughts and calls that an older Halt saved without `content` give the same events."""
     decode = msgspec.json.Decoder(Event).decode
     for event in (
         Reasoning("hm"),
@@ -293,8 +295,8 @@ def test_a_row_of_an_older_halt_is_read() -> None:
         assert text_of(event) == ""
 
 
-def test_the_wire_form_reads_back_as_the_same_event() -> None:
-    """Log and client share one form: decoding it by its tag gives the event again."""
+def test_encoded_event_decodes_to_the_same_event() -> None:
+    """Log and client share one form: decoding it by its type gives the event again."""
     decode = msgspec.json.Decoder(Content | Done | Cancelled | Failed).decode
     for event in (
         Content("x"),
@@ -305,8 +307,8 @@ def test_the_wire_form_reads_back_as_the_same_event() -> None:
         assert decode(encode(event)) == event
 
 
-def test_text_that_was_reasoning_is_no_part_of_the_answer() -> None:
-    """It is that of the round before the event; what stood before the round, or comes, is left."""
+def test_answer_of_leaves_out_text_declared_as_reasoning() -> None:
+    """A ReasoningEnd removes its round's earlier text; earlier rounds and later text stay."""
     events: list[Event] = [Content("a"), Content("b"), Content("c"), ReasoningEnd(1), Content("d")]
     assert answer_of(enumerate(events, 1)) == "ad"
     assert answer_of(enumerate(events[:3], 1)) == "abc"

@@ -1,4 +1,4 @@
-"""The count behind a Stop: what a provider reports of an answer that nobody reads any more."""
+"""The usage after a Stop: the provider's count of an answer that was stopped."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
+from tests.support.run_harness import ENDLESS
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream, text_part
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
@@ -27,18 +28,18 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 40, "total_tokens": 45}
 
 
 class Stage:
-    """Generations that read on after a Stop, and what they report."""
+    """Generations that read on after a Stop, and the usages that they report."""
 
     def __init__(self) -> None:
         self.upstream = ScriptedUpstream()
         self.reported: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self.ended: list[Run] = []
-        self._made: list[GenerationService] = []
+        self._services: list[GenerationService] = []
 
     def make(self, **settings: Any) -> GenerationService:
         config = Config(**{"exact_usage": True, "orphan_grace": 1e9} | settings)
-        self._made.append(GenerationService(config, self.upstream, StopRegistry()))
-        return self._made[-1]
+        self._services.append(GenerationService(config, self.upstream, StopRegistry()))
+        return self._services[-1]
 
     def start(self, generations: GenerationService) -> tuple[Run, ScriptedReply, Reader]:
         """A run whose viewer was shown its first words."""
@@ -55,20 +56,20 @@ class Stage:
         return run, reply, reader
 
     def close(self) -> None:
-        for each in self._made:
-            each.close()
+        for service in self._services:
+            service.close()
         self.upstream.dispose()
 
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    made = Stage()
-    yield made
-    made.close()
+    stage = Stage()
+    yield stage
+    stage.close()
 
 
-def test_the_provider_counts_to_the_end_after_a_stop(stage: Stage) -> None:
-    """The log ends at once; the rest is thrown away, and its usage reported afterwards."""
+def test_stop_with_exact_usage_reports_the_usage_of_the_whole_answer(stage: Stage) -> None:
+    """A Stop ends the log at once; the rest is dropped, and its usage is reported at the end."""
     generations = stage.make()
     run, reply, reader = stage.start(generations)
     receipt = generations.stop(run.id, None)
@@ -89,20 +90,22 @@ def test_the_provider_counts_to_the_end_after_a_stop(stage: Stage) -> None:
     assert generations.stop(run.id, None).upstream == "closed"
 
 
-def test_what_is_read_on_takes_no_place(stage: Stage) -> None:
+def test_stopped_run_read_for_its_usage_takes_no_place(stage: Stage) -> None:
     """A stopped run gives its place back at once."""
     generations = stage.make(max_streams=1)
     run, reply, _ = stage.start(generations)
     generations.stop(run.id, None)
     assert generations.open_streams == 0
     other, _, reader = stage.start(generations)
-    assert generations.stop(other.id, None).upstream == "closed"  # one is read on, at most
+    assert (
+        generations.stop(other.id, None).upstream == "closed"
+    )  # at most one is read for its usage
     reader.finish()
     assert not reply.closed
 
 
-def test_only_a_stop_is_read_on(stage: Stage) -> None:
-    """A limit, a lost viewer or a fault ends the connection as ever."""
+def test_end_other_than_a_stop_closes_the_connection(stage: Stage) -> None:
+    """Lost viewers, faults and a direct cancel close the connection and report no usage."""
     generations = stage.make()
     ends: list[Callable[[Run], object]] = [
         lambda run: run.cancel("no_viewer"),
@@ -118,20 +121,22 @@ def test_only_a_stop_is_read_on(stage: Stage) -> None:
     assert stage.reported.empty()
 
 
-@pytest.mark.parametrize("how", ["off", "nobody"])
-def test_without_the_setting_a_stop_closes_the_connection(stage: Stage, how: str) -> None:
-    """Nor is anything read on where nobody wants to know."""
-    generations = stage.make(exact_usage=how != "off")
+@pytest.mark.parametrize("missing", ["setting", "callback"])
+def test_stop_without_setting_or_callback_closes_the_connection(stage: Stage, missing: str) -> None:
+    """Without HALT_EXACT_USAGE, or without a callback for the usage, nothing is read on."""
+    generations = stage.make(exact_usage=missing != "setting")
     run = generations.start(
         ChatRequest(HI),
-        on_usage=(lambda run, usage: stage.reported.put((run.id, usage))) if how == "off" else None,
+        on_usage=(lambda run, usage: stage.reported.put((run.id, usage)))
+        if missing == "setting"
+        else None,
     )
     stage.upstream.reply()
     assert generations.stop(run.id, None).upstream == "closed"
 
 
-def test_a_shutdown_ends_what_is_read_on_at_once(stage: Stage) -> None:
-    """Nothing outlives the server for the sake of a figure."""
+def test_shutdown_ends_the_reading_of_usage_at_once(stage: Stage) -> None:
+    """A service that closes waits for no usage."""
     generations = stage.make()
     run, reply, _ = stage.start(generations)
     generations.stop(run.id, None)
@@ -141,36 +146,48 @@ def test_a_shutdown_ends_what_is_read_on_at_once(stage: Stage) -> None:
     assert stage.reported.empty()
 
 
+def exceed(run: Run, limit: str) -> None:
+    """Age a run, or its model's silence, by more than a limit of 1000 s, and have it checked."""
+    if limit == "run_timeout":
+        run.meter.started_at -= 1_001.0
+    else:
+        run.meter.last_at -= 1_001.0
+    run.check_limits_soon()
+
+
 @pytest.mark.parametrize("limit", ["gap_timeout", "run_timeout"])
-def test_limits_hold_for_what_is_read_on(stage: Stage, limit: str) -> None:
-    """A model that falls silent, or never ends, is let go of."""
-    generations = stage.make(**{limit: 0.3})
+def test_limit_ends_the_reading_of_usage(stage: Stage, limit: str) -> None:
+    """A model that falls silent after a Stop, or never ends, is closed at the limit."""
+    generations = stage.make(**ENDLESS | {limit: 1_000.0})
     run, reply, reader = stage.start(generations)
     generations.stop(run.id, None)
     reader.finish()
+    assert run.reads_usage
+    exceed(run, limit)
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
     assert stage.reported.empty()
 
 
-def test_limits_hold_for_a_stopped_request_without_a_head(stage: Stage) -> None:
-    """A server that never answers is let go of after a Stop that waits for its count."""
+def test_limit_ends_a_stopped_request_without_a_head(stage: Stage) -> None:
+    """After a Stop a server that never answers is closed at the limit."""
     stage.upstream.silent = True
-    generations = stage.make(first_byte_timeout=0.3)
+    generations = stage.make(**ENDLESS | {"first_byte_timeout": 1_000.0})
     run = generations.start(
         ChatRequest(HI), on_usage=lambda run, usage: stage.reported.put((run.id, usage))
     )
     assert stage.upstream.waiting.wait(WAIT_TIMEOUT)
     assert generations.stop(run.id, None).upstream == "closing"
+    exceed(run, "first_byte_timeout")
     wait_until(lambda: not run.reads_usage)
     wait_until(lambda: not generations._usage_drain)
     assert stage.reported.empty()
 
 
-def test_a_fault_while_it_is_read_on_gives_its_place_back(
+def test_internal_fault_while_usage_is_read_gives_the_place_back(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One of Halt's own: it is logged, the connection closed, and no figure is reported."""
+    """The fault is logged, the connection closed, and no usage is reported."""
     generations = stage.make()
     run, reply, _ = stage.start(generations)
 
@@ -187,8 +204,8 @@ def test_a_fault_while_it_is_read_on_gives_its_place_back(
     assert stage.reported.empty()
 
 
-def test_a_stop_before_the_answer_is_read_on_as_well(stage: Stage) -> None:
-    """The connection that is being made goes on; what comes of it is counted and never shown."""
+def test_stop_before_the_answer_reports_its_usage(stage: Stage) -> None:
+    """The connection that is being made goes on; the answer is counted and never shown."""
     generations = stage.make()
     reply = ScriptedReply()
     stage.upstream = ScriptedUpstream(reply)
@@ -206,8 +223,8 @@ def test_a_stop_before_the_answer_is_read_on_as_well(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "end"])
-def test_an_end_that_comes_with_the_last_words_is_counted_once(stage: Stage, text: str) -> None:
-    """The last words, the end and the count in one read, which meets the Stop."""
+def test_usage_in_the_read_that_meets_the_stop_is_reported_once(stage: Stage, text: str) -> None:
+    """Last text, end and usage arrive in one read after the Stop: one usage is reported."""
     generations = stage.make()
     run, reply, reader = stage.start(generations)
     reply.finish_reason, reply.usage = "stop", USAGE
@@ -217,8 +234,8 @@ def test_an_end_that_comes_with_the_last_words_is_counted_once(stage: Stage, tex
     assert stage.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
 
 
-def test_a_provider_that_tells_no_usage_is_not_reported(stage: Stage) -> None:
-    """The estimate stays what there is."""
+def test_answer_without_usage_is_not_reported(stage: Stage) -> None:
+    """Without a usage from the provider the estimate stays."""
     generations = stage.make()
     run, reply, _ = stage.start(generations)
     generations.stop(run.id, None)
@@ -228,7 +245,7 @@ def test_a_provider_that_tells_no_usage_is_not_reported(stage: Stage) -> None:
     assert stage.reported.empty()
 
 
-def test_a_callback_that_fails_is_logged_and_holds_nothing(
+def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The place and the connection are given back."""
@@ -247,8 +264,8 @@ def test_a_callback_that_fails_is_logged_and_holds_nothing(
     wait_until(lambda: not generations._usage_drain)
 
 
-def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
-    """Over the wire: the model writes to its end, and what it reports is the whole answer's."""
+def test_real_server_is_read_to_its_usage(fake: FakeOpenAI) -> None:
+    """Over HTTP: the reported usage is that of the whole answer."""
     config = Config(base_url=fake.base_url, api_key="fake", exact_usage=True)
     reported: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     generations = GenerationService(config, make_upstream(config), StopRegistry())
@@ -265,12 +282,12 @@ def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
 
 
 def idle() -> LiveGeneration:
-    """A generation that is not under way."""
+    """A generation that has not begun."""
     return LiveGeneration("a-stream", ChatRequest(HI), None, 1_000)
 
 
-def test_places_of_the_unheard_are_bounded_and_given_back() -> None:
-    """As many as streams; none is left after a close, which interrupts all."""
+def test_usage_drain_has_as_many_places_as_streams() -> None:
+    """The drain takes max_streams runs; a close interrupts all and takes no more."""
     usage_drain = UsageDrain(Config(exact_usage=True, max_streams=2))
     first, late, third = idle(), idle(), idle()
     assert usage_drain.take(first)

@@ -1,4 +1,4 @@
-"""Fields that Halt has no place for: put together from a stream's pieces, and what goes back."""
+"""Fields that Halt does not know: joined from a stream's pieces, and sent back to the provider."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from halt.testing.wire import as_json
         ),
     ],
 )
-def test_pieces_become_one_value(pieces: list[Any], whole: Any) -> None:
-    """Objects by their fields, lists and texts one behind the other, items of one index as one."""
+def test_joined_pieces_are_one_value(pieces: list[Any], whole: Any) -> None:
+    """Objects are joined by field, lists and texts end to end, list items by their index."""
     assert joined(pieces) == whole
 
 
-def test_each_place_has_its_own_rule() -> None:
-    """Beside the choices the newest value counts; a choice's lists grow; a message's texts too."""
+def test_extras_join_chunk_choice_and_delta_fields_by_their_rules() -> None:
+    """In a chunk the newest value counts, in a choice lists grow, in a delta texts and lists grow."""
     extras = Extras()
     extras.add(Extra(chunk={"citations": ["a"], "provider": "p"}, choice={"word": "x"}))
     extras.add(Extra(chunk={"citations": ["a", "b"]}, choice={"logprobs": {"content": [1]}}))
@@ -64,7 +64,7 @@ def test_each_place_has_its_own_rule() -> None:
 
 
 def returned(*chunks: Any) -> dict[str, Any] | None:
-    """What a decoder gives back of an answer."""
+    """The fields of an answer that a decoder keeps for the provider."""
     decoder = ChatDecoder()
     for chunk in chunks:
         decoder.feed(b"data: %b\n\n" % as_json(chunk))
@@ -107,34 +107,36 @@ THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
     ],
     ids=range(8),
 )  # fmt: skip
-def test_thoughts_go_back_as_they_came(chunks: list[Any], fields: dict[str, Any] | None) -> None:
-    """By their name, by the marks in the text, or as parts; an answer without any has no fields."""
+def test_decoder_keeps_thoughts_in_the_form_they_came(
+    chunks: list[Any], fields: dict[str, Any] | None
+) -> None:
+    """By field name, by marks in the text, or as parts; an answer without thoughts has no fields."""
     assert returned(*chunks) == fields
 
 
-def test_what_goes_back_is_a_part_of_the_message() -> None:
-    """The fields of the message and of each call, but those that the server has refused."""
+def test_outgoing_tool_turn_has_its_fields_except_refused_ones() -> None:
+    """The message and its calls have their extra fields, except those that the server has refused."""
     function = {"name": "f", "arguments": "{}"}
     signed = ToolCall("c1", "f", "{}", extra={"extra_content": 1, "function": {"note": 2}})
     turn = ToolTurn("Hi", [signed], {"reasoning": "hm", "content": "<think>hm</think>Hi"})
-    told = {"id": "c1", "type": "function", "function": {"note": 2, **function}}
+    known = {"id": "c1", "type": "function", "function": {"note": 2, **function}}
     assert outgoing_message(turn) == {
         "role": "assistant",
         "content": "<think>hm</think>Hi",
         "reasoning": "hm",
-        "tool_calls": [{**told, "extra_content": 1}],
+        "tool_calls": [{**known, "extra_content": 1}],
     }
     assert round_trip_names(turn) == {"reasoning", "content", "extra_content"}
     assert outgoing_message(turn, frozenset(round_trip_names(turn))) == {
         "role": "assistant",
         "content": "Hi",
-        "tool_calls": [told],
+        "tool_calls": [known],
     }
     assert "reasoning" not in turn
 
 
-def test_a_clients_own_fields_stay_but_those_of_answers() -> None:
-    """Where a server refuses what an answer had, that can be left out; nothing else can."""
+def test_outgoing_client_message_loses_only_refused_fields_of_answers() -> None:
+    """Only an answer's own fields can be left out where a server refuses them."""
     message = Message("assistant", "Hi", reasoning_content="hm", prefix=True, audio={"id": "a"})
     assert round_trip_names(message) == {"reasoning_content", "audio"}
     refused = frozenset({"reasoning_content", "prefix"})
@@ -144,5 +146,5 @@ def test_a_clients_own_fields_stay_but_those_of_answers() -> None:
         "prefix": True,
         "audio": {"id": "a"},
     }
-    asks = Message("user", "Hi", audio=1)
-    assert (round_trip_names(asks), outgoing_message(asks, refused)) == (set(), dict(asks))
+    prompt = Message("user", "Hi", audio=1)
+    assert (round_trip_names(prompt), outgoing_message(prompt, refused)) == (set(), dict(prompt))

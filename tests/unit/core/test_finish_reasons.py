@@ -1,4 +1,4 @@
-"""Finish reasons: every server's word for the same end is one word, and no bad end passes for good."""
+"""Finish reasons: the servers' words for one end become one word; no bad end counts as good."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ model_error eof preempted max_turns 停止""")
 
 
 @pytest.mark.parametrize(
-    ("said", "known"),
+    ("reasons", "known"),
     [(STOP, "stop"), (LENGTH, "length"), (FILTER, "content_filter"), (CALLS, "tool_calls")],
 )
-def test_one_word_for_each_end(said: list[str], known: str) -> None:
-    """In capitals, camel case, with the name of the type in front: it is the same end."""
-    assert {word: normalise_reason(word) for word in said} == dict.fromkeys(said, known)
+def test_normalise_reason_maps_each_spelling_to_one_word(reasons: list[str], known: str) -> None:
+    """Capitals, camel case and a type's name in front make no difference."""
+    assert {word: normalise_reason(word) for word in reasons} == dict.fromkeys(reasons, known)
 
 
-def test_an_unknown_word_is_no_good_end_and_stays() -> None:
-    """A server may have any reason to break off: it is told in the server's own word."""
+def test_normalise_reason_keeps_an_unknown_word_which_is_no_good_end() -> None:
+    """A server may break off for any reason: the user reads the server's own word."""
     assert {word: normalise_reason(word) for word in OWN} == {word: word for word in OWN}
     assert not any(is_good(word) for word in OWN)
     assert broken_off("abort") == ending("abort") == "The model's server ended the answer: abort."
 
 
-def test_the_words_of_openai_are_not_touched() -> None:
-    """What is right already stays, the older form of calls too."""
+def test_normalise_reason_keeps_openais_words() -> None:
+    """OpenAI's words stay, also the older one for calls, and have the right sentence."""
     for word in ("stop", "length", "tool_calls", "function_call", "content_filter"):
         assert normalise_reason(word) == word
     assert not ending(None)
@@ -84,7 +84,7 @@ def test_the_words_of_openai_are_not_touched() -> None:
         ("broken " * 100, ("broken " * 100)[:100].strip()),
     ],
 )
-def test_odd_reasons(given: object, known: str | None) -> None:
-    """What says that nothing has ended is none; what no reason should be does no harm."""
-    found = normalise_reason(given)
-    assert (found.strip() if found else found) == known
+def test_normalise_reason_of_odd_values_is_harmless(given: object, known: str | None) -> None:
+    """Words for "not ended" are None; values that are no reason do no harm."""
+    reason = normalise_reason(given)
+    assert (reason.strip() if reason else reason) == known

@@ -1,4 +1,4 @@
-"""Not every ending is an end: unknown reasons, empty answers, answers that are all thought."""
+"""What the intake makes of an answer's end: thoughts as answers, held-back notes, silence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from halt.chat.figures import answer_figures
-from halt.core import generation, notes
-from halt.core import intake as module
+from halt.core import generation, intake, notes
 from halt.core.events import (
     Cancelled,
     Content,
@@ -42,7 +41,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
 def answered(
     stage: RunHarness, *fed: str | Part | UpstreamError, reason: str | None = "stop"
 ) -> tuple[Run, list[Event]]:
-    """A run that was given this, and its events."""
+    """A run whose reply consists of these parts, and its events."""
     run, reply = stage.running()
     reader = Reader(run)
     reply.feed(*fed)
@@ -55,16 +54,16 @@ def thought(*texts: str) -> Part:
     return Part(tuple(map(Reasoning, texts)), len(texts))
 
 
-# --- an answer that is all thought ----------------------------------------------------------------
+# --- an answer of thoughts alone ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reason", ["stop", None])
 @pytest.mark.parametrize("blank", [(), ("\n\n",)])
-def test_a_thought_that_is_all_there_is_becomes_the_answer(
+def test_thought_without_an_answer_becomes_the_answer(
     stage: RunHarness, reason: str | None, blank: tuple[str, ...]
 ) -> None:
-    """A server that puts the answer among the thoughts has answered: it is shown, and saved, and
-    told to the model, as any other answer is."""
+    """An answer that a server sends as reasoning alone is shown and saved, and later prompts hold
+    it, as any other answer."""
     run, events = answered(stage, thought("\nPar"), thought("is.\n"), *blank, reason=reason)
     assert events[-2] == Content("Paris.")
     assert [event for event in events if isinstance(event, Reasoning)] == [
@@ -76,14 +75,14 @@ def test_a_thought_that_is_all_there_is_becomes_the_answer(
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "abort", "tool_calls"])
-def test_a_thought_that_broke_off_is_no_answer(stage: RunHarness, reason: str) -> None:
-    """The model had not come to its answer."""
+def test_thought_cut_off_is_no_answer(stage: RunHarness, reason: str) -> None:
+    """A thought that ends for another reason than stop does not become the answer."""
     run, _ = answered(stage, thought("Hm"), reason=reason)
     assert run.answer()[1] == ""
 
 
-def test_a_thought_before_an_answer_or_a_call_stays_a_thought(stage: RunHarness) -> None:
-    """Nothing is said twice."""
+def test_thought_before_an_answer_or_a_call_stays_a_thought(stage: RunHarness) -> None:
+    """A thought with text or a call behind it is not repeated as the answer."""
     run, _ = answered(stage, thought("Hm"), "Hello")
     assert run.answer()[1] == "Hello"
     stage.clear()
@@ -92,8 +91,8 @@ def test_a_thought_before_an_answer_or_a_call_stays_a_thought(stage: RunHarness)
     assert run.answer()[1] == ""
 
 
-def test_a_thought_before_a_picture_stays_a_thought(stage: RunHarness) -> None:
-    """The picture is the answer. Other fields of a server's are none."""
+def test_thought_before_a_picture_stays_a_thought(stage: RunHarness) -> None:
+    """A picture is an answer; a server's other fields are not."""
     url = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     run, _ = answered(stage, thought("Hm"), Part((Extra(delta={"images": [url]}),), 1))
     assert run.answer()[1] == ""
@@ -102,8 +101,8 @@ def test_a_thought_before_a_picture_stays_a_thought(stage: RunHarness) -> None:
     assert run.answer()[1] == "Paris."
 
 
-def test_a_thought_that_was_stopped_stays_a_thought(stage: RunHarness) -> None:
-    """So does one of an answer that nobody watched."""
+def test_thought_stopped_stays_a_thought(stage: RunHarness) -> None:
+    """A Stop during a thought leaves the answer empty."""
     run, reply = stage.running()
     reader = Reader(run)
     reply.feed(thought("Hm"))
@@ -116,8 +115,8 @@ def test_a_thought_that_was_stopped_stays_a_thought(stage: RunHarness) -> None:
 # --- reasons --------------------------------------------------------------------------------------
 
 
-def test_a_server_that_breaks_off_says_why(stage: RunHarness) -> None:
-    """Its own word is in the event, and among the figures."""
+def test_unknown_finish_reason_is_in_the_event_and_the_figures(stage: RunHarness) -> None:
+    """A server's own reason for breaking off is in the Done event and among the answer's figures."""
     run, events = answered(stage, "Half an", reason="insufficient_system_resource")
     ended = events[-1]
     assert isinstance(ended, Done)
@@ -141,10 +140,11 @@ def test_a_server_that_breaks_off_says_why(stage: RunHarness) -> None:
         ("pause_turn", False, "length"),
     ],
 )
-def test_openais_clients_get_a_word_that_they_know(
+def test_openai_finish_reason_is_one_of_openais_words(
     reason: str | None, called: bool, word: str
 ) -> None:
-    """An answer that its server broke off can be gone on with, as one at the token limit."""
+    """Clients of the OpenAI API get a finish reason that they know; a broken-off answer can be
+    continued as one at the token limit."""
     ended = Done(reason, RunHarness().make()[0].meter.snapshot())
     assert finish_reason(ended, called=called, functions=False) == word
 
@@ -152,16 +152,16 @@ def test_openais_clients_get_a_word_that_they_know(
 # --- notes ----------------------------------------------------------------------------------------
 
 
-def test_a_note_that_a_model_imitates_is_cut(stage: RunHarness) -> None:
-    """However it comes, and also where a server sends fields of its own with every piece."""
-    pieces = [Part((Content(each), Extra(chunk={"x": 1})), 1) for each in ("[The user ", OLD[10:])]
+def test_note_imitated_by_the_model_is_removed(stage: RunHarness) -> None:
+    """A note is removed also where it arrives in pieces with other fields beside each."""
+    pieces = [Part((Content(text), Extra(chunk={"x": 1})), 1) for text in ("[The user ", OLD[10:])]
     run, events = answered(stage, "Hel", "lo.", *pieces)
     assert run.answer()[1] == "Hello."
     assert "".join(map(text_of, events)) == "Hello."
 
 
-def test_what_only_begins_like_a_note_is_shown(stage: RunHarness) -> None:
-    """At the end, before a fault, and in a silence."""
+def test_text_that_begins_like_a_note_is_shown_at_the_end(stage: RunHarness) -> None:
+    """Text held back as a possible note is shown at the end of the answer and before a fault."""
     run, _ = answered(stage, "a", " [The user")
     assert run.answer()[1] == "a [The user"
     stage.clear()
@@ -169,11 +169,11 @@ def test_what_only_begins_like_a_note_is_shown(stage: RunHarness) -> None:
     assert (run.answer()[1], run.state) == ("a [", "error")
 
 
-def test_what_is_held_back_is_shown_in_a_silence(
+def test_text_that_begins_like_a_note_is_shown_in_a_silence(
     stage: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No limit of silence ends an answer with text that is not shown."""
-    monkeypatch.setattr(module, "HELD_FOR", 0.0)
+    """Held-back text is shown after HELD_FOR, so no limit ends an answer with hidden text."""
+    monkeypatch.setattr(intake, "HELD_FOR", 0.0)
     _, reply, reader = stage.watched()
     reply.feed(" [The")
     reader.wait_text("a [The")
@@ -183,8 +183,8 @@ def test_what_is_held_back_is_shown_in_a_silence(
     reader.finish()
 
 
-def test_a_user_who_asks_about_the_note_gets_answers_about_it(stage: RunHarness) -> None:
-    """Nothing is cut then."""
+def test_note_in_the_answer_to_a_prompt_with_a_note_stays(stage: RunHarness) -> None:
+    """If the user's prompt has a note, nothing is removed from the answer."""
     reply = ScriptedReply()
     run, _ = stage.make(ScriptedUpstream(reply))
     run.question = [type(run.question[0])("user", f"Repeat: {OLD}")]
@@ -194,8 +194,8 @@ def test_a_user_who_asks_about_the_note_gets_answers_about_it(stage: RunHarness)
     assert run.answer()[1] == OLD
 
 
-def test_a_note_of_ours_before_the_prompt_is_no_question_about_it(stage: RunHarness) -> None:
-    """It is what a model imitates."""
+def test_note_put_before_the_prompt_by_halt_does_not_count_as_the_users(stage: RunHarness) -> None:
+    """A note that Halt itself put before the prompt does not keep notes in the answer."""
     reply = ScriptedReply()
     run, _ = stage.make(ScriptedUpstream(reply))
     run.question = [type(run.question[0])("user", f"{notes.STOPPED}\n\nGo on.")]
@@ -205,11 +205,11 @@ def test_a_note_of_ours_before_the_prompt_is_no_question_about_it(stage: RunHarn
     assert run.answer()[1] == "Well.\n\n"
 
 
-# --- nobody was watching --------------------------------------------------------------------------
+# --- no viewer ------------------------------------------------------------------------------------
 
 
-def test_an_answer_that_nobody_watched_says_for_how_long(stage: RunHarness) -> None:
-    """The seconds are in the event, so that they are right also after the setting was changed."""
+def test_cancelled_for_no_viewer_has_its_grace_in_seconds(stage: RunHarness) -> None:
+    """The event holds the seconds, so that they stay right after the setting is changed."""
     run, reply = stage.running(orphan_grace=0.25)
     Reader(run).leave()
     run.cancel("no_viewer")
@@ -217,8 +217,10 @@ def test_an_answer_that_nobody_watched_says_for_how_long(stage: RunHarness) -> N
     assert reply.over.wait(WAIT_TIMEOUT)
 
 
-def test_a_thought_that_only_its_end_marks_becomes_the_answer(stage: RunHarness) -> None:
-    """Where nothing comes behind it; where something does, that is the answer."""
+def test_text_before_a_late_end_of_thought_becomes_the_answer_if_it_is_all(
+    stage: RunHarness,
+) -> None:
+    """Text that a late end mark declares a thought is the answer, unless text follows the mark."""
     run, _ = answered(stage, "Paris.", Part((ReasoningEnd(),), 1))
     assert run.answer()[1].strip() == "Paris."
     stage.clear()
