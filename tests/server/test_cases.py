@@ -279,9 +279,9 @@ def _missed(expect: dict[str, Any], out: Outcome) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-def test_what_a_server_sends_is_shown_or_told(
+def test_upstream_response_gives_the_expected_outcome(
     case: dict[str, Any], outcomes: dict[str, concurrent.futures.Future[Outcome]]
 ) -> None:
-    """See `why` of the case: what it means to a user where this fails."""
+    """The outcome of each case is the expected one; `why` of the case says why it matters."""
     out = outcomes[case["name"]].result(60)
     assert not _missed(case["expect"], out), vars(out)

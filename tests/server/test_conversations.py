@@ -17,7 +17,7 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.page.files import file_name
 from tests.support.export_files import export_file, exported_conversation
-from tests.support.halt_server import HaltServer, eventually, new_id, request_record
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, eventually, new_id, request_record
 from tests.support.http_client import Client, HttpResponse
 from tests.support.page_requests import FORM_HEADERS, PAGE_HEADERS
 
@@ -126,8 +126,8 @@ def boris(halt: HaltServer) -> Person:
 # --- the list -------------------------------------------------------------------------------------
 
 
-def test_what_was_used_last_comes_first(anna: Person) -> None:
-    """Each is named after its first words at once; a new message brings one to the top."""
+def test_list_is_ordered_by_last_use(anna: Person) -> None:
+    """A title is the prompt's first words; a new message moves its conversation to the top."""
     first = anna.ask("The first  of\nall talks")
     anna.settled(first)
     second = anna.ask("Another one")
@@ -138,8 +138,8 @@ def test_what_was_used_last_comes_first(anna: Person) -> None:
     assert [each["id"] for each in anna.items()] == [first, second]
 
 
-def test_a_long_list_comes_in_parts(anna: Person) -> None:
-    """All of them, each once, in their order, the last part without a way further."""
+def test_long_list_is_paged(anna: Person) -> None:
+    """The pages of the list hold each conversation once, in order; the last has no next link."""
     talks = [
         exported_conversation("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n)
         for n in range(300)
@@ -150,8 +150,8 @@ def test_a_long_list_comes_in_parts(anna: Person) -> None:
     assert anna.get("/conversations?cursor=nonsense", Accept="*/*").status == 400
 
 
-def test_the_list_says_what_runs_and_what_is_open(anna: Person, shared_fake: FakeOpenAI) -> None:
-    """While an answer is being written, in whichever conversation, and no longer."""
+def test_list_marks_running_and_open_conversations(anna: Person, shared_fake: FakeOpenAI) -> None:
+    """The list marks the open conversation, and those whose answer is being written."""
     said = f"/fake stall {new_id()}"
     runs, rests = anna.ask(said), anna.ask("Hello")
     anna.settled(rests)
@@ -163,8 +163,8 @@ def test_the_list_says_what_runs_and_what_is_open(anna: Person, shared_fake: Fak
     anna.settled(runs)
 
 
-def test_a_conversation_is_renamed(anna: Person) -> None:
-    """Its new title is shown as it was written, and nothing of it is markup."""
+def test_rename_stores_and_escapes_the_title(anna: Person) -> None:
+    """A title is stored as written and escaped; an empty or too long one is refused."""
     conversation = anna.ask("Hello")
     field = anna.get(f"/c/{conversation}/title").body.decode()
     assert 'value="Hello"' in field
@@ -181,8 +181,8 @@ def test_a_conversation_is_renamed(anna: Person) -> None:
     assert anna.titles() == ['<b>שלום</b> "x"']
 
 
-def test_a_deleted_conversation_can_be_brought_back(anna: Person) -> None:
-    """It is gone from everywhere, and after Undo it is there as it was."""
+def test_undelete_restores_a_deleted_conversation(anna: Person) -> None:
+    """A deleted conversation is in no list, search or export; Undo restores it unchanged."""
     anna.keep(exported_conversation("Question", "Answer zebra", title="Kept"))
     (kept,) = [each["id"] for each in anna.items()]
     gone = anna.send(f"/c/{kept}/delete")
@@ -197,8 +197,8 @@ def test_a_deleted_conversation_can_be_brought_back(anna: Person) -> None:
     assert "Answer zebra" in anna.get(f"/c/{kept}").body.decode()
 
 
-def test_the_open_one_is_left_when_it_is_deleted(anna: Person) -> None:
-    """Its page goes to a new one that offers Undo; taken back, it is opened again."""
+def test_delete_of_the_open_conversation_redirects(anna: Person) -> None:
+    """The page moves to a new conversation that offers Undo; Undo opens the deleted one."""
     anna.keep(exported_conversation("Question", "Answer"))
     (kept,) = [each["id"] for each in anna.items()]
     open_now = PAGE_HEADERS | {"HX-Current-URL": f"http://halt.example/c/{kept}"}
@@ -212,17 +212,15 @@ def test_the_open_one_is_left_when_it_is_deleted(anna: Person) -> None:
 
 
 @pytest.mark.parametrize("page", [True, False], ids=["page", "program"])
-def test_what_is_being_written_is_stopped_when_it_is_deleted(
-    anna: Person, shared_fake: FakeOpenAI, page: bool
-) -> None:
-    """The upstream is let go of; brought back, the conversation has what was written."""
+def test_delete_stops_a_running_answer(anna: Person, shared_fake: FakeOpenAI, page: bool) -> None:
+    """A deletion closes the upstream; Undo restores the text received so far."""
     said = new_id()
     conversation = anna.ask(said, model="stall?n=10")
     record = request_record(shared_fake, said)
     eventually(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode())
     gone = anna.send(f"/c/{conversation}/delete", page=page)
     assert "deleted, and its answer stopped" in gone.body.decode()
-    assert record.closed.wait(10)
+    assert record.closed.wait(RECORD_TIMEOUT)
     anna.send(f"/c/{conversation}/undelete")
     anna.settled(conversation)
     back = anna.get(f"/c/{conversation}").body.decode()
@@ -230,10 +228,8 @@ def test_what_is_being_written_is_stopped_when_it_is_deleted(
     assert "8 9" in back
 
 
-def test_the_model_names_a_conversation_in_the_background(
-    carla: Person, shared_fake: FakeOpenAI
-) -> None:
-    """After the first answer; its first words are its title before, and the owner's goes above all."""
+def test_title_from_model_replaces_first_words_only(carla: Person, shared_fake: FakeOpenAI) -> None:
+    """The model's title replaces the first words, but never the owner's title."""
     key = new_id()
     shared_fake.texts[key] = "A fine title"
     model = f"text?key={key}&gap_ms=50"
@@ -247,8 +243,8 @@ def test_the_model_names_a_conversation_in_the_background(
 # --- search ---------------------------------------------------------------------------------------
 
 
-def test_a_search_shows_what_it_found_and_where(anna: Person) -> None:
-    """Words in any order, words that begin so; the hit is marked, and nothing is markup."""
+def test_search_marks_escaped_matches(anna: Person) -> None:
+    """Words and prefixes match in any order; matches are marked, all else is escaped."""
     anna.keep(
         exported_conversation(
             "Tell me of <i>zebras</i>", "A zebra has stripes & hooves.", title="<Animals>"
@@ -273,8 +269,8 @@ def test_a_search_shows_what_it_found_and_where(anna: Person) -> None:
     assert anna.get("/conversations/search?q=" + "x" * 501, Accept="*/*").status == 400
 
 
-def test_many_hits_come_in_parts(anna: Person) -> None:
-    """Each once, the newest first."""
+def test_search_results_are_paged(anna: Person) -> None:
+    """The pages of many search results hold each result once, the newest first."""
     said = [f"walrus {n}" for n in range(90)]
     anna.keep(exported_conversation(*said))
     path, found = "/conversations/search?q=walrus", []
@@ -293,8 +289,8 @@ def test_many_hits_come_in_parts(anna: Person) -> None:
 SAID = re.compile(r'(?:<p>|<div class="text">)said-(\d+)\.')
 
 
-def test_a_long_conversation_comes_in_parts(anna: Person) -> None:
-    """The page has the end of it; what came before is brought part by part, each message once."""
+def test_long_conversation_is_paged(anna: Person) -> None:
+    """The page shows the last messages; earlier parts are loaded on demand, each message once."""
     anna.keep(exported_conversation(*(f"said-{n}." for n in range(2000))))
     (long,) = [each["id"] for each in anna.items()]
     body = anna.get(f"/c/{long}").body.decode()
@@ -310,8 +306,8 @@ def test_a_long_conversation_comes_in_parts(anna: Person) -> None:
     assert said == list(range(2000))
 
 
-def test_a_conversation_opens_at_a_hit(anna: Person) -> None:
-    """With what is around it, and ways to both sides."""
+def test_search_result_opens_the_conversation_around_it(anna: Person) -> None:
+    """A search result opens the messages around it, with links to the rest."""
     said = [f"said-{n}." for n in range(1000)]
     said[500] = "said-500. pelican"
     anna.keep(exported_conversation(*said))
@@ -329,8 +325,8 @@ def test_a_conversation_opens_at_a_hit(anna: Person) -> None:
     assert anna.get(after.partition("?")[0] + "?before=x", Accept="*/*").status == 400
 
 
-def test_a_hit_in_another_version_is_shown(anna: Person) -> None:
-    """The conversation goes to the version that holds it."""
+def test_search_result_in_another_version_selects_it(anna: Person) -> None:
+    """A search result in an alternative answer opens the conversation with that alternative."""
     given = exported_conversation("Question", "An ostrich", title="Two")
     other = {"id": 3, "parent": 1, "role": "assistant", "content": "A flamingo"}
     given["messages"].append(other)
@@ -344,10 +340,10 @@ def test_a_hit_in_another_version_is_shown(anna: Person) -> None:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def test_settings_hold_for_every_answer_of_the_conversation(
+def test_settings_apply_to_all_answers_of_one_conversation(
     anna: Person, shared_fake: FakeOpenAI
 ) -> None:
-    """Also those of one that has not begun, for new answers to old prompts, and for no other."""
+    """Settings apply to every answer of their conversation, and to no other conversation."""
     conversation, said = new_id(), f"Hello {new_id()}"
     saved = anna.send(
         f"/c/{conversation}/settings",
@@ -397,10 +393,8 @@ def test_settings_hold_for_every_answer_of_the_conversation(
         ("system_prompt", "x" * 100_001),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_by_name(
-    anna: Person, field: str, value: str
-) -> None:
-    """Nothing is saved, and the page says it in the panel."""
+def test_invalid_settings_are_refused_by_field(anna: Person, field: str, value: str) -> None:
+    """The error names the field and is shown in the panel; nothing is saved."""
     conversation = anna.ask("Hello")
     path = f"/c/{conversation}/settings"
     fields: dict[str, Any] = {"temperature": "1", field: value}
@@ -412,8 +406,10 @@ def test_settings_that_make_no_sense_are_refused_by_name(
     assert 'value="1"' not in anna.get(path).body.decode()
 
 
-def test_a_default_stays_one_until_it_is_changed(carla: Person, shared_fake: FakeOpenAI) -> None:
-    """The server's system prompt is shown; left alone it stays the server's, emptied there is none."""
+def test_system_prompt_default_is_kept_until_changed(
+    carla: Person, shared_fake: FakeOpenAI
+) -> None:
+    """An unchanged system prompt stays the server's default; an empty one sends none."""
     conversation = new_id()
     path = f"/c/{conversation}/settings"
     assert "Be kind.</textarea>" in carla.get("/settings").body.decode()
@@ -431,8 +427,8 @@ def test_a_default_stays_one_until_it_is_changed(carla: Person, shared_fake: Fak
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_what_is_exported_can_be_imported_elsewhere(anna: Person, boris: Person) -> None:
-    """One or all, with settings, versions and titles; and it is the same again."""
+def test_export_can_be_imported_by_another_session(anna: Person, boris: Person) -> None:
+    """An export holds settings, versions and titles; after an import the same export results."""
     settings = {"model": "m", "system_prompt": "s", "temperature": 0.5, "max_tokens": 9}
     given = exported_conversation("Hi", "Hello **you**", title="Title: a/b", settings=settings)
     given["messages"].append({"id": 9, "parent": 1, "role": "assistant", "content": "Other"})
@@ -465,8 +461,8 @@ def test_what_is_exported_can_be_imported_elsewhere(anna: Person, boris: Person)
     assert [each["title"] for each in json.loads(only.body)["conversations"]] == ["Zwei"]
 
 
-def test_markdown_is_for_people(anna: Person) -> None:
-    """Who said what, in order; the answer as it is, and that it was stopped."""
+def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
+    """A Markdown export has prompts and answers in order, unescaped, and marks a stopped answer."""
     given = exported_conversation(
         "What is **2+2**?", "# Four\n\n```py\n4\n```", title="Grüße & <Küsse>"
     )
@@ -498,8 +494,8 @@ def test_markdown_is_for_people(anna: Person) -> None:
         ("x" * 500, "x" * 60 + ".md"),
     ],
 )
-def test_a_file_is_named_after_its_conversation(title: str, name: str) -> None:
-    """Every system takes the name, and no header breaks."""
+def test_export_file_name_is_safe(title: str, name: str) -> None:
+    """The file name is the title without characters that are special in paths or headers."""
     assert file_name(title, "md") == name
 
 
@@ -531,8 +527,8 @@ GOOD = exported_conversation("Hi", "Ho")
         (b"[" * 100_000, ""),
     ],
 )
-def test_a_wrong_file_is_refused_with_what_is_wrong(anna: Person, data: bytes, said: str) -> None:
-    """And nothing of it is imported, not the conversations before the fault either."""
+def test_invalid_import_is_refused_whole(anna: Person, data: bytes, said: str) -> None:
+    """An invalid file is refused with the reason, and no conversation of it is imported."""
     refused = anna.import_(data)
     assert (refused.status, refused.error["field"]) == (400, "file")
     assert re.search(said, refused.error["message"]), refused.error["message"]
@@ -541,8 +537,8 @@ def test_a_wrong_file_is_refused_with_what_is_wrong(anna: Person, data: bytes, s
     assert shown.headers["hx-retarget"] == "#toast"
 
 
-def test_a_file_may_be_larger_than_a_message_and_not_larger_than_its_limit(carla: Person) -> None:
-    """The limit is named, with the variable that sets it."""
+def test_import_has_its_own_size_limit(carla: Person) -> None:
+    """A file may be larger than a message; above its limit the error names limit and variable."""
     assert carla.import_(export_file(exported_conversation("x" * 100_000, "y"))).status == 200
     connection = carla.client.connect()
     announced = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9000001"}
@@ -555,8 +551,8 @@ def test_a_file_may_be_larger_than_a_message_and_not_larger_than_its_limit(carla
     assert len(carla.titles()) == 1
 
 
-def test_an_export_is_sent_while_it_is_read(carla: Person) -> None:
-    """It takes one of the readers' places and gives it back, also when it is left in the middle."""
+def test_export_takes_a_reader_place_until_it_ends(carla: Person) -> None:
+    """A streamed export takes a reader's place and gives it back when it ends or is abandoned."""
     carla.keep(*(exported_conversation("x" * 400_000, "y" * 400_000) for _ in range(10)))
     for _ in range(2):
         with ExitStack() as readers:
@@ -597,8 +593,10 @@ def hers(halt: HaltServer) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", READS)
-def test_nobody_else_can_read_a_conversation(halt: HaltServer, hers: str, path: str) -> None:
-    """It is as if it were not there: 404 on every way to it, with a session and without."""
+def test_conversation_of_another_session_is_not_found(
+    halt: HaltServer, hers: str, path: str
+) -> None:
+    """Every route to another session's conversation answers 404, with a session and without."""
     for client in (Person(halt).client, halt.client()):
         answer = client.get(f"/c/{hers}{path}", Accept="*/*")
         if path != "/usage":
@@ -607,30 +605,34 @@ def test_nobody_else_can_read_a_conversation(halt: HaltServer, hers: str, path: 
 
 
 @pytest.mark.parametrize("path", WRITES)
-def test_nobody_else_can_change_a_conversation(halt: HaltServer, hers: str, path: str) -> None:
-    """Nor with the ID alone, nor without a session."""
+def test_conversation_of_another_session_cannot_be_changed(
+    halt: HaltServer, hers: str, path: str
+) -> None:
+    """No other session and no program can change a conversation, even with its ID."""
     for client in (Person(halt).client, halt.client()):
         body = urlencode({"title": "Mine", "prompt": "Hi", "prompt_id": "1"}).encode()
         assert client.request("POST", f"/c/{hers}{path}", body, FORM_HEADERS).status == 404
 
 
-def test_nobody_else_finds_lists_or_exports_it(halt: HaltServer, hers: str, anna: Person) -> None:
-    """Neither the list, nor a search, nor the export of all."""
+def test_conversation_is_not_listed_for_another_session(
+    halt: HaltServer, hers: str, anna: Person
+) -> None:
+    """List, search and export of one session hold no conversation of another."""
     for client in (anna.client, halt.client()):
         assert hers.encode() not in client.get("/conversations").body
         assert b"giraffe" not in client.get("/conversations/search?q=giraffe").body
         assert json.loads(client.get("/export").body)["conversations"] == []
 
 
-def test_an_id_that_is_taken_is_not_taken_over(anna: Person, hers: str) -> None:
-    """Who imports a conversation with another's ID gets a copy under another one."""
+def test_import_with_a_used_id_gets_a_new_id(anna: Person, hers: str) -> None:
+    """An import whose conversation has an ID of another session is stored under a new ID."""
     anna.keep(exported_conversation("Mine", "all mine", title="Mine", id=hers))
     (mine,) = [each["id"] for each in anna.items()]
     assert mine != hers
 
 
-def test_several_change_one_conversation_at_once(anna: Person) -> None:
-    """Renames and deletions side by side leave it in one of the states that were asked for."""
+def test_concurrent_changes_leave_a_valid_conversation(anna: Person) -> None:
+    """Concurrent renames and deletions leave the conversation in one of the requested states."""
     anna.keep(exported_conversation("Hi", "Ho"))
     (one,) = [each["id"] for each in anna.items()]
     statuses: list[int] = []

@@ -60,8 +60,8 @@ def grants(answer: HttpResponse) -> set[str]:
     return {name for name in answer.headers if name.startswith("access-control-")}
 
 
-def test_without_the_setting_nobody_is_let_in(halt: HaltServer) -> None:
-    """No response grants anything to an origin, and what another site starts is refused."""
+def test_no_cors_origins_grants_nothing(halt: HaltServer) -> None:
+    """Without the setting no response grants an origin anything, and other sites start nothing."""
     client = halt.client(Origin=SHOP)
     assert grants(preflight(halt, "/chat/stream", SHOP)) == set()
     for answer in (client.get("/healthz"), client.post("/chat/stream", CHAT)):
@@ -71,8 +71,8 @@ def test_without_the_setting_nobody_is_let_in(halt: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/chat/stream", "/chat", "/stop/0123456789", "/v1/models"])
-def test_a_preflight_says_what_a_page_may_ask(listed: HaltServer, path: str) -> None:
-    """Methods and headers of the API, for the origin that asks, without credentials."""
+def test_preflight_lists_methods_and_headers(listed: HaltServer, path: str) -> None:
+    """A preflight of a listed origin gets the API's methods and headers, without credentials."""
     answer = preflight(listed, path, DEV)
     assert (answer.status, answer.body) == (204, b"")
     assert answer.headers[ALLOWED] == DEV
@@ -88,8 +88,8 @@ def test_a_preflight_says_what_a_page_may_ask(listed: HaltServer, path: str) -> 
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_what_openais_client_adds_in_a_browser_is_allowed(listed: HaltServer) -> None:
-    """Its headers about itself pass; others that are not listed do not."""
+def test_preflight_allows_headers_of_the_openai_client(listed: HaltServer) -> None:
+    """The headers that OpenAI's client adds in a browser are allowed; other ones are not."""
     wanted = {"Access-Control-Request-Headers": "x-stainless-os,x-stainless-lang,hx-request"}
     allowed = names(
         preflight(listed, "/v1/chat/completions", SHOP, **wanted).headers[
@@ -100,8 +100,8 @@ def test_what_openais_client_adds_in_a_browser_is_allowed(listed: HaltServer) ->
     assert "hx-request" not in allowed
 
 
-def test_a_listed_origin_streams_and_reads_the_streams_id(listed: HaltServer) -> None:
-    """Its page may start and follow a stream, and may read the headers that matter."""
+def test_listed_origin_can_stream_and_read_headers(listed: HaltServer) -> None:
+    """A page of a listed origin can start and follow a stream, and read the exposed headers."""
     headers = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
     with listed.client().stream("POST", "/chat/stream", CHAT, headers) as events:
         events.to_end()
@@ -115,8 +115,8 @@ def test_a_listed_origin_streams_and_reads_the_streams_id(listed: HaltServer) ->
     assert "access-control-allow-credentials" not in events.headers
 
 
-def test_a_listed_origin_may_use_an_eventsource(listed: HaltServer) -> None:
-    """GET /stream is guarded like a POST, and is as open to the origins that are let in."""
+def test_listed_origin_can_use_an_event_source(listed: HaltServer) -> None:
+    """GET /stream is refused like a POST, and allowed for the listed origins."""
     path = "/stream?prompt=Hello&model=count%3Fn%3D2"
     headers = {"Origin": SHOP, "Sec_Fetch_Site": "cross-site"}
     answer = listed.client().get(path, **headers)
@@ -125,8 +125,8 @@ def test_a_listed_origin_may_use_an_eventsource(listed: HaltServer) -> None:
     assert listed.client().get(path, Sec_Fetch_Site="cross-site").status == 403
 
 
-def test_errors_can_be_read_too(listed: HaltServer) -> None:
-    """A refusal tells the page why, like every other response."""
+def test_error_responses_have_cors_headers(listed: HaltServer) -> None:
+    """An error response has the same CORS headers as every other response."""
     answer = listed.client().get("/streams/no-such-stream", Origin=SHOP)
     assert (answer.status, answer.error["code"]) == (404, "unknown_stream")
     assert answer.headers[ALLOWED] == SHOP
@@ -136,10 +136,10 @@ def test_errors_can_be_read_too(listed: HaltServer) -> None:
     ("method", "path", "status"),
     [("GET", "/v1/embeddings", 404), ("POST", "/v1/embeddings", 404), ("GET", "/chat", 405)],
 )
-def test_a_wrong_address_can_be_read_as_such(
+def test_unknown_path_has_cors_headers(
     listed: HaltServer, method: str, path: str, status: int
 ) -> None:
-    """A page with a slip in its address learns so, instead of a riddle about CORS."""
+    """A 404 has CORS headers, so that a page sees the wrong address and no CORS failure."""
     assert preflight(listed, path, SHOP).headers[ALLOWED] == SHOP
     headers = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
     answer = listed.client().request(method, path, headers=headers)
@@ -152,8 +152,8 @@ def test_a_wrong_address_can_be_read_as_such(
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "http://shop.example", f"{SHOP}.evil.example", "//["]
 )
-def test_another_origin_stays_outside(listed: HaltServer, origin: str) -> None:
-    """What is not listed to the letter is granted nothing and starts nothing."""
+def test_unlisted_origin_is_granted_nothing(listed: HaltServer, origin: str) -> None:
+    """An origin that differs from the list in one character is granted nothing."""
     assert grants(preflight(listed, "/chat/stream", origin)) == set()
     refused = listed.client().post("/chat/stream", CHAT, Origin=origin, Sec_Fetch_Site="cross-site")
     assert (refused.status, refused.error["code"]) == (403, "foreign_site")
@@ -162,8 +162,8 @@ def test_another_origin_stays_outside(listed: HaltServer, origin: str) -> None:
     assert refused.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_the_pages_own_routes_stay_closed(listed: HaltServer) -> None:
-    """A listed origin uses the API, not the conversations of the people on the page."""
+def test_page_routes_refuse_a_listed_origin(listed: HaltServer) -> None:
+    """A listed origin can use the API, but no route of the page."""
     client = listed.client()
     assert grants(client.get("/", Origin=SHOP, Sec_Fetch_Site="cross-site")) == set()
     assert grants(preflight(listed, "/c/0123456789/messages", SHOP)) == set()
@@ -201,10 +201,10 @@ def offline(tmp_path: Path, origins: tuple[str, ...]) -> Flask:
 @pytest.mark.parametrize("origin", [SHOP, "null", "http://127.0.0.1:5173"])
 @pytest.mark.parametrize("listed", [(SHOP, "http://127.0.0.1:5173"), ("*",), ()], ids=str)
 @pytest.mark.parametrize("site", [None, "cross-site", "same-site"])
-def test_every_route_of_the_page_is_closed(
+def test_every_page_route_refuses_other_origins(
     tmp_path: Path, origin: str, listed: tuple[str, ...], site: str | None
 ) -> None:
-    """Also one that is new, by every method, with the cookies of a person who is known here."""
+    """Every page route refuses other origins by every method, also with a session's cookies."""
     app = offline(tmp_path, listed)
     novelty = Blueprint("novelty", __name__)
     novelty.add_url_rule("/novelty", "all", lambda: session.get("owner", ""), methods=["GET"])
@@ -229,8 +229,8 @@ def test_every_route_of_the_page_is_closed(
     assert browser.get("/novelty").text == before
 
 
-def test_no_request_of_another_origin_changes_the_session(listed: HaltServer) -> None:
-    """Neither one that is let in nor one that is refused, with cookies and without."""
+def test_request_of_another_origin_sets_no_cookie(listed: HaltServer) -> None:
+    """No request of another origin changes the session, whether it is allowed or refused."""
     browser = listed.client()
     browser.get("/")
     before = dict(browser.cookies)
@@ -250,8 +250,8 @@ def test_no_request_of_another_origin_changes_the_session(listed: HaltServer) ->
     assert (browser.cookies, stranger.cookies) == (before, {})
 
 
-def test_a_link_from_another_site_leads_to_the_page(listed: HaltServer) -> None:
-    """Who follows it is a new person with a session, or the one who was here before."""
+def test_link_from_another_site_opens_the_page(listed: HaltServer) -> None:
+    """A link on another site opens the page with the visitor's session, or with a new one."""
     browser = listed.client(Accept="text/html")
     headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
     answer = browser.get("/", **headers)
@@ -260,8 +260,8 @@ def test_a_link_from_another_site_leads_to_the_page(listed: HaltServer) -> None:
     assert len(browser.cookies) == 1
 
 
-def test_a_cookie_that_comes_along_is_nobodys(listed: HaltServer) -> None:
-    """A page of another origin that runs in a user's browser can't touch that user's streams."""
+def test_cookie_from_another_origin_is_ignored(listed: HaltServer) -> None:
+    """A user's cookie gives a page of another origin no access to that user's streams."""
     browser = listed.client()
     browser.get("/")
     stream_id = new_id()
@@ -277,8 +277,8 @@ def test_a_cookie_that_comes_along_is_nobodys(listed: HaltServer) -> None:
         events.to_end()
 
 
-def test_a_login_is_of_no_use_to_another_origin(anyone: HaltServer) -> None:
-    """With a token set, such a page brings the token itself; the preflight needs none."""
+def test_login_cookie_is_ignored_for_another_origin(anyone: HaltServer) -> None:
+    """With HALT_TOKEN another origin's page must send the token; the preflight needs none."""
     browser = anyone.client()
     browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     assert browser.get("/streams").status == 200
@@ -290,8 +290,8 @@ def test_a_login_is_of_no_use_to_another_origin(anyone: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("origin", [SHOP, "null"])
-def test_everyone_never_has_credentials(anyone: HaltServer, origin: str) -> None:
-    """With `*` the answer is `*`, for which browsers send and take no cookies."""
+def test_wildcard_origin_has_no_credentials(anyone: HaltServer, origin: str) -> None:
+    """With `*` the answer is `*`, for which browsers neither send nor store cookies."""
     client = anyone.client(Authorization=f"Bearer {TOKEN}")
     for answer in (
         preflight(anyone, "/chat", origin),
@@ -303,8 +303,8 @@ def test_everyone_never_has_credentials(anyone: HaltServer, origin: str) -> None
         assert "set-cookie" not in answer.headers
 
 
-def test_halts_own_page_keeps_its_session(anyone: HaltServer) -> None:
-    """Its requests name an origin too; they are not taken for another's, by either sign."""
+def test_own_page_keeps_its_session(anyone: HaltServer) -> None:
+    """Requests of Halt's own page name an origin too, and are treated as same-site."""
     browser = anyone.client()
     browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     for signs in ({"Sec_Fetch_Site": "same-origin", "Origin": SHOP}, {"Origin": anyone.url}):
@@ -313,8 +313,8 @@ def test_halts_own_page_keeps_its_session(anyone: HaltServer) -> None:
         assert grants(answer) == set()
 
 
-def test_a_listed_origin_may_open_a_websocket(listed: HaltServer) -> None:
-    """Sockets follow the same list, and have no session there either."""
+def test_listed_origin_can_open_a_websocket(listed: HaltServer) -> None:
+    """WebSockets follow the same list, and have no session for a listed origin."""
     browser = listed.client()
     browser.get("/")
     cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
@@ -347,8 +347,8 @@ def test_a_listed_origin_may_open_a_websocket(listed: HaltServer) -> None:
         "https://one.example,https://two.example/",
     ],
 )
-def test_what_no_browser_would_say_is_refused(raw: str) -> None:
-    """An origin that could never match is an error at the start, in one line, not a riddle later."""
+def test_invalid_origin_in_the_setting_stops_the_start(raw: str) -> None:
+    """An origin in the setting that no browser sends is a one-line error at the start."""
     with pytest.raises(ConfigError, match=r"^HALT_CORS_ORIGINS=.* is not an origin: .*$"):
         load({"HALT_CORS_ORIGINS": raw})
 
@@ -356,6 +356,6 @@ def test_what_no_browser_would_say_is_refused(raw: str) -> None:
 @pytest.mark.parametrize(
     "raw", ["*", SHOP, f"{SHOP}, {DEV}", "http://[::1]:3000", "https://xn--shp-fka.example:8443"]
 )
-def test_origins_as_browsers_say_them_are_taken(raw: str) -> None:
-    """Any number of them, with commas between."""
+def test_valid_origins_in_the_setting_are_accepted(raw: str) -> None:
+    """The setting takes any number of origins, separated by commas."""
     assert ", ".join(load({"HALT_CORS_ORIGINS": raw}).cors_origins) == raw

@@ -42,10 +42,10 @@ def chance() -> random.Random:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_is_killed(
+def test_killed_worker_leaves_saved_events_and_an_end(
     workers: int, fake: FakeOpenAI, tmp_path: Path, chance: random.Random
 ) -> None:
-    """Five times: each reader gets what was saved, and the end, from whichever worker answers."""
+    """After each of five kills a reader gets the saved events and the end from any worker."""
     with contextlib.closing(Mortal(fake.base_url, tmp_path, workers)) as mortal:
         for _ in range(5):
             crowd = in_progress(mortal.client)
@@ -59,8 +59,10 @@ def test_a_worker_is_killed(
             all_closed(fake)
 
 
-def test_the_master_is_killed(fake: FakeOpenAI, tmp_path: Path, chance: random.Random) -> None:
-    """Twice: its worker leaves by itself, and the next server has what it had."""
+def test_killed_master_loses_nothing_saved(
+    fake: FakeOpenAI, tmp_path: Path, chance: random.Random
+) -> None:
+    """After each of two kills the worker exits alone, and the next server has the saved events."""
     with contextlib.closing(Mortal(fake.base_url, tmp_path)) as mortal:
         for _ in range(2):
             crowd = in_progress(mortal.client)
@@ -105,10 +107,10 @@ class InProcess:
 
 
 @pytest.mark.parametrize(("make", "rounds"), [(InProcess, 10), (OfItsOwn, 5)])
-def test_the_models_server_is_killed(
+def test_killed_upstream_ends_its_streams(
     make: Callable[[], Upstream], rounds: int, tmp_path: Path, chance: random.Random
 ) -> None:
-    """Readers get all that it said and the end; what had not begun begins at the next one."""
+    """Readers get all that the upstream sent and the end; later requests reach the new one."""
     with contextlib.ExitStack() as stack:
         upstream = make()
         stack.callback(upstream.close)

@@ -75,8 +75,8 @@ def client(proxy: Proxy) -> ProxyClient:
     return proxy.client()
 
 
-def test_the_document_shows_nginx_and_names_the_others() -> None:
-    """What can be copied from docs/deployment.md is the recipe that is tested here."""
+def test_deployment_document_shows_the_tested_recipes() -> None:
+    """The nginx recipe in docs/deployment.md is the tested one, and the others are named."""
     document = (ROOT / "docs" / "deployment.md").read_text()
     block = re.search(r"```nginx\n(.*?)```", document, re.S)
     assert block
@@ -85,8 +85,8 @@ def test_the_document_shows_nginx_and_names_the_others() -> None:
         assert f"deploy/{file}" in document
 
 
-def test_the_page_comes_with_its_style_and_a_secure_cookie(client: ProxyClient) -> None:
-    """Page and files are served, and the session's cookie is for HTTPS alone."""
+def test_proxy_serves_page_files_and_secure_cookie(client: ProxyClient) -> None:
+    """Page and static files are served, and the session's cookie is Secure."""
     page = client.get("/")
     assert page.status == 200
     style = re.search(rb'rel="stylesheet" href="([^"]+)"', page.body)
@@ -98,8 +98,8 @@ def test_the_page_comes_with_its_style_and_a_secure_cookie(client: ProxyClient) 
     assert "; HttpOnly" in page.headers["set-cookie"]
 
 
-def test_plain_http_leads_to_https(proxy: Proxy) -> None:
-    """An address typed without https arrives all the same."""
+def test_plain_http_is_redirected_to_https(proxy: Proxy) -> None:
+    """An http address redirects to https."""
     connection = http.client.HTTPConnection("127.0.0.1", proxy.http_port, timeout=READ_TIMEOUT)
     connection.request("GET", "/", headers={"Host": NAME})
     response = connection.getresponse()
@@ -108,8 +108,8 @@ def test_plain_http_leads_to_https(proxy: Proxy) -> None:
     assert str(response.headers["Location"]).startswith(f"https://{NAME}")
 
 
-def test_events_leave_one_by_one(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
-    """What the model has said is there while it is silent, also for a browser that takes gzip."""
+def test_proxy_passes_events_at_once(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
+    """Each event is passed on while the model is silent, also to a browser that accepts gzip."""
     said = new_id()
     client.headers["Accept-Encoding"] = "gzip, deflate, br"
     with client.chat("stall?n=3", said) as events:
@@ -120,8 +120,8 @@ def test_events_leave_one_by_one(client: ProxyClient, shared_fake: FakeOpenAI) -
         events.to_end()
 
 
-def test_text_leaves_piece_by_piece(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
-    """The same for the answer's text alone, which is no event stream."""
+def test_proxy_passes_plain_text_at_once(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
+    """Plain text, which is no event stream, is passed on at once too."""
     said = new_id()
     connection = client.connect()
     body = {"prompt": said, "model": "stall?n=3"}
@@ -136,8 +136,10 @@ def test_text_leaves_piece_by_piece(client: ProxyClient, shared_fake: FakeOpenAI
     connection.close()
 
 
-def test_stop_reaches_the_model(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
-    """Stop works while the model is silent, and its receipt is true."""
+def test_stop_through_the_proxy_closes_the_upstream(
+    client: ProxyClient, shared_fake: FakeOpenAI
+) -> None:
+    """A Stop through the proxy closes the upstream while the model is silent."""
     said = new_id()
     with client.chat("silent_first_token", said) as events:
         record = request_record(shared_fake, said)
@@ -147,8 +149,8 @@ def test_stop_reaches_the_model(client: ProxyClient, shared_fake: FakeOpenAI) ->
         assert events.to_end().terminal["type"] == "cancelled"
 
 
-def test_a_websocket_streams_and_stops(client: ProxyClient, proxy: Proxy) -> None:
-    """Events come while the model is silent, and Stop goes the same way."""
+def test_websocket_through_the_proxy_streams_and_stops(client: ProxyClient, proxy: Proxy) -> None:
+    """A WebSocket gets events while the model is silent, and its Stop works."""
     with socket_of(proxy, client, origin=f"https://{NAME}:{proxy.port}") as ws:
         stream_id = ws.start("stall?n=3")
         ws.until_text(stream_id, "0 1 2 ")
@@ -163,7 +165,7 @@ def socket_of(proxy: Proxy, client: ProxyClient, **more: Any) -> Iterator[WebSoc
         yield ws
 
 
-def test_origin_is_compared_with_the_public_name(client: ProxyClient, proxy: Proxy) -> None:
+def test_origin_check_uses_the_public_name(client: ProxyClient, proxy: Proxy) -> None:
     """The page's own origin may post, another site's may not."""
     own = f"https://{NAME}:{proxy.port}"
     assert client.post("/stop/no-such-stream", Origin=own).status == 202
@@ -173,8 +175,8 @@ def test_origin_is_compared_with_the_public_name(client: ProxyClient, proxy: Pro
 # --- bodies ---------------------------------------------------------------------------------------
 
 
-def test_a_file_of_five_megabytes_is_imported(client: ProxyClient) -> None:
-    """It is larger than any message may be, and than what some proxies allow by default."""
+def test_import_of_five_megabytes_passes_the_proxy(client: ProxyClient) -> None:
+    """An import of 5 MB passes, more than a message may have and than some proxies' default."""
     file = export_file(exported_conversation(*["x" * 100_000] * 50, title="Large"))
     assert len(file) > 5_000_000
     answer = client.request("POST", "/import", form_file(file), FORM_FILE)
@@ -197,10 +199,10 @@ def form_file(content: bytes) -> bytes:
         ("/chat/stream", 5_000_000, "The body is larger than 4194304 bytes"),
     ],
 )
-def test_a_body_that_is_too_large_is_refused_by_halt(
+def test_too_large_body_gets_the_error_of_halt(
     client: ProxyClient, path: str, size: int, words: str
 ) -> None:
-    """The sentence is Halt's own, though the client sends all of the body, or as much as it can."""
+    """A too large body gets Halt's own error, though the client sends as much as it can."""
     connection = client.connect()
     body = memoryview(form_file(b" " * size))
     connection.putrequest("POST", path)
@@ -220,8 +222,8 @@ def test_a_body_that_is_too_large_is_refused_by_halt(
 # --- the client's address -------------------------------------------------------------------------
 
 
-def test_a_client_cannot_invent_its_address(client: ProxyClient) -> None:
-    """X-Forwarded-For of a client's own changes nothing about what it may start."""
+def test_forged_forwarded_address_changes_no_limit(client: ProxyClient) -> None:
+    """X-Forwarded-For from the client does not change the address that is limited."""
     statuses = []
     for n in range(STARTS + 2):
         client.headers["X-Forwarded-For"] = f"203.0.113.{n}"
@@ -232,10 +234,10 @@ def test_a_client_cannot_invent_its_address(client: ProxyClient) -> None:
     assert statuses == [200] * STARTS + [429] * 2
 
 
-def test_a_client_cannot_invent_its_address_on_a_websocket(
+def test_forged_forwarded_address_on_a_websocket_changes_no_limit(
     client: ProxyClient, proxy: Proxy
 ) -> None:
-    """Each socket brings another address, and all of them count as one."""
+    """Sockets with different forged addresses count as one address."""
     started = 0
     for n in range(STARTS + 2):
         with socket_of(proxy, client, X_Forwarded_For=f"203.0.113.{n}") as ws:
@@ -259,19 +261,19 @@ def leave(client: ProxyClient, model: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
-def test_a_client_that_leaves_in_silence_is_noticed(
+def test_client_gone_during_silence_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
-    """The model is stopped, though nothing is written that could fail."""
+    """The model is stopped when the client leaves, though Halt writes nothing."""
     said = new_id()
     leave(client, "stall?n=3", said)
     assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
-def test_behind_apache_a_comment_notices_a_client_that_leaves(
+def test_apache_client_gone_is_noticed_by_a_comment(
     start_halt: StartHalt, tmp_path: Path, shared_fake: FakeOpenAI
 ) -> None:
-    """In silence the comments of HALT_HEARTBEAT are what Apache writes."""
+    """Behind Apache the comments of HALT_HEARTBEAT find a client that has left in silence."""
     halt = start_halt(shared_fake, HALT_HOSTS=NAME, HALT_TRUSTED_PROXIES=1, HALT_HEARTBEAT=0.2)
     with proxied("apache", f"{halt.host}:{halt.port}", tmp_path) as apache:
         said = new_id()
@@ -280,10 +282,10 @@ def test_behind_apache_a_comment_notices_a_client_that_leaves(
 
 
 @pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
-def test_a_client_that_leaves_before_the_first_word_is_noticed(
+def test_client_gone_before_the_first_token_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
-    """Also before the response has begun."""
+    """A client that leaves before the response has begun stops the model."""
     said = new_id()
     body = {"messages": [{"role": "user", "content": said}], "model": "silent_headers"}
     connection = client.connect()
@@ -293,10 +295,10 @@ def test_a_client_that_leaves_before_the_first_word_is_noticed(
     assert record.closed.wait(RECORD_TIMEOUT)
 
 
-def test_a_client_that_leaves_while_the_model_writes_is_noticed(
+def test_client_gone_during_the_answer_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
-    """Every proxy notices when it can write no more."""
+    """A client that leaves while the model writes stops the model."""
     said = new_id()
     leave(client, "count?n=100000&rate=20", said)
     assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
@@ -305,8 +307,8 @@ def test_a_client_that_leaves_while_the_model_writes_is_noticed(
 # --- the doctor -----------------------------------------------------------------------------------
 
 
-def test_the_doctor_finds_nothing(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All is well through each recipe."""
+def test_doctor_finds_no_fault_in_a_recipe(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's findings are all ok through each recipe."""
     lookup = socket.getaddrinfo
 
     def look_up(host: Any, *args: Any, **more: Any) -> Any:

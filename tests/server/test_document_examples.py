@@ -114,10 +114,10 @@ def printed_by(example: Example, code: str, folder: Path, data: Path) -> str:
 
 
 @pytest.mark.parametrize("document", sorted({example.document for example in RUNNABLE}))
-def test_the_examples_of_a_document_run(
+def test_examples_of_a_document_run_in_order(
     document: str, server: HaltServer, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """In their order, in one folder, as a reader would try them."""
+    """The examples of a document run in order in one folder."""
     seen: dict[tuple[str, str], int] = {}
     for example in RUNNABLE:
         key = (example.document, example.heading)
@@ -132,8 +132,8 @@ def test_the_examples_of_a_document_run(
     assert all(seen.get(key, 0) >= len(EXPECTED[key]) for key in EXPECTED if key[0] == document)
 
 
-def test_exceptions_are_of_examples_that_exist() -> None:
-    """A reason for an example that is gone is out of date."""
+def test_skipped_examples_exist() -> None:
+    """Each example with a reason not to run is still in its document."""
     known = {(example.document, example.heading) for example in RUNNABLE}
     assert set(NOT_RUN) | set(EXPECTED) | set(BEFORE) | set(ADDED) <= known
     assert all(re.search(r"\w", reason) for reason in NOT_RUN.values())

@@ -41,13 +41,13 @@ def read_until(pieces: Iterator[str], text: str) -> str:
     return got
 
 
-def test_requests_prints_an_answer(halt: HaltServer) -> None:
-    """The script alone: an answer from its first to its last word."""
+def test_requests_example_prints_a_whole_answer(halt: HaltServer) -> None:
+    """The script prints an answer from its first to its last word."""
     assert run("python_requests.py", halt.url, "as it was said") == "as it was said\n"
 
 
-def test_requests_stops_an_answer(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """The ID in the header stops the stream; what had come is the text, and the upstream is left."""
+def test_requests_example_stops_by_the_id_header(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A Stop with the ID of the header keeps the text so far and closes the upstream."""
     said = f"/fake stall?n=3 {new_id()}"
     with python_requests.ask(halt.url, said) as response:
         text = python_requests.pieces(response)
@@ -58,8 +58,8 @@ def test_requests_stops_an_answer(halt: HaltServer, shared_fake: FakeOpenAI) -> 
     assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
 
 
-def test_requests_notices_an_answer_that_breaks_off(halt: HaltServer) -> None:
-    """An answer that fails behind its first text is an exception, never a short text."""
+def test_requests_example_raises_for_a_broken_answer(halt: HaltServer) -> None:
+    """An answer that fails after its first text is an exception, never a short text."""
     with (
         python_requests.ask(halt.url, "/fake drop?n=3") as response,
         pytest.raises(requests.exceptions.ChunkedEncodingError),
@@ -67,13 +67,13 @@ def test_requests_notices_an_answer_that_breaks_off(halt: HaltServer) -> None:
         list(python_requests.pieces(response))
 
 
-def test_openai_s_client_prints_an_answer(halt: HaltServer) -> None:
-    """The script alone."""
+def test_openai_example_prints_a_whole_answer(halt: HaltServer) -> None:
+    """The script prints an answer."""
     assert run("openai_client.py", halt.url, "echo", "as it was said") == "as it was said\n"
 
 
-def test_openai_s_client_is_stopped(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """A stream with an ID of our own is stopped from outside, and the client's loop ends."""
+def test_openai_example_ends_after_a_stop(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A stream with a chosen ID is stopped by another client, and the script's loop ends."""
     said, stream_id = f"/fake stall?n=3 {new_id()}", new_id()
     with OpenAI(base_url=f"{halt.url}/v1", api_key="any") as llm:
         text = openai_client.pieces(llm, "echo", said, stream_id)
@@ -84,8 +84,8 @@ def test_openai_s_client_is_stopped(halt: HaltServer, shared_fake: FakeOpenAI) -
     assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
 
 
-def test_a_websocket_carries_several_answers(halt: HaltServer) -> None:
-    """The script alone: two prompts, each with its text and its end."""
+def test_websocket_example_prints_several_answers(halt: HaltServer) -> None:
+    """The script prints two answers of one socket, each with its text and its end."""
     printed = run("websocket.py", halt.url.replace("http", "ws") + "/ws", "first", "second")
     assert sorted(printed.splitlines()) == [
         "first | done",
@@ -95,8 +95,10 @@ def test_a_websocket_carries_several_answers(halt: HaltServer) -> None:
     ]
 
 
-def test_a_websocket_carries_its_stop(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """Of two streams on one socket one is stopped, and the other comes to its own end."""
+def test_websocket_example_stops_one_of_two_answers(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Of two streams on one socket one is stopped, and the other ends normally."""
     said = f"/fake stall?n=1 {new_id()}"
     with connect(halt.url.replace("http", "ws") + "/ws") as socket:
         stalled = websocket.start(socket, said)

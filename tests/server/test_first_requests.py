@@ -95,16 +95,16 @@ def builds(path: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_no_function_decodes_by_a_bare_type(path: Path) -> None:
-    """Decoders are made at import time; a call that is given a type may be that type's first use."""
+def test_decoders_are_made_at_import(path: Path) -> None:
+    """No function passes a bare type to msgspec: that builds its tables at the first call."""
     where = path.relative_to(ROOT).as_posix()
     found = {function for function, _ in builds(path)}
     assert found == {function for file, function in BUILT_BEFORE if file == where}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_msgspec_is_called_by_its_full_name(path: Path) -> None:
-    """The test above reads names, so nothing of msgspec goes by another one."""
+def test_msgspec_has_no_alias(path: Path) -> None:
+    """msgspec is imported under its own name alone, so that the test above finds every call."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -116,8 +116,8 @@ def test_msgspec_is_called_by_its_full_name(path: Path) -> None:
             assert ast.unparse(node.value) not in BUILDERS
 
 
-def test_every_type_is_built_by_the_imports() -> None:
-    """Every type that is decoded, and every type in its fields, can be used by many threads."""
+def test_types_are_built_by_the_imports() -> None:
+    """Every decoded type, and every type in its fields, is built before the first request."""
     printed = subprocess.run(
         [sys.executable, "-m", "tests.support.struct_tables"],
         cwd=ROOT,
@@ -157,7 +157,7 @@ models = ["markdown"]
 NOTHING: dict[str, set[str]] = {"modules": set(), "templates": set(), "types": set()}
 
 
-def test_first_requests_make_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
+def test_first_requests_build_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
     """The first requests of all kinds import no module, compile no template and build no type."""
     file = tmp_path / "providers.toml"
     file.write_text(PROVIDERS.format(openai=fake.base_url, anthropic=fake.origin))
@@ -185,15 +185,15 @@ def test_first_requests_make_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_burst_on_a_fresh_server_loses_nothing(shared_fake: FakeOpenAI) -> None:
-    """Fifty requests of all kinds that come at once to a fresh server are all answered."""
+def test_burst_on_a_fresh_server_is_answered(shared_fake: FakeOpenAI) -> None:
+    """Fifty concurrent requests of all kinds on a fresh server are all answered."""
     outcomes = list(send_bursts(STARTS, shared_fake.base_url))
     assert [lost for _, lost in outcomes if lost] == []
     assert [count for count, _ in outcomes] == [50] * STARTS
 
 
-def test_threads_may_be_the_first_to_colour_a_language() -> None:
-    """pygments compiles a language when it is first used, one thread at a time."""
+def test_first_highlighting_by_several_threads_works() -> None:
+    """Several threads may highlight a language first; pygments compiles it in one thread."""
     text = "```tsx\nconst a = <b c={`x ${d}`}>{1}</b> // e\n```\n"
     start, drawn = threading.Barrier(8), []
 

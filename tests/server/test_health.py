@@ -53,8 +53,8 @@ def join(threads: list[threading.Thread]) -> None:
         assert not each.is_alive()
 
 
-def test_one_request_waits_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that come meanwhile are told what is known: nothing, and later the last answer."""
+def test_health_with_a_silent_upstream_blocks_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request waits for a silent upstream; the others get the last known state."""
     monkeypatch.setattr(stop, "PROBE_WAIT", RECORD_TIMEOUT)
     monkeypatch.setattr(router, "QUERY_TIMEOUT", RECORD_TIMEOUT)
     upstream = Silent()
@@ -69,10 +69,10 @@ def test_one_request_waits_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch
     assert probe.look() == "reachable"
 
 
-def test_a_request_that_has_waited_in_vain_is_the_only_one(
+def test_health_after_a_timeout_blocks_no_second_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While the upstream is asked, no second request waits, also one after the other."""
+    """While the upstream's answer is pending, no later request waits for it."""
     monkeypatch.setattr(stop, "PROBE_WAIT", 0.01)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
@@ -102,15 +102,15 @@ class Refusing:
         ("upstream_dns", "unreachable: upstream_dns"),
     ],
 )
-def test_a_refusal_is_an_answer(code: str, said: str) -> None:
-    """A server that refuses a key is there; one that cannot be found is not."""
+def test_health_counts_a_refusal_as_reachable(code: str, said: str) -> None:
+    """An upstream that refuses the key is reachable; one that cannot be found is not."""
     assert Probe(cast("Upstream", Refusing(code))).look() == said
 
 
-def test_one_request_waits_for_a_worker_that_hangs(
+def test_health_with_a_hanging_worker_blocks_one_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others are told the figures that the workers have given last."""
+    """One request waits for a hanging worker; the others get the workers' last figures."""
     registry = StopRegistry()
     workers = Workers(Bus(Membership(tmp_path)), registry)
     service = GenerationService(

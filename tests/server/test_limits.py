@@ -36,10 +36,10 @@ def numbers(n: int) -> str:
 # --- places ---------------------------------------------------------------------------------------
 
 
-def test_beyond_the_cap_a_stream_is_refused_at_once_and_stop_goes_on_working(
+def test_stream_beyond_the_limit_gets_503_and_stop_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """503 with Retry-After; also with 60 idle connections open; an end makes room again."""
+    """503 with Retry-After, also with 60 idle connections; the end of a stream makes room."""
     server = start_halt(fake, HALT_MAX_STREAMS=5)
     client = server.client()
     with ExitStack() as stack:
@@ -72,10 +72,10 @@ def test_beyond_the_cap_a_stream_is_refused_at_once_and_stop_goes_on_working(
             events.to_end()
 
 
-def test_readers_cannot_take_the_threads_that_stop_needs(
+def test_readers_beyond_the_limit_are_refused_and_stop_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Many readers of one stream: those without a place are told so, and Stop answers."""
+    """Readers without a place get an error, and Stop answers."""
     client = start_halt(fake, HALT_MAX_STREAMS=3).client()
     with ExitStack() as stack:
         events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
@@ -95,10 +95,10 @@ def test_readers_cannot_take_the_threads_that_stop_needs(
         pytest.param(b"POST /stop HTTP/1.1\r\nContent-Length: 20\r\n\r\nhalf", id="half a body"),
     ],
 )
-def test_a_slow_request_takes_no_thread_from_stop(
+def test_incomplete_requests_take_no_thread_from_stop(
     start_halt: StartHalt, fake: FakeOpenAI, half: bytes
 ) -> None:
-    """However many connections send a part of a request and wait, nobody is kept from a Stop."""
+    """Many connections that send a part of a request do not delay a Stop."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     client = server.client()
     with ExitStack() as stack:
@@ -124,8 +124,10 @@ def impatient(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-def test_clients_that_do_not_close_hold_up_nobody(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """Each of them, one by one, would keep the server from everything else for two seconds."""
+def test_clients_that_do_not_close_delay_no_request(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Clients that never close their end do not delay other requests, two seconds each."""
     client = start_halt(fake).client(Connection="close")
     body = {"messages": [{"role": "user", "content": "x"}], "model": "silent_first_token"}
     with ExitStack() as stack:
@@ -143,10 +145,10 @@ def test_clients_that_do_not_close_hold_up_nobody(start_halt: StartHalt, fake: F
 
 
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=3"])
-def test_a_run_that_nobody_watches_is_stopped(
+def test_run_without_viewers_is_cancelled_in_silence(
     impatient: HaltServer, shared_fake: FakeOpenAI, model: str
 ) -> None:
-    """A viewer that leaves in silence is noticed, and nobody pays for an answer no one reads."""
+    """A viewer that leaves a silent run is noticed, and the run is cancelled after the grace."""
     client = impatient.client()
     said = new_id()
     with client.chat(model, said) as events:
@@ -158,10 +160,10 @@ def test_a_run_that_nobody_watches_is_stopped(
     assert (cancelled["type"], cancelled["reason"]) == ("cancelled", "no_viewer")
 
 
-def test_a_flowing_run_that_nobody_watches_is_stopped(
+def test_run_without_viewers_is_cancelled_while_flowing(
     impatient: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Also while the model writes on and on."""
+    """A run without viewers is cancelled also while the model writes."""
     client = impatient.client()
     said = new_id()
     with client.chat("count?n=100000&gap_ms=5", said) as events:
@@ -170,10 +172,10 @@ def test_a_flowing_run_that_nobody_watches_is_stopped(
     assert client.follow(events.id).to_end().terminal["reason"] == "no_viewer"
 
 
-def test_a_viewer_that_comes_back_in_time_keeps_the_run_alive(
+def test_viewer_back_within_the_grace_keeps_the_run(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Leaving and coming back, again and again, loses nothing and ends nothing."""
+    """Leaving and returning several times loses no event and ends no run."""
     client = halt.client()
     said = new_id()
     events = client.chat("count?n=400&gap_ms=5", said, id=new_id())  # else it ends with its reader
@@ -189,10 +191,10 @@ def test_a_viewer_that_comes_back_in_time_keeps_the_run_alive(
     eventually(request_record(shared_fake, said).finished.is_set)
 
 
-def test_a_reader_that_does_not_read_holds_up_nobody_else(
+def test_reader_that_does_not_read_delays_no_other(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Its own response waits; the run goes on and another reader gets everything."""
+    """Its own response waits; the run continues and another reader gets everything."""
     client = halt.client()
     said = new_id()
     messages = [{"role": "user", "content": said}]
@@ -242,10 +244,10 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
         ("long?n=10000000", "answer_too_long", None),
     ],
 )
-def test_each_limit_of_a_run_has_its_own_error(
+def test_run_limit_ends_with_its_own_error(
     strict: HaltServer, shared_fake: FakeOpenAI, model: str, code: str, text: str | None
 ) -> None:
-    """The run ends with one error that says which limit it was; what had come before is kept."""
+    """The run ends with the error of the reached limit; the earlier text is kept."""
     client = strict.client()
     said = new_id()
     events = client.chat(model, said).to_end()
@@ -260,17 +262,17 @@ def test_each_limit_of_a_run_has_its_own_error(
     assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
 
 
-def test_a_model_that_thinks_longer_than_the_first_byte_limit_is_alive(
+def test_reasoning_counts_as_the_first_byte(
     strict: HaltServer,
 ) -> None:
-    """Reasoning is a sign of life: it is waited for, though none of it is shown."""
+    """Reasoning counts against the first-byte limit, though its text is not shown."""
     events = strict.client().chat("reasoning?thoughts=50&gap_ms=40&n=5").to_end()
     assert events.text == numbers(5)
     assert events.terminal["type"] == "done"
 
 
-def test_requests_over_a_limit_are_refused_by_name(strict: HaltServer) -> None:
-    """Too many messages, too long a prompt, too large a body."""
+def test_request_over_a_limit_is_refused_by_field(strict: HaltServer) -> None:
+    """Too many messages, too long a prompt and too large a body are refused with the field."""
     client = strict.client()
     hello = {"role": "user", "content": "Hello"}
     refused = client.post("/chat/stream", {"messages": [hello] * 5})
@@ -283,10 +285,10 @@ def test_requests_over_a_limit_are_refused_by_name(strict: HaltServer) -> None:
     assert client.post("/chat/stream", {"messages": exactly, "model": "count"}).status == 200
 
 
-def test_a_provider_that_does_not_accept_runs_into_the_connect_limit(
+def test_unaccepted_connection_ends_after_connect_timeout(
     start_halt: StartHalt,
 ) -> None:
-    """HALT_CONNECT_TIMEOUT ends the attempt with a code of its own."""
+    """HALT_CONNECT_TIMEOUT ends the attempt with its own code."""
     with FakeOpenAI.unaccepting() as address:
         client = start_halt(address, HALT_CONNECT_TIMEOUT=0.3, HALT_RETRIES=0).client()
         error = client.chat("echo").to_end().terminal["error"]
@@ -358,8 +360,8 @@ def only_error(events: EventStream) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.model)
-def test_every_fault_is_one_error_with_a_code(once: HaltServer, fault: Fault) -> None:
-    """One error event with a documented code; the text that came before the fault is kept."""
+def test_upstream_fault_is_one_error_with_a_code(once: HaltServer, fault: Fault) -> None:
+    """Each fault is one error event with a documented code; the earlier text is kept."""
     events = once.client().chat(fault.model)
     error = only_error(events)
     assert (error["code"], error["retryable"]) == (fault.code, fault.retryable)
@@ -382,8 +384,8 @@ def test_every_fault_is_one_error_with_a_code(once: HaltServer, fault: Fault) ->
         ("empty", ""),
     ],
 )
-def test_what_is_only_unusual_is_no_fault(once: HaltServer, model: str, text: str) -> None:
-    """Providers differ: an answer that is complete arrives complete, to the last character."""
+def test_unusual_but_complete_answer_is_no_error(once: HaltServer, model: str, text: str) -> None:
+    """An unusual but complete answer arrives complete, to the last character."""
     events = once.client().chat(model).to_end()
     assert events.terminal["type"] == "done"
     assert events.text == text
@@ -391,16 +393,14 @@ def test_what_is_only_unusual_is_no_fault(once: HaltServer, model: str, text: st
         assert events.terminal["finish_reason"] == "length"
 
 
-def test_a_rate_limit_tells_how_long_to_wait(once: HaltServer) -> None:
+def test_rate_limit_error_has_retry_after(once: HaltServer) -> None:
     """The provider's Retry-After reaches the client."""
     error = only_error(once.client().chat("429?retry_after=17"))
     assert (error["code"], error["retry_after"]) == ("rate_limited", 17)
 
 
-def test_a_fault_before_the_first_token_is_retried(
-    halt: HaltServer, shared_fake: FakeOpenAI
-) -> None:
-    """A hiccup of the provider costs a moment, not the answer: two more tries by default."""
+def test_fault_before_the_first_token_is_retried(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A fault before the first token is retried twice by default."""
     client = halt.client()
     for status in ("503", "drop"):
         said = new_id()
@@ -410,10 +410,10 @@ def test_a_fault_before_the_first_token_is_retried(
         request_record(shared_fake, said, nth=1)
 
 
-def test_after_the_first_token_nothing_is_retried(
+def test_fault_after_the_first_token_is_not_retried(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Text that was shown is never followed by another beginning."""
+    """After the first token no request is repeated."""
     said = new_id()
     events = halt.client().chat("drop?n=5", said)
     assert only_error(events)["code"] == "upstream_dropped"
@@ -428,26 +428,24 @@ def test_after_the_first_token_nothing_is_retried(
         ("http://halt-test.invalid/v1", "upstream_dns", True),
     ],
 )
-def test_a_provider_that_is_not_there_has_its_own_code(
+def test_unreachable_provider_has_its_own_code(
     start_halt: StartHalt, address: str, code: str, retryable: bool
 ) -> None:
-    """Nobody listens, or the name does not exist: the user learns which."""
+    """A refused connection and an unknown host name have different codes."""
     error = only_error(start_halt(address, HALT_RETRIES=0).client().chat("echo"))
     assert (error["code"], error["retryable"]) == (code, retryable)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(start_halt: StartHalt) -> None:
-    """Without trust no key and no prompt is sent."""
+def test_untrusted_certificate_is_refused(start_halt: StartHalt) -> None:
+    """Neither key nor prompt is sent to a server with an untrusted certificate."""
     with FakeOpenAI(tls=True) as fake:
         error = only_error(start_halt(fake, HALT_RETRIES=0).client().chat("echo"))
         assert fake.requests == []
     assert (error["code"], error["retryable"]) == ("upstream_tls", False)
 
 
-def test_the_servers_first_model_answers_where_none_is_named(
-    start_halt: StartHalt, fake: FakeOpenAI
-) -> None:
-    """With a compatible server and no HALT_MODEL, the first of /models is used, asked for once."""
+def test_first_listed_model_is_the_default(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Without HALT_MODEL the first model of /models is used; the list is requested once."""
     client: Client = start_halt(fake).client()
     for _ in range(2):
         body = {"messages": [{"role": "user", "content": "same again"}]}

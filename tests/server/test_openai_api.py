@@ -81,8 +81,8 @@ def strict_llm(strict: HaltServer) -> Iterator[openai.OpenAI]:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def test_a_streamed_answer_is_what_openais_client_expects(llm: openai.OpenAI) -> None:
-    """Role first, the text whole, a finish reason, the usage when it was asked for."""
+def test_stream_has_role_text_finish_reason_and_usage(llm: openai.OpenAI) -> None:
+    """OpenAI's client gets role, text, finish reason, and usage on request."""
     with llm.chat.completions.create(
         model="count?n=50&gap_ms=1",
         messages=hello(),
@@ -109,16 +109,16 @@ def test_a_streamed_answer_is_what_openais_client_expects(llm: openai.OpenAI) ->
     assert figures["halt"]["metrics"]["tokens"] == 50
 
 
-def test_usage_is_a_chunk_of_its_own_only_when_asked_for(llm: openai.OpenAI) -> None:
-    """Without stream_options each chunk has its choice."""
+def test_stream_without_stream_options_has_no_usage_chunk(llm: openai.OpenAI) -> None:
+    """Without stream_options every chunk has a choice."""
     with llm.chat.completions.create(model="count?n=3", messages=hello(), stream=True) as stream:
         chunks = list(stream)
     assert all(len(c.choices) == 1 for c in chunks)
     assert all(c.usage is None for c in chunks)
 
 
-def test_a_whole_answer_is_what_openais_client_expects(llm: openai.OpenAI) -> None:
-    """The same answer at once, with usage."""
+def test_whole_answer_has_text_and_usage(llm: openai.OpenAI) -> None:
+    """OpenAI's client gets the same answer in one response, with usage."""
     raw = llm.chat.completions.with_raw_response.create(model="count?n=50", messages=hello())
     answer = raw.parse()
     assert answer.id == f"chatcmpl-{raw.headers['x-stream-id']}"
@@ -131,10 +131,10 @@ def test_a_whole_answer_is_what_openais_client_expects(llm: openai.OpenAI) -> No
     assert answer.usage.completion_tokens == 50
 
 
-def test_whole_answers_one_after_the_other_share_a_connection(
+def test_whole_answers_share_a_connection(
     strict_llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
-    """When an answer is there its place is free, and its connection serves the next."""
+    """When an answer has arrived its place is free, and its connection serves the next request."""
     said = [new_id() for _ in range(4)]
     for each in said:
         strict_llm.chat.completions.create(model="count?n=5&gap_ms=20", messages=hello(each))
@@ -142,8 +142,8 @@ def test_whole_answers_one_after_the_other_share_a_connection(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_thoughts_are_no_part_of_the_answer(llm: openai.OpenAI, stream: bool) -> None:
-    """They come as `reasoning_content`, where DeepSeek's clients look for them."""
+def test_reasoning_is_sent_as_reasoning_content(llm: openai.OpenAI, stream: bool) -> None:
+    """Reasoning is in `reasoning_content`, as in DeepSeek's API, and not in the text."""
     model = "reasoning?thoughts=5&n=5"
     thoughts = "".join(f"thought{i} " for i in range(5))
     if stream:
@@ -161,8 +161,8 @@ def test_thoughts_are_no_part_of_the_answer(llm: openai.OpenAI, stream: bool) ->
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_thought_whose_end_alone_is_marked(llm: openai.OpenAI, stream: bool) -> None:
-    """A whole answer has it in its place; in a stream it came as text, and is a paragraph."""
+def test_reasoning_without_a_start_tag_is_separated(llm: openai.OpenAI, stream: bool) -> None:
+    """A whole answer has such reasoning in its field; a stream has it as a paragraph of text."""
     model = "shape?name=think_end"
     if stream:
         with llm.chat.completions.create(model=model, messages=hello(), stream=True) as chunks:
@@ -175,17 +175,15 @@ def test_a_thought_whose_end_alone_is_marked(llm: openai.OpenAI, stream: bool) -
         assert message.model_extra["reasoning_content"] == "hm"
 
 
-def test_the_limit_on_tokens_is_told_as_openai_tells_it(llm: openai.OpenAI) -> None:
-    """An answer that was cut has the finish reason "length"."""
+def test_max_tokens_gives_finish_reason_length(llm: openai.OpenAI) -> None:
+    """An answer that max_tokens cut has the finish reason "length"."""
     answer = llm.chat.completions.create(model="length?n=3", messages=hello())
     assert answer.choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_reason_that_no_client_knows_is_told_beside_the_answer(
-    llm: openai.OpenAI, stream: bool
-) -> None:
-    """The choice says "length": it is not whole and can be gone on with."""
+def test_unknown_finish_reason_is_sent_as_length(llm: openai.OpenAI, stream: bool) -> None:
+    """An unknown finish reason becomes "length"; the original one is beside it."""
     create: Callable[..., Any] = llm.chat.completions.create
     model = "length?n=3&reason=insufficient_system_resource"
     answer = create(model=model, messages=hello(), stream=stream)
@@ -198,8 +196,8 @@ def test_a_reason_that_no_client_knows_is_told_beside_the_answer(
 # --- tools ----------------------------------------------------------------------------------------
 
 
-def test_the_clients_tools_are_called_in_a_stream(llm: openai.OpenAI) -> None:
-    """OpenAI's own helper puts the fragments of parallel calls together, none doubled."""
+def test_streamed_tool_calls_are_assembled_by_the_client(llm: openai.OpenAI) -> None:
+    """OpenAI's helper assembles the fragments of parallel calls, none twice."""
     with llm.chat.completions.stream(
         model="asks_tools?n=2", messages=hello(), tools=[WEATHER]
     ) as stream:
@@ -215,10 +213,10 @@ def test_the_clients_tools_are_called_in_a_stream(llm: openai.OpenAI) -> None:
     ]
 
 
-def test_a_conversation_with_tools_goes_on_with_what_the_client_was_given(
+def test_tool_conversation_continues_with_the_answer(
     llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
-    """The answer's message may be sent back as it is, with the results behind it."""
+    """The answer's message can be sent back unchanged, followed by the results."""
     said = new_id()
     messages = hello(said)
     asks = llm.chat.completions.create(model="asks_tools", messages=messages, tools=[WEATHER])
@@ -238,10 +236,8 @@ def test_a_conversation_with_tools_goes_on_with_what_the_client_was_given(
 GREET: Any = {"name": "weather", "description": "Say how warm it is.", "parameters": {}}
 
 
-def test_functions_are_tools_in_their_older_form(
-    llm: openai.OpenAI, shared_fake: FakeOpenAI
-) -> None:
-    """The model's server is given tools; the client gets the first call as a function_call."""
+def test_functions_are_sent_as_tools(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
+    """Old `functions` are sent as tools; the client gets the first call as `function_call`."""
     said = new_id()
     create: Callable[..., Any] = llm.chat.completions.create
     answer = create(
@@ -261,8 +257,8 @@ def test_functions_are_tools_in_their_older_form(
     assert choice.message.tool_calls is None
 
 
-def test_a_function_call_comes_in_pieces(llm: openai.OpenAI) -> None:
-    """The name once, then the arguments, of the first call alone; a proper finish reason."""
+def test_streamed_function_call_has_name_and_arguments(llm: openai.OpenAI) -> None:
+    """The name comes once, then the arguments of the first call; the finish reason fits."""
     create: Callable[..., Any] = llm.chat.completions.create
     with create(
         model="asks_tools?calls=2&n=2", messages=hello(), functions=[GREET], stream=True
@@ -277,8 +273,10 @@ def test_a_function_call_comes_in_pieces(llm: openai.OpenAI) -> None:
     assert choices[-1].finish_reason == "function_call"
 
 
-def test_a_conversation_with_functions_goes_on(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
-    """Calls and results of functions become those of tools, with IDs that match."""
+def test_function_conversation_continues_as_tools(
+    llm: openai.OpenAI, shared_fake: FakeOpenAI
+) -> None:
+    """Calls and results of functions become those of tools, with matching IDs."""
     said = new_id()
     create: Callable[..., Any] = llm.chat.completions.create
     messages: list[Any] = hello(said)
@@ -306,8 +304,8 @@ def test_a_conversation_with_functions_goes_on(llm: openai.OpenAI, shared_fake: 
 # --- what reaches the model's server --------------------------------------------------------------
 
 
-def test_what_halt_does_not_know_is_passed_on(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
-    """Known options keep their names, unknown ones go along, what is Halt's own matter does not."""
+def test_unknown_options_are_passed_on(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
+    """Known and unknown options are sent under their names; Halt's own options are not."""
     said = new_id()
     llm.chat.completions.create(
         model="echo",
@@ -365,10 +363,10 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "x", "arguments": "
     ],
     ids=str,
 )
-def test_what_a_message_holds_is_passed_on(
+def test_unknown_message_fields_are_passed_on(
     halt: HaltServer, shared_fake: FakeOpenAI, message: dict[str, Any]
 ) -> None:
-    """Fields, parts and roles that Halt does not know: the model's server may know them."""
+    """Fields, parts and roles that Halt does not know reach the model's server."""
     said = new_id()
     last = {**USER, "content": said}
     answer = halt.client().post(PATH, {"model": "echo", "messages": [message, last]})
@@ -397,10 +395,10 @@ def test_what_a_message_holds_is_passed_on(
     ],
     ids=str,
 )
-def test_what_a_request_holds_is_passed_on(
+def test_unusual_values_are_passed_on(
     halt: HaltServer, shared_fake: FakeOpenAI, fields: dict[str, Any]
 ) -> None:
-    """Values that Halt's own wire would not take too: the model's server says what it takes."""
+    """Values that Halt's own API refuses reach the model's server here."""
     said = new_id()
     answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
     assert answer.status == 200, answer
@@ -408,15 +406,15 @@ def test_what_a_request_holds_is_passed_on(
     assert {name: sent.get(name, "none") for name in fields} == fields
 
 
-def test_a_model_without_a_name_is_the_default_one(halt: HaltServer) -> None:
-    """As llama.cpp takes it, for example."""
+def test_request_without_a_model_uses_the_default(halt: HaltServer) -> None:
+    """A request without a model is answered by the default one, as llama.cpp does."""
     answer = halt.client().post(PATH, {"model": "", "messages": hello()})
     assert answer.status == 200
     assert answer.json["model"]
 
 
-def test_options_of_the_stream_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """Usage is counted in any case, and a chunk of its own only where the client asks for it."""
+def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Usage is always requested upstream; the client gets its chunk only on request."""
     said = new_id()
     options = {"include_obfuscation": False}
     body = {"model": "count?n=2", "messages": hello(said), "stream": True}
@@ -437,10 +435,10 @@ def test_options_of_the_stream_are_passed_on(halt: HaltServer, shared_fake: Fake
         ([{"title": "f"}], None, None),
     ],
 )
-def test_functions_of_any_shape_are_tools(
+def test_functions_of_any_shape_are_passed_on(
     halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, chosen: Any
 ) -> None:
-    """Whether their names and the choice will do is for the model's server to say."""
+    """The model's server decides whether names and choice are valid."""
     said = new_id()
     fields = {"functions": functions, "function_call": choice}
     answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
@@ -457,8 +455,8 @@ ODDS = [{"token": word, "logprob": -0.5} for word in ("Paris", "[1]")]
 
 
 @pytest.mark.parametrize("logprobs", [True, False])
-def test_fields_of_a_chunk_come_back_where_they_stood(halt: HaltServer, logprobs: bool) -> None:
-    """Beside the choices, in the choice, in the delta, in a call; Halt's own fields stay its own."""
+def test_unknown_chunk_fields_keep_their_place(halt: HaltServer, logprobs: bool) -> None:
+    """Fields beside the choices, in choice, delta and call keep their place; Halt's are its own."""
     body = {"model": "beside", "messages": hello(), "stream": True, "logprobs": logprobs}
     with halt.client().stream("POST", PATH, body) as events:
         events.to_end()
@@ -480,8 +478,8 @@ def test_fields_of_a_chunk_come_back_where_they_stood(halt: HaltServer, logprobs
     assert "".join(d.get("content") or "" for d in deltas) == "Paris[1]"
 
 
-def test_fields_of_all_chunks_are_in_a_whole_answer(halt: HaltServer) -> None:
-    """Lists of the message and of the choice are joined; beside the choices the newest counts."""
+def test_whole_answer_merges_unknown_chunk_fields(halt: HaltServer) -> None:
+    """Lists of message and choice are joined; beside the choices the last value counts."""
     body = {"model": "beside", "messages": hello(), "logprobs": True, "top_logprobs": 2}
     answer = halt.client().post(PATH, body).json
     (choice,) = answer["choices"]
@@ -494,8 +492,8 @@ def test_fields_of_all_chunks_are_in_a_whole_answer(halt: HaltServer) -> None:
     assert message["tool_calls"][0]["extra_content"] == SIGNED["extra_content"]
 
 
-def test_fields_of_a_chunk_are_events_of_the_stream(halt: HaltServer) -> None:
-    """A program that reads Halt's own wire has them too, and again when it comes back."""
+def test_unknown_chunk_fields_are_events(halt: HaltServer) -> None:
+    """A reader of Halt's own protocol gets these fields too, also in a replay."""
     client = halt.client()
     stream = client.chat("beside").to_end()
     for reader in (stream, client.follow(stream.id).to_end()):
@@ -509,10 +507,10 @@ def test_fields_of_a_chunk_are_events_of_the_stream(halt: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_thoughts_go_back_to_a_server_that_wants_them(
+def test_reasoning_is_sent_back_to_the_upstream(
     halt: HaltServer, shared_fake: FakeOpenAI, field: str
 ) -> None:
-    """A program's conversation with DeepSeek or Gemini is the same behind Halt."""
+    """Reasoning in a program's messages reaches servers such as DeepSeek and Gemini."""
     call = {**CALL, "extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
     said = {"role": "assistant", "content": None, field: "hm, six", "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "c1", "content": "42"}
@@ -522,10 +520,8 @@ def test_thoughts_go_back_to_a_server_that_wants_them(
     assert answer.json["choices"][0]["message"]["content"] == "The tools said: 42"
 
 
-def test_thoughts_go_to_no_server_that_refuses_them(
-    halt: HaltServer, shared_fake: FakeOpenAI
-) -> None:
-    """The refusal is met once; other fields that it names are the client's own affair."""
+def test_reasoning_is_dropped_after_a_refusal(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A server that refuses reasoning refuses it once; other refused fields are an error."""
     model = f"wants_back?refuses=1&name={new_id()}"
     said = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "mine": 1}
     for requests in (2, 1):
@@ -559,10 +555,10 @@ def test_thoughts_go_to_no_server_that_refuses_them(
     ],
     ids=str,
 )
-def test_a_bad_request_names_its_parameter(
+def test_invalid_request_names_its_param(
     halt: HaltServer, fields: dict[str, Any], param: str
 ) -> None:
-    """400 in OpenAI's shape, with `param`; nothing is asked of the model."""
+    """400 in OpenAI's shape, with `param`; no request reaches the model."""
     refused = halt.client().post(PATH, {"model": "echo", "messages": hello(), **fields})
     assert refused.status == 400, refused
     error = openai_error(refused)
@@ -571,7 +567,7 @@ def test_a_bad_request_names_its_parameter(
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b"\xff", b"[" * 100_000])
-def test_a_body_that_is_no_object_is_refused(halt: HaltServer, body: bytes) -> None:
+def test_body_that_is_no_object_is_refused(halt: HaltServer, body: bytes) -> None:
     """400 names the body."""
     refused = halt.client().post(PATH, body)
     assert refused.status == 400
@@ -604,12 +600,12 @@ FAULTS: list[tuple[str, int, str, type[openai.APIStatusError]]] = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[0])
-def test_a_fault_before_the_first_token_has_its_status(
+def test_fault_before_the_first_token_has_its_status(
     strict_llm: openai.OpenAI,
     fault: tuple[str, int, str, type[openai.APIStatusError]],
     stream: bool,
 ) -> None:
-    """The client raises its own exception for it, streamed or not; Retry-After is handed on."""
+    """The client raises the exception of the status, streamed or not; Retry-After is passed on."""
     model, status, code, kind = fault
     create: Callable[..., Any] = strict_llm.chat.completions.create
     with pytest.raises(kind) as caught:
@@ -623,8 +619,8 @@ def test_a_fault_before_the_first_token_has_its_status(
     assert headers.get("x-should-retry") == (None if retryable else "false")
 
 
-def test_a_fault_in_mid_stream_is_raised_by_the_client(strict_llm: openai.OpenAI) -> None:
-    """What came before is there, then an error object ends the stream; no [DONE] hides it."""
+def test_fault_in_mid_stream_is_an_error_object(strict_llm: openai.OpenAI) -> None:
+    """After the text so far an error object ends the stream, without [DONE]."""
     said: list[str] = []
     with strict_llm.chat.completions.create(
         model="error_in_stream?n=5&gap_ms=10", messages=hello(), stream=True
@@ -637,10 +633,10 @@ def test_a_fault_in_mid_stream_is_raised_by_the_client(strict_llm: openai.OpenAI
     assert caught.value.type == "server_error"
 
 
-def test_a_fault_in_the_middle_of_a_whole_answer_has_its_status(
+def test_fault_in_a_whole_answer_has_its_status(
     strict: HaltServer, strict_llm: openai.OpenAI
 ) -> None:
-    """Half an answer is never given as a whole; its text can be had by the stream's ID."""
+    """A partial answer is never sent as whole; its text can be read by the stream's ID."""
     with pytest.raises(openai.InternalServerError) as caught:
         strict_llm.chat.completions.create(model="drop?n=5&gap_ms=10", messages=hello())
     assert caught.value.status_code == 502
@@ -649,7 +645,7 @@ def test_a_fault_in_the_middle_of_a_whole_answer_has_its_status(
     assert client.follow(stream_id).to_end().text == numbers(5)
 
 
-def test_a_model_that_is_silent_for_long_holds_back_no_headers(strict: HaltServer) -> None:
+def test_silent_model_delays_headers_by_one_heartbeat(strict: HaltServer) -> None:
     """After HALT_HEARTBEAT the stream begins with comments; its error then comes inside it."""
     client = strict.client(Authorization="Bearer open-sesame")
     body = {"model": "silent_first_token", "messages": hello(), "stream": True}
@@ -660,8 +656,8 @@ def test_a_model_that_is_silent_for_long_holds_back_no_headers(strict: HaltServe
     assert [m.json["choices"][0]["finish_reason"] for m in events.seen[:-1]] == [None, "stop"]
 
 
-def test_refusals_of_the_server_itself_have_openais_shape(strict: HaltServer) -> None:
-    """401, 403, 404, 405 and 413 alike."""
+def test_server_errors_have_the_openai_shape(strict: HaltServer) -> None:
+    """401, 403, 404, 405 and 413 have OpenAI's shape."""
     program = strict.client(Authorization="Bearer open-sesame")
     body = {"model": "echo", "messages": hello()}
     foreign = program.post(PATH, body, Sec_Fetch_Site="cross-site")
@@ -685,23 +681,23 @@ PATHS = "GET /v1/models, GET /v1/models/NAME, POST /v1/chat/completions"
     "path", ["/v1/embeddings", "/v1/responses", "/v1/", "/v1", "/v1/v1/models", "/v1/chat"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_an_unknown_path_is_told_the_known_ones(halt: HaltServer, method: str, path: str) -> None:
-    """404 with a code of its own, which no client takes for a model that is missing."""
+def test_unknown_path_lists_the_known_ones(halt: HaltServer, method: str, path: str) -> None:
+    """404 has its own code, which no client takes for a missing model."""
     refused = halt.client().request(method, path, headers={"Accept": "text/html"})
     error = openai_error(refused)
     assert (refused.status, error["code"]) == (404, "unknown_path")
     assert error["message"].startswith(f"There is no {path} here. There are: {PATHS}. (request ID:")
 
 
-def test_an_unknown_model_is_told_where_the_known_ones_are(halt: HaltServer) -> None:
-    """Its code is the one that clients know."""
+def test_unknown_model_has_the_code_of_openai(halt: HaltServer) -> None:
+    """An unknown model has the code that clients know, and the address of the list."""
     error = openai_error(halt.client().get("/v1/models/no/such-model"))
     assert error["code"] == "model_not_found"
     assert "GET /v1/models" in error["message"]
 
 
-def test_openais_client_knows_the_requests_id(strict_llm: openai.OpenAI) -> None:
-    """`_request_id` of an answer, `request_id` of an error, in whose sentence it stands as well."""
+def test_request_id_is_known_to_the_openai_client(strict_llm: openai.OpenAI) -> None:
+    """`_request_id` of an answer and `request_id` of an error are set; the message has the ID."""
     answer = strict_llm.chat.completions.create(model="count?n=1", messages=hello())
     assert answer._request_id is not None
     assert answer._request_id.startswith("req_")
@@ -718,10 +714,10 @@ def test_openais_client_knows_the_requests_id(strict_llm: openai.OpenAI) -> None
             list(stream)
 
 
-def test_beyond_the_cap_the_client_is_told_when_to_come_back(
+def test_request_beyond_the_limit_has_retry_after(
     strict: HaltServer, strict_llm: openai.OpenAI
 ) -> None:
-    """503 with Retry-After; who leaves makes room."""
+    """503 with Retry-After; a client that leaves makes room."""
     with strict_llm.chat.completions.create(
         model="stall?n=1", messages=hello(), stream=True
     ) as stream:
@@ -747,10 +743,10 @@ def read_until(stream: openai.Stream[ChatCompletionChunk], text: str) -> None:
         said += next(stream).choices[0].delta.content or ""
 
 
-def test_closing_the_clients_stream_stops_the_model(
+def test_closed_client_stream_stops_the_model_at_once(
     llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
-    """What OpenAI's clients do to stop is a Stop here: at once, not after the grace."""
+    """Closing the stream of OpenAI's client is a Stop, without the grace."""
     said = new_id()
     with llm.chat.completions.create(
         model="count?n=100000&gap_ms=5", messages=hello(said), stream=True
@@ -760,10 +756,10 @@ def test_closing_the_clients_stream_stops_the_model(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_while_the_model_is_silent_stops_it(
+def test_client_gone_during_silence_stops_the_model(
     halt: HaltServer, shared_fake: FakeOpenAI, stream: bool
 ) -> None:
-    """Also before the first token, and where a whole answer is waited for."""
+    """A client that leaves before the first token stops the model, streamed or not."""
     client, said = halt.client(), new_id()
     connection = client.connect()
     body = {"model": "silent_first_token", "messages": hello(said), "stream": stream}
@@ -773,10 +769,8 @@ def test_a_client_that_leaves_while_the_model_is_silent_stops_it(
     assert record.closed.wait(RECORD_TIMEOUT)
 
 
-def test_a_run_that_somebody_else_follows_goes_on(
-    halt: HaltServer, shared_fake: FakeOpenAI
-) -> None:
-    """It ends with its last reader, whoever that is."""
+def test_run_with_another_reader_continues(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A run with another reader ends when its last reader leaves."""
     client, said = halt.client(), new_id()
     body = {"model": "stall?n=3", "messages": hello(said), "stream": True}
     first = client.stream("POST", PATH, body)
@@ -791,13 +785,13 @@ def test_a_run_that_somebody_else_follows_goes_on(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_stop_by_an_id_of_the_clients_choice(
+def test_stream_id_header_chooses_the_id_for_stop(
     halt: HaltServer, llm: openai.OpenAI, shared_fake: FakeOpenAI, stream: bool
 ) -> None:
-    """The header X-Stream-Id chooses the ID; a stopped answer ends in order and says so."""
+    """X-Stream-Id chooses the ID; a stopped answer ends in order and says so."""
     chosen, said = new_id(), new_id()
     events = Background(llm, said, chosen, stream=stream)
-    request_record(shared_fake, said).wait_tokens(3)
+    request_record(shared_fake, said).wait_tokens(3, RECORD_TIMEOUT)
     eventually(lambda: numbers(3) in halt.client().follow(chosen).until_text("2 ").text)
     receipt = halt.client().stop(chosen)
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
@@ -845,8 +839,8 @@ class Background:
 # --- models ---------------------------------------------------------------------------------------
 
 
-def test_the_models_of_the_models_server_are_listed(llm: openai.OpenAI) -> None:
-    """All of them, and each by its name."""
+def test_models_are_listed_and_found_by_name(llm: openai.OpenAI) -> None:
+    """All models of the model's server are listed, and each is found by its name."""
     names = [model.id for model in llm.models.list()]
     assert names[0] == "echo"
     assert "count" in names
@@ -866,10 +860,10 @@ def test_the_models_of_the_models_server_are_listed(llm: openai.OpenAI) -> None:
     ],
     ids=["404", "shape", "empty", "405"],
 )
-def test_a_server_without_a_list_offers_the_configured_model(
+def test_models_without_a_list_are_the_configured_one(
     start_halt: StartHalt, response: bytes
 ) -> None:
-    """The page's picker says that there is no list; clients that look for a model find that one."""
+    """Without a list /v1/models has the configured model, and the page says so."""
     with raw_server.RawServer(raw_server.answering(*[response] * 9)) as server:
         client = start_halt(server.url, HALT_MODEL="m-1").client()
         assert [each["id"] for each in client.get("/v1/models").json["data"]] == ["m-1"]
@@ -880,7 +874,7 @@ def test_a_server_without_a_list_offers_the_configured_model(
         assert "Default: m-1" in page
 
 
-def test_a_models_server_that_is_not_there_is_said(start_halt: StartHalt) -> None:
-    """A fault of the list has its status too."""
+def test_models_of_an_unreachable_server_are_an_error(start_halt: StartHalt) -> None:
+    """A list that cannot be read has the status of its fault."""
     refused = start_halt("http://127.0.0.1:9/v1").client().get("/v1/models")
     assert (refused.status, openai_error(refused)["code"]) == (502, "upstream_refused")

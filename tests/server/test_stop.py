@@ -88,14 +88,14 @@ def check_stop(setting: Setting, phase: str) -> Record:
 
 
 @pytest.mark.parametrize("phase", ANSWER_PHASES)
-def test_stop_ends_stream_and_upstream_in_every_phase(setting: Setting, phase: str) -> None:
-    """The receipt says stopped and closed, the reader gets the end, the provider sees the close."""
+def test_stop_in_each_phase_closes_stream_and_upstream(setting: Setting, phase: str) -> None:
+    """The receipt says stopped and closed, the reader gets the end, the upstream sees the close."""
     check_stop(setting, phase)
 
 
 @pytest.mark.parametrize("phase", ANSWER_PHASES)
-def test_stop_on_reused_connection_ends_stream_and_upstream(setting: Setting, phase: str) -> None:
-    """The same holds on a connection that has carried another answer before."""
+def test_stop_on_a_reused_connection_closes_the_upstream(setting: Setting, phase: str) -> None:
+    """A Stop works as well on an upstream connection that has carried another answer."""
     for _ in range(TRIES):
         first, prompt = setting.start("count?n=1", "0 ")
         first.to_end()
@@ -105,8 +105,8 @@ def test_stop_on_reused_connection_ends_stream_and_upstream(setting: Setting, ph
     pytest.fail(f"no connection was reused in {TRIES} tries")
 
 
-def test_stop_works_while_the_connection_is_being_made(start_halt: StartHalt) -> None:
-    """A provider that does not accept connections holds nobody up."""
+def test_stop_while_connecting_ends_the_stream(start_halt: StartHalt) -> None:
+    """A Stop works while the provider does not accept the connection."""
     with FakeOpenAI.unaccepting() as address:
         client = start_halt(address, HALT_CONNECT_TIMEOUT=60).client()
         events = client.chat("echo").until_comment(1)
@@ -117,10 +117,10 @@ def test_stop_works_while_the_connection_is_being_made(start_halt: StartHalt) ->
         eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
 
 
-def test_stop_during_the_wait_for_a_retry_sends_nothing_more(
+def test_stop_during_back_off_sends_no_further_request(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """A provider that asked for patience is not asked again after a Stop."""
+    """After a Stop during the wait for a retry no further request reaches the provider."""
     client = halt.client()
     said = new_id()
     events = client.chat("429?retry_after=4", said).until_comment(1)
@@ -134,8 +134,8 @@ def test_stop_during_the_wait_for_a_retry_sends_nothing_more(
         )  # longer than the wait that was cut short
 
 
-def test_form_and_json_press_the_same_button(halt: HaltServer) -> None:
-    """`POST /stop` takes the ID from a form or from JSON, `POST /stop/ID` from its path."""
+def test_stop_takes_the_id_from_form_json_or_path(halt: HaltServer) -> None:
+    """`POST /stop` takes the ID from a form or JSON, `POST /stop/ID` from its path."""
     client = halt.client()
     form = "application/x-www-form-urlencoded"
     with ExitStack() as stack:
@@ -156,8 +156,8 @@ def test_form_and_json_press_the_same_button(halt: HaltServer) -> None:
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json"])
 @pytest.mark.parametrize("path", ["/stop/ID", "/stop"])
-def test_a_body_in_chunks_is_a_body(halt: HaltServer, path: str, kind: str) -> None:
-    """Without a Content-Length, what was seen counts as well, and the rest is not kept."""
+def test_stop_takes_a_chunked_body(halt: HaltServer, path: str, kind: str) -> None:
+    """The body of a Stop may be chunked: `seen` counts, and the later text is not kept."""
     client = halt.client()
     with client.chat("stall?n=9&gap_ms=5").until_text("8 ") as events:
         fields = {"stream_id": events.id, "seen": "2"}
@@ -181,8 +181,8 @@ def test_a_body_in_chunks_is_a_body(halt: HaltServer, path: str, kind: str) -> N
     refused.close()
 
 
-def test_stop_pressed_twice_is_harmless(halt: HaltServer) -> None:
-    """The second press finds it finished and changes nothing."""
+def test_second_stop_finds_the_stream_finished(halt: HaltServer) -> None:
+    """The second Stop finds the stream finished and changes nothing."""
     client = halt.client()
     events = client.chat("stall?n=2").until_text("1 ")
     assert client.stop(events.id).json["status"] == "stopped"
@@ -193,8 +193,8 @@ def test_stop_pressed_twice_is_harmless(halt: HaltServer) -> None:
     assert client.follow(events.id).to_end().seen == events.seen
 
 
-def test_stop_pressed_by_many_at_once_has_one_winner(halt: HaltServer) -> None:
-    """Exactly one press has stopped it, all others find it finished, one terminal event ends it."""
+def test_concurrent_stops_have_one_winner(halt: HaltServer) -> None:
+    """One of several concurrent Stops says stopped, the others finished; one end results."""
     client = halt.client()
     for _ in range(5):
         events = client.chat("count?n=100000&gap_ms=2").until_text("3 ")
@@ -214,10 +214,10 @@ def test_stop_pressed_by_many_at_once_has_one_winner(halt: HaltServer) -> None:
         assert events.to_end().terminal["type"] == "cancelled"
 
 
-def test_a_stop_that_comes_first_ends_the_stream_at_its_start(
+def test_stop_before_the_start_cancels_the_stream(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """202 pending; the stream that then starts is cancelled at once and the provider not asked."""
+    """A Stop before its stream is pending; the stream then ends at once, without a request."""
     client = halt.client()
     chosen, said = new_id(), new_id()
     receipt = client.stop(chosen)
@@ -231,15 +231,15 @@ def test_a_stop_that_comes_first_ends_the_stream_at_its_start(
     assert not [r for r in shared_fake.requests if said in str(r.body)]
 
 
-def test_a_pending_stop_is_used_up_by_one_stream(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """A Stop for one ID does nothing to a stream with another."""
+def test_pending_stop_affects_its_stream_alone(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A pending Stop affects no stream with another ID."""
     client = halt.client()
     client.stop(new_id())
     assert client.chat("count?n=3").to_end().terminal["type"] == "done"
 
 
-def test_stop_of_a_finished_stream_changes_nothing(halt: HaltServer) -> None:
-    """The answer stays as it was, and the receipt says that it was over."""
+def test_stop_of_a_finished_stream_keeps_the_answer(halt: HaltServer) -> None:
+    """The answer of a finished stream stays, and the receipt says finished."""
     client = halt.client()
     events = client.chat("count?n=3").to_end()
     receipt = client.stop(events.id)
@@ -249,8 +249,8 @@ def test_stop_of_a_finished_stream_changes_nothing(halt: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("stream_id", ["short", "x" * 65, "with%20a%20space", "caf%C3%A9-abcdef"])
-def test_a_bad_id_is_refused(halt: HaltServer, stream_id: str) -> None:
-    """400 names the field, so that a mistyped Stop is noticed."""
+def test_stop_with_an_invalid_id_in_the_path_is_refused(halt: HaltServer, stream_id: str) -> None:
+    """An invalid ID in the path is refused with 400 and the field."""
     refused = halt.client().stop(stream_id)
     assert refused.status == 400
     assert refused.error["field"] == "stream_id"
@@ -269,15 +269,17 @@ def test_a_bad_id_is_refused(halt: HaltServer, stream_id: str) -> None:
         (b"stream_id=0123456789&seen=x", "application/x-www-form-urlencoded"),
     ],
 )
-def test_a_stop_without_a_usable_id_is_refused(halt: HaltServer, body: bytes, kind: str) -> None:
-    """Stop never pretends: without an ID it says 400 and which field is wrong."""
+def test_stop_without_a_valid_id_is_refused(halt: HaltServer, body: bytes, kind: str) -> None:
+    """A Stop without a valid ID in its body is refused with 400 and the field."""
     refused = halt.client().post("/stop", body, Content_Type=kind)
     assert refused.status == 400
     assert refused.error["field"] in {"stream_id", "body", "seen"}
 
 
-def test_a_stopped_run_makes_room_at_once(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """Stop gives the place back before its receipt comes."""
+def test_stop_releases_the_place_before_its_receipt(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """A stopped run has given its place back when the receipt arrives."""
     client: Client = start_halt(fake, HALT_MAX_STREAMS=1).client()
     for turn in range(5):
         events = client.chat("silent_first_token")

@@ -306,7 +306,7 @@ def test_each_start_says_what_becomes_of_a_run_without_readers(
         connection = begun(client, surface, said, models[expected], **fields)
         started.append(((surface, choice, chosen), expected, said, connection))
     for _, _, said, connection in started:
-        request_record(shared_fake, said).wait_tokens(1)
+        request_record(shared_fake, said).wait_tokens(1, RECORD_TIMEOUT)
         connection.close()
     for case, expected, said, _ in started:
         record = request_record(shared_fake, said)

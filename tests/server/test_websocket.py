@@ -28,6 +28,8 @@ from tests.support.halt_server import (
 from tests.support.websocket_client import WebSocket, refused_handshake
 
 TOKEN = "a-token-for-tests"
+#: Seconds of HALT_HEARTBEAT: a client that reads nothing is dropped after half of them.
+NEVER_TOO_SLOW = 300
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -54,8 +56,8 @@ def hasty(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer
 # --- streams --------------------------------------------------------------------------------------
 
 
-def test_many_streams_come_over_one_socket_at_once(ws: WebSocket, shared_fake: FakeOpenAI) -> None:
-    """All of them are in their midst at one time; each is whole, in order and without a gap."""
+def test_socket_carries_many_streams_at_once(ws: WebSocket, shared_fake: FakeOpenAI) -> None:
+    """Twenty concurrent streams on one socket are each whole, in order and without a gap."""
     said = new_id()
     ids = [ws.start("stall?n=30&gap_ms=3&rest=30", said) for _ in range(20)]
     for each in ids:
@@ -70,18 +72,16 @@ def test_many_streams_come_over_one_socket_at_once(ws: WebSocket, shared_fake: F
         assert ws.seen[each][-1][1]["type"] == "done"
 
 
-def test_the_events_are_those_of_server_sent_events(ws: WebSocket, halt: HaltServer) -> None:
-    """The same objects under the same numbers, usage and metrics included."""
+def test_socket_events_equal_server_sent_events(ws: WebSocket, halt: HaltServer) -> None:
+    """A socket gets the same events under the same numbers as a reader over HTTP."""
     stream_id = ws.start("count?n=5", id=new_id())
     ws.to_end(stream_id)
     replay = halt.client().follow(stream_id).to_end().seen[:-1]
     assert [(int(m.id), m.json) for m in replay] == ws.seen[stream_id]
 
 
-def test_a_stream_of_the_http_api_is_followed_and_the_other_way_round(
-    ws: WebSocket, halt: HaltServer
-) -> None:
-    """One run, readers of both kinds: all of them get every event."""
+def test_streams_are_shared_between_http_and_sockets(ws: WebSocket, halt: HaltServer) -> None:
+    """A stream of HTTP is followed on a socket and the reverse; each gets every event."""
     client = halt.client()
     with client.chat("count?n=80&gap_ms=5") as events:
         events.until_text("5 ")
@@ -98,10 +98,10 @@ def test_a_stream_of_the_http_api_is_followed_and_the_other_way_round(
 
 
 @pytest.mark.parametrize("phase", ANSWER_PHASES)
-def test_stop_ends_a_stream_in_every_phase(
+def test_stop_in_each_phase_closes_stream_and_upstream(
     ws: WebSocket, shared_fake: FakeOpenAI, phase: str
 ) -> None:
-    """The receipt says stopped and closed, the terminal event comes, the provider sees the close."""
+    """The receipt says stopped and closed, the end comes, the upstream sees the close."""
     model, text = ANSWER_PHASES[phase]
     said = new_id()
     stream_id = ws.start(model, said)
@@ -118,16 +118,16 @@ def test_stop_ends_a_stream_in_every_phase(
     ws.to_end(other)
 
 
-def test_a_stop_that_is_there_first_wins(ws: WebSocket) -> None:
-    """An ID that was never seen is pending, and a stream that starts with it ends at once."""
+def test_stop_before_the_start_cancels_the_stream(ws: WebSocket) -> None:
+    """A Stop of an unknown ID is pending, and a stream that starts with that ID ends at once."""
     stream_id = new_id()
     assert ws.stop(stream_id)["status"] == "pending"
     assert ws.start("count?n=100000&gap_ms=5", id=stream_id) == stream_id
     assert ws.to_end(stream_id)["type"] == "cancelled"
 
 
-def test_a_reader_goes_on_exactly_where_it_was(ws: WebSocket, halt: HaltServer) -> None:
-    """Unfollow, follow again, on this socket and on another one: no event twice, none missing."""
+def test_follow_after_a_number_resumes_without_a_gap(ws: WebSocket, halt: HaltServer) -> None:
+    """After unfollow, follow resumes on any socket: no event twice, none missing."""
     stream_id = ws.start("count?n=200&gap_ms=2")
     ws.until_text(stream_id, "5 ")
     for _ in range(3):
@@ -148,8 +148,8 @@ def test_a_reader_goes_on_exactly_where_it_was(ws: WebSocket, halt: HaltServer) 
         assert ws.text(stream_id) == numbers(200)
 
 
-def test_whoever_has_all_of_an_ended_stream_learns_that_it_has_ended(ws: WebSocket) -> None:
-    """Its last event is sent again: nobody waits for what will never come."""
+def test_follow_behind_the_last_event_repeats_the_end(ws: WebSocket) -> None:
+    """A reader that has all events of an ended stream gets the last event again."""
     stream_id = ws.start("count?n=3")
     ws.to_end(stream_id)
     seq, event = ws.seen[stream_id][-1]
@@ -158,8 +158,8 @@ def test_whoever_has_all_of_an_ended_stream_learns_that_it_has_ended(ws: WebSock
     assert (again["seq"], again["event"]) == (seq, event)
 
 
-def test_a_long_answer_is_replayed_whole(ws: WebSocket, halt: HaltServer) -> None:
-    """Megabytes at once, while a stream beside it goes on."""
+def test_long_answer_is_replayed_whole(ws: WebSocket, halt: HaltServer) -> None:
+    """An answer of megabytes is replayed whole while another stream runs on the same socket."""
     long = ws.start("long?n=100000")
     ws.to_end(long)
     with WebSocket(halt) as second:
@@ -171,8 +171,8 @@ def test_a_long_answer_is_replayed_whole(ws: WebSocket, halt: HaltServer) -> Non
         assert second.stop(live)["status"] == "stopped"
 
 
-def test_what_a_log_has_let_go_of_is_told(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """A reader that comes too late gets an error that names the stream, and never a gap."""
+def test_follow_of_evicted_events_is_an_error(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """A reader of events that the log no longer has gets the error offset_lost, never a gap."""
     server = start_halt(fake, HALT_LOG_BYTES=20_000)
     with WebSocket(server) as ws:
         stream_id = ws.start("long?n=100000")
@@ -203,15 +203,15 @@ def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServ
         {"Cookie": "halt_session_0=eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"},
     ],
 )
-def test_without_the_token_there_is_no_socket(guarded: HaltServer, more: dict[str, str]) -> None:
-    """401 instead of the upgrade; a token in the address is none."""
+def test_handshake_without_the_token_is_refused(guarded: HaltServer, more: dict[str, str]) -> None:
+    """Without the token the handshake gets 401; a token in the address does not count."""
     answer = refused_handshake(guarded, **more)
     assert answer.status == 401
     assert answer.error["code"] == "unauthorized"
 
 
-def test_the_token_or_a_login_opens_a_socket(guarded: HaltServer) -> None:
-    """A program shows the token as a header, a browser the cookie of its login."""
+def test_token_or_login_opens_a_socket(guarded: HaltServer) -> None:
+    """A program opens a socket with the token as a header, a browser with its login cookie."""
     with WebSocket(guarded, Authorization=f"Bearer {TOKEN}") as ws:
         ws.to_end(ws.start("count?n=1"))
     browser = guarded.client()
@@ -222,22 +222,22 @@ def test_the_token_or_a_login_opens_a_socket(guarded: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
-def test_another_site_gets_no_socket(halt: HaltServer, origin: str) -> None:
-    """A browser's handshake from elsewhere carries cookies all the same; it is refused with 403."""
+def test_handshake_of_another_origin_is_refused(halt: HaltServer, origin: str) -> None:
+    """A handshake with another origin is refused with 403, though it carries cookies."""
     answer = refused_handshake(halt, origin=origin)
     assert answer.status == 403
     assert answer.error["code"] == "foreign_site"
 
 
-def test_the_own_site_gets_a_socket(halt: HaltServer) -> None:
-    """Origin and Sec-Fetch-Site of Halt's own pages are welcome, a foreign Sec-Fetch-Site is not."""
+def test_handshake_of_the_own_origin_is_accepted(halt: HaltServer) -> None:
+    """The page's own Origin is accepted; a foreign Sec-Fetch-Site is not."""
     with WebSocket(halt, origin=halt.url, Sec_Fetch_Site="same-origin") as ws:
         ws.wait_processed()
     assert refused_handshake(halt, origin=halt.url, Sec_Fetch_Site="cross-site").status == 403
 
 
-def test_a_session_has_its_streams_for_itself(halt: HaltServer) -> None:
-    """Nobody else follows or stops what a session has started."""
+def test_streams_of_a_session_are_unknown_to_others(halt: HaltServer) -> None:
+    """No other socket can follow or stop a stream of a session."""
     browser = halt.client()
     browser.get("/")
     cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
@@ -280,10 +280,10 @@ def test_a_session_has_its_streams_for_itself(halt: HaltServer) -> None:
     ],
     ids=range(17),
 )
-def test_a_wrong_message_is_answered_and_ends_nothing(
+def test_invalid_message_gets_an_error_and_the_socket_stays(
     ws: WebSocket, said: str | bytes, field: str, stream_id: str | None
 ) -> None:
-    """The error names the field, and the stream where there is one; the socket goes on."""
+    """The error names the field, and the stream if there is one; the socket stays open."""
     ws.connection.send(said)
     message = ws.until("error")
     assert message.get("id") == stream_id
@@ -299,8 +299,8 @@ START = '{"type":"start","messages":[{"role":"user","content":"x"}],'
 @pytest.mark.parametrize(
     "number", [str(2**63), str(2**64), str(2**70), "-1", "1e400", "1.5", "9" * 5000], ids=range(7)
 )
-def test_a_number_that_no_field_takes_ends_no_socket(ws: WebSocket, number: str) -> None:
-    """The error names the field; what came before and comes after is obeyed."""
+def test_invalid_number_gets_an_error_and_the_socket_stays(ws: WebSocket, number: str) -> None:
+    """The error names the field; messages before and after it are handled."""
     stream_id = ws.start("stall?n=1")
     says = [
         (f'{{"type":"stop","id":"{stream_id}","seen":{number}}}', "seen"),
@@ -317,8 +317,8 @@ def test_a_number_that_no_field_takes_ends_no_socket(ws: WebSocket, number: str)
     assert ws.to_end(stream_id)["type"] == "cancelled"
 
 
-def test_what_cannot_be_started_is_told_with_its_id(ws: WebSocket) -> None:
-    """An ID in use, a stream that is not known: errors with the codes of the HTTP API."""
+def test_refused_start_or_follow_names_the_id(ws: WebSocket) -> None:
+    """A used ID and an unknown stream get the error codes of the HTTP API, and the ID."""
     stream_id = ws.start("count?n=1", id=new_id())
     ws.send(type="start", id=stream_id, messages=[{"role": "user", "content": "again"}])
     assert ws.until("error", stream_id)["error"]["code"] == "stream_in_use"
@@ -327,8 +327,8 @@ def test_what_cannot_be_started_is_told_with_its_id(ws: WebSocket) -> None:
     assert ws.until("error", unknown)["error"]["code"] == "unknown_stream"
 
 
-def test_one_socket_follows_so_many_streams_and_no_more(ws: WebSocket) -> None:
-    """One too many is told so at once; an end makes room."""
+def test_socket_follows_at_most_max_streams(ws: WebSocket) -> None:
+    """One stream too many is refused at once; the end of a stream makes room."""
     ids = [ws.start("stall?n=1") for _ in range(MAX_STREAMS)]
     one_more = new_id()
     ws.send(type="start", id=one_more, messages=[{"role": "user", "content": "one more"}])
@@ -342,8 +342,8 @@ def test_one_socket_follows_so_many_streams_and_no_more(ws: WebSocket) -> None:
         assert ws.stop(each)["status"] == "stopped"
 
 
-def test_a_message_that_is_too_large_closes_the_socket(hasty: HaltServer) -> None:
-    """1009, as the protocol has it; one that just fits is obeyed."""
+def test_too_large_message_closes_with_1009(hasty: HaltServer) -> None:
+    """A message above the limit closes the socket with 1009; one below is handled."""
     with WebSocket(hasty) as ws:
         ws.to_end(ws.start("echo", "x" * 19_000))
         ws.connection.send("x" * 3_000_000)
@@ -351,8 +351,8 @@ def test_a_message_that_is_too_large_closes_the_socket(hasty: HaltServer) -> Non
     assert hasty.client().get("/healthz").status == 200
 
 
-def test_text_that_is_no_utf8_closes_the_socket(ws: WebSocket) -> None:
-    """1007, as the protocol has it."""
+def test_invalid_utf8_closes_with_1007(ws: WebSocket) -> None:
+    """Text that is not UTF-8 closes the socket with 1007."""
     ws.connection.send(b"caf\xe9", text=True)
     assert ws.read_to_close().code == 1007
 
@@ -386,10 +386,10 @@ def raw_handshake(server: HaltServer, **headers: str | None) -> socket.socket:
         {"Connection": "keep-alive"},
     ],
 )
-def test_what_is_no_handshake_is_a_bad_request(
+def test_invalid_handshake_is_a_bad_request(
     halt: HaltServer, headers: dict[str, str | None]
 ) -> None:
-    """400 with JSON; no traceback, and no place is lost."""
+    """An invalid handshake gets 400 as JSON; it causes no traceback and keeps no place."""
     with raw_handshake(halt, **headers) as sock, http.client.HTTPResponse(sock) as response:
         response.begin()
         assert response.status == 400
@@ -397,8 +397,8 @@ def test_what_is_no_handshake_is_a_bad_request(
     assert "Traceback" not in halt.printed
 
 
-def test_nothing_is_compressed(ws: WebSocket) -> None:
-    """Compressing each token would cost more than all the rest; a client may offer it in vain."""
+def test_compression_is_not_negotiated(ws: WebSocket) -> None:
+    """An offer of compression is not accepted: it would cost more than all other work."""
     response = ws.connection.response
     assert response is not None
     assert "Sec-WebSocket-Extensions" not in response.headers
@@ -407,8 +407,8 @@ def test_nothing_is_compressed(ws: WebSocket) -> None:
 # --- readers that are slow or gone ----------------------------------------------------------------
 
 
-def test_a_slow_reader_is_dropped_and_resumes(hasty: HaltServer) -> None:
-    """It finds a close code that says why behind what it was sent, and can follow from there."""
+def test_slow_reader_is_closed_with_4008_and_resumes(hasty: HaltServer) -> None:
+    """A slow reader gets the close code 4008 after its last event, and can follow from there."""
     dropped = hasty.printed.count("too slow")
     with WebSocket(hasty, receive_buffer=4096) as slow:
         stream_id = slow.start("count?n=50000&burst=10")
@@ -426,20 +426,21 @@ def test_a_slow_reader_is_dropped_and_resumes(hasty: HaltServer) -> None:
         assert slow.text(stream_id) + ws.text(stream_id) == numbers(50000)
 
 
-def test_a_reader_that_does_not_read_is_heard(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """Its Stop stops, though not even the receipt can be sent to it."""
-    with WebSocket(halt, receive_buffer=4096) as ws:
-        said = new_id()
-        stream_id = ws.start("long?n=100000000", said)
-        record = request_record(shared_fake, said)
-        record.wait_tokens(100_000)
+def test_stop_of_a_reader_that_does_not_read_works(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """A Stop works though not even its receipt can be sent to the client."""
+    server = start_halt(fake, HALT_HEARTBEAT=NEVER_TOO_SLOW)
+    with WebSocket(server, receive_buffer=4096) as ws:
+        prompt = new_id()
+        stream_id = ws.start("long?n=100000000", prompt)
+        record = request_record(fake, prompt)
+        record.wait_tokens(100_000, RECORD_TIMEOUT)
         ws.send(type="stop", id=stream_id)
         assert record.closed.wait(RECORD_TIMEOUT)
         assert ws.to_end(stream_id)["type"] == "cancelled"
 
 
-def test_answers_that_nobody_takes_are_not_kept(hasty: HaltServer) -> None:
-    """Who asks on and on and never reads is dropped as too slow; nothing grows meanwhile."""
+def test_unread_answers_are_bounded(hasty: HaltServer) -> None:
+    """A client that sends messages and never reads is dropped as too slow; no queue grows."""
     wrong = b'{"type":"none"}'  # each is answered with more bytes than it has
     asked_for = 50_000  # the answers are more than any system keeps for a reader
     dropped = hasty.printed.count("too slow")
@@ -457,18 +458,18 @@ def test_answers_that_nobody_takes_are_not_kept(hasty: HaltServer) -> None:
         ws.wait_processed()
 
 
-def test_a_client_may_say_much_at_once(ws: WebSocket) -> None:
-    """One that reads its answers gets all of them, however many of its messages wait."""
+def test_many_messages_at_once_are_all_answered(ws: WebSocket) -> None:
+    """A client that reads gets an answer to each of 5000 messages sent at once."""
     ws.connection.socket.sendall(b'\x81\x8f\0\0\0\0{"type":"ping"}' * 5000)
     for _ in range(5000):
         assert ws.next() == {"type": "pong"}
 
 
 @pytest.mark.parametrize("model", ["silent_headers", "count?n=100000&gap_ms=5"])
-def test_a_client_that_left_is_noticed_in_silence(
+def test_client_gone_ends_its_streams_after_the_grace(
     hasty: HaltServer, shared_fake: FakeOpenAI, model: str
 ) -> None:
-    """Its streams go on for the grace, and then nobody pays for them any longer."""
+    """The streams of a client that left run for HALT_ORPHAN_GRACE and are then cancelled."""
     said = new_id()
     with WebSocket(hasty) as ws:
         stream_id = ws.start(model, said)
@@ -482,10 +483,10 @@ def test_a_client_that_left_is_noticed_in_silence(
 
 @pytest.mark.parametrize("leaves", ["unfollow", "close", "breaks"])
 @pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=5"])
-def test_a_stream_that_is_to_stop_ends_with_its_last_reader(
+def test_on_disconnect_stop_ends_with_the_last_reader(
     halt: HaltServer, shared_fake: FakeOpenAI, model: str, leaves: str
 ) -> None:
-    """`on_disconnect: "stop"`: at once, silent or not, however the reader leaves."""
+    """`on_disconnect: "stop"` ends the stream at once, silent or not, however its reader leaves."""
     said = new_id()
     with WebSocket(halt) as ws:
         stream_id = ws.start(model, said, on_disconnect="stop")
@@ -502,8 +503,8 @@ def test_a_stream_that_is_to_stop_ends_with_its_last_reader(
     assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
 
 
-def test_a_stream_that_is_to_stop_is_followed_again_without_a_gap(ws: WebSocket) -> None:
-    """A follow in place of a follow is no leaving, and nothing of the earlier one comes behind it."""
+def test_on_disconnect_stop_survives_a_second_follow(ws: WebSocket) -> None:
+    """A follow that replaces a follow ends no stream; no event of the earlier one comes later."""
     stream_id = ws.start("count?n=60&gap_ms=5", on_disconnect="stop")
     ws.until_text(stream_id, "5 ")
     ws.send(type="follow", id=stream_id, after=0)
@@ -514,15 +515,15 @@ def test_a_stream_that_is_to_stop_is_followed_again_without_a_gap(ws: WebSocket)
     assert numbers_seen == [*range(1, again + 1), *range(1, numbers_seen[-1] + 1)]
 
 
-def test_a_refused_handshake_says_which_request_it_was(halt: HaltServer) -> None:
-    """The client's own ID comes back, in the header and in the error."""
+def test_refused_handshake_returns_the_request_id(halt: HaltServer) -> None:
+    """The client's own request ID is in the header and in the error of a refused handshake."""
     answer = refused_handshake(halt, origin="https://evil.example", X_Request_Id="socket-1")
     assert (answer.status, answer.headers["x-request-id"]) == (403, "socket-1")
     assert answer.error["request_id"] == "socket-1"
 
 
-def test_a_client_that_comes_back_in_time_keeps_its_stream(halt: HaltServer) -> None:
-    """A connection that broke changes nothing for the run."""
+def test_client_back_within_the_grace_keeps_its_stream(halt: HaltServer) -> None:
+    """A lost connection changes nothing for the run if the client returns in time."""
     with WebSocket(halt) as ws:
         stream_id = ws.start("count?n=300&gap_ms=2")
         ws.until_text(stream_id, "5 ")
@@ -533,8 +534,8 @@ def test_a_client_that_comes_back_in_time_keeps_its_stream(halt: HaltServer) -> 
         assert ws.text(stream_id) == numbers(300)
 
 
-def test_an_idle_socket_lives_as_long_as_its_client(hasty: HaltServer) -> None:
-    """Who answers pings stays for as long as it likes; who does not is closed."""
+def test_idle_socket_stays_while_pings_are_answered(hasty: HaltServer) -> None:
+    """A client that answers pings stays connected; one that does not is closed."""
     with WebSocket(hasty) as ws, raw_handshake(hasty) as deaf:
         said = b""
         while piece := deaf.recv(65536):
@@ -547,10 +548,10 @@ def test_an_idle_socket_lives_as_long_as_its_client(hasty: HaltServer) -> None:
 # --- places and shutdown --------------------------------------------------------------------------
 
 
-def test_sockets_cannot_take_the_threads_that_stop_needs(
+def test_sockets_beyond_the_limit_are_refused_and_stop_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Beyond the cap 503 before the upgrade; Stop answers; a socket that closes makes room.
+    """Above the limit a handshake gets 503 and Stop still works; a closed socket makes room.
 
     A handshake that went wrong has taken no place.
     """
@@ -577,21 +578,21 @@ def accepted(server: HaltServer) -> bool:
         return b" 101 " in sock.recv(65536).split(b"\r\n")[0]
 
 
-def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
+def test_shutdown_ends_streams_and_closes_sockets_with_1001(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Each stream gets its terminal event, each socket 1001; idle and deaf ones hold nothing up.
+    """Each stream gets its terminal event, each socket 1001; idle clients delay nothing.
 
     A reader whose network is full finds the close behind what it was sent, also after the end.
     """
-    server = start_halt(fake)
+    server = start_halt(fake, HALT_HEARTBEAT=NEVER_TOO_SLOW)
     with ExitStack() as stack:
         busy, idle = (stack.enter_context(WebSocket(server)) for _ in range(2))
         deaf = stack.enter_context(raw_handshake(server))
         full = stack.enter_context(WebSocket(server, receive_buffer=4096))
         said = new_id()
         flood = full.start("long?n=100000000", said)
-        request_record(fake, said).wait_tokens(100_000)
+        request_record(fake, said).wait_tokens(100_000, RECORD_TIMEOUT)
         ids = [busy.start(each) for each in ("silent_headers", "stall?n=2", "long?n=100000000")]
         busy.until_text(ids[1], "1 ")
         assert b" 101 " in deaf.recv(65536)
@@ -608,8 +609,10 @@ def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
     assert "Traceback" not in server.printed
 
 
-def test_connections_are_counted_right(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """After many sockets of every kind of end, a shutdown still waits for the stream that is open."""
+def test_shutdown_waits_for_streams_after_many_sockets(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """After many sockets of every kind of end, a shutdown still waits for the open stream."""
     server = start_halt(fake)
     for n in range(60):
         if n % 3 == 2:
@@ -631,8 +634,8 @@ def test_connections_are_counted_right(start_halt: StartHalt, fake: FakeOpenAI) 
     assert "Traceback" not in server.printed
 
 
-def test_any_json_is_answered(ws: WebSocket) -> None:
-    """Whatever a message holds, there is an answer and no end."""
+def test_any_json_message_gets_an_error(ws: WebSocket) -> None:
+    """Every JSON value as a message gets an error, and the socket stays open."""
     strange: list[Any] = [
         None,
         0,
@@ -649,8 +652,8 @@ def test_any_json_is_answered(ws: WebSocket) -> None:
     ws.wait_processed()
 
 
-def test_what_came_with_the_handshake_is_obeyed(halt: HaltServer) -> None:
-    """A client that does not wait for the answer to its handshake loses none of its messages."""
+def test_message_sent_with_the_handshake_is_handled(halt: HaltServer) -> None:
+    """A message sent in one packet with the handshake is handled."""
     said = b'{"type":"ping"}'
     head = (
         b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
