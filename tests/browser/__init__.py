@@ -1,1 +1,1 @@
-"""What a person sees: the page in a real Chromium, served by a real gunicorn."""
+"""Tests of the page in a real Chromium, served by a real gunicorn."""

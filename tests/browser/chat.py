@@ -1,4 +1,4 @@
-"""The page in the words of the person who uses it."""
+"""A page of Halt in a browser's tab, as tests use it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator,
 from halt.testing.fake_openai import FakeOpenAI, Record
 from tests.support.halt_server import HaltServer, eventually, new_id, request_record
 
-PATIENCE = 30_000  # milliseconds after which something on the page is not going to happen
+PATIENCE = 30_000  # milliseconds that a test waits for a change of the page
 
-#: What a browser says in its console when a server or the network is away.
-AWAY = r"Failed to load resource|net::ERR_"
+#: Pattern of a browser's console messages for responses with an error and lost connections.
+LOAD_ERRORS = r"Failed to load resource|net::ERR_"
 
-#: Each visible element that has text of its own, and its contrast: what the eye needs to read it.
+#: Returns the contrast of each visible element that has text of its own, by a description of it.
 CONTRASTS = """() => {
   const parse = color => {
     const canvas = parse.canvas ??= new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
@@ -40,68 +40,72 @@ CONTRASTS = """() => {
     return (light + 0.05) / (dark + 0.05);
   };
   const name = e => `${e.tagName.toLowerCase()}#${e.id}.${e.className}: ${e.textContent.trim().slice(0, 20)}`;
-  const found = {};
+  const contrasts = {};
   for (const e of document.body.querySelectorAll('*')) {
     const text = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
     if (!e.checkVisibility() || e.matches('.hidden, .skip')) continue;
-    if (text) found[name(e)] = contrast(e);
-    if (e.matches(':placeholder-shown')) found[name(e) + ' placeholder'] = contrast(e, '::placeholder');
+    if (text) contrasts[name(e)] = contrast(e);
+    if (e.matches(':placeholder-shown')) contrasts[name(e) + ' placeholder'] = contrast(e, '::placeholder');
   }
-  return found;
+  return contrasts;
 }"""
 
 
 def numbers(n: int) -> str:
-    """What `count` says, as a page shows it."""
+    """The first `n` numbers, as a page shows the answer of the scenario `count`."""
     return " ".join(str(i) for i in range(n))
 
 
 def wait_no_open_streams(server: HaltServer) -> None:
-    """Wait until the server has all its places for streams again."""
+    """Wait until the server has no open stream, and so all its places are free."""
     eventually(lambda: not server.client().get("/healthz").json["open_streams"])
 
 
 class Chat:
-    """One tab. `trouble` gathers what must never happen; `forgives` is a pattern for exceptions."""
+    """A tab with the page.
+
+    `problems` has the console's errors and warnings, script errors, dialogs and requests to other
+    servers. `check` fails for each that does not match the pattern `allowed_problems`.
+    """
 
     def __init__(self, context: BrowserContext, server: HaltServer, fake: FakeOpenAI) -> None:
         self.context = context
         self.server = server
         self.fake = fake
-        self.trouble: list[str] = []
-        self.forgives = ""
-        self.said = ""
+        self.problems: list[str] = []
+        self.allowed_problems = ""
+        self.last_prompt = ""
         self.page: Page = context.new_page()
         self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.trouble.append(f"script error: {error}"))
+        self.page.on("pageerror", lambda error: self.problems.append(f"script error: {error}"))
         self.page.on("dialog", self._dialog)
         self.page.on("request", lambda request: self._request(request.url))
         self.page.goto(server.url)
         touch = self.page.evaluate("matchMedia('(pointer: coarse)').matches")
-        self.sends = "Control+Enter" if touch else "Enter"  # the keys that send
+        self.send_keys = "Control+Enter" if touch else "Enter"
 
-    # --- doing ------------------------------------------------------------------------------------
+    # --- actions ----------------------------------------------------------------------------------
 
-    def say(self, text: str) -> None:
-        """Type and press the keys that send."""
-        self.page.wait_for_load_state()  # behind a link that was followed too
+    def submit(self, text: str) -> None:
+        """Type a message and press the keys that send it."""
+        self.page.wait_for_load_state()  # also after a link
         self.prompt.fill(text)
-        self.prompt.press(self.sends)
+        self.prompt.press(self.send_keys)
 
     def ask(self, scenario: str, words: str = "") -> str:
-        """Ask for a scenario of the fake; returns what was said, which is said only once."""
-        self.said = f"/fake {scenario} {words or new_id()}"
-        self.say(self.said)
-        return self.said
+        """Send a prompt that selects a scenario of the fake; returns the prompt, which is unique."""
+        self.last_prompt = f"/fake {scenario} {words or new_id()}"
+        self.submit(self.last_prompt)
+        return self.last_prompt
 
     def ask_for(self, text: str, **pace: Any) -> str:
-        """Let the model answer with `text`."""
+        """Send a prompt that the fake answers with `text`, at this pace."""
         key = new_id()
         self.fake.texts[key] = text
         return self.ask("text?" + "&".join(f"{k}={v}" for k, v in {"key": key, **pace}.items()))
 
     def ask_for_paragraphs(self, text: str, silences: Iterable[int]) -> None:
-        """Let the model answer with `text`, silent at the start of each of these paragraphs.
+        """Send a prompt that the fake answers with `text`; silent before each of these paragraphs.
 
         Each silence lasts until the next `release`. Needs the fixture `stepwise`.
         """
@@ -112,10 +116,10 @@ class Chat:
         self.ask(f"stepwise?key={key}&piece={piece}&gap_ms=2&at={at}")
 
     def reload(self) -> None:
-        """Press the browser's own button."""
+        """Reload the page, as the browser's button does."""
         self.page.reload()
 
-    # --- seeing -----------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     @property
     def prompt(self) -> Locator:
@@ -146,37 +150,37 @@ class Chat:
         """A button of the last answer."""
         return self.answer.get_by_role("button", name=name, exact=True)
 
-    def shown(self) -> str:
+    def answer_text(self) -> str:
         """The text of the last answer as it is now."""
         return re.sub(r"\s+", " ", self.text.text_content() or "").strip()
 
     def wait_text(self, text: str) -> None:
-        """Wait until the last answer holds this text."""
+        """Wait until the last answer contains this text."""
         expect(self.text).to_contain_text(text)
 
     def wait_state(self, state: str) -> None:
         """Wait until the last answer is in this state."""
         expect(self.answer).to_have_attribute("data-state", state)
 
-    def exchanges(self) -> int:
-        """How many prompts with their answers are shown."""
+    def exchange_count(self) -> int:
+        """The number of prompts with their answers on the page."""
         return self.page.locator(".exchange").count()
 
     def contrasts(self) -> dict[str, float]:
-        """The contrast of each visible text with what is behind it."""
-        found: dict[str, float] = self.page.evaluate(CONTRASTS)
-        return found
+        """The contrast of each visible text with its background."""
+        contrasts: dict[str, float] = self.page.evaluate(CONTRASTS)
+        return contrasts
 
-    def scrolled(self) -> float:
-        """How many pixels of the page are above what is seen."""
+    def pixels_above(self) -> float:
+        """The number of pixels of the page above the visible part."""
         return float(self.page.evaluate("document.scrollingElement.scrollTop"))
 
-    def below(self) -> float:
-        """How many pixels of the page are below what is seen, in a frame as it is drawn."""
+    def pixels_below(self) -> float:
+        """The number of pixels of the page below the visible part, when a frame is drawn."""
         return float(
             self.page.evaluate(
                 """() => new Promise(done => requestAnimationFrame(() => {
-                  // Told when the frame's own scripts are through and before it is drawn.
+                  // It is called after the scripts of the frame, before the frame is drawn.
                   new ResizeObserver((_, observer) => {
                     observer.disconnect();
                     const page = document.scrollingElement;
@@ -187,15 +191,15 @@ class Chat:
         )
 
     def record(self, nth: int = 0) -> Record:
-        """The nth request that the provider got for what was said last."""
-        return request_record(self.fake, self.said, nth)
+        """The nth request to the fake for the last prompt, awaited."""
+        return request_record(self.fake, self.last_prompt, nth)
 
     def release(self) -> None:
-        """Let the provider go on with the answer that a `hold=N` in the last prompt holds up."""
+        """End the silence of the answer to the last prompt (`hold=N`, `stall`, ...)."""
         self.record().release()
 
     def frames(self, count: int = 2) -> None:
-        """Let the page draw so many frames."""
+        """Wait until the page has drawn `count` frames."""
         self.page.evaluate(
             """count => new Promise(done => {
               const next = () => count-- > 0 ? requestAnimationFrame(next) : done();
@@ -204,23 +208,22 @@ class Chat:
             count,
         )
 
-    # --- watching for what must not happen --------------------------------------------------------
+    # --- problems ---------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Fail if there was trouble that the test does not forgive."""
-        bad = [
-            each for each in self.trouble if not (self.forgives and re.search(self.forgives, each))
-        ]
-        assert not bad, bad
+        """Fail if there was a problem that the test does not allow."""
+        allowed = self.allowed_problems
+        problems = [text for text in self.problems if not (allowed and re.search(allowed, text))]
+        assert not problems, problems
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
-            self.trouble.append(f"console {message.type}: {message.text}")
+            self.problems.append(f"console {message.type}: {message.text}")
 
     def _dialog(self, dialog: Dialog) -> None:
-        self.trouble.append(f"dialog: {dialog.message}")
+        self.problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     def _request(self, url: str) -> None:
         if not url.startswith((self.server.url + "/", "data:", "blob:")):
-            self.trouble.append(f"request elsewhere: {url}")
+            self.problems.append(f"request to another server: {url}")

@@ -1,4 +1,4 @@
-"""A real Chromium, and tabs in it that fail their test when anything untoward happens."""
+"""Fixtures of the browser tests: Chromium, and tabs that fail their test at any problem."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ FLAGS = [
 
 
 def installed_browser() -> str | None:
-    """The path of the system's browser; None where Playwright's own has to do."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    return found or (MAC if os.path.exists(MAC) else None)
+    """The path of the system's browser; None: use the one of Playwright."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    return path or (MAC if os.path.exists(MAC) else None)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
 def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scenario `stepwise?at=20,60&n=100`.
 
-    After each number of tokens in `at` it is silent until the record is released once more.
+    After each number of tokens in `at` it is silent until the next release of its record.
     """
 
     def stepwise(reply: Reply, at: str = "", n: int = 100, key: str = "", piece: int = 4) -> None:
@@ -83,10 +83,10 @@ OpenChat = Callable[..., Chat]
 
 @pytest.fixture
 def open_chat(browser: Browser) -> Iterator[OpenChat]:
-    """Open the page of a server, as a person of one's own; options are Playwright's for a context.
+    """Opens the page of a server in a session of its own, or in that of the tab `same`.
 
-    At the end of the test every tab is checked: no error in the console, no script that failed, no
-    dialog, no request to anywhere else.
+    Options are those of Playwright's contexts. At the end of the test every tab is checked: no
+    error in the console, no failed script, no dialog, no request to another server.
     """
     opened: list[Chat] = []
     with contextlib.ExitStack() as stack:
@@ -106,31 +106,31 @@ def open_chat(browser: Browser) -> Iterator[OpenChat]:
             return opened[-1]
 
         yield open_one
-        for each in opened:
-            each.check()
+        for chat in opened:
+            chat.check()
 
 
 @pytest.fixture
 def chat(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Chat:
-    """A person's one tab on the shared server."""
+    """A tab in a session of its own on the shared server."""
     return open_chat(halt, shared_fake)
 
 
 @pytest.fixture
 def network(halt: HaltServer) -> Iterator[Network]:
-    """A network of the test's own before the shared server."""
-    with Network(halt) as made:
-        yield made
+    """A network between the test's browser and the shared server."""
+    with Network(halt) as network:
+        yield network
 
 
 @pytest.fixture
 def tab(open_chat: OpenChat, chat: Chat) -> Callable[[], Chat]:
-    """Opens another tab of the same person."""
+    """Opens another tab of the session of `chat`."""
     return lambda: open_chat(chat.server, chat.fake, same=chat)
 
 
-class Elsewhere(BaseHTTPRequestHandler):
-    """Some web site."""
+class OtherSite(BaseHTTPRequestHandler):
+    """A web site that is not Halt."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -144,9 +144,9 @@ class Elsewhere(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[int]:
-    """The port of a web site, which is two origins: 127.0.0.1 and localhost."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+def other_site() -> Iterator[int]:
+    """The port of another web site, which has two origins: 127.0.0.1 and localhost."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), OtherSite) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port

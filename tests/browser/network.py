@@ -1,4 +1,4 @@
-"""The way between a browser and a server: it can be lost, come back, and keep responses for a while."""
+"""A TCP proxy between a browser and a server, which can break connections and hold responses."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from tests.support.raw_server import Peer, RawServer
 
 
 class Network(RawServer):
-    """A TCP proxy. `requests` are the first lines of all requests that went through it."""
+    """The proxy. `requests` has the method and path of every request that it has passed on."""
 
     def __init__(self, server: HaltServer) -> None:
         self._server = (server.host, server.port)
-        self._there = True
+        self._connected = True
         self.requests: list[str] = []
-        self._held = re.compile("(?!)")  # the requests whose responses are kept
+        self._held = re.compile("(?!)")  # the requests whose responses are held
         self._holds = threading.Event()
         self._free = threading.Event()
         super().__init__(self._connect)
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def lose(self) -> None:
-        """Break every connection, and let none through until `restore`."""
-        self._there = False
+    def disconnect(self) -> None:
+        """Break every connection, and refuse new ones until `reconnect`."""
+        self._connected = False
         for peer in list(self._peers):
             with contextlib.suppress(OSError):
                 peer.sock.shutdown(socket.SHUT_RDWR)
 
-    def restore(self) -> None:
-        """Let connections through again."""
-        self._there = True
+    def reconnect(self) -> None:
+        """Accept connections again."""
+        self._connected = True
 
     def hold(self, requests: str) -> None:
-        """Keep what the server sends in response to requests of this pattern, until `let_go`."""
+        """Hold the responses to requests that match this pattern, until `release`."""
         self._holds.clear()
         self._free.clear()
         self._held = re.compile(requests)
 
     def wait_held(self) -> None:
-        """Wait until a response is being kept."""
+        """Wait until a response is held."""
         assert self._holds.wait(RECORD_TIMEOUT)
 
-    def let_go(self) -> None:
-        """Pass on what was kept."""
+    def release(self) -> None:
+        """Pass on the held responses."""
         self._held = re.compile("(?!)")
         self._free.set()
 
     def _connect(self, peer: Peer) -> None:
-        if not self._there:
+        if not self._connected:
             return
         with socket.create_connection(self._server) as far:
             last = [""]
@@ -77,6 +77,6 @@ class Network(RawServer):
 
 
 def _end(*socks: socket.socket) -> None:
-    for each in socks:
+    for sock in socks:
         with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
+            sock.shutdown(socket.SHUT_RDWR)

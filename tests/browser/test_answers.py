@@ -1,4 +1,4 @@
-"""Answers: how they come, what they look like, and what can be done with them."""
+"""Answers: their Markdown, their figures, their safety, and the buttons under them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.browser.chat import Chat, numbers
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(60))
 
-#: Everything we could think of that runs, loads or escapes. None of it may.
+#: Markup that would run a script, load a resource or leave its element.
 HOSTILE = """
 <script>alert("script")</script> <img src=x onerror=alert("image")>
 <svg onload=alert("svg")><style>body{display:none}</style></svg>
@@ -44,8 +44,8 @@ The end.
 
 
 @pytest.fixture
-def second_time_silent(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model that answers once, and keeps silent when it is asked the same again."""
+def silent_second_time(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that answers its first request, and is silent at the second."""
 
     def once(reply: Reply, key: str = "") -> None:
         if reply.failures(key) == 1:
@@ -105,7 +105,9 @@ def test_copy_button_of_code_copies_the_code_alone(chat: Chat) -> None:
     expect(button).to_have_text("Copy")
 
 
-@pytest.mark.parametrize("piece", [1, 7, 5000])
+@pytest.mark.parametrize(
+    "piece", [1, 7, 5000], ids=["1 character", "7 characters", "5000 characters"]
+)
 def test_hostile_answer_runs_no_script_and_loads_nothing(chat: Chat, piece: int) -> None:
     """An answer adds no script, dialog, request or active element: running, done or reloaded."""
     chat.ask_for(HOSTILE, piece=piece)
@@ -126,7 +128,7 @@ def test_hostile_answer_runs_no_script_and_loads_nothing(chat: Chat, piece: int)
             "() => [...document.querySelectorAll('#messages .text a')].map(a => a.protocol)"
         )
         assert set(targets) <= {"https:", "http:", "mailto:"}
-        assert chat.exchanges() == 1
+        assert chat.exchange_count() == 1
         expect(chat.send).to_be_visible()
         chat.reload()
         chat.wait_text("The end.")
@@ -135,7 +137,7 @@ def test_hostile_answer_runs_no_script_and_loads_nothing(chat: Chat, piece: int)
 def test_hostile_prompt_is_shown_as_text(chat: Chat) -> None:
     """A prompt with HTML is shown as text, also after a reload."""
     prompt = "/fake count?n=2 <img src=x onerror=alert(1)> <b>bold</b> </textarea><script>alert(2)"
-    chat.say(prompt)
+    chat.submit(prompt)
     chat.wait_state("done")
     for _ in range(2):
         expect(chat.page.locator(".prompt .text")).to_have_text(prompt)
@@ -191,7 +193,7 @@ def test_stream_carries_each_paragraph_once(chat: Chat) -> None:
     chat.wait_state("done")
     chat.frames()
     # Each character once while it streams and once in the whole that replaces it, twice (source);
-    # sending the answer anew with each piece would be a hundred times as much.
+    # sending the whole answer with each piece would be a hundred times as much.
     assert received["bytes"] < 12 * len(text)
 
 
@@ -249,10 +251,10 @@ def test_regenerate_sends_the_same_prompt_and_shows_the_new_answer(chat: Chat) -
     chat.record(1)
     expect(chat.answer).not_to_have_attribute("data-stream", first or "")
     chat.wait_state("done")
-    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    assert (chat.exchange_count(), chat.answer_text()) == (1, "0 1 2")
     assert chat.record(0).body["messages"] == chat.record(1).body["messages"]
     chat.reload()
-    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    assert (chat.exchange_count(), chat.answer_text()) == (1, "0 1 2")
 
 
 def test_prompt_after_regenerate_is_sent(chat: Chat) -> None:
@@ -265,24 +267,24 @@ def test_prompt_after_regenerate_is_sent(chat: Chat) -> None:
     expect(chat.send).to_be_visible()
     chat.ask("count?n=3")
     chat.wait_text("0 1 2")
-    assert chat.exchanges() == 2
+    assert chat.exchange_count() == 2
 
 
 def test_regenerate_stopped_before_any_text_restores_the_earlier_answer(
-    chat: Chat, second_time_silent: str
+    chat: Chat, silent_second_time: str
 ) -> None:
     """A regeneration that is stopped before any text leaves the earlier answer as it was."""
-    chat.ask(second_time_silent)
+    chat.ask(silent_second_time)
     chat.wait_state("done")
     chat.button("Regenerate").click()
     chat.wait_state("running")
     chat.record(1)
     chat.stop.click()
     chat.wait_state("done")
-    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    assert (chat.exchange_count(), chat.answer_text()) == (1, "0 1 2")
     expect(chat.prompt).to_have_value("")
     chat.reload()
-    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    assert (chat.exchange_count(), chat.answer_text()) == (1, "0 1 2")
 
 
 def test_new_chat_is_empty_and_the_old_one_keeps_its_address(chat: Chat) -> None:
@@ -298,7 +300,7 @@ def test_new_chat_is_empty_and_the_old_one_keeps_its_address(chat: Chat) -> None
     assert len([m for m in chat.record().body["messages"] if m["role"] == "user"]) == 1
     assert chat.page.url != address
     chat.page.goto(address)
-    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2 3")
+    assert (chat.exchange_count(), chat.answer_text()) == (1, "0 1 2 3")
 
 
 def test_request_holds_stopped_answer_as_shown_and_marks_it(chat: Chat) -> None:
@@ -309,15 +311,15 @@ def test_request_holds_stopped_answer_as_shown_and_marks_it(chat: Chat) -> None:
     chat.wait_text("10 11 12")
     chat.prompt.press("Escape")
     chat.wait_state("stopped")
-    seen = chat.shown()
+    seen = chat.answer_text()
     third = chat.ask("count?n=1")
     chat.wait_state("done")
-    told = chat.record().body["messages"]
-    assert [m["role"] for m in told] == ["user", "assistant"] * 2 + ["user"]
-    assert [told[i]["content"] for i in (0, 2)] == [first, second]
-    assert told[1]["content"].strip() == "0 1 2"
-    assert told[3]["content"].strip() == seen
-    mark, _, prompt = told[4]["content"].partition("\n\n")
+    sent_messages = chat.record().body["messages"]
+    assert [m["role"] for m in sent_messages] == ["user", "assistant"] * 2 + ["user"]
+    assert [sent_messages[i]["content"] for i in (0, 2)] == [first, second]
+    assert sent_messages[1]["content"].strip() == "0 1 2"
+    assert sent_messages[3]["content"].strip() == seen
+    mark, _, prompt = sent_messages[4]["content"].partition("\n\n")
     assert "stopped" in mark
     assert prompt == third
 
@@ -329,7 +331,7 @@ def test_conversation_of_another_session_is_not_found(
     chat.ask("count?n=4")
     chat.wait_state("done")
     other = open_chat(chat.server, chat.fake)
-    other.forgives = "404"
+    other.allowed_problems = "404"
     response = other.page.goto(chat.page.url)
     assert response is not None
     assert response.status == 404
@@ -349,4 +351,4 @@ def test_long_answer_arrives_whole_and_in_order(chat: Chat) -> None:
     """Of 5,000 fast tokens none is lost or repeated, and their order stays."""
     chat.ask("count?n=5000&burst=20")
     chat.wait_state("done")
-    assert chat.shown() == numbers(5000)
+    assert chat.answer_text() == numbers(5000)

@@ -1,4 +1,4 @@
-"""One prompt to several models: side by side, each with its own Stop, and one is gone on with."""
+"""One prompt to several models: columns, their Stops, and the selection of one answer."""
 
 from __future__ import annotations
 
@@ -10,54 +10,49 @@ from tests.browser.chat import Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import add_models, choose
-from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, eventually, new_id
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id
 
 
 def compare(chat: Chat, *models: str) -> str:
-    """Ask these models at the same time; returns what was said."""
+    """Send a prompt to these models at the same time; returns the prompt."""
     choose(chat, models[0])
     for n, model in enumerate(models[1:], 2):
         chat.page.get_by_role("button", name="Compare", exact=True).click()
         chat.page.get_by_role("combobox", name=f"Model {n}").select_option(model)
-    chat.said = f"Compare {new_id()}"
-    chat.say(chat.said)
-    return chat.said
+    chat.last_prompt = f"Compare {new_id()}"
+    chat.submit(chat.last_prompt)
+    return chat.last_prompt
 
 
 def columns(chat: Chat) -> Locator:
-    """The answers side by side."""
+    """The columns of the last exchange."""
     return chat.page.locator(".exchange:last-child .columns .answer")
 
 
 def column(chat: Chat, model: str) -> Locator:
-    """The answer of one model."""
+    """The column of one model."""
     return columns(chat).and_(chat.page.locator(f'[data-model="{model}"]'))
 
 
 def request_of(chat: Chat, model: str) -> Record:
-    """The request that this model's provider got."""
-    found: list[Record] = []
+    """The request for the last prompt to this model, awaited."""
 
-    def is_there() -> bool:
-        found[:] = [
-            each
-            for each in chat.fake.requests
-            if isinstance(each.body, dict)
-            and each.body.get("model") == model
-            and chat.said in str(each.body)
-        ]
-        return bool(found)
+    def is_request(record: Record) -> bool:
+        return (
+            isinstance(record.body, dict)
+            and record.body.get("model") == model
+            and chat.last_prompt in str(record.body)
+        )
 
-    eventually(is_there)
-    return found[0]
+    return chat.fake.wait_request(is_request, RECORD_TIMEOUT)
 
 
 def test_columns_show_each_models_answer_and_figures_in_order(chat: Chat) -> None:
     """Each model has a column in the chosen order with its figures, also after a reload."""
-    models = [f"stall?n=1&rest={n}" for n in (1, 2, 3)]  # none has ended when its column is made
+    models = [f"stall?n=1&rest={n}" for n in (1, 2, 3)]  # all run until they are released
     add_models(chat, *models)
-    opened: list[str] = []
-    chat.page.on("request", lambda r: opened.append(r.url) if "/streams/" in r.url else None)
+    stream_urls: list[str] = []
+    chat.page.on("request", lambda r: stream_urls.append(r.url) if "/streams/" in r.url else None)
     compare(chat, *models)
     for model in models:
         expect(column(chat, model)).to_contain_text("0")
@@ -69,9 +64,10 @@ def test_columns_show_each_models_answer_and_figures_in_order(chat: Chat) -> Non
             expect(column(chat, model).locator(".figures")).to_contain_text(model)
             expect(column(chat, model).locator(".name")).to_have_text(model)
         expect(columns(chat).locator(".name")).to_have_text(models)
-        tops = {box["y"] for each in columns(chat).all() if (box := each.bounding_box())}
+        boxes = [answer.bounding_box() for answer in columns(chat).all()]
+        tops = {box["y"] for box in boxes if box}
         assert len(tops) == 1, "not beside each other"
-        assert len(opened) == len(set(opened)) >= 3, "a stream was asked for twice"
+        assert len(stream_urls) == len(set(stream_urls)) >= 3, "a stream was requested twice"
         chat.reload()
 
 
@@ -134,14 +130,18 @@ def test_use_this_answer_selects_its_model_for_the_next_request(chat: Chat) -> N
         expect(chat.page.locator("#model")).to_have_value("count")
         expect(chat.page.locator("#model option[value=length]")).to_have_count(1)
         chat.reload()
-    chat.said = f"And then? {new_id()}"
-    chat.say(chat.said)
+    chat.last_prompt = f"And then? {new_id()}"
+    chat.submit(chat.last_prompt)
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
     body = chat.record().body
     assert body["model"] == "count"
-    told = [(m["role"], m["content"].strip()) for m in body["messages"]]
-    assert told == [("user", first), ("assistant", numbers(100)), ("user", chat.said)]
+    sent_messages = [(m["role"], m["content"].strip()) for m in body["messages"]]
+    assert sent_messages == [
+        ("user", first),
+        ("assistant", numbers(100)),
+        ("user", chat.last_prompt),
+    ]
 
 
 def test_prompt_without_a_selection_continues_the_first_answer(chat: Chat) -> None:
@@ -151,12 +151,16 @@ def test_prompt_without_a_selection_continues_the_first_answer(chat: Chat) -> No
         expect(column(chat, model)).to_have_attribute("data-state", "done")
     expect(chat.page.locator(".hint")).to_contain_text("continues from the first answer")
     chat.page.get_by_role("button", name="Remove this model").click()
-    chat.said = f"And then? {new_id()}"
-    chat.say(chat.said)
+    chat.last_prompt = f"And then? {new_id()}"
+    chat.submit(chat.last_prompt)
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    told = [(m["role"], m["content"].strip()) for m in chat.record().body["messages"]]
-    assert told == [("user", first), ("assistant", numbers(20)), ("user", chat.said)]
+    sent_messages = [(m["role"], m["content"].strip()) for m in chat.record().body["messages"]]
+    assert sent_messages == [
+        ("user", first),
+        ("assistant", numbers(20)),
+        ("user", chat.last_prompt),
+    ]
     chat.reload()
     expect(chat.page.locator(".exchange:first-child > .answer")).to_have_attribute("data-model", "length")  # fmt: skip
     expect(chat.page.locator(".others .answer")).to_have_attribute("data-model", "count")
@@ -175,16 +179,16 @@ def test_use_this_answer_stops_the_other_running_answers(chat: Chat) -> None:
 
 def test_stop_before_any_text_returns_the_prompt_once(chat: Chat) -> None:
     """Stop with all models silent returns the prompt; with one answer done, both columns stay."""
-    said = compare(chat, "silent_first_token", "silent_headers")
+    prompt_text = compare(chat, "silent_first_token", "silent_headers")
     for model in ("silent_first_token", "silent_headers"):
         request_of(chat, model)
     expect(columns(chat)).to_have_count(2)
     chat.page.keyboard.press("Escape")
-    expect(chat.prompt).to_have_value(said)
-    assert chat.exchanges() == 0
+    expect(chat.prompt).to_have_value(prompt_text)
+    assert chat.exchange_count() == 0
     chat.page.locator("#model").select_option("count")
-    chat.said = f"Compare {new_id()}"
-    chat.say(chat.said)
+    chat.last_prompt = f"Compare {new_id()}"
+    chat.submit(chat.last_prompt)
     expect(column(chat, "count")).to_have_attribute("data-state", "done")
     request_of(chat, "silent_headers")
     chat.stop.click()
@@ -202,8 +206,8 @@ def test_column_of_a_failed_model_leaves_the_others_alone(chat: Chat) -> None:
     expect(column(chat, "count")).to_have_attribute("data-state", "done")
     chat.page.get_by_role("button", name="Remove this model").click()
     choose(chat, "echo")
-    chat.said = f"And then? {new_id()}"
-    chat.say(chat.said)
+    chat.last_prompt = f"And then? {new_id()}"
+    chat.submit(chat.last_prompt)
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
     assert [m["role"] for m in chat.record().body["messages"]] == ["user", "assistant", "user"]
@@ -215,11 +219,11 @@ def test_compare_without_room_for_all_sends_none(
 ) -> None:
     """Without room for every model the prompt stays in its field, and no stream stays open."""
     chat = open_chat(start_halt(fake, HALT_MAX_STREAMS=1), fake)
-    chat.forgives = "503"
-    said = compare(chat, "silent_headers", "count")
+    chat.allowed_problems = "503"
+    prompt_text = compare(chat, "silent_headers", "count")
     expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
-    expect(chat.prompt).to_have_value(said)
-    assert chat.exchanges() == 0
+    expect(chat.prompt).to_have_value(prompt_text)
+    assert chat.exchange_count() == 0
     expect(chat.send).to_be_visible()
     wait_no_open_streams(chat.server)
 
@@ -239,32 +243,32 @@ def test_columns_fit_a_narrow_screen(
     assert chat.page.evaluate(wide) == 0
     row = chat.page.locator(".exchange:last-child .columns")
     assert row.evaluate("e => e.scrollWidth > 2 * e.clientWidth")
-    for each in (chat.prompt, chat.stop):
-        expect(each).to_be_in_viewport(ratio=1)
+    for control in (chat.prompt, chat.stop):
+        expect(control).to_be_in_viewport(ratio=1)
     low = {name: round(c, 2) for name, c in chat.contrasts().items() if c < 4.5}
     assert low == {}
     assert row.evaluate("e => e.scrollLeft") == 0
     chat.stop.click()
     expect(chat.send).to_be_visible()
     chat.frames()
-    assert row.evaluate("e => e.scrollLeft") == 0, "what is read has moved away"
+    assert row.evaluate("e => e.scrollLeft") == 0, "the visible column has moved away"
 
 
 def test_stop_before_the_compare_request_arrives_sends_none(chat: Chat) -> None:
     """A Stop that is faster than the request returns the prompt, and no model gets a request."""
     held = HeldRequests(chat, "**/messages")
-    said = compare(chat, "count", "markdown", "echo")
+    prompt_text = compare(chat, "count", "markdown", "echo")
     held.wait()
     with chat.page.expect_response("**/stop") as pressed:
         chat.page.keyboard.press("Escape")
     assert pressed.value.ok
     held.release()
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.send).to_be_visible()
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
     chat.reload()
-    assert chat.exchanges() == 0
-    assert not [r for r in chat.fake.requests if said in str(r.body)]
+    assert chat.exchange_count() == 0
+    assert not [r for r in chat.fake.requests if prompt_text in str(r.body)]
 
 
 def test_columns_are_announced_once(chat: Chat) -> None:
@@ -272,8 +276,8 @@ def test_columns_are_announced_once(chat: Chat) -> None:
     chat.page.evaluate(
         """() => {
           const announcer = document.querySelector('#announcer');
-          window.told = [];
-          new MutationObserver(() => told.push(announcer.textContent)).observe(announcer, { childList: true });
+          window.announcements = [];
+          new MutationObserver(() => announcements.push(announcer.textContent)).observe(announcer, { childList: true });
         }"""
     )
     compare(chat, "count", "stall", "length")
@@ -282,4 +286,7 @@ def test_columns_are_announced_once(chat: Chat) -> None:
     request_of(chat, "stall").release()
     expect(column(chat, "stall")).to_have_attribute("data-state", "done")
     chat.frames()
-    assert chat.page.evaluate("told") == ["The answer has started.", "The answer is complete."]
+    assert chat.page.evaluate("announcements") == [
+        "The answer has started.",
+        "The answer is complete.",
+    ]

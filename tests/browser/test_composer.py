@@ -9,14 +9,14 @@ import pytest
 from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import AWAY, Chat
+from tests.browser.chat import LOAD_ERRORS, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.support.halt_server import HaltServer, StartHalt, eventually, request_record
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(120))
 
-#: Wider than any telephone: a table, code, an address, a word, and a path in code.
+#: Wider than a narrow screen: a table, code, a URL, a word, and a path in code.
 WIDE = f"""
 | {" | ".join(f"a column {n}" for n in range(12))} |
 |{"---|" * 12}
@@ -42,9 +42,9 @@ The end.
 
 def test_enter_sends_the_message_and_empties_the_field(chat: Chat) -> None:
     """Enter sends the message; the field is then empty and has the focus."""
-    said = chat.ask("count?n=2")
+    prompt_text = chat.ask("count?n=2")
     chat.wait_state("done")
-    expect(chat.page.locator(".prompt .text")).to_have_text(said)
+    expect(chat.page.locator(".prompt .text")).to_have_text(prompt_text)
     expect(chat.prompt).to_have_value("")
     expect(chat.prompt).to_be_focused()
 
@@ -58,23 +58,23 @@ def test_enter_on_a_loading_page_sends_once_its_scripts_run(chat: Chat) -> None:
         """() => { const field = document.querySelector('#prompt');
                    field.dispatchEvent(new Event('input', { bubbles: true }));
                    return field.style.height; }"""
-    )  # the first scripts run
+    )  # the first scripts have run
     chat.prompt.press("Enter")
     chat.prompt.press("Enter")
     expect(chat.prompt).to_have_value("/fake count?n=2")
     held.wait()
     held.release()
     chat.wait_state("done")
-    assert chat.exchanges() == 1
+    assert chat.exchange_count() == 1
     expect(chat.prompt).to_have_value("")
 
 
-@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize("status", [200, 503], ids=["accepted", "refused"])
 def test_text_typed_while_a_message_is_sent_stays(chat: Chat, status: int) -> None:
     """A second Enter sends no message; the typed text stays, and a refused message comes back."""
     held = HeldRequests(chat, "**/messages")
-    chat.forgives = AWAY
-    said = chat.ask("count?n=2")
+    chat.allowed_problems = LOAD_ERRORS
+    prompt_text = chat.ask("count?n=2")
     held.wait()
     chat.prompt.press("Enter")
     expect(chat.stop).to_be_visible()
@@ -86,8 +86,8 @@ def test_text_typed_while_a_message_is_sent_stays(chat: Chat, status: int) -> No
         expect(chat.prompt).to_have_value("the next")
     else:
         held.respond(status, "away")
-        expect(chat.prompt).to_have_value(f"{said}\nthe next")
-    assert chat.exchanges() == (status == 200)
+        expect(chat.prompt).to_have_value(f"{prompt_text}\nthe next")
+    assert chat.exchange_count() == (status == 200)
     expect(chat.page.locator("#queue li")).to_have_count(0)
 
 
@@ -97,14 +97,16 @@ def test_shift_enter_adds_a_line(chat: Chat) -> None:
     chat.prompt.press("Shift+Enter")
     chat.prompt.press_sequentially("second")
     expect(chat.prompt).to_have_value("first\nsecond")
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
     chat.prompt.press("Enter")
     chat.wait_state("done")
     assert chat.page.locator(".prompt .text").inner_text() == "first\nsecond"
     request_record(chat.fake, "first\nsecond")
 
 
-@pytest.mark.parametrize("mark", [{"isComposing": True}, {"keyCode": 229}])
+@pytest.mark.parametrize(
+    "mark", [{"isComposing": True}, {"keyCode": 229}], ids=["isComposing", "key code 229"]
+)
 def test_enter_within_a_composition_does_not_send(chat: Chat, mark: dict[str, Any]) -> None:
     """Enter that an input method takes to choose a word sends no message."""
     chat.prompt.fill("/fake count?n=1 にほん")
@@ -118,32 +120,34 @@ def test_enter_within_a_composition_does_not_send(chat: Chat, mark: dict[str, An
     )
     assert handled == [False, False, True], "composing, sent by it, and Enter alone"
     chat.wait_state("done")
-    assert chat.exchanges() == 1
+    assert chat.exchange_count() == 1
 
 
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("before", [False, True], ids=["key alone", "key after the composition"])
 def test_enter_right_after_a_composition_does_not_send(chat: Chat, before: bool) -> None:
     """Enter that Safari sends right after the end of a composition sends no message."""
     chat.prompt.fill("/fake count?n=1 にほん")
     handled = chat.prompt.evaluate(
         """(field, before) => {
-          const say = (name, more) => !field.dispatchEvent(new (name === 'keydown' ? KeyboardEvent : CompositionEvent)(name,
+          const dispatch = (name, more) => !field.dispatchEvent(new (name === 'keydown' ? KeyboardEvent : CompositionEvent)(name,
             { bubbles: true, cancelable: true, ...more }));
-          if (before) say('compositionend', { data: 'にほん' });
-          return say('keydown', { key: 'Enter', keyCode: 13 });
+          if (before) dispatch('compositionend', { data: 'にほん' });
+          return dispatch('keydown', { key: 'Enter', keyCode: 13 });
         }""",
         before,
     )
     assert handled == (not before)
     if before:
         expect(chat.prompt).to_have_value("/fake count?n=1 にほん")
-        chat.frames(6)  # the next Enter is one of the person's own
+        chat.frames(6)  # a later Enter does not belong to the composition
         chat.prompt.press("Enter")
     chat.wait_state("done")
-    assert chat.exchanges() == 1
+    assert chat.exchange_count() == 1
 
 
-@pytest.mark.parametrize("mark", [{"isComposing": True}, {"keyCode": 229}])
+@pytest.mark.parametrize(
+    "mark", [{"isComposing": True}, {"keyCode": 229}], ids=["isComposing", "key code 229"]
+)
 def test_escape_within_a_composition_does_not_stop(chat: Chat, mark: dict[str, Any]) -> None:
     """Escape that an input method takes does not stop the answer."""
     chat.ask("stall?n=3&rest=2")
@@ -155,7 +159,7 @@ def test_escape_within_a_composition_does_not_stop(chat: Chat, mark: dict[str, A
     )
     chat.record().release()
     chat.wait_state("done")
-    assert chat.shown() == "0 1 2 3 4"
+    assert chat.answer_text() == "0 1 2 3 4"
 
 
 def test_enter_on_a_touch_screen_adds_a_line(
@@ -195,10 +199,10 @@ def test_fields_on_a_touch_screen_have_at_least_16_pixel_type(
     expect(chat.page.locator("#settings-model")).to_be_visible()
     sizes = chat.page.evaluate(
         """() => [...document.querySelectorAll('input, select, textarea')]
-          .map(each => [each.id || each.type, parseFloat(getComputedStyle(each).fontSize)])"""
+          .map(field => [field.id || field.type, parseFloat(getComputedStyle(field).fontSize)])"""
     )
     assert {"model", "prompt", "query", "settings-prompt"} <= {name for name, _ in sizes}
-    assert [each for each in sizes if each[1] < 16] == []
+    assert [(name, size) for name, size in sizes if size < 16] == []
 
 
 def test_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
@@ -222,7 +226,9 @@ def test_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
     assert height() == one
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\n\n \t"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "\n\n \t"], ids=["empty", "spaces", "newlines and a tab"]
+)
 def test_empty_prompt_is_not_sent(chat: Chat, text: str) -> None:
     """Neither Enter nor Send sends a request for blank text."""
     posts: list[str] = []
@@ -233,7 +239,7 @@ def test_empty_prompt_is_not_sent(chat: Chat, text: str) -> None:
     expect(chat.send).to_be_visible()
     chat.ask("count?n=1")
     chat.wait_state("done")
-    assert (posts.count("POST"), chat.exchanges()) == (1, 1)
+    assert (posts.count("POST"), chat.exchange_count()) == (1, 1)
 
 
 # --- keyboard and screen reader -------------------------------------------------------------------
@@ -243,8 +249,8 @@ def test_controls_and_landmarks_have_accessible_names(chat: Chat) -> None:
     """Buttons, links, fields, the conversation and its articles have accessible names."""
     chat.ask("markdown")
     chat.wait_state("done")
-    for each in chat.page.locator(":is(a, button, textarea):visible").all():
-        expect(each).to_have_accessible_name(re.compile(r"\w"))
+    for control in chat.page.locator(":is(a, button, textarea):visible").all():
+        expect(control).to_have_accessible_name(re.compile(r"\w"))
     for role, name in [("log", "Conversation"), ("article", "You"), ("article", "Answer")]:
         expect(chat.page.get_by_role(role, name=name, exact=True)).to_have_count(1)  # type: ignore[arg-type]
     for role in ("main", "banner", "contentinfo"):
@@ -284,18 +290,20 @@ def test_draft_survives_a_reload_until_it_is_sent(chat: Chat) -> None:
     chat.wait_state("done")
     chat.reload()
     expect(chat.prompt).to_have_value("")
-    there = chat.page.url
+    address = chat.page.url
     height = chat.prompt.bounding_box()
     chat.prompt.fill(draft)
     chat.page.goto(chat.server.url)
     expect(chat.prompt).to_have_value("")
-    chat.page.goto(there)
+    chat.page.goto(address)
     expect(chat.prompt).to_have_value(draft)
     grown = chat.prompt.bounding_box()
     assert height is not None
     assert grown is not None
     assert grown["height"] > height["height"]
-    chat.prompt.evaluate("field => { field.value = 'x '.repeat(100_001); }")  # there is a bound
+    chat.prompt.evaluate(
+        "field => { field.value = 'x '.repeat(100_001); }"
+    )  # longer than a draft may be
     chat.reload()
     expect(chat.prompt).to_have_value("")
 
@@ -341,8 +349,8 @@ def test_screen_reader_hears_only_start_and_end_of_an_answer(chat: Chat) -> None
     chat.page.evaluate(
         """() => {
           const announcer = document.querySelector('#announcer');
-          window.told = [];
-          new MutationObserver(() => told.push(announcer.textContent))
+          window.announcements = [];
+          new MutationObserver(() => announcements.push(announcer.textContent))
             .observe(announcer, { childList: true, characterData: true, subtree: true });
         }"""
     )
@@ -361,9 +369,9 @@ def test_screen_reader_hears_only_start_and_end_of_an_answer(chat: Chat) -> None
     chat.wait_text("3 4")
     chat.release()
     chat.wait_state("error")
-    told = chat.page.evaluate("told")
-    assert told[:-1] == [started, "The answer is complete.", started, "The answer was stopped.", started]  # fmt: skip
-    assert told[-1] == "Error: " + chat.answer.locator(".fault").inner_text()
+    announcements = chat.page.evaluate("announcements")
+    assert announcements[:-1] == [started, "The answer is complete.", started, "The answer was stopped.", started]  # fmt: skip
+    assert announcements[-1] == "Error: " + chat.answer.locator(".fault").inner_text()
     chat.ask("silent_first_token")
     chat.record()
     expect(chat.page.locator(".exchange")).to_have_count(4)
@@ -371,7 +379,7 @@ def test_screen_reader_hears_only_start_and_end_of_an_answer(chat: Chat) -> None
     chat.page.keyboard.press("Escape")
     expect(chat.send).to_be_visible()
     expect(chat.page.locator("#announcer")).to_have_text("Stopped.")
-    assert chat.page.evaluate("told.slice(6)") == [started, "Stopped."]
+    assert chat.page.evaluate("announcements.slice(6)") == [started, "Stopped."]
 
 
 def test_answer_text_is_no_live_region(chat: Chat) -> None:
@@ -391,7 +399,7 @@ def test_answer_text_is_no_live_region(chat: Chat) -> None:
     chat.wait_state("stopped")
 
 
-# --- seeing ---------------------------------------------------------------------------------------
+# --- colours, motion, narrow screens --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
@@ -416,7 +424,7 @@ def test_texts_have_a_contrast_of_4_5(
 ) -> None:
     """Every text has a contrast of 4.5: body, code, figures, buttons, errors, badges, hints."""
     chat = open_chat(halt, shared_fake, color_scheme=scheme)
-    found = chat.contrasts()
+    contrasts = chat.contrasts()
     ground = chat.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
     chat.ask("markdown")
@@ -426,19 +434,21 @@ def test_texts_have_a_contrast_of_4_5(
     chat.ask("stall?n=2")
     chat.wait_state("running")
     chat.wait_text("0 1")
-    found |= chat.contrasts()
+    contrasts |= chat.contrasts()
     chat.stop.click()
     chat.wait_state("stopped")
-    found |= chat.contrasts()
+    contrasts |= chat.contrasts()
     chat.ask("silent_first_token")
     expect(chat.answer.locator(".silence")).to_be_visible()
-    found |= chat.contrasts()
+    contrasts |= chat.contrasts()
     chat.record()
     chat.page.keyboard.press("Escape")
     expect(chat.send).to_be_visible()
     for part in ("fault", "badge", "figures", "#send", "#stop", "placeholder", "empty", "Waiting"):
-        assert any(part in name for name in found), f"{part} was not looked at: {list(found)}"
-    assert {name: round(c, 2) for name, c in found.items() if c < 4.5} == {}
+        assert any(part in name for name in contrasts), (
+            f"{part} was not measured: {list(contrasts)}"
+        )
+    assert {name: round(c, 2) for name, c in contrasts.items() if c < 4.5} == {}
 
 
 def test_page_fits_a_narrow_screen(
@@ -461,23 +471,23 @@ def test_page_fits_a_narrow_screen(
     chat.wait_text("The end.")
     chat.wait_state("done")
     chat.frames()
-    assert chat.page.evaluate("widest") == 0, "while it came"
+    assert chat.page.evaluate("widest") == 0, "while it ran"
     assert chat.page.evaluate("overflow()") == 0
     for scrolls in (".table", "pre"):
         assert chat.text.locator(scrolls).evaluate("e => e.scrollWidth > e.clientWidth"), scrolls
-    chat.say("w" * 500)
+    chat.submit("w" * 500)
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
     assert chat.page.evaluate("overflow()") == 0
-    for each in (chat.prompt, chat.send):
-        expect(each).to_be_in_viewport(ratio=1)
+    for control in (chat.prompt, chat.send):
+        expect(control).to_be_in_viewport(ratio=1)
     buttons = chat.page.locator("button:visible, a.button:visible").all()
     assert len(buttons) >= 5
-    for each in buttons:
-        box = each.bounding_box()
+    for button in buttons:
+        box = button.bounding_box()
         assert box is not None
-        assert box["height"] >= 24, each.inner_text()
-        assert box["width"] >= 24, each.inner_text()
+        assert box["height"] >= 24, button.inner_text()
+        assert box["width"] >= 24, button.inner_text()
 
 
 # --- scrolling ------------------------------------------------------------------------------------
@@ -489,8 +499,8 @@ def test_page_at_its_end_follows_the_text(chat: Chat) -> None:
     chat.ask_for_paragraphs(PARAGRAPHS, (30, 70, 115))
     for n in (20, 60, 110):
         chat.wait_text(f"Paragraph {n} ")
-        assert chat.scrolled() > 0
-        assert chat.below() < 40
+        assert chat.pixels_above() > 0
+        assert chat.pixels_below() < 40
         chat.wait_state("running")
         chat.release()
     chat.wait_state("done")
@@ -510,38 +520,38 @@ def test_page_at_its_end_follows_the_usage_line(chat: Chat) -> None:
     chat.wait_state("stopped")
     expect(total).to_contain_text("in part estimated")
     chat.frames()
-    assert chat.below() < 2
+    assert chat.pixels_below() < 2
 
 
 @pytest.mark.usefixtures("stepwise")
-@pytest.mark.parametrize("pixels", [15, 300])
+@pytest.mark.parametrize("pixels", [15, 300], ids=["15 pixels", "300 pixels"])
 def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: int) -> None:
     """After scrolling up, even a little, the page stays until it is scrolled to its end again."""
     chat.ask_for_paragraphs(PARAGRAPHS, (30, 40, 75))
     chat.wait_text("Paragraph 29 ")
     chat.frames()
-    before = chat.scrolled()
+    before = chat.pixels_above()
     chat.page.mouse.move(400, 300)
     chat.page.mouse.wheel(0, -pixels)
-    eventually(lambda: chat.scrolled() < before)
+    eventually(lambda: chat.pixels_above() < before)
     chat.release()
-    eventually(lambda: chat.below() > 100)
-    there = chat.scrolled()
+    eventually(lambda: chat.pixels_below() > 100)
+    position = chat.pixels_above()
     chat.wait_text("Paragraph 39 ")
     chat.release()
     chat.wait_text("Paragraph 70 ")
-    assert chat.scrolled() == there
+    assert chat.pixels_above() == position
 
-    def goes_to_the_end() -> bool:
+    def is_at_the_end() -> bool:
         chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollHeight)")
-        chat.frames()  # in which new text may have moved the end away
-        return chat.below() < 40
+        chat.frames()  # new text may move the end meanwhile
+        return chat.pixels_below() < 40
 
-    eventually(goes_to_the_end)
+    eventually(is_at_the_end)
     chat.wait_state("running")
     chat.release()
     chat.wait_text("Paragraph 110 ")
-    assert chat.below() < 40
+    assert chat.pixels_below() < 40
     chat.wait_state("done")
     expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
@@ -554,13 +564,13 @@ def test_page_scrolled_up_stays_when_the_answer_ends(chat: Chat) -> None:
     chat.release()
     chat.wait_state("done")
     chat.frames()
-    assert chat.scrolled() == 100
+    assert chat.pixels_above() == 100
     chat.ask("count?n=3")
     chat.wait_state("done")
     expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
 
-# --- logging in -----------------------------------------------------------------------------------
+# --- login ----------------------------------------------------------------------------------------
 
 
 def test_page_of_a_server_with_a_token_asks_for_it(
@@ -568,7 +578,7 @@ def test_page_of_a_server_with_a_token_asks_for_it(
 ) -> None:
     """The page leads to the login form; a wrong token shows an error, the right one logs in."""
     chat = open_chat(start_halt(fake, HALT_TOKEN="open-sesame"), fake)
-    chat.forgives = "401"
+    chat.allowed_problems = "401"
     token = chat.page.get_by_label("Access token", exact=True)
     expect(token).to_be_focused()
     assert chat.page.url.endswith("/login")
@@ -578,22 +588,22 @@ def test_page_of_a_server_with_a_token_asks_for_it(
     expect(token).to_have_attribute("aria-invalid", "true")
     expect(token).to_be_focused()
     expect(chat.prompt).to_have_count(0)
-    found = chat.contrasts()
-    assert {name: c for name, c in found.items() if c < 4.5} == {}
+    contrasts = chat.contrasts()
+    assert {name: c for name, c in contrasts.items() if c < 4.5} == {}
     token.fill("open-sesame")
     chat.page.get_by_role("button", name="Log in").click()
     expect(chat.prompt).to_be_focused()
-    chat.page.wait_for_load_state()  # its scripts are there
+    chat.page.wait_for_load_state()  # its scripts have run
     chat.ask("count?n=3")
     chat.wait_state("done")
     chat.reload()
-    assert chat.shown() == "0 1 2"
+    assert chat.answer_text() == "0 1 2"
 
 
 def test_enter_twice_sends_once_and_queues_later_text_alone(chat: Chat) -> None:
     """A second Enter during the request sends no message; text typed after it is queued alone."""
     held = HeldRequests(chat, "**/messages")
-    said = chat.ask("stall?n=3")
+    prompt_text = chat.ask("stall?n=3")
     held.wait()
     chat.prompt.press("Enter")
     chat.prompt.press_sequentially(" More")
@@ -603,7 +613,7 @@ def test_enter_twice_sends_once_and_queues_later_text_alone(chat: Chat) -> None:
     held.release()
     chat.wait_text("0 1 2")
     expect(chat.prompt).to_have_value("")
-    assert chat.page.locator(".prompt .text").inner_text() == said
+    assert chat.page.locator(".prompt .text").inner_text() == prompt_text
     expect(chat.page.locator("#queue li .text")).to_have_text(["More"])
     chat.stop.click()
     chat.wait_state("stopped")

@@ -1,4 +1,4 @@
-"""After a Stop: why an answer ended, going on from its last word, throwing it away, what it took."""
+"""Answers that ended early: their labels, Continue, Discard and token usage."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from playwright.sync_api import expect
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import SCENARIOS
 from halt.testing.wire import Reply
-from tests.browser.chat import AWAY, Chat, numbers, wait_no_open_streams
+from tests.browser.chat import LOAD_ERRORS, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import add_models, choose
 from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, eventually, new_id
 from tests.support.reverse_proxies import free_port
 
-BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of a lost server
+NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"  # in the console
 
-#: A text in which a seam would be seen: within a word, a list, a block of code.
+#: A text in which a wrong seam is visible: within a word, a list, a block of code.
 WHOLE = """# A report
 
 The first paragraph has a few plain words, and **some bold ones**, so that it is long enough.
@@ -38,7 +38,7 @@ def answer() -> int:
 And the last paragraph ends it.
 """
 
-#: Watches what an answer shows from frame to frame: it may grow, and nothing else.
+#: Records in each frame a change of the answer's text other than growth.
 WATCH = """() => {
   window.watched = { faults: [], text: '', exchanges: document.querySelectorAll('.exchange').length };
   const look = () => {
@@ -52,37 +52,37 @@ WATCH = """() => {
 }"""
 
 
-def begin(chat: Chat, whole: str, first: int, **more: Any) -> str:
-    """Let the model say the first characters of a text, and the rest when it is to go on."""
+def start_answer(chat: Chat, whole: str, first: int, **more: Any) -> str:
+    """Send a prompt that the model answers up to character `first`; Continue brings the rest."""
     key = new_id()
     chat.fake.texts[key] = whole
     arguments = "&".join(f"{k}={v}" for k, v in {"key": key, "first": first, **more}.items())
-    return tell(chat, f"go_on?{arguments}")
+    return ask_model(chat, f"go_on?{arguments}")
 
 
-def tell(chat: Chat, model: str) -> str:
-    """Ask this model: a continuation has other last words than the prompt's."""
+def ask_model(chat: Chat, model: str) -> str:
+    """Send a prompt to this model, which sees it also in the request of a continuation."""
     add_models(chat, model)
     choose(chat, model)
-    chat.said = f"Tell me. {new_id()}"
-    chat.say(chat.said)
-    return chat.said
+    chat.last_prompt = f"Tell me. {new_id()}"
+    chat.submit(chat.last_prompt)
+    return chat.last_prompt
 
 
 def letters(text: str) -> str:
-    """A text without what markdown and the page make of its blanks and signs."""
+    """The letters and digits of a text, without those that the page adds to code."""
     return re.sub(r"[^A-Za-z0-9]+|pythonCopy|python|Copy", "", text)
 
 
 @pytest.fixture
-def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """A model that says 0 to 9 and ends in some way, and 10 to 19 when it is to go on."""
+def breaking_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A model that ends after 0 to 9 in a given way, and continues with 10 to 19."""
 
     def breaks(reply: Reply, end: str = "length") -> None:
         messages = reply.request["messages"]
         if len(messages) > 1 and "9" in str(messages[-1]["content"] + messages[-2]["content"]):
-            told = "which are:" in messages[-1]["content"]
-            reply.tokens(f"{i} " for i in range(9 if told else 10, 20))
+            is_instruction = "which are:" in messages[-1]["content"]
+            reply.tokens(f"{i} " for i in range(9 if is_instruction else 10, 20))
             reply.finish()
             return
         reply.tokens(f"{i} " for i in range(10))
@@ -95,11 +95,11 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     return lambda end: f"breaks?end={end}"
 
 
-@pytest.mark.parametrize("first", [84, 172])
+@pytest.mark.parametrize("first", [84, 172], ids=["within a paragraph", "within code"])
 def test_continue_after_stop_extends_the_answer_without_a_seam(chat: Chat, first: int) -> None:
     """Continue extends a stopped answer in its place; the model later gets it as one text."""
-    begin(chat, WHOLE, first)
-    eventually(lambda: letters(chat.shown()) == letters(WHOLE[:first]))
+    start_answer(chat, WHOLE, first)
+    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:first]))
     chat.stop.click()
     chat.wait_state("stopped")
     chat.page.evaluate(WATCH)
@@ -109,7 +109,7 @@ def test_continue_after_stop_extends_the_answer_without_a_seam(chat: Chat, first
     assert chat.page.evaluate("watched.faults") == []
     assert chat.page.locator(".exchange").count() == 1
     for _ in range(2):
-        assert letters(chat.shown()) == letters(WHOLE)
+        assert letters(chat.answer_text()) == letters(WHOLE)
         expect(chat.text.locator("li")).to_have_count(2)
         expect(chat.text.locator(".code")).to_have_count(1)
         expect(chat.answer.locator(".badge")).to_have_count(0)
@@ -118,27 +118,28 @@ def test_continue_after_stop_extends_the_answer_without_a_seam(chat: Chat, first
     chat.ask("count?n=1")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    told = chat.record().body["messages"]
-    assert [each["role"] for each in told] == ["user", "assistant", "user"]
-    assert told[1]["content"] == WHOLE, "the model is told one text, and of no stop"
+    sent_messages = chat.record().body["messages"]
+    assert [message["role"] for message in sent_messages] == ["user", "assistant", "user"]
+    assert sent_messages[1]["content"] == WHOLE, "one text, without a note of the stop"
 
 
 @pytest.mark.parametrize(
     ("end", "label"),
     [("length", "Cut off at the token limit"), ("drop", "connection to the model's server")],
+    ids=["cut off", "failed"],
 )
 def test_continue_extends_a_cut_off_or_failed_answer(
-    chat: Chat, breaking: Callable[[str], str], end: str, label: str
+    chat: Chat, breaking_model: Callable[[str], str], end: str, label: str
 ) -> None:
     """Continue extends an answer that was cut off or failed, and its label disappears."""
-    tell(chat, breaking(end))
+    ask_model(chat, breaking_model(end))
     expect(chat.answer).to_contain_text(label)
-    assert chat.shown() == numbers(10)
+    assert chat.answer_text() == numbers(10)
     chat.reload()
     chat.button("Continue").click()
     chat.wait_text("18 19")
     chat.wait_state("done")
-    assert chat.shown() == numbers(20)
+    assert chat.answer_text() == numbers(20)
     expect(chat.answer).not_to_contain_text(label)
 
 
@@ -146,12 +147,12 @@ def test_continue_extends_a_cut_off_or_failed_answer(
 def test_answer_with_an_odd_finish_reason_offers_continue(chat: Chat, reason: str) -> None:
     """An answer that its server ended shows the server's reason and offers Continue."""
     chat.ask(f"length?n=3&reason={reason}")
-    known = reason == "MAX_TOKENS"
-    chat.wait_state("done" if known else "error")
+    is_cut_off = reason == "MAX_TOKENS"
+    chat.wait_state("done" if is_cut_off else "error")
     ended = f"The model's server ended the answer: {reason}."
     for _ in range(2):
-        expect(chat.answer).to_contain_text("Cut off at the token limit" if known else ended)
-        assert chat.shown() == numbers(3)
+        expect(chat.answer).to_contain_text("Cut off at the token limit" if is_cut_off else ended)
+        assert chat.answer_text() == numbers(3)
         expect(chat.button("Continue")).to_be_visible()
         chat.reload()
 
@@ -172,13 +173,15 @@ def test_answer_of_reasoning_alone_is_shown_copied_and_sent(chat: Chat) -> None:
     first = chat.ask("reasoning?thoughts=3&n=0")
     for _ in range(2):
         chat.wait_state("done")
-        assert chat.shown() == "thought0 thought1 thought2"
+        assert chat.answer_text() == "thought0 thought1 thought2"
         expect(chat.button("Copy")).to_be_visible()
         chat.reload()
     second = chat.ask("count?n=1")
     chat.wait_state("done")
-    told = [(each["role"], each["content"]) for each in chat.record().body["messages"]]
-    assert told == [
+    sent_messages = [
+        (message["role"], message["content"]) for message in chat.record().body["messages"]
+    ]
+    assert sent_messages == [
         ("user", first),
         ("assistant", "thought0 thought1 thought2"),
         ("user", second),
@@ -197,26 +200,26 @@ def test_continue_extends_an_answer_after_a_server_restart(
     }
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
-    chat.forgives = BROKEN
-    begin(chat, WHOLE, 60)
-    eventually(lambda: letters(chat.shown()) == letters(WHOLE[:60]))
+    chat.allowed_problems = NETWORK_ERRORS
+    start_answer(chat, WHOLE, 60)
+    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:60]))
     server.terminate()
     chat.wait_state("interrupted")
     assert server.wait() == 0
     start_halt(fake, **settings)
     for _ in range(2):
         expect(chat.answer.locator(".badge")).to_contain_text("Interrupted")
-        assert letters(chat.shown()) == letters(WHOLE[:60])
+        assert letters(chat.answer_text()) == letters(WHOLE[:60])
         chat.reload()
     chat.button("Continue").click()
     chat.wait_state("done")
-    assert letters(chat.shown()) == letters(WHOLE)
+    assert letters(chat.answer_text()) == letters(WHOLE)
 
 
 def test_continue_stopped_before_any_text_leaves_the_answer(chat: Chat) -> None:
     """A Continue that is stopped before any text leaves the answer, and works again later."""
-    begin(chat, WHOLE, 84)
-    eventually(lambda: letters(chat.shown()) == letters(WHOLE[:84]))
+    start_answer(chat, WHOLE, 84)
+    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:84]))
     chat.stop.click()
     chat.wait_state("stopped")
     held = HeldRequests(chat, "**/continue")
@@ -229,11 +232,11 @@ def test_continue_stopped_before_any_text_leaves_the_answer(chat: Chat) -> None:
     chat.wait_state("stopped")
     for _ in range(2):
         expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
-        assert letters(chat.shown()) == letters(WHOLE[:84])
+        assert letters(chat.answer_text()) == letters(WHOLE[:84])
         chat.reload()
     chat.button("Continue").click()
     chat.wait_state("done")
-    assert letters(chat.shown()) == letters(WHOLE)
+    assert letters(chat.answer_text()) == letters(WHOLE)
 
 
 def test_continue_keeps_the_reasoning_of_both_parts(
@@ -249,7 +252,7 @@ def test_continue_keeps_the_reasoning_of_both_parts(
         reply.finish()
 
     monkeypatch.setitem(SCENARIOS, "thinks", thinks)
-    said = tell(chat, "thinks?gap_ms=1")
+    prompt_text = ask_model(chat, "thinks?gap_ms=1")
     chat.wait_text("one two")
     chat.stop.click()
     chat.wait_state("stopped")
@@ -257,14 +260,14 @@ def test_continue_keeps_the_reasoning_of_both_parts(
     chat.wait_text("one two three")
     steps = chat.answer.locator(".step")
     expect(steps.locator(".step-text")).to_have_text(["early ", "late "])
-    for each in chat.fake.requests:
-        if said in str(each.body):
-            each.release()
+    for record in chat.fake.requests:
+        if prompt_text in str(record.body):
+            record.release()
     chat.wait_state("done")
     for _ in range(2):
         expect(steps.locator(".step-text")).to_have_text(["early ", "late "])
         expect(steps.locator("summary")).to_have_text([re.compile("^Thought for")] * 2)
-        assert chat.shown() == "one two three"
+        assert chat.answer_text() == "one two three"
         chat.reload()
 
 
@@ -274,9 +277,9 @@ def test_continue_without_room_leaves_the_answer(
     """Continue and Regenerate on a full server show a notice; both work when there is room."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     chat = open_chat(server, fake)
-    chat.forgives = "503"
-    begin(chat, WHOLE, 84)
-    eventually(lambda: letters(chat.shown()) == letters(WHOLE[:84]))
+    chat.allowed_problems = "503"
+    start_answer(chat, WHOLE, 84)
+    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:84]))
     chat.stop.click()
     chat.wait_state("stopped")
     wait_no_open_streams(server)
@@ -288,13 +291,13 @@ def test_continue_without_room_leaves_the_answer(
             expect(chat.button(name)).to_be_visible()
         chat.reload()
         expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
-        assert letters(chat.shown()) == letters(WHOLE[:84])
+        assert letters(chat.answer_text()) == letters(WHOLE[:84])
         server.client().stop(events.id)
         events.to_end()
     wait_no_open_streams(server)
     chat.button("Continue").click()
     chat.wait_state("done")
-    assert letters(chat.shown()) == letters(WHOLE)
+    assert letters(chat.answer_text()) == letters(WHOLE)
 
 
 def test_text_after_the_last_shown_word_is_counted_but_not_kept(
@@ -305,24 +308,24 @@ def test_text_after_the_last_shown_word_is_counted_but_not_kept(
     chat.wait_text("20 21 22")
     held = HeldRequests(chat, "**/stop")
     chat.stop.click()
-    still = chat.shown()
+    frozen_text = chat.answer_text()
     held.wait()
     other = tab()  # it shows what Halt has received
     other.page.goto(chat.page.url)
-    other.wait_text(f" {len(still.split()) + 250} ")
+    other.wait_text(f" {len(frozen_text.split()) + 250} ")
     held.release()
     chat.wait_state("stopped")
     for _ in range(2):
-        assert chat.shown() == still
+        assert chat.answer_text() == frozen_text
         figures = chat.answer.locator(".figures").inner_text()
         counted = re.search(r"about ([\d,]+) tokens \(estimated\)", figures)
         assert counted is not None
-        assert int(counted[1].replace(",", "")) >= len(still.split()) + 200
+        assert int(counted[1].replace(",", "")) >= len(frozen_text.split()) + 200
         chat.reload()
     chat.ask("count?n=1")
     chat.wait_state("done")
-    told = chat.record().body["messages"][1]["content"]
-    assert told.partition("\n\n")[0].strip() == still
+    sent_messages = chat.record().body["messages"][1]["content"]
+    assert sent_messages.partition("\n\n")[0].strip() == frozen_text
 
 
 def test_answer_stopped_by_halt_shows_the_reason(
@@ -363,7 +366,7 @@ def test_abandoned_answer_without_text_keeps_its_prompt(
 ) -> None:
     """A silent answer that no page waited for keeps its prompt; Discard returns the prompt."""
     chat = open_chat(start_halt(fake, HALT_ORPHAN_GRACE=1), fake)
-    said = chat.ask("silent_headers")
+    prompt_text = chat.ask("silent_headers")
     record = chat.record()
     chat.page.wait_for_url("**/c/*")
     address = chat.page.url
@@ -371,14 +374,14 @@ def test_abandoned_answer_without_text_keeps_its_prompt(
     assert record.closed.wait(RECORD_TIMEOUT)
     chat.page.goto(address)
     chat.wait_state("stopped")
-    expect(chat.page.locator(".prompt .text")).to_have_text(said)
+    expect(chat.page.locator(".prompt .text")).to_have_text(prompt_text)
     expect(chat.answer.locator(".badge")).to_have_text(
         re.compile(r"^Stopped: no page was open for \d+ seconds? \(HALT_ORPHAN_GRACE\)\.$")
     )
     expect(chat.button("Regenerate")).to_be_visible()
     expect(chat.button("Continue")).to_have_count(0)
     chat.button("Discard").click()
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.page.locator(".exchange")).to_have_count(0)
 
 
@@ -386,33 +389,33 @@ def test_discard_removes_the_exchange_and_returns_its_prompt(chat: Chat) -> None
     """Discard removes the exchange from page and requests, and puts its prompt into the field."""
     chat.ask("count?n=3")
     chat.wait_state("done")
-    said = chat.ask("stall?n=5")
+    prompt_text = chat.ask("stall?n=5")
     chat.wait_text("3 4")
     chat.stop.click()
     chat.wait_state("stopped")
     chat.button("Discard").click()
     expect(chat.page.locator(".exchange")).to_have_count(1)
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.prompt).to_be_focused()
     chat.reload()
-    assert (chat.exchanges(), chat.shown()) == (1, numbers(3))
+    assert (chat.exchange_count(), chat.answer_text()) == (1, numbers(3))
     chat.ask("count?n=1")
     chat.wait_state("done")
-    assert said not in str(chat.record().body)
+    assert prompt_text not in str(chat.record().body)
 
 
 def test_discard_of_the_only_answer_leaves_a_usable_page(chat: Chat) -> None:
     """Discard of the only answer leaves an empty page that can be used."""
-    said = chat.ask("stall?n=5")
+    prompt_text = chat.ask("stall?n=5")
     chat.wait_text("3 4")
     chat.stop.click()
     chat.wait_state("stopped")
     chat.button("Discard").click()
     expect(chat.page.locator(".exchange")).to_have_count(0)
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     chat.ask("count?n=3")
     chat.wait_state("done")
-    assert (chat.exchanges(), chat.shown()) == (1, numbers(3))
+    assert (chat.exchange_count(), chat.answer_text()) == (1, numbers(3))
 
 
 def test_complete_answer_offers_neither_continue_nor_discard(chat: Chat) -> None:
@@ -464,5 +467,5 @@ def test_exact_usage_replaces_the_estimate_of_a_stopped_answer(
 
     eventually(is_counted)
     expect(figures).not_to_contain_text("estimated")
-    assert chat.shown() == numbers(5)
+    assert chat.answer_text() == numbers(5)
     expect(chat.page.locator("#usage")).to_contain_text(re.compile(r"\d+ read, 8 written$"))

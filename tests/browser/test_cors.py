@@ -1,4 +1,4 @@
-"""A page of another origin in a real browser, which decides what the headers are worth."""
+"""Pages of other origins (CORS) in a real browser, which enforces the headers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ EVENT_SOURCE = """base => new Promise((resolve, reject) => {
     const source = new EventSource(`${base}/stream?prompt=Hello&model=count%3Fn%3D2`);
     let text = "";
     source.onmessage = event => {
-        const said = JSON.parse(event.data);
-        text += said.content;
-        if (said.done) { source.close(); resolve(text); }
+        const data = JSON.parse(event.data);
+        text += data.content;
+        if (data.done) { source.close(); resolve(text); }
     };
     source.onerror = () => { source.close(); reject(new Error("refused")); };
 })"""
@@ -50,16 +50,16 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def test_listed_origin_streams_and_stops_and_others_get_none(
-    page: Page, elsewhere: int, fake: FakeOpenAI, start_halt: StartHalt
+    page: Page, other_site: int, fake: FakeOpenAI, start_halt: StartHalt
 ) -> None:
     """A listed origin can stream, stop and use EventSource, without cookies; others get nothing."""
-    halt = start_halt(fake, HALT_CORS_ORIGINS=f"http://127.0.0.1:{elsewhere}")
-    page.goto(f"http://127.0.0.1:{elsewhere}/")
+    halt = start_halt(fake, HALT_CORS_ORIGINS=f"http://127.0.0.1:{other_site}")
+    page.goto(f"http://127.0.0.1:{other_site}/")
     assert page.evaluate(STREAM_AND_STOP, halt.url) == "stopped"
     assert page.evaluate(EVENT_SOURCE, halt.url) == "0 1 "
     health = f"{halt.url}/healthz"
     assert page.evaluate(OUTCOME, [health, {}]) == 200
     assert page.evaluate(OUTCOME, [health, {"credentials": "include"}]) == "TypeError"
     assert page.evaluate(OUTCOME, [f"{halt.url}/models", {}]) == "TypeError"
-    page.goto(f"http://localhost:{elsewhere}/")
+    page.goto(f"http://localhost:{other_site}/")
     assert page.evaluate(OUTCOME, [health, {}]) == "TypeError"

@@ -22,12 +22,12 @@ def test_api_page_fits_a_narrow_screen(
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
     with contextlib.closing(context):
         page = context.new_page()
-        complaints: list[str] = []
-        page.on("console", lambda said: complaints.append(said.text))
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
         page.goto(f"{halt.url}/docs")
         page.get_by_role("link", name="POST /chat/stream").click()
         assert page.url.endswith("#startStream")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.locator("#ChatRequest").is_visible()
         assert {k: v for k, v in page.evaluate(CONTRASTS).items() if v < 4.5} == {}
-        assert complaints == []
+        assert messages == []

@@ -12,7 +12,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.support.documents import Example, examples
 from tests.support.halt_server import StartHalt
 
-#: What stands around an example on a reader's page: code before it and behind it.
+#: Code before and after an example, by document and heading.
 AROUND = {
     ("api.md", "EventSource"): (
         'let text = ""; const show = (more) => (text += more);',
@@ -30,7 +30,7 @@ AROUND = {
         """,
     ),
 }
-#: What the page has then.
+#: The result of each example with that code.
 EXPECTED = {
     ("api.md", "EventSource"): "Count to ten.",
     ("api.md", "Pages of other origins (CORS)"): "read",
@@ -50,13 +50,13 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.mark.parametrize("example", SCRIPTS, ids=lambda example: str(example.heading))
 def test_example_runs_as_documented(
-    example: Example, page: Page, start_halt: StartHalt, shared_fake: FakeOpenAI, elsewhere: int
+    example: Example, page: Page, start_halt: StartHalt, shared_fake: FakeOpenAI, other_site: int
 ) -> None:
     """A JavaScript example of the documents gives the expected result."""
     key = (example.document, example.heading)
     before, after = AROUND[key]
     if key in FOREIGN:
-        site = f"http://127.0.0.1:{elsewhere}"
+        site = f"http://127.0.0.1:{other_site}"
         halt = start_halt(shared_fake, HALT_CORS_ORIGINS=site, HALT_TOKEN="open-sesame")
         page.goto(f"{site}/")
     else:

@@ -1,4 +1,4 @@
-"""GET /stream with the browser's own EventSource, whose page does nothing to end it."""
+"""GET /stream with the browser's EventSource and a page that never closes it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from playwright.sync_api import Browser, Page
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import HaltServer, new_id, request_record
 
-#: Opens an EventSource; what it heard and its state are to be had from `window`.
+#: Opens an EventSource; `window` has its events, the number of its errors, and itself.
 OPEN = """address => {
-    window.heard = [];
-    window.breaks = 0;
+    window.events = [];
+    window.errors = 0;
     window.source = new EventSource(address);
-    window.source.onerror = () => window.breaks++;
-    window.source.onmessage = event => window.heard.push(JSON.parse(event.data));
+    window.source.onerror = () => window.errors++;
+    window.source.onmessage = event => window.events.push(JSON.parse(event.data));
 }"""
 ENDED = "() => window.source.readyState === EventSource.CLOSED"
-HEARD = "() => window.heard"
+EVENTS = "() => window.events"
 
 
 class Cable:
-    """A way to a server that can be cut: every connection of the moment breaks off."""
+    """A proxy before a server; `cut` errors all its connections."""
 
     def __init__(self, halt: HaltServer) -> None:
         self._server = (halt.host, halt.port)
@@ -79,56 +79,60 @@ class Cable:
 
 @pytest.fixture
 def cable(halt: HaltServer) -> Iterator[Cable]:
-    """A way to the shared server."""
-    made = Cable(halt)
-    yield made
-    made.close()
+    """A proxy before the shared server."""
+    cable = Cable(halt)
+    yield cable
+    cable.close()
 
 
 @pytest.fixture
 def page(browser: Browser, cable: Cable) -> Iterator[Page]:
-    """A page of this origin."""
+    """A page of the origin of `cable`."""
     with contextlib.closing(browser.new_context()) as context:
         page = context.new_page()
         page.goto(cable.url)
         yield page
 
 
-def times_asked(fake: FakeOpenAI, said: str) -> int:
-    return len([record for record in fake.requests if said in str(record.body)])
+def times_asked(fake: FakeOpenAI, prompt_text: str) -> int:
+    return len([record for record in fake.requests if prompt_text in str(record.body)])
 
 
 def test_event_source_closes_after_the_end(page: Page, shared_fake: FakeOpenAI) -> None:
     """An EventSource that reconnects after the end is refused, and the prompt has run once."""
-    said = new_id()
-    page.evaluate(OPEN, f"/stream?model=echo&prompt={said}")
+    prompt_text = new_id()
+    page.evaluate(OPEN, f"/stream?model=echo&prompt={prompt_text}")
     page.wait_for_function(ENDED)
-    heard = page.evaluate(HEARD)
-    assert "".join(each["content"] for each in heard) == said
-    assert [each.get("done", False) for each in heard][-1:] == [True]
-    assert len([each for each in heard if each.get("done")]) == 1
-    assert times_asked(shared_fake, said) == 1
+    events = page.evaluate(EVENTS)
+    assert "".join(event["content"] for event in events) == prompt_text
+    assert [event.get("done", False) for event in events][-1:] == [True]
+    assert len([event for event in events if event.get("done")]) == 1
+    assert times_asked(shared_fake, prompt_text) == 1
 
 
-@pytest.mark.parametrize("model", ["silent_first_token?n=8", "stall?n=3&rest=5"])
+@pytest.mark.parametrize(
+    "model",
+    ["silent_first_token?n=8", "stall?n=3&rest=5"],
+    ids=["before the first token", "after three tokens"],
+)
 def test_event_source_with_a_lost_connection_loses_no_token(
     page: Page, cable: Cable, shared_fake: FakeOpenAI, model: str
 ) -> None:
     """An EventSource that loses its connection resumes its run without losing a token."""
-    said = new_id()
-    address = f"/stream?model={quote(model)}&prompt={said}&on_disconnect=continue"
+    prompt_text = new_id()
+    address = f"/stream?model={quote(model)}&prompt={prompt_text}&on_disconnect=continue"
     page.evaluate(OPEN, address)
-    record = request_record(shared_fake, said)
+    record = request_record(shared_fake, prompt_text)
     begun = "2 " if model.startswith("stall") else ""  # "": the opening, which names the run
     page.wait_for_function(
-        "text => window.heard.length && window.heard.map(e => e.content).join('').includes(text)",
+        "text => window.events.length && window.events.map(e => e.content).join('').includes(text)",
         arg=begun,
     )
     cable.cut()
-    page.wait_for_function("() => window.breaks > 0")
+    page.wait_for_function("() => window.errors > 0")
     record.release()
     page.wait_for_function(ENDED)
-    heard = page.evaluate(HEARD)
-    assert "".join(each["content"] for each in heard) == "".join(f"{n} " for n in range(8))
-    assert heard[-1]["type"] == "done"
-    assert times_asked(shared_fake, said) == 1
+    events = page.evaluate(EVENTS)
+    assert "".join(event["content"] for event in events) == "".join(f"{n} " for n in range(8))
+    assert events[-1]["type"] == "done"
+    assert times_asked(shared_fake, prompt_text) == 1

@@ -1,4 +1,4 @@
-"""The browser examples in `tests/examples`, in a real browser, on Halt's own origin."""
+"""The browser examples in `tests/examples`, in a real browser, on Halt's origin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture
 def page(browser: Browser, halt: HaltServer) -> Iterator[Page]:
-    """A page of Halt's origin, where the examples lie under /examples/."""
+    """A page of Halt's origin, which has the examples under /examples/."""
     context = browser.new_context()
     context.set_default_timeout(PATIENCE)
 
@@ -40,12 +40,12 @@ def test_fetch_example_yields_events_with_the_terminal_one_last(
     events = page.evaluate(
         """async () => {
           const events = [];
-          const messages = [{ role: "user", content: "as it was said" }];
+          const messages = [{ role: "user", content: "some words to repeat" }];
           for await (const event of ask({ messages })) events.push(event);
           return events;
         }"""
     )
-    assert "".join(event["content"] for event in events) == "as it was said"
+    assert "".join(event["content"] for event in events) == "some words to repeat"
     assert [event["type"] for event in events][-1] == "done"
 
 
@@ -53,53 +53,53 @@ def test_fetch_example_stops_with_a_receipt_of_the_close(
     page: Page, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
     """Stop in mid-answer: the reader gets `cancelled`, and the receipt says "closed"."""
-    said = f"/fake stall?n=3 {new_id()}"
+    prompt_text = f"/fake stall?n=3 {new_id()}"
     page.goto(f"{halt.url}/examples/")
     page.add_script_tag(url="fetch_reader.js")
     receipt, last = page.evaluate(
-        """async (said) => {
+        """async (promptText) => {
           const id = "page-" + crypto.randomUUID();
           let receipt, last;
-          for await (const event of ask({ id, messages: [{ role: "user", content: said }] })) {
+          for await (const event of ask({ id, messages: [{ role: "user", content: promptText }] })) {
             receipt ??= await stop(id);
             last = event;
           }
           return [receipt, last];
         }""",
-        said,
+        prompt_text,
     )
     assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
     assert last["type"] == "cancelled"
-    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
+    assert request_record(shared_fake, prompt_text).closed.wait(WAIT_TIMEOUT)
 
 
 def test_fetch_example_raises_the_error_message(page: Page, halt: HaltServer) -> None:
     """The fetch example raises a refusal as an exception with Halt's message."""
     page.goto(f"{halt.url}/examples/")
     page.add_script_tag(url="fetch_reader.js")
-    told = page.evaluate("ask({ messages: [] }).next().catch((error) => error.message)")
-    assert "messages" in told
+    message = page.evaluate("ask({ messages: [] }).next().catch((error) => error.message)")
+    assert "messages" in message
 
 
 def test_event_source_example_shows_an_answer(page: Page, halt: HaltServer) -> None:
     """The EventSource example shows an answer to its end."""
     page.goto(f"{halt.url}/examples/eventsource.html")
-    page.fill("#prompt", "as it was said")
+    page.fill("#prompt", "some words to repeat")
     page.click("text=Ask")
     expect(page.locator("#state")).to_have_text("done")
-    expect(page.locator("#answer")).to_have_text("as it was said")
+    expect(page.locator("#answer")).to_have_text("some words to repeat")
 
 
 def test_event_source_example_stops_and_keeps_its_text(
     page: Page, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
     """Stop in mid-answer keeps the text, shows "cancelled" and closes the upstream."""
-    said = f"/fake stall?n=3 {new_id()}"
+    prompt_text = f"/fake stall?n=3 {new_id()}"
     page.goto(f"{halt.url}/examples/eventsource.html")
-    page.fill("#prompt", said)
+    page.fill("#prompt", prompt_text)
     page.click("text=Ask")
     expect(page.locator("#answer")).to_have_text("0 1 2 ")
     page.click("#stop")
     expect(page.locator("#state")).to_have_text("cancelled")
     expect(page.locator("#answer")).to_have_text("0 1 2 ")
-    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
+    assert request_record(shared_fake, prompt_text).closed.wait(WAIT_TIMEOUT)

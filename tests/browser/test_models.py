@@ -1,4 +1,4 @@
-"""Choosing the model that answers: from what the provider offers, remembered where it belongs."""
+"""The model picker: its list, its choice, and where the choice is kept."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_picker_lists_the_providers_models_and_sends_the_choice(chat: Chat) -> N
     expect(picker(chat).locator("option").first).to_contain_text("Default")
     expect(picker(chat)).to_have_value("")
     choose(chat, "markdown")
-    chat.said = "Hello, markdown."
-    chat.say(chat.said)
+    chat.last_prompt = "Hello, markdown."
+    chat.submit(chat.last_prompt)
     chat.wait_state("done")
     assert chat.record().body["model"] == "markdown"
     expect(chat.text.locator("h1")).to_have_text("A fixed answer")
@@ -32,7 +32,7 @@ def test_picker_lists_the_providers_models_and_sends_the_choice(chat: Chat) -> N
 def test_picker_keeps_the_choice_of_a_conversation(chat: Chat) -> None:
     """A conversation keeps its model; a new chat starts with the last choice."""
     choose(chat, "length")
-    chat.say("One.")
+    chat.submit("One.")
     chat.wait_state("done")
     first = chat.page.url
     chat.reload()
@@ -41,7 +41,7 @@ def test_picker_keeps_the_choice_of_a_conversation(chat: Chat) -> None:
     expect(chat.page.locator(".exchange")).to_have_count(0)
     expect(picker(chat)).to_have_value("length")
     choose(chat, "no_usage")
-    chat.say("Two.")
+    chat.submit("Two.")
     chat.wait_state("done")
     chat.page.goto(first)
     expect(picker(chat)).to_have_value("length")
@@ -50,8 +50,8 @@ def test_picker_keeps_the_choice_of_a_conversation(chat: Chat) -> None:
 def test_regenerate_uses_the_model_chosen_now(chat: Chat) -> None:
     """Regenerate sends the prompt to the model that is chosen now."""
     choose(chat, "echo")
-    chat.said = "Say it again."
-    chat.say(chat.said)
+    chat.last_prompt = "Say it again."
+    chat.submit(chat.last_prompt)
     chat.wait_text("Say it again.")
     chat.wait_state("done")
     choose(chat, "no_usage")
@@ -87,12 +87,12 @@ def test_picker_replaces_a_retired_model_by_the_default(chat: Chat) -> None:
 
 def test_invalid_model_name_is_refused_and_the_prompt_stays(chat: Chat) -> None:
     """The server refuses an invalid model name; the prompt stays in its field."""
-    chat.forgives = "400"
+    chat.allowed_problems = "400"
     picker(chat).evaluate("e => e.add(new Option('bad', 'x'.repeat(300), true, true))")
-    chat.say("Hello?")
+    chat.submit("Hello?")
     expect(chat.page.locator("#notice")).to_contain_text("model must be a name")
     expect(chat.prompt).to_have_value("Hello?")
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
 
 
 @pytest.mark.slow
@@ -111,17 +111,17 @@ def test_picker_offers_a_new_server_when_opened(
     with RawServer(listing(models("m", owner="user")), port=port):
         expect(picker(chat).locator(f'option[value="{name}"]')).to_have_count(0)
 
-        def offered() -> bool:  # each time that it is opened; two looks are seconds apart
+        def is_offered() -> bool:  # opening it requests the list, at most once in some seconds
             chat.prompt.hover()
             picker(chat).hover()
             picker(chat).focus()
             chat.prompt.focus()
             return picker(chat).locator(f'option[value="{name}"]').count() == 1
 
-        eventually(offered)
+        eventually(is_offered)
         expect(picker(chat).locator("option").first).to_have_text(f"Default: {name}")
         expect(notice).to_have_count(0)
         expect(chat.page.locator("#system")).to_be_hidden()
-        chat.say("Hello.")
+        chat.submit("Hello.")
         chat.wait_text("m answers.")
         chat.wait_state("done")

@@ -1,4 +1,4 @@
-"""A long paragraph while it is open: drawn in parts, laid out once a frame, and otherwise the same."""
+"""A long paragraph while it is written: drawn in parts, with one layout per frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 WORDS = ("AV", "To", "fi", "flow", "office", "waffle", "“quoted”", "words", "—", "e.g.", "A/V", "I")
 TAIL = ".answer .tail"
 
-#: Where each word of an open text stands in it, its pieces joined.
+#: Joins the pieces of an open paragraph and returns the position of node word in it.
 PLACES = """tail => {
   tail.normalize();
   const corner = tail.getBoundingClientRect();
@@ -32,13 +32,13 @@ PLACES = """tail => {
 
 
 def paragraph(size: int) -> str:
-    """So many characters of words, without a newline."""
+    """Words of `size` characters in total, without a newline."""
     draw = random.Random(3)
     return " ".join(draw.choices(WORDS, k=size // 3))[:size].rstrip()
 
 
 def ask_for_open(chat: Chat, text: str) -> None:
-    """Let the model write this text and then nothing more, so that the paragraph stays open."""
+    """Let the model write this text and then be silent, so that the paragraph stays open."""
     key = f"open {len(text)}"
     chat.fake.texts[key] = text
     chat.ask(f"go_on?key={key.replace(' ', '+')}&first={len(text)}&rate=2000")
@@ -50,9 +50,9 @@ def ask_for_open(chat: Chat, text: str) -> None:
 
 
 def layouts(session: CDPSession) -> float:
-    """How often the page was laid out so far."""
+    """The number of layouts of the page so far."""
     metrics = session.send("Performance.getMetrics")["metrics"]
-    return next(float(each["value"]) for each in metrics if each["name"] == "LayoutCount")
+    return next(float(metric["value"]) for metric in metrics if metric["name"] == "LayoutCount")
 
 
 def test_messages_within_a_frame_cause_one_layout(chat: Chat) -> None:
@@ -66,7 +66,7 @@ def test_messages_within_a_frame_cause_one_layout(chat: Chat) -> None:
           const tail = document.querySelector(selector);
           for (let i = 0; i < 100; i++) {
             tail.append(`message ${i} `);
-            await null; // what watches the page is told
+            await null; // the page's observers run
             await null;
           }
           return tail.textContent.length;
@@ -76,7 +76,7 @@ def test_messages_within_a_frame_cause_one_layout(chat: Chat) -> None:
     chat.frames()
     assert added > 1000
     assert layouts(session) - before < 10
-    assert chat.below() < 2, "the page follows the text"
+    assert chat.pixels_below() < 2, "the page follows the text"
     chat.stop.click()
     chat.wait_state("stopped")
 
@@ -88,13 +88,13 @@ def test_long_paragraph_is_drawn_in_bounded_parts(chat: Chat) -> None:
     seen = chat.page.evaluate(
         """selector => {
           const tail = document.querySelector(selector), nodes = [...tail.childNodes];
-          const last = nodes.findLastIndex(each => each.nodeType === Node.ELEMENT_NODE);
+          const last = nodes.findLastIndex(node => node.nodeType === Node.ELEMENT_NODE);
           getSelection().selectAllChildren(tail);
           const selected = getSelection().toString();
           getSelection().removeAllRanges();
           return {
-            parts: nodes.slice(0, last).filter(each => each.nodeType === Node.TEXT_NODE).map(each => each.length),
-            seams: nodes.filter(each => each.nodeType === Node.ELEMENT_NODE).map(each => each.outerHTML),
+            parts: nodes.slice(0, last).filter(node => node.nodeType === Node.TEXT_NODE).map(node => node.length),
+            seams: nodes.filter(node => node.nodeType === Node.ELEMENT_NODE).map(node => node.outerHTML),
             read: tail.textContent, selected,
           };
         }""",
@@ -107,12 +107,12 @@ def test_long_paragraph_is_drawn_in_bounded_parts(chat: Chat) -> None:
     chat.stop.click()
     chat.wait_state("stopped")
     assert chat.page.locator(".seam").count() == 0
-    assert chat.shown() == text
+    assert chat.answer_text() == text
 
 
 @pytest.mark.parametrize("width", [1000, 390])
 def test_seams_move_no_word(chat: Chat, width: int) -> None:
-    """With seams or without them, each word of a paragraph stands in the same place."""
+    """With seams or without them, node word of a paragraph stands in the same place."""
     chat.page.set_viewport_size({"width": width, "height": 800})
     ask_for_open(chat, paragraph(9_000))
     assert chat.page.locator(".tail .seam").count() >= 3

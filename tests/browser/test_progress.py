@@ -1,4 +1,4 @@
-"""How far an answer is: an estimate, said to be one."""
+"""The progress bar of an answer, which is an estimate."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ def test_progress_is_estimated_from_earlier_answers(
     bars = chat.page.evaluate("bars")
     assert bars == sorted(bars)
     assert 40 <= bars[0] < bars[-1] < 100
-    assert chat.shown() == numbers(150)
+    assert chat.answer_text() == numbers(150)

@@ -50,7 +50,7 @@ http {{
 
 
 class Proxy:
-    """nginx with TLS in front of a server; to a `Chat` it is the server, since it has a `url`."""
+    """nginx with TLS before a server. A `Chat` can use it as its server: it has a `url`."""
 
     def __init__(self, folder: Path, server: HaltServer, protocol: str) -> None:
         binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
@@ -83,13 +83,13 @@ class Proxy:
                 time.sleep(0.02)
 
     def close(self) -> None:
-        """End it, and what it has connected."""
+        """End nginx and its connections."""
         self.process.terminate()
         self.process.wait(RECORD_TIMEOUT)
 
 
 class Tab:
-    """A tab of the session, and the requests that it has made whose responses are page streams."""
+    """A tab of the session, and its requests whose responses are page streams."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
@@ -102,28 +102,28 @@ class Tab:
 
     @property
     def is_live(self) -> bool:
-        """Its stream has not ended: it did not ask again from the last event on."""
+        """Whether its first stream has not ended: no request resumes after a last event."""
         return not any("last-event-id" in request.headers for request in self.requests)
 
 
 @pytest.fixture
 def proxy(request: pytest.FixtureRequest, tmp_path: Path, halt: HaltServer) -> Iterator[Proxy]:
-    """nginx that speaks the protocol of the test's parameter."""
-    made = Proxy(tmp_path, halt, request.param)
-    yield made
-    made.close()
+    """nginx with the protocol of the test's parameter."""
+    proxy = Proxy(tmp_path, halt, request.param)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture
 def tabs(proxy: Proxy, open_chat: OpenChat, shared_fake: FakeOpenAI) -> list[Tab]:
-    """Tabs of one session, each with an answer under way."""
+    """Tabs of one session, each with a running answer."""
     server = cast("HaltServer", proxy)
     first = open_chat(server, shared_fake, ignore_https_errors=True)
     others = [open_chat(server, shared_fake, same=first) for _ in range(TABS - 1)]
-    opened = [Tab(chat) for chat in (first, *others)]
-    for tab in opened:
+    tabs = [Tab(chat) for chat in (first, *others)]
+    for tab in tabs:
         tab.chat.ask(ENDLESS)
-    return opened
+    return tabs
 
 
 def stop_many(tabs: list[Tab]) -> None:

@@ -1,4 +1,4 @@
-"""Messages that are written while an answer comes: they wait, and go out when it is done."""
+"""The queue: messages that are sent while an answer runs, and go out after it."""
 
 from __future__ import annotations
 
@@ -8,85 +8,87 @@ import pytest
 from playwright.sync_api import Locator, Route, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.chat import LOAD_ERRORS, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.support.halt_server import HaltServer, eventually, new_id, request_record
 
 
 def queue(chat: Chat) -> Locator:
-    """The list of what waits."""
+    """The queue on the page."""
     return chat.page.locator("#queue")
 
 
-def waiting(chat: Chat) -> Locator:
-    """The texts that wait, the next one first."""
+def queued_texts(chat: Chat) -> Locator:
+    """The texts of the queued messages, the next one first."""
     return queue(chat).locator("li .text")
 
 
-def state(chat: Chat) -> Locator:
-    """What the list says of itself."""
+def queue_state(chat: Chat) -> Locator:
+    """The line above the queue that shows its state."""
     return chat.page.locator("#queue-state")
 
 
-def go(chat: Chat) -> Locator:
-    """The button that lets a held list go."""
+def resume_button(chat: Chat) -> Locator:
+    """The button that resumes a paused queue."""
     return queue(chat).get_by_role("button", name="Send")
 
 
 def prompt(n: int) -> str:
-    """A message whose answer is so many numbers."""
+    """A message whose answer is `n` numbers."""
     return f"/fake count?n={n} {new_id()}"
 
 
-def begin(chat: Chat) -> None:
-    """Let an answer be under way that ends when its record is released."""
+def start_answer(chat: Chat) -> None:
+    """Start an answer that runs until its record is released."""
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
 
 
 def prompts(chat: Chat) -> list[str]:
-    """What has been said in the conversation."""
+    """The prompts of the conversation on the page."""
     return chat.page.locator(".prompt .text").all_inner_texts()
 
 
 def test_messages_sent_during_an_answer_are_sent_after_it_in_order(chat: Chat) -> None:
     """Enter during an answer queues a message; each is sent when the answer before it is done."""
     expect(queue(chat)).to_be_hidden()
-    begin(chat)
-    first, record = chat.said, chat.record()
+    start_answer(chat)
+    first, record = chat.last_prompt, chat.record()
     second, third = prompt(4), prompt(5)
-    chat.say(second)
+    chat.submit(second)
     expect(chat.prompt).to_have_value("")
-    expect(state(chat)).to_have_text("1 message queued until the answer is done")
+    expect(queue_state(chat)).to_have_text("1 message queued until the answer is done")
     expect(chat.page.locator("#announcer")).to_have_text("Message queued.")
-    chat.say(third)
-    expect(waiting(chat)).to_have_text([second, third])
-    expect(state(chat)).to_have_text("2 messages queued until the answer is done")
-    assert chat.exchanges() == 1
+    chat.submit(third)
+    expect(queued_texts(chat)).to_have_text([second, third])
+    expect(queue_state(chat)).to_have_text("2 messages queued until the answer is done")
+    assert chat.exchange_count() == 1
     record.release()
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_state("done")
-    assert chat.shown() == numbers(5)
+    assert chat.answer_text() == numbers(5)
     expect(queue(chat)).to_be_hidden()
     assert prompts(chat) == [first, second, third]
-    told = [each["content"].strip() for each in request_record(chat.fake, third).body["messages"]]
-    assert told == [first, numbers(5), second, numbers(4), third]
+    sent_messages = [
+        message["content"].strip() for message in request_record(chat.fake, third).body["messages"]
+    ]
+    assert sent_messages == [first, numbers(5), second, numbers(4), third]
     chat.reload()
     assert prompts(chat) == [first, second, third]
 
 
 def test_queue_button_queues_and_stop_keeps_its_place(chat: Chat) -> None:
     """The Queue button appears with a text and queues it; Stop keeps its place on the screen."""
-    begin(chat)
+    start_answer(chat)
     place = chat.stop.bounding_box()
     button = chat.page.get_by_role("button", name="Queue", exact=True)
     expect(button).to_be_hidden()
-    said = prompt(1)
-    chat.prompt.fill(said)
+    prompt_text = prompt(1)
+    chat.prompt.fill(prompt_text)
     expect(button).to_be_visible()
     assert chat.stop.bounding_box() == place
     button.click()
-    expect(waiting(chat)).to_have_text([said])
+    expect(queued_texts(chat)).to_have_text([prompt_text])
     expect(button).to_be_hidden()
     assert chat.stop.bounding_box() == place
     chat.record().release()
@@ -101,28 +103,28 @@ def test_answer_end_stays_in_view_as_the_queue_grows(
     chat = open_chat(halt, shared_fake, viewport={"width": 390, "height": 640})
     chat.ask_for("\n\n".join(f"Paragraph {n} of the text." for n in range(40)))
     chat.wait_state("done")
-    begin(chat)
+    start_answer(chat)
     for n in range(3):
-        chat.say(prompt(n))
+        chat.submit(prompt(n))
         expect(chat.text).to_be_in_viewport(ratio=1)
     chat.page.mouse.move(200, 200)
     chat.page.mouse.wheel(0, -300)
-    eventually(lambda: chat.below() > 200)
-    there = chat.scrolled()
-    chat.say(prompt(3))
+    eventually(lambda: chat.pixels_below() > 200)
+    position = chat.pixels_above()
+    chat.submit(prompt(3))
     chat.frames()
-    assert chat.scrolled() == there
+    assert chat.pixels_above() == position
     chat.stop.click()
     chat.wait_state("stopped")
 
 
 def test_queued_messages_are_edited_and_removed_by_keyboard(chat: Chat) -> None:
     """Esc ends an edit without stopping the answer; an emptied message is removed."""
-    begin(chat)
+    start_answer(chat)
     record, texts = chat.record(), [prompt(n) for n in (4, 5, 6)]
-    for each in texts:
-        chat.say(each)
-    expect(waiting(chat)).to_have_text(texts)
+    for text in texts:
+        chat.submit(text)
+    expect(queued_texts(chat)).to_have_text(texts)
     lines = queue(chat).locator("li")
     lines.nth(0).get_by_role("button", name="Edit").press("Enter")
     field = queue(chat).get_by_role("textbox", name="Edit the queued message")
@@ -130,66 +132,66 @@ def test_queued_messages_are_edited_and_removed_by_keyboard(chat: Chat) -> None:
     expect(field).to_have_value(texts[0])
     field.fill("given up")
     field.press("Escape")
-    expect(waiting(chat)).to_have_text(texts)
+    expect(queued_texts(chat)).to_have_text(texts)
     expect(lines.nth(0).get_by_role("button", name="Edit")).to_be_focused()
     lines.nth(0).get_by_role("button", name="Edit").press("Enter")
     changed = texts[0].replace("n=4", "n=7")
     field.fill(changed)
     field.press("Enter")
-    expect(waiting(chat)).to_have_text([changed, *texts[1:]])
+    expect(queued_texts(chat)).to_have_text([changed, *texts[1:]])
     lines.nth(1).get_by_role("button", name="Remove").press("Enter")
-    expect(waiting(chat)).to_have_text([changed, texts[2]])
+    expect(queued_texts(chat)).to_have_text([changed, texts[2]])
     expect(lines.nth(1).get_by_role("button", name="Remove")).to_be_focused()
     lines.nth(1).get_by_role("button", name="Edit").click()
     field.fill("")
     field.press("Enter")
-    expect(waiting(chat)).to_have_text([changed])
+    expect(queued_texts(chat)).to_have_text([changed])
     expect(chat.answer).to_have_attribute("data-state", "running")
     record.release()
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    assert chat.shown() == numbers(7)
-    assert not [each for each in chat.fake.requests if texts[1] in str(each.body)]
+    assert chat.answer_text() == numbers(7)
+    assert not [record for record in chat.fake.requests if texts[1] in str(record.body)]
 
 
 def test_queued_message_in_an_edit_is_sent_after_the_edit(chat: Chat) -> None:
     """A queued message that is edited when the answer ends is sent when the edit is saved."""
-    begin(chat)
-    chat.say(prompt(4))
+    start_answer(chat)
+    chat.submit(prompt(4))
     queue(chat).get_by_role("button", name="Edit").click()
     chat.record().release()
     chat.wait_state("done")
     chat.frames()
-    assert chat.exchanges() == 1
+    assert chat.exchange_count() == 1
     field = queue(chat).get_by_role("textbox", name="Edit the queued message")
     field.fill(prompt(6))
     field.press("Enter")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    assert chat.shown() == numbers(6)
+    assert chat.answer_text() == numbers(6)
 
 
 @pytest.mark.parametrize("how", ["click", "Escape"])
 def test_stop_pauses_the_queue(chat: Chat, how: str) -> None:
     """Stop neither sends nor drops queued messages; a button sends them one by one."""
-    begin(chat)
+    start_answer(chat)
     texts = [prompt(4), prompt(5)]
-    for each in texts:
-        chat.say(each)
+    for text in texts:
+        chat.submit(text)
     if how == "click":
         chat.stop.click()
     else:
         chat.page.keyboard.press(how)
     chat.wait_state("stopped")
     for _ in range(2):
-        expect(state(chat)).to_have_text("Paused: you stopped the answer")
-        expect(waiting(chat)).to_have_text(texts)
-        expect(go(chat)).to_have_text("Send now")
-        assert chat.exchanges() == 1
+        expect(queue_state(chat)).to_have_text("Paused: you stopped the answer")
+        expect(queued_texts(chat)).to_have_text(texts)
+        expect(resume_button(chat)).to_have_text("Send now")
+        assert chat.exchange_count() == 1
         chat.reload()
-    unasked = [each for each in chat.fake.requests if texts[0] in str(each.body)]
-    assert unasked == []
-    go(chat).click()
+    requests = [record for record in chat.fake.requests if texts[0] in str(record.body)]
+    assert requests == []
+    resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_state("done")
     assert prompts(chat)[1:] == texts
@@ -198,42 +200,42 @@ def test_stop_pauses_the_queue(chat: Chat, how: str) -> None:
 
 def test_stop_before_any_text_pauses_and_returns_the_prompt(chat: Chat) -> None:
     """Stop before any text returns the prompt to the empty field, else to the queue's head."""
-    said = chat.ask("silent_first_token")
+    prompt_text = chat.ask("silent_first_token")
     chat.record()
     second = prompt(4)
-    chat.say(second)
+    chat.submit(second)
     chat.page.keyboard.press("Escape")
-    expect(chat.prompt).to_have_value(said)
-    expect(waiting(chat)).to_have_text([second])
-    expect(state(chat)).to_contain_text("Paused")
+    expect(chat.prompt).to_have_value(prompt_text)
+    expect(queued_texts(chat)).to_have_text([second])
+    expect(queue_state(chat)).to_contain_text("Paused")
     chat.prompt.press("Enter")
     chat.record(1)
     chat.prompt.fill("half a thought")
-    expect(go(chat)).to_have_text("Send after the answer")
+    expect(resume_button(chat)).to_have_text("Send after the answer")
     chat.page.keyboard.press("Escape")
-    expect(waiting(chat)).to_have_text([said, second])
+    expect(queued_texts(chat)).to_have_text([prompt_text, second])
     expect(chat.prompt).to_have_value("half a thought")
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
 
 
 def test_failed_answer_pauses_the_queue(chat: Chat) -> None:
     """A failed answer pauses the queue; a new message can be sent before it."""
     chat.ask("error_in_stream?n=3&seconds=inf")
     second = prompt(4)
-    chat.say(second)
-    expect(waiting(chat)).to_have_text([second])
+    chat.submit(second)
+    expect(queued_texts(chat)).to_have_text([second])
     chat.record().release()
     chat.wait_state("error")
-    expect(state(chat)).to_have_text("Paused: the answer failed")
+    expect(queue_state(chat)).to_have_text("Paused: the answer failed")
     other = chat.ask("count?n=2")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
     assert prompts(chat)[1] == other
-    expect(waiting(chat)).to_have_text([second])
-    go(chat).click()
+    expect(queued_texts(chat)).to_have_text([second])
+    resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_state("done")
-    assert chat.shown() == numbers(4)
+    assert chat.answer_text() == numbers(4)
 
 
 @pytest.mark.parametrize("reason", ["length", "insufficient_system_resource"])
@@ -242,33 +244,33 @@ def test_incomplete_answer_pauses_the_queue(chat: Chat, reason: str) -> None:
     chat.ask(f"stall?n=3&rest=2&reason={reason}")
     chat.wait_text("0 1 2")
     record = chat.record()
-    chat.say(prompt(2))
+    chat.submit(prompt(2))
     record.release()
-    held = "the answer was cut off" if reason == "length" else "the answer failed"
-    expect(state(chat)).to_have_text(f"Paused: {held}")
+    reason_text = "the answer was cut off" if reason == "length" else "the answer failed"
+    expect(queue_state(chat)).to_have_text(f"Paused: {reason_text}")
     chat.reload()
-    expect(state(chat)).to_have_text(f"Paused: {held}")
+    expect(queue_state(chat)).to_have_text(f"Paused: {reason_text}")
     expect(chat.button("Continue")).to_be_visible()
-    assert chat.exchanges() == 1
-    go(chat).click()
+    assert chat.exchange_count() == 1
+    resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    assert chat.shown() == numbers(2)
+    assert chat.answer_text() == numbers(2)
 
 
 def test_paused_queue_resumed_during_an_answer_waits_for_it(chat: Chat) -> None:
     """A paused queue that is resumed during another answer is sent after that answer."""
-    begin(chat)
+    start_answer(chat)
     second = prompt(4)
-    chat.say(second)
+    chat.submit(second)
     chat.stop.click()
     chat.wait_state("stopped")
     chat.ask("stall?n=3&rest=2")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_text("0 1 2")
-    go(chat).click()
-    expect(state(chat)).to_have_text("1 message queued until the answer is done")
-    assert chat.exchanges() == 2
+    resume_button(chat).click()
+    expect(queue_state(chat)).to_have_text("1 message queued until the answer is done")
+    assert chat.exchange_count() == 2
     chat.record().release()
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_state("done")
@@ -277,12 +279,12 @@ def test_paused_queue_resumed_during_an_answer_waits_for_it(chat: Chat) -> None:
 
 def test_queue_survives_a_reload_and_is_sent_once(chat: Chat) -> None:
     """A queue survives a reload and is sent once, also if the answer ended with no page open."""
-    begin(chat)
+    start_answer(chat)
     record, texts = chat.record(), [prompt(4), prompt(5)]
-    for each in texts:
-        chat.say(each)
+    for text in texts:
+        chat.submit(text)
     chat.reload()
-    expect(waiting(chat)).to_have_text(texts)
+    expect(queued_texts(chat)).to_have_text(texts)
     chat.wait_text("0 1 2")
     address = chat.page.url
     chat.page.goto("about:blank")
@@ -292,68 +294,68 @@ def test_queue_survives_a_reload_and_is_sent_once(chat: Chat) -> None:
     chat.wait_state("done")
     chat.reload()
     assert prompts(chat)[1:] == texts
-    for each in texts:
-        request_record(chat.fake, each)
-        mine = [r for r in chat.fake.requests if (r.body or {}).get("messages", [{}])[-1].get("content") == each]  # fmt: skip
-        assert len(mine) == 1
+    for text in texts:
+        request_record(chat.fake, text)
+        matching_requests = [r for r in chat.fake.requests if (r.body or {}).get("messages", [{}])[-1].get("content") == text]  # fmt: skip
+        assert len(matching_requests) == 1
 
 
 def take_and_abort(route: Route) -> None:
-    """The server gets the request, the page does not get its response."""
+    """The server receives the request, but the page does not receive the response."""
     route.fetch(headers=route.request.headers | {"accept": "text/html"})  # without the stream
     route.abort()
 
 
 def test_queued_message_with_a_lost_response_is_sent_once(chat: Chat) -> None:
     """A queued message whose response was lost is known by its stream ID and not sent twice."""
-    begin(chat)
+    start_answer(chat)
     second = prompt(4)
-    chat.say(second)
+    chat.submit(second)
     chat.page.route("**/messages", take_and_abort)
-    chat.forgives = AWAY + "|Failed to fetch"
+    chat.allowed_problems = LOAD_ERRORS + "|Failed to fetch"
     chat.record().release()
-    expect(state(chat)).to_have_text("Paused: the first message could not be sent")
+    expect(queue_state(chat)).to_have_text("Paused: the first message could not be sent")
     request_record(chat.fake, second)
     chat.page.unroute("**/messages")
-    go(chat).click()
+    resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
     expect(queue(chat)).to_be_hidden()
     assert prompts(chat)[1] == second
-    mine = [r for r in chat.fake.requests if (r.body or {}).get("messages", [{}])[-1].get("content") == second]  # fmt: skip
-    assert len(mine) == 1
+    matching_requests = [r for r in chat.fake.requests if (r.body or {}).get("messages", [{}])[-1].get("content") == second]  # fmt: skip
+    assert len(matching_requests) == 1
 
 
 def test_queue_without_a_network_pauses(chat: Chat) -> None:
     """Without a network the queue pauses, and its button sends it later."""
-    chat.forgives = AWAY + "|Failed to fetch"
-    begin(chat)
+    chat.allowed_problems = LOAD_ERRORS + "|Failed to fetch"
+    start_answer(chat)
     second = prompt(4)
-    chat.say(second)
+    chat.submit(second)
     chat.page.route("**/messages", lambda route: route.abort())
     chat.record().release()
-    expect(state(chat)).to_have_text("Paused: the first message could not be sent")
-    expect(waiting(chat)).to_have_text([second])
+    expect(queue_state(chat)).to_have_text("Paused: the first message could not be sent")
+    expect(queued_texts(chat)).to_have_text([second])
     chat.page.unroute("**/messages")
-    go(chat).click()
+    resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    assert chat.shown() == numbers(4)
+    assert chat.answer_text() == numbers(4)
 
 
 def test_queue_belongs_to_one_conversation(chat: Chat) -> None:
     """Each conversation has its own queue, also within one tab."""
-    begin(chat)
+    start_answer(chat)
     record, second = chat.record(), prompt(4)
-    chat.say(second)
+    chat.submit(second)
     address = chat.page.url
     chat.page.get_by_role("link", name="New chat").click()
     expect(queue(chat)).to_be_hidden()
     chat.ask("count?n=2")
     chat.wait_state("done")
-    assert chat.exchanges() == 1
+    assert chat.exchange_count() == 1
     chat.page.goto(address)
-    expect(waiting(chat)).to_have_text([second])
+    expect(queued_texts(chat)).to_have_text([second])
     record.release()
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
@@ -361,11 +363,11 @@ def test_queue_belongs_to_one_conversation(chat: Chat) -> None:
 
 def test_queue_takes_at_most_20_messages(chat: Chat) -> None:
     """A full queue shows a notice, and the message stays in its field."""
-    begin(chat)
+    start_answer(chat)
     for n in range(20):
-        chat.say(f"message {n}")
-    expect(waiting(chat)).to_have_count(20)
-    chat.say("one too many")
+        chat.submit(f"message {n}")
+    expect(queued_texts(chat)).to_have_count(20)
+    chat.submit("one too many")
     expect(chat.page.locator("#notice")).to_have_text(
         "The queue is full: at most 20 messages can wait."
     )
@@ -382,26 +384,26 @@ def test_queue_fits_a_narrow_screen(
     """At 360 pixels the queue does not overflow, is legible and has large enough buttons."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
-    begin(chat)
-    chat.say("a message " * 30)
-    chat.say("w" * 300)
+    start_answer(chat)
+    chat.submit("a message " * 30)
+    chat.submit("w" * 300)
     chat.prompt.fill("another")
-    found = chat.contrasts()
+    contrasts = chat.contrasts()
     queue(chat).get_by_role("button", name="Edit").first.click()
     chat.frames()
     wide = "(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)"
     assert chat.page.evaluate(wide) == 0
     chat.stop.click()
     chat.wait_state("stopped")
-    found |= chat.contrasts()
-    assert {name: round(c, 2) for name, c in found.items() if c < 4.5} == {}
+    contrasts |= chat.contrasts()
+    assert {name: round(c, 2) for name, c in contrasts.items() if c < 4.5} == {}
     assert chat.page.evaluate(wide) == 0
-    for each in (chat.prompt, chat.send, go(chat)):
-        expect(each).to_be_in_viewport(ratio=1)
-    for each in chat.page.locator("button:visible").all():
-        box = each.bounding_box()
+    for control in (chat.prompt, chat.send, resume_button(chat)):
+        expect(control).to_be_in_viewport(ratio=1)
+    for button in chat.page.locator("button:visible").all():
+        box = button.bounding_box()
         assert box is not None
-        assert min(box["height"], box["width"]) >= 24, each.inner_text()
+        assert min(box["height"], box["width"]) >= 24, button.inner_text()
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["over", "running"])
@@ -409,28 +411,32 @@ def test_message_after_a_change_in_another_tab_is_queued(
     chat: Chat, tab: Callable[[], Chat], running: bool
 ) -> None:
     """A message to a conversation that another tab changed is queued until it is shown."""
-    chat.forgives = AWAY
+    chat.allowed_problems = LOAD_ERRORS
     chat.ask("count?n=2")
     chat.wait_state("done")
     other = tab()
     other.page.goto(chat.page.url)
-    elsewhere = other.ask("stall?n=3&rest=2" if running else "count?n=3")
+    other_prompt = other.ask("stall?n=3&rest=2" if running else "count?n=3")
     other.wait_text("0 1 2")
     if not running:
         other.wait_state("done")
-    mine = prompt(4)
-    chat.say(mine)
-    expect(state(chat)).to_have_text("Paused: the conversation changed in another tab or device")
+    own_prompt = prompt(4)
+    chat.submit(own_prompt)
+    expect(queue_state(chat)).to_have_text(
+        "Paused: the conversation changed in another tab or device"
+    )
     expect(chat.prompt).to_have_value("")
-    expect(waiting(chat)).to_have_text([mine])
-    assert prompts(chat)[1:] == [elsewhere]
+    expect(queued_texts(chat)).to_have_text([own_prompt])
+    assert prompts(chat)[1:] == [other_prompt]
     expect(chat.prompt).to_have_value("")
     if running:
         other.record().release()
         chat.wait_state("done")
-    go(chat).click()
+    resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_state("done")
-    assert prompts(chat)[1:] == [elsewhere, mine]
-    told = [each["content"] for each in request_record(chat.fake, mine).body["messages"]]
-    assert told[-3:] == [elsewhere, numbers(5 if running else 3) + " ", mine]
+    assert prompts(chat)[1:] == [other_prompt, own_prompt]
+    sent_messages = [
+        message["content"] for message in request_record(chat.fake, own_prompt).body["messages"]
+    ]
+    assert sent_messages[-3:] == [other_prompt, numbers(5 if running else 3) + " ", own_prompt]

@@ -1,4 +1,4 @@
-"""Text that comes in bursts is shown evenly, without being any less true to what was seen."""
+"""Smoothing: text that arrives in bursts gets its ink evenly, and is kept as it was shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.halt_server import HaltServer
 
 BURSTS = "count?n=300&gap_ms=8&burst=30"
 
-#: In each frame: how many characters are there without ink, and how long the oldest has been.
+#: Records for each frame: characters of the text, characters without ink, and the time.
 WATCH = """() => {
   window.frames = [];
   const look = () => {
@@ -33,14 +33,14 @@ def test_smoothing_spreads_a_burst_over_several_frames(chat: Chat) -> None:
     chat.ask(BURSTS)
     chat.wait_state("done")
     frames = chat.page.evaluate("frames")
-    inked = [there - hidden for there, hidden, _ in frames]
+    inked = [count - hidden for count, hidden, _ in frames]
     bursts = sum(1 for (a, *_), (b, *_) in pairwise(frames) if b > a)
     steps = sum(1 for a, b in pairwise(inked) if b > a)
     assert steps > bursts, (steps, bursts)
-    for there, _, at in frames:
+    for count, _, at in frames:
         later = [ink for ink, (_, _, when) in zip(inked, frames, strict=True) if when > at + 250]
-        # The first frame that late may have been long in coming, and shows what was true before it.
-        assert len(later) < 2 or later[1] >= there
+        # The first of these frames may be late, and shows the state before it.
+        assert len(later) < 2 or later[1] >= count
     assert chat.page.evaluate("CSS.highlights.get('unread').size") == 0
 
 
@@ -58,9 +58,9 @@ def test_stop_shows_all_smoothed_text_at_once(chat: Chat) -> None:
     chat.wait_state("stopped")
     chat.page.wait_for_function("() => 'unread' in window")
     assert chat.page.evaluate("unread") == 0
-    assert chat.page.evaluate("still") == chat.shown()
+    assert chat.page.evaluate("still") == chat.answer_text()
     chat.reload()
-    assert chat.page.evaluate("document.querySelector('.answer > .text').textContent.trim()") == chat.shown()  # fmt: skip
+    assert chat.page.evaluate("document.querySelector('.answer > .text').textContent.trim()") == chat.answer_text()  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ["switch", "reduced motion"])

@@ -1,4 +1,4 @@
-"""What a model thinks and which tools it calls: in steps beside the answer, with their time."""
+"""Steps of an answer: reasoning with its duration, and tool calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def steps(chat: Chat) -> Locator:
     return chat.answer.locator(".step")
 
 
-def test_reasoning_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
-    """Reasoning is in a closed fold that counts seconds and then shows the duration."""
+def test_reasoning_streams_into_a_closed_step_with_its_time(chat: Chat) -> None:
+    """Reasoning is in a closed step that counts seconds and then shows the duration."""
     chat.ask("think?thoughts=5&n=5&gap_ms=2")
     summary = steps(chat).locator("summary")
     expect(summary).to_have_text(re.compile(r"Thinking… \d+ s"))
@@ -28,9 +28,9 @@ def test_reasoning_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
     chat.record().release()
     chat.wait_state("done")
     expect(summary).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
-    expect(text).to_be_visible()  # what was opened stays open
+    expect(text).to_be_visible()  # an opened step stays open
     expect(text).to_contain_text("thought4 <b>at last</b>")  # text, never markup
-    assert chat.shown() == numbers(5)
+    assert chat.answer_text() == numbers(5)
     chat.reload()
     expect(summary).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
     expect(text).to_be_hidden()
@@ -38,7 +38,7 @@ def test_reasoning_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
 
 
 def test_reasoning_survives_a_reload_in_its_middle(chat: Chat) -> None:
-    """After a reload in mid-reasoning the fold has its text and its time, and adds text once."""
+    """After a reload in mid-reasoning the step has its text and its time, and adds text once."""
     chat.ask("think?thoughts=3&n=2")
     expect(steps(chat).locator(".step-text")).to_have_text("thought0 thought1 thought2 ")
     chat.reload()
@@ -59,13 +59,13 @@ def test_reasoning_is_not_in_the_next_request(chat: Chat) -> None:
     chat.ask("count?n=1")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    told = chat.record().body["messages"]
-    assert [m["content"].strip() for m in told[1:2]] == ["0 1"]
-    assert "thought" not in str(told)
+    sent_messages = chat.record().body["messages"]
+    assert [m["content"].strip() for m in sent_messages[1:2]] == ["0 1"]
+    assert "thought" not in str(sent_messages)
 
 
-def test_text_before_a_closing_think_tag_moves_into_a_fold(chat: Chat) -> None:
-    """Text before a closing think tag moves into a fold when the tag comes, also on a reload."""
+def test_text_before_a_closing_think_tag_moves_into_a_step(chat: Chat) -> None:
+    """Text before a closing think tag moves into a step when the tag comes, also on a reload."""
     chat.ask("think_end?n=5")
     text = chat.answer.locator("> .text")
     expect(text).to_contain_text("thought4")
@@ -75,7 +75,7 @@ def test_text_before_a_closing_think_tag_moves_into_a_fold(chat: Chat) -> None:
     expect(steps(chat)).to_have_count(1)
     chat.wait_state("done")
     for _ in range(2):
-        assert chat.shown() == numbers(5)
+        assert chat.answer_text() == numbers(5)
         expect(steps(chat).locator("summary")).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
         expect(steps(chat).locator(".step-text")).to_have_text(
             "thought0 thought1 thought2 thought3 thought4 <b>at last</b>"
@@ -83,10 +83,10 @@ def test_text_before_a_closing_think_tag_moves_into_a_fold(chat: Chat) -> None:
         chat.reload()
     chat.ask("count?n=1")
     chat.wait_state("done")
-    told = str(chat.record().body["messages"])
-    assert "0 1 2 3 4" in told
-    assert "thought" not in told
-    assert "think>" not in told
+    sent_messages = str(chat.record().body["messages"])
+    assert "0 1 2 3 4" in sent_messages
+    assert "thought" not in sent_messages
+    assert "think>" not in sent_messages
 
 
 def test_text_before_a_closing_think_tag_leaves_a_running_answer(chat: Chat) -> None:
@@ -120,7 +120,7 @@ def test_tool_call_is_shown_as_its_arguments_arrive(chat: Chat) -> None:
 
 def test_stop_during_reasoning_keeps_the_reasoning(chat: Chat) -> None:
     """Reasoning without an answer is kept at Stop, and can be regenerated and discarded."""
-    said = chat.ask("think?n=2")
+    prompt_text = chat.ask("think?n=2")
     seen = steps(chat).locator(".step-text")
     expect(seen).to_contain_text("thought4")
     chat.page.keyboard.press("Escape")
@@ -129,7 +129,7 @@ def test_stop_during_reasoning_keeps_the_reasoning(chat: Chat) -> None:
         expect(seen).to_have_text("thought0 thought1 thought2 thought3 thought4 ")
         expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
         expect(chat.prompt).to_have_value("")
-        expect(chat.button("Continue")).to_have_count(0)  # there is no word to go on from
+        expect(chat.button("Continue")).to_have_count(0)  # there is no text to continue
         chat.reload()
     chat.button("Regenerate").click()
     expect(chat.page.locator(".versions .number")).to_contain_text("2/")
@@ -142,11 +142,11 @@ def test_stop_during_reasoning_keeps_the_reasoning(chat: Chat) -> None:
     expect(seen).to_contain_text("thought4")
     chat.button("Discard").click()
     expect(chat.page.locator(".exchange")).to_have_count(0)
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
 
 
-def test_fold_opens_by_keyboard_and_keeps_the_focus(chat: Chat) -> None:
-    """Enter opens a fold, which keeps the focus when the answer is done."""
+def test_step_opens_by_keyboard_and_keeps_the_focus(chat: Chat) -> None:
+    """Enter opens a step, which keeps the focus when the answer is done."""
     chat.ask("think?thoughts=3&n=2")
     summary = steps(chat).locator("summary")
     summary.focus()

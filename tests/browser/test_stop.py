@@ -1,4 +1,4 @@
-"""Stop, as a person presses it: at any moment, and it really stops."""
+"""Stop: by button or Escape, before, during and after text, and with lost requests."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pytest
 from playwright.sync_api import Locator, Route, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.chat import LOAD_ERRORS, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.network import Network
 from tests.support.halt_server import RECORD_TIMEOUT
 
-#: What a proxy says while the server behind it is away.
+#: The response of a proxy whose server does not answer.
 BAD_GATEWAY = (
     "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 )
 
 
 def press(chat: Chat, how: str) -> None:
-    """Stop by mouse or by key."""
+    """Stop by button or by key."""
     if how == "click":
         chat.stop.click()
     else:
@@ -60,14 +60,14 @@ def test_stop_freezes_the_text_within_a_frame(chat: Chat, how: str) -> None:
     )
     press(chat, how)
     chat.wait_state("stopped")
-    assert chat.record().closed.wait(RECORD_TIMEOUT), "the provider goes on writing"
+    assert chat.record().closed.wait(RECORD_TIMEOUT), "the upstream is still open"
     chat.frames()
-    stopped = chat.shown()
+    stopped = chat.answer_text()
     assert chat.page.evaluate("still") == stopped
     assert stopped == numbers(len(stopped.split()))
     chat.reload()
     chat.wait_state("stopped")
-    assert chat.shown() == stopped
+    assert chat.answer_text() == stopped
 
 
 def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
@@ -76,18 +76,18 @@ def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
     chat.wait_text("20 21 22")
     held = HeldRequests(chat, "**/stop")
     chat.stop.click()
-    still = chat.shown()
+    frozen_text = chat.answer_text()
     held.wait()
     sent = chat.record().wait_tokens(0)
     chat.record().wait_tokens(sent + 100, RECORD_TIMEOUT)
     chat.frames()
-    assert chat.shown() == still
+    assert chat.answer_text() == frozen_text
     held.release()
     chat.wait_state("stopped")
-    assert chat.shown() == still
+    assert chat.answer_text() == frozen_text
     chat.reload()
     chat.wait_state("stopped")
-    assert chat.shown() == still
+    assert chat.answer_text() == frozen_text
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,7 @@ def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
         "count?n=1000000&rate=2000&burst=20",
         "markdown?n=5000&gap_ms=1",
     ],
+    ids=["silent", "slow", "fast", "markdown"],
 )
 def test_stopped_answer_shows_its_badge_and_figures(chat: Chat, model: str) -> None:
     """A stopped answer shows its reason and figures, and the conversation can continue."""
@@ -113,7 +114,7 @@ def test_stopped_answer_shows_its_badge_and_figures(chat: Chat, model: str) -> N
     assert chat.record().closed.wait(RECORD_TIMEOUT)
     chat.ask("count?n=2")
     chat.wait_state("done")
-    assert (chat.exchanges(), chat.shown()) == (2, "0 1")
+    assert (chat.exchange_count(), chat.answer_text()) == (2, "0 1")
 
 
 def test_silence_before_the_first_text_counts_seconds(chat: Chat) -> None:
@@ -153,7 +154,7 @@ def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     expect(chat.answer.locator(".step .label")).to_have_text("Thinking…")
     expect(chat.answer.locator(".step-text")).to_have_text("thought0 thought1 ")
     expect(stop).to_be_hidden()
-    # Nothing more comes. It began to be silent a minute and a half ago.
+    # The silence lasts until the end; set its start to 95 seconds ago.
     waiting.evaluate("p => { p.lastElementChild.since = performance.now() - 95_000; }")
     expect(waiting).to_have_text(re.compile(r"^No text for 1:(3[5-9]|[45]\d)$"))
     expect(waiting).to_be_visible()
@@ -170,48 +171,50 @@ def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
 def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, how: str) -> None:
     """Stop before any text puts the prompt back into its field and leaves no exchange."""
-    said = chat.ask(model)
+    prompt_text = chat.ask(model)
     chat.wait_state("running")
     expect(chat.prompt).to_have_value("")
     chat.record()
     press(chat, how)
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.prompt).to_be_focused()
     expect(chat.send).to_be_visible()
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
     assert chat.record().closed.wait(RECORD_TIMEOUT)
     chat.reload()
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
 
 
 @pytest.mark.parametrize("how", ["click", "Esc"])
 def test_stop_before_the_request_arrives_sends_none_upstream(chat: Chat, how: str) -> None:
     """A Stop that is faster than its request returns the prompt; the model gets no request."""
     held = HeldRequests(chat, "**/messages")
-    said = chat.ask("count?n=5")
+    prompt_text = chat.ask("count?n=5")
     held.wait()
     with chat.page.expect_response("**/stop") as pressed:
         press(chat, how)
     assert pressed.value.ok
     held.release()
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.send).to_be_visible()
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
     chat.reload()
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
     chat.ask("count?n=1")
     chat.wait_state("done")
-    assert not [r for r in chat.fake.requests if said in str(r.body)]
+    assert not [r for r in chat.fake.requests if prompt_text in str(r.body)]
 
 
-@pytest.mark.parametrize("model", ["silent_first_token", "count?n=1000000&gap_ms=3"])
+@pytest.mark.parametrize(
+    "model", ["silent_first_token", "count?n=1000000&gap_ms=3"], ids=["silent", "with text"]
+)
 def test_stop_before_the_first_response_byte_returns_the_prompt(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, model: str
 ) -> None:
     """Stop before the page has shown a started answer returns the prompt."""
     chat = open_chat(network, shared_fake)
     network.hold("POST .*/messages")
-    said = chat.ask(model)
+    prompt_text = chat.ask(model)
     network.wait_held()
     if "count" in model:
         chat.record().wait_tokens(20, RECORD_TIMEOUT)
@@ -219,12 +222,12 @@ def test_stop_before_the_first_response_byte_returns_the_prompt(
         chat.stop.click()
     assert pressed.value.ok
     assert chat.record().closed.wait(RECORD_TIMEOUT)
-    network.let_go()
-    expect(chat.prompt).to_have_value(said)
+    network.release()
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.send).to_be_visible()
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
     chat.reload()
-    assert chat.exchanges() == 0
+    assert chat.exchange_count() == 0
 
 
 def test_stop_before_regenerate_arrives_keeps_the_answer(chat: Chat) -> None:
@@ -239,41 +242,41 @@ def test_stop_before_regenerate_arrives_keeps_the_answer(chat: Chat) -> None:
     held.release()
     expect(chat.send).to_be_visible()
     chat.wait_state("done")
-    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    assert (chat.exchange_count(), chat.answer_text()) == (1, "0 1 2")
     chat.reload()
-    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    assert (chat.exchange_count(), chat.answer_text()) == (1, "0 1 2")
 
 
 def test_stop_that_fails_shows_a_notice_and_can_be_repeated(chat: Chat) -> None:
     """A Stop that does not reach the server shows a notice and can be pressed again."""
-    chat.forgives = AWAY + "|Failed to fetch"
+    chat.allowed_problems = LOAD_ERRORS + "|Failed to fetch"
     chat.ask("count?n=1000000&gap_ms=5")
     chat.wait_text("5 6 7")
     chat.page.route("**/stop", lambda route: route.abort())
     chat.stop.click()
     notice = chat.page.locator("#notice")
     expect(notice).to_have_text("Stop did not reach the server. Press Stop again.")
-    shown = chat.shown()
+    frozen_text = chat.answer_text()
     chat.page.unroute("**/stop")
     chat.stop.click()
     chat.wait_state("stopped")
     expect(notice).to_be_empty()
-    assert chat.shown() == shown
+    assert chat.answer_text() == frozen_text
     assert chat.record().closed.wait(RECORD_TIMEOUT)
     chat.reload()
     chat.wait_state("stopped")
-    assert chat.shown() == shown
+    assert chat.answer_text() == frozen_text
 
 
-@pytest.mark.parametrize("lost", ["the way", "a proxy"])
+@pytest.mark.parametrize("lost", ["the network", "a proxy"])
 def test_stop_that_fails_is_repeated_by_the_page(chat: Chat, lost: str) -> None:
     """The page repeats a Stop that did not reach the server."""
-    chat.forgives = AWAY + "|Failed to fetch"
+    chat.allowed_problems = LOAD_ERRORS + "|Failed to fetch"
     chat.ask("count?n=1000000&gap_ms=5")
     chat.wait_text("5 6 7")
 
     def lose(route: Route) -> None:
-        if lost == "the way":
+        if lost == "the network":
             route.abort()
         else:
             route.fulfill(status=502, content_type="text/html", body=BAD_GATEWAY)
@@ -282,17 +285,17 @@ def test_stop_that_fails_is_repeated_by_the_page(chat: Chat, lost: str) -> None:
     chat.stop.click()
     notice = chat.page.locator("#notice")
     expect(notice).to_have_text("Stop did not reach the server. Press Stop again.")
-    shown = chat.shown()
+    frozen_text = chat.answer_text()
     chat.page.unroute("**/stop")
     chat.wait_state("stopped")
     expect(notice).to_be_empty()
-    assert chat.shown() == shown
+    assert chat.answer_text() == frozen_text
     assert chat.record().closed.wait(RECORD_TIMEOUT)
 
 
 def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> None:
     """A proxy's error page changes no message; a notice shows its status and the prompt stays."""
-    chat.forgives = AWAY
+    chat.allowed_problems = LOAD_ERRORS
     chat.ask("count?n=3")
     chat.wait_state("done")
     notice, messages = chat.page.locator("#notice"), chat.page.locator("#messages")
@@ -302,7 +305,7 @@ def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> N
         route.fulfill(status=502, content_type="text/html", body=BAD_GATEWAY)
 
     ways: list[tuple[str, Callable[[], None]]] = [
-        ("**/messages", lambda: chat.say("Still here")),
+        ("**/messages", lambda: chat.submit("Still here")),
         ("**/regenerate", lambda: chat.button("Regenerate").click()),
     ]
     for path, act in ways:
@@ -321,7 +324,7 @@ def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> N
 
 def test_failed_discard_is_not_announced_as_done(chat: Chat) -> None:
     """A screen reader does not hear "Discarded" of an answer that is still there."""
-    chat.forgives = AWAY
+    chat.allowed_problems = LOAD_ERRORS
     chat.ask("stall")
     chat.wait_text("3 4")
     chat.stop.click()
@@ -341,7 +344,7 @@ def test_stop_pressed_many_times_acts_once(chat: Chat) -> None:
     chat.wait_state("stopped")
     for _ in range(3):
         chat.page.keyboard.press("Escape")
-    assert chat.exchanges() == 1
+    assert chat.exchange_count() == 1
     expect(chat.send).to_be_visible()
     expect(chat.prompt).to_have_value("")
 
@@ -357,19 +360,19 @@ def test_escape_without_a_running_answer_keeps_the_text(chat: Chat) -> None:
 def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[], Chat]) -> None:
     """With seven streaming tabs, each Stop gets one of the browser's six connections."""
     tabs = [chat, *(tab() for _ in range(6))]
-    for each in tabs:
-        each.ask("count?n=1000000&gap_ms=10")
-    for each in tabs:
-        each.wait_text("20 21 22")
-    for each in tabs:
-        each.stop.click()
-        each.wait_state("stopped")
-        expect(each.answer.locator(".badge")).to_have_text("Stopped by you")
-        assert each.record().closed.wait(RECORD_TIMEOUT)
-    for each in tabs:
-        stopped = each.shown()
-        each.reload()
-        assert each.shown() == stopped
+    for page_tab in tabs:
+        page_tab.ask("count?n=1000000&gap_ms=10")
+    for page_tab in tabs:
+        page_tab.wait_text("20 21 22")
+    for page_tab in tabs:
+        page_tab.stop.click()
+        page_tab.wait_state("stopped")
+        expect(page_tab.answer.locator(".badge")).to_have_text("Stopped by you")
+        assert page_tab.record().closed.wait(RECORD_TIMEOUT)
+    for page_tab in tabs:
+        stopped = page_tab.answer_text()
+        page_tab.reload()
+        assert page_tab.answer_text() == stopped
 
 
 def test_stop_works_in_each_of_seven_tabs_before_any_text(
@@ -377,11 +380,11 @@ def test_stop_works_in_each_of_seven_tabs_before_any_text(
 ) -> None:
     """Stop works in each of seven tabs whose requests have no text yet."""
     tabs = [chat, *(tab() for _ in range(6))]
-    prompts = [each.ask("silent_headers") for each in tabs]
-    for each in tabs:
-        each.wait_state("running")
-        each.record()
-    for each, prompt in zip(tabs, prompts, strict=True):
-        each.page.keyboard.press("Escape")
-        expect(each.prompt).to_have_value(prompt)
-        assert each.record().closed.wait(RECORD_TIMEOUT)
+    prompts = [page_tab.ask("silent_headers") for page_tab in tabs]
+    for page_tab in tabs:
+        page_tab.wait_state("running")
+        page_tab.record()
+    for page_tab, prompt in zip(tabs, prompts, strict=True):
+        page_tab.page.keyboard.press("Escape")
+        expect(page_tab.prompt).to_have_value(prompt)
+        assert page_tab.record().closed.wait(RECORD_TIMEOUT)

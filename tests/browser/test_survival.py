@@ -1,4 +1,4 @@
-"""What a conversation survives: reloads, other tabs, lost networks, dead servers, failing models."""
+"""Conversations over reloads, tabs, lost networks, dead servers and failing models."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from playwright.sync_api import Route, expect
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import MARKDOWN, SCENARIOS, pieces
 from halt.testing.wire import Reply
-from tests.browser.chat import AWAY, Chat, numbers, wait_no_open_streams
+from tests.browser.chat import LOAD_ERRORS, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
 from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, eventually, request_record
 from tests.support.reverse_proxies import free_port
 
 LOST = "Connection lost"
-BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of it
+NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"  # in the console
 
 
 # --- reloads and tabs -----------------------------------------------------------------------------
@@ -38,30 +38,30 @@ def test_reload_at_random_moments_loses_and_repeats_no_token(chat: Chat) -> None
     chat.ask("stall?n=1000&rest=50&gap_ms=8")
     chat.wait_text("0 ")
     for _ in range(20):
-        shown = len(chat.shown().split())
-        chat.wait_text(f"{min(shown + chance.randrange(40), 999)} ")
-        before = chat.shown()
+        count = len(chat.answer_text().split())
+        chat.wait_text(f"{min(count + chance.randrange(40), 999)} ")
+        before = chat.answer_text()
         chat.reload()
-        assert chat.shown().startswith(before), f"seed {seed}"
+        assert chat.answer_text().startswith(before), f"seed {seed}"
         chat.wait_state("running")
     chat.record().release()
     chat.wait_state("done")
-    assert chat.shown() == numbers(1050), f"seed {seed}"
+    assert chat.answer_text() == numbers(1050), f"seed {seed}"
     chat.reload()
-    assert chat.shown() == numbers(1050), f"seed {seed}"
+    assert chat.answer_text() == numbers(1050), f"seed {seed}"
 
 
 def test_reload_before_the_first_text_keeps_waiting(chat: Chat) -> None:
     """After a reload before the first text the prompt is shown, and the answer still comes."""
-    said = chat.ask("silent_first_token?n=5")
+    prompt_text = chat.ask("silent_first_token?n=5")
     chat.wait_state("running")
     chat.reload()
     chat.wait_state("running")
-    expect(chat.page.locator(".prompt .text")).to_have_text(said)
+    expect(chat.page.locator(".prompt .text")).to_have_text(prompt_text)
     expect(chat.stop).to_be_visible()
     chat.record().release()
     chat.wait_state("done")
-    assert chat.shown() == numbers(5)
+    assert chat.answer_text() == numbers(5)
 
 
 @pytest.mark.parametrize(
@@ -107,28 +107,28 @@ def test_stop_in_one_tab_stops_the_answer_in_the_other(chat: Chat, tab: Callable
     chat.wait_text("20 21 22")
     other = tab()
     other.page.goto(chat.page.url)
-    assert other.shown().startswith(numbers(20))
-    for each in (chat, other):
-        each.wait_text("60 61 62")
+    assert other.answer_text().startswith(numbers(20))
+    for page_tab in (chat, other):
+        page_tab.wait_text("60 61 62")
     other.stop.click()
-    for each in (chat, other):
-        each.wait_state("stopped")
-        expect(each.send).to_be_visible()
+    for page_tab in (chat, other):
+        page_tab.wait_state("stopped")
+        expect(page_tab.send).to_be_visible()
     assert chat.record().closed.wait(RECORD_TIMEOUT)
-    # Each tab keeps what it has shown; what counts from now on is what the one who stopped had seen.
-    stopped = other.shown()
-    for each in (chat, other):
-        each.reload()
-        assert each.shown() == stopped
+    # Each tab keeps its text. The conversation has the text of the tab that stopped the answer.
+    stopped = other.answer_text()
+    for page_tab in (chat, other):
+        page_tab.reload()
+        assert page_tab.answer_text() == stopped
 
 
-def looked_at_again(chat: Chat) -> None:
-    """What the browser says of a tab that the person comes back to."""
+def focus(chat: Chat) -> None:
+    """Dispatch the event of a tab that gets the focus."""
     chat.page.evaluate("dispatchEvent(new Event('focus'))")
 
 
-def asks_what_is_new(url: str) -> bool:
-    """The page wants to know what was said elsewhere."""
+def is_update_request(url: str) -> bool:
+    """Whether this is the request for messages that other tabs have added."""
     return "/from?" in url
 
 
@@ -146,25 +146,25 @@ def test_focus_shows_and_follows_the_messages_of_another_tab(
     other.ask("stall?n=3&rest=2")
     expect(other.page.locator(".exchange")).to_have_count(3)
     other.wait_text("0 1 2")
-    assert chat.exchanges() == 1
-    looked_at_again(chat)
+    assert chat.exchange_count() == 1
+    focus(chat)
     chat.wait_state("running")
     chat.wait_text("0 1 2")
-    assert chat.exchanges() == 3
-    asked_for: list[str] = []
-    chat.page.on("request", lambda request: asked_for.append(request.url))
-    looked_at_again(chat)
+    assert chat.exchange_count() == 3
+    urls: list[str] = []
+    chat.page.on("request", lambda request: urls.append(request.url))
+    focus(chat)
     other.record().release()
-    for each in (chat, other):
-        each.wait_state("done")
-        assert each.shown() == numbers(5)
-    assert not any(map(asks_what_is_new, asked_for))
-    with chat.page.expect_response(lambda response: asks_what_is_new(response.url)):
-        looked_at_again(chat)
-    chat.ask("count?n=4")  # it goes on from there without a word of what was not seen
+    for page_tab in (chat, other):
+        page_tab.wait_state("done")
+        assert page_tab.answer_text() == numbers(5)
+    assert not any(map(is_update_request, urls))
+    with chat.page.expect_response(lambda response: is_update_request(response.url)):
+        focus(chat)
+    chat.ask("count?n=4")  # no message of the other tab is unseen here
     expect(chat.page.locator(".exchange")).to_have_count(4)
     chat.wait_state("done")
-    assert chat.shown() == numbers(4)
+    assert chat.answer_text() == numbers(4)
 
 
 def test_focus_shows_a_regeneration_and_removal_of_another_tab(
@@ -181,13 +181,13 @@ def test_focus_shows_a_regeneration_and_removal_of_another_tab(
     other.button("Regenerate").click()
     expect(other.page.locator(".number")).to_contain_text("2/")
     other.wait_state("done")
-    looked_at_again(chat)
+    focus(chat)
     expect(chat.page.locator(".number")).to_contain_text("2/")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     other.page.locator(".exchange").first.get_by_role("button", name="Regenerate").click()
     expect(other.page.locator(".exchange")).to_have_count(1)
     other.wait_state("done")
-    looked_at_again(chat)
+    focus(chat)
     expect(chat.page.locator(".exchange")).to_have_count(1)
     expect(chat.page.locator(".number")).to_contain_text("2/")
 
@@ -200,20 +200,20 @@ def test_focus_adds_another_tabs_messages_without_a_jump(
     chat.wait_state("done")
     other = tab()
     other.page.goto(chat.page.url)
-    for there in (300, None):
-        if there is None:
+    for position in (300, None):
+        if position is None:
             chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollHeight)")
         else:
-            chat.page.evaluate(f"scrollTo(0, {there})")
+            chat.page.evaluate(f"scrollTo(0, {position})")
         chat.frames()
-        exchanges = other.exchanges()
+        exchanges = other.exchange_count()
         other.ask("count?n=500")
         expect(other.page.locator(".exchange")).to_have_count(exchanges + 1)
         other.wait_state("done")
-        looked_at_again(chat)
+        focus(chat)
         expect(chat.page.locator(".exchange")).to_have_count(exchanges + 1)
         chat.frames()
-        assert chat.scrolled() == there if there else chat.below() < 40
+        assert chat.pixels_above() == position if position else chat.pixels_below() < 40
 
 
 def test_second_tab_follows_an_answer_to_its_end(chat: Chat, tab: Callable[[], Chat]) -> None:
@@ -224,29 +224,29 @@ def test_second_tab_follows_an_answer_to_its_end(chat: Chat, tab: Callable[[], C
     other.page.goto(chat.page.url)
     for moment in ("40 41", "100 101"):
         other.wait_text(moment)
-        before = other.shown()
+        before = other.answer_text()
         other.reload()
-        assert other.shown().startswith(before)
+        assert other.answer_text().startswith(before)
     chat.record().release()
-    for each in (chat, other):
-        each.wait_state("done")
-        assert each.shown() == numbers(250)
+    for page_tab in (chat, other):
+        page_tab.wait_state("done")
+        assert page_tab.answer_text() == numbers(250)
 
 
 @pytest.mark.slow
 def test_eight_tabs_with_answers_all_get_every_token(chat: Chat, tab: Callable[[], Chat]) -> None:
     """Eight tabs with answers share a browser's six connections, and all get every token."""
     tabs = [chat, *(tab() for _ in range(7))]
-    for each in tabs:
-        each.ask("stall?n=100&rest=50&gap_ms=5")
-    for each in tabs:
-        each.wait_text("98 99")
-        each.wait_state("running")
-    for each in tabs:
-        each.record().release()
-    for each in tabs:
-        each.wait_state("done")
-        assert each.shown() == numbers(150)
+    for page_tab in tabs:
+        page_tab.ask("stall?n=100&rest=50&gap_ms=5")
+    for page_tab in tabs:
+        page_tab.wait_text("98 99")
+        page_tab.wait_state("running")
+    for page_tab in tabs:
+        page_tab.record().release()
+    for page_tab in tabs:
+        page_tab.wait_state("done")
+        assert page_tab.answer_text() == numbers(150)
 
 
 def test_closed_tab_leaves_its_answer_running(chat: Chat, tab: Callable[[], Chat]) -> None:
@@ -260,7 +260,7 @@ def test_closed_tab_leaves_its_answer_running(chat: Chat, tab: Callable[[], Chat
     other.wait_state("running")
     record.release()
     other.wait_state("done")
-    assert other.shown() == numbers(200)
+    assert other.answer_text() == numbers(200)
 
 
 def test_back_and_forward_show_the_conversation(chat: Chat) -> None:
@@ -290,20 +290,22 @@ def test_page_works_after_back_to_the_empty_chat(chat: Chat) -> None:
 
 def test_stop_without_the_session_shows_the_answer_as_lost(chat: Chat) -> None:
     """A Stop from a lost session shows the answer as lost, and Send is visible again."""
-    chat.forgives = AWAY
+    chat.allowed_problems = LOAD_ERRORS
 
-    def of_nobody(route: Route) -> None:
-        """Ask without a session. Each answer renews the page's own, so it can't be taken away."""
-        asked, url = route.request, urlsplit(route.request.url)
-        kept = {k: v for k, v in asked.headers.items() if k in {"content-type", "hx-request"}}
+    def send_without_session(route: Route) -> None:
+        """Send the request without a session; a response would renew a deleted cookie."""
+        request, url = route.request, urlsplit(route.request.url)
+        headers = {k: v for k, v in request.headers.items() if k in {"content-type", "hx-request"}}
         path = url.path + (f"?{url.query}" if url.query else "")
-        answer = chat.server.client().request(asked.method, path, asked.post_data_buffer, kept)
+        answer = chat.server.client().request(
+            request.method, path, request.post_data_buffer, headers
+        )
         html = {"Content-Type": answer.headers["content-type"]}
         route.fulfill(status=answer.status, headers=html, body=answer.body)
 
     chat.ask("stall?n=3")
     chat.wait_text("0 1 2")
-    chat.page.route(re.compile(r"/stop$|/streams/"), of_nobody)
+    chat.page.route(re.compile(r"/stop$|/streams/"), send_without_session)
     chat.stop.click()
     chat.wait_state("lost")
     expect(chat.answer.locator(".note")).to_contain_text("no longer has this answer")
@@ -321,7 +323,7 @@ def test_back_to_a_running_answer_follows_it(chat: Chat) -> None:
     chat.wait_text("58 59")
     chat.record().release()
     chat.wait_state("done")
-    assert chat.shown() == numbers(120)
+    assert chat.answer_text() == numbers(120)
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -337,6 +339,14 @@ def test_back_to_a_running_answer_follows_it(chat: Chat) -> None:
         ("429?retry_after=20", "limiting requests", ""),
         ("500", "had an internal error", ""),
     ],
+    ids=[
+        "dropped connection",
+        "error in the stream",
+        "no finish reason",
+        "invalid stream",
+        "rate limit",
+        "internal error",
+    ],
 )
 def test_temporary_error_is_explained_and_offers_retry(
     chat: Chat, model: str, words: str, text: str
@@ -347,7 +357,7 @@ def test_temporary_error_is_explained_and_offers_retry(
     for _ in range(2):
         expect(chat.answer.locator(".fault")).to_contain_text(words)
         expect(chat.button("Retry")).to_be_visible()
-        assert chat.shown() == text
+        assert chat.answer_text() == text
         expect(chat.send).to_be_visible()
         chat.reload()
 
@@ -361,6 +371,7 @@ def test_temporary_error_is_explained_and_offers_retry(
         ("400", "refused this request"),
         ("context", "too long for this model"),
     ],
+    ids=["wrong key", "forbidden", "unknown model", "bad request", "too long"],
 )
 def test_permanent_error_is_explained_and_offers_no_retry(
     chat: Chat, model: str, words: str
@@ -384,10 +395,10 @@ def test_retry_replaces_the_failed_answer(
     chat.wait_state("error")
     chat.button("Retry").click()
     chat.wait_state("done")
-    assert (chat.exchanges(), chat.shown()) == (1, numbers(4))
+    assert (chat.exchange_count(), chat.answer_text()) == (1, numbers(4))
     expect(chat.answer.locator(".fault")).to_have_count(0)
     chat.reload()
-    assert (chat.exchanges(), chat.shown()) == (1, numbers(4))
+    assert (chat.exchange_count(), chat.answer_text()) == (1, numbers(4))
 
 
 def test_full_server_shows_a_notice_and_the_prompt_stays(
@@ -396,24 +407,24 @@ def test_full_server_shows_a_notice_and_the_prompt_stays(
     """A full server shows a notice; the prompt stays and can be sent when there is room."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     chat = open_chat(server, fake)
-    chat.forgives = "503"
+    chat.allowed_problems = "503"
     with server.client().chat("stall?n=1") as events:
         events.until_text("0 ")
-        said = chat.ask("count?n=3")
+        prompt_text = chat.ask("count?n=3")
         expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
-        expect(chat.prompt).to_have_value(said)
-        assert chat.exchanges() == 0
+        expect(chat.prompt).to_have_value(prompt_text)
+        assert chat.exchange_count() == 0
         expect(chat.send).to_be_visible()
         server.client().stop(events.id)
         events.to_end()
     wait_no_open_streams(server)
     chat.prompt.press("Enter")
     chat.wait_state("done")
-    assert chat.shown() == numbers(3)
+    assert chat.answer_text() == numbers(3)
     expect(chat.page.locator("#notice")).to_be_empty()
 
 
-# --- networks and servers that go away ------------------------------------------------------------
+# --- lost networks and servers --------------------------------------------------------------------
 
 
 def test_lost_network_is_shown_and_the_stream_resumes(
@@ -421,24 +432,24 @@ def test_lost_network_is_shown_and_the_stream_resumes(
 ) -> None:
     """A lost network is shown, and the stream resumes without losing or repeating a token."""
     chat = open_chat(network, shared_fake)
-    chat.forgives = BROKEN
+    chat.allowed_problems = NETWORK_ERRORS
     chat.ask("stall?n=800&rest=50&gap_ms=8")
     chat.wait_text("30 31 32")
     for _ in range(2):
-        network.lose()
+        network.disconnect()
         expect(chat.page.get_by_text(LOST)).to_be_visible()
-        before = chat.shown()
-        network.restore()
+        before = chat.answer_text()
+        network.reconnect()
         expect(chat.page.get_by_text(LOST)).to_be_hidden()
-        assert chat.shown().startswith(before)
+        assert chat.answer_text().startswith(before)
         chat.wait_text(f"{min(len(before.split()), 799)} ")
     chat.record().release()
     chat.wait_state("done")
-    assert chat.shown() == numbers(850)
+    assert chat.answer_text() == numbers(850)
 
 
 def times_asked(fake: FakeOpenAI, words: str) -> int:
-    """How often the model was asked something."""
+    """The number of requests to the model that contain these words."""
     return sum(words in str(record.body) for record in fake.requests)
 
 
@@ -448,8 +459,8 @@ def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
 ) -> None:
     """A cut stream of a POST resumes by a GET after its last event; the model gets one request."""
     chat = open_chat(network, shared_fake)
-    chat.forgives = BROKEN
-    said = chat.ask("stall?n=40&rest=60&gap_ms=3")
+    chat.allowed_problems = NETWORK_ERRORS
+    prompt_text = chat.ask("stall?n=40&rest=60&gap_ms=3")
     chat.wait_text("38 39")
     if way != "Send":
         chat.stop.click()
@@ -458,30 +469,30 @@ def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
         chat.wait_state("running")
         chat.wait_text("38 39")
     times = 1 if way == "Send" else 2
-    record = request_record(shared_fake, said, times - 1)
+    record = request_record(shared_fake, prompt_text, times - 1)
     record.wait_tokens(40)
     network.requests.clear()
-    network.lose()
+    network.disconnect()
     expect(chat.page.get_by_text(LOST)).to_be_visible()
-    network.restore()
+    network.reconnect()
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
     chat.frames()
-    assert chat.shown() == numbers(40)
+    assert chat.answer_text() == numbers(40)
     record.release()
     chat.wait_state("done")
-    assert chat.shown() == numbers(100)
-    feeds = [each for each in network.requests if "/page?" in each]
+    assert chat.answer_text() == numbers(100)
+    feeds = [line for line in network.requests if "/page?" in line]
     assert feeds
-    assert all(int(each.partition("after=")[2]) > 0 for each in feeds), feeds
-    assert not [each for each in network.requests if each.startswith("POST")]
-    assert times_asked(shared_fake, said) == times
+    assert all(int(line.partition("after=")[2]) > 0 for line in feeds), feeds
+    assert not [line for line in network.requests if line.startswith("POST")]
+    assert times_asked(shared_fake, prompt_text) == times
     chat.reload()
-    assert chat.shown() == numbers(100)
-    assert times_asked(shared_fake, said) == times
+    assert chat.answer_text() == numbers(100)
+    assert times_asked(shared_fake, prompt_text) == times
 
 
 def edit(chat: Chat) -> None:
-    """Send the last prompt again as it is."""
+    """Send the last prompt again, unchanged, from its editor."""
     chat.page.get_by_role("button", name="Edit", exact=True).last.click()
     chat.page.get_by_role("textbox", name="Edit your message").press("Enter")
 
@@ -495,7 +506,7 @@ def test_answer_needs_no_request_but_its_post(
         chat.ask("count?n=30&gap_ms=2")
         expect(chat.page.locator(".exchange")).to_have_count(n + 1)
         chat.wait_state("done")
-        assert chat.shown() == numbers(30)
+        assert chat.answer_text() == numbers(30)
     chat.button("Regenerate").click()
     expect(chat.page.locator(".number")).to_contain_text("2/")
     chat.wait_state("done")
@@ -506,7 +517,7 @@ def test_answer_needs_no_request_but_its_post(
     chat.wait_state("stopped")
     chat.button("Continue").click()
     chat.wait_state("done")
-    assert not [each for each in network.requests if "/streams/" in each]
+    assert not [line for line in network.requests if "/streams/" in line]
 
 
 def test_reload_within_the_stream_of_a_post_sends_no_message(
@@ -514,25 +525,25 @@ def test_reload_within_the_stream_of_a_post_sends_no_message(
 ) -> None:
     """A reload within the stream of a POST resumes by a GET and sends no message again."""
     chat = open_chat(network, shared_fake)
-    said = chat.ask("stall?n=40&rest=60&gap_ms=3")
+    prompt_text = chat.ask("stall?n=40&rest=60&gap_ms=3")
     chat.wait_text("20 21")
     network.requests.clear()
     chat.reload()
     chat.wait_text("38 39")
     chat.record().release()
     chat.wait_state("done")
-    assert chat.shown() == numbers(100)
-    assert times_asked(shared_fake, said) == 1
-    assert not [each for each in network.requests if "/messages" in each]
+    assert chat.answer_text() == numbers(100)
+    assert times_asked(shared_fake, prompt_text) == 1
+    assert not [line for line in network.requests if "/messages" in line]
 
 
 def cut_off(chat: Chat, network: Network) -> None:
-    """Lose the network, and let all of it but the page's streams come back."""
-    chat.forgives = BROKEN
+    """Break all connections; then only the page's streams stay impossible."""
+    chat.allowed_problems = NETWORK_ERRORS
     chat.context.route("**/streams/*/page*", lambda route: route.abort())
-    network.lose()
+    network.disconnect()
     expect(chat.page.get_by_text(LOST)).to_be_visible()
-    network.restore()
+    network.reconnect()
 
 
 def test_stream_that_cannot_be_opened_is_requested_again(
@@ -547,7 +558,7 @@ def test_stream_that_cannot_be_opened_is_requested_again(
     expect(chat.page.get_by_text(LOST)).to_be_visible()
     chat.context.unroute_all()
     chat.wait_state("done")
-    assert chat.shown() == numbers(50)
+    assert chat.answer_text() == numbers(50)
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
 
 
@@ -556,31 +567,31 @@ def test_stop_works_while_the_stream_cannot_be_opened(
 ) -> None:
     """Stop without any text returns the prompt, and the notice of the lost connection goes."""
     chat = open_chat(network, shared_fake)
-    said = chat.ask("silent_first_token")
+    prompt_text = chat.ask("silent_first_token")
     chat.wait_state("running")
     cut_off(chat, network)
     chat.stop.click()
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
     assert chat.record().closed.wait(RECORD_TIMEOUT)
 
 
 def test_prompt_without_a_network_stays_in_its_field(chat: Chat) -> None:
     """Without a network a notice is shown, and the prompt can be sent later."""
-    chat.forgives = BROKEN
+    chat.allowed_problems = NETWORK_ERRORS
     chat.context.set_offline(True)
-    said = chat.ask("count?n=3")
+    prompt_text = chat.ask("count?n=3")
     expect(chat.page.locator("#notice")).to_contain_text("could not be reached")
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.send).to_be_visible()
     chat.context.set_offline(False)
     chat.prompt.press("Enter")
     chat.wait_state("done")
-    assert chat.shown() == numbers(3)
+    assert chat.answer_text() == numbers(3)
 
 
-def kept(folder: Path) -> dict[str, str]:
-    """Settings of servers that come after one another: the sessions' key and the data."""
+def shared_settings(folder: Path) -> dict[str, str]:
+    """Settings that a restarted server shares: port, data folder and key of the sessions."""
     return {
         "PORT": str(free_port()),
         "HALT_DATA": str(folder),
@@ -589,7 +600,7 @@ def kept(folder: Path) -> dict[str, str]:
 
 
 def saved_events(path: Path) -> int:
-    """How many events of a running answer are saved at least."""
+    """The number of saved events of a running answer, at least."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         (last,) = database.execute("SELECT max(first_seq) FROM chunks").fetchone()
     return last or 0
@@ -600,30 +611,30 @@ def test_killed_server_is_noticed_and_its_return_too(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """The text stays while the server is gone; then the page shows what was saved, and works."""
-    settings = kept(tmp_path)
+    settings = shared_settings(tmp_path)
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
-    chat.forgives = BROKEN
+    chat.allowed_problems = NETWORK_ERRORS
     chat.ask("count?n=1000000&gap_ms=8")
     chat.wait_text("60 61 62")
     eventually(lambda: saved_events(tmp_path / "halt.db") > 60)
     server.kill()
     expect(chat.page.get_by_text(LOST)).to_be_visible()
-    assert chat.shown().startswith(numbers(30))
+    assert chat.answer_text().startswith(numbers(30))
     start_halt(fake, **settings)
     chat.wait_state("interrupted")
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
-    assert chat.shown().startswith(numbers(30))
-    shown = [int(each) for each in chat.shown().split()]
-    assert shown == list(range(len(shown)))
+    assert chat.answer_text().startswith(numbers(30))
+    shown_numbers = [int(word) for word in chat.answer_text().split()]
+    assert shown_numbers == list(range(len(shown_numbers)))
     chat.reload()
     chat.wait_state("interrupted")
-    assert [int(each) for each in chat.shown().split()] == shown
+    assert [int(word) for word in chat.answer_text().split()] == shown_numbers
     expect(chat.send).to_be_visible()
     chat.ask("count?n=3")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    assert chat.shown() == numbers(3)
+    assert chat.answer_text() == numbers(3)
 
 
 @pytest.mark.slow
@@ -631,21 +642,21 @@ def test_orderly_restart_keeps_the_answer_for_continue(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """After an orderly restart the answer is labelled, has its text and offers Continue."""
-    settings = kept(tmp_path)
+    settings = shared_settings(tmp_path)
     server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
-    chat.forgives = BROKEN
+    chat.allowed_problems = NETWORK_ERRORS
     chat.ask("count?n=1000000&gap_ms=8")
     chat.wait_text("30 31 32")
     server.terminate()
     chat.wait_state("interrupted")
     expect(chat.answer.locator(".badge")).to_contain_text("restarted")
-    shown = chat.shown()
-    assert shown.startswith(numbers(30))
+    text = chat.answer_text()
+    assert text.startswith(numbers(30))
     assert server.wait() == 0
     start_halt(fake, **settings)
     chat.reload()
-    assert chat.shown() == shown
+    assert chat.answer_text() == text
     expect(chat.button("Continue")).to_be_visible()
     chat.button("Regenerate").click()
     chat.wait_state("running")
@@ -657,7 +668,7 @@ def test_failed_saving_is_shown_until_it_works_again(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """A notice, legible in the dark, shows failed saving until it works; the answer continues."""
-    server = start_halt(fake, **kept(tmp_path))
+    server = start_halt(fake, **shared_settings(tmp_path))
     chat = open_chat(server, fake, color_scheme="dark", viewport={"width": 375, "height": 700})
     chat.ask("count?n=1000000&gap_ms=20")
     chat.wait_text("3 4")

@@ -1,4 +1,4 @@
-"""Versions: answers asked for again, prompts edited where they stand, and the way between them."""
+"""Versions: regenerated answers, edited prompts, and the switcher between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.halt_server import HaltServer, new_id, request_record
 
 @pytest.fixture
 def numbered(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model that says which of its answers this is; it is silent where a prompt says so."""
+    """A key for the scenario `says`, which numbers its answers; answer `silent=N` is silent."""
 
     def says(reply: Reply, key: str = "", silent: int = 0) -> None:
         nth = reply.failures(key)
@@ -34,31 +34,31 @@ def numbered(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def exchange(chat: Chat, nth: int) -> Locator:
-    """The nth exchange of the page, from 1."""
+    """The nth exchange of the page, counted from 1."""
     return chat.page.locator(f".exchange:nth-child({nth})")
 
 
 def button(chat: Chat, nth: int, name: str) -> Locator:
-    """A button of it, seen as the pointer is there."""
+    """A button of the nth exchange, with the pointer on the exchange."""
     exchange(chat, nth).hover()
     return exchange(chat, nth).get_by_role("button", name=name, exact=True)
 
 
-def versions(chat: Chat, nth: int, what: str) -> Locator:
-    """The switcher at the answer, or at the message."""
-    return exchange(chat, nth).get_by_role("group", name=f"Versions of the {what}")
+def versions(chat: Chat, nth: int, part: str) -> Locator:
+    """The switcher of the `part` "answer" or "message"."""
+    return exchange(chat, nth).get_by_role("group", name=f"Versions of the {part}")
 
 
-def says(chat: Chat, nth: int, text: str) -> None:
-    """Wait until the nth exchange's answer is this."""
+def wait_answer(chat: Chat, nth: int, text: str) -> None:
+    """Wait until the nth exchange has this answer, done."""
     expect(exchange(chat, nth).locator("> .answer > .text")).to_have_text(re.compile(rf"^\s*{text}\s*$"))  # fmt: skip
     expect(exchange(chat, nth).locator("> .answer")).to_have_attribute("data-state", "done")
 
 
-def number(chat: Chat, nth: int, what: str, shown: str) -> None:
-    """Wait until the switcher says this, as 1/2."""
-    expect(versions(chat, nth, what).locator(".number")).to_have_text(
-        "Version " + shown.replace("/", "/ of ")
+def wait_version(chat: Chat, nth: int, part: str, position: str) -> None:
+    """Wait until the switcher shows this position, such as "1/2"."""
+    expect(versions(chat, nth, part).locator(".number")).to_have_text(
+        "Version " + position.replace("/", "/ of ")
     )
 
 
@@ -69,67 +69,67 @@ def editor(chat: Chat) -> Locator:
 
 def test_switcher_shows_each_regenerated_answer(chat: Chat, numbered: str) -> None:
     """The switcher, by keyboard too, shows each version; the shown one is in the next request."""
-    said = chat.ask(f"says?key={numbered}")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    prompt_text = chat.ask(f"says?key={numbered}")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     expect(versions(chat, 1, "answer")).to_have_count(0)
     for nth in (2, 3):
         button(chat, 1, "Regenerate").click()
-        says(chat, 1, f"Answer {nth} to {numbered}.")
-        number(chat, 1, "answer", f"{nth}/{nth}")
+        wait_answer(chat, 1, f"Answer {nth} to {numbered}.")
+        wait_version(chat, 1, "answer", f"{nth}/{nth}")
     group = versions(chat, 1, "answer")
     expect(group.get_by_role("button", name="Next version")).to_be_disabled()
     before = group.get_by_role("button", name="Previous version")
     before.focus()
     chat.page.keyboard.press("Enter")
-    says(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
     expect(before).to_be_focused()
     expect(chat.page.locator("#announcer")).to_have_text("Version 2 of 3")
     chat.page.keyboard.press("Enter")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     expect(before).to_be_disabled()
     expect(group.get_by_role("button", name="Next version")).to_be_focused()
     chat.page.keyboard.press("Enter")
-    says(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
     chat.reload()
-    says(chat, 1, f"Answer 2 to {numbered}.")
-    number(chat, 1, "answer", "2/3")
+    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    wait_version(chat, 1, "answer", "2/3")
     chat.ask("count?n=1")
-    says(chat, 2, "0")
-    told = [each["content"] for each in chat.record().body["messages"]]
-    assert told == [said, f"Answer 2 to {numbered}.", chat.said]
+    wait_answer(chat, 2, "0")
+    sent_messages = [message["content"] for message in chat.record().body["messages"]]
+    assert sent_messages == [prompt_text, f"Answer 2 to {numbered}.", chat.last_prompt]
 
 
 def test_regenerate_in_the_middle_starts_a_branch(chat: Chat, numbered: str) -> None:
     """Later exchanges belong to the version before them, and come back with it."""
     chat.ask(f"says?key={numbered}")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask(f"says?key={numbered}b")
-    says(chat, 2, f"Answer 1 to {numbered}b.")
+    wait_answer(chat, 2, f"Answer 1 to {numbered}b.")
     button(chat, 1, "Regenerate").click()
-    says(chat, 1, f"Answer 2 to {numbered}.")
-    assert chat.exchanges() == 1
+    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    assert chat.exchange_count() == 1
     chat.ask(f"says?key={numbered}c")
-    says(chat, 2, f"Answer 1 to {numbered}c.")
+    wait_answer(chat, 2, f"Answer 1 to {numbered}c.")
     assert f"{numbered}b" not in str(chat.record().body)
     button(chat, 1, "Previous version").click()
-    says(chat, 2, f"Answer 1 to {numbered}b.")
+    wait_answer(chat, 2, f"Answer 1 to {numbered}b.")
     for _ in range(2):
-        assert chat.exchanges() == 2
-        says(chat, 1, f"Answer 1 to {numbered}.")
-        says(chat, 2, f"Answer 1 to {numbered}b.")
+        assert chat.exchange_count() == 2
+        wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+        wait_answer(chat, 2, f"Answer 1 to {numbered}b.")
         chat.reload()
     button(chat, 1, "Next version").click()
-    says(chat, 1, f"Answer 2 to {numbered}.")
-    says(chat, 2, f"Answer 1 to {numbered}c.")
+    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 2, f"Answer 1 to {numbered}c.")
 
 
 @pytest.mark.parametrize("by", ["Enter", "Control+Enter", "click"])
 def test_edited_prompt_is_a_version_with_its_own_branch(chat: Chat, by: str) -> None:
     """An edited prompt is sent from its place and starts a branch of its own."""
     first = chat.ask("count?n=3")
-    says(chat, 1, "0 1 2")
+    wait_answer(chat, 1, "0 1 2")
     second = chat.ask("count?n=2")
-    says(chat, 2, "0 1")
+    wait_answer(chat, 2, "0 1")
     button(chat, 1, "Edit").click()
     expect(editor(chat)).to_have_value(first)
     expect(editor(chat)).to_be_focused()
@@ -139,31 +139,31 @@ def test_edited_prompt_is_a_version_with_its_own_branch(chat: Chat, by: str) -> 
         exchange(chat, 1).locator(".editor").get_by_role("button", name="Send").click()
     else:
         editor(chat).press(by)
-    says(chat, 1, "0 1 2 3 4")
-    assert chat.exchanges() == 1
-    number(chat, 1, "message", "2/2")
+    wait_answer(chat, 1, "0 1 2 3 4")
+    assert chat.exchange_count() == 1
+    wait_version(chat, 1, "message", "2/2")
     expect(chat.prompt).to_have_value("")
     assert len(request_record(chat.fake, edited).body["messages"]) == 1
     third = chat.ask("count?n=1")
-    says(chat, 2, "0")
-    assert [each["content"].strip() for each in chat.record().body["messages"]] == [
+    wait_answer(chat, 2, "0")
+    assert [message["content"].strip() for message in chat.record().body["messages"]] == [
         edited,
         "0 1 2 3 4",
         third,
     ]
     button(chat, 1, "Previous version").click()
-    says(chat, 1, "0 1 2")
+    wait_answer(chat, 1, "0 1 2")
     for _ in range(2):
         expect(chat.page.locator(".prompt .text")).to_have_text([first, second])
-        says(chat, 2, "0 1")
-        number(chat, 1, "message", "1/2")
+        wait_answer(chat, 2, "0 1")
+        wait_version(chat, 1, "message", "1/2")
         chat.reload()
 
 
 def test_editor_closes_by_escape_or_cancel_without_sending(chat: Chat) -> None:
     """Esc and Cancel close the editor without a request and return the focus."""
     first = chat.ask("count?n=3")
-    says(chat, 1, "0 1 2")
+    wait_answer(chat, 1, "0 1 2")
     posts: list[str] = []
     chat.page.on("request", lambda request: posts.append(request.method))
     for leave in ("Escape", "Cancel"):
@@ -187,7 +187,7 @@ def test_editor_closes_by_escape_or_cancel_without_sending(chat: Chat) -> None:
 def test_escape_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
     """Esc in the editor closes it alone; its Enter during an answer shows a notice."""
     chat.ask("count?n=3")
-    says(chat, 1, "0 1 2")
+    wait_answer(chat, 1, "0 1 2")
     button(chat, 1, "Edit").click()
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
@@ -197,15 +197,15 @@ def test_escape_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
     expect(editor(chat)).to_have_count(0)
     chat.record().release()
     chat.wait_state("done")
-    assert chat.shown() == "0 1 2 3 4"
+    assert chat.answer_text() == "0 1 2 3 4"
 
 
 def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, numbered: str) -> None:
     """A stopped edit without text restores the earlier branch and keeps its text in the editor."""
     first = chat.ask(f"says?key={numbered}")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask("count?n=2")
-    says(chat, 2, "0 1")
+    wait_answer(chat, 2, "0 1")
     button(chat, 1, "Edit").click()
     edited = f"/fake silent_headers {new_id()}"
     editor(chat).fill(edited)
@@ -215,27 +215,27 @@ def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, numbered
     chat.stop.click()
     expect(editor(chat)).to_have_value(edited)
     expect(editor(chat)).to_be_focused()
-    says(chat, 1, f"Answer 1 to {numbered}.")
-    says(chat, 2, "0 1")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 2, "0 1")
     expect(chat.prompt).to_have_value("")
     chat.reload()
-    expect(chat.page.locator(".prompt .text")).to_have_text([first, chat.said])
+    expect(chat.page.locator(".prompt .text")).to_have_text([first, chat.last_prompt])
     expect(chat.page.locator(".versions")).to_have_count(0)
 
 
 def test_regenerate_stopped_before_any_text_restores_the_branch(chat: Chat, numbered: str) -> None:
     """A regeneration in the middle, stopped without text, restores the answer and its branch."""
     chat.ask(f"says?key={numbered}&silent=2")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask("count?n=2")
-    says(chat, 2, "0 1")
+    wait_answer(chat, 2, "0 1")
     button(chat, 1, "Regenerate").click()
     expect(chat.page.locator(".exchange")).to_have_count(1)
     chat.wait_state("running")
     chat.page.keyboard.press("Escape")
     for _ in range(2):
-        says(chat, 2, "0 1")
-        says(chat, 1, f"Answer 1 to {numbered}.")
+        wait_answer(chat, 2, "0 1")
+        wait_answer(chat, 1, f"Answer 1 to {numbered}.")
         expect(chat.page.locator(".versions")).to_have_count(0)
         expect(chat.prompt).to_have_value("")
         chat.reload()
@@ -244,7 +244,7 @@ def test_regenerate_stopped_before_any_text_restores_the_branch(chat: Chat, numb
 def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, numbered: str) -> None:
     """Discard of a version shows the one before it, and the message field stays empty."""
     chat.ask(f"says?key={numbered}")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     choose(chat, "stall")
     button(chat, 1, "Edit").click()
     editor(chat).fill("Tell me")
@@ -252,21 +252,21 @@ def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, numbered: str) -
     chat.wait_text("3 4")
     chat.stop.click()
     chat.wait_state("stopped")
-    number(chat, 1, "message", "2/2")
+    wait_version(chat, 1, "message", "2/2")
     button(chat, 1, "Discard").click()
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     expect(chat.page.locator(".versions")).to_have_count(0)
     expect(chat.prompt).to_have_value("")
     chat.reload()
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
 
 
 def test_buttons_of_an_earlier_exchange_appear_on_focus(chat: Chat, numbered: str) -> None:
     """The focus shows the buttons of an earlier exchange, as the pointer does."""
     chat.ask(f"says?key={numbered}")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     chat.ask("count?n=2")
-    says(chat, 2, "0 1")
+    wait_answer(chat, 2, "0 1")
     chat.page.mouse.move(5, 5)
     edit = exchange(chat, 1).get_by_role("button", name="Edit")
     expect(edit).to_have_css("opacity", "0")
@@ -286,8 +286,8 @@ def test_message_id_of_another_session_or_none_is_refused(
 ) -> None:
     """A made-up message ID and another session's conversation give an error and change nothing."""
     chat.ask("count?n=2")
-    says(chat, 1, "0 1")
-    chat.forgives = "404|422|400"
+    wait_answer(chat, 1, "0 1")
+    chat.allowed_problems = "404|422|400"
     path = chat.page.url + "/show"
     for number_ in ("999999", "x", "-1"):
         status = chat.page.evaluate(
@@ -297,7 +297,7 @@ def test_message_id_of_another_session_or_none_is_refused(
         )
         assert status in {400, 404, 422}
     other = open_chat(chat.server, chat.fake)
-    other.forgives = "404"
+    other.allowed_problems = "404"
     status = other.page.evaluate(
         """async path => (await fetch(path, { method: 'POST',
           headers: { 'HX-Request': 'true' }, body: new URLSearchParams({ message_id: '1' }) })).status""",
@@ -314,9 +314,9 @@ def test_versions_and_editor_fit_a_narrow_screen(
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
     chat.ask(f"says?key={numbered}")
-    says(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
     chat.button("Regenerate").click()
-    says(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
     chat.ask("stall?n=5")
     chat.wait_text("3 4")
     chat.stop.click()
@@ -327,7 +327,7 @@ def test_versions_and_editor_fit_a_narrow_screen(
         chat.page.evaluate("(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)") == 0
     )
     assert {name: round(c, 2) for name, c in chat.contrasts().items() if c < 4.5} == {}
-    for each in chat.page.locator("button:visible").all():
-        box = each.bounding_box()
+    for button_ in chat.page.locator("button:visible").all():
+        box = button_.bounding_box()
         assert box is not None
-        assert min(box["height"], box["width"]) >= 24, each.inner_text()
+        assert min(box["height"], box["width"]) >= 24, button_.inner_text()

@@ -1,4 +1,4 @@
-"""A page whose scripts are missing: what was typed is sent, and does not get lost."""
+"""The page without its scripts: a typed message is sent by the browser."""
 
 from __future__ import annotations
 

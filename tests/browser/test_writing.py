@@ -1,4 +1,4 @@
-"""What a model writes, as the page shows it while it comes, after its end and after a reload."""
+"""Special content of answers: lines, formulas, pictures, long words, sources."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ PNG = "iVBORw0KGgo/8Qz+"
 PICTURE = f"![a cat](data:image/png;base64,{PNG * 4_000})"
 LINE = "[Picture (PNG, 48 kB): a cat]"
 
-#: The longest time for which nothing else was done, in milliseconds.
+#: Records the longest task of the page, in milliseconds.
 WATCH_TASKS = """() => {
   window.longest = 0;
   new PerformanceObserver(list => {
-    for (const each of list.getEntries()) longest = Math.max(longest, each.duration);
+    for (const task of list.getEntries()) longest = Math.max(longest, task.duration);
   }).observe({ type: 'longtask', buffered: true });
 }"""
 
 
 def ask_for_open(chat: Chat, text: str) -> None:
-    """Let the model write this text and then nothing more, so that its last block stays open."""
+    """Let the model write this text and then be silent, so that its last block stays open."""
     key = new_id()
     chat.fake.texts[key] = text
     chat.ask(f"go_on?key={key}&first={len(text)}&rate=2000")
 
 
 def inner_text(chat: Chat) -> str:
-    """The answer's text as it is seen, with its lines."""
+    """The visible text of the answer, with its lines."""
     return chat.text.inner_text().strip()
 
 
@@ -77,16 +77,18 @@ def test_picture_is_shown_as_a_line_and_not_sent(chat: Chat) -> None:
     chat.wait_state("done")
     assert inner_text(chat) == f"Here:\n\n{LINE}\n\nNice."
     assert chat.page.evaluate("letters") == 0
-    assert chat.answer.locator("template.source").evaluate("each => each.content.textContent") == (
-        f"Here:\n\n{LINE}\n\nNice."
-    )
+    assert chat.answer.locator("template.source").evaluate(
+        "template => template.content.textContent"
+    ) == (f"Here:\n\n{LINE}\n\nNice.")
     chat.reload()
     assert inner_text(chat) == f"Here:\n\n{LINE}\n\nNice."
     assert PNG not in chat.page.content()
     chat.ask("count?n=2", f"and {new_id()}")
     chat.wait_state("done")
     answers = [
-        each["content"] for each in chat.record().body["messages"] if each["role"] == "assistant"
+        message["content"]
+        for message in chat.record().body["messages"]
+        if message["role"] == "assistant"
     ]
     assert answers == ["Here:\n\n[picture]\n\nNice."]
 
@@ -97,13 +99,13 @@ def test_endless_word_does_not_block_the_page(chat: Chat, letter: str) -> None:
     chat.page.evaluate(WATCH_TASKS)
     chat.ask_for(letter * 60_000, piece=600, gap_ms=2)
     chat.wait_state("done")
-    assert chat.shown() == letter * 60_000
+    assert chat.answer_text() == letter * 60_000
     chat.frames()
     assert chat.page.evaluate("longest") < 2_000  # milliseconds; it was 5,000 and more
     chat.page.add_init_script(f"({WATCH_TASKS})()")
     chat.reload()
     chat.frames()
-    assert chat.shown() == letter * 60_000
+    assert chat.answer_text() == letter * 60_000
     assert chat.page.evaluate("longest") < 2_000
 
 
@@ -116,7 +118,7 @@ def test_pictures_and_sources_stand_below_the_text(chat: Chat) -> None:
         expect(below.locator(".picture")).to_have_text("[Picture (PNG, 9 B)]")
         expect(link).to_have_attribute("href", "https://a.example/one")
         expect(link).to_have_attribute("rel", "noopener noreferrer nofollow")
-        assert chat.shown() == "Paris[1]"
+        assert chat.answer_text() == "Paris[1]"
         chat.reload()
     chat.record().release()
     chat.wait_state("done")
