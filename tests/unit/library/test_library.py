@@ -407,7 +407,7 @@ def test_callback_may_stop_its_own_generation(program: Halt) -> None:
             gen.stop()
             results.append(gen.result())
 
-    gen = program.generate("x", model="count?n=50&gap_ms=1", on_token=token)
+    gen = program.generate("x", model="stall?n=1", on_token=token)
     begun.set()
     assert gen.result().stopped
     wait_until(lambda: bool(results))

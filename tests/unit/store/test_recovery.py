@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
+import itertools
 import os
 import shutil
 import signal
@@ -563,6 +564,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     buried: list[str] = []
     first, second, third = (Bus(Membership(tmp_path, buried.append)) for _ in range(3))
     run = tmp_path / "run"
+    numbers = itertools.count(1)
 
     def is_there(each: Bus) -> bool:
         sockets = socket_folder(run)  # another one, where names are too long
@@ -572,8 +574,13 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     for each in (first, second):
         each.begin(lambda said, channel: channel.send(said))
         each.membership.watch()
+
+    def delete_folder() -> None:
+        # Renamed first: a worker that creates its files again would make a removal in place fail.
+        shutil.rmtree(run.rename(tmp_path / f"deleted-{next(numbers)}"))
+
     for _ in range(2):
-        shutil.rmtree(run)
+        delete_folder()
         assert first.membership.is_alive(second.membership.name)
         assert second.membership.is_alive(first.membership.name)
         eventually(lambda: is_there(first) and is_there(second))
@@ -581,7 +588,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
             assert [said for _, said, _ in answers] == [b"Who?"]
     said = [each for each in caplog.messages if "were deleted" in each]
     assert 2 <= len(said) <= 4  # once each time, where it was well in between
-    shutil.rmtree(run)
+    delete_folder()
     third.begin(lambda said, channel: None)
     assert third.membership.is_alive(first.membership.name)
     third.membership.watch()

@@ -259,8 +259,11 @@ def test_saving_reports_behind_failed_and_saved(
     assert desk.store_writer.saving == Saving("saved")
 
 
-def test_saving_during_a_short_failure_is_saved(desk: Desk) -> None:
+def test_saving_during_a_short_failure_is_saved(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failure shorter than BEHIND seconds leaves `saving` at "saved"."""
+    monkeypatch.setattr(module, "BEHIND", 100 * WAIT_TIMEOUT)
     desk.shelf.fault = lambda batch: FULL
     desk.begin()
     desk.shelf.attempt(2)
