@@ -38,22 +38,22 @@ def target_of() -> Iterator[Callable[[str], Target]]:
 @pytest.mark.parametrize(
     "path", sorted(path for path in FINDINGS.iterdir()), ids=lambda path: path.name
 )
-def test_a_finding_stays_mended(path: Path, target_of: Callable[[str], Target]) -> None:
+def test_saved_finding_is_fixed(path: Path, target_of: Callable[[str], Target]) -> None:
     """The input keeps the promises of its target."""
     finding = target_of(target_name(path)).attempt(path.read_bytes())
     assert finding is None, str(finding)
 
 
 @pytest.mark.parametrize("name", ["chat", "http1", "markdown", "import"])
-def test_the_same_seed_makes_the_same_inputs(name: str) -> None:
-    """So a finding can be had again by the seed that was printed."""
+def test_same_seed_gives_the_same_inputs(name: str) -> None:
+    """A finding can be reproduced by its printed seed."""
     first, second = (list(islice(TARGETS[name]().inputs(random.Random(7)), 5)) for _ in range(2))
     assert first == second
 
 
 @pytest.mark.parametrize("name", ["chat", "anthropic", "http1", "markdown", "open-text"])
-def test_some_inputs_of_each_quick_target_keep_its_promises(name: str) -> None:
-    """The first ones of a fixed seed, as a sign that the target itself works."""
+def test_quick_targets_pass_some_inputs(name: str) -> None:
+    """The first inputs of a fixed seed pass, which shows that the target works."""
     target = TARGETS[name]()
     for data in islice(target.inputs(random.Random(1)), 12):
         finding = target.attempt(data)
@@ -76,18 +76,16 @@ class Brittle(Target):
             raise Finding("an x and a y", repr(data))
 
 
-def test_a_finding_is_made_small_and_saved(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each kind once, whether it is raised by the check or by the tested code."""
+def test_finding_is_minimised_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind is saved once, whether the check or the tested code raises it."""
     assert fuzz(Brittle(), 1, 1.0, tmp_path) == 2
     assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"xy", b"z"]
     assert all(path.name.startswith("brittle-") for path in tmp_path.iterdir())
     assert "2 findings" in capsys.readouterr().out
 
 
-def test_a_check_that_does_not_end_is_a_finding() -> None:
-    """The limit counts CPU time, and reaches into a regular expression."""
+def test_check_over_its_cpu_limit_is_a_finding() -> None:
+    """The limit counts CPU time, and also interrupts a regular expression."""
 
     class Endless(Brittle):
         cpu_max = 0.1
@@ -102,8 +100,8 @@ def test_a_check_that_does_not_end_is_a_finding() -> None:
         pass  # an earlier limit reaches into no later block
 
 
-def test_the_command_says_its_seed_and_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 0 where that is nothing; a target that is not known is refused with all their names."""
+def test_command_prints_seed_and_findings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 0 without findings; an unknown target is refused with the list of targets."""
     assert main(["--seconds", "0.3", "--seed", "3", "open-text"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("seed 3, 0.3 s for open-text\n")

@@ -34,7 +34,7 @@ README_LINES_MAX = 250
 #: Fenced blocks that are not run, by language: what checks them instead, or why nothing can.
 CHECKED_ELSEWHERE = {
     "nginx": "tests/server/test_deployment.py compares it with deploy/nginx.conf and runs that",
-    "toml": "test_the_provider_file_can_be_read in this file",
+    "toml": "test_provider_file_examples_are_accepted in this file",
 }
 #: Languages of examples that a test runs.
 RUN = {"python", "sh", "js"}
@@ -59,7 +59,7 @@ def names_in(cell: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_each_link_has_a_target(document: Path) -> None:
+def test_link_has_a_target(document: Path) -> None:
     """Each relative link names an existing file, and each anchor an existing heading."""
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text("utf-8")):
         path, _, fragment = target.partition("#")
@@ -70,15 +70,15 @@ def test_each_link_has_a_target(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_headings_have_different_anchors(document: Path) -> None:
-    """A link to a heading leads to one place. The changelog repeats its headings."""
+def test_headings_have_unique_anchors(document: Path) -> None:
+    """A link to a heading has one target. The changelog repeats its headings."""
     anchors = [anchor(heading) for heading in headings(document.read_text("utf-8"))]
     if document.name != "CHANGELOG.md":
         assert len(anchors) == len(set(anchors))
 
 
-def test_the_readme_is_short_and_links_every_document() -> None:
-    """The README is an entrance: the rest is in docs/, one link away."""
+def test_readme_is_short_and_links_every_document() -> None:
+    """The README is short and links every document of docs/."""
     readme = text_of("README.md")
     assert len(readme.splitlines()) <= README_LINES_MAX
     linked = set(re.findall(r"\]\(([\w./-]+\.md)", readme))
@@ -88,14 +88,14 @@ def test_the_readme_is_short_and_links_every_document() -> None:
         assert command in readme
 
 
-def test_each_fenced_example_is_run_or_checked() -> None:
+def test_fenced_example_is_run_or_checked() -> None:
     """Text, output and commands that are not run are indented, not fenced."""
     for example in examples():
         known = example.language in RUN or example.language in CHECKED_ELSEWHERE
         assert known, (example.document, example.heading, example.language)
 
 
-def test_the_provider_file_can_be_read(tmp_path: Path) -> None:
+def test_provider_file_examples_are_accepted(tmp_path: Path) -> None:
     """Halt accepts each TOML example as its file of providers."""
     (example,) = (example for example in examples() if example.language == "toml")
     file = tmp_path / "halt.toml"
@@ -117,8 +117,8 @@ SETTINGS = [each for each in fields(Config) if not each.metadata["doc"].startswi
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting.metadata["env"]))
-def test_each_setting_is_documented(setting: Field[object]) -> None:
-    """With its default, its bounds and a meaning."""
+def test_setting_is_documented(setting: Field[object]) -> None:
+    """Each setting is documented with its default, its bounds and its meaning."""
     row = documented_settings().get(setting.metadata["env"])
     assert row is not None, f"{setting.metadata['env']} has no row in docs/configuration.md"
     default, allowed, meaning = row
@@ -134,21 +134,22 @@ def test_each_setting_is_documented(setting: Field[object]) -> None:
         assert given == (setting.default or "")
 
 
-def test_each_documented_setting_exists() -> None:
+def test_documented_setting_exists() -> None:
+    """Each setting in docs/configuration.md exists."""
     known = {str(setting.metadata["env"]) for setting in SETTINGS}
     named = {name for key in documented_settings() for name in re.split(r"`, `", key)}
     assert named - OTHER_VARIABLES == known
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_each_variable_that_a_document_names_exists(document: Path) -> None:
-    """Also in running text. The changelog may name variables of earlier versions."""
+def test_named_variable_exists(document: Path) -> None:
+    """Variables in running text exist. The changelog may name variables of earlier versions."""
     known = {str(setting.metadata["env"]) for setting in SETTINGS}
     if document.name != "CHANGELOG.md":
         assert set(re.findall(r"\bHALT_[A-Z_]+\b", document.read_text("utf-8"))) <= known
 
 
-def test_the_readme_gives_the_same_defaults() -> None:
+def test_readme_defaults_match_the_configuration() -> None:
     """A default in the README's short table is that of docs/configuration.md."""
     documented = documented_settings()
     for cells in table_rows(text_of("README.md")):
@@ -160,7 +161,7 @@ def test_the_readme_gives_the_same_defaults() -> None:
 # --- routes, fields and codes ---------------------------------------------------------------------
 
 
-def test_each_route_for_programs_is_documented(tmp_path: Path) -> None:
+def test_api_routes_are_documented(tmp_path: Path) -> None:
     """docs/api.md has a row for each route of the application's API, and no other."""
     app = create_app(Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)))
     routes = set()
@@ -174,7 +175,7 @@ def test_each_route_for_programs_is_documented(tmp_path: Path) -> None:
     assert named == routes
 
 
-def test_the_fields_of_a_start_are_documented() -> None:
+def test_start_fields_are_documented() -> None:
     """The table under Streams names each field of POST /chat/stream, and no other."""
     section = text_of("docs/api.md").partition("\n## Streams\n")[2].partition("\n## ")[0]
     named = {name for cells in table_rows(section) for name in names_in(cells[0])}
@@ -206,7 +207,8 @@ def test_events_and_their_fields_are_documented() -> None:
     ) - {"tokens_estimated"}  # named in the row of `tokens`
 
 
-def test_the_fields_of_receipts_and_health_are_documented() -> None:
+def test_receipt_and_health_fields_are_documented() -> None:
+    """The documents name each field of a receipt and of the health report."""
     receipt = first_names(section_of("docs/protocol.md", "\n## Receipts"))
     assert receipt == set(Receipt.__struct_fields__) - {"id"}
     assert first_names(section_of("docs/api.md", "\n## Health")) == set(Health.__struct_fields__)
@@ -234,18 +236,19 @@ def documented_codes() -> Iterator[tuple[str, list[str]]]:
                 yield code, cells
 
 
-def test_each_error_code_is_documented() -> None:
+def test_error_code_is_documented() -> None:
+    """Each error code of the source is in docs/api.md, and no other."""
     assert {code for code, _ in documented_codes()} - HTTP_CODES == defined_codes()
 
 
-def test_the_example_of_an_error_has_its_message() -> None:
-    """The error of a limit in docs/api.md is what Halt says."""
+def test_documented_error_example_has_the_real_message() -> None:
+    """The error of a limit in docs/api.md is the one that Halt sends."""
     (shown,) = re.findall(r'"message": "(.*?):? 30 per minute', text_of("docs/api.md"))
     assert shown in text_of("halt/web/rate_limits.py")
 
 
-def test_statuses_and_retries_of_errors_are_documented() -> None:
-    """The second table says of each code of CODES its status and whether it is retryable."""
+def test_error_status_and_retryability_are_documented() -> None:
+    """The second table gives for each code of CODES its status and whether it is retryable."""
     rows = {code: cells for code, cells in documented_codes() if not cells[0][:3].isdigit()}
     assert set(rows) == set(CODES)
     for code, (_, is_retryable) in CODES.items():
@@ -254,7 +257,8 @@ def test_statuses_and_retries_of_errors_are_documented() -> None:
         assert retryable == ("yes" if is_retryable else "no"), code
 
 
-def test_the_library_names_each_kind_of_provider() -> None:
+def test_library_document_names_each_provider_kind() -> None:
+    """The document on the library names each kind of provider."""
     for kind in KINDS:
         assert f'"{kind}"' in text_of("docs/library.md")
 
@@ -268,7 +272,7 @@ def test_the_library_names_each_kind_of_provider() -> None:
     ],
 )
 def test_documents_use_the_labels_of_the_page(label: str) -> None:
-    """A reader finds the words of docs/using.md and docs/storage.md on the page."""
+    """A reader finds the labels of docs/using.md and docs/storage.md on the page."""
     assert label in text_of("docs/using.md") + text_of("docs/storage.md")
     sources = [
         *ROOT.glob("templates/*.html"),
@@ -281,8 +285,8 @@ def test_documents_use_the_labels_of_the_page(label: str) -> None:
 # --- figures and file names -----------------------------------------------------------------------
 
 
-def test_the_size_of_the_core_is_right() -> None:
-    """The service of generations, with all modules of Halt that it imports, by any way."""
+def test_documented_core_size_is_right() -> None:
+    """The size counts the service of generations with all modules of Halt that it imports."""
     stated = re.search(r"is about ([\d,]+)\s+lines", text_of("README.md"))
     assert stated is not None
     graph = grimp.build_graph("halt", cache_dir=None)
@@ -293,22 +297,22 @@ def test_the_size_of_the_core_is_right() -> None:
 
 
 def test_files_in_the_architecture_exist() -> None:
-    """Each file that docs/architecture.md names is in the package, in the folder that it names."""
+    """Each file that docs/architecture.md names is in the package, in the named folder."""
     named = set(re.findall(r"(?<![\w/])[a-z_/]+\.py\b", text_of("docs/architecture.md")))
     present = {path.relative_to(ROOT / "halt").as_posix() for path in ROOT.glob("halt/**/*.py")}
     assert len(named) > 30
     assert {n for n in named if not any(f"/{path}".endswith(f"/{n}") for path in present)} == set()
 
 
-def test_files_that_contributors_are_sent_to_exist() -> None:
-    """Each path in backticks in CONTRIBUTING.md that names a folder of the repository."""
+def test_files_in_contributing_exist() -> None:
+    """Each path in backticks in CONTRIBUTING.md that names a folder of the repository exists."""
     named = re.findall(r"`([\w./-]+/[\w./-]*)`", text_of("CONTRIBUTING.md"))
     assert len(named) > 30
     missing = {path for path in named if "NAME" not in path and "PACKAGE" not in path}
     assert {path for path in missing if not (ROOT / path.lstrip("/")).exists()} == set()
 
 
-def test_no_document_claims_what_only_the_models_server_knows() -> None:
+def test_documents_do_not_promise_that_the_model_stops() -> None:
     """A closed connection does not mean that the model stops, or that nothing is billed."""
     for document in (*DOCUMENTS, ROOT / "halt/web/api/openapi.yaml"):
         if document.name == "CHANGELOG.md":  # says what was claimed before

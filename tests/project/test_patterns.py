@@ -266,8 +266,8 @@ PATTERNS = patterns()
 
 
 @pytest.mark.parametrize("key", PATTERNS, ids=lambda key: PATTERNS[key][0])
-def test_a_pattern_takes_linear_time(key: tuple[str, int]) -> None:
-    """Whatever a model, its server or a stranger writes."""
+def test_pattern_takes_linear_time(key: tuple[str, int]) -> None:
+    """Each pattern takes linear time for text from a model, its server or a client."""
     assert slowest(*key, sorted(PATTERNS[key][1])) == ""
 
 
@@ -279,11 +279,11 @@ def test_a_pattern_takes_linear_time(key: tuple[str, int]) -> None:
         (r"(?:\w+\s?)*:", "fullmatch"),
     ],
 )
-def test_patterns_that_backtrack_are_found(pattern: str, method: str) -> None:
-    """The texts above defeat what is known to be slow."""
+def test_backtracking_patterns_are_found(pattern: str, method: str) -> None:
+    """The hostile texts are slow for patterns that are known to backtrack."""
     assert slowest(pattern, re.compile(pattern).flags, [method])
 
 
-def test_the_patterns_are_there() -> None:
-    """All modules were looked through."""
+def test_patterns_of_all_modules_are_collected() -> None:
+    """The patterns of all modules are collected."""
     assert len(PATTERNS) > 100, sys.version

@@ -46,8 +46,8 @@ def address(server: HaltServer) -> Address:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_any_number_in_any_field_is_answered(halt: HaltServer, place: str) -> None:
-    """The socket goes on; what runs over it goes on."""
+def test_number_in_any_field_is_answered(halt: HaltServer, place: str) -> None:
+    """The socket and its streams continue after any number in any field."""
     with WebSocket(halt) as ws:
         running = ws.start("stall?n=1")
         said = place.replace("%s", running)
@@ -92,8 +92,8 @@ def mutated(chance: random.Random, stream_id: str) -> bytes:
     return bytes(data)
 
 
-def test_mutated_frames_end_their_own_socket_at_most(halt: HaltServer) -> None:
-    """Each connection is answered or closed; a stream and a socket beside them go on."""
+def test_mutated_frames_affect_their_own_socket_only(halt: HaltServer) -> None:
+    """Each connection is answered or closed; other streams and sockets continue."""
     chance = random.Random(SEED)
     with WebSocket(halt) as beside:
         running = beside.start("count?n=1000000&gap_ms=20")

@@ -55,8 +55,10 @@ def goes_on(bystander: Bystander, stops: int = 3) -> None:
 
 
 @pytest.mark.parametrize("case", REQUESTS, ids=[str(each["name"]) for each in REQUESTS])
-def test_a_hostile_field_is_refused_at_once(roomy: HaltServer, case: Mapping[str, object]) -> None:
-    """On each route that takes messages, by a sentence that is no longer than others."""
+def test_hostile_field_name_is_refused_at_once(
+    roomy: HaltServer, case: Mapping[str, object]
+) -> None:
+    """Each route that takes messages refuses it with an error of normal length."""
     requests = loads.unknown_field(case)
     with Bystander(address(roomy)) as bystander:
         with loads.repeated(address(roomy), *requests, clients=3) as load:
@@ -67,8 +69,8 @@ def test_a_hostile_field_is_refused_at_once(roomy: HaltServer, case: Mapping[str
     assert all(len(each.body) < 2000 for each in refusals)
 
 
-def test_a_body_of_many_fields_is_refused_at_once(roomy: HaltServer) -> None:
-    """Forms and JSON; Stop takes no large body."""
+def test_body_of_many_fields_is_refused_at_once(roomy: HaltServer) -> None:
+    """Forms and JSON with many fields get a status between 400 and 499."""
     requests = loads.many_fields()
     with Bystander(address(roomy)) as bystander:
         with loads.repeated(address(roomy), *requests, clients=4) as load:
@@ -77,8 +79,8 @@ def test_a_body_of_many_fields_is_refused_at_once(roomy: HaltServer) -> None:
     assert all(400 <= each.status < 500 for each in answers), [each.status for each in answers]
 
 
-def test_a_stop_takes_no_large_body(roomy: HaltServer) -> None:
-    """64 kB; of more not even the beginning is looked at."""
+def test_stop_with_a_large_body_is_refused(roomy: HaltServer) -> None:
+    """Above 64 kB not even the beginning of the body is parsed."""
     client = roomy.client()
     for path in ("/stop", "/stop/0123456789"):
         for body in (b'{"stream_id":"0123456789","x":"' + b"a" * 70_000 + b'"}', b" " * 70_000):
@@ -89,26 +91,24 @@ def test_a_stop_takes_no_large_body(roomy: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("name", loads.LAST_REQUESTS)
-def test_clients_that_do_not_close_are_waited_for_by_nothing(roomy: HaltServer, name: str) -> None:
-    """Their connections are still open when a Stop is answered, and new ones come all the time."""
+def test_clients_that_do_not_close_delay_nothing(roomy: HaltServer, name: str) -> None:
+    """A Stop is answered while such connections stay open and new ones come."""
     with Bystander(address(roomy)) as bystander:
         with loads.lingering(address(roomy), loads.LAST_REQUESTS[name], clients=8) as load:
             goes_on(bystander)
             assert len(load.held) >= 8
 
 
-def test_heads_that_come_byte_by_byte_hold_up_nothing(roomy: HaltServer) -> None:
-    """A hundred of 30 kB, a byte after the other, as fast as they are taken."""
+def test_slow_heads_delay_nothing(roomy: HaltServer) -> None:
+    """A hundred heads of 30 kB that come byte by byte delay no Stop and no stream."""
     with Bystander(address(roomy)) as bystander, loads.slow_heads(address(roomy)):
         goes_on(bystander)
 
 
 @pytest.mark.parametrize("kind", range(3), ids=["chunked", "long", "expect"])
 @pytest.mark.parametrize("path", ["/chat/stream", "/import", "/stop", "/v1/chat/completions"])
-def test_bodies_that_come_byte_by_byte_take_no_thread_from_stop(
-    narrow: HaltServer, path: str, kind: int
-) -> None:
-    """More of them than the server has threads, of each kind of body, on each class of route."""
+def test_slow_bodies_take_no_thread_from_stop(narrow: HaltServer, path: str, kind: int) -> None:
+    """More slow bodies than threads, of each kind on each class of route, delay no Stop."""
     media = "multipart/form-data; boundary=x" if path == "/import" else "application/json"
     head = loads.body_heads(path, media)[kind]
     with Bystander(address(narrow)) as bystander:
@@ -133,10 +133,10 @@ def data_folder(server: HaltServer) -> Path:
     return Path(server._data.name)
 
 
-def test_pages_that_are_not_read_take_no_thread_from_stop(
+def test_unread_pages_take_no_thread_from_stop(
     narrow: HaltServer, large: tuple[dict[str, str], str]
 ) -> None:
-    """60 clients want something of 8 MB, and take none of it."""
+    """60 clients that request 8 MB and read nothing delay no Stop."""
     cookies, place = large
     requests = [loads.message("GET", f"{place}/export", headers=cookies)]
     with Bystander(address(narrow)) as bystander:
@@ -145,8 +145,8 @@ def test_pages_that_are_not_read_take_no_thread_from_stop(
             assert load.open
 
 
-def test_whole_answers_that_are_not_read_take_no_thread_from_stop(narrow: HaltServer) -> None:
-    """Answers of programs, each of some megabytes in one piece of JSON."""
+def test_unread_whole_answers_take_no_thread_from_stop(narrow: HaltServer) -> None:
+    """Unread JSON answers of some megabytes each delay no Stop."""
     body = loads.chat_body(model="repeat?unit=aaaaaaaa&times=800000&piece=20000")
     request = loads.message("POST", "/chat", body, loads.JSON)
     with Bystander(address(narrow)) as bystander, loads.unread(address(narrow), [request], 20):
@@ -160,7 +160,7 @@ def test_whole_answers_that_are_not_read_take_no_thread_from_stop(narrow: HaltSe
     "first", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n"], ids=["nothing", "half a head"]
 )
 def test_silent_connections_cost_no_stream(shared_fake: FakeOpenAI, first: bytes) -> None:
-    """More than the server has descriptors: streams go on, and Stop is let in."""
+    """With more silent connections than descriptors streams continue and Stop works."""
     server = LimitedServer(settings(shared_fake, HALT_MAX_STREAMS=20), descriptors_limited(256))
     with contextlib.closing(server), Bystander(address(server)) as bystander:
         before = workers(server)
@@ -182,10 +182,8 @@ def short(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.mark.parametrize("case", ANSWERS[:7], ids=[str(each["name"]) for each in ANSWERS[:7]])
-def test_an_answer_that_is_hard_to_render_is_rendered_in_time(
-    roomy: HaltServer, case: Mapping[str, object]
-) -> None:
-    """Three people read it on the page, all of it, while other streams flow."""
+def test_costly_answer_is_rendered_in_time(roomy: HaltServer, case: Mapping[str, object]) -> None:
+    """Three readers get the whole answer on the page while other streams flow."""
     model = loads.repeated_text(case)
     pages: list[str] = []
     with Bystander(address(roomy)) as bystander:
@@ -200,8 +198,8 @@ def test_an_answer_that_is_hard_to_render_is_rendered_in_time(
         assert "</article>" in page
 
 
-def test_an_answer_is_rendered_once_for_all_readers(roomy: HaltServer) -> None:
-    """Once it is rendered, the rendering process has nothing to do for those that open it."""
+def test_ended_answer_is_rendered_once(roomy: HaltServer) -> None:
+    """After the first rendering the rendering process does no work for further readers."""
     case = next(each for each in ANSWERS if each["name"] == "quotes-lazy-lines")
     (worker,) = workers(roomy)
     model = loads.repeated_text({**case, "times": 30})
@@ -231,10 +229,10 @@ def test_an_answer_is_rendered_once_for_all_readers(roomy: HaltServer) -> None:
         "before=%60%60%60%0A&unit=%09",
     ],
 )
-def test_an_answer_of_nothing_but_blanks_ends_at_the_limit(
+def test_blanks_count_towards_the_answer_limit(
     short: HaltServer, shared_fake: FakeOpenAI, text: str
 ) -> None:
-    """They are characters of the answer like others, wherever they stand."""
+    """Blanks count as characters of the answer, wherever they are."""
     server, said = short, new_id()
     model = f"repeat?{text}&times=100000000&piece=1&burst=100"
     with Bystander(address(server)) as bystander, server.client().chat(model, said) as events:
@@ -251,8 +249,8 @@ def test_an_answer_of_nothing_but_blanks_ends_at_the_limit(
     ["endless_line", "repeat?unit=a&times=100000000&piece=1&burst=200", "long?n=100000000"],
     ids=["a line without an end", "a character at a time", "words"],
 )
-def test_a_flood_holds_up_nothing(roomy: HaltServer, model: str) -> None:
-    """Of one model's bytes, as fast as they are taken."""
+def test_flooding_model_delays_nothing(roomy: HaltServer, model: str) -> None:
+    """A model that writes as fast as it is read delays no Stop and no stream."""
     with Bystander(address(roomy)) as bystander, roomy.client().chat(model):
         goes_on(bystander)
 
@@ -260,8 +258,8 @@ def test_a_flood_holds_up_nothing(roomy: HaltServer, model: str) -> None:
 # --- a database that does not answer ---------------------------------------------------------------
 
 
-def test_a_locked_database_holds_up_no_stop(narrow: HaltServer) -> None:
-    """Far more people press Send than the server has threads; they are told so, in words."""
+def test_locked_database_delays_no_stop(narrow: HaltServer) -> None:
+    """More prompts than threads meet the lock; they are refused in words."""
     client = narrow.client()
     client.get("/")
     sends = [loads.send_prompt(address(narrow), client.cookies) for _ in range(200)]
@@ -274,8 +272,8 @@ def test_a_locked_database_holds_up_no_stop(narrow: HaltServer) -> None:
 
 
 @pytest.mark.skipif(postgres_programs() is None, reason="there is no PostgreSQL")
-def test_a_frozen_postgres_holds_up_no_stop(shared_fake: FakeOpenAI) -> None:
-    """Stops of streams, and of IDs that this worker does not know, which are `pending`."""
+def test_frozen_postgres_delays_no_stop(shared_fake: FakeOpenAI) -> None:
+    """Stops of streams work, and those of IDs unknown to this worker are `pending`."""
     with Postgres() as postgres:
         env = settings(shared_fake, DATABASE_URL=postgres.url, HALT_MAX_STREAMS=20)
         with contextlib.closing(HaltServer(env)) as server, Bystander(address(server)) as bystander:
@@ -293,10 +291,10 @@ def test_a_frozen_postgres_holds_up_no_stop(shared_fake: FakeOpenAI) -> None:
 # --- tokens ---------------------------------------------------------------------------------------
 
 
-def test_wrong_tokens_are_slowed_and_the_right_one_gets_in(
+def test_wrong_tokens_are_slowed_and_the_right_one_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """By address, with a line in the log and not one for each."""
+    """Attempts are limited by address, with one line in the log for all of them."""
     token = "the-right-token"
     server = start_halt(fake, HALT_TOKEN=token, HALT_RATE_ADDRESS="5/minute")
     right = {"Authorization": f"Bearer {token}"}

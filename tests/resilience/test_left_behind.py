@@ -139,7 +139,7 @@ def all_ways(server: HaltServer, fake: FakeOpenAI) -> None:
 def test_generations_leave_no_thread_and_no_descriptor(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """However they ended: on every surface, left, reset, stopped and whole."""
+    """However they end, on every surface: left, reset, stopped and whole."""
     server = start_halt(fake, HALT_LOG_SECONDS=0, HALT_ORPHAN_GRACE=0)
     (worker,) = workers(server)
     all_ways(server, fake)  # pools grow and libraries are loaded
@@ -160,10 +160,8 @@ def test_generations_leave_no_thread_and_no_descriptor(
 # --- a server that leaves -------------------------------------------------------------------------
 
 
-def test_a_hundred_streams_are_told_and_saved_when_the_server_leaves(
-    fake: FakeOpenAI, tmp_path: Path
-) -> None:
-    """SIGTERM: each reader gets one end, all that it saw is in the store, and nothing waits."""
+def test_sigterm_ends_and_saves_a_hundred_streams(fake: FakeOpenAI, tmp_path: Path) -> None:
+    """Each reader gets one end, and every event it got is in the store."""
     server = HaltServer(settings(fake, HALT_DATA=tmp_path, HALT_GRACEFUL_TIMEOUT=3600))
     client = server.client()
     with contextlib.closing(server), contextlib.ExitStack() as stack:
@@ -193,8 +191,8 @@ def limit_files(server: HaltServer, size: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_streams_are_whole_while_the_disk_is_full(fake: FakeOpenAI, tmp_path: Path) -> None:
-    """Readers get everything and Stop works; what was told meanwhile is saved when there is room."""
+def test_full_disk_breaks_no_stream(fake: FakeOpenAI, tmp_path: Path) -> None:
+    """Readers get everything and Stop works; the events are saved when there is room."""
     server = HaltServer(settings(fake, HALT_DATA=tmp_path))
     with contextlib.closing(server):
         client = server.client()
@@ -233,8 +231,8 @@ def saved_events(folder: Path, stream_id: str) -> bool:
 # --- few descriptors ------------------------------------------------------------------------------
 
 
-def test_a_server_with_256_descriptors_refuses_and_goes_on(fake: FakeOpenAI) -> None:
-    """More streams than it can have are refused in words or closed; those that run are whole."""
+def test_server_with_256_descriptors_refuses_and_continues(fake: FakeOpenAI) -> None:
+    """Streams beyond the limit are refused in words or closed; running ones are whole."""
     server = LimitedServer(settings(fake), descriptors_limited(256))
     with contextlib.closing(server):
         client = server.client()
@@ -281,8 +279,8 @@ def without_numbers(page: bytes) -> str:
     return re.sub(r"\d+", "", page.decode())
 
 
-def test_other_peoples_are_unknown_by_every_route(halt: HaltServer) -> None:
-    """Each answers as for one that does not exist, and changes nothing."""
+def test_every_route_hides_other_sessions(halt: HaltServer) -> None:
+    """Each route answers as for an ID that does not exist, and changes nothing."""
     theirs = halt.client()
     theirs.get("/")
     stream_id, place = new_id(), new_id()
@@ -321,8 +319,8 @@ def test_other_peoples_are_unknown_by_every_route(halt: HaltServer) -> None:
 
 
 @pytest.mark.parametrize("route", ["messages", "settings"])
-def test_nothing_is_written_into_other_peoples_conversations(halt: HaltServer, route: str) -> None:
-    """A prompt or settings of somebody else's are refused, and leave no trace."""
+def test_other_sessions_conversations_are_read_only(halt: HaltServer, route: str) -> None:
+    """Prompts and settings for another session's conversation are refused and leave no trace."""
     theirs, mine = halt.client(), halt.client()
     theirs.get("/")
     mine.get("/")

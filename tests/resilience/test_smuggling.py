@@ -29,7 +29,7 @@ def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-def told_twice(transfer_encoding: bytes) -> bytes:
+def two_lengths(transfer_encoding: bytes) -> bytes:
     """A length that covers the request inside, and chunks that end before it."""
     return POST + b"Content-Length: %(all)d\r\n" + transfer_encoding + b"\r\n" + END + b"%(in)b"
 
@@ -52,43 +52,43 @@ def head(lines: bytes) -> bytes:
 #: What it is: the bytes. %(in)b stands for the request inside, %(all)d for a length that covers it.
 CASES: dict[str, bytes] = {
     # Two lengths.
-    "length and chunks": told_twice(CHUNKED),
+    "length and chunks": two_lengths(CHUNKED),
     "chunks and length": POST
     + CHUNKED
     + b"Content-Length: 4\r\n\r\n5\r\n12345\r\n"
     + END
     + b"%(in)b",
-    "blank before colon": told_twice(b"Transfer-Encoding : chunked\r\n"),
-    "tab before colon": told_twice(b"Transfer-Encoding\t: chunked\r\n"),
-    "blank before name": told_twice(b" Transfer-Encoding: chunked\r\n"),
-    "tab before name": told_twice(b"\tTransfer-Encoding: chunked\r\n"),
-    "tab before value": told_twice(b"Transfer-Encoding:\tchunked\r\n"),
-    "no blank": told_twice(b"Transfer-Encoding:chunked\r\n"),
-    "folded": told_twice(b"Transfer-Encoding:\r\n chunked\r\n"),
-    "folded behind": told_twice(b"Transfer-Encoding: chunked\r\n , identity\r\n"),
-    "other name": told_twice(b"Transfer-Encoding: xchunked\r\n"),
-    "capitals": told_twice(b"TRANSFER-ENCODING: CHUNKED\r\n"),
-    "underscore": told_twice(b"Transfer_Encoding: chunked\r\n"),
-    "identity last": told_twice(b"Transfer-Encoding: chunked, identity\r\n"),
-    "identity first": told_twice(b"Transfer-Encoding: identity, chunked\r\n"),
-    "chunked twice": told_twice(b"Transfer-Encoding: chunked, chunked\r\n"),
-    "two lines": told_twice(b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"),
-    "two lines turned": told_twice(
+    "blank before colon": two_lengths(b"Transfer-Encoding : chunked\r\n"),
+    "tab before colon": two_lengths(b"Transfer-Encoding\t: chunked\r\n"),
+    "blank before name": two_lengths(b" Transfer-Encoding: chunked\r\n"),
+    "tab before name": two_lengths(b"\tTransfer-Encoding: chunked\r\n"),
+    "tab before value": two_lengths(b"Transfer-Encoding:\tchunked\r\n"),
+    "no blank": two_lengths(b"Transfer-Encoding:chunked\r\n"),
+    "folded": two_lengths(b"Transfer-Encoding:\r\n chunked\r\n"),
+    "folded behind": two_lengths(b"Transfer-Encoding: chunked\r\n , identity\r\n"),
+    "other name": two_lengths(b"Transfer-Encoding: xchunked\r\n"),
+    "capitals": two_lengths(b"TRANSFER-ENCODING: CHUNKED\r\n"),
+    "underscore": two_lengths(b"Transfer_Encoding: chunked\r\n"),
+    "identity last": two_lengths(b"Transfer-Encoding: chunked, identity\r\n"),
+    "identity first": two_lengths(b"Transfer-Encoding: identity, chunked\r\n"),
+    "chunked twice": two_lengths(b"Transfer-Encoding: chunked, chunked\r\n"),
+    "two lines": two_lengths(b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"),
+    "two lines turned": two_lengths(
         b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"
     ),
-    "gzip": told_twice(b"Transfer-Encoding: gzip, chunked\r\n"),
-    "quoted": told_twice(b'Transfer-Encoding: "chunked"\r\n'),
-    "parameter": told_twice(b"Transfer-Encoding: chunked;q=1\r\n"),
-    "empty": told_twice(b"Transfer-Encoding:\r\n"),
-    "vertical tab": told_twice(b"Transfer-Encoding: \x0bchunked\r\n"),
-    "vertical tab behind": told_twice(b"Transfer-Encoding: chunked\x0b\r\n"),
-    "nul": told_twice(b"Transfer-Encoding: chunked\x00\r\n"),
-    "nul in the name": told_twice(b"Transfer-Encoding\x00: chunked\r\n"),
-    "behind a bare LF": told_twice(b"X: x\nTransfer-Encoding: chunked\r\n"),
-    "behind a bare CR": told_twice(b"X: x\rTransfer-Encoding: chunked\r\n"),
-    "high bytes": told_twice(b"Transfer-Encoding: chunked\xff\r\n"),
-    "hop by hop": told_twice(b"Connection: content-length\r\nTransfer-Encoding: chunked\r\n"),
-    "of HTTP/1.0": told_twice(CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "gzip": two_lengths(b"Transfer-Encoding: gzip, chunked\r\n"),
+    "quoted": two_lengths(b'Transfer-Encoding: "chunked"\r\n'),
+    "parameter": two_lengths(b"Transfer-Encoding: chunked;q=1\r\n"),
+    "empty": two_lengths(b"Transfer-Encoding:\r\n"),
+    "vertical tab": two_lengths(b"Transfer-Encoding: \x0bchunked\r\n"),
+    "vertical tab behind": two_lengths(b"Transfer-Encoding: chunked\x0b\r\n"),
+    "nul": two_lengths(b"Transfer-Encoding: chunked\x00\r\n"),
+    "nul in the name": two_lengths(b"Transfer-Encoding\x00: chunked\r\n"),
+    "behind a bare LF": two_lengths(b"X: x\nTransfer-Encoding: chunked\r\n"),
+    "behind a bare CR": two_lengths(b"X: x\rTransfer-Encoding: chunked\r\n"),
+    "high bytes": two_lengths(b"Transfer-Encoding: chunked\xff\r\n"),
+    "hop by hop": two_lengths(b"Connection: content-length\r\nTransfer-Encoding: chunked\r\n"),
+    "of HTTP/1.0": two_lengths(CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0"),
     # A length that is none.
     "two lengths": length(b"Content-Length: 5\r\nContent-Length: %(all)d\r\n"),
     "two lengths turned": length(b"Content-Length: %(all)d\r\nContent-Length: 5\r\n"),
@@ -171,8 +171,8 @@ BODIES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", [*CASES, *BODIES])
-def test_a_request_inside_of_another_is_never_executed(server: HaltServer, name: str) -> None:
-    """There is one answer at most, whether it is a refusal or not."""
+def test_smuggled_request_is_never_executed(server: HaltServer, name: str) -> None:
+    """A request inside another one gets no answer of its own, refused or not."""
     stop_id = new_id()
     inside = INSIDE % stop_id.encode()
     values = {b"in": inside, b"all": len(END + inside), b"len": len(inside)}
@@ -206,8 +206,8 @@ def statuses(data: bytes) -> list[int]:
     return [status for status in found if status >= 200]
 
 
-def test_requests_one_behind_the_other_are_both_executed(server: HaltServer) -> None:
-    """What is correct is no smuggling; and the tests above could fail."""
+def test_pipelined_requests_are_both_executed(server: HaltServer) -> None:
+    """Correct pipelining works, which shows that the tests above could fail."""
     stop_id = new_id()
     both = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + INSIDE % stop_id.encode()
     assert statuses(said(server, both)) == [200, 202]
@@ -218,10 +218,8 @@ def test_requests_one_behind_the_other_are_both_executed(server: HaltServer) -> 
 @pytest.mark.parametrize(
     "refused", [b"Host: elsewhere", b"Origin: http://elsewhere", b"Expect: 100-continue"]
 )
-def test_a_request_that_is_refused_before_its_body_has_one_answer(
-    server: HaltServer, refused: bytes
-) -> None:
-    """A body that then turns out to be broken has no answer of its own: it would be the next one's."""
+def test_request_refused_before_its_body_has_one_answer(server: HaltServer, refused: bytes) -> None:
+    """A broken body of a refused request gets no answer: it would belong to the next request."""
     line = refused + b"\r\n" + (b"" if refused.startswith(b"Host") else b"Host: localhost\r\n")
     request = b"POST /stop HTTP/1.1\r\n" + line + CHUNKED + b"\r\nzz\r\n12345\r\n" + END
     assert len(statuses(said(server, request))) == 1

@@ -521,7 +521,7 @@ def test_reasoning_is_sent_back_to_the_upstream(
 
 
 def test_reasoning_is_dropped_after_a_refusal(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """A server that refuses reasoning refuses it once; other refused fields are an error."""
+    """After one refusal later requests omit reasoning; other refused fields are an error."""
     model = f"wants_back?refuses=1&name={new_id()}"
     said = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "mine": 1}
     for requests in (2, 1):

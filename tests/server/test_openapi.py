@@ -118,10 +118,10 @@ def session() -> Iterator[requests.Session]:
 
 @pytest.mark.slow
 @api.parametrize()
-def test_every_route_does_what_the_document_says(
+def test_routes_respond_as_documented(
     case: schemathesis.Case[Any], guarded: HaltServer, session: requests.Session
 ) -> None:
-    """Requests good and bad get the statuses, types and shapes that are promised, and no 5xx."""
+    """Valid and invalid requests get the documented statuses, types and shapes, and no 5xx."""
     if is_tried_elsewhere(case):
         return
     # Wrong tokens are tried, too, so each case comes from an address of its own.
@@ -129,13 +129,13 @@ def test_every_route_does_what_the_document_says(
     case.call_and_validate(guarded.url, session=session, headers=headers, checks=CHECKS, timeout=10)
 
 
-def test_the_document_is_valid() -> None:
-    """It keeps to OpenAPI's own schema."""
+def test_document_is_valid_openapi() -> None:
+    """The document is valid by OpenAPI's own schema."""
     api.validate()
 
 
-def test_routes_and_document_are_the_same() -> None:
-    """Every route for programs is described, and nothing else; the WebSocket is, in words."""
+def test_document_has_every_route_for_programs() -> None:
+    """Each route for programs is documented, and no other; the WebSocket is described in words."""
     app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
     routes = {
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
@@ -150,8 +150,8 @@ def test_routes_and_document_are_the_same() -> None:
     assert "`GET /ws`" in described["info"]["description"]
 
 
-def test_every_status_of_an_error_is_told_of() -> None:
-    """A route whose status waits for the answer to begin can end in any of them."""
+def test_document_has_every_error_status() -> None:
+    """A route that waits for the answer's beginning documents every status of an error."""
     kinds = [HaltError]
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -160,8 +160,8 @@ def test_every_status_of_an_error_is_told_of() -> None:
         assert statuses <= document(token=True)["paths"][path]["post"]["responses"].keys()
 
 
-def test_fields_are_those_that_are_taken() -> None:
-    """What other modules take by hand is described with the very same names."""
+def test_document_has_the_parsed_fields() -> None:
+    """Fields that other modules parse by hand are documented under the same names."""
     schemas = document(token=True)["components"]["schemas"]
     fields = {*CHAT_FIELDS, *ResponseOptions.__struct_fields__}
     assert schemas["CompletionRequest"]["properties"].keys() == fields
@@ -213,16 +213,16 @@ class Lines(yaml.SafeDumper):  # type: ignore[misc]  # ships no types
 Lines.add_representer(str, Lines.represent_str)
 
 
-def test_the_shapes_are_those_of_the_types() -> None:
-    """What requests are decoded to, and what events and answers are written from."""
+def test_document_shapes_match_the_types() -> None:
+    """The shapes are those of the types that requests, events and answers use."""
     written = document(token=True)["components"]["schemas"]
     differ = {name: shape for name, shape in shapes().items() if written.get(name) != shape}
     lines = yaml.dump(differ, Dumper=Lines, sort_keys=False, width=92, allow_unicode=True)
     assert not differ, f"\nThis is to stand in openapi.yaml, under schemas:\n{lines}"
 
 
-def test_what_several_routes_take_has_the_same_shape_on_each() -> None:
-    """The options of a ChatRequest, IDs of streams and numbers of events."""
+def test_shared_fields_have_one_shape_on_all_routes() -> None:
+    """Options of a ChatRequest, stream IDs and event numbers have one shape on all routes."""
     described = document(token=True)
     schemas = described["components"]["schemas"]
     options = schemas["ChatRequest"]["properties"]
@@ -247,8 +247,8 @@ def test_what_several_routes_take_has_the_same_shape_on_each() -> None:
             assert each["schema"] == wanted.get(each["name"], each["schema"]), path
 
 
-def test_the_token_is_asked_for_where_it_is_set(guarded: HaltServer, halt: HaltServer) -> None:
-    """The document says whether this server wants a token, and is told to no one without it."""
+def test_document_requires_the_token_if_set(guarded: HaltServer, halt: HaltServer) -> None:
+    """The document says whether the server wants a token, and needs the token itself then."""
     assert guarded.client().get("/openapi.json").status == 401
     assert guarded.client(**BEARER).get("/openapi.json").json["security"] == [{"token": []}]
     assert halt.client().get("/openapi.json").json["security"] == []
@@ -272,8 +272,8 @@ class Anchors(HTMLParser):
             self.links.add(target[1:])
 
 
-def test_the_page_shows_all_of_the_document(halt: HaltServer) -> None:
-    """Each route and each shape has its place there, and each link leads to one."""
+def test_docs_page_shows_the_whole_document(halt: HaltServer) -> None:
+    """Each route and each shape has an anchor on the page, and each link has a target."""
     answer = halt.client().get("/docs", Accept="text/html")
     assert answer.status == 200
     text = answer.body.decode()

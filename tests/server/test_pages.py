@@ -39,10 +39,10 @@ def send(client: Client, path: str, *fields: tuple[str, Any], page: bool = True)
         ([("id", "longer-than-8"), ("id", "no way!!")], "id"),
     ],
 )
-def test_what_a_form_must_not_hold_is_refused_by_name(
+def test_invalid_form_is_refused_by_field(
     client: Client, fields: list[tuple[str, str]], field: str
 ) -> None:
-    """A program is told which field is at fault; no conversation is begun."""
+    """The error names the field; no conversation begins."""
     path = f"/c/{new_id()}"
     answer = send(client, f"{path}/messages", ("prompt", "Hello"), *fields, page=False)
     assert answer.status == 400
@@ -50,24 +50,24 @@ def test_what_a_form_must_not_hold_is_refused_by_name(
     assert client.get(path).status == 404
 
 
-def test_one_id_for_two_answers_is_refused(client: Client) -> None:
-    """Two streams with one name could not be told apart."""
+def test_same_id_for_two_answers_is_refused(client: Client) -> None:
+    """Two answers of one comparison cannot have the same stream ID."""
     same = new_id()
     fields = [("prompt", "Hi"), ("model", "count"), ("model", "echo"), ("id", same), ("id", same)]
     answer = send(client, f"/c/{new_id()}/messages", *fields, page=False)
     assert (answer.status, answer.json["error"]["field"]) == (409, "id")
 
 
-def test_only_what_was_compared_can_be_picked(client: Client) -> None:
-    """Neither in a conversation that is not there nor an answer that is not there."""
+def test_unknown_answer_cannot_be_selected(client: Client) -> None:
+    """An answer is selected only if it exists, in a conversation that exists."""
     path = f"/c/{new_id()}"
     assert send(client, f"{path}/pick", ("stream_id", "nothing-here"), page=False).status == 404
     assert send(client, f"{path}/messages", ("prompt", "/fake count?n=1 x")).status == 200
     assert send(client, f"{path}/pick", ("stream_id", "nothing-here"), page=False).status == 404
 
 
-def test_the_models_are_options_and_the_chosen_one_is_marked(client: Client) -> None:
-    """One that nobody offers is not made up, and hostile names stay names."""
+def test_model_options_are_escaped_and_one_is_selected(client: Client) -> None:
+    """An unknown model is not offered; hostile names are escaped."""
     page = client.get("/models?model=count").body.decode()
     assert '<option value="count" selected>count</option>' in page
     assert page.count("selected") == 1
@@ -75,10 +75,8 @@ def test_the_models_are_options_and_the_chosen_one_is_marked(client: Client) -> 
     assert client.get("/models?model=" + "x" * 201).status == 400
 
 
-def test_one_press_of_the_page_stops_several_answers(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
-    """Each provider is told; the answer holds each answer as it was stopped."""
+def test_stop_on_the_page_stops_several_answers(client: Client, shared_fake: FakeOpenAI) -> None:
+    """Each upstream is closed; the response has each answer in its stopped state."""
     said, ids = f"Hi {new_id()}", [new_id(), new_id()]
     models = ["silent_first_token", "stall"]
     fields = [("prompt", said), *(("id", i) for i in ids), *(("model", m) for m in models)]
@@ -103,8 +101,8 @@ def is_stream(answer: HttpResponse) -> bool:
     return answer.headers["content-type"].startswith("text/event-stream")
 
 
-def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: FakeOpenAI) -> None:
-    """First the exchange, which opens no other stream; then what changes; last the whole answer."""
+def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: FakeOpenAI) -> None:
+    """The exchange comes first and opens no other stream; the whole answer comes last."""
     place, stream_id = f"/c/{new_id()}", new_id()
     said = f"/fake silent_first_token?n=3 {new_id()}"
     form = urlencode([("prompt", said), ("id", stream_id)]).encode()
@@ -135,8 +133,8 @@ def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: Fak
     assert 'data-state="done"' in last.data
 
 
-def test_an_answer_that_has_ended_before_its_response_is_no_stream(client: Client) -> None:
-    """Stop was first: the exchange is shown as ended."""
+def test_prompt_stopped_before_its_start_is_not_streamed(client: Client) -> None:
+    """After an earlier Stop the response is the ended exchange."""
     stream_id = new_id()
     assert send(client, "/stop", ("stream_id", stream_id), ("seen", "0")).status == 200
     fields = [("prompt", f"/fake silent_first_token {new_id()}"), ("id", stream_id)]
@@ -146,19 +144,15 @@ def test_an_answer_that_has_ended_before_its_response_is_no_stream(client: Clien
 
 
 @pytest.mark.parametrize("fields", [[], [("prompt", "Hi"), ("model", "x" * 201)]])
-def test_a_prompt_that_is_refused_is_no_stream(
-    client: Client, fields: list[tuple[str, str]]
-) -> None:
-    """A fragment with a status, as for every form."""
+def test_refused_prompt_is_not_streamed(client: Client, fields: list[tuple[str, str]]) -> None:
+    """A refused prompt gets a fragment with a status, as every form."""
     answer = stream(client, f"/c/{new_id()}/messages", *fields)
     assert (answer.status, is_stream(answer)) == (400, False)
     assert b'role="alert"' in answer.body
 
 
-def test_answers_side_by_side_are_followed_each_by_itself(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
-    """The response has the places alone, each with the address of its stream."""
+def test_compared_answers_have_their_own_streams(client: Client, shared_fake: FakeOpenAI) -> None:
+    """The response has one place for each answer, with the address of its stream."""
     said = f"/fake silent_first_token {new_id()}"
     fields = [("prompt", said), ("model", "count"), ("model", "echo")]
     answer = stream(client, f"/c/{new_id()}/messages", *fields)
@@ -168,10 +162,10 @@ def test_answers_side_by_side_are_followed_each_by_itself(
         request_record(shared_fake, said, nth).release()
 
 
-def test_a_session_with_all_its_page_streams_gets_the_place_alone(
+def test_prompt_beyond_the_page_streams_is_not_streamed(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """A browser must keep connections for Stop; over HTTP/2 it has them anyway."""
+    """A browser must keep connections for Stop; over HTTP/2 there is no such limit."""
     said = f"/fake silent_first_token {new_id()}"
 
     def form() -> bytes:

@@ -124,20 +124,26 @@ def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str)
     assert "Traceback" not in server.printed
 
 
-def test_a_full_disk(start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path) -> None:
-    """All is written when there is room again."""
+def test_full_disk_delays_saving_only(
+    start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path
+) -> None:
+    """All events are written when the disk has room again."""
     goes_on_unsaved(start_halt(fake, HALT_DATA=small_disk), small_disk, filled, "the disk is full")
 
 
 @pytest.mark.slow
-def test_files_that_may_not_grow(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path) -> None:
-    """As by a quota."""
+def test_file_size_limit_delays_saving_only(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """All events are written when files may grow again, as after a quota."""
     goes_on_unsaved(start_halt(fake, HALT_DATA=tmp_path), tmp_path, limited, "the disk ")
 
 
 @pytest.mark.slow
-def test_a_locked_database(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path) -> None:
-    """As by a backup that takes its time."""
+def test_locked_database_delays_saving_only(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """All events are written when the lock, as of a backup, is released."""
     goes_on_unsaved(
         start_halt(fake, HALT_DATA=tmp_path),
         tmp_path,
@@ -158,10 +164,10 @@ def crowd_of_prompts(server: HaltServer, count: int) -> list[HttpResponse]:
 
 
 @pytest.mark.slow
-def test_a_locked_database_holds_up_no_stop(
+def test_locked_database_delays_no_stop(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """40 pages send a prompt, and are refused in words, all but a few at once; streams are stopped."""
+    """Streams stop while 40 prompts meet the lock; all but a few are refused at once, in words."""
     server = start_halt(fake, HALT_DATA=tmp_path)
     client = server.client()
     streams = [client.chat(ENDLESS).until_text("3 ") for _ in range(4)]
@@ -199,8 +205,8 @@ def test_a_locked_database_holds_up_no_stop(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
-def test_a_frozen_postgres_holds_up_no_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """A receipt says what the store could not be asked, and the server leaves when it is told."""
+def test_frozen_postgres_delays_no_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """The receipt notes that the store did not answer, and the server exits on SIGTERM."""
     with Postgres() as postgres:
         server = start_halt(fake, DATABASE_URL=postgres.url)
         client = server.client()
@@ -218,10 +224,10 @@ def test_a_frozen_postgres_holds_up_no_stop(start_halt: StartHalt, fake: FakeOpe
             assert server.wait() == 0
 
 
-def test_a_prompt_that_can_neither_be_answered_nor_taken_back_is_not_left_running(
+def test_failed_start_is_ended_when_the_store_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the store is well it is told, and the conversation takes the next prompt."""
+    """The answer is ended then, and the conversation accepts the next prompt."""
     upstream = ScriptedUpstream()
     config = Config(
         data=str(tmp_path), base_url="http://scripted/v1", max_streams=1, titles="words"

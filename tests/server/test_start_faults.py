@@ -70,7 +70,9 @@ def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
     upstream.dispose()
 
 
-def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after: int = 0) -> None:
+def refused_start_after(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after: int = 0
+) -> None:
     """So many streams begin, and end with an answer that is saved; the next one cannot begin."""
     service: GenerationService = services(desk.app).generations
     start, begun = service.start, list[str]()
@@ -90,11 +92,11 @@ def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after:
 
 
 @pytest.mark.parametrize("begun", [0, 1])
-def test_a_comparison_that_finds_no_place_leaves_nothing(
+def test_comparison_beyond_the_limit_leaves_nothing(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, begun: int
 ) -> None:
-    """Also where its first answer has ended already; the next message can be sent."""
-    refuse(desk, monkeypatch, AtCapacity("All places are taken."), begun)
+    """Nothing remains, also if its first answer has ended; the next message can be sent."""
+    refused_start_after(desk, monkeypatch, AtCapacity("All places are taken."), begun)
     assert desk.ask("a", "b") == 503
     assert desk.conversation().exchanges == ()
     monkeypatch.undo()
@@ -102,15 +104,15 @@ def test_a_comparison_that_finds_no_place_leaves_nothing(
 
 
 @pytest.mark.parametrize("fault", [AtCapacity("All places are taken."), RuntimeError("no thread")])
-def test_what_cannot_be_taken_back_blocks_no_conversation(
+def test_start_that_cannot_be_undone_is_interrupted_later(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    """It is ended as interrupted when the store is well again."""
+    """Such a start is ended as interrupted when the store works again."""
 
     def locked(*args: object) -> None:
         raise LOCKED
 
-    refuse(desk, monkeypatch, fault)
+    refused_start_after(desk, monkeypatch, fault)
     monkeypatch.setattr(desk.store.turns, "cancel_start", locked)
     assert desk.ask() in {500, 503}
     monkeypatch.undo()
@@ -119,8 +121,8 @@ def test_what_cannot_be_taken_back_blocks_no_conversation(
     assert desk.ask() == 200
 
 
-def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither before its stream nor after it: the page is told nothing, which is no error."""
+def test_stop_works_without_the_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Stop before or after its stream works without the store; the page shows no error."""
 
     asked: list[object] = []
 
@@ -144,10 +146,10 @@ def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(asked) <= 1
 
 
-def test_one_press_stops_all_before_it_waits_for_one(
+def test_stop_of_several_answers_does_not_wait_between_them(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that closes slowly holds up no other answer's Stop."""
+    """A connection that closes slowly delays no other answer's Stop."""
     assert desk.ask("a", "b", "c") == 200
     service: GenerationService = services(desk.app).generations
     ids = [each.stream_id for each in desk.conversation().exchanges[-1].candidates]
@@ -185,10 +187,10 @@ def count_writes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [({"HALT_RATE_SESSION": "1/hour"}, 429), ({"HALT_MAX_STREAMS": "1"}, 503)],
     indirect=["desk"],
 )
-def test_a_refused_start_is_not_written(
+def test_refused_start_is_not_written(
     desk: Desk, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start beyond a limit reaches neither the store nor the model, on every way to start."""
+    """A start beyond a limit reaches neither store nor model, on every way to start."""
     assert desk.ask() == 200
     if status == 429:
         desk.upstream.reply().feed("Hi")
@@ -207,10 +209,10 @@ def test_a_refused_start_is_not_written(
     assert len(desk.upstream.requests) == 1
 
 
-def test_the_workers_are_asked_once_while_a_write_is_awaited(
+def test_other_workers_are_queried_once_per_pending_write(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that has ended in another worker is asked for once; then the store is looked at."""
+    """An answer that ended in another worker is queried once; then the store is read."""
     service: GenerationService = services(desk.app).generations
     assert desk.ask() == 200
     desk.upstream.reply().end()
@@ -253,7 +255,7 @@ def still_running(found: Conversation) -> Conversation:
 
 
 @pytest.mark.parametrize("desk", [{"HALT_MAX_STREAMS": "1"}], indirect=True)
-def test_a_socket_whose_client_has_left_takes_no_place(
+def test_failed_socket_set_up_releases_its_place(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that fails while it is set up gives its reader's place back."""

@@ -43,8 +43,8 @@ def small_logs(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 # --- POST /chat/stream ----------------------------------------------------------------------------
 
 
-def test_an_answer_comes_as_numbered_events_and_ends_with_done(client: Client) -> None:
-    """Every event has its number and no name, the text is whole, `done` and [DONE] end it."""
+def test_stream_has_numbered_events_and_ends_with_done(client: Client) -> None:
+    """Each event has a number and no name; the text is whole; `done` and [DONE] end it."""
     with client.chat("count?n=50&gap_ms=2") as events:
         assert events.status == 200
         assert events.headers["content-type"].startswith("text/event-stream")
@@ -66,18 +66,16 @@ def test_an_answer_comes_as_numbered_events_and_ends_with_done(client: Client) -
     assert (last.id, last.data) == ("", "[DONE]")
 
 
-def test_a_token_count_that_nobody_reported_is_marked_as_an_estimate(client: Client) -> None:
-    """Where the provider reports no usage, the figures say that they are ours."""
+def test_unreported_token_count_is_marked_as_estimate(client: Client) -> None:
+    """Without usage from the provider the metrics say that the figures are estimates."""
     done = client.chat("no_usage?n=20").to_end().terminal
     assert done["usage"] is None
     assert done["metrics"]["tokens_estimated"] is True
     assert done["metrics"]["tokens"] == 20
 
 
-def test_the_model_is_asked_for_exactly_what_was_sent(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
-    """Messages and options reach the provider unchanged, with streaming and usage asked for."""
+def test_upstream_request_has_messages_and_options(client: Client, shared_fake: FakeOpenAI) -> None:
+    """Messages and options are sent unchanged, with streaming and usage requested."""
     said = new_id()
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -101,15 +99,15 @@ def test_the_model_is_asked_for_exactly_what_was_sent(
     assert sent.headers["authorization"] == "Bearer fake"
 
 
-def test_a_client_may_choose_the_id(client: Client) -> None:
-    """The client's own ID is the stream's, so Stop can be pressed before the first byte."""
+def test_client_chooses_the_stream_id(client: Client) -> None:
+    """The client's own ID is the stream's, so that Stop works before the first byte."""
     chosen = new_id()
     events = client.chat("count?n=1", id=chosen).to_end()
     assert events.id == chosen
 
 
-def test_an_id_in_use_is_refused(client: Client) -> None:
-    """The second stream with the same ID gets 409, and the first is not disturbed."""
+def test_used_id_is_refused(client: Client) -> None:
+    """A second stream with the same ID gets 409, and the first continues."""
     with client.chat("stall?n=3") as first:
         first.until_text("2 ")
         with client.chat("count", id=first.id) as second:
@@ -161,8 +159,8 @@ BAD_REQUESTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
-def test_a_bad_request_is_refused_by_the_name_of_its_field(client: Client, name: str) -> None:
-    """400 as JSON, and `field` says where to look."""
+def test_invalid_request_is_refused_by_field(client: Client, name: str) -> None:
+    """400 as JSON; `field` names the field."""
     body, field = BAD_REQUESTS[name]
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     refused = client.post("/chat/stream", body, Content_Type="application/json")
@@ -197,10 +195,10 @@ def raw_answer(halt: HaltServer, request: bytes) -> HttpResponse:
         ("/stop", "x-www-form-urlencoded", "stream_id=broken-off"),
     ],
 )
-def test_a_body_that_breaks_off_is_not_taken_for_a_shorter_one(
+def test_incomplete_body_is_not_processed(
     halt: HaltServer, path: str, kind: str, part: str
 ) -> None:
-    """What came by then may look like a whole request; nothing is done with half of one."""
+    """A body that breaks off is not processed, even if its beginning is valid."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/{kind}\r\n"
     with socket.create_connection((halt.host, halt.port), timeout=READ_TIMEOUT) as sock:
         sock.sendall(f"{head}Content-Length: {len(part) + 9}\r\n\r\n{part}".encode())
@@ -210,8 +208,8 @@ def test_a_body_that_breaks_off_is_not_taken_for_a_shorter_one(
 
 
 @pytest.mark.parametrize("path", ["/chat/stream", "/stop", "/c/0123456789/messages"])
-def test_a_body_over_the_limit_is_refused_unread(halt: HaltServer, path: str) -> None:
-    """413 from the announced length alone, without waiting for gigabytes to arrive."""
+def test_body_with_too_large_length_is_refused_unread(halt: HaltServer, path: str) -> None:
+    """413 comes from the announced length, before the body arrives."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     kind = "Content-Type: application/x-www-form-urlencoded\r\n"
     refused = raw_answer(halt, f"{head}{kind}Content-Length: 9999999999\r\n\r\nx=".encode())
@@ -220,10 +218,8 @@ def test_a_body_over_the_limit_is_refused_unread(halt: HaltServer, path: str) ->
 
 
 @pytest.mark.parametrize("connection", ["close", "keep-alive"])
-def test_a_refusal_reaches_a_client_that_sends_all_of_its_body(
-    halt: HaltServer, connection: str
-) -> None:
-    """The connection stays open until the client has had its say: no reset takes the words away."""
+def test_refusal_reaches_a_client_that_still_sends(halt: HaltServer, connection: str) -> None:
+    """The connection stays open until the client has sent its body, so no reset loses the error."""
     size = 20_000_000
     head = f"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n"
     kind = "Content-Type: application/json\r\n"
@@ -231,8 +227,8 @@ def test_a_refusal_reaches_a_client_that_sends_all_of_its_body(
     assert raw_answer(halt, whole).status == 413
 
 
-def test_a_body_without_a_length_is_bounded_too(client: Client) -> None:
-    """A body in chunks is refused once it is over the limit, never cut in silence."""
+def test_chunked_body_over_the_limit_is_refused(client: Client) -> None:
+    """A chunked body over the limit is refused, never cut."""
     pieces = (b" " * 0x100000 for _ in range(6))
     with contextlib.closing(client.connect()) as connection:
         with contextlib.suppress(ConnectionError):  # it may answer before it has had everything
@@ -254,10 +250,10 @@ def test_a_body_without_a_length_is_bounded_too(client: Client) -> None:
         ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
-def test_a_wrong_method_is_told_the_right_ones(
+def test_wrong_method_gets_405_with_allow(
     client: Client, method: str, path: str, allowed: set[str]
 ) -> None:
-    """405 as JSON, with the methods that are allowed in the header."""
+    """405 as JSON, with the allowed methods in the header."""
     refused = client.request(method, path)
     assert refused.status == 405
     assert refused.error["code"] == "method_not_allowed"
@@ -267,15 +263,15 @@ def test_a_wrong_method_is_told_the_right_ones(
 @pytest.mark.parametrize(
     "path", ["/nothing", "/chat/", "/streams/", "/stop/a/b", "/static/../app.py", "/c/0123456789"]
 )
-def test_an_unknown_path_is_an_error_in_json(client: Client, path: str) -> None:
-    """404 as JSON, also for a program that asks for a conversation of others."""
+def test_unknown_path_gets_404_as_json(client: Client, path: str) -> None:
+    """404 as JSON, also for a program that requests another session's conversation."""
     refused = client.get(path)
     assert refused.status == 404
     assert refused.error["code"] in {"not_found", "unknown_conversation"}
 
 
-def test_every_answer_forbids_the_browser_what_it_does_not_need(client: Client) -> None:
-    """A strict policy without inline script, style or eval stands on every response."""
+def test_every_response_has_security_headers(client: Client) -> None:
+    """Every response has a strict policy without inline script, style or eval."""
     for answer in (client.get("/"), client.get("/nothing"), client.get("/static/halt.js")):
         policy = answer.headers["content-security-policy"]
         assert "default-src 'self'" in policy
@@ -288,16 +284,16 @@ def test_every_answer_forbids_the_browser_what_it_does_not_need(client: Client) 
 
 
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
-def test_the_first_bytes_come_while_the_model_is_silent(client: Client, model: str) -> None:
-    """A client has its headers and its stream's ID at once, whatever the model does."""
+def test_headers_come_before_the_first_token(client: Client, model: str) -> None:
+    """A client gets headers and the stream's ID at once, whatever the model does."""
     with client.chat(model) as events:
         assert events.until_comment(1).seen == []
         client.stop(events.id)
         assert events.to_end().terminal["type"] == "cancelled"
 
 
-def test_a_silent_stream_shows_that_it_is_alive(small_logs: HaltServer) -> None:
-    """Comments keep proxies and clients from taking silence for a dead connection."""
+def test_silent_stream_sends_comments(small_logs: HaltServer) -> None:
+    """Comments keep proxies and clients from closing a silent connection."""
     client = small_logs.client()
     with client.chat("stall?n=2") as events:
         events.until_text("1 ").until_comment(events.comments + 2)
@@ -309,8 +305,8 @@ def test_a_silent_stream_shows_that_it_is_alive(small_logs: HaltServer) -> None:
 # --- GET /streams/ID ------------------------------------------------------------------------------
 
 
-def test_a_finished_stream_can_be_read_again_from_anywhere(client: Client) -> None:
-    """Replay gives the very same events, from the beginning or after any one of them."""
+def test_finished_stream_is_replayed_after_any_event(client: Client) -> None:
+    """A replay has the same events, from the beginning or after any event."""
     first = client.chat("count?n=20&gap_ms=3").to_end()
     assert client.follow(first.id).to_end().seen == first.seen
     middle = len(first.seen) // 2
@@ -319,22 +315,24 @@ def test_a_finished_stream_can_be_read_again_from_anywhere(client: Client) -> No
     assert again.seen == first.seen[middle:]
 
 
-def test_a_browsers_last_event_wins_over_the_address(client: Client) -> None:
-    """An EventSource that reconnects sends Last-Event-ID to the address it began with."""
+def test_last_event_id_wins_over_the_address(client: Client) -> None:
+    """An EventSource that reconnects sends Last-Event-ID to its first address."""
     first = client.chat("count?n=20&gap_ms=3").to_end()
     again = client.follow(first.id, after=2, Last_Event_ID="1").to_end()
     assert again.seen == first.seen[1:]
 
 
-def test_a_reader_that_has_everything_is_told_so(client: Client) -> None:
-    """Asked for what comes after the last event, a finished stream says [DONE] and no more."""
+def test_replay_after_the_last_event_is_done_alone(client: Client) -> None:
+    """A replay after the last event of a finished stream has [DONE] alone."""
     first = client.chat("count?n=5").to_end()
     again = client.follow(first.id, after=len(first.seen) - 1).to_end()
     assert [m.data for m in again.seen] == ["[DONE]"]
 
 
-def test_two_readers_follow_a_running_stream(client: Client, shared_fake: FakeOpenAI) -> None:
-    """Readers may come late and leave early: each sees every event in order, the run goes on."""
+def test_two_readers_get_every_event_of_a_running_stream(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Readers may join late and leave early: each gets every event in order."""
     said = new_id()
     first = client.chat("stall?n=10&gap_ms=5&rest=10", said)
     first.until_text("9 ")
@@ -348,8 +346,8 @@ def test_two_readers_follow_a_running_stream(client: Client, shared_fake: FakeOp
     assert third.seen == second.seen[3:]
 
 
-def test_reading_starts_nothing(client: Client) -> None:
-    """An ID that nobody started is 404, before and after it was asked for."""
+def test_follow_of_an_unknown_id_starts_nothing(client: Client) -> None:
+    """An unknown ID is 404, on the first request and on the second."""
     unknown = new_id()
     for _ in range(2):
         refused = client.get(f"/streams/{unknown}")
@@ -358,7 +356,7 @@ def test_reading_starts_nothing(client: Client) -> None:
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", "٣", "9" * 16])
-def test_an_offset_that_is_no_number_is_refused(client: Client, after: str) -> None:
+def test_invalid_offset_is_refused(client: Client, after: str) -> None:
     """400 names the field."""
     stream_id = client.chat("count?n=1").to_end().id
     connection = client.connect()
@@ -371,10 +369,8 @@ def test_an_offset_that_is_no_number_is_refused(client: Client, after: str) -> N
     assert refused.error["field"] == "after"
 
 
-def test_a_reader_beyond_the_end_is_told_that_it_is_over(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
-    """Whoever has more than there will be gets the protocol's end, running or ended."""
+def test_offset_beyond_the_end_gets_the_end(client: Client, shared_fake: FakeOpenAI) -> None:
+    """A reader with a higher number gets the protocol's end, running or finished."""
     said = new_id()
     with client.chat("stall?n=3", said) as events:
         early = client.follow(events.until_text("2 ").id, after=1000)
@@ -384,10 +380,8 @@ def test_a_reader_beyond_the_end_is_told_that_it_is_over(
             assert [each.data for each in reader.to_end().seen] == ["[DONE]"]
 
 
-def test_a_reader_below_the_kept_part_is_told_offset_lost(
-    small_logs: HaltServer, shared_fake: FakeOpenAI
-) -> None:
-    """410 instead of a silent gap; a reader of the kept part gets all of that."""
+def test_offset_of_evicted_events_gets_410(small_logs: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """410 instead of a gap; a reader of the kept part gets all of it."""
     client = small_logs.client()
     said = new_id()
     with client.chat("stall?n=400&gap_ms=3", said) as events:
@@ -401,8 +395,8 @@ def test_a_reader_below_the_kept_part_is_told_offset_lost(
         assert late.to_end().seen == events.seen[-len(late.seen) :]
 
 
-def test_a_finished_stream_is_there_after_its_time_in_memory(small_logs: HaltServer) -> None:
-    """Memory is given back after HALT_LOG_SECONDS; from then on the store answers, event by event."""
+def test_finished_stream_is_replayed_from_the_store(small_logs: HaltServer) -> None:
+    """After HALT_LOG_SECONDS the memory is freed; the store then replays every event."""
     client = small_logs.client()
     first = client.chat("count?n=3").to_end()
     before = [(each.id, each.data) for each in first.seen]
@@ -415,8 +409,8 @@ def test_a_finished_stream_is_there_after_its_time_in_memory(small_logs: HaltSer
 
 
 @pytest.mark.parametrize("name", ["evil.example:1", "evil.example", "[", "127.0.0.1.evil.example"])
-def test_a_name_that_is_not_this_servers_is_refused(halt: HaltServer, name: str) -> None:
-    """Without a token nobody's page can reach this server under a name of its own."""
+def test_foreign_host_name_is_refused(halt: HaltServer, name: str) -> None:
+    """Without a token no page can reach this server under another host name."""
     refused = halt.client().get("/healthz", Host=name)
     assert refused.status in {400, 403}
     if refused.status == 403:
@@ -424,18 +418,16 @@ def test_a_name_that_is_not_this_servers_is_refused(halt: HaltServer, name: str)
 
 
 @pytest.mark.parametrize("name", ["localhost", "LOCALHOST:99", "127.0.0.1", "[::1]:8000"])
-def test_a_servers_own_names_are_served(halt: HaltServer, name: str) -> None:
-    """Every name of loopback, whatever the port that a tunnel or proxy has."""
+def test_loopback_host_names_are_served(halt: HaltServer, name: str) -> None:
+    """Every loopback name is served, with the port of any tunnel or proxy."""
     assert halt.client().get("/healthz", Host=name).status == 200
 
 
 # --- whose stream it is ---------------------------------------------------------------------------
 
 
-def test_a_stream_of_a_browser_session_is_that_sessions_alone(
-    halt: HaltServer, shared_fake: FakeOpenAI
-) -> None:
-    """Another session and a program can neither read nor stop it, nor learn that it exists."""
+def test_session_stream_is_unknown_to_others(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Another session or program can neither read nor stop it, nor learn that it exists."""
     mine, other, program = halt.client(), halt.client(), halt.client()
     for browser in (mine, other):
         assert browser.get("/").status == 200
@@ -456,8 +448,8 @@ def test_a_stream_of_a_browser_session_is_that_sessions_alone(
         assert events.to_end().terminal["type"] == "cancelled"
 
 
-def test_a_stream_of_a_program_belongs_to_whoever_knows_its_id(halt: HaltServer) -> None:
-    """A script may start a stream and another one stop it."""
+def test_program_stream_is_open_to_its_id(halt: HaltServer) -> None:
+    """One script may start a stream and another one stop it."""
     one, another = halt.client(), halt.client()
     with one.chat("stall?n=3") as events:
         events.until_text("2 ")
@@ -465,8 +457,8 @@ def test_a_stream_of_a_program_belongs_to_whoever_knows_its_id(halt: HaltServer)
         assert another.stop(events.id).json["status"] == "stopped"
 
 
-def test_ids_of_the_servers_choice_cannot_be_guessed(client: Client) -> None:
-    """128 random bits: no two alike, none derived from another."""
+def test_server_ids_are_random(client: Client) -> None:
+    """128 random bits: no two IDs are alike, and none is derived from another."""
     ids = {client.chat("count?n=1").to_end().id for _ in range(5)}
     assert len(ids) == 5
     assert all(len(each) >= 22 for each in ids)
@@ -489,17 +481,15 @@ def test_ids_of_the_servers_choice_cannot_be_guessed(client: Client) -> None:
     ],
     ids=lambda headers: "-".join(headers.values()),
 )
-def test_another_site_can_change_nothing(
-    client: Client, path: str, headers: dict[str, str]
-) -> None:
-    """What a browser sends on behalf of another site is refused before anything is looked at."""
+def test_cross_site_request_is_refused(client: Client, path: str, headers: dict[str, str]) -> None:
+    """A browser's request for another site is refused before it is processed."""
     refused = client.post(path, {"messages": HELLO}, **headers)
     assert refused.status == 403
     assert refused.error["code"] == "foreign_site"
 
 
-def test_our_own_page_and_programs_are_let_in(halt: HaltServer, client: Client) -> None:
-    """Same origin, an address typed by the user, and clients that are no browsers."""
+def test_same_site_request_is_accepted(halt: HaltServer, client: Client) -> None:
+    """Requests of the same origin, of a typed address and of programs are accepted."""
     for headers in (
         {"Sec_Fetch_Site": "same-origin", "Origin": halt.url},
         {"Sec_Fetch_Site": "none"},
@@ -512,7 +502,7 @@ def test_our_own_page_and_programs_are_let_in(halt: HaltServer, client: Client) 
 # --- health ---------------------------------------------------------------------------------------
 
 
-def test_health_tells_version_streams_and_upstream(fake: FakeOpenAI, start_halt: StartHalt) -> None:
+def test_health_has_version_streams_and_upstream(fake: FakeOpenAI, start_halt: StartHalt) -> None:
     """A load balancer sees at one address whether this server can be used."""
     client = start_halt(fake).client()
     health = client.get("/healthz")
@@ -528,7 +518,7 @@ def test_health_tells_version_streams_and_upstream(fake: FakeOpenAI, start_halt:
     eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
 
 
-def test_health_says_that_the_model_cannot_be_reached(start_halt: StartHalt) -> None:
+def test_health_reports_an_unreachable_model(start_halt: StartHalt) -> None:
     """Halt itself is well: 200, with the reason why no answer would come."""
     health = start_halt("http://127.0.0.1:9/v1").client().get("/healthz")
     assert health.status == 200

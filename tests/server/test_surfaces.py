@@ -117,8 +117,8 @@ class Text:
 # --- POST /chat as text ---------------------------------------------------------------------------
 
 
-def test_the_answers_text_comes_as_it_is_written(client: Client, shared_fake: FakeOpenAI) -> None:
-    """Plain UTF-8, piece by piece, with the stream's ID in a header, to a proper end."""
+def test_text_is_streamed_as_utf8(client: Client, shared_fake: FakeOpenAI) -> None:
+    """The text comes piece by piece, with the stream's ID in a header, to a proper end."""
     said = new_id()
     text = Text(client, {"prompt": said, "model": "stall?n=3&rest=2"})
     assert text.response.status == 200
@@ -131,8 +131,8 @@ def test_the_answers_text_comes_as_it_is_written(client: Client, shared_fake: Fa
     assert client.follow(stream_id).to_end().text == numbers(5)
 
 
-def test_a_thought_whose_end_alone_is_marked(client: Client) -> None:
-    """JSON has it in its place; where it was text already, it is a paragraph of its own."""
+def test_reasoning_without_a_start_tag_is_separated(client: Client) -> None:
+    """JSON has it in its field; where it was sent as text, it is a paragraph."""
     body = {"prompt": new_id(), "model": "shape?name=think_end"}
     assert Text(client, body).to_end() == "hm\n\nHello"
     whole = client.post("/chat", body, **JSON).json
@@ -140,7 +140,7 @@ def test_a_thought_whose_end_alone_is_marked(client: Client) -> None:
 
 
 def test_prompt_system_and_options_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
-    """A prompt becomes the user's message, `system` comes before it; messages are taken as well."""
+    """A prompt becomes the user's message, `system` precedes it; messages are accepted as well."""
     said = new_id()
     body = {"prompt": said, "system": "Be brief.", "model": "echo", "temperature": 0.5}
     assert client.post("/chat", body).body.decode() == said
@@ -154,8 +154,8 @@ def test_prompt_system_and_options_reach_the_model(client: Client, shared_fake: 
     assert client.post("/chat", {"messages": messages, "model": "echo"}).body == b"from messages"
 
 
-def test_characters_are_never_cut(client: Client) -> None:
-    """Each piece of the text is whole UTF-8; nothing of it is escaped or reworked."""
+def test_text_pieces_are_whole_characters(client: Client) -> None:
+    """Each piece of the text is valid UTF-8; nothing is escaped."""
     answer = client.post("/chat", {"prompt": 'naïve "中文" 👩‍👧 <b>\n', "model": "echo"})
     assert answer.body.decode() == 'naïve "中文" 👩‍👧 <b>\n'
 
@@ -172,7 +172,7 @@ def test_characters_are_never_cut(client: Client) -> None:
         ("error_in_stream?n=0", 502, "upstream_error"),
     ],
 )
-def test_an_error_before_the_first_text_is_the_answers_status(
+def test_error_before_the_first_text_sets_the_status(
     program: Client, accept: dict[str, str], model: str, status: int, code: str
 ) -> None:
     """A JSON error with a fitting status, whatever form the answer was to have."""
@@ -183,8 +183,8 @@ def test_an_error_before_the_first_text_is_the_answers_status(
 
 
 @pytest.mark.parametrize("model", ["drop?n=5&gap_ms=5", "garbage?n=5", "error_in_stream?n=5"])
-def test_an_error_in_mid_answer_breaks_the_text_off(program: Client, model: str) -> None:
-    """A line says why, and the body lacks its end, so that no client takes it for whole."""
+def test_error_in_mid_answer_breaks_the_text(program: Client, model: str) -> None:
+    """A line gives the reason, and the body has no end, so that no client takes it for whole."""
     text = Text(program, {"prompt": "Hello", "model": model})
     assert text.response.status == 200
     with pytest.raises(http.client.IncompleteRead):
@@ -196,10 +196,8 @@ def test_an_error_in_mid_answer_breaks_the_text_off(program: Client, model: str)
     assert error.count("\n") == 1
 
 
-def test_a_broken_off_answer_is_no_fault_of_the_servers(
-    strict: HaltServer, program: Client
-) -> None:
-    """It is logged as the model's failure, in one line, without a traceback."""
+def test_broken_answer_is_logged_without_a_traceback(strict: HaltServer, program: Client) -> None:
+    """It is logged as the model's failure, in one line."""
     text = Text(program, {"prompt": "Hello", "model": "drop?n=5&gap_ms=5"})
     with pytest.raises(http.client.IncompleteRead):
         text.to_end()
@@ -207,8 +205,10 @@ def test_a_broken_off_answer_is_no_fault_of_the_servers(
     assert "Traceback" not in strict.printed
 
 
-def test_a_silent_model_holds_back_no_head(start_halt: StartHalt, shared_fake: FakeOpenAI) -> None:
-    """After HALT_HEARTBEAT a proxy sees the response begin; the text comes when the model speaks."""
+def test_silent_model_delays_the_head_by_one_heartbeat(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """After HALT_HEARTBEAT the response begins; the text comes later."""
     lively = start_halt(shared_fake, HALT_HEARTBEAT="0.2")
     said = new_id()
     body = json.dumps({"prompt": said, "model": "silent_first_token?n=3"}).encode()
@@ -227,8 +227,8 @@ def test_a_silent_model_holds_back_no_head(start_halt: StartHalt, shared_fake: F
     assert b"2 " in answer
 
 
-def test_a_fault_behind_the_head_breaks_the_text_off(lively: HaltServer) -> None:
-    """A model that stays silent is told as a fault in mid-answer is."""
+def test_error_after_the_head_breaks_the_text(lively: HaltServer) -> None:
+    """An error after the head is sent like one in mid-answer."""
     text = Text(lively.client(), {"prompt": "Hello", "model": "silent_first_token"})
     assert text.response.status == 200
     with pytest.raises(http.client.IncompleteRead):
@@ -236,18 +236,18 @@ def test_a_fault_behind_the_head_breaks_the_text_off(lively: HaltServer) -> None
     assert text.said.startswith(b"\n[error: first_byte_timeout] ")
 
 
-def test_a_stopped_text_ends_in_order(client: Client) -> None:
-    """What came before the Stop is all there is, and that is no error."""
+def test_stopped_text_ends_normally(client: Client) -> None:
+    """The text ends with what came before the Stop, and without an error."""
     text = Text(client, {"prompt": "Hello", "model": "stall?n=3"})
     text.until("2 ")
     assert client.stop(text.response.headers["x-stream-id"]).json["upstream"] == "closed"
     assert text.to_end() == numbers(3)
 
 
-def test_a_text_that_is_stopped_before_it_begins_is_empty(
+def test_text_stopped_before_the_first_token_is_empty(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """Its ID was chosen by the client, so Stop could be pressed in the silence."""
+    """A Stop by the client's own ID works before the first token."""
     chosen = new_id()
     assert client.stop(chosen).status == 202
     answer = client.post("/chat", {"prompt": "Hello", "model": "count", "id": chosen})
@@ -287,10 +287,8 @@ def begun(client: Client, surface: str, said: str, model: str, **fields: Any) ->
     return connection
 
 
-def test_each_start_says_what_becomes_of_a_run_without_readers(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
-    """`on_disconnect` decides; without it, whether there is an ID to come back to, or the surface.
+def test_on_disconnect_decides_for_each_surface(client: Client, shared_fake: FakeOpenAI) -> None:
+    """`on_disconnect` decides; without it a chosen ID, and then the surface, decides.
 
     The model's server is the judge: it sees the connection close in the middle, or all of it taken.
     """
@@ -315,10 +313,10 @@ def test_each_start_says_what_becomes_of_a_run_without_readers(
         assert "on_disconnect" not in record.body
 
 
-def test_a_silent_model_is_stopped_too_when_its_reader_leaves(
+def test_client_gone_during_silence_stops_the_model(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """Before the first text, where nothing is written that could fail."""
+    """A client that leaves before the first text stops the model, though nothing is written."""
     for surface in STARTS:
         said = new_id()
         fields = {"on_disconnect": "stop", "id": new_id()}
@@ -331,10 +329,10 @@ def test_a_silent_model_is_stopped_too_when_its_reader_leaves(
         assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
 
 
-def test_a_run_that_is_to_stop_lasts_as_long_as_its_last_reader(
+def test_on_disconnect_stop_waits_for_the_last_reader(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """Another reader, on whatever surface, keeps it; who leaves and comes back finds it ended."""
+    """Another reader on any surface keeps the run; a reader that returns later finds it ended."""
     said, chosen = new_id(), new_id()
     text = Text(client, {"prompt": said, "model": "stall?n=3", "id": chosen})
     text.until("2 ")
@@ -345,7 +343,7 @@ def test_a_run_that_is_to_stop_lasts_as_long_as_its_last_reader(
         assert events.to_end().terminal["type"] == "done"
 
 
-def test_another_word_for_what_becomes_of_it_is_refused(client: Client) -> None:
+def test_invalid_on_disconnect_is_refused(client: Client) -> None:
     """400 names the field."""
     for surface in STARTS:
         connection = begun(client, surface, "Hello", "count?n=1", on_disconnect="maybe")
@@ -359,8 +357,8 @@ def test_another_word_for_what_becomes_of_it_is_refused(client: Client) -> None:
 # --- POST /chat as JSON ---------------------------------------------------------------------------
 
 
-def test_the_whole_answer_as_one_object(client: Client) -> None:
-    """Text, finish reason, usage and figures, for a client that prefers JSON."""
+def test_json_answer_has_text_reason_usage_and_metrics(client: Client) -> None:
+    """A client that prefers JSON gets text, finish reason, usage and metrics."""
     answer = client.request("POST", "/chat", {"prompt": "Hello", "model": "count?n=5"}, JSON)
     whole = answer.json
     assert whole["id"] == answer.headers["x-stream-id"]
@@ -370,8 +368,8 @@ def test_the_whole_answer_as_one_object(client: Client) -> None:
     assert not {"reasoning", "tool_calls"} & whole.keys()
 
 
-def test_thoughts_and_calls_stand_beside_the_text(client: Client) -> None:
-    """They are there where the model has some."""
+def test_json_answer_has_reasoning_and_calls(client: Client) -> None:
+    """Reasoning and tool calls of the model are fields beside the text."""
     body = {"prompt": "Hello", "model": "reasoning?thoughts=2&n=2"}
     whole = client.request("POST", "/chat", body, JSON).json
     assert (whole["content"], whole["reasoning"]) == (numbers(2), "thought0 thought1 ")
@@ -384,7 +382,7 @@ def test_thoughts_and_calls_stand_beside_the_text(client: Client) -> None:
     ]
 
 
-def test_a_whole_answer_that_was_stopped_says_so(client: Client, shared_fake: FakeOpenAI) -> None:
+def test_stopped_json_answer_has_state_cancelled(client: Client, shared_fake: FakeOpenAI) -> None:
     """The text up to the Stop, with the state "cancelled" and no finish reason."""
     chosen, said = new_id(), new_id()
     connection = client.connect()
@@ -410,7 +408,7 @@ def test_a_whole_answer_that_was_stopped_says_so(client: Client, shared_fake: Fa
         ("text/plain, application/json;q=0.9", "text/plain"),
     ],
 )
-def test_the_client_says_which_form_it_wants(client: Client, accept: str, kind: str) -> None:
+def test_accept_header_chooses_text_or_json(client: Client, accept: str, kind: str) -> None:
     """Text, unless JSON is preferred."""
     answer = client.post("/chat", {"prompt": "Hello", "model": "count?n=1"}, Accept=accept)
     assert answer.headers["content-type"].partition(";")[0] == kind
@@ -433,8 +431,8 @@ def test_the_client_says_which_form_it_wants(client: Client, accept: str, kind: 
     ],
     ids=str,
 )
-def test_a_bad_request_names_its_field(client: Client, body: Any, field: str) -> None:
-    """400, as everywhere."""
+def test_invalid_request_is_refused_by_field(client: Client, body: Any, field: str) -> None:
+    """400 names the field."""
     refused = client.post("/chat", body)
     assert (refused.status, refused.error["field"]) == (400, field)
 
@@ -442,10 +440,8 @@ def test_a_bad_request_names_its_field(client: Client, body: Any, field: str) ->
 # --- limits of all surfaces -----------------------------------------------------------------------
 
 
-def test_whoever_waits_has_a_place_and_no_more_than_there_are_may_wait(
-    strict: HaltServer, program: Client
-) -> None:
-    """Whole answers count as streams do: beyond the cap 503 at once, and Stop works."""
+def test_whole_answers_count_as_streams(strict: HaltServer, program: Client) -> None:
+    """Beyond the limit a request gets 503 at once, and Stop works."""
     waiting: list[http.client.HTTPConnection] = []
     ids = [new_id(), new_id()]
     for chosen in ids:
@@ -466,8 +462,8 @@ def test_whoever_waits_has_a_place_and_no_more_than_there_are_may_wait(
         connection.close()
 
 
-def test_bodies_over_the_limit_are_refused(program: Client) -> None:
-    """413 as everywhere."""
+def test_body_over_the_limit_is_refused(program: Client) -> None:
+    """413, as on every route."""
     refused = program.post("/chat", {"prompt": "x" * 9000})
     assert (refused.status, refused.error["code"]) == (413, "too_large")
 
@@ -481,10 +477,10 @@ def test_bodies_over_the_limit_are_refused(program: Client) -> None:
         ("GET", "/stop-all", {"POST", "OPTIONS"}),
     ],
 )
-def test_a_wrong_method_is_told_the_right_ones(
+def test_wrong_method_gets_405_with_allow(
     client: Client, method: str, path: str, allowed: set[str]
 ) -> None:
-    """405 with the methods that are allowed."""
+    """405 with the allowed methods."""
     refused = client.request(method, path)
     assert refused.status == 405
     assert set(refused.headers["allow"].split(", ")) == allowed
@@ -501,10 +497,10 @@ def test_a_wrong_method_is_told_the_right_ones(
     ],
     ids=lambda headers: "-".join(headers.values()),
 )
-def test_another_site_starts_nothing_by_get(
+def test_cross_site_get_is_refused(
     client: Client, shared_fake: FakeOpenAI, headers: dict[str, str]
 ) -> None:
-    """An image or a link elsewhere that points at /stream is refused before the model is asked."""
+    """A link or an image of another site to /stream is refused before any upstream request."""
     said = new_id()
     refused = client.get(f"/stream?model=echo&prompt={said}", **headers)
     assert (refused.status, refused.error["code"]) == (403, "foreign_site")
@@ -512,8 +508,8 @@ def test_another_site_starts_nothing_by_get(
 
 
 @pytest.mark.parametrize("path", ["/chat", "/stop-all", "/v1/chat/completions"])
-def test_another_site_changes_nothing_by_post(client: Client, path: str) -> None:
-    """Refused before anything is looked at."""
+def test_cross_site_post_is_refused(client: Client, path: str) -> None:
+    """A POST of another site is refused before it is processed."""
     assert client.post(path, {"prompt": "a"}, Sec_Fetch_Site="cross-site").status == 403
 
 
@@ -526,7 +522,7 @@ def ask(client: Client, headers: dict[str, str] | None = None, **parameters: Any
     return client.stream("GET", path, headers={"Accept": "text/event-stream", **(headers or {})})
 
 
-def all_of(events: EventStream) -> EventStream:
+def remaining(events: EventStream) -> EventStream:
     """Read to the end of the response."""
     for _ in events:
         pass
@@ -534,9 +530,9 @@ def all_of(events: EventStream) -> EventStream:
     return events
 
 
-def test_an_eventsource_gets_content_and_then_done(client: Client) -> None:
-    """Unnamed messages of JSON, each with an ID that names the stream; the last says done."""
-    events = all_of(ask(client, prompt="Hello", model="count?n=30&gap_ms=2"))
+def test_event_source_gets_content_and_done(client: Client) -> None:
+    """Unnamed JSON messages, each with an ID that names the stream; the last one says done."""
+    events = remaining(ask(client, prompt="Hello", model="count?n=30&gap_ms=2"))
     assert events.status == 200
     assert events.headers["content-type"].startswith("text/event-stream")
     assert events.headers["cache-control"] == "no-store, no-transform"
@@ -552,10 +548,10 @@ def test_an_eventsource_gets_content_and_then_done(client: Client) -> None:
     assert done.json["metrics"]["tokens"] == 30
 
 
-def test_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
-    """Numbers are words in an address, and mean the same."""
+def test_query_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
+    """Numbers in the address have the same meaning as in JSON."""
     said = new_id()
-    events = all_of(
+    events = remaining(
         ask(client, prompt=said, system="Be brief.", model="echo", temperature="0.5", max_tokens=9)
     )
     assert events.text == said
@@ -575,27 +571,23 @@ def test_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> 
         ("prompt=a&messages=b", "messages"),
     ],
 )
-def test_a_bad_parameter_is_named(client: Client, query: str, field: str) -> None:
+def test_invalid_query_parameter_is_refused(client: Client, query: str, field: str) -> None:
     """400, which ends an EventSource."""
     refused = client.get(f"/stream?{query}")
     assert (refused.status, refused.error["field"]) == (400, field)
 
 
-def test_an_eventsource_that_asks_again_after_the_end_is_told_to_stop(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
-    """204 is what ends its loop; the prompt is not run again, however often it asks."""
+def test_event_source_after_the_end_gets_204(client: Client, shared_fake: FakeOpenAI) -> None:
+    """204 ends its reconnecting; the prompt is not run again, however often it reconnects."""
     said = new_id()
-    events = all_of(ask(client, prompt=said, model="echo"))
+    events = remaining(ask(client, prompt=said, model="echo"))
     for _ in range(3):
         again = client.get(f"/stream?model=echo&prompt={said}", Last_Event_ID=events.seen[-1].id)
         assert (again.status, again.body) == (204, b"")
     assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
 
 
-def test_an_eventsource_that_lost_its_connection_goes_on_where_it_was(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
+def test_event_source_resumes_after_its_last_event(client: Client, shared_fake: FakeOpenAI) -> None:
     """The last ID names run and event: the rest follows, and the prompt is not run again."""
     said = new_id()
     parameters: dict[str, Any] = {
@@ -607,14 +599,16 @@ def test_an_eventsource_that_lost_its_connection_goes_on_where_it_was(
         first.until_text("4 ")
         last = first.seen[-1].id
     request_record(shared_fake, said).release()
-    second = all_of(ask(client, {"Last-Event-ID": last}, **parameters))
+    second = remaining(ask(client, {"Last-Event-ID": last}, **parameters))
     assert first.text + second.text == numbers(10)
     assert second.terminal["type"] == "done"
     assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
 
 
-def test_the_id_is_known_before_the_first_word(client: Client, shared_fake: FakeOpenAI) -> None:
-    """A connection that is lost while the model is silent finds its run again too."""
+def test_event_source_id_is_sent_before_the_first_token(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """A connection that is lost while the model is silent finds its run again."""
     said = new_id()
     connection = client.connect()
     path = f"/stream?model=silent_first_token&on_disconnect=continue&prompt={said}"
@@ -627,7 +621,7 @@ def test_the_id_is_known_before_the_first_word(client: Client, shared_fake: Fake
     nothing = '{"type":"content","content":""}'
     assert opening == f"retry: 1000\nid: {stream_id}.0\ndata: {nothing}\n\n"
     request_record(shared_fake, said).release()
-    events = all_of(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=said))
+    events = remaining(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=said))
     assert events.text == numbers(20)
 
 
@@ -658,10 +652,10 @@ DECODERS: dict[str, Callable[[bytes], list[str]]] = {
 
 
 @pytest.mark.parametrize("surface", ["stream", "eventsource", "openai", "follow"])
-def test_no_client_finds_an_event_in_silence(
+def test_event_source_comments_are_no_events(
     lively: HaltServer, shared_fake: FakeOpenAI, surface: str
 ) -> None:
-    """Libraries that dispatch at every empty line find JSON, or [DONE], and nothing else."""
+    """Libraries that dispatch at every empty line find JSON or [DONE], and nothing else."""
     client, said, chosen = lively.client(), new_id(), new_id()
     start = "stream" if surface == "follow" else surface
     connection = begun(client, start, said, "stall?n=3", id=chosen, on_disconnect="continue")
@@ -689,22 +683,20 @@ def test_no_client_finds_an_event_in_silence(
         assert surface == "openai" or text == numbers(8), name
 
 
-def test_every_event_has_content_to_append(client: Client) -> None:
-    """Thoughts and calls add nothing, and a client that looks at no type never says undefined."""
+def test_event_source_messages_have_content(client: Client) -> None:
+    """Reasoning and calls have empty content, so that no client appends `undefined`."""
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
     for model in ("reasoning?thoughts=2&n=2", "asks_tools?calls=2&n=2", "drop?n=2&gap_ms=5"):
         events = client.chat(model, tools=[tool]).to_end()
         said = [m.json for m in events.seen if m.data != "[DONE]"]
         assert "".join(event["content"] for event in said) == numbers(2)
         assert {event["type"] for event in said} > {"content"}
-    lost = all_of(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
+    lost = remaining(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
     assert lost.seen[0].json["content"] == ""
 
 
-def test_a_start_whose_answer_was_lost_is_no_second_start(
-    client: Client, shared_fake: FakeOpenAI
-) -> None:
-    """With an ID of the client's own, the same address twice is one run; another prompt is not."""
+def test_repeated_start_with_an_id_is_one_run(client: Client, shared_fake: FakeOpenAI) -> None:
+    """The same address with a client's own ID twice is one run; another prompt is refused."""
     said, chosen = new_id(), new_id()
     parameters: dict[str, Any] = {"prompt": said, "model": "stall?n=3", "id": chosen}
     with ask(client, **parameters) as first:
@@ -717,9 +709,9 @@ def test_a_start_whose_answer_was_lost_is_no_second_start(
     assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
 
 
-def test_a_stream_that_is_no_longer_known_ends_in_words(client: Client) -> None:
+def test_unknown_stream_of_an_event_source_is_an_event(client: Client) -> None:
     """After a restart: an error as an event, then 204; the prompt is not run again."""
-    lost = all_of(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
+    lost = remaining(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
     (message,) = lost.seen
     assert message.json["done"] is True
     assert message.json["error"]["code"] == "unknown_stream"
@@ -728,17 +720,17 @@ def test_a_stream_that_is_no_longer_known_ends_in_words(client: Client) -> None:
     assert (refused.status, refused.error["field"]) == (400, "Last-Event-ID")
 
 
-def test_stop_and_faults_end_it_with_one_message(client: Client, program: Client) -> None:
+def test_event_source_ends_with_one_message(client: Client, program: Client) -> None:
     """A stopped stream says cancelled, a failed one has an error; both are done."""
     events = ask(client, prompt="Hello", model="stall?n=3").until_text("2 ")
     client.stop(events.id)
-    assert (all_of(events).terminal["type"], events.terminal["reason"]) == ("cancelled", "stop")
-    events = all_of(ask(program, prompt="Hello", model="drop?n=5&gap_ms=5"))
+    assert (remaining(events).terminal["type"], events.terminal["reason"]) == ("cancelled", "stop")
+    events = remaining(ask(program, prompt="Hello", model="drop?n=5&gap_ms=5"))
     assert events.text == numbers(5)
     assert events.terminal["error"]["code"] == "upstream_dropped"
 
 
-def test_a_look_at_the_headers_starts_nothing(client: Client, shared_fake: FakeOpenAI) -> None:
+def test_head_request_starts_no_run(client: Client, shared_fake: FakeOpenAI) -> None:
     """HEAD is answered without a run."""
     said = new_id()
     answer = client.request("HEAD", f"/stream?model=echo&prompt={said}")
@@ -755,8 +747,8 @@ def listed(client: Client) -> list[str]:
     return [each["id"] for each in client.get("/streams").json["streams"]]
 
 
-def test_a_session_sees_and_stops_its_own_streams(halt: HaltServer, client: Client) -> None:
-    """Those of other sessions and of programs are neither listed nor stopped."""
+def test_session_lists_and_stops_its_own_streams(halt: HaltServer, client: Client) -> None:
+    """Streams of other sessions and of programs are neither listed nor stopped."""
     mine, other = halt.client(), halt.client()
     for browser in (mine, other):
         browser.get("/")
@@ -788,8 +780,8 @@ def test_a_session_sees_and_stops_its_own_streams(halt: HaltServer, client: Clie
         client.stop(program.id)
 
 
-def test_ids_of_programs_are_no_strangers_business(client: Client) -> None:
-    """Without a session and without a token nothing is listed: an ID is a capability."""
+def test_programs_streams_are_not_listed_without_a_token(client: Client) -> None:
+    """Without a session and a token nothing is listed: an ID is a capability."""
     with client.chat("stall?n=1") as events:
         events.until_text("0 ")
         assert listed(client) == []
@@ -797,10 +789,8 @@ def test_ids_of_programs_are_no_strangers_business(client: Client) -> None:
         assert client.stop(events.id).json["status"] == "stopped"
 
 
-def test_whoever_has_the_token_sees_the_streams_of_programs(
-    strict: HaltServer, program: Client
-) -> None:
-    """And may stop all of them; without the token it is 401."""
+def test_token_lists_and_stops_programs_streams(strict: HaltServer, program: Client) -> None:
+    """The token lists and stops all of them; without it the request gets 401."""
     assert strict.client().get("/streams").status == 401
     with program.chat("stall?n=1") as events:
         events.until_text("0 ")
@@ -809,7 +799,7 @@ def test_whoever_has_the_token_sees_the_streams_of_programs(
         assert (receipt["id"], receipt["upstream"]) == (events.id, "closed")
 
 
-def test_old_clients_are_given_the_text_too(halt: HaltServer) -> None:
+def test_http_1_0_client_gets_the_text(halt: HaltServer) -> None:
     """HTTP/1.0 has no chunks: the text ends with the connection."""
     body = b'{"prompt": "Hello", "model": "count?n=3"}'
     head = b"POST /chat HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -829,8 +819,8 @@ NOT_THESE = [str(2**63), str(2**64), str(2**70), "-1", "1e400", HUGE, "1.5"]
 
 
 @pytest.mark.parametrize("number", NOT_THESE, ids=lambda number: number[:24])
-def test_a_number_that_no_field_takes_is_refused_by_its_name(client: Client, number: str) -> None:
-    """In bodies, forms, addresses and headers: 400 with the field, and never a fault of Halt's."""
+def test_number_out_of_range_is_refused_by_field(client: Client, number: str) -> None:
+    """In bodies, forms, addresses and headers: 400 with the field, never an error of Halt's own."""
     stream = new_id()
     asks = [
         ("POST", "/chat/stream", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
@@ -873,8 +863,8 @@ def test_a_number_that_no_field_takes_is_refused_by_its_name(client: Client, num
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_what_is_no_json_is_refused_as_a_body(client: Client, number: str) -> None:
-    """JSON has no such numbers; in an address they are words, and the field is named."""
+def test_number_that_is_no_json_is_refused(client: Client, number: str) -> None:
+    """JSON has no such numbers; in an address the field is named."""
     for path in ("/chat/stream", "/chat", "/v1/chat/completions", "/stop"):
         refused = client.post(path, f'{{{MESSAGES},"temperature":{number}}}'.encode())
         assert refused.status == 400, path
@@ -884,10 +874,10 @@ def test_what_is_no_json_is_refused_as_a_body(client: Client, number: str) -> No
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 2**70, -(2**70), 1e300])
-def test_a_number_that_is_the_models_servers_matter_reaches_it(
+def test_number_in_an_unknown_field_is_passed_on(
     client: Client, shared_fake: FakeOpenAI, number: float
 ) -> None:
-    """What Halt has no field for, and what schemas hold, is passed on as it is."""
+    """Numbers in fields unknown to Halt and in schemas are passed on unchanged."""
     said = new_id()
     parameters = {"type": "object", "properties": {"n": {"type": "integer", "maximum": number}}}
     body = {
@@ -908,10 +898,10 @@ def test_a_number_that_is_the_models_servers_matter_reaches_it(
     ("path", "field"),
     [("/chat/stream", "extra_body"), ("/v1/chat/completions", "top_k"), ("/chat", "top_k")],
 )
-def test_a_number_that_nothing_can_hold_is_refused(
+def test_number_beyond_every_type_is_refused(
     client: Client, path: str, field: str, number: str
 ) -> None:
-    """Also where a server's own field has it: the answer names the field."""
+    """Such a number is refused in a field of the model's server too, with its name."""
     inner = f'{{"a":[{number}]}}'
     refused = client.post(path, f'{{{MESSAGES},"{field}":{inner}}}'.encode())
     assert refused.status == 400
@@ -940,10 +930,8 @@ def test_a_number_that_nothing_can_hold_is_refused(
         ("OPTIONS", "/chat"),
     ],
 )
-def test_every_response_says_which_request_it_answers(
-    client: Client, method: str, path: str
-) -> None:
-    """The client's own ID where it can be one, another one each time where it can not."""
+def test_every_response_has_a_request_id(client: Client, method: str, path: str) -> None:
+    """The client's own ID if it is valid, otherwise a new one for each response."""
     answer = client.request(method, path, headers={"X-Request-Id": "my.request-1_A"})
     assert answer.headers["x-request-id"] == "my.request-1_A"
     if answer.status >= 400 and method != "HEAD":
@@ -960,8 +948,8 @@ def test_every_response_says_which_request_it_answers(
     assert all(re.fullmatch(r"req_[0-9a-f]{24}", each) for each in made)
 
 
-def test_the_log_says_which_request_has_started_a_run_that_failed(lively: HaltServer) -> None:
-    """Also where the run fails long after its request's thread has gone on."""
+def test_log_of_a_failed_run_has_the_request_id(lively: HaltServer) -> None:
+    """The line has the ID also when the run fails long after its request."""
     own = f"req.{new_id()}"
     body = {"messages": [{"role": "user", "content": "Hello"}], "model": "drop?n=3&gap_ms=20"}
     with lively.client().stream("POST", "/chat/stream", body, {"X-Request-Id": own}) as events:
@@ -974,10 +962,10 @@ def test_the_log_says_which_request_has_started_a_run_that_failed(lively: HaltSe
     "headers", [{}, {"Accept": "text/html"}, {"HX-Request": "true"}], ids=["json", "page", "part"]
 )
 @pytest.mark.parametrize("path", ["/streams", "/v1/models"])
-def test_a_fault_of_halts_own_is_found_in_the_log_by_its_request(
+def test_internal_error_and_its_log_have_the_request_id(
     caplog: pytest.LogCaptureFixture, path: str, headers: dict[str, str]
 ) -> None:
-    """The sentence has the ID, whatever form it is said in, and so has the line with the fault."""
+    """The error's sentence has the ID in every form, and so has the line with the traceback."""
     app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
     app.config["PROPAGATE_EXCEPTIONS"] = False
 

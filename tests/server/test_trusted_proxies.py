@@ -47,8 +47,8 @@ def session_cookie(client: Client) -> str:
     return page.headers["set-cookie"]
 
 
-def test_no_header_counts_without_a_proxy(halts: dict[int, HaltServer]) -> None:
-    """A client on a local network without TLS keeps its session, whatever headers it sends."""
+def test_forwarded_headers_are_ignored_without_a_proxy(halts: dict[int, HaltServer]) -> None:
+    """A client without TLS keeps its session, whatever headers it sends."""
     client = halts[0].client(**FORGED)
     assert "Secure" not in session_cookie(client)
     assert client.get("/", X_Halt_Inspect="1").json == {
@@ -64,8 +64,8 @@ def test_no_header_counts_without_a_proxy(halts: dict[int, HaltServer]) -> None:
     assert statuses == [200, 200, 429]
 
 
-def test_the_server_itself_takes_nothing_from_such_headers(halts: dict[int, HaltServer]) -> None:
-    """Contradictions among them are no bad request, and no client names the application's path."""
+def test_server_ignores_forwarded_headers(halts: dict[int, HaltServer]) -> None:
+    """Contradictory headers are no bad request, and no client sets the application's path."""
     contradiction = halts[0].client(**{"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"})
     assert contradiction.get("/healthz").status == 200
     assert halts[0].client(SCRIPT_NAME="/elsewhere").get("/healthz").status == 200
@@ -76,10 +76,10 @@ def test_the_server_itself_takes_nothing_from_such_headers(halts: dict[int, Halt
     ("proto", "secure"),
     [("https", True), ("http", False), ("https, http", False), ("http, https", True), ("", False)],
 )
-def test_a_cookie_is_secure_where_the_next_proxy_says_https(
+def test_cookie_is_secure_if_the_proxy_says_https(
     halts: dict[int, HaltServer], proto: str, secure: bool
 ) -> None:
-    """Its value is the last one, behind what the client may have written. Login and page alike."""
+    """The proxy's value is the last one; the client may have written those before it."""
     browser = halts[1].client(**{"X-Forwarded-Proto": proto, "Accept": "text/html"})
     login = browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     assert login.status == 302
@@ -87,8 +87,8 @@ def test_a_cookie_is_secure_where_the_next_proxy_says_https(
     assert ("Secure" in session_cookie(browser)) is secure
 
 
-def test_of_two_proxies_the_outer_one_names_the_client(halts: dict[int, HaltServer]) -> None:
-    """The address is the last but one, on sockets too; what stands before it is the client's own."""
+def test_two_proxies_use_the_last_but_one_address(halts: dict[int, HaltServer]) -> None:
+    """The last but one address is limited, on sockets too; the client may forge those before it."""
     statuses = []
     for n in range(2):
         client = halts[2].client(**{"X-Forwarded-For": f"203.0.113.{n}, 10.0.0.1, 10.0.0.{9 + n}"})
@@ -103,10 +103,10 @@ def test_of_two_proxies_the_outer_one_names_the_client(halts: dict[int, HaltServ
     assert "Secure" in session_cookie(halts[2].client(**proto))
 
 
-def test_how_a_request_arrived_is_told_to_those_who_may_use_halt(
+def test_request_report_needs_access(
     halts: dict[int, HaltServer],
 ) -> None:
-    """A stranger gets the route's own answer, also where the route is open to all."""
+    """A client without access gets the route's own answer, also on a route open to all."""
     told = {"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Proto": "https", "X-Halt-Inspect": "1"}
     stranger = halts[1].client(**told)
     assert "trusted_proxies" not in stranger.get("/healthz").json

@@ -60,7 +60,7 @@ def threads_of(server: HaltServer) -> int:
 
 
 @pytest.fixture(scope="module")
-def narcissus() -> Iterator[HaltServer]:
+def self_loop() -> Iterator[HaltServer]:
     """A Halt whose model's server is itself."""
     port = free_port()
     server = started(port, port)
@@ -80,7 +80,7 @@ def ring() -> Iterator[HaltServer]:
         yield server
 
 
-@pytest.fixture(params=["narcissus", "ring"])
+@pytest.fixture(params=["self_loop", "ring"])
 def circle(request: pytest.FixtureRequest) -> HaltServer:
     """Each of the two circles."""
     found = request.getfixturevalue(request.param)
@@ -93,8 +93,8 @@ def is_told(error: dict[str, Any]) -> bool:
     return error["code"] == "loop_detected" and "set OPENAI_BASE_URL" in error["message"]
 
 
-def test_a_circle_takes_no_threads_and_no_places(circle: HaltServer) -> None:
-    """Lists, health, chats and long chats end at once with 508 or its event, and pile up nothing.
+def test_loop_takes_no_threads_and_no_places(circle: HaltServer) -> None:
+    """Lists, health and chats end at once with 508 or its event, and nothing piles up.
 
     A chat is not tried again: to do so is in vain.
     """
@@ -120,8 +120,8 @@ def test_a_circle_takes_no_threads_and_no_places(circle: HaltServer) -> None:
     assert "trying again" not in circle.printed
 
 
-def test_each_surface_tells_that_the_request_goes_in_a_circle(circle: HaltServer) -> None:
-    """OpenAI's client, plain text, a WebSocket and the page."""
+def test_loop_is_reported_on_each_surface(circle: HaltServer) -> None:
+    """OpenAI's client, plain text, a WebSocket and the page report the loop."""
     client = circle.client()
     with openai.OpenAI(base_url=f"{circle.url}/v1", api_key="any") as llm:
         with pytest.raises(openai.InternalServerError) as refused:
@@ -175,10 +175,10 @@ def via(client: Client, chain: str, method: str, path: str, body: object = None)
         ("GET", "/", None),
     ],
 )
-def test_a_request_with_ones_own_mark_is_refused(
+def test_request_with_the_own_mark_is_refused(
     halt: HaltServer, mark: str, method: str, path: str, body: object
 ) -> None:
-    """With 508, in the shape of each surface; no stream is begun."""
+    """508 in the shape of each surface; no stream begins."""
     client = halt.client()
     refused = via(client, mark, method, path, body)
     assert refused.status == 508
@@ -191,13 +191,13 @@ def test_a_request_with_ones_own_mark_is_refused(
     assert client.get("/streams/not-to-be-taken-1").status == 404
 
 
-def test_a_websocket_is_refused_before_it_is_one(halt: HaltServer, mark: str) -> None:
-    """The handshake is answered with 508."""
+def test_websocket_with_the_own_mark_is_refused(halt: HaltServer, mark: str) -> None:
+    """The handshake gets 508."""
     refused = websocket_client.refused_handshake(halt, **{HEADER.replace("-", "_"): mark})
     assert (refused.status, refused.error["code"]) == (508, "loop_detected")
 
 
-def test_a_chain_has_an_end(halt: HaltServer, mark: str) -> None:
+def test_chain_is_limited_to_marks_max(halt: HaltServer, mark: str) -> None:
     """A request that has passed MARKS_MAX Halts is refused, one that has passed fewer is not."""
     marks = [f"{number:016x}" for number in range(MARKS_MAX)]
     assert mark not in marks
@@ -210,16 +210,16 @@ def test_a_chain_has_an_end(halt: HaltServer, mark: str) -> None:
 @pytest.mark.parametrize(
     "given", ["", ",", "no mark", "\u00e9" * 10, "0" * 7000, "a, " * 2000, "ABCDEF0123456789" * 400]
 )
-def test_a_malformed_chain_is_none(halt: HaltServer, mark: str, given: str) -> None:
+def test_malformed_chain_is_ignored(halt: HaltServer, mark: str, given: str) -> None:
     """The request is served as one without the header; marks beside other text count."""
     assert via(halt.client(), given, "GET", "/v1/models").status == 200
     assert via(halt.client(), f"{given}, {mark}", "GET", "/v1/models").status == 508
 
 
-def test_the_chain_goes_on_with_what_a_request_starts(
+def test_chain_is_passed_to_upstream_requests(
     halt: HaltServer, shared_fake: FakeOpenAI, mark: str
 ) -> None:
-    """With a chat and a list; what Halt asks once for all begins a chain of its own."""
+    """A chat and a list pass the chain on; shared background queries begin their own chain."""
     client, said = halt.client(), new_id()
     body = {"model": "echo", "messages": [{"role": "user", "content": said}]}
     assert via(client, OTHER, "POST", "/chat/stream", body).status == 200
@@ -230,7 +230,7 @@ def test_the_chain_goes_on_with_what_a_request_starts(
     assert (listed.method, listed.headers[HEADER.lower()]) == ("GET", f"{OTHER}, {mark}")
 
 
-def test_a_mark_belongs_to_a_data_folder_and_to_one_master(
+def test_mark_is_unique_to_data_folder_and_master(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two folders have two marks, and after a restart a folder has another one."""
@@ -245,10 +245,10 @@ def test_a_mark_belongs_to_a_data_folder_and_to_one_master(
 # --- chains that lead to a model ------------------------------------------------------------------
 
 
-def test_a_chain_of_halts_works_and_stop_closes_all_of_it(
+def test_chain_of_halts_streams_and_stops(
     start_halt: StartHalt, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """A Halt whose model's server is a Halt: a list, health, a chat, a Stop in mid-answer."""
+    """A Halt in front of a Halt: list, health, chat, and a Stop in mid-answer closes both."""
     first = start_halt(f"{halt.url}/v1")
     client, said = first.client(), new_id()
     assert client.get("/v1/models").json["data"]
@@ -264,7 +264,7 @@ def test_a_chain_of_halts_works_and_stop_closes_all_of_it(
     eventually(lambda: halt.client().get("/healthz").json["open_streams"] == 0)
 
 
-def test_a_program_is_no_link_of_a_chain(halt: HaltServer, fake: FakeOpenAI) -> None:
+def test_library_sends_no_chain_header(halt: HaltServer, fake: FakeOpenAI) -> None:
     """The library's requests carry no header, to a Halt and to any other server."""
     with Halt(base_url=fake.base_url, api_key="any") as program:
         assert program.generate("Hello", model="count?n=2").result().text == "0 1 "
@@ -273,10 +273,10 @@ def test_a_program_is_no_link_of_a_chain(halt: HaltServer, fake: FakeOpenAI) -> 
         assert program.generate("Hello", model="count?n=2").result().text == "0 1 "
 
 
-def test_a_provider_that_is_halt_itself_hides_no_other(
+def test_provider_that_is_a_loop_hides_no_other(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """With several providers the others are listed and answer; a chat with that one fails."""
+    """The other providers are listed and answer; a chat with the looping one fails."""
     port = free_port()
     file = tmp_path / "providers.toml"
     file.write_text(
@@ -291,8 +291,8 @@ def test_a_provider_that_is_halt_itself_hides_no_other(
     assert is_told(client.chat("self/echo").to_end().terminal["error"])
 
 
-def test_a_question_passes_the_chain_on() -> None:
-    """The line of a question that is asked in the background has the chain of the asker's."""
+def test_background_query_has_the_chain_of_its_request() -> None:
+    """A query in the background carries the chain of the request that caused it."""
     question = CachedQuery(
         "test", lambda line: line.chain, answer_seconds=0.0, fault_seconds=0.0, timeout=WAIT_TIMEOUT
     )
