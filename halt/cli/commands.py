@@ -187,13 +187,13 @@ def _source(
     if url is not None:
         remote = Remote(url, token or config.token, config.connect_timeout)
         stack.callback(remote.close)
-        if not remote.lets_in():
+        if not remote.accepts_token():
             if not sys.stdin.isatty():
                 raise click.ClickException("An access token is needed: set HALT_TOKEN.")
             remote.token = click.prompt(
                 "Access token", hide_input=True, err=True, value_proc=_token
             )
-            if not remote.lets_in():
+            if not remote.accepts_token():
                 raise click.ClickException("The access token is wrong.")
         return remote, ""
     config = stack.enter_context(_with_model(config))
@@ -253,7 +253,7 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
 
     URL is the public address of a running Halt. The checks request a few short answers.
     """
-    from halt.cli.doctor import proxy, upstream  # noqa: PLC0415
+    from halt.cli.doctor import providers, proxy  # noqa: PLC0415
     from halt.cli.doctor.report import Report  # noqa: PLC0415
 
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
@@ -262,11 +262,11 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
     if url is None or config.has_provider:
         try:
             with _with_model(config) as ready_config:
-                upstream.examine(report, ready_config, make, timeout)
+                providers.check_providers(report, ready_config, make, timeout)
         except click.ClickException as fault:
             report.fail("model", fault.message, "See above.")
     if url is not None:
-        proxy.examine(report, url, token or config.token, timeout, config.connect_timeout)
+        proxy.check_proxy(report, url, token or config.token, timeout, config.connect_timeout)
     if as_json:
         click.echo(report.as_json())
     raise SystemExit(0 if report.is_well else 1)

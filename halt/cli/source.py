@@ -29,11 +29,12 @@ from halt.errors import HaltError, Interrupted
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport
 
-ANSWER_WITHIN = 10.0  # seconds for a short request: Stop, the list of models
-SILENCE_MAX = 60.0  # seconds without a byte, also none of a heartbeat: the connection is dead
+REQUEST_TIMEOUT = 10.0  # seconds for a short request: Stop, the list of models
+SILENCE_MAX = 60.0  # seconds without a byte, not even of a heartbeat: the connection is dead
 EVENT_MAX = 16_777_216  # bytes of one event
 RESUME_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each attempt to resume
 
+#: Events with their numbers that arrived together; empty after a second of silence.
 Group = list[tuple[int, Event]]
 
 
@@ -94,12 +95,12 @@ class Local:
         return self._generations.get(stream_id, None).model
 
     def models(self) -> list[str]:
-        with limited_connection(ANSWER_WITHIN) as connection:
+        with limited_connection(REQUEST_TIMEOUT) as connection:
             return self._generations.upstream.models(connection)
 
 
 class RemoteError(HaltError):
-    """A Halt refused a request or could not be reached. `status` is 0 without a response."""
+    """A Halt server refused a request or was not reached. `status` is 0 without a response."""
 
     def __init__(self, message: str, code: str, status: int = 0, *, retryable: bool = False):
         super().__init__(message)
@@ -112,7 +113,7 @@ class Dropped(Exception):
     """The connection ended before the answer; the stream can be resumed."""
 
 
-class Frames:
+class EventStreamDecoder:
     """Decodes Halt's event stream to numbered events. `comments` counts heartbeats."""
 
     def __init__(self) -> None:
@@ -223,9 +224,9 @@ class Remote:
                     response = None
 
     def stop(self, stream_id: str, seen: int) -> Receipt:
-        answer = self.request("POST", f"/stop/{quote(stream_id)}?seen={seen}")
+        response = self.request("POST", f"/stop/{quote(stream_id)}?seen={seen}")
         try:
-            return _receipt.decode(answer.content)
+            return _receipt.decode(response.content)
         except msgspec.MsgspecError as exc:
             raise RemoteError(
                 "The response to Stop is not a receipt of Halt's.", "invalid"
@@ -236,8 +237,8 @@ class Remote:
 
     def models(self) -> list[str]:
         try:
-            answer = self.request("GET", "/v1/models")
-            listing = _models.decode(answer.content)
+            response = self.request("GET", "/v1/models")
+            listing = _models.decode(response.content)
         except RemoteError as fault:
             if fault.status != 404:
                 raise
@@ -246,7 +247,7 @@ class Remote:
             raise RemoteError("The list of models is malformed.", "invalid") from exc
         return [model.id for model in listing.data]
 
-    def lets_in(self) -> bool:
+    def accepts_token(self) -> bool:
         """Whether Halt accepts the token, or needs none. Raises RemoteError."""
         try:
             self.request("GET", "/streams/no-such-stream")
@@ -266,13 +267,13 @@ class Remote:
         self, method: str, path: str, headers: Mapping[str, str] | None = None
     ) -> httpx2.Response:
         """Send a short request, return the whole response. Raises RemoteError, also on 4xx, 5xx."""
-        with limited_connection(ANSWER_WITHIN) as connection:
+        with limited_connection(REQUEST_TIMEOUT) as connection:
             try:
                 response = self.open(method, path, connection, headers=headers)
                 response.read()
             except (HaltError, httpx2.HTTPError) as exc:
                 if connection.interrupted:
-                    message = f"Halt did not answer within {ANSWER_WITHIN:g} s."
+                    message = f"Halt did not answer within {REQUEST_TIMEOUT:g} s."
                     raise RemoteError(message, "unreachable", retryable=True) from exc
                 if isinstance(exc, HaltError):
                     raise
@@ -339,7 +340,7 @@ def _read(response: httpx2.Response) -> Iterator[Group]:
 
     Raises Dropped at an end without a terminal event and after SILENCE_MAX, RemoteError.
     """
-    body, frames = body_of(response), Frames()
+    body, decoder = body_of(response), EventStreamDecoder()
     received_at = now()
     while True:
         try:
@@ -354,11 +355,11 @@ def _read(response: httpx2.Response) -> Iterator[Group]:
         if not raw:
             raise Dropped("the end came early")
         received_at = now()
-        yield frames.feed(raw)
+        yield decoder.feed(raw)
 
 
 def _refusal(response: httpx2.Response) -> RemoteError:
-    """The error of a refused request: Halt's own message, or one for another server's answer."""
+    """The error of a refused request, with Halt's message if the response contains one."""
     status = response.status_code
     if 300 <= status < 400:
         location = response.headers.get("location", "another address")
@@ -370,5 +371,5 @@ def _refusal(response: httpx2.Response) -> RemoteError:
         if isinstance(error, dict):
             code, message = str(error.get("code", code)), str(error.get("message", ""))
             retryable = error.get("retryable") is True
-    message = message or f"The server answered with status {status}; it is not a Halt."
+    message = message or f"The server answered with status {status}, without a message from Halt."
     return RemoteError(message, code, status, retryable=retryable)

@@ -28,9 +28,9 @@ from halt.core.run import Run
 from halt.core.service import GenerationService
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
-#: With fewer pieces no statement on buffering is possible.
+#: An answer in fewer pieces is too short to show buffering.
 PIECES_MIN = 8
-#: Average number of pieces per read from which on they count as buffered.
+#: Pieces count as buffered if a read brings at least this many on average.
 GATHERED = 5
 
 
@@ -59,7 +59,7 @@ class Watch:
     """Reads an answer and counts what arrives."""
 
     groups: Iterator[list[tuple[int, Event]]]
-    reads: int = 0  # events with content
+    reads: int = 0  # events with text or a piece of a tool call; each comes from one read
     began: bool = False
     ended: Terminal | None = None
 
@@ -78,7 +78,7 @@ class Watch:
                 self.reads += 1
 
 
-def answer(report: Report, generations: GenerationService) -> bool:
+def check_answer(report: Report, generations: GenerationService) -> bool:
     """Request a short answer and check it; False if it failed or is empty."""
     with watched(generations, SHORT) as (_, watch):
         while (ended := watch.ended) is None:
@@ -97,7 +97,7 @@ def answer(report: Report, generations: GenerationService) -> bool:
     model = generations.upstream.known_model
     first = f"first token after {figures.ttft_ms or 0:.0f} ms{pace}"
     report.ok("answer", f"{model}: {first}" if model else first)
-    _streaming(report, figures, watch.reads)
+    _check_streaming(report, figures, watch.reads)
     if isinstance(ended, Done) and ended.usage:
         report.ok("usage", f"reported: {figures.tokens} tokens")
     else:
@@ -109,7 +109,7 @@ def answer(report: Report, generations: GenerationService) -> bool:
     return True
 
 
-def _streaming(report: Report, figures: Metrics, reads: int) -> None:
+def _check_streaming(report: Report, figures: Metrics, reads: int) -> None:
     pieces = figures.chunks
     if pieces == 1:
         report.warn(
@@ -135,7 +135,7 @@ def _streaming(report: Report, figures: Metrics, reads: int) -> None:
         report.ok("streaming", f"{pieces} pieces, one by one, {gap:.0f} ms apart")
 
 
-def extras(report: Report, generations: GenerationService) -> None:
+def check_extras(report: Report, generations: GenerationService) -> None:
     """Check whether the model's server accepts tools and reasoning; both are optional."""
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
     tool = ToolSpec.of_function("weather", "The weather in a city.", parameters)

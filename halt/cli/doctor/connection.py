@@ -1,4 +1,4 @@
-"""Checks the connection to an address: proxy, DNS name, TCP, TLS."""
+"""Checks the connection to an address: DNS name, TCP and TLS. Behind a proxy nothing is checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from halt.cli.doctor.report import Report, milliseconds
-from halt.cli.source import ANSWER_WITHIN
+from halt.cli.source import REQUEST_TIMEOUT
 from halt.clock import now
 from halt.transport.dns import Resolver
 from halt.transport.pool import proxy_for
@@ -25,10 +25,11 @@ def destination(address: str) -> tuple[str, int, bool]:
     return url.hostname or "", url.port or (443 if is_tls else 80), is_tls
 
 
-def reach(report: Report, address: str, connect_timeout: float, setting: str) -> bool:
-    """Whether a connection to the address can be made; True without a check behind a proxy.
+def check_connection(report: Report, address: str, connect_timeout: float, setting: str) -> bool:
+    """Check the name, TCP and TLS. Returns whether a connection can be made.
 
-    `setting` names the setting to correct if it cannot.
+    True, without a check, if requests go through a proxy. `setting` is the name of the setting
+    with the address, for remedies.
     """
     host, port, is_tls = destination(address)
     proxy = proxy_for(address)
@@ -40,7 +41,7 @@ def reach(report: Report, address: str, connect_timeout: float, setting: str) ->
     if sock is None:
         return False
     with sock:
-        return not is_tls or _trusts(report, sock, host)
+        return not is_tls or _check_tls(report, sock, host)
 
 
 def _connect(
@@ -49,7 +50,7 @@ def _connect(
     """Resolve the name and connect. Returns the socket, None after a failure."""
     began = now()
     try:
-        ip_address = Resolver().addresses(host, port, now() + ANSWER_WITHIN)[0][4][0]
+        ip_address = Resolver().addresses(host, port, now() + REQUEST_TIMEOUT)[0][4][0]
     except OSError as exc:
         report.fail("name", f"{host}: {exc.strerror or exc}.", f"Correct the name in {setting}.")
         return None
@@ -80,14 +81,14 @@ def _connect(
     return None
 
 
-def _trusts(report: Report, sock: socket.socket, host: str) -> bool:
-    """Do the TLS handshake and check the certificate's end; whether the handshake succeeded."""
+def _check_tls(report: Report, sock: socket.socket, host: str) -> bool:
+    """Do the TLS handshake and check the certificate's end. Returns whether TLS works."""
     began = now()
     try:
         with httpx2.create_ssl_context().wrap_socket(sock, server_hostname=host) as secure:
             certificate = secure.getpeercert() or {}
             version = secure.version()
-    except (ssl.SSLError, OSError) as exc:
+    except OSError as exc:  # also ssl.SSLError
         reason = getattr(exc, "verify_message", "") or exc
         distrusted = isinstance(exc, ssl.SSLCertVerificationError)
         remedy = report.remedy("upstream_tls" if distrusted else "upstream_no_tls")

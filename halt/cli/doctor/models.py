@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from halt.cli.doctor.report import Report, milliseconds
-from halt.cli.source import ANSWER_WITHIN
+from halt.cli.source import REQUEST_TIMEOUT
 from halt.clock import now
 from halt.config.providers import ProviderSettings
 from halt.core.connection import limited_connection
@@ -14,14 +14,16 @@ from halt.errors import HaltError
 from halt.providers.base import API_PATH
 
 
-def models(report: Report, provider: ProviderSettings, generations: GenerationService) -> bool:
+def check_models(
+    report: Report, provider: ProviderSettings, generations: GenerationService
+) -> bool:
     """Check the key and the list of models; whether an answer can be requested."""
     upstream = generations.upstream
     model = upstream.known_model
     began = now()
     try:
         with limited_connection(
-            min(ANSWER_WITHIN, generations.config.first_byte_timeout)
+            min(REQUEST_TIMEOUT, generations.config.first_byte_timeout)
         ) as connection:
             if provider.models:  # named in the settings; the server may have no list
                 upstream.check(connection)

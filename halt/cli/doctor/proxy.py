@@ -12,20 +12,22 @@ import httpx2
 import msgspec
 
 from halt.cli.doctor import proxy_checks
-from halt.cli.doctor.connection import reach
-from halt.cli.doctor.proxy_streams import streams
+from halt.cli.doctor.connection import check_connection
+from halt.cli.doctor.proxy_streams import check_streams
 from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.source import Remote, RemoteError
 from halt.clock import now
 from halt.transport.pool import proxy_for
 
-ROOT = (
+ROOT_ADVICE = (
     "Give Halt a host name of its own, such as https://halt.example.org/: a path below a host name "
     "is not supported yet."
 )
 
 
-def examine(report: Report, url: str, token: str, timeout: float, connect_timeout: float) -> None:
+def check_proxy(
+    report: Report, url: str, token: str, timeout: float, connect_timeout: float
+) -> None:
     """Check the Halt at this public address; `timeout` is for one answer, in seconds."""
     try:
         remote = Remote(url, token, connect_timeout)
@@ -33,16 +35,16 @@ def examine(report: Report, url: str, token: str, timeout: float, connect_timeou
         report.fail("address", fault.message, "Give Halt's public address.")
         return
     with closing(remote):
-        if _reach(report, remote, connect_timeout) and _is_halt(report, remote):
-            session = _page(report, remote)
-            proxy_checks.arrivals(report, remote, connect_timeout)
-            proxy_checks.websocket(report, remote, connect_timeout)
-            if streams(report, remote, timeout):
-                proxy_checks.departure(report, remote, session, connect_timeout)
+        if _check_connection(report, remote, connect_timeout) and _check_health(report, remote):
+            session = _check_page(report, remote)
+            proxy_checks.check_client_address(report, remote, connect_timeout)
+            proxy_checks.check_websocket(report, remote, connect_timeout)
+            if check_streams(report, remote, timeout):
+                proxy_checks.check_departure(report, remote, session, connect_timeout)
 
 
-def _reach(report: Report, remote: Remote, connect_timeout: float) -> bool:
-    if not reach(report, remote.url, connect_timeout, "the address"):
+def _check_connection(report: Report, remote: Remote, connect_timeout: float) -> bool:
+    if not check_connection(report, remote.url, connect_timeout, "the address"):
         return False
     url = urlsplit(remote.url)
     is_near = url.hostname in {"localhost", "127.0.0.1", "::1"}
@@ -64,22 +66,24 @@ class _Health(msgspec.Struct):
 _health = msgspec.json.Decoder(_Health)
 
 
-def _is_halt(report: Report, remote: Remote) -> bool:
+def _check_health(report: Report, remote: Remote) -> bool:
     began = now()
     try:
         health = _health.decode(remote.request("GET", "/healthz").content)
     except RemoteError as fault:
         remedy = "Start Halt, and let the proxy forward to its HOST and PORT."
-        report.fail("Halt", fault.message, _at_root(remote, remedy))
+        report.fail("Halt", fault.message, _with_root_advice(remote, remedy))
         return False
     except msgspec.MsgspecError:
         remedy = "Let the proxy forward to Halt."
-        report.fail("Halt", "another server answers at this address.", _at_root(remote, remedy))
+        report.fail(
+            "Halt", "another server answers at this address.", _with_root_advice(remote, remedy)
+        )
         return False
     spent = milliseconds(now() - began)
     report.ok("Halt", f"version {health.version} answers ({spent}), its model is {health.upstream}")
     try:
-        if remote.lets_in():
+        if remote.accepts_token():
             return True
     except RemoteError as fault:
         report.fail("token", fault.message, "Look at the proxy's log.")
@@ -88,22 +92,22 @@ def _is_halt(report: Report, remote: Remote) -> bool:
     return False
 
 
-def _at_root(remote: Remote, remedy: str) -> str:
-    """The remedy and, if the address has a path, that Halt does not support one."""
-    return f"{remedy} {ROOT}" if urlsplit(remote.url).path else remedy
+def _with_root_advice(remote: Remote, remedy: str) -> str:
+    """The remedy and, if the address has a path, the advice not to use one."""
+    return f"{remedy} {ROOT_ADVICE}" if urlsplit(remote.url).path else remedy
 
 
 # --- the page -------------------------------------------------------------------------------------
 
 
-def _page(report: Report, remote: Remote) -> str:
+def _check_page(report: Report, remote: Remote) -> str:
     """Check the page; return the cookies that it sets, as a Cookie header; empty on failure."""
     try:
         page = remote.request("GET", "/")
     except RemoteError as fault:
         report.fail("page", fault.message, "Look at the proxy's log.")
         return ""
-    _files(report, remote, page)
+    _check_files(report, remote, page)
     policy = page.headers.get_list("content-security-policy")
     if not any("default-src 'self'" in value for value in policy):
         report.fail(
@@ -135,7 +139,7 @@ def _page(report: Report, remote: Remote) -> str:
     return "; ".join(f"{morsel.key}={morsel.value}" for morsel in morsels)
 
 
-def _files(report: Report, remote: Remote, page: httpx2.Response) -> None:
+def _check_files(report: Report, remote: Remote, page: httpx2.Response) -> None:
     """Request a stylesheet as a browser does: by the page's link, at the root of the host name."""
     link = re.search(r'<link rel="stylesheet" href="(/[^"]+)"', page.text)
     if link is None:
@@ -153,10 +157,12 @@ def _files(report: Report, remote: Remote, page: httpx2.Response) -> None:
     place = f"{urlsplit(remote.url).netloc}{path}/"
     if path and fault:
         text = f"Halt is below a path here ({place}), but its page requests styles and scripts at "
-        report.fail("path", f"{text}the root of the host, where they are missing ({fault}).", ROOT)
+        report.fail(
+            "path", f"{text}the root of the host, where they are missing ({fault}).", ROOT_ADVICE
+        )
     elif path:
         text = f"Halt is below a path here ({place}), but its page uses the root of the host."
-        report.warn("path", text, f"Use only {root.url}/. {ROOT}")
+        report.warn("path", text, f"Use only {root.url}/. {ROOT_ADVICE}")
     elif fault:
         text = f"the page's styles and scripts do not arrive ({link[1]}: {fault})."
         report.fail("files", text, "Let the proxy forward every path of this host name to Halt.")

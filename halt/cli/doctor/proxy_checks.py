@@ -22,7 +22,7 @@ from halt import VERSION
 from halt.cli.doctor.answers import LONG
 from halt.cli.doctor.connection import destination
 from halt.cli.doctor.report import Report, milliseconds
-from halt.cli.source import ANSWER_WITHIN, Frames, Remote
+from halt.cli.source import REQUEST_TIMEOUT, EventStreamDecoder, Remote
 from halt.clock import now
 from halt.config.proxies import INSPECT, Seen
 from halt.core.events import Cancelled, encode
@@ -78,7 +78,7 @@ def _requested(
     if is_tls:
         sock = httpx2.create_ssl_context().wrap_socket(sock, server_hostname=host)
     with sock:
-        sock.settimeout(ANSWER_WITHIN)
+        sock.settimeout(REQUEST_TIMEOUT)
         sock.sendall(f"{method} {url.path}{path} HTTP/1.1\r\n{fields}\r\n".encode() + body)
         yield sock
 
@@ -108,7 +108,7 @@ def _seen(remote: Remote, path: str, headers: Mapping[str, str], connect_timeout
         return _decode_seen(response.read())
 
 
-def arrivals(report: Report, remote: Remote, connect_timeout: float) -> None:
+def check_client_address(report: Report, remote: Remote, connect_timeout: float) -> None:
     """Check which address counts as the client's, and whether large uploads pass."""
     invented = {"X-Forwarded-For": "192.0.2.1"}  # an address that no host has (RFC 5737)
     ways: list[tuple[str, dict[str, str]]] = [("/chat/stream", {}), ("/ws", HANDSHAKE)]
@@ -141,7 +141,7 @@ def arrivals(report: Report, remote: Remote, connect_timeout: float) -> None:
     else:
         path, (forgeable, text, remedy) = max(faults, key=lambda fault: fault[1][0])
         (report.fail if forgeable else report.warn)("client address", f"{path}: {text}", remedy)
-    _uploads(report, remote, inspections[0][1].max_import_bytes, connect_timeout)
+    _check_uploads(report, remote, inspections[0][1].max_import_bytes, connect_timeout)
 
 
 def misjudged(plain: Seen, forged: Seen, encrypted: bool) -> tuple[bool, str, str] | None:
@@ -173,7 +173,7 @@ def misjudged(plain: Seen, forged: Seen, encrypted: bool) -> tuple[bool, str, st
     )
 
 
-def _uploads(report: Report, remote: Remote, size: int, connect_timeout: float) -> None:
+def _check_uploads(report: Report, remote: Remote, size: int, connect_timeout: float) -> None:
     """Announce an upload of the largest file that Halt imports; no part of it is sent."""
     headers = {
         INSPECT: "1",
@@ -201,7 +201,7 @@ def _uploads(report: Report, remote: Remote, size: int, connect_timeout: float) 
         )
 
 
-def websocket(report: Report, remote: Remote, connect_timeout: float) -> None:
+def check_websocket(report: Report, remote: Remote, connect_timeout: float) -> None:
     """Open a WebSocket and check that a ping is answered."""
     ping = b'{"type":"ping"}'
     began = now()
@@ -258,7 +258,7 @@ def _answers(sock: socket.socket) -> bool:
     return True
 
 
-def departure(report: Report, remote: Remote, session: str, connect_timeout: float) -> None:
+def check_departure(report: Report, remote: Remote, session: str, connect_timeout: float) -> None:
     """Start an answer, disconnect (if possible before its first text) and wait for its end.
 
     The answer belongs to a session, so that it can be observed in the list of running streams; a
@@ -276,7 +276,7 @@ def departure(report: Report, remote: Remote, session: str, connect_timeout: flo
     try:
         path = "/v1/chat/completions"
         with _requested(remote, connect_timeout, "POST", path, headers, body) as sock:
-            deadline = now() + ANSWER_WITHIN
+            deadline = now() + REQUEST_TIMEOUT
             while (stream := _running(remote, stream_id, cookie)) is None and not _answers(sock):
                 if now() > deadline:
                     raise TimeoutError("the answer did not begin")
@@ -288,7 +288,9 @@ def departure(report: Report, remote: Remote, session: str, connect_timeout: flo
             stream = _running(remote, stream_id, cookie)
         took = now() - left_at
         remote.request("POST", f"/stop/{stream_id}", cookie)
-        group = Frames().feed(remote.request("GET", f"/streams/{stream_id}", cookie).content)
+        group = EventStreamDecoder().feed(
+            remote.request("GET", f"/streams/{stream_id}", cookie).content
+        )
     except (OSError, HaltError, msgspec.MsgspecError) as exc:
         report.warn("departure", f"the check failed: {exc}.", "Run doctor again.")
         return

@@ -1,5 +1,6 @@
-"""Checks streams of a running Halt through the proxies before it.
+"""Checks how the proxies in front of a running Halt pass its streams.
 
+These are headers, buffering, compression, replay, the idle timeout and Stop.
 Each answer contains Halt's own timings. Comparing them with the arrival of the events shows a
 proxy that holds events back.
 """
@@ -15,7 +16,7 @@ import httpx2
 from halt.cli.doctor.answers import GATHERED, LONG, SHORT
 from halt.cli.doctor.report import Report
 from halt.cli.doctor.stop import SLOW_STOP
-from halt.cli.source import ANSWER_WITHIN, Frames, Remote, body_of
+from halt.cli.source import REQUEST_TIMEOUT, EventStreamDecoder, Remote, body_of
 from halt.clock import now
 from halt.core.connection import NoData, UpstreamConnection
 from halt.core.events import Failed, Terminal, encode, is_terminal
@@ -24,22 +25,23 @@ from halt.core.request import ChatRequest, Message
 from halt.errors import HaltError
 from halt.transport.http1 import Body
 
-PATIENCE = 2.0  # seconds; Halt sends the first byte at once, so a later one is delayed by a proxy
+STOP_AFTER = 2.0  # seconds after which Stop is sent even if no event has arrived
 BUFFERING = (
     "Do not buffer or compress Halt's responses "
     "(nginx: `proxy_http_version 1.1; proxy_buffering off; gzip off;`)."
 )
 #: Codes of refusals by a limit of this Halt.
 LIMITS = frozenset({"too_many_requests", "at_capacity"})
-#: Share of the time in which the model wrote: text that arrived in less was held back.
-TOGETHER = 0.5
-SPREAD_MIN = 100.0  # milliseconds; an answer that took less allows no statement on a proxy
+#: Text that arrived within less than this share of the time in which the model wrote it was held
+#: back by a proxy.
+HELD_BACK_SHARE = 0.5
+SPREAD_MIN = 100.0  # milliseconds; a shorter answer is no measure of a proxy
 
 
 class Stopper:
     """Sends Stop in a thread: after `press`, or by itself after `after` seconds.
 
-    A connection that has not ended ANSWER_WITHIN seconds later is interrupted.
+    A connection that has not ended REQUEST_TIMEOUT seconds later is interrupted.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Stopper:
             self.receipt = self._remote.stop(self._id, 0)
         except HaltError as fault:
             self.fault = fault
-        if not self._over.wait(ANSWER_WITHIN):
+        if not self._over.wait(REQUEST_TIMEOUT):
             self._connection.interrupt()
 
 
@@ -89,25 +91,27 @@ class Stream:
     ended: Terminal | None = None
 
 
-def streams(report: Report, remote: Remote, timeout: float) -> bool:
-    """Check two answers, a complete and a stopped one; whether further checks make sense."""
+def check_streams(report: Report, remote: Remote, timeout: float) -> bool:
+    """Check a complete and a stopped answer. Returns whether further checks make sense."""
     try:
-        whole = _stream(remote, SHORT, timeout, None)
+        complete = _stream(remote, SHORT, timeout, None)
     except HaltError as fault:
         report.fail("stream", fault.message, _remedy(fault, "Look at the proxy's and Halt's logs."))
         return False
-    _headers(report, whole.headers)
-    if not _complete(report, whole):
+    _check_headers(report, complete.headers)
+    if not _check_end(report, complete):
         return False
-    is_held_back = _buffers(report, whole, _encoding(report, remote, whole.id, timeout))
+    is_held_back = _check_buffering(
+        report, complete, _check_replay(report, remote, complete.id, timeout)
+    )
     try:
-        stopped = _stream(remote, LONG, timeout, PATIENCE / 2 if is_held_back else PATIENCE)
+        stopped = _stream(remote, LONG, timeout, STOP_AFTER / 2 if is_held_back else STOP_AFTER)
     except HaltError as fault:
         report.fail(
             "stop", fault.message, _remedy(fault, "Let the proxy forward POST /stop/... to Halt.")
         )
         return False
-    _stopped(report, stopped)
+    _check_stop(report, stopped)
     return True
 
 
@@ -118,22 +122,22 @@ def _remedy(fault: HaltError, usual: str) -> str:
     return usual
 
 
-def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None) -> Stream:
+def _stream(remote: Remote, prompt: str, timeout: float, stop_after: float | None) -> Stream:
     """Start an answer and measure when its parts arrive. Raises HaltError.
 
-    With `patience`, Stop is sent at the first event or after this many seconds; with None, only
+    With `stop_after`, Stop is sent at the first event or after this many seconds; with None, only
     after `timeout`.
     """
     stream_id = f"doctor-{secrets.token_hex(8)}"
     request = ChatRequest([Message("user", prompt)], id=stream_id)
     connection = UpstreamConnection()
     began = now()
-    stopper = Stopper(remote, stream_id, connection, timeout if patience is None else patience)
+    stopper = Stopper(remote, stream_id, connection, timeout if stop_after is None else stop_after)
     try:
         response = remote.open("POST", "/chat/stream", connection, encode(request))
         stream = Stream(stream_id, response.headers, stopper)
         try:
-            _follow(stream, body_of(response), began, presses=patience is not None)
+            _follow(stream, body_of(response), began, sends_stop=stop_after is not None)
         finally:
             body_of(response).close()
     finally:
@@ -143,8 +147,8 @@ def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None)
     return stream
 
 
-def _follow(stream: Stream, body: Body, began: float, *, presses: bool) -> None:
-    frames = Frames()
+def _follow(stream: Stream, body: Body, began: float, *, sends_stop: bool) -> None:
+    decoder = EventStreamDecoder()
     while stream.ended is None:
         try:
             raw = body.read()
@@ -157,20 +161,23 @@ def _follow(stream: Stream, body: Body, began: float, *, presses: bool) -> None:
             break
         stream.first_byte = stream.first_byte or at
         stream.last_byte = at
-        group = frames.feed(raw)
+        group = decoder.feed(raw)
         if group:
             stream.first_event = stream.first_event or at
             stream.reads += 1
             stream.events += len(group)
             if is_terminal(group[-1][1]):
                 stream.ended = group[-1][1]
-            elif presses:
+            elif sends_stop:
                 stream.stopper.press()
     stream.over = now() - began
 
 
-def _encoding(report: Report, remote: Remote, stream_id: str, timeout: float) -> str:
-    """The Content-Encoding of a stream for a browser, which accepts compression; may be empty."""
+def _check_replay(report: Report, remote: Remote, stream_id: str, timeout: float) -> str:
+    """Report if the stream cannot be read again.
+
+    Returns its Content-Encoding for a client that accepts compression, as browsers do; "" for none.
+    """
     headers = {"Accept-Encoding": "gzip, deflate, br, zstd"}
     if remote.token:
         headers["Authorization"] = f"Bearer {remote.token}"
@@ -186,7 +193,7 @@ def _encoding(report: Report, remote: Remote, stream_id: str, timeout: float) ->
     return encoding
 
 
-def _headers(report: Report, headers: httpx2.Headers) -> None:
+def _check_headers(report: Report, headers: httpx2.Headers) -> None:
     kind, cache = headers.get("content-type", ""), headers.get("cache-control", "")
     if not kind.startswith("text/event-stream"):
         report.fail(
@@ -204,8 +211,8 @@ def _headers(report: Report, headers: httpx2.Headers) -> None:
         report.ok("stream headers", "Content-Type and Cache-Control arrive")
 
 
-def _complete(report: Report, stream: Stream) -> bool:
-    """Whether the answer ended in a way that allows statements on the proxy."""
+def _check_end(report: Report, stream: Stream) -> bool:
+    """Report an answer without an end or with an error. Returns False for these."""
     ended = stream.ended
     if isinstance(ended, Failed):
         report.fail("answer", ended.error.message, "Run doctor without URL on Halt's machine.")
@@ -222,8 +229,8 @@ def _complete(report: Report, stream: Stream) -> bool:
     return False
 
 
-def _buffers(report: Report, stream: Stream, encoding: str) -> bool:
-    """Check whether a proxy buffers or compresses the stream; whether it held events back."""
+def _check_buffering(report: Report, stream: Stream, encoding: str) -> bool:
+    """Check whether a proxy buffers or compresses the stream. Returns whether it buffers."""
     ended = stream.ended
     assert ended is not None  # noqa: S101 - it is complete
     wrote = ended.metrics.streaming_ms or 0.0
@@ -232,9 +239,9 @@ def _buffers(report: Report, stream: Stream, encoding: str) -> bool:
     first = stream.first_byte * 1000
     # Halt sends the first byte at once. So it arrives long before the last byte, however slow the
     # model is, unless a proxy holds it back.
-    kept_first = took > SPREAD_MIN and first > TOGETHER * took
-    kept_words = wrote > SPREAD_MIN and arrived < TOGETHER * wrote
-    is_held_back = kept_first or kept_words
+    is_first_held = took > SPREAD_MIN and first > HELD_BACK_SHARE * took
+    is_text_held = wrote > SPREAD_MIN and arrived < HELD_BACK_SHARE * wrote
+    is_held_back = is_first_held or is_text_held
     if is_held_back or encoding:
         faults = []
         if is_held_back:
@@ -265,7 +272,7 @@ def _buffers(report: Report, stream: Stream, encoding: str) -> bool:
     return False
 
 
-def _stopped(report: Report, stream: Stream) -> None:
+def _check_stop(report: Report, stream: Stream) -> None:
     receipt = stream.stopper.receipt
     if receipt is None or receipt.status == "finished":
         report.warn(

@@ -1,4 +1,4 @@
-"""The number of running requests of a model's server, if the server reports it.
+"""Requests the number of running requests from a model's server, if the server reports it.
 
     llama.cpp   GET /slots     a list of slots, each with `is_processing` (older: `state`)
     vLLM        GET /metrics   the gauge `vllm:num_requests_running` in Prometheus' text format
@@ -27,7 +27,7 @@ from halt.core.connection import limited_connection
 from halt.errors import HaltError
 from halt.transport.pool import Transport
 
-ANSWER_WITHIN = 2.0  # seconds for one request
+LOAD_TIMEOUT = 2.0  # seconds for one request
 BODY_MAX = 4_194_304  # bytes of a response; the metrics of a busy vLLM have some 100,000
 # Seconds between requests; the last value repeats. A llama.cpp that reads a prompt notices a closed
 # connection only after a second without any other request: with a request every 20 ms it continued
@@ -79,12 +79,12 @@ _SOURCES: tuple[tuple[str, Callable[[bytes], int | None]], ...] = (
 )
 
 
-class Waited(NamedTuple):
+class WaitResult(NamedTuple):
     """The result of waiting for an idle server. Times in seconds from the start of the wait."""
 
-    left: int | None  # running requests at the last count, None if not known
-    busy: float  # start of the last count but one, when the server was still busy; else 0
-    over: float  # end of the last count
+    running: int | None  # running requests at the last count, None if not known
+    last_busy_at: float  # start of the last count that another one followed; 0 if there is none
+    ended_at: float  # end of the last count
 
 
 class ServerLoad:
@@ -92,12 +92,12 @@ class ServerLoad:
 
     def __init__(self, provider: ProviderSettings, model: str) -> None:
         """`model` selects the instance if the server is a router for several models."""
-        is_asked = provider.kind == "openai" and not is_openai(provider.base_url)
-        self._sources = _SOURCES if is_asked else ()
+        may_report = provider.kind == "openai" and not is_openai(provider.base_url)
+        self._sources = _SOURCES if may_report else ()
         self._root = _VERSION_PATH.sub("", provider.base_url.rstrip("/"))
         self._parameters = {"model": model} if model else {}
         headers = {} if provider.key == "none" else {"Authorization": f"Bearer {provider.key}"}
-        self._transport = Transport(min(provider.connect_timeout, ANSWER_WITHIN))
+        self._transport = Transport(min(provider.connect_timeout, LOAD_TIMEOUT))
         self._client = httpx2.Client(transport=self._transport, headers=headers, timeout=None)
 
     @property
@@ -115,17 +115,17 @@ class ServerLoad:
                 return count
         return None
 
-    def wait_idle(self, seconds: float) -> Waited:
+    def wait_idle(self, seconds: float) -> WaitResult:
         """Count repeatedly until no request is running, or for this many seconds."""
         began = now()
-        busy = 0.0
+        last_busy_at = 0.0
         pauses = chain(PAUSES, repeat(PAUSES[-1]))
         while True:
             count_at = now() - began
             count = self.count()
             if not count or count_at >= seconds:
-                return Waited(count, busy, now() - began)
-            busy = count_at
+                return WaitResult(count, last_busy_at, now() - began)
+            last_busy_at = count_at
             # The server sends no notification, so the wait polls.
             time.sleep(min(next(pauses), max(0.0, seconds - (now() - began))))
 
@@ -136,7 +136,7 @@ class ServerLoad:
 
     def _get(self, path: str) -> bytes | None:
         """The body of a complete response with status 200, else None."""
-        with limited_connection(ANSWER_WITHIN):
+        with limited_connection(LOAD_TIMEOUT):
             try:
                 url = self._root + path
                 with self._client.stream("GET", url, params=self._parameters) as response:

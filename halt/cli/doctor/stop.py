@@ -9,13 +9,13 @@ from halt.core.events import Failed
 from halt.core.service import GenerationService
 
 SLOW_STOP = 1000.0  # milliseconds
-SETTLES_WITHIN = 1.0  # seconds in which a server becomes idle after a complete answer
+IDLE_WITHIN = 1.0  # seconds in which a server becomes idle after a complete answer
 WATCHED_AFTER_STOP = 5.0  # seconds for which the model's server is observed after a Stop
 
 
-def stop(report: Report, generations: GenerationService, load: ServerLoad) -> None:
+def check_stop(report: Report, generations: GenerationService, load: ServerLoad) -> None:
     """Stop a running answer; check that the connection is closed and the model stops."""
-    before = load.wait_idle(SETTLES_WITHIN).left
+    before = load.wait_idle(IDLE_WITHIN).running
     with watched(generations, LONG) as (run, watch):
         watch.until_begun()
         if isinstance(watch.ended, Failed):
@@ -31,7 +31,7 @@ def stop(report: Report, generations: GenerationService, load: ServerLoad) -> No
         report.warn("stop", "the answer was complete before the Stop was sent.", remedy)
     elif receipt.upstream == "closed":
         report.ok("stop", f"the connection to the model was closed after {spent}")
-        _after_stop(report, load, before, during)
+        _check_model_stop(report, load, before, during)
     else:
         report.fail(
             "stop",
@@ -40,7 +40,9 @@ def stop(report: Report, generations: GenerationService, load: ServerLoad) -> No
         )
 
 
-def _after_stop(report: Report, load: ServerLoad, before: int | None, during: int | None) -> None:
+def _check_model_stop(
+    report: Report, load: ServerLoad, before: int | None, during: int | None
+) -> None:
     """Check when the model's server becomes idle, if it reports its running requests.
 
     `before` and `during` are the running requests before and during the answer.
@@ -48,22 +50,24 @@ def _after_stop(report: Report, load: ServerLoad, before: int | None, during: in
     name = "model stop"
     remedy = "See docs/stop.md for this server and for proxies before it."
     if (before, during) == (0, 1):
-        left, busy, over = load.wait_idle(WATCHED_AFTER_STOP)
+        running, last_busy_at, ended_at = load.wait_idle(WATCHED_AFTER_STOP)
     else:
-        left, busy, over = None, 0.0, 0.0
-    if any(known and known > most for known, most in ((before, 0), (during, 1), (left, 1))):
+        running, last_busy_at, ended_at = None, 0.0, 0.0
+    if any(known and known > most for known, most in ((before, 0), (during, 1), (running, 1))):
         text = f"not known: the server has other requests at the same time ({load.source})"
         report.ok(name, text)
-    elif left is None:
+    elif running is None:
         report.ok(
             name, "not known: this server does not report its running requests (docs/stop.md)"
         )
-    elif left:
-        text = f"the model continues: {over:.1f} s after Stop the server still has a request"
+    elif running:
+        text = f"the model continues: {ended_at:.1f} s after Stop the server still has a request"
         report.warn(name, f"{text} ({load.source}).", remedy)
-    elif over * 1000 > SLOW_STOP:
-        text = f"the model stopped {busy:.1f} to {over:.1f} s after Stop ({load.source})."
+    elif ended_at * 1000 > SLOW_STOP:
+        text = (
+            f"the model stopped {last_busy_at:.1f} to {ended_at:.1f} s after Stop ({load.source})."
+        )
         report.warn(name, text, remedy)
     else:
-        text = f"the model had stopped {milliseconds(over)} after Stop ({load.source})"
+        text = f"the model had stopped {milliseconds(ended_at)} after Stop ({load.source})"
         report.ok(name, text)

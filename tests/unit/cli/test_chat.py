@@ -24,7 +24,7 @@ from halt.cli import pipe
 from halt.cli.answer import STOPPED, TerminalAnswer
 from halt.cli.rich_screen import RichScreen
 from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
-from halt.cli.source import Frames, Group, Local, Remote, RemoteError
+from halt.cli.source import EventStreamDecoder, Group, Local, Remote, RemoteError
 from halt.config.settings import Config
 from halt.core import notes
 from halt.core.events import (
@@ -702,7 +702,7 @@ def test_frames_may_be_cut_anywhere() -> None:
     events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
     news = b'id: 9\ndata: {"type":"news"}\n\n'
     wire = b":\n\n" + sse(*events[0]) + HEARTBEAT + news + HEARTBEAT + sse(*events[1]) + HEARTBEAT
-    frames = Frames()
+    frames = EventStreamDecoder()
     found = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]
     assert found == events
     assert frames.comments == 4

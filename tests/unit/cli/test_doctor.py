@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from halt.app import create_app
-from halt.cli.doctor.proxy_checks import misjudged, websocket
+from halt.cli.doctor.proxy_checks import check_websocket, misjudged
 from halt.cli.doctor.report import Report
 from halt.cli.source import Remote
 from halt.config.environment import load
@@ -282,7 +282,7 @@ def test_nothing_is_claimed_of_a_server_that_works_for_others(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests of others are counted as well, so the doctor does not tell them from its own."""
-    monkeypatch.setattr("halt.cli.doctor.stop.SETTLES_WITHIN", 0.2)
+    monkeypatch.setattr("halt.cli.doctor.stop.IDLE_WITHIN", 0.2)
     model_server.work["/slots"] = fake_work.slots
     model_server.others = 2
     status, text = model_stop(model_server)
@@ -527,7 +527,7 @@ def test_an_answer_that_is_no_http_is_a_finding(head: bytes) -> None:
     """A server that speaks something else, or sends no end of a head, ends no examination."""
     report = Report(None)
     with RawServer(answering(head)) as server:
-        websocket(report, Remote(f"http://127.0.0.1:{server.port}"), 5.0)
+        check_websocket(report, Remote(f"http://127.0.0.1:{server.port}"), 5.0)
     (finding,) = report.findings
     assert (finding.name, finding.status) == ("websocket", "fail")
 

@@ -66,14 +66,14 @@ def test_a_server_that_does_not_tell_is_not_known(
     """An endpoint that is missing, refuses or answers something else is no count of 0."""
     fake.work.update(work)
     assert load.count() is None
-    assert load.wait_idle(5.0).left is None
+    assert load.wait_idle(5.0).running is None
 
 
 def test_a_server_that_is_silent_is_given_up(
     load: ServerLoad, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look has a limit of its own; a server that is away is not known either."""
-    monkeypatch.setattr("halt.cli.doctor.server_load.ANSWER_WITHIN", 0.1)
+    monkeypatch.setattr("halt.cli.doctor.server_load.LOAD_TIMEOUT", 0.1)
     released = threading.Event()
 
     def answer(_: int) -> tuple[int, str, bytes]:
@@ -92,10 +92,10 @@ def test_waiting_ends_when_nothing_is_in_work(fake: FakeOpenAI, load: ServerLoad
     left = iter([2, 1, 0])
     fake.work["/slots"] = lambda _: fake_work.slots(next(left))
     waited = load.wait_idle(60.0)
-    assert waited.left == 0
-    assert 0 < waited.busy < waited.over < 60
+    assert waited.running == 0
+    assert 0 < waited.last_busy_at < waited.ended_at < 60
     fake.work["/slots"] = lambda _: fake_work.slots(2)
-    assert load.wait_idle(0.0).left == 2
+    assert load.wait_idle(0.0).running == 2
 
 
 def test_a_server_is_left_alone_between_looks() -> None:

@@ -1,4 +1,7 @@
-"""Checks each provider of the settings: connection, key, models, answer, Stop, extras."""
+"""Checks each provider of the settings (connection, key, models, answer, Stop, tools, reasoning).
+
+It also checks the limit on open files.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 
-from halt.cli.doctor.answers import answer, extras
-from halt.cli.doctor.connection import reach
-from halt.cli.doctor.models import models
+from halt.cli.doctor.answers import check_answer, check_extras
+from halt.cli.doctor.connection import check_connection
+from halt.cli.doctor.models import check_models
 from halt.cli.doctor.report import ENVIRONMENT, Report
 from halt.cli.doctor.server_load import ServerLoad
-from halt.cli.doctor.stop import stop
+from halt.cli.doctor.stop import check_stop
 from halt.config import open_files
 from halt.config.provider_setup import setup
 from halt.config.providers import ProviderSettings
@@ -23,7 +26,7 @@ from halt.providers.openai import ENDPOINT
 Make = Callable[[Config, str], GenerationService]
 
 
-def _names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:
+def _setting_names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:
     if not config.config_file:
         return ENVIRONMENT[provider.kind]
     table = f"[providers.{provider.name}]"
@@ -34,7 +37,7 @@ def _names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:
     }
 
 
-def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
+def check_providers(report: Report, config: Config, make: Make, timeout: float) -> None:
     """Check each provider of these settings; `timeout` is the longest silence, in seconds.
 
     `make` makes a GenerationService from settings for the provider with the given name.
@@ -45,28 +48,28 @@ def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
         first_byte_timeout=min(timeout, config.first_byte_timeout),
         gap_timeout=min(timeout, config.gap_timeout),
     )
-    _open_files(report, config.max_streams)
+    _check_open_files(report, config.max_streams)
     providers = setup(config).providers
     for provider in providers:
         report.part = f"{provider.name}: " if len(providers) > 1 else ""
-        report.names = _names(config, provider)
+        report.names = _setting_names(config, provider)
         report.is_listed = False
-        _examine(report, config, provider, make)
+        _check_provider(report, config, provider, make)
     report.part = ""
 
 
-def _examine(report: Report, config: Config, provider: ProviderSettings, make: Make) -> None:
-    if not _reach(report, provider):
+def _check_provider(report: Report, config: Config, provider: ProviderSettings, make: Make) -> None:
+    if not _check_connection(report, provider):
         return
     with closing(make(config, provider.name)) as generations:
-        if not (models(report, provider, generations) and answer(report, generations)):
+        if not (check_models(report, provider, generations) and check_answer(report, generations)):
             return
         with closing(ServerLoad(provider, generations.upstream.known_model)) as load:
-            stop(report, generations, load)
-        extras(report, generations)
+            check_stop(report, generations, load)
+        check_extras(report, generations)
 
 
-def _open_files(report: Report, streams: int) -> None:
+def _check_open_files(report: Report, streams: int) -> None:
     """Check that the system allows as many open files as the streams need."""
     allowed, needed = open_files.allowed(), open_files.needed(streams)
     text = f"{allowed:,} allowed, {needed:,} needed for {streams} streams"
@@ -77,8 +80,8 @@ def _open_files(report: Report, streams: int) -> None:
         report.warn("open files", f"{text}.", remedy)
 
 
-def _reach(report: Report, provider: ProviderSettings) -> bool:
-    """Check the address itself and the connection to it."""
+def _check_connection(report: Report, provider: ProviderSettings) -> bool:
+    """Check the form of the address, then the connection to it."""
     base = ENDPOINT.sub("", provider.base_url)
     if provider.kind == "openai" and base != provider.base_url:
         report.warn(
@@ -87,4 +90,6 @@ def _reach(report: Report, provider: ProviderSettings) -> bool:
             "the address by itself.",
             f"Remove it: set {report.names['address']} to {public_address(base)}.",
         )
-    return reach(report, provider.base_url, provider.connect_timeout, report.names["address"])
+    return check_connection(
+        report, provider.base_url, provider.connect_timeout, report.names["address"]
+    )
