@@ -32,7 +32,7 @@ threads = threading.active_count()
 worker = os.fork()
 if worker == 0:
     supervisor.close_inherited_pipe()
-    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # lets the test see the end of stderr
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # the test waits for the end of stderr
     signal.pause()
 print(json.dumps({
     "base_url": supervisor.embedded.base_url, "key": supervisor.embedded.api_key,
@@ -45,7 +45,7 @@ supervisor.close()
 
 
 class Master:
-    """A running MASTER, the facts it told, and the lines that it and its children log."""
+    """A running MASTER, the facts that it printed, and the log of it and its children."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -77,7 +77,7 @@ class Master:
         self._lines.put("")
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first line not read yet that matches; `\\Z` alone: nobody is left to write one."""
+        """Return the first unread line that matches; `\\Z` alone matches the end of the log."""
         deadline = time.monotonic() + LIMIT
         while True:
             try:
@@ -95,14 +95,14 @@ class Master:
         return int(self.wait_for(r"halt: embedded model ready at \S+ in \S+ s \(pid (\d+)\)")[1])
 
     def wait_until_all_are_gone(self) -> None:
-        """Until nobody holds our stderr any more: master, supervisor and model are dead."""
+        """Wait until no process holds stderr: master, supervisor and model are dead."""
         self.wait_for(r"\Z")
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=self.base_url, api_key=self.key, max_retries=0, timeout=LIMIT)
 
     def busy_slots(self) -> list[dict[str, object]]:
-        """The answers that the model is writing at this moment, as its server tells."""
+        """The answers that the model is generating, as its server reports."""
         request = urllib.request.Request(
             self.base_url.removesuffix("/v1") + "/slots",
             headers={"Authorization": f"Bearer {self.key}"},

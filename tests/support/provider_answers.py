@@ -12,6 +12,7 @@ from halt.core.connection import NoData, UpstreamConnection
 from halt.core.events import Delta
 from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.errors import CODES, OVERLOADED, UpstreamError
+from tests.support.waiting import WAIT_TIMEOUT
 
 KEY = "sk-hush-0123456789abcdef"
 HI = [Message("user", "hi")]
@@ -19,7 +20,7 @@ HI = [Message("user", "hi")]
 
 @dataclass
 class Answer:
-    """What came of a request."""
+    """The outcome of a request."""
 
     text: str = ""
     events: list[Delta] = field(default_factory=list)
@@ -49,8 +50,8 @@ def read(reply: Reply) -> Answer:
 
 
 def drain(reply: Reply) -> None:
-    """Read the end of a complete answer's framing, if it comes soon."""
-    deadline = now() + 0.25
+    """Read the rest of a complete answer's framing, so that its connection can be reused."""
+    deadline = now() + WAIT_TIMEOUT
     with suppress(UpstreamError):
         while not reply.complete and now() < deadline:
             with suppress(NoData):
@@ -67,7 +68,7 @@ def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
 
 
 def refused(outcome: Answer, code: str) -> UpstreamError:
-    """The fault, which is this one as it is documented."""
+    """Return the fault, which has this code and its documented sentence."""
     fault = outcome.fault
     assert fault is not None, outcome
     assert (fault.code, fault.retryable) == (code, CODES[code][1]), fault.detail
@@ -77,9 +78,9 @@ def refused(outcome: Answer, code: str) -> UpstreamError:
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens before the test itself does.
+    """Return a port of 127.0.0.1 on which no process listens until the test itself does.
 
-    It stays bound while this process lives, so that no other server is given it.
+    It stays bound while this process lives, so that no other process gets it.
     """
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -84,8 +84,8 @@ RAW_ZLIB = zlib.compress(STREAM)
     ],
     indirect=True,
 )
-def test_an_answer_is_one_under_every_label(asked: Answer) -> None:
-    """Types and codings are written by proxies and small servers as they like."""
+def test_answer_is_read_under_any_content_type_and_coding(asked: Answer) -> None:
+    """The contents of an answer decide, whatever type and coding its headers name."""
     assert (asked.text, asked.ended, asked.fault) == ("AB", True, None)
 
 
@@ -99,8 +99,8 @@ def test_an_answer_is_one_under_every_label(asked: Answer) -> None:
     ],
     indirect=True,
 )
-def test_a_page_is_one_under_every_label(asked: Answer) -> None:
-    """It is told with its own words and with what to check, and not asked for again."""
+def test_web_page_is_reported_under_any_content_type(asked: Answer) -> None:
+    """A web page is an upstream_web_page fault with its title and the setting; no retry."""
     fault = asked.fault
     assert fault is not None
     assert (fault.code, fault.retryable) == ("upstream_web_page", False)
@@ -117,8 +117,8 @@ def test_a_page_is_one_under_every_label(asked: Answer) -> None:
     ],
     indirect=["asked"],
 )
-def test_a_body_that_is_no_answer_is_told_with_its_label(asked: Answer, label: str) -> None:
-    """Where the contents say nothing, the label is all that is known."""
+def test_unreadable_body_is_reported_with_its_content_type(asked: Answer, label: str) -> None:
+    """If the contents say nothing, the detail names the type or coding."""
     assert asked.fault is not None
     assert asked.fault.code == "upstream_invalid"
     assert label in asked.fault.detail
@@ -134,14 +134,14 @@ def test_a_body_that_is_no_answer_is_told_with_its_label(asked: Answer, label: s
     ],
     indirect=True,
 )
-def test_a_refusal_is_read_under_every_label(asked: Answer) -> None:
-    """The server's words reach the person however they are wrapped."""
+def test_error_is_read_under_any_content_type_and_coding(asked: Answer) -> None:
+    """The words of an error are read whatever type and coding its headers name."""
     assert asked.fault is not None
     assert "Boom 7" in asked.fault.message
 
 
-def test_a_list_of_models_that_is_compressed_is_read() -> None:
-    """The same for the list."""
+def test_compressed_model_list_is_read() -> None:
+    """A compressed list of models is inflated."""
     body = gzip.compress(b'{"data":[{"id":"m-1"}]}')
     head = OK + kind(b"application/json") + b"Content-Encoding: gzip\r\n"
     with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
@@ -150,8 +150,8 @@ def test_a_list_of_models_that_is_compressed_is_read() -> None:
         provider.close()
 
 
-def test_compressed_events_come_as_they_are_sent() -> None:
-    """A token is shown when its bytes are there, though the stream is compressed and goes on."""
+def test_compressed_events_are_read_before_the_stream_ends() -> None:
+    """A token of a compressed stream is read as soon as its bytes have arrived."""
     packed = zlib.compressobj(wbits=31)
     first = packed.compress(A) + packed.flush(zlib.Z_SYNC_FLUSH)
     rest = packed.compress(STREAM[len(A) :]) + packed.flush()
@@ -172,8 +172,8 @@ def test_compressed_events_come_as_they_are_sent() -> None:
         provider.close()
 
 
-def test_a_broken_compression_is_told() -> None:
-    """It is a fault of the server, in a sentence."""
+def test_broken_compression_is_an_invalid_answer() -> None:
+    """A broken compressed stream is an upstream_invalid fault."""
     packed = zlib.compressobj(wbits=31)
     body = packed.compress(A) + packed.flush(zlib.Z_SYNC_FLUSH) + b"\xff" * 40
     head = OK + coding(b"gzip") + b"Content-Length: %d\r\n\r\n" % len(body)

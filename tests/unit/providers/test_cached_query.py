@@ -1,4 +1,4 @@
-"""A question in the background: one at a time, kept for a while, and nobody waits in vain."""
+"""CachedQuery: one query at a time in the background, its answer cached, every caller woken."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from halt.providers.cached_query import CachedQuery
 from tests.support.waiting import WAIT_TIMEOUT
 
 
-def question(
-    ask: Callable[[UpstreamConnection], str],
+def make_query(
+    fetch: Callable[[UpstreamConnection], str],
     *,
     answer_seconds: float = 60.0,
     fault_seconds: float = 60.0,
     timeout: float = WAIT_TIMEOUT,
 ) -> CachedQuery[str]:
-    """One with long times, which a test shortens."""
+    """Make a query with long times."""
     return CachedQuery(
-        "test", ask, answer_seconds=answer_seconds, fault_seconds=fault_seconds, timeout=timeout
+        "test", fetch, answer_seconds=answer_seconds, fault_seconds=fault_seconds, timeout=timeout
     )
 
 
-def answer(asked: CachedQuery[str]) -> tuple[str | None, HaltError | None]:
-    """Ask if it is due, and wait for the end of that."""
-    return asked.wait(asked.start() + WAIT_TIMEOUT, fresh=True)
+def answer(query: CachedQuery[str]) -> tuple[str | None, HaltError | None]:
+    """Run the query if it is due, and wait for its end."""
+    return query.wait(query.start() + WAIT_TIMEOUT, fresh=True)
 
 
 def test_concurrent_callers_share_one_query() -> None:
     """All callers during a running query wait for its answer."""
-    asked: list[UpstreamConnection] = []
+    connections: list[UpstreamConnection] = []
     go_on = threading.Event()
 
-    def ask(connection: UpstreamConnection) -> str:
-        asked.append(connection)
+    def fetch(connection: UpstreamConnection) -> str:
+        connections.append(connection)
         assert go_on.wait(WAIT_TIMEOUT)
         return "yes"
 
-    one = question(ask)
-    assert len({one.start() for _ in range(5)}) == 1
-    assert one.wait(now()) == (None, None)
+    query = make_query(fetch)
+    assert len({query.start() for _ in range(5)}) == 1
+    assert query.wait(now()) == (None, None)
     go_on.set()
-    assert [answer(one) for _ in range(5)] == [("yes", None)] * 5
-    assert len(asked) == 1
+    assert [answer(query) for _ in range(5)] == [("yes", None)] * 5
+    assert len(connections) == 1
 
 
 class Surprise(BaseException):
-    """What nobody foresees."""
+    """An exception that CachedQuery does not expect."""
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -62,19 +62,19 @@ def test_unexpected_exception_is_an_internal_error_and_allows_the_next_query(
     """An unexpected exception wakes the callers with an error and keeps the last answer."""
     answers: list[str | BaseException] = ["first", surprise, "second"]
 
-    def ask(connection: UpstreamConnection) -> str:
-        what = answers.pop(0)
-        if isinstance(what, BaseException):
-            raise what
-        return what
+    def fetch(connection: UpstreamConnection) -> str:
+        result = answers.pop(0)
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
-    one = question(ask, answer_seconds=0.0, fault_seconds=0.0)
-    assert answer(one) == ("first", None)
-    known, fault = answer(one)
+    query = make_query(fetch, answer_seconds=0.0, fault_seconds=0.0)
+    assert answer(query) == ("first", None)
+    known, fault = answer(query)
     assert known == "first"
     assert fault is not None
     assert fault.code == "internal"
-    assert answer(one) == ("second", None)
+    assert answer(query) == ("second", None)
     for thread in threading.enumerate():
         if thread.name == "halt-query-test":
             thread.join()  # what it raised is reported here, and not in the next test
@@ -82,48 +82,48 @@ def test_unexpected_exception_is_an_internal_error_and_allows_the_next_query(
 
 def test_error_is_cached_for_fault_seconds() -> None:
     """A server that refuses is not queried again at once."""
-    asked: list[UpstreamConnection] = []
+    connections: list[UpstreamConnection] = []
 
-    def ask(connection: UpstreamConnection) -> str:
-        asked.append(connection)
+    def fetch(connection: UpstreamConnection) -> str:
+        connections.append(connection)
         raise UpstreamError("unauthorized")
 
-    one = question(ask, answer_seconds=0.0)
-    faults = [answer(one)[1] for _ in range(3)]
-    assert len(asked) == 1
+    query = make_query(fetch, answer_seconds=0.0)
+    faults = [answer(query)[1] for _ in range(3)]
+    assert len(connections) == 1
     assert [fault and fault.code for fault in faults] == ["unauthorized"] * 3
 
 
 def test_silent_server_is_interrupted_after_the_timeout() -> None:
     """After `timeout` seconds the connection is interrupted; the server counts as unreachable."""
 
-    def ask(connection: UpstreamConnection) -> str:
+    def fetch(connection: UpstreamConnection) -> str:
         limit = threading.Event()
         while not connection.interrupted:
             limit.wait(0.01)
         raise Interrupted("too late")
 
-    _, fault = answer(question(ask, timeout=0.05))
+    _, fault = answer(make_query(fetch, timeout=0.05))
     assert fault is not None
     assert fault.code == "upstream_unreachable"
 
 
 def test_expired_answer_is_queried_again_once() -> None:
     """`expire` makes the next `start` run the query, except while one is running."""
-    asked: list[UpstreamConnection] = []
+    connections: list[UpstreamConnection] = []
     go_on = threading.Event()
 
-    def ask(connection: UpstreamConnection) -> str:
-        asked.append(connection)
+    def fetch(connection: UpstreamConnection) -> str:
+        connections.append(connection)
         assert go_on.wait(WAIT_TIMEOUT)
-        return str(len(asked))
+        return str(len(connections))
 
-    one = question(ask)
-    one.start()
-    one.expire()
-    one.start()
+    query = make_query(fetch)
+    query.start()
+    query.expire()
+    query.start()
     go_on.set()
-    assert answer(one) == ("1", None)
-    assert answer(one) == ("1", None)
-    one.expire()
-    assert answer(one) == ("2", None)
+    assert answer(query) == ("1", None)
+    assert answer(query) == ("1", None)
+    query.expire()
+    assert answer(query) == ("2", None)

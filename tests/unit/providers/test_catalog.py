@@ -1,4 +1,4 @@
-"""The list of models: asked for in the background, kept for a while, never waited for for long."""
+"""Catalog: the list of models, requested in the background, cached, with a bounded wait."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from halt.app import create_app
+from halt.clock import now
 from halt.config.environment import load
 from halt.core.connection import UpstreamConnection
 from halt.errors import RequestError, UpstreamError
-from halt.providers import catalog
+from halt.providers import cached_query, catalog, router
 from halt.providers.catalog import NAMES_MAX, Catalog, valid_model_name
 from halt.providers.model_list import NAME_MAX
 from halt.providers.router import Groups
@@ -21,18 +22,24 @@ from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 
-class Offering(ScriptedUpstream):
-    """An upstream whose list a test decides."""
+@pytest.fixture(autouse=True)
+def patient_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first page waits for the lists as long as a busy machine may take."""
+    monkeypatch.setattr(catalog, "PAGE_WAIT", WAIT_TIMEOUT)
+
+
+class ListUpstream(ScriptedUpstream):
+    """An upstream with these lists, one for each request."""
 
     def __init__(self, *answers: list[str] | Exception) -> None:
         super().__init__()
         self.answers = list(answers)
-        self.questions = 0
+        self.list_requests = 0
         self.go_on = threading.Event()
         self.go_on.set()
 
     def models(self, connection: UpstreamConnection) -> list[str]:
-        self.questions += 1
+        self.list_requests += 1
         assert self.go_on.wait(WAIT_TIMEOUT)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -40,8 +47,8 @@ class Offering(ScriptedUpstream):
         return answer
 
 
-class ByProvider(Offering):
-    """One that stands before several providers."""
+class GroupedUpstream(ListUpstream):
+    """An upstream with several providers."""
 
     def catalog(self, connection: UpstreamConnection) -> Groups:
         return [("one", self.models(connection)), ("two", []), ("three", ["c"])]
@@ -49,47 +56,53 @@ class ByProvider(Offering):
 
 def test_list_is_requested_once_and_cached() -> None:
     """Five refreshes send one request."""
-    offering = Offering(["a", "b"])
-    found = Catalog(offering)
-    assert [found.refresh() for _ in range(5)] == [[("", ["a", "b"])]] * 5
-    assert offering.questions == 1
+    upstream = ListUpstream(["a", "b"])
+    models = Catalog(upstream)
+    assert [models.refresh() for _ in range(5)] == [[("", ["a", "b"])]] * 5
+    assert upstream.list_requests == 1
 
 
 def test_models_of_several_providers_are_grouped() -> None:
     """Models are grouped by provider; a provider without models has no group."""
-    assert Catalog(ByProvider(["a"])).refresh() == [("one", ["a"]), ("three", ["c"])]
+    assert Catalog(GroupedUpstream(["a"])).refresh() == [("one", ["a"]), ("three", ["c"])]
 
 
 def test_silent_provider_is_awaited_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first page waits, later ones do not, and the list is shown once it has arrived."""
     monkeypatch.setattr(catalog, "PAGE_WAIT", 0.01)
-    offering = Offering(["a"])
-    offering.go_on.clear()
-    found = Catalog(offering)
-    assert found.refresh() == []
+    upstream = ListUpstream(["a"])
+    upstream.go_on.clear()
+    models = Catalog(upstream)
+    assert models.refresh() == []
     monkeypatch.setattr(catalog, "PAGE_WAIT", -1.0)
-    assert found.refresh() == []
-    offering.go_on.set()
-    wait_until(lambda: found.refresh() == [("", ["a"])])
-    assert offering.questions == 1
+    assert models.refresh() == []
+    upstream.go_on.set()
+    wait_until(lambda: models.refresh() == [("", ["a"])])
+    assert upstream.list_requests == 1
 
 
 @pytest.mark.parametrize("fault", [UpstreamError("unauthorized"), RuntimeError("surprise")])
-def test_failed_refresh_keeps_the_list_and_is_cached(fault: Exception) -> None:
+def test_failed_refresh_keeps_the_list_and_is_cached(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failed request keeps the known list and is not repeated at once."""
-    offering = Offering(["a"], fault, ["b"])
-    found = Catalog(offering)
-    assert found.refresh() == [("", ["a"])]
-    query = found._providers._members[""].models
-    query._fresh_until = 0.0
-    asked_at = query.start()
-    assert query.wait(asked_at + WAIT_TIMEOUT, fresh=True)[1] is not None
-    assert found.refresh() == [("", ["a"])]
-    assert offering.questions == 2
+    skipped_seconds = 0.0
+    for module in (cached_query, router):
+        monkeypatch.setattr(module, "now", lambda: now() + skipped_seconds)
+    upstream = ListUpstream(["a"], fault, ["b"])
+    models = Catalog(upstream)
+    assert models.refresh() == [("", ["a"])]
+    skipped_seconds = router.LIST_SECONDS
+    models.refresh()  # starts the request that fails
+    for thread in threading.enumerate():
+        if thread.name.startswith("halt-ask-"):
+            thread.join(WAIT_TIMEOUT)
+    assert models.refresh() == [("", ["a"])]
+    assert upstream.list_requests == 2
 
 
 @pytest.mark.parametrize(
-    ("answer", "none"),
+    ("answer", "has_no_list"),
     [
         (["a"], False),
         ([], True),
@@ -101,20 +114,22 @@ def test_failed_refresh_keeps_the_list_and_is_cached(fault: Exception) -> None:
     ],
 )
 def test_has_no_list_is_true_for_permanent_faults_alone(
-    answer: list[str] | Exception, none: bool
+    answer: list[str] | Exception, has_no_list: bool
 ) -> None:
     """A server without a list is distinguished from one that fails for now."""
-    found = Catalog(Offering(answer))
-    assert not found.has_no_list
-    found.refresh()
-    assert found.has_no_list == none
+    models = Catalog(ListUpstream(answer))
+    assert not models.has_no_list
+    models.refresh()
+    assert models.has_no_list == has_no_list
 
 
 @pytest.mark.parametrize(
-    ("status", "none"), [(401, False), (500, False), (404, True)], ids=["key", "fault", "none"]
+    ("status", "has_no_list"),
+    [(401, False), (500, False), (404, True)],
+    ids=["key", "fault", "none"],
 )
 def test_model_menu_says_no_list_only_if_there_is_none(
-    tmp_path: Path, status: int, none: bool
+    tmp_path: Path, status: int, has_no_list: bool
 ) -> None:
     """After a refused key or a server fault the menu does not say that there is no list."""
 
@@ -130,13 +145,13 @@ def test_model_menu_says_no_list_only_if_there_is_none(
         page = application.test_client().get("/models").text
         services(application).generations.upstream.close()
     assert "Default: m" in page
-    assert ("The server provides no list of models." in page) == none
+    assert ("The server provides no list of models." in page) == has_no_list
 
 
 def test_invalid_names_are_dropped_and_the_list_is_bounded() -> None:
     """Names that no request may have are dropped; the menu has NAMES_MAX at most."""
-    offering = Offering(["ok", "", "bad\nname", "x" * (NAME_MAX + 1), *map(str, range(5000))])
-    ((_, names),) = Catalog(offering).refresh()
+    upstream = ListUpstream(["ok", "", "bad\nname", "x" * (NAME_MAX + 1), *map(str, range(5000))])
+    ((_, names),) = Catalog(upstream).refresh()
     assert names[:2] == ["ok", "0"]
     assert len(names) == NAMES_MAX
 

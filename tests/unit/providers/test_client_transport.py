@@ -1,5 +1,4 @@
-"""Where a provider's requests go: redirects, copied addresses, refusals that break off, and options
-that a server knows under another name."""
+"""The transport of a provider's client: redirects, addresses, broken errors, renamed options."""
 
 from __future__ import annotations
 
@@ -21,9 +20,10 @@ from halt.providers.base import Provider
 from halt.providers.openai import AzureUpstream, OpenAIUpstream
 from halt.transport.pool import Transport
 from tests.support.raw_server import Peer, RawServer
+from tests.support.waiting import WAIT_TIMEOUT
 
 KEY = "sk-hush-0123456789abcdef"
-CONTEXT = httpx2.create_ssl_context()  # takes a while to make
+CONTEXT = httpx2.create_ssl_context()  # loading it takes 20 ms
 JSON = b"Content-Type: application/json\r\n"
 KINDS: dict[str, type[Provider]] = {
     "openai": OpenAIUpstream,
@@ -42,7 +42,7 @@ EVENTS = (
     b'data: {"type":"message_stop"}\n\n'
 )
 
-#: What a server does with a request: its method, its path and its decoded body; a whole response.
+#: Returns a whole response for a method, a path and a decoded body.
 Serve = Callable[[str, str, dict[str, Any]], bytes]
 
 
@@ -68,10 +68,10 @@ def moved(status: int, location: str) -> bytes:
 
 
 class Server(RawServer):
-    """A server that does what it is told, and remembers what it was asked."""
+    """A server that responds by a function, and records its requests."""
 
     def __init__(self, serve: Serve) -> None:
-        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.heads: list[bytes] = []
 
         def handle(peer: Peer) -> None:
@@ -79,8 +79,8 @@ class Server(RawServer):
                 head, _, body = raw.partition(b"\r\n\r\n")
                 method, path, _ = head.split(b"\r\n")[0].decode().split(" ")
                 self.heads.append(head)
-                self.asked.append((method, path, json.loads(body) if body else {}))
-                peer.send(serve(*self.asked[-1]))
+                self.requests.append((method, path, json.loads(body) if body else {}))
+                peer.send(serve(*self.requests[-1]))
 
         super().__init__(handle)
         self.root = self.url.removesuffix("/v1")
@@ -89,7 +89,7 @@ class Server(RawServer):
 @contextmanager
 def provider(kind: str, address: str, **more: Any) -> Iterator[Provider]:
     settings = ProviderSettings(name="x", kind=kind, base_url=address, key=KEY, **more)  # type: ignore[arg-type]
-    upstream = KINDS[kind](settings, Transport(5.0, CONTEXT))
+    upstream = KINDS[kind](settings, Transport(WAIT_TIMEOUT, CONTEXT))
     try:
         yield upstream
     finally:
@@ -135,7 +135,7 @@ def test_redirect_on_the_same_server_keeps_the_request(status: int, place: str) 
         root = server.root
         with provider("openai", server.url) as upstream:
             assert ask(upstream) == "A"
-    (first, second) = server.asked
+    (first, second) = server.requests
     assert second == ("POST", "/b/v1/chat/completions", first[2])
     assert KEY.encode() in server.heads[1]
 
@@ -165,7 +165,7 @@ def test_redirect_to_another_port_is_refused_without_the_key(kind: str, status: 
         provider(kind, server.url) as upstream,
     ):
         fault = fault_of(upstream)
-    assert other.asked == []
+    assert other.requests == []
     assert fault.code == "endpoint_not_found"
     assert not fault.retryable
     assert f"it redirects to http://127.0.0.1:{other.port}/x/v1:" in fault.message
@@ -180,7 +180,7 @@ def test_redirect_to_another_host_name_is_refused() -> None:
         provider("openai", server.url) as upstream,
     ):
         assert f"it redirects to http://localhost:{server.port}/x" in fault_of(upstream).message
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("status", [302, 404])
@@ -205,7 +205,7 @@ def test_redirect_to_an_invalid_address_is_endpoint_not_found(location: str) -> 
         provider("openai", server.url) as upstream,
     ):
         assert fault_of(upstream).code == "endpoint_not_found"
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_redirect_loop_ends_with_an_error() -> None:
@@ -215,7 +215,7 @@ def test_redirect_loop_ends_with_an_error() -> None:
         provider("openai", server.url) as upstream,
     ):
         assert "5 redirects in a row" in fault_of(upstream).message
-    assert 2 < len(server.asked) < 10
+    assert 2 < len(server.requests) < 10
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_address_may_include_the_path_of_a_request(kind: str, given: str, path: 
         provider(kind, server.root + given, **version) as upstream,
     ):
         assert ask(upstream) == "A"
-    assert server.asked[0][1].partition("?")[0] == path
+    assert server.requests[0][1].partition("?")[0] == path
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_token_limit_is_renamed_after_a_refusal(kind: str, words: str, old: str)
     version = {"api_version": "1"} if kind == "azure" else {}
     with Server(serve) as server, provider(kind, server.url, **version) as upstream:
         assert [ask(upstream, **{old: 50}) for _ in range(2)] == ["A", "A"]
-    bodies = [body for _, _, body in server.asked]
+    bodies = [body for _, _, body in server.requests]
     assert [(old in body, body.get(new)) for body in bodies] == [
         (True, None),
         (False, 50),
@@ -396,8 +396,8 @@ def test_several_refused_options_are_learnt_in_one_request() -> None:
 
     with Server(serve) as server, provider("openai", server.url) as upstream:
         assert [ask(upstream, max_tokens=50) for _ in range(2)] == ["A", "A"]
-    assert len(server.asked) == 4
-    assert server.asked[-1][2]["max_completion_tokens"] == 50
+    assert len(server.requests) == 4
+    assert server.requests[-1][2]["max_completion_tokens"] == 50
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_refused_value_is_reported_without_a_second_request(words: str) -> None:
     """A refused value of a known option is not sent again under another name."""
     with Server(lambda *_: refused(words)) as server, provider("openai", server.url) as upstream:
         fault = fault_of(upstream, max_tokens=300_000)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert words in fault.message
 
 
@@ -432,8 +432,8 @@ def test_renamed_option_is_learnt_again() -> None:
             "A",
             "A",
         ]
-    assert len(server.asked) == 5
-    assert all(body.get("max_tokens") == 50 for _, _, body in server.asked[3:4])
+    assert len(server.requests) == 5
+    assert all(body.get("max_tokens") == 50 for _, _, body in server.requests[3:4])
 
 
 def test_option_refused_under_both_names_is_sent_twice_at_most() -> None:
@@ -446,4 +446,4 @@ def test_option_refused_under_both_names_is_sent_twice_at_most() -> None:
     with Server(serve) as server, provider("openai", server.url) as upstream:
         assert "Unsupported parameter" in fault_of(upstream, max_tokens=50).message
         assert "Unsupported parameter" in fault_of(upstream, max_tokens=50).message
-    assert len(server.asked) <= 4
+    assert len(server.requests) <= 4

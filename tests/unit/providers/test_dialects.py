@@ -150,21 +150,21 @@ def answer(message: dict[str, Any], **choice: Any) -> bytes:
         js(ANSWER | {"choices": [{"message": "Hello", "finish_reason": "stop"}]}),
     ],
 )  # fmt: skip
-def test_a_whole_answer_is_an_answer(body: bytes) -> None:
-    """JSON in one piece, printed in any way, is read where a stream was asked for."""
+def test_whole_json_answer_is_read(body: bytes) -> None:
+    """A JSON document in one piece, in any layout, is read where a stream was requested."""
     whole = chat(body)
     assert (whole.text, whole.ended, whole.code, whole.usage) == ("Hello", True, None, USAGE)
     assert chat(*every_byte(body)) == whole
 
 
-def test_a_whole_answer_needs_no_finish_reason() -> None:
+def test_whole_json_answer_needs_no_finish_reason() -> None:
     """A complete JSON document is complete."""
     played = chat(js({"choices": [{"message": MESSAGE}]}))
     assert (played.text, played.ended, played.reason) == ("Hello", True, None)
 
 
-def test_a_whole_answer_has_thoughts_calls_and_sources() -> None:
-    """All that a message can hold comes out, as from a stream."""
+def test_whole_json_answer_has_reasoning_calls_and_sources() -> None:
+    """All fields of a message are read, as from a stream."""
     source = {"type": "url_citation", "url_citation": {"url": "https://a.example"}}
     message = {"reasoning_content": "hm", "tool_calls": [CALL], "annotations": [source]}
     played = chat(answer(message, finish_reason="tool_calls"))
@@ -173,7 +173,7 @@ def test_a_whole_answer_has_thoughts_calls_and_sources() -> None:
 
 
 def test_lines_of_json_are_a_stream() -> None:
-    """Ollama's own API: a line for each piece, the last one with the counts."""
+    """Ollama's own API sends a line for each piece, the last one with the counts."""
     lines = [
         {"model": "m", "message": {"role": "assistant", "content": "", "thinking": "hm"}, "done": False},
         {"model": "m", "message": {"role": "assistant", "content": "Hel"}, "done": False},
@@ -189,8 +189,8 @@ def test_lines_of_json_are_a_stream() -> None:
     assert chat(js(lines[1]) + b"\n").code == "upstream_incomplete"
 
 
-def test_chunks_without_their_field_name_are_a_stream() -> None:
-    """`data:` left out: each chunk is a line of its own."""
+def test_chunks_without_data_field_are_a_stream() -> None:
+    """Without `data:`, each line is a chunk."""
     played = chat(b"".join(piece[6:-1] for piece in (A, B, FINISH, DONE)))
     assert (played.text, played.reason, played.ended) == ("AB", "stop", True)
 
@@ -210,8 +210,8 @@ def test_chunks_without_their_field_name_are_a_stream() -> None:
         b"error: Boom 7\n",
     ],
 )
-def test_an_error_instead_of_a_stream_is_told(body: bytes) -> None:
-    """The one sentence that a server answers with reaches the person."""
+def test_error_instead_of_a_stream_has_its_words(body: bytes) -> None:
+    """The message has the server's words, in whatever format they came."""
     for pieces in ([body], every_byte(body)):
         played = chat(*pieces)
         assert played.code is not None
@@ -227,16 +227,16 @@ def test_an_error_instead_of_a_stream_is_told(body: bytes) -> None:
         b"<html><body>data: {}\n\nHello</body></html>",
     ],
 )
-def test_a_web_page_is_told_as_one(page: bytes, label: str) -> None:
-    """Whatever the label says, a page is no answer."""
+def test_web_page_is_recognised_whatever_its_label_is(page: bytes, label: str) -> None:
+    """An HTML page is upstream_web_page whatever its content type is."""
     decoder = ChatDecoder()
     decoder.label = label
     assert play(decoder, [page]).code == "upstream_web_page"
     assert chat(*every_byte(page)).code == "upstream_web_page"
 
 
-def test_comments_without_a_page_take_bounded_time() -> None:
-    """A line of comments, with no tag of a page behind them."""
+def test_html_comments_without_a_page_take_bounded_time() -> None:
+    """A line of HTML comments takes less than a second of CPU time."""
     start = time.process_time()
     chat(b"<!---->" * 1_000 + b"x\n")
     assert time.process_time() - start < 1
@@ -249,13 +249,13 @@ def test_comments_without_a_page_take_bounded_time() -> None:
         data(b'{"choices":[{"finish_reason":' + b'{"reason":' * 900 + b"1" + b"}" * 900 + b"}]}"),
     ],
 )
-def test_values_in_values_break_nothing(body: bytes) -> None:
-    """However deep they are, they end no answer."""
+def test_deeply_nested_values_end_no_answer(body: bytes) -> None:
+    """An error or finish reason of 900 levels does not end the answer."""
     assert chat(body, data(chunk({"content": "a"})), DONE).text == "a"
 
 
-def test_a_label_is_told_where_nothing_else_is() -> None:
-    """A body that holds no answer and no words: its type says what it was."""
+def test_label_is_reported_for_a_body_without_words() -> None:
+    """Without an answer or words, the content type is the reason."""
     decoder = ChatDecoder()
     decoder.label = "an answer of type 'image/png'"
     assert play(decoder, [b"\x89PNG\r\n\x1a\n\x00\x00"]).code == "upstream_invalid"
@@ -294,8 +294,8 @@ NOISE = [
 ]
 
 
-def test_a_stream_that_is_framed_twice_is_read_once() -> None:
-    """A gateway that takes the events for their data: `data: data: {...}`."""
+def test_stream_that_is_framed_twice_is_read() -> None:
+    """A gateway frames each event again: `data: data: {...}`."""
     stream = (A + END).replace(b"data: ", b"data: data: ")
     played = chat(stream)
     assert (played.text, played.code, played.reason) == ("A", None, "stop")
@@ -303,8 +303,8 @@ def test_a_stream_that_is_framed_twice_is_read_once() -> None:
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_noise_between_the_pieces_changes_nothing(noise: bytes) -> None:
-    """What is no piece of an answer is a sign of life: before it, within it and behind it."""
+def test_noise_between_pieces_changes_nothing(noise: bytes) -> None:
+    """Lines that are no piece of an answer count as signs of life, in any place."""
     stream = noise + A + noise + noise + B + noise + FINISH + noise + DONE + noise
     played = chat(stream)
     assert (played.text, played.ended, played.code, played.reason) == ("AB", True, None, "stop")
@@ -330,28 +330,28 @@ def test_noise_between_the_pieces_changes_nothing(noise: bytes) -> None:
         b"",
     ],
 )
-def test_what_comes_behind_the_finish_takes_nothing_away(behind: bytes) -> None:
+def test_anything_after_the_finish_reason_is_ignored(behind: bytes) -> None:
     """With its finish reason an answer is complete."""
     played = chat(A + FINISH + behind)
     assert (played.text, played.ended, played.code, played.reason) == ("A", True, None, "stop")
 
 
 @pytest.mark.parametrize("mark", [b"[DONE]", b"  [DONE]", b"[done] ", b'"[DONE]"', b"DONE"])
-def test_the_mark_of_the_end_is_one_in_every_form(mark: bytes) -> None:
-    """It ends the answer where no finish reason came."""
+def test_done_ends_the_answer_in_every_form(mark: bytes) -> None:
+    """The mark of the end is recognised in each form without a finish reason."""
     decoder = ChatDecoder()
     assert decoder.feed(A + b"data: " + mark + b"\n\n").ended
 
 
 @pytest.mark.parametrize("broken", [b"{not json", b'{"choices":[{"delta":{"content":"lost'])
-def test_a_broken_piece_in_the_middle_is_told(broken: bytes) -> None:
-    """Text was lost there, so the answer is not shown as whole."""
+def test_broken_piece_in_the_middle_is_a_fault(broken: bytes) -> None:
+    """Text was lost there, so the answer does not count as whole."""
     played = chat(A + data(broken) + B + END)
     assert (played.text, played.code) == ("A", "upstream_invalid")
 
 
-def test_the_last_words_of_a_server_are_told() -> None:
-    """An answer that breaks off is told with the lines behind its last piece."""
+def test_last_lines_of_a_broken_stream_are_in_the_message() -> None:
+    """An incomplete answer's message has the lines after its last piece."""
     decoder = ChatDecoder()
     decoder.feed(b"ping\n\n" + A + b"worker 3 ran out of memory\n")
     with pytest.raises(UpstreamError) as caught:
@@ -361,8 +361,8 @@ def test_the_last_words_of_a_server_are_told() -> None:
     assert chat(A + b"keep-alive\n").message == CODES["upstream_incomplete"][0]
 
 
-def test_an_event_whose_empty_line_is_missing_counts_where_it_is_needed() -> None:
-    """The last event of a body is read if the answer is not finished without it."""
+def test_last_event_without_its_empty_line_is_read_if_needed() -> None:
+    """It is read if the answer is not finished without it."""
     assert chat(A + B[:-1]).text == "AB"
     assert chat(A + FINISH[:-2]).ended
     assert chat(A + FINISH + B[:-1]).text == "A"
@@ -395,15 +395,15 @@ HALVES = [
 def test_half_a_character_waits_for_its_other_half(
     kind: str, pieces: list[str], expected: str
 ) -> None:
-    """In each kind of text, and over pieces; a half that stays alone becomes U+FFFD."""
+    """In each kind of text a half joins the next piece; one that stays alone becomes U+FFFD."""
     stream = b"".join(data(chunk(KINDS[kind](piece))) for piece in pieces)
     played = chat(stream + END)
     got = played.text + played.thought + "".join(call[1] for call in played.calls)
     assert (got, played.code) == (expected, None)
 
 
-def test_halves_of_two_kinds_are_not_one_character() -> None:
-    """A thought that ends within a character, and an answer that begins within one."""
+def test_halves_in_reasoning_and_text_are_not_joined() -> None:
+    """Reasoning may end within a character and the text begin within one."""
     thought = data(chunk({"reasoning_content": "a\ud83d"}))
     played = chat(thought + text("\ude00b") + END)
     assert (played.thought, played.text) == ("a\ufffd", "\ufffdb")
@@ -422,15 +422,15 @@ def test_halves_of_two_kinds_are_not_one_character() -> None:
         ([b"tab\tand\x01"], "tab\tand\x01"),
     ],
 )
-def test_bytes_that_are_no_utf8_cost_no_answer(raw: list[bytes], expected: str) -> None:
-    """A server that cuts its text between bytes, and one that does not know its encoding."""
+def test_invalid_utf8_does_not_end_the_answer(raw: list[bytes], expected: str) -> None:
+    """Cuts between bytes are joined; bytes of another encoding become U+FFFD."""
     pieces = [b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % r for r in raw]
     played = chat(*pieces, END)
     assert (played.text, played.code) == (expected, None)
 
 
-def test_a_half_is_shown_when_the_answer_breaks_off() -> None:
-    """What waits is not lost with the connection."""
+def test_held_back_half_is_emitted_when_the_answer_breaks_off() -> None:
+    """Held back text is not lost with the connection."""
     played = chat(text("hi \ud83d") + data({"error": {"message": "Boom 7"}}))
     assert (played.text, played.code) == ("hi \ufffd", "upstream_error")
     assert chat(text("<thi")).text == "<thi"
@@ -484,16 +484,16 @@ NOBODY_NEEDS_IT = [
 
 
 @pytest.mark.parametrize("piece", NOBODY_NEEDS_IT)
-def test_a_field_that_nobody_needs_cannot_fail_an_answer(piece: dict[str, Any]) -> None:
-    """Whatever its type is, it is passed over, and the text is the text."""
+def test_unused_field_of_any_type_is_ignored(piece: dict[str, Any]) -> None:
+    """A field that is not needed may have any type, and the text is unchanged."""
     played = chat(data(piece) + B + END)
     assert (played.text, played.thought, played.code) == ("AB", "", None)
     assert (played.reason, played.usage, played.calls, played.extras) == ("stop", None, [], [])
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000])
-def test_figures_that_are_none_cost_nothing(number: bytes) -> None:
-    """Python servers write NaN; what is handed on of it is JSON."""
+def test_numbers_that_json_lacks_end_no_answer(number: bytes) -> None:
+    """Python servers write NaN; the emitted fields are valid JSON."""
     raw = b'{"choices":[{"index":0,"delta":{"content":"A"}}],"timings":{"x":%b,"y":[%b]}}'
     played = chat(data(raw % (number, number)) + END)
     assert (played.text, played.code) == ("A", None)
@@ -509,8 +509,8 @@ def test_figures_that_are_none_cost_nothing(number: bytes) -> None:
     {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
     {"content": [{"type": "reasoning", "text": "hm"}]},
 ])  # fmt: skip
-def test_thoughts_are_found_where_they_stand(field: dict[str, Any]) -> None:
-    """They come as text, as parts, and under several names."""
+def test_reasoning_is_read_from_every_known_field(field: dict[str, Any]) -> None:
+    """Reasoning comes as text, as parts, and under several names."""
     played = chat(data(chunk(field)) + A + END)
     assert (played.thought, played.text) == ("hm", "A")
 
@@ -524,14 +524,14 @@ def test_thoughts_are_found_where_they_stand(field: dict[str, Any]) -> None:
         (USAGE | {"cost": 0.01}, USAGE | {"cost": 0.01}),
     ],
 )  # fmt: skip
-def test_counts_are_numbers(usage: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Text and floats that are whole numbers count as such; the rest stays."""
+def test_token_counts_become_integers(usage: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Strings and floats that are whole numbers become integers; the rest is unchanged."""
     assert chat(A + data({"choices": [], "usage": usage}) + END).usage == expected
     assert chat(A + data({"choices": [{"delta": {}, "usage": usage}]}) + END).usage == expected
 
 
-def test_an_empty_usage_does_not_replace_a_count() -> None:
-    """What came first stays where what follows counts nothing."""
+def test_empty_usage_does_not_replace_a_count() -> None:
+    """The first usage stays if a later one has no counts."""
     counted = data({"choices": [], "usage": USAGE})
     assert chat(A + counted + data(chunk({}, "stop", usage={}))).usage == USAGE
 
@@ -551,8 +551,8 @@ def test_an_empty_usage_does_not_replace_a_count() -> None:
         ({"id": "c", "type": None, "function": {"name": "x", "arguments": '{"a":1}'}}, '{"a":1}'),
     ],
 )
-def test_a_call_needs_a_name_and_arguments(call: dict[str, Any], expected: str) -> None:
-    """Whatever else is odd about it, the tool runs with what the model wrote."""
+def test_tool_call_needs_a_name_and_arguments_alone(call: dict[str, Any], expected: str) -> None:
+    """Whatever else is odd about a call, the tool runs with the model's arguments."""
     for calls in ([call], call):
         played = chat(data(chunk({"tool_calls": calls})) + data(chunk({}, "tool_calls")) + DONE)
         assert (played.calls, played.code) == ([("x", expected)], None)
@@ -579,15 +579,15 @@ def test_a_call_needs_a_name_and_arguments(call: dict[str, Any], expected: str) 
         [{"delta": {"content": "Hel", "token_id": 1}, "text": "Hel"}, {"delta": {"content": "lo"}, "text": "lo"}],
     ],
 )  # fmt: skip
-def test_text_is_found_where_it_stands(pieces: list[dict[str, Any]]) -> None:
-    """A message, text of the older API, text beside the delta; nothing comes twice."""
+def test_text_is_read_from_every_known_field(pieces: list[dict[str, Any]]) -> None:
+    """A message, the older API's text, text beside the delta: nothing is read twice."""
     stream = b"".join(data({"choices": [{"index": 0, **piece}]}) for piece in pieces)
     played = chat(stream + END)
     assert (played.text, played.code, played.extras) == ("Hello", None, [])
 
 
-def test_calls_of_a_message_behind_their_pieces_are_the_same_calls() -> None:
-    """A server that sends the whole message at the end asks for nothing twice."""
+def test_calls_repeated_in_a_final_message_count_once() -> None:
+    """A server that sends the whole message at the end repeats no call."""
     pieces = data(chunk({"tool_calls": [CALL | {"index": 0}]}))
     whole = data(
         {"choices": [{"message": MESSAGE | {"tool_calls": [CALL]}, "finish_reason": "tool_calls"}]}
@@ -605,8 +605,8 @@ def test_calls_of_a_message_behind_their_pieces_are_the_same_calls() -> None:
         {"content": "A", "stop": False},
     ],
 )
-def test_a_piece_without_choices_is_one_all_the_same(line: dict[str, Any]) -> None:
-    """Ollama's and llama.cpp's own words for a piece."""
+def test_piece_without_choices_is_read(line: dict[str, Any]) -> None:
+    """The own formats of Ollama and llama.cpp are read."""
     played = chat(data(line) + B + END)
     assert (played.text, played.code) == ("AB", None)
 
@@ -638,8 +638,8 @@ def test_a_piece_without_choices_is_one_all_the_same(line: dict[str, Any]) -> No
         b"data: {'error': {'message': 'Boom 7'}}\n\n",
     ],
 )
-def test_an_error_in_the_stream_is_told_behind_its_text(error: bytes) -> None:
-    """Every shape of it, with the server's words, and all text that came before."""
+def test_error_in_the_stream_comes_after_its_text(error: bytes) -> None:
+    """Every format of an error has the server's words, and all text before it is kept."""
     stream = A + text("<th") + error
     played = chat(stream)
     assert played.text == "A<th"
@@ -648,8 +648,8 @@ def test_an_error_in_the_stream_is_told_behind_its_text(error: bytes) -> None:
     assert chat(*every_byte(stream)) == played
 
 
-def test_text_of_the_piece_that_tells_an_error_is_shown() -> None:
-    """The last word and the error may come in one chunk."""
+def test_text_in_the_chunk_of_an_error_is_kept() -> None:
+    """The last text and the error may come in one chunk."""
     played = chat(A + data(chunk({"content": "B"}, "error", error={"message": "Boom 7"})))
     assert (played.text, played.code) == ("AB", "upstream_error")
 
@@ -657,8 +657,8 @@ def test_text_of_the_piece_that_tells_an_error_is_shown() -> None:
 # --- fields that are handed on --------------------------------------------------------------------
 
 
-def test_fields_that_have_no_event_are_handed_on_once() -> None:
-    """Sources come with each chunk, and go out with the first text and when they change."""
+def test_unknown_fields_are_passed_on_once_and_on_change() -> None:
+    """Sources come with each chunk, and are emitted with the first text and when they change."""
     one, two = ["https://a.example/one"], ["https://a.example/one", "https://a.example/two"]
     stream = [
         chunk({"role": "assistant", "content": ""}, citations=one, service_tier="default"),
@@ -677,8 +677,8 @@ def test_fields_that_have_no_event_are_handed_on_once() -> None:
     assert parts[3].events == (Content("."), Extra(chunk={"citations": two}))
 
 
-def test_each_level_of_a_chunk_has_its_place() -> None:
-    """What stands in the chunk, in the choice and in the delta is told apart."""
+def test_unknown_fields_keep_their_level() -> None:
+    """Fields of the chunk, of the choice and of the delta are emitted separately."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     choice = {"index": 0, "delta": {"content": "A", "images": [image]}, "native_finish_reason": "x"}
     played = chat(data({"choices": [choice], "x_groq": {"id": "req"}}) + END)
@@ -688,8 +688,8 @@ def test_each_level_of_a_chunk_has_its_place() -> None:
     ]
 
 
-def test_equal_pieces_of_a_delta_are_all_handed_on() -> None:
-    """Details of a thought add up, so the same twice is twice."""
+def test_equal_pieces_of_a_delta_are_all_passed_on() -> None:
+    """Details of reasoning add up, so equal ones are emitted twice."""
     detail = {"type": "reasoning.text", "text": "ha", "index": 0}
     piece = data(chunk({"reasoning": "ha", "reasoning_details": [detail]}))
     played = chat(piece + piece + END)
@@ -697,8 +697,8 @@ def test_equal_pieces_of_a_delta_are_all_handed_on() -> None:
     assert played.extras == [{"delta": {"reasoning_details": [detail]}}] * 2
 
 
-def test_a_picture_among_the_parts_of_the_content_is_handed_on() -> None:
-    """Under the name that servers use beside the content."""
+def test_image_in_content_parts_is_passed_on() -> None:
+    """An image part is emitted under `images`, another part under `content_parts`."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     reference = {"type": "reference", "reference_ids": [1]}
     played = chat(text([{"type": "text", "text": "A"}, image, reference]) + END)
@@ -706,14 +706,14 @@ def test_a_picture_among_the_parts_of_the_content_is_handed_on() -> None:
     assert played.extras == [{"delta": {"images": [image], "content_parts": [reference]}}]
 
 
-def test_figures_that_run_along_are_handed_on_at_the_end() -> None:
+def test_running_figures_are_passed_on_at_the_end() -> None:
     """llama.cpp's timings with each token are one field, not thousands."""
     stream = b"".join(data(chunk({"content": "a"}, timings={"n": n})) for n in range(5))
     assert chat(stream + END).extras == [{"chunk": {"timings": {"n": 4}}}]
 
 
-def test_azures_verdicts_are_handed_on_when_they_change() -> None:
-    """The same verdict with each piece costs nothing."""
+def test_content_filter_results_are_passed_on_when_they_change() -> None:
+    """Azure's result with each piece is emitted once while it stays the same."""
     safe, unsafe = {"hate": {"filtered": False}}, {"hate": {"filtered": True}}
     stream = b"".join(
         data({"choices": [{"index": 0, "delta": {"content": "a"}, "content_filter_results": each}]})
@@ -726,8 +726,8 @@ def test_azures_verdicts_are_handed_on_when_they_change() -> None:
     ]  # fmt: skip
 
 
-def test_what_belongs_to_a_call_stays_with_it() -> None:
-    """Gemini's signature of a thought comes with the fragment of its call."""
+def test_unknown_field_of_a_call_stays_with_it() -> None:
+    """Gemini's signature of its reasoning comes with the fragment of its call."""
     signed = {"google": {"thought_signature": "c2lnbmVk"}}
     call = CALL | {"index": 0, "extra_content": signed}
     decoder = ChatDecoder()
@@ -794,8 +794,8 @@ def claude(*pieces: bytes) -> Played:
         BEGIN + TEXT + SAID + STOP[: STOP.index(b"event: message_stop")] + event("error", error={"message": "late"}),
     ],
 )  # fmt: skip
-def test_almost_anthropics_stream_is_an_answer(stream: bytes) -> None:
-    """Blocks that were never announced, indexes and names left out, another mark of the end."""
+def test_near_anthropic_stream_is_an_answer(stream: bytes) -> None:
+    """Unannounced blocks, missing indexes and names, and another end mark are read."""
     played = claude(stream)
     assert (played.text, played.thought, played.code) == ("A", "", None)
     assert (played.ended, played.reason) == (True, "stop")
@@ -803,8 +803,8 @@ def test_almost_anthropics_stream_is_an_answer(stream: bytes) -> None:
 
 
 @pytest.mark.parametrize(("pieces", "expected"), HALVES)
-def test_half_a_character_waits_in_anthropics_stream(pieces: list[str], expected: str) -> None:
-    """In text, thoughts and a tool's input; what is given back has whole characters as well."""
+def test_half_a_character_waits_in_an_anthropic_stream(pieces: list[str], expected: str) -> None:
+    """Halves join in text, reasoning and a tool's input; blocks that are sent back are whole."""
     said = b"".join(piece(0, "text_delta", text=each) for each in pieces)
     assert claude(BEGIN + TEXT + said + STOP).text == expected
     thought = b"".join(piece(0, "thinking_delta", thinking=each) for each in pieces)
@@ -829,16 +829,16 @@ def test_half_a_character_waits_in_anthropics_stream(pieces: list[str], expected
         js([{"error": {"message": "Boom 7"}}]),
     ],
 )
-def test_an_error_in_anthropics_stream_is_told(error: bytes) -> None:
-    """In Anthropic's shape and in those of gateways before it."""
+def test_error_in_an_anthropic_stream_has_its_words(error: bytes) -> None:
+    """Anthropic's format and those of gateways are read."""
     played = claude(BEGIN + TEXT + SAID + error)
     assert played.text == "A"
     assert played.code is not None
     assert "Boom 7" in played.message
 
 
-def test_sources_of_anthropics_text_are_told_in_openais_words() -> None:
-    """An address is an annotation; a place in a document has no word there."""
+def test_anthropic_citations_become_openai_annotations() -> None:
+    """A URL becomes an annotation; a place in a document has no equal there."""
     web = {
         "type": "web_search_result_location",
         "url": "https://a.example",
@@ -859,15 +859,15 @@ def test_sources_of_anthropics_text_are_told_in_openais_words() -> None:
     ]
 
 
-def test_text_behind_a_thought_that_was_never_begun_is_no_thought() -> None:
-    """Both come under one index, and only their types tell them apart."""
+def test_text_after_unannounced_reasoning_is_text() -> None:
+    """Both have one index, and only their types distinguish them."""
     thought = piece(0, "thinking_delta", thinking="hm")
     played = claude(BEGIN, thought, thought, SAID, SAID, STOP)
     assert (played.thought, played.text, played.code) == ("hmhm", "AA", None)
 
 
-def test_a_count_that_was_told_is_not_taken_back() -> None:
-    """Some servers end with null, zeros or texts where counts were."""
+def test_token_count_is_not_replaced_by_an_empty_one() -> None:
+    """Some servers end with null, zeros or strings instead of counts."""
     for prompt in (None, 0, "", "3"):
         usage = {"input_tokens": prompt, "output_tokens": "5"}
         end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
@@ -875,15 +875,15 @@ def test_a_count_that_was_told_is_not_taken_back() -> None:
         assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 5)
 
 
-def test_an_input_that_comes_as_an_object_is_kept() -> None:
-    """Where the API has a piece of JSON as text."""
+def test_tool_input_as_an_object_is_read() -> None:
+    """The API sends a piece of JSON as text there."""
     begun = started(0, "tool_use", id="t", name="add", input={})
     played = claude(BEGIN, begun, piece(0, "input_json_delta", partial_json={"a": 1}), STOP)
     assert played.calls == [("add", '{"a":1}')]
 
 
-def test_two_blocks_of_one_index_are_both_given_back() -> None:
-    """A server that numbers none of its blocks loses none of its thoughts."""
+def test_blocks_of_one_index_are_both_sent_back() -> None:
+    """A server that numbers none of its blocks loses no reasoning."""
     decoder = MessagesDecoder()
     stream = started(0, "thinking", thinking="hm", signature="s") + started(0, "text", text="A")
     assert play(decoder, [BEGIN + stream + STOP]).text == "A"
@@ -960,10 +960,12 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     seed=st.integers(0, 1000),
     cut=st.integers(1, 200),
 )
-def test_no_value_of_any_field_breaks_a_decoder(values: list[Any], seed: int, cut: int) -> None:
-    """Random JSON anywhere in a chunk, cut anywhere: an answer or an UpstreamError, nothing else.
+def test_random_values_give_an_answer_or_an_upstream_error(
+    values: list[Any], seed: int, cut: int
+) -> None:
+    """Random JSON anywhere in a chunk gives an answer or an UpstreamError.
 
-    However the bytes are cut, the outcome is the same.
+    Any cut of the bytes gives the same outcome.
     """
     chosen = random.Random(seed)
     pieces, events = copy.deepcopy(([WHOLE_CHUNK, WHOLE_CHUNK], WHOLE_EVENTS))
@@ -984,16 +986,16 @@ def test_no_value_of_any_field_breaks_a_decoder(values: list[Any], seed: int, cu
                                        b"{\n", b"}\n", b'{"a":\n', b"data: {", b"\r", b"\n", b"event: x\n", b"<p>",
                                        js(ANSWER), b'error: {}\n']), max_size=12),
        cuts=st.lists(st.integers(0, 2000), max_size=6))  # fmt: skip
-def test_no_cut_changes_what_a_stream_comes_to(words: list[bytes], cuts: list[int]) -> None:
-    """Events, noise and lines of JSON in any order: the outcome does not hang on the network."""
+def test_random_stream_is_the_same_in_any_cut(words: list[bytes], cuts: list[int]) -> None:
+    """Events, noise and lines of JSON in any order give the same outcome in any cut."""
     stream = b"".join(words)
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(stream)}), len(stream)]
     pieces = [stream[a:b] for a, b in itertools.pairwise(edges)]
     assert chat(*pieces) == chat(stream)
 
 
-def test_a_long_line_is_not_copied_by_each_read() -> None:
-    """A picture of 8 MB in reads of 64 kB, and in one line, is one piece of text."""
+def test_line_of_8_megabytes_is_one_piece_of_text() -> None:
+    """An image of 8 MB, in one line and in reads of 64 kB, is one piece of text."""
     picture = "iVBORw0K" * 1_000_000
     stream = text(picture) + END
     pieces = [stream[at : at + 65_536] for at in range(0, len(stream), 65_536)]
@@ -1001,13 +1003,13 @@ def test_a_long_line_is_not_copied_by_each_read() -> None:
 
 
 @pytest.mark.parametrize("line", [b"{", b"[", b'{"a":"', b"x", b": "])
-def test_a_line_that_is_no_event_has_an_end_as_well(line: bytes) -> None:
+def test_endless_line_of_any_kind_is_refused(line: bytes) -> None:
     """Memory is bounded for lines of any kind."""
     played = chat(line, *[b"a" * 65_536] * (LINE_MAX // 65_536 + 1))
     assert played.code == "upstream_invalid"
 
 
-def test_a_value_in_endlessly_many_lines_has_an_end() -> None:
-    """The same for JSON that is never closed."""
+def test_json_in_endless_lines_is_refused() -> None:
+    """Memory is bounded for JSON that is never closed."""
     line = b"1" * 200 + b",\n"
     assert chat(b"[\n", *[line * 1000] * 170).code == "upstream_invalid"

@@ -71,8 +71,8 @@ def down() -> str:
 LOCAL = ("127.0.0.1", 9000)
 
 
-def test_the_usual_ports_are_asked_where_only_this_machine_reaches_halt() -> None:
-    """A Unix socket counts as this machine; the port that Halt listens on itself is left out."""
+def test_usual_ports_are_probed_if_halt_is_local() -> None:
+    """A Unix socket counts as local; the port that Halt listens on is left out."""
     config = load({})
     assert discovery_addresses(config, [LOCAL]) == USUAL
     assert discovery_addresses(config, [("::1", 1), "/run/halt.sock"]) == USUAL
@@ -82,8 +82,8 @@ def test_the_usual_ports_are_asked_where_only_this_machine_reaches_halt() -> Non
         assert discovery_addresses(config, listens) == ()
 
 
-def test_named_addresses_are_asked_in_any_case() -> None:
-    """They come behind the usual ones, once each, and never are Halt's own."""
+def test_configured_addresses_are_always_probed() -> None:
+    """They come after the usual ones, once each, without Halt's own."""
     config = load(
         {
             "HALT_DISCOVER": "box:11434, http://127.0.0.1:8080/v1/, https://m.example:443, "
@@ -113,15 +113,15 @@ def test_named_addresses_are_asked_in_any_case() -> None:
         {"ANTHROPIC_API_KEY": "k"},
     ],
 )
-def test_nothing_is_asked_where_a_provider_is_set_or_it_is_switched_off(
+def test_discovery_is_off_with_a_provider_or_by_setting(
     environ: dict[str, str],
 ) -> None:
-    """Not the named addresses either."""
+    """With a provider or HALT_DISCOVER=0 no address is probed, not even a configured one."""
     assert discovery_addresses(load(environ), [LOCAL]) == ()
     assert make_discovery(load(environ)) is None
 
 
-def test_a_server_whose_address_is_unknown_asks_no_usual_port() -> None:
+def test_unknown_listen_address_probes_no_usual_port() -> None:
     """Only gunicorn's master knows where Halt listens."""
     assert make_discovery(load({})) is None
     found = make_discovery(load({"HALT_DISCOVER": "box:11434"}))
@@ -133,7 +133,7 @@ def test_a_server_whose_address_is_unknown_asks_no_usual_port() -> None:
     "value",
     ["2", "box", "box:port", "http://", "http://box/api", "ftp://box:1", "box:1?x", "a b:1"],
 )
-def test_a_wrong_value_is_refused_in_one_line(value: str) -> None:
+def test_wrong_discover_value_is_refused_in_one_line(value: str) -> None:
     """The line names the variable, the value and what is allowed."""
     with pytest.raises(ConfigError) as caught:
         load({"HALT_DISCOVER": value})
@@ -141,8 +141,8 @@ def test_a_wrong_value_is_refused_in_one_line(value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
-    """Model servers that are found get no key."""
+def test_discover_address_with_a_password_is_refused_and_not_shown() -> None:
+    """Discovered servers get no key; the number of addresses is bounded."""
     with pytest.raises(ConfigError) as caught:
         load({"HALT_DISCOVER": "http://user:hush@box:1"})
     assert "hush" not in str(caught.value)
@@ -153,8 +153,8 @@ def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
 # --- which answers count --------------------------------------------------------------------------
 
 
-def test_each_known_server_is_found_with_the_model_that_is_in_memory(serve: Serve) -> None:
-    """All are asked at once. A model that embeds never answers where none is named."""
+def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> None:
+    """All are probed at once. A model for embeddings is never the default."""
     servers = {kind: serve(handler) for kind, handler in OFFERED.items()}
     found = {each.url: each for each in look(*(each.url for each in servers.values())).servers}
     told = {kind: found[each.url] for kind, each in servers.items()}
@@ -182,12 +182,12 @@ def test_each_known_server_is_found_with_the_model_that_is_in_memory(serve: Serv
     assert told["other"].name == f"local-{servers['other'].port}"
 
 
-def test_what_is_no_model_server_is_left_alone(
+def test_other_servers_are_probed_once_a_minute(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Silence and an endless answer too: one connection each, until a minute is over.
+    """A silent or endless server gets one connection until BACKOFF_SECONDS have passed.
 
-    A worker leaves alone what the master has looked at.
+    A worker does not probe an address that the master has probed.
     """
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 1.0)
     servers = {kind: serve(handler) for kind, handler in NOT_OFFERED.items()}
@@ -204,8 +204,8 @@ def test_what_is_no_model_server_is_left_alone(
     assert servers["airplay"].accepted == 3
 
 
-def test_a_server_that_needs_a_key_is_named(serve: Serve) -> None:
-    """Its product is not known: the text says whose port it is, and what to set."""
+def test_server_that_needs_a_key_is_named(serve: Serve) -> None:
+    """Its product is unknown: the text has its address and the settings."""
     server = serve(LOCKED)
     looking = Discovery(DiscoveryResult(addresses=(server.url,)))
     for _ in range(2):
@@ -218,10 +218,10 @@ def test_a_server_that_needs_a_key_is_named(serve: Serve) -> None:
     assert decoded(found.encoded()) == found
 
 
-def test_the_request_brings_nothing_that_could_be_taken(
+def test_probe_has_no_key_cookie_body_or_proxy(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One GET without a key, cookie or body, and through no proxy, whatever the environment says."""
+    """A probe is one GET without key, cookie or body, through no proxy."""
     requests: list[bytes] = []
     proxy = serve(lambda peer: None)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
@@ -242,17 +242,17 @@ def test_the_request_brings_nothing_that_could_be_taken(
         assert name not in head
 
 
-def test_an_answer_without_an_end_is_read_for_so_long_and_no_longer(
+def test_endless_answer_is_read_up_to_a_megabyte(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection is closed after a megabyte, whatever time there is left."""
+    """The connection is closed after a megabyte, however much time is left."""
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 60.0)
     looking = BackgroundCall(lambda: look(serve(NOT_OFFERED["endless"]).url))
     assert looking.end() is None
 
 
-def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> None:
-    """The next look finds the server that has started since, and no more one that has gone."""
+def test_closed_port_and_loading_server_are_probed_again(serve: Serve) -> None:
+    """The next refresh has a server that has started since, and lacks one that has gone."""
     url = down()
     loading = serve(LOADING, OLLAMA)
     looking = Discovery(DiscoveryResult(addresses=(url, loading.url)))
@@ -262,10 +262,10 @@ def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> 
     assert [each.url for each in looking.refresh_now().servers] == [loading.url]
 
 
-def test_a_server_that_was_found_stays_while_it_is_busy(
+def test_known_server_that_does_not_answer_is_kept(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It did not answer this time, and listens: its models are offered."""
+    """A known server that listens but does not answer keeps its models."""
     server = serve(listing(models("m")), lambda peer: None)
     looking = Discovery(DiscoveryResult(addresses=(server.url,)))
     before = looking.refresh_now()
@@ -273,8 +273,8 @@ def test_a_server_that_was_found_stays_while_it_is_busy(
     assert server.accepted == 2
 
 
-def test_many_look_once(serve: Serve) -> None:
-    """Threads that look at the same time share one look, and the next one is seconds later."""
+def test_concurrent_refreshes_share_one_probe(serve: Serve) -> None:
+    """Threads that refresh at the same time share one probe, and the next one is due later."""
     go_on = threading.Event()
 
     def handle(peer: Peer) -> None:
@@ -295,8 +295,8 @@ def test_many_look_once(serve: Serve) -> None:
     assert server.accepted == 1
 
 
-def test_the_masters_look_leaves_no_thread(serve: Serve) -> None:
-    """It is made in a process of its own, which brings all of the answer: also a long one."""
+def test_discover_at_start_leaves_no_thread(serve: Serve) -> None:
+    """It runs in a child process, which returns the whole result, also a long one."""
     names = [f"model-{number}-{'x' * 80}" for number in range(3000)]
     server = serve(listing(models(*names)))
     before = threading.active_count()
@@ -308,8 +308,8 @@ def test_the_masters_look_leaves_no_thread(serve: Serve) -> None:
     assert discover_at_start(()) == DiscoveryResult()
 
 
-def test_names_that_no_request_can_give_are_left_out(serve: Serve) -> None:
-    """They are no default either, and keep no other server from being handed on."""
+def test_names_that_no_request_may_have_are_dropped(serve: Serve) -> None:
+    """They are no default either, and do not prevent the result's encoding."""
     names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
     odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
     found = discover_at_start((odd.url, ollama.url))
@@ -322,8 +322,8 @@ def test_names_that_no_request_can_give_are_left_out(serve: Serve) -> None:
 # --- names ----------------------------------------------------------------------------------------
 
 
-def test_a_name_depends_on_the_address_alone() -> None:
-    """Whichever server appears first, in whichever worker."""
+def test_provider_name_depends_on_its_address_alone() -> None:
+    """The name of a discovered provider is the same in every worker and order."""
     names = Names(
         [
             *USUAL,
@@ -392,8 +392,10 @@ def two(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     return urls
 
 
-def test_the_models_of_all_that_answer_are_offered(offer: OfferOf, two: tuple[str, str]) -> None:
-    """In groups, and always with the name of their server, so that names stay valid."""
+def test_models_of_all_servers_are_offered_with_prefix(
+    offer: OfferOf, two: tuple[str, str]
+) -> None:
+    """They are in groups, and always have the name of their server, so that they stay valid."""
     upstream = offer(*two, down())
     groups = [
         (
@@ -414,10 +416,10 @@ def refused_model(upstream: Providers, model: str) -> str:
     return refused(ask(upstream, model), "model_not_found").message
 
 
-def test_one_server_has_its_prefix_and_takes_names_that_it_does_not_list(
+def test_single_server_has_a_prefix_and_takes_unlisted_names(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ollama answers for "llama3.2" where "llama3.2:latest" is in its list."""
+    """Ollama answers for "llama3.2" if "llama3.2:latest" is in its list."""
     server = serve(OLLAMA)
     usual(["ollama"], [server.url], monkeypatch)
     upstream = offer(server.url)
@@ -426,10 +428,10 @@ def test_one_server_has_its_prefix_and_takes_names_that_it_does_not_list(
     assert upstream.known_model == "ollama/llama3.2"
 
 
-def test_a_server_that_appears_is_offered_with_the_next_look(
+def test_new_server_is_offered_after_the_next_refresh(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where one of its models is asked for before the list was opened."""
+    """So is one whose model is requested before the list was opened."""
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     urls = down(), down()
     usual(["one", "two"], urls, monkeypatch)
@@ -445,10 +447,10 @@ def test_a_server_that_appears_is_offered_with_the_next_look(
     assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["one", "two"]
 
 
-def test_a_model_that_nobody_lists_is_looked_for_at_once(
+def test_request_for_an_unlisted_model_refreshes_at_once(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another worker may have found its server already, and a page have it from there."""
+    """Another worker may have discovered its server, and a page have its name from there."""
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 3600.0)
     monkeypatch.setattr(discovery, "MISSED_INTERVAL", 0.0)
     urls = serve(listing(models("a"))).url, down()
@@ -461,10 +463,10 @@ def test_a_model_that_nobody_lists_is_looked_for_at_once(
     assert upstream.models(UpstreamConnection()) == ["one/a", "two/b"]
 
 
-def test_a_server_that_has_gone_is_offered_no_more(
+def test_server_that_has_gone_is_no_longer_offered(
     offer: OfferOf, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its model is refused with the reason; another one answers by default."""
+    """Its model is refused with the reason; another one is the default."""
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     url = down()
     usual(["gone", "ollama"], [url, two[0]], monkeypatch)
@@ -477,10 +479,10 @@ def test_a_server_that_has_gone_is_offered_no_more(
     assert not refused(ask(upstream, "gone/a"), "upstream_refused").of_demo
 
 
-def test_the_demo_model_stands_beside_servers_that_appear(
+def test_demo_model_is_offered_beside_discovered_servers(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own name. A real model answers by default, once there is one."""
+    """It keeps its own name. A model of a server is the default, once there is one."""
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     demo, url = serve(listing(models("Smol"))), down()
     usual(["ollama"], [url], monkeypatch)
@@ -496,10 +498,10 @@ def test_the_demo_model_stands_beside_servers_that_appear(
     assert upstream.known_model == "Smol"  # it was chosen
 
 
-def test_the_default_is_the_wish_else_what_was_used_last_else_what_is_in_memory(
+def test_default_is_configured_else_last_used_else_loaded_model(
     offer: OfferOf, two: tuple[str, str]
 ) -> None:
-    """A model that is not offered is passed over."""
+    """A model that is not offered is skipped."""
     upstream = offer(*two, last="other/m")
     assert ask(upstream).text == "m answers."
     ask(upstream, "ollama/llama3.2:latest")
@@ -516,8 +518,8 @@ def test_the_default_is_the_wish_else_what_was_used_last_else_what_is_in_memory(
     assert ask(offer(two[1])).text == "qwen3:8b answers."  # the first: none is known to be loaded
 
 
-def test_the_last_model_is_the_same_in_all_workers_and_after_a_restart(tmp_path: Path) -> None:
-    """The newest one that was set, by whichever of them."""
+def test_last_model_is_shared_by_workers_and_kept(tmp_path: Path) -> None:
+    """All workers read the newest name, also after a restart."""
     one, two = (LastModel(tmp_path / "last_model") for _ in range(2))
     assert (one.name, two.name) == ("", "")
     one.set("a")
@@ -527,8 +529,8 @@ def test_the_last_model_is_the_same_in_all_workers_and_after_a_restart(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["last_model"]
 
 
-def test_a_last_model_that_cannot_be_kept_is_known_while_the_process_lives(tmp_path: Path) -> None:
-    """A folder that is not there, or that takes no file, ends no answer."""
+def test_last_model_without_a_file_is_kept_in_memory(tmp_path: Path) -> None:
+    """A missing folder or a refused file does not end an answer."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "missing" / "last_model", tmp_path / "file" / "last_model", None):
         last = LastModel(path)
@@ -536,10 +538,10 @@ def test_a_last_model_that_cannot_be_kept_is_known_while_the_process_lives(tmp_p
         assert last.name == "a"
 
 
-def test_what_the_master_found_answers_before_a_worker_has_looked(
+def test_result_of_the_master_is_used_without_a_probe(
     serve: Serve,
 ) -> None:
-    """Its default is known at once, and no list has to be had for it."""
+    """The default is known at once, and no list is requested for it."""
     server = serve(OLLAMA)
     found = discover_at_start((server.url,))
     config = Config(discovered=found.encoded())
@@ -551,8 +553,8 @@ def test_what_the_master_found_answers_before_a_worker_has_looked(
     upstream.close()
 
 
-def test_the_library_finds_nothing_by_itself(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program names its model's server."""
+def test_library_discovers_no_servers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program has to configure its model server."""
     server = serve(OLLAMA)
     for config in (load({}), load({"HALT_DISCOVER": f"127.0.0.1:{server.port}"})):
         with pytest.raises(ConfigError, match="There is no model server"):
@@ -565,8 +567,11 @@ def test_the_library_finds_nothing_by_itself(serve: Serve, monkeypatch: pytest.M
 IN_A_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
 
-def test_with_nothing_set_halt_offers_what_runs_on_this_machine() -> None:
-    """In a network of its own, where servers listen on their usual ports: see `tests.support.discovery_check`."""
+def test_halt_without_settings_offers_local_servers() -> None:
+    """Runs in its own network namespace, with servers on their usual ports.
+
+    See `tests.support.discovery_check`.
+    """
     try:
         subprocess.run([*IN_A_NAMESPACE, "ip", "link", "set", "lo", "up"], check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -584,7 +589,7 @@ def test_with_nothing_set_halt_offers_what_runs_on_this_machine() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_a_model_that_none_lists_is_named_at_the_start(start_halt: StartHalt) -> None:
+def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> None:
     """HALT_MODEL may be mistyped: another model answers, and the start says so."""
     with RawServer(OLLAMA) as server:
         for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
@@ -593,10 +598,10 @@ def test_a_model_that_none_lists_is_named_at_the_start(start_halt: StartHalt) ->
             assert said.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
 
 
-def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt) -> None:
-    """Where other machines reach Halt, the addresses that are named are asked, and no others.
+def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
+    """If other machines reach Halt, only the configured addresses are probed.
 
-    The page says so when the last server has gone.
+    The page says when the last server has gone.
     """
     with RawServer(OLLAMA) as server:
         halt = start_halt(

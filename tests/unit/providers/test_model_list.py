@@ -38,14 +38,14 @@ def chats(name: str, **fields: Any) -> bool:
         [{"id": "a", "created": "2026", "owned_by": None, "extra": {"x": 1}}, {"id": "b"}],
     ],
 )
-def test_a_list_is_read_in_any_shape(value: object) -> None:
-    """An array, another field, names alone; a name that comes twice is one."""
+def test_parse_models_reads_every_shape_of_a_list(value: object) -> None:
+    """An array, another field, or names alone are read; a repeated name counts once."""
     assert names(value) == ["a", "b"]
 
 
 @pytest.mark.parametrize("value", [{"data": []}, {"models": []}, [], {"data": None}])
-def test_an_empty_list_is_a_list(value: object) -> None:
-    """A server that has loaded nothing says so."""
+def test_parse_models_returns_an_empty_list(value: object) -> None:
+    """A server that has loaded nothing has an empty list."""
     assert names(value) == []
 
 
@@ -53,8 +53,8 @@ def test_an_empty_list_is_a_list(value: object) -> None:
     "value",
     [{}, None, 7, "a", {"error": "x"}, [{}], [7], [None], {"data": [{"x": 1}]}, {"id": "a"}],
 )
-def test_what_is_no_list_is_none(value: object) -> None:
-    """It is told as a malformed list, or as the error that it is."""
+def test_parse_models_returns_none_for_anything_else(value: object) -> None:
+    """A value that is no list gives None, so that the caller reports it."""
     assert names(value) is None
 
 
@@ -92,8 +92,8 @@ def test_what_is_no_list_is_none(value: object) -> None:
         ("active", False, False),  # Groq
     ],
 )
-def test_what_a_server_says_of_a_model_counts(field: str, value: object, chat: bool) -> None:
-    """More than its name does: `sage` and `embed-chat` say nothing."""
+def test_fields_of_a_model_decide_whether_it_chats(field: str, value: object, chat: bool) -> None:
+    """The fields of a model count more than its name."""
     name = "embed-chat" if chat else "sage"
     assert chats(name, **{field: value}) is chat
 
@@ -131,8 +131,8 @@ def test_what_a_server_says_of_a_model_counts(field: str, value: object, chat: b
         "gpt-realtime",
     ],
 )
-def test_a_name_tells_that_a_model_holds_no_conversation(name: str) -> None:
-    """It is passed over where none is named, and stays in the list."""
+def test_model_whose_name_excludes_chat_is_no_default(name: str) -> None:
+    """A model for embeddings, speech or images is listed and is not the default."""
     models = parse_models([{"id": name, "object": "model"}, {"id": "qwen3-8b"}])
     assert models is not None
     assert default_model_name(models) == "qwen3-8b"
@@ -164,15 +164,15 @@ def test_a_name_tells_that_a_model_holds_no_conversation(name: str) -> None:
         "m-1",
     ],
 )
-def test_the_first_that_holds_a_conversation_answers(name: str) -> None:
-    """A model whose name says nothing is taken for one."""
+def test_first_model_that_may_chat_is_the_default(name: str) -> None:
+    """A model whose name says nothing counts as a chat model."""
     models = parse_models({"data": [{"id": name, "type": "model"}, {"id": "other"}]})
     assert models is not None
     assert default_model_name(models) == name
 
 
-def test_a_list_of_other_models_alone_has_a_first_one() -> None:
-    """The name may mislead: its server will say."""
+def test_default_of_a_list_without_chat_models_is_its_first() -> None:
+    """Without a chat model the first model is the default; an empty list has none."""
     models = parse_models([{"id": "my-embed"}, {"id": "whisper-1"}])
     assert models is not None
     assert default_model_name(models) == "my-embed"

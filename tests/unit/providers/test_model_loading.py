@@ -1,4 +1,4 @@
-"""A model that is being loaded: a message waits for it, within a limit, and Stop ends the wait."""
+"""A model that is loading: a message waits for it, up to a limit, and a Stop ends the wait."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from halt.app import create_app
 from halt.config.environment import load
+from halt.core import opening
 from halt.core.events import Cancelled, Done, Failed, Terminal, is_terminal
 from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
@@ -20,10 +21,11 @@ from halt.providers.embedded_model import EmbeddedModel
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.services import services
+from tests.support.waiting import WAIT_TIMEOUT
 from tests.unit.cli.test_doctor_remedies import Request, good_list, served
 
 HELLO = ChatRequest([Message("user", "Hello")])
-#: How servers say that they load a model.
+#: Errors of servers that are loading a model.
 LOADING = [
     {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}},
     {"error": {"message": "the model is loading, please retry", "code": "model_loading"}},
@@ -31,7 +33,7 @@ LOADING = [
 
 
 class Loader:
-    """A server whose model is loaded when `ready` is set; counts what it was asked before."""
+    """A server whose model is loaded once `ready` is set; counts the requests before that."""
 
     def __init__(self) -> None:
         self.ready = threading.Event()
@@ -48,7 +50,7 @@ class Loader:
 
 @contextlib.contextmanager
 def demo_at(url: str, **settings: str) -> Iterator[GenerationService]:
-    """Generations of a Halt whose demo model is there."""
+    """The generations of a Halt whose demo model is at this address."""
     environ = {
         "HALT_EMBEDDED_URL": url,
         "HALT_EMBEDDED_KEY": "fake-key-of-tests",
@@ -64,39 +66,45 @@ def demo_at(url: str, **settings: str) -> Iterator[GenerationService]:
 
 
 def ended(run: Run) -> Terminal:
-    """How the run ends."""
+    """Return the run's terminal event."""
     for events in run.follow(0, run.join()):
         if events and is_terminal(last := events[-1][1]):
             return last
     raise AssertionError("no end")
 
 
-def test_a_message_waits_for_the_demo_model() -> None:
-    """It is asked again as often as need be, without HALT_RETRIES; Stop ends the wait at once."""
+def test_message_waits_for_the_loading_demo_model_until_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A message is sent again until the demo model has loaded, whatever HALT_RETRIES is.
+
+    A Stop ends the wait.
+    """
     loader = Loader()
     with served(good_list, loader) as url, demo_at(url, HALT_RETRIES="0") as generations:
         for loader.value in LOADING:
             loader.ready.clear()
             run = generations.start(HELLO)
             for _ in range(2):
-                assert loader.asked.acquire(timeout=20)
+                assert loader.asked.acquire(timeout=WAIT_TIMEOUT)
             loader.ready.set()
             assert isinstance(ended(run), Done)
             assert run.answer()[1].startswith("1 2 3 ")
         loader.ready.clear()
+        monkeypatch.setattr(opening, "LOADING_PAUSE", 3600.0)
+        monkeypatch.setattr(opening, "LOADING_PAUSE_MAX", 3600.0)
         run = generations.start(HELLO)
-        for _ in range(3):  # the next pause is a second
-            assert loader.asked.acquire(timeout=20)
+        assert loader.asked.acquire(timeout=WAIT_TIMEOUT)  # the next request is due in an hour
         assert generations.stop(run.id, None).status == "stopped"
         assert isinstance(ended(run), Cancelled)
         assert not loader.asked.acquire(blocking=False)
 
 
-def test_the_wait_has_a_limit() -> None:
-    """HALT_FIRST_BYTE_TIMEOUT; then the error says that the model is being loaded still."""
+def test_wait_for_the_demo_model_ends_with_first_byte_timeout() -> None:
+    """After HALT_FIRST_BYTE_TIMEOUT the error says that the model is still loading."""
     with (
         served(good_list, Loader()) as url,
-        demo_at(url, HALT_FIRST_BYTE_TIMEOUT="0.6") as generations,
+        demo_at(url, HALT_FIRST_BYTE_TIMEOUT="3") as generations,
     ):
         failed = ended(generations.start(HELLO))
     assert isinstance(failed, Failed)
@@ -105,8 +113,8 @@ def test_the_wait_has_a_limit() -> None:
     assert "HALT_FIRST_BYTE_TIMEOUT" in failed.error.message
 
 
-def test_another_server_that_loads_its_model_is_told_of() -> None:
-    """Its retries are those of any fault: only the person knows whether to wait for it."""
+def test_other_loading_server_is_retried_as_for_any_fault() -> None:
+    """A server other than the demo model gets HALT_RETRIES retries, then an error."""
     loader = Loader()
     with served(good_list, loader) as url:
         config = load({"OPENAI_BASE_URL": url, "HALT_MODEL": "m", "HALT_RETRIES": "1"})
@@ -126,16 +134,16 @@ def test_another_server_that_loads_its_model_is_told_of() -> None:
 
 @pytest.fixture
 def reserved() -> Iterator[EmbeddedModel]:
-    """Where the demo model will listen, and does not yet."""
+    """The address at which the demo model will listen, and does not yet."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield EmbeddedModel(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", "a-key-for-tests")
 
 
-def test_the_page_says_that_the_demo_model_is_being_loaded(
+def test_page_says_that_the_demo_model_is_loading(
     shared_fake: FakeOpenAI, reserved: EmbeddedModel, tmp_path: object
 ) -> None:
-    """Until it answers the page asks again by itself; then it says what the demo model is."""
+    """Until the model answers the page polls by itself; then it describes the demo model."""
     for url, loading in ((reserved.base_url, True), (shared_fake.base_url, False)):
         environ = {
             "HALT_EMBEDDED_URL": url,
@@ -146,8 +154,8 @@ def test_the_page_says_that_the_demo_model_is_being_loaded(
         application = create_app(load(environ))
         client = application.test_client()
         for path in ("/", "/demo"):
-            said = client.get(path).text
-            assert ("The demo model is loading." in said) is loading
-            assert ('hx-get="/demo"' in said) is loading
-            assert ("its facts and code are unreliable" in said) is not loading
+            html = client.get(path).text
+            assert ("The demo model is loading." in html) is loading
+            assert ('hx-get="/demo"' in html) is loading
+            assert ("its facts and code are unreliable" in html) is not loading
         services(application).generations.upstream.close()

@@ -1,7 +1,7 @@
-"""One contract for every kind of provider, and what is peculiar to each.
+"""One contract for every kind of provider, and the peculiarities of each.
 
-Each kind asks the fake upstream in its own tongue and must bring the same: text, thoughts, calls,
-usage, faults, and a Stop in every phase.
+Each kind talks to the fake upstream in its own API, and must return the same text, reasoning, calls,
+usage and faults, and stop in every phase.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ KINDS: tuple[Kind, ...] = ("openai", "azure", "anthropic")
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
+    kind: Kind = request.param
+    return kind
 
 
 @pytest.fixture(scope="module")
 def trust() -> ssl.SSLContext:
-    """Made once, because reading all certificates takes longer than a test."""
+    """A context for all tests: reading all certificates takes longer than a test."""
     return ssl.create_default_context()
 
 
 @pytest.fixture
 def make(fake: FakeOpenAI, trust: ssl.SSLContext) -> Iterator[Make]:
-    """Providers of any kind, at the fake where no address is given; closed at the end."""
+    """Makes providers of any kind, by default at the fake; closes them at the end."""
     made: list[Upstream] = []
 
     def make(kind: Kind, **settings: Any) -> Upstream:
         base_url = fake.base_url if kind == "openai" else fake.origin
         defaults: dict[str, Any] = {"name": kind, "kind": kind, "base_url": base_url, "key": KEY}
         defaults |= {"api_version": "2024-10-21", "default_model": "echo"}
-        transport = Transport(5.0, trust)
+        transport = Transport(WAIT_TIMEOUT, trust)
         made.append(make_provider(ProviderSettings(**defaults | settings), transport))
         return made[-1]
 
@@ -87,24 +87,24 @@ def upstream(make: Make, kind: Kind) -> Upstream:
 
 
 def joined(events: list[Delta], of: type[Content] | type[Reasoning]) -> str:
-    """All text of one sort."""
-    texts = [each for each in events if isinstance(each, of)]
-    return "".join(each.content if isinstance(each, Content) else each.text for each in texts)
+    """Join the text of all events of one type."""
+    texts = [event for event in events if isinstance(event, of)]
+    return "".join(text.content if isinstance(text, Content) else text.text for text in texts)
 
 
 def calls(events: list[Delta]) -> list[tuple[str, str]]:
     """Name and arguments of the whole calls, whose pieces must add up to the same."""
-    found = [each for each in events if isinstance(each, ToolCall)]
-    assert len({each.id for each in found}) == len(found)
-    for each in found:
-        pieces = [p for p in events if isinstance(p, ToolCallDelta) and p.id == each.id]
-        assert "".join(p.arguments for p in pieces) == each.arguments
+    whole = [event for event in events if isinstance(event, ToolCall)]
+    assert len({call.id for call in whole}) == len(whole)
+    for call in whole:
+        pieces = [p for p in events if isinstance(p, ToolCallDelta) and p.id == call.id]
+        assert "".join(p.arguments for p in pieces) == call.arguments
         assert len({p.index for p in pieces}) == 1
-    return [(each.name, each.arguments) for each in found]
+    return [(call.name, call.arguments) for call in whole]
 
 
 def python_calls(work: Callable[[], object]) -> int:
-    """How many functions of Python's are called in this thread."""
+    """Count the calls of Python functions in this thread."""
     count = 0
 
     def note(_frame: object, event: str, _arg: object) -> None:
@@ -134,18 +134,18 @@ def python_calls(work: Callable[[], object]) -> int:
         ("content_length?n=2", "0 1 ", "stop"),
     ],
 )
-def test_an_answer_comes_whole_with_its_reason(
+def test_answer_has_its_text_and_finish_reason(
     upstream: Upstream, model: str, text: str, reason: str
 ) -> None:
-    """Text, end and finish reason are told in the same words by every kind."""
+    """Every kind gives the same text, end and finish reason."""
     got = ask(upstream, model)
     assert (got.text, got.ended, got.fault) == (text, True, None)
     assert got.reply is not None
     assert (got.reply.finish_reason, got.reply.model, got.reply.opaque) == (reason, model, None)
 
 
-def test_usage_has_one_form(upstream: Upstream) -> None:
-    """Prompt, answer and total are counted under OpenAI's names."""
+def test_usage_has_openais_names(upstream: Upstream) -> None:
+    """Prompt, completion and total tokens have OpenAI's names."""
     got = ask(upstream, "count?n=7")
     assert got.reply is not None
     usage = got.reply.usage
@@ -155,31 +155,34 @@ def test_usage_has_one_form(upstream: Upstream) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + 7
 
 
-def test_a_message_of_a_long_conversation_costs_little(upstream: Upstream) -> None:
-    """No function looks into every field of every message, as those of the clients do."""
+def test_opening_a_long_conversation_makes_few_python_calls(upstream: Upstream) -> None:
+    """Fewer than 20 Python calls are made for each message.
+
+    The clients' own code looks into every field of every message.
+    """
 
     def opened(count: int) -> int:
         messages = [Message(("user", "assistant")[n % 2], f"{n}") for n in range(count)]
         request = ChatRequest(messages=[*messages, *HI])
         return python_calls(lambda: upstream.open(request, UpstreamConnection()).close())
 
-    opened(2)  # asks for what is asked once
+    opened(2)  # sends the requests that are sent once
     assert (opened(1002) - opened(2)) / 1000 < 20
 
 
-def test_a_request_without_a_model_is_answered_by_the_default(upstream: Upstream) -> None:
-    """The provider's default model answers; no list is asked for."""
+def test_request_without_a_model_uses_the_default(upstream: Upstream) -> None:
+    """The provider's default model answers; no list is requested."""
     assert ask(upstream).text == "hi"
 
 
-def test_thoughts_come_apart_from_the_answer(upstream: Upstream) -> None:
+def test_reasoning_is_separate_from_the_answer(upstream: Upstream) -> None:
     """Reasoning is never a part of the text."""
     got = ask(upstream, "reasoning?thoughts=2&n=2")
     assert (joined(got.events, Reasoning), got.text) == ("thought0 thought1 ", "0 1 ")
 
 
-def test_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
-    """Two calls at once: each has its ID, its name and its arguments."""
+def test_tool_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
+    """Each of two parallel calls has its ID, its name and its arguments."""
     got = ask(upstream, "tools")
     assert calls(got.events) == [("add", '{"a": 1, "b": 2}'), ("sub", "{}")]
     assert [e.id for e in got.events if isinstance(e, ToolCall)] == ["call_add", "call_sub"]
@@ -212,15 +215,15 @@ def test_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
         ("endless_line", "upstream_invalid"),
     ],
 )
-def test_each_fault_has_its_code(upstream: Upstream, model: str, code: str) -> None:
-    """Refusals and faults in the stream have the same codes; text before them is delivered."""
+def test_fault_has_the_same_code_for_every_kind(upstream: Upstream, model: str, code: str) -> None:
+    """Refusals and faults in the stream have the same codes; text before them is kept."""
     got = ask(upstream, model)
     refused(got, code)
     assert got.text == ("0 1 2 " if "n=3" in model else "")
 
 
-def test_a_wait_that_the_server_asks_for_is_told(upstream: Upstream) -> None:
-    """Retry-After comes with the fault."""
+def test_retry_after_comes_with_the_fault(upstream: Upstream) -> None:
+    """A Retry-After header is in the fault."""
     assert refused(ask(upstream, "429?retry_after=7"), "rate_limited").retry_after == 7.0
 
 
@@ -228,8 +231,10 @@ def test_a_wait_that_the_server_asks_for_is_told(upstream: Upstream) -> None:
     ("address", "code"),
     [("http://127.0.0.1:{port}", "upstream_refused"), ("http://halt.invalid", "upstream_dns")],
 )
-def test_a_server_that_is_not_there(make: Make, kind: Kind, address: str, code: str) -> None:
-    """The way to the server fails with the same codes; asking for models does, too."""
+def test_unreachable_server_has_the_same_code_for_every_kind(
+    make: Make, kind: Kind, address: str, code: str
+) -> None:
+    """A failed connection has the same code for an answer and for the health check."""
     upstream = make(kind, base_url=address.format(port=closed_port()))
     refused(ask(upstream), code)
     with pytest.raises(UpstreamError) as caught:
@@ -242,10 +247,10 @@ def test_a_server_that_is_not_there(make: Make, kind: Kind, address: str, code: 
     ["silent_headers", "silent_first_token", "stall?n=1", "count?n=1000000&gap_ms=1"],
     ids=["headers", "first-token", "stalled", "flowing"],
 )
-def test_an_interrupt_closes_the_upstream_in_each_phase(
+def test_interrupt_closes_the_upstream_in_every_phase(
     upstream: Upstream, fake: FakeOpenAI, model: str
 ) -> None:
-    """The reader comes back with an error, and the server sees its connection end."""
+    """The reader gets an error, and the server sees its connection end."""
     connection = UpstreamConnection()
 
     def run() -> None:
@@ -264,8 +269,8 @@ def test_an_interrupt_closes_the_upstream_in_each_phase(
     assert connection.wait_closed(WAIT_TIMEOUT) == "closed"
 
 
-def test_a_line_that_was_stopped_asks_nothing(upstream: Upstream, fake: FakeOpenAI) -> None:
-    """A Stop that was there first: nothing is sent, whatever is asked for."""
+def test_interrupted_connection_sends_no_request(upstream: Upstream, fake: FakeOpenAI) -> None:
+    """After a Stop no request is sent, whatever is called."""
     connection = UpstreamConnection()
     connection.interrupt()
     for question in (
@@ -277,7 +282,7 @@ def test_a_line_that_was_stopped_asks_nothing(upstream: Upstream, fake: FakeOpen
     assert fake.requests == []
 
 
-def test_a_connection_serves_again(upstream: Upstream, fake: FakeOpenAI) -> None:
+def test_connection_is_reused_after_a_whole_answer(upstream: Upstream, fake: FakeOpenAI) -> None:
     """Answers that were read to their end leave a connection for the next one."""
     for _ in range(3):
         assert ask(upstream, "count?n=2").text == "0 1 "
@@ -287,18 +292,18 @@ def test_a_connection_serves_again(upstream: Upstream, fake: FakeOpenAI) -> None
 @pytest.mark.parametrize(
     "model", ["401", "echo", "garbage", "drop", "key_in_stream", "key_in_stream?n=2"]
 )
-def test_the_key_is_never_told(
+def test_key_is_in_no_error_log_or_repr(
     make: Make, kind: Kind, caplog: pytest.LogCaptureFixture, model: str
 ) -> None:
-    """No error, log or repr holds the key, also where the server quotes it."""
+    """No error, log or repr holds the key, also if the server quotes it."""
     caplog.set_level(logging.DEBUG)
     upstream = make(kind)
     got = ask(upstream, model)
-    told = [repr(upstream), repr(got), str(got.fault), repr(ProviderSettings(**plain(kind)))]
+    texts = [repr(upstream), repr(got), str(got.fault), repr(ProviderSettings(**plain(kind)))]
     if got.fault is not None:
-        told += [got.fault.message, got.fault.detail]
-    told += [record.getMessage() + repr(record.args) for record in caplog.records]
-    assert [text for text in told if KEY in text] == []
+        texts += [got.fault.message, got.fault.detail]
+    texts += [record.getMessage() + repr(record.args) for record in caplog.records]
+    assert [text for text in texts if KEY in text] == []
 
 
 def plain(kind: Kind) -> dict[str, Any]:
@@ -306,11 +311,11 @@ def plain(kind: Kind) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("status", [b"400 Bad Request", b"401 Unauthorized", b"500 Oops"])
-def test_a_refusal_that_quotes_the_key_is_not_quoted(make: Make, kind: Kind, status: bytes) -> None:
-    """Some proxies repeat the key that they refuse: no kind passes it on."""
-    said = b'{"error":{"type":"x","message":"Invalid key: %b."}}' % KEY.encode()
+def test_key_quoted_in_a_refusal_is_masked(make: Make, kind: Kind, status: bytes) -> None:
+    """A proxy that repeats the key in its refusal does not put it into the message."""
+    body = b'{"error":{"type":"x","message":"Invalid key: %b."}}' % KEY.encode()
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
-    with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(said) + said)) as server:
+    with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
         upstream = make(kind, base_url=server.url)
         fault = ask(upstream).fault
         upstream.close()
@@ -319,8 +324,8 @@ def test_a_refusal_that_quotes_the_key_is_not_quoted(make: Make, kind: Kind, sta
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[{}]", b'{"data":[null]}', b"{nope", b""])
-def test_a_list_of_models_that_is_none_is_told(make: Make, body: bytes) -> None:
-    """Anthropic's client, too, meets wrong addresses that answer with something."""
+def test_malformed_model_list_of_anthropic_is_invalid(make: Make, body: bytes) -> None:
+    """A wrong address that answers with something else is upstream_invalid."""
     head = OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     with RawServer(answering(head + body)) as server:
         upstream = make("anthropic", base_url=server.url)
@@ -330,14 +335,14 @@ def test_a_list_of_models_that_is_none_is_told(make: Make, body: bytes) -> None:
     assert caught.value.code == "upstream_invalid"
 
 
-def test_models_that_are_configured_are_not_asked_for(make: Make, kind: Kind) -> None:
-    """A list in the settings is the list, also while the server is down."""
+def test_configured_models_need_no_request(make: Make, kind: Kind) -> None:
+    """A list in the settings is used, also while the server is down."""
     upstream = make(kind, base_url=f"http://127.0.0.1:{closed_port()}", models=("a", "b"))
     assert upstream.models(UpstreamConnection()) == ["a", "b"]
 
 
-def test_anthropics_address_may_be_written_in_both_ways(make: Make, fake: FakeOpenAI) -> None:
-    """With and without `/v1`, as the addresses of other kinds are written."""
+def test_anthropic_address_may_end_in_v1(make: Make, fake: FakeOpenAI) -> None:
+    """The address works with and without `/v1` and a slash."""
     for base_url in (fake.origin, fake.origin + "/", fake.base_url, fake.base_url + "/"):
         assert make("anthropic", base_url=base_url).models(UpstreamConnection())[0] == "echo"
     assert {record.path for record in fake.requests} == {"/v1/models"}
@@ -353,12 +358,12 @@ def generations(upstream: Upstream) -> Iterator[GenerationService]:
     service.close()
 
 
-def asked_for(fake: FakeOpenAI) -> list[Record]:
+def completion_records(fake: FakeOpenAI) -> list[Record]:
     return [record for record in fake.requests if record.method == "POST"]
 
 
 @pytest.mark.parametrize("status", ["503", "drop"])
-def test_a_fault_before_the_first_token_is_tried_again(
+def test_fault_before_the_first_token_is_retried(
     generations: GenerationService, fake: FakeOpenAI, status: str
 ) -> None:
     """A server that fails once and then answers has answered."""
@@ -366,11 +371,11 @@ def test_a_fault_before_the_first_token_is_tried_again(
     events = Reader(run).finish()
     assert isinstance(events[-1][1], Done)
     assert run.answer()[1] == "0 1 "
-    assert len(asked_for(fake)) == 2
+    assert len(completion_records(fake)) == 2
 
 
-def test_tools_are_run_and_their_results_told(generations: GenerationService, kind: Kind) -> None:
-    """A round of tools: the model is asked again with its calls and their results, and answers."""
+def test_tools_are_run_and_their_results_sent(generations: GenerationService, kind: Kind) -> None:
+    """The model gets its calls with their results, and answers."""
 
     def add(a: int, b: int) -> int:
         return a + b
@@ -386,10 +391,10 @@ def test_tools_are_run_and_their_results_told(generations: GenerationService, ki
 
 
 @pytest.mark.parametrize("kind", ["anthropic"], indirect=True)
-def test_signed_thoughts_go_back_with_the_calls(
+def test_signed_reasoning_is_sent_back_before_the_calls(
     generations: GenerationService, fake: FakeOpenAI
 ) -> None:
-    """The next round begins with the thoughts as they were signed, then the calls, in order."""
+    """The next round begins with the signed reasoning, then the calls, in order."""
 
     def add(a: int, b: int) -> int:
         return a + b
@@ -399,7 +404,7 @@ def test_signed_thoughts_go_back_with_the_calls(
 
     run = generations.start(ChatRequest(HI, model="tools"), tools=Toolbox([add, sub]))
     Reader(run).finish()
-    first, second = (record.body for record in asked_for(fake))
+    first, second = (record.body for record in completion_records(fake))
     assert [tool["name"] for tool in first["tools"]] == ["add", "sub"]
     assert first["tools"][0]["input_schema"]["properties"].keys() == {"a", "b"}
     assert second["messages"] == [
@@ -429,8 +434,8 @@ def test_signed_thoughts_go_back_with_the_calls(
 # --- Azure ----------------------------------------------------------------------------------------
 
 
-def test_azure_is_asked_for_a_deployment(make: Make, fake: FakeOpenAI) -> None:
-    """The deployment stands in the path, the version in the query, the key in its own header."""
+def test_azure_request_names_deployment_version_and_key(make: Make, fake: FakeOpenAI) -> None:
+    """The deployment is in the path, the version in the query, the key in its own header."""
     upstream = make("azure", models=("count?n=1", "other"), default_model="")
     assert ask(upstream).text == "0 "
     record = fake.requests[0]
@@ -442,8 +447,8 @@ def test_azure_is_asked_for_a_deployment(make: Make, fake: FakeOpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../x"])
-def test_a_deployment_is_never_another_path(make: Make, fake: FakeOpenAI, name: str) -> None:
-    """A model's name that would lead elsewhere is refused here."""
+def test_deployment_name_that_is_a_path_is_refused(make: Make, fake: FakeOpenAI, name: str) -> None:
+    """A model name that would lead to another path is refused, and no request is sent."""
     refused(ask(make("azure"), name), "model_not_found")
     assert fake.requests == []
 
@@ -457,7 +462,7 @@ ADD_SUB = [("add", '{"a": 1}'), ("sub", '{"b": 2}')]
 
 
 @pytest.mark.parametrize(
-    ("name", "outcome", "called", "code"),
+    ("name", "outcome", "expected_calls", "code"),
     [
         ("llamacpp", HELLO, [], None),
         ("vllm", HELLO, [], None),
@@ -484,14 +489,14 @@ ADD_SUB = [("add", '{"a": 1}'), ("sub", '{"b": 2}')]
         ("openrouter_limited", PARTIAL | {"text": ""}, [], "rate_limited"),
     ],
 )
-def test_the_shapes_of_common_servers(
+def test_common_servers_give_the_same_answer(
     make: Make,
     name: str,
     outcome: dict[str, Any],
-    called: list[tuple[str, str]],
+    expected_calls: list[tuple[str, str]],
     code: str | None,
 ) -> None:
-    """What is peculiar to a server changes nothing of what the user gets."""
+    """The formats of common servers give the same text, reasoning, calls and usage."""
     got = ask(make("openai"), f"shape?name={name}")
     reply = got.reply
     assert reply is not None
@@ -503,7 +508,7 @@ def test_the_shapes_of_common_servers(
         "reason": reply.finish_reason,
         "tokens": usage.get("completion_tokens"),
     }
-    assert calls(got.events) == called
+    assert calls(got.events) == expected_calls
     if got.fault is not None and code == "upstream_error":
         assert "Boom." in got.fault.message
 
@@ -513,8 +518,8 @@ def test_the_shapes_of_common_servers(
 PNG = "data:image/png;base64,AAAA"
 
 
-def test_messages_are_put_into_anthropics_words(make: Make, fake: FakeOpenAI) -> None:
-    """System prompts, parts, calls, results, options: each has its place in the Messages API."""
+def test_messages_are_translated_for_anthropic(make: Make, fake: FakeOpenAI) -> None:
+    """System prompts, parts, calls, results and options have their places in the Messages API."""
     parts = [
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": PNG}},
@@ -613,7 +618,7 @@ def test_messages_are_put_into_anthropics_words(make: Make, fake: FakeOpenAI) ->
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("fields", "expected"),
     [
         ({"tool_choice": "auto"}, {"type": "auto"}),
         ({"tool_choice": "none", "parallel_tool_calls": False}, {"type": "none"}),
@@ -622,12 +627,12 @@ def test_messages_are_put_into_anthropics_words(make: Make, fake: FakeOpenAI) ->
         ({}, None),
     ],
 )
-def test_the_choice_of_tools(
-    make: Make, fake: FakeOpenAI, given: dict[str, Any], wanted: dict[str, Any] | None
+def test_tool_choice_is_translated_for_anthropic(
+    make: Make, fake: FakeOpenAI, fields: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
-    """Each of OpenAI's words for the choice has one of Anthropic's."""
-    ask(make("anthropic"), tools=[ToolSpec.of_function("look")], **given)
-    assert fake.requests[0].body.get("tool_choice") == wanted
+    """Each of OpenAI's tool choices has one of Anthropic's."""
+    ask(make("anthropic"), tools=[ToolSpec.of_function("look")], **fields)
+    assert fake.requests[0].body.get("tool_choice") == expected
     assert fake.requests[0].body["max_tokens"] == 4096
 
 
@@ -639,8 +644,8 @@ RAW_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png,AAAA"}}
 CACHED = {"cache_control": {"type": "ephemeral"}}
 
 
-def test_what_is_anthropics_own_goes_to_anthropic(make: Make, fake: FakeOpenAI) -> None:
-    """Marks for its cache in parts, messages and tools; parts, tools and choices of its own kinds."""
+def test_anthropic_fields_are_passed_on_unchanged(make: Make, fake: FakeOpenAI) -> None:
+    """Cache marks, and Anthropic's own parts, tools and choices are passed on."""
     search = {"type": "web_search_20250305", "name": "web_search"}
     thinking = {"type": "thinking", "thinking": "hm", "signature": "s"}
     video = {"type": "video_url", "video_url": {"url": "data:,"}}
@@ -686,13 +691,13 @@ def test_what_is_anthropics_own_goes_to_anthropic(make: Make, fake: FakeOpenAI) 
 
 
 def _fields(**fields: Any) -> dict[str, Any]:
-    """The fields of a request, checked as those of a client's."""
+    """Validate the fields of a request as a client's."""
     request = CHAT_REQUEST.convert(fields)
     return {name: getattr(request, name) for name in fields}
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "words"),
     [
         ({"messages": [{"role": "user", "content": [AUDIO]}]}, "takes text, images and PDF"),
         ({"messages": [{"role": "user", "content": [ODD_IMAGE]}]}, "neither a data: URL"),
@@ -706,20 +711,20 @@ def _fields(**fields: Any) -> dict[str, Any]:
         ({"tools": [{"function": {"name": "f"}}], "tool_choice": "f"}, "'f' is unknown"),
     ],
 )
-def test_what_anthropic_does_not_take_is_refused_in_words(
-    make: Make, fake: FakeOpenAI, more: dict[str, Any], said: str
+def test_untranslatable_request_is_a_bad_request_with_its_reason(
+    make: Make, fake: FakeOpenAI, more: dict[str, Any], words: str
 ) -> None:
-    """What can't be translated is a bad request that says what is allowed; nothing is sent."""
+    """The message says what is allowed; no request is sent."""
     request = CHAT_REQUEST.convert({"messages": [{"role": "user", "content": "hi"}]} | more)
     with pytest.raises(UpstreamError) as caught:
         make("anthropic").open(request, UpstreamConnection())
     assert caught.value.code == "bad_request"
-    assert said in caught.value.message
+    assert words in caught.value.message
     assert fake.requests == []
 
 
-def test_effort_becomes_thinking(make: Make, fake: FakeOpenAI) -> None:
-    """Effort is passed on as it is where the model takes it; room for the thoughts is added."""
+def test_reasoning_effort_becomes_adaptive_thinking(make: Make, fake: FakeOpenAI) -> None:
+    """Effort is passed on if the model takes it, with more tokens for the reasoning."""
     upstream = make("anthropic")
     ask(upstream, "count?n=1", reasoning_effort="high")
     ask(upstream, "count?n=1", reasoning_effort="high", max_tokens=5000)
@@ -731,27 +736,25 @@ def test_effort_becomes_thinking(make: Make, fake: FakeOpenAI) -> None:
     assert none.keys() & {"thinking", "output_config"} == set()
 
 
-def test_a_model_without_efforts_is_given_a_budget(make: Make, fake: FakeOpenAI) -> None:
-    """The refusal is met once for each model; then its thoughts are limited in tokens."""
+def test_model_without_effort_levels_gets_a_token_budget(make: Make, fake: FakeOpenAI) -> None:
+    """After one refusal for each model, its reasoning is limited in tokens."""
     upstream = make("anthropic")
     for limit in (None, 5000, 1500):
         got = ask(upstream, "budgeted", reasoning_effort="medium", max_tokens=limit)
         assert got.fault is None
-    asked = [record.body for record in fake.requests]
-    assert [each.get("thinking", {}).get("type") for each in asked] == [
+    bodies = [record.body for record in fake.requests]
+    assert [body.get("thinking", {}).get("type") for body in bodies] == [
         "adaptive",
         "enabled",
         "enabled",
         None,
     ]
-    budgets = [(each["max_tokens"], each["thinking"]["budget_tokens"]) for each in asked[1:3]]
+    budgets = [(body["max_tokens"], body["thinking"]["budget_tokens"]) for body in bodies[1:3]]
     assert budgets == [(4096 + 8192, 8192), (5000, 2500)]
 
 
-def test_no_thinking_begins_behind_calls_whose_thoughts_are_lost(
-    make: Make, fake: FakeOpenAI
-) -> None:
-    """A client that runs its own tools has no signed thoughts: the API would refuse the request."""
+def test_thinking_is_off_after_calls_without_signed_reasoning(make: Make, fake: FakeOpenAI) -> None:
+    """A client's own tool calls have no signed reasoning, which the API would refuse."""
     call = ToolCall("c1", "look", "{}")
     lost = Message("assistant", None, tool_calls=[openai_call(call)])
     kept = ToolTurn(None, [call], [{"type": "thinking", "thinking": "", "signature": "s"}])
@@ -819,7 +822,7 @@ WHOLE = b"".join(
 
 
 def decoded(pieces: list[bytes]) -> tuple[Any, ...]:
-    """What a stream of Anthropic's comes to."""
+    """Decode a stream of Anthropic's."""
     decoder = MessagesDecoder()
     events: list[Delta] = []
     for piece in pieces:
@@ -837,8 +840,8 @@ def decoded(pieces: list[bytes]) -> tuple[Any, ...]:
 
 
 @given(cuts=st.lists(st.integers(1, len(WHOLE) - 1), max_size=8))
-def test_no_cut_changes_what_anthropic_says(cuts: list[int]) -> None:
-    """Every block becomes what it is, however the network cuts the bytes."""
+def test_anthropic_stream_is_the_same_in_any_cut(cuts: list[int]) -> None:
+    """Any cut of the bytes gives the same blocks."""
     edges = [0, *sorted(set(cuts)), len(WHOLE)]
     pieces = [WHOLE[a:b] for a, b in itertools.pairwise(edges)]
     assert decoded(pieces) == (
@@ -866,7 +869,7 @@ def test_no_cut_changes_what_anthropic_says(cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("stop_reason", "finish_reason"),
     [
         ("end_turn", "stop"),
         ("stop_sequence", "stop"),
@@ -877,12 +880,14 @@ def test_no_cut_changes_what_anthropic_says(cuts: list[int]) -> None:
         ("something_new", "something_new"),
     ],
 )
-def test_reasons_are_told_in_openais_terms(said: str, reason: str) -> None:
-    """Whoever reads a finish reason need not know which provider answered."""
+def test_anthropic_stop_reason_becomes_openais_finish_reason(
+    stop_reason: str, finish_reason: str
+) -> None:
+    """Finish reasons do not depend on the provider."""
     decoder = MessagesDecoder()
-    decoder.feed(event("message_delta", delta={"stop_reason": said}))
+    decoder.feed(event("message_delta", delta={"stop_reason": stop_reason}))
     assert decoder.end().ended
-    assert decoder.finish_reason == reason
+    assert decoder.finish_reason == finish_reason
 
 
 @pytest.mark.parametrize(
@@ -894,7 +899,7 @@ def test_reasons_are_told_in_openais_terms(said: str, reason: str) -> None:
         (b"data: {nope\n\n", "upstream_invalid"),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_in_anthropics_stream(bad: bytes, code: str) -> None:
+def test_fault_in_anthropics_stream_comes_after_its_text(bad: bytes, code: str) -> None:
     """Text comes first, then the fault with its code."""
     decoder = MessagesDecoder()
     part = decoder.feed(start(0, "text", text="kept") + bad)
@@ -904,7 +909,7 @@ def test_what_goes_wrong_in_anthropics_stream(bad: bytes, code: str) -> None:
     assert caught.value.code == code
 
 
-def test_an_answer_that_ends_without_a_reason_is_incomplete() -> None:
+def test_anthropic_stream_without_a_stop_reason_is_incomplete() -> None:
     """A body that ends in the middle is a fault, and its tokens so far are no usage."""
     decoder = MessagesDecoder()
     decoder.feed(WHOLE.partition(b"event: message_delta")[0])
@@ -914,6 +919,6 @@ def test_an_answer_that_ends_without_a_reason_is_incomplete() -> None:
     assert caught.value.code == "upstream_incomplete"
 
 
-def test_a_conversation_may_begin_with_nothing_said() -> None:
-    """Messages without words are left out: the API refuses empty ones."""
+def test_empty_messages_are_left_out_for_anthropic() -> None:
+    """Messages without text are left out, since the API refuses them."""
     assert to_messages([Message("system", " "), Message("user", "")]) == ("", [])

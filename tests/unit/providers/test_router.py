@@ -1,4 +1,4 @@
-"""Which providers there are, as the environment or a file says, and who answers for a model."""
+"""Providers from the environment or a file, and the provider that answers for a model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
 from halt.providers import router
 from halt.providers.factory import make_provider
-from halt.providers.router import Providers
+from halt.providers.router import Providers, names_in
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import StartHalt, new_id, refused_start, request_record
 from tests.support.provider_answers import HI, ask, closed_port, refused
 from tests.support.raw_server import Peer, RawServer
-from tests.support.waiting import WAIT_TIMEOUT
+from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 Make = Callable[..., Providers]
 
@@ -60,21 +60,23 @@ def of_file(path: Path, model: str = "", **environ: str) -> Setup:
     return setup(Config(config_file=str(path), model=model), lambda name: environ.get(name, ""))
 
 
-# --- how answers are gone on with -----------------------------------------------------------------
+# --- how answers are continued -----------------------------------------------------------------
 
 
-def test_how_models_go_on_is_a_setting_and_a_key_of_the_file(tmp_path: Path) -> None:
-    """HALT_CONTINUE holds for all providers; a provider of the file may have its own way."""
+def test_continue_is_a_setting_and_a_key_of_the_file(tmp_path: Path) -> None:
+    """HALT_CONTINUE applies to all providers; a provider in the file may have its own way."""
     path = tmp_path / "halt.toml"
     path.write_text(
         '[providers.a]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
         '[providers.b]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\ncontinue = "prefix"\n'
     )
-    told = setup(load({"HALT_CONFIG": str(path), "HALT_CONTINUE": "instruction"}))
-    assert [each.continues for each in told.providers] == ["instruction", "prefix"]
-    told = setup(load({"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k", "HALT_CONTINUE": "prefix"}))
-    assert [each.continues for each in told.providers] == ["prefix", "prefix"]
-    assert [each.continues for each in setup(Config(api_key="k")).providers] == ["auto"]
+    result = setup(load({"HALT_CONFIG": str(path), "HALT_CONTINUE": "instruction"}))
+    assert [provider.continues for provider in result.providers] == ["instruction", "prefix"]
+    result = setup(
+        load({"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k", "HALT_CONTINUE": "prefix"})
+    )
+    assert [provider.continues for provider in result.providers] == ["prefix", "prefix"]
+    assert [provider.continues for provider in setup(Config(api_key="k")).providers] == ["auto"]
     with pytest.raises(ConfigError, match="HALT_CONTINUE='no' is not allowed: use auto or prefix"):
         load({"HALT_CONTINUE": "no"})
 
@@ -113,14 +115,14 @@ AZURE = {
         ),
     ],
 )
-def test_variables_make_providers(environ: dict[str, str], expected: list[Any]) -> None:
-    """Each provider whose variables are set is there, in a fixed order."""
-    found = setup(load(environ)).providers
-    assert [(each.name, each.kind, each.base_url, each.key) for each in found] == expected
+def test_environment_variables_make_providers(environ: dict[str, str], expected: list[Any]) -> None:
+    """Each provider whose variables are set exists, in a fixed order."""
+    providers = setup(load(environ)).providers
+    assert [(p.name, p.kind, p.base_url, p.key) for p in providers] == expected
 
 
-def test_azures_variables() -> None:
-    """The deployment is its only model, the version has a default."""
+def test_azure_variables_set_deployment_and_version() -> None:
+    """The deployment is the only model; the version has a default."""
     (azure,) = setup(load(AZURE)).providers
     assert (azure.models, azure.first_model, azure.api_version) == (("gpt",), "gpt", "2024-10-21")
     (azure,) = setup(load(AZURE | {"OPENAI_API_VERSION": "2025-01-01-preview"})).providers
@@ -128,16 +130,16 @@ def test_azures_variables() -> None:
 
 
 @pytest.mark.parametrize("missing", AZURE)
-def test_half_of_azure_is_refused(missing: str) -> None:
-    """One line names the variable that is missing."""
+def test_missing_azure_variable_is_refused(missing: str) -> None:
+    """The one line names the missing variable."""
     with pytest.raises(ConfigError) as caught:
         load({name: value for name, value in AZURE.items() if name != missing})
     assert str(caught.value).startswith(f"{missing} is missing: ")
 
 
 @pytest.mark.parametrize("name", ["ANTHROPIC_BASE_URL", "AZURE_OPENAI_ENDPOINT"])
-def test_an_address_that_is_none_is_refused(name: str) -> None:
-    """The line names variable and value, and shows what an address looks like."""
+def test_invalid_provider_address_is_refused(name: str) -> None:
+    """The line names variable and value, and shows the form of an address."""
     with pytest.raises(ConfigError, match=rf"^{name}='nope' is not an address: use http"):
         load(AZURE | {name: "nope"})
 
@@ -145,31 +147,31 @@ def test_an_address_that_is_none_is_refused(name: str) -> None:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def test_a_file_names_several_providers(file: Path, fake: FakeOpenAI) -> None:
-    """Kinds, addresses, models and the default are taken; keys come from the environment."""
-    found = of_file(file, CLAUDE_KEY="k1", WORK_KEY="k2")
-    assert found.default == "local/count?n=2"
-    assert [(each.name, each.kind, each.base_url, each.key) for each in found.providers] == [
+def test_file_defines_several_providers(file: Path, fake: FakeOpenAI) -> None:
+    """Kinds, addresses, models and the default are read; keys come from the environment."""
+    result = of_file(file, CLAUDE_KEY="k1", WORK_KEY="k2")
+    assert result.default == "local/count?n=2"
+    assert [(p.name, p.kind, p.base_url, p.key) for p in result.providers] == [
         ("local", "openai", fake.base_url, "none"),
         ("claude", "anthropic", fake.origin, "k1"),
         ("work", "azure", fake.origin, "k2"),
     ]
-    assert "k1" not in repr(found)
+    assert "k1" not in repr(result)
     assert of_file(file, "claude/echo", CLAUDE_KEY="k1", WORK_KEY="k2").default == "claude/echo"
 
 
-def test_the_example_is_a_file_that_works() -> None:
-    """What is shipped to be copied is accepted as it is, once its keys are there."""
+def test_example_file_is_valid() -> None:
+    """The shipped example is accepted as it is, once its keys are set."""
     path = Path(__file__).parents[3] / "providers.example.toml"
-    found = setup(Config(config_file=str(path)), lambda name: f"value-of-{name}")
-    assert {each.kind for each in found.providers} == {"openai", "azure", "anthropic"}
-    assert [each.key for each in found.providers if each.name == "router"] == [
+    result = setup(Config(config_file=str(path)), lambda name: f"value-of-{name}")
+    assert {provider.kind for provider in result.providers} == {"openai", "azure", "anthropic"}
+    assert [provider.key for provider in result.providers if provider.name == "router"] == [
         "value-of-OPENROUTER_API_KEY"
     ]
 
 
-def test_one_providers_models_need_no_prefix(tmp_path: Path) -> None:
-    """In a file with one provider the default may be written in both ways."""
+def test_default_of_a_single_provider_needs_no_prefix(tmp_path: Path) -> None:
+    """In a file with one provider the default may have the prefix or not."""
     path = tmp_path / "halt.toml"
     for default in ("a/m", "m"):
         path.write_text(f'default = "{default}"\n[providers.a]\nkind="openai"\nbase_url="http://h"')
@@ -183,7 +185,7 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ("", "providers is missing: name at least one, as [providers.NAME]."),
         ("providers = 7", "providers = 7 is not allowed: use a table."),
@@ -219,26 +221,26 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
         (AZURE_TABLE.replace("https://h", "h") + "models = ['x']", "providers.z.endpoint = 'h' is not allowed: "),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     """The line names the file, the key, its value and what is allowed; never a key's text."""
     path = tmp_path / "halt.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         of_file(path, K="k")
     message = str(caught.value)
-    assert message.startswith(f"{path}: {said}")
+    assert message.startswith(f"{path}: {words}")
     assert "\n" not in message
     assert "sk-secret" not in message
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     """The line names the variable and the path."""
     with pytest.raises(ConfigError, match=r"^HALT_CONFIG='.*none.toml' can't be read: No such"):
         of_file(tmp_path / "none.toml")
 
 
-def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path) -> None:
-    """A key with a line break would fail at the first request: it fails at the start."""
+def test_key_that_no_header_can_carry_is_refused(tmp_path: Path) -> None:
+    """A key with a line break is refused at the start, not at the first request."""
     path = tmp_path / "halt.toml"
     path.write_text(GOOD + 'key_env = "K"')
     with pytest.raises(ConfigError) as caught:
@@ -249,12 +251,12 @@ def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path) -> None:
     )
 
 
-# --- who answers ----------------------------------------------------------------------------------
+# --- the provider of a model ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Several providers, each given as its name and settings; closed at the end."""
+    """Makes a Providers of names and settings; closes it at the end."""
     made: list[Providers] = []
 
     def make(default: str = "", **providers: dict[str, Any]) -> Providers:
@@ -270,13 +272,18 @@ def make() -> Iterator[Make]:
         each.close()
 
 
+def wait_listed(upstream: Providers, model: str) -> None:
+    """Wait until a model is listed: a list may take longer than WAIT_SECONDS on a busy machine."""
+    wait_until(lambda: model in names_in(upstream.catalog(UpstreamConnection())))
+
+
 @pytest.fixture
 def down() -> dict[str, str]:
     return {"base_url": f"http://127.0.0.1:{closed_port()}/v1"}
 
 
-def test_a_name_with_its_provider_goes_there(make: Make, fake: FakeOpenAI) -> None:
-    """The prefix chooses the provider and is not told to it; further slashes are the model's."""
+def test_provider_prefix_selects_the_provider_and_is_removed(make: Make, fake: FakeOpenAI) -> None:
+    """The prefix selects the provider and is not sent; further slashes are the model's."""
     both = {
         "a": {"base_url": fake.base_url, "key": "key-of-a"},
         "b": {"base_url": fake.base_url, "key": "key-of-b"},
@@ -284,36 +291,37 @@ def test_a_name_with_its_provider_goes_there(make: Make, fake: FakeOpenAI) -> No
     upstream = make(**both)
     assert ask(upstream, "b/count?n=1").text == "0 "
     assert ask(upstream, "a/b/echo").text == "hi"  # the fake answers unknown names with an echo
-    told = [(r.body["model"], r.headers["authorization"]) for r in fake.requests]
-    assert told == [("count?n=1", "Bearer key-of-b"), ("b/echo", "Bearer key-of-a")]
+    sent = [(r.body["model"], r.headers["authorization"]) for r in fake.requests]
+    assert sent == [("count?n=1", "Bearer key-of-b"), ("b/echo", "Bearer key-of-a")]
 
 
-def test_a_bare_name_is_answered_by_the_one_that_lists_it(
+def test_bare_name_selects_the_provider_that_lists_it(
     make: Make, fake: FakeOpenAI, down: dict[str, str]
 ) -> None:
-    """One that lists it answers, also while another provider is down."""
+    """The provider that lists a model answers, also while another one is down."""
     upstream = make(x=down | {"models": ("m",)}, gone=down, f={"base_url": fake.base_url})
+    wait_listed(upstream, "f/count")
     assert ask(upstream, "count").fault is None
     refused(ask(upstream, "m"), "upstream_refused")
 
 
-def test_a_name_of_two_providers_must_be_told_apart(make: Make, down: dict[str, str]) -> None:
-    """The answer says which full names there are."""
+def test_bare_name_of_two_providers_is_refused(make: Make, down: dict[str, str]) -> None:
+    """The message has the two full names."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("m", "n")})
     fault = refused(ask(upstream, "m"), "model_not_found")
     assert "use a/m or b/m" in fault.message
 
 
 @pytest.mark.parametrize("name", ["none", "c/m", "a/"])
-def test_a_name_that_nobody_lists_is_not_found(make: Make, down: dict[str, str], name: str) -> None:
-    """The answer says which providers there are."""
+def test_unlisted_name_is_not_found(make: Make, down: dict[str, str], name: str) -> None:
+    """The message names the providers."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("n",)})
     fault = refused(ask(upstream, name), "model_not_found")
     assert "PROVIDER being one of a, b" in fault.message
 
 
-def test_one_provider_needs_no_prefix(make: Make, fake: FakeOpenAI) -> None:
-    """With one provider a name is passed on as it is, slashes and all."""
+def test_single_provider_gets_names_unchanged(make: Make, fake: FakeOpenAI) -> None:
+    """With one provider a name is passed on as it is, with its slashes."""
     upstream = make(only={"base_url": fake.base_url})
     ask(upstream, "only/count?n=1")
     assert fake.requests[0].body["model"] == "only/count?n=1"
@@ -322,8 +330,8 @@ def test_one_provider_needs_no_prefix(make: Make, fake: FakeOpenAI) -> None:
     assert upstream.catalog(UpstreamConnection())[0][1][:2] == ["echo", "count"]
 
 
-def test_the_default_answers_where_none_is_named(make: Make, fake: FakeOpenAI) -> None:
-    """The default may be another provider's; without one it is the first provider's first."""
+def test_default_answers_a_request_without_a_model(make: Make, fake: FakeOpenAI) -> None:
+    """The default may be any provider's; without one it is the first provider's first model."""
     both = {"a": {"base_url": fake.base_url}, "b": {"base_url": fake.base_url}}
     chosen = make("b/count?n=2", **both)
     assert (ask(chosen).text, chosen.known_model) == ("0 1 ", "b/count?n=2")
@@ -331,11 +339,12 @@ def test_the_default_answers_where_none_is_named(make: Make, fake: FakeOpenAI) -
     assert (ask(first).text, first.known_model) == ("0 ", "a/count?n=1")
 
 
-def test_all_models_are_listed_and_who_is_down_hides_nobody(
+def test_provider_that_is_down_does_not_hide_other_models(
     make: Make, fake: FakeOpenAI, down: dict[str, str]
 ) -> None:
-    """Lists come in the order of the providers; the catalog has a group for each of them."""
+    """Lists are in the order of the providers; the catalog has a group for each."""
     upstream = make(gone=down, f={"base_url": fake.base_url}, fixed=down | {"models": ("x", "y")})
+    wait_listed(upstream, "f/count")
     models = upstream.models(UpstreamConnection())
     assert models[:2] == ["f/echo", "f/count"]
     assert models[-2:] == ["fixed/x", "fixed/y"]
@@ -346,17 +355,19 @@ def test_all_models_are_listed_and_who_is_down_hides_nobody(
     upstream.check(UpstreamConnection())
 
 
-def test_nobody_there_is_told_as_the_first_fault(make: Make, down: dict[str, str]) -> None:
-    """Where no provider answers, the lists and the check fail with the reason."""
+def test_lists_and_check_fail_with_the_first_fault_if_all_are_down(
+    make: Make, down: dict[str, str]
+) -> None:
+    """If no provider answers, lists and health check fail with the reason."""
     upstream = make(a=down, b=down)
-    for question in (upstream.models, upstream.catalog, upstream.check):
+    for query in (upstream.models, upstream.catalog, upstream.check):
         with pytest.raises(UpstreamError) as caught:
-            question(UpstreamConnection())
+            query(UpstreamConnection())
         assert caught.value.code == "upstream_refused"
 
 
-def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
-    """Its models are missing, those of the others are there, and it is request_record only once."""
+def test_silent_provider_does_not_hide_other_models(make: Make, fake: FakeOpenAI) -> None:
+    """Its models are missing, those of the others are listed, and one request is sent to it."""
     left = threading.Event()
 
     def silent(peer: Peer) -> None:
@@ -366,6 +377,7 @@ def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
 
     with RawServer(silent) as server:
         upstream = make(mute={"base_url": server.url}, f={"base_url": fake.base_url})
+        wait_listed(upstream, "f/count")
         for _ in range(2):
             (mute, none), (f, listed) = upstream.catalog(UpstreamConnection())
             assert (mute, none, f, listed[0]) == ("mute", [], "f", "f/echo")
@@ -375,10 +387,8 @@ def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
     assert left.wait(WAIT_TIMEOUT)
 
 
-def test_a_list_that_is_late_is_not_taken_for_none(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the only provider has not told yet, the catalog fails as it may pass."""
+def test_late_list_is_a_temporary_fault(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the only provider has not answered yet, the catalog fails as unreachable."""
 
     def silent(peer: Peer) -> None:
         peer.see_leave()
@@ -392,8 +402,8 @@ def test_a_list_that_is_late_is_not_taken_for_none(
         upstream.close()
 
 
-def test_an_interrupted_line_waits_for_no_list(make: Make, fake: FakeOpenAI) -> None:
-    """Whoever was stopped already gets what is known."""
+def test_interrupted_connection_does_not_wait_for_lists(make: Make, fake: FakeOpenAI) -> None:
+    """An interrupted connection gets the lists that are known."""
     connection = UpstreamConnection()
     connection.interrupt()
     upstream = make(a={"base_url": fake.base_url, "models": ("m",)}, b={"base_url": fake.base_url})
@@ -403,10 +413,10 @@ def test_an_interrupted_line_waits_for_no_list(make: Make, fake: FakeOpenAI) -> 
 # --- a whole Halt ---------------------------------------------------------------------------------
 
 
-def test_three_providers_behind_one_halt(
+def test_halt_with_three_providers_answers_and_stops_each(
     file: Path, fake: FakeOpenAI, start_halt: StartHalt
 ) -> None:
-    """Each kind answers by its name, each is stopped at its upstream, and health is told."""
+    """Each kind answers by its name and is stopped at its upstream."""
     halt = start_halt(HALT_CONFIG=file, CLAUDE_KEY="k-claude", WORK_KEY="k-work")
     client = halt.client()
     assert client.chat("claude/count?n=3").to_end().text == "0 1 2 "
@@ -417,9 +427,9 @@ def test_three_providers_behind_one_halt(
     assert unknown["error"]["code"] == "model_not_found"
     assert client.get("/healthz").json["upstream"] == "reachable"
     for model, text in (("claude/stall?n=1", "0 "), ("work/silent_headers", "")):
-        said = new_id()
-        with client.chat(model, said) as events:
-            record = request_record(fake, said)
+        prompt = new_id()
+        with client.chat(model, prompt) as events:
+            record = request_record(fake, prompt)
             events.until_text(text)
             assert client.stop(events.id).json["upstream"] == "closed"
             assert events.to_end().terminal["type"] == "cancelled"
@@ -427,8 +437,8 @@ def test_three_providers_behind_one_halt(
     assert "k-claude" not in halt.printed
 
 
-def test_a_wrong_file_ends_the_program_with_its_line(tmp_path: Path) -> None:
-    """Halt does not start on a file that is wrong, and says why, as for a wrong variable."""
+def test_wrong_file_ends_the_program_with_its_line(tmp_path: Path) -> None:
+    """Halt does not start with a wrong file, and its last line gives the reason."""
     path = tmp_path / "halt.toml"
     path.write_text(GOOD + 'key = "sk-secret"')
     status, printed = refused_start(HALT_CONFIG=path)
@@ -437,8 +447,8 @@ def test_a_wrong_file_ends_the_program_with_its_line(tmp_path: Path) -> None:
     assert "sk-secret" not in printed
 
 
-def test_a_request_is_not_changed_by_its_way(make: Make, fake: FakeOpenAI) -> None:
-    """The request that a run keeps still names the model as the user chose it."""
+def test_routing_does_not_change_the_request(make: Make, fake: FakeOpenAI) -> None:
+    """The request of a run keeps the model's full name."""
     upstream = make(a={"base_url": fake.base_url}, b={"base_url": fake.base_url})
     request = ChatRequest(HI, model="b/echo")
     upstream.open(request, UpstreamConnection()).close()
