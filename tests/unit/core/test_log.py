@@ -1,4 +1,4 @@
-"""The contract of a log, for every implementation of `EventLog` in the list below."""
+"""The contract of an event log, for each implementation of `EventLog` listed below."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ def failed() -> Terminal:
     return Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
 
 
-def told(events: list[tuple[int, Event]]) -> str:
+def joined_text(events: list[tuple[int, Event]]) -> str:
     return "".join(text_of(event) for _, event in events)
 
 
 def in_wait(log: EventLog) -> threading.Thread:
-    """A thread that waits at the log for more than there is, and is known to do so."""
+    """A thread that waits at the log for the next event. Returns when it waits."""
     thread = threading.Thread(target=log.wait, args=(log.last, WAIT_TIMEOUT))
     before = log.waiting
     thread.start()
     while log.waiting == before:
-        assert thread.is_alive(), "wait returned though nothing had come"
+        assert thread.is_alive(), "wait returned without an event"
     return thread
 
 
-def test_a_new_log_is_empty_and_open(log: EventLog) -> None:
-    """Nothing is in it, nobody waits, and reading from the start gives nothing."""
+def test_new_log_is_empty_and_open(log: EventLog) -> None:
+    """A new log has no events, no end and no waiting thread."""
     assert (log.last, log.ended, log.waiting, log.size, log.read(0)) == (0, None, 0, 0, [])
 
 
-def test_events_are_numbered_from_one_without_gaps(log: EventLog) -> None:
-    """Text keeps its order, the terminal event has the number behind the last text."""
+def test_append_numbers_events_from_one_without_gaps(log: EventLog) -> None:
+    """Events keep their order, and the terminal event has the number after the last text."""
     assert all(log.append(Content(text)) for text in "abc")
     assert log.end(done)
     assert log.read(0) == [
@@ -93,8 +93,8 @@ def test_events_are_numbered_from_one_without_gaps(log: EventLog) -> None:
     assert log.last == 4
 
 
-def test_every_offset_is_a_place_to_go_on_from(log: EventLog) -> None:
-    """Read after N gives all that is above N: nothing twice, nothing left out."""
+def test_read_after_any_offset_gives_all_later_events(log: EventLog) -> None:
+    """A read after N gives each event above N once."""
     for text in "abcdef":
         log.append(Content(text))
     whole = log.read(0)
@@ -104,10 +104,10 @@ def test_every_offset_is_a_place_to_go_on_from(log: EventLog) -> None:
 
 @pytest.mark.parametrize("first", [done, cancelled, failed])
 @pytest.mark.parametrize("second", [done, cancelled, failed])
-def test_the_first_end_wins(
+def test_end_after_an_end_is_refused(
     log: EventLog, first: Callable[[], Terminal], second: Callable[[], Terminal]
 ) -> None:
-    """Whatever ends a log ends it for good; a later end is refused and not even made."""
+    """The first end of a log is final; a later terminal event is refused and not even made."""
     assert log.end(first)
     winner = log.ended
 
@@ -119,16 +119,16 @@ def test_the_first_end_wins(
     assert log.last == 1
 
 
-def test_nothing_is_added_behind_the_end(log: EventLog) -> None:
-    """Text that comes after the terminal event is refused, and no number is used for it."""
+def test_append_after_the_end_is_refused(log: EventLog) -> None:
+    """Text after the terminal event is refused and gets no number."""
     log.append(Content("before"))
     log.end(cancelled)
     assert not log.append(Content("after"))
-    assert (told(log.read(0)), log.last) == ("before", 2)
+    assert (joined_text(log.read(0)), log.last) == ("before", 2)
 
 
-def test_an_end_that_cannot_be_made_leaves_the_log_open(log: EventLog) -> None:
-    """When making the terminal event fails, the log is as it was and can still be ended."""
+def test_end_that_raises_leaves_the_log_open(log: EventLog) -> None:
+    """If making the terminal event raises, the log is unchanged and can still be ended."""
 
     def broken() -> Terminal:
         raise ZeroDivisionError
@@ -140,16 +140,16 @@ def test_an_end_that_cannot_be_made_leaves_the_log_open(log: EventLog) -> None:
     assert log.end(done)
 
 
-def test_reading_changes_nothing(log: EventLog) -> None:
-    """Many readers at different places see the same events under the same numbers."""
+def test_read_leaves_the_log_unchanged(log: EventLog) -> None:
+    """Many readers at different offsets get the same events under the same numbers."""
     for text in "abc":
         log.append(Content(text))
     assert [log.read(1) for _ in range(3)] == [[(2, Content("b")), (3, Content("c"))]] * 3
     assert log.last == 3
 
 
-def test_what_was_let_go_is_refused_and_never_passed_over(make_log: MakeLog) -> None:
-    """A reader below the kept part gets OffsetLost; one at its edge gets all that is left."""
+def test_read_below_the_kept_part_raises_offset_lost(make_log: MakeLog) -> None:
+    """A reader below the kept part gets OffsetLost, one at its edge all kept events."""
     log = make_log(1_024)
     while not lost(log, 0):
         assert log.append(Content("x" * 100))
@@ -171,29 +171,29 @@ def lost(log: EventLog, after: int) -> bool:
 
 
 @pytest.mark.parametrize("text", ["a", "x" * 300, "é" * 300, "中" * 300, "👋" * 300])
-def test_memory_is_bounded_in_every_script(make_log: MakeLog, text: str) -> None:
-    """However long the answer, the log keeps to its bytes; the newest event always stays."""
+def test_log_memory_is_bounded_for_every_script(make_log: MakeLog, text: str) -> None:
+    """However long the answer, the log keeps its limit in bytes, and always the newest event."""
     log, limit = make_log(10_000), 10_000
     for _ in range(500):
         log.append(Content(text))
         assert log.size <= limit
         assert log.size >= len(text.encode())
-        assert told(log.read(log.last - 1)) == text
+        assert joined_text(log.read(log.last - 1)) == text
     log.end(done)
     assert log.size <= limit + EVENT_OVERHEAD
 
 
-def test_an_event_larger_than_the_limit_is_kept_alone(make_log: MakeLog) -> None:
-    """A single huge piece is still delivered: a bound never makes text vanish unseen."""
+def test_append_of_an_event_above_the_limit_keeps_it_alone(make_log: MakeLog) -> None:
+    """A single event above the limit is still delivered."""
     log = make_log(1_024)
     log.append(Content("first"))
     log.append(Content("x" * 5_000))
-    assert len(told(log.read(1))) == 5_000
+    assert len(joined_text(log.read(1))) == 5_000
     assert lost(log, 0)
 
 
-def test_wait_returns_at_once_when_there_is_something(log: EventLog) -> None:
-    """A reader that is behind never waits, and neither does one at the end of an ended log."""
+def test_wait_with_events_or_an_end_returns_at_once(log: EventLog) -> None:
+    """A reader that is behind does not wait, nor does one at the end of an ended log."""
     log.append(Content("a"))
     log.wait(0, WAIT_TIMEOUT * 100)
     log.end(done)
@@ -202,8 +202,8 @@ def test_wait_returns_at_once_when_there_is_something(log: EventLog) -> None:
     assert log.waiting == 0
 
 
-def test_a_listener_is_told_of_each_event_that_can_be_read(log: EventLog) -> None:
-    """Text and the end; with nothing locked, so that it can read, wait and leave."""
+def test_listener_is_called_after_each_event_without_a_lock(log: EventLog) -> None:
+    """A listener is called for text and for the end; it can read and unsubscribe."""
     seen: list[int] = []
 
     def listener() -> None:
@@ -221,8 +221,8 @@ def test_a_listener_is_told_of_each_event_that_can_be_read(log: EventLog) -> Non
     assert seen == [1, 2, 3]
 
 
-def test_listeners_come_and_go(log: EventLog) -> None:
-    """Each is told as long as it is subscribed; leaving twice is harmless."""
+def test_listener_is_called_only_while_subscribed(log: EventLog) -> None:
+    """Each listener is called while it is subscribed; unsubscribing twice is harmless."""
     seen: list[str] = []
     first, second = (lambda: seen.append("first")), (lambda: seen.append("second"))
     log.subscribe(first)
@@ -235,13 +235,13 @@ def test_listeners_come_and_go(log: EventLog) -> None:
     assert seen == ["first", "first", "second", "second"]
 
 
-@pytest.mark.parametrize("what", ["append", "end", "wake"])
-def test_whoever_waits_is_woken_by(log: EventLog, what: str) -> None:
-    """Text, the end and `wake` each reach every reader that waits, long before its timeout."""
+@pytest.mark.parametrize("cause", ["append", "end", "wake"])
+def test_wait_is_woken_by_append_end_and_wake(log: EventLog, cause: str) -> None:
+    """Text, the end and `wake` each wake every waiting thread long before its timeout."""
     waiters = [in_wait(log) for _ in range(3)]
     assert log.waiting == 3
     {"append": lambda: log.append(Content("a")), "end": lambda: log.end(done), "wake": log.wake}[
-        what
+        cause
     ]()
     for thread in waiters:
         thread.join(WAIT_TIMEOUT / 2)
@@ -249,8 +249,8 @@ def test_whoever_waits_is_woken_by(log: EventLog, what: str) -> None:
     assert log.waiting == 0
 
 
-def test_wait_ends_by_itself(log: EventLog) -> None:
-    """Without anything to tell, a wait returns after its timeout, so that a reader can speak."""
+def test_wait_without_events_returns_after_its_timeout(log: EventLog) -> None:
+    """Without an event a wait returns after its timeout, so that a reader can send a heartbeat."""
     log.wait(0, 0.01)
     assert (log.last, log.waiting) == (0, 0)
 
@@ -260,8 +260,8 @@ def ends(log: EventLog, make: Callable[[], Terminal]) -> tuple[bool, Terminal | 
     return log.end(make), log.ended
 
 
-def test_many_ends_at_once_have_one_winner(make_log: MakeLog) -> None:
-    """Law: of many ends at the same moment exactly one wins, and everyone sees that one."""
+def test_concurrent_ends_have_one_winner(make_log: MakeLog) -> None:
+    """Law: of concurrent ends exactly one wins, and every thread sees that one."""
     makers = [done, cancelled, failed, cancelled]
     for _ in range(REPEATS):
         log = make_log(ROOMY)
@@ -271,8 +271,8 @@ def test_many_ends_at_once_have_one_winner(make_log: MakeLog) -> None:
         assert log.read(0) == [(1, log.ended)]
 
 
-def test_text_against_the_end_is_either_in_or_refused(make_log: MakeLog) -> None:
-    """Law: an append that was accepted stands before the end; one that was refused, nowhere."""
+def test_append_racing_the_end_is_before_it_or_refused(make_log: MakeLog) -> None:
+    """Law: an accepted append stands before the end; a refused one is not in the log."""
     for _ in range(REPEATS):
         log = make_log(ROOMY)
         accepted, _, won = together(
@@ -281,14 +281,14 @@ def test_text_against_the_end_is_either_in_or_refused(make_log: MakeLog) -> None
             partial(log.end, done),
         )
         assert won
-        text = told(log.read(0))
+        text = joined_text(log.read(0))
         assert ("a" in text) is accepted
         assert log.read(0)[-1][1] is log.ended
         assert [seq for seq, _ in log.read(0)] == list(range(1, log.last + 1))
 
 
-def test_readers_of_a_log_that_is_written_all_see_the_same(make_log: MakeLog) -> None:
-    """Law: readers that come at any time and go on from their last number miss nothing."""
+def test_readers_during_writing_all_get_the_same_text(make_log: MakeLog) -> None:
+    """Law: readers that continue from their last number miss nothing."""
     log, texts = make_log(ROOMY), [f"{n} " for n in range(2_000)]
 
     def write() -> str:
@@ -319,7 +319,7 @@ class Simple(RuleBasedStateMachine):
         self.log = self.make(2_000)
         self.model: list[Event] = []
         self.over = False
-        self.edge = 0  # events that the log was seen to have let go
+        self.edge = 0  # events that the log was seen to have dropped
 
     @rule(text=st.text(max_size=400))
     def append(self, text: str) -> None:
@@ -342,7 +342,7 @@ class Simple(RuleBasedStateMachine):
         if lost(self.log, after):
             self.edge = max(self.edge, after + 1)
             return
-        assert after >= self.edge, "events that were let go came back"
+        assert after >= self.edge, "dropped events came back"
         assert self.log.read(after) == list(enumerate(self.model[after:], after + 1))
 
     @invariant()
@@ -357,14 +357,14 @@ TestSimpleModel.settings = settings(max_examples=50, stateful_step_count=40, dea
 
 
 @given(texts=st.lists(st.text()), after=st.integers(0, 60))
-def test_an_answer_read_in_two_parts_is_the_whole(texts: list[str], after: int) -> None:
-    """What was read before a lost connection and what is read after it make the answer."""
+def test_read_in_two_parts_gives_the_whole_answer(texts: list[str], after: int) -> None:
+    """Law: the events before a lost connection and those after it make the answer."""
     for make in IMPLEMENTATIONS.values():
         log = make(10_000_000)
         for text in texts:
             log.append(Content(text))
         after = min(after, log.last)
-        assert told(log.read(0)[:after]) + told(log.read(after)) == "".join(texts)
+        assert joined_text(log.read(0)[:after]) + joined_text(log.read(after)) == "".join(texts)
 
 
 # --- a log that has ended -------------------------------------------------------------------------
@@ -390,10 +390,10 @@ def make_ended(request: pytest.FixtureRequest) -> Callable[..., EventLog]:
 
 @pytest.mark.parametrize("end", [done, cancelled, failed])
 @pytest.mark.parametrize("text", ["", "a", "abcdef"])
-def test_an_ended_log_replays_from_every_offset(
+def test_ended_log_replays_from_every_offset(
     make_ended: Callable[..., EventLog], text: str, end: Callable[[], Terminal]
 ) -> None:
-    """The same numbers and events, the terminal one last, for a reader from anywhere."""
+    """A reader from any offset gets the same numbers and events, the terminal event last."""
     events = [Content(letter) for letter in text]
     log = make_ended(events, end)
     whole = [*enumerate(events, 1), (len(text) + 1, end())]
@@ -402,22 +402,22 @@ def test_an_ended_log_replays_from_every_offset(
         assert log.read(after) == whole[after:]
 
 
-def test_an_ended_log_takes_nothing_and_lets_nobody_wait(
+def test_ended_log_refuses_events_and_waits_for_nothing(
     make_ended: Callable[..., EventLog],
 ) -> None:
-    """Later events are refused, a second end is not even made, and waiting returns at once."""
+    """Later events are refused, a second end is not made, and a wait returns at once."""
     log = make_ended([Content("a")], done)
     assert not log.append(Content("b"))
     assert not log.end(lambda: pytest.fail("it was made"))
     log.wait(log.last, WAIT_TIMEOUT * 100)
     log.subscribe(lambda: pytest.fail("it was called"))
     log.wake()
-    assert (told(log.read(0)), log.waiting) == ("a", 0)
+    assert (joined_text(log.read(0)), log.waiting) == ("a", 0)
     assert log.size >= EVENT_OVERHEAD
 
 
-def test_a_gap_before_the_end_is_passed_over() -> None:
-    """Readers may have seen events that a process that died had not written: none is told twice."""
+def test_stored_log_gap_before_the_end_is_skipped() -> None:
+    """Readers may have seen events that a process that died had not saved; no number is used twice."""
     log = stored_log([(1, Content("a")), (2, Content("b")), (100_002, failed())])
     assert [number for number, _ in log.read(0)] == [1, 2, 100_002]
     for seen in (2, 3, 57, 100_001):
@@ -425,15 +425,15 @@ def test_a_gap_before_the_end_is_passed_over() -> None:
     assert (log.first, log.last) == (1, 100_002)
 
 
-def test_events_before_any_other_gap_are_refused() -> None:
-    """What was lost in the middle is never passed over in silence."""
+def test_stored_log_events_before_another_gap_are_refused() -> None:
+    """Events before a gap in the middle are refused with OffsetLost, never skipped."""
     log = stored_log([(1, Content("a")), (3, Content("c")), (4, Content("d")), (5, done())])
     for below in (0, 1):
         assert lost(log, below)
     assert [number for number, _ in log.read(2)] == [3, 4, 5]
 
 
-def test_a_stored_log_has_an_end() -> None:
-    """Only what is over is read from a store."""
+def test_stored_log_without_an_end_raises() -> None:
+    """Only an ended log is read from a store."""
     with pytest.raises(ValueError, match="terminal"):
         stored_log([(1, Content("a"))])

@@ -1,4 +1,4 @@
-"""The figures of a run: what each means, how exact it is, and that anybody may look at any time."""
+"""The figures of a run: their meaning, their accuracy, and reads from any thread at any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ERROR = 0.07
 
 
 class Clock:
-    """Time as the test wants it."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.at = 100.0
@@ -29,9 +29,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(module, "now", made)
-    return made
+    clock = Clock()
+    monkeypatch.setattr(module, "now", clock)
+    return clock
 
 
 # --- gaps -----------------------------------------------------------------------------------------
@@ -41,22 +41,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     gaps=st.lists(st.floats(0, 10_000), min_size=1, max_size=300),
     q=st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]),
 )
-def test_a_quantile_is_exact_to_seven_percent(gaps: list[float], q: float) -> None:
-    """Law: whatever the durations, a quantile is the true one, to 7 percent or 0.006 ms."""
+def test_gaps_quantile_is_exact_to_7_percent(gaps: list[float], q: float) -> None:
+    """Law: for any durations a quantile is the true one, to 7 percent or 0.006 ms."""
     histogram = Gaps()
     for gap in gaps:
         histogram.add(gap)
-    found = histogram.quantile(q)
+    quantile = histogram.quantile(q)
     # The product is rounded as the histogram does it: 0.9 * 10 may be a little more than 9.
     rank = max(1, math.ceil(q * len(gaps)))
-    true = [sorted(gaps)[each] * 1000 for each in {rank - 1, max(0, rank - 2)}]
-    assert found is not None
-    assert any(abs(found - each) <= ERROR * each + ROUNDING for each in true)
+    exact = [sorted(gaps)[index] * 1000 for index in {rank - 1, max(0, rank - 2)}]
+    assert quantile is not None
+    assert any(abs(quantile - value) <= ERROR * value + ROUNDING for value in exact)
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 50)), min_size=1, max_size=20))
-def test_many_of_one_duration_are_counted_at_once(counted: list[tuple[float, int]]) -> None:
-    """Law: counting a duration n times is the same as counting it n times over."""
+def test_gaps_add_with_a_count_equals_repeated_adds(counted: list[tuple[float, int]]) -> None:
+    """Law: adding a duration with count n is the same as adding it n times."""
     one, other = Gaps(), Gaps()
     for seconds, count in counted:
         one.add(seconds, count)
@@ -66,23 +66,23 @@ def test_many_of_one_duration_are_counted_at_once(counted: list[tuple[float, int
 
 
 @given(st.floats(0, 86_400), st.floats(0, 86_400))
-def test_quantiles_keep_the_order_of_durations(one: float, other: float) -> None:
-    """Law: a longer duration is never shown as the shorter one."""
-    shown = []
+def test_gaps_quantile_keeps_the_order_of_durations(one: float, other: float) -> None:
+    """Law: a longer duration never gets the smaller quantile."""
+    quantiles = []
     for seconds in sorted((one, other)):
         histogram = Gaps()
         histogram.add(seconds)
-        shown.append(histogram.quantile(0.5) or 0.0)
-    assert shown == sorted(shown)
+        quantiles.append(histogram.quantile(0.5) or 0.0)
+    assert quantiles == sorted(quantiles)
 
 
-def test_of_no_gaps_there_is_no_quantile() -> None:
-    """A run of one piece has no gaps, and says so by None."""
+def test_gaps_quantile_without_gaps_is_none() -> None:
+    """A run of one piece has no gaps, and its quantiles are None."""
     assert Gaps().quantile(0.5) is None
 
 
-def test_a_histogram_takes_bounded_memory() -> None:
-    """A day in steps that grow by a thousandth: eight buckets for each doubling, no more."""
+def test_gaps_memory_is_at_most_eight_buckets_per_doubling() -> None:
+    """Durations up to a day, in steps of a thousandth, take at most eight buckets per doubling."""
     histogram, seconds = Gaps(), 1e-6
     while seconds < 86_400:
         histogram.add(seconds)
@@ -90,8 +90,8 @@ def test_a_histogram_takes_bounded_memory() -> None:
     assert len(histogram._counts) <= 8 * math.ceil(math.log2(86_400 * 1e6))
 
 
-def test_others_may_look_while_one_counts() -> None:
-    """Law: a quantile that is asked for while durations are added is one of those added."""
+def test_gaps_quantile_during_adds_is_one_of_the_added() -> None:
+    """Law: a quantile that is computed while durations are added is one of those added."""
     histogram, done = Gaps(), threading.Event()
     histogram.add(1.0)
 
@@ -102,9 +102,9 @@ def test_others_may_look_while_one_counts() -> None:
 
     def look() -> None:
         while not done.is_set():
-            found = histogram.quantile(0.99)
-            assert found is not None
-            assert found >= 930.0
+            quantile = histogram.quantile(0.99)
+            assert quantile is not None
+            assert quantile >= 930.0
 
     together(add, look, look)
 
@@ -112,8 +112,8 @@ def test_others_may_look_while_one_counts() -> None:
 # --- a run's figures ------------------------------------------------------------------------------
 
 
-def test_the_figures_of_a_run(clock: Clock) -> None:
-    """Times from the first token on, rates without the token that opens the interval."""
+def test_snapshot_has_times_from_the_first_token_on(clock: Clock) -> None:
+    """Times count from the first token, and rates leave out the token that opens the interval."""
     meter = Meter()
     assert meter.snapshot().ttft_ms is None
     clock.at += 0.5
@@ -132,8 +132,8 @@ def test_the_figures_of_a_run(clock: Clock) -> None:
     assert figures.reasoning_ms is None
 
 
-def test_pieces_that_come_together_have_no_gap(clock: Clock) -> None:
-    """Nine of ten pieces came together with another: the median gap is nothing."""
+def test_snapshot_gap_between_pieces_of_one_read_is_zero(clock: Clock) -> None:
+    """If nine of ten pieces come in a read with another, the median gap is 0."""
     meter = Meter()
     for _ in range(5):
         clock.at += 1.0
@@ -143,7 +143,7 @@ def test_pieces_that_come_together_have_no_gap(clock: Clock) -> None:
     assert figures.gap_p99_ms == pytest.approx(1000, rel=ERROR)
 
 
-def test_the_provider_s_count_goes_before_ours(clock: Clock) -> None:
+def test_snapshot_has_the_reported_token_count_before_the_estimate(clock: Clock) -> None:
     """Where usage was reported, tokens and their rate are the provider's."""
     meter = Meter()
     meter.received(1, 1)
@@ -155,8 +155,8 @@ def test_the_provider_s_count_goes_before_ours(clock: Clock) -> None:
     assert figures.tokens_per_second == 100.0
 
 
-def test_reasoning_is_measured_up_to_the_answer(clock: Clock) -> None:
-    """From the first thought to the first text of the answer, or to the last thought."""
+def test_snapshot_reasoning_time_ends_at_the_answers_first_text(clock: Clock) -> None:
+    """It is from the first thought to the answer's first text, or to the last thought."""
     meter = Meter()
     meter.reasoned = True
     meter.received(0, 1)
@@ -171,8 +171,8 @@ def test_reasoning_is_measured_up_to_the_answer(clock: Clock) -> None:
     assert (figures.reasoning_ms, figures.streaming_ms) == (3000.0, 4000.0)
 
 
-def test_a_sign_of_life_is_no_token(clock: Clock) -> None:
-    """An empty part, or a tool at work, keeps a run alive and changes no figure."""
+def test_received_without_pieces_changes_no_figure(clock: Clock) -> None:
+    """An empty part, or a running tool, renews `last_at` and changes no figure."""
     meter = Meter()
     clock.at += 1.0
     meter.received(0, 0)
@@ -183,8 +183,8 @@ def test_a_sign_of_life_is_no_token(clock: Clock) -> None:
     assert (meter.snapshot().ttft_ms, meter.snapshot().chunks) == (None, 0)
 
 
-def test_figures_never_contradict_themselves() -> None:
-    """Law: whoever looks while the first tokens come sees no time below nothing."""
+def test_snapshot_during_the_first_tokens_is_consistent() -> None:
+    """Law: a snapshot while the first tokens arrive has no negative time."""
     for _ in range(200):
         meter = Meter()
 

@@ -1,6 +1,6 @@
-"""The relay: fair among streams, quick for a Stop, never silently dead, and each process's own.
+"""The relay: fair among streams, quick for a Stop, never silently dead, one in each process.
 
-Scripted models where the order matters, real servers for what comes over a wire.
+Scripted models where the order matters, real servers for data over a connection.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ FLOODS = 20
 
 
 class FloodReply(ScriptedReply):
-    """A model that has always more to say."""
+    """A model that always has more text to read."""
 
     def __init__(self, order: list[str]) -> None:
         super().__init__()
         self._order = order
+        self.may_read = threading.RLock()  # a test that holds it stops the reads
         self.feed("a")
 
     @property
@@ -60,12 +61,13 @@ class FloodReply(ScriptedReply):
         return True
 
     def _next(self, timeout: float) -> Part:
-        self._order.append("flood")
+        with self.may_read:
+            self._order.append("flood")
         return text_part("x")
 
 
-class Noted(ScriptedReply):
-    """One whose close is noted among the reads of others."""
+class RecordedClose(ScriptedReply):
+    """A reply that records its close among the reads of others."""
 
     def __init__(self, order: list[str]) -> None:
         super().__init__()
@@ -104,8 +106,8 @@ def ended(run: Run) -> Run:
 # --- the loop -------------------------------------------------------------------------------------
 
 
-def test_what_is_posted_is_done_in_its_order(relay: Relay) -> None:
-    """Also what is posted by the relay itself, and while it works on other posts."""
+def test_relay_does_posts_in_their_order(relay: Relay) -> None:
+    """Posts are done in order, also those of the relay thread itself and those during others."""
     done: list[int] = []
     over = threading.Event()
 
@@ -128,8 +130,8 @@ def test_what_is_posted_is_done_in_its_order(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("kind", ["works", "sockets"])
-def test_posts_come_between_the_works_of_one_turn(relay: Relay, kind: str) -> None:
-    """Neither sockets that can be read nor works of the turn before hold up a Stop that comes."""
+def test_relay_takes_posts_between_the_works_of_one_turn(relay: Relay, kind: str) -> None:
+    """A Stop waits neither for readable sockets nor for the works of the turn before."""
     order: list[str] = []
     over = threading.Event()
     pairs = [socket.socketpair() for _ in range(FLOODS)]
@@ -159,8 +161,8 @@ def test_posts_come_between_the_works_of_one_turn(relay: Relay, kind: str) -> No
         theirs.close()
 
 
-def test_a_cancelled_timer_does_nothing(relay: Relay) -> None:
-    """And one that is due is called once, in the order of the times."""
+def test_relay_timers_are_called_by_time_except_cancelled_ones(relay: Relay) -> None:
+    """Each due timer is called once, in the order of the times."""
     done: list[str] = []
     over = threading.Event()
 
@@ -176,8 +178,8 @@ def test_a_cancelled_timer_does_nothing(relay: Relay) -> None:
     assert done == ["first", "second"]
 
 
-def test_a_silent_relay_makes_no_turn(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sleeps in its selector while there is nothing to do, whatever is open."""
+def test_relay_without_work_makes_no_turn(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay waits in its selector while there is nothing to do."""
     turns = [0]
     turn = relay._turn
 
@@ -197,8 +199,8 @@ def test_a_silent_relay_makes_no_turn(relay: Relay, monkeypatch: pytest.MonkeyPa
 # --- many runs ------------------------------------------------------------------------------------
 
 
-def test_runs_that_nobody_reads_cost_no_thread(make: Make) -> None:
-    """200 of them are read by the one relay; a thread is there while one is opened, and no more."""
+def test_runs_without_readers_have_no_thread_of_their_own(make: Make) -> None:
+    """The one relay reads 200 runs; a run has a thread only while it is opened."""
     upstream = ScriptedUpstream()
     generations = make(upstream, max_streams=200)
     runs = [generations.start(ChatRequest(HI)) for _ in range(200)]
@@ -207,12 +209,13 @@ def test_runs_that_nobody_reads_cost_no_thread(make: Make) -> None:
     for reply in replies:
         reply.feed("a")
     wait_until(lambda: all(run.log.last == 1 for run in runs))
-    assert sorted(halt_threads()) == ["halt-keeper", "halt-relay"]
+    wait_until(lambda: sorted(halt_threads()) == ["halt-keeper", "halt-relay"])
     assert {name for reply in replies for name in reply.readers} == {"halt-relay"}
 
 
-def test_a_flood_holds_up_no_stop(make: Make) -> None:
-    """Models that write as fast as they can are read once each, at most, before a Stop is done."""
+def test_stop_waits_for_at_most_one_read_of_a_flood(make: Make) -> None:
+    """Models that send without pause are read at most once more before a Stop closes its
+    connection."""
     order: list[str] = []
     floods = [FloodReply(order) for _ in range(FLOODS)]
     upstream = ScriptedUpstream(*floods)
@@ -220,7 +223,7 @@ def test_a_flood_holds_up_no_stop(make: Make) -> None:
     for n in range(FLOODS):
         generations.start(ChatRequest(HI))
         upstream.reply(n)
-    other = Noted(order)
+    other = RecordedClose(order)
     upstream._script.append(other)
     run = generations.start(ChatRequest(HI))
     upstream.reply(FLOODS)
@@ -229,20 +232,23 @@ def test_a_flood_holds_up_no_stop(make: Make) -> None:
     wait_until(lambda: len(order) > 10 * FLOODS)
     post = generations.relay.post
 
-    def noted(work: Callable[[], None]) -> None:
-        if run.log.ended is not None:
-            order.append("posted")
-        post(work)
+    def recorded(work: Callable[[], None]) -> None:
+        with contextlib.ExitStack() as stack:  # no flood is read between the entry and the post
+            for flood in floods:
+                stack.enter_context(flood.may_read)
+            if run.log.ended is not None:
+                order.append("posted")
+            post(work)
 
-    generations.relay.post = noted  # type: ignore[method-assign]
+    generations.relay.post = recorded  # type: ignore[method-assign]
     run.cancel("stop")
     assert other.over.wait(WAIT_TIMEOUT)
     between = order[order.index("posted") : order.index("closed")]
     assert between.count("flood") <= 2
 
 
-def test_streams_take_turns(make: Make) -> None:
-    """A stream that has all its text there already is read no more often than its neighbour."""
+def test_relay_reads_streams_in_turns(make: Make) -> None:
+    """A stream whose text has all arrived is read no more often than its neighbour."""
     order: list[str] = []
     flood = FloodReply(order)
     other = ScriptedReply()
@@ -264,10 +270,9 @@ def test_streams_take_turns(make: Make) -> None:
     before = len(order)
     hold.set()
     wait_until(lambda: run.log.last == 3)
-    come_by_then = len(order) - before
-    times = run._times
-    assert len(times) == 3
-    assert come_by_then >= 2, "the other one was read in its turns"
+    flood_reads = len(order) - before
+    assert len(run.timed_texts(0, 3)) == 3
+    assert flood_reads >= 2, "the flood was read between the other's reads"
 
 
 # --- over a wire ----------------------------------------------------------------------------------
@@ -278,10 +283,10 @@ def event(text: str) -> bytes:
     return b"data: " + chunk % text.encode() + b"\n\n"
 
 
-def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
+def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """16 kB of gzip become no turn of more than 64 kB; others are read, and a Stop is obeyed."""
+    """Between 64 kB parts of a gzip body others are read, and a Stop ends it."""
     packed = gzip.compress(event("x" * 1000) * 8_000, 9)
     head = OK + b"Content-Type: text/event-stream\r\n"
     speak = threading.Event()
@@ -312,8 +317,8 @@ def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
         which = bodies.index(id(self))
         data = read(self)
         reads.append((which, len(data)))
-        turns = [each for each, _ in reads].count(1)
-        if which == 1 and turns == 3:  # the other one speaks now
+        turns = [body for body, _ in reads].count(1)
+        if which == 1 and turns == 3:  # the other server sends now
             speak.set()
             assert readable(first[0])
         if which == 1 and turns == 10:
@@ -349,10 +354,11 @@ def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_the_end_of_a_complete_answers_framing(
+def test_relay_waits_shortly_for_the_end_of_an_answers_framing(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
-    """Behind [DONE] it is waited for, so that the connection serves the next run; not for long."""
+    """The relay waits for the framing's end, so that the connection can serve the next run; not for
+    long."""
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT if ends else 0.05)
     config = fake_config(fake)
     generations = make(make_upstream(config), config)
@@ -369,10 +375,10 @@ def test_the_end_of_a_complete_answers_framing(
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_the_end_of_a_round_of_tools_framing(
+def test_relay_waits_shortly_for_the_end_of_a_rounds_framing(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
-    """The same before the tools run, so that the connection serves the next round."""
+    """The relay waits before the tools run, so that the connection can serve the next round."""
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT if ends else 0.05)
     config = fake_config(fake)
     generations = make(make_upstream(config), config)
@@ -396,14 +402,12 @@ def test_the_end_of_a_round_of_tools_framing(
 
 
 @pytest.mark.parametrize("how", ["stop", "counted", "limit", "left"])
-def test_an_end_before_the_framing_of_a_round_of_tools_has_ended(
+def test_end_during_a_rounds_framing_starts_no_tool(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """No tool is begun, the connection is closed at once, and a count that has come is told."""
+    """No tool starts, the connection closes at once, and a received usage is reported."""
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT)
-    config = fake_config(
-        fake, exact_usage=True, gap_timeout=0.2 if how == "limit" else WAIT_TIMEOUT
-    )
+    config = fake_config(fake, exact_usage=True, gap_timeout=1_000.0)
     generations = make(make_upstream(config), config)
     called: list[str] = []
     counts: list[dict[str, Any]] = []
@@ -422,7 +426,10 @@ def test_an_end_before_the_framing_of_a_round_of_tools_has_ended(
     wait_until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
     if how == "left":
         run.leave(viewer)
-    elif how != "limit":
+    elif how == "limit":
+        run.meter.last_at -= 1_001.0
+        run.check_limits_soon()
+    else:
         generations.stop(run.id, None)
     assert ended(run).state == ("error" if how == "limit" else "cancelled")
     assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
@@ -442,10 +449,10 @@ def readable(number: int) -> bool:
 # --- faults ---------------------------------------------------------------------------------------
 
 
-def test_a_fault_in_one_runs_turn_ends_that_run(
+def test_exception_in_one_runs_turn_ends_that_run_alone(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told its end and logged with its trace; the others, and the relay, go on."""
+    """The run fails and its traceback is logged; other runs and the relay go on."""
     feed = ChatDecoder.feed
 
     def broken(self: ChatDecoder, raw: bytes) -> Part:
@@ -470,7 +477,7 @@ def test_a_fault_in_one_runs_turn_ends_that_run(
 
 
 def dead(generations: GenerationService, runs: list[Run], caplog: pytest.LogCaptureFixture) -> None:
-    """What holds in a program whose relay has failed."""
+    """Assert what holds in a program whose relay has failed."""
     for run in runs:
         assert isinstance(ended(run).log.ended, Failed)
         assert run.log.ended.error.code == "internal"  # type: ignore[union-attr]
@@ -480,10 +487,10 @@ def dead(generations: GenerationService, runs: list[Run], caplog: pytest.LogCapt
         generations.start(ChatRequest(HI))
 
 
-def test_a_relay_that_has_failed_is_no_silence(
+def test_relay_exception_fails_every_run_and_new_starts(
     make: Make, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In a program every open run fails, its readers see it, and nothing new is begun."""
+    """Every open run fails, its readers get that event, and new starts are refused."""
     upstream = ScriptedUpstream()
     generations = make(upstream)
     runs = [generations.start(ChatRequest(HI)) for _ in range(3)]
@@ -501,15 +508,15 @@ def test_a_relay_that_has_failed_is_no_silence(
         assert isinstance(reader.finish()[-1][1], Failed)
 
 
-def test_a_turn_that_does_not_end_is_a_failed_relay(
+def test_relay_turn_without_end_counts_as_a_failed_relay(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper sees it, though the relay itself can say nothing."""
-    monkeypatch.setattr(module, "STALL_MAX", 0.1)
+    """The keeper finds the hanging turn and fails the runs."""
     upstream = ScriptedUpstream()
     generations = make(upstream)
     run = generations.start(ChatRequest(HI))
     upstream.reply().wait_reads()
+    monkeypatch.setattr(module, "STALL_MAX", 0.1)  # not before: a slow machine's turns are long
     go_on = threading.Event()
 
     def stall() -> None:
@@ -522,10 +529,10 @@ def test_a_turn_that_does_not_end_is_a_failed_relay(
         go_on.set()
 
 
-def test_a_process_that_was_held_in_a_turn_is_not_given_up(
+def test_keeper_gives_the_relay_up_after_two_looks_at_one_long_turn(
     caplog: pytest.LogCaptureFixture, make: Make
 ) -> None:
-    """A turn is too long when it is under way at two looks; it is given up, and told, once."""
+    """One look is not enough, since the process may have been paused; the failure is logged once."""
     generations = make(ScriptedUpstream())  # without threads: nothing is started
     relay = generations.relay
     for relay.turn_began in (0.0, 1.0, None, 1.0):
@@ -538,16 +545,14 @@ def test_a_process_that_was_held_in_a_turn_is_not_given_up(
 
 
 class FaultyServer(HaltServer):
-    """Halt whose relay breaks when it is told to."""
+    """Halt whose relay fails on request."""
 
     command = ("-m", "gunicorn", "tests.support.faulty_app:app")
 
 
 @pytest.mark.parametrize("how", ["raise", "stall"])
-def test_a_worker_whose_relay_has_failed_is_replaced(
-    fake: FakeOpenAI, how: str, tmp_path: Path
-) -> None:
-    """Every thread's stack is printed, another worker comes, and the text is in the journal."""
+def test_worker_with_a_failed_relay_is_replaced(fake: FakeOpenAI, how: str, tmp_path: Path) -> None:
+    """All stacks are printed, another worker starts, and the saved text can be read from it."""
     env = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", "TEST_STALL_MAX": "0.2"}
     server = FaultyServer({**env, "HALT_DATA": str(tmp_path)})
     try:
@@ -597,8 +602,9 @@ program.close()
 """
 
 
-def test_a_child_process_has_a_relay_of_its_own(fake: FakeOpenAI) -> None:
-    """It uses the library that its parent has begun to use, and disturbs nothing of it."""
+def test_child_process_has_its_own_relay(fake: FakeOpenAI) -> None:
+    """A forked child can use the library that its parent uses, and disturbs none of the parent's
+    runs."""
     with subprocess.Popen(
         [sys.executable, "-c", FORKS, fake.base_url],
         env=halt_environment({"PYTHONPATH": os.getcwd()}),
@@ -609,11 +615,11 @@ def test_a_child_process_has_a_relay_of_its_own(fake: FakeOpenAI) -> None:
     ) as program:
         assert program.stdin is not None
         assert program.stdout is not None
-        told = program.stdout.readline() + program.stdout.readline()
-        if not told.endswith("forked\n"):
+        printed = program.stdout.readline() + program.stdout.readline()
+        if not printed.endswith("forked\n"):
             program.kill()
-            pytest.fail(told + program.stdout.read())
-        assert told == "in the child; in another ['halt-relay']\nforked\n"
+            pytest.fail(printed + program.stdout.read())
+        assert printed == "in the child; in another ['halt-relay']\nforked\n"
         stalled = next(record for record in fake.requests if record.body["model"] != "echo")
         stalled.release()
         rest, _ = program.communicate("\n", 3 * WAIT_TIMEOUT)

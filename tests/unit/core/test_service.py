@@ -71,20 +71,20 @@ def broken(run: Run) -> None:
 # --- callbacks ------------------------------------------------------------------------------------
 
 
-def test_a_broken_callback_of_the_end_is_logged_and_the_place_is_free(
+def test_on_end_that_raises_is_logged_and_the_place_is_free(
     make_stage: MakeStage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An answer that the model ended is done, whatever the callback raises."""
+    """An answer that the model ended is done, also if the callback raises."""
     run = make_stage().finished(ChatRequest(HI), on_end=broken)
     assert run.state == "done"
     assert "the callback is broken" in caplog.text
 
 
 @pytest.mark.parametrize("exact_usage", [False, True])
-def test_a_stop_succeeds_where_the_callback_of_the_end_is_broken(
+def test_stop_succeeds_if_on_end_raises(
     make_stage: MakeStage, caplog: pytest.LogCaptureFixture, exact_usage: bool
 ) -> None:
-    """The receipt says stopped, the place comes back, and a reader of the usage is told it."""
+    """The receipt says stopped, the place is given back, and a usage is reported."""
     counted: list[dict[str, Any]] = []
     stage = make_stage(exact_usage=exact_usage, max_streams=1)
     run = stage.service.start(
@@ -103,8 +103,8 @@ def test_a_stop_succeeds_where_the_callback_of_the_end_is_broken(
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_keeps_no_prompt(make_stage: MakeStage) -> None:
-    """Finished runs are kept for their answers: 20 prompts of 400,000 characters leave no trace."""
+def test_finished_run_holds_no_prompt(make_stage: MakeStage) -> None:
+    """Finished runs are kept for their answers: 20 prompts of 200,000 characters are freed."""
     stage = make_stage()
     tracemalloc.start()
     try:
@@ -112,10 +112,10 @@ def test_a_finished_run_keeps_no_prompt(make_stage: MakeStage) -> None:
         runs = []
         for number in range(20):
             prompt = Message("user", f"{number}" * 200_000)
-            asked = ChatRequest([prompt], model="asked-1")
-            runs.append(stage.finished(asked, number))
+            request = ChatRequest([prompt], model="asked-1")
+            runs.append(stage.finished(request, number))
             stage.upstream.requests.clear()
-            del prompt, asked
+            del prompt, request
         wait_until(lambda: tracemalloc.get_traced_memory()[0] - before < 1_000_000)
     finally:
         tracemalloc.stop()
@@ -123,8 +123,8 @@ def test_a_finished_run_keeps_no_prompt(make_stage: MakeStage) -> None:
     assert len({run.fingerprint for run in runs}) == len(runs)
 
 
-def test_finished_runs_are_forgotten_beyond_the_memory_that_is_set(make_stage: MakeStage) -> None:
-    """The oldest go first, and a start with a forgotten ID is accepted."""
+def test_finished_runs_beyond_kept_bytes_are_removed(make_stage: MakeStage) -> None:
+    """The oldest are removed first, and a start with a removed ID is accepted."""
     stage = make_stage(kept_bytes=1_024)
     runs = [stage.finished(ChatRequest(HI, id=f"stream-{n}"), n) for n in range(10)]
     wait_until(lambda: not stage.kept(runs[0]))
@@ -132,17 +132,17 @@ def test_finished_runs_are_forgotten_beyond_the_memory_that_is_set(make_stage: M
     stage.service.start(ChatRequest(HI, id="stream-0"))
 
 
-def test_one_look_at_finished_runs_does_not_look_at_all(make_stage: MakeStage) -> None:
-    """The keeper looks at the oldest finished run only while that one stays."""
+def test_check_of_finished_runs_ends_at_the_oldest(make_stage: MakeStage) -> None:
+    """The keeper checks only the oldest finished run while that one stays."""
 
-    class Shelf(StoreWriter):
+    class PendingWriter(StoreWriter):
         def __init__(self) -> None:
-            self.asked: list[str] = []
-            self.looked = threading.Event()
+            self.pending_ids: list[str] = []
+            self.checked = threading.Event()
 
         def is_pending(self, stream_id: str) -> bool:
-            self.asked.append(stream_id)
-            self.looked.set()
+            self.pending_ids.append(stream_id)
+            self.checked.set()
             return True
 
         def __getattr__(self, name: str) -> Any:
@@ -150,23 +150,23 @@ def test_one_look_at_finished_runs_does_not_look_at_all(make_stage: MakeStage) -
 
         add = notify_end = close = exists = lambda *_: None  # type: ignore[assignment]
 
-    shelf = Shelf()
-    stage = make_stage(store_writer=shelf, log_seconds=0.0)
+    store_writer = PendingWriter()
+    stage = make_stage(store_writer=store_writer, log_seconds=0.0)
     first = stage.finished(ChatRequest(HI, id="the-oldest"))
     for number in range(1, 20):
         stage.finished(ChatRequest(HI), number)
-    shelf.looked.clear()
-    assert shelf.looked.wait(WAIT_TIMEOUT)
-    assert set(shelf.asked) == {first.id}
+    store_writer.checked.clear()
+    assert store_writer.checked.wait(WAIT_TIMEOUT)
+    assert set(store_writer.pending_ids) == {first.id}
 
 
 # --- places ---------------------------------------------------------------------------------------
 
 
-def test_taking_a_place_holds_up_nobody(
+def test_slow_place_delays_no_reader_and_no_stop(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the system is slow to give a place, readers come and Stops work."""
+    """While the system is slow to give a place, readers join and Stops work."""
     slow, go_on = threading.Event(), threading.Event()
 
     class SlowSlots(Slots):
@@ -188,8 +188,8 @@ def test_taking_a_place_holds_up_nobody(
     assert starting.end() is None
 
 
-def test_room_can_be_asked_for_before_a_start(make_stage: MakeStage) -> None:
-    """What would be refused is refused, and the places are free again afterwards."""
+def test_require_places_refuses_what_start_would(make_stage: MakeStage) -> None:
+    """It raises as a start would, and takes no place."""
     stage = make_stage(max_streams=2)
     stage.service.require_places(2)
     with pytest.raises(AtCapacity):
@@ -204,10 +204,10 @@ def test_room_can_be_asked_for_before_a_start(make_stage: MakeStage) -> None:
         stage.service.require_places()
 
 
-def test_a_reader_that_cannot_join_takes_no_place(
+def test_view_that_raises_gives_its_place_back(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A place is given back where what comes after it fails."""
+    """A reader's place is given back if its join raises."""
     stage = make_stage(max_streams=1)
     run = stage.service.start(ChatRequest(HI))
     with monkeypatch.context() as patch:
@@ -217,7 +217,7 @@ def test_a_reader_that_cannot_join_takes_no_place(
     stage.service.readers.unview(run, stage.service.readers.view(run))
 
 
-def test_a_start_without_a_keeper_is_refused(
+def test_start_without_a_keeper_thread_is_refused(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the system has no thread for the limits of a run, none begins and nothing is left."""

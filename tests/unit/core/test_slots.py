@@ -1,4 +1,4 @@
-"""Places that are counted over processes; and what a process had is free when it has died."""
+"""Places counted over processes: those of a process are free when it has died."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from halt.core.slots import Slots, number_of
 from tests.support.halt_server import ROOT
 from tests.support.waiting import wait_until
 
-#: Takes so many of three places from a file, says how many it got, and waits.
+#: Takes up to N of three places from a file, prints how many it got, and waits.
 TAKER = """
 import sys
 from pathlib import Path
@@ -43,8 +43,8 @@ class Taker:
         self.process.communicate()
 
 
-def test_places_are_counted_over_processes_and_outlive_none(tmp_path: Path) -> None:
-    """Together two processes get as many as there are; one that is killed gives back its own."""
+def test_take_counts_places_over_processes_and_frees_those_of_the_dead(tmp_path: Path) -> None:
+    """Two processes get as many places as there are; a killed one's are free again."""
     slots = Slots()
     slots.share(FileLocks(tmp_path / "places"))
     taker = Taker(tmp_path / "places", 2)
@@ -66,8 +66,8 @@ def test_places_are_counted_over_processes_and_outlive_none(tmp_path: Path) -> N
     assert slots.take(3) is None
 
 
-def test_free_places_are_counted_without_taking_any(tmp_path: Path) -> None:
-    """Those of another process and of this one count as taken; a look leaves all as it was."""
+def test_are_free_counts_all_processes_and_takes_no_place(tmp_path: Path) -> None:
+    """Places of this process and of others count as taken; the check changes nothing."""
     slots = Slots()
     slots.share(FileLocks(tmp_path / "places"))
     assert slots.are_free(3, 3)
@@ -77,12 +77,12 @@ def test_free_places_are_counted_without_taking_any(tmp_path: Path) -> None:
     assert not slots.are_free(3, 2)
     other = Taker(tmp_path / "places", 3)
     assert other.got == 1
-    for each in (taker, other):
-        each.kill()
+    for process in (taker, other):
+        process.kill()
 
 
-def test_a_place_that_is_taken_anywhere_is_found(tmp_path: Path) -> None:
-    """In this process and in others; the look itself takes nothing."""
+def test_none_taken_sees_places_of_every_process(tmp_path: Path) -> None:
+    """Places of this process and of others are seen; the check takes none."""
     slots, alone = Slots(), Slots()
     slots.share(FileLocks(tmp_path / "places"))
     assert slots.none_taken(3)
@@ -90,8 +90,8 @@ def test_a_place_that_is_taken_anywhere_is_found(tmp_path: Path) -> None:
     assert not slots.none_taken(3)
     other = Taker(tmp_path / "places", 3)
     assert other.got == 2
-    for each in (taker, other):
-        each.kill()
+    for process in (taker, other):
+        process.kill()
     wait_until(lambda: slots.none_taken(3))
     for mine in (slots, alone):
         place = mine.take(3)
@@ -101,8 +101,8 @@ def test_a_place_that_is_taken_anywhere_is_found(tmp_path: Path) -> None:
         assert mine.none_taken(3)
 
 
-def test_without_a_file_they_are_this_processs_own() -> None:
-    """No more than there are; each has a number of its own."""
+def test_take_without_a_file_counts_this_process_alone() -> None:
+    """There are no more places than asked for, each with its own number."""
     slots = Slots()
     taken = {slots.take(5, first=100) for _ in range(5)}
     assert taken == {100, 101, 102, 103, 104}
@@ -110,8 +110,8 @@ def test_without_a_file_they_are_this_processs_own() -> None:
     assert slots.take(5, first=200) is not None
 
 
-def test_names_have_places_of_their_own() -> None:
-    """Places of two names do not overlap, and fit what the system can lock."""
+def test_number_of_gives_names_separate_ranges() -> None:
+    """The places of two names do not overlap, and fit the offsets that a file lock can have."""
     one, two = number_of("one", 4), number_of("two", 4)
     assert one == number_of("one", 4)
     assert abs(one - two) >= 4

@@ -1,6 +1,6 @@
-"""The stop registry: "Stop" and "start" happen in one order or the other, and both end the stream.
+"""The stop registry: Stop and start of a stream may race; either order ends the stream.
 
-`Switchboard` is a registry with a clock that a test turns, and streams that count their endings.
+`Switchboard` is a registry with a clock that a test sets; `Stream` counts its ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPEATS = 1_000
 
 
 class Stream:
-    """A stream in small: the first press ends it, later ones find it ended."""
+    """A minimal stream: the first press ends it, later ones get finished."""
 
     def __init__(self, owner: str | None = None) -> None:
         self.switch = StopSwitch(self._press, owner)
@@ -35,7 +35,7 @@ class Stream:
 
 
 class Switchboard(StopRegistry):
-    """A registry whose time stands still until the test lets it pass."""
+    """A registry whose clock only the test moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -48,29 +48,29 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Switchboard:
     return Switchboard(monkeypatch)
 
 
-def test_a_stop_after_the_start_ends_the_stream(board: Switchboard) -> None:
-    """The press reaches the stream, sets its event first, and brings what the presser had seen."""
+def test_stop_after_the_start_ends_the_stream(board: Switchboard) -> None:
+    """The press sets the stream's event first, then ends it with the last event seen."""
     stream = Stream()
     assert board.claim("a", stream.switch)
     assert board.press("a", None, seen=7) == "stopped"
     assert stream.seen == [7]
 
 
-def test_a_stop_before_the_start_ends_the_stream(board: Switchboard) -> None:
-    """A Stop may overtake its own stream: the stream then starts only to end."""
+def test_stop_before_the_start_ends_the_stream(board: Switchboard) -> None:
+    """A Stop may overtake its own stream, whose start is then refused."""
     assert board.press("a", None) is None
     assert not board.claim("a", Stream().switch)
 
 
-def test_a_second_stop_finds_it_ended(board: Switchboard) -> None:
-    """Pressing twice is harmless; the second learns that it had ended before."""
+def test_stop_of_a_stopped_stream_is_answered_finished(board: Switchboard) -> None:
+    """A second Stop is harmless and gets finished."""
     stream = Stream()
     board.claim("a", stream.switch)
     assert [board.press("a", None), board.press("a", None)] == ["stopped", "finished"]
 
 
-def test_many_stops_before_the_start_are_one(board: Switchboard) -> None:
-    """A tombstone stops one stream: the ID is as good as new after that."""
+def test_stops_before_the_start_stop_one_stream(board: Switchboard) -> None:
+    """A tombstone stops one stream; after that the ID can be used again."""
     for _ in range(3):
         assert board.press("a", None) is None
     assert not board.claim("a", Stream().switch)
@@ -79,10 +79,10 @@ def test_many_stops_before_the_start_are_one(board: Switchboard) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["stop", "start", "release"])))
-def test_no_order_leaves_a_stream_that_a_stop_did_not_reach(
+def test_stop_start_and_release_in_any_order_end_the_stream(
     board: Switchboard, order: tuple[str, ...]
 ) -> None:
-    """Whatever comes first, Stop and start of one ID end the stream, unless it was over before."""
+    """In each order Stop and start end the stream, unless it was over before the Stop."""
     stream, ended = Stream(), False
     for step in order:
         if step == "stop":
@@ -95,8 +95,8 @@ def test_no_order_leaves_a_stream_that_a_stop_did_not_reach(
     assert ended is not forgotten
 
 
-def test_an_id_is_in_use_until_it_is_released(board: Switchboard) -> None:
-    """A second stream with the same ID is refused, also when the first was stopped."""
+def test_claim_of_an_unreleased_id_is_refused(board: Switchboard) -> None:
+    """A second stream with an ID in use is refused, also if the first was stopped."""
     board.claim("a", Stream().switch)
     with pytest.raises(StreamInUse) as caught:
         board.claim("a", Stream().switch)
@@ -109,8 +109,8 @@ def test_an_id_is_in_use_until_it_is_released(board: Switchboard) -> None:
     assert len(board) == 1
 
 
-def test_releasing_what_is_not_there_is_harmless(board: Switchboard) -> None:
-    """Forgetting a stream twice, or one that never was, changes nothing."""
+def test_release_of_an_unknown_id_is_harmless(board: Switchboard) -> None:
+    """Releasing an unknown ID changes nothing."""
     board.release("a")
     assert len(board) == 0
 
@@ -118,14 +118,16 @@ def test_releasing_what_is_not_there_is_harmless(board: Switchboard) -> None:
 @pytest.mark.parametrize(
     ("age", "starts"), [(0.0, False), (TOMBSTONE_SECONDS - 0.1, False), (TOMBSTONE_SECONDS, True)]
 )
-def test_a_tombstone_waits_for_thirty_seconds(board: Switchboard, age: float, starts: bool) -> None:
-    """A stream within 30 s of its Stop ends at once; later the ID means a new question."""
+def test_tombstone_stops_a_stream_within_30_seconds(
+    board: Switchboard, age: float, starts: bool
+) -> None:
+    """A stream within 30 s of its Stop is stopped at once; later the ID is new."""
     board.press("a", None)
     board.time += age
     assert board.claim("a", Stream().switch) is starts
 
 
-def test_pressing_again_renews_the_tombstone(board: Switchboard) -> None:
+def test_stop_again_renews_the_tombstone(board: Switchboard) -> None:
     """The 30 seconds count from the last Stop."""
     board.press("a", None)
     board.time += TOMBSTONE_SECONDS - 1
@@ -134,17 +136,16 @@ def test_pressing_again_renews_the_tombstone(board: Switchboard) -> None:
     assert not board.claim("a", Stream().switch)
 
 
-def test_the_number_of_tombstones_is_bounded(board: Switchboard) -> None:
-    """A flood of Stops costs bounded memory; the newest are the ones that still count."""
+def test_tombstones_are_limited_to_the_newest(board: Switchboard) -> None:
+    """However many Stops come, the newest TOMBSTONES_MAX are kept."""
     for number in range(TOMBSTONES_MAX + 10):
         board.press(f"id-{number}", None)
-    assert len(board._tombstones) == TOMBSTONES_MAX
-    assert board.claim("id-0", Stream().switch)
-    assert not board.claim(f"id-{TOMBSTONES_MAX + 9}", Stream().switch)
+    claimed = [board.claim(f"id-{n}", Stream().switch) for n in range(TOMBSTONES_MAX + 10)]
+    assert claimed == [True] * 10 + [False] * TOMBSTONES_MAX
 
 
-def test_tombstones_that_are_too_old_are_removed(board: Switchboard) -> None:
-    """What has expired takes no memory once another Stop comes."""
+def test_tombstones_expired_are_removed_by_the_next_stop(board: Switchboard) -> None:
+    """An expired tombstone takes no memory once another Stop comes."""
     for number in range(100):
         board.press(f"id-{number}", None)
     board.time += TOMBSTONE_SECONDS
@@ -162,10 +163,11 @@ def test_tombstones_that_are_too_old_are_removed(board: Switchboard) -> None:
         (None, None, True),
     ],
 )
-def test_a_stream_belongs_to_its_session(
+def test_stop_of_a_session_stream_works_for_its_owner_alone(
     board: Switchboard, owner: str | None, requester: str | None, may: bool
 ) -> None:
-    """A session's stream is stopped by that session only, in either order; a program's by all."""
+    """A session's stream is stopped by that session only, in either order; one without an owner by
+    all."""
     stream = Stream(owner)
     board.claim("started", stream.switch)
     assert board.press("started", requester) == ("stopped" if may else None)
@@ -174,23 +176,23 @@ def test_a_stream_belongs_to_its_session(
     assert board.claim("to-come", Stream(owner).switch) is not may
 
 
-def test_a_stranger_learns_nothing_and_leaves_nothing(board: Switchboard) -> None:
-    """A foreign Stop is answered as for an unknown ID, and does not stop the next stream there."""
+def test_stop_of_a_foreign_stream_is_answered_as_unknown(board: Switchboard) -> None:
+    """The foreign Stop leaves no tombstone for the next stream with that ID."""
     board.claim("a", Stream("anna").switch)
     assert board.press("a", "bert") is None
     board.release("a")
     assert board.claim("a", Stream("bert").switch)
 
 
-def test_a_stranger_does_not_undo_a_stop(board: Switchboard) -> None:
-    """A Stop that waits for its stream still holds after somebody else pressed the same ID."""
+def test_stop_by_another_session_keeps_the_owners_tombstone(board: Switchboard) -> None:
+    """A Stop that waits for its stream still holds after another session's Stop of that ID."""
     board.press("a", "anna")
     board.press("a", "bert")
     assert not board.claim("a", Stream("anna").switch)
 
 
-def test_stop_against_start_always_ends_it() -> None:
-    """Law: of "the press ended it" and "the start found it stopped", exactly one is true."""
+def test_stop_racing_the_start_ends_the_stream() -> None:
+    """Law: either the press ended the stream or its start was refused, never both, never neither."""
     for _ in range(REPEATS):
         board, stream = StopRegistry(), Stream()
         pressed, started = together(
@@ -200,8 +202,8 @@ def test_stop_against_start_always_ends_it() -> None:
         assert stream.switch.event.is_set() is (pressed == "stopped")
 
 
-def test_stop_against_stop_ends_it_once() -> None:
-    """Law: of many Stops at the same moment exactly one ended it, the others found it ended."""
+def test_concurrent_stops_end_the_stream_once() -> None:
+    """Law: of concurrent Stops exactly one ended the stream, the others get finished."""
     for _ in range(REPEATS):
         board = StopRegistry()
         board.claim("a", Stream().switch)
@@ -209,8 +211,8 @@ def test_stop_against_stop_ends_it_once() -> None:
         assert sorted(map(str, results)) == ["finished", "finished", "stopped"]
 
 
-def test_start_against_start_takes_the_id_once() -> None:
-    """Law: of two streams that want one ID at the same moment exactly one gets it."""
+def test_concurrent_starts_claim_the_id_once() -> None:
+    """Law: of two streams that start with one ID at the same time exactly one gets it."""
 
     def claim(board: StopRegistry) -> str:
         try:

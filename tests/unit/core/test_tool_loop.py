@@ -1,7 +1,7 @@
 """Runs with tools: rounds, their order, their limits, and Stop in the middle of them.
 
-First on a scripted upstream, where every phase is reached by an event; then the whole way, through
-a real server and over real sockets.
+First on a scripted upstream, where every phase is reached by an event; then end to end, with a
+real server and real sockets.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ REPEATS = 250
 
 
 class Gate:
-    """Tools that a test holds and lets go."""
+    """Tools that a test blocks and unblocks."""
 
     def __init__(self) -> None:
         self.running = threading.Semaphore(0)  # released once for each call that has begun
@@ -60,7 +60,7 @@ class Gate:
         self.box = Toolbox([self.held, self.quick])
 
     def held(self, name: str, ending: threading.Event) -> str:
-        """Blocks until the test lets it go, whatever its Event says."""
+        """Blocks until the test opens the gate, even if its Event is set."""
         self.began.append(name)
         self.stops.append(ending)
         self.running.release()
@@ -73,7 +73,7 @@ class Gate:
         return f"quick {name}"
 
     def wait_running(self, count: int = 1) -> None:
-        """Wait until so many calls more are at work."""
+        """Wait until `count` more calls are running."""
         for _ in range(count):
             assert self.running.acquire(timeout=WAIT_TIMEOUT), self.began
 
@@ -101,7 +101,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolStage]:
 
 
 def asks(*names: str, tool: str = "quick") -> Part:
-    """The model's calls, whole, as they come with the end of its answer."""
+    """The model's calls, complete, as they come with the end of its answer."""
     events = tuple(ToolCall(f"id-{n}", tool, json.dumps({"name": n})) for n in names)
     return Part(events, len(events))
 
@@ -116,16 +116,17 @@ def kinds(events: list[tuple[int, Event]]) -> list[str]:
     return [type(event).__name__ for _, event in events]
 
 
-def told(request: ChatRequest, skip: int = 1) -> Any:
-    """The messages of a request behind the first `skip`, as they go over the wire."""
+def sent_messages(request: ChatRequest, skip: int = 1) -> Any:
+    """The messages of a request after the first `skip`, as they are sent."""
     return msgspec.to_builtins(request.messages)[skip:]
 
 
 # --- a round --------------------------------------------------------------------------------------
 
 
-def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
-    """Text, call, result, text: one log; the model is asked again with what it said and was told."""
+def test_round_of_tools_is_one_log_and_a_second_request(stage: ToolStage) -> None:
+    """Text, call, result, text are one log; the second request has the model's text, call and
+    result."""
     run, upstream = stage.begin()
     reader = Reader(run)
     upstream.reply().feed("Let me see.")
@@ -142,7 +143,7 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
     assert run.answer() == (4, "Let me see.\n\nIt is so.")
     call = {"id": "id-x", "type": "function"}
     function = {"name": "quick", "arguments": '{"name": "x"}'}
-    assert told(upstream.requests[1]) == [
+    assert sent_messages(upstream.requests[1]) == [
         {
             "role": "assistant",
             "content": "Let me see.",
@@ -150,7 +151,7 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
         },
         {"role": "tool", "content": "quick x", "tool_call_id": "id-x"},
     ]
-    assert told(upstream.requests[0]) == []
+    assert sent_messages(upstream.requests[0]) == []
     offered = [tool["function"]["name"] for tool in upstream.requests[1].tools or ()]
     assert offered == ["held", "quick"]
     assert upstream.reply().over.wait(WAIT_TIMEOUT)
@@ -159,8 +160,8 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
     assert stage.ended == [run]
 
 
-def test_the_relay_hands_over_and_takes_over_again(stage: ToolStage) -> None:
-    """It reads each round's text; in between a thread waits for the tools."""
+def test_relay_reads_every_rounds_text(stage: ToolStage) -> None:
+    """The relay reads each round's text; in between a thread waits for the tools."""
     run, reply, reader = stage.watched()
     upstream = stage.upstreams[0]
     ask(reply, "x", tool="held")
@@ -176,8 +177,8 @@ def test_the_relay_hands_over_and_takes_over_again(stage: ToolStage) -> None:
     assert max(reply.most_reading, second.most_reading) == 1
 
 
-def test_what_the_provider_wants_back_goes_back_with_the_results(stage: ToolStage) -> None:
-    """Each round's own, in that round's message and its calls; readers see the calls' as it came."""
+def test_round_sends_its_extra_fields_back_with_the_results(stage: ToolStage) -> None:
+    """Each round's fields are in that round's message and calls; readers see the calls' unchanged."""
     run, upstream = stage.begin()
     for number in range(2):
         reply = upstream.reply(number)
@@ -193,11 +194,11 @@ def test_what_the_provider_wants_back_goes_back_with_the_results(stage: ToolStag
     signed = [turn["tool_calls"][0]["extra_content"] for turn in turns]
     assert signed == [{"signature": n} for n in range(2)]
     calls = [event for _, event in run.log.read(0) if isinstance(event, ToolCall)]
-    assert [call.extra for call in calls] == [{"extra_content": each} for each in signed]
+    assert [call.extra for call in calls] == [{"extra_content": signature} for signature in signed]
 
 
-def test_results_are_told_in_the_order_of_the_calls(stage: ToolStage) -> None:
-    """Readers see each result as it comes; the model gets them as it asked for them."""
+def test_results_are_sent_in_the_order_of_the_calls(stage: ToolStage) -> None:
+    """Readers see each result as it comes; the model gets them in the order of its calls."""
     run, upstream = stage.begin()
     calls = (ToolCall("one", "held", '{"name":"1"}'), ToolCall("two", "quick", '{"name":"2"}'))
     upstream.reply().feed(Part(calls, 2))
@@ -206,26 +207,26 @@ def test_results_are_told_in_the_order_of_the_calls(stage: ToolStage) -> None:
     stage.gate.open.set()
     upstream.reply(1).end()
     wait_ended(run)
-    came = [e.id for _, e in run.log.read(0) if isinstance(e, ToolResult)]
-    assert came == ["two", "one"]
-    messages = told(upstream.requests[1])
+    ids = [e.id for _, e in run.log.read(0) if isinstance(e, ToolResult)]
+    assert ids == ["two", "one"]
+    messages = sent_messages(upstream.requests[1])
     assert [m.get("tool_call_id") for m in messages] == [None, "one", "two"]
     assert "content" not in messages[0]
 
 
-def test_calls_of_one_id_each_have_their_result(stage: ToolStage) -> None:
-    """A server that gives the same ID twice gets two results all the same, in order."""
+def test_calls_with_the_same_id_each_have_their_result(stage: ToolStage) -> None:
+    """A server that uses an ID twice gets both results, in order."""
     run, upstream = stage.begin()
     calls = [ToolCall("same", "quick", f'{{"name":"{n}"}}') for n in (1, 2)]
     upstream.reply().feed(Part(tuple(calls)))
     upstream.reply().end("tool_calls")
     upstream.reply(1).end()
     wait_ended(run)
-    assert [m["content"] for m in told(upstream.requests[1], 2)] == ["quick 1", "quick 2"]
+    assert [m["content"] for m in sent_messages(upstream.requests[1], 2)] == ["quick 1", "quick 2"]
 
 
-def test_rounds_follow_one_another(stage: ToolStage) -> None:
-    """Each round's request holds all rounds before; usage is summed; texts stand apart."""
+def test_rounds_send_all_earlier_rounds_and_sum_the_usage(stage: ToolStage) -> None:
+    """Each request holds all earlier rounds; usage is summed; texts are separate paragraphs."""
     run, upstream = stage.begin()
     for number in range(3):
         reply = upstream.reply(number)
@@ -236,7 +237,7 @@ def test_rounds_follow_one_another(stage: ToolStage) -> None:
     last.end(usage={"prompt_tokens": 20, "completion_tokens": 5})
     wait_ended(run)
     assert run.answer()[1] == "0\n\n1\n\n2\n\nend"
-    messages = told(upstream.requests[3])
+    messages = sent_messages(upstream.requests[3])
     assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
     assert [m["content"] for m in messages[::2]] == ["0", "1", "2"]
     done = run.log.ended
@@ -245,8 +246,8 @@ def test_rounds_follow_one_another(stage: ToolStage) -> None:
     assert (done.metrics.tokens, done.metrics.tokens_estimated) == (11, False)
 
 
-def test_usage_is_the_providers_or_none(stage: ToolStage) -> None:
-    """Where one round reported nothing, no sum is claimed: the count is an estimate."""
+def test_usage_missing_in_one_round_gives_an_estimate(stage: ToolStage) -> None:
+    """Where one round reported no usage, no sum is given, and the token count is an estimate."""
     run, upstream = stage.begin()
     ask(upstream.reply(), "x", completion_tokens=7)
     upstream.reply(1).feed("a")
@@ -258,8 +259,8 @@ def test_usage_is_the_providers_or_none(stage: ToolStage) -> None:
     assert (done.metrics.tokens, done.metrics.tokens_estimated) == (2, True)
 
 
-def test_nested_counts_are_summed_too() -> None:
-    """Details of a count are numbers like the rest; words and gaps do no harm."""
+def test_summed_adds_nested_counts() -> None:
+    """Nested numbers are added; words and missing values do no harm."""
     one = {"a": 1, "d": {"x": 1, "y": None}, "who": "m"}
     two = {"a": 2.5, "d": {"x": 3, "y": 4}, "who": "n", "more": 1}
     total = {"a": 3.5, "d": {"x": 4, "y": 4}, "who": "n", "more": 1}
@@ -267,8 +268,8 @@ def test_nested_counts_are_summed_too() -> None:
     assert summed(one, {"a": None}) == one
 
 
-def test_calls_that_come_before_the_end_wait_for_it(stage: ToolStage) -> None:
-    """A provider may tell a call, and the reason of the end, long before the last byte."""
+def test_calls_before_the_end_of_the_reply_wait_for_it(stage: ToolStage) -> None:
+    """A provider may send a call and the finish reason long before the last byte."""
     run, upstream = stage.begin()
     first = upstream.reply()
     first.finish_reason = "tool_calls"
@@ -284,8 +285,8 @@ def test_calls_that_come_before_the_end_wait_for_it(stage: ToolStage) -> None:
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "insufficient_system_resource"])
-def test_calls_that_were_cut_short_are_not_run(stage: ToolStage, reason: str) -> None:
-    """At the token limit a call is half written: the answer is over, as without tools."""
+def test_calls_of_a_cut_off_reply_are_not_run(stage: ToolStage, reason: str) -> None:
+    """At the token limit a call may be incomplete: the answer ends as without tools."""
     run, upstream = stage.begin()
     upstream.reply().feed(asks("x"))
     upstream.reply().end(reason)
@@ -296,8 +297,8 @@ def test_calls_that_were_cut_short_are_not_run(stage: ToolStage, reason: str) ->
 
 
 @pytest.mark.parametrize("reason", ["stop", "function_call", None])
-def test_calls_are_run_whatever_the_end_is_called(stage: ToolStage, reason: str | None) -> None:
-    """Some servers say "stop" where they mean calls, some say nothing."""
+def test_calls_are_run_with_any_good_finish_reason(stage: ToolStage, reason: str | None) -> None:
+    """Some servers send "stop" with calls, some send no reason."""
     run, upstream = stage.begin()
     first = upstream.reply()
     first.finish_reason = reason
@@ -307,8 +308,8 @@ def test_calls_are_run_whatever_the_end_is_called(stage: ToolStage, reason: str 
     assert stage.gate.began == ["x"]
 
 
-def test_whoever_brings_tools_runs_them(stage: ToolStage) -> None:
-    """A request with tools of its own is offered those alone, and its calls are its own affair."""
+def test_request_with_its_own_tools_is_not_offered_halts(stage: ToolStage) -> None:
+    """The client's tools alone are offered, and Halt does not run their calls."""
     upstream = ScriptedUpstream()
     own = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
     stage.upstreams.append(upstream)
@@ -319,8 +320,8 @@ def test_whoever_brings_tools_runs_them(stage: ToolStage) -> None:
     assert upstream.requests[0] == own
 
 
-def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> None:
-    """`tool_choice: required` must not make the model call tools for ever."""
+def test_tool_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> None:
+    """`tool_choice: required` does not make the model call tools without end."""
     upstream = ScriptedUpstream()
     run, _ = stage.make(upstream)
     run.request = msgspec.structs.replace(run.request, tool_choice="required")
@@ -331,8 +332,8 @@ def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> No
     assert [request.tool_choice for request in upstream.requests] == ["required", None]
 
 
-def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> None:
-    """Text of earlier rounds stays, and the model is told none of its thoughts as its answer."""
+def test_late_end_of_thought_covers_its_own_round(stage: ToolStage) -> None:
+    """Text of earlier rounds stays, and no thought is sent to the model as its answer."""
     run, upstream = stage.begin()
     reader = Reader(run)
     for number, name in enumerate(("x", "y")):
@@ -344,8 +345,10 @@ def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> N
     ends = [event.after for _, event in reader.finish() if isinstance(event, ReasoningEnd)]
     assert ends == [0, 5, 10]
     assert run.answer()[1] == "Look x.\n\nLook y.\n\nYes."
-    said = [each["content"] for each in told(upstream.requests[2]) if each["role"] == "assistant"]
-    assert said == ["Look x.", "Look y."]
+    contents = [
+        m["content"] for m in sent_messages(upstream.requests[2]) if m["role"] == "assistant"
+    ]
+    assert contents == ["Look x.", "Look y."]
     assert [f.text.strip() for f in steps.steps_of(run) if f.kind == "thought"] == [
         "Hm.",
         "Hm.",
@@ -353,8 +356,8 @@ def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> N
     ]
 
 
-def test_reasoning_and_calls_are_no_part_of_the_answer(stage: ToolStage) -> None:
-    """Only the model's own text is the answer; a paragraph begins only behind text."""
+def test_answer_has_neither_reasoning_nor_calls(stage: ToolStage) -> None:
+    """Only the model's own text is the answer; a paragraph break comes only after text."""
     run, upstream = stage.begin()
     first = upstream.reply()
     first.feed(Part((Reasoning("hm"), ToolCallDelta(0, "id-x", "quick", "{")), 2))
@@ -367,8 +370,8 @@ def test_reasoning_and_calls_are_no_part_of_the_answer(stage: ToolStage) -> None
     assert run.log.ended.metrics.characters == len("Answer")
 
 
-def test_the_time_of_tools_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rate and gaps are those of the model: between its last and its next token, tools ran."""
+def test_meter_leaves_the_time_of_tools_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rate and gaps leave out the time in which tools ran."""
     time = [0.0]
     monkeypatch.setattr(metrics, "now", lambda: time[0])
     meter = Meter()
@@ -387,8 +390,8 @@ def test_the_time_of_tools_is_not_the_models(monkeypatch: pytest.MonkeyPatch) ->
 # --- Stop -----------------------------------------------------------------------------------------
 
 
-def test_stop_while_tools_run(stage: ToolStage) -> None:
-    """The end comes while the tools still run: they are told, and nobody waits for them."""
+def test_stop_while_tools_run_does_not_wait_for_them(stage: ToolStage) -> None:
+    """The end comes while the tools run; their Events are set, and no thread waits for them."""
     run, upstream = stage.begin()
     reader = Reader(run)
     ask(upstream.reply(), "x", "y", tool="held")
@@ -396,7 +399,7 @@ def test_stop_while_tools_run(stage: ToolStage) -> None:
     assert run.switch.press() == "stopped"
     assert kinds(reader.finish()) == ["ToolCall", "ToolCall", "Cancelled"]
     stage.wait_released(run)
-    assert not stage.gate.open.is_set()  # both are at work still
+    assert not stage.gate.open.is_set()  # both tools are still running
     assert all(event.is_set() for event in stage.gate.stops)
     stage.gate.open.set()
     wait_until(lambda: not [t for t in threading.enumerate() if t.name == "halt-tool-held"])
@@ -404,8 +407,8 @@ def test_stop_while_tools_run(stage: ToolStage) -> None:
     assert len(upstream.requests) == 1
 
 
-def test_stop_while_tools_run_for_a_viewer(stage: ToolStage) -> None:
-    """The same with a viewer: what it saw is what is kept."""
+def test_stop_while_tools_run_keeps_what_the_viewer_saw(stage: ToolStage) -> None:
+    """A Stop by a viewer keeps the answer up to the last event it saw."""
     run, reply, reader = stage.watched()
     ask(reply, "x", tool="held")
     stage.gate.wait_running()
@@ -415,8 +418,8 @@ def test_stop_while_tools_run_for_a_viewer(stage: ToolStage) -> None:
     assert run.answer() == (1, "a")
 
 
-def test_stop_just_before_the_tools_begin(stage: ToolStage) -> None:
-    """A Stop that comes when the round is not there to be aborted keeps every tool from starting."""
+def test_stop_just_before_the_tools_begin_starts_none(stage: ToolStage) -> None:
+    """A Stop before the round exists to be aborted keeps every tool from starting."""
 
     class Late(Toolbox):
         def round(self, calls: list[ToolCall]) -> ToolRound:
@@ -431,8 +434,8 @@ def test_stop_just_before_the_tools_begin(stage: ToolStage) -> None:
     assert kinds(run.log.read(0)) == ["ToolCall", "Cancelled"]
 
 
-def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
-    """Between two rounds the server is silent: the connection that waits for it is closed."""
+def test_stop_during_the_next_rounds_request_closes_its_connection(stage: ToolStage) -> None:
+    """A Stop while the server is silent between two rounds closes that connection."""
     run, upstream = stage.begin()
     first = upstream.reply()
     upstream.silent = True
@@ -444,8 +447,8 @@ def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
     assert kinds(run.log.read(0)) == ["ToolCall", "ToolResult", "Cancelled"]
 
 
-def test_stop_before_the_first_token_of_a_later_round(stage: ToolStage) -> None:
-    """The second reply is closed, not finished; what the first round said is kept."""
+def test_stop_before_a_later_rounds_first_token_keeps_earlier_text(stage: ToolStage) -> None:
+    """The second reply is closed unfinished; the first round's text is kept."""
     run, upstream = stage.begin()
     upstream.reply().feed("a")
     ask(upstream.reply(), "x")
@@ -459,7 +462,7 @@ def test_stop_before_the_first_token_of_a_later_round(stage: ToolStage) -> None:
 # --- faults and limits ----------------------------------------------------------------------------
 
 
-def test_a_later_round_is_tried_again_before_its_first_token(stage: ToolStage) -> None:
+def test_later_round_is_retried_before_its_first_token(stage: ToolStage) -> None:
     """A refusal and a broken connection between rounds are retried; the tools do not run again."""
     broken = ScriptedReply()
     broken.feed(UpstreamError("upstream_dropped"))
@@ -475,8 +478,8 @@ def test_a_later_round_is_tried_again_before_its_first_token(stage: ToolStage) -
     assert [len(request.messages) for request in upstream.requests] == [1, 3, 3, 3]
 
 
-def test_retries_are_bounded_over_all_rounds(stage: ToolStage) -> None:
-    """A run has so many retries, not each of its rounds."""
+def test_retries_are_counted_over_all_rounds(stage: ToolStage) -> None:
+    """HALT_RETRIES holds for the run, not for each of its rounds."""
     fault = UpstreamError("upstream_server_error")
     first = ScriptedReply()
     ask(first, "x")
@@ -485,8 +488,8 @@ def test_retries_are_bounded_over_all_rounds(stage: ToolStage) -> None:
     assert len(upstream.requests) == 4
 
 
-def test_nothing_is_retried_after_the_first_token_of_a_round(stage: ToolStage) -> None:
-    """What a later round has said stays, and its fault is told."""
+def test_fault_after_a_later_rounds_first_token_is_not_retried(stage: ToolStage) -> None:
+    """The later round's text stays, and the run fails."""
     run, upstream = stage.begin()
     ask(upstream.reply(), "x")
     upstream.reply(1).feed("a", UpstreamError("upstream_dropped"))
@@ -496,8 +499,8 @@ def test_nothing_is_retried_after_the_first_token_of_a_round(stage: ToolStage) -
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2])
-def test_rounds_are_bounded(stage: ToolStage, rounds: int) -> None:
-    """A model that calls tools for ever is ended by name; its calls beyond the limit do not run."""
+def test_rounds_beyond_tool_rounds_end_the_run(stage: ToolStage, rounds: int) -> None:
+    """The run fails as too_many_tool_rounds; calls beyond the limit do not run."""
     run, upstream = stage.begin(tool_rounds=rounds)
     for number in range(rounds + 1):
         ask(upstream.reply(number), f"{number}")
@@ -507,7 +510,7 @@ def test_rounds_are_bounded(stage: ToolStage, rounds: int) -> None:
     assert [(r.finished, r.closed) for r in upstream.opened] == [(1, 0)] * (rounds + 1)
 
 
-def test_results_count_as_what_an_answer_may_be(stage: ToolStage) -> None:
+def test_results_and_calls_count_toward_max_answer_chars(stage: ToolStage) -> None:
     """Calls, reasoning and results take memory like text, and the same limit ends the run."""
     run, upstream = stage.begin(max_answer_chars=20)
     ask(upstream.reply(), "x" * 30)
@@ -518,8 +521,9 @@ def test_results_count_as_what_an_answer_may_be(stage: ToolStage) -> None:
     assert failure_code(run) == "answer_too_long"
 
 
-def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
-    """Tools have limits of their own; the run's whole time goes on, and the model's begins anew."""
+def test_limits_of_silence_pause_while_tools_run(stage: ToolStage) -> None:
+    """Tools have their own limits; the run's total time goes on, and the model's silence starts
+    anew."""
     run, upstream = stage.begin(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
     upstream.reply().feed("a")
     ask(upstream.reply(), "x", tool="held")
@@ -538,8 +542,8 @@ def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
     assert run.fail(UpstreamError("stalled"))
 
 
-def test_a_limit_that_ends_a_run_ends_its_tools(stage: ToolStage) -> None:
-    """A run over its time is over at once, its tools are told."""
+def test_limit_that_ends_the_run_sets_its_tools_events(stage: ToolStage) -> None:
+    """A run over its time ends at once, and its tools' Events are set."""
     run, upstream = stage.begin()
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
@@ -548,25 +552,25 @@ def test_a_limit_that_ends_a_run_ends_its_tools(stage: ToolStage) -> None:
     assert stage.gate.stops[0].is_set()
 
 
-def test_a_run_that_nobody_watches_ends_while_tools_run(stage: ToolStage) -> None:
-    """The grace of a run without viewers counts during tools as always."""
-    run, upstream = stage.begin(orphan_grace=100.0)
+def test_run_without_a_viewer_ends_after_its_grace_while_tools_run(stage: ToolStage) -> None:
+    """The grace of a run without viewers counts during tools too."""
+    run, upstream = stage.begin(orphan_grace=10_000.0)
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
-    run.watched_at -= 99.0
+    run.watched_at -= 9_900.0
     stage.look(run)
     assert run.state == "running"
-    run.watched_at -= 2.0
+    run.watched_at -= 101.0
     stage.look(run)
     assert isinstance(run.log.ended, Cancelled)
     stage.wait_released(run)
     assert stage.gate.stops[0].is_set()
 
 
-def test_no_thread_for_the_tools_ends_the_run(
+def test_tools_without_a_thread_end_the_run(
     stage: ToolStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there is no thread to hand the run to, it fails, and lets go of its place."""
+    """Where no thread can be started for the tools, the run fails and gives its place back."""
     run, reply, reader = stage.watched()
 
     def refuse(run: Run, _: Callable[[], None]) -> bool:
@@ -582,8 +586,8 @@ def test_no_thread_for_the_tools_ends_the_run(
 
 
 @pytest.mark.parametrize("code", ["bad_request", "model_not_found", "upstream_server_error"])
-def test_a_server_that_refuses_tools_is_told_so(stage: ToolStage, code: str) -> None:
-    """The error names the setting that made Halt offer tools, and what the server said."""
+def test_refusal_of_tools_names_the_setting(stage: ToolStage, code: str) -> None:
+    """The error names HALT_TOOLS and quotes the server."""
     run, upstream = stage.begin(ScriptedUpstream(UpstreamError(code, "m does not support tools")))
     assert failure_code(run) == "tools_refused"
     assert isinstance(run.log.ended, Failed)
@@ -592,8 +596,8 @@ def test_a_server_that_refuses_tools_is_told_so(stage: ToolStage, code: str) -> 
     assert len(upstream.requests) == 1
 
 
-def test_a_refusal_of_something_else_is_told_as_it_is(stage: ToolStage) -> None:
-    """Not every bad request is about tools."""
+def test_refusal_of_something_else_keeps_its_code(stage: ToolStage) -> None:
+    """A bad request that does not mention tools stays bad_request."""
     run, _ = stage.begin(ScriptedUpstream(UpstreamError("bad_request", "no such temperature")))
     assert failure_code(run) == "bad_request"
 
@@ -618,7 +622,7 @@ def raced(stage: ToolStage) -> tuple[Run, list[ScriptedReply]]:
 
 
 def lawful(stage: ToolStage, run: Run, replies: list[ScriptedReply]) -> None:
-    """What holds after every race."""
+    """Assert what holds after every race."""
     stage.wait_released(run)
     assert stage.ended == [run]
     events = [event for _, event in run.log.read(0)]
@@ -639,8 +643,8 @@ def lawful(stage: ToolStage, run: Run, replies: list[ScriptedReply]) -> None:
         assert [reply.finished for reply in replies] == [1, 1]
 
 
-def test_stop_against_rounds_of_tools(stage: ToolStage) -> None:
-    """Law: wherever Stop meets a run with tools, there is one end, and one close of each reply."""
+def test_stop_racing_rounds_of_tools_gives_one_end(stage: ToolStage) -> None:
+    """Law: wherever a Stop meets a run with tools, it has one end, and each reply one close."""
     outcomes = set()
     for turn in range(REPEATS):
         run, replies = raced(stage)
@@ -648,7 +652,7 @@ def test_stop_against_rounds_of_tools(stage: ToolStage) -> None:
 
         def stop(run: Run = run, after: int = after) -> bool:
             while run.log.last < after and run.log.ended is None:
-                pass  # a wait at the log would end too late
+                pass  # a wait at the log would return too late
             return run.cancel("stop")
 
         _, stopped = together(partial(stage.work, run), stop)
@@ -658,16 +662,16 @@ def test_stop_against_rounds_of_tools(stage: ToolStage) -> None:
     assert len(outcomes) > 2, "the race was always at the same place"
 
 
-def test_viewers_against_rounds_of_tools(stage: ToolStage) -> None:
-    """Law: a round is run once, and every viewer is shown the same."""
+def test_viewers_racing_rounds_of_tools_get_the_same_events(stage: ToolStage) -> None:
+    """Law: a round is run once, and all viewers get the same events."""
     for _ in range(REPEATS):
         run, replies = raced(stage)
 
         def view(run: Run = run) -> str:
             viewer = run.join()
-            shown = [each for group in run.follow(0, viewer) for each in group]
+            events = [event for group in run.follow(0, viewer) for event in group]
             run.leave(viewer)
-            return str(shown)
+            return str(events)
 
         _, one, two, three = together(partial(stage.work, run), view, view, view)
         lawful(stage, run, replies)
@@ -677,8 +681,8 @@ def test_viewers_against_rounds_of_tools(stage: ToolStage) -> None:
     assert len(stage.gate.began) == 2 * REPEATS
 
 
-def test_viewers_and_stop_against_the_end_of_a_round(stage: ToolStage) -> None:
-    """Law: the same with the relay reading when the calls come, Stop and a limit in between."""
+def test_viewers_and_an_end_racing_a_rounds_end_agree(stage: ToolStage) -> None:
+    """Law: the same where the relay reads as the calls come, with a Stop or a limit in between."""
     for turn in range(REPEATS):
         stage.clear()
         first, second = ScriptedReply(), rehearsed()[1]
@@ -694,14 +698,14 @@ def test_viewers_and_stop_against_the_end_of_a_round(stage: ToolStage) -> None:
             return ""
 
         def view(viewer: Any, run: Run = run) -> str:
-            shown = [each for group in run.follow(0, viewer) for each in group]
+            events = [event for group in run.follow(0, viewer) for event in group]
             run.leave(viewer)
-            return str(shown)
+            return str(events)
 
         def stop(turn: int = turn, run: Run = run) -> str:
             after = 1 + turn % 6
             while run.log.last < after and run.log.ended is None:
-                pass  # a wait at the log would end too late
+                pass  # a wait at the log would return too late
             ended = run.cancel("stop") if turn % 2 else run.fail(UpstreamError("stalled"))
             return str(ended)
 
@@ -717,8 +721,8 @@ def test_viewers_and_stop_against_the_end_of_a_round(stage: ToolStage) -> None:
         lawful(stage, run, [first, second])
 
 
-def test_a_viewer_that_leaves_when_a_round_ends_leaves_nothing_undone(stage: ToolStage) -> None:
-    """Law: a run is finished, whichever reader leaves."""
+def test_viewer_leaving_as_a_round_ends_does_not_stop_the_run(stage: ToolStage) -> None:
+    """Law: a run is finished, whichever viewer leaves."""
     for _ in range(REPEATS):
         run, replies = raced(stage)
         viewer = run.join()
@@ -732,11 +736,11 @@ def test_a_viewer_that_leaves_when_a_round_ends_leaves_nothing_undone(stage: Too
         assert run.state == "done"
 
 
-# --- the whole way --------------------------------------------------------------------------------
+# --- end to end -----------------------------------------------------------------------------------
 
 
 class ToolServer(HaltServer):
-    """Halt as a developer starts it with tools of their own."""
+    """Halt as a developer starts it with their own tools."""
 
     command = ("-m", "gunicorn", "tests.support.tool_app:app")
 
@@ -774,17 +778,19 @@ def until_event(stream: EventStream, kind: str) -> dict[str, Any]:
     return events_of(stream, kind)[-1]
 
 
-def requests_of(upstream: FakeOpenAI, said: str) -> list[dict[str, Any]]:
-    """The bodies of all requests of the conversation that began with `said`."""
-    posted = [each.body for each in upstream.requests if each.method == "POST"]
-    return [body for body in posted if body["messages"][0].get("content") == said]
+def requests_of(upstream: FakeOpenAI, prompt: str) -> list[dict[str, Any]]:
+    """The bodies of all requests whose conversation begins with `prompt`."""
+    posted = [record.body for record in upstream.requests if record.method == "POST"]
+    return [body for body in posted if body["messages"][0].get("content") == prompt]
 
 
-def test_a_tool_is_called_and_its_result_told(server: HaltServer, upstream: FakeOpenAI) -> None:
-    """Arguments in pieces, the call, the result, and the answer that uses it, as one stream."""
-    said = new_id()
+def test_server_streams_call_result_and_answer_as_one(
+    server: HaltServer, upstream: FakeOpenAI
+) -> None:
+    """Arguments in pieces, the call, the result and the answer that uses it are one stream."""
+    prompt = new_id()
     model = 'tool_call?name=calculator&args={"expression":"6*7"}&say=One moment.'
-    stream = server.client().chat(model, said).to_end()
+    stream = server.client().chat(model, prompt).to_end()
     assert stream.text == "One moment.\n\nThe tools said: 42"
     assert "".join(e["arguments"] for e in events_of(stream, "tool_call_delta")) == (
         '{"expression":"6*7"}'
@@ -793,7 +799,7 @@ def test_a_tool_is_called_and_its_result_told(server: HaltServer, upstream: Fake
     (result,) = events_of(stream, "tool_result")
     assert call["arguments"] == '{"expression":"6*7"}'
     assert (result["id"], result["result"], result["ok"]) == (call["id"], "42", True)
-    first, second = requests_of(upstream, said)
+    first, second = requests_of(upstream, prompt)
     offered = {tool["function"]["name"] for tool in first["tools"]}
     assert offered == {"calculator", "current_time", "obedient", "stubborn", "slow"}
     function = {"name": "calculator", "arguments": '{"expression":"6*7"}'}
@@ -808,31 +814,37 @@ def test_a_tool_is_called_and_its_result_told(server: HaltServer, upstream: Fake
     assert second["tools"] == first["tools"]
 
 
-def test_several_calls_at_once(server: HaltServer, upstream: FakeOpenAI) -> None:
-    """Calls whose pieces alternate are put together each for itself, and answered in order."""
-    said = new_id()
-    stream = server.client().chat("parallel_calls?n=4", said).to_end()
+def test_server_joins_alternating_pieces_of_parallel_calls(
+    server: HaltServer, upstream: FakeOpenAI
+) -> None:
+    """Calls whose pieces alternate are each joined, and answered in order."""
+    prompt = new_id()
+    stream = server.client().chat("parallel_calls?n=4", prompt).to_end()
     assert stream.text == "The tools said: 10 | 20 | 30 | 40"
-    messages = requests_of(upstream, said)[1]["messages"]
+    messages = requests_of(upstream, prompt)[1]["messages"]
     ids = [call["id"] for call in messages[1]["tool_calls"]]
     assert [message["tool_call_id"] for message in messages[2:]] == ids
     assert len(set(ids)) == 4
 
 
-def test_several_rounds_and_their_usage(server: HaltServer, upstream: FakeOpenAI) -> None:
-    """Three rounds are allowed here: the answer has all their texts, the usage is their sum."""
-    said = new_id()
-    stream = server.client().chat("tool_rounds?n=3", said).to_end()
+def test_server_answer_of_three_rounds_has_the_summed_usage(
+    server: HaltServer, upstream: FakeOpenAI
+) -> None:
+    """The answer has the texts of all rounds, and the usage is their sum."""
+    prompt = new_id()
+    stream = server.client().chat("tool_rounds?n=3", prompt).to_end()
     assert stream.text == ("Round 1.\n\nRound 2.\n\nRound 3.\n\nThe tools said: 1 | 2 | 3")
-    asked = [each for each in upstream.requests if each.body in requests_of(upstream, said)]
-    sent = sum(each.tokens_sent for each in asked)
+    records = [
+        record for record in upstream.requests if record.body in requests_of(upstream, prompt)
+    ]
+    sent = sum(record.tokens_sent for record in records)
     assert stream.terminal["usage"]["completion_tokens"] == sent
     assert stream.terminal["metrics"]["tokens"] == sent
     assert stream.terminal["finish_reason"] == "stop"
 
 
-def test_endless_rounds_end(server: HaltServer) -> None:
-    """After the last round that is allowed the answer ends with an error that says why."""
+def test_server_ends_endless_rounds_with_an_error(server: HaltServer) -> None:
+    """After the last allowed round the answer ends with an error that says why."""
     stream = server.client().chat("tool_rounds").to_end()
     assert stream.terminal["error"]["code"] == "too_many_tool_rounds"
     assert stream.text == "Round 1.\n\nRound 2.\n\nRound 3.\n\nRound 4."
@@ -847,8 +859,10 @@ def test_endless_rounds_end(server: HaltServer) -> None:
         ("calls_unnumbered?ids=0", "The tools said: 10"),
     ],
 )
-def test_calls_as_other_servers_write_them(server: HaltServer, model: str, text: str) -> None:
-    """The old form, calls without numbers, calls without IDs: all are run."""
+def test_server_runs_calls_in_other_servers_forms(
+    server: HaltServer, model: str, text: str
+) -> None:
+    """The older form, calls without index, calls without ID: all are run."""
     stream = server.client().chat(model).to_end()
     assert stream.text == text
     ids = [event["id"] for event in events_of(stream, "tool_call")]
@@ -857,7 +871,7 @@ def test_calls_as_other_servers_write_them(server: HaltServer, model: str, text:
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "sentence"),
     [
         ('tool_call?name=calculator&args={"expr', "The arguments do not fit"),
         ('tool_call?name=calculator&args={"expression":"1/0"}', "Division by zero."),
@@ -866,19 +880,21 @@ def test_calls_as_other_servers_write_them(server: HaltServer, model: str, text:
         ("tool_call?name=slow", "Given up: it took longer than 0.05 s."),
     ],
 )
-def test_the_model_is_told_what_went_wrong(server: HaltServer, model: str, says: str) -> None:
-    """Broken arguments, an unknown tool, one that fails or hangs: the answer goes on all the same."""
+def test_server_sends_a_tools_failure_to_the_model(
+    server: HaltServer, model: str, sentence: str
+) -> None:
+    """Bad arguments, an unknown tool, one that fails or hangs: the answer goes on."""
     stream = server.client().chat(model).to_end()
     (result,) = events_of(stream, "tool_result")
     assert not result["ok"]
-    assert says in result["result"]
+    assert sentence in result["result"]
     assert stream.text.startswith("The tools said: ")
-    assert says in stream.text
+    assert sentence in stream.text
     assert stream.terminal["type"] == "done"
 
 
 @pytest.mark.parametrize("tool", ["obedient", "stubborn"])
-def test_stop_ends_a_running_tool(server: HaltServer, tool: str) -> None:
+def test_stop_of_a_running_tool_frees_the_place(server: HaltServer, tool: str) -> None:
     """The terminal event comes while the tool blocks, and the run's place is free again."""
     client = server.client()
     stream = client.chat(f"tool_call?name={tool}&say=Wait.")
@@ -895,37 +911,40 @@ def test_stop_ends_a_running_tool(server: HaltServer, tool: str) -> None:
     eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
 
 
-def test_a_request_with_tools_of_its_own(server: HaltServer, upstream: FakeOpenAI) -> None:
-    """It gets its calls as events and runs them itself; Halt's own are not offered."""
-    said = new_id()
+def test_server_leaves_calls_of_a_clients_tools_to_the_client(
+    server: HaltServer, upstream: FakeOpenAI
+) -> None:
+    """The client gets its calls as events; Halt's own tools are not offered."""
+    prompt = new_id()
     own = [{"type": "function", "function": {"name": "calculator", "parameters": {}}}]
     model = 'tool_call?name=calculator&args={"expression":"6*7"}'
-    stream = server.client().chat(model, said, tools=own).to_end()
+    stream = server.client().chat(model, prompt, tools=own).to_end()
     assert stream.terminal["finish_reason"] == "tool_calls"
     assert len(events_of(stream, "tool_call")) == 1
     assert events_of(stream, "tool_result") == []
-    (request,) = requests_of(upstream, said)
+    (request,) = requests_of(upstream, prompt)
     assert request["tools"] == own
 
 
-def test_a_model_that_refuses_tools(server: HaltServer) -> None:
-    """The error says that it is the tools, what the server said, and which setting to change."""
+def test_server_names_the_setting_when_a_model_refuses_tools(server: HaltServer) -> None:
+    """The error says that tools were refused, quotes the server, and names the setting to change."""
     error = server.client().chat("no_tools").to_end().terminal["error"]
     assert error["code"] == "tools_refused"
     assert "does not support tools" in error["message"]
     assert "HALT_TOOLS" in error["message"]
 
 
-def test_a_replay_has_the_rounds_too(server: HaltServer) -> None:
-    """Whoever comes later finds calls and results where they were."""
+def test_server_replay_has_the_rounds(server: HaltServer) -> None:
+    """A later reader gets calls and results in their places."""
     client = server.client()
     first = client.chat("parallel_calls?n=2").to_end()
     again = client.follow(first.id, 0).to_end()
     assert [message.data for message in again.seen] == [message.data for message in first.seen]
 
 
-def test_the_page_offers_the_tools(server: HaltServer, upstream: FakeOpenAI) -> None:
-    """A conversation's answer is the text of all rounds; the next prompt is told that text alone."""
+def test_page_answer_is_the_text_of_all_rounds(server: HaltServer, upstream: FakeOpenAI) -> None:
+    """The page's conversation offers the tools; the next prompt is sent with the answer's text
+    alone."""
     client = server.client()
     client.get("/")
     path, prompts = f"/c/{new_id()}/messages", []
@@ -943,10 +962,10 @@ def test_the_page_offers_the_tools(server: HaltServer, upstream: FakeOpenAI) -> 
     assert last[1]["content"] == "The tools said: 42"
 
 
-def test_no_tools_are_offered_by_default(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """Without HALT_TOOLS a request holds nothing of tools, and a call is no affair of Halt's."""
-    said = new_id()
-    stream = halt.client().chat("tool_call", said).to_end()
+def test_server_offers_no_tools_by_default(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Without HALT_TOOLS a request has no tools, and Halt does not run a call."""
+    prompt = new_id()
+    stream = halt.client().chat("tool_call", prompt).to_end()
     assert stream.terminal["finish_reason"] == "tool_calls"
-    (request,) = requests_of(shared_fake, said)
+    (request,) = requests_of(shared_fake, prompt)
     assert not {"tools", "tool_choice"} & request.keys()

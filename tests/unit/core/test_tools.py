@@ -1,4 +1,4 @@
-"""Tools: what a model is told of a function, and what it is told back, whatever the function does."""
+"""Tools: the schema that a model gets of a function, and the result of a call, whatever it does."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ REPEATS = 250
 
 
 def schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of a function as a model is told them."""
+    """The JSON schema of a function's parameters, as a model gets it."""
     parameters: dict[str, Any] = Tool(function).spec["function"]["parameters"]
     return parameters
 
 
-def told(function: Callable[..., Any], arguments: str = "") -> tuple[str, bool]:
-    """What a model is told when it calls the function."""
+def answer_of(function: Callable[..., Any], arguments: str = "") -> tuple[str, bool]:
+    """The text that a model gets for a call of the function, and whether it is a result."""
     return Tool(function).answer(arguments, threading.Event())
 
 
 def results(*calls: ToolCall, tools: Toolbox) -> list[ToolResult]:
-    """Run the calls to their end; the results as they came."""
+    """Run the calls to their end. Returns the results in the order of their ends."""
     return list(tools.round(list(calls)).results())
 
 
-# --- what a model is told of a function -----------------------------------------------------------
+# --- the schema of a function ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -53,8 +53,8 @@ class Place:
     height: float = 0.0
 
 
-def test_a_signature_becomes_a_schema() -> None:
-    """Types, choices, lists, optional and described parameters, and defaults: all are told."""
+def test_tool_schema_has_types_defaults_and_descriptions() -> None:
+    """Types, choices, lists, optional and described parameters, and defaults are in the schema."""
 
     def tool(
         text: str,
@@ -90,12 +90,12 @@ def test_a_signature_becomes_a_schema() -> None:
     }
     assert Tool(tool).spec["function"]["name"] == "tool"
     assert Tool(tool).spec["function"]["description"] == "Do it."
-    given = '{"text":"t","count":1,"kind":"b","many":[2],"share":1}'
-    assert told(tool, given) == ("('t', 1, 'b', [2], 1.0, False, None)", True)
+    arguments = '{"text":"t","count":1,"kind":"b","many":[2],"share":1}'
+    assert answer_of(tool, arguments) == ("('t', 1, 'b', [2], 1.0, False, None)", True)
 
 
-def test_a_dataclass_is_told_as_an_object() -> None:
-    """A structured parameter is described where the schema refers to it, and comes as itself."""
+def test_tool_schema_of_a_dataclass_is_an_object() -> None:
+    """A structured parameter is described by reference, and the function gets the dataclass."""
 
     def tool(place: Place) -> str:
         return repr(place)
@@ -103,21 +103,21 @@ def test_a_dataclass_is_told_as_an_object() -> None:
     parameters = schema(tool)
     assert parameters["properties"]["place"] == {"$ref": "#/$defs/Place"}
     assert parameters["$defs"]["Place"]["required"] == ["name"]
-    assert told(tool, '{"place": {"name": "K2"}}') == ("Place(name='K2', height=0.0)", True)
+    assert answer_of(tool, '{"place": {"name": "K2"}}') == ("Place(name='K2', height=0.0)", True)
 
 
-def test_a_function_without_parameters_can_be_called_with_nothing() -> None:
-    """Models write "", "{}" or blanks where there is nothing to say."""
+def test_tool_without_parameters_accepts_empty_arguments() -> None:
+    """Models send "", "{}" or blanks for no arguments."""
 
     def tool() -> str:
         return "done"
 
     assert schema(tool)["properties"] == {}
-    assert {told(tool, given) for given in ("", " ", "{}")} == {("done", True)}
+    assert {answer_of(tool, arguments) for arguments in ("", " ", "{}")} == {("done", True)}
 
 
-def test_the_event_is_given_and_not_told() -> None:
-    """A parameter of the type Event gets the call's own; one that is named `stop` is a parameter."""
+def test_tool_schema_leaves_out_the_event_parameter() -> None:
+    """A parameter of type Event gets the call's own; one that is named `stop` is a parameter."""
 
     def tool(stop: str, ending: threading.Event) -> str:
         ending.set()
@@ -157,19 +157,19 @@ async def asynchronous() -> str:
     "function",
     [untyped, starred, positional, unknown_type, untellable, asynchronous, lambda: "", 5],
 )
-def test_what_can_be_no_tool_is_refused_where_it_is_registered(function: Any) -> None:
-    """A function that no model can be told of is an error at the start, not in a conversation."""
+def test_toolbox_refuses_a_function_that_can_be_no_tool(function: Any) -> None:
+    """A function that has no schema is an error at the start, not in a conversation."""
     with pytest.raises(TypeError, match=getattr(function, "__name__", "no name for a tool")):
         Toolbox([function])
 
 
-def test_two_tools_of_one_name_are_refused() -> None:
-    """A model could not tell them apart."""
+def test_toolbox_refuses_two_tools_of_one_name() -> None:
+    """A model could not distinguish them."""
     with pytest.raises(ValueError, match="'calculator'"):
         Toolbox([calculator, Tool(current_time, name="calculator")])
 
 
-# --- what it is told back -------------------------------------------------------------------------
+# --- the result of a call --------------------------------------------------------------------------
 
 
 def add(a: int, b: int = 1) -> int:
@@ -178,7 +178,7 @@ def add(a: int, b: int = 1) -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "sentence"),
     [
         ('{"a": "one"}', "Expected `int`"),
         ('{"b": 1}', "missing required field `a`"),
@@ -191,21 +191,21 @@ def add(a: int, b: int = 1) -> int:
         ('{"a": "\ud800"}', "fit"),
     ],
 )
-def test_bad_arguments_are_told_to_the_model(arguments: str, says: str) -> None:
-    """A model that got its arguments wrong is told how, and can try again."""
-    said, ok = told(add, arguments)
+def test_answer_to_bad_arguments_explains_the_error(arguments: str, sentence: str) -> None:
+    """A model with wrong arguments gets the reason, so that it can try again."""
+    text, ok = answer_of(add, arguments)
     assert not ok
-    assert "The arguments do not fit" in said
-    assert says in said
+    assert "The arguments do not fit" in text
+    assert sentence in text
 
 
-def test_numbers_in_quotes_are_numbers() -> None:
-    """Many a small model quotes its numbers; that is no reason to fail."""
-    assert told(add, '{"a": "2", "b": 3.0}') == ("5", True)
+def test_answer_accepts_numbers_in_quotes() -> None:
+    """Many small models quote their numbers; the call works all the same."""
+    assert answer_of(add, '{"a": "2", "b": 3.0}') == ("5", True)
 
 
-def test_an_unknown_tool_is_told_with_those_that_are_there() -> None:
-    """A model that invents a tool is told the real ones; the call is answered all the same."""
+def test_result_for_an_unknown_tool_names_the_known_ones() -> None:
+    """A model that invents a tool gets the real names as the call's result."""
     (result,) = results(ToolCall("c1", "ad", "{}"), tools=Toolbox([add]))
     assert (result.id, result.name, result.ok) == ("c1", "ad", False)
     assert "'ad'" in result.result
@@ -222,23 +222,24 @@ def raising(fault: BaseException) -> Callable[[], str]:
 @pytest.mark.parametrize(
     "fault", [ValueError("secret"), SystemExit("secret"), MemoryError("secret")]
 )
-def test_a_tool_that_raises_is_logged_and_told_by_kind(
+def test_answer_of_a_tool_that_raises_has_the_type_alone(
     fault: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The operator gets the traceback; the model and the user only what kind of error it was."""
-    said, ok = told(raising(fault))
-    assert (said, ok) == (f"The tool failed ({type(fault).__name__}).", False)
+    """The operator gets the traceback; the model and the user only the exception's type."""
+    text, ok = answer_of(raising(fault))
+    assert (text, ok) == (f"The tool failed ({type(fault).__name__}).", False)
     assert "secret" in caplog.text
 
 
-def test_a_tool_error_is_told_in_its_own_words(caplog: pytest.LogCaptureFixture) -> None:
-    """What a tool says on purpose reaches the model, and is no fault to be logged."""
-    assert told(raising(ToolError("Closed on Sundays."))) == ("Closed on Sundays.", False)
+def test_answer_of_a_tool_error_is_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    """The text of a ToolError reaches the model and is not logged."""
+    assert answer_of(raising(ToolError("Closed on Sundays."))) == ("Closed on Sundays.", False)
     assert caplog.text == ""
 
 
-def test_results_are_text() -> None:
-    """A string goes as it is, what is none as JSON, what can be neither is a fault of the tool."""
+def test_answer_is_text_or_json() -> None:
+    """A string is sent unchanged, another value as JSON; a value that is neither is the tool's
+    fault."""
 
     def structured() -> dict[str, Any]:
         return {"places": [Place("K2", 8611.0)]}
@@ -246,12 +247,12 @@ def test_results_are_text() -> None:
     def strange() -> object:
         return object()
 
-    assert told(structured) == ('{"places":[{"name":"K2","height":8611.0}]}', True)
-    assert told(strange) == ("The tool failed (TypeError).", False)
+    assert answer_of(structured) == ('{"places":[{"name":"K2","height":8611.0}]}', True)
+    assert answer_of(strange) == ("The tool failed (TypeError).", False)
 
 
-def test_a_result_that_is_too_long_is_cut() -> None:
-    """The model is told the beginning, and that it is not all."""
+def test_result_over_the_limit_is_cut() -> None:
+    """The model gets the beginning and a note that it is cut."""
 
     def endless() -> str:
         return "x" * 1_000_000
@@ -261,8 +262,8 @@ def test_a_result_that_is_too_long_is_cut() -> None:
     assert result.result == "x" * module.RESULT_MAX + "\n[cut off here]"
 
 
-def test_half_a_character_in_a_result_harms_nobody() -> None:
-    """What could not be sent as UTF-8 is replaced, so that readers get their event."""
+def test_result_with_a_lone_surrogate_can_be_encoded() -> None:
+    """Characters that UTF-8 cannot hold are replaced, so that readers get the event."""
 
     def half() -> str:
         return "a\ud800b"
@@ -275,7 +276,7 @@ def test_half_a_character_in_a_result_harms_nobody() -> None:
 # --- a round --------------------------------------------------------------------------------------
 
 
-def test_calls_of_a_round_run_side_by_side() -> None:
+def test_round_runs_its_calls_in_parallel() -> None:
     """Three calls meet at one barrier: none waits for another. Results go back in order."""
     meeting = threading.Barrier(3)
 
@@ -284,18 +285,19 @@ def test_calls_of_a_round_run_side_by_side() -> None:
         return name
 
     calls = [ToolCall(f"c{n}", "meet", f'{{"name": "{n}"}}') for n in range(3)]
-    found = Toolbox([meet]).round(calls)
-    assert sorted(each.result for each in found.results()) == ["0", "1", "2"]
-    assert [each.id for each in found.finished_results] == ["c0", "c1", "c2"]
+    tool_round = Toolbox([meet]).round(calls)
+    assert sorted(result.result for result in tool_round.results()) == ["0", "1", "2"]
+    assert [result.id for result in tool_round.finished_results] == ["c0", "c1", "c2"]
 
 
-def test_a_call_over_its_time_is_given_up_and_told_to_stop() -> None:
-    """Its Event is set, the others' results count, and what the late one returns is dropped."""
-    gate, other = threading.Event(), threading.Event()
+def test_call_over_its_time_is_given_up_and_its_event_set() -> None:
+    """The other results count, and the late call's own is dropped."""
+    gate, other, late_began = threading.Event(), threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
     def late(ending: threading.Event) -> str:
         threads.append(threading.current_thread())
+        late_began.set()
         assert ending.wait(WAIT_TIMEOUT)
         gate.wait(WAIT_TIMEOUT)
         return "too late"
@@ -305,20 +307,21 @@ def test_a_call_over_its_time_is_given_up_and_told_to_stop() -> None:
         return "in time"
 
     tools = Toolbox([Tool(late, timeout=0.02), slow])
-    found = tools.round([ToolCall("c1", "late", ""), ToolCall("c2", "slow", "")])
-    coming = found.results()
+    tool_round = tools.round([ToolCall("c1", "late", ""), ToolCall("c2", "slow", "")])
+    coming = tool_round.results()
     first = next(coming)
+    assert late_began.wait(WAIT_TIMEOUT)
     gate.set()
     threads[0].join(WAIT_TIMEOUT)
     other.set()
     assert (first.id, first.ok) == ("c1", False)
     assert first.result == "Given up: it took longer than 0.02 s."
-    assert [each.result for each in coming] == ["in time"]
-    assert [each.id for each in found.finished_results] == ["c1", "c2"]
+    assert [result.result for result in coming] == ["in time"]
+    assert [result.id for result in tool_round.finished_results] == ["c1", "c2"]
 
 
-def test_abort_ends_the_wait_at_once() -> None:
-    """Nobody waits for a tool that does not look at its Event; the one that does is told."""
+def test_abort_ends_the_wait_for_running_tools() -> None:
+    """No thread waits for a tool that does not check its Event; every Event is set."""
     running, gate = threading.Semaphore(0), threading.Event()
     events: list[threading.Event] = []
 
@@ -328,33 +331,33 @@ def test_abort_ends_the_wait_at_once() -> None:
         gate.wait(WAIT_TIMEOUT)
         return ""
 
-    found = Toolbox([stubborn]).round([ToolCall(f"c{n}", "stubborn", "") for n in range(2)])
-    waiting = BackgroundCall(lambda: list(found.results()))
+    tool_round = Toolbox([stubborn]).round([ToolCall(f"c{n}", "stubborn", "") for n in range(2)])
+    waiting = BackgroundCall(lambda: list(tool_round.results()))
     assert running.acquire(timeout=WAIT_TIMEOUT)
     assert running.acquire(timeout=WAIT_TIMEOUT)
-    found.abort()
+    tool_round.abort()
     waiting.end()
     assert waiting.result == []
     assert all(event.is_set() for event in events)
     gate.set()
 
 
-def test_an_abort_before_the_start_starts_nothing() -> None:
-    """A round that was stopped before it began runs no tool at all."""
+def test_abort_before_the_start_starts_no_tool() -> None:
+    """A round that is stopped before it began runs no tool."""
     ran: list[int] = []
 
     def tool() -> str:
         ran.append(1)
         return ""
 
-    found = Toolbox([tool]).round([ToolCall("c", "tool", "")])
-    found.abort()
-    assert list(found.results()) == []
+    tool_round = Toolbox([tool]).round([ToolCall("c", "tool", "")])
+    tool_round.abort()
+    assert list(tool_round.results()) == []
     assert ran == []
 
 
-def test_threads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls beyond the bound are refused, hanging ones count, and a free place is used again."""
+def test_calls_over_the_thread_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls beyond the limit are refused, hanging ones count, and a free place is used again."""
     monkeypatch.setattr(module, "THREADS_MAX", 2)
     gate = threading.Event()
 
@@ -366,7 +369,7 @@ def test_threads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     tools = Toolbox([tool])
     calls = [ToolCall(f"c{n}", "hang", '{"name": "x"}') for n in range(3)]
     first = results(*calls, tools=tools)
-    assert ["Too many tools" in each.result for each in first] == [True, False, False]
+    assert ["Too many tools" in result.result for result in first] == [True, False, False]
     assert "Too many tools" in results(calls[0], tools=tools)[0].result
     before = [t for t in threading.enumerate() if t.name.startswith("halt-tool-hang")]
     assert len(before) == 2
@@ -374,19 +377,19 @@ def test_threads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in before:
         thread.join(WAIT_TIMEOUT)
     tool.timeout = WAIT_TIMEOUT
-    assert [each.result for each in results(*calls[:2], tools=tools)] == ["x", "x"]
+    assert [result.result for result in results(*calls[:2], tools=tools)] == ["x", "x"]
 
 
-def test_calls_of_one_round_are_bounded() -> None:
-    """One answer cannot take all threads; the model is told, and each call has its result."""
+def test_calls_over_the_round_limit_are_refused() -> None:
+    """One answer cannot take all threads; each of its calls has a result."""
     calls = [ToolCall(f"c{n}", "add", '{"a": 1}') for n in range(module.CALLS_MAX + 2)]
-    came = {each.id: each for each in results(*calls, tools=Toolbox([add]))}
-    assert len(came) == len(calls)
-    assert [each.ok for each in (came[call.id] for call in calls)] == [True] * 16 + [False] * 2
+    by_id = {result.id: result for result in results(*calls, tools=Toolbox([add]))}
+    assert len(by_id) == len(calls)
+    assert [by_id[call.id].ok for call in calls] == [True] * 16 + [False] * 2
 
 
-def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that cannot be had is a result like any other, and its place is free again."""
+def test_call_without_a_thread_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that cannot be started gives a result, and its place is free again."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -400,35 +403,39 @@ def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert results(ToolCall("c", "add", '{"a": 1}'), tools=tools)[0].result == "2"
 
 
-def test_result_against_time_limit_and_abort() -> None:
-    """Law: each call has one result at most, whoever comes first; no round waits for ever."""
+def test_result_racing_time_limit_and_abort_comes_once() -> None:
+    """Law: each call has at most one result, and no round waits for ever."""
 
     def quick() -> str:
         return "quick"
 
     tools = Toolbox([Tool(quick, timeout=0.0005)])
 
-    def play(found: ToolRound) -> int:
-        return len(list(found.results()))
+    def play(tool_round: ToolRound) -> int:
+        return len(list(tool_round.results()))
 
-    def abort(found: ToolRound) -> int:
-        found.abort()
+    def abort(tool_round: ToolRound) -> int:
+        tool_round.abort()
         return 0
 
     for turn in range(REPEATS):
-        found = tools.round([ToolCall(f"c{n}", "quick", "") for n in range(3)])
-        bodies = [lambda: play(found), lambda: abort(found)] if turn % 2 else [lambda: play(found)]
-        given = together(*bodies)[0]
-        said = found.finished_results
-        assert len(said) == len({each.id for each in said}) >= given
-        assert turn % 2 or given == 3
+        tool_round = tools.round([ToolCall(f"c{n}", "quick", "") for n in range(3)])
+        bodies = (
+            [lambda: play(tool_round), lambda: abort(tool_round)]
+            if turn % 2
+            else [lambda: play(tool_round)]
+        )
+        yielded = together(*bodies)[0]
+        finished = tool_round.finished_results
+        assert len(finished) == len({result.id for result in finished}) >= yielded
+        assert turn % 2 or yielded == 3
 
 
 # --- the tools that ship --------------------------------------------------------------------------
 
 
-def test_settings_name_the_tools_that_ship() -> None:
-    """What HALT_TOOLS allows is what is there, and none of it is offered by default."""
+def test_halt_tools_setting_allows_the_builtin_tools() -> None:
+    """HALT_TOOLS allows exactly the built-in tools, and none is offered by default."""
     assert set(SHIPPED_TOOLS) == set(BUILTIN_TOOLS)
     assert load({}).tools == ()
     assert load({"HALT_TOOLS": " current_time, calculator,,current_time"}).tools == (
@@ -437,8 +444,8 @@ def test_settings_name_the_tools_that_ship() -> None:
     )
 
 
-def test_an_unknown_tool_in_the_settings_is_refused() -> None:
-    """One line names the tool that is not there, and those that are."""
+def test_halt_tools_setting_refuses_an_unknown_tool() -> None:
+    """One line names the unknown tool and the known ones."""
     with pytest.raises(ConfigError) as caught:
         load({"HALT_TOOLS": "calculator,shell"})
     assert str(caught.value) == (
@@ -447,8 +454,8 @@ def test_an_unknown_tool_in_the_settings_is_refused() -> None:
     )
 
 
-def test_every_tool_that_ships_is_told_with_descriptions() -> None:
-    """A model knows when to use each, and what each parameter means."""
+def test_builtin_tools_have_descriptions() -> None:
+    """Each tool and each of its parameters has a description for the model."""
     for spec in Toolbox(BUILTIN_TOOLS.values()).specs:
         function = spec["function"]
         assert function["description"]
@@ -479,13 +486,13 @@ def test_every_tool_that_ships_is_told_with_descriptions() -> None:
         ("pi", f"{math.pi:.15g}"),
     ],
 )
-def test_the_calculator_calculates(expression: str, value: str) -> None:
-    """Whole numbers exactly, others as far as a float is sure."""
+def test_calculator_computes(expression: str, value: str) -> None:
+    """Integers are exact, other numbers as precise as a float."""
     assert calculator(expression) == value
 
 
 @pytest.mark.parametrize(
-    ("expression", "says"),
+    ("expression", "sentence"),
     [
         ("", "no expression"),
         ("1 +", "no expression"),
@@ -524,14 +531,14 @@ def test_the_calculator_calculates(expression: str, value: str) -> None:
         ("\0", "no expression"),
     ],
 )
-def test_the_calculator_refuses(expression: str, says: str) -> None:
-    """Whatever is no arithmetic, or too much of it, is refused in words a model can use."""
-    with pytest.raises(ToolError, match=re.escape(says)):
+def test_calculator_refuses_other_expressions(expression: str, sentence: str) -> None:
+    """An expression that is no arithmetic, or too large, is refused in words that a model can use."""
+    with pytest.raises(ToolError, match=re.escape(sentence)):
         calculator(expression)
 
 
-def test_the_calculator_takes_little_memory() -> None:
-    """The largest it can be made to hold is a few kilobytes a number: no power is tried first."""
+def test_calculator_takes_little_memory() -> None:
+    """A number has at most a few kilobytes: no larger power is computed first."""
     tracemalloc.start()
     try:
         for base in ("2", "9", "10**600", "-3"):
@@ -544,7 +551,7 @@ def test_the_calculator_takes_little_memory() -> None:
     assert peak < 1_000_000
 
 
-def test_the_calculator_is_not_led_too_deep() -> None:
+def test_calculator_refuses_deep_nesting() -> None:
     """Nesting ends in a number or in a clear refusal, never in a fault."""
     assert calculator("-" * 400 + "1") == "1"
     limit = sys.getrecursionlimit()
@@ -556,8 +563,8 @@ def test_the_calculator_is_not_led_too_deep() -> None:
         sys.setrecursionlimit(limit)
 
 
-def test_the_time_in_a_zone() -> None:
-    """Weekday, date, time, the zone, and how far it is from UTC."""
+def test_current_time_has_weekday_date_time_zone_and_offset() -> None:
+    """The text has weekday, date, time, zone and offset from UTC."""
     form = r"(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
     assert re.fullmatch(form + r"UTC \(UTC\+00:00\)", current_time())
     assert re.fullmatch(form + r"Asia/Kolkata \(UTC\+05:30\)", current_time("Asia/Kolkata"))
@@ -577,8 +584,8 @@ def test_the_time_in_a_zone() -> None:
         ("x" * 10_000, "UTC"),
     ],
 )
-def test_an_unknown_zone_is_answered_with_help(zone: str, hint: str) -> None:
-    """A city, a wrong case, a path: the model is told which names there are."""
+def test_current_time_of_an_unknown_zone_names_known_ones(zone: str, hint: str) -> None:
+    """For a city, a wrong case or a path the model gets names that exist."""
     with pytest.raises(ToolError, match=re.escape(hint)) as caught:
         current_time(zone)
     assert len(str(caught.value)) < 300
