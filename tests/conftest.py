@@ -1,4 +1,4 @@
-"""Fixtures for every test: a fake upstream, a real Halt, a relay that runs."""
+"""Fixtures of all tests: a fake upstream, a Halt server, a running relay."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.support.halt_server import EXIT_TIMEOUT, HaltServer, StartHalt, setti
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is given no folder of its own keeps its data in one of this test run's."""
+    """Set a data folder of this test run for code that is given none."""
     folder = tempfile.TemporaryDirectory(prefix="halt-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ["XDG_DATA_HOME"] = folder.name
     os.environ["HALT_DATA"] = str(Path(folder.name) / "halt")
-    os.environ["HALT_DISCOVER"] = "0"  # what runs beside the tests is none of their matter
+    os.environ["HALT_DISCOVER"] = "0"  # model servers on this machine do not matter here
 
 
 @pytest.fixture
 def start_halt() -> Iterator[StartHalt]:
-    """Start Halt with settings; every one that a test started leaves at its end."""
+    """Start Halt servers with settings; they are closed at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def start(upstream: FakeOpenAI | str | None = None, **more: Any) -> HaltServer:
@@ -45,7 +45,7 @@ def start_halt() -> Iterator[StartHalt]:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """A Ctrl-C is one, also where the tests run in the background and were told to ignore it."""
+    """Set Python's handler of Ctrl-C, which a background process may have been set to ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -53,21 +53,21 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.fixture
 def fake() -> Iterator[FakeOpenAI]:
-    """A fake upstream of this test's own; models it does not know are `echo`."""
+    """A fake upstream of one test; an unknown model is `echo`."""
     with FakeOpenAI(unknown_model="echo") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def shared_fake() -> Iterator[FakeOpenAI]:
-    """A fake upstream for tests that do not look at its records by index."""
+    """A fake upstream for tests that do not read its records by index."""
     with FakeOpenAI(unknown_model="echo") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt with default settings for tests that leave nothing behind."""
+    """A Halt with default settings, for tests that leave no state in it."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
     server = HaltServer(env)
     yield server
@@ -76,11 +76,11 @@ def halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 @pytest.fixture
 def relay() -> Iterator[Relay]:
-    """A relay that runs; at the end it has had no fault of its own."""
+    """A running relay; the fixture fails if the relay has reported a fault."""
     faults: list[BaseException] = []
-    made = Relay(faults.append)
-    made.start()
-    yield made
-    made.close(EXIT_TIMEOUT)
-    assert not made.is_running
+    running_relay = Relay(faults.append)
+    running_relay.start()
+    yield running_relay
+    running_relay.close(EXIT_TIMEOUT)
+    assert not running_relay.is_running
     assert faults == []

@@ -173,11 +173,11 @@ def test_first_requests_build_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
     )
     try:
         client = server.client()
-        before = client.get("/made").json
+        before = client.get("/built").json
         assert send_burst(server.host, server.port) == (50, [])
         for model in ("one/tool_call", "two/markdown", "two/echo", "none/none"):
             client.chat(model).to_end()
-        after = client.get("/made").json
+        after = client.get("/built").json
         assert before["templates"]  # they are counted
         assert {kind: {*after[kind]} - {*before[kind]} for kind in after} == NOTHING
     finally:

@@ -295,7 +295,7 @@ class Laws(RuleBasedStateMachine):
         if state == "done" and not text.strip():
             state = "error"  # an answer that brought nothing but blanks
         found = worker.answers(stream.place, OWNER)
-        told = worker.told(stream.place, OWNER)
+        told = worker.prompt_messages(stream.place, OWNER)
         if state == "stopped" and not text:
             assert found == []
             return

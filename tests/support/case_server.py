@@ -1,7 +1,7 @@
-"""A model's server that plays the cases of `tests/cases/upstream.json`.
+"""A model's server that sends the responses of the cases in `tests/cases/upstream.json`.
 
-Each case has a list of answers; the next one is given to each POST, the last one is repeated. A
-request says whose it is by `/case/NAME` at the beginning of its path, or by `case NAME.` in its
+Each case has a list of answers: each POST gets the next one, and the last one is repeated. A
+request names its case by `/case/NAME` at the beginning of its path, or by `case NAME.` in its
 prompt.
 """
 
@@ -20,25 +20,25 @@ NAMED = re.compile(r"case ([a-z0-9.-]+[a-z0-9])\.")
 
 
 def prompt_of(name: str) -> str:
-    """What a prompt has to hold for the server to know whose it is."""
+    """The text in a prompt that names its case."""
     return f"case {name}."
 
 
 @dataclass
-class Playing:
-    """How far a case has come. Used under the server's lock."""
+class CaseState:
+    """The progress of a case. Access needs the server's lock."""
 
     case: dict[str, Any]
     next: int = 0
-    sent: list[str] = field(default_factory=list)  # JSON of each POST, without blanks
+    sent: list[str] = field(default_factory=list)  # compact JSON of each POST
 
 
 class CaseServer:
-    """The server, for the duration of a `with`."""
+    """The server; call `close` at the end."""
 
     def __init__(self, cases: list[dict[str, Any]]) -> None:
-        self._lock = threading.Lock()  # protects what each case has come to
-        self._playing = {case["name"]: Playing(case) for case in cases}
+        self._lock = threading.Lock()  # protects the state of each case
+        self._playing = {case["name"]: CaseState(case) for case in cases}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ class CaseServer:
             request_queue_size = 128
 
             def handle_error(self, *_: object) -> None:
-                pass  # a client has left, as it may
+                pass  # a client may leave at any time
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.base = f"http://127.0.0.1:{self._server.server_port}"
@@ -70,14 +70,14 @@ class CaseServer:
         self._server.server_close()
 
     def sent(self, name: str) -> list[str]:
-        """The JSON of each POST of a case, without blanks, in order."""
+        """The compact JSON of each POST of a case, in order."""
         with self._lock:
             return list(self._playing[name].sent)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        given = json.loads(body) if body else {}
-        compact = json.dumps(given, separators=(",", ":"), ensure_ascii=False)
+        payload = json.loads(body) if body else {}
+        compact = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
         path = handler.path.partition("?")[0]
         if match := re.match(r"/case/([^/]+)(/.*)", path):
             name, path = match[1], match[2]
@@ -97,7 +97,7 @@ class CaseServer:
                 answer = self._next(playing, compact, path, handler.command)
         self._send(handler, answer)
 
-    def _next(self, playing: Playing, compact: str, path: str, method: str) -> dict[str, Any]:
+    def _next(self, playing: CaseState, compact: str, path: str, method: str) -> dict[str, Any]:
         answers: list[dict[str, Any]] = playing.case["upstream"]
         answer = answers[min(playing.next, len(answers) - 1)]
         needs = answer.get("needs", {})
@@ -115,7 +115,7 @@ class CaseServer:
 
     def _send(self, handler: BaseHTTPRequestHandler, answer: dict[str, Any]) -> None:
         if wait := answer.get("wait"):
-            time.sleep(wait)  # the silence that a case is about
+            time.sleep(wait)  # the delay is part of the case
         status = answer.get("status", 200)
         pieces = answer.get("pieces", [answer.get("body", "")])
         kind = "text/event-stream" if status == 200 else "application/json"

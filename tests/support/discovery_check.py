@@ -1,6 +1,6 @@
-"""A Halt with nothing set beside model servers on their usual ports; leaves with 0 if all is right.
+"""Run a Halt without settings beside model servers on their usual ports; exit status 0 on success.
 
-To be run where nothing else listens: in a network namespace of its own.
+Run it in its own network namespace, where nothing else listens.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ HELLO = [{"role": "user", "content": "Hello."}]
 
 
 def model_ids(halt: HaltServer) -> list[str]:
-    """The models that programs are offered."""
-    return [each["id"] for each in halt.client().get("/v1/models").json["data"]]
+    """The model IDs that programs get."""
+    return [model["id"] for model in halt.client().get("/v1/models").json["data"]]
 
 
 def group_labels(options: str) -> list[str]:
@@ -33,7 +33,7 @@ def group_labels(options: str) -> list[str]:
 
 
 def check_discovery() -> None:
-    """What answers is offered and said in one line; a server that starts later is offered, too."""
+    """Servers that answer are offered and printed in one line; a later server is offered as well."""
     halt = HaltServer({"HALT_DISCOVER": "1", "PORT": "8000", "WEB_CONCURRENCY": "2"})
     try:
         assert halt.wait_printed(r"It talks to (.*)\n")[1] == (
@@ -46,12 +46,12 @@ def check_discovery() -> None:
         assert model_ids(halt) == [*first, "llama.cpp/gemma.gguf"]
         client = halt.client()
         with client.stream("POST", "/chat/stream", {"messages": HELLO}) as events:
-            assert events.to_end().text == "qwen3:8b answers."  # it is in memory
+            assert events.to_end().text == "qwen3:8b answers."  # the model that is loaded
         assert client.chat("gemma.gguf").to_end().text == "gemma.gguf answers."
         page = client.get("/").body.decode()
         assert "Demo model" not in page
         assert "No model" not in page
-        with RawServer(OFFERED["lmstudio"], port=1234):  # each worker finds it by itself
+        with RawServer(OFFERED["lmstudio"], port=1234):  # every worker discovers the server itself
             eventually(lambda: "lmstudio/gpt-oss" in model_ids(halt))
             eventually(lambda: client.chat("lmstudio/gpt-oss").to_end().text == "gpt-oss answers.")
             eventually(
@@ -71,9 +71,9 @@ def check_discovery() -> None:
 
 @contextlib.contextmanager
 def halt_on_all_interfaces() -> Iterator[None]:
-    """Where -b opens Halt to other machines, what listens on this one is not offered to them.
+    """Run a Halt that -b opens to other machines: it offers no server of this machine.
 
-    This Halt runs meanwhile, on the port of a model server and with a token: others pass it over.
+    It listens on the port of a model server and has a token; other Halts skip it.
     """
     settings = {"HALT_DISCOVER": "1", "HALT_TOKEN": "of-another-halt"}
     halt = HaltServer(settings, "-b", "0.0.0.0:5001")

@@ -26,7 +26,7 @@ class Example(NamedTuple):
 
 def examples() -> list[Example]:
     """All fenced blocks, in the order of the documents."""
-    found: list[Example] = []
+    blocks: list[Example] = []
     for document in DOCUMENTS:
         heading, language = "", ""
         lines: list[str] = []
@@ -35,14 +35,14 @@ def examples() -> list[Example]:
             if line.startswith("```"):
                 if is_inside:
                     code = "".join(f"{part}\n" for part in lines)
-                    found.append(Example(document.name, heading, language, code))
+                    blocks.append(Example(document.name, heading, language, code))
                 is_inside, language, lines = not is_inside, line.strip("` "), []
             elif is_inside:
                 lines.append(line)
             elif title := re.match(r"#+ (.*)", line):
                 heading = title[1]
         assert not is_inside, f"{document.name}: a fence is not closed"
-    return found
+    return blocks
 
 
 def headings(text: str) -> list[str]:
@@ -58,7 +58,7 @@ def anchor(heading: str) -> str:
 
 
 def table_rows(text: str) -> list[list[str]]:
-    """The cells of each row of a document's tables, without the heads' rules."""
+    """The cells of each row of a document's tables, without the rule below the head."""
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     split = [re.split(r"(?<!\\)\|", row.strip().strip("|")) for row in rows]
     return [[cell.strip() for cell in cells] for cells in split]

@@ -1,4 +1,4 @@
-"""Halt whose relay can be broken: `gunicorn tests.support.faulty_app:app`."""
+"""Halt with a route that breaks its relay: `gunicorn tests.support.faulty_app:app`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def stall() -> None:
 
 @app.post("/break/<how>")
 def break_relay(how: str) -> Response:
-    """Break the relay of the worker that is asked."""
+    """Break the relay of the worker that serves this request."""
     services(app).generations.relay.post(fail if how == "raise" else stall)
     return json_response({})

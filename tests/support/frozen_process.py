@@ -1,4 +1,4 @@
-"""Processes that are stopped for a while."""
+"""Suspend and resume processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.support.process_facts import tree
 
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """A process and all that it has started do nothing; its kernel still accepts connections."""
+    """Suspend a process and its descendants; the kernel still accepts connections for them."""
     processes = [pid]
     try:
-        os.kill(pid, signal.SIGSTOP)  # it starts no others from here on
+        os.kill(pid, signal.SIGSTOP)  # from here on it starts no process
         processes = tree(pid)
         send(signal.SIGSTOP, processes)
         yield
@@ -24,7 +24,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 def send(number: int, processes: list[int]) -> None:
-    """Send a signal to each process that is still there."""
+    """Send a signal to the processes that still exist."""
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

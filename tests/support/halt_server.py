@@ -1,4 +1,4 @@
-"""A real Halt in a process of its own, as a user starts it, and short words for its tests."""
+"""A Halt server in its own process, started as a user starts it, and helpers for its tests."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from halt.testing.scenarios import last_user_message
 from tests.support.http_client import Client
 
 ROOT = Path(__file__).parents[2]
-# Seconds after which something is not going to happen; on a busy machine it may take that long.
+# Deadlines in seconds, long enough for a machine under load.
 START_TIMEOUT = 60.0  # a second is usual
-EXIT_TIMEOUT = 20.0  # less than what a fault would make it wait
+EXIT_TIMEOUT = 20.0  # shorter than the waits that a fault would cause
 REFUSAL_TIMEOUT = 60.0
-RECORD_TIMEOUT = 20.0  # for the provider to see what happened at its end
+RECORD_TIMEOUT = 20.0  # until the fake has recorded a request or a close
 
 
 def halt_environment(env: dict[str, str]) -> dict[str, str]:
-    """What Halt is started with: the settings in `env` and none of this shell's own."""
+    """The environment of a Halt: the settings in `env`, and none of this shell's settings."""
     ours = (
         "HALT_",
         "OPENAI_",
@@ -45,18 +45,18 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
         "DATABASE_URL",
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    # Titles are the first words, so that the upstream is asked what a test asks and nothing else.
+    # Titles are the first words, so that the upstream gets the requests of the test alone.
     own = {"PORT": "0", "PYTHONUNBUFFERED": "1", "HALT_TITLES": "words", "HALT_DISCOVER": "0"}
     return clean | own | env
 
 
 def refused_start(*args: str, **settings: Any) -> tuple[int, str]:
-    """Start Halt with what it must refuse; its exit status and what it printed."""
+    """Start Halt with settings that it must refuse; return its exit status and output."""
     return refused_command([sys.executable, "app.py", *args], ROOT, settings)
 
 
 def refused_command(command: list[str], folder: Path, settings: dict[str, Any]) -> tuple[int, str]:
-    """Run a command in a folder that must refuse to start Halt; its exit status and its output."""
+    """Run a command that must refuse to start Halt; return its exit status and output."""
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -75,7 +75,7 @@ def refused_command(command: list[str], folder: Path, settings: dict[str, Any]) 
 
 
 def eventually(condition: Callable[[], object], within: float = 30.0) -> None:
-    """Look again and again until the condition holds; for what announces itself to nobody."""
+    """Poll the condition until it is true; for states that no event announces."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within:g} s"
@@ -83,42 +83,42 @@ def eventually(condition: Callable[[], object], within: float = 30.0) -> None:
 
 
 def new_id() -> str:
-    """A stream ID of a client's own choice."""
+    """A new stream ID, chosen by the client."""
     return f"test-{secrets.token_hex(12)}"
 
 
 def request_record(
-    fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = RECORD_TIMEOUT
+    fake: FakeOpenAI, prompt: str, nth: int = 0, timeout: float = RECORD_TIMEOUT
 ) -> Record:
-    """The nth request (from 0) whose last user message is `said`, awaited.
+    """Wait for the nth request (from 0) whose last user message is `prompt`.
 
-    A note of Halt's before it, of an answer that was not whole, is passed over.
+    A note of Halt before the prompt, about an incomplete answer, is ignored.
     """
 
-    def prompt(record: Record) -> str:
+    def prompt_of(record: Record) -> str:
         text = last_user_message(record.body)
         for note in (STOPPED, BROKEN):
             text = text.removeprefix(before_prompt(note, ""))
         return text
 
-    def is_it(record: Record) -> bool:
-        return record.method == "POST" and prompt(record) == said
+    def matches(record: Record) -> bool:
+        return record.method == "POST" and prompt_of(record) == prompt
 
-    return fake.wait_request(is_it, timeout, nth)
+    return fake.wait_request(matches, timeout, nth)
 
 
 class HaltServer:
-    """gunicorn with Halt, as a user starts it, on a free port. What it prints is kept."""
+    """gunicorn with Halt, as a user starts it, on a free port. Its output is kept."""
 
     python = sys.executable
     folder = ROOT
-    command: tuple[str, ...] = ("app.py",)  # what Python is given
-    is_at = r"Halt is at http://([^\s,]+):(\d+)"  # what it prints when it listens
+    command: tuple[str, ...] = ("app.py",)  # arguments of Python
+    address_line = r"Halt is at http://([^\s,]+):(\d+)"  # printed when it listens
 
     def __init__(self, env: dict[str, str], *args: str) -> None:
         self._data = tempfile.TemporaryDirectory(prefix="halt-data-")
-        # A model that floods writes as much as the default allows in four seconds, which a test
-        # on a busy machine may take to stop it.
+        # A flooding model reaches the default limit in four seconds, and a test on a busy machine
+        # may need that long to stop it.
         roomy = {"HALT_DATA": self._data.name, "HALT_MAX_ANSWER_CHARS": "50000000"}
         clean = halt_environment({**roomy, **env})
         self.process = subprocess.Popen(
@@ -128,27 +128,27 @@ class HaltServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # a group of its own, so that we see whether one stays behind
+            start_new_session=True,  # its own group, so that `gone` finds remaining processes
         )
         self._printed: list[str] = []
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, name="halt-output", daemon=True)
         self._reader.start()
-        match = self.wait_printed(self.is_at)
+        match = self.wait_printed(self.address_line)
         self.host, self.port = match[1].strip("[]"), int(match[2])
         self.url = f"http://{match[1]}:{match[2]}"
 
     def client(self, **headers: str) -> Client:
-        """A new user agent that talks to it."""
+        """A new client of this server."""
         return Client(self.host, self.port, **headers)
 
     @property
     def printed(self) -> str:
-        """Everything on its standard output and error so far."""
+        """Its standard output and error so far."""
         return "".join(self._printed)
 
     def wait_printed(self, pattern: str, timeout: float = START_TIMEOUT) -> re.Match[str]:
-        """Wait until its output matches. Fails with the output when it does not."""
+        """Wait until the output matches; fail with the output otherwise."""
         with self._changed:
             self._changed.wait_for(
                 lambda: re.search(pattern, self.printed) or self.process.poll() is not None, timeout
@@ -160,22 +160,22 @@ class HaltServer:
         return match
 
     def terminate(self) -> None:
-        """SIGTERM to the master."""
+        """Send SIGTERM to the master."""
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout: float = EXIT_TIMEOUT) -> int:
-        """Its exit status."""
+        """Wait for the exit; return the exit status."""
         return self.process.wait(timeout)
 
     def kill(self) -> None:
-        """End master and worker at once, whatever they do."""
+        """Kill master and workers."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     @property
     def gone(self) -> bool:
-        """No process is left, not the worker either."""
+        """Whether master and workers have exited."""
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
@@ -183,7 +183,7 @@ class HaltServer:
         return False
 
     def close(self) -> None:
-        """End it in order; fails when it does not leave."""
+        """Stop the server with SIGTERM; fail if it does not exit."""
         if self.process.poll() is None:
             self.terminate()
             try:
@@ -212,7 +212,7 @@ StartHalt = Callable[..., HaltServer]
 
 
 def settings(upstream: FakeOpenAI | str, **more: object) -> dict[str, str]:
-    """What Halt is started with, for a fake upstream or the address of another."""
+    """The settings of a Halt with this fake upstream, or with the upstream at this address."""
     url = upstream if isinstance(upstream, str) else upstream.base_url
-    given = {name: str(value) for name, value in more.items()}
-    return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "fake", **given}
+    values = {name: str(value) for name, value in more.items()}
+    return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "fake", **values}

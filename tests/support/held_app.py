@@ -1,6 +1,6 @@
-"""Halt whose workers wait while they load: `gunicorn tests.support.held_app:app`.
+"""Halt whose workers block while they load: `gunicorn tests.support.held_app:app`.
 
-Each goes on with one byte from the pipe at HELD_BY, which is no setting of Halt's.
+A worker continues after one byte from the pipe at HELD_BY, a variable of this module.
 """
 
 from __future__ import annotations

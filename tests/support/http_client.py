@@ -1,6 +1,6 @@
-"""A client for tests, of nothing but sockets: JSON in and out, Server-Sent Events as they come.
+"""An HTTP client for tests: JSON bodies, and Server-Sent Events as they arrive.
 
-Reading blocks until something is there and gives up (TimeoutError) after PATIENCE seconds.
+Reading raises TimeoutError after READ_TIMEOUT seconds without a byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ READ_TIMEOUT = 40.0  # seconds without a byte, after which a test has failed
 
 @dataclass(frozen=True)
 class ServerEvent:
-    """One event as it stood on the wire; `id` and `event` are empty where there was none."""
+    """One event as sent; `id` and `event` are empty if the event has none."""
 
     id: str
     event: str
@@ -26,7 +26,7 @@ class ServerEvent:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The data as the JSON object that it must be."""
+        """The data, which must be a JSON object."""
         value = json.loads(self.data)
         assert isinstance(value, dict)
         return value
@@ -42,7 +42,7 @@ class HttpResponse:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The body as a JSON object, announced as such."""
+        """The body, which must be a JSON object of that content type."""
         assert self.headers.get("content-type") == "application/json", self
         value = json.loads(self.body)
         assert isinstance(value, dict)
@@ -50,7 +50,7 @@ class HttpResponse:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error object of a refusal."""
+        """The error object of an error response."""
         value = self.json["error"]
         assert isinstance(value, dict)
         assert isinstance(value["code"], str)
@@ -60,7 +60,7 @@ class HttpResponse:
 
 
 class EventStream:
-    """A response of type text/event-stream, read event by event; `comments` counts the others."""
+    """A response of type text/event-stream, read event by event; `comments` counts comments."""
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
         self._connection = connection
@@ -70,7 +70,7 @@ class EventStream:
             connection.close()
             raise
         self._buffer = b""
-        self._fields: dict[str, list[str]] = {}  # of the block that is coming in
+        self._fields: dict[str, list[str]] = {}  # of the block that is being read
         self._waiting: list[ServerEvent] = []
         self.status = self._response.status
         self.headers = _lower(self._response)
@@ -85,7 +85,7 @@ class EventStream:
 
     def __del__(self) -> None:
         if hasattr(self, "_response"):
-            self.close()  # a reader that a test has dropped has left
+            self.close()  # a dropped reader closes its connection
 
     @property
     def id(self) -> str:
@@ -102,12 +102,12 @@ class EventStream:
     @property
     def terminal(self) -> dict[str, Any]:
         """The terminal event among those read so far; there must be exactly one."""
-        found = [m.json for m in self.seen if m.data != "[DONE]" and m.json.get("done")]
-        assert len(found) == 1, self.seen
-        return found[0]
+        ends = [m.json for m in self.seen if m.data != "[DONE]" and m.json.get("done")]
+        assert len(ends) == 1, self.seen
+        return ends[0]
 
     def answer(self) -> HttpResponse:
-        """A refusal instead of a stream."""
+        """The whole response, where it is an error and no stream."""
         return HttpResponse(self.status, self.headers, self._response.read())
 
     def __iter__(self) -> Iterator[ServerEvent]:
@@ -123,19 +123,19 @@ class EventStream:
         return message
 
     def until_text(self, text: str) -> Self:
-        """Read on until `text` has been seen."""
+        """Read until the text so far contains `text`."""
         while text not in self.text:
             assert self.next() is not None, f"ended without {text!r}: {self.seen[-3:]}"
         return self
 
     def until_comment(self, count: int) -> Self:
-        """Read on until this many comments have been seen."""
+        """Read until so many comments have come."""
         while self.comments < count:
             assert self._read(), "the response has ended"
         return self
 
     def to_end(self) -> Self:
-        """Read everything. The response must end as the protocol says: with [DONE]."""
+        """Read to the end of the response, which must be [DONE]."""
         for _ in self:
             pass
         assert self.seen
@@ -144,7 +144,7 @@ class EventStream:
         return self
 
     def close(self) -> None:
-        """Leave, whether the stream is over or not."""
+        """Close the connection, also in the middle of the stream."""
         self._response.close()
         self._connection.close()
 
@@ -179,7 +179,7 @@ class EventStream:
 
 
 class Client:
-    """One user agent: keeps cookies, opens a connection for each request."""
+    """One user agent: keeps cookies and opens one connection per request."""
 
     def __init__(self, host: str, port: int, **headers: str) -> None:
         self.address = (host, port)
@@ -187,7 +187,7 @@ class Client:
         self.cookies: dict[str, str] = {}
 
     def connect(self, receive_buffer: int | None = None) -> http.client.HTTPConnection:
-        """A connection; with a small buffer its server soon has to wait for us to read."""
+        """A connection; with a small buffer the server soon waits until the client reads."""
         connection = http.client.HTTPConnection(*self.address, timeout=READ_TIMEOUT)
         sock = socket.socket()
         if receive_buffer is not None:
@@ -209,7 +209,7 @@ class Client:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Send a request on a connection; a dict goes as JSON, bytes as they are."""
+        """Send a request on a connection; bytes are sent unchanged, other bodies as JSON."""
         more = {**self.headers, **(headers or {})}
         if self.cookies:
             more["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
@@ -221,7 +221,7 @@ class Client:
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> HttpResponse:
-        """A request and its whole response."""
+        """Send a request; return the whole response."""
         connection = self.connect()
         try:
             self.send(connection, method, path, body, headers)
@@ -249,7 +249,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         receive_buffer: int | None = None,
     ) -> EventStream:
-        """A request whose response is read as it comes."""
+        """Send a request; return the response as an event stream."""
         connection = self.connect(receive_buffer)
         try:
             self.send(connection, method, path, body, headers)
@@ -264,12 +264,12 @@ class Client:
         return self.stream("POST", "/chat/stream", {"messages": messages, "model": model, **fields})
 
     def follow(self, stream_id: str, after: int | None = None, **headers: str) -> EventStream:
-        """Replay and follow a stream."""
+        """Replay and follow a stream, from the event after `after`."""
         path = f"/streams/{stream_id}" + ("" if after is None else f"?after={after}")
         return self.stream("GET", path, headers=_hyphens(headers))
 
     def stop(self, stream_id: str) -> HttpResponse:
-        """Press Stop."""
+        """Send a Stop; return its receipt."""
         return self.post(f"/stop/{stream_id}")
 
 

@@ -1,6 +1,6 @@
-"""A worker process for `tests.server.test_laws`: the real parts, an upstream that says what it is told.
+"""A worker process for `tests.server.test_laws`: the real parts and a scripted upstream.
 
-It is told what to do over a pipe, one thing after the other, and is killed without a word.
+It gets its calls over a pipe, one after the other, and is killed with SIGKILL.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from halt.web.services import services
 from tests.support.scripted_upstream import ScriptedReply, ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT
 
-#: Events as they go over the pipe: their numbers, and their one JSON form.
+#: Events on the pipe: number and canonical JSON of each.
 EventRows = list[tuple[int, str]]
 
 _encode = msgspec.json.Encoder().encode
@@ -34,7 +34,7 @@ _processes.set_forkserver_preload([__name__])
 
 
 class Process:
-    """A worker, from outside."""
+    """The test's end of a worker process: calls its methods."""
 
     def __init__(self, folder: str) -> None:
         self._pipe, theirs = _processes.Pipe()
@@ -60,7 +60,7 @@ class Process:
         self._pipe.close()
 
     def _received(self) -> Any:
-        assert self._pipe.poll(2 * WAIT_TIMEOUT), "the worker says nothing"
+        assert self._pipe.poll(2 * WAIT_TIMEOUT), "the worker does not answer"
         return self._pipe.recv()
 
 
@@ -71,13 +71,13 @@ def _serve(pipe: Connection, folder: str) -> None:
         name, args = pipe.recv()
         try:
             answer = ("", getattr(worker, name)(*args))
-        except Exception:  # noqa: BLE001 - told where the test sees it
+        except Exception:  # noqa: BLE001 - sent to the test
             answer = (traceback.format_exc(), None)
         pipe.send(answer)
 
 
 class RepliesByStream(ScriptedUpstream):
-    """Each stream has one reply, which is found by the stream's ID."""
+    """An upstream with one reply for each stream, found by the stream's ID."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,29 +91,29 @@ class RepliesByStream(ScriptedUpstream):
             self._there.notify_all()
         return reply
 
-    def of(self, stream_id: str) -> ScriptedReply:
-        """The reply to this stream, as soon as it is there."""
+    def reply_of(self, stream_id: str) -> ScriptedReply:
+        """Wait for the reply to this stream."""
         with self._there:
             assert self._there.wait_for(lambda: stream_id in self._replies, WAIT_TIMEOUT)
             return self._replies[stream_id]
 
 
 class Follower(threading.Thread):
-    """A reader that stays."""
+    """A reader that follows a generation to its end."""
 
-    def __init__(self, recording: Generation, after: int) -> None:
+    def __init__(self, generation: Generation, after: int) -> None:
         super().__init__(daemon=True)
         self.events: EventRows = []
         self.over = threading.Event()
-        self._recording = recording
+        self._generation = generation
         self._after = after
-        self._viewer = recording.join()
+        self._viewer = generation.join()
         self.start()
 
     def run(self) -> None:
-        for group in self._recording.follow(self._after, self._viewer):
+        for group in self._generation.follow(self._after, self._viewer):
             self.events += event_rows(group)
-        self._recording.leave(self._viewer)
+        self._generation.leave(self._viewer)
         self.over.set()
 
 
@@ -122,7 +122,7 @@ def event_rows(events: list[tuple[int, Event]]) -> EventRows:
 
 
 class Worker:
-    """What a process can be asked for."""
+    """The methods that a test calls in the process."""
 
     def __init__(self, folder: str) -> None:
         config = Config(
@@ -140,7 +140,7 @@ class Worker:
         self.followers: dict[int, Follower] = {}
 
     def ask(self, stream_id: str, owner: str | None, conversation_id: str) -> None:
-        """Start a stream: of a conversation, or without one of a program."""
+        """Start a stream of a conversation; without one, of a program."""
         messages = [Message("user", "a question")]
         if conversation_id:
             self.store.turns.add_prompt(
@@ -154,59 +154,59 @@ class Worker:
         self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))
 
     def feed(self, stream_id: str, owner: str | None, text: str) -> None:
-        """The model says this; returns when it is in the log."""
+        """Send this text from the model; return when it is in the log."""
         run = self.service.run(stream_id, owner)
         last = run.log.last
-        self.upstream.of(stream_id).feed(text)
+        self.upstream.reply_of(stream_id).feed(text)
         while run.log.last <= last:  # the wait may end for another reason
             run.log.wait(last, WAIT_TIMEOUT)
 
     def finish(self, stream_id: str, owner: str | None) -> None:
-        """The model has said everything; returns when that is in the log."""
+        """End the model's answer; return when the end is in the log."""
         run = self.service.run(stream_id, owner)
-        self.upstream.of(stream_id).end()
+        self.upstream.reply_of(stream_id).end()
         while run.log.ended is None:
             run.log.wait(run.log.last, WAIT_TIMEOUT)
 
     def stop(self, stream_id: str, owner: str | None, seen: int | None) -> str:
-        """What the receipt says, once it is more than that the store did not answer in time."""
+        """Stop the stream; the receipt's status, repeated while the store does not answer in time."""
         while (receipt := self.service.stop(stream_id, owner, seen)).note:
             pass
         return str(receipt.status)
 
     def read(self, stream_id: str, owner: str | None, after: int) -> EventRows | None:
-        """What there is above this number just now; None: there is no such stream."""
+        """The present events after this number; None if the stream is unknown."""
         try:
-            found = self.service.get(stream_id, owner)
+            generation = self.service.get(stream_id, owner)
         except UnknownStream:
             return None
-        return event_rows(found.log.read(after))
+        return event_rows(generation.log.read(after))
 
     def follow(self, number: int, stream_id: str, owner: str | None, after: int) -> None:
-        """From now on this reader follows the stream."""
+        """Start a reader of the stream."""
         self.followers[number] = Follower(self.service.get(stream_id, owner), after)
 
     def got(self, number: int, to_end: bool) -> tuple[EventRows, bool]:
-        """What a reader has got so far, and whether its stream is over."""
+        """The events of a reader so far, and whether its stream is over."""
         follower = self.followers[number]
         if to_end:
             follower.over.wait(1.5 * WAIT_TIMEOUT)  # longer than readers of an unsaved stream wait
-        over = follower.over.is_set()  # before the events: who is told the end gets all of them
+        over = follower.over.is_set()  # read before the events, so that the end implies all of them
         return list(follower.events), over
 
     def leave(self, number: int) -> None:
-        """This reader has left."""
+        """End a reader."""
         follower = self.followers.pop(number)
-        follower._recording.leave(follower._viewer)
+        follower._generation.leave(follower._viewer)
 
     def answers(self, conversation_id: str, owner: str) -> list[tuple[str, str, str]]:
         """Stream, state and text of each answer of a conversation."""
-        found = self.store.conversations.get(conversation_id, owner).exchanges
-        return [(each.stream_id, each.state, each.answer) for each in found]
+        exchanges = self.store.conversations.get(conversation_id, owner).exchanges
+        return [(exchange.stream_id, exchange.state, exchange.answer) for exchange in exchanges]
 
-    def told(self, conversation_id: str, owner: str) -> list[tuple[str, str]]:
-        """What the model would be told."""
+    def prompt_messages(self, conversation_id: str, owner: str) -> list[tuple[str, str]]:
+        """Role and content of the messages that a model would get."""
         return [
-            (each.role, each.content)
-            for each in self.store.conversations.prompt_messages(conversation_id, owner)
+            (message.role, message.content)
+            for message in self.store.conversations.prompt_messages(conversation_id, owner)
         ]

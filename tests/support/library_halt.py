@@ -1,4 +1,4 @@
-"""What the tests of the Python library share."""
+"""Helpers for tests of the Python library."""
 
 from __future__ import annotations
 
@@ -14,32 +14,41 @@ from tests.support.waiting import wait_until
 
 
 def fake_config(fake: FakeOpenAI, **more: Any) -> Config:
-    """Settings for a fake upstream, none of them from this shell."""
+    """A Config for a fake upstream; this shell's settings are ignored."""
     return Config(
         **{"base_url": fake.base_url, "api_key": "fake", "model": "echo", "retries": 0, **more}
     )
 
 
 def scripted_halt(upstream: ScriptedUpstream, **more: Any) -> Halt:
-    """A Halt on a scripted upstream."""
+    """A library Halt with a scripted upstream."""
     return Halt(config=Config(**{"base_url": "http://scripted/v1", **more}), upstream=upstream)
 
 
-OURS = ("halt-follow-", "halt-run-", "halt-tool-", "halt-keeper", "halt-relay", "halt-painter")
+THREAD_PREFIXES = (
+    "halt-follow-",
+    "halt-run-",
+    "halt-tool-",
+    "halt-keeper",
+    "halt-relay",
+    "halt-painter",
+)
 
 
 def halt_threads() -> list[str]:
-    """Names of the library's threads that are there now."""
-    return [each.name for each in threading.enumerate() if each.name.startswith(OURS)]
+    """Names of the library's live threads."""
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_PREFIXES)
+    ]
 
 
 def wait_no_threads() -> None:
-    """Wait until every thread of Halt has gone."""
+    """Wait until every thread of the library has ended."""
     wait_until(lambda: not halt_threads())
 
 
 def complete_text(events: list[Event]) -> str:
-    """The text of events that end with a terminal one, the only one."""
+    """The text of events, of which the last one, and no other, is terminal."""
     assert [is_terminal(event) for event in events].count(True) == 1
     assert is_terminal(events[-1])
     return "".join(text_of(event) for event in events)

@@ -1,7 +1,7 @@
-"""A Halt whose data folder cannot do everything: what stands in for a file system with less.
+"""A data folder on which some system calls fail, as on a limited file system.
 
-`limits` writes a module that Python loads when it starts. In it, system calls on paths of one folder
-fail as they fail on such a file system; all of Halt's processes inherit it.
+`failing_calls` writes a module that Python loads at its start. It makes system calls on paths of
+one folder fail as on such a file system; all processes of Halt inherit it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ socket.socket = Socket
 
 
 def failing_calls(folder: Path, *calls: str, inside: Path | None = None) -> dict[str, str]:
-    """The environment in which these calls fail for paths below `inside`; `folder` is for us."""
+    """The environment in which these calls fail for paths below `inside`; `folder` gets the module."""
     place = folder / "limits"
     place.mkdir()
     where = os.fspath(inside if inside is not None else folder)

@@ -1,4 +1,4 @@
-"""Model servers as they answer GET /v1/models: each known shape, and what is none."""
+"""Model servers with every known shape of GET /v1/models, and servers that are none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ JSON = b"Content-Type: application/json\r\n"
 
 
 def models(*names: str, owner: str = "x", **more: Any) -> dict[str, Any]:
-    """A list of models as OpenAI has it."""
+    """A list of models in OpenAI's shape."""
     items = [{"id": name, "object": "model", "owned_by": owner, **more} for name in names]
     return {"object": "list", "data": items}
 
@@ -32,7 +32,7 @@ CHAT = (
 
 
 def serving(paths: dict[str, bytes]) -> Handler:
-    """A server with a response for each path. An answer of a chat names the model that was asked."""
+    """A server with a response for each path; a chat's answer has the name of its model."""
 
     def handle(peer: Peer) -> None:
         while request := peer.request():
@@ -48,12 +48,12 @@ def serving(paths: dict[str, bytes]) -> Handler:
 
 def listing(value: object, **more: object) -> Handler:
     """A server that lists these models; `more` are the JSON answers of other paths."""
-    paths = {f"/{path.replace('__', '/')}": response(each) for path, each in more.items()}
+    paths = {f"/{path.replace('__', '/')}": response(value) for path, value in more.items()}
     return serving({"/v1/models": response(value), **paths})
 
 
 def refusing(status: bytes, body: object = b"", more: bytes = JSON) -> Handler:
-    """A server that has one answer for everything."""
+    """A server with the same response for every request."""
 
     def handle(peer: Peer) -> None:
         while peer.request():
@@ -63,7 +63,7 @@ def refusing(status: bytes, body: object = b"", more: bytes = JSON) -> Handler:
 
 
 def _silent(peer: Peer) -> None:
-    peer.see_leave()
+    peer.wait_client_left()
 
 
 def _drip(peer: Peer) -> None:
@@ -117,7 +117,7 @@ OFFERED: dict[str, Handler] = {
     "koboldcpp": listing(models("koboldcpp/dolphin", owner="koboldcpp")),
     "other": listing(models("text-embedding-3", "m", owner="user")),
 }
-#: What listens on such ports, too.
+#: Other servers that listen on such ports.
 NOT_OFFERED: dict[str, Handler] = {
     "airplay": refusing(b"403 Forbidden", more=b"Server: AirTunes/760.20.1\r\n"),
     "html": refusing(

@@ -1,8 +1,7 @@
-"""A Halt with several workers, and clients that talk to one of them.
+"""A Halt with several workers, and clients of one certain worker.
 
-The system gives each new connection to whichever worker is ready for it, and a connection stays
-with its worker. So a client asks on each new connection who is there, and tries again until it is
-the one that it wants.
+The kernel gives a new connection to any ready worker, and a connection stays with its worker. So a
+client requests /healthz on each new connection, and reconnects until the worker is the wanted one.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from tests.support.http_client import Client
 from tests.support.websocket_client import WebSocket
 
 START_TIMEOUT = 90.0  # seconds for all workers
-TRIES = 1000  # connections until one is accepted by a certain worker
+TRIES = 1000  # connections until the wanted worker accepts one
 
 
 class WorkerClient(Client):
-    """Each of its connections is to the worker of this name."""
+    """A client whose connections are all accepted by the worker of this name."""
 
     def __init__(self, server: HaltServer, worker: str, **headers: str) -> None:
         super().__init__(server.host, server.port, **headers)
@@ -38,7 +37,7 @@ class WorkerClient(Client):
 
 
 class MultiWorkerHalt(HaltServer):
-    """Halt with so many workers, which are there."""
+    """A Halt with so many workers; all of them serve when `__init__` returns."""
 
     def __init__(self, workers: int, env: dict[str, str]) -> None:
         super().__init__({**env, "WEB_CONCURRENCY": str(workers)})
@@ -46,25 +45,25 @@ class MultiWorkerHalt(HaltServer):
         self.names = self.wait_workers()
 
     def wait_workers(self, other_than: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The names of the workers, once all of them serve and none of these is left."""
-        found: set[str] = set()
+        """Wait until all workers serve and none of `other_than` is left; the workers' names."""
+        names: set[str] = set()
         client = self.client()
 
         def complete() -> bool:
             try:
                 health = client.get("/healthz").json
-            except OSError:  # a worker that has left with the connection
+            except OSError:  # the worker has exited with the connection
                 return False
-            found.add(health["worker"])
-            if found & {*other_than} or health["workers"] != self.count:
-                found.clear()
-            return len(found) == self.count
+            names.add(health["worker"])
+            if names & {*other_than} or health["workers"] != self.count:
+                names.clear()
+            return len(names) == self.count
 
         eventually(complete, START_TIMEOUT)
-        return tuple(sorted(found))
+        return tuple(sorted(names))
 
     def client_of(self, worker: str, like: Client | None = None, **headers: str) -> WorkerClient:
-        """A client of this worker; with the session of another client."""
+        """A client of this worker, with the session of the client `like` if given."""
         client = WorkerClient(self, worker, **headers)
         if like is not None:
             client.cookies = like.cookies
@@ -78,7 +77,7 @@ class MultiWorkerHalt(HaltServer):
 
 
 def worker_pid(worker: str) -> int:
-    """The number of a worker's process, which its name begins with."""
+    """The PID of a worker, with which its name begins."""
     return int(worker.partition("-")[0])
 
 

@@ -16,23 +16,23 @@ CPU_CLOCK = 2  # the kernel's number for the clock of a whole process (CPUCLOCK_
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all that it has started, itself first."""
+    """The process and its descendants, itself first."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for each in found:
-        found += children.get(each, [])
-    return found
+    pids = [pid]
+    for parent in pids:
+        pids += children.get(parent, [])
+    return pids
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of these processes so far, that of ended threads included.
+    """User and system time of these processes in seconds, ended threads included.
 
-    It is the sum that `getrusage` reports, read in nanoseconds, which works for any process.
+    It is the sum that `getrusage` reports, but exact to the nanosecond and for any process.
     """
     return sum(time.clock_gettime(~pid << 3 | CPU_CLOCK) for pid in pids)
 
@@ -77,10 +77,10 @@ def kernel_events(pids: Sequence[int], seconds: float) -> dict[str, int]:
         return {}
     command = [perf, "stat", "-x,", "-e", ",".join(KERNEL_EVENTS.values()), "-p"]
     command += [",".join(map(str, pids)), "--", "sleep", f"{seconds:g}"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     counts = {}
     for name, event in KERNEL_EVENTS.items():
-        match = re.search(rf"^(\d+),[^,]*,{re.escape(event)}", told, re.M)
+        match = re.search(rf"^(\d+),[^,]*,{re.escape(event)}", output, re.M)
         if match is None:
             return {}
         counts[name] = int(match[1])
@@ -88,5 +88,5 @@ def kernel_events(pids: Sequence[int], seconds: float) -> dict[str, int]:
 
 
 def descriptors(pid: int) -> int:
-    """How many files and sockets it holds open."""
+    """The number of open files and sockets of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -80,7 +80,7 @@ class Terminal:
     def say(self, line: str) -> None:
         """Type a line, once the program waits for one, and press Enter.
 
-        Enter when the line stands there, so that nobody takes this prompt for the next one.
+        Enter when the line stands there, so that this prompt is not taken for the next one.
         """
         self.wait(r"(?m)^> *\Z")
         self.type(line)
@@ -118,7 +118,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._master, 65536)
-            except OSError:  # nobody has the other end open any more
+            except OSError:  # the other end is closed
                 return
             if not data:
                 return

@@ -1,4 +1,4 @@
-"""Bodies that begin at the same moment: how the race tests make their races."""
+"""Run functions at the same moment, to test races."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 T = TypeVar("T")
 
-SWITCH_INTERVAL = 1e-5  # seconds; Python's own 5 ms would let most bodies run through undisturbed
+SWITCH_INTERVAL = 1e-5  # seconds; at Python's 5 ms most bodies would run without a thread switch
 
 
 def together(*bodies: Callable[[], T]) -> list[T]:
-    """Run the bodies at once, each in a thread behind one Barrier; what they returned, in order.
+    """Run the bodies at once, each in a thread behind one Barrier; return their results in order.
 
-    Raises what a body raised, and TimeoutError when one does not come to its end.
+    Raises the exception of a body, and TimeoutError if a body does not end.
     """
     barrier = threading.Barrier(len(bodies))
     results: dict[int, T] = {}
@@ -44,7 +44,7 @@ def together(*bodies: Callable[[], T]) -> list[T]:
         for thread in threads:
             thread.join(WAIT_TIMEOUT)
             if thread.is_alive():
-                raise TimeoutError(f"{thread.name} does not come to its end")
+                raise TimeoutError(f"{thread.name} does not end")
     finally:
         sys.setswitchinterval(usual)
     if faults:
@@ -53,9 +53,9 @@ def together(*bodies: Callable[[], T]) -> list[T]:
 
 
 def interrupt_in(code: CodeType) -> None:
-    """Send the main thread a Ctrl-C once it is in the function of this code.
+    """Send the main thread a Ctrl-C while it executes the function of this code.
 
-    It is one that does not end a wait of the system's, as a signal that comes just before the wait.
+    It does not interrupt a system call, like a signal that comes just before the call.
     """
     main = threading.main_thread().ident
     assert main is not None

@@ -1,4 +1,4 @@
-"""Requests as bytes and answers from sockets: the least that a measurement can do."""
+"""Requests as bytes and responses from sockets, with little overhead for measurements."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 Address = tuple[str, int]
-TIMEOUT = 20.0  # seconds for any one answer
+TIMEOUT = 20.0  # seconds for one response
 
 
 class RawAnswer(NamedTuple):
-    """A whole response, and when its last byte was here (`time.monotonic()`)."""
+    """A whole response, and the time of its last byte (`time.monotonic()`)."""
 
     status: int
     head: str
@@ -24,13 +24,13 @@ class RawAnswer(NamedTuple):
     at: float
 
     def header(self, name: str) -> str:
-        """A header's value, empty without one."""
+        """A header's value; "" without the header."""
         match = re.search(rf"^{name}:\s*(.*?)\s*$", self.head, re.MULTILINE | re.IGNORECASE)
         return match[1] if match else ""
 
 
 def connect(address: Address) -> socket.socket:
-    """A connection as browsers make them."""
+    """A TCP connection with TCP_NODELAY, as browsers make it."""
     sock = socket.create_connection(address, TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -39,7 +39,7 @@ def connect(address: Address) -> socket.socket:
 def request(
     method: str, path: str, body: bytes = b"", kind: str = "application/json", more: str = ""
 ) -> bytes:
-    """A request; `more` are header lines, each with its line break."""
+    """A request; `more` holds header lines with their line breaks."""
     size = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if body else ""
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{size}{more}\r\n".encode() + body
 
@@ -63,13 +63,13 @@ def chat(
 
 
 def event_source(path: str, model: str, prompt: str = "hello", stream_id: str = "") -> bytes:
-    """A request for a streamed answer as an EventSource makes it."""
+    """A request for a streamed answer, as an EventSource sends it."""
     fields = {"prompt": prompt, "model": model} | ({"id": stream_id} if stream_id else {})
     return request("GET", f"{path}?{urlencode(fields)}")
 
 
 def open_websocket(address: Address, path: str) -> socket.socket:
-    """A WebSocket."""
+    """Open a WebSocket; the connection behind the handshake."""
     sock = connect(address)
     key = base64.b64encode(secrets.token_bytes(16)).decode()
     lines = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n"
@@ -83,26 +83,26 @@ def open_websocket(address: Address, path: str) -> socket.socket:
 
 
 def socket_message(**fields: object) -> bytes:
-    """A message to a WebSocket's server, masked with zeros."""
+    """A client's WebSocket message, masked with zeros."""
     data = json.dumps(fields).encode()
     size = bytes([128 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
     return b"\x81" + size + bytes(4) + data
 
 
 def form(path: str, more: str = "", **fields: str) -> bytes:
-    """A form as the page sends it."""
+    """A request with a form, as the page sends it."""
     body = urlencode(fields).encode()
     kind = "application/x-www-form-urlencoded"
     return request("POST", path, body, kind, f"HX-Request: true\r\n{more}")
 
 
 def stop(stream_id: str) -> bytes:
-    """A Stop."""
+    """A request that stops a stream."""
     return request("POST", f"/stop/{stream_id}", b"{}")
 
 
 def complete(data: bytes) -> tuple[str, bytes] | None:
-    """Head and body of a response of known length, None when it is not all there."""
+    """Head and body of a response with a length; None while bytes are missing."""
     head, end, body = data.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -113,7 +113,7 @@ def complete(data: bytes) -> tuple[str, bytes] | None:
 
 
 def receive(sock: socket.socket) -> RawAnswer:
-    """Read one response of known length."""
+    """Read one response with a length."""
     data = b""
     while (parts := complete(data)) is None:
         more = sock.recv(65536)
@@ -126,7 +126,7 @@ def receive(sock: socket.socket) -> RawAnswer:
 
 
 def ask(address: Address, message: bytes) -> RawAnswer:
-    """One request on a connection of its own."""
+    """Send one request on a new connection; return the response."""
     with connect(address) as sock:
         sock.sendall(message)
         return receive(sock)

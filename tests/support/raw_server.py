@@ -21,7 +21,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def receive_until(client: socket.socket, end: bytes) -> bytes:
-    """What a client gets up to these bytes, with which a piece of it must end."""
+    """Read from the server until the data ends with these bytes; return the data."""
     data = bytearray()
     while not data.endswith(end):
         part = client.recv(65_536)
@@ -38,7 +38,7 @@ class Peer:
         self.received = b""
 
     def request(self) -> bytes:
-        """The next request's head and body; b"" when the client has left."""
+        """The next request's head and body; b"" if the client has left."""
         while b"\r\n\r\n" not in self.received:
             if not self._receive():
                 return b""
@@ -57,8 +57,8 @@ class Peer:
         for piece in pieces:
             self.sock.sendall(piece)
 
-    def see_leave(self) -> bool:
-        """Wait until the client has closed its end."""
+    def wait_client_left(self) -> bool:
+        """Wait until the client has closed its end; whether it has within WAIT_TIMEOUT."""
         self.sock.settimeout(WAIT_TIMEOUT)
         try:
             while self.sock.recv(65_536):
@@ -66,7 +66,7 @@ class Peer:
         except TimeoutError:
             return False
         except OSError:
-            pass  # a reset is a way to leave, too
+            pass  # a reset closes the connection too
         return True
 
     def _receive(self) -> bool:
@@ -89,13 +89,13 @@ def answering(*responses: bytes) -> Handler:
             if not peer.request():
                 return
             peer.send(response)
-        peer.see_leave()
+        peer.wait_client_left()
 
     return handle
 
 
 class RawServer:
-    """A server on a port of 127.0.0.1, a free one by default, for the duration of a `with`."""
+    """A server on a port of 127.0.0.1 (0: a free one); the `with` block ends it."""
 
     def __init__(self, *handlers: Handler, port: int = 0) -> None:
         self._handlers = handlers
@@ -107,7 +107,7 @@ class RawServer:
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self._accepting = threading.Thread(target=self._accept, name="hand-made", daemon=True)
+        self._accepting = threading.Thread(target=self._accept, name="raw-server", daemon=True)
         self._accepting.start()
 
     def __enter__(self) -> Self:
@@ -125,7 +125,7 @@ class RawServer:
             thread.join(WAIT_TIMEOUT)
 
     def wait_over(self, count: int) -> None:
-        """Wait until so many connections have come to their end."""
+        """Wait until so many connections have ended."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.over >= count, WAIT_TIMEOUT), self.over
 

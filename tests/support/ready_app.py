@@ -1,4 +1,4 @@
-"""Halt that tells what its process has made so far: `gunicorn tests.support.ready_app:app`."""
+"""Halt with a route that lists what its process has built so far: `gunicorn tests.support.ready_app:app`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tests.support.struct_tables import built_types  # noqa: E402
 app = create_app()
 
 
-@app.get("/made")
-def made() -> Response:
-    """Modules that are imported, templates that were compiled, types that can be decoded."""
+@app.get("/built")
+def built() -> Response:
+    """Imported modules, compiled templates, and types with decoding tables."""
     return json_response(
         {"modules": sorted(sys.modules), "templates": compiled, "types": built_types()}
     )

@@ -1,7 +1,7 @@
-"""The first requests of a fresh server: of every kind, all at once. What is lost of them is told.
+"""Send a fresh server its first requests of every kind at once; report the lost ones.
 
-All connections are made first; then one thread sends every request, which takes about a
-millisecond, so that the server's threads meet on whatever a first request builds.
+All connections are made first. Then one thread sends every request within about a millisecond, so
+that the server's threads run concurrently through all code that a first request initialises.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXT_FRAME, MASKED = 0x81, 0x80
 
 
 class LostAnswer(Exception):
-    """A request that was not answered as it has to be."""
+    """A request without the expected response."""
 
 
 def _head(method: str, path: str, headers: dict[str, str], size: int | None) -> bytes:
@@ -39,7 +39,7 @@ def _head(method: str, path: str, headers: dict[str, str], size: int | None) -> 
 
 
 class BurstRequest:
-    """One request: connected, sent, and its answer read, each when it is told to."""
+    """One request: `connect`, `send` and `finish` are called one after the other."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class BurstRequest:
         status: int = 200,
         holds: str = "",
     ) -> None:
-        """A body of bytes goes as it is, any other as JSON. `holds` is in the whole answer."""
+        """A body of bytes is sent unchanged, any other as JSON. The response must contain `holds`."""
         self.name = f"{method} {path}"
         more = {**(headers or {})}
         if body is not None and not isinstance(body, bytes):
@@ -71,7 +71,7 @@ class BurstRequest:
         self.sock.sendall(self._request)
 
     def finish(self) -> None:
-        """Read the answer. Raises Lost, OSError, HTTPException."""
+        """Read the response. Raises Lost, OSError, HTTPException."""
         response = HTTPResponse(self.sock)
         response.begin()
         body = response.read().decode()
@@ -81,7 +81,7 @@ class BurstRequest:
 
 
 class PagePrompt(BurstRequest):
-    """A prompt on the page; then the stream that the page opens for its answer."""
+    """A prompt of the page, followed by the page's request for the answer's stream."""
 
     def __init__(self) -> None:
         self._id = new_id()
@@ -109,7 +109,7 @@ class PagePrompt(BurstRequest):
 
 
 class SocketStream(BurstRequest):
-    """A WebSocket; once it is open, a stream over it."""
+    """A WebSocket with one stream."""
 
     def __init__(self) -> None:
         super().__init__("GET", "/ws")
@@ -164,7 +164,7 @@ def _imported() -> bytes:
 
 
 def _kinds() -> Iterator[tuple[int, Callable[[], BurstRequest]]]:
-    """How many of each kind; 50 in all."""
+    """Number and factory of each kind of request; 50 requests in all."""
     chat = {"messages": MESSAGES, "model": "count?n=3"}
     yield 6, lambda: BurstRequest("POST", "/chat/stream", {**chat, "id": new_id()}, holds="[DONE]")
     yield (
@@ -221,35 +221,35 @@ def _kinds() -> Iterator[tuple[int, Callable[[], BurstRequest]]]:
 
 
 def requests() -> list[BurstRequest]:
-    """Those of a kind one after the other, so that they come to the same code at the same time."""
+    """All requests, ordered by kind, so that requests of one kind run the same code concurrently."""
     return [make() for count, make in _kinds() for _ in range(count)]
 
 
 def send_burst(host: str, port: int) -> tuple[int, list[str]]:
-    """Send all of them at once: how many there were, and what was lost of them."""
+    """Send all requests at once; return their number and the lost ones."""
     lost: list[str] = []
-    all_asked = requests()
+    all_requests = requests()
     try:
-        for each in all_asked:
-            each.connect(host, port)
-        for each in all_asked:
-            with contextlib.suppress(OSError):  # then there is no answer either
-                each.send()
-        for each in all_asked:
+        for request in all_requests:
+            request.connect(host, port)
+        for request in all_requests:
+            with contextlib.suppress(OSError):  # `finish` reports it
+                request.send()
+        for request in all_requests:
             try:
-                each.finish()
+                request.finish()
             except (LostAnswer, OSError, HTTPException) as fault:
-                lost.append(f"{each.name}: {type(fault).__name__}: {fault}")
+                lost.append(f"{request.name}: {type(fault).__name__}: {fault}")
             finally:
-                each.sock.close()
+                request.sock.close()
     finally:
-        for each in all_asked:
-            each.sock.close()
-    return len(all_asked), lost
+        for request in all_requests:
+            request.sock.close()
+    return len(all_requests), lost
 
 
 def send_bursts(starts: int, upstream: str) -> Iterator[tuple[int, list[str]]]:
-    """The same for so many fresh servers. The next one starts while this one answers."""
+    """The results of `send_burst` for so many fresh servers; the next one starts meanwhile."""
     env = {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake", "HALT_MAX_STREAMS": "60"}
     with ThreadPoolExecutor(1) as pool:
         coming: Future[HaltServer] | None = pool.submit(HaltServer, env)
@@ -263,7 +263,7 @@ def send_bursts(starts: int, upstream: str) -> Iterator[tuple[int, list[str]]]:
                     if died := re.search("Worker .* was sent SIG.*", server.printed):
                         lost.append(died[0])
                 finally:
-                    server.kill()  # to let it leave in order would take as long again
+                    server.kill()  # an orderly exit would double the time
                     server.close()
                 yield count, lost
         finally:

@@ -1,7 +1,7 @@
-"""The proxies of `deploy/` before a Halt, each as its recipe says: nginx, Caddy, HAProxy, Apache.
+"""Run the proxies of `deploy/` in front of a Halt by their recipes: nginx, Caddy, HAProxy, Apache.
 
-Only addresses, ports and the paths of certificates are replaced. What the recipe leaves to the
-distribution (modules, temporary folders) is put around it.
+Only addresses, ports and the paths of certificates are replaced. The parts that a recipe leaves to
+the distribution (modules, temporary folders) are added.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.http_client import READ_TIMEOUT, Client
 NAME = "chat.example.org"
 BINARIES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 APACHE_MODULES = Path("/usr/lib/apache2/modules")
-#: Those of Debian's defaults that the recipe needs, and those that it says to enable.
+#: Debian's default modules that the recipe needs, and the modules that it enables.
 APACHE_LOADS = (
     "mpm_event authz_core alias env headers setenvif socache_shmcb ssl http2 proxy proxy_http"
 )
@@ -53,17 +53,17 @@ def free_port() -> int:
 
 
 def binary(*names: str) -> str:
-    """Where a program is; the test is skipped where none of these names is installed."""
+    """The path of a program; skip the test if no program of these names is installed."""
     for name in names:
-        found = shutil.which(name, path=BINARIES)
-        if found is not None:
-            return found
+        path = shutil.which(name, path=BINARIES)
+        if path is not None:
+            return path
     pytest.skip(f"{names[0]} is not installed (apt install {names[0]})")
 
 
 @dataclass(frozen=True)
 class Place:
-    """What stands in for the addresses and paths of a recipe."""
+    """The addresses and paths that replace those of a recipe."""
 
     folder: Path
     port: int
@@ -80,7 +80,7 @@ class Place:
 
 
 def replaced(text: str, *pairs: tuple[str, object]) -> str:
-    """The text with each of these replaced; each must be there."""
+    """The text with these strings replaced; every string must occur."""
     for old, new in pairs:
         assert old in text, f"the recipe has no {old!r}"
         text = text.replace(old, str(new))
@@ -88,7 +88,7 @@ def replaced(text: str, *pairs: tuple[str, object]) -> str:
 
 
 def nginx_around(folder: Path, servers: str) -> str:
-    """A whole configuration for nginx that needs nothing outside its folder."""
+    """A complete nginx configuration that uses its folder alone."""
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -169,7 +169,7 @@ def apache(recipe: str, place: Place) -> list[str]:
 
 
 Command = Callable[[str, Place], list[str]]
-#: The recipe in `deploy/` of each, and what starts it.
+#: Proxy -> its recipe in `deploy/`, and the function that makes its command.
 RECIPES: dict[str, tuple[str, Command]] = {
     "nginx": ("nginx.conf", nginx),
     "caddy": ("Caddyfile", caddy),
@@ -242,13 +242,13 @@ class Proxy:
         self.authority = authority  # the certificate to trust
 
     def client(self, **headers: str) -> ProxyClient:
-        """A new user agent."""
+        """A new client of the proxy."""
         return ProxyClient(self, **headers)
 
 
 @contextlib.contextmanager
 def started_program(command: list[str], folder: Path, *ports: int) -> Iterator[None]:
-    """The program while it listens on these ports."""
+    """Run the program; the block begins when it listens on these ports."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -257,13 +257,13 @@ def started_program(command: list[str], folder: Path, *ports: int) -> Iterator[N
         cwd=folder,
         env={**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder)},
     )
-    said: list[str] = []
+    output_lines: list[str] = []
     assert process.stderr is not None
-    reader = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+    reader = threading.Thread(target=output_lines.extend, args=(process.stderr,), daemon=True)
     reader.start()
     try:
         for port in ports:
-            _wait_listening(port, process, said)
+            _wait_listening(port, process, output_lines)
         yield
     finally:
         process.terminate()
@@ -276,7 +276,7 @@ def started_program(command: list[str], folder: Path, *ports: int) -> Iterator[N
         process.stderr.close()
 
 
-def _wait_listening(port: int, process: subprocess.Popen[str], said: list[str]) -> None:
+def _wait_listening(port: int, process: subprocess.Popen[str], output_lines: list[str]) -> None:
     patience = threading.Event()
     for _ in range(400):
         try:
@@ -286,14 +286,14 @@ def _wait_listening(port: int, process: subprocess.Popen[str], said: list[str]) 
             if process.poll() is not None:
                 break
             patience.wait(0.025)
-    pytest.fail(f"{process.args!r} does not listen: {''.join(said)}")
+    pytest.fail(f"{process.args!r} does not listen: {''.join(output_lines)}")
 
 
 @contextlib.contextmanager
 def proxied(
     kind: str, halt: str, folder: Path, names: tuple[str, ...] = (NAME,)
 ) -> Iterator[Proxy]:
-    """This proxy as its recipe says, before the Halt at HOST:PORT."""
+    """Run this proxy by its recipe in front of the Halt at HOST:PORT."""
     place = Place(folder, free_port(), free_port(), halt)
     authority = trustme.CA()
     certificate = authority.issue_cert(*names)
@@ -311,7 +311,7 @@ def proxied(
 
 @contextlib.contextmanager
 def nginx_below_path(folder: Path, halt_url: str) -> Iterator[str]:
-    """nginx that maps /halt/ to a Halt, and /kept/ with the path; nothing else. Its address."""
+    """Run an nginx that maps /halt/ to a Halt, and /kept/ with its path; yield its address."""
     port = free_port()
     settings = (
         "proxy_http_version 1.1; proxy_buffering off; client_max_body_size 0; "

@@ -1,9 +1,9 @@
-"""An upstream in this process whose every move a test decides.
+"""An upstream in this process, controlled step by step by a test.
 
 `Scripted.open` takes the next thing of its script: a reply, a fault to raise, or, when there is
-nothing left, a fresh reply. What a test feeds to a reply comes out of its `read`, one thing a read.
+nothing left, a fresh reply. `read` of a reply returns what a test has fed to it, one item a read.
 A reply blocks on a real socket that is attached to its UpstreamConnection, so that an interrupt and a receipt
-work as they do with a server; one byte in the socket stands for one thing that was fed.
+work as with a server; one byte in the socket stands for one item.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ HI = [Message("user", "hi")]
 
 
 def text_part(text: str, chunks: int = 1) -> Part:
-    """Text that came in one read."""
+    """Text of one read."""
     return Part((Content(text),), chunks)
 
 
 class ScriptedReply:
-    """A Reply that says what it is told to. What was done to it is recorded."""
+    """A Reply that returns the fed items, and counts the calls of its methods."""
 
     def __init__(self) -> None:
         self.model = "scripted-1"
@@ -40,11 +40,13 @@ class ScriptedReply:
         self.opaque: Any = None
         self.over = threading.Event()  # closed
         self._changed = threading.Condition()  # protects the figures below
-        self.reads = 0  # how often somebody came to read
-        self.most_reading = 0  # how many read at once, at most: more than one is a fault of Halt's
-        self.readers: list[str] = []  # names of the threads that came to read, in order
-        self.finished = 0  # closed when all of it was read, which keeps its connection
-        self.closed = 0  # closed before
+        self.reads = 0  # calls of `read`
+        self.most_reading = (
+            0  # concurrent calls of `read`, at most: more than one is a fault of Halt
+        )
+        self.readers: list[str] = []  # names of the reading threads, in order
+        self.finished = 0  # closed after everything was read, which keeps the connection
+        self.closed = 0  # closed earlier
         self.complete = False
         self._reading = 0
         self._blocks = True
@@ -52,37 +54,37 @@ class ScriptedReply:
         self._ours, self._theirs = socket.socketpair()
         self._fed: deque[Part | UpstreamError] = deque()
 
-    def feed(self, *what: str | Part | UpstreamError) -> None:
-        """Text, a Part or a fault, each to be had by one read."""
-        for each in what:
-            self._fed.append(text_part(each) if isinstance(each, str) else each)
-            with contextlib.suppress(OSError):  # taken already, and the reply closed
+    def feed(self, *items: str | Part | UpstreamError) -> None:
+        """Add items: text, a Part or a fault to raise, each for one `read`."""
+        for item in items:
+            self._fed.append(text_part(item) if isinstance(item, str) else item)
+            with contextlib.suppress(OSError):  # the item was read, and the reply is closed
                 self._theirs.send(b"!")
 
     def end(self, reason: str = "stop", usage: dict[str, Any] | None = None) -> None:
-        """The model has finished."""
+        """End the answer."""
         self.finish_reason, self.usage = reason, usage
         self.feed(Part(ended=True))
 
     def wait_reads(self, least: int = 1) -> None:
-        """Wait until somebody came to read so often."""
+        """Wait until `read` was called so often."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.reads >= least, WAIT_TIMEOUT), self.reads
 
     def wait_reader(self, prefix: str) -> None:
-        """Wait until the newest reader is a thread with such a name."""
+        """Wait until the last reading thread has a name with this prefix."""
         with self._changed:
             assert self._changed.wait_for(
                 lambda: bool(self.readers) and self.readers[-1].startswith(prefix), WAIT_TIMEOUT
             ), self.readers
 
     def attach(self, connection: UpstreamConnection) -> None:
-        """Run on this line. Raises Interrupted."""
+        """Attach to this connection. Raises Interrupted."""
         connection.attach(self._ours)
         self._connection = connection
 
     def wait_interrupted(self, timeout: float) -> bool:
-        """Be silent until the line is interrupted; whether it was."""
+        """Wait until the connection is interrupted; whether it was."""
         return _readable(self._ours, timeout)
 
     def fileno(self) -> int:
@@ -129,25 +131,25 @@ class ScriptedReply:
         self.dispose()
 
     def dispose(self) -> None:
-        """Nobody will want it any more."""
+        """Close the sockets."""
         self._ours.close()
         self._theirs.close()
         self.over.set()
 
 
 class ScriptedUpstream:
-    """The Upstream. While `silent`, `open` waits for an interrupt, as a silent server makes it."""
+    """The Upstream. While `silent`, `open` waits for an interrupt, as with a silent server."""
 
     def __init__(self, *script: ScriptedReply | UpstreamError, silent: bool = False) -> None:
         self.silent = silent
-        self.waiting = threading.Event()  # somebody is in a silent `open`
+        self.waiting = threading.Event()  # set in a silent `open`
         self._script = deque(script)
         self._changed = threading.Condition()  # protects the two below
         self.opened: list[ScriptedReply] = []
         self.requests: list[ChatRequest] = []
 
     def reply(self, index: int = 0) -> ScriptedReply:
-        """The reply that was opened at this index, as soon as it is there."""
+        """Wait for the reply that is opened at this index."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.opened) > index, WAIT_TIMEOUT), (
                 "never opened"
@@ -165,26 +167,26 @@ class ScriptedUpstream:
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()
-        what = self._script.popleft() if self._script else ScriptedReply()
-        if isinstance(what, UpstreamError):
-            raise what
+        item = self._script.popleft() if self._script else ScriptedReply()
+        if isinstance(item, UpstreamError):
+            raise item
         try:
-            what.attach(connection)
+            item.attach(connection)
         except BaseException:  # interrupted before it was the run's connection: none was closed
-            what.dispose()
+            item.dispose()
             raise
         try:
             if self.silent:
                 self.waiting.set()
-                what.wait_interrupted(WAIT_TIMEOUT)
+                item.wait_interrupted(WAIT_TIMEOUT)
                 raise UpstreamError("upstream_dropped")
         except BaseException:
-            what.close()
+            item.close()
             raise
         with self._changed:
-            self.opened.append(what)
+            self.opened.append(item)
             self._changed.notify_all()
-        return what
+        return item
 
     known_model = ""
 
@@ -195,13 +197,13 @@ class ScriptedUpstream:
         return [("", self.models(connection))]
 
     def check(self, connection: UpstreamConnection) -> None:
-        """It is always there."""
+        """It is always reachable."""
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """There is nothing to close."""
 
     def dispose(self) -> None:
-        """At the end of a test: free what it left unread."""
+        """At the end of a test: close replies that are left open."""
         for reply in [*self.opened, *(r for r in self._script if isinstance(r, ScriptedReply))]:
             reply.dispose()
 
@@ -213,7 +215,7 @@ def _readable(sock: socket.socket, timeout: float) -> bool:
 
 
 class Reader(threading.Thread):
-    """A viewer in a thread of its own that follows a run and keeps what it was shown."""
+    """A viewer in its own thread that follows a run and keeps the events."""
 
     def __init__(self, run: Run, after: int = 0, name: str = "reader") -> None:
         super().__init__(name=name, daemon=True)
@@ -231,7 +233,7 @@ class Reader(threading.Thread):
                 with self._changed:
                     self.events += group
                     self._changed.notify_all()
-        except BaseException as fault:  # noqa: BLE001 - told by `finish`
+        except BaseException as fault:  # noqa: BLE001 - raised by `finish`
             self.fault = fault
         finally:
             self._run.leave(self._viewer)
@@ -241,17 +243,17 @@ class Reader(threading.Thread):
         return "".join(text_of(event) for _, event in self.events)
 
     def wait_text(self, text: str) -> None:
-        """Wait until this is what it was shown."""
+        """Wait until the text of its events is this."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.text == text, WAIT_TIMEOUT), self.text
 
     def leave(self) -> None:
-        """Watch no more; its thread ends."""
+        """Stop following; wait for the end of the thread."""
         self._run.leave(self._viewer)
         self.finish()
 
     def finish(self) -> list[tuple[int, Event]]:
-        """Wait for its end; all that it was shown."""
+        """Wait for the end; return all events."""
         self.join(WAIT_TIMEOUT)
         assert not self.is_alive(), f"{self.name} reads on: {self.events}"
         if self.fault is not None:

@@ -1,7 +1,8 @@
-"""Which of Halt's types msgspec has made its tables for. `python -m tests.support.struct_tables`: after the imports.
+"""List the types of Halt for which msgspec has built its decoding tables.
 
-msgspec has no way to ask for it. But a Struct class refers to its tables, and the garbage collector
-can be asked for what an object refers to; a class of another kind keeps them as an attribute.
+`python -m tests.support.struct_tables` prints those that the imports have built, and the others.
+msgspec has no function for it. But a Struct class refers to its tables, and the garbage collector
+lists the objects that an object refers to; a class of another kind has them as an attribute.
 """
 
 from __future__ import annotations
@@ -20,32 +21,32 @@ import halt
 
 def import_all() -> None:
     """Import every module of Halt, and the application."""
-    for each in pkgutil.walk_packages(halt.__path__, "halt."):
-        if "migrations" not in each.name:  # Alembic's scripts, run by Alembic alone
-            importlib.import_module(each.name)
+    for module in pkgutil.walk_packages(halt.__path__, "halt."):
+        if "migrations" not in module.name:  # Alembic's scripts, run by Alembic alone
+            importlib.import_module(module.name)
     importlib.import_module("app")
 
 
 def struct_types(base: type = msgspec.Struct) -> Iterator[type]:
-    """All Struct types of Halt's that there are."""
-    each: type
-    for each in base.__subclasses__():
-        if each.__module__.startswith("halt."):
-            yield each
-        yield from struct_types(each)
+    """All Struct types of Halt that are defined now."""
+    kind: type
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("halt."):
+            yield kind
+        yield from struct_types(kind)
 
 
 def is_built(kind: type) -> bool:
-    """msgspec has made the tables that it decodes this type by."""
+    """Whether msgspec has built the tables with which it decodes this type."""
     if issubclass(kind, msgspec.Struct):
-        return any(type(each).__name__ == "StructInfo" for each in gc.get_referents(kind))
+        return any(type(referent).__name__ == "StructInfo" for referent in gc.get_referents(kind))
     return "__msgspec_cache__" in vars(kind)
 
 
 def add_field_types(kind: Any, seen: set[type]) -> None:
-    """Add this type and all types of Halt's that its fields are made of."""
-    for each in get_args(kind):
-        add_field_types(each, seen)
+    """Add this type and all types of Halt in its fields to `seen`."""
+    for argument in get_args(kind):
+        add_field_types(argument, seen)
     if isinstance(kind, type) and kind.__module__.startswith("halt.") and kind not in seen:
         seen.add(kind)
         for hint in get_type_hints(kind, include_extras=True).values():
@@ -57,25 +58,25 @@ def type_name(kind: type) -> str:
 
 
 def built_types() -> list[str]:
-    """The Struct types that are built."""
-    return sorted(type_name(each) for each in struct_types() if is_built(each))
+    """The names of the Struct types whose tables are built."""
+    return sorted(type_name(kind) for kind in struct_types() if is_built(kind))
 
 
 def unbuilt_types() -> list[str]:
-    """The Struct types that are not built, and types without tables that built ones hold."""
+    """The names of types without tables: Struct types, and types in the fields of built ones."""
     seen: set[type] = set()
-    for each in struct_types():
-        if is_built(each):
-            add_field_types(each, seen)
+    for kind in struct_types():
+        if is_built(kind):
+            add_field_types(kind, seen)
     return sorted(
-        type_name(each)
-        for each in {*seen, *struct_types()}
-        if not is_built(each) and not has_own_decoder(each)
+        type_name(kind)
+        for kind in {*seen, *struct_types()}
+        if not is_built(kind) and not has_own_decoder(kind)
     )
 
 
 def has_own_decoder(kind: type) -> bool:
-    """It is checked by its own `of`, and msgspec makes no tables for it."""
+    """Whether the type's method `of` checks its values, so that msgspec builds no tables for it."""
     return hasattr(kind, "of")
 
 

@@ -1,7 +1,7 @@
-"""Halt in a worker whose system runs short: `gunicorn tests.support.thread_limit_app:app`.
+"""Halt in a worker that can lose the ability to start threads: `gunicorn tests.support.thread_limit_app:app`.
 
-On REFUSE the system starts no thread for it, on ALLOW it does again; each says so on standard error.
-On RELEASE the requests are answered that are held.
+After the signal REFUSE the system starts no thread for it, after ALLOW it does again; both print a
+line on standard error. RELEASE answers one held request.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from halt.app import create_app
 from halt.web.client_socket import ClientSocket
 from halt.web.requests import client_socket
 
-REFUSE, ALLOW, RELEASE = (signal.SIGRTMIN + each for each in range(3))
+REFUSE, ALLOW, RELEASE = (signal.SIGRTMIN + n for n in range(3))
 SEND_SECONDS = 0.25
-STACK = 1 << 30  # bytes that each further thread asks for
+STACK = 1 << 30  # bytes of a new thread's stack
 CHUNK = bytes(65_536)
 LARGE = 8_388_608
 
@@ -68,7 +68,7 @@ def pid() -> Response:
 @app.get("/held")
 @app.get("/settings/held")
 def held() -> Response:
-    """The same, on RELEASE. The longer path is one of a page's."""
+    """The PID, after RELEASE. The longer path counts as one of the page's."""
     _say("a request is held")
     release.acquire()
     return pid()
@@ -82,7 +82,7 @@ def large() -> Response:
 
 @app.get("/flood")
 def flood() -> Response:
-    """An endless response, over a buffer that is full at once, and SEND_SECONDS for the client."""
+    """An endless response with a small send buffer; the client has SEND_SECONDS to read."""
     client = client_socket()
     assert isinstance(client, ClientSocket)
     client.limit_silence(SEND_SECONDS)

@@ -1,4 +1,4 @@
-"""Halt with tools of its own, as a developer writes it: `gunicorn tests.support.tool_app:app`."""
+"""Halt with custom tools, as a developer adds them: `gunicorn tests.support.tool_app:app`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from halt.core.tools import Tool
 
 
 def obedient(ending: threading.Event) -> str:
-    """Wait until the answer is stopped, and say so."""
+    """Wait until the answer is stopped, then return."""
     print("obedient: at work", flush=True)
     ending.wait()
     print("obedient: told to stop", flush=True)
@@ -17,14 +17,14 @@ def obedient(ending: threading.Event) -> str:
 
 
 def stubborn() -> str:
-    """Wait for ever, whatever happens."""
+    """Wait for ever, also after a Stop."""
     print("stubborn: at work", flush=True)
     threading.Event().wait()
     return "never"
 
 
 def slow() -> str:
-    """Take longer than is allowed."""
+    """Take longer than the tool's timeout."""
     threading.Event().wait()
     return "never"
 

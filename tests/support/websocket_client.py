@@ -1,6 +1,6 @@
-"""A WebSocket client for tests, on top of one that others wrote: JSON in and out.
+"""A WebSocket client for tests, based on the package `websockets`: JSON messages.
 
-Reading gives up (TimeoutError) after PATIENCE seconds without a message.
+Reading raises TimeoutError after READ_TIMEOUT seconds without a message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.http_client import READ_TIMEOUT, HttpResponse
 
 
 class SocketClosed(Exception):
-    """The server has closed the socket, with this code (1006: without a word) and reason, or why none was read."""
+    """The server has closed the socket, with this code (1006: without a close frame) and reason."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code} {reason}")
@@ -26,7 +26,7 @@ class SocketClosed(Exception):
 
 
 class ServerAddress(Protocol):
-    """What a socket is opened to: Halt itself, or a proxy before it."""
+    """The address of Halt, or of a proxy in front of it."""
 
     @property
     def host(self) -> str: ...
@@ -36,7 +36,7 @@ class ServerAddress(Protocol):
 
 
 class WebSocket:
-    """One socket. `seen` holds the events of each stream, by number, in the order they came in."""
+    """One socket. `seen` has for each stream its numbered events, in order of arrival."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class WebSocket:
         return message
 
     def until(self, kind: str, stream_id: str | None = None) -> dict[str, Any]:
-        """Read until a message of this kind came that is no event, about a stream if one is given."""
+        """Read until a message of this type, about this stream if one is given."""
         while True:
             message = self.next()
             if message.get("type") == kind and stream_id in {None, message.get("id")}:
@@ -114,21 +114,21 @@ class WebSocket:
         return "".join(event.get("content", "") for _, event in self.seen.get(stream_id, []))
 
     def until_text(self, stream_id: str, text: str) -> None:
-        """Read until this text of a stream has come."""
+        """Read until the stream's text contains this text."""
         while text not in self.text(stream_id):
             self.next()
 
     def to_end(self, *stream_ids: str) -> dict[str, Any]:
-        """Read until each of these streams has ended; the terminal event of the last one named."""
-        found: dict[str, Any] = {}
-        for each in stream_ids:
-            while not (self.seen.get(each) and self.seen[each][-1][1].get("done")):
+        """Read until all these streams have ended; the terminal event of the last argument."""
+        terminal: dict[str, Any] = {}
+        for stream_id in stream_ids:
+            while not (self.seen.get(stream_id) and self.seen[stream_id][-1][1].get("done")):
                 self.next()
-            found = self.seen[each][-1][1]
-        return found
+            terminal = self.seen[stream_id][-1][1]
+        return terminal
 
     def start(self, model: str, prompt: str = "Hello", **fields: Any) -> str:
-        """Start a stream; its ID."""
+        """Start a stream; return its ID."""
         messages = [{"role": "user", "content": prompt}]
         self.send(type="start", messages=messages, model=model, **fields)
         message = self.next()
@@ -140,7 +140,7 @@ class WebSocket:
         return stream_id
 
     def stop(self, stream_id: str, **fields: Any) -> dict[str, Any]:
-        """Press Stop; its receipt."""
+        """Send a Stop; return its receipt."""
         self.send(type="stop", id=stream_id, **fields)
         return self.until("receipt", stream_id)
 
@@ -150,7 +150,7 @@ class WebSocket:
         self.until("pong")
 
     def read_to_close(self) -> SocketClosed:
-        """Read to the end of the socket; how it ended."""
+        """Read until the socket is closed; return code and reason."""
         try:
             while True:
                 self.next()
@@ -159,7 +159,7 @@ class WebSocket:
 
 
 def refused_handshake(server: ServerAddress, **more: Any) -> HttpResponse:
-    """The answer to a handshake that is turned down."""
+    """The response to a handshake that the server refuses."""
     try:
         socket_ = WebSocket(server, **more)
     except InvalidStatus as refusal:

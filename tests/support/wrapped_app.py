@@ -1,6 +1,6 @@
-"""Halt behind a middleware that changes its bodies: `gunicorn tests.support.wrapped_app:app`.
+"""Halt behind a middleware that wraps its response bodies: `gunicorn tests.support.wrapped_app:app`.
 
-As tools for errors, for figures or, where TEST_ZIPPED is set, for compression do it.
+Tools for error reports and metrics do so; with TEST_ZIPPED set it compresses the bodies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from app import app
 
 
 class Wrapped:
-    """A body that hands on what another one gives."""
+    """A body that passes on another body."""
 
     chunked = True
 
@@ -32,7 +32,7 @@ class Wrapped:
 
 
 class Zipped(Wrapped):
-    """The same, compressed as it comes."""
+    """A body that compresses another body piece by piece."""
 
     def __iter__(self) -> Iterator[bytes]:
         resp, packer = self, zlib.compressobj(wbits=31)
@@ -45,16 +45,16 @@ inner = app.wsgi_app
 
 
 def plain(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """Halt, with its bodies handed on."""
+    """Halt with wrapped bodies."""
     return Wrapped(inner(environ, start_response))
 
 
 def zipped(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """Halt, with its bodies compressed."""
+    """Halt with compressed bodies."""
 
     def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-        kept = [each for each in headers if each[0].lower() != "content-length"]
-        return start_response(status, [*kept, ("Content-Encoding", "gzip")], *rest)
+        other_headers = [pair for pair in headers if pair[0].lower() != "content-length"]
+        return start_response(status, [*other_headers, ("Content-Encoding", "gzip")], *rest)
 
     return Zipped(inner(environ, start))
 

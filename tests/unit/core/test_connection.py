@@ -97,7 +97,7 @@ def handshaking(
     def handle(peer: Peer) -> None:
         peer.sock.recv(1)
         received.set()
-        peer.see_leave()
+        peer.wait_client_left()
 
     server = stack.enter_context(RawServer(handle))
     blocked = BackgroundCall(
@@ -116,7 +116,7 @@ def awaiting_head(
     def handle(peer: Peer) -> None:
         peer.request()
         received.set()
-        peer.see_leave()
+        peer.wait_client_left()
 
     server = stack.enter_context(RawServer(handle))
     blocked = BackgroundCall(lambda: get(transport, server.url, connection))
@@ -132,7 +132,7 @@ def between_bytes(
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(CHUNKED, b"ff\r\nsome")
-        peer.see_leave()
+        peer.wait_client_left()
 
     server = stack.enter_context(RawServer(handle))
     body = body_of(get(transport, server.url, connection))
@@ -248,7 +248,7 @@ def test_interrupt_after_the_end_does_not_reach_the_next_run(transport: Transpor
         peer.send(CHUNKED, b"5\r\nhello\r\n")
         go_on.wait(WAIT_TIMEOUT)
         peer.send(b"6\r\n world\r\n0\r\n\r\n")
-        peer.see_leave()
+        peer.wait_client_left()
 
     with RawServer(handle) as server:
         old = UpstreamConnection()
@@ -288,7 +288,7 @@ def test_interrupt_reaches_the_connection_that_replaced_a_stale_one(transport: T
     def second(peer: Peer) -> None:
         peer.request()
         received.set()
-        peer.see_leave()
+        peer.wait_client_left()
 
     with RawServer(first, second) as server:
         fetch(transport, server.url)
@@ -309,7 +309,7 @@ def test_interrupt_on_a_reused_connection_causes_no_second_attempt(transport: Tr
         peer.send(HELLO)
         peer.request()
         received.set()
-        peer.see_leave()
+        peer.wait_client_left()
 
     with RawServer(handle) as server:
         fetch(transport, server.url)

@@ -295,14 +295,14 @@ def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
         peer.request()
         length = b"Content-Length: %d\r\n" % (len(packed) + 1)
         peer.send(head + b"Content-Encoding: gzip\r\n" + length + b"\r\n" + packed)
-        peer.see_leave()
+        peer.wait_client_left()
 
     def plain(peer: Peer) -> None:
         peer.request()
         peer.send(head + b"Connection: close\r\n\r\n" + event("first"))
         speak.wait(WAIT_TIMEOUT)
         peer.send(event("second"))
-        peer.see_leave()
+        peer.wait_client_left()
 
     reads: list[tuple[int, int]] = []  # body, bytes
     bodies: list[int] = []

@@ -444,7 +444,7 @@ def silent_after(*events: bytes) -> Handler:
         peer.request()
         head = CHUNKED.replace(OK, OK + EVENTS)
         peer.send(head + b"".join(event(data) for data in events))
-        peer.see_leave()
+        peer.wait_client_left()
 
     return handle
 

@@ -372,7 +372,7 @@ def test_silent_provider_does_not_hide_other_models(make: Make, fake: FakeOpenAI
 
     def silent(peer: Peer) -> None:
         peer.request()
-        peer.see_leave()
+        peer.wait_client_left()
         left.set()
 
     with RawServer(silent) as server:
@@ -391,7 +391,7 @@ def test_late_list_is_a_temporary_fault(make: Make, monkeypatch: pytest.MonkeyPa
     """If the only provider has not answered yet, the catalog fails as unreachable."""
 
     def silent(peer: Peer) -> None:
-        peer.see_leave()
+        peer.wait_client_left()
 
     monkeypatch.setattr(router, "WAIT_SECONDS", 0.01)
     with RawServer(silent) as server:

@@ -254,7 +254,7 @@ def test_interim_responses_are_skipped(transport: Transport) -> None:
         peer.request()
         peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early", b" Hints\r\nLink: x\r\n\r\n")
         peer.send(HELLO)
-        peer.see_leave()
+        peer.wait_client_left()
 
     with RawServer(handle) as server:
         assert fetch(transport, server.url) == b"hello"
@@ -266,7 +266,7 @@ def test_response_in_single_bytes_is_read(transport: Transport) -> None:
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(*(HELLO[i : i + 1] for i in range(len(HELLO))))
-        peer.see_leave()
+        peer.wait_client_left()
 
     with RawServer(handle) as server:
         assert fetch(transport, server.url) == b"hello"
@@ -574,7 +574,7 @@ def test_read_raises_no_data_in_silence_and_loses_no_bytes(transport: Transport)
         peer.send(CHUNKED, b"5\r\nhel")
         speak.wait(WAIT_TIMEOUT)
         peer.send(b"lo\r\n0\r\n\r\n")
-        peer.see_leave()
+        peer.wait_client_left()
 
     with RawServer(handle) as server:
         body = body_of(get(transport, server.url))
@@ -609,7 +609,7 @@ def test_unblocked_read_returns_at_once(transport: Transport) -> None:
         peer.request()
         speak.wait(WAIT_TIMEOUT)
         peer.send(HELLO)
-        peer.see_leave()
+        peer.wait_client_left()
 
     with RawServer(handle) as server:
         body = body_of(get(transport, server.url))

@@ -204,7 +204,7 @@ def test_proxy_that_refuses_the_tunnel_is_a_connect_error(
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
-        peer.see_leave()
+        peer.wait_client_left()
 
     connection = UpstreamConnection()
     with RawServer(handle) as server:
@@ -236,7 +236,7 @@ def test_interrupt_ends_the_wait_for_a_silent_proxy(
     def handle(peer: Peer) -> None:
         peer.request()
         requested.set()
-        peer.see_leave()
+        peer.wait_client_left()
 
     connection = UpstreamConnection()
     with RawServer(handle) as server:

@@ -96,7 +96,7 @@ class FlaskRun(HaltServer):
     """Flask's own server."""
 
     command = ("-m", "flask", "--app", "app", "run", "--port", "0")
-    is_at = r"Running on http://([^\s,]+):(\d+)"
+    address_line = r"Running on http://([^\s,]+):(\d+)"
 
 
 @pytest.mark.parametrize("kind", [Gunicorn, FlaskRun])
