@@ -77,7 +77,7 @@ def test_unexpected_exception_is_an_internal_error_and_allows_the_next_query(
     assert answer(query) == ("second", None)
     for thread in threading.enumerate():
         if thread.name == "halt-query-test":
-            thread.join()  # what it raised is reported here, and not in the next test
+            thread.join()  # so that its exception is reported in this test
 
 
 def test_error_is_cached_for_fault_seconds() -> None:

@@ -93,10 +93,10 @@ def test_failed_refresh_keeps_the_list_and_is_cached(
     models = Catalog(upstream)
     assert models.refresh() == [("", ["a"])]
     skipped_seconds = router.LIST_SECONDS
+    earlier_threads = set(threading.enumerate())
     models.refresh()  # starts the request that fails
-    for thread in threading.enumerate():
-        if thread.name.startswith("halt-ask-"):
-            thread.join(WAIT_TIMEOUT)
+    for thread in set(threading.enumerate()) - earlier_threads:
+        thread.join(WAIT_TIMEOUT)
     assert models.refresh() == [("", ["a"])]
     assert upstream.list_requests == 2
 
