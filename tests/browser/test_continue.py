@@ -324,8 +324,8 @@ def test_text_after_the_last_shown_word_is_counted_but_not_kept(
         chat.reload()
     chat.ask("count?n=1")
     chat.wait_state("done")
-    sent_messages = chat.record().body["messages"][1]["content"]
-    assert sent_messages.partition("\n\n")[0].strip() == frozen_text
+    sent_text = chat.record().body["messages"][1]["content"]
+    assert sent_text.partition("\n\n")[0].strip() == frozen_text
 
 
 def test_answer_stopped_by_halt_shows_the_reason(

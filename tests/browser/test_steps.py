@@ -83,10 +83,10 @@ def test_text_before_a_closing_think_tag_moves_into_a_step(chat: Chat) -> None:
         chat.reload()
     chat.ask("count?n=1")
     chat.wait_state("done")
-    sent_messages = str(chat.record().body["messages"])
-    assert "0 1 2 3 4" in sent_messages
-    assert "thought" not in sent_messages
-    assert "think>" not in sent_messages
+    sent_text = str(chat.record().body["messages"])
+    assert "0 1 2 3 4" in sent_text
+    assert "thought" not in sent_text
+    assert "think>" not in sent_text
 
 
 def test_text_before_a_closing_think_tag_leaves_a_running_answer(chat: Chat) -> None:

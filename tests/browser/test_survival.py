@@ -674,7 +674,7 @@ def test_failed_saving_is_shown_until_it_works_again(
     chat.wait_text("3 4")
     notice = chat.page.locator("#saving")
     expect(notice).to_be_hidden()
-    with contextlib.closing(sqlite3.connect(tmp_path / "halt.db")) as other:
+    with contextlib.closing(sqlite3.connect(tmp_path / "halt.db", timeout=30)) as other:
         other.execute("BEGIN IMMEDIATE")
         expect(notice).to_contain_text("the database is locked by another program")
         assert {name: c for name, c in chat.contrasts().items() if c < 4.5} == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import CDPSession, expect
 
 from tests.browser.chat import Chat
 from tests.support.halt_server import new_id
@@ -12,13 +12,9 @@ PNG = "iVBORw0KGgo/8Qz+"
 PICTURE = f"![a cat](data:image/png;base64,{PNG * 4_000})"
 LINE = "[Picture (PNG, 48 kB): a cat]"
 
-#: Records the longest task of the page, in milliseconds.
-WATCH_TASKS = """() => {
-  window.longest = 0;
-  new PerformanceObserver(list => {
-    for (const task of list.getEntries()) longest = Math.max(longest, task.duration);
-  }).observe({ type: 'longtask', buffered: true });
-}"""
+#: Seconds of processor time that the page may use for the longest word. 0.25 are usual; without
+#: places for a line break (`breakable` in halt/rendering/open_text.py) it takes 1.2 to 3.
+WORK_MAX = 0.8
 
 
 def ask_for_open(chat: Chat, text: str) -> None:
@@ -26,6 +22,12 @@ def ask_for_open(chat: Chat, text: str) -> None:
     key = new_id()
     chat.fake.texts[key] = text
     chat.ask(f"go_on?key={key}&first={len(text)}&rate=2000")
+
+
+def work_seconds(session: CDPSession) -> float:
+    """The processor time of the page's main thread so far."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(float(metric["value"]) for metric in metrics if metric["name"] == "TaskDuration")
 
 
 def inner_text(chat: Chat) -> str:
@@ -95,18 +97,18 @@ def test_picture_is_shown_as_a_line_and_not_sent(chat: Chat) -> None:
 
 @pytest.mark.parametrize("letter", ["A", "\u0e01"], ids=["latin", "thai"])
 def test_endless_word_does_not_block_the_page(chat: Chat, letter: str) -> None:
-    """A word of 60,000 letters blocks the page for less than two seconds."""
-    chat.page.evaluate(WATCH_TASKS)
+    """A word of 60,000 letters takes little processor time, also on a reload."""
+    session = chat.context.new_cdp_session(chat.page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # processor time
     chat.ask_for(letter * 60_000, piece=600, gap_ms=2)
     chat.wait_state("done")
     assert chat.answer_text() == letter * 60_000
     chat.frames()
-    assert chat.page.evaluate("longest") < 2_000  # milliseconds; it was 5,000 and more
-    chat.page.add_init_script(f"({WATCH_TASKS})()")
+    assert work_seconds(session) < WORK_MAX
     chat.reload()
     chat.frames()
     assert chat.answer_text() == letter * 60_000
-    assert chat.page.evaluate("longest") < 2_000
+    assert work_seconds(session) < WORK_MAX
 
 
 def test_pictures_and_sources_stand_below_the_text(chat: Chat) -> None:
