@@ -8,7 +8,8 @@ the conversation (`halt.store.title_text`). At most one thread makes titles; it 
 is empty. Titles take no place from streams.
 
 Generations of this process close the connection with `interrupt`, before their own request is sent.
-Those of other processes are detected by `is_idle`, at most one TICK later.
+Those of other processes are detected by `is_idle`, at most a second later
+(`halt.core.connection.TICK`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from halt.errors import HaltError
 from halt.rendering import data_urls
 from halt.store.title_text import cleaned, is_about
 
-TRIES = 3  # requests for one title; an interrupted one is billed too
+TRIES = 3  # attempts at one title; most of those that a generation interrupts are billed too
 REQUEST_LIFETIME = 600.0  # seconds after the exchange in which its title is requested
 IDLE_CHECK_INTERVAL = 1.0  # seconds between checks whether other processes are idle
 QUEUE_MAX = 32  # waiting conversations; further ones keep their first words as a title
@@ -63,7 +64,7 @@ Title:"""
 logger = logging.getLogger(__name__)
 
 
-class _Postponed(Exception):
+class _GenerationStarted(Exception):
     """A generation has started, so this title is requested later."""
 
 
@@ -164,7 +165,7 @@ class Titles:
                 title = self._make(request)
                 if title:
                     self._save(request.conversation_id, title)
-            except _Postponed:
+            except _GenerationStarted:
                 with self._changed:
                     if request.tries > 1 and not self._closed:
                         self._queue.appendleft(request._replace(tries=request.tries - 1))
@@ -174,7 +175,7 @@ class Titles:
                 logger.exception("title of conversation %s", request.conversation_id)
 
     def _next(self) -> _TitleRequest | None:
-        """Wait until no generation runs; the next request, None where the queue is empty."""
+        """Wait until no generation runs. Returns the next request, None if the queue is empty."""
         while True:
             with self._changed:
                 while self._queue and now() - self._queue[0].since > REQUEST_LIFETIME:
@@ -189,7 +190,7 @@ class Titles:
     def _make(self, title_request: _TitleRequest) -> str:
         """Request a title from the model; "" where the reply is no title.
 
-        Raises UpstreamError, Interrupted, _Postponed.
+        Raises UpstreamError, Interrupted, _GenerationStarted.
         """
         if not self._is_listed(title_request.conversation_id):
             return ""
@@ -206,12 +207,12 @@ class Titles:
                 self._connection, self._was_interrupted = connection, False
             try:
                 if not self._is_idle():  # a generation that starts later interrupts the connection
-                    raise _Postponed
+                    raise _GenerationStarted
                 with contextlib.closing(self._upstream.open(request, connection)) as reply:
                     title = cleaned(self._read(reply))
             except HaltError:
                 if self._was_interrupted:
-                    raise _Postponed from None
+                    raise _GenerationStarted from None
                 raise
             finally:
                 with self._changed:
@@ -223,7 +224,7 @@ class Titles:
         text = ""
         while len(text) < REPLY_MAX:
             if not self._is_idle():
-                raise _Postponed
+                raise _GenerationStarted
             try:
                 part = reply.read()
             except NoData:

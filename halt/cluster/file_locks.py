@@ -1,8 +1,8 @@
-"""Locks on numbers, shared by several processes: for each number a kernel lock on a byte of a file.
+"""Numbered locks that several processes share: lock n is a kernel lock on byte n of a file.
 
-To take a number is to lock its byte (POSIX record locks; the file stays empty, since bytes beyond
-its end can be locked). The kernel frees the locks of a process when it ends for any reason, so no
-clean-up is needed and no count can become wrong.
+These are POSIX record locks; the file stays empty, since bytes beyond its end can be locked. The
+kernel frees the locks of a process when it ends for any reason, so no clean-up is needed and no
+count can become wrong.
 
 These locks belong to a process, not to a thread: its `halt.core.slots.Slots` keeps the table of the
 numbers that this process has taken. The file is opened once and never closed: closing any
@@ -41,12 +41,12 @@ class FileLocks:
         with contextlib.suppress(OSError):  # the file system was unmounted, or fails
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
 
-    def none_taken(self, count: int) -> bool | None:
+    def all_free(self, count: int) -> bool | None:
         if _FLOCK is None:
             return None
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, count, 0)
         try:
             conflicting = fcntl.fcntl(self._file, fcntl.F_GETLK, wanted)
-        except OSError:  # the file system was unmounted, or fails
+        except OSError:  # the file system was unmounted, or fails: a later call fails as well
             return True
         return bool(_FLOCK.unpack(conflicting)[0] == fcntl.F_UNLCK)

@@ -1,7 +1,13 @@
-"""The limit on open files (RLIMIT_NOFILE): raise it, and compute the streams that it allows."""
+"""The limit on open files (RLIMIT_NOFILE): raise it, and compute the streams that it allows.
+
+A part of the files is reserved; clients' connections may use the rest. A stream needs a reserved
+file for its connection to the model, and one of the rest for its client. In both parts FILES_BESIDE
+files are left for other uses, such as Stop.
+"""
 
 from __future__ import annotations
 
+import bisect
 import logging
 import resource
 
@@ -9,30 +15,31 @@ import resource
 WANTED = 65_536
 
 #: The share FILES_KEPT / FILES_KEPT_OF of the open files, and at least FILES_KEPT_MIN, is not
-#: used for clients' connections: it is reserved for connections to models, files, and Stop.
+#: used for clients' connections: it is reserved.
 FILES_KEPT, FILES_KEPT_OF, FILES_KEPT_MIN = 3, 8, 96
-#: The number of reserved files that streams' connections to models do not use.
+#: The number of files of each part that streams do not use.
 FILES_BESIDE = 64
 
 logger = logging.getLogger(__name__)
 
 
-def kept(files: int) -> int:
+def reserved_files(files: int) -> int:
     """Number of open files not used for clients' connections, for a limit of `files`."""
     return max(FILES_KEPT_MIN, files * FILES_KEPT // FILES_KEPT_OF)
 
 
-def streams(files: int) -> int:
+def streams_for(files: int) -> int:
     """Number of streams for which a limit of `files` is enough, with Stop still served."""
-    return kept(files) - FILES_BESIDE
+    reserved = reserved_files(files)
+    return max(0, min(reserved, files - reserved) - FILES_BESIDE)
 
 
-def needed(count: int) -> int:
-    """The limit on open files that `count` streams need, with Stop still served."""
-    return -(-(count + FILES_BESIDE) * FILES_KEPT_OF // FILES_KEPT)
+def files_for(streams: int) -> int:
+    """The lowest limit up to WANTED with which this number of streams is possible."""
+    return bisect.bisect_left(range(WANTED), streams, key=streams_for)
 
 
-def allowed() -> int:
+def highest_limit() -> int:
     """The highest limit up to WANTED that this process can set, or its current one if higher."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(limit(), WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED))
@@ -44,23 +51,24 @@ def limit() -> int:
     return WANTED if soft == resource.RLIM_INFINITY else soft
 
 
-def allow(wanted: int) -> int:
+def raise_limit(wanted_streams: int) -> int:
     """Raise the limit of this process and its children. Returns the number of streams it allows.
 
-    That is at most `wanted`. A lower number is logged: further streams would use the files that
-    Stop needs.
+    That is 1 to `wanted_streams`. A lower number is logged: further streams would use the files
+    that Stop needs.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed(), hard))
-    count = min(wanted, streams(allowed()))
-    if count < wanted:
+    files = highest_limit()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    streams = min(wanted_streams, max(1, streams_for(files)))
+    if streams < wanted_streams:
         logger.warning(
             "The system allows %d open files, enough for %d streams at once in place of %d "
             "(HALT_MAX_STREAMS), which need %d. Raise the limit (ulimit -Hn; LimitNOFILE= of "
             "systemd).",
-            allowed(),
-            count,
-            wanted,
-            needed(wanted),
+            files,
+            streams,
+            wanted_streams,
+            files_for(wanted_streams),
         )
-    return count
+    return streams

@@ -1,20 +1,20 @@
-"""How a client finds out which proxies its requests to a Halt server pass.
+"""The request by which a client asks how its requests reach a Halt server through proxies.
 
-`halt-chat doctor` sends such a request, `halt.web.proxies` replies.
+`halt-chat doctor` sends it, `halt.web.proxies` responds.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-#: The response to a request with this header is a `Seen` as JSON, for every path and method.
+#: A request with this header gets a `ReceivedRequest` as JSON, for every path and method.
 INSPECT = "X-Halt-Inspect"
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ReceivedRequest(msgspec.Struct, frozen=True):
     """How the server received a request. Contains no address of a client or proxy."""
 
     trusted_proxies: int  # HALT_TRUSTED_PROXIES
     forwarded: int  # values in X-Forwarded-For, including the client's own
     secure: bool  # the server takes the client's connection for HTTPS
-    max_import_bytes: int
+    max_import_bytes: int  # size of the largest upload, which proxies should let through

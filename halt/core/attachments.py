@@ -3,10 +3,10 @@
 Providers name these fields differently, so they are recognised by their values:
 
     a picture   a data: URL; base64 beside a media type, or beginning like a picture file;
-                an address in a field whose name speaks of images
+                an address in a field whose name contains image, picture or photo
     a source    an http(s) address in a list, or beside a title
 
-Fields whose names speak of icons, logos, thumbnails or avatars are ignored.
+Fields whose names contain icon, logo, thumb or avatar are ignored.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ATTACHMENTS_MAX = 1_000  # pictures and sources of one event
 _ADDRESS = re.compile(r"https?://[^\s<>\"\\]{1,2000}", re.IGNORECASE)
 _DATA = re.compile(r"data:([\w.+-]{1,60}/[\w.+-]{1,60})?[^,\s]{0,200},", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}")
-_PICTURED = re.compile(r"image|picture|photo", re.IGNORECASE)
-_DECORATION = re.compile(r"icon|logo|thumb|avatar", re.IGNORECASE)
-_ADDRESSES = re.compile(r"(?:url|uri|link|href)$|^source$", re.IGNORECASE)
-_TITLES = ("title", "name", "site_name", "siteName", "source_title")
-_TYPES = ("mime_type", "mimeType", "media_type", "content_type")
+_PICTURE_FIELD = re.compile(r"image|picture|photo", re.IGNORECASE)
+_IGNORED_FIELD = re.compile(r"icon|logo|thumb|avatar", re.IGNORECASE)
+_ADDRESS_FIELD = re.compile(r"(?:url|uri|link|href)$|^source$", re.IGNORECASE)
+_TITLE_FIELDS = ("title", "name", "site_name", "siteName", "source_title")
+_TYPE_FIELDS = ("mime_type", "mimeType", "media_type", "content_type")
 
-_DATAS = ("data", "base64", "b64_json")
+_DATA_FIELDS = ("data", "base64", "b64_json")
 
 #: The first characters of picture files in base64.
 _MAGIC = {
@@ -66,44 +66,46 @@ def attachments_of(extra: Extra) -> Iterator[Picture | Source]:
         yield attachment
 
 
-def _walk(value: Any, name: str, listed: bool, depth: int) -> Iterator[Picture | Source]:
-    """The attachments in a value. `name`: its field's name; `listed`: the value is in a list."""
-    if depth > DEPTH_MAX or _DECORATION.search(name):
+def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Picture | Source]:
+    """The attachments in a value, the field `name`. `is_in_list`: the value is in a list."""
+    if depth > DEPTH_MAX or _IGNORED_FIELD.search(name):
         return
     if isinstance(value, list):
         for item in value:
-            yield from _walk(item, name, listed or depth > 0, depth + 1)
+            yield from _walk(item, name, is_in_list or depth > 0, depth + 1)
     elif isinstance(value, dict):
-        if picture := _typed_data(value):
+        if picture := _data_of(value):
             yield picture
             return
-        title = next((t for key in _TITLES if isinstance(t := value.get(key), str) and t), "")
+        title = next((t for key in _TITLE_FIELDS if isinstance(t := value.get(key), str) and t), "")
         for key, item in value.items():
-            path = f"{name}.{key}" if _PICTURED.search(name) else str(key)
-            if _is_address(key, item) and not _PICTURED.search(path):
-                if listed or title:
+            path = f"{name}.{key}" if _PICTURE_FIELD.search(name) else str(key)
+            if _is_address(key, item) and not _PICTURE_FIELD.search(path):
+                if is_in_list or title:
                     yield Source(item, " ".join(title.split())[:TITLE_MAX])
                 continue
             # A string under another name is no source, even where its object is in a list.
-            yield from _walk(item, path, listed and not isinstance(item, str), depth + 1)
+            yield from _walk(item, path, is_in_list and not isinstance(item, str), depth + 1)
     elif isinstance(value, str):
-        yield from _of_text(value, name, listed)
+        yield from _attachments_of_text(value, name, is_in_list)
 
 
 def _is_address(key: str, value: Any) -> bool:
     return (
-        isinstance(value, str) and bool(_ADDRESSES.search(key)) and bool(_ADDRESS.fullmatch(value))
+        isinstance(value, str)
+        and bool(_ADDRESS_FIELD.search(key))
+        and bool(_ADDRESS.fullmatch(value))
     )
 
 
-def _of_text(text: str, name: str, listed: bool) -> Iterator[Picture | Source]:
+def _attachments_of_text(text: str, name: str, is_in_list: bool) -> Iterator[Picture | Source]:
     if data := _DATA.match(text):
-        untyped = "image" if _PICTURED.search(name) else "text/plain"
+        untyped = "image" if _PICTURE_FIELD.search(name) else "text/plain"
         yield Picture((data[1] or untyped).lower(), text)
     elif _ADDRESS.fullmatch(text):
-        if _PICTURED.search(name):
+        if _PICTURE_FIELD.search(name):
             yield Picture("image", text)
-        elif listed:
+        elif is_in_list:
             yield Source(text, "")
     elif media_type := _picture_type(text):
         yield Picture(media_type, f"data:{media_type};base64,{text}")
@@ -115,10 +117,12 @@ def _picture_type(text: str) -> str:
     return kind if kind and _BASE64.match(text) else ""
 
 
-def _typed_data(value: dict[str, Any]) -> Picture | None:
-    """The picture of an object like `{"mime_type": "image/png", "data": "iVBOR..."}`."""
-    kind = next((t for key in _TYPES if isinstance(t := value.get(key), str) and "/" in t), "")
-    data = next((d for key in _DATAS if isinstance(d := value.get(key), str)), "")
+def _data_of(value: dict[str, Any]) -> Picture | None:
+    """The data of an object like `{"mime_type": "image/png", "data": "iVBOR..."}`."""
+    kind = next(
+        (t for key in _TYPE_FIELDS if isinstance(t := value.get(key), str) and "/" in t), ""
+    )
+    data = next((d for key in _DATA_FIELDS if isinstance(d := value.get(key), str)), "")
     if not kind or not data or data.startswith("data:"):
         return None
     return Picture(kind.lower(), f"data:{kind.lower()};base64,{data}")

@@ -9,8 +9,8 @@ from halt.core.live import LiveGeneration
 from halt.core.tool_loop import ToolLoop
 from halt.errors import UpstreamError
 
-LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two checks of a run's limits
-HAND_OVER = 2.0  # seconds in which a reader of another process must follow a requested run
+CHECK_MIN, CHECK_MAX = 0.02, 1.0  # seconds between two checks of a run's limits
+REMOTE_VIEWER_WAIT = 2.0  # seconds in which a viewer of another process must follow the run
 FIRST_VIEW = 10.0  # seconds for the first viewer to come, even with a shorter grace
 
 
@@ -31,11 +31,11 @@ class Deadlines:
         self._tool_loop = tool_loop
         self._limits = limits
         self._grace = limits.orphan_grace if grace is None else grace
-        self._expected_until = 0.0  # until then a reader of another process may come
+        self._expected_until = 0.0  # until then a viewer of another process may come
 
     def expect_viewer(self) -> None:
-        """Do not end the run for want of a viewer within the next HAND_OVER seconds."""
-        self._expected_until = now() + HAND_OVER
+        """Do not end the run because it has no viewer in the next REMOTE_VIEWER_WAIT seconds."""
+        self._expected_until = now() + REMOTE_VIEWER_WAIT
 
     @property
     def grace(self) -> float:
@@ -51,17 +51,17 @@ class Deadlines:
         """Whether at this time the run has been without a viewer for too long."""
         return not self._live.is_watched and at >= self._unwatched_until
 
-    def next_look(self, at: float) -> float:
-        """The time of the next check: at the next possible limit, or sooner."""
+    def next_check(self, at: float) -> float:
+        """The time of the next check: the next possible limit, but CHECK_MIN to CHECK_MAX away."""
         limits, live = self._limits, self._live
         silence = limits.gap_timeout if self._intake.answering else limits.first_byte_timeout
         limit = min(live.meter.started_at + limits.run_timeout, live.meter.last_at + silence)
         if not live.is_watched and live.log.ended is None:
             limit = min(limit, self._unwatched_until)
-        return min(max(limit, at + LOOK_MIN), at + LOOK_MAX)
+        return min(max(limit, at + CHECK_MIN), at + CHECK_MAX)
 
-    def exceeded(self, at: float) -> UpstreamError | None:
-        """The fault for the limit that is exceeded at this time, None if none is."""
+    def error_if_exceeded(self, at: float) -> UpstreamError | None:
+        """The error for the limit that is exceeded at this time, None if none is."""
         limits, meter = self._limits, self._live.meter
         if at - meter.started_at > limits.run_timeout:
             hint = (

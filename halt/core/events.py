@@ -14,9 +14,9 @@
      "metrics":{...}}
     {"type":"error","done":true,"content":"","error":{...},"metrics":{...}}
 
-Every event has `content`, the text that it adds to the answer: a client that appends every
-`content` and ignores the rest has the text. One event takes text back, see `ReasoningEnd`; such a
-client shows the thought as a separate paragraph.
+Every event has `content`. A client that appends every `content` and ignores the rest shows the
+answer. After a `reasoning_end` it also shows the reasoning, as a separate paragraph; see
+`ReasoningEnd`.
 
 Server-Sent Events (WHATWG HTML standard) are `id: SEQ`, one `data:` line (JSON has no line breaks)
 and an empty line. A terminal event is followed by `data: [DONE]`. The heartbeat in silence is a
@@ -54,10 +54,10 @@ class Reasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
 
 
 class ReasoningEnd(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_end"):
-    """The text of the events above number `after`, up to this one, was reasoning.
+    """The text of the events after number `after`, up to this one, was reasoning, not answer.
 
-    Some models' prompt templates open the thought, so that only its end is marked. Until the end
-    arrives, Halt cannot distinguish the thought from an answer, and sends it as Content.
+    Some models' prompt templates open the reasoning, so that only its end is marked. Until the end
+    arrives, Halt cannot distinguish the reasoning from an answer, and sends it as Content.
     """
 
     after: int = 0
@@ -175,7 +175,7 @@ def is_terminal(event: Event) -> TypeGuard[Terminal]:
 
 
 def text_of(event: Event) -> str:
-    """The text that an event adds to the answer."""
+    """The text of an event with text of the answer, else ""."""
     return event.content if isinstance(event, Content) else ""
 
 
@@ -191,8 +191,8 @@ def answer_of(events: Iterable[tuple[int, Event]]) -> str:
     return "".join(text for _, text in texts)
 
 
-def size_of(event: Event) -> int:
-    """The number of characters that a model or a tool has added with this event."""
+def approximate_size(event: Event) -> int:
+    """The number of characters that a model or a tool has added; of Extra the bytes of its JSON."""
     if isinstance(event, Content):
         return len(event.content)
     if isinstance(event, Reasoning):

@@ -14,7 +14,7 @@ from halt.core.events import (
     ReasoningEnd,
     ToolCall,
     ToolResult,
-    size_of,
+    approximate_size,
     text_of,
 )
 from halt.core.live import LiveGeneration
@@ -108,9 +108,9 @@ class Intake:
         meter.received(sum(len(text_of(event)) for event in prepared), part.chunks)
         for event in prepared:
             if isinstance(event, Extra):
-                self._beside += size_of(event)
+                self._beside += approximate_size(event)
             else:
-                self._size += size_of(event)
+                self._size += approximate_size(event)
             live.record_event(event, meter.last_at)
             if isinstance(event, ReasoningEnd):
                 thought = live.reasoning(event)

@@ -125,9 +125,9 @@ class Run(LiveGeneration):
             self.check_limits_soon()
 
     def expect_viewer(self) -> None:
-        """Keep the run for HAND_OVER seconds, for a reader of another process that requested it.
+        """Keep the run for REMOTE_VIEWER_WAIT seconds, for a viewer of another process.
 
-        The reader's last connection, to this process, may be closed already.
+        The viewer's last connection, to this process, may be closed already.
         """
         self._deadlines.expect_viewer()
 
@@ -256,12 +256,12 @@ class Run(LiveGeneration):
         for viewer in self.viewers():
             if viewer.gone:
                 self.leave(viewer)
-        if (fault := self._deadlines.exceeded(at)) is not None:
+        if (fault := self._deadlines.error_if_exceeded(at)) is not None:
             if not self.fail(fault):  # it is read for its usage: the end of file ends that
                 self.connection.interrupt()
             return
         if not (self._deadlines.is_abandoned(at) and self.cancel("no_viewer")):
-            self._limits = self._host.relay.at(self._deadlines.next_look(at), self._check_limits)
+            self._limits = self._host.relay.at(self._deadlines.next_check(at), self._check_limits)
 
     @contained
     def _take_over(self) -> None:

@@ -302,7 +302,7 @@ class GenerationService:
     @property
     def idle(self) -> bool:
         """Whether no process that shares the places has a generation under way."""
-        return self.capacity.places.none_taken(self.config.max_streams)
+        return self.capacity.places.all_free(self.config.max_streams)
 
     @property
     def draining(self) -> bool:

@@ -19,8 +19,11 @@ class Locks(Protocol):
     def give_back(self, number: int) -> None:
         """Release a lock that this process has."""
 
-    def none_taken(self, count: int) -> bool | None:
-        """Whether no other process has a lock from 0 to `count` - 1. None: unknown."""
+    def all_free(self, count: int) -> bool | None:
+        """Whether no other process has a lock from 0 to `count` - 1. True also after an error.
+
+        None: this system cannot tell.
+        """
 
 
 class Slots:
@@ -59,7 +62,7 @@ class Slots:
                 self._unlock(place)
         return len(locked) == wanted
 
-    def none_taken(self, count: int) -> bool:
+    def all_free(self, count: int) -> bool:
         """Whether no process has a place from 0 to `count` - 1. Takes none, never waits.
 
         A place that another process checks during the call may count as taken.
@@ -69,8 +72,8 @@ class Slots:
                 return False
         if self._locks is None:
             return True
-        known = self._locks.none_taken(count)
-        return self.are_free(count, count) if known is None else known
+        are_free = self._locks.all_free(count)
+        return self.are_free(count, count) if are_free is None else are_free
 
     def give_back(self, place: int) -> None:
         """Give a place back. Idempotent."""

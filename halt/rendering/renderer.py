@@ -1,10 +1,10 @@
 """Renders Markdown as HTML without holding the interpreter's lock (GIL) for long.
 
-Short and shallow texts without code take milliseconds at worst and are rendered at once, by the
-calling thread. Every other text is sent to a rendering process (`halt.rendering.process`), which
+Short and shallow texts without fenced code take milliseconds at worst. The calling thread renders
+them at once. Every other text is sent to a rendering process (`halt.rendering.process`), which
 limits the CPU time of each. A text that is not rendered in time is shown plain: readable, with its
 line breaks, and code in its box without colours. Results are cached, and a text that several
-readers open at the same time is rendered once.
+users open at the same time is rendered once.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Renderer:
         return _then(future, lambda rendered: rendered[0] if rendered else Rendered(plain(text)))
 
     def submit_blocks(
-        self, blocks: Sequence[Block], plain_kinds: AbstractSet[bool] = frozenset()
+        self, blocks: Sequence[Block], plain_fence_values: AbstractSet[bool] = frozenset()
     ) -> Future[list[Rendered]]:
         """Render blocks, in order. The future is resolved within BLOCK_WAIT seconds.
 
-        `plain_kinds`: values of `Block.is_fence`; blocks of these kinds that would take more than
-        milliseconds are shown plain.
+        `plain_fence_values`: values of `Block.is_fence`. Blocks with one of them are shown plain if
+        their rendering would take more than milliseconds.
         """
         results: list[Rendered | None] = []
         sources, keys = list[tuple[str, bool]](), list[bytes]()
@@ -90,7 +90,7 @@ class Renderer:
             rendered: Rendered | None
             if not block.is_fence and _is_light(source):
                 rendered = Rendered(render_block(block))
-            elif block.is_fence in plain_kinds:
+            elif block.is_fence in plain_fence_values:
                 rendered = Rendered(plain_block(block))
             else:
                 key = key_of("fence" if block.is_fence else "block", source)

@@ -152,7 +152,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
             published["HALT_EMBEDDED_FAULT"] = fault
             demo = f"no model: {fault}"
         talks_to = "; ".join(filter(None, (demo, talks_to)))
-    published["HALT_MAX_STREAMS"] = str(open_files.allow(config.max_streams))
+    published["HALT_MAX_STREAMS"] = str(open_files.raise_limit(config.max_streams))
     publish(published)
     server.halt_talks_to = talks_to
 

@@ -92,7 +92,7 @@ class Worker(RequestThreads):
         self.log_full_at = 0.0  # not logged again before this time
         self.files = open_files.limit()
         #: The system assigns the lowest free descriptor; from this one on, files run short.
-        self.number_max = self.files - open_files.kept(self.files)
+        self.number_max = self.files - open_files.reserved_files(self.files)
         #: From this descriptor on, no waiting connection could be closed: only _ALWAYS is served.
         self.stops_alone = self.number_max + ACCEPTS
         self.log.error_log.addFilter(FewRefusals())

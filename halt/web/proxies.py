@@ -14,7 +14,7 @@ from flask import Flask, Response, request
 from werkzeug.http import parse_list_header
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from halt.config.proxies import INSPECT, Seen
+from halt.config.proxies import INSPECT, ReceivedRequest
 from halt.web.access import has_token, refuse_wrong_bearer
 from halt.web.responses import json_response
 from halt.web.services import services
@@ -33,7 +33,7 @@ def inspected() -> Response | None:
     if config.token and not has_token():
         return refuse_wrong_bearer()
     return json_response(
-        Seen(
+        ReceivedRequest(
             trusted_proxies=config.trusted_proxies,
             forwarded=len(parse_list_header(request.headers.get("X-Forwarded-For", ""))),
             secure=request.is_secure,

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from halt.clock import now
 from halt.core.connection import TICK
-from halt.core.events import Event, is_terminal, size_of
+from halt.core.events import Event, approximate_size, is_terminal
 from halt.core.generation import Generation
 from halt.core.relay import PIPELINED_LOOK, READ, WRITE, Relay, Timer, contained, has_left
 from halt.errors import OffsetLost
@@ -359,7 +359,7 @@ def fitting(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
     """The first events, as many as fit into one frame of about GROUP_CHARS characters."""
     size = 0
     for index, (_, event) in enumerate(events):
-        size += size_of(event)
+        size += approximate_size(event)
         if size > GROUP_CHARS:
             return events[: index + 1]
     return events

@@ -71,7 +71,7 @@ def _check_provider(report: Report, config: Config, provider: ProviderSettings, 
 
 def _check_open_files(report: Report, streams: int) -> None:
     """Check that the system allows as many open files as the streams need."""
-    allowed, needed = open_files.allowed(), open_files.needed(streams)
+    allowed, needed = open_files.highest_limit(), open_files.files_for(streams)
     text = f"{allowed:,} allowed, {needed:,} needed for {streams} streams"
     if allowed >= needed:
         report.ok("open files", text)

@@ -24,7 +24,7 @@ from halt.cli.doctor.connection import destination
 from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.source import REQUEST_TIMEOUT, EventStreamDecoder, Remote
 from halt.clock import now
-from halt.config.proxies import INSPECT, Seen
+from halt.config.proxies import INSPECT, ReceivedRequest
 from halt.core.events import Cancelled, encode
 from halt.errors import HaltError
 
@@ -47,7 +47,7 @@ DEPARTURES = (
     "Caddy: no `flush_interval -1`; Apache notices at its next write: lower HALT_HEARTBEAT."
 )
 
-_decode_seen = msgspec.json.Decoder(Seen).decode
+_decode_received = msgspec.json.Decoder(ReceivedRequest).decode
 
 #: Headers of a WebSocket handshake. Proxies may treat it differently from other requests.
 HANDSHAKE = {
@@ -97,7 +97,9 @@ def _status(sock: socket.socket) -> tuple[int, bytes]:
     return int(status) if status.isdigit() else 0, data.partition(b"\r\n\r\n")[2]
 
 
-def _seen(remote: Remote, path: str, headers: Mapping[str, str], connect_timeout: float) -> Seen:
+def _received(
+    remote: Remote, path: str, headers: Mapping[str, str], connect_timeout: float
+) -> ReceivedRequest:
     """How a request arrives at Halt. Raises OSError, HTTPException, msgspec.MsgspecError."""
     inspecting = {INSPECT: "1", **headers}
     with (
@@ -105,7 +107,7 @@ def _seen(remote: Remote, path: str, headers: Mapping[str, str], connect_timeout
         HTTPResponse(sock) as response,
     ):
         response.begin()
-        return _decode_seen(response.read())
+        return _decode_received(response.read())
 
 
 def check_client_address(report: Report, remote: Remote, connect_timeout: float) -> None:
@@ -116,8 +118,8 @@ def check_client_address(report: Report, remote: Remote, connect_timeout: float)
         inspections = [
             (
                 path,
-                _seen(remote, path, more, connect_timeout),
-                _seen(remote, path, more | invented, connect_timeout),
+                _received(remote, path, more, connect_timeout),
+                _received(remote, path, more | invented, connect_timeout),
             )
             for path, more in ways
         ]
@@ -144,7 +146,9 @@ def check_client_address(report: Report, remote: Remote, connect_timeout: float)
     _check_uploads(report, remote, inspections[0][1].max_import_bytes, connect_timeout)
 
 
-def misjudged(plain: Seen, forged: Seen, encrypted: bool) -> tuple[bool, str, str] | None:
+def misjudged(
+    plain: ReceivedRequest, forged: ReceivedRequest, encrypted: bool
+) -> tuple[bool, str, str] | None:
     """The fault of the client address that Halt uses, or None: (can be forged, text, remedy).
 
     `plain` is how a request arrived, `forged` is one with an invented X-Forwarded-For.

@@ -24,8 +24,8 @@ from halt.core.events import (
     Reasoning,
     ReasoningEnd,
     ToolCallDelta,
+    approximate_size,
     is_terminal,
-    size_of,
     sse_html,
     text_of,
 )
@@ -254,7 +254,7 @@ def _is_short(events: list[tuple[int, Event]]) -> bool:
     for _, event in events:
         if not isinstance(event, _TEXTS):
             return False
-        size += size_of(event)
+        size += approximate_size(event)
     return size <= SHORT
 
 

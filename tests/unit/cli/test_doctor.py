@@ -17,7 +17,7 @@ from halt.cli.doctor.proxy_checks import check_websocket, misjudged
 from halt.cli.doctor.report import Report
 from halt.cli.source import Remote
 from halt.config.environment import load
-from halt.config.proxies import Seen
+from halt.config.proxies import ReceivedRequest
 from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.doctor_command import doctor, doctor_of_proxy
@@ -561,7 +561,9 @@ def test_every_mismatch_of_proxies_has_its_remedy(
     trusted: int, plain: int, forged: int, status: str, words: str
 ) -> None:
     """Numbers of values in X-Forwarded-For, without and with one that the client has written."""
-    found = misjudged(Seen(trusted, plain, False, 0), Seen(trusted, forged, False, 0), False)
+    found = misjudged(
+        ReceivedRequest(trusted, plain, False, 0), ReceivedRequest(trusted, forged, False, 0), False
+    )
     assert (found is None) is (status == "")
     if found is not None:
         forgeable, _, remedy = found

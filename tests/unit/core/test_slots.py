@@ -85,20 +85,20 @@ def test_none_taken_sees_places_of_every_process(tmp_path: Path) -> None:
     """Places of this process and of others are seen; the check takes none."""
     slots, alone = Slots(), Slots()
     slots.share(FileLocks(tmp_path / "places"))
-    assert slots.none_taken(3)
+    assert slots.all_free(3)
     taker = Taker(tmp_path / "places", 1)
-    assert not slots.none_taken(3)
+    assert not slots.all_free(3)
     other = Taker(tmp_path / "places", 3)
     assert other.got == 2
     for process in (taker, other):
         process.kill()
-    wait_until(lambda: slots.none_taken(3))
+    wait_until(lambda: slots.all_free(3))
     for mine in (slots, alone):
         place = mine.take(3)
         assert place is not None
-        assert not mine.none_taken(3)
+        assert not mine.all_free(3)
         mine.give_back(place)
-        assert mine.none_taken(3)
+        assert mine.all_free(3)
 
 
 def test_take_without_a_file_counts_this_process_alone() -> None:

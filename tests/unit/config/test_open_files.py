@@ -1,0 +1,27 @@
+"""The number of streams that a limit on open files allows, and the limit that streams need."""
+
+from __future__ import annotations
+
+import pytest
+
+from halt.config.open_files import files_for, reserved_files, streams_for
+
+
+@pytest.mark.parametrize("streams", [1, 20, 32, 33, 500, 2_000])
+def test_the_needed_limit_is_the_lowest_that_allows_the_streams(streams: int) -> None:
+    files = files_for(streams)
+    assert streams_for(files) >= streams
+    assert streams_for(files - 1) < streams
+
+
+def test_documented_limits() -> None:
+    """The default of HALT_MAX_STREAMS needs the number of files that docs/configuration.md names."""
+    assert files_for(500) == 1_504
+
+
+@pytest.mark.parametrize("files", [1, 96, 160, 180, 256, 1_024])
+def test_each_stream_has_two_files(files: int) -> None:
+    """A reserved file for its connection to the model, and one for its client."""
+    streams = streams_for(files)
+    assert streams <= max(0, reserved_files(files))
+    assert streams <= max(0, files - reserved_files(files))
