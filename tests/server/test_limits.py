@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ IDLE_HOLDS = 5.0
 
 
 def numbers(n: int) -> str:
-    """What `count` says."""
+    """The text of the model `count`."""
     return "".join(f"{i} " for i in range(n))
 
 
@@ -211,17 +211,38 @@ def test_reader_that_does_not_read_delays_no_other(
 # --- limits ---------------------------------------------------------------------------------------
 
 
+#: Each limit on a run, small. A server has one of them alone, so that no other one comes first.
+RUN_LIMITS = {
+    "first byte": {"HALT_FIRST_BYTE_TIMEOUT": "2"},
+    "gap": {"HALT_GAP_TIMEOUT": "2"},
+    "run": {"HALT_RUN_TIMEOUT": "2"},
+    "length": {"HALT_MAX_ANSWER_CHARS": "2000"},
+}
+
+
+@pytest.fixture(scope="module")
+def limited(shared_fake: FakeOpenAI) -> Iterator[Callable[[str], HaltServer]]:
+    """A server for each of RUN_LIMITS, started when a test needs it."""
+    servers: dict[str, HaltServer] = {}
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_RETRIES": "0"}
+
+    def server_with(limit: str) -> HaltServer:
+        if limit not in servers:
+            servers[limit] = HaltServer({**env, **RUN_LIMITS[limit]})
+        return servers[limit]
+
+    yield server_with
+    for server in servers.values():
+        server.close()
+
+
 @pytest.fixture(scope="module")
 def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A server with small limits everywhere."""
+    """A server with small limits on requests."""
     server = HaltServer(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
             "OPENAI_API_KEY": "fake",
-            "HALT_FIRST_BYTE_TIMEOUT": "1.5",
-            "HALT_GAP_TIMEOUT": "1.5",
-            "HALT_RUN_TIMEOUT": "4",
-            "HALT_MAX_ANSWER_CHARS": "2000",
             "HALT_MAX_PROMPT_CHARS": "1000",
             "HALT_MAX_MESSAGES": "4",
             "HALT_MAX_BODY_BYTES": "8192",
@@ -233,24 +254,29 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.mark.parametrize(
-    ("model", "code", "text"),
+    ("limit", "model", "code", "text"),
     [
-        ("silent_headers", "first_byte_timeout", ""),
-        ("silent_first_token", "first_byte_timeout", ""),
-        ("reasoning?thoughts=100000&gap_ms=80", "run_too_long", ""),
-        ("stall?n=7", "stalled", numbers(7)),
-        ("count?n=100000&gap_ms=100", "run_too_long", None),
-        ("count?n=100000&gap_ms=1", "answer_too_long", None),
-        ("long?n=10000000", "answer_too_long", None),
+        ("first byte", "silent_headers", "first_byte_timeout", ""),
+        ("first byte", "silent_first_token", "first_byte_timeout", ""),
+        ("run", "reasoning?thoughts=100000&gap_ms=80", "run_too_long", ""),
+        ("gap", "stall?n=7", "stalled", numbers(7)),
+        ("run", "count?n=100000&gap_ms=100", "run_too_long", None),
+        ("length", "count?n=100000&gap_ms=1", "answer_too_long", None),
+        ("length", "long?n=10000000", "answer_too_long", None),
     ],
 )
 def test_run_limit_ends_with_its_own_error(
-    strict: HaltServer, shared_fake: FakeOpenAI, model: str, code: str, text: str | None
+    limited: Callable[[str], HaltServer],
+    shared_fake: FakeOpenAI,
+    limit: str,
+    model: str,
+    code: str,
+    text: str | None,
 ) -> None:
     """The run ends with the error of the reached limit; the earlier text is kept."""
-    client = strict.client()
-    said = new_id()
-    events = client.chat(model, said).to_end()
+    client = limited(limit).client()
+    prompt = new_id()
+    events = client.chat(model, prompt).to_end()
     assert events.terminal["type"] == "error"
     assert events.terminal["error"]["code"] == code
     assert events.terminal["error"]["message"]
@@ -259,14 +285,12 @@ def test_run_limit_ends_with_its_own_error(
         assert numbers(len(events.text)).startswith(events.text)
     else:
         assert events.text == text
-    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
-def test_reasoning_counts_as_the_first_byte(
-    strict: HaltServer,
-) -> None:
-    """Reasoning counts against the first-byte limit, though its text is not shown."""
-    events = strict.client().chat("reasoning?thoughts=50&gap_ms=40&n=5").to_end()
+def test_reasoning_satisfies_the_first_byte_limit(limited: Callable[[str], HaltServer]) -> None:
+    """Reasoning that lasts longer than the first-byte limit does not end the run."""
+    events = limited("first byte").client().chat("reasoning?thoughts=70&gap_ms=40&n=5").to_end()
     assert events.text == numbers(5)
     assert events.terminal["type"] == "done"
 

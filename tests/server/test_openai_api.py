@@ -37,7 +37,7 @@ WEATHER: ChatCompletionToolParam = {
 
 
 def numbers(n: int) -> str:
-    """What `count` says."""
+    """The text of the model `count`."""
     return "".join(f"{i} " for i in range(n))
 
 

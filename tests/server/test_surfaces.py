@@ -33,7 +33,7 @@ JSON = {"Accept": "application/json"}
 
 
 def numbers(n: int) -> str:
-    """What `count` says."""
+    """The text of the model `count`."""
     return "".join(f"{i} " for i in range(n))
 
 

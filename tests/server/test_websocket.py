@@ -45,9 +45,9 @@ def numbers(n: int) -> str:
 
 @pytest.fixture(scope="module")
 def hasty(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
-    """A server with little patience and small messages."""
+    """A server with a short heartbeat and grace, and a small limit on messages."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
-    settings = {"HALT_HEARTBEAT": "0.8", "HALT_MAX_BODY_BYTES": "20000", "HALT_ORPHAN_GRACE": "2"}
+    settings = {"HALT_HEARTBEAT": "2", "HALT_MAX_BODY_BYTES": "20000", "HALT_ORPHAN_GRACE": "2"}
     server = HaltServer({**env, **settings})
     request.addfinalizer(server.close)
     return server
@@ -128,7 +128,7 @@ def test_stop_before_the_start_cancels_the_stream(ws: WebSocket) -> None:
 
 def test_follow_after_a_number_resumes_without_a_gap(ws: WebSocket, halt: HaltServer) -> None:
     """After unfollow, follow resumes on any socket: no event twice, none missing."""
-    stream_id = ws.start("count?n=200&gap_ms=2")
+    stream_id = ws.start("count?n=1000000&gap_ms=2")  # it runs until the Stop below
     ws.until_text(stream_id, "5 ")
     for _ in range(3):
         ws.send(type="unfollow", id=stream_id)
@@ -140,12 +140,16 @@ def test_follow_after_a_number_resumes_without_a_gap(ws: WebSocket, halt: HaltSe
     last = ws.seen[stream_id][-1][0]
     with WebSocket(halt) as second:
         second.send(type="follow", id=stream_id, after=last)
+        while stream_id not in second.seen:
+            second.next()
+        assert ws.stop(stream_id)["status"] == "stopped"
         second.to_end(stream_id)
         assert second.seen[stream_id][0][0] == last + 1
         ws.to_end(stream_id)
         assert [seq for seq, _ in ws.seen[stream_id]] == list(range(1, len(ws.seen[stream_id]) + 1))
         assert ws.seen[stream_id][last:] == second.seen[stream_id]
-        assert ws.text(stream_id) == numbers(200)
+        text = ws.text(stream_id)
+        assert text == numbers(text.count(" "))
 
 
 def test_follow_behind_the_last_event_repeats_the_end(ws: WebSocket) -> None:
@@ -503,12 +507,16 @@ def test_on_disconnect_stop_ends_with_the_last_reader(
     assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
 
 
-def test_on_disconnect_stop_survives_a_second_follow(ws: WebSocket) -> None:
+def test_on_disconnect_stop_survives_a_second_follow(
+    ws: WebSocket, shared_fake: FakeOpenAI
+) -> None:
     """A follow that replaces a follow ends no stream; no event of the earlier one comes later."""
-    stream_id = ws.start("count?n=60&gap_ms=5", on_disconnect="stop")
+    prompt = new_id()
+    stream_id = ws.start("stall?n=30&rest=30", prompt, on_disconnect="stop")
     ws.until_text(stream_id, "5 ")
     ws.send(type="follow", id=stream_id, after=0)
     ws.wait_processed()
+    request_record(shared_fake, prompt).release()
     assert ws.to_end(stream_id)["type"] == "done"
     numbers_seen = [seq for seq, _ in ws.seen[stream_id]]
     again = numbers_seen.index(1, 1)
