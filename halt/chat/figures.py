@@ -1,4 +1,4 @@
-"""Texts about token usage, times and ends of answers, for the page and the terminal."""
+"""Formats token usage, metrics and the reason of a stop as texts for the page and the terminal."""
 
 from __future__ import annotations
 

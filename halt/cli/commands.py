@@ -156,8 +156,8 @@ def chat(
                 from halt.cli import pipe  # noqa: PLC0415
 
                 question = pipe.read_question(sys.stdin, config.max_prompt_chars)
-                request = pipe.one_question(question, system_prompt, model)
-                status = pipe.answer_pipe(
+                request = pipe.single_question_request(question, system_prompt, model)
+                status = pipe.print_answer(
                     source, request, sys.stdout, sys.stderr, metrics=metrics, slow=typewriter
                 )
             else:

@@ -25,12 +25,12 @@ def read_question(file: TextIO, longest: int) -> str:
     return question
 
 
-def one_question(prompt: str, system: str, model: str) -> ChatRequest:
+def single_question_request(prompt: str, system: str, model: str) -> ChatRequest:
     """The request for a single question without earlier messages."""
     return new_request([new_exchange(prompt)], system, model)
 
 
-def answer_pipe(
+def print_answer(
     source: Source, request: ChatRequest, out: TextIO, err: TextIO, *, metrics: bool, slow: bool
 ) -> int:
     """Print the answer as plain text; return the exit status."""

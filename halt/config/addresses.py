@@ -1,4 +1,4 @@
-"""Tests of texts: server addresses, browsers' origins, loopback hosts, header values."""
+"""Predicates for strings: base URLs, browsers' origins, loopback hosts, header values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_address(text: str) -> bool:
+def is_base_url(text: str) -> bool:
     """Whether this is an http(s) URL to which a path can be appended: without ? and #."""
     try:
         url = urlsplit(text)
@@ -26,7 +26,7 @@ def is_address(text: str) -> bool:
         return False
 
 
-def is_openai(url: str) -> bool:
+def is_openai_url(url: str) -> bool:
     """Whether this URL is OpenAI's API, in any region."""
     return f".{urlsplit(url).hostname or ''}".endswith(".api.openai.com")
 
@@ -39,7 +39,7 @@ def is_origin(text: str) -> bool:
     except ValueError:
         return False
     return (
-        is_address(text)
+        is_base_url(text)
         and fits_header(text)
         and text == f"{url.scheme}://{url.netloc}".lower()
         and not url.netloc.endswith(":")

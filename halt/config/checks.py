@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from halt.config.addresses import fits_header, is_address, is_loopback, is_origin
+from halt.config.addresses import fits_header, is_base_url, is_loopback, is_origin
 from halt.config.settings import CONTINUES, DISCOVER_MAX, SHIPPED_TOOLS, TITLES, Config, ConfigError
 
 #: One limit of HALT_RATE_SESSION and HALT_RATE_ADDRESS: 30/minute, 5 per 10 seconds.
@@ -42,7 +42,7 @@ def check(config: Config) -> None:
                 f"{name} holds a ? or a #, but Halt appends paths to it: "
                 f"use http(s)://HOST[:PORT]/PATH, as in {example}."
             )
-        if address and not is_address(address):
+        if address and not is_base_url(address):
             raise ConfigError(
                 f"{name}={address!r} is not an address: "
                 f"use http(s)://HOST[:PORT]/PATH, as in {example}."

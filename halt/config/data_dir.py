@@ -1,7 +1,7 @@
 """The data folder: its files and their modes, the session key, and the folders of the workers.
 
-secret_key   signs session cookies; created at the first start, readable by its user alone
-mark         distinguishes this folder's workers from those of another folder on the same database
+secret_key   signs session cookies; created at the first start, readable by its owner alone
+mark         an ID of the folder: distinguishes its workers from those of others on one database
 run/         lock files and sockets of the running workers (see `halt.cluster.membership`)
 
 Some file systems lack hard links, locks, Unix sockets, modes or fsync. Nothing here needs hard
@@ -27,12 +27,11 @@ from pathlib import Path
 
 from halt.config.settings import ConfigError
 
-PRIVATE = 0o600  # the mode of every file and socket here, for any umask of the process
-FOLDER = 0o700  # the mode of every folder
+FILE_MODE = 0o600  # the mode of every file and socket here, for any umask of the process
+FOLDER_MODE = 0o700  # the mode of every folder
 SECRET_MIN = 16  # characters
-ATTEMPTS = (
-    100  # to create a file that other processes create at the same time; two are usually enough
-)
+#: Attempts to create a file that other processes create at the same time; two are usually enough.
+ATTEMPTS = 100
 SOCKET_PATH_MAX = 103  # bytes of a Unix socket's path that every system accepts
 LONGEST_NAME = 32  # characters of the file name of a worker's socket
 
@@ -57,7 +56,7 @@ def prepare(folder: Path) -> Path:
     try:
         make_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(errno.EACCES, "Permission denied")
     except OSError as exc:
         raise ConfigError(
             f"HALT_DATA={str(folder)!r} cannot be used: {exc.strerror}. Use a writable folder."
@@ -73,27 +72,27 @@ def make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another process has created it
-            path.mkdir(mode=FOLDER)
-            _set_mode(path, FOLDER)
+            path.mkdir(mode=FOLDER_MODE)
+            _set_mode(path, FOLDER_MODE)
     folder.mkdir(exist_ok=True)  # raises if it is a file
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file with mode PRIVATE, created if it is missing. Raises OSError."""
-    file = os.open(path, flags | os.O_CREAT, PRIVATE)
-    _set_mode(file, PRIVATE)
+    """Open a file with mode FILE_MODE, created if it is missing. Raises OSError."""
+    file = os.open(path, flags | os.O_CREAT, FILE_MODE)
+    _set_mode(file, FILE_MODE)
     return file
 
 
 def bind_private(sock: socket.socket, path: Path) -> None:
-    """Bind a Unix socket to a path with mode PRIVATE. Raises OSError.
+    """Bind a Unix socket to a path with mode FILE_MODE. Raises OSError.
 
     On Linux the file gets the mode that the socket has before it is bound, so other users can never
     open it. Other systems refuse to set that mode; there it is set afterwards.
     """
-    _set_mode(sock.fileno(), PRIVATE)
+    _set_mode(sock.fileno(), FILE_MODE)
     sock.bind(os.fspath(path))
-    _set_mode(path, PRIVATE)
+    _set_mode(path, FILE_MODE)
 
 
 def _set_mode(file: int | Path, mode: int) -> None:
@@ -111,11 +110,11 @@ _OWN = (
 )
 
 
-def mend_modes(folder: Path) -> None:
+def restrict_modes(folder: Path) -> None:
     """Remove other users' rights to Halt's files, left by an earlier version or a loose umask.
 
     Never raises. Files are not opened: closing a database's file would release SQLite's locks of
-    this process. The data folder itself is not changed: its user may share it on purpose.
+    this process. The data folder itself is not changed: its owner may share it on purpose.
     """
     run = folder / "run"
     for path in (run, *run.glob("*"), *(path for own in _OWN.split() for path in folder.glob(own))):
@@ -123,7 +122,7 @@ def mend_modes(folder: Path) -> None:
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
                 continue
-            wanted = FOLDER if stat.S_ISDIR(mode) else PRIVATE
+            wanted = FOLDER_MODE if stat.S_ISDIR(mode) else FILE_MODE
             if stat.S_IMODE(mode) & ~wanted:
                 path.chmod(wanted)
 
@@ -140,7 +139,7 @@ def secret_key(folder: Path) -> str:
 
 
 def mark(folder: Path) -> str:
-    """The folder's mark: 8 random hexadecimal digits, not secret. Created if it is missing.
+    """The ID of the folder: 8 random hexadecimal digits, not secret. Created if it is missing.
 
     Raises ConfigError.
     """
@@ -185,7 +184,7 @@ def _propose(path: Path, first: Path, text: str) -> None:
     file exists, or the next attempt creates it.
     """
     own = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    own.mkdir(mode=FOLDER)
+    own.mkdir(mode=FOLDER_MODE)
     try:
         _write(own / "text", text)
         try:
@@ -213,7 +212,7 @@ def _propose(path: Path, first: Path, text: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Create a file with mode PRIVATE. Raises OSError."""
+    """Create a file with mode FILE_MODE. Raises OSError."""
     with os.fdopen(open_private(path, os.O_WRONLY | os.O_EXCL), "w") as file:
         file.write(text + "\n")
         file.flush()
@@ -236,10 +235,11 @@ def run_folder(folder: Path) -> Path:
 
     It is in the data folder, unless the file system there cannot lock files: then it is a folder
     of the same user in the system's folder for temporary files, named by a hash of the path.
+    Also removes other users' rights to Halt's files in the data folder (`restrict_modes`).
     """
     run = prepare(prepare(folder) / "run")
-    mend_modes(folder)
-    return _usable(run, _lock_a_file, "lock files")
+    restrict_modes(folder)
+    return _folder_with_feature(run, _lock_a_file, "lock files")
 
 
 def socket_folder(run: Path) -> Path:
@@ -248,15 +248,15 @@ def socket_folder(run: Path) -> Path:
     It is `run`, unless the path is too long for a socket or the file system has no sockets: then it
     is a temporary folder as in `run_folder`.
     """
-    return _usable(run, _bind_a_socket, "hold Unix sockets")
+    return _folder_with_feature(run, _bind_a_socket, "hold Unix sockets")
 
 
-def _usable(run: Path, attempt: Callable[[Path], None], ability: str) -> Path:
-    """The folder `run` if `attempt` succeeds there, else the first such temporary folder.
+def _folder_with_feature(run: Path, probe: Callable[[Path], None], ability: str) -> Path:
+    """The folder `run` if `probe` succeeds there, else the first such temporary folder.
 
-    `ability` names the attempt in the error. Raises ConfigError.
+    `ability` completes the error "HALT_DATA cannot ...". Raises ConfigError.
     """
-    if not (run_reason := _missing_feature(run, attempt)):
+    if not (run_reason := _missing_feature(run, probe)):
         return run
     path_hash = blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
     reason = ""
@@ -264,7 +264,7 @@ def _usable(run: Path, attempt: Callable[[Path], None], ability: str) -> Path:
         substitute = Path(temporary) / f"halt-{os.getuid()}-{path_hash}"
         try:
             with contextlib.suppress(FileExistsError):
-                substitute.mkdir(mode=FOLDER)
+                substitute.mkdir(mode=FOLDER_MODE)
             info = substitute.lstat()
         except OSError as exc:
             reason = exc.strerror or str(exc)
@@ -273,7 +273,7 @@ def _usable(run: Path, attempt: Callable[[Path], None], ability: str) -> Path:
             raise ConfigError(
                 f"{substitute} is not a folder that this user alone can open: remove it."
             )
-        reason = _missing_feature(substitute, attempt)
+        reason = _missing_feature(substitute, probe)
         if not reason:
             return substitute
     raise ConfigError(
@@ -282,14 +282,14 @@ def _usable(run: Path, attempt: Callable[[Path], None], ability: str) -> Path:
     )
 
 
-def _missing_feature(folder: Path, attempt: Callable[[Path], None]) -> str:
-    """The error's text if the file system lacks the feature that `attempt` uses, else empty.
+def _missing_feature(folder: Path, probe: Callable[[Path], None]) -> str:
+    """The error's text if the file system lacks the feature that `probe` uses, else empty.
 
     Raises ConfigError for any other error: all processes must choose the same folder, and a full
     disk, for example, may have space again for the next process.
     """
     try:
-        attempt(folder)
+        probe(folder)
     except FileNotFoundError:
         return ""  # the folder was just removed: the feature may exist
     except OSError as exc:
@@ -322,19 +322,20 @@ def _bind_a_socket(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def make_private(path: Path) -> None:
-    """Create the file with mode PRIVATE if it is missing.
+def create_private_file(path: Path) -> None:
+    """Create the file with mode FILE_MODE if it is missing.
 
-    An existing file is not opened: closing it would release SQLite's locks of this process.
+    An existing file is neither changed nor opened: closing it would release SQLite's locks of this
+    process.
     """
     with contextlib.suppress(FileExistsError):
         os.close(open_private(path, os.O_WRONLY | os.O_EXCL))
 
 
-def can_log_ahead(path: Path) -> bool:
+def supports_wal(path: Path) -> bool:
     """Whether SQLite can use a write-ahead log in a new file here. Removes it; never raises."""
     try:
-        make_private(path)
+        create_private_file(path)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as probe:
             if probe.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
                 return False

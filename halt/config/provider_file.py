@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from halt.config.addresses import fits_header, is_address, is_openai
+from halt.config.addresses import fits_header, is_base_url, is_openai_url
 from halt.config.providers import KINDS, MAX_TOKENS, ProviderSettings, Setup
 from halt.config.settings import (
     ANTHROPIC_URL,
@@ -76,7 +76,7 @@ class _Provider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_fi
     def __post_init__(self) -> None:
         if len(set(self.models)) < len(self.models):
             raise ValueError("models")
-        if not is_address(self.base_url):
+        if not is_base_url(self.base_url):
             raise ValueError("endpoint" if isinstance(self, _Azure) else "base_url")
 
 
@@ -151,7 +151,7 @@ def _provider(
     settings["continues"] = table.continues or config.continues
     variable = settings.pop("key_env")
     key = lookup(variable) if variable else "none"
-    if not variable and (not isinstance(table, _OpenAI) or is_openai(table.base_url)):
+    if not variable and (not isinstance(table, _OpenAI) or is_openai_url(table.base_url)):
         raise ConfigError(
             f"{at}.key_env is missing: use the name of an environment variable with the key."
         )

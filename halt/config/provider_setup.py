@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
 
-from halt.config.addresses import fits_header, is_address
+from halt.config.addresses import fits_header, is_base_url
 from halt.config.checks import override
 from halt.config.environment import variable
 from halt.config.model_servers import Server, decoded
@@ -135,7 +135,7 @@ def _check_arguments(provider: str | None, base_url: str | None, api_key: str | 
     if provider and provider not in KINDS:
         choice = ", ".join(f'"{kind}"' for kind in KINDS)
         raise ConfigError(f"provider={provider!r} is not allowed: use one of {choice}.")
-    if base_url and not is_address(base_url):  # it may hold a key, so the error does not show it
+    if base_url and not is_base_url(base_url):  # it may hold a key, so the error does not show it
         raise ConfigError(
             "base_url is not an address: use http(s)://HOST[:PORT]/PATH, without ? or #."
         )

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-from halt.config.addresses import fits_header, is_address, is_loopback, is_openai
+from halt.config.addresses import fits_header, is_base_url, is_loopback, is_openai_url
 
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
@@ -322,7 +322,7 @@ class Config:
         """The default model; empty: the first in the server's list."""
         if not self.has_provider:
             return self.embedded_model
-        return self.model or (OPENAI_MODEL if is_openai(self.upstream_url) else "")
+        return self.model or (OPENAI_MODEL if is_openai_url(self.upstream_url) else "")
 
     def default_system_prompt(self, model: str) -> str:
         """The system prompt of the page's conversations with this model.
@@ -359,7 +359,7 @@ def _base_url(setting: str, text: str) -> str:
     url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
-        is_whole = is_address(url) and fits_header(text) and ("://" in text or bool(parts.port))
+        is_whole = is_base_url(url) and fits_header(text) and ("://" in text or bool(parts.port))
     except ValueError:
         is_whole = False
     if not is_whole or "@" in parts.netloc or parts.path.rstrip("/") not in {"", "/v1"}:

@@ -18,14 +18,14 @@ T = TypeVar("T")
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 NAME_MAX = 100  # characters of a client's field name that an error message repeats
-WORDS_MAX = 300  # characters of an error message that may quote a client's value
+MESSAGE_MAX = 300  # characters of an error message that may quote a client's value
 VALUES_MAX = 100_000  # values and field names in one body
 DEPTH_MAX = 200  # levels of nested lists and objects
 
 _AT = " - at `"
 _PATH = re.compile(r" - at `(?:key in )?\$\.?([\w.\[\]]*+)`")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-_NAME = "matching regex '^[A-Za-z0-9_-]{8,64}"
+_ID_PATTERN_TEXT = "matching regex '^[A-Za-z0-9_-]{8,64}"
 _SOME_KEY = "[...]"  # in msgspec's paths: an unnamed key of a dict
 _FIELD = re.compile(r"(?:unknown|missing required) field `")
 
@@ -51,11 +51,11 @@ def is_number(text: str) -> bool:
 def checked_id(value: object, field: str) -> str:
     """A client's value as a stream's ID. Raises RequestError that names the field."""
     if not is_id(value):
-        raise _misnamed(field)
+        raise _invalid_id(field)
     return value
 
 
-def _misnamed(field: str) -> RequestError:
+def _invalid_id(field: str) -> RequestError:
     return RequestError(
         f"{field} must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.", field=field
     )
@@ -78,34 +78,38 @@ class TypeDecoder(Generic[T]):
         self._kind = kind
         self._decoder = msgspec.json.Decoder(kind, dec_hook=_convert)
 
-    def decode(self, body: bytes | str, whole: str = "body") -> T:
+    def decode(self, body: bytes | str, subject: str = "body") -> T:
         """JSON text as a value. Raises RequestError that names the field at fault.
 
-        `whole` names the data in errors that concern no single field.
+        `subject` names the data in errors that concern no single field.
         """
         text = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         if holds_more(text, VALUES_MAX):
             raise RequestError(
-                f"The {whole} holds more than {VALUES_MAX:,} values. Send fewer fields and items.",
-                field=whole,
+                f"The {subject} holds more than {VALUES_MAX:,} values. "
+                "Send fewer fields and items.",
+                field=subject,
             )
         try:
             if is_deeper(text, DEPTH_MAX):
                 raise RecursionError
             return self._decoder.decode(body)
         except msgspec.ValidationError as exc:
-            _refuse(exc, whole, body)
+            _refuse(exc, subject, body)
         except RecursionError:
-            raise RequestError(f"The {whole} is nested too deep.", field=whole) from None
+            raise RequestError(f"The {subject} is nested too deep.", field=subject) from None
         except (msgspec.DecodeError, UnicodeError) as exc:
             raise RequestError(
-                f"The {whole} is not valid JSON: {_malformed(body, exc)}.", field=whole
+                f"The {subject} is not valid JSON: {_malformed(body, exc)}.", field=subject
             ) from None
 
-    def convert(self, value: Any, *, words: bool = False) -> T:
-        """Decoded JSON as a value. `words`: numbers may be strings. Raises RequestError."""
+    def convert(self, value: Any, *, from_strings: bool = False) -> T:
+        """Decoded JSON as a value. Raises RequestError.
+
+        `from_strings`: values may be strings, as query parameters are.
+        """
         try:
-            return msgspec.convert(value, self._kind, strict=not words, dec_hook=_convert)
+            return msgspec.convert(value, self._kind, strict=not from_strings, dec_hook=_convert)
         except msgspec.ValidationError as exc:
             _refuse(exc)
         except RecursionError:
@@ -156,19 +160,19 @@ def _field_at_fault(body: bytes | str) -> str:
 
 
 def _refuse(
-    exc: msgspec.ValidationError, whole: str = "body", body: bytes | str | None = None
+    exc: msgspec.ValidationError, subject: str = "body", body: bytes | str | None = None
 ) -> NoReturn:
     message, path = _split(str(exc))
     if path.startswith(_SOME_KEY) and body is not None:
         path = shortened(_field_at_fault(body), NAME_MAX) + path.removeprefix(_SOME_KEY)
     path = path.replace(_SOME_KEY, "")
     message, name = _with_short_name(message)
-    field = ".".join(part for part in (path, name) if part) or whole
-    if _NAME in message:
-        raise _misnamed(field) from None
-    if field == whole and message.startswith("Expected `object`"):
-        raise RequestError(f"The {whole} must be a JSON object.", field=whole) from None
-    raise RequestError(f"{field}: {shortened(message, WORDS_MAX)}", field=field) from None
+    field = ".".join(part for part in (path, name) if part) or subject
+    if _ID_PATTERN_TEXT in message:
+        raise _invalid_id(field) from None
+    if field == subject and message.startswith("Expected `object`"):
+        raise RequestError(f"The {subject} must be a JSON object.", field=subject) from None
+    raise RequestError(f"{field}: {shortened(message, MESSAGE_MAX)}", field=field) from None
 
 
 def _split(message: str) -> tuple[str, str]:
@@ -184,7 +188,7 @@ def _split(message: str) -> tuple[str, str]:
 
 def _with_short_name(message: str) -> tuple[str, str]:
     """The message with the field's name cut to NAME_MAX, and that name, "" without one."""
-    begun = _FIELD.search(message, 0, WORDS_MAX)
+    begun = _FIELD.search(message, 0, MESSAGE_MAX)
     if begun is None:
         return message, ""
     start = begun.end()

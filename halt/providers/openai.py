@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import openai
 
-from halt.config.addresses import is_openai
+from halt.config.addresses import is_openai_url
 from halt.config.providers import ProviderSettings
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply
@@ -75,7 +75,7 @@ class OpenAIUpstream(Provider):
         # The client creates its resources on first use: do that here, in one thread.
         self._models = self._client.models.with_raw_response
         self._host = urlsplit(settings.base_url).hostname or ""
-        self._on_openai = is_openai(settings.base_url)
+        self._on_openai = is_openai_url(settings.base_url)
         self._prefix_client = self._client  # for prefixes, which may need a different address
         if self._host == "api.deepseek.com":
             self._prefix_client = self._client.with_options(base_url=DEEPSEEK_BETA)

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 
-from halt.config.data_dir import can_log_ahead, make_folder, make_private, open_private
+from halt.config.data_dir import create_private_file, make_folder, open_private, supports_wal
 from halt.config.settings import ConfigError
 from halt.store.database import Database, make_engine
 from halt.store.faults import NO_LOCKS, NO_SHARED_MEMORY, reason
@@ -80,7 +80,7 @@ def _open(engine: Engine, folder: Path, url: str) -> None:
         lock_path = folder / "migrate.lock"
         lock = os.fdopen(open_private(lock_path, os.O_WRONLY | os.O_APPEND), "ab")
         if not url:
-            make_private(folder / "halt.db")
+            create_private_file(folder / "halt.db")
     except OSError as fault:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."
@@ -136,7 +136,7 @@ def _enable_wal(engine: Engine, folder: Path, subject: str) -> None:
         (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
         if mode == "wal":
             return
-        if can_log_ahead(folder / "wal-probe.db"):
+        if supports_wal(folder / "wal-probe.db"):
             cursor.execute("PRAGMA journal_mode=WAL")
             return
     logger.warning(

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
-from halt.config.data_dir import can_log_ahead, make_folder, make_private
+from halt.config.data_dir import create_private_file, make_folder, supports_wal
 from halt.config.settings import Config
 from halt.errors import RequestError, TooManyRequests
 from halt.web.requests import client_address
@@ -118,12 +118,12 @@ class RateCounters:
     def _opened(self) -> sqlite3.Connection:
         make_folder(self._path.parent)
         is_new = not self._path.exists()
-        make_private(self._path)
+        create_private_file(self._path)
         database = sqlite3.connect(
             self._path, timeout=WAIT, isolation_level=None, check_same_thread=False
         )
         try:
-            if is_new and can_log_ahead(self._path.with_name(f"probe-{secrets.token_hex(8)}.db")):
+            if is_new and supports_wal(self._path.with_name(f"probe-{secrets.token_hex(8)}.db")):
                 database.execute("PRAGMA journal_mode = WAL")
             database.executescript(SCHEMA)
         except BaseException:

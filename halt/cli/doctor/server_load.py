@@ -21,7 +21,7 @@ import msgspec
 
 from halt.cli.source import body_of
 from halt.clock import now
-from halt.config.addresses import is_openai
+from halt.config.addresses import is_openai_url
 from halt.config.providers import ProviderSettings
 from halt.core.connection import limited_connection
 from halt.errors import HaltError
@@ -92,7 +92,7 @@ class ServerLoad:
 
     def __init__(self, provider: ProviderSettings, model: str) -> None:
         """`model` selects the instance if the server is a router for several models."""
-        may_report = provider.kind == "openai" and not is_openai(provider.base_url)
+        may_report = provider.kind == "openai" and not is_openai_url(provider.base_url)
         self._sources = _SOURCES if may_report else ()
         self._root = _VERSION_PATH.sub("", provider.base_url.rstrip("/"))
         self._parameters = {"model": model} if model else {}

@@ -56,7 +56,7 @@ LAST_EVENT = re.compile(r"([A-Za-z0-9_-]{8,64})\.([0-9]{1,15}|end)")
 blueprint = Blueprint("plain", __name__)
 
 
-def _start_request(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
+def _start_request(fields: dict[str, Any], *, from_strings: bool = False) -> StartRequest:
     """A StartRequest from `prompt` or `messages`, `system` and options. Raises RequestError."""
     fields = dict(fields)
     prompt, system = fields.pop("prompt", None), fields.pop("system", None)
@@ -73,7 +73,7 @@ def _start_request(fields: dict[str, Any], *, words: bool = False) -> StartReque
             raise RequestError("system must be a text.", field="system")
         if isinstance(fields["messages"], list):
             fields["messages"] = [{"role": "system", "content": system}, *fields["messages"]]
-    return START_REQUEST.convert(fields, words=words)
+    return START_REQUEST.convert(fields, from_strings=from_strings)
 
 
 # --- POST /chat -----------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def stream() -> Response:
         if name not in PARAMETERS:
             raise RequestError(f"{name}: there is no such parameter.", field=name)
     start = _start_request(
-        {name: value for name, value in request.args.items() if value}, words=True
+        {name: value for name, value in request.args.items() if value}, from_strings=True
     )
     run = _find_same(start)
     if run is not None:

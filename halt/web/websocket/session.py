@@ -1,4 +1,4 @@
-"""One client's WebSocket session: the thread that handles its messages until the close."""
+"""One client's WebSocket session: handles its messages until the close, in the server's thread."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Session:
     """One client's socket, from the handshake to the close. Used by the server's thread."""
 
     def __init__(
-        self, ws: Server, wire: Wire, service: GenerationService, requester: str | None
+        self, ws: Server, wire: Wire, service: GenerationService, owner: str | None
     ) -> None:
         self._ws = ws
         self._wire = wire
         self._service = service
-        self._owner = requester
+        self._owner = owner
         self._feeds: dict[str, Feed] = {}
         self._shutdown_deadline = float("inf")
         wire.wake_event = ws.event
@@ -65,8 +65,8 @@ class Session:
         except Exception:
             logger.exception("socket")
             code, reason = INTERNAL_ERROR, "Halt had an internal error."
-            if len(signed := with_request_id(reason, current())) <= REASON_MAX:
-                reason = signed
+            if len(reason_with_id := with_request_id(reason, current())) <= REASON_MAX:
+                reason = reason_with_id
         finally:
             for feed in self._feeds.values():
                 feed.end()
@@ -87,14 +87,17 @@ class Session:
         """Handle messages; return code and reason of the close. Code 0: the client has left."""
         wire = self._wire
         while not wire.over:
-            # This thread wakes for messages, a too slow client and ends, never for events.
+            # This thread wakes if a message arrives, the client is too slow, or a feed or the
+            # socket ends; never for events.
             while wire.has_room and (message := self._ws.receive(0)) is not None:
-                self._handle_text(message)
+                self._handle_raw(message)
             if wire.fault is not None:
                 raise wire.fault
             if wire.too_slow:
                 return TOO_SLOW, "Too slow. Connect again and resume with follow."
-            self._feeds = {name: feed for name, feed in self._feeds.items() if not feed.over}
+            self._feeds = {
+                stream_id: feed for stream_id, feed in self._feeds.items() if not feed.over
+            }
             is_draining = self._service.draining
             if is_draining:
                 self._shutdown_deadline = min(self._shutdown_deadline, now() + SHUTDOWN_WAIT)
@@ -112,18 +115,19 @@ class Session:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _handle_text(self, text: str | bytes) -> None:
+    def _handle_raw(self, message: str | bytes) -> None:
+        """Handle a message as received; an error is sent to the client."""
         try:
-            if isinstance(text, bytes):
+            if isinstance(message, bytes):
                 raise RequestError("Messages are JSON text; this one was binary.", field="message")
-            self._handle(MESSAGE.decode(text, "message"))
+            self._handle(MESSAGE.decode(message, "message"))
         except HaltError as fault:
-            self._wire.send(frame(TEXT, error_message(fault, stream_id_in(text))))
+            self._wire.send(frame(TEXT, error_message(fault, stream_id_in(message))))
 
     def _handle(self, message: ClientMessage) -> None:
         """Handle a valid message. Raises HaltError."""
         if isinstance(message, Start):
-            self._check_room()
+            self._check_stream_limit()
             count_starts()
             grace = grace_seconds(message.on_disconnect, "continue")
             run = self._service.start(message.chat_request(), self._owner, grace=grace)
@@ -136,23 +140,23 @@ class Session:
         elif isinstance(message, Follow):
             generation = self._service.get(message.id, self._owner)
             if message.id not in self._feeds:
-                self._check_room()
+                self._check_stream_limit()
             feed = Feed(generation, message.after, self._wire)
-            self._forget(message.id)  # first, so the old feed sends nothing after the new one
+            self._unfollow(message.id)  # first, so the old feed sends nothing after the new one
             self._feeds[message.id] = feed
             feed.begin()
         elif isinstance(message, Unfollow):
-            self._forget(message.id)
+            self._unfollow(message.id)
         else:
             self._send({"type": "pong"})
 
-    def _check_room(self) -> None:
+    def _check_stream_limit(self) -> None:
         if sum(not feed.over for feed in self._feeds.values()) >= MAX_STREAMS:
             raise AtCapacity(
                 f"A socket follows at most {MAX_STREAMS} streams at once.", retry_after=RETRY_AFTER
             )
 
-    def _forget(self, stream_id: str) -> None:
+    def _unfollow(self, stream_id: str) -> None:
         feed = self._feeds.pop(stream_id, None)
         if feed is not None:
             feed.end()

@@ -775,9 +775,9 @@ def test_a_pipe_says_how_an_answer_ended(
     out, err = io.StringIO(), io.StringIO()
     config = Config(base_url=shared_fake.base_url, api_key="fake")
     generations = GenerationService(config, make_upstream(config), StopRegistry())
-    request = pipe.one_question("Hello", "", model)
+    request = pipe.single_question_request("Hello", "", model)
     source = Local(config, generations)
-    assert pipe.answer_pipe(source, request, out, err, metrics=False, slow=False) == status
+    assert pipe.print_answer(source, request, out, err, metrics=False, slow=False) == status
     assert err.getvalue().strip() == note
     generations.close()
     if model.startswith("reasoning"):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from halt.config.addresses import is_openai
+from halt.config.addresses import is_openai_url
 from halt.config.environment import load, publish
 from halt.config.settings import REFUSING_THREADS, Config, ConfigError
 
@@ -360,4 +360,4 @@ def test_data_folder_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 )
 def test_is_openai_includes_regional_addresses(url: str, expected: bool) -> None:
     """OpenAI's regional addresses count as OpenAI, which gets its newer field names."""
-    assert is_openai(url) == expected
+    assert is_openai_url(url) == expected
