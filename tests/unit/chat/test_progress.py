@@ -5,7 +5,7 @@ from __future__ import annotations
 from halt.chat.progress import ANSWERS_MIN, HISTORY, MODELS_MAX, AnswerProgress
 
 
-def known(*tokens: int, model: str = "m") -> AnswerProgress:
+def progress_after(*tokens: int, model: str = "m") -> AnswerProgress:
     progress = AnswerProgress()
     for each in tokens:
         progress.end("x", model, each)
@@ -14,7 +14,7 @@ def known(*tokens: int, model: str = "m") -> AnswerProgress:
 
 def test_progress_of_a_model_with_few_answers_is_unknown() -> None:
     """With fewer than ANSWERS_MIN answers of a model there is no percentage."""
-    progress = known(*[100] * (ANSWERS_MIN - 1))
+    progress = progress_after(*[100] * (ANSWERS_MIN - 1))
     progress.begin("a", "m")
     assert progress.percent("a", 50) is None
     assert progress.percent("unknown", 50) is None
@@ -22,10 +22,10 @@ def test_progress_of_a_model_with_few_answers_is_unknown() -> None:
 
 def test_expected_length_is_the_median_of_the_last_answers() -> None:
     """The expected length is the median of a model's last HISTORY answers."""
-    progress = known(100, 100, 100_000)
+    progress = progress_after(100, 100, 100_000)
     progress.begin("a", "m")
     assert progress.percent("a", 50) == 50
-    progress = known(*[1000] * HISTORY, *[100] * HISTORY)
+    progress = progress_after(*[1000] * HISTORY, *[100] * HISTORY)
     progress.begin("a", "m")
     assert progress.percent("a", 50) == 50
     progress.begin("b", "another")
@@ -34,20 +34,20 @@ def test_expected_length_is_the_median_of_the_last_answers() -> None:
 
 def test_progress_never_decreases_and_stays_below_100() -> None:
     """The percentage never decreases and stays below 100 for an answer of any length."""
-    progress = known(100, 100, 100)
+    progress = progress_after(100, 100, 100)
     progress.begin("a", "m")
-    shown = []
+    percentages = []
     for tokens in range(0, 10_000, 7):
         progress.end("other", "m", 5)
-        shown.append(progress.percent("a", tokens) or 0)
-    assert shown == sorted(shown)
-    assert shown[0] == 0
-    assert 90 <= shown[-1] < 100
+        percentages.append(progress.percent("a", tokens) or 0)
+    assert percentages == sorted(percentages)
+    assert percentages[0] == 0
+    assert 90 <= percentages[-1] < 100
 
 
 def test_progress_forgets_ended_answers_and_old_models() -> None:
     """Ended answers are forgotten, and at most MODELS_MAX models are kept."""
-    progress = known(10, 10, 10)
+    progress = progress_after(10, 10, 10)
     for n in range(3 * MODELS_MAX):
         progress.begin(f"s{n}", "m")
         progress.end(f"s{n}", f"m{n}", 10)

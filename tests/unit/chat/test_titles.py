@@ -62,22 +62,22 @@ def saved() -> Saved:
 
 @pytest.fixture
 def upstream() -> Iterator[ScriptedUpstream]:
-    made = ScriptedUpstream()
-    yield made
-    made.dispose()
+    scripted = ScriptedUpstream()
+    yield scripted
+    scripted.dispose()
 
 
 @pytest.fixture
 def make(upstream: ScriptedUpstream, saved: Saved) -> Iterator[Make]:
     """Makers of titles that ask the scripted upstream; closed at the end."""
-    made: list[Titles] = []
+    made_titles: list[Titles] = []
 
     def make(is_idle: Callable[[], bool] = lambda: True, **settings: Any) -> Titles:
-        made.append(Titles(upstream, Config(**settings), saved, is_idle))
-        return made[-1]
+        made_titles.append(Titles(upstream, Config(**settings), saved, is_idle))
+        return made_titles[-1]
 
     yield make
-    for each in made:
+    for each in made_titles:
         each.close()
 
 
@@ -88,16 +88,16 @@ def form(prompt: str) -> bytes:
     return urlencode({"prompt": prompt}).encode()
 
 
-def said(record: Record) -> str:
+def last_message(record: Record) -> str:
     """The last message of a request."""
     return str(record.body["messages"][-1]["content"])
 
 
 def is_title(record: Record) -> bool:
-    return said(record).endswith("Title:")
+    return last_message(record).endswith("Title:")
 
 
-def idle() -> None:
+def wait_titles_end() -> None:
     """Wait until no thread makes titles."""
     wait_until(lambda: all(thread.name != "halt-titles" for thread in threading.enumerate()))
 
@@ -118,7 +118,7 @@ def test_title_is_the_first_line_of_the_models_reply(
     assert request.model == "small-1"
     assert request.max_tokens is not None
     assert request.size() < 3000
-    idle()
+    wait_titles_end()
 
 
 def test_titles_are_requested_one_at_a_time(
@@ -150,13 +150,13 @@ def test_title_request_with_a_full_queue_is_refused(make: Make, upstream: Script
     ["", "   \n", "***", "The sky is blue because air scatters blue light more", "A placeholder"],
 )
 def test_reply_that_is_no_title_is_not_saved(
-    make: Make, upstream: ScriptedUpstream, saved: Saved, said: str
+    make: Make, upstream: ScriptedUpstream, saved: Saved, reply_text: str
 ) -> None:
     """An empty, long or unrelated reply is not saved, and the next title is requested."""
     titles = make()
     titles.request("c1", "a question", "an answer")
     titles.request("c2", "a question", "an answer")
-    upstream.reply(0).feed(said)
+    upstream.reply(0).feed(reply_text)
     upstream.reply(0).end("length")
     upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
@@ -171,7 +171,7 @@ def test_endless_reply_closes_the_connection(
     reply = upstream.reply()
     reply.feed("word " * 100)
     assert reply.over.wait(WAIT_TIMEOUT)
-    idle()
+    wait_titles_end()
     assert saved.nothing()
 
 
@@ -183,7 +183,7 @@ def test_upstream_error_is_logged_and_not_retried(
     upstream = ScriptedUpstream(UpstreamError("rate_limited", retry_after=0))
     titles = Titles(upstream, Config(), saved)
     titles.request("c1", "a question", "an answer")
-    idle()
+    wait_titles_end()
     titles.close()
     assert len(upstream.requests) == 1
     assert "no title for conversation c1" in caplog.text
@@ -223,7 +223,7 @@ def test_generation_interrupts_a_title_and_its_end_resumes_it(
     upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
     assert saved.next() == ("c1", "Questions")
-    idle()
+    wait_titles_end()
 
 
 def test_title_is_requested_three_times_at_most(make: Make, upstream: ScriptedUpstream) -> None:
@@ -234,7 +234,7 @@ def test_title_is_requested_three_times_at_most(make: Make, upstream: ScriptedUp
         upstream.reply(number).wait_reads()
         titles.interrupt()
         assert upstream.reply(number).over.wait(WAIT_TIMEOUT)
-    idle()
+    wait_titles_end()
     assert len(upstream.requests) == module.TRIES
 
 
@@ -264,7 +264,7 @@ def test_title_after_its_lifetime_is_not_requested(
     """A title that has waited longer than REQUEST_LIFETIME is not requested."""
     monkeypatch.setattr(module, "REQUEST_LIFETIME", 0.0)
     make(lambda: False).request("c1", "a question", "an answer")
-    idle()
+    wait_titles_end()
     assert upstream.requests == []
 
 
@@ -283,7 +283,7 @@ def test_message_closes_the_title_request_and_is_answered_first(start_halt: Star
                 answer = client.post(path, {"messages": [{"role": "user", "content": "second"}]})
             assert answer.status == 200
             assert title.closed.wait(WAIT_TIMEOUT)
-            second = fake.wait_request(lambda record: said(record) == "second")
+            second = fake.wait_request(lambda record: last_message(record) == "second")
             assert second.finished.wait(WAIT_TIMEOUT)
             if path != "/v1/chat/completions":  # the third try was the last one
                 title = fake.wait_request(is_title)
@@ -303,7 +303,7 @@ def test_close_interrupts_the_title_and_drops_the_queue(saved: Saved, silent: bo
         upstream.reply().wait_reads()
     titles.close()
     titles.close()
-    idle()
+    wait_titles_end()
     assert len(upstream.requests) == 1
     assert not titles.request("c2", "a question", "an answer")
     upstream.dispose()
@@ -315,7 +315,7 @@ def test_title_request_ends_after_its_time_limit(
     """A request to a silent model ends after its time limit, and no title is saved."""
     monkeypatch.setattr(module, "SECONDS", 0.05)
     make().request("c1", "a question", "an answer")
-    idle()
+    wait_titles_end()
     assert len(upstream.requests) == 1
     # None is open if the limit has passed before `open` returned.
     assert all(reply.over.is_set() for reply in upstream.opened)
@@ -415,7 +415,7 @@ def test_titles_of_any_text_are_short_printable_lines(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "title"),
+    ("reply_text", "title"),
     [
         ("Blue skies", "Blue skies"),
         ('"Blue skies."', "Blue skies"),
@@ -430,22 +430,22 @@ def test_titles_of_any_text_are_short_printable_lines(text: str) -> None:
         ("\n\n", ""),
     ],
 )
-def test_cleaned_removes_quotes_labels_and_marks(said: str, title: str) -> None:
+def test_cleaned_removes_quotes_labels_and_marks(reply_text: str, title: str) -> None:
     """Quotes, labels, marks and full stops are removed from a model's title."""
-    assert cleaned(said) == title
+    assert cleaned(reply_text) == title
 
 
 def test_deleted_conversation_requests_no_title(upstream: ScriptedUpstream, saved: Saved) -> None:
     """No title is requested for a conversation that was deleted in the meantime."""
-    asked: list[str] = []
+    checked_ids: list[str] = []
 
     def is_listed(conversation_id: str) -> bool:
-        asked.append(conversation_id)
+        checked_ids.append(conversation_id)
         return False
 
     titles = Titles(upstream, Config(), saved, is_listed=is_listed)
     assert titles.request("c-1", "Question", "Answer")
-    wait_until(lambda: asked == ["c-1"])
+    wait_until(lambda: checked_ids == ["c-1"])
     titles.close()
     assert upstream.requests == []
     assert saved.nothing()
@@ -455,21 +455,21 @@ def test_generation_calls_on_begin_before_its_request(upstream: ScriptedUpstream
     """`on_begin` is called before the request is sent, `on_release` when the place is free
     again."""
     generations = GenerationService(Config(), upstream, StopRegistry())
-    seen: list[tuple[str, bool, int]] = []
+    calls: list[tuple[str, bool, int]] = []
     over = threading.Event()
 
     def on_release() -> None:
-        seen.append(("over", generations.idle, len(upstream.requests)))
+        calls.append(("over", generations.idle, len(upstream.requests)))
         over.set()
 
-    generations.on_begin = lambda: seen.append(("begin", generations.idle, len(upstream.requests)))
+    generations.on_begin = lambda: calls.append(("begin", generations.idle, len(upstream.requests)))
     generations.on_release = on_release
     assert generations.idle
     run = generations.start(ChatRequest([Message("user", "hi")]))
     upstream.reply().end()
     assert run.switch.event.wait(WAIT_TIMEOUT)
     assert over.wait(WAIT_TIMEOUT)
-    assert seen == [("begin", False, 0), ("over", True, 1)]
+    assert calls == [("begin", False, 0), ("over", True, 1)]
     generations.close()
 
 
@@ -484,8 +484,8 @@ def test_application_connects_generations_to_titles(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", ["[", "[a](", "`", "*a", " ", "1. ", "~~"])
 def test_title_functions_take_bounded_time_for_unclosed_marks(unit: str) -> None:
     """100 kB of unclosed marks take less than 3 s of processor time; once they took 49 s."""
-    said = unit * (100_000 // len(unit))
+    reply_text = unit * (100_000 // len(unit))
     start = time.process_time()
-    assert len(cleaned(said)) <= TITLE_MOST
-    assert len(first_words(said)) <= TITLE_MOST
+    assert len(cleaned(reply_text)) <= TITLE_MOST
+    assert len(first_words(reply_text)) <= TITLE_MOST
     assert time.process_time() - start < 3

@@ -24,8 +24,8 @@ from tests.support.waiting import WAIT_TIMEOUT, wait_until
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
     """A Halt as a program has it. Nothing of it is left afterwards."""
-    with Halt(config=library_halt.fake_config(fake)) as made:
-        yield made
+    with Halt(config=library_halt.fake_config(fake)) as halt:
+        yield halt
     wait_no_threads()
 
 
@@ -42,7 +42,7 @@ async def first_text(stream: AsyncStream[Event], begun: asyncio.Event) -> None:
             begun.set()
 
 
-async def over(gen: Generation) -> None:
+async def wait_ended(gen: Generation) -> None:
     """Wait until it has ended."""
     async with asyncio.timeout(WAIT_TIMEOUT):
         while gen.state == "running":
@@ -246,7 +246,7 @@ def test_dropped_async_reader_stops_the_generation(program: Halt, fake: FakeOpen
         async for _ in gen.aiter():
             break
         gc.collect()
-        await over(gen)
+        await wait_ended(gen)
         assert gen.state == "cancelled"
 
     asyncio.run(main())
@@ -305,7 +305,7 @@ def test_task_cancelled_at_any_moment_leaves_one_terminal_event(
         await asyncio.wait([task])
         if task.cancelled():
             del task
-            await over(gen)  # by the Stop, if it did not end by itself at the same moment
+            await wait_ended(gen)  # by the Stop, if it did not end by itself at the same moment
         events = list(gen.events())
         assert [is_terminal(event) for _, event in events].count(True) == 1
 

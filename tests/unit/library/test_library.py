@@ -52,8 +52,8 @@ NUMBERS = "".join(f"{n} " for n in range(20))
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
     """A Halt as a program has it. Nothing of it is left afterwards."""
-    with Halt(config=fake_config(fake)) as made:
-        yield made
+    with Halt(config=fake_config(fake)) as halt:
+        yield halt
     wait_no_threads()
 
 
@@ -63,7 +63,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handle, "TICK", 0.05)
 
 
-class Told:
+class RecordedCallbacks:
     """What callbacks were told, in order."""
 
     def __init__(self) -> None:
@@ -136,9 +136,9 @@ def test_metrics_are_available_before_during_and_after(program: Halt, fake: Fake
     """Metrics are available before the first token, while the answer runs, and after its end."""
     gen = program.generate("x", model="stall?n=3&rest=2")
     assert gen.metrics.duration_ms >= 0
-    shown = iter(gen)
+    events = iter(gen)
     while gen.metrics.chunks < 3:
-        next(shown)
+        next(events)
     during = gen.metrics
     assert during.ttft_ms is not None
     assert during.streaming_ms is not None
@@ -163,8 +163,8 @@ def test_generate_sends_messages_and_options(program: Halt, fake: FakeOpenAI) ->
 
 def test_generate_options_override_a_chat_request(program: Halt, fake: FakeOpenAI) -> None:
     """A ChatRequest is accepted, and options override its fields."""
-    asked = ChatRequest([Message("user", "hello")], temperature=0.5, seed=1)
-    assert program.generate(asked, temperature=1.0).result().text == "hello"
+    request = ChatRequest([Message("user", "hello")], temperature=0.5, seed=1)
+    assert program.generate(request, temperature=1.0).result().text == "hello"
     body = fake.wait_request().body
     assert (body["temperature"], body["seed"]) == (1.0, 1)
 
@@ -192,14 +192,14 @@ def test_stop_before_the_first_token_closes_the_upstream(
 def test_stop_from_another_thread_ends_an_iteration(program: Halt, fake: FakeOpenAI) -> None:
     """A Stop ends an iteration that waits in another thread; the text so far is kept."""
     gen = program.generate("x", model="stall?n=5")
-    seen: list[Event] = []
-    reader = BackgroundCall(lambda: seen.extend(gen))
+    events: list[Event] = []
+    reader = BackgroundCall(lambda: events.extend(gen))
     wait_until(lambda: gen.text == "0 1 2 3 4 ")
     assert gen.stop().upstream == "closed"
     reader.end()
-    assert isinstance(seen[-1], Cancelled)
-    assert complete_text(seen) == gen.text == "0 1 2 3 4 "
-    assert list(gen.text_stream) == [e.content for e in seen[:-1] if isinstance(e, Content)]
+    assert isinstance(events[-1], Cancelled)
+    assert complete_text(events) == gen.text == "0 1 2 3 4 "
+    assert list(gen.text_stream) == [e.content for e in events[:-1] if isinstance(e, Content)]
     assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
 
 
@@ -336,14 +336,14 @@ def test_generate_and_get_refuse_impossible_requests(fake: FakeOpenAI) -> None:
 def test_callbacks_without_a_place_stop_the_generation(fake: FakeOpenAI) -> None:
     """A generation whose callbacks get no reader's place is refused and stopped."""
     with Halt(config=fake_config(fake, max_streams=2)) as program:
-        told = Told()
+        callbacks = RecordedCallbacks()
         held = program.generate("x", model="silent_headers", id="held-open-1")
-        program.generate("x", model="silent_headers", **told.all())
+        program.generate("x", model="silent_headers", **callbacks.all())
         viewer = program._generations.readers.view(held._run)
         held.stop()
         wait_until(lambda: program._generations.open_streams == 1)
         with pytest.raises(AtCapacity):
-            program.generate("x", model="silent_headers", id="no-place-1", **told.all())
+            program.generate("x", model="silent_headers", id="no-place-1", **callbacks.all())
         assert program.get("no-place-1").state == "cancelled"
         program._generations.readers.unview(held._run, viewer)
     wait_no_threads()
@@ -354,46 +354,46 @@ def test_callbacks_without_a_place_stop_the_generation(fake: FakeOpenAI) -> None
 
 def test_callbacks_receive_each_piece_and_the_result_once(program: Halt) -> None:
     """`on_token` gets each piece in order, then `on_complete` gets the result once."""
-    told = Told()
-    program.generate("x", model="count?n=20", **told.all())
-    assert told.over.wait(WAIT_TIMEOUT)
-    no_follower_left()
-    assert told.text == NUMBERS
-    assert told.names[-1] == "complete"
-    assert told.names.count("complete") == 1
-    assert "error" not in told.names
-    result = told.calls[-1][1]
+    callbacks = RecordedCallbacks()
+    program.generate("x", model="count?n=20", **callbacks.all())
+    assert callbacks.over.wait(WAIT_TIMEOUT)
+    wait_followers_end()
+    assert callbacks.text == NUMBERS
+    assert callbacks.names[-1] == "complete"
+    assert callbacks.names.count("complete") == 1
+    assert "error" not in callbacks.names
+    result = callbacks.calls[-1][1]
     assert isinstance(result, Result)
     assert (result.text, result.finish_reason) == (NUMBERS, "stop")
 
 
-def no_follower_left() -> None:
+def wait_followers_end() -> None:
     wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
 
 
 def test_on_error_receives_the_failure_once(program: Halt) -> None:
     """After the text so far `on_error` gets the error once."""
-    told = Told()
-    program.generate("x", model="drop?n=5", **told.all())
-    assert told.over.wait(WAIT_TIMEOUT)
-    no_follower_left()
-    assert told.text == "0 1 2 3 4 "
-    assert told.names.count("error") == 1
-    assert "complete" not in told.names
-    error = told.calls[-1][1]
+    callbacks = RecordedCallbacks()
+    program.generate("x", model="drop?n=5", **callbacks.all())
+    assert callbacks.over.wait(WAIT_TIMEOUT)
+    wait_followers_end()
+    assert callbacks.text == "0 1 2 3 4 "
+    assert callbacks.names.count("error") == 1
+    assert "complete" not in callbacks.names
+    error = callbacks.calls[-1][1]
     assert isinstance(error, GenerationError)
     assert (error.code, error.text) == ("upstream_dropped", "0 1 2 3 4 ")
 
 
 def test_stop_calls_on_complete_with_a_stopped_result(program: Halt, fake: FakeOpenAI) -> None:
     """After a Stop `on_complete` gets a result that says so."""
-    told = Told()
-    gen = program.generate("x", model="stall?n=2", **told.all())
-    wait_until(lambda: told.text == "0 1 ")
+    callbacks = RecordedCallbacks()
+    gen = program.generate("x", model="stall?n=2", **callbacks.all())
+    wait_until(lambda: callbacks.text == "0 1 ")
     gen.stop()
-    assert told.over.wait(WAIT_TIMEOUT)
-    assert told.names[-1] == "complete"
-    assert told.calls[-1][1].stopped
+    assert callbacks.over.wait(WAIT_TIMEOUT)
+    assert callbacks.names[-1] == "complete"
+    assert callbacks.calls[-1][1].stopped
 
 
 def test_callback_may_stop_its_own_generation(program: Halt) -> None:
@@ -432,7 +432,7 @@ def test_exception_in_a_callback_is_logged_once(
 
     gen = program.generate("x", model="count?n=20", on_token=token, on_complete=complete)
     assert over.wait(WAIT_TIMEOUT)
-    no_follower_left()
+    wait_followers_end()
     assert gen.result().text == "".join(calls) == NUMBERS
     reports = [r for r in caplog.records if r.exc_info and r.exc_info[0] is fault]
     assert [r.getMessage() for r in reports] == [
@@ -443,23 +443,23 @@ def test_exception_in_a_callback_is_logged_once(
 
 def test_callback_slower_than_the_log_receives_offset_lost() -> None:
     """A callback for which the log has lost events gets OffsetLost; the result has all text."""
-    upstream, told, going = ScriptedUpstream(), Told(), threading.Event()
+    upstream, callbacks, going = ScriptedUpstream(), RecordedCallbacks(), threading.Event()
 
     def token(text: str) -> None:
-        told.token(text)
+        callbacks.token(text)
         assert going.wait(WAIT_TIMEOUT)
 
     with scripted_halt(upstream, log_bytes=1024) as program:
-        gen = program.generate("x", **{**told.all(), "on_token": token})
+        gen = program.generate("x", **{**callbacks.all(), "on_token": token})
         upstream.reply().feed("first")
-        wait_until(lambda: told.text == "first")
+        wait_until(lambda: callbacks.text == "first")
         upstream.reply().feed(*["x" * 300] * 10)
         upstream.reply().end()
         result = gen.result()
         going.set()
-        assert told.over.wait(WAIT_TIMEOUT)
-    assert told.names == ["token", "error"]
-    assert isinstance(told.calls[-1][1], OffsetLost)
+        assert callbacks.over.wait(WAIT_TIMEOUT)
+    assert callbacks.names == ["token", "error"]
+    assert isinstance(callbacks.calls[-1][1], OffsetLost)
     assert result.text == "first" + "x" * 3000
     upstream.dispose()
 
@@ -467,7 +467,7 @@ def test_callback_slower_than_the_log_receives_offset_lost() -> None:
 # --- who holds a run ------------------------------------------------------------------------------
 
 
-def much_later(program: Halt, stream_id: str) -> str:
+def state_much_later(program: Halt, stream_id: str) -> str:
     """The state of a run once the relay has looked at it in a very long time."""
     generations = program._generations
     run = generations.run(stream_id, None)
@@ -487,20 +487,20 @@ def much_later(program: Halt, stream_id: str) -> str:
 def test_handle_or_callback_keeps_the_generation_running() -> None:
     """A handle or a callback alone keeps a generation running; without both it is abandoned."""
     endless = {"gap_timeout": 80000.0, "run_timeout": 80000.0, "orphan_grace": 100.0}
-    upstream, told = ScriptedUpstream(), Told()
+    upstream, callbacks = ScriptedUpstream(), RecordedCallbacks()
     with scripted_halt(upstream, **endless) as program:
         held = program.generate("x", id="held-handle")
         upstream.reply(0).feed("a")
-        program.generate("x", id="followed-only", on_token=told.token)
+        program.generate("x", id="followed-only", on_token=callbacks.token)
         upstream.reply(1).feed("a")
-        wait_until(lambda: told.text == "a")
+        wait_until(lambda: callbacks.text == "a")
         gc.collect()
-        assert much_later(program, "held-handle") == "running"
-        assert much_later(program, "followed-only") == "running"
+        assert state_much_later(program, "held-handle") == "running"
+        assert state_much_later(program, "followed-only") == "running"
         assert held.state == "running"
         del held
         gc.collect()
-        assert much_later(program, "held-handle") == "cancelled"
+        assert state_much_later(program, "held-handle") == "cancelled"
     upstream.dispose()
     wait_no_threads()
 
@@ -525,17 +525,17 @@ def test_dropped_handle_stops_the_generation_after_the_grace(fake: FakeOpenAI) -
 def test_close_interrupts_all_generations_and_leaves_no_thread(fake: FakeOpenAI) -> None:
     """Closing ends each generation as interrupted for readers and callbacks and leaves no
     thread."""
-    told, program = Told(), Halt(config=fake_config(fake))
+    callbacks, program = RecordedCallbacks(), Halt(config=fake_config(fake))
     silent = program.generate("x", model="silent_headers")
-    stalled = program.generate("x", model="stall?n=2", **told.all())
+    stalled = program.generate("x", model="stall?n=2", **callbacks.all())
     waiting = BackgroundCall(silent.result)
-    wait_until(lambda: told.text == "0 1 ")
+    wait_until(lambda: callbacks.text == "0 1 ")
     program.close()
     assert not [name for name in halt_threads() if name.startswith("halt-follow")]
-    assert told.names[-1] == "error"
+    assert callbacks.names[-1] == "error"
     fault = waiting.end()
     assert isinstance(fault, GenerationError)
-    assert (fault.code, told.calls[-1][1].code) == ("interrupted", "interrupted")
+    assert (fault.code, callbacks.calls[-1][1].code) == ("interrupted", "interrupted")
     assert complete_text(list(stalled)) == "0 1 "
     program.close()
     wait_no_threads()
@@ -580,9 +580,9 @@ def test_close_logs_a_callback_that_does_not_return(
 def test_concurrent_stop_end_and_close_leave_one_terminal_event() -> None:
     """Law: a Stop, the end and `close` at once leave one terminal event and one last callback."""
     for number in range(60):
-        upstream, told = ScriptedUpstream(), Told()
+        upstream, callbacks = ScriptedUpstream(), RecordedCallbacks()
         program = scripted_halt(upstream)
-        gen = program.generate("x", **told.all())
+        gen = program.generate("x", **callbacks.all())
         reply = upstream.reply()
         reply.feed("a")
         reply.end()
@@ -591,17 +591,17 @@ def test_concurrent_stop_end_and_close_leave_one_terminal_event() -> None:
         program.close()
         assert one == two == list(gen)
         complete_text(one)
-        assert told.over.wait(WAIT_TIMEOUT)
+        assert callbacks.over.wait(WAIT_TIMEOUT)
         wait_no_threads()
         last = "error" if isinstance(one[-1], Failed) else "complete"
-        assert [name for name in told.names if name != "token"] == [last]
+        assert [name for name in callbacks.names if name != "token"] == [last]
         upstream.dispose()
 
 
 # --- tools ----------------------------------------------------------------------------------------
 
 
-def asks(reply: ScriptedReply, name: str, arguments: str, usage: int) -> None:
+def feed_tool_call(reply: ScriptedReply, name: str, arguments: str, usage: int) -> None:
     """The model calls a tool and ends its round."""
     reply.finish_reason, reply.usage = "tool_calls", {"completion_tokens": usage}
     over = Part(ended=True)  # as of a body that is read on behind its end
@@ -624,7 +624,7 @@ def test_function_tool_runs_and_the_model_continues() -> None:
         events: list[Event] = []
         reader = BackgroundCall(lambda: events.extend(gen))
         upstream.reply().feed("Let me see.")
-        asks(upstream.reply(), "warmth", '{"city": "Rome"}', 3)
+        feed_tool_call(upstream.reply(), "warmth", '{"city": "Rome"}', 3)
         second = upstream.reply(1)
         second.feed("Warm.")
         second.end(usage={"completion_tokens": 4})
@@ -635,8 +635,8 @@ def test_function_tool_runs_and_the_model_continues() -> None:
         assert gen.result().usage == {"completion_tokens": 7}
         program.generate("x", tools=[]).cancel()
         upstream.wait_requests(3)
-    told = [each.tools and each.tools[0]["function"]["name"] for each in upstream.requests]
-    assert told == ["warmth", "warmth", None]
+    tool_names = [each.tools and each.tools[0]["function"]["name"] for each in upstream.requests]
+    assert tool_names == ["warmth", "warmth", None]
     upstream.dispose()
     wait_no_threads()
 

@@ -104,7 +104,7 @@ ENVIRONMENT = {
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("options", "expected"),
     [
         ({"provider": "openai"}, ("openai", "http://127.0.0.1:9999/v1", "k-openai")),
         ({"provider": "anthropic"}, ("anthropic", "https://api.anthropic.com", "k-anthropic")),
@@ -128,11 +128,11 @@ ENVIRONMENT = {
     ],
 )
 def test_arguments_override_the_environment(
-    given: dict[str, Any], expected: tuple[str, str, str]
+    options: dict[str, Any], expected: tuple[str, str, str]
 ) -> None:
     """The arguments leave one provider, with the environment's key for its own server alone."""
-    found = only(with_provider(load(ENVIRONMENT), **given))
-    assert (found.kind, found.base_url, found.key) == expected
+    provider = only(with_provider(load(ENVIRONMENT), **options))
+    assert (provider.kind, provider.base_url, provider.key) == expected
 
 
 def test_provider_arguments_override_the_provider_file(tmp_path: Path) -> None:
@@ -147,17 +147,21 @@ def test_provider_arguments_override_the_provider_file(tmp_path: Path) -> None:
 def test_azure_model_and_version_arguments_override_the_environment() -> None:
     """On Azure the given model is the deployment; a given version replaces the environment's."""
     config = load(ENVIRONMENT | {"OPENAI_API_VERSION": "2024-06-01"})
-    found = only(with_provider(config, provider="azure", model="mine"))
-    assert (found.models, found.first_model, found.api_version) == (("mine",), "mine", "2024-06-01")
-    found = only(with_provider(config, provider="azure", api_version="2025-01-01"))
-    assert (found.first_model, found.api_version) == ("gpt", "2025-01-01")
+    provider_settings = only(with_provider(config, provider="azure", model="mine"))
+    assert (
+        provider_settings.models,
+        provider_settings.first_model,
+        provider_settings.api_version,
+    ) == (("mine",), "mine", "2024-06-01")
+    provider_settings = only(with_provider(config, provider="azure", api_version="2025-01-01"))
+    assert (provider_settings.first_model, provider_settings.api_version) == ("gpt", "2025-01-01")
 
 
 # --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message_start"),
     [
         ({"provider": "ollama"}, "provider='ollama' is not allowed: use one of \"openai\", "),
         (
@@ -179,12 +183,14 @@ def test_azure_model_and_version_arguments_override_the_environment() -> None:
         ({"api_key": "secret-1 "}, "api_key holds a space or a character "),
     ],
 )
-def test_wrong_arguments_are_refused_in_one_line(given: dict[str, Any], said: str) -> None:
+def test_wrong_arguments_are_refused_in_one_line(
+    options: dict[str, Any], message_start: str
+) -> None:
     """The error names the argument and the need in one line, without a key."""
     with pytest.raises(ConfigError) as caught:
-        Halt(**given)
+        Halt(**options)
     message = str(caught.value)
-    assert message.startswith(said)
+    assert message.startswith(message_start)
     assert "\n" not in message
     assert "secret-1" not in message
 

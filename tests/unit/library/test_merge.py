@@ -29,12 +29,12 @@ LETTERS = "abcdefghij"
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
     """A Halt as a program has it. Nothing of it is left afterwards."""
-    with Halt(config=library_halt.fake_config(fake)) as made:
-        yield made
+    with Halt(config=library_halt.fake_config(fake)) as halt:
+        yield halt
     wait_no_threads()
 
 
-class Shown:
+class Consumer:
     """A consumer in a thread of its own, and what it was shown, in order."""
 
     def __init__(self, merged: Merged) -> None:
@@ -62,7 +62,7 @@ def texts(events: list[tuple[str, Event]]) -> dict[str, str]:
     return out
 
 
-def ends(events: list[tuple[str, Event]]) -> dict[str, type[Event]]:
+def terminal_types(events: list[tuple[str, Event]]) -> dict[str, type[Event]]:
     """The kind of each label's terminal event."""
     return {label: type(event) for label, event in events if is_terminal(event)}
 
@@ -72,7 +72,7 @@ def test_merge_yields_each_labels_text_and_one_end(program: Halt) -> None:
     merged = program.merge({letter: f"{letter} says this" for letter in LETTERS})
     events = list(merged)
     assert texts(events) == {letter: f"{letter} says this" for letter in LETTERS}
-    assert set(ends(events).values()) == {Done}
+    assert set(terminal_types(events).values()) == {Done}
     assert merged.labels == tuple(LETTERS)
     assert merged["c"].result().text == "c says this"
     assert list(merged) == []
@@ -108,7 +108,7 @@ def test_failure_of_one_label_leaves_the_others_running(program: Halt) -> None:
     members = [program.generate("x", model=m, id=f"label-{n}") for n, m in requests.items()]
     events = list(program.merge(members))
     assert texts(events) == {"label-good": "0 1 2 3 4 ", "label-bad": "0 1 ", "label-none": ""}
-    assert ends(events) == {"label-good": Done, "label-bad": Failed, "label-none": Failed}
+    assert terminal_types(events) == {"label-good": Done, "label-bad": Failed, "label-none": Failed}
     with pytest.raises(GenerationError):
         program.get("label-bad").result()
 
@@ -117,11 +117,11 @@ def test_stop_of_one_label_leaves_the_others_running(program: Halt, fake: FakeOp
     """A Stop of one label cancels it at once; the other labels reach their own ends."""
     silent = program.generate("x", model="silent_headers")
     merged = program.merge({"a": silent, "b": "hello", "c": "there"})
-    shown = Shown(merged)
-    wait_until(lambda: len(shown.events) == 4)
+    consumer = Consumer(merged)
+    wait_until(lambda: len(consumer.events) == 4)
     assert merged["a"].stop().upstream == "closed"
-    events = shown.finish()
-    assert ends(events) == {"a": Cancelled, "b": Done, "c": Done}
+    events = consumer.finish()
+    assert terminal_types(events) == {"a": Cancelled, "b": Done, "c": Done}
     assert events[-1][0] == "a"
 
 
@@ -130,15 +130,15 @@ def test_merged_stop_ends_every_label(program: Halt, fake: FakeOpenAI) -> None:
     models = ["silent_headers", "silent_first_token", "stall?n=3", "silent_headers"]
     members = {f"{n}": program.generate("x", model=model) for n, model in enumerate(models)}
     merged = program.merge(members)
-    shown = Shown(merged)
+    consumer = Consumer(merged)
     fake.wait_request(3)
-    wait_until(lambda: "".join(text_of(event) for _, event in shown.events) == "0 1 2 ")
+    wait_until(lambda: "".join(text_of(event) for _, event in consumer.events) == "0 1 2 ")
     receipts = merged.stop()
     assert {(r.status, r.upstream) for r in receipts.values()} == {("stopped", "closed")}
     assert list(receipts) == ["0", "1", "2", "3"]
-    events = shown.finish()
+    events = consumer.finish()
     assert texts(events) == {"0": "", "1": "", "2": "0 1 2 ", "3": ""}
-    assert set(ends(events).values()) == {Cancelled}
+    assert set(terminal_types(events).values()) == {Cancelled}
     assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
@@ -152,18 +152,18 @@ def test_leaving_with_stops_every_label(program: Halt, fake: FakeOpenAI) -> None
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_right_before_the_wait_raises_at_once(program: Halt) -> None:
     """A signal right before the wait for a silent model raises KeyboardInterrupt all the same."""
-    heard, in_time = threading.Event(), []
+    was_raised, in_time = threading.Event(), []
     with program.merge({"a": "x"}, model="silent_headers") as merged:
 
         def press() -> None:
             interrupt_in(Feed.take.__code__)
-            in_time.append(heard.wait(WAIT_TIMEOUT))
+            in_time.append(was_raised.wait(WAIT_TIMEOUT))
             merged.stop()
 
         pressing = BackgroundCall(press)
         with pytest.raises(KeyboardInterrupt):
             next(iter(merged))
-        heard.set()
+        was_raised.set()
         pressing.end()
     assert in_time == [True]
 
@@ -258,7 +258,7 @@ def test_merge_over_the_reader_limit_is_refused(fake: FakeOpenAI) -> None:
             program.merge({"c": gen})
         assert gen.state == "running"
         gen.stop()
-        assert ends(list(first)) == {"a": Cancelled, "b": Cancelled}
+        assert terminal_types(list(first)) == {"a": Cancelled, "b": Cancelled}
     wait_no_threads()
 
 
@@ -275,7 +275,7 @@ def test_merge_after_close_yields_every_labels_end(fake: FakeOpenAI) -> None:
     assert not halt_threads()
     events = list(merged)
     assert texts(events) == {"full": text, "silent": ""}
-    assert ends(events) == {"full": Done, "silent": Failed}
+    assert terminal_types(events) == {"full": Done, "silent": Failed}
 
 
 # --- races and properties -------------------------------------------------------------------------
@@ -318,14 +318,14 @@ def test_feed_delivers_each_event_once_in_order_within_its_bound(counts: list[in
     ]
     for each in producers:
         each.start()
-    seen: Counter[str] = Counter()
+    event_counts: Counter[str] = Counter()
     largest = 0
     while items := feed.take():
         largest = max(largest, len(items))
         for label, event in items:
-            assert event == Content(str(seen[label]))
-            seen[label] += 1
+            assert event == Content(str(event_counts[label]))
+            event_counts[label] += 1
     for each in producers:
         each.join(WAIT_TIMEOUT)
-    assert seen == Counter({str(n): count for n, count in enumerate(counts) if count})
+    assert event_counts == Counter({str(n): count for n, count in enumerate(counts) if count})
     assert largest <= 2 * BUFFERED_MAX

@@ -29,10 +29,10 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Its own clock; threads in its queue look at it every few milliseconds."""
-    found = Clock()
-    monkeypatch.setattr(module, "now", found)
+    test_clock = Clock()
+    monkeypatch.setattr(module, "now", test_clock)
     monkeypatch.setattr(module, "TICK", 0.005)
-    return found
+    return test_clock
 
 
 class Watched(Admission):
@@ -99,11 +99,11 @@ class Crowd:
 
 @pytest.fixture
 def crowd(clock: Clock) -> Iterator[Crowd]:
-    found = Crowd(Watched(1, wait=2.0))
-    yield found
-    for call in found.calls:
+    callers = Crowd(Watched(1, wait=2.0))
+    yield callers
+    for call in callers.calls:
         call.goes_on.set()
-    for call in found.calls:
+    for call in callers.calls:
         call.join(60)
 
 

@@ -45,8 +45,8 @@ SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store in SQLite that does not wait long for others."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
-    with open_store(tmp_path) as found:
-        yield found
+    with open_store(tmp_path) as sqlite_store:
+        yield sqlite_store
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -54,7 +54,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in sorted(folder.glob("halt.db*"))}
 
 
-def fails(reason: str, *calls: Callable[[], object]) -> None:
+def assert_refused(reason: str, *calls: Callable[[], object]) -> None:
     """Each call is refused for this reason, in a sentence for users."""
     for call in calls:
         with pytest.raises(StoreUnavailable) as refused:
@@ -98,7 +98,7 @@ def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path:
     chunk = Batch(chunks=(Chunk(stream_id, 1, [(1.0, Content("2"))]),))
     with closing(sqlite3.connect(tmp_path / "halt.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        fails(
+        assert_refused(
             "the database is locked by another program",
             partial(Chat(store, "other").ask, "c"),
             partial(store.conversations.rename, chat.name, chat.owner, "title"),
@@ -138,7 +138,7 @@ def test_postgres_row_lock_refuses_writes_of_its_conversation_alone(tmp_path: Pa
         with engine.connect() as other:
             other.execute(text("SELECT * FROM conversations WHERE id = 'talk' FOR UPDATE"))
             began = time.monotonic()
-            fails("the database is locked by another program", partial(chat.ask, "b"))
+            assert_refused("the database is locked by another program", partial(chat.ask, "b"))
             assert time.monotonic() - began > 1
             Chat(store, "other").says("c", "3")
             other.rollback()
@@ -154,7 +154,7 @@ def test_read_only_sqlite_refuses_writes_and_can_be_read(store: Store) -> None:
         store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
     )
     store.database.engine.dispose()
-    fails("the database is read-only", partial(chat.ask, "b"))
+    assert_refused("the database is read-only", partial(chat.ask, "b"))
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -164,7 +164,7 @@ def test_read_only_postgres_refuses_writes_and_can_be_read(tmp_path: Path) -> No
     with postgres_schema() as url:
         open_database(tmp_path, url).close()
         with open_store(tmp_path, f"{url}%20-cdefault_transaction_read_only%3Don") as store:
-            fails("the database is read-only", partial(Chat(store).ask, "b"))
+            assert_refused("the database is read-only", partial(Chat(store).ask, "b"))
             assert store.conversations.summaries("anna").items == ()
 
 
@@ -180,7 +180,7 @@ def test_full_database_refuses_writes_until_there_is_room(store: Store) -> None:
 
     event.listen(store.database.engine, "connect", limited)
     store.database.engine.dispose()
-    fails("the disk is full", partial(chat.ask, "b" * 100_000))
+    assert_refused("the disk is full", partial(chat.ask, "b" * 100_000))
     assert chat.exchanges() == [("a", "1")]
     full = False
     store.database.engine.dispose()
@@ -232,7 +232,9 @@ def test_removed_database_file_refuses_calls_until_it_is_back(
     if replaced:
         path.touch()
     gone = "the database file has been removed"
-    fails(gone, partial(chat.ask, "b"), chat.now, partial(store.generations.running_of, "worker-1"))
+    assert_refused(
+        gone, partial(chat.ask, "b"), chat.now, partial(store.generations.running_of, "worker-1")
+    )
     assert path.exists() == replaced
     away.replace(path)
     chat.says("b", "2")
@@ -250,7 +252,7 @@ def test_damaged_page_is_reported_when_it_is_read(tmp_path: Path) -> None:
             file.seek(at)
             file.write(b"\xff" * 64)
     with open_store(tmp_path) as store:
-        fails("the database is damaged", lambda: store.conversations.get("talk", "anna"))
+        assert_refused("the database is damaged", lambda: store.conversations.get("talk", "anna"))
 
 
 @needs_postgres
@@ -272,8 +274,8 @@ def test_terminated_postgres_connection_is_replaced(tmp_path: Path) -> None:
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
     """One of the test's own: others use the shared one while it is frozen."""
-    with Postgres() as found:
-        yield found
+    with Postgres() as server:
+        yield server
 
 
 @needs_postgres
@@ -309,7 +311,7 @@ def test_statement_on_a_frozen_postgres_times_out(
                 with postgres.frozen():
                     connection.execute(text("SELECT 1"))
 
-        fails(UNREACHABLE, sleep)
+        assert_refused(UNREACHABLE, sleep)
         assert time.monotonic() - began < 30
         Chat(store).says("a", "1")
 
@@ -319,7 +321,7 @@ def test_unreachable_postgres_is_reported_without_the_password(tmp_path: Path) -
     """An unreachable PostgreSQL is reported at a call and at a start, without its password."""
     url = "postgresql://halt:hush-hush@127.0.0.1:1/halt"
     store = Store(Database(make_engine(tmp_path, url)))
-    fails("the database cannot be reached", partial(store.conversations.get, "a", "b"))
+    assert_refused("the database cannot be reached", partial(store.conversations.get, "a", "b"))
     message = refused(tmp_path, url)
     assert "cannot be reached" in message
     assert "hush" not in message
@@ -334,7 +336,7 @@ def test_store_fault_log_contains_no_sql_and_no_message_text(
         store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
     )
     caplog.set_level("DEBUG", logger="halt")
-    fails("the database is read-only", partial(Chat(store).ask, "hush-hush"))
+    assert_refused("the database is read-only", partial(Chat(store).ask, "hush-hush"))
     (record,) = caplog.records
     assert record.getMessage() == "The store failed: the database is read-only (SQLITE_READONLY)"
 
@@ -343,7 +345,7 @@ def test_store_fault_log_contains_no_sql_and_no_message_text(
 
 
 @contextmanager
-def made(folder: Path) -> Iterator[Path]:
+def sound_database(folder: Path) -> Iterator[Path]:
     """A sound database, and its file for somebody to spoil."""
     with open_store(folder) as store:
         Chat(store).says("a", "1")
@@ -353,7 +355,7 @@ def made(folder: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("damage", ["garbage", "header", "truncated"])
 def test_damaged_database_file_is_refused_unchanged(tmp_path: Path, damage: str) -> None:
     """A start on a damaged file is refused in one line and changes no byte of it."""
-    with made(tmp_path) as path:
+    with sound_database(tmp_path) as path:
         sound = path.read_bytes()
         broken = {
             "garbage": b"This is no database. " * 1000,
@@ -368,7 +370,10 @@ def test_damaged_database_file_is_refused_unchanged(tmp_path: Path, damage: str)
 
 def test_database_of_a_newer_halt_is_refused_unchanged(tmp_path: Path) -> None:
     """A start on the database of a newer Halt is refused and changes no byte of it."""
-    with made(tmp_path) as path, closing(sqlite3.connect(path, isolation_level=None)) as other:
+    with (
+        sound_database(tmp_path) as path,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
         other.execute("UPDATE alembic_version SET version_num = '9999'")
     before = files(tmp_path)
     assert "was made by a newer Halt (its version is '9999')" in refused(tmp_path)
@@ -386,7 +391,7 @@ def test_data_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not write")
 def test_read_only_data_folder_is_refused_unchanged(tmp_path: Path) -> None:
     """A start on a read-only data folder is refused and changes no file in it."""
-    with made(tmp_path):
+    with sound_database(tmp_path):
         pass
     before = files(tmp_path)
     for each in (tmp_path, *tmp_path.parents[:3]):
@@ -458,7 +463,7 @@ def test_database_is_opened_at_its_first_use(tmp_path: Path, kind: str) -> None:
             assert Chat(Store(second)).exchanges() == [("a", "1")]
         with second.writing() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
-        fails(
+        assert_refused(
             "the database cannot be opened",
             partial(Store(database(folder, url)).conversations.summaries, "anna"),
         )

@@ -58,7 +58,7 @@ def test_import_of_another_products_export_names_the_product(given_file: Any, pr
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b'[{"messages": []}]', "it is not an export of Halt. Halt reads JSON files"),
         (b'{"messages": []}', "it is not an export of Halt. Halt reads JSON files"),
@@ -73,11 +73,11 @@ def test_import_of_another_products_export_names_the_product(given_file: Any, pr
         ),
     ],
 )
-def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, said: str) -> None:
+def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, message: str) -> None:
     """The error says whether the file is of another kind, is no JSON, or has a wrong field."""
     with pytest.raises(RequestError) as refused:
         read(data)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 # --- what one item may hold -----------------------------------------------------------------------
@@ -85,36 +85,39 @@ def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, said: str
 
 def file(*messages: dict[str, Any], **fields: Any) -> bytes:
     """A file of one conversation, which is called Sky."""
-    one = {"id": "abcdefgh", "title": "Sky", "messages": messages or [SAID], **fields}
+    one = {"id": "abcdefgh", "title": "Sky", "messages": messages or [MESSAGE_ITEM], **fields}
     return msgspec.json.encode(
         {"format": "halt-conversations", "version": 1, "conversations": [one]}
     )
 
 
-SAID: dict[str, Any] = {"id": 1, "role": "user", "content": "Hi"}
+MESSAGE_ITEM: dict[str, Any] = {"id": 1, "role": "user", "content": "Hi"}
 LONGEST = 1_000
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "reason"),
     [
-        (file({**SAID, "content": "x" * 1_001}), "the message 1 is longer than 1,000 characters"),
+        (
+            file({**MESSAGE_ITEM, "content": "x" * 1_001}),
+            "the message 1 is longer than 1,000 characters",
+        ),
         (
             file(
-                {**SAID, "folds": [{"number": 1, "kind": "tool", "result": "x" * 600}] * 2},
+                {**MESSAGE_ITEM, "folds": [{"number": 1, "kind": "tool", "result": "x" * 600}] * 2},
             ),
             "the message 1 has thoughts and tool calls of more than 1,000 characters",
         ),
         (
-            file({**SAID, "folds": [{"number": 1, "kind": "thought"}] * (STEPS_MAX + 1)}),
+            file({**MESSAGE_ITEM, "folds": [{"number": 1, "kind": "thought"}] * (STEPS_MAX + 1)}),
             "the message 1 has more than 1,000 thoughts and tool calls",
         ),
         (
-            file({**SAID, "ended": {"type": "done", "usage": {"x": "y" * ENDED_MAX}}}),
+            file({**MESSAGE_ITEM, "ended": {"type": "done", "usage": {"x": "y" * ENDED_MAX}}}),
             "the message 1 has an end of more than 1,000,000 bytes",
         ),
         (
-            file({**SAID, "model": "x" * (NAME_MAX + 1)}),
+            file({**MESSAGE_ITEM, "model": "x" * (NAME_MAX + 1)}),
             "the message 1 has a model name of more than 10,000 characters",
         ),
         (
@@ -127,50 +130,62 @@ LONGEST = 1_000
         ),
     ],
 )
-def test_import_of_a_too_long_item_names_the_conversation(data: bytes, said: str) -> None:
+def test_import_of_a_too_long_item_names_the_conversation(data: bytes, reason: str) -> None:
     """An item over its limit refuses the file; the error names the conversation and the limit."""
     with pytest.raises(TooLarge) as refused:
         read(data, LONGEST)
     assert str(refused.value) == (
-        f"This file can't be imported: in the conversation “Sky”, {said}."
+        f"This file can't be imported: in the conversation “Sky”, {reason}."
     )
 
 
 def test_import_of_an_item_at_its_limit_is_accepted() -> None:
     """A message as long as the limit is imported; a longer title is cut to NAME_MAX."""
-    data = file({**SAID, "content": "é" * LONGEST}, title="Sky " * 1_000_000)
-    (found,) = read(data, LONGEST)
-    assert found.messages[0].content == "é" * LONGEST
-    assert found.title.startswith("Sky Sky ")
-    assert len(found.title) == NAME_MAX
+    data = file({**MESSAGE_ITEM, "content": "é" * LONGEST}, title="Sky " * 1_000_000)
+    (conversation,) = read(data, LONGEST)
+    assert conversation.messages[0].content == "é" * LONGEST
+    assert conversation.title.startswith("Sky Sky ")
+    assert len(conversation.title) == NAME_MAX
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
-        (file({**SAID, "role": "x" * 1_000_000}), "message 1, the field “role” must be one of"),
-        (file({**SAID, "role": "a - at `$.b` c"}), "message 1, the field “role” must be one of"),
-        (file(SAID, {**SAID, "id": -1}), "in conversation 1, message 2, the field “id” must be 0"),
-        (file({**SAID, "folds": 7}), "message 1, the field “folds” must be a list, and is a whole"),
-        (file({**SAID, "folds": [7]}), "message 1, fold 1 must be an object"),
+        (
+            file({**MESSAGE_ITEM, "role": "x" * 1_000_000}),
+            "message 1, the field “role” must be one of",
+        ),
+        (
+            file({**MESSAGE_ITEM, "role": "a - at `$.b` c"}),
+            "message 1, the field “role” must be one of",
+        ),
+        (
+            file(MESSAGE_ITEM, {**MESSAGE_ITEM, "id": -1}),
+            "in conversation 1, message 2, the field “id” must be 0",
+        ),
+        (
+            file({**MESSAGE_ITEM, "folds": 7}),
+            "message 1, the field “folds” must be a list, and is a whole",
+        ),
+        (file({**MESSAGE_ITEM, "folds": [7]}), "message 1, fold 1 must be an object"),
         (file(chosen=["a"]), "in conversation 1, chosen 1 must be a whole number"),
-        (file({**SAID, "ended": {"type": "no"}}), "message 1, ended, the field “type”"),
+        (file({**MESSAGE_ITEM, "ended": {"type": "no"}}), "message 1, ended, the field “type”"),
         (file(messages={"a": 1}), "in conversation 1, the field “messages” must be a list"),
         (file(id="x" * 1_000_000), "the field “id” must be 8 to 64 letters"),
     ],
 )
-def test_import_of_a_wrong_field_names_its_place(data: bytes, said: str) -> None:
+def test_import_of_a_wrong_field_names_its_place(data: bytes, message: str) -> None:
     """The error names the place of the wrong field and quotes little of the file."""
     with pytest.raises(RequestError) as refused:
         read(data)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert len(str(refused.value)) < 500
 
 
 def test_import_reads_conversations_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """All conversations up to CONVERSATIONS_MAX are read, and unknown fields are ignored."""
     monkeypatch.setattr(portable, "CONVERSATIONS_MAX", 3)
-    one = {"id": "abcdefgh", "title": "", "messages": [SAID], "more": [{"a": ["]}", 1]}]}
+    one = {"id": "abcdefgh", "title": "", "messages": [MESSAGE_ITEM], "more": [{"a": ["]}", 1]}]}
     for count in (0, 1, 3, 4):
         data = msgspec.json.encode(
             {"format": "halt-conversations", "version": 1, "conversations": [one] * count}
@@ -237,7 +252,9 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
     """Reading 8 MB releases the interpreter often enough for another thread to run."""
     texts = ['"' * 1_000_000, "\n" * 1_000_000, "é" * 1_000_000]
     many = [{"id": n + 1, "role": "user", "content": ""} for n in range(60_000)]
-    data = file(*many, *({**SAID, "id": 10**6 + n, "content": t} for n, t in enumerate(texts)))
+    data = file(
+        *many, *({**MESSAGE_ITEM, "id": 10**6 + n, "content": t} for n, t in enumerate(texts))
+    )
     turns, over = 0, threading.Event()
 
     def count() -> None:
@@ -250,12 +267,12 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
     sys.setswitchinterval(0.001)
     other.start()
     try:
-        (found,) = read(data)
+        (conversation,) = read(data)
     finally:
         over.set()
         other.join()
         sys.setswitchinterval(before)
-    assert [each.content for each in found.messages[-3:]] == texts
+    assert [each.content for each in conversation.messages[-3:]] == texts
     assert turns > 20  # in one call it would be one or two
 
 

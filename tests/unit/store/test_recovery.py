@@ -65,8 +65,8 @@ GAP = 100_000  # numbers that nobody gets between the last event that was saved 
 def ask(folder: Path, question: str, stream_id: str) -> Any:
     """The database's answer to a question about a generation."""
     with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
-        found = database.execute(question, (stream_id,)).fetchone()
-    return found[0] if found else None
+        row = database.execute(question, (stream_id,)).fetchone()
+    return row[0] if row else None
 
 
 def kill_worker(folder: Path, stream_id: str) -> None:
@@ -85,7 +85,7 @@ def saved_events(folder: Path, stream_id: str) -> int:
     return ask(folder, question, stream_id) or 0
 
 
-def say(client: Client, place: str, text: str, stream_id: str) -> int:
+def send_message(client: Client, place: str, text: str, stream_id: str) -> int:
     """Send a message of the page's; the status of the response."""
     form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
     body = urlencode({"prompt": text, "id": stream_id}).encode()
@@ -188,19 +188,19 @@ def test_page_after_a_kill_shows_the_saved_text_as_interrupted(killed: Killed) -
     message."""
     client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
     client.get("/")
-    assert say(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
+    assert send_message(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
     eventually(lambda: saved_events(killed.folder, stream_id) >= 20)
     kill_worker(killed.folder, stream_id)
-    shown = client.get(place).body.decode()
-    assert 'data-state="interrupted"' in shown
-    assert "0 1 2 3 4 5 6 7 8 9 10" in shown
-    assert 'data-state="running"' not in shown
+    page = client.get(place).body.decode()
+    assert 'data-state="interrupted"' in page
+    assert "0 1 2 3 4 5 6 7 8 9 10" in page
+    assert 'data-state="running"' not in page
     feed = client.follow(f"{stream_id}/page", Last_Event_ID="10")
     message = feed.next()
     assert message is not None
     assert 'data-state="interrupted"' in message.data
     assert feed.next() is None
-    assert say(client, place, "Hello", new_id()) == 200
+    assert send_message(client, place, "Hello", new_id()) == 200
 
 
 def test_message_right_after_an_end_is_accepted_by_every_worker(killed: Killed) -> None:
@@ -209,7 +209,7 @@ def test_message_right_after_an_end_is_accepted_by_every_worker(killed: Killed) 
     client.get("/")
     for _ in range(12):
         stream_id = new_id()
-        assert say(client, place, "/fake count?n=1", stream_id) == 200
+        assert send_message(client, place, "/fake count?n=1", stream_id) == 200
         client.follow(stream_id, 0).to_end()
 
 
@@ -270,27 +270,27 @@ class Desk:
         self.replay = Replay(self.store.generations, lambda worker: worker == "worker-1")
 
     def begin(self, stream_id: str = "a-stream") -> Generation:
-        recording = Generation(stream_id, "somebody", EventLog(10_000_000), started_at=now())
-        self.store_writer.add(recording)
-        return recording
+        generation = Generation(stream_id, "somebody", EventLog(10_000_000), started_at=now())
+        self.store_writer.add(generation)
+        return generation
 
-    def say(self, recording: Generation, *texts: str) -> None:
+    def add_text(self, generation: Generation, *texts: str) -> None:
         for text in texts:
-            recording.record_text(text, now())
-            recording.log.append(Content(text))
+            generation.record_text(text, now())
+            generation.log.append(Content(text))
 
-    def end(self, recording: Generation) -> None:
-        recording.log.end(lambda: Done("stop", Meter().snapshot()))
-        recording.ended_at = now()
+    def end(self, generation: Generation) -> None:
+        generation.log.end(lambda: Done("stop", Meter().snapshot()))
+        generation.ended_at = now()
         self.store_writer.notify_end()
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    made = Desk(tmp_path)
-    yield made
-    made.store_writer.close()
-    made.store.close()
+    writer_desk = Desk(tmp_path)
+    yield writer_desk
+    writer_desk.store_writer.close()
+    writer_desk.store.close()
 
 
 @contextlib.contextmanager
@@ -307,14 +307,14 @@ def spoilt(pragma: str, well: str) -> Callable[[Desk], contextlib.AbstractContex
 
     @contextlib.contextmanager
     def spoil(desk: Desk) -> Iterator[None]:
-        said = pragma
+        current_pragma = pragma
 
         def tell(connection: sqlite3.Connection, *_: object) -> None:
-            connection.execute(f"PRAGMA {said}").fetchall()
+            connection.execute(f"PRAGMA {current_pragma}").fetchall()
 
         event.listen(desk.database.engine, "checkout", tell)
         yield
-        said = well
+        current_pragma = well
 
     return spoil
 
@@ -332,24 +332,24 @@ def test_failing_store_delays_no_reader_and_catches_up(
 ) -> None:
     """While the store fails readers get all events; afterwards all events are saved."""
     spoil, reason = FAULTS[fault]
-    recording = desk.begin()
-    desk.say(recording, "before ")
+    generation = desk.begin()
+    desk.add_text(generation, "before ")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
     with spoil(desk):
-        desk.say(recording, "meanwhile ", "x" * 100_000)
-        assert recording.log.last == 3  # nobody has waited
+        desk.add_text(generation, "meanwhile ", "x" * 100_000)
+        assert generation.log.last == 3  # nobody has waited
         eventually(lambda: desk.store_writer.saving.state == "failed")
         assert desk.store_writer.saving.reason == reason
-    desk.say(recording, " after")
-    desk.end(recording)
+    desk.add_text(generation, " after")
+    desk.end(generation)
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.store_writer.saving.state == "saved"
     replay = desk.replay.get("a-stream", "somebody")
     assert replay is not None
-    assert replay.log.read(0) == recording.log.read(0)
-    assert replay.answer() == recording.answer()
-    said = [r.getMessage() for r in caplog.records if r.levelname != "DEBUG"]
-    assert len(said) == 2, said
+    assert replay.log.read(0) == generation.log.read(0)
+    assert replay.answer() == generation.answer()
+    log_lines = [r.getMessage() for r in caplog.records if r.levelname != "DEBUG"]
+    assert len(log_lines) == 2, log_lines
 
 
 # --- what the store gives back --------------------------------------------------------------------
@@ -357,21 +357,21 @@ def test_failing_store_delays_no_reader_and_catches_up(
 
 def test_replay_equals_the_recorded_generation(desk: Desk) -> None:
     """A replay has the events, times, text and thoughts of its generation, for its owner alone."""
-    recording = desk.begin()
+    generation = desk.begin()
     for each in (Reasoning("a thought"), Content("some "), Content("text")):
-        recording.record_text(text_of(each), now())
-        recording.log.append(each)
-    desk.end(recording)
+        generation.record_text(text_of(each), now())
+        generation.log.append(each)
+    desk.end(generation)
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    found = desk.replay.get("a-stream", "somebody")
-    assert found is not None
-    assert found.log.read(0) == recording.log.read(0)
-    assert found.answer() == (3, "some text")
-    assert [fold.text for fold in steps.steps_of(found)] == ["a thought"]
+    replay = desk.replay.get("a-stream", "somebody")
+    assert replay is not None
+    assert replay.log.read(0) == generation.log.read(0)
+    assert replay.answer() == (3, "some text")
+    assert [fold.text for fold in steps.steps_of(replay)] == ["a thought"]
     for number in (1, 2, 3):
-        came = recording.arrival_time(number) - recording.started_at
-        assert found.arrival_time(number) - found.started_at == pytest.approx(came, abs=0.001)
-    assert found.state == "done"
+        came = generation.arrival_time(number) - generation.started_at
+        assert replay.arrival_time(number) - replay.started_at == pytest.approx(came, abs=0.001)
+    assert replay.state == "done"
     assert desk.replay.get("a-stream", "somebody else") is None
     assert desk.replay.get("another-stream", "somebody") is None
 
@@ -379,30 +379,30 @@ def test_replay_equals_the_recorded_generation(desk: Desk) -> None:
 def test_replay_separates_a_late_thought_from_the_answer(desk: Desk) -> None:
     """Text that a late ReasoningEnd turned into a thought is a step of the replay, not its
     answer."""
-    recording = desk.begin()
+    generation = desk.begin()
     for each in (Content("Okay. "), Content("So."), ReasoningEnd(), Content("Hello")):
-        recording.record_event(each, now())
-        recording.log.append(each)
-    desk.end(recording)
+        generation.record_event(each, now())
+        generation.log.append(each)
+    desk.end(generation)
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    found = desk.replay.get("a-stream", "somebody")
-    assert found is not None
-    assert found.answer() == recording.answer() == (4, "Hello")
-    assert [fold.text for fold in steps.steps_of(found)] == ["Okay. So."]
+    replay = desk.replay.get("a-stream", "somebody")
+    assert replay is not None
+    assert replay.answer() == generation.answer() == (4, "Hello")
+    assert [fold.text for fold in steps.steps_of(replay)] == ["Okay. So."]
 
 
 def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
     """A Stop of an ended stream reports its end without reading its events."""
     for stream_id in ("a-stream", "dead-stream"):
-        desk.say(desk.begin(stream_id), "text")
-    desk.end(recording := desk.begin("an-end"))
-    assert desk.store_writer.wait_written(recording.id, WAIT_TIMEOUT)
+        desk.add_text(desk.begin(stream_id), "text")
+    desk.end(generation := desk.begin("an-end"))
+    assert desk.store_writer.wait_written(generation.id, WAIT_TIMEOUT)
     eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
     statements: list[str] = []
 
-    def note(*told: Any) -> None:
+    def note(*arguments: Any) -> None:
         if threading.current_thread().name == "halt-lookup":  # the store writer may sweep meanwhile
-            statements.append(told[2])
+            statements.append(arguments[2])
 
     event.listen(desk.database.engine, "before_cursor_execute", note)
     upstream = ScriptedUpstream()
@@ -427,21 +427,21 @@ def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
 
 def test_replay_ignores_generations_of_a_live_worker(desk: Desk) -> None:
     """While its worker lives, a generation is neither replayed nor ended."""
-    recording = desk.begin()
-    desk.say(recording, "text")
+    generation = desk.begin()
+    desk.add_text(generation, "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
     assert desk.replay.get("a-stream", "somebody") is None
     assert desk.replay.recover() == 0
-    desk.end(recording)
+    desk.end(generation)
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
 
 
 def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
     """Of concurrent recoveries of a dead worker exactly one ends each of its generations."""
-    recordings = [desk.begin(f"stream-{n}") for n in range(5)]
-    for recording in recordings:
-        desk.say(recording, "some ", "text")
-        eventually(lambda: saved_events(desk.folder, recording.id) == 2)
+    generations = [desk.begin(f"stream-{n}") for n in range(5)]
+    for generation in generations:
+        desk.add_text(generation, "some ", "text")
+        eventually(lambda: saved_events(desk.folder, generation.id) == 2)
     databases = [open_database(desk.folder) for _ in range(4)]
     counts: list[int] = []
     started = threading.Barrier(len(databases))
@@ -456,32 +456,32 @@ def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
     for thread in threads:
         thread.join(WAIT_TIMEOUT)
     assert sum(counts) == 5
-    for recording in recordings:
-        found = desk.replay.get(recording.id, "somebody")
-        assert found is not None
-        assert found.answer() == (2, "some text")
-        assert isinstance(found.log.ended, Failed)
-        assert found.log.ended.error.code == "interrupted"
-        assert found.log.last == 2 + GAP + 1
+    for generation in generations:
+        replay = desk.replay.get(generation.id, "somebody")
+        assert replay is not None
+        assert replay.answer() == (2, "some text")
+        assert isinstance(replay.log.ended, Failed)
+        assert replay.log.ended.error.code == "interrupted"
+        assert replay.log.last == 2 + GAP + 1
     for database in databases:
         database.close()
 
 
 def test_replay_of_a_dead_workers_generation_ends_at_once(desk: Desk) -> None:
     """A reader of a dead worker's generation gets its replay before any recovery has run."""
-    desk.say(desk.begin(), "text")
+    desk.add_text(desk.begin(), "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
-    found = Replay(desk.store.generations, lambda worker: False).get("a-stream", "somebody")
-    assert found is not None
-    assert found.answer() == (1, "text")
+    replay = Replay(desk.store.generations, lambda worker: False).get("a-stream", "somebody")
+    assert replay is not None
+    assert replay.answer() == (1, "text")
 
 
 def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
     desk: Desk, tmp_path: Path
 ) -> None:
     """A worker of another data folder counts as dead only if its generation began long ago."""
-    mine, other = Membership(tmp_path / "mine"), Membership(tmp_path / "other")
-    for each in (mine, other):
+    own, other = Membership(tmp_path / "mine"), Membership(tmp_path / "other")
+    for each in (own, other):
         each.begin()
     began = time.time()
     for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
@@ -489,13 +489,13 @@ def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
             Batch((NewGeneration(stream_id, "somebody", worker, "", began),))
         )
     other.stop()
-    assert Replay(desk.store.generations, mine.is_alive, 10.0).recover() == 1
+    assert Replay(desk.store.generations, own.is_alive, 10.0).recover() == 1
     assert desk.store.generations.workers_running().keys() == {other.name}
     assert (
-        Replay(desk.store.generations, mine.is_alive, -HOUR).get("its-stream", "somebody")
+        Replay(desk.store.generations, own.is_alive, -HOUR).get("its-stream", "somebody")
         is not None
     )
-    mine.stop()
+    own.stop()
 
 
 @pytest.mark.slow
@@ -506,15 +506,15 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
     """Neither a start nor a request of another server ends a running stream of the database."""
     with postgres_schema() as url:
         first, second = (start_halt(shared_fake, DATABASE_URL=url) for _ in range(2))
-        said = new_id()
-        with first.client().chat("stall?n=5&rest=5", said) as events:
+        prompt = new_id()
+        with first.client().chat("stall?n=5&rest=5", prompt) as events:
             events.until_text("4 ")
             place = f"/streams/{events.id}"
             with open_store(tmp_path, url) as store:
                 eventually(lambda: store.generations.exists(events.id))
             third = start_halt(shared_fake, DATABASE_URL=url)
             assert [each.client().get(place).status for each in (second, third)] == [404, 404]
-            request_record(shared_fake, said).release()
+            request_record(shared_fake, prompt).release()
             assert events.to_end().terminal["type"] == "done"
         eventually(lambda: second.client().get(place).status == 200)
         assert '"type":"done"' in second.client().get(place).body.decode()
@@ -524,17 +524,17 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
 
 def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
     """While one worker recovers a dead one, the others see the dead worker as dead."""
-    seen: list[bool | None] = []
-    dead, asking = Membership(tmp_path), Membership(tmp_path)
-    tidying = Membership(tmp_path, lambda name: seen.append(asking.is_alive(name)))
-    for each in (dead, asking, tidying):
+    liveness: list[bool | None] = []
+    dead, observer = Membership(tmp_path), Membership(tmp_path)
+    tidying = Membership(tmp_path, lambda name: liveness.append(observer.is_alive(name)))
+    for each in (dead, observer, tidying):
         each.begin()
-    assert asking.is_alive(dead.name)
+    assert observer.is_alive(dead.name)
     os.close(dead._lease)  # as the system does at its death
     tidying.sweep()
-    assert seen == [False]
-    assert not asking.is_alive(dead.name)
-    for each in (dead, asking, tidying):
+    assert liveness == [False]
+    assert not observer.is_alive(dead.name)
+    for each in (dead, observer, tidying):
         each.stop()
 
 
@@ -572,7 +572,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         return all(map(Path.exists, (run / f"{name}.lock", sockets / f"{name}.sock")))
 
     for each in (first, second):
-        each.begin(lambda said, channel: channel.send(said))
+        each.begin(lambda payload, channel: channel.send(payload))
         each.membership.watch()
 
     def delete_folder() -> None:
@@ -585,11 +585,11 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         assert second.membership.is_alive(first.membership.name)
         eventually(lambda: is_there(first) and is_there(second))
         with first.request(b"Who?", WAIT_TIMEOUT) as answers:
-            assert [said for _, said, _ in answers] == [b"Who?"]
-    said = [each for each in caplog.messages if "were deleted" in each]
-    assert 2 <= len(said) <= 4  # once each time, where it was well in between
+            assert [payload for _, payload, _ in answers] == [b"Who?"]
+    payload = [each for each in caplog.messages if "were deleted" in each]
+    assert 2 <= len(payload) <= 4  # once each time, where it was well in between
     delete_folder()
-    third.begin(lambda said, channel: None)
+    third.begin(lambda payload, channel: None)
     assert third.membership.is_alive(first.membership.name)
     third.membership.watch()
     eventually(lambda: is_there(first) and is_there(second))

@@ -77,8 +77,8 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 
 @pytest.fixture(params=DATABASES)
 def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Store]:
-    with open_store(*databases.new(request.param)) as found:
-        yield found
+    with open_store(*databases.new(request.param)) as opened_store:
+        yield opened_store
 
 
 @pytest.fixture
@@ -89,17 +89,17 @@ def chat(store: Store) -> Chat:
 def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
     """The prompt is saved at once; answer, model and end are saved when the stream ends."""
     stream_id = chat.ask("Hello?")
-    (asked,) = chat.now().exchanges
-    assert (asked.prompt, asked.stream_id, asked.answer) == ("Hello?", stream_id, "")
-    assert (asked.ended, asked.state, asked.is_running) == (None, "running", True)
+    (running,) = chat.now().exchanges
+    assert (running.prompt, running.stream_id, running.answer) == ("Hello?", stream_id, "")
+    assert (running.ended, running.state, running.is_running) == (None, "running", True)
     chat.ends(stream_id, "Hello.")
-    (said,) = chat.now().exchanges
-    assert (said.answer, said.model, said.ended, said.state) == ("Hello.", "m-1", DONE, "done")
-    assert (said.prompt_id, said.answer_id) == (asked.prompt_id, asked.answer_id)
+    (ended,) = chat.now().exchanges
+    assert (ended.answer, ended.model, ended.ended, ended.state) == ("Hello.", "m-1", DONE, "done")
+    assert (ended.prompt_id, ended.answer_id) == (running.prompt_id, running.answer_id)
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "next_prompt"),
     [
         (DONE, "Go on."),
         (STOPPED, f"{notes.STOPPED}\n\nGo on."),
@@ -111,7 +111,7 @@ def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
     ids=["done", "stopped", "unwatched", "broken", "aborted", "length"],
 )
 def test_prompt_after_a_cut_answer_carries_a_note(
-    chat: Chat, how: Done | Cancelled | Failed, told: str
+    chat: Chat, how: Done | Cancelled | Failed, next_prompt: str
 ) -> None:
     """A cut answer is sent as it was seen; the next prompt says that it was cut.
 
@@ -120,7 +120,7 @@ def test_prompt_after_a_cut_answer_carries_a_note(
     chat.says("Tell me.", "Half an", how)
     chat.ask("Go on.")
     assert chat.exchanges() == [("Tell me.", "Half an"), ("Go on.", "")]
-    assert chat.told() == [("user", "Tell me."), ("assistant", "Half an"), ("user", told)]
+    assert chat.told() == [("user", "Tell me."), ("assistant", "Half an"), ("user", next_prompt)]
 
 
 def test_note_copied_by_a_model_is_not_sent_again(chat: Chat) -> None:
@@ -234,7 +234,7 @@ def test_failure_before_any_text_is_kept(chat: Chat) -> None:
 def test_cancel_start_removes_the_prompt_and_its_events(chat: Chat) -> None:
     """A start that is cancelled leaves no prompt and no event; the next prompt is accepted."""
     stream_id = chat.ask("Too much.")
-    chat.store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
+    chat.store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("early")),)))
     chat.store.turns.cancel_start(chat.name, stream_id)
     assert chat.exchanges() == []
     with chat.store.database.reading() as connection:
@@ -299,8 +299,12 @@ def test_prompt_messages_after_failed_regenerations_hold_the_kept_answer(chat: C
     for _ in range(2):
         chat.ends(chat.again(), "", BROKEN)
     chat.ask("b")
-    told = chat.told()
-    assert told == [("user", "a"), ("assistant", "first"), ("user", f"{notes.STOPPED}\n\nb")]
+    sent_messages = chat.told()
+    assert sent_messages == [
+        ("user", "a"),
+        ("assistant", "first"),
+        ("user", f"{notes.STOPPED}\n\nb"),
+    ]
 
 
 def test_cancel_start_of_a_regeneration_restores_the_old_answer(chat: Chat) -> None:
@@ -386,9 +390,9 @@ def test_versions_of_an_answer_can_be_selected(chat: Chat) -> None:
     third = chat.last().versions
     assert (third.number, len(third.ids), third.later) == (3, 3, None)
     assert third.earlier is not None
-    shown = chat.store.turns.show(chat.name, chat.owner, third.earlier).exchanges[-1]
-    assert (shown.answer, shown.versions.number) == ("two", 2)
-    assert (shown.versions.earlier, shown.versions.later) == (third.ids[0], third.ids[2])
+    exchange = chat.store.turns.show(chat.name, chat.owner, third.earlier).exchanges[-1]
+    assert (exchange.answer, exchange.versions.number) == ("two", 2)
+    assert (exchange.versions.earlier, exchange.versions.later) == (third.ids[0], third.ids[2])
     chat.ask("b")
     assert chat.told() == [("user", "a"), ("assistant", "two"), ("user", "b")]
 
@@ -444,8 +448,8 @@ def test_show_of_a_message_selects_its_whole_path(chat: Chat) -> None:
     deep = chat.last().answer_id
     chat.ends(chat.again(chat.now().exchanges[0].prompt_id), "one")
     chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
-    found = chat.store.turns.show(chat.name, chat.owner, deep)
-    assert [(e.prompt, e.answer) for e in found.exchanges] == [("a", "1"), ("b", "2")]
+    conversation = chat.store.turns.show(chat.name, chat.owner, deep)
+    assert [(e.prompt, e.answer) for e in conversation.exchanges] == [("a", "1"), ("b", "2")]
     for message_id in (deep + 1000, 0, -1, 2**70):
         with pytest.raises(UnknownConversation):
             chat.store.turns.show(chat.name, chat.owner, message_id)
@@ -456,12 +460,12 @@ def test_continued_answer_is_one_message(chat: Chat) -> None:
     chat.says("a", "Half an", STOPPED)
     before = chat.last()
     stream_id = chat.extend()
-    asked = chat.last()
-    assert (asked.prefix, asked.answer_id, asked.ended) == ("Half an", before.answer_id, None)
+    running = chat.last()
+    assert (running.prefix, running.answer_id, running.ended) == ("Half an", before.answer_id, None)
     assert chat.told() == [("user", "a"), ("assistant", "Half an")]
     write_end(chat.store, stream_id, "Half an answer.", said=[Content(" answer.")])
-    said = chat.last()
-    assert (said.answer, said.state, said.answer_id) == (
+    ended = chat.last()
+    assert (ended.answer, ended.state, ended.answer_id) == (
         "Half an answer.",
         "done",
         before.answer_id,
@@ -592,9 +596,12 @@ def test_selected_answer_and_its_model_continue_the_conversation(three: Comparis
     prompt."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
-        found = three.store.turns.select(three.name, three.owner, f"talk-{pick}")
+        conversation = three.store.turns.select(three.name, three.owner, f"talk-{pick}")
         assert three.streams() == streams
-        assert (found.settings.model, found.exchanges[-1].selected) == (f"m-{pick}", True)
+        assert (conversation.settings.model, conversation.exchanges[-1].selected) == (
+            f"m-{pick}",
+            True,
+        )
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
     with pytest.raises(UnknownConversation):
@@ -705,28 +712,28 @@ def long(store: Store) -> Chat:
     return Chat(store, "long-conversation")
 
 
-def numbers(found: Conversation) -> list[int]:
-    return [int(each.prompt) // 2 for each in found.exchanges]
+def numbers(conversation: Conversation) -> list[int]:
+    return [int(each.prompt) // 2 for each in conversation.exchanges]
 
 
 def test_conversation_windows_cover_all_exchanges_in_both_directions(long: Chat) -> None:
     """Windows follow one another without a gap or an overlap and say whether there are more."""
-    found = long.now(limit=6)
-    assert numbers(found) == list(range(14, 20))
-    assert (found.has_earlier, found.has_later) == (True, False)
-    seen = numbers(found)
-    while found.has_earlier:
-        found = long.store.conversations.get(long.name, long.owner, before=found.first, limit=6)
-        assert found.has_later
-        seen = numbers(found) + seen
-    assert seen == list(range(20))
-    down = numbers(found)
-    while found.has_later:
-        found = long.store.conversations.get(long.name, long.owner, after=found.last, limit=6)
-        down += numbers(found)
-    assert down == list(range(20))
+    window = long.now(limit=6)
+    assert numbers(window) == list(range(14, 20))
+    assert (window.has_earlier, window.has_later) == (True, False)
+    upward = numbers(window)
+    while window.has_earlier:
+        window = long.store.conversations.get(long.name, long.owner, before=window.first, limit=6)
+        assert window.has_later
+        upward = numbers(window) + upward
+    assert upward == list(range(20))
+    downward = numbers(window)
+    while window.has_later:
+        window = long.store.conversations.get(long.name, long.owner, after=window.last, limit=6)
+        downward += numbers(window)
+    assert downward == list(range(20))
     assert (
-        numbers(long.store.conversations.get(long.name, long.owner, after=found.last, limit=6))
+        numbers(long.store.conversations.get(long.name, long.owner, after=window.last, limit=6))
         == []
     )
 
@@ -738,8 +745,10 @@ def test_window_around_a_message_contains_it(long: Chat, at: int, window: list[i
     """A window around a prompt or its answer contains it and is full at both ends."""
     exchange = long.now().exchanges[at]
     for message_id in (exchange.prompt_id, exchange.answer_id):
-        found = long.store.conversations.get(long.name, long.owner, around=message_id, limit=4)
-        assert numbers(found) == window
+        conversation = long.store.conversations.get(
+            long.name, long.owner, around=message_id, limit=4
+        )
+        assert numbers(conversation) == window
 
 
 def test_conversation_is_read_in_one_snapshot(store: Store, chat: Chat) -> None:
@@ -782,15 +791,15 @@ def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store
     Chat(store, "foreign", "bert").says("a", "1")
     Chat(store, "empty").says("Never mind.", "", STOPPED)
     chats[1].ask("More?")
-    seen: list[tuple[str, bool]] = []
+    summaries: list[tuple[str, bool]] = []
     cursor: str | None = None
     while True:
         page = store.conversations.summaries("anna", cursor, limit=2)
-        seen += [(each.id, each.is_running) for each in page.items]
+        summaries += [(each.id, each.is_running) for each in page.items]
         cursor = page.cursor
         if cursor is None:
             break
-    assert seen == [("chat-1", True), *((f"chat-{n}", False) for n in (4, 3, 2, 0))]
+    assert summaries == [("chat-1", True), *((f"chat-{n}", False) for n in (4, 3, 2, 0))]
     assert store.conversations.summary("chat-1", "anna").is_running
     with pytest.raises(RequestError) as refused:
         store.conversations.summaries("anna", "nonsense")
@@ -911,7 +920,7 @@ def test_search_finds_words_by_their_beginnings(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "shown"),
+    ("query", "marked_text"),
     [
         ("京都", "京都"),
         ("東京都", "東京都"),
@@ -928,16 +937,18 @@ def test_search_finds_words_by_their_beginnings(store: Store) -> None:
         ("iew", ""),
     ],
 )
-def test_search_finds_parts_of_text_without_blanks(store: Store, query: str, shown: str) -> None:
+def test_search_finds_parts_of_text_without_blanks(
+    store: Store, query: str, marked_text: str
+) -> None:
     """In scripts without blanks a search finds any part of a text, in others word beginnings."""
     chat = Chat(store)
     chat.says("Hi", "Nothing of it.")
     chat.says("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
     hits = store.search.find("anna", query).items
     both = 1 if query.startswith(("ป", "เ")) else 2
-    assert len(hits) == (both if shown else 0)
+    assert len(hits) == (both if marked_text else 0)
     for hit in hits:
-        assert shown in [piece for piece, found in hit.snippet if found]
+        assert marked_text in [piece for piece, is_hit in hit.snippet if is_hit]
 
 
 @pytest.mark.parametrize("kind", DATABASES)
@@ -1078,7 +1089,7 @@ def test_markdown_export_contains_the_selected_path(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "reason"),
     [
         ("", "holds no message"),
         (
@@ -1094,13 +1105,13 @@ def test_markdown_export_contains_the_selected_path(store: Store) -> None:
     ],
 )
 def test_import_of_a_wrong_file_is_refused_as_a_whole(
-    store: Store, messages: str, said: str
+    store: Store, messages: str, reason: str
 ) -> None:
     """The error names the place of the fault, and no conversation of the file is saved."""
     good = '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
     bad = f'{{"id":"bad-conversation","title":"","messages":[{messages}]}}'
     file = f'{{"format":"halt-conversations","version":1,"conversations":[{good},{bad}]}}'
-    with pytest.raises(RequestError, match=said) as refused:
+    with pytest.raises(RequestError, match=reason) as refused:
         store.transfer.import_("anna", read(file.encode()))
     assert refused.value.field == "file"
     assert store.conversations.summaries("anna").items == ()
@@ -1120,11 +1131,11 @@ def test_import_corrects_impossible_values(store: Store) -> None:
     talk.created_at = talk.updated_at = time.time() + 10 * DAY
     data = b"\xef\xbb\xbf" + b"".join(to_json([talk]))
     store.transfer.import_("anna", read(data))
-    found = store.conversations.get("of-tomorrow", "anna")
-    assert max(found.created_at, found.updated_at) <= time.time()
-    (shown,) = found.exchanges
-    assert shown.ended == Done("stop", NO_FIGURES)
-    assert [(each.state, each.ms) for each in shown.steps] == [
+    conversation = store.conversations.get("of-tomorrow", "anna")
+    assert max(conversation.created_at, conversation.updated_at) <= time.time()
+    (exchange,) = conversation.exchanges
+    assert exchange.ended == Done("stop", NO_FIGURES)
+    assert [(each.state, each.ms) for each in exchange.steps] == [
         ("done", None),
         ("called", None),
         ("done", 5.0),
@@ -1140,8 +1151,8 @@ def test_import_without_a_selection_selects_the_last_messages(store: Store) -> N
     ]
     for name, chosen, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
         store.transfer.import_("anna", [PortableConversation(name, "  ", written, chosen)])
-        (shown,) = store.conversations.get(name, "anna").exchanges
-        assert (shown.prompt, shown.answer) == ("Hello?", answer)
+        (exchange,) = store.conversations.get(name, "anna").exchanges
+        assert (exchange.prompt, exchange.answer) == ("Hello?", answer)
     assert [each.title for each in store.conversations.summaries("anna").items] == [
         "Hello?",
         "Hello?",
@@ -1208,14 +1219,14 @@ def test_sweep_during_an_import_keeps_its_conversation(
     """A sweep removes no old conversation whose import has not written its messages yet."""
     steps = module._batches
 
-    def swept_batches(*given: Any) -> Iterator[list[Any]]:
+    def swept_batches(*arguments: Any) -> Iterator[list[Any]]:
         monkeypatch.setattr(module, "_batches", steps)
         assert store.generations.sweep(time.time()) == 0  # the messages are written in these steps
-        return steps(*given)
+        return steps(*arguments)
 
     monkeypatch.setattr(module, "_batches", swept_batches)
-    said = PortableMessage(1, "user", "Hi?", created_at=1.0)
-    talk = PortableConversation("of-long-ago", "", [said], created_at=1.0, updated_at=1.0)
+    message = PortableMessage(1, "user", "Hi?", created_at=1.0)
+    talk = PortableConversation("of-long-ago", "", [message], created_at=1.0, updated_at=1.0)
     (name,) = store.transfer.import_("anna", [talk])
     assert [each.id for each in store.conversations.summaries("anna").items] == [name]
 
@@ -1233,7 +1244,7 @@ def test_read_of_another_file_is_refused(data: bytes) -> None:
 # --- recording --------------------------------------------------------------------------------------
 
 
-def said(*texts: str) -> list[tuple[float, Event]]:
+def content_events(*texts: str) -> list[tuple[float, Event]]:
     return [(10.0 * n, Content(text)) for n, text in enumerate(texts)]
 
 
@@ -1257,22 +1268,30 @@ def test_recorded_events_are_read_back_exactly(store: Store, chat: Chat) -> None
     batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ends=(end,))
     store.generations.write(batch)
     store.generations.write(batch)
-    found = store.generations.get_ended(stream_id, "anna")
-    assert found is not None
-    assert found.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
-    assert (found.state, found.last_seq, found.seen, found.model) == ("done", 4, 3, "m-1")
-    assert (found.conversation_id, found.message_id) == ("talk", chat.last().answer_id)
+    generation = store.generations.get_ended(stream_id, "anna")
+    assert generation is not None
+    assert generation.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
+    assert (generation.state, generation.last_seq, generation.seen, generation.model) == (
+        "done",
+        4,
+        3,
+        "m-1",
+    )
+    assert (generation.conversation_id, generation.message_id) == ("talk", chat.last().answer_id)
     assert chat.exchanges() == [("a", "Hello \U0001f44b")]
 
 
 def test_recorded_log_keeps_a_gap(store: Store) -> None:
     """Events that were not written leave their numbers unused."""
     end = GenerationEnd("gappy-one", DONE, time.time(), 9, "ab")
-    chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
+    chunks = (
+        Chunk("gappy-one", 1, content_events("a")),
+        Chunk("gappy-one", 8, [*content_events("b"), (9.0, DONE)]),
+    )
     store.generations.write(Batch((new_generation("gappy-one"),), chunks, (end,)))
-    found = store.generations.get_ended("gappy-one", None)
-    assert found is not None
-    assert [seq for seq, _, _ in found.events] == [1, 8, 9]
+    generation = store.generations.get_ended("gappy-one", None)
+    assert generation is not None
+    assert [seq for seq, _, _ in generation.events] == [1, 8, 9]
 
 
 def test_generation_is_readable_by_its_session_or_by_id(store: Store, chat: Chat) -> None:
@@ -1295,7 +1314,7 @@ def test_second_end_of_a_generation_is_ignored(store: Store, chat: Chat) -> None
     assert store.generations.interrupt(stream_id)
     before = chat.last()
     chat.ends(stream_id, "late")
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("late")),)))
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("late")),)))
     assert chat.last() == before
     assert not store.generations.interrupt(stream_id)
 
@@ -1347,7 +1366,9 @@ def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -
     """The saved text and thoughts of a dead worker's generation are its answer, as interrupted."""
     stream_id = chat.ask("a")
     thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
+    store.generations.write(
+        Batch(chunks=(Chunk(stream_id, 1, [*thought, *content_events("Hel", "lo")]),))
+    )
     assert store.generations.workers_running().keys() == {WORKER}
     assert store.generations.running_of(WORKER) == [stream_id]
     assert store.generations.interrupt(stream_id)
@@ -1358,11 +1379,11 @@ def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -
     assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
     assert last.ended.metrics.tokens_estimated
     assert [fold.text for fold in last.steps] == ["Hm"]
-    found = store.generations.get_ended(stream_id, "anna")
-    assert found is not None
-    assert found.last_seq == 3 + GAP + 1
-    assert [seq for seq, _, _ in found.events] == [1, 2, 3, 3 + GAP + 1]
-    assert found.events[-1][2] == last.ended
+    generation = store.generations.get_ended(stream_id, "anna")
+    assert generation is not None
+    assert generation.last_seq == 3 + GAP + 1
+    assert [seq for seq, _, _ in generation.events] == [1, 2, 3, 3 + GAP + 1]
+    assert generation.events[-1][2] == last.ended
     chat.ask("b")
     assert chat.told()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
 
@@ -1371,7 +1392,9 @@ def test_interrupt_separates_a_late_thought_from_the_answer(store: Store, chat: 
     """Text that a late ReasoningEnd turned into a thought is a step and not part of the answer."""
     stream_id = chat.ask("a")
     ended: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
+    store.generations.write(
+        Batch(chunks=(Chunk(stream_id, 1, [*content_events("Ok", "ay."), *ended]),))
+    )
     assert store.generations.interrupt(stream_id)
     assert chat.last().answer == "Hello"
     assert [(fold.kind, fold.text) for fold in chat.last().steps] == [("thought", "Okay.")]
@@ -1383,7 +1406,7 @@ def test_interrupt_of_a_continue_keeps_the_earlier_text(store: Store, chat: Chat
     """An interrupted Continue keeps the earlier text and the new text saved so far."""
     chat.says("a", "Half", STOPPED)
     stream_id = chat.extend()
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events(" an")),)))
     store.generations.interrupt(stream_id)
     assert (chat.last().answer, chat.last().state) == ("Half an", "interrupted")
     chat.ends(chat.extend(), "Half an answer")
@@ -1402,7 +1425,7 @@ def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -
     """Law: of concurrent interruptions of a generation exactly one ends it."""
     for n in range(10):
         stream_id = chat.ask(f"{n}")
-        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
+        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("x")),)))
         won = together(*[partial(store.generations.interrupt, stream_id)] * 4)
         assert sorted(won) == [False, False, False, True]
         assert chat.last().answer == "x"
@@ -1412,15 +1435,15 @@ def test_concurrent_end_and_interrupt_leave_one_end(store: Store, chat: Chat) ->
     """Law: an end and an interruption at the same moment leave one end in message and events."""
     for n in range(15):
         stream_id = chat.ask(f"{n}")
-        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
+        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("a")),)))
         end = partial(write_end, store, stream_id, "ab", said=[Content("a"), Content("b")])
         interrupted, _ = together(partial(store.generations.interrupt, stream_id), end)
-        found = store.generations.get_ended(stream_id, "anna")
-        assert found is not None
-        assert found.events[-1][2] == chat.last().ended
+        generation = store.generations.get_ended(stream_id, "anna")
+        assert generation is not None
+        assert generation.events[-1][2] == chat.last().ended
         expected = ("a", "interrupted") if interrupted else ("ab", "done")
         assert (chat.last().answer, chat.last().state) == expected
-        assert found.state == chat.last().state
+        assert generation.state == chat.last().state
 
 
 def test_one_batch_writes_many_streams(store: Store) -> None:
@@ -1429,7 +1452,7 @@ def test_one_batch_writes_many_streams(store: Store) -> None:
     store.generations.write(Batch(new=tuple(map(new_generation, names))))
     for seq in (1, 2):
         store.generations.write(
-            Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names))
+            Batch(chunks=tuple(Chunk(name, seq, content_events(f"{seq}")) for name in names))
         )
     now = time.time()
     ended = tuple(GenerationEnd(name, DONE, now, 3, "12") for name in names[::2])
@@ -1438,10 +1461,10 @@ def test_one_batch_writes_many_streams(store: Store) -> None:
     )
     assert sorted(store.generations.running_of(WORKER)) == names[1::2]
     for name in names[::2]:
-        found = store.generations.get_ended(name, None)
-        assert found is not None
-        assert [each[2] for each in found.events] == [Content("1"), Content("2"), DONE]
-        assert all(a[0] < b[0] for a, b in pairwise(found.events))
+        generation = store.generations.get_ended(name, None)
+        assert generation is not None
+        assert [each[2] for each in generation.events] == [Content("1"), Content("2"), DONE]
+        assert all(a[0] < b[0] for a, b in pairwise(generation.events))
 
 
 def test_sweep_removes_old_events_and_keeps_texts(store: Store, chat: Chat) -> None:
@@ -1484,9 +1507,9 @@ def test_numbers_beyond_the_databases_range_lose_no_answer(store: Store, chat: C
     """An answer with impossible token counts is saved without them."""
     end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
     stream_id = chat.ask("a")
-    said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
+    timed_events: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
     ended = GenerationEnd(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said),), ends=(ended,)))
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, timed_events),), ends=(ended,)))
     assert chat.exchanges() == [("a", "b")]
     recorded = store.generations.get_ended(stream_id, chat.owner)
     assert recorded is not None
@@ -1501,13 +1524,13 @@ def test_generation_of_another_worker_with_the_same_id_is_not_saved(
 
     The first one keeps its events. The store could not be asked for the ID when the second began.
     """
-    mine = Batch(
+    own = Batch(
         new=(new_generation("an-id"),),
         chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
         worker=WORKER,
     )
-    store.generations.write(mine)
-    store.generations.write(mine)  # tried again: it was not heard that it had been written
+    store.generations.write(own)
+    store.generations.write(own)  # tried again: it was not heard that it had been written
     assert not caplog.records
     other = replace(new_generation("an-id"), worker="worker-2")
     timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
@@ -1519,8 +1542,8 @@ def test_generation_of_another_worker_with_the_same_id_is_not_saved(
     ]
     assert store.generations.state("an-id", None) == "running"
     assert store.generations.interrupt("an-id")
-    found = store.generations.get_ended("an-id", None)
-    assert found is not None
-    assert [event.content for _, _, event in found.events if isinstance(event, Content)] == [
+    generation = store.generations.get_ended("an-id", None)
+    assert generation is not None
+    assert [event.content for _, _, event in generation.events if isinstance(event, Content)] == [
         "first"
     ]

@@ -101,8 +101,8 @@ class Shelf:
         return "".join(text_of(event) for _, event in self.events(stream_id))
 
     def end_of(self, stream_id: str) -> GenerationEnd:
-        (found,) = [e for batch in self.batches for e in batch.ends if e.stream_id == stream_id]
-        return found
+        (end,) = [e for batch in self.batches for e in batch.ends if e.stream_id == stream_id]
+        return end
 
 
 class Desk:
@@ -113,31 +113,31 @@ class Desk:
         self.store_writer = StoreWriter(cast(Generations, self.shelf), "worker-1")
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Generation:
-        recording = Generation(stream_id, "somebody", EventLog(max_bytes), started_at=now())
-        self.store_writer.add(recording)
-        return recording
+        generation = Generation(stream_id, "somebody", EventLog(max_bytes), started_at=now())
+        self.store_writer.add(generation)
+        return generation
 
-    def end(self, recording: Generation) -> None:
-        recording.log.end(lambda: Done("stop", METRICS))
-        recording.ended_at = now()
+    def end(self, generation: Generation) -> None:
+        generation.log.end(lambda: Done("stop", METRICS))
+        generation.ended_at = now()
         self.store_writer.notify_end()
 
 
 @pytest.fixture
 def desk() -> Iterator[Desk]:
-    made = Desk()
-    yield made
-    made.shelf.free.set()
-    made.shelf.fault = lambda batch: None
-    made.store_writer.close()
+    writer_desk = Desk()
+    yield writer_desk
+    writer_desk.shelf.free.set()
+    writer_desk.shelf.fault = lambda batch: None
+    writer_desk.store_writer.close()
 
 
-def add(recording: Generation, *events: str | Delta) -> None:
+def add(generation: Generation, *events: str | Delta) -> None:
     """What a run does with what it gets from a model."""
     for each in events:
         event = Content(each) if isinstance(each, str) else each
-        recording.record_text(text_of(event), now())
-        recording.log.append(event)
+        generation.record_text(text_of(event), now())
+        generation.log.append(event)
 
 
 def test_writer_saves_each_event_once_in_order_with_the_end(desk: Desk) -> None:
@@ -159,9 +159,9 @@ def test_writer_saves_each_event_once_in_order_with_the_end(desk: Desk) -> None:
 
 def test_saved_event_has_its_arrival_time_in_milliseconds(desk: Desk) -> None:
     """An event is saved with its milliseconds since the generation began."""
-    recording = desk.begin()
-    recording.record_text("a", recording.started_at + 1.25)
-    recording.log.append(Content("a"))
+    generation = desk.begin()
+    generation.record_text("a", generation.started_at + 1.25)
+    generation.log.append(Content("a"))
     desk.shelf.until(lambda: desk.shelf.text("a-stream") == "a")
     assert desk.shelf.chunks("a-stream")[0].events[0][0] == 1250.0
 
@@ -172,9 +172,9 @@ def test_end_is_written_without_waiting_for_the_period(
     """An end is written at once, so that the next message does not wait for a period."""
     monkeypatch.setattr(module, "PERIOD", 100 * WAIT_TIMEOUT)
     monkeypatch.setattr(module, "PERIOD_MAX", 100 * WAIT_TIMEOUT)
-    recording = desk.begin()
-    add(recording, "text")
-    desk.end(recording)
+    generation = desk.begin()
+    add(generation, "text")
+    desk.end(generation)
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
 
 
@@ -211,12 +211,12 @@ def test_generations_of_a_process_share_a_transaction(desk: Desk) -> None:
     desk.shelf.free.clear()
     blocker = desk.begin("the-blocker")
     desk.shelf.attempt()
-    recordings = [desk.begin(f"stream-{n:03}") for n in range(50)]
-    for recording in recordings:
-        add(recording, recording.id)
+    generations = [desk.begin(f"stream-{n:03}") for n in range(50)]
+    for generation in generations:
+        add(generation, generation.id)
     desk.shelf.free.set()
     desk.shelf.until(lambda: len(desk.shelf.batches) == 2)
-    assert {each.stream_id for each in desk.shelf.batches[1].chunks} == {r.id for r in recordings}
+    assert {each.stream_id for each in desk.shelf.batches[1].chunks} == {r.id for r in generations}
     assert blocker.log.last == 0
 
 
@@ -225,19 +225,19 @@ def test_failing_store_loses_no_event_and_is_logged_twice(
 ) -> None:
     """Events of a failing store are saved when it works again; its log has two lines."""
     desk.shelf.fault = lambda batch: FULL
-    recording = desk.begin()
+    generation = desk.begin()
     with caplog.at_level(logging.INFO, "halt.store.writer"):
         for letter in "abc":
-            add(recording, letter)
+            add(generation, letter)
             desk.shelf.attempt()
         assert not desk.store_writer.wait_written("a-stream", 0)
         desk.shelf.fault = lambda batch: None
-        desk.end(recording)
+        desk.end(generation)
         assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    assert desk.shelf.events("a-stream") == recording.log.read(0)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2, said
-    assert "the disk is full" in said[0]
+    assert desk.shelf.events("a-stream") == generation.log.read(0)
+    log_lines = [record.getMessage() for record in caplog.records]
+    assert len(log_lines) == 2, log_lines
+    assert "the disk is full" in log_lines[0]
 
 
 def test_saving_reports_behind_failed_and_saved(
@@ -246,7 +246,7 @@ def test_saving_reports_behind_failed_and_saved(
     """`saving` is "behind" while a write takes long, "failed" with its reason, then "saved"."""
     monkeypatch.setattr(module, "BEHIND", 0.0)
     desk.shelf.free.clear()
-    recording = desk.begin()
+    generation = desk.begin()
     desk.shelf.attempt()
     assert desk.store_writer.saving == Saving("behind")
     desk.shelf.fault = lambda batch: FULL
@@ -254,7 +254,7 @@ def test_saving_reports_behind_failed_and_saved(
     desk.shelf.attempt()
     assert desk.store_writer.saving == Saving("failed", "the disk is full")
     desk.shelf.fault = lambda batch: None
-    desk.end(recording)
+    desk.end(generation)
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.store_writer.saving == Saving("saved")
 
@@ -303,12 +303,12 @@ def test_unreadable_generation_delays_no_other_generation(desk: Desk) -> None:
 def test_text_dropped_from_the_log_is_saved_without_its_thoughts(desk: Desk) -> None:
     """Text that the bounded log has dropped while the store failed is saved; thoughts are lost."""
     desk.shelf.fault = lambda batch: FULL
-    recording = desk.begin(max_bytes=1_000)
+    generation = desk.begin(max_bytes=1_000)
     desk.shelf.attempt()
-    add(recording, "a", "b", Reasoning("a thought"), *"cdefghijklmnopqrstuvwxyz")
-    assert recording.log.first > 4
+    add(generation, "a", "b", Reasoning("a thought"), *"cdefghijklmnopqrstuvwxyz")
+    assert generation.log.first > 4
     desk.shelf.fault = lambda batch: None
-    desk.end(recording)
+    desk.end(generation)
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.shelf.text("a-stream") == "abcdefghijklmnopqrstuvwxyz"
     numbers = [number for number, _ in desk.shelf.events("a-stream")]
@@ -321,17 +321,17 @@ def test_long_backlog_is_written_in_bounded_transactions(
     """A backlog is written in transactions of BATCH_EVENTS events at most."""
     monkeypatch.setattr(module, "BATCH_EVENTS", 10)
     desk.shelf.free.clear()
-    recording = desk.begin()
+    generation = desk.begin()
     desk.shelf.attempt()
-    add(recording, *"abcdefghijklmnopqrstuvwxyz")
+    add(generation, *"abcdefghijklmnopqrstuvwxyz")
     other = desk.begin("another")
     add(other, "text")
-    desk.end(recording)
+    desk.end(generation)
     desk.end(other)
     desk.shelf.free.set()
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.store_writer.wait_written("another", WAIT_TIMEOUT)
-    assert desk.shelf.events("a-stream") == recording.log.read(0)
+    assert desk.shelf.events("a-stream") == generation.log.read(0)
     sizes = [sum(len(each.events) for each in batch.chunks) for batch in desk.shelf.batches]
     assert max(sizes) <= 10
 
@@ -390,11 +390,11 @@ def test_sweep_that_fails_is_logged_and_loses_no_event(
         raise fault
 
     monkeypatch.setattr(desk.shelf, "sweep", broken)
-    recording = desk.begin()
-    add(recording, "text")
-    desk.end(recording)
-    assert desk.store_writer.wait_written(recording.id, WAIT_TIMEOUT)
-    assert desk.shelf.text(recording.id) == "text"
+    generation = desk.begin()
+    add(generation, "text")
+    desk.end(generation)
+    assert desk.store_writer.wait_written(generation.id, WAIT_TIMEOUT)
+    assert desk.shelf.text(generation.id) == "text"
     wait_until(lambda: "it is broken" in caplog.text)
     assert not desk.store_writer.is_failing
 
@@ -411,12 +411,12 @@ def test_sweep_repeats_until_no_expired_row_is_left(desk: Desk) -> None:
 
 def test_close_writes_all_ended_generations(desk: Desk) -> None:
     """After `close` every ended generation is in the store."""
-    recordings = [desk.begin(f"stream-{n:03}") for n in range(20)]
-    for recording in recordings:
-        add(recording, "text")
-        recording.log.end(lambda: Done("stop", METRICS))
+    generations = [desk.begin(f"stream-{n:03}") for n in range(20)]
+    for generation in generations:
+        add(generation, "text")
+        generation.log.end(lambda: Done("stop", METRICS))
     assert desk.store_writer.close()
-    assert {e.stream_id for b in desk.shelf.batches for e in b.ends} == {r.id for r in recordings}
+    assert {e.stream_id for b in desk.shelf.batches for e in b.ends} == {r.id for r in generations}
 
 
 def test_close_with_a_broken_store_returns_false_in_time(desk: Desk) -> None:
@@ -464,9 +464,9 @@ def make_service() -> Iterator[Callable[..., Service]]:
     with contextlib.ExitStack() as stack:
 
         def make(**settings: Any) -> Service:
-            made = Service(**settings)
-            stack.callback(made.generations.close)
-            return made
+            service = Service(**settings)
+            stack.callback(service.generations.close)
+            return service
 
         yield make
 

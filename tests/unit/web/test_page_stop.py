@@ -35,7 +35,7 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
             state=state,
             patch=Patch(finished=f"<p>{text}</p>\n", replaces_tail=True, tail="", form="text"),
             source=text,
-            requested_model=asked,
+            requested_model=requested_model,
             model=model,
             note=note,
             retryable=flag,
@@ -47,7 +47,10 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
             below=below,
             earlier_below=below,
         )
-        for stream_id, text, (asked, model), note, flag, broken, figures, folds, below in (
+        for stream_id, text, (
+            requested_model,
+            model,
+        ), note, flag, broken, figures, folds, below in (
             itertools.product(
                 ("stream-1", ""),
                 ("", HOSTILE),

@@ -68,10 +68,10 @@ def call(city: str, id_: str = "c1") -> list[Delta]:
 
 @pytest.fixture
 def template() -> Template:
-    found = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return found.get_template("answer.html")
+    return environment.get_template("answer.html")
 
 
 Played = Callable[..., Run]
@@ -142,14 +142,14 @@ def test_thought_is_sent_in_pieces_and_its_duration_at_its_end(
     assert "Yes." in answer
 
 
-SAID = ["".join(f"word {n} &c. " for n in range(at, at + 12)) for at in range(0, 600, 12)]
+LONG_TEXT = ["".join(f"word {n} &c. " for n in range(at, at + 12)) for at in range(0, 600, 12)]
 
 
 def test_long_text_is_sent_in_parts(played: Played, template: Template) -> None:
     """An open paragraph and an open thought are sent in parts; an ended answer has no seams."""
-    run = played([*map(Reasoning, SAID), *map(Content, SAID)])
+    run = played([*map(Reasoning, LONG_TEXT), *map(Content, LONG_TEXT)])
     sent = messages(run, template)
-    thought, answer = "".join(sent[: len(SAID)]), "".join(sent[len(SAID) :])
+    thought, answer = "".join(sent[: len(LONG_TEXT)]), "".join(sent[len(LONG_TEXT) :])
     assert thought.count(SEAM) >= 2
     assert answer.count(SEAM) >= 2
     assert text_in(answer).endswith("word 599 &c. ")
@@ -161,9 +161,9 @@ def test_page_that_reconnects_for_each_message_receives_parts(
     played: Played, template: Template, kind: Callable[[str], Delta]
 ) -> None:
     """A new writer knows the length of the last part that the page has."""
-    run = played([kind(each) for each in SAID])
+    run = played([kind(each) for each in LONG_TEXT])
     sent = ""
-    for after in range(len(SAID)):
+    for after in range(len(LONG_TEXT)):
         writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
         sent += message(writer, run.log.read(after)[:1])
     assert sent.count(SEAM) >= 2
@@ -267,21 +267,21 @@ def test_stopped_answer_has_the_steps_that_were_seen(played: Played) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "state", "kinds"),
+    ("last_seen", "state", "kinds"),
     [(0, "withdrawn", []), (1, "stopped", ["thought"]), (3, "stopped", ["thought", "tool"])],
 )
 def test_stopped_answer_with_seen_steps_is_not_withdrawn(
-    played: Played, seen: int, state: str, kinds: list[str]
+    played: Played, last_seen: int, state: str, kinds: list[str]
 ) -> None:
     """Only an answer without any seen event is withdrawn; seen steps stay, also beside an old
     answer."""
-    run = played([Reasoning("a"), *call("Oslo")], stop_at=seen)
+    run = played([Reasoning("a"), *call("Oslo")], stop_at=last_seen)
     first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), steps=steps.steps_of(run))
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
     for exchange in (first, again) if kinds else (first,):
-        shown = view(exchange, None, AnswerProgress(), RENDERER.within(60))
-        assert (shown.state, [fold.kind for fold in shown.steps]) == (state, kinds)
-        assert shown.source == ""
+        answer = view(exchange, None, AnswerProgress(), RENDERER.within(60))
+        assert (answer.state, [fold.kind for fold in answer.steps]) == (state, kinds)
+        assert answer.source == ""
 
 
 def test_thought_with_a_dropped_beginning_shows_its_rest(
@@ -321,20 +321,20 @@ def test_earlier_comparison_is_shown_with_its_first_answer() -> None:
     """The last prompt's answers are shown side by side; an earlier prompt's first answer with
     text."""
     rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
-    asked = Exchange("Hi", "a", "", alternatives=rivals)
-    last = exchange_view(asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=True)
+    exchange = Exchange("Hi", "a", "", alternatives=rivals)
+    last = exchange_view(exchange, lambda _: None, AnswerProgress(), RENDERER.within(60), last=True)
     assert ([a.id for a in last.answers], last.is_selected) == (["a", "b", "c"], False)
     earlier = exchange_view(
-        asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=False
+        exchange, lambda _: None, AnswerProgress(), RENDERER.within(60), last=False
     )
     assert ([a.id for a in earlier.answers], earlier.is_selected) == (["b", "a", "c"], True)
 
 
 def below(markup: str) -> str:
     """What stands below the text of an answer."""
-    found = re.search('<div class="below" id="below-a-stream">(.*?)</div>', markup, re.DOTALL)
-    assert found, markup
-    return found[1]
+    match = re.search('<div class="below" id="below-a-stream">(.*?)</div>', markup, re.DOTALL)
+    assert match, markup
+    return match[1]
 
 
 def test_pictures_and_sources_are_shown_below_the_text(played: Played, template: Template) -> None:
@@ -412,10 +412,10 @@ def test_present_returns_functions_for_expensive_messages(
     writer = PageWriter(run, 0, template, AnswerProgress(), RENDERER)
     is_bytes = []
     for each in run.log.read(0):
-        made = writer.present([each])
-        is_bytes.append(isinstance(made, bytes))
-        if not isinstance(made, bytes):
-            made()
+        payload = writer.present([each])
+        is_bytes.append(isinstance(payload, bytes))
+        if not isinstance(payload, bytes):
+            payload()
     assert is_bytes == [False, True, False, True, False, True, False, True, False, True, False]
 
 
@@ -424,10 +424,10 @@ def test_present_of_any_grouping_leads_to_the_same_page(played: Played, template
     text = "".join(f"Line {n} &c.\n\n```c\nint x{n};\n```\n" for n in range(40))
     run = played([Content(text[at : at + 7]) for at in range(0, len(text), 7)])
     events = [each for each in run.log.read(0) if not is_terminal(each[1])]
-    shown = []
+    pages = []
     for size in (1, 3, 70, len(events)):
         writer = PageWriter(run, 0, template, AnswerProgress(), RENDERER)
         groups = [events[at : at + size] for at in range(0, len(events), size)]
         sent = "".join(message(writer, group) for group in groups)
-        shown.append((re.findall(r"x\d+", text_in(sent))[-1], sent.count("<pre")))
-    assert shown == [("x39", 40)] * 4
+        pages.append((re.findall(r"x\d+", text_in(sent))[-1], sent.count("<pre")))
+    assert pages == [("x39", 40)] * 4

@@ -160,10 +160,10 @@ def test_refused_start_sends_no_request_to_the_model(
 ) -> None:
     """A refused start sends no request to the model's server."""
     exhaust(client)
-    said = new_id()
-    body = {**HELLO, "messages": [{"role": "user", "content": said}]}
+    prompt = new_id()
+    body = {**HELLO, "messages": [{"role": "user", "content": prompt}]}
     assert client.post("/chat", body).status == 429
-    assert said not in json.dumps([each.body for each in shared_fake.requests])
+    assert prompt not in json.dumps([each.body for each in shared_fake.requests])
 
 
 def test_openai_client_raises_rate_limit_error(limited: HaltServer, client: Client) -> None:
@@ -175,10 +175,10 @@ def test_openai_client_raises_rate_limit_error(limited: HaltServer, client: Clie
             api_key="none",
             max_retries=0,
             default_headers=client.headers,
-        ) as theirs,
+        ) as openai_client,
         pytest.raises(openai.RateLimitError) as caught,
     ):
-        theirs.chat.completions.create(
+        openai_client.chat.completions.create(
             model="echo", messages=[{"role": "user", "content": "Hello"}]
         )
     assert caught.value.code == "rate_limit_exceeded"
@@ -191,9 +191,9 @@ def test_websocket_start_over_the_limit_is_an_error_frame(
     """A start over the limit is an error frame of its stream; the socket and its streams go on."""
     with WebSocket(limited, X_Forwarded_For=client.headers["X-Forwarded-For"]) as ws:
         ids = [ws.start("count?n=1000000&rate=50") for _ in range(STARTS)]
-        mine = new_id()
-        ws.send(type="start", id=mine, **HELLO)
-        error = ws.until("error", mine)["error"]
+        stream_id = new_id()
+        ws.send(type="start", id=stream_id, **HELLO)
+        error = ws.until("error", stream_id)["error"]
         assert (error["code"], error["retryable"]) == (CODE, True)
         assert 0 < error["retry_after"] <= 3600
         for each in ids:
@@ -208,8 +208,8 @@ def test_client_over_the_limit_can_stop_read_and_list(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """Stop, replay, lists, health, pages and files are never refused by a rate limit."""
-    said = new_id()
-    with client.chat("count?n=1000000&rate=50", said) as running:
+    prompt = new_id()
+    with client.chat("count?n=1000000&rate=50", prompt) as running:
         running.until_text("0 ")
         for _ in range(STARTS - 1):
             assert chat(client).status == 200
@@ -220,27 +220,27 @@ def test_client_over_the_limit_can_stop_read_and_list(
         with client.follow(running.id) as again:
             again.until_text("0 ")
         assert client.stop(running.id).json["status"] == "stopped"
-        assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+        assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
         for _ in range(STARTS + 1):
             assert client.stop(running.id).json["status"] == "finished"
 
 
 def test_eventsource_reconnect_counts_as_no_start(client: Client) -> None:
     """An EventSource that reconnects with an event ID or its stream's ID starts nothing."""
-    mine = new_id()
-    path = f"/stream?{urlencode({'prompt': 'Hello', 'model': 'echo', 'id': mine})}"
+    stream_id = new_id()
+    path = f"/stream?{urlencode({'prompt': 'Hello', 'model': 'echo', 'id': stream_id})}"
     first = client.get(path)
     assert first.status == 200
     end = first.body.split(b"\n\n")[-2]
     assert b'"type":"done"' in end
     for _ in range(STARTS + 1):
         assert end in client.get(path).body
-        assert client.get(path, Last_Event_ID=f"{mine}.0").body.count(end) == 1
+        assert client.get(path, Last_Event_ID=f"{stream_id}.0").body.count(end) == 1
     for _ in range(STARTS - 1):
         assert chat(client).status == 200
     assert event_source(client).status == 429
     assert end in client.get(path).body
-    assert client.get(path, Last_Event_ID=f"{mine}.0").body.count(end) == 1
+    assert client.get(path, Last_Event_ID=f"{stream_id}.0").body.count(end) == 1
 
 
 def test_malformed_request_counts_as_no_start(client: Client) -> None:
@@ -292,7 +292,7 @@ def test_forwarded_header_without_a_trusted_proxy_is_ignored(
 
 
 @pytest.mark.parametrize(
-    ("told", "known"),
+    ("remote_address", "counted_address"),
     [
         ("192.0.2.7", "192.0.2.7"),
         ("::ffff:192.0.2.7", "192.0.2.7"),
@@ -303,10 +303,12 @@ def test_forwarded_header_without_a_trusted_proxy_is_ignored(
         ("", ""),
     ],
 )
-def test_client_address_is_the_ipv4_address_or_the_ipv6_network(told: str, known: str) -> None:
+def test_client_address_is_the_ipv4_address_or_the_ipv6_network(
+    remote_address: str, counted_address: str
+) -> None:
     """An IPv4 client is counted by its address, an IPv6 client by its /64 network."""
-    with Flask(__name__).test_request_context(environ_base={"REMOTE_ADDR": told}):
-        assert client_address() == known
+    with Flask(__name__).test_request_context(environ_base={"REMOTE_ADDR": remote_address}):
+        assert client_address() == counted_address
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -376,9 +378,9 @@ def rates(**settings: Any) -> tuple[Flask, RateLimits]:
     """An application's limits."""
     data = tempfile.mkdtemp()
     app = create_app(Config(base_url="http://127.0.0.1:9/v1", data=data, **settings))
-    found = services(app).rate_limits
-    assert isinstance(found, RateLimits)
-    return app, found
+    limits = services(app).rate_limits
+    assert isinstance(limits, RateLimits)
+    return app, limits
 
 
 @pytest.mark.parametrize(
@@ -387,12 +389,12 @@ def rates(**settings: Any) -> tuple[Flask, RateLimits]:
 )
 def test_rate_accepts_several_notations_and_the_strictest_limit(rate: str, starts: int) -> None:
     """The strictest of several limits holds; equal limits count as one."""
-    app, found = rates(rate_address=load({"HALT_RATE_ADDRESS": rate}).rate_address)
+    app, limits = rates(rate_address=load({"HALT_RATE_ADDRESS": rate}).rate_address)
     with app.test_request_context():
         for _ in range(starts):
-            found.count(1)
+            limits.count(1)
         with pytest.raises(TooManyRequests, match=f"{starts} per "):
-            found.count(1)
+            limits.count(1)
 
 
 def test_default_settings_have_no_rate_limit() -> None:
@@ -417,14 +419,14 @@ def test_ended_window_allows_starts_and_is_deleted(monkeypatch: pytest.MonkeyPat
     deleted."""
     clock = Clock()
     monkeypatch.setattr(rate_limits, "time", clock)
-    app, found = rates(rate_address="1/second")
+    app, limits = rates(rate_address="1/second")
 
     def starts(host: str) -> bool:
         with (
             app.test_request_context(environ_base={"REMOTE_ADDR": host}),
             contextlib.suppress(TooManyRequests),
         ):
-            found.count(1)
+            limits.count(1)
             return True
         return False
 

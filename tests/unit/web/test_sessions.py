@@ -20,13 +20,13 @@ KEY = "a key for more than one"
 ELSEWHERE = b"This browser has no conversations here"
 
 
-def converse(browser: Client, conversation_id: str) -> None:
+def send_message(browser: Client, conversation_id: str) -> None:
     """Send a message in a new conversation, as the page does."""
     path = f"/c/{conversation_id}/messages"
     assert browser.post(path, b"prompt=Hello&model=count?n=1", Content_Type=FORM).status == 200
 
 
-def has(browser: Client, conversation_id: str) -> bool:
+def has_conversation(browser: Client, conversation_id: str) -> bool:
     """Whether the browser's list holds the conversation, and its page is there."""
     listed = f"/c/{conversation_id}".encode() in browser.get("/conversations").body
     assert (browser.get(f"/c/{conversation_id}").status == 200) == listed
@@ -51,10 +51,10 @@ def test_servers_behind_the_same_port_use_different_cookies(
     for token, browser in ((TOKEN, browsers[0]), (f"{TOKEN}-2", browsers[1])):
         browser.post("/login", f"token={token}".encode(), Content_Type=FORM)
     for number, browser in enumerate(browsers):
-        converse(browser, f"conversation-{number}")
+        send_message(browser, f"conversation-{number}")
     for _ in range(2):
         for number, browser in enumerate(browsers):
-            assert has(browser, f"conversation-{number}")
+            assert has_conversation(browser, f"conversation-{number}")
 
 
 def test_session_is_valid_for_all_workers_and_at_another_port(
@@ -65,26 +65,26 @@ def test_session_is_valid_for_all_workers_and_at_another_port(
     first = start_halt(shared_fake, **settings)
     browser = first.client()
     browser.get("/")
-    converse(browser, "kept-conversation")
+    send_message(browser, "kept-conversation")
     for _ in range(8):
-        assert has(browser, "kept-conversation")
+        assert has_conversation(browser, "kept-conversation")
     assert len(browser.cookies) == 1
     first.close()
     second = start_halt(shared_fake, **settings)
     assert second.port != first.port
     moved = second.client()
     moved.cookies = browser.cookies
-    assert has(moved, "kept-conversation")
+    assert has_conversation(moved, "kept-conversation")
 
 
 def test_hosts_with_a_shared_database_use_one_cookie_name(tmp_path: Path) -> None:
     """Hosts that share PostgreSQL and a key use one cookie name; with SQLite each has its own."""
     names: dict[str, list[str]] = {"": [], "postgresql://127.0.0.1:9/halt": []}
-    for url, found in names.items():
+    for url, cookie_names in names.items():
         for host in ("first", "second"):
             environ = {"HALT_SECRET_KEY": KEY, "HALT_DATA": str(tmp_path / host)}
             application = create_app(load({**environ, "DATABASE_URL": url}))
-            found.append(application.session_interface.get_cookie_name(application))
+            cookie_names.append(application.session_interface.get_cookie_name(application))
     alone, shared = names.values()
     assert len(set(alone)) == 2
     assert len(set(shared)) == 1
@@ -100,7 +100,7 @@ def test_cookie_of_an_earlier_version_is_accepted(halt: HaltServer) -> None:
     for number in range(2):
         browser = halt.client()
         browser.get("/")
-        converse(browser, f"earlier-{number}")
+        send_message(browser, f"earlier-{number}")
         ((name, value),) = browser.cookies.items()
         values.append(value)
     updated = halt.client()
@@ -110,16 +110,16 @@ def test_cookie_of_an_earlier_version_is_accepted(halt: HaltServer) -> None:
         "halt_session_8001": values[1],
         "halt_session_8002": foreign,
     }
-    assert has(updated, "earlier-0")
+    assert has_conversation(updated, "earlier-0")
     assert name in updated.cookies
     updated.cookies = {name: updated.cookies[name], "halt_session_0": values[1]}
-    assert has(updated, "earlier-0")  # the new name alone counts from then on
+    assert has_conversation(updated, "earlier-0")  # the new name alone counts from then on
     other_port = halt.client()
     other_port.cookies = {"halt_session_8001": values[1]}
-    assert has(other_port, "earlier-1")
+    assert has_conversation(other_port, "earlier-1")
     stranger = halt.client()
     stranger.cookies = {"halt_session_8002": foreign}
-    assert not has(stranger, "earlier-0")
+    assert not has_conversation(stranger, "earlier-0")
 
 
 def test_empty_list_explains_that_conversations_belong_to_a_browser(
@@ -129,7 +129,7 @@ def test_empty_list_explains_that_conversations_belong_to_a_browser(
     server = start_halt(shared_fake)
     first, second = server.client(), server.client()
     assert b"No conversations yet." in first.get("/").body
-    converse(first, "of-the-first")
+    send_message(first, "of-the-first")
     assert ELSEWHERE not in first.get("/").body
     page = second.get("/").body
     assert ELSEWHERE in page
@@ -174,11 +174,11 @@ def test_accepted_cookie_still_expires(tmp_path: Path) -> None:
     application = create_app(load({"HALT_SECRET_KEY": KEY, "HALT_DATA": str(tmp_path)}))
     value = application.test_client().get("/").headers["Set-Cookie"].partition(";")[0]
 
-    def seen() -> str | None:
+    def session_owner() -> str | None:
         with application.test_request_context(headers={"Cookie": value}):
             return owner()
 
-    assert seen()
-    assert seen() == seen()
+    assert session_owner()
+    assert session_owner() == session_owner()
     application.permanent_session_lifetime = timedelta(seconds=-1)
-    assert seen() is None
+    assert session_owner() is None

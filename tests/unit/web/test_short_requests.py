@@ -34,7 +34,7 @@ TOKEN = "a-token-for-tests"
 @pytest.fixture
 def app(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Flask]:
     """The application, in this process, with every limit."""
-    made = create_app(
+    application = create_app(
         Config(
             base_url=fake.base_url,
             api_key="fake",
@@ -46,10 +46,10 @@ def app(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Flask]:
             titles="words",
         )
     )
-    services(made).sessions.prepare(made)
-    yield made
-    services(made).generations.close()
-    services(made).store.close()
+    services(application).sessions.prepare(application)
+    yield application
+    services(application).generations.close()
+    services(application).store.close()
 
 
 @pytest.fixture

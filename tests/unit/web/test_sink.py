@@ -75,8 +75,8 @@ class Stage:
         stream = EventStream(self.generations, run, ours, 0, present)
         self.streams.append(stream)
         response = SimpleNamespace(sock=ours, sent=0)
-        made = Sink(stream, response)
-        return Served(made, client, response, stream, BackgroundCall(made.wait))
+        sink_of_reader = Sink(stream, response)
+        return Served(sink_of_reader, client, response, stream, BackgroundCall(sink_of_reader.wait))
 
     def close(self) -> None:
         self.generations.close()
@@ -100,9 +100,9 @@ class Served:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    made = Stage()
-    yield made
-    made.close()
+    sink_stage = Stage()
+    yield sink_stage
+    sink_stage.close()
 
 
 def read_to_end(client: socket.socket) -> bytes:
@@ -128,8 +128,8 @@ def chunks(raw: bytes) -> list[bytes]:
 
 
 def text_of(body: bytes) -> str:
-    found = re.findall(rb'"content":"([^"]*)"', body)
-    return b"".join(found).decode()
+    contents = re.findall(rb'"content":"([^"]*)"', body)
+    return b"".join(contents).decode()
 
 
 def turns_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -305,9 +305,9 @@ LOGGED = {"GUNICORN_CMD_ARGS": "--access-logfile - --access-logformat 'took %(B)
 def both(shared_fake: FakeOpenAI) -> Iterator[dict[str, HaltServer]]:
     """A server whose relay writes to clients, and one whose threads do."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", **LOGGED}
-    made = {writes: HaltServer({**env, "HALT_RELAY_WRITES": writes}) for writes in ("1", "0")}
-    yield made
-    for server in made.values():
+    servers = {writes: HaltServer({**env, "HALT_RELAY_WRITES": writes}) for writes in ("1", "0")}
+    yield servers
+    for server in servers.values():
         server.close()
 
 
@@ -368,8 +368,8 @@ class Raw:
     def _until(self, end: bytes) -> bytes:
         while end not in self._buffer:
             self._more()
-        found, _, self._buffer = self._buffer.partition(end)
-        return found
+        data, _, self._buffer = self._buffer.partition(end)
+        return data
 
     def _take(self, size: int) -> bytes:
         while len(self._buffer) < size:
@@ -437,8 +437,10 @@ def test_http_1_0_client_gets_no_chunks(both: dict[str, HaltServer], writes: str
 
 PLACE, STREAM = new_id(), new_id()
 SHORT = "text?key=short&piece=100"  # in one piece, so that each time it is one event
-SAID = f"A page's prompt {STREAM}"  # answered when the test says so: its response is a stream
-PROMPT = urlencode({"prompt": SAID, "id": STREAM, "model": "silent_first_token?n=3"})
+PAGE_PROMPT = (
+    f"A page's prompt {STREAM}"  # answered when the test says so: its response is a stream
+)
+PROMPT = urlencode({"prompt": PAGE_PROMPT, "id": STREAM, "model": "silent_first_token?n=3"})
 
 #: Each way to read an answer as it comes, or again. Some need the ones before.
 FLOWS: dict[str, bytes] = {
@@ -461,7 +463,7 @@ FLOWS: dict[str, bytes] = {
 }
 
 
-def alike(body: bytes, names: dict[str, str]) -> bytes:
+def without_varying_parts(body: bytes, names: dict[str, str]) -> bytes:
     """A body without what differs each time: times, figures and random IDs."""
     for name in ("x-stream-id", "x-request-id"):
         if name in names:
@@ -475,7 +477,7 @@ def test_relay_and_thread_write_the_same_bytes(
 ) -> None:
     """With HALT_RELAY_WRITES on and off all routes send the same status and body."""
     shared_fake.texts["short"] = "Good **evening**!"
-    told: dict[str, dict[str, tuple[str, bytes]]] = {}
+    responses: dict[str, dict[str, tuple[str, bytes]]] = {}
     for writes, server in both.items():
         cookie = server.client()
         cookie.get("/")
@@ -488,15 +490,15 @@ def test_relay_and_thread_write_the_same_bytes(
                 raw.sock.sendall(sent)
                 head = raw.head()
                 if name == "prompt of a page":
-                    request_record(shared_fake, SAID, list(both).index(writes)).release()
+                    request_record(shared_fake, PAGE_PROMPT, list(both).index(writes)).release()
                 if head.get("transfer-encoding") == "chunked":
                     body = b"".join(raw.chunks())
                 else:
                     body = raw._take(int(head["content-length"]))
             if name == "prompt of a page":  # what came before its last message, goes by the clock
                 body = body.strip().rpartition(b"\n\n")[2]
-            told.setdefault(name, {})[writes] = (head[""], alike(body, head))
-    for name, answers in told.items():
+            responses.setdefault(name, {})[writes] = (head[""], without_varying_parts(body, head))
+    for name, answers in responses.items():
         assert answers["1"] == answers["0"], name
         assert answers["1"][1], name
         assert answers["1"][0].split()[1] in {"200", "204"}, (name, answers["1"])

@@ -34,9 +34,11 @@ BIG = "x" * 10_000
 @pytest.fixture
 def scripted() -> Iterator[tuple[GenerationService, ScriptedUpstream]]:
     upstream = ScriptedUpstream()
-    made = GenerationService(Config(orphan_grace=1e9, heartbeat=0.01), upstream, StopRegistry())
-    yield made, upstream
-    made.close()
+    generations = GenerationService(
+        Config(orphan_grace=1e9, heartbeat=0.01), upstream, StopRegistry()
+    )
+    yield generations, upstream
+    generations.close()
     upstream.dispose()
 
 
@@ -155,9 +157,9 @@ def test_departure_cancelled_between_two_checks_closes_its_descriptor(
     client.send(b"GET")
     departure = Departure(relay, server, lambda: None)
     relay.start()
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
         wait_until(lambda: bool(relay._timers))
         departure.cancel()
         relay.close(WAIT_TIMEOUT)
-    assert found == []
+    assert caught_warnings == []

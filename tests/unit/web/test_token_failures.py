@@ -28,8 +28,10 @@ hosts = itertools.count(1)
 @pytest.fixture(scope="module")
 def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A server with a token, one worker, behind a proxy; no rate limit is set."""
-    given = settings(shared_fake, HALT_TOKEN=TOKEN, HALT_TRUSTED_PROXIES=1, HALT_CORS_ORIGINS=SHOP)
-    server = HaltServer(given)
+    environment = settings(
+        shared_fake, HALT_TOKEN=TOKEN, HALT_TRUSTED_PROXIES=1, HALT_CORS_ORIGINS=SHOP
+    )
+    server = HaltServer(environment)
     yield server
     server.close()
 
@@ -114,10 +116,10 @@ def test_openai_client_gets_a_rate_limit_error_without_a_retry(
             base_url=f"{guarded.url}/v1",
             api_key=WRONG,
             default_headers={"X-Forwarded-For": address},
-        ) as theirs,
+        ) as openai_client,
         pytest.raises(openai.RateLimitError) as caught,
     ):
-        theirs.models.list()
+        openai_client.models.list()
     assert caught.value.code == "rate_limit_exceeded"
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert 0 < int(caught.value.response.headers["retry-after"]) <= WINDOW

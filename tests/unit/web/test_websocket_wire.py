@@ -88,13 +88,13 @@ class Client:
 @pytest.fixture
 def clients(relay: Relay) -> Iterator[list[Client]]:
     with ExitStack() as stack:
-        found = [Client(relay) for _ in range(2)]
-        for each in found:
+        both_clients = [Client(relay) for _ in range(2)]
+        for each in both_clients:
             stack.callback(each.close)
-        yield found
+        yield both_clients
 
 
-def recording(number: int) -> Generation:
+def generation(number: int) -> Generation:
     return Generation(f"stream-{number}", None, EventLog(10**9), started_at=now())
 
 
@@ -110,7 +110,7 @@ def write(run: Generation) -> None:
     run.log.end(lambda: Done("stop", Meter().snapshot()))
 
 
-def seen(client: Client, streams: int) -> dict[str, list[int]]:
+def read_event_numbers(client: Client, streams: int) -> dict[str, list[int]]:
     """The numbers of the events of so many streams, each read to its end."""
     numbers: dict[str, list[int]] = {}
     ended = 0
@@ -130,7 +130,7 @@ def test_relay_alone_writes_the_events_of_many_threads(clients: list[Client]) ->
     A client that reads nothing delays neither the other one nor a thread that appends.
     """
     idle, reading = clients
-    runs = [recording(number) for number in range(STREAMS)]
+    runs = [generation(number) for number in range(STREAMS)]
     for run in runs:
         for client in clients:
             follow(run, client.wire)
@@ -141,16 +141,16 @@ def test_relay_alone_writes_the_events_of_many_threads(clients: list[Client]) ->
         thread.join(WAIT_TIMEOUT)
         assert not thread.is_alive()
     whole = {run.id: list(range(1, EVENTS + 2)) for run in runs}
-    assert seen(reading, STREAMS) == whole
+    assert read_event_numbers(reading, STREAMS) == whole
     wait_until(lambda: bool(idle.wire._unsent))  # the network is full
-    assert seen(idle, STREAMS) == whole
+    assert read_event_numbers(idle, STREAMS) == whole
     assert idle.sock.writers == reading.sock.writers == {"halt-relay"}
 
 
 def test_answers_overtake_waiting_events_and_keep_their_order(clients: list[Client]) -> None:
     """Answers given while the network is full are sent before waiting events, in their order."""
     client, _ = clients
-    run = recording(0)
+    run = generation(0)
     write(run)
     feeds = [follow(run, client.wire) for _ in range(STREAMS)]
     wait_until(lambda: bool(client.wire._unsent))
@@ -177,11 +177,11 @@ def test_events_of_a_stream_follow_the_answer_to_its_start(
     """Also while the relay gathers a batch, the answer to a start precedes its stream's events."""
     client, _ = clients
     for number in range(200):
-        run = recording(number)
+        run = generation(number)
         run.log.append(Content("x"))
         client.wire.send(frame(TEXT, encode({"answer": number})))
         follow(run, client.wire)
-    busy, late = recording(-1), recording(200)
+    busy, late = generation(-1), generation(200)
     late.log.append(Content("x"))
     feed = follow(busy, client.wire)
     take = feed.take
@@ -208,7 +208,7 @@ def test_events_of_a_stream_follow_the_answer_to_its_start(
 def test_client_that_takes_no_byte_is_too_slow(relay: Relay) -> None:
     """The wire reports a stuck client in time; the close follows the frames already begun."""
     client = Client(relay, patience=0.05)
-    run = recording(0)
+    run = generation(0)
     write(run)
     for _ in range(STREAMS):
         follow(run, client.wire)
@@ -253,7 +253,7 @@ def test_relay_close_releases_the_socket(full: bool) -> None:
     relay.start()
     client, late = Client(relay), Client(relay)
     if full:
-        run = recording(0)
+        run = generation(0)
         write(run)
         for _ in range(STREAMS):
             follow(run, client.wire)
@@ -273,7 +273,7 @@ def test_relay_close_releases_the_socket(full: bool) -> None:
 def test_client_that_left_is_noticed_with_a_full_network(clients: list[Client]) -> None:
     """A closed connection ends the wire, although the network was full."""
     client, _ = clients
-    run = recording(0)
+    run = generation(0)
     write(run)
     for _ in range(STREAMS):
         follow(run, client.wire)
@@ -289,7 +289,7 @@ def test_exception_in_a_frame_ends_one_socket(
 ) -> None:
     """The server's thread gets the exception, the close is sent, and the relay serves others."""
     client, other = clients
-    run = recording(0)
+    run = generation(0)
     broken = follow(run, client.wire)
     fault = ValueError("made for a test")
 
@@ -314,16 +314,16 @@ def test_reading_pauses_while_too_many_answers_wait(clients: list[Client]) -> No
         client.wire.send(answer)
     assert not client.wire.has_room
     client.end.sendall(b"said")
-    heard: list[bytes] = []
-    reading = threading.Thread(target=lambda: heard.append(client.wire.recv(100)))
+    received: list[bytes] = []
+    reading = threading.Thread(target=lambda: received.append(client.wire.recv(100)))
     reading.start()
     client.wire.wake_event.clear()
-    wait_until(lambda: bool(heard or vars(client.wire._may_read)["_waiters"]))
-    assert heard == []
+    wait_until(lambda: bool(received or vars(client.wire._may_read)["_waiters"]))
+    assert received == []
     frames = client.frames()
     while not client.wire.has_room:
         next(frames)
     assert client.wire.wake_event.wait(WAIT_TIMEOUT)
     client.wire.wait(0)  # as the server's thread does when the bell rings
     reading.join(WAIT_TIMEOUT)
-    assert heard == [b"said"]
+    assert received == [b"said"]
