@@ -1,4 +1,4 @@
-"""How far an answer is: an estimate that never goes back and never claims the end."""
+"""Progress of an answer: an estimated percentage that never decreases and stays below 100."""
 
 from __future__ import annotations
 

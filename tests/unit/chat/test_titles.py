@@ -1,4 +1,4 @@
-"""Titles: made by the model in the background, taking nothing from anybody, else the first words."""
+"""Titles: requested from the model in the background without delaying answers; else first words."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Make = Callable[..., Titles]
 
 
 class Saved:
-    """What was saved, in order."""
+    """A `save` function that keeps the titles in order; the title "Answer" raises an error."""
 
     def __init__(self) -> None:
         self._saved: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
@@ -69,7 +69,7 @@ def upstream() -> Iterator[ScriptedUpstream]:
 
 @pytest.fixture
 def make(upstream: ScriptedUpstream, saved: Saved) -> Iterator[Make]:
-    """Makers of titles that ask the scripted upstream; closed at the end."""
+    """Make `Titles` on the scripted upstream; all are closed at the end."""
     made_titles: list[Titles] = []
 
     def make(is_idle: Callable[[], bool] = lambda: True, **settings: Any) -> Titles:
@@ -98,11 +98,11 @@ def is_title(record: Record) -> bool:
 
 
 def wait_titles_end() -> None:
-    """Wait until no thread makes titles."""
+    """Wait until no thread requests titles."""
     wait_until(lambda: all(thread.name != "halt-titles" for thread in threading.enumerate()))
 
 
-# --- from the model -------------------------------------------------------------------------------
+# --- titles from the model ------------------------------------------------------------------------
 
 
 def test_title_is_the_first_line_of_the_models_reply(
@@ -146,7 +146,7 @@ def test_title_request_with_a_full_queue_is_refused(make: Make, upstream: Script
 
 
 @pytest.mark.parametrize(
-    "said",
+    "reply_text",
     ["", "   \n", "***", "The sky is blue because air scatters blue light more", "A placeholder"],
 )
 def test_reply_that_is_no_title_is_not_saved(
@@ -216,7 +216,7 @@ def test_generation_interrupts_a_title_and_its_end_resumes_it(
     upstream.reply(0).wait_reads()
     free.clear()
     titles.interrupt()
-    assert upstream.reply(0).over.wait(WAIT_TIMEOUT)  # without a word of the model's
+    assert upstream.reply(0).over.wait(WAIT_TIMEOUT)  # before any text
     assert len(upstream.requests) == 1
     free.set()
     titles.wake()
@@ -285,7 +285,7 @@ def test_message_closes_the_title_request_and_is_answered_first(start_halt: Star
             assert title.closed.wait(WAIT_TIMEOUT)
             second = fake.wait_request(lambda record: last_message(record) == "second")
             assert second.finished.wait(WAIT_TIMEOUT)
-            if path != "/v1/chat/completions":  # the third try was the last one
+            if path != "/v1/chat/completions":  # the third request was the last one
                 title = fake.wait_request(is_title)
                 assert title.received_at > second.received_at
 
@@ -378,7 +378,7 @@ def test_is_about_requires_a_word_of_the_exchange(title: str, exchange: str, abo
     assert is_about(title, exchange) is about
 
 
-# --- the words ------------------------------------------------------------------------------------
+# --- text of titles -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

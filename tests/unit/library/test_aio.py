@@ -1,4 +1,4 @@
-"""Generations in an event loop: read, cancelled at any moment, ended together with their tasks."""
+"""Generations in an event loop: reading, cancellation at any moment, and merges."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
-    """A Halt as a program has it. Nothing of it is left afterwards."""
+    """A Halt as in a program. Afterwards no thread of it is left."""
     with Halt(config=library_halt.fake_config(fake)) as halt:
         yield halt
     wait_no_threads()
 
 
 async def collect(stream: AsyncStream[Event]) -> list[Event]:
-    """All of it."""
+    """Read a stream to its end; all events."""
     async with stream as events:
         return [event async for event in events]
 
 
 async def first_text(stream: AsyncStream[Event], begun: asyncio.Event) -> None:
-    """Read for ever, and say when the first text has come."""
+    """Read to the end, and set `begun` at the first text."""
     async for event in stream:
         if isinstance(event, Content):
             begun.set()
 
 
 async def wait_ended(gen: Generation) -> None:
-    """Wait until it has ended."""
+    """Wait until the generation has ended."""
     async with asyncio.timeout(WAIT_TIMEOUT):
         while gen.state == "running":
             await asyncio.sleep(0.001)
@@ -156,7 +156,7 @@ def test_aiter_without_a_place_or_with_lost_events_raises() -> None:
     upstream.dispose()
 
 
-# --- leaving --------------------------------------------------------------------------------------
+# --- cancellation and close -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=2"])
@@ -166,7 +166,7 @@ def test_cancelled_task_stops_its_generation(program: Halt, fake: FakeOpenAI, mo
     async def main() -> None:
         gen = program.generate("x", model=model)
         task = asyncio.create_task(collect(gen.aiter()))
-        await asyncio.sleep(0)  # a task that is cancelled before it begins runs nothing at all
+        await asyncio.sleep(0)  # a task cancelled before it begins runs no code
         while fake.requests == [] or (model.startswith("stall") and gen.text != "0 1 "):
             await asyncio.sleep(0.001)
         task.cancel()
@@ -305,7 +305,7 @@ def test_task_cancelled_at_any_moment_leaves_one_terminal_event(
         await asyncio.wait([task])
         if task.cancelled():
             del task
-            await wait_ended(gen)  # by the Stop, if it did not end by itself at the same moment
+            await wait_ended(gen)  # by the Stop, or by itself at the same moment
         events = list(gen.events())
         assert [is_terminal(event) for _, event in events].count(True) == 1
 

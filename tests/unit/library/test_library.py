@@ -1,6 +1,6 @@
-"""Halt as a Python library: generate, read, wait, stop, be told, close.
+"""Halt as a Python library: generate, read, wait, stop, callbacks, close.
 
-Against the fake upstream over real sockets, or a scripted one where a phase must be exact.
+With the fake upstream over real sockets, or a scripted one where a phase must be exact.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NUMBERS = "".join(f"{n} " for n in range(20))
 
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
-    """A Halt as a program has it. Nothing of it is left afterwards."""
+    """A Halt as in a program. Afterwards no thread of it is left."""
     with Halt(config=fake_config(fake)) as halt:
         yield halt
     wait_no_threads()
@@ -59,12 +59,12 @@ def program(fake: FakeOpenAI) -> Iterator[Halt]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wait for the end is short, so that a Ctrl-C is noticed soon."""
+    """Shorten the waits for an end, so that a Ctrl-C is noticed soon."""
     monkeypatch.setattr(handle, "TICK", 0.05)
 
 
 class RecordedCallbacks:
-    """What callbacks were told, in order."""
+    """Callbacks that keep their calls in order."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -90,7 +90,7 @@ class RecordedCallbacks:
         return "".join(value for name, value in self.calls if name == "token")
 
     def all(self) -> dict[str, Any]:
-        """As the arguments that `generate` takes."""
+        """The callbacks as arguments of `generate`."""
         return {"on_token": self.token, "on_complete": self.complete, "on_error": self.error}
 
 
@@ -235,7 +235,7 @@ def test_ctrl_c_during_a_wait_stops_the_generation(how: str) -> None:
     upstream.dispose()
 
 
-# --- what fails -----------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -464,21 +464,21 @@ def test_callback_slower_than_the_log_receives_offset_lost() -> None:
     upstream.dispose()
 
 
-# --- who holds a run ------------------------------------------------------------------------------
+# --- abandoned generations ------------------------------------------------------------------------
 
 
 def state_much_later(program: Halt, stream_id: str) -> str:
-    """The state of a run once the relay has looked at it in a very long time."""
+    """The state of a run after the relay has checked it 1000 seconds later."""
     generations = program._generations
     run = generations.run(stream_id, None)
 
     def look() -> None:
-        looked = threading.Event()
+        checked = threading.Event()
         run.check_limits_soon()
-        generations.relay.post(looked.set)
-        assert looked.wait(WAIT_TIMEOUT)
+        generations.relay.post(checked.set)
+        assert checked.wait(WAIT_TIMEOUT)
 
-    look()  # a viewer that has just left is missed from now on
+    look()  # the relay notices a viewer that has just left
     run.watched_at -= 1000.0
     look()
     return run.state
@@ -519,7 +519,7 @@ def test_dropped_handle_stops_the_generation_after_the_grace(fake: FakeOpenAI) -
     wait_no_threads()
 
 
-# --- the end --------------------------------------------------------------------------------------
+# --- close ----------------------------------------------------------------------------------------
 
 
 def test_close_interrupts_all_generations_and_leaves_no_thread(fake: FakeOpenAI) -> None:
@@ -604,7 +604,7 @@ def test_concurrent_stop_end_and_close_leave_one_terminal_event() -> None:
 def feed_tool_call(reply: ScriptedReply, name: str, arguments: str, usage: int) -> None:
     """The model calls a tool and ends its round."""
     reply.finish_reason, reply.usage = "tool_calls", {"completion_tokens": usage}
-    over = Part(ended=True)  # as of a body that is read on behind its end
+    over = Part(ended=True)  # the body is read behind its end
     reply.feed(Part((ToolCall("call_1", name, arguments),), 1, ended=True), over)
 
 
@@ -641,7 +641,7 @@ def test_function_tool_runs_and_the_model_continues() -> None:
     wait_no_threads()
 
 
-# --- where it is made -----------------------------------------------------------------------------
+# --- settings and imports -------------------------------------------------------------------------
 
 
 def test_halt_without_arguments_uses_the_environment(

@@ -1,4 +1,4 @@
-"""The library's provider, address and key as arguments: which server is asked, with which key."""
+"""The library's arguments provider, address and key: which server gets a request, with which key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSION = "2024-10-21"
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No provider comes from this shell."""
+    """Remove the providers of this shell's environment."""
     for item in Config.__dataclass_fields__.values():
         if item.metadata["env"].startswith(("OPENAI_", "AZURE_", "ANTHROPIC_", "HALT_MODEL")):
             monkeypatch.delenv(item.metadata["env"], raising=False)
@@ -31,7 +31,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def arguments(fake: FakeOpenAI, provider: str) -> dict[str, Any]:
-    """What `Halt` is given for the fake as this provider, the model apart."""
+    """The arguments of `Halt` for the fake as this provider, without a model."""
     common = {"provider": provider, "api_key": "key-of-program", "base_url": fake.origin}
     if provider == "openai":
         return common | {"base_url": fake.base_url}
@@ -44,7 +44,7 @@ def only(config: Config) -> ProviderSettings:
     return provider
 
 
-# --- against a server -----------------------------------------------------------------------------
+# --- requests to a server -------------------------------------------------------------------------
 
 PATHS = {
     "openai": ("/v1/chat/completions", ""),
@@ -91,7 +91,7 @@ def test_environment_key_is_not_sent_to_a_given_address(
     assert "secret-of-environment" not in str([each.headers for each in fake.requests])
 
 
-# --- what wins ------------------------------------------------------------------------------------
+# --- precedence -----------------------------------------------------------------------------------
 
 ENVIRONMENT = {
     "OPENAI_API_KEY": "k-openai",
@@ -157,7 +157,7 @@ def test_azure_model_and_version_arguments_override_the_environment() -> None:
     assert (provider_settings.first_model, provider_settings.api_version) == ("gpt", "2025-01-01")
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Several generations as one stream: arrival order, Stops of one and of all, one end of each."""
+"""Several generations as one stream: order of arrival, Stops of one and of all, one end of each."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LETTERS = "abcdefghij"
 
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
-    """A Halt as a program has it. Nothing of it is left afterwards."""
+    """A Halt as in a program. Afterwards no thread of it is left."""
     with Halt(config=library_halt.fake_config(fake)) as halt:
         yield halt
     wait_no_threads()
 
 
 class Consumer:
-    """A consumer in a thread of its own, and what it was shown, in order."""
+    """A consumer in its own thread, and the events that it got, in order."""
 
     def __init__(self, merged: Merged) -> None:
         self.events: list[tuple[str, Event]] = []
@@ -50,7 +50,7 @@ class Consumer:
 
 
 def texts(events: list[tuple[str, Event]]) -> dict[str, str]:
-    """Each label's text; each has exactly one terminal event, and it is its last."""
+    """The text of each label. Asserts that each has one terminal event, as its last."""
     out: dict[str, str] = {}
     over: set[str] = set()
     for label, event in events:
@@ -218,7 +218,7 @@ def test_consumer_slower_than_the_log_gets_offset_lost(
         upstream.reply(1).end()
         good.result()
         merged = program.merge({"slow": slow})
-        merged._feed._limit = 0.0  # nothing can be handed over
+        merged._feed._limit = 0.0  # no event can be put into the feed
         wait_until(lambda: slow.text == "first")
         upstream.reply(0).feed(*["x" * 300] * 20)
         upstream.reply(0).end()

@@ -1,4 +1,4 @@
-"""Admission of calls to the database: order, refusals while it does not answer, none while it is busy."""
+"""Admission of calls to the database: their order, and refusals while it does not answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAULT = StoreUnavailable("This could not be read: the disk is full.", "the disk 
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -28,7 +28,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Its own clock; threads in its queue look at it every few milliseconds."""
+    """The clock of admissions; queued threads read it every few milliseconds."""
     test_clock = Clock()
     monkeypatch.setattr(module, "now", test_clock)
     monkeypatch.setattr(module, "TICK", 0.005)
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Watched(Admission):
-    """An admission whose calls say that they are in the queue."""
+    """An admission whose calls set an event when they enter the queue."""
 
     @property
     def under_way(self) -> int:
@@ -50,7 +50,7 @@ class Watched(Admission):
 
 
 class Call(threading.Thread):
-    """A call in a thread, which goes on until it is told to end, and how."""
+    """A call in a thread, which runs until `end`."""
 
     def __init__(self, admission: Admission, order: list[Call], *, urgent: bool = False) -> None:
         super().__init__(daemon=True)
@@ -74,7 +74,7 @@ class Call(threading.Thread):
             pass
 
     def end(self, fault: BaseException | None = None) -> None:
-        """End it: with success, where there is no fault."""
+        """End the call: with this exception, or with success."""
         self.fault = fault
         self.goes_on.set()
         self.join(60)
@@ -82,7 +82,7 @@ class Call(threading.Thread):
 
 
 class Crowd:
-    """The calls of a test of an admission with one place."""
+    """The calls of a test, and their admission."""
 
     def __init__(self, admission: Watched) -> None:
         self.admission = admission
@@ -90,7 +90,7 @@ class Crowd:
         self.calls: list[Call] = []
 
     def add(self, *, urgent: bool = False) -> Call:
-        """One more, which is past it, in its queue or refused when this returns."""
+        """Add a call; returns when it is running, queued or refused."""
         call = Call(self.admission, self.order, urgent=urgent)
         self.calls.append(call)
         eventually(lambda: call.inside.is_set() or call.queued.is_set() or not call.is_alive())
@@ -141,7 +141,7 @@ def test_admission_without_answers_keeps_few_calls_and_refuses_the_others(
     assert {call.refused for call in refused} == {NO_ANSWER}
     late = crowd.add()
     assert late.refused == NO_ANSWER
-    calls[0].end()  # it answers again
+    calls[0].end()  # the database answers again
     assert urgent.inside.wait(60)
     assert not crowd.add().refused
 

@@ -1,4 +1,4 @@
-"""What goes wrong with a database: said in one sentence, nothing half done, no file harmed."""
+"""Faults of a database: reported in one sentence, with no partial write and no file damaged."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A store in SQLite that does not wait long for others."""
+    """A store in SQLite with a short wait for locks."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
     with open_store(tmp_path) as sqlite_store:
         yield sqlite_store
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a database consists of."""
+    """The files of a SQLite database with their bytes."""
     return {each.name: each.read_bytes() for each in sorted(folder.glob("halt.db*"))}
 
 
 def assert_refused(reason: str, *calls: Callable[[], object]) -> None:
-    """Each call is refused for this reason, in a sentence for users."""
+    """Assert that each call is refused for this reason, in a sentence for users."""
     for call in calls:
         with pytest.raises(StoreUnavailable) as refused:
             call()
@@ -69,7 +69,7 @@ SILENT, UNREACHABLE = "the database does not answer", "the database cannot be re
 
 
 def outcome(call: Callable[[], object]) -> str:
-    """Why it was refused, "" where it was not."""
+    """The reason of the refusal; "" for a call that succeeds."""
     try:
         call()
     except StoreUnavailable as fault:
@@ -78,7 +78,7 @@ def outcome(call: Callable[[], object]) -> str:
 
 
 def refused(folder: Path, url: str = "") -> str:
-    """The one line with which a start on this database is refused."""
+    """The line that refuses a start on this database."""
     with pytest.raises(ConfigError) as caught:
         open_database(folder, url)
     message = str(caught.value)
@@ -86,7 +86,7 @@ def refused(folder: Path, url: str = "") -> str:
     return message
 
 
-# --- while it is used -------------------------------------------------------------------------------
+# --- faults in use --------------------------------------------------------------------------------
 
 
 def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_terminated_postgres_connection_is_replaced(tmp_path: Path) -> None:
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    """One of the test's own: others use the shared one while it is frozen."""
+    """A PostgreSQL of the test's own: other tests use the shared one while this is frozen."""
     with Postgres() as server:
         yield server
 
@@ -341,12 +341,12 @@ def test_store_fault_log_contains_no_sql_and_no_message_text(
     assert record.getMessage() == "The store failed: the database is read-only (SQLITE_READONLY)"
 
 
-# --- at the start -----------------------------------------------------------------------------------
+# --- faults at the start --------------------------------------------------------------------------
 
 
 @contextmanager
 def sound_database(folder: Path) -> Iterator[Path]:
-    """A sound database, and its file for somebody to spoil."""
+    """Create a sound database; its file, which the test may damage."""
     with open_store(folder) as store:
         Chat(store).says("a", "1")
     yield folder / "halt.db"

@@ -1,4 +1,4 @@
-"""Files that are imported: whose they are, what is wrong in them, how much an item may hold."""
+"""Imported files: other products, faults and their places, limits of items, and the search index."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, message: 
     assert message in str(refused.value)
 
 
-# --- what one item may hold -----------------------------------------------------------------------
+# --- limits of items ------------------------------------------------------------------------------
 
 
 def file(*messages: dict[str, Any], **fields: Any) -> bytes:
-    """A file of one conversation, which is called Sky."""
+    """A file of one conversation with the title "Sky"."""
     one = {"id": "abcdefgh", "title": "Sky", "messages": messages or [MESSAGE_ITEM], **fields}
     return msgspec.json.encode(
         {"format": "halt-conversations", "version": 1, "conversations": [one]}
@@ -212,7 +212,7 @@ def test_export_in_pieces_equals_the_whole_file(count: int) -> None:
     assert all(len(each) < 70 * PIECE + 200 for each in to_json([one]))
 
 
-# --- the items of a list --------------------------------------------------------------------------
+# --- items of a list ------------------------------------------------------------------------------
 
 JSON = st.recursive(
     st.none()
@@ -273,10 +273,10 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
         other.join()
         sys.setswitchinterval(before)
     assert [each.content for each in conversation.messages[-3:]] == texts
-    assert turns > 20  # in one call it would be one or two
+    assert turns > 20  # reading in one call would allow one or two
 
 
-# --- what a search knows of a long text -----------------------------------------------------------
+# --- search index of a long text ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Generations whose server was killed, restarted or told to leave: nothing that was saved is lost.
+"""Generations of a server that was killed, restarted or stopped: no saved event is lost.
 
-The servers and databases here are real ones.
+The servers and databases are real ones.
 """
 
 from __future__ import annotations
@@ -56,29 +56,29 @@ from tests.support.stores import POSTGRES, open_store, postgres_schema
 from tests.support.waiting import WAIT_TIMEOUT
 from tests.support.websocket_client import WebSocket
 
-GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
+GAP = 100_000  # unused numbers between the last saved event and the end
 
 
-# --- a server that is killed ----------------------------------------------------------------------
+# --- killed and stopped servers -------------------------------------------------------------------
 
 
 def ask(folder: Path, question: str, stream_id: str) -> Any:
-    """The database's answer to a question about a generation."""
+    """The first column of a query's first row; `?` in the query is the stream's ID."""
     with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
         row = database.execute(question, (stream_id,)).fetchone()
     return row[0] if row else None
 
 
 def kill_worker(folder: Path, stream_id: str) -> None:
-    """`kill -9` of the one of the workers that has this stream, seen to its end."""
+    """Kill the worker that produces this stream with SIGKILL; wait until its lease is free."""
     name = ask(folder, "SELECT worker FROM generations WHERE id = ?", stream_id)
     with (folder / "run" / f"{name}.lock").open("rb") as lease:
         os.kill(int(name.partition("-")[0]), signal.SIGKILL)
-        fcntl.flock(lease, fcntl.LOCK_SH)  # its lease is free when it has died
+        fcntl.flock(lease, fcntl.LOCK_SH)  # the lease is free when the worker has died
 
 
 def saved_events(folder: Path, stream_id: str) -> int:
-    """The newest event of a running generation that is in the database."""
+    """The number of the newest event of a running generation that is in the database."""
     question = (
         "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
     )
@@ -86,14 +86,14 @@ def saved_events(folder: Path, stream_id: str) -> int:
 
 
 def send_message(client: Client, place: str, text: str, stream_id: str) -> int:
-    """Send a message of the page's; the status of the response."""
+    """Send a message as the page does; the status of the response."""
     form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
     body = urlencode({"prompt": text, "id": stream_id}).encode()
     return client.request("POST", f"{place}/messages", body, form).status
 
 
 def read_until_it_breaks(events: EventStream) -> list[ServerEvent]:
-    """Everything that a client got before its server was gone."""
+    """All messages that a client gets before its connection breaks."""
     with contextlib.suppress(http.client.IncompleteRead, ConnectionError, AssertionError):
         for _ in events:
             pass
@@ -104,7 +104,7 @@ def read_until_it_breaks(events: EventStream) -> list[ServerEvent]:
 def mortal(
     shared_fake: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[HaltServer, Path]]:
-    """A server whose workers are killed again and again, and its data folder."""
+    """A server whose workers the tests kill, and its data folder."""
     folder = tmp_path_factory.mktemp("data")
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
     server = HaltServer({**env, "HALT_DATA": str(folder), "WEB_CONCURRENCY": "2"})
@@ -126,7 +126,7 @@ class Killed:
         self.client = server.client()
 
     def stream(self, **fields: Any) -> tuple[str, list[ServerEvent], int]:
-        """The stream's ID, what its client got, and how much was saved for certain."""
+        """The stream's ID, its client's messages, and the number of an event that was saved before."""
         events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
         eventually(lambda: saved_events(self.folder, events.id) >= 20)
         saved = saved_events(self.folder, events.id)
@@ -234,7 +234,7 @@ def test_sigterm_saves_the_events_that_readers_received(
 
 
 def is_over(client: Client, stream_id: str) -> bool:
-    """Whether a Stop finds it ended; the store may not answer in time on a busy machine."""
+    """Whether a Stop reports an ended stream; on a busy machine the store may answer too late."""
     return bool(client.stop(stream_id).json["status"] == "finished")
 
 
@@ -256,11 +256,11 @@ def test_later_server_replays_ended_streams_exactly(
         eventually(partial(is_over, client, events.id))
 
 
-# --- a store that is not well ---------------------------------------------------------------------
+# --- faults of the store --------------------------------------------------------------------------
 
 
 class Desk:
-    """A store writer at a real database, to which a test does what may happen to one."""
+    """A store writer with a real database, in which a test causes faults."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -295,7 +295,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @contextlib.contextmanager
 def locked(desk: Desk) -> Iterator[None]:
-    """Another program has the database for itself."""
+    """Another connection holds the write lock of the database."""
     with contextlib.closing(sqlite3.connect(desk.folder / "halt.db")) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -303,7 +303,7 @@ def locked(desk: Desk) -> Iterator[None]:
 
 
 def spoilt(pragma: str, well: str) -> Callable[[Desk], contextlib.AbstractContextManager[None]]:
-    """Each connection is told this, and told otherwise afterwards."""
+    """A fault: each connection gets the first pragma, and afterwards the second one."""
 
     @contextlib.contextmanager
     def spoil(desk: Desk) -> Iterator[None]:
@@ -337,7 +337,7 @@ def test_failing_store_delays_no_reader_and_catches_up(
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
     with spoil(desk):
         desk.add_text(generation, "meanwhile ", "x" * 100_000)
-        assert generation.log.last == 3  # nobody has waited
+        assert generation.log.last == 3  # no append has waited
         eventually(lambda: desk.store_writer.saving.state == "failed")
         assert desk.store_writer.saving.reason == reason
     desk.add_text(generation, " after")
@@ -352,7 +352,7 @@ def test_failing_store_delays_no_reader_and_catches_up(
     assert len(log_lines) == 2, log_lines
 
 
-# --- what the store gives back --------------------------------------------------------------------
+# --- replays and recovery -------------------------------------------------------------------------
 
 
 def test_replay_equals_the_recorded_generation(desk: Desk) -> None:
@@ -530,7 +530,7 @@ def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
     for each in (dead, observer, tidying):
         each.begin()
     assert observer.is_alive(dead.name)
-    os.close(dead._lease)  # as the system does at its death
+    os.close(dead._lease)  # as the system does when a process dies
     tidying.sweep()
     assert liveness == [False]
     assert not observer.is_alive(dead.name)
@@ -567,7 +567,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     numbers = itertools.count(1)
 
     def is_there(each: Bus) -> bool:
-        sockets = socket_folder(run)  # another one, where names are too long
+        sockets = socket_folder(run)  # another folder where the path is too long
         name = each.membership.name
         return all(map(Path.exists, (run / f"{name}.lock", sockets / f"{name}.sock")))
 
@@ -587,7 +587,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         with first.request(b"Who?", WAIT_TIMEOUT) as answers:
             assert [payload for _, payload, _ in answers] == [b"Who?"]
     payload = [each for each in caplog.messages if "were deleted" in each]
-    assert 2 <= len(payload) <= 4  # once each time, where it was well in between
+    assert 2 <= len(payload) <= 4  # once for each deletion that follows a repair
     delete_folder()
     third.begin(lambda payload, channel: None)
     assert third.membership.is_alive(first.membership.name)
@@ -619,7 +619,7 @@ def test_worker_without_a_lock_file_is_dead_if_its_process_ended(
     worker.wait_stopped()
 
 
-# --- what is kept for a time only -----------------------------------------------------------------
+# --- removal of expired rows ----------------------------------------------------------------------
 
 
 def test_idle_server_removes_conversations_deleted_days_ago(

@@ -1,4 +1,4 @@
-"""The contract of the store, on SQLite and PostgreSQL: structure, text, recording, recovery."""
+"""The contract of the store on SQLite and PostgreSQL: conversations, search, events, recovery."""
 
 from __future__ import annotations
 
@@ -545,11 +545,11 @@ def test_discard_of_an_answer_with_followers_is_refused(chat: Chat) -> None:
         chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
 
 
-# --- several models, one prompt ---------------------------------------------------------------------
+# --- several models for one prompt ----------------------------------------------------------------
 
 
 class Comparison(Chat):
-    """A conversation whose first prompt went to three models, with the streams a, b and c."""
+    """A conversation whose first prompt was sent to three models, with the streams a, b and c."""
 
     def __init__(self, store: Store, name: str = "talk") -> None:
         super().__init__(store, name)
@@ -561,7 +561,7 @@ class Comparison(Chat):
             self.ends(f"{self.name}-{each}", answer, DONE if answer else STOPPED)
 
     def streams(self) -> list[str]:
-        """The last exchange's streams, the one that is gone on with first."""
+        """The streams of the last exchange, the selected one first."""
         return [each.stream_id.removeprefix(f"{self.name}-") for each in self.last().candidates]
 
 
@@ -691,7 +691,7 @@ def test_stopped_answer_with_thoughts_is_kept(store: Store, chat: Chat) -> None:
         3,
     )
     chat.ask("And?")
-    assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
+    assert chat.told() == [("user", "Why?\n\nAnd?")]  # an answer without text is not sent
     chat.store.turns.cancel_start(chat.name, chat.last().stream_id)
     assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
     assert chat.exchanges() == [("Why?", "So.")]
@@ -702,7 +702,7 @@ def test_stopped_answer_with_thoughts_is_kept(store: Store, chat: Chat) -> None:
 
 @pytest.fixture
 def long(store: Store) -> Chat:
-    """Twenty exchanges, imported."""
+    """An imported conversation of twenty exchanges."""
     messages = [
         PortableMessage(n, "assistant" if n % 2 else "user", f"{n}", n - 1 if n else None)
         for n in range(40)
@@ -1014,7 +1014,7 @@ def test_search_follows_changed_texts(store: Store) -> None:
 
 
 def everything(store: Store) -> Chat:
-    """A conversation with all that there is: branches, versions, rivals, folds, every end."""
+    """A conversation with branches, versions, alternatives, steps and several ends."""
     chat = Chat(store, "everything-there-is")
     store.conversations.set_settings(
         chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50)
@@ -1032,7 +1032,7 @@ def everything(store: Store) -> Chat:
 
 
 def shape(exchange: Exchange) -> tuple[object, ...]:
-    """What of an exchange outlives an export."""
+    """The parts of an exchange that an export keeps."""
     return (
         exchange.prompt,
         [
@@ -1221,7 +1221,7 @@ def test_sweep_during_an_import_keeps_its_conversation(
 
     def swept_batches(*arguments: Any) -> Iterator[list[Any]]:
         monkeypatch.setattr(module, "_batches", steps)
-        assert store.generations.sweep(time.time()) == 0  # the messages are written in these steps
+        assert store.generations.sweep(time.time()) == 0  # the messages are not written yet
         return steps(*arguments)
 
     monkeypatch.setattr(module, "_batches", swept_batches)
@@ -1241,7 +1241,7 @@ def test_read_of_another_file_is_refused(data: bytes) -> None:
     assert refused.value.field == "file"
 
 
-# --- recording --------------------------------------------------------------------------------------
+# --- recorded events ------------------------------------------------------------------------------
 
 
 def content_events(*texts: str) -> list[tuple[float, Event]]:
@@ -1259,11 +1259,11 @@ def test_recorded_events_are_read_back_exactly(store: Store, chat: Chat) -> None
     ]
     first = Chunk(stream_id, 1, events[:2])
     store.generations.write(Batch(chunks=(first,)))
-    assert store.generations.get_ended(stream_id, "anna") is None  # it runs
-    store.generations.write(Batch(chunks=(first,)))  # tried again
+    assert store.generations.get_ended(stream_id, "anna") is None  # it is running
+    store.generations.write(Batch(chunks=(first,)))  # repeated
     store.generations.write(
         Batch(chunks=(Chunk(stream_id, 1, events[:3]),))
-    )  # with more than before
+    )  # repeated with more events
     end = GenerationEnd(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
     batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ends=(end,))
     store.generations.write(batch)
@@ -1530,7 +1530,7 @@ def test_generation_of_another_worker_with_the_same_id_is_not_saved(
         worker=WORKER,
     )
     store.generations.write(own)
-    store.generations.write(own)  # tried again: it was not heard that it had been written
+    store.generations.write(own)  # repeated: the first success was not reported
     assert not caplog.records
     other = replace(new_generation("an-id"), worker="worker-2")
     timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]

@@ -1,4 +1,4 @@
-"""The store writer: what generations produce is written behind them, whatever the store does."""
+"""The store writer: saves the events of generations in the background, also past store failures."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ METRICS = Meter().snapshot()
 
 
 class Shelf:
-    """A store that keeps batches as they come, and has the faults that a test wants."""
+    """A store in memory that keeps the batches and has the faults that a test sets."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.batches: list[Batch] = []
         self.interrupted: list[str] = []
-        self.unreadable: set[str] = set()  # generations whose end in the store goes wrong
+        self.unreadable: set[str] = set()  # generations whose interruption fails
         self.swept: list[float] = []
         self.attempts = 0
         self.fault: Callable[[Batch], Exception | None] = lambda batch: None
-        self.free = threading.Event()  # a write goes on when it is set
+        self.free = threading.Event()  # a write waits until it is set
         self.free.set()
 
     def write(self, batch: Batch) -> None:
@@ -77,12 +77,12 @@ class Shelf:
         return any(each.stream_id == stream_id for b in self.batches for each in b.new)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Wait until this is so, which is looked at after each change."""
+        """Wait for a condition, which is checked after each change."""
         with self._changed:
             assert self._changed.wait_for(condition, WAIT_TIMEOUT)
 
     def attempt(self, more: int = 1) -> None:
-        """Wait until somebody has tried to write so many times more."""
+        """Wait for this many further attempts to write."""
         wanted = self.attempts + more
         self.until(lambda: self.attempts >= wanted)
 
@@ -90,7 +90,7 @@ class Shelf:
         return [c for batch in self.batches for c in batch.chunks if c.stream_id == stream_id]
 
     def events(self, stream_id: str) -> list[tuple[int, Event]]:
-        """The numbered events of a generation, in the order in which they were written."""
+        """The numbered events of a generation in the order of their writes."""
         return [
             (number, event)
             for chunk in self.chunks(stream_id)
@@ -106,7 +106,7 @@ class Shelf:
 
 
 class Desk:
-    """A store writer at a shelf, and generations whose events a test makes."""
+    """A store writer with a `Shelf`, and generations whose events a test appends."""
 
     def __init__(self) -> None:
         self.shelf = Shelf()
@@ -133,7 +133,7 @@ def desk() -> Iterator[Desk]:
 
 
 def add(generation: Generation, *events: str | Delta) -> None:
-    """What a run does with what it gets from a model."""
+    """Append events as a run does; a string is a Content event."""
     for each in events:
         event = Content(each) if isinstance(each, str) else each
         generation.record_text(text_of(event), now())
@@ -428,11 +428,11 @@ def test_close_with_a_broken_store_returns_false_in_time(desk: Desk) -> None:
     assert not desk.store_writer.close(0.2)
 
 
-# --- with the generations -------------------------------------------------------------------------
+# --- with a generation service --------------------------------------------------------------------
 
 
 class Service(Desk):
-    """Generations of a scripted model that are written down."""
+    """A service on a scripted upstream whose generations are saved in a `Shelf`."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -476,7 +476,7 @@ def test_ended_run_stays_in_memory_until_it_is_saved(make_service: Callable[...,
     service = make_service()
     service.shelf.fault = lambda batch: FULL
     run = service.answered()
-    service.shelf.attempt(3)  # longer than the keeper waits to forget
+    service.shelf.attempt(3)  # longer than the keeper waits before it forgets a run
     assert service.kept(run)
     service.shelf.fault = lambda batch: None
     wait_until(lambda: not service.kept(run))

@@ -1,4 +1,4 @@
-"""An ended answer as plain strings is what the template draws, to the character."""
+"""An ended answer built from strings equals the output of its template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page is sent of an answer: pieces once each, whole at the end, hostile text as text."""
+"""Messages of an answer to the page: each piece once, hostile text escaped, the whole at the end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ Played = Callable[..., Run]
 
 @pytest.fixture
 def played() -> Iterator[Played]:
-    """Runs that are over: each list of events is one round of the model's."""
+    """Make runs that have ended; each list of events is one round of the model."""
     stage = RunHarness()
     stage.tools = Toolbox([ask])
 
@@ -105,18 +105,18 @@ def played() -> Iterator[Played]:
 
 
 def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:
-    """What a page is sent of these events."""
+    """The message to a page for these events."""
     return frame_bytes(writer.present(events)).decode()
 
 
 def messages(run: Run, template: Template, after: int = 0) -> list[str]:
-    """What a page that follows from there is sent, each event in a message of its own."""
+    """The messages to a page that follows from there, one for each event."""
     writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
     return [message(writer, [each]) for each in run.log.read(after) if not is_terminal(each[1])]
 
 
 def text_in(message: str) -> str:
-    """What a reader would see of it."""
+    """The visible text of a message."""
     data = "\n".join(re.findall(r"^data: (.*)$", message, re.MULTILINE))
     return html.unescape(re.sub(r"<[^>]*>", "", data))
 
@@ -311,7 +311,11 @@ def test_progress_is_sent_when_it_changes(played: Played, template: Template) ->
     progress.begin(run.id, "m")
     writer = PageWriter(run, 0, template, progress, RENDERER)
     sent = [message(writer, [each]) for each in run.log.read(0)[:3]]
-    assert [each.count("<progress") for each in sent] == [1, 0, 0]  # it is as far as the run is
+    assert [each.count("<progress") for each in sent] == [
+        1,
+        0,
+        0,
+    ]  # the run has ended: the value is constant
     assert 'value="50"' in sent[0]
     assert "about 50 %" in sent[0]
     assert "<progress" not in "".join(messages(run, template))
@@ -331,7 +335,7 @@ def test_earlier_comparison_is_shown_with_its_first_answer() -> None:
 
 
 def below(markup: str) -> str:
-    """What stands below the text of an answer."""
+    """The markup below the text of an answer."""
     match = re.search('<div class="below" id="below-a-stream">(.*?)</div>', markup, re.DOTALL)
     assert match, markup
     return match[1]
@@ -397,11 +401,11 @@ def test_present_returns_functions_for_expensive_messages(
     """
     run = played(
         [
-            Reasoning("so "),  # a new fold
+            Reasoning("so "),  # a new step
             Reasoning("then "),
-            Content("Yes"),  # the thought is over
+            Content("Yes"),  # the thought ends
             Content(", it is"),
-            Content(".\n\nAnd"),  # a paragraph is over
+            Content(".\n\nAnd"),  # a paragraph ends
             Content(" more"),
             Content("x" * 3_000),
             Content("y"),

@@ -1,6 +1,6 @@
-"""Limits on starts: what counts, what never does, whom each limit knows, how it is said.
+"""Limits of starts: which requests count, for which client, and how a refusal is reported.
 
-Each test has an address of its own, which the server believes as if a proxy had told it.
+Each test has its own address, in the header of a trusted proxy.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from tests.support.halt_server import (
 from tests.support.http_client import Client, HttpResponse
 from tests.support.websocket_client import WebSocket
 
-STARTS = 3  # that an address has
-OF_SESSION = 2  # that a browser's session has
+STARTS = 3  # of an address
+OF_SESSION = 2  # of a browser's session
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
 PAGE = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 CODE = "too_many_requests"
@@ -68,13 +68,13 @@ def limited(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 @pytest.fixture
 def client(limited: HaltServer) -> Client:
-    """A program at an address that nobody else has."""
+    """A program at an address that no other test uses."""
     return limited.client(**{"X-Forwarded-For": f"10.0.0.{next(hosts)}"})
 
 
 @pytest.fixture
 def browser(client: Client) -> Client:
-    """A browser at an address that nobody else has, with a session."""
+    """A browser with a session at an address that no other test uses."""
     assert client.get("/").status == 200
     return client
 
@@ -100,7 +100,7 @@ def completions(client: Client) -> HttpResponse:
 
 
 def form(client: Client, path: str, **fields: str | list[str]) -> HttpResponse:
-    """What the page sends."""
+    """Send a form as the page does."""
     return client.request("POST", path, urlencode(fields, doseq=True).encode(), PAGE)
 
 
@@ -114,18 +114,18 @@ SURFACES: list[Callable[[Client], HttpResponse]] = [
 
 
 def exhaust(client: Client) -> None:
-    """Use up what the address has."""
+    """Use up the starts of the address."""
     for _ in range(STARTS):
         assert chat(client).status == 200
     assert chat(client).status == 429
 
 
 def in_time(answer: HttpResponse) -> bool:
-    """Whether the refusal says when to come again."""
+    """Whether the refusal has a Retry-After of at most an hour."""
     return 0 < int(answer.headers["retry-after"]) <= 3600
 
 
-# --- what counts ----------------------------------------------------------------------------------
+# --- starts that count ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("surface", SURFACES)
@@ -201,7 +201,7 @@ def test_websocket_start_over_the_limit_is_an_error_frame(
             assert ws.to_end(each)["type"] == "cancelled"
 
 
-# --- what never counts ----------------------------------------------------------------------------
+# --- requests that do not count -------------------------------------------------------------------
 
 
 def test_client_over_the_limit_can_stop_read_and_list(
@@ -251,7 +251,7 @@ def test_malformed_request_counts_as_no_start(client: Client) -> None:
     exhaust(client)
 
 
-# --- whom a limit knows ---------------------------------------------------------------------------
+# --- sessions and addresses -----------------------------------------------------------------------
 
 
 def test_session_limit_does_not_use_up_the_address_limit(
@@ -375,7 +375,7 @@ def test_server_start_with_a_wrong_rate_is_refused() -> None:
 
 
 def rates(**settings: Any) -> tuple[Flask, RateLimits]:
-    """An application's limits."""
+    """An application and its limits."""
     data = tempfile.mkdtemp()
     app = create_app(Config(base_url="http://127.0.0.1:9/v1", data=data, **settings))
     limits = services(app).rate_limits
@@ -405,7 +405,7 @@ def test_default_settings_have_no_rate_limit() -> None:
 
 
 class Clock:
-    """Stands for the module `time`; its time passes when a test says so."""
+    """Replaces the module `time`; a test sets the time."""
 
     def __init__(self) -> None:
         self.at = 1000.0

@@ -1,4 +1,4 @@
-"""A browser's session: which cookie it is, and what another browser is told."""
+"""A browser's session: the name and lifetime of its cookie, and the view of other browsers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def send_message(browser: Client, conversation_id: str) -> None:
 
 
 def has_conversation(browser: Client, conversation_id: str) -> bool:
-    """Whether the browser's list holds the conversation, and its page is there."""
+    """Whether the browser's list has the conversation; asserts that its page agrees."""
     listed = f"/c/{conversation_id}".encode() in browser.get("/conversations").body
     assert (browser.get(f"/c/{conversation_id}").status == 200) == listed
     return listed
@@ -47,7 +47,9 @@ def test_servers_behind_the_same_port_use_different_cookies(
     third = start_halt(shared_fake, HOST="127.0.0.4", PORT=first.port)
     browsers = [first.client(), second.client(), third.client()]
     for browser in browsers[1:]:
-        browser.cookies = browsers[0].cookies  # one browser, which reaches all by one name
+        browser.cookies = browsers[
+            0
+        ].cookies  # one browser that reaches all servers by one host name
     for token, browser in ((TOKEN, browsers[0]), (f"{TOKEN}-2", browsers[1])):
         browser.post("/login", f"token={token}".encode(), Content_Type=FORM)
     for number, browser in enumerate(browsers):
@@ -113,7 +115,7 @@ def test_cookie_of_an_earlier_version_is_accepted(halt: HaltServer) -> None:
     assert has_conversation(updated, "earlier-0")
     assert name in updated.cookies
     updated.cookies = {name: updated.cookies[name], "halt_session_0": values[1]}
-    assert has_conversation(updated, "earlier-0")  # the new name alone counts from then on
+    assert has_conversation(updated, "earlier-0")  # from then on only the new name counts
     other_port = halt.client()
     other_port.cookies = {"halt_session_8001": values[1]}
     assert has_conversation(other_port, "earlier-1")

@@ -1,4 +1,4 @@
-"""The way of a Stop and of a health request: short bodies, no database, template or file."""
+"""Stop, health and other short requests: limits of their bodies; no database, template or file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKEN = "a-token-for-tests"
 
 @pytest.fixture
 def app(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Flask]:
-    """The application, in this process, with every limit."""
+    """The application in this process with all limits."""
     application = create_app(
         Config(
             base_url=fake.base_url,
@@ -54,13 +54,13 @@ def app(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Flask]:
 
 @pytest.fixture
 def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Lets fail what a Stop must not wait for, in this thread, which serves the requests."""
+    """Make calls that a Stop must not wait for fail in this thread, which serves the requests."""
     served_by = threading.get_ident()
 
     def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
         def touched(*args: Any, **named: Any) -> Any:
             if threading.get_ident() == served_by:
-                pytest.fail("touched on the way of a Stop")
+                pytest.fail("a Stop has used it")
             return real(*args, **named)
 
         return touched

@@ -1,6 +1,6 @@
-"""What the relay writes to clients: the same bytes as a thread would, whole, and for slow ones too.
+"""Responses that the relay writes: the same bytes as a thread writes, whole, also to slow clients.
 
-First one socket and its reader, then a real gunicorn and what stands around it.
+First one socket and its reader, then a real gunicorn.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 FRAME = "x" * 1000  # the text of one event
 BIG = "Good morning! " * 600_000
-LATE = 2_000  # events that no network keeps for a client which does not read
+LATE = 2_000  # events, more than the buffers of a client that does not read hold
 
 
 class Stage:
@@ -70,7 +70,7 @@ class Stage:
     def serve(
         self, run: Run, present: Callable[[list[tuple[int, Event]]], bytes] = json_frames
     ) -> Served:
-        """Have the relay write a run's events to a new client."""
+        """Let the relay write a run's events to a new client."""
         ours, client = self.connect()
         stream = EventStream(self.generations, run, ours, 0, present)
         self.streams.append(stream)
@@ -89,7 +89,7 @@ class Stage:
 
 @dataclass
 class Served:
-    """A client, and what serves it. `waiting` is the view's thread."""
+    """A client and its server side. `waiting` is the request's thread."""
 
     sink: Sink
     client: socket.socket
@@ -106,7 +106,7 @@ def stage() -> Iterator[Stage]:
 
 
 def read_to_end(client: socket.socket) -> bytes:
-    """What comes up to the end of the last event."""
+    """The bytes up to the end of the last event."""
     raw = b""
     while not raw.endswith(b"data: [DONE]\n\n\r\n"):
         data = client.recv(65_536)
@@ -116,7 +116,7 @@ def read_to_end(client: socket.socket) -> bytes:
 
 
 def chunks(raw: bytes) -> list[bytes]:
-    """The chunks of a body, each of them whole."""
+    """The chunks of a body; asserts that each is whole."""
     out = []
     while raw:
         size, _, rest = raw.partition(b"\r\n")
@@ -133,7 +133,7 @@ def text_of(body: bytes) -> str:
 
 
 def turns_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A count of the relay's turns from now on, in a list of one."""
+    """The number of the relay's turns from now on, in a list of one item."""
     relay, turns = stage.generations.relay, [0]
     turn = relay._turn
 
@@ -145,7 +145,7 @@ def turns_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return turns
 
 
-# --- one reader -----------------------------------------------------------------------------------
+# --- one socket -----------------------------------------------------------------------------------
 
 
 def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(stage: Stage) -> None:
@@ -303,7 +303,7 @@ LOGGED = {"GUNICORN_CMD_ARGS": "--access-logfile - --access-logformat 'took %(B)
 
 @pytest.fixture(scope="module")
 def both(shared_fake: FakeOpenAI) -> Iterator[dict[str, HaltServer]]:
-    """A server whose relay writes to clients, and one whose threads do."""
+    """Two servers by HALT_RELAY_WRITES: the relay of the first, threads of the second write."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", **LOGGED}
     servers = {writes: HaltServer({**env, "HALT_RELAY_WRITES": writes}) for writes in ("1", "0")}
     yield servers
@@ -312,7 +312,7 @@ def both(shared_fake: FakeOpenAI) -> Iterator[dict[str, HaltServer]]:
 
 
 def request(path: str, body: Any = None, version: str = "1.1", **headers: str) -> bytes:
-    """The bytes of a request; a body goes as JSON, or as a form where it is bytes."""
+    """The bytes of a request; the body is sent as JSON, or as a form where it is bytes."""
     content = b"" if body is None else body
     kind = "application/x-www-form-urlencoded"
     if not isinstance(content, bytes):
@@ -327,7 +327,7 @@ def request(path: str, body: Any = None, version: str = "1.1", **headers: str) -
 
 
 class Raw:
-    """A connection whose every byte is looked at."""
+    """A connection whose bytes a test reads."""
 
     def __init__(self, server: HaltServer, receive_buffer: int | None = None) -> None:
         self.sock = socket.socket()
@@ -359,7 +359,7 @@ class Raw:
         return out
 
     def rest(self) -> bytes:
-        """What comes until the server closes the connection."""
+        """The bytes until the server closes the connection."""
         out, self._buffer = self._buffer, b""
         while data := self.sock.recv(65_536):
             out += data
@@ -391,13 +391,13 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def big(shared_fake: FakeOpenAI) -> str:
-    """A model whose answer is more than any network keeps for a client that does not read."""
+    """A model whose answer exceeds all buffers between server and client."""
     shared_fake.texts["big"] = BIG
     return "text?key=big&piece=10000"
 
 
 def wait_over(server: HaltServer, stream_id: str) -> None:
-    """Wait until a stream has ended, with a reader that is sent no more than its end."""
+    """Wait until a stream has ended, with a reader that receives its end alone."""
     with server.client().follow(stream_id, LATE) as events:
         eventually(lambda: events.next() is None)
 
@@ -436,10 +436,8 @@ def test_http_1_0_client_gets_no_chunks(both: dict[str, HaltServer], writes: str
 
 
 PLACE, STREAM = new_id(), new_id()
-SHORT = "text?key=short&piece=100"  # in one piece, so that each time it is one event
-PAGE_PROMPT = (
-    f"A page's prompt {STREAM}"  # answered when the test says so: its response is a stream
-)
+SHORT = "text?key=short&piece=100"  # in one piece, so that it is one event
+PAGE_PROMPT = f"A page's prompt {STREAM}"  # its answer is held until the test releases it
 PROMPT = urlencode({"prompt": PAGE_PROMPT, "id": STREAM, "model": "silent_first_token?n=3"})
 
 #: Each way to read an answer as it comes, or again. Some need the ones before.
@@ -464,7 +462,7 @@ FLOWS: dict[str, bytes] = {
 
 
 def without_varying_parts(body: bytes, names: dict[str, str]) -> bytes:
-    """A body without what differs each time: times, figures and random IDs."""
+    """A body without its varying parts: times, figures and random IDs."""
     for name in ("x-stream-id", "x-request-id"):
         if name in names:
             body = body.replace(names[name].encode(), b"ID")
@@ -484,7 +482,7 @@ def test_relay_and_thread_write_the_same_bytes(
         cookies = "; ".join(f"{name}={value}" for name, value in cookie.cookies.items())
         for name, flow in FLOWS.items():
             sent = flow.replace(b"\r\n", b"\r\nCookie: " + cookies.encode() + b"\r\n", 1)
-            if name == "page":  # a page that comes again, with the answer as a whole
+            if name == "page":  # a page that reconnects and gets the whole answer
                 eventually(lambda: b"[DONE]" in cookie.get(f"/streams/{STREAM}").body)
             with Raw(server) as raw:
                 raw.sock.sendall(sent)
@@ -495,7 +493,7 @@ def test_relay_and_thread_write_the_same_bytes(
                     body = b"".join(raw.chunks())
                 else:
                     body = raw._take(int(head["content-length"]))
-            if name == "prompt of a page":  # what came before its last message, goes by the clock
+            if name == "prompt of a page":  # the messages before the last depend on timing
                 body = body.strip().rpartition(b"\n\n")[2]
             responses.setdefault(name, {})[writes] = (head[""], without_varying_parts(body, head))
     for name, answers in responses.items():
@@ -560,7 +558,7 @@ def test_middleware_around_the_body_gets_every_piece(shared_fake: FakeOpenAI, zi
 
 
 class FaultyServer(HaltServer):
-    """Halt whose relay waits for a client as long as a test says."""
+    """Halt whose relay waits for a stuck client as long as a test sets."""
 
     command = ("-m", "gunicorn", "tests.support.faulty_app:app")
 
@@ -579,7 +577,7 @@ def test_stuck_client_is_dropped_and_resumes(shared_fake: FakeOpenAI, big: str) 
             got = raw.rest()
         assert not got.endswith(b"0\r\n\r\n")
         assert b"[DONE]" not in got
-        # What its last frame has brought of an event without its end is not an event.
+        # A part of an event at the end of the last frame is no event.
         newest = max(map(int, re.findall(rb"^id: (\d+)\n.*\n\n", got, re.MULTILINE)))
         again = server.client().follow(stream_id, newest).to_end()
         assert int(again.seen[0].id) == newest + 1

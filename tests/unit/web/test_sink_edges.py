@@ -1,4 +1,4 @@
-"""The ends of a client's socket at the relay: silence, a dismissal, a refusal of the selector."""
+"""A client's socket at the relay: silence, a worker that leaves, a refusal of the selector."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def response(server: socket.socket) -> Any:
-    """What a sink needs of gunicorn's response."""
+    """The attributes of gunicorn's response that a sink uses."""
     return SimpleNamespace(sock=server, sent=0)
 
 

@@ -1,4 +1,4 @@
-"""Wrong access tokens: counted by address, refused beyond the limit, the right one always taken."""
+"""Wrong access tokens: counted by address and refused over a limit; the right one is accepted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 @pytest.fixture
 def address() -> str:
-    """An address that no other test has."""
+    """An address that no other test uses."""
     return f"10.1.0.{next(hosts)}"
 
 
@@ -49,13 +49,13 @@ def bearer(server: HaltServer, address: str, token: str = WRONG, **headers: str)
 
 
 def exhaust(client: Client) -> None:
-    """Send as many wrong tokens as are answered as usual."""
+    """Send as many wrong tokens as are answered 401."""
     for _ in range(WRONG_MAX):
         assert client.post("/stop/0123456789").status == 401
 
 
 def in_time(answer: HttpResponse) -> bool:
-    """Whether the refusal says when to come again."""
+    """Whether the refusal has a Retry-After within the window."""
     return 0 < int(answer.headers["retry-after"]) <= WINDOW
 
 
@@ -101,7 +101,7 @@ def test_login_form_counts_wrong_tokens_and_accepts_the_right_one(
     assert (refused.status, in_time(refused)) == (429, True)
     assert b"Too many wrong access tokens" in refused.body
     assert b'name="token"' in refused.body
-    assert bearer(guarded, address).get("/streams").status == 429  # one count for all ways
+    assert bearer(guarded, address).get("/streams").status == 429  # one count for all routes
     assert browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM).status == 302
     assert browser.get("/").status == 200
 
@@ -197,12 +197,12 @@ def test_excess_is_logged_once_for_an_address_and_a_window(
     assert WRONG not in guarded.printed
 
 
-# --- the table ------------------------------------------------------------------------------------
+# --- table of addresses ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the time."""
+    """Set the time, in seconds from the start of the test."""
     at = [1000.0]
     monkeypatch.setattr(token_failures, "now", lambda: at[0])
 

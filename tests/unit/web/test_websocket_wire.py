@@ -1,6 +1,6 @@
-"""How a WebSocket's bytes reach its client: by the relay alone, in order, also past a full network.
+"""The bytes of a WebSocket: written by the relay alone, in order, also through a full network.
 
-The relay, the logs and the sockets are real; the client's end reads only when a test says so.
+The relay, the logs and the sockets are real; the client's end reads when a test makes it read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from halt.core.relay import Relay
 from halt.web.websocket.wire import FRAMES_MAX, Feed, Wire, frame
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
-EVENTS = 400  # of each stream: with STREAMS, several times what the system keeps for a client
+EVENTS = 400  # of each stream; with STREAMS, several times the buffers of a client
 STREAMS = 20
 TEXT, CLOSE = b"\x81", b"\x88"
 
@@ -40,7 +40,7 @@ _message = msgspec.json.Decoder(Message)
 
 
 class WatchedSocket(socket.socket):
-    """Remembers the threads that have written."""
+    """A socket that keeps the names of the threads that have written."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(fileno=sock.detach())
@@ -54,7 +54,7 @@ class WatchedSocket(socket.socket):
 
 
 class Client:
-    """The two ends of one connection, and the server's wire on its end."""
+    """Both ends of one connection, and the server's wire."""
 
     def __init__(self, relay: Relay, patience: float = 60.0) -> None:
         ours, self.end = socket.socketpair()
@@ -64,7 +64,7 @@ class Client:
         self.received = b""
 
     def frames(self) -> Iterator[tuple[bytes, bytes]]:
-        """Kind and payload of each frame as it comes, to the end of the connection."""
+        """Kind and payload of each frame up to the end of the connection."""
         while True:
             size = self.received[1] if len(self.received) > 1 else 0
             head = 2
@@ -111,7 +111,7 @@ def write(run: Generation) -> None:
 
 
 def read_event_numbers(client: Client, streams: int) -> dict[str, list[int]]:
-    """The numbers of the events of so many streams, each read to its end."""
+    """Read this many streams to their ends; the event numbers of each."""
     numbers: dict[str, list[int]] = {}
     ended = 0
     for _, payload in client.frames():
@@ -233,7 +233,7 @@ def test_frames_before_the_end_are_sent_up_to_the_close(relay: Relay) -> None:
     def stall() -> None:
         ready.wait(WAIT_TIMEOUT)
         ending.start()
-        ending.join(0.2)  # it waits for what the relay still has to do
+        ending.join(0.2)  # `end` waits for the relay's remaining work
 
     relay.post(stall)
     client.wire.send(frame(TEXT, encode({"answer": 1})))
@@ -324,6 +324,6 @@ def test_reading_pauses_while_too_many_answers_wait(clients: list[Client]) -> No
     while not client.wire.has_room:
         next(frames)
     assert client.wire.wake_event.wait(WAIT_TIMEOUT)
-    client.wire.wait(0)  # as the server's thread does when the bell rings
+    client.wire.wait(0)  # as the server's thread does after `wake_event`
     reading.join(WAIT_TIMEOUT)
     assert received == [b"said"]
