@@ -220,7 +220,7 @@ def test_task_group_failure_stops_its_generations(program: Halt, fake: FakeOpenA
     assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("begun", [False, True], ids=["unread", "read"])
 def test_leaving_async_with_stops_the_generation(
     program: Halt, fake: FakeOpenAI, begun: bool
 ) -> None:

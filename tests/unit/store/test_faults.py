@@ -388,7 +388,7 @@ def test_data_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
         assert message.startswith(f"HALT_DATA: the folder {str(folder)!r} cannot be written to: ")
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not write")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_read_only_data_folder_is_refused_unchanged(tmp_path: Path) -> None:
     """A start on a read-only data folder is refused and changes no file in it."""
     with sound_database(tmp_path):

@@ -1232,7 +1232,9 @@ def test_sweep_during_an_import_keeps_its_conversation(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format":"x","version":1,"conversations":[]}']
+    "data",
+    [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format":"x","version":1,"conversations":[]}'],
+    ids=["empty", "list", "not utf-8", "deeply nested", "other format"],
 )
 def test_read_of_another_file_is_refused(data: bytes) -> None:
     """Bytes that are no export of Halt are refused."""

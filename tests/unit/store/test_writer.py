@@ -379,7 +379,9 @@ def test_sweep_of_an_idle_writer_removes_all_expired_rows(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [ValueError("it is broken"), StoreUnavailable("No.", "it is broken")]
+    "fault",
+    [ValueError("it is broken"), StoreUnavailable("No.", "it is broken")],
+    ids=["exception", "store unavailable"],
 )
 def test_sweep_that_fails_is_logged_and_loses_no_event(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: Exception
@@ -515,7 +517,7 @@ def test_start_with_a_failing_store_skips_the_id_check(
     service.shelf.fault = lambda batch: FULL
     service.generations.start(ChatRequest(HI))
     wait_until(lambda: service.store_writer.is_failing)
-    service.shelf.exists = lambda stream_id: pytest.fail("it was asked")  # type: ignore[method-assign]
+    service.shelf.exists = lambda stream_id: pytest.fail("the store got a lookup")  # type: ignore[method-assign]
     service.generations.start(ChatRequest(HI, id="a-new-one"))
 
 

@@ -156,7 +156,7 @@ def test_long_text_is_sent_in_parts(played: Played, template: Template) -> None:
     assert "seam" not in template.render(a=of(run))
 
 
-@pytest.mark.parametrize("kind", [Reasoning, Content])
+@pytest.mark.parametrize("kind", [Reasoning, Content], ids=["thought", "answer"])
 def test_page_that_reconnects_for_each_message_receives_parts(
     played: Played, template: Template, kind: Callable[[str], Delta]
 ) -> None:
@@ -169,7 +169,7 @@ def test_page_that_reconnects_for_each_message_receives_parts(
     assert sent.count(SEAM) >= 2
 
 
-@pytest.mark.parametrize("newline", ["\r\n", "\r", "\n"])
+@pytest.mark.parametrize("newline", ["\r\n", "\r", "\n"], ids=["crlf", "cr", "lf"])
 def test_thought_is_the_same_for_every_split_of_its_text(
     played: Played, template: Template, newline: str
 ) -> None:

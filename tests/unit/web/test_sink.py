@@ -420,7 +420,7 @@ def test_slow_client_gets_the_whole_answer_and_the_http_end(
     assert text_of(b"".join(bodies)) == BIG
 
 
-@pytest.mark.parametrize("writes", ["1", "0"])
+@pytest.mark.parametrize("writes", ["1", "0"], ids=["relay", "threads"])
 def test_http_1_0_client_gets_no_chunks(both: dict[str, HaltServer], writes: str) -> None:
     """For HTTP/1.0 the body has no chunks and ends with the connection."""
     with Raw(both[writes]) as raw:
@@ -502,7 +502,7 @@ def test_relay_and_thread_write_the_same_bytes(
         assert answers["1"][0].split()[1] in {"200", "204"}, (name, answers["1"])
 
 
-@pytest.mark.parametrize("writes", ["1", "0"])
+@pytest.mark.parametrize("writes", ["1", "0"], ids=["relay", "threads"])
 def test_access_log_counts_the_bytes_of_the_body(both: dict[str, HaltServer], writes: str) -> None:
     """The log counts all bytes without framing, and the connection serves the next request."""
     with Raw(both[writes]) as raw:
@@ -538,7 +538,7 @@ class WrappedServer(HaltServer):
     command = ("-m", "gunicorn", "tests.support.wrapped_app:app")
 
 
-@pytest.mark.parametrize("zipped", ["", "1"])
+@pytest.mark.parametrize("zipped", ["", "1"], ids=["plain", "gzip"])
 def test_middleware_around_the_body_gets_every_piece(shared_fake: FakeOpenAI, zipped: str) -> None:
     """A middleware that wraps the body gets every piece of it."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}

@@ -87,7 +87,7 @@ def test_text_stream_in_silence_wakes_the_relay_once_a_heartbeat(
         assert BackgroundCall(sink.wait).end() is None
 
 
-@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("behind", [False, True], ids=["up to date", "behind"])
 def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
     start_worker: StartWorker,
     ends: tuple[socket.socket, socket.socket],

@@ -109,7 +109,7 @@ def test_login_form_counts_wrong_tokens_and_accepts_the_right_one(
 def test_openai_client_gets_a_rate_limit_error_without_a_retry(
     guarded: HaltServer, address: str
 ) -> None:
-    """OpenAI's client raises RateLimitError and is told not to retry."""
+    """OpenAI's client raises RateLimitError and gets a header that forbids a retry."""
     exhaust(bearer(guarded, address))
     with (
         openai.OpenAI(

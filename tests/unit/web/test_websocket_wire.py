@@ -246,7 +246,7 @@ def test_frames_before_the_end_are_sent_up_to_the_close(relay: Relay) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [False, True], ids=["free network", "full network"])
 def test_relay_close_releases_the_socket(full: bool) -> None:
     """After the relay is closed no thread waits for it, whether the network is full or not."""
     relay = Relay(lambda fault: None)
