@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -115,6 +117,21 @@ def write_end(
 def new_generation(stream_id: str, owner: str | None = None) -> NewGeneration:
     """A program's generation."""
     return NewGeneration(stream_id, owner, WORKER, "m-1", time.time())
+
+
+def first_value(folder: Path, query: str, stream_id: str) -> Any:
+    """The first column of a query's first row in SQLite, or None; `?` is the stream's ID."""
+    with closing(sqlite3.connect(folder / "halt.db")) as database:
+        row = database.execute(query, (stream_id,)).fetchone()
+    return row[0] if row else None
+
+
+def saved_events(folder: Path, stream_id: str) -> int:
+    """The number of the newest event of a running generation that is in SQLite; 0 for none."""
+    query = (
+        "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
+    )
+    return first_value(folder, query, stream_id) or 0
 
 
 class Chat:

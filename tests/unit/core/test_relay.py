@@ -41,8 +41,8 @@ from tests.support.halt_server import HaltServer, eventually, halt_environment
 from tests.support.library_halt import fake_config, halt_threads
 from tests.support.raw_server import OK, Peer, RawServer
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream, text_part
+from tests.support.stores import saved_events
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
-from tests.unit.store.test_recovery import saved_events
 
 FLOODS = 20
 

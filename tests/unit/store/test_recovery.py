@@ -52,7 +52,7 @@ from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id,
 from tests.support.http_client import Client, EventStream, ServerEvent
 from tests.support.races import together
 from tests.support.scripted_upstream import ScriptedUpstream
-from tests.support.stores import POSTGRES, open_store, postgres_schema
+from tests.support.stores import POSTGRES, first_value, open_store, postgres_schema, saved_events
 from tests.support.waiting import WAIT_TIMEOUT
 from tests.support.websocket_client import WebSocket
 
@@ -62,27 +62,12 @@ GAP = 100_000  # unused numbers between the last saved event and the end
 # --- killed and stopped servers -------------------------------------------------------------------
 
 
-def ask(folder: Path, question: str, stream_id: str) -> Any:
-    """The first column of a query's first row; `?` in the query is the stream's ID."""
-    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
-        row = database.execute(question, (stream_id,)).fetchone()
-    return row[0] if row else None
-
-
 def kill_worker(folder: Path, stream_id: str) -> None:
     """Kill the worker that produces this stream with SIGKILL; wait until its lease is free."""
-    name = ask(folder, "SELECT worker FROM generations WHERE id = ?", stream_id)
+    name = first_value(folder, "SELECT worker FROM generations WHERE id = ?", stream_id)
     with (folder / "run" / f"{name}.lock").open("rb") as lease:
         os.kill(int(name.partition("-")[0]), signal.SIGKILL)
         fcntl.flock(lease, fcntl.LOCK_SH)  # the lease is free when the worker has died
-
-
-def saved_events(folder: Path, stream_id: str) -> int:
-    """The number of the newest event of a running generation that is in the database."""
-    question = (
-        "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
-    )
-    return ask(folder, question, stream_id) or 0
 
 
 def send_message(client: Client, place: str, text: str, stream_id: str) -> int:
@@ -638,5 +623,7 @@ def test_idle_server_removes_conversations_deleted_days_ago(
     store.close()
     server = start_halt(shared_fake, HALT_DATA=str(tmp_path))
     assert server.client().get("/").status == 200
-    eventually(lambda: ask(tmp_path, "SELECT count(*) FROM conversations WHERE id <> ?", "") == 0)
-    assert ask(tmp_path, "SELECT count(*) FROM messages WHERE role <> ?", "") == 0
+    eventually(
+        lambda: first_value(tmp_path, "SELECT count(*) FROM conversations WHERE id <> ?", "") == 0
+    )
+    assert first_value(tmp_path, "SELECT count(*) FROM messages WHERE role <> ?", "") == 0
