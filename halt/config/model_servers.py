@@ -72,7 +72,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return model in model_names or model + LATEST in model_names
 
 
-class Locked(msgspec.Struct, frozen=True, kw_only=True):
+class KeyRequired(msgspec.Struct, frozen=True, kw_only=True):
     """A server that needs a key. Only its port indicates the product."""
 
     url: str
@@ -88,13 +88,13 @@ class Locked(msgspec.Struct, frozen=True, kw_only=True):
 class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a discovery. `addresses` are those that each refresh probes.
 
-    `left_until`: address -> time of `halt.clock.now` before which it is not probed.
+    `skipped_until`: address -> time of `halt.clock.now` before which it is not probed.
     """
 
     addresses: tuple[str, ...] = ()
     servers: tuple[Server, ...] = ()
-    locked: tuple[Locked, ...] = ()
-    left_until: dict[str, float] = {}
+    key_required: tuple[KeyRequired, ...] = ()
+    skipped_until: dict[str, float] = {}
 
     def named(self, model: str) -> list[str]:
         """Return the models with this name as PROVIDER/MODEL; a short name may match several."""
@@ -122,8 +122,8 @@ class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
             count = len(server.models or ())
             models = "" if parts else " model" if count == 1 else " models"
             parts.append(f"{count}{models} of {server.title} at {origin(server.url)}")
-        locked_texts = (server.text for server in self.locked)
-        return "; ".join(filter(None, [", ".join(parts), *locked_texts]))
+        key_texts = (server.text for server in self.key_required)
+        return "; ".join(filter(None, [", ".join(parts), *key_texts]))
 
 
 _result_decoder = msgspec.json.Decoder(DiscoveryResult)

@@ -70,7 +70,7 @@ class Catalog:
         """Texts to show below the list: one for each discovered server that needs a key."""
         if self._discovery is None:
             return []
-        return [server.text for server in self._discovery.latest.locked]
+        return [server.text for server in self._discovery.latest.key_required]
 
     @property
     def has_no_list(self) -> bool:

@@ -33,7 +33,7 @@ from halt.config.model_servers import (
     LOOPBACK,
     USUAL,
     DiscoveryResult,
-    Locked,
+    KeyRequired,
     Names,
     Server,
     decoded,
@@ -122,8 +122,8 @@ class Discovery:
         self._refreshed_at = float("-inf")
         # Only the refreshing thread uses these three; there is one at a time:
         self._servers = {server.url: server for server in result.servers}
-        self._locked = {server.url for server in result.locked}
-        self._skipped_until = dict(result.left_until)
+        self._key_required = {server.url for server in result.key_required}
+        self._skipped_until = dict(result.skipped_until)
         self._query = CachedQuery(
             "model-servers",
             lambda _: self.refresh_now(),
@@ -160,14 +160,16 @@ class Discovery:
         results = _probe_all(due_urls, self._mark)
         for url in due_urls:
             self._skipped_until.pop(url, None)
-            self._locked.discard(url)
+            self._key_required.discard(url)
             self._store(url, results.get(url))
         addresses = self._result.addresses
         self._result = DiscoveryResult(
             addresses=addresses,
             servers=tuple(self._servers[url] for url in addresses if url in self._servers),
-            locked=tuple(Locked(url=url) for url in addresses if url in self._locked),
-            left_until=dict(self._skipped_until),
+            key_required=tuple(
+                KeyRequired(url=url) for url in addresses if url in self._key_required
+            ),
+            skipped_until=dict(self._skipped_until),
         )
         return self._result
 
@@ -178,8 +180,8 @@ class Discovery:
             self._servers.pop(url, None)
         elif url not in self._servers:  # a known server is busy or restarting: it stays
             self._skipped_until[url] = now() + BACKOFF_SECONDS
-            if result is not None and result.is_locked:
-                self._locked.add(url)
+            if result is not None and result.needs_key:
+                self._key_required.add(url)
 
     def _server(self, url: str, result: _ProbeResult) -> Server:
         models = result.models or []
@@ -250,7 +252,7 @@ class _ProbeResult(NamedTuple):
 
     models: list[Model] | None = None
     loaded: frozenset[str] = frozenset()  # names of models that are in memory
-    is_locked: bool = False  # a key is needed
+    needs_key: bool = False  # a key is needed
     is_away: bool = False  # nothing listens, or the server is starting
 
 
@@ -303,7 +305,7 @@ def _probe(transport: Transport, url: str) -> _ProbeResult:
     if status == 503:  # llama.cpp while it loads its model
         return _ProbeResult(is_away=True)
     if status == 401 and isinstance(value, dict):
-        return _ProbeResult(is_locked=TOKEN_NEEDED not in str(value))  # else it is another Halt
+        return _ProbeResult(needs_key=TOKEN_NEEDED not in str(value))  # else it is another Halt
     if status != 200 or not isinstance(value, dict):
         return _ProbeResult()
     items = value.get("data", value)  # null from Ollama without a model

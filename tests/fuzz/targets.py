@@ -12,8 +12,8 @@ from tests.fuzz.requests import Requests
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, type[Target]] = {
-    each.name: each
-    for each in (
+    target.name: target
+    for target in (
         *(Chat, Messages, Http1, Markdown, OpenParts, MarkdownTime, LightTime, StreamTime, Lexers),
         *(Frames, Requests, Import),
     )

@@ -23,15 +23,15 @@ def target_name(path: Path) -> str:
 @pytest.fixture(scope="module")
 def target_of() -> Iterator[Callable[[str], Target]]:
     """A target by its name. Each is made once, and ended with the module."""
-    made: dict[str, Target] = {}
+    targets: dict[str, Target] = {}
 
     def of(name: str) -> Target:
-        if name not in made:
-            made[name] = TARGETS[name]()
-        return made[name]
+        if name not in targets:
+            targets[name] = TARGETS[name]()
+        return targets[name]
 
     yield of
-    for target in made.values():
+    for target in targets.values():
         target.close()
 
 
@@ -109,5 +109,5 @@ def test_command_prints_seed_and_findings(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as refused:
         main(["nonsense"])
     assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert all(name in said for name in TARGETS)
+    error_output = capsys.readouterr().err
+    assert all(name in error_output for name in TARGETS)

@@ -96,12 +96,12 @@ def test_fenced_example_is_run_or_checked() -> None:
 
 
 def test_provider_file_examples_are_accepted(tmp_path: Path) -> None:
-    """Halt accepts each TOML example as its file of providers."""
+    """Halt accepts the TOML example as its file of providers."""
     (example,) = (example for example in examples() if example.language == "toml")
     file = tmp_path / "halt.toml"
     file.write_text(example.code)
-    found = setup(Config(config_file=str(file)), lambda name: f"value-of-{name}")
-    assert {provider.kind for provider in found.providers} == set(KINDS)
+    provider_setup = setup(Config(config_file=str(file)), lambda name: f"value-of-{name}")
+    assert {provider.kind for provider in provider_setup.providers} == set(KINDS)
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def documented_settings() -> dict[str, list[str]]:
     return {cells[0].strip("`"): cells[1:] for cells in rows if cells[0].startswith("`")}
 
 
-SETTINGS = [each for each in fields(Config) if not each.metadata["doc"].startswith("Internal")]
+SETTINGS = [field for field in fields(Config) if not field.metadata["doc"].startswith("Internal")]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting.metadata["env"]))
@@ -123,15 +123,15 @@ def test_setting_is_documented(setting: Field[object]) -> None:
     assert row is not None, f"{setting.metadata['env']} has no row in docs/configuration.md"
     default, allowed, meaning = row
     assert meaning
-    given = default.strip("`")
+    documented_default = default.strip("`")
     if setting.type == "bool":
-        assert (given, allowed) == (str(int(setting.default is True)), "0 or 1")
+        assert (documented_default, allowed) == (str(int(setting.default is True)), "0 or 1")
     elif setting.type in {"int", "float"}:
-        assert float(given) == setting.default
+        assert float(documented_default) == setting.default
         low, _, high = allowed.replace(",", "").partition(" to ")
         assert (float(low), float(high)) == (setting.metadata["low"], setting.metadata["high"])
     else:
-        assert given == (setting.default or "")
+        assert documented_default == (setting.default or "")
 
 
 def test_documented_setting_exists() -> None:
@@ -197,9 +197,13 @@ def test_events_and_their_fields_are_documented() -> None:
     section = section_of("docs/protocol.md", "\n## Events")
     types = {str(kind.__struct_config__.tag): kind for kind in get_args(Event)}
     assert first_names(section) == set(types)
-    shown = [json.loads(line.replace("{...}", "{}")) for line in re.findall(r"    (\{.*)", section)]
+    event_examples = [
+        json.loads(line.replace("{...}", "{}")) for line in re.findall(r"    (\{.*)", section)
+    ]
     for tag, kind in types.items():
-        fields_shown = set().union(*(event for event in shown if event["type"] == tag)) - {"type"}
+        fields_shown = set().union(*(event for event in event_examples if event["type"] == tag)) - {
+            "type"
+        }
         optional = {"extra"}  # in the text below the table
         assert fields_shown == set(kind.__struct_fields__) - optional, tag
     assert first_names(section_of("docs/protocol.md", "\n### Metrics")) == set(
@@ -243,8 +247,8 @@ def test_error_code_is_documented() -> None:
 
 def test_documented_error_example_has_the_real_message() -> None:
     """The error of a limit in docs/api.md is the one that Halt sends."""
-    (shown,) = re.findall(r'"message": "(.*?):? 30 per minute', text_of("docs/api.md"))
-    assert shown in text_of("halt/web/rate_limits.py")
+    (message,) = re.findall(r'"message": "(.*?):? 30 per minute', text_of("docs/api.md"))
+    assert message in text_of("halt/web/rate_limits.py")
 
 
 def test_error_status_and_retryability_are_documented() -> None:
@@ -308,8 +312,8 @@ def test_files_in_contributing_exist() -> None:
     """Each path in backticks in CONTRIBUTING.md that names a folder of the repository exists."""
     named = re.findall(r"`([\w./-]+/[\w./-]*)`", text_of("CONTRIBUTING.md"))
     assert len(named) > 30
-    missing = {path for path in named if "NAME" not in path and "PACKAGE" not in path}
-    assert {path for path in missing if not (ROOT / path.lstrip("/")).exists()} == set()
+    paths = {path for path in named if "NAME" not in path and "PACKAGE" not in path}
+    assert {path for path in paths if not (ROOT / path.lstrip("/")).exists()} == set()
 
 
 def test_documents_do_not_promise_that_the_model_stops() -> None:

@@ -1,4 +1,7 @@
-"""What `make` says while it installs, with stand-ins for uv, pip, apt-get and the system's programs."""
+"""The output of `make` and of tests/support/system.sh while they install, with stand-ins.
+
+The stand-ins replace uv, pip, apt-get and the system's programs.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ echo "uv $*" >>calls
 echo "Resolved noise" >&2
 case "$*" in *"-r ${UV_FAILS:-nothing}"*) echo "error: no index" >&2; exit 2 ;; esac
 """
-SAID = [
+MAKE_OUTPUT = [
     "Creating .venv with Python 3.11.7 ...",
     "Installing Halt's packages (about 20 MB) ...",
     "Installing the demo model (about 130 MB) ...",
@@ -87,7 +90,7 @@ def test_make_run_prints_one_line_for_each_long_step(tmp_path: Path) -> None:
     """A line precedes each long step; pip installs uv, which installs the rest."""
     first = run_make(tmp_path)
     assert first.stderr == ""
-    assert first.stdout.splitlines() == SAID
+    assert first.stdout.splitlines() == MAKE_OUTPUT
     assert first.returncode == 0
     (only,) = calls(tmp_path, "python -m pip")
     assert "uv==" in only
@@ -100,7 +103,7 @@ def test_second_make_run_installs_nothing(tmp_path: Path) -> None:
     """The second run makes and installs nothing."""
     run_make(tmp_path)
     (tmp_path / "calls").unlink()
-    assert run_make(tmp_path).stdout.splitlines() == SAID[-1:]
+    assert run_make(tmp_path).stdout.splitlines() == MAKE_OUTPUT[-1:]
     assert (tmp_path / "calls").read_text().splitlines() == ["python app.py"]
 
 
@@ -109,7 +112,7 @@ def test_uv_on_the_path_is_used(tmp_path: Path) -> None:
     (tmp_path / "path").mkdir()
     program(tmp_path / "path" / "uv", UV)
     done = run_make(tmp_path)
-    assert done.stdout.splitlines() == SAID
+    assert done.stdout.splitlines() == MAKE_OUTPUT
     assert calls(tmp_path, "python -m venv") == ["--without-pip .venv"]
     assert calls(tmp_path, "python -m pip") == []
     assert len(calls(tmp_path, "uv pip install")) == 2
@@ -120,7 +123,7 @@ def test_pip_installs_if_uv_is_unavailable(tmp_path: Path) -> None:
     done = run_make(tmp_path, NO_UV="1")
     assert done.stderr == ""
     goes_on = "uv cannot be installed here; using pip instead ..."
-    assert done.stdout.splitlines() == [SAID[0], goes_on, *SAID[1:]]
+    assert done.stdout.splitlines() == [MAKE_OUTPUT[0], goes_on, *MAKE_OUTPUT[1:]]
     assert [line.rpartition("-r ")[2] for line in calls(tmp_path, "python -m pip")[1:]] == [
         "requirements.txt",
         "requirements-demo.txt",
@@ -135,7 +138,7 @@ def test_pip_installs_if_uv_fails(tmp_path: Path, on_path: bool) -> None:
         program(tmp_path / "path" / "uv", UV)
     done = run_make(tmp_path, UV_FAILS="requirements.txt")
     assert done.stderr == ""
-    assert done.stdout.splitlines() == [*SAID[:2], GOES_ON, *SAID[2:]]
+    assert done.stdout.splitlines() == [*MAKE_OUTPUT[:2], GOES_ON, *MAKE_OUTPUT[2:]]
     assert calls(tmp_path, "python -m venv")[-1] == ".venv"
     assert calls(tmp_path, "python -m pip")[-1].endswith(" -r requirements.txt")
 
@@ -148,7 +151,7 @@ def test_failed_package_prints_the_output_of_uv_and_pip(tmp_path: Path) -> None:
         assert line in failed.stderr
     assert "Halt is at" not in failed.stdout
     again = run_make(tmp_path)
-    assert again.stdout.splitlines() == SAID[1:]
+    assert again.stdout.splitlines() == MAKE_OUTPUT[1:]
 
 
 def test_failed_demo_model_does_not_stop_the_start(tmp_path: Path) -> None:
@@ -162,10 +165,11 @@ def test_failed_demo_model_does_not_stop_the_start(tmp_path: Path) -> None:
     assert "Halt is at" in without.stdout
 
 
-def prepare(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
-    """What tests/support/system.sh prints as root on a Debian that has nothing, and what apt-get was told.
+def run_system_script(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
+    """Run tests/support/system.sh as root on a Debian that has nothing.
 
-    The browser is there once apt-get has installed something.
+    Returns its output, and the arguments of each call of apt-get. The browser is there once apt-get
+    has installed something.
     """
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -174,12 +178,12 @@ def prepare(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
     program(folder / "id", "#!/bin/sh\necho 0\n")
     program(
         folder / "apt-get",
-        f'#!/bin/sh\necho "$@" >>{tmp_path}/told\n'
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/apt_calls\n'
         'case "$*" in *"${LACKS:-nothing}") exit 100 ;; esac\n',
     )
-    program(folder / "python", f"#!/bin/sh\n[ -e {tmp_path}/told ]\n")
+    program(folder / "python", f"#!/bin/sh\n[ -e {tmp_path}/apt_calls ]\n")
     script = (ROOT / "tests" / "support" / "system.sh").read_text()
-    # Nothing of this machine is looked at, and nothing is written into its folders.
+    # The script neither reads nor writes folders of this machine.
     for real in (
         "/usr/sbin:/usr/local/sbin",
         "/usr/lib/postgresql",
@@ -196,38 +200,38 @@ def prepare(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
         text=True,
         check=False,
     )
-    told = tmp_path / "told"
-    return done.stdout + done.stderr, told.read_text().splitlines() if told.exists() else []
+    file = tmp_path / "apt_calls"
+    return done.stdout + done.stderr, file.read_text().splitlines() if file.exists() else []
 
 
 def test_system_packages_are_printed_before_apt_runs(tmp_path: Path) -> None:
     """The text names packages and purposes, the use of root, and how to avoid it."""
-    said, told = prepare(tmp_path)
-    assert told[0] == "update -q"
+    output, apt_calls = run_system_script(tmp_path)
+    assert apt_calls[0] == "update -q"
     options = ["install", "-qy", "--no-install-recommends"]
-    installed = [name for line in told[1:] for name in line.split() if name not in options]
+    installed = [name for line in apt_calls[1:] for name in line.split() if name not in options]
     proxies = {"nginx", "caddy", "haproxy", "apache2-bin"}
     assert {"chromium", "postgresql"} | proxies <= set(installed)
     for package in installed:
-        assert f"    {package}: the " in said
-    assert "NO_INSTALL=1 make test" in said
-    assert "createcluster.conf" in said  # the one file that stays
+        assert f"    {package}: the " in output
+    assert "NO_INSTALL=1 make test" in output
+    assert "createcluster.conf" in output  # the one file that stays
 
 
 def test_unavailable_system_package_is_named(tmp_path: Path) -> None:
     """Its tests are skipped."""
-    said, _ = prepare(tmp_path, LACKS="caddy")
-    assert [line for line in said.splitlines() if "could not install" in line] == [
+    output, _ = run_system_script(tmp_path, LACKS="caddy")
+    assert [line for line in output.splitlines() if "could not install" in line] == [
         "apt-get could not install: caddy"
     ]
 
 
 def test_no_install_installs_nothing(tmp_path: Path) -> None:
     """NO_INSTALL=1: no apt-get and no download; the missing packages are printed instead."""
-    said, told = prepare(tmp_path, NO_INSTALL="1")
-    assert told == []
-    assert "Install Chromium or Chrome" in said
-    assert "Downloading" not in said
+    output, apt_calls = run_system_script(tmp_path, NO_INSTALL="1")
+    assert apt_calls == []
+    assert "Install Chromium or Chrome" in output
+    assert "Downloading" not in output
 
 
 @pytest.mark.parametrize("name", ["run", "test", "bench", "fuzz", "coverage", "clean"])

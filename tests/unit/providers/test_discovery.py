@@ -194,7 +194,7 @@ def test_other_servers_are_probed_once_a_minute(
     looking = Discovery(DiscoveryResult(addresses=tuple(each.url for each in servers.values())))
     for _ in range(2):
         found = looking.refresh_now()
-        assert (found.servers, found.locked) == ((), ())
+        assert (found.servers, found.key_required) == ((), ())
         looking = Discovery(decoded(found.encoded()))
     assert {kind for kind, each in servers.items() if each.accepted != 1} == set()
     monkeypatch.setattr(discovery, "BACKOFF_SECONDS", 0.0)
