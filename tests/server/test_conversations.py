@@ -152,8 +152,8 @@ def test_long_list_is_paged(anna: Person) -> None:
 
 def test_list_marks_running_and_open_conversations(anna: Person, shared_fake: FakeOpenAI) -> None:
     """The list marks the open conversation, and those whose answer is being written."""
-    said = f"/fake stall {new_id()}"
-    runs, rests = anna.ask(said), anna.ask("Hello")
+    prompt = f"/fake stall {new_id()}"
+    runs, rests = anna.ask(prompt), anna.ask("Hello")
     anna.settled(rests)
     assert anna.item(runs)["running"]
     assert [each["id"] for each in anna.items(f"/conversations?current={rests}") if each["current"]]
@@ -214,9 +214,9 @@ def test_delete_of_the_open_conversation_redirects(anna: Person) -> None:
 @pytest.mark.parametrize("page", [True, False], ids=["page", "program"])
 def test_delete_stops_a_running_answer(anna: Person, shared_fake: FakeOpenAI, page: bool) -> None:
     """A deletion closes the upstream; Undo restores the text received so far."""
-    said = new_id()
-    conversation = anna.ask(said, model="stall?n=10")
-    record = request_record(shared_fake, said)
+    prompt = new_id()
+    conversation = anna.ask(prompt, model="stall?n=10")
+    record = request_record(shared_fake, prompt)
     eventually(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode())
     gone = anna.send(f"/c/{conversation}/delete", page=page)
     assert "deleted, and its answer stopped" in gone.body.decode()
@@ -344,7 +344,7 @@ def test_settings_apply_to_all_answers_of_one_conversation(
     anna: Person, shared_fake: FakeOpenAI
 ) -> None:
     """Settings apply to every answer of their conversation, and to no other conversation."""
-    conversation, said = new_id(), f"Hello {new_id()}"
+    conversation, prompt = new_id(), f"Hello {new_id()}"
     saved = anna.send(
         f"/c/{conversation}/settings",
         model="count?n=2",
@@ -355,9 +355,9 @@ def test_settings_apply_to_all_answers_of_one_conversation(
     assert saved.status == 200
     assert saved.headers["hx-push-url"] == f"/c/{conversation}"
     assert anna.titles() == []
-    anna.ask(said, conversation, "count?n=2")
+    anna.ask(prompt, conversation, "count?n=2")
     for nth in range(2):
-        body = request_record(shared_fake, said, nth).body
+        body = request_record(shared_fake, prompt, nth).body
         assert (body["temperature"], body["max_tokens"]) == (0.25, 77)
         assert body["messages"][0] == {"role": "system", "content": "Be short."}
         anna.settled(conversation)

@@ -110,27 +110,27 @@ def test_plain_http_is_redirected_to_https(proxy: Proxy) -> None:
 
 def test_proxy_passes_events_at_once(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
     """Each event is passed on while the model is silent, also to a browser that accepts gzip."""
-    said = new_id()
+    prompt = new_id()
     client.headers["Accept-Encoding"] = "gzip, deflate, br"
-    with client.chat("stall?n=3", said) as events:
+    with client.chat("stall?n=3", prompt) as events:
         events.until_text("0 1 2 ")
         assert "content-encoding" not in events.headers
-        assert not request_record(shared_fake, said).finished.is_set()
+        assert not request_record(shared_fake, prompt).finished.is_set()
         client.stop(events.id)
         events.to_end()
 
 
 def test_proxy_passes_plain_text_at_once(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
     """Plain text, which is no event stream, is passed on at once too."""
-    said = new_id()
+    prompt = new_id()
     connection = client.connect()
-    body = {"prompt": said, "model": "stall?n=3"}
+    body = {"prompt": prompt, "model": "stall?n=3"}
     client.send(connection, "POST", "/chat", body, {"Accept-Encoding": "gzip"})
     response = connection.getresponse()
     text = b""
     while b"2 " not in text:
         text += response.read1()
-    assert not request_record(shared_fake, said).finished.is_set()
+    assert not request_record(shared_fake, prompt).finished.is_set()
     client.stop(response.headers["X-Stream-Id"])
     response.read()
     connection.close()
@@ -140,9 +140,9 @@ def test_stop_through_the_proxy_closes_the_upstream(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
     """A Stop through the proxy closes the upstream while the model is silent."""
-    said = new_id()
-    with client.chat("silent_first_token", said) as events:
-        record = request_record(shared_fake, said)
+    prompt = new_id()
+    with client.chat("silent_first_token", prompt) as events:
+        record = request_record(shared_fake, prompt)
         receipt = client.stop(events.id).json
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         assert record.closed.wait(RECORD_TIMEOUT)
@@ -249,9 +249,9 @@ def test_forged_forwarded_address_on_a_websocket_changes_no_limit(
 # --- a client that leaves -------------------------------------------------------------------------
 
 
-def leave(client: ProxyClient, model: str, said: str) -> None:
+def leave(client: ProxyClient, model: str, prompt: str) -> None:
     """Read an answer up to "2" and leave."""
-    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": said}]}
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": prompt}]}
     with client.stream("POST", "/v1/chat/completions", body) as answer:
         text = ""
         while "2 " not in text:
@@ -265,9 +265,9 @@ def test_client_gone_during_silence_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
     """The model is stopped when the client leaves, though Halt writes nothing."""
-    said = new_id()
-    leave(client, "stall?n=3", said)
-    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+    prompt = new_id()
+    leave(client, "stall?n=3", prompt)
+    assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
 def test_apache_client_gone_is_noticed_by_a_comment(
@@ -276,9 +276,9 @@ def test_apache_client_gone_is_noticed_by_a_comment(
     """Behind Apache the comments of HALT_HEARTBEAT find a client that has left in silence."""
     halt = start_halt(shared_fake, HALT_HOSTS=NAME, HALT_TRUSTED_PROXIES=1, HALT_HEARTBEAT=0.2)
     with proxied("apache", f"{halt.host}:{halt.port}", tmp_path) as apache:
-        said = new_id()
-        leave(apache.client(), "stall?n=3", said)
-        assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+        prompt = new_id()
+        leave(apache.client(), "stall?n=3", prompt)
+        assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
 @pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
@@ -286,11 +286,11 @@ def test_client_gone_before_the_first_token_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
     """A client that leaves before the response has begun stops the model."""
-    said = new_id()
-    body = {"messages": [{"role": "user", "content": said}], "model": "silent_headers"}
+    prompt = new_id()
+    body = {"messages": [{"role": "user", "content": prompt}], "model": "silent_headers"}
     connection = client.connect()
     client.send(connection, "POST", "/v1/chat/completions", body)
-    record = request_record(shared_fake, said)
+    record = request_record(shared_fake, prompt)
     connection.close()
     assert record.closed.wait(RECORD_TIMEOUT)
 
@@ -299,9 +299,9 @@ def test_client_gone_during_the_answer_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
     """A client that leaves while the model writes stops the model."""
-    said = new_id()
-    leave(client, "count?n=100000&rate=20", said)
-    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+    prompt = new_id()
+    leave(client, "count?n=100000&rate=20", prompt)
+    assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
 # --- the doctor -----------------------------------------------------------------------------------

@@ -48,14 +48,14 @@ def test_requests_example_prints_a_whole_answer(halt: HaltServer) -> None:
 
 def test_requests_example_stops_by_the_id_header(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """A Stop with the ID of the header keeps the text so far and closes the upstream."""
-    said = f"/fake stall?n=3 {new_id()}"
-    with python_requests.ask(halt.url, said) as response:
+    prompt = f"/fake stall?n=3 {new_id()}"
+    with python_requests.ask(halt.url, prompt) as response:
         text = python_requests.pieces(response)
         got = read_until(text, "2 ")
         receipt = python_requests.stop(halt.url, response.headers["X-Stream-Id"])
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         assert got + "".join(text) == "0 1 2 "
-    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(WAIT_TIMEOUT)
 
 
 def test_requests_example_raises_for_a_broken_answer(halt: HaltServer) -> None:
@@ -74,14 +74,14 @@ def test_openai_example_prints_a_whole_answer(halt: HaltServer) -> None:
 
 def test_openai_example_ends_after_a_stop(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """A stream with a chosen ID is stopped by another client, and the script's loop ends."""
-    said, stream_id = f"/fake stall?n=3 {new_id()}", new_id()
+    prompt, stream_id = f"/fake stall?n=3 {new_id()}", new_id()
     with OpenAI(base_url=f"{halt.url}/v1", api_key="any") as llm:
-        text = openai_client.pieces(llm, "echo", said, stream_id)
+        text = openai_client.pieces(llm, "echo", prompt, stream_id)
         got = read_until(text, "2 ")
         receipt = openai_client.stop(halt.url, stream_id)
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         assert got + "".join(text) == "0 1 2 "
-    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(WAIT_TIMEOUT)
 
 
 def test_websocket_example_prints_several_answers(halt: HaltServer) -> None:
@@ -99,13 +99,13 @@ def test_websocket_example_stops_one_of_two_answers(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
     """Of two streams on one socket one is stopped, and the other ends normally."""
-    said = f"/fake stall?n=1 {new_id()}"
+    prompt = f"/fake stall?n=1 {new_id()}"
     with connect(halt.url.replace("http", "ws") + "/ws") as socket:
-        stalled = websocket.start(socket, said)
+        stalled = websocket.start(socket, prompt)
         seen = websocket.events(socket, stalled)
         assert next(seen) == (stalled, {"type": "content", "content": "0 "})
         other = websocket.start(socket, "hello")
         websocket.stop(socket, stalled)
         ends = {i: e["type"] for i, e in websocket.events(socket, stalled, other) if e.get("done")}
         assert ends == {stalled: "cancelled", other: "done"}
-    assert request_record(shared_fake, said).closed.wait(WAIT_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(WAIT_TIMEOUT)

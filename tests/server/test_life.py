@@ -42,10 +42,10 @@ def test_sigterm_ends_streams_and_upstreams(start_halt: StartHalt, fake: FakeOpe
             ("long?n=100000000", "4 "),
             ("429?retry_after=5", ""),
         ):
-            said = new_id()
-            events = stack.enter_context(client.chat(model, said)).until_text(text)
-            request_record(fake, said)
-            streams.append((events, said))
+            prompt = new_id()
+            events = stack.enter_context(client.chat(model, prompt)).until_text(text)
+            request_record(fake, prompt)
+            streams.append((events, prompt))
         follower = stack.enter_context(client.follow(streams[2][0].id)).until_text("4 ")
         server.terminate()
         for events in (*(each for each, _ in streams), follower):
@@ -55,8 +55,8 @@ def test_sigterm_ends_streams_and_upstreams(start_halt: StartHalt, fake: FakeOpe
             assert last["error"]["retryable"] is True
         assert server.wait() == 0
     eventually(lambda: server.gone)
-    for _, said in streams[:-1]:
-        assert request_record(fake, said).closed.wait(RECORD_TIMEOUT)
+    for _, prompt in streams[:-1]:
+        assert request_record(fake, prompt).closed.wait(RECORD_TIMEOUT)
     eventually(lambda: fake.open_connections == 0)
     assert "Traceback" not in server.printed
 

@@ -150,11 +150,11 @@ def test_run_without_viewers_is_cancelled_in_silence(
 ) -> None:
     """A viewer that leaves a silent run is noticed, and the run is cancelled after the grace."""
     client = impatient.client()
-    said = new_id()
-    with client.chat(model, said) as events:
+    prompt = new_id()
+    with client.chat(model, prompt) as events:
         if model.startswith("stall"):
             events.until_text("2 ")
-        record = request_record(shared_fake, said)
+        record = request_record(shared_fake, prompt)
     assert record.closed.wait(RECORD_TIMEOUT)
     cancelled = client.follow(events.id).to_end().terminal
     assert (cancelled["type"], cancelled["reason"]) == ("cancelled", "no_viewer")
@@ -165,10 +165,10 @@ def test_run_without_viewers_is_cancelled_while_flowing(
 ) -> None:
     """A run without viewers is cancelled also while the model writes."""
     client = impatient.client()
-    said = new_id()
-    with client.chat("count?n=100000&gap_ms=5", said) as events:
+    prompt = new_id()
+    with client.chat("count?n=100000&gap_ms=5", prompt) as events:
         events.until_text("5 ")
-    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
     assert client.follow(events.id).to_end().terminal["reason"] == "no_viewer"
 
 
@@ -177,8 +177,10 @@ def test_viewer_back_within_the_grace_keeps_the_run(
 ) -> None:
     """Leaving and returning several times loses no event and ends no run."""
     client = halt.client()
-    said = new_id()
-    events = client.chat("count?n=400&gap_ms=5", said, id=new_id())  # else it ends with its reader
+    prompt = new_id()
+    events = client.chat(
+        "count?n=400&gap_ms=5", prompt, id=new_id()
+    )  # else it ends with its reader
     shown = ""
     for goal in ("60 ", "120 ", "180 ", "240 "):
         events.until_text(goal)
@@ -188,7 +190,7 @@ def test_viewer_back_within_the_grace_keeps_the_run(
     shown += events.to_end().text
     assert shown == numbers(400)
     assert events.terminal["type"] == "done"
-    eventually(request_record(shared_fake, said).finished.is_set)
+    eventually(request_record(shared_fake, prompt).finished.is_set)
 
 
 def test_reader_that_does_not_read_delays_no_other(
@@ -196,14 +198,14 @@ def test_reader_that_does_not_read_delays_no_other(
 ) -> None:
     """Its own response waits; the run continues and another reader gets everything."""
     client = halt.client()
-    said = new_id()
-    messages = [{"role": "user", "content": said}]
+    prompt = new_id()
+    messages = [{"role": "user", "content": prompt}]
     body = {"messages": messages, "model": "long?n=200000"}
     with client.stream("POST", "/chat/stream", body, receive_buffer=2048) as stuck:
         with client.follow(stuck.id) as reader:
             assert reader.to_end().text == numbers(200_000)
             assert reader.terminal["type"] == "done"
-        assert request_record(shared_fake, said).finished.wait(RECORD_TIMEOUT)
+        assert request_record(shared_fake, prompt).finished.wait(RECORD_TIMEOUT)
         assert client.get("/healthz").json["status"] == "ok"
         assert stuck.to_end().text == numbers(200_000)  # it can have all of it when it wants to
 
@@ -427,22 +429,22 @@ def test_fault_before_the_first_token_is_retried(halt: HaltServer, shared_fake: 
     """A fault before the first token is retried twice by default."""
     client = halt.client()
     for status in ("503", "drop"):
-        said = new_id()
-        events = client.chat(f"flaky?times=1&status={status}&key={said}&n=4", said).to_end()
+        prompt = new_id()
+        events = client.chat(f"flaky?times=1&status={status}&key={prompt}&n=4", prompt).to_end()
         assert events.text == numbers(4)
         assert events.terminal["type"] == "done"
-        request_record(shared_fake, said, nth=1)
+        request_record(shared_fake, prompt, nth=1)
 
 
 def test_fault_after_the_first_token_is_not_retried(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
     """After the first token no request is repeated."""
-    said = new_id()
-    events = halt.client().chat("drop?n=5", said)
+    prompt = new_id()
+    events = halt.client().chat("drop?n=5", prompt)
     assert only_error(events)["code"] == "upstream_dropped"
     assert events.text == FIVE
-    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+    assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
 
 
 @pytest.mark.parametrize(

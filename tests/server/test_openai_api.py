@@ -41,9 +41,9 @@ def numbers(n: int) -> str:
     return "".join(f"{i} " for i in range(n))
 
 
-def hello(said: str = "Hello") -> Any:
+def hello(prompt: str = "Hello") -> Any:
     """Messages that say this."""
-    return [{"role": "user", "content": said}]
+    return [{"role": "user", "content": prompt}]
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +217,8 @@ def test_tool_conversation_continues_with_the_answer(
     llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
     """The answer's message can be sent back unchanged, followed by the results."""
-    said = new_id()
-    messages = hello(said)
+    prompt = new_id()
+    messages = hello(prompt)
     asks = llm.chat.completions.create(model="asks_tools", messages=messages, tools=[WEATHER])
     message = asks.choices[0].message
     assert message.content is None
@@ -228,7 +228,7 @@ def test_tool_conversation_continues_with_the_answer(
         messages.append({"role": "tool", "tool_call_id": call.id, "content": "21 degrees"})
     answer = llm.chat.completions.create(model="asks_tools", messages=messages, tools=[WEATHER])
     assert answer.choices[0].message.content == numbers(3)
-    sent = request_record(shared_fake, said, nth=1).body["messages"]
+    sent = request_record(shared_fake, prompt, nth=1).body["messages"]
     assert [m["role"] for m in sent] == ["user", "assistant", "tool", "tool"]
     assert sent[1]["tool_calls"][1]["function"]["arguments"] == '{"city": "town 1"}'
 
@@ -238,15 +238,15 @@ GREET: Any = {"name": "weather", "description": "Say how warm it is.", "paramete
 
 def test_functions_are_sent_as_tools(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
     """Old `functions` are sent as tools; the client gets the first call as `function_call`."""
-    said = new_id()
+    prompt = new_id()
     create: Callable[..., Any] = llm.chat.completions.create
     answer = create(
         model="asks_tools?calls=2",
-        messages=hello(said),
+        messages=hello(prompt),
         functions=[GREET],
         function_call={"name": "weather"},
     )
-    sent = request_record(shared_fake, said).body
+    sent = request_record(shared_fake, prompt).body
     assert sent["tools"] == [{"type": "function", "function": GREET}]
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert not {"functions", "function_call"} & sent.keys()
@@ -277,9 +277,9 @@ def test_function_conversation_continues_as_tools(
     llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
     """Calls and results of functions become those of tools, with matching IDs."""
-    said = new_id()
+    prompt = new_id()
     create: Callable[..., Any] = llm.chat.completions.create
-    messages: list[Any] = hello(said)
+    messages: list[Any] = hello(prompt)
     for degrees in ("21", "22"):
         call = {"name": "weather", "arguments": degrees}
         messages.append({"role": "assistant", "content": None, "function_call": call})
@@ -288,7 +288,7 @@ def test_function_conversation_continues_as_tools(
     messages.append({"role": "user", "content": "Thanks."})
     answer = create(model="echo", messages=messages, functions=[GREET], function_call="auto")
     assert answer.choices[0].finish_reason == "stop"
-    (sent,) = [each.body for each in shared_fake.requests if said in str(each.body)]
+    (sent,) = [each.body for each in shared_fake.requests if prompt in str(each.body)]
     assert sent["tool_choice"] == "auto"
     rounds = sent["messages"][1:5]
     assert [m["role"] for m in rounds] == ["assistant", "tool"] * 2
@@ -306,17 +306,17 @@ def test_function_conversation_continues_as_tools(
 
 def test_unknown_options_are_passed_on(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
     """Known and unknown options are sent under their names; Halt's own options are not."""
-    said = new_id()
+    prompt = new_id()
     llm.chat.completions.create(
         model="echo",
-        messages=hello(said),
+        messages=hello(prompt),
         temperature=0.5,
         max_tokens=7,
         user="anna",
         logit_bias={"50256": -100},
         extra_body={"top_k": 40, "chat_template_kwargs": {"enable_thinking": False}},
     )
-    sent = request_record(shared_fake, said).body
+    sent = request_record(shared_fake, prompt).body
     expected = {
         "temperature": 0.5,
         "max_tokens": 7,
@@ -367,11 +367,11 @@ def test_unknown_message_fields_are_passed_on(
     halt: HaltServer, shared_fake: FakeOpenAI, message: dict[str, Any]
 ) -> None:
     """Fields, parts and roles that Halt does not know reach the model's server."""
-    said = new_id()
-    last = {**USER, "content": said}
+    prompt = new_id()
+    last = {**USER, "content": prompt}
     answer = halt.client().post(PATH, {"model": "echo", "messages": [message, last]})
     assert answer.status == 200, answer
-    assert request_record(shared_fake, said).body["messages"] == [message, last]
+    assert request_record(shared_fake, prompt).body["messages"] == [message, last]
 
 
 @pytest.mark.parametrize(
@@ -399,10 +399,10 @@ def test_unusual_values_are_passed_on(
     halt: HaltServer, shared_fake: FakeOpenAI, fields: dict[str, Any]
 ) -> None:
     """Values that Halt's own API refuses reach the model's server here."""
-    said = new_id()
-    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
+    prompt = new_id()
+    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(prompt), **fields})
     assert answer.status == 200, answer
-    sent = request_record(shared_fake, said).body
+    sent = request_record(shared_fake, prompt).body
     assert {name: sent.get(name, "none") for name in fields} == fields
 
 
@@ -415,12 +415,12 @@ def test_request_without_a_model_uses_the_default(halt: HaltServer) -> None:
 
 def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """Usage is always requested upstream; the client gets its chunk only on request."""
-    said = new_id()
+    prompt = new_id()
     options = {"include_obfuscation": False}
-    body = {"model": "count?n=2", "messages": hello(said), "stream": True}
+    body = {"model": "count?n=2", "messages": hello(prompt), "stream": True}
     with halt.client().stream("POST", PATH, body | {"stream_options": options}) as events:
         events.to_end()
-    assert request_record(shared_fake, said).body["stream_options"] == {
+    assert request_record(shared_fake, prompt).body["stream_options"] == {
         **options,
         "include_usage": True,
     }
@@ -439,11 +439,11 @@ def test_functions_of_any_shape_are_passed_on(
     halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, chosen: Any
 ) -> None:
     """The model's server decides whether names and choice are valid."""
-    said = new_id()
+    prompt = new_id()
     fields = {"functions": functions, "function_call": choice}
-    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
+    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(prompt), **fields})
     assert answer.status == 200, answer
-    sent = request_record(shared_fake, said).body
+    sent = request_record(shared_fake, prompt).body
     assert sent["tools"] == [{"type": "function", "function": each} for each in functions]
     assert sent.get("tool_choice") == chosen
 
@@ -747,12 +747,12 @@ def test_closed_client_stream_stops_the_model_at_once(
     llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
     """Closing the stream of OpenAI's client is a Stop, without the grace."""
-    said = new_id()
+    prompt = new_id()
     with llm.chat.completions.create(
-        model="count?n=100000&gap_ms=5", messages=hello(said), stream=True
+        model="count?n=100000&gap_ms=5", messages=hello(prompt), stream=True
     ) as stream:
         read_until(stream, "5 ")
-    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -789,9 +789,9 @@ def test_stream_id_header_chooses_the_id_for_stop(
     halt: HaltServer, llm: openai.OpenAI, shared_fake: FakeOpenAI, stream: bool
 ) -> None:
     """X-Stream-Id chooses the ID; a stopped answer ends in order and says so."""
-    chosen, said = new_id(), new_id()
-    events = Background(llm, said, chosen, stream=stream)
-    request_record(shared_fake, said).wait_tokens(3, RECORD_TIMEOUT)
+    chosen, prompt = new_id(), new_id()
+    events = Background(llm, prompt, chosen, stream=stream)
+    request_record(shared_fake, prompt).wait_tokens(3, RECORD_TIMEOUT)
     eventually(lambda: numbers(3) in halt.client().follow(chosen).until_text("2 ").text)
     receipt = halt.client().stop(chosen)
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")

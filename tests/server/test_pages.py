@@ -77,11 +77,11 @@ def test_model_options_are_escaped_and_one_is_selected(client: Client) -> None:
 
 def test_stop_on_the_page_stops_several_answers(client: Client, shared_fake: FakeOpenAI) -> None:
     """Each upstream is closed; the response has each answer in its stopped state."""
-    said, ids = f"Hi {new_id()}", [new_id(), new_id()]
+    prompt, ids = f"Hi {new_id()}", [new_id(), new_id()]
     models = ["silent_first_token", "stall"]
-    fields = [("prompt", said), *(("id", i) for i in ids), *(("model", m) for m in models)]
+    fields = [("prompt", prompt), *(("id", i) for i in ids), *(("model", m) for m in models)]
     assert send(client, f"/c/{new_id()}/messages", *fields).status == 200
-    records = [request_record(shared_fake, said, nth) for nth in range(2)]
+    records = [request_record(shared_fake, prompt, nth) for nth in range(2)]
     pressed = send(client, "/stop", *(("stream_id", i) for i in ids), ("seen", "0"))
     assert pressed.status == 200
     for stream_id in ids:
@@ -104,8 +104,8 @@ def is_stream(answer: HttpResponse) -> bool:
 def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: FakeOpenAI) -> None:
     """The exchange comes first and opens no other stream; the whole answer comes last."""
     place, stream_id = f"/c/{new_id()}", new_id()
-    said = f"/fake silent_first_token?n=3 {new_id()}"
-    form = urlencode([("prompt", said), ("id", stream_id)]).encode()
+    prompt = f"/fake silent_first_token?n=3 {new_id()}"
+    form = urlencode([("prompt", prompt), ("id", stream_id)]).encode()
     events = client.stream("POST", f"{place}/messages", form, STREAM_HEADERS)
     assert events.headers["content-type"].startswith("text/event-stream")
     assert events.headers["hx-push-url"] == place
@@ -115,7 +115,7 @@ def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: Fa
     assert '<section class="exchange"' in first.data
     assert 'data-state="running"' in first.data
     assert f'id="feed-{stream_id}"' in first.data
-    request_record(shared_fake, said).release()
+    request_record(shared_fake, prompt).release()
     *texts, last = events
     assert all(each.data.startswith("<hx-partial") for each in texts)
     assert f'hx-target="#a-{stream_id}"' in last.data
@@ -128,7 +128,7 @@ def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: Fa
     first = again.next()
     assert first
     assert "Version" in first.data
-    request_record(shared_fake, said, 1).release()
+    request_record(shared_fake, prompt, 1).release()
     *_, last = again
     assert 'data-state="done"' in last.data
 
@@ -153,23 +153,23 @@ def test_refused_prompt_is_not_streamed(client: Client, fields: list[tuple[str, 
 
 def test_compared_answers_have_their_own_streams(client: Client, shared_fake: FakeOpenAI) -> None:
     """The response has one place for each answer, with the address of its stream."""
-    said = f"/fake silent_first_token {new_id()}"
-    fields = [("prompt", said), ("model", "count"), ("model", "echo")]
+    prompt = f"/fake silent_first_token {new_id()}"
+    fields = [("prompt", prompt), ("model", "count"), ("model", "echo")]
     answer = stream(client, f"/c/{new_id()}/messages", *fields)
     assert not is_stream(answer)
     assert answer.body.count(b"hx-sse:connect") == 2
     for nth in range(2):
-        request_record(shared_fake, said, nth).release()
+        request_record(shared_fake, prompt, nth).release()
 
 
 def test_prompt_beyond_the_page_streams_is_not_streamed(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """A browser must keep connections for Stop; over HTTP/2 there is no such limit."""
-    said = f"/fake silent_first_token {new_id()}"
+    prompt = f"/fake silent_first_token {new_id()}"
 
     def form() -> bytes:
-        return urlencode([("prompt", said), ("id", new_id())]).encode()
+        return urlencode([("prompt", prompt), ("id", new_id())]).encode()
 
     path = "/c/{}/messages"
     held = [client.stream("POST", path.format(new_id()), form(), STREAM_HEADERS) for _ in range(4)]
@@ -182,6 +182,6 @@ def test_prompt_beyond_the_page_streams_is_not_streamed(
     sixth = client.stream("POST", path.format(new_id()), form(), multiplexed)
     assert sixth.headers["content-type"].startswith("text/event-stream")
     for nth in range(6):
-        request_record(shared_fake, said, nth).release()
+        request_record(shared_fake, prompt, nth).release()
     for each in (*held, sixth):
         each.close()

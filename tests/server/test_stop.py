@@ -122,15 +122,15 @@ def test_stop_during_back_off_sends_no_further_request(
 ) -> None:
     """After a Stop during the wait for a retry no further request reaches the provider."""
     client = halt.client()
-    said = new_id()
-    events = client.chat("429?retry_after=4", said).until_comment(1)
+    prompt = new_id()
+    events = client.chat("429?retry_after=4", prompt).until_comment(1)
     halt.wait_printed(f"stream {events.id}: .*, trying again in")
     receipt = client.stop(events.id)
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "none")
     assert events.to_end().terminal["type"] == "cancelled"
     with pytest.raises(TimeoutError):
         request_record(
-            shared_fake, said, nth=1, timeout=4.5
+            shared_fake, prompt, nth=1, timeout=4.5
         )  # longer than the wait that was cut short
 
 
@@ -219,16 +219,16 @@ def test_stop_before_the_start_cancels_the_stream(
 ) -> None:
     """A Stop before its stream is pending; the stream then ends at once, without a request."""
     client = halt.client()
-    chosen, said = new_id(), new_id()
+    chosen, prompt = new_id(), new_id()
     receipt = client.stop(chosen)
     assert receipt.status == 202
     assert (receipt.json["status"], receipt.json["upstream"]) == ("pending", "none")
-    events = client.chat("count", said, id=chosen).to_end()
+    events = client.chat("count", prompt, id=chosen).to_end()
     assert [m.json["type"] for m in events.seen[:-1]] == ["cancelled"]
     after = new_id()
     client.chat("count?n=1", after).to_end()  # what had been sent before would be there by now
     request_record(shared_fake, after)
-    assert not [r for r in shared_fake.requests if said in str(r.body)]
+    assert not [r for r in shared_fake.requests if prompt in str(r.body)]
 
 
 def test_pending_stop_affects_its_stream_alone(halt: HaltServer, shared_fake: FakeOpenAI) -> None:

@@ -76,17 +76,17 @@ def test_unreported_token_count_is_marked_as_estimate(client: Client) -> None:
 
 def test_upstream_request_has_messages_and_options(client: Client, shared_fake: FakeOpenAI) -> None:
     """Messages and options are sent unchanged, with streaming and usage requested."""
-    said = new_id()
+    prompt = new_id()
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi"},
-        {"role": "user", "content": said},
+        {"role": "user", "content": prompt},
     ]
     body = {"messages": messages, "model": "echo", "temperature": 0.5, "seed": 7, "stop": ["END"]}
     events = client.stream("POST", "/chat/stream", body).to_end()
-    assert events.text == said
-    sent = request_record(shared_fake, said)
+    assert events.text == prompt
+    sent = request_record(shared_fake, prompt)
     assert sent.body["messages"] == messages
     assert sent.body["stream"] is True
     assert sent.body["stream_options"] == {"include_usage": True}
@@ -333,13 +333,13 @@ def test_two_readers_get_every_event_of_a_running_stream(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """Readers may join late and leave early: each gets every event in order."""
-    said = new_id()
-    first = client.chat("stall?n=10&gap_ms=5&rest=10", said)
+    prompt = new_id()
+    first = client.chat("stall?n=10&gap_ms=5&rest=10", prompt)
     first.until_text("9 ")
     second = client.follow(first.id).until_text("9 ")
     third = client.follow(first.id, after=3)
     first.close()
-    request_record(shared_fake, said).release()
+    request_record(shared_fake, prompt).release()
     second.to_end()
     third.to_end()
     assert second.text == "".join(f"{n} " for n in range(20))
@@ -371,10 +371,10 @@ def test_invalid_offset_is_refused(client: Client, after: str) -> None:
 
 def test_offset_beyond_the_end_gets_the_end(client: Client, shared_fake: FakeOpenAI) -> None:
     """A reader with a higher number gets the protocol's end, running or finished."""
-    said = new_id()
-    with client.chat("stall?n=3", said) as events:
+    prompt = new_id()
+    with client.chat("stall?n=3", prompt) as events:
         early = client.follow(events.until_text("2 ").id, after=1000)
-        request_record(shared_fake, said).release()
+        request_record(shared_fake, prompt).release()
         events.to_end()
         for reader in (early, client.follow(events.id, after=1000)):
             assert [each.data for each in reader.to_end().seen] == ["[DONE]"]
@@ -383,14 +383,14 @@ def test_offset_beyond_the_end_gets_the_end(client: Client, shared_fake: FakeOpe
 def test_offset_of_evicted_events_gets_410(small_logs: HaltServer, shared_fake: FakeOpenAI) -> None:
     """410 instead of a gap; a reader of the kept part gets all of it."""
     client = small_logs.client()
-    said = new_id()
-    with client.chat("stall?n=400&gap_ms=3", said) as events:
+    prompt = new_id()
+    with client.chat("stall?n=400&gap_ms=3", prompt) as events:
         events.until_text("399 ")
         refused = client.get(f"/streams/{events.id}")
         assert refused.status == 410
         assert refused.error["code"] == "offset_lost"
         late = client.follow(events.id, after=len(events.seen) - 2)
-        request_record(shared_fake, said).release()
+        request_record(shared_fake, prompt).release()
         events.to_end()
         assert late.to_end().seen == events.seen[-len(late.seen) :]
 
@@ -432,8 +432,8 @@ def test_session_stream_is_unknown_to_others(halt: HaltServer, shared_fake: Fake
     for browser in (mine, other):
         assert browser.get("/").status == 200
         assert browser.cookies
-    said = new_id()
-    with mine.chat("stall?n=3", said) as events:
+    prompt = new_id()
+    with mine.chat("stall?n=3", prompt) as events:
         events.until_text("2 ")
         for stranger in (other, program):
             assert stranger.get(f"/streams/{events.id}").error["code"] == "unknown_stream"
@@ -442,7 +442,7 @@ def test_session_stream_is_unknown_to_others(halt: HaltServer, shared_fake: Fake
             assert stranger.post("/stop", {"stream_id": events.id}).json["status"] == "pending"
             page = stranger.get(f"/streams/{events.id}/page")
             assert b"0 1 2" not in page.body
-        assert not request_record(shared_fake, said).closed.is_set()
+        assert not request_record(shared_fake, prompt).closed.is_set()
         assert mine.follow(events.id).until_text("2 ")
         assert mine.stop(events.id).json["status"] == "stopped"
         assert events.to_end().terminal["type"] == "cancelled"

@@ -119,13 +119,13 @@ class Text:
 
 def test_text_is_streamed_as_utf8(client: Client, shared_fake: FakeOpenAI) -> None:
     """The text comes piece by piece, with the stream's ID in a header, to a proper end."""
-    said = new_id()
-    text = Text(client, {"prompt": said, "model": "stall?n=3&rest=2"})
+    prompt = new_id()
+    text = Text(client, {"prompt": prompt, "model": "stall?n=3&rest=2"})
     assert text.response.status == 200
     assert text.response.headers["content-type"] == "text/plain; charset=utf-8"
     assert text.response.headers["cache-control"] == "no-store, no-transform"
     text.until("2 ")
-    request_record(shared_fake, said).release()
+    request_record(shared_fake, prompt).release()
     assert text.to_end() == numbers(5)
     stream_id = text.response.headers["x-stream-id"]
     assert client.follow(stream_id).to_end().text == numbers(5)
@@ -141,13 +141,13 @@ def test_reasoning_without_a_start_tag_is_separated(client: Client) -> None:
 
 def test_prompt_system_and_options_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
     """A prompt becomes the user's message, `system` precedes it; messages are accepted as well."""
-    said = new_id()
-    body = {"prompt": said, "system": "Be brief.", "model": "echo", "temperature": 0.5}
-    assert client.post("/chat", body).body.decode() == said
-    sent = request_record(shared_fake, said).body
+    prompt = new_id()
+    body = {"prompt": prompt, "system": "Be brief.", "model": "echo", "temperature": 0.5}
+    assert client.post("/chat", body).body.decode() == prompt
+    sent = request_record(shared_fake, prompt).body
     assert sent["messages"] == [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": said},
+        {"role": "user", "content": prompt},
     ]
     assert sent["temperature"] == 0.5
     messages = [{"role": "user", "content": "from messages"}]
@@ -295,19 +295,19 @@ def test_on_disconnect_decides_for_each_surface(client: Client, shared_fake: Fak
     models = {"stop": "count?n=100000&gap_ms=10", "continue": "count?n=200&gap_ms=10"}
     started = []
     for surface, choice, chosen in product(STARTS, ("stop", "continue", None), (True, False)):
-        said = new_id()
+        prompt = new_id()
         fields = {"id": new_id()} if chosen else {}
         if choice is not None:
             fields["on_disconnect"] = choice
         *_, named, unnamed = STARTS[surface]
         expected = choice or (named if chosen else unnamed)
-        connection = begun(client, surface, said, models[expected], **fields)
-        started.append(((surface, choice, chosen), expected, said, connection))
-    for _, _, said, connection in started:
-        request_record(shared_fake, said).wait_tokens(1, RECORD_TIMEOUT)
+        connection = begun(client, surface, prompt, models[expected], **fields)
+        started.append(((surface, choice, chosen), expected, prompt, connection))
+    for _, _, prompt, connection in started:
+        request_record(shared_fake, prompt).wait_tokens(1, RECORD_TIMEOUT)
         connection.close()
-    for case, expected, said, _ in started:
-        record = request_record(shared_fake, said)
+    for case, expected, prompt, _ in started:
+        record = request_record(shared_fake, prompt)
         seen = record.closed if expected == "stop" else record.finished
         assert seen.wait(RECORD_TIMEOUT), (case, expected, record)
         assert "on_disconnect" not in record.body
@@ -318,10 +318,10 @@ def test_client_gone_during_silence_stops_the_model(
 ) -> None:
     """A client that leaves before the first text stops the model, though nothing is written."""
     for surface in STARTS:
-        said = new_id()
+        prompt = new_id()
         fields = {"on_disconnect": "stop", "id": new_id()}
-        connection = begun(client, surface, said, "silent_first_token", **fields)
-        record = request_record(shared_fake, said)
+        connection = begun(client, surface, prompt, "silent_first_token", **fields)
+        record = request_record(shared_fake, prompt)
         connection.close()
         assert record.closed.wait(RECORD_TIMEOUT), surface
         with client.follow(fields["id"]) as events:
@@ -333,12 +333,12 @@ def test_on_disconnect_stop_waits_for_the_last_reader(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """Another reader on any surface keeps the run; a reader that returns later finds it ended."""
-    said, chosen = new_id(), new_id()
-    text = Text(client, {"prompt": said, "model": "stall?n=3", "id": chosen})
+    prompt, chosen = new_id(), new_id()
+    text = Text(client, {"prompt": prompt, "model": "stall?n=3", "id": chosen})
     text.until("2 ")
     with client.follow(chosen).until_text("2 ") as events:
         text.leave()
-        record = request_record(shared_fake, said)
+        record = request_record(shared_fake, prompt)
         record.release()
         assert events.to_end().terminal["type"] == "done"
 
@@ -384,11 +384,11 @@ def test_json_answer_has_reasoning_and_calls(client: Client) -> None:
 
 def test_stopped_json_answer_has_state_cancelled(client: Client, shared_fake: FakeOpenAI) -> None:
     """The text up to the Stop, with the state "cancelled" and no finish reason."""
-    chosen, said = new_id(), new_id()
+    chosen, prompt = new_id(), new_id()
     connection = client.connect()
-    body = {"prompt": said, "model": "stall?n=3", "id": chosen}
+    body = {"prompt": prompt, "model": "stall?n=3", "id": chosen}
     client.send(connection, "POST", "/chat", body, JSON)
-    request_record(shared_fake, said)
+    request_record(shared_fake, prompt)
     with client.follow(chosen) as events:
         events.until_text("2 ")
     client.stop(chosen)
@@ -501,10 +501,10 @@ def test_cross_site_get_is_refused(
     client: Client, shared_fake: FakeOpenAI, headers: dict[str, str]
 ) -> None:
     """A link or an image of another site to /stream is refused before any upstream request."""
-    said = new_id()
-    refused = client.get(f"/stream?model=echo&prompt={said}", **headers)
+    prompt = new_id()
+    refused = client.get(f"/stream?model=echo&prompt={prompt}", **headers)
     assert (refused.status, refused.error["code"]) == (403, "foreign_site")
-    assert not [r for r in shared_fake.requests if said in str(r.body)]
+    assert not [r for r in shared_fake.requests if prompt in str(r.body)]
 
 
 @pytest.mark.parametrize("path", ["/chat", "/stop-all", "/v1/chat/completions"])
@@ -589,20 +589,20 @@ def test_event_source_after_the_end_gets_204(client: Client, shared_fake: FakeOp
 
 def test_event_source_resumes_after_its_last_event(client: Client, shared_fake: FakeOpenAI) -> None:
     """The last ID names run and event: the rest follows, and the prompt is not run again."""
-    said = new_id()
+    prompt = new_id()
     parameters: dict[str, Any] = {
-        "prompt": said,
+        "prompt": prompt,
         "model": "stall?n=5&gap_ms=5&rest=5",
         "on_disconnect": "continue",
     }
     with ask(client, **parameters) as first:
         first.until_text("4 ")
         last = first.seen[-1].id
-    request_record(shared_fake, said).release()
+    request_record(shared_fake, prompt).release()
     second = remaining(ask(client, {"Last-Event-ID": last}, **parameters))
     assert first.text + second.text == numbers(10)
     assert second.terminal["type"] == "done"
-    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+    assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
 
 
 def test_event_source_id_is_sent_before_the_first_token(
@@ -656,9 +656,9 @@ def test_event_source_comments_are_no_events(
     lively: HaltServer, shared_fake: FakeOpenAI, surface: str
 ) -> None:
     """Libraries that dispatch at every empty line find JSON or [DONE], and nothing else."""
-    client, said, chosen = lively.client(), new_id(), new_id()
+    client, prompt, chosen = lively.client(), new_id(), new_id()
     start = "stream" if surface == "follow" else surface
-    connection = begun(client, start, said, "stall?n=3", id=chosen, on_disconnect="continue")
+    connection = begun(client, start, prompt, "stall?n=3", id=chosen, on_disconnect="continue")
     response = connection.getresponse()
     if surface == "follow":
         connection.close()
@@ -668,7 +668,7 @@ def test_event_source_comments_are_no_events(
     raw = b""
     while b"\n\n:\n" not in raw:  # a heartbeat behind an event
         raw += response.read1(65536)
-    request_record(shared_fake, said).release()
+    request_record(shared_fake, prompt).release()
     while piece := response.read1(65536):
         raw += piece
     connection.close()
@@ -697,8 +697,8 @@ def test_event_source_messages_have_content(client: Client) -> None:
 
 def test_repeated_start_with_an_id_is_one_run(client: Client, shared_fake: FakeOpenAI) -> None:
     """The same address with a client's own ID twice is one run; another prompt is refused."""
-    said, chosen = new_id(), new_id()
-    parameters: dict[str, Any] = {"prompt": said, "model": "stall?n=3", "id": chosen}
+    prompt, chosen = new_id(), new_id()
+    parameters: dict[str, Any] = {"prompt": prompt, "model": "stall?n=3", "id": chosen}
     with ask(client, **parameters) as first:
         first.until_text("2 ")
         with ask(client, **parameters) as second:
@@ -706,7 +706,7 @@ def test_repeated_start_with_an_id_is_one_run(client: Client, shared_fake: FakeO
     refused = client.get(f"/stream?prompt=other&id={chosen}")
     assert (refused.status, refused.error["code"]) == (409, "stream_in_use")
     client.stop(chosen)
-    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+    assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
 
 
 def test_unknown_stream_of_an_event_source_is_an_event(client: Client) -> None:
@@ -732,11 +732,11 @@ def test_event_source_ends_with_one_message(client: Client, program: Client) -> 
 
 def test_head_request_starts_no_run(client: Client, shared_fake: FakeOpenAI) -> None:
     """HEAD is answered without a run."""
-    said = new_id()
-    answer = client.request("HEAD", f"/stream?model=echo&prompt={said}")
+    prompt = new_id()
+    answer = client.request("HEAD", f"/stream?model=echo&prompt={prompt}")
     assert answer.status == 200
     assert "x-stream-id" not in answer.headers
-    assert not [r for r in shared_fake.requests if said in str(r.body)]
+    assert not [r for r in shared_fake.requests if prompt in str(r.body)]
 
 
 # --- whose streams --------------------------------------------------------------------------------
@@ -878,17 +878,17 @@ def test_number_in_an_unknown_field_is_passed_on(
     client: Client, shared_fake: FakeOpenAI, number: float
 ) -> None:
     """Numbers in fields unknown to Halt and in schemas are passed on unchanged."""
-    said = new_id()
+    prompt = new_id()
     parameters = {"type": "object", "properties": {"n": {"type": "integer", "maximum": number}}}
     body = {
         "model": "echo",
-        "messages": [{"role": "user", "content": said}],
+        "messages": [{"role": "user", "content": prompt}],
         "top_k": number,
         "response_format": {"type": "json_schema", "json_schema": {"maximum": number}},
         "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}],
     }
     assert client.post("/v1/chat/completions", body).status == 200
-    sent = request_record(shared_fake, said).body
+    sent = request_record(shared_fake, prompt).body
     for name in ("top_k", "response_format", "tools"):
         assert sent[name] == body[name]
 

@@ -149,9 +149,9 @@ def test_loop_is_reported_on_each_surface(circle: HaltServer) -> None:
 @pytest.fixture(scope="module")
 def mark(halt: HaltServer, shared_fake: FakeOpenAI) -> str:
     """The mark of a Halt, as its model's server sees it."""
-    said = new_id()
-    halt.client().chat("echo", said).to_end()
-    found: str = request_record(shared_fake, said).headers[HEADER.lower()]
+    prompt = new_id()
+    halt.client().chat("echo", prompt).to_end()
+    found: str = request_record(shared_fake, prompt).headers[HEADER.lower()]
     return found
 
 

@@ -58,12 +58,12 @@ def hasty(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer
 
 def test_socket_carries_many_streams_at_once(ws: WebSocket, shared_fake: FakeOpenAI) -> None:
     """Twenty concurrent streams on one socket are each whole, in order and without a gap."""
-    said = new_id()
-    ids = [ws.start("stall?n=30&gap_ms=3&rest=30", said) for _ in range(20)]
+    prompt = new_id()
+    ids = [ws.start("stall?n=30&gap_ms=3&rest=30", prompt) for _ in range(20)]
     for each in ids:
         ws.until_text(each, "29 ")
     # All at once, so that the socket is read again before the server's next ping.
-    for record in [request_record(shared_fake, said, n) for n in range(20)]:
+    for record in [request_record(shared_fake, prompt, n) for n in range(20)]:
         record.release()
     ws.to_end(*ids)
     for each in ids:
@@ -103,11 +103,11 @@ def test_stop_in_each_phase_closes_stream_and_upstream(
 ) -> None:
     """The receipt says stopped and closed, the end comes, the upstream sees the close."""
     model, text = ANSWER_PHASES[phase]
-    said = new_id()
-    stream_id = ws.start(model, said)
+    prompt = new_id()
+    stream_id = ws.start(model, prompt)
     other = ws.start("stall?n=1")
     ws.until_text(stream_id, text)
-    record = request_record(shared_fake, said)
+    record = request_record(shared_fake, prompt)
     receipt = ws.stop(stream_id)
     assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
     assert record.closed.wait(RECORD_TIMEOUT), "the provider goes on"
@@ -474,13 +474,13 @@ def test_client_gone_ends_its_streams_after_the_grace(
     hasty: HaltServer, shared_fake: FakeOpenAI, model: str
 ) -> None:
     """The streams of a client that left run for HALT_ORPHAN_GRACE and are then cancelled."""
-    said = new_id()
+    prompt = new_id()
     with WebSocket(hasty) as ws:
-        stream_id = ws.start(model, said)
+        stream_id = ws.start(model, prompt)
         if "silent" not in model:
             ws.until_text(stream_id, "2 ")
         ws.connection.socket.shutdown(socket.SHUT_RDWR)
-    assert request_record(shared_fake, said).closed.wait(RECORD_TIMEOUT)
+    assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
     ended = hasty.client().follow(stream_id).to_end().terminal
     assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
 
@@ -491,11 +491,11 @@ def test_on_disconnect_stop_ends_with_the_last_reader(
     halt: HaltServer, shared_fake: FakeOpenAI, model: str, leaves: str
 ) -> None:
     """`on_disconnect: "stop"` ends the stream at once, silent or not, however its reader leaves."""
-    said = new_id()
+    prompt = new_id()
     with WebSocket(halt) as ws:
-        stream_id = ws.start(model, said, on_disconnect="stop")
+        stream_id = ws.start(model, prompt, on_disconnect="stop")
         other = ws.start("stall?n=1")
-        record = request_record(shared_fake, said)
+        record = request_record(shared_fake, prompt)
         if leaves == "unfollow":
             ws.send(type="unfollow", id=stream_id)
             assert record.closed.wait(RECORD_TIMEOUT)
@@ -598,9 +598,9 @@ def test_shutdown_ends_streams_and_closes_sockets_with_1001(
         busy, idle = (stack.enter_context(WebSocket(server)) for _ in range(2))
         deaf = stack.enter_context(raw_handshake(server))
         full = stack.enter_context(WebSocket(server, receive_buffer=4096))
-        said = new_id()
-        flood = full.start("long?n=100000000", said)
-        request_record(fake, said).wait_tokens(100_000, RECORD_TIMEOUT)
+        prompt = new_id()
+        flood = full.start("long?n=100000000", prompt)
+        request_record(fake, prompt).wait_tokens(100_000, RECORD_TIMEOUT)
         ids = [busy.start(each) for each in ("silent_headers", "stall?n=2", "long?n=100000000")]
         busy.until_text(ids[1], "1 ")
         assert b" 101 " in deaf.recv(65536)
