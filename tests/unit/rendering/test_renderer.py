@@ -1,4 +1,4 @@
-"""Texts that take long are rendered in a process of their own, in bounded time, and once."""
+"""Texts that take long are rendered in a separate process, in limited time, and once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.halt_server import ROOT, StartHalt, eventually, new_id
 from tests.support.page_requests import STREAM_HEADERS
 from tests.support.process_facts import tree
 
-LONG = 60.0  # seconds that a test waits for what takes milliseconds
+LONG = 60.0  # seconds that a test waits for work that takes milliseconds
 
 CODE = "Look *here*:\n\n```python\nif x < 1:\n    pass\n```\n"
 COLOURED = '<span class="k">if</span>'
@@ -51,7 +51,7 @@ def text_of(case: dict[str, Any]) -> str:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No reader and no process is given up for a slow machine; `hurried` takes that back."""
+    """Raise all limits, so that a slow machine exceeds none; `hurried` restores them."""
     monkeypatch.setattr(renderer_module, "TEXT_WAIT", LONG)
     monkeypatch.setattr(renderer_module, "BLOCK_WAIT", LONG)
     monkeypatch.setattr(child, "START_MAX", LONG)
@@ -60,13 +60,13 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch, _patient: None) -> None:
-    """The limits as they are."""
+    """Restore the usual limits."""
     monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Renderer]:
-    """A renderer for tests that leave it as it is."""
+    """A renderer for tests that do not change it."""
     made = Renderer()
     yield made
     made.close()
@@ -82,7 +82,7 @@ def renderer() -> Iterator[Renderer]:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """What rendering processes are asked for."""
+    """The requests to rendering processes."""
     seen: list[Request] = []
     send = Child.request
 
@@ -100,7 +100,7 @@ def html_of(renderer: Renderer, text: str) -> str:
 
 
 def ends(pid: int, within: float = LONG) -> bool:
-    """Wait until a process has ended, also one that is no child of ours."""
+    """Wait until a process has ended, also one that is no child of this process."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -111,7 +111,7 @@ def ends(pid: int, within: float = LONG) -> bool:
         os.close(descriptor)
 
 
-# --- What comes out -------------------------------------------------------------------------------
+# --- the result -----------------------------------------------------------------------------------
 
 ORDINARY = [
     "",
@@ -126,17 +126,19 @@ ORDINARY = [
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_ordinary_texts_are_what_they_are_in_one_process(shared: Renderer, text: str) -> None:
-    """The whole text, and its blocks while it streams."""
+def test_renderer_gives_the_same_html_as_one_process(shared: Renderer, text: str) -> None:
+    """The whole text, and its blocks while it streams, are as without a second process."""
     colours = Colours()
     assert html_of(shared, text) == markdown.render(text, colours)
     step = BlockStream().feed(f"{text}\n\n")
     patch = shared.within(LONG).patch(step)
-    assert patch == step.patch(markdown.render_block(each, colours) for each in step.blocks)
+    assert patch == step.patch(markdown.render_block(block, colours) for block in step.blocks)
 
 
-def test_short_texts_need_no_process(renderer: Renderer, requests: list[Request]) -> None:
-    """A paragraph is rendered at once; code, long and deep texts are not."""
+def test_renderer_renders_short_texts_without_a_process(
+    renderer: Renderer, requests: list[Request]
+) -> None:
+    """A paragraph is rendered at once; code, long and deeply nested texts are not."""
     for text in ("Hello *you*.", "word " * (SHORT // 5), "- a\n- b\n- c\n", "> a\n\n"):
         assert renderer.submit_text(text).done()
         assert all(
@@ -149,8 +151,10 @@ def test_short_texts_need_no_process(renderer: Renderer, requests: list[Request]
         assert len(requests) == before + 1
 
 
-def test_a_text_is_one_request(renderer: Renderer, requests: list[Request]) -> None:
-    """With all its blocks of code; and its blocks, when several are finished at once, are one."""
+def test_renderer_sends_a_text_with_all_its_code_as_one_request(
+    renderer: Renderer, requests: list[Request]
+) -> None:
+    """Blocks that are finished at the same time are one request too."""
     html_of(renderer, f"{CODE}\n\nand\n\n{CODE}")
     assert len(requests) == 1
     renderer.within(LONG).patch(BlockStream().feed("```sh\nls\n```\n```sh\nwc\n```\n"))
@@ -158,8 +162,8 @@ def test_a_text_is_one_request(renderer: Renderer, requests: list[Request]) -> N
 
 
 @pytest.mark.parametrize("text", [*ORDINARY, "a <b>\nc & d\n\n- e\n", "~~~py x\n<i>\n~~~\nand"])
-def test_plain_text_is_all_there(text: str) -> None:
-    """Every line, escaped; code in its box with its label."""
+def test_plain_has_every_line_escaped(text: str) -> None:
+    """Every line is there, and code is in its box with its label."""
     drawn = markdown.plain(text)
     assert not re.search(r"<(?!/?(p|br|wbr|div|span|button|pre|code)\b)", drawn)
     if "```python" in text:
@@ -173,13 +177,13 @@ def test_plain_text_is_all_there(text: str) -> None:
         assert drawn.endswith("<p>and</p>\n")
 
 
-# --- Limits ---------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_hostile_texts_cost_the_worker_nothing(name: str, shared: Renderer) -> None:
-    """The process answers in time and lives on, and this process has computed next to nothing."""
+def test_renderer_of_a_hostile_text_costs_the_worker_nothing(name: str, shared: Renderer) -> None:
+    """The process answers in time and is not replaced, and the worker has computed next to nothing."""
     text = text_of(CASES[name])
     html_of(shared, CODE)  # it is ready
     pids = shared.pids
@@ -193,8 +197,8 @@ def test_hostile_texts_cost_the_worker_nothing(name: str, shared: Renderer) -> N
     assert drawn.html
 
 
-def test_only_the_block_that_takes_too_long_is_plain(shared: Renderer) -> None:
-    """The others of its text keep their colours, and its Markdown."""
+def test_renderer_shows_only_the_slow_code_block_plain(shared: Renderer) -> None:
+    """The other blocks of the text keep their colours, and the text its Markdown."""
     hostile = text_of(CASES["bash-backslashes"])
     drawn = html_of(shared, f"{CODE}\n{hostile}\n{CODE}")
     assert drawn.count(COLOURED) == 2
@@ -203,8 +207,8 @@ def test_only_the_block_that_takes_too_long_is_plain(shared: Renderer) -> None:
     assert shared.submit_text(f"{CODE}\n{hostile}\n{CODE}").result(LONG).timed_out
 
 
-def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not() -> None:
-    """One block after the other, where the text takes too long as a whole."""
+def test_renderer_shows_only_the_slow_markdown_block_plain() -> None:
+    """Where the text as a whole takes too long, it is rendered block by block."""
     program = (  # a tenth of what the text takes on a usual machine
         "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as render_process, halt.rendering.protocol as render_protocol\n"
         "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
@@ -217,10 +221,10 @@ def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not() -> None:
     assert drawn.count("<br>") == 20_000
 
 
-def test_a_kind_that_took_too_long_is_not_tried_again(
+def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
     renderer: Renderer, requests: list[Request]
 ) -> None:
-    """So a hostile answer costs its limit once while it streams."""
+    """A hostile answer costs its time limit once while it streams."""
     hostile = BlockStream().feed(text_of(CASES["bash-backslashes"])).blocks
     (drawn,) = renderer.submit_blocks(hostile).result(LONG)
     assert drawn.timed_out
@@ -232,23 +236,21 @@ def test_a_kind_that_took_too_long_is_not_tried_again(
     assert len(requests) == before
 
 
-def test_one_that_took_too_long_is_kept_as_well(
-    renderer: Renderer, requests: list[Request]
-) -> None:
-    """Each reader would pay for it otherwise."""
+def test_renderer_caches_a_text_that_timed_out(renderer: Renderer, requests: list[Request]) -> None:
+    """The next reader of a hostile text waits for nothing."""
     text = text_of(CASES["bash-backslashes"])
     assert renderer.submit_text(text).result(LONG).timed_out
     assert renderer.submit_text(text).result(0).timed_out
     assert len(requests) == 1
 
 
-# --- Once for all readers -------------------------------------------------------------------------
+# --- once for all readers -------------------------------------------------------------------------
 
 
-def test_readers_that_come_at_once_cause_one_rendering(
+def test_renderer_renders_once_for_concurrent_readers(
     renderer: Renderer, requests: list[Request]
 ) -> None:
-    """The others wait for it, and those that come later find it."""
+    """Concurrent readers wait for one rendering, and later ones find it."""
     text = "A paragraph with *emphasis* and `code`.\n\n" * 2_500
     start, drawn = threading.Barrier(3), list[str]()
 
@@ -257,16 +259,18 @@ def test_readers_that_come_at_once_cause_one_rendering(
         drawn.append(html_of(renderer, text))
 
     threads = [threading.Thread(target=read) for _ in range(3)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join(LONG)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
     assert drawn == [markdown.render(text)] * 3
     assert html_of(renderer, text) == drawn[0]
     assert len(requests) == 1
 
 
-def test_what_is_kept_is_bounded(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renderer_cache_is_limited_and_keeps_recent_texts(
+    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text that was used last stays longest."""
     monkeypatch.setattr(cache, "KEPT_MAX", 30_000)
     texts = [f"{n} " + "word " * 1_000 for n in range(10)]
@@ -279,8 +283,8 @@ def test_what_is_kept_is_bounded(renderer: Renderer, monkeypatch: pytest.MonkeyP
     assert 2 <= sum(kept) < 8
 
 
-def test_first_requests_at_once_start_no_more_processes_than_allowed(renderer: Renderer) -> None:
-    """Two at most, however many threads come first."""
+def test_renderer_starts_at_most_its_number_of_processes(renderer: Renderer) -> None:
+    """However many threads come first, at most PROCESSES are started."""
     start, others = threading.Barrier(12), children()
     drawn: list[str] = []
 
@@ -289,43 +293,43 @@ def test_first_requests_at_once_start_no_more_processes_than_allowed(renderer: R
         drawn.append(html_of(renderer, f"```python\nif {number}:\n```"))
 
     threads = [threading.Thread(target=read, args=(number,)) for number in range(12)]
-    for each in threads:
-        each.start()
+    for thread in threads:
+        thread.start()
     most = 0
-    for each in threads:
-        each.join(LONG)
+    for thread in threads:
+        thread.join(LONG)
         most = max(most, len(children() - others))
     assert most <= PROCESSES
-    assert all(COLOURED in each for each in drawn)
+    assert all(COLOURED in text for text in drawn)
 
 
 def children() -> set[int]:
-    """PageRenderer processes that this process has started."""
-    found = set()
+    """The rendering processes that this process has started."""
+    pids = set()
     for pid in tree(os.getpid())[1:]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if b"halt.rendering.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.add(pid)
-    return found
+                pids.add(pid)
+    return pids
 
 
-def test_short_work_does_not_wait_for_long_work(renderer: Renderer) -> None:
-    """While whole texts that take long are rendered, blocks are coloured by the other process."""
+def test_renderer_does_short_work_beside_long_work(renderer: Renderer) -> None:
+    """While long texts are rendered, blocks are coloured by the other process."""
     html_of(renderer, CODE)
     lazy = CASES["quotes-lazy-lines"]["before"] + "b\n" * 20_000
     long = [renderer.submit_text(f"{number}\n\n{lazy}") for number in range(20)]
     done: list[int] = []
-    for each in long:
-        each.add_done_callback(lambda _: done.append(1))
+    for future in long:
+        future.add_done_callback(lambda _: done.append(1))
     assert COLOURED in renderer.within(LONG).patch(BlockStream().feed(CODE)).finished
     assert len(done) < len(long)
 
 
-# --- Processes that fail --------------------------------------------------------------------------
+# --- processes that fail --------------------------------------------------------------------------
 
 
-def test_a_process_that_was_killed_is_replaced(renderer: Renderer) -> None:
-    """The next text is rendered by another one, and its reader notices nothing."""
+def test_renderer_replaces_a_killed_process(renderer: Renderer) -> None:
+    """The next text is rendered by another process, with its colours."""
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGKILL)
@@ -336,8 +340,8 @@ def test_a_process_that_was_killed_is_replaced(renderer: Renderer) -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_process_that_hangs_is_replaced(renderer: Renderer) -> None:
-    """What it was to render is shown plain in time; the next text has its colours."""
+def test_renderer_replaces_a_hanging_process(renderer: Renderer) -> None:
+    """Its text is shown plain in time; the next text has its colours."""
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
@@ -350,8 +354,8 @@ def test_a_process_that_hangs_is_replaced(renderer: Renderer) -> None:
     assert COLOURED in html_of(renderer, text)  # it was no fault of the text
 
 
-def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None:
-    """One that has no more time gets plain text, and starts no work."""
+def test_renderer_reader_waits_no_longer_than_its_time(renderer: Renderer) -> None:
+    """A reader without time left gets plain text and starts no work."""
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
@@ -366,7 +370,7 @@ def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_process_never_outlives_its_worker(stopped: bool) -> None:
+def test_rendering_process_ends_with_its_worker(stopped: bool) -> None:
     """Also where the worker is killed, and where the process itself hangs."""
     program = (
         "import time; from halt.rendering.renderer import Renderer; r = Renderer(); r.warm_up()\n"
@@ -384,8 +388,8 @@ def test_a_process_never_outlives_its_worker(stopped: bool) -> None:
         assert ends(pid)
 
 
-def test_it_inherits_nothing(renderer: Renderer, tmp_path: Path) -> None:
-    """No listening socket and no file of the worker's."""
+def test_rendering_process_inherits_no_descriptors(renderer: Renderer, tmp_path: Path) -> None:
+    """The process has no listening socket and no open file of the worker."""
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         html_of(renderer, CODE)
@@ -396,10 +400,10 @@ def test_it_inherits_nothing(renderer: Renderer, tmp_path: Path) -> None:
     assert held["1"] == "/dev/null"
 
 
-def test_without_a_process_texts_are_plain(
+def test_renderer_without_a_process_gives_plain_texts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log has one line, and a later text finds that there is one again."""
+    """The log has one line, and a later text uses a process that can be started again."""
     monkeypatch.setattr(pool, "RETRY_FIRST", 3600.0)
     usual = Renderer()
     python = tmp_path / "python"
@@ -420,23 +424,23 @@ def test_without_a_process_texts_are_plain(
 
 
 @pytest.mark.parametrize("program", ["exit 3", "cat"])
-def test_a_program_that_is_none_is_noticed(
+def test_renderer_notices_a_program_that_never_gets_ready(
     program: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that leaves at once, and one that never says that it is ready."""
+    """One that ends at once, and one that never reports that it is ready."""
     monkeypatch.setattr(child, "START_MAX", 0.2)
     others = children()
     renderer = Renderer(("sh", "-c", program))
     assert html_of(renderer, CODE) == markdown.plain(CODE)
     assert "no rendering process can be started" in caplog.text
     renderer.close()
-    assert children() == others
+    eventually(lambda: children() <= others)
 
 
-def test_a_fault_of_ours_costs_no_more_than_the_look(
+def test_exception_in_the_rendering_process_gives_plain_text(
     caplog: pytest.LogCaptureFixture, requests: list[Request]
 ) -> None:
-    """The text is plain, also for the next reader; the log names the fault, not the text."""
+    """The text is plain, for the next reader too; the log names the exception, not the text."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as process\n"
         "def render(text, _): raise KeyError(text)\n"
@@ -452,8 +456,8 @@ def test_a_fault_of_ours_costs_no_more_than_the_look(
     renderer.close()
 
 
-def test_one_without_work_ends() -> None:
-    """And the next text starts one again."""
+def test_rendering_process_without_work_ends() -> None:
+    """The next text starts a process again."""
     renderer = Renderer(idle=0.05)
     html_of(renderer, CODE)
     eventually(lambda: not renderer.pids and not renderer._pool._slots[0].thread)
@@ -461,49 +465,48 @@ def test_one_without_work_ends() -> None:
     renderer.close()
 
 
-def test_closing_leaves_nothing(renderer: Renderer) -> None:
-    """What waits is plain, and so is everything later."""
+def test_close_leaves_no_process_and_gives_plain_texts(renderer: Renderer) -> None:
+    """Waiting texts are plain, and so are all later ones."""
     others = children()
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
     waiting = [renderer.submit_text(f"{CODE}\n{number}") for number in range(3)]
     renderer.close()
-    assert [each.result(LONG).html for each in waiting] == [
+    assert [future.result(LONG).html for future in waiting] == [
         markdown.plain(f"{CODE}\n{number}") for number in range(3)
     ]
     assert ends(pid)
-    eventually(lambda: children() == others)
+    eventually(lambda: children() <= others)
     assert html_of(renderer, f"{CODE}\nlater") == markdown.plain(f"{CODE}\nlater")
 
 
-# --- In a server ----------------------------------------------------------------------------------
+# --- in a server ----------------------------------------------------------------------------------
 
 
-def test_stop_is_answered_beside_a_hostile_answer(fake: FakeOpenAI, start_halt: StartHalt) -> None:
-    """And the hostile answer's page gets its end, in plain text."""
+def test_stop_is_answered_during_hostile_answers(fake: FakeOpenAI, start_halt: StartHalt) -> None:
+    """Stops work while the server renders hostile answers, whose pages end in plain text."""
     server = start_halt(fake, HALT_RATE_SESSION="1000/minute", HALT_RATE_ADDRESS="1000/minute")
     pages: list[str] = []
 
     def read(name: str) -> None:
-        said = f"{text_of(CASES[name])}\n\nend"
-        body = urlencode({"prompt": said, "model": "echo", "id": new_id()}).encode()
+        prompt = f"{text_of(CASES[name])}\n\nend"
+        body = urlencode({"prompt": prompt, "model": "echo", "id": new_id()}).encode()
         page = server.client().request("POST", f"/c/{new_id()}/messages", body, STREAM_HEADERS)
         pages.append(page.body.decode())
 
     names = ["bash-backslashes", "c-blanks", "docker-newlines"]
     readers = [threading.Thread(target=read, args=(name,)) for name in names]
-    for each in readers:
-        each.start()
-    slowest = 0.0
-    while any(each.is_alive() for each in readers):
+    for reader in readers:
+        reader.start()
+    stopped_meanwhile = 0
+    while any(reader.is_alive() for reader in readers):
         running = server.client().chat("count?n=100000&rate=50")
         running.until_text("1 ")
-        began = time.monotonic()
         server.client().stop(running.id)
-        slowest = max(slowest, time.monotonic() - began)
+        stopped_meanwhile += any(reader.is_alive() for reader in readers)
         running.close()
-    assert slowest < 10  # tens of milliseconds; minutes where a worker colours by itself
+    assert stopped_meanwhile, "no Stop was answered before the hostile answers had ended"
     assert len(pages) == len(names)
     for page in pages:
         assert 'data-state="done"' in page

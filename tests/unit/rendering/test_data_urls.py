@@ -1,4 +1,4 @@
-"""Pictures and other data in an answer, and the line that stands for each of them."""
+"""Pictures and other data in an answer, and the line that replaces each of them."""
 
 from __future__ import annotations
 
@@ -51,8 +51,10 @@ URL = f"data:image/png;base64,{DATA}"
         (f"```\nx = '{URL * 10}'\n```", None),
     ],
 )
-def test_the_line_of_a_picture(source: str, line: str | None) -> None:
-    """What it is, how large, and its description; what is around it stays."""
+def test_replace_puts_type_size_and_description_for_a_picture(
+    source: str, line: str | None
+) -> None:
+    """The line has type, size and description; the text around it stays."""
     out = replace(source)
     if line is None:
         assert "[Picture (PNG, 12 kB)]" in out or f"'{URL * 10}'" in out
@@ -75,14 +77,14 @@ def test_the_line_of_a_picture(source: str, line: str | None) -> None:
         "![a [b](data:",
     ],
 )
-def test_what_stays_as_it_is(source: str) -> None:
-    """Code that somebody may want to copy, short examples, and what is no data."""
+def test_replace_leaves_code_and_short_examples_unchanged(source: str) -> None:
+    """Code that a user may want to copy, short examples, and text that is no data stay."""
     assert replace(source) == source
     assert replace_for_model(source) == source
 
 
-def test_the_model_is_told_of_a_picture_in_a_word() -> None:
-    """It gets none of the letters, and no more than it has to know."""
+def test_replace_for_model_puts_one_word_for_a_picture() -> None:
+    """The model gets [picture] and none of the data."""
     assert replace_for_model(f"![a cat]({URL})\n\nHere.") == "[picture]\n\nHere."
     assert replace_for_model(f"see {URL}") == "see data:image/png;base64,[picture]"
     assert replace_for_model(f"![a]({URL}"[:-1]) == "[picture]"
@@ -100,11 +102,11 @@ PIECES = st.sampled_from(
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(PIECES, max_size=14).map("".join), st.lists(st.integers(0, 2000), max_size=8))
-def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
-    """However a text is cut into pieces, the same is shown, now and at its end."""
+def test_data_url_filter_does_not_depend_on_the_pieces(text: str, places: list[int]) -> None:
+    """Law: however a text is cut into pieces, the same is shown, during and at its end."""
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
-    for is_told in (False, True):
-        whole, pieces, letters = (DataUrlFilter(for_model=is_told) for _ in range(3))
+    for for_model in (False, True):
+        whole, pieces, letters = (DataUrlFilter(for_model=for_model) for _ in range(3))
         out = whole.feed(text)
         cut = (text[a:b] for a, b in pairwise(edges))
         assert "".join(map(pieces.feed, cut)) == out
@@ -114,13 +116,13 @@ def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab!`~ \n[](),:;/", max_size=60))
-def test_text_without_data_stays(text: str) -> None:
-    """Whatever it looks like."""
+def test_replace_leaves_text_without_data_unchanged(text: str) -> None:
+    """Law: no text without data changes."""
     assert replace(text + "data:") == text + "data:"
 
 
-def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
-    """Not while they come, in pieces of a few characters, and not when the block is finished."""
+def test_block_stream_never_shows_a_pictures_data() -> None:
+    """No data is shown while it arrives in small pieces, nor in the finished block."""
     stream = BlockStream()
     text = f"Here:\n\n![image](data:image/png;base64,{DATA * 20})\n\nNice."
     page = ""
@@ -138,36 +140,36 @@ def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
     "unit",
     ["!", "![", "![a](", "data:", ",", "data:image/png;base64,", "![a](data:,", "a" * 50, " "],
 )
-def test_work_is_linear(unit: str) -> None:
-    """The worst that a text can do costs no more than a few microseconds a character."""
+def test_replace_takes_linear_time(unit: str) -> None:
+    """The worst known texts take no more than a few microseconds of CPU time per character."""
     source = "![a](data:image/png;base64,AAAA" + unit * (400_000 // len(unit))
-    start = time.process_time()
+    start = time.thread_time()
     replace(f"data:{source}")
     pieces = DataUrlFilter()
     for at in range(0, len(source), 10):
         pieces.feed(source[at : at + 10])
-    assert time.process_time() - start < 8
+    assert time.thread_time() - start < 8
 
 
-def test_an_answer_with_a_picture_is_gone_on_with() -> None:
-    """The picture stays in the answer; the model is told of it in a word, and it counts as that."""
+def test_continuation_of_an_answer_keeps_its_picture_for_the_user_alone() -> None:
+    """The answer keeps its picture; the model gets, and the size counts, one word for it."""
     answer = f"Here: ![image]({URL})\n\nIt is"
-    asked = ChatRequest([Message("user", "Draw.")])
-    request = continuation_request(asked, answer)
+    first = ChatRequest([Message("user", "Draw.")])
+    request = continuation_request(first, answer)
     assert unfinished(request) == answer
     assert by_prefix(request).messages[-1].content == "Here: [picture]\n\nIt is"
     assert URL[:60] not in str(by_instruction(request).messages)
-    assert request.size() == asked.size() + len("Here: [picture]\n\nIt is")
+    assert request.size() == first.size() + len("Here: [picture]\n\nIt is")
 
 
-def test_a_path_is_told_with_a_word_for_each_picture() -> None:
-    """What a person has pasted themselves is told as it is."""
+def test_path_messages_have_a_word_for_each_picture_of_an_answer() -> None:
+    """Data that the user has pasted is sent unchanged."""
     path: list[tuple[str, State, str]] = [
         ("user", "done", f"This: {URL}"),
         ("assistant", "done", f"![image]({URL})Nice"),
         ("user", "done", "b"),
     ]
-    assert [(each.role, each.content) for each in path_messages(path)] == [
+    assert [(message.role, message.content) for message in path_messages(path)] == [
         ("user", f"This: {URL}"),
         ("assistant", "[picture]\nNice"),
         ("user", "b"),
