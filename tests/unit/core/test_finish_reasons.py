@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from halt.core.events import Done
 from halt.core.finish_reasons import broken_off, ending, is_good
+from halt.core.metrics import Meter
 from halt.providers.finish_reasons import normalise_reason
+from halt.web.api.openai import finish_reason
 
 
 def words(text: str) -> list[str]:
@@ -88,3 +91,27 @@ def test_normalise_reason_of_odd_values_is_harmless(given: object, known: str | 
     """Words for "not ended" are None; values that are no reason do no harm."""
     reason = normalise_reason(given)
     assert (reason.strip() if reason else reason) == known
+
+
+@pytest.mark.parametrize(
+    ("reason", "called", "word"),
+    [
+        ("stop", False, "stop"),
+        (None, False, "stop"),
+        (None, True, "tool_calls"),
+        ("length", False, "length"),
+        ("content_filter", False, "content_filter"),
+        ("tool_calls", True, "tool_calls"),
+        ("function_call", True, "tool_calls"),
+        ("abort", False, "length"),
+        ("network_error", True, "length"),
+        ("pause_turn", False, "length"),
+    ],
+)
+def test_openai_finish_reason_is_one_of_openais_words(
+    reason: str | None, called: bool, word: str
+) -> None:
+    """Clients of the OpenAI API get a finish reason that they know; a broken-off answer can be
+    continued as one at the token limit."""
+    ended = Done(reason, Meter().snapshot())
+    assert finish_reason(ended, called=called, functions=False) == word

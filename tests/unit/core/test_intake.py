@@ -6,12 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.chat.figures import answer_figures
 from halt.core import generation, intake, notes
 from halt.core.events import (
     Cancelled,
     Content,
-    Done,
     Event,
     Extra,
     Reasoning,
@@ -22,10 +20,9 @@ from halt.core.events import (
 from halt.core.request import Part
 from halt.core.run import Run
 from halt.errors import UpstreamError
-from halt.web.api.openai import finish_reason
 from tests.support.run_harness import RunHarness, wait_ended
 from tests.support.scripted_upstream import Reader, ScriptedReply, ScriptedUpstream
-from tests.support.waiting import WAIT_TIMEOUT, wait_until
+from tests.support.waiting import wait_until
 
 OLD = "[The user stopped this answer here.]"
 
@@ -112,41 +109,15 @@ def test_thought_stopped_stays_a_thought(stage: RunHarness) -> None:
     assert run.answer()[1] == ""
 
 
-# --- reasons --------------------------------------------------------------------------------------
-
-
-def test_unknown_finish_reason_is_in_the_event_and_the_figures(stage: RunHarness) -> None:
-    """A server's own reason for breaking off is in the Done event and among the answer's figures."""
-    run, events = answered(stage, "Half an", reason="insufficient_system_resource")
-    ended = events[-1]
-    assert isinstance(ended, Done)
-    assert ended.finish_reason == "insufficient_system_resource"
-    assert "finish reason: insufficient_system_resource" in answer_figures(ended, "")
-    assert run.state == "done"
-
-
-@pytest.mark.parametrize(
-    ("reason", "called", "word"),
-    [
-        ("stop", False, "stop"),
-        (None, False, "stop"),
-        (None, True, "tool_calls"),
-        ("length", False, "length"),
-        ("content_filter", False, "content_filter"),
-        ("tool_calls", True, "tool_calls"),
-        ("function_call", True, "tool_calls"),
-        ("abort", False, "length"),
-        ("network_error", True, "length"),
-        ("pause_turn", False, "length"),
-    ],
-)
-def test_openai_finish_reason_is_one_of_openais_words(
-    reason: str | None, called: bool, word: str
+def test_text_before_a_late_end_of_thought_becomes_the_answer_if_it_is_all(
+    stage: RunHarness,
 ) -> None:
-    """Clients of the OpenAI API get a finish reason that they know; a broken-off answer can be
-    continued as one at the token limit."""
-    ended = Done(reason, RunHarness().make()[0].meter.snapshot())
-    assert finish_reason(ended, called=called, functions=False) == word
+    """Text that a late end mark declares a thought is the answer, unless text follows the mark."""
+    run, _ = answered(stage, "Paris.", Part((ReasoningEnd(),), 1))
+    assert run.answer()[1].strip() == "Paris."
+    stage.clear()
+    run, _ = answered(stage, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
+    assert run.answer()[1] == "Paris."
 
 
 # --- notes ----------------------------------------------------------------------------------------
@@ -203,26 +174,3 @@ def test_note_put_before_the_prompt_by_halt_does_not_count_as_the_users(stage: R
     reply.end()
     wait_ended(stage.set_off(run))
     assert run.answer()[1] == "Well.\n\n"
-
-
-# --- no viewer ------------------------------------------------------------------------------------
-
-
-def test_cancelled_for_no_viewer_has_its_grace_in_seconds(stage: RunHarness) -> None:
-    """The event holds the seconds, so that they stay right after the setting is changed."""
-    run, reply = stage.running(orphan_grace=0.25)
-    Reader(run).leave()
-    run.cancel("no_viewer")
-    assert run.log.ended == Cancelled(run.log.ended.metrics, "no_viewer", unwatched=0.25)  # type: ignore[union-attr]
-    assert reply.over.wait(WAIT_TIMEOUT)
-
-
-def test_text_before_a_late_end_of_thought_becomes_the_answer_if_it_is_all(
-    stage: RunHarness,
-) -> None:
-    """Text that a late end mark declares a thought is the answer, unless text follows the mark."""
-    run, _ = answered(stage, "Paris.", Part((ReasoningEnd(),), 1))
-    assert run.answer()[1].strip() == "Paris."
-    stage.clear()
-    run, _ = answered(stage, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
-    assert run.answer()[1] == "Paris."

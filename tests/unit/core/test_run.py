@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from halt.chat.figures import answer_figures
 from halt.clock import now
 from halt.config.settings import Config
 from halt.core import deadlines, generation, intake, metrics, opening, relay, steps
@@ -559,6 +560,28 @@ def test_retry_after_beyond_the_limit_ends_the_run(stage: RunHarness) -> None:
 
 
 # --- limits and faults ----------------------------------------------------------------------------
+
+
+def test_unknown_finish_reason_is_in_the_event_and_the_figures(stage: RunHarness) -> None:
+    """A server's own reason for breaking off is in the Done event and among the answer's figures."""
+    run, reply = stage.running()
+    reply.feed("Half an")
+    reply.end("insufficient_system_resource")
+    wait_ended(run)
+    ended = run.log.ended
+    assert isinstance(ended, Done)
+    assert ended.finish_reason == "insufficient_system_resource"
+    assert "finish reason: insufficient_system_resource" in answer_figures(ended, "")
+    assert run.state == "done"
+
+
+def test_cancelled_for_no_viewer_has_its_grace_in_seconds(stage: RunHarness) -> None:
+    """The event holds the seconds, so that they stay right after the setting is changed."""
+    run, reply = stage.running(orphan_grace=0.25)
+    Reader(run).leave()
+    run.cancel("no_viewer")
+    assert run.log.ended == Cancelled(run.log.ended.metrics, "no_viewer", unwatched=0.25)  # type: ignore[union-attr]
+    assert reply.over.wait(WAIT_TIMEOUT)
 
 
 def test_deadlines_exceeded_names_each_limit_when_it_is_over(stage: RunHarness) -> None:
