@@ -81,7 +81,7 @@ def test_are_free_counts_all_processes_and_takes_no_place(tmp_path: Path) -> Non
         process.kill()
 
 
-def test_none_taken_sees_places_of_every_process(tmp_path: Path) -> None:
+def test_all_free_sees_places_of_every_process(tmp_path: Path) -> None:
     """Places of this process and of others are seen; the check takes none."""
     slots, alone = Slots(), Slots()
     slots.share(FileLocks(tmp_path / "places"))
