@@ -14,7 +14,7 @@ STEP = 5  # percent; progress is rounded down to a multiple of it
 
 
 class AnswerProgress:
-    """The lengths of each model's complete answers, and the expected lengths of running answers.
+    """Lengths, in tokens, of each model's complete answers, and expected ones of running answers.
 
     The expected length of an answer is set when the answer begins and does not change, so its
     progress never goes back. Threads may share it.

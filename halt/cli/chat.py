@@ -11,7 +11,7 @@ from pathlib import Path
 
 from halt.chat.figures import answer_figures
 from halt.cli.answer import STOPPED, Outcome, TerminalAnswer, model_of, on_signals
-from halt.cli.line_editor import unread_keys
+from halt.cli.line_editor import keys_kept_unread
 from halt.cli.screen import Screen
 from halt.cli.source import Source
 from halt.clock import now
@@ -27,7 +27,7 @@ LATE_STOP = 1.0  # seconds after an answer in which Ctrl-C counts as a late Stop
 COMMANDS = ["/clear", "/system", "/model", "/retry", "/save", "/help", "clear", "quit", "exit"]
 
 #: Commands that also work without a slash if they are the whole line, as in other terminal chats.
-BARE = frozenset({"clear", "quit", "exit"})
+COMMANDS_WITHOUT_SLASH = frozenset({"clear", "quit", "exit"})
 HELP = """\
 /clear, clear   start a new conversation
 /system TEXT    set the instructions for the model; without TEXT: show them
@@ -83,7 +83,7 @@ class Chat:
         self._exchanges: list[Exchange] = []
         self._draft = ""  # the prompt of an answer that was stopped before its first text
         self._answered_at = float("-inf")
-        self._kept: int | None = None  # a signal that came between a prompt and an answer
+        self._pending_signal: int | None = None  # came between a prompt and an answer
         self._commands: dict[str, Callable[[str], None]] = {
             "/clear": self._clear,
             "/quit": self._quit,
@@ -97,7 +97,7 @@ class Chat:
 
     def run(self) -> int:
         """Run until the user leaves; return the exit status."""
-        with on_signals(self._keep):
+        with on_signals(self._keep_signal):
             self._screen.note(
                 f"Chat with {self._model or self._source.name}. /help lists the commands."
             )
@@ -123,21 +123,21 @@ class Chat:
                 except HaltError as fault:
                     self._screen.note(fault.message, bad=True)
 
-    def _keep(self, number: int, frame: object) -> None:
+    def _keep_signal(self, number: int, frame: object) -> None:
         """Signal handler between a prompt and an answer: keep the signal for the next of them."""
-        if self._kept is not None:
+        if self._pending_signal is not None:
             _leave(number, frame)
-        self._kept = number
+        self._pending_signal = number
 
-    def _early(self) -> int | None:
-        number, self._kept = self._kept, None
+    def _take_pending_signal(self) -> int | None:
+        number, self._pending_signal = self._pending_signal, None
         return number
 
     @contextlib.contextmanager
     def _leaving(self) -> Iterator[None]:
         """A signal ends the block, also one that came before it."""
         with on_signals(_leave):
-            number = self._early()
+            number = self._take_pending_signal()
             if number is not None:
                 _leave(number, None)
             yield
@@ -147,7 +147,7 @@ class Chat:
         text = line.strip()
         if not text:
             return
-        if text.lower() in BARE and not line[0].isspace():
+        if text.lower() in COMMANDS_WITHOUT_SLASH and not line[0].isspace():
             text = f"/{text.lower()}"
         elif not line.startswith("/"):
             self._exchanges.append(new_exchange(text))
@@ -166,8 +166,10 @@ class Chat:
         exchange = exchanges[-1]
         request = new_request(exchanges, self._system, self._model)
         try:
-            with unread_keys():
-                outcome = TerminalAnswer(self._source, request, self._screen).run(self._early)
+            with keys_kept_unread():
+                outcome = TerminalAnswer(self._source, request, self._screen).run(
+                    self._take_pending_signal
+                )
         except KeyboardInterrupt:
             exchanges.pop()
             raise

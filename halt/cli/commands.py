@@ -228,7 +228,7 @@ def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
     history = None if no_history else line_editor.history_file(user_data_folder())
     # From the first prompt to the last: otherwise, between two prompts, the terminal could echo a
     # key or handle a Ctrl-D itself.
-    with line_editor.unread_keys():
+    with line_editor.keys_kept_unread():
         yield line_editor.input_line(history, COMMANDS)
 
 

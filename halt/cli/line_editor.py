@@ -1,4 +1,4 @@
-"""The input line of the chat, its history, and the keys pressed while an answer is running."""
+"""Reads the chat's input line, with a history file; keeps keys pressed during an answer for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HISTORY_MAX = 1_048_576  # bytes of the history file; half of it is kept when it
 
 
 @contextlib.contextmanager
-def unread_keys() -> Iterator[None]:
+def keys_kept_unread() -> Iterator[None]:
     """Keys pressed during the block are not echoed and stay unread for the next prompt.
 
     Ctrl-C still sends a signal. In the terminal's line mode Ctrl-D would be consumed as an end of

@@ -1,4 +1,4 @@
-"""Connections between two workers. A frame is its length in four bytes, then the payload."""
+"""Connections between two workers that carry frames: a length in four bytes, then the payload."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ class Channel:
         return frame
 
     def receive_nowait(self) -> tuple[bytes | None, bool]:
-        """The next frame or None, and whether more data may come. Does not wait or raise OSError
-        of the connection."""
+        """The next frame or None, and whether more data may come. Does not wait.
+
+        An error of the connection counts as its end.
+        """
         self.sock.settimeout(0)
         try:
             while (frame := self._next()) is None:

@@ -1,4 +1,4 @@
-"""Joins the provider's fields that Halt has no event for, from the pieces of a stream."""
+"""Joins the provider's fields that Halt has no event for: pieces of a stream to one answer's."""
 
 from __future__ import annotations
 
@@ -28,42 +28,43 @@ class Extras:
     @property
     def choice(self) -> dict[str, Any]:
         """The fields of the answer's choice. Lists are concatenated (`logprobs`)."""
-        return _object(self._choice, texts=False)
+        return _object(self._choice, joins_text=False)
 
     @property
     def delta(self) -> dict[str, Any]:
         """The fields of the answer's message. Strings and lists are concatenated."""
-        return _object(self._delta, texts=True)
+        return _object(self._delta, joins_text=True)
 
 
-def _object(pieces: list[dict[str, Any]], *, texts: bool) -> dict[str, Any]:
+def _object(pieces: list[dict[str, Any]], *, joins_text: bool) -> dict[str, Any]:
     values: dict[str, list[Any]] = {}
     for piece in pieces:
         for name, value in piece.items():
             if value is not None:
                 values.setdefault(name, []).append(value)
-    return {name: joined(parts, texts=texts) for name, parts in values.items()}
+    return {name: joined(parts, joins_text=joins_text) for name, parts in values.items()}
 
 
-def joined(pieces: list[Any], *, texts: bool = True) -> Any:
+def joined(pieces: list[Any], *, joins_text: bool = True) -> Any:
     """Join the pieces of one value, at least one: objects by field, lists by item.
 
-    List items with the same `index` and `type` are pieces of one item. `texts`: strings are pieces
-    of a text, unless all are equal (an `id` in each piece). Otherwise the newest value counts.
+    List items with the same `index` and `type` are pieces of one item. `joins_text`: strings are
+    pieces of a text, unless all are equal (an `id` in each piece). Otherwise the newest value
+    counts.
     """
     if len(pieces) == 1:
         return pieces[0]
     if all(isinstance(piece, dict) for piece in pieces):
-        return _object(pieces, texts=texts)
+        return _object(pieces, joins_text=joins_text)
     if all(isinstance(piece, list) for piece in pieces):
-        return _list([item for piece in pieces for item in piece], texts=texts)
-    if texts and all(isinstance(piece, str) for piece in pieces):
+        return _list([item for piece in pieces for item in piece], joins_text=joins_text)
+    if joins_text and all(isinstance(piece, str) for piece in pieces):
         words = [piece for piece in pieces if piece]
         return words[0] if words and words.count(words[0]) == len(words) else "".join(words)
     return pieces[-1]
 
 
-def _list(items: list[Any], *, texts: bool) -> list[Any]:
+def _list(items: list[Any], *, joins_text: bool) -> list[Any]:
     groups: list[list[Any]] = []
     begun: dict[Any, list[Any]] = {}
     for item in items:
@@ -75,4 +76,4 @@ def _list(items: list[Any], *, texts: bool) -> list[Any]:
         groups.append([item])
         if place is not None:
             begun[place] = groups[-1]
-    return [joined(group, texts=texts) for group in groups]
+    return [joined(group, joins_text=joins_text) for group in groups]

@@ -18,18 +18,18 @@ class GapLog(EventLog):
         """`first` is the number of the first event that will be appended."""
         super().__init__(max_bytes)
         self._dropped = self._last = first - 1
-        self._gap = 0  # number of missing events before the terminal event
+        self._missing_before_end = 0  # number of missing events before the terminal event
 
     @property
     def last(self) -> int:
         ended = self._ended is not None
-        return super().last + (self._gap if ended else 0)
+        return super().last + (self._missing_before_end if ended else 0)
 
     def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
         last = self.last
-        if self._ended is None or not self._gap:
+        if self._ended is None or not self._missing_before_end:
             return super().read(after, most)
-        events = super().read(min(after, last - self._gap - 1), most)
+        events = super().read(min(after, last - self._missing_before_end - 1), most)
         if is_terminal(events[-1][1]):
             events[-1] = (last, events[-1][1])
         return events if after < last else []
@@ -38,7 +38,7 @@ class GapLog(EventLog):
         """End the log; the terminal event gets this number. False: it had ended already."""
 
         def make_after_gap() -> Terminal:
-            self._gap = max(0, number - (self._last + 1))
+            self._missing_before_end = max(0, number - (self._last + 1))
             return make()
 
         return self.end(make_after_gap)

@@ -1,4 +1,4 @@
-"""Appends what a provider has sent to the log: without notes, within limits of length."""
+"""Appends a provider's events to the log of a run: without copied notes, within length limits."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from halt.core.relay import Relay, Timer, contained
 from halt.core.request import Part
 from halt.errors import UpstreamError
 
-HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
+#: Seconds of silence after which held text is shown. Shorter than every limit of silence.
+HOLD_MAX = 2.0
 PARTS_MOST = 1000  # events that are searched for the answer's last line
-BESIDE_MAX = 32_000_000  # characters of pictures and other fields beside one answer's text
+EXTRA_MAX = 32_000_000  # characters of pictures and other fields beside one answer's text
 
 
 class Intake:
@@ -63,7 +64,7 @@ class Intake:
         self._new_paragraph = False  # the next text is the first after a round of tools
         self._size = 0  # characters of all events: text, reasoning, calls, results
         self._received = 0  # characters that arrived, shown or not, and characters of results
-        self._beside = 0  # characters of other fields: pictures, sources
+        self._extra_size = 0  # characters of other fields: pictures, sources
 
     # --- one read ---------------------------------------------------------------------------------
 
@@ -78,13 +79,13 @@ class Intake:
                 return False
         if self._size > self._most or self._received > self._most:
             raise self._too_long()
-        if self._beside > BESIDE_MAX:
-            hint = f"Its pictures and other fields have over {BESIDE_MAX:,} characters."
+        if self._extra_size > EXTRA_MAX:
+            hint = f"Its pictures and other fields have over {EXTRA_MAX:,} characters."
             raise UpstreamError("answer_too_long", hint=hint)
         if part.ended:
             self.flush()
         elif self._notes.held and self._held is None:
-            self._held = self._relay.at(self._meter.last_at + HELD_FOR, self._show_held)
+            self._held = self._relay.at(self._meter.last_at + HOLD_MAX, self._show_held)
         return True
 
     def _add(self, part: Part) -> bool:
@@ -108,7 +109,7 @@ class Intake:
         meter.received(sum(len(text_of(event)) for event in prepared), part.chunks)
         for event in prepared:
             if isinstance(event, Extra):
-                self._beside += approximate_size(event)
+                self._extra_size += approximate_size(event)
             else:
                 self._size += approximate_size(event)
             live.record_event(event, meter.last_at)
@@ -157,11 +158,11 @@ class Intake:
 
     @contained
     def _show_held(self) -> None:
-        """In the relay: append held text after HELD_FOR of silence, unless it is a whole note."""
+        """In the relay: append held text after HOLD_MAX of silence, unless it is a whole note."""
         self._held = None
         if self._live.log.ended is not None or not self._notes.held:
             return
-        due = self._meter.last_at + HELD_FOR
+        due = self._meter.last_at + HOLD_MAX
         if now() < due:
             self._held = self._relay.at(due, self._show_held)
         else:
@@ -218,9 +219,9 @@ class Intake:
         return round_text
 
     def show_thoughts(self) -> None:
-        """Append the reasoning as the answer, if nothing else has come: no text, call or picture.
+        """Append the reasoning as the answer, if the model sent no text, call or picture.
 
-        Called at the model's own end: some servers send the answer as reasoning.
+        Some servers send the answer as reasoning. Call only if the model ended the answer itself.
         """
         live = self._live
         texts = (live.prefix, *live.texts())
@@ -232,7 +233,7 @@ class Intake:
             self._append_held("".join(self._thoughts).strip())
 
     def forget(self) -> None:
-        """Drop what only a running run needs."""
+        """Drop the data that only a running run needs, and cancel its timer."""
         self.calls, self._thoughts = [], []
         if self._held is not None:
             self._held.cancel()

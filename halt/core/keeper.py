@@ -70,7 +70,7 @@ class Keeper:
         """In the keeper's thread: do its work until `is_done` or `deadline`. Else do nothing."""
         if self._thread.is_current:
             while not is_done() and now() < deadline:
-                self._thread.step(KEEPER_TICK)
+                self._thread.run_next(KEEPER_TICK)
 
     def close(self, timeout: float) -> None:
         """End the thread after the work given so far; wait at most `timeout` seconds for it."""

@@ -21,9 +21,9 @@ BROKEN = "[Note: your last answer broke off before its end.]"
 NOTES = (STOPPED, BROKEN, "[The user stopped this answer here.]", "[This answer broke off here.]")
 
 LINE_END = 100  # characters of a line's end that are checked for text
-BLANK_MOST = 200  # characters of white space after a note that may be held
+BLANK_MAX = 200  # characters of white space after a note that may be held
 
-_BEGIN = ("[n", "[t")  # in lower case
+_NOTE_STARTS = ("[n", "[t")  # the first characters of all notes, in lower case
 _FORMS = tuple(form.lower() for note in NOTES for form in (note, note.replace(".]", "]")))
 _ANY = "|".join(re.escape(note).replace(r"\.\]", r"\.?\]") for note in NOTES)
 _NOTE = re.compile(_ANY, re.IGNORECASE)
@@ -135,7 +135,7 @@ class NoteFilter:
         newline = data.find("\n", end, stop)
         if newline >= 0 and not self._line_before(data, at).strip():
             return newline + 1
-        return None if stop == len(data) and stop - end < BLANK_MOST else 0
+        return None if stop == len(data) and stop - end < BLANK_MAX else 0
 
     def _line_before(self, data: str, at: int) -> str:
         """The line before index `at`, or its end if the line is long."""
@@ -148,7 +148,7 @@ class NoteFilter:
 
 def _end_of_note(data: str, at: int) -> int | None:
     """The end of the note that begins at `at`; -1: incomplete; None: no note."""
-    if at + 1 < len(data) and data[at : at + 2].lower() not in _BEGIN:
+    if at + 1 < len(data) and data[at : at + 2].lower() not in _NOTE_STARTS:
         return None
     for form in _FORMS:
         part = data[at : at + len(form)].lower()
@@ -159,4 +159,4 @@ def _end_of_note(data: str, at: int) -> int | None:
     return None
 
 
-assert all(form.startswith(_BEGIN) for form in _FORMS)  # noqa: S101
+assert all(form.startswith(_NOTE_STARTS) for form in _FORMS)  # noqa: S101

@@ -1,4 +1,4 @@
-"""A thread that does pieces of work one after the other."""
+"""A thread with a queue: it calls the functions that other threads put into it, in their order."""
 
 from __future__ import annotations
 
@@ -47,8 +47,11 @@ class Serial:
         """Let the thread do `work`, in the order of the calls. The work must end by itself."""
         self._work.put(work)
 
-    def step(self, timeout: float) -> None:
-        """In the thread, within a piece of work: do the next one, if one comes in `timeout`."""
+    def run_next(self, timeout: float) -> None:
+        """Do the next piece of work, if one comes within `timeout` seconds.
+
+        Call in the thread itself, within a piece of work that waits for another one.
+        """
         with contextlib.suppress(queue.Empty):
             self._do(self._work.get(timeout=timeout))
 

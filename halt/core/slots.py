@@ -1,4 +1,4 @@
-"""Numbered places, which several processes may share by locks on the numbers."""
+"""A pool of numbered places, such as the places for streams. Locks let processes share them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Locks(Protocol):
 
 
 class Slots:
-    """See the module. Until `share` the places are this process's own."""
+    """The places that this process has taken. Until `share` it shares them with no other."""
 
     def __init__(self) -> None:
         self._locks: Locks | None = None

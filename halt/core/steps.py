@@ -1,4 +1,4 @@
-"""The steps of an answer beside its text: thoughts, tool calls, pictures and sources.
+"""The steps of an answer (thoughts, tool calls, pictures, sources), built from its events.
 
 The page shows each thought and tool call in a closed section above the text, pictures and sources
 below it. `StepStream` takes a run's events one by one and returns what they change, as
@@ -40,7 +40,7 @@ State = Literal["running", "done", "failed", "called"]
 Kind = Literal["thought", "tool", "picture", "sources"]
 
 #: The kinds that the page shows below the text.
-BELOW = frozenset({"picture", "sources"})
+KINDS_BELOW = frozenset({"picture", "sources"})
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class StepPatch:
     """The changes since the previous patch, for a page that shows all patches before."""
 
     fresh: list[Step] = field(default_factory=list)  # new steps, to append
-    added: list[tuple[int, str]] = field(default_factory=list)  # (step's number, text to append)
+    added: list[tuple[int, str]] = field(default_factory=list)  # (a known step's number, new text)
     changed: list[Step] = field(default_factory=list)  # steps with a new state, name or result
 
 
@@ -96,7 +96,7 @@ class StepStream:
 
     def __init__(self) -> None:
         self._all: list[_Growing] = []
-        self._left = STEP_CHARS_MAX  # characters that may still be added
+        self._chars_left = STEP_CHARS_MAX  # characters that may still be added
         self._thought: _Growing | None = None
         self._writing: dict[int, _Growing] = {}  # calls with incomplete arguments, by index
         self._called: dict[str, _Growing] = {}  # calls without a result, by ID
@@ -250,10 +250,10 @@ class StepStream:
 
     def _bounded(self, text: str) -> str:
         """As much of the text as the limit allows, with CUT at the end where it was cut."""
-        if not text or self._left < 0:
+        if not text or self._chars_left < 0:
             return ""
-        piece, self._left = text[: self._left], self._left - len(text)
-        return piece if self._left >= 0 else piece + CUT
+        piece, self._chars_left = text[: self._chars_left], self._chars_left - len(text)
+        return piece if self._chars_left >= 0 else piece + CUT
 
     def _end_thought(self, at: float) -> None:
         if (thought := self._thought) is not None:
@@ -264,7 +264,7 @@ class StepStream:
 
 
 def stream_of(generation: Generation, upto: int) -> StepStream:
-    """A StepStream that was fed the events from 1 to `upto`, to be fed with those that follow."""
+    """A StepStream that has the events from 1 to `upto`; the caller feeds it the later ones."""
     stream = StepStream()
     for number, event in [] if generation.only_text else generation.events(upto):
         if not is_terminal(event):
@@ -284,6 +284,6 @@ def feed_event(stream: StepStream, generation: Generation, number: int, event: E
 
 
 def steps_of(generation: Generation) -> tuple[Step, ...]:
-    """The steps of a generation that has ended; of a stopped one, those that had been shown."""
+    """The steps of an ended generation. If it was stopped, only those that had been shown."""
     upto, _ = generation.answer()
     return stream_of(generation, upto).end(generation.ended_at or now())

@@ -1,4 +1,4 @@
-"""Checks a running Halt at its public address, through the proxies before it."""
+"""Checks a running Halt at its public address: connection, token, page, files and its proxies."""
 
 from __future__ import annotations
 

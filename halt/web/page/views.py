@@ -15,7 +15,7 @@ from halt.core import steps
 from halt.core.events import Cancelled, Done, Failed, Terminal
 from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.core.generation import Generation
-from halt.core.steps import BELOW, Step
+from halt.core.steps import KINDS_BELOW, Step
 from halt.rendering import data_urls
 from halt.rendering.blocks import BlockStream, Patch
 from halt.rendering.open_text import OpenText, breakable, normalized
@@ -133,7 +133,7 @@ def step_views(answer_steps: Sequence[Step]) -> tuple[StepView, ...]:
     parts, last = 0, 0
     views = []
     for step in answer_steps:
-        if step.kind in BELOW:
+        if step.kind in KINDS_BELOW:
             continue
         parts += step.number <= last
         last = step.number

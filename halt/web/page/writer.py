@@ -30,7 +30,7 @@ from halt.core.events import (
     text_of,
 )
 from halt.core.generation import Generation
-from halt.core.steps import BELOW, StepPatch
+from halt.core.steps import KINDS_BELOW, StepPatch
 from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.open_text import OpenText
 from halt.rendering.protocol import Rendered
@@ -197,7 +197,7 @@ class PageWriter:
         partials = [
             _partial(f"steps-{stream_id}", "beforeend", draw.step(stream_id, step_view(step)))
             for step in patch.fresh
-            if step.kind not in BELOW
+            if step.kind not in KINDS_BELOW
         ]
         for step in patch.fresh:  # later text is appended to it
             self._step_texts[step.number].feed(html.escape(step.text))
@@ -212,7 +212,7 @@ class PageWriter:
                 partials.append(
                     _partial(f"{at}-result", "outerHTML", draw.result(stream_id, changed))
                 )
-        if any(step.kind in BELOW for step in (*patch.fresh, *patch.changed)):
+        if any(step.kind in KINDS_BELOW for step in (*patch.fresh, *patch.changed)):
             below = draw.below(below_view(self._steps.steps()))
             partials.append(_partial(f"below-{stream_id}", "innerHTML", below))
         return "".join(partials)

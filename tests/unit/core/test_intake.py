@@ -143,8 +143,8 @@ def test_text_that_begins_like_a_note_is_shown_at_the_end(stage: RunHarness) -> 
 def test_text_that_begins_like_a_note_is_shown_in_a_silence(
     stage: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Held-back text is shown after HELD_FOR, so no limit ends an answer with hidden text."""
-    monkeypatch.setattr(intake, "HELD_FOR", 0.0)
+    """Held-back text is shown after HOLD_MAX, so no limit ends an answer with hidden text."""
+    monkeypatch.setattr(intake, "HOLD_MAX", 0.0)
     _, reply, reader = stage.watched()
     reply.feed(" [The")
     reader.wait_text("a [The")

@@ -754,7 +754,7 @@ def test_fields_beside_the_text_have_their_own_limit(
     stage: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The megabytes of a picture do not count as text, and have a limit as well."""
-    monkeypatch.setattr(intake, "BESIDE_MAX", 2500)
+    monkeypatch.setattr(intake, "EXTRA_MAX", 2500)
     run, reply = stage.running(max_answer_chars=5)
     reader = Reader(run)
     for _ in range(3):

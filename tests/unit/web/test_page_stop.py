@@ -22,7 +22,7 @@ FOLDS = tuple(
         itertools.product(("thought", "tool"), ("running", "done", "failed"), ("", "1.2 s"))
     )
 )
-BELOW = BelowView(((HOSTILE, ""), ("cat", "https://a.example/?x=1&y=\"'")), ((HOSTILE, "u"),))
+KINDS_BELOW = BelowView(((HOSTILE, ""), ("cat", "https://a.example/?x=1&y=\"'")), ((HOSTILE, "u"),))
 
 
 @pytest.mark.parametrize("state", ["done", "stopped", "withdrawn", "interrupted", "error"])
@@ -60,7 +60,12 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
                 (False, True),
                 ((), (HOSTILE, "1 token")),
                 ((), FOLDS),
-                (BelowView(), BELOW, BelowView(BELOW.pictures), BelowView((), BELOW.sources)),
+                (
+                    BelowView(),
+                    KINDS_BELOW,
+                    BelowView(KINDS_BELOW.pictures),
+                    BelowView((), KINDS_BELOW.sources),
+                ),
             )
         )
     ]
