@@ -154,7 +154,7 @@ class TerminalAnswer:
         screen = self._screen
         ended: Terminal | None = None
         receipt: Receipt | None = None
-        while ended is None or screen.behind or (self._stopping and receipt is None):
+        while ended is None or screen.has_unshown_text or (self._stopping and receipt is None):
             due = screen.tick()
             wait = SIGNAL_INTERVAL if due is None else min(due, SIGNAL_INTERVAL)
             try:
@@ -180,7 +180,7 @@ class TerminalAnswer:
         assert ended is not None  # noqa: S101
         if self._stopping:  # the shown text is kept, even if the model ended before the Stop
             ended = Cancelled(ended.metrics)
-        return Outcome(screen.shown, ended, self._stopping, receipt, self._empty)
+        return Outcome(screen.shown_text, ended, self._stopping, receipt, self._empty)
 
     def _take(self, group: Group) -> Terminal | None:
         for seq, event in group:
@@ -190,7 +190,7 @@ class TerminalAnswer:
             self._empty = self._empty and isinstance(event, Extra) and not event.delta
             if not self._stopping:
                 self._screen.show(event)
-                if not self._screen.behind:
+                if not self._screen.has_unshown_text:
                     self._seen = seq
         return None
 

@@ -78,7 +78,7 @@ def _with_model(config: Config) -> Iterator[Config]:
     from halt.providers.discovery import discover_for  # noqa: PLC0415
 
     discovery = discover_for(config)
-    if discovery.chats:
+    if discovery.has_chat_model:
         yield replace(config, discovered=discovery.encoded())
         return
     fault = embedded_model.unavailable()

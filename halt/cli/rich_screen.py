@@ -71,7 +71,7 @@ class RichScreen(Screen):
         self._console = console
         self._live: Live | None = None
         self._drawn_at = 0.0
-        self._silence_drawn = ""
+        self._drawn_silence = ""
 
     def _renew(self) -> None:
         super()._renew()
@@ -97,7 +97,7 @@ class RichScreen(Screen):
     def tick(self) -> float | None:
         wants = super().tick()
         # The shown seconds have to be updated.
-        if self._thinks_since is not None or self._silence() != self._silence_drawn:
+        if self._thinking_since is not None or self._silence_text() != self._drawn_silence:
             self._dirty = True
         if not self._dirty:
             return wants
@@ -105,7 +105,7 @@ class RichScreen(Screen):
         if wait > 0:
             return wait if wants is None else min(wait, wants)
         self._draw()
-        return 1 / FRAMES if self._thinks_since is not None else wants
+        return 1 / FRAMES if self._thinking_since is not None else wants
 
     def freeze(self) -> None:
         super().freeze()
@@ -125,28 +125,28 @@ class RichScreen(Screen):
     def note(self, text: str, *, bad: bool = False) -> None:
         self._console.print(Text(clean(text), style="red" if bad else "dim"))
 
-    def _text(self, text: str) -> None:
+    def _show_text(self, text: str) -> None:
         self._status = ""
         self._ready += [block.source for block in self._blocks.feed(text).blocks]
         self._dirty = True
 
-    def _think(self, text: str) -> None:
+    def _show_thought_text(self, text: str) -> None:
         self._thoughts = (self._thoughts + text)[-THOUGHTS_MAX:]
         self._dirty = True
 
-    def _thought(self, spent: float) -> None:
+    def _show_thought_end(self, spent: float) -> None:
         self._thoughts = ""
         self._line(f"thought for {seconds(spent)}")
 
-    def _was_thought(self) -> None:
+    def _mark_as_thought(self) -> None:
         self._line(WAS_THOUGHT)
 
-    def _called(self, line: str) -> None:
+    def _show_call(self, line: str) -> None:
         self._close_block()
         self._status = f"{line} …"
         self._draw()
 
-    def _returned(self, line: str) -> None:
+    def _show_call_result(self, line: str) -> None:
         self._status = "…"
         self._line(line)
 
@@ -178,11 +178,11 @@ class RichScreen(Screen):
             self._printed = True
 
     def _tail(self) -> SegmentLines:
-        self._silence_drawn = silence = self._silence()
+        self._drawn_silence = silence = self._silence_text()
         waits = f"… {silence} (Ctrl-C stops it)" if silence else ""
-        if self._thinks_since is not None:
+        if self._thinking_since is not None:
             words = " ".join(self._thoughts.split())
-            spent = seconds(now() - self._thinks_since)
+            spent = seconds(now() - self._thinking_since)
             thinking = Text(f"thinking, {spent}: {words}", style="dim italic")
             return self._fitting(thinking, 3, waits)
         source = self._blocks.open_source(TAIL_MAX)

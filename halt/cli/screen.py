@@ -1,7 +1,7 @@
 """Shows answers in a terminal: the base class of screens, the plain screen, the typewriter.
 
-`shown` is the text that the user has seen; it is what is kept of a stopped answer. All text of a
-model or a server goes through `clean` first, because a terminal executes control characters.
+`shown_text` is the text that the user has seen; of a stopped answer it is kept. All text of a model
+or a server goes through `clean` first, because a terminal executes control characters.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Typewriter:
         return piece
 
     @property
-    def waits(self) -> bool:
+    def has_text(self) -> bool:
         """Whether there is text that has not been taken."""
         return bool(self._text)
 
@@ -111,92 +111,94 @@ class Screen:
     def _renew(self) -> None:
         """Reset the state for a new answer."""
         self._parts: list[str] = []
-        self._round_from = 0  # parts before the last tool's result
+        self._round_start = 0  # parts before the last tool's result
         self._frozen = False
-        self._thinks_since: float | None = None
+        self._thinking_since: float | None = None
         self._calls: dict[str, ToolCall] = {}
-        self._came_at = now()
-        self._came = False  # something has come of this answer
-        self._beside = StepStream()  # of pictures and sources alone
+        self._last_event_at = now()
+        self._has_event = False  # an event of this answer has arrived
+        self._attachments = StepStream()  # of pictures and sources alone
 
     @property
-    def shown(self) -> str:
+    def shown_text(self) -> str:
         """The answer's text that has been shown."""
         return "".join(self._parts)
 
     @property
-    def behind(self) -> bool:
+    def has_unshown_text(self) -> bool:
         """Whether text has arrived that is not shown yet."""
-        return self._typewriter is not None and self._typewriter.waits
+        return self._typewriter is not None and self._typewriter.has_text
 
     def begin(self) -> None:
         """Prepare for an answer."""
         self._renew()
 
     @property
-    def _silent(self) -> float:
+    def _silent_seconds(self) -> float:
         """Seconds for which the model has been silent; 0 where it is not, or a tool runs."""
-        spent = now() - self._came_at
-        return 0.0 if spent < SILENT or self._calls or self._frozen or self.behind else spent
+        spent = now() - self._last_event_at
+        return (
+            0.0 if spent < SILENT or self._calls or self._frozen or self.has_unshown_text else spent
+        )
 
-    def _silence(self) -> str:
+    def _silence_text(self) -> str:
         """The text about a silent model; empty if it is not silent."""
-        spent = self._silent
+        spent = self._silent_seconds
         if not spent:
             return ""
-        return f"{'no text for' if self._came else 'waiting for the model,'} {clock(spent)}"
+        return f"{'no text for' if self._has_event else 'waiting for the model,'} {clock(spent)}"
 
     def show(self, event: Event) -> None:
         """Show an event; ignored after `freeze`."""
         if self._frozen:
             return
-        self._came_at, self._came = now(), True
+        self._last_event_at, self._has_event = now(), True
         if isinstance(event, Reasoning):
-            if self._thinks_since is None:
-                self._thinks_since = now()
-            self._think(clean(event.text))
+            if self._thinking_since is None:
+                self._thinking_since = now()
+            self._show_thought_text(clean(event.text))
             return
         if isinstance(event, Extra):
-            self._beside.feed(0, event, 0.0)
+            self._attachments.feed(0, event, 0.0)
             return
         if isinstance(event, ReasoningEnd):
             self._flush()
-            del self._parts[self._round_from :]
-            self._was_thought()
+            del self._parts[self._round_start :]
+            self._mark_as_thought()
             return
         if not isinstance(event, (Content, ToolCall, ToolResult)):
             return
-        if self._thinks_since is not None:
-            self._thought(now() - self._thinks_since)
-            self._thinks_since = None
+        if self._thinking_since is not None:
+            self._show_thought_end(now() - self._thinking_since)
+            self._thinking_since = None
         if isinstance(event, Content):
             text = clean(event.content)
             if self._typewriter is not None:
                 self._typewriter.feed(text, now())
             else:
-                self._shows(text)
+                self._add_shown_text(text)
             return
         self._flush()
         if isinstance(event, ToolCall):
             self._calls[event.id] = event
-            self._called(f"{one_line(event.name)} {one_line(event.arguments)}")
+            self._show_call(f"{one_line(event.name)} {one_line(event.arguments)}")
         else:
-            self._round_from = len(self._parts)
+            self._round_start = len(self._parts)
             call = self._calls.pop(event.id, None)
             arguments = one_line(call.arguments) if call else ""
             outcome = one_line(event.result) if event.ok else f"failed: {one_line(event.result)}"
             took = seconds(event.duration_ms / 1000)
-            self._returned(f"{one_line(event.name)} {arguments} → {outcome} ({took})")
+            self._show_call_result(f"{one_line(event.name)} {arguments} → {outcome} ({took})")
 
     def tick(self) -> float | None:
         """Show the text that is due; return the seconds until the next call, or None."""
         writer = self._typewriter
-        if writer is None or not writer.waits:
+        if writer is None or not writer.has_text:
             return None
         piece = writer.take(now())
         if piece:
-            self._shows(piece)
-        return PACE if writer.waits else None
+            self._add_shown_text(piece)
+        return PACE if writer.has_text else None
 
     def freeze(self) -> None:
         """After a Stop: show nothing more, and drop text that is not shown yet."""
@@ -207,14 +209,14 @@ class Screen:
     def end(self) -> None:
         """The answer has ended: show the rest of it."""
         self._flush()
-        if self._thinks_since is not None:
-            self._thought(now() - self._thinks_since)
-            self._thinks_since = None
+        if self._thinking_since is not None:
+            self._show_thought_end(now() - self._thinking_since)
+            self._thinking_since = None
 
     def _lines_below(self) -> list[str]:
         """One line for each picture and source of the answer."""
         out: list[str] = []
-        for step in self._beside.steps():
+        for step in self._attachments.steps():
             if step.kind == "picture":
                 address = "" if step.result.startswith("data:") else f" {step.result}"
                 out.append(f"[{step.text}]{address}")
@@ -224,34 +226,34 @@ class Screen:
 
     def _flush(self) -> None:
         """Show all text that the typewriter still holds."""
-        if self._typewriter is not None and self._typewriter.waits:
-            self._shows(self._typewriter.take(math.inf))
+        if self._typewriter is not None and self._typewriter.has_text:
+            self._add_shown_text(self._typewriter.take(math.inf))
 
-    def _shows(self, text: str) -> None:
+    def _add_shown_text(self, text: str) -> None:
         self._parts.append(text)
-        self._text(text)
+        self._show_text(text)
 
     def note(self, text: str, *, bad: bool = False) -> None:
         """Show a line of Halt's own; `bad`: it is about a fault."""
         raise NotImplementedError
 
-    def _text(self, text: str) -> None:
+    def _show_text(self, text: str) -> None:
         """Show more text of the answer."""
         raise NotImplementedError
 
-    def _think(self, text: str) -> None:
+    def _show_thought_text(self, text: str) -> None:
         """Show more text of a thought."""
 
-    def _thought(self, spent: float) -> None:
+    def _show_thought_end(self, spent: float) -> None:
         """A thought of this many seconds has ended."""
 
-    def _was_thought(self) -> None:
+    def _mark_as_thought(self) -> None:
         """All text of this answer so far was a thought."""
 
-    def _called(self, line: str) -> None:
+    def _show_call(self, line: str) -> None:
         """A tool call has started."""
 
-    def _returned(self, line: str) -> None:
+    def _show_call_result(self, line: str) -> None:
         """A tool call has ended."""
 
 
@@ -275,12 +277,12 @@ class PlainScreen(Screen):
         self._noted_silence = 0.0  # seconds of silence at the last line about it
 
     def tick(self) -> float | None:
-        silent = self._silent
+        silent = self._silent_seconds
         if not silent:
             self._noted_silence = 0.0
         elif silent >= max(ASIDE_AFTER, 2 * self._noted_silence):
             self._noted_silence = silent
-            self._aside(f"({self._silence()}; Ctrl-C stops it)")
+            self._aside(f"({self._silence_text()}; Ctrl-C stops it)")
         return super().tick()
 
     def end(self) -> None:
@@ -293,7 +295,7 @@ class PlainScreen(Screen):
         self._end_line()
         print(clean(text), file=self._err if bad or self._quiet else self._out, flush=True)
 
-    def _text(self, text: str) -> None:
+    def _show_text(self, text: str) -> None:
         self._write(text if self._quiet else self._pictures.feed(text))
 
     def _write(self, text: str) -> None:
@@ -302,14 +304,14 @@ class PlainScreen(Screen):
             self._out.flush()
             self._in_line = not text.endswith("\n")
 
-    def _was_thought(self) -> None:
+    def _mark_as_thought(self) -> None:
         self._end_line()
         self._aside(f"({WAS_THOUGHT})")
 
-    def _thought(self, spent: float) -> None:
+    def _show_thought_end(self, spent: float) -> None:
         self._aside(f"(thought for {seconds(spent)})")
 
-    def _returned(self, line: str) -> None:
+    def _show_call_result(self, line: str) -> None:
         self._aside(f"({line})")
 
     def _aside(self, line: str) -> None:

@@ -66,7 +66,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     default: str = ""  # the model for requests that name none, empty if none can chat
     is_loaded: bool = False  # the default was in memory
 
-    def lists(self, model: str) -> bool:
+    def has_model(self, model: str) -> bool:
         """Whether the server's list has this model, also with Ollama's tag."""
         model_names = self.models or ()
         return model in model_names or model + LATEST in model_names
@@ -96,16 +96,20 @@ class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
     key_required: tuple[KeyRequired, ...] = ()
     skipped_until: dict[str, float] = {}
 
-    def named(self, model: str) -> list[str]:
+    def full_names(self, model: str) -> list[str]:
         """Return the models with this name as PROVIDER/MODEL; a short name may match several."""
         provider, _, rest = model.partition("/")
         for server in self.servers:
-            if rest and server.name == provider and (server.models is None or server.lists(rest)):
+            if (
+                rest
+                and server.name == provider
+                and (server.models is None or server.has_model(rest))
+            ):
                 return [model]
-        return [f"{server.name}/{model}" for server in self.servers if server.lists(model)]
+        return [f"{server.name}/{model}" for server in self.servers if server.has_model(model)]
 
     @property
-    def chats(self) -> bool:
+    def has_chat_model(self) -> bool:
         """Whether a server has a model that can chat."""
         return any(server.default for server in self.servers)
 

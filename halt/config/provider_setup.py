@@ -32,7 +32,9 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
     make_provider = _provider_factory(config)
     providers = []
     if not config.has_provider:
-        providers += [of_server(server, config) for server in decoded(config.discovered).servers]
+        providers += [
+            discovered_provider(server, config) for server in decoded(config.discovered).servers
+        ]
     is_demo = config.has_demo or not (config.has_provider or providers)
     if is_demo or config.api_key or config.base_url:
         providers.append(
@@ -69,7 +71,7 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
     return Setup(providers=tuple(providers), default=config.model)
 
 
-def of_server(server: Server, config: Config) -> ProviderSettings:
+def discovered_provider(server: Server, config: Config) -> ProviderSettings:
     """The provider for a discovered model server."""
     return _provider_factory(config)(
         name=server.name, kind="openai", base_url=server.url, default_model=server.default

@@ -49,7 +49,7 @@ class Setup:
     providers: tuple[ProviderSettings, ...]
     default: str = ""
 
-    def alone(self, name: str) -> Setup:
+    def limited_to(self, name: str) -> Setup:
         """A setup of this provider alone. `default` is kept if it is one of its models."""
         (single,) = (provider for provider in self.providers if provider.name == name)
         if len(self.providers) == 1:

@@ -13,7 +13,7 @@ socket, appends to the log and writes to the readers' sockets:
                                                timers: limits, heartbeats, drains, slow readers
 
     what the relay hands back          later   keeper: ends, a thread for tools or a retry
-                                       put     painter: blocks of a page
+                                       put     frame thread: blocks of a page
                                        wake    threads that wait at a log or for their reader's end
 
 The thread blocks on its selector and on nothing else: it looks up no name, connects to nothing,

@@ -93,7 +93,7 @@ class GenerationService:
         self.relay = self.keeper.relay
         self.later = self.keeper.put
         #: Renders what takes milliseconds, for the readers that the relay serves.
-        self.painter = Serial("halt-painter")
+        self.frame_thread = Serial("halt-frames")
 
     def begin(self) -> None:
         """Join the server's processes and start every thread.
@@ -106,7 +106,7 @@ class GenerationService:
             self._writer.worker = self._other_workers.worker
             self._writer.start()
         self.keeper.start()
-        self.painter.start()
+        self.frame_thread.start()
 
     # --- start ------------------------------------------------------------------------------------
 
@@ -353,7 +353,7 @@ class GenerationService:
         self._usage_drain.close(max(0.0, deadline - now()))
         # Before `upstream.close`: after this wait no run gives a connection back.
         self.capacity.wait_empty(max(0.0, deadline - now()))
-        for thread in (self.relay, self.painter, self.keeper):
+        for thread in (self.relay, self.frame_thread, self.keeper):
             thread.close(max(0.0, deadline - now()))
         self.upstream.close()
         self._other_workers.close()

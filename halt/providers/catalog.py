@@ -10,7 +10,7 @@ from halt.core.request import Upstream
 from halt.errors import HaltError, RequestError, UpstreamError
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX, is_name
-from halt.providers.router import Groups, as_providers
+from halt.providers.router import ModelGroups, as_providers
 
 PAGE_WAIT = 1.0  # seconds from the request for the lists until a page goes on without them
 NAMES_MAX = 1000  # models in the menu
@@ -44,10 +44,10 @@ class Catalog:
         self._providers = as_providers(upstream)
         self._discovery = discovery
         # Result of the last `refresh`. Any thread replaces either attribute in one assignment.
-        self._known: Groups = []  # the last list that was not empty
+        self._known: ModelGroups = []  # the last list that was not empty
         self._fault: HaltError | None = None
 
-    def refresh(self) -> Groups:
+    def refresh(self) -> ModelGroups:
         """Return groups of models, (provider, names); empty until a list has arrived."""
         fault: HaltError | None = None
         try:
@@ -84,9 +84,9 @@ class Catalog:
         return not self._known and fault is not None and fault.code in NO_LIST_CODES
 
 
-def _bounded(groups: Groups) -> Groups:
+def _bounded(groups: ModelGroups) -> ModelGroups:
     """Return the groups without invalid names, and with NAMES_MAX names at most."""
-    bounded_groups: Groups = []
+    bounded_groups: ModelGroups = []
     names_left = NAMES_MAX
     for provider, names in groups:
         valid_names = [name for name in names if is_name(name)][:names_left]

@@ -39,8 +39,8 @@ MODES_BY_OWNED_BY: dict[str, ContinuationMode] = {"llamacpp": "trailing", "vllm"
 
 #: A model must not start to reason in the middle of its answer, and servers refuse a prefix if it
 #: would. Chat templates without this switch ignore it.
-NO_THOUGHT = {"chat_template_kwargs": {"enable_thinking": False}}
-SWITCHES = {"continue_final_message": True, "add_generation_prompt": False}
+REASONING_OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+CONTINUE_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
 
 INSTRUCTION = """\
 Your last message broke off. Go on with it exactly where it ends, in the same language, style and \

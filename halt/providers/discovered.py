@@ -23,7 +23,7 @@ from halt.core.via import Chain
 from halt.errors import HaltError
 from halt.providers.discovery import Discovery
 from halt.providers.last_model import LastModel
-from halt.providers.router import WAIT_SECONDS, Groups, Lists, Providers, names_in
+from halt.providers.router import WAIT_SECONDS, ModelGroups, ModelLists, Providers, names_in
 
 
 class DiscoveredProviders(Providers):
@@ -102,9 +102,9 @@ class DiscoveredProviders(Providers):
             return demo.models.start()
         return now()  # `_lists` refreshes the discovery
 
-    def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
+    def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> ModelLists:
         result = self._refresh(chain) if seconds else self._discovery.latest
-        lists: dict[str, tuple[Groups | None, HaltError | None]] = {
+        lists: dict[str, tuple[ModelGroups | None, HaltError | None]] = {
             server.name: (None if server.models is None else [("", list(server.models))], None)
             for server in result.servers
         }
@@ -141,5 +141,5 @@ class DiscoveredProviders(Providers):
         """Return a model's full name, empty unless one server offers it or it is the demo model."""
         if not name or name == self._demo:
             return name
-        full_names = result.named(name)
+        full_names = result.full_names(name)
         return full_names[0] if len(full_names) == 1 else ""

@@ -189,7 +189,7 @@ class Discovery:
         # Drop names that no request may have. JSON could not hold them all: a lone surrogate is
         # not valid in it.
         models = [model for model in models if is_name(f"{name}/{model.name}")]
-        chat_models = [model.name for model in models if model.chats]
+        chat_models = [model.name for model in models if model.can_chat]
         loaded = [model for model in chat_models if model in result.loaded]
         return Server(
             name=name,

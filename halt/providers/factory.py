@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halt.config.provider_setup import of_server, setup
+from halt.config.provider_setup import discovered_provider, setup
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
 from halt.core.request import Upstream
@@ -39,7 +39,7 @@ def make_upstream(
     """
     configured = setup(config)
     if only:
-        configured = configured.alone(only)
+        configured = configured.limited_to(only)
 
     def make(settings: ProviderSettings) -> Upstream:
         return make_provider(settings, Transport(settings.connect_timeout, mark=mark))
@@ -50,7 +50,7 @@ def make_upstream(
     return DiscoveredProviders(
         providers,
         discovery,
-        lambda server: make(of_server(server, config)),
+        lambda server: make(discovered_provider(server, config)),
         demo=config.embedded_model if config.has_demo else "",
         configured=config.model,
         last=last or LastModel(),

@@ -40,11 +40,11 @@ _OTHER_NAMES = re.compile(
 
 
 class Model(NamedTuple):
-    """A model of a list. `chats`: it can chat, as far as its fields or its name say."""
+    """A model of a list. `can_chat`: as far as its fields or its name say."""
 
     name: str
     owned_by: str
-    chats: bool
+    can_chat: bool
 
 
 def parse_models(value: object) -> list[Model] | None:
@@ -67,7 +67,9 @@ def default_model_name(models: list[Model]) -> str:
 
     Empty if there are no models.
     """
-    return next((model.name for model in models if model.chats), models[0].name if models else "")
+    return next(
+        (model.name for model in models if model.can_chat), models[0].name if models else ""
+    )
 
 
 def is_name(text: str) -> bool:

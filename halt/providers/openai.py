@@ -25,10 +25,10 @@ from halt.providers.base import REMEMBERED_MAX, Provider
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.client_transport import NOWHERE, http_client, post, warm_up
 from halt.providers.continuation import (
+    CONTINUE_LAST_MESSAGE,
     HOSTS,
     MODES_BY_OWNED_BY,
-    NO_THOUGHT,
-    SWITCHES,
+    REASONING_OFF,
     ContinuationMode,
     merge_unfinished,
 )
@@ -112,9 +112,9 @@ class OpenAIUpstream(Provider):
             options["max_completion_tokens"] = options.pop("max_tokens")
         extra = {**self._settings.extra_body, **options.pop("extra_body", {})}
         if mode == "switched":
-            extra = {**NO_THOUGHT, **extra, **SWITCHES}
+            extra = {**REASONING_OFF, **extra, **CONTINUE_LAST_MESSAGE}
         elif mode == "trailing":
-            extra = {**NO_THOUGHT, **extra}
+            extra = {**REASONING_OFF, **extra}
         create = partial(self._create_without_refused, model, request, mode, options, extra)
         decoder = ChatDecoder(logprobs=bool(extra.get("logprobs")))
         return self._open_stream(connection, model, self._path(model), create, decoder)

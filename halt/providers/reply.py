@@ -16,7 +16,7 @@ from halt.transport.http1 import Body
 LINES_MAX = 256  # lines of an answer that are decoded in one turn of the relay
 
 
-def _split_batch(raw: bytes) -> tuple[bytes, bytes]:
+def split_batch(raw: bytes) -> tuple[bytes, bytes]:
     """Split a read into the bytes to decode in this turn of the relay, and the rest.
 
     Decoding time depends on the number of lines, hardly on bytes: 64 kB of lines of one character
@@ -93,7 +93,7 @@ class EventReply:
     def read(self) -> Part:
         try:
             self._decoder.check()  # raise the error that came with the last text; do not read
-            raw, self._raw = _split_batch(self._raw or self._body.read())
+            raw, self._raw = split_batch(self._raw or self._body.read())
             return self._decoder.feed(raw) if raw else self._decoder.end()
         except UpstreamError as exc:
             raise self._for_caller(exc) from exc

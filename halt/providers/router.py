@@ -29,8 +29,8 @@ QUERY_TIMEOUT = 9.0  # for one answer; after it the provider counts as unreachab
 WAIT_SECONDS = 1.5  # for the lists of all providers together
 
 T = TypeVar("T")
-Groups = list[tuple[str, list[str]]]
-Lists = Mapping[str, tuple[Groups | None, HaltError | None]]
+ModelGroups = list[tuple[str, list[str]]]
+ModelLists = Mapping[str, tuple[ModelGroups | None, HaltError | None]]
 
 
 class _Member:
@@ -53,7 +53,7 @@ class _Member:
             timeout=QUERY_TIMEOUT,
         )
 
-    def _list(self, connection: UpstreamConnection) -> Groups:
+    def _list(self, connection: UpstreamConnection) -> ModelGroups:
         return self.upstream.catalog(connection)
 
     def _check(self, connection: UpstreamConnection) -> bool:
@@ -66,7 +66,7 @@ def as_providers(upstream: Upstream) -> Providers:
     return upstream if isinstance(upstream, Providers) else Providers({"": upstream})
 
 
-def names_in(groups: Groups | None) -> list[str]:
+def names_in(groups: ModelGroups | None) -> list[str]:
     """Return the names of the models of all groups."""
     return [model for _, models in groups or () for model in models]
 
@@ -107,7 +107,7 @@ class Providers:
             self._raise_first_fault(lists)
         return names
 
-    def catalog(self, connection: UpstreamConnection) -> Groups:
+    def catalog(self, connection: UpstreamConnection) -> ModelGroups:
         """As `Upstream.catalog`, in the order of the providers.
 
         Waits WAIT_SECONDS at most, and not at all if the connection is interrupted. A provider that
@@ -118,7 +118,7 @@ class Providers:
             return self._grouped(self._lists(connection.chain, 0.0))
         return self._groups_or_raise(self._lists(connection.chain, WAIT_SECONDS))
 
-    def catalog_for_page(self, wait: float) -> Groups:
+    def catalog_for_page(self, wait: float) -> ModelGroups:
         """As `catalog`, but waits until `wait` seconds after the queries started.
 
         So the first page waits for a silent provider, and later pages do not.
@@ -126,7 +126,7 @@ class Providers:
         started_at = self._start_lists()
         return self._groups_or_raise(self._lists((), started_at + wait - now()))
 
-    def _groups_or_raise(self, lists: Lists) -> Groups:
+    def _groups_or_raise(self, lists: ModelLists) -> ModelGroups:
         """Return the groups. Raises UpstreamError if no provider has a model."""
         if not any(names_in(groups) for groups, _ in lists.values()):
             if any(groups is None and fault is None for groups, fault in lists.values()):
@@ -134,7 +134,7 @@ class Providers:
             self._raise_first_fault(lists)
         return self._grouped(lists)
 
-    def _grouped(self, lists: Lists) -> Groups:
+    def _grouped(self, lists: ModelLists) -> ModelGroups:
         """Return one group for each provider, or the groups of a provider that has several."""
         return [
             (group or name, [self._full_name(name, model) for model in models])
@@ -189,7 +189,7 @@ class Providers:
         """Start each provider's list query that is not fresh; return the latest start time."""
         return max((member.models.start() for member in self._members.values()), default=0.0)
 
-    def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
+    def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> ModelLists:
         """Return each provider's list, as far as it is known after this many seconds.
 
         `chain`: of the request that needs the lists, see `halt.core.via`.
@@ -213,7 +213,7 @@ class Providers:
         member = self._members.get(name) if rest else None
         return None if member is None else (member.upstream, rest)
 
-    def _find_by_list(self, model: str, lists: Lists) -> tuple[Upstream, str]:
+    def _find_by_list(self, model: str, lists: ModelLists) -> tuple[Upstream, str]:
         """Return the only provider that lists a model, and the model. Raises UpstreamError."""
         provider_names = [name for name, (groups, _) in lists.items() if model in names_in(groups)]
         if len(provider_names) == 1:

@@ -68,7 +68,7 @@ class Renderer:
         text = normalized(text)
         key = key_of("text", text)
         cached = self._cache.find(key)
-        if cached is None and _is_light(text):
+        if cached is None and is_quick_to_render(text):
             cached = self._cache.keep(key, Rendered(render(text)))
         if cached is not None:
             return completed(cached)
@@ -88,7 +88,7 @@ class Renderer:
         for block in blocks:
             source = block.source
             rendered: Rendered | None
-            if not block.is_fence and _is_light(source):
+            if not block.is_fence and is_quick_to_render(source):
                 rendered = Rendered(render_block(block))
             elif block.is_fence in plain_fence_values:
                 rendered = Rendered(plain_block(block))
@@ -115,7 +115,7 @@ class Renderer:
     def is_immediate(self, text: str) -> bool:
         """True if `submit_text` returns a resolved future for this text."""
         text = normalized(text)
-        return _is_light(text) or self._cache.find(key_of("text", text)) is not None
+        return is_quick_to_render(text) or self._cache.find(key_of("text", text)) is not None
 
     def warm_up(self) -> None:
         """Start a process, so that it is ready when a running answer needs it."""
@@ -170,7 +170,7 @@ class _DeadlineRenderer:
             return None
 
 
-def _is_light(text: str) -> bool:
+def is_quick_to_render(text: str) -> bool:
     """True if rendering this text takes milliseconds at worst."""
     return len(text) <= SHORT and "```" not in text and "~~~" not in text and not DEEP.search(text)
 

@@ -135,9 +135,9 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         # Clear those of an older master, whose demo model may have ended.
         published |= dict.fromkeys(EMBEDDED, "")
         talks_to = discovered.text
-        if config.model and discovered.chats and not discovered.named(config.model):
+        if config.model and discovered.has_chat_model and not discovered.full_names(config.model):
             talks_to += f"; HALT_MODEL={config.model!r} is in none of their lists"
-    if not (config.has_provider or discovered.chats):
+    if not (config.has_provider or discovered.has_chat_model):
         fault = embedded_model.unavailable()
         if fault is None:
             server.halt_supervisor = embedded_model.launch()

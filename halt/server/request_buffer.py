@@ -152,7 +152,7 @@ class RequestBuffer:
         return request
 
     @property
-    def behind(self) -> bytes:
+    def bytes_after_request(self) -> bytes:
         """The bytes that have arrived after the request that was taken."""
         return bytes(self._data)
 

@@ -59,8 +59,10 @@ class RequestThreads(ThreadWorker):  # type: ignore[misc]
             conn.is_whole = conn.incoming.is_whole
             request = conn.incoming.take()
             conn.is_taken = True
-            behind = conn.incoming.behind if conn.kind is Kind.SOCKET else b""
-            conn.sock.preload(request, is_all=conn.kind is not Kind.UPLOAD, behind=behind)
+            after_request = conn.incoming.bytes_after_request if conn.kind is Kind.SOCKET else b""
+            conn.sock.preload(
+                request, is_all=conn.kind is not Kind.UPLOAD, after_request=after_request
+            )
             if conn.kind is Kind.UPLOAD:
                 conn.sock.begin_body(len(request))
         try:

@@ -29,7 +29,9 @@ class ClientSocket(socket.socket):
 
     leaves_rest = False
     unsent = memoryview(b"")
-    behind = b""  # bytes received after the end of the request; a WebSocket reads them first
+    bytes_after_request = (
+        b""  # bytes received after the end of the request; a WebSocket reads them first
+    )
     _preloaded = memoryview(b"")
     _is_all = False  # the preloaded bytes are the whole request
     _body_began = 0.0  # monotonic time when a thread began to read a body; 0 where none does
@@ -53,17 +55,17 @@ class ClientSocket(socket.socket):
         """Cancel the deadline of the body."""
         self._body_began = 0.0
 
-    def preload(self, data: bytes, *, is_all: bool, behind: bytes = b"") -> None:
+    def preload(self, data: bytes, *, is_all: bool, after_request: bytes = b"") -> None:
         """Let `recv` return these bytes first, in pieces of the requested size.
 
         gunicorn's reader would copy its whole buffer for each piece. `is_all`: after these bytes
         `recv` returns the end of file. So a thread never waits for a client where gunicorn and the
         main loop find different ends of the request: gunicorn accepts longer chunk lines, for
-        example. `behind`: bytes after the end of the request.
+        example. `after_request`: bytes after the end of the request.
         """
         self._preloaded = memoryview(data)
         self._is_all = is_all
-        self.behind = behind
+        self.bytes_after_request = after_request
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """As `socket.recv`. Raises BlockingIOError where a body is sent too slowly."""

@@ -22,7 +22,7 @@ METHODS = "GET, POST"
 HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id", "X-Stream-Id")
 OPENAI_HEADERS = "x-stainless-"  # prefix of the headers of OpenAI's JavaScript client
 EXPOSED = "X-Stream-Id, X-Request-Id, Retry-After"
-MAX_AGE = 7200  # seconds that a browser caches a preflight; the maximum of Chromium
+MAX_AGE = 7200  # seconds that a browser may cache a preflight; Chromium's limit (version 76, MDN)
 
 
 def is_cross_origin() -> bool:

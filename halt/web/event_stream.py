@@ -182,8 +182,8 @@ class EventStream(RunReader):
         return self._viewer.gone
 
     def paint(self, work: Callable[[], object]) -> None:
-        """Run `work` in the painter thread, which does the work that takes milliseconds."""
-        self._generations.painter.put(work)
+        """Run `work` in the frame thread, which does the work that takes milliseconds."""
+        self._generations.frame_thread.put(work)
 
     def leave(self) -> None:
         """Unregister the reader, which has left or was dropped."""
@@ -207,7 +207,9 @@ class EventStream(RunReader):
         response = gunicorn_response(caller, self._client)
         yield self.opening
         service = self._generations
-        if response is None or not (service.config.relay_writes and service.painter.is_running):
+        if response is None or not (
+            service.config.relay_writes and service.frame_thread.is_running
+        ):
             self._start_opening()
             yield from self._follow_log()
             return

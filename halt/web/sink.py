@@ -28,7 +28,7 @@ from halt.errors import OffsetLost
 from halt.web.client_socket import ClientSocket
 
 #: Makes the bytes of a group of events, or returns a function that makes them. Such a function may
-#: take milliseconds, so the painter thread calls it, once and before the next group.
+#: take milliseconds, so the frame thread calls it, once and before the next group.
 Presenter = Callable[[list[tuple[int, Event]]], "FrameResult"]
 
 
@@ -72,7 +72,7 @@ class Stream(Protocol):
         """The last frame of a reader whose next event is no longer kept."""
 
     def paint(self, work: Callable[[], object]) -> None:
-        """Run `work` in the painter thread."""
+        """Run `work` in the frame thread."""
 
     def leave(self) -> None:
         """Unregister the reader, which has left or was dropped."""
@@ -232,7 +232,7 @@ class Sink:
         return result
 
     def _send_result(self, result: FrameResult, *, is_last: bool) -> None:
-        """Send the bytes, or have the painter make them."""
+        """Send the bytes, or have the frame thread make them."""
         if isinstance(result, bytes):
             self._is_ending = is_last
             self._send(result)
@@ -241,7 +241,7 @@ class Sink:
         self._stream.paint(partial(self._paint, result, is_last))
 
     def _paint(self, make: Callable[[], bytes | PendingFrame], is_last: bool) -> None:
-        """In the painter thread. It must not wait: another reader's frame may be next."""
+        """In the frame thread. It must not wait: another reader's frame may be next."""
         try:
             frame = make()
         except Exception as exc:  # noqa: BLE001 - logged by `on_fault`

@@ -13,8 +13,7 @@ from html.parser import HTMLParser
 from halt.rendering.blocks import BlockStream, split_blocks
 from halt.rendering.markdown import plain, render, render_block
 from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normalized
-from halt.rendering.renderer import SHORT
-from halt.rendering.renderer import _is_light as is_light
+from halt.rendering.renderer import SHORT, is_quick_to_render
 from halt.rendering.sanitizing import DIRECTED, TAGS
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
@@ -363,7 +362,7 @@ class LightTime(Target):
 
     def check(self, data: bytes) -> None:
         text = text_of(data)
-        if not is_light(text):
+        if not is_quick_to_render(text):
             return
         taken = LIGHT
         for _ in range(3):  # another program on the same core may double a figure

@@ -31,7 +31,7 @@ THREAD_PREFIXES = (
     "halt-tool-",
     "halt-keeper",
     "halt-relay",
-    "halt-painter",
+    "halt-frames",
 )
 
 

@@ -74,7 +74,7 @@ def _refused(error: HaltError) -> Response:
 
 
 @blueprint.get("/conversations")
-def listed() -> str:
+def conversation_list() -> str:
     page = services().store.conversations.summaries(_owner_id(), request.args.get("cursor"))
     return render_template(
         "items.html", conversations=page.items, cursor=page.cursor, current=_current()
@@ -82,7 +82,7 @@ def listed() -> str:
 
 
 @blueprint.get("/conversations/search")
-def searched() -> str:
+def search_results() -> str:
     query = request.args.get("q", "").strip()
     if len(query) > QUERY_MAX:
         raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
@@ -95,11 +95,11 @@ def searched() -> str:
 
 @blueprint.get("/c/<conversation_id>/item")
 def item(conversation_id: str) -> str:
-    return _item(services().store.conversations.summary(conversation_id, _owner_id()))
+    return _render_item(services().store.conversations.summary(conversation_id, _owner_id()))
 
 
 @blueprint.get("/c/<conversation_id>/title")
-def renaming(conversation_id: str) -> str:
+def title_form(conversation_id: str) -> str:
     """The list item with a field for a new title."""
     summary = services().store.conversations.summary(conversation_id, _owner_id())
     return render_template("item.html", c=summary, renaming=True)
@@ -108,7 +108,7 @@ def renaming(conversation_id: str) -> str:
 @blueprint.post("/c/<conversation_id>/title")
 def rename(conversation_id: str) -> str:
     title = request.form.get("title", "")
-    return _item(services().store.conversations.rename(conversation_id, _owner_id(), title))
+    return _render_item(services().store.conversations.rename(conversation_id, _owner_id(), title))
 
 
 @blueprint.post("/c/<conversation_id>/delete")
@@ -142,7 +142,7 @@ def undelete(conversation_id: str) -> Response:
     return response
 
 
-def _item(summary: Summary) -> str:
+def _render_item(summary: Summary) -> str:
     return render_template("item.html", c=summary, current=_current())
 
 

@@ -48,7 +48,7 @@ def install(app: Flask) -> None:
         g.has_place = True  # set first: the next steps raise if the client has left
         g.wire = Wire(client, service.relay, STALL_HEARTBEATS * service.config.heartbeat)
         if isinstance(client, ClientSocket):
-            g.wire.early = client.behind
+            g.wire.early = client.bytes_after_request
         request.environ["gunicorn.socket"] = g.wire
         # No compression: for such small messages it would cost more than all other work.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)

@@ -445,7 +445,7 @@ def test_a_typewriter_stands_still_at_stop() -> None:
     screen.show(Content("b"))
     screen.end()
     assert len(seen) < 1000
-    assert out.getvalue().rstrip("\n") == seen == screen.shown
+    assert out.getvalue().rstrip("\n") == seen == screen.shown_text
 
 
 PICTURE = "![a cat](data:image/png;base64," + "iVBORw0KGgo/8Qz+" * 100 + ")"
@@ -467,7 +467,7 @@ def test_a_picture_is_a_line_of_the_terminal(quiet: bool) -> None:
     screen = PlainScreen(out, out, quiet=quiet)
     for text in (f"Here:\n\n{PICTURE}\n\nNice!", PICTURE[:-1]):
         shown_by(screen, text)
-        assert screen.shown == text
+        assert screen.shown_text == text
     line = "[Picture (PNG, 1 kB): a cat]"
     lines = f"Here:\n\n{line}\n\nNice!\n[Picture (PNG, 1 kB, incomplete)]\n"
     everything = f"Here:\n\n{PICTURE}\n\nNice!\n{PICTURE[:-1]}\n"

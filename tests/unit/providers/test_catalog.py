@@ -15,7 +15,7 @@ from halt.errors import RequestError, UpstreamError
 from halt.providers import cached_query, catalog, router
 from halt.providers.catalog import NAMES_MAX, Catalog, valid_model_name
 from halt.providers.model_list import NAME_MAX
-from halt.providers.router import Groups
+from halt.providers.router import ModelGroups
 from halt.web.services import services
 from tests.support.raw_server import Peer, RawServer
 from tests.support.scripted_upstream import ScriptedUpstream
@@ -50,7 +50,7 @@ class ListUpstream(ScriptedUpstream):
 class GroupedUpstream(ListUpstream):
     """An upstream with several providers."""
 
-    def catalog(self, connection: UpstreamConnection) -> Groups:
+    def catalog(self, connection: UpstreamConnection) -> ModelGroups:
         return [("one", self.models(connection)), ("two", []), ("three", ["c"])]
 
 

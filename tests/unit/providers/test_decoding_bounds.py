@@ -20,7 +20,7 @@ from halt.providers.chat_completions import ChatDecoder
 from halt.providers.continuation_joiner import ContinuationJoiner
 from halt.providers.decoder import EventDecoder
 from halt.providers.part_builder import PartBuilder
-from halt.providers.reply import LINES_MAX, _split_batch
+from halt.providers.reply import LINES_MAX, split_batch
 from halt.providers.tool_calls import CallAssembler
 from halt.transport.http1 import READ_SIZE
 
@@ -194,7 +194,7 @@ def test_short_lines_are_decoded_in_batches_of_lines_max(line: bytes) -> None:
     left, turns = line * (65_536 // len(line)), 0
     whole = b""
     while left:
-        turn, left = _split_batch(left)
+        turn, left = split_batch(left)
         assert turn
         assert turn.count(b"\n") <= LINES_MAX
         whole += turn
@@ -206,7 +206,7 @@ def test_short_lines_are_decoded_in_batches_of_lines_max(line: bytes) -> None:
 def test_batch_ends_after_a_whole_event() -> None:
     """A batch ends after a whole event where it can, since that costs less to decode."""
     event = chunk(content="a")
-    turn, left = _split_batch(b"a\n\n" + event * 1_000)
+    turn, left = split_batch(b"a\n\n" + event * 1_000)
     assert turn.endswith(b"\n\n")
     assert left.startswith(b"data: ")
     text = "".join(part.text for part in map(ChatDecoder().feed, [turn.removeprefix(b"a\n\n")]))

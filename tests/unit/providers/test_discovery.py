@@ -316,7 +316,7 @@ def test_names_that_no_request_may_have_are_dropped(serve: Serve) -> None:
     assert found.servers[0].models == ("<b>'\"/ok",)
     assert [each.default for each in found.servers] == ["<b>'\"/ok", "qwen3:8b"]
     alone = look(serve(listing(models(*names))).url)
-    assert (alone.servers[0].models, alone.chats) == ((), False)
+    assert (alone.servers[0].models, alone.has_chat_model) == ((), False)
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def names(value: object) -> list[str] | None:
 def chats(name: str, **fields: Any) -> bool:
     models = parse_models([{"id": name, **fields}])
     assert models is not None
-    return models[0].chats
+    return models[0].can_chat
 
 
 @pytest.mark.parametrize(

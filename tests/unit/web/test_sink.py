@@ -46,7 +46,7 @@ class Stage:
         self.upstream = ScriptedUpstream()
         config = Config(orphan_grace=1e9, max_answer_chars=10**9)
         self.generations = GenerationService(config, self.upstream, StopRegistry())
-        self.generations.painter.start()  # as a server does
+        self.generations.frame_thread.start()  # as a server does
         self._sockets: list[socket.socket] = []
         self.streams: list[EventStream] = []
 
