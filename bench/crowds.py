@@ -69,7 +69,7 @@ def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[R
         facts = whole(measured, address, watched, PACED, streams, tokens)
     speed = facts["tokens"] / facts["seconds"]
     note = (
-        f"{tokens} tokens a stream at {RATE}/s, all streams asked for at once, spread; tokens/s from "
+        f"{tokens} tokens a stream at {RATE}/s, all streams requested at once, spread; tokens/s from "
         "before the first request until the last end; the generator runs on the same cores; memory "
         "is the most that was seen (PSS of all processes). Streams that are not whole miss the target"
     )

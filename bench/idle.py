@@ -75,7 +75,7 @@ def idle(sizes: Sizes) -> Iterator[Row]:
         1,
         " s",
         f"{number(median(later))} s (in a new data folder {number(first)})",
-        note=f"`python app.py` until GET /healthz is answered, asked every 5 ms; median of "
+        note=f"`python app.py` until GET /healthz is answered, polled every 5 ms; median of "
         f"{sizes.cold_starts} starts in a data folder that is there",
     )
 

@@ -153,7 +153,7 @@ class Config:
     )
     continues: str = _setting(
         "HALT_CONTINUE",
-        "How a model is asked to continue a stopped answer: `prefix`, `instruction`, "
+        "How Halt requests the continuation of a stopped answer: `prefix`, `instruction`, "
         "or `auto`: what its server supports",
         "auto",
     )

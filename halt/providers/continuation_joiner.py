@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-TAIL_MIN = 24  # characters of the last words that a model is told to repeat
+TAIL_MIN = 24  # characters of the last words that the instruction says to repeat
 TAIL_MAX = 160  # the same, if fewer occur more than once in the text
 LINE_MIN = 12  # characters of a last line that are enough alone
 WINDOW = 400  # characters before the end of the old text in which a repeat may begin
@@ -67,7 +67,8 @@ class ContinuationJoiner:
     """
 
     def __init__(self, old: str, *, repeats: bool = False, echoes: bool = False) -> None:
-        """`repeats`: the model was told to repeat the last words, but may not have done so.
+        """`repeats`: the request has the instruction to repeat the last words; the model may not
+        follow it.
 
         `echoes`: the server may send the whole old text again.
         """

@@ -6,6 +6,7 @@ The examples in documents are run by `tests/server/test_document_examples.py` an
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from halt.app import create_app
 from halt.config.provider_setup import setup
 from halt.config.providers import KINDS
 from halt.config.settings import Config
-from halt.core.events import Event
+from halt.core.events import CancelReason, Event
 from halt.core.metrics import Metrics
 from halt.core.receipts import Receipt
 from halt.errors import CODES, STATUSES
@@ -306,6 +307,33 @@ def test_files_in_the_architecture_exist() -> None:
     present = {path.relative_to(ROOT / "halt").as_posix() for path in ROOT.glob("halt/**/*.py")}
     assert len(named) > 30
     assert {n for n in named if not any(f"/{path}".endswith(f"/{n}") for path in present)} == set()
+
+
+def defined_names() -> set[str]:
+    """Names of classes, functions, methods and attributes in halt/, also those annotated alone."""
+    names = set()
+    for path in (ROOT / "halt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                    names.add(name)
+                case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                    names.add(name)
+    return names
+
+
+def test_names_in_the_architecture_exist() -> None:
+    """Each class, function and module in backticks in docs/architecture.md is defined in halt/."""
+    quoted = names_in(text_of("docs/architecture.md"))
+    identifiers = {name for name in quoted if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)}
+    identifiers = {name for name in identifiers if not name.endswith(".py")}
+    identifiers -= {str(kind.__struct_config__.tag) for kind in get_args(Event)}
+    identifiers -= set(get_args(CancelReason))
+    assert len(identifiers) > 10
+    modules = {path.stem for path in (ROOT / "halt").rglob("*.py")}
+    packages = {path.name for path in (ROOT / "halt").rglob("*") if path.is_dir()}
+    known = defined_names() | modules | packages
+    assert {name for name in identifiers if name.rpartition(".")[2] not in known} == set()
 
 
 def test_files_in_contributing_exist() -> None:
