@@ -19,7 +19,7 @@ from halt.chat.figures import unwatched_text
 from halt.cli.screen import Screen
 from halt.cli.source import Group, Source
 from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
-from halt.core.finish_reasons import EMPTY, STOP, broken_off, ending
+from halt.core.finish_reasons import EMPTY, STOP, ending, unusual_end_note
 from halt.core.metrics import Meter
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest
@@ -62,7 +62,7 @@ class Outcome:
             return ""
         if self.empty and self.ended.finish_reason in {None, STOP}:
             return EMPTY
-        return broken_off(self.ended.finish_reason)
+        return unusual_end_note(self.ended.finish_reason)
 
     @property
     def note(self) -> str:

@@ -173,7 +173,7 @@ class Bus:
     # --- request ----------------------------------------------------------------------------------
 
     @property
-    def others(self) -> list[str]:
+    def other_names(self) -> list[str]:
         """Names of the other workers that have a socket, sorted. One that has just died may be
         among them."""
         if self.membership.sockets is None:
@@ -190,7 +190,7 @@ class Bus:
         """
         channels: dict[str, Channel] = {}
         unreached = []
-        for name in self.others if only is None else [only]:
+        for name in self.other_names if only is None else [only]:
             try:
                 channels[name] = self._connect(name, payload)
             except FileNotFoundError:

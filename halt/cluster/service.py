@@ -231,7 +231,7 @@ class Workers(OtherWorkers):
 
     @property
     def has_others(self) -> bool:
-        return bool(self._bus.others)
+        return bool(self._bus.other_names)
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None:
         known = self._remotes.get(stream_id)
@@ -333,7 +333,7 @@ class Workers(OtherWorkers):
         """Send undelivered Stops again."""
         if not self._undelivered:
             return
-        for worker, request in self._undelivered.due(self._bus.others):
+        for worker, request in self._undelivered.due(self._bus.other_names):
             with self._bus.request(_encode(request), 0.0, worker) as replies:
                 if not replies.unreached:
                     self._undelivered.delivered(worker, request)

@@ -98,8 +98,8 @@ class Capacity:
         with self._lock:
             self._place_freed.wait_for(lambda: not self._live, timeout)
 
-    def _wait_for_place(self, look: Callable[[], int | None]) -> int:
-        """Call `look` until it returns a number, for at most PLACE_WAIT. Raises AtCapacity.
+    def _wait_for_place(self, find_place: Callable[[], int | None]) -> int:
+        """Call `find_place` until it returns a number, for at most PLACE_WAIT. Raises AtCapacity.
 
         It waits only while an ended run is about to give back its place, or other processes share
         the places. So a client that has read the end of a stream can start another at once, even
@@ -108,8 +108,9 @@ class Capacity:
         until = now() + PLACE_WAIT
         shared: bool | None = None
         while True:
-            returned = self._returned  # before `look`, so that a place given back after it counts
-            number = look()
+            # Read before `find_place`, so that a place given back after it counts.
+            returned = self._returned
+            number = find_place()
             if number is not None:
                 return number
             if shared is None:

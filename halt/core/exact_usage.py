@@ -99,7 +99,7 @@ class Usage:
         self._counted = reply
         if self._total is not None:
             usage = reply.usage
-            self._total = None if usage is None else summed(self._total, cleaned(usage))
+            self._total = None if usage is None else sum_usage(self._total, cleaned(usage))
 
     # --- after a Stop -----------------------------------------------------------------------------
 
@@ -165,13 +165,13 @@ def cleaned(usage: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def summed(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+def sum_usage(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """The sum of two usages: numbers are added; of other values that of `more` counts."""
     out = dict(total)
     for name, value in more.items():
         before = out.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
-            out[name] = summed(before, value)
+            out[name] = sum_usage(before, value)
         elif isinstance(value, int | float) and isinstance(before, int | float):
             out[name] = before + value
         elif value is not None or before is None:

@@ -15,7 +15,7 @@ FUNCTION_CALL = "function_call"  # OpenAI's older form of `tool_calls`
 #: Reasons that the model chose. None: the provider gave no reason.
 GOOD = frozenset({None, STOP, TOOL_CALLS, FUNCTION_CALL})
 
-#: Texts for the known reasons of incomplete answers. For others see `broken_off`.
+#: Texts for the known reasons of incomplete answers. For others see `unusual_end_note`.
 CUT_OFF = {
     LENGTH: "Cut off at the token limit",
     CONTENT_FILTER: "Cut off by the provider's filter",
@@ -28,7 +28,7 @@ def is_good(reason: str | None) -> bool:
     return reason in GOOD
 
 
-def broken_off(reason: str | None) -> str:
+def unusual_end_note(reason: str | None) -> str:
     """The sentence about a reason that is neither in GOOD nor in CUT_OFF; "" for those."""
     if is_good(reason) or reason in CUT_OFF:
         return ""
@@ -38,4 +38,4 @@ def broken_off(reason: str | None) -> str:
 def ending(reason: str | None) -> str:
     """The sentence about an incomplete answer; "" for a complete one."""
     note = CUT_OFF.get(reason or "")
-    return f"{note}." if note else broken_off(reason)
+    return f"{note}." if note else unusual_end_note(reason)

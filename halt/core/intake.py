@@ -206,7 +206,7 @@ class Intake:
         self._received += len(result.result)
         if self._size > self._most or self._received > self._most:
             raise self._too_long()
-        self._meter.tools_ran()
+        self._meter.note_tool_activity()
         self._record_text("", self._meter.last_at)
         return self._append(result)
 

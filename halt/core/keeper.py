@@ -46,7 +46,7 @@ class Keeper:
         self._is_given_up = False
         self._long_turn: float | None = None  # the start of a relay turn above STALL_MAX
         self._starting = threading.Lock()  # held while the two threads are started
-        self._thread = Serial("halt-keeper", KEEPER_TICK, self.look_around)
+        self._thread = Serial("halt-keeper", KEEPER_TICK, self.tick)
 
     def start(self) -> None:
         """Start relay and keeper if needed. Raises AtCapacity if the system has no thread."""
@@ -76,7 +76,7 @@ class Keeper:
         """End the thread after the work given so far; wait at most `timeout` seconds for it."""
         self._thread.close(timeout)
 
-    def look_around(self) -> None:
+    def tick(self) -> None:
         """The work of each tick: check the relay, call `on_tick`."""
         began = self.relay.turn_began
         if began is None or now() - began <= STALL_MAX:

@@ -122,7 +122,7 @@ class Meter:
         if all_text:
             self.answer_at = None
 
-    def tools_ran(self) -> None:
+    def note_tool_activity(self) -> None:
         """Note a tool's sign of life: the time to the next token does not count as streaming."""
         self.last_at = now()
         self.tools_since = True

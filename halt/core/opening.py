@@ -46,7 +46,7 @@ class Opening:
         self._fault: UpstreamError | None = None
         self.retries = Retries(limits)
 
-    def again(self, fault: UpstreamError) -> None:
+    def prepare_retry(self, fault: UpstreamError) -> None:
         """In the relay: let the next `open` retry after a reply that failed before an event."""
         self._fault = fault
 

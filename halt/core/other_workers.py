@@ -37,7 +37,9 @@ class OtherWorkers:
         """A generation that is not in memory here, None if unknown. Raises StoreUnavailable."""
         return None if self._replay is None else self._replay.get(stream_id, requester)
 
-    def over(self, stream_ids: Sequence[str], requester: str | None) -> Collection[str] | None:
+    def ended_among(
+        self, stream_ids: Sequence[str], requester: str | None
+    ) -> Collection[str] | None:
         """The IDs that are known to have ended. None: the store did not answer in time."""
         return () if self._replay is None else self._replay.ended_among(stream_ids, requester)
 

@@ -222,7 +222,7 @@ class Relay:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(sock)
 
-    def again(self, work: Work) -> None:
+    def call_next_turn(self, work: Work) -> None:
         """Call `work` in the next turn, which begins at once, after that turn's sockets."""
         self._again.append(work)
 

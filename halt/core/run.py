@@ -294,7 +294,7 @@ class Run(LiveGeneration):
         else:
             self._read(reply)
         if self._is_registered and reply.pending:
-            self._host.relay.again(self._on_readable)
+            self._host.relay.call_next_turn(self._on_readable)
 
     def _read(self, reply: Reply) -> None:
         """Append what has arrived to the log."""
@@ -336,7 +336,7 @@ class Run(LiveGeneration):
         self._unwatch()
         reply.close()
         self.reply = None
-        self._opening.again(fault)
+        self._opening.prepare_retry(fault)
         self._need_thread()
 
     def _need_thread(self) -> None:

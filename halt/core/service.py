@@ -233,18 +233,18 @@ class GenerationService:
         began = now()
         pressed = [(id_, self._registry.press(id_, requester, seen)) for id_, seen in stops]
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
-        with self._other_workers.stopping(missing, requester) as theirs:
+        with self._other_workers.stopping(missing, requester) as remote_receipts:
             receipts = [self._receipt(id_, status, began) for id_, status in pressed]
-            remote = {receipt.id: receipt for receipt in theirs}
+            remote = {receipt.id: receipt for receipt in remote_receipts}
         took = _since(began)
         receipts = [_changed(remote.get(own.id, own), elapsed_ms=took) for own in receipts]
         # A stream that no worker has may have ended: long ago, or with its worker's death.
         pending = [receipt.id for receipt in receipts if receipt.status == "pending"]
-        over = self._other_workers.over(pending, requester) if pending else ()
+        ended_ids = self._other_workers.ended_among(pending, requester) if pending else ()
         for index, receipt in enumerate(receipts):
-            if receipt.status == "pending" and over is None:
+            if receipt.status == "pending" and ended_ids is None:
                 receipts[index] = _changed(receipt, note=STORE_IS_SILENT)
-            elif receipt.status == "pending" and over is not None and receipt.id in over:
+            elif receipt.status == "pending" and ended_ids is not None and receipt.id in ended_ids:
                 receipts[index] = _changed(receipt, status="finished")
         return receipts
 
@@ -256,8 +256,8 @@ class GenerationService:
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner. Waits no longer than for one."""
-        with self._other_workers.stopping_all(owner) as theirs:
-            return [*self.stop_all_here(owner), *theirs]
+        with self._other_workers.stopping_all(owner) as remote_receipts:
+            return [*self.stop_all_here(owner), *remote_receipts]
 
     def stop_all_here(self, owner: str | None, before: float = float("inf")) -> list[Receipt]:
         """Stop this owner's streams of this process, except those begun after `before`."""

@@ -98,7 +98,7 @@ class ToolLoop:
             if not intake.take_result(result):
                 break
         intake.answering = False
-        live.meter.tools_ran()  # the limit of silence counts from here
+        live.meter.note_tool_activity()  # the limit of silence counts from here
         self._round = None
         if live.log.ended is not None:
             return False

@@ -31,7 +31,7 @@ def current() -> Chain:
 
 
 @contextlib.contextmanager
-def passing_on(chain: Chain) -> Iterator[None]:
+def use_chain(chain: Chain) -> Iterator[None]:
     """Context manager: work done inside serves a request with this chain."""
     token = _chain.set(chain)
     try:

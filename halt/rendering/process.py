@@ -45,7 +45,7 @@ class Timer:
         self._ends: list[float] = []
         signal.signal(signal.SIGPROF, self._check)
 
-    def within(self, seconds: float, work: Callable[[], T]) -> T | None:
+    def run_limited(self, seconds: float, work: Callable[[], T]) -> T | None:
         """Call `work` and return its result; None if it needs more than `seconds` of CPU time.
 
         Raises OutOfTime if an outer limit is over as well.
@@ -86,7 +86,7 @@ class LimitedRenderer:
     def text(self, text: str) -> Rendered:
         """Render a whole text; block by block if it takes too long as a whole."""
         seconds = self._text_left + self._colours_left
-        html = self._timer.within(seconds, lambda: render(text, self._colours))
+        html = self._timer.run_limited(seconds, lambda: render(text, self._colours))
         if html is not None:
             return Rendered(html, self._no_colours)
         self._text_left *= protocol.RETRY_SHARE
@@ -104,7 +104,7 @@ class LimitedRenderer:
         if self._text_left > 0:
             began, colours_left = time.process_time(), self._colours_left
             seconds = self._text_left + (self._colours_left if block.is_fence else 0.0)
-            html = self._timer.within(seconds, lambda: render_block(block, self._colours))
+            html = self._timer.run_limited(seconds, lambda: render_block(block, self._colours))
             self._text_left -= time.process_time() - began - (colours_left - self._colours_left)
         if html is None:
             return Rendered(plain_block(block), timed_out=True)
@@ -113,7 +113,7 @@ class LimitedRenderer:
     def _limit(self, size: int, work: Callable[[], str]) -> str | None:
         began = time.process_time()
         limit = min(protocol.code_limit(size), self._colours_left)
-        html = self._timer.within(limit, work) if limit > 0 else None
+        html = self._timer.run_limited(limit, work) if limit > 0 else None
         self._colours_left -= time.process_time() - began
         self._no_colours = self._no_colours or html is None
         return html

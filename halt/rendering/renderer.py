@@ -59,7 +59,7 @@ class Renderer:
         """The process IDs of the rendering processes that are ready."""
         return self._pool.pids
 
-    def within(self, seconds: float) -> PageRenderer:
+    def with_deadline(self, seconds: float) -> PageRenderer:
         """A renderer for one page, with a deadline in `seconds` for all of its texts."""
         return _DeadlineRenderer(self, now() + seconds)
 

@@ -75,7 +75,7 @@ def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> 
     An option overrides its environment variable, which is in brackets with its default.
     """
     environment.publish({name: value for name, value in variables.items() if value is not None})
-    if not no_open and page_opener.at_a_desktop():
+    if not no_open and page_opener.has_desktop():
         environment.publish({"HALT_OPEN_PAGE": "1"})
     from halt.server.serve import run_server  # noqa: PLC0415
 

@@ -13,7 +13,7 @@ from halt.config.environment import variable
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - no server listens here
 
 
-def at_a_desktop() -> bool:
+def has_desktop() -> bool:
     """Whether this process has a terminal on a desktop where a browser can open a window."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or variable("SSH_CONNECTION"):
         return False

@@ -32,7 +32,7 @@ from halt.store.stored_events import (
     decode_raw,
     decode_timed,
     gathered,
-    measured,
+    metrics_of,
     numbered,
     stored_steps,
 )
@@ -224,7 +224,7 @@ class Generations:
                 prefix = connection.scalar(content) or ""
             text = prefix + answer_of(numbered(events))
             message, retryable = CODES["interrupted"]
-            ended = Failed(ErrorInfo("interrupted", message, retryable), measured(timed_events))
+            ended = Failed(ErrorInfo("interrupted", message, retryable), metrics_of(timed_events))
             duration_ms = timed_events[-1][0] if timed_events else 0.0
             end = GenerationEnd(
                 stream_id,

@@ -59,7 +59,7 @@ def _fields(raw: bytes | memoryview) -> dict[str, memoryview]:
     }
 
 
-def foreign(data: bytes, own_format: str) -> str:
+def foreign_file_fault(data: bytes, own_format: str) -> str:
     """The error message for a file of another product; "" for a file of Halt or damaged JSON."""
     try:
         fields = _fields(data)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from halt.core.events import Cancelled, Done, Terminal
-from halt.core.finish_reasons import broken_off, is_good
+from halt.core.finish_reasons import is_good, unusual_end_note
 from halt.core.steps import Step
 from halt.errors import HaltError
 
@@ -228,7 +228,7 @@ def state_of(ended: Terminal, answer: str, steps: Sequence[Step]) -> State:
     """
     if isinstance(ended, Done):
         empty = not steps and (not answer or answer.isspace()) and is_good(ended.finish_reason)
-        return "error" if empty or broken_off(ended.finish_reason) else "done"
+        return "error" if empty or unusual_end_note(ended.finish_reason) else "done"
     if isinstance(ended, Cancelled):  # without a Stop no user is there to get the prompt back
         return "withdrawn" if ended.reason == "stop" and not (answer or steps) else "stopped"
     return "interrupted" if ended.error.code == "interrupted" else "error"

@@ -29,7 +29,7 @@ from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
 from halt.errors import RequestError, TooLarge
-from halt.store.import_faults import OWN_ALONE, explained, foreign
+from halt.store.import_faults import OWN_ALONE, explained, foreign_file_fault
 from halt.store.json_items import is_list, items
 
 FORMAT = "halt-conversations"
@@ -157,7 +157,7 @@ def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
             conversations.append(_read(raw, place, longest))
     except _Misfit as fault:
         raise RequestError(
-            foreign(data, FORMAT) or explained(str(fault), _VALUES), field="file"
+            foreign_file_fault(data, FORMAT) or explained(str(fault), _VALUES), field="file"
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         reason = "it is not JSON, or it is incomplete."

@@ -53,7 +53,7 @@ class Search:
         RequestError (`cursor`).
         """
         limit = max(1, limit)
-        query_words, index_terms = words(query), terms(query)
+        query_words, index_terms = words(query), index_terms_of(query)
         if not index_terms:
             return Page()
         before = 2**62 if cursor is None else cursor_number(cursor, int)
@@ -143,7 +143,7 @@ def words(query: str) -> list[str]:
     return list(dict.fromkeys(all_words))[:WORDS_MAX]
 
 
-def terms(query: str) -> list[str]:
+def index_terms_of(query: str) -> list[str]:
     """The prefixes of index words that a message must have to match the query."""
     return words(_RUN.sub(lambda run: _cut(run[0], end=3), query))
 

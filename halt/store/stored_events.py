@@ -89,7 +89,7 @@ def stored_steps(events: list[tuple[int, list[Timed]]]) -> tuple[Step, ...]:
     return stream.end(at)
 
 
-def measured(events: Sequence[Timed]) -> Metrics:
+def metrics_of(events: Sequence[Timed]) -> Metrics:
     """The figures of a generation, computed from its events alone; tokens are estimated."""
     times = [at for at, _ in events]
     first, last = (times[0], times[-1]) if times else (None, 0.0)

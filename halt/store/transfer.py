@@ -175,7 +175,7 @@ def _imported(conversation_id: str, message: PortableMessage) -> dict[str, Any]:
         "stream_id": secrets.token_urlsafe(16) if message.role == "assistant" else "",
         "picked": message.selected,
         "created_at": message.created_at or time.time(),
-        "ended": message.ended or tree.ended_as(message.state),
+        "ended": message.ended or tree.terminal_for_state(message.state),
         "folds": message.steps or None,
     }
 
@@ -209,7 +209,7 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
                 message.rivals,
                 message.picked,
                 message.created_at,
-                tree.ended_of(message),
+                tree.terminal_or_none(message),
                 list(message.folds),
             )
             for message in rows

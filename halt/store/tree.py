@@ -176,7 +176,7 @@ def _exchanges(
             for answer_id in shown_ids
         ]
         if not views:
-            ended = ended_as("interrupted")
+            ended = terminal_for_state("interrupted")
             views = [
                 Exchange(
                     prompt.content,
@@ -348,7 +348,7 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
         answer.stream_id,
         answer.content,
         answer.model,
-        ended_of(answer),
+        terminal_or_none(answer),
         steps=answer.folds,
         requested_model=answer.asked_model,
         selected=answer.picked,
@@ -359,17 +359,17 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
     )
 
 
-def ended_of(row: Row[Any]) -> Terminal | None:
+def terminal_or_none(row: Row[Any]) -> Terminal | None:
     """How a message ended; None while it is being written."""
-    return None if row.state == "running" else end_of(row)
+    return None if row.state == "running" else terminal_of(row)
 
 
-def end_of(row: Row[Any]) -> Terminal:
+def terminal_of(row: Row[Any]) -> Terminal:
     """How a message ended; while it is continued, how it had ended before that."""
-    return row.ended or ended_as(row.state)
+    return row.ended or terminal_for_state(row.state)
 
 
-def ended_as(state: str) -> Terminal:
+def terminal_for_state(state: str) -> Terminal:
     """A terminal event for a message of which only the state is stored."""
     if state == "done":
         return Done("stop", NO_FIGURES)

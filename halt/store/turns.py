@@ -359,7 +359,7 @@ def _restore(connection: Connection, answer: Row[Any], stream_id: str) -> None:
         update(messages)
         .where(messages.c.id == answer.id)
         .values(
-            state=state_of(tree.end_of(answer), answer.content, answer.folds),
+            state=state_of(tree.terminal_of(answer), answer.content, answer.folds),
             stream_id=previous_id or secrets.token_urlsafe(16),
         )
     )

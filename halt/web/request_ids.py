@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from halt.core.request_ids import current, named, quoted
-from halt.core.via import passing_on
+from halt.core.via import use_chain
 from halt.web import via
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class RequestContext:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             return start_response(status, [*headers, (HEADER, request_id)], *more)
 
-        with named(request_id), passing_on(via.chain_of(environ)):
+        with named(request_id), use_chain(via.chain_of(environ)):
             return self._app(environ, start)
 
 

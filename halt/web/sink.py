@@ -319,7 +319,7 @@ class Sink:
             self._run.log.last > self._after or self._run.log.ended or self._stream.is_dismissed
         ):
             self._is_scheduled = True
-            self._relay.again(self._serve)
+            self._relay.call_next_turn(self._serve)
 
     @contained
     def _ready(self, events: int) -> None:

@@ -59,14 +59,14 @@ def test_health_with_a_silent_upstream_blocks_one_request(monkeypatch: pytest.Mo
     monkeypatch.setattr(router, "QUERY_TIMEOUT", RECORD_TIMEOUT)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
-    threads, answers = in_threads(OTHERS + 1, probe.look)
+    threads, answers = in_threads(OTHERS + 1, probe.upstream_state)
     eventually(lambda: len(answers) == OTHERS)  # which one waits, the requests decide
     assert answers == ["unknown"] * OTHERS
     assert upstream.asked.wait(RECORD_TIMEOUT)
     upstream.answers.set()
     join(threads)
     assert answers[OTHERS:] == ["reachable"]
-    assert probe.look() == "reachable"
+    assert probe.upstream_state() == "reachable"
 
 
 def test_health_after_a_timeout_blocks_no_second_request(
@@ -76,9 +76,9 @@ def test_health_after_a_timeout_blocks_no_second_request(
     monkeypatch.setattr(stop, "PROBE_WAIT", 0.01)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
-    assert probe.look() == "unknown"
+    assert probe.upstream_state() == "unknown"
     monkeypatch.setattr(stop, "PROBE_WAIT", RECORD_TIMEOUT)
-    others, answers = in_threads(OTHERS, probe.look)
+    others, answers = in_threads(OTHERS, probe.upstream_state)
     join(others)
     assert answers == ["unknown"] * OTHERS
     upstream.answers.set()
@@ -104,7 +104,7 @@ class Refusing:
 )
 def test_health_counts_a_refusal_as_reachable(code: str, said: str) -> None:
     """An upstream that refuses the key is reachable; one that cannot be found is not."""
-    assert Probe(cast("Upstream", Refusing(code))).look() == said
+    assert Probe(cast("Upstream", Refusing(code))).upstream_state() == said
 
 
 def test_health_with_a_hanging_worker_blocks_one_request(

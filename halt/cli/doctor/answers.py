@@ -63,7 +63,7 @@ class Watch:
     began: bool = False
     ended: Terminal | None = None
 
-    def until_begun(self) -> None:
+    def wait_until_begun(self) -> None:
         """Read until the first content arrives or the answer ends."""
         while not self.began and self.ended is None:
             self.next()
@@ -144,7 +144,7 @@ def check_extras(report: Report, generations: GenerationService) -> None:
         ("reasoning", "reasoning_effort", "low"),
     ):
         with watched(generations, SHORT, **{setting: value}) as (_, watch):
-            watch.until_begun()
+            watch.wait_until_begun()
         if isinstance(watch.ended, Failed):
             message = watch.ended.error.message
             report.warn(name, message, f"Do not use `{setting}`, or use another model.")

@@ -133,7 +133,8 @@ def check_client_address(report: Report, remote: Remote, connect_timeout: float)
     faults = [
         (path, fault)
         for path, plain, forged in inspections
-        if (fault := misjudged(plain, forged, remote.url.startswith("https"))) is not None
+        if (fault := client_address_fault(plain, forged, remote.url.startswith("https")))
+        is not None
     ]
     if not faults:
         count = inspections[0][1].trusted_proxies
@@ -146,7 +147,7 @@ def check_client_address(report: Report, remote: Remote, connect_timeout: float)
     _check_uploads(report, remote, inspections[0][1].max_import_bytes, connect_timeout)
 
 
-def misjudged(
+def client_address_fault(
     plain: ReceivedRequest, forged: ReceivedRequest, encrypted: bool
 ) -> tuple[bool, str, str] | None:
     """The fault of the client address that Halt uses, or None: (can be forged, text, remedy).

@@ -17,7 +17,7 @@ def check_stop(report: Report, generations: GenerationService, load: ServerLoad)
     """Stop a running answer; check that the connection is closed and the model stops."""
     before = load.wait_idle(IDLE_WITHIN).running
     with watched(generations, LONG) as (run, watch):
-        watch.until_begun()
+        watch.wait_until_begun()
         if isinstance(watch.ended, Failed):
             report.fail("stop", watch.ended.error.message, "Try again.")
             return

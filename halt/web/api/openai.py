@@ -40,7 +40,7 @@ from halt.core.events import (
     encode,
     is_terminal,
 )
-from halt.core.finish_reasons import broken_off
+from halt.core.finish_reasons import unusual_end_note
 from halt.core.generation import Generation
 from halt.core.request import fields_of, openai_call
 from halt.core.request_ids import current
@@ -84,7 +84,9 @@ def completions() -> Response:
     add_stream_id_header(run.id)
     if not completion.stream:
         with cancel_on_error(run, lambda: RunReader(service, run, client_socket())) as reader:
-            return json_response(whole(run, collect_answer(reader), functions=completion.functions))
+            return json_response(
+                completion_object(run, collect_answer(reader), functions=completion.functions)
+            )
     body = cancel_on_error(run, lambda: ChunkStream(run, completion))
     try:
         # Wait for the first token, so that an error before it has its own HTTP status; but at most
@@ -99,7 +101,7 @@ def completions() -> Response:
     return Response(body, headers=SSE_HEADERS, direct_passthrough=True)
 
 
-def whole(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
+def completion_object(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
     """A complete answer as a `chat.completion` object."""
     ended, extras = answer.ended, answer.extras
     message: dict[str, Any] = {
@@ -143,7 +145,7 @@ def finish_reason(ended: Terminal, *, called: bool, functions: bool) -> str:
     reason = ended.finish_reason if isinstance(ended, Done) else "stop"
     if reason in CALLED or (called and not reason):
         return "function_call" if functions else "tool_calls"
-    if broken_off(reason):
+    if unusual_end_note(reason):
         return "length"  # the only value for an incomplete answer that can be continued
     return reason or "stop"
 
@@ -156,7 +158,7 @@ def about(run: Generation, ended: Terminal) -> AboutRun:
         "cancelled" if isinstance(ended, Cancelled) else "done",
         ended.metrics,
         ended.reason if isinstance(ended, Cancelled) else msgspec.UNSET,
-        reason if reason is not None and broken_off(reason) else msgspec.UNSET,
+        reason if reason is not None and unusual_end_note(reason) else msgspec.UNSET,
     )
 
 

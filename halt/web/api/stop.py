@@ -87,7 +87,7 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
             version=VERSION,
             **msgspec.structs.asdict(service.health()),
             relay=RelayFigures(**service.relay.figures()),
-            upstream=probe.look(),
+            upstream=probe.upstream_state(),
         )
         return json_response(health, 503 if is_draining else 200)
 
@@ -122,7 +122,7 @@ class Probe:
         self._lock = threading.Lock()  # protects the attribute below
         self._waited_for = float("-inf")  # start time of the check that a request waits for
 
-    def look(self) -> str:
+    def upstream_state(self) -> str:
         """The value of `Health.upstream`.
 
         Of the requests during one check, one waits for its result, up to PROBE_WAIT; the others

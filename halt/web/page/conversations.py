@@ -69,7 +69,7 @@ def show(conversation_id: str) -> str:
     return render_from(services().chat.show_version(conversation_id, ensure_owner(), at), at)
 
 
-def from_here(conversation_id: str) -> Response:
+def exchanges_from_prompt(conversation_id: str) -> Response:
     """The exchange of a prompt or of another version of it, and all exchanges after it.
 
     If there is none, the page reloads.
@@ -133,7 +133,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
 def page_renderer() -> PageRenderer:
     """The renderer of this request: all of its texts share one deadline."""
     if "rendering" not in g:
-        g.rendering = services().renderer.within(TEXT_WAIT)
+        g.rendering = services().renderer.with_deadline(TEXT_WAIT)
     renderer: PageRenderer = g.rendering
     return renderer
 

@@ -12,7 +12,7 @@ for path, view in (
     ("/", conversations.index),
     ("/c/<conversation_id>", conversations.show_conversation),
     ("/c/<conversation_id>/exchanges", conversations.exchanges),
-    ("/c/<conversation_id>/from", conversations.from_here),
+    ("/c/<conversation_id>/from", conversations.exchanges_from_prompt),
     ("/c/<conversation_id>/usage", conversations.usage),
     ("/demo", models.demo),
     ("/models", models.models),

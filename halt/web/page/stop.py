@@ -15,7 +15,7 @@ from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
 from halt.web.page.views import AnswerView, BelowView, StepView, view
-from halt.web.page.writer import in_place_of_answer, lost_message
+from halt.web.page.writer import answer_replacement, lost_message
 from halt.web.services import services
 from halt.web.sessions import owner
 
@@ -50,15 +50,15 @@ def stop_fragment(receipt: Receipt) -> str:
         return ""  # it was stopped nevertheless; the page keeps its text
     answer_progress, rendering = (
         services().chat.answer_progress,
-        services().renderer.within(STOP_WAIT),
+        services().renderer.with_deadline(STOP_WAIT),
     )
     answer = view(
         Exchange("", run.id, requested_model=run.requested_model), run, answer_progress, rendering
     )
     if answer.state == "running":  # of another worker, whose end has not arrived here yet
         template = current_app.jinja_env.get_template("answer.html")
-        return in_place_of_answer(run.id, template.render(a=answer))
-    return in_place_of_answer(run.id, ended_answer(answer))
+        return answer_replacement(run.id, template.render(a=answer))
+    return answer_replacement(run.id, ended_answer(answer))
 
 
 def ended_answer(a: AnswerView) -> str:

@@ -49,7 +49,7 @@ def stream(stream_id: str) -> Response:
     try:
         body = live_stream(run, after)
     except OffsetLost:
-        return _one_message(_writer(run, 0).whole(page_renderer()))
+        return _one_message(_writer(run, 0).answer_partial(page_renderer()))
     return Response(body, headers=SSE_HEADERS, direct_passthrough=True)
 
 

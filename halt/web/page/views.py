@@ -13,7 +13,7 @@ from halt.chat.progress import AnswerProgress
 from halt.clock import now
 from halt.core import steps
 from halt.core.events import Cancelled, Done, Failed, Terminal
-from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
+from halt.core.finish_reasons import CUT_OFF, EMPTY, is_good, unusual_end_note
 from halt.core.generation import Generation
 from halt.core.steps import KINDS_BELOW, Step
 from halt.rendering import data_urls
@@ -187,7 +187,9 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         return replace(answer, state=state_of(ended, exchange.answer, exchange.steps), note=note)
     reason = ended.finish_reason
     if state_of(ended, exchange.answer, exchange.steps) == "error":
-        return replace(answer, state="error", note=broken_off(reason) or EMPTY, retryable=True)
+        return replace(
+            answer, state="error", note=unusual_end_note(reason) or EMPTY, retryable=True
+        )
     return replace(answer, note=CUT_OFF.get(reason or "", ""))
 
 

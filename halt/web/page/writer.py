@@ -62,7 +62,7 @@ def _partial(target: str, swap: str, content: str) -> str:
     return f"{_begin(target, swap)}{content}{_END}"
 
 
-def in_place_of_answer(stream_id: str, rendered: str) -> str:
+def answer_replacement(stream_id: str, rendered: str) -> str:
     """A message part that replaces the whole answer on the page."""
     # settle:0, because htmx would set the attributes of elements with an ID again a moment later,
     # and so close the steps that the user has opened.
@@ -135,7 +135,8 @@ class PageWriter:
 
             def ended(rendered: Rendered) -> bytes:
                 return sse_html(
-                    seq, self.whole(Prerendered(text, rendered.html)) + self._saving_partial()
+                    seq,
+                    self.answer_partial(Prerendered(text, rendered.html)) + self._saving_partial(),
                 )
 
             return _when_rendered(self._renderer.submit_text(text), ended)
@@ -186,11 +187,11 @@ class PageWriter:
         self._shown_saving = saving
         return _partial("saving", "outerHTML", self._draw_saving.render(saving=saving))
 
-    def whole(self, rendering: PageRenderer) -> str:
+    def answer_partial(self, rendering: PageRenderer) -> str:
         """A message part that replaces the answer on the page by its current state."""
         exchange = Exchange("", self._run.id, requested_model=self._run.requested_model)
         answer = view(exchange, self._run, self._answer_progress, rendering)
-        return in_place_of_answer(self._run.id, self._template.render(a=answer))
+        return answer_replacement(self._run.id, self._template.render(a=answer))
 
     def _step_partials(self, patch: StepPatch) -> str:
         stream_id, draw = self._run.id, self._draw

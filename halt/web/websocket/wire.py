@@ -294,7 +294,7 @@ class Wire:
         self._due = False  # before the queues are checked: a later item wakes the relay
         if (self._frames or self._feeds) and not (self._closed or self.over):
             self._due = True
-            self._relay.again(self._serve)
+            self._relay.call_next_turn(self._serve)
 
     def _forget_unsent(self) -> None:
         if self._unsent:

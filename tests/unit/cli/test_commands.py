@@ -288,7 +288,7 @@ def test_a_browser_is_opened_for_a_person_at_a_desktop_alone(
         monkeypatch.setenv(name, value)
     for stream in ("stdin", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminals, raising=False)
-    assert page_opener.at_a_desktop() is opens
+    assert page_opener.has_desktop() is opens
 
 
 @pytest.mark.parametrize("options", [[], ["--no-open"]])
@@ -299,7 +299,7 @@ def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[st
     def serve(_: Any) -> None:
         """Serve nothing."""
 
-    monkeypatch.setattr(page_opener, "at_a_desktop", lambda: True)
+    monkeypatch.setattr(page_opener, "has_desktop", lambda: True)
     monkeypatch.setattr(environment, "publish", published.update)
     monkeypatch.setattr(server, "run_server", serve)
     assert CliRunner().invoke(command_line.commands, options).exit_code == 0

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from halt.app import create_app
-from halt.cli.doctor.proxy_checks import check_websocket, misjudged
+from halt.cli.doctor.proxy_checks import check_websocket, client_address_fault
 from halt.cli.doctor.report import Report
 from halt.cli.source import Remote
 from halt.config.environment import load
@@ -561,7 +561,7 @@ def test_every_mismatch_of_proxies_has_its_remedy(
     trusted: int, plain: int, forged: int, status: str, words: str
 ) -> None:
     """Numbers of values in X-Forwarded-For, without and with one that the client has written."""
-    found = misjudged(
+    found = client_address_fault(
         ReceivedRequest(trusted, plain, False, 0), ReceivedRequest(trusted, forged, False, 0), False
     )
     assert (found is None) is (status == "")

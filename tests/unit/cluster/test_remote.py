@@ -422,7 +422,7 @@ def test_stop_is_resent_to_a_worker_whose_queue_was_full(
         producer = start_worker()
     other = start_worker()
     run, _ = producer.start("a-stream", "one ", owner="me")
-    (name,) = other.bus.others
+    (name,) = other.bus.other_names
     with contextlib.ExitStack() as stack:
         full = False
         while not full:

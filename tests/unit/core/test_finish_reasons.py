@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halt.core.events import Done
-from halt.core.finish_reasons import broken_off, ending, is_good
+from halt.core.finish_reasons import ending, is_good, unusual_end_note
 from halt.core.metrics import Meter
 from halt.providers.finish_reasons import normalise_reason
 from halt.web.api.openai import finish_reason
@@ -51,7 +51,11 @@ def test_normalise_reason_keeps_an_unknown_word_which_is_no_good_end() -> None:
     """A server may break off for any reason: the user reads the server's own word."""
     assert {word: normalise_reason(word) for word in OWN} == {word: word for word in OWN}
     assert not any(is_good(word) for word in OWN)
-    assert broken_off("abort") == ending("abort") == "The model's server ended the answer: abort."
+    assert (
+        unusual_end_note("abort")
+        == ending("abort")
+        == "The model's server ended the answer: abort."
+    )
 
 
 def test_normalise_reason_keeps_openais_words() -> None:
@@ -62,7 +66,7 @@ def test_normalise_reason_keeps_openais_words() -> None:
     assert not ending("stop")
     assert not ending("function_call")
     assert ending("length") == "Cut off at the token limit."
-    assert not broken_off("content_filter")
+    assert not unusual_end_note("content_filter")
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_received_without_pieces_changes_no_figure(clock: Clock) -> None:
     meter.received(0, 0)
     assert meter.last_at == clock.at
     clock.at += 1.0
-    meter.tools_ran()
+    meter.note_tool_activity()
     assert meter.last_at == clock.at
     assert (meter.snapshot().ttft_ms, meter.snapshot().chunks) == (None, 0)
 

@@ -148,7 +148,7 @@ def test_relay_takes_posts_between_the_works_of_one_turn(relay: Relay, kind: str
     def begin() -> None:
         for number, (ours, theirs) in enumerate(pairs):
             if kind == "works":
-                relay.again(partial(busy, number))
+                relay.call_next_turn(partial(busy, number))
             else:
                 theirs.send(b"!")
                 relay.watch(ours, READ, partial(busy, number))
@@ -536,10 +536,10 @@ def test_keeper_gives_the_relay_up_after_two_looks_at_one_long_turn(
     generations = make(ScriptedUpstream())  # without threads: nothing is started
     relay = generations.relay
     for relay.turn_began in (0.0, 1.0, None, 1.0):
-        generations.keeper.look_around()
+        generations.keeper.tick()
         assert not generations.draining
     for _ in range(3):
-        generations.keeper.look_around()
+        generations.keeper.tick()
     assert generations.draining
     assert caplog.text.count("the relay has failed") == 1
 

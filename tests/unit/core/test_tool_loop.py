@@ -32,7 +32,7 @@ from halt.core.events import (
     is_terminal,
     text_of,
 )
-from halt.core.exact_usage import summed
+from halt.core.exact_usage import sum_usage
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part, ToolSpec, ToolTurn
 from halt.core.run import Run
@@ -264,8 +264,8 @@ def test_summed_adds_nested_counts() -> None:
     one = {"a": 1, "d": {"x": 1, "y": None}, "who": "m"}
     two = {"a": 2.5, "d": {"x": 3, "y": 4}, "who": "n", "more": 1}
     total = {"a": 3.5, "d": {"x": 4, "y": 4}, "who": "n", "more": 1}
-    assert summed(summed({}, one), two) == total
-    assert summed(one, {"a": None}) == one
+    assert sum_usage(sum_usage({}, one), two) == total
+    assert sum_usage(one, {"a": None}) == one
 
 
 def test_calls_before_the_end_of_the_reply_wait_for_it(stage: ToolStage) -> None:
@@ -379,7 +379,7 @@ def test_meter_leaves_the_time_of_tools_out(monkeypatch: pytest.MonkeyPatch) -> 
         time[0] = at
         meter.received(1, 1)
         if tools:
-            meter.tools_ran()
+            meter.note_tool_activity()
     figures = meter.snapshot()
     assert (figures.streaming_ms, figures.duration_ms) == (2_000.0, 103_000.0)
     assert figures.tokens_per_second == 1.5

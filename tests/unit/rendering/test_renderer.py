@@ -96,7 +96,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
 def html_of(renderer: Renderer, text: str) -> str:
     """The text rendered, however long it takes."""
-    return renderer.within(LONG).text_html(text)
+    return renderer.with_deadline(LONG).text_html(text)
 
 
 def ends(pid: int, within: float = LONG) -> bool:
@@ -131,7 +131,7 @@ def test_renderer_gives_the_same_html_as_one_process(shared: Renderer, text: str
     colours = Colours()
     assert html_of(shared, text) == markdown.render(text, colours)
     step = BlockStream().feed(f"{text}\n\n")
-    patch = shared.within(LONG).patch(step)
+    patch = shared.with_deadline(LONG).patch(step)
     assert patch == step.patch(markdown.render_block(block, colours) for block in step.blocks)
 
 
@@ -157,7 +157,7 @@ def test_renderer_sends_a_text_with_all_its_code_as_one_request(
     """Blocks that are finished at the same time are one request too."""
     html_of(renderer, f"{CODE}\n\nand\n\n{CODE}")
     assert len(requests) == 1
-    renderer.within(LONG).patch(BlockStream().feed("```sh\nls\n```\n```sh\nwc\n```\n"))
+    renderer.with_deadline(LONG).patch(BlockStream().feed("```sh\nls\n```\n```sh\nwc\n```\n"))
     assert len(requests) == 2
 
 
@@ -321,7 +321,7 @@ def test_renderer_does_short_work_beside_long_work(renderer: Renderer) -> None:
     done: list[int] = []
     for future in long:
         future.add_done_callback(lambda _: done.append(1))
-    assert COLOURED in renderer.within(LONG).patch(BlockStream().feed(CODE)).finished
+    assert COLOURED in renderer.with_deadline(LONG).patch(BlockStream().feed(CODE)).finished
     assert len(done) < len(long)
 
 
@@ -360,7 +360,7 @@ def test_renderer_reader_waits_no_longer_than_its_time(renderer: Renderer) -> No
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
     try:
-        page = renderer.within(0.5)
+        page = renderer.with_deadline(0.5)
         assert page.text_html(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
         assert page.text_html(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
         assert page.text_html(CODE) == html_of(renderer, CODE)  # it is there

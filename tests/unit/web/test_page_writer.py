@@ -122,7 +122,7 @@ def text_in(message: str) -> str:
 
 
 def of(run: Run) -> AnswerView:
-    return view(Exchange("Hi", run.id), run, AnswerProgress(), RENDERER.within(60))
+    return view(Exchange("Hi", run.id), run, AnswerProgress(), RENDERER.with_deadline(60))
 
 
 def test_thought_is_sent_in_pieces_and_its_duration_at_its_end(
@@ -227,7 +227,8 @@ def test_thought_without_a_duration_has_a_plain_label() -> None:
     fold = steps.Step(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), steps=(fold,))
     assert [
-        each.label for each in view(exchange, None, AnswerProgress(), RENDERER.within(60)).steps
+        each.label
+        for each in view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60)).steps
     ] == ["Thought"]
 
 
@@ -279,7 +280,7 @@ def test_stopped_answer_with_seen_steps_is_not_withdrawn(
     first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), steps=steps.steps_of(run))
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
     for exchange in (first, again) if kinds else (first,):
-        answer = view(exchange, None, AnswerProgress(), RENDERER.within(60))
+        answer = view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60))
         assert (answer.state, [fold.kind for fold in answer.steps]) == (state, kinds)
         assert answer.source == ""
 
@@ -326,10 +327,12 @@ def test_earlier_comparison_is_shown_with_its_first_answer() -> None:
     text."""
     rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
     exchange = Exchange("Hi", "a", "", alternatives=rivals)
-    last = exchange_view(exchange, lambda _: None, AnswerProgress(), RENDERER.within(60), last=True)
+    last = exchange_view(
+        exchange, lambda _: None, AnswerProgress(), RENDERER.with_deadline(60), last=True
+    )
     assert ([a.id for a in last.answers], last.is_selected) == (["a", "b", "c"], False)
     earlier = exchange_view(
-        exchange, lambda _: None, AnswerProgress(), RENDERER.within(60), last=False
+        exchange, lambda _: None, AnswerProgress(), RENDERER.with_deadline(60), last=False
     )
     assert ([a.id for a in earlier.answers], earlier.is_selected) == (["b", "a", "c"], True)
 
@@ -358,7 +361,9 @@ def test_pictures_and_sources_are_shown_below_the_text(played: Played, template:
     assert "[Picture (PNG, 9 B)]" in sent[2]
     assert 'hx-target="#below-a-stream" hx-swap="innerHTML"' in sent[2]
     ended = below(
-        PageWriter(run, 4, template, AnswerProgress(), RENDERER).whole(RENDERER.within(60))
+        PageWriter(run, 4, template, AnswerProgress(), RENDERER).answer_partial(
+            RENDERER.with_deadline(60)
+        )
     )
     assert "[Picture (PNG, 9 B)]" in ended
     assert link.format("https://a.example/one", title) in ended.replace("&#34;", "&quot;")
@@ -376,7 +381,7 @@ def test_running_answer_is_rendered_with_pictures_and_sources(template: Template
     run = Generation("a-stream", None, EventLog(10_000), started_at=now())
     run.record_text("", now())
     run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
-    drawn = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.within(60)))
+    drawn = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.with_deadline(60)))
     assert "https://a.example/one" in below(drawn)
     assert 'id="earlier-below-a-stream" hx-preserve><p class="picture">[Picture]</p>' in drawn
 
@@ -387,7 +392,11 @@ def test_answer_without_pictures_and_sources_has_an_empty_element(
     """Without pictures and sources the element below the text is empty, also of blanks."""
     run = played([Content("a")])
     assert (
-        below(PageWriter(run, 1, template, AnswerProgress(), RENDERER).whole(RENDERER.within(60)))
+        below(
+            PageWriter(run, 1, template, AnswerProgress(), RENDERER).answer_partial(
+                RENDERER.with_deadline(60)
+            )
+        )
         == ""
     )
 
