@@ -103,7 +103,7 @@
   });
   // The response to a POST that starts an answer is the answer's stream. htmx receives the first message
   // as if it were the whole response; the feed element in that message reads the rest.
-  const begun = new Map(); // ID of the feed element -> the rest of its stream
+  const openStreams = new Map(); // ID of the feed element -> the rest of its stream
   const start = async (action, request) => {
     const response = await fetch(action, request), headers = new Headers(response.headers);
     if (!headers.get("Content-Type")?.startsWith("text/event-stream")) return response;
@@ -127,22 +127,22 @@
       },
       cancel: reason => reader.cancel(reason),
     });
-    begun.set(`feed-${headers.get("X-Stream-Id")}`, { body, cancel: () => reader.cancel() });
+    openStreams.set(`feed-${headers.get("X-Stream-Id")}`, { body, cancel: () => reader.cancel() });
     headers.set("Content-Type", "text/html");
     const lines = new TextDecoder().decode(bytes.subarray(0, end)).split("\n").filter(line => line.startsWith("data: "));
     return new Response(lines.map(line => line.slice(6)).join("\n"), { status: response.status, headers });
   };
   document.addEventListener("htmx:before:request", event => {
-    const { ctx } = event.detail, rest = begun.get(ctx.sourceElement.id);
+    const { ctx } = event.detail, rest = openStreams.get(ctx.sourceElement.id);
     if (ctx === sender) ctx.fetch = start;
     if (!rest) return;
-    begun.delete(ctx.sourceElement.id);
+    openStreams.delete(ctx.sourceElement.id);
     ctx.request.signal.addEventListener("abort", rest.cancel);
     ctx.fetch = async () => new Response(rest.body, { headers: { "Content-Type": "text/event-stream" } });
   });
   document.addEventListener("htmx:after:process", event => {
-    for (const feed of begun.size ? event.target.querySelectorAll(".feed") : []) {
-      if (begun.has(feed.id)) htmx.ajax("GET", place(feed), { source: feed });
+    for (const feed of openStreams.size ? event.target.querySelectorAll(".feed") : []) {
+      if (openStreams.has(feed.id)) htmx.ajax("GET", urlOf(feed), { source: feed });
     }
   });
   document.addEventListener("htmx:after:request", event => {
@@ -154,20 +154,20 @@
     if (event.detail.ctx !== sender) return;
     setSending([]);
     sender = null;
-    for (const { cancel } of begun.values()) cancel(); // their feed elements are not on the page
-    begun.clear();
+    for (const { cancel } of openStreams.values()) cancel(); // their feed elements are not on the page
+    openStreams.clear();
     if (leaving) { prompt.value = leaving + (prompt.value && `\n${prompt.value}`); leaving = ""; grow(prompt); }
   });
-  const unreached = (source, status) => {
+  const reportUnreachable = (source, status) => {
     const server = `could not be reached${status ? ` (${status})` : ""}`;
     if (source.matches("#stopper, .stop-one")) { notice("Stop did not reach the server. Press Stop again."); stopLater(source); }
-    else if (source.matches(".feed")) { lost(true); retryFeed(source); }
+    else if (source.matches(".feed")) { setConnectionLost(true); retryFeed(source); }
     else if (source.matches(`${STARTS}, [data-do]`)) notice(`The server ${server}. Your message is still here: try again.`);
     else if (source.closest("#toast, #import, .menu, .rename, #settings")) notice(`The server ${server}. Try again.`);
   };
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;
-    if (source && event.detail.error?.name !== "AbortError") unreached(source);
+    if (source && event.detail.error?.name !== "AbortError") reportUnreachable(source);
   });
   // Halt's errors have an HX-Retarget header. An error without it is a whole page of a proxy in front
   // of Halt, which must not be swapped into the conversation.
@@ -175,22 +175,22 @@
     const { ctx } = event.detail, { status, headers } = ctx.response ?? {};
     if (!(status >= 400) || headers.has("HX-Retarget")) return;
     event.preventDefault();
-    if (!ctx.sourceElement.matches(".feed")) unreached(ctx.sourceElement, status); // feeds handle htmx:response:error
+    if (!ctx.sourceElement.matches(".feed")) reportUnreachable(ctx.sourceElement, status); // feeds handle htmx:response:error
   });
 
   // --- Stop: freeze the text, free a connection, then send the request to the server ------------
   const frozenAt = answer => {
     if (frozen.has(answer.dataset.stream)) return frozen.get(answer.dataset.stream); // a second press
     const connection = connections.get(`feed-${answer.dataset.stream}`);
-    const shown = connection?.shown || $(".feed", answer).dataset.after;
-    frozen.set(answer.dataset.stream, shown);
+    const shownId = connection?.shownId || $(".feed", answer).dataset.after;
+    frozen.set(answer.dataset.stream, shownId);
     document.dispatchEvent(new Event("halt:frozen"));
     if (connection) { // a browser has six connections to a host, and Stop needs one
       connection.config.reconnect = false;
       connection.reader?.cancel();
       connection.delayCanceller?.();
     }
-    return shown;
+    return shownId;
   };
   let pressedAgain = 0; // timer: a Stop that did not reach the server is sent again, since the frozen answer does not follow its stream
   const stopLater = stopper => {
@@ -205,46 +205,46 @@
   });
 
   // --- the stream ---------------------------------------------------------------------------------
-  const place = feed => `/streams/${feed.id.slice(5)}/page?after=${feed.dataset.after}`;
+  const urlOf = feed => `/streams/${feed.id.slice(5)}/page?after=${feed.dataset.after}`;
   const connect = feed => { // by a GET, which htmx repeats after a failure
     if (!feed.isConnected || frozen.has(feed.id.slice(5))) return;
     const fresh = feed.cloneNode(false); // htmx connects an element once
     delete fresh.dataset.htmxPowered;
-    fresh.setAttribute("hx-sse:connect", place(feed));
+    fresh.setAttribute("hx-sse:connect", urlOf(feed));
     feed.replaceWith(fresh);
     htmx.process(fresh);
   };
   const retryFeed = feed => setTimeout(connect, 1000, feed);
-  const lost = yes => { $("#connection").hidden = !yes; };
+  const setConnectionLost = isLost => { $("#connection").hidden = !isLost; };
   document.addEventListener("htmx:response:error", event => {
     const source = event.detail.ctx?.sourceElement;
-    if (source?.matches?.(".feed")) { lost(true); retryFeed(source); }
+    if (source?.matches?.(".feed")) { setConnectionLost(true); retryFeed(source); }
   });
   document.addEventListener("htmx:sse:after:connection", event => {
     connections.set(event.target.id, event.detail.connection);
-    lost(false);
+    setConnectionLost(false);
   });
-  document.addEventListener("htmx:sse:error", () => lost(true));
+  document.addEventListener("htmx:sse:error", () => setConnectionLost(true));
   document.addEventListener("htmx:sse:close", event => {
     const feed = event.target, { connection, reason } = event.detail;
     connections.delete(feed.id);
     if (reason !== "ended" || feed.hasAttribute("hx-sse:connect")) return;
-    feed.dataset.after = connection.shown ?? feed.dataset.after; // the POST's stream broke off: a GET continues it
+    feed.dataset.after = connection.shownId ?? feed.dataset.after; // the POST's stream broke off: a GET continues it
     connect(feed);
   });
   document.addEventListener("htmx:sse:before:message", event => {
     if (frozen.has(event.target.id.slice(5))) event.preventDefault();
     else {
       const { connection, message } = event.detail;
-      if (connection.shown !== message.id) markReceived(event.target.id.slice(5));
-      connection.shown = message.id;
+      if (connection.shownId !== message.id) markReceived(event.target.id.slice(5));
+      connection.shownId = message.id;
     }
   });
 
   // --- changes of the conversation: announcements, focus, the end of an answer ----------------------
   const STATE_TEXTS = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped.", interrupted: "The answer was interrupted." };
   const update = answer => { // an answer was added or replaced
-    lost(false); // the server has sent it
+    setConnectionLost(false); // the server has sent it
     const { state } = answer.dataset, exchange = answer.closest(".exchange"), cut = state === "done" && "cut" in answer.dataset;
     const others = [...exchange.querySelectorAll(".answer")].filter(other => other !== answer);
     if (state !== "running" && others.some(other => other.dataset.state === "running")) return; // only the last end counts
@@ -317,14 +317,14 @@
   let following = true, last = 0; // scroll position at the last check
   const page = document.scrollingElement;
   const scrollToEnd = () => { page.scrollTop = page.scrollHeight; last = page.scrollTop; };
-  const look = () => { // any scroll upwards ends following, unless the page became shorter
+  const updateFollowing = () => { // any scroll upwards ends following, unless the page became shorter
     const top = page.scrollTop, below = page.scrollHeight - top - page.clientHeight;
     if (top < last) following = below < 2;
     else if (below < 40) following = !$(":scope > .later", messages); // the end of the conversation is not loaded
     last = top;
     return following;
   };
-  addEventListener("scroll", look, { passive: true });
+  addEventListener("scroll", updateFollowing, { passive: true });
   // Heights are read once a frame, because each read after a change forces a layout.
   let scheduled = false;
   const follow = () => {
@@ -332,7 +332,7 @@
     scheduled = true;
     requestAnimationFrame(() => {
       scheduled = false;
-      if (following && look()) scrollToEnd();
+      if (following && updateFollowing()) scrollToEnd();
     });
   };
   const around = new ResizeObserver(() => { if (following) scrollToEnd(); });

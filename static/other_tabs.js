@@ -12,36 +12,36 @@
     ...[...exchange.querySelectorAll(".answer")].map(answer => [answer.dataset.stream, answer.dataset.state])]);
 
   // Replaces all exchanges from the first one that differs.
-  const take = (first, html) => {
+  const replaceFrom = (first, html) => {
     const fresh = document.createElement("template");
     fresh.innerHTML = html;
-    const now = [...fresh.content.children], old = exchanges().slice(exchanges().indexOf(first));
-    const different = now.findIndex((exchange, n) => !old[n] || mark(exchange) !== mark(old[n]));
-    const kept = different < 0 ? now.length : different;
-    if (kept === now.length && kept === old.length) return;
+    const received = [...fresh.content.children], old = exchanges().slice(exchanges().indexOf(first));
+    const different = received.findIndex((exchange, n) => !old[n] || mark(exchange) !== mark(old[n]));
+    const kept = different < 0 ? received.length : different;
+    if (kept === received.length && kept === old.length) return;
     for (const exchange of old.slice(kept)) exchange.remove();
-    const added = now.slice(kept);
+    const added = received.slice(kept);
     messages.append(...added);
     for (const exchange of added) htmx.process(exchange);
     $("#announcer").textContent = "The conversation changed in another tab or device.";
     document.dispatchEvent(new Event("halt:updated"));
   };
-  let looking = false;
-  const look = async () => {
+  let refreshing = false;
+  const refresh = async () => {
     const before = exchanges(), last = before.at(-1);
-    if (looking || !last || busy()) return;
-    looking = true;
+    if (refreshing || !last || busy()) return;
+    refreshing = true;
     try { // low priority: a browser has six connections to a host, and Stop must not wait for this request
       for (const from of new Set([last, before[0]])) {
         const response = await fetch(`/c/${conversation}/from?prompt_id=${from.dataset.prompt}`, { headers: { "HX-Request": "true" }, priority: "low" });
         const html = (await response.text()).trim();
         if (!response.ok || busy() || exchanges().at(-1) !== last || !from.isConnected) return;
-        if (html) { take(from, html); return; }
+        if (html) { replaceFrom(from, html); return; }
       }
       location.reload(); // the conversation differs from its first exchange on
     } catch { /* the server cannot be reached: streams and sends report it */ }
-    finally { looking = false; }
+    finally { refreshing = false; }
   };
-  document.addEventListener("visibilitychange", look);
-  addEventListener("focus", look);
+  document.addEventListener("visibilitychange", refresh);
+  addEventListener("focus", refresh);
 })();

@@ -127,7 +127,7 @@
   });
 
   // --- sending ------------------------------------------------------------------------------------
-  const hold = why => { if (waiting.length) held ||= why; draw(); };
+  const holdQueue = reason => { if (waiting.length) held ||= reason; draw(); };
   const next = () => {
     const [item] = waiting;
     if (!item || held || sent || busy() || editing === item) return;
@@ -143,7 +143,7 @@
     const { ctx } = event.detail;
     if (ctx.text?.includes('data-code="conversation_moved"')) { // the new messages must be seen before this one is sent
       if (ctx.sourceElement !== sender) waiting.unshift({ text: ctx.request.body.get("prompt").trim(), models: chosen() });
-      hold("moved");
+      holdQueue("moved");
       location.assign(ctx.request.action.replace(/\/messages$/, ""));
       return;
     }
@@ -152,11 +152,11 @@
     if (ctx.response.status < 400 || taken) {
       waiting = waiting.filter(item => item !== sent);
       draw();
-    } else hold("refused");
+    } else holdQueue("refused");
     if (taken) location.reload();
   });
   document.addEventListener("htmx:error", event => {
-    if (event.detail.ctx?.sourceElement === sender) hold("refused");
+    if (event.detail.ctx?.sourceElement === sender) holdQueue("refused");
   });
   document.addEventListener("htmx:finally:request", event => {
     if (event.detail.ctx.sourceElement === sender) sent = null;
@@ -164,12 +164,12 @@
   });
   document.addEventListener("halt:stop", () => {
     if (sent) delete sent.ids; // the server ends the streams with these IDs at once
-    hold("stopped");
+    holdQueue("stopped");
   });
   document.addEventListener("halt:ended", event => {
     const { state } = event.detail;
     if (state === "done") next();
-    else hold(state === "withdrawn" ? "stopped" : state in HELD ? state : "error");
+    else holdQueue(state === "withdrawn" ? "stopped" : state in HELD ? state : "error");
     draw();
   });
   go.addEventListener("click", () => {
@@ -188,7 +188,7 @@
   } catch { /* storage is not allowed */ }
   const last = $(".exchange:last-child > .answer");
   const state = last?.dataset.state === "done" && "cut" in last.dataset ? "cut" : last?.dataset.state;
-  if (last && !busy() && state !== "done") hold(state in HELD ? state : "error");
+  if (last && !busy() && state !== "done") holdQueue(state in HELD ? state : "error");
   draw();
   addEventListener("load", next); // htmx is loaded by then
 })();

@@ -46,18 +46,18 @@
       drawn.set(li, source);
       return li;
     });
-    const later = [...list.children].filter(li => li.dataset.at < oldest && !wanted.some(other => other.id === li.id));
-    const end = later.length ? $(":scope > .further", list) : more;
-    const whole = [...wanted, ...later, ...(end ? [end] : [])];
+    const laterItems = [...list.children].filter(li => li.dataset.at < oldest && !wanted.some(other => other.id === li.id));
+    const end = laterItems.length ? $(":scope > .further", list) : more;
+    const whole = [...wanted, ...laterItems, ...(end ? [end] : [])];
     whole.forEach((li, index) => { if (list.children[index] !== li) list.insertBefore(li, list.children[index] ?? null); });
     while (list.children.length > whole.length) list.lastElementChild.remove();
     htmx.process(list);
     if (back && !focused.isConnected) (back[1] ? $(`.${back[1]}`, document.getElementById(back[0])) : link(document.getElementById(back[0])))?.focus({ preventScroll: true });
   };
-  let timer = 0, looks = [], requests = 0, shown = "";
-  const later = () => { // after the first answer a title may still follow, so the list is refreshed more often
+  let timer = 0, delays = [], requests = 0, shownHtml = "";
+  const scheduleRefresh = () => { // after the first answer a title may still follow, so the list is refreshed more often
     clearTimeout(timer);
-    const wait = $("[data-running]", list) ? 3000 : looks.shift();
+    const wait = $("[data-running]", list) ? 3000 : delays.shift();
     if (wait && !document.hidden) timer = setTimeout(refresh, wait);
   };
   const refresh = async () => {
@@ -68,13 +68,13 @@
       const response = await fetch(`/conversations?current=${here()}`, { headers: { "HX-Request": "true" }, priority: "low" });
       const html = await response.text();
       if (turn !== requests) return;
-      if (response.ok && html !== shown && !menu.matches(":popover-open")) { merge(html); shown = html; }
+      if (response.ok && html !== shownHtml && !menu.matches(":popover-open")) { merge(html); shownHtml = html; }
     } catch { /* the server cannot be reached: streams and sends report it */ }
-    if (turn === requests) later();
+    if (turn === requests) scheduleRefresh();
   };
   const changed = () => {
-    looks = document.querySelectorAll(".exchange").length === 1 ? [1000, 2000, 5000, 10_000, 20_000] : [1000];
-    shown = "";
+    delays = document.querySelectorAll(".exchange").length === 1 ? [1000, 2000, 5000, 10_000, 20_000] : [1000];
+    shownHtml = "";
     refresh();
   };
   document.addEventListener("visibilitychange", refresh);
@@ -83,7 +83,7 @@
   document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
     if (ctx.request.method === "POST" && ctx.response?.status < 400) changed();
   });
-  later();
+  scheduleRefresh();
 
   // --- the menu of one conversation ------------------------------------------------------------------
   let chosen = null; // the item whose menu is open
