@@ -1,4 +1,4 @@
-"""Joins the provider's fields that Halt has no event for: pieces of a stream to one answer's."""
+"""Joins the pieces of the provider's fields that Halt has no event for."""
 
 from __future__ import annotations
 
