@@ -91,10 +91,10 @@ def test_message_waits_for_the_loading_demo_model_until_stop(
             assert isinstance(ended(run), Done)
             assert run.answer()[1].startswith("1 2 3 ")
         loader.ready.clear()
-        monkeypatch.setattr(opening, "LOADING_PAUSE", 3600.0)
-        monkeypatch.setattr(opening, "LOADING_PAUSE_MAX", 3600.0)
+        monkeypatch.setattr(opening, "LOADING_PAUSE", 30.0)
+        monkeypatch.setattr(opening, "LOADING_PAUSE_MAX", 30.0)
         run = generations.start(HELLO)
-        assert loader.asked.acquire(timeout=WAIT_TIMEOUT)  # the next request is due in an hour
+        assert loader.asked.acquire(timeout=WAIT_TIMEOUT)  # the next request is due in 30 s
         assert generations.stop(run.id, None).status == "stopped"
         assert isinstance(ended(run), Cancelled)
         assert not loader.asked.acquire(blocking=False)
