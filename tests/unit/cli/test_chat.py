@@ -1,4 +1,4 @@
-"""The terminal: `flask --app app chat` in pseudo-terminals and pipes, against real parts."""
+"""The chat in the terminal: `flask --app app chat` in pseudo-terminals and pipes, end to end."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 @pytest.fixture
 def env(shared_fake: FakeOpenAI, tmp_path: Path) -> Environment:
-    """What the commands are started with: the fake upstream, and a data folder of their own."""
+    """The commands' environment: the fake upstream and a separate data folder."""
     return halt_environment(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
@@ -97,14 +97,14 @@ def chat(env: Environment) -> Iterator[Open]:
 
 
 def piped(
-    env: Environment, said: str, *options: str, timeout: float = 60
+    env: Environment, prompt: str, *options: str, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Pipe a question in and wait for the end."""
+    """Pipe a prompt in and wait for the end."""
     return subprocess.run(
         [*CHAT, *options],
         cwd=ROOT,
         env=env,
-        input=said,
+        input=prompt,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -115,14 +115,14 @@ def piped(
 # --- in a pipe ------------------------------------------------------------------------------------
 
 
-def test_a_question_through_a_pipe_prints_the_answer_and_nothing_else(env: Environment) -> None:
-    """Standard output is the answer as plain text, the exit status 0."""
+def test_pipe_prints_the_answer_alone(env: Environment) -> None:
+    """Standard output is the answer as plain text, and the exit status is 0."""
     done = piped(env, "What is **this**?\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "What is **this**?\n", "")
 
 
-def test_the_data_folder_is_neither_needed_nor_made(env: Environment, tmp_path: Path) -> None:
-    """A chat in the terminal keeps nothing there."""
+def test_chat_neither_needs_nor_makes_the_data_folder(env: Environment, tmp_path: Path) -> None:
+    """A chat in the terminal saves nothing there."""
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "halt", tmp_path / "new"):
         done = piped({**env, "HALT_DATA": str(folder)}, "Hello?")
@@ -130,7 +130,7 @@ def test_the_data_folder_is_neither_needed_nor_made(env: Environment, tmp_path: 
         assert not folder.exists()
 
 
-def test_an_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
+def test_pipe_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
     """Standard error has the sentence, without a traceback."""
     done = piped(env, "Hello", "--model", "401")
     assert (done.returncode, done.stdout) == (1, "")
@@ -138,10 +138,10 @@ def test_an_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
     assert done.stderr == f"{sentence}: fake.\n"
 
 
-def test_ctrl_c_in_a_pipe_keeps_what_came_and_says_130(
+def test_pipe_ctrl_c_keeps_the_partial_answer_and_exits_with_130(
     env: Environment, shared_fake: FakeOpenAI
 ) -> None:
-    """The partial answer stays, the model's connection is closed."""
+    """The partial answer stays, and the model's connection is closed."""
     with subprocess.Popen(
         [*CHAT, "--model", "stall?n=3"],
         cwd=ROOT,
@@ -165,8 +165,9 @@ def test_ctrl_c_in_a_pipe_keeps_what_came_and_says_130(
 # --- at a prompt ----------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_the_answer_and_the_model_is_told(chat: Open, shared_fake: FakeOpenAI) -> None:
-    """What was seen stays on the screen and goes to the model as stopped; the chat goes on."""
+def test_chat_ctrl_c_stops_the_answer(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """The shown text stays on the screen, the next request marks it as stopped, and the chat goes
+    on."""
     terminal = chat("--model", "stall?n=3", "--metrics")
     terminal.say("first question of the stopped one")
     terminal.wait("(?m)^0 1 2")
@@ -188,8 +189,8 @@ def test_ctrl_c_stops_the_answer_and_the_model_is_told(chat: Open, shared_fake: 
     assert terminal.left() == 0
 
 
-def test_ctrl_c_before_any_text_gives_the_question_back(chat: Open) -> None:
-    """Nothing was seen, so nothing was asked: the words stand in the input line again."""
+def test_chat_ctrl_c_before_any_text_restores_the_prompt(chat: Open) -> None:
+    """Nothing was shown, so the prompt is in the input line again."""
     terminal = chat("--model", "silent_first_token", "--no-history")
     terminal.say("asked too early")
     terminal.wait(r"…")
@@ -201,10 +202,10 @@ def test_ctrl_c_before_any_text_gives_the_question_back(chat: Open) -> None:
     assert terminal.left() == 130
 
 
-def test_ctrl_d_while_an_answer_is_written_leaves_after_it(
+def test_chat_ctrl_d_during_an_answer_ends_the_chat_after_it(
     chat: Open, shared_fake: FakeOpenAI
 ) -> None:
-    """Keys pressed meanwhile are the next prompt's, and none of them is shown before."""
+    """Keys pressed during an answer belong to the next prompt, and none is shown before."""
     terminal = chat("--model", "stall?n=3&rest=2", "--no-history")
     terminal.say("leave me then")
     terminal.wait("(?m)^0 1 2")
@@ -215,8 +216,8 @@ def test_ctrl_d_while_an_answer_is_written_leaves_after_it(
     assert "typed ahead" not in terminal.text.partition("3 4")[0]
 
 
-def test_markdown_is_rendered_while_it_streams(chat: Open) -> None:
-    """Marks become looks, hostile HTML stays text, and each block is printed once."""
+def test_chat_renders_markdown_while_it_streams(chat: Open) -> None:
+    """Markdown becomes formatting, hostile HTML stays text, and each block is printed once."""
     terminal = chat("--model", "markdown?n=3&rate=400")
     terminal.say("show me")
     terminal.wait(r"(?s)(A fixed answer.*){3}")
@@ -229,8 +230,8 @@ def test_markdown_is_rendered_while_it_streams(chat: Open) -> None:
     assert terminal.leave() == 0
 
 
-def test_a_model_cannot_steer_the_terminal(chat: Open, shared_fake: FakeOpenAI) -> None:
-    """Escape sequences in an answer are taken out: no title, no colours, no clipboard."""
+def test_chat_removes_escape_sequences_of_the_model(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """An answer cannot set a title, colours or the clipboard."""
     shared_fake.texts["hostile"] = "before \x1b]0;owned\x07\x1b[31m\x9b2J after\r\n"
     terminal = chat("--model", "text?key=hostile")
     terminal.say("go")
@@ -238,16 +239,16 @@ def test_a_model_cannot_steer_the_terminal(chat: Open, shared_fake: FakeOpenAI) 
     assert b"\x1b]0;owned" not in terminal.raw
 
 
-def test_thoughts_are_folded(chat: Open) -> None:
-    """What the model thought becomes one line above its answer."""
+def test_chat_shows_thoughts_as_one_line(chat: Open) -> None:
+    """The model's thoughts become one line above its answer."""
     terminal = chat("--model", "reasoning?thoughts=3&n=3")
     terminal.say("think")
     text = terminal.wait(r"(?s)thought for \d+\.\d s\n\n?0 1 2\s*\n> *\Z")[0]
     assert "thought1" not in text
 
 
-def test_a_thought_that_was_shown_as_text_is_named_one(chat: Open, shared_fake: FakeOpenAI) -> None:
-    """A line below says so; the model is told the answer alone."""
+def test_chat_marks_shown_text_that_was_a_thought(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """A line below it marks the thought; the next request has the answer alone."""
     terminal = chat("--model", "think_end?seconds=0&thoughts=3&n=3")
     terminal.say("think")
     terminal.wait(r"(?s)thought2.*the text above was a thought\n\n?0 1 2\s*\n> *\Z")
@@ -255,8 +256,10 @@ def test_a_thought_that_was_shown_as_text_is_named_one(chat: Open, shared_fake: 
     assert request_record(shared_fake, "and now").body["messages"][1]["content"].strip() == "0 1 2"
 
 
-def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Path) -> None:
-    """/help, /model, /system, /retry, /save, /clear, and one that is none."""
+def test_chat_commands_have_their_effects(
+    chat: Open, shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """/help, /model, /system, /retry, /save, /clear, and an unknown one."""
     terminal = chat()
     terminal.say("/help")
     terminal.wait("/save FILE +save")
@@ -286,7 +289,9 @@ def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Pat
     assert terminal.left() == 0
 
 
-def test_the_history_belongs_to_its_owner_alone(chat: Open, tmp_path: Path) -> None:
+def test_chat_history_is_private_and_comes_back_in_the_next_chat(
+    chat: Open, tmp_path: Path
+) -> None:
     """Inputs are in a file of mode 0600, and a key brings them back in the next chat."""
     terminal = chat()
     terminal.say("remember me")
@@ -302,11 +307,13 @@ def test_the_history_belongs_to_its_owner_alone(chat: Open, tmp_path: Path) -> N
     second.wait(r"(?m)^> remember me\Z")
 
 
-# --- against a Halt that runs ---------------------------------------------------------------------
+# --- with a running Halt ----------------------------------------------------------------------------
 
 
-def test_a_chat_with_a_running_halt(chat: Open, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """The same chat through another Halt, whose Stop closes the connection to the model."""
+def test_chat_with_a_running_halt_stops_its_model(
+    chat: Open, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """The chat works through another Halt, whose Stop closes the connection to the model."""
     terminal = chat("--url", halt.url, "--model", "stall?n=3", OPENAI_BASE_URL="http://127.0.0.1:9")
     terminal.say("remote and stopped")
     terminal.wait("(?m)^0 1 2")
@@ -319,7 +326,7 @@ def test_a_chat_with_a_running_halt(chat: Open, halt: HaltServer, shared_fake: F
     assert terminal.leave() == 0
 
 
-def test_a_halt_that_is_not_there_is_named(env: Environment) -> None:
+def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> None:
     """One sentence with the address, no traceback."""
     done = piped(env, "Hello", "--url", "http://127.0.0.1:9")
     assert done.returncode == 1
@@ -327,10 +334,10 @@ def test_a_halt_that_is_not_there_is_named(env: Environment) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_token_that_no_header_can_carry_is_an_option_with_a_wrong_value(
+def test_token_option_that_no_header_can_hold_is_refused(
     env: Environment,
 ) -> None:
-    """It is named, not shown, and there is no traceback."""
+    """The option is named, its value not shown, and there is no traceback."""
     done = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
     assert done.returncode == 2
     assert "Invalid value for '--token': it has" in done.stderr
@@ -339,7 +346,7 @@ def test_a_token_that_no_header_can_carry_is_an_option_with_a_wrong_value(
 
 
 class Cutter:
-    """A relay to a server that cuts its first connection behind the given bytes."""
+    """A relay to a server that cuts its first connection after the given bytes."""
 
     def __init__(self, port: int, behind: bytes) -> None:
         self._to, self._behind = port, behind
@@ -371,18 +378,20 @@ class Cutter:
         self._thread.join(5)
 
 
-def test_a_dropped_connection_is_taken_up_again(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+def test_remote_reconnects_after_a_dropped_connection(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
     """No event is lost and none comes twice."""
     cutter = Cutter(halt.port, b'2 "')
     remote = Remote(f"http://127.0.0.1:{cutter.port}")
-    said = new_id()
-    request = ChatRequest([Message("user", said)], id=new_id(), model="stall?n=3&rest=4")
+    prompt = new_id()
+    request = ChatRequest([Message("user", prompt)], id=new_id(), model="stall?n=3&rest=4")
     events: list[tuple[int, Event]] = []
     try:
         for group in remote.start(request):
             events += group
             if cutter.connections == 2:
-                request_record(shared_fake, said).release()
+                request_record(shared_fake, prompt).release()
     finally:
         remote.close()
         cutter.close()
@@ -391,8 +400,8 @@ def test_a_dropped_connection_is_taken_up_again(halt: HaltServer, shared_fake: F
     assert isinstance(events[-1][1], Done)
 
 
-def test_a_token_is_asked_for_and_taken(chat: Open, start_halt: Any, env: Environment) -> None:
-    """A Halt with a token turns a pipe away with a sentence and lets one with the token in."""
+def test_chat_requests_a_token_and_uses_it(chat: Open, start_halt: Any, env: Environment) -> None:
+    """A pipe without the token gets a sentence; a chat asks for the token and goes on with it."""
     halt = start_halt(env["OPENAI_BASE_URL"], HALT_TOKEN="open-sesame")
     refused = piped(env, "Hello", "--url", halt.url)
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -410,12 +419,12 @@ def test_a_token_is_asked_for_and_taken(chat: Open, start_halt: Any, env: Enviro
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def test_a_typewriter_is_never_late() -> None:
-    """Whatever comes in whatever lumps has been shown LAG seconds later, and in order."""
+def test_typewriter_shows_all_text_within_its_lag() -> None:
+    """Text of any lumps is shown within LAG seconds, in order and in small steps."""
     lumps = [(0.0, 40), (0.01, 3), (0.02, 300), (0.3, 1), (0.31, 1), (0.7, 5000), (0.71, 2)]
     writer = Typewriter()
     text = "".join(chr(97 + i % 26) for i in range(sum(n for _, n in lumps)))
-    fed, shown, steps = 0, "", 0
+    fed, typed, steps = 0, "", 0
     due: list[tuple[float, int]] = []
     at = 0.0
     while at < 1.2:
@@ -426,15 +435,15 @@ def test_a_typewriter_is_never_late() -> None:
             due.append((moment + LAG, fed))
         piece = writer.take(at)
         steps += bool(piece)
-        shown += piece
-        assert all(len(shown) >= count for limit, count in due if limit <= at)
+        typed += piece
+        assert all(len(typed) >= count for limit, count in due if limit <= at)
         at += PACE
-    assert shown == text
+    assert typed == text
     assert steps > 15, "it is smooth: lumps become many small steps"
 
 
-def test_a_typewriter_stands_still_at_stop() -> None:
-    """What was not shown when Stop was pressed is never shown, and not kept."""
+def test_typewriter_freezes_at_a_stop() -> None:
+    """Text that was not shown at the Stop is never shown and not kept."""
     out = io.StringIO()
     screen = PlainScreen(out, out, quiet=True, typewriter=True)
     screen.begin()
@@ -452,7 +461,7 @@ PICTURE = "![a cat](data:image/png;base64," + "iVBORw0KGgo/8Qz+" * 100 + ")"
 
 
 def shown_by(screen: Screen, text: str) -> None:
-    """Let the screen show an answer that comes in small pieces."""
+    """Show an answer that arrives in small pieces."""
     screen.begin()
     for at in range(0, len(text), 7):
         screen.show(Content(text[at : at + 7]))
@@ -461,8 +470,8 @@ def shown_by(screen: Screen, text: str) -> None:
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_a_picture_is_a_line_of_the_terminal(quiet: bool) -> None:
-    """What is kept has all of it, and so has a program that reads the answer alone."""
+def test_screen_shows_a_picture_as_a_line(quiet: bool) -> None:
+    """The kept answer and a pipe's output have the picture's data."""
     out = io.StringIO()
     screen = PlainScreen(out, out, quiet=quiet)
     for text in (f"Here:\n\n{PICTURE}\n\nNice!", PICTURE[:-1]):
@@ -475,8 +484,8 @@ def test_a_picture_is_a_line_of_the_terminal(quiet: bool) -> None:
 
 
 @pytest.mark.parametrize("rich", [False, True])
-def test_pictures_and_sources_beside_the_text_stand_below_it(rich: bool) -> None:
-    """Each in a line, without the data, and of this answer alone."""
+def test_screen_shows_pictures_and_sources_below_the_text(rich: bool) -> None:
+    """Each is one line without its data, below its own answer alone."""
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=False)
     screen: Screen = RichScreen(console) if rich else PlainScreen(out, out)
@@ -496,8 +505,8 @@ def test_pictures_and_sources_beside_the_text_stand_below_it(rich: bool) -> None
 
 
 @pytest.mark.parametrize("end", ["", "\n\nThe end."])
-def test_a_terminal_shows_what_a_model_writes_as_the_page_does(end: str) -> None:
-    """Lines, formulas, emphasis, breaks in cells and pictures, in a block that ends or does not."""
+def test_rich_screen_shows_markdown_as_the_page_does(end: str) -> None:
+    """Lines, formulas, emphasis, breaks in cells and pictures, in finished and open blocks."""
     out = io.StringIO()
     screen = RichScreen(Console(file=out, width=60, force_terminal=False))
     blocks = (
@@ -547,8 +556,8 @@ class Stuck:
         self.released.set()
 
 
-def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
-    """Nobody has to wait for a Stop that does not come back."""
+def test_terminal_answer_second_ctrl_c_ends_it_while_stop_hangs() -> None:
+    """A user need not wait for a Stop that does not return."""
     out, source = io.StringIO(), Stuck()
     request = ChatRequest([Message("user", "x")], id=new_id())
     try:
@@ -613,7 +622,7 @@ class Beginning(PlainScreen):
 
 
 @pytest.mark.parametrize(
-    ("place", "said", "status"),
+    ("place", "note", "status"),
     [
         ("before the first prompt", "", STOPPED),
         ("before the answer", "Stopped.", 0),
@@ -622,10 +631,11 @@ class Beginning(PlainScreen):
         ("behind the answer", "The answer was already complete. Ctrl-C again leaves.", 0),
     ],
 )
-def test_a_ctrl_c_at_an_odd_moment_counts_for_what_comes_next(
-    monkeypatch: pytest.MonkeyPatch, place: str, said: str, status: int
+def test_chat_ctrl_c_at_an_odd_moment_counts_for_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, place: str, note: str, status: int
 ) -> None:
-    """Between Enter and the answer it stops the answer; just behind one it does not leave."""
+    """Between Enter and the answer it stops the answer; just after an answer it does not end the
+    chat."""
     source, out = Quick(place), io.StringIO()
     lines = iter(["question", "quit"])
 
@@ -635,24 +645,24 @@ def test_a_ctrl_c_at_an_odd_moment_counts_for_what_comes_next(
 
     monkeypatch.setattr(chats, "new_request", new_request)
     assert chats.Chat(source, Beginning(out, source), lambda _: next(lines)).run() == status
-    assert said in out.getvalue()
+    assert note in out.getvalue()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Listening(Quick):
-    """A source that remembers what it was asked."""
+    """A source that records the messages of its requests."""
 
     def __init__(self) -> None:
         super().__init__("nowhere")
-        self.asked: list[list[str]] = []
+        self.prompts: list[list[str]] = []
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
-        self.asked.append([str(message.content) for message in request.messages])
+        self.prompts.append([str(message.content) for message in request.messages])
         return super().start(request)
 
 
 @pytest.mark.parametrize(
-    ("lines", "asked"),
+    ("lines", "prompts"),
     [
         (["one", "clear", "two", "quit"], [["one"], ["two"]]),
         (["one", "Clear", "two", "EXIT"], [["one"], ["two"]]),
@@ -663,15 +673,15 @@ class Listening(Quick):
         (["quit now", "exit"], [["quit now"]]),
     ],
 )
-def test_clear_quit_and_exit_need_no_slash(lines: list[str], asked: list[list[str]]) -> None:
-    """Where they stand alone, in any case; a blank before the line sends it to the model."""
-    source, out, said = Listening(), io.StringIO(), iter(lines)
-    assert chats.Chat(source, PlainScreen(out, out), lambda _: next(said)).run() == 0
-    assert source.asked == asked
+def test_chat_clear_quit_and_exit_need_no_slash(lines: list[str], prompts: list[list[str]]) -> None:
+    """Alone in a line, in any case; a blank before them sends the line to the model."""
+    source, out, inputs = Listening(), io.StringIO(), iter(lines)
+    assert chats.Chat(source, PlainScreen(out, out), lambda _: next(inputs)).run() == 0
+    assert source.prompts == prompts
 
 
-def test_tool_calls_are_one_line_each() -> None:
-    """A tool's name, arguments and result on a line of their own, however long they are."""
+def test_screen_shows_a_tool_call_as_one_line() -> None:
+    """The line has the tool's name, arguments and result, shortened if they are long."""
     out = io.StringIO()
     screen = PlainScreen(out, out)
     screen.begin()
@@ -688,35 +698,33 @@ def test_tool_calls_are_one_line_each() -> None:
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\x9b1m", "\u202e", "\r", "\x00"])
-def test_clean_leaves_nothing_to_obey(text: str) -> None:
-    """Control characters go; newlines, tabs and letters of all languages stay."""
+def test_clean_removes_control_characters(text: str) -> None:
+    """Control characters are removed; newlines, tabs and letters of all languages stay."""
     assert not CONTROL.search(clean(f"a{text}b"))
     assert clean("ä\t中文\n👩\u200d👧") == "ä\t中文\n👩\u200d👧"
 
 
-def test_frames_may_be_cut_anywhere() -> None:
-    """Bytes one by one give the same events; comments are counted, unknown kinds passed over.
-
-    A comment may stand before an event, or by itself.
-    """
+def test_event_stream_decoder_does_not_depend_on_the_pieces() -> None:
+    """Single bytes give the same events; comments are counted, before an event or alone, and
+    unknown types skipped."""
     events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
     news = b'id: 9\ndata: {"type":"news"}\n\n'
     wire = b":\n\n" + sse(*events[0]) + HEARTBEAT + news + HEARTBEAT + sse(*events[1]) + HEARTBEAT
     frames = EventStreamDecoder()
-    found = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]
-    assert found == events
+    decoded = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]
+    assert decoded == events
     assert frames.comments == 4
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "http://x:0"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    """The sentence says how an address looks."""
+def test_remote_refuses_an_invalid_address(url: str) -> None:
+    """The sentence explains the form of an address."""
     with pytest.raises(RemoteError, match="is not an address: use http"):
         Remote(url)
 
 
-def test_importing_the_application_starts_no_thread(env: Environment) -> None:
-    """`flask --app app` imports it for every command, and none of the terminal's libraries."""
+def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
+    """`flask --app app` imports it for every command, without the terminal's libraries."""
     script = (
         "import sys, threading, app; "
         "print(threading.active_count(), {'rich', 'prompt_toolkit'} & set(sys.modules))"
@@ -732,12 +740,12 @@ def test_importing_the_application_starts_no_thread(env: Environment) -> None:
     assert done.stdout == "1 set()\n"
 
 
-def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> None:
-    """The demo model is started for the chat alone and is gone after it."""
+def test_chat_without_a_key_starts_and_ends_the_demo_model(env: Environment) -> None:
+    """The demo model is started for the chat alone and has ended after it."""
     if embedded_model.unavailable() is not None:
         pytest.skip("the demo model is not installed here")
     own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
-    # It computes for as long as it likes to talk: some seconds, minutes on a machine that is busy.
+    # The answer's length varies: it takes seconds, or minutes on a busy machine.
     done = piped(own, "Say hello.", "--metrics", timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -745,11 +753,11 @@ def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> No
     assert embedded_model.MODEL in done.stderr
 
 
-def test_without_a_key_a_model_server_that_is_found_answers(env: Environment) -> None:
-    """It is found as the server finds it, before the demo model is thought of."""
+def test_chat_without_a_key_uses_a_discovered_model_server(env: Environment) -> None:
+    """A server is discovered as Halt's server does it, before the demo model is considered."""
     own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
     with RawServer(listing(models("text-embedding", "m"))) as server:
-        # Only that address is asked, where HOST is reached by other machines.
+        # Discovery checks that address alone, where HOST is reached by other machines.
         own |= {"HALT_DISCOVER": f"127.0.0.1:{server.port}", "HALT_ALLOW_ANONYMOUS": "1"}
         done = piped({**own, "HOST": "0.0.0.0"}, "Say hello.")
     assert (done.returncode, done.stdout, done.stderr) == (0, "m answers.\n", "")
@@ -768,10 +776,10 @@ def test_without_a_key_a_model_server_that_is_found_answers(env: Environment) ->
         ("reasoning?thoughts=1&n=0", 0, ""),
     ],
 )
-def test_a_pipe_says_how_an_answer_ended(
+def test_pipe_notes_the_end_of_an_answer(
     shared_fake: FakeOpenAI, model: str, status: int, note: str
 ) -> None:
-    """What its server broke off is a failure, and what is all thought is an answer."""
+    """An answer that its server broke off is a failure; an answer of thoughts alone is an answer."""
     out, err = io.StringIO(), io.StringIO()
     config = Config(base_url=shared_fake.base_url, api_key="fake")
     generations = GenerationService(config, make_upstream(config), StopRegistry())
@@ -785,15 +793,15 @@ def test_a_pipe_says_how_an_answer_ended(
 
 
 @pytest.mark.parametrize(
-    ("spent", "said"), [(0, "0 s"), (59.9, "59 s"), (95, "1:35"), (3600, "1:00:00")]
+    ("spent", "text"), [(0, "0 s"), (59.9, "59 s"), (95, "1:35"), (3600, "1:00:00")]
 )
-def test_a_duration_that_grows(spent: float, said: str) -> None:
-    """Seconds, then minutes, then hours."""
-    assert clock(spent) == said
+def test_clock_has_seconds_then_minutes_then_hours(spent: float, text: str) -> None:
+    """Durations are shown as 59 s, 1:35 and 1:00:00."""
+    assert clock(spent) == text
 
 
-def test_silence_is_told_with_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a screen of plain lines now and then, on the other one all the time; never to a pipe."""
+def test_screen_shows_the_length_of_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain screen shows it now and then, the rich one always, a pipe never."""
     at = [100.0]
     monkeypatch.setattr("halt.cli.screen.now", lambda: at[0])
     out, piped, drawn = io.StringIO(), io.StringIO(), io.StringIO()

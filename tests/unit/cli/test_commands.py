@@ -1,4 +1,4 @@
-"""The command `halt-chat`: what it does without a word, its options, the browser, the demo model."""
+"""The command `halt-chat`: without a subcommand, its options, the browser, the demo model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.halt_server import (
 from tests.support.pseudo_terminal import TAKE_TERMINAL, Terminal
 
 HALT = [sys.executable, "-m", "halt"]
-#: In a shell and from any folder: load all, say whether the settings will do, and leave.
+#: For a shell in any folder: load everything, check the settings, and end.
 CHECK = shlex.join([sys.executable, str(ROOT / "halt"), "--check-config"])
 
 
@@ -50,7 +50,7 @@ class Command(HaltServer):
 
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`halt-chat` with these arguments, to its end."""
+    """Run `halt-chat` with these arguments to its end."""
     return subprocess.run(
         [*HALT, *args],
         cwd=ROOT,
@@ -63,10 +63,10 @@ def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", [(), ("serve",)])
-def test_it_serves_and_its_options_come_before_their_variables(
+def test_halt_chat_options_override_their_variables(
     name: tuple[str, ...], shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """`halt-chat OPTIONS` is `halt-chat serve OPTIONS`; what is no option of Halt's is gunicorn's."""
+    """`halt-chat OPTIONS` is `halt-chat serve OPTIONS`; other options are gunicorn's."""
     server = Command(
         {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "HALT_DATA": "/nowhere", "PORT": "1"},
         *(*name, "--port", "0", "--base-url", shared_fake.base_url, "--model", "count?n=3"),
@@ -81,16 +81,16 @@ def test_it_serves_and_its_options_come_before_their_variables(
         server.close()
 
 
-def test_a_wrong_setting_ends_it_with_one_line() -> None:
-    """As it ends `python app.py`."""
+def test_halt_chat_wrong_setting_ends_it_with_one_line() -> None:
+    """The error is the same line as of `python app.py`."""
     done = run("--port", "none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "halt: PORT='none' is not allowed: use a whole number from 0 to 65535.\n"
 
 
 @pytest.mark.parametrize("wrong", [("sevre",), ("serve", "app:app"), ("--prto",)])
-def test_a_word_that_is_none_of_its_own_is_named(wrong: tuple[str, ...]) -> None:
-    """And nothing is served."""
+def test_halt_chat_unknown_word_is_named(wrong: tuple[str, ...]) -> None:
+    """An unknown command, argument or option is named, and nothing is served."""
     done = run(*wrong)
     assert done.returncode == 2
     assert wrong[-1] in done.stderr
@@ -98,8 +98,10 @@ def test_a_word_that_is_none_of_its_own_is_named(wrong: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize("command", ["app.py", "halt"])
-def test_settings_of_the_current_folder_are_not_gunicorns(tmp_path: Path, command: str) -> None:
-    """Nor is a module that lies there imported; a relative path is one of the current folder."""
+def test_current_folders_gunicorn_conf_and_modules_are_not_loaded(
+    tmp_path: Path, command: str
+) -> None:
+    """Neither gunicorn.conf.py nor a module there is used; a relative path is one of that folder."""
     (tmp_path / "gunicorn.conf.py").write_text("bind = 'nowhere.invalid:1'\n")
     for name in ("flask", "openai", "gunicorn"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
@@ -114,7 +116,7 @@ def test_settings_of_the_current_folder_are_not_gunicorns(tmp_path: Path, comman
 def test_sigusr2_starts_a_master_that_takes_over(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """The new one has the same port and settings, and serves once the old one has left."""
+    """The new master has the same port and settings, and serves once the old one has ended."""
     server = start_halt(shared_fake)
     server.process.send_signal(signal.SIGUSR2)
     server.wait_printed(r"(?s)(Halt is at \S+\nIt talks to [^\n]+\n).*\1")
@@ -127,15 +129,15 @@ def test_sigusr2_starts_a_master_that_takes_over(
         eventually(lambda: server.gone)
 
 
-def test_a_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
-    """Also before its own modules are there: the first of them sends the signal here."""
+def test_halt_chat_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
+    """Also before its own modules are loaded: here the first of them sends the signal."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     done = run("version", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_it_runs_with_its_standard_streams_closed() -> None:
-    """As a service manager may start it."""
+def test_halt_chat_runs_with_closed_standard_streams() -> None:
+    """A service manager may start it so."""
     script = f"exec {shlex.join([*HALT, 'serve', '--check-config'])} <&- >&- 2>&-"
     env = halt_environment({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "DISPLAY": ":0"})
     done = subprocess.run(["sh", "-c", script], cwd=ROOT, env=env, check=False, timeout=60)
@@ -151,8 +153,8 @@ class WithoutInput(HaltServer):
     )
 
 
-def test_a_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> None:
-    """Whether it is at a terminal is asked of a stream that is not there."""
+def test_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> None:
+    """The check for a terminal works where the stream is missing."""
     server = WithoutInput({"OPENAI_BASE_URL": shared_fake.base_url})
     try:
         assert server.client().get("/").status == 200
@@ -160,16 +162,16 @@ def test_a_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> No
         server.close()
 
 
-def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    """gunicorn would end with a traceback."""
+def test_deleted_current_folder_is_named(tmp_path: Path) -> None:
+    """One line names the fault, where gunicorn would end with a traceback."""
     script = f"rmdir {shlex.quote(str(tmp_path))}; exec {CHECK}"
     status, printed = refused_command(["sh", "-c", script], tmp_path, {})
     assert status == 1
     assert re.fullmatch(r"halt: the current folder cannot be used: .*\n", printed)
 
 
-def test_a_current_folder_that_cannot_be_entered_is_no_hindrance(tmp_path: Path) -> None:
-    """As after `sudo -u halt` in a home of root's; a root without its privileges stands for it."""
+def test_unreadable_current_folder_does_no_harm(tmp_path: Path) -> None:
+    """As after `sudo -u halt` in a home of root's; here root drops its privileges."""
     as_another = "setpriv --bounding-set=-dac_override,-dac_read_search" if not os.geteuid() else ""
     folder = tmp_path / "closed"
     folder.mkdir()
@@ -182,29 +184,29 @@ def test_a_current_folder_that_cannot_be_entered_is_no_hindrance(tmp_path: Path)
     )
 
 
-def test_an_address_of_ipv6_may_stand_in_brackets() -> None:
-    """As it does in a URL."""
+def test_host_option_accepts_ipv6_in_brackets() -> None:
+    """The brackets are as in a URL."""
     done = run("--host", "[::1]", "--port", "9", "--print-config")
     assert re.search(r"^bind += \['\[::1\]:9'\]$", done.stdout, re.M)
 
 
 def test_help_names_the_commands() -> None:
-    """gunicorn's own help has defaults that are not Halt's."""
+    """The help is Halt's own, since gunicorn's has other defaults."""
     done = run("-h")
     assert done.returncode == 0
     for name in ("serve", "chat", "doctor", "demo", "version"):
         assert re.search(rf"^  {name} ", done.stdout, re.M)
 
 
-def test_its_version_is_halts() -> None:
-    """`--check` says how to update, and connects to nothing."""
+def test_version_is_halts() -> None:
+    """`--check` prints how to update, and connects to nothing."""
     for command in (["version"], ["--version"], ["serve", "-v"]):
         assert run(*command).stdout == f"halt-chat {VERSION}\n"
     assert "asks no server" in run("version", "--check").stdout
 
 
-def test_windows_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gunicorn does not run there, and would say so with a traceback."""
+def test_halt_chat_on_windows_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn does not run there, and would end with a traceback."""
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(SystemExit, match=r"^halt: .* use WSL there\.$"):
         command_line.main()
@@ -213,13 +215,11 @@ def test_windows_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 # --- the browser ----------------------------------------------------------------------------------
 
 
-def test_the_page_opens_in_the_browser_of_a_desktop(
-    shared_fake: FakeOpenAI, tmp_path: Path
-) -> None:
-    """The address that the browser is given answers at once, although the start goes on."""
-    told = tmp_path / "told"
+def test_page_opens_in_the_browser_of_a_desktop(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """The address that the browser gets answers at once, although the start goes on."""
+    opened = tmp_path / "opened"
     browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" >{told}.new && mv {told}.new {told}\n')
+    browser.write_text(f'#!/bin/sh\necho "$1" >{opened}.new && mv {opened}.new {opened}\n')
     browser.chmod(0o755)
     env = halt_environment(
         {
@@ -232,8 +232,8 @@ def test_the_page_opens_in_the_browser_of_a_desktop(
     env.pop("SSH_CONNECTION", None)
     terminal = Terminal(HALT, env, str(ROOT))
     try:
-        eventually(told.exists)
-        url = told.read_text().strip()
+        eventually(opened.exists)
+        url = opened.read_text().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
         with urllib.request.urlopen(url) as page:
             assert b"<title>Halt</title>" in page.read()
@@ -241,8 +241,8 @@ def test_the_page_opens_in_the_browser_of_a_desktop(
         terminal.close()
 
 
-def test_the_server_leaves_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
-    """The window is closed: the system's SIGHUP is no wish to read the settings again."""
+def test_server_ends_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """When the window is closed, SIGHUP ends the server and does not reload the settings."""
     settings = {"OPENAI_BASE_URL": shared_fake.base_url, "HALT_DATA": str(tmp_path)}
     window, terminal = pty.openpty()
     process = subprocess.Popen(
@@ -278,10 +278,10 @@ def test_the_server_leaves_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: 
         ({"DISPLAY": ":0", "SSH_CONNECTION": "::1 1 ::1 22"}, True, False),
     ],
 )
-def test_a_browser_is_opened_for_a_person_at_a_desktop_alone(
+def test_at_a_desktop_needs_a_terminal_and_a_screen(
     monkeypatch: pytest.MonkeyPatch, more: dict[str, str], terminals: bool, opens: bool
 ) -> None:
-    """Never without a terminal, a screen, or over SSH."""
+    """No browser is opened without a terminal, without a screen, or over SSH."""
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
         monkeypatch.delenv(name, raising=False)
     for name, value in more.items():
@@ -292,8 +292,8 @@ def test_a_browser_is_opened_for_a_person_at_a_desktop_alone(
 
 
 @pytest.mark.parametrize("options", [[], ["--no-open"]])
-def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
-    """At a desktop too."""
+def test_no_open_option_opens_no_page(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    """`--no-open` has its effect at a desktop too."""
     published: dict[str, str] = {}
 
     def serve(_: Any) -> None:
@@ -307,10 +307,10 @@ def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[st
 
 
 @pytest.mark.parametrize(("older_master", "opens"), [(0, True), (77, False)])
-def test_a_master_that_replaces_another_opens_no_page(
+def test_master_that_replaces_another_opens_no_page(
     monkeypatch: pytest.MonkeyPatch, older_master: int, opens: bool
 ) -> None:
-    """Nor does it where the one before it was started with `--no-open`: it has no such option."""
+    """It has no `--no-open` of its own, so it opens none in any case."""
     opened: list[str] = []
     monkeypatch.setattr(page_opener, "open_page", opened.append)
     monkeypatch.setattr(gc, "freeze", lambda: None)  # of a master
@@ -332,8 +332,8 @@ def test_a_master_that_replaces_another_opens_no_page(
         ([], ""),
     ],
 )
-def test_the_page_is_at_an_address_that_a_browser_can_open(addresses: list[str], page: str) -> None:
-    """Where Halt listens on all addresses it is this machine's own."""
+def test_page_of_gives_an_address_that_a_browser_can_open(addresses: list[str], page: str) -> None:
+    """Where Halt listens on all addresses, the page's is this machine's own."""
     assert page_opener.page_of(addresses) == page
 
 
@@ -359,33 +359,33 @@ def demo(monkeypatch: pytest.MonkeyPatch, *options: str, there: bool) -> tuple[i
     return done.exit_code, done.output, ran
 
 
-def test_demo_says_that_the_model_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And installs nothing, asked to or not."""
+def test_demo_reports_an_installed_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It installs nothing, with `--install` or without."""
     for options in ([], ["--install"]):
-        status, said, ran = demo(monkeypatch, *options, there=True)
+        status, output, ran = demo(monkeypatch, *options, there=True)
         assert (status, ran) == (0, [])
-        assert said == f"The demo model {embedded_model.MODEL} is installed.\n"
+        assert output == f"The demo model {embedded_model.MODEL} is installed.\n"
 
 
-def test_demo_prints_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into the environment of this Halt; `--install` runs that very line."""
-    status, said, ran = demo(monkeypatch, there=False)
-    line = re.search(r"^    (.*)$", said, re.M)
+def test_demo_prints_the_command_that_installs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is for this Halt's environment; `--install` runs that very command."""
+    status, output, ran = demo(monkeypatch, there=False)
+    line = re.search(r"^    (.*)$", output, re.M)
     assert line is not None
     assert (status, ran) == (1, [])
     assert line[1].startswith(f"{sys.executable} -m pip install --no-deps --only-binary=:all: ")
-    status, said, ran = demo(monkeypatch, "--install", there=False)
+    status, output, ran = demo(monkeypatch, "--install", there=False)
     assert (status, " ".join(ran)) == (0, line[1])
-    assert said.endswith("is installed.\n")
+    assert output.endswith("is installed.\n")
 
 
 def test_demo_uses_uv_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that uv made has none; where neither is there, a line says what to do."""
+    """An environment made by uv has no pip; where both are missing, a line names the remedy."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     _, _, ran = demo(monkeypatch, "--install", there=False)
     assert ran[:5] == ["/bin/uv", "pip", "install", "--python", sys.executable]
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    status, said, ran = demo(monkeypatch, "--install", there=False)
+    status, output, ran = demo(monkeypatch, "--install", there=False)
     assert (status, ran) == (1, [])
-    assert f"{sys.executable} -m ensurepip" in said
+    assert f"{sys.executable} -m ensurepip" in output

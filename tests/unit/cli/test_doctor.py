@@ -1,4 +1,4 @@
-"""The doctor finds what ails the way to the model and the proxy before Halt, and says the cure."""
+"""The doctor finds faults on the way to the model and in the proxy before Halt, with remedies."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.doctor_command import doctor, doctor_of_proxy
 from tests.support.halt_server import HaltServer
+from tests.support.provider_answers import closed_port
 from tests.support.raw_server import RawServer, answering
 from tests.support.reverse_proxies import (
     binary,
@@ -31,17 +32,17 @@ from tests.support.reverse_proxies import (
     started_program,
 )
 
-PACED = "count?rate=60&n=30"  # slow enough to see whether something keeps words back
+PACED = "count?rate=60&n=30"  # slow enough to detect a buffer on the way
 
 
 # --- the model ------------------------------------------------------------------------------------
 
 
-def test_a_good_upstream_is_well(shared_fake: FakeOpenAI) -> None:
-    """Name, connection, key, models, streaming, usage, Stop: each is looked at and is well."""
-    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
-    assert found.exit_code == 0
-    assert found.statuses() == {
+def test_doctor_of_a_good_upstream_has_only_good_findings(shared_fake: FakeOpenAI) -> None:
+    """Name, connection, key, models, streaming, usage, Stop: each is checked and good."""
+    report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
+    assert report.exit_code == 0
+    assert report.statuses() == {
         "open files": "ok",
         "name": "ok",
         "connection": "ok",
@@ -55,33 +56,33 @@ def test_a_good_upstream_is_well(shared_fake: FakeOpenAI) -> None:
         "tools": "ok",
         "reasoning": "ok",
     }
-    assert "30 pieces, one by one" in found.findings["streaming"]["text"]
-    assert "was closed" in found.findings["stop"]["text"]
+    assert "30 pieces, one by one" in report.findings["streaming"]["text"]
+    assert "was closed" in report.findings["stop"]["text"]
 
 
-def test_the_data_folder_is_not_needed(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
-    """What the doctor says does not depend on whether Halt could keep anything."""
+def test_doctor_needs_no_data_folder(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """The findings do not depend on whether Halt could save anything."""
     (tmp_path / "file").write_text("")
     data = str(tmp_path / "file" / "halt")
-    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED, HALT_DATA=data)
-    assert found.exit_code == 0
-    assert found.findings["answer"]["status"] == "ok"
+    report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED, HALT_DATA=data)
+    assert report.exit_code == 0
+    assert report.findings["answer"]["status"] == "ok"
 
 
-def test_too_few_open_files_are_found(
+def test_doctor_warns_of_too_few_open_files(
     shared_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A system that allows fewer than the streams take is said, with the setting."""
+    """A limit below the need of all streams is a warning that names the setting."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
-    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
-    assert found.statuses()["open files"] == "warn"
-    said = "1,024 allowed, 1,504 needed for 500 streams."
-    assert found.findings["open files"]["text"] == said
-    assert "HALT_MAX_STREAMS" in found.remedy("open files")
+    report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
+    assert report.statuses()["open files"] == "warn"
+    text = "1,024 allowed, 1,504 needed for 500 streams."
+    assert report.findings["open files"]["text"] == text
+    assert "HALT_MAX_STREAMS" in report.remedy("open files")
 
 
-def test_findings_are_lines_for_people_too(shared_fake: FakeOpenAI) -> None:
-    """One line each: the status, the name, the words and, where it is not well, the remedy."""
+def test_doctor_prints_a_line_for_each_finding(shared_fake: FakeOpenAI) -> None:
+    """A line has status, name, text and, for a fault, the remedy."""
     settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "x", "HALT_MODEL": "401"}
     result = create_app(load(settings)).test_cli_runner().invoke(args=["doctor"])
     assert result.exit_code == 1
@@ -95,27 +96,28 @@ def test_findings_are_lines_for_people_too(shared_fake: FakeOpenAI) -> None:
     )
 
 
-def test_an_address_without_its_end_is_found(shared_fake: FakeOpenAI) -> None:
-    """The doctor says what was asked, and how an address ends; so does the error of an answer."""
+def test_doctor_finds_an_address_without_v1(shared_fake: FakeOpenAI) -> None:
+    """The finding has the request that was sent and how an address ends, and so has an answer's
+    error."""
     address = shared_fake.base_url.removesuffix("/v1")
-    found = doctor(OPENAI_BASE_URL=address)
-    assert found.statuses()["models"] == "fail"
-    assert f"The request was GET {address}/models: " in found.findings["models"]["text"]
-    assert "up to and with /v1" in found.remedy("models")
-    found = doctor(OPENAI_BASE_URL=address, HALT_MODEL="echo")
-    assert found.statuses()["answer"] == "fail"
-    assert f"The request was POST {address}/chat/completions: " in found.findings["answer"]["text"]
+    report = doctor(OPENAI_BASE_URL=address)
+    assert report.statuses()["models"] == "fail"
+    assert f"The request was GET {address}/models: " in report.findings["models"]["text"]
+    assert "up to and with /v1" in report.remedy("models")
+    report = doctor(OPENAI_BASE_URL=address, HALT_MODEL="echo")
+    assert report.statuses()["answer"] == "fail"
+    assert f"The request was POST {address}/chat/completions: " in report.findings["answer"]["text"]
 
 
-def test_every_provider_of_a_file_is_looked_at(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
-    """Findings bear its name, remedies name its own settings, and one's fault hides no other."""
+def test_doctor_checks_every_provider_of_a_file(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """Findings bear the provider's name, remedies its own settings, and one fault hides no other."""
     file = tmp_path / "halt.toml"
     file.write_text(
         f"""
         default = "claude/{PACED}"
         [providers.local]
         kind = "openai"
-        base_url = "http://127.0.0.1:{free_port()}/v1"
+        base_url = "http://127.0.0.1:{closed_port()}/v1"
         [providers.claude]
         kind = "anthropic"
         base_url = "{shared_fake.origin}"
@@ -130,93 +132,93 @@ def test_every_provider_of_a_file_is_looked_at(shared_fake: FakeOpenAI, tmp_path
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEY_OF_DOCTOR", "fake-key-of-tests")
-        found = doctor(HALT_CONFIG=str(file))
-    statuses = found.statuses()
-    assert found.exit_code == 1
+        report = doctor(HALT_CONFIG=str(file))
+    statuses = report.statuses()
+    assert report.exit_code == 1
     assert statuses["local: connection"] == "fail"
-    assert "base_url of [providers.local]" in found.remedy("local: connection")
-    assert found.findings["claude: models"]["text"].endswith(f"{PACED} answers")
+    assert "base_url of [providers.local]" in report.remedy("local: connection")
+    assert report.findings["claude: models"]["text"].endswith(f"{PACED} answers")
     assert (statuses["claude: answer"], statuses["claude: stop"]) == ("ok", "ok")
     assert statuses["work: models"] == "ok"
     assert statuses["work: answer"] == "fail"
-    assert "key_env of [providers.work]" in found.remedy("work: answer")
+    assert "key_env of [providers.work]" in report.remedy("work: answer")
 
 
-def test_azure_and_anthropic_of_the_environment_are_looked_at(shared_fake: FakeOpenAI) -> None:
-    """Each by its own address, key and model, whatever HALT_MODEL says of the other."""
-    found = doctor(
+def test_doctor_checks_azure_and_anthropic_of_the_environment(shared_fake: FakeOpenAI) -> None:
+    """Each is checked by its own address, key and model, whatever HALT_MODEL names of the other."""
+    report = doctor(
         OPENAI_API_KEY="",
         AZURE_OPENAI_ENDPOINT=shared_fake.origin,
         AZURE_OPENAI_API_KEY="fake-key-of-tests",
         AZURE_OPENAI_DEPLOYMENT="count?n=20",
-        ANTHROPIC_BASE_URL=f"http://127.0.0.1:{free_port()}",
+        ANTHROPIC_BASE_URL=f"http://127.0.0.1:{closed_port()}",
         ANTHROPIC_API_KEY="fake-key-of-tests",
         HALT_MODEL="anthropic/echo",
     )
-    assert found.findings["azure: models"]["text"].endswith("count?n=20 answers")
-    assert found.statuses()["azure: answer"] == "ok"
-    assert "ANTHROPIC_BASE_URL" in found.remedy("anthropic: connection")
+    assert report.findings["azure: models"]["text"].endswith("count?n=20 answers")
+    assert report.statuses()["azure: answer"] == "ok"
+    assert "ANTHROPIC_BASE_URL" in report.remedy("anthropic: connection")
 
 
-def test_a_server_that_refuses_connections() -> None:
-    """The port is named, and what to do."""
-    found = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
-    assert found.exit_code == 1
-    assert found.statuses() == {"open files": "ok", "name": "ok", "connection": "fail"}
-    assert "refuses connections" in found.findings["connection"]["text"]
-    assert "OPENAI_BASE_URL" in found.remedy("connection")
+def test_doctor_names_a_server_that_refuses_connections() -> None:
+    """The finding names the fault and the setting to change."""
+    report = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{closed_port()}/v1")
+    assert report.exit_code == 1
+    assert report.statuses() == {"open files": "ok", "name": "ok", "connection": "fail"}
+    assert "refuses connections" in report.findings["connection"]["text"]
+    assert "OPENAI_BASE_URL" in report.remedy("connection")
 
 
-def test_a_name_that_does_not_exist() -> None:
-    """The name is said to be at fault."""
-    found = doctor(OPENAI_BASE_URL="http://no-such-host.invalid/v1")
-    assert found.statuses() == {"open files": "ok", "name": "fail"}
-    assert "no-such-host.invalid" in found.findings["name"]["text"]
+def test_doctor_names_a_host_that_does_not_exist() -> None:
+    """The fault is that of the name, and later checks are left out."""
+    report = doctor(OPENAI_BASE_URL="http://no-such-host.invalid/v1")
+    assert report.statuses() == {"open files": "ok", "name": "fail"}
+    assert "no-such-host.invalid" in report.findings["name"]["text"]
 
 
-def test_a_server_that_is_silent(shared_fake: FakeOpenAI) -> None:
-    """It is given up after --timeout, and the cure is at the model's server."""
-    found = doctor(
-        "--timeout", "0.5", OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="silent_headers"
+def test_doctor_gives_a_silent_server_up_after_its_timeout(shared_fake: FakeOpenAI) -> None:
+    """After --timeout the answer fails, and the remedy concerns the model's server."""
+    report = doctor(
+        "--timeout", "2", OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="silent_headers"
     )
-    assert found.statuses()["answer"] == "fail"
-    assert "did not begin to answer in time" in found.findings["answer"]["text"]
-    assert "busy" in found.remedy("answer")
+    assert report.statuses()["answer"] == "fail"
+    assert "did not begin to answer in time" in report.findings["answer"]["text"]
+    assert "busy" in report.remedy("answer")
 
 
-def test_a_port_where_connecting_hangs() -> None:
-    """A firewall is suspected."""
+def test_doctor_suspects_a_firewall_where_connecting_hangs() -> None:
+    """A connection attempt without an answer fails with that remedy."""
     with FakeOpenAI.unaccepting() as url:
-        found = doctor(OPENAI_BASE_URL=url, HALT_CONNECT_TIMEOUT="0.2")
-    assert found.statuses()["connection"] == "fail"
-    assert "firewall" in found.remedy("connection")
+        report = doctor(OPENAI_BASE_URL=url, HALT_CONNECT_TIMEOUT="0.2")
+    assert report.statuses()["connection"] == "fail"
+    assert "firewall" in report.remedy("connection")
 
 
-def test_a_certificate_that_nobody_trusts() -> None:
-    """TLS is looked at by itself."""
+def test_doctor_names_an_untrusted_certificate() -> None:
+    """TLS has its own finding."""
     with FakeOpenAI(tls=True) as fake:
-        found = doctor(OPENAI_BASE_URL=fake.base_url)
-    assert found.statuses() == {
+        report = doctor(OPENAI_BASE_URL=fake.base_url)
+    assert report.statuses() == {
         "open files": "ok",
         "name": "ok",
         "connection": "ok",
         "TLS": "fail",
     }
-    assert "SSL_CERT_FILE" in found.remedy("TLS")
+    assert "SSL_CERT_FILE" in report.remedy("TLS")
 
 
-def test_pieces_that_something_gathers(shared_fake: FakeOpenAI) -> None:
-    """Many pieces in few lumps: a proxy before the model is suspected."""
+def test_doctor_warns_of_gathered_pieces(shared_fake: FakeOpenAI) -> None:
+    """Many pieces in few reads: a proxy before the model is suspected."""
     model = "count?n=60&burst=30&gap_ms=5"
-    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=model)
-    assert found.statuses()["streaming"] == "warn"
-    assert "proxy_buffering off" in found.remedy("streaming")
+    report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=model)
+    assert report.statuses()["streaming"] == "warn"
+    assert "proxy_buffering off" in report.remedy("streaming")
 
 
-def test_usage_that_is_not_reported(shared_fake: FakeOpenAI) -> None:
-    """Then counts are estimated, and the doctor says so."""
-    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="no_usage")
-    assert found.statuses()["usage"] == "warn"
+def test_doctor_warns_of_missing_usage(shared_fake: FakeOpenAI) -> None:
+    """Without a usage the token counts are estimates."""
+    report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="no_usage")
+    assert report.statuses()["usage"] == "warn"
 
 
 # --- whether the model stops ----------------------------------------------------------------------
@@ -224,48 +226,58 @@ def test_usage_that_is_not_reported(shared_fake: FakeOpenAI) -> None:
 
 @pytest.fixture
 def model_server() -> Iterator[FakeOpenAI]:
-    """A model's server that can be made to tell what it works on."""
+    """A model's server that can report its running requests."""
     with FakeOpenAI(unknown_model="echo") as fake:
         yield fake
 
 
 def model_stop(fake: FakeOpenAI) -> tuple[str, str]:
-    """Status and words of the finding on whether the model stops."""
-    found = doctor(OPENAI_BASE_URL=fake.base_url, HALT_MODEL=PACED).findings["model stop"]
-    return str(found["status"]), str(found["text"])
+    """Status and text of the finding on whether the model stops."""
+    finding = doctor(OPENAI_BASE_URL=fake.base_url, HALT_MODEL=PACED).findings["model stop"]
+    return str(finding["status"]), str(finding["text"])
 
 
-def test_a_model_that_stops_is_seen_to_stop(model_server: FakeOpenAI) -> None:
-    """Where the server tells what it works on, the time until it is idle is measured.
-
-    It is asked with the key of the answers.
-    """
+def test_doctor_reports_the_time_until_the_model_stopped(
+    model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server reports its running requests, the time until it is idle is measured. The
+    request has the key of the answers."""
+    monkeypatch.setattr("halt.cli.doctor.stop.SLOW_STOP", 60_000.0)
     model_server.work["/slots"] = fake_work.slots
     status, text = model_stop(model_server)
     assert status == "ok"
     assert re.fullmatch(r"the model had stopped \d+ ms after Stop \(GET /slots\)", text)
-    asked = [each for each in model_server.requests if each.path == "/slots"]
-    assert {each.headers["authorization"] for each in asked} == {"Bearer fake-key-of-tests"}
+    records = [record for record in model_server.requests if record.path == "/slots"]
+    assert {record.headers["authorization"] for record in records} == {"Bearer fake-key-of-tests"}
 
 
-def test_a_model_that_writes_on_for_a_while_is_a_warning(
+def test_doctor_warns_of_a_model_that_stops_late(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last look that found it at work and the first that did not are said, in seconds."""
+    """The finding has the times of the last busy and the first idle report, in seconds."""
     monkeypatch.setattr("halt.cli.doctor.server_load.PAUSES", (0.05,))
-    model_server.work["/slots"] = fake_work.slots
-    model_server.works_on = 1.2
+    monkeypatch.setattr("halt.cli.doctor.stop.SLOW_STOP", 0.0)
+    monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 60.0)
+    busy_reports = iter([1] * 4)  # after the Stop, whatever the machine's speed
+
+    def answer(in_work: int) -> tuple[int, str, bytes]:
+        stopped = any(record.closed.is_set() for record in model_server.requests)
+        return fake_work.slots(next(busy_reports, 0) if stopped else in_work)
+
+    model_server.work["/slots"] = answer
     status, text = model_stop(model_server)
     assert status == "warn"
-    assert re.fullmatch(
-        r"the model stopped [1-3]\.\d to [1-4]\.\d s after Stop \(GET /slots\)\.", text
+    times = re.fullmatch(
+        r"the model stopped (\d+\.\d) to (\d+\.\d) s after Stop \(GET /slots\)\.", text
     )
+    assert times is not None
+    assert 0.1 <= float(times[1]) <= float(times[2])
 
 
-def test_a_model_that_writes_on_is_a_warning(
+def test_doctor_warns_of_a_model_that_goes_on(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is looked at for a limited time, and the finding says for how long."""
+    """The server is watched for a limited time, which is in the finding."""
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 0.3)
     model_server.work["/metrics"] = fake_work.metrics
     model_server.works_on = 60.0
@@ -278,10 +290,10 @@ def test_a_model_that_writes_on_is_a_warning(
     )
 
 
-def test_nothing_is_claimed_of_a_server_that_works_for_others(
+def test_doctor_claims_nothing_of_a_server_with_other_clients(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests of others are counted as well, so the doctor does not tell them from its own."""
+    """Requests of other clients count too, so the doctor cannot distinguish its own."""
     monkeypatch.setattr("halt.cli.doctor.stop.IDLE_WITHIN", 0.2)
     model_server.work["/slots"] = fake_work.slots
     model_server.others = 2
@@ -290,14 +302,14 @@ def test_nothing_is_claimed_of_a_server_that_works_for_others(
     assert text == "not known: the server has other requests at the same time (GET /slots)"
 
 
-def test_others_that_come_after_the_stop_are_not_taken_for_the_own_answer(
+def test_doctor_claims_nothing_if_other_clients_come_after_the_stop(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than one request after the Stop: another client has come, and nothing is claimed."""
+    """More than one request after the Stop: another client has come."""
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 0.2)
 
     def answer(in_work: int) -> tuple[int, str, bytes]:
-        stopped = any(each.closed.is_set() for each in model_server.requests)
+        stopped = any(record.closed.is_set() for record in model_server.requests)
         return fake_work.slots(2 if stopped else in_work)
 
     model_server.work["/slots"] = answer
@@ -305,10 +317,10 @@ def test_others_that_come_after_the_stop_are_not_taken_for_the_own_answer(
     assert (status, text.partition(":")[0]) == ("ok", "not known")
 
 
-def test_nothing_is_claimed_of_a_server_that_does_not_count_the_answer(
+def test_doctor_claims_nothing_of_a_server_that_counts_no_answer(
     model_server: FakeOpenAI,
 ) -> None:
-    """One that is idle while it answers is another server, or counts late: it proves nothing."""
+    """A server that is idle during its answer is another one, or counts late."""
     model_server.work["/slots"] = lambda _: fake_work.slots(0)
     status, text = model_stop(model_server)
     assert status == "ok"
@@ -320,7 +332,7 @@ def test_nothing_is_claimed_of_a_server_that_does_not_count_the_answer(
 
 @pytest.fixture(scope="module")
 def paced(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt whose model writes at a human pace."""
+    """A Halt whose model sends at the speed of reading."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_MODEL": PACED}
     server = HaltServer(env)
     yield server
@@ -329,7 +341,7 @@ def paced(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 @pytest.fixture(scope="module")
 def silent(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt whose model says nothing, with its usual heartbeat of ten seconds."""
+    """A Halt whose model sends nothing, with the usual heartbeat of ten seconds."""
     model = "silent_first_token"
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_MODEL": model}
     server = HaltServer(env)
@@ -339,7 +351,7 @@ def silent(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 @pytest.fixture(scope="module")
 def trusting(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt that is told of one proxy, whose model thinks for a while before it writes."""
+    """A Halt behind one trusted proxy, whose model is silent for a while before it sends."""
     env = {
         "OPENAI_BASE_URL": shared_fake.base_url,
         "OPENAI_API_KEY": "fake",
@@ -351,7 +363,7 @@ def trusting(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-#: Settings that are well, apart from what each way leaves out or adds.
+#: Right settings; each proxy below leaves out or adds some.
 STREAMS = "proxy_http_version 1.1; proxy_buffering off; client_max_body_size 0;"
 UPGRADES = "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $upgraded;"
 FORWARDS = "proxy_set_header X-Forwarded-For $remote_addr;"
@@ -365,7 +377,7 @@ def proxies(
     silent: HaltServer,
     trusting: HaltServer,
 ) -> Iterator[dict[str, str]]:
-    """nginx before Halt, set up well and badly: addresses by name. Those with "tls" have TLS."""
+    """nginx before Halt with right and wrong settings: addresses by name. "tls" ones have TLS."""
     program = binary("nginx")
     folder: Path = tmp_path_factory.mktemp("nginx")
     well = STREAMS + UPGRADES
@@ -419,12 +431,12 @@ def proxies(
         }
 
 
-def test_a_good_proxy_is_well(proxies: dict[str, str]) -> None:
-    """It streams, passes the headers, and Stop reaches the model."""
-    found = doctor_of_proxy(proxies["good"])
-    assert found.exit_code == 0
-    assert set(found.statuses().values()) == {"ok"}, found.text
-    assert set(found.findings) == {
+def test_doctor_of_a_good_proxy_has_only_good_findings(proxies: dict[str, str]) -> None:
+    """The proxy streams and passes the headers, and a Stop reaches the model."""
+    report = doctor_of_proxy(proxies["good"])
+    assert report.exit_code == 0
+    assert set(report.statuses().values()) == {"ok"}, report.text
+    assert set(report.findings) == {
         "name",
         "connection",
         "Halt",
@@ -437,94 +449,96 @@ def test_a_good_proxy_is_well(proxies: dict[str, str]) -> None:
         "stop",
         "departure",
     }
-    assert "was closed" in found.findings["stop"]["text"]
+    assert "was closed" in report.findings["stop"]["text"]
 
 
-def test_a_good_proxy_with_tls_is_well(proxies: dict[str, str]) -> None:
-    """The cookies are looked at as well, and a client that leaves before the first word."""
-    found = doctor_of_proxy(proxies["good tls"])
-    assert set(found.statuses().values()) == {"ok"}, found.text
-    assert {"TLS", "cookies"} <= set(found.findings)
-    assert "as reported by 1 proxy" in found.findings["client address"]["text"]
-    assert "before the model writes" in found.findings["departure"]["text"]
+def test_doctor_of_a_good_tls_proxy_has_only_good_findings(proxies: dict[str, str]) -> None:
+    """The cookies are checked as well, and a client that leaves before the first token."""
+    report = doctor_of_proxy(proxies["good tls"])
+    assert set(report.statuses().values()) == {"ok"}, report.text
+    assert {"TLS", "cookies"} <= set(report.findings)
+    assert "as reported by 1 proxy" in report.findings["client address"]["text"]
+    assert "before the model writes" in report.findings["departure"]["text"]
 
 
-def test_halt_without_a_proxy_is_well(paced: HaltServer) -> None:
-    """The same without anything between."""
+def test_doctor_of_halt_without_a_proxy_has_only_good_findings(paced: HaltServer) -> None:
+    """All checks are good without a proxy between."""
     assert set(doctor_of_proxy(paced.url).statuses().values()) == {"ok"}
 
 
 @pytest.mark.parametrize("way", ["buffering", "packing", "both"])
-def test_a_proxy_that_keeps_events_back_is_one_finding(proxies: dict[str, str], way: str) -> None:
-    """By a buffer, a compressor or both: one finding, with one remedy in nginx's own words."""
-    found = doctor_of_proxy(proxies[way])
-    assert found.statuses()["buffering"] == "fail", found.text
-    assert found.exit_code == 1
-    assert "proxy_buffering off; gzip off;" in found.remedy("buffering")
-    text = found.findings["buffering"]["text"]
+def test_doctor_reports_a_buffering_proxy_as_one_finding(proxies: dict[str, str], way: str) -> None:
+    """A buffer, a compressor or both: one finding, with one remedy in nginx's own words."""
+    report = doctor_of_proxy(proxies[way])
+    assert report.statuses()["buffering"] == "fail", report.text
+    assert report.exit_code == 1
+    assert "proxy_buffering off; gzip off;" in report.remedy("buffering")
+    text = report.findings["buffering"]["text"]
     assert ("arrived within" in text) is (way != "packing")
     assert ("compresses streams for browsers (gzip)" in text) is (way != "buffering")
-    assert "compression" not in found.findings
+    assert "compression" not in report.findings
 
 
-def test_a_header_that_one_location_forgets_is_found(proxies: dict[str, str]) -> None:
-    """There a client can invent its address: the doctor looks at each kind of request."""
-    found = doctor_of_proxy(proxies["credulous"])
-    assert found.statuses()["client address"] == "fail", found.text
-    assert found.findings["client address"]["text"].startswith("/ws: a client can invent")
-    assert "proxy_set_header X-Forwarded-For $remote_addr;" in found.remedy("client address")
+def test_doctor_finds_a_location_without_the_forwarding_header(proxies: dict[str, str]) -> None:
+    """There a client can invent its address: the doctor checks each kind of request."""
+    report = doctor_of_proxy(proxies["credulous"])
+    assert report.statuses()["client address"] == "fail", report.text
+    assert report.findings["client address"]["text"].startswith("/ws: a client can invent")
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in report.remedy("client address")
 
 
-def test_proxies_that_halt_was_not_told_of_are_found(proxies: dict[str, str]) -> None:
-    """All their clients count as one."""
-    found = doctor_of_proxy(proxies["unknown"])
-    assert found.statuses()["client address"] == "warn", found.text
-    assert found.remedy("client address") == "Start Halt with HALT_TRUSTED_PROXIES=1."
+def test_doctor_warns_of_a_proxy_that_is_not_trusted(proxies: dict[str, str]) -> None:
+    """All clients of such a proxy count as one; the remedy is the setting."""
+    report = doctor_of_proxy(proxies["unknown"])
+    assert report.statuses()["client address"] == "warn", report.text
+    assert report.remedy("client address") == "Start Halt with HALT_TRUSTED_PROXIES=1."
 
 
-def test_cookies_that_are_not_secure_are_found(proxies: dict[str, str]) -> None:
-    """The cure is the header and the setting; the address is not known there either."""
-    found = doctor_of_proxy(proxies["bare tls"])
-    assert found.statuses()["cookies"] == "warn", found.text
-    assert "X-Forwarded-Proto" in found.remedy("cookies")
-    assert "HALT_TRUSTED_PROXIES=1" in found.remedy("cookies")
-    assert found.statuses()["client address"] == "warn"
-    assert "HALT_TRUSTED_PROXIES=1" in found.remedy("client address")
+def test_doctor_warns_of_cookies_that_are_not_secure(proxies: dict[str, str]) -> None:
+    """The remedy is the header and the setting; the client's address is not known either."""
+    report = doctor_of_proxy(proxies["bare tls"])
+    assert report.statuses()["cookies"] == "warn", report.text
+    assert "X-Forwarded-Proto" in report.remedy("cookies")
+    assert "HALT_TRUSTED_PROXIES=1" in report.remedy("cookies")
+    assert report.statuses()["client address"] == "warn"
+    assert "HALT_TRUSTED_PROXIES=1" in report.remedy("client address")
 
 
-def test_files_that_the_proxy_refuses_are_found(proxies: dict[str, str]) -> None:
-    """Halt would take 64 MB; nothing of it is sent."""
-    found = doctor_of_proxy(proxies["small"])
-    assert found.statuses()["uploads"] == "fail", found.text
-    assert "status 413" in found.findings["uploads"]["text"]
-    assert "client_max_body_size 100m;" in found.remedy("uploads")
+def test_doctor_finds_a_proxy_that_refuses_large_uploads(proxies: dict[str, str]) -> None:
+    """Halt accepts 64 MB; the check sends no data of that size."""
+    report = doctor_of_proxy(proxies["small"])
+    assert report.statuses()["uploads"] == "fail", report.text
+    assert "status 413" in report.findings["uploads"]["text"]
+    assert "client_max_body_size 100m;" in report.remedy("uploads")
 
 
-def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) -> None:
-    """The remedy is nginx's own words."""
-    found = doctor_of_proxy(proxies["plain"])
-    assert found.statuses()["websocket"] == "fail", found.text
-    assert "proxy_set_header Upgrade $http_upgrade;" in found.remedy("websocket")
+def test_doctor_finds_a_proxy_without_websockets(proxies: dict[str, str]) -> None:
+    """The remedy is in nginx's own words."""
+    report = doctor_of_proxy(proxies["plain"])
+    assert report.statuses()["websocket"] == "fail", report.text
+    assert "proxy_set_header Upgrade $http_upgrade;" in report.remedy("websocket")
 
 
-def test_a_halt_below_a_path_is_one_finding(paced: HaltServer, tmp_path: Path) -> None:
-    """The page's files are looked for where a browser looks; the rest is well all the same."""
+def test_doctor_reports_a_halt_below_a_path_as_one_finding(
+    paced: HaltServer, tmp_path: Path
+) -> None:
+    """The page's files are checked where a browser requests them; all other checks are good."""
     with nginx_below_path(tmp_path, paced.url) as proxy:
-        found = doctor_of_proxy(f"{proxy}/halt/")
-        assert [name for name, status in found.statuses().items() if status == "fail"] == ["path"]
-        assert "below a path here" in found.findings["path"]["text"]
-        assert "(status 404)" in found.findings["path"]["text"]
-        assert "a host name of its own" in found.remedy("path")
-        for path in ("/kept/", "/none"):  # Halt is told the path; nothing is there
-            found = doctor_of_proxy(f"{proxy}{path}")
-            assert found.statuses()["Halt"] == "fail"
-            assert "a host name of its own" in found.remedy("Halt")
+        report = doctor_of_proxy(f"{proxy}/halt/")
+        assert [name for name, status in report.statuses().items() if status == "fail"] == ["path"]
+        assert "below a path here" in report.findings["path"]["text"]
+        assert "(status 404)" in report.findings["path"]["text"]
+        assert "a host name of its own" in report.remedy("path")
+        for path in ("/kept/", "/none"):  # Halt gets the path; nothing is there
+            report = doctor_of_proxy(f"{proxy}{path}")
+            assert report.statuses()["Halt"] == "fail"
+            assert "a host name of its own" in report.remedy("Halt")
         assert "a host name of its own" not in doctor_of_proxy(proxy).remedy("Halt")
 
 
 @pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"x" * 70_000])
-def test_an_answer_that_is_no_http_is_a_finding(head: bytes) -> None:
-    """A server that speaks something else, or sends no end of a head, ends no examination."""
+def test_check_websocket_of_a_server_without_http_is_a_finding(head: bytes) -> None:
+    """A server of another protocol, or without an end of the head, ends no examination."""
     report = Report(None)
     with RawServer(answering(head)) as server:
         check_websocket(report, Remote(f"http://127.0.0.1:{server.port}"), 5.0)
@@ -532,13 +546,13 @@ def test_an_answer_that_is_no_http_is_a_finding(head: bytes) -> None:
     assert (finding.name, finding.status) == ("websocket", "fail")
 
 
-def test_a_proxy_that_does_not_tell_of_departures_is_found(proxies: dict[str, str]) -> None:
-    """It is noticed when the model writes, not while it is silent; how long that took is said."""
-    found = doctor_of_proxy(proxies["deaf"])
-    assert found.statuses()["departure"] == "warn", found.text
-    assert "only when the model wrote" in found.findings["departure"]["text"]
-    assert "proxy_ignore_client_abort off;" in found.remedy("departure")
-    assert found.exit_code == 0
+def test_doctor_warns_of_a_proxy_that_hides_departures(proxies: dict[str, str]) -> None:
+    """A departure is noticed when the model sends, not in its silence; the finding has the time."""
+    report = doctor_of_proxy(proxies["deaf"])
+    assert report.statuses()["departure"] == "warn", report.text
+    assert "only when the model wrote" in report.findings["departure"]["text"]
+    assert "proxy_ignore_client_abort off;" in report.remedy("departure")
+    assert report.exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -554,49 +568,49 @@ def test_a_proxy_that_does_not_tell_of_departures_is_found(proxies: dict[str, st
         (1, 2, 3, "warn", "HALT_TRUSTED_PROXIES=2"),
         (2, 1, 2, "fail", "HALT_TRUSTED_PROXIES=1"),
         (2, 1, 1, "warn", "HALT_TRUSTED_PROXIES=1"),
-        (3, 1, 2, "fail", "HALT_TRUSTED_PROXIES=1"),  # by two values of a client's own
+        (3, 1, 2, "fail", "HALT_TRUSTED_PROXIES=1"),  # by two values that a client has written
     ],
 )
-def test_every_mismatch_of_proxies_has_its_remedy(
+def test_client_address_fault_has_a_remedy_for_each_mismatch(
     trusted: int, plain: int, forged: int, status: str, words: str
 ) -> None:
-    """Numbers of values in X-Forwarded-For, without and with one that the client has written."""
-    found = client_address_fault(
+    """The numbers are those of X-Forwarded-For's values, without and with one by the client."""
+    fault = client_address_fault(
         ReceivedRequest(trusted, plain, False, 0), ReceivedRequest(trusted, forged, False, 0), False
     )
-    assert (found is None) is (status == "")
-    if found is not None:
-        forgeable, _, remedy = found
+    assert (fault is None) is (status == "")
+    if fault is not None:
+        forgeable, _, remedy = fault
         assert forgeable is (status == "fail")
         assert words in remedy
 
 
-def test_a_proxy_that_hangs_up_in_silence_is_found(proxies: dict[str, str]) -> None:
-    """Its idle timeout is shorter than the heartbeat: both cures are named."""
-    found = doctor_of_proxy(proxies["impatient"])
-    assert found.statuses()["idle timeout"] == "fail", found.text
-    assert "proxy_read_timeout" in found.remedy("idle timeout")
-    assert "HALT_HEARTBEAT" in found.remedy("idle timeout")
+def test_doctor_finds_a_proxy_that_closes_silent_streams(proxies: dict[str, str]) -> None:
+    """Its idle timeout is shorter than the heartbeat: both remedies are named."""
+    report = doctor_of_proxy(proxies["impatient"])
+    assert report.statuses()["idle timeout"] == "fail", report.text
+    assert "proxy_read_timeout" in report.remedy("idle timeout")
+    assert "HALT_HEARTBEAT" in report.remedy("idle timeout")
 
 
-def test_what_is_no_halt_is_said_to_be_none(shared_fake: FakeOpenAI) -> None:
-    """An address where something else answers."""
-    found = doctor_of_proxy(shared_fake.base_url)
-    assert found.statuses()["Halt"] == "fail"
+def test_doctor_names_an_address_without_a_halt(shared_fake: FakeOpenAI) -> None:
+    """An address of another server fails the check for Halt."""
+    report = doctor_of_proxy(shared_fake.base_url)
+    assert report.statuses()["Halt"] == "fail"
 
 
-def test_a_token_that_is_missing_is_asked_for(start_halt: Any, shared_fake: FakeOpenAI) -> None:
-    """Without the token the streams are not looked at, and the cure is named."""
+def test_doctor_names_a_missing_token(start_halt: Any, shared_fake: FakeOpenAI) -> None:
+    """Without the token the streams are not checked, and the remedy is named."""
     halt = start_halt(shared_fake, HALT_TOKEN="open-sesame", HALT_MODEL=PACED)
-    found = doctor_of_proxy(halt.url)
-    assert found.statuses()["token"] == "fail"
-    assert "HALT_TOKEN" in found.remedy("token")
+    report = doctor_of_proxy(halt.url)
+    assert report.statuses()["token"] == "fail"
+    assert "HALT_TOKEN" in report.remedy("token")
     assert doctor_of_proxy(halt.url, "--token", "open-sesame").exit_code == 0
 
 
-def test_a_public_name_that_nobody_listens_at() -> None:
-    """It is the address that is at fault, not the model."""
+def test_doctor_of_a_public_address_without_a_server_blames_the_address() -> None:
+    """The connection fails, and no check of the model follows."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
-        found = doctor_of_proxy(f"http://127.0.0.1:{reserved.getsockname()[1]}")
-    assert found.statuses()["connection"] == "fail"
+        report = doctor_of_proxy(f"http://127.0.0.1:{reserved.getsockname()[1]}")
+    assert report.statuses()["connection"] == "fail"

@@ -1,6 +1,6 @@
-"""What the doctor says of a model's server that has a habit or a fault: the reason, and its remedy.
+"""The doctor's findings about a model's server with an oddity or a fault: reason and remedy.
 
-Each server here is a small one that gives its list of models and its answers as a test says.
+Each server here is a small one whose list of models and answers a test chooses.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
         for word in WORDS:
             self._piece({"choices": [{"index": 0, "delta": {"content": word}}]})
-            time.sleep(0.005)  # as a model does
+            time.sleep(0.005)  # the pace of a model
         end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": USAGE}
         self._piece(end)
         self.wfile.write(b"data: [DONE]\n\n")
@@ -117,7 +117,7 @@ def examined(
 
 
 @pytest.mark.parametrize(
-    ("answers", "said", "remedy"),
+    ("answers", "reason", "remedy"),
     [
         (
             replies({"error": {"message": "CUDA out of memory on device 3"}}, 500),
@@ -166,28 +166,30 @@ def examined(
         ),
     ],
 )
-def test_a_refused_answer_is_told_with_its_reason(answers: Answer, said: str, remedy: str) -> None:
-    """The finding has the server's own words, and the remedy is for that fault."""
-    found = examined(answers=answers)
-    assert found.statuses()["answer"] == "fail"
-    assert said in found.findings["answer"]["text"]
-    assert remedy in found.remedy("answer")
-    assert "OPENAI_BASE_URL: it must lead" not in found.text
+def test_refused_answer_has_the_servers_reason_and_its_remedy(
+    answers: Answer, reason: str, remedy: str
+) -> None:
+    """The finding quotes the server, and the remedy is for that fault."""
+    report = examined(answers=answers)
+    assert report.statuses()["answer"] == "fail"
+    assert reason in report.findings["answer"]["text"]
+    assert remedy in report.remedy("answer")
+    assert "OPENAI_BASE_URL: it must lead" not in report.text
 
 
-def test_a_server_that_does_not_stream_works() -> None:
-    """The whole answer as JSON is an answer; the one thing to say is that it does not stream."""
+def test_server_without_streaming_is_a_warning() -> None:
+    """The whole answer as JSON is an answer; the one warning is that it does not stream."""
     whole = {
         "object": "chat.completion",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}}],
         "usage": USAGE,
     }
     whole["choices"][0]["finish_reason"] = "stop"  # type: ignore[index]
-    found = examined(answers=replies(whole))
-    assert found.exit_code == 0, found.text
-    assert found.statuses()["answer"] == "ok"
-    assert found.statuses()["streaming"] == "warn"
-    assert "the server does not stream" in found.findings["streaming"]["text"]
+    report = examined(answers=replies(whole))
+    assert report.exit_code == 0, report.text
+    assert report.statuses()["answer"] == "ok"
+    assert report.statuses()["streaming"] == "warn"
+    assert "the server does not stream" in report.findings["streaming"]["text"]
 
 
 @pytest.mark.parametrize(
@@ -198,22 +200,24 @@ def test_a_server_that_does_not_stream_works() -> None:
         {"Content_Type": "text/plain; charset=utf-8"},
     ],
 )
-def test_labels_of_a_good_stream_are_no_fault(headers: dict[str, str]) -> None:
-    """What the stream holds counts, not what its headers call it."""
-    found = examined(answers=lambda request: request.stream(**headers))
-    assert found.exit_code == 0, found.text
-    assert found.statuses()["streaming"] == "ok"
+def test_stream_with_other_headers_is_ok(headers: dict[str, str]) -> None:
+    """The stream's content counts, not its headers."""
+    report = examined(answers=lambda request: request.stream(**headers))
+    assert report.exit_code == 0, report.text
+    assert report.statuses()["streaming"] == "ok"
 
 
 @pytest.mark.parametrize("end", ["/chat/completions", "/chat/completions/", "/models"])
-def test_the_path_of_a_request_in_the_address_is_named(end: str) -> None:
-    """It works without it; the address to set is said."""
-    found = examined(end=end)
-    assert found.exit_code == 0, found.text
-    assert found.statuses()["address"] == "warn"
-    assert end in found.findings["address"]["text"]
-    assert found.remedy("address").startswith("Remove it: set OPENAI_BASE_URL to http://127.0.0.1:")
-    assert found.remedy("address").endswith("/v1.")
+def test_address_with_a_requests_path_is_a_warning(end: str) -> None:
+    """Halt works without the path; the finding has the address to set."""
+    report = examined(end=end)
+    assert report.exit_code == 0, report.text
+    assert report.statuses()["address"] == "warn"
+    assert end in report.findings["address"]["text"]
+    assert report.remedy("address").startswith(
+        "Remove it: set OPENAI_BASE_URL to http://127.0.0.1:"
+    )
+    assert report.remedy("address").endswith("/v1.")
 
 
 @pytest.mark.parametrize(
@@ -226,27 +230,27 @@ def test_the_path_of_a_request_in_the_address_is_named(end: str) -> None:
         {"data": [{"id": "first", "type": "embedding"}, {"id": "good", "type": "chat"}]},
     ],
 )
-def test_a_list_in_another_shape_is_read(value: Any) -> None:
-    """The first model that holds a conversation answers."""
-    found = examined(lists=replies(value))
-    assert found.exit_code == 0, found.text
-    assert found.statuses()["models"] == "ok"
-    assert "answers" not in found.findings["models"]["text"]
-    assert found.findings["answer"]["text"].startswith("good: ")
+def test_model_list_in_another_shape_is_read(value: Any) -> None:
+    """The first model for conversations answers."""
+    report = examined(lists=replies(value))
+    assert report.exit_code == 0, report.text
+    assert report.statuses()["models"] == "ok"
+    assert "answers" not in report.findings["models"]["text"]
+    assert report.findings["answer"]["text"].startswith("good: ")
 
 
-def test_a_server_without_a_list_needs_a_model() -> None:
-    """HALT_MODEL is to be set; where it is, the list is not needed."""
+def test_server_without_a_model_list_needs_halt_model() -> None:
+    """The remedy is HALT_MODEL; with it the list is not needed."""
     for lists in (no_list, replies("Not Found", 404, "text/plain"), replies({}, 405)):
-        found = examined(lists=lists)
-        assert found.statuses()["models"] == "fail", found.text
-        assert found.remedy("models") == "Set HALT_MODEL to a model that the server has."
-        found = examined(lists=lists, HALT_MODEL="good")
-        assert found.exit_code == 0, found.text
-        assert found.statuses()["models"] == "warn"
-        assert found.findings["models"]["text"] == "the server has no list of models."
-        assert found.remedy("models").startswith("No action is needed")
-        assert found.statuses()["answer"] == "ok"
+        report = examined(lists=lists)
+        assert report.statuses()["models"] == "fail", report.text
+        assert report.remedy("models") == "Set HALT_MODEL to a model that the server has."
+        report = examined(lists=lists, HALT_MODEL="good")
+        assert report.exit_code == 0, report.text
+        assert report.statuses()["models"] == "warn"
+        assert report.findings["models"]["text"] == "the server has no list of models."
+        assert report.remedy("models").startswith("No action is needed")
+        assert report.statuses()["answer"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -258,37 +262,39 @@ def test_a_server_without_a_list_needs_a_model() -> None:
         replies({"message": "the list is broken"}),
     ],
 )
-def test_a_broken_list_hides_no_answer(lists: Answer) -> None:
-    """With HALT_MODEL the answer is asked for all the same."""
-    found = examined(lists=lists, HALT_MODEL="good")
-    assert found.statuses()["answer"] == "ok", found.text
-    assert "fail" not in found.statuses().values()
-    assert "warn" in {found.statuses().get("models"), found.statuses().get("key")}
+def test_broken_model_list_hides_no_answer(lists: Answer) -> None:
+    """With HALT_MODEL the answer is checked all the same."""
+    report = examined(lists=lists, HALT_MODEL="good")
+    assert report.statuses()["answer"] == "ok", report.text
+    assert "fail" not in report.statuses().values()
+    assert "warn" in {report.statuses().get("models"), report.statuses().get("key")}
 
 
-def test_chat_completions_that_are_missing_are_named() -> None:
-    """The list has come, so the address is not wrong as a whole."""
-    found = examined(answers=replies("404 page not found", 404, "text/plain"))
-    assert found.statuses()["answer"] == "fail"
-    assert "The list of models is at OPENAI_BASE_URL" in found.remedy("answer")
+def test_missing_chat_completions_path_is_named() -> None:
+    """The list has come, so the address as a whole is right."""
+    report = examined(answers=replies("404 page not found", 404, "text/plain"))
+    assert report.statuses()["answer"] == "fail"
+    assert "The list of models is at OPENAI_BASE_URL" in report.remedy("answer")
 
 
-def test_the_proxy_on_the_way_is_named_without_its_password(
+def test_http_proxy_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The requests are asked of it; nothing else is looked at on the way."""
+    """Requests go through the proxy, so name and connection are not checked."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with served() as url:
         address = url.removesuffix("/v1")
         monkeypatch.setenv("HTTP_PROXY", address.replace("http://", "http://me:hidden-word@"))
-        found = doctor(OPENAI_BASE_URL="http://model.invalid/v1")
-        assert found.exit_code == 0, found.text
-        assert f"requests to model.invalid go through {address} " in found.findings["proxy"]["text"]
-        assert "hidden-word" not in found.text
-        assert "me:" not in found.text
-        assert not {"name", "connection"} & set(found.findings)
+        report = doctor(OPENAI_BASE_URL="http://model.invalid/v1")
+        assert report.exit_code == 0, report.text
+        assert (
+            f"requests to model.invalid go through {address} " in report.findings["proxy"]["text"]
+        )
+        assert "hidden-word" not in report.text
+        assert "me:" not in report.text
+        assert not {"name", "connection"} & set(report.findings)
         monkeypatch.setenv("NO_PROXY", "192.168.0.0/16, model.invalid")
-        found = doctor(OPENAI_BASE_URL="http://model.invalid/v1")
-        assert "proxy" not in found.findings
-        assert found.statuses()["name"] == "fail"
+        report = doctor(OPENAI_BASE_URL="http://model.invalid/v1")
+        assert "proxy" not in report.findings
+        assert report.statuses()["name"] == "fail"

@@ -1,4 +1,4 @@
-"""What a model's server works on, as llama.cpp and vLLM tell it; nothing else is believed."""
+"""The running requests of a model's server, as llama.cpp and vLLM report them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from halt.testing.work import WorkReply
 
 @pytest.fixture
 def load(fake: FakeOpenAI) -> Iterator[ServerLoad]:
-    """The work of the fake, which has a key."""
+    """The load of the fake server, which has a key."""
     settings = ProviderSettings(
         name="openai", kind="openai", base_url=fake.base_url + "/", key="key-1"
     )
@@ -33,20 +33,20 @@ def load(fake: FakeOpenAI) -> Iterator[ServerLoad]:
         ("/metrics", fake_work.metrics),
     ],
 )
-def test_requests_in_work_are_counted(
+def test_count_is_that_of_all_clients_on_one_connection(
     fake: FakeOpenAI, load: ServerLoad, path: str, answer: WorkReply
 ) -> None:
-    """Of all clients, beside the API's path, with the key, the model, on one connection."""
+    """The path is beside the API's; key and model are sent, on one connection."""
     fake.work[path] = answer
     counts = []
     for fake.others in (0, 1, 3):
         counts.append(load.count())
     assert counts == [0, 1, 3]
     assert load.source == f"GET {path}"
-    asked = [each for each in fake.requests if each.path == path]
-    assert [each.headers["authorization"] for each in asked] == ["Bearer key-1"] * 3
-    assert [each.query for each in asked] == ["model=a%2Fb+c"] * 3
-    assert {each.connection for each in fake.requests} == {1}
+    records = [record for record in fake.requests if record.path == path]
+    assert [record.headers["authorization"] for record in records] == ["Bearer key-1"] * 3
+    assert [record.query for record in records] == ["model=a%2Fb+c"] * 3
+    assert {record.connection for record in fake.requests} == {1}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_requests_in_work_are_counted(
     ],
     ids=["missing", "disabled", "locked", "garbage", "strange"],
 )
-def test_a_server_that_does_not_tell_is_not_known(
+def test_count_of_a_server_without_a_report_is_none(
     fake: FakeOpenAI, load: ServerLoad, work: dict[str, WorkReply]
 ) -> None:
     """An endpoint that is missing, refuses or answers something else is no count of 0."""
@@ -69,10 +69,10 @@ def test_a_server_that_does_not_tell_is_not_known(
     assert load.wait_idle(5.0).running is None
 
 
-def test_a_server_that_is_silent_is_given_up(
+def test_count_of_a_silent_server_is_none_after_its_timeout(
     load: ServerLoad, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look has a limit of its own; a server that is away is not known either."""
+    """Each request has its own timeout; a server that is gone gives no count either."""
     monkeypatch.setattr("halt.cli.doctor.server_load.LOAD_TIMEOUT", 0.1)
     released = threading.Event()
 
@@ -87,8 +87,8 @@ def test_a_server_that_is_silent_is_given_up(
     assert load.count() is None
 
 
-def test_waiting_ends_when_nothing_is_in_work(fake: FakeOpenAI, load: ServerLoad) -> None:
-    """0 as soon as it is idle, the count when the time is over."""
+def test_wait_idle_returns_at_zero_or_after_its_time(fake: FakeOpenAI, load: ServerLoad) -> None:
+    """It returns 0 as soon as the server is idle, and the count when the time is over."""
     left = iter([2, 1, 0])
     fake.work["/slots"] = lambda _: fake_work.slots(next(left))
     waited = load.wait_idle(60.0)
@@ -98,14 +98,14 @@ def test_waiting_ends_when_nothing_is_in_work(fake: FakeOpenAI, load: ServerLoad
     assert load.wait_idle(0.0).running == 2
 
 
-def test_a_server_is_left_alone_between_looks() -> None:
-    """A llama.cpp that reads a prompt needs a second without an answer to notice a Stop."""
+def test_pauses_between_counts_grow_beyond_a_second() -> None:
+    """A llama.cpp that reads a prompt needs a second without a request to notice a Stop."""
     assert PAUSES[-1] > 1.0
 
 
 @pytest.mark.parametrize("kind", ["azure", "anthropic", "openai"])
-def test_servers_that_have_no_such_endpoint_are_not_asked(fake: FakeOpenAI, kind: str) -> None:
-    """Azure, Anthropic and OpenAI itself."""
+def test_count_sends_nothing_to_providers_without_the_endpoint(fake: FakeOpenAI, kind: str) -> None:
+    """Azure, Anthropic and OpenAI itself get no request."""
     url = "https://api.openai.com/v1" if kind == "openai" else fake.origin
     settings = ProviderSettings(name="x", kind=kind, base_url=url, key="key-1")  # type: ignore[arg-type]
     load = ServerLoad(settings, "m")
@@ -118,8 +118,8 @@ def test_servers_that_have_no_such_endpoint_are_not_asked(fake: FakeOpenAI, kind
     "body",
     [b"", b"[]", b"{}", b"[1]", b'[{"id":1}]', b'[{"state":"x"}]', b"\xff", b"[" * 100_000],
 )
-def test_what_are_no_slots_is_no_count(body: bytes) -> None:
-    """Every slot must say whether it is busy, and there must be one."""
+def test_busy_slots_of_other_json_is_none(body: bytes) -> None:
+    """Every slot must have its state, and there must be one."""
     assert busy_slots(body) is None
 
 
@@ -136,6 +136,6 @@ def test_what_are_no_slots_is_no_count(body: bytes) -> None:
         b"\xff\xfe",
     ],
 )
-def test_what_is_no_gauge_is_no_count(body: bytes) -> None:
-    """Only the gauge of this name, with a number that can be one of requests."""
+def test_running_requests_of_another_text_is_none(body: bytes) -> None:
+    """Only the gauge of this name counts, with a number that can be one of requests."""
     assert running_requests(body) is None
