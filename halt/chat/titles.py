@@ -8,8 +8,9 @@ the conversation (`halt.store.title_text`). At most one thread makes titles; it 
 is empty. Titles take no place from streams.
 
 Generations of this process close the connection with `interrupt`, before their own request is sent.
-Generations of other processes do not: `is_idle` is called before the request, and before each read
-of the reply; while it returns False, it is called again every IDLE_CHECK_INTERVAL.
+Generations of other processes are detected by `is_idle`, which is called before the request and
+before each read of the reply: once the reply has begun, at most a second later
+(`halt.core.connection.TICK`).
 """
 
 from __future__ import annotations

@@ -104,9 +104,8 @@ class TerminalAnswer:
                 pressed = early()
                 if pressed is not None:
                     self._on_signal(pressed, None)
-                for body in (self._read, self._wait_for_stop):
-                    name = f"halt-chat{body.__name__}"
-                    threading.Thread(target=body, name=name, daemon=True).start()
+                for name, work in (("read", self._read), ("stop", self._wait_for_stop)):
+                    threading.Thread(target=work, name=f"halt-chat-{name}", daemon=True).start()
                 self._screen.begin()
                 outcome = self._show()
         finally:

@@ -20,7 +20,7 @@ class NewGeneration:
     """A generation that may need its row. `Turns` has already added those of conversations."""
 
     stream_id: str
-    owner: str | None  # None: anyone who knows the ID may read it
+    owner: str | None  # None: every client with the ID may read it
     worker: str
     requested_model: str = ""  # "" for the default one
     started_at: float = 0.0  # seconds since 1970
