@@ -1,4 +1,4 @@
-"""Runs without a service: a scripted upstream, a real relay, and what became of each run."""
+"""Runs without a service: scripted upstreams, a real relay, and the end of each run."""
 
 from __future__ import annotations
 
@@ -21,133 +21,136 @@ ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "o
 
 
 class RunHost:
-    """The host of one run; its threads are the stage's."""
+    """The host of one run; the harness owns its threads."""
 
-    def __init__(self, stage: RunHarness, upstream: Upstream, config: Config) -> None:
+    def __init__(self, harness: RunHarness, upstream: Upstream, config: Config) -> None:
         self.config = config
         self.upstream = upstream
-        self.relay = stage.relay
-        self._stage = stage
+        self.relay = harness.relay
+        self._harness = harness
 
     def spawn(self, run: Run, work: Callable[[], None]) -> bool:
-        return self._stage.spawn(run, work)
+        return self._harness.spawn(run, work)
 
     def later(self, work: Callable[[], None]) -> None:
-        self._stage.keeper.put(work)
+        self._harness.keeper.put(work)
 
     def release_place(self, run: Run) -> None:
-        if run not in self._stage.released:  # it may be told twice
-            self._stage.released.append(run)
+        if run not in self._harness.released:  # it may be called twice
+            self._harness.released.append(run)
 
 
 class RunHarness:
-    """Makes runs on scripted upstreams and knows what became of them."""
+    """Creates runs on scripted upstreams; records which ended and which released their place."""
 
     def __init__(self) -> None:
         self.ended: list[Run] = []  # in the order of their `on_end`
         self.released: list[Run] = []
         self.upstreams: list[ScriptedUpstream] = []
-        self.tools: Toolbox | None = None  # what the runs offer
-        self.faults: list[BaseException] = []  # of the relay itself
+        self.tools: Toolbox | None = None  # that the runs offer to the model
+        self.faults: list[BaseException] = []  # raised in the relay's thread
         self.relay = Relay(self.faults.append)
         self.keeper = Serial("keeper")
-        self._begun: list[Run] = []
+        self._started: list[Run] = []
         self.threads: list[BackgroundCall] = []
 
-    def make(
+    def new_run(
         self, upstream: ScriptedUpstream | None = None, **settings: Any
     ) -> tuple[Run, ScriptedUpstream]:
-        """A run that has not begun."""
+        """A run that has not started, and its upstream; `settings` are fields of Config."""
         upstream = upstream or ScriptedUpstream()
         self.upstreams.append(upstream)
         host = RunHost(self, upstream, Config(**{**ENDLESS, **settings}))
-        return self.run(host, ChatRequest(HI, model="asked-1")), upstream
+        return self.new_run_of(host, ChatRequest(HI, model="asked-1")), upstream
 
-    def run(self, host: RunHost, request: ChatRequest) -> Run:
-        """The same, of a request."""
+    def new_run_of(self, host: RunHost, request: ChatRequest) -> Run:
+        """A run of this request that has not started."""
         return Run("a-stream", request, host, None, self.ended.append, self.tools)
 
     def spawn(self, run: Run, work: Callable[[], None]) -> bool:
-        """A thread for what a run wants done."""
+        """Do a run's work in a new thread; always True."""
         self.threads.append(BackgroundCall(work))
         return True
 
-    def work(self, run: Run) -> None:
-        """Do in this thread what a run's first thread does."""
+    def work_in_this_thread(self, run: Run) -> None:
+        """Do the work of a run's first thread in this thread."""
         self.start_threads()
-        if run not in self._begun:
-            self._begun.append(run)
+        if run not in self._started:
+            self._started.append(run)
         run.check_limits_soon()
         run.work()
 
     def start_threads(self) -> None:
-        """The threads that serve all runs."""
+        """Start the threads that serve all runs."""
         self.relay.start()
         self.keeper.start()
 
-    def set_off(self, run: Run) -> Run:
-        """Begin a run that was made, in a thread."""
+    def start_run(self, run: Run) -> Run:
+        """Start a new run in a thread; return the run."""
         self.start_threads()
-        self._begun.append(run)
-        self.threads.append(BackgroundCall(lambda: self.work(run)))
+        self._started.append(run)
+        self.threads.append(BackgroundCall(lambda: self.work_in_this_thread(run)))
         return run
 
-    def race(
-        self, *fed: str | Part | UpstreamError, then: tuple[ScriptedReply, ...] = ()
+    def run_with_parts(
+        self, *parts: str | Part | UpstreamError, then: tuple[ScriptedReply, ...] = ()
     ) -> tuple[Run, ScriptedReply]:
-        """A run that has not begun, its whole answer there already; the only one on stage."""
+        """A run that has not started, its reply already fed with `parts`, for races.
+
+        All earlier runs of the harness are ended first. `then`: the replies to later requests.
+        """
         self.clear()
         reply = ScriptedReply()
-        reply.feed(*fed)
-        run, _ = self.make(ScriptedUpstream(reply, *then))
+        reply.feed(*parts)
+        run, _ = self.new_run(ScriptedUpstream(reply, *then))
         self.start_threads()
         return run, reply
 
-    def begin(
+    def started_run(
         self, upstream: ScriptedUpstream | None = None, **settings: Any
     ) -> tuple[Run, ScriptedUpstream]:
-        """A run whose upstream is being opened."""
-        run, upstream = self.make(upstream, **settings)
-        return self.set_off(run), upstream
+        """A started run, whose upstream is being opened."""
+        run, upstream = self.new_run(upstream, **settings)
+        return self.start_run(run), upstream
 
-    def running(self, **settings: Any) -> tuple[Run, ScriptedReply]:
-        """A run whose upstream was opened."""
-        run, upstream = self.begin(**settings)
+    def opened_run(self, **settings: Any) -> tuple[Run, ScriptedReply]:
+        """A started run whose upstream is open, and its reply."""
+        run, upstream = self.started_run(**settings)
         return run, upstream.reply()
 
-    def watched(self, **settings: Any) -> tuple[Run, ScriptedReply, Reader]:
-        """A run whose viewer was shown "a"."""
-        run, reply = self.running(**settings)
+    def watched_run(self, **settings: Any) -> tuple[Run, ScriptedReply, Reader]:
+        """A started run whose viewer has received the text "a"."""
+        run, reply = self.opened_run(**settings)
         reader = Reader(run)
         reply.feed("a")
         reader.wait_text("a")
         return run, reply, reader
 
-    def look(self, run: Run) -> None:
-        """Have the relay look at the run's limits, and wait until it has."""
-        looked = threading.Event()
+    def check_limits(self, run: Run) -> None:
+        """Let the relay check the run's limits; wait until it has."""
+        checked = threading.Event()
         run.check_limits_soon()
-        self.relay.post(looked.set)
-        assert looked.wait(WAIT_TIMEOUT)
+        self.relay.post(checked.set)
+        assert checked.wait(WAIT_TIMEOUT)
 
     def wait_released(self, *runs: Run) -> None:
-        """Wait until these have let go of everything, and no other has."""
+        """Wait until exactly these runs have released their places, in this order."""
         wait_until(lambda: self.released == list(runs))
 
     def clear(self) -> None:
-        """End everything that is on stage."""
-        for run in self._begun:
+        """End all runs, threads and upstreams."""
+        for run in self._started:
             run.cancel("stop")
         for thread in self.threads:
             thread.end()
-        wait_until(lambda: set(self.released) >= set(self._begun))
+        wait_until(lambda: set(self.released) >= set(self._started))
         for upstream in self.upstreams:
             upstream.dispose()
-        for each in (self.upstreams, self.threads, self._begun, self.ended, self.released):
-            each.clear()
+        for items in (self.upstreams, self.threads, self._started, self.ended, self.released):
+            items.clear()
 
     def close(self) -> None:
-        """The end of the test."""
+        """End the test: clear, stop the threads, and require that the relay had no fault."""
         try:
             self.clear()
         finally:
@@ -162,7 +165,7 @@ def wait_ended(run: Run) -> None:
 
 
 def failure_code(run: Run) -> str:
-    """Wait for the run's failure: its code."""
+    """Wait until the run has failed; return the error code."""
     wait_ended(run)
     ended = run.log.ended
     assert isinstance(ended, Failed), ended
@@ -171,5 +174,5 @@ def failure_code(run: Run) -> str:
 
 
 def error_code(fault: UpstreamError | None) -> str | None:
-    """The code of the limit that is over."""
+    """The error's code, None for no error."""
     return None if fault is None else fault.code

@@ -1,4 +1,4 @@
-"""Stores of a test's own, and a conversation told in short sentences."""
+"""Empty stores and databases for tests, and short calls that build a conversation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DATABASES = [
 
 @contextmanager
 def postgres_schema() -> Iterator[str]:
-    """What DATABASE_URL is to be for an empty schema of PostgreSQL's."""
+    """An empty schema of the PostgreSQL server: its DATABASE_URL. Dropped at the end."""
     schema = f"test_{secrets.token_hex(8)}"
     url = POSTGRES.replace("postgresql://", "postgresql+psycopg://", 1)
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
@@ -56,7 +56,7 @@ def postgres_schema() -> Iterator[str]:
 
 
 class Databases:
-    """Databases whose tables are made once: each test gets one that is as good as new."""
+    """Databases whose tables are created once; each test gets an empty one."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
@@ -65,7 +65,7 @@ class Databases:
         open_database(folder / "sqlite").close()
 
     def new(self, kind: str) -> tuple[Path, str]:
-        """A data folder, and what DATABASE_URL is to be."""
+        """A new data folder and its DATABASE_URL ("" for SQLite)."""
         self._count += 1
         folder = self._folder / f"{self._count}"
         if kind == "sqlite":
@@ -97,25 +97,33 @@ def write_end(
     store: Store,
     stream_id: str,
     answer: str,
-    how: Terminal = DONE,
+    terminal: Terminal = DONE,
     *,
-    said: Sequence[Event] | None = None,
-    folds: tuple[Step, ...] = (),
+    new_events: Sequence[Event] | None = None,
+    steps: tuple[Step, ...] = (),
     model: str = "m-1",
 ) -> None:
-    """A generation brings all of its events and ends."""
-    events: list[Event] = [*([Content(answer)] if answer and said is None else said or []), how]
+    """Write all events of a generation, and its end.
+
+    `new_events`: the events, where they are not the answer's text in one event.
+    """
+    events: list[Event] = [
+        *([Content(answer)] if answer and new_events is None else new_events or []),
+        terminal,
+    ]
     timed = [(float(10 * n), event) for n, event in enumerate(events)]
     store.generations.write(
         Batch(
             chunks=(Chunk(stream_id, 1, timed),),
-            ends=(GenerationEnd(stream_id, how, time.time(), len(events), answer, model, folds),),
+            ends=(
+                GenerationEnd(stream_id, terminal, time.time(), len(events), answer, model, steps),
+            ),
         )
     )
 
 
 def new_generation(stream_id: str, owner: str | None = None) -> NewGeneration:
-    """A program's generation."""
+    """A generation without a conversation, started by an API client."""
     return NewGeneration(stream_id, owner, WORKER, "m-1", time.time())
 
 
@@ -135,58 +143,58 @@ def saved_events(folder: Path, stream_id: str) -> int:
 
 
 class Chat:
-    """One conversation of one session."""
+    """One conversation of one owner; stream IDs are its name and a count."""
 
     def __init__(self, store: Store, name: str = "talk", owner: str = "anna") -> None:
         self.store, self.name, self.owner = store, name, owner
-        self.asked = 0
+        self.stream_count = 0
 
     def new_stream(self) -> str:
-        self.asked += 1
-        return f"{self.name}-{self.asked}"
+        self.stream_count += 1
+        return f"{self.name}-{self.stream_count}"
 
     def ask(self, prompt: str, edit_of: int | None = None) -> str:
-        """Ask; the ID of the stream that will answer."""
+        """Add a prompt; the ID of the stream of its answer."""
         stream_id = self.new_stream()
         self.store.turns.add_prompt(
             self.name, self.owner, prompt, [(stream_id, "")], worker=WORKER, edit_of=edit_of
         )
         return stream_id
 
-    def again(self, prompt_id: int | None = None) -> str:
+    def regenerate(self, prompt_id: int | None = None) -> str:
         stream_id = self.new_stream()
         self.store.turns.regenerate(
             self.name, self.owner, stream_id, worker=WORKER, prompt_id=prompt_id
         )
         return stream_id
 
-    def extend(self) -> str:
-        """Continue the last answer."""
+    def continue_answer(self) -> str:
+        """Continue the last answer; the ID of the new stream."""
         stream_id = self.new_stream()
         self.store.turns.continue_answer(
-            self.name, self.owner, self.last().answer_id, stream_id, worker=WORKER
+            self.name, self.owner, self.last_exchange().answer_id, stream_id, worker=WORKER
         )
         return stream_id
 
-    def ends(self, stream_id: str, answer: str, how: Terminal = DONE) -> None:
-        write_end(self.store, stream_id, answer, how)
+    def end(self, stream_id: str, answer: str, terminal: Terminal = DONE) -> None:
+        write_end(self.store, stream_id, answer, terminal)
 
-    def says(
-        self, prompt: str, answer: str, how: Terminal = DONE, edit_of: int | None = None
+    def add_exchange(
+        self, prompt: str, answer: str, terminal: Terminal = DONE, edit_of: int | None = None
     ) -> None:
-        self.ends(self.ask(prompt, edit_of), answer, how)
+        self.end(self.ask(prompt, edit_of), answer, terminal)
 
-    def now(self, limit: int = 1000) -> Conversation:
+    def read(self, limit: int = 1000) -> Conversation:
         return self.store.conversations.get(self.name, self.owner, limit=limit)
 
-    def last(self) -> Exchange:
-        return self.now().exchanges[-1]
+    def last_exchange(self) -> Exchange:
+        return self.read().exchanges[-1]
 
     def exchanges(self) -> list[tuple[str, str]]:
-        return [(e.prompt, e.answer) for e in self.now().exchanges]
+        return [(e.prompt, e.answer) for e in self.read().exchanges]
 
-    def told(self, system: str = "") -> list[tuple[str, object]]:
-        """What the model is told, as (role, content)."""
+    def prompt_messages(self, system: str = "") -> list[tuple[str, object]]:
+        """The messages that the model gets, as (role, content)."""
         return [
             (m.role, m.content)
             for m in self.store.conversations.prompt_messages(self.name, self.owner, system)

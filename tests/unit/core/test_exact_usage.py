@@ -27,7 +27,7 @@ from tests.support.waiting import WAIT_TIMEOUT, wait_until
 USAGE = {"prompt_tokens": 5, "completion_tokens": 40, "total_tokens": 45}
 
 
-class Stage:
+class UsageHarness:
     """Generations that read on after a Stop, and the usages that they report."""
 
     def __init__(self) -> None:
@@ -62,27 +62,27 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    stage = Stage()
-    yield stage
-    stage.close()
+def harness() -> Iterator[UsageHarness]:
+    harness = UsageHarness()
+    yield harness
+    harness.close()
 
 
-def test_stop_with_exact_usage_reports_the_usage_of_the_whole_answer(stage: Stage) -> None:
+def test_stop_with_exact_usage_reports_the_usage_of_the_whole_answer(harness: UsageHarness) -> None:
     """A Stop ends the log at once; the rest is dropped, and its usage is reported at the end."""
-    generations = stage.make()
-    run, reply, reader = stage.start(generations)
+    generations = harness.make()
+    run, reply, reader = harness.start(generations)
     receipt = generations.stop(run.id, None)
     assert (receipt.status, receipt.upstream) == ("stopped", "closing")
     events = reader.finish()
     assert isinstance(events[-1][1], Cancelled)
     assert events[-1][1].metrics.tokens_estimated
-    assert stage.ended == [run]
+    assert harness.ended == [run]
     assert not reply.closed
     assert not run.connection.interrupted
     reply.feed("two ", "three")
     reply.end("stop", USAGE)
-    assert stage.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
+    assert harness.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
     assert reply.over.wait(WAIT_TIMEOUT)
     assert run.answer() == (1, "one ")
     assert run.log.last == 2
@@ -90,13 +90,13 @@ def test_stop_with_exact_usage_reports_the_usage_of_the_whole_answer(stage: Stag
     assert generations.stop(run.id, None).upstream == "closed"
 
 
-def test_stopped_run_read_for_its_usage_takes_no_place(stage: Stage) -> None:
+def test_stopped_run_read_for_its_usage_takes_no_place(harness: UsageHarness) -> None:
     """A stopped run gives its place back at once."""
-    generations = stage.make(max_streams=1)
-    run, reply, _ = stage.start(generations)
+    generations = harness.make(max_streams=1)
+    run, reply, _ = harness.start(generations)
     generations.stop(run.id, None)
     assert generations.open_streams == 0
-    other, _, reader = stage.start(generations)
+    other, _, reader = harness.start(generations)
     assert (
         generations.stop(other.id, None).upstream == "closed"
     )  # at most one is read for its usage
@@ -104,46 +104,48 @@ def test_stopped_run_read_for_its_usage_takes_no_place(stage: Stage) -> None:
     assert not reply.closed
 
 
-def test_end_other_than_a_stop_closes_the_connection(stage: Stage) -> None:
+def test_end_other_than_a_stop_closes_the_connection(harness: UsageHarness) -> None:
     """Lost viewers, faults and a direct cancel close the connection and report no usage."""
-    generations = stage.make()
+    generations = harness.make()
     ends: list[Callable[[Run], object]] = [
         lambda run: run.cancel("no_viewer"),
         lambda run: run.fail(UpstreamError("stalled")),
         lambda run: run.cancel("stop"),  # Ctrl-C in the middle of a read
     ]
     for end in ends:
-        run, reply, reader = stage.start(generations)
+        run, reply, reader = harness.start(generations)
         end(run)
         assert run.connection.interrupted
         assert reply.over.wait(WAIT_TIMEOUT)
         reader.finish()
-    assert stage.reported.empty()
+    assert harness.reported.empty()
 
 
 @pytest.mark.parametrize("missing", ["setting", "callback"])
-def test_stop_without_setting_or_callback_closes_the_connection(stage: Stage, missing: str) -> None:
+def test_stop_without_setting_or_callback_closes_the_connection(
+    harness: UsageHarness, missing: str
+) -> None:
     """Without HALT_EXACT_USAGE, or without a callback for the usage, nothing is read on."""
-    generations = stage.make(exact_usage=missing != "setting")
+    generations = harness.make(exact_usage=missing != "setting")
     run = generations.start(
         ChatRequest(HI),
-        on_usage=(lambda run, usage: stage.reported.put((run.id, usage)))
+        on_usage=(lambda run, usage: harness.reported.put((run.id, usage)))
         if missing == "setting"
         else None,
     )
-    stage.upstream.reply()
+    harness.upstream.reply()
     assert generations.stop(run.id, None).upstream == "closed"
 
 
-def test_shutdown_ends_the_reading_of_usage_at_once(stage: Stage) -> None:
+def test_shutdown_ends_the_reading_of_usage_at_once(harness: UsageHarness) -> None:
     """A service that closes waits for no usage."""
-    generations = stage.make()
-    run, reply, _ = stage.start(generations)
+    generations = harness.make()
+    run, reply, _ = harness.start(generations)
     generations.stop(run.id, None)
     generations.close()
     assert reply.over.is_set()
     assert not run.reads_usage
-    assert stage.reported.empty()
+    assert harness.reported.empty()
 
 
 def exceed(run: Run, limit: str) -> None:
@@ -156,40 +158,40 @@ def exceed(run: Run, limit: str) -> None:
 
 
 @pytest.mark.parametrize("limit", ["gap_timeout", "run_timeout"])
-def test_limit_ends_the_reading_of_usage(stage: Stage, limit: str) -> None:
+def test_limit_ends_the_reading_of_usage(harness: UsageHarness, limit: str) -> None:
     """A model that falls silent after a Stop, or never ends, is closed at the limit."""
-    generations = stage.make(**ENDLESS | {limit: 1_000.0})
-    run, reply, reader = stage.start(generations)
+    generations = harness.make(**ENDLESS | {limit: 1_000.0})
+    run, reply, reader = harness.start(generations)
     generations.stop(run.id, None)
     reader.finish()
     assert run.reads_usage
     exceed(run, limit)
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
-    assert stage.reported.empty()
+    assert harness.reported.empty()
 
 
-def test_limit_ends_a_stopped_request_without_a_head(stage: Stage) -> None:
+def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> None:
     """After a Stop a server that never answers is closed at the limit."""
-    stage.upstream.silent = True
-    generations = stage.make(**ENDLESS | {"first_byte_timeout": 1_000.0})
+    harness.upstream.silent = True
+    generations = harness.make(**ENDLESS | {"first_byte_timeout": 1_000.0})
     run = generations.start(
-        ChatRequest(HI), on_usage=lambda run, usage: stage.reported.put((run.id, usage))
+        ChatRequest(HI), on_usage=lambda run, usage: harness.reported.put((run.id, usage))
     )
-    assert stage.upstream.waiting.wait(WAIT_TIMEOUT)
+    assert harness.upstream.waiting.wait(WAIT_TIMEOUT)
     assert generations.stop(run.id, None).upstream == "closing"
     exceed(run, "first_byte_timeout")
     wait_until(lambda: not run.reads_usage)
     wait_until(lambda: not generations._usage_drain)
-    assert stage.reported.empty()
+    assert harness.reported.empty()
 
 
 def test_internal_fault_while_usage_is_read_gives_the_place_back(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: UsageHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The fault is logged, the connection closed, and no usage is reported."""
-    generations = stage.make()
-    run, reply, _ = stage.start(generations)
+    generations = harness.make()
+    run, reply, _ = harness.start(generations)
 
     def broken(_: float) -> Part:
         raise ZeroDivisionError("in the decoder")
@@ -201,61 +203,63 @@ def test_internal_fault_while_usage_is_read_gives_the_place_back(
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not len(generations._usage_drain))
     assert "ZeroDivisionError: in the decoder" in caplog.text
-    assert stage.reported.empty()
+    assert harness.reported.empty()
 
 
-def test_stop_before_the_answer_reports_its_usage(stage: Stage) -> None:
+def test_stop_before_the_answer_reports_its_usage(harness: UsageHarness) -> None:
     """The connection that is being made goes on; the answer is counted and never shown."""
-    generations = stage.make()
+    generations = harness.make()
     reply = ScriptedReply()
-    stage.upstream = ScriptedUpstream(reply)
-    generations = stage.make()
+    harness.upstream = ScriptedUpstream(reply)
+    generations = harness.make()
     run = generations.start(
-        ChatRequest(HI), on_usage=lambda run, usage: stage.reported.put((run.id, usage))
+        ChatRequest(HI), on_usage=lambda run, usage: harness.reported.put((run.id, usage))
     )
-    stage.upstream.reply()
+    harness.upstream.reply()
     reply.wait_reads()
     assert generations.stop(run.id, None).upstream == "closing"
     reply.feed("one")
     reply.end("stop", USAGE)
-    assert stage.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
+    assert harness.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
     assert run.answer() == (0, "")
 
 
 @pytest.mark.parametrize("text", ["", "end"])
-def test_usage_in_the_read_that_meets_the_stop_is_reported_once(stage: Stage, text: str) -> None:
+def test_usage_in_the_read_that_meets_the_stop_is_reported_once(
+    harness: UsageHarness, text: str
+) -> None:
     """Last text, end and usage arrive in one read after the Stop: one usage is reported."""
-    generations = stage.make()
-    run, reply, reader = stage.start(generations)
+    generations = harness.make()
+    run, reply, reader = harness.start(generations)
     reply.finish_reason, reply.usage = "stop", USAGE
     generations.stop(run.id, None)
     reply.feed(Part(text_part(text).events if text else (), 1, ended=True))
     reader.finish()
-    assert stage.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
+    assert harness.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
 
 
-def test_answer_without_usage_is_not_reported(stage: Stage) -> None:
+def test_answer_without_usage_is_not_reported(harness: UsageHarness) -> None:
     """Without a usage from the provider the estimate stays."""
-    generations = stage.make()
-    run, reply, _ = stage.start(generations)
+    generations = harness.make()
+    run, reply, _ = harness.start(generations)
     generations.stop(run.id, None)
     reply.feed(Part(text_part("end").events, 1, ended=True))
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
-    assert stage.reported.empty()
+    assert harness.reported.empty()
 
 
 def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    harness: UsageHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The place and the connection are given back."""
-    generations = stage.make()
+    generations = harness.make()
 
     def fails(run: Run, usage: dict[str, Any]) -> None:
         raise RuntimeError("the store is full")
 
     run = generations.start(ChatRequest(HI), on_usage=fails)
-    reply = stage.upstream.reply()
+    reply = harness.upstream.reply()
     generations.stop(run.id, None)
     reply.end("stop", USAGE)
     assert reply.over.wait(WAIT_TIMEOUT)

@@ -28,7 +28,7 @@ OLD = "[The user stopped this answer here.]"
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
     monkeypatch.setattr(generation, "TICK", 0.05)
     made = RunHarness()
     yield made
@@ -36,10 +36,10 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
 
 
 def answered(
-    stage: RunHarness, *fed: str | Part | UpstreamError, reason: str | None = "stop"
+    harness: RunHarness, *fed: str | Part | UpstreamError, reason: str | None = "stop"
 ) -> tuple[Run, list[Event]]:
     """A run whose reply consists of these parts, and its events."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reader = Reader(run)
     reply.feed(*fed)
     reply.finish_reason = reason
@@ -57,11 +57,11 @@ def thought(*texts: str) -> Part:
 @pytest.mark.parametrize("reason", ["stop", None])
 @pytest.mark.parametrize("blank", [(), ("\n\n",)])
 def test_thought_without_an_answer_becomes_the_answer(
-    stage: RunHarness, reason: str | None, blank: tuple[str, ...]
+    harness: RunHarness, reason: str | None, blank: tuple[str, ...]
 ) -> None:
     """An answer that a server sends as reasoning alone is shown and saved, and later prompts hold
     it, as any other answer."""
-    run, events = answered(stage, thought("\nPar"), thought("is.\n"), *blank, reason=reason)
+    run, events = answered(harness, thought("\nPar"), thought("is.\n"), *blank, reason=reason)
     assert events[-2] == Content("Paris.")
     assert [event for event in events if isinstance(event, Reasoning)] == [
         Reasoning("\nPar"),
@@ -72,35 +72,35 @@ def test_thought_without_an_answer_becomes_the_answer(
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "abort", "tool_calls"])
-def test_thought_cut_off_is_no_answer(stage: RunHarness, reason: str) -> None:
+def test_thought_cut_off_is_no_answer(harness: RunHarness, reason: str) -> None:
     """A thought that ends for another reason than stop does not become the answer."""
-    run, _ = answered(stage, thought("Hm"), reason=reason)
+    run, _ = answered(harness, thought("Hm"), reason=reason)
     assert run.answer()[1] == ""
 
 
-def test_thought_before_an_answer_or_a_call_stays_a_thought(stage: RunHarness) -> None:
+def test_thought_before_an_answer_or_a_call_stays_a_thought(harness: RunHarness) -> None:
     """A thought with text or a call behind it is not repeated as the answer."""
-    run, _ = answered(stage, thought("Hm"), "Hello")
+    run, _ = answered(harness, thought("Hm"), "Hello")
     assert run.answer()[1] == "Hello"
-    stage.clear()
+    harness.clear()
     call = ToolCall("1", "look", "{}")
-    run, _ = answered(stage, thought("Hm"), Part((call,), 1))
+    run, _ = answered(harness, thought("Hm"), Part((call,), 1))
     assert run.answer()[1] == ""
 
 
-def test_thought_before_a_picture_stays_a_thought(stage: RunHarness) -> None:
+def test_thought_before_a_picture_stays_a_thought(harness: RunHarness) -> None:
     """A picture is an answer; a server's other fields are not."""
     url = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
-    run, _ = answered(stage, thought("Hm"), Part((Extra(delta={"images": [url]}),), 1))
+    run, _ = answered(harness, thought("Hm"), Part((Extra(delta={"images": [url]}),), 1))
     assert run.answer()[1] == ""
-    stage.clear()
-    run, _ = answered(stage, thought("Paris."), Part((Extra(chunk={"x_groq": {"id": "1"}}),), 1))
+    harness.clear()
+    run, _ = answered(harness, thought("Paris."), Part((Extra(chunk={"x_groq": {"id": "1"}}),), 1))
     assert run.answer()[1] == "Paris."
 
 
-def test_thought_stopped_stays_a_thought(stage: RunHarness) -> None:
+def test_thought_stopped_stays_a_thought(harness: RunHarness) -> None:
     """A Stop during a thought leaves the answer empty."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reader = Reader(run)
     reply.feed(thought("Hm"))
     wait_until(lambda: run.log.last == 1)
@@ -110,42 +110,42 @@ def test_thought_stopped_stays_a_thought(stage: RunHarness) -> None:
 
 
 def test_text_before_a_late_end_of_thought_becomes_the_answer_if_it_is_all(
-    stage: RunHarness,
+    harness: RunHarness,
 ) -> None:
     """Text that a late end mark declares a thought is the answer, unless text follows the mark."""
-    run, _ = answered(stage, "Paris.", Part((ReasoningEnd(),), 1))
+    run, _ = answered(harness, "Paris.", Part((ReasoningEnd(),), 1))
     assert run.answer()[1].strip() == "Paris."
-    stage.clear()
-    run, _ = answered(stage, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
+    harness.clear()
+    run, _ = answered(harness, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
     assert run.answer()[1] == "Paris."
 
 
 # --- notes ----------------------------------------------------------------------------------------
 
 
-def test_note_imitated_by_the_model_is_removed(stage: RunHarness) -> None:
+def test_note_imitated_by_the_model_is_removed(harness: RunHarness) -> None:
     """A note is removed also where it arrives in pieces with other fields beside each."""
     pieces = [Part((Content(text), Extra(chunk={"x": 1})), 1) for text in ("[The user ", OLD[10:])]
-    run, events = answered(stage, "Hel", "lo.", *pieces)
+    run, events = answered(harness, "Hel", "lo.", *pieces)
     assert run.answer()[1] == "Hello."
     assert "".join(map(text_of, events)) == "Hello."
 
 
-def test_text_that_begins_like_a_note_is_shown_at_the_end(stage: RunHarness) -> None:
+def test_text_that_begins_like_a_note_is_shown_at_the_end(harness: RunHarness) -> None:
     """Text held back as a possible note is shown at the end of the answer and before a fault."""
-    run, _ = answered(stage, "a", " [The user")
+    run, _ = answered(harness, "a", " [The user")
     assert run.answer()[1] == "a [The user"
-    stage.clear()
-    run, _ = answered(stage, "a", " [", UpstreamError("upstream_dropped"))
+    harness.clear()
+    run, _ = answered(harness, "a", " [", UpstreamError("upstream_dropped"))
     assert (run.answer()[1], run.state) == ("a [", "error")
 
 
 def test_text_that_begins_like_a_note_is_shown_in_a_silence(
-    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
+    harness: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held-back text is shown after HOLD_MAX, so no limit ends an answer with hidden text."""
     monkeypatch.setattr(intake, "HOLD_MAX", 0.0)
-    _, reply, reader = stage.watched()
+    _, reply, reader = harness.watched_run()
     reply.feed(" [The")
     reader.wait_text("a [The")
     reply.feed(" user] said.")
@@ -154,23 +154,25 @@ def test_text_that_begins_like_a_note_is_shown_in_a_silence(
     reader.finish()
 
 
-def test_note_in_the_answer_to_a_prompt_with_a_note_stays(stage: RunHarness) -> None:
+def test_note_in_the_answer_to_a_prompt_with_a_note_stays(harness: RunHarness) -> None:
     """If the user's prompt has a note, nothing is removed from the answer."""
     reply = ScriptedReply()
-    run, _ = stage.make(ScriptedUpstream(reply))
+    run, _ = harness.new_run(ScriptedUpstream(reply))
     run.question = [type(run.question[0])("user", f"Repeat: {OLD}")]
     reply.feed(OLD)
     reply.end()
-    wait_ended(stage.set_off(run))
+    wait_ended(harness.start_run(run))
     assert run.answer()[1] == OLD
 
 
-def test_note_put_before_the_prompt_by_halt_does_not_count_as_the_users(stage: RunHarness) -> None:
+def test_note_put_before_the_prompt_by_halt_does_not_count_as_the_users(
+    harness: RunHarness,
+) -> None:
     """A note that Halt itself put before the prompt does not keep notes in the answer."""
     reply = ScriptedReply()
-    run, _ = stage.make(ScriptedUpstream(reply))
+    run, _ = harness.new_run(ScriptedUpstream(reply))
     run.question = [type(run.question[0])("user", f"{notes.STOPPED}\n\nGo on.")]
     reply.feed("Well.\n\n", notes.STOPPED)
     reply.end()
-    wait_ended(stage.set_off(run))
+    wait_ended(harness.start_run(run))
     assert run.answer()[1] == "Well.\n\n"

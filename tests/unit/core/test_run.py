@@ -31,7 +31,7 @@ REPEATS = 1_000
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
     monkeypatch.setattr(generation, "TICK", 0.05)
     made = RunHarness()
     yield made
@@ -41,9 +41,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
 # --- an answer ------------------------------------------------------------------------------------
 
 
-def test_run_gives_text_in_order_then_one_terminal_event(stage: RunHarness) -> None:
+def test_run_gives_text_in_order_then_one_terminal_event(harness: RunHarness) -> None:
     """The viewer gets the text in order, then one terminal event with usage and figures."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reader = Reader(run)
     reply.feed("Hel", Part(), text_part("lo, world", 2))
     reply.end("length", {"completion_tokens": 7})
@@ -60,9 +60,9 @@ def test_run_gives_text_in_order_then_one_terminal_event(stage: RunHarness) -> N
 
 
 @pytest.mark.parametrize("count", [2**63, 2**64, 2**70, -1, -(2**70)])
-def test_usage_count_out_of_range_is_dropped(stage: RunHarness, count: int) -> None:
+def test_usage_count_out_of_range_is_dropped(harness: RunHarness, count: int) -> None:
     """A usage holds no number that a reader, another worker or a database column could not store."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reader = Reader(run)
     reply.feed("a")
     details = {"cached_tokens": count, "audio_tokens": 2}
@@ -75,10 +75,10 @@ def test_usage_count_out_of_range_is_dropped(stage: RunHarness, count: int) -> N
     assert msgspec.msgpack.encode(done)
 
 
-def test_text_declared_a_thought_is_removed_from_the_answer(stage: RunHarness) -> None:
+def test_text_declared_a_thought_is_removed_from_the_answer(harness: RunHarness) -> None:
     """Answer, steps and figures are as if the thought had come as one; a reader that left before
     saw an answer."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reply.feed("Okay, ", Part((Content("hello."), ReasoningEnd(), Content("He")), 2), "llo")
     reply.end()
     wait_ended(run)
@@ -97,8 +97,8 @@ def test_text_declared_a_thought_is_removed_from_the_answer(stage: RunHarness) -
     assert isinstance(ended, Done)
     assert ended.metrics.characters == run.characters == len("Hello")
     assert ended.metrics.reasoning_ms is not None
-    stage.clear()
-    run, reply = stage.running()
+    harness.clear()
+    run, reply = harness.opened_run()
     reply.feed("Okay, ", Part((Content("hello."), ReasoningEnd(), Content("He")), 2), "llo")
     wait_until(lambda: run.log.last == 5)
     assert run.switch.press(2) == "stopped"
@@ -106,9 +106,9 @@ def test_text_declared_a_thought_is_removed_from_the_answer(stage: RunHarness) -
     assert steps.steps_of(run) == ()
 
 
-def test_tokens_without_usage_are_estimated(stage: RunHarness) -> None:
+def test_tokens_without_usage_are_estimated(harness: RunHarness) -> None:
     """Without usage the pieces are counted, and the figures are marked as an estimate."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reply.feed("a", text_part("bc", 2))
     reply.end()
     wait_ended(run)
@@ -117,9 +117,9 @@ def test_tokens_without_usage_are_estimated(stage: RunHarness) -> None:
     assert (metrics.tokens, metrics.tokens_estimated) == (3, True)
 
 
-def test_run_without_a_viewer_is_read_to_its_end(stage: RunHarness) -> None:
+def test_run_without_a_viewer_is_read_to_its_end(harness: RunHarness) -> None:
     """The relay reads to the end, and the connection goes back to the pool."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reply.feed("a", "b")
     reply.end()
     assert reply.over.wait(WAIT_TIMEOUT)
@@ -127,43 +127,43 @@ def test_run_without_a_viewer_is_read_to_its_end(stage: RunHarness) -> None:
     assert Reader(run).finish()[-1][1] == run.log.ended
 
 
-def test_run_ends_once_whatever_ends_it(stage: RunHarness) -> None:
+def test_run_ends_once_whatever_ends_it(harness: RunHarness) -> None:
     """`on_end` and `release_place` are each called once, however many ends are tried."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
     assert run.cancel("stop")
     assert not run.cancel("stop")
     assert not run.fail(UpstreamError("stalled"))
     reader.finish()
     assert reply.over.wait(WAIT_TIMEOUT)
-    stage.wait_released(run)
-    assert (stage.ended, stage.released) == ([run], [run])
+    harness.wait_released(run)
+    assert (harness.ended, harness.released) == ([run], [run])
 
 
 # --- Stop in every phase --------------------------------------------------------------------------
 
 
-def test_stop_before_the_thread_begins_sends_no_request(stage: RunHarness) -> None:
+def test_stop_before_the_thread_begins_sends_no_request(harness: RunHarness) -> None:
     """A run that is stopped before its thread began sends no request."""
-    run, upstream = stage.make()
+    run, upstream = harness.new_run()
     assert run.switch.press() == "stopped"
-    stage.work(run)
-    stage.wait_released(run)
+    harness.work_in_this_thread(run)
+    harness.wait_released(run)
     assert (run.state, upstream.requests) == ("cancelled", [])
 
 
-def test_stop_while_the_server_is_silent_closes_the_connection(stage: RunHarness) -> None:
+def test_stop_while_the_server_is_silent_closes_the_connection(harness: RunHarness) -> None:
     """A Stop during the wait for the head closes the connection."""
-    run, upstream = stage.begin(ScriptedUpstream(silent=True))
+    run, upstream = harness.started_run(ScriptedUpstream(silent=True))
     assert upstream.waiting.wait(WAIT_TIMEOUT)
     assert run.switch.press() == "stopped"
     assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
-    stage.wait_released(run)
+    harness.wait_released(run)
     assert (run.state, run.log.last, len(upstream.requests)) == ("cancelled", 1, 1)
 
 
-def test_stop_before_the_first_token_closes_the_upstream(stage: RunHarness) -> None:
+def test_stop_before_the_first_token_closes_the_upstream(harness: RunHarness) -> None:
     """A Stop between head and first token ends the run as cancelled, without text."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reader = Reader(run)
     reply.wait_reads()
     assert run.switch.press() == "stopped"
@@ -172,9 +172,9 @@ def test_stop_before_the_first_token_closes_the_upstream(stage: RunHarness) -> N
     assert (reply.closed, reply.finished) == (1, 0)
 
 
-def test_stop_between_tokens_keeps_the_received_text(stage: RunHarness) -> None:
+def test_stop_between_tokens_keeps_the_received_text(harness: RunHarness) -> None:
     """The received text stays, nothing is added, and the viewer gets the end at once."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
     assert run.switch.press() == "stopped"
     events = reader.finish()
     assert events == [(1, Content("a")), (2, run.log.ended)]
@@ -183,23 +183,23 @@ def test_stop_between_tokens_keeps_the_received_text(stage: RunHarness) -> None:
 
 
 def test_stop_before_a_retry_prevents_it(
-    stage: RunHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: RunHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The pause before a retry is interrupted, and the retry is not made."""
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     monkeypatch.setattr(opening, "RETRY_AFTER_MAX", 10_000.0)
     caplog.set_level("INFO", "halt.core.opening")
-    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("upstream_refused")))
+    run, upstream = harness.started_run(ScriptedUpstream(UpstreamError("upstream_refused")))
     wait_until(lambda: "trying again in" in caplog.text)
     assert run.switch.press() == "stopped"
-    stage.wait_released(run)
+    harness.wait_released(run)
     assert len(upstream.requests) == 1
     assert run.log.read(0) == [(1, run.log.ended)]
 
 
-def test_stop_after_the_end_is_answered_finished(stage: RunHarness) -> None:
+def test_stop_after_the_end_is_answered_finished(harness: RunHarness) -> None:
     """A Stop after the end changes nothing and interrupts no connection."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reply.feed("a")
     reply.end()
     assert reply.over.wait(WAIT_TIMEOUT)
@@ -212,10 +212,10 @@ def test_stop_after_the_end_is_answered_finished(stage: RunHarness) -> None:
     [(None, "abc"), (0, ""), (2, "ab"), (3, "abc"), (99, "abc"), (10**15 - 1, "abc")],
 )
 def test_stop_cuts_the_answer_to_what_was_seen(
-    stage: RunHarness, seen: int | None, kept: str
+    harness: RunHarness, seen: int | None, kept: str
 ) -> None:
     """The answer of a stopped run ends with the last event that its stopper had been shown."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reply.feed("a", "b", "c")
     wait_until(lambda: run.log.last == 3)
     run.switch.press(seen)
@@ -226,9 +226,9 @@ def test_stop_cuts_the_answer_to_what_was_seen(
     )
 
 
-def test_stop_of_a_finished_run_cuts_nothing(stage: RunHarness) -> None:
+def test_stop_of_a_finished_run_cuts_nothing(harness: RunHarness) -> None:
     """Only the Stop that ended the run cuts its answer."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reply.feed("a", "b")
     reply.end()
     wait_ended(run)
@@ -236,14 +236,14 @@ def test_stop_of_a_finished_run_cuts_nothing(stage: RunHarness) -> None:
     assert run.answer() == (2, "ab")
 
 
-def test_run_without_grace_ends_when_its_last_viewer_leaves(stage: RunHarness) -> None:
+def test_run_without_grace_ends_when_its_last_viewer_leaves(harness: RunHarness) -> None:
     """Another viewer keeps the run, even if one leaves twice."""
-    run, reply = stage.running(orphan_grace=0.0)
+    run, reply = harness.opened_run(orphan_grace=0.0)
     one, two = run.join(), run.join()
     run.leave(one)
     run.leave(one)
     run.watched_at -= 1e6
-    stage.look(run)
+    harness.check_limits(run)
     assert run.state == "running"
     run.leave(two)
     wait_ended(run)
@@ -256,19 +256,21 @@ def test_run_without_grace_ends_when_its_last_viewer_leaves(stage: RunHarness) -
 # --- races ----------------------------------------------------------------------------------------
 
 
-def test_stop_racing_the_natural_end_gives_one_terminal_event(stage: RunHarness) -> None:
+def test_stop_racing_the_natural_end_gives_one_terminal_event(harness: RunHarness) -> None:
     """Law: exactly one terminal event, on which log, state, Stop and `on_end` agree."""
     outcomes = set()
     for _ in range(REPEATS):
-        run, reply = stage.race("a")
+        run, reply = harness.run_with_parts("a")
         reply.end()
-        _, stopped = together(partial(stage.work, run), partial(run.cancel, "stop"))
-        stage.wait_released(run)
+        _, stopped = together(
+            partial(harness.work_in_this_thread, run), partial(run.cancel, "stop")
+        )
+        harness.wait_released(run)
         events = run.log.read(0)
         assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
         assert [type(e) for _, e in events if not isinstance(e, Content)] == [type(run.log.ended)]
         assert run.state == ("cancelled" if stopped else "done")
-        assert stage.ended == stage.released == [run]
+        assert harness.ended == harness.released == [run]
         assert reply.finished + reply.closed <= 1
         # All of the answer may be there before the Stop comes to the connection: that one is kept.
         assert run.connection.wait_closed(0) == ("closed" if reply.closed else "none")
@@ -277,45 +279,45 @@ def test_stop_racing_the_natural_end_gives_one_terminal_event(stage: RunHarness)
     assert outcomes <= {"cancelled", "done"}
 
 
-def test_stop_racing_a_fault_and_a_limit_gives_one_end(stage: RunHarness) -> None:
+def test_stop_racing_a_fault_and_a_limit_gives_one_end(harness: RunHarness) -> None:
     """Law: of Stop, limit and a broken upstream one ends the run; the others change nothing."""
     for _ in range(REPEATS // 4):
-        run, _ = stage.race("a", UpstreamError("upstream_dropped"))
+        run, _ = harness.run_with_parts("a", UpstreamError("upstream_dropped"))
         _, stopped, limited = together(
-            partial(stage.work, run),
+            partial(harness.work_in_this_thread, run),
             partial(run.cancel, "stop"),
             partial(run.fail, UpstreamError("stalled")),
         )
-        stage.wait_released(run)
+        harness.wait_released(run)
         ended = run.log.ended
         code = ended.error.code if isinstance(ended, Failed) else "stop"
         assert not (stopped and limited)
         assert code == ("stop" if stopped else "stalled" if limited else "upstream_dropped")
-        assert stage.ended == stage.released == [run]
+        assert harness.ended == harness.released == [run]
 
 
 def test_viewer_before_the_first_thread_does_not_prevent_the_opening(
-    stage: RunHarness,
+    harness: RunHarness,
 ) -> None:
     """Law: a run is opened, whether its viewer or its thread comes first."""
     for _ in range(REPEATS // 4):
-        run, reply = stage.race("a")
+        run, reply = harness.run_with_parts("a")
         reply.end()
         viewer = run.join()
 
         def view(run: Run = run, viewer: Any = viewer) -> str:
             return "".join(text_of(e) for g in run.follow(0, viewer) for _, e in g)
 
-        _, text = together(partial(stage.work, run), view)
+        _, text = together(partial(harness.work_in_this_thread, run), view)
         assert text == "a"
         assert reply.over.wait(WAIT_TIMEOUT)
         assert (run.state, reply.finished) == ("done", 1)
 
 
-def test_viewers_racing_a_stop_get_the_same_events(stage: RunHarness) -> None:
+def test_viewers_racing_a_stop_get_the_same_events(harness: RunHarness) -> None:
     """Law: all viewers of a stopped run get the same events up to the same terminal one."""
     for _ in range(REPEATS // 10):
-        run, _ = stage.race(*"abcdefgh")
+        run, _ = harness.run_with_parts(*"abcdefgh")
 
         def view(run: Run = run) -> str:
             viewer = run.join()
@@ -323,16 +325,18 @@ def test_viewers_racing_a_stop_get_the_same_events(stage: RunHarness) -> None:
             run.leave(viewer)
             return str(shown)
 
-        _, _, one, two = together(partial(stage.work, run), partial(run.cancel, "stop"), view, view)
+        _, _, one, two = together(
+            partial(harness.work_in_this_thread, run), partial(run.cancel, "stop"), view, view
+        )
         assert one == two == str(run.log.read(0))
 
 
 # --- readers --------------------------------------------------------------------------------------
 
 
-def test_relay_thread_reads_alone_after_the_head(stage: RunHarness) -> None:
+def test_relay_thread_reads_alone_after_the_head(harness: RunHarness) -> None:
     """After the head neither a viewer's thread nor the run's own waits for the model."""
-    _, reply, reader = stage.watched()
+    _, reply, reader = harness.watched_run()
     for text in "bcd":
         reply.feed(text)
     reader.wait_text("abcd")
@@ -342,19 +346,19 @@ def test_relay_thread_reads_alone_after_the_head(stage: RunHarness) -> None:
     assert set(reply.readers) == {"halt-relay"}
 
 
-def test_opening_thread_ends_when_the_run_is_open(stage: RunHarness) -> None:
+def test_opening_thread_ends_when_the_run_is_open(harness: RunHarness) -> None:
     """A run that the relay reads has no thread."""
-    _, reply = stage.running()
+    _, reply = harness.opened_run()
     reply.wait_reader("halt-relay")
-    for thread in stage.threads:
+    for thread in harness.threads:
         thread.end()
     reply.end()
     assert reply.over.wait(WAIT_TIMEOUT)
 
 
-def test_run_goes_on_when_its_viewer_leaves(stage: RunHarness) -> None:
+def test_run_goes_on_when_its_viewer_leaves(harness: RunHarness) -> None:
     """The relay reads on; no thread needs to be started."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
     reader.leave()
     reply.feed("b")
     reply.end()
@@ -362,9 +366,9 @@ def test_run_goes_on_when_its_viewer_leaves(stage: RunHarness) -> None:
     assert (run.state, run.answer()) == ("done", (2, "ab"))
 
 
-def test_viewer_that_does_not_read_delays_no_other(stage: RunHarness) -> None:
+def test_viewer_that_does_not_read_delays_no_other(harness: RunHarness) -> None:
     """A viewer on a slow network gets the rest when it reads again."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
     stuck = run.join()
     shown = run.follow(0, stuck)
     assert next(shown) == [(1, Content("a"))]
@@ -378,17 +382,17 @@ def test_viewer_that_does_not_read_delays_no_other(stage: RunHarness) -> None:
     run.leave(stuck)
 
 
-def test_text_that_came_with_the_head_is_read_at_once(stage: RunHarness) -> None:
+def test_text_that_came_with_the_head_is_read_at_once(harness: RunHarness) -> None:
     """Text in the reply when the relay takes it does not wait for the next byte."""
-    run, _ = stage.race("a", "b")
+    run, _ = harness.run_with_parts("a", "b")
     reader = Reader(run)
-    stage.set_off(run)
+    harness.start_run(run)
     reader.wait_text("ab")
 
 
-def test_reply_is_read_by_one_thread_at_a_time(stage: RunHarness) -> None:
+def test_reply_is_read_by_one_thread_at_a_time(harness: RunHarness) -> None:
     """Law: however many viewers come and go, one thread reads and all viewers get the same."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     readers = [Reader(run, name=f"reader-{n}") for n in range(5)]
     texts = [f"{n} " for n in range(200)]
     for number, text in enumerate(texts):
@@ -403,9 +407,9 @@ def test_reply_is_read_by_one_thread_at_a_time(stage: RunHarness) -> None:
     assert reply.most_reading == 1
 
 
-def test_reader_after_a_lost_connection_continues_without_gaps(stage: RunHarness) -> None:
+def test_reader_after_a_lost_connection_continues_without_gaps(harness: RunHarness) -> None:
     """A viewer that comes back gets what came since, nothing twice."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
     reader.leave()
     reply.feed("b", "c")
     reply.end()
@@ -415,9 +419,9 @@ def test_reader_after_a_lost_connection_continues_without_gaps(stage: RunHarness
     assert again.text == "bc"
 
 
-def test_reader_below_the_kept_part_gets_offset_lost(stage: RunHarness) -> None:
+def test_reader_below_the_kept_part_gets_offset_lost(harness: RunHarness) -> None:
     """Where the log has dropped events that a viewer needs, it gets OffsetLost, never a gap."""
-    run, reply = stage.running(log_bytes=1_024)
+    run, reply = harness.opened_run(log_bytes=1_024)
     reply.feed(*["x" * 300] * 10)
     reply.end()
     wait_ended(run)
@@ -426,9 +430,9 @@ def test_reader_below_the_kept_part_gets_offset_lost(stage: RunHarness) -> None:
     assert run.answer()[1] == "x" * 3_000
 
 
-def test_follow_with_an_interval_groups_the_events(stage: RunHarness) -> None:
+def test_follow_with_an_interval_groups_the_events(harness: RunHarness) -> None:
     """The first text comes at once, later text in one group; the end waits for no interval."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     shown = run.follow(0, viewer := run.join(), interval=1_000.0)
     reply.feed("a")
     first = next(group for group in shown if group)
@@ -441,9 +445,9 @@ def test_follow_with_an_interval_groups_the_events(stage: RunHarness) -> None:
     run.leave(viewer)
 
 
-def test_follow_in_silence_yields_empty_groups(stage: RunHarness) -> None:
+def test_follow_in_silence_yields_empty_groups(harness: RunHarness) -> None:
     """A viewer gets an empty group after each TICK of silence, as the time for a heartbeat."""
-    run, _, _ = stage.watched()
+    run, _, _ = harness.watched_run()
     shown = run.follow(1, viewer := run.join())
     assert [next(shown), next(shown)] == [[], []]
     run.cancel("stop")
@@ -461,10 +465,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_fault_before_the_head_is_retried(stage: RunHarness) -> None:
+def test_fault_before_the_head_is_retried(harness: RunHarness) -> None:
     """Faults before the first token are retried, and the viewer gets no event of them."""
     faults = [UpstreamError("upstream_refused"), UpstreamError("upstream_server_error")]
-    run, upstream = stage.begin(ScriptedUpstream(*faults), retries=2)
+    run, upstream = harness.started_run(ScriptedUpstream(*faults), retries=2)
     reply = upstream.reply()
     reader = Reader(run)
     reply.feed("a")
@@ -474,11 +478,11 @@ def test_fault_before_the_head_is_retried(stage: RunHarness) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_fault_before_the_first_token_is_retried_on_a_new_connection(stage: RunHarness) -> None:
+def test_fault_before_the_first_token_is_retried_on_a_new_connection(harness: RunHarness) -> None:
     """The broken connection is closed, and the answer comes from a new one."""
     first = ScriptedReply()
     first.feed(Part(), UpstreamError("upstream_dropped"))
-    run, upstream = stage.begin(ScriptedUpstream(first))
+    run, upstream = harness.started_run(ScriptedUpstream(first))
     second = upstream.reply(1)
     second.feed("a")
     second.end()
@@ -488,18 +492,18 @@ def test_fault_before_the_first_token_is_retried_on_a_new_connection(stage: RunH
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_retries_end_with_the_last_fault(stage: RunHarness, retries: int) -> None:
+def test_retries_end_with_the_last_fault(harness: RunHarness, retries: int) -> None:
     """After HALT_RETRIES retries the run fails with the last fault."""
     faults = [UpstreamError("upstream_server_error")] * 9
-    run, upstream = stage.begin(ScriptedUpstream(*faults), retries=retries)
+    run, upstream = harness.started_run(ScriptedUpstream(*faults), retries=retries)
     assert failure_code(run) == "upstream_server_error"
     assert len(upstream.requests) == 1 + retries
 
 
 @pytest.mark.usefixtures("quick")
-def test_fault_after_the_first_token_is_not_retried(stage: RunHarness) -> None:
+def test_fault_after_the_first_token_is_not_retried(harness: RunHarness) -> None:
     """The shown text stays, and the run fails: no answer begins twice."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     reply = upstream.reply()
     reply.feed("a", UpstreamError("upstream_dropped"))
     assert failure_code(run) == "upstream_dropped"
@@ -509,29 +513,31 @@ def test_fault_after_the_first_token_is_not_retried(stage: RunHarness) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("code", sorted(code for code, (_, again) in CODES.items() if not again))
-def test_fault_that_is_not_retryable_is_not_retried(stage: RunHarness, code: str) -> None:
+def test_fault_that_is_not_retryable_is_not_retried(harness: RunHarness, code: str) -> None:
     """A refusal that a retry would not change fails the run at once."""
-    run, upstream = stage.begin(ScriptedUpstream(UpstreamError(code)))
+    run, upstream = harness.started_run(ScriptedUpstream(UpstreamError(code)))
     assert failure_code(run) == code
     assert len(upstream.requests) == 1
 
 
 def test_retry_after_within_the_limit_is_waited_for(
-    stage: RunHarness, caplog: pytest.LogCaptureFixture
+    harness: RunHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next request waits for a short Retry-After."""
     caplog.set_level("INFO", "halt.core.opening")
     fault = UpstreamError("rate_limited", retry_after=4.0)
-    run, upstream = stage.begin(ScriptedUpstream(fault))
+    run, upstream = harness.started_run(ScriptedUpstream(fault))
     wait_until(lambda: "trying again in 4." in caplog.text)
     assert len(upstream.requests) == 1
     run.cancel("stop")
 
 
 @pytest.mark.usefixtures("quick")
-def test_retry_after_is_followed_by_one_more_request(stage: RunHarness) -> None:
+def test_retry_after_is_followed_by_one_more_request(harness: RunHarness) -> None:
     """After the server's Retry-After the run is requested once more, and answered."""
-    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("rate_limited", retry_after=0.01)))
+    run, upstream = harness.started_run(
+        ScriptedUpstream(UpstreamError("rate_limited", retry_after=0.01))
+    )
     reply = upstream.reply()
     reply.end()
     wait_ended(run)
@@ -539,20 +545,24 @@ def test_retry_after_is_followed_by_one_more_request(stage: RunHarness) -> None:
 
 
 def test_retry_after_gets_a_random_part(
-    stage: RunHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: RunHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Clients with the same Retry-After do not all come back at the same time."""
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     caplog.set_level("INFO", "halt.core.opening")
-    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("rate_limited", retry_after=0.0)))
+    run, upstream = harness.started_run(
+        ScriptedUpstream(UpstreamError("rate_limited", retry_after=0.0))
+    )
     wait_until(lambda: "trying again in" in caplog.text)
     assert len(upstream.requests) == 1
     run.cancel("stop")
 
 
-def test_retry_after_beyond_the_limit_ends_the_run(stage: RunHarness) -> None:
+def test_retry_after_beyond_the_limit_ends_the_run(harness: RunHarness) -> None:
     """A Retry-After of a minute fails the run, and the error holds the seconds."""
-    run, upstream = stage.begin(ScriptedUpstream(UpstreamError("rate_limited", retry_after=60.0)))
+    run, upstream = harness.started_run(
+        ScriptedUpstream(UpstreamError("rate_limited", retry_after=60.0))
+    )
     assert failure_code(run) == "rate_limited"
     assert isinstance(run.log.ended, Failed)
     assert run.log.ended.error.retry_after == 60.0
@@ -562,9 +572,9 @@ def test_retry_after_beyond_the_limit_ends_the_run(stage: RunHarness) -> None:
 # --- limits and faults ----------------------------------------------------------------------------
 
 
-def test_unknown_finish_reason_is_in_the_event_and_the_figures(stage: RunHarness) -> None:
+def test_unknown_finish_reason_is_in_the_event_and_the_figures(harness: RunHarness) -> None:
     """A server's own reason for breaking off is in the Done event and among the answer's figures."""
-    run, reply = stage.running()
+    run, reply = harness.opened_run()
     reply.feed("Half an")
     reply.end("insufficient_system_resource")
     wait_ended(run)
@@ -575,18 +585,18 @@ def test_unknown_finish_reason_is_in_the_event_and_the_figures(stage: RunHarness
     assert run.state == "done"
 
 
-def test_cancelled_for_no_viewer_has_its_grace_in_seconds(stage: RunHarness) -> None:
+def test_cancelled_for_no_viewer_has_its_grace_in_seconds(harness: RunHarness) -> None:
     """The event holds the seconds, so that they stay right after the setting is changed."""
-    run, reply = stage.running(orphan_grace=0.25)
+    run, reply = harness.opened_run(orphan_grace=0.25)
     Reader(run).leave()
     run.cancel("no_viewer")
     assert run.log.ended == Cancelled(run.log.ended.metrics, "no_viewer", unwatched=0.25)  # type: ignore[union-attr]
     assert reply.over.wait(WAIT_TIMEOUT)
 
 
-def test_deadlines_exceeded_names_each_limit_when_it_is_over(stage: RunHarness) -> None:
+def test_deadlines_exceeded_names_each_limit_when_it_is_over(harness: RunHarness) -> None:
     """Each limit has its own code, and is exceeded after its time and not before."""
-    run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
+    run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
     began = run.meter.started_at
     assert run._deadlines.error_if_exceeded(began + 99.0) is None
     assert (
@@ -602,9 +612,9 @@ def test_deadlines_exceeded_names_each_limit_when_it_is_over(stage: RunHarness) 
 
 
 @pytest.mark.parametrize("phase", ["opening", "reading", "answering"])
-def test_limit_ends_the_run_in_each_phase(stage: RunHarness, phase: str) -> None:
+def test_limit_ends_the_run_in_each_phase(harness: RunHarness, phase: str) -> None:
     """The relay ends the run in each phase, and the connection is closed."""
-    run, upstream = stage.begin(ScriptedUpstream(silent=phase == "opening"))
+    run, upstream = harness.started_run(ScriptedUpstream(silent=phase == "opening"))
     if phase == "opening":
         assert upstream.waiting.wait(WAIT_TIMEOUT)
     else:
@@ -612,47 +622,47 @@ def test_limit_ends_the_run_in_each_phase(stage: RunHarness, phase: str) -> None
     if phase == "answering":
         upstream.reply().feed("a")
         wait_until(lambda: run.log.last == 1)
-    stage.look(run)
+    harness.check_limits(run)
     assert run.state == "running"
     run.meter.last_at -= 2e9
-    stage.look(run)
+    harness.check_limits(run)
     assert failure_code(run) == ("stalled" if phase == "answering" else "first_byte_timeout")
-    stage.wait_released(run)
+    harness.wait_released(run)
     assert run.connection.wait_closed(0) == "closed"
 
 
 @pytest.mark.parametrize("name", ["run_timeout", "first_byte_timeout"])
-def test_limit_before_the_first_text_ends_the_run_by_itself(stage: RunHarness, name: str) -> None:
+def test_limit_before_the_first_text_ends_the_run_by_itself(harness: RunHarness, name: str) -> None:
     """The limit ends the run while a viewer waits for the first text."""
-    run, _ = stage.begin(None, **{name: 0.05})
+    run, _ = harness.started_run(None, **{name: 0.05})
     reader = Reader(run)
     assert failure_code(run) == {"run_timeout": "run_too_long"}.get(name, name)
     reader.finish()
 
 
-def test_gap_limit_ends_the_run_by_itself(stage: RunHarness) -> None:
+def test_gap_limit_ends_the_run_by_itself(harness: RunHarness) -> None:
     """The limit for silence counts from the last text."""
-    run, reply = stage.running(gap_timeout=0.05)
+    run, reply = harness.opened_run(gap_timeout=0.05)
     reply.feed("a")
     assert failure_code(run) == "stalled"
     assert run.answer() == (1, "a")
 
 
 def test_limit_is_checked_after_arrived_text_is_read(
-    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
+    harness: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stall of Halt, or of its machine, ends no run whose model was not silent."""
     skipped = [0.0]
     for module in (metrics, relay, run_module):
         monkeypatch.setattr(module, "now", lambda: now() + skipped[0])
-    run, reply, _ = stage.watched(gap_timeout=100.0)
+    run, reply, _ = harness.watched_run(gap_timeout=100.0)
     stalled, go_on = threading.Event(), threading.Event()
 
     def stall() -> None:
         stalled.set()
         assert go_on.wait(WAIT_TIMEOUT)
 
-    stage.relay.post(stall)
+    harness.relay.post(stall)
     assert stalled.wait(WAIT_TIMEOUT)
     reply.feed("b")
     skipped[0] = 200.0  # the stall took longer than the limit
@@ -661,9 +671,9 @@ def test_limit_is_checked_after_arrived_text_is_read(
     assert (run.state, run.answer()) == ("running", (2, "ab"))
 
 
-def test_limit_message_names_its_setting(stage: RunHarness) -> None:
+def test_limit_message_names_its_setting(harness: RunHarness) -> None:
     """The sentence has the seconds that were waited and the setting that allows more."""
-    run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
+    run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
 
     def message_at(at: float) -> str:
         fault = run._deadlines.error_if_exceeded(at)
@@ -679,9 +689,9 @@ def test_limit_message_names_its_setting(stage: RunHarness) -> None:
     assert "10 s: HALT_GAP_TIMEOUT sets this limit." in message_at(run.meter.last_at + 11.0)
 
 
-def test_part_without_text_renews_the_limit_of_silence(stage: RunHarness) -> None:
+def test_part_without_text_renews_the_limit_of_silence(harness: RunHarness) -> None:
     """A comment, or a chunk without text, starts the time for silence again."""
-    run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0)
+    run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0)
     before = run.meter.last_at
     reply.feed(Part())
     wait_until(lambda: run.meter.last_at > before)
@@ -699,48 +709,48 @@ def test_default_limits_allow_a_long_prompt_on_a_local_model() -> None:
     assert Config().run_timeout > Config().first_byte_timeout
 
 
-def test_run_without_a_viewer_ends_after_its_grace(stage: RunHarness) -> None:
+def test_run_without_a_viewer_ends_after_its_grace(harness: RunHarness) -> None:
     """The grace counts from the last viewer's leave; a watched run has no such limit."""
-    run, _, reader = stage.watched(orphan_grace=10_000.0)
+    run, _, reader = harness.watched_run(orphan_grace=10_000.0)
     run.watched_at -= 1e6
-    stage.look(run)
+    harness.check_limits(run)
     assert run.state == "running"
     reader.leave()
     run.watched_at -= 9_900.0
-    stage.look(run)
+    harness.check_limits(run)
     assert run.state == "running"
     run.watched_at -= 101.0
-    stage.look(run)
+    harness.check_limits(run)
     assert isinstance(run.log.ended, Cancelled)
     assert run.log.ended.reason == "no_viewer"
 
 
-def test_viewer_marked_gone_is_not_counted(stage: RunHarness) -> None:
+def test_viewer_marked_gone_is_not_counted(harness: RunHarness) -> None:
     """Any thread may set `gone` without a lock; the viewer's own thread may leave much later."""
-    run, _ = stage.running(orphan_grace=100.0)
+    run, _ = harness.opened_run(orphan_grace=100.0)
     viewer = run.join()
     viewer.gone = True
-    stage.look(run)
+    harness.check_limits(run)
     assert run.state == "running"
     run.watched_at -= 101.0
-    stage.look(run)
+    harness.check_limits(run)
     assert isinstance(run.log.ended, Cancelled)
 
 
-def test_run_without_grace_waits_for_its_first_viewer(stage: RunHarness) -> None:
+def test_run_without_grace_waits_for_its_first_viewer(harness: RunHarness) -> None:
     """Even without grace a run waits FIRST_VIEW seconds for its first viewer."""
-    run, _ = stage.running(orphan_grace=0.0)
+    run, _ = harness.opened_run(orphan_grace=0.0)
     run.watched_at -= deadlines.FIRST_VIEW - 5.0
-    stage.look(run)
+    harness.check_limits(run)
     assert run.state == "running"
     run.watched_at -= 6.0
-    stage.look(run)
+    harness.check_limits(run)
     assert isinstance(run.log.ended, Cancelled)
 
 
-def test_answer_over_max_answer_chars_ends_the_run(stage: RunHarness) -> None:
+def test_answer_over_max_answer_chars_ends_the_run(harness: RunHarness) -> None:
     """At the limit the run fails; the received text stays, and the upstream is closed."""
-    run, reply = stage.running(max_answer_chars=5)
+    run, reply = harness.opened_run(max_answer_chars=5)
     reader = Reader(run)
     reply.feed("abc", "de", "f", "g")
     reader.finish()
@@ -751,11 +761,11 @@ def test_answer_over_max_answer_chars_ends_the_run(stage: RunHarness) -> None:
 
 
 def test_fields_beside_the_text_have_their_own_limit(
-    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
+    harness: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The megabytes of a picture do not count as text, and have a limit as well."""
     monkeypatch.setattr(intake, "EXTRA_MAX", 2500)
-    run, reply = stage.running(max_answer_chars=5)
+    run, reply = harness.opened_run(max_answer_chars=5)
     reader = Reader(run)
     for _ in range(3):
         reply.feed(Part((Extra(delta={"images": ["x" * 1000]}),), 1))
@@ -765,7 +775,7 @@ def test_fields_beside_the_text_have_their_own_limit(
 
 
 def test_internal_exception_ends_the_run_and_is_logged(
-    stage: RunHarness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    harness: RunHarness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception in Halt is `internal` for the user, and a traceback in the log."""
 
@@ -773,19 +783,19 @@ def test_internal_exception_ends_the_run_and_is_logged(
         raise ZeroDivisionError("sensitive detail")
 
     monkeypatch.setattr(ScriptedReply, "read", broken)
-    run, _ = stage.running()
+    run, _ = harness.opened_run()
     assert failure_code(run) == "internal"
-    stage.wait_released(run)
+    harness.wait_released(run)
     assert "ZeroDivisionError" in caplog.text
     assert isinstance(run.log.ended, Failed)
     assert "sensitive" not in run.log.ended.error.message
 
 
 def test_internal_exception_in_an_answer_is_its_terminal_event(
-    stage: RunHarness, monkeypatch: pytest.MonkeyPatch
+    harness: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Viewers in the middle of an answer get the failure as its end."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
 
     def broken(*_: object) -> Part:
         raise ZeroDivisionError
@@ -796,20 +806,20 @@ def test_internal_exception_in_an_answer_is_its_terminal_event(
     assert failure_code(run) == "internal"
 
 
-def test_run_repr_has_id_state_and_counts(stage: RunHarness) -> None:
+def test_run_repr_has_id_state_and_counts(harness: RunHarness) -> None:
     """The repr has no text of the user's."""
-    run, _ = stage.make()
+    run, _ = harness.new_run()
     assert repr(run) == "<Run a-stream running events=0 viewers=0>"
     run.cancel("stop")
     run.discard()
     assert "cancelled" in repr(run)
 
 
-def test_concurrent_stops_stop_the_run_once(stage: RunHarness) -> None:
+def test_concurrent_stops_stop_the_run_once(harness: RunHarness) -> None:
     """Law: one of several concurrent Stops gets stopped, the others finished."""
     presses: list[Callable[[], str]]
     for _ in range(REPEATS // 10):
-        run, _ = stage.make()
+        run, _ = harness.new_run()
         presses = [run.switch.press] * 3
         assert sorted(together(*presses)) == ["finished", "finished", "stopped"]
         run.discard()

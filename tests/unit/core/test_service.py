@@ -23,7 +23,7 @@ from tests.support.scripted_upstream import HI, ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
 
 
-class Stage:
+class ServiceHarness:
     """Generations of a scripted model."""
 
     def __init__(self, store_writer: StoreWriter | None = None, **settings: Any) -> None:
@@ -47,21 +47,21 @@ class Stage:
         return False
 
 
-MakeStage = Callable[..., Stage]
+MakeHarness = Callable[..., ServiceHarness]
 
 
 @pytest.fixture
-def make_stage() -> Iterator[MakeStage]:
-    stages: list[Stage] = []
+def make_harness() -> Iterator[MakeHarness]:
+    harnesses: list[ServiceHarness] = []
 
-    def make(**settings: Any) -> Stage:
-        stages.append(Stage(**settings))
-        return stages[-1]
+    def make(**settings: Any) -> ServiceHarness:
+        harnesses.append(ServiceHarness(**settings))
+        return harnesses[-1]
 
     yield make
-    for stage in stages:
-        stage.service.close()
-        stage.upstream.dispose()
+    for harness in harnesses:
+        harness.service.close()
+        harness.upstream.dispose()
 
 
 def broken(run: Run) -> None:
@@ -72,27 +72,27 @@ def broken(run: Run) -> None:
 
 
 def test_on_end_that_raises_is_logged_and_the_place_is_free(
-    make_stage: MakeStage, caplog: pytest.LogCaptureFixture
+    make_harness: MakeHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An answer that the model ended is done, also if the callback raises."""
-    run = make_stage().finished(ChatRequest(HI), on_end=broken)
+    run = make_harness().finished(ChatRequest(HI), on_end=broken)
     assert run.state == "done"
     assert "the callback is broken" in caplog.text
 
 
 @pytest.mark.parametrize("exact_usage", [False, True])
 def test_stop_succeeds_if_on_end_raises(
-    make_stage: MakeStage, caplog: pytest.LogCaptureFixture, exact_usage: bool
+    make_harness: MakeHarness, caplog: pytest.LogCaptureFixture, exact_usage: bool
 ) -> None:
     """The receipt says stopped, the place is given back, and a usage is reported."""
     counted: list[dict[str, Any]] = []
-    stage = make_stage(exact_usage=exact_usage, max_streams=1)
-    run = stage.service.start(
+    harness = make_harness(exact_usage=exact_usage, max_streams=1)
+    run = harness.service.start(
         ChatRequest(HI), on_end=broken, on_usage=lambda _, usage: counted.append(usage)
     )
-    reply = stage.upstream.reply()
-    assert stage.service.stop(run.id, None).status == "stopped"
-    wait_until(lambda: stage.service.open_streams == 0)
+    reply = harness.upstream.reply()
+    assert harness.service.stop(run.id, None).status == "stopped"
+    wait_until(lambda: harness.service.open_streams == 0)
     if exact_usage:
         reply.end("stop", {"completion_tokens": 7})
         wait_until(lambda: counted == [{"completion_tokens": 7}])
@@ -103,9 +103,9 @@ def test_stop_succeeds_if_on_end_raises(
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_finished_run_holds_no_prompt(make_stage: MakeStage) -> None:
+def test_finished_run_holds_no_prompt(make_harness: MakeHarness) -> None:
     """Finished runs are kept for their answers: 20 prompts of 200,000 characters are freed."""
-    stage = make_stage()
+    harness = make_harness()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -113,8 +113,8 @@ def test_finished_run_holds_no_prompt(make_stage: MakeStage) -> None:
         for number in range(20):
             prompt = Message("user", f"{number}" * 200_000)
             request = ChatRequest([prompt], model="asked-1")
-            runs.append(stage.finished(request, number))
-            stage.upstream.requests.clear()
+            runs.append(harness.finished(request, number))
+            harness.upstream.requests.clear()
             del prompt, request
         wait_until(lambda: tracemalloc.get_traced_memory()[0] - before < 1_000_000)
     finally:
@@ -123,16 +123,16 @@ def test_finished_run_holds_no_prompt(make_stage: MakeStage) -> None:
     assert len({run.fingerprint for run in runs}) == len(runs)
 
 
-def test_finished_runs_beyond_kept_bytes_are_removed(make_stage: MakeStage) -> None:
+def test_finished_runs_beyond_kept_bytes_are_removed(make_harness: MakeHarness) -> None:
     """The oldest are removed first, and a start with a removed ID is accepted."""
-    stage = make_stage(kept_bytes=1_024)
-    runs = [stage.finished(ChatRequest(HI, id=f"stream-{n}"), n) for n in range(10)]
-    wait_until(lambda: not stage.kept(runs[0]))
-    assert stage.kept(runs[-1])
-    stage.service.start(ChatRequest(HI, id="stream-0"))
+    harness = make_harness(kept_bytes=1_024)
+    runs = [harness.finished(ChatRequest(HI, id=f"stream-{n}"), n) for n in range(10)]
+    wait_until(lambda: not harness.kept(runs[0]))
+    assert harness.kept(runs[-1])
+    harness.service.start(ChatRequest(HI, id="stream-0"))
 
 
-def test_check_of_finished_runs_ends_at_the_oldest(make_stage: MakeStage) -> None:
+def test_check_of_finished_runs_ends_at_the_oldest(make_harness: MakeHarness) -> None:
     """The keeper checks only the oldest finished run while that one stays."""
 
     class PendingWriter(StoreWriter):
@@ -151,10 +151,10 @@ def test_check_of_finished_runs_ends_at_the_oldest(make_stage: MakeStage) -> Non
         add = notify_end = close = exists = lambda *_: None  # type: ignore[assignment]
 
     store_writer = PendingWriter()
-    stage = make_stage(store_writer=store_writer, log_seconds=0.0)
-    first = stage.finished(ChatRequest(HI, id="the-oldest"))
+    harness = make_harness(store_writer=store_writer, log_seconds=0.0)
+    first = harness.finished(ChatRequest(HI, id="the-oldest"))
     for number in range(1, 20):
-        stage.finished(ChatRequest(HI), number)
+        harness.finished(ChatRequest(HI), number)
     store_writer.checked.clear()
     assert store_writer.checked.wait(WAIT_TIMEOUT)
     assert set(store_writer.pending_ids) == {first.id}
@@ -164,7 +164,7 @@ def test_check_of_finished_runs_ends_at_the_oldest(make_stage: MakeStage) -> Non
 
 
 def test_slow_place_delays_no_reader_and_no_stop(
-    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the system is slow to give a place, readers join and Stops work."""
     slow, go_on = threading.Event(), threading.Event()
@@ -176,52 +176,52 @@ def test_slow_place_delays_no_reader_and_no_stop(
             return super().take(count, first)
 
     monkeypatch.setattr(module, "Slots", SlowSlots)
-    stage = make_stage()
-    run = stage.service.start(ChatRequest(HI))
+    harness = make_harness()
+    run = harness.service.start(ChatRequest(HI))
     slow.set()
-    starting = BackgroundCall(lambda: stage.service.start(ChatRequest(HI)))
-    viewer = stage.service.readers.view(run)
-    assert stage.service.stop(run.id, None).status == "stopped"
-    stage.service.readers.unview(run, viewer)
+    starting = BackgroundCall(lambda: harness.service.start(ChatRequest(HI)))
+    viewer = harness.service.readers.view(run)
+    assert harness.service.stop(run.id, None).status == "stopped"
+    harness.service.readers.unview(run, viewer)
     assert starting.is_alive()
     go_on.set()
     assert starting.end() is None
 
 
-def test_require_places_refuses_what_start_would(make_stage: MakeStage) -> None:
+def test_require_places_refuses_what_start_would(make_harness: MakeHarness) -> None:
     """It raises as a start would, and takes no place."""
-    stage = make_stage(max_streams=2)
-    stage.service.require_places(2)
+    harness = make_harness(max_streams=2)
+    harness.service.require_places(2)
     with pytest.raises(AtCapacity):
-        stage.service.require_places(3)
-    stage.service.start(ChatRequest(HI))
-    stage.service.require_places(1)
-    stage.service.start(ChatRequest(HI))
+        harness.service.require_places(3)
+    harness.service.start(ChatRequest(HI))
+    harness.service.require_places(1)
+    harness.service.start(ChatRequest(HI))
     with pytest.raises(AtCapacity):
-        stage.service.require_places()
-    stage.service.drain()
+        harness.service.require_places()
+    harness.service.drain()
     with pytest.raises(Draining):
-        stage.service.require_places()
+        harness.service.require_places()
 
 
 def test_view_that_raises_gives_its_place_back(
-    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader's place is given back if its join raises."""
-    stage = make_stage(max_streams=1)
-    run = stage.service.start(ChatRequest(HI))
+    harness = make_harness(max_streams=1)
+    run = harness.service.start(ChatRequest(HI))
     with monkeypatch.context() as patch:
         patch.setattr(run, "join", lambda: broken(run))
         with pytest.raises(ValueError, match="broken"):
-            stage.service.readers.view(run)
-    stage.service.readers.unview(run, stage.service.readers.view(run))
+            harness.service.readers.view(run)
+    harness.service.readers.unview(run, harness.service.readers.view(run))
 
 
 def test_start_without_a_keeper_thread_is_refused(
-    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the system has no thread for the limits of a run, none begins and nothing is left."""
-    stage = make_stage()
+    harness = make_harness()
 
     def no_thread(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -229,6 +229,6 @@ def test_start_without_a_keeper_thread_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(AtCapacity):
-            stage.service.start(ChatRequest(HI, id="refused-1"))
-    assert stage.service.open_streams == 0
-    stage.finished(ChatRequest(HI, id="refused-1"))
+            harness.service.start(ChatRequest(HI, id="refused-1"))
+    assert harness.service.open_streams == 0
+    harness.finished(ChatRequest(HI, id="refused-1"))

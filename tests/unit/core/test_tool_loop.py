@@ -78,8 +78,8 @@ class Gate:
             assert self.running.acquire(timeout=WAIT_TIMEOUT), self.began
 
 
-class ToolStage(RunHarness):
-    """A stage whose runs have tools."""
+class ToolHarness(RunHarness):
+    """A harness whose runs have tools."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,12 +92,12 @@ class ToolStage(RunHarness):
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolStage]:
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolHarness]:
     monkeypatch.setattr(generation, "TICK", 0.05)
     monkeypatch.setattr(opening, "RETRY_BASE", 0.0)
-    made = ToolStage()
-    yield made
-    made.close()
+    tool_harness = ToolHarness()
+    yield tool_harness
+    tool_harness.close()
 
 
 def asks(*names: str, tool: str = "quick") -> Part:
@@ -124,10 +124,10 @@ def sent_messages(request: ChatRequest, skip: int = 1) -> Any:
 # --- a round --------------------------------------------------------------------------------------
 
 
-def test_round_of_tools_is_one_log_and_a_second_request(stage: ToolStage) -> None:
+def test_round_of_tools_is_one_log_and_a_second_request(harness: ToolHarness) -> None:
     """Text, call, result, text are one log; the second request has the model's text, call and
     result."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     reader = Reader(run)
     upstream.reply().feed("Let me see.")
     ask(upstream.reply(), "x")
@@ -156,18 +156,18 @@ def test_round_of_tools_is_one_log_and_a_second_request(stage: ToolStage) -> Non
     assert offered == ["held", "quick"]
     assert upstream.reply().over.wait(WAIT_TIMEOUT)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
-    stage.wait_released(run)
-    assert stage.ended == [run]
+    harness.wait_released(run)
+    assert harness.ended == [run]
 
 
-def test_relay_reads_every_rounds_text(stage: ToolStage) -> None:
+def test_relay_reads_every_rounds_text(harness: ToolHarness) -> None:
     """The relay reads each round's text; in between a thread waits for the tools."""
-    run, reply, reader = stage.watched()
-    upstream = stage.upstreams[0]
+    run, reply, reader = harness.watched_run()
+    upstream = harness.upstreams[0]
     ask(reply, "x", tool="held")
-    stage.gate.wait_running()
+    harness.gate.wait_running()
     wait_until(lambda: run.log.waiting == 1)  # the reader shows what comes, heartbeats too
-    stage.gate.open.set()
+    harness.gate.open.set()
     second = upstream.reply(1)
     second.feed("b")
     reader.wait_text("a\n\nb")
@@ -177,9 +177,9 @@ def test_relay_reads_every_rounds_text(stage: ToolStage) -> None:
     assert max(reply.most_reading, second.most_reading) == 1
 
 
-def test_round_sends_its_extra_fields_back_with_the_results(stage: ToolStage) -> None:
+def test_round_sends_its_extra_fields_back_with_the_results(harness: ToolHarness) -> None:
     """Each round's fields are in that round's message and calls; readers see the calls' unchanged."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     for number in range(2):
         reply = upstream.reply(number)
         reply.opaque = {"reasoning_content": f"hm {number}"}
@@ -197,14 +197,14 @@ def test_round_sends_its_extra_fields_back_with_the_results(stage: ToolStage) ->
     assert [call.extra for call in calls] == [{"extra_content": signature} for signature in signed]
 
 
-def test_results_are_sent_in_the_order_of_the_calls(stage: ToolStage) -> None:
+def test_results_are_sent_in_the_order_of_the_calls(harness: ToolHarness) -> None:
     """Readers see each result as it comes; the model gets them in the order of its calls."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     calls = (ToolCall("one", "held", '{"name":"1"}'), ToolCall("two", "quick", '{"name":"2"}'))
     upstream.reply().feed(Part(calls, 2))
     upstream.reply().end("tool_calls")
     wait_until(lambda: any(isinstance(e, ToolResult) for _, e in run.log.read(0)))
-    stage.gate.open.set()
+    harness.gate.open.set()
     upstream.reply(1).end()
     wait_ended(run)
     ids = [e.id for _, e in run.log.read(0) if isinstance(e, ToolResult)]
@@ -214,9 +214,9 @@ def test_results_are_sent_in_the_order_of_the_calls(stage: ToolStage) -> None:
     assert "content" not in messages[0]
 
 
-def test_calls_with_the_same_id_each_have_their_result(stage: ToolStage) -> None:
+def test_calls_with_the_same_id_each_have_their_result(harness: ToolHarness) -> None:
     """A server that uses an ID twice gets both results, in order."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     calls = [ToolCall("same", "quick", f'{{"name":"{n}"}}') for n in (1, 2)]
     upstream.reply().feed(Part(tuple(calls)))
     upstream.reply().end("tool_calls")
@@ -225,9 +225,9 @@ def test_calls_with_the_same_id_each_have_their_result(stage: ToolStage) -> None
     assert [m["content"] for m in sent_messages(upstream.requests[1], 2)] == ["quick 1", "quick 2"]
 
 
-def test_rounds_send_all_earlier_rounds_and_sum_the_usage(stage: ToolStage) -> None:
+def test_rounds_send_all_earlier_rounds_and_sum_the_usage(harness: ToolHarness) -> None:
     """Each request holds all earlier rounds; usage is summed; texts are separate paragraphs."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     for number in range(3):
         reply = upstream.reply(number)
         reply.feed(f"{number}")
@@ -246,9 +246,9 @@ def test_rounds_send_all_earlier_rounds_and_sum_the_usage(stage: ToolStage) -> N
     assert (done.metrics.tokens, done.metrics.tokens_estimated) == (11, False)
 
 
-def test_usage_missing_in_one_round_gives_an_estimate(stage: ToolStage) -> None:
+def test_usage_missing_in_one_round_gives_an_estimate(harness: ToolHarness) -> None:
     """Where one round reported no usage, no sum is given, and the token count is an estimate."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     ask(upstream.reply(), "x", completion_tokens=7)
     upstream.reply(1).feed("a")
     upstream.reply(1).end()
@@ -268,73 +268,75 @@ def test_summed_adds_nested_counts() -> None:
     assert sum_usage(one, {"a": None}) == one
 
 
-def test_calls_before_the_end_of_the_reply_wait_for_it(stage: ToolStage) -> None:
+def test_calls_before_the_end_of_the_reply_wait_for_it(harness: ToolHarness) -> None:
     """A provider may send a call and the finish reason long before the last byte."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     first = upstream.reply()
     first.finish_reason = "tool_calls"
     first.feed(asks("x"), "afterthought")
     wait_until(lambda: run.log.last == 2)
-    assert stage.gate.began == []
+    assert harness.gate.began == []
     first.end("tool_calls", {"completion_tokens": 3})
     upstream.reply(1).end(usage={"completion_tokens": 1})
     wait_ended(run)
-    assert stage.gate.began == ["x"]
+    assert harness.gate.began == ["x"]
     assert isinstance(run.log.ended, Done)
     assert run.log.ended.usage == {"completion_tokens": 4}
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "insufficient_system_resource"])
-def test_calls_of_a_cut_off_reply_are_not_run(stage: ToolStage, reason: str) -> None:
+def test_calls_of_a_cut_off_reply_are_not_run(harness: ToolHarness, reason: str) -> None:
     """At the token limit a call may be incomplete: the answer ends as without tools."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     upstream.reply().feed(asks("x"))
     upstream.reply().end(reason)
     wait_ended(run)
-    assert stage.gate.began == []
+    assert harness.gate.began == []
     assert isinstance(run.log.ended, Done)
     assert run.log.ended.finish_reason == reason
 
 
 @pytest.mark.parametrize("reason", ["stop", "function_call", None])
-def test_calls_are_run_with_any_good_finish_reason(stage: ToolStage, reason: str | None) -> None:
+def test_calls_are_run_with_any_good_finish_reason(
+    harness: ToolHarness, reason: str | None
+) -> None:
     """Some servers send "stop" with calls, some send no reason."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     first = upstream.reply()
     first.finish_reason = reason
     first.feed(asks("x"), Part(ended=True))
     upstream.reply(1).end()
     wait_ended(run)
-    assert stage.gate.began == ["x"]
+    assert harness.gate.began == ["x"]
 
 
-def test_request_with_its_own_tools_is_not_offered_halts(stage: ToolStage) -> None:
+def test_request_with_its_own_tools_is_not_offered_halts(harness: ToolHarness) -> None:
     """The client's tools alone are offered, and Halt does not run their calls."""
     upstream = ScriptedUpstream()
     own = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
-    stage.upstreams.append(upstream)
-    run = stage.set_off(stage.run(RunHost(stage, upstream, Config()), own))
+    harness.upstreams.append(upstream)
+    run = harness.start_run(harness.new_run_of(RunHost(harness, upstream, Config()), own))
     ask(upstream.reply(), "x")
     wait_ended(run)
-    assert (run.state, stage.gate.began, len(upstream.requests)) == ("done", [], 1)
+    assert (run.state, harness.gate.began, len(upstream.requests)) == ("done", [], 1)
     assert upstream.requests[0] == own
 
 
-def test_tool_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> None:
+def test_tool_choice_that_forces_a_call_holds_for_one_round(harness: ToolHarness) -> None:
     """`tool_choice: required` does not make the model call tools without end."""
     upstream = ScriptedUpstream()
-    run, _ = stage.make(upstream)
+    run, _ = harness.new_run(upstream)
     run.request = msgspec.structs.replace(run.request, tool_choice="required")
-    stage.set_off(run)
+    harness.start_run(run)
     ask(upstream.reply(), "x")
     upstream.reply(1).end()
     wait_ended(run)
     assert [request.tool_choice for request in upstream.requests] == ["required", None]
 
 
-def test_late_end_of_thought_covers_its_own_round(stage: ToolStage) -> None:
+def test_late_end_of_thought_covers_its_own_round(harness: ToolHarness) -> None:
     """Text of earlier rounds stays, and no thought is sent to the model as its answer."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     reader = Reader(run)
     for number, name in enumerate(("x", "y")):
         upstream.reply(number).feed("Hm.", Part((ReasoningEnd(),), 1), f"Look {name}.")
@@ -356,9 +358,9 @@ def test_late_end_of_thought_covers_its_own_round(stage: ToolStage) -> None:
     ]
 
 
-def test_answer_has_neither_reasoning_nor_calls(stage: ToolStage) -> None:
+def test_answer_has_neither_reasoning_nor_calls(harness: ToolHarness) -> None:
     """Only the model's own text is the answer; a paragraph break comes only after text."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     first = upstream.reply()
     first.feed(Part((Reasoning("hm"), ToolCallDelta(0, "id-x", "quick", "{")), 2))
     ask(first, "x")
@@ -390,35 +392,35 @@ def test_meter_leaves_the_time_of_tools_out(monkeypatch: pytest.MonkeyPatch) -> 
 # --- Stop -----------------------------------------------------------------------------------------
 
 
-def test_stop_while_tools_run_does_not_wait_for_them(stage: ToolStage) -> None:
+def test_stop_while_tools_run_does_not_wait_for_them(harness: ToolHarness) -> None:
     """The end comes while the tools run; their Events are set, and no thread waits for them."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     reader = Reader(run)
     ask(upstream.reply(), "x", "y", tool="held")
-    stage.gate.wait_running(2)
+    harness.gate.wait_running(2)
     assert run.switch.press() == "stopped"
     assert kinds(reader.finish()) == ["ToolCall", "ToolCall", "Cancelled"]
-    stage.wait_released(run)
-    assert not stage.gate.open.is_set()  # both tools are still running
-    assert all(event.is_set() for event in stage.gate.stops)
-    stage.gate.open.set()
+    harness.wait_released(run)
+    assert not harness.gate.open.is_set()  # both tools are still running
+    assert all(event.is_set() for event in harness.gate.stops)
+    harness.gate.open.set()
     wait_until(lambda: not [t for t in threading.enumerate() if t.name == "halt-tool-held"])
     assert run.log.last == 3
     assert len(upstream.requests) == 1
 
 
-def test_stop_while_tools_run_keeps_what_the_viewer_saw(stage: ToolStage) -> None:
+def test_stop_while_tools_run_keeps_what_the_viewer_saw(harness: ToolHarness) -> None:
     """A Stop by a viewer keeps the answer up to the last event it saw."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
     ask(reply, "x", tool="held")
-    stage.gate.wait_running()
+    harness.gate.wait_running()
     assert run.switch.press(1) == "stopped"
     assert kinds(reader.finish()) == ["Content", "ToolCall", "Cancelled"]
-    stage.wait_released(run)
+    harness.wait_released(run)
     assert run.answer() == (1, "a")
 
 
-def test_stop_just_before_the_tools_begin_starts_none(stage: ToolStage) -> None:
+def test_stop_just_before_the_tools_begin_starts_none(harness: ToolHarness) -> None:
     """A Stop before the round exists to be aborted keeps every tool from starting."""
 
     class Late(Toolbox):
@@ -426,30 +428,30 @@ def test_stop_just_before_the_tools_begin_starts_none(stage: ToolStage) -> None:
             run.cancel("stop")
             return super().round(calls)
 
-    stage.tools = Late([stage.gate.quick])
-    run, upstream = stage.begin()
+    harness.tools = Late([harness.gate.quick])
+    run, upstream = harness.started_run()
     ask(upstream.reply(), "x")
-    stage.wait_released(run)
-    assert stage.gate.began == []
+    harness.wait_released(run)
+    assert harness.gate.began == []
     assert kinds(run.log.read(0)) == ["ToolCall", "Cancelled"]
 
 
-def test_stop_during_the_next_rounds_request_closes_its_connection(stage: ToolStage) -> None:
+def test_stop_during_the_next_rounds_request_closes_its_connection(harness: ToolHarness) -> None:
     """A Stop while the server is silent between two rounds closes that connection."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     first = upstream.reply()
     upstream.silent = True
     ask(first, "x")
     assert upstream.waiting.wait(WAIT_TIMEOUT)
     assert run.switch.press() == "stopped"
     assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
-    stage.wait_released(run)
+    harness.wait_released(run)
     assert kinds(run.log.read(0)) == ["ToolCall", "ToolResult", "Cancelled"]
 
 
-def test_stop_before_a_later_rounds_first_token_keeps_earlier_text(stage: ToolStage) -> None:
+def test_stop_before_a_later_rounds_first_token_keeps_earlier_text(harness: ToolHarness) -> None:
     """The second reply is closed unfinished; the first round's text is kept."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     upstream.reply().feed("a")
     ask(upstream.reply(), "x")
     second = upstream.reply(1)
@@ -462,35 +464,35 @@ def test_stop_before_a_later_rounds_first_token_keeps_earlier_text(stage: ToolSt
 # --- faults and limits ----------------------------------------------------------------------------
 
 
-def test_later_round_is_retried_before_its_first_token(stage: ToolStage) -> None:
+def test_later_round_is_retried_before_its_first_token(harness: ToolHarness) -> None:
     """A refusal and a broken connection between rounds are retried; the tools do not run again."""
     broken = ScriptedReply()
     broken.feed(UpstreamError("upstream_dropped"))
     first = ScriptedReply()
     ask(first, "x")
     script = (first, UpstreamError("upstream_server_error"), broken)
-    run, upstream = stage.begin(ScriptedUpstream(*script))
+    run, upstream = harness.started_run(ScriptedUpstream(*script))
     last = upstream.reply(2)
     last.feed("a")
     last.end()
     wait_ended(run)
-    assert (run.state, stage.gate.began, broken.closed) == ("done", ["x"], 1)
+    assert (run.state, harness.gate.began, broken.closed) == ("done", ["x"], 1)
     assert [len(request.messages) for request in upstream.requests] == [1, 3, 3, 3]
 
 
-def test_retries_are_counted_over_all_rounds(stage: ToolStage) -> None:
+def test_retries_are_counted_over_all_rounds(harness: ToolHarness) -> None:
     """HALT_RETRIES holds for the run, not for each of its rounds."""
     fault = UpstreamError("upstream_server_error")
     first = ScriptedReply()
     ask(first, "x")
-    run, upstream = stage.begin(ScriptedUpstream(fault, first, fault, fault), retries=2)
+    run, upstream = harness.started_run(ScriptedUpstream(fault, first, fault, fault), retries=2)
     assert failure_code(run) == "upstream_server_error"
     assert len(upstream.requests) == 4
 
 
-def test_fault_after_a_later_rounds_first_token_is_not_retried(stage: ToolStage) -> None:
+def test_fault_after_a_later_rounds_first_token_is_not_retried(harness: ToolHarness) -> None:
     """The later round's text stays, and the run fails."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     ask(upstream.reply(), "x")
     upstream.reply(1).feed("a", UpstreamError("upstream_dropped"))
     assert failure_code(run) == "upstream_dropped"
@@ -499,39 +501,41 @@ def test_fault_after_a_later_rounds_first_token_is_not_retried(stage: ToolStage)
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2])
-def test_rounds_beyond_tool_rounds_end_the_run(stage: ToolStage, rounds: int) -> None:
+def test_rounds_beyond_tool_rounds_end_the_run(harness: ToolHarness, rounds: int) -> None:
     """The run fails as too_many_tool_rounds; calls beyond the limit do not run."""
-    run, upstream = stage.begin(tool_rounds=rounds)
+    run, upstream = harness.started_run(tool_rounds=rounds)
     for number in range(rounds + 1):
         ask(upstream.reply(number), f"{number}")
     assert failure_code(run) == "too_many_tool_rounds"
-    stage.wait_released(run)
-    assert len(stage.gate.began) == rounds
+    harness.wait_released(run)
+    assert len(harness.gate.began) == rounds
     assert [(r.finished, r.closed) for r in upstream.opened] == [(1, 0)] * (rounds + 1)
 
 
-def test_results_and_calls_count_toward_max_answer_chars(stage: ToolStage) -> None:
+def test_results_and_calls_count_toward_max_answer_chars(harness: ToolHarness) -> None:
     """Calls, reasoning and results take memory like text, and the same limit ends the run."""
-    run, upstream = stage.begin(max_answer_chars=20)
+    run, upstream = harness.started_run(max_answer_chars=20)
     ask(upstream.reply(), "x" * 30)
     assert failure_code(run) == "answer_too_long"
-    stage.wait_released(run)
-    run, upstream = stage.begin(max_answer_chars=20)
+    harness.wait_released(run)
+    run, upstream = harness.started_run(max_answer_chars=20)
     upstream.reply().feed(*[Part((ToolCallDelta(0, "c", "quick", "x" * 8),))] * 3)
     assert failure_code(run) == "answer_too_long"
 
 
-def test_limits_of_silence_pause_while_tools_run(stage: ToolStage) -> None:
+def test_limits_of_silence_pause_while_tools_run(harness: ToolHarness) -> None:
     """Tools have their own limits; the run's total time goes on, and the model's silence starts
     anew."""
-    run, upstream = stage.begin(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
+    run, upstream = harness.started_run(
+        first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0
+    )
     upstream.reply().feed("a")
     ask(upstream.reply(), "x", tool="held")
-    stage.gate.wait_running()
+    harness.gate.wait_running()
     began = run.meter.started_at
     assert run._deadlines.error_if_exceeded(began + 999.0) is None
     assert error_code(run._deadlines.error_if_exceeded(began + 1_001.0)) == "run_too_long"
-    stage.gate.open.set()
+    harness.gate.open.set()
     second = upstream.reply(1)
     second.wait_reads()
     assert run._deadlines.error_if_exceeded(run.meter.last_at + 99.0) is None
@@ -545,53 +549,55 @@ def test_limits_of_silence_pause_while_tools_run(stage: ToolStage) -> None:
     assert run.fail(UpstreamError("stalled"))
 
 
-def test_limit_that_ends_the_run_sets_its_tools_events(stage: ToolStage) -> None:
+def test_limit_that_ends_the_run_sets_its_tools_events(harness: ToolHarness) -> None:
     """A run over its time ends at once, and its tools' Events are set."""
-    run, upstream = stage.begin()
+    run, upstream = harness.started_run()
     ask(upstream.reply(), "x", tool="held")
-    stage.gate.wait_running()
+    harness.gate.wait_running()
     assert run.fail(UpstreamError("run_too_long"))
-    stage.wait_released(run)
-    assert stage.gate.stops[0].is_set()
+    harness.wait_released(run)
+    assert harness.gate.stops[0].is_set()
 
 
-def test_run_without_a_viewer_ends_after_its_grace_while_tools_run(stage: ToolStage) -> None:
+def test_run_without_a_viewer_ends_after_its_grace_while_tools_run(harness: ToolHarness) -> None:
     """The grace of a run without viewers counts during tools too."""
-    run, upstream = stage.begin(orphan_grace=10_000.0)
+    run, upstream = harness.started_run(orphan_grace=10_000.0)
     ask(upstream.reply(), "x", tool="held")
-    stage.gate.wait_running()
+    harness.gate.wait_running()
     run.watched_at -= 9_900.0
-    stage.look(run)
+    harness.check_limits(run)
     assert run.state == "running"
     run.watched_at -= 101.0
-    stage.look(run)
+    harness.check_limits(run)
     assert isinstance(run.log.ended, Cancelled)
-    stage.wait_released(run)
-    assert stage.gate.stops[0].is_set()
+    harness.wait_released(run)
+    assert harness.gate.stops[0].is_set()
 
 
 def test_tools_without_a_thread_end_the_run(
-    stage: ToolStage, monkeypatch: pytest.MonkeyPatch
+    harness: ToolHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no thread can be started for the tools, the run fails and gives its place back."""
-    run, reply, reader = stage.watched()
+    run, reply, reader = harness.watched_run()
 
     def refuse(run: Run, _: Callable[[], None]) -> bool:
         run.fail(UpstreamError("internal", "no thread"))
         return False
 
-    monkeypatch.setattr(stage, "spawn", refuse)
+    monkeypatch.setattr(harness, "spawn", refuse)
     ask(reply, "x")
     assert isinstance(reader.finish()[-1][1], Failed)
     assert failure_code(run) == "internal"
-    stage.wait_released(run)
-    assert stage.gate.began == []
+    harness.wait_released(run)
+    assert harness.gate.began == []
 
 
 @pytest.mark.parametrize("code", ["bad_request", "model_not_found", "upstream_server_error"])
-def test_refusal_of_tools_names_the_setting(stage: ToolStage, code: str) -> None:
+def test_refusal_of_tools_names_the_setting(harness: ToolHarness, code: str) -> None:
     """The error names HALT_TOOLS and quotes the server."""
-    run, upstream = stage.begin(ScriptedUpstream(UpstreamError(code, "m does not support tools")))
+    run, upstream = harness.started_run(
+        ScriptedUpstream(UpstreamError(code, "m does not support tools"))
+    )
     assert failure_code(run) == "tools_refused"
     assert isinstance(run.log.ended, Failed)
     assert "HALT_TOOLS" in run.log.ended.error.message
@@ -599,9 +605,11 @@ def test_refusal_of_tools_names_the_setting(stage: ToolStage, code: str) -> None
     assert len(upstream.requests) == 1
 
 
-def test_refusal_of_something_else_keeps_its_code(stage: ToolStage) -> None:
+def test_refusal_of_something_else_keeps_its_code(harness: ToolHarness) -> None:
     """A bad request that does not mention tools stays bad_request."""
-    run, _ = stage.begin(ScriptedUpstream(UpstreamError("bad_request", "no such temperature")))
+    run, _ = harness.started_run(
+        ScriptedUpstream(UpstreamError("bad_request", "no such temperature"))
+    )
     assert failure_code(run) == "bad_request"
 
 
@@ -616,18 +624,18 @@ def rehearsed() -> tuple[Part, ScriptedReply]:
     return asks("1", "2"), second
 
 
-def raced(stage: ToolStage) -> tuple[Run, list[ScriptedReply]]:
+def raced(harness: ToolHarness) -> tuple[Run, list[ScriptedReply]]:
     """A run whose two rounds are there already, and its two replies."""
     calls, second = rehearsed()
-    run, first = stage.race("a", calls, then=(second,))
+    run, first = harness.run_with_parts("a", calls, then=(second,))
     first.end("tool_calls", {"completion_tokens": 1})
     return run, [first, second]
 
 
-def lawful(stage: ToolStage, run: Run, replies: list[ScriptedReply]) -> None:
+def lawful(harness: ToolHarness, run: Run, replies: list[ScriptedReply]) -> None:
     """Assert what holds after every race."""
-    stage.wait_released(run)
-    assert stage.ended == [run]
+    harness.wait_released(run)
+    assert harness.ended == [run]
     events = [event for _, event in run.log.read(0)]
     assert [event for event in events if is_terminal(event)] == [events[-1]]
     assert run.answer()[1] == "".join(map(text_of, events))
@@ -646,11 +654,11 @@ def lawful(stage: ToolStage, run: Run, replies: list[ScriptedReply]) -> None:
         assert [reply.finished for reply in replies] == [1, 1]
 
 
-def test_stop_racing_rounds_of_tools_gives_one_end(stage: ToolStage) -> None:
+def test_stop_racing_rounds_of_tools_gives_one_end(harness: ToolHarness) -> None:
     """Law: wherever a Stop meets a run with tools, it has one end, and each reply one close."""
     outcomes = set()
     for turn in range(REPEATS):
-        run, replies = raced(stage)
+        run, replies = raced(harness)
         after = turn % 9
 
         def stop(run: Run = run, after: int = after) -> bool:
@@ -658,17 +666,17 @@ def test_stop_racing_rounds_of_tools_gives_one_end(stage: ToolStage) -> None:
                 pass  # a wait at the log would return too late
             return run.cancel("stop")
 
-        _, stopped = together(partial(stage.work, run), stop)
-        lawful(stage, run, replies)
+        _, stopped = together(partial(harness.work_in_this_thread, run), stop)
+        lawful(harness, run, replies)
         assert (run.state == "cancelled") == stopped
         outcomes.add(len(run.log.read(0)))
     assert len(outcomes) > 2, "the race was always at the same place"
 
 
-def test_viewers_racing_rounds_of_tools_get_the_same_events(stage: ToolStage) -> None:
+def test_viewers_racing_rounds_of_tools_get_the_same_events(harness: ToolHarness) -> None:
     """Law: a round is run once, and all viewers get the same events."""
     for _ in range(REPEATS):
-        run, replies = raced(stage)
+        run, replies = raced(harness)
 
         def view(run: Run = run) -> str:
             viewer = run.join()
@@ -676,20 +684,20 @@ def test_viewers_racing_rounds_of_tools_get_the_same_events(stage: ToolStage) ->
             run.leave(viewer)
             return str(events)
 
-        _, one, two, three = together(partial(stage.work, run), view, view, view)
-        lawful(stage, run, replies)
+        _, one, two, three = together(partial(harness.work_in_this_thread, run), view, view, view)
+        lawful(harness, run, replies)
         assert one == two == three == str(run.log.read(0))
         assert run.state == "done"
-        assert sorted(stage.gate.began[-2:]) == ["1", "2"]
-    assert len(stage.gate.began) == 2 * REPEATS
+        assert sorted(harness.gate.began[-2:]) == ["1", "2"]
+    assert len(harness.gate.began) == 2 * REPEATS
 
 
-def test_viewers_and_an_end_racing_a_rounds_end_agree(stage: ToolStage) -> None:
+def test_viewers_and_an_end_racing_a_rounds_end_agree(harness: ToolHarness) -> None:
     """Law: the same where the relay reads as the calls come, with a Stop or a limit in between."""
     for turn in range(REPEATS):
-        stage.clear()
+        harness.clear()
         first, second = ScriptedReply(), rehearsed()[1]
-        run, _ = stage.begin(ScriptedUpstream(first, second))
+        run, _ = harness.started_run(ScriptedUpstream(first, second))
         first.feed("a")
         wait_until(lambda: run.log.last == 1)
         viewers = [run.join(), run.join()]
@@ -721,21 +729,21 @@ def test_viewers_and_an_end_racing_a_rounds_end_agree(stage: ToolStage) -> None:
             bodies.append(stop)
         _, one, two, *_ = together(*bodies)
         assert one == two == str(run.log.read(0))
-        lawful(stage, run, [first, second])
+        lawful(harness, run, [first, second])
 
 
-def test_viewer_leaving_as_a_round_ends_does_not_stop_the_run(stage: ToolStage) -> None:
+def test_viewer_leaving_as_a_round_ends_does_not_stop_the_run(harness: ToolHarness) -> None:
     """Law: a run is finished, whichever viewer leaves."""
     for _ in range(REPEATS):
-        run, replies = raced(stage)
+        run, replies = raced(harness)
         viewer = run.join()
 
         def view(run: Run = run, viewer: Any = viewer) -> None:
             for _ in run.follow(0, viewer):
                 pass
 
-        together(partial(stage.work, run), view, partial(run.leave, viewer))
-        lawful(stage, run, replies)
+        together(partial(harness.work_in_this_thread, run), view, partial(run.leave, viewer))
+        lawful(harness, run, replies)
         assert run.state == "done"
 
 

@@ -93,7 +93,7 @@ def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path:
     """While another program holds the lock, writes fail unchanged, reads work, and later writes
     succeed."""
     chat = Chat(store)
-    chat.says("a", "1")
+    chat.add_exchange("a", "1")
     stream_id = chat.ask("b")
     chunk = Batch(chunks=(Chunk(stream_id, 1, [(1.0, Content("2"))]),))
     with closing(sqlite3.connect(tmp_path / "halt.db", isolation_level=None)) as other:
@@ -107,8 +107,8 @@ def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path:
         )
         assert chat.exchanges() == [("a", "1"), ("b", "")]
     store.generations.write(chunk)
-    chat.ends(stream_id, "2")
-    Chat(store, "other").says("c", "3")
+    chat.end(stream_id, "2")
+    Chat(store, "other").add_exchange("c", "3")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
@@ -122,7 +122,7 @@ def test_own_writers_wait_for_each_other_without_a_lock_error(
         def write(number: int) -> None:
             with store.database.writing():
                 time.sleep(0.03)
-            Chat(store, f"chat-{number}").says("a", "1")
+            Chat(store, f"chat-{number}").add_exchange("a", "1")
 
         together(*[partial(write, number) for number in range(25)])
         assert len(store.conversations.summaries("anna", limit=50).items) == 25
@@ -133,23 +133,23 @@ def test_postgres_row_lock_refuses_writes_of_its_conversation_alone(tmp_path: Pa
     """A locked row refuses writes of its conversation after the lock timeout; others go on."""
     with postgres_schema() as url, open_store(tmp_path, url) as store:
         chat = Chat(store)
-        chat.says("a", "1")
+        chat.add_exchange("a", "1")
         engine = make_engine(tmp_path, url)
         with engine.connect() as other:
             other.execute(text("SELECT * FROM conversations WHERE id = 'talk' FOR UPDATE"))
             began = time.monotonic()
             assert_refused("the database is locked by another program", partial(chat.ask, "b"))
             assert time.monotonic() - began > 1
-            Chat(store, "other").says("c", "3")
+            Chat(store, "other").add_exchange("c", "3")
             other.rollback()
         engine.dispose()
-        chat.says("b", "2")
+        chat.add_exchange("b", "2")
 
 
 def test_read_only_sqlite_refuses_writes_and_can_be_read(store: Store) -> None:
     """A read-only SQLite database refuses writes with its reason and can still be read."""
     chat = Chat(store)
-    chat.says("a", "1")
+    chat.add_exchange("a", "1")
     event.listen(
         store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
     )
@@ -171,7 +171,7 @@ def test_read_only_postgres_refuses_writes_and_can_be_read(tmp_path: Path) -> No
 def test_full_database_refuses_writes_until_there_is_room(store: Store) -> None:
     """A full database refuses a write as a whole and accepts it when there is room again."""
     chat = Chat(store)
-    chat.says("a", "1")
+    chat.add_exchange("a", "1")
     full = True
 
     def limited(raw: sqlite3.Connection, _: object) -> None:
@@ -184,13 +184,13 @@ def test_full_database_refuses_writes_until_there_is_room(store: Store) -> None:
     assert chat.exchanges() == [("a", "1")]
     full = False
     store.database.engine.dispose()
-    chat.says("b" * 100_000, "2")
+    chat.add_exchange("b" * 100_000, "2")
 
 
 def test_file_size_limit_is_reported_as_a_full_disk(tmp_path: Path) -> None:
     """A write beyond the system's file size limit fails with a reason; saved text is unharmed."""
     with open_store(tmp_path) as store:
-        Chat(store).says("a", "1")
+        Chat(store).add_exchange("a", "1")
     code = f"""
 import sys
 from pathlib import Path
@@ -226,25 +226,25 @@ def test_removed_database_file_refuses_calls_until_it_is_back(
 ) -> None:
     """While the file is gone or replaced, calls fail and write nothing; afterwards they work."""
     chat = Chat(store)
-    chat.says("a", "1")
+    chat.add_exchange("a", "1")
     path, away = tmp_path / "halt.db", tmp_path / "away.db"
     path.rename(away)
     if replaced:
         path.touch()
     gone = "the database file has been removed"
     assert_refused(
-        gone, partial(chat.ask, "b"), chat.now, partial(store.generations.running_of, "worker-1")
+        gone, partial(chat.ask, "b"), chat.read, partial(store.generations.running_of, "worker-1")
     )
     assert path.exists() == replaced
     away.replace(path)
-    chat.says("b", "2")
+    chat.add_exchange("b", "2")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
 def test_damaged_page_is_reported_when_it_is_read(tmp_path: Path) -> None:
     """Damage in the middle of the file is reported by the call that reads it."""
     with open_store(tmp_path) as store:
-        Chat(store).says("a" * 200_000, "1")
+        Chat(store).add_exchange("a" * 200_000, "1")
     path = tmp_path / "halt.db"
     size = path.stat().st_size
     with path.open("r+b") as file:
@@ -260,14 +260,14 @@ def test_terminated_postgres_connection_is_replaced(tmp_path: Path) -> None:
     """A connection that PostgreSQL has terminated is replaced without an error."""
     with postgres_schema() as url, open_store(tmp_path, url) as store:
         chat = Chat(store)
-        chat.says("a", "1")
+        chat.add_exchange("a", "1")
         with store.database.reading() as connection:
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
         engine = make_engine(tmp_path, url)
         with engine.connect() as other:
             other.execute(text(f"SELECT pg_terminate_backend({pid})"))
         engine.dispose()
-        chat.says("b", "2")
+        chat.add_exchange("b", "2")
         assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
@@ -286,13 +286,13 @@ def test_frozen_postgres_refuses_calls_until_it_answers(
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
     with open_store(tmp_path, postgres.url) as store:
         chat = Chat(store)
-        chat.says("a", "1")
+        chat.add_exchange("a", "1")
         with postgres.frozen():
             with ThreadPoolExecutor(12) as pool:
-                outcomes = list(pool.map(outcome, [chat.now] * 12))
+                outcomes = list(pool.map(outcome, [chat.read] * 12))
             assert {each for each in outcomes if each in {SILENT, UNREACHABLE}} == set(outcomes)
             assert outcomes.count(SILENT) >= 2
-        chat.says("b", "2")
+        chat.add_exchange("b", "2")
         assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
@@ -313,7 +313,7 @@ def test_statement_on_a_frozen_postgres_times_out(
 
         assert_refused(UNREACHABLE, sleep)
         assert time.monotonic() - began < 30
-        Chat(store).says("a", "1")
+        Chat(store).add_exchange("a", "1")
 
 
 @needs_postgres
@@ -348,7 +348,7 @@ def test_store_fault_log_contains_no_sql_and_no_message_text(
 def sound_database(folder: Path) -> Iterator[Path]:
     """Create a sound database; its file, which the test may damage."""
     with open_store(folder) as store:
-        Chat(store).says("a", "1")
+        Chat(store).add_exchange("a", "1")
     yield folder / "halt.db"
 
 
@@ -442,7 +442,7 @@ def test_concurrent_starts_create_the_tables_once(tmp_path: Path, kind: str) -> 
         url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
         for n, database in enumerate(together(*[partial(open_database, tmp_path, url)] * 4)):
             store = Store(database)
-            Chat(store, f"chat-{n}").says("a", "1")
+            Chat(store, f"chat-{n}").add_exchange("a", "1")
             store.close()
         with open_store(tmp_path, url) as store:
             assert len(store.conversations.summaries("anna").items) == 4
@@ -457,7 +457,7 @@ def test_database_is_opened_at_its_first_use(tmp_path: Path, kind: str) -> None:
         folder = tmp_path / "data"
         first, second = database(folder, url), database(folder, url)
         assert not folder.exists()
-        Chat(Store(first)).says("a", "1")
+        Chat(Store(first)).add_exchange("a", "1")
         with (folder / "migrate.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             assert Chat(Store(second)).exchanges() == [("a", "1")]
@@ -501,7 +501,7 @@ def test_data_folder_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
     """The data folder has mode 0700 and the database files 0600."""
     folder = tmp_path / "a" / "data"
     with open_store(folder) as store:
-        Chat(store).says("secret", "secret too")
+        Chat(store).add_exchange("secret", "secret too")
         assert folder.stat().st_mode & 0o777 == 0o700
         modes = {each.name: each.stat().st_mode & 0o777 for each in folder.glob("halt.db*")}
     assert modes == dict.fromkeys(["halt.db", "halt.db-wal", "halt.db-shm"], 0o600)

@@ -89,11 +89,11 @@ def chat(store: Store) -> Chat:
 def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
     """The prompt is saved at once; answer, model and end are saved when the stream ends."""
     stream_id = chat.ask("Hello?")
-    (running,) = chat.now().exchanges
+    (running,) = chat.read().exchanges
     assert (running.prompt, running.stream_id, running.answer) == ("Hello?", stream_id, "")
     assert (running.ended, running.state, running.is_running) == (None, "running", True)
-    chat.ends(stream_id, "Hello.")
-    (ended,) = chat.now().exchanges
+    chat.end(stream_id, "Hello.")
+    (ended,) = chat.read().exchanges
     assert (ended.answer, ended.model, ended.ended, ended.state) == ("Hello.", "m-1", DONE, "done")
     assert (ended.prompt_id, ended.answer_id) == (running.prompt_id, running.answer_id)
 
@@ -117,22 +117,35 @@ def test_prompt_after_a_cut_answer_carries_a_note(
 
     A note in the assistant's words would be imitated by the model.
     """
-    chat.says("Tell me.", "Half an", how)
+    chat.add_exchange("Tell me.", "Half an", how)
     chat.ask("Go on.")
     assert chat.exchanges() == [("Tell me.", "Half an"), ("Go on.", "")]
-    assert chat.told() == [("user", "Tell me."), ("assistant", "Half an"), ("user", next_prompt)]
+    assert chat.prompt_messages() == [
+        ("user", "Tell me."),
+        ("assistant", "Half an"),
+        ("user", next_prompt),
+    ]
 
 
 def test_note_copied_by_a_model_is_not_sent_again(chat: Chat) -> None:
     """A note at the end of a saved answer, which earlier versions put there, is not sent."""
-    chat.says("a", "Whole.\n\n[The user stopped this answer here.]")
-    chat.says("b", "[This answer broke off here.]")
+    chat.add_exchange("a", "Whole.\n\n[The user stopped this answer here.]")
+    chat.add_exchange("b", "[This answer broke off here.]")
     stream_id = chat.ask("c")
-    assert chat.told() == [("user", "a"), ("assistant", "Whole."), ("user", "b\n\nc")]
+    assert chat.prompt_messages() == [("user", "a"), ("assistant", "Whole."), ("user", "b\n\nc")]
     chat.store.turns.cancel_start(chat.name, stream_id)
     chat.ask("What does “[The user stopped this answer here.]” mean?")
-    assert [role for role, _ in chat.told()] == ["user", "assistant", "user", "assistant", "user"]
-    assert chat.told()[1] == ("assistant", "Whole.\n\n[The user stopped this answer here.]")
+    assert [role for role, _ in chat.prompt_messages()] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert chat.prompt_messages()[1] == (
+        "assistant",
+        "Whole.\n\n[The user stopped this answer here.]",
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,34 +163,38 @@ def test_done_without_text_or_with_a_broken_finish_is_an_error(
     chat: Chat, ended: Done, answer: str, state: str
 ) -> None:
     """An answer without text, or one that the model's server broke off, has the state "error"."""
-    chat.says("a", answer, ended)
-    assert chat.now().exchanges[0].state == state
+    chat.add_exchange("a", answer, ended)
+    assert chat.read().exchanges[0].state == state
 
 
 def test_system_prompt_is_the_first_message_if_it_is_set(chat: Chat) -> None:
     """The system prompt is the first message; an empty one is not sent."""
     chat.ask("Hello?")
-    assert chat.told("Be brief.") == [("system", "Be brief."), ("user", "Hello?")]
-    assert chat.told() == [("user", "Hello?")]
+    assert chat.prompt_messages("Be brief.") == [("system", "Be brief."), ("user", "Hello?")]
+    assert chat.prompt_messages() == [("user", "Hello?")]
 
 
 def test_prompts_without_answers_are_merged(chat: Chat) -> None:
     """Prompts whose answers failed before any text are sent as one message."""
-    chat.says("One?", "", BROKEN)
-    chat.says("Two?", "", BROKEN)
+    chat.add_exchange("One?", "", BROKEN)
+    chat.add_exchange("Two?", "", BROKEN)
     chat.ask("Three?")
-    assert chat.told("S") == [("system", "S"), ("user", "One?\n\nTwo?\n\nThree?")]
+    assert chat.prompt_messages("S") == [("system", "S"), ("user", "One?\n\nTwo?\n\nThree?")]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
 def test_prompt_of_an_unwatched_answer_is_kept(chat: Chat, again: bool) -> None:
     """A prompt whose answer ended without viewers and text is kept and can be discarded."""
     if again:
-        chat.says("Why?", "So.")
-    stream_id = chat.again() if again else chat.ask("Why?")
-    chat.ends(stream_id, "", UNWATCHED)
-    assert (chat.last().prompt, chat.last().answer, chat.last().state) == ("Why?", "", "stopped")
-    left = chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+        chat.add_exchange("Why?", "So.")
+    stream_id = chat.regenerate() if again else chat.ask("Why?")
+    chat.end(stream_id, "", UNWATCHED)
+    assert (
+        chat.last_exchange().prompt,
+        chat.last_exchange().answer,
+        chat.last_exchange().state,
+    ) == ("Why?", "", "stopped")
+    left = chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
     assert left == (None if again else "Why?")
     assert chat.exchanges() == ([("Why?", "So.")] if again else [])
 
@@ -192,43 +209,43 @@ def test_add_prompt_after_another_prompt_than_the_last_is_refused(chat: Chat) ->
             chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after
         )
 
-    chat.says("a", "1")
-    first = chat.last().prompt_id
-    chat.says("b", "2")
+    chat.add_exchange("a", "1")
+    first = chat.last_exchange().prompt_id
+    chat.add_exchange("b", "2")
     for after in (first, 0):
         with pytest.raises(Moved):
             ask(after)
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
-    ask(chat.last().prompt_id)
+    ask(chat.last_exchange().prompt_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2"), ("Next?", "")]
 
 
 def test_prompt_messages_alternate_between_the_roles(chat: Chat) -> None:
     """After any ends no two messages of one role follow each other."""
-    chat.says("a", "1")
-    chat.says("b", "", BROKEN)
-    chat.says("c", "", STOPPED)
-    chat.says("d", "2", STOPPED)
-    chat.says("e", "", DONE)
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "", BROKEN)
+    chat.add_exchange("c", "", STOPPED)
+    chat.add_exchange("d", "2", STOPPED)
+    chat.add_exchange("e", "", DONE)
     chat.ask("f")
-    roles = [role for role, _ in chat.told()]
+    roles = [role for role, _ in chat.prompt_messages()]
     assert roles == ["user", "assistant"] * 2 + ["user"]
-    assert ("user", "b\n\nd") in chat.told()
+    assert ("user", "b\n\nd") in chat.prompt_messages()
 
 
 def test_stop_before_any_text_withdraws_the_prompt(chat: Chat) -> None:
     """A Stop before the first text removes the prompt from the conversation."""
-    chat.says("Kept.", "Yes.")
-    chat.says("Never mind.", "", STOPPED)
+    chat.add_exchange("Kept.", "Yes.")
+    chat.add_exchange("Never mind.", "", STOPPED)
     assert chat.exchanges() == [("Kept.", "Yes.")]
-    chat.says("Instead.", "Good.")
+    chat.add_exchange("Instead.", "Good.")
     assert chat.exchanges() == [("Kept.", "Yes."), ("Instead.", "Good.")]
 
 
 def test_failure_before_any_text_is_kept(chat: Chat) -> None:
     """A failure before the first text stays in the conversation with its error."""
-    chat.says("Hello?", "", BROKEN)
-    assert chat.now().exchanges[-1].ended == BROKEN
+    chat.add_exchange("Hello?", "", BROKEN)
+    assert chat.read().exchanges[-1].ended == BROKEN
 
 
 def test_cancel_start_removes_the_prompt_and_its_events(chat: Chat) -> None:
@@ -239,14 +256,14 @@ def test_cancel_start_removes_the_prompt_and_its_events(chat: Chat) -> None:
     assert chat.exchanges() == []
     with chat.store.database.reading() as connection:
         assert connection.scalar(select(func.count()).select_from(chunks)) == 0
-    chat.says("Less.", "Fine.")
+    chat.add_exchange("Less.", "Fine.")
     assert chat.exchanges() == [("Less.", "Fine.")]
 
 
 def test_end_of_an_unknown_stream_changes_nothing(chat: Chat) -> None:
     """An end or a cancelled start of an unknown stream or conversation is ignored."""
-    chat.says("a", "1")
-    chat.ends("unknown", "text")
+    chat.add_exchange("a", "1")
+    chat.end("unknown", "text")
     write_end(chat.store, "elsewhere", "text")
     chat.store.turns.cancel_start(chat.name, "unknown")
     chat.store.turns.cancel_start("unknown", "unknown")
@@ -255,22 +272,22 @@ def test_end_of_an_unknown_stream_changes_nothing(chat: Chat) -> None:
 
 def test_regenerate_replaces_the_last_answer(chat: Chat) -> None:
     """The model gets the same messages without the answer that is replaced."""
-    chat.says("a", "1")
-    chat.says("b", "bad")
-    stream_id = chat.again()
-    assert chat.told() == [("user", "a"), ("assistant", "1"), ("user", "b")]
-    previous = chat.now().exchanges[-1].previous
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "bad")
+    stream_id = chat.regenerate()
+    assert chat.prompt_messages() == [("user", "a"), ("assistant", "1"), ("user", "b")]
+    previous = chat.read().exchanges[-1].previous
     assert previous is not None
     assert previous.answer == "bad"
-    chat.ends(stream_id, "good")
+    chat.end(stream_id, "good")
     assert chat.exchanges() == [("a", "1"), ("b", "good")]
-    assert chat.now().exchanges[-1].previous is None
+    assert chat.read().exchanges[-1].previous is None
 
 
 def test_regeneration_stopped_after_text_is_the_answer(chat: Chat) -> None:
     """A regeneration that is stopped after some text is the answer."""
-    chat.says("a", "first")
-    chat.ends(chat.again(), "seco", STOPPED)
+    chat.add_exchange("a", "first")
+    chat.end(chat.regenerate(), "seco", STOPPED)
     assert chat.exchanges() == [("a", "seco")]
 
 
@@ -278,28 +295,28 @@ def test_regeneration_stopped_after_text_is_the_answer(chat: Chat) -> None:
 def test_regeneration_stopped_before_any_text_keeps_the_old_answer(chat: Chat, tries: int) -> None:
     """Regenerations that are stopped before any text leave the old answer, however many they
     are."""
-    chat.says("a", "first", STOPPED)
-    before = chat.last()
+    chat.add_exchange("a", "first", STOPPED)
+    before = chat.last_exchange()
     for _ in range(tries):
-        chat.ends(chat.again(), "", STOPPED)
-    assert chat.last() == before
+        chat.end(chat.regenerate(), "", STOPPED)
+    assert chat.last_exchange() == before
 
 
 def test_regeneration_failed_before_any_text_keeps_the_old_answer(chat: Chat) -> None:
     """A regeneration that fails before any text does not lose the old answer."""
-    chat.says("a", "first")
-    chat.ends(chat.again(), "", BROKEN)
-    last = chat.now().exchanges[-1]
+    chat.add_exchange("a", "first")
+    chat.end(chat.regenerate(), "", BROKEN)
+    last = chat.read().exchanges[-1]
     assert "first" in {last.answer, last.previous.answer if last.previous else ""}
 
 
 def test_prompt_messages_after_failed_regenerations_hold_the_kept_answer(chat: Chat) -> None:
     """After regenerations without text the model gets the answer that was kept."""
-    chat.says("a", "first", STOPPED)
+    chat.add_exchange("a", "first", STOPPED)
     for _ in range(2):
-        chat.ends(chat.again(), "", BROKEN)
+        chat.end(chat.regenerate(), "", BROKEN)
     chat.ask("b")
-    sent_messages = chat.told()
+    sent_messages = chat.prompt_messages()
     assert sent_messages == [
         ("user", "a"),
         ("assistant", "first"),
@@ -309,10 +326,10 @@ def test_prompt_messages_after_failed_regenerations_hold_the_kept_answer(chat: C
 
 def test_cancel_start_of_a_regeneration_restores_the_old_answer(chat: Chat) -> None:
     """A regeneration whose start is cancelled leaves the old answer as it was."""
-    chat.says("a", "first")
-    before = chat.last()
-    chat.store.turns.cancel_start(chat.name, chat.again())
-    assert chat.last() == before
+    chat.add_exchange("a", "first")
+    before = chat.last_exchange()
+    chat.store.turns.cancel_start(chat.name, chat.regenerate())
+    assert chat.last_exchange() == before
 
 
 def test_prompt_during_a_running_answer_is_refused(chat: Chat) -> None:
@@ -321,9 +338,9 @@ def test_prompt_during_a_running_answer_is_refused(chat: Chat) -> None:
     with pytest.raises(Busy):
         chat.ask("b")
     with pytest.raises(Busy):
-        chat.again()
-    chat.ends(stream_id, "1")
-    chat.says("b", "2")
+        chat.regenerate()
+    chat.end(stream_id, "1")
+    chat.add_exchange("b", "2")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
@@ -346,7 +363,7 @@ def test_concurrent_prompts_add_one_exchange(store: Store) -> None:
 
 def test_stream_id_of_an_earlier_answer_is_refused(chat: Chat) -> None:
     """A stream ID that has answered in the conversation is refused for another answer."""
-    chat.says("a", "1")
+    chat.add_exchange("a", "1")
     with pytest.raises(StreamInUse):
         chat.store.turns.add_prompt(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
     with pytest.raises(StreamInUse):
@@ -356,27 +373,27 @@ def test_stream_id_of_an_earlier_answer_is_refused(chat: Chat) -> None:
 
 def test_conversation_of_another_session_is_unknown(chat: Chat) -> None:
     """Another session gets the same error for a foreign conversation as for an unknown one."""
-    chat.says("secret", "yes")
+    chat.add_exchange("secret", "yes")
     stranger = Chat(chat.store, chat.name, "bert")
     with pytest.raises(UnknownConversation) as foreign:
-        stranger.now()
+        stranger.read()
     with pytest.raises(UnknownConversation) as absent:
-        Chat(chat.store, "no-such", "bert").now()
+        Chat(chat.store, "no-such", "bert").read()
     assert str(foreign.value) == str(absent.value)
     with pytest.raises(UnknownConversation):
         stranger.ask("mine?")
     with pytest.raises(UnknownConversation):
-        stranger.again()
+        stranger.regenerate()
     assert chat.exchanges() == [("secret", "yes")]
 
 
 def test_regenerate_without_a_prompt_is_refused(chat: Chat) -> None:
     """A regeneration in an unknown or empty conversation is refused."""
     with pytest.raises(UnknownConversation):
-        chat.again()
-    chat.says("Never mind.", "", STOPPED)
+        chat.regenerate()
+    chat.add_exchange("Never mind.", "", STOPPED)
     with pytest.raises(UnknownConversation):
-        chat.again()
+        chat.regenerate()
 
 
 # --- versions: edits, regenerations, Continue, Discard ------------------------------------------------
@@ -384,58 +401,58 @@ def test_regenerate_without_a_prompt_is_refused(chat: Chat) -> None:
 
 def test_versions_of_an_answer_can_be_selected(chat: Chat) -> None:
     """Each regeneration is a version; the model gets the version that is selected."""
-    chat.says("a", "one")
-    chat.ends(chat.again(), "two")
-    chat.ends(chat.again(), "three")
-    third = chat.last().versions
+    chat.add_exchange("a", "one")
+    chat.end(chat.regenerate(), "two")
+    chat.end(chat.regenerate(), "three")
+    third = chat.last_exchange().versions
     assert (third.number, len(third.ids), third.later) == (3, 3, None)
     assert third.earlier is not None
     exchange = chat.store.turns.show(chat.name, chat.owner, third.earlier).exchanges[-1]
     assert (exchange.answer, exchange.versions.number) == ("two", 2)
     assert (exchange.versions.earlier, exchange.versions.later) == (third.ids[0], third.ids[2])
     chat.ask("b")
-    assert chat.told() == [("user", "a"), ("assistant", "two"), ("user", "b")]
+    assert chat.prompt_messages() == [("user", "a"), ("assistant", "two"), ("user", "b")]
 
 
 def test_edited_prompt_opens_a_branch_and_keeps_the_old_one(chat: Chat) -> None:
     """An edit opens a branch; the old branch is complete when it is selected again."""
-    chat.says("a", "1")
-    chat.says("b", "2")
-    chat.says("c", "3")
-    second = chat.now().exchanges[1]
-    chat.says("B", "two", edit_of=second.prompt_id)
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "2")
+    chat.add_exchange("c", "3")
+    second = chat.read().exchanges[1]
+    chat.add_exchange("B", "two", edit_of=second.prompt_id)
     assert chat.exchanges() == [("a", "1"), ("B", "two")]
-    versions = chat.last().prompts
+    versions = chat.last_exchange().prompts
     assert versions.number == 2
     assert versions.earlier == second.prompt_id
     chat.store.turns.show(chat.name, chat.owner, second.prompt_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2"), ("c", "3")]
-    chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
+    chat.add_exchange("A", "new", edit_of=chat.read().exchanges[0].prompt_id)
     assert chat.exchanges() == [("A", "new")]
     chat.ask("z")
-    assert chat.told() == [("user", "A"), ("assistant", "new"), ("user", "z")]
+    assert chat.prompt_messages() == [("user", "A"), ("assistant", "new"), ("user", "z")]
 
 
 def test_edit_stopped_before_any_text_keeps_the_old_branch(chat: Chat) -> None:
     """An edit that is stopped before any text leaves the conversation as it was."""
-    chat.says("a", "1")
-    chat.says("b", "2")
-    before = chat.now()
-    chat.says("B", "", STOPPED, edit_of=before.exchanges[1].prompt_id)
-    assert chat.now().exchanges == before.exchanges
-    chat.says("A", "", STOPPED, edit_of=before.exchanges[0].prompt_id)
-    assert chat.now().exchanges == before.exchanges
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "2")
+    before = chat.read()
+    chat.add_exchange("B", "", STOPPED, edit_of=before.exchanges[1].prompt_id)
+    assert chat.read().exchanges == before.exchanges
+    chat.add_exchange("A", "", STOPPED, edit_of=before.exchanges[0].prompt_id)
+    assert chat.read().exchanges == before.exchanges
 
 
 def test_regenerate_of_an_earlier_prompt_keeps_the_later_messages(chat: Chat) -> None:
     """A regeneration of an earlier prompt ends the path there; the other version keeps what follows
     it."""
-    chat.says("a", "1")
-    chat.says("b", "2")
-    first = chat.now().exchanges[0]
-    stream_id = chat.again(first.prompt_id)
-    assert chat.told() == [("user", "a")]
-    chat.ends(stream_id, "one")
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "2")
+    first = chat.read().exchanges[0]
+    stream_id = chat.regenerate(first.prompt_id)
+    assert chat.prompt_messages() == [("user", "a")]
+    chat.end(stream_id, "one")
     assert chat.exchanges() == [("a", "one")]
     chat.store.turns.show(chat.name, chat.owner, first.answer_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
@@ -443,11 +460,11 @@ def test_regenerate_of_an_earlier_prompt_keeps_the_later_messages(chat: Chat) ->
 
 def test_show_of_a_message_selects_its_whole_path(chat: Chat) -> None:
     """Showing a message of another branch selects the whole path to it; unknown IDs are refused."""
-    chat.says("a", "1")
-    chat.says("b", "2")
-    deep = chat.last().answer_id
-    chat.ends(chat.again(chat.now().exchanges[0].prompt_id), "one")
-    chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "2")
+    deep = chat.last_exchange().answer_id
+    chat.end(chat.regenerate(chat.read().exchanges[0].prompt_id), "one")
+    chat.add_exchange("A", "new", edit_of=chat.read().exchanges[0].prompt_id)
     conversation = chat.store.turns.show(chat.name, chat.owner, deep)
     assert [(e.prompt, e.answer) for e in conversation.exchanges] == [("a", "1"), ("b", "2")]
     for message_id in (deep + 1000, 0, -1, 2**70):
@@ -457,20 +474,20 @@ def test_show_of_a_message_selects_its_whole_path(chat: Chat) -> None:
 
 def test_continued_answer_is_one_message(chat: Chat) -> None:
     """The model gets the partial answer as the last message; the continued text is one answer."""
-    chat.says("a", "Half an", STOPPED)
-    before = chat.last()
-    stream_id = chat.extend()
-    running = chat.last()
+    chat.add_exchange("a", "Half an", STOPPED)
+    before = chat.last_exchange()
+    stream_id = chat.continue_answer()
+    running = chat.last_exchange()
     assert (running.prefix, running.answer_id, running.ended) == ("Half an", before.answer_id, None)
-    assert chat.told() == [("user", "a"), ("assistant", "Half an")]
-    write_end(chat.store, stream_id, "Half an answer.", said=[Content(" answer.")])
-    ended = chat.last()
+    assert chat.prompt_messages() == [("user", "a"), ("assistant", "Half an")]
+    write_end(chat.store, stream_id, "Half an answer.", new_events=[Content(" answer.")])
+    ended = chat.last_exchange()
     assert (ended.answer, ended.state, ended.answer_id) == (
         "Half an answer.",
         "done",
         before.answer_id,
     )
-    assert chat.told() == [("user", "a"), ("assistant", "Half an answer.")]
+    assert chat.prompt_messages() == [("user", "a"), ("assistant", "Half an answer.")]
     recorded = chat.store.generations.get_ended(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.prefix == "Half an"
@@ -479,21 +496,21 @@ def test_continued_answer_is_one_message(chat: Chat) -> None:
 
 def test_continue_without_new_text_changes_nothing(chat: Chat) -> None:
     """A Continue that is cancelled or stopped before any text leaves the answer as it was."""
-    chat.says("a", "Half an", STOPPED)
-    before = chat.last()
-    chat.store.turns.cancel_start(chat.name, chat.extend())
-    assert chat.last() == before
-    chat.ends(chat.extend(), "Half an", STOPPED)
-    after = chat.last()
+    chat.add_exchange("a", "Half an", STOPPED)
+    before = chat.last_exchange()
+    chat.store.turns.cancel_start(chat.name, chat.continue_answer())
+    assert chat.last_exchange() == before
+    chat.end(chat.continue_answer(), "Half an", STOPPED)
+    after = chat.last_exchange()
     assert (after.answer, after.state) == ("Half an", "stopped")
 
 
 def test_continue_of_other_than_the_last_answer_is_refused(chat: Chat) -> None:
     """An earlier answer, an answer without text, a prompt and an unknown ID cannot be continued."""
-    chat.says("a", "1")
-    first = chat.last()
-    chat.says("b", "", BROKEN)
-    empty = chat.last()
+    chat.add_exchange("a", "1")
+    first = chat.last_exchange()
+    chat.add_exchange("b", "", BROKEN)
+    empty = chat.last_exchange()
     for message_id in (first.answer_id, empty.answer_id, empty.prompt_id, 10**9):
         with pytest.raises(UnknownConversation):
             chat.store.turns.continue_answer(
@@ -505,44 +522,44 @@ def test_continue_of_other_than_the_last_answer_is_refused(chat: Chat) -> None:
 def test_steps_of_a_continued_answer_are_numbered_anew(store: Store, chat: Chat) -> None:
     """The steps of both parts are kept in order, each with its own number."""
     thoughts = [Step(1, "thought", "done", text="first"), Step(1, "thought", "done", text="second")]
-    write_end(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
-    write_end(store, chat.extend(), "Half more", folds=(thoughts[1],))
-    folds = chat.last().steps
+    write_end(store, chat.ask("a"), "Half", STOPPED, steps=(thoughts[0],))
+    write_end(store, chat.continue_answer(), "Half more", steps=(thoughts[1],))
+    folds = chat.last_exchange().steps
     assert [fold.text for fold in folds] == ["first", "second"]
     assert len({fold.number for fold in folds}) == 2
 
 
 def test_discard_of_the_only_answer_returns_the_prompt(chat: Chat) -> None:
     """Discarding the only answer removes its prompt as well and returns the prompt's text."""
-    chat.says("a", "1")
-    chat.says("b", "2", STOPPED)
-    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) == "b"
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "2", STOPPED)
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id) == "b"
     assert chat.exchanges() == [("a", "1")]
-    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) == "a"
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id) == "a"
     assert chat.exchanges() == []
 
 
 def test_discard_of_one_version_selects_another(chat: Chat) -> None:
     """Discarding one version keeps the prompt and selects another version."""
-    chat.says("a", "one")
-    chat.ends(chat.again(), "two")
-    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    chat.add_exchange("a", "one")
+    chat.end(chat.regenerate(), "two")
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id) is None
     assert chat.exchanges() == [("a", "one")]
-    assert len(chat.last().versions.ids) == 1
+    assert len(chat.last_exchange().versions.ids) == 1
 
 
 def test_discard_of_an_answer_with_followers_is_refused(chat: Chat) -> None:
     """An answer with messages behind it, a prompt and a running answer cannot be discarded."""
-    chat.says("a", "1")
-    chat.says("b", "2")
+    chat.add_exchange("a", "1")
+    chat.add_exchange("b", "2")
     with pytest.raises(RequestError, match="Messages follow") as refused:
-        chat.store.turns.discard(chat.name, chat.owner, chat.now().exchanges[0].answer_id)
+        chat.store.turns.discard(chat.name, chat.owner, chat.read().exchanges[0].answer_id)
     assert refused.value.field == "answer"
     with pytest.raises(UnknownConversation):
-        chat.store.turns.discard(chat.name, chat.owner, chat.last().prompt_id)
+        chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().prompt_id)
     chat.ask("c")
     with pytest.raises(Busy):
-        chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+        chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
 
 
 # --- several models for one prompt ----------------------------------------------------------------
@@ -558,11 +575,13 @@ class Comparison(Chat):
 
     def all_end(self, **answers: str) -> None:
         for each, answer in answers.items():
-            self.ends(f"{self.name}-{each}", answer, DONE if answer else STOPPED)
+            self.end(f"{self.name}-{each}", answer, DONE if answer else STOPPED)
 
     def streams(self) -> list[str]:
         """The streams of the last exchange, the selected one first."""
-        return [each.stream_id.removeprefix(f"{self.name}-") for each in self.last().candidates]
+        return [
+            each.stream_id.removeprefix(f"{self.name}-") for each in self.last_exchange().candidates
+        ]
 
 
 @pytest.fixture
@@ -574,11 +593,11 @@ def test_comparison_runs_until_its_last_answer_ends(three: Comparison) -> None:
     """Each answer of a comparison is saved in its place; prompts are refused until all have
     ended."""
     for each in "ca":
-        three.ends(f"talk-{each}", f"I am {each}.")
+        three.end(f"talk-{each}", f"I am {each}.")
         with pytest.raises(Busy):
             three.ask("And?")
-    three.ends("talk-b", "I am b.")
-    answers = [(e.requested_model, e.answer) for e in three.last().candidates]
+    three.end("talk-b", "I am b.")
+    answers = [(e.requested_model, e.answer) for e in three.last_exchange().candidates]
     assert answers == [("m-a", "I am a."), ("m-b", "I am b."), ("m-c", "I am c.")]
     three.ask("And?")
 
@@ -588,7 +607,7 @@ def test_comparison_continues_with_its_first_answer_with_text(three: Comparison)
     three.all_end(a="", b="I am b.", c="I am c.")
     assert three.streams() == ["a", "b", "c"]
     three.ask("And?")
-    assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+    assert three.prompt_messages() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
 
 
 def test_selected_answer_and_its_model_continue_the_conversation(three: Comparison) -> None:
@@ -603,7 +622,7 @@ def test_selected_answer_and_its_model_continue_the_conversation(three: Comparis
             True,
         )
     three.ask("And?")
-    assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+    assert three.prompt_messages() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
     with pytest.raises(UnknownConversation):
         three.store.turns.select(three.name, three.owner, "talk-a")
 
@@ -617,7 +636,7 @@ def test_select_outside_a_finished_comparison_is_refused(three: Comparison, stor
         with pytest.raises(UnknownConversation):
             store.turns.select(three.name, owner, stream_id)
     single = Chat(store, "single")
-    single.says("One?", "One.")
+    single.add_exchange("One?", "One.")
     with pytest.raises(UnknownConversation):
         store.turns.select("single", "anna", "single-1")
 
@@ -642,26 +661,26 @@ def test_regenerate_of_a_comparison_keeps_its_answers(three: Comparison) -> None
     """A regeneration is a further version; withdrawn, it restores the selected answer."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     three.store.turns.select(three.name, three.owner, "talk-b")
-    again = three.again()
-    assert len(three.last().versions.ids) == 4
-    three.ends(again, "", STOPPED)
+    again = three.regenerate()
+    assert len(three.last_exchange().versions.ids) == 4
+    three.end(again, "", STOPPED)
     assert three.streams() == ["b", "a", "c"]
-    three.ends(three.again(), "I am new.")
-    assert three.told()[-1] == ("assistant", "I am new.")
-    three.store.turns.show(three.name, three.owner, three.last().versions.ids[2])
+    three.end(three.regenerate(), "I am new.")
+    assert three.prompt_messages()[-1] == ("assistant", "I am new.")
+    three.store.turns.show(three.name, three.owner, three.last_exchange().versions.ids[2])
     assert three.streams() == ["c", "a", "b"]
 
 
 def test_stream_ids_of_a_comparison_are_refused_again(three: Comparison, store: Store) -> None:
     """The stream IDs of a comparison are refused in other prompts, and so are equal IDs in one."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    before = three.now()
+    before = three.read()
     for taken in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
         with pytest.raises(StreamInUse):
             store.turns.add_prompt(three.name, three.owner, "And?", taken, worker=WORKER)
         with pytest.raises(StreamInUse):
             store.turns.add_prompt("other", "anna", "And?", taken, worker=WORKER)
-    assert three.now() == before
+    assert three.read() == before
     with pytest.raises(UnknownConversation):
         store.conversations.get("other", "anna")
 
@@ -669,31 +688,33 @@ def test_stream_ids_of_a_comparison_are_refused_again(three: Comparison, store: 
 def test_steps_are_saved_and_not_sent_to_the_model(store: Store, chat: Chat) -> None:
     """The steps of an answer are saved and are in no message to a model."""
     fold = Step(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
-    write_end(store, chat.ask("Why?"), "Because.", folds=(fold,))
-    assert chat.last().steps == (fold,)
+    write_end(store, chat.ask("Why?"), "Because.", steps=(fold,))
+    assert chat.last_exchange().steps == (fold,)
     chat.ask("And?")
-    assert "secret" not in str(chat.told())
+    assert "secret" not in str(chat.prompt_messages())
 
 
 def test_stopped_answer_with_thoughts_is_kept(store: Store, chat: Chat) -> None:
     """An answer that is stopped after thoughts alone is a version and can be discarded."""
     thought = Step(1, "thought", "done", text="Hm.", ms=5.0)
-    write_end(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
-    assert (chat.last().state, chat.last().is_withdrawn) == ("stopped", False)
-    assert chat.last().steps == (thought,)
-    chat.ends(chat.again(), "So.")
-    assert len(chat.last().versions.ids) == 2
-    write_end(store, chat.again(), "", STOPPED, folds=(thought,))
-    last = chat.last()
+    write_end(store, chat.ask("Why?"), "", STOPPED, steps=(thought,))
+    assert (chat.last_exchange().state, chat.last_exchange().is_withdrawn) == ("stopped", False)
+    assert chat.last_exchange().steps == (thought,)
+    chat.end(chat.regenerate(), "So.")
+    assert len(chat.last_exchange().versions.ids) == 2
+    write_end(store, chat.regenerate(), "", STOPPED, steps=(thought,))
+    last = chat.last_exchange()
     assert (last.shown_version().steps, last.previous, len(last.versions.ids)) == (
         (thought,),
         None,
         3,
     )
     chat.ask("And?")
-    assert chat.told() == [("user", "Why?\n\nAnd?")]  # an answer without text is not sent
-    chat.store.turns.cancel_start(chat.name, chat.last().stream_id)
-    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    assert chat.prompt_messages() == [
+        ("user", "Why?\n\nAnd?")
+    ]  # an answer without text is not sent
+    chat.store.turns.cancel_start(chat.name, chat.last_exchange().stream_id)
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id) is None
     assert chat.exchanges() == [("Why?", "So.")]
 
 
@@ -718,7 +739,7 @@ def numbers(conversation: Conversation) -> list[int]:
 
 def test_conversation_windows_cover_all_exchanges_in_both_directions(long: Chat) -> None:
     """Windows follow one another without a gap or an overlap and say whether there are more."""
-    window = long.now(limit=6)
+    window = long.read(limit=6)
     assert numbers(window) == list(range(14, 20))
     assert (window.has_earlier, window.has_later) == (True, False)
     upward = numbers(window)
@@ -743,7 +764,7 @@ def test_conversation_windows_cover_all_exchanges_in_both_directions(long: Chat)
 )
 def test_window_around_a_message_contains_it(long: Chat, at: int, window: list[int]) -> None:
     """A window around a prompt or its answer contains it and is full at both ends."""
-    exchange = long.now().exchanges[at]
+    exchange = long.read().exchanges[at]
     for message_id in (exchange.prompt_id, exchange.answer_id):
         conversation = long.store.conversations.get(
             long.name, long.owner, around=message_id, limit=4
@@ -753,9 +774,9 @@ def test_window_around_a_message_contains_it(long: Chat, at: int, window: list[i
 
 def test_conversation_is_read_in_one_snapshot(store: Store, chat: Chat) -> None:
     """A change during the reading of a conversation is visible to the next reading alone."""
-    chat.says("Hi", "first")
-    chat.ends(chat.again(), "second")
-    last = chat.last()
+    chat.add_exchange("Hi", "first")
+    chat.end(chat.regenerate(), "second")
+    last = chat.last_exchange()
 
     left = [last.answer_id]
 
@@ -764,7 +785,7 @@ def test_conversation_is_read_in_one_snapshot(store: Store, chat: Chat) -> None:
             store.turns.discard(chat.name, chat.owner, left.pop())
 
     event.listen(store.database.engine, "after_cursor_execute", change)
-    assert chat.now().exchanges == (last,)
+    assert chat.read().exchanges == (last,)
     assert chat.exchanges() == [("Hi", "first")]
 
 
@@ -787,9 +808,9 @@ def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store
     """The list has the owner's conversations page by page, the last used first."""
     chats = [Chat(store, f"chat-{n}") for n in range(5)]
     for each in chats:
-        each.says("Hello?", "Hello.")
-    Chat(store, "foreign", "bert").says("a", "1")
-    Chat(store, "empty").says("Never mind.", "", STOPPED)
+        each.add_exchange("Hello?", "Hello.")
+    Chat(store, "foreign", "bert").add_exchange("a", "1")
+    Chat(store, "empty").add_exchange("Never mind.", "", STOPPED)
     chats[1].ask("More?")
     summaries: list[tuple[str, bool]] = []
     cursor: str | None = None
@@ -808,23 +829,23 @@ def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store
 
 def test_title_of_the_user_replaces_the_models_and_the_first_words(chat: Chat) -> None:
     """The first words are replaced by the model's title, and both by the user's, which stays."""
-    chat.says("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
-    first = chat.now().title
-    assert not chat.now().is_named
+    chat.add_exchange("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
+    first = chat.read().title
+    assert not chat.read().is_named
     assert first.startswith("What is the capital of a very")
     assert first.endswith("…")
     assert len(first) <= TITLE_MOST
     assert chat.store.conversations.title_from_model(chat.name, "A far capital")
-    assert chat.now().title == "A far capital"
+    assert chat.read().title == "A far capital"
     assert chat.store.conversations.title_from_model(chat.name, "A capital far away")
-    assert chat.now().title == "A capital far away"
-    assert chat.now().is_named
+    assert chat.read().title == "A capital far away"
+    assert chat.read().is_named
     assert (
         chat.store.conversations.rename(chat.name, chat.owner, "  My   title ").title == "My title"
     )
     assert not chat.store.conversations.title_from_model(chat.name, "Another")
-    chat.says("B", "2")
-    assert chat.now().title == "My title"
+    chat.add_exchange("B", "2")
+    assert chat.read().title == "My title"
     for wrong in ("", "   ", "x" * 201):
         with pytest.raises(RequestError) as refused:
             chat.store.conversations.rename(chat.name, chat.owner, wrong)
@@ -838,17 +859,17 @@ def test_settings_belong_to_one_conversation(chat: Chat) -> None:
         chat.store.conversations.set_settings(chat.name, chat.owner, settings).settings == settings
     )
     chat.ask("Hello?")
-    assert chat.now().settings == Settings("", "Be brief.", 0.5, 100)
-    assert chat.told("Be long.")[0] == ("system", "Be brief.")
+    assert chat.read().settings == Settings("", "Be brief.", 0.5, 100)
+    assert chat.prompt_messages("Be long.")[0] == ("system", "Be brief.")
     chat.store.conversations.set_settings(chat.name, chat.owner, Settings(system_prompt=""))
-    assert chat.told("Be long.") == [("user", "Hello?")]
+    assert chat.prompt_messages("Be long.") == [("user", "Hello?")]
     with pytest.raises(UnknownConversation):
         chat.store.conversations.set_settings(chat.name, "bert", settings)
 
 
 def test_deleted_conversation_can_be_restored_for_a_day(chat: Chat) -> None:
     """A deleted conversation is in no list, search or export; after a day it is removed."""
-    chat.says("apple", "pear")
+    chat.add_exchange("apple", "pear")
     with pytest.raises(UnknownConversation):
         chat.store.conversations.delete(chat.name, "bert")
     for _ in range(2):
@@ -857,7 +878,7 @@ def test_deleted_conversation_can_be_restored_for_a_day(chat: Chat) -> None:
         assert chat.store.search.find(chat.owner, "apple").items == ()
         assert list(chat.store.transfer.export(chat.owner)) == []
         with pytest.raises(UnknownConversation):
-            chat.now()
+            chat.read()
         with pytest.raises(UnknownConversation):
             chat.ask("more")
         assert not chat.store.conversations.title_from_model(chat.name, "x")
@@ -873,10 +894,10 @@ def test_deleted_conversation_can_be_restored_for_a_day(chat: Chat) -> None:
 
 def test_delete_returns_the_running_streams_and_keeps_their_ends(chat: Chat) -> None:
     """Deleting returns the IDs of running streams; a restored conversation has their text."""
-    chat.says("a", "1")
+    chat.add_exchange("a", "1")
     running = chat.ask("b")
     assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
-    chat.ends(running, "half", STOPPED)
+    chat.end(running, "half", STOPPED)
     chat.store.conversations.undelete(chat.name, chat.owner)
     assert chat.exchanges() == [("a", "1"), ("b", "half")]
     assert chat.store.conversations.delete(chat.name, chat.owner) == []
@@ -886,10 +907,10 @@ def test_prompt_in_a_deleted_conversation_is_not_withdrawn(chat: Chat) -> None:
     """A Stop before any text keeps the prompt of a deleted conversation."""
     running = chat.ask("a")
     assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
-    chat.ends(running, "", STOPPED)
+    chat.end(running, "", STOPPED)
     assert chat.store.conversations.undelete(chat.name, chat.owner).title == "a"
     assert chat.exchanges() == [("a", "")]
-    chat.ends(chat.again(), "1")
+    chat.end(chat.regenerate(), "1")
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -899,9 +920,9 @@ def test_prompt_in_a_deleted_conversation_is_not_withdrawn(chat: Chat) -> None:
 def test_search_finds_words_by_their_beginnings(store: Store) -> None:
     """A search finds prompts and answers, the newest first, with marked hits, page by page."""
     chat = Chat(store)
-    chat.says("Where do giraffes sleep?", "Standing, mostly.")
-    chat.says("And do they snore?", "No GIRAFFE was ever heard to.")
-    Chat(store, "foreign", "bert").says("giraffe", "giraffe")
+    chat.add_exchange("Where do giraffes sleep?", "Standing, mostly.")
+    chat.add_exchange("And do they snore?", "No GIRAFFE was ever heard to.")
+    Chat(store, "foreign", "bert").add_exchange("giraffe", "giraffe")
     page = store.search.find("anna", "giraffe", limit=1)
     (newest,) = page.items
     assert (newest.role, newest.conversation_id, newest.title) == (
@@ -909,7 +930,7 @@ def test_search_finds_words_by_their_beginnings(store: Store) -> None:
         "talk",
         "Where do giraffes sleep?",
     )
-    assert newest.message_id == chat.last().answer_id
+    assert newest.message_id == chat.last_exchange().answer_id
     assert newest.snippet == (("No ", False), ("GIRAFFE", True), (" was ever heard to.", False))
     rest = store.search.find("anna", "giraffe", page.cursor, limit=1)
     assert [hit.role for hit in rest.items] == ["user"]
@@ -942,8 +963,8 @@ def test_search_finds_parts_of_text_without_blanks(
 ) -> None:
     """In scripts without blanks a search finds any part of a text, in others word beginnings."""
     chat = Chat(store)
-    chat.says("Hi", "Nothing of it.")
-    chat.says("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
+    chat.add_exchange("Hi", "Nothing of it.")
+    chat.add_exchange("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
     hits = store.search.find("anna", query).items
     both = 1 if query.startswith(("ป", "เ")) else 2
     assert len(hits) == (both if marked_text else 0)
@@ -989,20 +1010,20 @@ def test_migration_indexes_earlier_texts_without_blanks(tmp_path: Path, kind: st
 )
 def test_search_query_syntax_is_plain_text(store: Store, query: str) -> None:
     """Characters of the database's own query language are plain text in a query."""
-    Chat(store, "foreign", "bert").says("secret", "bert")
-    Chat(store).says("Hello?", "Hello.")
+    Chat(store, "foreign", "bert").add_exchange("secret", "bert")
+    Chat(store).add_exchange("Hello?", "Hello.")
     assert store.search.find("anna", query).items == ()
 
 
 def test_search_follows_changed_texts(store: Store) -> None:
     """Continued, discarded and withdrawn texts are found as they are now."""
     chat = Chat(store)
-    chat.says("alpha", "bravo", STOPPED)
-    write_end(store, chat.extend(), "bravo charlie", said=[Content(" charlie")])
+    chat.add_exchange("alpha", "bravo", STOPPED)
+    write_end(store, chat.continue_answer(), "bravo charlie", new_events=[Content(" charlie")])
     assert len(store.search.find("anna", "bravo charlie").items) == 1
-    chat.says("delta", "", STOPPED)
+    chat.add_exchange("delta", "", STOPPED)
     assert store.search.find("anna", "delta").items == ()
-    store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+    store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
     assert (
         store.search.find("anna", "alpha").items == store.search.find("anna", "bravo").items == ()
     )
@@ -1019,14 +1040,16 @@ def everything(store: Store) -> Chat:
     store.conversations.set_settings(
         chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50)
     )
-    chat.says("a", "1")
-    write_end(store, chat.again(), "one", STOPPED, folds=(Step(1, "thought", "done", text="Hm"),))
-    chat.says("b", "2", BROKEN)
-    chat.says("B", "two", edit_of=chat.last().prompt_id)
+    chat.add_exchange("a", "1")
+    write_end(
+        store, chat.regenerate(), "one", STOPPED, steps=(Step(1, "thought", "done", text="Hm"),)
+    )
+    chat.add_exchange("b", "2", BROKEN)
+    chat.add_exchange("B", "two", edit_of=chat.last_exchange().prompt_id)
     answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
     store.turns.add_prompt(chat.name, chat.owner, "Who?", answers, worker=WORKER)
     for stream_id, _ in answers:
-        chat.ends(stream_id, f"I, {stream_id}")
+        chat.end(stream_id, f"I, {stream_id}")
     store.turns.select(chat.name, chat.owner, "rival-two")
     return chat
 
@@ -1049,7 +1072,7 @@ def shape(exchange: Exchange) -> tuple[object, ...]:
 def test_import_of_an_export_restores_the_conversation(store: Store) -> None:
     """An import restores all branches for the importing owner; a used ID is replaced."""
     chat = everything(store)
-    before = chat.now()
+    before = chat.read()
     data = b"".join(to_json(store.transfer.export("anna")))
     for owner in ("anna", "bert"):
         (new_id,) = store.transfer.import_(owner, read(data))
@@ -1062,15 +1085,15 @@ def test_import_of_an_export_restores_the_conversation(store: Store) -> None:
         assert second == 1
         old = store.turns.show(new_id, owner, after.exchanges[1].prompts.ids[0])
         assert [(e.prompt, e.answer) for e in old.exchanges] == [("a", "one"), ("b", "2")]
-    assert chat.now() == before
+    assert chat.read() == before
 
 
 def test_export_contains_each_conversation_of_the_owner_once(store: Store) -> None:
     """An export contains each of the owner's conversations once, or a chosen one, and no foreign
     one."""
     for n in range(3):
-        Chat(store, f"chat-{n}").says("a", "1")
-    Chat(store, "foreign", "bert").says("secret", "1")
+        Chat(store, f"chat-{n}").add_exchange("a", "1")
+    Chat(store, "foreign", "bert").add_exchange("secret", "1")
     assert [each.id for each in store.transfer.export("anna")] == ["chat-0", "chat-1", "chat-2"]
     assert [each.id for each in store.transfer.export("anna", "chat-1")] == ["chat-1"]
     with pytest.raises(UnknownConversation):
@@ -1161,8 +1184,8 @@ def test_import_without_a_selection_selects_the_last_messages(store: Store) -> N
 
 def test_export_of_a_running_answer_contains_its_saved_text(store: Store, chat: Chat) -> None:
     """A running continued answer is exported with all text saved so far, as interrupted."""
-    chat.says("Hello?", "One ", STOPPED)
-    stream_id = chat.extend()
+    chat.add_exchange("Hello?", "One ", STOPPED)
+    stream_id = chat.continue_answer()
     events = [(1.0, Content("two ")), (2.0, Content("three"))]
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
     (exported,) = store.transfer.export("anna", chat.name)
@@ -1175,7 +1198,7 @@ def test_export_of_a_running_answer_contains_its_saved_text(store: Store, chat: 
 def test_import_that_fails_midway_adds_nothing(store: Store) -> None:
     """After an import that failed midway its conversations are in no list, search or export."""
     chat = Chat(store)
-    chat.says("zebra", "1")
+    chat.add_exchange("zebra", "1")
     (one,) = store.transfer.export("anna")
 
     def breaking() -> Iterator[PortableConversation]:
@@ -1199,8 +1222,8 @@ def test_import_writes_long_conversations_in_several_transactions(
     monkeypatch.setattr(module, limit, 3)
     chat = Chat(store)
     for number in range(5):
-        chat.says(f"prompt {number}", f"answer {number}")
-    chat.ends(chat.again(), "another answer")
+        chat.add_exchange(f"prompt {number}", f"answer {number}")
+    chat.end(chat.regenerate(), "another answer")
     (one,) = store.transfer.export("anna")
     transactions: list[object] = []
     event.listen(store.database.engine, "commit", transactions.append)
@@ -1279,7 +1302,10 @@ def test_recorded_events_are_read_back_exactly(store: Store, chat: Chat) -> None
         3,
         "m-1",
     )
-    assert (generation.conversation_id, generation.message_id) == ("talk", chat.last().answer_id)
+    assert (generation.conversation_id, generation.message_id) == (
+        "talk",
+        chat.last_exchange().answer_id,
+    )
     assert chat.exchanges() == [("a", "Hello \U0001f44b")]
 
 
@@ -1300,7 +1326,7 @@ def test_generation_is_readable_by_its_session_or_by_id(store: Store, chat: Chat
     """A session's generation is read by that session alone, a program's by every reader of its
     ID."""
     stream_id = chat.ask("a")
-    chat.ends(stream_id, "1")
+    chat.end(stream_id, "1")
     store.generations.write(Batch(new=(new_generation("program-1"),)))
     write_end(store, "program-1", "Hello.")
     for requester in ("bert", None):
@@ -1314,10 +1340,10 @@ def test_second_end_of_a_generation_is_ignored(store: Store, chat: Chat) -> None
     """An ended generation accepts neither further text nor a second end."""
     stream_id = chat.ask("a")
     assert store.generations.interrupt(stream_id)
-    before = chat.last()
-    chat.ends(stream_id, "late")
+    before = chat.last_exchange()
+    chat.end(stream_id, "late")
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("late")),)))
-    assert chat.last() == before
+    assert chat.last_exchange() == before
     assert not store.generations.interrupt(stream_id)
 
 
@@ -1325,15 +1351,15 @@ def test_token_usage_sums_reported_and_estimated_tokens(store: Store, chat: Chat
     """Usage adds reported and estimated tokens and still counts those of discarded answers."""
     metrics = METRICS.__class__(None, 1.0, 7, False, None, 0)
     done = Done("stop", metrics, {"prompt_tokens": 5, "completion_tokens": 7})
-    chat.says("a", "1", done)
-    chat.says("b", "2", done)
-    assert chat.last().usage == Usage(5, 7)
+    chat.add_exchange("a", "1", done)
+    chat.add_exchange("b", "2", done)
+    assert chat.last_exchange().usage == Usage(5, 7)
     estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
-    chat.ends(chat.again(), "x", estimated)
-    assert chat.last().usage == Usage(0, 3, True)
+    chat.end(chat.regenerate(), "x", estimated)
+    assert chat.last_exchange().usage == Usage(0, 3, True)
     total = Usage(10, 17, True)
-    assert store.conversations.token_usage(chat.name, chat.owner) == chat.now().usage == total
-    store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert store.conversations.token_usage(chat.name, chat.owner) == chat.read().usage == total
+    store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
     assert store.conversations.token_usage(chat.name, chat.owner) == total
     with pytest.raises(UnknownConversation):
         store.conversations.token_usage(chat.name, "bert")
@@ -1347,17 +1373,19 @@ def test_late_usage_of_a_provider_replaces_the_estimate(store: Store, chat: Chat
     reported = {"prompt_tokens": 5, "completion_tokens": 40}
     store.generations.count(stream_id, reported)
     store.generations.count("unknown", reported)
-    chat.ends(stream_id, "x", estimated)
-    assert chat.last().usage == Usage(0, 3, True)
+    chat.end(stream_id, "x", estimated)
+    assert chat.last_exchange().usage == Usage(0, 3, True)
     store.generations.count(stream_id, reported)
     assert (
-        chat.last().usage == store.conversations.token_usage(chat.name, chat.owner) == Usage(5, 40)
+        chat.last_exchange().usage
+        == store.conversations.token_usage(chat.name, chat.owner)
+        == Usage(5, 40)
     )
 
 
 def test_unstorable_characters_are_replaced(chat: Chat) -> None:
     """A NUL and half a surrogate pair are replaced in prompts and answers."""
-    chat.says("a\0b\ud800", "c\0d")
+    chat.add_exchange("a\0b\ud800", "c\0d")
     assert chat.exchanges() == [("a\ufffdb?", "c\ufffdd")]
 
 
@@ -1375,7 +1403,7 @@ def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -
     assert store.generations.running_of(WORKER) == [stream_id]
     assert store.generations.interrupt(stream_id)
     assert store.generations.workers_running() == {}
-    last = chat.last()
+    last = chat.last_exchange()
     assert (last.answer, last.state) == ("Hello", "interrupted")
     assert isinstance(last.ended, Failed)
     assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
@@ -1387,7 +1415,7 @@ def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -
     assert [seq for seq, _, _ in generation.events] == [1, 2, 3, 3 + GAP + 1]
     assert generation.events[-1][2] == last.ended
     chat.ask("b")
-    assert chat.told()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
+    assert chat.prompt_messages()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
 
 
 def test_interrupt_separates_a_late_thought_from_the_answer(store: Store, chat: Chat) -> None:
@@ -1398,28 +1426,28 @@ def test_interrupt_separates_a_late_thought_from_the_answer(store: Store, chat: 
         Batch(chunks=(Chunk(stream_id, 1, [*content_events("Ok", "ay."), *ended]),))
     )
     assert store.generations.interrupt(stream_id)
-    assert chat.last().answer == "Hello"
-    assert [(fold.kind, fold.text) for fold in chat.last().steps] == [("thought", "Okay.")]
+    assert chat.last_exchange().answer == "Hello"
+    assert [(fold.kind, fold.text) for fold in chat.last_exchange().steps] == [("thought", "Okay.")]
     chat.ask("b")
-    assert "Okay" not in str(chat.told())
+    assert "Okay" not in str(chat.prompt_messages())
 
 
 def test_interrupt_of_a_continue_keeps_the_earlier_text(store: Store, chat: Chat) -> None:
     """An interrupted Continue keeps the earlier text and the new text saved so far."""
-    chat.says("a", "Half", STOPPED)
-    stream_id = chat.extend()
+    chat.add_exchange("a", "Half", STOPPED)
+    stream_id = chat.continue_answer()
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events(" an")),)))
     store.generations.interrupt(stream_id)
-    assert (chat.last().answer, chat.last().state) == ("Half an", "interrupted")
-    chat.ends(chat.extend(), "Half an answer")
-    assert chat.last().answer == "Half an answer"
+    assert (chat.last_exchange().answer, chat.last_exchange().state) == ("Half an", "interrupted")
+    chat.end(chat.continue_answer(), "Half an answer")
+    assert chat.last_exchange().answer == "Half an answer"
 
 
 def test_interrupt_without_text_keeps_the_prompt(store: Store, chat: Chat) -> None:
     """A generation interrupted before any text keeps its prompt, which can be regenerated."""
     store.generations.interrupt(chat.ask("a"))
-    assert (chat.last().answer, chat.last().state) == ("", "interrupted")
-    chat.ends(chat.again(), "1")
+    assert (chat.last_exchange().answer, chat.last_exchange().state) == ("", "interrupted")
+    chat.end(chat.regenerate(), "1")
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -1430,7 +1458,7 @@ def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("x")),)))
         won = together(*[partial(store.generations.interrupt, stream_id)] * 4)
         assert sorted(won) == [False, False, False, True]
-        assert chat.last().answer == "x"
+        assert chat.last_exchange().answer == "x"
 
 
 def test_concurrent_end_and_interrupt_leave_one_end(store: Store, chat: Chat) -> None:
@@ -1438,14 +1466,14 @@ def test_concurrent_end_and_interrupt_leave_one_end(store: Store, chat: Chat) ->
     for n in range(15):
         stream_id = chat.ask(f"{n}")
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("a")),)))
-        end = partial(write_end, store, stream_id, "ab", said=[Content("a"), Content("b")])
+        end = partial(write_end, store, stream_id, "ab", new_events=[Content("a"), Content("b")])
         interrupted, _ = together(partial(store.generations.interrupt, stream_id), end)
         generation = store.generations.get_ended(stream_id, "anna")
         assert generation is not None
-        assert generation.events[-1][2] == chat.last().ended
+        assert generation.events[-1][2] == chat.last_exchange().ended
         expected = ("a", "interrupted") if interrupted else ("ab", "done")
-        assert (chat.last().answer, chat.last().state) == expected
-        assert generation.state == chat.last().state
+        assert (chat.last_exchange().answer, chat.last_exchange().state) == expected
+        assert generation.state == chat.last_exchange().state
 
 
 def test_one_batch_writes_many_streams(store: Store) -> None:
@@ -1472,7 +1500,7 @@ def test_one_batch_writes_many_streams(store: Store) -> None:
 def test_sweep_removes_old_events_and_keeps_texts(store: Store, chat: Chat) -> None:
     """After seven days the events of an answer and whole generations of programs are removed."""
     stream_id = chat.ask("a")
-    chat.ends(stream_id, "1")
+    chat.end(stream_id, "1")
     store.generations.write(Batch(new=(new_generation("program-1"),)))
     write_end(store, "program-1", "Hello.")
     assert store.generations.sweep(time.time() + 6.9 * DAY) == 0
@@ -1482,17 +1510,17 @@ def test_sweep_removes_old_events_and_keeps_texts(store: Store, chat: Chat) -> N
     assert store.generations.exists(stream_id)
     assert not store.generations.exists("program-1")
     assert chat.exchanges() == [("a", "1")]
-    assert chat.last().usage.completion_tokens == METRICS.tokens
+    assert chat.last_exchange().usage.completion_tokens == METRICS.tokens
 
 
 def test_sweep_removes_empty_conversations(store: Store) -> None:
     """A conversation whose only prompt was withdrawn is removed after a day."""
     chat = Chat(store, "empty")
-    chat.says("Never mind.", "", STOPPED)
+    chat.add_exchange("Never mind.", "", STOPPED)
     assert chat.exchanges() == []
     assert store.generations.sweep(time.time() + DAY + 60) == 1
     with pytest.raises(UnknownConversation):
-        chat.now()
+        chat.read()
 
 
 def test_conversation_is_unchanged_after_a_restart(tmp_path: Path) -> None:
@@ -1516,7 +1544,7 @@ def test_numbers_beyond_the_databases_range_lose_no_answer(store: Store, chat: C
     recorded = store.generations.get_ended(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.seen == 2
-    assert chat.last().usage == Usage()
+    assert chat.last_exchange().usage == Usage()
 
 
 def test_generation_of_another_worker_with_the_same_id_is_not_saved(

@@ -80,8 +80,8 @@ Played = Callable[..., Run]
 @pytest.fixture
 def played() -> Iterator[Played]:
     """Make runs that have ended; each list of events is one round of the model."""
-    stage = RunHarness()
-    stage.tools = Toolbox([ask])
+    harness = RunHarness()
+    harness.tools = Toolbox([ask])
 
     def play(*rounds: list[Delta], stop_at: int | None = None, **settings: Any) -> Run:
         replies = []
@@ -94,14 +94,14 @@ def played() -> Iterator[Played]:
             else:
                 reply.feed(UpstreamError("upstream_dropped"))
             replies.append(reply)
-        run, _ = stage.begin(ScriptedUpstream(*replies), retries=0, **settings)
+        run, _ = harness.started_run(ScriptedUpstream(*replies), retries=0, **settings)
         wait_ended(run)
         if stop_at is not None:
             run._seen_events = stop_at
         return run
 
     yield play
-    stage.close()
+    harness.close()
 
 
 def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:

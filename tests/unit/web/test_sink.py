@@ -39,7 +39,7 @@ BIG = "Good morning! " * 600_000
 LATE = 2_000  # events, more than the buffers of a client that does not read hold
 
 
-class Stage:
+class SinkHarness:
     """A service, and clients whose sockets its relay writes to."""
 
     def __init__(self) -> None:
@@ -99,10 +99,10 @@ class Served:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    sink_stage = Stage()
-    yield sink_stage
-    sink_stage.close()
+def harness() -> Iterator[SinkHarness]:
+    sink_harness = SinkHarness()
+    yield sink_harness
+    sink_harness.close()
 
 
 def read_to_end(client: socket.socket) -> bytes:
@@ -132,9 +132,9 @@ def text_of(body: bytes) -> str:
     return b"".join(contents).decode()
 
 
-def turns_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def turns_of(harness: SinkHarness, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of the relay's turns from now on, in a list of one item."""
-    relay, turns = stage.generations.relay, [0]
+    relay, turns = harness.generations.relay, [0]
     turn = relay._turn
 
     def counted() -> None:
@@ -148,19 +148,19 @@ def turns_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # --- one socket -----------------------------------------------------------------------------------
 
 
-def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(stage: Stage) -> None:
+def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(harness: SinkHarness) -> None:
     """The request's thread goes on when the kernel has all bytes and the relay no longer has the
     socket.
 
     Bytes that the server writes afterwards follow them.
     """
-    run, reply = stage.start()
-    served = stage.serve(run)
+    run, reply = harness.start()
+    served = harness.serve(run)
     reply.feed(*[FRAME] * LATE)
     reply.end()
     wait_until(lambda: run.log.ended is not None)
     assert served.waiting.is_alive()
-    selector = stage.generations.relay._selector
+    selector = harness.generations.relay._selector
     assert served.response.sock in {key.fileobj for key in selector.get_map().values()}
     raw = read_to_end(served.client)
     assert served.waiting.end() is None
@@ -176,12 +176,12 @@ def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(stage: Stage
 
 
 def test_reader_that_takes_no_byte_is_dropped_and_can_resume(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    harness: SinkHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After STUCK_MAX seconds the reader is dropped with one frame unsent, and the run goes on."""
     monkeypatch.setattr(sink, "STUCK_MAX", 0.5)
-    run, reply = stage.start()
-    served = stage.serve(run)
+    run, reply = harness.start()
+    served = harness.serve(run)
     reply.feed(*[FRAME] * LATE)
     wait_until(lambda: run.log.last == LATE)
     wait_until(lambda: len(served.sink._unsent) > 0 or not served.waiting.is_alive())
@@ -200,27 +200,27 @@ def test_reader_that_takes_no_byte_is_dropped_and_can_resume(
     assert [seq for seq, _ in rest] == list(range(newest + 1, LATE + 2))
 
 
-def test_slow_reader_leaves_few_timers_in_the_relay(stage: Stage) -> None:
+def test_slow_reader_leaves_few_timers_in_the_relay(harness: SinkHarness) -> None:
     """The relay's timers stay few, however often the network was full."""
-    run, reply = stage.start()
-    served = stage.serve(run)
+    run, reply = harness.start()
+    served = harness.serve(run)
     reply.feed(*[FRAME] * LATE, "the last")
     raw = b""
     while b"the last" not in raw[-1000:]:
         raw += served.client.recv(4096)
-    assert len(stage.generations.relay._timers) < 20
+    assert len(harness.generations.relay._timers) < 20
     assert run.state == "running"
 
 
 def test_pipelined_bytes_cause_no_relay_turns_and_a_close_is_noticed(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    harness: SinkHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes behind a request are left for the server and checked rarely; a close is noticed."""
     monkeypatch.setattr(sink, "PIPELINED_LOOK", 0.2)
-    run, reply = stage.start()
-    served = stage.serve(run)
+    run, reply = harness.start()
+    served = harness.serve(run)
     reply.feed("a")
-    turns = turns_of(stage, monkeypatch)
+    turns = turns_of(harness, monkeypatch)
     served.client.sendall(b"GET / HTTP/1.1\r\n")
     wait_until(lambda: turns[0] > 0)
     before = turns[0]
@@ -237,14 +237,16 @@ def test_pipelined_bytes_cause_no_relay_turns_and_a_close_is_noticed(
     assert served.waiting.result is False
 
 
-def test_pipelined_bytes_are_no_departure(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipelined_bytes_are_no_departure(
+    harness: SinkHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bytes behind a request are no departure of a reader that follows the log itself."""
     monkeypatch.setattr(relay_module, "PIPELINED_LOOK", 0.2)
-    stage.start()
-    ours, client = stage.connect()
+    harness.start()
+    ours, client = harness.connect()
     gone = threading.Event()
-    turns = turns_of(stage, monkeypatch)
-    watched = Departure(stage.generations.relay, ours, gone.set)
+    turns = turns_of(harness, monkeypatch)
+    watched = Departure(harness.generations.relay, ours, gone.set)
     client.sendall(b"GET / HTTP/1.1\r\n")
     wait_until(lambda: turns[0] > 0)
     before = turns[0]
@@ -256,15 +258,15 @@ def test_pipelined_bytes_are_no_departure(stage: Stage, monkeypatch: pytest.Monk
 
 
 def test_exception_in_a_frame_drops_its_reader_alone(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    harness: SinkHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The exception is logged; the run and its other readers go on."""
 
     def broken(events: list[tuple[int, Event]]) -> bytes:
         raise ZeroDivisionError("in a frame")
 
-    run, reply = stage.start()
-    bad, good = stage.serve(run, broken), stage.serve(run)
+    run, reply = harness.start()
+    bad, good = harness.serve(run, broken), harness.serve(run)
     reply.feed("a")
     assert bad.waiting.end() is None
     assert bad.waiting.result is False
@@ -275,21 +277,21 @@ def test_exception_in_a_frame_drops_its_reader_alone(
     wait_until(lambda: "ZeroDivisionError: in a frame" in caplog.text)
 
 
-def test_reader_that_leaves_during_silence_is_noticed(stage: Stage) -> None:
+def test_reader_that_leaves_during_silence_is_noticed(harness: SinkHarness) -> None:
     """A closed connection ends its reader's request although no event is written."""
-    run, _ = stage.start()
-    served = stage.serve(run)
+    run, _ = harness.start()
+    served = harness.serve(run)
     served.client.close()
     assert served.waiting.end() is None
     assert served.waiting.result is False
     assert served.stream._viewer not in run._viewers
 
 
-def test_relay_close_ends_every_waiting_request(stage: Stage) -> None:
+def test_relay_close_ends_every_waiting_request(harness: SinkHarness) -> None:
     """Closing the relay ends the wait of every request."""
-    run, _ = stage.start()
-    served = [stage.serve(run) for _ in range(3)]
-    stage.generations.relay.close(WAIT_TIMEOUT)
+    run, _ = harness.start()
+    served = [harness.serve(run) for _ in range(3)]
+    harness.generations.relay.close(WAIT_TIMEOUT)
     for each in served:
         assert each.waiting.end() is None
         assert each.waiting.result is False
