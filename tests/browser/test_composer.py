@@ -280,7 +280,7 @@ def test_focused_control_has_a_visible_outline(chat: Chat) -> None:
     assert names[0] == "Skip to the message field"
 
 
-def test_draft_survives_a_reload_until_it_is_sent(chat: Chat) -> None:
+def test_draft_survives_a_reload_until_sent(chat: Chat) -> None:
     """Each conversation keeps its own draft over a reload, up to a size, until it is sent."""
     draft = "Dear model,\n\nhow are you?\nYours"
     chat.prompt.fill("For later")

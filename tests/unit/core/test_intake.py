@@ -109,7 +109,7 @@ def test_thought_stopped_stays_a_thought(harness: RunHarness) -> None:
     assert run.answer()[1] == ""
 
 
-def test_text_before_a_late_end_of_thought_becomes_the_answer_if_it_is_all(
+def test_late_end_of_thought_without_later_text_keeps_the_answer(
     harness: RunHarness,
 ) -> None:
     """Text that a late end mark declares a thought is the answer, unless text follows the mark."""

@@ -211,10 +211,10 @@ def test_stop_after_the_end_is_answered_finished(harness: RunHarness) -> None:
     ("seen", "kept"),
     [(None, "abc"), (0, ""), (2, "ab"), (3, "abc"), (99, "abc"), (10**15 - 1, "abc")],
 )
-def test_stop_cuts_the_answer_to_what_was_seen(
+def test_stop_cuts_the_answer_to_the_seen_events(
     harness: RunHarness, seen: int | None, kept: str
 ) -> None:
-    """The answer of a stopped run ends with the last event that its stopper had been shown."""
+    """The answer of a stopped run ends with the last event that the stopping viewer saw."""
     run, reply = harness.opened_run()
     reply.feed("a", "b", "c")
     wait_until(lambda: run.log.last == 3)
@@ -594,7 +594,7 @@ def test_cancelled_for_no_viewer_has_its_grace_in_seconds(harness: RunHarness) -
     assert reply.over.wait(WAIT_TIMEOUT)
 
 
-def test_deadlines_exceeded_names_each_limit_when_it_is_over(harness: RunHarness) -> None:
+def test_deadlines_exceeded_names_each_passed_limit(harness: RunHarness) -> None:
     """Each limit has its own code, and is exceeded after its time and not before."""
     run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
     began = run.meter.started_at

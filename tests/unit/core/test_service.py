@@ -188,7 +188,7 @@ def test_slow_place_delays_no_reader_and_no_stop(
     assert starting.end() is None
 
 
-def test_require_places_refuses_what_start_would(make_harness: MakeHarness) -> None:
+def test_require_places_refuses_as_start_does(make_harness: MakeHarness) -> None:
     """It raises as a start would, and takes no place."""
     harness = make_harness(max_streams=2)
     harness.service.require_places(2)

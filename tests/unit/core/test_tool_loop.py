@@ -409,7 +409,7 @@ def test_stop_while_tools_run_does_not_wait_for_them(harness: ToolHarness) -> No
     assert len(upstream.requests) == 1
 
 
-def test_stop_while_tools_run_keeps_what_the_viewer_saw(harness: ToolHarness) -> None:
+def test_stop_while_tools_run_keeps_the_seen_text(harness: ToolHarness) -> None:
     """A Stop by a viewer keeps the answer up to the last event it saw."""
     run, reply, reader = harness.watched_run()
     ask(reply, "x", tool="held")

@@ -340,7 +340,7 @@ def test_error_object_in_the_stream_has_its_own_code(
         ("Wed, 21 Oct 2026 07:28:00 GMT", None),
     ],
 )
-def test_retry_after_is_used_if_it_is_a_sensible_number(
+def test_retry_after_is_used_if_sensible(
     upstream: OpenAIUpstream, header: str, seconds: float | None
 ) -> None:
     """A sensible number of seconds is kept with the error; anything else is None."""

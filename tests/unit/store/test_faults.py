@@ -199,7 +199,7 @@ from tests.support.stores import Chat, open_store
 with open_store(Path({str(tmp_path)!r})) as store:
     chat = Chat(store, "other")
     try:
-        chat.says("b" * 3_000_000, "2")
+        chat.add_exchange("b" * 3_000_000, "2")
     except StoreUnavailable as fault:
         print(fault.message, chat.store.conversations.get("talk", "anna").exchanges[0].answer)
 """
@@ -221,7 +221,7 @@ with open_store(Path({str(tmp_path)!r})) as store:
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
-def test_removed_database_file_refuses_calls_until_it_is_back(
+def test_removed_database_file_refuses_calls_until_restored(
     store: Store, tmp_path: Path, replaced: bool
 ) -> None:
     """While the file is gone or replaced, calls fail and write nothing; afterwards they work."""
@@ -241,7 +241,7 @@ def test_removed_database_file_refuses_calls_until_it_is_back(
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
-def test_damaged_page_is_reported_when_it_is_read(tmp_path: Path) -> None:
+def test_damaged_page_is_reported_when_read(tmp_path: Path) -> None:
     """Damage in the middle of the file is reported by the call that reads it."""
     with open_store(tmp_path) as store:
         Chat(store).add_exchange("a" * 200_000, "1")

@@ -167,7 +167,7 @@ def test_done_without_text_or_with_a_broken_finish_is_an_error(
     assert chat.read().exchanges[0].state == state
 
 
-def test_system_prompt_is_the_first_message_if_it_is_set(chat: Chat) -> None:
+def test_system_prompt_if_set_is_the_first_message(chat: Chat) -> None:
     """The system prompt is the first message; an empty one is not sent."""
     chat.ask("Hello?")
     assert chat.prompt_messages("Be brief.") == [("system", "Be brief."), ("user", "Hello?")]

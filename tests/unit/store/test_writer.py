@@ -473,7 +473,7 @@ def make_service() -> Iterator[Callable[..., Service]]:
         yield make
 
 
-def test_ended_run_stays_in_memory_until_it_is_saved(make_service: Callable[..., Service]) -> None:
+def test_ended_run_stays_in_memory_until_saved(make_service: Callable[..., Service]) -> None:
     """An ended run stays in memory, however old, until the store has it."""
     service = make_service()
     service.shelf.fault = lambda batch: FULL
