@@ -23,7 +23,7 @@ from bench.processes import Halt, fake_upstream
 from bench.sizes import Sizes
 from bench.table import Row, number, percentile
 from tests.resilience import loads
-from tests.resilience.bystander import Address, Bystander, Held
+from tests.resilience.bystander import Address, Bystander, NotAnswered
 from tests.resilience.servers import LimitedServer, Postgres, descriptors_limited, postgres_programs
 from tests.support.http_client import Client
 
@@ -83,7 +83,7 @@ def _repeat(read: Callable[[], object]) -> AbstractContextManager[object]:
             while not over:
                 try:
                     read()
-                except (OSError, Held):
+                except (OSError, NotAnswered):
                     time.sleep(0.1)
 
         with loads.calls(run):
@@ -242,7 +242,7 @@ def held(sizes: Sizes) -> Iterator[Row]:
                 continue
             try:
                 yield _row(index, load, upstream, sizes)
-            except (OSError, Held, TimeoutError) as fault:  # continue with the other rows
+            except (OSError, NotAnswered, TimeoutError) as fault:  # continue with the other rows
                 yield Row(load.name, "", "", f"failed: {fault!r}"[:200], met=False)
 
 
@@ -315,7 +315,7 @@ def _send_stops(bystander: Bystander, load: Load, sizes: Sizes) -> str:
         for _ in range(sizes.held_stops):
             bystander.stop(GIVEN_UP, unknown=load.stops_unknown)
             time.sleep(PAUSE)
-    except Held as fault:
+    except NotAnswered as fault:
         return str(fault)[:120]
     return ""
 

@@ -204,12 +204,12 @@ def _away(world: World, chance: random.Random, end: Callable[[], object]) -> flo
 def read_only(world: World, chance: random.Random) -> float:
     """PostgreSQL takes no writes for a while."""
     assert world.postgres is not None
-    world.postgres.say("ALTER SYSTEM SET default_transaction_read_only = on")
-    world.postgres.say("SELECT pg_reload_conf()")
+    world.postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    world.postgres.execute("SELECT pg_reload_conf()")
     at = time.monotonic()
     _hold(world, chance, HOLDS_MAX)
-    world.postgres.say("SET default_transaction_read_only = off", "ALTER SYSTEM RESET ALL")
-    world.postgres.say("SELECT pg_reload_conf()")
+    world.postgres.execute("SET default_transaction_read_only = off", "ALTER SYSTEM RESET ALL")
+    world.postgres.execute("SELECT pg_reload_conf()")
     return at
 
 

@@ -1,6 +1,6 @@
-"""A client beside a load: the time of its Stops, and the longest gap of its stream.
+"""A client beside a load: measures the time of its Stops and the longest gap of its stream.
 
-It uses sockets alone and no pytest, so that tests and measurements have the same one.
+It uses sockets alone and no pytest, so that tests and benchmarks share it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import Self
 
 Address = tuple[str, int]
 
-#: Model of the stream that is read: a token every 20 ms.
+#: Model of the stream that the bystander reads: a token every 20 ms.
 STEADY = "count?n=1000000&gap_ms=20"
 #: Model of the streams that are stopped: one token, then silence.
 SILENT = "stall?n=1"
-#: Seconds after which a Stop or a token is counted as one that never came.
+#: Seconds after which a Stop or a token counts as missing.
 NEVER = 60.0
-#: Seconds in which tests want a Stop answered and the stream's next token: tens of milliseconds on an
-#: idle machine, and the whole of NEVER, or more, where a load holds up the server.
+#: Seconds that tests allow for the answer to a Stop and for the next token: tens of milliseconds
+#: are usual on an idle machine; NEVER or more means that a load has blocked the server.
 STOP_WITHIN = 10.0
 
 
-class Held(Exception):
-    """A Stop was answered too late, wrongly, or not at all."""
+class NotAnswered(Exception):
+    """The server's answer was late, wrong, or missing."""
 
 
 class Bystander:
-    """One stream that flows and is read, and `victims` further streams, to be stopped later.
+    """One stream that is read, and `victims` further streams that `stop` stops one by one.
 
-    All of them are begun before `__enter__` returns.
+    All of them have started before `__enter__` returns.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Bystander:
         self._running: list[str] = []
         self._ended: list[str] = []
         self._over = threading.Event()
-        self._begun = threading.Event()
+        self._started = threading.Event()
         self._lock = threading.Lock()  # protects the three below
-        self._newest = 0.0  # when the steady stream's newest piece came
+        self._newest = 0.0  # when the steady stream's newest piece arrived
         self._longest = 0.0  # seconds between two pieces since `mark`
-        self.lost = ""  # why the steady stream ended, where it did
+        self.lost = ""  # why the steady stream ended; "" while it runs
         self.stops: list[float] = []  # seconds that each Stop took
 
     def __enter__(self) -> Self:
@@ -66,9 +66,9 @@ class Bystander:
             raise
         self._reader = threading.Thread(target=self._read, args=(steady,), daemon=True)
         self._reader.start()
-        if not self._begun.wait(NEVER):
+        if not self._started.wait(NEVER):
             self._close()
-            raise Held("the steady stream does not begin")
+            raise NotAnswered("the steady stream does not begin")
         self.mark()
         return self
 
@@ -84,21 +84,20 @@ class Bystander:
 
     @property
     def longest_gap(self) -> float:
-        """Seconds between two pieces of the steady stream, the gap that is open now included."""
+        """The most seconds between two pieces of the steady stream, including the present gap."""
         with self._lock:
             return max(self._longest, time.monotonic() - self._newest)
 
     @property
     def running(self) -> int:
-        """Streams that are left to be stopped."""
+        """The number of streams that can still be stopped."""
         return len(self._running)
 
     def stop(self, within: float = NEVER, unknown: bool = False) -> float:
-        """Press Stop on a new connection, and return the seconds until its answer was here.
+        """Send a Stop on a new connection; the seconds until its answer.
 
-        A stream that runs is stopped, as long as there is one; after that those that have ended
-        are, in turn. `unknown`: an ID is stopped that no stream has. Raises Held where the answer
-        is not here in time or says something else.
+        It stops a running stream as long as there is one, then the ended ones in turn. `unknown`:
+        an ID without a stream instead. Raises NotAnswered for a late, wrong or missing answer.
         """
         live = bool(self._running) and not unknown
         ended = self._ended
@@ -116,7 +115,7 @@ class Bystander:
             waited = time.monotonic() - began
             if live:
                 self._running.insert(0, stream_id)
-            raise Held(f"Stop had no answer after {waited:.1f} s: {fault!r}") from fault
+            raise NotAnswered(f"Stop had no answer after {waited:.1f} s: {fault!r}") from fault
         finally:
             connection.close()
         took = time.monotonic() - began
@@ -127,7 +126,7 @@ class Bystander:
         if unknown:
             wanted = {"pending"}
         if status != 200 + 2 * unknown or json.loads(body)["status"] not in wanted:
-            raise Held(f"Stop was answered {status} {body[:300]!r}")
+            raise NotAnswered(f"Stop was answered {status} {body[:300]!r}")
         return took
 
     # --- streams ----------------------------------------------------------------------------------
@@ -137,7 +136,7 @@ class Bystander:
         return secrets.token_urlsafe(12)
 
     def _start(self, model: str) -> str:
-        """Start a stream that is not read any further once its first token is here."""
+        """Start a stream and read no further than its first token."""
         stream_id = self._new_id()
         connection = self._open_stream(model, stream_id)
         _until_content(connection)
@@ -148,7 +147,7 @@ class Bystander:
             "messages": [{"role": "user", "content": "Hello"}],
             "model": model,
             "id": stream_id,
-            "on_disconnect": "stop",  # nothing of it is left when this client leaves
+            "on_disconnect": "stop",  # the stream ends when this client disconnects
         }
         sock = socket.create_connection(self._address, NEVER)
         self._open.append(sock)
@@ -173,8 +172,8 @@ class Bystander:
                         self._longest = max(self._longest, at - self._newest)
                     self._newest = at
                 data = data[-40_000:] + piece
-                if not self._begun.is_set() and b'"type":"content"' in data:
-                    self._begun.set()
+                if not self._started.is_set() and b'"type":"content"' in data:
+                    self._started.set()
                 if b"[DONE]" in data:
                     why = f"it was ended: {data[-600:]!r}"
                     break
@@ -198,5 +197,5 @@ def _until_content(sock: socket.socket) -> None:
     while b'"type":"content"' not in data:
         piece = sock.recv(65_536)
         if not piece or b"HTTP/1.1 200" not in data + piece:
-            raise Held(f"a stream did not begin: {(data + piece)[:500]!r}")
+            raise NotAnswered(f"a stream did not begin: {(data + piece)[:500]!r}")
         data += piece

@@ -1,4 +1,4 @@
-"""Servers that the rows share."""
+"""Servers that several tests share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.halt_server import HaltServer, settings
 
 @pytest.fixture(scope="module")
 def roomy(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt with its default limits."""
+    """A Halt with its default limits, but answers of up to 2,000,000 characters."""
     server = HaltServer(settings(shared_fake, HALT_MAX_ANSWER_CHARS=2_000_000))
     yield server
     server.close()
@@ -20,7 +20,7 @@ def roomy(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 @pytest.fixture(scope="module")
 def narrow(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt that takes 20 streams."""
+    """A Halt with at most 20 streams."""
     server = HaltServer(settings(shared_fake, HALT_MAX_STREAMS=20))
     yield server
     server.close()

@@ -1,7 +1,7 @@
 """Loads of a server by clients, models and databases: one function for each kind.
 
-Each is a context manager. On entry the load is there; it goes on until exit, which leaves nothing
-behind. The tests and `python -m bench --only held` use the same ones.
+Each is a context manager. The load exists from entry until exit, which releases everything. The
+tests and `python -m bench --only held` share them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
-from tests.resilience.bystander import Address, Held
+from tests.resilience.bystander import Address, NotAnswered
 from tests.support.http_client import Client
 
-#: Hostile texts, as models and strangers write them.
+#: Hostile texts of models and clients.
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "hostile.json").read_text())
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 JSON = {"Content-Type": "application/json"}
@@ -33,7 +33,7 @@ PIECE = 65_536
 
 
 def text_of(case: Mapping[str, object]) -> str:
-    """The text of a case, a fenced code block where it names a language."""
+    """The text of a case; a fenced code block if the case has a language."""
     text = f"{case['before']}{str(case['unit']) * int(str(case['times']))}{case['after']}"
     language = case.get("language")
     return f"```{language}\n{text}\n```\n" if language else text
@@ -42,7 +42,7 @@ def text_of(case: Mapping[str, object]) -> str:
 def message(
     method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
 ) -> bytes:
-    """A request, on a connection that is closed behind its answer."""
+    """The bytes of a request with `Connection: close`."""
     lines = {"Host": "localhost", "Connection": "close", **(headers or {})}
     if body:
         lines["Content-Length"] = str(len(body))
@@ -58,13 +58,13 @@ def chat_body(**fields: object) -> bytes:
 
 
 def shut(sock: socket.socket) -> None:
-    """End a connection, also under a thread that reads from it."""
+    """Close a connection, also while another thread reads from it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()
 
 
-# --- requests that are sent again and again -------------------------------------------------------
+# --- repeated requests ----------------------------------------------------------------------------
 
 
 class Answered(NamedTuple):
@@ -77,7 +77,7 @@ class Answered(NamedTuple):
 
 
 class Repeated:
-    """Clients that send requests, each the next one when the one before was answered."""
+    """Clients that send requests; each sends its next one after the answer to the last one."""
 
     def __init__(self) -> None:
         self.answers: list[Answered] = []
@@ -87,25 +87,27 @@ class Repeated:
 
     @property
     def statuses(self) -> list[int]:
-        """Of all answers so far."""
-        return [each.status for each in self.answers]
+        """The statuses of all answers so far."""
+        return [answer.status for answer in self.answers]
 
     def wait(self, count: int, within: float = PATIENCE) -> Sequence[Answered]:
-        """Wait until there were so many answers."""
+        """Wait for `count` answers; return all so far. Raises NotAnswered at the deadline."""
         with self.changed:
             if not self.changed.wait_for(lambda: len(self.answers) >= count, within):
-                raise Held(f"{len(self.answers)} answers of {count} within {within:g} s")
+                raise NotAnswered(f"{len(self.answers)} answers of {count} within {within:g} s")
             return list(self.answers)
 
     def send(self, number: int, address: Address, data: bytes, sent: threading.Event) -> None:
-        """One request and its answer."""
+        """Send one request and read its answer; set `sent` when the request was sent."""
         began = time.monotonic()
         status, headers, body = 0, dict[str, str](), b""
         with contextlib.suppress(OSError, http.client.HTTPException):
             sock = socket.create_connection(address, PATIENCE)
             self._open[number] = sock
             try:
-                with contextlib.suppress(OSError):  # a refusal may come before all was sent
+                with contextlib.suppress(
+                    OSError
+                ):  # a refusal may arrive before the whole request is sent
                     sock.sendall(data)
                 sent.set()
                 response = http.client.HTTPResponse(sock)
@@ -130,7 +132,7 @@ class Repeated:
 
 @contextlib.contextmanager
 def repeated(address: Address, *messages: bytes, clients: int = 4) -> Iterator[Repeated]:
-    """So many clients send these requests in turn, for as long as it lasts."""
+    """`clients` threads that send these requests in turn until exit."""
     load = Repeated()
     turns = itertools.cycle(messages)
     lock = threading.Lock()  # protects `turns`
@@ -142,7 +144,7 @@ def repeated(address: Address, *messages: bytes, clients: int = 4) -> Iterator[R
                 data = next(turns)
             load.send(number, address, data, begun[number])
             if load.statuses[-1:] == [0]:
-                time.sleep(0.05)  # the server takes no connections: a client would wait as well
+                time.sleep(0.05)  # the server accepts no connections: real clients pause as well
 
     threads = [
         threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)
@@ -150,8 +152,8 @@ def repeated(address: Address, *messages: bytes, clients: int = 4) -> Iterator[R
     for thread in threads:
         thread.start()
     try:
-        for each in begun:
-            each.wait(PATIENCE)
+        for event in begun:
+            event.wait(PATIENCE)
         yield load
     finally:
         load.end()
@@ -161,9 +163,9 @@ def repeated(address: Address, *messages: bytes, clients: int = 4) -> Iterator[R
 
 @contextlib.contextmanager
 def calls(*functions: Callable[[], object]) -> Iterator[list[object]]:
-    """Functions that are called at once, each in a thread; the results, in order of their ends.
+    """Call all functions at once, each in a thread; yields their results, in order of completion.
 
-    A fault of one stands among the results. On exit each is waited for.
+    An exception is a result, too. Exit waits for all functions.
     """
     results: list[object] = []
 
@@ -173,7 +175,9 @@ def calls(*functions: Callable[[], object]) -> Iterator[list[object]]:
         except Exception as fault:  # noqa: BLE001 - the caller looks at it
             results.append(fault)
 
-    threads = [threading.Thread(target=call, args=(each,), daemon=True) for each in functions]
+    threads = [
+        threading.Thread(target=call, args=(function,), daemon=True) for function in functions
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -184,16 +188,16 @@ def calls(*functions: Callable[[], object]) -> Iterator[list[object]]:
 
 
 def unknown_field(case: Mapping[str, object]) -> list[bytes]:
-    """Requests with a hostile name of a field, to each route that takes messages."""
+    """Requests with a hostile field name, one to each route that takes messages."""
     key = text_of(case)
-    said = [{"role": "user", "content": "x", key: 1}]
-    body = json.dumps({"messages": said, "model": "count?n=1", key: 1}).encode()
+    messages = [{"role": "user", "content": "x", key: 1}]
+    body = json.dumps({"messages": messages, "model": "count?n=1", key: 1}).encode()
     paths = ("/chat/stream", "/chat", "/v1/chat/completions")
     return [message("POST", path, body, JSON) for path in paths]
 
 
 def many_fields(count: int = 300_000) -> list[bytes]:
-    """Bodies of so many fields, as a form and as JSON."""
+    """Requests whose bodies have `count` fields, as forms and as JSON."""
     form = "&".join(f"f{n:x}=" for n in range(count)).encode()
     fields = b"{" + b",".join(b'"f%x":1' % n for n in range(count)) + b"}"
     forms = [
@@ -205,10 +209,10 @@ def many_fields(count: int = 300_000) -> list[bytes]:
 
 
 def import_file(size: int, messages: int = 1) -> bytes:
-    """A file of one conversation with so many bytes of text in all, in so many messages."""
+    """An export file of one conversation: `size` bytes of text in `messages` messages."""
     line = "Nothing but words in one long row. "
     text = (line * (size // messages // len(line) + 1))[: size // messages]
-    said = [
+    rows = [
         {
             "id": n,
             "role": "assistant" if n % 2 == 0 else "user",
@@ -217,14 +221,14 @@ def import_file(size: int, messages: int = 1) -> bytes:
         }
         for n in range(1, messages + 1)
     ]
-    conversation = {"id": "large-conversation", "title": "Large", "messages": said}
+    conversation = {"id": "large-conversation", "title": "Large", "messages": rows}
     return json.dumps(
         {"format": "halt-conversations", "version": 1, "conversations": [conversation]}
     ).encode()
 
 
 def upload(path: str, data: bytes, headers: Mapping[str, str] | None = None) -> bytes:
-    """A file of a form, as browsers send it."""
+    """A request that uploads a file in a multipart form, as browsers send it."""
     mark = "-----------------------------5f3a"
     before = (
         f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="large.json"\r\n'
@@ -236,34 +240,34 @@ def upload(path: str, data: bytes, headers: Mapping[str, str] | None = None) -> 
 
 
 def imported(answer: Answered) -> str:
-    """The path of the conversation that an import has made."""
-    found = re.search(rb"/c/[\w-]+", answer.body)
-    if answer.status != 200 or found is None:
-        raise Held(f"an import was answered {answer.status} {answer.body[:300]!r}")
-    return found[0].decode()
+    """The path of the imported conversation, from the answer to the import."""
+    path = re.search(rb"/c/[\w-]+", answer.body)
+    if answer.status != 200 or path is None:
+        raise NotAnswered(f"an import was answered {answer.status} {answer.body[:300]!r}")
+    return path[0].decode()
 
 
 # --- connections ----------------------------------------------------------------------------------
 
 
 class Connections:
-    """Connections that a load holds. `answered` are those on which the server has said something."""
+    """The open connections of a load."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
         self.held: list[socket.socket] = []
-        self.refused = 0  # connections that the server closed, and that were made again
+        self.refused = 0  # connections that the server closed and the load opened again
 
     @property
     def open(self) -> int:
-        """Connections that the server has not closed."""
+        """The number of connections that the server has not closed."""
         return sum(not closed(sock) for sock in self.held)
 
 
 def closed(sock: socket.socket) -> bool:
-    """Whether the server has closed it; what it said before is dropped."""
+    """Whether the server has closed the connection; reads and drops earlier data."""
     try:
-        sock.setblocking(False)  # with a time limit, Python waits before it asks the system
+        sock.setblocking(False)  # with a timeout, Python would poll before it calls recv
         while True:
             if not sock.recv(PIECE):
                 return True
@@ -274,7 +278,7 @@ def closed(sock: socket.socket) -> bool:
 
 
 def dial(address: Address, receive_buffer: int | None = None) -> socket.socket:
-    """A connection; with a small buffer its server soon has to wait."""
+    """A new connection; with a small receive buffer the server soon has to wait."""
     sock = socket.socket()
     try:
         if receive_buffer is not None:
@@ -290,7 +294,7 @@ def dial(address: Address, receive_buffer: int | None = None) -> socket.socket:
 
 @contextlib.contextmanager
 def silent(address: Address, count: int, first: bytes = b"") -> Iterator[Connections]:
-    """So many connections that say this much, nothing by default, and then nothing."""
+    """`count` connections that send `first` and then nothing."""
     load = Connections()
     try:
         for _ in range(count):
@@ -305,7 +309,7 @@ def silent(address: Address, count: int, first: bytes = b"") -> Iterator[Connect
             shut(sock)
 
 
-#: What clients say that leave their side of the connection open behind the answer.
+#: Requests after which the server closes the connection.
 LAST_REQUESTS: dict[str, bytes] = {
     "close": b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
     "http-1.0": b"GET /healthz HTTP/1.0\r\n\r\n",
@@ -323,9 +327,9 @@ LAST_REQUESTS: dict[str, bytes] = {
 
 @contextlib.contextmanager
 def lingering(address: Address, *requests: bytes, clients: int = 4) -> Iterator[Connections]:
-    """Clients that ask one thing each and do not close; as soon as one is answered, another comes.
+    """Clients that send one request per connection and never close; after each answer a new one.
 
-    At most 400 connections are held.
+    At most 400 connections stay open.
     """
     load = Connections()
     begun = threading.Event()
@@ -356,7 +360,7 @@ def lingering(address: Address, *requests: bytes, clients: int = 4) -> Iterator[
         thread.start()
     try:
         begun.wait(PATIENCE)
-        load.over.wait(0.2)  # for more than the first of them
+        load.over.wait(0.2)  # so that more than the first connection exists
         yield load
     finally:
         load.over.set()
@@ -374,10 +378,10 @@ def dripping(
     count: int,
     every: float = 0.05,
 ) -> Iterator[Connections]:
-    """So many connections, each begun with one of these, that go on byte by byte.
+    """`count` connections that send one of `heads` and then small pieces.
 
-    `drop(n)` is what is sent as the nth piece; all connections send one each `every` seconds. One
-    that the server closes is made anew.
+    `drop(n)` is the nth piece; each connection sends one every `every` seconds. A closed
+    connection is replaced.
     """
     load = Connections()
     sent = [0] * count
@@ -429,13 +433,13 @@ HEAD_START = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Long: "
 def slow_heads(
     address: Address, count: int = 100, every: float = 0.0
 ) -> contextlib.AbstractContextManager[Connections]:
-    """Heads of which 30 kB are there, and the rest comes byte by byte."""
+    """Requests whose heads have 30 kB and continue byte by byte."""
     so_far = HEAD_START + b"a" * 100 + (b"\r\nX-L: " + b"a" * 2000) * 15
     return dripping(address, [so_far], lambda n: b"a", count, every)
 
 
 def body_heads(path: str, kind: str = "application/json") -> list[bytes]:
-    """Requests whose bodies are not there yet: in chunks, long, and one that waits for a word."""
+    """Heads of requests with a body: chunked, long, and with `Expect: 100-continue`."""
     start = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\n"
     return [
         f"{start}Transfer-Encoding: chunked\r\n\r\n".encode(),
@@ -447,7 +451,7 @@ def body_heads(path: str, kind: str = "application/json") -> list[bytes]:
 def slow_bodies(
     address: Address, heads: Sequence[bytes], count: int = 60
 ) -> contextlib.AbstractContextManager[Connections]:
-    """Bodies that come byte by byte; those in chunks as chunks of one byte."""
+    """Bodies that arrive byte by byte; chunked ones in chunks of one byte."""
     load = [heads[n % len(heads)] for n in range(count)]
     chunked = b"Transfer-Encoding" in heads[0]
     return dripping(address, load, lambda n: b"1\r\n \r\n" if chunked else b" ", count)
@@ -455,7 +459,7 @@ def slow_bodies(
 
 @contextlib.contextmanager
 def unread(address: Address, requests: Sequence[bytes], count: int = 60) -> Iterator[Connections]:
-    """So many clients that ask for something long and never read it."""
+    """`count` clients that request a long response and never read it."""
     load = Connections()
     try:
         with selectors.DefaultSelector() as selector:
@@ -464,7 +468,7 @@ def unread(address: Address, requests: Sequence[bytes], count: int = 60) -> Iter
                 load.held.append(sock)
                 sock.sendall(requests[number % len(requests)])
                 selector.register(sock, selectors.EVENT_READ)
-            # Some of them are being answered. Others may be refused, or wait for a thread.
+            # Wait for the first answer. Other requests may be refused, or wait for a thread.
             selector.select(PATIENCE)
         load.over.wait(0.3)
         yield load
@@ -477,7 +481,7 @@ def unread(address: Address, requests: Sequence[bytes], count: int = 60) -> Iter
 
 
 def repeated_text(case: Mapping[str, object], piece: int = 0, **pace: object) -> str:
-    """The model that writes the text of a case."""
+    """The fake's model that writes the text of a case."""
     text = dict(case)
     if language := text.get("language"):
         text["before"] = f"```{language}\n{text['before']}"
@@ -489,21 +493,21 @@ def repeated_text(case: Mapping[str, object], piece: int = 0, **pace: object) ->
 
 
 def ask_on_page(address: Address, model: str) -> tuple[Client, str, str]:
-    """Send a prompt from the page: its visitor, the conversation's path, the answer's stream."""
+    """Send a prompt from the page: its client, the conversation's path, the stream ID."""
     client = Client(*address)
     client.get("/")
     name = f"load-{time.monotonic_ns():x}"
     form = urlencode({"prompt": f"/fake {model}", "id": name}).encode()
     answer = client.request("POST", f"/c/{name}/messages", form, FORM)
     if answer.status != 200:
-        raise Held(f"a prompt was answered {answer.status} {answer.body[:300]!r}")
+        raise NotAnswered(f"a prompt was answered {answer.status} {answer.body[:300]!r}")
     return client, f"/c/{name}", name
 
 
 def read_page(address: Address, model: str, readers: int = 1) -> list[str]:
-    """Ask on the page, and read the answer's stream to its end, several times at once.
+    """Send a prompt from the page; `readers` clients read its stream to the end at once.
 
-    The HTML that each reader was sent.
+    Returns the HTML that each reader got.
     """
     client, _, stream_id = ask_on_page(address, model)
 
@@ -516,32 +520,32 @@ def read_page(address: Address, model: str, readers: int = 1) -> list[str]:
             response = connection.getresponse()
             html = response.read()
             if response.status != 200:
-                raise Held(f"a page's stream was answered {response.status} {html[:300]!r}")
+                raise NotAnswered(f"a page's stream was answered {response.status} {html[:300]!r}")
             return html.decode()
         finally:
             connection.close()
 
     with calls(*[read] * readers) as results:
         pass
-    for each in results:
-        if isinstance(each, Exception):
-            raise each
-    return [str(each) for each in results]
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return [str(html) for html in results]
 
 
 def answered_page(address: Address, model: str) -> tuple[Client, str]:
-    """A conversation with an answer that has ended: its visitor and its path."""
+    """A conversation whose answer has ended: its client and its path."""
     client, place, stream_id = ask_on_page(address, model)
     client.follow(stream_id, 0).to_end()
     return client, place
 
 
-# --- a database that does not answer ---------------------------------------------------------------
+# --- databases that do not answer -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Another program has the SQLite database for itself."""
+    """Hold the write lock of the SQLite database, as another program might."""
     with contextlib.closing(sqlite3.connect(folder / "halt.db", timeout=60)) as other:
         other.execute("BEGIN IMMEDIATE")
         try:
@@ -551,7 +555,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def send_prompt(address: Address, cookies: Mapping[str, str]) -> Callable[[], int]:
-    """Press Send in a new conversation of the page's; the status."""
+    """A function that sends a prompt in a new conversation and returns the status."""
 
     def send() -> int:
         client = Client(*address)

@@ -1,4 +1,4 @@
-"""Servers with limits of the system's, and a PostgreSQL that a test may freeze and kill."""
+"""A Halt with limits of the system, and a PostgreSQL that a test can freeze and kill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTS_WITHIN = 60.0
 
 
 class LimitedServer(HaltServer):
-    """Halt, started by a process that has said `before` (Python; `os` and `resource` are there)."""
+    """A Halt whose process first runs the code `before` (`os` and `resource` are imported)."""
 
     def __init__(self, env: dict[str, str], before: str) -> None:
         start = "os.execv(sys.executable, [sys.executable, 'app.py'])"
@@ -32,7 +32,7 @@ class LimitedServer(HaltServer):
 
 
 def descriptors_limited(count: int) -> str:
-    """What to say before the start for so many descriptors and no more, as `ulimit -n` does."""
+    """Code for `before` that limits the descriptors to `count`, as `ulimit -n` does."""
     return f"resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}))"
 
 
@@ -48,13 +48,13 @@ def workers(server: HaltServer) -> list[int]:
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's programs; None where there are none."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
+    """The folder of PostgreSQL's programs; None if it is not installed."""
+    paths = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return paths[-1].parent if paths else None
 
 
 class Postgres:
-    """A PostgreSQL in a folder of its own, on a port of its own. `url` is for DATABASE_URL."""
+    """A PostgreSQL in a new folder on a free port. `url` is for DATABASE_URL."""
 
     def __init__(self) -> None:
         programs = postgres_programs()
@@ -86,7 +86,7 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        """Begin to serve, at the same port as before."""
+        """Start the server, on the same port as before; return when it accepts connections."""
         options = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
@@ -114,15 +114,15 @@ class Postgres:
         return tree(self._process.pid)
 
     def frozen(self) -> contextlib.AbstractContextManager[None]:
-        """None of its processes does anything; connections are accepted by the kernel alone."""
+        """Stop all its processes with SIGSTOP; only the kernel accepts connections."""
         return frozen(self._process.pid)
 
     def thaw(self) -> None:
-        """Let frozen processes go on. Harmless where none is."""
+        """Continue frozen processes; without effect on others."""
         send(signal.SIGCONT, self.processes)
 
-    def say(self, *statements: str) -> None:
-        """Have it obey these, on a connection of their own."""
+    def execute(self, *statements: str) -> None:
+        """Execute these statements on a new connection."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
@@ -133,7 +133,7 @@ class Postgres:
         self._process.wait()
 
     def stop(self) -> None:
-        """End it in order, however its clients are connected."""
+        """Shut down with SIGINT, which also closes the connections of its clients."""
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(20)

@@ -1,4 +1,4 @@
-"""WebSocket frames and messages as no client sends them, beside a socket that goes on."""
+"""WebSocket frames and messages as no client sends them, beside a socket that must continue."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.websocket_client import WebSocket
 
 SEED = 12
 MUTATIONS = 200
-#: Numbers that have no room in a machine's integer, or stand where another kind belongs.
+#: Numbers beyond a machine's integers, and numbers of the wrong kind.
 NUMBERS = [
     *("-1", "-0", "1e3", "1e400", "1.5", "00", "NaN", "-Infinity"),
     *(str(2**bits + more) for bits in (53, 63, 64) for more in (-1, 0)),
     *("9" * digits for digits in (20, 400, 5000)),
     *(f"-{2**bits}" for bits in (63, 64)),
 ]
-#: Places for a number: in every message, in every field that takes one or takes none.
+#: Messages with a number (#) in each field, whether the field takes numbers or not.
 PLACES = [
     '{"type":"stop","id":"%s","seen":#}',
     '{"type":"stop","id":#}',
@@ -50,21 +50,21 @@ def test_number_in_any_field_is_answered(halt: HaltServer, place: str) -> None:
     """The socket and its streams continue after any number in any field."""
     with WebSocket(halt) as ws:
         running = ws.start("stall?n=1")
-        said = place.replace("%s", running)
+        template = place.replace("%s", running)
         for number in NUMBERS:
-            ws.connection.send(said.replace("#", number))
+            ws.connection.send(template.replace("#", number))
         ws.wait_processed()
-        faults = [each["error"] for each in ws.others if each.get("type") == "error"]
-        assert all(each["code"] != "internal" for each in faults), faults
-        assert all("Traceback" not in each["message"] for each in faults)
-        receipts = [each for each in ws.others if each.get("type") == "receipt"]
+        faults = [other["error"] for other in ws.others if other.get("type") == "error"]
+        assert all(fault["code"] != "internal" for fault in faults), faults
+        assert all("Traceback" not in fault["message"] for fault in faults)
+        receipts = [other for other in ws.others if other.get("type") == "receipt"]
         if not receipts:
             assert ws.stop(running)["status"] == "stopped"
         assert ws.to_end(running)["type"] == "cancelled"
 
 
-def mutated(chance: random.Random, stream_id: str) -> bytes:
-    """Some frames, of which something was changed."""
+def mutated(rng: random.Random, stream_id: str) -> bytes:
+    """Three frames with one to six random changes."""
     frames = [
         socket_message(type="ping"),
         socket_message(type="follow", id=stream_id, after=0),
@@ -74,33 +74,33 @@ def mutated(chance: random.Random, stream_id: str) -> bytes:
         b"\x88\x82" + bytes(4) + b"\x03\xe8",
         b"\x01\x83" + bytes(4) + b"abc" + b"\x80\x83" + bytes(4) + b"def",
     ]
-    data = bytearray(b"".join(chance.choices(frames, k=3)))
-    for _ in range(chance.randint(1, 6)):
-        at = chance.randrange(len(data))
-        match chance.randrange(5):
+    data = bytearray(b"".join(rng.choices(frames, k=3)))
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(data))
+        match rng.randrange(5):
             case 0:
-                data[at] ^= 1 << chance.randrange(8)
+                data[at] ^= 1 << rng.randrange(8)
             case 1:
-                data[at] = chance.randrange(256)
+                data[at] = rng.randrange(256)
             case 2:
-                del data[at : at + chance.randint(1, 9)]
+                del data[at : at + rng.randint(1, 9)]
             case 3:
-                data[at:at] = chance.randbytes(chance.randint(1, 9))
+                data[at:at] = rng.randbytes(rng.randint(1, 9))
             case _:
-                data[at : at + 10] = b"\x81\xff" + chance.randbytes(8)
+                data[at : at + 10] = b"\x81\xff" + rng.randbytes(8)
         data = data or bytearray(b"\x00")
     return bytes(data)
 
 
 def test_mutated_frames_affect_their_own_socket_only(halt: HaltServer) -> None:
     """Each connection is answered or closed; other streams and sockets continue."""
-    chance = random.Random(SEED)
+    rng = random.Random(SEED)
     with WebSocket(halt) as beside:
         running = beside.start("count?n=1000000&gap_ms=20")
         for _ in range(MUTATIONS // 20):
             socks = [open_websocket(address(halt), "/ws") for _ in range(20)]
             for sock in socks:
-                sock.sendall(mutated(chance, running))
+                sock.sendall(mutated(rng, running))
                 sock.shutdown(socket.SHUT_WR)
             for sock in socks:
                 sock.settimeout(READ_TIMEOUT)

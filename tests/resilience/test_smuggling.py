@@ -1,7 +1,7 @@
-"""Requests that two servers could read in two ways: a second one inside of them is never executed.
+"""Requests that two servers could parse in two ways: a request hidden in them is never executed.
 
-The request inside is a Stop. Whether it was executed shows in a stream that is started with its ID
-afterwards: a Stop that came first ends it at once.
+The hidden request is a Stop. A stream that is started with its ID afterwards shows whether it was
+executed: an earlier Stop ends the stream at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ END = b"0\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt of this file's own: nothing else talks to it."""
+    """A Halt that only this file uses."""
     server = HaltServer(settings(shared_fake))
     yield server
     server.close()
@@ -35,21 +35,21 @@ def two_lengths(transfer_encoding: bytes) -> bytes:
 
 
 def length(line: bytes) -> bytes:
-    """A length that is no number of this kind, or that may be read as several."""
+    """A Content-Length that is invalid or ambiguous."""
     return POST + line + b"\r\n12345%(in)b"
 
 
 def chunk(size: bytes, after: bytes = b"\r\n") -> bytes:
-    """A chunk whose size may be read in more than one way."""
+    """A chunk whose size is invalid or ambiguous."""
     return POST + CHUNKED + b"\r\n" + size + after + b"12345\r\n" + END + b"%(in)b"
 
 
 def head(lines: bytes) -> bytes:
-    """A head whose end, or whose lines, may be seen in more than one place."""
+    """A head whose end or whose lines are ambiguous."""
     return lines + b"%(in)b"
 
 
-#: What it is: the bytes. %(in)b stands for the request inside, %(all)d for a length that covers it.
+#: Name of the case -> bytes. %(in)b stands for the request inside, %(all)d for a length that covers it.
 CASES: dict[str, bytes] = {
     # Two lengths.
     "length and chunks": two_lengths(CHUNKED),
@@ -89,7 +89,7 @@ CASES: dict[str, bytes] = {
     "high bytes": two_lengths(b"Transfer-Encoding: chunked\xff\r\n"),
     "hop by hop": two_lengths(b"Connection: content-length\r\nTransfer-Encoding: chunked\r\n"),
     "of HTTP/1.0": two_lengths(CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0"),
-    # A length that is none.
+    # Invalid lengths.
     "two lengths": length(b"Content-Length: 5\r\nContent-Length: %(all)d\r\n"),
     "two lengths turned": length(b"Content-Length: %(all)d\r\nContent-Length: 5\r\n"),
     "list of lengths": length(b"Content-Length: 5, %(all)d\r\n"),
@@ -154,11 +154,11 @@ CASES: dict[str, bytes] = {
     "no HTTP": head(b"\x00\x01\x02\x03\r\n\r\n"),
 }
 
-#: Correct requests, whose body only looks like another one.
+#: Valid requests whose body looks like another request.
 BODIES: dict[str, bytes] = {
     "a body of a GET": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
-    "a body that nobody reads": POST + b"Content-Length: %(len)d\r\n\r\n%(in)b",
-    "chunks that nobody reads": POST + CHUNKED + b"\r\n%(len)x\r\n%(in)b\r\n" + END,
+    "an unread body": POST + b"Content-Length: %(len)d\r\n\r\n%(in)b",
+    "unread chunks": POST + CHUNKED + b"\r\n%(len)x\r\n%(in)b\r\n" + END,
     "a body of an unknown route": b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
     "a body that is refused": b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
     "a body behind Expect": b"POST /stop HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
@@ -177,8 +177,8 @@ def test_smuggled_request_is_never_executed(server: HaltServer, name: str) -> No
     inside = INSIDE % stop_id.encode()
     values = {b"in": inside, b"all": len(END + inside), b"len": len(inside)}
     request = {**CASES, **BODIES}[name] % (values | {b"more": 70_000 + len(inside)})
-    for path in (b"/healthz", b"/stop", b"/chat"):  # of which one takes no body
-        answers = statuses(said(server, request.replace(b"POST /healthz", b"POST " + path)))
+    for path in (b"/healthz", b"/stop", b"/chat"):  # /healthz takes no body
+        answers = statuses(raw_answer(server, request.replace(b"POST /healthz", b"POST " + path)))
         assert len(answers) <= 1, (path, answers)
         if name in CASES:
             assert not answers or 400 <= answers[0] < 600, (path, answers)
@@ -186,8 +186,8 @@ def test_smuggled_request_is_never_executed(server: HaltServer, name: str) -> No
         assert events.to_end().terminal["type"] == "done", "the request inside was executed"
 
 
-def said(server: HaltServer, request: bytes) -> bytes:
-    """Everything that is answered to this, by a server that sees the end of what is sent."""
+def raw_answer(server: HaltServer, request: bytes) -> bytes:
+    """Send the request and half-close; all bytes of the server's answer."""
     with socket.create_connection((server.host, server.port), timeout=10) as sock:
         sock.sendall(request)
         sock.shutdown(socket.SHUT_WR)
@@ -202,15 +202,15 @@ def said(server: HaltServer, request: bytes) -> bytes:
 
 def statuses(data: bytes) -> list[int]:
     """The status of each final answer."""
-    found = [int(number) for number in re.findall(rb"HTTP/1\.[01] (\d\d\d) ", data)]
-    return [status for status in found if status >= 200]
+    numbers = [int(number) for number in re.findall(rb"HTTP/1\.[01] (\d\d\d) ", data)]
+    return [status for status in numbers if status >= 200]
 
 
 def test_pipelined_requests_are_both_executed(server: HaltServer) -> None:
-    """Correct pipelining works, which shows that the tests above could fail."""
+    """Valid pipelining executes both requests; so the tests above can fail."""
     stop_id = new_id()
     both = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + INSIDE % stop_id.encode()
-    assert statuses(said(server, both)) == [200, 202]
+    assert statuses(raw_answer(server, both)) == [200, 202]
     with server.client().chat("count?n=2", id=stop_id) as events:
         assert events.to_end().terminal["type"] == "cancelled"
 
@@ -219,7 +219,7 @@ def test_pipelined_requests_are_both_executed(server: HaltServer) -> None:
     "refused", [b"Host: elsewhere", b"Origin: http://elsewhere", b"Expect: 100-continue"]
 )
 def test_request_refused_before_its_body_has_one_answer(server: HaltServer, refused: bytes) -> None:
-    """A broken body of a refused request gets no answer: it would belong to the next request."""
+    """A broken body of a refused request gets no answer of its own."""
     line = refused + b"\r\n" + (b"" if refused.startswith(b"Host") else b"Host: localhost\r\n")
     request = b"POST /stop HTTP/1.1\r\n" + line + CHUNKED + b"\r\nzz\r\n12345\r\n" + END
-    assert len(statuses(said(server, request))) == 1
+    assert len(statuses(raw_answer(server, request))) == 1

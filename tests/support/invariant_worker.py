@@ -1,6 +1,8 @@
-"""A worker process for `tests.server.test_laws`: the real parts and a scripted upstream.
+"""A worker process for `tests.server.test_generation_invariants`.
 
-It gets its calls over a pipe, one after the other, and is killed with SIGKILL.
+It has the parts of the real application, and a scripted upstream.
+
+It gets its calls over a pipe, one after the other. The test kills it with SIGKILL.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ class Worker:
         self.followers: dict[int, Follower] = {}
 
     def ask(self, stream_id: str, owner: str | None, conversation_id: str) -> None:
-        """Start a stream of a conversation; without one, of a program."""
+        """Start a stream of this conversation, or without a conversation ("")."""
         messages = [Message("user", "a question")]
         if conversation_id:
             self.store.turns.add_prompt(

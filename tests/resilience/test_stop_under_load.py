@@ -1,8 +1,8 @@
-"""One client's Stops and stream, while others send, and models write, what costs most.
+"""Stops and streams of one client beside hostile loads of other clients, models and databases.
 
 Each test has the same bystander (`tests.resilience.bystander`) and another load
-(`tests.resilience.loads`). Stops have to be answered while the load is there. The bounds on time
-hold on a slow machine; `python -m bench --only held` has the targets.
+(`tests.resilience.loads`). Stops must be answered during the load. The bounds on time hold on a
+slow machine; `python -m bench --only held` has the targets.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def address(server: HaltServer) -> Address:
     return server.host, server.port
 
 
-def goes_on(bystander: Bystander, stops: int = 3) -> None:
-    """Stops are answered, and the stream has not stood still."""
+def check_responsive(bystander: Bystander, stops: int = 3) -> None:
+    """Require that Stops are answered and the bystander's stream flows."""
     for _ in range(stops):
         assert bystander.stop() < STOP_WITHIN
     assert not bystander.lost
     assert bystander.longest_gap < STOP_WITHIN
 
 
-# --- what strangers send --------------------------------------------------------------------------
+# --- hostile requests -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", REQUESTS, ids=[str(each["name"]) for each in REQUESTS])
+@pytest.mark.parametrize("case", REQUESTS, ids=[str(case["name"]) for case in REQUESTS])
 def test_hostile_field_name_is_refused_at_once(
     roomy: HaltServer, case: Mapping[str, object]
 ) -> None:
@@ -62,11 +62,11 @@ def test_hostile_field_name_is_refused_at_once(
     requests = loads.unknown_field(case)
     with Bystander(address(roomy)) as bystander:
         with loads.repeated(address(roomy), *requests, clients=3) as load:
-            goes_on(bystander)
+            check_responsive(bystander)
             answers = load.wait(3, NEVER)
-    refusals = [each for each in answers if each.status == 400]
+    refusals = [answer for answer in answers if answer.status == 400]
     assert refusals
-    assert all(len(each.body) < 2000 for each in refusals)
+    assert all(len(refusal.body) < 2000 for refusal in refusals)
 
 
 def test_body_of_many_fields_is_refused_at_once(roomy: HaltServer) -> None:
@@ -74,9 +74,10 @@ def test_body_of_many_fields_is_refused_at_once(roomy: HaltServer) -> None:
     requests = loads.many_fields()
     with Bystander(address(roomy)) as bystander:
         with loads.repeated(address(roomy), *requests, clients=4) as load:
-            goes_on(bystander)
+            check_responsive(bystander)
             answers = load.wait(len(requests))
-    assert all(400 <= each.status < 500 for each in answers), [each.status for each in answers]
+    statuses = [answer.status for answer in answers]
+    assert all(400 <= status < 500 for status in statuses), statuses
 
 
 def test_stop_with_a_large_body_is_refused(roomy: HaltServer) -> None:
@@ -95,14 +96,14 @@ def test_clients_that_do_not_close_delay_nothing(roomy: HaltServer, name: str) -
     """A Stop is answered while such connections stay open and new ones come."""
     with Bystander(address(roomy)) as bystander:
         with loads.lingering(address(roomy), loads.LAST_REQUESTS[name], clients=8) as load:
-            goes_on(bystander)
+            check_responsive(bystander)
             assert len(load.held) >= 8
 
 
 def test_slow_heads_delay_nothing(roomy: HaltServer) -> None:
     """A hundred heads of 30 kB that come byte by byte delay no Stop and no stream."""
     with Bystander(address(roomy)) as bystander, loads.slow_heads(address(roomy)):
-        goes_on(bystander)
+        check_responsive(bystander)
 
 
 @pytest.mark.parametrize("kind", range(3), ids=["chunked", "long", "expect"])
@@ -113,7 +114,7 @@ def test_slow_bodies_take_no_thread_from_stop(narrow: HaltServer, path: str, kin
     head = loads.body_heads(path, media)[kind]
     with Bystander(address(narrow)) as bystander:
         with loads.slow_bodies(address(narrow), [head]) as load:
-            goes_on(bystander)
+            check_responsive(bystander)
             assert not load.over.is_set()
 
 
@@ -141,7 +142,7 @@ def test_unread_pages_take_no_thread_from_stop(
     requests = [loads.message("GET", f"{place}/export", headers=cookies)]
     with Bystander(address(narrow)) as bystander:
         with loads.unread(address(narrow), requests) as load:
-            goes_on(bystander)
+            check_responsive(bystander)
             assert load.open
 
 
@@ -150,7 +151,7 @@ def test_unread_whole_answers_take_no_thread_from_stop(narrow: HaltServer) -> No
     body = loads.chat_body(model="repeat?unit=aaaaaaaa&times=800000&piece=20000")
     request = loads.message("POST", "/chat", body, loads.JSON)
     with Bystander(address(narrow)) as bystander, loads.unread(address(narrow), [request], 20):
-        goes_on(bystander)
+        check_responsive(bystander)
 
 
 # --- connections ----------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def test_silent_connections_cost_no_stream(shared_fake: FakeOpenAI, first: bytes
     with contextlib.closing(server), Bystander(address(server)) as bystander:
         before = workers(server)
         with loads.silent(address(server), 400, first):
-            goes_on(bystander)
+            check_responsive(bystander)
             assert workers(server) == before
     assert "Traceback" not in server.printed
 
@@ -178,10 +179,10 @@ def short(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-# --- what models write ----------------------------------------------------------------------------
+# --- costly answers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ANSWERS[:7], ids=[str(each["name"]) for each in ANSWERS[:7]])
+@pytest.mark.parametrize("case", ANSWERS[:7], ids=[str(case["name"]) for case in ANSWERS[:7]])
 def test_costly_answer_is_rendered_in_time(roomy: HaltServer, case: Mapping[str, object]) -> None:
     """Three readers get the whole answer on the page while other streams flow."""
     model = loads.repeated_text(case)
@@ -190,8 +191,8 @@ def test_costly_answer_is_rendered_in_time(roomy: HaltServer, case: Mapping[str,
         read = lambda: pages.extend(loads.read_page(address(roomy), model, 3))  # noqa: E731
         with loads.calls(read) as results:
             while not results:  # each reader gives up after `loads.PATIENCE`
-                goes_on(bystander, 1)
-            goes_on(bystander, 1)
+                check_responsive(bystander, 1)
+            check_responsive(bystander, 1)
     assert results == [None], results
     assert len(pages) == 3
     for page in pages:
@@ -200,23 +201,23 @@ def test_costly_answer_is_rendered_in_time(roomy: HaltServer, case: Mapping[str,
 
 def test_ended_answer_is_rendered_once(roomy: HaltServer) -> None:
     """After the first rendering the rendering process does no work for further readers."""
-    case = next(each for each in ANSWERS if each["name"] == "quotes-lazy-lines")
+    case = next(case for case in ANSWERS if case["name"] == "quotes-lazy-lines")
     (worker,) = workers(roomy)
     model = loads.repeated_text({**case, "times": 30})
     client, place = loads.answered_page(address(roomy), model)
 
-    def rendering() -> float:
+    def rendering_seconds() -> float:
         return cpu_seconds(tree(worker)[1:])
 
-    def opened_for_nothing() -> bool:
-        before = rendering()
+    def page_costs_no_rendering() -> bool:
+        before = rendering_seconds()
         page = client.get(place)
         assert page.status == 200
         assert page.body.count(b"b<br>") > 1000
-        return rendering() == before
+        return rendering_seconds() == before
 
-    eventually(opened_for_nothing, NEVER)
-    assert rendering() > 0
+    eventually(page_costs_no_rendering, NEVER)
+    assert rendering_seconds() > 0
 
 
 @pytest.mark.parametrize(
@@ -228,19 +229,26 @@ def test_ended_answer_is_rendered_once(roomy: HaltServer) -> None:
         "before=%3Cthink%3E&unit=%0A",
         "before=%60%60%60%0A&unit=%09",
     ],
+    ids=[
+        "spaces at the start",
+        "spaces after a letter",
+        "newlines after a thought",
+        "newlines in a thought",
+        "tabs in a code block",
+    ],
 )
-def test_blanks_count_towards_the_answer_limit(
+def test_white_space_counts_towards_the_answer_limit(
     short: HaltServer, shared_fake: FakeOpenAI, text: str
 ) -> None:
-    """Blanks count as characters of the answer, wherever they are."""
-    server, said = short, new_id()
+    """White space counts as characters of the answer, wherever it is."""
+    server, prompt = short, new_id()
     model = f"repeat?{text}&times=100000000&piece=1&burst=100"
-    with Bystander(address(server)) as bystander, server.client().chat(model, said) as events:
-        record = request_record(shared_fake, said)
+    with Bystander(address(server)) as bystander, server.client().chat(model, prompt) as events:
+        record = request_record(shared_fake, prompt)
         assert record.ended.wait(NEVER), f"{record.tokens_sent} blanks and no end"
-        goes_on(bystander)
-        last = events.to_end().terminal
-    assert last["type"] == "error"
+        check_responsive(bystander)
+        terminal = events.to_end().terminal
+    assert terminal["type"] == "error"
     assert record.tokens_sent < 1_000_000
 
 
@@ -252,21 +260,21 @@ def test_blanks_count_towards_the_answer_limit(
 def test_flooding_model_delays_nothing(roomy: HaltServer, model: str) -> None:
     """A model that writes as fast as it is read delays no Stop and no stream."""
     with Bystander(address(roomy)) as bystander, roomy.client().chat(model):
-        goes_on(bystander)
+        check_responsive(bystander)
 
 
-# --- a database that does not answer ---------------------------------------------------------------
+# --- databases that do not answer -----------------------------------------------------------------
 
 
 def test_locked_database_delays_no_stop(narrow: HaltServer) -> None:
-    """More prompts than threads meet the lock; they are refused in words."""
+    """More prompts than threads wait for the lock; they get 200 or 503."""
     client = narrow.client()
     client.get("/")
     sends = [loads.send_prompt(address(narrow), client.cookies) for _ in range(200)]
     with Bystander(address(narrow)) as bystander, loads.locked(data_folder(narrow)):
         with loads.calls(*sends) as statuses:
             eventually(lambda: statuses)  # the first is refused
-            goes_on(bystander)
+            check_responsive(bystander)
     assert set(statuses) <= {200, 503}, statuses
     eventually(lambda: client.get("/conversations").status == 200)
 
@@ -282,7 +290,7 @@ def test_frozen_postgres_delays_no_stop(shared_fake: FakeOpenAI) -> None:
             sends = [loads.send_prompt(address(server), client.cookies) for _ in range(100)]
             with postgres.frozen(), loads.calls(*sends) as statuses:
                 eventually(lambda: statuses)  # the first is refused
-                goes_on(bystander)
+                check_responsive(bystander)
                 assert bystander.stop(unknown=True) < STOP_WITHIN
                 postgres.thaw()
             eventually(lambda: client.get("/conversations").status == 200)
@@ -303,7 +311,7 @@ def test_wrong_tokens_are_slowed_and_the_right_one_works(
     with Bystander(address(server), 3, right) as bystander:
         with loads.repeated(address(server), wrong, form, clients=8) as load:
             load.wait(60)
-            goes_on(bystander)
+            check_responsive(bystander)
             assert server.client(**right).get("/conversations").status == 200
     assert set(load.statuses) <= {401, 429}
     assert load.statuses.count(429) > load.statuses.count(401)

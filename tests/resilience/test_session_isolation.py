@@ -1,0 +1,91 @@
+"""Routes hide the streams and conversations of other sessions."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlencode
+
+import pytest
+
+from halt.app import create_app
+from halt.config.settings import Config
+from tests.resilience.loads import FORM
+from tests.support.halt_server import HaltServer, eventually, new_id
+
+pytestmark = pytest.mark.slow
+
+
+def routes_with_ids() -> list[tuple[str, str]]:
+    """Every route that names a stream or a conversation, from the application itself."""
+    routes = []
+    for rule in create_app(
+        Config(base_url="http://127.0.0.1:9/v1", api_key="x")
+    ).url_map.iter_rules():
+        if {"stream_id", "conversation_id"} & rule.arguments:
+            routes += [
+                (method, rule.rule)
+                for method in sorted(rule.methods or ())
+                if method in {"GET", "POST"}
+            ]
+    return sorted(set(routes))
+
+
+def without_numbers(page: bytes) -> str:
+    """A page without digits: times differ from one request to the next."""
+    return re.sub(r"\d+", "", page.decode())
+
+
+def test_every_route_hides_other_sessions(halt: HaltServer) -> None:
+    """Each route answers as for an ID that does not exist, and changes nothing."""
+    theirs = halt.client()
+    theirs.get("/")
+    stream_id, place = new_id(), new_id()
+    secret = "a-secret-of-theirs"
+    form = urlencode({"prompt": f"/fake count?n=2 {secret}", "id": new_id()}).encode()
+    assert theirs.request("POST", f"/c/{place}/messages", form, FORM).status == 200
+    # The list of conversations has the end once it is saved, a moment after the answer.
+    eventually(lambda: b"data-running" not in theirs.get(f"/c/{place}").body)
+    page = without_numbers(theirs.get(f"/c/{place}").body)
+    assert secret in page
+    assert 'data-state="done"' in page
+    running = theirs.chat("stall?n=2", secret, id=stream_id).until_text("1 ")
+    mine = halt.client()
+    mine.get("/")
+
+    def answer(method: str, rule: str, stream: str, conversation: str) -> tuple[int, str]:
+        path = rule.replace("<stream_id>", stream).replace("<conversation_id>", conversation)
+        fields = {"message": 1, "answer": 1, "of": 1, "after": 0}
+        body = urlencode(fields).encode() if method == "POST" else None
+        response = mine.request(method, path, body, FORM)
+        text = response.body.decode()
+        assert secret not in text
+        text = re.sub(r"req_\w+", "", text.replace(stream, "").replace(conversation, ""))
+        return response.status, re.sub(r"[\d.]+", "", text)
+
+    routes = routes_with_ids()
+    assert len(routes) > 15
+    for method, rule in routes:
+        if "messages" in rule or (method == "POST" and "settings" in rule):
+            continue  # creates a missing conversation: the next test covers these
+        hidden = answer(method, rule, stream_id, place)
+        assert hidden == answer(method, rule, new_id(), new_id()), (method, rule)
+    assert without_numbers(theirs.get(f"/c/{place}").body) == page
+    assert theirs.stop(stream_id).json["status"] == "stopped"
+    assert running.to_end().terminal["type"] == "cancelled"
+
+
+@pytest.mark.parametrize("route", ["messages", "settings"])
+def test_other_sessions_conversations_are_read_only(halt: HaltServer, route: str) -> None:
+    """Prompts and settings for another session's conversation are refused and leave no trace."""
+    theirs, mine = halt.client(), halt.client()
+    theirs.get("/")
+    mine.get("/")
+    place = f"/c/{new_id()}"
+    form = urlencode({"prompt": "/fake count?n=2", "id": new_id()}).encode()
+    assert theirs.request("POST", f"{place}/messages", form, FORM).status == 200
+    fields = {"prompt": "mine", "id": new_id(), "system_prompt": "mine", "model": "mine"}
+    answer = mine.request("POST", f"{place}/{route}", urlencode(fields).encode(), FORM)
+    assert answer.status == 404
+    assert mine.get(place).status == 404
+    eventually(lambda: b'data-state="done"' in theirs.get(place).body)
+    assert b"mine" not in theirs.get(place).body + theirs.get(f"{place}/settings").body
