@@ -1,6 +1,6 @@
-"""Random hostile input against the parts of Halt that read what others wrote: `make fuzz`.
+"""Random hostile input against the parts of Halt that read data of others: `make fuzz`.
 
-A target makes inputs from a seed and checks each one. An input is bytes, so that it can be saved,
-made smaller and tried again. One that breaks a promise is a finding: it is made as small as it gets
-and written to `findings/`, where tests/fuzz/test_findings.py replays it for ever.
+A target generates inputs from a seed and checks each one. An input is bytes, so that it can be saved,
+minimised and replayed. An input that breaks a promise is a finding: it is minimised and written to
+`findings/`, which tests/fuzz/test_findings.py replays in every run.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--seconds N] [--seed S] [TARGET...]`; status 1 where it has found something."""
+"""`python -m tests.fuzz [--seconds N] [--seed S] [TARGET...]`; status 1 if there are findings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.fuzz.targets import TARGETS
 FINDINGS = Path(__file__).parent / "findings"
 SECONDS = 600.0
 KINDS_MAX = 100  # findings of one target in one run
-MINIMISING = 10.0  # seconds for making one finding smaller
+MINIMISING = 10.0  # seconds for minimising one finding
 
 
 def fuzz(target: Target, seed: int, seconds: float, folder: Path) -> int:
-    """Try inputs for so long; how many findings there were. Each is saved in the folder."""
+    """Try inputs for `seconds`, save each finding in the folder; the number of findings."""
     rng = random.Random(f"{seed} {target.name}")
     end = time.monotonic() + seconds
     findings: list[Finding] = []
@@ -30,7 +30,7 @@ def fuzz(target: Target, seed: int, seconds: float, folder: Path) -> int:
             break
         count += 1
         finding = target.attempt(data)
-        if finding is None or any(same_kind(each, finding) for each in findings):
+        if finding is None or any(same_kind(known, finding) for known in findings):
             continue
         findings.append(finding)
         small = minimised(
@@ -54,28 +54,28 @@ def _is_past(end: float) -> bool:
     return time.monotonic() > end
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all targets together")
     parser.add_argument("--seed", type=int, default=None, help="printed, and random by default")
     parser.add_argument("--findings", type=Path, default=FINDINGS, help="where findings are saved")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
-    given = parser.parse_args(words)
-    if unknown := [name for name in given.targets if name not in TARGETS]:
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.targets if name not in TARGETS]:
         parser.error(f"no such target: {', '.join(unknown)}. There are: {', '.join(TARGETS)}")
-    seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
-    names = given.targets or list(TARGETS)
-    print(f"seed {seed}, {given.seconds:g} s for {', '.join(names)}", flush=True)
-    given.findings.mkdir(exist_ok=True)
+    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
+    names = options.targets or list(TARGETS)
+    print(f"seed {seed}, {options.seconds:g} s for {', '.join(names)}", flush=True)
+    options.findings.mkdir(exist_ok=True)
     count = 0
     for name in names:
         target = TARGETS[name]()
         try:
-            count += fuzz(target, seed, given.seconds / len(names), given.findings)
+            count += fuzz(target, seed, options.seconds / len(names), options.findings)
         finally:
             target.close()
     if count:
-        print(f"{count} findings. Each file in {given.findings} is replayed by the tests.")
+        print(f"{count} findings. Each file in {options.findings} is replayed by the tests.")
         print(f"The same inputs again: python -m tests.fuzz --seed {seed} {' '.join(names)}")
     return 1 if count else 0
 

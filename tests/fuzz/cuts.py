@@ -1,4 +1,4 @@
-"""Places where a network, or a model, may cut what it sends."""
+"""Places where a network or a model may cut its data into pieces."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-EVERY = 120  # bytes up to which every single cut is tried
-RANDOM = 24  # single cuts, and sets of cuts, that are tried of a longer input
+EVERY = 120  # bytes; up to this length every single cut is tried
+RANDOM = 24  # single cuts of a longer input; half as many sets of cuts
 
 T = TypeVar("T", bytes, str)
 
 
 def cuts_of(data: Sequence[object]) -> Iterator[list[int]]:
-    """Sets of places to cut, the same for the same length: all at once, single ones, some."""
+    """Sets of cuts, the same for the same length: all at once, single ones, random sets."""
     size = len(data)
     rng = random.Random(size)
     yield list(range(1, size))

@@ -1,4 +1,4 @@
-"""WebSocket frames to a real server: any bytes behind a good handshake."""
+"""WebSocket frames to a real server: any bytes after a valid handshake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = ("type", "id", "seen", "after", "messages", "model", "on_disconnect", "ex
 CLOSES = frozenset({1000, 1001, 1002, 1003, 1007, 1009, 4008})
 _ID = {"type": "string", "pattern": "^[A-Za-z0-9_-]{8,12}$"}
 _NUMBER = {"type": "integer", "minimum": 0}
-#: What a client says beside `start`, as halt.web.websocket.messages takes it.
+#: The client's messages other than `start`, as halt.web.websocket.messages takes them.
 OTHERS: dict[str, dict[str, Any]] = {
     "stop": {"type": "object", "properties": {"id": _ID, "seen": _NUMBER}, "required": ["id"]},
     "follow": {"type": "object", "properties": {"id": _ID, "after": _NUMBER}, "required": ["id"]},
@@ -53,23 +53,25 @@ def frame(payload: bytes, opcode: int = 1, *, fin: bool = True, mask: bool = Tru
 
 
 def _messages(name: str, schema: dict[str, Any], shapes: dict[str, Any]) -> SearchStrategy[bytes]:
-    """Right messages of one kind."""
+    """Valid messages of one type."""
     return fitting(schema, shapes).map(lambda value: json.dumps({**value, "type": name}).encode())
 
 
 class Frames(ServerTarget):
-    """The server answers with frames by the protocol, closes in time, and is well afterwards."""
+    """The server answers with frames by the protocol, closes in time, and serves requests afterwards."""
 
     name = "websocket"
 
     def inputs(self, rng: random.Random) -> Iterator[bytes]:
         shapes = document(token=False)["components"]["schemas"]
-        made = [
+        sources = [
             examples(_messages(name, schema, shapes), rng)
             for name, schema in {"start": shapes["ChatRequest"], **OTHERS}.items()
         ]
         while True:
-            out = [self._message(rng, next(rng.choice(made))) for _ in range(rng.randrange(1, 5))]
+            out = [
+                self._message(rng, next(rng.choice(sources))) for _ in range(rng.randrange(1, 5))
+            ]
             if rng.random() < 0.3:
                 out.append(frame(rng.choice(LAST), 8))
             data = b"".join(out)
@@ -110,18 +112,18 @@ class Frames(ServerTarget):
                 sock.sendall(data)
                 sock.shutdown(socket.SHUT_WR)
             except OSError:
-                pass  # it has closed over what came first
+                pass  # the server has closed after an earlier frame
             while piece := _received(sock, b"", at_end=b""):
                 answer += piece
         for message in messages(answer):
-            self._look_at(message)
+            self._check_message(message)
 
-    def _look_at(self, message: dict[str, Any]) -> None:
+    def _check_message(self, message: dict[str, Any]) -> None:
         fault = message.get("error")
         if not isinstance(fault, dict):
             return
         if fault["code"] == "internal":
-            raise Finding("an internal error is told", f"{message!r}")
+            raise Finding("an internal error is reported", f"{message!r}")
         if fault["code"] in {"invalid_request", "too_large"} and not fault.get("field"):
             raise Finding("a refusal names no field", f"{message!r}")
 
@@ -152,7 +154,7 @@ def _received(sock: socket.socket, before: bytes, at_end: bytes | None = None) -
 
 
 def messages(data: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON of a server's frames. Raises Finding where they break the protocol."""
+    """The JSON of a server's frames. Raises Finding for a break of the protocol."""
     closed = False
     while data:
         if len(data) < 2:

@@ -1,16 +1,16 @@
 """HTTP/1.1 as a model's server speaks it, against Python's http.client on the same bytes.
 
 Where the two may differ (`by_design`):
-    a head that is no HTTP/1.1 by the letter (lines that end with LF alone, folded headers, lines
+    a head that breaks HTTP/1.1 (lines that end with LF alone, folded headers, lines
     without a colon, another version): Halt refuses it, http.client mends it or cuts it off
     a Content-Length that is not digits alone: Halt refuses it, http.client reads `+5` and `1_0`, and
     up to the end of file for a negative one
     two lengths or codings that differ: the last one counts for Halt, the first for http.client
     a list of transfer codings: for http.client only `chunked` alone is chunked
-    101, which Halt never asked for and passes over as it does 100
+    101, which Halt never requests and skips like 100
     chunks with 204 and 304: these have no body for Halt, http.client looks for one
-    chunks that are not by the letter, have lines of 4,000 bytes, or end early: either of the two may refuse them, but where
-    both read a body it is the same
+    chunks that break the standard, have lines of 4,000 bytes, or end early: either may refuse them,
+    but if both read a body, the bodies are equal
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.fuzz.mutate import mutated
 from tests.fuzz.target import Finding, Target
 
 REFUSED = "refused"
-#: Heads as the standard has them, which both read the same way.
+#: Heads that follow the standard, which both read the same way.
 STRICT = re.compile(
     rb"HTTP/1\.[01] [1-9][0-9][0-9](?: [\x20-\x7e]*)?\r\n(?:[!#-'*+.0-9A-Z^-z|~-]+:[\x20-\x7e]*\r\n)*\r\n"
 )
@@ -51,7 +51,7 @@ HEADER = re.compile(rb"\n([^:\r]*):([^\r]*)")
 
 
 class Pieces:
-    """A socket of which these pieces are read, and then the end of file."""
+    """A socket that returns these pieces, then the end of file."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = [piece for piece in pieces if piece]
@@ -107,7 +107,7 @@ def ours(pieces: list[bytes]) -> Result:
 
 
 def theirs(data: bytes) -> tuple[Result, http.client.HTTPResponse]:
-    """The same by http.client, with what is compressed undone."""
+    """The result of http.client for the same bytes, its body as sent."""
     response = http.client.HTTPResponse(Whole(data), method="POST")  # type: ignore[arg-type]
     try:
         response.begin()
@@ -128,7 +128,7 @@ class Http1(Target):
         compressed = _is_compressed(theirs_, response)
         for cuts in cuts_of(data):
             other = ours(pieces_of(data, cuts))
-            # What only begins like a compressed body is given as it is if nothing came of it yet.
+            # A body that only begins like a compressed one is passed on as it is.
             if other != whole and not (compressed == "unlabelled"):
                 raise Finding(
                     "the body depends on the cut", f"{whole!r}\ncut at {cuts[:8]}: {other!r}"
@@ -299,8 +299,8 @@ def _chunked(rng: random.Random, body: bytes) -> bytes:
     out = []
     while body:
         size = rng.randrange(1, len(body) + 1)
-        said = rng.choice((b"%x" % size, b"%X" % size) * 8 + SIZES)
-        out.append(said + b"\r\n" + body[:size] + b"\r\n")
+        size_line = rng.choice((b"%x" % size, b"%X" % size) * 8 + SIZES)
+        out.append(size_line + b"\r\n" + body[:size] + b"\r\n")
         body = body[size:]
     out.append(
         rng.choice((b"0\r\n\r\n",) * 5 + (b"0\r\nA: b\r\n\r\n", b"0\r\n", b"000\r\n\r\n", b""))

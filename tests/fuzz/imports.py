@@ -1,4 +1,4 @@
-"""Files that are imported: exports of Halt's, nearly right ones, and those of other products."""
+"""Imported files: exports of Halt, nearly valid ones, and exports of other products."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KEYS = (
 
 
 class Import(ServerTarget):
-    """A file is imported whole or refused in words, and comes out again as it went in."""
+    """A file is imported whole or refused with a message, and its export equals the import."""
 
     name = "import"
 
@@ -44,9 +44,11 @@ class Import(ServerTarget):
         (schema,), shapes = msgspec.json.schema_components(
             [PortableConversation], ref_template="#/components/{name}"
         )
-        made = examples(fitting(schema, shapes).map(lambda value: json.dumps(value).encode()), rng)
+        conversations = examples(
+            fitting(schema, shapes).map(lambda value: json.dumps(value).encode()), rng
+        )
         while True:
-            some = [_tree(rng, json.loads(next(made))) for _ in range(rng.randrange(1, 3))]
+            some = [_tree(rng, json.loads(next(conversations))) for _ in range(rng.randrange(1, 3))]
             file: Any = {"format": FORMAT, "version": 1, "conversations": some}
             kind = rng.randrange(8)
             if kind == 0:
@@ -61,19 +63,19 @@ class Import(ServerTarget):
             yield data
 
     def check(self, data: bytes) -> None:
-        found: list[PortableConversation] = []
+        imported: list[PortableConversation] = []
         refused = False
         try:
-            found = read(data)
+            imported = read(data)
         except RequestError as fault:
             refused = True
             if fault.field != "file" or not fault.message:
                 raise Finding("a refusal names no field", fault.message) from None
-        if found:
-            again = b"".join(to_json(found))
-            if b"".join(to_json(read(again))) != again:
-                raise Finding("what is written is read in another way", f"{again[:500]!r}")
-            for piece in to_markdown(found):
+        if imported:
+            export = b"".join(to_json(imported))
+            if b"".join(to_json(read(export))) != export:
+                raise Finding("an export is read in another way", f"{export[:500]!r}")
+            for piece in to_markdown(imported):
                 piece.decode()
         self._refused = refused
         super().check(data)
@@ -89,14 +91,14 @@ class Import(ServerTarget):
         status, answer = boris.import_(exported)
         if status != 200 and json.loads(exported)["conversations"]:
             raise Finding("an export cannot be imported", f"{status} {answer[:500]!r}")
-        first, second = told(exported), told(boris.export())
+        first, second = comparable(exported), comparable(boris.export())
         if first != second:
             different = [(a, b) for a, b in zip(first, second, strict=False) if a != b][:1]
-            raise Finding("an export changes on its way", f"{different}")
+            raise Finding("an export changes by an import", f"{different}")
 
 
 class _Person:
-    """A browser with a session of its own."""
+    """A browser with a new session."""
 
     def __init__(self, server: HaltServer) -> None:
         self._server = server
@@ -130,8 +132,8 @@ class _Person:
             more = {"Cookie": self._cookie} if self._cookie else {}
             connection.request(method, path, body, {**(headers or {}), **more})
             response = connection.getresponse()
-            if given := response.getheader("Set-Cookie"):
-                self._cookie = given.partition(";")[0]
+            if cookie := response.getheader("Set-Cookie"):
+                self._cookie = cookie.partition(";")[0]
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as exc:
             raise Finding(f"no answer: {type(exc).__name__}", f"{method} {path}: {exc}") from exc
@@ -139,28 +141,28 @@ class _Person:
             connection.close()
 
 
-def told(data: bytes) -> list[Any]:
-    """What an export says, without the numbers that each import makes anew."""
-    found = json.loads(data)["conversations"]
-    for each in found:
-        del each["id"]
-        places = {message["id"]: at for at, message in enumerate(each["messages"])}
+def comparable(data: bytes) -> list[Any]:
+    """The conversations of an export, without the IDs that each import makes new."""
+    conversations = json.loads(data)["conversations"]
+    for conversation in conversations:
+        del conversation["id"]
+        places = {message["id"]: at for at, message in enumerate(conversation["messages"])}
         groups: dict[Any, int] = {}
-        for message in each["messages"]:
+        for message in conversation["messages"]:
             message["parent"] = places.get(message.get("parent"))
             del message["id"]
             if "rivals" in message:
                 message["rivals"] = groups.setdefault(message["rivals"], len(groups))
-        each["chosen"] = sorted(places[at] for at in each.get("chosen", ()))
-    return sorted(found, key=lambda each: json.dumps(each, sort_keys=True))
+        conversation["chosen"] = sorted(places[at] for at in conversation.get("chosen", ()))
+    return sorted(conversations, key=lambda c: json.dumps(c, sort_keys=True))
 
 
-def _tree(rng: random.Random, given: dict[str, Any]) -> dict[str, Any]:
-    """The conversation with messages that follow one another, as a rule."""
+def _tree(rng: random.Random, conversation: dict[str, Any]) -> dict[str, Any]:
+    """The conversation, with most of its messages linked into a tree."""
     roles: dict[Any, str] = {}
-    messages = given["messages"] * 2
-    for number, given_message in enumerate(messages):
-        message = messages[number] = dict(given_message)
+    messages = conversation["messages"] * 2
+    for number, source in enumerate(messages):
+        message = messages[number] = dict(source)
         prompts = [at for at, role in roles.items() if role == "user"]
         message["id"] = number
         message["role"] = "assistant" if prompts and rng.random() < 0.6 else "user"
@@ -170,6 +172,6 @@ def _tree(rng: random.Random, given: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "assistant" and rng.random() < 0.3:
             message["rivals"] = message["parent"]
         roles[number] = message["role"]
-    given["messages"] = messages
-    given["chosen"] = rng.sample(list(roles), rng.randrange(len(roles) + 1))
-    return given
+    conversation["messages"] = messages
+    conversation["chosen"] = rng.sample(list(roles), rng.randrange(len(roles) + 1))
+    return conversation

@@ -1,7 +1,7 @@
-"""Code in every language that is highlighted, made of the patterns of its own lexer, against time.
+"""The time of highlighting: code in every highlighted language, built from its lexer's patterns.
 
-A lexer's rules are taken apart (`re._parser`) and written out again: what leads to a state, a match
-of a rule in which one repeat is very long, and an end at which the match fails.
+A lexer's rules are parsed (`re._parser`) and written out: a text that leads to a state, a match of a
+rule in which one repeat is very long, and an end at which the match fails.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from halt.rendering.renderer import TEXT_WAIT, Renderer
 from tests.fuzz.markdown import checked_html
 from tests.fuzz.target import Finding, Target
 
-parser: Any = re._parser  # there is no public one
+parser: Any = re._parser  # there is no public module
 codes: Any = re._constants
 
-LONG = (30, 60, 300, 1000, 3000, 9000)  # times that a repeat is written
+LONG = (30, 60, 300, 1000, 3000, 9000)  # counts of a repeat
 ENDS = ("", "\0", "!", "\n", "a", " ", "'", '"', "\\", ")", ";")
-SECONDS = 0.5  # of CPU that the process which asks may take for one block
-LATE = 10.0  # seconds behind the renderer's own limit; the machine may be busy
+SECONDS = 0.5  # of CPU in the calling process for one block
+LATE = 10.0  # seconds beyond the renderer's own limit, for a busy machine
 REPEATS = {codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT}
 Rules = dict[str, list[tuple[Any, Any]]]  # state -> pattern and new state of each rule
 
@@ -38,8 +38,10 @@ def rules_of(language: str) -> tuple[Rules, dict[str, str]]:
     lexer = lexers.get_lexer_by_name(language)
     states: Rules = {}
     for name, rules in getattr(lexer, "_tokens", {}).items():
-        found = [(getattr(match, "__self__", None), new) for match, _, new in rules]
-        states[name] = [(pattern, new) for pattern, new in found if isinstance(pattern, re.Pattern)]
+        matches = [(getattr(match, "__self__", None), new) for match, _, new in rules]
+        states[name] = [
+            (pattern, new) for pattern, new in matches if isinstance(pattern, re.Pattern)
+        ]
     ways = {"root": ""} if "root" in states else {}
     waiting = list(ways)
     while waiting:
@@ -156,7 +158,7 @@ def repeating(language: str) -> list[tuple[str, re.Pattern[str], int]]:
 
 
 class Lexers(Target):
-    """A block of code in any language is drawn in time, and not by the process that asks."""
+    """A block of code in any language is rendered in time, and not by the process that asks."""
 
     name = "lexers"
 
@@ -184,36 +186,36 @@ class Lexers(Target):
             self._renderer.close()
 
     def check(self, data: bytes) -> None:
-        found = unpacked(data)
-        if found is None:
+        block = unpacked(data)
+        if block is None:
             return
-        language, text = found
+        language, text = block
         renderer = self._renderer = self._renderer or Renderer()
         begun, cpu = time.monotonic(), time.process_time()
         try:
-            drawn = renderer.submit_text(text).result(TEXT_WAIT + LATE)
+            rendered = renderer.submit_text(text).result(TEXT_WAIT + LATE)
         except TimeoutError:
             after = time.monotonic() - begun
             raise Finding(
-                f"{language} is not drawn in time", f"nothing after {after:.1f} s"
+                f"{language} is not rendered in time", f"nothing after {after:.1f} s"
             ) from None
         taken = time.process_time() - cpu
         if taken > SECONDS:
             detail = f"{taken:.1f} s of CPU for {len(text)} characters"
-            raise Finding(f"{language} is coloured in the asking process", detail)
-        checked_html(drawn.html)
-        if "<code" not in drawn.html:
-            raise Finding(f"{language} is no code any more", drawn.html[:300])
+            raise Finding(f"{language} is highlighted in the calling process", detail)
+        checked_html(rendered.html)
+        if "<code" not in rendered.html:
+            raise Finding(f"{language} lost its code element", rendered.html[:300])
 
 
 def packed(language: str, text: str) -> dict[str, Any]:
     """A text with its longest repeat written as a number."""
     best = max(
         re.finditer(r"(.{1,40}?)\1{8,}", text, re.DOTALL),
-        key=lambda found: len(found[0]),
+        key=lambda match: len(match[0]),
         default=None,
     )
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "language": language,
         "before": text,
         "unit": "",
@@ -222,21 +224,21 @@ def packed(language: str, text: str) -> dict[str, Any]:
     }
     if best is not None:
         unit = best[1]
-        given |= {
+        fields |= {
             "before": text[: best.start()],
             "unit": unit,
             "times": len(best[0]) // len(unit),
             "after": text[best.end() :],
         }
-    return given
+    return fields
 
 
 def unpacked(data: bytes) -> tuple[str, str] | None:
-    """The language and the Markdown of an input; None where it is none."""
+    """The language and the Markdown of an input; None for an invalid input."""
     try:
-        given = json.loads(data)
-        code = given["before"] + given["unit"] * min(given["times"], 10**6) + given["after"]
-        language = given["language"]
+        fields = json.loads(data)
+        code = fields["before"] + fields["unit"] * min(fields["times"], 10**6) + fields["after"]
+        language = fields["language"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not (isinstance(code, str) and isinstance(language, str)):

@@ -1,4 +1,4 @@
-"""Markdown as a model writes it: what a page shows of it, and how long that takes."""
+"""Markdown of a model: its HTML on the page, and the time of rendering."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def text_of(data: bytes) -> str:
 
 
 def written(rng: random.Random, most: int) -> str:
-    """A text of such pieces."""
+    """A random text of PIECES and TEXTS."""
     few = rng.sample(PIECES, rng.randrange(1, 8)) if rng.random() < 0.6 else [*PIECES, *TEXTS]
     return "".join(
         rng.choice(few) * rng.choice((1, 1, 1, 2, 3)) for _ in range(rng.randrange(most))
@@ -159,21 +159,21 @@ class Markdown(Target):
         checked_html("".join(map(render_block, split_blocks(text))))
         checked_html(plain(text))
         for cuts in cuts_of(text):
-            _same_at_the_end(text, cuts)
-        grown, shown = BlockStream(), _Shown()
+            _check_cut(text, cuts)
+        stream, state = BlockStream(), _PageState()
         for end in range(1, min(len(text), 150) + 1):
-            shown.take(grown, text[end - 1])
-            fresh = _Shown()
+            state.take(stream, text[end - 1])
+            fresh = _PageState()
             fresh.take(BlockStream(), text[:end])
-            if shown != fresh:
+            if state != fresh:
                 raise Finding(
-                    "what the page shows depends on the cut",
-                    f"\nof {text[:end]!r}\nby characters: {shown}\nat once: {fresh}",
+                    "the page depends on the cut",
+                    f"\nof {text[:end]!r}\nby characters: {state}\nat once: {fresh}",
                 )
 
 
-class _Shown:
-    """What a page shows of a stream of blocks, before anything is rendered."""
+class _PageState:
+    """The blocks and the open text of a stream, before rendering."""
 
     def __init__(self) -> None:
         self.blocks: list[tuple[str, bool]] = []
@@ -186,7 +186,7 @@ class _Shown:
         self.form = step.form
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shown) and vars(self) == vars(other)
+        return isinstance(other, _PageState) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
         return hash(self.tail)
@@ -195,16 +195,14 @@ class _Shown:
         return f"{self.blocks} {self.form} {self.tail!r}"
 
 
-def _same_at_the_end(text: str, cuts: list[int]) -> None:
+def _check_cut(text: str, cuts: list[int]) -> None:
     streams = BlockStream(), BlockStream()
-    shown = _Shown(), _Shown()
-    shown[0].take(streams[0], text)
+    states = _PageState(), _PageState()
+    states[0].take(streams[0], text)
     for piece in pieces_of(text, cuts):
-        shown[1].take(streams[1], piece)
-    if shown[0] != shown[1] or streams[0].open_source() != streams[1].open_source():
-        raise Finding(
-            "what the page shows depends on the cut", f"{cuts[:8]}\n{shown[0]}\n{shown[1]}"
-        )
+        states[1].take(streams[1], piece)
+    if states[0] != states[1] or streams[0].open_source() != streams[1].open_source():
+        raise Finding("the page depends on the cut", f"{cuts[:8]}\n{states[0]}\n{states[1]}")
 
 
 VOID = frozenset({"br", "hr", "wbr"})
@@ -255,7 +253,7 @@ class _Checker(HTMLParser):
 
 
 def checked_html(text: str) -> None:
-    """Raises Finding where HTML is not well-formed or holds what is not allowed."""
+    """Raises Finding for HTML that is malformed or has a tag or attribute that is not allowed."""
     checker = _Checker()
     checker.feed(text)
     checker.close()
@@ -267,14 +265,14 @@ def checked_html(text: str) -> None:
 
 # --- time -----------------------------------------------------------------------------------------
 
-FLOOR = 0.1  # seconds of CPU below which nothing is concluded
-LIGHT = 0.1  # seconds of CPU; 0.01 is promised of a quick machine
+FLOOR = 0.1  # seconds of CPU; shorter times are not compared
+LIGHT = 0.1  # seconds of CPU; 0.01 is the promise for a quick machine
 FACTOR = 2.5  # of CPU for twice the text
 FIRST, SIZE_MAX = 3000, 200_000  # characters
 
 
 def repeated(data: bytes) -> tuple[str, str, str] | None:
-    """An input for time: {"before", "unit", "after"}; None where it is none."""
+    """An input for time: {"before", "unit", "after"}; None for an invalid input."""
     try:
         given = json.loads(data)
         parts = given["before"], given["unit"], given["after"]
@@ -294,8 +292,8 @@ def grown(parts: tuple[str, str, str], size: int) -> str:
 class Time(Target):
     """An input's CPU time grows with its length: for twice the text by FACTOR at most.
 
-    Concluded is it of two such doublings in a row, which are measured again: another program on the
-    same core may double a figure.
+    A finding needs two such doublings in a row, measured again: another program on the same core may
+    double a figure.
     """
 
     cpu_max = 3 * CPU_MAX
@@ -316,22 +314,22 @@ class Time(Target):
         while size <= SIZE_MAX:
             taken = self._seconds(parts, size)
             if taken > FLOOR and taken > FACTOR * before:
-                self._look_closely(parts, size)
+                self._measure_again(parts, size)
             if taken > 4 * FLOOR:
                 return
             before = taken
             size *= 2
 
-    def _look_closely(self, parts: tuple[str, str, str], size: int) -> None:
+    def _measure_again(self, parts: tuple[str, str, str], size: int) -> None:
         """Compare this length with half of it and twice of it. Raises Finding."""
-        figures = [min(self._seconds(parts, each) for _ in range(3)) for each in (size // 2, size)]
+        figures = [min(self._seconds(parts, s) for _ in range(3)) for s in (size // 2, size)]
         if figures[1] <= FACTOR * figures[0]:
             return
         figures.append(min(self._seconds(parts, 2 * size) for _ in range(2)))
         if figures[2] <= FACTOR * figures[1]:
             return
-        told = ", ".join(f"{each:.3f}" for each in figures)
-        raise Finding("time is not linear", f"{told} s of CPU up to {2 * size} characters")
+        seconds = ", ".join(f"{figure:.3f}" for figure in figures)
+        raise Finding("time is not linear", f"{seconds} s of CPU up to {2 * size} characters")
 
     def _seconds(self, parts: tuple[str, str, str], size: int) -> float:
         text = grown(parts, size)
@@ -341,7 +339,7 @@ class Time(Target):
 
 
 class MarkdownTime(Time):
-    """PageRenderer a whole text."""
+    """Rendering a whole text."""
 
     name = "markdown-time"
 
@@ -350,7 +348,7 @@ class MarkdownTime(Time):
 
 
 class LightTime(Target):
-    """A text that is rendered by the thread that asks for it takes milliseconds."""
+    """A text that the calling thread renders itself takes milliseconds."""
 
     name = "light-time"
 
@@ -374,7 +372,7 @@ class LightTime(Target):
 
 
 class StreamTime(Time):
-    """Taking a text in small pieces, and drawing its open block."""
+    """Splitting a text that arrives in small pieces, and rendering its open block."""
 
     name = "stream-time"
 
@@ -412,7 +410,7 @@ class OpenParts(Target):
             if _bare(out) != normalized(text):
                 raise Finding("a seam changes the text", str(cuts[:8]))
             if out.replace(SEAM, "") != whole.replace(SEAM, ""):  # a seam may be late
-                raise Finding("what is drawn depends on the cut", str(cuts[:8]))
+                raise Finding("the open text depends on the cut", str(cuts[:8]))
             parts = out.replace(SEAM, "\0").replace(WBR, "\0")
             if "&" in re.sub(r"&(?:amp|lt|gt|quot|#x27);", "_", parts):
                 raise Finding("a character reference is cut", str(cuts[:8]))

@@ -215,7 +215,7 @@ class Chat(Decoder):
             return [("", {"choices": [{"message": message, "finish_reason": "stop"}]})]
         if rng.random() < 0.2:
             ends.insert(rng.randrange(3), {"error": any_value(rng, self.keys)})
-        return [*out, *(("", each) for each in ends[: rng.choice((0, 1, 2, 3, 3, 3, 4))])]
+        return [*out, *(("", end) for end in ends[: rng.choice((0, 1, 2, 3, 3, 3, 4))])]
 
 
 REASONS = ("stop", "length", "tool_calls", "error", "", None, 3, "content_filter")
@@ -266,16 +266,16 @@ class Messages(Decoder):
         if rng.random() < 0.1:
             blocks = [{"type": "text", "text": rng.choice(TEXTS)}]
             return [("", {**message, "type": "message", "content": blocks, **end})]
-        return [(str(each["type"]), each) for each in out]
+        return [(str(event["type"]), event) for event in out]
 
 
-MADE_ID = re.compile(r"call_[0-9a-f]{16}")  # of a call that came without one
+MADE_ID = re.compile(r"call_[0-9a-f]{16}")  # of a call that the model sent without an ID
 
 
 def outcome(decoder: EventDecoder, pieces: Iterable[bytes]) -> list[str]:
-    """What pieces are decoded to, as `Run` feeds them: the deltas, how it ended, and the facts.
+    """The decoded deltas, end and facts of pieces, fed as `Run` feeds them.
 
-    Text of one kind that comes in a row is one text here: how it is grouped is the cut's.
+    Consecutive text of one kind is joined: its grouping depends on the cut.
     """
     out: list[Any] = []
     chunks, ended, fault = 0, False, ""
@@ -295,16 +295,16 @@ def outcome(decoder: EventDecoder, pieces: Iterable[bytes]) -> list[str]:
         decoder.check()
     except UpstreamError as exc:
         fault = f"{exc.code}: {exc.message}"
-        chunks = 0  # those of the read that failed are not told of where no text came of them
+        chunks = 0  # chunks of the failed read are not reported if they had no text
     msgspec.json.encode((decoder.finish_reason, decoder.usage, decoder.model, decoder.opaque))
     facts = (decoder.finish_reason, decoder.usage, decoder.model, decoder.opaque)
-    found = [*map(repr, out), f"{chunks} {ended} {fault} {facts!r}"]
-    return [MADE_ID.sub("call_made", each) for each in found]
+    lines = [*map(repr, out), f"{chunks} {ended} {fault} {facts!r}"]
+    return [MADE_ID.sub("call_made", line) for line in lines]
 
 
 def _gather(out: list[Any], events: Iterable[Any]) -> None:
     for event in events:
-        encode(event)  # it has a form on the wire
+        encode(event)  # must not raise
         last = out[-1] if out else None
         if isinstance(event, Content) and isinstance(last, Content):
             out[-1] = Content(last.content + event.content)

@@ -1,6 +1,6 @@
 """Requests to every route that the OpenAPI document describes, and forms to those of the page.
 
-An input is a request as it stands on the wire, without the length of its body.
+An input is a request as sent, without the Content-Length of its body.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.halt_server import HaltServer
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
-#: Where a refusal names no field: it is about the request as such, or the way to it.
+#: Statuses whose errors name no field: they concern the whole request or its route.
 NAMELESS = frozenset({401, 403, 404, 405, 406, 408, 409, 410, 411, 415, 429})
 
 #: Forms of the page, which the document does not describe.
@@ -39,7 +39,7 @@ PAGE_FORMS = {
 
 
 class Requests(ServerTarget):
-    """Any request is answered below 500, in time, and a refusal says its field."""
+    """Any request is answered in time with a status other than 500; a refusal names its field."""
 
     name = "requests"
 
@@ -51,7 +51,7 @@ class Requests(ServerTarget):
             for path, methods in described["paths"].items()
             for method, operation in methods.items()
         ]
-        made = {
+        sources = {
             f"{method} {path}": examples(_request(method, path, operation, shapes), rng)
             for method, path, operation in routes
         }
@@ -59,9 +59,9 @@ class Requests(ServerTarget):
             if rng.random() < 0.1:
                 yield _form(rng)
                 continue
-            # Those with a body more often: there is more in them.
-            name = rng.choice([name for name in made for _ in range(6 if name[0] == "P" else 1)])
-            yield _varied(rng, next(made[name]))
+            # Prefer requests with a body.
+            name = rng.choice([name for name in sources for _ in range(6 if name[0] == "P" else 1)])
+            yield _varied(rng, next(sources[name]))
 
     def send(self, server: HaltServer, data: bytes) -> None:
         request = parsed(data)
@@ -88,7 +88,7 @@ def route_of(path: str) -> str:
 
 
 def parsed(data: bytes) -> tuple[str, str, dict[str, str], bytes] | None:
-    """Method, path, headers and body of an input; None where http.client would not send it."""
+    """Method, path, headers and body of an input; None if http.client would refuse to send it."""
     head, _, body = data.partition(b"\n\n")
     first, *lines = head.decode("latin-1").split("\n")
     method, _, path = first.partition(" ")
@@ -106,22 +106,22 @@ def parsed(data: bytes) -> tuple[str, str, dict[str, str], bytes] | None:
 def _request(
     method: str, path: str, operation: dict[str, Any], shapes: dict[str, Any]
 ) -> st.SearchStrategy[bytes]:
-    """Requests to a route: right ones."""
+    """Valid requests to a route."""
     content = operation.get("requestBody", {}).get("content", {})
     body: st.SearchStrategy[tuple[str, Any]] = st.just(("", None))
     if content:
         kinds = [
-            st.tuples(st.just(kind), fitting(each["schema"], shapes))
-            for kind, each in content.items()
+            st.tuples(st.just(kind), fitting(media["schema"], shapes))
+            for kind, media in content.items()
         ]
         body = st.one_of(kinds)
     parameters = operation.get("parameters", [])
-    values = st.tuples(*(fitting(each["schema"], shapes) for each in parameters))
+    values = st.tuples(*(fitting(parameter["schema"], shapes) for parameter in parameters))
 
     def written(drawn: tuple[tuple[str, Any], tuple[Any, ...]]) -> bytes:
-        (kind, value), given = drawn
+        (kind, value), chosen_values = drawn
         address, query, lines = path, {}, []
-        for parameter, chosen in zip(parameters, given, strict=True):
+        for parameter, chosen in zip(parameters, chosen_values, strict=True):
             text = _as_text(chosen)
             if parameter["in"] == "path":
                 name = f"{{{parameter['name']}}}"
@@ -136,8 +136,8 @@ def _request(
             lines.append(b"Content-Type: " + kind.encode())
         payload = b""
         if kind == FORM and isinstance(value, dict):
-            told = {name: _as_text(each) for name, each in value.items()}
-            payload = urlencode(told, errors="replace").encode()
+            fields = {name: _as_text(item) for name, item in value.items()}
+            payload = urlencode(fields, errors="replace").encode()
         elif kind:
             payload = json.dumps(value).encode()
         return b"\n".join([target.encode(), *lines]) + b"\n\n" + payload
@@ -150,7 +150,7 @@ def _as_text(value: Any) -> str:
 
 
 def _varied(rng: random.Random, data: bytes) -> bytes:
-    """A request, one in eight as it is, the others with something wrong."""
+    """A request: one in eight unchanged, the others altered."""
     head, _, body = data.partition(b"\n\n")
     kind = rng.randrange(8)
     if kind == 0:
@@ -212,7 +212,7 @@ def _form(rng: random.Random) -> bytes:
         "{id}", rng.choice(("conversation-1", "a", "%00", "x" * 70, "conversation-2"))
     )
     fields = [
-        (rng.choice(names), rng.choice((*TEXTS, *(str(each) for each in NUMBERS[:-2]))))
+        (rng.choice(names), rng.choice((*TEXTS, *(str(number) for number in NUMBERS[:-2]))))
         for _ in range(rng.randrange(6))
     ]
     body = urlencode(fields, errors="surrogatepass").encode()

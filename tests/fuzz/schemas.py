@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what a JSON schema takes, as msgspec writes schemas."""
+"""Hypothesis strategies for values that match a JSON schema as msgspec writes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fitting(schema: Schema, shapes: dict[str, Schema]) -> st.SearchStrategy[Any]
         name = schema["$ref"].rpartition("/")[2]
         return st.deferred(lambda: fitting(shapes[name], shapes))
     if "anyOf" in schema:
-        return st.one_of([fitting(each, shapes) for each in schema["anyOf"]])
+        return st.one_of([fitting(option, shapes) for option in schema["anyOf"]])
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if "const" in schema:
@@ -58,9 +58,9 @@ def _below(schema: Schema, most: int) -> int:
 
 
 def _objects(schema: Schema, shapes: dict[str, Schema]) -> st.SearchStrategy[Any]:
-    fields = {name: fitting(each, shapes) for name, each in schema.get("properties", {}).items()}
+    fields = {name: fitting(field, shapes) for name, field in schema.get("properties", {}).items()}
     if not fields:
         return st.dictionaries(_TEXT, _ANYTHING, max_size=3)
     required = {name: fields[name] for name in schema.get("required", ())}
-    optional = {name: each for name, each in fields.items() if name not in required}
+    optional = {name: value for name, value in fields.items() if name not in required}
     return st.fixed_dictionaries(required, optional=optional)

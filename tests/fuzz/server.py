@@ -16,16 +16,16 @@ from tests.support.halt_server import HaltServer
 WITHIN = 30.0  # seconds for an answer; the machine may be busy
 CPU_SECONDS = 2.0  # of the server for one input
 TICKS = os.sysconf("SC_CLK_TCK")
-TOO_MANY = 5000  # inputs that one server is given: the fake keeps what was asked
+TOO_MANY = 5000  # inputs for one server; the fake keeps all its requests
 
 
 class ServerTarget(Target):
-    """Starts a server at the first check. After each check it is well, quick, and said nothing."""
+    """Starts a server at the first check. After each check it must be healthy and print nothing."""
 
     def __init__(self) -> None:
         self._fake: FakeOpenAI | None = None
         self._server: HaltServer | None = None
-        self._told = 0  # characters of what it printed that were looked at
+        self._checked = 0  # characters of its output that were checked
         self._checks = 0
 
     @property
@@ -43,7 +43,7 @@ class ServerTarget(Target):
                     "HALT_ORPHAN_GRACE": "1",
                 }
             )
-            self._told = self._checks = 0
+            self._checked = self._checks = 0
         return self._server
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class ServerTarget(Target):
         if status != 200:
             raise Finding("the server is not well", f"{status} {body[:200]!r}")
         taken = cpu_seconds(server) - begun
-        printed, self._told = server.printed[self._told :], len(server.printed)
+        printed, self._checked = server.printed[self._checked :], len(server.printed)
         if "Traceback" in printed or " [ERROR]" in printed or " CRITICAL" in printed:
             last = re.findall(r"^(\w+(?:\.\w+)*(?:Error|Exception)\b.*)$", printed, re.MULTILINE)
             kind = last[-1].partition(":")[0] if last else ""
@@ -88,13 +88,13 @@ def exchange(
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
-        found = response.status, response.read()
+        answer = response.status, response.read()
     except (OSError, http.client.HTTPException) as exc:
         after = time.monotonic() - begun
         raise Finding(f"no answer: {type(exc).__name__}", f"{exc} after {after:.1f} s") from exc
     finally:
         connection.close()
-    return found
+    return answer
 
 
 def cpu_seconds(server: HaltServer) -> float:
@@ -114,7 +114,7 @@ def spoiled(rng: random.Random, data: bytes) -> bytes:
     """JSON with something in it that no type foresees."""
     kind = rng.randrange(8)
     if kind < 3:  # a field that nothing knows, with a long name, or very many of them
-        objects = [found.end() for found in re.finditer(rb"\{", data)]
+        objects = [match.end() for match in re.finditer(rb"\{", data)]
         at = rng.choice([objects[0], rng.choice(objects)]) if objects else 0
         unit, times = rng.choice(UNITS), rng.choice((1, 40, 8000, 15_000))
         if rng.random() < 0.2:
@@ -130,7 +130,7 @@ def spoiled(rng: random.Random, data: bytes) -> bytes:
     return data[:at] + rng.choice(HOSTILE) + data[at:]
 
 
-#: What names of fields are made of: words of the decoder's messages, and what a pattern may repeat.
+#: Parts of field names: words of the decoder's messages, and texts that a pattern may repeat.
 UNITS = (
     *(
         b" - at `$",

@@ -1,4 +1,4 @@
-"""What a target of the fuzzer is, and the limit on the time of one check."""
+"""The base class of the fuzzer's targets, and the limit on the CPU time of one check."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from types import FrameType
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-CPU_MAX = 30.0  # seconds of CPU for one check, where the target says nothing else
-ROUND = 40  # examples that Hypothesis is asked for at a time
+CPU_MAX = 30.0  # seconds of CPU for one check, unless the target sets another limit
+ROUND = 40  # examples that Hypothesis generates at a time
 
 
 class Finding(AssertionError):
@@ -28,7 +28,7 @@ class Finding(AssertionError):
 
 
 class TooLong(BaseException):
-    """A check has used its CPU time. No Exception, so that no `except` of the tested code takes it."""
+    """A check has used its CPU time. No Exception, so that the tested code does not catch it."""
 
 
 class Target(ABC):
@@ -39,17 +39,17 @@ class Target(ABC):
 
     @abstractmethod
     def inputs(self, rng: random.Random) -> Iterator[bytes]:
-        """Inputs without an end. The same `rng` gives the same inputs."""
+        """Endless inputs. The same `rng` gives the same inputs."""
 
     @abstractmethod
     def check(self, data: bytes) -> None:
-        """Try one input. Raises Finding, or whatever the tested code lets through."""
+        """Try one input. Raises Finding, or any exception that the tested code does not catch."""
 
     def close(self) -> None:  # noqa: B027 - most targets start nothing
-        """End what the checks have started."""
+        """End processes and threads that the checks have started."""
 
     def attempt(self, data: bytes) -> Finding | None:
-        """What is wrong with this input, if anything: the check, with its limit on CPU time."""
+        """Check this input within the limit on CPU time; the finding, or None."""
         try:
             with cpu_limit(self.cpu_max):
                 self.check(data)
@@ -57,7 +57,7 @@ class Target(ABC):
             return finding
         except TooLong as limit:
             return Finding("too long", f"more than {self.cpu_max:g} s of CPU\n{_place(limit)}")
-        except Exception as exc:  # noqa: BLE001 - any exception that comes through is a finding
+        except Exception as exc:  # noqa: BLE001 - any uncaught exception is a finding
             at = traceback.extract_tb(exc.__traceback__)[-1]
             place = f"{at.filename.rpartition('/')[2]}:{at.name}"
             return Finding(f"{type(exc).__name__} in {place}", f"{exc}\n{_place(exc)}")
@@ -70,10 +70,10 @@ def _place(exc: BaseException) -> str:
 
 @contextlib.contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
-    """Raise TooLong in this block after so many seconds of CPU of this process.
+    """Raise TooLong in this block after `seconds` of CPU time of this process.
 
-    Regular expressions and Python code are interrupted, other C code is not. In another thread than
-    the main one nothing is limited.
+    Regular expressions and Python code are interrupted, other C code is not. Only the main thread has
+    the limit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,14 +87,14 @@ def cpu_limit(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, left)  # of a limit around this one, from now on
+        signal.setitimer(signal.ITIMER_PROF, left)  # an outer limit continues
         signal.signal(signal.SIGPROF, before)
 
 
 def examples(strategy: SearchStrategy[bytes], rng: random.Random) -> Iterator[bytes]:
-    """Inputs that Hypothesis makes, without an end, by seeds from `rng`."""
+    """Endless inputs that Hypothesis generates with seeds from `rng`."""
     while True:
-        made: list[bytes] = []
+        inputs: list[bytes] = []
 
         @seed(rng.getrandbits(64))
         @settings(
@@ -106,14 +106,14 @@ def examples(strategy: SearchStrategy[bytes], rng: random.Random) -> Iterator[by
         )
         @given(strategy)
         def collect(data: bytes) -> None:
-            made.append(data)
+            inputs.append(data)
 
         collect()
-        yield from made
+        yield from inputs
 
 
 def same_kind(first: Finding, second: Finding | None) -> bool:
-    """Whether two findings are one fault, as far as can be seen."""
+    """Whether two findings are of the same kind, numbers ignored."""
     return second is not None and _class_of(first) == _class_of(second)
 
 

@@ -1,4 +1,4 @@
-"""All targets by their names, in the order in which they are run."""
+"""All targets by name, in the order of a run."""
 
 from __future__ import annotations
 

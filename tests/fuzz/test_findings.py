@@ -1,4 +1,4 @@
-"""The fuzzer's findings, each of them mended, tried again; and the fuzzer itself."""
+"""Replays the fuzzer's fixed findings, and tests the fuzzer itself."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.fuzz.targets import TARGETS
 
 
 def target_name(path: Path) -> str:
-    """The target of a finding: what its file's name begins with."""
+    """The target of a finding: the prefix of its file name."""
     return next(name for name in sorted(TARGETS, reverse=True) if path.name.startswith(f"{name}-"))
 
 
 @pytest.fixture(scope="module")
 def target_of() -> Iterator[Callable[[str], Target]]:
-    """A target by its name. Each is made once, and ended with the module."""
+    """A function that returns a target by name; each is created once and closed at the end."""
     targets: dict[str, Target] = {}
 
     def of(name: str) -> Target:
@@ -53,7 +53,7 @@ def test_same_seed_gives_the_same_inputs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["chat", "anthropic", "http1", "markdown", "open-text"])
 def test_quick_targets_pass_some_inputs(name: str) -> None:
-    """The first inputs of a fixed seed pass, which shows that the target works."""
+    """The first inputs of a fixed seed pass, so the target works."""
     target = TARGETS[name]()
     for data in islice(target.inputs(random.Random(1)), 12):
         finding = target.attempt(data)
@@ -61,7 +61,7 @@ def test_quick_targets_pass_some_inputs(name: str) -> None:
 
 
 class Brittle(Target):
-    """Breaks over an `x` that has a `y` behind it, and over every `z`."""
+    """Fails for an `x` with a later `y`, and for every `z`."""
 
     name = "brittle"
 
@@ -97,7 +97,7 @@ def test_check_over_its_cpu_limit_is_a_finding() -> None:
     assert finding is not None
     assert finding.kind == "too long"
     with cpu_limit(60.0):
-        pass  # an earlier limit reaches into no later block
+        pass  # an earlier limit does not reach a later block
 
 
 def test_command_prints_seed_and_findings(capsys: pytest.CaptureFixture[str]) -> None:
