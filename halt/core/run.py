@@ -105,7 +105,7 @@ class Run(LiveGeneration):
             self, host.upstream, limits, self.switch.event, offers_tools=bool(tools)
         )
         self._tool_loop = ToolLoop(self, self._intake, tools, limits.tool_rounds)
-        self._deadlines = Deadlines(self, self._intake, self._tool_loop, limits, grace)
+        self.deadlines = Deadlines(self, self._intake, self._tool_loop, limits, grace)
         report = None if on_usage is None else partial(on_usage, self)
         self._usage = Usage(self, usage_drain, partial(host.spawn, self), report)
         # Used by the relay alone:
@@ -129,7 +129,7 @@ class Run(LiveGeneration):
 
         The viewer's last connection, to this process, may be closed already.
         """
-        self._deadlines.expect_viewer()
+        self.deadlines.expect_viewer()
 
     def check_limits_soon(self) -> None:
         """Make the relay check the run's limits and viewers. Takes no lock."""
@@ -150,7 +150,7 @@ class Run(LiveGeneration):
             # Limited to the log's last event: it comes from a client, and is saved.
             self._seen_events = None if seen is None else min(seen, self.log.last)
             self.reads_usage = read_usage
-            unwatched = self._deadlines.grace if reason == "no_viewer" else msgspec.UNSET
+            unwatched = self.deadlines.grace if reason == "no_viewer" else msgspec.UNSET
             return Cancelled(self.meter.snapshot(), reason, unwatched=unwatched)
 
         return self._end(make)
@@ -256,12 +256,12 @@ class Run(LiveGeneration):
         for viewer in self.viewers():
             if viewer.gone:
                 self.leave(viewer)
-        if (fault := self._deadlines.error_if_exceeded(at)) is not None:
+        if (fault := self.deadlines.error_if_exceeded(at)) is not None:
             if not self.fail(fault):  # it is read for its usage: the end of file ends that
                 self.connection.interrupt()
             return
-        if not (self._deadlines.is_abandoned(at) and self.cancel("no_viewer")):
-            self._limits = self._host.relay.at(self._deadlines.next_check(at), self._check_limits)
+        if not (self.deadlines.is_abandoned(at) and self.cancel("no_viewer")):
+            self._limits = self._host.relay.at(self.deadlines.next_check(at), self._check_limits)
 
     @contained
     def _take_over(self) -> None:

@@ -598,17 +598,17 @@ def test_deadlines_exceeded_names_each_passed_limit(harness: RunHarness) -> None
     """Each limit has its own code, and is exceeded after its time and not before."""
     run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
     began = run.meter.started_at
-    assert run._deadlines.error_if_exceeded(began + 99.0) is None
+    assert run.deadlines.error_if_exceeded(began + 99.0) is None
     assert (
-        error_code(run._deadlines.error_if_exceeded(run.meter.last_at + 101.0))
+        error_code(run.deadlines.error_if_exceeded(run.meter.last_at + 101.0))
         == "first_byte_timeout"
     )
     reply.feed("a")
     wait_until(lambda: run.log.last == 1)
     last = run.meter.last_at
-    assert run._deadlines.error_if_exceeded(last + 9.0) is None
-    assert error_code(run._deadlines.error_if_exceeded(last + 11.0)) == "stalled"
-    assert error_code(run._deadlines.error_if_exceeded(began + 1_001.0)) == "run_too_long"
+    assert run.deadlines.error_if_exceeded(last + 9.0) is None
+    assert error_code(run.deadlines.error_if_exceeded(last + 11.0)) == "stalled"
+    assert error_code(run.deadlines.error_if_exceeded(began + 1_001.0)) == "run_too_long"
 
 
 @pytest.mark.parametrize("phase", ["opening", "reading", "answering"])
@@ -676,7 +676,7 @@ def test_limit_message_names_its_setting(harness: RunHarness) -> None:
     run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
 
     def message_at(at: float) -> str:
-        fault = run._deadlines.error_if_exceeded(at)
+        fault = run.deadlines.error_if_exceeded(at)
         assert fault is not None
         return fault.message
 
@@ -695,9 +695,9 @@ def test_part_without_text_renews_the_limit_of_silence(harness: RunHarness) -> N
     before = run.meter.last_at
     reply.feed(Part())
     wait_until(lambda: run.meter.last_at > before)
-    assert run._deadlines.error_if_exceeded(run.meter.last_at + 99.0) is None
+    assert run.deadlines.error_if_exceeded(run.meter.last_at + 99.0) is None
     assert (
-        error_code(run._deadlines.error_if_exceeded(run.meter.last_at + 101.0))
+        error_code(run.deadlines.error_if_exceeded(run.meter.last_at + 101.0))
         == "first_byte_timeout"
     )
 

@@ -533,19 +533,19 @@ def test_limits_of_silence_pause_while_tools_run(harness: ToolHarness) -> None:
     ask(upstream.reply(), "x", tool="held")
     harness.gate.wait_running()
     began = run.meter.started_at
-    assert run._deadlines.error_if_exceeded(began + 999.0) is None
-    assert error_code(run._deadlines.error_if_exceeded(began + 1_001.0)) == "run_too_long"
+    assert run.deadlines.error_if_exceeded(began + 999.0) is None
+    assert error_code(run.deadlines.error_if_exceeded(began + 1_001.0)) == "run_too_long"
     harness.gate.open.set()
     second = upstream.reply(1)
     second.wait_reads()
-    assert run._deadlines.error_if_exceeded(run.meter.last_at + 99.0) is None
+    assert run.deadlines.error_if_exceeded(run.meter.last_at + 99.0) is None
     assert (
-        error_code(run._deadlines.error_if_exceeded(run.meter.last_at + 101.0))
+        error_code(run.deadlines.error_if_exceeded(run.meter.last_at + 101.0))
         == "first_byte_timeout"
     )
     second.feed("b")
     wait_until(lambda: run.log.last == 4)
-    assert error_code(run._deadlines.error_if_exceeded(run.meter.last_at + 11.0)) == "stalled"
+    assert error_code(run.deadlines.error_if_exceeded(run.meter.last_at + 11.0)) == "stalled"
     assert run.fail(UpstreamError("stalled"))
 
 
