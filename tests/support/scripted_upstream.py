@@ -105,12 +105,12 @@ class ScriptedReply:
             self.readers.append(threading.current_thread().name)
             self._changed.notify_all()
         try:
-            return self._next(TICK if self._blocks else 0)
+            return self.next_part(TICK if self._blocks else 0)
         finally:
             with self._changed:
                 self._reading -= 1
 
-    def _next(self, timeout: float) -> Part:
+    def next_part(self, timeout: float) -> Part:
         if not _readable(self._ours, timeout):
             raise NoData
         if not self._ours.recv(1):
@@ -147,6 +147,10 @@ class ScriptedUpstream:
         self._changed = threading.Condition()  # protects the two below
         self.opened: list[ScriptedReply] = []
         self.requests: list[ChatRequest] = []
+
+    def add(self, item: ScriptedReply | UpstreamError) -> None:
+        """Add an item to the end of the script."""
+        self._script.append(item)
 
     def reply(self, index: int = 0) -> ScriptedReply:
         """Wait for the reply that is opened at this index."""

@@ -182,7 +182,7 @@ def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> N
     assert generations.stop(run.id, None).upstream == "closing"
     exceed(run, "first_byte_timeout")
     wait_until(lambda: not run.reads_usage)
-    wait_until(lambda: not generations._usage_drain)
+    wait_until(lambda: generations.open_usage_reads == 0)
     assert harness.reported.empty()
 
 
@@ -197,11 +197,11 @@ def test_internal_fault_while_usage_is_read_gives_the_place_back(
         raise ZeroDivisionError("in the decoder")
 
     generations.stop(run.id, None)
-    assert len(generations._usage_drain) == 1
-    monkeypatch.setattr(reply, "_next", broken)
+    assert generations.open_usage_reads == 1
+    monkeypatch.setattr(reply, "next_part", broken)
     reply.feed("two ")
     assert reply.over.wait(WAIT_TIMEOUT)
-    wait_until(lambda: not len(generations._usage_drain))
+    wait_until(lambda: generations.open_usage_reads == 0)
     assert "ZeroDivisionError: in the decoder" in caplog.text
     assert harness.reported.empty()
 
@@ -265,7 +265,7 @@ def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
     wait_until(lambda: "the store is full" in caplog.text)
-    wait_until(lambda: not generations._usage_drain)
+    wait_until(lambda: generations.open_usage_reads == 0)
 
 
 def test_real_server_is_read_to_its_usage(fake: FakeOpenAI) -> None:

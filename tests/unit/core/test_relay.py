@@ -43,6 +43,7 @@ from tests.support.raw_server import OK, Peer, RawServer
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream, text_part
 from tests.support.stores import saved_events
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
+from tests.support.watched_selector import start_watched
 
 FLOODS = 20
 
@@ -60,7 +61,7 @@ class FloodReply(ScriptedReply):
     def pending(self) -> bool:
         return True
 
-    def _next(self, timeout: float) -> Part:
+    def next_part(self, timeout: float) -> Part:
         with self.may_read:
             self._order.append("flood")
         return text_part("x")
@@ -178,22 +179,19 @@ def test_relay_timers_are_called_by_time_except_cancelled_ones(relay: Relay) -> 
     assert done == ["first", "second"]
 
 
-def test_relay_without_work_makes_no_turn(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_without_work_makes_no_turn() -> None:
     """The relay waits in its selector while there is nothing to do."""
-    turns = [0]
-    turn = relay._turn
-
-    def counted() -> None:
-        turns[0] += 1
-        turn()
-
-    monkeypatch.setattr(relay, "_turn", counted)
+    faults: list[BaseException] = []
+    relay = Relay(faults.append)
+    selector = start_watched(relay)
     settled = threading.Event()
     relay.post(settled.set)
     assert settled.wait(WAIT_TIMEOUT)
-    before = turns[0]
+    before = selector.turns
     assert not threading.Event().wait(0.2)
-    assert turns[0] - before <= 1
+    assert selector.turns - before <= 1
+    relay.close(WAIT_TIMEOUT)
+    assert faults == []
 
 
 # --- many runs ------------------------------------------------------------------------------------
@@ -224,7 +222,7 @@ def test_stop_waits_for_at_most_one_read_of_a_flood(make: Make) -> None:
         generations.start(ChatRequest(HI))
         upstream.reply(n)
     other = RecordedClose(order)
-    upstream._script.append(other)
+    upstream.add(other)
     run = generations.start(ChatRequest(HI))
     upstream.reply(FLOODS)
     other.feed("b")
@@ -337,9 +335,16 @@ def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
         first.append(neighbour.reply.fileno())
         run = generations.start(ChatRequest(HI))
         assert stopping.wait(WAIT_TIMEOUT)
+        posted, post = threading.Event(), generations.relay.post
+
+        def noted(work: Callable[[], None]) -> None:
+            post(work)
+            if run.log.ended is not None:
+                posted.set()
+
+        monkeypatch.setattr(generations.relay, "post", noted)
         receipt = BackgroundCall(lambda: generations.stop(run.id, None))
-        wait_until(lambda: run.log.ended is not None)
-        wait_until(lambda: bool(generations.relay._posts))
+        assert posted.wait(WAIT_TIMEOUT)
         stopped.set()
         assert receipt.end() is None
         assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"

@@ -21,7 +21,7 @@ import pytest
 from halt.config.settings import Config
 from halt.core import relay as relay_module
 from halt.core.events import Event
-from halt.core.relay import Departure
+from halt.core.relay import Departure, Timer
 from halt.core.request import ChatRequest
 from halt.core.run import Run
 from halt.core.service import GenerationService
@@ -33,6 +33,7 @@ from halt.web.sink import GROUP_CHARS, Sink
 from tests.support.halt_server import HaltServer, eventually, new_id, request_record
 from tests.support.scripted_upstream import HI, ScriptedReply, ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
+from tests.support.watched_selector import start_watched
 
 FRAME = "x" * 1000  # the text of one event
 BIG = "Good morning! " * 600_000
@@ -46,6 +47,7 @@ class SinkHarness:
         self.upstream = ScriptedUpstream()
         config = Config(orphan_grace=1e9, max_answer_chars=10**9)
         self.generations = GenerationService(config, self.upstream, StopRegistry())
+        self.selector = start_watched(self.generations.relay)
         self.generations.frame_thread.start()  # as a server does
         self._sockets: list[socket.socket] = []
         self.streams: list[EventStream] = []
@@ -132,19 +134,6 @@ def text_of(body: bytes) -> str:
     return b"".join(contents).decode()
 
 
-def turns_of(harness: SinkHarness, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of the relay's turns from now on, in a list of one item."""
-    relay, turns = harness.generations.relay, [0]
-    turn = relay._turn
-
-    def counted() -> None:
-        turns[0] += 1
-        turn()
-
-    monkeypatch.setattr(relay, "_turn", counted)
-    return turns
-
-
 # --- one socket -----------------------------------------------------------------------------------
 
 
@@ -160,12 +149,11 @@ def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(harness: Sin
     reply.end()
     wait_until(lambda: run.log.ended is not None)
     assert served.waiting.is_alive()
-    selector = harness.generations.relay._selector
-    assert served.response.sock in {key.fileobj for key in selector.get_map().values()}
+    assert harness.selector.watches(served.response.sock)
     raw = read_to_end(served.client)
     assert served.waiting.end() is None
     assert served.waiting.result is True
-    assert served.response.sock not in {key.fileobj for key in selector.get_map().values()}
+    assert not harness.selector.watches(served.response.sock)
     served.response.sock.sendall(b"0\r\n\r\n")
     assert served.client.recv(100) == b"0\r\n\r\n"
     bodies = chunks(raw)
@@ -184,14 +172,13 @@ def test_reader_that_takes_no_byte_is_dropped_and_can_resume(
     served = harness.serve(run)
     reply.feed(*[FRAME] * LATE)
     wait_until(lambda: run.log.last == LATE)
-    wait_until(lambda: len(served.sink._unsent) > 0 or not served.waiting.is_alive())
-    assert len(served.sink._unsent) < 3 * GROUP_CHARS
     assert served.waiting.end() is None
     assert served.waiting.result is False
     assert run.state == "running"
     raw = b""
     while data := served.client.recv(65_536):
         raw += data
+    assert served.response.sent - len(raw) < 3 * GROUP_CHARS
     newest = max(map(int, re.findall(rb"^id: (\d+)$", raw, re.MULTILINE)))
     assert newest < LATE
     reply.end()
@@ -200,15 +187,24 @@ def test_reader_that_takes_no_byte_is_dropped_and_can_resume(
     assert [seq for seq, _ in rest] == list(range(newest + 1, LATE + 2))
 
 
-def test_slow_reader_leaves_few_timers_in_the_relay(harness: SinkHarness) -> None:
-    """The relay's timers stay few, however often the network was full."""
+def test_slow_reader_sets_few_timers_of_the_relay(
+    harness: SinkHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few timers are set, however often the network was full."""
+    timers, at = list[Timer](), harness.generations.relay.at
+
+    def noted(time: float, work: Callable[[], None]) -> Timer:
+        timers.append(at(time, work))
+        return timers[-1]
+
+    monkeypatch.setattr(harness.generations.relay, "at", noted)
     run, reply = harness.start()
     served = harness.serve(run)
     reply.feed(*[FRAME] * LATE, "the last")
     raw = b""
     while b"the last" not in raw[-1000:]:
         raw += served.client.recv(4096)
-    assert len(harness.generations.relay._timers) < 20
+    assert 0 < len(timers) < 20
     assert run.state == "running"
 
 
@@ -220,12 +216,12 @@ def test_pipelined_bytes_cause_no_relay_turns_and_a_close_is_noticed(
     run, reply = harness.start()
     served = harness.serve(run)
     reply.feed("a")
-    turns = turns_of(harness, monkeypatch)
+    before = harness.selector.turns
     served.client.sendall(b"GET / HTTP/1.1\r\n")
-    wait_until(lambda: turns[0] > 0)
-    before = turns[0]
+    wait_until(lambda: harness.selector.turns > before)
+    before = harness.selector.turns
     threading.Event().wait(0.5)
-    assert turns[0] - before < 20
+    assert harness.selector.turns - before < 20
     assert served.response.sock.recv(100, socket.MSG_PEEK) == b"GET / HTTP/1.1\r\n"
     assert run.state == "running"
     reply.feed("b")
@@ -245,13 +241,13 @@ def test_pipelined_bytes_are_no_departure(
     harness.start()
     ours, client = harness.connect()
     gone = threading.Event()
-    turns = turns_of(harness, monkeypatch)
+    before = harness.selector.turns
     watched = Departure(harness.generations.relay, ours, gone.set)
     client.sendall(b"GET / HTTP/1.1\r\n")
-    wait_until(lambda: turns[0] > 0)
-    before = turns[0]
+    wait_until(lambda: harness.selector.turns > before)
+    before = harness.selector.turns
     assert not gone.wait(0.5)
-    assert turns[0] - before < 20
+    assert harness.selector.turns - before < 20
     client.close()
     assert gone.wait(WAIT_TIMEOUT)
     watched.cancel()
@@ -284,7 +280,7 @@ def test_reader_that_leaves_during_silence_is_noticed(harness: SinkHarness) -> N
     served.client.close()
     assert served.waiting.end() is None
     assert served.waiting.result is False
-    assert served.stream._viewer not in run._viewers
+    assert run.viewers() == []
 
 
 def test_relay_close_ends_every_waiting_request(harness: SinkHarness) -> None:
@@ -355,9 +351,9 @@ class Raw:
         """The chunks of a body, up to the empty one."""
         out = []
         while length := int(self._until(b"\r\n"), 16):
-            out.append(self._take(length))
-            assert self._take(2) == b"\r\n"
-        assert self._take(2) == b"\r\n"
+            out.append(self.take(length))
+            assert self.take(2) == b"\r\n"
+        assert self.take(2) == b"\r\n"
         return out
 
     def rest(self) -> bytes:
@@ -373,7 +369,7 @@ class Raw:
         data, _, self._buffer = self._buffer.partition(end)
         return data
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
         while len(self._buffer) < size:
             self._more()
         out, self._buffer = self._buffer[:size], self._buffer[size:]
@@ -494,7 +490,7 @@ def test_relay_and_thread_write_the_same_bytes(
                 if head.get("transfer-encoding") == "chunked":
                     body = b"".join(raw.chunks())
                 else:
-                    body = raw._take(int(head["content-length"]))
+                    body = raw.take(int(head["content-length"]))
             if name == "prompt of a page":  # the messages before the last depend on timing
                 body = body.strip().rpartition(b"\n\n")[2]
             responses.setdefault(name, {})[writes] = (head[""], without_varying_parts(body, head))
@@ -516,7 +512,7 @@ def test_access_log_counts_the_bytes_of_the_body(both: dict[str, HaltServer], wr
         raw.sock.sendall(request("/healthz"))
         head = raw.head()
         assert head[""].startswith("HTTP/1.1 200 ")
-        raw._take(int(head["content-length"]))
+        raw.take(int(head["content-length"]))
         raw.sock.sendall(request("/chat/stream", chat("echo"), Connection="close"))
         assert raw.head()["connection"] == "close"
         assert raw.chunks()[-1].endswith(b"[DONE]\n\n")
@@ -531,7 +527,7 @@ def test_pipelined_request_is_answered_after_the_stream(both: dict[str, HaltServ
         assert raw.chunks()[-1].endswith(b"[DONE]\n\n")
         head = raw.head()
         assert head[""].startswith("HTTP/1.1 200 ")
-        assert json.loads(raw._take(int(head["content-length"])))
+        assert json.loads(raw.take(int(head["content-length"])))
 
 
 class WrappedServer(HaltServer):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -60,6 +62,13 @@ def follow(generations: GenerationService, run: Generation) -> EventStream:
     return EventStream(generations, run, None, 0, json_frames, empty_message=FINAL_FRAME)
 
 
+def is_full(sock: socket.socket) -> bool:
+    """Whether the kernel takes no more bytes for the socket's peer."""
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT)
+    return not poller.poll(0)
+
+
 def test_text_stream_in_silence_wakes_the_relay_once_a_heartbeat(
     scripted: tuple[GenerationService, ScriptedUpstream],
     ends: tuple[socket.socket, socket.socket],
@@ -91,9 +100,11 @@ def test_text_stream_in_silence_wakes_the_relay_once_a_heartbeat(
 def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
     start_worker: StartWorker,
     ends: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
     behind: bool,
 ) -> None:
     """A worker that leaves ends its readers of another worker's stream with a whole response."""
+    monkeypatch.setattr("halt.cluster.service.LEAVE_GRACE", -1.0)
     owner, leaving = start_worker(), start_worker()
     run, _ = owner.start("a-stream", *([BIG] * 60 if behind else ["one "]))
     remote = leaving.service.get("a-stream", None)
@@ -102,12 +113,14 @@ def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
         sink = Sink(stream, response(server))
         waiting = BackgroundCall(sink.wait)
         if behind:
-            wait_until(lambda: bool(sink._unsent))
+            wait_until(lambda: is_full(server))
         else:
             receive_until(client, b'"one "}\n\n\r\n')
-        leaving.workers._release_viewers()
+        leaving.workers.leave()
         if behind:
-            wait_until(lambda: not leaving.service.relay._posts)
+            posts_are_done = threading.Event()
+            leaving.service.relay.post(posts_are_done.set)
+            assert posts_are_done.wait(WAIT_TIMEOUT)
             client.setblocking(False)
             taken = 0
 
@@ -152,14 +165,22 @@ def test_departure_cancelled_between_two_checks_closes_its_descriptor(
 ) -> None:
     """A departure cancelled while it waits for its next check leaves no open descriptor."""
     monkeypatch.setattr(relay_module, "PIPELINED_LOOK", WAIT_TIMEOUT)
-    relay = Relay(lambda _: None)
+    relay, waits = Relay(lambda _: None), threading.Event()
+    at = relay.at
+
+    def noted(time: float, work: Callable[[], None]) -> Any:
+        timer = at(time, work)
+        waits.set()
+        return timer
+
+    monkeypatch.setattr(relay, "at", noted)
     server, client = ends
     client.send(b"GET")
     departure = Departure(relay, server, lambda: None)
     relay.start()
     with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
-        wait_until(lambda: bool(relay._timers))
+        assert waits.wait(WAIT_TIMEOUT)
         departure.cancel()
         relay.close(WAIT_TIMEOUT)
     assert caught_warnings == []

@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import msgspec
 import pytest
@@ -40,17 +41,37 @@ _message = msgspec.json.Decoder(Message)
 
 
 class WatchedSocket(socket.socket):
-    """A socket that keeps the names of the threads that have written."""
+    """A socket that keeps the names of the writing threads and whether the network is full."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(fileno=sock.detach())
         self.writers: set[str] = set()
+        self.is_full = False  # the newest `send` did not take all bytes
 
-    def send(self, *args: object) -> int:
+    def send(self, data: memoryview, flags: int = 0) -> int:  # type: ignore[override]
         self.writers.add(threading.current_thread().name)
-        return super().send(*args)  # type: ignore[arg-type]
+        try:
+            sent = super().send(data, flags)
+        except BlockingIOError:
+            self.is_full = True
+            raise
+        self.is_full = sent < len(data)
+        return sent
 
     sendall = send  # type: ignore[assignment]
+
+
+class WatchedWire(Wire):
+    """A wire that keeps the names of the threads that have checked for room."""
+
+    def __init__(self, *args: Any) -> None:
+        self.checkers: set[str] = set()
+        super().__init__(*args)
+
+    @property
+    def has_room(self) -> bool:
+        self.checkers.add(threading.current_thread().name)
+        return super().has_room
 
 
 class Client:
@@ -60,7 +81,7 @@ class Client:
         ours, self.end = socket.socketpair()
         self.end.settimeout(WAIT_TIMEOUT)
         self.sock = WatchedSocket(ours)
-        self.wire = Wire(self.sock, relay, patience)
+        self.wire = WatchedWire(self.sock, relay, patience)
         self.received = b""
 
     def frames(self) -> Iterator[tuple[bytes, bytes]]:
@@ -142,7 +163,7 @@ def test_relay_alone_writes_the_events_of_many_threads(clients: list[Client]) ->
         assert not thread.is_alive()
     whole = {run.id: list(range(1, EVENTS + 2)) for run in runs}
     assert read_event_numbers(reading, STREAMS) == whole
-    wait_until(lambda: bool(idle.wire._unsent))  # the network is full
+    wait_until(lambda: idle.sock.is_full)  # the network is full
     assert read_event_numbers(idle, STREAMS) == whole
     assert idle.sock.writers == reading.sock.writers == {"halt-relay"}
 
@@ -153,7 +174,7 @@ def test_answers_overtake_waiting_events_and_keep_their_order(clients: list[Clie
     run = generation(0)
     write(run)
     feeds = [follow(run, client.wire) for _ in range(STREAMS)]
-    wait_until(lambda: bool(client.wire._unsent))
+    wait_until(lambda: client.sock.is_full)
     for number in range(50):
         client.wire.send(frame(TEXT, encode({"answer": number})))
     answers: list[int] = []
@@ -257,7 +278,7 @@ def test_relay_close_releases_the_socket(full: bool) -> None:
         write(run)
         for _ in range(STREAMS):
             follow(run, client.wire)
-        wait_until(lambda: bool(client.wire._unsent))
+        wait_until(lambda: client.sock.is_full)
     client.wire.send(frame(TEXT, encode({"answer": 1})))
     relay.close(WAIT_TIMEOUT)
     assert client.wire.over
@@ -277,7 +298,7 @@ def test_client_that_left_is_noticed_with_a_full_network(clients: list[Client]) 
     write(run)
     for _ in range(STREAMS):
         follow(run, client.wire)
-    wait_until(lambda: bool(client.wire._unsent))
+    wait_until(lambda: client.sock.is_full)
     client.wire.wake_event.clear()
     client.end.close()
     assert client.wire.wake_event.wait(WAIT_TIMEOUT)
@@ -318,7 +339,7 @@ def test_reading_pauses_while_too_many_answers_wait(clients: list[Client]) -> No
     reading = threading.Thread(target=lambda: received.append(client.wire.recv(100)))
     reading.start()
     client.wire.wake_event.clear()
-    wait_until(lambda: bool(received or vars(client.wire._may_read)["_waiters"]))
+    wait_until(lambda: bool(received) or reading.name in client.wire.checkers)
     assert received == []
     frames = client.frames()
     while not client.wire.has_room:
