@@ -140,6 +140,10 @@ class Feed:
             # With a timeout, because a Ctrl-C just before the wait does not end it.
             self._wake_up.acquire(timeout=TICK)
 
+    def __len__(self) -> int:
+        """Number of items that wait for the consumer."""
+        return len(self._items)
+
     @property
     def is_over(self) -> bool:
         """True if no more items will come."""

@@ -8,6 +8,7 @@ from typing import Any
 from halt import Halt
 from halt.config.settings import Config
 from halt.core.events import Event, is_terminal, text_of
+from halt.core.service import GenerationService
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.waiting import wait_until
@@ -23,6 +24,11 @@ def fake_config(fake: FakeOpenAI, **more: Any) -> Config:
 def scripted_halt(upstream: ScriptedUpstream, **more: Any) -> Halt:
     """A library Halt with a scripted upstream."""
     return Halt(config=Config(**{"base_url": "http://scripted/v1", **more}), upstream=upstream)
+
+
+def service_of(program: Halt) -> GenerationService:
+    """The service of a library Halt, which programs do not see."""
+    return program._generations
 
 
 THREAD_PREFIXES = (

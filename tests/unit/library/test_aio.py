@@ -16,7 +16,7 @@ from halt.library.aio import AsyncStream
 from halt.library.feed import BUFFERED_MAX
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support import library_halt
-from tests.support.library_halt import complete_text, scripted_halt, wait_no_threads
+from tests.support.library_halt import complete_text, scripted_halt, service_of, wait_no_threads
 from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
@@ -145,10 +145,12 @@ def test_aiter_without_a_place_or_with_lost_events_raises() -> None:
         gen.result()
         with pytest.raises(OffsetLost):
             await collect(gen.aiter())
-        viewer = program._generations.readers.view(gen._run)
+        wait_until(lambda: service_of(program).open_streams == 0)
+        other = program.generate("y")
+        merged = program.merge([other])
         with pytest.raises(AtCapacity):
             await collect(gen.aiter())
-        program._generations.readers.unview(gen._run, viewer)
+        merged.stop()
 
     with scripted_halt(upstream, max_streams=1, log_bytes=1024) as program:
         asyncio.run(main(program))

@@ -39,6 +39,7 @@ from tests.support.library_halt import (
     fake_config,
     halt_threads,
     scripted_halt,
+    service_of,
     wait_no_threads,
 )
 from tests.support.races import interrupt_in, together
@@ -306,7 +307,7 @@ def test_wrong_request_is_refused_with_its_field(
     with pytest.raises(RequestError) as caught:
         program.generate(prompt, **options)
     assert caught.value.field == field
-    assert program._generations.open_streams == 0
+    assert service_of(program).open_streams == 0
 
 
 def test_options_are_the_fields_of_a_request() -> None:
@@ -322,7 +323,7 @@ def test_generate_and_get_refuse_impossible_requests(fake: FakeOpenAI) -> None:
         with pytest.raises(AtCapacity):
             program.generate("x")
         gen.stop()
-        wait_until(lambda: program._generations.open_streams == 0)
+        wait_until(lambda: service_of(program).open_streams == 0)
         with pytest.raises(StreamInUse):
             program.generate("x", id="the-only-one")
         with pytest.raises(UnknownStream):
@@ -338,14 +339,14 @@ def test_callbacks_without_a_place_stop_the_generation(fake: FakeOpenAI) -> None
     with Halt(config=fake_config(fake, max_streams=2)) as program:
         callbacks = RecordedCallbacks()
         held = program.generate("x", model="silent_headers", id="held-open-1")
-        program.generate("x", model="silent_headers", **callbacks.all())
-        viewer = program._generations.readers.view(held._run)
+        second = program.generate("x", model="silent_headers", **callbacks.all())
+        reader = program.merge([second])
         held.stop()
-        wait_until(lambda: program._generations.open_streams == 1)
+        wait_until(lambda: service_of(program).open_streams == 1)
         with pytest.raises(AtCapacity):
             program.generate("x", model="silent_headers", id="no-place-1", **callbacks.all())
         assert program.get("no-place-1").state == "cancelled"
-        program._generations.readers.unview(held._run, viewer)
+        reader.stop()
     wait_no_threads()
 
 
@@ -469,7 +470,7 @@ def test_callback_slower_than_the_log_receives_offset_lost() -> None:
 
 def state_much_later(program: Halt, stream_id: str) -> str:
     """The state of a run after the relay has checked it 1000 seconds later."""
-    generations = program._generations
+    generations = service_of(program)
     run = generations.run(stream_id, None)
 
     def look() -> None:
@@ -559,7 +560,8 @@ def test_close_logs_a_callback_that_does_not_return(
     fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Waiting for callbacks has a time limit, and a callback that still runs is logged."""
-    program, begun, going = Halt(config=fake_config(fake)), threading.Event(), threading.Event()
+    program = Halt(config=fake_config(fake, graceful_timeout=1))
+    begun, going = threading.Event(), threading.Event()
 
     def complete(_: Result) -> None:
         begun.set()
@@ -567,7 +569,7 @@ def test_close_logs_a_callback_that_does_not_return(
 
     program.generate("hello", on_complete=complete)
     assert begun.wait(WAIT_TIMEOUT)
-    program._followers.close(0.01)
+    program.close()
     assert "is still in a callback" in caplog.text
     going.set()
     program.close()

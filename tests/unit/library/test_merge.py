@@ -5,20 +5,24 @@ from __future__ import annotations
 import gc
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import halt
 from halt import GenerationError, Halt, Merged
+from halt.clock import now
 from halt.core.events import Cancelled, Content, Done, Event, Failed, is_terminal, text_of
+from halt.core.generation import Generation, Viewer
+from halt.core.log import EventLog
 from halt.errors import AtCapacity, RequestError
 from halt.library import feed as module
-from halt.library.feed import BUFFERED_MAX, Feed
+from halt.library.feed import BUFFERED_MAX, Feed, Followers
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support import library_halt
-from tests.support.library_halt import halt_threads, scripted_halt, wait_no_threads
+from tests.support.library_halt import halt_threads, scripted_halt, service_of, wait_no_threads
 from tests.support.races import interrupt_in, together
 from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
@@ -32,6 +36,42 @@ def program(fake: FakeOpenAI) -> Iterator[Halt]:
     with Halt(config=library_halt.fake_config(fake)) as halt:
         yield halt
     wait_no_threads()
+
+
+def merge_into(feed: Feed, program: Halt, members: Mapping[str, halt.Generation]) -> Merged:
+    """A merge of a program's generations through this feed."""
+    for label, member in members.items():
+        member.feed(feed, label)
+    return Merged(service_of(program), feed, members)
+
+
+class StepwiseGeneration(Generation):
+    """A generation whose followers get this many events, one at a time, and no terminal one."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__("stepwise", None, EventLog(10**9), started_at=now())
+        self._count = count
+
+    def follow(
+        self, after: int, viewer: Viewer, interval: float = 0.0
+    ) -> Iterator[list[tuple[int, Event]]]:
+        return ([(number + 1, Content(str(number)))] for number in range(self._count))
+
+
+class StepwiseFollowers(Followers):
+    """Followers that need no service and keep their threads."""
+
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def start(
+        self, run: Generation, body: Callable[[Viewer], None], *, daemon: bool = True
+    ) -> None:
+        self.threads.append(threading.Thread(target=body, args=(run.join(),), daemon=daemon))
+        self.threads[-1].start()
+
+    def register(self, feed: Feed) -> None:
+        pass
 
 
 class Consumer:
@@ -173,10 +213,10 @@ def test_dropped_merge_ends_its_threads_and_no_generation() -> None:
     upstream = ScriptedUpstream()
     with scripted_halt(upstream) as program:
         gen = program.generate("x")
-        merged = program.merge({"a": gen})
+        feed = Feed()
+        merged = merge_into(feed, program, {"a": gen})
         upstream.reply().feed(*["word "] * (BUFFERED_MAX * 4))
-        feed = merged._feed
-        wait_until(lambda: len(feed._items) >= BUFFERED_MAX)
+        wait_until(lambda: len(feed) >= BUFFERED_MAX)
         del merged
         gc.collect()
         wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
@@ -195,10 +235,11 @@ def test_slow_consumer_gets_all_events_through_a_bounded_feed() -> None:
             members[letter] = program.generate("x")
             upstream.reply(number).feed(*[letter] * BUFFERED_MAX * 4)
             upstream.reply(number).end()
-        merged = program.merge(members)
+        feed = Feed()
+        merged = merge_into(feed, program, members)
         results = {letter: member.result(WAIT_TIMEOUT).text for letter, member in members.items()}
-        wait_until(lambda: len(merged._feed._items) >= BUFFERED_MAX)
-        assert len(merged._feed._items) <= 2 * BUFFERED_MAX
+        wait_until(lambda: len(feed) >= BUFFERED_MAX)
+        assert len(feed) <= 2 * BUFFERED_MAX
         assert texts(list(merged)) == results == {each: each * BUFFERED_MAX * 4 for each in "abc"}
     upstream.dispose()
     wait_no_threads()
@@ -208,6 +249,8 @@ def test_consumer_slower_than_the_log_gets_offset_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A label whose events the log has lost ends with offset_lost; other labels are complete."""
+    monkeypatch.setattr(module, "BUFFERED_MAX", 0)
+    feed = Feed()  # no event can be put into it
     monkeypatch.setattr(module, "BUFFERED_MAX", 1)
     upstream = ScriptedUpstream()
     with scripted_halt(upstream, log_bytes=2048) as program:
@@ -217,13 +260,12 @@ def test_consumer_slower_than_the_log_gets_offset_lost(
         upstream.reply(1).feed("good")
         upstream.reply(1).end()
         good.result()
-        merged = program.merge({"slow": slow})
-        merged._feed._limit = 0.0  # no event can be put into the feed
+        merged = merge_into(feed, program, {"slow": slow})
         wait_until(lambda: slow.text == "first")
         upstream.reply(0).feed(*["x" * 300] * 20)
         upstream.reply(0).end()
         assert len(slow.result().text) == 6005
-        merged._feed.lift_limit()
+        feed.lift_limit()
         events = list(merged)
         assert texts(events)["slow"].startswith("first")
         last = events[-1][1]
@@ -245,7 +287,7 @@ def test_merge_with_a_wrong_request_leaves_nothing_running(program: Halt, fake: 
     """When one request of a merge is refused, the generations already started are stopped."""
     with pytest.raises(RequestError):
         program.merge({"a": "fine", "b": []}, model="silent_headers")
-    wait_until(lambda: program._generations.open_streams == 0)
+    wait_until(lambda: service_of(program).open_streams == 0)
     wait_until(lambda: not [name for name in halt_threads() if name.startswith("halt-follow")])
 
 
@@ -305,19 +347,9 @@ def test_concurrent_stops_and_ends_leave_one_end_for_each_label() -> None:
 @given(counts=st.lists(st.integers(0, 3 * BUFFERED_MAX), min_size=1, max_size=4))
 def test_feed_delivers_each_event_once_in_order_within_its_bound(counts: list[int]) -> None:
     """Law: events of several threads arrive once, in each thread's order, within the bound."""
-    feed = Feed()
-    feed._follower_count = len(counts)
-
-    def produce(label: str, count: int) -> None:
-        for number in range(count):
-            assert feed._put([(label, Content(str(number)))], last=False)
-        feed._remove_follower()
-
-    producers = [
-        threading.Thread(target=produce, args=(str(n), count)) for n, count in enumerate(counts)
-    ]
-    for each in producers:
-        each.start()
+    feed, followers = Feed(), StepwiseFollowers()
+    for index, count in enumerate(counts):
+        feed.add(followers, str(index), StepwiseGeneration(count))
     event_counts: Counter[str] = Counter()
     largest = 0
     while items := feed.take():
@@ -325,7 +357,7 @@ def test_feed_delivers_each_event_once_in_order_within_its_bound(counts: list[in
         for label, event in items:
             assert event == Content(str(event_counts[label]))
             event_counts[label] += 1
-    for each in producers:
+    for each in followers.threads:
         each.join(WAIT_TIMEOUT)
     assert event_counts == Counter({str(n): count for n, count in enumerate(counts) if count})
     assert largest <= 2 * BUFFERED_MAX
