@@ -31,7 +31,7 @@ IDLE_MAX = 64  # kept-alive connections in all
 IDLE_SECONDS = 30.0  # less than the keep-alive time of the usual servers
 RESEND_WITHIN = 1.0  # seconds; more than a round trip
 
-_TICK_OPTION = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
+TICK_OPTION = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
 
 _Key = tuple[str, str, int]
 
@@ -185,7 +185,7 @@ class Transport(httpx2.BaseTransport):
                     except TimeoutError as exc:
                         raise self._timeout(TLSTimeout, exc, request) from exc
                 sock.settimeout(None)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK_OPTION)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TICK_OPTION)
             except BaseException:
                 connection.close(sock)
                 self._resolver.forget(*peer)

@@ -46,11 +46,12 @@ def test_progress_never_decreases_and_stays_below_100() -> None:
 
 
 def test_progress_forgets_ended_answers_and_old_models() -> None:
-    """Ended answers are forgotten, and at most MODELS_MAX models are kept."""
+    """Ended answers are forgotten, and the newest MODELS_MAX models are kept."""
     progress = progress_after(10, 10, 10)
     for n in range(3 * MODELS_MAX):
         progress.begin(f"s{n}", "m")
-        progress.end(f"s{n}", f"m{n}", 10)
-    assert progress.percent("s1", 5) is None
-    assert len(progress._lengths) == MODELS_MAX
-    assert progress._expected == {}
+        for _ in range(ANSWERS_MIN):
+            progress.end(f"s{n}", f"m{n}", 10)
+    assert [n for n in range(3 * MODELS_MAX) if progress.percent(f"s{n}", 5) is not None] == []
+    known = [n for n in range(3 * MODELS_MAX) if progress.begin(f"t{n}", f"m{n}") is not None]
+    assert known == list(range(2 * MODELS_MAX, 3 * MODELS_MAX))

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,9 +19,10 @@ from halt.clock import now
 from halt.cluster import bus
 from halt.cluster import remote as module
 from halt.cluster import service as workers
+from halt.cluster.bus import Bus, Serve
 from halt.cluster.channel import Channel
 from halt.cluster.remote import Batch, Header, RemoteGeneration
-from halt.cluster.service import FindRequest, StopRequest, UndeliveredStops, Workers
+from halt.cluster.service import FindRequest, StopRequest, UndeliveredStops
 from halt.config.data_dir import socket_folder
 from halt.core import steps
 from halt.core.events import (
@@ -112,7 +114,7 @@ def test_remote_viewers_count_as_one_viewer_at_the_producer(start_worker: StartW
     first, second = Reader(remote), Reader(remote)  # type: ignore[arg-type]
     first.wait_text("x")
     second.wait_text("x")
-    wait_until(lambda: len(run._viewers) == 1)
+    wait_until(lambda: len(run.viewers()) == 1)
     first.leave()
     reply.feed("y")
     second.wait_text("xy")
@@ -410,15 +412,20 @@ def test_stop_is_resent_to_a_worker_whose_queue_was_full(
     monkeypatch.setattr(bus, "BACKLOG", 1)
     monkeypatch.setattr(workers, "STOP_WITHIN", 0.01)
     hangs, go_on = threading.Event(), threading.Event()
-    serve = Workers._serve
+    begin, undelivered = Bus.begin, list[UndeliveredStops]()
 
-    def hang(service: Workers, said: bytes, channel: Channel) -> None:
+    def hang(serve: Serve, payload: bytes, channel: Channel) -> None:
         hangs.set()
         assert go_on.wait(WAIT_TIMEOUT)
-        serve(service, said, channel)
+        serve(payload, channel)
 
+    def make_undelivered() -> UndeliveredStops:
+        undelivered.append(UndeliveredStops())
+        return undelivered[-1]
+
+    monkeypatch.setattr(workers, "UndeliveredStops", make_undelivered)
     with monkeypatch.context() as patch:
-        patch.setattr(Workers, "_serve", hang)
+        patch.setattr(Bus, "begin", lambda own_bus, serve: begin(own_bus, partial(hang, serve)))
         producer = start_worker()
     other = start_worker()
     run, _ = producer.start("a-stream", "one ", owner="me")
@@ -435,7 +442,7 @@ def test_stop_is_resent_to_a_worker_whose_queue_was_full(
         wait_until(lambda: run.log.ended is not None)
         assert run.state == "cancelled"
         later, _ = producer.start("another", "two ", owner="me", number=1)
-        wait_until(lambda: not other.workers._undelivered)
+        wait_until(lambda: not undelivered[-1])
         assert later.log.ended is None  # it began after the press
 
 

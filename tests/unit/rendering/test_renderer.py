@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from halt.clock import now
 from halt.rendering import cache, child, markdown, pool, protocol
 from halt.rendering import renderer as renderer_module
 from halt.rendering.blocks import BlockStream
@@ -354,17 +355,26 @@ def test_renderer_replaces_a_hanging_process(renderer: Renderer) -> None:
     assert COLOURED in html_of(renderer, text)  # it was no fault of the text
 
 
-def test_renderer_reader_waits_no_longer_than_its_time(renderer: Renderer) -> None:
+def test_renderer_reader_waits_no_longer_than_its_time(
+    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reader without time left gets plain text and starts no work."""
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
+    submitted, submit = list[Request](), pool.Pool.submit
+
+    def noted(own_pool: pool.Pool, key: bytes, request: Request, *rest: Any) -> Any:
+        submitted.append(request)
+        return submit(own_pool, key, request, *rest)
+
+    monkeypatch.setattr(pool.Pool, "submit", noted)
     try:
         page = renderer.with_deadline(0.5)
         assert page.text_html(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
         assert page.text_html(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
         assert page.text_html(CODE) == html_of(renderer, CODE)  # it is there
-        assert len(renderer._pool._jobs) == 1
+        assert len(submitted) == 1
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -405,9 +415,11 @@ def test_renderer_without_a_process_gives_plain_texts(
 ) -> None:
     """The log has one line, and a later text uses a process that can be started again."""
     monkeypatch.setattr(pool, "RETRY_FIRST", 3600.0)
-    usual = Renderer()
+    skipped = [0.0]
+    for module in (pool, child, renderer_module):
+        monkeypatch.setattr(module, "now", lambda: now() + skipped[0])
     python = tmp_path / "python"
-    renderer = Renderer((str(python), *usual._pool._command[1:]))
+    renderer = Renderer((str(python), *pool.COMMAND[1:]))
     with caplog.at_level(logging.ERROR):
         for number in range(20):
             text = f"{CODE}\n{number}"
@@ -418,7 +430,7 @@ def test_renderer_without_a_process_gives_plain_texts(
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     assert COLOURED not in html_of(renderer, CODE)
-    renderer._pool._retry_at = 0.0  # the time has come
+    skipped[0] = 3600.0
     assert COLOURED in html_of(renderer, CODE)
     renderer.close()
 
@@ -458,9 +470,14 @@ def test_exception_in_the_rendering_process_gives_plain_text(
 
 def test_rendering_process_without_work_ends() -> None:
     """The next text starts a process again."""
+
+    def threads() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name == "halt-renderer"}
+
+    others = threads()
     renderer = Renderer(idle=0.05)
     html_of(renderer, CODE)
-    eventually(lambda: not renderer.pids and not renderer._pool._slots[0].thread)
+    eventually(lambda: not renderer.pids and not threads() - others)
     assert COLOURED in html_of(renderer, f"{CODE}\nAgain.")
     renderer.close()
 

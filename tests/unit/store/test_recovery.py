@@ -48,7 +48,14 @@ from halt.store.store import Store
 from halt.store.tables import conversations
 from halt.store.writer import StoreWriter
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, request_record
+from tests.support.halt_server import (
+    ROOT,
+    HaltServer,
+    StartHalt,
+    eventually,
+    new_id,
+    request_record,
+)
 from tests.support.http_client import Client, EventStream, ServerEvent
 from tests.support.races import together
 from tests.support.scripted_upstream import ScriptedUpstream
@@ -510,16 +517,27 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
 def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
     """While one worker recovers a dead one, the others see the dead worker as dead."""
     liveness: list[bool | None] = []
-    dead, observer = Membership(tmp_path), Membership(tmp_path)
+    observer = Membership(tmp_path)
     tidying = Membership(tmp_path, lambda name: liveness.append(observer.is_alive(name)))
-    for each in (dead, observer, tidying):
+    for each in (observer, tidying):
         each.begin()
-    assert observer.is_alive(dead.name)
-    os.close(dead._lease)  # as the system does when a process dies
+    program = (
+        "import sys; from pathlib import Path; from halt.cluster.membership import Membership\n"
+        "worker = Membership(Path(sys.argv[1])); worker.begin()\n"
+        "print(worker.name, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as dead:
+        assert dead.stdout
+        name = dead.stdout.readline().strip()
+        assert observer.is_alive(name)
+        dead.kill()
     tidying.sweep()
     assert liveness == [False]
-    assert not observer.is_alive(dead.name)
-    for each in (dead, observer, tidying):
+    assert not observer.is_alive(name)
+    for each in (observer, tidying):
         each.stop()
 
 

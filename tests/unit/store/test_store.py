@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -1236,20 +1235,16 @@ def test_import_writes_long_conversations_in_several_transactions(
     assert again.chosen == one.chosen
 
 
-def test_sweep_during_an_import_keeps_its_conversation(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sweep_during_an_import_keeps_its_conversation(store: Store) -> None:
     """A sweep removes no old conversation whose import has not written its messages yet."""
-    steps = module._batches
 
-    def swept_batches(*arguments: Any) -> Iterator[list[Any]]:
-        monkeypatch.setattr(module, "_batches", steps)
-        assert store.generations.sweep(time.time()) == 0  # the messages are not written yet
-        return steps(*arguments)
+    class SweepingList(list[PortableMessage]):
+        def __iter__(self) -> Iterator[PortableMessage]:
+            assert store.generations.sweep(time.time()) == 0
+            return super().__iter__()
 
-    monkeypatch.setattr(module, "_batches", swept_batches)
-    message = PortableMessage(1, "user", "Hi?", created_at=1.0)
-    talk = PortableConversation("of-long-ago", "", [message], created_at=1.0, updated_at=1.0)
+    messages = SweepingList([PortableMessage(1, "user", "Hi?", created_at=1.0)])
+    talk = PortableConversation("of-long-ago", "", messages, created_at=1.0, updated_at=1.0)
     (name,) = store.transfer.import_("anna", [talk])
     assert [each.id for each in store.conversations.summaries("anna").items] == [name]
 

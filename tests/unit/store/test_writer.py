@@ -539,7 +539,7 @@ def test_start_with_a_silent_store_is_not_delayed(make_service: Callable[..., Se
         assert len(questions) < 20
     finally:
         answers.set()
-    wait_until(lambda: service.generations._is_stored("stream-9999"))
+    wait_until(lambda: service.store_writer.exists("stream-9999"))
 
 
 def test_close_of_the_service_saves_running_generations_as_interrupted(
