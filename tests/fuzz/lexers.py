@@ -63,7 +63,7 @@ class Writer:
         self._rng = rng
         self._times = times
         self._groups: dict[int, str] = {}
-        self._number = 0
+        self.repeats = 0
 
     def pattern(self, pattern: re.Pattern[str]) -> str:
         try:
@@ -97,7 +97,7 @@ class Writer:
 
     def _repeat(self, least: int, most: Any, inner: Any) -> str:
         rng = self._rng
-        number, self._number = self._number, self._number + 1
+        number, self.repeats = self.repeats, self.repeats + 1
         times = self._times.get(number)
         if times is None:
             times = rng.randrange(least, min(int(most), least + 2) + 1)
@@ -142,7 +142,7 @@ def repeats_in(pattern: re.Pattern[str]) -> int:
     """How many repeats a pattern has, counted as Writer does."""
     writer = Writer(random.Random(0), {})
     writer.pattern(pattern)
-    return writer._number
+    return writer.repeats
 
 
 @cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
@@ -128,10 +127,6 @@ def large(narrow: HaltServer) -> tuple[dict[str, str], str]:
     with loads.repeated(address(narrow), data, clients=1) as load:
         (answer, *_) = load.wait(1)
     return cookies, loads.imported(answer)
-
-
-def data_folder(server: HaltServer) -> Path:
-    return Path(server._data.name)
 
 
 def test_unread_pages_take_no_thread_from_stop(
@@ -271,7 +266,7 @@ def test_locked_database_delays_no_stop(narrow: HaltServer) -> None:
     client = narrow.client()
     client.get("/")
     sends = [loads.send_prompt(address(narrow), client.cookies) for _ in range(200)]
-    with Bystander(address(narrow)) as bystander, loads.locked(data_folder(narrow)):
+    with Bystander(address(narrow)) as bystander, loads.locked(narrow.data_folder):
         with loads.calls(*sends) as statuses:
             eventually(lambda: statuses)  # the first is refused
             check_responsive(bystander)

@@ -15,11 +15,11 @@ from flask.testing import FlaskClient
 from halt.app import create_app
 from halt.clock import now
 from halt.config.environment import load
+from halt.core.connection import UpstreamConnection
 from halt.core.events import Done
 from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
-from halt.core.receipts import Receipt
 from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
@@ -153,13 +153,15 @@ def test_stop_of_several_answers_does_not_wait_between_them(
     assert desk.ask("a", "b", "c") == 200
     service: GenerationService = services(desk.app).generations
     ids = [each.stream_id for each in desk.conversation().exchanges[-1].candidates]
-    receipt, left = service._receipt, list[int]()
+    runs = service.capacity.live()
+    assert {run.id for run in runs} == set(ids)
+    wait_closed, left = UpstreamConnection.wait_closed, list[int]()
 
-    def waiting(*args: Any) -> Receipt:
-        left.append(sum(service._runs[each].log.ended is None for each in ids))
-        return receipt(*args)
+    def waiting(connection: UpstreamConnection, timeout: float) -> str:
+        left.append(sum(run.log.ended is None for run in runs))
+        return wait_closed(connection, timeout)
 
-    monkeypatch.setattr(service, "_receipt", waiting)
+    monkeypatch.setattr(UpstreamConnection, "wait_closed", waiting)
     page = {"HX-Request": "true"}
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
     assert left[0] == 0

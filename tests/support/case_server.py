@@ -45,7 +45,7 @@ class CaseServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                outer._answer(self)
+                outer.answer(self)
 
             do_POST = do_GET
 
@@ -74,7 +74,7 @@ class CaseServer:
         with self._lock:
             return list(self._playing[name].sent)
 
-    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         payload = json.loads(body) if body else {}
         compact = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)

@@ -116,10 +116,11 @@ class HaltServer:
     address_line = r"Halt is at http://([^\s,]+):(\d+)"  # printed when it listens
 
     def __init__(self, env: dict[str, str], *args: str) -> None:
-        self._data = tempfile.TemporaryDirectory(prefix="halt-data-")
+        self._temporary_folder = tempfile.TemporaryDirectory(prefix="halt-data-")
+        self.data_folder = Path(self._temporary_folder.name)
         # A flooding model reaches the default limit in four seconds, and a test on a busy machine
         # may need that long to stop it.
-        roomy = {"HALT_DATA": self._data.name, "HALT_MAX_ANSWER_CHARS": "50000000"}
+        roomy = {"HALT_DATA": str(self.data_folder), "HALT_MAX_ANSWER_CHARS": "50000000"}
         clean = halt_environment({**roomy, **env})
         self.process = subprocess.Popen(
             [self.python, *self.command, *args],
@@ -195,7 +196,7 @@ class HaltServer:
         stream = self.process.stdout
         if stream is not None:
             stream.close()
-        self._data.cleanup()
+        self._temporary_folder.cleanup()
 
     def _read(self) -> None:
         stream = self.process.stdout

@@ -115,8 +115,12 @@ class Follower(threading.Thread):
     def run(self) -> None:
         for group in self._generation.follow(self._after, self._viewer):
             self.events += event_rows(group)
-        self._generation.leave(self._viewer)
+        self.leave()
         self.over.set()
+
+    def leave(self) -> None:
+        """Stop being a viewer of the generation."""
+        self._generation.leave(self._viewer)
 
 
 def event_rows(events: list[tuple[int, Event]]) -> EventRows:
@@ -198,8 +202,7 @@ class Worker:
 
     def leave(self, number: int) -> None:
         """End a reader."""
-        follower = self.followers.pop(number)
-        follower._generation.leave(follower._viewer)
+        self.followers.pop(number).leave()
 
     def answers(self, conversation_id: str, owner: str) -> list[tuple[str, str, str]]:
         """Stream, state and text of each answer of a conversation."""

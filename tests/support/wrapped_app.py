@@ -19,14 +19,14 @@ class Wrapped:
     chunked = True
 
     def __init__(self, body: Iterable[bytes]) -> None:
-        self._body = body
+        self.body = body
 
     def __iter__(self) -> Iterator[bytes]:
         resp = self  # the server's own name for its response
-        yield from resp._body
+        yield from resp.body
 
     def close(self) -> None:
-        close = getattr(self._body, "close", None)
+        close = getattr(self.body, "close", None)
         if close is not None:
             close()
 
@@ -36,7 +36,7 @@ class Zipped(Wrapped):
 
     def __iter__(self) -> Iterator[bytes]:
         resp, packer = self, zlib.compressobj(wbits=31)
-        for piece in resp._body:
+        for piece in resp.body:
             yield packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH)
         yield packer.flush()
 
