@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,9 +23,6 @@ from tests.support.halt_server import (
 )
 from tests.support.http_client import Client, EventStream
 
-#: Seconds for which gunicorn lets a connection without a request hold a thread, if it has one.
-IDLE_HOLDS = 5.0
-
 
 def numbers(n: int) -> str:
     """The text of the model `count`."""
@@ -39,7 +35,11 @@ def numbers(n: int) -> str:
 def test_stream_beyond_the_limit_gets_503_and_stop_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """503 with Retry-After, also with 60 idle connections; the end of a stream makes room."""
+    """503 with Retry-After, also with 300 idle connections; the end of a stream makes room.
+
+    If idle connections held threads, for 5 s each as in gunicorn's own threaded worker, the requests
+    would fail: they would wait longer than the client's READ_TIMEOUT.
+    """
     server = start_halt(fake, HALT_MAX_STREAMS=5)
     client = server.client()
     with ExitStack() as stack:
@@ -47,14 +47,12 @@ def test_stream_beyond_the_limit_gets_503_and_stop_works(
         for _ in range(5):
             events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
             streams.append(events)
-        for _ in range(60):
+        for _ in range(300):
             stack.enter_context(socket.create_connection((server.host, server.port), timeout=10))
         for _ in range(3):
-            began = time.monotonic()
             refused = client.post(
                 "/chat/stream", {"messages": [{"role": "user", "content": "one more"}]}
             )
-            assert time.monotonic() - began < IDLE_HOLDS
             assert refused.status == 503
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.error["code"] == "at_capacity"
@@ -62,9 +60,7 @@ def test_stream_beyond_the_limit_gets_503_and_stop_works(
         assert len(fake.requests) == 5, "the provider was asked for a stream without a place"
         assert client.get("/healthz").json["open_streams"] == 5
         assert client.get("/").status == 200
-        began = time.monotonic()
         assert client.stop(streams[0].id).json["upstream"] == "closed"
-        assert time.monotonic() - began < IDLE_HOLDS
         assert streams[0].to_end().terminal["type"] == "cancelled"
         assert client.chat("count?n=3").to_end().text == numbers(3)
         for events in streams[1:]:
@@ -80,7 +76,7 @@ def test_readers_beyond_the_limit_are_refused_and_stop_works(
     with ExitStack() as stack:
         events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
         readers = [stack.enter_context(client.follow(events.id)) for _ in range(40)]
-        statuses = [each.status for each in readers]
+        statuses = [reader.status for reader in readers]
         assert statuses.count(200) == 2
         assert statuses.count(503) == 38
         assert client.stop(events.id).json["upstream"] == "closed"

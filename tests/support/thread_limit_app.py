@@ -1,7 +1,8 @@
 """Halt in a worker that can lose the ability to start threads: `gunicorn tests.support.thread_limit_app:app`.
 
 After the signal REFUSE the system starts no thread for it, after ALLOW it does again; both print a
-line on standard error. RELEASE answers one held request.
+line on standard error. RELEASE answers one held request. TEST_SILENCE_MAX, in seconds, replaces
+SILENCE_MAX, the limit for clients that send or take no byte.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import FrameType
 from flask import Response
 
 from halt.app import create_app
+from halt.web import client_socket as client_sockets
 from halt.web.client_socket import ClientSocket
 from halt.web.requests import client_socket
 
@@ -29,11 +31,14 @@ CHUNK = bytes(65_536)
 LARGE = 8_388_608
 
 app = create_app()
+if silence_max := os.environ.get("TEST_SILENCE_MAX"):
+    for module in (client_sockets, sys.modules["halt.server.worker"]):
+        module.SILENCE_MAX = float(silence_max)  # type: ignore[attr-defined]
 release = threading.Semaphore(0)
 
 
-def _say(word: str) -> None:
-    print(word, file=sys.stderr, flush=True)
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _refuse(_: int, __: FrameType | None) -> None:
@@ -41,13 +46,13 @@ def _refuse(_: int, __: FrameType | None) -> None:
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     threading.stack_size(STACK)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + STACK // 2, resource.RLIM_INFINITY))
-    _say("no thread from now on")
+    _print("no thread from now on")
 
 
 def _allow(_: int, __: FrameType | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     threading.stack_size(0)
-    _say("threads again")
+    _print("threads again")
 
 
 def _release(_: int, __: FrameType | None) -> None:
@@ -69,7 +74,7 @@ def pid() -> Response:
 @app.get("/settings/held")
 def held() -> Response:
     """The PID, after RELEASE. The longer path counts as one of the page's."""
-    _say("a request is held")
+    _print("a request is held")
     release.acquire()
     return pid()
 
@@ -93,6 +98,6 @@ def flood() -> Response:
             while True:
                 yield CHUNK
         finally:
-            _say("the flood is over")
+            _print("the flood is over")
 
     return Response(body())

@@ -273,25 +273,28 @@ def test_known_server_that_does_not_answer_is_kept(
     assert server.accepted == 2
 
 
-def test_concurrent_refreshes_share_one_probe(serve: Serve) -> None:
+def test_concurrent_refreshes_share_one_probe(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Threads that refresh at the same time share one probe, and the next one is due later."""
-    go_on = threading.Event()
+    monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 3600.0)
+    may_answer = threading.Event()
 
     def handle(peer: Peer) -> None:
-        assert go_on.wait(10)
+        assert may_answer.wait(10)
         OLLAMA(peer)
 
     server = serve(handle)
-    looking = Discovery(DiscoveryResult(addresses=(server.url,)))
-    found: list[DiscoveryResult] = []
-    threads = [threading.Thread(target=lambda: found.append(looking.refresh())) for _ in range(8)]
+    probed = Discovery(DiscoveryResult(addresses=(server.url,)))
+    results: list[DiscoveryResult] = []
+    threads = [threading.Thread(target=lambda: results.append(probed.refresh())) for _ in range(8)]
     for thread in threads:
         thread.start()
-    go_on.set()
+    may_answer.set()
     for thread in threads:
         thread.join()
-    assert [len(each.servers) for each in found] == [1] * 8
-    looking.refresh()
+    assert [len(result.servers) for result in results] == [1] * 8
+    probed.refresh()
     assert server.accepted == 1
 
 

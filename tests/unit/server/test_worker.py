@@ -279,7 +279,8 @@ def test_client_that_reads_nothing_does_not_delay_a_leaving_worker(
 ) -> None:
     """The graceful time is for clients that read; the rest of an unread response is dropped."""
     settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
-    server = Short({**settings, "HALT_GRACEFUL_TIMEOUT": "100"})
+    # Without TEST_SILENCE_MAX the limit on silence would drop the client after 30 s.
+    server = Short({**settings, "HALT_GRACEFUL_TIMEOUT": "1000", "TEST_SILENCE_MAX": "1000"})
     try:
         with connected(server, b"GET /large HTTP/1.1\r\n\r\n") as client:
             assert client.recv(1)

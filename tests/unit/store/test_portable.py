@@ -273,7 +273,7 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
         other.join()
         sys.setswitchinterval(before)
     assert [each.content for each in conversation.messages[-3:]] == texts
-    assert turns > 20  # reading in one call would allow one or two
+    assert turns > 5  # hundreds are usual; reading in one call would allow one or two
 
 
 # --- search index of a long text ------------------------------------------------------------------
