@@ -84,7 +84,7 @@ def _connect_to(address: Address, worker: str) -> socket.socket:
         if _worker_of(sock)[0] == worker:
             return sock
         sock.close()
-    raise TimeoutError("no connection times to the worker")
+    raise TimeoutError("no connection came to the worker")
 
 
 def _stopped(address: Address, names: list[str]) -> tuple[str, float]:

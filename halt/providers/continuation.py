@@ -44,7 +44,7 @@ CONTINUE_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt"
 
 INSTRUCTION = """\
 Your last message broke off. Go on with it exactly where it ends, in the same language, style and \
-format, so that both are one text without a joiner.
+format, so that both are one text without a seam.
 Begin with a repeat, character for character, of its last words, which are:
 
 {tail}

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 WORDS = ("AV", "To", "fi", "flow", "office", "waffle", "“quoted”", "words", "—", "e.g.", "A/V", "I")
 TAIL = ".answer .tail"
 
-#: Joins the pieces of an open paragraph and returns the position of node word in it.
+#: Joins the pieces of an open paragraph and returns the position of each word in it.
 PLACES = """tail => {
   tail.normalize();
   const corner = tail.getBoundingClientRect();
@@ -112,7 +112,7 @@ def test_long_paragraph_is_drawn_in_bounded_parts(chat: Chat) -> None:
 
 @pytest.mark.parametrize("width", [1000, 390])
 def test_seams_move_no_word(chat: Chat, width: int) -> None:
-    """With seams or without them, node word of a paragraph stands in the same place."""
+    """With seams or without them, each word of a paragraph stands in the same place."""
     chat.page.set_viewport_size({"width": width, "height": 800})
     ask_for_open(chat, paragraph(9_000))
     assert chat.page.locator(".tail .seam").count() >= 3

@@ -28,7 +28,12 @@ from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
 from halt.providers import openai as module
-from halt.providers.continuation import ContinuationReply, continuation_request, merge_unfinished
+from halt.providers.continuation import (
+    ContinuationReply,
+    by_instruction,
+    continuation_request,
+    merge_unfinished,
+)
 from halt.providers.continuation_joiner import LEAD_MAX, WINDOW, ContinuationJoiner, last_words
 from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
@@ -228,6 +233,23 @@ def test_white_space_at_a_prefix_occurs_once(old: str, new: str, whole: str) -> 
     """White space at a prefix occurs once, as in the model's text, where it was shown before."""
     assert joined(old, [new]) == whole
     assert joined(old, list(new)) == whole
+
+
+def test_instruction_asks_for_the_last_words_and_no_visible_seam() -> None:
+    """The model gets exactly these words: a change of them changes how well models continue."""
+    request = by_instruction(continuation_request(ChatRequest(HI), "One two "))
+    answer, instruction = request.messages[-2:]
+    assert (answer.role, answer.content) == ("assistant", "One two")
+    assert (instruction.role, instruction.content) == (
+        "user",
+        "Your last message broke off. Go on with it exactly where it ends, in the same language, "
+        "style and format, so that both are one text without a seam.\n"
+        "Begin with a repeat, character for character, of its last words, which are:\n\n"
+        "One two\n\n"
+        "and go on from there at once, also within a word, a line, a list, a table or a block of "
+        "code. Write no introduction, no comment, no quotation marks and no new code fence; repeat "
+        "nothing else.",
+    )
 
 
 @given(TEXTS.map(str.rstrip).filter(bool))
