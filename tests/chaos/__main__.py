@@ -1,9 +1,9 @@
-"""`python -m tests.chaos`: faults at random moments under load; status 1 when one does harm.
+"""`python -m tests.chaos`: faults at random moments under load; status 1 if a fault does harm.
 
-Each round begins streams of numbered tokens, from pages and from programs, lets one part fail while
-they flow, brings it back, and looks: every answer that was seen is there, at most --may-lose seconds
-of text short where a process was killed, with exactly one end; and no thread, descriptor, process or
-file is left. `--seed N --round K` repeats a round. What was found is written to --findings.
+Each round starts streams of numbered tokens, in conversations and through the API, makes one part
+fail meanwhile, restores it, and checks: every answer that a reader saw is there with exactly one end,
+without at most --may-lose seconds of text if a process was killed; no thread, descriptor, process or
+file is left. `--seed N --round K` repeats a round. Findings are written to --findings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from pathlib import Path
 import pytest
 
 from halt.rendering.pool import PROCESSES
-from tests.chaos.streams import Mortal, OfItsOwn, all_is_well, in_progress, newcomer
+from tests.chaos.streams import (
+    RestartableServer,
+    UpstreamProcess,
+    check_streams,
+    prompt_during_kill,
+    start_streams,
+)
 from tests.resilience import loads
 from tests.resilience.bystander import STOP_WITHIN, Bystander
 from tests.resilience.servers import (
@@ -40,12 +46,12 @@ from tests.support.process_facts import descriptors, status, tree
 STREAMS = 12  # in each round
 ROUNDS = 15  # with the same servers
 HOLDS_MAX = 6.0  # seconds that a fault lasts
-#: Threads and descriptors that a worker may have more than when it was new: a thread for each stream,
-#: and those of the other classes of requests and of rendering, which stay for the next one.
+#: Threads and descriptors that a worker may have in addition to a new one: a thread for each stream,
+#: and those of other request classes and of rendering, which stay for later requests.
 SPARE = 3 * STREAMS
 
 
-class World:
+class System:
     """A Halt, its model's server and its database."""
 
     def __init__(self, kind: str, workers: int) -> None:
@@ -59,62 +65,65 @@ class World:
         if kind == "postgres":
             self.postgres = self._stack.enter_context(Postgres())
             url = self.postgres.url
-        self.model = OfItsOwn()
+        self.model = UpstreamProcess()
         self._stack.callback(self.model.close)
         more = {"HALT_LOG_SECONDS": "1"}
-        self.mortal = Mortal(self.model.base_url, self.folder, workers, url, **more)
+        self.server = RestartableServer(self.model.base_url, self.folder, workers, url, **more)
         self._stack.callback(self._end)
-        self.settle()
-        self._well = self.mortal.client.get("/saving").body
+        self.wait_recovered()
+        self._healthy = self.server.client.get("/saving").body
         self._files = self._all_files()
-        self._processes = len(tree(self.mortal.server.process.pid))
-        self._held = self._holdings()
+        self._processes = len(tree(self.server.halt.process.pid))
+        self._first_counts = self._counts()
 
     def _end(self) -> None:
         with contextlib.suppress(pytest.fail.Exception):
-            self.mortal.close()
+            self.server.close()
 
     def close(self) -> None:
         self._stack.close()
 
     @property
     def address(self) -> tuple[str, int]:
-        return self.mortal.server.host, self.mortal.server.port
+        return self.server.halt.host, self.server.halt.port
 
-    def settle(self) -> None:
-        """Wait until everything answers again, and all that was told is saved."""
-        client = self.mortal.client
+    def wait_recovered(self) -> None:
+        """Wait until the server answers again and all events are saved."""
+        client = self.server.client
         eventually(lambda: _status(client, "/conversations") == 200, 60)
-        if hasattr(self, "_well"):
-            eventually(lambda: client.get("/saving").body == self._well, 60)
+        if hasattr(self, "_healthy"):
+            eventually(lambda: client.get("/saving").body == self._healthy, 60)
 
-    def nothing_is_left(self) -> None:
-        """Fails with what is left."""
-        eventually(lambda: len(self.mortal.workers) == len(self._held), 60)
-        below = self.mortal.server.process.pid
-        # Those that render stay for a while.
-        most_processes = self._processes + PROCESSES * len(self._held)
+    def check_leftovers(self) -> None:
+        """Require that threads, descriptors, processes and files are as before the round."""
+        eventually(lambda: len(self.server.workers) == len(self._first_counts), 60)
+        below = self.server.halt.process.pid
+        # Rendering processes stay for a while.
+        most_processes = self._processes + PROCESSES * len(self._first_counts)
         eventually(lambda: len(tree(below)) <= most_processes, 60)
-        most = max(self._held)[0] + SPARE, max(each[1] for each in self._held) + SPARE
-        for what, limit in enumerate(most):
+        most = (
+            max(self._first_counts)[0] + SPARE,
+            max(held[1] for held in self._first_counts) + SPARE,
+        )
+        for kind, limit in enumerate(most):
             with contextlib.suppress(AssertionError):
-                eventually(lambda: all(each[what] <= limit for each in self._holdings()), 60)
-            held = self._holdings()
-            assert all(each[what] <= limit for each in held), f"{held}, and {most} at most"
-        spare = 4 * len(self._held)  # a worker has files of its own
+                eventually(lambda: all(counts[kind] <= limit for counts in self._counts()), 60)
+            held = self._counts()
+            assert all(counts[kind] <= limit for counts in held), f"{held}, at most {most}"
+        spare = 4 * len(self._first_counts)  # a worker has files of its own
         with contextlib.suppress(AssertionError):
             eventually(lambda: len(self._all_files()) <= len(self._files) + spare, 60)
         left = self._all_files() - self._files
         assert len(left) <= spare, f"files are left: {sorted(left)}"
 
-    def _holdings(self) -> list[tuple[int, int]]:
+    def _counts(self) -> list[tuple[int, int]]:
         """Threads and descriptors of each worker."""
-        return [(status(pid, "Threads"), descriptors(pid)) for pid in self.mortal.workers]
+        return [(status(pid, "Threads"), descriptors(pid)) for pid in self.server.workers]
 
     def _all_files(self) -> set[str]:
-        """All but the words that workers leave for later ones, which remove them in time."""
-        found = (path for path in self.folder.rglob("*") if path.suffix != ".word")
-        return {os.fspath(path.relative_to(self.folder)) for path in found}
+        """All files except `.word` files, messages between workers that are removed later."""
+        paths = (path for path in self.folder.rglob("*") if path.suffix != ".word")
+        return {os.fspath(path.relative_to(self.folder)) for path in paths}
 
 
 def _status(client: Client, path: str) -> int:
@@ -126,44 +135,44 @@ def _status(client: Client, path: str) -> int:
 
 # --- faults ---------------------------------------------------------------------------------------
 
-#: A fault and its end; when it began (`time.monotonic()`).
-Fault = Callable[[World, random.Random], float]
+#: Cause a fault and end it; returns when it began (`time.monotonic()`).
+Fault = Callable[[System, random.Random], float]
 
 
-def worker(world: World, chance: random.Random) -> float:
+def worker(system: System, rng: random.Random) -> float:
     """`kill -9` of a worker."""
-    with newcomer(world.mortal.client):
-        return world.mortal.kill_worker(chance)
+    with prompt_during_kill(system.server.client):
+        return system.server.kill_worker(rng)
 
 
-def master(world: World, _: random.Random) -> float:
+def master(system: System, _: random.Random) -> float:
     """`kill -9` of the master; another server is started at once."""
-    return world.mortal.kill_master()
+    return system.server.kill_master()
 
 
-def model(world: World, chance: random.Random) -> float:
-    """`kill -9` of the model's server, which is away for a while."""
-    world.model.kill()
+def model(system: System, rng: random.Random) -> float:
+    """`kill -9` of the model's server, which is started again later."""
+    system.model.kill()
     at = time.monotonic()
-    _hold(world, chance, 1.0, unknown=True)  # any other may have ended by the fault, or by the Stop
-    world.model.start()
+    _hold(system, rng, 1.0, unknown=True)  # a known stream may have ended by the fault
+    system.model.start()
     return at
 
 
-def frozen(world: World, chance: random.Random) -> float:
-    """The database answers nothing for a while: it is locked, or its processes are stopped."""
-    with world.postgres.frozen() if world.postgres else loads.locked(world.folder):
+def frozen(system: System, rng: random.Random) -> float:
+    """The database does not answer for a while: it is locked, or its processes are stopped."""
+    with system.postgres.frozen() if system.postgres else loads.locked(system.folder):
         at = time.monotonic()
-        _hold(world, chance, HOLDS_MAX)
+        _hold(system, rng, HOLDS_MAX)
     return at
 
 
-def full(world: World, chance: random.Random) -> float:
-    """No file of the workers' can grow for a while."""
-    pids = world.mortal.workers
+def full(system: System, rng: random.Random) -> float:
+    """No file of the workers can grow for a while."""
+    pids = system.server.workers
     at = time.monotonic()
     with _limited(pids):
-        _hold(world, chance, HOLDS_MAX)
+        _hold(system, rng, HOLDS_MAX)
     return at
 
 
@@ -180,44 +189,44 @@ def _limited(pids: list[int]) -> Iterator[None]:
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
 
 
-def restarted(world: World, chance: random.Random) -> float:
-    """PostgreSQL is ended in order and comes back."""
-    assert world.postgres is not None
-    return _away(world, chance, world.postgres.stop)
+def restarted(system: System, rng: random.Random) -> float:
+    """PostgreSQL shuts down and is started again."""
+    assert system.postgres is not None
+    return _away(system, rng, system.postgres.stop)
 
 
-def killed(world: World, chance: random.Random) -> float:
-    """`kill -9` of PostgreSQL, which comes back."""
-    assert world.postgres is not None
-    return _away(world, chance, world.postgres.kill)
+def killed(system: System, rng: random.Random) -> float:
+    """`kill -9` of PostgreSQL, which is started again."""
+    assert system.postgres is not None
+    return _away(system, rng, system.postgres.kill)
 
 
-def _away(world: World, chance: random.Random, end: Callable[[], object]) -> float:
-    assert world.postgres is not None
+def _away(system: System, rng: random.Random, end: Callable[[], object]) -> float:
+    assert system.postgres is not None
     end()
     at = time.monotonic()
-    _hold(world, chance, HOLDS_MAX / 2)
-    world.postgres.start()
+    _hold(system, rng, HOLDS_MAX / 2)
+    system.postgres.start()
     return at
 
 
-def read_only(world: World, chance: random.Random) -> float:
-    """PostgreSQL takes no writes for a while."""
-    assert world.postgres is not None
-    world.postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-    world.postgres.execute("SELECT pg_reload_conf()")
+def read_only(system: System, rng: random.Random) -> float:
+    """PostgreSQL refuses writes for a while."""
+    assert system.postgres is not None
+    system.postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    system.postgres.execute("SELECT pg_reload_conf()")
     at = time.monotonic()
-    _hold(world, chance, HOLDS_MAX)
-    world.postgres.execute("SET default_transaction_read_only = off", "ALTER SYSTEM RESET ALL")
-    world.postgres.execute("SELECT pg_reload_conf()")
+    _hold(system, rng, HOLDS_MAX)
+    system.postgres.execute("SET default_transaction_read_only = off", "ALTER SYSTEM RESET ALL")
+    system.postgres.execute("SELECT pg_reload_conf()")
     return at
 
 
-def _hold(world: World, chance: random.Random, most: float, unknown: bool = False) -> None:
-    """Let a fault last, and press a Stop meanwhile, which must not wait for its end."""
-    until = time.monotonic() + chance.uniform(0.1, most)
-    assert world.bystander is not None
-    took = world.bystander.stop(STOP_WITHIN + 5, unknown)
+def _hold(system: System, rng: random.Random, most: float, unknown: bool = False) -> None:
+    """Let a fault last, and send a Stop meanwhile, which must not wait for the end of the fault."""
+    until = time.monotonic() + rng.uniform(0.1, most)
+    assert system.bystander is not None
+    took = system.bystander.stop(STOP_WITHIN + 5, unknown)
     assert took < STOP_WITHIN, f"Stop took {took:.1f} s"
     time.sleep(max(0.0, until - time.monotonic()))
 
@@ -237,17 +246,17 @@ FAULTS: dict[str, dict[str, Fault]] = {
 # --- rounds ---------------------------------------------------------------------------------------
 
 
-def play(world: World, name: str, chance: random.Random, may_lose: float) -> None:
-    """One round. Raises what was found."""
+def run_round(system: System, name: str, rng: random.Random, may_lose: float) -> None:
+    """Run one round. Raises the first failure."""
     with contextlib.ExitStack() as stack:
-        if name not in {"worker", "master"}:  # all others leave every stream's worker alone
-            world.bystander = stack.enter_context(Bystander(world.address, 1))
-        crowd = in_progress(world.mortal.client, count=STREAMS, may_lose=may_lose)
-        crowd.wait_tokens(chance.randrange(100 * STREAMS))
-        at = FAULTS[world.kind][name](world, chance)
-    world.settle()
-    all_is_well(crowd, world.mortal.client, world.mortal.database, at)
-    world.nothing_is_left()
+        if name not in {"worker", "master"}:  # other faults kill no producer
+            system.bystander = stack.enter_context(Bystander(system.address, 1))
+        group = start_streams(system.server.client, count=STREAMS, may_lose=may_lose)
+        group.wait_tokens(rng.randrange(100 * STREAMS))
+        at = FAULTS[system.kind][name](system, rng)
+    system.wait_recovered()
+    check_streams(group, system.server.client, system.server.database, at)
+    system.check_leftovers()
 
 
 def main() -> int:
@@ -260,51 +269,51 @@ def main() -> int:
     parser.add_argument("--may-lose", type=float, default=0.25, metavar="SECONDS")
     parser.add_argument("--findings", type=Path, default=Path("chaos-findings"), metavar="FOLDER")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through every `with`
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that each `with` block ends
     kinds = options.database or ["sqlite", *(["postgres"] if postgres_programs() else [])]
     print(f"seed {options.seed}", flush=True)
     until = time.monotonic() + 60 * options.minutes
-    number, found, world, used = options.round or 0, 0, None, 0
+    number, found, system, used = options.round or 0, 0, None, 0
     with tempfile.TemporaryDirectory(prefix="halt-chaos-") as data:
         os.environ["XDG_DATA_HOME"] = os.environ["HALT_DATA"] = data
         try:
             while time.monotonic() < until:
-                chance = random.Random(f"{options.seed}-{number}")
+                rng = random.Random(f"{options.seed}-{number}")
                 kind = kinds[number // ROUNDS % len(kinds)]
                 workers = 1 + number // ROUNDS % 2
                 names = [n for n in FAULTS[kind] if not options.only or n in options.only]
-                name = chance.choice(names)
-                if world is None or used >= ROUNDS or world.kind != kind:
-                    if world is not None:
-                        world.close()
-                    world, used = World(kind, workers), 0
+                name = rng.choice(names)
+                if system is None or used >= ROUNDS or system.kind != kind:
+                    if system is not None:
+                        system.close()
+                    system, used = System(kind, workers), 0
                 began = time.monotonic()
                 try:
-                    play(world, name, chance, options.may_lose)
+                    run_round(system, name, rng, options.may_lose)
                     result = "well"
-                except (Exception, pytest.fail.Exception):  # noqa: BLE001 - it is what we look for
+                except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a finding
                     found += 1
-                    result = f"FOUND, see {_saved(options, number, kind, name, world)}"
-                    world.close()
-                    world = None
+                    result = f"FOUND, see {_saved(options, number, kind, name, system)}"
+                    system.close()
+                    system = None
                 seconds = time.monotonic() - began
                 print(f"round {number}: {kind} {name} {result} ({seconds:.1f} s)", flush=True)
                 number, used = number + 1, used + 1
                 if options.round is not None:
                     break
         finally:
-            if world is not None:
-                world.close()
+            if system is not None:
+                system.close()
     print(f"{found} found", flush=True)
     return 1 if found else 0
 
 
-def _saved(options: argparse.Namespace, number: int, kind: str, name: str, world: World) -> Path:
-    """Write down what is needed to see it again."""
+def _saved(options: argparse.Namespace, number: int, kind: str, name: str, system: System) -> Path:
+    """Save the finding with the command that repeats it; the file's path."""
     options.findings.mkdir(exist_ok=True)
     path: Path = options.findings / f"{options.seed}-{number}-{kind}-{name}.txt"
     again = f"python -m tests.chaos --seed {options.seed} --round {number} --database {kind}"
-    printed = world.mortal.server.printed[-20_000:]
+    printed = system.server.halt.printed[-20_000:]
     path.write_text(f"{again}\n\n{traceback.format_exc()}\n\nHalt printed:\n{printed}")
     return path
 
