@@ -68,11 +68,11 @@ class Person:
         return out
 
     def item(self, conversation: str) -> dict[str, Any]:
-        (found,) = [each for each in self.items() if each["id"] == conversation]
+        (found,) = [item for item in self.items() if item["id"] == conversation]
         return found
 
     def titles(self) -> list[str]:
-        return [each["title"] for each in self.items()]
+        return [item["title"] for item in self.items()]
 
     def import_(self, data: bytes, *, page: bool = False) -> HttpResponse:
         """Choose a file to import."""
@@ -131,11 +131,11 @@ def test_list_is_ordered_by_last_use(anna: Person) -> None:
     first = anna.ask("The first  of\nall talks")
     anna.settled(first)
     second = anna.ask("Another one")
-    assert [each["id"] for each in anna.items()] == [second, first]
+    assert [item["id"] for item in anna.items()] == [second, first]
     assert anna.titles()[1].startswith("The first of")
     anna.settled(second)
     anna.ask("And on", first)
-    assert [each["id"] for each in anna.items()] == [first, second]
+    assert [item["id"] for item in anna.items()] == [first, second]
 
 
 def test_long_list_is_paged(anna: Person) -> None:
@@ -156,7 +156,7 @@ def test_list_marks_running_and_open_conversations(anna: Person, shared_fake: Fa
     runs, rests = anna.ask(prompt), anna.ask("Hello")
     anna.settled(rests)
     assert anna.item(runs)["running"]
-    assert [each["id"] for each in anna.items(f"/conversations?current={rests}") if each["current"]]
+    assert [item["id"] for item in anna.items(f"/conversations?current={rests}") if item["current"]]
     assert 'aria-current="page"' in anna.get(f"/c/{runs}").body.decode()
     stream = re.findall(r'data-stream="(.*?)"', anna.get(f"/c/{runs}").body.decode())[-1]
     assert anna.client.stop(stream).status == 200
@@ -184,7 +184,7 @@ def test_rename_stores_and_escapes_the_title(anna: Person) -> None:
 def test_undelete_restores_a_deleted_conversation(anna: Person) -> None:
     """A deleted conversation is in no list, search or export; Undo restores it unchanged."""
     anna.keep(exported_conversation("Question", "Answer zebra", title="Kept"))
-    (kept,) = [each["id"] for each in anna.items()]
+    (kept,) = [item["id"] for item in anna.items()]
     gone = anna.send(f"/c/{kept}/delete")
     assert f'hx-post="/c/{kept}/undelete"' in gone.body.decode()
     assert anna.titles() == []
@@ -200,7 +200,7 @@ def test_undelete_restores_a_deleted_conversation(anna: Person) -> None:
 def test_delete_of_the_open_conversation_redirects(anna: Person) -> None:
     """The page moves to a new conversation that offers Undo; Undo opens the deleted one."""
     anna.keep(exported_conversation("Question", "Answer"))
-    (kept,) = [each["id"] for each in anna.items()]
+    (kept,) = [item["id"] for item in anna.items()]
     open_now = PAGE_HEADERS | {"HX-Current-URL": f"http://halt.example/c/{kept}"}
     gone = anna.client.request("POST", f"/c/{kept}/delete", b"", open_now)
     assert gone.headers["hx-redirect"] == f"/?deleted={kept}"
@@ -292,7 +292,7 @@ SAID = re.compile(r'(?:<p>|<div class="text">)said-(\d+)\.')
 def test_long_conversation_is_paged(anna: Person) -> None:
     """The page shows the last messages; earlier parts are loaded on demand, each message once."""
     anna.keep(exported_conversation(*(f"said-{n}." for n in range(2000))))
-    (long,) = [each["id"] for each in anna.items()]
+    (long,) = [item["id"] for item in anna.items()]
     body = anna.get(f"/c/{long}").body.decode()
     said = [int(n) for n in SAID.findall(body)]
     assert said[-1] == 1999
@@ -375,7 +375,7 @@ def test_settings_apply_to_all_answers_of_one_conversation(
     body = request_record(shared_fake, other).body
     assert "temperature" not in body
     assert "max_tokens" not in body
-    assert [each["role"] for each in body["messages"]] == ["user"]
+    assert [message["role"] for message in body["messages"]] == ["user"]
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_system_prompt_default_is_kept_until_changed(
         assert carla.send(path, system_prompt=prompt).status == 200
         carla.ask(said, conversation)
         messages = request_record(shared_fake, said).body["messages"]
-        told.append([each["content"] for each in messages if each["role"] == "system"])
+        told.append([message["content"] for message in messages if message["role"] == "system"])
         carla.settled(conversation)
     assert told == [["Be kind."], [], ["Be wise."]]
 
@@ -456,9 +456,11 @@ def test_export_can_be_imported_by_another_session(anna: Person, boris: Person) 
     assert told(boris.get("/export").body) == told(whole.body)
     assert boris.import_(whole.body).status == 200
     assert len(boris.titles()) == 4
-    (one,) = [each["id"] for each in anna.items() if each["title"] == "Zwei"]
+    (one,) = [item["id"] for item in anna.items() if item["title"] == "Zwei"]
     only = anna.get(f"/c/{one}/export?format=json")
-    assert [each["title"] for each in json.loads(only.body)["conversations"]] == ["Zwei"]
+    assert [conversation["title"] for conversation in json.loads(only.body)["conversations"]] == [
+        "Zwei"
+    ]
 
 
 def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
@@ -468,7 +470,7 @@ def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
     )
     given["messages"][1] |= {"state": "stopped", "model": "m-1"}
     anna.keep(given, exported_conversation("Second", "Two"))
-    (one,) = [each["id"] for each in anna.items() if each["title"].startswith("Gr")]
+    (one,) = [item["id"] for item in anna.items() if item["title"].startswith("Gr")]
     answer = anna.get(f"/c/{one}/export?format=markdown")
     assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
     assert answer.headers["content-disposition"].endswith("Gr%C3%BC%C3%9Fe-K%C3%BCsse.md")
@@ -587,7 +589,7 @@ def hers(halt: HaltServer) -> Iterator[str]:
     """A conversation of somebody else."""
     person = Person(halt)
     person.keep(exported_conversation("Secret", "giraffe", title="Hers"))
-    (conversation,) = [each["id"] for each in person.items()]
+    (conversation,) = [item["id"] for item in person.items()]
     yield conversation
     assert person.titles() == ["Hers"]
 
@@ -627,14 +629,14 @@ def test_conversation_is_not_listed_for_another_session(
 def test_import_with_a_used_id_gets_a_new_id(anna: Person, hers: str) -> None:
     """An import whose conversation has an ID of another session is stored under a new ID."""
     anna.keep(exported_conversation("Mine", "all mine", title="Mine", id=hers))
-    (mine,) = [each["id"] for each in anna.items()]
+    (mine,) = [item["id"] for item in anna.items()]
     assert mine != hers
 
 
 def test_concurrent_changes_leave_a_valid_conversation(anna: Person) -> None:
     """Concurrent renames and deletions leave the conversation in one of the requested states."""
     anna.keep(exported_conversation("Hi", "Ho"))
-    (one,) = [each["id"] for each in anna.items()]
+    (one,) = [item["id"] for item in anna.items()]
     statuses: list[int] = []
 
     def work(n: int) -> None:
@@ -643,7 +645,7 @@ def test_concurrent_changes_leave_a_valid_conversation(anna: Person) -> None:
     threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
     for each in threads:
         each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.join()
     assert statuses == [200] * 8
     assert re.fullmatch(r"Name \d", anna.titles()[0])

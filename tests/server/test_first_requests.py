@@ -204,6 +204,6 @@ def test_first_highlighting_by_several_threads_works() -> None:
     threads = [threading.Thread(target=draw) for _ in range(8)]
     for each in threads:
         each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.join()
     assert drawn == [render(text, Colours())] * 8

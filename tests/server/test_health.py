@@ -42,15 +42,15 @@ def in_threads(count: int, call: Callable[[], Any]) -> tuple[list[threading.Thre
     """Call it in so many threads; those, and what the calls have returned so far."""
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(call())) for _ in range(count)]
-    for each in threads:
-        each.start()
+    for thread in threads:
+        thread.start()
     return threads, found
 
 
 def join(threads: list[threading.Thread]) -> None:
-    for each in threads:
-        each.join(RECORD_TIMEOUT)
-        assert not each.is_alive()
+    for thread in threads:
+        thread.join(RECORD_TIMEOUT)
+        assert not thread.is_alive()
 
 
 def test_health_with_a_silent_upstream_blocks_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_health_with_a_hanging_worker_blocks_one_request(
     assert asked.wait(RECORD_TIMEOUT)
     others, answers = in_threads(OTHERS, service.health)
     join(others)
-    assert {(each.open_streams, each.workers) for each in answers} == {(3, 2)}
+    assert {(answer.open_streams, answer.workers) for answer in answers} == {(3, 2)}
     assert waited == []
     hangs.set()
     join(first)

@@ -288,7 +288,7 @@ def test_function_conversation_continues_as_tools(
     messages.append({"role": "user", "content": "Thanks."})
     answer = create(model="echo", messages=messages, functions=[GREET], function_call="auto")
     assert answer.choices[0].finish_reason == "stop"
-    (sent,) = [each.body for each in shared_fake.requests if prompt in str(each.body)]
+    (sent,) = [request.body for request in shared_fake.requests if prompt in str(request.body)]
     assert sent["tool_choice"] == "auto"
     rounds = sent["messages"][1:5]
     assert [m["role"] for m in rounds] == ["assistant", "tool"] * 2
@@ -444,7 +444,7 @@ def test_functions_of_any_shape_are_passed_on(
     answer = halt.client().post(PATH, {"model": "echo", "messages": hello(prompt), **fields})
     assert answer.status == 200, answer
     sent = request_record(shared_fake, prompt).body
-    assert sent["tools"] == [{"type": "function", "function": each} for each in functions]
+    assert sent["tools"] == [{"type": "function", "function": function} for function in functions]
     assert sent.get("tool_choice") == chosen
 
 
@@ -498,12 +498,12 @@ def test_unknown_chunk_fields_are_events(halt: HaltServer) -> None:
     stream = client.chat("beside").to_end()
     for reader in (stream, client.follow(stream.id).to_end()):
         events = [message.json for message in reader.seen[:-1]]
-        extras = [each for each in events if each["type"] == "extra"]
+        extras = [event for event in events if event["type"] == "extra"]
         assert [each for e in extras for each in e["delta"].get("images", ())] == PICTURES
         assert [e["chunk"]["citations"] for e in extras if "citations" in e["chunk"]][-1] == SOURCES
-        (call,) = [each for each in events if each["type"] == "tool_call"]
+        (call,) = [event for event in events if event["type"] == "tool_call"]
         assert call["extra"] == SIGNED
-        assert {each["content"] for each in extras} == {""}
+        assert {extra["content"] for extra in extras} == {""}
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -529,7 +529,7 @@ def test_reasoning_is_dropped_after_a_refusal(halt: HaltServer, shared_fake: Fak
         messages = [said, *hello(prompt)]
         answer = halt.client().post(PATH, {"model": model, "messages": messages})
         assert answer.status == 200, answer
-        bodies = [each.body for each in shared_fake.requests if prompt in str(each.body)]
+        bodies = [request.body for request in shared_fake.requests if prompt in str(request.body)]
         assert len(bodies) == requests
         assert bodies[-1]["messages"][0] == {"role": "assistant", "content": "Hi", "mine": 1}
     own = f"wants_back?refuses=1&field=mine&name={new_id()}"

@@ -166,7 +166,7 @@ def test_document_has_the_parsed_fields() -> None:
     fields = {*CHAT_FIELDS, *ResponseOptions.__struct_fields__}
     assert schemas["CompletionRequest"]["properties"].keys() == fields
     (stream,) = document(token=True)["paths"]["/stream"].values()
-    assert {each["name"] for each in stream["parameters"]} == PARAMETERS
+    assert {parameter["name"] for parameter in stream["parameters"]} == PARAMETERS
 
 
 #: What programs send and are sent; openapi.yaml has the shapes that msgspec makes of these.
@@ -279,8 +279,8 @@ def test_docs_page_shows_the_whole_document(halt: HaltServer) -> None:
     text = answer.body.decode()
     page = Anchors(text)
     described = halt.client().get("/openapi.json").json
-    operations = [each for methods in described["paths"].values() for each in methods.values()]
-    wanted = [each["operationId"] for each in operations]
+    operations = [method for methods in described["paths"].values() for method in methods.values()]
+    wanted = [operation["operationId"] for operation in operations]
     assert {*wanted, *described["components"]["schemas"]} <= {*page.ids}
     assert len(page.ids) == len({*page.ids})
     assert page.links <= {*page.ids}

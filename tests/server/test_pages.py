@@ -117,7 +117,7 @@ def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: Fa
     assert f'id="feed-{stream_id}"' in first.data
     request_record(shared_fake, prompt).release()
     *texts, last = events
-    assert all(each.data.startswith("<hx-partial") for each in texts)
+    assert all(text.data.startswith("<hx-partial") for text in texts)
     assert f'hx-target="#a-{stream_id}"' in last.data
     assert 'data-state="done"' in last.data
     assert "hx-sse:connect" not in "".join(each.data for each in events.seen)

@@ -152,7 +152,7 @@ def test_stop_of_several_answers_does_not_wait_between_them(
     """A connection that closes slowly delays no other answer's Stop."""
     assert desk.ask("a", "b", "c") == 200
     service: GenerationService = services(desk.app).generations
-    ids = [each.stream_id for each in desk.conversation().exchanges[-1].candidates]
+    ids = [candidate.stream_id for candidate in desk.conversation().exchanges[-1].candidates]
     runs = service.capacity.live()
     assert {run.id for run in runs} == set(ids)
     wait_closed, left = UpstreamConnection.wait_closed, list[int]()

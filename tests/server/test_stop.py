@@ -153,7 +153,7 @@ def test_stop_takes_the_id_from_form_json_or_path(halt: HaltServer) -> None:
         streams = [stack.enter_context(client.chat("stall?n=1")) for _ in range(3)]
         for each in streams:
             each.until_text("0 ")
-        one, two, three = (each.id for each in streams)
+        one, two, three = (stream.id for stream in streams)
         receipts = [
             client.post(f"/stop/{one}"),
             client.post("/stop", {"stream_id": two}),

@@ -744,7 +744,7 @@ def test_head_request_starts_no_run(client: Client, shared_fake: FakeOpenAI) -> 
 
 def listed(client: Client) -> list[str]:
     """The IDs that it is told."""
-    return [each["id"] for each in client.get("/streams").json["streams"]]
+    return [stream["id"] for stream in client.get("/streams").json["streams"]]
 
 
 def test_session_lists_and_stops_its_own_streams(halt: HaltServer, client: Client) -> None:
@@ -979,5 +979,5 @@ def test_internal_error_and_its_log_have_the_request_id(
     assert answer.headers["X-Request-Id"] == "fault-1"
     assert "Its log has the details. (request ID: fault-1)" in answer.text
     assert answer.text.count("(request ID: fault-1)") == 1
-    (record,) = [each for each in caplog.records if each.name == "halt.web.responses"]
+    (record,) = [record for record in caplog.records if record.name == "halt.web.responses"]
     assert record.getMessage() == f"unforeseen error in GET {path} (request ID: fault-1)"

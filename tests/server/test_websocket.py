@@ -601,7 +601,7 @@ def test_shutdown_ends_streams_and_closes_sockets_with_1001(
         prompt = new_id()
         flood = full.start("long?n=100000000", prompt)
         request_record(fake, prompt).wait_tokens(100_000, RECORD_TIMEOUT)
-        ids = [busy.start(each) for each in ("silent_headers", "stall?n=2", "long?n=100000000")]
+        ids = [busy.start(text) for text in ("silent_headers", "stall?n=2", "long?n=100000000")]
         busy.until_text(ids[1], "1 ")
         assert b" 101 " in deaf.recv(65536)
         server.terminate()

@@ -7,8 +7,8 @@ from halt.chat.progress import ANSWERS_MIN, HISTORY, MODELS_MAX, AnswerProgress
 
 def progress_after(*tokens: int, model: str = "m") -> AnswerProgress:
     progress = AnswerProgress()
-    for each in tokens:
-        progress.end("x", model, each)
+    for token in tokens:
+        progress.end("x", model, token)
     return progress
 
 

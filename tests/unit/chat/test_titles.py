@@ -77,8 +77,8 @@ def make(upstream: ScriptedUpstream, saved: Saved) -> Iterator[Make]:
         return made_titles[-1]
 
     yield make
-    for each in made_titles:
-        each.close()
+    for title in made_titles:
+        title.close()
 
 
 FORM = "application/x-www-form-urlencoded"

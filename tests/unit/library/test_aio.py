@@ -348,7 +348,7 @@ def test_merged_aiter_yields_labelled_events_to_their_ends(program: Halt) -> Non
     async def main() -> list[tuple[str, Event]]:
         merged = program.merge({"a": "first text", "b": "second text"})
         async with merged.aiter() as events:
-            return [each async for each in events]
+            return [event async for event in events]
 
     events = asyncio.run(main())
     for label, text in (("a", "first text"), ("b", "second text")):

@@ -637,7 +637,9 @@ def test_function_tool_runs_and_the_model_continues() -> None:
         assert gen.result().usage == {"completion_tokens": 7}
         program.generate("x", tools=[]).cancel()
         upstream.wait_requests(3)
-    tool_names = [each.tools and each.tools[0]["function"]["name"] for each in upstream.requests]
+    tool_names = [
+        request.tools and request.tools[0]["function"]["name"] for request in upstream.requests
+    ]
     assert tool_names == ["warmth", "warmth", None]
     upstream.dispose()
     wait_no_threads()

@@ -88,7 +88,7 @@ def test_environment_key_is_not_sent_to_a_given_address(
         monkeypatch.setenv(name, "secret-of-environment")
     with Halt(base_url=fake.base_url, model="count?n=2") as halt:
         assert halt.generate("hello").result().text == "0 1 "
-    assert "secret-of-environment" not in str([each.headers for each in fake.requests])
+    assert "secret-of-environment" not in str([request.headers for request in fake.requests])
 
 
 # --- precedence -----------------------------------------------------------------------------------

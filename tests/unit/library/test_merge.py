@@ -357,7 +357,7 @@ def test_feed_delivers_each_event_once_in_order_within_its_bound(counts: list[in
         for label, event in items:
             assert event == Content(str(event_counts[label]))
             event_counts[label] += 1
-    for each in followers.threads:
-        each.join(WAIT_TIMEOUT)
+    for thread in followers.threads:
+        thread.join(WAIT_TIMEOUT)
     assert event_counts == Counter({str(n): count for n, count in enumerate(counts) if count})
     assert largest <= 2 * BUFFERED_MAX

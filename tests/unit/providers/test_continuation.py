@@ -413,11 +413,11 @@ def rest_of(upstream: Upstream, cut: int) -> str:
 
 
 def completions(fake: FakeOpenAI) -> list[Record]:
-    return [each for each in fake.requests if each.method == "POST"]
+    return [request for request in fake.requests if request.method == "POST"]
 
 
 def roles(record: Record) -> list[str]:
-    return [each["role"] for each in record.body["messages"]]
+    return [message["role"] for message in record.body["messages"]]
 
 
 @pytest.mark.parametrize("style", ["tail", "more", "all", "lead"])
@@ -482,7 +482,9 @@ def test_mistral_and_deepseek_get_a_marked_prefix(
     for cut in CUTS:
         assert TEXT[:cut] + rest_of(told, cut) == TEXT
     assert len(tale.requests) == len(CUTS)
-    assert all(each.body["messages"][-1]["prefix"] is True for each in completions(tale))
+    assert all(
+        completion.body["messages"][-1]["prefix"] is True for completion in completions(tale)
+    )
 
 
 def test_deepseek_prefix_goes_to_its_beta_address(

@@ -55,7 +55,7 @@ BEGINNINGS = (
 )
 
 
-@pytest.mark.parametrize("blank", BLANKS, ids=[ascii(each[:2]) for each in BLANKS])
+@pytest.mark.parametrize("blank", BLANKS, ids=[ascii(blank[:2]) for blank in BLANKS])
 @pytest.mark.parametrize("field", ["content", "reasoning_content"])
 def test_blanks_are_counted_as_they_arrive(blank: str, field: str) -> None:
     """White space counts as it arrives, whether it is shown, held back or dropped."""

@@ -721,7 +721,7 @@ def test_content_filter_results_are_passed_on_when_they_change() -> None:
     )
     played = chat(stream + END)
     assert played.text == "aaaaa"
-    assert [each["choice"] for each in played.extras] == [
+    assert [extra["choice"] for extra in played.extras] == [
         {"content_filter_results": safe}, {"content_filter_results": unsafe}
     ]  # fmt: skip
 

@@ -156,7 +156,7 @@ def test_discover_address_with_a_password_is_refused_and_not_shown() -> None:
 def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> None:
     """All are probed at once. A model for embeddings is never the default."""
     servers = {kind: serve(handler) for kind, handler in OFFERED.items()}
-    found = {each.url: each for each in look(*(each.url for each in servers.values())).servers}
+    found = {each.url: each for each in look(*(server.url for server in servers.values())).servers}
     told = {kind: found[each.url] for kind, each in servers.items()}
     assert {kind: (each.default, each.is_loaded) for kind, each in told.items()} == {
         "ollama": ("qwen3:8b", True),
@@ -191,7 +191,7 @@ def test_other_servers_are_probed_once_a_minute(
     """
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 1.0)
     servers = {kind: serve(handler) for kind, handler in NOT_OFFERED.items()}
-    looking = Discovery(DiscoveryResult(addresses=tuple(each.url for each in servers.values())))
+    looking = Discovery(DiscoveryResult(addresses=tuple(server.url for server in servers.values())))
     for _ in range(2):
         found = looking.refresh_now()
         assert (found.servers, found.key_required) == ((), ())
@@ -258,8 +258,8 @@ def test_closed_port_and_loading_server_are_probed_again(serve: Serve) -> None:
     looking = Discovery(DiscoveryResult(addresses=(url, loading.url)))
     assert looking.refresh_now().servers == ()
     with RawServer(OLLAMA, port=urlsplit(url).port or 0):
-        assert [each.url for each in looking.refresh_now().servers] == [url, loading.url]
-    assert [each.url for each in looking.refresh_now().servers] == [loading.url]
+        assert [server.url for server in looking.refresh_now().servers] == [url, loading.url]
+    assert [server.url for server in looking.refresh_now().servers] == [loading.url]
 
 
 def test_known_server_that_does_not_answer_is_kept(
@@ -317,7 +317,7 @@ def test_names_that_no_request_may_have_are_dropped(serve: Serve) -> None:
     odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
     found = discover_at_start((odd.url, ollama.url))
     assert found.servers[0].models == ("<b>'\"/ok",)
-    assert [each.default for each in found.servers] == ["<b>'\"/ok", "qwen3:8b"]
+    assert [server.default for server in found.servers] == ["<b>'\"/ok", "qwen3:8b"]
     alone = look(serve(listing(models(*names))).url)
     assert (alone.servers[0].models, alone.has_chat_model) == ((), False)
 
@@ -351,7 +351,7 @@ def test_provider_name_depends_on_its_address_alone() -> None:
     assert names.of("http://box:9/v1") == ("box-9", "box:9")
     alone = Names(["http://host.docker.internal:11434/v1"])
     assert alone.of("http://host.docker.internal:11434/v1")[0] == "ollama"
-    urls = [f"{each}/v1" for each in ("http://a.b:9", "https://a.b:9", "http://a-b:9")]
+    urls = [f"{text}/v1" for text in ("http://a.b:9", "https://a.b:9", "http://a-b:9")]
     assert [Names(urls).of(url)[0] for url in urls] == ["a-b-9", "a-b-9-2", "a-b-9-3"]
     product = product_of("http://127.0.0.1:1337/v1")
     assert product is not None

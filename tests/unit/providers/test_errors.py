@@ -1053,8 +1053,8 @@ def test_message_has_the_servers_words_in_one_line(
 ) -> None:
     """Words of every format are plain text in one line: no HTML, JSON or Python literal."""
     message = refusal(status, body).message
-    for each in words:
-        assert each in message
+    for word in words:
+        assert word in message
     if "Invalid schema" not in message:
         assert not [mark for mark in ("<", "{", "[{", "\r", "\n", "&#", "None") if mark in message]
 

@@ -55,12 +55,12 @@ def test_parallel_calls_are_whole_in_any_order_of_their_pieces(
     while left := [stream for stream in streams if stream]:
         mixed.append(data.draw(st.sampled_from(left)).pop(0))
     events = assembled(mixed)
-    assert [each for each in events if isinstance(each, ToolCall)] == [
+    assert [event for event in events if isinstance(event, ToolCall)] == [
         ToolCall(f"id{index}", name, arguments) for index, (name, arguments, _) in enumerate(calls)
     ]
     for index, (_, arguments, _) in enumerate(calls):
         deltas = [e for e in events if isinstance(e, ToolCallDelta) and e.index == index]
-        assert "".join(each.arguments for each in deltas) == arguments
+        assert "".join(delta.arguments for delta in deltas) == arguments
 
 
 @given(calls=CALLS, indexed=st.booleans())
@@ -77,7 +77,7 @@ def test_calls_without_a_unique_id_get_one() -> None:
     events = assembled(
         [(0, "", "a", "{}"), (1, "", "b", "{}"), (2, "x", "c", ""), (3, "x", "d", "")]
     )
-    ids = [each.id for each in events if isinstance(each, ToolCall)]
+    ids = [event.id for event in events if isinstance(event, ToolCall)]
     again = [each.id for each in assembled([(0, "", "a", "{}")]) if isinstance(each, ToolCall)]
     assert len({*ids, *again}) == 5
     assert all(ids)
@@ -179,9 +179,9 @@ def test_calls_are_assembled_for_every_server_format(habit: str) -> None:
     events = assembled(fragments)
     assert [(e.name, e.arguments) for e in events if isinstance(e, ToolCall)] == calls
     pieces: dict[str, str] = {}
-    for each in events:
-        if isinstance(each, ToolCallDelta):
-            pieces[each.id] = pieces.get(each.id, "") + each.arguments
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            pieces[event.id] = pieces.get(event.id, "") + event.arguments
     assert [text for text in pieces.values() if text] == [arguments for _, arguments in calls]
 
 
@@ -195,7 +195,7 @@ def test_unknown_fields_stay_with_their_call() -> None:
     assembler.add_fragment(1, "b", "y", B, out)
     assembler.finish(out)
     events = out.build(ended=True).events
-    extras = [each.extra for each in events if isinstance(each, ToolCallDelta | ToolCall)]
+    extras = [event.extra for event in events if isinstance(event, ToolCallDelta | ToolCall)]
     whole = {"extra_content": {"google": {"sign": "s", "part": 2}}, "more": None}
     assert extras[0] == {"extra_content": {"google": {"sign": "s"}}}
     assert extras[2:] == [msgspec.UNSET, whole, msgspec.UNSET]

@@ -239,7 +239,7 @@ def test_items_of_a_list_equal_its_values_for_every_step_size(
     raw = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_items, "STEP", step)
-        assert [json.loads(bytes(each)) for each in json_items.items(raw)] == values
+        assert [json.loads(bytes(item)) for item in json_items.items(raw)] == values
 
 
 @given(st.binary(max_size=40))
@@ -272,7 +272,7 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
         over.set()
         other.join()
         sys.setswitchinterval(before)
-    assert [each.content for each in conversation.messages[-3:]] == texts
+    assert [message.content for message in conversation.messages[-3:]] == texts
     assert turns > 5  # hundreds are usual; reading in one call would allow one or two
 
 

@@ -132,7 +132,7 @@ def test_killed_worker_replays_saved_events_and_ends_interrupted(killed: Killed)
     replay = killed.client.follow(stream_id, 0).to_end()
     *events, last, done = replay.seen
     assert done.data == "[DONE]"
-    assert [int(each.id) for each in events] == list(range(1, len(events) + 1))
+    assert [int(event.id) for event in events] == list(range(1, len(events) + 1))
     assert len(events) >= saved
     assert seen[: len(events)] == events[: len(seen)]
     assert int(last.id) == len(events) + GAP + 1
@@ -163,7 +163,7 @@ def test_websocket_and_eventsource_replay_the_saved_events(killed: Killed) -> No
         assert socket.seen[stream_id] == [(int(each.id), each.json) for each in whole]
     source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})
     messages = [each.json for each in source]
-    assert "".join(each["content"] for each in messages) == text
+    assert "".join(message["content"] for message in messages) == text
     assert messages[-1]["error"]["code"] == "interrupted"
 
 
@@ -406,13 +406,13 @@ def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
 
         def statuses() -> list[str]:
             receipts = service.stop_many([(each, None) for each in ids], "somebody")
-            return [each.status for each in receipts]
+            return [receipt.status for receipt in receipts]
 
         # The store may not answer in time on a busy machine.
         eventually(lambda: statuses() == ["finished", "pending", "pending"])
         assert service.stop("an-end", "somebody else").status == "pending"
     assert statements
-    assert not [each for each in statements if "generations.events" in each]
+    assert not [statement for statement in statements if "generations.events" in statement]
     upstream.dispose()
     assert Replay(desk.store.generations, lambda worker: False).has_ended("dead-stream", "somebody")
 
@@ -442,7 +442,7 @@ def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
         started.wait(WAIT_TIMEOUT)
         counts.append(Replay(Store(database).generations, lambda worker: False).recover())
 
-    threads = [threading.Thread(target=recover, args=(each,)) for each in databases]
+    threads = [threading.Thread(target=recover, args=(database,)) for database in databases]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -589,7 +589,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         eventually(lambda: is_there(first) and is_there(second))
         with first.request(b"Who?", WAIT_TIMEOUT) as answers:
             assert [payload for _, payload, _ in answers] == [b"Who?"]
-    payload = [each for each in caplog.messages if "were deleted" in each]
+    payload = [message for message in caplog.messages if "were deleted" in message]
     assert 2 <= len(payload) <= 4  # once for each deletion that follows a repair
     delete_folder()
     third.begin(lambda payload, channel: None)

@@ -579,7 +579,8 @@ class Comparison(Chat):
     def streams(self) -> list[str]:
         """The streams of the last exchange, the selected one first."""
         return [
-            each.stream_id.removeprefix(f"{self.name}-") for each in self.last_exchange().candidates
+            candidate.stream_id.removeprefix(f"{self.name}-")
+            for candidate in self.last_exchange().candidates
         ]
 
 
@@ -733,7 +734,7 @@ def long(store: Store) -> Chat:
 
 
 def numbers(conversation: Conversation) -> list[int]:
-    return [int(each.prompt) // 2 for each in conversation.exchanges]
+    return [int(exchange.prompt) // 2 for exchange in conversation.exchanges]
 
 
 def test_conversation_windows_cover_all_exchanges_in_both_directions(long: Chat) -> None:
@@ -815,7 +816,7 @@ def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store
     cursor: str | None = None
     while True:
         page = store.conversations.summaries("anna", cursor, limit=2)
-        summaries += [(each.id, each.is_running) for each in page.items]
+        summaries += [(item.id, item.is_running) for item in page.items]
         cursor = page.cursor
         if cursor is None:
             break
@@ -1157,7 +1158,7 @@ def test_import_corrects_impossible_values(store: Store) -> None:
     assert max(conversation.created_at, conversation.updated_at) <= time.time()
     (exchange,) = conversation.exchanges
     assert exchange.ended == Done("stop", NO_FIGURES)
-    assert [(each.state, each.ms) for each in exchange.steps] == [
+    assert [(step.state, step.ms) for step in exchange.steps] == [
         ("done", None),
         ("called", None),
         ("done", 5.0),
@@ -1175,7 +1176,7 @@ def test_import_without_a_selection_selects_the_last_messages(store: Store) -> N
         store.transfer.import_("anna", [PortableConversation(name, "  ", written, chosen)])
         (exchange,) = store.conversations.get(name, "anna").exchanges
         assert (exchange.prompt, exchange.answer) == ("Hello?", answer)
-    assert [each.title for each in store.conversations.summaries("anna").items] == [
+    assert [item.title for item in store.conversations.summaries("anna").items] == [
         "Hello?",
         "Hello?",
     ]
@@ -1188,7 +1189,7 @@ def test_export_of_a_running_answer_contains_its_saved_text(store: Store, chat: 
     events = [(1.0, Content("two ")), (2.0, Content("three"))]
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
     (exported,) = store.transfer.export("anna", chat.name)
-    assert [(each.content, each.state) for each in exported.messages] == [
+    assert [(message.content, message.state) for message in exported.messages] == [
         ("Hello?", "done"),
         ("One two three", "interrupted"),
     ]
@@ -1206,8 +1207,8 @@ def test_import_that_fails_midway_adds_nothing(store: Store) -> None:
 
     with pytest.raises(RuntimeError):
         store.transfer.import_("anna", breaking())
-    assert [each.id for each in store.conversations.summaries("anna").items] == [chat.name]
-    assert [each.conversation_id for each in store.search.find("anna", "zebra").items] == [
+    assert [item.id for item in store.conversations.summaries("anna").items] == [chat.name]
+    assert [item.conversation_id for item in store.search.find("anna", "zebra").items] == [
         chat.name
     ]
     assert [each.id for each in store.transfer.export("anna")] == [chat.name]
@@ -1229,8 +1230,8 @@ def test_import_writes_long_conversations_in_several_transactions(
     (name,) = store.transfer.import_("bert", [one])
     assert len(transactions) >= steps
     (again,) = store.transfer.export("bert", name)
-    assert [(each.role, each.content, each.parent) for each in again.messages] == [
-        (each.role, each.content, each.parent) for each in one.messages
+    assert [(message.role, message.content, message.parent) for message in again.messages] == [
+        (message.role, message.content, message.parent) for message in one.messages
     ]
     assert again.chosen == one.chosen
 
@@ -1246,7 +1247,7 @@ def test_sweep_during_an_import_keeps_its_conversation(store: Store) -> None:
     messages = SweepingList([PortableMessage(1, "user", "Hi?", created_at=1.0)])
     talk = PortableConversation("of-long-ago", "", messages, created_at=1.0, updated_at=1.0)
     (name,) = store.transfer.import_("anna", [talk])
-    assert [each.id for each in store.conversations.summaries("anna").items] == [name]
+    assert [item.id for item in store.conversations.summaries("anna").items] == [name]
 
 
 @pytest.mark.parametrize(
@@ -1488,7 +1489,7 @@ def test_one_batch_writes_many_streams(store: Store) -> None:
     for name in names[::2]:
         generation = store.generations.get_ended(name, None)
         assert generation is not None
-        assert [each[2] for each in generation.events] == [Content("1"), Content("2"), DONE]
+        assert [event[2] for event in generation.events] == [Content("1"), Content("2"), DONE]
         assert all(a[0] < b[0] for a, b in pairwise(generation.events))
 
 
@@ -1562,7 +1563,7 @@ def test_generation_of_another_worker_with_the_same_id_is_not_saved(
     end = GenerationEnd("an-id", DONE, time.time(), 2, "second", "m-1")
     store.generations.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
     store.generations.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
-    assert [each.getMessage() for each in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records] == [
         "stream an-id is not saved: an earlier one has its ID"
     ]
     assert store.generations.state("an-id", None) == "running"

@@ -216,7 +216,9 @@ def test_generations_of_a_process_share_a_transaction(desk: Desk) -> None:
         add(generation, generation.id)
     desk.shelf.free.set()
     desk.shelf.until(lambda: len(desk.shelf.batches) == 2)
-    assert {each.stream_id for each in desk.shelf.batches[1].chunks} == {r.id for r in generations}
+    assert {chunk.stream_id for chunk in desk.shelf.batches[1].chunks} == {
+        r.id for r in generations
+    }
     assert blocker.log.last == 0
 
 
@@ -332,7 +334,7 @@ def test_long_backlog_is_written_in_bounded_transactions(
     assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
     assert desk.store_writer.wait_written("another", WAIT_TIMEOUT)
     assert desk.shelf.events("a-stream") == generation.log.read(0)
-    sizes = [sum(len(each.events) for each in batch.chunks) for batch in desk.shelf.batches]
+    sizes = [sum(len(chunk.events) for chunk in batch.chunks) for batch in desk.shelf.batches]
     assert max(sizes) <= 10
 
 

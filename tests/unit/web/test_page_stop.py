@@ -70,5 +70,5 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
         )
     ]
     with app.test_request_context():
-        for each in views:
-            assert ended_answer(each) == render_template("answer.html", a=each)
+        for view in views:
+            assert ended_answer(view) == render_template("answer.html", a=view)

@@ -227,8 +227,8 @@ def test_thought_without_a_duration_has_a_plain_label() -> None:
     fold = steps.Step(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), steps=(fold,))
     assert [
-        each.label
-        for each in view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60)).steps
+        step.label
+        for step in view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60)).steps
     ] == ["Thought"]
 
 

@@ -163,7 +163,7 @@ def test_refused_start_sends_no_request_to_the_model(
     prompt = new_id()
     body = {**HELLO, "messages": [{"role": "user", "content": prompt}]}
     assert client.post("/chat", body).status == 429
-    assert prompt not in json.dumps([each.body for each in shared_fake.requests])
+    assert prompt not in json.dumps([request.body for request in shared_fake.requests])
 
 
 def test_openai_client_raises_rate_limit_error(limited: HaltServer, client: Client) -> None:

@@ -110,8 +110,8 @@ class Client:
 def clients(relay: Relay) -> Iterator[list[Client]]:
     with ExitStack() as stack:
         both_clients = [Client(relay) for _ in range(2)]
-        for each in both_clients:
-            stack.callback(each.close)
+        for client in both_clients:
+            stack.callback(client.close)
         yield both_clients
 
 
