@@ -34,17 +34,17 @@ def settings_of(case: dict[str, Any], base: str) -> dict[str, str]:
     """The environment of the Halt that a case is played against."""
     alone = case.get("alone") or "models" in case or "OPENAI_BASE_URL" in case.get("halt", {})
     server = f"{base}/case/{case['name']}" if alone else base
-    given: dict[str, str | None] = {"HALT_PROVIDER": case["provider"], "HALT_MODEL": "m-1"}
+    settings: dict[str, str | None] = {"HALT_PROVIDER": case["provider"], "HALT_MODEL": "m-1"}
     match case["provider"]:
         case "openai":
-            given |= {"OPENAI_BASE_URL": f"{server}/v1", "OPENAI_API_KEY": "key-of-cases"}
+            settings |= {"OPENAI_BASE_URL": f"{server}/v1", "OPENAI_API_KEY": "key-of-cases"}
         case "azure":
-            given |= {"AZURE_OPENAI_ENDPOINT": server, "AZURE_OPENAI_API_KEY": "key-of-cases"}
-            given |= {"AZURE_OPENAI_DEPLOYMENT": "m-1"}
+            settings |= {"AZURE_OPENAI_ENDPOINT": server, "AZURE_OPENAI_API_KEY": "key-of-cases"}
+            settings |= {"AZURE_OPENAI_DEPLOYMENT": "m-1"}
         case "anthropic":
-            given |= {"ANTHROPIC_BASE_URL": server, "ANTHROPIC_API_KEY": "key-of-cases"}
-    given |= case.get("halt", {})
-    return {k: v.replace("{base}", server) for k, v in given.items() if v is not None}
+            settings |= {"ANTHROPIC_BASE_URL": server, "ANTHROPIC_API_KEY": "key-of-cases"}
+    settings |= case.get("halt", {})
+    return {k: v.replace("{base}", server) for k, v in settings.items() if v is not None}
 
 
 class Halts:
@@ -119,8 +119,8 @@ def played(case: dict[str, Any], halt: HaltServer, server: CaseServer) -> Outcom
         for turn in case.get("turns", ["{case}"]):
             out = Outcome()
             stream_id = new_id()
-            said = turn.replace("{case}", prompt)
-            form = urlencode([("prompt", said), ("id", stream_id)]).encode()
+            turn_text = turn.replace("{case}", prompt)
+            form = urlencode([("prompt", turn_text), ("id", stream_id)]).encode()
             answer = client.request("POST", f"{path}/messages", form, PAGE)
             assert answer.status == 200, answer
             _take_events(out, client.follow(stream_id, 0).to_end().seen)
@@ -226,15 +226,15 @@ def _all(value: Any) -> list[Any]:
 
 
 def _has(text: str, want: Any) -> bool:
-    return all(each in text for each in _all(want))
+    return all(check in text for check in _all(want))
 
 
 def _lacks(text: str, want: Any) -> bool:
-    return not any(each in text for each in _all(want))
+    return not any(check in text for check in _all(want))
 
 
 def _lower(want: Any) -> list[str]:
-    return [each.lower() for each in _all(want)]
+    return [check.lower() for check in _all(want)]
 
 
 def _calls(calls: list[dict[str, Any]]) -> list[Any]:

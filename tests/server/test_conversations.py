@@ -68,8 +68,8 @@ class Person:
         return out
 
     def item(self, conversation: str) -> dict[str, Any]:
-        (found,) = [item for item in self.items() if item["id"] == conversation]
-        return found
+        (listed_item,) = [item for item in self.items() if item["id"] == conversation]
+        return listed_item
 
     def titles(self) -> list[str]:
         return [item["title"] for item in self.items()]
@@ -251,13 +251,13 @@ def test_search_marks_escaped_matches(anna: Person) -> None:
         ),
         exported_conversation("Nothing", "here", title="Other"),
     )
-    found = anna.get("/conversations/search?q=" + quote("STRIPES zeb")).body.decode()
-    assert "<mark>zebra</mark>" in found
-    assert "<mark>stripes</mark> &amp; hooves" in found
-    assert "&lt;Animals&gt;" in found
-    assert "1 message found" in found
+    page = anna.get("/conversations/search?q=" + quote("STRIPES zeb")).body.decode()
+    assert "<mark>zebra</mark>" in page
+    assert "<mark>stripes</mark> &amp; hooves" in page
+    assert "&lt;Animals&gt;" in page
+    assert "1 message found" in page
     (conversation,) = [e["id"] for e in anna.items() if e["title"] == "<Animals>"]
-    assert re.search(rf'href="/c/{conversation}\?at=\d+&amp;q=STRIPES', found)
+    assert re.search(rf'href="/c/{conversation}\?at=\d+&amp;q=STRIPES', page)
     both = anna.get("/conversations/search?q=zebra").body.decode()
     assert both.count("<mark>") == 2
     assert "&lt;i&gt;<mark>zebras</mark>&lt;/i&gt;" in both
@@ -271,15 +271,15 @@ def test_search_marks_escaped_matches(anna: Person) -> None:
 
 def test_search_results_are_paged(anna: Person) -> None:
     """The pages of many search results hold each result once, the newest first."""
-    said = [f"walrus {n}" for n in range(90)]
-    anna.keep(exported_conversation(*said))
-    path, found = "/conversations/search?q=walrus", []
+    prompts = [f"walrus {n}" for n in range(90)]
+    anna.keep(exported_conversation(*prompts))
+    path, results = "/conversations/search?q=walrus", []
     while path:
         body = anna.get(path).body.decode()
-        found += re.findall(r"<mark>walrus</mark> (\d+)", body)
+        results += re.findall(r"<mark>walrus</mark> (\d+)", body)
         further = re.findall(r'class="further" hx-get="(.*?)"', body)
         path = html.unescape(further[0]) if further else ""
-    assert found == [str(n) for n in reversed(range(90))]
+    assert results == [str(n) for n in reversed(range(90))]
 
 
 # --- long conversations ---------------------------------------------------------------------------
@@ -294,25 +294,25 @@ def test_long_conversation_is_paged(anna: Person) -> None:
     anna.keep(exported_conversation(*(f"said-{n}." for n in range(2000))))
     (long,) = [item["id"] for item in anna.items()]
     body = anna.get(f"/c/{long}").body.decode()
-    said = [int(n) for n in SAID.findall(body)]
-    assert said[-1] == 1999
-    assert len(said) < 150
+    numbers = [int(n) for n in SAID.findall(body)]
+    assert numbers[-1] == 1999
+    assert len(numbers) < 150
     while True:
         before = re.findall(rf'hx-get="(/c/{long}/exchanges\?before=\d+)"', body)
         if not before:
             break
         body = anna.get(before[0]).body.decode()
-        said = [int(n) for n in SAID.findall(body)] + said
-    assert said == list(range(2000))
+        numbers = [int(n) for n in SAID.findall(body)] + numbers
+    assert numbers == list(range(2000))
 
 
 def test_search_result_opens_the_conversation_around_it(anna: Person) -> None:
     """A search result opens the messages around it, with links to the rest."""
-    said = [f"said-{n}." for n in range(1000)]
-    said[500] = "said-500. pelican"
-    anna.keep(exported_conversation(*said))
-    found = anna.get("/conversations/search?q=pelican").body.decode()
-    (link,) = re.findall(r'href="(/c/[^"]*)"', found)
+    texts = [f"said-{n}." for n in range(1000)]
+    texts[500] = "said-500. pelican"
+    anna.keep(exported_conversation(*texts))
+    page = anna.get("/conversations/search?q=pelican").body.decode()
+    (link,) = re.findall(r'href="(/c/[^"]*)"', page)
     body = anna.get(html.unescape(link)).body.decode()
     assert "pelican" in body
     assert "said-999." not in body
@@ -327,13 +327,13 @@ def test_search_result_opens_the_conversation_around_it(anna: Person) -> None:
 
 def test_search_result_in_another_version_selects_it(anna: Person) -> None:
     """A search result in an alternative answer opens the conversation with that alternative."""
-    given = exported_conversation("Question", "An ostrich", title="Two")
+    export = exported_conversation("Question", "An ostrich", title="Two")
     other = {"id": 3, "parent": 1, "role": "assistant", "content": "A flamingo"}
-    given["messages"].append(other)
-    anna.keep(given)
+    export["messages"].append(other)
+    anna.keep(export)
     for word in ("flamingo", "ostrich"):
-        found = anna.get(f"/conversations/search?q={word}").body.decode()
-        (link,) = re.findall(r'href="(/c/[^"]*)"', found)
+        page = anna.get(f"/conversations/search?q={word}").body.decode()
+        (link,) = re.findall(r'href="(/c/[^"]*)"', page)
         assert word in anna.get(html.unescape(link)).body.decode()
 
 
@@ -401,8 +401,8 @@ def test_invalid_settings_are_refused_by_field(anna: Person, field: str, value: 
     refused = anna.send(path, False, **fields)
     assert refused.status in {400, 413}
     assert refused.error["field"] == field
-    shown = anna.send(path, True, **fields)
-    assert shown.headers["hx-retarget"] == "#settings-fault"
+    page = anna.send(path, True, **fields)
+    assert page.headers["hx-retarget"] == "#settings-fault"
     assert 'value="1"' not in anna.get(path).body.decode()
 
 
@@ -413,15 +413,17 @@ def test_system_prompt_default_is_kept_until_changed(
     conversation = new_id()
     path = f"/c/{conversation}/settings"
     assert "Be kind.</textarea>" in carla.get("/settings").body.decode()
-    told = []
-    for prompt in ("Be kind.", "", "Be wise."):
-        said = new_id()
-        assert carla.send(path, system_prompt=prompt).status == 200
-        carla.ask(said, conversation)
-        messages = request_record(shared_fake, said).body["messages"]
-        told.append([message["content"] for message in messages if message["role"] == "system"])
+    system_messages = []
+    for system_prompt in ("Be kind.", "", "Be wise."):
+        prompt = new_id()
+        assert carla.send(path, system_prompt=system_prompt).status == 200
+        carla.ask(prompt, conversation)
+        messages = request_record(shared_fake, prompt).body["messages"]
+        system_messages.append(
+            [message["content"] for message in messages if message["role"] == "system"]
+        )
         carla.settled(conversation)
-    assert told == [["Be kind."], [], ["Be wise."]]
+    assert system_messages == [["Be kind."], [], ["Be wise."]]
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -430,9 +432,9 @@ def test_system_prompt_default_is_kept_until_changed(
 def test_export_can_be_imported_by_another_session(anna: Person, boris: Person) -> None:
     """An export holds settings, versions and titles; after an import the same export results."""
     settings = {"model": "m", "system_prompt": "s", "temperature": 0.5, "max_tokens": 9}
-    given = exported_conversation("Hi", "Hello **you**", title="Title: a/b", settings=settings)
-    given["messages"].append({"id": 9, "parent": 1, "role": "assistant", "content": "Other"})
-    anna.keep(given, exported_conversation("Second", "Two", title="Zwei", at=1_750_000_000.0))
+    export = exported_conversation("Hi", "Hello **you**", title="Title: a/b", settings=settings)
+    export["messages"].append({"id": 9, "parent": 1, "role": "assistant", "content": "Other"})
+    anna.keep(export, exported_conversation("Second", "Two", title="Zwei", at=1_750_000_000.0))
     whole = anna.get("/export")
     assert whole.headers["content-type"] == "application/json"
     assert re.fullmatch(
@@ -443,15 +445,15 @@ def test_export_can_be_imported_by_another_session(anna: Person, boris: Person) 
     assert boris.titles() == anna.titles()
 
     def told(data: bytes) -> list[Any]:
-        found = json.loads(data)["conversations"]
-        for each in found:
+        conversations = json.loads(data)["conversations"]
+        for each in conversations:
             each.pop("id")
             places = {m["id"]: n for n, m in enumerate(each["messages"])}
             for message in each["messages"]:
                 message["parent"] = places.get(message.get("parent"))
                 del message["id"]
             each["chosen"] = sorted(places[n] for n in each["chosen"])
-        return sorted(found, key=lambda each: str(each["title"]))
+        return sorted(conversations, key=lambda each: str(each["title"]))
 
     assert told(boris.get("/export").body) == told(whole.body)
     assert boris.import_(whole.body).status == 200
@@ -465,11 +467,11 @@ def test_export_can_be_imported_by_another_session(anna: Person, boris: Person) 
 
 def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
     """A Markdown export has prompts and answers in order, unescaped, and marks a stopped answer."""
-    given = exported_conversation(
+    export = exported_conversation(
         "What is **2+2**?", "# Four\n\n```py\n4\n```", title="Grüße & <Küsse>"
     )
-    given["messages"][1] |= {"state": "stopped", "model": "m-1"}
-    anna.keep(given, exported_conversation("Second", "Two"))
+    export["messages"][1] |= {"state": "stopped", "model": "m-1"}
+    anna.keep(export, exported_conversation("Second", "Two"))
     (one,) = [item["id"] for item in anna.items() if item["title"].startswith("Gr")]
     answer = anna.get(f"/c/{one}/export?format=markdown")
     assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
@@ -535,8 +537,8 @@ def test_invalid_import_is_refused_whole(anna: Person, data: bytes, said: str) -
     assert (refused.status, refused.error["field"]) == (400, "file")
     assert re.search(said, refused.error["message"]), refused.error["message"]
     assert anna.titles() == []
-    shown = anna.import_(data, page=True)
-    assert shown.headers["hx-retarget"] == "#toast"
+    page = anna.import_(data, page=True)
+    assert page.headers["hx-retarget"] == "#toast"
 
 
 def test_import_has_its_own_size_limit(carla: Person) -> None:

@@ -52,7 +52,7 @@ def preflight(server: HaltServer, path: str, origin: str, **headers: str) -> Htt
 
 
 def names(value: str) -> set[str]:
-    return {each.strip() for each in value.lower().split(",")}
+    return {part.strip() for part in value.lower().split(",")}
 
 
 def grants(answer: HttpResponse) -> set[str]:
@@ -174,14 +174,14 @@ def test_page_routes_refuse_a_listed_origin(listed: HaltServer) -> None:
 
 def page_routes(app: Flask) -> list[tuple[str, str]]:
     """Method and path of every route that is not for programs, static files apart."""
-    found = []
+    routes = []
     for rule in app.url_map.iter_rules():
         blueprint = rule.endpoint.partition(".")[0]
         if rule.endpoint == "static" or not API.isdisjoint({rule.endpoint, blueprint}):
             continue
         path = re.sub("<[^>]*>", "0123456789", rule.rule)
-        found += [(method, path) for method in sorted((rule.methods or set()) - {"HEAD"})]
-    return found
+        routes += [(method, path) for method in sorted((rule.methods or set()) - {"HEAD"})]
+    return routes
 
 
 def offline(tmp_path: Path, origins: tuple[str, ...]) -> Flask:

@@ -316,7 +316,7 @@ def test_doctor_finds_no_fault_in_a_recipe(proxy: Proxy, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)  # the name is nobody's
     monkeypatch.setenv("SSL_CERT_FILE", str(proxy.authority))
-    found = doctor_of_proxy(f"https://{NAME}:{proxy.port}")
-    assert set(found.statuses().values()) == {"ok"}, found.text
+    report = doctor_of_proxy(f"https://{NAME}:{proxy.port}")
+    assert set(report.statuses().values()) == {"ok"}, report.text
     looked_at = {"client address", "uploads", "websocket", "cookies", "buffering", "departure"}
-    assert looked_at <= set(found.statuses())
+    assert looked_at <= set(report.statuses())

@@ -98,8 +98,8 @@ def builds(path: Path) -> list[tuple[str, str]]:
 def test_decoders_are_made_at_import(path: Path) -> None:
     """No function passes a bare type to msgspec: that builds its tables at the first call."""
     where = path.relative_to(ROOT).as_posix()
-    found = {function for function, _ in builds(path)}
-    assert found == {function for file, function in BUILT_BEFORE if file == where}
+    functions = {function for function, _ in builds(path)}
+    assert functions == {function for file, function in BUILT_BEFORE if file == where}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -126,11 +126,11 @@ def test_types_are_built_by_the_imports() -> None:
         capture_output=True,
         text=True,
     ).stdout
-    made = json.loads(printed)
+    result = json.loads(printed)
     assert {"core.request.ChatRequest", "web.websocket.messages.Start", "cli.source._Models"} <= {
-        *made["built"]
+        *result["built"]
     }
-    assert {*made["unbuilt"]} == NEVER_DECODED
+    assert {*result["unbuilt"]} == NEVER_DECODED
 
 
 class Ready(HaltServer):

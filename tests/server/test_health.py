@@ -40,11 +40,11 @@ class Silent:
 
 def in_threads(count: int, call: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
     """Call it in so many threads; those, and what the calls have returned so far."""
-    found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(call())) for _ in range(count)]
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(call())) for _ in range(count)]
     for thread in threads:
         thread.start()
-    return threads, found
+    return threads, answers
 
 
 def join(threads: list[threading.Thread]) -> None:

@@ -236,8 +236,8 @@ def test_forged_cookie_is_refused(guarded: HaltServer) -> None:
     browser, client = guarded.client(), guarded.client()
     browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     (name,) = browser.cookies
-    for each in (name, "halt_session_0"):  # as it is named, and as earlier versions named it
-        client.cookies = {each: "eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"}
+    for cookie_name in (name, "halt_session_0"):  # as it is named, and as earlier versions named it
+        client.cookies = {cookie_name: "eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"}
         assert client.get("/").status == 401
 
 
@@ -247,16 +247,16 @@ def test_key_and_token_are_never_printed_or_sent(start_halt: StartHalt, fake: Fa
     server = start_halt(fake, OPENAI_API_KEY=key, HALT_TOKEN=TOKEN)
     stranger, friend = server.client(), server.client(Authorization=f"Bearer {TOKEN}")
     quoting = f"error_in_stream?n=1&message=Incorrect+API+key+provided:+{key}."
-    said = []
+    lines = []
     for model in ("401", "500?retry_after=9", "html", quoting, "drop_headers", "count?n=2"):
-        said.append(repr(friend.chat(model).to_end().seen))
+        lines.append(repr(friend.chat(model).to_end().seen))
     for path in ("/", "/healthz", "/nothing", "/login"):
-        said += [repr(stranger.get(path)), repr(friend.get(path))]
-    said.append(repr(friend.post("/chat/stream", b"{")))
-    said.append(repr(friend.post("/login", b"token=wrong", Content_Type=FORM)))
+        lines += [repr(stranger.get(path)), repr(friend.get(path))]
+    lines.append(repr(friend.post("/chat/stream", b"{")))
+    lines.append(repr(friend.post("/login", b"token=wrong", Content_Type=FORM)))
     assert fake.wait_request().headers["authorization"] == f"Bearer {key}"
     server.close()
-    for output in (*said, server.printed):
+    for output in (*lines, server.printed):
         assert key not in output
         assert TOKEN not in output
     assert "failed" in server.printed, "the faults were not logged at all"

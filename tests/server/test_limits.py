@@ -177,14 +177,14 @@ def test_viewer_back_within_the_grace_keeps_the_run(
     events = client.chat(
         "count?n=400&gap_ms=5", prompt, id=new_id()
     )  # else it ends with its reader
-    shown = ""
+    text = ""
     for goal in ("60 ", "120 ", "180 ", "240 "):
         events.until_text(goal)
-        shown += events.text
+        text += events.text
         events.close()
         events = client.follow(events.id, after=int(events.seen[-1].id))
-    shown += events.to_end().text
-    assert shown == numbers(400)
+    text += events.to_end().text
+    assert text == numbers(400)
     assert events.terminal["type"] == "done"
     eventually(request_record(shared_fake, prompt).finished.is_set)
 

@@ -135,10 +135,10 @@ def test_whole_answers_share_a_connection(
     strict_llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
     """When an answer has arrived its place is free, and its connection serves the next request."""
-    said = [new_id() for _ in range(4)]
-    for each in said:
-        strict_llm.chat.completions.create(model="count?n=5&gap_ms=20", messages=hello(each))
-    assert len({request_record(shared_fake, each).connection for each in said}) == 1
+    prompts = [new_id() for _ in range(4)]
+    for prompt in prompts:
+        strict_llm.chat.completions.create(model="count?n=5&gap_ms=20", messages=hello(prompt))
+    assert len({request_record(shared_fake, prompt).connection for prompt in prompts}) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -467,13 +467,13 @@ def test_unknown_chunk_fields_keep_their_place(halt: HaltServer, logprobs: bool)
     assert [c["citations"] for c in chunks if "citations" in c] == [SOURCES[:1], SOURCES]
     assert [c["halt"]["state"] for c in chunks if "halt" in c] == ["done"]
     assert [c["verdict"] for c in choices if "verdict" in c] == [{"harm": "none"}]
-    odds = [each for c in choices if c["logprobs"] for each in c["logprobs"]["content"]]
+    odds = [token for c in choices if c["logprobs"] for token in c["logprobs"]["content"]]
     assert odds == (ODDS if logprobs else [])
-    assert [each for d in deltas for each in d.get("images", ())] == PICTURES
+    assert [image for d in deltas for image in d.get("images", ())] == PICTURES
     assert [d["reasoning_signature"] for d in deltas if "reasoning_signature" in d] == ["s"]
-    call, *rest = [each for d in deltas for each in d.get("tool_calls", ())]
+    call, *rest = [tool_call for d in deltas for tool_call in d.get("tool_calls", ())]
     assert {name: call.get(name) for name in SIGNED} == SIGNED
-    pieces = [each["function"]["arguments"] for each in (call, *rest)]
+    pieces = [tool_call["function"]["arguments"] for tool_call in (call, *rest)]
     assert "".join(pieces) == "{}"
     assert "".join(d.get("content") or "" for d in deltas) == "Paris[1]"
 
@@ -499,7 +499,7 @@ def test_unknown_chunk_fields_are_events(halt: HaltServer) -> None:
     for reader in (stream, client.follow(stream.id).to_end()):
         events = [message.json for message in reader.seen[:-1]]
         extras = [event for event in events if event["type"] == "extra"]
-        assert [each for e in extras for each in e["delta"].get("images", ())] == PICTURES
+        assert [image for e in extras for image in e["delta"].get("images", ())] == PICTURES
         assert [e["chunk"]["citations"] for e in extras if "citations" in e["chunk"]][-1] == SOURCES
         (call,) = [event for event in events if event["type"] == "tool_call"]
         assert call["extra"] == SIGNED
@@ -512,9 +512,9 @@ def test_reasoning_is_sent_back_to_the_upstream(
 ) -> None:
     """Reasoning in a program's messages reaches servers such as DeepSeek and Gemini."""
     call = {**CALL, "extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
-    said = {"role": "assistant", "content": None, field: "hm, six", "tool_calls": [call]}
+    message = {"role": "assistant", "content": None, field: "hm, six", "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "c1", "content": "42"}
-    body = {"model": f"wants_back?field={field}", "messages": [*hello(), said, result]}
+    body = {"model": f"wants_back?field={field}", "messages": [*hello(), message, result]}
     answer = halt.client().post(PATH, body)
     assert answer.status == 200, answer
     assert answer.json["choices"][0]["message"]["content"] == "The tools said: 42"
@@ -523,17 +523,17 @@ def test_reasoning_is_sent_back_to_the_upstream(
 def test_reasoning_is_dropped_after_a_refusal(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """After one refusal later requests omit reasoning; other refused fields are an error."""
     model = f"wants_back?refuses=1&name={new_id()}"
-    said = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "mine": 1}
+    message = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "mine": 1}
     for requests in (2, 1):
         prompt = new_id()
-        messages = [said, *hello(prompt)]
+        messages = [message, *hello(prompt)]
         answer = halt.client().post(PATH, {"model": model, "messages": messages})
         assert answer.status == 200, answer
         bodies = [request.body for request in shared_fake.requests if prompt in str(request.body)]
         assert len(bodies) == requests
         assert bodies[-1]["messages"][0] == {"role": "assistant", "content": "Hi", "mine": 1}
     own = f"wants_back?refuses=1&field=mine&name={new_id()}"
-    refused = halt.client().post(PATH, {"model": own, "messages": [said, *hello()]})
+    refused = halt.client().post(PATH, {"model": own, "messages": [message, *hello()]})
     assert (refused.status, openai_error(refused)["code"]) == (400, "bad_request")
     assert "property 'mine' is unsupported" in openai_error(refused)["message"]
 
@@ -621,14 +621,14 @@ def test_fault_before_the_first_token_has_its_status(
 
 def test_fault_in_mid_stream_is_an_error_object(strict_llm: openai.OpenAI) -> None:
     """After the text so far an error object ends the stream, without [DONE]."""
-    said: list[str] = []
+    texts: list[str] = []
     with strict_llm.chat.completions.create(
         model="error_in_stream?n=5&gap_ms=10", messages=hello(), stream=True
     ) as stream:
-        texts = (chunk.choices[0].delta.content or "" for chunk in stream)
+        pieces = (chunk.choices[0].delta.content or "" for chunk in stream)
         with pytest.raises(openai.APIError) as caught:
-            said.extend(texts)
-    assert "".join(said) == numbers(5)
+            texts.extend(pieces)
+    assert "".join(texts) == numbers(5)
     assert caught.value.code == "upstream_error"
     assert caught.value.type == "server_error"
 
@@ -738,9 +738,9 @@ def test_request_beyond_the_limit_has_retry_after(
 
 def read_until(stream: openai.Stream[ChatCompletionChunk], text: str) -> None:
     """Read until this text has come."""
-    said = ""
-    while text not in said:
-        said += next(stream).choices[0].delta.content or ""
+    received = ""
+    while text not in received:
+        received += next(stream).choices[0].delta.content or ""
 
 
 def test_closed_client_stream_stops_the_model_at_once(
@@ -760,25 +760,25 @@ def test_client_gone_during_silence_stops_the_model(
     halt: HaltServer, shared_fake: FakeOpenAI, stream: bool
 ) -> None:
     """A client that leaves before the first token stops the model, streamed or not."""
-    client, said = halt.client(), new_id()
+    client, prompt = halt.client(), new_id()
     connection = client.connect()
-    body = {"model": "silent_first_token", "messages": hello(said), "stream": stream}
+    body = {"model": "silent_first_token", "messages": hello(prompt), "stream": stream}
     client.send(connection, "POST", PATH, body)
-    record = request_record(shared_fake, said)
+    record = request_record(shared_fake, prompt)
     connection.close()
     assert record.closed.wait(RECORD_TIMEOUT)
 
 
 def test_run_with_another_reader_continues(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """A run with another reader ends when its last reader leaves."""
-    client, said = halt.client(), new_id()
-    body = {"model": "stall?n=3", "messages": hello(said), "stream": True}
+    client, prompt = halt.client(), new_id()
+    body = {"model": "stall?n=3", "messages": hello(prompt), "stream": True}
     first = client.stream("POST", PATH, body)
     first.next()
     with client.follow(first.id).until_text("2 ") as second:
         first.close()
         eventually(lambda: client.get("/healthz").json["open_streams"] >= 1)
-        record = request_record(shared_fake, said)
+        record = request_record(shared_fake, prompt)
         record.release()
         assert second.to_end().terminal["type"] == "done"
     eventually(record.finished.is_set)
@@ -866,7 +866,7 @@ def test_models_without_a_list_are_the_configured_one(
     """Without a list /v1/models has the configured model, and the page says so."""
     with raw_server.RawServer(raw_server.answering(*[response] * 9)) as server:
         client = start_halt(server.url, HALT_MODEL="m-1").client()
-        assert [each["id"] for each in client.get("/v1/models").json["data"]] == ["m-1"]
+        assert [model["id"] for model in client.get("/v1/models").json["data"]] == ["m-1"]
         assert client.get("/v1/models/m-1").status == 200
         assert client.get("/v1/models/m-2").status == 404
         page = client.get("/models").body.decode()

@@ -145,8 +145,10 @@ def test_document_has_every_route_for_programs() -> None:
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     described = document(token=True)
-    told = {(path, method) for path, methods in described["paths"].items() for method in methods}
-    assert told == routes
+    operations = {
+        (path, method) for path, methods in described["paths"].items() for method in methods
+    }
+    assert operations == routes
     assert "`GET /ws`" in described["info"]["description"]
 
 
@@ -180,15 +182,15 @@ def reference(kind: type) -> dict[str, str]:
 
 def shapes() -> dict[str, Any]:
     """The shapes of these types by name."""
-    (_, event, *_), made = msgspec.json.schema_components(
+    (_, event, *_), components = msgspec.json.schema_components(
         TYPES, schema_hook=reference, ref_template="#/components/schemas/{name}"
     )
     # Of all requests to start, the one that a client needs no other name for.
-    made["ChatRequest"] = {**made.pop("StartRequest"), "title": "ChatRequest"}
-    made["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
-    for shape in made.values():  # before 3.13, Python leaves docstrings as they are indented
+    components["ChatRequest"] = {**components.pop("StartRequest"), "title": "ChatRequest"}
+    components["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
+    for shape in components.values():  # before 3.13, Python leaves docstrings as they are indented
         shape["description"] = inspect.cleandoc(shape["description"])
-    return made
+    return components
 
 
 class Lines(yaml.SafeDumper):  # type: ignore[misc]  # ships no types
@@ -228,8 +230,8 @@ def test_shared_fields_have_one_shape_on_all_routes() -> None:
     options = schemas["ChatRequest"]["properties"]
     for name, left_out in (("PromptRequest", {"messages"}), ("MessagesRequest", set[str]())):
         fields = schemas[name]["properties"].items()
-        given = {field: shape for field, shape in fields if field not in {"prompt", "system"}}
-        assert given == {field: shape for field, shape in options.items() if field not in left_out}
+        shapes = {field: shape for field, shape in fields if field not in {"prompt", "system"}}
+        assert shapes == {field: shape for field, shape in options.items() if field not in left_out}
     completion = schemas["CompletionRequest"]["properties"]
     assert completion["messages"] == options["messages"]
     assert completion["on_disconnect"] == options["on_disconnect"]
@@ -242,7 +244,9 @@ def test_shared_fields_have_one_shape_on_all_routes() -> None:
     assert stop["seen"]["anyOf"][0] == wanted["after"]
     for path, methods in described["paths"].items():
         for each in (
-            each for operation in methods.values() for each in operation.get("parameters", ())
+            parameter
+            for operation in methods.values()
+            for parameter in operation.get("parameters", ())
         ):
             assert each["schema"] == wanted.get(each["name"], each["schema"]), path
 
@@ -265,10 +269,10 @@ class Anchors(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         self.tags.add(tag)
         self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag == "a" and (target := given.get("href") or "").startswith("#"):
+        if tag == "a" and (target := attributes.get("href") or "").startswith("#"):
             self.links.add(target[1:])
 
 

@@ -120,7 +120,7 @@ def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: Fa
     assert all(text.data.startswith("<hx-partial") for text in texts)
     assert f'hx-target="#a-{stream_id}"' in last.data
     assert 'data-state="done"' in last.data
-    assert "hx-sse:connect" not in "".join(each.data for each in events.seen)
+    assert "hx-sse:connect" not in "".join(event.data for event in events.seen)
     prompt_id = re.search(r'data-prompt="(\d+)"', first.data)
     assert prompt_id
     form = urlencode([("prompt_id", prompt_id[1])]).encode()

@@ -124,10 +124,10 @@ def test_start_that_cannot_be_undone_is_interrupted_later(
 def test_stop_works_without_the_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Stop before or after its stream works without the store; the page shows no error."""
 
-    asked: list[object] = []
+    requests: list[object] = []
 
     def locked(*args: object) -> None:
-        asked.append(args)
+        requests.append(args)
         raise LOCKED
 
     monkeypatch.setattr(desk.store.generations, "get_ended", locked)
@@ -137,13 +137,13 @@ def test_stop_works_without_the_store(desk: Desk, monkeypatch: pytest.MonkeyPatc
     assert (early.status_code, early.data) == (200, b"")
     late = desk.client.post("/stop", data={"stream_id": new_id(), "shown": "1"}, headers=page)
     assert (late.status_code, late.data) == (200, b"")
-    asked.clear()
+    requests.clear()
     ids = [new_id() for _ in range(5)]
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
-    assert len(asked) <= 1
+    assert len(requests) <= 1
     monkeypatch.setattr(StoreWriter, "is_failing", True)
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
-    assert len(asked) <= 1
+    assert len(requests) <= 1
 
 
 def test_stop_of_several_answers_does_not_wait_between_them(
@@ -223,11 +223,11 @@ def test_other_workers_are_queried_once_per_pending_write(
 
     elsewhere = Generation(stream_id, None, EventLog(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))
-    asked: list[str] = []
+    requests: list[str] = []
 
     def get(stream_id: str, requester: str | None) -> Generation:
-        asked.append(stream_id)
-        if len(asked) > 1:
+        requests.append(stream_id)
+        if len(requests) > 1:
             raise UnknownStream("asked again")
         return elsewhere
 
@@ -247,7 +247,7 @@ def test_other_workers_are_queried_once_per_pending_write(
     with monkeypatch.context() as patch:
         patch.setattr(desk.store.conversations, "get", lambda *_, **__: running)
         assert desk.ask() == 200
-    assert asked == [stream_id]
+    assert requests == [stream_id]
 
 
 def still_running(found: Conversation) -> Conversation:

@@ -36,10 +36,10 @@ class Setting:
 
     def start(self, model: str, text: str) -> tuple[EventStream, str]:
         """Start a stream and wait until it is in its phase, as both ends see it."""
-        said = new_id()
-        events = self.client.chat(model, said).until_text(text)
-        request_record(self.fake, said)
-        return events, said
+        prompt = new_id()
+        events = self.client.chat(model, prompt).until_text(text)
+        request_record(self.fake, prompt)
+        return events, prompt
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def setting(request: pytest.FixtureRequest, halt: HaltServer, shared_fake: FakeO
     """Both ways to a provider."""
     if request.param == "http":
         return Setting(shared_fake, halt)
-    found = request.getfixturevalue("tls_setting")
-    assert isinstance(found, Setting)
-    return found
+    fixture = request.getfixturevalue("tls_setting")
+    assert isinstance(fixture, Setting)
+    return fixture
 
 
 def check_stop(setting: Setting, phase: str) -> Record:
@@ -210,18 +210,18 @@ def test_concurrent_stops_have_one_winner(halt: HaltServer) -> None:
     for _ in range(5):
         events = client.chat("count?n=100000&gap_ms=2").until_text("3 ")
         barrier = threading.Barrier(8)
-        said: list[str] = []
+        statuses: list[str] = []
 
         def press(stream_id: str = events.id, gate: threading.Barrier = barrier) -> None:
             gate.wait()
-            said.append(client.stop(stream_id).json["status"])
+            statuses.append(client.stop(stream_id).json["status"])
 
         threads = [threading.Thread(target=press) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(said) == ["finished"] * 7 + ["stopped"]
+        assert sorted(statuses) == ["finished"] * 7 + ["stopped"]
         assert events.to_end().terminal["type"] == "cancelled"
 
 

@@ -377,7 +377,7 @@ def test_offset_beyond_the_end_gets_the_end(client: Client, shared_fake: FakeOpe
         request_record(shared_fake, prompt).release()
         events.to_end()
         for reader in (early, client.follow(events.id, after=1000)):
-            assert [each.data for each in reader.to_end().seen] == ["[DONE]"]
+            assert [event.data for event in reader.to_end().seen] == ["[DONE]"]
 
 
 def test_offset_of_evicted_events_gets_410(small_logs: HaltServer, shared_fake: FakeOpenAI) -> None:
@@ -399,13 +399,13 @@ def test_finished_stream_is_replayed_from_the_store(small_logs: HaltServer) -> N
     """After HALT_LOG_SECONDS the memory is freed; the store then replays every event."""
     client = small_logs.client()
     first = client.chat("count?n=3").to_end()
-    before = [(each.id, each.data) for each in first.seen]
+    before = [(event.id, event.data) for event in first.seen]
     # The next stream's heartbeats are the clock: one comes each second at most.
     with client.chat("silent_headers") as clock:
         for seen in range(1, 4):
             clock.until_comment(seen)
             again = client.follow(first.id).to_end()
-            assert [(each.id, each.data) for each in again.seen] == before
+            assert [(event.id, event.data) for event in again.seen] == before
 
 
 @pytest.mark.parametrize("name", ["evil.example:1", "evil.example", "[", "127.0.0.1.evil.example"])
@@ -461,7 +461,7 @@ def test_server_ids_are_random(client: Client) -> None:
     """128 random bits: no two IDs are alike, and none is derived from another."""
     ids = {client.chat("count?n=1").to_end().id for _ in range(5)}
     assert len(ids) == 5
-    assert all(len(each) >= 22 for each in ids)
+    assert all(len(stream_id) >= 22 for stream_id in ids)
 
 
 # --- other sites ----------------------------------------------------------------------------------

@@ -189,8 +189,8 @@ def test_error_in_mid_answer_breaks_the_text(program: Client, model: str) -> Non
     assert text.response.status == 200
     with pytest.raises(http.client.IncompleteRead):
         text.to_end()
-    said, _, error = text.said.decode().partition("\n")
-    assert said == numbers(5)
+    answer_text, _, error = text.said.decode().partition("\n")
+    assert answer_text == numbers(5)
     assert error.startswith("[error: upstream_")
     assert error.endswith("\n")
     assert error.count("\n") == 1
@@ -210,15 +210,15 @@ def test_silent_model_delays_the_head_by_one_heartbeat(
 ) -> None:
     """After HALT_HEARTBEAT the response begins; the text comes later."""
     lively = start_halt(shared_fake, HALT_HEARTBEAT="0.2")
-    said = new_id()
-    body = json.dumps({"prompt": said, "model": "silent_first_token?n=3"}).encode()
+    prompt = new_id()
+    body = json.dumps({"prompt": prompt, "model": "silent_first_token?n=3"}).encode()
     request = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
     with socket.create_connection((lively.host, lively.port), timeout=READ_TIMEOUT) as sock:
         sock.sendall(request % (len(body), body))
         head = sock.recv(65536)
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
         assert head.endswith(b"\r\n\r\n"), "the model has said nothing"
-        request_record(shared_fake, said).release()
+        request_record(shared_fake, prompt).release()
         answer = b""
         while not answer.endswith(b"0\r\n\r\n"):
             part = sock.recv(65536)
@@ -550,13 +550,15 @@ def test_event_source_gets_content_and_done(client: Client) -> None:
 
 def test_query_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
     """Numbers in the address have the same meaning as in JSON."""
-    said = new_id()
+    prompt = new_id()
     events = remaining(
-        ask(client, prompt=said, system="Be brief.", model="echo", temperature="0.5", max_tokens=9)
+        ask(
+            client, prompt=prompt, system="Be brief.", model="echo", temperature="0.5", max_tokens=9
+        )
     )
-    assert events.text == said
-    sent = request_record(shared_fake, said).body
-    assert [m["content"] for m in sent["messages"]] == ["Be brief.", said]
+    assert events.text == prompt
+    sent = request_record(shared_fake, prompt).body
+    assert [m["content"] for m in sent["messages"]] == ["Be brief.", prompt]
     assert (sent["temperature"], sent["max_tokens"]) == (0.5, 9)
 
 
@@ -579,12 +581,12 @@ def test_invalid_query_parameter_is_refused(client: Client, query: str, field: s
 
 def test_event_source_after_the_end_gets_204(client: Client, shared_fake: FakeOpenAI) -> None:
     """204 ends its reconnecting; the prompt is not run again, however often it reconnects."""
-    said = new_id()
-    events = remaining(ask(client, prompt=said, model="echo"))
+    prompt = new_id()
+    events = remaining(ask(client, prompt=prompt, model="echo"))
     for _ in range(3):
-        again = client.get(f"/stream?model=echo&prompt={said}", Last_Event_ID=events.seen[-1].id)
+        again = client.get(f"/stream?model=echo&prompt={prompt}", Last_Event_ID=events.seen[-1].id)
         assert (again.status, again.body) == (204, b"")
-    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+    assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
 
 
 def test_event_source_resumes_after_its_last_event(client: Client, shared_fake: FakeOpenAI) -> None:
@@ -609,9 +611,9 @@ def test_event_source_id_is_sent_before_the_first_token(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """A connection that is lost while the model is silent finds its run again."""
-    said = new_id()
+    prompt = new_id()
     connection = client.connect()
-    path = f"/stream?model=silent_first_token&on_disconnect=continue&prompt={said}"
+    path = f"/stream?model=silent_first_token&on_disconnect=continue&prompt={prompt}"
     client.send(connection, "GET", path)
     response = connection.getresponse()
     opening = response.read1(65536).decode()
@@ -620,14 +622,14 @@ def test_event_source_id_is_sent_before_the_first_token(
     stream_id = response.headers["x-stream-id"]
     nothing = '{"type":"content","content":""}'
     assert opening == f"retry: 1000\nid: {stream_id}.0\ndata: {nothing}\n\n"
-    request_record(shared_fake, said).release()
-    events = remaining(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=said))
+    request_record(shared_fake, prompt).release()
+    events = remaining(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=prompt))
     assert events.text == numbers(20)
 
 
 def events_of_httpx_sse(raw: bytes) -> list[str]:
     """The data of each event as httpx-sse dispatches it: at every empty line behind an ID."""
-    found: list[str] = []
+    texts: list[str] = []
     data: list[str] = []
     fields: dict[str, str] = {}
     for line in raw.decode().split("\n")[:-1]:
@@ -637,9 +639,9 @@ def events_of_httpx_sse(raw: bytes) -> list[str]:
         elif name:
             fields[name] = value
         elif not line and (data or fields):
-            found.append("\n".join(data))
+            texts.append("\n".join(data))
             data, fields = [], {name: fields[name] for name in ("id",) if name in fields}
-    return found
+    return texts
 
 
 DECODERS: dict[str, Callable[[bytes], list[str]]] = {
@@ -688,9 +690,9 @@ def test_event_source_messages_have_content(client: Client) -> None:
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
     for model in ("reasoning?thoughts=2&n=2", "asks_tools?calls=2&n=2", "drop?n=2&gap_ms=5"):
         events = client.chat(model, tools=[tool]).to_end()
-        said = [m.json for m in events.seen if m.data != "[DONE]"]
-        assert "".join(event["content"] for event in said) == numbers(2)
-        assert {event["type"] for event in said} > {"content"}
+        objects = [m.json for m in events.seen if m.data != "[DONE]"]
+        assert "".join(event["content"] for event in objects) == numbers(2)
+        assert {event["type"] for event in objects} > {"content"}
     lost = remaining(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
     assert lost.seen[0].json["content"] == ""
 
@@ -940,12 +942,12 @@ def test_every_response_has_a_request_id(client: Client, method: str, path: str)
             assert error["message"].endswith(" (request ID: my.request-1_A)")
         else:
             assert error["request_id"] == "my.request-1_A"
-    made = {
+    request_ids = {
         client.request(method, path, headers={"X-Request-Id": bad}).headers["x-request-id"]
         for bad in ("", "a b", "x" * 129, "a,b", "<b>", "é".encode().decode("latin-1"))
     }
-    assert len(made) == 6
-    assert all(re.fullmatch(r"req_[0-9a-f]{24}", each) for each in made)
+    assert len(request_ids) == 6
+    assert all(re.fullmatch(r"req_[0-9a-f]{24}", request_id) for request_id in request_ids)
 
 
 def test_log_of_a_failed_run_has_the_request_id(lively: HaltServer) -> None:

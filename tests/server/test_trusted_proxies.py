@@ -107,12 +107,12 @@ def test_request_report_needs_access(
     halts: dict[int, HaltServer],
 ) -> None:
     """A client without access gets the route's own answer, also on a route open to all."""
-    told = {"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Proto": "https", "X-Halt-Inspect": "1"}
-    stranger = halts[1].client(**told)
+    headers = {"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Proto": "https", "X-Halt-Inspect": "1"}
+    stranger = halts[1].client(**headers)
     assert "trusted_proxies" not in stranger.get("/healthz").json
     assert stranger.get("/ws").status == 401
-    holder = halts[1].client(**told, Authorization=f"Bearer {TOKEN}")
+    holder = halts[1].client(**headers, Authorization=f"Bearer {TOKEN}")
     for path in ("/healthz", "/ws", "/no/such/path"):
-        found = holder.get(path).json
-        assert (found["trusted_proxies"], found["forwarded"], found["secure"]) == (1, 1, True)
-        assert "10.0.0.1" not in str(found)
+        facts = holder.get(path).json
+        assert (facts["trusted_proxies"], facts["forwarded"], facts["secure"]) == (1, 1, True)
+        assert "10.0.0.1" not in str(facts)

@@ -83,9 +83,9 @@ def ring() -> Iterator[HaltServer]:
 @pytest.fixture(params=["self_loop", "ring"])
 def circle(request: pytest.FixtureRequest) -> HaltServer:
     """Each of the two circles."""
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, HaltServer)
-    return found
+    fixture = request.getfixturevalue(request.param)
+    assert isinstance(fixture, HaltServer)
+    return fixture
 
 
 def is_told(error: dict[str, Any]) -> bool:
@@ -138,9 +138,9 @@ def test_loop_is_reported_on_each_surface(circle: HaltServer) -> None:
         "HX-Request": "true",
         "Accept": "text/html, text/event-stream",
     }
-    shown = client.request("POST", f"/c/{new_id()}/messages", form, headers).body.decode()
-    assert "The request came back to Halt" in shown
-    assert "set OPENAI_BASE_URL" in shown
+    page = client.request("POST", f"/c/{new_id()}/messages", form, headers).body.decode()
+    assert "The request came back to Halt" in page
+    assert "set OPENAI_BASE_URL" in page
 
 
 # --- the header -----------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ def mark(halt: HaltServer, shared_fake: FakeOpenAI) -> str:
     """The mark of a Halt, as its model's server sees it."""
     prompt = new_id()
     halt.client().chat("echo", prompt).to_end()
-    found: str = request_record(shared_fake, prompt).headers[HEADER.lower()]
-    return found
+    header: str = request_record(shared_fake, prompt).headers[HEADER.lower()]
+    return header
 
 
 OTHER = "0123456789abcdef"
@@ -220,10 +220,10 @@ def test_chain_is_passed_to_upstream_requests(
     halt: HaltServer, shared_fake: FakeOpenAI, mark: str
 ) -> None:
     """A chat and a list pass the chain on; shared background queries begin their own chain."""
-    client, said = halt.client(), new_id()
-    body = {"model": "echo", "messages": [{"role": "user", "content": said}]}
+    client, prompt = halt.client(), new_id()
+    body = {"model": "echo", "messages": [{"role": "user", "content": prompt}]}
     assert via(client, OTHER, "POST", "/chat/stream", body).status == 200
-    assert request_record(shared_fake, said).headers[HEADER.lower()] == f"{OTHER}, {mark}"
+    assert request_record(shared_fake, prompt).headers[HEADER.lower()] == f"{OTHER}, {mark}"
     seen = len(shared_fake.requests)
     assert via(client, OTHER, "GET", "/v1/models").status == 200
     listed = shared_fake.requests[seen]
@@ -250,12 +250,12 @@ def test_chain_of_halts_streams_and_stops(
 ) -> None:
     """A Halt in front of a Halt: list, health, chat, and a Stop in mid-answer closes both."""
     first = start_halt(f"{halt.url}/v1")
-    client, said = first.client(), new_id()
+    client, prompt = first.client(), new_id()
     assert client.get("/v1/models").json["data"]
     assert client.get("/healthz").json["upstream"] == "reachable"
     assert client.chat("count?n=3", "Hello").to_end().text == "0 1 2 "
-    answer = client.chat("stall?n=3", said).until_text("2 ")
-    record = request_record(shared_fake, said)
+    answer = client.chat("stall?n=3", prompt).until_text("2 ")
+    record = request_record(shared_fake, prompt)
     marks = record.headers[HEADER.lower()].split(", ")
     assert len(set(marks)) == 2
     assert client.stop(answer.id).json["status"] == "stopped"
@@ -284,7 +284,7 @@ def test_provider_that_is_a_loop_hides_no_other(
         f'[providers.self]\nkind = "openai"\nbase_url = "http://127.0.0.1:{port}/v1"\n'
     )
     client = start_halt(HALT_CONFIG=file, PORT=port).client()
-    listed = [each["id"] for each in client.get("/v1/models").json["data"]]
+    listed = [model["id"] for model in client.get("/v1/models").json["data"]]
     assert listed
     assert all(name.startswith("good/") for name in listed)
     assert client.chat("good/count?n=2").to_end().text == "0 1 "

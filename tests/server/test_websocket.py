@@ -35,8 +35,8 @@ FORM = "application/x-www-form-urlencoded"
 
 @pytest.fixture
 def ws(halt: HaltServer) -> Iterator[WebSocket]:
-    with WebSocket(halt) as found:
-        yield found
+    with WebSocket(halt) as websocket:
+        yield websocket
 
 
 def numbers(n: int) -> str:
@@ -60,8 +60,8 @@ def test_socket_carries_many_streams_at_once(ws: WebSocket, shared_fake: FakeOpe
     """Twenty concurrent streams on one socket are each whole, in order and without a gap."""
     prompt = new_id()
     ids = [ws.start("stall?n=30&gap_ms=3&rest=30", prompt) for _ in range(20)]
-    for each in ids:
-        ws.until_text(each, "29 ")
+    for stream_id in ids:
+        ws.until_text(stream_id, "29 ")
     # All at once, so that the socket is read again before the server's next ping.
     for record in [request_record(shared_fake, prompt, n) for n in range(20)]:
         record.release()
@@ -313,8 +313,8 @@ def test_invalid_number_gets_an_error_and_the_socket_stays(ws: WebSocket, number
     ]
     if number != "-1":
         says.append((f'{START}"seed":{number}}}', "seed"))
-    for said, field in says:
-        ws.connection.send(said)
+    for message, field in says:
+        ws.connection.send(message)
         error = ws.until("error")["error"]
         assert (error["code"], error["field"]) == ("invalid_request", field)
     assert ws.stop(stream_id, seen=10**15 - 1)["status"] == "stopped"
@@ -342,8 +342,8 @@ def test_socket_follows_at_most_max_streams(ws: WebSocket) -> None:
     assert ws.stop(ids[0])["status"] == "stopped"
     ws.to_end(ids[0])
     ws.to_end(ws.start("count?n=1"))
-    for each in ids[1:]:
-        assert ws.stop(each)["status"] == "stopped"
+    for stream_id in ids[1:]:
+        assert ws.stop(stream_id)["status"] == "stopped"
 
 
 def test_too_large_message_closes_with_1009(hasty: HaltServer) -> None:
@@ -453,11 +453,11 @@ def test_unread_answers_are_bounded(hasty: HaltServer) -> None:
         with contextlib.suppress(ConnectionError):  # it may be dropped before it has said it all
             sock.sendall((b"\x81%c\0\0\0\0%b" % (128 | len(wrong), wrong)) * asked_for)
         eventually(lambda: hasty.printed.count("too slow") > dropped)  # nothing is taken until then
-        said = b""
+        received = b""
         with contextlib.suppress(ConnectionError):
             while piece := sock.recv(65536):
-                said += piece
-    assert 0 < said.count(b'"type":"error"') < asked_for
+                received += piece
+    assert 0 < received.count(b'"type":"error"') < asked_for
     with WebSocket(hasty) as ws:
         ws.wait_processed()
 
@@ -545,10 +545,10 @@ def test_client_back_within_the_grace_keeps_its_stream(halt: HaltServer) -> None
 def test_idle_socket_stays_while_pings_are_answered(hasty: HaltServer) -> None:
     """A client that answers pings stays connected; one that does not is closed."""
     with WebSocket(hasty) as ws, raw_handshake(hasty) as deaf:
-        said = b""
+        received = b""
         while piece := deaf.recv(65536):
-            said += piece
-        assert said.count(b"\x89\x00") >= 1  # it was pinged
+            received += piece
+        assert received.count(b"\x89\x00") >= 1  # it was pinged
         ws.wait_processed()
         ws.to_end(ws.start("count?n=1"))
 
@@ -605,8 +605,8 @@ def test_shutdown_ends_streams_and_closes_sockets_with_1001(
         busy.until_text(ids[1], "1 ")
         assert b" 101 " in deaf.recv(65536)
         server.terminate()
-        for each in ids:
-            last = busy.to_end(each)
+        for stream_id in ids:
+            last = busy.to_end(stream_id)
             assert (last["type"], last["error"]["code"]) == ("error", "interrupted")
         assert [busy.read_to_close().code, idle.read_to_close().code] == [1001, 1001]
         assert server.wait() == 0
@@ -654,21 +654,21 @@ def test_any_json_message_gets_an_error(ws: WebSocket) -> None:
         {"type": ["ping"]},
         {"type": "Ping"},
     ]
-    for each in strange:
-        ws.connection.send(json.dumps(each))
+    for message in strange:
+        ws.connection.send(json.dumps(message))
         assert ws.until("error")["error"]["code"] == "invalid_request"
     ws.wait_processed()
 
 
 def test_message_sent_with_the_handshake_is_handled(halt: HaltServer) -> None:
     """A message sent in one packet with the handshake is handled."""
-    said = b'{"type":"ping"}'
+    data = b'{"type":"ping"}'
     head = (
         b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     with socket.create_connection((halt.host, halt.port), RECORD_TIMEOUT) as client:
-        client.sendall(head + bytes((0x81, 0x80 | len(said), 0, 0, 0, 0)) + said)
+        client.sendall(head + bytes((0x81, 0x80 | len(data), 0, 0, 0, 0)) + data)
         answer = b""
         while not answer.endswith(b'{"type":"pong"}'):
             part = client.recv(4096)

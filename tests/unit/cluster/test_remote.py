@@ -67,10 +67,10 @@ def test_reader_in_another_worker_gets_the_producers_events(start_worker: StartW
     reader.wait_text("one two three")
     assert other.service.get("a-stream", None) is remote
     reply.end(usage={"completion_tokens": 3})
-    told = reader.finish()
-    assert told == run.log.read(0)
+    events = reader.finish()
+    assert events == run.log.read(0)
     late = other.service.get("a-stream", None)
-    assert late.log.read(0) == told
+    assert late.log.read(0) == events
     assert (late.state, late.model, late.fingerprint) == ("done", run.model, run.fingerprint)
     assert late.arrival_time(2) == run.arrival_time(2)
 
@@ -362,9 +362,9 @@ def test_unsaved_stream_of_a_dead_worker_ends_as_interrupted(
 ) -> None:
     """If the store has nothing of a dead worker's stream, readers get an interrupted error."""
     monkeypatch.setattr(module, "SAVED_WITHIN", 0.2)
-    told = Reader(remote_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
-    number, ended = told[-1]
-    assert (number, told[0]) == (2, (1, A))
+    events = Reader(remote_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
+    number, ended = events[-1]
+    assert (number, events[0]) == (2, (1, A))
     assert isinstance(ended, Failed)
     assert (ended.error.code, ended.error.retryable) == ("interrupted", True)
 
@@ -381,9 +381,9 @@ def test_unfinished_stored_generation_is_awaited(monkeypatch: pytest.MonkeyPatch
 
 def test_gap_log_starts_anywhere_and_skips_the_gap_before_its_end() -> None:
     """A GapLog may start at any number, and skips the gap before its end."""
-    log: EventLog = (made := GapLog(10_000, 5))
+    log: EventLog = (gap_log := GapLog(10_000, 5))
     assert (log.first, log.last, log.read(4)) == (5, 4, [])
-    made.end_at(50, lambda: DONE)
+    gap_log.end_at(50, lambda: DONE)
     assert log.read(4) == log.read(49) == [(50, DONE)]
     assert log.read(50) == []
     assert log.last == 50

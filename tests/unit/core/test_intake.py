@@ -30,9 +30,9 @@ OLD = "[The user stopped this answer here.]"
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
     monkeypatch.setattr(generation, "TICK", 0.05)
-    made = RunHarness()
-    yield made
-    made.close()
+    run_harness = RunHarness()
+    yield run_harness
+    run_harness.close()
 
 
 def answered(

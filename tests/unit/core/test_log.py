@@ -384,8 +384,8 @@ def from_a_store(events: list[Delta], end: Callable[[], Terminal]) -> EventLog:
 
 @pytest.fixture(params=[in_memory, from_a_store])
 def make_ended(request: pytest.FixtureRequest) -> Callable[..., EventLog]:
-    made: Callable[..., EventLog] = request.param
-    return made
+    new_log: Callable[..., EventLog] = request.param
+    return new_log
 
 
 @pytest.mark.parametrize("end", [done, cancelled, failed])

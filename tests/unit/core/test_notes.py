@@ -16,16 +16,16 @@ OLD = "[The user stopped this answer here.]"
 
 def through(pieces: list[str], *, discussed: bool = False, before: str = "") -> str:
     """The shown text of an answer in these pieces."""
-    shown = [before]
+    texts = [before]
 
     def last() -> str:
-        return "".join(shown).rpartition("\n")[2]
+        return "".join(texts).rpartition("\n")[2]
 
     notes = NoteFilter(lambda: discussed, last)
     for piece in pieces:
-        shown.append(notes.feed(piece))
-    shown.append(notes.end())
-    return "".join(shown[1:])
+        texts.append(notes.feed(piece))
+    texts.append(notes.end())
+    return "".join(texts[1:])
 
 
 CUT = [

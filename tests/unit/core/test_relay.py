@@ -85,15 +85,15 @@ Make = Callable[..., GenerationService]
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Services on a scripted or a real model; each is closed."""
-    made: list[tuple[GenerationService, Any]] = []
+    services: list[tuple[GenerationService, Any]] = []
 
     def make(upstream: Any, config: Config | None = None, **more: Any) -> GenerationService:
         config = config or Config(**{"orphan_grace": 1e9, **more})
-        made.append((GenerationService(config, upstream, StopRegistry()), upstream))
-        return made[-1][0]
+        services.append((GenerationService(config, upstream, StopRegistry()), upstream))
+        return services[-1][0]
 
     yield make
-    for generations, upstream in made:
+    for generations, upstream in services:
         generations.close()
         if isinstance(upstream, ScriptedUpstream):
             upstream.dispose()

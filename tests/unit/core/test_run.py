@@ -33,9 +33,9 @@ REPEATS = 1_000
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
     monkeypatch.setattr(generation, "TICK", 0.05)
-    made = RunHarness()
-    yield made
-    made.close()
+    run_harness = RunHarness()
+    yield run_harness
+    run_harness.close()
 
 
 # --- an answer ------------------------------------------------------------------------------------
@@ -321,9 +321,9 @@ def test_viewers_racing_a_stop_get_the_same_events(harness: RunHarness) -> None:
 
         def view(run: Run = run) -> str:
             viewer = run.join()
-            shown = [each for group in run.follow(0, viewer) for each in group]
+            events = [event for group in run.follow(0, viewer) for event in group]
             run.leave(viewer)
-            return str(shown)
+            return str(events)
 
         _, _, one, two = together(
             partial(harness.work_in_this_thread, run), partial(run.cancel, "stop"), view, view
@@ -370,15 +370,15 @@ def test_viewer_that_does_not_read_delays_no_other(harness: RunHarness) -> None:
     """A viewer on a slow network gets the rest when it reads again."""
     run, reply, reader = harness.watched_run()
     stuck = run.join()
-    shown = run.follow(0, stuck)
-    assert next(shown) == [(1, Content("a"))]
+    groups = run.follow(0, stuck)
+    assert next(groups) == [(1, Content("a"))]
     reply.feed("b")
     reader.wait_text("ab")
     reader.leave()
     reply.feed("c")
     reply.end()
     wait_ended(run)
-    assert "".join(text_of(e) for group in shown for _, e in group) == "bc"
+    assert "".join(text_of(e) for group in groups for _, e in group) == "bc"
     run.leave(stuck)
 
 
@@ -433,11 +433,11 @@ def test_reader_below_the_kept_part_gets_offset_lost(harness: RunHarness) -> Non
 def test_follow_with_an_interval_groups_the_events(harness: RunHarness) -> None:
     """The first text comes at once, later text in one group; the end waits for no interval."""
     run, reply = harness.opened_run()
-    shown = run.follow(0, viewer := run.join(), interval=1_000.0)
+    groups = run.follow(0, viewer := run.join(), interval=1_000.0)
     reply.feed("a")
-    first = next(group for group in shown if group)
+    first = next(group for group in groups if group)
     assert first == [(1, Content("a"))]
-    rest = BackgroundCall(lambda: [group for group in shown if group])
+    rest = BackgroundCall(lambda: [group for group in groups if group])
     reply.feed("b", "c")
     reply.end()
     rest.end()
@@ -448,10 +448,10 @@ def test_follow_with_an_interval_groups_the_events(harness: RunHarness) -> None:
 def test_follow_in_silence_yields_empty_groups(harness: RunHarness) -> None:
     """A viewer gets an empty group after each TICK of silence, as the time for a heartbeat."""
     run, _, _ = harness.watched_run()
-    shown = run.follow(1, viewer := run.join())
-    assert [next(shown), next(shown)] == [[], []]
+    groups = run.follow(1, viewer := run.join())
+    assert [next(groups), next(groups)] == [[], []]
     run.cancel("stop")
-    assert [e for group in shown for e in group] == [(2, run.log.ended)]
+    assert [e for group in groups for e in group] == [(2, run.log.ended)]
     run.leave(viewer)
 
 

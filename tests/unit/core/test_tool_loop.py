@@ -771,9 +771,9 @@ def server(upstream: FakeOpenAI) -> Iterator[HaltServer]:
         "HALT_TOOLS": "calculator,current_time",
         "HALT_TOOL_ROUNDS": "3",
     }
-    made = ToolServer(settings)
-    yield made
-    made.close()
+    tool_server = ToolServer(settings)
+    yield tool_server
+    tool_server.close()
 
 
 def events_of(stream: EventStream, kind: str) -> list[dict[str, Any]]:

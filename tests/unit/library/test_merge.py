@@ -240,7 +240,11 @@ def test_slow_consumer_gets_all_events_through_a_bounded_feed() -> None:
         results = {letter: member.result(WAIT_TIMEOUT).text for letter, member in members.items()}
         wait_until(lambda: len(feed) >= BUFFERED_MAX)
         assert len(feed) <= 2 * BUFFERED_MAX
-        assert texts(list(merged)) == results == {each: each * BUFFERED_MAX * 4 for each in "abc"}
+        assert (
+            texts(list(merged))
+            == results
+            == {letter: letter * BUFFERED_MAX * 4 for letter in "abc"}
+        )
     upstream.dispose()
     wait_no_threads()
 

@@ -145,16 +145,16 @@ def test_echoed_prefix_is_shown_once(data: st.DataObject, cut: tuple[str, str]) 
 def test_joiner_drops_nothing_but_a_repeat(cut: tuple[str, str], new: str, repeats: bool) -> None:
     """The joined text is an end of the new text, with blanks between at most."""
     old, _ = cut
-    shown = joined(old, [new], repeats=repeats)[len(old) :]
-    assert new.endswith(shown.lstrip())
+    added_text = joined(old, [new], repeats=repeats)[len(old) :]
+    assert new.endswith(added_text.lstrip())
 
 
 @given(broken(), st.text("abc d\n", min_size=1, max_size=900))
 def test_joiner_holds_back_a_few_hundred_characters(cut: tuple[str, str], new: str) -> None:
     """Text that is no repeat is passed on within a few hundred characters."""
     seam = ContinuationJoiner(cut[0], repeats=True)
-    shown = "".join(seam.feed(char) for char in new)
-    assert len(new) - len(shown) <= WINDOW + LEAD_MAX + 200
+    added_text = "".join(seam.feed(char) for char in new)
+    assert len(new) - len(added_text) <= WINDOW + LEAD_MAX + 200
 
 
 def test_repeat_of_a_whole_long_answer_is_dropped() -> None:
@@ -283,28 +283,28 @@ OLD = "Once there was a small cat"
 
 def test_held_back_pieces_are_counted_when_shown(reply: ScriptedReply) -> None:
     """Pieces that are held back count as soon as their text is shown."""
-    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
+    joined_reply = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("there was a ", "small cat", " that", " slept")
-    parts = [told.read() for _ in range(4)]
+    parts = [joined_reply.read() for _ in range(4)]
     assert [part.text for part in parts] == ["", "", " that", " slept"]
     assert [part.chunks for part in parts] == [0, 0, 3, 1]
 
 
 def test_reasoning_passes_and_calls_follow_held_back_text(reply: ScriptedReply) -> None:
     """Reasoning is passed on at once; a call comes after the text that was held back."""
-    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
+    joined_reply = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     thought, call, fields = Reasoning("hm"), ToolCall("1", "add", "{}"), Extra({"citations": []})
     reply.feed(Part((thought, Content("Let me see"), fields), 2), Part((call,), 1, ended=True))
-    assert told.read().events == (thought, fields)
-    assert told.read().events == (Content(" Let me see"), call)
+    assert joined_reply.read().events == (thought, fields)
+    assert joined_reply.read().events == (Content(" Let me see"), call)
 
 
 def test_seam_is_after_a_late_reasoning_end(reply: ScriptedReply) -> None:
     """If only the end of new reasoning is marked, the seam is after that mark."""
-    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
+    joined_reply = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("I go on", Part((Content(" here."), ReasoningEnd(), Content("a small cat")), 3))
     reply.feed(" that", " slept")
-    events = [event for _ in range(4) for event in told.read().events]
+    events = [event for _ in range(4) for event in joined_reply.read().events]
     assert events == [
         Content(" I go on here."), ReasoningEnd(), Content(" that"), Content(" slept"),
     ]  # fmt: skip
@@ -312,12 +312,12 @@ def test_seam_is_after_a_late_reasoning_end(reply: ScriptedReply) -> None:
 
 def test_held_back_text_comes_before_a_fault(reply: ScriptedReply) -> None:
     """Text that was held back when the server failed comes before the fault."""
-    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
+    joined_reply = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("Well", UpstreamError("upstream_dropped"))
-    assert told.read().events == ()
-    assert told.read().text == " Well"
+    assert joined_reply.read().events == ()
+    assert joined_reply.read().text == " Well"
     with pytest.raises(UpstreamError) as caught:
-        told.read()
+        joined_reply.read()
     assert caught.value.code == "upstream_dropped"
 
 
@@ -333,8 +333,8 @@ def test_continuation_of_an_empty_answer_is_refused(text: str) -> None:
 
 def test_last_assistant_message_of_a_client_is_no_continuation() -> None:
     """A client's last assistant message is passed on as it is."""
-    asked = ChatRequest([*HI, Message("assistant", "Once")])
-    assert unfinished(asked) == ""
+    request = ChatRequest([*HI, Message("assistant", "Once")])
+    assert unfinished(request) == ""
     assert unfinished(continuation_request(ChatRequest(HI), "Once ")) == "Once "
 
 
@@ -342,14 +342,14 @@ def test_tool_calls_in_a_continuation_join_one_assistant_message() -> None:
     """Text before and after the seam is one message when tool results are sent."""
     call, back = ToolCall("1", "add", "{}"), {"content": "<think>", "reasoning": "Hm."}
     turn = ToolTurn("there", [call], back)
-    told = merge_unfinished([*HI, Unfinished("Once", "Once"), turn])
-    assert [(each.role, each.content) for each in told] == [
+    messages = merge_unfinished([*HI, Unfinished("Once", "Once"), turn])
+    assert [(message.role, message.content) for message in messages] == [
         ("user", "hi"),
         ("assistant", "Once there"),
     ]
-    assert told[1]["tool_calls"] == [openai_call(call)]
-    assert isinstance(told[1], ToolTurn)
-    assert told[1].opaque == {"reasoning": "Hm."}
+    assert messages[1]["tool_calls"] == [openai_call(call)]
+    assert isinstance(messages[1], ToolTurn)
+    assert messages[1].opaque == {"reasoning": "Hm."}
     assert turn.opaque == back
 
 
@@ -381,18 +381,18 @@ def tale(fake: FakeOpenAI) -> FakeOpenAI:
 @pytest.fixture
 def make(tale: FakeOpenAI) -> Iterator[Make]:
     """Providers of any kind that ask the fake; closed at the end."""
-    made: list[Upstream] = []
+    upstreams: list[Upstream] = []
 
     def make(kind: Kind = "openai", style: str = "tail", **settings: Any) -> Upstream:
         base_url = tale.base_url if kind == "openai" else tale.origin
         model = f"go_on?key=tale&style={style}"
         defaults: dict[str, Any] = {"name": kind, "kind": kind, "base_url": base_url, "key": KEY}
         defaults |= {"api_version": "2024-10-21", "default_model": model}
-        made.append(make_provider(ProviderSettings(**defaults | settings)))
-        return made[-1]
+        upstreams.append(make_provider(ProviderSettings(**defaults | settings)))
+        return upstreams[-1]
 
     yield make
-    for each in made:
+    for each in upstreams:
         each.close()
 
 
@@ -454,16 +454,16 @@ def test_llamacpp_and_vllm_are_known_by_their_list_and_get_a_prefix(
     upstream = make()
     for cut in CUTS:
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
-    asked = completions(tale)
-    assert len(tale.requests) == len(asked) + 1
-    assert all(roles(record) == ["user", "assistant"] for record in asked)
+    requests = completions(tale)
+    assert len(tale.requests) == len(requests) + 1
+    assert all(roles(record) == ["user", "assistant"] for record in requests)
     assert all(
-        record.body.get("continue_final_message", False) == (owner == "vllm") for record in asked
+        record.body.get("continue_final_message", False) == (owner == "vllm") for record in requests
     )
     assert all(
-        record.body.get("add_generation_prompt", True) == (owner != "vllm") for record in asked
+        record.body.get("add_generation_prompt", True) == (owner != "vllm") for record in requests
     )
-    assert all("prefix" not in record.body["messages"][-1] for record in asked)
+    assert all("prefix" not in record.body["messages"][-1] for record in requests)
 
 
 def test_unknown_server_is_continued_by_instruction(make: Make, tale: FakeOpenAI) -> None:
@@ -478,9 +478,9 @@ def test_mistral_and_deepseek_get_a_marked_prefix(
 ) -> None:
     """Mistral's answer begins with the prefix, DeepSeek's does not; no list is requested."""
     monkeypatch.setattr(module, "HOSTS", {"127.0.0.1": way})
-    told = make(style="echo" if way == "echoed" else "tail")
+    new_upstream = make(style="echo" if way == "echoed" else "tail")
     for cut in CUTS:
-        assert TEXT[:cut] + rest_of(told, cut) == TEXT
+        assert TEXT[:cut] + rest_of(new_upstream, cut) == TEXT
     assert len(tale.requests) == len(CUTS)
     assert all(
         completion.body["messages"][-1]["prefix"] is True for completion in completions(tale)
@@ -513,9 +513,9 @@ def test_refusal_of_prefix_and_instruction_is_not_remembered(make: Make, tale: F
     """If both are refused, the next continuation begins with the prefix again."""
     upstream = make(style="tail&refuse=2", continues="prefix")
     for _ in range(2):
-        found = ask(upstream, continuation_request(ChatRequest(HI), TEXT[:60]))
-        assert found.fault is not None
-        assert found.fault.code == "bad_request"
+        decoded_events = ask(upstream, continuation_request(ChatRequest(HI), TEXT[:60]))
+        assert decoded_events.fault is not None
+        assert decoded_events.fault.code == "bad_request"
     assert [len(roles(record)) for record in completions(tale)] == [2, 3, 2, 3]
 
 
@@ -538,9 +538,11 @@ def test_anthropic_prefix_depends_on_model_and_effort(
     """Older models without thinking get a prefix, without white space at its end."""
     upstream = make("anthropic", default_model=model)
     ask(upstream, continuation_request(ChatRequest(HI, reasoning_effort=effort), "Once \n"))
-    asked = completions(tale)[0].body["messages"]
-    assert [each["role"] for each in asked] == ["user", "assistant", "user"][: 2 if prefixed else 3]
-    assert asked[1]["content"] == [{"type": "text", "text": "Once"}]
+    messages = completions(tale)[0].body["messages"]
+    assert [each["role"] for each in messages] == ["user", "assistant", "user"][
+        : 2 if prefixed else 3
+    ]
+    assert messages[1]["content"] == [{"type": "text", "text": "Once"}]
 
 
 def test_stopped_run_continues_to_the_whole_text(tale: FakeOpenAI, make: Make) -> None:
@@ -570,11 +572,11 @@ def test_demo_model_continues_its_answer(running: Master) -> None:
     upstream = make_provider(settings)
     request = ChatRequest([Message("user", "Count from 1 to 20.")], max_tokens=24, temperature=0)
     text = "1, 2, 3, 4, 5, 6, 7, "
-    found = ask(upstream, continuation_request(request, text))
+    decoded_events = ask(upstream, continuation_request(request, text))
     upstream.close()
-    assert found.fault is None
-    assert found.text.startswith("8, 9"), found.text
-    assert json.dumps(text + found.text)  # whole characters only
+    assert decoded_events.fault is None
+    assert decoded_events.text.startswith("8, 9"), decoded_events.text
+    assert json.dumps(text + decoded_events.text)  # whole characters only
 
 
 def test_interrupted_connection_sends_no_request_of_a_continuation(

@@ -71,11 +71,11 @@ def test_empty_pieces_of_a_call_are_counted() -> None:
         decoder.feed(chunk(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f"}}]))
         more = chunk(tool_calls=[{"index": 0, "function": {"arguments": pieces}}])
         assert arrived(decoder, [more] * 100) >= 100
-    said = {"type": "content_block_delta", "index": 0}
+    block_delta = {"type": "content_block_delta", "index": 0}
     tool = {"type": "tool_use", "id": "a", "name": "b"}
     start = {"type": "content_block_start", "index": 0, "content_block": tool}
-    blank = {**said, "delta": {"type": "input_json_delta", "partial_json": " "}}
-    reads = [b"data: %b\n\n" % json.dumps(each).encode() for each in (start, *[blank] * 100)]
+    blank = {**block_delta, "delta": {"type": "input_json_delta", "partial_json": " "}}
+    reads = [b"data: %b\n\n" % json.dumps(piece).encode() for piece in (start, *[blank] * 100)]
     assert arrived(MessagesDecoder(), reads) >= 100
 
 
@@ -126,11 +126,11 @@ def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
     """Blanks after an answer that ends in many blanks take linear time."""
     blank = old * (60_000 // len(old))
     seam = ContinuationJoiner(f"a{blank}")
-    shown = ""
-    took = _seconds(seam.feed(each) for each in blank[:-1] + "\t")
+    output = ""
+    took = _seconds(seam.feed(character) for character in blank[:-1] + "\t")
     assert took < 3.0
-    shown = seam.feed("b")
-    assert shown.endswith("b")
+    output = seam.feed("b")
+    assert output.endswith("b")
 
 
 def test_note_filter_takes_linear_time_for_brackets() -> None:

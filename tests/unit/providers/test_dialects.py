@@ -716,8 +716,10 @@ def test_content_filter_results_are_passed_on_when_they_change() -> None:
     """Azure's result with each piece is emitted once while it stays the same."""
     safe, unsafe = {"hate": {"filtered": False}}, {"hate": {"filtered": True}}
     stream = b"".join(
-        data({"choices": [{"index": 0, "delta": {"content": "a"}, "content_filter_results": each}]})
-        for each in (safe, safe, unsafe, {}, unsafe)
+        data(
+            {"choices": [{"index": 0, "delta": {"content": "a"}, "content_filter_results": value}]}
+        )
+        for value in (safe, safe, unsafe, {}, unsafe)
     )
     played = chat(stream + END)
     assert played.text == "aaaaa"
@@ -805,15 +807,15 @@ def test_near_anthropic_stream_is_an_answer(stream: bytes) -> None:
 @pytest.mark.parametrize(("pieces", "expected"), HALVES)
 def test_half_a_character_waits_in_an_anthropic_stream(pieces: list[str], expected: str) -> None:
     """Halves join in text, reasoning and a tool's input; blocks that are sent back are whole."""
-    said = b"".join(piece(0, "text_delta", text=each) for each in pieces)
-    assert claude(BEGIN + TEXT + said + STOP).text == expected
+    text_events = b"".join(piece(0, "text_delta", text=each) for each in pieces)
+    assert claude(BEGIN + TEXT + text_events + STOP).text == expected
     thought = b"".join(piece(0, "thinking_delta", thinking=each) for each in pieces)
     decoder = MessagesDecoder()
     assert play(decoder, [BEGIN + started(0, "thinking") + thought + STOP]).thought == expected
     assert decoder.opaque == [{"type": "thinking", "thinking": expected, "signature": ""}]
-    given = b"".join(piece(0, "input_json_delta", partial_json=each) for each in pieces)
+    input_events = b"".join(piece(0, "input_json_delta", partial_json=each) for each in pieces)
     begun = started(0, "tool_use", id="t", name="look", input={})
-    assert claude(BEGIN + begun + given + STOP).calls == [("look", expected)]
+    assert claude(BEGIN + begun + input_events + STOP).calls == [("look", expected)]
 
 
 @pytest.mark.parametrize(
@@ -852,9 +854,9 @@ def test_anthropic_citations_become_openai_annotations() -> None:
         + piece(0, "citations_delta", citation=page)
         + STOP
     )  # fmt: skip
-    told = {"url": "https://a.example", "title": "One", "content": "Paris"}
+    citation = {"url": "https://a.example", "title": "One", "content": "Paris"}
     assert played.extras == [
-        {"delta": {"annotations": [{"type": "url_citation", "url_citation": told}]}},
+        {"delta": {"annotations": [{"type": "url_citation", "url_citation": citation}]}},
         {"delta": {"citations": [page]}},
     ]
 
@@ -871,8 +873,8 @@ def test_token_count_is_not_replaced_by_an_empty_one() -> None:
     for prompt in (None, 0, "", "3"):
         usage = {"input_tokens": prompt, "output_tokens": "5"}
         end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
-        told = claude(BEGIN + TEXT + SAID + end + event("message_stop")).usage or {}
-        assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 5)
+        final_usage = claude(BEGIN + TEXT + SAID + end + event("message_stop")).usage or {}
+        assert (final_usage["prompt_tokens"], final_usage["completion_tokens"]) == (3, 5)
 
 
 def test_tool_input_as_an_object_is_read() -> None:
@@ -941,7 +943,7 @@ WHOLE_EVENTS = [
 
 def places(value: Any) -> list[tuple[Any, Any]]:
     """Each place of a JSON value: what holds it, and under which name."""
-    found = []
+    citations = []
     items = (
         value.items()
         if isinstance(value, dict)
@@ -950,9 +952,9 @@ def places(value: Any) -> list[tuple[Any, Any]]:
         else ()
     )
     for name, inner in items:
-        found.append((value, name))
-        found += places(inner)
-    return found
+        citations.append((value, name))
+        citations += places(inner)
+    return citations
 
 
 @given(

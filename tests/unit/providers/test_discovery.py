@@ -97,10 +97,10 @@ def test_configured_addresses_are_always_probed() -> None:
         "http://127.0.0.1:1234/v1",
         "http://[fe80::1]/v1",
     )
-    asked = discovery_addresses(config, [("127.0.0.1", 8080)])
-    assert asked[-3:-1] == ("http://box:11434/v1", "https://m.example/v1")
-    assert "http://127.0.0.1:8080/v1" not in asked
-    assert len(set(asked)) == len(asked)
+    addresses = discovery_addresses(config, [("127.0.0.1", 8080)])
+    assert addresses[-3:-1] == ("http://box:11434/v1", "https://m.example/v1")
+    assert "http://127.0.0.1:8080/v1" not in addresses
+    assert len(set(addresses)) == len(addresses)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_discovery_is_off_with_a_provider_or_by_setting(
 def test_unknown_listen_address_probes_no_usual_port() -> None:
     """Only gunicorn's master knows where Halt listens."""
     assert make_discovery(load({})) is None
-    found = make_discovery(load({"HALT_DISCOVER": "box:11434"}))
-    assert found is not None
-    assert found.latest.addresses == ("http://box:11434/v1",)
+    result = make_discovery(load({"HALT_DISCOVER": "box:11434"}))
+    assert result is not None
+    assert result.latest.addresses == ("http://box:11434/v1",)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,12 @@ def test_discover_address_with_a_password_is_refused_and_not_shown() -> None:
 def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> None:
     """All are probed at once. A model for embeddings is never the default."""
     servers = {kind: serve(handler) for kind, handler in OFFERED.items()}
-    found = {each.url: each for each in look(*(server.url for server in servers.values())).servers}
-    told = {kind: found[each.url] for kind, each in servers.items()}
-    assert {kind: (each.default, each.is_loaded) for kind, each in told.items()} == {
+    servers_by_url = {
+        found_server.url: found_server
+        for found_server in look(*(server.url for server in servers.values())).servers
+    }
+    servers_by_kind = {kind: servers_by_url[each.url] for kind, each in servers.items()}
+    assert {kind: (each.default, each.is_loaded) for kind, each in servers_by_kind.items()} == {
         "ollama": ("qwen3:8b", True),
         "empty-ollama": ("", False),
         "llama.cpp": ("gemma.gguf", True),
@@ -168,8 +171,16 @@ def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> N
         "koboldcpp": ("koboldcpp/dolphin", True),
         "other": ("m", False),
     }
-    assert told["ollama"].models == ("nomic-embed-text:latest", "llama3.2:latest", "qwen3:8b")
-    titles = {kind: each.title for kind, each in told.items() if kind not in {"other", "router"}}
+    assert servers_by_kind["ollama"].models == (
+        "nomic-embed-text:latest",
+        "llama3.2:latest",
+        "qwen3:8b",
+    )
+    titles = {
+        kind: each.title
+        for kind, each in servers_by_kind.items()
+        if kind not in {"other", "router"}
+    }
     assert {**titles, "empty-ollama": ""} == {
         "ollama": "Ollama",
         "empty-ollama": "",
@@ -178,8 +189,10 @@ def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> N
         "lmstudio": "LM Studio",
         "koboldcpp": "KoboldCpp",
     }
-    assert told["ollama"].name == f"ollama-{servers['ollama'].port}"  # it is not Ollama's port
-    assert told["other"].name == f"local-{servers['other'].port}"
+    assert (
+        servers_by_kind["ollama"].name == f"ollama-{servers['ollama'].port}"
+    )  # it is not Ollama's port
+    assert servers_by_kind["other"].name == f"local-{servers['other'].port}"
 
 
 def test_other_servers_are_probed_once_a_minute(
@@ -193,9 +206,9 @@ def test_other_servers_are_probed_once_a_minute(
     servers = {kind: serve(handler) for kind, handler in NOT_OFFERED.items()}
     looking = Discovery(DiscoveryResult(addresses=tuple(server.url for server in servers.values())))
     for _ in range(2):
-        found = looking.refresh_now()
-        assert (found.servers, found.key_required) == ((), ())
-        looking = Discovery(decoded(found.encoded()))
+        result = looking.refresh_now()
+        assert (result.servers, result.key_required) == ((), ())
+        looking = Discovery(decoded(result.encoded()))
     assert {kind for kind, each in servers.items() if each.accepted != 1} == set()
     monkeypatch.setattr(discovery, "BACKOFF_SECONDS", 0.0)
     looking = Discovery(DiscoveryResult(addresses=(servers["airplay"].url,)))
@@ -209,13 +222,13 @@ def test_server_that_needs_a_key_is_named(serve: Serve) -> None:
     server = serve(LOCKED)
     looking = Discovery(DiscoveryResult(addresses=(server.url,)))
     for _ in range(2):
-        found = looking.refresh_now()
-        assert found.servers == ()
-        assert found.text == (
+        result = looking.refresh_now()
+        assert result.servers == ()
+        assert result.text == (
             f"http://127.0.0.1:{server.port} needs OPENAI_BASE_URL and OPENAI_API_KEY"
         )
     assert server.accepted == 1
-    assert decoded(found.encoded()) == found
+    assert decoded(result.encoded()) == result
 
 
 def test_probe_has_no_key_cookie_body_or_proxy(
@@ -303,11 +316,13 @@ def test_discover_at_start_leaves_no_thread(serve: Serve) -> None:
     names = [f"model-{number}-{'x' * 80}" for number in range(3000)]
     server = serve(listing(models(*names)))
     before = threading.active_count()
-    found = discover_at_start((server.url,))
+    result = discover_at_start((server.url,))
     assert threading.active_count() <= before + 1  # the server's own, of that connection
-    assert found.servers[0].models == tuple(names)
-    assert found.text == f"3000 models of 127.0.0.1:{server.port} at http://127.0.0.1:{server.port}"
-    assert len(found.encoded()) < 1000  # it becomes an environment variable
+    assert result.servers[0].models == tuple(names)
+    assert (
+        result.text == f"3000 models of 127.0.0.1:{server.port} at http://127.0.0.1:{server.port}"
+    )
+    assert len(result.encoded()) < 1000  # it becomes an environment variable
     assert discover_at_start(()) == DiscoveryResult()
 
 
@@ -315,9 +330,9 @@ def test_names_that_no_request_may_have_are_dropped(serve: Serve) -> None:
     """They are no default either, and do not prevent the result's encoding."""
     names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
     odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
-    found = discover_at_start((odd.url, ollama.url))
-    assert found.servers[0].models == ("<b>'\"/ok",)
-    assert [server.default for server in found.servers] == ["<b>'\"/ok", "qwen3:8b"]
+    result = discover_at_start((odd.url, ollama.url))
+    assert result.servers[0].models == ("<b>'\"/ok",)
+    assert [server.default for server in result.servers] == ["<b>'\"/ok", "qwen3:8b"]
     alone = look(serve(listing(models(*names))).url)
     assert (alone.servers[0].models, alone.has_chat_model) == ((), False)
 
@@ -367,13 +382,13 @@ def offer() -> Iterator[Callable[..., Providers]]:
     with contextlib.ExitStack() as stack:
 
         def make(*urls: str, last: str = "", **settings: Any) -> Providers:
-            found = DiscoveryResult(addresses=urls)
-            config = Config(discovered=found.encoded(), **settings)
+            result = DiscoveryResult(addresses=urls)
+            config = Config(discovered=result.encoded(), **settings)
             model = LastModel()
             model.set(last)
-            made = make_upstream(config, discovery=Discovery(found), last=model)
-            stack.callback(made.close)
-            return made
+            upstream = make_upstream(config, discovery=Discovery(result), last=model)
+            stack.callback(upstream.close)
+            return upstream
 
         yield make
 
@@ -546,13 +561,13 @@ def test_result_of_the_master_is_used_without_a_probe(
 ) -> None:
     """The default is known at once, and no list is requested for it."""
     server = serve(OLLAMA)
-    found = discover_at_start((server.url,))
-    config = Config(discovered=found.encoded())
+    result = discover_at_start((server.url,))
+    config = Config(discovered=result.encoded())
     upstream = make_upstream(config, discovery=make_discovery(config))
     assert upstream.known_model == f"ollama-{server.port}/qwen3:8b"
-    asked = server.accepted
+    accepted = server.accepted
     assert ask(upstream, upstream.known_model).text == "qwen3:8b answers."
-    assert server.accepted == asked + 1
+    assert server.accepted == accepted + 1
     upstream.close()
 
 
@@ -597,8 +612,8 @@ def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> Non
     with RawServer(OLLAMA) as server:
         for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
             halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=wish)
-            said = halt.wait_printed(r"It talks to (.*)\n")[1]
-            assert said.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
+            talks_to = halt.wait_printed(r"It talks to (.*)\n")[1]
+            assert talks_to.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
 
 
 def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
@@ -613,7 +628,7 @@ def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
         origin = f"http://127.0.0.1:{server.port}"
         assert halt.wait_printed(r"It talks to (.*)\n")[1] == f"3 models of Ollama at {origin}"
         client = halt.client()
-        names = [each["id"] for each in client.get("/v1/models").json["data"]]
+        names = [model["id"] for model in client.get("/v1/models").json["data"]]
         assert names[-1] == f"ollama-{server.port}/qwen3:8b"
         assert client.chat(names[1]).to_end().text == "llama3.2:latest answers."
     eventually(

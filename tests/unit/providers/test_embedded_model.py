@@ -137,11 +137,11 @@ def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -
 def test_key_is_in_no_command_line_or_environment(running: Master) -> None:
     """What `ps` shows to other users does not hold the key."""
     for pid in (running.supervisor, model_process(running)):
-        shown = (
+        process_files = (
             Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
         )
-        assert b"embedded_model.py" in shown
-        assert running.key.encode() not in shown
+        assert b"embedded_model.py" in process_files
+        assert running.key.encode() not in process_files
 
 
 def test_repr_of_the_embedded_model_hides_the_key() -> None:

@@ -32,15 +32,15 @@ Make = Callable[..., OpenAIUpstream]
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Makes providers with these settings; closes them at the end."""
-    made: list[OpenAIUpstream] = []
+    upstreams: list[OpenAIUpstream] = []
 
     def make(base_url: str, transport: Transport | None = None, **settings: Any) -> OpenAIUpstream:
         config = Config(**{"base_url": base_url, "api_key": KEY, "model": "echo"} | settings)
-        made.append(OpenAIUpstream(setup(config).providers[0], transport))
-        return made[-1]
+        upstreams.append(OpenAIUpstream(setup(config).providers[0], transport))
+        return upstreams[-1]
 
     yield make
-    for upstream in made:
+    for upstream in upstreams:
         upstream.close()
 
 

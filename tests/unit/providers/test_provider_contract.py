@@ -66,18 +66,18 @@ def trust() -> ssl.SSLContext:
 @pytest.fixture
 def make(fake: FakeOpenAI, trust: ssl.SSLContext) -> Iterator[Make]:
     """Makes providers of any kind, by default at the fake; closes them at the end."""
-    made: list[Upstream] = []
+    upstreams: list[Upstream] = []
 
     def make(kind: Kind, **settings: Any) -> Upstream:
         base_url = fake.base_url if kind == "openai" else fake.origin
         defaults: dict[str, Any] = {"name": kind, "kind": kind, "base_url": base_url, "key": KEY}
         defaults |= {"api_version": "2024-10-21", "default_model": "echo"}
         transport = Transport(WAIT_TIMEOUT, trust)
-        made.append(make_provider(ProviderSettings(**defaults | settings), transport))
-        return made[-1]
+        upstreams.append(make_provider(ProviderSettings(**defaults | settings), transport))
+        return upstreams[-1]
 
     yield make
-    for upstream in made:
+    for upstream in upstreams:
         upstream.close()
 
 

@@ -257,18 +257,18 @@ def test_key_that_no_header_can_carry_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Makes a Providers of names and settings; closes it at the end."""
-    made: list[Providers] = []
+    routers: list[Providers] = []
 
     def make(default: str = "", **providers: dict[str, Any]) -> Providers:
         settings = {
             name: ProviderSettings(**{"name": name, "kind": "openai"} | each)
             for name, each in providers.items()
         }
-        made.append(Providers({n: make_provider(s) for n, s in settings.items()}, default))
-        return made[-1]
+        routers.append(Providers({n: make_provider(s) for n, s in settings.items()}, default))
+        return routers[-1]
 
     yield make
-    for each in made:
+    for each in routers:
         each.close()
 
 

@@ -37,15 +37,15 @@ def events_of(pieces: list[str]) -> list[Delta]:
 
 def split(pieces: list[str]) -> tuple[str, str]:
     """Thoughts and answer of a text that comes in pieces."""
-    thought, said = "", ""
+    thought, answer = "", ""
     for event in events_of(pieces):
         if isinstance(event, Reasoning):
             thought += event.text
         elif isinstance(event, Content):
-            said += event.content
+            answer += event.content
         elif isinstance(event, ReasoningEnd):
-            thought, said = thought + said, ""
-    return thought, said
+            thought, answer = thought + answer, ""
+    return thought, answer
 
 
 def cut(text: str, cuts: list[int]) -> list[str]:
@@ -67,9 +67,9 @@ def test_reasoning_and_answer_are_the_same_in_any_cut(text: str, cuts: list[int]
 def test_splitter_loses_nothing_but_marks(text: str, cuts: list[int]) -> None:
     """All characters but marks and the white space around them come out, in order."""
     texts = [
-        each.text if isinstance(each, Reasoning) else each.content
-        for each in events_of(cut(text, cuts))
-        if isinstance(each, Reasoning | Content)
+        event.text if isinstance(event, Reasoning) else event.content
+        for event in events_of(cut(text, cuts))
+        if isinstance(event, Reasoning | Content)
     ]
     assert MARKS.sub("", "".join(texts)) == MARKS.sub("", text)
 
@@ -189,12 +189,12 @@ def test_text_that_mentions_marks_is_unchanged(text: str) -> None:
 
 def test_end_mark_is_removed_after_separate_reasoning() -> None:
     """After separate reasoning an end mark is removed at the beginning of the text alone."""
-    for text, said in (("</think>\n\nHello", "Hello"), ("Look.</think>\nHello", None)):
+    for text, answer in (("</think>\n\nHello", "Hello"), ("Look.</think>\nHello", None)):
         splitter, out = ThinkSplitter(), PartBuilder()
         splitter.note_reasoning(out)
         splitter.feed(text, out)
         splitter.end(out)
-        assert list(out.build(ended=True).events) == [Content(text if said is None else said)]
+        assert list(out.build(ended=True).events) == [Content(text if answer is None else answer)]
 
 
 def test_held_back_text_comes_before_a_tool_call() -> None:

@@ -68,7 +68,7 @@ def test_whole_calls_need_no_index(calls: list[tuple[str, str, list[int]]], inde
     """Whole calls that all have index 0, or none, are separate calls."""
     index = 0 if indexed else None
     fragments = [(index, f"id{n}", name, arguments) for n, (name, arguments, _) in enumerate(calls)]
-    found = [each for each in assembled(fragments) if isinstance(each, ToolCall)]
+    found = [call for call in assembled(fragments) if isinstance(call, ToolCall)]
     assert [(call.name, call.arguments) for call in found] == [call[:2] for call in calls]
 
 
@@ -78,7 +78,7 @@ def test_calls_without_a_unique_id_get_one() -> None:
         [(0, "", "a", "{}"), (1, "", "b", "{}"), (2, "x", "c", ""), (3, "x", "d", "")]
     )
     ids = [event.id for event in events if isinstance(event, ToolCall)]
-    again = [each.id for each in assembled([(0, "", "a", "{}")]) if isinstance(each, ToolCall)]
+    again = [call.id for call in assembled([(0, "", "a", "{}")]) if isinstance(call, ToolCall)]
     assert len({*ids, *again}) == 5
     assert all(ids)
 

@@ -68,17 +68,17 @@ def hurried(monkeypatch: pytest.MonkeyPatch, _patient: None) -> None:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Renderer]:
     """A renderer for tests that do not change it."""
-    made = Renderer()
-    yield made
-    made.close()
+    new_renderer = Renderer()
+    yield new_renderer
+    new_renderer.close()
 
 
 @pytest.fixture
 def renderer() -> Iterator[Renderer]:
     """A renderer of this test's own."""
-    made = Renderer()
-    yield made
-    made.close()
+    new_renderer = Renderer()
+    yield new_renderer
+    new_renderer.close()
 
 
 @pytest.fixture
@@ -472,7 +472,7 @@ def test_rendering_process_without_work_ends() -> None:
     """The next text starts a process again."""
 
     def threads() -> set[threading.Thread]:
-        return {each for each in threading.enumerate() if each.name == "halt-renderer"}
+        return {thread for thread in threading.enumerate() if thread.name == "halt-renderer"}
 
     others = threads()
     renderer = Renderer(idle=0.05)

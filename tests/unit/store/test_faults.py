@@ -51,7 +51,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """The files of a SQLite database with their bytes."""
-    return {each.name: each.read_bytes() for each in sorted(folder.glob("halt.db*"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("halt.db*"))}
 
 
 def assert_refused(reason: str, *calls: Callable[[], object]) -> None:
@@ -394,8 +394,8 @@ def test_read_only_data_folder_is_refused_unchanged(tmp_path: Path) -> None:
     with sound_database(tmp_path):
         pass
     before = files(tmp_path)
-    for each in (tmp_path, *tmp_path.parents[:3]):
-        each.chmod(0o555 if each is tmp_path else 0o755)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o555 if parent is tmp_path else 0o755)
     os.seteuid(65534)
     try:
         message = refused(tmp_path)
@@ -467,8 +467,8 @@ def test_database_is_opened_at_its_first_use(tmp_path: Path, kind: str) -> None:
             "the database cannot be opened",
             partial(Store(database(folder, url)).conversations.summaries, "anna"),
         )
-        for each in (first, second):
-            each.close()
+        for store in (first, second):
+            store.close()
 
 
 def test_revision_constant_equals_the_newest_migration() -> None:
@@ -503,7 +503,7 @@ def test_data_folder_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
     with open_store(folder) as store:
         Chat(store).add_exchange("secret", "secret too")
         assert folder.stat().st_mode & 0o777 == 0o700
-        modes = {each.name: each.stat().st_mode & 0o777 for each in folder.glob("halt.db*")}
+        modes = {path.name: path.stat().st_mode & 0o777 for path in folder.glob("halt.db*")}
     assert modes == dict.fromkeys(["halt.db", "halt.db-wal", "halt.db-shm"], 0o600)
 
 

@@ -209,7 +209,7 @@ def test_export_in_pieces_equals_the_whole_file(count: int) -> None:
     )
     written = b"".join(to_json([one, one]))
     assert json.loads(written)["conversations"] == [json.loads(msgspec.json.encode(one))] * 2
-    assert all(len(each) < 70 * PIECE + 200 for each in to_json([one]))
+    assert all(len(piece) < 70 * PIECE + 200 for piece in to_json([one]))
 
 
 # --- items of a list ------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def test_reader_after_a_kill_resumes_behind_its_last_event(killed: Killed) -> No
     whole = killed.client.follow(stream_id, 0).to_end().seen
     for after in (1, 7, saved, len(seen), int(seen[-1].id) + 500):
         rest = killed.client.follow(stream_id, after).to_end().seen
-        assert rest == [each for each in whole if not each.id or int(each.id) > after]
+        assert rest == [event for event in whole if not event.id or int(event.id) > after]
     again = killed.client.follow(stream_id, Last_Event_ID=str(saved)).to_end().seen
     assert again == killed.client.follow(stream_id, saved).to_end().seen
 
@@ -156,13 +156,13 @@ def test_websocket_and_eventsource_replay_the_saved_events(killed: Killed) -> No
     """A WebSocket and an EventSource get the same events and end as the JSON stream."""
     stream_id, _, _ = killed.stream()
     whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
-    text = "".join(each.json["content"] for each in whole if int(each.id) > 3)
+    text = "".join(event.json["content"] for event in whole if int(event.id) > 3)
     with WebSocket(killed.server) as socket:
         socket.send(type="follow", id=stream_id)
         socket.to_end(stream_id)
-        assert socket.seen[stream_id] == [(int(each.id), each.json) for each in whole]
+        assert socket.seen[stream_id] == [(int(event.id), event.json) for event in whole]
     source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})
-    messages = [each.json for each in source]
+    messages = [event.json for event in source]
     assert "".join(message["content"] for message in messages) == text
     assert messages[-1]["error"]["code"] == "interrupted"
 
@@ -405,7 +405,7 @@ def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
     with contextlib.closing(service):
 
         def statuses() -> list[str]:
-            receipts = service.stop_many([(each, None) for each in ids], "somebody")
+            receipts = service.stop_many([(stream_id, None) for stream_id in ids], "somebody")
             return [receipt.status for receipt in receipts]
 
         # The store may not answer in time on a busy machine.
@@ -505,7 +505,10 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
             with open_store(tmp_path, url) as store:
                 eventually(lambda: store.generations.exists(events.id))
             third = start_halt(shared_fake, DATABASE_URL=url)
-            assert [each.client().get(place).status for each in (second, third)] == [404, 404]
+            assert [server.client().get(place).status for server in (second, third)] == [
+                404,
+                404,
+            ]
             request_record(shared_fake, prompt).release()
             assert events.to_end().terminal["type"] == "done"
         eventually(lambda: second.client().get(place).status == 200)
@@ -537,8 +540,8 @@ def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
     tidying.sweep()
     assert liveness == [False]
     assert not observer.is_alive(name)
-    for each in (observer, tidying):
-        each.stop()
+    for worker in (observer, tidying):
+        worker.stop()
 
 
 def test_concurrent_sweeps_recover_each_dead_worker_once(tmp_path: Path) -> None:
@@ -551,9 +554,9 @@ def test_concurrent_sweeps_recover_each_dead_worker_once(tmp_path: Path) -> None
     dead = {f"{number}-dead" for number in range(200)}
     for name in dead:
         (run / f"{name}.lock").touch()
-    together(*(each.sweep for each in living))
+    together(*(worker.sweep for worker in living))
     assert sorted(buried) == sorted(dead)
-    assert {path.stem for path in run.glob("*.lock")} == {each.name for each in living}
+    assert {path.stem for path in run.glob("*.lock")} == {worker.name for worker in living}
     assert not list(run.glob("*.cleanup"))
     for each in living:
         each.stop()
@@ -597,8 +600,8 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     third.membership.watch()
     eventually(lambda: is_there(first) and is_there(second))
     assert buried == []
-    for each in (first, second, third):
-        each.close()
+    for store in (first, second, third):
+        store.close()
 
 
 def test_worker_without_a_lock_file_is_dead_if_its_process_ended(

@@ -569,7 +569,7 @@ class Comparison(Chat):
 
     def __init__(self, store: Store, name: str = "talk") -> None:
         super().__init__(store, name)
-        answers = [(f"{name}-{each}", f"m-{each}") for each in "abc"]
+        answers = [(f"{name}-{letter}", f"m-{letter}") for letter in "abc"]
         store.turns.add_prompt(self.name, self.owner, "Who?", answers, worker=WORKER)
 
     def all_end(self, **answers: str) -> None:
@@ -592,8 +592,8 @@ def three(store: Store) -> Comparison:
 def test_comparison_runs_until_its_last_answer_ends(three: Comparison) -> None:
     """Each answer of a comparison is saved in its place; prompts are refused until all have
     ended."""
-    for each in "ca":
-        three.end(f"talk-{each}", f"I am {each}.")
+    for letter in "ca":
+        three.end(f"talk-{letter}", f"I am {letter}.")
         with pytest.raises(Busy):
             three.ask("And?")
     three.end("talk-b", "I am b.")
@@ -654,7 +654,7 @@ def test_cancel_start_of_one_stream_removes_the_comparison(three: Comparison) ->
     """Cancelling the start of one stream of a comparison removes all of its streams."""
     three.store.turns.cancel_start(three.name, "talk-b")
     assert three.exchanges() == []
-    assert not any(three.store.generations.exists(f"talk-{each}") for each in "abc")
+    assert not any(three.store.generations.exists(f"talk-{letter}") for letter in "abc")
 
 
 def test_regenerate_of_a_comparison_keeps_its_answers(three: Comparison) -> None:
@@ -1094,8 +1094,14 @@ def test_export_contains_each_conversation_of_the_owner_once(store: Store) -> No
     for n in range(3):
         Chat(store, f"chat-{n}").add_exchange("a", "1")
     Chat(store, "foreign", "bert").add_exchange("secret", "1")
-    assert [each.id for each in store.transfer.export("anna")] == ["chat-0", "chat-1", "chat-2"]
-    assert [each.id for each in store.transfer.export("anna", "chat-1")] == ["chat-1"]
+    assert [conversation.id for conversation in store.transfer.export("anna")] == [
+        "chat-0",
+        "chat-1",
+        "chat-2",
+    ]
+    assert [conversation.id for conversation in store.transfer.export("anna", "chat-1")] == [
+        "chat-1"
+    ]
     with pytest.raises(UnknownConversation):
         store.transfer.export("anna", "foreign")
 
@@ -1211,7 +1217,7 @@ def test_import_that_fails_midway_adds_nothing(store: Store) -> None:
     assert [item.conversation_id for item in store.search.find("anna", "zebra").items] == [
         chat.name
     ]
-    assert [each.id for each in store.transfer.export("anna")] == [chat.name]
+    assert [conversation.id for conversation in store.transfer.export("anna")] == [chat.name]
 
 
 @pytest.mark.parametrize(("limit", "steps"), [("IMPORT_STEP", 8), ("IMPORT_CHARS", 12)])

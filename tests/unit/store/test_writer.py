@@ -74,7 +74,7 @@ class Shelf:
         return int(len(self.swept) < 3)
 
     def exists(self, stream_id: str) -> bool:
-        return any(each.stream_id == stream_id for b in self.batches for each in b.new)
+        return any(generation.stream_id == stream_id for b in self.batches for generation in b.new)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait for a condition, which is checked after each change."""
@@ -152,7 +152,7 @@ def test_writer_saves_each_event_once_in_order_with_the_end(desk: Desk) -> None:
     assert desk.shelf.events("a-stream") == first.log.read(0)
     end = desk.shelf.end_of("a-stream")
     assert (end.ended, end.last_seq, end.answer) == (first.log.ended, 6, "abcde")
-    (begun,) = [each for batch in desk.shelf.batches for each in batch.new]
+    (begun,) = [generation for batch in desk.shelf.batches for generation in batch.new]
     assert (begun.stream_id, begun.owner, begun.worker) == ("a-stream", "somebody", "worker-1")
     assert not desk.store_writer.is_pending("a-stream")
 
@@ -276,7 +276,7 @@ def test_unsavable_generation_delays_no_other_generation(desk: Desk) -> None:
     """A generation that the store refuses is interrupted, and the others are written."""
 
     def fault(batch: Batch) -> Exception | None:
-        bad = any(each.stream_id == "the-bad-one" for each in batch.new)
+        bad = any(generation.stream_id == "the-bad-one" for generation in batch.new)
         return ValueError("it cannot be encoded") if bad else None
 
     desk.shelf.fault = fault

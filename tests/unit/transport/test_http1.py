@@ -58,9 +58,9 @@ def context() -> ssl.SSLContext:
 
 @pytest.fixture
 def transport(context: ssl.SSLContext) -> Iterator[Transport]:
-    made = Transport(WAIT_TIMEOUT, context)
-    yield made
-    made.close()
+    new_transport = Transport(WAIT_TIMEOUT, context)
+    yield new_transport
+    new_transport.close()
 
 
 @pytest.fixture
@@ -718,9 +718,9 @@ def tls_fake() -> Iterator[FakeOpenAI]:
 @pytest.fixture
 def tls(tls_fake: FakeOpenAI) -> Iterator[Transport]:
     """A transport that trusts the fake."""
-    made = Transport(WAIT_TIMEOUT, ssl.create_default_context(cafile=tls_fake.ca_pem_path))
-    yield made
-    made.close()
+    new_transport = Transport(WAIT_TIMEOUT, ssl.create_default_context(cafile=tls_fake.ca_pem_path))
+    yield new_transport
+    new_transport.close()
 
 
 def test_tls_connection_is_reused(tls: Transport, tls_fake: FakeOpenAI) -> None:

@@ -112,7 +112,7 @@ def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:
 def messages(run: Run, template: Template, after: int = 0) -> list[str]:
     """The messages to a page that follows from there, one for each event."""
     writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
-    return [message(writer, [each]) for each in run.log.read(after) if not is_terminal(each[1])]
+    return [message(writer, [event]) for event in run.log.read(after) if not is_terminal(event[1])]
 
 
 def text_in(message: str) -> str:
@@ -161,7 +161,7 @@ def test_page_that_reconnects_for_each_message_receives_parts(
     played: Played, template: Template, kind: Callable[[str], Delta]
 ) -> None:
     """A new writer knows the length of the last part that the page has."""
-    run = played([kind(each) for each in LONG_TEXT])
+    run = played([kind(character) for character in LONG_TEXT])
     sent = ""
     for after in range(len(LONG_TEXT)):
         writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
@@ -191,7 +191,7 @@ def test_tool_call_is_sent_in_pieces_and_then_its_result(
     run = played(call("Oslo"), [Content("Cold.")])
     sent = messages(run, template)
     assert "Calling ask…" in sent[0]
-    assert [text_in(each) for each in sent[1:4]] == ['{"city', '": "Oslo"}', ""]
+    assert [text_in(piece) for piece in sent[1:4]] == ['{"city', '": "Oslo"}', ""]
     assert "Called ask" in sent[4]
     assert "12 degrees in Oslo &lt;img" in sent[4]
     assert "<img" not in "".join(sent)
@@ -219,7 +219,9 @@ def test_page_that_reconnects_receives_the_remaining_messages(
     run = played(*rounds)
     ages = re.compile(r'data-age="[\d.]+"')
     whole, rest = messages(run, template), messages(run, template, after)
-    assert [ages.sub("", each) for each in rest] == [ages.sub("", each) for each in whole[after:]]
+    assert [ages.sub("", event) for event in rest] == [
+        ages.sub("", event) for event in whole[after:]
+    ]
 
 
 def test_thought_without_a_duration_has_a_plain_label() -> None:
@@ -311,8 +313,8 @@ def test_progress_is_sent_when_it_changes(played: Played, template: Template) ->
         progress.end("earlier", "m", 20)
     progress.begin(run.id, "m")
     writer = PageWriter(run, 0, template, progress, RENDERER)
-    sent = [message(writer, [each]) for each in run.log.read(0)[:3]]
-    assert [each.count("<progress") for each in sent] == [
+    sent = [message(writer, [event]) for event in run.log.read(0)[:3]]
+    assert [piece.count("<progress") for piece in sent] == [
         1,
         0,
         0,
@@ -368,7 +370,7 @@ def test_pictures_and_sources_are_shown_below_the_text(played: Played, template:
     assert "[Picture (PNG, 9 B)]" in ended
     assert link.format("https://a.example/one", title) in ended.replace("&#34;", "&quot;")
     assert 'href="https://b.example/?a=1&amp;b=2"' in ended
-    assert not any("iVBOR" in each for each in sent)
+    assert not any("iVBOR" in piece for piece in sent)
     assert '<details class="fold' not in "".join(sent)
 
 
@@ -424,8 +426,8 @@ def test_present_returns_functions_for_expensive_messages(
     )
     writer = PageWriter(run, 0, template, AnswerProgress(), RENDERER)
     is_bytes = []
-    for each in run.log.read(0):
-        payload = writer.present([each])
+    for event in run.log.read(0):
+        payload = writer.present([event])
         is_bytes.append(isinstance(payload, bytes))
         if not isinstance(payload, bytes):
             payload()
@@ -436,7 +438,7 @@ def test_present_of_any_grouping_leads_to_the_same_page(played: Played, template
     """For every grouping of the events the page has the same text and blocks at the end."""
     text = "".join(f"Line {n} &c.\n\n```c\nint x{n};\n```\n" for n in range(40))
     run = played([Content(text[at : at + 7]) for at in range(0, len(text), 7)])
-    events = [each for each in run.log.read(0) if not is_terminal(each[1])]
+    events = [event for event in run.log.read(0) if not is_terminal(event[1])]
     pages = []
     for size in (1, 3, 70, len(events)):
         writer = PageWriter(run, 0, template, AnswerProgress(), RENDERER)

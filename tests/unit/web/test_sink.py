@@ -288,9 +288,9 @@ def test_relay_close_ends_every_waiting_request(harness: SinkHarness) -> None:
     run, _ = harness.start()
     served = [harness.serve(run) for _ in range(3)]
     harness.generations.relay.close(WAIT_TIMEOUT)
-    for each in served:
-        assert each.waiting.end() is None
-        assert each.waiting.result is False
+    for reader in served:
+        assert reader.waiting.end() is None
+        assert reader.waiting.result is False
 
 
 # --- a real server --------------------------------------------------------------------------------
