@@ -392,8 +392,8 @@ def make(tale: FakeOpenAI) -> Iterator[Make]:
         return upstreams[-1]
 
     yield make
-    for each in upstreams:
-        each.close()
+    for upstream in upstreams:
+        upstream.close()
 
 
 CUTS = [1, 24, 25, 60, 108, TEXT.index("def") + 2, TEXT.index("return") - 2, len(TEXT) - 8]
@@ -539,7 +539,7 @@ def test_anthropic_prefix_depends_on_model_and_effort(
     upstream = make("anthropic", default_model=model)
     ask(upstream, continuation_request(ChatRequest(HI, reasoning_effort=effort), "Once \n"))
     messages = completions(tale)[0].body["messages"]
-    assert [each["role"] for each in messages] == ["user", "assistant", "user"][
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"][
         : 2 if prefixed else 3
     ]
     assert messages[1]["content"] == [{"type": "text", "text": "Once"}]

@@ -411,7 +411,7 @@ def test_server_start_on_a_damaged_database_prints_one_line(tmp_path: Path) -> N
     (tmp_path / "halt.db").write_bytes(b"This is no database. " * 1000)
     status, printed = refused_start(HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
     assert status != 0
-    (line,) = [splitline for splitline in printed.splitlines() if splitline]
+    (line,) = [line for line in printed.splitlines() if line]
     assert line.startswith("halt: HALT_DATA: ")
     assert "the database is damaged" in line
 

@@ -513,8 +513,8 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
             assert events.to_end().terminal["type"] == "done"
         eventually(lambda: second.client().get(place).status == 200)
         assert '"type":"done"' in second.client().get(place).body.decode()
-        for each in (first, second, third):
-            each.close()
+        for server in (first, second, third):
+            server.close()
 
 
 def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
@@ -522,8 +522,8 @@ def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
     liveness: list[bool | None] = []
     observer = Membership(tmp_path)
     tidying = Membership(tmp_path, lambda name: liveness.append(observer.is_alive(name)))
-    for each in (observer, tidying):
-        each.begin()
+    for worker in (observer, tidying):
+        worker.begin()
     program = (
         "import sys; from pathlib import Path; from halt.cluster.membership import Membership\n"
         "worker = Membership(Path(sys.argv[1])); worker.begin()\n"
@@ -577,9 +577,9 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         name = each.membership.name
         return all(map(Path.exists, (run / f"{name}.lock", sockets / f"{name}.sock")))
 
-    for each in (first, second):
-        each.begin(lambda payload, channel: channel.send(payload))
-        each.membership.watch()
+    for bus in (first, second):
+        bus.begin(lambda payload, channel: channel.send(payload))
+        bus.membership.watch()
 
     def delete_folder() -> None:
         # Renamed first: a worker that creates its files again would make a removal in place fail.
