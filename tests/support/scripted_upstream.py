@@ -1,9 +1,9 @@
 """An upstream in this process, controlled step by step by a test.
 
-`Scripted.open` takes the next thing of its script: a reply, a fault to raise, or, when there is
-nothing left, a fresh reply. `read` of a reply returns what a test has fed to it, one item a read.
-A reply blocks on a real socket that is attached to its UpstreamConnection, so that an interrupt and a receipt
-work as with a server; one byte in the socket stands for one item.
+`ScriptedUpstream.open` takes the next item of its script: a reply, or a fault to raise; after the
+last item it returns new replies. `read` of a reply returns the items that a test has fed, one per
+call. A reply blocks on a real socket that is attached to its UpstreamConnection, so that interrupts
+and receipts work as with a server; one byte in the socket stands for one item.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ScriptedReply:
         self.feed(Part(ended=True))
 
     def wait_reads(self, least: int = 1) -> None:
-        """Wait until `read` was called so often."""
+        """Wait until `read` was called at least `least` times."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.reads >= least, WAIT_TIMEOUT), self.reads
 
@@ -161,7 +161,7 @@ class ScriptedUpstream:
             return self.opened[index]
 
     def wait_requests(self, count: int = 1) -> None:
-        """Wait until `open` was called so often."""
+        """Wait until `open` was called at least `count` times."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.requests) >= count, WAIT_TIMEOUT), (
                 self.requests

@@ -84,7 +84,7 @@ class WebSocket:
         self.connection.send(json.dumps(message))
 
     def next(self) -> dict[str, Any]:
-        """The next message. Raises Ended."""
+        """The next message. Raises SocketClosed."""
         try:
             text = self.connection.recv(READ_TIMEOUT)
         except ConnectionClosed as closed:
