@@ -155,12 +155,12 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             True,
         ),
         "upstream_no_tls": (
-            "The model's server does not speak TLS: its address begins with http://, not https://.",
+            "The model's server does not speak TLS: set its address with http:// instead of https://.",
             False,
         ),
         "upstream_tls_timeout": (
-            "The model's server accepted the connection but did not start TLS in time. Does its "
-            "address begin with http://?",
+            "The model's server accepted the connection but did not start TLS in time. If it "
+            "does not speak TLS, set its address with http://.",
             True,
         ),
         "upstream_unreachable": ("The model's server could not be reached.", True),
@@ -216,7 +216,10 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "answer_too_long": ("The answer is longer than this Halt allows.", False),
         "too_many_tool_rounds": ("The model called tools more often than this Halt allows.", False),
         "interrupted": ("Halt stopped before the answer was complete.", True),
-        "no_model": ("No model is set up. See the note at the top of the page.", False),
+        "no_model": (
+            "No model is set up: set OPENAI_API_KEY or OPENAI_BASE_URL and start Halt again.",
+            False,
+        ),
         "internal": ("Halt had an internal error. Its log has the details.", True),
     }
 )
@@ -277,8 +280,11 @@ DETAIL_MAX = 5_000  # characters of a server's message that are kept
 QUOTE_MAX = 300  # characters of a server's message that users see
 
 
-#: Message of the error for a request without the access token.
-TOKEN_NEEDED = "An access token is needed."  # noqa: S105 - not a token
+#: The first words of TOKEN_NEEDED, in older versions of Halt too: discovery knows Halts by them.
+TOKEN_NEEDED_BEGINNING = "An access token is needed"  # noqa: S105 - not a token
+#: Messages of the errors for a request without the access token, and with a wrong one.
+TOKEN_NEEDED = f"{TOKEN_NEEDED_BEGINNING}: send `Authorization: Bearer TOKEN`."
+TOKEN_WRONG = "The access token is wrong: send the value of this Halt's HALT_TOKEN."  # noqa: S105
 
 
 class UpstreamError(HaltError):

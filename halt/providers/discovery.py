@@ -42,7 +42,7 @@ from halt.config.model_servers import (
 )
 from halt.config.settings import Config
 from halt.core.connection import UpstreamConnection, use_connection
-from halt.errors import TOKEN_NEEDED, Interrupted
+from halt.errors import TOKEN_NEEDED_BEGINNING, Interrupted
 from halt.providers.cached_query import CachedQuery
 from halt.providers.loose_json import as_object, as_objects
 from halt.providers.model_list import Model, is_name, parse_models
@@ -305,7 +305,8 @@ def _probe(transport: Transport, url: str) -> _ProbeResult:
     if status == 503:  # llama.cpp while it loads its model
         return _ProbeResult(is_away=True)
     if status == 401 and isinstance(value, dict):
-        return _ProbeResult(needs_key=TOKEN_NEEDED not in str(value))  # else it is another Halt
+        is_halt = TOKEN_NEEDED_BEGINNING in str(value)
+        return _ProbeResult(needs_key=not is_halt)
     if status != 200 or not isinstance(value, dict):
         return _ProbeResult()
     items = value.get("data", value)  # null from Ollama without a model

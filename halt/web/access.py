@@ -24,7 +24,7 @@ def token_matches(token: str) -> bool:
     return hmac.compare_digest(token.encode(), services().config.token.encode())
 
 
-def _bearer() -> str:
+def bearer_token() -> str:
     """The token in the request's header `Authorization: Bearer`, "" where there is none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
@@ -32,7 +32,7 @@ def _bearer() -> str:
 
 def has_token() -> bool:
     """Whether the request has the access token in its `Authorization` header."""
-    return bool(services().config.token) and token_matches(_bearer())
+    return bool(services().config.token) and token_matches(bearer_token())
 
 
 def count_wrong_token() -> int:
@@ -42,7 +42,7 @@ def count_wrong_token() -> int:
 
 def refuse_wrong_bearer() -> Response | None:
     """Count the request's wrong Bearer token, if any. A response 429 where there were too many."""
-    wait = count_wrong_token() if _bearer() else 0
+    wait = count_wrong_token() if bearer_token() else 0
     refused = RequestRefused(429, "too_many_requests", too_many_message(wait), retry_after=wait)
     return error_response(refused) if wait else None
 

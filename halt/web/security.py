@@ -16,9 +16,9 @@ from flask import Flask, redirect, request, url_for
 from gunicorn.http.errors import ParseException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.errors import TOKEN_NEEDED, RequestError
+from halt.errors import TOKEN_NEEDED, TOKEN_WRONG, RequestError
 from halt.web import via
-from halt.web.access import is_authorized, refuse_wrong_bearer
+from halt.web.access import bearer_token, is_authorized, refuse_wrong_bearer
 from halt.web.cors import is_api, is_cross_origin, is_same_origin
 from halt.web.requests import is_upgrade, wants_fragment, wants_page
 from halt.web.responses import RequestRefused, error_response, too_large
@@ -141,7 +141,8 @@ def guard() -> BaseResponse | None:
         return refused
     if wants_page():
         return redirect(url_for("pages.login"))
-    response = error_response(RequestRefused(401, "unauthorized", TOKEN_NEEDED))
+    message = TOKEN_WRONG if bearer_token() else TOKEN_NEEDED
+    response = error_response(RequestRefused(401, "unauthorized", message))
     response.headers["WWW-Authenticate"] = "Bearer"
     if wants_fragment():
         response.headers["HX-Redirect"] = url_for("pages.login")

@@ -185,6 +185,9 @@ def test_request_without_the_token_is_refused(
     refused = guarded.client(**headers).request(method, path, HELLO if method == "POST" else None)
     assert refused.status == 401
     assert refused.error["code"] == "unauthorized"
+    is_wrong = credentials == "Bearer wrong-token"
+    assert ("token is wrong" in refused.error["message"]) is is_wrong
+    assert ("`Authorization: Bearer TOKEN`" in refused.error["message"]) is not is_wrong
     assert refused.headers["www-authenticate"].startswith("Bearer")
 
 
