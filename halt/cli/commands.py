@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from halt.core.request import Upstream
     from halt.core.service import GenerationService
 
+#: Errors of `chat --url`: no access token where there is no terminal to type it, and a wrong one.
+NO_TOKEN = "An access token is needed: set HALT_TOKEN, or give --token."  # noqa: S105 - no token
+WRONG_TOKEN = "The access token is wrong: set HALT_TOKEN, or give --token, to that Halt's token."  # noqa: S105
+
 #: Makes a GenerationService for a Config and, optionally, a single provider's name.
 Make = Callable[..., "GenerationService"]
 
@@ -66,6 +70,14 @@ def _settings() -> tuple[Config, Make]:
     return services.config, services.make_generations
 
 
+class _NoModel(click.ClickException):
+    """No model is available, because even the demo model cannot run."""
+
+    def __init__(self, fault: embedded_model.Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
 @contextlib.contextmanager
 def _with_model(config: Config) -> Iterator[Config]:
     """Settings that have a model: as given, of a discovered server, or of the demo model.
@@ -83,7 +95,7 @@ def _with_model(config: Config) -> Iterator[Config]:
         return
     fault = embedded_model.unavailable()
     if fault is not None:
-        raise click.ClickException(fault)
+        raise _NoModel(fault)
     status_reader, status_writer = os.pipe()
     try:
         demo = embedded_model.launch(status_writer)
@@ -121,7 +133,7 @@ def _token(text: str) -> str:
     return text
 
 
-@click.command()
+@click.command(short_help="Chat with the model in the terminal.")
 @click.option("--url", metavar="URL", help="Use the Halt server at this address.")
 @click.option(
     "--token", metavar="TOKEN", type=_token, help="Its access token. [default: HALT_TOKEN]"
@@ -189,12 +201,14 @@ def _source(
         stack.callback(remote.close)
         if not remote.accepts_token():
             if not sys.stdin.isatty():
-                raise click.ClickException("An access token is needed: set HALT_TOKEN.")
+                raise click.ClickException(WRONG_TOKEN if remote.token else NO_TOKEN)
+            if remote.token:
+                click.echo("The access token is wrong.", err=True)
             remote.token = click.prompt(
                 "Access token", hide_input=True, err=True, value_proc=_token
             )
             if not remote.accepts_token():
-                raise click.ClickException("The access token is wrong.")
+                raise click.ClickException(WRONG_TOKEN)
         return remote, ""
     config = stack.enter_context(_with_model(config))
     generations = make(config)
@@ -232,7 +246,7 @@ def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
         yield line_editor.input_line(history, COMMANDS)
 
 
-@click.command()
+@click.command(short_help="Check the way to the model, and proxies.")
 @click.argument("url", required=False)
 @click.option(
     "--token",
@@ -263,8 +277,11 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
         try:
             with _with_model(config) as ready_config:
                 providers.check_providers(report, ready_config, make, timeout)
-        except click.ClickException as fault:
-            report.fail("model", fault.message, "See above.")
+        except _NoModel as error:
+            remedy = error.fault.remedy
+            report.fail("model", f"{error.fault.reason}.", remedy[:1].upper() + remedy[1:])
+        except click.ClickException as error:
+            report.fail("model", error.message, "Set OPENAI_API_KEY or OPENAI_BASE_URL.")
     if url is not None:
         proxy.check_proxy(report, url, token or config.token, timeout, config.connect_timeout)
     if as_json:

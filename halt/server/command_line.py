@@ -55,7 +55,10 @@ commands.add_command(chat)
 commands.add_command(doctor)
 
 
-@commands.command(context_settings={"ignore_unknown_options": True})
+@commands.command(
+    context_settings={"ignore_unknown_options": True},
+    short_help="Serve the page and the API (the default).",
+)
 @click.option("--host", "HOST", metavar="ADDRESS", help="Address to listen on. [HOST; 127.0.0.1]")
 @click.option("--port", "PORT", metavar="PORT", help="Port to listen on. [PORT; 8000]")
 @click.option(
@@ -95,7 +98,7 @@ def version(check: bool) -> None:
         )
 
 
-@commands.command()
+@commands.command(short_help="Report on the demo model, or install it.")
 @click.option("--install", is_flag=True, help="Install it into this Halt's Python environment.")
 def demo(install: bool) -> None:
     """Report whether the demo model is installed and runs, or how to install it."""
@@ -118,7 +121,7 @@ def demo(install: bool) -> None:
 def _report_installed() -> None:
     fault = embedded_model.unavailable()
     if fault is not None:
-        raise click.ClickException(fault)
+        raise click.ClickException(str(fault))
     click.echo(f"The demo model {embedded_model.MODEL} is installed.")
 
 

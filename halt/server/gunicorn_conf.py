@@ -149,7 +149,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
             }
             demo = f"the demo model {embedded.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
         else:
-            published["HALT_EMBEDDED_FAULT"] = fault
+            published["HALT_EMBEDDED_FAULT"] = fault.page_text
             demo = f"no model: {fault}"
         talks_to = "; ".join(filter(None, (demo, talks_to)))
     published["HALT_MAX_STREAMS"] = str(open_files.raise_limit(config.max_streams))

@@ -41,7 +41,7 @@ def check_discovery() -> None:
             "http://127.0.0.1:8080; http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL "
             "and OPENAI_API_KEY"
         )
-        assert "embedded model" not in halt.printed
+        assert "demo model" not in halt.printed
         first = ["ollama/nomic-embed-text:latest", "ollama/llama3.2:latest", "ollama/qwen3:8b"]
         assert model_ids(halt) == [*first, "llama.cpp/gemma.gguf"]
         client = halt.client()

@@ -20,6 +20,10 @@ class DoctorReport(NamedTuple):
         """The remedy of this finding."""
         return str(self.findings[name]["remedy"])
 
+    def text_of(self, name: str) -> str:
+        """The text of this finding."""
+        return str(self.findings[name]["text"])
+
     def statuses(self) -> dict[str, str]:
         """The status of each finding, by name."""
         return {name: str(f["status"]) for name, f in self.findings.items()}

@@ -92,7 +92,7 @@ class Master:
 
     def wait_until_ready(self) -> int:
         """The model's process ID, once it serves."""
-        return int(self.wait_for(r"halt: embedded model ready at \S+ in \S+ s \(pid (\d+)\)")[1])
+        return int(self.wait_for(r"halt: demo model ready at \S+ in \S+ s \(pid (\d+)\)")[1])
 
     def wait_until_all_are_gone(self) -> None:
         """Wait until no process holds stderr: master, supervisor and model are dead."""

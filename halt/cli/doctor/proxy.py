@@ -88,7 +88,9 @@ def _check_health(report: Report, remote: Remote) -> bool:
     except RemoteError as fault:
         report.fail("token", fault.message, "Look at the proxy's log.")
         return False
-    report.fail("token", "an access token is needed.", "Set HALT_TOKEN here, or give --token.")
+    remedy = "Set HALT_TOKEN here to the token of that Halt, or give --token."
+    detail = "the access token is wrong." if remote.token else "an access token is needed."
+    report.fail("token", detail, remedy)
     return False
 
 

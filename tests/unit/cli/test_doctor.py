@@ -18,6 +18,7 @@ from halt.cli.doctor.report import Report
 from halt.cli.source import Remote
 from halt.config.environment import load
 from halt.config.proxies import ReceivedRequest
+from halt.providers import embedded_model
 from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.doctor_command import doctor, doctor_of_proxy
@@ -599,12 +600,27 @@ def test_doctor_names_an_address_without_a_halt(shared_fake: FakeOpenAI) -> None
     assert report.statuses()["Halt"] == "fail"
 
 
+def test_doctor_without_a_model_names_the_reason_and_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reason is the finding's text; the way to the demo model is its remedy."""
+    fault = embedded_model.Fault("The demo model is not installed", "run `it`")
+    monkeypatch.setattr(embedded_model, "unavailable", lambda: fault)
+    report = doctor(OPENAI_API_KEY="", HALT_DISCOVER="0")
+    assert report.text_of("model") == "The demo model is not installed."
+    assert report.remedy("model").startswith("Run `it`, or set OPENAI_API_KEY or OPENAI_BASE_URL")
+
+
 def test_doctor_names_a_missing_token(start_halt: Any, shared_fake: FakeOpenAI) -> None:
     """Without the token the streams are not checked, and the remedy is named."""
     halt = start_halt(shared_fake, HALT_TOKEN="open-sesame", HALT_MODEL=PACED)
     report = doctor_of_proxy(halt.url)
     assert report.statuses()["token"] == "fail"
     assert "HALT_TOKEN" in report.remedy("token")
+    assert "an access token is needed" in report.text_of("token")
+    assert "the access token is wrong" in doctor_of_proxy(halt.url, "--token", "wrong").text_of(
+        "token"
+    )
     assert doctor_of_proxy(halt.url, "--token", "open-sesame").exit_code == 0
 
 

