@@ -156,7 +156,11 @@ class Chat:
         name, _, rest = text.partition(" ")
         command = self._commands.get(name)
         if command is None:
-            self._screen.note(f"There is no command {name}. /help lists them.", bad=True)
+            self._screen.note(
+                f"There is no command {name}: /help lists the commands. "
+                "To send it as text, begin the line with a space.",
+                bad=True,
+            )
         else:
             command(rest.strip())
 
@@ -188,7 +192,7 @@ class Chat:
             )
         else:  # stopped before any text: the exchange is removed
             exchanges[-1:] = [exchange.previous] if exchange.previous else []
-            self._draft = "" if exchange.previous else exchange.prompt
+            self._draft = "" if exchange.previous else _as_input(exchange.prompt)
         self._note_end(outcome, model)
 
     def _note_end(self, outcome: Outcome, model: str) -> None:
@@ -252,9 +256,16 @@ class Chat:
         except FileExistsError:
             self._screen.note(f"{path} already exists. Give another file name.", bad=True)
         except (OSError, RuntimeError, ValueError) as exc:
-            self._screen.note(f"{rest} cannot be written: {exc}.", bad=True)
+            reason = (isinstance(exc, OSError) and exc.strerror) or exc
+            self._screen.note(f"{rest} cannot be written: {reason}.", bad=True)
         else:
             self._screen.note(f"Saved to {path}.")
+
+
+def _as_input(prompt: str) -> str:
+    """The input line that sends this prompt: with a space before it if it reads like a command."""
+    is_command = prompt.startswith("/") or prompt.lower() in COMMANDS_WITHOUT_SLASH
+    return f" {prompt}" if is_command else prompt
 
 
 def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:

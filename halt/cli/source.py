@@ -311,8 +311,12 @@ class Remote:
 
     def _unreachable(self, exc: Exception) -> RemoteError:
         cause = exc.__cause__ or exc
+        reason = (isinstance(cause, OSError) and cause.strerror) or cause
+        hint = " Is it running?" if isinstance(cause, ConnectionRefusedError) else ""
         return RemoteError(
-            f"Halt could not be reached at {self.url}: {cause}.", "unreachable", retryable=True
+            f"Halt could not be reached at {self.url}: {reason}.{hint}",
+            "unreachable",
+            retryable=True,
         )
 
 

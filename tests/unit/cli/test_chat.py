@@ -189,6 +189,19 @@ def test_chat_ctrl_c_stops_the_answer(chat: Open, shared_fake: FakeOpenAI) -> No
     assert terminal.left() == 0
 
 
+def test_chat_stop_restores_a_prompt_that_reads_like_a_command(chat: Open) -> None:
+    """The space before it comes back too, so that Enter sends it again."""
+    terminal = chat("--model", "silent_first_token", "--no-history")
+    terminal.say(" /fake")
+    terminal.wait(r"…")
+    terminal.type("\x03")
+    terminal.wait(r"Stopped\.\n>  /fake\Z")
+    terminal.type("\x03")  # clears the line
+    terminal.wait(r"Stopped\.\n> *\Z")
+    terminal.type("\x03")  # leaves
+    assert terminal.left() == 130
+
+
 def test_chat_ctrl_c_before_any_text_restores_the_prompt(chat: Open) -> None:
     """Nothing was shown, so the prompt is in the input line again."""
     terminal = chat("--model", "silent_first_token", "--no-history")
@@ -280,11 +293,13 @@ def test_chat_commands_have_their_effects(
     assert "## You\n\ncommands one\n\n## echo\n\ncommands one\n" in saved.read_text()
     terminal.say(f"/save {saved}")
     terminal.wait(r"already exists")
+    terminal.say("/save /no-such-folder/x")
+    terminal.wait(r"/no-such-folder/x cannot be written: No such file or directory\.")
     terminal.say("/clear")
     terminal.say("commands two")
     assert len(request_record(shared_fake, "commands two").body["messages"]) == 2
     terminal.say("/nothing")
-    terminal.wait("There is no command /nothing")
+    terminal.wait(r"There is no command /nothing: /help lists the commands\.")
     terminal.say("exit")
     assert terminal.left() == 0
 
@@ -330,7 +345,11 @@ def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> No
     """One sentence with the address, no traceback."""
     done = piped(env, "Hello", "--url", "http://127.0.0.1:9")
     assert done.returncode == 1
-    assert "Halt could not be reached at http://127.0.0.1:9" in done.stderr
+    assert (
+        "Halt could not be reached at http://127.0.0.1:9: Connection refused. Is it running?"
+        in done.stderr
+    )
+    assert "Errno" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -405,7 +424,10 @@ def test_chat_requests_a_token_and_uses_it(chat: Open, start_halt: Any, env: Env
     halt = start_halt(env["OPENAI_BASE_URL"], HALT_TOKEN="open-sesame")
     refused = piped(env, "Hello", "--url", halt.url)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "An access token is needed: set HALT_TOKEN." in refused.stderr
+    assert "An access token is needed: set HALT_TOKEN, or give --token." in refused.stderr
+    refused = piped(env, "Hello", "--url", halt.url, "--token", "wrong")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "The access token is wrong: set HALT_TOKEN, or give --token" in refused.stderr
     terminal = chat("--url", halt.url, HALT_TOKEN="")
     terminal.wait("Access token:")
     terminal.type("öpen-sesame\r")
