@@ -3,7 +3,7 @@
 HaltError                       base of all errors that Halt raises on purpose
 ├── RequestError      400, 413  the request is malformed or over a limit; names the field
 │   └── Unstorable              the database works and refuses these values
-├── StreamInUse       409       the stream ID is in use
+├── StreamInUse       409       the stream ID belongs to another stream
 ├── UnknownStream     404       no such stream, or a stream of another session
 ├── OffsetLost        410       the log no longer has the requested events
 ├── AtCapacity        503       all places for streams are in use; with Retry-After
@@ -69,6 +69,10 @@ class StreamInUse(HaltError):
 
     code = "stream_in_use"
     status = 409
+
+    def __init__(self, stream_id: str) -> None:
+        message = f"The stream ID {stream_id!r} belongs to another stream: choose a new one."
+        super().__init__(message, field="id")
 
 
 class UnknownStream(HaltError):

@@ -106,7 +106,8 @@ def _set_mode(file: int | Path, mode: int) -> None:
 
 #: The files that Halt creates in the data folder, apart from the folder `run`.
 _OWN = (
-    "halt.db* rates.db* migrate.lock wal-probe.db* probe-*.db* secret_key* mark mark.* chat-history"
+    "halt.db* rates.db* migrate.lock wal-probe.db* probe-*.db* secret_key* mark mark.* "
+    "chat-history last_model*"
 )
 
 

@@ -61,7 +61,7 @@ class Capacity:
         place = self._wait_for_place(lambda: self.places.take(self._limits.max_streams))
         try:
             if self.ids.take(1, number_of(stream_id)) is None:
-                raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
+                raise StreamInUse(stream_id)
         except BaseException:  # Ctrl-C in a program's own thread, too
             self._give_back_place(place)
             raise

@@ -190,8 +190,9 @@ class Run(LiveGeneration):
     def _report_end(self, fault: UpstreamError | None) -> None:
         """Write a fault to the server's log and call `on_end`. Not called in the relay."""
         if fault is not None:
-            values = self.id, fault.code, shortened(fault.detail, LOGGED_MAX)
-            logger.warning("stream %s failed: %s %s", *values, extra=about(self.request_id))
+            detail = shortened(fault.detail, LOGGED_MAX)
+            text = f"{fault.code}: {detail}" if detail else fault.code
+            logger.warning("stream %s failed: %s", self.id, text, extra=about(self.request_id))
         on_end, self._on_end = self._on_end, None  # it may reference the conversation
         if on_end is not None:
             on_end(self)

@@ -134,7 +134,7 @@ class GenerationService:
         """
         self._check(request)
         if not noted and self._is_stored(request.id):
-            raise StreamInUse(f"The stream ID {request.id!r} is in use.", field="id")
+            raise StreamInUse(request.id or "")
         self._refuse_draining()
         self.keeper.start()
         run = Run(

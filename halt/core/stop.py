@@ -71,7 +71,7 @@ class StopRegistry:
         """
         with self._lock:
             if stream_id in self._switches:
-                raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
+                raise StreamInUse(stream_id)
             self._switches[stream_id] = switch
             return self._tombstones.pop((stream_id, switch.owner), 0.0) <= now()
 

@@ -262,7 +262,7 @@ def _add_generation(
     }
     added = upsert(connection, generations).values(values).on_conflict_do_nothing()
     if connection.scalar(added.returning(generations.c.id)) is None:
-        raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
+        raise StreamInUse(stream_id)
 
 
 def _has_followers(connection: Connection, answer: Row[Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from flask import Flask, Response, after_this_request, current_app, render_template, request
 from markupsafe import escape
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.core.events import encode
@@ -120,6 +120,12 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     message = error.description or error.name
     if status == 404 and is_openai():
         name, message = "unknown_path", _unknown_path_message()
+    elif status == 404:
+        message = f"There is no {_shown_path()} here. GET /docs lists the API."
+    elif isinstance(error, MethodNotAllowed):
+        allowed = set(error.valid_methods or ())
+        methods = ", ".join(sorted(allowed - {"HEAD", "OPTIONS"} or allowed))
+        message = f"{_shown_path()} does not allow {request.method[:20]}. Allowed: {methods}."
     response = error_response(RequestRefused(status, name, message))
     for header, value in error.get_headers():
         if header.lower() == "allow":
@@ -127,15 +133,20 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     return response
 
 
+def _shown_path() -> str:
+    """The request's path, cut to the length that a message may have of it."""
+    return request.path[:200]
+
+
 def _unknown_path_message() -> str:
     """The message of a 404 under /v1: the paths that exist."""
     paths = sorted(
-        f"{method} {re.sub('<[^<>]*>', 'NAME', rule.rule)}"
+        f"{method} {re.sub('<[^<>]*>', 'ID', rule.rule)}"
         for rule in current_app.url_map.iter_rules()
         if rule.rule.startswith("/v1/")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     )
-    return f"There is no {request.path[:200]} here. There are: {', '.join(paths)}."
+    return f"There is no {_shown_path()} here. There are: {', '.join(paths)}."
 
 
 def _on_unexpected_error(error: Exception) -> Response:

@@ -132,7 +132,10 @@ def guard() -> BaseResponse | None:
         return error_response(RequestRefused(403, "unknown_host", message))
     starts = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
     if ((starts or is_upgrade()) and _is_cross_site()) or _is_read_from_elsewhere():
-        message = "Requests from another site are refused."
+        message = (
+            "Requests from another site are refused. "
+            "HALT_CORS_ORIGINS lists the sites that may use the API."
+        )
         return error_response(RequestRefused(403, "foreign_site", message))
     if is_authorized():
         _check_body()

@@ -674,7 +674,7 @@ def test_server_errors_have_the_openai_shape(strict: HaltServer) -> None:
     assert set(program.get(PATH).headers["allow"].split(", ")) == {"POST", "OPTIONS"}
 
 
-PATHS = "GET /v1/models, GET /v1/models/NAME, POST /v1/chat/completions"
+PATHS = "GET /v1/models, GET /v1/models/ID, POST /v1/chat/completions"
 
 
 @pytest.mark.parametrize(

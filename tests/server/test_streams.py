@@ -114,6 +114,7 @@ def test_used_id_is_refused(client: Client) -> None:
             refused = second.answer()
         assert refused.status == 409
         assert refused.error["code"] == "stream_in_use"
+        assert refused.error["message"].endswith("belongs to another stream: choose a new one.")
         assert refused.error["field"] == "id"
         assert client.stop(first.id).json["status"] == "stopped"
         first.to_end()
@@ -258,6 +259,8 @@ def test_wrong_method_gets_405_with_allow(
     assert refused.status == 405
     assert refused.error["code"] == "method_not_allowed"
     assert set(refused.headers["allow"].split(", ")) == allowed
+    methods = ", ".join(sorted(allowed - {"HEAD", "OPTIONS"}))
+    assert refused.error["message"] == f"{path} does not allow {method}. Allowed: {methods}."
 
 
 @pytest.mark.parametrize(
@@ -268,6 +271,9 @@ def test_unknown_path_gets_404_as_json(client: Client, path: str) -> None:
     refused = client.get(path)
     assert refused.status == 404
     assert refused.error["code"] in {"not_found", "unknown_conversation"}
+    if refused.error["code"] == "not_found":
+        message = "There is no {} here. GET /docs lists the API."
+        assert refused.error["message"] in {message.format(path), message.format("/app.py")}
 
 
 def test_every_response_has_security_headers(client: Client) -> None:
@@ -486,6 +492,7 @@ def test_cross_site_request_is_refused(client: Client, path: str, headers: dict[
     refused = client.post(path, {"messages": HELLO}, **headers)
     assert refused.status == 403
     assert refused.error["code"] == "foreign_site"
+    assert "HALT_CORS_ORIGINS" in refused.error["message"]
 
 
 def test_same_site_request_is_accepted(halt: HaltServer, client: Client) -> None:

@@ -201,7 +201,9 @@ def test_broken_answer_is_logged_without_a_traceback(strict: HaltServer, program
     text = Text(program, {"prompt": "Hello", "model": "drop?n=5&gap_ms=5"})
     with pytest.raises(http.client.IncompleteRead):
         text.to_end()
-    strict.wait_printed(rf"stream {text.response.headers['x-stream-id']} failed: upstream_dropped")
+    strict.wait_printed(
+        rf"stream {text.response.headers['x-stream-id']} failed: upstream_dropped: "
+    )
     assert "Traceback" not in strict.printed
 
 
@@ -957,7 +959,7 @@ def test_log_of_a_failed_run_has_the_request_id(lively: HaltServer) -> None:
     with lively.client().stream("POST", "/chat/stream", body, {"X-Request-Id": own}) as events:
         assert events.headers["x-request-id"] == own
         events.to_end()
-    lively.wait_printed(rf"stream {events.id} failed: upstream_dropped.* \(request ID: {own}\)\n")
+    lively.wait_printed(rf"stream {events.id} failed: upstream_dropped: .* \(request ID: {own}\)\n")
 
 
 @pytest.mark.parametrize(

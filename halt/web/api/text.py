@@ -164,7 +164,7 @@ def _find_same(start: StartRequest) -> Generation | None:
     except UnknownStream:
         return None
     if run.fingerprint != fingerprint(start.messages):
-        raise StreamInUse(f"The stream ID {start.id!r} is in use.", field="id")
+        raise StreamInUse(start.id or "")
     return run
 
 

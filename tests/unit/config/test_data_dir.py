@@ -115,7 +115,7 @@ def test_server_keeps_its_whole_folder_private(
     folder = short_path / "halt"
     (folder / "run").mkdir(parents=True)
     (folder / "run").chmod(0o777)
-    for name in ("migrate.lock", "run/1-00000000-00000000.cleanup", "chat-history"):
+    for name in ("migrate.lock", "run/1-00000000-00000000.cleanup", "chat-history", "last_model"):
         (folder / name).write_text("")
         (folder / name).chmod(0o666)
     secret_key(folder)
