@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Generic, NoReturn, TypeGuard, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    TypeGuard,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -95,7 +106,7 @@ class TypeDecoder(Generic[T]):
                 raise RecursionError
             return self._decoder.decode(body)
         except msgspec.ValidationError as exc:
-            _refuse(exc, subject, body)
+            _refuse(exc, self._kind, subject, body)
         except RecursionError:
             raise RequestError(f"The {subject} is nested too deep.", field=subject) from None
         except (msgspec.DecodeError, UnicodeError) as exc:
@@ -111,7 +122,7 @@ class TypeDecoder(Generic[T]):
         try:
             return msgspec.convert(value, self._kind, strict=not from_strings, dec_hook=_convert)
         except msgspec.ValidationError as exc:
-            _refuse(exc)
+            _refuse(exc, self._kind)
         except RecursionError:
             raise RequestError("The body is nested too deep.", field="body") from None
 
@@ -159,8 +170,26 @@ def _field_at_fault(body: bytes | str) -> str:
     return ""
 
 
+def unknown_field(name: str) -> RequestError:
+    """The error for a field that a request must not have."""
+    name = shortened(name, NAME_MAX)
+    return RequestError(f"{name}: unknown field", field=name)
+
+
+def _allowed_values(kind: Any, field: str) -> list[str]:
+    """The allowed values of a struct's Literal field as JSON, empty for every other field."""
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+        return []
+    hint = get_type_hints(kind).get(field)
+    literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+    return [json.dumps(value) for literal in literals for value in get_args(literal)]
+
+
 def _refuse(
-    exc: msgspec.ValidationError, subject: str = "body", body: bytes | str | None = None
+    exc: msgspec.ValidationError,
+    kind: Any,
+    subject: str = "body",
+    body: bytes | str | None = None,
 ) -> NoReturn:
     message, path = _split(str(exc))
     if path.startswith(_SOME_KEY) and body is not None:
@@ -172,6 +201,12 @@ def _refuse(
         raise _invalid_id(field) from None
     if field == subject and message.startswith("Expected `object`"):
         raise RequestError(f"The {subject} must be a JSON object.", field=subject) from None
+    if message.startswith("Object missing required field"):
+        raise RequestError(f"{field} is missing.", field=field) from None
+    if message.startswith("Object contains unknown field"):
+        message = "unknown field"
+    elif message.startswith("Invalid enum value") and (values := _allowed_values(kind, field)):
+        raise RequestError(f"{field} must be {' or '.join(values)}.", field=field) from None
     raise RequestError(f"{field}: {shortened(message, MESSAGE_MAX)}", field=field) from None
 
 

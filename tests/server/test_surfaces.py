@@ -466,6 +466,9 @@ def test_whole_answers_count_as_streams(strict: HaltServer, program: Client) -> 
 
 def test_body_over_the_limit_is_refused(program: Client) -> None:
     """413, as on every route."""
+    misspelt = program.post("/chat", {"promt": "x"})
+    assert (misspelt.status, misspelt.error["field"]) == (400, "promt")
+    assert misspelt.error["message"] == "promt: unknown field"
     refused = program.post("/chat", {"prompt": "x" * 9000})
     assert (refused.status, refused.error["code"]) == (413, "too_large")
 

@@ -85,7 +85,8 @@ def parse_request(body: bytes, stream_id: str | None) -> CompletionRequest:
     functions = _are_functions(options.functions) and not values.get("tools")
     if functions:
         values |= _tools(values.pop("functions"), values.pop("function_call", None))
-    values["messages"] = _cleaned(fields.get("messages"))
+    if "messages" in fields:
+        values["messages"] = _cleaned(fields["messages"])
     chat_fields = {
         name: value for name, value in values.items() if name in CHAT_FIELDS and _fits(name, value)
     }

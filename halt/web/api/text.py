@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.core.decoding import JSON_OBJECT
+from halt.core.decoding import JSON_OBJECT, unknown_field
 from halt.core.events import Cancelled, Content, Done, Event, encode, is_terminal
 from halt.core.generation import Generation
 from halt.core.request import fingerprint
@@ -67,6 +67,9 @@ def _start_request(fields: dict[str, Any], *, from_strings: bool = False) -> Sta
             raise RequestError("prompt must be a text that is not empty.", field="prompt")
         fields["messages"] = [{"role": "user", "content": prompt}]
     elif "messages" not in fields:
+        for name in fields:
+            if name not in StartRequest.__struct_fields__:
+                raise unknown_field(name)
         raise RequestError("Give a prompt, or messages.", field="prompt")
     if system is not None:
         if not isinstance(system, str):

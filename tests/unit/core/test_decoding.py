@@ -33,6 +33,9 @@ NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
         (json.dumps({"messages": [HELLO], "id": "no"}), "id", f"id must be {NAME}"),
         (json.dumps({"messages": [HELLO, 1]}), "messages[1]", "Expected `object`"),
         (json.dumps({"messages": [{}]}), "messages[0].role", "missing required field `role`"),
+        (json.dumps({"id": "12345678"}), "messages", "messages is missing."),
+        (json.dumps({"messages": [HELLO], "promt": 1}), "promt", "promt: unknown field"),
+        (json.dumps({"messages": [HELLO], "stream": False}), "stream", "stream must be true."),
     ],
 )
 def test_chat_request_invalid_json_is_refused_in_plain_words(
@@ -46,6 +49,15 @@ def test_chat_request_invalid_json_is_refused_in_plain_words(
     assert sentence in message
     assert "truncated" not in message
     assert "regex" not in message
+
+
+def test_invalid_choice_is_refused_with_the_allowed_values() -> None:
+    """The error lists the values of `on_disconnect`, and does not repeat the wrong one."""
+    for value in ("x", "x" * 1000):
+        with pytest.raises(RequestError) as refused:
+            START_REQUEST.convert({"messages": [HELLO], "on_disconnect": value})
+        assert refused.value.args[0] == 'on_disconnect must be "stop" or "continue".'
+        assert refused.value.field == "on_disconnect"
 
 
 def test_chat_request_bad_id_in_decoded_json_is_refused_alike() -> None:
