@@ -1,4 +1,4 @@
-"""Composition root of the server: creates the Flask application and all of its services."""
+"""Creates the server's Flask application and all of its services."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from typing import Any
 from urllib.parse import quote
 
 STORE_RETRY_AFTER = 2.0  # seconds; Retry-After while the database is unavailable
-SECRET_MIN = 8  # characters; shorter keys ("none", "fake") are not secret
+HIDDEN_KEY_MIN = 8  # characters; shorter keys ("none", "fake") are not secret
 
 
 class HaltError(Exception):
@@ -362,7 +362,7 @@ class UpstreamError(HaltError):
 
     def with_secret_removed(self, secret: str) -> UpstreamError:
         """This error with each occurrence of a secret in its texts replaced by "[key]"."""
-        if len(secret) < SECRET_MIN:
+        if len(secret) < HIDDEN_KEY_MIN:
             return self
         detail, hint = self.detail, self.hint
         for spelling in {secret, quote(secret, safe="")}:

@@ -1,4 +1,7 @@
-"""Connections between two workers that carry frames: a length in four bytes, then the payload."""
+"""Connections between two workers that carry frames, and several workers' replies to a request.
+
+A frame is a length in four bytes, then the payload.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A generation that another worker produces, as viewers of this worker read it.
+"""A generation of another worker: how its producer sends it, and how viewers here read it.
 
 The other worker, its producer, sends one frame with the generation's fixed facts (`Header`) or
 `Unknown`, then numbered events with their times in `Batch`es. A `RemoteGeneration` appends these
@@ -169,7 +169,7 @@ class RemoteGeneration(Generation):
         self._model = ""
         self._chunks = 0
         self._source = source
-        self._appending = threading.Lock()  # held to append events; protects the two facts above
+        self._appending = threading.Lock()  # held to append events; protects _model and _chunks
         self._connecting = threading.Lock()  # protects the two below; taken before _viewers_lock
         self._channel: Channel | None = None
         self._has_thread = False

@@ -1,4 +1,6 @@
-"""Checks of the settings. Each raises ConfigError: the variable, what is wrong, what is allowed."""
+"""Checks of the settings, and copies with changed ones.
+
+A check raises ConfigError: the variable, what is wrong, what is allowed."""
 
 from __future__ import annotations
 
@@ -125,7 +127,7 @@ def check_reachable(config: Config, setting: str, host: str) -> None:
         )
 
 
-def check_way(env: Mapping[str, str]) -> None:
+def check_proxies_and_certificates(env: Mapping[str, str]) -> None:
     """Check the variables for proxies and certificates to models. Raises ConfigError."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     for name in (*names, *map(str.lower, names)):

@@ -29,7 +29,7 @@ from halt.config.settings import ConfigError
 
 FILE_MODE = 0o600  # the mode of every file and socket here, for any umask of the process
 FOLDER_MODE = 0o700  # the mode of every folder
-SECRET_MIN = 16  # characters
+SESSION_KEY_MIN = 16  # characters
 #: Attempts to create a file that other processes create at the same time; two are usually enough.
 ATTEMPTS = 100
 SOCKET_PATH_MAX = 103  # bytes of a Unix socket's path that every system accepts
@@ -131,7 +131,7 @@ def restrict_modes(folder: Path) -> None:
 def secret_key(folder: Path) -> str:
     """The session key in this folder, created if it is missing. Raises ConfigError."""
     path, key = _read_or_create(folder, "secret_key", "session key", size=32)
-    if len(key) < SECRET_MIN:
+    if len(key) < SESSION_KEY_MIN:
         raise ConfigError(
             f"The session key in {path} is too short: delete the file for a new one, or set "
             "HALT_SECRET_KEY."

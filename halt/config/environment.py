@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from halt.config.checks import check, check_way
+from halt.config.checks import check, check_proxies_and_certificates
 from halt.config.settings import FALSE, TRUE, Config, ConfigError
 
 
@@ -28,7 +28,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
             values[item.name] = _parse(meta["env"], raw, str(item.type), meta["low"], meta["high"])
     config = Config(**values)
     check(config)
-    check_way(env)
+    check_proxies_and_certificates(env)
     return config
 
 

@@ -49,11 +49,11 @@ _BY_OWNED_BY = {
 LISTS_LOADED = frozenset({"llama.cpp", "vllm", "koboldcpp"})
 
 #: The base URLs of the products' APIs on this machine.
-USUAL = tuple(f"http://{LOOPBACK}:{product.port}/v1" for product in PRODUCTS)
+USUAL_URLS = tuple(f"http://{LOOPBACK}:{product.port}/v1" for product in PRODUCTS)
 
 
 #: The tag that Ollama adds to the name of a model without one.
-LATEST = ":latest"
+LATEST_TAG = ":latest"
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +69,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     def has_model(self, model: str) -> bool:
         """Whether the server's list has this model, also with Ollama's tag."""
         model_names = self.models or ()
-        return model in model_names or model + LATEST in model_names
+        return model in model_names or model + LATEST_TAG in model_names
 
 
 class KeyRequired(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
-"""The request by which a client asks how its requests reach a Halt server through proxies.
+"""What a Halt server reports about a request that reached it through proxies.
 
-`halt-chat doctor` sends it, `halt.web.proxies` responds.
+`halt-chat doctor` requests the report, `halt.web.proxies` makes it.
 """
 
 from __future__ import annotations

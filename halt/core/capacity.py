@@ -1,4 +1,4 @@
-"""Limits what a process does at once: places for open streams, IDs in use, threads of readers.
+"""Limits what runs at once: places for streams and IDs, which workers share, and reading threads.
 
 A run holds a place and an ID until it gives them back; other processes may share them
 (`halt.core.slots`). They are taken and given back without holding `_lock`, which protects the
@@ -24,7 +24,7 @@ RETRY_AFTER = 2.0  # seconds after which a refused client may try again
 
 
 class Capacity:
-    """Places for open streams, and the IDs in use."""
+    """Places for open streams and for page streams (`tabs`), and the IDs in use."""
 
     def __init__(self, limits: Limits, shares: Callable[[], bool]) -> None:
         """`shares` returns whether other processes use the same places."""

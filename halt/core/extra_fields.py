@@ -1,4 +1,4 @@
-"""Joins the pieces of the provider's fields that Halt has no event for."""
+"""Merges the `Extra` events of an answer into the fields of a whole, non-streamed answer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""An event log with missing events: before its first one, and before its terminal one.
+"""The event log of another process's generation: the part of its events that is known here.
 
-It holds the known part of a generation that another process produces or has produced.
+Events may be missing before its first one and before its terminal one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Appends a provider's events to the log of a run: without copied notes, within length limits."""
+"""Appends a provider's events to the log of a run, within length limits.
+
+Notes that the model copied (`halt.core.notes`) are left out.
+"""
 
 from __future__ import annotations
 

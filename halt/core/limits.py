@@ -1,4 +1,4 @@
-"""The settings that the core uses, with the names of `halt.config.settings.Config`.
+"""The protocol of the settings that the core uses; `halt.config.settings.Config` fulfils it.
 
 Times are in seconds, sizes in bytes or characters as named.
 """

@@ -1,4 +1,4 @@
-"""Access to generations that are not in this process's memory: stored ones, other workers' ones.
+"""Finds generations that are not in this process's memory: stored ones, other workers' ones.
 
 A service uses it for an ID that is not in its own table. The class here reads the store at most,
 and knows no other process; `halt.cluster.service` also queries the server's other workers.

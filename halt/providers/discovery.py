@@ -31,7 +31,7 @@ from halt.config.addresses import is_loopback
 from halt.config.model_servers import (
     LISTS_LOADED,
     LOOPBACK,
-    USUAL,
+    USUAL_URLS,
     DiscoveryResult,
     KeyRequired,
     Names,
@@ -77,7 +77,7 @@ def discovery_addresses(config: Config, listens: Sequence[Any]) -> tuple[str, ..
         is_loopback(address[0]) if isinstance(address, tuple) else isinstance(address, str)
         for address in listens
     )
-    usual = USUAL if is_local else ()
+    usual = USUAL_URLS if is_local else ()
     configured = (
         url.replace("//localhost:", f"//{LOOPBACK}:") for url in config.discover_addresses
     )

@@ -1,4 +1,4 @@
-"""Collects the deltas that a decoder makes of one read into a Part."""
+"""Collects the deltas of one read of a stream into a `Part` (`halt.core.request`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main loop's responses to refused requests, and a filter for log lines on such requests."""
+"""Responses that refuse a request before a thread has it, and a filter for log lines on them."""
 
 from __future__ import annotations
 

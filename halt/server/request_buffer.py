@@ -1,7 +1,7 @@
-"""Buffers a connection's requests until one is complete, and finds its class. Does no I/O.
+"""Buffers a connection's requests until one is complete, and finds its class: no I/O.
 
-The class decides which threads serve the request (see `halt.server.thread_pools`). It depends on
-the first line alone, so it is known before a thread has the request.
+The class decides which pool of threads serves the request (see `halt.server.thread_pools`). It
+depends on the first line alone, so it is known before a thread has the request.
 """
 
 from __future__ import annotations

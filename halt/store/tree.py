@@ -1,4 +1,7 @@
-"""Reads and changes the tree of a conversation's messages: its path, its windows, removals."""
+"""Reads and changes the tree of a conversation's messages.
+
+That is the shown branch, the part of it that a page shows, and what a discard removes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Response bodies that stream one run to one client.
+"""Response bodies that stream one run to one client; `halt.web.sink` lets the relay write them.
 
 `RunReader` registers a reader of a run, from the view's first look at the answer to the last byte
 of the response. `EventStream` is a WSGI body for all kinds of Server-Sent Events: it sends the

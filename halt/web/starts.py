@@ -1,4 +1,4 @@
-"""Requests that start runs: their decoding, their grace and the limits of their number."""
+"""Requests that start runs: decoding, time without a reader, and the limits on their number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks a running Halt at its public address: connection, token, page, files and its proxies."""
+"""The checks of `doctor URL`: a running Halt at its public address, then the proxies before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The provider Anthropic. Its client sends the request and raises refusals."""
+"""The provider Anthropic: sends requests by its client and translates refusals."""
 
 from __future__ import annotations
 

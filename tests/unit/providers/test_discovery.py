@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from halt.config.environment import load
-from halt.config.model_servers import USUAL, DiscoveryResult, Names, decoded, product_of
+from halt.config.model_servers import USUAL_URLS, DiscoveryResult, Names, decoded, product_of
 from halt.config.settings import Config, ConfigError
 from halt.core.connection import UpstreamConnection
 from halt.errors import UpstreamError
@@ -74,10 +74,10 @@ LOCAL = ("127.0.0.1", 9000)
 def test_usual_ports_are_probed_if_halt_is_local() -> None:
     """A Unix socket counts as local; the port that Halt listens on is left out."""
     config = load({})
-    assert discovery_addresses(config, [LOCAL]) == USUAL
-    assert discovery_addresses(config, [("::1", 1), "/run/halt.sock"]) == USUAL
+    assert discovery_addresses(config, [LOCAL]) == USUAL_URLS
+    assert discovery_addresses(config, [("::1", 1), "/run/halt.sock"]) == USUAL_URLS
     own = discovery_addresses(config, [("127.0.0.1", 8000)])
-    assert set(USUAL) - set(own) == {"http://127.0.0.1:8000/v1"}
+    assert set(USUAL_URLS) - set(own) == {"http://127.0.0.1:8000/v1"}
     for listens in ([("0.0.0.0", 9000)], [LOCAL, ("192.168.0.7", 9000)], [3], [None]):
         assert discovery_addresses(config, listens) == ()
 
@@ -344,13 +344,13 @@ def test_provider_name_depends_on_its_address_alone() -> None:
     """The name of a discovered provider is the same in every worker and order."""
     names = Names(
         [
-            *USUAL,
+            *USUAL_URLS,
             "http://127.0.0.1:8081/v1",
             "http://host.docker.internal:11434/v1",
             "http://box:9/v1",
         ]
     )
-    assert [names.of(url)[0] for url in USUAL] == [
+    assert [names.of(url)[0] for url in USUAL_URLS] == [
         "ollama",
         "llama.cpp",
         "vllm",

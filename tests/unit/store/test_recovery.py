@@ -592,8 +592,8 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         eventually(lambda: is_there(first) and is_there(second))
         with first.request(b"Who?", WAIT_TIMEOUT) as answers:
             assert [payload for _, payload, _ in answers] == [b"Who?"]
-    payload = [message for message in caplog.messages if "were deleted" in message]
-    assert 2 <= len(payload) <= 4  # once for each deletion that follows a repair
+    messages = [message for message in caplog.messages if "were deleted" in message]
+    assert 2 <= len(messages) <= 4  # once for each deletion that follows a repair
     delete_folder()
     third.begin(lambda payload, channel: None)
     assert third.membership.is_alive(first.membership.name)
