@@ -216,6 +216,8 @@ class Transport(httpx2.BaseTransport):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.settimeout(max(0.001, deadline - now()))
                 sock.connect(target)
+                # After an interrupt just before, `connect` returns at once though no peer accepted.
+                sock.getpeername()
                 connection.connected()
             except OSError as exc:
                 connection.close(sock)

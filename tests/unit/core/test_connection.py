@@ -209,12 +209,17 @@ def test_interrupt_before_the_request_sends_nothing_on_a_pooled_connection(
 
 
 def test_interrupt_between_socket_and_connect_ends_the_connect(transport: Transport) -> None:
-    """An interrupt after a socket is attached and before it connects ends the connect too."""
+    """An interrupt between the attach and the connect of a socket ends the connect too.
+
+    The receipt says that no connection was accepted, and so none was closed.
+    """
+    connection = HastyConnection()
     with FakeOpenAI.unaccepting() as url:
-        blocked = BackgroundCall(lambda: get(transport, url, HastyConnection()))
+        blocked = BackgroundCall(lambda: get(transport, url, connection))
         blocked.join(WAIT_TIMEOUT)
         assert not blocked.is_alive(), "it connects until the connect timeout"
     assert isinstance(blocked.fault, (httpx2.TransportError, Interrupted))
+    assert connection.wait_closed(0) == "none"
 
 
 def test_interrupt_at_the_start_of_tls_closes_the_connection() -> None:
