@@ -22,9 +22,10 @@ from bench.load import source
 from bench.processes import Child, Halt, fake_upstream, own_fake
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, p50_p99, percentile
-from tests.support.halt_server import eventually, new_id
+from tests.support.halt_server import new_id
 from tests.support.http_client import Client, ServerEvent
 from tests.support.process_facts import tree
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 IN_A_CONVERSATION = 100  # messages
@@ -65,7 +66,7 @@ def lost(sizes: Sizes) -> Row:
             saved = _saved(Path(folder), reader.stream_id)
             came = [at for at, message in reader.seen if message.id and int(message.id) > saved]
             ages.append((killed_at - min(came, default=killed_at)) * 1000)
-            eventually(partial(_replaced, halt.master, worker))
+            wait_until(partial(_replaced, halt.master, worker), SERVER_TIMEOUT)
     return at_most(
         f"Text lost by kill -9 of a worker, p50 / worst of {sizes.kills}",
         max(ages),
@@ -121,7 +122,7 @@ def _tokens_saved(folder: Path) -> dict[str, int]:
     """Tokens of each stream in the store, after the generations of a dead worker were ended."""
     with contextlib.closing(sqlite3.connect(folder / "halt.db", timeout=20)) as database:
         running = "SELECT count(*) FROM generations WHERE state = 'running'"
-        eventually(lambda: database.execute(running).fetchone() == (0,))
+        wait_until(lambda: database.execute(running).fetchone() == (0,), SERVER_TIMEOUT)
         rows = database.execute("SELECT id, events FROM generations").fetchall()
     return {stream_id: zlib.decompress(events).count(b"@") for stream_id, events in rows}
 

@@ -9,7 +9,8 @@ from typing import Any
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.support.halt_server import HaltServer, eventually, new_id, request_record
+from tests.support.halt_server import HaltServer, new_id, request_record
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 PATIENCE = 30_000  # milliseconds that a test waits for a change of the page
 
@@ -58,7 +59,7 @@ def numbers(n: int) -> str:
 
 def wait_no_open_streams(server: HaltServer) -> None:
     """Wait until the server has no open stream, and so all its places are free."""
-    eventually(lambda: not server.client().get("/healthz").json["open_streams"])
+    wait_until(lambda: not server.client().get("/healthz").json["open_streams"], SERVER_TIMEOUT)
 
 
 class Chat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import Route
 
 from tests.browser.chat import Chat
-from tests.support.halt_server import eventually
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 class HeldRequests:
@@ -21,7 +21,7 @@ class HeldRequests:
 
     def wait(self) -> None:
         """Wait until a request is held."""
-        eventually(self._has_request)
+        wait_until(self._has_request, SERVER_TIMEOUT)
 
     def release(self) -> None:
         """Continue the held requests, and all later ones. Each continues once."""

@@ -12,7 +12,8 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import LOAD_ERRORS, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
-from tests.support.halt_server import HaltServer, StartHalt, eventually, request_record
+from tests.support.halt_server import HaltServer, StartHalt, request_record
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(120))
 
@@ -533,9 +534,9 @@ def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: in
     before = chat.pixels_above()
     chat.page.mouse.move(400, 300)
     chat.page.mouse.wheel(0, -pixels)
-    eventually(lambda: chat.pixels_above() < before)
+    wait_until(lambda: chat.pixels_above() < before, SERVER_TIMEOUT)
     chat.release()
-    eventually(lambda: chat.pixels_below() > 100)
+    wait_until(lambda: chat.pixels_below() > 100, SERVER_TIMEOUT)
     position = chat.pixels_above()
     chat.wait_text("Paragraph 39 ")
     chat.release()
@@ -547,7 +548,7 @@ def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: in
         chat.frames()  # new text may move the end meanwhile
         return chat.pixels_below() < 40
 
-    eventually(is_at_the_end)
+    wait_until(is_at_the_end, SERVER_TIMEOUT)
     chat.wait_state("running")
     chat.release()
     chat.wait_text("Paragraph 110 ")

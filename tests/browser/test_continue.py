@@ -17,8 +17,9 @@ from tests.browser.chat import LOAD_ERRORS, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import add_models, choose
-from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, eventually, new_id
+from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, new_id
 from tests.support.reverse_proxies import free_port
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"  # in the console
 
@@ -99,7 +100,7 @@ def breaking_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 def test_continue_after_stop_extends_the_answer_without_a_seam(chat: Chat, first: int) -> None:
     """Continue extends a stopped answer in its place; the model later gets it as one text."""
     start_answer(chat, WHOLE, first)
-    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:first]))
+    wait_until(lambda: letters(chat.answer_text()) == letters(WHOLE[:first]), SERVER_TIMEOUT)
     chat.stop.click()
     chat.wait_state("stopped")
     chat.page.evaluate(WATCH)
@@ -202,7 +203,7 @@ def test_continue_extends_an_answer_after_a_server_restart(
     chat = open_chat(server, fake)
     chat.allowed_problems = NETWORK_ERRORS
     start_answer(chat, WHOLE, 60)
-    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:60]))
+    wait_until(lambda: letters(chat.answer_text()) == letters(WHOLE[:60]), SERVER_TIMEOUT)
     server.terminate()
     chat.wait_state("interrupted")
     assert server.wait() == 0
@@ -219,7 +220,7 @@ def test_continue_extends_an_answer_after_a_server_restart(
 def test_continue_stopped_before_any_text_leaves_the_answer(chat: Chat) -> None:
     """A Continue that is stopped before any text leaves the answer, and works again later."""
     start_answer(chat, WHOLE, 84)
-    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:84]))
+    wait_until(lambda: letters(chat.answer_text()) == letters(WHOLE[:84]), SERVER_TIMEOUT)
     chat.stop.click()
     chat.wait_state("stopped")
     held = HeldRequests(chat, "**/continue")
@@ -279,7 +280,7 @@ def test_continue_without_room_leaves_the_answer(
     chat = open_chat(server, fake)
     chat.allowed_problems = "503"
     start_answer(chat, WHOLE, 84)
-    eventually(lambda: letters(chat.answer_text()) == letters(WHOLE[:84]))
+    wait_until(lambda: letters(chat.answer_text()) == letters(WHOLE[:84]), SERVER_TIMEOUT)
     chat.stop.click()
     chat.wait_state("stopped")
     wait_no_open_streams(server)
@@ -465,7 +466,7 @@ def test_exact_usage_replaces_the_estimate_of_a_stopped_answer(
         chat.reload()
         return "8 tokens" in figures.inner_text()
 
-    eventually(is_counted)
+    wait_until(is_counted, SERVER_TIMEOUT)
     expect(figures).not_to_contain_text("estimated")
     assert chat.answer_text() == numbers(5)
     expect(chat.page.locator("#usage")).to_contain_text(re.compile(r"\d+ read, 8 written$"))

@@ -9,10 +9,11 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.model_picker import choose, picker
-from tests.support.halt_server import StartHalt, eventually
+from tests.support.halt_server import StartHalt
 from tests.support.model_servers import listing, models
 from tests.support.raw_server import RawServer
 from tests.support.reverse_proxies import free_port
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 def test_picker_lists_the_providers_models_and_sends_the_choice(chat: Chat) -> None:
@@ -118,7 +119,7 @@ def test_picker_offers_a_new_server_when_opened(
             chat.prompt.focus()
             return picker(chat).locator(f'option[value="{name}"]').count() == 1
 
-        eventually(is_offered)
+        wait_until(is_offered, SERVER_TIMEOUT)
         expect(picker(chat).locator("option").first).to_have_text(f"Default: {name}")
         expect(notice).to_have_count(0)
         expect(chat.page.locator("#system")).to_be_hidden()

@@ -10,7 +10,8 @@ from playwright.sync_api import Locator, Route, expect
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import LOAD_ERRORS, Chat, numbers
 from tests.browser.conftest import OpenChat
-from tests.support.halt_server import HaltServer, eventually, new_id, request_record
+from tests.support.halt_server import HaltServer, new_id, request_record
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 def queue(chat: Chat) -> Locator:
@@ -109,7 +110,7 @@ def test_answer_end_stays_in_view_as_the_queue_grows(
         expect(chat.text).to_be_in_viewport(ratio=1)
     chat.page.mouse.move(200, 200)
     chat.page.mouse.wheel(0, -300)
-    eventually(lambda: chat.pixels_below() > 200)
+    wait_until(lambda: chat.pixels_below() > 200, SERVER_TIMEOUT)
     position = chat.pixels_above()
     chat.submit(prompt(3))
     chat.frames()

@@ -21,8 +21,9 @@ from halt.testing.wire import Reply
 from tests.browser.chat import LOAD_ERRORS, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
-from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, eventually, request_record
+from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, request_record
 from tests.support.reverse_proxies import free_port
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 LOST = "Connection lost"
 NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"  # in the console
@@ -617,7 +618,7 @@ def test_killed_server_is_noticed_and_its_return_too(
     chat.allowed_problems = NETWORK_ERRORS
     chat.ask("count?n=1000000&gap_ms=8")
     chat.wait_text("60 61 62")
-    eventually(lambda: saved_events(tmp_path / "halt.db") > 60)
+    wait_until(lambda: saved_events(tmp_path / "halt.db") > 60, SERVER_TIMEOUT)
     server.kill()
     expect(chat.page.get_by_text(LOST)).to_be_visible()
     assert chat.answer_text().startswith(numbers(30))

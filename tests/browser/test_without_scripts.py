@@ -8,8 +8,9 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.browser.chat import PATIENCE
-from tests.support.halt_server import HaltServer, eventually
+from tests.support.halt_server import HaltServer
 from tests.support.reverse_proxies import nginx_below_path
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 @pytest.mark.parametrize("scripts", ["switched off", "not found below a path"])
@@ -36,6 +37,6 @@ def test_message_without_scripts_is_sent(
             expect(page.locator("#messages")).to_contain_text(message)
             assert page.url.startswith(f"{root}c/")
             expect(page.locator("#prompt")).to_have_value("")
-            eventually(lambda: not running.count() or not page.reload())
+            wait_until(lambda: not running.count() or not page.reload(), SERVER_TIMEOUT)
         assert not any("message" in address.partition("?")[2] for address in addresses)
         context.close()

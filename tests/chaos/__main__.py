@@ -39,9 +39,9 @@ from tests.resilience.servers import (
     Postgres,
     postgres_programs,
 )
-from tests.support.halt_server import eventually
 from tests.support.http_client import Client
 from tests.support.process_facts import descriptors, status, tree
+from tests.support.waiting import wait_until
 
 STREAMS = 12  # in each round
 ROUNDS = 15  # with the same servers
@@ -90,29 +90,29 @@ class System:
     def wait_recovered(self) -> None:
         """Wait until the server answers again and all events are saved."""
         client = self.server.client
-        eventually(lambda: _status(client, "/conversations") == 200, 60)
+        wait_until(lambda: _status(client, "/conversations") == 200, 60)
         if hasattr(self, "_healthy"):
-            eventually(lambda: client.get("/saving").body == self._healthy, 60)
+            wait_until(lambda: client.get("/saving").body == self._healthy, 60)
 
     def check_leftovers(self) -> None:
         """Require that threads, descriptors, processes and files are as before the round."""
-        eventually(lambda: len(self.server.workers) == len(self._first_counts), 60)
+        wait_until(lambda: len(self.server.workers) == len(self._first_counts), 60)
         below = self.server.halt.process.pid
         # Rendering processes stay for a while.
         most_processes = self._processes + PROCESSES * len(self._first_counts)
-        eventually(lambda: len(tree(below)) <= most_processes, 60)
+        wait_until(lambda: len(tree(below)) <= most_processes, 60)
         most = (
             max(self._first_counts)[0] + SPARE,
             max(held[1] for held in self._first_counts) + SPARE,
         )
         for kind, limit in enumerate(most):
             with contextlib.suppress(AssertionError):
-                eventually(lambda: all(counts[kind] <= limit for counts in self._counts()), 60)
+                wait_until(lambda: all(counts[kind] <= limit for counts in self._counts()), 60)
             held = self._counts()
             assert all(counts[kind] <= limit for counts in held), f"{held}, at most {most}"
         spare = 4 * len(self._first_counts)  # a worker has files of its own
         with contextlib.suppress(AssertionError):
-            eventually(lambda: len(self._all_files()) <= len(self._files) + spare, 60)
+            wait_until(lambda: len(self._all_files()) <= len(self._files) + spare, 60)
         left = self._all_files() - self._files
         assert len(left) <= spare, f"files are left: {sorted(left)}"
 

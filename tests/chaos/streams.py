@@ -25,8 +25,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import RECORD_TIMEOUT, ROOT, HaltServer, eventually, new_id
+from tests.support.halt_server import RECORD_TIMEOUT, ROOT, HaltServer, new_id
 from tests.support.http_client import Client, EventStream, ServerEvent
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 GAP = 100_000  # unused numbers between the last saved event and the end of an interrupted one
@@ -164,8 +165,8 @@ def check_nothing_runs(database: Database) -> None:
         "SELECT (SELECT count(*) FROM messages WHERE state = 'running')"
         " + (SELECT count(*) FROM generations WHERE state = 'running')"
     )
-    eventually(lambda: database(running) == [(0,)])
-    eventually(lambda: database("SELECT count(*) FROM chunks") == [(0,)])
+    wait_until(lambda: database(running) == [(0,)], SERVER_TIMEOUT)
+    wait_until(lambda: database("SELECT count(*) FROM chunks") == [(0,)], SERVER_TIMEOUT)
     database.check_integrity()
 
 
@@ -228,7 +229,7 @@ def check_conversation(
     state = {"done": "done", "cancelled": "stopped", "error": "error"}[last.json["type"]]
     if last.json.get("error", {}).get("code") == "interrupted":
         state = "interrupted"
-    eventually(lambda: saved_answer(database, stream) == (state, text))
+    wait_until(lambda: saved_answer(database, stream) == (state, text), SERVER_TIMEOUT)
     page = client.get(stream.place).body.decode()
     assert re.findall(r'data-state="(\w+)"', page) == [state]
     assert text.strip() in page
@@ -308,7 +309,7 @@ class RestartableServer:
         self.halt = HaltServer(self._env)
         self.client.address = (self.halt.host, self.halt.port)
         try:
-            eventually(lambda: dead.process.poll() is not None and dead.gone, 20)
+            wait_until(lambda: dead.process.poll() is not None and dead.gone, 20)
         finally:
             dead.kill()
             dead.close()

@@ -16,8 +16,9 @@ from typing import Self
 import psycopg
 
 from tests.support.frozen_process import frozen, send
-from tests.support.halt_server import HaltServer, eventually
+from tests.support.halt_server import HaltServer
 from tests.support.process_facts import tree
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 STARTS_WITHIN = 60.0
 
@@ -40,7 +41,7 @@ def workers(server: HaltServer) -> list[int]:
     """The master's child processes."""
     master = server.process.pid
     children = Path(f"/proc/{master}/task/{master}/children")
-    eventually(children.read_text)
+    wait_until(children.read_text, SERVER_TIMEOUT)
     return [int(n) for n in children.read_text().split()]
 
 

@@ -26,9 +26,10 @@ from tests.resilience.servers import (
     descriptors_limited,
     workers,
 )
-from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, settings
+from tests.support.halt_server import HaltServer, StartHalt, new_id, settings
 from tests.support.http_client import Client
 from tests.support.process_facts import descriptors, status
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 from tests.support.websocket_client import WebSocket
 
 pytestmark = pytest.mark.slow
@@ -89,7 +90,9 @@ def run_generation(client: Client, fake: FakeOpenAI, surface: str, end: str) -> 
     if surface != "whole":
         sock.recv(1, socket.MSG_PEEK)
     else:
-        eventually(lambda: client.get(f"/streams/{stream_id}?after=0").status or True)
+        wait_until(
+            lambda: client.get(f"/streams/{stream_id}?after=0").status or True, SERVER_TIMEOUT
+        )
     if end == "stopped":
         assert client.stop(stream_id).status in {200, 202}
         connection.getresponse().read()
@@ -143,16 +146,16 @@ def test_generations_leave_no_thread_and_no_descriptor(
     server = start_halt(fake, HALT_LOG_SECONDS=0, HALT_ORPHAN_GRACE=0)
     (worker,) = workers(server)
     run_all_ends(server, fake)  # pools grow and libraries are loaded
-    eventually(lambda: all(record.ended.is_set() for record in fake.requests))
+    wait_until(lambda: all(record.ended.is_set() for record in fake.requests), SERVER_TIMEOUT)
     before = (status(worker, "Threads"), descriptors(worker))
     for _ in range(3):
         run_all_ends(server, fake)
-    eventually(lambda: all(record.ended.is_set() for record in fake.requests))
+    wait_until(lambda: all(record.ended.is_set() for record in fake.requests), SERVER_TIMEOUT)
     # Request threads stay for the next request, and idle connections to the model are kept.
     # Later rounds may run more of them at once than the first.
     spare = 2 * (len(SURFACES) + 1)
-    eventually(lambda: status(worker, "Threads") <= before[0] + spare)
-    eventually(lambda: descriptors(worker) <= before[1] + spare)
+    wait_until(lambda: status(worker, "Threads") <= before[0] + spare, SERVER_TIMEOUT)
+    wait_until(lambda: descriptors(worker) <= before[1] + spare, SERVER_TIMEOUT)
     assert workers(server) == [worker]
     assert "Traceback" not in server.printed
 
@@ -174,7 +177,7 @@ def test_sigterm_ends_and_saves_a_hundred_streams(fake: FakeOpenAI, tmp_path: Pa
         for events in streams:
             assert events.to_end().terminal["error"]["code"] == "interrupted"
         assert server.wait(EXIT_TIMEOUT) == 0
-    eventually(lambda: server.gone)
+    wait_until(lambda: server.gone, SERVER_TIMEOUT)
     next_server = HaltServer(settings(fake, HALT_DATA=tmp_path))
     with contextlib.closing(next_server):
         new_client = next_server.client()
@@ -200,7 +203,7 @@ def test_full_disk_breaks_no_stream(fake: FakeOpenAI, tmp_path: Path) -> None:
             streams = [stack.enter_context(client.chat("stall?n=3&rest=3")) for _ in range(10)]
             for events in streams:
                 events.until_text("2 ")
-            eventually(lambda: is_saved(tmp_path, streams[-1].id))
+            wait_until(lambda: is_saved(tmp_path, streams[-1].id), SERVER_TIMEOUT)
             healthy = client.get("/saving").body
             limit_files(server, 1)
             for record in fake.requests:
@@ -209,9 +212,9 @@ def test_full_disk_breaks_no_stream(fake: FakeOpenAI, tmp_path: Path) -> None:
             for events in streams:
                 assert events.to_end().text == "0 1 2 3 4 5 "
             assert bystander.stop() < STOP_WITHIN
-            eventually(lambda: client.get("/saving").body != healthy)
+            wait_until(lambda: client.get("/saving").body != healthy, SERVER_TIMEOUT)
             limit_files(server, resource.RLIM_INFINITY)
-            eventually(lambda: client.get("/saving").body == healthy)
+            wait_until(lambda: client.get("/saving").body == healthy, SERVER_TIMEOUT)
     with contextlib.closing(sqlite3.connect(tmp_path / "halt.db")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         for events in streams:
@@ -251,6 +254,6 @@ def test_server_with_256_descriptors_refuses_and_continues(fake: FakeOpenAI) -> 
             assert not bystander.lost
             assert workers(server) == [worker]
             assert results.count("done") >= 20, results
-        eventually(lambda: client.get("/healthz").status == 200)
+        wait_until(lambda: client.get("/healthz").status == 200, SERVER_TIMEOUT)
         with client.chat("count?n=3") as events:
             assert events.to_end().terminal["type"] == "done"

@@ -10,7 +10,8 @@ import pytest
 from halt.app import create_app
 from halt.config.settings import Config
 from tests.resilience.loads import FORM
-from tests.support.halt_server import HaltServer, eventually, new_id
+from tests.support.halt_server import HaltServer, new_id
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def test_every_route_hides_other_sessions(halt: HaltServer) -> None:
     form = urlencode({"prompt": f"/fake count?n=2 {secret}", "id": new_id()}).encode()
     assert theirs.request("POST", f"/c/{place}/messages", form, FORM).status == 200
     # The list of conversations has the end once it is saved, a moment after the answer.
-    eventually(lambda: b"data-running" not in theirs.get(f"/c/{place}").body)
+    wait_until(lambda: b"data-running" not in theirs.get(f"/c/{place}").body, SERVER_TIMEOUT)
     page = without_numbers(theirs.get(f"/c/{place}").body)
     assert secret in page
     assert 'data-state="done"' in page
@@ -87,5 +88,5 @@ def test_other_sessions_conversations_are_read_only(halt: HaltServer, route: str
     answer = mine.request("POST", f"{place}/{route}", urlencode(fields).encode(), FORM)
     assert answer.status == 404
     assert mine.get(place).status == 404
-    eventually(lambda: b'data-state="done"' in theirs.get(place).body)
+    wait_until(lambda: b'data-state="done"' in theirs.get(place).body, SERVER_TIMEOUT)
     assert b"mine" not in theirs.get(place).body + theirs.get(f"{place}/settings").body

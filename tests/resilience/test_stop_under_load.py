@@ -22,15 +22,9 @@ from tests.resilience.servers import (
     postgres_programs,
     workers,
 )
-from tests.support.halt_server import (
-    HaltServer,
-    StartHalt,
-    eventually,
-    new_id,
-    request_record,
-    settings,
-)
+from tests.support.halt_server import HaltServer, StartHalt, new_id, request_record, settings
 from tests.support.process_facts import cpu_seconds, tree
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -212,8 +206,8 @@ def test_ended_answer_is_rendered_once(roomy: HaltServer) -> None:
         return rendering_seconds() == before
 
     # The rendering process may have been killed by an earlier test's text: wait for a new one.
-    eventually(lambda: client.get(place).status == 200 and rendering_seconds() > 0, NEVER)
-    eventually(page_costs_no_rendering, NEVER)
+    wait_until(lambda: client.get(place).status == 200 and rendering_seconds() > 0, NEVER)
+    wait_until(page_costs_no_rendering, NEVER)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +263,10 @@ def test_locked_database_delays_no_stop(narrow: HaltServer) -> None:
     sends = [loads.send_prompt(address(narrow), client.cookies) for _ in range(200)]
     with Bystander(address(narrow)) as bystander, loads.locked(narrow.data_folder):
         with loads.calls(*sends) as statuses:
-            eventually(lambda: statuses)  # the first is refused
+            wait_until(lambda: statuses, SERVER_TIMEOUT)  # the first is refused
             check_responsive(bystander)
     assert set(statuses) <= {200, 503}, statuses
-    eventually(lambda: client.get("/conversations").status == 200)
+    wait_until(lambda: client.get("/conversations").status == 200, SERVER_TIMEOUT)
 
 
 @pytest.mark.skipif(postgres_programs() is None, reason="there is no PostgreSQL")
@@ -285,11 +279,11 @@ def test_frozen_postgres_delays_no_stop(shared_fake: FakeOpenAI) -> None:
             client.get("/")
             sends = [loads.send_prompt(address(server), client.cookies) for _ in range(100)]
             with postgres.frozen(), loads.calls(*sends) as statuses:
-                eventually(lambda: statuses)  # the first is refused
+                wait_until(lambda: statuses, SERVER_TIMEOUT)  # the first is refused
                 check_responsive(bystander)
                 assert bystander.stop(unknown=True) < STOP_WITHIN
                 postgres.thaw()
-            eventually(lambda: client.get("/conversations").status == 200)
+            wait_until(lambda: client.get("/conversations").status == 200, SERVER_TIMEOUT)
 
 
 # --- tokens ---------------------------------------------------------------------------------------

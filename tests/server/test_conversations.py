@@ -17,9 +17,10 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.page.files import file_name
 from tests.support.export_files import export_file, exported_conversation
-from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, eventually, new_id, request_record
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, new_id, request_record
 from tests.support.http_client import Client, HttpResponse
 from tests.support.page_requests import FORM_HEADERS, PAGE_HEADERS
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 class Person:
@@ -46,7 +47,7 @@ class Person:
 
     def settled(self, conversation: str) -> None:
         """Wait until the list says that nothing is being written in it."""
-        eventually(lambda: not self.item(conversation)["running"])
+        wait_until(lambda: not self.item(conversation)["running"], SERVER_TIMEOUT)
 
     def items(self, path: str = "/conversations") -> list[dict[str, Any]]:
         """The list as a person sees it, all parts of it."""
@@ -217,7 +218,7 @@ def test_delete_stops_a_running_answer(anna: Person, shared_fake: FakeOpenAI, pa
     prompt = new_id()
     conversation = anna.ask(prompt, model="stall?n=10")
     record = request_record(shared_fake, prompt)
-    eventually(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode())
+    wait_until(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode(), SERVER_TIMEOUT)
     gone = anna.send(f"/c/{conversation}/delete", page=page)
     assert "deleted, and its answer stopped" in gone.body.decode()
     assert record.closed.wait(RECORD_TIMEOUT)
@@ -236,7 +237,7 @@ def test_title_from_model_replaces_first_words_only(carla: Person, shared_fake: 
     own, named = carla.ask("Some words", model=model), carla.ask("Some words", model=model)
     assert carla.titles() == ["Some words"] * 2
     assert carla.send(f"/c/{own}/title", title="My own").status == 200
-    eventually(lambda: carla.item(named)["title"] == "A fine title")
+    wait_until(lambda: carla.item(named)["title"] == "A fine title", SERVER_TIMEOUT)
     assert carla.item(own)["title"] == "My own"
 
 
@@ -561,10 +562,12 @@ def test_export_takes_a_reader_place_until_it_ends(carla: Person) -> None:
     for _ in range(2):
         with ExitStack() as readers:
             for _ in range(2):
-                eventually(lambda: begins_export(carla.client, readers))
+                wait_until(lambda: begins_export(carla.client, readers), SERVER_TIMEOUT)
             assert carla.get("/export").status == 503
         for method in ("GET", "HEAD", "GET"):
-            eventually(lambda: carla.client.request(method, "/export").status == 200)
+            wait_until(
+                lambda: carla.client.request(method, "/export").status == 200, SERVER_TIMEOUT
+            )
 
 
 def begins_export(client: Client, readers: ExitStack) -> bool:

@@ -27,8 +27,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from halt.store.migrate import open_database
 from halt.store.models import State
-from tests.support.halt_server import eventually
 from tests.support.invariant_worker import EventRows, Process
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -179,7 +179,10 @@ class GenerationInvariants(RuleBasedStateMachine):
             self.readers.remove(reader)
         its_streams = [s for s in self.streams if s.worker is dead and not s.killed]
         if after_saving:
-            eventually(lambda: all(self.in_database(s)[0] >= len(s.texts) for s in its_streams))
+            wait_until(
+                lambda: all(self.in_database(s)[0] >= len(s.texts) for s in its_streams),
+                SERVER_TIMEOUT,
+            )
         before = {s: self.in_database(s) for s in its_streams}
         dead.kill()
         for stream, (safe, over) in before.items():
@@ -266,15 +269,16 @@ class GenerationInvariants(RuleBasedStateMachine):
                 stream.ended = len(stream.texts) + 1
         for reader in self.readers:
             assert self.check_reader(reader, to_end=True), "a reader waits for ever"
-        eventually(
-            lambda: self.database("SELECT id FROM generations WHERE state = 'running'") == []
+        wait_until(
+            lambda: self.database("SELECT id FROM generations WHERE state = 'running'") == [],
+            SERVER_TIMEOUT,
         )
         assert self.database("SELECT * FROM chunks") == []
         for stream in self.streams:
             for worker in self.workers:
                 with contextlib.suppress(Unsaved):
                     # For a moment a worker still has unsaved events of the killed worker.
-                    eventually(lambda: self.is_over(worker, stream))
+                    wait_until(lambda: self.is_over(worker, stream), SERVER_TIMEOUT)
                     events = self.events_from(worker, stream, 0)
                     self.check_events(stream, 0, events)
                     self.check_saved(stream, worker, [event for _, event in events])

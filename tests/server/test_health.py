@@ -22,7 +22,8 @@ from halt.errors import UpstreamError
 from halt.providers import router
 from halt.web.api import stop
 from halt.web.api.stop import Probe
-from tests.support.halt_server import RECORD_TIMEOUT, eventually
+from tests.support.halt_server import RECORD_TIMEOUT
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 OTHERS = 20
 
@@ -60,7 +61,8 @@ def test_health_with_a_silent_upstream_blocks_one_request(monkeypatch: pytest.Mo
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
     threads, answers = in_threads(OTHERS + 1, probe.upstream_state)
-    eventually(lambda: len(answers) == OTHERS)  # which one waits, the requests decide
+    # Any one of the threads may be the one that still waits for the probe.
+    wait_until(lambda: len(answers) == OTHERS, SERVER_TIMEOUT)
     assert answers == ["unknown"] * OTHERS
     assert upstream.asked.wait(RECORD_TIMEOUT)
     upstream.answers.set()

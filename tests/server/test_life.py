@@ -13,12 +13,12 @@ from tests.support.halt_server import (
     RECORD_TIMEOUT,
     HaltServer,
     StartHalt,
-    eventually,
     new_id,
     refused_start,
     request_record,
 )
 from tests.support.http_client import Client
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 TOKEN = "a-token-for-tests"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "count?n=1"}
@@ -54,10 +54,10 @@ def test_sigterm_ends_streams_and_upstreams(start_halt: StartHalt, fake: FakeOpe
             assert last["error"]["code"] == "interrupted"
             assert last["error"]["retryable"] is True
         assert server.wait() == 0
-    eventually(lambda: server.gone)
+    wait_until(lambda: server.gone, SERVER_TIMEOUT)
     for _, prompt in streams[:-1]:
         assert request_record(fake, prompt).closed.wait(RECORD_TIMEOUT)
-    eventually(lambda: fake.open_connections == 0)
+    wait_until(lambda: fake.open_connections == 0, SERVER_TIMEOUT)
     assert "Traceback" not in server.printed
 
 
@@ -71,7 +71,7 @@ def test_sigterm_with_idle_connections_exits_at_once(
     connection.getresponse().read()
     server.terminate()
     assert server.wait() == 0
-    eventually(lambda: server.gone)
+    wait_until(lambda: server.gone, SERVER_TIMEOUT)
     connection.close()
 
 
@@ -86,7 +86,7 @@ def test_sigterm_with_a_client_that_never_reads_exits(
         fake.wait_request().wait_tokens(50_000, RECORD_TIMEOUT)
         server.terminate()
         assert server.wait() == 0
-        eventually(lambda: server.gone)
+        wait_until(lambda: server.gone, SERVER_TIMEOUT)
     assert fake.wait_request().closed.wait(RECORD_TIMEOUT)
 
 
@@ -302,7 +302,7 @@ def test_demo_model_answers_without_settings(start_halt: StartHalt) -> None:
     model = re.search(r"ready at \S+ in .* \(pid (\d+)\)", server.printed)
     assert model, server.printed
     server.close()
-    eventually(lambda: server.gone)
+    wait_until(lambda: server.gone, SERVER_TIMEOUT)
 
 
 def test_used_address_is_a_one_line_error(halt: HaltServer) -> None:

@@ -13,15 +13,9 @@ import pytest
 from halt.errors import CODES, OVERLOADED
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import WIDE
-from tests.support.halt_server import (
-    RECORD_TIMEOUT,
-    HaltServer,
-    StartHalt,
-    eventually,
-    new_id,
-    request_record,
-)
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id, request_record
 from tests.support.http_client import Client, EventStream
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 def numbers(n: int) -> str:
@@ -133,7 +127,7 @@ def test_clients_that_do_not_close_delay_no_request(
             stack.enter_context(connection.sock.dup())  # open until the test is over
             client.send(connection, "POST", "/chat/stream", body)
             streams.append(stack.enter_context(EventStream(connection)))
-        eventually(lambda: len(fake.requests) == len(streams))
+        wait_until(lambda: len(fake.requests) == len(streams), SERVER_TIMEOUT)
         fake.release()
         for events in streams:
             events.to_end()
@@ -186,7 +180,7 @@ def test_viewer_back_within_the_grace_keeps_the_run(
     text += events.to_end().text
     assert text == numbers(400)
     assert events.terminal["type"] == "done"
-    eventually(request_record(shared_fake, prompt).finished.is_set)
+    wait_until(request_record(shared_fake, prompt).finished.is_set, SERVER_TIMEOUT)
 
 
 def test_reader_that_does_not_read_delays_no_other(
@@ -473,4 +467,4 @@ def test_first_listed_model_is_the_default(start_halt: StartHalt, fake: FakeOpen
         body = {"messages": [{"role": "user", "content": "same again"}]}
         assert client.stream("POST", "/chat/stream", body).to_end().text == "same again"
     assert [r.path for r in fake.requests].count("/v1/models") == 1
-    eventually(lambda: all(r.finished.is_set() for r in fake.requests))
+    wait_until(lambda: all(r.finished.is_set() for r in fake.requests), SERVER_TIMEOUT)

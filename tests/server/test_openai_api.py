@@ -14,15 +14,9 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support import raw_server
-from tests.support.halt_server import (
-    RECORD_TIMEOUT,
-    HaltServer,
-    StartHalt,
-    eventually,
-    new_id,
-    request_record,
-)
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id, request_record
 from tests.support.http_client import HttpResponse
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 PATH = "/v1/chat/completions"
 
@@ -728,7 +722,7 @@ def test_request_beyond_the_limit_has_retry_after(
     assert caught.value.code == "at_capacity"
     assert int(caught.value.response.headers["retry-after"]) >= 1
     program = strict.client(Authorization="Bearer open-sesame")
-    eventually(lambda: program.get("/healthz").json["open_streams"] == 0)
+    wait_until(lambda: program.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
     answer = strict_llm.chat.completions.create(model="count?n=1", messages=hello())
     assert answer.choices[0].message.content == "0 "
 
@@ -777,11 +771,11 @@ def test_run_with_another_reader_continues(halt: HaltServer, shared_fake: FakeOp
     first.next()
     with client.follow(first.id).until_text("2 ") as second:
         first.close()
-        eventually(lambda: client.get("/healthz").json["open_streams"] >= 1)
+        wait_until(lambda: client.get("/healthz").json["open_streams"] >= 1, SERVER_TIMEOUT)
         record = request_record(shared_fake, prompt)
         record.release()
         assert second.to_end().terminal["type"] == "done"
-    eventually(record.finished.is_set)
+    wait_until(record.finished.is_set, SERVER_TIMEOUT)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -792,7 +786,9 @@ def test_stream_id_header_chooses_the_id_for_stop(
     chosen, prompt = new_id(), new_id()
     events = Background(llm, prompt, chosen, stream=stream)
     request_record(shared_fake, prompt).wait_tokens(3, RECORD_TIMEOUT)
-    eventually(lambda: numbers(3) in halt.client().follow(chosen).until_text("2 ").text)
+    wait_until(
+        lambda: numbers(3) in halt.client().follow(chosen).until_text("2 ").text, SERVER_TIMEOUT
+    )
     receipt = halt.client().stop(chosen)
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
     text, finish, about = events.finish()

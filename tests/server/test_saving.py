@@ -26,10 +26,11 @@ from halt.store.turns import Turns
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.services import services
 from tests.resilience.servers import Postgres
-from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id
+from tests.support.halt_server import HaltServer, StartHalt, new_id
 from tests.support.http_client import HttpResponse
 from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.stores import POSTGRES
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 SMALL = "4m"  # of a disk
@@ -97,7 +98,7 @@ def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str)
     program = client.chat(ENDLESS).until_text("9 ")
     page = client.follow(stream_id, 0).until_text("9 ")
     with spoil(server, folder):
-        eventually(lambda: b"Saving fails" in client.get("/saving").body)
+        wait_until(lambda: b"Saving fails" in client.get("/saving").body, SERVER_TIMEOUT)
         assert reason in client.get("/saving").body.decode()
         assert reason in client.get(place).body.decode()
         refused = say(f"/c/{new_id()}", "Is anybody there?", new_id())
@@ -109,11 +110,14 @@ def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str)
             assert events.to_end().terminal["type"] == "cancelled"
             assert "".join(f"{n} " for n in range(100_000)).startswith(events.text)
         assert len(program.text) >= reached
-    eventually(lambda: b"hidden" in client.get("/saving").body)
+    wait_until(lambda: b"hidden" in client.get("/saving").body, SERVER_TIMEOUT)
     with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
         ended = "SELECT count(*) FROM generations WHERE state = 'stopped' AND id IN (?, ?)"
         # What was being written when the fault went away may have been from before the ends.
-        eventually(lambda: database.execute(ended, (program.id, page.id)).fetchone() == (2,))
+        wait_until(
+            lambda: database.execute(ended, (program.id, page.id)).fetchone() == (2,),
+            SERVER_TIMEOUT,
+        )
         (content,) = database.execute(
             "SELECT content FROM messages WHERE stream_id = ?", (stream_id,)
         ).fetchone()
@@ -194,7 +198,7 @@ def test_locked_database_delays_no_stop(
         assert {answer.headers["retry-after"] for answer in seen} == {"2"}
         assert any(b"does not answer" in answer.body for answer in seen)  # not made to wait
     ids = [events.id for events in [*streams, own]]
-    eventually(lambda: b"hidden" in client.get("/saving").body)
+    wait_until(lambda: b"hidden" in client.get("/saving").body, SERVER_TIMEOUT)
     for stream_id in ids:
         assert client.follow(stream_id, 0).to_end().terminal["type"] == "cancelled"
     assert crowd_of_prompts(server, 1)[0].status == 200
@@ -255,9 +259,9 @@ def test_failed_start_is_ended_when_the_store_recovers(
         patched.setattr(service, "require_places", lambda starts: None)  # the place goes afterwards
         patched.setattr(Turns, "cancel_start", unavailable)
         assert say(second) == 503
-    eventually(lambda: b'data-state="interrupted"' in client.get(second).data)
+    wait_until(lambda: b'data-state="interrupted"' in client.get(second).data, SERVER_TIMEOUT)
     upstream.reply().end()
-    eventually(lambda: service.open_streams == 0)
+    wait_until(lambda: service.open_streams == 0, SERVER_TIMEOUT)
     assert say(second) == 200
     service.close()
     store.close()

@@ -28,9 +28,9 @@ from halt.store.store import Store
 from halt.store.writer import StoreWriter
 from halt.web.services import services
 from halt.web.websocket import routes as sockets
-from tests.support.halt_server import eventually, new_id
+from tests.support.halt_server import new_id
 from tests.support.scripted_upstream import ScriptedUpstream
-from tests.support.waiting import WAIT_TIMEOUT
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
 LOCKED = StoreUnavailable("This could not be saved: the database is locked.", "it is locked")
 
@@ -116,7 +116,7 @@ def test_start_that_cannot_be_undone_is_interrupted_later(
     monkeypatch.setattr(desk.store.turns, "cancel_start", locked)
     assert desk.ask() in {500, 503}
     monkeypatch.undo()
-    eventually(lambda: desk.conversation().exchanges[-1].ended is not None)
+    wait_until(lambda: desk.conversation().exchanges[-1].ended is not None, SERVER_TIMEOUT)
     assert desk.conversation().exchanges[-1].state == "interrupted"
     assert desk.ask() == 200
 
@@ -197,7 +197,7 @@ def test_refused_start_is_not_written(
     if status == 429:
         desk.upstream.reply().feed("Hi")
         desk.upstream.reply().end()
-        eventually(lambda: desk.conversation().exchanges[-1].ended is not None)
+        wait_until(lambda: desk.conversation().exchanges[-1].ended is not None, SERVER_TIMEOUT)
     (exchange,) = desk.conversation().exchanges
     written = count_writes(desk, monkeypatch)
     prompt_id = {"prompt_id": str(exchange.prompt_id)}

@@ -12,15 +12,9 @@ import pytest
 
 from halt.testing.fake_openai import FakeOpenAI, Record
 from tests.support.answer_phases import ANSWER_PHASES
-from tests.support.halt_server import (
-    RECORD_TIMEOUT,
-    HaltServer,
-    StartHalt,
-    eventually,
-    new_id,
-    request_record,
-)
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id, request_record
 from tests.support.http_client import Client, EventStream
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 TRIES = 20  # to meet a connection that is back in the pool
 FORM = "application/x-www-form-urlencoded"
@@ -114,7 +108,7 @@ def test_stop_while_connecting_ends_the_stream(start_halt: StartHalt) -> None:
         assert receipt.json["status"] == "stopped"
         assert receipt.json["upstream"] == "none"
         assert events.to_end().terminal["type"] == "cancelled"
-        eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+        wait_until(lambda: client.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
 
 
 def has_request(fake: FakeOpenAI, prompt: str, nth: int, timeout: float) -> bool:

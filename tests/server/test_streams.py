@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, request_record
+from tests.support.halt_server import HaltServer, StartHalt, new_id, request_record
 from tests.support.http_client import READ_TIMEOUT, Client, HttpResponse
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -522,7 +523,7 @@ def test_health_has_version_streams_and_upstream(fake: FakeOpenAI, start_halt: S
         assert client.get("/healthz").json["open_streams"] == 1
         client.stop(events.id)
         events.to_end()
-    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+    wait_until(lambda: client.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
 
 
 def test_health_reports_an_unreachable_model(start_halt: StartHalt) -> None:

@@ -18,15 +18,9 @@ import pytest
 from halt.app import create_app
 from halt.config.environment import load
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import (
-    RECORD_TIMEOUT,
-    HaltServer,
-    StartHalt,
-    eventually,
-    new_id,
-    request_record,
-)
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id, request_record
 from tests.support.http_client import READ_TIMEOUT, Client, EventStream
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 TEXT = {"Accept": "text/plain"}
 JSON = {"Accept": "application/json"}
@@ -450,7 +444,9 @@ def test_whole_answers_count_as_streams(strict: HaltServer, program: Client) -> 
         waiting.append(program.connect())
         body = {"prompt": "Hello", "model": "stall?n=1", "id": chosen}
         program.send(waiting[-1], "POST", "/chat", body, JSON)
-        eventually(lambda: program.get("/healthz").json["open_streams"] == len(waiting))
+        wait_until(
+            lambda: program.get("/healthz").json["open_streams"] == len(waiting), SERVER_TIMEOUT
+        )
     messages = [{"role": "user", "content": "a"}]
     for path in ("/chat", "/chat/stream", "/v1/chat/completions"):
         refused = program.post(path, {"messages": messages})

@@ -24,14 +24,13 @@ from tests.support.halt_server import (
     RECORD_TIMEOUT,
     HaltServer,
     StartHalt,
-    eventually,
     new_id,
     request_record,
     settings,
 )
 from tests.support.http_client import Client, HttpResponse
 from tests.support.reverse_proxies import free_port
-from tests.support.waiting import WAIT_TIMEOUT
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
 #: More than the main loop reads of a body, and than a socket's buffers hold.
@@ -116,7 +115,7 @@ def test_loop_takes_no_threads_and_no_places(circle: HaltServer) -> None:
         assert is_told(ended["error"])
         assert not ended["error"]["retryable"]
     assert threads_of(circle) - before <= THREADS_MORE
-    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+    wait_until(lambda: client.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
     assert "trying again" not in circle.printed
 
 
@@ -261,7 +260,7 @@ def test_chain_of_halts_streams_and_stops(
     assert client.stop(answer.id).json["status"] == "stopped"
     assert answer.to_end().terminal["type"] == "cancelled"
     assert record.closed.wait(RECORD_TIMEOUT)
-    eventually(lambda: halt.client().get("/healthz").json["open_streams"] == 0)
+    wait_until(lambda: halt.client().get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
 
 
 def test_library_sends_no_chain_header(halt: HaltServer, fake: FakeOpenAI) -> None:

@@ -17,14 +17,8 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.websocket.session import MAX_STREAMS
 from tests.support.answer_phases import ANSWER_PHASES
-from tests.support.halt_server import (
-    RECORD_TIMEOUT,
-    HaltServer,
-    StartHalt,
-    eventually,
-    new_id,
-    request_record,
-)
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id, request_record
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 from tests.support.websocket_client import WebSocket, refused_handshake
 
 TOKEN = "a-token-for-tests"
@@ -181,7 +175,9 @@ def test_follow_of_evicted_events_is_an_error(start_halt: StartHalt, fake: FakeO
     with WebSocket(server) as ws:
         stream_id = ws.start("long?n=100000")
         ws.send(type="unfollow", id=stream_id)
-        eventually(lambda: server.client().get("/healthz").json["open_streams"] == 0)
+        wait_until(
+            lambda: server.client().get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT
+        )
         ws.send(type="follow", id=stream_id, after=1)
         error = ws.until("error", stream_id)["error"]
         assert (error["code"], error["retryable"]) == ("offset_lost", False)
@@ -416,7 +412,7 @@ def test_slow_reader_is_closed_with_4008_and_resumes(hasty: HaltServer) -> None:
     dropped = hasty.printed.count("too slow")
     with WebSocket(hasty, receive_buffer=4096) as slow:
         stream_id = slow.start("count?n=50000&burst=10")
-        eventually(lambda: hasty.printed.count("too slow") > dropped)
+        wait_until(lambda: hasty.printed.count("too slow") > dropped, SERVER_TIMEOUT)
         end = slow.read_to_close()
         assert (end.code, "follow" in end.reason) == (4008, True)
     seen = slow.seen[stream_id]
@@ -452,7 +448,9 @@ def test_unread_answers_are_bounded(hasty: HaltServer) -> None:
         assert b" 101 " in sock.recv(65536)
         with contextlib.suppress(ConnectionError):  # it may be dropped before it has said it all
             sock.sendall((b"\x81%c\0\0\0\0%b" % (128 | len(wrong), wrong)) * asked_for)
-        eventually(lambda: hasty.printed.count("too slow") > dropped)  # nothing is taken until then
+        wait_until(
+            lambda: hasty.printed.count("too slow") > dropped, SERVER_TIMEOUT
+        )  # nothing is taken until then
         received = b""
         with contextlib.suppress(ConnectionError):
             while piece := sock.recv(65536):
@@ -578,7 +576,7 @@ def test_sockets_beyond_the_limit_are_refused_and_stop_works(
             assert int(answer.headers["retry-after"]) >= 1
         assert client.stop(stream_id).json["upstream"] == "closed"
         sockets[1].connection.close()
-        eventually(lambda: accepted(server))
+        wait_until(lambda: accepted(server), SERVER_TIMEOUT)
 
 
 def accepted(server: HaltServer) -> bool:
@@ -613,7 +611,7 @@ def test_shutdown_ends_streams_and_closes_sockets_with_1001(
         assert full.read_to_close().code == 1001
         numbers_seen = [seq for seq, _ in full.seen[flood]]
         assert numbers_seen == list(range(1, len(numbers_seen) + 1))
-    eventually(lambda: server.gone)
+    wait_until(lambda: server.gone, SERVER_TIMEOUT)
     assert "Traceback" not in server.printed
 
 

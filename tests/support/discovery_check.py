@@ -9,9 +9,10 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from tests.support.halt_server import HaltServer, eventually
+from tests.support.halt_server import HaltServer
 from tests.support.model_servers import LOCKED, NOT_OFFERED, OFFERED
 from tests.support.raw_server import RawServer
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 SERVERS = {
     11434: OFFERED["ollama"],
@@ -52,9 +53,12 @@ def check_discovery() -> None:
         assert "Demo model" not in page
         assert "No model" not in page
         with RawServer(OFFERED["lmstudio"], port=1234):  # every worker discovers the server itself
-            eventually(lambda: "lmstudio/gpt-oss" in model_ids(halt))
-            eventually(lambda: client.chat("lmstudio/gpt-oss").to_end().text == "gpt-oss answers.")
-            eventually(
+            wait_until(lambda: "lmstudio/gpt-oss" in model_ids(halt), SERVER_TIMEOUT)
+            wait_until(
+                lambda: client.chat("lmstudio/gpt-oss").to_end().text == "gpt-oss answers.",
+                SERVER_TIMEOUT,
+            )
+            wait_until(
                 lambda: (
                     group_labels(client.get("/models").body.decode())
                     == [
@@ -63,7 +67,8 @@ def check_discovery() -> None:
                         "lmstudio",
                         "http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL and OPENAI_API_KEY",
                     ]
-                )
+                ),
+                SERVER_TIMEOUT,
             )
     finally:
         halt.close()

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,14 +71,6 @@ def refused_command(command: list[str], folder: Path, settings: dict[str, Any]) 
             os.killpg(process.pid, signal.SIGKILL)
             pytest.fail(f"Halt has started and printed:\n{process.communicate()[0]}")
     return process.returncode, printed
-
-
-def eventually(condition: Callable[[], object], within: float = 30.0) -> None:
-    """Poll the condition until it is true; for states that no event announces."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within:g} s"
-        time.sleep(0.01)
 
 
 def new_id() -> str:

@@ -11,8 +11,9 @@ import json
 import signal
 from typing import Any
 
-from tests.support.halt_server import HaltServer, eventually
+from tests.support.halt_server import HaltServer
 from tests.support.http_client import Client
+from tests.support.waiting import wait_until
 from tests.support.websocket_client import WebSocket
 
 START_TIMEOUT = 90.0  # seconds for all workers
@@ -59,7 +60,7 @@ class MultiWorkerHalt(HaltServer):
                 names.clear()
             return len(names) == self.count
 
-        eventually(complete, START_TIMEOUT)
+        wait_until(complete, START_TIMEOUT)
         return tuple(sorted(names))
 
     def client_of(self, worker: str, like: Client | None = None, **headers: str) -> WorkerClient:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 WAIT_TIMEOUT = 10.0  # seconds; a test that waits this long fails
+SERVER_TIMEOUT = 30.0  # the same for a state of another process or of a database
 
 
 class BackgroundCall(threading.Thread):
@@ -32,9 +33,13 @@ class BackgroundCall(threading.Thread):
         return self.fault
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll the condition until it is true; fail after WAIT_TIMEOUT."""
-    deadline, pause = time.monotonic() + WAIT_TIMEOUT, threading.Event()
+def wait_until(condition: Callable[[], object], timeout: float = WAIT_TIMEOUT) -> None:
+    """Poll the condition until it is true; fail after `timeout` seconds.
+
+    The pause between two calls grows from 1 to 10 ms: a condition may send a request to a server.
+    """
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"not true within {WAIT_TIMEOUT:g} s"
-        pause.wait(0.001)
+        elapsed = time.monotonic() - start
+        assert elapsed < timeout, f"not true within {timeout:g} s"
+        time.sleep(min(0.01, max(0.001, elapsed / 100)))

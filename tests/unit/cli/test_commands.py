@@ -32,11 +32,11 @@ from tests.support.halt_server import (
     ROOT,
     HaltServer,
     StartHalt,
-    eventually,
     halt_environment,
     refused_command,
 )
 from tests.support.pseudo_terminal import TAKE_TERMINAL, Terminal
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 HALT = [sys.executable, "-m", "halt"]
 #: For a shell in any folder: load everything, check the settings, and end.
@@ -126,7 +126,7 @@ def test_sigusr2_starts_a_master_that_takes_over(
         assert server.client().get("/").status == 200
     finally:
         os.killpg(server.process.pid, signal.SIGTERM)
-        eventually(lambda: server.gone)
+        wait_until(lambda: server.gone, SERVER_TIMEOUT)
 
 
 def test_halt_chat_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_page_opens_in_the_browser_of_a_desktop(shared_fake: FakeOpenAI, tmp_pat
     env.pop("SSH_CONNECTION", None)
     terminal = Terminal(HALT, env, str(ROOT))
     try:
-        eventually(opened.exists)
+        wait_until(opened.exists, SERVER_TIMEOUT)
         url = opened.read_text().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
         with urllib.request.urlopen(url) as page:

@@ -25,10 +25,11 @@ from halt.core.receipts import Receipt
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import RECORD_TIMEOUT, eventually, new_id, request_record
+from tests.support.halt_server import RECORD_TIMEOUT, new_id, request_record
 from tests.support.http_client import Client, EventStream
 from tests.support.multi_worker import RESUME, SUSPEND, MultiWorkerHalt, WorkerClient, worker_pid
 from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 PAGE = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 FLOWING = "count?n=1000000&gap_ms=5"
@@ -347,12 +348,12 @@ def test_deleting_a_conversation_stops_its_answer_in_another_worker(
     form = urlencode({"prompt": prompt, "model": "stall?n=5"}).encode()
     assert producer.request("POST", f"{place}/messages", form, PAGE).status == 200
     record = request_record(shared_fake, prompt)
-    eventually(lambda: "3 4" in producer.get(place).body.decode())
+    wait_until(lambda: "3 4" in producer.get(place).body.decode(), SERVER_TIMEOUT)
     assert "its answer stopped" in other.request("POST", f"{place}/delete", b"", PAGE).body.decode()
     assert record.closed.wait(RECORD_TIMEOUT)
     assert other.get(place).status == 404
     other.request("POST", f"{place}/undelete", b"", PAGE)
-    eventually(lambda: 'data-state="stopped"' in other.get(place).body.decode())
+    wait_until(lambda: 'data-state="stopped"' in other.get(place).body.decode(), SERVER_TIMEOUT)
     assert "3 4" in other.get(place).body.decode()
 
 
@@ -481,7 +482,7 @@ def test_killed_worker_ends_its_streams_and_frees_its_places(
         numbers = [int(message.id) for message in follower.seen if message.id]
         assert numbers == sorted(set(numbers))
     run = tmp_path / "run"
-    eventually(lambda: not list(run.glob(f"{victim}.*")))
+    wait_until(lambda: not list(run.glob(f"{victim}.*")), SERVER_TIMEOUT)
     small_crowd.names = small_crowd.wait_workers(other_than=(victim,))
     assert {path.stem for path in run.glob("*.lock")} == set(small_crowd.names)
     assert small_crowd.client().get("/healthz").json["open_streams"] == 0

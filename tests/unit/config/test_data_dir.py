@@ -29,9 +29,10 @@ from halt.config.settings import ConfigError
 from halt.store.migrate import open_database
 from halt.store.store import Store
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import ROOT, StartHalt, eventually, refused_start
+from tests.support.halt_server import ROOT, StartHalt, refused_start
 from tests.support.limited_folder import failing_calls
 from tests.support.races import together
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 def mode(path: Path) -> int:
@@ -131,7 +132,7 @@ def test_server_keeps_its_whole_folder_private(
         "/chat", {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
     )
     assert answer.status == 200
-    eventually(lambda: len(list((folder / "run").glob("*.sock"))) == workers)
+    wait_until(lambda: len(list((folder / "run").glob("*.sock"))) == workers, SERVER_TIMEOUT)
     public = open_to_others(folder)
     assert {"halt.db", "rates.db", "run"} <= {path.name for path in folder.iterdir()}
     server.terminate()

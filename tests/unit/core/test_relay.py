@@ -37,12 +37,12 @@ from halt.providers.chat_completions import ChatDecoder
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.http1 import INFLATED_MAX, Body
-from tests.support.halt_server import HaltServer, eventually, halt_environment
+from tests.support.halt_server import HaltServer, halt_environment
 from tests.support.library_halt import fake_config, halt_threads
 from tests.support.raw_server import OK, Peer, RawServer
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream, text_part
 from tests.support.stores import saved_events
-from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, BackgroundCall, wait_until
 from tests.support.watched_selector import start_watched
 
 FLOODS = 20
@@ -564,7 +564,7 @@ def test_worker_with_a_failed_relay_is_replaced(fake: FakeOpenAI, how: str, tmp_
         client = server.client()
         events = client.chat("stall?n=3", id="kept-by-journal").until_text("0 1 2 ")
         last = int(events.seen[-1].id)
-        eventually(lambda: saved_events(tmp_path, "kept-by-journal") == last)
+        wait_until(lambda: saved_events(tmp_path, "kept-by-journal") == last, SERVER_TIMEOUT)
         with contextlib.suppress(http.client.HTTPException, OSError):  # the worker may be gone
             client.post(f"/break/{how}")
         server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")

@@ -39,12 +39,12 @@ from halt.core.run import Run
 from halt.core.tools import Toolbox, ToolRound
 from halt.errors import UpstreamError
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import HaltServer, eventually, new_id
+from tests.support.halt_server import HaltServer, new_id
 from tests.support.http_client import EventStream
 from tests.support.races import together
 from tests.support.run_harness import RunHarness, RunHost, error_code, failure_code, wait_ended
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream
-from tests.support.waiting import WAIT_TIMEOUT, wait_until
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
 REPEATS = 250
 
@@ -919,7 +919,7 @@ def test_stop_of_a_running_tool_frees_the_place(server: HaltServer, tool: str) -
     assert events_of(stream, "tool_result") == []
     if tool == "obedient":
         server.wait_printed("obedient: told to stop")
-    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+    wait_until(lambda: client.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
 
 
 def test_server_leaves_calls_of_a_clients_tools_to_the_client(
@@ -966,8 +966,10 @@ def test_page_answer_is_the_text_of_all_rounds(server: HaltServer, upstream: Fak
         assert client.request("POST", path, body, kind).status == 200
         page = path.removesuffix("/messages")
         expected = "The tools said: 42" if len(prompts) == 1 else "And now?"
-        eventually(lambda: client.get(page).body.decode().count(expected) >= len(prompts))
-        eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+        wait_until(
+            lambda: client.get(page).body.decode().count(expected) >= len(prompts), SERVER_TIMEOUT
+        )
+        wait_until(lambda: client.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
     last = requests_of(upstream, prompts[0])[-1]["messages"]
     assert [message["role"] for message in last] == ["user", "assistant", "user"]
     assert last[1]["content"] == "The tools said: 42"

@@ -31,7 +31,7 @@ from halt.providers.discovery import (
 from halt.providers.factory import make_upstream
 from halt.providers.last_model import LastModel
 from halt.providers.router import Providers
-from tests.support.halt_server import ROOT, StartHalt, eventually
+from tests.support.halt_server import ROOT, StartHalt
 from tests.support.model_servers import (
     LOADING,
     LOCKED,
@@ -43,7 +43,7 @@ from tests.support.model_servers import (
 )
 from tests.support.provider_answers import ask, closed_port, refused
 from tests.support.raw_server import Peer, RawServer
-from tests.support.waiting import BackgroundCall
+from tests.support.waiting import SERVER_TIMEOUT, BackgroundCall, wait_until
 
 Serve = Callable[..., RawServer]
 
@@ -631,7 +631,8 @@ def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
         names = [model["id"] for model in client.get("/v1/models").json["data"]]
         assert names[-1] == f"ollama-{server.port}/qwen3:8b"
         assert client.chat(names[1]).to_end().text == "llama3.2:latest answers."
-    eventually(
-        lambda: "The model server no longer responds." in client.get("/models").body.decode()
+    wait_until(
+        lambda: "The model server no longer responds." in client.get("/models").body.decode(),
+        SERVER_TIMEOUT,
     )
     assert "no list" not in client.get("/models").body.decode()

@@ -8,11 +8,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from halt.providers import embedded_model
 from tests.support.embedded_master import LIMIT, Master
 from tests.support.halt_server import ROOT
 from tests.support.process_facts import cpu_seconds
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -34,14 +33,6 @@ def master(installed: None) -> Iterator[Master]:
     master = Master()
     yield master
     master.end()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return once the condition, which sends a request to a server, is true."""
-    deadline, never = time.monotonic() + LIMIT, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        never.wait(0.05)
 
 
 def model_process(master: Master) -> int:
@@ -108,7 +99,7 @@ def test_closing_the_connection_stops_the_generation(running: Master) -> None:
             spent = cpu_seconds([model]) - started
             assert len(running.busy_slots()) == 1
         closed = cpu_seconds([model])
-        wait_until(lambda: not running.busy_slots())
+        wait_until(lambda: not running.busy_slots(), LIMIT)
         # The remaining 1490 tokens would take 149 times the CPU time, however slow the machine is.
         assert cpu_seconds([model]) - closed < 50 * spent
 
@@ -126,9 +117,9 @@ def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -
             list(chunks)
         spent = cpu_seconds([model]) - started
         with stream(client, " ".join(words), 500):  # headers come before the prompt has been read
-            wait_until(lambda: len(running.busy_slots()) == 1)
+            wait_until(lambda: len(running.busy_slots()) == 1, LIMIT)
         closed = cpu_seconds([model])
-        wait_until(lambda: not running.busy_slots())
+        wait_until(lambda: not running.busy_slots(), LIMIT)
         # The whole prompt takes five times the CPU time, and then comes the answer.
         assert cpu_seconds([model]) - closed < 4 * spent
 

@@ -30,9 +30,10 @@ from halt.rendering.pool import PROCESSES
 from halt.rendering.protocol import Reply, Request
 from halt.rendering.renderer import SHORT, Renderer
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import ROOT, StartHalt, eventually, new_id
+from tests.support.halt_server import ROOT, StartHalt, new_id
 from tests.support.page_requests import STREAM_HEADERS
 from tests.support.process_facts import tree
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 LONG = 60.0  # seconds that a test waits for work that takes milliseconds
 
@@ -191,8 +192,8 @@ def test_renderer_of_a_hostile_text_costs_the_worker_nothing(name: str, shared: 
     used = time.process_time()
     drawn = shared.submit_text(text).result(LONG)
     assert time.process_time() - used < 2
-    eventually(
-        lambda: shared.is_immediate(text)
+    wait_until(
+        lambda: shared.is_immediate(text), SERVER_TIMEOUT
     )  # the process has given up by itself, and was not killed
     assert shared.pids[:1] == pids[:1]
     assert drawn.html
@@ -351,7 +352,7 @@ def test_renderer_replaces_a_hanging_process(renderer: Renderer) -> None:
     assert drawn.html == markdown.plain(text)
     assert not drawn.timed_out
     assert ends(pid)
-    eventually(lambda: COLOURED in html_of(renderer, f"{CODE}\nOne more."))
+    wait_until(lambda: COLOURED in html_of(renderer, f"{CODE}\nOne more."), SERVER_TIMEOUT)
     assert COLOURED in html_of(renderer, text)  # it was no fault of the text
 
 
@@ -446,7 +447,7 @@ def test_renderer_notices_a_program_that_never_gets_ready(
     assert html_of(renderer, CODE) == markdown.plain(CODE)
     assert "no rendering process can be started" in caplog.text
     renderer.close()
-    eventually(lambda: children() <= others)
+    wait_until(lambda: children() <= others, SERVER_TIMEOUT)
 
 
 def test_exception_in_the_rendering_process_gives_plain_text(
@@ -477,7 +478,7 @@ def test_rendering_process_without_work_ends() -> None:
     others = threads()
     renderer = Renderer(idle=0.05)
     html_of(renderer, CODE)
-    eventually(lambda: not renderer.pids and not threads() - others)
+    wait_until(lambda: not renderer.pids and not threads() - others, SERVER_TIMEOUT)
     assert COLOURED in html_of(renderer, f"{CODE}\nAgain.")
     renderer.close()
 
@@ -494,7 +495,7 @@ def test_close_leaves_no_process_and_gives_plain_texts(renderer: Renderer) -> No
         markdown.plain(f"{CODE}\n{number}") for number in range(3)
     ]
     assert ends(pid)
-    eventually(lambda: children() <= others)
+    wait_until(lambda: children() <= others, SERVER_TIMEOUT)
     assert html_of(renderer, f"{CODE}\nlater") == markdown.plain(f"{CODE}\nlater")
 
 

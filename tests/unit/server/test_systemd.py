@@ -30,9 +30,10 @@ from halt.server.command_line import commands
 from halt.server.systemd import CLOSES_WITHIN, take_notify
 from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers
-from tests.support.halt_server import ROOT, START_TIMEOUT, HaltServer, eventually, settings
+from tests.support.halt_server import ROOT, START_TIMEOUT, HaltServer, settings
 from tests.support.provider_answers import closed_port
 from tests.support.reverse_proxies import binary, replaced
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,7 @@ class HeldServer(HaltServer):
         """Make the master's main loop turn, by a signal that it logs and that changes nothing."""
         count = self.printed.count("signal: winch")
         self.process.send_signal(signal.SIGWINCH)
-        eventually(lambda: self.printed.count("signal: winch") > count)
+        wait_until(lambda: self.printed.count("signal: winch") > count, SERVER_TIMEOUT)
 
 
 class Service:
@@ -170,7 +171,7 @@ def suspend(process: int) -> None:
     """Stop a process, and return once it runs no more."""
     os.kill(process, signal.SIGSTOP)
     stat = Path(f"/proc/{process}/stat")
-    eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", SERVER_TIMEOUT)
 
 
 @pytest.mark.parametrize("systemd", ["abstract"], indirect=True)

@@ -18,11 +18,11 @@ from halt.server.thread_pools import THREADS_MAX
 from halt.server.worker import QUEUED_MAX
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.client_socket import ClientSocket
-from tests.support.halt_server import HaltServer, eventually
+from tests.support.halt_server import HaltServer
 from tests.support.process_facts import cpu_seconds
 from tests.support.raw_server import receive_until
 from tests.support.thread_limit_app import ALLOW, LARGE, REFUSE, RELEASE
-from tests.support.waiting import WAIT_TIMEOUT
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
 #: A request that waits for `100 Continue`.
 EXPECTS = (
@@ -69,7 +69,7 @@ def worker(server: HaltServer) -> int:
             pids[:] = children.read().split()
         return pids
 
-    eventually(read_children)
+    wait_until(read_children, SERVER_TIMEOUT)
     return int(pids[0])
 
 
@@ -148,7 +148,9 @@ def test_waiting_requests_beyond_queued_max_are_refused(short: Short) -> None:
             stack.enter_context(connected(short, f"GET {path} HTTP/1.1\r\n\r\n".encode()))
             for _ in range(THREADS_MAX[Kind.PAGE])
         ]
-        eventually(lambda: short.printed.count("a request is held") == before + len(held))
+        wait_until(
+            lambda: short.printed.count("a request is held") == before + len(held), SERVER_TIMEOUT
+        )
         many = QUEUED_MAX // size + 1
         waiting = [stack.enter_context(connected(short, head + bytes(size))) for _ in range(many)]
         assert select.select(waiting, [], [], WAIT_TIMEOUT)[0][0].recv(12) == b"HTTP/1.1 503"

@@ -11,7 +11,7 @@ import pytest
 from halt.errors import RequestError, StoreUnavailable
 from halt.store import admission as module
 from halt.store.admission import FEW, NO_ANSWER, TOO_BUSY, Admission, Refused
-from tests.support.halt_server import eventually
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 FAULT = StoreUnavailable("This could not be read: the disk is full.", "the disk is full")
 
@@ -93,7 +93,10 @@ class Crowd:
         """Add a call; returns when it is running, queued or refused."""
         call = Call(self.admission, self.order, urgent=urgent)
         self.calls.append(call)
-        eventually(lambda: call.inside.is_set() or call.queued.is_set() or not call.is_alive())
+        wait_until(
+            lambda: call.inside.is_set() or call.queued.is_set() or not call.is_alive(),
+            SERVER_TIMEOUT,
+        )
         return call
 
 
@@ -136,7 +139,7 @@ def test_admission_without_answers_keeps_few_calls_and_refuses_the_others(
     calls = [crowd.add() for _ in range(20)]
     urgent = crowd.add(urgent=True)
     clock.time += module.PATIENCE
-    eventually(lambda: sum(not call.is_alive() for call in calls) == 21 - FEW)
+    wait_until(lambda: sum(not call.is_alive() for call in calls) == 21 - FEW, SERVER_TIMEOUT)
     refused = [call for call in calls if not call.is_alive()]
     assert {call.refused for call in refused} == {NO_ANSWER}
     late = crowd.add()
@@ -159,7 +162,7 @@ def test_admission_gives_an_answered_call_more_time(clock: Clock) -> None:
         assert not crowd.add().refused
         clock.time += module.PATIENCE
         assert crowd.add().refused
-        eventually(lambda: crowd.admission.under_way <= FEW)
+        wait_until(lambda: crowd.admission.under_way <= FEW, SERVER_TIMEOUT)
     for call in crowd.calls:
         call.goes_on.set()
     for call in crowd.calls:

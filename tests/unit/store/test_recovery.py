@@ -48,19 +48,12 @@ from halt.store.store import Store
 from halt.store.tables import conversations
 from halt.store.writer import StoreWriter
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.halt_server import (
-    ROOT,
-    HaltServer,
-    StartHalt,
-    eventually,
-    new_id,
-    request_record,
-)
+from tests.support.halt_server import ROOT, HaltServer, StartHalt, new_id, request_record
 from tests.support.http_client import Client, EventStream, ServerEvent
 from tests.support.races import together
 from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.stores import POSTGRES, first_value, open_store, postgres_schema, saved_events
-from tests.support.waiting import WAIT_TIMEOUT
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 from tests.support.websocket_client import WebSocket
 
 GAP = 100_000  # unused numbers between the last saved event and the end
@@ -120,7 +113,7 @@ class Killed:
     def stream(self, **fields: Any) -> tuple[str, list[ServerEvent], int]:
         """The stream's ID, its client's messages, and the number of an event that was saved before."""
         events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
-        eventually(lambda: saved_events(self.folder, events.id) >= 20)
+        wait_until(lambda: saved_events(self.folder, events.id) >= 20, SERVER_TIMEOUT)
         saved = saved_events(self.folder, events.id)
         kill_worker(self.folder, events.id)
         return events.id, read_until_it_breaks(events), saved
@@ -138,7 +131,7 @@ def test_killed_worker_replays_saved_events_and_ends_interrupted(killed: Killed)
     assert int(last.id) == len(events) + GAP + 1
     assert last.json["error"]["code"] == "interrupted"
     assert last.json["error"]["retryable"] is True
-    eventually(partial(is_over, killed.client, stream_id))
+    wait_until(partial(is_over, killed.client, stream_id), SERVER_TIMEOUT)
 
 
 def test_reader_after_a_kill_resumes_behind_its_last_event(killed: Killed) -> None:
@@ -181,7 +174,7 @@ def test_page_after_a_kill_shows_the_saved_text_as_interrupted(killed: Killed) -
     client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
     client.get("/")
     assert send_message(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
-    eventually(lambda: saved_events(killed.folder, stream_id) >= 20)
+    wait_until(lambda: saved_events(killed.folder, stream_id) >= 20, SERVER_TIMEOUT)
     kill_worker(killed.folder, stream_id)
     page = client.get(place).body.decode()
     assert 'data-state="interrupted"' in page
@@ -245,7 +238,7 @@ def test_later_server_replays_ended_streams_exactly(
     client = start_halt(fake, HALT_DATA=tmp_path).client()
     for events in (whole, stopped):
         assert client.follow(events.id, 0).to_end().seen == events.seen
-        eventually(partial(is_over, client, events.id))
+        wait_until(partial(is_over, client, events.id), SERVER_TIMEOUT)
 
 
 # --- faults of the store --------------------------------------------------------------------------
@@ -326,11 +319,11 @@ def test_failing_store_delays_no_reader_and_catches_up(
     spoil, reason = FAULTS[fault]
     generation = desk.begin()
     desk.add_text(generation, "before ")
-    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    wait_until(lambda: saved_events(desk.folder, "a-stream") == 1, SERVER_TIMEOUT)
     with spoil(desk):
         desk.add_text(generation, "meanwhile ", "x" * 100_000)
         assert generation.log.last == 3  # no append has waited
-        eventually(lambda: desk.store_writer.saving.state == "failed")
+        wait_until(lambda: desk.store_writer.saving.state == "failed", SERVER_TIMEOUT)
         assert desk.store_writer.saving.reason == reason
     desk.add_text(generation, " after")
     desk.end(generation)
@@ -389,7 +382,7 @@ def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
         desk.add_text(desk.begin(stream_id), "text")
     desk.end(generation := desk.begin("an-end"))
     assert desk.store_writer.wait_written(generation.id, WAIT_TIMEOUT)
-    eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
+    wait_until(lambda: saved_events(desk.folder, "dead-stream") == 1, SERVER_TIMEOUT)
     statements: list[str] = []
 
     def note(*arguments: Any) -> None:
@@ -409,7 +402,7 @@ def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
             return [receipt.status for receipt in receipts]
 
         # The store may not answer in time on a busy machine.
-        eventually(lambda: statuses() == ["finished", "pending", "pending"])
+        wait_until(lambda: statuses() == ["finished", "pending", "pending"], SERVER_TIMEOUT)
         assert service.stop("an-end", "somebody else").status == "pending"
     assert statements
     assert not [statement for statement in statements if "generations.events" in statement]
@@ -421,7 +414,7 @@ def test_replay_ignores_generations_of_a_live_worker(desk: Desk) -> None:
     """While its worker lives, a generation is neither replayed nor ended."""
     generation = desk.begin()
     desk.add_text(generation, "text")
-    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    wait_until(lambda: saved_events(desk.folder, "a-stream") == 1, SERVER_TIMEOUT)
     assert desk.replay.get("a-stream", "somebody") is None
     assert desk.replay.recover() == 0
     desk.end(generation)
@@ -433,7 +426,7 @@ def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
     generations = [desk.begin(f"stream-{n}") for n in range(5)]
     for generation in generations:
         desk.add_text(generation, "some ", "text")
-        eventually(lambda: saved_events(desk.folder, generation.id) == 2)
+        wait_until(lambda: saved_events(desk.folder, generation.id) == 2, SERVER_TIMEOUT)
     databases = [open_database(desk.folder) for _ in range(4)]
     counts: list[int] = []
     started = threading.Barrier(len(databases))
@@ -462,7 +455,7 @@ def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
 def test_replay_of_a_dead_workers_generation_ends_at_once(desk: Desk) -> None:
     """A reader of a dead worker's generation gets its replay before any recovery has run."""
     desk.add_text(desk.begin(), "text")
-    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    wait_until(lambda: saved_events(desk.folder, "a-stream") == 1, SERVER_TIMEOUT)
     replay = Replay(desk.store.generations, lambda worker: False).get("a-stream", "somebody")
     assert replay is not None
     assert replay.answer() == (1, "text")
@@ -503,7 +496,7 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
             events.until_text("4 ")
             place = f"/streams/{events.id}"
             with open_store(tmp_path, url) as store:
-                eventually(lambda: store.generations.exists(events.id))
+                wait_until(lambda: store.generations.exists(events.id), SERVER_TIMEOUT)
             third = start_halt(shared_fake, DATABASE_URL=url)
             assert [server.client().get(place).status for server in (second, third)] == [
                 404,
@@ -511,7 +504,7 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
             ]
             request_record(shared_fake, prompt).release()
             assert events.to_end().terminal["type"] == "done"
-        eventually(lambda: second.client().get(place).status == 200)
+        wait_until(lambda: second.client().get(place).status == 200, SERVER_TIMEOUT)
         assert '"type":"done"' in second.client().get(place).body.decode()
         for server in (first, second, third):
             server.close()
@@ -589,7 +582,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         delete_folder()
         assert first.membership.is_alive(second.membership.name)
         assert second.membership.is_alive(first.membership.name)
-        eventually(lambda: is_there(first) and is_there(second))
+        wait_until(lambda: is_there(first) and is_there(second), SERVER_TIMEOUT)
         with first.request(b"Who?", WAIT_TIMEOUT) as answers:
             assert [payload for _, payload, _ in answers] == [b"Who?"]
     messages = [message for message in caplog.messages if "were deleted" in message]
@@ -598,7 +591,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     third.begin(lambda payload, channel: None)
     assert third.membership.is_alive(first.membership.name)
     third.membership.watch()
-    eventually(lambda: is_there(first) and is_there(second))
+    wait_until(lambda: is_there(first) and is_there(second), SERVER_TIMEOUT)
     assert buried == []
     for store in (first, second, third):
         store.close()
@@ -618,7 +611,7 @@ def test_worker_without_a_lock_file_is_dead_if_its_process_ended(
     assert not worker.is_alive(f"{gone.pid}-gone")
     assert worker.is_alive(f"{os.getpid()}-hangs")
     worker.watch()
-    eventually((tmp_path / "run" / f"{worker.name}.lock").exists)
+    wait_until((tmp_path / "run" / f"{worker.name}.lock").exists, SERVER_TIMEOUT)
     monkeypatch.setattr(membership, "REPAIR_WITHIN", 0.0)
     assert worker.is_alive(f"{os.getpid()}-hangs")
     worker.stop()
@@ -644,7 +637,8 @@ def test_idle_server_removes_conversations_deleted_days_ago(
     store.close()
     server = start_halt(shared_fake, HALT_DATA=str(tmp_path))
     assert server.client().get("/").status == 200
-    eventually(
-        lambda: first_value(tmp_path, "SELECT count(*) FROM conversations WHERE id <> ?", "") == 0
+    wait_until(
+        lambda: first_value(tmp_path, "SELECT count(*) FROM conversations WHERE id <> ?", "") == 0,
+        SERVER_TIMEOUT,
     )
     assert first_value(tmp_path, "SELECT count(*) FROM messages WHERE role <> ?", "") == 0

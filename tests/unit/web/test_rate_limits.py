@@ -33,13 +33,13 @@ from tests.support.halt_server import (
     RECORD_TIMEOUT,
     HaltServer,
     StartHalt,
-    eventually,
     new_id,
     refused_start,
     request_record,
     settings,
 )
 from tests.support.http_client import Client, HttpResponse
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 from tests.support.websocket_client import WebSocket
 
 STARTS = 3  # of an address
@@ -318,9 +318,9 @@ def test_refused_message_of_the_page_is_a_notice_and_is_not_saved(browser: Clien
     """The page gets a notice, and the conversation stays as it was."""
     path, other = f"/c/{new_id()}", f"/c/{new_id()}"
     assert form(browser, f"{path}/messages", prompt="hello there").status == 200
-    eventually(lambda: b'data-state="done"' in browser.get(path).body)
+    wait_until(lambda: b'data-state="done"' in browser.get(path).body, SERVER_TIMEOUT)
     assert form(browser, f"{path}/regenerate").status == 200
-    eventually(lambda: b'data-state="done"' in browser.get(path).body)
+    wait_until(lambda: b'data-state="done"' in browser.get(path).body, SERVER_TIMEOUT)
     for refused in (
         form(browser, f"{path}/messages", prompt="one too many"),
         form(browser, f"{path}/regenerate"),

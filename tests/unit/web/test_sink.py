@@ -30,9 +30,9 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.web import sink
 from halt.web.event_stream import EventStream, json_frames
 from halt.web.sink import GROUP_CHARS, Sink
-from tests.support.halt_server import HaltServer, eventually, new_id, request_record
+from tests.support.halt_server import HaltServer, new_id, request_record
 from tests.support.scripted_upstream import HI, ScriptedReply, ScriptedUpstream
-from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, BackgroundCall, wait_until
 from tests.support.watched_selector import start_watched
 
 FRAME = "x" * 1000  # the text of one event
@@ -397,7 +397,7 @@ def big(shared_fake: FakeOpenAI) -> str:
 def wait_over(server: HaltServer, stream_id: str) -> None:
     """Wait until a stream has ended, with a reader that receives its end alone."""
     with server.client().follow(stream_id, LATE) as events:
-        eventually(lambda: events.next() is None)
+        wait_until(lambda: events.next() is None, SERVER_TIMEOUT)
 
 
 def test_slow_client_gets_the_whole_answer_and_the_http_end(
@@ -481,7 +481,9 @@ def test_relay_and_thread_write_the_same_bytes(
         for name, flow in FLOWS.items():
             sent = flow.replace(b"\r\n", b"\r\nCookie: " + cookies.encode() + b"\r\n", 1)
             if name == "page":  # a page that reconnects and gets the whole answer
-                eventually(lambda: b"[DONE]" in cookie.get(f"/streams/{STREAM}").body)
+                wait_until(
+                    lambda: b"[DONE]" in cookie.get(f"/streams/{STREAM}").body, SERVER_TIMEOUT
+                )
             with Raw(server) as raw:
                 raw.sock.sendall(sent)
                 head = raw.head()
