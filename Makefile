@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 run: $(VENV)/run.stamp
 	@$(BIN)/python app.py
 
-# Tests that are marked `slow` (whole matrices, proxies, kills, the wheel) rarely find what no other finds.
+# Tests marked `slow` (whole matrices, proxies, kills, rare ways to start, the wheel) rarely find a fault alone.
 test: SELECTED := -m "not slow"
 test: run-tests
 
@@ -34,7 +34,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 
 # Includes code that runs in server processes. Takes 1.5 times as long as the tests alone.
 coverage: system

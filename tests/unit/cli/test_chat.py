@@ -121,6 +121,7 @@ def test_pipe_prints_the_answer_alone(env: Environment) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "What is **this**?\n", "")
 
 
+@pytest.mark.slow
 def test_chat_neither_needs_nor_makes_the_data_folder(env: Environment, tmp_path: Path) -> None:
     """A chat in the terminal saves nothing there."""
     (tmp_path / "file").write_text("")
@@ -304,6 +305,7 @@ def test_chat_commands_have_their_effects(
     assert terminal.left() == 0
 
 
+@pytest.mark.slow
 def test_chat_history_is_private_and_comes_back_in_the_next_chat(
     chat: Open, tmp_path: Path
 ) -> None:
@@ -341,6 +343,7 @@ def test_chat_with_a_running_halt_stops_its_model(
     assert terminal.leave() == 0
 
 
+@pytest.mark.slow
 def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> None:
     """One sentence with the address, no traceback."""
     done = piped(env, "Hello", "--url", "http://127.0.0.1:9")
@@ -353,6 +356,7 @@ def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> No
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_token_option_that_no_header_can_hold_is_refused(
     env: Environment,
 ) -> None:
@@ -745,6 +749,7 @@ def test_remote_refuses_an_invalid_address(url: str) -> None:
         Remote(url)
 
 
+@pytest.mark.slow
 def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
     """`flask --app app` imports it for every command, without the terminal's libraries."""
     script = (
@@ -762,6 +767,7 @@ def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
     assert done.stdout == "1 set()\n"
 
 
+@pytest.mark.slow
 def test_chat_without_a_key_starts_and_ends_the_demo_model(env: Environment) -> None:
     """The demo model is started for the chat alone and has ended after it."""
     if embedded_model.unavailable() is not None:
@@ -775,6 +781,7 @@ def test_chat_without_a_key_starts_and_ends_the_demo_model(env: Environment) -> 
     assert embedded_model.MODEL in done.stderr
 
 
+@pytest.mark.slow
 def test_chat_without_a_key_uses_a_discovered_model_server(env: Environment) -> None:
     """A server is discovered as Halt's server does it, before the demo model is considered."""
     own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}

@@ -97,6 +97,7 @@ def test_halt_chat_unknown_word_is_named(wrong: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["app.py", "halt"])
 def test_current_folders_gunicorn_conf_and_modules_are_not_loaded(
     tmp_path: Path, command: str
@@ -113,6 +114,7 @@ def test_current_folders_gunicorn_conf_and_modules_are_not_loaded(
     assert (status, printed) == (0, "")
 
 
+@pytest.mark.slow
 def test_sigusr2_starts_a_master_that_takes_over(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
@@ -136,6 +138,7 @@ def test_halt_chat_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+@pytest.mark.slow
 def test_halt_chat_runs_with_closed_standard_streams() -> None:
     """A service manager may start it so."""
     script = f"exec {shlex.join([*HALT, 'serve', '--check-config'])} <&- >&- 2>&-"
@@ -153,6 +156,7 @@ class WithoutInput(HaltServer):
     )
 
 
+@pytest.mark.slow
 def test_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> None:
     """The check for a terminal works where the stream is missing."""
     server = WithoutInput({"OPENAI_BASE_URL": shared_fake.base_url})
@@ -170,6 +174,7 @@ def test_deleted_current_folder_is_named(tmp_path: Path) -> None:
     assert re.fullmatch(r"halt: the current folder cannot be used: .*\n", printed)
 
 
+@pytest.mark.slow
 def test_unreadable_current_folder_does_no_harm(tmp_path: Path) -> None:
     """As after `sudo -u halt` in a home of root's; here root drops its privileges."""
     as_another = "setpriv --bounding-set=-dac_override,-dac_read_search" if not os.geteuid() else ""
@@ -184,6 +189,7 @@ def test_unreadable_current_folder_does_no_harm(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_host_option_accepts_ipv6_in_brackets() -> None:
     """The brackets are as in a URL."""
     done = run("--host", "[::1]", "--port", "9", "--print-config")
@@ -215,6 +221,7 @@ def test_halt_chat_on_windows_is_refused_with_one_line(monkeypatch: pytest.Monke
 # --- the browser ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_page_opens_in_the_browser_of_a_desktop(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
     """The address that the browser gets answers at once, although the start goes on."""
     opened = tmp_path / "opened"

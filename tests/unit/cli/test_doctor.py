@@ -520,6 +520,7 @@ def test_doctor_finds_a_proxy_without_websockets(proxies: dict[str, str]) -> Non
     assert "proxy_set_header Upgrade $http_upgrade;" in report.remedy("websocket")
 
 
+@pytest.mark.slow
 def test_doctor_reports_a_halt_below_a_path_as_one_finding(
     paced: HaltServer, tmp_path: Path
 ) -> None:
@@ -611,6 +612,7 @@ def test_doctor_without_a_model_names_the_reason_and_the_next_step(
     assert report.remedy("model").startswith("Run `it`, or set OPENAI_API_KEY or OPENAI_BASE_URL")
 
 
+@pytest.mark.slow
 def test_doctor_names_a_missing_token(start_halt: Any, shared_fake: FakeOpenAI) -> None:
     """Without the token the streams are not checked, and the remedy is named."""
     halt = start_halt(shared_fake, HALT_TOKEN="open-sesame", HALT_MODEL=PACED)

@@ -585,6 +585,7 @@ def test_library_discovers_no_servers(serve: Serve, monkeypatch: pytest.MonkeyPa
 IN_A_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
 
+@pytest.mark.slow
 def test_halt_without_settings_offers_local_servers() -> None:
     """Runs in its own network namespace, with servers on their usual ports.
 
@@ -616,6 +617,7 @@ def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> Non
             assert talks_to.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
 
 
+@pytest.mark.slow
 def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
     """If other machines reach Halt, only the configured addresses are probed.
 

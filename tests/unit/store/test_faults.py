@@ -278,6 +278,7 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.mark.slow
 @needs_postgres
 def test_frozen_postgres_refuses_calls_until_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres

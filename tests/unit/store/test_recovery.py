@@ -621,6 +621,7 @@ def test_worker_without_a_lock_file_is_dead_if_its_process_ended(
 # --- removal of expired rows ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_idle_server_removes_conversations_deleted_days_ago(
     tmp_path: Path, start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:

@@ -33,6 +33,7 @@ def has_conversation(browser: Client, conversation_id: str) -> bool:
     return listed
 
 
+@pytest.mark.slow
 def test_servers_behind_the_same_port_use_different_cookies(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
