@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import (
@@ -38,8 +39,20 @@ _PATH = re.compile(r" - at `(?:key in )?\$\.?([\w.\[\]]*+)`")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _ID_PATTERN_TEXT = "matching regex '^[A-Za-z0-9_-]{8,64}"
 _SOME_KEY = "[...]"  # in msgspec's paths: an unnamed key of a dict
-_FIELD = re.compile(r"(?:unknown|missing required) field `")
+_FIELD = re.compile(r"(?:unknown|missing required|invalid) field `")
+_EXPECTED = re.compile(r"Expected `(?P<kinds>[a-z |]+)`(?:, got `(?P<actual>[a-z]+)`)?")
 
+#: msgspec's names of the kinds of JSON values, in the words of error messages.
+KIND_WORDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+}
+_ACTUAL_WORDS = {**KIND_WORDS, "int": "a number", "bool": "a boolean"}
 
 #: The largest number of an event or a message in requests: JavaScript, every SQL column and every
 #: message between workers can hold it.
@@ -176,13 +189,79 @@ def unknown_field(name: str) -> RequestError:
     return RequestError(f"{name}: unknown field", field=name)
 
 
+def _hint(kind: Any, field: str) -> Any:
+    """The type of a field of a struct, or of the structs of a union; None if there is none."""
+    return next((hints[field] for hints in map(_hints, _structs(kind)) if field in hints), None)
+
+
+@functools.cache
+def _hints(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return get_type_hints(struct, include_extras=True)
+
+
+def _structs(kind: Any) -> list[type[msgspec.Struct]]:
+    types = get_args(kind) or (kind,)
+    return [item for item in types if isinstance(item, type) and issubclass(item, msgspec.Struct)]
+
+
+def _meta(hint: Any) -> msgspec.Meta | None:
+    """The bounds of a field of this type, which may be optional; None if it has none."""
+    for part in (hint, *get_args(hint)):
+        for meta in getattr(part, "__metadata__", ()):
+            if isinstance(meta, msgspec.Meta):
+                return meta
+    return None
+
+
 def _allowed_values(kind: Any, field: str) -> list[str]:
-    """The allowed values of a struct's Literal field as JSON, empty for every other field."""
-    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
-        return []
-    hint = get_type_hints(kind).get(field)
+    """The allowed values of a field as JSON: of a Literal or a union's tag, else empty."""
+    tags = [
+        struct.__struct_config__.tag
+        for struct in _structs(kind)
+        if struct.__struct_config__.tag_field == field
+    ]
+    hint = _hint(kind, field)
     literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
-    return [json.dumps(value) for literal in literals for value in get_args(literal)]
+    values = [value for literal in literals for value in get_args(literal)]
+    return [json.dumps(value) for value in tags or values]
+
+
+def _alternatives(items: list[str]) -> str:
+    """The items as "A", "A or B" or "A, B or C"."""
+    *first_items, last = items
+    return f"{', '.join(first_items)} or {last}" if first_items else last
+
+
+def _requirement(message: str, hint: Any) -> str:
+    """The kind and the range that a field must have, as the end of a sentence; "" if unknown.
+
+    `message` is msgspec's, `hint` the field's type, which has both ends of the range.
+    """
+    fault = _EXPECTED.match(message)
+    if fault is None:
+        return ""
+    kinds = fault["kinds"].split(" | ")
+    if len(kinds) > 1:
+        kinds = [kind for kind in kinds if kind != "null"]  # it counts as an absent field
+    text = _alternatives([KIND_WORDS.get(kind, kind) for kind in kinds])
+    if (meta := _meta(hint)) is not None and len(kinds) == 1:
+        text += _range(meta)
+    actual = fault["actual"]
+    is_number = actual in {"int", "float"} and kinds[0] in {"int", "float"}
+    if actual is None or is_number or text.endswith("empty"):
+        return text
+    return f"{text}, not {_ACTUAL_WORDS.get(actual, actual)}"
+
+
+def _range(meta: msgspec.Meta) -> str:
+    """The range of a number or the number of a text's characters, "" if it has no bounds."""
+    if meta.ge is not None and meta.le is not None:
+        return f" from {meta.ge:,} to {meta.le:,}"
+    if meta.min_length == 1 and meta.max_length is None:
+        return " that is not empty"
+    if meta.min_length is not None and meta.max_length is not None:
+        return f" of {meta.min_length:,} to {meta.max_length:,} characters"
+    return ""
 
 
 def _refuse(
@@ -197,16 +276,24 @@ def _refuse(
     path = path.replace(_SOME_KEY, "")
     message, name = _with_short_name(message)
     field = ".".join(part for part in (path, name) if part) or subject
-    if _ID_PATTERN_TEXT in message:
-        raise _invalid_id(field) from None
     if field == subject and message.startswith("Expected `object`"):
         raise RequestError(f"The {subject} must be a JSON object.", field=subject) from None
     if message.startswith("Object missing required field"):
         raise RequestError(f"{field} is missing.", field=field) from None
     if message.startswith("Object contains unknown field"):
-        message = "unknown field"
-    elif message.startswith("Invalid enum value") and (values := _allowed_values(kind, field)):
-        raise RequestError(f"{field} must be {' or '.join(values)}.", field=field) from None
+        raise RequestError(f"{field}: unknown field", field=field) from None
+    if message.endswith("out of range"):
+        raise RequestError(f"{field} is a number that is too large.", field=field) from None
+    hint = _hint(kind, field)
+    meta = _meta(hint)
+    if _ID_PATTERN_TEXT in message or (meta is not None and meta.pattern is not None):
+        raise _invalid_id(field) from None
+    values = _allowed_values(kind, field)
+    message = message.removeprefix(f"invalid field `{name}`: ")
+    requirement = _alternatives(values) if values else _requirement(message, hint)
+    if requirement:
+        raise RequestError(f"{field} must be {requirement}.", field=field) from None
+    message = message.replace(f" field `{name}`", " field", 1)
     raise RequestError(f"{field}: {shortened(message, MESSAGE_MAX)}", field=field) from None
 
 

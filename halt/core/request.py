@@ -44,8 +44,11 @@ class Message(dict[str, Any]):
         """
         if not isinstance(fields, dict):
             raise ValueError("Expected `object`")
-        if not isinstance(fields.get("role"), str):
-            raise ValueError("missing required field `role`, which is a text")
+        role = fields.get("role")
+        if role is None:
+            raise ValueError("Object missing required field `role`")
+        if not isinstance(role, str):
+            raise ValueError("invalid field `role`: Expected `str`")
         message = cls.__new__(cls)
         message.update(fields)
         if None in fields.values():
@@ -160,7 +163,9 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
     def __post_init__(self) -> None:
         for name in OWN_FIELDS & (self.extra_body or {}).keys():
-            raise ValueError(f"unknown field `extra_body.{name}`: it is a top-level field")
+            raise ValueError(
+                f"unknown field `extra_body.{name}`. Give {name} as a top-level field."
+            )
 
     def size(self) -> int:
         """The size of all messages in characters."""

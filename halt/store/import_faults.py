@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from halt.core.decoding import KIND_WORDS
 from halt.store.json_items import items
 
 OWN_ALONE = "Halt reads JSON files that it has exported itself."
@@ -103,15 +104,6 @@ _FAULTS = {
     r"Expected `str` of length <= 64": "must be 8 to 64 letters, digits, - or _",
     r"(Number|Integer value) out of range": "is a number that is too large",
 }
-_KINDS = {
-    "object": "an object",
-    "array": "a list",
-    "str": "a text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "null": "null",
-}
 
 
 def explained(fault: str, values: Mapping[str, Sequence[str]]) -> str:
@@ -125,7 +117,7 @@ def explained(fault: str, values: Mapping[str, Sequence[str]]) -> str:
     for pattern, template in _FAULTS.items():
         if match := re.fullmatch(pattern, message, re.DOTALL):
             parts = {
-                name: " or ".join(_KINDS.get(kind, kind) for kind in value.split(" | "))
+                name: " or ".join(KIND_WORDS.get(kind, kind) for kind in value.split(" | "))
                 for name, value in match.groupdict().items()
             }
             if "field" in parts:

@@ -12,6 +12,7 @@ import pytest
 from halt.core.decoding import CHAT_REQUEST, JSON_OBJECT
 from halt.errors import RequestError
 from halt.web.starts import START_REQUEST
+from halt.web.websocket.messages import MESSAGE
 
 HELLO = {"role": "user", "content": "Hello"}
 HALF = r'{"messages": [{"role": "user", "content": "%s"}]}'
@@ -31,8 +32,8 @@ NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
         (b'{"messages":[{"role":"user","content":"\xff"}]}', "body", "it is not UTF-8."),
         (b"[]", "body", "The body must be a JSON object."),
         (json.dumps({"messages": [HELLO], "id": "no"}), "id", f"id must be {NAME}"),
-        (json.dumps({"messages": [HELLO, 1]}), "messages[1]", "Expected `object`"),
-        (json.dumps({"messages": [{}]}), "messages[0].role", "missing required field `role`"),
+        (json.dumps({"messages": [HELLO, 1]}), "messages[1]", "messages[1] must be an object."),
+        (json.dumps({"messages": [{}]}), "messages[0].role", "messages[0].role is missing."),
         (json.dumps({"id": "12345678"}), "messages", "messages is missing."),
         (json.dumps({"messages": [HELLO], "promt": 1}), "promt", "promt: unknown field"),
         (json.dumps({"messages": [HELLO], "stream": False}), "stream", "stream must be true."),
@@ -60,6 +61,81 @@ def test_invalid_choice_is_refused_with_the_allowed_values() -> None:
         assert refused.value.field == "on_disconnect"
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be a whole number from 1 to 10,000,000."),
+        ({"max_tokens": 10**8}, "max_tokens must be a whole number from 1 to 10,000,000."),
+        ({"max_tokens": 10**30}, "max_tokens must be a whole number from 1 to 10,000,000."),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number from 1 to 10,000,000."),
+        (
+            {"max_tokens": "5"},
+            "max_tokens must be a whole number from 1 to 10,000,000, not a text.",
+        ),
+        ({"temperature": 3}, "temperature must be a number from 0 to 2."),
+        ({"presence_penalty": -2.5}, "presence_penalty must be a number from -2 to 2."),
+        ({"model": ""}, "model must be a text of 1 to 200 characters."),
+        ({"model": 5}, "model must be a text of 1 to 200 characters, not a number."),
+        ({"id": 5}, f"id must be {NAME}"),
+        ({"messages": []}, "messages must be a list that is not empty."),
+        ({"messages": None}, "messages must be a list that is not empty."),
+        ({"messages": [{"role": 1}]}, "messages[0].role must be a text."),
+        ({"messages": [HELLO, {"role": None}]}, "messages[1].role is missing."),
+        ({"stop": True}, "stop must be a text or a list, not a boolean."),
+        ({"stop": ["a", 1]}, "stop[1] must be a text, not a number."),
+        ({"tool_choice": []}, "tool_choice must be a text or an object, not a list."),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls must be true or false, not a number."),
+        ({"on_disconnect": 5}, 'on_disconnect must be "stop" or "continue".'),
+        ({"stream": None}, "stream must be true."),
+    ],
+)
+def test_start_request_invalid_value_is_refused_with_the_allowed_range(
+    fields: dict[str, Any], sentence: str
+) -> None:
+    """The error names the field's path and the allowed kind and range, in JSON text and objects."""
+    body = {"messages": [HELLO], **fields}
+    for refuse in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
+        with pytest.raises(RequestError) as refused:
+            refuse()
+        assert refused.value.args[0] == sentence
+        assert refused.value.field == sentence.partition(" ")[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"type": "x"}, 'type must be "start", "stop", "follow", "unfollow" or "ping".'),
+        ({"type": 5}, 'type must be "start", "stop", "follow", "unfollow" or "ping".'),
+        ({}, "type is missing."),
+        ({"type": "stop"}, "id is missing."),
+        ({"type": "ping", "id": "12345678"}, "id: unknown field"),
+        (
+            {"type": "follow", "id": "12345678", "after": -1},
+            "after must be a whole number from 0 to 999,999,999,999,999.",
+        ),
+        (
+            {"type": "start", "messages": [HELLO], "on_disconnect": "x"},
+            'on_disconnect must be "stop" or "continue".',
+        ),
+    ],
+)
+def test_websocket_message_invalid_value_is_refused_with_the_allowed_values(
+    message: dict[str, Any], sentence: str
+) -> None:
+    """The error lists the types of messages, and the allowed range of each type's fields."""
+    with pytest.raises(RequestError) as refused:
+        MESSAGE.decode(json.dumps(message), "message")
+    assert refused.value.args[0] == sentence
+
+
+def test_number_too_large_for_json_is_refused_by_field() -> None:
+    """A number that no 64-bit float holds is called too large, with its field's name."""
+    with pytest.raises(RequestError) as refused:
+        START_REQUEST.decode('{"temperature": 1e400, "messages": []}')
+    assert refused.value.args[0] == "temperature is a number that is too large."
+    assert refused.value.field == "temperature"
+
+
 def test_chat_request_bad_id_in_decoded_json_is_refused_alike() -> None:
     """A bad id gets the same sentence in JSON that was decoded before."""
     with pytest.raises(RequestError, match=r"^id must be 8 to 64 characters"):
@@ -72,6 +148,9 @@ def test_extra_body_with_a_field_of_halt_is_refused(name: str) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "extra_body": {name: False}}
     with pytest.raises(RequestError, match=f"extra_body.{name}") as refused:
         CHAT_REQUEST.convert(body)
+    assert refused.value.args[0] == (
+        f"extra_body.{name}: unknown field. Give {name} as a top-level field."
+    )
     assert refused.value.field == f"extra_body.{name}"
 
 
@@ -91,7 +170,7 @@ def test_long_unknown_field_is_refused_in_linear_time_and_shortened(name: str) -
             assert len(refused.value.args[0]) < 500
             assert len(refused.value.field or "") < 150
     out_of_range = json.dumps({"a": 1, name: 0})[:-2] + "1e400}"
-    with pytest.raises(RequestError, match="out of range") as refused:
+    with pytest.raises(RequestError, match="is a number that is too large") as refused:
         JSON_OBJECT.decode(out_of_range)
     assert len(refused.value.field or "") < 150
     assert time.thread_time() - began < 2.0
