@@ -107,7 +107,7 @@ def error_response(error: HaltError) -> Response:
 
 def too_large() -> TooLarge:
     """The error for a body over the current request's limit."""
-    return TooLarge(f"The body is larger than {request.max_content_length} bytes.")
+    return TooLarge(f"The body is larger than {request.max_content_length} bytes.", field="body")
 
 
 def _on_http_error(error: HTTPException) -> BaseResponse:

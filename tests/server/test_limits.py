@@ -297,6 +297,7 @@ def test_request_over_a_limit_is_refused_by_field(strict: HaltServer) -> None:
     assert (refused.status, refused.error["code"]) == (413, "too_large")
     refused = client.post("/chat/stream", {"messages": [{"role": "user", "content": "x" * 9000}]})
     assert (refused.status, refused.error["code"]) == (413, "too_large")
+    assert refused.error["field"] == "body"
     exactly = [{"role": "user", "content": "x" * 250}] * 4
     assert client.post("/chat/stream", {"messages": exactly, "model": "count"}).status == 200
 

@@ -118,6 +118,7 @@ def test_short_request_over_64_kb_is_refused(halt: HaltServer, path: str, kind: 
     refused = halt.client().post(path, b"x" * (SHORT_BODY_MAX + 1), Content_Type=kind)
     assert (refused.status, refused.error["code"]) == (413, "too_large")
     assert refused.error["message"] == f"The body is larger than {SHORT_BODY_MAX} bytes."
+    assert refused.error["field"] == "body"
     assert halt.client().post(path, b"x" * SHORT_BODY_MAX, Content_Type=kind).status != 413
 
 
