@@ -15,7 +15,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from bench.processes import Halt, own_fake
+from bench.processes import HaltProcess, fake_in_process
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number, p50_p99, percentile
 from halt.testing.fake_openai import FakeOpenAI
@@ -106,7 +106,7 @@ def wait_seen(page: Page, key: str, within: float = WITHIN) -> None:
         time.sleep(0.02)
 
 
-def send(page: Page, halt: Halt, prompt: str, *, watch_text: bool = True) -> None:
+def send(page: Page, halt: HaltProcess, prompt: str, *, watch_text: bool = True) -> None:
     """Send the first message of a new conversation and wait for the first text."""
     page.goto(halt.url)
     page.evaluate("on => { window.benchWatchesText = on }", watch_text)
@@ -115,7 +115,7 @@ def send(page: Page, halt: Halt, prompt: str, *, watch_text: bool = True) -> Non
     wait_seen(page, "shown")
 
 
-def turn(page: Page, halt: Halt, fake: FakeOpenAI, first_ms: int, number: int) -> Turn:
+def turn(page: Page, halt: HaltProcess, fake: FakeOpenAI, first_ms: int, number: int) -> Turn:
     """Send a message, stop its answer, and measure at the page and the upstream."""
     send(page, halt, f"/fake {FLOW}&first_ms={first_ms} turn {number}")
     record = fake.wait_request(lambda r: _prompt_of(r).endswith(f"turn {number}"))
@@ -126,16 +126,16 @@ def turn(page: Page, halt: Halt, fake: FakeOpenAI, first_ms: int, number: int) -
     if not record.closed.wait(WITHIN / 1000):
         raise TimeoutError("the upstream connection was not closed")
     time.sleep(LINGER)
-    seen = page.evaluate("bench")
+    times = page.evaluate("bench")
     assert record.first_token_at is not None
     assert record.closed_at is not None
     own = (record.first_token_at - record.received_at) * 1000
     return Turn(
         first_ms,
-        seen["shown"] - seen["sent"] - own,
-        seen["painted"] - seen["sent"] - own,
-        max(0.0, seen["changed"] - seen["clicked"]),
-        (record.closed_at - clock.monotonic(seen["clicked"])) * 1000,
+        times["shown"] - times["sent"] - own,
+        times["painted"] - times["sent"] - own,
+        max(0.0, times["changed"] - times["clicked"]),
+        (record.closed_at - clock.monotonic(times["clicked"])) * 1000,
     )
 
 
@@ -147,8 +147,8 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
     """Rows about Send and Stop on the page."""
     turns: list[Turn] = []
     with (
-        own_fake() as fake,
-        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        fake_in_process() as fake,
+        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
         browser() as chromium,
     ):
         page = chromium.new_page()
@@ -235,8 +235,8 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
     delays: list[float] = []
     gaps: list[list[float]] = []
     with (
-        own_fake() as fake,
-        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        fake_in_process() as fake,
+        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
         browser() as chromium,
     ):
         fake.texts["rich"] = rich_text(TOKENS * PIECE)
@@ -289,8 +289,8 @@ def page_paragraph(sizes: Sizes) -> Iterator[Row]:
     """Rows about an answer of one paragraph: whether the cost of a token grows with it."""
     size = sizes.paragraph
     with (
-        own_fake() as fake,
-        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        fake_in_process() as fake,
+        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
         browser() as chromium,
     ):
         fake.texts["paragraph"] = paragraph_text(size)
@@ -335,7 +335,7 @@ def paragraph_text(size: int) -> str:
     return " ".join(draw.choices(words, k=size // 4))[:size].rstrip().ljust(size, ".")
 
 
-def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> Paragraph:
+def _follow_paragraph(page: Page, halt: HaltProcess, fake: FakeOpenAI, tokens: int) -> Paragraph:
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable")
 
@@ -357,20 +357,22 @@ def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> 
     whole = work()
     wait_seen(page, "done", 60_000)
     time.sleep(LINGER)
-    seen: dict[str, Any] = page.evaluate("bench")
+    times: dict[str, Any] = page.evaluate("bench")
     if page.get_attribute(".answer", "data-state") != "done":
         raise RuntimeError("the long paragraph did not end normally")
-    delay = Clock(page).monotonic(seen["done"]) - last_sent
-    frames = list(pairwise(seen["frames"]))
+    delay = Clock(page).monotonic(times["done"]) - last_sent
+    frames = list(pairwise(times["frames"]))
     return Paragraph(
-        [b - a for a, b in frames if b <= seen["done"]],
-        max(b - a for a, b in frames if b > seen["done"]),
+        [b - a for a, b in frames if b <= times["done"]],
+        max(b - a for a, b in frames if b > times["done"]),
         (half - begun, whole - half),
         delay * 1000,
     )
 
 
-def _follow(page: Page, halt: Halt, fake: FakeOpenAI, index: int) -> tuple[float, list[float]]:
+def _follow(
+    page: Page, halt: HaltProcess, fake: FakeOpenAI, index: int
+) -> tuple[float, list[float]]:
     """Follow an answer; return the page's delay at its end in ms, and the times of its frames."""
     last_sent: list[float] = []
     records: list[Record] = []
@@ -391,7 +393,7 @@ def _follow(page: Page, halt: Halt, fake: FakeOpenAI, index: int) -> tuple[float
     watcher.join(60)
     wait_seen(page, "done", 60_000)
     time.sleep(LINGER)
-    seen: dict[str, Any] = page.evaluate("bench")
+    times: dict[str, Any] = page.evaluate("bench")
     if page.get_attribute(".answer", "data-state") != "done":
         raise RuntimeError("the long answer did not end normally")
-    return (clock.monotonic(seen["done"]) - last_sent[0]) * 1000, seen["frames"]
+    return (clock.monotonic(times["done"]) - last_sent[0]) * 1000, times["frames"]

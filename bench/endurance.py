@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bench.load import source
-from bench.processes import Halt, fake_upstream
+from bench.processes import HaltProcess, fake_upstream
 from bench.readers import Job, Way, numbers, open_stream
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median
@@ -37,7 +37,7 @@ class Holdings(NamedTuple):
     rss: float  # MB
 
 
-def holdings(halt: Halt) -> Holdings:
+def holdings(halt: HaltProcess) -> Holdings:
     return Holdings(
         status(halt.worker, "Threads"), descriptors(halt.worker), megabytes(halt.worker)
     )
@@ -89,7 +89,7 @@ def leak(sizes: Sizes) -> Iterator[Row]:
     """A row about threads, descriptors and memory after many generations."""
     with (
         fake_upstream() as upstream,
-        Halt(upstream, HALT_LOG_SECONDS=1, HALT_MODEL="echo") as halt,
+        HaltProcess(upstream, HALT_LOG_SECONDS=1, HALT_MODEL="echo") as halt,
     ):
         many(halt.address, sizes.warm_generations)
         time.sleep(FORGOTTEN_AFTER)
@@ -124,7 +124,7 @@ class Long(NamedTuple):
     grown: float  # MB by which the worker's memory grew, at its peak
 
 
-def answer(halt: Halt, way: Way, tokens: int) -> Long:
+def answer(halt: HaltProcess, way: Way, tokens: int) -> Long:
     """Read one answer of `tokens` tokens to its end, as fast as possible."""
     before = megabytes(halt.worker)
     began = time.monotonic()
@@ -156,7 +156,7 @@ def answer(halt: Halt, way: Way, tokens: int) -> Long:
 
 def fresh_answer(url: str, way: Way, tokens: int) -> Long:
     """`answer` in a new server, so that its memory is not affected by earlier answers."""
-    with Halt(url, HALT_MODEL=f"numbered?n={tokens}") as halt:
+    with HaltProcess(url, HALT_MODEL=f"numbered?n={tokens}") as halt:
         answer(halt, "json", 1000)
         return answer(halt, way, tokens)
 

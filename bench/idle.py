@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.processes import PORT_WITHIN, Halt, first_answer, hello
+from bench.processes import PORT_WITHIN, HaltProcess, bare_flask, first_answer
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number
 from tests.support.halt_server import ROOT, halt_environment
@@ -29,8 +29,8 @@ def idle(sizes: Sizes) -> Iterator[Row]:
     """Rows about CPU and memory of an idle server, and the time to the first response."""
     seconds = sizes.idle_seconds
     with (
-        Halt(UPSTREAM["OPENAI_BASE_URL"], HALT_MODEL="m") as halt,
-        hello(THREADS) as (bare_address, bare_pid),
+        HaltProcess(UPSTREAM["OPENAI_BASE_URL"], HALT_MODEL="m") as halt,
+        bare_flask(THREADS) as (bare_address, bare_pid),
     ):
         ask(halt.address, request("GET", "/"))
         ask(bare_address, request("GET", "/"))

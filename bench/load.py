@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from bench.processes import PORT_WITHIN, Child, Halt, Storeless
+from bench.processes import PORT_WITHIN, Child, HaltProcess, StorelessHaltProcess
 from bench.readers import RACE_WITHIN, READY_WITHIN, WHOLE_WITHIN, Job, Way
 from bench.sizes import Sizes
 from bench.table import Row, at_least, median
@@ -40,7 +40,7 @@ def source() -> Iterator[tuple[Child, str]]:
 def system(kind: str, upstream: str, streams: int) -> Iterator[tuple[Address, int]]:
     """Start a server to be measured; yields its address and the ID of its first process."""
     if kind in ("halt", "storeless"):
-        server = Halt if kind == "halt" else Storeless
+        server = HaltProcess if kind == "halt" else StorelessHaltProcess
         # The reader does not answer pings, so none must come while it measures.
         places = max(PLACES, streams)
         with server(

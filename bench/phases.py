@@ -15,14 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.load import read
-from bench.processes import PORT_WITHIN, Halt, fake_upstream
+from bench.processes import PORT_WITHIN, HaltProcess, fake_upstream
 from bench.readers import READY_WITHIN, Job
 from bench.sizes import Sizes
 from bench.table import Row, at_most, number, p50_p99, percentile
 from halt.testing.scenarios import last_user_message
 from tests.support.raw_http import Address, ask, chat, complete, connect, request, stop
 
-CROWD_MODEL = "count?n=1000000&rate=10"
+BACKGROUND_MODEL = "count?n=1000000&rate=10"
 STOPPED_WITHIN = 10.0  # seconds; a slower Stop is a fault, not a figure
 BEGUN_WITHIN = 10.0
 
@@ -146,24 +146,24 @@ def wait_for(
 
 def stop_often(address: Address, upstream: str, phase: Phase, times: int) -> list[Stopped]:
     """Measure `times` Stops one after the other, including the upstream's side."""
-    seen: list[Stopped] = []
+    measured_stops: list[Stopped] = []
     refused_until = time.monotonic() + BEGUN_WITHIN
-    while len(seen) < times:
+    while len(measured_stops) < times:
         try:
-            seen.append(stop_one(address, phase))
+            measured_stops.append(stop_one(address, phase))
         except Refused:  # the last stream has not ended yet
             if time.monotonic() > refused_until:
                 raise
             time.sleep(0.02)
         else:
             refused_until = time.monotonic() + BEGUN_WITHIN
-    return with_closings(upstream, seen)
+    return with_closings(upstream, measured_stops)
 
 
-def with_closings(upstream: str, seen: list[Stopped]) -> list[Stopped]:
+def with_closings(upstream: str, measured_stops: list[Stopped]) -> list[Stopped]:
     """Fill in `closed` from the log of the upstream."""
-    closed = closings(upstream, {stop.key: stop.at for stop in seen})
-    return [replace(stop, closed=closed[stop.key]) for stop in seen]
+    closed = closings(upstream, {stop.key: stop.at for stop in measured_stops})
+    return [replace(stop, closed=closed[stop.key]) for stop in measured_stops]
 
 
 def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
@@ -193,7 +193,7 @@ def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def crowd(address: Address, streams: int) -> Iterator[None]:
+def open_streams(address: Address, streams: int) -> Iterator[None]:
     """`streams` flowing streams with a reader."""
     if not streams:
         yield
@@ -204,7 +204,7 @@ def crowd(address: Address, streams: int) -> Iterator[None]:
         path="/chat/stream",
         address=address,
         streams=streams,
-        model=CROWD_MODEL,
+        model=BACKGROUND_MODEL,
     )
     with read(job) as reader:
         reader.read_json(READY_WITHIN + PORT_WITHIN)
@@ -213,24 +213,26 @@ def crowd(address: Address, streams: int) -> Iterator[None]:
 
 def phases(sizes: Sizes) -> Iterator[Row]:
     """Rows for every phase, with one and with many streams."""
-    seen: dict[tuple[str, int], list[Stopped]] = {}
-    for streams, times in ((1, sizes.stops_alone), (sizes.crowd, sizes.stops_crowded)):
+    measured_stops: dict[tuple[str, int], list[Stopped]] = {}
+    for streams, times in ((1, sizes.stops_alone), (sizes.open_streams, sizes.stops_with_others)):
         with (
             fake_upstream() as upstream,
-            Halt(upstream, HALT_MAX_STREAMS=sizes.crowd, HALT_MODEL="echo") as halt,
-            crowd(halt.address, streams - 1),
+            HaltProcess(upstream, HALT_MAX_STREAMS=sizes.open_streams, HALT_MODEL="echo") as halt,
+            open_streams(halt.address, streams - 1),
         ):
             stop_often(halt.address, upstream, FLOWING, 2)  # start-up costs
             for phase in PHASES:
-                seen[phase.name, streams] = stop_often(halt.address, upstream, phase, times)
-    others = f"the others flow at 10 tokens/s; {sizes.stops_crowded} Stops in each phase"
+                measured_stops[phase.name, streams] = stop_often(
+                    halt.address, upstream, phase, times
+                )
+    others = f"the others flow at 10 tokens/s; {sizes.stops_with_others} Stops in each phase"
     alone = f"{sizes.stops_alone} Stops in each phase"
     figures: tuple[tuple[str, Callable[[Stopped], float]], ...] = (
         ("Stop sent → upstream closed", lambda stop: stop.closed),
         ("Stop sent → terminal event at the reader", lambda stop: stop.terminal),
     )
     for figure, get in figures:
-        for (name, streams), stops in seen.items():
+        for (name, streams), stops in measured_stops.items():
             values = [get(stop) for stop in stops]
             yield at_most(
                 f"{figure}, {name}, {streams} open, p50 / p99",
@@ -241,7 +243,7 @@ def phases(sizes: Sizes) -> Iterator[Row]:
                 f"{p50_p99(values)} ms",
                 note=alone if streams == 1 else others,
             )
-    receipts = [stop.receipt for stops in seen.values() for stop in stops]
+    receipts = [stop.receipt for stops in measured_stops.values() for stop in stops]
     confirmed = sum(r["status"] == "stopped" and r["upstream"] == "closed" for r in receipts)
     yield Row(
         "Stops that were answered stopped, closed",
@@ -260,8 +262,8 @@ def full(sizes: Sizes) -> Iterator[Row]:
     refused = True
     with (
         fake_upstream() as upstream,
-        Halt(upstream, HALT_MAX_STREAMS=sizes.crowd, HALT_MODEL="echo") as halt,
-        crowd(halt.address, sizes.crowd - 1),
+        HaltProcess(upstream, HALT_MAX_STREAMS=sizes.open_streams, HALT_MODEL="echo") as halt,
+        open_streams(halt.address, sizes.open_streams - 1),
     ):
         while len(stops) < sizes.stops_full:
             with contextlib.ExitStack() as stack:
@@ -280,10 +282,10 @@ def full(sizes: Sizes) -> Iterator[Row]:
                 answer = ask(halt.address, chat("/chat/stream", "echo"))
                 refusals.append((answer.at - began) * 1000)
                 refused &= answer.status == 503 and answer.header("retry-after").isdigit()
-    note = f"{sizes.crowd} streams open of {sizes.crowd}, {sizes.idle_connections} idle connections"
+    note = f"{sizes.open_streams} streams open of {sizes.open_streams}, {sizes.idle_connections} idle connections"
     answered = [stop.answered for stop in stops]
     yield at_most(
-        f"POST /stop answered with all {sizes.crowd} places taken, p50 / p99",
+        f"POST /stop answered with all {sizes.open_streams} places taken, p50 / p99",
         percentile(answered, 99),
         100,
         20,
@@ -293,7 +295,7 @@ def full(sizes: Sizes) -> Iterator[Row]:
     )
     slowest = max(refusals)
     yield Row(
-        f"Stream {sizes.crowd + 1}: 503 with Retry-After",
+        f"Stream {sizes.open_streams + 1}: 503 with Retry-After",
         "≤ 100 ms",
         "≤ 100 ms",
         f"{'yes' if refused else 'NO'}, {number(slowest)} ms at most",

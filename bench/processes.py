@@ -96,7 +96,7 @@ class StorelessServer(HaltServer):
     command = ("-m", "gunicorn", "bench.storeless:app")
 
 
-class Halt:
+class HaltProcess:
     """A Halt server to be measured, with its worker process."""
 
     kind: type[HaltServer] = HaltServer
@@ -131,14 +131,14 @@ class Halt:
 
 
 @contextlib.contextmanager
-def hello(threads: int) -> Iterator[tuple[tuple[str, int], int]]:
+def bare_flask(threads: int) -> Iterator[tuple[tuple[str, int], int]]:
     """Bare gunicorn and Flask with `threads` threads; yields its address and first process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = (
-        f"-c python:bench.hello -k gthread --threads {threads} --keep-alive 30 --log-level warning"
-    )
-    with Child("gunicorn", *options.split(), "-b", f"127.0.0.1:{port}", "bench.hello:app") as child:
+    options = f"-c python:bench.bare_flask -k gthread --threads {threads} --keep-alive 30 --log-level warning"
+    with Child(
+        "gunicorn", *options.split(), "-b", f"127.0.0.1:{port}", "bench.bare_flask:app"
+    ) as child:
         first_answer(("127.0.0.1", port), "/", time.monotonic() + PORT_WITHIN)
         yield ("127.0.0.1", port), child.pid
 
@@ -158,7 +158,7 @@ def first_answer(address: tuple[str, int], path: str, until: float) -> float:
     raise TimeoutError(f"no answer from {address}")
 
 
-class Storeless(Halt):
+class StorelessHaltProcess(HaltProcess):
     """A Halt server that stores nothing of its streams."""
 
     kind = StorelessServer
@@ -175,7 +175,7 @@ def fake_upstream() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def own_fake() -> Iterator[FakeOpenAI]:
+def fake_in_process() -> Iterator[FakeOpenAI]:
     """The fake upstream in this process, for figures that need more than its log."""
     with FakeOpenAI(unknown_model="echo") as server:
         yield server

@@ -10,8 +10,8 @@ class Sizes:
     """Numbers of samples, streams, tokens; times in seconds."""
 
     stops_alone: int = 30
-    stops_crowded: int = 100
-    crowd: int = 100  # open streams, including the one that is stopped
+    stops_with_others: int = 100
+    open_streams: int = 100  # open streams, including the one that is stopped
     idle_connections: int = 50
     stops_full: int = 60
     stops_in_a_round: int = 20  # before new idle connections are opened
@@ -20,7 +20,7 @@ class Sizes:
     load_seconds: float = 6.0
     load_rounds: int = 1
     stream_tokens: int = 150  # of a stream that is read as a whole
-    crowds: tuple[int, ...] = (300, 1_000)
+    many_streams: tuple[int, ...] = (300, 1_000)
     starts: int = 150
     ended_stops: int = 2_000
     live_stops: int = 100  # in each round
@@ -28,7 +28,7 @@ class Sizes:
     stops_at_once: int = 50
     stops_at_once_rounds: int = 10
     stops_at_full_speed: int = 100
-    held_stops: int = 100  # during each load
+    stops_under_load: int = 100  # during each load
     idle_seconds: float = 20.0
     cold_starts: int = 5
     race_streams: int = 300
@@ -42,15 +42,15 @@ class Sizes:
     generations: int = 1000
     long_tokens: int = 50_000
     long_rounds: int = 5
-    surface_seconds: float = 4.0
-    surface_stops: int = 30  # on each surface, and with each kind of provider
+    api_seconds: float = 4.0
+    api_stops: int = 30  # through each API, and with each kind of provider
     worker_stops: int = 100  # through a worker other than the producer
     worker_follows: int = 10  # streams that are read through another worker
     worker_tokens: int = 300  # of each of these streams
     store_rounds: int = 3
     kills: int = 20
-    crowd_kills: int = 6  # of a worker with LOST_STREAMS streams
-    fresh_starts: int = 30
+    many_stream_kills: int = 6  # of a worker with LOST_STREAMS streams
+    burst_starts: int = 30
     messages: int = 1_000_000
     long_conversation: int = 2_000  # of these messages
     lookups: int = 100  # of each kind
@@ -59,7 +59,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     stops_alone=5,
-    stops_crowded=8,
+    stops_with_others=8,
     stops_full=6,
     stops_in_a_round=6,
     load_seconds=3.0,
@@ -70,7 +70,7 @@ QUICK = Sizes(
     stop_rounds=1,
     stops_at_once_rounds=2,
     stops_at_full_speed=10,
-    held_stops=20,
+    stops_under_load=20,
     idle_seconds=4.0,
     cold_starts=2,
     race_tokens=200,
@@ -81,14 +81,14 @@ QUICK = Sizes(
     warm_generations=40,
     generations=100,
     long_rounds=2,
-    surface_seconds=2.0,
-    surface_stops=5,
+    api_seconds=2.0,
+    api_stops=5,
     worker_stops=20,
     worker_follows=2,
     store_rounds=1,
-    crowd_kills=2,
+    many_stream_kills=2,
     kills=4,
-    fresh_starts=4,
+    burst_starts=4,
     messages=50_000,
     lookups=20,
 )

@@ -22,9 +22,9 @@ END = b"\r\n0\r\n\r\n"
 
 
 def starts(sizes: Sizes) -> Iterator[Row]:
-    """Rows about the CPU of a start and of a short generation, and the delay of the first token."""
-    held: dict[str, float] = {}
-    short: dict[str, float] = {}
+    """Rows about the CPU of a start and of a generation_cpu generation, and the delay of the first token."""
+    start_cpu: dict[str, float] = {}
+    generation_cpu: dict[str, float] = {}
     added: dict[str, list[float]] = {}
     for name, measured in SYSTEMS.items():
         kind, _, path = measured
@@ -34,26 +34,34 @@ def starts(sizes: Sizes) -> Iterator[Row]:
             before = cpu_seconds(tree(pid))
             times = _first_tokens(address, path, sizes.starts)
             time.sleep(AFTERWARDS)
-            short[name] = (cpu_seconds(tree(pid)) - before) / sizes.starts * 1000
+            generation_cpu[name] = (cpu_seconds(tree(pid)) - before) / sizes.starts * 1000
             own = percentile(direct[FIRST:], 50)
             added[name] = [ms - own for ms in times]
-            held[name] = _held(address, path, pid, sizes.starts)
+            start_cpu[name] = _held(address, path, pid, sizes.starts)
     note = (
         f"{sizes.starts} starts, one after the other, each on a new connection, of an upstream that "
         f"sends a token at once and then nothing: from the POST until the token is read and "
         f"{AFTERWARDS:g} s more; that token is in it, the end of the stream is not; user and system "
         "time of all the server's processes"
     )
-    others = "; ".join(f"{name} {number(held[name])}" for name in SYSTEMS if name != "Halt")
+    others = "; ".join(f"{name} {number(start_cpu[name])}" for name in SYSTEMS if name != "Halt")
     yield at_most(
-        "CPU of a start", held["Halt"], 4, 2.5, " ms", f"{number(held['Halt'])} ms ({others})", note
+        "CPU of a start",
+        start_cpu["Halt"],
+        4,
+        2.5,
+        " ms",
+        f"{number(start_cpu['Halt'])} ms ({others})",
+        note,
     )
-    others = "; ".join(f"{name} {number(short[name])}" for name in SYSTEMS if name != "Halt")
+    others = "; ".join(
+        f"{name} {number(generation_cpu[name])}" for name in SYSTEMS if name != "Halt"
+    )
     yield Row(
         "CPU of a generation of one token, from start to end",
         "",
         "",
-        f"{number(short['Halt'])} ms ({others})",
+        f"{number(generation_cpu['Halt'])} ms ({others})",
         None,
         note=f"{sizes.starts} of them, one after the other, each on a new connection",
     )

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from bench.load import PACED, RATE, read, source
 from bench.phases import STOPPED_WITHIN, wait_for
-from bench.processes import PORT_WITHIN, Child, Halt, hello
+from bench.processes import PORT_WITHIN, Child, HaltProcess, bare_flask
 from bench.readers import AFTERWARDS, READY_WITHIN, Job
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number, p50_p99, percentile
@@ -37,8 +37,8 @@ def stops(sizes: Sizes) -> Iterator[Row]:
 def _cost(sizes: Sizes) -> Iterator[Row]:
     with (
         source() as (_, url),
-        Halt(url, HALT_MODEL="once", HALT_HEARTBEAT=120) as halt,
-        hello(THREADS) as (bare_address, bare_pid),
+        HaltProcess(url, HALT_MODEL="once", HALT_HEARTBEAT=120) as halt,
+        bare_flask(THREADS) as (bare_address, bare_pid),
     ):
         ended = secrets.token_urlsafe(12)
         with connect(halt.address) as sock:
@@ -49,7 +49,7 @@ def _cost(sizes: Sizes) -> Iterator[Row]:
             cost = _cpu(halt.master, sock, [ended] * sizes.ended_stops, "finished")
             live = []
             for _ in range(sizes.stop_rounds):
-                with held(halt.address, sizes.live_stops) as ids:
+                with open_silent_streams(halt.address, sizes.live_stops) as ids:
                     live.append(_cpu(halt.master, sock, ids, "stopped"))
         with connect(bare_address) as sock:
             _stop_all(sock, [ended] * FIRST, "stopped")
@@ -93,7 +93,7 @@ def _cpu(pid: int, sock: socket.socket, ids: Sequence[str], expected_status: str
 
 
 @contextlib.contextmanager
-def held(address: Address, count: int) -> Iterator[list[str]]:
+def open_silent_streams(address: Address, count: int) -> Iterator[list[str]]:
     """`count` streams that have a token and have not ended; yields their IDs."""
     ids = [secrets.token_urlsafe(12) for _ in range(count)]
     with contextlib.ExitStack() as stack:
@@ -110,7 +110,7 @@ def held(address: Address, count: int) -> Iterator[list[str]]:
 
 def _at_once(sizes: Sizes) -> Row:
     count = sizes.stops_at_once
-    with source() as (_, url), Halt(url, HALT_MODEL=PACED) as halt:
+    with source() as (_, url), HaltProcess(url, HALT_MODEL=PACED) as halt:
         took = [_round(halt.address, url, count) for _ in range(sizes.stops_at_once_rounds + 1)]
     del took[0]  # start-up costs
     return at_most(
@@ -168,7 +168,7 @@ def _round(address: Address, url: str, count: int) -> float:
 
 def _at_full_speed(sizes: Sizes) -> Row:
     settings = {"HALT_MAX_ANSWER_CHARS": 50_000_000, "HALT_LOG_SECONDS": 1}
-    with source() as (_, url), Halt(url, HALT_MODEL="numbered", **settings) as halt:
+    with source() as (_, url), HaltProcess(url, HALT_MODEL="numbered", **settings) as halt:
         job = Job(
             kind="flood",
             way="json",

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
-from bench import seen
+from bench import token_counter
 from bench.load import source
-from bench.processes import Child, Halt, fake_upstream, own_fake
+from bench.processes import Child, HaltProcess, fake_in_process, fake_upstream
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, p50_p99, percentile
 from tests.support.halt_server import new_id
@@ -50,9 +50,9 @@ def lost(sizes: Sizes) -> Row:
     chance = random.Random(4)
     ages: list[float] = []
     with (
-        own_fake() as fake,
+        fake_in_process() as fake,
         tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
-        Halt(fake.base_url, HALT_DATA=folder) as halt,
+        HaltProcess(fake.base_url, HALT_DATA=folder) as halt,
     ):
         client = Client(*halt.address)
         for _ in range(sizes.kills):
@@ -64,7 +64,11 @@ def lost(sizes: Sizes) -> Row:
             killed_at = time.monotonic()
             reader.thread.join()
             saved = _saved(Path(folder), reader.stream_id)
-            came = [at for at, message in reader.seen if message.id and int(message.id) > saved]
+            came = [
+                at
+                for at, message in reader.events_by_time
+                if message.id and int(message.id) > saved
+            ]
             ages.append((killed_at - min(came, default=killed_at)) * 1000)
             wait_until(partial(_replaced, halt.master, worker), SERVER_TIMEOUT)
     return at_most(
@@ -78,7 +82,7 @@ def lost(sizes: Sizes) -> Row:
     )
 
 
-def crowd_lost(sizes: Sizes) -> Iterator[Row]:
+def lost_of_many_streams(sizes: Sizes) -> Iterator[Row]:
     """A row about `kill -9` with many streams: text that readers had and the store does not have.
 
     In milliseconds: the number of missing tokens over their rate.
@@ -87,20 +91,20 @@ def crowd_lost(sizes: Sizes) -> Iterator[Row]:
     missing: list[float] = []
     gap = 1000 / LOST_RATE
     with source() as (_, url):
-        for _ in range(sizes.crowd_kills):
+        for _ in range(sizes.many_stream_kills):
             with (
                 tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
-                Halt(url, HALT_DATA=folder) as halt,
+                HaltProcess(url, HALT_DATA=folder) as halt,
             ):
                 ids = [new_id() for _ in range(LOST_STREAMS)]
                 model = f"paced?rate={LOST_RATE}"
                 job = {"address": halt.address, "model": model, "ids": ids}
-                with Child("bench.seen", json.dumps(job)) as reader:
-                    reader.read_json(seen.WITHIN)
+                with Child("bench.token_counter", json.dumps(job)) as reader:
+                    reader.read_json(token_counter.WITHIN)
                     time.sleep(2 + chance.random())
                     (worker,) = tree(halt.master)[1:]
                     os.kill(worker, signal.SIGKILL)
-                    counts: dict[str, int] = reader.read_json(seen.WITHIN)
+                    counts: dict[str, int] = reader.read_json(token_counter.WITHIN)
                 saved = _tokens_saved(Path(folder))
                 missing += [
                     gap * max(0, count - saved.get(stream_id, 0))
@@ -113,7 +117,7 @@ def crowd_lost(sizes: Sizes) -> Iterator[Row]:
         "",
         f"{p50:.0f} / {p99:.0f} / {worst:.0f} ms",
         p50 <= 100 and p99 <= 200 and worst <= 250,
-        note=f"{LOST_RATE} tokens/s each, {sizes.crowd_kills} kills; tokens that came to the reader "
+        note=f"{LOST_RATE} tokens/s each, {sizes.many_stream_kills} kills; tokens that came to the reader "
         "and are not in the store, over their rate",
     )
 
@@ -133,19 +137,19 @@ class Reading:
     def __init__(self, client: Client) -> None:
         self.events = client.chat(FLOW)
         self.stream_id = self.events.id
-        self.seen: list[tuple[float, ServerEvent]] = []
+        self.events_by_time: list[tuple[float, ServerEvent]] = []
         self._over = threading.Event()
         self.thread = threading.Thread(target=self._read)
         self.thread.start()
 
     def wait(self, seconds: float) -> None:
         """Wait while the stream flows."""
-        assert not self._over.wait(seconds), self.seen[-2:]
+        assert not self._over.wait(seconds), self.events_by_time[-2:]
 
     def _read(self) -> None:
         with contextlib.suppress(Exception), self.events as events:  # the server is killed
             for message in events:
-                self.seen.append((time.monotonic(), message))
+                self.events_by_time.append((time.monotonic(), message))
         self._over.set()
 
 
@@ -176,7 +180,7 @@ def lookups(sizes: Sizes) -> Iterator[Row]:
     with (
         fake_upstream() as upstream,
         tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
-        Halt(upstream, HALT_DATA=folder) as halt,
+        HaltProcess(upstream, HALT_DATA=folder) as halt,
     ):
         client = Client(*halt.address)
         client.get("/")

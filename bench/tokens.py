@@ -64,18 +64,24 @@ def window(measured: System, model: str, sizes: Sizes) -> Windows:
 
 def tokens(sizes: Sizes) -> Iterator[Row]:
     """Rows about CPU per token, latencies, and kernel events."""
-    seen: dict[tuple[str, str], list[Windows]] = {}
+    windows_by_key: dict[tuple[str, str], list[Windows]] = {}
     for _, (beat, model), (name, measured) in product(
         range(sizes.load_rounds), BEATS.items(), SYSTEMS.items()
     ):
-        seen.setdefault((name, beat), []).append(window(measured, model, sizes))
-    short = {key: median(per_token(w.short) for w in windows) for key, windows in seen.items()}
-    long = {key: median(per_token(w.long) for w in windows) for key, windows in seen.items()}
-    long_windows = {key: [w.long for w in windows] for key, windows in seen.items()}
+        windows_by_key.setdefault((name, beat), []).append(window(measured, model, sizes))
+    short = {
+        key: median(per_token(w.short) for w in windows) for key, windows in windows_by_key.items()
+    }
+    long = {
+        key: median(per_token(w.long) for w in windows) for key, windows in windows_by_key.items()
+    }
+    long_windows = {key: [w.long for w in windows] for key, windows in windows_by_key.items()}
     doubts = {key: warnings(windows, _offered(sizes)) for key, windows in long_windows.items()}
     yield from _costs(short, long, doubts, sizes)
     yield from _latencies(long_windows, sizes)
-    yield from _kernel({key: [w.events for w in windows] for key, windows in seen.items()})
+    yield from _kernel(
+        {key: [w.events for w in windows] for key, windows in windows_by_key.items()}
+    )
 
 
 Costs = dict[tuple[str, str], float]

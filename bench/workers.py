@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from bench.phases import FLOWING, closings, wait_for
-from bench.processes import Halt, fake_upstream
+from bench.processes import HaltProcess, fake_upstream
 from bench.sizes import Sizes
 from bench.table import Row, at_most, p50_p99, percentile
 from tests.support.raw_http import TIMEOUT, Address, chat, connect, receive, request, stop
@@ -26,7 +26,7 @@ _NUMBER = re.compile(rb"^id: (\d+)\n", re.MULTILINE)
 
 def workers(sizes: Sizes) -> Iterator[Row]:
     """Rows about a Halt with several workers."""
-    with fake_upstream() as upstream, Halt(upstream, WEB_CONCURRENCY=WORKERS) as halt:
+    with fake_upstream() as upstream, HaltProcess(upstream, WEB_CONCURRENCY=WORKERS) as halt:
         names = _wait_for_workers(halt.address)
         stopped = dict(_stopped(halt.address, names) for _ in range(sizes.worker_stops + 1))
         del stopped[next(iter(stopped))]  # start-up costs

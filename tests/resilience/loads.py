@@ -1,7 +1,7 @@
 """Loads of a server by clients, models and databases: one function for each kind.
 
 Each is a context manager. The load exists from entry until exit, which releases everything. The
-tests and `python -m bench --only held` share them.
+tests and `python -m bench --only stop-under-load` share them.
 """
 
 from __future__ import annotations

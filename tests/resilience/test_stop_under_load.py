@@ -2,7 +2,7 @@
 
 Each test has the same bystander (`tests.resilience.bystander`) and another load
 (`tests.resilience.loads`). Stops must be answered during the load. The bounds on time hold on a
-slow machine; `python -m bench --only held` has the targets.
+slow machine; `python -m bench --only stop-under-load` has the targets.
 """
 
 from __future__ import annotations

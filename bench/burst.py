@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.processes import own_fake
+from bench.processes import fake_in_process
 from bench.sizes import Sizes
 from bench.table import Row
 from tests.support.request_burst import send_bursts
 
 
-def fresh(sizes: Sizes) -> Iterator[Row]:
+def burst(sizes: Sizes) -> Iterator[Row]:
     """A row about new servers, each with requests of all kinds at once."""
-    with own_fake() as upstream:
-        outcomes = list(send_bursts(sizes.fresh_starts, upstream.base_url))
+    with fake_in_process() as upstream:
+        outcomes = list(send_bursts(sizes.burst_starts, upstream.base_url))
     lost = [fault for _, faults in outcomes for fault in faults]
     most = max(count for count, _ in outcomes)
     yield Row(

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from bench.load import FASTAPI, PACED, RATE, System, per_token, source, steady
 from bench.merging import STREAMS
 from bench.phases import FLOWING, closings, wait_for
-from bench.processes import PORT_WITHIN, Child, Halt, fake_upstream
+from bench.processes import PORT_WITHIN, Child, HaltProcess, fake_upstream
 from bench.readers import TOGETHER
 from bench.sizes import Sizes
 from bench.table import Row, at_most, p50_p99, percentile
@@ -46,7 +46,7 @@ PROVIDERS = ("openai", "azure", "anthropic")
 Stopping = Callable[[str], float]
 
 
-def surfaces(sizes: Sizes) -> Iterator[Row]:
+def apis(sizes: Sizes) -> Iterator[Row]:
     """Rows for every surface and every kind of provider."""
     yield from costs(sizes)
     yield from stops(sizes)
@@ -57,20 +57,20 @@ def surfaces(sizes: Sizes) -> Iterator[Row]:
 
 def costs(sizes: Sizes) -> Iterator[Row]:
     """Rows about the CPU per token on each surface and in the library's merge."""
-    window = replace(sizes, load_seconds=sizes.surface_seconds)
+    window = replace(sizes, load_seconds=sizes.api_seconds)
     cost = {name: served(measured, window) for name, measured in READ.items()}
     relay = cost.pop(RELAY)
     note = (
-        f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.surface_seconds:g} s, once; "
+        f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.api_seconds:g} s, once; "
         "user and system time of all the server's processes"
     )
-    for name, surface_cost in cost.items():
-        yield _over_relay(f"CPU a token, {name}", surface_cost, relay, note)
+    for name, api_cost in cost.items():
+        yield _over_relay(f"CPU a token, {name}", api_cost, relay, note)
     yield _over_relay(
         f"CPU a token, library, {STREAMS} streams merged",
         merged(sizes),
         served(READ[RELAY], replace(window, load_streams=STREAMS)),
-        f"{STREAMS} streams x {RATE} tokens/s for {sizes.surface_seconds:g} s, once, in a process "
+        f"{STREAMS} streams x {RATE} tokens/s for {sizes.api_seconds:g} s, once, in a process "
         "of its own; the relay has as many streams here",
     )
 
@@ -93,7 +93,7 @@ def served(measured: System, window: Sizes) -> float:
 
 def merged(sizes: Sizes) -> float:
     """Microseconds of CPU per token in the library, including the consumer."""
-    window = (sizes.load_settle, sizes.surface_seconds)
+    window = (sizes.load_settle, sizes.api_seconds)
     with (
         source() as (_, url),
         Child("bench.merging", url, PACED, *map(str, window)) as child,
@@ -118,7 +118,7 @@ def stops(sizes: Sizes) -> Iterator[Row]:
             "ANTHROPIC_API_KEY": "fake",
         }
         flowing = Library(base_url=upstream, api_key="fake", model=FLOWING.model)
-        with Halt(upstream, **other_providers) as halt, flowing as library:
+        with HaltProcess(upstream, **other_providers) as halt, flowing as library:
             ask(
                 halt.address, request("GET", "/healthz")
             )  # loading the clients of its providers takes long
@@ -138,7 +138,7 @@ def stops(sizes: Sizes) -> Iterator[Row]:
                 model = f"{kind}/{FLOWING.model}"
                 ways[f"provider {kind}"] = partial(post, "/chat/stream", model, b'"type":"content"')
             for name, stopping in ways.items():
-                yield _stopped(name, stopping, upstream, sizes.surface_stops)
+                yield _stopped(name, stopping, upstream, sizes.api_stops)
 
 
 def _stopped(name: str, stopping: Stopping, upstream: str, times: int) -> Row:

@@ -1,4 +1,4 @@
-"""Clients that load pages: `python -m bench.visitors HOST PORT CLIENTS`.
+"""Clients that load pages: `python -m bench.page_loader HOST PORT CLIENTS`.
 
 It creates a conversation of two turns, prints {"ready": true}, and loads an empty page and the
 conversation in turns until its standard input ends, each client on its own connection and without

@@ -1,6 +1,6 @@
 """Counts the received tokens of each stream when its server dies.
 
-`python -m bench.seen JSON` with `address`, `model` and `ids`, the streams to start. It prints
+`python -m bench.token_counter JSON` with `address`, `model` and `ids`, the streams to start. It prints
 {"ready": true} when each stream has a token, and {ID: tokens} when all connections have ended.
 """
 

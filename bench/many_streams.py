@@ -12,13 +12,13 @@ from dataclasses import replace
 from bench.load import BARE, HALT, PACED, RATE, System, busy, source, steady_reader, whole
 from bench.load import system as start_system
 from bench.phases import wait_for
-from bench.processes import PORT_WITHIN, Child, Halt
+from bench.processes import PORT_WITHIN, Child, HaltProcess
 from bench.sizes import Sizes
 from bench.table import Row, at_least, at_most, number, p50_p99
 from tests.support.process_facts import pss, status, tree
 from tests.support.raw_http import ask, chat, connect, request
 
-VISITORS = 2
+CLIENTS = 2
 LEFT_FOR = 2.0  # seconds after the last reader has left
 OPEN_RUNS = 200
 
@@ -52,9 +52,9 @@ class Memory:
         self._thread.join()
 
 
-def crowds(sizes: Sizes) -> Iterator[Row]:
+def many_streams(sizes: Sizes) -> Iterator[Row]:
     """Rows for each number of streams: Halt and, for comparison, bare threads."""
-    for streams in sizes.crowds:
+    for streams in sizes.many_streams:
         yield from _crowd(streams, sizes.stream_tokens, "Halt", HALT)
         yield from _crowd(streams, sizes.stream_tokens, "bare threads", BARE)
 
@@ -92,18 +92,18 @@ def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[R
         yield Row(f"{figure}, memory", "", "", f"{memory.peak:.0f} MB", None, note=note)
 
 
-def visited(sizes: Sizes) -> Iterator[Row]:
+def page_loads(sizes: Sizes) -> Iterator[Row]:
     """A row about the relay latency while clients load pages without a pause."""
     streams = sizes.load_streams
     with source() as (upstream, url), start_system("halt", url, streams) as (address, pid):
         watched = {"server": pid, "source": upstream.pid}
-        with Child("bench.visitors", *map(str, (*address, VISITORS))) as visitors:
-            visitors.read_json(PORT_WITHIN)
+        with Child("bench.page_loader", *map(str, (*address, CLIENTS))) as loader:
+            loader.read_json(PORT_WITHIN)
             with steady_reader(HALT, address, watched, PACED, sizes) as (_, facts):
-                pages = visitors.finish(PORT_WITHIN)
+                pages = loader.finish(PORT_WITHIN)
     p50, p99 = facts["p50"], facts["p99"]
     yield at_most(
-        f"Relay latency while {VISITORS} clients load pages without a pause, p50 / p99",
+        f"Relay latency while {CLIENTS} clients load pages without a pause, p50 / p99",
         p99,
         150,
         60,
@@ -115,11 +115,11 @@ def visited(sizes: Sizes) -> Iterator[Row]:
     )
 
 
-def unread(sizes: Sizes) -> Iterator[Row]:
+def no_reader(sizes: Sizes) -> Iterator[Row]:
     """A row about the threads of a server whose runs continue without readers."""
     with (
         source() as (_, url),
-        Halt(
+        HaltProcess(
             url, HALT_MAX_STREAMS=OPEN_RUNS + 50, HALT_MODEL="held", HALT_ORPHAN_GRACE=600
         ) as halt,
     ):

@@ -19,7 +19,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.processes import Halt, fake_upstream
+from bench.processes import HaltProcess, fake_upstream
 from bench.sizes import Sizes
 from bench.table import Row, number, percentile
 from tests.resilience import loads
@@ -150,11 +150,11 @@ def _locked(server: LoadedServer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _frozen(server: LoadedServer) -> Iterator[None]:
-    crowd = _prompts(server)
+    prompts = _prompts(server)
     for pid in server.postgres:
         os.kill(pid, signal.SIGSTOP)
     try:
-        with crowd:
+        with prompts:
             yield
             _thaw(server.postgres)
     finally:
@@ -234,7 +234,7 @@ LOADS = [
 ]
 
 
-def held(sizes: Sizes) -> Iterator[Row]:
+def stop_under_load(sizes: Sizes) -> Iterator[Row]:
     """Rows, one for each load."""
     with fake_upstream() as upstream:
         for index, load in enumerate(LOADS):
@@ -253,7 +253,7 @@ class FewDescriptors(LimitedServer):
         super().__init__(env, descriptors_limited(1024))
 
 
-class LimitedHalt(Halt):
+class LimitedHaltProcess(HaltProcess):
     """A Halt with few descriptors; see `Load.few_descriptors`."""
 
     kind = FewDescriptors
@@ -268,9 +268,9 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
         if load.postgres:
             postgres = stack.enter_context(Postgres())
             settings["DATABASE_URL"] = postgres.url
-        kind: type[Halt] = LimitedHalt if load.few_descriptors else Halt
+        kind: type[HaltProcess] = LimitedHaltProcess if load.few_descriptors else HaltProcess
         halt = stack.enter_context(kind(upstream, **settings))
-        victims = min(sizes.held_stops, load.victims)
+        victims = min(sizes.stops_under_load, load.victims)
         bystander = stack.enter_context(Bystander(halt.address, victims, load.headers))
         if postgres is not None:
             processes = tuple(postgres.processes)
@@ -312,7 +312,7 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
 def _send_stops(bystander: Bystander, load: Load, sizes: Sizes) -> str:
     """Send the Stops to be measured; return the fault that ended this early, else ""."""
     try:
-        for _ in range(sizes.held_stops):
+        for _ in range(sizes.stops_under_load):
             bystander.stop(GIVEN_UP, unknown=load.stops_unknown)
             time.sleep(PAUSE)
     except NotAnswered as fault:
