@@ -184,7 +184,9 @@ def _field_at_fault(body: bytes | str) -> str:
 
 
 def unknown_field(name: str) -> RequestError:
-    """The error for a field that a request must not have."""
+    """The error for a field that a request must not have; without a name it is the body's error."""
+    if not name:
+        return RequestError("The body has a field with an empty name.", field="body")
     name = shortened(name, NAME_MAX)
     return RequestError(f"{name}: unknown field", field=name)
 
@@ -281,6 +283,8 @@ def _refuse(
     if message.startswith("Object missing required field"):
         raise RequestError(f"{field} is missing.", field=field) from None
     if message.startswith("Object contains unknown field"):
+        if not name:
+            raise unknown_field(name) from None
         raise RequestError(f"{field}: unknown field", field=field) from None
     if message.endswith("out of range"):
         raise RequestError(f"{field} is a number that is too large.", field=field) from None

@@ -465,6 +465,9 @@ def test_body_over_the_limit_is_refused(program: Client) -> None:
     misspelt = program.post("/chat", {"promt": "x"})
     assert (misspelt.status, misspelt.error["field"]) == (400, "promt")
     assert misspelt.error["message"] == "promt: unknown field"
+    nameless = program.post("/chat", {"": "x"})
+    assert (nameless.status, nameless.error["field"]) == (400, "body")
+    assert nameless.error["message"] == "The body has a field with an empty name."
     refused = program.post("/chat", {"prompt": "x" * 9000})
     assert (refused.status, refused.error["code"]) == (413, "too_large")
 

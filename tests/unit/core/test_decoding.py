@@ -36,6 +36,7 @@ NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
         (json.dumps({"messages": [{}]}), "messages[0].role", "messages[0].role is missing."),
         (json.dumps({"id": "12345678"}), "messages", "messages is missing."),
         (json.dumps({"messages": [HELLO], "promt": 1}), "promt", "promt: unknown field"),
+        (json.dumps({"messages": [HELLO], "": 1}), "body", "a field with an empty name."),
         (json.dumps({"messages": [HELLO], "stream": False}), "stream", "stream must be true."),
     ],
 )
