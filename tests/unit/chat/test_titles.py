@@ -37,7 +37,7 @@ from tests.support.waiting import WAIT_TIMEOUT, wait_until
 Make = Callable[..., Titles]
 
 
-class Saved:
+class SavedTitles:
     """A `save` function that keeps the titles in order; the title "Answer" raises an error."""
 
     def __init__(self) -> None:
@@ -51,13 +51,13 @@ class Saved:
     def next(self) -> tuple[str, str]:
         return self._saved.get(timeout=WAIT_TIMEOUT)
 
-    def nothing(self) -> bool:
+    def is_empty(self) -> bool:
         return self._saved.empty()
 
 
 @pytest.fixture
-def saved() -> Saved:
-    return Saved()
+def saved_titles() -> SavedTitles:
+    return SavedTitles()
 
 
 @pytest.fixture
@@ -68,12 +68,12 @@ def upstream() -> Iterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-def make(upstream: ScriptedUpstream, saved: Saved) -> Iterator[Make]:
+def make(upstream: ScriptedUpstream, saved_titles: SavedTitles) -> Iterator[Make]:
     """Make `Titles` on the scripted upstream; all are closed at the end."""
     made_titles: list[Titles] = []
 
     def make(is_idle: Callable[[], bool] = lambda: True, **settings: Any) -> Titles:
-        made_titles.append(Titles(upstream, Config(**settings), saved, is_idle))
+        made_titles.append(Titles(upstream, Config(**settings), saved_titles, is_idle))
         return made_titles[-1]
 
     yield make
@@ -106,13 +106,13 @@ def wait_titles_end() -> None:
 
 
 def test_title_is_the_first_line_of_the_models_reply(
-    make: Make, upstream: ScriptedUpstream, saved: Saved
+    make: Make, upstream: ScriptedUpstream, saved_titles: SavedTitles
 ) -> None:
     """The request holds excerpts of both messages; the first line is saved and the thread ends."""
     assert make().request("c1", "Why is the sky blue?" * 500, "Because " * 500, "small-1")
     reply = upstream.reply()
     reply.feed(Part((Reasoning("hm\nhm"),), 1), '"Blue ', "skies\n", "and so on")
-    assert saved.next() == ("c1", "Blue skies")
+    assert saved_titles.next() == ("c1", "Blue skies")
     assert reply.over.wait(WAIT_TIMEOUT)
     (request,) = upstream.requests
     assert request.model == "small-1"
@@ -122,7 +122,7 @@ def test_title_is_the_first_line_of_the_models_reply(
 
 
 def test_titles_are_requested_one_at_a_time(
-    make: Make, upstream: ScriptedUpstream, saved: Saved
+    make: Make, upstream: ScriptedUpstream, saved_titles: SavedTitles
 ) -> None:
     """One thread requests the titles of several conversations one after the other."""
     titles = make()
@@ -133,7 +133,7 @@ def test_titles_are_requested_one_at_a_time(
         assert len(upstream.opened) == number + 1
         reply.feed(f"Question {number}")
         reply.end()
-        assert saved.next() == (f"c{number}", f"Question {number}")
+        assert saved_titles.next() == (f"c{number}", f"Question {number}")
 
 
 def test_title_request_with_a_full_queue_is_refused(make: Make, upstream: ScriptedUpstream) -> None:
@@ -150,7 +150,7 @@ def test_title_request_with_a_full_queue_is_refused(make: Make, upstream: Script
     ["", "   \n", "***", "The sky is blue because air scatters blue light more", "A placeholder"],
 )
 def test_reply_that_is_no_title_is_not_saved(
-    make: Make, upstream: ScriptedUpstream, saved: Saved, reply_text: str
+    make: Make, upstream: ScriptedUpstream, saved_titles: SavedTitles, reply_text: str
 ) -> None:
     """An empty, long or unrelated reply is not saved, and the next title is requested."""
     titles = make()
@@ -160,11 +160,11 @@ def test_reply_that_is_no_title_is_not_saved(
     upstream.reply(0).end("length")
     upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
-    assert saved.next() == ("c2", "Questions")
+    assert saved_titles.next() == ("c2", "Questions")
 
 
 def test_endless_reply_closes_the_connection(
-    make: Make, upstream: ScriptedUpstream, saved: Saved
+    make: Make, upstream: ScriptedUpstream, saved_titles: SavedTitles
 ) -> None:
     """A reply that exceeds REPLY_MAX characters is closed and not saved."""
     make().request("c1", "a question", "an answer")
@@ -172,26 +172,29 @@ def test_endless_reply_closes_the_connection(
     reply.feed("word " * 100)
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_titles_end()
-    assert saved.nothing()
+    assert saved_titles.is_empty()
 
 
 def test_upstream_error_is_logged_and_not_retried(
-    saved: Saved, caplog: pytest.LogCaptureFixture
+    saved_titles: SavedTitles, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error of the upstream is logged, and no second request follows."""
     caplog.set_level(logging.INFO)
     upstream = ScriptedUpstream(UpstreamError("rate_limited", retry_after=0))
-    titles = Titles(upstream, Config(), saved)
+    titles = Titles(upstream, Config(), saved_titles)
     titles.request("c1", "a question", "an answer")
     wait_titles_end()
     titles.close()
     assert len(upstream.requests) == 1
     assert "no title for conversation c1" in caplog.text
-    assert saved.nothing()
+    assert saved_titles.is_empty()
 
 
 def test_failed_save_is_logged_and_the_next_title_is_saved(
-    make: Make, upstream: ScriptedUpstream, saved: Saved, caplog: pytest.LogCaptureFixture
+    make: Make,
+    upstream: ScriptedUpstream,
+    saved_titles: SavedTitles,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An exception of `save` is logged, and the next title is saved."""
     titles = make()
@@ -199,12 +202,12 @@ def test_failed_save_is_logged_and_the_next_title_is_saved(
         titles.request(f"c{number}", "a question", "an answer")
         upstream.reply(number).feed(title)
         upstream.reply(number).end()
-    assert saved.next() == ("c1", "Questions")
+    assert saved_titles.next() == ("c1", "Questions")
     assert "the store is full" in caplog.text
 
 
 def test_generation_interrupts_a_title_and_its_end_resumes_it(
-    make: Make, upstream: ScriptedUpstream, saved: Saved
+    make: Make, upstream: ScriptedUpstream, saved_titles: SavedTitles
 ) -> None:
     """No title is requested during a generation; its start interrupts one, its end repeats it."""
     free = threading.Event()
@@ -222,7 +225,7 @@ def test_generation_interrupts_a_title_and_its_end_resumes_it(
     titles.wake()
     upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
-    assert saved.next() == ("c1", "Questions")
+    assert saved_titles.next() == ("c1", "Questions")
     wait_titles_end()
 
 
@@ -239,7 +242,10 @@ def test_title_is_requested_three_times_at_most(make: Make, upstream: ScriptedUp
 
 
 def test_generation_of_another_process_interrupts_a_title(
-    make: Make, upstream: ScriptedUpstream, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    upstream: ScriptedUpstream,
+    saved_titles: SavedTitles,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A generation of another process delays a waiting title and interrupts a running request."""
     monkeypatch.setattr(module, "IDLE_CHECK_INTERVAL", 0.01)
@@ -255,7 +261,7 @@ def test_generation_of_another_process_interrupts_a_title(
     free.set()
     upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
-    assert saved.next() == ("c1", "Questions")
+    assert saved_titles.next() == ("c1", "Questions")
 
 
 def test_title_after_its_lifetime_is_not_requested(
@@ -272,13 +278,13 @@ def test_message_closes_the_title_request_and_is_answered_first(start_halt: Star
     """On every route a new message closes the title's connection, and the title follows later."""
     with FakeOpenAI(places=1) as fake:
         halt = start_halt(fake, HALT_TITLES="model", HALT_MODEL="slow_titles")
-        client, talk = halt.client(), f"/c/{new_id()}/messages"
-        assert client.post(talk, form("first"), Content_Type=FORM).status == 200
+        client, messages_path = halt.client(), f"/c/{new_id()}/messages"
+        assert client.post(messages_path, form("first"), Content_Type=FORM).status == 200
         title = fake.wait_request(is_title)
-        for path in (talk, "/chat/stream", "/v1/chat/completions"):
+        for path in (messages_path, "/chat/stream", "/v1/chat/completions"):
             fake.clear()
-            if path == talk:
-                answer = client.post(talk, form("second"), Content_Type=FORM)
+            if path == messages_path:
+                answer = client.post(messages_path, form("second"), Content_Type=FORM)
             else:
                 answer = client.post(path, {"messages": [{"role": "user", "content": "second"}]})
             assert answer.status == 200
@@ -290,14 +296,16 @@ def test_message_closes_the_title_request_and_is_answered_first(start_halt: Star
                 assert title.received_at > second.received_at
 
 
-@pytest.mark.parametrize("silent", [False, True], ids=["reading", "opening"])
-def test_close_interrupts_the_title_and_drops_the_queue(saved: Saved, silent: bool) -> None:
+@pytest.mark.parametrize("is_silent", [False, True], ids=["reading", "opening"])
+def test_close_interrupts_the_title_and_drops_the_queue(
+    saved_titles: SavedTitles, is_silent: bool
+) -> None:
     """Closing interrupts the request, whether it opens or reads, and drops the waiting titles."""
-    upstream = ScriptedUpstream(silent=silent)
-    titles = Titles(upstream, Config(), saved)
+    upstream = ScriptedUpstream(silent=is_silent)
+    titles = Titles(upstream, Config(), saved_titles)
     for _ in range(3):
         titles.request("c1", "a question", "an answer")
-    if silent:
+    if is_silent:
         assert upstream.waiting.wait(WAIT_TIMEOUT)
     else:
         upstream.reply().wait_reads()
@@ -310,7 +318,10 @@ def test_close_interrupts_the_title_and_drops_the_queue(saved: Saved, silent: bo
 
 
 def test_title_request_ends_after_its_time_limit(
-    make: Make, upstream: ScriptedUpstream, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    upstream: ScriptedUpstream,
+    saved_titles: SavedTitles,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A request to a silent model ends after its time limit, and no title is saved."""
     monkeypatch.setattr(module, "SECONDS", 0.05)
@@ -319,7 +330,7 @@ def test_title_request_ends_after_its_time_limit(
     assert len(upstream.requests) == 1
     # None is open if the limit has passed before `open` returned.
     assert all(reply.over.is_set() for reply in upstream.opened)
-    assert saved.nothing()
+    assert saved_titles.is_empty()
 
 
 def test_title_request_without_a_thread_is_refused(
@@ -327,10 +338,10 @@ def test_title_request_without_a_thread_is_refused(
 ) -> None:
     """Where the system has no thread left, a title is refused without an error."""
 
-    def none(self: threading.Thread) -> None:
+    def refuse_thread(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", none)
+    monkeypatch.setattr(threading.Thread, "start", refuse_thread)
     assert not make().request("c1", "a question", "an answer")
 
 
@@ -350,21 +361,21 @@ def test_titles_setting_words_requests_no_title(make: Make) -> None:
         load({"HALT_TITLES": "both"})
 
 
-def test_title_from_a_server_takes_one_request(fake: FakeOpenAI, saved: Saved) -> None:
+def test_title_from_a_server_takes_one_request(fake: FakeOpenAI, saved_titles: SavedTitles) -> None:
     """A title over HTTP takes one request; thoughts and marks of the reply are removed."""
     config = Config(base_url=fake.base_url, api_key="fake", model="text?key=title")
     fake.texts["title"] = "<think>\nA title?\n</think>\n\n**Title:** Blue skies."
     upstream = make_upstream(config)
-    titles = Titles(upstream, config, saved)
+    titles = Titles(upstream, config, saved_titles)
     titles.request("c1", "Why is the sky blue?", "Because of the air.")
-    assert saved.next() == ("c1", "Blue skies")
+    assert saved_titles.next() == ("c1", "Blue skies")
     titles.close()
     upstream.close()
     assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("title", "exchange", "about"),
+    ("title", "exchange", "is_about_exchange"),
     [
         ("Sorting lists in Python", "how to sort a list?", True),
         ("A placeholder for a response", "how to sort a list?", False),
@@ -373,9 +384,11 @@ def test_title_from_a_server_takes_one_request(fake: FakeOpenAI, saved: Saved) -
         ("Egg", "boil an egg", True),
     ],
 )
-def test_is_about_requires_a_word_of_the_exchange(title: str, exchange: str, about: bool) -> None:
+def test_is_about_requires_a_word_of_the_exchange(
+    title: str, exchange: str, is_about_exchange: bool
+) -> None:
     """A title that shares no word with the exchange is not about it."""
-    assert is_about(title, exchange) is about
+    assert is_about(title, exchange) is is_about_exchange
 
 
 # --- text of titles -------------------------------------------------------------------------------
@@ -435,7 +448,9 @@ def test_cleaned_removes_quotes_labels_and_marks(reply_text: str, title: str) ->
     assert cleaned(reply_text) == title
 
 
-def test_deleted_conversation_requests_no_title(upstream: ScriptedUpstream, saved: Saved) -> None:
+def test_deleted_conversation_requests_no_title(
+    upstream: ScriptedUpstream, saved_titles: SavedTitles
+) -> None:
     """No title is requested for a conversation that was deleted in the meantime."""
     checked_ids: list[str] = []
 
@@ -443,12 +458,12 @@ def test_deleted_conversation_requests_no_title(upstream: ScriptedUpstream, save
         checked_ids.append(conversation_id)
         return False
 
-    titles = Titles(upstream, Config(), saved, is_listed=is_listed)
+    titles = Titles(upstream, Config(), saved_titles, is_listed=is_listed)
     assert titles.request("c-1", "Question", "Answer")
     wait_until(lambda: checked_ids == ["c-1"])
     titles.close()
     assert upstream.requests == []
-    assert saved.nothing()
+    assert saved_titles.is_empty()
 
 
 def test_generation_calls_on_begin_before_its_request(upstream: ScriptedUpstream) -> None:
@@ -456,11 +471,11 @@ def test_generation_calls_on_begin_before_its_request(upstream: ScriptedUpstream
     again."""
     generations = GenerationService(Config(), upstream, StopRegistry())
     calls: list[tuple[str, bool, int]] = []
-    over = threading.Event()
+    has_ended = threading.Event()
 
     def on_release() -> None:
         calls.append(("over", generations.idle, len(upstream.requests)))
-        over.set()
+        has_ended.set()
 
     generations.on_begin = lambda: calls.append(("begin", generations.idle, len(upstream.requests)))
     generations.on_release = on_release
@@ -468,7 +483,7 @@ def test_generation_calls_on_begin_before_its_request(upstream: ScriptedUpstream
     run = generations.start(ChatRequest([Message("user", "hi")]))
     upstream.reply().end()
     assert run.switch.event.wait(WAIT_TIMEOUT)
-    assert over.wait(WAIT_TIMEOUT)
+    assert has_ended.wait(WAIT_TIMEOUT)
     assert calls == [("begin", False, 0), ("over", True, 1)]
     generations.close()
 

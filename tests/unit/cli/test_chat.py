@@ -88,8 +88,8 @@ def chat(env: Environment) -> Iterator[Open]:
     """Start a chat in a terminal, which is closed at the test's end."""
     with contextlib.ExitStack() as stack:
 
-        def start(*options: str, **more: str) -> Terminal:
-            terminal = Terminal([*CHAT, *options], {**env, **more}, str(ROOT))
+        def start(*options: str, **environment: str) -> Terminal:
+            terminal = Terminal([*CHAT, *options], {**env, **environment}, str(ROOT))
             stack.callback(terminal.close)
             return terminal
 
@@ -117,8 +117,8 @@ def piped(
 
 def test_pipe_prints_the_answer_alone(env: Environment) -> None:
     """Standard output is the answer as plain text, and the exit status is 0."""
-    done = piped(env, "What is **this**?\n")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "What is **this**?\n", "")
+    process = piped(env, "What is **this**?\n")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "What is **this**?\n", "")
 
 
 @pytest.mark.slow
@@ -126,17 +126,17 @@ def test_chat_neither_needs_nor_makes_the_data_folder(env: Environment, tmp_path
     """A chat in the terminal saves nothing there."""
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "halt", tmp_path / "new"):
-        done = piped({**env, "HALT_DATA": str(folder)}, "Hello?")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello?\n", "")
+        process = piped({**env, "HALT_DATA": str(folder)}, "Hello?")
+        assert (process.returncode, process.stdout, process.stderr) == (0, "Hello?\n", "")
         assert not folder.exists()
 
 
 def test_pipe_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
     """Standard error has the sentence, without a traceback."""
-    done = piped(env, "Hello", "--model", "401")
-    assert (done.returncode, done.stdout) == (1, "")
-    sentence = "The model's server did not accept the API key. It said: Incorrect API key provided"
-    assert done.stderr == f"{sentence}: fake.\n"
+    process = piped(env, "Hello", "--model", "401")
+    assert (process.returncode, process.stdout) == (1, "")
+    message = "The model's server did not accept the API key. It said: Incorrect API key provided"
+    assert process.stderr == f"{message}: fake.\n"
 
 
 def test_pipe_ctrl_c_keeps_the_partial_answer_and_exits_with_130(
@@ -283,16 +283,16 @@ def test_chat_commands_have_their_effects(
     terminal.say("commands one")
     terminal.wait("(?m)^commands one")
     terminal.say("/retry")
-    again = request_record(shared_fake, "commands one", nth=1)
-    assert again.body["messages"] == [
+    second_record = request_record(shared_fake, "commands one", nth=1)
+    assert second_record.body["messages"] == [
         {"role": "system", "content": "Speak like a pirate."},
         {"role": "user", "content": "commands one"},
     ]
-    saved = tmp_path / "talk.md"
-    terminal.say(f"/save {saved}")
+    saved_file = tmp_path / "talk.md"
+    terminal.say(f"/save {saved_file}")
     terminal.wait(r"Saved to")
-    assert "## You\n\ncommands one\n\n## echo\n\ncommands one\n" in saved.read_text()
-    terminal.say(f"/save {saved}")
+    assert "## You\n\ncommands one\n\n## echo\n\ncommands one\n" in saved_file.read_text()
+    terminal.say(f"/save {saved_file}")
     terminal.wait(r"already exists")
     terminal.say("/save /no-such-folder/x")
     terminal.wait(r"/no-such-folder/x cannot be written: No such file or directory\.")
@@ -346,14 +346,14 @@ def test_chat_with_a_running_halt_stops_its_model(
 @pytest.mark.slow
 def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> None:
     """One sentence with the address, no traceback."""
-    done = piped(env, "Hello", "--url", "http://127.0.0.1:9")
-    assert done.returncode == 1
+    process = piped(env, "Hello", "--url", "http://127.0.0.1:9")
+    assert process.returncode == 1
     assert (
         "Halt could not be reached at http://127.0.0.1:9: Connection refused. Is it running?"
-        in done.stderr
+        in process.stderr
     )
-    assert "Errno" not in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Errno" not in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.slow
@@ -361,18 +361,18 @@ def test_token_option_that_no_header_can_hold_is_refused(
     env: Environment,
 ) -> None:
     """The option is named, its value not shown, and there is no traceback."""
-    done = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
-    assert done.returncode == 2
-    assert "Invalid value for '--token': it has" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "öpen" not in done.stderr
+    process = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
+    assert process.returncode == 2
+    assert "Invalid value for '--token': it has" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert "öpen" not in process.stderr
 
 
-class Cutter:
+class CuttingRelay:
     """A relay to a server that cuts its first connection after the given bytes."""
 
-    def __init__(self, port: int, behind: bytes) -> None:
-        self._to, self._behind = port, behind
+    def __init__(self, port: int, last_bytes: bytes) -> None:
+        self._port, self._last_bytes = port, last_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
@@ -384,16 +384,16 @@ class Cutter:
             while True:
                 client, _ = self._listener.accept()
                 self.connections += 1
-                with client, socket.create_connection(("127.0.0.1", self._to)) as server:
-                    self._relay(client, server, cut=self.connections == 1)
+                with client, socket.create_connection(("127.0.0.1", self._port)) as server:
+                    self._relay(client, server, is_cut=self.connections == 1)
 
-    def _relay(self, client: socket.socket, server: socket.socket, *, cut: bool) -> None:
+    def _relay(self, client: socket.socket, server: socket.socket, *, is_cut: bool) -> None:
         server.sendall(client.recv(65536))
-        seen = b""
+        sent = b""
         while data := server.recv(65536):
             client.sendall(data)
-            seen += data
-            if cut and self._behind in seen:
+            sent += data
+            if is_cut and self._last_bytes in sent:
                 return
 
     def close(self) -> None:
@@ -405,19 +405,19 @@ def test_remote_reconnects_after_a_dropped_connection(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
     """No event is lost and none comes twice."""
-    cutter = Cutter(halt.port, b'2 "')
-    remote = Remote(f"http://127.0.0.1:{cutter.port}")
+    cutting_relay = CuttingRelay(halt.port, b'2 "')
+    remote = Remote(f"http://127.0.0.1:{cutting_relay.port}")
     prompt = new_id()
     request = ChatRequest([Message("user", prompt)], id=new_id(), model="stall?n=3&rest=4")
     events: list[tuple[int, Event]] = []
     try:
         for group in remote.start(request):
             events += group
-            if cutter.connections == 2:
+            if cutting_relay.connections == 2:
                 request_record(shared_fake, prompt).release()
     finally:
         remote.close()
-        cutter.close()
+        cutting_relay.close()
     assert "".join(e.content for _, e in events if isinstance(e, Content)) == "0 1 2 3 4 5 6 "
     assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
     assert isinstance(events[-1][1], Done)
@@ -426,12 +426,12 @@ def test_remote_reconnects_after_a_dropped_connection(
 def test_chat_requests_a_token_and_uses_it(chat: Open, start_halt: Any, env: Environment) -> None:
     """A pipe without the token gets a sentence; a chat asks for the token and goes on with it."""
     halt = start_halt(env["OPENAI_BASE_URL"], HALT_TOKEN="open-sesame")
-    refused = piped(env, "Hello", "--url", halt.url)
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert "An access token is needed: set HALT_TOKEN, or give --token." in refused.stderr
-    refused = piped(env, "Hello", "--url", halt.url, "--token", "wrong")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert "The access token is wrong: set HALT_TOKEN, or give --token" in refused.stderr
+    process = piped(env, "Hello", "--url", halt.url)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "An access token is needed: set HALT_TOKEN, or give --token." in process.stderr
+    process = piped(env, "Hello", "--url", halt.url, "--token", "wrong")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "The access token is wrong: set HALT_TOKEN, or give --token" in process.stderr
     terminal = chat("--url", halt.url, HALT_TOKEN="")
     terminal.wait("Access token:")
     terminal.type("öpen-sesame\r")
@@ -450,21 +450,21 @@ def test_typewriter_shows_all_text_within_its_lag() -> None:
     lumps = [(0.0, 40), (0.01, 3), (0.02, 300), (0.3, 1), (0.31, 1), (0.7, 5000), (0.71, 2)]
     writer = Typewriter()
     text = "".join(chr(97 + i % 26) for i in range(sum(n for _, n in lumps)))
-    fed, typed, steps = 0, "", 0
-    due: list[tuple[float, int]] = []
-    at = 0.0
-    while at < 1.2:
-        while lumps and lumps[0][0] <= at:
-            moment, size = lumps.pop(0)
-            writer.feed(text[fed : fed + size], moment)
-            fed += size
-            due.append((moment + LAG, fed))
-        piece = writer.take(at)
+    fed_count, typed_text, steps = 0, "", 0
+    due_counts: list[tuple[float, int]] = []
+    time = 0.0
+    while time < 1.2:
+        while lumps and lumps[0][0] <= time:
+            arrival, size = lumps.pop(0)
+            writer.feed(text[fed_count : fed_count + size], arrival)
+            fed_count += size
+            due_counts.append((arrival + LAG, fed_count))
+        piece = writer.take(time)
         steps += bool(piece)
-        typed += piece
-        assert all(len(typed) >= count for limit, count in due if limit <= at)
-        at += PACE
-    assert typed == text
+        typed_text += piece
+        assert all(len(typed_text) >= count for limit, count in due_counts if limit <= time)
+        time += PACE
+    assert typed_text == text
     assert steps > 15, "it is smooth: lumps become many small steps"
 
 
@@ -475,22 +475,22 @@ def test_typewriter_freezes_at_a_stop() -> None:
     screen.begin()
     screen.show(Content("a" * 1000))
     screen.tick()
-    seen = out.getvalue()
+    output = out.getvalue()
     screen.freeze()
     screen.show(Content("b"))
     screen.end()
-    assert len(seen) < 1000
-    assert out.getvalue().rstrip("\n") == seen == screen.shown_text
+    assert len(output) < 1000
+    assert out.getvalue().rstrip("\n") == output == screen.shown_text
 
 
 PICTURE = "![a cat](data:image/png;base64," + "iVBORw0KGgo/8Qz+" * 100 + ")"
 
 
-def shown_by(screen: Screen, text: str) -> None:
+def show_answer(screen: Screen, text: str) -> None:
     """Show an answer that arrives in small pieces."""
     screen.begin()
-    for at in range(0, len(text), 7):
-        screen.show(Content(text[at : at + 7]))
+    for start in range(0, len(text), 7):
+        screen.show(Content(text[start : start + 7]))
         screen.tick()
     screen.end()
 
@@ -501,33 +501,40 @@ def test_screen_shows_a_picture_as_a_line(quiet: bool) -> None:
     out = io.StringIO()
     screen = PlainScreen(out, out, quiet=quiet)
     for text in (f"Here:\n\n{PICTURE}\n\nNice!", PICTURE[:-1]):
-        shown_by(screen, text)
+        show_answer(screen, text)
         assert screen.shown_text == text
     line = "[Picture (PNG, 1 kB): a cat]"
     lines = f"Here:\n\n{line}\n\nNice!\n[Picture (PNG, 1 kB, incomplete)]\n"
-    everything = f"Here:\n\n{PICTURE}\n\nNice!\n{PICTURE[:-1]}\n"
-    assert out.getvalue() == (everything if quiet else lines)
+    full_text = f"Here:\n\n{PICTURE}\n\nNice!\n{PICTURE[:-1]}\n"
+    assert out.getvalue() == (full_text if quiet else lines)
 
 
-@pytest.mark.parametrize("rich", [False, True])
-def test_screen_shows_pictures_and_sources_below_the_text(rich: bool) -> None:
+@pytest.mark.parametrize("is_rich", [False, True])
+def test_screen_shows_pictures_and_sources_below_the_text(is_rich: bool) -> None:
     """Each is one line without its data, below its own answer alone."""
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=False)
-    screen: Screen = RichScreen(console) if rich else PlainScreen(out, out)
+    screen: Screen = RichScreen(console) if is_rich else PlainScreen(out, out)
     sources = [
         {"url": "https://a.example/one", "title": "One\x1b[31m"},
         {"url": "https://b.example"},
     ]
     picture = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgoA"}}
-    for beside in (Extra({"search_results": sources}, {}, {"images": [picture]}), Content("[2]")):
+    for extra_event in (
+        Extra({"search_results": sources}, {}, {"images": [picture]}),
+        Content("[2]"),
+    ):
         screen.begin()
         screen.show(Content("Paris[1]"))
-        screen.show(beside)
+        screen.show(extra_event)
         screen.end()
     lines = [line.strip() for line in out.getvalue().split("\n") if line.strip()]
-    below = ["[Picture (PNG, 9 B)]", "[1] https://a.example/one One[31m", "[2] https://b.example"]
-    assert lines == ["Paris[1]", *below, "Paris[1][2]"]
+    lines_below = [
+        "[Picture (PNG, 9 B)]",
+        "[1] https://a.example/one One[31m",
+        "[2] https://b.example",
+    ]
+    assert lines == ["Paris[1]", *lines_below, "Paris[1][2]"]
 
 
 @pytest.mark.parametrize("end", ["", "\n\nThe end."])
@@ -544,7 +551,7 @@ def test_rich_screen_shows_markdown_as_the_page_does(end: str) -> None:
         f"{PICTURE}Nice",
     )
     for block in blocks:
-        shown_by(screen, block + end)
+        show_answer(screen, block + end)
     lines = [line.strip() for line in out.getvalue().split("\n")]
     for line in (
         *("Roses are red", "Violets are blue", "so $a*b$ and $c*d$, \\(e_1 \\, x\\)"),
@@ -554,7 +561,7 @@ def test_rich_screen_shows_markdown_as_the_page_does(end: str) -> None:
         assert line in lines
 
 
-class Stuck:
+class HangingSource:
     """A source whose model is silent and whose Stop hangs; Ctrl-C is pressed in both."""
 
     name = "stuck"
@@ -584,7 +591,7 @@ class Stuck:
 
 def test_terminal_answer_second_ctrl_c_ends_it_while_stop_hangs() -> None:
     """A user need not wait for a Stop that does not return."""
-    out, source = io.StringIO(), Stuck()
+    out, source = io.StringIO(), HangingSource()
     request = ChatRequest([Message("user", "x")], id=new_id())
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -594,7 +601,7 @@ def test_terminal_answer_second_ctrl_c_ends_it_while_stop_hangs() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-class Quick:
+class QuickSource:
     """A source that answers at once, unless it is to be stopped. Ctrl-C is pressed at `place`."""
 
     def __init__(self, place: str) -> None:
@@ -635,10 +642,10 @@ class Quick:
         """Nothing is open."""
 
 
-class Beginning(PlainScreen):
+class BeginningScreen(PlainScreen):
     """A screen at whose beginning Ctrl-C may be pressed."""
 
-    def __init__(self, out: io.StringIO, source: Quick) -> None:
+    def __init__(self, out: io.StringIO, source: QuickSource) -> None:
         super().__init__(out, out)
         self._source = source
 
@@ -662,7 +669,7 @@ def test_chat_ctrl_c_at_an_odd_moment_counts_for_the_next_step(
 ) -> None:
     """Between Enter and the answer it stops the answer; just after an answer it does not end the
     chat."""
-    source, out = Quick(place), io.StringIO()
+    source, out = QuickSource(place), io.StringIO()
     lines = iter(["question", "quit"])
 
     def new_request(*args: Any) -> ChatRequest:
@@ -670,12 +677,12 @@ def test_chat_ctrl_c_at_an_odd_moment_counts_for_the_next_step(
         return ChatRequest([Message("user", "question")], id=new_id())
 
     monkeypatch.setattr(chats, "new_request", new_request)
-    assert chats.Chat(source, Beginning(out, source), lambda _: next(lines)).run() == status
+    assert chats.Chat(source, BeginningScreen(out, source), lambda _: next(lines)).run() == status
     assert note in out.getvalue()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-class Listening(Quick):
+class Listening(QuickSource):
     """A source that records the messages of its requests."""
 
     def __init__(self) -> None:
@@ -734,10 +741,18 @@ def test_event_stream_decoder_does_not_depend_on_the_pieces() -> None:
     """Single bytes give the same events; comments are counted, before an event or alone, and
     unknown types skipped."""
     events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
-    news = b'id: 9\ndata: {"type":"news"}\n\n'
-    wire = b":\n\n" + sse(*events[0]) + HEARTBEAT + news + HEARTBEAT + sse(*events[1]) + HEARTBEAT
+    unknown_event = b'id: 9\ndata: {"type":"news"}\n\n'
+    stream = (
+        b":\n\n"
+        + sse(*events[0])
+        + HEARTBEAT
+        + unknown_event
+        + HEARTBEAT
+        + sse(*events[1])
+        + HEARTBEAT
+    )
     frames = EventStreamDecoder()
-    decoded = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]
+    decoded = [pair for i in range(len(stream)) for pair in frames.feed(stream[i : i + 1])]
     assert decoded == events
     assert frames.comments == 4
 
@@ -756,7 +771,7 @@ def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
         "import sys, threading, app; "
         "print(threading.active_count(), {'rich', 'prompt_toolkit'} & set(sys.modules))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
         env=env,
@@ -764,7 +779,7 @@ def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == "1 set()\n"
+    assert process.stdout == "1 set()\n"
 
 
 @pytest.mark.slow
@@ -772,24 +787,24 @@ def test_chat_without_a_key_starts_and_ends_the_demo_model(env: Environment) -> 
     """The demo model is started for the chat alone and has ended after it."""
     if embedded_model.unavailable() is not None:
         pytest.skip("the demo model is not installed here")
-    own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
+    environment = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
     # The answer's length varies: it takes seconds, or minutes on a busy machine.
-    done = piped(own, "Say hello.", "--metrics", timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert not CONTROL.search(done.stdout)
-    assert embedded_model.MODEL in done.stderr
+    process = piped(environment, "Say hello.", "--metrics", timeout=400)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip()
+    assert not CONTROL.search(process.stdout)
+    assert embedded_model.MODEL in process.stderr
 
 
 @pytest.mark.slow
 def test_chat_without_a_key_uses_a_discovered_model_server(env: Environment) -> None:
     """A server is discovered as Halt's server does it, before the demo model is considered."""
-    own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
+    environment = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
     with RawServer(listing(models("text-embedding", "m"))) as server:
         # Discovery checks that address alone, where HOST is reached by other machines.
-        own |= {"HALT_DISCOVER": f"127.0.0.1:{server.port}", "HALT_ALLOW_ANONYMOUS": "1"}
-        done = piped({**own, "HOST": "0.0.0.0"}, "Say hello.")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "m answers.\n", "")
+        environment |= {"HALT_DISCOVER": f"127.0.0.1:{server.port}", "HALT_ALLOW_ANONYMOUS": "1"}
+        process = piped({**environment, "HOST": "0.0.0.0"}, "Say hello.")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "m answers.\n", "")
 
 
 # --- ends and silence -----------------------------------------------------------------------------
@@ -822,48 +837,48 @@ def test_pipe_notes_the_end_of_an_answer(
 
 
 @pytest.mark.parametrize(
-    ("spent", "text"), [(0, "0 s"), (59.9, "59 s"), (95, "1:35"), (3600, "1:00:00")]
+    ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (95, "1:35"), (3600, "1:00:00")]
 )
-def test_clock_has_seconds_then_minutes_then_hours(spent: float, text: str) -> None:
+def test_clock_has_seconds_then_minutes_then_hours(seconds: float, text: str) -> None:
     """Durations are shown as 59 s, 1:35 and 1:00:00."""
-    assert clock(spent) == text
+    assert clock(seconds) == text
 
 
 def test_screen_shows_the_length_of_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain screen shows it now and then, the rich one always, a pipe never."""
-    at = [100.0]
+    times = [100.0]
     for module in ("screen", "rich_screen"):
-        monkeypatch.setattr(f"halt.cli.{module}.now", lambda: at[0])
-    out, piped, drawn = io.StringIO(), io.StringIO(), io.StringIO()
-    plain = PlainScreen(out, out)
-    quiet = PlainScreen(piped, piped, quiet=True)
-    console = Console(file=drawn, force_terminal=True, width=80, color_system=None)
-    rich = RichScreen(console)
-    screens = (plain, quiet, rich)
+        monkeypatch.setattr(f"halt.cli.{module}.now", lambda: times[0])
+    out, quiet_out, rich_out = io.StringIO(), io.StringIO(), io.StringIO()
+    plain_screen = PlainScreen(out, out)
+    quiet_screen = PlainScreen(quiet_out, quiet_out, quiet=True)
+    console = Console(file=rich_out, force_terminal=True, width=80, color_system=None)
+    rich_screen = RichScreen(console)
+    screens = (plain_screen, quiet_screen, rich_screen)
     for screen in screens:
         screen.begin()
 
-    def wait(seconds: float) -> None:
-        at[0] += seconds
+    def pass_time(seconds: float) -> None:
+        times[0] += seconds
         for screen in screens:
             screen.tick()
 
-    wait(29)
+    pass_time(29)
     assert out.getvalue() == ""
-    wait(1)
-    wait(1)
-    wait(64)
+    pass_time(1)
+    pass_time(1)
+    pass_time(64)
     assert out.getvalue() == (
         "(waiting for the model, 30 s; Ctrl-C stops it)\n"
         "(waiting for the model, 1:35; Ctrl-C stops it)\n"
     )
-    assert "waiting for the model, 1:35" in drawn.getvalue()
+    assert "waiting for the model, 1:35" in rich_out.getvalue()
     for screen in screens:
         screen.show(Content("Hello"))
-    wait(0)
-    wait(45)
+    pass_time(0)
+    pass_time(45)
     assert out.getvalue().endswith("Hello\n(no text for 45 s; Ctrl-C stops it)\n")
-    assert "no text for 45 s" in drawn.getvalue()
+    assert "no text for 45 s" in rich_out.getvalue()
     for screen in screens:
         screen.end()
-    assert piped.getvalue() == "Hello\n"
+    assert quiet_out.getvalue() == "Hello\n"

@@ -83,18 +83,20 @@ def test_halt_chat_options_override_their_variables(
 
 def test_halt_chat_wrong_setting_ends_it_with_one_line() -> None:
     """The error is the same line as of `python app.py`."""
-    done = run("--port", "none")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "halt: PORT='none' is not allowed: use a whole number from 0 to 65535.\n"
+    process = run("--port", "none")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert (
+        process.stderr == "halt: PORT='none' is not allowed: use a whole number from 0 to 65535.\n"
+    )
 
 
-@pytest.mark.parametrize("wrong", [("sevre",), ("serve", "app:app"), ("--prto",)])
-def test_halt_chat_unknown_word_is_named(wrong: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", [("sevre",), ("serve", "app:app"), ("--prto",)])
+def test_halt_chat_unknown_word_is_named(arguments: tuple[str, ...]) -> None:
     """An unknown command, argument or option is named, and nothing is served."""
-    done = run(*wrong)
-    assert done.returncode == 2
-    assert wrong[-1] in done.stderr
-    assert "Traceback" not in done.stderr
+    process = run(*arguments)
+    assert process.returncode == 2
+    assert arguments[-1] in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.slow
@@ -106,12 +108,12 @@ def test_current_folders_gunicorn_conf_and_modules_are_not_loaded(
     (tmp_path / "gunicorn.conf.py").write_text("bind = 'nowhere.invalid:1'\n")
     for name in ("flask", "openai", "gunicorn"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
-    status, printed = refused_command(
+    status, output = refused_command(
         [sys.executable, str(ROOT / command), "--check-config"],
         tmp_path,
         {"HALT_DATA": "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
     )
-    assert (status, printed) == (0, "")
+    assert (status, output) == (0, "")
 
 
 @pytest.mark.slow
@@ -134,8 +136,8 @@ def test_sigusr2_starts_a_master_that_takes_over(
 def test_halt_chat_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
     """Also before its own modules are loaded: here the first of them sends the signal."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    done = run("version", PYTHONPATH=str(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    process = run("version", PYTHONPATH=str(tmp_path))
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.slow
@@ -143,8 +145,8 @@ def test_halt_chat_runs_with_closed_standard_streams() -> None:
     """A service manager may start it so."""
     script = f"exec {shlex.join([*HALT, 'serve', '--check-config'])} <&- >&- 2>&-"
     env = halt_environment({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "DISPLAY": ":0"})
-    done = subprocess.run(["sh", "-c", script], cwd=ROOT, env=env, check=False, timeout=60)
-    assert done.returncode == 0
+    process = subprocess.run(["sh", "-c", script], cwd=ROOT, env=env, check=False, timeout=60)
+    assert process.returncode == 0
 
 
 class WithoutInput(HaltServer):
@@ -169,20 +171,22 @@ def test_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> None
 def test_deleted_current_folder_is_named(tmp_path: Path) -> None:
     """One line names the fault, where gunicorn would end with a traceback."""
     script = f"rmdir {shlex.quote(str(tmp_path))}; exec {CHECK}"
-    status, printed = refused_command(["sh", "-c", script], tmp_path, {})
+    status, output = refused_command(["sh", "-c", script], tmp_path, {})
     assert status == 1
-    assert re.fullmatch(r"halt: the current folder cannot be used: .*\n", printed)
+    assert re.fullmatch(r"halt: the current folder cannot be used: .*\n", output)
 
 
 @pytest.mark.slow
 def test_unreadable_current_folder_does_no_harm(tmp_path: Path) -> None:
     """As after `sudo -u halt` in a home of root's; here root drops its privileges."""
-    as_another = "setpriv --bounding-set=-dac_override,-dac_read_search" if not os.geteuid() else ""
+    command_prefix = (
+        "setpriv --bounding-set=-dac_override,-dac_read_search" if not os.geteuid() else ""
+    )
     folder = tmp_path / "closed"
     folder.mkdir()
     settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
     assert refused_command(
-        ["sh", "-c", f"chmod 0 .; exec {as_another} {CHECK}"], folder, settings
+        ["sh", "-c", f"chmod 0 .; exec {command_prefix} {CHECK}"], folder, settings
     ) == (
         0,
         "",
@@ -192,16 +196,16 @@ def test_unreadable_current_folder_does_no_harm(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_host_option_accepts_ipv6_in_brackets() -> None:
     """The brackets are as in a URL."""
-    done = run("--host", "[::1]", "--port", "9", "--print-config")
-    assert re.search(r"^bind += \['\[::1\]:9'\]$", done.stdout, re.M)
+    process = run("--host", "[::1]", "--port", "9", "--print-config")
+    assert re.search(r"^bind += \['\[::1\]:9'\]$", process.stdout, re.M)
 
 
 def test_help_names_the_commands() -> None:
     """The help is Halt's own, since gunicorn's has other defaults."""
-    done = run("-h")
-    assert done.returncode == 0
+    process = run("-h")
+    assert process.returncode == 0
     for name in ("serve", "chat", "doctor", "demo", "version"):
-        assert re.search(rf"^  {name} ", done.stdout, re.M)
+        assert re.search(rf"^  {name} ", process.stdout, re.M)
 
 
 def test_version_is_halts() -> None:
@@ -224,9 +228,11 @@ def test_halt_chat_on_windows_is_refused_with_one_line(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_page_opens_in_the_browser_of_a_desktop(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
     """The address that the browser gets answers at once, although the start goes on."""
-    opened = tmp_path / "opened"
+    opened_file = tmp_path / "opened"
     browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" >{opened}.new && mv {opened}.new {opened}\n')
+    browser.write_text(
+        f'#!/bin/sh\necho "$1" >{opened_file}.new && mv {opened_file}.new {opened_file}\n'
+    )
     browser.chmod(0o755)
     env = halt_environment(
         {
@@ -239,8 +245,8 @@ def test_page_opens_in_the_browser_of_a_desktop(shared_fake: FakeOpenAI, tmp_pat
     env.pop("SSH_CONNECTION", None)
     terminal = Terminal(HALT, env, str(ROOT))
     try:
-        wait_until(opened.exists, SERVER_TIMEOUT)
-        url = opened.read_text().strip()
+        wait_until(opened_file.exists, SERVER_TIMEOUT)
+        url = opened_file.read_text().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
         with urllib.request.urlopen(url) as page:
             assert b"<title>Halt</title>" in page.read()
@@ -262,11 +268,11 @@ def test_server_ends_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: Path) 
         start_new_session=True,
     )
     os.close(terminal)
-    printed = b""
+    output = b""
     try:
-        while (at := re.search(rb"Halt is at (http://[\d.:]+)\r\n", printed)) is None:
-            printed += os.read(window, 4096)
-        with urllib.request.urlopen(at[1].decode()) as page:
+        while (match := re.search(rb"Halt is at (http://[\d.:]+)\r\n", output)) is None:
+            output += os.read(window, 4096)
+        with urllib.request.urlopen(match[1].decode()) as page:
             assert page.status == 200
         os.close(window)
         assert process.wait(EXIT_TIMEOUT) == 0
@@ -276,7 +282,7 @@ def test_server_ends_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("more", "terminals", "opens"),
+    ("environment", "terminals", "is_desktop"),
     [
         ({"DISPLAY": ":0"}, True, True),
         ({"WAYLAND_DISPLAY": "wayland-0"}, True, True),
@@ -286,16 +292,16 @@ def test_server_ends_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: Path) 
     ],
 )
 def test_at_a_desktop_needs_a_terminal_and_a_screen(
-    monkeypatch: pytest.MonkeyPatch, more: dict[str, str], terminals: bool, opens: bool
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], terminals: bool, is_desktop: bool
 ) -> None:
     """No browser is opened without a terminal, without a screen, or over SSH."""
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in more.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for stream in ("stdin", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminals, raising=False)
-    assert page_opener.has_desktop() is opens
+    assert page_opener.has_desktop() is is_desktop
 
 
 @pytest.mark.parametrize("options", [[], ["--no-open"]])
@@ -313,18 +319,18 @@ def test_no_open_option_opens_no_page(monkeypatch: pytest.MonkeyPatch, options: 
     assert published == ({} if options else {"HALT_OPEN_PAGE": "1"})
 
 
-@pytest.mark.parametrize(("older_master", "opens"), [(0, True), (77, False)])
+@pytest.mark.parametrize(("older_master", "is_opened"), [(0, True), (77, False)])
 def test_master_that_replaces_another_opens_no_page(
-    monkeypatch: pytest.MonkeyPatch, older_master: int, opens: bool
+    monkeypatch: pytest.MonkeyPatch, older_master: int, is_opened: bool
 ) -> None:
     """It has no `--no-open` of its own, so it opens none in any case."""
-    opened: list[str] = []
-    monkeypatch.setattr(page_opener, "open_page", opened.append)
+    opened_pages: list[str] = []
+    monkeypatch.setattr(page_opener, "open_page", opened_pages.append)
     monkeypatch.setattr(gc, "freeze", lambda: None)  # of a master
     listeners = ["http://127.0.0.1:1"]
     master = SimpleNamespace(LISTENERS=listeners, halt_talks_to="m", master_pid=older_master)
     gunicorn_conf.when_ready(master, Config(open_page=True))
-    assert opened == (["http://127.0.0.1:1/"] if opens else [])
+    assert opened_pages == (["http://127.0.0.1:1/"] if is_opened else [])
 
 
 @pytest.mark.parametrize(
@@ -347,13 +353,15 @@ def test_page_of_gives_an_address_that_a_browser_can_open(addresses: list[str], 
 # --- the demo model -------------------------------------------------------------------------------
 
 
-def demo(monkeypatch: pytest.MonkeyPatch, *options: str, there: bool) -> tuple[int, str, list[str]]:
+def run_demo(
+    monkeypatch: pytest.MonkeyPatch, *options: str, is_installed: bool
+) -> tuple[int, str, list[str]]:
     """Exit status and output of `halt-chat demo`, and the command that it ran."""
-    ran: list[str] = []
-    state = {"there": there}
+    commands: list[str] = []
+    state = {"there": is_installed}
 
     def install(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        ran.extend(command)
+        commands.extend(command)
         state["there"] = True
         return subprocess.CompletedProcess(command, 0)
 
@@ -362,27 +370,27 @@ def demo(monkeypatch: pytest.MonkeyPatch, *options: str, there: bool) -> tuple[i
         embedded_model, "unavailable", lambda: None if state["there"] else "not there"
     )
     monkeypatch.setattr(subprocess, "run", install)
-    done = CliRunner().invoke(command_line.commands, ["demo", *options])
-    return done.exit_code, done.output, ran
+    result = CliRunner().invoke(command_line.commands, ["demo", *options])
+    return result.exit_code, result.output, commands
 
 
 def test_demo_reports_an_installed_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """It installs nothing, with `--install` or without."""
     for options in ([], ["--install"]):
-        status, output, ran = demo(monkeypatch, *options, there=True)
-        assert (status, ran) == (0, [])
+        status, output, commands = run_demo(monkeypatch, *options, is_installed=True)
+        assert (status, commands) == (0, [])
         assert output == f"The demo model {embedded_model.MODEL} is installed.\n"
 
 
 def test_demo_prints_the_command_that_installs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command is for this Halt's environment; `--install` runs that very command."""
-    status, output, ran = demo(monkeypatch, there=False)
+    status, output, commands = run_demo(monkeypatch, is_installed=False)
     line = re.search(r"^    (.*)$", output, re.M)
     assert line is not None
-    assert (status, ran) == (1, [])
+    assert (status, commands) == (1, [])
     assert line[1].startswith(f"{sys.executable} -m pip install --no-deps --only-binary=:all: ")
-    status, output, ran = demo(monkeypatch, "--install", there=False)
-    assert (status, " ".join(ran)) == (0, line[1])
+    status, output, commands = run_demo(monkeypatch, "--install", is_installed=False)
+    assert (status, " ".join(commands)) == (0, line[1])
     assert output.endswith("is installed.\n")
 
 
@@ -390,9 +398,9 @@ def test_demo_uses_uv_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> 
     """An environment made by uv has no pip; where both are missing, a line names the remedy."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    _, _, ran = demo(monkeypatch, "--install", there=False)
-    assert ran[:5] == ["/bin/uv", "pip", "install", "--python", sys.executable]
+    _, _, commands = run_demo(monkeypatch, "--install", is_installed=False)
+    assert commands[:5] == ["/bin/uv", "pip", "install", "--python", sys.executable]
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    status, output, ran = demo(monkeypatch, "--install", there=False)
-    assert (status, ran) == (1, [])
+    status, output, commands = run_demo(monkeypatch, "--install", is_installed=False)
+    assert (status, commands) == (1, [])
     assert f"{sys.executable} -m ensurepip" in output

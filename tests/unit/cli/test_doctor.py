@@ -261,9 +261,9 @@ def test_doctor_warns_of_a_model_that_stops_late(
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 60.0)
     busy_reports = iter([1] * 4)  # after the Stop, whatever the machine's speed
 
-    def answer(in_work: int) -> tuple[int, str, bytes]:
-        stopped = any(record.closed.is_set() for record in model_server.requests)
-        return fake_work.slots(next(busy_reports, 0) if stopped else in_work)
+    def answer(running_count: int) -> tuple[int, str, bytes]:
+        is_stopped = any(record.closed.is_set() for record in model_server.requests)
+        return fake_work.slots(next(busy_reports, 0) if is_stopped else running_count)
 
     model_server.work["/slots"] = answer
     status, text = model_stop(model_server)
@@ -309,9 +309,9 @@ def test_doctor_claims_nothing_if_other_clients_come_after_the_stop(
     """More than one request after the Stop: another client has come."""
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 0.2)
 
-    def answer(in_work: int) -> tuple[int, str, bytes]:
-        stopped = any(record.closed.is_set() for record in model_server.requests)
-        return fake_work.slots(2 if stopped else in_work)
+    def answer(running_count: int) -> tuple[int, str, bytes]:
+        is_stopped = any(record.closed.is_set() for record in model_server.requests)
+        return fake_work.slots(2 if is_stopped else running_count)
 
     model_server.work["/slots"] = answer
     status, text = model_stop(model_server)
@@ -332,7 +332,7 @@ def test_doctor_claims_nothing_of_a_server_that_counts_no_answer(
 
 
 @pytest.fixture(scope="module")
-def paced(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def paced_halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A Halt whose model sends at the speed of reading."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_MODEL": PACED}
     server = HaltServer(env)
@@ -341,7 +341,7 @@ def paced(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture(scope="module")
-def silent(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def silent_halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A Halt whose model sends nothing, with the usual heartbeat of ten seconds."""
     model = "silent_first_token"
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_MODEL": model}
@@ -351,7 +351,7 @@ def silent(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture(scope="module")
-def trusting(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def trusting_halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A Halt behind one trusted proxy, whose model is silent for a while before it sends."""
     env = {
         "OPENAI_BASE_URL": shared_fake.base_url,
@@ -374,55 +374,58 @@ SCHEME = "proxy_set_header X-Forwarded-Proto $scheme;"
 @pytest.fixture(scope="module")
 def proxies(
     tmp_path_factory: pytest.TempPathFactory,
-    paced: HaltServer,
-    silent: HaltServer,
-    trusting: HaltServer,
+    paced_halt: HaltServer,
+    silent_halt: HaltServer,
+    trusting_halt: HaltServer,
 ) -> Iterator[dict[str, str]]:
     """nginx before Halt with right and wrong settings: addresses by name. "tls" ones have TLS."""
     program = binary("nginx")
     folder: Path = tmp_path_factory.mktemp("nginx")
-    well = STREAMS + UPGRADES
-    ways = {
-        "good": (paced, well),
-        "buffering": (paced, "proxy_http_version 1.0; proxy_ignore_headers X-Accel-Buffering;"),
+    right_settings = STREAMS + UPGRADES
+    server_settings = {
+        "good": (paced_halt, right_settings),
+        "buffering": (
+            paced_halt,
+            "proxy_http_version 1.0; proxy_ignore_headers X-Accel-Buffering;",
+        ),
         "packing": (
-            paced,
-            f"{well} gzip on; gzip_types text/event-stream; gzip_min_length 1; gzip_proxied any;",
+            paced_halt,
+            f"{right_settings} gzip on; gzip_types text/event-stream; gzip_min_length 1; gzip_proxied any;",
         ),
         "both": (
-            paced,
+            paced_halt,
             "proxy_http_version 1.0; proxy_ignore_headers X-Accel-Buffering; gzip on; "
             "gzip_types text/event-stream; gzip_min_length 1; gzip_proxied any;",
         ),
-        "impatient": (silent, "proxy_buffering off; proxy_read_timeout 1s;"),
-        "good tls": (trusting, well + FORWARDS + SCHEME),
-        "bare tls": (paced, well),
-        "credulous": (trusting, well),
-        "unknown": (paced, well + FORWARDS),
-        "small": (paced, well.replace("size 0", "size 4m")),
-        "plain": (paced, STREAMS),
-        "deaf": (trusting, well + FORWARDS + "proxy_ignore_client_abort on;"),
+        "impatient": (silent_halt, "proxy_buffering off; proxy_read_timeout 1s;"),
+        "good tls": (trusting_halt, right_settings + FORWARDS + SCHEME),
+        "bare tls": (paced_halt, right_settings),
+        "credulous": (trusting_halt, right_settings),
+        "unknown": (paced_halt, right_settings + FORWARDS),
+        "small": (paced_halt, right_settings.replace("size 0", "size 4m")),
+        "plain": (paced_halt, STREAMS),
+        "deaf": (trusting_halt, right_settings + FORWARDS + "proxy_ignore_client_abort on;"),
     }
     #: In `credulous` /ws is the location in which the header was forgotten.
-    more = {
-        "credulous": f"location /chat/ {{ proxy_pass {trusting.url}; {well}{FORWARDS} "
+    extra_locations = {
+        "credulous": f"location /chat/ {{ proxy_pass {trusting_halt.url}; {right_settings}{FORWARDS} "
         "proxy_set_header Host $http_host; }"
     }
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "authority.pem")
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "pem")
     tls = f"ssl_certificate {folder}/pem; ssl_certificate_key {folder}/pem;"
-    ports = {name: free_port() for name in ways}
+    ports = {name: free_port() for name in server_settings}
     servers = "".join(
         f"server {{ listen 127.0.0.1:{ports[name]}{' ssl' if 'tls' in name else ''}; "
-        f"{tls if 'tls' in name else ''} {more.get(name, '')} "
+        f"{tls if 'tls' in name else ''} {extra_locations.get(name, '')} "
         f"location / {{ proxy_pass {halt.url}; "
         f"proxy_set_header Host $http_host; {settings} }} }}\n"
-        for name, (halt, settings) in ways.items()
+        for name, (halt, settings) in server_settings.items()
     )
-    upgraded = "map $http_upgrade $upgraded { default upgrade; '' ''; }\n"
+    upgrade_map = "map $http_upgrade $upgraded { default upgrade; '' ''; }\n"
     conf = folder / "nginx.conf"
-    conf.write_text(nginx_around(folder, upgraded + servers))
+    conf.write_text(nginx_around(folder, upgrade_map + servers))
     command = [program, "-p", str(folder), "-c", str(conf), "-e", "stderr"]
     with started_program(command, folder, *ports.values()), pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
@@ -462,21 +465,23 @@ def test_doctor_of_a_good_tls_proxy_has_only_good_findings(proxies: dict[str, st
     assert "before the model writes" in report.findings["departure"]["text"]
 
 
-def test_doctor_of_halt_without_a_proxy_has_only_good_findings(paced: HaltServer) -> None:
+def test_doctor_of_halt_without_a_proxy_has_only_good_findings(paced_halt: HaltServer) -> None:
     """All checks are good without a proxy between."""
-    assert set(doctor_of_proxy(paced.url).statuses().values()) == {"ok"}
+    assert set(doctor_of_proxy(paced_halt.url).statuses().values()) == {"ok"}
 
 
-@pytest.mark.parametrize("way", ["buffering", "packing", "both"])
-def test_doctor_reports_a_buffering_proxy_as_one_finding(proxies: dict[str, str], way: str) -> None:
+@pytest.mark.parametrize("proxy_name", ["buffering", "packing", "both"])
+def test_doctor_reports_a_buffering_proxy_as_one_finding(
+    proxies: dict[str, str], proxy_name: str
+) -> None:
     """A buffer, a compressor or both: one finding, with one remedy in nginx's own words."""
-    report = doctor_of_proxy(proxies[way])
+    report = doctor_of_proxy(proxies[proxy_name])
     assert report.statuses()["buffering"] == "fail", report.text
     assert report.exit_code == 1
     assert "proxy_buffering off; gzip off;" in report.remedy("buffering")
     text = report.findings["buffering"]["text"]
-    assert ("arrived within" in text) is (way != "packing")
-    assert ("compresses streams for browsers (gzip)" in text) is (way != "buffering")
+    assert ("arrived within" in text) is (proxy_name != "packing")
+    assert ("compresses streams for browsers (gzip)" in text) is (proxy_name != "buffering")
     assert "compression" not in report.findings
 
 
@@ -522,10 +527,10 @@ def test_doctor_finds_a_proxy_without_websockets(proxies: dict[str, str]) -> Non
 
 @pytest.mark.slow
 def test_doctor_reports_a_halt_below_a_path_as_one_finding(
-    paced: HaltServer, tmp_path: Path
+    paced_halt: HaltServer, tmp_path: Path
 ) -> None:
     """The page's files are checked where a browser requests them; all other checks are good."""
-    with nginx_below_path(tmp_path, paced.url) as proxy:
+    with nginx_below_path(tmp_path, paced_halt.url) as proxy:
         report = doctor_of_proxy(f"{proxy}/halt/")
         assert [name for name, status in report.statuses().items() if status == "fail"] == ["path"]
         assert "below a path here" in report.findings["path"]["text"]
@@ -538,11 +543,11 @@ def test_doctor_reports_a_halt_below_a_path_as_one_finding(
         assert "a host name of its own" not in doctor_of_proxy(proxy).remedy("Halt")
 
 
-@pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"x" * 70_000])
-def test_check_websocket_of_a_server_without_http_is_a_finding(head: bytes) -> None:
+@pytest.mark.parametrize("response_head", [b"nonsense\r\n\r\n", b"x" * 70_000])
+def test_check_websocket_of_a_server_without_http_is_a_finding(response_head: bytes) -> None:
     """A server of another protocol, or without an end of the head, ends no examination."""
     report = Report(None)
-    with RawServer(answering(head)) as server:
+    with RawServer(answering(response_head)) as server:
         check_websocket(report, Remote(f"http://127.0.0.1:{server.port}"), 5.0)
     (finding,) = report.findings
     assert (finding.name, finding.status) == ("websocket", "fail")
@@ -558,7 +563,7 @@ def test_doctor_warns_of_a_proxy_that_hides_departures(proxies: dict[str, str]) 
 
 
 @pytest.mark.parametrize(
-    ("trusted", "plain", "forged", "status", "words"),
+    ("trusted", "plain", "forged", "status", "remedy_part"),
     [
         (0, 0, 1, "", ""),  # no proxy, or one that passes everything on
         (0, 0, 0, "warn", "HALT_TRUSTED_PROXIES=1"),  # the header is taken away
@@ -574,7 +579,7 @@ def test_doctor_warns_of_a_proxy_that_hides_departures(proxies: dict[str, str]) 
     ],
 )
 def test_client_address_fault_has_a_remedy_for_each_mismatch(
-    trusted: int, plain: int, forged: int, status: str, words: str
+    trusted: int, plain: int, forged: int, status: str, remedy_part: str
 ) -> None:
     """The numbers are those of X-Forwarded-For's values, without and with one by the client."""
     fault = client_address_fault(
@@ -582,9 +587,9 @@ def test_client_address_fault_has_a_remedy_for_each_mismatch(
     )
     assert (fault is None) is (status == "")
     if fault is not None:
-        forgeable, _, remedy = fault
-        assert forgeable is (status == "fail")
-        assert words in remedy
+        is_forgeable, _, remedy = fault
+        assert is_forgeable is (status == "fail")
+        assert remedy_part in remedy
 
 
 def test_doctor_finds_a_proxy_that_closes_silent_streams(proxies: dict[str, str]) -> None:

@@ -19,8 +19,8 @@ from tests.support.doctor_command import DoctorReport, doctor
 
 pytestmark = pytest.mark.slow
 
-WORDS = [f"{number} " for number in range(1, 21)]
-TEXT = "".join(WORDS)
+TEXTS = [f"{number} " for number in range(1, 21)]
+TEXT = "".join(TEXTS)
 USAGE = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29}
 
 
@@ -62,8 +62,8 @@ class Request(BaseHTTPRequestHandler):
         for name, value in ({"Content_Type": "text/event-stream"} | headers).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        for word in WORDS:
-            self._piece({"choices": [{"index": 0, "delta": {"content": word}}]})
+        for text in TEXTS:
+            self._piece({"choices": [{"index": 0, "delta": {"content": text}}]})
             time.sleep(0.005)  # the pace of a model
         end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": USAGE}
         self._piece(end)
@@ -179,13 +179,13 @@ def test_refused_answer_has_the_servers_reason_and_its_remedy(
 
 def test_server_without_streaming_is_a_warning() -> None:
     """The whole answer as JSON is an answer; the one warning is that it does not stream."""
-    whole = {
+    completion = {
         "object": "chat.completion",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}}],
         "usage": USAGE,
     }
-    whole["choices"][0]["finish_reason"] = "stop"  # type: ignore[index]
-    report = examined(answers=replies(whole))
+    completion["choices"][0]["finish_reason"] = "stop"  # type: ignore[index]
+    report = examined(answers=replies(completion))
     assert report.exit_code == 0, report.text
     assert report.statuses()["answer"] == "ok"
     assert report.statuses()["streaming"] == "warn"

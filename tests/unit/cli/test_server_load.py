@@ -74,26 +74,26 @@ def test_count_of_a_silent_server_is_none_after_its_timeout(
 ) -> None:
     """Each request has its own timeout; a server that is gone gives no count either."""
     monkeypatch.setattr("halt.cli.doctor.server_load.LOAD_TIMEOUT", 0.1)
-    released = threading.Event()
+    may_end = threading.Event()
 
     def answer(_: int) -> tuple[int, str, bytes]:
-        released.wait(30)
+        may_end.wait(30)
         return fake_work.slots(0)
 
     fake.work["/slots"] = answer
     assert load.count() is None
-    released.set()
+    may_end.set()
     fake.close()
     assert load.count() is None
 
 
 def test_wait_idle_returns_at_zero_or_after_its_time(fake: FakeOpenAI, load: ServerLoad) -> None:
     """It returns 0 as soon as the server is idle, and the count when the time is over."""
-    left = iter([2, 1, 0])
-    fake.work["/slots"] = lambda _: fake_work.slots(next(left))
-    waited = load.wait_idle(60.0)
-    assert waited.running == 0
-    assert 0 < waited.last_busy_at < waited.ended_at < 60
+    counts = iter([2, 1, 0])
+    fake.work["/slots"] = lambda _: fake_work.slots(next(counts))
+    result = load.wait_idle(60.0)
+    assert result.running == 0
+    assert 0 < result.last_busy_at < result.ended_at < 60
     fake.work["/slots"] = lambda _: fake_work.slots(2)
     assert load.wait_idle(0.0).running == 2
 

@@ -69,10 +69,14 @@ def test_reader_in_another_worker_gets_the_producers_events(start_worker: StartW
     reply.end(usage={"completion_tokens": 3})
     events = reader.finish()
     assert events == run.log.read(0)
-    late = other.service.get("a-stream", None)
-    assert late.log.read(0) == events
-    assert (late.state, late.model, late.fingerprint) == ("done", run.model, run.fingerprint)
-    assert late.arrival_time(2) == run.arrival_time(2)
+    late_generation = other.service.get("a-stream", None)
+    assert late_generation.log.read(0) == events
+    assert (late_generation.state, late_generation.model, late_generation.fingerprint) == (
+        "done",
+        run.model,
+        run.fingerprint,
+    )
+    assert late_generation.arrival_time(2) == run.arrival_time(2)
 
 
 def test_remote_generation_is_unknown_to_another_session(start_worker: StartWorker) -> None:
@@ -80,9 +84,9 @@ def test_remote_generation_is_unknown_to_another_session(start_worker: StartWork
     producer, other = start_worker(), start_worker()
     producer.start("a-stream", "x", owner="me")
     assert other.service.get("a-stream", "me").owner == "me"
-    for stranger in ("you", None):
+    for session in ("you", None):
         with pytest.raises(UnknownStream):
-            other.service.get("a-stream", stranger)
+            other.service.get("a-stream", session)
 
 
 def test_find_of_an_unknown_stream_keeps_its_wire_format(
@@ -168,9 +172,9 @@ def test_leaving_worker_ends_its_readers_without_a_terminal_event(
     leaving.close()
     assert reader.finish() == run.log.read(0)
     assert run.state == "running"
-    again = Reader(other.service.get("a-stream", None), after=1)  # type: ignore[arg-type]
+    new_reader = Reader(other.service.get("a-stream", None), after=1)  # type: ignore[arg-type]
     reply.feed("two")
-    again.wait_text("two")
+    new_reader.wait_text("two")
 
 
 def test_sweep_recovers_a_dead_worker_once(
@@ -204,8 +208,8 @@ def test_producer_that_dies_in_its_reply_is_no_error(
     """If the producer dies during its reply, the reader gets a generation to follow."""
     producer, other = start_worker(), start_worker()
     producer.start("a-stream", "text")
-    monkeypatch.setattr(workers, "send_events", lambda *said: None)
-    monkeypatch.setattr(module, "send_events", lambda *said: None)
+    monkeypatch.setattr(workers, "send_events", lambda *args: None)
+    monkeypatch.setattr(module, "send_events", lambda *args: None)
     assert other.service.get("a-stream", None).log.ended is None
 
 
@@ -227,10 +231,10 @@ def test_peer_that_reads_no_reply_does_not_block_a_stop(
 def test_remote_text_is_whole_after_the_log_dropped_events(start_worker: StartWorker) -> None:
     """Events that the producer's log has dropped are lost for remote readers; the text is not."""
     producer, other = start_worker(log_bytes=1024), start_worker()
-    words = [f"{number} " for number in range(40)]
-    run, reply = producer.start("a-stream", *words)
+    texts = [f"{number} " for number in range(40)]
+    run, reply = producer.start("a-stream", *texts)
     remote = other.service.get("a-stream", None)
-    assert remote.answer() == (40, "".join(words))
+    assert remote.answer() == (40, "".join(texts))
     assert remote.log.first == run.log.first > 1
     with pytest.raises(OffsetLost):
         remote.log.read(0)
@@ -249,13 +253,13 @@ def test_late_reasoning_end_applies_to_remote_generations(start_worker: StartWor
     reply.feed(Part((ReasoningEnd(), Content("Hello")), 1))
     reader.wait_text("Okay. Hello")
     assert remote.answer() == run.answer() == (3, "Hello")
-    assert [fold.text for fold in steps.stream_of(remote, 3).steps()] == ["Okay. "]
+    assert [step.text for step in steps.stream_of(remote, 3).steps()] == ["Okay. "]
     for number in range(40):
         reply.feed(str(number))
         reader.wait_text("Okay. Hello" + "".join(map(str, range(number + 1))))
-    late = start_worker().service.get("a-stream", None)
+    late_generation = start_worker().service.get("a-stream", None)
     assert run.log.first > 3
-    assert late.answer()[1] == run.answer()[1] == "Hello" + "".join(map(str, range(40)))
+    assert late_generation.answer()[1] == run.answer()[1] == "Hello" + "".join(map(str, range(40)))
     reply.end()
     reader.finish()
 
@@ -263,50 +267,50 @@ def test_late_reasoning_end_applies_to_remote_generations(start_worker: StartWor
 # --- connections that break -----------------------------------------------------------------------
 
 
-class Told:
-    """A Source that says what a test has prepared: one list of frames for each connection."""
+class PreparedSource:
+    """A Source whose connections send prepared frames: one list for each connection."""
 
     def __init__(self, *connections: list[object]) -> None:
-        self.left = list(connections)
-        self.kept: Generation | None = None
-        self.asked: list[int] = []  # from which event on
+        self.connections = list(connections)
+        self.stored: Generation | None = None
+        self.offsets: list[int] = []  # the offset of each `open`
 
     def open(self, remote: RemoteGeneration) -> Channel | None:
-        self.asked.append(remote.log.last)
-        if not self.left:
+        self.offsets.append(remote.log.last)
+        if not self.connections:
             return None
-        ours, theirs = socket.socketpair()
-        with contextlib.closing(Channel(theirs)) as speaker:
-            for each in self.left.pop(0):
-                speaker.send(msgspec.msgpack.encode(each))
-        return Channel(ours)
+        client_socket, server_socket = socket.socketpair()
+        with contextlib.closing(Channel(server_socket)) as channel:
+            for frame in self.connections.pop(0):
+                channel.send(msgspec.msgpack.encode(frame))
+        return Channel(client_socket)
 
     def saved(self, remote: RemoteGeneration) -> Generation | None:
-        return self.kept
+        return self.stored
 
 
-def remote_of(source: Told) -> RemoteGeneration:
+def remote_of(source: PreparedSource) -> RemoteGeneration:
     header = Header("a-stream", None, "asked-1", "", now(), "", None, 1, [])
     return RemoteGeneration(header, "owner", 1_000_000, source)
 
 
 def batch(first: int, *events: Event) -> Batch:
-    timed = [(first + step, now(), event) for step, event in enumerate(events)]
-    ended = now() if is_terminal(events[-1]) else None
-    return Batch(timed, "model-1", len(events), None, ended, more=False)
+    timed_events = [(first + step, now(), event) for step, event in enumerate(events)]
+    ended_at = now() if is_terminal(events[-1]) else None
+    return Batch(timed_events, "model-1", len(events), None, ended_at, more=False)
 
 
-def saved(numbered: list[tuple[int, Event]]) -> Generation:
+def stored_generation(numbered: list[tuple[int, Event]]) -> Generation:
     """A generation as a store has it; its last event may leave a gap before it."""
     log = GapLog(1_000_000, 1)
-    kept = Generation("a-stream", None, log, started_at=now())
+    generation = Generation("a-stream", None, log, started_at=now())
     for number, event in numbered:
         if isinstance(event, Done | Cancelled | Failed):
             log.end_at(number, lambda event=event: event)  # type: ignore[misc]
         else:
-            kept.record_event(event, now())
+            generation.record_event(event, now())
             log.append(event)
-    return kept
+    return generation
 
 
 A, B, C = Content("a"), Content("b"), Content("c")
@@ -315,9 +319,9 @@ DONE = Done("stop", METRICS)
 
 def test_broken_connection_is_reopened_without_repeated_events() -> None:
     """After a broken connection the reader gets each event once and in order."""
-    source = Told([batch(1, A, B)], [], [batch(1, A, B, C)], [batch(3, C, DONE)])
+    source = PreparedSource([batch(1, A, B)], [], [batch(1, A, B, C)], [batch(3, C, DONE)])
     assert Reader(remote_of(source)).finish() == [(1, A), (2, B), (3, C), (4, DONE)]  # type: ignore[arg-type]
-    assert source.asked == [0, 2, 2, 3]
+    assert source.offsets == [0, 2, 2, 3]
 
 
 def test_reader_continues_from_the_store_after_the_producer_died() -> None:
@@ -325,23 +329,25 @@ def test_reader_continues_from_the_store_after_the_producer_died() -> None:
 
     The end has a number far behind theirs.
     """
-    lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
-    source = Told([batch(1, A)])
-    source.kept = saved([(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)])
+    interrupted = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
+    source = PreparedSource([batch(1, A)])
+    source.stored = stored_generation(
+        [(1, A), (2, Reasoning("hm")), (3, B), (100_003, interrupted)]
+    )
     remote = remote_of(source)
-    assert Reader(remote).finish() == [(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)]  # type: ignore[arg-type]
+    assert Reader(remote).finish() == [(1, A), (2, Reasoning("hm")), (3, B), (100_003, interrupted)]  # type: ignore[arg-type]
     assert remote.log.last == 100_003
-    assert remote.log.read(2) == [(3, B), (100_003, lost)]
-    assert remote.log.read(3) == remote.log.read(50_000) == [(100_003, lost)]
+    assert remote.log.read(2) == [(3, B), (100_003, interrupted)]
+    assert remote.log.read(3) == remote.log.read(50_000) == [(100_003, interrupted)]
     assert remote.log.read(100_003) == []
     assert remote.answer() == (3, "ab")
 
 
 def test_saved_reasoning_end_applies_after_the_producer_died() -> None:
     """A saved end of reasoning turns text that was read as the answer into reasoning."""
-    lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
-    source = Told([batch(1, A)])
-    source.kept = saved([(1, A), (2, ReasoningEnd()), (3, B), (100_003, lost)])
+    interrupted = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
+    source = PreparedSource([batch(1, A)])
+    source.stored = stored_generation([(1, A), (2, ReasoningEnd()), (3, B), (100_003, interrupted)])
     remote = remote_of(source)
     Reader(remote).finish()  # type: ignore[arg-type]
     assert remote.answer() == (3, "b")
@@ -349,11 +355,11 @@ def test_saved_reasoning_end_applies_after_the_producer_died() -> None:
 
 def test_unsaved_text_is_dropped_after_the_producer_died() -> None:
     """The final answer is the stored one, so that it does not change with a reload."""
-    lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
-    source = Told([batch(1, A, B, C)])
-    source.kept = saved([(1, A), (100_001, lost)])
+    interrupted = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
+    source = PreparedSource([batch(1, A, B, C)])
+    source.stored = stored_generation([(1, A), (100_001, interrupted)])
     remote = remote_of(source)
-    assert Reader(remote).finish() == [(1, A), (2, B), (3, C), (100_001, lost)]  # type: ignore[arg-type]
+    assert Reader(remote).finish() == [(1, A), (2, B), (3, C), (100_001, interrupted)]  # type: ignore[arg-type]
     assert remote.answer() == (1, "a")
 
 
@@ -362,20 +368,20 @@ def test_unsaved_stream_of_a_dead_worker_ends_as_interrupted(
 ) -> None:
     """If the store has nothing of a dead worker's stream, readers get an interrupted error."""
     monkeypatch.setattr(module, "SAVED_WITHIN", 0.2)
-    events = Reader(remote_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
-    number, ended = events[-1]
+    events = Reader(remote_of(PreparedSource([batch(1, A)]))).finish()  # type: ignore[arg-type]
+    number, terminal = events[-1]
     assert (number, events[0]) == (2, (1, A))
-    assert isinstance(ended, Failed)
-    assert (ended.error.code, ended.error.retryable) == ("interrupted", True)
+    assert isinstance(terminal, Failed)
+    assert (terminal.error.code, terminal.error.retryable) == ("interrupted", True)
 
 
 def test_unfinished_stored_generation_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stored generation without an end is awaited wait_until a worker has ended it."""
-    source = Told([batch(1, A)])
-    source.kept = Generation("a-stream", None, GapLog(1000, 1), started_at=now())
+    """A stored generation without an end is awaited until a worker has ended it."""
+    source = PreparedSource([batch(1, A)])
+    source.stored = Generation("a-stream", None, GapLog(1000, 1), started_at=now())
     reader = Reader(remote_of(source))  # type: ignore[arg-type]
-    wait_until(lambda: len(source.asked) > 3)
-    source.kept = saved([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])
+    wait_until(lambda: len(source.offsets) > 3)
+    source.stored = stored_generation([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])
     assert [number for number, _ in reader.finish()] == [1, 2, 3]
 
 
@@ -395,7 +401,7 @@ def test_gap_log_starts_anywhere_and_skips_the_gap_before_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "press",
+    "send_stop",
     [
         lambda worker, who: worker.service.stop("a-stream", who, seen=0),
         lambda worker, who: worker.service.stop_all(who),
@@ -405,45 +411,47 @@ def test_gap_log_starts_anywhere_and_skips_the_gap_before_its_end() -> None:
 def test_stop_is_resent_to_a_worker_whose_queue_was_full(
     start_worker: StartWorker,
     monkeypatch: pytest.MonkeyPatch,
-    press: Callable[[Worker, str], object],
+    send_stop: Callable[[Worker, str], object],
 ) -> None:
-    """A Stop that could not be sent to a hanging worker is sent again wait_until the worker takes it."""
+    """A Stop that could not be sent to a hanging worker is sent again until the worker takes it."""
     monkeypatch.setattr(bus, "REQUESTS_MAX", 1)
     monkeypatch.setattr(bus, "BACKLOG", 1)
     monkeypatch.setattr(workers, "STOP_WITHIN", 0.01)
-    hangs, go_on = threading.Event(), threading.Event()
-    begin, undelivered = Bus.begin, list[UndeliveredStops]()
+    is_hanging, may_serve = threading.Event(), threading.Event()
+    begin, stop_lists = Bus.begin, list[UndeliveredStops]()
 
-    def hang(serve: Serve, payload: bytes, channel: Channel) -> None:
-        hangs.set()
-        assert go_on.wait(WAIT_TIMEOUT)
+    def serve_late(serve: Serve, payload: bytes, channel: Channel) -> None:
+        is_hanging.set()
+        assert may_serve.wait(WAIT_TIMEOUT)
         serve(payload, channel)
 
     def make_undelivered() -> UndeliveredStops:
-        undelivered.append(UndeliveredStops())
-        return undelivered[-1]
+        stop_lists.append(UndeliveredStops())
+        return stop_lists[-1]
 
     monkeypatch.setattr(workers, "UndeliveredStops", make_undelivered)
     with monkeypatch.context() as patch:
-        patch.setattr(Bus, "begin", lambda own_bus, serve: begin(own_bus, partial(hang, serve)))
+        patch.setattr(
+            Bus, "begin", lambda own_bus, serve: begin(own_bus, partial(serve_late, serve))
+        )
         producer = start_worker()
     other = start_worker()
     run, _ = producer.start("a-stream", "one ", owner="me")
     (name,) = other.bus.other_names
     with contextlib.ExitStack() as stack:
-        full = False
-        while not full:
-            full = bool(stack.enter_context(other.bus.request(b"?", 0.0, name)).unreached)
-        assert hangs.wait(WAIT_TIMEOUT)
-        press(other, "somebody else")
-        press(other, "me")
+        is_full = False
+        while not is_full:
+            is_full = bool(stack.enter_context(other.bus.request(b"?", 0.0, name)).unreached)
+        assert is_hanging.wait(WAIT_TIMEOUT)
+        send_stop(other, "somebody else")
+        send_stop(other, "me")
         assert run.log.ended is None
-        go_on.set()
+        may_serve.set()
         wait_until(lambda: run.log.ended is not None)
         assert run.state == "cancelled"
-        later, _ = producer.start("another", "two ", owner="me", number=1)
-        wait_until(lambda: not undelivered[-1])
-        assert later.log.ended is None  # it began after the press
+        later_run, _ = producer.start("another", "two ", owner="me", number=1)
+        wait_until(lambda: not stop_lists[-1])
+        assert later_run.log.ended is None  # it began after the Stop
 
 
 def test_undelivered_stops_are_bounded_in_number_and_age(
@@ -455,21 +463,23 @@ def test_undelivered_stops_are_bounded_in_number_and_age(
     """
     monkeypatch.setattr(workers, "UNDELIVERED_MAX", 5)
     monkeypatch.setattr(workers, "STOPS_PER_REQUEST", 2)
-    kept = UndeliveredStops()
-    kept.add(["w1"], [(f"stream-{n}", n) for n in range(6)], None)
-    kept.add(["w1"], [("stream-5", 7)], None)
+    undelivered = UndeliveredStops()
+    undelivered.add(["w1"], [(f"stream-{n}", n) for n in range(6)], None)
+    undelivered.add(["w1"], [("stream-5", 7)], None)
 
-    def due(*workers: str) -> list[list[str]]:
-        presses = [request for _, request in kept.due(workers) if isinstance(request, StopRequest)]
-        return [[stream_id for stream_id, _ in press.stops] for press in presses]
+    def due_ids(*workers: str) -> list[list[str]]:
+        requests = [
+            request for _, request in undelivered.due(workers) if isinstance(request, StopRequest)
+        ]
+        return [[stream_id for stream_id, _ in stop_request.stops] for stop_request in requests]
 
-    assert due("w1") == [["stream-1", "stream-2"], ["stream-3", "stream-4"], ["stream-5"]]
-    kept.delivered("w1", StopRequest([("stream-1", 1), ("stream-2", 2)], None))
-    kept.delivered("w1", StopRequest([("stream-3", 3)], "me"))
-    assert due("w1", "w2") == [["stream-3", "stream-4"], ["stream-5"]]
-    assert due("w2") == []
-    assert due("w1") == []
+    assert due_ids("w1") == [["stream-1", "stream-2"], ["stream-3", "stream-4"], ["stream-5"]]
+    undelivered.delivered("w1", StopRequest([("stream-1", 1), ("stream-2", 2)], None))
+    undelivered.delivered("w1", StopRequest([("stream-3", 3)], "me"))
+    assert due_ids("w1", "w2") == [["stream-3", "stream-4"], ["stream-5"]]
+    assert due_ids("w2") == []
+    assert due_ids("w1") == []
     monkeypatch.setattr(workers, "UNDELIVERED_SECONDS", -1.0)
-    kept.add(["w1"], [("stream-1", 1)], None)
-    assert due("w1") == []
-    assert not kept
+    undelivered.add(["w1"], [("stream-1", 1)], None)
+    assert due_ids("w1") == []
+    assert not undelivered

@@ -44,7 +44,7 @@ PHASES = {
 }
 
 
-def crowd_of(workers: int, fake: FakeOpenAI, **settings: object) -> MultiWorkerHalt:
+def start_cluster(workers: int, fake: FakeOpenAI, **settings: object) -> MultiWorkerHalt:
     """A Halt with this many workers and this upstream."""
     env = {name: str(value) for name, value in settings.items()}
     return MultiWorkerHalt(
@@ -53,17 +53,17 @@ def crowd_of(workers: int, fake: FakeOpenAI, **settings: object) -> MultiWorkerH
 
 
 @pytest.fixture(scope="module")
-def crowd(shared_fake: FakeOpenAI) -> Iterator[MultiWorkerHalt]:
+def cluster(shared_fake: FakeOpenAI) -> Iterator[MultiWorkerHalt]:
     """Four workers; no test may end one of them."""
-    server = crowd_of(4, shared_fake)
+    server = start_cluster(4, shared_fake)
     yield server
     server.close()
 
 
 @pytest.fixture
-def small_crowd(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[MultiWorkerHalt]:
+def small_cluster(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[MultiWorkerHalt]:
     """Two workers that the test may end; their data folder is `tmp_path`."""
-    server = crowd_of(2, shared_fake, HALT_DATA=tmp_path)
+    server = start_cluster(2, shared_fake, HALT_DATA=tmp_path)
     yield server
     server.close()
 
@@ -76,8 +76,8 @@ def started(client: Client, fake: FakeOpenAI, model: str, text: str = "") -> Eve
     return events
 
 
-def others(crowd: MultiWorkerHalt, worker: str) -> list[str]:
-    return [name for name in crowd.names if name != worker]
+def other_names(cluster: MultiWorkerHalt, worker: str) -> list[str]:
+    return [name for name in cluster.names if name != worker]
 
 
 def events_read(events: EventStream) -> list[tuple[str, str]]:
@@ -90,58 +90,60 @@ def events_read(events: EventStream) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_stop_through_any_worker_ends_stream_and_upstream_in_every_phase(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI, phase: str
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI, phase: str
 ) -> None:
     """The receipt says stopped and closed, the reader gets the end, the provider sees the close."""
     model, text = PHASES[phase]
-    for number, stopper in enumerate(crowd.names):
+    for number, stopper in enumerate(cluster.names):
         prompt = new_id()
-        producer = crowd.client_of(others(crowd, stopper)[number % 3])
+        producer = cluster.client_of(other_names(cluster, stopper)[number % 3])
         with producer.chat(model, prompt).until_text(text) as events:
             record = request_record(shared_fake, prompt)
-            receipt = crowd.client_of(stopper).stop(events.id)
+            receipt = cluster.client_of(stopper).stop(events.id)
             assert receipt.status == 200
             assert receipt.json["status"] == "stopped"
             assert receipt.json["upstream"] == "closed"
             assert record.closed.wait(RECORD_TIMEOUT)
             assert events.to_end().terminal["type"] == "cancelled"
-            again = crowd.client_of(crowd.names[number - 1]).stop(events.id)
-            assert again.json["status"] == "finished"
+            second_reply = cluster.client_of(cluster.names[number - 1]).stop(events.id)
+            assert second_reply.json["status"] == "finished"
 
 
 def test_stop_before_the_start_holds_in_every_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """A tombstone of one worker ends the stream in whichever starts it; no request is sent."""
-    for stopper, producer in zip(crowd.names, (*crowd.names[1:], crowd.names[0]), strict=True):
+    for stopper, producer in zip(
+        cluster.names, (*cluster.names[1:], cluster.names[0]), strict=True
+    ):
         stream_id, prompt = new_id(), new_id()
-        pending = crowd.client_of(stopper).stop(stream_id)
+        pending = cluster.client_of(stopper).stop(stream_id)
         assert (pending.status, pending.json["status"]) == (202, "pending")
-        with crowd.client_of(producer).chat(FLOWING, prompt, id=stream_id) as events:
+        with cluster.client_of(producer).chat(FLOWING, prompt, id=stream_id) as events:
             assert events.to_end().terminal["type"] == "cancelled"
         assert prompt not in str([record.body for record in shared_fake.requests])
 
 
 def test_hanging_worker_does_not_delay_stops_of_other_streams(
-    small_crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    small_cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """While one worker hangs, another stops its own stream.
 
     A Stop of an unknown stream is pending.
     """
-    alive, held = small_crowd.names
-    client = small_crowd.client_of(alive)
+    live_name, held_name = small_cluster.names
+    client = small_cluster.client_of(live_name)
     stopper = client.connect()
     second = client.connect()
     events = started(client, shared_fake, FLOWING, "9 ")
-    os.kill(worker_pid(held), SUSPEND)
+    os.kill(worker_pid(held_name), SUSPEND)
     try:
         client.send(stopper, "POST", f"/stop/{events.id}")
         assert b'"status":"stopped","upstream":"closed"' in stopper.getresponse().read()
         client.send(second, "POST", f"/stop/{new_id()}")
         assert b'"status":"pending"' in second.getresponse().read()
     finally:
-        os.kill(worker_pid(held), RESUME)
+        os.kill(worker_pid(held_name), RESUME)
     assert events.to_end().terminal["type"] == "cancelled"
     stopper.close()
     second.close()
@@ -182,125 +184,127 @@ def test_stop_with_a_repeated_id_waits_for_no_further_worker() -> None:
 
 
 def test_session_lists_and_stops_its_streams_through_any_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """`GET /streams` and `POST /stop-all` cover the session's streams of all workers alone."""
-    visitor = crowd.client()
-    visitor.get("/")
+    browser = cluster.client()
+    browser.get("/")
     with ExitStack() as stack:
         own_streams = [
             stack.enter_context(
-                started(crowd.client_of(name, like=visitor), shared_fake, FLOWING, "2 ")
+                started(cluster.client_of(name, like=browser), shared_fake, FLOWING, "2 ")
             )
-            for name in crowd.names
+            for name in cluster.names
         ]
         other_stream = stack.enter_context(
-            started(crowd.client_of(crowd.names[0]), shared_fake, "stall?n=2", "1 ")
+            started(cluster.client_of(cluster.names[0]), shared_fake, "stall?n=2", "1 ")
         )
-        last = crowd.client_of(crowd.names[-1], like=visitor)
-        listed = last.get("/streams").json["streams"]
-        assert [stream["id"] for stream in listed] == [events.id for events in own_streams]
-        receipts = last.post("/stop-all").json["stopped"]
+        last_client = cluster.client_of(cluster.names[-1], like=browser)
+        rows = last_client.get("/streams").json["streams"]
+        assert [stream["id"] for stream in rows] == [events.id for events in own_streams]
+        receipts = last_client.post("/stop-all").json["stopped"]
         assert {receipt["id"] for receipt in receipts} == {events.id for events in own_streams}
         assert {receipt["upstream"] for receipt in receipts} == {"closed"}
         for events in own_streams:
             assert events.to_end().terminal["type"] == "cancelled"
-        assert crowd.client().stop(other_stream.id).json["status"] == "stopped"
+        assert cluster.client().stop(other_stream.id).json["status"] == "stopped"
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
 def test_every_worker_sends_every_event_once_and_in_order(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """Through each worker a reader gets every event once and in order.
 
     Readers start at the beginning and in the middle, while the stream runs and after its end.
     """
     with ExitStack() as stack:
-        producer = crowd.client_of(crowd.names[0])
+        producer = cluster.client_of(cluster.names[0])
         prompt = new_id()
         model = "count?n=400&gap_ms=2&hold=20"
         first = stack.enter_context(producer.chat(model, prompt).until_text("9 "))
         readers = [
-            (after, stack.enter_context(crowd.client_of(name).follow(first.id, after)))
-            for name in crowd.names
-            for after in (0, 5, 200)
+            (last_seen, stack.enter_context(cluster.client_of(name).follow(first.id, last_seen)))
+            for name in cluster.names
+            for last_seen in (0, 5, 200)
         ]
         request_record(shared_fake, prompt).release()  # every reader has its response's head
-        sent = events_read(first.to_end())
-        assert [number for number, _ in sent[:-1]] == [str(n) for n in range(1, len(sent))]
-        for after, events in readers:
+        expected = events_read(first.to_end())
+        assert [number for number, _ in expected[:-1]] == [str(n) for n in range(1, len(expected))]
+        for last_seen, events in readers:
             # On a busy machine tokens come together: there may be fewer events than 200. Such
             # readers get the end alone.
-            assert events_read(events.to_end()) == sent[min(after, len(sent) - 1) :]
-        for name in crowd.names:
-            with crowd.client_of(name).follow(first.id, 7) as replay:
-                assert events_read(replay.to_end()) == sent[7:]
+            assert events_read(events.to_end()) == expected[min(last_seen, len(expected) - 1) :]
+        for name in cluster.names:
+            with cluster.client_of(name).follow(first.id, 7) as replay:
+                assert events_read(replay.to_end()) == expected[7:]
 
 
 def test_reasoning_and_tool_calls_are_read_through_another_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """Another worker sends reasoning and tool calls exactly as the producer does."""
-    producer, reader = crowd.names[:2]
+    producer, reader = cluster.names[:2]
     for model in ("reasoning", "tools"):
         with (
-            started(crowd.client_of(producer), shared_fake, model) as events,
-            crowd.client_of(reader).follow(events.id) as other,
+            started(cluster.client_of(producer), shared_fake, model) as events,
+            cluster.client_of(reader).follow(events.id) as other_events,
         ):
-            assert events_read(other.to_end()) == events_read(events.to_end())
+            assert events_read(other_events.to_end()) == events_read(events.to_end())
 
 
 def test_event_source_reconnects_through_another_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """A reconnect finds its stream in any worker and does not send the prompt again."""
-    producer, reader = crowd.names[:2]
+    producer, reader = cluster.names[:2]
     prompt = new_id()
     query = urlencode({"prompt": prompt, "model": "stall?n=5&rest=5", "on_disconnect": "continue"})
-    with crowd.client_of(producer).stream("GET", f"/stream?{query}") as events:
+    with cluster.client_of(producer).stream("GET", f"/stream?{query}") as events:
         events.until_text("4 ")
-        last = events.seen[-1].id
+        last_id = events.seen[-1].id
     record = request_record(shared_fake, prompt)
-    headers = {"Last-Event-ID": last}
-    with crowd.client_of(reader).stream("GET", f"/stream?{query}", headers=headers) as again:
+    headers = {"Last-Event-ID": last_id}
+    with cluster.client_of(reader).stream(
+        "GET", f"/stream?{query}", headers=headers
+    ) as reconnected:
         record.release()
-        assert list(again)[-1].id.endswith(".end")
-        assert again.text.split() == [str(n) for n in range(5, 10)]
+        assert list(reconnected)[-1].id.endswith(".end")
+        assert reconnected.text.split() == [str(n) for n in range(5, 10)]
 
 
 def test_stream_of_a_session_is_hidden_from_others_in_every_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """In every worker, another session gets 404 for the stream and cannot stop it."""
-    visitor = crowd.client()
-    visitor.get("/")
+    browser = cluster.client()
+    browser.get("/")
     with started(
-        crowd.client_of(crowd.names[0], like=visitor), shared_fake, FLOWING, "2 "
+        cluster.client_of(cluster.names[0], like=browser), shared_fake, FLOWING, "2 "
     ) as events:
-        for name in crowd.names:
-            with crowd.client_of(name).follow(events.id) as refused:
-                assert refused.answer().error["code"] == "unknown_stream"
-            assert crowd.client_of(name).stop(events.id).json["status"] == "pending"
+        for name in cluster.names:
+            with cluster.client_of(name).follow(events.id) as response:
+                assert response.answer().error["code"] == "unknown_stream"
+            assert cluster.client_of(name).stop(events.id).json["status"] == "pending"
         assert (
-            crowd.client_of(crowd.names[1], like=visitor).stop(events.id).json["status"]
+            cluster.client_of(cluster.names[1], like=browser).stop(events.id).json["status"]
             == "stopped"
         )
 
 
 def test_stream_id_in_use_is_refused_by_every_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """A second start with an ID is refused in every worker, during the first and after it."""
     prompt = new_id()
-    with crowd.client_of(crowd.names[0]).chat("count?n=3&hold=1", prompt) as events:
+    with cluster.client_of(cluster.names[0]).chat("count?n=3&hold=1", prompt) as events:
         record = request_record(shared_fake, prompt)
         for _ in range(2):
-            for name in crowd.names:
-                with crowd.client_of(name).chat("count?n=3", id=events.id) as refused:
-                    answer = refused.answer()
+            for name in cluster.names:
+                with cluster.client_of(name).chat("count?n=3", id=events.id) as response:
+                    answer = response.answer()
                     assert (answer.status, answer.error["code"]) == (409, "stream_in_use")
             record.release()
             events.to_end()
@@ -310,12 +314,14 @@ def test_stream_id_in_use_is_refused_by_every_worker(
 
 
 def test_page_stream_and_stop_work_through_any_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """The page's stream comes through a second worker, its Stop through a third."""
-    visitor = crowd.client()
-    visitor.get("/")
-    producer, reader, stopper = (crowd.client_of(name, like=visitor) for name in crowd.names[:3])
+    browser = cluster.client()
+    browser.get("/")
+    producer, reader, stopper = (
+        cluster.client_of(name, like=browser) for name in cluster.names[:3]
+    )
     stream_id, prompt = new_id(), new_id()
     form = urlencode({"prompt": prompt, "model": "stall?n=5", "id": stream_id}).encode()
     path = f"/c/{new_id()}/messages"
@@ -328,22 +334,22 @@ def test_page_stream_and_stop_work_through_any_worker(
             assert message is not None
             html += message.data
         assert "hx-partial" in html
-        press = urlencode({"stream_id": stream_id, "shown": "1"}).encode()
-        stopped = stopper.request("POST", "/stop", press, PAGE).body.decode()
-        assert "0 1 2 3 4" in stopped
-        assert "Stopped" in stopped
-        rest = "".join(message.data for message in page)
-        assert "Stopped" in rest
+        stop_form = urlencode({"stream_id": stream_id, "shown": "1"}).encode()
+        stop_html = stopper.request("POST", "/stop", stop_form, PAGE).body.decode()
+        assert "0 1 2 3 4" in stop_html
+        assert "Stopped" in stop_html
+        remaining_html = "".join(message.data for message in page)
+        assert "Stopped" in remaining_html
     assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
 def test_deleting_a_conversation_stops_its_answer_in_another_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """The answer is stopped in its producer, and is back when the deletion is undone."""
-    visitor = crowd.client()
-    visitor.get("/")
-    producer, other = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
+    browser = cluster.client()
+    browser.get("/")
+    producer, other = (cluster.client_of(name, like=browser) for name in cluster.names[:2])
     prompt, place = new_id(), f"/c/{new_id()}"
     form = urlencode({"prompt": prompt, "model": "stall?n=5"}).encode()
     assert producer.request("POST", f"{place}/messages", form, PAGE).status == 200
@@ -358,60 +364,62 @@ def test_deleting_a_conversation_stops_its_answer_in_another_worker(
 
 
 def test_stop_through_another_worker_cuts_the_answer_to_the_seen_text(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """A Stop cuts the answer to the seen text also where another worker renders it."""
-    visitor = crowd.client()
-    visitor.get("/")
-    producer, reader = (crowd.client_of(name, like=visitor) for name in crowd.names[:2])
+    browser = cluster.client()
+    browser.get("/")
+    producer, reader = (cluster.client_of(name, like=browser) for name in cluster.names[:2])
     with started(producer, shared_fake, FLOWING, "9 ") as events:
-        seen = events.seen[0]
-        text = seen.json["content"].strip()
-        press = {"stream_id": events.id, "shown": "1", "seen": seen.id}
-        html = reader.request("POST", "/stop", urlencode(press).encode(), PAGE).body.decode()
+        seen_event = events.seen[0]
+        text = seen_event.json["content"].strip()
+        form = {"stream_id": events.id, "shown": "1", "seen": seen_event.id}
+        html = reader.request("POST", "/stop", urlencode(form).encode(), PAGE).body.decode()
         assert f"<p>{text}</p>" in html
 
 
 def test_page_streams_of_a_session_are_counted_over_all_workers(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """Beyond four, a session's page stream is brief, so that the browser can still send a Stop."""
-    visitor = crowd.client()
-    visitor.get("/")
-    names = cycle(crowd.names)
+    browser = cluster.client()
+    browser.get("/")
+    names = cycle(cluster.names)
     with ExitStack() as stack:
-        events = started(crowd.client_of(next(names), like=visitor), shared_fake, "stall?n=5", "4 ")
+        events = started(
+            cluster.client_of(next(names), like=browser), shared_fake, "stall?n=5", "4 "
+        )
         stack.enter_context(events)
         path = f"/streams/{events.id}/page"
         for _ in range(4):
             tab = stack.enter_context(
-                crowd.client_of(next(names), like=visitor).stream("GET", path)
+                cluster.client_of(next(names), like=browser).stream("GET", path)
             )
             assert tab.next() is not None
-        with crowd.client_of(next(names), like=visitor).stream("GET", path) as brief:
-            assert [message.id for message in brief] != []
-        assert visitor.stop(events.id).json["status"] == "stopped"
+        with cluster.client_of(next(names), like=browser).stream("GET", path) as page_stream:
+            assert [message.id for message in page_stream] != []
+        assert browser.stop(events.id).json["status"] == "stopped"
 
 
 # --- WebSocket ------------------------------------------------------------------------------------
 
 
 def test_websocket_follows_and_stops_a_stream_of_another_worker(
-    crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """A WebSocket follows and stops a stream through a worker that is not its producer."""
-    producer, other = crowd.names[:2]
+    producer, other = cluster.names[:2]
     with (
-        started(crowd.client_of(producer), shared_fake, FLOWING, "9 ") as events,
-        crowd.websocket_of(other) as ws,
+        started(cluster.client_of(producer), shared_fake, FLOWING, "9 ") as events,
+        cluster.websocket_of(other) as ws,
     ):
         ws.send(type="follow", id=events.id)
         ws.until_text(events.id, "29 ")
         receipt = ws.stop(events.id)
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         ws.to_end(events.id)
-        sent = events_read(events.to_end())[:-1]
-        assert [str(number) for number, _ in ws.seen[events.id]] == [n for n, _ in sent]
+        expected = events_read(events.to_end())[:-1]
+        assert [str(number) for number, _ in ws.seen[events.id]] == [n for n, _ in expected]
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -419,43 +427,44 @@ def test_websocket_follows_and_stops_a_stream_of_another_worker(
 
 def test_stream_limit_and_orphan_grace_hold_over_all_workers(shared_fake: FakeOpenAI) -> None:
     """The limit counts open streams of all workers; a viewer in any of them counts as one."""
-    server = crowd_of(2, shared_fake, HALT_MAX_STREAMS=3, HALT_ORPHAN_GRACE=1)
+    server = start_cluster(2, shared_fake, HALT_MAX_STREAMS=3, HALT_ORPHAN_GRACE=1)
     try:
-        one, two = map(server.client_of, server.names)
-        _cap_holds(one, two, shared_fake)
-        _grace_holds(one, two, shared_fake)
+        first_client, second_client = map(server.client_of, server.names)
+        _cap_holds(first_client, second_client, shared_fake)
+        _grace_holds(first_client, second_client, shared_fake)
     finally:
         server.close()
 
 
-def _cap_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None:
+def _cap_holds(first_client: WorkerClient, second_client: WorkerClient, fake: FakeOpenAI) -> None:
     with ExitStack() as stack:
         open_streams = [
-            stack.enter_context(started(client, fake, FLOWING, "2 ")) for client in (one, two, two)
+            stack.enter_context(started(client, fake, FLOWING, "2 "))
+            for client in (first_client, second_client, second_client)
         ]
-        for client in (one, two):
-            with client.chat("count") as refused:
-                assert refused.answer().error["code"] == "at_capacity"
-        assert one.get("/healthz").json["open_streams"] == 3
-        assert one.stop(open_streams[2].id).json["status"] == "stopped"
-        with one.chat("count?n=3") as fits:
-            assert fits.to_end().terminal["type"] == "done"
+        for client in (first_client, second_client):
+            with client.chat("count") as response:
+                assert response.answer().error["code"] == "at_capacity"
+        assert first_client.get("/healthz").json["open_streams"] == 3
+        assert first_client.stop(open_streams[2].id).json["status"] == "stopped"
+        with first_client.chat("count?n=3") as later_events:
+            assert later_events.to_end().terminal["type"] == "done"
         for events in open_streams[:2]:
-            two.stop(events.id)
+            second_client.stop(events.id)
 
 
-def _grace_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None:
+def _grace_holds(first_client: WorkerClient, second_client: WorkerClient, fake: FakeOpenAI) -> None:
     prompt = new_id()
-    first = one.chat("count?n=1000000&gap_ms=20", prompt).until_text("2 ")
+    first = first_client.chat("count?n=1000000&gap_ms=20", prompt).until_text("2 ")
     stream_id = first.id
-    follower = two.follow(stream_id).until_text("2 ")  # it counts as a viewer
+    follower = second_client.follow(stream_id).until_text("2 ")  # it counts as a viewer
     first.close()
     follower.until_text("150 ")  # three times the grace after its first viewer has left
     record = request_record(fake, prompt)
     assert not record.closed.is_set()
     follower.close()
     assert record.closed.wait(RECORD_TIMEOUT)
-    with one.follow(stream_id) as replay:
+    with first_client.follow(stream_id) as replay:
         assert replay.to_end().terminal["reason"] == "no_viewer"
 
 
@@ -463,50 +472,55 @@ def _grace_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None
 
 
 def test_killed_worker_ends_its_streams_and_frees_its_places(
-    small_crowd: MultiWorkerHalt, shared_fake: FakeOpenAI, tmp_path: Path
+    small_cluster: MultiWorkerHalt, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """Readers in other workers get an interrupted error when a stream's worker is killed.
 
     The dead worker's files are removed, and its places are free.
     """
-    victim, survivor = small_crowd.names
+    killed_name, live_name = small_cluster.names
     with (
-        started(small_crowd.client_of(victim), shared_fake, FLOWING, "9 ") as events,
-        small_crowd.client_of(survivor).follow(events.id) as follower,
+        started(small_cluster.client_of(killed_name), shared_fake, FLOWING, "9 ") as events,
+        small_cluster.client_of(live_name).follow(events.id) as follower,
     ):
         follower.until_text("19 ")
-        os.kill(worker_pid(victim), signal.SIGKILL)
-        ended = follower.to_end().terminal
-        assert (ended["type"], ended["error"]["code"]) == ("error", "interrupted")
-        assert ended["error"]["retryable"] is True
+        os.kill(worker_pid(killed_name), signal.SIGKILL)
+        terminal = follower.to_end().terminal
+        assert (terminal["type"], terminal["error"]["code"]) == ("error", "interrupted")
+        assert terminal["error"]["retryable"] is True
         numbers = [int(message.id) for message in follower.seen if message.id]
         assert numbers == sorted(set(numbers))
     run = tmp_path / "run"
-    wait_until(lambda: not list(run.glob(f"{victim}.*")), SERVER_TIMEOUT)
-    small_crowd.names = small_crowd.wait_workers(other_than=(victim,))
-    assert {path.stem for path in run.glob("*.lock")} == set(small_crowd.names)
-    assert small_crowd.client().get("/healthz").json["open_streams"] == 0
+    wait_until(lambda: not list(run.glob(f"{killed_name}.*")), SERVER_TIMEOUT)
+    small_cluster.names = small_cluster.wait_workers(other_than=(killed_name,))
+    assert {path.stem for path in run.glob("*.lock")} == set(small_cluster.names)
+    assert small_cluster.client().get("/healthz").json["open_streams"] == 0
 
 
 def test_reload_ends_running_streams_and_keeps_pending_stops(
-    small_crowd: MultiWorkerHalt, shared_fake: FakeOpenAI
+    small_cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
     """After SIGHUP running streams end for all readers; new workers inherit pending Stops."""
-    old = small_crowd.names
-    stopped, prompt = new_id(), new_id()
+    old = small_cluster.names
+    stopped_id, prompt = new_id(), new_id()
     with (
-        started(small_crowd.client_of(old[0]), shared_fake, FLOWING, "9 ") as events,
-        small_crowd.client_of(old[1]).follow(events.id) as follower,
+        started(small_cluster.client_of(old[0]), shared_fake, FLOWING, "9 ") as events,
+        small_cluster.client_of(old[1]).follow(events.id) as follower,
     ):
         follower.until_text("9 ")
-        assert small_crowd.client().stop(stopped).json["status"] == "pending"
-        small_crowd.process.send_signal(signal.SIGHUP)
+        assert small_cluster.client().stop(stopped_id).json["status"] == "pending"
+        small_cluster.process.send_signal(signal.SIGHUP)
         assert events.to_end().terminal["type"] == "error"
         assert events_read(follower.to_end()) == events_read(events)
-    small_crowd.names = small_crowd.wait_workers(other_than=old)
-    with small_crowd.client_of(small_crowd.names[0]).chat(FLOWING, prompt, id=stopped) as late:
-        assert late.to_end().terminal["type"] == "cancelled"
-    with started(small_crowd.client_of(small_crowd.names[0]), shared_fake, FLOWING, "9 ") as events:
+    small_cluster.names = small_cluster.wait_workers(other_than=old)
+    with small_cluster.client_of(small_cluster.names[0]).chat(
+        FLOWING, prompt, id=stopped_id
+    ) as late_stream:
+        assert late_stream.to_end().terminal["type"] == "cancelled"
+    with started(
+        small_cluster.client_of(small_cluster.names[0]), shared_fake, FLOWING, "9 "
+    ) as events:
         assert (
-            small_crowd.client_of(small_crowd.names[1]).stop(events.id).json["upstream"] == "closed"
+            small_cluster.client_of(small_cluster.names[1]).stop(events.id).json["upstream"]
+            == "closed"
         )

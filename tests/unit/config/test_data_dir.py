@@ -53,17 +53,17 @@ def test_secret_key_is_created_once_with_private_modes(tmp_path: Path) -> None:
 @pytest.fixture
 def umask() -> Iterator[Callable[[int], None]]:
     """Set the umask of this process and of processes that it starts, until the test's end."""
-    before = os.umask(0o077)
+    umask_before = os.umask(0o077)
 
     def set_umask(mask: int) -> None:
         os.umask(mask)
 
     yield set_umask
-    os.umask(before)
+    os.umask(umask_before)
 
 
 @pytest.fixture
-def short_path() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """A folder whose path is short enough for a socket's."""
     with tempfile.TemporaryDirectory(prefix="halt-") as folder:
         yield Path(folder)
@@ -98,7 +98,9 @@ def test_bind_private_creates_the_socket_with_its_final_mode(
     umask(0)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         monkeypatch.setattr(
-            os, "chmod", lambda file, to: os.fchmod(file, to) if isinstance(file, int) else None
+            os,
+            "chmod",
+            lambda file, mode_bits: os.fchmod(file, mode_bits) if isinstance(file, int) else None,
         )
         bind_private(sock, tmp_path / "socket")
     assert mode(tmp_path / "socket") == 0o600
@@ -108,12 +110,12 @@ def test_bind_private_creates_the_socket_with_its_final_mode(
 def test_server_keeps_its_whole_folder_private(
     start_halt: StartHalt,
     shared_fake: FakeOpenAI,
-    short_path: Path,
+    short_folder: Path,
     umask: Callable[[int], None],
     workers: int,
 ) -> None:
     """Files stay private with a loose umask; those that an earlier Halt left open are closed."""
-    folder = short_path / "halt"
+    folder = short_folder / "halt"
     (folder / "run").mkdir(parents=True)
     (folder / "run").chmod(0o777)
     for name in ("migrate.lock", "run/1-00000000-00000000.cleanup", "chat-history", "last_model"):
@@ -154,10 +156,10 @@ def test_invalid_secret_key_file_is_an_error_without_its_content(tmp_path: Path)
     """The error names the file without its content, and the file stays as it is."""
     for content in (b"", b"short-key\n", b"\xff\xfe\x00"):
         (tmp_path / "secret_key").write_bytes(content)
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as error_info:
             secret_key(tmp_path)
-        assert "secret_key" in str(caught.value)
-        assert "short-key" not in str(caught.value)
+        assert "secret_key" in str(error_info.value)
+        assert "short-key" not in str(error_info.value)
         assert (tmp_path / "secret_key").read_bytes() == content
 
 
@@ -183,30 +185,30 @@ def test_sockets_of_a_long_path_are_in_a_private_temporary_folder(tmp_path: Path
     run = run_folder(tmp_path)
     assert socket_folder(run_folder(Path("/tmp") / f"halt-test-{os.getpid()}")).name == "run"  # noqa: S108
     shutil.rmtree(f"/tmp/halt-test-{os.getpid()}")  # noqa: S108
-    deep = run_folder(tmp_path / ("x" * 100))
-    folder = socket_folder(deep)
+    socket_path = run_folder(tmp_path / ("x" * 100))
+    folder = socket_folder(socket_path)
     try:
-        assert folder not in {run, deep}
-        assert folder == socket_folder(deep)
+        assert folder not in {run, socket_path}
+        assert folder == socket_folder(socket_path)
         assert mode(folder) == 0o700
         folder.chmod(0o755)
         with pytest.raises(ConfigError, match="halt-"):
-            socket_folder(deep)
+            socket_folder(socket_path)
     finally:
         folder.rmdir()
 
 
 def test_concurrent_starts_complete_a_key_that_was_left_unfinished(tmp_path: Path) -> None:
     """What a start that died left of a key is completed and removed."""
-    for number, left in enumerate(("whole", "empty", "over")):
+    for number, key_state in enumerate(("whole", "empty", "over")):
         folder = tmp_path / str(number)
         (folder / "secret_key.first").mkdir(parents=True)
-        if left != "empty":
+        if key_state != "empty":
             (folder / "secret_key.first" / "text").write_text("f" * 64 + "\n")
-        if left == "over":
+        if key_state == "over":
             (folder / "secret_key").write_text("e" * 64 + "\n")
         (key,) = set(together(*[partial(secret_key, folder)] * 4))
-        assert key == {"whole": "f" * 64, "over": "e" * 64}.get(left, key)
+        assert key == {"whole": "f" * 64, "over": "e" * 64}.get(key_state, key)
         assert [path.name for path in folder.iterdir()] == ["secret_key"]
 
 
@@ -231,9 +233,9 @@ def test_concurrent_processes_agree_on_one_secret_key(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    printed = {process.communicate(timeout=120)[0] for process in processes}
-    assert len(printed) == 1
-    assert len(printed.pop().split()) == 100
+    outputs = {process.communicate(timeout=120)[0] for process in processes}
+    assert len(outputs) == 1
+    assert len(outputs.pop().split()) == 100
 
 
 @pytest.mark.slow
@@ -269,9 +271,9 @@ def test_folder_without_links_modes_or_locks_still_serves(
 def test_folder_without_any_unix_sockets_is_refused_in_one_line(tmp_path: Path) -> None:
     """If the temporary folder has no sockets either, the one line names the settings."""
     settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
-    status, printed = refused_start(**settings, **failing_calls(tmp_path, "bind", inside=Path("/")))
+    status, output = refused_start(**settings, **failing_calls(tmp_path, "bind", inside=Path("/")))
     assert status == 1
-    (line,) = printed.splitlines()
+    (line,) = output.splitlines()
     assert line.startswith("halt: HALT_DATA=")
     assert "cannot hold Unix sockets" in line
     assert "(Operation not supported): set HALT_DATA" in line
@@ -286,11 +288,11 @@ def test_file_in_place_of_a_folder_is_refused_in_one_line(tmp_path: Path, name: 
         (tmp_path / name).write_text("")
     else:
         (tmp_path / name).mkdir()
-    status, printed = refused_start(
+    status, output = refused_start(
         HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1", HALT_SECRET_KEY=""
     )
     assert status == 1
-    (line,) = printed.splitlines()
+    (line,) = output.splitlines()
     assert line.startswith("halt: ")
     assert str(tmp_path) in line
 

@@ -7,11 +7,11 @@ import pytest
 from halt.config.open_files import files_for, reserved_files, streams_for
 
 
-@pytest.mark.parametrize("streams", [1, 20, 32, 33, 500, 2_000])
-def test_the_needed_limit_is_the_lowest_that_allows_the_streams(streams: int) -> None:
-    files = files_for(streams)
-    assert streams_for(files) >= streams
-    assert streams_for(files - 1) < streams
+@pytest.mark.parametrize("stream_count", [1, 20, 32, 33, 500, 2_000])
+def test_the_needed_limit_is_the_lowest_that_allows_the_streams(stream_count: int) -> None:
+    files = files_for(stream_count)
+    assert streams_for(files) >= stream_count
+    assert streams_for(files - 1) < stream_count
 
 
 def test_documented_limits() -> None:
@@ -22,6 +22,6 @@ def test_documented_limits() -> None:
 @pytest.mark.parametrize("files", [1, 96, 160, 180, 256, 1_024])
 def test_each_stream_has_two_files(files: int) -> None:
     """A reserved file for its connection to the model, and one for its client."""
-    streams = streams_for(files)
-    assert streams <= max(0, reserved_files(files))
-    assert streams <= max(0, files - reserved_files(files))
+    stream_count = streams_for(files)
+    assert stream_count <= max(0, reserved_files(files))
+    assert stream_count <= max(0, files - reserved_files(files))

@@ -96,11 +96,11 @@ def name(setting: Setting) -> str:
     return setting.env
 
 
-def refused(**environ: str) -> str:
+def refused_message(**environ: str) -> str:
     """Return the one line that refuses this environment."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         load(environ)
-    message = str(caught.value)
+    message = str(error_info.value)
     assert "\n" not in message
     assert "\r" not in message
     return message
@@ -138,15 +138,15 @@ def test_wrong_number_is_refused_in_one_line(setting: Setting, raw: str) -> None
     assert setting.low is not None
     assert setting.high is not None
     raw = {"beyond": str(int(setting.high) + 1), "below": str(int(setting.low) - 1)}.get(raw, raw)
-    message = refused(**{setting.env: raw})
-    for fact in (setting.env, repr(raw), f"{setting.low:g}", f"{setting.high:g}"):
-        assert fact in message
+    message = refused_message(**{setting.env: raw})
+    for part in (setting.env, repr(raw), f"{setting.low:g}", f"{setting.high:g}"):
+        assert part in message
 
 
 @pytest.mark.parametrize("setting", [s for s in NUMBERS if s.kind == "int"], ids=name)
 def test_whole_number_with_a_fraction_is_refused(setting: Setting) -> None:
     """A fraction of a whole number is refused rather than rounded."""
-    assert "a whole number" in refused(**{setting.env: "1.5"})
+    assert "a whole number" in refused_message(**{setting.env: "1.5"})
 
 
 @pytest.mark.parametrize("setting", SWITCHES, ids=name)
@@ -162,7 +162,7 @@ def test_switch_accepts_its_usual_spellings(setting: Setting, raw: str, value: b
 @pytest.mark.parametrize("setting", SWITCHES, ids=name)
 def test_misspelt_switch_is_refused(setting: Setting) -> None:
     """A misspelt switch never turns a protection off: the line names it."""
-    message = refused(**{setting.env: "ture"})
+    message = refused_message(**{setting.env: "ture"})
     assert setting.env in message
     assert "'ture'" in message
     assert "1 or 0" in message
@@ -184,7 +184,7 @@ def test_misspelt_switch_is_refused(setting: Setting) -> None:
 )
 def test_wrong_address_is_refused(url: str) -> None:
     """The line names the variable and its value, and shows the form of an address."""
-    message = refused(OPENAI_BASE_URL=url)
+    message = refused_message(OPENAI_BASE_URL=url)
     assert f"OPENAI_BASE_URL={url!r}" in message
     assert "http(s)://HOST[:PORT]/PATH" in message
 
@@ -192,7 +192,7 @@ def test_wrong_address_is_refused(url: str) -> None:
 @pytest.mark.parametrize("end", ["?key=hidden-word", "?", "#top"])
 def test_address_with_a_query_is_refused_without_being_shown(end: str) -> None:
     """An address with ? or # is refused, and not shown since it may hold a secret."""
-    message = refused(OPENAI_BASE_URL=f"https://example.org/v1{end}")
+    message = refused_message(OPENAI_BASE_URL=f"https://example.org/v1{end}")
     assert "OPENAI_BASE_URL holds a ? or a #" in message
     assert "hidden-word" not in message
 
@@ -208,7 +208,7 @@ def test_valid_address_is_used_unchanged(url: str) -> None:
 @pytest.mark.parametrize(("env", "min_length"), [("HALT_TOKEN", 8), ("HALT_SECRET_KEY", 16)])
 def test_short_secret_is_refused_without_being_shown(env: str, min_length: int) -> None:
     """A secret that can be guessed is refused; the line has the least length, not the text."""
-    message = refused(**{env: "x" * (min_length - 1)})
+    message = refused_message(**{env: "x" * (min_length - 1)})
     assert env in message
     assert str(min_length) in message
     assert "xxx" not in message
@@ -216,28 +216,37 @@ def test_short_secret_is_refused_without_being_shown(env: str, min_length: int) 
 
 
 @pytest.mark.parametrize("env", ["OPENAI_API_KEY", "HALT_TOKEN"])
-@pytest.mark.parametrize("bad", ["two words", "a\nline", "schlüssel", "tab\there", "nul\0nul"])
-def test_secret_that_no_header_can_carry_is_refused(env: str, bad: str) -> None:
+@pytest.mark.parametrize("value", ["two words", "a\nline", "schlüssel", "tab\there", "nul\0nul"])
+def test_secret_that_no_header_can_carry_is_refused(env: str, value: str) -> None:
     """A key with a line break, blank or non-ASCII character is refused and not shown."""
-    message = refused(**{env: f"sk-{bad}-secret"})
+    message = refused_message(**{env: f"sk-{value}-secret"})
     assert env in message
     assert "secret" not in message
 
 
 @pytest.mark.parametrize("env", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
-@pytest.mark.parametrize("bad", ["::::", "http://", "http://hush:pass@:99999", "http://hush host"])
-def test_proxy_without_an_address_is_refused_without_being_shown(env: str, bad: str) -> None:
+@pytest.mark.parametrize(
+    "wrong_value", ["::::", "http://", "http://hush:pass@:99999", "http://hush host"]
+)
+def test_proxy_without_an_address_is_refused_without_being_shown(
+    env: str, wrong_value: str
+) -> None:
     """A proxy without an address is refused at the start, and its password is not shown."""
-    message = refused(**{env: bad})
+    message = refused_message(**{env: wrong_value})
     assert env in message
     assert "hush" not in message
-    for good in ("proxy.example:3128", "http://hush:pass@10.0.0.1:80", "socks5://[::1]:9", ""):
-        load({env: good})
+    for right_value in (
+        "proxy.example:3128",
+        "http://hush:pass@10.0.0.1:80",
+        "socks5://[::1]:9",
+        "",
+    ):
+        load({env: right_value})
 
 
 def test_system_prompt_that_fills_the_prompt_limit_is_refused() -> None:
     """A system prompt that makes every message too long is refused."""
-    message = refused(HALT_SYSTEM_PROMPT="x" * 20, HALT_MAX_PROMPT_CHARS="20")
+    message = refused_message(HALT_SYSTEM_PROMPT="x" * 20, HALT_MAX_PROMPT_CHARS="20")
     assert "HALT_SYSTEM_PROMPT" in message
     assert "HALT_MAX_PROMPT_CHARS=20" in message
     load({"HALT_SYSTEM_PROMPT": "x" * 20, "HALT_MAX_PROMPT_CHARS": "21"})
@@ -245,11 +254,11 @@ def test_system_prompt_that_fills_the_prompt_limit_is_refused() -> None:
 
 def test_default_system_prompt_is_for_the_demo_model_alone() -> None:
     """The demo model has a default system prompt; the model of another server has none."""
-    demo = {"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1", "HALT_EMBEDDED_MODEL": "Smol"}
-    assert load(demo).default_system_prompt("Smol").startswith("You are")
-    assert load(demo).default_system_prompt("ollama/m") == ""
-    assert load({"OPENAI_API_KEY": "k", **demo}).default_system_prompt("Smol") == ""
-    assert load({"HALT_SYSTEM_PROMPT": "Be.", **demo}).default_system_prompt("Smol") == "Be."
+    environment = {"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1", "HALT_EMBEDDED_MODEL": "Smol"}
+    assert load(environment).default_system_prompt("Smol").startswith("You are")
+    assert load(environment).default_system_prompt("ollama/m") == ""
+    assert load({"OPENAI_API_KEY": "k", **environment}).default_system_prompt("Smol") == ""
+    assert load({"HALT_SYSTEM_PROMPT": "Be.", **environment}).default_system_prompt("Smol") == "Be."
 
 
 def test_unreadable_certificates_are_refused(tmp_path: Path) -> None:
@@ -258,7 +267,7 @@ def test_unreadable_certificates_are_refused(tmp_path: Path) -> None:
         path = tmp_path / name
         if name == "empty.pem":
             path.write_text("nothing")
-        message = refused(SSL_CERT_FILE=str(path))
+        message = refused_message(SSL_CERT_FILE=str(path))
         assert name in message
         assert reason in message
 
@@ -279,12 +288,12 @@ def test_loopback_host_needs_no_token(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "halt.example.org", "10.0.0.1"])
 def test_reachable_host_needs_a_token_or_permission(host: str) -> None:
     """An address that others reach is refused without a token; the line names both settings."""
-    message = refused(HOST=host)
-    for fact in (repr(host), "HALT_TOKEN", "HALT_ALLOW_ANONYMOUS=1"):
-        assert fact in message
+    message = refused_message(HOST=host)
+    for part in (repr(host), "HALT_TOKEN", "HALT_ALLOW_ANONYMOUS=1"):
+        assert part in message
     assert load({"HOST": host, "HALT_TOKEN": "long enough"[:4] + "-enough"}).host == host
     assert load({"HOST": host, "HALT_ALLOW_ANONYMOUS": "1"}).host == host
-    refused(HOST=host, HALT_ALLOW_ANONYMOUS="0")
+    refused_message(HOST=host, HALT_ALLOW_ANONYMOUS="0")
 
 
 @pytest.mark.parametrize(

@@ -118,10 +118,10 @@ def test_attachments_of_untyped_data_url_takes_the_type_from_its_field() -> None
 
 def test_attachments_of_deep_nesting_stops_at_a_bound() -> None:
     """Addresses nested 500 levels deep are ignored."""
-    deep: Any = [A]
+    nested: Any = [A]
     for _ in range(500):
-        deep = [deep]
-    assert list(attachments_of(Extra(chunk={"a": deep}))) == []
+        nested = [nested]
+    assert list(attachments_of(Extra(chunk={"a": nested}))) == []
 
 
 def steps_of_events(*events: Event) -> tuple[Step, ...]:
@@ -135,8 +135,8 @@ def steps_of_events(*events: Event) -> tuple[Step, ...]:
 def test_step_stream_sources_are_one_step_without_repetitions() -> None:
     """All sources are one step, each once, also if a server repeats them or sends titles later."""
     first, second = Extra(chunk={"citations": [A]}), Extra(chunk={"citations": [A, B]})
-    titled = Extra(chunk={"search_results": [{"url": A, "title": "One"}]})
-    (step,) = steps_of_events(first, Content("a"), second, second, titled, first)
+    extra_with_title = Extra(chunk={"search_results": [{"url": A, "title": "One"}]})
+    (step,) = steps_of_events(first, Content("a"), second, second, extra_with_title, first)
     assert (step.kind, step.state, step.text) == ("sources", "done", f"{A} One\n{B}")
 
 
@@ -154,8 +154,10 @@ def test_step_stream_picture_keeps_its_data_up_to_a_bound() -> None:
     (step,) = steps_of_events(event, event)
     assert (step.kind, step.state, step.text) == ("picture", "done", "Picture (PNG, 16 B)")
     assert step.result == URL
-    large = [Extra(delta={"image": f"{URL}{letter * (PICTURE_CHARS_MAX // 2)}"}) for letter in "ab"]
-    assert [(step.text, bool(step.result)) for step in steps_of_events(*large)] == [
+    large_extras = [
+        Extra(delta={"image": f"{URL}{letter * (PICTURE_CHARS_MAX // 2)}"}) for letter in "ab"
+    ]
+    assert [(step.text, bool(step.result)) for step in steps_of_events(*large_extras)] == [
         ("Picture (PNG, 3.0 MB)", True),
         ("Picture (PNG, 3.0 MB)", False),
     ]

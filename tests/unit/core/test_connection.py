@@ -47,14 +47,14 @@ class WatchedConnection(UpstreamConnection):
 class HastyConnection(UpstreamConnection):
     """A connection that is interrupted when its n-th socket is attached, before its use."""
 
-    def __init__(self, after: int = 1) -> None:
+    def __init__(self, socket_count: int = 1) -> None:
         super().__init__()
-        self._after = after
+        self._remaining_sockets = socket_count
 
     def attach(self, sock: socket.socket, *, connected: bool = True) -> None:
         super().attach(sock, connected=connected)
-        self._after -= 1
-        if not self._after:
+        self._remaining_sockets -= 1
+        if not self._remaining_sockets:
             self.interrupt()
 
 
@@ -80,48 +80,46 @@ def connecting(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
     url = stack.enter_context(FakeOpenAI.unaccepting())
-    blocked = BackgroundCall(lambda: get(transport, url, connection))
+    call = BackgroundCall(lambda: get(transport, url, connection))
     assert connection.attached.wait(WAIT_TIMEOUT)
     sock = connection.sockets[0]
     if hasattr(socket, "TCP_INFO"):  # Linux; elsewhere the interrupt may come a little earlier
         wait_until(lambda: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO) & 0xFF == SYN_SENT)
-    return blocked
+    return call
 
 
 def handshaking(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
     """In the TLS handshake, with a server that reads the hello and sends nothing."""
-    received = threading.Event()
+    has_received = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.sock.recv(1)
-        received.set()
+        has_received.set()
         peer.wait_client_left()
 
     server = stack.enter_context(RawServer(handle))
-    blocked = BackgroundCall(
-        lambda: get(transport, server.url.replace("http:", "https:"), connection)
-    )
-    assert received.wait(WAIT_TIMEOUT)
-    return blocked
+    call = BackgroundCall(lambda: get(transport, server.url.replace("http:", "https:"), connection))
+    assert has_received.wait(WAIT_TIMEOUT)
+    return call
 
 
 def awaiting_head(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
     """Waiting for the response's head."""
-    received = threading.Event()
+    has_received = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.request()
-        received.set()
+        has_received.set()
         peer.wait_client_left()
 
     server = stack.enter_context(RawServer(handle))
-    blocked = BackgroundCall(lambda: get(transport, server.url, connection))
-    assert received.wait(WAIT_TIMEOUT)
-    return blocked
+    call = BackgroundCall(lambda: get(transport, server.url, connection))
+    assert has_received.wait(WAIT_TIMEOUT)
+    return call
 
 
 def between_bytes(
@@ -139,13 +137,13 @@ def between_bytes(
     stack.callback(body.close)
     assert body.read() == b"some"
 
-    def read() -> None:
+    def read_body() -> None:
         try:
             read_all(body)
         finally:
             body.close()
 
-    return BackgroundCall(read)
+    return BackgroundCall(read_body)
 
 
 PHASES = [connecting, handshaking, awaiting_head, between_bytes]
@@ -161,10 +159,10 @@ def test_interrupt_wakes_the_blocked_thread(transport: Transport, phase: Phase) 
     """In every phase an interrupt ends the blocked call with an error, and all sockets are closed."""
     with contextlib.ExitStack() as stack:
         connection = WatchedConnection()
-        blocked = phase(transport, connection, stack)
+        call = phase(transport, connection, stack)
         assert connection.wait_closed(0) == "closing"
         connection.interrupt()
-        assert isinstance(blocked.end(), (httpx2.TransportError, Interrupted))
+        assert isinstance(call.end(), (httpx2.TransportError, Interrupted))
         assert connection.wait_closed(0) == receipt(phase)
         assert connection.interrupted
         assert [sock.fileno() for sock in connection.sockets] == [-1] * len(connection.sockets)
@@ -175,9 +173,9 @@ def test_interrupt_repeated_has_the_effect_of_one(transport: Transport, phase: P
     """Law: any number of interrupts at any time do what one does."""
     with contextlib.ExitStack() as stack:
         connection = WatchedConnection()
-        blocked = phase(transport, connection, stack)
+        call = phase(transport, connection, stack)
         together(*[connection.interrupt] * 3)
-        blocked.end()
+        call.end()
         connection.interrupt()
         assert connection.wait_closed(0) == receipt(phase)
 
@@ -215,10 +213,10 @@ def test_interrupt_between_socket_and_connect_ends_the_connect(transport: Transp
     """
     connection = HastyConnection()
     with FakeOpenAI.unaccepting() as url:
-        blocked = BackgroundCall(lambda: get(transport, url, connection))
-        blocked.join(WAIT_TIMEOUT)
-        assert not blocked.is_alive(), "it connects until the connect timeout"
-    assert isinstance(blocked.fault, (httpx2.TransportError, Interrupted))
+        call = BackgroundCall(lambda: get(transport, url, connection))
+        call.join(WAIT_TIMEOUT)
+        assert not call.is_alive(), "it connects until the connect timeout"
+    assert isinstance(call.fault, (httpx2.TransportError, Interrupted))
     assert connection.wait_closed(0) == "none"
 
 
@@ -234,24 +232,24 @@ def test_interrupt_at_the_start_of_tls_closes_the_connection() -> None:
 
     transport = Transport(LONG, Context(ssl.PROTOCOL_TLS_CLIENT))
     with RawServer(answering()) as server:
-        blocked = BackgroundCall(
+        call = BackgroundCall(
             lambda: get(transport, server.url.replace("http:", "https:"), connection)
         )
-        assert isinstance(blocked.end(), (httpx2.TransportError, Interrupted))
+        assert isinstance(call.end(), (httpx2.TransportError, Interrupted))
         server.wait_over(1)
     assert connection.wait_closed(0) == "closed"
 
 
 def test_interrupt_after_the_end_does_not_reach_the_next_run(transport: Transport) -> None:
     """An interrupt on an ended run's handle leaves its pooled connection to the next run."""
-    go_on = threading.Event()
+    may_continue = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(HELLO)
         peer.request()
         peer.send(CHUNKED, b"5\r\nhello\r\n")
-        go_on.wait(WAIT_TIMEOUT)
+        may_continue.wait(WAIT_TIMEOUT)
         peer.send(b"6\r\n world\r\n0\r\n\r\n")
         peer.wait_client_left()
 
@@ -262,7 +260,7 @@ def test_interrupt_after_the_end_does_not_reach_the_next_run(transport: Transpor
         body = body_of(get(transport, server.url))
         assert body.read() == b"hello"
         old.interrupt()
-        go_on.set()
+        may_continue.set()
         assert read_all(body) == b" world"
         body.close()
         assert server.accepted == 1
@@ -330,7 +328,7 @@ def test_interrupt_on_a_reused_connection_causes_no_second_attempt(transport: Tr
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[str]:
+def refusing_server() -> Iterator[str]:
     """The URL of a port that refuses connections: its socket is bound and does not listen."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -353,7 +351,7 @@ def test_receipt_is_none_then_closing_then_closed(transport: Transport) -> None:
 def test_receipt_of_a_refused_connection_is_none(transport: Transport) -> None:
     """A connection that the peer refuses was never open: the receipt is none."""
     connection = UpstreamConnection()
-    with refusing() as url, pytest.raises(httpx2.ConnectError):
+    with refusing_server() as url, pytest.raises(httpx2.ConnectError):
         get(transport, url, connection)
     assert connection.wait_closed(0) == "none"
 
@@ -364,7 +362,7 @@ def test_receipt_is_that_of_the_last_attempt(transport: Transport) -> None:
     with RawServer(answering(HELLO)) as server:
         body_of(get(transport, server.url, connection)).close()
         assert connection.wait_closed(0) == "closed"
-    with refusing() as url, pytest.raises(httpx2.ConnectError):
+    with refusing_server() as url, pytest.raises(httpx2.ConnectError):
         get(transport, url, connection)
     assert connection.wait_closed(0) == "none"
 
@@ -384,11 +382,11 @@ def test_receipt_wait_returns_at_the_close(transport: Transport) -> None:
     connection = UpstreamConnection()
     with RawServer(answering(HELLO)) as server:
         body = body_of(get(transport, server.url, connection))
-        waiting = BackgroundCall(partial(connection.wait_closed, WAIT_TIMEOUT))
+        waiting_call = BackgroundCall(partial(connection.wait_closed, WAIT_TIMEOUT))
         connection.interrupt()
         body.close()
-        assert waiting.end(WAIT_TIMEOUT / 2) is None
-        assert waiting.result == "closed"
+        assert waiting_call.end(WAIT_TIMEOUT / 2) is None
+        assert waiting_call.result == "closed"
 
 
 def test_closed_body_read_is_an_error(transport: Transport) -> None:

@@ -20,7 +20,7 @@ NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
 
 
 @pytest.mark.parametrize(
-    ("body", "field", "sentence"),
+    ("body", "field", "expected"),
     [
         (b"", "body", "it is empty."),
         (b'{"messages": [', "body", "it ends in the middle."),
@@ -41,14 +41,14 @@ NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
     ],
 )
 def test_chat_request_invalid_json_is_refused_in_plain_words(
-    body: bytes | str, field: str, sentence: str
+    body: bytes | str, field: str, expected: str
 ) -> None:
     """The error has no byte counts of the parser's and no regular expression."""
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         CHAT_REQUEST.decode(body)
-    message = refused.value.args[0]
-    assert refused.value.field == field
-    assert sentence in message
+    message = error_info.value.args[0]
+    assert error_info.value.field == field
+    assert expected in message
     assert "truncated" not in message
     assert "regex" not in message
 
@@ -56,10 +56,10 @@ def test_chat_request_invalid_json_is_refused_in_plain_words(
 def test_invalid_choice_is_refused_with_the_allowed_values() -> None:
     """The error lists the values of `on_disconnect`, and does not repeat the wrong one."""
     for value in ("x", "x" * 1000):
-        with pytest.raises(RequestError) as refused:
+        with pytest.raises(RequestError) as error_info:
             START_REQUEST.convert({"messages": [HELLO], "on_disconnect": value})
-        assert refused.value.args[0] == 'on_disconnect must be "stop" or "continue".'
-        assert refused.value.field == "on_disconnect"
+        assert error_info.value.args[0] == 'on_disconnect must be "stop" or "continue".'
+        assert error_info.value.field == "on_disconnect"
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_chat_request_bad_id_in_decoded_json_is_refused_alike() -> None:
 def test_extra_body_with_a_field_of_halt_is_refused(name: str) -> None:
     """extra_body cannot replace stream, model or messages: Halt needs the stream that it requests."""
     body = {"messages": [{"role": "user", "content": "Hi"}], "extra_body": {name: False}}
-    with pytest.raises(RequestError, match=f"extra_body.{name}") as refused:
+    with pytest.raises(RequestError, match=f"extra_body.{name}") as error_info:
         CHAT_REQUEST.convert(body)
-    assert refused.value.args[0] == (
+    assert error_info.value.args[0] == (
         f"extra_body.{name}: unknown field. Give {name} as a top-level field."
     )
-    assert refused.value.field == f"extra_body.{name}"
+    assert error_info.value.field == f"extra_body.{name}"
 
 
 #: Names that look like the text that msgspec appends to a name, and one that does not.
@@ -192,9 +192,9 @@ def _convert(body: dict[str, Any]) -> object:
 )
 def test_unknown_field_is_named_in_the_error(name: str, field: str) -> None:
     """The error has the unknown field's name, whatever characters are in it."""
-    with pytest.raises(RequestError, match="unknown field") as refused:
+    with pytest.raises(RequestError, match="unknown field") as error_info:
         START_REQUEST.decode(json.dumps({"messages": [HELLO], name: 1}))
-    assert (refused.value.field or "").strip(" `") == field
+    assert (error_info.value.field or "").strip(" `") == field
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_unknown_field_is_named_in_the_error(name: str, field: str) -> None:
 def test_body_with_over_100000_values_is_refused_before_decoding(body: bytes) -> None:
     """Such a body is refused before objects are made, which would hold the interpreter's lock long."""
     for decoder in (JSON_OBJECT, START_REQUEST):
-        with pytest.raises(RequestError, match=r"holds more than 100,000 values\.") as refused:
+        with pytest.raises(RequestError, match=r"holds more than 100,000 values\.") as error_info:
             decoder.decode(body)
-        assert refused.value.field == "body"
+        assert error_info.value.field == "body"
 
 
 @pytest.mark.parametrize(

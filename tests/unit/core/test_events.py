@@ -68,7 +68,7 @@ METRICS_JSON = {
 USAGE = {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
 
 #: Every text that JSON in UTF-8 can hold: no lone surrogates.
-texts = st.text(st.characters(codec="utf-8"))
+json_texts = st.text(st.characters(codec="utf-8"))
 
 
 class Message(NamedTuple):
@@ -235,7 +235,7 @@ def test_event_is_frozen() -> None:
         event.content = "changed"  # type: ignore[misc]
 
 
-@given(st.lists(texts, min_size=1))
+@given(st.lists(json_texts, min_size=1))
 def test_sse_text_arrives_unchanged_under_its_number(contents: list[str]) -> None:
     """Law: a reader gets every text unchanged, under the same number."""
     stream = b"".join(sse(seq, Content(text)) for seq, text in enumerate(contents, 1))
@@ -245,7 +245,7 @@ def test_sse_text_arrives_unchanged_under_its_number(contents: list[str]) -> Non
     assert {m.event for m in messages} == {"message"}
 
 
-@given(texts)
+@given(json_texts)
 def test_sse_event_is_one_line_of_data(text: str) -> None:
     """JSON has no line break, so each event is `id`, one `data` line and an empty line."""
     frame = sse(7, Content(text))

@@ -32,8 +32,8 @@ class UsageHarness:
 
     def __init__(self) -> None:
         self.upstream = ScriptedUpstream()
-        self.reported: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
-        self.ended: list[Run] = []
+        self.usages: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+        self.ended_runs: list[Run] = []
         self._services: list[GenerationService] = []
 
     def make(self, **settings: Any) -> GenerationService:
@@ -46,8 +46,8 @@ class UsageHarness:
         number = len(self.upstream.opened)
         run = generations.start(
             ChatRequest(HI),
-            on_end=self.ended.append,
-            on_usage=lambda run, usage: self.reported.put((run.id, usage)),
+            on_end=self.ended_runs.append,
+            on_usage=lambda run, usage: self.usages.put((run.id, usage)),
         )
         reader = Reader(run)
         reply = self.upstream.reply(number)
@@ -77,12 +77,12 @@ def test_stop_with_exact_usage_reports_the_usage_of_the_whole_answer(harness: Us
     events = reader.finish()
     assert isinstance(events[-1][1], Cancelled)
     assert events[-1][1].metrics.tokens_estimated
-    assert harness.ended == [run]
+    assert harness.ended_runs == [run]
     assert not reply.closed
     assert not run.connection.interrupted
     reply.feed("two ", "three")
     reply.end("stop", USAGE)
-    assert harness.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
+    assert harness.usages.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
     assert reply.over.wait(WAIT_TIMEOUT)
     assert run.answer() == (1, "one ")
     assert run.log.last == 2
@@ -96,9 +96,9 @@ def test_stopped_run_read_for_its_usage_takes_no_place(harness: UsageHarness) ->
     run, reply, _ = harness.start(generations)
     generations.stop(run.id, None)
     assert generations.open_streams == 0
-    other, _, reader = harness.start(generations)
+    other_run, _, reader = harness.start(generations)
     assert (
-        generations.stop(other.id, None).upstream == "closed"
+        generations.stop(other_run.id, None).upstream == "closed"
     )  # at most one is read for its usage
     reader.finish()
     assert not reply.closed
@@ -118,19 +118,19 @@ def test_end_other_than_a_stop_closes_the_connection(harness: UsageHarness) -> N
         assert run.connection.interrupted
         assert reply.over.wait(WAIT_TIMEOUT)
         reader.finish()
-    assert harness.reported.empty()
+    assert harness.usages.empty()
 
 
-@pytest.mark.parametrize("missing", ["setting", "callback"])
+@pytest.mark.parametrize("missing_part", ["setting", "callback"])
 def test_stop_without_setting_or_callback_closes_the_connection(
-    harness: UsageHarness, missing: str
+    harness: UsageHarness, missing_part: str
 ) -> None:
     """Without HALT_EXACT_USAGE, or without a callback for the usage, nothing is read on."""
-    generations = harness.make(exact_usage=missing != "setting")
+    generations = harness.make(exact_usage=missing_part != "setting")
     run = generations.start(
         ChatRequest(HI),
-        on_usage=(lambda run, usage: harness.reported.put((run.id, usage)))
-        if missing == "setting"
+        on_usage=(lambda run, usage: harness.usages.put((run.id, usage)))
+        if missing_part == "setting"
         else None,
     )
     harness.upstream.reply()
@@ -145,10 +145,10 @@ def test_shutdown_ends_the_reading_of_usage_at_once(harness: UsageHarness) -> No
     generations.close()
     assert reply.over.is_set()
     assert not run.reads_usage
-    assert harness.reported.empty()
+    assert harness.usages.empty()
 
 
-def exceed(run: Run, limit: str) -> None:
+def exceed_limit(run: Run, limit: str) -> None:
     """Age a run, or its model's silence, by more than a limit of 1000 s, and have it checked."""
     if limit == "run_timeout":
         run.meter.started_at -= 1_001.0
@@ -165,10 +165,10 @@ def test_limit_ends_the_reading_of_usage(harness: UsageHarness, limit: str) -> N
     generations.stop(run.id, None)
     reader.finish()
     assert run.reads_usage
-    exceed(run, limit)
+    exceed_limit(run, limit)
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
-    assert harness.reported.empty()
+    assert harness.usages.empty()
 
 
 def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> None:
@@ -176,14 +176,14 @@ def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> N
     harness.upstream.silent = True
     generations = harness.make(**ENDLESS | {"first_byte_timeout": 1_000.0})
     run = generations.start(
-        ChatRequest(HI), on_usage=lambda run, usage: harness.reported.put((run.id, usage))
+        ChatRequest(HI), on_usage=lambda run, usage: harness.usages.put((run.id, usage))
     )
     assert harness.upstream.waiting.wait(WAIT_TIMEOUT)
     assert generations.stop(run.id, None).upstream == "closing"
-    exceed(run, "first_byte_timeout")
+    exceed_limit(run, "first_byte_timeout")
     wait_until(lambda: not run.reads_usage)
     wait_until(lambda: generations.open_usage_reads == 0)
-    assert harness.reported.empty()
+    assert harness.usages.empty()
 
 
 def test_internal_fault_while_usage_is_read_gives_the_place_back(
@@ -193,17 +193,17 @@ def test_internal_fault_while_usage_is_read_gives_the_place_back(
     generations = harness.make()
     run, reply, _ = harness.start(generations)
 
-    def broken(_: float) -> Part:
+    def raise_fault(_: float) -> Part:
         raise ZeroDivisionError("in the decoder")
 
     generations.stop(run.id, None)
     assert generations.open_usage_reads == 1
-    monkeypatch.setattr(reply, "next_part", broken)
+    monkeypatch.setattr(reply, "next_part", raise_fault)
     reply.feed("two ")
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: generations.open_usage_reads == 0)
     assert "ZeroDivisionError: in the decoder" in caplog.text
-    assert harness.reported.empty()
+    assert harness.usages.empty()
 
 
 def test_stop_before_the_answer_reports_its_usage(harness: UsageHarness) -> None:
@@ -213,14 +213,14 @@ def test_stop_before_the_answer_reports_its_usage(harness: UsageHarness) -> None
     harness.upstream = ScriptedUpstream(reply)
     generations = harness.make()
     run = generations.start(
-        ChatRequest(HI), on_usage=lambda run, usage: harness.reported.put((run.id, usage))
+        ChatRequest(HI), on_usage=lambda run, usage: harness.usages.put((run.id, usage))
     )
     harness.upstream.reply()
     reply.wait_reads()
     assert generations.stop(run.id, None).upstream == "closing"
     reply.feed("one")
     reply.end("stop", USAGE)
-    assert harness.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
+    assert harness.usages.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
     assert run.answer() == (0, "")
 
 
@@ -235,7 +235,7 @@ def test_usage_in_the_read_that_meets_the_stop_is_reported_once(
     generations.stop(run.id, None)
     reply.feed(Part(text_part(text).events if text else (), 1, ended=True))
     reader.finish()
-    assert harness.reported.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
+    assert harness.usages.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
 
 
 def test_answer_without_usage_is_not_reported(harness: UsageHarness) -> None:
@@ -246,7 +246,7 @@ def test_answer_without_usage_is_not_reported(harness: UsageHarness) -> None:
     reply.feed(Part(text_part("end").events, 1, ended=True))
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
-    assert harness.reported.empty()
+    assert harness.usages.empty()
 
 
 def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
@@ -255,10 +255,10 @@ def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
     """The place and the connection are given back."""
     generations = harness.make()
 
-    def fails(run: Run, usage: dict[str, Any]) -> None:
+    def raise_fault(run: Run, usage: dict[str, Any]) -> None:
         raise RuntimeError("the store is full")
 
-    run = generations.start(ChatRequest(HI), on_usage=fails)
+    run = generations.start(ChatRequest(HI), on_usage=raise_fault)
     reply = harness.upstream.reply()
     generations.stop(run.id, None)
     reply.end("stop", USAGE)
@@ -271,21 +271,21 @@ def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
 def test_real_server_is_read_to_its_usage(fake: FakeOpenAI) -> None:
     """Over HTTP: the reported usage is that of the whole answer."""
     config = Config(base_url=fake.base_url, api_key="fake", exact_usage=True)
-    reported: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    usages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     generations = GenerationService(config, make_upstream(config), StopRegistry())
     with contextlib.closing(generations):
         run = generations.start(
-            ChatRequest(HI, model="stall?n=5&rest=5"), on_usage=lambda _, usage: reported.put(usage)
+            ChatRequest(HI, model="stall?n=5&rest=5"), on_usage=lambda _, usage: usages.put(usage)
         )
         record = fake.wait_request()
         record.wait_tokens(5)
         assert generations.stop(run.id, None).upstream == "closing"
         assert not record.closed.is_set()
         record.release()
-        assert reported.get(timeout=WAIT_TIMEOUT)["completion_tokens"] == 10
+        assert usages.get(timeout=WAIT_TIMEOUT)["completion_tokens"] == 10
 
 
-def idle() -> LiveGeneration:
+def idle_generation() -> LiveGeneration:
     """A generation that has not begun."""
     return LiveGeneration("a-stream", ChatRequest(HI), None, 1_000)
 
@@ -293,16 +293,16 @@ def idle() -> LiveGeneration:
 def test_usage_drain_has_as_many_places_as_streams() -> None:
     """The drain takes max_streams runs; a close interrupts all and takes no more."""
     usage_drain = UsageDrain(Config(exact_usage=True, max_streams=2))
-    first, late, third = idle(), idle(), idle()
+    first, second, third = idle_generation(), idle_generation(), idle_generation()
     assert usage_drain.take(first)
-    assert usage_drain.take(late)
+    assert usage_drain.take(second)
     assert not usage_drain.take(third)
-    usage_drain.give_back(late)
+    usage_drain.give_back(second)
     assert not usage_drain.take(first), "another Stop has taken it, and gives it back alone"
-    assert usage_drain.take(late)
-    usage_drain.give_back(late)
+    assert usage_drain.take(second)
+    usage_drain.give_back(second)
     assert usage_drain.take(third)
     usage_drain.close()
     assert first.connection.interrupted
-    assert not usage_drain.take(late)
+    assert not usage_drain.take(second)
     assert not UsageDrain(Config(max_streams=2)).take(first)

@@ -16,7 +16,7 @@ from halt.testing.wire import as_json
 
 
 @pytest.mark.parametrize(
-    ("pieces", "whole"),
+    ("pieces", "value"),
     [
         (["one"], "one"),
         (["a", "b", "a"], "aba"),
@@ -46,9 +46,9 @@ from halt.testing.wire import as_json
         ),
     ],
 )
-def test_joined_pieces_are_one_value(pieces: list[Any], whole: Any) -> None:
+def test_joined_pieces_are_one_value(pieces: list[Any], value: Any) -> None:
     """Objects are joined by field, lists and texts end to end, list items by their index."""
-    assert joined(pieces) == whole
+    assert joined(pieces) == value
 
 
 def test_extras_join_chunk_choice_and_delta_fields_by_their_rules() -> None:
@@ -63,7 +63,7 @@ def test_extras_join_chunk_choice_and_delta_fields_by_their_rules() -> None:
     assert extras.delta == {"images": [{}, {}]}
 
 
-def returned(*chunks: Any) -> dict[str, Any] | None:
+def returned_fields(*chunks: Any) -> dict[str, Any] | None:
     """The fields of an answer that a decoder keeps for the provider."""
     decoder = ChatDecoder()
     for chunk in chunks:
@@ -111,28 +111,28 @@ def test_decoder_keeps_thoughts_in_the_form_they_came(
     chunks: list[Any], fields: dict[str, Any] | None
 ) -> None:
     """By field name, by marks in the text, or as parts; an answer without thoughts has no fields."""
-    assert returned(*chunks) == fields
+    assert returned_fields(*chunks) == fields
 
 
 def test_outgoing_tool_turn_has_its_fields_except_refused_ones() -> None:
     """The message and its calls have their extra fields, except those that the server has refused."""
     function = {"name": "f", "arguments": "{}"}
-    signed = ToolCall("c1", "f", "{}", extra={"extra_content": 1, "function": {"note": 2}})
-    turn = ToolTurn("Hi", [signed], {"reasoning": "hm", "content": "<think>hm</think>Hi"})
-    known = {"id": "c1", "type": "function", "function": {"note": 2, **function}}
-    assert outgoing_message(turn) == {
+    call = ToolCall("c1", "f", "{}", extra={"extra_content": 1, "function": {"note": 2}})
+    tool_turn = ToolTurn("Hi", [call], {"reasoning": "hm", "content": "<think>hm</think>Hi"})
+    call_json = {"id": "c1", "type": "function", "function": {"note": 2, **function}}
+    assert outgoing_message(tool_turn) == {
         "role": "assistant",
         "content": "<think>hm</think>Hi",
         "reasoning": "hm",
-        "tool_calls": [{**known, "extra_content": 1}],
+        "tool_calls": [{**call_json, "extra_content": 1}],
     }
-    assert round_trip_names(turn) == {"reasoning", "content", "extra_content"}
-    assert outgoing_message(turn, frozenset(round_trip_names(turn))) == {
+    assert round_trip_names(tool_turn) == {"reasoning", "content", "extra_content"}
+    assert outgoing_message(tool_turn, frozenset(round_trip_names(tool_turn))) == {
         "role": "assistant",
         "content": "Hi",
-        "tool_calls": [known],
+        "tool_calls": [call_json],
     }
-    assert "reasoning" not in turn
+    assert "reasoning" not in tool_turn
 
 
 def test_outgoing_client_message_loses_only_refused_fields_of_answers() -> None:

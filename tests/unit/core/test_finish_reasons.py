@@ -39,18 +39,22 @@ model_error eof preempted max_turns 停止""")
 
 
 @pytest.mark.parametrize(
-    ("reasons", "known"),
+    ("reasons", "expected"),
     [(STOP, "stop"), (LENGTH, "length"), (FILTER, "content_filter"), (CALLS, "tool_calls")],
 )
-def test_normalise_reason_maps_each_spelling_to_one_word(reasons: list[str], known: str) -> None:
+def test_normalise_reason_maps_each_spelling_to_one_word(reasons: list[str], expected: str) -> None:
     """Capitals, camel case and a type's name in front make no difference."""
-    assert {word: normalise_reason(word) for word in reasons} == dict.fromkeys(reasons, known)
+    assert {reason: normalise_reason(reason) for reason in reasons} == dict.fromkeys(
+        reasons, expected
+    )
 
 
 def test_normalise_reason_keeps_an_unknown_word_which_is_no_good_end() -> None:
     """A server may break off for any reason: the user reads the server's own word."""
-    assert {word: normalise_reason(word) for word in OWN} == {word: word for word in OWN}
-    assert not any(is_good(word) for word in OWN)
+    assert {reason: normalise_reason(reason) for reason in OWN} == {
+        reason: reason for reason in OWN
+    }
+    assert not any(is_good(reason) for reason in OWN)
     assert (
         unusual_end_note("abort")
         == ending("abort")
@@ -60,8 +64,8 @@ def test_normalise_reason_keeps_an_unknown_word_which_is_no_good_end() -> None:
 
 def test_normalise_reason_keeps_openais_words() -> None:
     """OpenAI's words stay, also the older one for calls, and have the right sentence."""
-    for word in ("stop", "length", "tool_calls", "function_call", "content_filter"):
-        assert normalise_reason(word) == word
+    for reason in ("stop", "length", "tool_calls", "function_call", "content_filter"):
+        assert normalise_reason(reason) == reason
     assert not ending(None)
     assert not ending("stop")
     assert not ending("function_call")
@@ -70,7 +74,7 @@ def test_normalise_reason_keeps_openais_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "known"),
+    ("value", "expected"),
     [
         ("null", None),
         ("None", None),
@@ -91,14 +95,14 @@ def test_normalise_reason_keeps_openais_words() -> None:
         ("broken " * 100, ("broken " * 100)[:100].strip()),
     ],
 )
-def test_normalise_reason_of_odd_values_is_harmless(given: object, known: str | None) -> None:
+def test_normalise_reason_of_odd_values_is_harmless(value: object, expected: str | None) -> None:
     """Words for "not ended" are None; values that are no reason do no harm."""
-    reason = normalise_reason(given)
-    assert (reason.strip() if reason else reason) == known
+    reason = normalise_reason(value)
+    assert (reason.strip() if reason else reason) == expected
 
 
 @pytest.mark.parametrize(
-    ("reason", "called", "word"),
+    ("reason", "called", "expected"),
     [
         ("stop", False, "stop"),
         (None, False, "stop"),
@@ -113,9 +117,9 @@ def test_normalise_reason_of_odd_values_is_harmless(given: object, known: str | 
     ],
 )
 def test_openai_finish_reason_is_one_of_openais_words(
-    reason: str | None, called: bool, word: str
+    reason: str | None, called: bool, expected: str
 ) -> None:
     """Clients of the OpenAI API get a finish reason that they know; a broken-off answer can be
     continued as one at the token limit."""
-    ended = Done(reason, Meter().snapshot())
-    assert finish_reason(ended, called=called, functions=False) == word
+    terminal = Done(reason, Meter().snapshot())
+    assert finish_reason(terminal, called=called, functions=False) == expected

@@ -35,19 +35,19 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunHarness]:
     run_harness.close()
 
 
-def answered(
-    harness: RunHarness, *fed: str | Part | UpstreamError, reason: str | None = "stop"
+def ended_run(
+    harness: RunHarness, *inputs: str | Part | UpstreamError, reason: str | None = "stop"
 ) -> tuple[Run, list[Event]]:
     """A run whose reply consists of these parts, and its events."""
     run, reply = harness.opened_run()
     reader = Reader(run)
-    reply.feed(*fed)
+    reply.feed(*inputs)
     reply.finish_reason = reason
     reply.feed(Part(ended=True))
     return run, [event for _, event in reader.finish()]
 
 
-def thought(*texts: str) -> Part:
+def thought_part(*texts: str) -> Part:
     return Part(tuple(map(Reasoning, texts)), len(texts))
 
 
@@ -61,7 +61,9 @@ def test_thought_without_an_answer_becomes_the_answer(
 ) -> None:
     """An answer that a server sends as reasoning alone is shown and saved, and later prompts hold
     it, as any other answer."""
-    run, events = answered(harness, thought("\nPar"), thought("is.\n"), *blank, reason=reason)
+    run, events = ended_run(
+        harness, thought_part("\nPar"), thought_part("is.\n"), *blank, reason=reason
+    )
     assert events[-2] == Content("Paris.")
     assert [event for event in events if isinstance(event, Reasoning)] == [
         Reasoning("\nPar"),
@@ -74,27 +76,29 @@ def test_thought_without_an_answer_becomes_the_answer(
 @pytest.mark.parametrize("reason", ["length", "content_filter", "abort", "tool_calls"])
 def test_thought_cut_off_is_no_answer(harness: RunHarness, reason: str) -> None:
     """A thought that ends for another reason than stop does not become the answer."""
-    run, _ = answered(harness, thought("Hm"), reason=reason)
+    run, _ = ended_run(harness, thought_part("Hm"), reason=reason)
     assert run.answer()[1] == ""
 
 
 def test_thought_before_an_answer_or_a_call_stays_a_thought(harness: RunHarness) -> None:
     """A thought with text or a call behind it is not repeated as the answer."""
-    run, _ = answered(harness, thought("Hm"), "Hello")
+    run, _ = ended_run(harness, thought_part("Hm"), "Hello")
     assert run.answer()[1] == "Hello"
     harness.clear()
     call = ToolCall("1", "look", "{}")
-    run, _ = answered(harness, thought("Hm"), Part((call,), 1))
+    run, _ = ended_run(harness, thought_part("Hm"), Part((call,), 1))
     assert run.answer()[1] == ""
 
 
 def test_thought_before_a_picture_stays_a_thought(harness: RunHarness) -> None:
     """A picture is an answer; a server's other fields are not."""
     url = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
-    run, _ = answered(harness, thought("Hm"), Part((Extra(delta={"images": [url]}),), 1))
+    run, _ = ended_run(harness, thought_part("Hm"), Part((Extra(delta={"images": [url]}),), 1))
     assert run.answer()[1] == ""
     harness.clear()
-    run, _ = answered(harness, thought("Paris."), Part((Extra(chunk={"x_groq": {"id": "1"}}),), 1))
+    run, _ = ended_run(
+        harness, thought_part("Paris."), Part((Extra(chunk={"x_groq": {"id": "1"}}),), 1)
+    )
     assert run.answer()[1] == "Paris."
 
 
@@ -102,7 +106,7 @@ def test_thought_stopped_stays_a_thought(harness: RunHarness) -> None:
     """A Stop during a thought leaves the answer empty."""
     run, reply = harness.opened_run()
     reader = Reader(run)
-    reply.feed(thought("Hm"))
+    reply.feed(thought_part("Hm"))
     wait_until(lambda: run.log.last == 1)
     run.cancel("stop")
     assert isinstance(reader.finish()[-1][1], Cancelled)
@@ -113,10 +117,10 @@ def test_late_end_of_thought_without_later_text_keeps_the_answer(
     harness: RunHarness,
 ) -> None:
     """Text that a late end mark declares a thought is the answer, unless text follows the mark."""
-    run, _ = answered(harness, "Paris.", Part((ReasoningEnd(),), 1))
+    run, _ = ended_run(harness, "Paris.", Part((ReasoningEnd(),), 1))
     assert run.answer()[1].strip() == "Paris."
     harness.clear()
-    run, _ = answered(harness, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
+    run, _ = ended_run(harness, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
     assert run.answer()[1] == "Paris."
 
 
@@ -126,17 +130,17 @@ def test_late_end_of_thought_without_later_text_keeps_the_answer(
 def test_note_imitated_by_the_model_is_removed(harness: RunHarness) -> None:
     """A note is removed also where it arrives in pieces with other fields beside each."""
     pieces = [Part((Content(text), Extra(chunk={"x": 1})), 1) for text in ("[The user ", OLD[10:])]
-    run, events = answered(harness, "Hel", "lo.", *pieces)
+    run, events = ended_run(harness, "Hel", "lo.", *pieces)
     assert run.answer()[1] == "Hello."
     assert "".join(map(text_of, events)) == "Hello."
 
 
 def test_text_that_begins_like_a_note_is_shown_at_the_end(harness: RunHarness) -> None:
     """Text held back as a possible note is shown at the end of the answer and before a fault."""
-    run, _ = answered(harness, "a", " [The user")
+    run, _ = ended_run(harness, "a", " [The user")
     assert run.answer()[1] == "a [The user"
     harness.clear()
-    run, _ = answered(harness, "a", " [", UpstreamError("upstream_dropped"))
+    run, _ = ended_run(harness, "a", " [", UpstreamError("upstream_dropped"))
     assert (run.answer()[1], run.state) == ("a [", "error")
 
 

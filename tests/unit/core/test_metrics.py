@@ -21,10 +21,10 @@ class Clock:
     """A clock that the test sets."""
 
     def __init__(self) -> None:
-        self.at = 100.0
+        self.time = 100.0
 
     def __call__(self) -> float:
-        return self.at
+        return self.time
 
 
 @pytest.fixture
@@ -55,21 +55,23 @@ def test_gaps_quantile_is_exact_to_7_percent(gaps: list[float], q: float) -> Non
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 50)), min_size=1, max_size=20))
-def test_gaps_add_with_a_count_equals_repeated_adds(counted: list[tuple[float, int]]) -> None:
+def test_gaps_add_with_a_count_equals_repeated_adds(counted_gaps: list[tuple[float, int]]) -> None:
     """Law: adding a duration with count n is the same as adding it n times."""
-    one, other = Gaps(), Gaps()
-    for seconds, count in counted:
-        one.add(seconds, count)
+    counted_histogram, repeated_histogram = Gaps(), Gaps()
+    for seconds, count in counted_gaps:
+        counted_histogram.add(seconds, count)
         for _ in range(count):
-            other.add(seconds)
-    assert [one.quantile(q / 10) for q in range(11)] == [other.quantile(q / 10) for q in range(11)]
+            repeated_histogram.add(seconds)
+    assert [counted_histogram.quantile(q / 10) for q in range(11)] == [
+        repeated_histogram.quantile(q / 10) for q in range(11)
+    ]
 
 
 @given(st.floats(0, 86_400), st.floats(0, 86_400))
-def test_gaps_quantile_keeps_the_order_of_durations(one: float, other: float) -> None:
+def test_gaps_quantile_keeps_the_order_of_durations(first: float, second: float) -> None:
     """Law: a longer duration never gets the smaller quantile."""
     quantiles = []
-    for seconds in sorted((one, other)):
+    for seconds in sorted((first, second)):
         histogram = Gaps()
         histogram.add(seconds)
         quantiles.append(histogram.quantile(0.5) or 0.0)
@@ -92,21 +94,21 @@ def test_gaps_memory_is_at_most_eight_buckets_per_doubling() -> None:
 
 def test_gaps_quantile_during_adds_is_one_of_the_added() -> None:
     """Law: a quantile that is computed while durations are added is one of those added."""
-    histogram, done = Gaps(), threading.Event()
+    histogram, has_ended = Gaps(), threading.Event()
     histogram.add(1.0)
 
     def add() -> None:
         for number in range(20_000):
             histogram.add(1.0 + number / 100)  # new buckets all the time
-        done.set()
+        has_ended.set()
 
-    def look() -> None:
-        while not done.is_set():
+    def read_quantiles() -> None:
+        while not has_ended.is_set():
             quantile = histogram.quantile(0.99)
             assert quantile is not None
             assert quantile >= 930.0
 
-    together(add, look, look)
+    together(add, read_quantiles, read_quantiles)
 
 
 # --- a run's figures ------------------------------------------------------------------------------
@@ -116,43 +118,47 @@ def test_snapshot_has_times_from_the_first_token_on(clock: Clock) -> None:
     """Times count from the first token, and rates leave out the token that opens the interval."""
     meter = Meter()
     assert meter.snapshot().ttft_ms is None
-    clock.at += 0.5
+    clock.time += 0.5
     meter.received(3, 1)
     for _ in range(10):
-        clock.at += 0.1
+        clock.time += 0.1
         meter.received(2, 1)
-    clock.at += 2.0
-    figures = meter.snapshot()
-    assert (figures.ttft_ms, figures.streaming_ms, figures.duration_ms) == (500.0, 1000.0, 3500.0)
-    assert (figures.tokens, figures.tokens_estimated, figures.chunks) == (11, True, 11)
-    assert (figures.characters, figures.characters_per_second) == (23, 23.0)
-    assert figures.tokens_per_second == 10.0
-    assert figures.gap_p50_ms == pytest.approx(100, rel=ERROR)
-    assert figures.gap_p99_ms == pytest.approx(100, rel=ERROR)
-    assert figures.reasoning_ms is None
+    clock.time += 2.0
+    snapshot = meter.snapshot()
+    assert (snapshot.ttft_ms, snapshot.streaming_ms, snapshot.duration_ms) == (
+        500.0,
+        1000.0,
+        3500.0,
+    )
+    assert (snapshot.tokens, snapshot.tokens_estimated, snapshot.chunks) == (11, True, 11)
+    assert (snapshot.characters, snapshot.characters_per_second) == (23, 23.0)
+    assert snapshot.tokens_per_second == 10.0
+    assert snapshot.gap_p50_ms == pytest.approx(100, rel=ERROR)
+    assert snapshot.gap_p99_ms == pytest.approx(100, rel=ERROR)
+    assert snapshot.reasoning_ms is None
 
 
 def test_snapshot_gap_between_pieces_of_one_read_is_zero(clock: Clock) -> None:
     """If nine of ten pieces come in a read with another, the median gap is 0."""
     meter = Meter()
     for _ in range(5):
-        clock.at += 1.0
+        clock.time += 1.0
         meter.received(10, 10)
-    figures = meter.snapshot()
-    assert (figures.chunks, figures.gap_p50_ms) == (50, 0.0)
-    assert figures.gap_p99_ms == pytest.approx(1000, rel=ERROR)
+    snapshot = meter.snapshot()
+    assert (snapshot.chunks, snapshot.gap_p50_ms) == (50, 0.0)
+    assert snapshot.gap_p99_ms == pytest.approx(1000, rel=ERROR)
 
 
 def test_snapshot_has_the_reported_token_count_before_the_estimate(clock: Clock) -> None:
     """Where usage was reported, tokens and their rate are the provider's."""
     meter = Meter()
     meter.received(1, 1)
-    clock.at += 1.0
+    clock.time += 1.0
     meter.received(1, 1)
     meter.reported = 101
-    figures = meter.snapshot()
-    assert (figures.tokens, figures.tokens_estimated, figures.chunks) == (101, False, 2)
-    assert figures.tokens_per_second == 100.0
+    snapshot = meter.snapshot()
+    assert (snapshot.tokens, snapshot.tokens_estimated, snapshot.chunks) == (101, False, 2)
+    assert snapshot.tokens_per_second == 100.0
 
 
 def test_snapshot_reasoning_time_ends_at_the_answers_first_text(clock: Clock) -> None:
@@ -160,26 +166,26 @@ def test_snapshot_reasoning_time_ends_at_the_answers_first_text(clock: Clock) ->
     meter = Meter()
     meter.reasoned = True
     meter.received(0, 1)
-    clock.at += 2.0
+    clock.time += 2.0
     meter.received(0, 1)
     assert meter.snapshot().reasoning_ms == 2000.0
-    clock.at += 1.0
+    clock.time += 1.0
     meter.received(5, 1)
-    clock.at += 1.0
+    clock.time += 1.0
     meter.received(5, 1)
-    figures = meter.snapshot()
-    assert (figures.reasoning_ms, figures.streaming_ms) == (3000.0, 4000.0)
+    snapshot = meter.snapshot()
+    assert (snapshot.reasoning_ms, snapshot.streaming_ms) == (3000.0, 4000.0)
 
 
 def test_received_without_pieces_changes_no_figure(clock: Clock) -> None:
     """An empty part, or a running tool, renews `last_at` and changes no figure."""
     meter = Meter()
-    clock.at += 1.0
+    clock.time += 1.0
     meter.received(0, 0)
-    assert meter.last_at == clock.at
-    clock.at += 1.0
+    assert meter.last_at == clock.time
+    clock.time += 1.0
     meter.note_tool_activity()
-    assert meter.last_at == clock.at
+    assert meter.last_at == clock.time
     assert (meter.snapshot().ttft_ms, meter.snapshot().chunks) == (None, 0)
 
 
@@ -192,11 +198,11 @@ def test_snapshot_during_the_first_tokens_is_consistent() -> None:
             for _ in range(5):
                 meter.received(1, 1)
 
-        def look(meter: Meter = meter) -> None:
+        def read_snapshots(meter: Meter = meter) -> None:
             for _ in range(5):
-                figures = meter.snapshot()
-                assert (figures.ttft_ms is None) == (figures.streaming_ms is None)
-                assert (figures.streaming_ms or 0.0) >= 0.0
-                assert (figures.ttft_ms or 0.0) <= figures.duration_ms + 0.1
+                snapshot = meter.snapshot()
+                assert (snapshot.ttft_ms is None) == (snapshot.streaming_ms is None)
+                assert (snapshot.streaming_ms or 0.0) >= 0.0
+                assert (snapshot.ttft_ms or 0.0) <= snapshot.duration_ms + 0.1
 
-        together(receive, look)
+        together(receive, read_snapshots)

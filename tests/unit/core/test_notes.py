@@ -14,21 +14,21 @@ from halt.core.notes import BROKEN, NOTES, STOPPED, NoteFilter, are_discussed, w
 OLD = "[The user stopped this answer here.]"
 
 
-def through(pieces: list[str], *, discussed: bool = False, before: str = "") -> str:
+def filtered(pieces: list[str], *, is_discussed: bool = False, earlier_text: str = "") -> str:
     """The shown text of an answer in these pieces."""
-    texts = [before]
+    texts = [earlier_text]
 
-    def last() -> str:
+    def last_line() -> str:
         return "".join(texts).rpartition("\n")[2]
 
-    notes = NoteFilter(lambda: discussed, last)
+    notes = NoteFilter(lambda: is_discussed, last_line)
     for piece in pieces:
         texts.append(notes.feed(piece))
     texts.append(notes.end())
     return "".join(texts[1:])
 
 
-CUT = [
+REMOVED = [
     (f"Hello.\n\n{OLD}", "Hello.\n\n"),
     (f"Hello. {OLD}", "Hello. "),
     (f"Hello.\n{OLD}\n\n ", "Hello.\n\n "),
@@ -57,33 +57,33 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize(("text", "shown"), [*CUT, *((text, text) for text in KEPT)])
+@pytest.mark.parametrize(("text", "expected"), [*REMOVED, *((text, text) for text in KEPT)])
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 def test_note_filter_removes_a_note_at_the_end_or_alone_on_a_line(
-    text: str, shown: str, size: int
+    text: str, expected: str, size: int
 ) -> None:
     """A note is removed however it is cut into pieces; in quotes and within a sentence it stays."""
-    pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    assert through(pieces) == shown
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    assert filtered(pieces) == expected
 
 
-@pytest.mark.parametrize("text", [text for text, _ in CUT])
+@pytest.mark.parametrize("text", [text for text, _ in REMOVED])
 def test_note_filter_in_a_talk_about_notes_removes_none(text: str) -> None:
     """If the prompt is about the note, every note in the answer stays."""
-    assert through([text], discussed=True) == text
+    assert filtered([text], is_discussed=True) == text
 
 
 def test_note_filter_regards_text_before_the_first_piece() -> None:
     """Text that came before, in this part or an earlier one, belongs to the line."""
-    assert through([f"{OLD}\nb"], before="a ") == f"{OLD}\nb"
-    assert through([f"{OLD}\nb"], before="a\n") == "b"
+    assert filtered([f"{OLD}\nb"], earlier_text="a ") == f"{OLD}\nb"
+    assert filtered([f"{OLD}\nb"], earlier_text="a\n") == "b"
 
 
 @given(st.lists(st.sampled_from([*NOTES, "[", "]", "\n", " ", "a", "[The user ", "[Note: "])))
 def test_note_filter_result_does_not_depend_on_the_pieces(pieces: list[str]) -> None:
     """Law: what is removed depends on the text alone."""
     text = "".join(pieces)
-    assert through(pieces) == through([text]) == through(list(text))
+    assert filtered(pieces) == filtered([text]) == filtered(list(text))
 
 
 def test_note_filter_releases_held_text_before_thoughts_and_in_silence() -> None:
@@ -108,10 +108,10 @@ def test_are_discussed_is_true_for_notes_of_the_user() -> None:
     assert are_discussed([f"{STOPPED}\n\nWhat is {STOPPED}?"])
 
 
-@pytest.mark.parametrize(("text", "shown"), [*CUT, *((text, text) for text in KEPT)])
-def test_without_notes_removes_the_same_from_a_whole_text(text: str, shown: str) -> None:
+@pytest.mark.parametrize(("text", "expected"), [*REMOVED, *((text, text) for text in KEPT)])
+def test_without_notes_removes_the_same_from_a_whole_text(text: str, expected: str) -> None:
     """A whole text loses the same notes as one in pieces."""
-    assert without_notes(text).split() == shown.split()
+    assert without_notes(text).split() == expected.split()
 
 
 def test_without_notes_of_many_blanks_takes_bounded_time() -> None:

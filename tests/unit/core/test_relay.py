@@ -87,8 +87,8 @@ def make() -> Iterator[Make]:
     """Services on a scripted or a real model; each is closed."""
     services: list[tuple[GenerationService, Any]] = []
 
-    def make(upstream: Any, config: Config | None = None, **more: Any) -> GenerationService:
-        config = config or Config(**{"orphan_grace": 1e9, **more})
+    def make(upstream: Any, config: Config | None = None, **settings: Any) -> GenerationService:
+        config = config or Config(**{"orphan_grace": 1e9, **settings})
         services.append((GenerationService(config, upstream, StopRegistry()), upstream))
         return services[-1][0]
 
@@ -99,7 +99,7 @@ def make() -> Iterator[Make]:
             upstream.dispose()
 
 
-def ended(run: Run) -> Run:
+def wait_run_end(run: Run) -> Run:
     wait_until(lambda: run.log.ended is not None)
     return run
 
@@ -109,32 +109,32 @@ def ended(run: Run) -> Run:
 
 def test_relay_does_posts_in_their_order(relay: Relay) -> None:
     """Posts are done in order, also those of the relay thread itself and those during others."""
-    done: list[int] = []
-    over = threading.Event()
+    order: list[int] = []
+    has_ended = threading.Event()
 
-    def first() -> None:
-        done.append(1)
-        relay.post(lambda: done.append(3))
-        relay.post(over.set)
+    def post_two() -> None:
+        order.append(1)
+        relay.post(lambda: order.append(3))
+        relay.post(has_ended.set)
 
-    hold = threading.Event()
+    may_continue = threading.Event()
 
-    def wait() -> None:
-        assert hold.wait(WAIT_TIMEOUT)
+    def block_relay() -> None:
+        assert may_continue.wait(WAIT_TIMEOUT)
 
-    relay.post(wait)
-    relay.post(first)
-    relay.post(lambda: done.append(2))
-    hold.set()
-    assert over.wait(WAIT_TIMEOUT)
-    assert done == [1, 2, 3]
+    relay.post(block_relay)
+    relay.post(post_two)
+    relay.post(lambda: order.append(2))
+    may_continue.set()
+    assert has_ended.wait(WAIT_TIMEOUT)
+    assert order == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["works", "sockets"])
 def test_relay_takes_posts_between_the_works_of_one_turn(relay: Relay, kind: str) -> None:
     """A Stop waits neither for readable sockets nor for the works of the turn before."""
     order: list[str] = []
-    over = threading.Event()
+    has_ended = threading.Event()
     pairs = [socket.socketpair() for _ in range(FLOODS)]
 
     def busy(number: int, _: int = 0) -> None:
@@ -144,39 +144,39 @@ def test_relay_takes_posts_between_the_works_of_one_turn(relay: Relay, kind: str
         if kind == "sockets":
             relay.unwatch(pairs[number][0])
         if len(order) == FLOODS + 1:
-            over.set()
+            has_ended.set()
 
-    def begin() -> None:
-        for number, (ours, theirs) in enumerate(pairs):
+    def watch_pairs() -> None:
+        for number, (near_socket, far_socket) in enumerate(pairs):
             if kind == "works":
                 relay.call_next_turn(partial(busy, number))
             else:
-                theirs.send(b"!")
-                relay.watch(ours, READ, partial(busy, number))
+                far_socket.send(b"!")
+                relay.watch(near_socket, READ, partial(busy, number))
 
-    relay.post(begin)
-    assert over.wait(WAIT_TIMEOUT)
+    relay.post(watch_pairs)
+    assert has_ended.wait(WAIT_TIMEOUT)
     assert order.index("stop") == 1
-    for ours, theirs in pairs:
-        ours.close()
-        theirs.close()
+    for near_socket, far_socket in pairs:
+        near_socket.close()
+        far_socket.close()
 
 
 def test_relay_timers_are_called_by_time_except_cancelled_ones(relay: Relay) -> None:
     """Each due timer is called once, in the order of the times."""
-    done: list[str] = []
-    over = threading.Event()
+    called: list[str] = []
+    has_ended = threading.Event()
 
-    def begin() -> None:
-        at = now()
-        relay.at(at + 0.02, lambda: done.append("second"))
-        relay.at(at + 0.01, lambda: done.append("first"))
-        relay.at(at + 0.015, lambda: done.append("cancelled")).cancel()
-        relay.at(at + 0.03, over.set)
+    def set_timers() -> None:
+        start = now()
+        relay.at(start + 0.02, lambda: called.append("second"))
+        relay.at(start + 0.01, lambda: called.append("first"))
+        relay.at(start + 0.015, lambda: called.append("cancelled")).cancel()
+        relay.at(start + 0.03, has_ended.set)
 
-    relay.post(begin)
-    assert over.wait(WAIT_TIMEOUT)
-    assert done == ["first", "second"]
+    relay.post(set_timers)
+    assert has_ended.wait(WAIT_TIMEOUT)
+    assert called == ["first", "second"]
 
 
 def test_relay_without_work_makes_no_turn() -> None:
@@ -184,12 +184,12 @@ def test_relay_without_work_makes_no_turn() -> None:
     faults: list[BaseException] = []
     relay = Relay(faults.append)
     selector = start_watched(relay)
-    settled = threading.Event()
-    relay.post(settled.set)
-    assert settled.wait(WAIT_TIMEOUT)
-    before = selector.turns
+    has_started = threading.Event()
+    relay.post(has_started.set)
+    assert has_started.wait(WAIT_TIMEOUT)
+    turns_before = selector.turns
     assert not threading.Event().wait(0.2)
-    assert selector.turns - before <= 1
+    assert selector.turns - turns_before <= 1
     relay.close(WAIT_TIMEOUT)
     assert faults == []
 
@@ -221,16 +221,16 @@ def test_stop_waits_for_at_most_one_read_of_a_flood(make: Make) -> None:
     for n in range(FLOODS):
         generations.start(ChatRequest(HI))
         upstream.reply(n)
-    other = RecordedClose(order)
-    upstream.add(other)
+    reply = RecordedClose(order)
+    upstream.add(reply)
     run = generations.start(ChatRequest(HI))
     upstream.reply(FLOODS)
-    other.feed("b")
+    reply.feed("b")
     wait_until(lambda: run.log.last == 1)
     wait_until(lambda: len(order) > 10 * FLOODS)
     post = generations.relay.post
 
-    def recorded(work: Callable[[], None]) -> None:
+    def post_without_reads(work: Callable[[], None]) -> None:
         with contextlib.ExitStack() as stack:  # no flood is read between the entry and the post
             for flood in floods:
                 stack.enter_context(flood.may_read)
@@ -238,37 +238,37 @@ def test_stop_waits_for_at_most_one_read_of_a_flood(make: Make) -> None:
                 order.append("posted")
             post(work)
 
-    generations.relay.post = recorded  # type: ignore[method-assign]
+    generations.relay.post = post_without_reads  # type: ignore[method-assign]
     run.cancel("stop")
-    assert other.over.wait(WAIT_TIMEOUT)
-    between = order[order.index("posted") : order.index("closed")]
-    assert between.count("flood") <= 2
+    assert reply.over.wait(WAIT_TIMEOUT)
+    calls_between = order[order.index("posted") : order.index("closed")]
+    assert calls_between.count("flood") <= 2
 
 
 def test_relay_reads_streams_in_turns(make: Make) -> None:
     """A stream whose text has all arrived is read no more often than its neighbour."""
     order: list[str] = []
     flood = FloodReply(order)
-    other = ScriptedReply()
-    upstream = ScriptedUpstream(flood, other)
+    reply = ScriptedReply()
+    upstream = ScriptedUpstream(flood, reply)
     generations = make(upstream, max_answer_chars=10**9, log_bytes=100_000)
     generations.start(ChatRequest(HI))
     upstream.reply(0)
     run = generations.start(ChatRequest(HI))
     upstream.reply(1)
-    hold, held = threading.Event(), threading.Event()
+    may_continue, is_held = threading.Event(), threading.Event()
 
-    def stall() -> None:
-        held.set()
-        assert hold.wait(WAIT_TIMEOUT)
+    def block_relay() -> None:
+        is_held.set()
+        assert may_continue.wait(WAIT_TIMEOUT)
 
-    generations.relay.post(stall)
-    assert held.wait(WAIT_TIMEOUT)
-    other.feed("1", "2", "3")
-    before = len(order)
-    hold.set()
+    generations.relay.post(block_relay)
+    assert is_held.wait(WAIT_TIMEOUT)
+    reply.feed("1", "2", "3")
+    reads_before = len(order)
+    may_continue.set()
     wait_until(lambda: run.log.last == 3)
-    flood_reads = len(order) - before
+    flood_reads = len(order) - reads_before
     assert len(run.timed_texts(0, 3)) == 3
     assert flood_reads >= 2, "the flood was read between the other's reads"
 
@@ -287,75 +287,75 @@ def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
     """Between 64 kB parts of a gzip body others are read, and a Stop ends it."""
     packed = gzip.compress(event("x" * 1000) * 8_000, 9)
     head = OK + b"Content-Type: text/event-stream\r\n"
-    speak = threading.Event()
+    may_send = threading.Event()
 
-    def bomb(peer: Peer) -> None:
+    def send_bomb(peer: Peer) -> None:
         peer.request()
         length = b"Content-Length: %d\r\n" % (len(packed) + 1)
         peer.send(head + b"Content-Encoding: gzip\r\n" + length + b"\r\n" + packed)
         peer.wait_client_left()
 
-    def plain(peer: Peer) -> None:
+    def send_plain(peer: Peer) -> None:
         peer.request()
         peer.send(head + b"Connection: close\r\n\r\n" + event("first"))
-        speak.wait(WAIT_TIMEOUT)
+        may_send.wait(WAIT_TIMEOUT)
         peer.send(event("second"))
         peer.wait_client_left()
 
     reads: list[tuple[int, int]] = []  # body, bytes
     bodies: list[int] = []
-    stopping, stopped = threading.Event(), threading.Event()
+    stopping, has_stopped = threading.Event(), threading.Event()
     read = Body.read
 
-    def watched(self: Body) -> bytes:
+    def watched_read(self: Body) -> bytes:
         if threading.current_thread().name != "halt-relay":
             return read(self)
         if id(self) not in bodies:
             bodies.append(id(self))
-        which = bodies.index(id(self))
+        number = bodies.index(id(self))
         data = read(self)
-        reads.append((which, len(data)))
+        reads.append((number, len(data)))
         turns = [body for body, _ in reads].count(1)
-        if which == 1 and turns == 3:  # the other server sends now
-            speak.set()
-            assert readable(first[0])
-        if which == 1 and turns == 10:
+        if number == 1 and turns == 3:  # the other server sends now
+            may_send.set()
+            assert readable(descriptors[0])
+        if number == 1 and turns == 10:
             stopping.set()
-            assert stopped.wait(WAIT_TIMEOUT)
+            assert has_stopped.wait(WAIT_TIMEOUT)
         return data
 
-    first: list[int] = []
-    with RawServer(plain, bomb) as server:
+    descriptors: list[int] = []
+    with RawServer(send_plain, send_bomb) as server:
         config = Config(base_url=server.url, api_key="k", model="m", orphan_grace=1e9)
         generations = make(make_upstream(config), config)
-        monkeypatch.setattr(Body, "read", watched)
+        monkeypatch.setattr(Body, "read", watched_read)
         neighbour = generations.start(ChatRequest(HI))
         wait_until(lambda: neighbour.log.last == 1)
         assert neighbour.reply is not None
-        first.append(neighbour.reply.fileno())
+        descriptors.append(neighbour.reply.fileno())
         run = generations.start(ChatRequest(HI))
         assert stopping.wait(WAIT_TIMEOUT)
-        posted, post = threading.Event(), generations.relay.post
+        is_posted, post = threading.Event(), generations.relay.post
 
-        def noted(work: Callable[[], None]) -> None:
+        def noting_post(work: Callable[[], None]) -> None:
             post(work)
             if run.log.ended is not None:
-                posted.set()
+                is_posted.set()
 
-        monkeypatch.setattr(generations.relay, "post", noted)
+        monkeypatch.setattr(generations.relay, "post", noting_post)
         receipt = BackgroundCall(lambda: generations.stop(run.id, None))
-        assert posted.wait(WAIT_TIMEOUT)
-        stopped.set()
+        assert is_posted.wait(WAIT_TIMEOUT)
+        has_stopped.set()
         assert receipt.end() is None
         assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
         wait_until(lambda: neighbour.log.last == 2)
         generations.stop(neighbour.id, None)
-    sizes = [size for which, size in reads if which == 1]
+    sizes = [size for number, size in reads if number == 1]
     assert max(sizes) == INFLATED_MAX
     assert len(sizes) == 10, "nothing is read behind a Stop"
-    after = [which for which, _ in reads]
-    third = [n for n, which in enumerate(after) if which == 1][2]
-    assert 0 in after[third : third + 4], "the neighbour waits for one turn"
+    body_order = [number for number, _ in reads]
+    third_read = [n for n, number in enumerate(body_order) if number == 1][2]
+    assert 0 in body_order[third_read : third_read + 4], "the neighbour waits for one turn"
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -367,7 +367,7 @@ def test_relay_waits_shortly_for_the_end_of_an_answers_framing(
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT if ends else 0.05)
     config = fake_config(fake)
     generations = make(make_upstream(config), config)
-    run = ended(generations.start(ChatRequest(HI, model="late_terminator?n=2")))
+    run = wait_run_end(generations.start(ChatRequest(HI, model="late_terminator?n=2")))
     assert run.state == "done"
     if ends:
         assert generations.open_streams == 1, "its connection is in use still"
@@ -375,7 +375,7 @@ def test_relay_waits_shortly_for_the_end_of_an_answers_framing(
     else:
         assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
     wait_until(lambda: generations.open_streams == 0)
-    ended(generations.start(ChatRequest(HI, model="count?n=2")))
+    wait_run_end(generations.start(ChatRequest(HI, model="count?n=2")))
     assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
 
 
@@ -387,61 +387,61 @@ def test_relay_waits_shortly_for_the_end_of_a_rounds_framing(
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT if ends else 0.05)
     config = fake_config(fake)
     generations = make(make_upstream(config), config)
-    began = threading.Event()
+    has_started = threading.Event()
 
     def tool(city: str) -> str:
-        began.set()
+        has_started.set()
         return city
 
     model = "asks_tools?calls=1&late=1"
     run = generations.start(ChatRequest(HI, model=model), tools=Toolbox([tool]))
     if ends:
         wait_until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
-        assert not began.wait(0.1), "its connection is in use still"
+        assert not has_started.wait(0.1), "its connection is in use still"
         fake.requests[0].release()
     else:
         assert fake.wait_request().closed.wait(WAIT_TIMEOUT)
-    assert ended(run).state == "done"
-    assert began.is_set()
+    assert wait_run_end(run).state == "done"
+    assert has_started.is_set()
     assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
 
 
-@pytest.mark.parametrize("how", ["stop", "counted", "limit", "left"])
+@pytest.mark.parametrize("cause", ["stop", "counted", "limit", "left"])
 def test_end_during_a_rounds_framing_starts_no_tool(
-    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, how: str
+    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
     """No tool starts, the connection closes at once, and a received usage is reported."""
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT)
     config = fake_config(fake, exact_usage=True, gap_timeout=1_000.0)
     generations = make(make_upstream(config), config)
-    called: list[str] = []
-    counts: list[dict[str, Any]] = []
+    cities: list[str] = []
+    usages: list[dict[str, Any]] = []
 
     def tool(city: str) -> str:
-        called.append(city)
+        cities.append(city)
         return city
 
     run = generations.start(
         ChatRequest(HI, model="asks_tools?calls=1&late=1"),
         tools=Toolbox([tool]),
-        on_usage=(lambda _, usage: counts.append(usage)) if how == "counted" else None,
-        grace=0 if how == "left" else None,
+        on_usage=(lambda _, usage: usages.append(usage)) if cause == "counted" else None,
+        grace=0 if cause == "left" else None,
     )
     viewer = run.join()
     wait_until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
-    if how == "left":
+    if cause == "left":
         run.leave(viewer)
-    elif how == "limit":
+    elif cause == "limit":
         run.meter.last_at -= 1_001.0
         run.check_limits_soon()
     else:
         generations.stop(run.id, None)
-    assert ended(run).state == ("error" if how == "limit" else "cancelled")
+    assert wait_run_end(run).state == ("error" if cause == "limit" else "cancelled")
     assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
     wait_until(lambda: generations.open_streams == 0 and run.reply is None)
-    assert not called
-    if how == "counted":
-        wait_until(lambda: len(counts) == 1)
+    assert not cities
+    if cause == "counted":
+        wait_until(lambda: len(usages) == 1)
 
 
 def readable(number: int) -> bool:
@@ -460,31 +460,33 @@ def test_exception_in_one_runs_turn_ends_that_run_alone(
     """The run fails and its traceback is logged; other runs and the relay go on."""
     feed = ChatDecoder.feed
 
-    def broken(self: ChatDecoder, raw: bytes) -> Part:
+    def failing_feed(self: ChatDecoder, raw: bytes) -> Part:
         if b'"7 "' in raw:
             raise ZeroDivisionError("in the decoder")
         return feed(self, raw)
 
-    monkeypatch.setattr(ChatDecoder, "feed", broken)
+    monkeypatch.setattr(ChatDecoder, "feed", failing_feed)
     config = fake_config(fake)
     generations = make(make_upstream(config), config)
-    other = generations.start(ChatRequest(HI, model="stall?n=1"))
-    wait_until(lambda: other.log.last == 1)
-    bad = ended(generations.start(ChatRequest(HI, model="stall?n=8")))
-    assert isinstance(bad.log.ended, Failed)
-    assert bad.log.ended.error.code == "internal"
-    assert "in the decoder" not in bad.log.ended.error.message
+    other_run = generations.start(ChatRequest(HI, model="stall?n=1"))
+    wait_until(lambda: other_run.log.last == 1)
+    failed_run = wait_run_end(generations.start(ChatRequest(HI, model="stall?n=8")))
+    assert isinstance(failed_run.log.ended, Failed)
+    assert failed_run.log.ended.error.code == "internal"
+    assert "in the decoder" not in failed_run.log.ended.error.message
     wait_until(lambda: "ZeroDivisionError: in the decoder" in caplog.text)
     wait_until(lambda: generations.open_streams == 1)
     assert fake.requests[1].closed.wait(WAIT_TIMEOUT)
     fake.requests[0].release()
-    assert ended(other).state == "done"
+    assert wait_run_end(other_run).state == "done"
 
 
-def dead(generations: GenerationService, runs: list[Run], caplog: pytest.LogCaptureFixture) -> None:
+def assert_relay_failed(
+    generations: GenerationService, runs: list[Run], caplog: pytest.LogCaptureFixture
+) -> None:
     """Assert what holds in a program whose relay has failed."""
     for run in runs:
-        assert isinstance(ended(run).log.ended, Failed)
+        assert isinstance(wait_run_end(run).log.ended, Failed)
         assert run.log.ended.error.code == "internal"  # type: ignore[union-attr]
     wait_until(lambda: generations.open_streams == 0)
     wait_until(lambda: "the relay has failed" in caplog.text)
@@ -507,7 +509,7 @@ def test_relay_exception_fails_every_run_and_new_starts(
     for n in range(3):
         upstream.reply(n).wait_reads()
     generations.relay.post(fail)
-    dead(generations, runs, caplog)
+    assert_relay_failed(generations, runs, caplog)
     assert "ZeroDivisionError: in the loop" in caplog.text
     for reader in readers:
         assert isinstance(reader.finish()[-1][1], Failed)
@@ -522,16 +524,16 @@ def test_relay_turn_without_end_counts_as_a_failed_relay(
     run = generations.start(ChatRequest(HI))
     upstream.reply().wait_reads()
     monkeypatch.setattr(module, "STALL_MAX", 0.1)  # not before: a slow machine's turns are long
-    go_on = threading.Event()
+    may_continue = threading.Event()
 
-    def stall() -> None:
-        go_on.wait(WAIT_TIMEOUT)
+    def block_relay() -> None:
+        may_continue.wait(WAIT_TIMEOUT)
 
-    generations.relay.post(stall)
+    generations.relay.post(block_relay)
     try:
-        dead(generations, [run], caplog)
+        assert_relay_failed(generations, [run], caplog)
     finally:
-        go_on.set()
+        may_continue.set()
 
 
 def test_keeper_gives_the_relay_up_after_two_looks_at_one_long_turn(
@@ -555,26 +557,28 @@ class FaultyServer(HaltServer):
     command = ("-m", "gunicorn", "tests.support.faulty_app:app")
 
 
-@pytest.mark.parametrize("how", ["raise", "stall"])
-def test_worker_with_a_failed_relay_is_replaced(fake: FakeOpenAI, how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cause", ["raise", "stall"])
+def test_worker_with_a_failed_relay_is_replaced(
+    fake: FakeOpenAI, cause: str, tmp_path: Path
+) -> None:
     """All stacks are printed, another worker starts, and the saved text can be read from it."""
     env = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", "TEST_STALL_MAX": "0.2"}
     server = FaultyServer({**env, "HALT_DATA": str(tmp_path)})
     try:
         client = server.client()
-        events = client.chat("stall?n=3", id="kept-by-journal").until_text("0 1 2 ")
-        last = int(events.seen[-1].id)
-        wait_until(lambda: saved_events(tmp_path, "kept-by-journal") == last, SERVER_TIMEOUT)
+        events = client.chat("stall?n=3", id="kept-in-log").until_text("0 1 2 ")
+        last_id = int(events.seen[-1].id)
+        wait_until(lambda: saved_events(tmp_path, "kept-in-log") == last_id, SERVER_TIMEOUT)
         with contextlib.suppress(http.client.HTTPException, OSError):  # the worker may be gone
-            client.post(f"/break/{how}")
+            client.post(f"/break/{cause}")
         server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")
         server.wait_printed(r"hread 0x[0-9a-f]+ \(most recent call first\)")
         server.wait_printed(r'halt/core/relay.py", line \d+ in _')
         server.wait_printed("exited with code 70")  # what it had accepted is lost with it
         events.close()
-        again = client.follow("kept-by-journal").to_end()
-        assert again.text == "0 1 2 "
-        assert again.terminal["error"]["code"] == "interrupted"
+        replay = client.follow("kept-in-log").to_end()
+        assert replay.text == "0 1 2 "
+        assert replay.terminal["error"]["code"] == "interrupted"
         assert client.chat("count?n=2").to_end().text == "0 1 "
     finally:
         server.close()
@@ -620,13 +624,13 @@ def test_child_process_has_its_own_relay(fake: FakeOpenAI) -> None:
     ) as program:
         assert program.stdin is not None
         assert program.stdout is not None
-        printed = program.stdout.readline() + program.stdout.readline()
-        if not printed.endswith("forked\n"):
+        first_lines = program.stdout.readline() + program.stdout.readline()
+        if not first_lines.endswith("forked\n"):
             program.kill()
-            pytest.fail(printed + program.stdout.read())
-        assert printed == "in the child; in another ['halt-relay']\nforked\n"
+            pytest.fail(first_lines + program.stdout.read())
+        assert first_lines == "in the child; in another ['halt-relay']\nforked\n"
         stalled = next(record for record in fake.requests if record.body["model"] != "echo")
         stalled.release()
-        rest, _ = program.communicate("\n", 3 * WAIT_TIMEOUT)
-    assert rest == "0 1 2 3 4 5 6 \nafter\n"
+        output, _ = program.communicate("\n", 3 * WAIT_TIMEOUT)
+    assert output == "0 1 2 3 4 5 6 \nafter\n"
     assert program.returncode == 0

@@ -50,12 +50,12 @@ def test_run_gives_text_in_order_then_one_terminal_event(harness: RunHarness) ->
     events = reader.finish()
     assert [seq for seq, _ in events] == [1, 2, 3]
     assert reader.text == "Hello, world"
-    done = events[-1][1]
-    assert isinstance(done, Done)
-    assert (done.finish_reason, done.usage) == ("length", {"completion_tokens": 7})
-    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (7, False)
-    assert done.metrics.characters == len("Hello, world")
-    assert done.metrics.ttft_ms is not None
+    terminal = events[-1][1]
+    assert isinstance(terminal, Done)
+    assert (terminal.finish_reason, terminal.usage) == ("length", {"completion_tokens": 7})
+    assert (terminal.metrics.tokens, terminal.metrics.tokens_estimated) == (7, False)
+    assert terminal.metrics.characters == len("Hello, world")
+    assert terminal.metrics.ttft_ms is not None
     assert (run.state, run.model, run.answer()) == ("done", "scripted-1", (2, "Hello, world"))
 
 
@@ -68,11 +68,11 @@ def test_usage_count_out_of_range_is_dropped(harness: RunHarness, count: int) ->
     details = {"cached_tokens": count, "audio_tokens": 2}
     usage = {"completion_tokens": count, "prompt_tokens": 3, "prompt_tokens_details": details}
     reply.end(usage=usage)
-    done = reader.finish()[-1][1]
-    assert isinstance(done, Done)
-    assert done.usage == {"prompt_tokens": 3, "prompt_tokens_details": {"audio_tokens": 2}}
-    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (1, True)
-    assert msgspec.msgpack.encode(done)
+    terminal = reader.finish()[-1][1]
+    assert isinstance(terminal, Done)
+    assert terminal.usage == {"prompt_tokens": 3, "prompt_tokens_details": {"audio_tokens": 2}}
+    assert (terminal.metrics.tokens, terminal.metrics.tokens_estimated) == (1, True)
+    assert msgspec.msgpack.encode(terminal)
 
 
 def test_text_declared_a_thought_is_removed_from_the_answer(harness: RunHarness) -> None:
@@ -93,10 +93,10 @@ def test_text_declared_a_thought_is_removed_from_the_answer(harness: RunHarness)
     assert run.answer() == (5, "Hello")
     assert (run.text(2), run.text(3), run.text(4)) == ("Okay, hello.", "", "He")
     assert [(step.kind, step.text) for step in steps.steps_of(run)] == [("thought", "Okay, hello.")]
-    ended = run.log.ended
-    assert isinstance(ended, Done)
-    assert ended.metrics.characters == run.characters == len("Hello")
-    assert ended.metrics.reasoning_ms is not None
+    terminal = run.log.ended
+    assert isinstance(terminal, Done)
+    assert terminal.metrics.characters == run.characters == len("Hello")
+    assert terminal.metrics.reasoning_ms is not None
     harness.clear()
     run, reply = harness.opened_run()
     reply.feed("Okay, ", Part((Content("hello."), ReasoningEnd(), Content("He")), 2), "llo")
@@ -208,18 +208,18 @@ def test_stop_after_the_end_is_answered_finished(harness: RunHarness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "kept"),
+    ("seen", "kept_text"),
     [(None, "abc"), (0, ""), (2, "ab"), (3, "abc"), (99, "abc"), (10**15 - 1, "abc")],
 )
 def test_stop_cuts_the_answer_to_the_seen_events(
-    harness: RunHarness, seen: int | None, kept: str
+    harness: RunHarness, seen: int | None, kept_text: str
 ) -> None:
     """The answer of a stopped run ends with the last event that the stopping viewer saw."""
     run, reply = harness.opened_run()
     reply.feed("a", "b", "c")
     wait_until(lambda: run.log.last == 3)
     run.switch.press(seen)
-    assert run.answer()[1] == kept
+    assert run.answer()[1] == kept_text
     assert run.log.last == 4
     assert run.seen_events is None or run.seen_events <= 3, (
         "a number that a client made up is saved"
@@ -239,17 +239,17 @@ def test_stop_of_a_finished_run_cuts_nothing(harness: RunHarness) -> None:
 def test_run_without_grace_ends_when_its_last_viewer_leaves(harness: RunHarness) -> None:
     """Another viewer keeps the run, even if one leaves twice."""
     run, reply = harness.opened_run(orphan_grace=0.0)
-    one, two = run.join(), run.join()
-    run.leave(one)
-    run.leave(one)
+    first, second = run.join(), run.join()
+    run.leave(first)
+    run.leave(first)
     run.watched_at -= 1e6
     harness.check_limits(run)
     assert run.state == "running"
-    run.leave(two)
+    run.leave(second)
     wait_ended(run)
-    ended = run.log.ended
-    assert isinstance(ended, Cancelled)
-    assert ended.reason == "no_viewer"
+    terminal = run.log.ended
+    assert isinstance(terminal, Cancelled)
+    assert terminal.reason == "no_viewer"
     assert reply.over.wait(WAIT_TIMEOUT)
 
 
@@ -262,14 +262,14 @@ def test_stop_racing_the_natural_end_gives_one_terminal_event(harness: RunHarnes
     for _ in range(REPEATS):
         run, reply = harness.run_with_parts("a")
         reply.end()
-        _, stopped = together(
+        _, is_stopped = together(
             partial(harness.work_in_this_thread, run), partial(run.cancel, "stop")
         )
         harness.wait_released(run)
         events = run.log.read(0)
         assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
         assert [type(e) for _, e in events if not isinstance(e, Content)] == [type(run.log.ended)]
-        assert run.state == ("cancelled" if stopped else "done")
+        assert run.state == ("cancelled" if is_stopped else "done")
         assert harness.ended == harness.released == [run]
         assert reply.finished + reply.closed <= 1
         # All of the answer may be there before the Stop comes to the connection: that one is kept.
@@ -283,16 +283,16 @@ def test_stop_racing_a_fault_and_a_limit_gives_one_end(harness: RunHarness) -> N
     """Law: of Stop, limit and a broken upstream one ends the run; the others change nothing."""
     for _ in range(REPEATS // 4):
         run, _ = harness.run_with_parts("a", UpstreamError("upstream_dropped"))
-        _, stopped, limited = together(
+        _, is_stopped, is_limited = together(
             partial(harness.work_in_this_thread, run),
             partial(run.cancel, "stop"),
             partial(run.fail, UpstreamError("stalled")),
         )
         harness.wait_released(run)
-        ended = run.log.ended
-        code = ended.error.code if isinstance(ended, Failed) else "stop"
-        assert not (stopped and limited)
-        assert code == ("stop" if stopped else "stalled" if limited else "upstream_dropped")
+        terminal = run.log.ended
+        code = terminal.error.code if isinstance(terminal, Failed) else "stop"
+        assert not (is_stopped and is_limited)
+        assert code == ("stop" if is_stopped else "stalled" if is_limited else "upstream_dropped")
         assert harness.ended == harness.released == [run]
 
 
@@ -305,10 +305,10 @@ def test_viewer_before_the_first_thread_does_not_prevent_the_opening(
         reply.end()
         viewer = run.join()
 
-        def view(run: Run = run, viewer: Any = viewer) -> str:
+        def read_text(run: Run = run, viewer: Any = viewer) -> str:
             return "".join(text_of(e) for g in run.follow(0, viewer) for _, e in g)
 
-        _, text = together(partial(harness.work_in_this_thread, run), view)
+        _, text = together(partial(harness.work_in_this_thread, run), read_text)
         assert text == "a"
         assert reply.over.wait(WAIT_TIMEOUT)
         assert (run.state, reply.finished) == ("done", 1)
@@ -319,16 +319,19 @@ def test_viewers_racing_a_stop_get_the_same_events(harness: RunHarness) -> None:
     for _ in range(REPEATS // 10):
         run, _ = harness.run_with_parts(*"abcdefgh")
 
-        def view(run: Run = run) -> str:
+        def read_text(run: Run = run) -> str:
             viewer = run.join()
             events = [event for group in run.follow(0, viewer) for event in group]
             run.leave(viewer)
             return str(events)
 
-        _, _, one, two = together(
-            partial(harness.work_in_this_thread, run), partial(run.cancel, "stop"), view, view
+        _, _, first_text, second_text = together(
+            partial(harness.work_in_this_thread, run),
+            partial(run.cancel, "stop"),
+            read_text,
+            read_text,
         )
-        assert one == two == str(run.log.read(0))
+        assert first_text == second_text == str(run.log.read(0))
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -369,8 +372,8 @@ def test_run_goes_on_when_its_viewer_leaves(harness: RunHarness) -> None:
 def test_viewer_that_does_not_read_delays_no_other(harness: RunHarness) -> None:
     """A viewer on a slow network gets the rest when it reads again."""
     run, reply, reader = harness.watched_run()
-    stuck = run.join()
-    groups = run.follow(0, stuck)
+    idle_viewer = run.join()
+    groups = run.follow(0, idle_viewer)
     assert next(groups) == [(1, Content("a"))]
     reply.feed("b")
     reader.wait_text("ab")
@@ -379,7 +382,7 @@ def test_viewer_that_does_not_read_delays_no_other(harness: RunHarness) -> None:
     reply.end()
     wait_ended(run)
     assert "".join(text_of(e) for group in groups for _, e in group) == "bc"
-    run.leave(stuck)
+    run.leave(idle_viewer)
 
 
 def test_text_that_came_with_the_head_is_read_at_once(harness: RunHarness) -> None:
@@ -414,9 +417,9 @@ def test_reader_after_a_lost_connection_continues_without_gaps(harness: RunHarne
     reply.feed("b", "c")
     reply.end()
     wait_ended(run)
-    again = Reader(run, after=1)
-    assert [seq for seq, _ in again.finish()] == [2, 3, 4]
-    assert again.text == "bc"
+    second_reader = Reader(run, after=1)
+    assert [seq for seq, _ in second_reader.finish()] == [2, 3, 4]
+    assert second_reader.text == "bc"
 
 
 def test_reader_below_the_kept_part_gets_offset_lost(harness: RunHarness) -> None:
@@ -437,11 +440,11 @@ def test_follow_with_an_interval_groups_the_events(harness: RunHarness) -> None:
     reply.feed("a")
     first = next(group for group in groups if group)
     assert first == [(1, Content("a"))]
-    rest = BackgroundCall(lambda: [group for group in groups if group])
+    remaining_groups = BackgroundCall(lambda: [group for group in groups if group])
     reply.feed("b", "c")
     reply.end()
-    rest.end()
-    assert rest.result == [[(2, Content("b")), (3, Content("c")), (4, run.log.ended)]]
+    remaining_groups.end()
+    assert remaining_groups.result == [[(2, Content("b")), (3, Content("c")), (4, run.log.ended)]]
     run.leave(viewer)
 
 
@@ -459,12 +462,12 @@ def test_follow_in_silence_yields_empty_groups(harness: RunHarness) -> None:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once."""
     monkeypatch.setattr(opening, "RETRY_BASE", 0.0)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_waits")
 def test_fault_before_the_head_is_retried(harness: RunHarness) -> None:
     """Faults before the first token are retried, and the viewer gets no event of them."""
     faults = [UpstreamError("upstream_refused"), UpstreamError("upstream_server_error")]
@@ -477,7 +480,7 @@ def test_fault_before_the_head_is_retried(harness: RunHarness) -> None:
     assert len(upstream.requests) == 3
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_waits")
 def test_fault_before_the_first_token_is_retried_on_a_new_connection(harness: RunHarness) -> None:
     """The broken connection is closed, and the answer comes from a new one."""
     first = ScriptedReply()
@@ -490,7 +493,7 @@ def test_fault_before_the_first_token_is_retried_on_a_new_connection(harness: Ru
     assert (run.state, first.closed, run.answer()) == ("done", 1, (1, "a"))
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_retries_end_with_the_last_fault(harness: RunHarness, retries: int) -> None:
     """After HALT_RETRIES retries the run fails with the last fault."""
@@ -500,7 +503,7 @@ def test_retries_end_with_the_last_fault(harness: RunHarness, retries: int) -> N
     assert len(upstream.requests) == 1 + retries
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_waits")
 def test_fault_after_the_first_token_is_not_retried(harness: RunHarness) -> None:
     """The shown text stays, and the run fails: no answer begins twice."""
     run, upstream = harness.started_run()
@@ -511,8 +514,10 @@ def test_fault_after_the_first_token_is_not_retried(harness: RunHarness) -> None
     assert (len(upstream.requests), run.answer(), reply.closed) == (1, (1, "a"), 1)
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("code", sorted(code for code, (_, again) in CODES.items() if not again))
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize(
+    "code", sorted(code for code, (_, is_retryable) in CODES.items() if not is_retryable)
+)
 def test_fault_that_is_not_retryable_is_not_retried(harness: RunHarness, code: str) -> None:
     """A refusal that a retry would not change fails the run at once."""
     run, upstream = harness.started_run(ScriptedUpstream(UpstreamError(code)))
@@ -532,7 +537,7 @@ def test_retry_after_within_the_limit_is_waited_for(
     run.cancel("stop")
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_waits")
 def test_retry_after_is_followed_by_one_more_request(harness: RunHarness) -> None:
     """After the server's Retry-After the run is requested once more, and answered."""
     run, upstream = harness.started_run(
@@ -578,10 +583,10 @@ def test_unknown_finish_reason_is_in_the_event_and_the_figures(harness: RunHarne
     reply.feed("Half an")
     reply.end("insufficient_system_resource")
     wait_ended(run)
-    ended = run.log.ended
-    assert isinstance(ended, Done)
-    assert ended.finish_reason == "insufficient_system_resource"
-    assert "finish reason: insufficient_system_resource" in answer_figures(ended, "")
+    terminal = run.log.ended
+    assert isinstance(terminal, Done)
+    assert terminal.finish_reason == "insufficient_system_resource"
+    assert "finish reason: insufficient_system_resource" in answer_figures(terminal, "")
     assert run.state == "done"
 
 
@@ -597,18 +602,18 @@ def test_cancelled_for_no_viewer_has_its_grace_in_seconds(harness: RunHarness) -
 def test_deadlines_exceeded_names_each_passed_limit(harness: RunHarness) -> None:
     """Each limit has its own code, and is exceeded after its time and not before."""
     run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
-    began = run.meter.started_at
-    assert run.deadlines.error_if_exceeded(began + 99.0) is None
+    start = run.meter.started_at
+    assert run.deadlines.error_if_exceeded(start + 99.0) is None
     assert (
         error_code(run.deadlines.error_if_exceeded(run.meter.last_at + 101.0))
         == "first_byte_timeout"
     )
     reply.feed("a")
     wait_until(lambda: run.log.last == 1)
-    last = run.meter.last_at
-    assert run.deadlines.error_if_exceeded(last + 9.0) is None
-    assert error_code(run.deadlines.error_if_exceeded(last + 11.0)) == "stalled"
-    assert error_code(run.deadlines.error_if_exceeded(began + 1_001.0)) == "run_too_long"
+    last_at = run.meter.last_at
+    assert run.deadlines.error_if_exceeded(last_at + 9.0) is None
+    assert error_code(run.deadlines.error_if_exceeded(last_at + 11.0)) == "stalled"
+    assert error_code(run.deadlines.error_if_exceeded(start + 1_001.0)) == "run_too_long"
 
 
 @pytest.mark.parametrize("phase", ["opening", "reading", "answering"])
@@ -656,17 +661,17 @@ def test_limit_is_checked_after_arrived_text_is_read(
     for module in (metrics, relay, run_module):
         monkeypatch.setattr(module, "now", lambda: now() + skipped[0])
     run, reply, _ = harness.watched_run(gap_timeout=100.0)
-    stalled, go_on = threading.Event(), threading.Event()
+    is_stalled, may_continue = threading.Event(), threading.Event()
 
     def stall() -> None:
-        stalled.set()
-        assert go_on.wait(WAIT_TIMEOUT)
+        is_stalled.set()
+        assert may_continue.wait(WAIT_TIMEOUT)
 
     harness.relay.post(stall)
-    assert stalled.wait(WAIT_TIMEOUT)
+    assert is_stalled.wait(WAIT_TIMEOUT)
     reply.feed("b")
     skipped[0] = 200.0  # the stall took longer than the limit
-    go_on.set()
+    may_continue.set()
     wait_until(lambda: run.log.last >= 2)
     assert (run.state, run.answer()) == ("running", (2, "ab"))
 
@@ -675,8 +680,8 @@ def test_limit_message_names_its_setting(harness: RunHarness) -> None:
     """The sentence has the seconds that were waited and the setting that allows more."""
     run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
 
-    def message_at(at: float) -> str:
-        fault = run.deadlines.error_if_exceeded(at)
+    def message_at(time: float) -> str:
+        fault = run.deadlines.error_if_exceeded(time)
         assert fault is not None
         return fault.message
 
@@ -692,9 +697,9 @@ def test_limit_message_names_its_setting(harness: RunHarness) -> None:
 def test_part_without_text_renews_the_limit_of_silence(harness: RunHarness) -> None:
     """A comment, or a chunk without text, starts the time for silence again."""
     run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0)
-    before = run.meter.last_at
+    last_at = run.meter.last_at
     reply.feed(Part())
-    wait_until(lambda: run.meter.last_at > before)
+    wait_until(lambda: run.meter.last_at > last_at)
     assert run.deadlines.error_if_exceeded(run.meter.last_at + 99.0) is None
     assert (
         error_code(run.deadlines.error_if_exceeded(run.meter.last_at + 101.0))
@@ -779,10 +784,10 @@ def test_internal_exception_ends_the_run_and_is_logged(
 ) -> None:
     """An exception in Halt is `internal` for the user, and a traceback in the log."""
 
-    def broken(*_: object) -> Part:
+    def raise_fault(*_: object) -> Part:
         raise ZeroDivisionError("sensitive detail")
 
-    monkeypatch.setattr(ScriptedReply, "read", broken)
+    monkeypatch.setattr(ScriptedReply, "read", raise_fault)
     run, _ = harness.opened_run()
     assert failure_code(run) == "internal"
     harness.wait_released(run)
@@ -797,10 +802,10 @@ def test_internal_exception_in_an_answer_is_its_terminal_event(
     """Viewers in the middle of an answer get the failure as its end."""
     run, reply, reader = harness.watched_run()
 
-    def broken(*_: object) -> Part:
+    def raise_fault(*_: object) -> Part:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(ScriptedReply, "read", broken)
+    monkeypatch.setattr(ScriptedReply, "read", raise_fault)
     reply.feed("b")
     assert isinstance(reader.finish()[-1][1], Failed)
     assert failure_code(run) == "internal"
@@ -817,10 +822,10 @@ def test_run_repr_has_id_state_and_counts(harness: RunHarness) -> None:
 
 def test_concurrent_stops_stop_the_run_once(harness: RunHarness) -> None:
     """Law: one of several concurrent Stops gets stopped, the others finished."""
-    presses: list[Callable[[], str]]
+    calls: list[Callable[[], str]]
     for _ in range(REPEATS // 10):
         run, _ = harness.new_run()
-        presses = [run.switch.press] * 3
-        assert sorted(together(*presses)) == ["finished", "finished", "stopped"]
+        calls = [run.switch.press] * 3
+        assert sorted(together(*calls)) == ["finished", "finished", "stopped"]
         run.discard()
     assert not [t for t in threading.enumerate() if t.name.startswith("race-")]

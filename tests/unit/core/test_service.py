@@ -32,16 +32,16 @@ class ServiceHarness:
             Config(**settings), self.upstream, StopRegistry(), store_writer
         )
 
-    def finished(self, request: ChatRequest, number: int = 0, **more: Any) -> Run:
+    def finished_run(self, request: ChatRequest, number: int = 0, **options: Any) -> Run:
         """A generation whose model has ended and whose place is free again."""
-        run = self.service.start(request, **more)
+        run = self.service.start(request, **options)
         reply = self.upstream.reply(number)
         reply.feed("text")
         reply.end()
         wait_until(lambda: run.log.ended is not None and self.service.open_streams == 0)
         return run
 
-    def kept(self, run: Run) -> bool:
+    def is_kept(self, run: Run) -> bool:
         with contextlib.suppress(UnknownStream):
             return self.service.run(run.id, None) is run
         return False
@@ -64,7 +64,7 @@ def make_harness() -> Iterator[MakeHarness]:
         harness.upstream.dispose()
 
 
-def broken(run: Run) -> None:
+def raise_fault(run: Run) -> None:
     raise ValueError("the callback is broken")
 
 
@@ -75,7 +75,7 @@ def test_on_end_that_raises_is_logged_and_the_place_is_free(
     make_harness: MakeHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An answer that the model ended is done, also if the callback raises."""
-    run = make_harness().finished(ChatRequest(HI), on_end=broken)
+    run = make_harness().finished_run(ChatRequest(HI), on_end=raise_fault)
     assert run.state == "done"
     assert "the callback is broken" in caplog.text
 
@@ -85,17 +85,17 @@ def test_stop_succeeds_if_on_end_raises(
     make_harness: MakeHarness, caplog: pytest.LogCaptureFixture, exact_usage: bool
 ) -> None:
     """The receipt says stopped, the place is given back, and a usage is reported."""
-    counted: list[dict[str, Any]] = []
+    usages: list[dict[str, Any]] = []
     harness = make_harness(exact_usage=exact_usage, max_streams=1)
     run = harness.service.start(
-        ChatRequest(HI), on_end=broken, on_usage=lambda _, usage: counted.append(usage)
+        ChatRequest(HI), on_end=raise_fault, on_usage=lambda _, usage: usages.append(usage)
     )
     reply = harness.upstream.reply()
     assert harness.service.stop(run.id, None).status == "stopped"
     wait_until(lambda: harness.service.open_streams == 0)
     if exact_usage:
         reply.end("stop", {"completion_tokens": 7})
-        wait_until(lambda: counted == [{"completion_tokens": 7}])
+        wait_until(lambda: usages == [{"completion_tokens": 7}])
     assert reply.over.wait(WAIT_TIMEOUT)
     assert "the callback is broken" in caplog.text
 
@@ -108,15 +108,15 @@ def test_finished_run_holds_no_prompt(make_harness: MakeHarness) -> None:
     harness = make_harness()
     tracemalloc.start()
     try:
-        before = tracemalloc.get_traced_memory()[0]
+        memory_before = tracemalloc.get_traced_memory()[0]
         runs = []
         for number in range(20):
             prompt = Message("user", f"{number}" * 200_000)
             request = ChatRequest([prompt], model="asked-1")
-            runs.append(harness.finished(request, number))
+            runs.append(harness.finished_run(request, number))
             harness.upstream.requests.clear()
             del prompt, request
-        wait_until(lambda: tracemalloc.get_traced_memory()[0] - before < 1_000_000)
+        wait_until(lambda: tracemalloc.get_traced_memory()[0] - memory_before < 1_000_000)
     finally:
         tracemalloc.stop()
     assert all(run.answer()[1] == "text" and run.model == "scripted-1" for run in runs)
@@ -126,9 +126,9 @@ def test_finished_run_holds_no_prompt(make_harness: MakeHarness) -> None:
 def test_finished_runs_beyond_kept_bytes_are_removed(make_harness: MakeHarness) -> None:
     """The oldest are removed first, and a start with a removed ID is accepted."""
     harness = make_harness(kept_bytes=1_024)
-    runs = [harness.finished(ChatRequest(HI, id=f"stream-{n}"), n) for n in range(10)]
-    wait_until(lambda: not harness.kept(runs[0]))
-    assert harness.kept(runs[-1])
+    runs = [harness.finished_run(ChatRequest(HI, id=f"stream-{n}"), n) for n in range(10)]
+    wait_until(lambda: not harness.is_kept(runs[0]))
+    assert harness.is_kept(runs[-1])
     harness.service.start(ChatRequest(HI, id="stream-0"))
 
 
@@ -152,9 +152,9 @@ def test_check_of_finished_runs_ends_at_the_oldest(make_harness: MakeHarness) ->
 
     store_writer = PendingWriter()
     harness = make_harness(store_writer=store_writer, log_seconds=0.0)
-    first = harness.finished(ChatRequest(HI, id="the-oldest"))
+    first = harness.finished_run(ChatRequest(HI, id="the-oldest"))
     for number in range(1, 20):
-        harness.finished(ChatRequest(HI), number)
+        harness.finished_run(ChatRequest(HI), number)
     store_writer.checked.clear()
     assert store_writer.checked.wait(WAIT_TIMEOUT)
     assert set(store_writer.pending_ids) == {first.id}
@@ -167,25 +167,25 @@ def test_slow_place_delays_no_reader_and_no_stop(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the system is slow to give a place, readers join and Stops work."""
-    slow, go_on = threading.Event(), threading.Event()
+    is_opening, may_continue = threading.Event(), threading.Event()
 
     class SlowSlots(Slots):
         def take(self, count: int, first: int = 0) -> int | None:
-            if slow.is_set():
-                assert go_on.wait(WAIT_TIMEOUT)
+            if is_opening.is_set():
+                assert may_continue.wait(WAIT_TIMEOUT)
             return super().take(count, first)
 
     monkeypatch.setattr(module, "Slots", SlowSlots)
     harness = make_harness()
     run = harness.service.start(ChatRequest(HI))
-    slow.set()
-    starting = BackgroundCall(lambda: harness.service.start(ChatRequest(HI)))
+    is_opening.set()
+    start_call = BackgroundCall(lambda: harness.service.start(ChatRequest(HI)))
     viewer = harness.service.readers.view(run)
     assert harness.service.stop(run.id, None).status == "stopped"
     harness.service.readers.unview(run, viewer)
-    assert starting.is_alive()
-    go_on.set()
-    assert starting.end() is None
+    assert start_call.is_alive()
+    may_continue.set()
+    assert start_call.end() is None
 
 
 def test_require_places_refuses_as_start_does(make_harness: MakeHarness) -> None:
@@ -211,7 +211,7 @@ def test_view_that_raises_gives_its_place_back(
     harness = make_harness(max_streams=1)
     run = harness.service.start(ChatRequest(HI))
     with monkeypatch.context() as patch:
-        patch.setattr(run, "join", lambda: broken(run))
+        patch.setattr(run, "join", lambda: raise_fault(run))
         with pytest.raises(ValueError, match="broken"):
             harness.service.readers.view(run)
     harness.service.readers.unview(run, harness.service.readers.view(run))
@@ -231,4 +231,4 @@ def test_start_without_a_keeper_thread_is_refused(
         with pytest.raises(AtCapacity):
             harness.service.start(ChatRequest(HI, id="refused-1"))
     assert harness.service.open_streams == 0
-    harness.finished(ChatRequest(HI, id="refused-1"))
+    harness.finished_run(ChatRequest(HI, id="refused-1"))

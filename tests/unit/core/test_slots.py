@@ -12,7 +12,7 @@ from tests.support.halt_server import ROOT
 from tests.support.waiting import wait_until
 
 #: Takes up to N of three places from a file, prints how many it got, and waits.
-TAKER = """
+TAKING_PROGRAM = """
 import sys
 from pathlib import Path
 from halt.cluster.file_locks import FileLocks
@@ -24,19 +24,19 @@ sys.stdin.read()
 """
 
 
-class Taker:
+class TakingProcess:
     """Another process that takes places."""
 
-    def __init__(self, path: Path, wanted: int) -> None:
+    def __init__(self, path: Path, count: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", TAKER, str(path), str(wanted)],
+            [sys.executable, "-c", TAKING_PROGRAM, str(path), str(count)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self.process.stdout is not None
-        self.got = int(self.process.stdout.readline())
+        self.places = int(self.process.stdout.readline())
 
     def kill(self) -> None:
         self.process.kill()
@@ -47,20 +47,20 @@ def test_take_counts_places_over_processes_and_frees_those_of_the_dead(tmp_path:
     """Two processes get as many places as there are; a killed one's are free again."""
     slots = Slots()
     slots.share(FileLocks(tmp_path / "places"))
-    taker = Taker(tmp_path / "places", 2)
+    process = TakingProcess(tmp_path / "places", 2)
     try:
-        assert taker.got == 2
-        mine = slots.take(3)
-        assert mine is not None
+        assert process.places == 2
+        place = slots.take(3)
+        assert place is not None
         assert slots.take(3) is None
-        slots.give_back(mine)
-        slots.give_back(mine)
-        other = Taker(tmp_path / "places", 3)
-        assert other.got == 1
-        other.kill()
+        slots.give_back(place)
+        slots.give_back(place)
+        other_process = TakingProcess(tmp_path / "places", 3)
+        assert other_process.places == 1
+        other_process.kill()
         wait_until(lambda: slots.take(3) is not None)
     finally:
-        taker.kill()
+        process.kill()
     wait_until(lambda: slots.take(3) is not None)
     assert slots.take(3) is not None
     assert slots.take(3) is None
@@ -72,47 +72,47 @@ def test_are_free_counts_all_processes_and_takes_no_place(tmp_path: Path) -> Non
     slots.share(FileLocks(tmp_path / "places"))
     assert slots.are_free(3, 3)
     assert slots.take(3) is not None
-    taker = Taker(tmp_path / "places", 1)
+    first_process = TakingProcess(tmp_path / "places", 1)
     assert slots.are_free(3, 1)
     assert not slots.are_free(3, 2)
-    other = Taker(tmp_path / "places", 3)
-    assert other.got == 1
-    for process in (taker, other):
+    second_process = TakingProcess(tmp_path / "places", 3)
+    assert second_process.places == 1
+    for process in (first_process, second_process):
         process.kill()
 
 
 def test_all_free_sees_places_of_every_process(tmp_path: Path) -> None:
     """Places of this process and of others are seen; the check takes none."""
-    slots, alone = Slots(), Slots()
+    slots, unshared_slots = Slots(), Slots()
     slots.share(FileLocks(tmp_path / "places"))
     assert slots.all_free(3)
-    taker = Taker(tmp_path / "places", 1)
+    first_process = TakingProcess(tmp_path / "places", 1)
     assert not slots.all_free(3)
-    other = Taker(tmp_path / "places", 3)
-    assert other.got == 2
-    for process in (taker, other):
+    second_process = TakingProcess(tmp_path / "places", 3)
+    assert second_process.places == 2
+    for process in (first_process, second_process):
         process.kill()
     wait_until(lambda: slots.all_free(3))
-    for mine in (slots, alone):
-        place = mine.take(3)
+    for checked_slots in (slots, unshared_slots):
+        place = checked_slots.take(3)
         assert place is not None
-        assert not mine.all_free(3)
-        mine.give_back(place)
-        assert mine.all_free(3)
+        assert not checked_slots.all_free(3)
+        checked_slots.give_back(place)
+        assert checked_slots.all_free(3)
 
 
 def test_take_without_a_file_counts_this_process_alone() -> None:
     """There are no more places than asked for, each with its own number."""
     slots = Slots()
-    taken = {slots.take(5, first=100) for _ in range(5)}
-    assert taken == {100, 101, 102, 103, 104}
+    places = {slots.take(5, first=100) for _ in range(5)}
+    assert places == {100, 101, 102, 103, 104}
     assert slots.take(5, first=100) is None
     assert slots.take(5, first=200) is not None
 
 
 def test_number_of_gives_names_separate_ranges() -> None:
     """The places of two names do not overlap, and fit the offsets that a file lock can have."""
-    one, two = number_of("one", 4), number_of("two", 4)
-    assert one == number_of("one", 4)
-    assert abs(one - two) >= 4
-    assert max(one, two) + 4 < 2**63
+    first, second = number_of("one", 4), number_of("two", 4)
+    assert first == number_of("one", 4)
+    assert abs(first - second) >= 4
+    assert max(first, second) + 4 < 2**63

@@ -6,7 +6,7 @@ from halt.core.events import Content, Event, Extra, Reasoning, ToolCall, ToolCal
 from halt.core.steps import CUT, STEP_CHARS_MAX, STEPS_MAX, Step, StepPatch, StepStream
 
 
-def fed(*events: Event) -> StepStream:
+def step_stream(*events: Event) -> StepStream:
     """A stream of events that arrived a second apart, the first at 1 s."""
     stream = StepStream()
     for number, event in enumerate(events, 1):
@@ -14,46 +14,46 @@ def fed(*events: Event) -> StepStream:
     return stream
 
 
-def rows(steps: tuple[Step, ...]) -> list[tuple[object, ...]]:
+def step_rows(steps: tuple[Step, ...]) -> list[tuple[object, ...]]:
     return [(s.number, s.kind, s.state, s.name, s.text, s.result, s.ms) for s in steps]
 
 
 def test_thought_step_ends_at_the_answers_first_text() -> None:
     """Its pieces are one step; its time is from its first piece to the answer's first."""
-    stream = fed(Reasoning("so "), Reasoning("what"))
-    assert rows(stream.steps()) == [(1, "thought", "running", "", "so what", "", None)]
+    stream = step_stream(Reasoning("so "), Reasoning("what"))
+    assert step_rows(stream.steps()) == [(1, "thought", "running", "", "so what", "", None)]
     stream.feed(3, Content("Yes."), 4.5)
-    assert rows(stream.steps()) == [(1, "thought", "done", "", "so what", "", 3500.0)]
+    assert step_rows(stream.steps()) == [(1, "thought", "done", "", "so what", "", 3500.0)]
 
 
 def test_thought_step_goes_on_across_server_fields() -> None:
     """A model may think on while its server sends sources."""
-    stream = fed(Reasoning("so "), Extra({"citations": []}), Reasoning("what"))
+    stream = step_stream(Reasoning("so "), Extra({"citations": []}), Reasoning("what"))
     assert [(step.state, step.text) for step in stream.steps()] == [("running", "so what")]
 
 
 def test_answer_without_thoughts_or_tools_has_no_steps() -> None:
     """Text alone makes no step and no change."""
-    stream = fed(Content("a"), Content("b"))
+    stream = step_stream(Content("a"), Content("b"))
     assert stream.patch() == StepPatch()
     assert stream.end(9.0) == ()
 
 
 def test_tool_call_is_one_step_from_first_piece_to_result() -> None:
     """The whole call does not repeat the arguments, and the time is the tool's own."""
-    stream = fed(
+    stream = step_stream(
         ToolCallDelta(0, "c", "add", ""),
         ToolCallDelta(0, "c", "add", '{"a":'),
         ToolCallDelta(0, "c", "add", "1}"),
         ToolCall("c", "add", '{"a":1}'),
         ToolResult("c", "add", "2", True, 12.5),
     )
-    assert rows(stream.steps()) == [(1, "tool", "done", "add", '{"a":1}', "2", 12.5)]
+    assert step_rows(stream.steps()) == [(1, "tool", "done", "add", '{"a":1}', "2", 12.5)]
 
 
 def test_tool_calls_of_two_rounds_with_the_same_id_are_separate_steps() -> None:
     """Two parallel calls with results in the other order, then one with the same index and ID."""
-    stream = fed(
+    stream = step_stream(
         ToolCallDelta(0, "call_0", "a", "1"),
         ToolCallDelta(1, "call_1", "b", "2"),
         ToolCall("call_0", "a", "1"),
@@ -63,7 +63,7 @@ def test_tool_calls_of_two_rounds_with_the_same_id_are_separate_steps() -> None:
         ToolCallDelta(0, "call_0", "a", "3"),
         ToolCall("call_0", "a", "3"),
     )
-    assert rows(stream.steps()) == [
+    assert step_rows(stream.steps()) == [
         (1, "tool", "failed", "a", "1", "no", 2.0),
         (2, "tool", "done", "b", "2", "two", 1.0),
         (7, "tool", "running", "a", "3", "", None),
@@ -72,8 +72,8 @@ def test_tool_calls_of_two_rounds_with_the_same_id_are_separate_steps() -> None:
 
 def test_step_without_its_beginning_has_the_part_that_is_there() -> None:
     """A log that dropped its first events: a result alone, a whole call alone."""
-    stream = fed(ToolResult("x", "old", "done", True, 5.0), ToolCall("y", "new", "{}"))
-    assert rows(stream.steps()) == [
+    stream = step_stream(ToolResult("x", "old", "done", True, 5.0), ToolCall("y", "new", "{}"))
+    assert step_rows(stream.steps()) == [
         (1, "tool", "done", "old", "", "done", 5.0),
         (2, "tool", "running", "new", "{}", "", None),
     ]
@@ -81,7 +81,7 @@ def test_step_without_its_beginning_has_the_part_that_is_there() -> None:
 
 def test_end_leaves_no_step_running() -> None:
     """A thought ends with the answer; a call without a result is only called."""
-    assert rows(fed(ToolCall("c", "add", "{}"), Reasoning("hm")).end(4.0)) == [
+    assert step_rows(step_stream(ToolCall("c", "add", "{}"), Reasoning("hm")).end(4.0)) == [
         (1, "tool", "called", "add", "{}", "", None),
         (2, "thought", "done", "", "hm", "", 2000.0),
     ]
@@ -89,9 +89,9 @@ def test_end_leaves_no_step_running() -> None:
 
 def test_patch_has_each_change_once() -> None:
     """New steps, added text and changed steps are in one patch each."""
-    stream = fed(Reasoning("a"))
+    stream = step_stream(Reasoning("a"))
     first = stream.patch()
-    assert rows(tuple(first.fresh)) == [(1, "thought", "running", "", "a", "", None)]
+    assert step_rows(tuple(first.fresh)) == [(1, "thought", "running", "", "a", "", None)]
     assert (first.added, first.changed) == ([], [])
     stream.feed(2, Reasoning("b"), 2.0)
     stream.feed(3, Reasoning("c"), 3.0)
@@ -103,14 +103,14 @@ def test_patch_has_each_change_once() -> None:
 
 def test_steps_are_limited_in_size_and_number() -> None:
     """Beyond the limits nothing is kept, and the last step says so once."""
-    stream = fed(Reasoning("x" * STEP_CHARS_MAX), Reasoning("y"), Reasoning("z"))
+    stream = step_stream(Reasoning("x" * STEP_CHARS_MAX), Reasoning("y"), Reasoning("z"))
     (step,) = stream.steps()
     assert step.text == "x" * STEP_CHARS_MAX + CUT
-    many = StepStream()
+    long_stream = StepStream()
     for n in range(1, 2 * STEPS_MAX, 2):
-        many.feed(n, Reasoning("t"), 0.0)
-        many.feed(n + 1, Content("c"), 0.0)
-    many.feed(2 * STEPS_MAX, Reasoning("t"), 0.0)
-    many.feed(2 * STEPS_MAX + 1, ToolCall("c", "a", "{}"), 0.0)
-    many.feed(2 * STEPS_MAX + 2, ToolResult("c", "a", "{}", True, 1.0), 0.0)
-    assert len(many.steps()) == STEPS_MAX
+        long_stream.feed(n, Reasoning("t"), 0.0)
+        long_stream.feed(n + 1, Content("c"), 0.0)
+    long_stream.feed(2 * STEPS_MAX, Reasoning("t"), 0.0)
+    long_stream.feed(2 * STEPS_MAX + 1, ToolCall("c", "a", "{}"), 0.0)
+    long_stream.feed(2 * STEPS_MAX + 2, ToolResult("c", "a", "{}", True, 1.0), 0.0)
+    assert len(long_stream.steps()) == STEPS_MAX

@@ -24,17 +24,17 @@ class Stream:
 
     def __init__(self, owner: str | None = None) -> None:
         self.switch = StopSwitch(self._press, owner)
-        self.seen: list[int | None] = []
+        self.stops: list[int | None] = []
         self._lock = threading.Lock()
 
-    def _press(self, seen: int | None) -> Pressed:
+    def _press(self, last_seen: int | None) -> Pressed:
         assert self.switch.event.is_set()
         with self._lock:
-            self.seen.append(seen)
-            return "stopped" if len(self.seen) == 1 else "finished"
+            self.stops.append(last_seen)
+            return "stopped" if len(self.stops) == 1 else "finished"
 
 
-class Switchboard(StopRegistry):
+class ClockedRegistry(StopRegistry):
     """A registry whose clock only the test moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,118 +44,118 @@ class Switchboard(StopRegistry):
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Switchboard:
-    return Switchboard(monkeypatch)
+def registry(monkeypatch: pytest.MonkeyPatch) -> ClockedRegistry:
+    return ClockedRegistry(monkeypatch)
 
 
-def test_stop_after_the_start_ends_the_stream(board: Switchboard) -> None:
+def test_stop_after_the_start_ends_the_stream(registry: ClockedRegistry) -> None:
     """The press sets the stream's event first, then ends it with the last event seen."""
     stream = Stream()
-    assert board.claim("a", stream.switch)
-    assert board.press("a", None, seen=7) == "stopped"
-    assert stream.seen == [7]
+    assert registry.claim("a", stream.switch)
+    assert registry.press("a", None, seen=7) == "stopped"
+    assert stream.stops == [7]
 
 
-def test_stop_before_the_start_ends_the_stream(board: Switchboard) -> None:
+def test_stop_before_the_start_ends_the_stream(registry: ClockedRegistry) -> None:
     """A Stop may overtake its own stream, whose start is then refused."""
-    assert board.press("a", None) is None
-    assert not board.claim("a", Stream().switch)
+    assert registry.press("a", None) is None
+    assert not registry.claim("a", Stream().switch)
 
 
-def test_stop_of_a_stopped_stream_is_answered_finished(board: Switchboard) -> None:
+def test_stop_of_a_stopped_stream_is_answered_finished(registry: ClockedRegistry) -> None:
     """A second Stop is harmless and gets finished."""
     stream = Stream()
-    board.claim("a", stream.switch)
-    assert [board.press("a", None), board.press("a", None)] == ["stopped", "finished"]
+    registry.claim("a", stream.switch)
+    assert [registry.press("a", None), registry.press("a", None)] == ["stopped", "finished"]
 
 
-def test_stops_before_the_start_stop_one_stream(board: Switchboard) -> None:
+def test_stops_before_the_start_stop_one_stream(registry: ClockedRegistry) -> None:
     """A tombstone stops one stream; after that the ID can be used again."""
     for _ in range(3):
-        assert board.press("a", None) is None
-    assert not board.claim("a", Stream().switch)
-    board.release("a")
-    assert board.claim("a", Stream().switch)
+        assert registry.press("a", None) is None
+    assert not registry.claim("a", Stream().switch)
+    registry.release("a")
+    assert registry.claim("a", Stream().switch)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["stop", "start", "release"])))
 def test_stop_start_and_release_in_any_order_end_the_stream(
-    board: Switchboard, order: tuple[str, ...]
+    registry: ClockedRegistry, order: tuple[str, ...]
 ) -> None:
     """In each order Stop and start end the stream, unless it was over before the Stop."""
-    stream, ended = Stream(), False
+    stream, is_ended = Stream(), False
     for step in order:
         if step == "stop":
-            ended |= board.press("a", None) == "stopped"
+            is_ended |= registry.press("a", None) == "stopped"
         elif step == "start":
-            ended |= not board.claim("a", stream.switch)
+            is_ended |= not registry.claim("a", stream.switch)
         else:
-            board.release("a")
-    forgotten = order == ("start", "release", "stop")
-    assert ended is not forgotten
+            registry.release("a")
+    has_ended_before = order == ("start", "release", "stop")
+    assert is_ended is not has_ended_before
 
 
-def test_claim_of_an_unreleased_id_is_refused(board: Switchboard) -> None:
+def test_claim_of_an_unreleased_id_is_refused(registry: ClockedRegistry) -> None:
     """A second stream with an ID in use is refused, also if the first was stopped."""
-    board.claim("a", Stream().switch)
-    with pytest.raises(StreamInUse) as caught:
-        board.claim("a", Stream().switch)
-    assert caught.value.field == "id"
-    board.press("a", None)
+    registry.claim("a", Stream().switch)
+    with pytest.raises(StreamInUse) as error_info:
+        registry.claim("a", Stream().switch)
+    assert error_info.value.field == "id"
+    registry.press("a", None)
     with pytest.raises(StreamInUse):
-        board.claim("a", Stream().switch)
-    board.release("a")
-    assert board.claim("a", Stream().switch)
-    assert len(board) == 1
+        registry.claim("a", Stream().switch)
+    registry.release("a")
+    assert registry.claim("a", Stream().switch)
+    assert len(registry) == 1
 
 
-def test_release_of_an_unknown_id_is_harmless(board: Switchboard) -> None:
+def test_release_of_an_unknown_id_is_harmless(registry: ClockedRegistry) -> None:
     """Releasing an unknown ID changes nothing."""
-    board.release("a")
-    assert len(board) == 0
+    registry.release("a")
+    assert len(registry) == 0
 
 
 @pytest.mark.parametrize(
     ("age", "starts"), [(0.0, False), (TOMBSTONE_SECONDS - 0.1, False), (TOMBSTONE_SECONDS, True)]
 )
 def test_tombstone_stops_a_stream_within_30_seconds(
-    board: Switchboard, age: float, starts: bool
+    registry: ClockedRegistry, age: float, starts: bool
 ) -> None:
     """A stream within 30 s of its Stop is stopped at once; later the ID is new."""
-    board.press("a", None)
-    board.time += age
-    assert board.claim("a", Stream().switch) is starts
+    registry.press("a", None)
+    registry.time += age
+    assert registry.claim("a", Stream().switch) is starts
 
 
-def test_stop_again_renews_the_tombstone(board: Switchboard) -> None:
+def test_stop_again_renews_the_tombstone(registry: ClockedRegistry) -> None:
     """The 30 seconds count from the last Stop."""
-    board.press("a", None)
-    board.time += TOMBSTONE_SECONDS - 1
-    board.press("a", None)
-    board.time += TOMBSTONE_SECONDS - 1
-    assert not board.claim("a", Stream().switch)
+    registry.press("a", None)
+    registry.time += TOMBSTONE_SECONDS - 1
+    registry.press("a", None)
+    registry.time += TOMBSTONE_SECONDS - 1
+    assert not registry.claim("a", Stream().switch)
 
 
-def test_tombstones_are_limited_to_the_newest(board: Switchboard) -> None:
+def test_tombstones_are_limited_to_the_newest(registry: ClockedRegistry) -> None:
     """However many Stops come, the newest TOMBSTONES_MAX are kept."""
     for number in range(TOMBSTONES_MAX + 10):
-        board.press(f"id-{number}", None)
-    claimed = [board.claim(f"id-{n}", Stream().switch) for n in range(TOMBSTONES_MAX + 10)]
+        registry.press(f"id-{number}", None)
+    claimed = [registry.claim(f"id-{n}", Stream().switch) for n in range(TOMBSTONES_MAX + 10)]
     assert claimed == [True] * 10 + [False] * TOMBSTONES_MAX
 
 
-def test_tombstones_expired_are_removed_by_the_next_stop(board: Switchboard) -> None:
+def test_tombstones_expired_are_removed_by_the_next_stop(registry: ClockedRegistry) -> None:
     """An expired tombstone takes no memory once another Stop comes."""
     for number in range(100):
-        board.press(f"id-{number}", None)
-    board.time += TOMBSTONE_SECONDS
-    board.press("new", None)
-    board.time -= TOMBSTONE_SECONDS  # `tombstones` lists those that have not expired now
-    assert [stream_id for stream_id, _, _ in board.tombstones()] == ["new"]
+        registry.press(f"id-{number}", None)
+    registry.time += TOMBSTONE_SECONDS
+    registry.press("new", None)
+    registry.time -= TOMBSTONE_SECONDS  # `tombstones` lists those that have not expired now
+    assert [stream_id for stream_id, _, _ in registry.tombstones()] == ["new"]
 
 
 @pytest.mark.parametrize(
-    ("owner", "requester", "may"),
+    ("owner", "requester", "is_allowed"),
     [
         ("anna", "anna", True),
         ("anna", "bert", False),
@@ -165,59 +165,59 @@ def test_tombstones_expired_are_removed_by_the_next_stop(board: Switchboard) -> 
     ],
 )
 def test_stop_of_a_session_stream_works_for_its_owner_alone(
-    board: Switchboard, owner: str | None, requester: str | None, may: bool
+    registry: ClockedRegistry, owner: str | None, requester: str | None, is_allowed: bool
 ) -> None:
     """A session's stream is stopped by that session only, in either order; one without an owner by
     all."""
     stream = Stream(owner)
-    board.claim("started", stream.switch)
-    assert board.press("started", requester) == ("stopped" if may else None)
-    assert stream.switch.event.is_set() is may
-    board.press("to-come", requester)
-    assert board.claim("to-come", Stream(owner).switch) is not may
+    registry.claim("started", stream.switch)
+    assert registry.press("started", requester) == ("stopped" if is_allowed else None)
+    assert stream.switch.event.is_set() is is_allowed
+    registry.press("to-come", requester)
+    assert registry.claim("to-come", Stream(owner).switch) is not is_allowed
 
 
-def test_stop_of_a_foreign_stream_is_answered_as_unknown(board: Switchboard) -> None:
+def test_stop_of_a_foreign_stream_is_answered_as_unknown(registry: ClockedRegistry) -> None:
     """The foreign Stop leaves no tombstone for the next stream with that ID."""
-    board.claim("a", Stream("anna").switch)
-    assert board.press("a", "bert") is None
-    board.release("a")
-    assert board.claim("a", Stream("bert").switch)
+    registry.claim("a", Stream("anna").switch)
+    assert registry.press("a", "bert") is None
+    registry.release("a")
+    assert registry.claim("a", Stream("bert").switch)
 
 
-def test_stop_by_another_session_keeps_the_owners_tombstone(board: Switchboard) -> None:
+def test_stop_by_another_session_keeps_the_owners_tombstone(registry: ClockedRegistry) -> None:
     """A Stop that waits for its stream still holds after another session's Stop of that ID."""
-    board.press("a", "anna")
-    board.press("a", "bert")
-    assert not board.claim("a", Stream("anna").switch)
+    registry.press("a", "anna")
+    registry.press("a", "bert")
+    assert not registry.claim("a", Stream("anna").switch)
 
 
 def test_stop_racing_the_start_ends_the_stream() -> None:
     """Law: either the press ended the stream or its start was refused, never both, never neither."""
     for _ in range(REPEATS):
-        board, stream = StopRegistry(), Stream()
-        pressed, started = together(
-            partial(board.press, "a", None), partial(board.claim, "a", stream.switch)
+        registry, stream = StopRegistry(), Stream()
+        result, is_started = together(
+            partial(registry.press, "a", None), partial(registry.claim, "a", stream.switch)
         )
-        assert (pressed == "stopped") is (started is True)
-        assert stream.switch.event.is_set() is (pressed == "stopped")
+        assert (result == "stopped") is (is_started is True)
+        assert stream.switch.event.is_set() is (result == "stopped")
 
 
 def test_concurrent_stops_end_the_stream_once() -> None:
     """Law: of concurrent Stops exactly one ended the stream, the others get finished."""
     for _ in range(REPEATS):
-        board = StopRegistry()
-        board.claim("a", Stream().switch)
-        results = together(*[partial(board.press, "a", None)] * 3)
+        registry = StopRegistry()
+        registry.claim("a", Stream().switch)
+        results = together(*[partial(registry.press, "a", None)] * 3)
         assert sorted(map(str, results)) == ["finished", "finished", "stopped"]
 
 
 def test_concurrent_starts_claim_the_id_once() -> None:
     """Law: of two streams that start with one ID at the same time exactly one gets it."""
 
-    def claim(board: StopRegistry) -> str:
+    def claim(registry: StopRegistry) -> str:
         try:
-            return str(board.claim("a", Stream().switch))
+            return str(registry.claim("a", Stream().switch))
         except StreamInUse:
             return "in use"
 

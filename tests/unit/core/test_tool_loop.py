@@ -55,27 +55,27 @@ class Gate:
     def __init__(self) -> None:
         self.running = threading.Semaphore(0)  # released once for each call that has begun
         self.open = threading.Event()
-        self.began: list[str] = []
+        self.started: list[str] = []
         self.stops: list[threading.Event] = []
         self.box = Toolbox([self.held, self.quick])
 
-    def held(self, name: str, ending: threading.Event) -> str:
+    def held(self, name: str, abandoned: threading.Event) -> str:
         """Blocks until the test opens the gate, even if its Event is set."""
-        self.began.append(name)
-        self.stops.append(ending)
+        self.started.append(name)
+        self.stops.append(abandoned)
         self.running.release()
         self.open.wait(WAIT_TIMEOUT)
         return f"held {name}"
 
     def quick(self, name: str = "") -> str:
         """Returns at once."""
-        self.began.append(name)
+        self.started.append(name)
         return f"quick {name}"
 
     def wait_running(self, count: int = 1) -> None:
         """Wait until `count` more calls are running."""
         for _ in range(count):
-            assert self.running.acquire(timeout=WAIT_TIMEOUT), self.began
+            assert self.running.acquire(timeout=WAIT_TIMEOUT), self.started
 
 
 class ToolHarness(RunHarness):
@@ -152,8 +152,8 @@ def test_round_of_tools_is_one_log_and_a_second_request(harness: ToolHarness) ->
         {"role": "tool", "content": "quick x", "tool_call_id": "id-x"},
     ]
     assert sent_messages(upstream.requests[0]) == []
-    offered = [tool["function"]["name"] for tool in upstream.requests[1].tools or ()]
-    assert offered == ["held", "quick"]
+    tool_names = [tool["function"]["name"] for tool in upstream.requests[1].tools or ()]
+    assert tool_names == ["held", "quick"]
     assert upstream.reply().over.wait(WAIT_TIMEOUT)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
     harness.wait_released(run)
@@ -191,10 +191,12 @@ def test_round_sends_its_extra_fields_back_with_the_results(harness: ToolHarness
     wait_ended(run)
     turns = [m for m in upstream.requests[2].messages if isinstance(m, ToolTurn)]
     assert [turn.opaque for turn in turns] == [{"reasoning_content": f"hm {n}"} for n in range(2)]
-    signed = [turn["tool_calls"][0]["extra_content"] for turn in turns]
-    assert signed == [{"signature": n} for n in range(2)]
+    extra_contents = [turn["tool_calls"][0]["extra_content"] for turn in turns]
+    assert extra_contents == [{"signature": n} for n in range(2)]
     calls = [event for _, event in run.log.read(0) if isinstance(event, ToolCall)]
-    assert [call.extra for call in calls] == [{"extra_content": signature} for signature in signed]
+    assert [call.extra for call in calls] == [
+        {"extra_content": signature} for signature in extra_contents
+    ]
 
 
 def test_results_are_sent_in_the_order_of_the_calls(harness: ToolHarness) -> None:
@@ -232,18 +234,18 @@ def test_rounds_send_all_earlier_rounds_and_sum_the_usage(harness: ToolHarness) 
         reply = upstream.reply(number)
         reply.feed(f"{number}")
         ask(reply, f"{number}", prompt_tokens=10 + number, completion_tokens=2)
-    last = upstream.reply(3)
-    last.feed("end")
-    last.end(usage={"prompt_tokens": 20, "completion_tokens": 5})
+    last_reply = upstream.reply(3)
+    last_reply.feed("end")
+    last_reply.end(usage={"prompt_tokens": 20, "completion_tokens": 5})
     wait_ended(run)
     assert run.answer()[1] == "0\n\n1\n\n2\n\nend"
     messages = sent_messages(upstream.requests[3])
     assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
     assert [m["content"] for m in messages[::2]] == ["0", "1", "2"]
-    done = run.log.ended
-    assert isinstance(done, Done)
-    assert done.usage == {"prompt_tokens": 53, "completion_tokens": 11}
-    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (11, False)
+    terminal = run.log.ended
+    assert isinstance(terminal, Done)
+    assert terminal.usage == {"prompt_tokens": 53, "completion_tokens": 11}
+    assert (terminal.metrics.tokens, terminal.metrics.tokens_estimated) == (11, False)
 
 
 def test_usage_missing_in_one_round_gives_an_estimate(harness: ToolHarness) -> None:
@@ -253,19 +255,19 @@ def test_usage_missing_in_one_round_gives_an_estimate(harness: ToolHarness) -> N
     upstream.reply(1).feed("a")
     upstream.reply(1).end()
     wait_ended(run)
-    done = run.log.ended
-    assert isinstance(done, Done)
-    assert done.usage is None
-    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (2, True)
+    terminal = run.log.ended
+    assert isinstance(terminal, Done)
+    assert terminal.usage is None
+    assert (terminal.metrics.tokens, terminal.metrics.tokens_estimated) == (2, True)
 
 
 def test_summed_adds_nested_counts() -> None:
     """Nested numbers are added; words and missing values do no harm."""
-    one = {"a": 1, "d": {"x": 1, "y": None}, "who": "m"}
-    two = {"a": 2.5, "d": {"x": 3, "y": 4}, "who": "n", "more": 1}
+    first = {"a": 1, "d": {"x": 1, "y": None}, "who": "m"}
+    second = {"a": 2.5, "d": {"x": 3, "y": 4}, "who": "n", "more": 1}
     total = {"a": 3.5, "d": {"x": 4, "y": 4}, "who": "n", "more": 1}
-    assert sum_usage(sum_usage({}, one), two) == total
-    assert sum_usage(one, {"a": None}) == one
+    assert sum_usage(sum_usage({}, first), second) == total
+    assert sum_usage(first, {"a": None}) == first
 
 
 def test_calls_before_the_end_of_the_reply_wait_for_it(harness: ToolHarness) -> None:
@@ -275,11 +277,11 @@ def test_calls_before_the_end_of_the_reply_wait_for_it(harness: ToolHarness) -> 
     first.finish_reason = "tool_calls"
     first.feed(asks("x"), "afterthought")
     wait_until(lambda: run.log.last == 2)
-    assert harness.gate.began == []
+    assert harness.gate.started == []
     first.end("tool_calls", {"completion_tokens": 3})
     upstream.reply(1).end(usage={"completion_tokens": 1})
     wait_ended(run)
-    assert harness.gate.began == ["x"]
+    assert harness.gate.started == ["x"]
     assert isinstance(run.log.ended, Done)
     assert run.log.ended.usage == {"completion_tokens": 4}
 
@@ -291,7 +293,7 @@ def test_calls_of_a_cut_off_reply_are_not_run(harness: ToolHarness, reason: str)
     upstream.reply().feed(asks("x"))
     upstream.reply().end(reason)
     wait_ended(run)
-    assert harness.gate.began == []
+    assert harness.gate.started == []
     assert isinstance(run.log.ended, Done)
     assert run.log.ended.finish_reason == reason
 
@@ -307,19 +309,19 @@ def test_calls_are_run_with_any_good_finish_reason(
     first.feed(asks("x"), Part(ended=True))
     upstream.reply(1).end()
     wait_ended(run)
-    assert harness.gate.began == ["x"]
+    assert harness.gate.started == ["x"]
 
 
 def test_request_with_its_own_tools_is_not_offered_halts(harness: ToolHarness) -> None:
     """The client's tools alone are offered, and Halt does not run their calls."""
     upstream = ScriptedUpstream()
-    own = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
+    request = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
     harness.upstreams.append(upstream)
-    run = harness.start_run(harness.new_run_of(RunHost(harness, upstream, Config()), own))
+    run = harness.start_run(harness.new_run_of(RunHost(harness, upstream, Config()), request))
     ask(upstream.reply(), "x")
     wait_ended(run)
-    assert (run.state, harness.gate.began, len(upstream.requests)) == ("done", [], 1)
-    assert upstream.requests[0] == own
+    assert (run.state, harness.gate.started, len(upstream.requests)) == ("done", [], 1)
+    assert upstream.requests[0] == request
 
 
 def test_tool_choice_that_forces_a_call_holds_for_one_round(harness: ToolHarness) -> None:
@@ -341,9 +343,9 @@ def test_late_end_of_thought_covers_its_own_round(harness: ToolHarness) -> None:
     for number, name in enumerate(("x", "y")):
         upstream.reply(number).feed("Hm.", Part((ReasoningEnd(),), 1), f"Look {name}.")
         ask(upstream.reply(number), name)
-    last = upstream.reply(2)
-    last.feed("Ah.", Part((ReasoningEnd(), Content("Yes.")), 1))
-    last.end()
+    second_reply = upstream.reply(2)
+    second_reply.feed("Ah.", Part((ReasoningEnd(), Content("Yes.")), 1))
+    second_reply.end()
     ends = [event.after for _, event in reader.finish() if isinstance(event, ReasoningEnd)]
     assert ends == [0, 5, 10]
     assert run.answer()[1] == "Look x.\n\nLook y.\n\nYes."
@@ -377,16 +379,16 @@ def test_meter_leaves_the_time_of_tools_out(monkeypatch: pytest.MonkeyPatch) -> 
     time = [0.0]
     monkeypatch.setattr(metrics, "now", lambda: time[0])
     meter = Meter()
-    for at, tools in ((1.0, False), (2.0, True), (102.0, False), (103.0, False)):
-        time[0] = at
+    for moment, tools in ((1.0, False), (2.0, True), (102.0, False), (103.0, False)):
+        time[0] = moment
         meter.received(1, 1)
         if tools:
             meter.note_tool_activity()
-    figures = meter.snapshot()
-    assert (figures.streaming_ms, figures.duration_ms) == (2_000.0, 103_000.0)
-    assert figures.tokens_per_second == 1.5
-    assert figures.gap_p99_ms is not None
-    assert figures.gap_p99_ms < 1_100
+    snapshot = meter.snapshot()
+    assert (snapshot.streaming_ms, snapshot.duration_ms) == (2_000.0, 103_000.0)
+    assert snapshot.tokens_per_second == 1.5
+    assert snapshot.gap_p99_ms is not None
+    assert snapshot.gap_p99_ms < 1_100
 
 
 # --- Stop -----------------------------------------------------------------------------------------
@@ -423,16 +425,16 @@ def test_stop_while_tools_run_keeps_the_seen_text(harness: ToolHarness) -> None:
 def test_stop_just_before_the_tools_begin_starts_none(harness: ToolHarness) -> None:
     """A Stop before the round exists to be aborted keeps every tool from starting."""
 
-    class Late(Toolbox):
+    class LateToolbox(Toolbox):
         def round(self, calls: list[ToolCall]) -> ToolRound:
             run.cancel("stop")
             return super().round(calls)
 
-    harness.tools = Late([harness.gate.quick])
+    harness.tools = LateToolbox([harness.gate.quick])
     run, upstream = harness.started_run()
     ask(upstream.reply(), "x")
     harness.wait_released(run)
-    assert harness.gate.began == []
+    assert harness.gate.started == []
     assert kinds(run.log.read(0)) == ["ToolCall", "Cancelled"]
 
 
@@ -466,17 +468,17 @@ def test_stop_before_a_later_rounds_first_token_keeps_earlier_text(harness: Tool
 
 def test_later_round_is_retried_before_its_first_token(harness: ToolHarness) -> None:
     """A refusal and a broken connection between rounds are retried; the tools do not run again."""
-    broken = ScriptedReply()
-    broken.feed(UpstreamError("upstream_dropped"))
+    failing_reply = ScriptedReply()
+    failing_reply.feed(UpstreamError("upstream_dropped"))
     first = ScriptedReply()
     ask(first, "x")
-    script = (first, UpstreamError("upstream_server_error"), broken)
+    script = (first, UpstreamError("upstream_server_error"), failing_reply)
     run, upstream = harness.started_run(ScriptedUpstream(*script))
-    last = upstream.reply(2)
-    last.feed("a")
-    last.end()
+    last_reply = upstream.reply(2)
+    last_reply.feed("a")
+    last_reply.end()
     wait_ended(run)
-    assert (run.state, harness.gate.began, broken.closed) == ("done", ["x"], 1)
+    assert (run.state, harness.gate.started, failing_reply.closed) == ("done", ["x"], 1)
     assert [len(request.messages) for request in upstream.requests] == [1, 3, 3, 3]
 
 
@@ -508,7 +510,7 @@ def test_rounds_beyond_tool_rounds_end_the_run(harness: ToolHarness, rounds: int
         ask(upstream.reply(number), f"{number}")
     assert failure_code(run) == "too_many_tool_rounds"
     harness.wait_released(run)
-    assert len(harness.gate.began) == rounds
+    assert len(harness.gate.started) == rounds
     assert [(r.finished, r.closed) for r in upstream.opened] == [(1, 0)] * (rounds + 1)
 
 
@@ -532,9 +534,9 @@ def test_limits_of_silence_pause_while_tools_run(harness: ToolHarness) -> None:
     upstream.reply().feed("a")
     ask(upstream.reply(), "x", tool="held")
     harness.gate.wait_running()
-    began = run.meter.started_at
-    assert run.deadlines.error_if_exceeded(began + 999.0) is None
-    assert error_code(run.deadlines.error_if_exceeded(began + 1_001.0)) == "run_too_long"
+    start = run.meter.started_at
+    assert run.deadlines.error_if_exceeded(start + 999.0) is None
+    assert error_code(run.deadlines.error_if_exceeded(start + 1_001.0)) == "run_too_long"
     harness.gate.open.set()
     second = upstream.reply(1)
     second.wait_reads()
@@ -580,16 +582,16 @@ def test_tools_without_a_thread_end_the_run(
     """Where no thread can be started for the tools, the run fails and gives its place back."""
     run, reply, reader = harness.watched_run()
 
-    def refuse(run: Run, _: Callable[[], None]) -> bool:
+    def refuse_thread(run: Run, _: Callable[[], None]) -> bool:
         run.fail(UpstreamError("internal", "no thread"))
         return False
 
-    monkeypatch.setattr(harness, "spawn", refuse)
+    monkeypatch.setattr(harness, "spawn", refuse_thread)
     ask(reply, "x")
     assert isinstance(reader.finish()[-1][1], Failed)
     assert failure_code(run) == "internal"
     harness.wait_released(run)
-    assert harness.gate.began == []
+    assert harness.gate.started == []
 
 
 @pytest.mark.parametrize("code", ["bad_request", "model_not_found", "upstream_server_error"])
@@ -616,7 +618,7 @@ def test_refusal_of_something_else_keeps_its_code(harness: ToolHarness) -> None:
 # --- races ----------------------------------------------------------------------------------------
 
 
-def rehearsed() -> tuple[Part, ScriptedReply]:
+def race_script() -> tuple[Part, ScriptedReply]:
     """Calls for the first reply of a race, and the whole second one."""
     second = ScriptedReply()
     second.feed("b", "c")
@@ -624,15 +626,15 @@ def rehearsed() -> tuple[Part, ScriptedReply]:
     return asks("1", "2"), second
 
 
-def raced(harness: ToolHarness) -> tuple[Run, list[ScriptedReply]]:
+def start_race(harness: ToolHarness) -> tuple[Run, list[ScriptedReply]]:
     """A run whose two rounds are there already, and its two replies."""
-    calls, second = rehearsed()
+    calls, second = race_script()
     run, first = harness.run_with_parts("a", calls, then=(second,))
     first.end("tool_calls", {"completion_tokens": 1})
     return run, [first, second]
 
 
-def lawful(harness: ToolHarness, run: Run, replies: list[ScriptedReply]) -> None:
+def assert_one_end(harness: ToolHarness, run: Run, replies: list[ScriptedReply]) -> None:
     """Assert what holds after every race."""
     harness.wait_released(run)
     assert harness.ended == [run]
@@ -657,18 +659,18 @@ def lawful(harness: ToolHarness, run: Run, replies: list[ScriptedReply]) -> None
 def test_stop_racing_rounds_of_tools_gives_one_end(harness: ToolHarness) -> None:
     """Law: wherever a Stop meets a run with tools, it has one end, and each reply one close."""
     outcomes = set()
-    for turn in range(REPEATS):
-        run, replies = raced(harness)
-        after = turn % 9
+    for number in range(REPEATS):
+        run, replies = start_race(harness)
+        position = number % 9
 
-        def stop(run: Run = run, after: int = after) -> bool:
-            while run.log.last < after and run.log.ended is None:
+        def stop(run: Run = run, position: int = position) -> bool:
+            while run.log.last < position and run.log.ended is None:
                 pass  # a wait at the log would return too late
             return run.cancel("stop")
 
-        _, stopped = together(partial(harness.work_in_this_thread, run), stop)
-        lawful(harness, run, replies)
-        assert (run.state == "cancelled") == stopped
+        _, is_stopped = together(partial(harness.work_in_this_thread, run), stop)
+        assert_one_end(harness, run, replies)
+        assert (run.state == "cancelled") == is_stopped
         outcomes.add(len(run.log.read(0)))
     assert len(outcomes) > 2, "the race was always at the same place"
 
@@ -676,27 +678,29 @@ def test_stop_racing_rounds_of_tools_gives_one_end(harness: ToolHarness) -> None
 def test_viewers_racing_rounds_of_tools_get_the_same_events(harness: ToolHarness) -> None:
     """Law: a round is run once, and all viewers get the same events."""
     for _ in range(REPEATS):
-        run, replies = raced(harness)
+        run, replies = start_race(harness)
 
-        def view(run: Run = run) -> str:
+        def read_text(run: Run = run) -> str:
             viewer = run.join()
             events = [event for group in run.follow(0, viewer) for event in group]
             run.leave(viewer)
             return str(events)
 
-        _, one, two, three = together(partial(harness.work_in_this_thread, run), view, view, view)
-        lawful(harness, run, replies)
-        assert one == two == three == str(run.log.read(0))
+        _, first_text, second_text, third_text = together(
+            partial(harness.work_in_this_thread, run), read_text, read_text, read_text
+        )
+        assert_one_end(harness, run, replies)
+        assert first_text == second_text == third_text == str(run.log.read(0))
         assert run.state == "done"
-        assert sorted(harness.gate.began[-2:]) == ["1", "2"]
-    assert len(harness.gate.began) == 2 * REPEATS
+        assert sorted(harness.gate.started[-2:]) == ["1", "2"]
+    assert len(harness.gate.started) == 2 * REPEATS
 
 
 def test_viewers_and_an_end_racing_a_rounds_end_agree(harness: ToolHarness) -> None:
     """Law: the same where the relay reads as the calls come, with a Stop or a limit in between."""
-    for turn in range(REPEATS):
+    for number in range(REPEATS):
         harness.clear()
-        first, second = ScriptedReply(), rehearsed()[1]
+        first, second = ScriptedReply(), race_script()[1]
         run, _ = harness.started_run(ScriptedUpstream(first, second))
         first.feed("a")
         wait_until(lambda: run.log.last == 1)
@@ -708,42 +712,42 @@ def test_viewers_and_an_end_racing_a_rounds_end_agree(harness: ToolHarness) -> N
                 first.end("tool_calls", {"completion_tokens": 1})
             return ""
 
-        def view(viewer: Any, run: Run = run) -> str:
+        def read_text(viewer: Any, run: Run = run) -> str:
             events = [event for group in run.follow(0, viewer) for event in group]
             run.leave(viewer)
             return str(events)
 
-        def stop(turn: int = turn, run: Run = run) -> str:
-            after = 1 + turn % 6
+        def stop(number: int = number, run: Run = run) -> str:
+            after = 1 + number % 6
             while run.log.last < after and run.log.ended is None:
                 pass  # a wait at the log would return too late
-            ended = run.cancel("stop") if turn % 2 else run.fail(UpstreamError("stalled"))
-            return str(ended)
+            is_ended = run.cancel("stop") if number % 2 else run.fail(UpstreamError("stalled"))
+            return str(is_ended)
 
-        bodies: list[Callable[[], str]] = [
+        racing_calls: list[Callable[[], str]] = [
             calls,
-            partial(view, viewers[0]),
-            partial(view, viewers[1]),
+            partial(read_text, viewers[0]),
+            partial(read_text, viewers[1]),
         ]
-        if turn % 3:
-            bodies.append(stop)
-        _, one, two, *_ = together(*bodies)
-        assert one == two == str(run.log.read(0))
-        lawful(harness, run, [first, second])
+        if number % 3:
+            racing_calls.append(stop)
+        _, first_text, second_text, *_ = together(*racing_calls)
+        assert first_text == second_text == str(run.log.read(0))
+        assert_one_end(harness, run, [first, second])
 
 
 def test_viewer_leaving_as_a_round_ends_does_not_stop_the_run(harness: ToolHarness) -> None:
     """Law: a run is finished, whichever viewer leaves."""
     for _ in range(REPEATS):
-        run, replies = raced(harness)
+        run, replies = start_race(harness)
         viewer = run.join()
 
-        def view(run: Run = run, viewer: Any = viewer) -> None:
+        def read_text(run: Run = run, viewer: Any = viewer) -> None:
             for _ in run.follow(0, viewer):
                 pass
 
-        together(partial(harness.work_in_this_thread, run), view, partial(run.leave, viewer))
-        lawful(harness, run, replies)
+        together(partial(harness.work_in_this_thread, run), read_text, partial(run.leave, viewer))
+        assert_one_end(harness, run, replies)
         assert run.state == "done"
 
 
@@ -778,8 +782,8 @@ def server(upstream: FakeOpenAI) -> Iterator[HaltServer]:
 
 def events_of(stream: EventStream, kind: str) -> list[dict[str, Any]]:
     """The events of one type among those that were read."""
-    seen = [message.json for message in stream.seen if message.data != "[DONE]"]
-    return [event for event in seen if event["type"] == kind]
+    events = [message.json for message in stream.seen if message.data != "[DONE]"]
+    return [event for event in events if event["type"] == kind]
 
 
 def until_event(stream: EventStream, kind: str) -> dict[str, Any]:
@@ -791,8 +795,8 @@ def until_event(stream: EventStream, kind: str) -> dict[str, Any]:
 
 def requests_of(upstream: FakeOpenAI, prompt: str) -> list[dict[str, Any]]:
     """The bodies of all requests whose conversation begins with `prompt`."""
-    posted = [record.body for record in upstream.requests if record.method == "POST"]
-    return [body for body in posted if body["messages"][0].get("content") == prompt]
+    bodies = [record.body for record in upstream.requests if record.method == "POST"]
+    return [body for body in bodies if body["messages"][0].get("content") == prompt]
 
 
 def test_server_streams_call_result_and_answer_as_one(
@@ -811,8 +815,8 @@ def test_server_streams_call_result_and_answer_as_one(
     assert call["arguments"] == '{"expression":"6*7"}'
     assert (result["id"], result["result"], result["ok"]) == (call["id"], "42", True)
     first, second = requests_of(upstream, prompt)
-    offered = {tool["function"]["name"] for tool in first["tools"]}
-    assert offered == {"calculator", "current_time", "obedient", "stubborn", "slow"}
+    tool_names = {tool["function"]["name"] for tool in first["tools"]}
+    assert tool_names == {"calculator", "current_time", "obedient", "stubborn", "slow"}
     function = {"name": "calculator", "arguments": '{"expression":"6*7"}'}
     assert second["messages"][1:] == [
         {
@@ -848,9 +852,9 @@ def test_server_answer_of_three_rounds_has_the_summed_usage(
     records = [
         record for record in upstream.requests if record.body in requests_of(upstream, prompt)
     ]
-    sent = sum(record.tokens_sent for record in records)
-    assert stream.terminal["usage"]["completion_tokens"] == sent
-    assert stream.terminal["metrics"]["tokens"] == sent
+    tokens_sent = sum(record.tokens_sent for record in records)
+    assert stream.terminal["usage"]["completion_tokens"] == tokens_sent
+    assert stream.terminal["metrics"]["tokens"] == tokens_sent
     assert stream.terminal["finish_reason"] == "stop"
 
 
@@ -882,7 +886,7 @@ def test_server_runs_calls_in_other_servers_forms(
 
 
 @pytest.mark.parametrize(
-    ("model", "sentence"),
+    ("model", "text"),
     [
         ('tool_call?name=calculator&args={"expr', "The arguments do not fit"),
         ('tool_call?name=calculator&args={"expression":"1/0"}', "Division by zero."),
@@ -892,15 +896,15 @@ def test_server_runs_calls_in_other_servers_forms(
     ],
 )
 def test_server_sends_a_tools_failure_to_the_model(
-    server: HaltServer, model: str, sentence: str
+    server: HaltServer, model: str, text: str
 ) -> None:
     """Bad arguments, an unknown tool, one that fails or hangs: the answer goes on."""
     stream = server.client().chat(model).to_end()
     (result,) = events_of(stream, "tool_result")
     assert not result["ok"]
-    assert sentence in result["result"]
+    assert text in result["result"]
     assert stream.text.startswith("The tools said: ")
-    assert sentence in stream.text
+    assert text in stream.text
     assert stream.terminal["type"] == "done"
 
 
@@ -927,14 +931,14 @@ def test_server_leaves_calls_of_a_clients_tools_to_the_client(
 ) -> None:
     """The client gets its calls as events; Halt's own tools are not offered."""
     prompt = new_id()
-    own = [{"type": "function", "function": {"name": "calculator", "parameters": {}}}]
+    client_tools = [{"type": "function", "function": {"name": "calculator", "parameters": {}}}]
     model = 'tool_call?name=calculator&args={"expression":"6*7"}'
-    stream = server.client().chat(model, prompt, tools=own).to_end()
+    stream = server.client().chat(model, prompt, tools=client_tools).to_end()
     assert stream.terminal["finish_reason"] == "tool_calls"
     assert len(events_of(stream, "tool_call")) == 1
     assert events_of(stream, "tool_result") == []
     (request,) = requests_of(upstream, prompt)
-    assert request["tools"] == own
+    assert request["tools"] == client_tools
 
 
 def test_server_names_the_setting_when_a_model_refuses_tools(server: HaltServer) -> None:
@@ -949,8 +953,8 @@ def test_server_replay_has_the_rounds(server: HaltServer) -> None:
     """A later reader gets calls and results in their places."""
     client = server.client()
     first = client.chat("parallel_calls?n=2").to_end()
-    again = client.follow(first.id, 0).to_end()
-    assert [message.data for message in again.seen] == [message.data for message in first.seen]
+    replay = client.follow(first.id, 0).to_end()
+    assert [message.data for message in replay.seen] == [message.data for message in first.seen]
 
 
 def test_page_answer_is_the_text_of_all_rounds(server: HaltServer, upstream: FakeOpenAI) -> None:
@@ -970,9 +974,9 @@ def test_page_answer_is_the_text_of_all_rounds(server: HaltServer, upstream: Fak
             lambda: client.get(page).body.decode().count(expected) >= len(prompts), SERVER_TIMEOUT
         )
         wait_until(lambda: client.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
-    last = requests_of(upstream, prompts[0])[-1]["messages"]
-    assert [message["role"] for message in last] == ["user", "assistant", "user"]
-    assert last[1]["content"] == "The tools said: 42"
+    messages = requests_of(upstream, prompts[0])[-1]["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[1]["content"] == "The tools said: 42"
 
 
 def test_server_offers_no_tools_by_default(halt: HaltServer, shared_fake: FakeOpenAI) -> None:

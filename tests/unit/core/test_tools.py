@@ -37,7 +37,7 @@ def answer_of(function: Callable[..., Any], arguments: str = "") -> tuple[str, b
     return Tool(function).answer(arguments, threading.Event())
 
 
-def results(*calls: ToolCall, tools: Toolbox) -> list[ToolResult]:
+def round_results(*calls: ToolCall, tools: Toolbox) -> list[ToolResult]:
     """Run the calls to their end. Returns the results in the order of their ends."""
     return list(tools.round(list(calls)).results())
 
@@ -178,7 +178,7 @@ def add(a: int, b: int = 1) -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ('{"a": "one"}', "Expected `int`"),
         ('{"b": 1}', "missing required field `a`"),
@@ -191,12 +191,12 @@ def add(a: int, b: int = 1) -> int:
         ('{"a": "\ud800"}', "fit"),
     ],
 )
-def test_answer_to_bad_arguments_explains_the_error(arguments: str, sentence: str) -> None:
+def test_answer_to_bad_arguments_explains_the_error(arguments: str, message: str) -> None:
     """A model with wrong arguments gets the reason, so that it can try again."""
     text, ok = answer_of(add, arguments)
     assert not ok
     assert "The arguments do not fit" in text
-    assert sentence in text
+    assert message in text
 
 
 def test_answer_accepts_numbers_in_quotes() -> None:
@@ -206,13 +206,13 @@ def test_answer_accepts_numbers_in_quotes() -> None:
 
 def test_result_for_an_unknown_tool_names_the_known_ones() -> None:
     """A model that invents a tool gets the real names as the call's result."""
-    (result,) = results(ToolCall("c1", "ad", "{}"), tools=Toolbox([add]))
+    (result,) = round_results(ToolCall("c1", "ad", "{}"), tools=Toolbox([add]))
     assert (result.id, result.name, result.ok) == ("c1", "ad", False)
     assert "'ad'" in result.result
     assert "add" in result.result
 
 
-def raising(fault: BaseException) -> Callable[[], str]:
+def raising_tool(fault: BaseException) -> Callable[[], str]:
     def tool() -> str:
         raise fault
 
@@ -226,14 +226,14 @@ def test_answer_of_a_tool_that_raises_has_the_type_alone(
     fault: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The operator gets the traceback; the model and the user only the exception's type."""
-    text, ok = answer_of(raising(fault))
+    text, ok = answer_of(raising_tool(fault))
     assert (text, ok) == (f"The tool failed ({type(fault).__name__}).", False)
     assert "secret" in caplog.text
 
 
 def test_answer_of_a_tool_error_is_its_text(caplog: pytest.LogCaptureFixture) -> None:
     """The text of a ToolError reaches the model and is not logged."""
-    assert answer_of(raising(ToolError("Closed on Sundays."))) == ("Closed on Sundays.", False)
+    assert answer_of(raising_tool(ToolError("Closed on Sundays."))) == ("Closed on Sundays.", False)
     assert caplog.text == ""
 
 
@@ -257,7 +257,7 @@ def test_result_over_the_limit_is_cut() -> None:
     def endless() -> str:
         return "x" * 1_000_000
 
-    (result,) = results(ToolCall("c", "endless", ""), tools=Toolbox([endless]))
+    (result,) = round_results(ToolCall("c", "endless", ""), tools=Toolbox([endless]))
     assert result.ok
     assert result.result == "x" * module.RESULT_MAX + "\n[cut off here]"
 
@@ -268,7 +268,7 @@ def test_result_with_a_lone_surrogate_can_be_encoded() -> None:
     def half() -> str:
         return "a\ud800b"
 
-    (result,) = results(ToolCall("c", "half", ""), tools=Toolbox([half]))
+    (result,) = round_results(ToolCall("c", "half", ""), tools=Toolbox([half]))
     assert result.result == "a?b"
     assert encode(result)
 
@@ -292,31 +292,31 @@ def test_round_runs_its_calls_in_parallel() -> None:
 
 def test_call_over_its_time_is_given_up_and_its_event_set() -> None:
     """The other results count, and the late call's own is dropped."""
-    gate, other, late_began = threading.Event(), threading.Event(), threading.Event()
+    gate, slow_may_end, late_began = threading.Event(), threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
-    def late(ending: threading.Event) -> str:
+    def late(abandoned: threading.Event) -> str:
         threads.append(threading.current_thread())
         late_began.set()
-        assert ending.wait(WAIT_TIMEOUT)
+        assert abandoned.wait(WAIT_TIMEOUT)
         gate.wait(WAIT_TIMEOUT)
         return "too late"
 
     def slow() -> str:
-        other.wait(WAIT_TIMEOUT)
+        slow_may_end.wait(WAIT_TIMEOUT)
         return "in time"
 
     tools = Toolbox([Tool(late, timeout=0.02), slow])
     tool_round = tools.round([ToolCall("c1", "late", ""), ToolCall("c2", "slow", "")])
-    coming = tool_round.results()
-    first = next(coming)
+    later_results = tool_round.results()
+    first = next(later_results)
     assert late_began.wait(WAIT_TIMEOUT)
     gate.set()
     threads[0].join(WAIT_TIMEOUT)
-    other.set()
+    slow_may_end.set()
     assert (first.id, first.ok) == ("c1", False)
     assert first.result == "Given up: it took longer than 0.02 s."
-    assert [result.result for result in coming] == ["in time"]
+    assert [result.result for result in later_results] == ["in time"]
     assert [result.id for result in tool_round.finished_results] == ["c1", "c2"]
 
 
@@ -325,35 +325,35 @@ def test_abort_ends_the_wait_for_running_tools() -> None:
     running, gate = threading.Semaphore(0), threading.Event()
     events: list[threading.Event] = []
 
-    def stubborn(ending: threading.Event) -> str:
-        events.append(ending)
+    def stubborn(abandoned: threading.Event) -> str:
+        events.append(abandoned)
         running.release()
         gate.wait(WAIT_TIMEOUT)
         return ""
 
     tool_round = Toolbox([stubborn]).round([ToolCall(f"c{n}", "stubborn", "") for n in range(2)])
-    waiting = BackgroundCall(lambda: list(tool_round.results()))
+    waiting_call = BackgroundCall(lambda: list(tool_round.results()))
     assert running.acquire(timeout=WAIT_TIMEOUT)
     assert running.acquire(timeout=WAIT_TIMEOUT)
     tool_round.abort()
-    waiting.end()
-    assert waiting.result == []
+    waiting_call.end()
+    assert waiting_call.result == []
     assert all(event.is_set() for event in events)
     gate.set()
 
 
 def test_abort_before_the_start_starts_no_tool() -> None:
     """A round that is stopped before it began runs no tool."""
-    ran: list[int] = []
+    calls_run: list[int] = []
 
     def tool() -> str:
-        ran.append(1)
+        calls_run.append(1)
         return ""
 
     tool_round = Toolbox([tool]).round([ToolCall("c", "tool", "")])
     tool_round.abort()
     assert list(tool_round.results()) == []
-    assert ran == []
+    assert calls_run == []
 
 
 def test_calls_over_the_thread_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,22 +368,22 @@ def test_calls_over_the_thread_limit_are_refused(monkeypatch: pytest.MonkeyPatch
     tool = Tool(hang, timeout=0.01)
     tools = Toolbox([tool])
     calls = [ToolCall(f"c{n}", "hang", '{"name": "x"}') for n in range(3)]
-    first = results(*calls, tools=tools)
+    first = round_results(*calls, tools=tools)
     assert ["Too many tools" in result.result for result in first] == [True, False, False]
-    assert "Too many tools" in results(calls[0], tools=tools)[0].result
-    before = [t for t in threading.enumerate() if t.name.startswith("halt-tool-hang")]
-    assert len(before) == 2
+    assert "Too many tools" in round_results(calls[0], tools=tools)[0].result
+    hanging_threads = [t for t in threading.enumerate() if t.name.startswith("halt-tool-hang")]
+    assert len(hanging_threads) == 2
     gate.set()
-    for thread in before:
+    for thread in hanging_threads:
         thread.join(WAIT_TIMEOUT)
     tool.timeout = WAIT_TIMEOUT
-    assert [result.result for result in results(*calls[:2], tools=tools)] == ["x", "x"]
+    assert [result.result for result in round_results(*calls[:2], tools=tools)] == ["x", "x"]
 
 
 def test_calls_over_the_round_limit_are_refused() -> None:
     """One answer cannot take all threads; each of its calls has a result."""
     calls = [ToolCall(f"c{n}", "add", '{"a": 1}') for n in range(module.CALLS_MAX + 2)]
-    by_id = {result.id: result for result in results(*calls, tools=Toolbox([add]))}
+    by_id = {result.id: result for result in round_results(*calls, tools=Toolbox([add]))}
     assert len(by_id) == len(calls)
     assert [by_id[call.id].ok for call in calls] == [True] * 16 + [False] * 2
 
@@ -391,16 +391,16 @@ def test_calls_over_the_round_limit_are_refused() -> None:
 def test_call_without_a_thread_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that cannot be started gives a result, and its place is free again."""
 
-    def refuse(self: threading.Thread) -> None:
+    def refuse_thread(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     tools = Toolbox([add])
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", refuse_thread)
         for _ in range(module.THREADS_MAX + 1):
-            (result,) = results(ToolCall("c", "add", '{"a": 1}'), tools=tools)
+            (result,) = round_results(ToolCall("c", "add", '{"a": 1}'), tools=tools)
             assert "could not be started" in result.result
-    assert results(ToolCall("c", "add", '{"a": 1}'), tools=tools)[0].result == "2"
+    assert round_results(ToolCall("c", "add", '{"a": 1}'), tools=tools)[0].result == "2"
 
 
 def test_result_racing_time_limit_and_abort_comes_once() -> None:
@@ -411,24 +411,24 @@ def test_result_racing_time_limit_and_abort_comes_once() -> None:
 
     tools = Toolbox([Tool(quick, timeout=0.0005)])
 
-    def play(tool_round: ToolRound) -> int:
+    def count_results(tool_round: ToolRound) -> int:
         return len(list(tool_round.results()))
 
     def abort(tool_round: ToolRound) -> int:
         tool_round.abort()
         return 0
 
-    for turn in range(REPEATS):
+    for number in range(REPEATS):
         tool_round = tools.round([ToolCall(f"c{n}", "quick", "") for n in range(3)])
-        bodies = (
-            [lambda: play(tool_round), lambda: abort(tool_round)]
-            if turn % 2
-            else [lambda: play(tool_round)]
+        calls = (
+            [lambda: count_results(tool_round), lambda: abort(tool_round)]
+            if number % 2
+            else [lambda: count_results(tool_round)]
         )
-        yielded = together(*bodies)[0]
+        result_count = together(*calls)[0]
         finished = tool_round.finished_results
-        assert len(finished) == len({result.id for result in finished}) >= yielded
-        assert turn % 2 or yielded == 3
+        assert len(finished) == len({result.id for result in finished}) >= result_count
+        assert number % 2 or result_count == 3
 
 
 # --- the tools that ship --------------------------------------------------------------------------
@@ -446,9 +446,9 @@ def test_halt_tools_setting_allows_the_builtin_tools() -> None:
 
 def test_halt_tools_setting_refuses_an_unknown_tool() -> None:
     """One line names the unknown tool and the known ones."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         load({"HALT_TOOLS": "calculator,shell"})
-    assert str(caught.value) == (
+    assert str(error_info.value) == (
         "HALT_TOOLS='calculator,shell': there is no tool named 'shell'; "
         "use calculator, current_time."
     )
@@ -492,7 +492,7 @@ def test_calculator_computes(expression: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expression", "sentence"),
+    ("expression", "message"),
     [
         ("", "no expression"),
         ("1 +", "no expression"),
@@ -531,9 +531,9 @@ def test_calculator_computes(expression: str, value: str) -> None:
         ("\0", "no expression"),
     ],
 )
-def test_calculator_refuses_other_expressions(expression: str, sentence: str) -> None:
+def test_calculator_refuses_other_expressions(expression: str, message: str) -> None:
     """An expression that is no arithmetic, or too large, is refused in words that a model can use."""
-    with pytest.raises(ToolError, match=re.escape(sentence)):
+    with pytest.raises(ToolError, match=re.escape(message)):
         calculator(expression)
 
 
@@ -545,10 +545,10 @@ def test_calculator_takes_little_memory() -> None:
             for exponent in ("4000", "9**9", "9**9**9"):
                 with pytest.raises(ToolError, match="too large"):
                     calculator(f"(({base})**{exponent})**9")
-        peak = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1_000_000
+    assert peak_bytes < 1_000_000
 
 
 def test_calculator_refuses_deep_nesting() -> None:
@@ -586,6 +586,6 @@ def test_current_time_has_weekday_date_time_zone_and_offset() -> None:
 )
 def test_current_time_of_an_unknown_zone_names_known_ones(zone: str, hint: str) -> None:
     """For a city, a wrong case or a path the model gets names that exist."""
-    with pytest.raises(ToolError, match=re.escape(hint)) as caught:
+    with pytest.raises(ToolError, match=re.escape(hint)) as error_info:
         current_time(zone)
-    assert len(str(caught.value)) < 300
+    assert len(str(error_info.value)) < 300

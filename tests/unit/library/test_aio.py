@@ -35,11 +35,11 @@ async def collect(stream: AsyncStream[Event]) -> list[Event]:
         return [event async for event in events]
 
 
-async def first_text(stream: AsyncStream[Event], begun: asyncio.Event) -> None:
+async def first_text(stream: AsyncStream[Event], has_text: asyncio.Event) -> None:
     """Read to the end, and set `begun` at the first text."""
     async for event in stream:
         if isinstance(event, Content):
-            begun.set()
+            has_text.set()
 
 
 async def wait_ended(gen: Generation) -> None:
@@ -59,10 +59,10 @@ def test_aiter_yields_every_event_to_several_readers(program: Halt) -> None:
         gen = program.generate("x", model="count?n=300")
         return list(await asyncio.gather(*[collect(gen.aiter()) for _ in range(3)]))
 
-    one, two, three = asyncio.run(main())
-    assert one == two == three
-    assert complete_text(one) == "".join(f"{n} " for n in range(300))
-    assert isinstance(one[-1], Done)
+    first, second, third = asyncio.run(main())
+    assert first == second == third
+    assert complete_text(first) == "".join(f"{n} " for n in range(300))
+    assert isinstance(first[-1], Done)
 
 
 def test_aresult_of_many_generations_in_one_loop(program: Halt) -> None:
@@ -97,7 +97,7 @@ def test_aiter_of_many_events_lets_other_tasks_run() -> None:
     upstream = ScriptedUpstream()
     turns = 0
 
-    async def other() -> None:
+    async def count_turns() -> None:
         nonlocal turns
         while True:
             turns += 1
@@ -108,7 +108,7 @@ def test_aiter_of_many_events_lets_other_tasks_run() -> None:
         upstream.reply().feed(*["word "] * (BUFFERED_MAX * 8))
         upstream.reply().end()
         assert gen.result().metrics.chunks == BUFFERED_MAX * 8
-        task = asyncio.create_task(other())
+        task = asyncio.create_task(count_turns())
         assert complete_text(await collect(gen.aiter())) == "word " * (BUFFERED_MAX * 8)
         task.cancel()
 
@@ -222,9 +222,9 @@ def test_task_group_failure_stops_its_generations(program: Halt, fake: FakeOpenA
     assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["unread", "read"])
+@pytest.mark.parametrize("is_read", [False, True], ids=["unread", "read"])
 def test_leaving_async_with_stops_the_generation(
-    program: Halt, fake: FakeOpenAI, begun: bool
+    program: Halt, fake: FakeOpenAI, is_read: bool
 ) -> None:
     """Leaving `async with` stops a running generation, whether it was read or not."""
 
@@ -232,7 +232,7 @@ def test_leaving_async_with_stops_the_generation(
         gen = program.generate("x", model="stall?n=1")
         async with gen.aiter() as events:
             fake.wait_request()
-            if begun:
+            if is_read:
                 assert text_of(await anext(events)) == "0 "
         assert gen.state == "cancelled"
 
@@ -298,7 +298,7 @@ def test_task_cancelled_at_any_moment_leaves_one_terminal_event(
     """Law: whenever a task is cancelled, there is one terminal event and no connection or
     thread."""
 
-    async def one(turns: int) -> None:
+    async def run_task(turns: int) -> None:
         gen = program.generate("x", model="count?n=40&gap_ms=1")
         task = asyncio.create_task(collect(gen.aiter()))
         for _ in range(turns):
@@ -313,7 +313,7 @@ def test_task_cancelled_at_any_moment_leaves_one_terminal_event(
 
     async def main() -> None:
         for turns in range(60):
-            await one(turns)
+            await run_task(turns)
 
     asyncio.run(main())
     assert all(record.ended.wait(WAIT_TIMEOUT) for record in fake.requests)
@@ -358,14 +358,14 @@ def test_merged_aiter_yields_labelled_events_to_their_ends(program: Halt) -> Non
 def test_cancelled_reader_of_a_merge_stops_all_generations(program: Halt, fake: FakeOpenAI) -> None:
     """Cancelling the task that reads a merge stops all of its generations."""
 
-    async def read(merged: Merged) -> None:
+    async def read_merged(merged: Merged) -> None:
         async for _ in merged.aiter():
             pass
 
     async def main() -> list[str]:
         merged = program.merge({"a": "x", "b": "y"}, model="stall?n=1")
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(read(merged), 0.1)
+            await asyncio.wait_for(read_merged(merged), 0.1)
         return [merged[label].state for label in merged.labels]
 
     assert asyncio.run(main()) == ["cancelled", "cancelled"]

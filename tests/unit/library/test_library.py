@@ -59,7 +59,7 @@ def program(fake: FakeOpenAI) -> Iterator[Halt]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the waits for an end, so that a Ctrl-C is noticed soon."""
     monkeypatch.setattr(handle, "TICK", 0.05)
 
@@ -69,18 +69,18 @@ class RecordedCallbacks:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
-        self.over = threading.Event()
+        self.ended = threading.Event()
 
     def token(self, text: str) -> None:
         self.calls.append(("token", text))
 
     def complete(self, result: Result) -> None:
         self.calls.append(("complete", result))
-        self.over.set()
+        self.ended.set()
 
     def error(self, error: HaltError) -> None:
         self.calls.append(("error", error))
-        self.over.set()
+        self.ended.set()
 
     @property
     def names(self) -> list[str]:
@@ -116,12 +116,12 @@ def test_text_stream_pieces_join_to_the_result(program: Halt) -> None:
 def test_generation_can_be_iterated_again_and_concurrently(program: Halt) -> None:
     """Every reader gets all events, at the same time or later; `events` starts at a number."""
     gen = program.generate("x", model="count?n=200")
-    one, two, three = together(*[lambda: list(gen)] * 3)
-    assert one == two == three == list(gen)
-    assert complete_text(one) == "".join(f"{n} " for n in range(200))
+    first, second, third = together(*[lambda: list(gen)] * 3)
+    assert first == second == third == list(gen)
+    assert complete_text(first) == "".join(f"{n} " for n in range(200))
     numbered = list(gen.events(after=100))
-    assert [seq for seq, _ in numbered] == list(range(101, len(one) + 1))
-    assert [event for _, event in numbered] == one[100:]
+    assert [seq for seq, _ in numbered] == list(range(101, len(first) + 1))
+    assert [event for _, event in numbered] == first[100:]
 
 
 def test_break_in_an_iteration_does_not_stop_the_generation(program: Halt) -> None:
@@ -140,10 +140,10 @@ def test_metrics_are_available_before_during_and_after(program: Halt, fake: Fake
     events = iter(gen)
     while gen.metrics.chunks < 3:
         next(events)
-    during = gen.metrics
-    assert during.ttft_ms is not None
-    assert during.streaming_ms is not None
-    assert during.streaming_ms >= 0
+    running_metrics = gen.metrics
+    assert running_metrics.ttft_ms is not None
+    assert running_metrics.streaming_ms is not None
+    assert running_metrics.streaming_ms >= 0
     fake.wait_request().release()
     assert gen.result().metrics.chunks == 5
 
@@ -180,13 +180,13 @@ def test_stop_before_the_first_token_closes_the_upstream(
     """A Stop before the first token closes the connection in every phase of the request."""
     gen = program.generate("x", model=model)
     record = fake.wait_request()
-    waiting = BackgroundCall(gen.result)
+    waiting_call = BackgroundCall(gen.result)
     receipt = gen.stop()
     assert (receipt.status, receipt.upstream) == ("stopped", "closed")
     assert record.closed.wait(WAIT_TIMEOUT)
-    assert waiting.end() is None
-    assert isinstance(waiting.result, Result)
-    assert (waiting.result.stopped, waiting.result.text) == (True, "")
+    assert waiting_call.end() is None
+    assert isinstance(waiting_call.result, Result)
+    assert (waiting_call.result.stopped, waiting_call.result.text) == (True, "")
     assert gen.stop().status == "finished"
 
 
@@ -219,16 +219,16 @@ def test_stop_before_the_start_ends_the_generation_at_once(program: Halt, fake: 
     assert (result.stopped, result.text, fake.requests) == (True, "", [])
 
 
-@pytest.mark.usefixtures("quick", "ctrl_c")
-@pytest.mark.parametrize("how", ["result", "for"])
-def test_ctrl_c_during_a_wait_stops_the_generation(how: str) -> None:
+@pytest.mark.usefixtures("short_waits", "ctrl_c")
+@pytest.mark.parametrize("method_name", ["result", "for"])
+def test_ctrl_c_during_a_wait_stops_the_generation(method_name: str) -> None:
     """Ctrl-C during `result` or an iteration stops the generation and raises KeyboardInterrupt."""
     upstream = ScriptedUpstream()
     with scripted_halt(upstream) as program:
         gen = program.generate("x")
         interrupting = BackgroundCall(lambda: interrupt_in(EventLog.wait.__code__))
         with pytest.raises(KeyboardInterrupt):
-            gen.result() if how == "result" else list(gen)
+            gen.result() if method_name == "result" else list(gen)
         interrupting.end()
         assert gen.state == "cancelled"
         assert upstream.reply().over.wait(WAIT_TIMEOUT)
@@ -253,11 +253,11 @@ def test_failure_raises_an_error_with_the_partial_text(
     """`result` and `text_stream` raise a GenerationError with the text so far; events end with
     it."""
     gen = program.generate("x", model=model)
-    with pytest.raises(GenerationError) as caught:
+    with pytest.raises(GenerationError) as error_info:
         gen.result()
-    assert (caught.value.code, caught.value.text) == (code, text)
-    assert caught.value.result.metrics.characters == len(text)
-    assert isinstance(caught.value, HaltError)
+    assert (error_info.value.code, error_info.value.text) == (code, text)
+    assert error_info.value.result.metrics.characters == len(text)
+    assert isinstance(error_info.value, HaltError)
     pieces: list[str] = []
     with pytest.raises(GenerationError):
         pieces.extend(gen.text_stream)
@@ -304,16 +304,16 @@ def test_wrong_request_is_refused_with_its_field(
     program: Halt, prompt: Any, options: dict[str, Any], field: str
 ) -> None:
     """A wrong request is refused before a start; the error names the field."""
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as error_info:
         program.generate(prompt, **options)
-    assert caught.value.field == field
+    assert error_info.value.field == field
     assert service_of(program).open_streams == 0
 
 
 def test_options_are_the_fields_of_a_request() -> None:
     """The options of `generate` are the fields of a request, except messages, tools and stream."""
-    others = {"messages", "tools", "stream"}
-    assert {*Options.__annotations__} | others == {*ChatRequest.__struct_fields__}
+    other_fields = {"messages", "tools", "stream"}
+    assert {*Options.__annotations__} | other_fields == {*ChatRequest.__struct_fields__}
 
 
 def test_generate_and_get_refuse_impossible_requests(fake: FakeOpenAI) -> None:
@@ -338,10 +338,10 @@ def test_callbacks_without_a_place_stop_the_generation(fake: FakeOpenAI) -> None
     """A generation whose callbacks get no reader's place is refused and stopped."""
     with Halt(config=fake_config(fake, max_streams=2)) as program:
         callbacks = RecordedCallbacks()
-        held = program.generate("x", model="silent_headers", id="held-open-1")
+        open_generation = program.generate("x", model="silent_headers", id="held-open-1")
         second = program.generate("x", model="silent_headers", **callbacks.all())
         reader = program.merge([second])
-        held.stop()
+        open_generation.stop()
         wait_until(lambda: service_of(program).open_streams == 1)
         with pytest.raises(AtCapacity):
             program.generate("x", model="silent_headers", id="no-place-1", **callbacks.all())
@@ -357,7 +357,7 @@ def test_callbacks_receive_each_piece_and_the_result_once(program: Halt) -> None
     """`on_token` gets each piece in order, then `on_complete` gets the result once."""
     callbacks = RecordedCallbacks()
     program.generate("x", model="count?n=20", **callbacks.all())
-    assert callbacks.over.wait(WAIT_TIMEOUT)
+    assert callbacks.ended.wait(WAIT_TIMEOUT)
     wait_followers_end()
     assert callbacks.text == NUMBERS
     assert callbacks.names[-1] == "complete"
@@ -376,7 +376,7 @@ def test_on_error_receives_the_failure_once(program: Halt) -> None:
     """After the text so far `on_error` gets the error once."""
     callbacks = RecordedCallbacks()
     program.generate("x", model="drop?n=5", **callbacks.all())
-    assert callbacks.over.wait(WAIT_TIMEOUT)
+    assert callbacks.ended.wait(WAIT_TIMEOUT)
     wait_followers_end()
     assert callbacks.text == "0 1 2 3 4 "
     assert callbacks.names.count("error") == 1
@@ -392,7 +392,7 @@ def test_stop_calls_on_complete_with_a_stopped_result(program: Halt, fake: FakeO
     gen = program.generate("x", model="stall?n=2", **callbacks.all())
     wait_until(lambda: callbacks.text == "0 1 ")
     gen.stop()
-    assert callbacks.over.wait(WAIT_TIMEOUT)
+    assert callbacks.ended.wait(WAIT_TIMEOUT)
     assert callbacks.names[-1] == "complete"
     assert callbacks.calls[-1][1].stopped
 
@@ -400,16 +400,16 @@ def test_stop_calls_on_complete_with_a_stopped_result(program: Halt, fake: FakeO
 def test_callback_may_stop_its_own_generation(program: Halt) -> None:
     """Stopping and waiting for the result inside a callback blocks neither."""
     results: list[Result] = []
-    begun = threading.Event()
+    has_text = threading.Event()
 
     def token(_: str) -> None:
-        assert begun.wait(WAIT_TIMEOUT)
+        assert has_text.wait(WAIT_TIMEOUT)
         if not results:
             gen.stop()
             results.append(gen.result())
 
     gen = program.generate("x", model="stall?n=1", on_token=token)
-    begun.set()
+    has_text.set()
     assert gen.result().stopped
     wait_until(lambda: bool(results))
     assert results[0].stopped
@@ -421,18 +421,18 @@ def test_exception_in_a_callback_is_logged_once(
 ) -> None:
     """A callback's exception is logged once for each callback; further calls follow."""
     calls: list[str] = []
-    over = threading.Event()
+    has_ended = threading.Event()
 
     def token(text: str) -> None:
         calls.append(text)
         raise fault("in on_token")
 
     def complete(result: Result) -> None:
-        over.set()
+        has_ended.set()
         raise fault("in on_complete")
 
     gen = program.generate("x", model="count?n=20", on_token=token, on_complete=complete)
-    assert over.wait(WAIT_TIMEOUT)
+    assert has_ended.wait(WAIT_TIMEOUT)
     wait_followers_end()
     assert gen.result().text == "".join(calls) == NUMBERS
     reports = [r for r in caplog.records if r.exc_info and r.exc_info[0] is fault]
@@ -444,11 +444,11 @@ def test_exception_in_a_callback_is_logged_once(
 
 def test_callback_slower_than_the_log_receives_offset_lost() -> None:
     """A callback for which the log has lost events gets OffsetLost; the result has all text."""
-    upstream, callbacks, going = ScriptedUpstream(), RecordedCallbacks(), threading.Event()
+    upstream, callbacks, may_continue = ScriptedUpstream(), RecordedCallbacks(), threading.Event()
 
     def token(text: str) -> None:
         callbacks.token(text)
-        assert going.wait(WAIT_TIMEOUT)
+        assert may_continue.wait(WAIT_TIMEOUT)
 
     with scripted_halt(upstream, log_bytes=1024) as program:
         gen = program.generate("x", **{**callbacks.all(), "on_token": token})
@@ -457,8 +457,8 @@ def test_callback_slower_than_the_log_receives_offset_lost() -> None:
         upstream.reply().feed(*["x" * 300] * 10)
         upstream.reply().end()
         result = gen.result()
-        going.set()
-        assert callbacks.over.wait(WAIT_TIMEOUT)
+        may_continue.set()
+        assert callbacks.ended.wait(WAIT_TIMEOUT)
     assert callbacks.names == ["token", "error"]
     assert isinstance(callbacks.calls[-1][1], OffsetLost)
     assert result.text == "first" + "x" * 3000
@@ -473,24 +473,24 @@ def state_much_later(program: Halt, stream_id: str) -> str:
     generations = service_of(program)
     run = generations.run(stream_id, None)
 
-    def look() -> None:
+    def check_limits() -> None:
         checked = threading.Event()
         run.check_limits_soon()
         generations.relay.post(checked.set)
         assert checked.wait(WAIT_TIMEOUT)
 
-    look()  # the relay notices a viewer that has just left
+    check_limits()  # the relay notices a viewer that has just left
     run.watched_at -= 1000.0
-    look()
+    check_limits()
     return run.state
 
 
 def test_handle_or_callback_keeps_the_generation_running() -> None:
     """A handle or a callback alone keeps a generation running; without both it is abandoned."""
-    endless = {"gap_timeout": 80000.0, "run_timeout": 80000.0, "orphan_grace": 100.0}
+    long_limits = {"gap_timeout": 80000.0, "run_timeout": 80000.0, "orphan_grace": 100.0}
     upstream, callbacks = ScriptedUpstream(), RecordedCallbacks()
-    with scripted_halt(upstream, **endless) as program:
-        held = program.generate("x", id="held-handle")
+    with scripted_halt(upstream, **long_limits) as program:
+        open_generation = program.generate("x", id="held-handle")
         upstream.reply(0).feed("a")
         program.generate("x", id="followed-only", on_token=callbacks.token)
         upstream.reply(1).feed("a")
@@ -498,8 +498,8 @@ def test_handle_or_callback_keeps_the_generation_running() -> None:
         gc.collect()
         assert state_much_later(program, "held-handle") == "running"
         assert state_much_later(program, "followed-only") == "running"
-        assert held.state == "running"
-        del held
+        assert open_generation.state == "running"
+        del open_generation
         gc.collect()
         assert state_much_later(program, "held-handle") == "cancelled"
     upstream.dispose()
@@ -514,9 +514,9 @@ def test_dropped_handle_stops_the_generation_after_the_grace(fake: FakeOpenAI) -
         del handle
         gc.collect()
         assert record.closed.wait(WAIT_TIMEOUT)
-        ended = program.get("dropped-handle").result().terminal
-        assert isinstance(ended, Cancelled)
-        assert ended.reason == "no_viewer"
+        terminal = program.get("dropped-handle").result().terminal
+        assert isinstance(terminal, Cancelled)
+        assert terminal.reason == "no_viewer"
     wait_no_threads()
 
 
@@ -527,14 +527,14 @@ def test_close_interrupts_all_generations_and_leaves_no_thread(fake: FakeOpenAI)
     """Closing ends each generation as interrupted for readers and callbacks and leaves no
     thread."""
     callbacks, program = RecordedCallbacks(), Halt(config=fake_config(fake))
-    silent = program.generate("x", model="silent_headers")
+    silent_generation = program.generate("x", model="silent_headers")
     stalled = program.generate("x", model="stall?n=2", **callbacks.all())
-    waiting = BackgroundCall(silent.result)
+    waiting_call = BackgroundCall(silent_generation.result)
     wait_until(lambda: callbacks.text == "0 1 ")
     program.close()
     assert not [name for name in halt_threads() if name.startswith("halt-follow")]
     assert callbacks.names[-1] == "error"
-    fault = waiting.end()
+    fault = waiting_call.end()
     assert isinstance(fault, GenerationError)
     assert (fault.code, callbacks.calls[-1][1].code) == ("interrupted", "interrupted")
     assert complete_text(list(stalled)) == "0 1 "
@@ -561,17 +561,17 @@ def test_close_logs_a_callback_that_does_not_return(
 ) -> None:
     """Waiting for callbacks has a time limit, and a callback that still runs is logged."""
     program = Halt(config=fake_config(fake, graceful_timeout=1))
-    begun, going = threading.Event(), threading.Event()
+    has_begun, may_return = threading.Event(), threading.Event()
 
     def complete(_: Result) -> None:
-        begun.set()
-        going.wait(WAIT_TIMEOUT)
+        has_begun.set()
+        may_return.wait(WAIT_TIMEOUT)
 
     program.generate("hello", on_complete=complete)
-    assert begun.wait(WAIT_TIMEOUT)
+    assert has_begun.wait(WAIT_TIMEOUT)
     program.close()
     assert "is still in a callback" in caplog.text
-    going.set()
+    may_return.set()
     program.close()
     wait_no_threads()
 
@@ -589,14 +589,14 @@ def test_concurrent_stop_end_and_close_leave_one_terminal_event() -> None:
         reply.feed("a")
         reply.end()
         ends: list[Callable[[], Any]] = [gen.stop, program.close][number % 2 :]
-        *_, one, two = together(*ends, lambda: list(gen), lambda: list(gen))
+        *_, first, second = together(*ends, lambda: list(gen), lambda: list(gen))
         program.close()
-        assert one == two == list(gen)
-        complete_text(one)
-        assert callbacks.over.wait(WAIT_TIMEOUT)
+        assert first == second == list(gen)
+        complete_text(first)
+        assert callbacks.ended.wait(WAIT_TIMEOUT)
         wait_no_threads()
-        last = "error" if isinstance(one[-1], Failed) else "complete"
-        assert [name for name in callbacks.names if name != "token"] == [last]
+        last_type = "error" if isinstance(first[-1], Failed) else "complete"
+        assert [name for name in callbacks.names if name != "token"] == [last_type]
         upstream.dispose()
 
 
@@ -606,8 +606,8 @@ def test_concurrent_stop_end_and_close_leave_one_terminal_event() -> None:
 def feed_tool_call(reply: ScriptedReply, name: str, arguments: str, usage: int) -> None:
     """The model calls a tool and ends its round."""
     reply.finish_reason, reply.usage = "tool_calls", {"completion_tokens": usage}
-    over = Part(ended=True)  # the body is read behind its end
-    reply.feed(Part((ToolCall("call_1", name, arguments),), 1, ended=True), over)
+    end_part = Part(ended=True)  # the body is read behind its end
+    reply.feed(Part((ToolCall("call_1", name, arguments),), 1, ended=True), end_part)
 
 
 def test_function_tool_runs_and_the_model_continues() -> None:
@@ -695,7 +695,7 @@ from halt import Halt
 Halt().generate("hello there", on_token=lambda t: print(t, end=""), on_complete=lambda r: print())
 """
     env = halt_environment({"OPENAI_BASE_URL": fake.base_url, "HALT_MODEL": "echo?gap_ms=20"})
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("hello there\n", "")
+    assert (process.stdout, process.stderr) == ("hello there\n", "")

@@ -32,13 +32,13 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def arguments(fake: FakeOpenAI, provider: str) -> dict[str, Any]:
     """The arguments of `Halt` for the fake as this provider, without a model."""
-    common = {"provider": provider, "api_key": "key-of-program", "base_url": fake.origin}
+    common_arguments = {"provider": provider, "api_key": "key-of-program", "base_url": fake.origin}
     if provider == "openai":
-        return common | {"base_url": fake.base_url}
-    return common | ({"api_version": VERSION} if provider == "azure" else {})
+        return common_arguments | {"base_url": fake.base_url}
+    return common_arguments | ({"api_version": VERSION} if provider == "azure" else {})
 
 
-def only(config: Config) -> ProviderSettings:
+def only_provider(config: Config) -> ProviderSettings:
     """The one provider of these settings."""
     (provider,) = setup(config).providers
     return provider
@@ -59,7 +59,7 @@ def test_provider_argument_selects_dialect_key_and_model(fake: FakeOpenAI, provi
     with Halt(**arguments(fake, provider), model="count?n=5") as halt:
         result = halt.generate("hello").result()
     assert (result.text, result.finish_reason) == ("0 1 2 3 4 ", "stop")
-    record = fake.wait_request(lambda each: each.method == "POST")
+    record = fake.wait_request(lambda request: request.method == "POST")
     assert (record.path, record.query) == PATHS[provider]
     assert "key-of-program" in str(record.headers)
 
@@ -72,7 +72,7 @@ def test_stop_closes_the_connection_of_each_provider(
     """A Stop before the headers and in a stall closes the connection, and the receipt says so."""
     with Halt(**arguments(fake, provider), model=model) as halt:
         gen = halt.generate("hello")
-        record = fake.wait_request(lambda each: each.method == "POST")
+        record = fake.wait_request(lambda request: request.method == "POST")
         if model.startswith("stall"):
             record.wait_tokens(1)
         receipt = gen.stop()
@@ -131,7 +131,7 @@ def test_arguments_override_the_environment(
     options: dict[str, Any], expected: tuple[str, str, str]
 ) -> None:
     """The arguments leave one provider, with the environment's key for its own server alone."""
-    provider = only(with_provider(load(ENVIRONMENT), **options))
+    provider = only_provider(with_provider(load(ENVIRONMENT), **options))
     assert (provider.kind, provider.base_url, provider.key) == expected
 
 
@@ -140,20 +140,24 @@ def test_provider_arguments_override_the_provider_file(tmp_path: Path) -> None:
     path = tmp_path / "halt.toml"
     path.write_text('[providers.a]\nkind = "openai"\nbase_url = "http://h/v1"\n')
     config = load({"HALT_CONFIG": str(path)})
-    assert only(with_provider(config, model="m")).name == "a"
-    assert only(with_provider(config, base_url="http://mine/v1")).base_url == "http://mine/v1"
+    assert only_provider(with_provider(config, model="m")).name == "a"
+    assert (
+        only_provider(with_provider(config, base_url="http://mine/v1")).base_url == "http://mine/v1"
+    )
 
 
 def test_azure_model_and_version_arguments_override_the_environment() -> None:
     """On Azure the given model is the deployment; a given version replaces the environment's."""
     config = load(ENVIRONMENT | {"OPENAI_API_VERSION": "2024-06-01"})
-    provider_settings = only(with_provider(config, provider="azure", model="mine"))
+    provider_settings = only_provider(with_provider(config, provider="azure", model="mine"))
     assert (
         provider_settings.models,
         provider_settings.first_model,
         provider_settings.api_version,
     ) == (("mine",), "mine", "2024-06-01")
-    provider_settings = only(with_provider(config, provider="azure", api_version="2025-01-01"))
+    provider_settings = only_provider(
+        with_provider(config, provider="azure", api_version="2025-01-01")
+    )
     assert (provider_settings.first_model, provider_settings.api_version) == ("gpt", "2025-01-01")
 
 
@@ -187,9 +191,9 @@ def test_wrong_arguments_are_refused_in_one_line(
     options: dict[str, Any], message_start: str
 ) -> None:
     """The error names the argument and the need in one line, without a key."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         Halt(**options)
-    message = str(caught.value)
+    message = str(error_info.value)
     assert message.startswith(message_start)
     assert "\n" not in message
     assert "secret-1" not in message

@@ -53,7 +53,7 @@ class StepwiseGeneration(Generation):
         self._count = count
 
     def follow(
-        self, after: int, viewer: Viewer, interval: float = 0.0
+        self, last_seen: int, viewer: Viewer, interval: float = 0.0
     ) -> Iterator[list[tuple[int, Event]]]:
         return ([(number + 1, Content(str(number)))] for number in range(self._count))
 
@@ -92,13 +92,13 @@ class Consumer:
 def texts(events: list[tuple[str, Event]]) -> dict[str, str]:
     """The text of each label. Asserts that each has one terminal event, as its last."""
     out: dict[str, str] = {}
-    over: set[str] = set()
+    ended_labels: set[str] = set()
     for label, event in events:
-        assert label not in over, f"{label} goes on behind its end"
+        assert label not in ended_labels, f"{label} goes on behind its end"
         out[label] = out.get(label, "") + text_of(event)
         if is_terminal(event):
-            over.add(label)
-    assert over == out.keys()
+            ended_labels.add(label)
+    assert ended_labels == out.keys()
     return out
 
 
@@ -128,10 +128,10 @@ def test_merge_yields_events_in_order_of_arrival() -> None:
             members.append(program.generate("x", id=f"stream-000{number}"))
             upstream.reply(number)
         merged = program.merge(members)
-        for at, number in enumerate(order):
-            upstream.reply(number).feed(f"{at} ")
+        for position, number in enumerate(order):
+            upstream.reply(number).feed(f"{position} ")
             label, event = next(merged)
-            assert (label, event) == (f"stream-000{number}", Content(f"{at} "))
+            assert (label, event) == (f"stream-000{number}", Content(f"{position} "))
         for number in (1, 0, 2):
             upstream.reply(number).end()
             label, event = next(merged)
@@ -155,8 +155,8 @@ def test_failure_of_one_label_leaves_the_others_running(program: Halt) -> None:
 
 def test_stop_of_one_label_leaves_the_others_running(program: Halt, fake: FakeOpenAI) -> None:
     """A Stop of one label cancels it at once; the other labels reach their own ends."""
-    silent = program.generate("x", model="silent_headers")
-    merged = program.merge({"a": silent, "b": "hello", "c": "there"})
+    silent_generation = program.generate("x", model="silent_headers")
+    merged = program.merge({"a": silent_generation, "b": "hello", "c": "there"})
     consumer = Consumer(merged)
     wait_until(lambda: len(consumer.events) == 4)
     assert merged["a"].stop().upstream == "closed"
@@ -192,20 +192,20 @@ def test_leaving_with_stops_every_label(program: Halt, fake: FakeOpenAI) -> None
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_right_before_the_wait_raises_at_once(program: Halt) -> None:
     """A signal right before the wait for a silent model raises KeyboardInterrupt all the same."""
-    was_raised, in_time = threading.Event(), []
+    has_raised, outcomes = threading.Event(), []
     with program.merge({"a": "x"}, model="silent_headers") as merged:
 
-        def press() -> None:
+        def press_ctrl_c() -> None:
             interrupt_in(Feed.take.__code__)
-            in_time.append(was_raised.wait(WAIT_TIMEOUT))
+            outcomes.append(has_raised.wait(WAIT_TIMEOUT))
             merged.stop()
 
-        pressing = BackgroundCall(press)
+        pressing = BackgroundCall(press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             next(iter(merged))
-        was_raised.set()
+        has_raised.set()
         pressing.end()
-    assert in_time == [True]
+    assert outcomes == [True]
 
 
 def test_dropped_merge_ends_its_threads_and_no_generation() -> None:
@@ -258,33 +258,33 @@ def test_consumer_slower_than_the_log_gets_offset_lost(
     monkeypatch.setattr(module, "BUFFERED_MAX", 1)
     upstream = ScriptedUpstream()
     with scripted_halt(upstream, log_bytes=2048) as program:
-        slow = program.generate("x")
+        slow_generation = program.generate("x")
         upstream.reply(0).feed("first")
-        good = program.generate("x")
+        working_generation = program.generate("x")
         upstream.reply(1).feed("good")
         upstream.reply(1).end()
-        good.result()
-        merged = merge_into(feed, program, {"slow": slow})
-        wait_until(lambda: slow.text == "first")
+        working_generation.result()
+        merged = merge_into(feed, program, {"slow": slow_generation})
+        wait_until(lambda: slow_generation.text == "first")
         upstream.reply(0).feed(*["x" * 300] * 20)
         upstream.reply(0).end()
-        assert len(slow.result().text) == 6005
+        assert len(slow_generation.result().text) == 6005
         feed.lift_limit()
         events = list(merged)
         assert texts(events)["slow"].startswith("first")
-        last = events[-1][1]
-        assert isinstance(last, Failed)
-        assert last.error.code == "offset_lost"
-        assert texts(list(program.merge({"good": good}))) == {"good": "good"}
+        terminal = events[-1][1]
+        assert isinstance(terminal, Failed)
+        assert terminal.error.code == "offset_lost"
+        assert texts(list(program.merge({"good": working_generation}))) == {"good": "good"}
     upstream.dispose()
     wait_no_threads()
 
 
 def test_merge_of_an_ended_generation_yields_all_events(program: Halt) -> None:
     """A generation that has ended is merged from its first event."""
-    over = program.generate("this is over")
-    over.result()
-    assert texts(list(program.merge([over]))) == {over.id: "this is over"}
+    ended_generation = program.generate("this is over")
+    ended_generation.result()
+    assert texts(list(program.merge([ended_generation]))) == {ended_generation.id: "this is over"}
 
 
 def test_merge_with_a_wrong_request_leaves_nothing_running(program: Halt, fake: FakeOpenAI) -> None:

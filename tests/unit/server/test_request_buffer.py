@@ -32,15 +32,15 @@ WHOLE = [
 @pytest.mark.parametrize("request_", WHOLE)
 def test_request_ends_at_the_same_byte_in_any_cut(request_: bytes) -> None:
     """A request is complete with its last byte; the bytes after it begin the next request."""
-    for cut in range(1, len(request_)):
+    for first_size in range(1, len(request_)):
         incoming = RequestBuffer()
-        assert not incoming.feed(request_[:cut])
-        assert incoming.feed(request_[cut:] + GET)
+        assert not incoming.feed(request_[:first_size])
+        assert incoming.feed(request_[first_size:] + GET)
         assert incoming.take() == request_
         assert incoming.begin(b"")
         assert (incoming.take(), len(incoming)) == (GET, 0)
     incoming = RequestBuffer()
-    ready = [incoming.feed(request_[at : at + 1]) for at in range(len(request_))]
+    ready = [incoming.feed(request_[offset : offset + 1]) for offset in range(len(request_))]
     assert ready == [False] * (len(request_) - 1) + [True]
 
 
@@ -55,7 +55,7 @@ def test_begin_puts_returned_bytes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "malformed",
     [
         pytest.param(POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", id="two lengths"),
         pytest.param(
@@ -73,16 +73,16 @@ def test_begin_puts_returned_bytes_first() -> None:
         pytest.param(b"garbage\r\n\r\n", id="garbage"),
     ],
 )
-def test_malformed_request_goes_to_the_server_at_once(bad: bytes) -> None:
+def test_malformed_request_goes_to_the_server_at_once(malformed: bytes) -> None:
     """The server's own parser decides about a malformed request.
 
     It may accept some of them and read on: it gets the end of file (`ClientSocket.give`).
     """
     incoming = RequestBuffer()
-    assert incoming.feed(bad)
+    assert incoming.feed(malformed)
     assert incoming.kind is not Kind.UPLOAD  # whose threads wait for the client
-    assert not incoming.is_whole or bad.startswith((b"garbage", b"\r\n"))
-    assert incoming.take() == bad
+    assert not incoming.is_whole or malformed.startswith((b"garbage", b"\r\n"))
+    assert incoming.take() == malformed
 
 
 def test_long_body_is_an_upload() -> None:
@@ -218,6 +218,6 @@ def test_head_in_single_bytes_takes_linear_time() -> None:
     incoming = RequestBuffer()
     head = b"GET / HTTP/1.1\r\nX: " + b"a" * 60_000
     started = time.process_time()
-    for at in range(len(head)):
-        incoming.feed(head[at : at + 1])
+    for offset in range(len(head)):
+        incoming.feed(head[offset : offset + 1])
     assert time.process_time() - started < 1

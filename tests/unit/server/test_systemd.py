@@ -55,26 +55,26 @@ class Systemd:
         self._socket.bind(address.replace("@", "\0", 1))
         self.senders: set[int] = set()
 
-    def report(self, within: float = START_TIMEOUT) -> dict[str, str]:
+    def report(self, timeout: float = START_TIMEOUT) -> dict[str, str]:
         """Wait for the next report and return it. Raises BlockingIOError if none comes."""
-        select.select([self._socket], [], [], within)
+        select.select([self._socket], [], [], timeout)
         size = socket.CMSG_SPACE(struct.calcsize("3i"))
         data, ancillary, _, _ = self._socket.recvmsg(4096, size)
         self.senders.add(struct.unpack("3i", ancillary[0][2])[0])
         return dict(line.split("=", 1) for line in data.decode().splitlines())
 
-    def until(self, name: str) -> dict[str, str]:
+    def wait_report(self, name: str) -> dict[str, str]:
         """Wait for the report with this name; only WATCHDOG=1 may come before it."""
         while name not in (report := self.report()):
             assert report == {"WATCHDOG": "1"}
         return report
 
-    def left(self) -> list[dict[str, str]]:
+    def reports(self) -> list[dict[str, str]]:
         """The reports that have arrived."""
         reports = []
         try:
             while True:
-                reports.append(self.report(within=0))
+                reports.append(self.report(timeout=0))
         except BlockingIOError:
             return reports
 
@@ -96,7 +96,7 @@ class HeldServer(HaltServer):
 
     command = ("-m", "gunicorn", "tests.support.held_app:app")
 
-    def turn(self) -> None:
+    def turn_main_loop(self) -> None:
         """Make the master's main loop turn, by a signal that it logs and that changes nothing."""
         count = self.printed.count("signal: winch")
         self.process.send_signal(signal.SIGWINCH)
@@ -106,14 +106,16 @@ class HeldServer(HaltServer):
 class Service:
     """A Halt as started by systemd; its workers wait while they load."""
 
-    def __init__(self, folder: Path, fake: FakeOpenAI, systemd: Systemd, **more: object) -> None:
+    def __init__(
+        self, folder: Path, fake: FakeOpenAI, systemd: Systemd, **other_settings: object
+    ) -> None:
         os.mkfifo(folder / "pipe")
         self._pipe = os.open(folder / "pipe", os.O_RDWR)
         environment = {
             "NOTIFY_SOCKET": systemd.address,
             "WATCHDOG_USEC": WATCHDOG_MICROSECONDS,
             "HELD_BY": folder / "pipe",
-            **more,
+            **other_settings,
         }
         self.server = HeldServer(settings(fake, **environment), "--log-level", "info")
 
@@ -137,8 +139,8 @@ def start_service(
     """Start a service with settings; it is stopped at the end of the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(**more: object) -> Service:
-            service = Service(tmp_path, shared_fake, systemd, **more)
+        def start(**environment: object) -> Service:
+            service = Service(tmp_path, shared_fake, systemd, **environment)
             stack.callback(service.close)
             return service
 
@@ -155,19 +157,19 @@ def test_service_is_ready_once_a_worker_serves(
     service = start_service(HALT_GRACEFUL_TIMEOUT=100)
     server = service.server
     for _ in range(TURNS):  # it listens, and its main loop runs
-        server.turn()
-    assert systemd.left() == []
+        server.turn_main_loop()
+    assert systemd.reports() == []
     service.load()
     assert systemd.report() == {"READY": "1"}
     assert server.client().get("/healthz").status == 200
     server.terminate()
-    assert systemd.until("STOPPING") == {"STOPPING": "1", "EXTEND_TIMEOUT_USEC": "120000000"}
+    assert systemd.wait_report("STOPPING") == {"STOPPING": "1", "EXTEND_TIMEOUT_USEC": "120000000"}
     assert server.wait() == 0
-    assert systemd.left() == []
+    assert systemd.reports() == []
     assert systemd.senders == {server.process.pid}
 
 
-def suspend(process: int) -> None:
+def suspend_process(process: int) -> None:
     """Stop a process, and return once it runs no more."""
     os.kill(process, signal.SIGSTOP)
     stat = Path(f"/proc/{process}/stat")
@@ -180,18 +182,18 @@ def test_watchdog_is_fed_while_a_worker_runs(start_service: StartService, system
     service = start_service(WEB_CONCURRENCY=2)
     server = service.server
     service.load(2)
-    systemd.until("READY")
+    systemd.wait_report("READY")
     first, second = workers(server)
-    suspend(first)
+    suspend_process(first)
     for _ in range(2):
         assert systemd.report() == {"WATCHDOG": "1"}
-    suspend(second)
-    server.turn()  # may report its last heartbeat
-    server.turn()
-    systemd.left()
+    suspend_process(second)
+    server.turn_main_loop()  # may report its last heartbeat
+    server.turn_main_loop()
+    systemd.reports()
     for _ in range(TURNS):
-        server.turn()
-    assert systemd.left() == []
+        server.turn_main_loop()
+    assert systemd.reports() == []
     os.kill(first, signal.SIGCONT)
     assert systemd.report() == {"WATCHDOG": "1"}
     os.kill(second, signal.SIGCONT)
@@ -204,15 +206,15 @@ def test_reload_is_ready_once_a_new_worker_serves(
     service = start_service()
     service.load()
     assert systemd.report() == {"READY": "1"}
-    before = time.monotonic_ns()
+    start = time.monotonic_ns()
     service.server.process.send_signal(signal.SIGHUP)
-    reloading = systemd.until("RELOADING")
-    assert before <= int(reloading["MONOTONIC_USEC"]) * 1000 <= time.monotonic_ns()
+    reloading = systemd.wait_report("RELOADING")
+    assert start <= int(reloading["MONOTONIC_USEC"]) * 1000 <= time.monotonic_ns()
     for _ in range(TURNS):
-        service.server.turn()
-    assert {"READY": "1"} not in systemd.left()
+        service.server.turn_main_loop()
+    assert {"READY": "1"} not in systemd.reports()
     service.load()
-    assert systemd.until("READY") == {"READY": "1"}
+    assert systemd.wait_report("READY") == {"READY": "1"}
     assert service.server.client().get("/healthz").status == 200
 
 
@@ -226,8 +228,8 @@ def test_take_notify_ignores_the_watchdog_of_another_process(
         monkeypatch.setenv("WATCHDOG_PID", str(process))
         assert take_notify() == ("@systemd", seconds)
         assert take_notify() == ("", 0.0)
-    for no_time in ("", "soon", "-1", "9" * 400, "9" * 5000):
-        monkeypatch.setenv("WATCHDOG_USEC", no_time)
+    for value in ("", "soon", "-1", "9" * 400, "9" * 5000):
+        monkeypatch.setenv("WATCHDOG_USEC", value)
         assert take_notify() == ("", 0.0)
 
 
@@ -249,15 +251,15 @@ def test_unit_is_valid_for_systemd(tmp_path: Path) -> None:
     """No directive is misspelt and no value refused; only the program is replaced here."""
     unit = tmp_path / UNIT.name
     unit.write_text(replaced(UNIT.read_text(), ("/opt/halt/bin/halt-chat", sys.executable)))
-    verified = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
-    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    result = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
 def test_unit_exposure_is_below_two() -> None:
     """systemd rates the unit's exposure below 2 of 10."""
-    rated = analyze("security", "--offline=true", "--threshold=19", str(UNIT))
-    assert rated.returncode == 0, rated.stdout + rated.stderr
-    assert re.search(r"Overall exposure level for halt\.service: [01]\.\d ", rated.stdout)
+    result = analyze("security", "--offline=true", "--threshold=19", str(UNIT))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"Overall exposure level for halt\.service: [01]\.\d ", result.stdout)
 
 
 def test_unit_starts_the_installed_command_with_known_settings() -> None:
@@ -287,11 +289,11 @@ def directives(unit: Path) -> dict[str, list[str]]:
     return values
 
 
-def assert_is_the_command(words: list[str]) -> None:
+def assert_is_the_command(arguments: list[str]) -> None:
     """The words are a command line of an installed Halt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert words[0] in project["scripts"]
-    assert words[1:] == ["serve"]
+    assert arguments[0] in project["scripts"]
+    assert arguments[1:] == ["serve"]
     assert "serve" in commands.commands
 
 

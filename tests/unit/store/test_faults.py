@@ -57,9 +57,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def assert_refused(reason: str, *calls: Callable[[], object]) -> None:
     """Assert that each call is refused for this reason, in a sentence for users."""
     for call in calls:
-        with pytest.raises(StoreUnavailable) as refused:
+        with pytest.raises(StoreUnavailable) as error_info:
             call()
-        fault = refused.value
+        fault = error_info.value
         assert fault.reason == reason
         assert SENTENCE.fullmatch(fault.message)
         assert (fault.code, fault.status, fault.retryable) == ("store_unavailable", 503, True)
@@ -77,11 +77,11 @@ def outcome(call: Callable[[], object]) -> str:
     return ""
 
 
-def refused(folder: Path, url: str = "") -> str:
+def refused_message(folder: Path, url: str = "") -> str:
     """The line that refuses a start on this database."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         open_database(folder, url)
-    message = str(caught.value)
+    message = str(error_info.value)
     assert "\n" not in message
     return message
 
@@ -96,8 +96,8 @@ def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path:
     chat.add_exchange("a", "1")
     stream_id = chat.ask("b")
     chunk = Batch(chunks=(Chunk(stream_id, 1, [(1.0, Content("2"))]),))
-    with closing(sqlite3.connect(tmp_path / "halt.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with closing(sqlite3.connect(tmp_path / "halt.db", isolation_level=None)) as other_program:
+        other_program.execute("BEGIN IMMEDIATE")
         assert_refused(
             "the database is locked by another program",
             partial(Chat(store, "other").ask, "c"),
@@ -135,13 +135,13 @@ def test_postgres_row_lock_refuses_writes_of_its_conversation_alone(tmp_path: Pa
         chat = Chat(store)
         chat.add_exchange("a", "1")
         engine = make_engine(tmp_path, url)
-        with engine.connect() as other:
-            other.execute(text("SELECT * FROM conversations WHERE id = 'talk' FOR UPDATE"))
-            began = time.monotonic()
+        with engine.connect() as other_program:
+            other_program.execute(text("SELECT * FROM conversations WHERE id = 'talk' FOR UPDATE"))
+            start = time.monotonic()
             assert_refused("the database is locked by another program", partial(chat.ask, "b"))
-            assert time.monotonic() - began > 1
+            assert time.monotonic() - start > 1
             Chat(store, "other").add_exchange("c", "3")
-            other.rollback()
+            other_program.rollback()
         engine.dispose()
         chat.add_exchange("b", "2")
 
@@ -172,17 +172,17 @@ def test_full_database_refuses_writes_until_there_is_room(store: Store) -> None:
     """A full database refuses a write as a whole and accepts it when there is room again."""
     chat = Chat(store)
     chat.add_exchange("a", "1")
-    full = True
+    is_full = True
 
-    def limited(raw: sqlite3.Connection, _: object) -> None:
+    def set_page_limit(raw: sqlite3.Connection, _: object) -> None:
         pages = raw.execute("PRAGMA page_count").fetchone()[0]
-        raw.execute(f"PRAGMA max_page_count={pages + 1 if full else 1_000_000}")
+        raw.execute(f"PRAGMA max_page_count={pages + 1 if is_full else 1_000_000}")
 
-    event.listen(store.database.engine, "connect", limited)
+    event.listen(store.database.engine, "connect", set_page_limit)
     store.database.engine.dispose()
     assert_refused("the disk is full", partial(chat.ask, "b" * 100_000))
     assert chat.exchanges() == [("a", "1")]
-    full = False
+    is_full = False
     store.database.engine.dispose()
     chat.add_exchange("b" * 100_000, "2")
 
@@ -220,23 +220,23 @@ with open_store(Path({str(tmp_path)!r})) as store:
         assert Chat(store).exchanges() == [("a", "1")]
 
 
-@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["gone", "replaced"])
 def test_removed_database_file_refuses_calls_until_restored(
-    store: Store, tmp_path: Path, replaced: bool
+    store: Store, tmp_path: Path, is_replaced: bool
 ) -> None:
     """While the file is gone or replaced, calls fail and write nothing; afterwards they work."""
     chat = Chat(store)
     chat.add_exchange("a", "1")
-    path, away = tmp_path / "halt.db", tmp_path / "away.db"
-    path.rename(away)
-    if replaced:
+    path, backup_path = tmp_path / "halt.db", tmp_path / "away.db"
+    path.rename(backup_path)
+    if is_replaced:
         path.touch()
-    gone = "the database file has been removed"
+    reason = "the database file has been removed"
     assert_refused(
-        gone, partial(chat.ask, "b"), chat.read, partial(store.generations.running_of, "worker-1")
+        reason, partial(chat.ask, "b"), chat.read, partial(store.generations.running_of, "worker-1")
     )
-    assert path.exists() == replaced
-    away.replace(path)
+    assert path.exists() == is_replaced
+    backup_path.replace(path)
     chat.add_exchange("b", "2")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
@@ -248,8 +248,8 @@ def test_damaged_page_is_reported_when_read(tmp_path: Path) -> None:
     path = tmp_path / "halt.db"
     size = path.stat().st_size
     with path.open("r+b") as file:
-        for at in range(size // 2 // 4096 * 4096, size, 4096):
-            file.seek(at)
+        for offset in range(size // 2 // 4096 * 4096, size, 4096):
+            file.seek(offset)
             file.write(b"\xff" * 64)
     with open_store(tmp_path) as store:
         assert_refused("the database is damaged", lambda: store.conversations.get("talk", "anna"))
@@ -264,8 +264,8 @@ def test_terminated_postgres_connection_is_replaced(tmp_path: Path) -> None:
         with store.database.reading() as connection:
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
         engine = make_engine(tmp_path, url)
-        with engine.connect() as other:
-            other.execute(text(f"SELECT pg_terminate_backend({pid})"))
+        with engine.connect() as other_connection:
+            other_connection.execute(text(f"SELECT pg_terminate_backend({pid})"))
         engine.dispose()
         chat.add_exchange("b", "2")
         assert chat.exchanges() == [("a", "1"), ("b", "2")]
@@ -291,7 +291,9 @@ def test_frozen_postgres_refuses_calls_until_it_answers(
         with postgres.frozen():
             with ThreadPoolExecutor(12) as pool:
                 outcomes = list(pool.map(outcome, [chat.read] * 12))
-            assert {each for each in outcomes if each in {SILENT, UNREACHABLE}} == set(outcomes)
+            assert {reason for reason in outcomes if reason in {SILENT, UNREACHABLE}} == set(
+                outcomes
+            )
             assert outcomes.count(SILENT) >= 2
         chat.add_exchange("b", "2")
         assert chat.exchanges() == [("a", "1"), ("b", "2")]
@@ -304,16 +306,16 @@ def test_statement_on_a_frozen_postgres_times_out(
     """A statement that a frozen PostgreSQL does not answer fails after the client's own timeout."""
     monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0)
     with open_store(tmp_path, postgres.url) as store:
-        began = time.monotonic()
+        start = time.monotonic()
 
-        def sleep() -> None:
+        def read_while_frozen() -> None:
             with store.database.reading() as connection:
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 with postgres.frozen():
                     connection.execute(text("SELECT 1"))
 
-        assert_refused(UNREACHABLE, sleep)
-        assert time.monotonic() - began < 30
+        assert_refused(UNREACHABLE, read_while_frozen)
+        assert time.monotonic() - start < 30
         Chat(store).add_exchange("a", "1")
 
 
@@ -323,7 +325,7 @@ def test_unreachable_postgres_is_reported_without_the_password(tmp_path: Path) -
     url = "postgresql://halt:hush-hush@127.0.0.1:1/halt"
     store = Store(Database(make_engine(tmp_path, url)))
     assert_refused("the database cannot be reached", partial(store.conversations.get, "a", "b"))
-    message = refused(tmp_path, url)
+    message = refused_message(tmp_path, url)
     assert "cannot be reached" in message
     assert "hush" not in message
 
@@ -357,35 +359,35 @@ def sound_database(folder: Path) -> Iterator[Path]:
 def test_damaged_database_file_is_refused_unchanged(tmp_path: Path, damage: str) -> None:
     """A start on a damaged file is refused in one line and changes no byte of it."""
     with sound_database(tmp_path) as path:
-        sound = path.read_bytes()
-        broken = {
+        sound_content = path.read_bytes()
+        damaged_contents = {
             "garbage": b"This is no database. " * 1000,
-            "header": b"\0" * 100 + sound[100:],
-            "truncated": sound[: len(sound) // 2],
+            "header": b"\0" * 100 + sound_content[100:],
+            "truncated": sound_content[: len(sound_content) // 2],
         }
-        path.write_bytes(broken[damage])
-    before = files(tmp_path)
-    assert "the database is damaged. Nothing was changed" in refused(tmp_path)
-    assert files(tmp_path) == before
+        path.write_bytes(damaged_contents[damage])
+    files_before = files(tmp_path)
+    assert "the database is damaged. Nothing was changed" in refused_message(tmp_path)
+    assert files(tmp_path) == files_before
 
 
 def test_database_of_a_newer_halt_is_refused_unchanged(tmp_path: Path) -> None:
     """A start on the database of a newer Halt is refused and changes no byte of it."""
     with (
         sound_database(tmp_path) as path,
-        closing(sqlite3.connect(path, isolation_level=None)) as other,
+        closing(sqlite3.connect(path, isolation_level=None)) as connection,
     ):
-        other.execute("UPDATE alembic_version SET version_num = '9999'")
-    before = files(tmp_path)
-    assert "was made by a newer Halt (its version is '9999')" in refused(tmp_path)
-    assert files(tmp_path) == before
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    files_before = files(tmp_path)
+    assert "was made by a newer Halt (its version is '9999')" in refused_message(tmp_path)
+    assert files(tmp_path) == files_before
 
 
 def test_data_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     """A start names the data folder that cannot be created or written to."""
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "data", Path("/proc/halt-data")):
-        message = refused(folder)
+        message = refused_message(folder)
         assert message.startswith(f"HALT_DATA: the folder {str(folder)!r} cannot be written to: ")
 
 
@@ -394,25 +396,25 @@ def test_read_only_data_folder_is_refused_unchanged(tmp_path: Path) -> None:
     """A start on a read-only data folder is refused and changes no file in it."""
     with sound_database(tmp_path):
         pass
-    before = files(tmp_path)
+    files_before = files(tmp_path)
     for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(0o555 if parent is tmp_path else 0o755)
     os.seteuid(65534)
     try:
-        message = refused(tmp_path)
+        message = refused_message(tmp_path)
     finally:
         os.seteuid(0)
         tmp_path.chmod(0o755)
     assert "cannot be written to: Permission denied" in message
-    assert files(tmp_path) == before
+    assert files(tmp_path) == files_before
 
 
 def test_server_start_on_a_damaged_database_prints_one_line(tmp_path: Path) -> None:
     """The server does not start on a damaged database and prints one line without a traceback."""
     (tmp_path / "halt.db").write_bytes(b"This is no database. " * 1000)
-    status, printed = refused_start(HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    status, output = refused_start(HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
     assert status != 0
-    (line,) = [line for line in printed.splitlines() if line]
+    (line,) = [line for line in output.splitlines() if line]
     assert line.startswith("halt: HALT_DATA: ")
     assert "the database is damaged" in line
 
@@ -422,7 +424,7 @@ def test_server_start_on_a_damaged_database_prints_one_line(tmp_path: Path) -> N
 )
 def test_database_url_of_another_database_is_refused(tmp_path: Path, url: str) -> None:
     """A DATABASE_URL that is not PostgreSQL's is refused without printing its password."""
-    message = refused(tmp_path, url)
+    message = refused_message(tmp_path, url)
     assert message.startswith("DATABASE_URL is not the address of a PostgreSQL database")
     assert "hush" not in message
 
@@ -432,7 +434,7 @@ def test_postgres_without_its_driver_names_the_package_to_install(
 ) -> None:
     """Without psycopg the error names the package to install."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    message = refused(tmp_path, "postgresql://halt@127.0.0.1:1/halt")
+    message = refused_message(tmp_path, "postgresql://halt@127.0.0.1:1/halt")
     assert 'pip install "psycopg[binary]"' in message
 
 
@@ -510,10 +512,12 @@ def test_data_folder_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
 
 def test_rejected_values_are_unstorable_and_no_outage(store: Store) -> None:
     """Values that the database rejects raise Unstorable, so they are not tried again."""
-    with pytest.raises(Unstorable) as refused, store.database.writing() as connection:
+    with pytest.raises(Unstorable) as error_info, store.database.writing() as connection:
         connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))
-    assert refused.value.status == 400
-    assert refused.value.message == ("This could not be saved: the database rejects these values.")
+    assert error_info.value.status == 400
+    assert error_info.value.message == (
+        "This could not be saved: the database rejects these values."
+    )
 
 
 def test_unencodable_value_is_unstorable_and_no_outage(store: Store) -> None:

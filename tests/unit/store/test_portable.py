@@ -48,13 +48,13 @@ CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "tex
 )
 def test_import_of_another_products_export_names_the_product(given_file: Any, product: str) -> None:
     """The error names the product that made the file and the format that Halt reads."""
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         read(msgspec.json.encode(given_file))
-    assert str(refused.value) == (
+    assert str(error_info.value) == (
         f"This file can't be imported: it looks like an export of {product}. "
         "Halt reads JSON files that it has exported itself."
     )
-    assert refused.value.field == "file"
+    assert error_info.value.field == "file"
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_import_of_another_products_export_names_the_product(given_file: Any, pr
 )
 def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, message: str) -> None:
     """The error says whether the file is of another kind, is no JSON, or has a wrong field."""
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         read(data)
-    assert message in str(refused.value)
+    assert message in str(error_info.value)
 
 
 # --- limits of items ------------------------------------------------------------------------------
@@ -85,9 +85,14 @@ def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, message: 
 
 def file(*messages: dict[str, Any], **fields: Any) -> bytes:
     """A file of one conversation with the title "Sky"."""
-    one = {"id": "abcdefgh", "title": "Sky", "messages": messages or [MESSAGE_ITEM], **fields}
+    conversation = {
+        "id": "abcdefgh",
+        "title": "Sky",
+        "messages": messages or [MESSAGE_ITEM],
+        **fields,
+    }
     return msgspec.json.encode(
-        {"format": "halt-conversations", "version": 1, "conversations": [one]}
+        {"format": "halt-conversations", "version": 1, "conversations": [conversation]}
     )
 
 
@@ -132,9 +137,9 @@ LONGEST = 1_000
 )
 def test_import_of_a_too_long_item_names_the_conversation(data: bytes, reason: str) -> None:
     """An item over its limit refuses the file; the error names the conversation and the limit."""
-    with pytest.raises(TooLarge) as refused:
+    with pytest.raises(TooLarge) as error_info:
         read(data, LONGEST)
-    assert str(refused.value) == (
+    assert str(error_info.value) == (
         f"This file can't be imported: in the conversation “Sky”, {reason}."
     )
 
@@ -176,19 +181,24 @@ def test_import_of_an_item_at_its_limit_is_accepted() -> None:
 )
 def test_import_of_a_wrong_field_names_its_place(data: bytes, message: str) -> None:
     """The error names the place of the wrong field and quotes little of the file."""
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         read(data)
-    assert message in str(refused.value)
-    assert len(str(refused.value)) < 500
+    assert message in str(error_info.value)
+    assert len(str(error_info.value)) < 500
 
 
 def test_import_reads_conversations_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """All conversations up to CONVERSATIONS_MAX are read, and unknown fields are ignored."""
     monkeypatch.setattr(portable, "CONVERSATIONS_MAX", 3)
-    one = {"id": "abcdefgh", "title": "", "messages": [MESSAGE_ITEM], "more": [{"a": ["]}", 1]}]}
+    conversation = {
+        "id": "abcdefgh",
+        "title": "",
+        "messages": [MESSAGE_ITEM],
+        "more": [{"a": ["]}", 1]}],
+    }
     for count in (0, 1, 3, 4):
         data = msgspec.json.encode(
-            {"format": "halt-conversations", "version": 1, "conversations": [one] * count}
+            {"format": "halt-conversations", "version": 1, "conversations": [conversation] * count}
         )
         if count <= 3:
             assert len(read(data)) == count
@@ -201,15 +211,17 @@ def test_import_reads_conversations_up_to_the_limit(monkeypatch: pytest.MonkeyPa
 def test_export_in_pieces_equals_the_whole_file(count: int) -> None:
     """The pieces of an export join to the whole file, also where texts look like its syntax."""
     trap = '"messages":[]'
-    one = PortableConversation(
+    conversation = PortableConversation(
         "abcdefgh",
         trap,
         [PortableMessage(n + 1, "user", trap) for n in range(count)],
         settings=PortableSettings(system_prompt=trap),
     )
-    written = b"".join(to_json([one, one]))
-    assert json.loads(written)["conversations"] == [json.loads(msgspec.json.encode(one))] * 2
-    assert all(len(piece) < 70 * PIECE + 200 for piece in to_json([one]))
+    written = b"".join(to_json([conversation, conversation]))
+    assert (
+        json.loads(written)["conversations"] == [json.loads(msgspec.json.encode(conversation))] * 2
+    )
+    assert all(len(piece) < 70 * PIECE + 200 for piece in to_json([conversation]))
 
 
 # --- items of a list ------------------------------------------------------------------------------
@@ -251,27 +263,27 @@ def test_items_of_arbitrary_bytes_end_without_an_error(raw: bytes) -> None:
 def test_reading_a_large_file_lets_other_threads_run() -> None:
     """Reading 8 MB releases the interpreter often enough for another thread to run."""
     texts = ['"' * 1_000_000, "\n" * 1_000_000, "é" * 1_000_000]
-    many = [{"id": n + 1, "role": "user", "content": ""} for n in range(60_000)]
+    messages = [{"id": n + 1, "role": "user", "content": ""} for n in range(60_000)]
     data = file(
-        *many, *({**MESSAGE_ITEM, "id": 10**6 + n, "content": t} for n, t in enumerate(texts))
+        *messages, *({**MESSAGE_ITEM, "id": 10**6 + n, "content": t} for n, t in enumerate(texts))
     )
-    turns, over = 0, threading.Event()
+    turns, reading_ended = 0, threading.Event()
 
     def count() -> None:
         nonlocal turns
-        while not over.wait(0.001):
+        while not reading_ended.wait(0.001):
             turns += 1
 
-    other = threading.Thread(target=count)
-    before = sys.getswitchinterval()
+    counting_thread = threading.Thread(target=count)
+    interval_before = sys.getswitchinterval()
     sys.setswitchinterval(0.001)
-    other.start()
+    counting_thread.start()
     try:
         (conversation,) = read(data)
     finally:
-        over.set()
-        other.join()
-        sys.setswitchinterval(before)
+        reading_ended.set()
+        counting_thread.join()
+        sys.setswitchinterval(interval_before)
     assert [message.content for message in conversation.messages[-3:]] == texts
     assert turns > 5  # hundreds are usual; reading in one call would allow one or two
 

@@ -86,7 +86,7 @@ def read_until_it_breaks(events: EventStream) -> list[ServerEvent]:
 
 
 @pytest.fixture(scope="module")
-def mortal(
+def two_workers(
     shared_fake: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[HaltServer, Path]]:
     """A server whose workers the tests kill, and its data folder."""
@@ -98,11 +98,11 @@ def mortal(
 
 
 @pytest.fixture
-def killed(mortal: tuple[HaltServer, Path]) -> Killed:
-    return Killed(*mortal)
+def killing_halt(two_workers: tuple[HaltServer, Path]) -> KillingHalt:
+    return KillingHalt(*two_workers)
 
 
-class Killed:
+class KillingHalt:
     """A server of two workers, one of which is killed in the middle of its answer."""
 
     def __init__(self, server: HaltServer, folder: Path) -> None:
@@ -114,68 +114,74 @@ class Killed:
         """The stream's ID, its client's messages, and the number of an event that was saved before."""
         events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
         wait_until(lambda: saved_events(self.folder, events.id) >= 20, SERVER_TIMEOUT)
-        saved = saved_events(self.folder, events.id)
+        saved_number = saved_events(self.folder, events.id)
         kill_worker(self.folder, events.id)
-        return events.id, read_until_it_breaks(events), saved
+        return events.id, read_until_it_breaks(events), saved_number
 
 
-def test_killed_worker_replays_saved_events_and_ends_interrupted(killed: Killed) -> None:
+def test_killed_worker_replays_saved_events_and_ends_interrupted(killing_halt: KillingHalt) -> None:
     """The replay has each saved event once and in order, then the end "interrupted"."""
-    stream_id, seen, saved = killed.stream()
-    replay = killed.client.follow(stream_id, 0).to_end()
-    *events, last, done = replay.seen
-    assert done.data == "[DONE]"
+    stream_id, received, saved_number = killing_halt.stream()
+    replay = killing_halt.client.follow(stream_id, 0).to_end()
+    *events, terminal, done_message = replay.seen
+    assert done_message.data == "[DONE]"
     assert [int(event.id) for event in events] == list(range(1, len(events) + 1))
-    assert len(events) >= saved
-    assert seen[: len(events)] == events[: len(seen)]
-    assert int(last.id) == len(events) + GAP + 1
-    assert last.json["error"]["code"] == "interrupted"
-    assert last.json["error"]["retryable"] is True
-    wait_until(partial(is_over, killed.client, stream_id), SERVER_TIMEOUT)
+    assert len(events) >= saved_number
+    assert received[: len(events)] == events[: len(received)]
+    assert int(terminal.id) == len(events) + GAP + 1
+    assert terminal.json["error"]["code"] == "interrupted"
+    assert terminal.json["error"]["retryable"] is True
+    wait_until(partial(is_over, killing_halt.client, stream_id), SERVER_TIMEOUT)
 
 
-def test_reader_after_a_kill_resumes_behind_its_last_event(killed: Killed) -> None:
+def test_reader_after_a_kill_resumes_behind_its_last_event(killing_halt: KillingHalt) -> None:
     """A reader that resumes at any event number gets the later events once, then the end."""
-    stream_id, seen, saved = killed.stream()
-    whole = killed.client.follow(stream_id, 0).to_end().seen
-    for after in (1, 7, saved, len(seen), int(seen[-1].id) + 500):
-        rest = killed.client.follow(stream_id, after).to_end().seen
-        assert rest == [event for event in whole if not event.id or int(event.id) > after]
-    again = killed.client.follow(stream_id, Last_Event_ID=str(saved)).to_end().seen
-    assert again == killed.client.follow(stream_id, saved).to_end().seen
+    stream_id, received, saved_number = killing_halt.stream()
+    all_events = killing_halt.client.follow(stream_id, 0).to_end().seen
+    for number in (1, 7, saved_number, len(received), int(received[-1].id) + 500):
+        later_events = killing_halt.client.follow(stream_id, number).to_end().seen
+        assert later_events == [
+            event for event in all_events if not event.id or int(event.id) > number
+        ]
+    resumed_events = (
+        killing_halt.client.follow(stream_id, Last_Event_ID=str(saved_number)).to_end().seen
+    )
+    assert resumed_events == killing_halt.client.follow(stream_id, saved_number).to_end().seen
 
 
-def test_websocket_and_eventsource_replay_the_saved_events(killed: Killed) -> None:
+def test_websocket_and_eventsource_replay_the_saved_events(killing_halt: KillingHalt) -> None:
     """A WebSocket and an EventSource get the same events and end as the JSON stream."""
-    stream_id, _, _ = killed.stream()
-    whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
-    text = "".join(event.json["content"] for event in whole if int(event.id) > 3)
-    with WebSocket(killed.server) as socket:
+    stream_id, _, _ = killing_halt.stream()
+    all_events = killing_halt.client.follow(stream_id, 0).to_end().seen[:-1]
+    text = "".join(event.json["content"] for event in all_events if int(event.id) > 3)
+    with WebSocket(killing_halt.server) as socket:
         socket.send(type="follow", id=stream_id)
         socket.to_end(stream_id)
-        assert socket.seen[stream_id] == [(int(event.id), event.json) for event in whole]
-    source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})
+        assert socket.seen[stream_id] == [(int(event.id), event.json) for event in all_events]
+    source = killing_halt.client.stream(
+        "GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"}
+    )
     messages = [event.json for event in source]
     assert "".join(message["content"] for message in messages) == text
     assert messages[-1]["error"]["code"] == "interrupted"
 
 
-def test_stream_after_a_kill_is_hidden_from_other_sessions(killed: Killed) -> None:
+def test_stream_after_a_kill_is_hidden_from_other_sessions(killing_halt: KillingHalt) -> None:
     """After a worker's death a stream is still found by its own session alone."""
-    killed.client.get("/")
-    stream_id, _, _ = killed.stream(id=new_id())
-    assert killed.server.client().get(f"/streams/{stream_id}").status == 404
-    assert killed.client.get(f"/streams/{stream_id}").status == 200
+    killing_halt.client.get("/")
+    stream_id, _, _ = killing_halt.stream(id=new_id())
+    assert killing_halt.server.client().get(f"/streams/{stream_id}").status == 404
+    assert killing_halt.client.get(f"/streams/{stream_id}").status == 200
 
 
-def test_page_after_a_kill_shows_the_saved_text_as_interrupted(killed: Killed) -> None:
+def test_page_after_a_kill_shows_the_saved_text_as_interrupted(killing_halt: KillingHalt) -> None:
     """The page shows the saved text as interrupted, and the conversation accepts the next
     message."""
-    client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
+    client, stream_id, place = killing_halt.client, new_id(), f"/c/{new_id()}"
     client.get("/")
     assert send_message(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
-    wait_until(lambda: saved_events(killed.folder, stream_id) >= 20, SERVER_TIMEOUT)
-    kill_worker(killed.folder, stream_id)
+    wait_until(lambda: saved_events(killing_halt.folder, stream_id) >= 20, SERVER_TIMEOUT)
+    kill_worker(killing_halt.folder, stream_id)
     page = client.get(place).body.decode()
     assert 'data-state="interrupted"' in page
     assert "0 1 2 3 4 5 6 7 8 9 10" in page
@@ -188,9 +194,9 @@ def test_page_after_a_kill_shows_the_saved_text_as_interrupted(killed: Killed) -
     assert send_message(client, place, "Hello", new_id()) == 200
 
 
-def test_message_right_after_an_end_is_accepted_by_every_worker(killed: Killed) -> None:
+def test_message_right_after_an_end_is_accepted_by_every_worker(killing_halt: KillingHalt) -> None:
     """A message sent as soon as the last answer has ended is accepted, whichever worker gets it."""
-    client, place = killed.client, f"/c/{new_id()}"
+    client, place = killing_halt.client, f"/c/{new_id()}"
     client.get("/")
     for _ in range(12):
         stream_id = new_id()
@@ -210,11 +216,11 @@ def test_sigterm_saves_the_events_that_readers_received(
         server.client().chat("silent_headers"),
     ]
     server.terminate()
-    got = [events.to_end().seen for events in streams]
+    received_lists = [events.to_end().seen for events in streams]
     assert server.wait() == 0
     client = start_halt(fake, HALT_DATA=tmp_path).client()
-    for events, seen in zip(streams, got, strict=True):
-        assert client.follow(events.id, 0).to_end().seen == seen
+    for events, received in zip(streams, received_lists, strict=True):
+        assert client.follow(events.id, 0).to_end().seen == received
     assert streams[0].terminal["error"]["code"] == "interrupted"
 
 
@@ -229,14 +235,14 @@ def test_later_server_replays_ended_streams_exactly(
     """A later server replays a finished and a stopped stream event for event."""
     first = start_halt(fake, HALT_DATA=tmp_path)
     client = first.client()
-    whole = client.chat("count?n=30").to_end()
-    stopped = client.chat("count?n=100000&gap_ms=5").until_text("9 ")
-    client.stop(stopped.id)
-    stopped.to_end()
+    finished = client.chat("count?n=30").to_end()
+    stopped_stream = client.chat("count?n=100000&gap_ms=5").until_text("9 ")
+    client.stop(stopped_stream.id)
+    stopped_stream.to_end()
     first.terminate()
     assert first.wait() == 0
     client = start_halt(fake, HALT_DATA=tmp_path).client()
-    for events in (whole, stopped):
+    for events in (finished, stopped_stream):
         assert client.follow(events.id, 0).to_end().seen == events.seen
         wait_until(partial(is_over, client, events.id), SERVER_TIMEOUT)
 
@@ -244,7 +250,7 @@ def test_later_server_replays_ended_streams_exactly(
 # --- faults of the store --------------------------------------------------------------------------
 
 
-class Desk:
+class WriterHarness:
     """A store writer with a real database, in which a test causes faults."""
 
     def __init__(self, folder: Path) -> None:
@@ -271,65 +277,67 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    writer_desk = Desk(tmp_path)
-    yield writer_desk
-    writer_desk.store_writer.close()
-    writer_desk.store.close()
+def harness(tmp_path: Path) -> Iterator[WriterHarness]:
+    writer_harness = WriterHarness(tmp_path)
+    yield writer_harness
+    writer_harness.store_writer.close()
+    writer_harness.store.close()
 
 
 @contextlib.contextmanager
-def locked(desk: Desk) -> Iterator[None]:
+def locked(harness: WriterHarness) -> Iterator[None]:
     """Another connection holds the write lock of the database."""
-    with contextlib.closing(sqlite3.connect(desk.folder / "halt.db")) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with contextlib.closing(sqlite3.connect(harness.folder / "halt.db")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         yield
-        other.execute("ROLLBACK")
+        connection.execute("ROLLBACK")
 
 
-def spoilt(pragma: str, well: str) -> Callable[[Desk], contextlib.AbstractContextManager[None]]:
+def pragma_fault(
+    pragma: str, working_pragma: str
+) -> Callable[[WriterHarness], contextlib.AbstractContextManager[None]]:
     """A fault: each connection gets the first pragma, and afterwards the second one."""
 
     @contextlib.contextmanager
-    def spoil(desk: Desk) -> Iterator[None]:
+    def with_fault(harness: WriterHarness) -> Iterator[None]:
         current_pragma = pragma
 
-        def tell(connection: sqlite3.Connection, *_: object) -> None:
+        def set_pragma(connection: sqlite3.Connection, *_: object) -> None:
             connection.execute(f"PRAGMA {current_pragma}").fetchall()
 
-        event.listen(desk.database.engine, "checkout", tell)
+        event.listen(harness.database.engine, "checkout", set_pragma)
         yield
-        current_pragma = well
+        current_pragma = working_pragma
 
-    return spoil
+    return with_fault
 
 
 FAULTS = {
     "locked": (locked, "the database is locked by another program"),
-    "full": (spoilt("max_page_count=1", "max_page_count=1000000"), "the disk is full"),
-    "read-only": (spoilt("query_only=1", "query_only=0"), "the database is read-only"),
+    "full": (pragma_fault("max_page_count=1", "max_page_count=1000000"), "the disk is full"),
+    "read-only": (pragma_fault("query_only=1", "query_only=0"), "the database is read-only"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_failing_store_delays_no_reader_and_catches_up(
-    desk: Desk, fault: str, caplog: pytest.LogCaptureFixture
+    harness: WriterHarness, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the store fails readers get all events; afterwards all events are saved."""
-    spoil, reason = FAULTS[fault]
-    generation = desk.begin()
-    desk.add_text(generation, "before ")
-    wait_until(lambda: saved_events(desk.folder, "a-stream") == 1, SERVER_TIMEOUT)
-    with spoil(desk):
-        desk.add_text(generation, "meanwhile ", "x" * 100_000)
+    with_fault, reason = FAULTS[fault]
+    generation = harness.begin()
+    harness.add_text(generation, "before ")
+    wait_until(lambda: saved_events(harness.folder, "a-stream") == 1, SERVER_TIMEOUT)
+    with with_fault(harness):
+        harness.add_text(generation, "meanwhile ", "x" * 100_000)
         assert generation.log.last == 3  # no append has waited
-        wait_until(lambda: desk.store_writer.saving.state == "failed", SERVER_TIMEOUT)
-        assert desk.store_writer.saving.reason == reason
-    desk.add_text(generation, " after")
-    desk.end(generation)
-    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    assert desk.store_writer.saving.state == "saved"
-    replay = desk.replay.get("a-stream", "somebody")
+        wait_until(lambda: harness.store_writer.saving.state == "failed", SERVER_TIMEOUT)
+        assert harness.store_writer.saving.reason == reason
+    harness.add_text(generation, " after")
+    harness.end(generation)
+    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert harness.store_writer.saving.state == "saved"
+    replay = harness.replay.get("a-stream", "somebody")
     assert replay is not None
     assert replay.log.read(0) == generation.log.read(0)
     assert replay.answer() == generation.answer()
@@ -340,59 +348,59 @@ def test_failing_store_delays_no_reader_and_catches_up(
 # --- replays and recovery -------------------------------------------------------------------------
 
 
-def test_replay_equals_the_recorded_generation(desk: Desk) -> None:
+def test_replay_equals_the_recorded_generation(harness: WriterHarness) -> None:
     """A replay has the events, times, text and thoughts of its generation, for its owner alone."""
-    generation = desk.begin()
-    for each in (Reasoning("a thought"), Content("some "), Content("text")):
-        generation.record_text(text_of(each), now())
-        generation.log.append(each)
-    desk.end(generation)
-    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    replay = desk.replay.get("a-stream", "somebody")
+    generation = harness.begin()
+    for delta in (Reasoning("a thought"), Content("some "), Content("text")):
+        generation.record_text(text_of(delta), now())
+        generation.log.append(delta)
+    harness.end(generation)
+    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    replay = harness.replay.get("a-stream", "somebody")
     assert replay is not None
     assert replay.log.read(0) == generation.log.read(0)
     assert replay.answer() == (3, "some text")
-    assert [fold.text for fold in steps.steps_of(replay)] == ["a thought"]
+    assert [step.text for step in steps.steps_of(replay)] == ["a thought"]
     for number in (1, 2, 3):
-        came = generation.arrival_time(number) - generation.started_at
-        assert replay.arrival_time(number) - replay.started_at == pytest.approx(came, abs=0.001)
+        arrival = generation.arrival_time(number) - generation.started_at
+        assert replay.arrival_time(number) - replay.started_at == pytest.approx(arrival, abs=0.001)
     assert replay.state == "done"
-    assert desk.replay.get("a-stream", "somebody else") is None
-    assert desk.replay.get("another-stream", "somebody") is None
+    assert harness.replay.get("a-stream", "somebody else") is None
+    assert harness.replay.get("another-stream", "somebody") is None
 
 
-def test_replay_separates_a_late_thought_from_the_answer(desk: Desk) -> None:
+def test_replay_separates_a_late_thought_from_the_answer(harness: WriterHarness) -> None:
     """Text that a late ReasoningEnd turned into a thought is a step of the replay, not its
     answer."""
-    generation = desk.begin()
-    for each in (Content("Okay. "), Content("So."), ReasoningEnd(), Content("Hello")):
-        generation.record_event(each, now())
-        generation.log.append(each)
-    desk.end(generation)
-    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    replay = desk.replay.get("a-stream", "somebody")
+    generation = harness.begin()
+    for delta in (Content("Okay. "), Content("So."), ReasoningEnd(), Content("Hello")):
+        generation.record_event(delta, now())
+        generation.log.append(delta)
+    harness.end(generation)
+    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    replay = harness.replay.get("a-stream", "somebody")
     assert replay is not None
     assert replay.answer() == generation.answer() == (4, "Hello")
-    assert [fold.text for fold in steps.steps_of(replay)] == ["Okay. So."]
+    assert [step.text for step in steps.steps_of(replay)] == ["Okay. So."]
 
 
-def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
+def test_stop_of_an_ended_stream_reads_no_events(harness: WriterHarness) -> None:
     """A Stop of an ended stream reports its end without reading its events."""
     for stream_id in ("a-stream", "dead-stream"):
-        desk.add_text(desk.begin(stream_id), "text")
-    desk.end(generation := desk.begin("an-end"))
-    assert desk.store_writer.wait_written(generation.id, WAIT_TIMEOUT)
-    wait_until(lambda: saved_events(desk.folder, "dead-stream") == 1, SERVER_TIMEOUT)
+        harness.add_text(harness.begin(stream_id), "text")
+    harness.end(generation := harness.begin("an-end"))
+    assert harness.store_writer.wait_written(generation.id, WAIT_TIMEOUT)
+    wait_until(lambda: saved_events(harness.folder, "dead-stream") == 1, SERVER_TIMEOUT)
     statements: list[str] = []
 
     def note(*arguments: Any) -> None:
         if threading.current_thread().name == "halt-lookup":  # the store writer may sweep meanwhile
             statements.append(arguments[2])
 
-    event.listen(desk.database.engine, "before_cursor_execute", note)
+    event.listen(harness.database.engine, "before_cursor_execute", note)
     upstream = ScriptedUpstream()
     service = GenerationService(
-        Config(), upstream, StopRegistry(), other_workers=OtherWorkers(desk.replay)
+        Config(), upstream, StopRegistry(), other_workers=OtherWorkers(harness.replay)
     )
     ids = ("an-end", "a-stream", "unknown-stream")
     with contextlib.closing(service):
@@ -407,27 +415,29 @@ def test_stop_of_an_ended_stream_reads_no_events(desk: Desk) -> None:
     assert statements
     assert not [statement for statement in statements if "generations.events" in statement]
     upstream.dispose()
-    assert Replay(desk.store.generations, lambda worker: False).has_ended("dead-stream", "somebody")
+    assert Replay(harness.store.generations, lambda worker: False).has_ended(
+        "dead-stream", "somebody"
+    )
 
 
-def test_replay_ignores_generations_of_a_live_worker(desk: Desk) -> None:
+def test_replay_ignores_generations_of_a_live_worker(harness: WriterHarness) -> None:
     """While its worker lives, a generation is neither replayed nor ended."""
-    generation = desk.begin()
-    desk.add_text(generation, "text")
-    wait_until(lambda: saved_events(desk.folder, "a-stream") == 1, SERVER_TIMEOUT)
-    assert desk.replay.get("a-stream", "somebody") is None
-    assert desk.replay.recover() == 0
-    desk.end(generation)
-    assert desk.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    generation = harness.begin()
+    harness.add_text(generation, "text")
+    wait_until(lambda: saved_events(harness.folder, "a-stream") == 1, SERVER_TIMEOUT)
+    assert harness.replay.get("a-stream", "somebody") is None
+    assert harness.replay.recover() == 0
+    harness.end(generation)
+    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
 
 
-def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
+def test_concurrent_recoveries_end_each_generation_once(harness: WriterHarness) -> None:
     """Of concurrent recoveries of a dead worker exactly one ends each of its generations."""
-    generations = [desk.begin(f"stream-{n}") for n in range(5)]
+    generations = [harness.begin(f"stream-{n}") for n in range(5)]
     for generation in generations:
-        desk.add_text(generation, "some ", "text")
-        wait_until(lambda: saved_events(desk.folder, generation.id) == 2, SERVER_TIMEOUT)
-    databases = [open_database(desk.folder) for _ in range(4)]
+        harness.add_text(generation, "some ", "text")
+        wait_until(lambda: saved_events(harness.folder, generation.id) == 2, SERVER_TIMEOUT)
+    databases = [open_database(harness.folder) for _ in range(4)]
     counts: list[int] = []
     started = threading.Barrier(len(databases))
 
@@ -442,7 +452,7 @@ def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
         thread.join(WAIT_TIMEOUT)
     assert sum(counts) == 5
     for generation in generations:
-        replay = desk.replay.get(generation.id, "somebody")
+        replay = harness.replay.get(generation.id, "somebody")
         assert replay is not None
         assert replay.answer() == (2, "some text")
         assert isinstance(replay.log.ended, Failed)
@@ -452,35 +462,43 @@ def test_concurrent_recoveries_end_each_generation_once(desk: Desk) -> None:
         database.close()
 
 
-def test_replay_of_a_dead_workers_generation_ends_at_once(desk: Desk) -> None:
+def test_replay_of_a_dead_workers_generation_ends_at_once(harness: WriterHarness) -> None:
     """A reader of a dead worker's generation gets its replay before any recovery has run."""
-    desk.add_text(desk.begin(), "text")
-    wait_until(lambda: saved_events(desk.folder, "a-stream") == 1, SERVER_TIMEOUT)
-    replay = Replay(desk.store.generations, lambda worker: False).get("a-stream", "somebody")
+    harness.add_text(harness.begin(), "text")
+    wait_until(lambda: saved_events(harness.folder, "a-stream") == 1, SERVER_TIMEOUT)
+    replay = Replay(harness.store.generations, lambda worker: False).get("a-stream", "somebody")
     assert replay is not None
     assert replay.answer() == (1, "text")
 
 
 def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
-    desk: Desk, tmp_path: Path
+    harness: WriterHarness, tmp_path: Path
 ) -> None:
     """A worker of another data folder counts as dead only if its generation began long ago."""
-    own, other = Membership(tmp_path / "mine"), Membership(tmp_path / "other")
-    for each in (own, other):
-        each.begin()
-    began = time.time()
-    for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
-        desk.store.generations.write(
-            Batch((NewGeneration(stream_id, "somebody", worker, "", began),))
+    own_folder_worker, other_folder_worker = (
+        Membership(tmp_path / "mine"),
+        Membership(tmp_path / "other"),
+    )
+    for member in (own_folder_worker, other_folder_worker):
+        member.begin()
+    start = time.time()
+    for stream_id, worker in (
+        ("old-stream", "9999999-abcdef12"),
+        ("its-stream", other_folder_worker.name),
+    ):
+        harness.store.generations.write(
+            Batch((NewGeneration(stream_id, "somebody", worker, "", start),))
         )
-    other.stop()
-    assert Replay(desk.store.generations, own.is_alive, 10.0).recover() == 1
-    assert desk.store.generations.workers_running().keys() == {other.name}
+    other_folder_worker.stop()
+    assert Replay(harness.store.generations, own_folder_worker.is_alive, 10.0).recover() == 1
+    assert harness.store.generations.workers_running().keys() == {other_folder_worker.name}
     assert (
-        Replay(desk.store.generations, own.is_alive, -HOUR).get("its-stream", "somebody")
+        Replay(harness.store.generations, own_folder_worker.is_alive, -HOUR).get(
+            "its-stream", "somebody"
+        )
         is not None
     )
-    own.stop()
+    own_folder_worker.stop()
 
 
 @pytest.mark.slow
@@ -497,8 +515,8 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
             place = f"/streams/{events.id}"
             with open_store(tmp_path, url) as store:
                 wait_until(lambda: store.generations.exists(events.id), SERVER_TIMEOUT)
-            third = start_halt(shared_fake, DATABASE_URL=url)
-            assert [server.client().get(place).status for server in (second, third)] == [
+            third_server = start_halt(shared_fake, DATABASE_URL=url)
+            assert [server.client().get(place).status for server in (second, third_server)] == [
                 404,
                 404,
             ]
@@ -506,7 +524,7 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
             assert events.to_end().terminal["type"] == "done"
         wait_until(lambda: second.client().get(place).status == 200, SERVER_TIMEOUT)
         assert '"type":"done"' in second.client().get(place).body.decode()
-        for server in (first, second, third):
+        for server in (first, second, third_server):
             server.close()
 
 
@@ -514,8 +532,8 @@ def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
     """While one worker recovers a dead one, the others see the dead worker as dead."""
     liveness: list[bool | None] = []
     observer = Membership(tmp_path)
-    tidying = Membership(tmp_path, lambda name: liveness.append(observer.is_alive(name)))
-    for worker in (observer, tidying):
+    sweeping_worker = Membership(tmp_path, lambda name: liveness.append(observer.is_alive(name)))
+    for worker in (observer, sweeping_worker):
         worker.begin()
     program = (
         "import sys; from pathlib import Path; from halt.cluster.membership import Membership\n"
@@ -525,34 +543,34 @@ def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as dead:
-        assert dead.stdout
-        name = dead.stdout.readline().strip()
+    ) as dead_worker:
+        assert dead_worker.stdout
+        name = dead_worker.stdout.readline().strip()
         assert observer.is_alive(name)
-        dead.kill()
-    tidying.sweep()
+        dead_worker.kill()
+    sweeping_worker.sweep()
     assert liveness == [False]
     assert not observer.is_alive(name)
-    for worker in (observer, tidying):
+    for worker in (observer, sweeping_worker):
         worker.stop()
 
 
 def test_concurrent_sweeps_recover_each_dead_worker_once(tmp_path: Path) -> None:
     """Of concurrent sweeps one recovers each dead worker, and no file of it is left."""
-    buried: list[str] = []
-    living = [Membership(tmp_path, buried.append) for _ in range(3)]
-    for each in living:
-        each.begin()
+    recovered: list[str] = []
+    live_workers = [Membership(tmp_path, recovered.append) for _ in range(3)]
+    for member in live_workers:
+        member.begin()
     run = tmp_path / "run"
-    dead = {f"{number}-dead" for number in range(200)}
-    for name in dead:
+    dead_names = {f"{number}-dead" for number in range(200)}
+    for name in dead_names:
         (run / f"{name}.lock").touch()
-    together(*(worker.sweep for worker in living))
-    assert sorted(buried) == sorted(dead)
-    assert {path.stem for path in run.glob("*.lock")} == {worker.name for worker in living}
+    together(*(worker.sweep for worker in live_workers))
+    assert sorted(recovered) == sorted(dead_names)
+    assert {path.stem for path in run.glob("*.lock")} == {worker.name for worker in live_workers}
     assert not list(run.glob("*.cleanup"))
-    for each in living:
-        each.stop()
+    for member in live_workers:
+        member.stop()
 
 
 def test_workers_with_deleted_files_stay_alive_and_create_them_again(
@@ -560,14 +578,14 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
 ) -> None:
     """Workers whose run folder is deleted recover no live worker, log it once and create it
     again."""
-    buried: list[str] = []
-    first, second, third = (Bus(Membership(tmp_path, buried.append)) for _ in range(3))
+    recovered: list[str] = []
+    first, second, third = (Bus(Membership(tmp_path, recovered.append)) for _ in range(3))
     run = tmp_path / "run"
     numbers = itertools.count(1)
 
-    def is_there(each: Bus) -> bool:
+    def has_files(worker_bus: Bus) -> bool:
         sockets = socket_folder(run)  # another folder where the path is too long
-        name = each.membership.name
+        name = worker_bus.membership.name
         return all(map(Path.exists, (run / f"{name}.lock", sockets / f"{name}.sock")))
 
     for bus in (first, second):
@@ -582,7 +600,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
         delete_folder()
         assert first.membership.is_alive(second.membership.name)
         assert second.membership.is_alive(first.membership.name)
-        wait_until(lambda: is_there(first) and is_there(second), SERVER_TIMEOUT)
+        wait_until(lambda: has_files(first) and has_files(second), SERVER_TIMEOUT)
         with first.request(b"Who?", WAIT_TIMEOUT) as answers:
             assert [payload for _, payload, _ in answers] == [b"Who?"]
     messages = [message for message in caplog.messages if "were deleted" in message]
@@ -591,8 +609,8 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     third.begin(lambda payload, channel: None)
     assert third.membership.is_alive(first.membership.name)
     third.membership.watch()
-    wait_until(lambda: is_there(first) and is_there(second), SERVER_TIMEOUT)
-    assert buried == []
+    wait_until(lambda: has_files(first) and has_files(second), SERVER_TIMEOUT)
+    assert recovered == []
     for store in (first, second, third):
         store.close()
 
@@ -605,10 +623,10 @@ def test_worker_without_a_lock_file_is_dead_if_its_process_ended(
     (tmp_path / "run").mkdir(mode=0o700)
     worker.begin()
     assert not worker.is_alive("1-unknown")
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended_process:
         pass
     shutil.rmtree(tmp_path / "run")
-    assert not worker.is_alive(f"{gone.pid}-gone")
+    assert not worker.is_alive(f"{ended_process.pid}-gone")
     assert worker.is_alive(f"{os.getpid()}-hangs")
     worker.watch()
     wait_until((tmp_path / "run" / f"{worker.name}.lock").exists, SERVER_TIMEOUT)

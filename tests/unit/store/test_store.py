@@ -88,17 +88,33 @@ def chat(store: Store) -> Chat:
 def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
     """The prompt is saved at once; answer, model and end are saved when the stream ends."""
     stream_id = chat.ask("Hello?")
-    (running,) = chat.read().exchanges
-    assert (running.prompt, running.stream_id, running.answer) == ("Hello?", stream_id, "")
-    assert (running.ended, running.state, running.is_running) == (None, "running", True)
+    (running_exchange,) = chat.read().exchanges
+    assert (running_exchange.prompt, running_exchange.stream_id, running_exchange.answer) == (
+        "Hello?",
+        stream_id,
+        "",
+    )
+    assert (running_exchange.ended, running_exchange.state, running_exchange.is_running) == (
+        None,
+        "running",
+        True,
+    )
     chat.end(stream_id, "Hello.")
-    (ended,) = chat.read().exchanges
-    assert (ended.answer, ended.model, ended.ended, ended.state) == ("Hello.", "m-1", DONE, "done")
-    assert (ended.prompt_id, ended.answer_id) == (running.prompt_id, running.answer_id)
+    (ended_exchange,) = chat.read().exchanges
+    assert (
+        ended_exchange.answer,
+        ended_exchange.model,
+        ended_exchange.ended,
+        ended_exchange.state,
+    ) == ("Hello.", "m-1", DONE, "done")
+    assert (ended_exchange.prompt_id, ended_exchange.answer_id) == (
+        running_exchange.prompt_id,
+        running_exchange.answer_id,
+    )
 
 
 @pytest.mark.parametrize(
-    ("how", "next_prompt"),
+    ("terminal", "next_prompt"),
     [
         (DONE, "Go on."),
         (STOPPED, f"{notes.STOPPED}\n\nGo on."),
@@ -110,13 +126,13 @@ def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
     ids=["done", "stopped", "unwatched", "broken", "aborted", "length"],
 )
 def test_prompt_after_a_cut_answer_carries_a_note(
-    chat: Chat, how: Done | Cancelled | Failed, next_prompt: str
+    chat: Chat, terminal: Done | Cancelled | Failed, next_prompt: str
 ) -> None:
     """A cut answer is sent as it was seen; the next prompt says that it was cut.
 
     A note in the assistant's words would be imitated by the model.
     """
-    chat.add_exchange("Tell me.", "Half an", how)
+    chat.add_exchange("Tell me.", "Half an", terminal)
     chat.ask("Go on.")
     assert chat.exchanges() == [("Tell me.", "Half an"), ("Go on.", "")]
     assert chat.prompt_messages() == [
@@ -148,7 +164,7 @@ def test_note_copied_by_a_model_is_not_sent_again(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "answer", "state"),
+    ("terminal", "answer", "state"),
     [
         (Done("insufficient_system_resource", METRICS), "Half an", "error"),
         (Done("stop", METRICS), "", "error"),
@@ -159,10 +175,10 @@ def test_note_copied_by_a_model_is_not_sent_again(chat: Chat) -> None:
     ],
 )
 def test_done_without_text_or_with_a_broken_finish_is_an_error(
-    chat: Chat, ended: Done, answer: str, state: str
+    chat: Chat, terminal: Done, answer: str, state: str
 ) -> None:
     """An answer without text, or one that the model's server broke off, has the state "error"."""
-    chat.add_exchange("a", answer, ended)
+    chat.add_exchange("a", answer, terminal)
     assert chat.read().exchanges[0].state == state
 
 
@@ -181,39 +197,39 @@ def test_prompts_without_answers_are_merged(chat: Chat) -> None:
     assert chat.prompt_messages("S") == [("system", "S"), ("user", "One?\n\nTwo?\n\nThree?")]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
-def test_prompt_of_an_unwatched_answer_is_kept(chat: Chat, again: bool) -> None:
+@pytest.mark.parametrize("is_regeneration", [False, True], ids=["first answer", "regeneration"])
+def test_prompt_of_an_unwatched_answer_is_kept(chat: Chat, is_regeneration: bool) -> None:
     """A prompt whose answer ended without viewers and text is kept and can be discarded."""
-    if again:
+    if is_regeneration:
         chat.add_exchange("Why?", "So.")
-    stream_id = chat.regenerate() if again else chat.ask("Why?")
+    stream_id = chat.regenerate() if is_regeneration else chat.ask("Why?")
     chat.end(stream_id, "", UNWATCHED)
     assert (
         chat.last_exchange().prompt,
         chat.last_exchange().answer,
         chat.last_exchange().state,
     ) == ("Why?", "", "stopped")
-    left = chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
-    assert left == (None if again else "Why?")
-    assert chat.exchanges() == ([("Why?", "So.")] if again else [])
+    draft = chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
+    assert draft == (None if is_regeneration else "Why?")
+    assert chat.exchanges() == ([("Why?", "So.")] if is_regeneration else [])
 
 
 def test_add_prompt_after_another_prompt_than_the_last_is_refused(chat: Chat) -> None:
     """A prompt that names another last prompt than the conversation's is refused and saved
     nowhere."""
 
-    def ask(after: int) -> None:
+    def ask(prompt_id: int) -> None:
         answers = [(chat.new_stream(), "")]
         chat.store.turns.add_prompt(
-            chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after
+            chat.name, chat.owner, "Next?", answers, worker=WORKER, after=prompt_id
         )
 
     chat.add_exchange("a", "1")
     first = chat.last_exchange().prompt_id
     chat.add_exchange("b", "2")
-    for after in (first, 0):
+    for prompt_id in (first, 0):
         with pytest.raises(Moved):
-            ask(after)
+            ask(prompt_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
     ask(chat.last_exchange().prompt_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2"), ("Next?", "")]
@@ -290,23 +306,25 @@ def test_regeneration_stopped_after_text_is_the_answer(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "seco")]
 
 
-@pytest.mark.parametrize("tries", [1, 2, 3])
-def test_regeneration_stopped_before_any_text_keeps_the_old_answer(chat: Chat, tries: int) -> None:
+@pytest.mark.parametrize("regenerations", [1, 2, 3])
+def test_regeneration_stopped_before_any_text_keeps_the_old_answer(
+    chat: Chat, regenerations: int
+) -> None:
     """Regenerations that are stopped before any text leave the old answer, however many they
     are."""
     chat.add_exchange("a", "first", STOPPED)
-    before = chat.last_exchange()
-    for _ in range(tries):
+    exchange_before = chat.last_exchange()
+    for _ in range(regenerations):
         chat.end(chat.regenerate(), "", STOPPED)
-    assert chat.last_exchange() == before
+    assert chat.last_exchange() == exchange_before
 
 
 def test_regeneration_failed_before_any_text_keeps_the_old_answer(chat: Chat) -> None:
     """A regeneration that fails before any text does not lose the old answer."""
     chat.add_exchange("a", "first")
     chat.end(chat.regenerate(), "", BROKEN)
-    last = chat.read().exchanges[-1]
-    assert "first" in {last.answer, last.previous.answer if last.previous else ""}
+    exchange = chat.read().exchanges[-1]
+    assert "first" in {exchange.answer, exchange.previous.answer if exchange.previous else ""}
 
 
 def test_prompt_messages_after_failed_regenerations_hold_the_kept_answer(chat: Chat) -> None:
@@ -326,9 +344,9 @@ def test_prompt_messages_after_failed_regenerations_hold_the_kept_answer(chat: C
 def test_cancel_start_of_a_regeneration_restores_the_old_answer(chat: Chat) -> None:
     """A regeneration whose start is cancelled leaves the old answer as it was."""
     chat.add_exchange("a", "first")
-    before = chat.last_exchange()
+    exchange_before = chat.last_exchange()
     chat.store.turns.cancel_start(chat.name, chat.regenerate())
-    assert chat.last_exchange() == before
+    assert chat.last_exchange() == exchange_before
 
 
 def test_prompt_during_a_running_answer_is_refused(chat: Chat) -> None:
@@ -355,8 +373,8 @@ def test_concurrent_prompts_add_one_exchange(store: Store) -> None:
 
     for repeat in range(30):
         name = f"c{repeat}"
-        taken = together(partial(send, name, 1), partial(send, name, 2))
-        assert sorted(taken) == [False, True]
+        accepted = together(partial(send, name, 1), partial(send, name, 2))
+        assert sorted(accepted) == [False, True]
         assert len(store.conversations.get(name, "anna").exchanges) == 1
 
 
@@ -373,16 +391,16 @@ def test_stream_id_of_an_earlier_answer_is_refused(chat: Chat) -> None:
 def test_conversation_of_another_session_is_unknown(chat: Chat) -> None:
     """Another session gets the same error for a foreign conversation as for an unknown one."""
     chat.add_exchange("secret", "yes")
-    stranger = Chat(chat.store, chat.name, "bert")
-    with pytest.raises(UnknownConversation) as foreign:
-        stranger.read()
-    with pytest.raises(UnknownConversation) as absent:
+    other_session_chat = Chat(chat.store, chat.name, "bert")
+    with pytest.raises(UnknownConversation) as foreign_error:
+        other_session_chat.read()
+    with pytest.raises(UnknownConversation) as absent_error:
         Chat(chat.store, "no-such", "bert").read()
-    assert str(foreign.value) == str(absent.value)
+    assert str(foreign_error.value) == str(absent_error.value)
     with pytest.raises(UnknownConversation):
-        stranger.ask("mine?")
+        other_session_chat.ask("mine?")
     with pytest.raises(UnknownConversation):
-        stranger.regenerate()
+        other_session_chat.regenerate()
     assert chat.exchanges() == [("secret", "yes")]
 
 
@@ -403,12 +421,15 @@ def test_versions_of_an_answer_can_be_selected(chat: Chat) -> None:
     chat.add_exchange("a", "one")
     chat.end(chat.regenerate(), "two")
     chat.end(chat.regenerate(), "three")
-    third = chat.last_exchange().versions
-    assert (third.number, len(third.ids), third.later) == (3, 3, None)
-    assert third.earlier is not None
-    exchange = chat.store.turns.show(chat.name, chat.owner, third.earlier).exchanges[-1]
+    versions = chat.last_exchange().versions
+    assert (versions.number, len(versions.ids), versions.later) == (3, 3, None)
+    assert versions.earlier is not None
+    exchange = chat.store.turns.show(chat.name, chat.owner, versions.earlier).exchanges[-1]
     assert (exchange.answer, exchange.versions.number) == ("two", 2)
-    assert (exchange.versions.earlier, exchange.versions.later) == (third.ids[0], third.ids[2])
+    assert (exchange.versions.earlier, exchange.versions.later) == (
+        versions.ids[0],
+        versions.ids[2],
+    )
     chat.ask("b")
     assert chat.prompt_messages() == [("user", "a"), ("assistant", "two"), ("user", "b")]
 
@@ -436,11 +457,11 @@ def test_edit_stopped_before_any_text_keeps_the_old_branch(chat: Chat) -> None:
     """An edit that is stopped before any text leaves the conversation as it was."""
     chat.add_exchange("a", "1")
     chat.add_exchange("b", "2")
-    before = chat.read()
-    chat.add_exchange("B", "", STOPPED, edit_of=before.exchanges[1].prompt_id)
-    assert chat.read().exchanges == before.exchanges
-    chat.add_exchange("A", "", STOPPED, edit_of=before.exchanges[0].prompt_id)
-    assert chat.read().exchanges == before.exchanges
+    conversation_before = chat.read()
+    chat.add_exchange("B", "", STOPPED, edit_of=conversation_before.exchanges[1].prompt_id)
+    assert chat.read().exchanges == conversation_before.exchanges
+    chat.add_exchange("A", "", STOPPED, edit_of=conversation_before.exchanges[0].prompt_id)
+    assert chat.read().exchanges == conversation_before.exchanges
 
 
 def test_regenerate_of_an_earlier_prompt_keeps_the_later_messages(chat: Chat) -> None:
@@ -461,12 +482,12 @@ def test_show_of_a_message_selects_its_whole_path(chat: Chat) -> None:
     """Showing a message of another branch selects the whole path to it; unknown IDs are refused."""
     chat.add_exchange("a", "1")
     chat.add_exchange("b", "2")
-    deep = chat.last_exchange().answer_id
+    deepest_id = chat.last_exchange().answer_id
     chat.end(chat.regenerate(chat.read().exchanges[0].prompt_id), "one")
     chat.add_exchange("A", "new", edit_of=chat.read().exchanges[0].prompt_id)
-    conversation = chat.store.turns.show(chat.name, chat.owner, deep)
+    conversation = chat.store.turns.show(chat.name, chat.owner, deepest_id)
     assert [(e.prompt, e.answer) for e in conversation.exchanges] == [("a", "1"), ("b", "2")]
-    for message_id in (deep + 1000, 0, -1, 2**70):
+    for message_id in (deepest_id + 1000, 0, -1, 2**70):
         with pytest.raises(UnknownConversation):
             chat.store.turns.show(chat.name, chat.owner, message_id)
 
@@ -474,34 +495,38 @@ def test_show_of_a_message_selects_its_whole_path(chat: Chat) -> None:
 def test_continued_answer_is_one_message(chat: Chat) -> None:
     """The model gets the partial answer as the last message; the continued text is one answer."""
     chat.add_exchange("a", "Half an", STOPPED)
-    before = chat.last_exchange()
+    exchange_before = chat.last_exchange()
     stream_id = chat.continue_answer()
-    running = chat.last_exchange()
-    assert (running.prefix, running.answer_id, running.ended) == ("Half an", before.answer_id, None)
+    running_exchange = chat.last_exchange()
+    assert (running_exchange.prefix, running_exchange.answer_id, running_exchange.ended) == (
+        "Half an",
+        exchange_before.answer_id,
+        None,
+    )
     assert chat.prompt_messages() == [("user", "a"), ("assistant", "Half an")]
     write_end(chat.store, stream_id, "Half an answer.", new_events=[Content(" answer.")])
-    ended = chat.last_exchange()
-    assert (ended.answer, ended.state, ended.answer_id) == (
+    ended_exchange = chat.last_exchange()
+    assert (ended_exchange.answer, ended_exchange.state, ended_exchange.answer_id) == (
         "Half an answer.",
         "done",
-        before.answer_id,
+        exchange_before.answer_id,
     )
     assert chat.prompt_messages() == [("user", "a"), ("assistant", "Half an answer.")]
-    recorded = chat.store.generations.get_ended(stream_id, chat.owner)
-    assert recorded is not None
-    assert recorded.prefix == "Half an"
-    assert [event for _, _, event in recorded.events] == [Content(" answer."), DONE]
+    generation = chat.store.generations.get_ended(stream_id, chat.owner)
+    assert generation is not None
+    assert generation.prefix == "Half an"
+    assert [event for _, _, event in generation.events] == [Content(" answer."), DONE]
 
 
 def test_continue_without_new_text_changes_nothing(chat: Chat) -> None:
     """A Continue that is cancelled or stopped before any text leaves the answer as it was."""
     chat.add_exchange("a", "Half an", STOPPED)
-    before = chat.last_exchange()
+    exchange_before = chat.last_exchange()
     chat.store.turns.cancel_start(chat.name, chat.continue_answer())
-    assert chat.last_exchange() == before
+    assert chat.last_exchange() == exchange_before
     chat.end(chat.continue_answer(), "Half an", STOPPED)
-    after = chat.last_exchange()
-    assert (after.answer, after.state) == ("Half an", "stopped")
+    exchange_after = chat.last_exchange()
+    assert (exchange_after.answer, exchange_after.state) == ("Half an", "stopped")
 
 
 def test_continue_of_other_than_the_last_answer_is_refused(chat: Chat) -> None:
@@ -520,12 +545,15 @@ def test_continue_of_other_than_the_last_answer_is_refused(chat: Chat) -> None:
 
 def test_steps_of_a_continued_answer_are_numbered_anew(store: Store, chat: Chat) -> None:
     """The steps of both parts are kept in order, each with its own number."""
-    thoughts = [Step(1, "thought", "done", text="first"), Step(1, "thought", "done", text="second")]
-    write_end(store, chat.ask("a"), "Half", STOPPED, steps=(thoughts[0],))
-    write_end(store, chat.continue_answer(), "Half more", steps=(thoughts[1],))
-    folds = chat.last_exchange().steps
-    assert [fold.text for fold in folds] == ["first", "second"]
-    assert len({fold.number for fold in folds}) == 2
+    saved_steps = [
+        Step(1, "thought", "done", text="first"),
+        Step(1, "thought", "done", text="second"),
+    ]
+    write_end(store, chat.ask("a"), "Half", STOPPED, steps=(saved_steps[0],))
+    write_end(store, chat.continue_answer(), "Half more", steps=(saved_steps[1],))
+    shown_steps = chat.last_exchange().steps
+    assert [step.text for step in shown_steps] == ["first", "second"]
+    assert len({step.number for step in shown_steps}) == 2
 
 
 def test_discard_of_the_only_answer_returns_the_prompt(chat: Chat) -> None:
@@ -551,9 +579,9 @@ def test_discard_of_an_answer_with_followers_is_refused(chat: Chat) -> None:
     """An answer with messages behind it, a prompt and a running answer cannot be discarded."""
     chat.add_exchange("a", "1")
     chat.add_exchange("b", "2")
-    with pytest.raises(RequestError, match="Messages follow") as refused:
+    with pytest.raises(RequestError, match="Messages follow") as error_info:
         chat.store.turns.discard(chat.name, chat.owner, chat.read().exchanges[0].answer_id)
-    assert refused.value.field == "answer"
+    assert error_info.value.field == "answer"
     with pytest.raises(UnknownConversation):
         chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().prompt_id)
     chat.ask("c")
@@ -573,8 +601,8 @@ class Comparison(Chat):
         store.turns.add_prompt(self.name, self.owner, "Who?", answers, worker=WORKER)
 
     def all_end(self, **answers: str) -> None:
-        for each, answer in answers.items():
-            self.end(f"{self.name}-{each}", answer, DONE if answer else STOPPED)
+        for letter, answer in answers.items():
+            self.end(f"{self.name}-{letter}", answer, DONE if answer else STOPPED)
 
     def streams(self) -> list[str]:
         """The streams of the last exchange, the selected one first."""
@@ -585,111 +613,127 @@ class Comparison(Chat):
 
 
 @pytest.fixture
-def three(store: Store) -> Comparison:
+def comparison(store: Store) -> Comparison:
     return Comparison(store)
 
 
-def test_comparison_runs_until_its_last_answer_ends(three: Comparison) -> None:
+def test_comparison_runs_until_its_last_answer_ends(comparison: Comparison) -> None:
     """Each answer of a comparison is saved in its place; prompts are refused until all have
     ended."""
     for letter in "ca":
-        three.end(f"talk-{letter}", f"I am {letter}.")
+        comparison.end(f"talk-{letter}", f"I am {letter}.")
         with pytest.raises(Busy):
-            three.ask("And?")
-    three.end("talk-b", "I am b.")
-    answers = [(e.requested_model, e.answer) for e in three.last_exchange().candidates]
+            comparison.ask("And?")
+    comparison.end("talk-b", "I am b.")
+    answers = [(e.requested_model, e.answer) for e in comparison.last_exchange().candidates]
     assert answers == [("m-a", "I am a."), ("m-b", "I am b."), ("m-c", "I am c.")]
-    three.ask("And?")
+    comparison.ask("And?")
 
 
-def test_comparison_continues_with_its_first_answer_with_text(three: Comparison) -> None:
+def test_comparison_continues_with_its_first_answer_with_text(comparison: Comparison) -> None:
     """Without a selection the model gets the first answer of the comparison that has text."""
-    three.all_end(a="", b="I am b.", c="I am c.")
-    assert three.streams() == ["a", "b", "c"]
-    three.ask("And?")
-    assert three.prompt_messages() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+    comparison.all_end(a="", b="I am b.", c="I am c.")
+    assert comparison.streams() == ["a", "b", "c"]
+    comparison.ask("And?")
+    assert comparison.prompt_messages() == [
+        ("user", "Who?"),
+        ("assistant", "I am b."),
+        ("user", "And?"),
+    ]
 
 
-def test_selected_answer_and_its_model_continue_the_conversation(three: Comparison) -> None:
+def test_selected_answer_and_its_model_continue_the_conversation(comparison: Comparison) -> None:
     """The selected answer is sent, its model is set, and the selection ends with the next
     prompt."""
-    three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
-        conversation = three.store.turns.select(three.name, three.owner, f"talk-{pick}")
-        assert three.streams() == streams
+    comparison.all_end(a="I am a.", b="I am b.", c="I am c.")
+    for letter, stream_order in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
+        conversation = comparison.store.turns.select(
+            comparison.name, comparison.owner, f"talk-{letter}"
+        )
+        assert comparison.streams() == stream_order
         assert (conversation.settings.model, conversation.exchanges[-1].selected) == (
-            f"m-{pick}",
+            f"m-{letter}",
             True,
         )
-    three.ask("And?")
-    assert three.prompt_messages() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+    comparison.ask("And?")
+    assert comparison.prompt_messages() == [
+        ("user", "Who?"),
+        ("assistant", "I am b."),
+        ("user", "And?"),
+    ]
     with pytest.raises(UnknownConversation):
-        three.store.turns.select(three.name, three.owner, "talk-a")
+        comparison.store.turns.select(comparison.name, comparison.owner, "talk-a")
 
 
-def test_select_outside_a_finished_comparison_is_refused(three: Comparison, store: Store) -> None:
+def test_select_outside_a_finished_comparison_is_refused(
+    comparison: Comparison, store: Store
+) -> None:
     """A running, a foreign, an unknown and a single answer cannot be selected."""
     with pytest.raises(Busy):
-        store.turns.select(three.name, three.owner, "talk-a")
-    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+        store.turns.select(comparison.name, comparison.owner, "talk-a")
+    comparison.all_end(a="I am a.", b="I am b.", c="I am c.")
     for owner, stream_id in (("bert", "talk-a"), ("anna", "unknown")):
         with pytest.raises(UnknownConversation):
-            store.turns.select(three.name, owner, stream_id)
-    single = Chat(store, "single")
-    single.add_exchange("One?", "One.")
+            store.turns.select(comparison.name, owner, stream_id)
+    single_chat = Chat(store, "single")
+    single_chat.add_exchange("One?", "One.")
     with pytest.raises(UnknownConversation):
         store.turns.select("single", "anna", "single-1")
 
 
-def test_comparison_stopped_before_any_text_is_withdrawn(three: Comparison) -> None:
+def test_comparison_stopped_before_any_text_is_withdrawn(comparison: Comparison) -> None:
     """A comparison without any text is withdrawn; text of one model keeps it."""
-    three.all_end(a="", b="", c="")
-    assert three.exchanges() == []
-    other = Comparison(three.store, "other")
-    other.all_end(c="", b="Hm", a="")
-    assert other.streams() == ["a", "b", "c"]
+    comparison.all_end(a="", b="", c="")
+    assert comparison.exchanges() == []
+    other_comparison = Comparison(comparison.store, "other")
+    other_comparison.all_end(c="", b="Hm", a="")
+    assert other_comparison.streams() == ["a", "b", "c"]
 
 
-def test_cancel_start_of_one_stream_removes_the_comparison(three: Comparison) -> None:
+def test_cancel_start_of_one_stream_removes_the_comparison(comparison: Comparison) -> None:
     """Cancelling the start of one stream of a comparison removes all of its streams."""
-    three.store.turns.cancel_start(three.name, "talk-b")
-    assert three.exchanges() == []
-    assert not any(three.store.generations.exists(f"talk-{letter}") for letter in "abc")
+    comparison.store.turns.cancel_start(comparison.name, "talk-b")
+    assert comparison.exchanges() == []
+    assert not any(comparison.store.generations.exists(f"talk-{letter}") for letter in "abc")
 
 
-def test_regenerate_of_a_comparison_keeps_its_answers(three: Comparison) -> None:
+def test_regenerate_of_a_comparison_keeps_its_answers(comparison: Comparison) -> None:
     """A regeneration is a further version; withdrawn, it restores the selected answer."""
-    three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    three.store.turns.select(three.name, three.owner, "talk-b")
-    again = three.regenerate()
-    assert len(three.last_exchange().versions.ids) == 4
-    three.end(again, "", STOPPED)
-    assert three.streams() == ["b", "a", "c"]
-    three.end(three.regenerate(), "I am new.")
-    assert three.prompt_messages()[-1] == ("assistant", "I am new.")
-    three.store.turns.show(three.name, three.owner, three.last_exchange().versions.ids[2])
-    assert three.streams() == ["c", "a", "b"]
+    comparison.all_end(a="I am a.", b="I am b.", c="I am c.")
+    comparison.store.turns.select(comparison.name, comparison.owner, "talk-b")
+    stream_id = comparison.regenerate()
+    assert len(comparison.last_exchange().versions.ids) == 4
+    comparison.end(stream_id, "", STOPPED)
+    assert comparison.streams() == ["b", "a", "c"]
+    comparison.end(comparison.regenerate(), "I am new.")
+    assert comparison.prompt_messages()[-1] == ("assistant", "I am new.")
+    comparison.store.turns.show(
+        comparison.name, comparison.owner, comparison.last_exchange().versions.ids[2]
+    )
+    assert comparison.streams() == ["c", "a", "b"]
 
 
-def test_stream_ids_of_a_comparison_are_refused_again(three: Comparison, store: Store) -> None:
+def test_stream_ids_of_a_comparison_are_refused_again(comparison: Comparison, store: Store) -> None:
     """The stream IDs of a comparison are refused in other prompts, and so are equal IDs in one."""
-    three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    before = three.read()
-    for taken in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
+    comparison.all_end(a="I am a.", b="I am b.", c="I am c.")
+    conversation_before = comparison.read()
+    for used_streams in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
         with pytest.raises(StreamInUse):
-            store.turns.add_prompt(three.name, three.owner, "And?", taken, worker=WORKER)
+            store.turns.add_prompt(
+                comparison.name, comparison.owner, "And?", used_streams, worker=WORKER
+            )
         with pytest.raises(StreamInUse):
-            store.turns.add_prompt("other", "anna", "And?", taken, worker=WORKER)
-    assert three.read() == before
+            store.turns.add_prompt("other", "anna", "And?", used_streams, worker=WORKER)
+    assert comparison.read() == conversation_before
     with pytest.raises(UnknownConversation):
         store.conversations.get("other", "anna")
 
 
 def test_steps_are_saved_and_not_sent_to_the_model(store: Store, chat: Chat) -> None:
     """The steps of an answer are saved and are in no message to a model."""
-    fold = Step(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
-    write_end(store, chat.ask("Why?"), "Because.", steps=(fold,))
-    assert chat.last_exchange().steps == (fold,)
+    step = Step(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
+    write_end(store, chat.ask("Why?"), "Because.", steps=(step,))
+    assert chat.last_exchange().steps == (step,)
     chat.ask("And?")
     assert "secret" not in str(chat.prompt_messages())
 
@@ -703,8 +747,8 @@ def test_stopped_answer_with_thoughts_is_kept(store: Store, chat: Chat) -> None:
     chat.end(chat.regenerate(), "So.")
     assert len(chat.last_exchange().versions.ids) == 2
     write_end(store, chat.regenerate(), "", STOPPED, steps=(thought,))
-    last = chat.last_exchange()
-    assert (last.shown_version().steps, last.previous, len(last.versions.ids)) == (
+    exchange = chat.last_exchange()
+    assert (exchange.shown_version().steps, exchange.previous, len(exchange.versions.ids)) == (
         (thought,),
         None,
         3,
@@ -742,17 +786,17 @@ def test_conversation_windows_cover_all_exchanges_in_both_directions(long: Chat)
     window = long.read(limit=6)
     assert numbers(window) == list(range(14, 20))
     assert (window.has_earlier, window.has_later) == (True, False)
-    upward = numbers(window)
+    upward_numbers = numbers(window)
     while window.has_earlier:
         window = long.store.conversations.get(long.name, long.owner, before=window.first, limit=6)
         assert window.has_later
-        upward = numbers(window) + upward
-    assert upward == list(range(20))
-    downward = numbers(window)
+        upward_numbers = numbers(window) + upward_numbers
+    assert upward_numbers == list(range(20))
+    downward_numbers = numbers(window)
     while window.has_later:
         window = long.store.conversations.get(long.name, long.owner, after=window.last, limit=6)
-        downward += numbers(window)
-    assert downward == list(range(20))
+        downward_numbers += numbers(window)
+    assert downward_numbers == list(range(20))
     assert (
         numbers(long.store.conversations.get(long.name, long.owner, after=window.last, limit=6))
         == []
@@ -760,11 +804,11 @@ def test_conversation_windows_cover_all_exchanges_in_both_directions(long: Chat)
 
 
 @pytest.mark.parametrize(
-    ("at", "window"), [(0, [0, 1, 2, 3]), (10, [8, 9, 10, 11]), (19, [16, 17, 18, 19])]
+    ("index", "window"), [(0, [0, 1, 2, 3]), (10, [8, 9, 10, 11]), (19, [16, 17, 18, 19])]
 )
-def test_window_around_a_message_contains_it(long: Chat, at: int, window: list[int]) -> None:
+def test_window_around_a_message_contains_it(long: Chat, index: int, window: list[int]) -> None:
     """A window around a prompt or its answer contains it and is full at both ends."""
-    exchange = long.read().exchanges[at]
+    exchange = long.read().exchanges[index]
     for message_id in (exchange.prompt_id, exchange.answer_id):
         conversation = long.store.conversations.get(
             long.name, long.owner, around=message_id, limit=4
@@ -776,16 +820,16 @@ def test_conversation_is_read_in_one_snapshot(store: Store, chat: Chat) -> None:
     """A change during the reading of a conversation is visible to the next reading alone."""
     chat.add_exchange("Hi", "first")
     chat.end(chat.regenerate(), "second")
-    last = chat.last_exchange()
+    last_exchange = chat.last_exchange()
 
-    left = [last.answer_id]
+    unread_ids = [last_exchange.answer_id]
 
     def change(connection: object, cursor: object, statement: str, *_: object) -> None:
-        if left and statement.startswith("SELECT"):
-            store.turns.discard(chat.name, chat.owner, left.pop())
+        if unread_ids and statement.startswith("SELECT"):
+            store.turns.discard(chat.name, chat.owner, unread_ids.pop())
 
     event.listen(store.database.engine, "after_cursor_execute", change)
-    assert chat.read().exchanges == (last,)
+    assert chat.read().exchanges == (last_exchange,)
     assert chat.exchanges() == [("Hi", "first")]
 
 
@@ -807,8 +851,8 @@ def test_window_around_an_unknown_message_is_the_last_one(long: Chat) -> None:
 def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store) -> None:
     """The list has the owner's conversations page by page, the last used first."""
     chats = [Chat(store, f"chat-{n}") for n in range(5)]
-    for each in chats:
-        each.add_exchange("Hello?", "Hello.")
+    for chat in chats:
+        chat.add_exchange("Hello?", "Hello.")
     Chat(store, "foreign", "bert").add_exchange("a", "1")
     Chat(store, "empty").add_exchange("Never mind.", "", STOPPED)
     chats[1].ask("More?")
@@ -822,9 +866,9 @@ def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store
             break
     assert summaries == [("chat-1", True), *((f"chat-{n}", False) for n in (4, 3, 2, 0))]
     assert store.conversations.summary("chat-1", "anna").is_running
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         store.conversations.summaries("anna", "nonsense")
-    assert refused.value.field == "cursor"
+    assert error_info.value.field == "cursor"
 
 
 def test_title_of_the_user_replaces_the_models_and_the_first_words(chat: Chat) -> None:
@@ -846,10 +890,10 @@ def test_title_of_the_user_replaces_the_models_and_the_first_words(chat: Chat) -
     assert not chat.store.conversations.title_from_model(chat.name, "Another")
     chat.add_exchange("B", "2")
     assert chat.read().title == "My title"
-    for wrong in ("", "   ", "x" * 201):
-        with pytest.raises(RequestError) as refused:
-            chat.store.conversations.rename(chat.name, chat.owner, wrong)
-        assert refused.value.field == "title"
+    for title in ("", "   ", "x" * 201):
+        with pytest.raises(RequestError) as error_info:
+            chat.store.conversations.rename(chat.name, chat.owner, title)
+        assert error_info.value.field == "title"
 
 
 def test_settings_belong_to_one_conversation(chat: Chat) -> None:
@@ -895,9 +939,9 @@ def test_deleted_conversation_can_be_restored_for_a_day(chat: Chat) -> None:
 def test_delete_returns_the_running_streams_and_keeps_their_ends(chat: Chat) -> None:
     """Deleting returns the IDs of running streams; a restored conversation has their text."""
     chat.add_exchange("a", "1")
-    running = chat.ask("b")
-    assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
-    chat.end(running, "half", STOPPED)
+    running_id = chat.ask("b")
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running_id]
+    chat.end(running_id, "half", STOPPED)
     chat.store.conversations.undelete(chat.name, chat.owner)
     assert chat.exchanges() == [("a", "1"), ("b", "half")]
     assert chat.store.conversations.delete(chat.name, chat.owner) == []
@@ -905,9 +949,9 @@ def test_delete_returns_the_running_streams_and_keeps_their_ends(chat: Chat) -> 
 
 def test_prompt_in_a_deleted_conversation_is_not_withdrawn(chat: Chat) -> None:
     """A Stop before any text keeps the prompt of a deleted conversation."""
-    running = chat.ask("a")
-    assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
-    chat.end(running, "", STOPPED)
+    running_id = chat.ask("a")
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running_id]
+    chat.end(running_id, "", STOPPED)
     assert chat.store.conversations.undelete(chat.name, chat.owner).title == "a"
     assert chat.exchanges() == [("a", "")]
     chat.end(chat.regenerate(), "1")
@@ -932,9 +976,9 @@ def test_search_finds_words_by_their_beginnings(store: Store) -> None:
     )
     assert newest.message_id == chat.last_exchange().answer_id
     assert newest.snippet == (("No ", False), ("GIRAFFE", True), (" was ever heard to.", False))
-    rest = store.search.find("anna", "giraffe", page.cursor, limit=1)
-    assert [hit.role for hit in rest.items] == ["user"]
-    assert rest.cursor is None
+    next_page = store.search.find("anna", "giraffe", page.cursor, limit=1)
+    assert [hit.role for hit in next_page.items] == ["user"]
+    assert next_page.cursor is None
     assert [hit.role for hit in store.search.find("anna", "do snor").items] == ["user"]
     assert store.search.find("anna", "raffe").items == ()
     assert store.search.find("anna", "giraffe snore").items == ()
@@ -966,8 +1010,8 @@ def test_search_finds_parts_of_text_without_blanks(
     chat.add_exchange("Hi", "Nothing of it.")
     chat.add_exchange("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
     hits = store.search.find("anna", query).items
-    both = 1 if query.startswith(("ป", "เ")) else 2
-    assert len(hits) == (both if marked_text else 0)
+    expected_count = 1 if query.startswith(("ป", "เ")) else 2
+    assert len(hits) == (expected_count if marked_text else 0)
     for hit in hits:
         assert marked_text in [piece for piece, is_hit in hit.snippet if is_hit]
 
@@ -1034,7 +1078,7 @@ def test_search_follows_changed_texts(store: Store) -> None:
 # --- export and import ------------------------------------------------------------------------------
 
 
-def everything(store: Store) -> Chat:
+def full_chat(store: Store) -> Chat:
     """A conversation with branches, versions, alternatives, steps and several ends."""
     chat = Chat(store, "everything-there-is")
     store.conversations.set_settings(
@@ -1054,7 +1098,7 @@ def everything(store: Store) -> Chat:
     return chat
 
 
-def shape(exchange: Exchange) -> tuple[object, ...]:
+def comparable(exchange: Exchange) -> tuple[object, ...]:
     """The parts of an exchange that an export keeps."""
     return (
         exchange.prompt,
@@ -1071,21 +1115,31 @@ def shape(exchange: Exchange) -> tuple[object, ...]:
 
 def test_import_of_an_export_restores_the_conversation(store: Store) -> None:
     """An import restores all branches for the importing owner; a used ID is replaced."""
-    chat = everything(store)
-    before = chat.read()
+    chat = full_chat(store)
+    conversation_before = chat.read()
     data = b"".join(to_json(store.transfer.export("anna")))
     for owner in ("anna", "bert"):
         (new_id,) = store.transfer.import_(owner, read(data))
         assert new_id != chat.name
-        after = store.conversations.get(new_id, owner)
-        assert list(map(shape, after.exchanges)) == list(map(shape, before.exchanges))
-        assert (after.title, after.settings) == (before.title, before.settings)
-        assert (after.created_at, after.updated_at) == (before.created_at, before.updated_at)
-        second = before.exchanges[1].prompts.ids.index(before.exchanges[1].prompt_id)
+        conversation_after = store.conversations.get(new_id, owner)
+        assert list(map(comparable, conversation_after.exchanges)) == list(
+            map(comparable, conversation_before.exchanges)
+        )
+        assert (conversation_after.title, conversation_after.settings) == (
+            conversation_before.title,
+            conversation_before.settings,
+        )
+        assert (conversation_after.created_at, conversation_after.updated_at) == (
+            conversation_before.created_at,
+            conversation_before.updated_at,
+        )
+        second = conversation_before.exchanges[1].prompts.ids.index(
+            conversation_before.exchanges[1].prompt_id
+        )
         assert second == 1
-        old = store.turns.show(new_id, owner, after.exchanges[1].prompts.ids[0])
+        old = store.turns.show(new_id, owner, conversation_after.exchanges[1].prompts.ids[0])
         assert [(e.prompt, e.answer) for e in old.exchanges] == [("a", "one"), ("b", "2")]
-    assert chat.read() == before
+    assert chat.read() == conversation_before
 
 
 def test_export_contains_each_conversation_of_the_owner_once(store: Store) -> None:
@@ -1109,7 +1163,7 @@ def test_export_contains_each_conversation_of_the_owner_once(store: Store) -> No
 def test_markdown_export_contains_the_selected_path(store: Store) -> None:
     """A Markdown export contains the selected path, the system prompt and marks of stopped
     answers."""
-    chat = everything(store)
+    chat = full_chat(store)
     text = b"".join(to_markdown(store.transfer.export("anna", chat.name))).decode()
     assert text == (
         "# a\n\n## System prompt\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\none\n\n*Stopped here.*\n"
@@ -1137,28 +1191,36 @@ def test_import_of_a_wrong_file_is_refused_as_a_whole(
     store: Store, messages: str, reason: str
 ) -> None:
     """The error names the place of the fault, and no conversation of the file is saved."""
-    good = '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
-    bad = f'{{"id":"bad-conversation","title":"","messages":[{messages}]}}'
-    file = f'{{"format":"halt-conversations","version":1,"conversations":[{good},{bad}]}}'
-    with pytest.raises(RequestError, match=reason) as refused:
+    valid_item = (
+        '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
+    )
+    wrong_item = f'{{"id":"bad-conversation","title":"","messages":[{messages}]}}'
+    file = (
+        f'{{"format":"halt-conversations","version":1,"conversations":[{valid_item},{wrong_item}]}}'
+    )
+    with pytest.raises(RequestError, match=reason) as error_info:
         store.transfer.import_("anna", read(file.encode()))
-    assert refused.value.field == "file"
+    assert error_info.value.field == "file"
     assert store.conversations.summaries("anna").items == ()
 
 
 def test_import_corrects_impossible_values(store: Store) -> None:
     """An import removes a byte order mark and corrects future times, running steps and wrong
     figures."""
-    strange = msgspec.structs.replace(METRICS, tokens=10**30)
-    message = PortableMessage(2, "assistant", "Ho.", parent=1, ended=Done("stop", strange))
+    impossible_metrics = msgspec.structs.replace(METRICS, tokens=10**30)
+    message = PortableMessage(
+        2, "assistant", "Ho.", parent=1, ended=Done("stop", impossible_metrics)
+    )
     message.steps = [
         Step(1, "thought", "running", text="Hm", ms=1e300),
         Step(2, "tool", "running", name="ask", ms=-5.0),
         Step(3, "tool", "done", name="ask", ms=5.0),
     ]
-    talk = PortableConversation("of-tomorrow", "", [PortableMessage(1, "user", "Hi?"), message])
-    talk.created_at = talk.updated_at = time.time() + 10 * DAY
-    data = b"\xef\xbb\xbf" + b"".join(to_json([talk]))
+    imported_file = PortableConversation(
+        "of-tomorrow", "", [PortableMessage(1, "user", "Hi?"), message]
+    )
+    imported_file.created_at = imported_file.updated_at = time.time() + 10 * DAY
+    data = b"\xef\xbb\xbf" + b"".join(to_json([imported_file]))
     store.transfer.import_("anna", read(data))
     conversation = store.conversations.get("of-tomorrow", "anna")
     assert max(conversation.created_at, conversation.updated_at) <= time.time()
@@ -1178,8 +1240,8 @@ def test_import_without_a_selection_selects_the_last_messages(store: Store) -> N
         PortableMessage(2, "assistant", "Yes?", parent=1),
         PortableMessage(3, "assistant", "Hello.", parent=1),
     ]
-    for name, chosen, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
-        store.transfer.import_("anna", [PortableConversation(name, "  ", written, chosen)])
+    for name, selected_ids, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
+        store.transfer.import_("anna", [PortableConversation(name, "  ", written, selected_ids)])
         (exchange,) = store.conversations.get(name, "anna").exchanges
         assert (exchange.prompt, exchange.answer) == ("Hello?", answer)
     assert [item.title for item in store.conversations.summaries("anna").items] == [
@@ -1205,14 +1267,14 @@ def test_import_that_fails_midway_adds_nothing(store: Store) -> None:
     """After an import that failed midway its conversations are in no list, search or export."""
     chat = Chat(store)
     chat.add_exchange("zebra", "1")
-    (one,) = store.transfer.export("anna")
+    (exported,) = store.transfer.export("anna")
 
-    def breaking() -> Iterator[PortableConversation]:
-        yield one
+    def failing_import() -> Iterator[PortableConversation]:
+        yield exported
         raise RuntimeError("the middle")
 
     with pytest.raises(RuntimeError):
-        store.transfer.import_("anna", breaking())
+        store.transfer.import_("anna", failing_import())
     assert [item.id for item in store.conversations.summaries("anna").items] == [chat.name]
     assert [item.conversation_id for item in store.search.find("anna", "zebra").items] == [
         chat.name
@@ -1230,16 +1292,16 @@ def test_import_writes_long_conversations_in_several_transactions(
     for number in range(5):
         chat.add_exchange(f"prompt {number}", f"answer {number}")
     chat.end(chat.regenerate(), "another answer")
-    (one,) = store.transfer.export("anna")
+    (conversation,) = store.transfer.export("anna")
     transactions: list[object] = []
     event.listen(store.database.engine, "commit", transactions.append)
-    (name,) = store.transfer.import_("bert", [one])
+    (name,) = store.transfer.import_("bert", [conversation])
     assert len(transactions) >= steps
-    (again,) = store.transfer.export("bert", name)
-    assert [(message.role, message.content, message.parent) for message in again.messages] == [
-        (message.role, message.content, message.parent) for message in one.messages
+    (imported,) = store.transfer.export("bert", name)
+    assert [(message.role, message.content, message.parent) for message in imported.messages] == [
+        (message.role, message.content, message.parent) for message in conversation.messages
     ]
-    assert again.chosen == one.chosen
+    assert imported.chosen == conversation.chosen
 
 
 def test_sweep_during_an_import_keeps_its_conversation(store: Store) -> None:
@@ -1251,8 +1313,8 @@ def test_sweep_during_an_import_keeps_its_conversation(store: Store) -> None:
             return super().__iter__()
 
     messages = SweepingList([PortableMessage(1, "user", "Hi?", created_at=1.0)])
-    talk = PortableConversation("of-long-ago", "", messages, created_at=1.0, updated_at=1.0)
-    (name,) = store.transfer.import_("anna", [talk])
+    conversation = PortableConversation("of-long-ago", "", messages, created_at=1.0, updated_at=1.0)
+    (name,) = store.transfer.import_("anna", [conversation])
     assert [item.id for item in store.conversations.summaries("anna").items] == [name]
 
 
@@ -1263,9 +1325,9 @@ def test_sweep_during_an_import_keeps_its_conversation(store: Store) -> None:
 )
 def test_read_of_another_file_is_refused(data: bytes) -> None:
     """Bytes that are no export of Halt are refused."""
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         read(data)
-    assert refused.value.field == "file"
+    assert error_info.value.field == "file"
 
 
 # --- recorded events ------------------------------------------------------------------------------
@@ -1297,7 +1359,9 @@ def test_recorded_events_are_read_back_exactly(store: Store, chat: Chat) -> None
     store.generations.write(batch)
     generation = store.generations.get_ended(stream_id, "anna")
     assert generation is not None
-    assert generation.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
+    assert generation.events == tuple(
+        (n, arrival, event) for n, (arrival, event) in enumerate(events, 1)
+    )
     assert (generation.state, generation.last_seq, generation.seen, generation.model) == (
         "done",
         4,
@@ -1342,19 +1406,19 @@ def test_second_end_of_a_generation_is_ignored(store: Store, chat: Chat) -> None
     """An ended generation accepts neither further text nor a second end."""
     stream_id = chat.ask("a")
     assert store.generations.interrupt(stream_id)
-    before = chat.last_exchange()
+    exchange_before = chat.last_exchange()
     chat.end(stream_id, "late")
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("late")),)))
-    assert chat.last_exchange() == before
+    assert chat.last_exchange() == exchange_before
     assert not store.generations.interrupt(stream_id)
 
 
 def test_token_usage_sums_reported_and_estimated_tokens(store: Store, chat: Chat) -> None:
     """Usage adds reported and estimated tokens and still counts those of discarded answers."""
     metrics = METRICS.__class__(None, 1.0, 7, False, None, 0)
-    done = Done("stop", metrics, {"prompt_tokens": 5, "completion_tokens": 7})
-    chat.add_exchange("a", "1", done)
-    chat.add_exchange("b", "2", done)
+    terminal = Done("stop", metrics, {"prompt_tokens": 5, "completion_tokens": 7})
+    chat.add_exchange("a", "1", terminal)
+    chat.add_exchange("b", "2", terminal)
     assert chat.last_exchange().usage == Usage(5, 7)
     estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
     chat.end(chat.regenerate(), "x", estimated)
@@ -1372,12 +1436,12 @@ def test_late_usage_of_a_provider_replaces_the_estimate(store: Store, chat: Chat
     unchanged."""
     estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
     stream_id = chat.ask("a")
-    reported = {"prompt_tokens": 5, "completion_tokens": 40}
-    store.generations.count(stream_id, reported)
-    store.generations.count("unknown", reported)
+    usage = {"prompt_tokens": 5, "completion_tokens": 40}
+    store.generations.count(stream_id, usage)
+    store.generations.count("unknown", usage)
     chat.end(stream_id, "x", estimated)
     assert chat.last_exchange().usage == Usage(0, 3, True)
-    store.generations.count(stream_id, reported)
+    store.generations.count(stream_id, usage)
     assert (
         chat.last_exchange().usage
         == store.conversations.token_usage(chat.name, chat.owner)
@@ -1397,25 +1461,25 @@ def test_unstorable_characters_are_replaced(chat: Chat) -> None:
 def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -> None:
     """The saved text and thoughts of a dead worker's generation are its answer, as interrupted."""
     stream_id = chat.ask("a")
-    thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
+    timed_thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
     store.generations.write(
-        Batch(chunks=(Chunk(stream_id, 1, [*thought, *content_events("Hel", "lo")]),))
+        Batch(chunks=(Chunk(stream_id, 1, [*timed_thought, *content_events("Hel", "lo")]),))
     )
     assert store.generations.workers_running().keys() == {WORKER}
     assert store.generations.running_of(WORKER) == [stream_id]
     assert store.generations.interrupt(stream_id)
     assert store.generations.workers_running() == {}
-    last = chat.last_exchange()
-    assert (last.answer, last.state) == ("Hello", "interrupted")
-    assert isinstance(last.ended, Failed)
-    assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
-    assert last.ended.metrics.tokens_estimated
-    assert [fold.text for fold in last.steps] == ["Hm"]
+    exchange = chat.last_exchange()
+    assert (exchange.answer, exchange.state) == ("Hello", "interrupted")
+    assert isinstance(exchange.ended, Failed)
+    assert (exchange.ended.error.code, exchange.ended.error.retryable) == ("interrupted", True)
+    assert exchange.ended.metrics.tokens_estimated
+    assert [step.text for step in exchange.steps] == ["Hm"]
     generation = store.generations.get_ended(stream_id, "anna")
     assert generation is not None
     assert generation.last_seq == 3 + GAP + 1
     assert [seq for seq, _, _ in generation.events] == [1, 2, 3, 3 + GAP + 1]
-    assert generation.events[-1][2] == last.ended
+    assert generation.events[-1][2] == exchange.ended
     chat.ask("b")
     assert chat.prompt_messages()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
 
@@ -1423,13 +1487,13 @@ def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -
 def test_interrupt_separates_a_late_thought_from_the_answer(store: Store, chat: Chat) -> None:
     """Text that a late ReasoningEnd turned into a thought is a step and not part of the answer."""
     stream_id = chat.ask("a")
-    ended: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
+    timed_end: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
     store.generations.write(
-        Batch(chunks=(Chunk(stream_id, 1, [*content_events("Ok", "ay."), *ended]),))
+        Batch(chunks=(Chunk(stream_id, 1, [*content_events("Ok", "ay."), *timed_end]),))
     )
     assert store.generations.interrupt(stream_id)
     assert chat.last_exchange().answer == "Hello"
-    assert [(fold.kind, fold.text) for fold in chat.last_exchange().steps] == [("thought", "Okay.")]
+    assert [(step.kind, step.text) for step in chat.last_exchange().steps] == [("thought", "Okay.")]
     chat.ask("b")
     assert "Okay" not in str(chat.prompt_messages())
 
@@ -1458,8 +1522,8 @@ def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -
     for n in range(10):
         stream_id = chat.ask(f"{n}")
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("x")),)))
-        won = together(*[partial(store.generations.interrupt, stream_id)] * 4)
-        assert sorted(won) == [False, False, False, True]
+        outcomes = together(*[partial(store.generations.interrupt, stream_id)] * 4)
+        assert sorted(outcomes) == [False, False, False, True]
         assert chat.last_exchange().answer == "x"
 
 
@@ -1487,9 +1551,9 @@ def test_one_batch_writes_many_streams(store: Store) -> None:
             Batch(chunks=tuple(Chunk(name, seq, content_events(f"{seq}")) for name in names))
         )
     now = time.time()
-    ended = tuple(GenerationEnd(name, DONE, now, 3, "12") for name in names[::2])
+    ends = tuple(GenerationEnd(name, DONE, now, 3, "12") for name in names[::2])
     store.generations.write(
-        Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ends=ended)
+        Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ends=ends)
     )
     assert sorted(store.generations.running_of(WORKER)) == names[1::2]
     for name in names[::2]:
@@ -1529,10 +1593,10 @@ def test_conversation_is_unchanged_after_a_restart(tmp_path: Path) -> None:
     """A conversation with branches, versions and alternatives is the same in a newly opened
     store."""
     with open_store(tmp_path) as store:
-        everything(store)
-        before = store.conversations.get("everything-there-is", "anna")
+        full_chat(store)
+        conversation_before = store.conversations.get("everything-there-is", "anna")
     with open_store(tmp_path) as store:
-        assert store.conversations.get("everything-there-is", "anna") == before
+        assert store.conversations.get("everything-there-is", "anna") == conversation_before
 
 
 def test_numbers_beyond_the_databases_range_lose_no_answer(store: Store, chat: Chat) -> None:
@@ -1540,12 +1604,14 @@ def test_numbers_beyond_the_databases_range_lose_no_answer(store: Store, chat: C
     end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
     stream_id = chat.ask("a")
     timed_events: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
-    ended = GenerationEnd(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, timed_events),), ends=(ended,)))
+    generation_end = GenerationEnd(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
+    store.generations.write(
+        Batch(chunks=(Chunk(stream_id, 1, timed_events),), ends=(generation_end,))
+    )
     assert chat.exchanges() == [("a", "b")]
-    recorded = store.generations.get_ended(stream_id, chat.owner)
-    assert recorded is not None
-    assert recorded.seen == 2
+    generation = store.generations.get_ended(stream_id, chat.owner)
+    assert generation is not None
+    assert generation.seen == 2
     assert chat.last_exchange().usage == Usage()
 
 
@@ -1556,19 +1622,23 @@ def test_generation_of_another_worker_with_the_same_id_is_not_saved(
 
     The first one keeps its events. The store could not be asked for the ID when the second began.
     """
-    own = Batch(
+    own_batch = Batch(
         new=(new_generation("an-id"),),
         chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
         worker=WORKER,
     )
-    store.generations.write(own)
-    store.generations.write(own)  # repeated: the first success was not reported
+    store.generations.write(own_batch)
+    store.generations.write(own_batch)  # repeated: the first success was not reported
     assert not caplog.records
-    other = replace(new_generation("an-id"), worker="worker-2")
-    timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
+    other_generation = replace(new_generation("an-id"), worker="worker-2")
+    timed_events: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
     end = GenerationEnd("an-id", DONE, time.time(), 2, "second", "m-1")
-    store.generations.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
-    store.generations.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
+    store.generations.write(
+        Batch((other_generation,), (Chunk("an-id", 1, timed_events[:1]),), worker="worker-2")
+    )
+    store.generations.write(
+        Batch((), (Chunk("an-id", 1, timed_events),), (end,), worker="worker-2")
+    )
     assert [record.getMessage() for record in caplog.records] == [
         "stream an-id is not saved: an earlier one has its ID"
     ]

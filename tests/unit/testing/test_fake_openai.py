@@ -63,9 +63,11 @@ def connect(fake: FakeOpenAI) -> Iterator[Connect]:
         client.close()
 
 
-def ask(client: openai.OpenAI, model: str, prompt: str = "Hello there, fake", **more: Any) -> Any:
+def ask(
+    client: openai.OpenAI, model: str, prompt: str = "Hello there, fake", **options: Any
+) -> Any:
     messages: Any = [{"role": "user", "content": prompt}]
-    return client.chat.completions.create(model=model, messages=messages, **more)
+    return client.chat.completions.create(model=model, messages=messages, **options)
 
 
 def stream_text(client: openai.OpenAI, model: str, prompt: str = "Hello there, fake") -> str:
@@ -175,8 +177,8 @@ def test_half_utf8_splits_its_sends_inside_characters(fake: FakeOpenAI) -> None:
     with raw(fake, "half_utf8") as sock:
         data = read_until(sock, b"\r\n0\r\n\r\n")
     sizes_and_parts = data.partition(b"\r\n\r\n")[2].split(b"\r\n")
-    broken = [part for part in sizes_and_parts[1::2] if part and part[-1] >= 0xC2]
-    assert len(broken) == sum(character > "\x7f" for character in WIDE)
+    split_parts = [part for part in sizes_and_parts[1::2] if part and part[-1] >= 0xC2]
+    assert len(split_parts) == sum(character > "\x7f" for character in WIDE)
 
 
 def test_odd_fields_stand_around_the_events_in_order(fake: FakeOpenAI) -> None:
@@ -192,12 +194,12 @@ def test_odd_fields_stand_around_the_events_in_order(fake: FakeOpenAI) -> None:
 @pytest.mark.parametrize("status", list(STATUS_ERRORS))
 def test_status_scenario_returns_its_error_and_retry_after(connect: Connect, status: int) -> None:
     """A status scenario returns that status, its error body and Retry-After."""
-    with pytest.raises(openai.APIStatusError) as caught:
+    with pytest.raises(openai.APIStatusError) as error_info:
         ask(connect(), f"{status}?retry_after=7", stream=True)
-    assert caught.value.status_code == status
-    assert caught.value.response.headers["retry-after"] == "7"
-    assert isinstance(caught.value.body, dict)
-    assert caught.value.body["message"] == STATUS_ERRORS[status]["message"]
+    assert error_info.value.status_code == status
+    assert error_info.value.response.headers["retry-after"] == "7"
+    assert isinstance(error_info.value.body, dict)
+    assert error_info.value.body["message"] == STATUS_ERRORS[status]["message"]
 
 
 @pytest.mark.parametrize("style", ["openai", "llamacpp", "vllm"])
@@ -226,15 +228,15 @@ def test_unknown_model_or_argument_is_refused_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("model", "received", "reason"),
+    ("model", "expected_bytes", "reason"),
     [("drop", b"4 ", b""), ("reset", b"4 ", None), ("drop_headers", b"", b"")],
 )
 def test_drop_ends_without_the_last_chunk_and_reset_resets(
-    fake: FakeOpenAI, model: str, received: bytes, reason: bytes | None
+    fake: FakeOpenAI, model: str, expected_bytes: bytes, reason: bytes | None
 ) -> None:
     """A drop is an end of file without the last chunk, a reset is a reset."""
     with raw(fake, model) as sock:
-        assert received in (data := read_until(sock, received or b"\x00"))
+        assert expected_bytes in (data := read_until(sock, expected_bytes or b"\x00"))
         if reason is None:
             with pytest.raises(ConnectionResetError):
                 read_until(sock, b"never")
@@ -284,7 +286,7 @@ def test_record_has_the_number_of_its_connection(fake: FakeOpenAI, connect: Conn
 
 def test_record_has_the_request_and_its_progress(fake: FakeOpenAI, connect: Connect) -> None:
     """A record has the request's line, headers and body, its tokens and its times."""
-    before = time.monotonic()
+    start = time.monotonic()
     stream_text(connect(), "count?n=4")
     record = fake.wait_request()
     assert (record.method, record.path) == ("POST", "/v1/chat/completions")
@@ -294,7 +296,7 @@ def test_record_has_the_request_and_its_progress(fake: FakeOpenAI, connect: Conn
     assert record.ended.wait(SOON)
     assert record.tokens_sent == 4
     assert record.first_token_at
-    assert before <= record.received_at <= record.first_token_at <= time.monotonic()
+    assert start <= record.received_at <= record.first_token_at <= time.monotonic()
     assert record.closed_at is None
 
 
@@ -341,20 +343,20 @@ def test_release_continues_a_silent_answer(fake: FakeOpenAI, model: str) -> None
     assert fake.wait_request().tokens_sent == 2
 
 
-@pytest.mark.parametrize("hold", [0, 2, 3, 9])
+@pytest.mark.parametrize("held_after", [0, 2, 3, 9])
 @pytest.mark.parametrize("pace", ["gap_ms=1", "burst=2"])
 def test_hold_keeps_the_rest_of_the_answer_until_release(
-    fake: FakeOpenAI, hold: int, pace: str
+    fake: FakeOpenAI, held_after: int, pace: str
 ) -> None:
     """At most `hold` tokens and no end are sent before the release, all of them after it."""
-    with raw(fake, f"count?n=3&hold={hold}&{pace}") as sock:
+    with raw(fake, f"count?n=3&hold={held_after}&{pace}") as sock:
         record = fake.wait_request()
-        before = min(hold, 3)
-        if "burst" in pace and before < 3:
-            before -= before % 2  # a burst is sent whole
-        assert record.wait_tokens(before, SOON) == before
+        tokens_before = min(held_after, 3)
+        if "burst" in pace and tokens_before < 3:
+            tokens_before -= tokens_before % 2  # a burst is sent whole
+        assert record.wait_tokens(tokens_before, SOON) == tokens_before
         assert not record.finished.wait(0.05)
-        assert record.tokens_sent == before
+        assert record.tokens_sent == tokens_before
         record.release()
         assert b"[DONE]" in read_until(sock, b"\r\n0\r\n\r\n")
     assert record.tokens_sent == 3
@@ -377,13 +379,13 @@ def test_paced_tokens_keep_to_their_schedule(
 ) -> None:
     """Each token is due at a time that delays of earlier tokens do not shift."""
     due_times: list[float] = []
-    wait = Peer.wait
+    original_wait = Peer.wait
 
-    def late(peer: Peer, wait_until: float, *ready: Callable[[], bool]) -> None:
+    def late_wait(peer: Peer, wait_until: float, *ready: Callable[[], bool]) -> None:
         due_times.append(wait_until)
-        wait(peer, wait_until + 0.002, *ready)
+        original_wait(peer, wait_until + 0.002, *ready)
 
-    monkeypatch.setattr(Peer, "wait", late)
+    monkeypatch.setattr(Peer, "wait", late_wait)
     start = time.monotonic()
     stream_text(connect(), f"count?n=41&first_ms=50&{pace}")
     assert time.monotonic() - start >= 0.45
@@ -406,15 +408,15 @@ def test_unaccepting_address_times_out() -> None:
 def test_tls_streams_and_records_a_close() -> None:
     """Streams arrive, and a close is recorded, through TLS as well."""
     with FakeOpenAI(tls=True) as fake:
-        trust = ssl.create_default_context(cafile=fake.ca_pem_path)
+        tls_context = ssl.create_default_context(cafile=fake.ca_pem_path)
         assert fake.base_url.startswith("https://")
         with (
-            openai.DefaultHttpxClient(verify=trust) as http,
+            openai.DefaultHttpxClient(verify=tls_context) as http,
             openai.OpenAI(base_url=fake.base_url, api_key="fake", http_client=http) as client,
         ):
             assert stream_text(client, "count?n=2") == "0 1 "
             assert stream_text(client, "close_delimited?n=2") == "0 1 "
-        with trust.wrap_socket(
+        with tls_context.wrap_socket(
             socket.create_connection((fake.host, fake.port)), server_hostname=fake.host
         ) as sock:
             sock.sendall(request_bytes("stall"))
@@ -431,7 +433,7 @@ def test_closing_the_server_ends_every_scenario(name: str, stream: bool) -> None
 
     The server's own close is not recorded as a client's.
     """
-    before = set(threading.enumerate())
+    threads_before = set(threading.enumerate())
     with FakeOpenAI() as fake, raw(fake, name, stream=stream) as sock:
         record = fake.wait_request()
         if name not in SILENT | (set() if stream else SILENT_WHEN_WHOLE):
@@ -440,7 +442,7 @@ def test_closing_the_server_ends_every_scenario(name: str, stream: bool) -> None
         assert record.ended.is_set()
         assert not record.closed.is_set()
         assert fake.open_connections == 0
-    wait_until(lambda: set(threading.enumerate()) <= before)
+    wait_until(lambda: set(threading.enumerate()) <= threads_before)
 
 
 def test_program_serves_its_log_and_release_over_http() -> None:

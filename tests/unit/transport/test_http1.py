@@ -123,7 +123,7 @@ def unframed(headers: list[tuple[bytes, bytes]], pieces: list[bytes | None]) -> 
             out += data
     body.close()
     assert sock.closed is not bool(given_back)
-    assert sock.blocks is bool(given_back), "the next request would not block wait_until its head"
+    assert sock.blocks is bool(given_back), "the next request would not block until its head"
     return out, bool(given_back)
 
 
@@ -311,7 +311,7 @@ def test_endless_head_is_refused_after_head_max(transport: Transport) -> None:
         nonlocal sent
         peer.request()
         peer.send(OK)
-        while True:  # wait_until the client closes
+        while True:  # until the client closes
             peer.send(b"X: " + b"x" * 1_000 + b"\r\n")
             sent += 1_000
 
@@ -343,7 +343,7 @@ def test_body_of_an_error_response_is_read_up_to_refusal_max(
     def handle(peer: Peer) -> None:
         peer.request()
         peer.send(b"HTTP/1.1 400 Bad Request\r\n", framing, b"\r\n\r\n")
-        while True:  # wait_until the client closes
+        while True:  # until the client closes
             peer.send(chunk)
 
     with RawServer(handle) as server:

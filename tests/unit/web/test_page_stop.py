@@ -40,7 +40,7 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
             note=note,
             retryable=flag,
             is_complete=not flag,
-            has_partial_text=broken,
+            has_partial_text=has_partial_text,
             figures=figures,
             steps=folds,
             earlier_steps=folds[:1],
@@ -50,7 +50,7 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
         for stream_id, text, (
             requested_model,
             model,
-        ), note, flag, broken, figures, folds, below in (
+        ), note, flag, has_partial_text, figures, folds, below in (
             itertools.product(
                 ("stream-1", ""),
                 ("", HOSTILE),

@@ -74,16 +74,16 @@ def template() -> Template:
     return environment.get_template("answer.html")
 
 
-Played = Callable[..., Run]
+PlayRun = Callable[..., Run]
 
 
 @pytest.fixture
-def played() -> Iterator[Played]:
+def play_run() -> Iterator[PlayRun]:
     """Make runs that have ended; each list of events is one round of the model."""
     harness = RunHarness()
     harness.tools = Toolbox([ask])
 
-    def play(*rounds: list[Delta], stop_at: int | None = None, **settings: Any) -> Run:
+    def run_rounds(*rounds: list[Delta], stop_at: int | None = None, **settings: Any) -> Run:
         replies = []
         for number, events in enumerate(rounds, 1):
             reply = ScriptedReply()
@@ -100,7 +100,7 @@ def played() -> Iterator[Played]:
             run._seen_events = stop_at
         return run
 
-    yield play
+    yield run_rounds
     harness.close()
 
 
@@ -109,10 +109,12 @@ def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:
     return frame_bytes(writer.present(events)).decode()
 
 
-def messages(run: Run, template: Template, after: int = 0) -> list[str]:
+def messages(run: Run, template: Template, last_seen: int = 0) -> list[str]:
     """The messages to a page that follows from there, one for each event."""
-    writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
-    return [message(writer, [event]) for event in run.log.read(after) if not is_terminal(event[1])]
+    writer = PageWriter(run, last_seen, template, AnswerProgress(), RENDERER)
+    return [
+        message(writer, [event]) for event in run.log.read(last_seen) if not is_terminal(event[1])
+    ]
 
 
 def text_in(message: str) -> str:
@@ -121,22 +123,22 @@ def text_in(message: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", data))
 
 
-def of(run: Run) -> AnswerView:
+def view_of(run: Run) -> AnswerView:
     return view(Exchange("Hi", run.id), run, AnswerProgress(), RENDERER.with_deadline(60))
 
 
 def test_thought_is_sent_in_pieces_and_its_duration_at_its_end(
-    played: Played, template: Template
+    play_run: PlayRun, template: Template
 ) -> None:
     """A new step is sent, then its text, then its summary with the answer's first text."""
-    run = played([Reasoning("so "), Reasoning(HOSTILE), Content("Yes.")])
-    first, more, answer = messages(run, template)
+    run = play_run([Reasoning("so "), Reasoning(HOSTILE), Content("Yes.")])
+    first, second, answer = messages(run, template)
     assert 'hx-target="#steps-a-stream" hx-swap="beforeend"' in first
     assert "<details" in first
     assert "Thinking…" in first
-    assert 'hx-target="#step-a-stream-1-text" hx-swap="beforeend"' in more
-    assert text_in(more) == HOSTILE
-    assert "<img" not in more
+    assert 'hx-target="#step-a-stream-1-text" hx-swap="beforeend"' in second
+    assert text_in(second) == HOSTILE
+    assert "<img" not in second
     assert 'hx-target="#step-a-stream-1-summary"' in answer
     assert re.search(r"Thought for \d+ ms", answer)
     assert "Yes." in answer
@@ -145,128 +147,132 @@ def test_thought_is_sent_in_pieces_and_its_duration_at_its_end(
 LONG_TEXT = ["".join(f"word {n} &c. " for n in range(at, at + 12)) for at in range(0, 600, 12)]
 
 
-def test_long_text_is_sent_in_parts(played: Played, template: Template) -> None:
+def test_long_text_is_sent_in_parts(play_run: PlayRun, template: Template) -> None:
     """An open paragraph and an open thought are sent in parts; an ended answer has no seams."""
-    run = played([*map(Reasoning, LONG_TEXT), *map(Content, LONG_TEXT)])
-    sent = messages(run, template)
-    thought, answer = "".join(sent[: len(LONG_TEXT)]), "".join(sent[len(LONG_TEXT) :])
+    run = play_run([*map(Reasoning, LONG_TEXT), *map(Content, LONG_TEXT)])
+    parts = messages(run, template)
+    thought, answer = "".join(parts[: len(LONG_TEXT)]), "".join(parts[len(LONG_TEXT) :])
     assert thought.count(SEAM) >= 2
     assert answer.count(SEAM) >= 2
     assert text_in(answer).endswith("word 599 &c. ")
-    assert "seam" not in template.render(a=of(run))
+    assert "seam" not in template.render(a=view_of(run))
 
 
 @pytest.mark.parametrize("kind", [Reasoning, Content], ids=["thought", "answer"])
 def test_page_that_reconnects_for_each_message_receives_parts(
-    played: Played, template: Template, kind: Callable[[str], Delta]
+    play_run: PlayRun, template: Template, kind: Callable[[str], Delta]
 ) -> None:
     """A new writer knows the length of the last part that the page has."""
-    run = played([kind(character) for character in LONG_TEXT])
-    sent = ""
-    for after in range(len(LONG_TEXT)):
-        writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
-        sent += message(writer, run.log.read(after)[:1])
-    assert sent.count(SEAM) >= 2
+    run = play_run([kind(character) for character in LONG_TEXT])
+    received = ""
+    for last_seen in range(len(LONG_TEXT)):
+        writer = PageWriter(run, last_seen, template, AnswerProgress(), RENDERER)
+        received += message(writer, run.log.read(last_seen)[:1])
+    assert received.count(SEAM) >= 2
 
 
 @pytest.mark.parametrize("newline", ["\r\n", "\r", "\n"], ids=["crlf", "cr", "lf"])
 def test_thought_is_the_same_for_every_split_of_its_text(
-    played: Played, template: Template, newline: str
+    play_run: PlayRun, template: Template, newline: str
 ) -> None:
     """A thought is the same where its pieces split a newline or its beginning."""
     text = f"so{newline}{newline}what\0"
-    run = played([*map(Reasoning, text), Content("Yes.")])
-    sent = messages(run, template)
-    first = text_in(sent[0]).replace("Thinking…", "").strip()
-    assert first + "".join(map(text_in, sent[1 : len(text)])) == "so\n\nwhat\ufffd"
-    (fold,) = of(run).steps
-    assert fold.text == "so\n\nwhat\ufffd"
+    run = play_run([*map(Reasoning, text), Content("Yes.")])
+    parts = messages(run, template)
+    first = text_in(parts[0]).replace("Thinking…", "").strip()
+    assert first + "".join(map(text_in, parts[1 : len(text)])) == "so\n\nwhat\ufffd"
+    (step,) = view_of(run).steps
+    assert step.text == "so\n\nwhat\ufffd"
 
 
 def test_tool_call_is_sent_in_pieces_and_then_its_result(
-    played: Played, template: Template
+    play_run: PlayRun, template: Template
 ) -> None:
     """The arguments are sent once, then the escaped result and the tool's duration, then the
     answer."""
-    run = played(call("Oslo"), [Content("Cold.")])
-    sent = messages(run, template)
-    assert "Calling ask…" in sent[0]
-    assert [text_in(piece) for piece in sent[1:4]] == ['{"city', '": "Oslo"}', ""]
-    assert "Called ask" in sent[4]
-    assert "12 degrees in Oslo &lt;img" in sent[4]
-    assert "<img" not in "".join(sent)
-    assert re.search(r"\d+ ms", sent[4])
-    (fold,) = of(run).steps
-    assert (fold.label, fold.text) == ("Called ask", '{"city": "Oslo"}')
-    assert fold.result.unescape() == f"12 degrees in Oslo {HOSTILE}"
+    run = play_run(call("Oslo"), [Content("Cold.")])
+    parts = messages(run, template)
+    assert "Calling ask…" in parts[0]
+    assert [text_in(piece) for piece in parts[1:4]] == ['{"city', '": "Oslo"}', ""]
+    assert "Called ask" in parts[4]
+    assert "12 degrees in Oslo &lt;img" in parts[4]
+    assert "<img" not in "".join(parts)
+    assert re.search(r"\d+ ms", parts[4])
+    (step,) = view_of(run).steps
+    assert (step.label, step.text) == ("Called ask", '{"city": "Oslo"}')
+    assert step.result.unescape() == f"12 degrees in Oslo {HOSTILE}"
 
 
-def test_failed_tool_is_shown_as_failed(played: Played, template: Template) -> None:
+def test_failed_tool_is_shown_as_failed(play_run: PlayRun, template: Template) -> None:
     """A failed tool is shown as failed while the answer runs and in the whole answer."""
-    run = played(call("Atlantis"), [Content("No idea.")])
+    run = play_run(call("Atlantis"), [Content("No idea.")])
     assert 'data-state="failed">ask failed' in messages(run, template)[4]
-    drawn = template.render(a=of(run))
-    assert 'data-state="failed">ask failed' in drawn
-    assert "<img" not in drawn
+    rendered = template.render(a=view_of(run))
+    assert 'data-state="failed">ask failed' in rendered
+    assert "<img" not in rendered
 
 
-@pytest.mark.parametrize("after", range(1, 9))
+@pytest.mark.parametrize("last_seen", range(1, 9))
 def test_page_that_reconnects_receives_the_remaining_messages(
-    played: Played, template: Template, after: int
+    play_run: PlayRun, template: Template, last_seen: int
 ) -> None:
     """A page that reconnects at any event receives the same messages as without the break."""
     rounds = [Reasoning("a"), Reasoning("b"), *call("Oslo")], [Reasoning("c"), Content("d")]
-    run = played(*rounds)
+    run = play_run(*rounds)
     ages = re.compile(r'data-age="[\d.]+"')
-    whole, rest = messages(run, template), messages(run, template, after)
-    assert [ages.sub("", event) for event in rest] == [
-        ages.sub("", event) for event in whole[after:]
+    all_messages, later_messages = messages(run, template), messages(run, template, last_seen)
+    assert [ages.sub("", event) for event in later_messages] == [
+        ages.sub("", event) for event in all_messages[last_seen:]
     ]
 
 
 def test_thought_without_a_duration_has_a_plain_label() -> None:
     """A thought of unknown duration, for example an imported one, is labelled "Thought"."""
-    fold = steps.Step(1, "thought", "done", text="Hm")
-    exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), steps=(fold,))
+    thought = steps.Step(1, "thought", "done", text="Hm")
+    exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), steps=(thought,))
     assert [
         step.label
         for step in view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60)).steps
     ] == ["Thought"]
 
 
-def test_text_that_becomes_a_thought_moves_into_a_step(played: Played, template: Template) -> None:
+def test_text_that_becomes_a_thought_moves_into_a_step(
+    play_run: PlayRun, template: Template
+) -> None:
     """After a late ReasoningEnd the text moves into a step and the answer's text begins anew."""
-    run = played([Content("Okay.\n\n"), Content("<b>"), ReasoningEnd(), Content("*Hello*")])
-    sent = messages(run, template)
-    assert "Okay." in sent[0]
+    run = play_run([Content("Okay.\n\n"), Content("<b>"), ReasoningEnd(), Content("*Hello*")])
+    parts = messages(run, template)
+    assert "Okay." in parts[0]
     assert (
-        'hx-target="#done-a-stream" hx-swap="outerHTML"><div id="done-a-stream"></div>' in sent[2]
+        'hx-target="#done-a-stream" hx-swap="outerHTML"><div id="done-a-stream"></div>' in parts[2]
     )
-    assert 'hx-target="#tail-a-stream" hx-swap="outerHTML"' in sent[2]
-    assert 'hx-target="#steps-a-stream"' in sent[2]
-    assert "Okay.\n\n<b>" in text_in(sent[2])
-    assert "&lt;b&gt;" in sent[2]
-    assert "*Hello*" in text_in(sent[3])
+    assert 'hx-target="#tail-a-stream" hx-swap="outerHTML"' in parts[2]
+    assert 'hx-target="#steps-a-stream"' in parts[2]
+    assert "Okay.\n\n<b>" in text_in(parts[2])
+    assert "&lt;b&gt;" in parts[2]
+    assert "*Hello*" in text_in(parts[3])
     ages = re.compile(r'data-age="[\d.]+"')
-    for after in (1, 2, 3):
-        rest = messages(run, template, after)
-        assert [ages.sub("", m) for m in rest] == [ages.sub("", m) for m in sent[after:]]
-    together = message(
+    for last_seen in (1, 2, 3):
+        later_parts = messages(run, template, last_seen)
+        assert [ages.sub("", m) for m in later_parts] == [
+            ages.sub("", m) for m in parts[last_seen:]
+        ]
+    joint_part = message(
         PageWriter(run, 0, template, AnswerProgress(), RENDERER), run.log.read(0)[:-1]
     )
-    assert text_in(together).endswith("*Hello*")
-    assert "Okay." not in together.partition('hx-target="#done-a-stream"')[2]
-    assert of(run).source == "*Hello*"
-    assert [fold.text.unescape() for fold in of(run).steps] == ["Okay.\n\n<b>"]
+    assert text_in(joint_part).endswith("*Hello*")
+    assert "Okay." not in joint_part.partition('hx-target="#done-a-stream"')[2]
+    assert view_of(run).source == "*Hello*"
+    assert [step.text.unescape() for step in view_of(run).steps] == ["Okay.\n\n<b>"]
 
 
-def test_stopped_answer_has_the_steps_that_were_seen(played: Played) -> None:
+def test_stopped_answer_has_the_steps_that_were_seen(play_run: PlayRun) -> None:
     """A stopped answer has the steps up to the last event that was seen, and no later ones."""
-    run = played([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
-    assert [fold.kind for fold in steps.steps_of(run)] == ["thought"]
-    run = played([Reasoning("a"), Reasoning("b")], stop_at=1)
-    (fold,) = steps.steps_of(run)
-    assert (fold.text, fold.state) == ("a", "done")
+    run = play_run([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
+    assert [step.kind for step in steps.steps_of(run)] == ["thought"]
+    run = play_run([Reasoning("a"), Reasoning("b")], stop_at=1)
+    (step,) = steps.steps_of(run)
+    assert (step.text, step.state) == ("a", "done")
 
 
 @pytest.mark.parametrize(
@@ -274,81 +280,86 @@ def test_stopped_answer_has_the_steps_that_were_seen(played: Played) -> None:
     [(0, "withdrawn", []), (1, "stopped", ["thought"]), (3, "stopped", ["thought", "tool"])],
 )
 def test_stopped_answer_with_seen_steps_is_not_withdrawn(
-    played: Played, last_seen: int, state: str, kinds: list[str]
+    play_run: PlayRun, last_seen: int, state: str, kinds: list[str]
 ) -> None:
     """Only an answer without any seen event is withdrawn; seen steps stay, also beside an old
     answer."""
-    run = played([Reasoning("a"), *call("Oslo")], stop_at=last_seen)
+    run = play_run([Reasoning("a"), *call("Oslo")], stop_at=last_seen)
     first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), steps=steps.steps_of(run))
-    again = replace(first, previous=Exchange("Hi", "before", "What there was."))
-    for exchange in (first, again) if kinds else (first,):
+    regenerated = replace(first, previous=Exchange("Hi", "before", "What there was."))
+    for exchange in (first, regenerated) if kinds else (first,):
         answer = view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60))
-        assert (answer.state, [fold.kind for fold in answer.steps]) == (state, kinds)
+        assert (answer.state, [step.kind for step in answer.steps]) == (state, kinds)
         assert answer.source == ""
 
 
 def test_thought_with_a_dropped_beginning_shows_its_rest(
-    played: Played,
+    play_run: PlayRun,
 ) -> None:
     """Of a thought whose first events the log has dropped, the rest is shown."""
-    run = played([*(Reasoning(f"{n} " * 50) for n in range(200)), Content("x")], log_bytes=4096)
+    run = play_run([*(Reasoning(f"{n} " * 50) for n in range(200)), Content("x")], log_bytes=4096)
     assert run.log.first > 1
-    (fold,) = of(run).steps
-    assert fold.text.endswith("199 " * 50)
-    assert "0 0 0 0 0" not in fold.text
+    (step,) = view_of(run).steps
+    assert step.text.endswith("199 " * 50)
+    assert "0 0 0 0 0" not in step.text
 
 
-def test_step_text_is_limited(played: Played) -> None:
+def test_step_text_is_limited(play_run: PlayRun) -> None:
     """The text of a step has STEP_CHARS_MAX characters at most and a note that it was cut."""
-    run = played([Reasoning("t" * (steps.STEP_CHARS_MAX + 5)), Content("x")])
-    (fold,) = steps.steps_of(run)
-    assert fold.size() == steps.STEP_CHARS_MAX + len(steps.CUT)
+    run = play_run([Reasoning("t" * (steps.STEP_CHARS_MAX + 5)), Content("x")])
+    (step,) = steps.steps_of(run)
+    assert step.size() == steps.STEP_CHARS_MAX + len(steps.CUT)
 
 
-def test_progress_is_sent_when_it_changes(played: Played, template: Template) -> None:
+def test_progress_is_sent_when_it_changes(play_run: PlayRun, template: Template) -> None:
     """A progress bar is sent when its value changes, and none where no length is expected."""
-    run = played([Content(f"{n} ") for n in range(10)])
+    run = play_run([Content(f"{n} ") for n in range(10)])
     progress = AnswerProgress()
     for _ in range(ANSWERS_MIN):
         progress.end("earlier", "m", 20)
     progress.begin(run.id, "m")
     writer = PageWriter(run, 0, template, progress, RENDERER)
-    sent = [message(writer, [event]) for event in run.log.read(0)[:3]]
-    assert [piece.count("<progress") for piece in sent] == [
+    parts = [message(writer, [event]) for event in run.log.read(0)[:3]]
+    assert [piece.count("<progress") for piece in parts] == [
         1,
         0,
         0,
     ]  # the run has ended: the value is constant
-    assert 'value="50"' in sent[0]
-    assert "about 50 %" in sent[0]
+    assert 'value="50"' in parts[0]
+    assert "about 50 %" in parts[0]
     assert "<progress" not in "".join(messages(run, template))
 
 
 def test_earlier_comparison_is_shown_with_its_first_answer() -> None:
     """The last prompt's answers are shown side by side; an earlier prompt's first answer with
     text."""
-    rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
-    exchange = Exchange("Hi", "a", "", alternatives=rivals)
-    last = exchange_view(
+    alternatives = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
+    exchange = Exchange("Hi", "a", "", alternatives=alternatives)
+    last_view = exchange_view(
         exchange, lambda _: None, AnswerProgress(), RENDERER.with_deadline(60), last=True
     )
-    assert ([a.id for a in last.answers], last.is_selected) == (["a", "b", "c"], False)
-    earlier = exchange_view(
+    assert ([a.id for a in last_view.answers], last_view.is_selected) == (["a", "b", "c"], False)
+    earlier_view = exchange_view(
         exchange, lambda _: None, AnswerProgress(), RENDERER.with_deadline(60), last=False
     )
-    assert ([a.id for a in earlier.answers], earlier.is_selected) == (["b", "a", "c"], True)
+    assert ([a.id for a in earlier_view.answers], earlier_view.is_selected) == (
+        ["b", "a", "c"],
+        True,
+    )
 
 
-def below(markup: str) -> str:
+def html_below(markup: str) -> str:
     """The markup below the text of an answer."""
     match = re.search('<div class="below" id="below-a-stream">(.*?)</div>', markup, re.DOTALL)
     assert match, markup
     return match[1]
 
 
-def test_pictures_and_sources_are_shown_below_the_text(played: Played, template: Template) -> None:
+def test_pictures_and_sources_are_shown_below_the_text(
+    play_run: PlayRun, template: Template
+) -> None:
     """Pictures are a line and sources are links below the text; the picture's data is not sent."""
-    run = played(
+    run = play_run(
         [
             Content("Paris[1]"),
             Extra(chunk={"citations": ["https://a.example/one", "https://b.example/?a=1&b=2"]}),
@@ -358,20 +369,20 @@ def test_pictures_and_sources_are_shown_below_the_text(played: Played, template:
     )
     link = '<a href="{}" target="_blank" rel="noopener noreferrer nofollow">{}</a>'
     title = html.escape(HOSTILE.strip())
-    sent = messages(run, template)
-    assert link.format("https://a.example/one", "https://a.example/one") in sent[1]
-    assert "[Picture (PNG, 9 B)]" in sent[2]
-    assert 'hx-target="#below-a-stream" hx-swap="innerHTML"' in sent[2]
-    ended = below(
+    parts = messages(run, template)
+    assert link.format("https://a.example/one", "https://a.example/one") in parts[1]
+    assert "[Picture (PNG, 9 B)]" in parts[2]
+    assert 'hx-target="#below-a-stream" hx-swap="innerHTML"' in parts[2]
+    ended_html = html_below(
         PageWriter(run, 4, template, AnswerProgress(), RENDERER).answer_partial(
             RENDERER.with_deadline(60)
         )
     )
-    assert "[Picture (PNG, 9 B)]" in ended
-    assert link.format("https://a.example/one", title) in ended.replace("&#34;", "&quot;")
-    assert 'href="https://b.example/?a=1&amp;b=2"' in ended
-    assert not any("iVBOR" in piece for piece in sent)
-    assert '<details class="fold' not in "".join(sent)
+    assert "[Picture (PNG, 9 B)]" in ended_html
+    assert link.format("https://a.example/one", title) in ended_html.replace("&#34;", "&quot;")
+    assert 'href="https://b.example/?a=1&amp;b=2"' in ended_html
+    assert not any("iVBOR" in piece for piece in parts)
+    assert '<details class="fold' not in "".join(parts)
 
 
 def test_running_answer_is_rendered_with_pictures_and_sources(template: Template) -> None:
@@ -383,18 +394,18 @@ def test_running_answer_is_rendered_with_pictures_and_sources(template: Template
     run = Generation("a-stream", None, EventLog(10_000), started_at=now())
     run.record_text("", now())
     run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
-    drawn = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.with_deadline(60)))
-    assert "https://a.example/one" in below(drawn)
-    assert 'id="earlier-below-a-stream" hx-preserve><p class="picture">[Picture]</p>' in drawn
+    rendered = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.with_deadline(60)))
+    assert "https://a.example/one" in html_below(rendered)
+    assert 'id="earlier-below-a-stream" hx-preserve><p class="picture">[Picture]</p>' in rendered
 
 
 def test_answer_without_pictures_and_sources_has_an_empty_element(
-    played: Played, template: Template
+    play_run: PlayRun, template: Template
 ) -> None:
     """Without pictures and sources the element below the text is empty, also of blanks."""
-    run = played([Content("a")])
+    run = play_run([Content("a")])
     assert (
-        below(
+        html_below(
             PageWriter(run, 1, template, AnswerProgress(), RENDERER).answer_partial(
                 RENDERER.with_deadline(60)
             )
@@ -404,13 +415,13 @@ def test_answer_without_pictures_and_sources_has_an_empty_element(
 
 
 def test_present_returns_functions_for_expensive_messages(
-    played: Played, template: Template
+    play_run: PlayRun, template: Template
 ) -> None:
     """Text for open elements is bytes; a finished block, long text and the end are functions.
 
     A thread that serves many readers makes the bytes itself, so they must be cheap.
     """
-    run = played(
+    run = play_run(
         [
             Reasoning("so "),  # a new step
             Reasoning("then "),
@@ -434,15 +445,17 @@ def test_present_returns_functions_for_expensive_messages(
     assert is_bytes == [False, True, False, True, False, True, False, True, False, True, False]
 
 
-def test_present_of_any_grouping_leads_to_the_same_page(played: Played, template: Template) -> None:
+def test_present_of_any_grouping_leads_to_the_same_page(
+    play_run: PlayRun, template: Template
+) -> None:
     """For every grouping of the events the page has the same text and blocks at the end."""
     text = "".join(f"Line {n} &c.\n\n```c\nint x{n};\n```\n" for n in range(40))
-    run = played([Content(text[at : at + 7]) for at in range(0, len(text), 7)])
+    run = play_run([Content(text[start : start + 7]) for start in range(0, len(text), 7)])
     events = [event for event in run.log.read(0) if not is_terminal(event[1])]
     pages = []
     for size in (1, 3, 70, len(events)):
         writer = PageWriter(run, 0, template, AnswerProgress(), RENDERER)
-        groups = [events[at : at + size] for at in range(0, len(events), size)]
-        sent = "".join(message(writer, group) for group in groups)
-        pages.append((re.findall(r"x\d+", text_in(sent))[-1], sent.count("<pre")))
+        groups = [events[start : start + size] for start in range(0, len(events), size)]
+        received = "".join(message(writer, group) for group in groups)
+        pages.append((re.findall(r"x\d+", text_in(received))[-1], received.count("<pre")))
     assert pages == [("x39", 40)] * 4

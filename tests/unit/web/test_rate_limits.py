@@ -52,7 +52,7 @@ hosts = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def limited(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def limited_halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A server with both limits, behind a proxy."""
     server = HaltServer(
         settings(
@@ -67,9 +67,9 @@ def limited(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture
-def client(limited: HaltServer) -> Client:
+def client(limited_halt: HaltServer) -> Client:
     """A program at an address that no other test uses."""
-    return limited.client(**{"X-Forwarded-For": f"10.0.0.{next(hosts)}"})
+    return limited_halt.client(**{"X-Forwarded-For": f"10.0.0.{next(hosts)}"})
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def chat(client: Client) -> HttpResponse:
     return client.post("/chat", HELLO)
 
 
-def whole(client: Client) -> HttpResponse:
+def whole_answer(client: Client) -> HttpResponse:
     return client.post("/chat", HELLO, Accept="application/json")
 
 
@@ -107,20 +107,20 @@ def form(client: Client, path: str, **fields: str | list[str]) -> HttpResponse:
 SURFACES: list[Callable[[Client], HttpResponse]] = [
     chat_stream,
     chat,
-    whole,
+    whole_answer,
     event_source,
     completions,
 ]
 
 
-def exhaust(client: Client) -> None:
+def use_up_starts(client: Client) -> None:
     """Use up the starts of the address."""
     for _ in range(STARTS):
         assert chat(client).status == 200
     assert chat(client).status == 429
 
 
-def in_time(answer: HttpResponse) -> bool:
+def has_retry_after(answer: HttpResponse) -> bool:
     """Whether the refusal has a Retry-After of at most an hour."""
     return 0 < int(answer.headers["retry-after"]) <= 3600
 
@@ -135,9 +135,9 @@ def test_start_over_the_limit_is_refused_with_retry_after(
     """On each route the starts of the limit are answered, and the next is 429 with Retry-After."""
     for _ in range(STARTS):
         assert surface(client).status == 200
-    refused = surface(client)
-    assert refused.status == 429
-    assert in_time(refused)
+    refusal = surface(client)
+    assert refusal.status == 429
+    assert has_retry_after(refusal)
 
 
 def test_routes_share_one_count(client: Client) -> None:
@@ -145,9 +145,9 @@ def test_routes_share_one_count(client: Client) -> None:
     for start in (chat_stream, chat, event_source):
         assert start(client).status == 200
     for surface in SURFACES:
-        refused = surface(client)
-        assert (refused.status, in_time(refused)) == (429, True)
-        error = refused.json["error"]
+        refusal = surface(client)
+        assert (refusal.status, has_retry_after(refusal)) == (429, True)
+        error = refusal.json["error"]
         assert "3 per hour" in error["message"]
         if surface is completions:
             assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
@@ -159,46 +159,46 @@ def test_refused_start_sends_no_request_to_the_model(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """A refused start sends no request to the model's server."""
-    exhaust(client)
+    use_up_starts(client)
     prompt = new_id()
     body = {**HELLO, "messages": [{"role": "user", "content": prompt}]}
     assert client.post("/chat", body).status == 429
     assert prompt not in json.dumps([request.body for request in shared_fake.requests])
 
 
-def test_openai_client_raises_rate_limit_error(limited: HaltServer, client: Client) -> None:
+def test_openai_client_raises_rate_limit_error(limited_halt: HaltServer, client: Client) -> None:
     """OpenAI's client raises RateLimitError, with the time of the next try."""
-    exhaust(client)
+    use_up_starts(client)
     with (
         openai.OpenAI(
-            base_url=f"{limited.url}/v1",
+            base_url=f"{limited_halt.url}/v1",
             api_key="none",
             max_retries=0,
             default_headers=client.headers,
         ) as openai_client,
-        pytest.raises(openai.RateLimitError) as caught,
+        pytest.raises(openai.RateLimitError) as error_info,
     ):
         openai_client.chat.completions.create(
             model="echo", messages=[{"role": "user", "content": "Hello"}]
         )
-    assert caught.value.code == "rate_limit_exceeded"
-    assert 0 < int(caught.value.response.headers["retry-after"]) <= 3600
+    assert error_info.value.code == "rate_limit_exceeded"
+    assert 0 < int(error_info.value.response.headers["retry-after"]) <= 3600
 
 
 def test_websocket_start_over_the_limit_is_an_error_frame(
-    limited: HaltServer, client: Client
+    limited_halt: HaltServer, client: Client
 ) -> None:
     """A start over the limit is an error frame of its stream; the socket and its streams go on."""
-    with WebSocket(limited, X_Forwarded_For=client.headers["X-Forwarded-For"]) as ws:
+    with WebSocket(limited_halt, X_Forwarded_For=client.headers["X-Forwarded-For"]) as ws:
         ids = [ws.start("count?n=1000000&rate=50") for _ in range(STARTS)]
         stream_id = new_id()
         ws.send(type="start", id=stream_id, **HELLO)
         error = ws.until("error", stream_id)["error"]
         assert (error["code"], error["retryable"]) == (CODE, True)
         assert 0 < error["retry_after"] <= 3600
-        for each in ids:
-            assert ws.stop(each)["status"] == "stopped"
-            assert ws.to_end(each)["type"] == "cancelled"
+        for used_id in ids:
+            assert ws.stop(used_id)["status"] == "stopped"
+            assert ws.to_end(used_id)["type"] == "cancelled"
 
 
 # --- requests that do not count -------------------------------------------------------------------
@@ -209,20 +209,20 @@ def test_client_over_the_limit_can_stop_read_and_list(
 ) -> None:
     """Stop, replay, lists, health, pages and files are never refused by a rate limit."""
     prompt = new_id()
-    with client.chat("count?n=1000000&rate=50", prompt) as running:
-        running.until_text("0 ")
+    with client.chat("count?n=1000000&rate=50", prompt) as running_stream:
+        running_stream.until_text("0 ")
         for _ in range(STARTS - 1):
             assert chat(client).status == 200
         assert chat(client).status == 429
         for path in ("/", "/static/halt.css", "/healthz", "/streams", "/models", "/v1/models"):
             for _ in range(STARTS + 1):
                 assert client.get(path).status == 200, path
-        with client.follow(running.id) as again:
-            again.until_text("0 ")
-        assert client.stop(running.id).json["status"] == "stopped"
+        with client.follow(running_stream.id) as replay:
+            replay.until_text("0 ")
+        assert client.stop(running_stream.id).json["status"] == "stopped"
         assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
         for _ in range(STARTS + 1):
-            assert client.stop(running.id).json["status"] == "finished"
+            assert client.stop(running_stream.id).json["status"] == "finished"
 
 
 def test_eventsource_reconnect_counts_as_no_start(client: Client) -> None:
@@ -248,37 +248,37 @@ def test_malformed_request_counts_as_no_start(client: Client) -> None:
     for _ in range(STARTS + 1):
         assert client.post("/chat", {"messages": "none"}).status == 400
         assert client.get("/stream?prompt=").status == 400
-    exhaust(client)
+    use_up_starts(client)
 
 
 # --- sessions and addresses -----------------------------------------------------------------------
 
 
 def test_session_limit_does_not_use_up_the_address_limit(
-    limited: HaltServer, browser: Client
+    limited_halt: HaltServer, browser: Client
 ) -> None:
     """A session over its limit is refused, and its refused starts do not count for the address."""
     for _ in range(OF_SESSION):
         assert chat(browser).status == 200
     for _ in range(STARTS):
-        refused = chat(browser)
-        assert (refused.status, "2 per hour" in refused.error["message"]) == (429, True)
-    other = limited.client(**browser.headers)
-    assert other.get("/").status == 200
-    assert chat(other).status == 200
-    refused = chat(other)
-    assert (refused.status, "3 per hour" in refused.error["message"]) == (429, True)
+        refusal = chat(browser)
+        assert (refusal.status, "2 per hour" in refusal.error["message"]) == (429, True)
+    other_browser = limited_halt.client(**browser.headers)
+    assert other_browser.get("/").status == 200
+    assert chat(other_browser).status == 200
+    refusal = chat(other_browser)
+    assert (refusal.status, "3 per hour" in refusal.error["message"]) == (429, True)
 
 
 def test_forwarded_address_is_the_one_added_by_the_proxy(
-    limited: HaltServer, client: Client
+    limited_halt: HaltServer, client: Client
 ) -> None:
     """Addresses that a client invents before the proxy's own entry are ignored."""
-    real = client.headers["X-Forwarded-For"]
+    client_address = client.headers["X-Forwarded-For"]
     for n in range(STARTS):
-        client.headers["X-Forwarded-For"] = f"203.0.113.{n}, {real}"
+        client.headers["X-Forwarded-For"] = f"203.0.113.{n}, {client_address}"
         assert chat(client).status == 200
-    client.headers["X-Forwarded-For"] = f"203.0.113.99, {real}"
+    client.headers["X-Forwarded-For"] = f"203.0.113.99, {client_address}"
     assert chat(client).status == 429
 
 
@@ -316,23 +316,23 @@ def test_client_address_is_the_ipv4_address_or_the_ipv6_network(
 
 def test_refused_message_of_the_page_is_a_notice_and_is_not_saved(browser: Client) -> None:
     """The page gets a notice, and the conversation stays as it was."""
-    path, other = f"/c/{new_id()}", f"/c/{new_id()}"
+    path, other_path = f"/c/{new_id()}", f"/c/{new_id()}"
     assert form(browser, f"{path}/messages", prompt="hello there").status == 200
     wait_until(lambda: b'data-state="done"' in browser.get(path).body, SERVER_TIMEOUT)
     assert form(browser, f"{path}/regenerate").status == 200
     wait_until(lambda: b'data-state="done"' in browser.get(path).body, SERVER_TIMEOUT)
-    for refused in (
+    for refusal in (
         form(browser, f"{path}/messages", prompt="one too many"),
         form(browser, f"{path}/regenerate"),
-        form(browser, f"{other}/messages", prompt="one too many"),
+        form(browser, f"{other_path}/messages", prompt="one too many"),
     ):
-        assert (refused.status, in_time(refused)) == (429, True)
-        assert refused.headers["hx-retarget"] == "#notice"
-        assert b"Too many answers were started" in refused.body
+        assert (refusal.status, has_retry_after(refusal)) == (429, True)
+        assert refusal.headers["hx-retarget"] == "#notice"
+        assert b"Too many answers were started" in refusal.body
     page = browser.get(path).body
     assert b'data-state="done"' in page
     assert b"one too many" not in page
-    assert b"one too many" not in browser.get(other).body
+    assert b"one too many" not in browser.get(other_path).body
 
 
 def test_each_model_of_a_comparison_counts_as_a_start(browser: Client) -> None:
@@ -341,9 +341,9 @@ def test_each_model_of_a_comparison_counts_as_a_start(browser: Client) -> None:
     def send(*models: str) -> HttpResponse:
         return form(browser, f"/c/{new_id()}/messages", prompt="Hello", model=list(models))
 
-    three = send("echo", "count?n=1", "count?n=2")
-    assert (three.status, "retry-after" in three.headers) == (400, False)
-    assert b"At most 2 answers" in three.body
+    response = send("echo", "count?n=1", "count?n=2")
+    assert (response.status, "retry-after" in response.headers) == (400, False)
+    assert b"At most 2 answers" in response.body
     assert send("echo").status == 200
     assert send("echo", "count?n=1").status == 429
     assert send("echo").status == 200
@@ -359,9 +359,9 @@ def test_each_model_of_a_comparison_counts_as_a_start(browser: Client) -> None:
 @pytest.mark.parametrize("env", ["HALT_RATE_SESSION", "HALT_RATE_ADDRESS"])
 def test_wrong_rate_is_refused_in_one_line(env: str, rate: str) -> None:
     """The error names the variable, its value and a valid rate in one line."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         load({env: rate})
-    message = str(caught.value)
+    message = str(error_info.value)
     assert f"{env}={rate!r}" in message
     assert "30/minute" in message
     assert "\n" not in message
@@ -369,12 +369,12 @@ def test_wrong_rate_is_refused_in_one_line(env: str, rate: str) -> None:
 
 def test_server_start_with_a_wrong_rate_is_refused() -> None:
     """The server does not start, and the error is the last line that it prints."""
-    status, printed = refused_start(HALT_RATE_ADDRESS="often")
+    status, output = refused_start(HALT_RATE_ADDRESS="often")
     assert status != 0
-    assert printed.splitlines()[-1].startswith("halt: HALT_RATE_ADDRESS='often'")
+    assert output.splitlines()[-1].startswith("halt: HALT_RATE_ADDRESS='often'")
 
 
-def rates(**settings: Any) -> tuple[Flask, RateLimits]:
+def make_rate_limits(**settings: Any) -> tuple[Flask, RateLimits]:
     """An application and its limits."""
     data = tempfile.mkdtemp()
     app = create_app(Config(base_url="http://127.0.0.1:9/v1", data=data, **settings))
@@ -389,7 +389,7 @@ def rates(**settings: Any) -> tuple[Flask, RateLimits]:
 )
 def test_rate_accepts_several_notations_and_the_strictest_limit(rate: str, starts: int) -> None:
     """The strictest of several limits holds; equal limits count as one."""
-    app, limits = rates(rate_address=load({"HALT_RATE_ADDRESS": rate}).rate_address)
+    app, limits = make_rate_limits(rate_address=load({"HALT_RATE_ADDRESS": rate}).rate_address)
     with app.test_request_context():
         for _ in range(starts):
             limits.count(1)
@@ -408,10 +408,10 @@ class Clock:
     """Replaces the module `time`; a test sets the time."""
 
     def __init__(self) -> None:
-        self.at = 1000.0
+        self.seconds = 1000.0
 
     def time(self) -> float:
-        return self.at
+        return self.seconds
 
 
 def test_ended_window_allows_starts_and_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +419,7 @@ def test_ended_window_allows_starts_and_is_deleted(monkeypatch: pytest.MonkeyPat
     deleted."""
     clock = Clock()
     monkeypatch.setattr(rate_limits, "time", clock)
-    app, limits = rates(rate_address="1/second")
+    app, limits = make_rate_limits(rate_address="1/second")
 
     def starts(host: str) -> bool:
         with (
@@ -439,7 +439,7 @@ def test_ended_window_allows_starts_and_is_deleted(monkeypatch: pytest.MonkeyPat
             return int(file.execute("SELECT COUNT(*) FROM windows").fetchone()[0])
 
         assert size() > 50
-        clock.at += 1.0
+        clock.seconds += 1.0
         assert starts("192.0.2.99")
         assert size() < 3
 
@@ -448,8 +448,8 @@ def test_workers_share_one_count(tmp_path: Path) -> None:
     """Two workers with one data folder allow together the starts of one limit."""
     config = Config(base_url="http://127.0.0.1:9/v1", data=str(tmp_path), rate_address="5/hour")
     apps = [create_app(config) for _ in range(2)]
-    for turn in range(5):
-        with apps[turn % 2].test_request_context():
+    for number in range(5):
+        with apps[number % 2].test_request_context():
             count_starts()
     for app in apps:
         with app.test_request_context(), pytest.raises(TooManyRequests):

@@ -54,11 +54,11 @@ def test_gunicorn_without_its_settings_is_refused(
     tmp_path: Path, args: list[str], worker: str
 ) -> None:
     """The one line names the right command; the master ends, and no worker is started again."""
-    status, printed = run_gunicorn(tmp_path, *args)
+    status, output = run_gunicorn(tmp_path, *args)
     assert status == 4
-    assert re.search(f"^halt: gunicorn runs its {worker} worker, .*\\. {RIGHT}$", printed, re.M)
-    assert "Traceback" not in printed
-    assert printed.count("Booting worker") <= 1
+    assert re.search(f"^halt: gunicorn runs its {worker} worker, .*\\. {RIGHT}$", output, re.M)
+    assert "Traceback" not in output
+    assert output.count("Booting worker") <= 1
 
 
 @pytest.mark.parametrize(
@@ -73,17 +73,17 @@ def test_gunicorn_without_its_settings_is_refused(
 )
 def test_gunicorn_options_that_break_stop_are_refused(args: list[str], reason: str) -> None:
     """The master refuses other workers and options before it starts a worker, in one line."""
-    status, printed = refused_start(*args, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    status, output = refused_start(*args, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
     assert status == 1
-    assert re.fullmatch(f"halt: {reason}.*\\. {RIGHT}\n", printed)
+    assert re.fullmatch(f"halt: {reason}.*\\. {RIGHT}\n", output)
 
 
 def test_wrong_setting_ends_gunicorn_in_another_folder(tmp_path: Path) -> None:
     """A worker that reads a wrong setting is not started again and again."""
-    status, printed = run_gunicorn(tmp_path, "app:app", HALT_MAX_STREAMS="none")
+    status, output = run_gunicorn(tmp_path, "app:app", HALT_MAX_STREAMS="none")
     assert status == 4
-    assert re.search(r"^halt: HALT_MAX_STREAMS=.none.", printed, re.M)
-    assert "Traceback" not in printed
+    assert re.search(r"^halt: HALT_MAX_STREAMS=.none.", output, re.M)
+    assert "Traceback" not in output
 
 
 class Gunicorn(HaltServer):
@@ -169,9 +169,9 @@ def assert_stop_works(client: Client) -> None:
 def test_bind_to_all_addresses_needs_a_token() -> None:
     """gunicorn's own --bind follows the same rule as HOST; a token permits it."""
     model = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
-    status, printed = refused_start("--bind", "0.0.0.0:0", **model)
+    status, output = refused_start("--bind", "0.0.0.0:0", **model)
     assert status == 1
-    assert re.fullmatch("halt: --bind=0.0.0.0 is reachable from other machines and .*\n", printed)
+    assert re.fullmatch("halt: --bind=0.0.0.0 is reachable from other machines and .*\n", output)
     server = HaltServer({**model, "HALT_TOKEN": "a-good-token"}, "--bind", "0.0.0.0:0")
     server.close()
 

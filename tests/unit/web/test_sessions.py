@@ -28,9 +28,9 @@ def send_message(browser: Client, conversation_id: str) -> None:
 
 def has_conversation(browser: Client, conversation_id: str) -> bool:
     """Whether the browser's list has the conversation; asserts that its page agrees."""
-    listed = f"/c/{conversation_id}".encode() in browser.get("/conversations").body
-    assert (browser.get(f"/c/{conversation_id}").status == 200) == listed
-    return listed
+    is_listed = f"/c/{conversation_id}".encode() in browser.get("/conversations").body
+    assert (browser.get(f"/c/{conversation_id}").status == 200) == is_listed
+    return is_listed
 
 
 @pytest.mark.slow
@@ -45,8 +45,8 @@ def test_servers_behind_the_same_port_use_different_cookies(
     second = start_halt(
         shared_fake, HOST="127.0.0.3", PORT=first.port, HALT_SECRET_KEY=KEY, HALT_TOKEN=f"{TOKEN}-2"
     )
-    third = start_halt(shared_fake, HOST="127.0.0.4", PORT=first.port)
-    browsers = [first.client(), second.client(), third.client()]
+    third_server = start_halt(shared_fake, HOST="127.0.0.4", PORT=first.port)
+    browsers = [first.client(), second.client(), third_server.client()]
     for browser in browsers[1:]:
         browser.cookies = browsers[
             0
@@ -75,9 +75,9 @@ def test_session_is_valid_for_all_workers_and_at_another_port(
     first.close()
     second = start_halt(shared_fake, **settings)
     assert second.port != first.port
-    moved = second.client()
-    moved.cookies = browser.cookies
-    assert has_conversation(moved, "kept-conversation")
+    moved_browser = second.client()
+    moved_browser.cookies = browser.cookies
+    assert has_conversation(moved_browser, "kept-conversation")
 
 
 def test_hosts_with_a_shared_database_use_one_cookie_name(tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_hosts_with_a_shared_database_use_one_cookie_name(tmp_path: Path) -> Non
             environ = {"HALT_SECRET_KEY": KEY, "HALT_DATA": str(tmp_path / host)}
             application = create_app(load({**environ, "DATABASE_URL": url}))
             cookie_names.append(application.session_interface.get_cookie_name(application))
-    alone, shared = names.values()
-    assert len(set(alone)) == 2
-    assert len(set(shared)) == 1
-    assert KEY not in "".join([*alone, *shared])
+    sqlite_names, postgres_names = names.values()
+    assert len(set(sqlite_names)) == 2
+    assert len(set(postgres_names)) == 1
+    assert KEY not in "".join([*sqlite_names, *postgres_names])
 
 
 def test_cookie_of_an_earlier_version_is_accepted(halt: HaltServer) -> None:
@@ -106,23 +106,23 @@ def test_cookie_of_an_earlier_version_is_accepted(halt: HaltServer) -> None:
         send_message(browser, f"earlier-{number}")
         ((name, value),) = browser.cookies.items()
         values.append(value)
-    updated = halt.client()
-    foreign = values[0][:-4] + "AAAA"
-    updated.cookies = {
+    updated_browser = halt.client()
+    foreign_value = values[0][:-4] + "AAAA"
+    updated_browser.cookies = {
         "halt_session_0": values[0],  # PORT=0
         "halt_session_8001": values[1],
-        "halt_session_8002": foreign,
+        "halt_session_8002": foreign_value,
     }
-    assert has_conversation(updated, "earlier-0")
-    assert name in updated.cookies
-    updated.cookies = {name: updated.cookies[name], "halt_session_0": values[1]}
-    assert has_conversation(updated, "earlier-0")  # from then on only the new name counts
+    assert has_conversation(updated_browser, "earlier-0")
+    assert name in updated_browser.cookies
+    updated_browser.cookies = {name: updated_browser.cookies[name], "halt_session_0": values[1]}
+    assert has_conversation(updated_browser, "earlier-0")  # from then on only the new name counts
     other_port = halt.client()
     other_port.cookies = {"halt_session_8001": values[1]}
     assert has_conversation(other_port, "earlier-1")
-    stranger = halt.client()
-    stranger.cookies = {"halt_session_8002": foreign}
-    assert not has_conversation(stranger, "earlier-0")
+    other_browser = halt.client()
+    other_browser.cookies = {"halt_session_8002": foreign_value}
+    assert not has_conversation(other_browser, "earlier-0")
 
 
 def test_empty_list_explains_that_conversations_belong_to_a_browser(
@@ -140,9 +140,9 @@ def test_empty_list_explains_that_conversations_belong_to_a_browser(
     assert b"Import JSON" in page
     assert b"of-the-first" not in page
     assert b"Hello" not in page
-    missing = second.get("/c/of-the-first", Accept="text/html")
-    assert missing.status == 404
-    assert b"Conversations belong to the browser that began them." in missing.body
+    response = second.get("/c/of-the-first", Accept="text/html")
+    assert response.status == 404
+    assert b"Conversations belong to the browser that began them." in response.body
 
 
 @pytest.mark.parametrize("names", [["halt_session_0"], ["halt_session_99999", "halt_session_"]])

@@ -53,19 +53,19 @@ def app(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Flask]:
 
 
 @pytest.fixture
-def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def forbid_slow_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Make calls that a Stop must not wait for fail in this thread, which serves the requests."""
     served_by = threading.get_ident()
 
-    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
-        def touched(*args: Any, **named: Any) -> Any:
+    def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **keywords: Any) -> Any:
             if threading.get_ident() == served_by:
                 pytest.fail("a Stop has used it")
-            return real(*args, **named)
+            return function(*args, **keywords)
 
-        return touched
+        return guarded
 
-    def forbidden() -> None:
+    def forbid_calls() -> None:
         for owner, name in (
             (Database, "reading"),
             (Database, "writing"),
@@ -76,36 +76,39 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             (data_dir, "secret_key"),
             (data_dir, "mark"),
         ):
-            monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
+            monkeypatch.setattr(owner, name, guard(getattr(owner, name)))
 
-    return forbidden
+    return forbid_calls
 
 
 def test_stop_and_health_use_no_database_template_or_rate_limit(
-    app: Flask, forbid: Callable[[], None]
+    app: Flask, forbid_slow_calls: Callable[[], None]
 ) -> None:
     """A Stop of the page, of a program, of all streams, a refused one and /healthz use none of
     them."""
-    browser, program, stranger = app.test_client(), app.test_client(), app.test_client()
+    browser, program, other_client = app.test_client(), app.test_client(), app.test_client()
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     browser.post("/login", data={"token": TOKEN})
-    one, two = new_id(), new_id()
-    for stream_id in (one, two):
-        sent = {"prompt": "Hello", "id": stream_id, "model": "count?n=1000000&rate=50"}
-        assert browser.post(f"/c/{new_id()}/messages", data=sent, headers=PAGE).status_code == 200
-    forbid()
-    pressed = browser.post("/stop", data={"stream_id": one, "shown": "1"}, headers=PAGE)
-    assert pressed.status_code == 200
-    assert f'data-stream="{one}"' in pressed.text
-    assert 'class="badge">Stopped by you<' in pressed.text
+    first_id, second_id = new_id(), new_id()
+    for stream_id in (first_id, second_id):
+        form = {"prompt": "Hello", "id": stream_id, "model": "count?n=1000000&rate=50"}
+        assert browser.post(f"/c/{new_id()}/messages", data=form, headers=PAGE).status_code == 200
+    forbid_slow_calls()
+    response = browser.post("/stop", data={"stream_id": first_id, "shown": "1"}, headers=PAGE)
+    assert response.status_code == 200
+    assert f'data-stream="{first_id}"' in response.text
+    assert 'class="badge">Stopped by you<' in response.text
     (receipt,) = browser.post("/stop-all").get_json()["stopped"]
-    assert (receipt["id"], receipt["status"]) == (two, "stopped")
-    assert browser.post(f"/stop/{one}").get_json()["status"] == "finished"
+    assert (receipt["id"], receipt["status"]) == (second_id, "stopped")
+    assert browser.post(f"/stop/{first_id}").get_json()["status"] == "finished"
     assert program.post("/stop-all", headers=bearer).get_json() == {"stopped": []}
     assert program.get("/healthz").status_code == 200
-    assert stranger.post("/stop", headers=PAGE).status_code == 401
-    wrong = {**PAGE, "Authorization": "Bearer wrong"}
-    assert {stranger.post("/stop", headers=wrong).status_code for _ in range(40)} == {401, 429}
+    assert other_client.post("/stop", headers=PAGE).status_code == 401
+    wrong_headers = {**PAGE, "Authorization": "Bearer wrong"}
+    assert {other_client.post("/stop", headers=wrong_headers).status_code for _ in range(40)} == {
+        401,
+        429,
+    }
 
 
 SHORT = ["/stop", "/stop/0123456789", "/stop-all", "/login", "/c/0123456789/title"]
@@ -115,10 +118,10 @@ SHORT = ["/stop", "/stop/0123456789", "/stop-all", "/login", "/c/0123456789/titl
 @pytest.mark.parametrize("kind", [FORM, "application/json", "text/plain"])
 def test_short_request_over_64_kb_is_refused(halt: HaltServer, path: str, kind: str) -> None:
     """A body over SHORT_BODY_MAX is refused with 413 as JSON; a body of that size is read."""
-    refused = halt.client().post(path, b"x" * (SHORT_BODY_MAX + 1), Content_Type=kind)
-    assert (refused.status, refused.error["code"]) == (413, "too_large")
-    assert refused.error["message"] == f"The body is larger than {SHORT_BODY_MAX} bytes."
-    assert refused.error["field"] == "body"
+    response = halt.client().post(path, b"x" * (SHORT_BODY_MAX + 1), Content_Type=kind)
+    assert (response.status, response.error["code"]) == (413, "too_large")
+    assert response.error["message"] == f"The body is larger than {SHORT_BODY_MAX} bytes."
+    assert response.error["field"] == "body"
     assert halt.client().post(path, b"x" * SHORT_BODY_MAX, Content_Type=kind).status != 413
 
 
@@ -135,11 +138,11 @@ def test_chunked_short_request_over_64_kb_is_refused(halt: HaltServer) -> None:
 @pytest.mark.parametrize("path", ["/stop", "/c/0123456789/messages"])
 def test_form_with_too_many_fields_is_refused(halt: HaltServer, path: str) -> None:
     """A form with more than FIELDS_MAX fields is refused before it is parsed."""
-    refused = halt.client().post(path, b"a=1&" * FIELDS_MAX, Content_Type=FORM)
-    assert (refused.status, refused.error["field"]) == (400, "body")
-    assert "1,000 fields" in refused.error["message"]
-    fits = halt.client().post(path, b"&".join([b"a=1"] * FIELDS_MAX), Content_Type=FORM)
-    assert "fields" not in fits.error["message"]
+    refusal = halt.client().post(path, b"a=1&" * FIELDS_MAX, Content_Type=FORM)
+    assert (refusal.status, refusal.error["field"]) == (400, "body")
+    assert "1,000 fields" in refusal.error["message"]
+    response = halt.client().post(path, b"&".join([b"a=1"] * FIELDS_MAX), Content_Type=FORM)
+    assert "fields" not in response.error["message"]
 
 
 def test_json_with_a_form_content_type_is_read_as_json(halt: HaltServer) -> None:
@@ -153,7 +156,7 @@ def test_request_with_too_many_cookies_has_no_session(app: Flask) -> None:
     browser = app.test_client()
     answer = browser.post("/login", data={"token": TOKEN})
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
-    stranger = app.test_client(use_cookies=False)
-    for more, status in (("x", 200), ("x" * COOKIES_MAX, 401)):
-        headers = {"Cookie": f"more={more}; {cookie}"}
-        assert stranger.get("/streams", headers=headers).status_code == status
+    client = app.test_client(use_cookies=False)
+    for value, status in (("x", 200), ("x" * COOKIES_MAX, 401)):
+        headers = {"Cookie": f"more={value}; {cookie}"}
+        assert client.get("/streams", headers=headers).status_code == status

@@ -63,22 +63,24 @@ class SinkHarness:
             client = socket.socket()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(listener.getsockname())
-            ours, _ = listener.accept()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            server, _ = listener.accept()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         client.settimeout(WAIT_TIMEOUT)
-        self._sockets += [ours, client]
-        return ours, client
+        self._sockets += [server, client]
+        return server, client
 
     def serve(
         self, run: Run, present: Callable[[list[tuple[int, Event]]], bytes] = json_frames
-    ) -> Served:
+    ) -> ServedClient:
         """Let the relay write a run's events to a new client."""
-        ours, client = self.connect()
-        stream = EventStream(self.generations, run, ours, 0, present)
+        server, client = self.connect()
+        stream = EventStream(self.generations, run, server, 0, present)
         self.streams.append(stream)
-        response = SimpleNamespace(sock=ours, sent=0)
+        response = SimpleNamespace(sock=server, sent=0)
         sink_of_reader = Sink(stream, response)
-        return Served(sink_of_reader, client, response, stream, BackgroundCall(sink_of_reader.wait))
+        return ServedClient(
+            sink_of_reader, client, response, stream, BackgroundCall(sink_of_reader.wait)
+        )
 
     def close(self) -> None:
         self.generations.close()
@@ -90,14 +92,14 @@ class SinkHarness:
 
 
 @dataclass
-class Served:
+class ServedClient:
     """A client and its server side. `waiting` is the request's thread."""
 
     sink: Sink
     client: socket.socket
     response: Any
     stream: EventStream
-    waiting: BackgroundCall
+    waiting_call: BackgroundCall
 
 
 @pytest.fixture
@@ -144,23 +146,23 @@ def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(harness: Sin
     Bytes that the server writes afterwards follow them.
     """
     run, reply = harness.start()
-    served = harness.serve(run)
+    reader = harness.serve(run)
     reply.feed(*[FRAME] * LATE)
     reply.end()
     wait_until(lambda: run.log.ended is not None)
-    assert served.waiting.is_alive()
-    assert harness.selector.watches(served.response.sock)
-    raw = read_to_end(served.client)
-    assert served.waiting.end() is None
-    assert served.waiting.result is True
-    assert not harness.selector.watches(served.response.sock)
-    served.response.sock.sendall(b"0\r\n\r\n")
-    assert served.client.recv(100) == b"0\r\n\r\n"
+    assert reader.waiting_call.is_alive()
+    assert harness.selector.watches(reader.response.sock)
+    raw = read_to_end(reader.client)
+    assert reader.waiting_call.end() is None
+    assert reader.waiting_call.result is True
+    assert not harness.selector.watches(reader.response.sock)
+    reader.response.sock.sendall(b"0\r\n\r\n")
+    assert reader.client.recv(100) == b"0\r\n\r\n"
     bodies = chunks(raw)
     assert all(body.endswith(b"\n\n") for body in bodies)
     assert bodies[-1].endswith(b"data: [DONE]\n\n")
     assert text_of(b"".join(bodies)) == FRAME * LATE
-    assert served.response.sent == sum(map(len, bodies))
+    assert reader.response.sent == sum(map(len, bodies))
 
 
 def test_reader_that_takes_no_byte_is_dropped_and_can_resume(
@@ -169,41 +171,41 @@ def test_reader_that_takes_no_byte_is_dropped_and_can_resume(
     """After STUCK_MAX seconds the reader is dropped with one frame unsent, and the run goes on."""
     monkeypatch.setattr(sink, "STUCK_MAX", 0.5)
     run, reply = harness.start()
-    served = harness.serve(run)
+    reader = harness.serve(run)
     reply.feed(*[FRAME] * LATE)
     wait_until(lambda: run.log.last == LATE)
-    assert served.waiting.end() is None
-    assert served.waiting.result is False
+    assert reader.waiting_call.end() is None
+    assert reader.waiting_call.result is False
     assert run.state == "running"
     raw = b""
-    while data := served.client.recv(65_536):
+    while data := reader.client.recv(65_536):
         raw += data
-    assert served.response.sent - len(raw) < 3 * GROUP_CHARS
+    assert reader.response.sent - len(raw) < 3 * GROUP_CHARS
     newest = max(map(int, re.findall(rb"^id: (\d+)$", raw, re.MULTILINE)))
     assert newest < LATE
     reply.end()
     wait_until(lambda: run.log.ended is not None)
-    rest = run.log.read(newest)
-    assert [seq for seq, _ in rest] == list(range(newest + 1, LATE + 2))
+    later_events = run.log.read(newest)
+    assert [seq for seq, _ in later_events] == list(range(newest + 1, LATE + 2))
 
 
 def test_slow_reader_sets_few_timers_of_the_relay(
     harness: SinkHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few timers are set, however often the network was full."""
-    timers, at = list[Timer](), harness.generations.relay.at
+    timers, set_timer = list[Timer](), harness.generations.relay.at
 
-    def noted(time: float, work: Callable[[], None]) -> Timer:
-        timers.append(at(time, work))
+    def noting_at(time: float, work: Callable[[], None]) -> Timer:
+        timers.append(set_timer(time, work))
         return timers[-1]
 
-    monkeypatch.setattr(harness.generations.relay, "at", noted)
+    monkeypatch.setattr(harness.generations.relay, "at", noting_at)
     run, reply = harness.start()
-    served = harness.serve(run)
+    reader = harness.serve(run)
     reply.feed(*[FRAME] * LATE, "the last")
     raw = b""
     while b"the last" not in raw[-1000:]:
-        raw += served.client.recv(4096)
+        raw += reader.client.recv(4096)
     assert 0 < len(timers) < 20
     assert run.state == "running"
 
@@ -214,23 +216,23 @@ def test_pipelined_bytes_cause_no_relay_turns_and_a_close_is_noticed(
     """Bytes behind a request are left for the server and checked rarely; a close is noticed."""
     monkeypatch.setattr(sink, "PIPELINED_LOOK", 0.2)
     run, reply = harness.start()
-    served = harness.serve(run)
+    reader = harness.serve(run)
     reply.feed("a")
-    before = harness.selector.turns
-    served.client.sendall(b"GET / HTTP/1.1\r\n")
-    wait_until(lambda: harness.selector.turns > before)
-    before = harness.selector.turns
+    turns_before = harness.selector.turns
+    reader.client.sendall(b"GET / HTTP/1.1\r\n")
+    wait_until(lambda: harness.selector.turns > turns_before)
+    turns_before = harness.selector.turns
     threading.Event().wait(0.5)
-    assert harness.selector.turns - before < 20
-    assert served.response.sock.recv(100, socket.MSG_PEEK) == b"GET / HTTP/1.1\r\n"
+    assert harness.selector.turns - turns_before < 20
+    assert reader.response.sock.recv(100, socket.MSG_PEEK) == b"GET / HTTP/1.1\r\n"
     assert run.state == "running"
     reply.feed("b")
     raw = b""
     while b'"b"' not in raw:
-        raw += served.client.recv(65_536)
-    served.client.close()
-    assert served.waiting.end() is None
-    assert served.waiting.result is False
+        raw += reader.client.recv(65_536)
+    reader.client.close()
+    assert reader.waiting_call.end() is None
+    assert reader.waiting_call.result is False
 
 
 def test_pipelined_bytes_are_no_departure(
@@ -239,18 +241,18 @@ def test_pipelined_bytes_are_no_departure(
     """Bytes behind a request are no departure of a reader that follows the log itself."""
     monkeypatch.setattr(relay_module, "PIPELINED_LOOK", 0.2)
     harness.start()
-    ours, client = harness.connect()
-    gone = threading.Event()
-    before = harness.selector.turns
-    watched = Departure(harness.generations.relay, ours, gone.set)
+    server, client = harness.connect()
+    has_left = threading.Event()
+    turns_before = harness.selector.turns
+    departure = Departure(harness.generations.relay, server, has_left.set)
     client.sendall(b"GET / HTTP/1.1\r\n")
-    wait_until(lambda: harness.selector.turns > before)
-    before = harness.selector.turns
-    assert not gone.wait(0.5)
-    assert harness.selector.turns - before < 20
+    wait_until(lambda: harness.selector.turns > turns_before)
+    turns_before = harness.selector.turns
+    assert not has_left.wait(0.5)
+    assert harness.selector.turns - turns_before < 20
     client.close()
-    assert gone.wait(WAIT_TIMEOUT)
-    watched.cancel()
+    assert has_left.wait(WAIT_TIMEOUT)
+    departure.cancel()
 
 
 def test_exception_in_a_frame_drops_its_reader_alone(
@@ -258,39 +260,39 @@ def test_exception_in_a_frame_drops_its_reader_alone(
 ) -> None:
     """The exception is logged; the run and its other readers go on."""
 
-    def broken(events: list[tuple[int, Event]]) -> bytes:
+    def raise_fault(events: list[tuple[int, Event]]) -> bytes:
         raise ZeroDivisionError("in a frame")
 
     run, reply = harness.start()
-    bad, good = harness.serve(run, broken), harness.serve(run)
+    failing_reader, working_reader = harness.serve(run, raise_fault), harness.serve(run)
     reply.feed("a")
-    assert bad.waiting.end() is None
-    assert bad.waiting.result is False
+    assert failing_reader.waiting_call.end() is None
+    assert failing_reader.waiting_call.result is False
     reply.end()
-    assert text_of(b"".join(chunks(read_to_end(good.client)))) == "a"
-    assert good.waiting.end() is None
-    assert good.waiting.result is True
+    assert text_of(b"".join(chunks(read_to_end(working_reader.client)))) == "a"
+    assert working_reader.waiting_call.end() is None
+    assert working_reader.waiting_call.result is True
     wait_until(lambda: "ZeroDivisionError: in a frame" in caplog.text)
 
 
 def test_reader_that_leaves_during_silence_is_noticed(harness: SinkHarness) -> None:
     """A closed connection ends its reader's request although no event is written."""
     run, _ = harness.start()
-    served = harness.serve(run)
-    served.client.close()
-    assert served.waiting.end() is None
-    assert served.waiting.result is False
+    reader = harness.serve(run)
+    reader.client.close()
+    assert reader.waiting_call.end() is None
+    assert reader.waiting_call.result is False
     assert run.viewers() == []
 
 
 def test_relay_close_ends_every_waiting_request(harness: SinkHarness) -> None:
     """Closing the relay ends the wait of every request."""
     run, _ = harness.start()
-    served = [harness.serve(run) for _ in range(3)]
+    readers = [harness.serve(run) for _ in range(3)]
     harness.generations.relay.close(WAIT_TIMEOUT)
-    for reader in served:
-        assert reader.waiting.end() is None
-        assert reader.waiting.result is False
+    for reader in readers:
+        assert reader.waiting_call.end() is None
+        assert reader.waiting_call.result is False
 
 
 # --- a real server --------------------------------------------------------------------------------
@@ -300,7 +302,7 @@ LOGGED = {"GUNICORN_CMD_ARGS": "--access-logfile - --access-logformat 'took %(B)
 
 
 @pytest.fixture(scope="module")
-def both(shared_fake: FakeOpenAI) -> Iterator[dict[str, HaltServer]]:
+def servers_by_writer(shared_fake: FakeOpenAI) -> Iterator[dict[str, HaltServer]]:
     """Two servers by HALT_RELAY_WRITES: the relay of the first, threads of the second write."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", **LOGGED}
     servers = {writes: HaltServer({**env, "HALT_RELAY_WRITES": writes}) for writes in ("1", "0")}
@@ -324,7 +326,7 @@ def request(path: str, body: Any = None, version: str = "1.1", **headers: str) -
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
-class Raw:
+class RawConnection:
     """A connection whose bytes a test reads."""
 
     def __init__(self, server: HaltServer, receive_buffer: int | None = None) -> None:
@@ -335,7 +337,7 @@ class Raw:
         self.sock.connect((server.host, server.port))
         self._buffer = b""
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> RawConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -356,7 +358,7 @@ class Raw:
         assert self.take(2) == b"\r\n"
         return out
 
-    def rest(self) -> bytes:
+    def read_to_close(self) -> bytes:
         """The bytes until the server closes the connection."""
         out, self._buffer = self._buffer, b""
         while data := self.sock.recv(65_536):
@@ -381,10 +383,10 @@ class Raw:
         self._buffer += data
 
 
-def chat(model: str, **more: Any) -> dict[str, Any]:
+def chat(model: str, **fields: Any) -> dict[str, Any]:
     """The body of a request for a stream."""
     messages = [{"role": "user", "content": "Good morning, how are you today?"}]
-    return {"messages": messages, "model": model, **more}
+    return {"messages": messages, "model": model, **fields}
 
 
 @pytest.fixture
@@ -401,15 +403,15 @@ def wait_over(server: HaltServer, stream_id: str) -> None:
 
 
 def test_slow_client_gets_the_whole_answer_and_the_http_end(
-    both: dict[str, HaltServer], big: str
+    servers_by_writer: dict[str, HaltServer], big: str
 ) -> None:
     """A large answer read after its end has whole frames and the end of HTTP."""
     stream_id = new_id()
-    with Raw(both["1"], receive_buffer=4096) as raw:
+    with RawConnection(servers_by_writer["1"], receive_buffer=4096) as raw:
         raw.sock.sendall(request("/chat/stream", chat(big, id=stream_id)))
         head = raw.head()
         assert head["transfer-encoding"] == "chunked"
-        wait_over(both["1"], stream_id)
+        wait_over(servers_by_writer["1"], stream_id)
         first, *bodies = raw.chunks()
     assert first == b":\n"
     assert all(body.endswith(b"\n\n") for body in bodies)
@@ -419,18 +421,20 @@ def test_slow_client_gets_the_whole_answer_and_the_http_end(
 
 
 @pytest.mark.parametrize("writes", ["1", "0"], ids=["relay", "threads"])
-def test_http_1_0_client_gets_no_chunks(both: dict[str, HaltServer], writes: str) -> None:
+def test_http_1_0_client_gets_no_chunks(
+    servers_by_writer: dict[str, HaltServer], writes: str
+) -> None:
     """For HTTP/1.0 the body has no chunks and ends with the connection."""
-    with Raw(both[writes]) as raw:
+    with RawConnection(servers_by_writer[writes]) as raw:
         raw.sock.sendall(request("/chat/stream", chat("echo"), version="1.0"))
-        head, body = raw.head(), raw.rest()
+        head, body = raw.head(), raw.read_to_close()
     assert "transfer-encoding" not in head
     assert all(re.match(rb"id: |data: |event: |:|$", line) for line in body.split(b"\n")), body
     assert body.endswith(b"data: [DONE]\n\n")
-    with Raw(both[writes]) as raw:
+    with RawConnection(servers_by_writer[writes]) as raw:
         raw.sock.sendall(request("/chat", chat("echo"), version="1.0", Accept="text/plain"))
         raw.head()
-        assert raw.rest() == b"Good morning, how are you today?"
+        assert raw.read_to_close() == b"Good morning, how are you today?"
 
 
 PLACE, STREAM = new_id(), new_id()
@@ -469,26 +473,28 @@ def without_varying_parts(body: bytes, names: dict[str, str]) -> bytes:
 
 
 def test_relay_and_thread_write_the_same_bytes(
-    both: dict[str, HaltServer], shared_fake: FakeOpenAI
+    servers_by_writer: dict[str, HaltServer], shared_fake: FakeOpenAI
 ) -> None:
     """With HALT_RELAY_WRITES on and off all routes send the same status and body."""
     shared_fake.texts["short"] = "Good **evening**!"
     responses: dict[str, dict[str, tuple[str, bytes]]] = {}
-    for writes, server in both.items():
+    for writes, server in servers_by_writer.items():
         cookie = server.client()
         cookie.get("/")
         cookies = "; ".join(f"{name}={value}" for name, value in cookie.cookies.items())
         for name, flow in FLOWS.items():
-            sent = flow.replace(b"\r\n", b"\r\nCookie: " + cookies.encode() + b"\r\n", 1)
+            request_bytes = flow.replace(b"\r\n", b"\r\nCookie: " + cookies.encode() + b"\r\n", 1)
             if name == "page":  # a page that reconnects and gets the whole answer
                 wait_until(
                     lambda: b"[DONE]" in cookie.get(f"/streams/{STREAM}").body, SERVER_TIMEOUT
                 )
-            with Raw(server) as raw:
-                raw.sock.sendall(sent)
+            with RawConnection(server) as raw:
+                raw.sock.sendall(request_bytes)
                 head = raw.head()
                 if name == "prompt of a page":
-                    request_record(shared_fake, PAGE_PROMPT, list(both).index(writes)).release()
+                    request_record(
+                        shared_fake, PAGE_PROMPT, list(servers_by_writer).index(writes)
+                    ).release()
                 if head.get("transfer-encoding") == "chunked":
                     body = b"".join(raw.chunks())
                 else:
@@ -503,14 +509,18 @@ def test_relay_and_thread_write_the_same_bytes(
 
 
 @pytest.mark.parametrize("writes", ["1", "0"], ids=["relay", "threads"])
-def test_access_log_counts_the_bytes_of_the_body(both: dict[str, HaltServer], writes: str) -> None:
+def test_access_log_counts_the_bytes_of_the_body(
+    servers_by_writer: dict[str, HaltServer], writes: str
+) -> None:
     """The log counts all bytes without framing, and the connection serves the next request."""
-    with Raw(both[writes]) as raw:
+    with RawConnection(servers_by_writer[writes]) as raw:
         for number in range(3):
             raw.sock.sendall(request(f"/chat/stream?log={writes}{number}", chat("echo")))
             assert raw.head()[""].startswith("HTTP/1.1 200 ")
             size = sum(map(len, raw.chunks()))
-            both[writes].wait_printed(f"took {size} of POST /chat/stream.log={writes}{number} ")
+            servers_by_writer[writes].wait_printed(
+                f"took {size} of POST /chat/stream.log={writes}{number} "
+            )
         raw.sock.sendall(request("/healthz"))
         head = raw.head()
         assert head[""].startswith("HTTP/1.1 200 ")
@@ -518,12 +528,14 @@ def test_access_log_counts_the_bytes_of_the_body(both: dict[str, HaltServer], wr
         raw.sock.sendall(request("/chat/stream", chat("echo"), Connection="close"))
         assert raw.head()["connection"] == "close"
         assert raw.chunks()[-1].endswith(b"[DONE]\n\n")
-        assert raw.rest() == b""
+        assert raw.read_to_close() == b""
 
 
-def test_pipelined_request_is_answered_after_the_stream(both: dict[str, HaltServer]) -> None:
+def test_pipelined_request_is_answered_after_the_stream(
+    servers_by_writer: dict[str, HaltServer],
+) -> None:
     """A request sent before the end of a stream is answered behind it."""
-    with Raw(both["1"]) as raw:
+    with RawConnection(servers_by_writer["1"]) as raw:
         raw.sock.sendall(request("/chat/stream", chat("echo")) + request("/healthz"))
         raw.head()
         assert raw.chunks()[-1].endswith(b"[DONE]\n\n")
@@ -538,17 +550,19 @@ class WrappedServer(HaltServer):
     command = ("-m", "gunicorn", "tests.support.wrapped_app:app")
 
 
-@pytest.mark.parametrize("zipped", ["", "1"], ids=["plain", "gzip"])
-def test_middleware_around_the_body_gets_every_piece(shared_fake: FakeOpenAI, zipped: str) -> None:
+@pytest.mark.parametrize("gzip_setting", ["", "1"], ids=["plain", "gzip"])
+def test_middleware_around_the_body_gets_every_piece(
+    shared_fake: FakeOpenAI, gzip_setting: str
+) -> None:
     """A middleware that wraps the body gets every piece of it."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
-    server = WrappedServer({**env, "TEST_ZIPPED": zipped})
+    server = WrappedServer({**env, "TEST_ZIPPED": gzip_setting})
     try:
-        with Raw(server) as raw:
+        with RawConnection(server) as raw:
             raw.sock.sendall(request("/chat/stream", chat("count?n=100")))
             head = raw.head()
             body = b"".join(raw.chunks())
-        if zipped:
+        if gzip_setting:
             assert head["content-encoding"] == "gzip"
             body = gzip.decompress(body)
         assert text_of(body) == "".join(f"{n} " for n in range(100))
@@ -569,18 +583,18 @@ def test_stuck_client_is_dropped_and_resumes(shared_fake: FakeOpenAI, big: str) 
     server = FaultyServer({**env, "TEST_STUCK_MAX": "0.5"})
     stream_id = new_id()
     try:
-        with Raw(server, receive_buffer=4096) as raw:
+        with RawConnection(server, receive_buffer=4096) as raw:
             raw.sock.sendall(request("/chat/stream", chat(big, id=stream_id)))
             raw.head()
             wait_over(server, stream_id)
             server.wait_printed("took [0-9]+ of POST /chat/stream ")
-            got = raw.rest()
-        assert not got.endswith(b"0\r\n\r\n")
-        assert b"[DONE]" not in got
+            received = raw.read_to_close()
+        assert not received.endswith(b"0\r\n\r\n")
+        assert b"[DONE]" not in received
         # A part of an event at the end of the last frame is no event.
-        newest = max(map(int, re.findall(rb"^id: (\d+)\n.*\n\n", got, re.MULTILINE)))
-        again = server.client().follow(stream_id, newest).to_end()
-        assert int(again.seen[0].id) == newest + 1
-        assert BIG.endswith(again.text)
+        newest = max(map(int, re.findall(rb"^id: (\d+)\n.*\n\n", received, re.MULTILINE)))
+        resumed = server.client().follow(stream_id, newest).to_end()
+        assert int(resumed.seen[0].id) == newest + 1
+        assert BIG.endswith(resumed.text)
     finally:
         server.close()

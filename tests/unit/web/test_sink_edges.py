@@ -58,7 +58,7 @@ def response(server: socket.socket) -> Any:
     return SimpleNamespace(sock=server, sent=0)
 
 
-def follow(generations: GenerationService, run: Generation) -> EventStream:
+def make_event_stream(generations: GenerationService, run: Generation) -> EventStream:
     return EventStream(generations, run, None, 0, json_frames, empty_message=FINAL_FRAME)
 
 
@@ -78,62 +78,62 @@ def test_text_stream_in_silence_wakes_the_relay_once_a_heartbeat(
     generations, upstream = scripted
     run = generations.start(ChatRequest(HI))
     upstream.reply()
-    due: list[float] = []
-    at = generations.relay.at
+    due_times: list[float] = []
+    set_timer = generations.relay.at
 
-    def noted(time: float, work: Callable[[], None]) -> Any:
+    def noting_at(time: float, work: Callable[[], None]) -> Any:
         if getattr(work, "__name__", "") == "_beat":
-            due.append(time)
-        return at(time, work)
+            due_times.append(time)
+        return set_timer(time, work)
 
-    monkeypatch.setattr(generations.relay, "at", noted)
+    monkeypatch.setattr(generations.relay, "at", noting_at)
     with TextStream(generations, run, None) as stream:
         sink = Sink(stream, response(ends[0]))
-        wait_until(lambda: len(due) > 10)
-        steps = [later - before for before, later in pairwise(due)]
+        wait_until(lambda: len(due_times) > 10)
+        steps = [later - earlier for earlier, later in pairwise(due_times)]
         assert min(steps) >= 0.9 * generations.config.heartbeat
         run.cancel("stop")
         assert BackgroundCall(sink.wait).end() is None
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["up to date", "behind"])
+@pytest.mark.parametrize("is_behind", [False, True], ids=["up to date", "behind"])
 def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
     start_worker: StartWorker,
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
-    behind: bool,
+    is_behind: bool,
 ) -> None:
     """A worker that leaves ends its readers of another worker's stream with a whole response."""
     monkeypatch.setattr("halt.cluster.service.LEAVE_GRACE", -1.0)
-    owner, leaving = start_worker(), start_worker()
-    run, _ = owner.start("a-stream", *([BIG] * 60 if behind else ["one "]))
+    producer, leaving = start_worker(), start_worker()
+    run, _ = producer.start("a-stream", *([BIG] * 60 if is_behind else ["one "]))
     remote = leaving.service.get("a-stream", None)
     server, client = ends
-    with follow(leaving.service, remote) as stream:
+    with make_event_stream(leaving.service, remote) as stream:
         sink = Sink(stream, response(server))
-        waiting = BackgroundCall(sink.wait)
-        if behind:
+        waiting_call = BackgroundCall(sink.wait)
+        if is_behind:
             wait_until(lambda: is_full(server))
         else:
             receive_until(client, b'"one "}\n\n\r\n')
         leaving.workers.leave()
-        if behind:
+        if is_behind:
             posts_are_done = threading.Event()
             leaving.service.relay.post(posts_are_done.set)
             assert posts_are_done.wait(WAIT_TIMEOUT)
             client.setblocking(False)
-            taken = 0
+            received = 0
 
             def is_over() -> bool:
-                nonlocal taken
+                nonlocal received
                 with contextlib.suppress(BlockingIOError):
-                    taken += len(client.recv(65_536))
-                return not waiting.is_alive()
+                    received += len(client.recv(65_536))
+                return not waiting_call.is_alive()
 
             wait_until(is_over)
-            assert taken > len(BIG)
-        assert waiting.end() is None
-        assert waiting.result is True, "the response ends as a whole one"
+            assert received > len(BIG)
+        assert waiting_call.end() is None
+        assert waiting_call.result is True, "the response ends as a whole one"
     assert run.state == "running"
 
 
@@ -147,15 +147,15 @@ def test_socket_refused_by_the_selector_ends_its_reader_alone(
     run = generations.start(ChatRequest(HI))
     upstream.reply().wait_reads()
 
-    def refuse(*_: object) -> None:
+    def refuse_socket(*_: object) -> None:
         raise OSError(errno.ENOSPC, "max_user_watches")
 
-    with follow(generations, run) as stream:
-        with monkeypatch.context() as patched:
-            patched.setattr(generations.relay, "watch", refuse)
-            waiting = BackgroundCall(Sink(stream, response(ends[0])).wait)
-            assert waiting.end() is None
-        assert waiting.result is False
+    with make_event_stream(generations, run) as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(generations.relay, "watch", refuse_socket)
+            waiting_call = BackgroundCall(Sink(stream, response(ends[0])).wait)
+            assert waiting_call.end() is None
+        assert waiting_call.result is False
     assert generations.relay.is_running
     assert run.state == "running"
 
@@ -165,22 +165,22 @@ def test_departure_cancelled_between_two_checks_closes_its_descriptor(
 ) -> None:
     """A departure cancelled while it waits for its next check leaves no open descriptor."""
     monkeypatch.setattr(relay_module, "PIPELINED_LOOK", WAIT_TIMEOUT)
-    relay, waits = Relay(lambda _: None), threading.Event()
-    at = relay.at
+    relay, is_waiting = Relay(lambda _: None), threading.Event()
+    set_timer = relay.at
 
-    def noted(time: float, work: Callable[[], None]) -> Any:
-        timer = at(time, work)
-        waits.set()
+    def noting_at(time: float, work: Callable[[], None]) -> Any:
+        timer = set_timer(time, work)
+        is_waiting.set()
         return timer
 
-    monkeypatch.setattr(relay, "at", noted)
+    monkeypatch.setattr(relay, "at", noting_at)
     server, client = ends
     client.send(b"GET")
     departure = Departure(relay, server, lambda: None)
     relay.start()
     with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
-        assert waits.wait(WAIT_TIMEOUT)
+        assert is_waiting.wait(WAIT_TIMEOUT)
         departure.cancel()
         relay.close(WAIT_TIMEOUT)
     assert caught_warnings == []

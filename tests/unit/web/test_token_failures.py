@@ -26,7 +26,7 @@ hosts = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def token_halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A server with a token, one worker, behind a proxy; no rate limit is set."""
     environment = settings(
         shared_fake, HALT_TOKEN=TOKEN, HALT_TRUSTED_PROXIES=1, HALT_CORS_ORIGINS=SHOP
@@ -48,20 +48,20 @@ def bearer(server: HaltServer, address: str, token: str = WRONG, **headers: str)
     )
 
 
-def exhaust(client: Client) -> None:
+def use_up_attempts(client: Client) -> None:
     """Send as many wrong tokens as are answered 401."""
     for _ in range(WRONG_MAX):
         assert client.post("/stop/0123456789").status == 401
 
 
-def in_time(answer: HttpResponse) -> bool:
+def has_retry_after(answer: HttpResponse) -> bool:
     """Whether the refusal has a Retry-After within the window."""
     return 0 < int(answer.headers["retry-after"]) <= WINDOW
 
 
-Way = Callable[[Client], HttpResponse]
+Route = Callable[[Client], HttpResponse]
 
-WAYS: dict[str, Way] = {
+ROUTES: dict[str, Route] = {
     "stop": lambda client: client.post("/stop/0123456789"),
     "stop by form": lambda client: client.post("/stop", b"stream_id=0123456789", Content_Type=FORM),
     "start": lambda client: client.post("/chat/stream", HELLO),
@@ -76,99 +76,101 @@ WAYS: dict[str, Way] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("send_request", ROUTES.values(), ids=ROUTES)
 def test_wrong_token_on_any_route_counts_and_is_refused_over_the_limit(
-    guarded: HaltServer, address: str, way: Way
+    token_halt: HaltServer, address: str, send_request: Route
 ) -> None:
     """Over the limit the route and Stop answer 429 with the time to wait."""
-    client = bearer(guarded, address)
+    client = bearer(token_halt, address)
     for _ in range(WRONG_MAX):
-        assert way(client).status != 429
-    for refused in (way(client), client.post("/stop/0123456789")):
-        assert (refused.status, in_time(refused)) == (429, True)
-        assert (refused.error["code"], refused.error["retryable"]) == ("too_many_requests", False)
-        assert "wrong access tokens" in refused.error["message"]
+        assert send_request(client).status != 429
+    for refusal in (send_request(client), client.post("/stop/0123456789")):
+        assert (refusal.status, has_retry_after(refusal)) == (429, True)
+        assert (refusal.error["code"], refusal.error["retryable"]) == ("too_many_requests", False)
+        assert "wrong access tokens" in refusal.error["message"]
 
 
 def test_login_form_counts_wrong_tokens_and_accepts_the_right_one(
-    guarded: HaltServer, address: str
+    token_halt: HaltServer, address: str
 ) -> None:
     """Over the limit the form shows the refusal; the right token still logs in."""
-    browser = guarded.client(**{"X-Forwarded-For": address, "Accept": "text/html"})
+    browser = token_halt.client(**{"X-Forwarded-For": address, "Accept": "text/html"})
     for _ in range(WRONG_MAX):
         assert browser.post("/login", f"token={WRONG}".encode(), Content_Type=FORM).status == 401
-    refused = browser.post("/login", f"token={WRONG}".encode(), Content_Type=FORM)
-    assert (refused.status, in_time(refused)) == (429, True)
-    assert b"Too many wrong access tokens" in refused.body
-    assert b'name="token"' in refused.body
-    assert bearer(guarded, address).get("/streams").status == 429  # one count for all routes
+    refusal = browser.post("/login", f"token={WRONG}".encode(), Content_Type=FORM)
+    assert (refusal.status, has_retry_after(refusal)) == (429, True)
+    assert b"Too many wrong access tokens" in refusal.body
+    assert b'name="token"' in refusal.body
+    assert bearer(token_halt, address).get("/streams").status == 429  # one count for all routes
     assert browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM).status == 302
     assert browser.get("/").status == 200
 
 
 def test_openai_client_gets_a_rate_limit_error_without_a_retry(
-    guarded: HaltServer, address: str
+    token_halt: HaltServer, address: str
 ) -> None:
     """OpenAI's client raises RateLimitError and gets a header that forbids a retry."""
-    exhaust(bearer(guarded, address))
+    use_up_attempts(bearer(token_halt, address))
     with (
         openai.OpenAI(
-            base_url=f"{guarded.url}/v1",
+            base_url=f"{token_halt.url}/v1",
             api_key=WRONG,
             default_headers={"X-Forwarded-For": address},
         ) as openai_client,
-        pytest.raises(openai.RateLimitError) as caught,
+        pytest.raises(openai.RateLimitError) as error_info,
     ):
         openai_client.models.list()
-    assert caught.value.code == "rate_limit_exceeded"
-    assert caught.value.response.headers["x-should-retry"] == "false"
-    assert 0 < int(caught.value.response.headers["retry-after"]) <= WINDOW
+    assert error_info.value.code == "rate_limit_exceeded"
+    assert error_info.value.response.headers["x-should-retry"] == "false"
+    assert 0 < int(error_info.value.response.headers["retry-after"]) <= WINDOW
 
 
-def test_refusal_is_readable_by_an_allowed_origin(guarded: HaltServer, address: str) -> None:
+def test_refusal_is_readable_by_an_allowed_origin(token_halt: HaltServer, address: str) -> None:
     """The refusal has the CORS header of an allowed origin."""
-    client = bearer(guarded, address, Origin=SHOP)
-    exhaust(client)
-    refused = client.post("/chat", HELLO)
-    assert (refused.status, refused.headers["access-control-allow-origin"]) == (429, SHOP)
+    client = bearer(token_halt, address, Origin=SHOP)
+    use_up_attempts(client)
+    refusal = client.post("/chat", HELLO)
+    assert (refusal.status, refusal.headers["access-control-allow-origin"]) == (429, SHOP)
 
 
-def test_refusal_of_an_htmx_request_goes_to_the_notice(guarded: HaltServer, address: str) -> None:
+def test_refusal_of_an_htmx_request_goes_to_the_notice(
+    token_halt: HaltServer, address: str
+) -> None:
     """The refusal of a request of the page is shown in its notice."""
-    client = bearer(guarded, address, **{"HX-Request": "true"})
-    exhaust(client)
-    refused = client.post("/stop/0123456789")
-    assert (refused.status, refused.headers["hx-retarget"]) == (429, "#notice")
-    assert b"Too many wrong access tokens" in refused.body
+    client = bearer(token_halt, address, **{"HX-Request": "true"})
+    use_up_attempts(client)
+    refusal = client.post("/stop/0123456789")
+    assert (refusal.status, refusal.headers["hx-retarget"]) == (429, "#notice")
+    assert b"Too many wrong access tokens" in refusal.body
 
 
-def test_right_token_is_accepted_over_the_limit(guarded: HaltServer, address: str) -> None:
+def test_right_token_is_accepted_over_the_limit(token_halt: HaltServer, address: str) -> None:
     """The right token is accepted from an address over the limit and does not change its count."""
-    wrong, right = bearer(guarded, address), bearer(guarded, address, TOKEN)
-    exhaust(wrong)
-    assert wrong.get("/streams").status == 429
-    assert right.get("/streams").status == 200
-    assert right.post("/chat", HELLO).body == b"Hello"
-    assert wrong.get("/streams").status == 429
+    wrong_client, right_client = bearer(token_halt, address), bearer(token_halt, address, TOKEN)
+    use_up_attempts(wrong_client)
+    assert wrong_client.get("/streams").status == 429
+    assert right_client.get("/streams").status == 200
+    assert right_client.post("/chat", HELLO).body == b"Hello"
+    assert wrong_client.get("/streams").status == 429
 
 
 def test_wrong_tokens_of_one_address_do_not_refuse_another(
-    guarded: HaltServer, address: str
+    token_halt: HaltServer, address: str
 ) -> None:
     """Addresses are counted apart; an IPv6 client is counted by its network."""
-    exhaust(bearer(guarded, address))
-    assert bearer(guarded, f"10.2.0.{next(hosts)}").get("/streams").status == 401
-    exhaust(bearer(guarded, "2001:db8:1:2::1"))
-    assert bearer(guarded, "2001:db8:1:2:ffff::9").get("/streams").status == 429
-    assert bearer(guarded, "2001:db8:1:3::1").get("/streams").status == 401
+    use_up_attempts(bearer(token_halt, address))
+    assert bearer(token_halt, f"10.2.0.{next(hosts)}").get("/streams").status == 401
+    use_up_attempts(bearer(token_halt, "2001:db8:1:2::1"))
+    assert bearer(token_halt, "2001:db8:1:2:ffff::9").get("/streams").status == 429
+    assert bearer(token_halt, "2001:db8:1:3::1").get("/streams").status == 401
 
 
 @pytest.mark.parametrize("credentials", [None, "Bearer", "Bearer ", "Basic YTpi"])
 def test_request_without_a_token_is_not_counted(
-    guarded: HaltServer, address: str, credentials: str | None
+    token_halt: HaltServer, address: str, credentials: str | None
 ) -> None:
     """A request without a token is answered 401 any number of times."""
-    client = guarded.client(**{"X-Forwarded-For": address})
+    client = token_halt.client(**{"X-Forwarded-For": address})
     if credentials is not None:
         client.headers["Authorization"] = credentials
     for _ in range(2 * WRONG_MAX):
@@ -176,25 +178,25 @@ def test_request_without_a_token_is_not_counted(
     assert client.post("/login", b"token=", Content_Type=FORM).status == 401
 
 
-def test_open_routes_ignore_a_wrong_token(guarded: HaltServer, address: str) -> None:
+def test_open_routes_ignore_a_wrong_token(token_halt: HaltServer, address: str) -> None:
     """Health and static files are served over the limit and with a wrong token."""
-    client = bearer(guarded, address)
-    exhaust(client)
+    client = bearer(token_halt, address)
+    use_up_attempts(client)
     for path in ("/healthz", "/static/halt.css"):
         for _ in range(WRONG_MAX + 1):
             assert client.get(path).status == 200
 
 
 def test_excess_is_logged_once_for_an_address_and_a_window(
-    guarded: HaltServer, address: str
+    token_halt: HaltServer, address: str
 ) -> None:
     """One line in a window names the address, and no token."""
-    client = bearer(guarded, address)
+    client = bearer(token_halt, address)
     for _ in range(3 * WRONG_MAX):
         client.get("/streams")
-    guarded.wait_printed(rf"{re.escape(address)}: more than {WRONG_MAX} wrong access tokens")
-    assert guarded.printed.count(f"{address}: ") == 1
-    assert WRONG not in guarded.printed
+    token_halt.wait_printed(rf"{re.escape(address)}: more than {WRONG_MAX} wrong access tokens")
+    assert token_halt.printed.count(f"{address}: ") == 1
+    assert WRONG not in token_halt.printed
 
 
 # --- table of addresses ---------------------------------------------------------------------------
@@ -203,11 +205,11 @@ def test_excess_is_logged_once_for_an_address_and_a_window(
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Set the time, in seconds from the start of the test."""
-    at = [1000.0]
-    monkeypatch.setattr(token_failures, "now", lambda: at[0])
+    times = [1000.0]
+    monkeypatch.setattr(token_failures, "now", lambda: times[0])
 
     def set_time(seconds: float) -> None:
-        at[0] = 1000.0 + seconds
+        times[0] = 1000.0 + seconds
 
     return set_time
 

@@ -51,12 +51,12 @@ class WatchedSocket(socket.socket):
     def send(self, data: memoryview, flags: int = 0) -> int:  # type: ignore[override]
         self.writers.add(threading.current_thread().name)
         try:
-            sent = super().send(data, flags)
+            sent_count = super().send(data, flags)
         except BlockingIOError:
             self.is_full = True
             raise
-        self.is_full = sent < len(data)
-        return sent
+        self.is_full = sent_count < len(data)
+        return sent_count
 
     sendall = send  # type: ignore[assignment]
 
@@ -78,9 +78,9 @@ class Client:
     """Both ends of one connection, and the server's wire."""
 
     def __init__(self, relay: Relay, patience: float = 60.0) -> None:
-        ours, self.end = socket.socketpair()
+        server_socket, self.end = socket.socketpair()
         self.end.settimeout(WAIT_TIMEOUT)
-        self.sock = WatchedSocket(ours)
+        self.sock = WatchedSocket(server_socket)
         self.wire = WatchedWire(self.sock, relay, patience)
         self.received = b""
 
@@ -119,7 +119,7 @@ def generation(number: int) -> Generation:
     return Generation(f"stream-{number}", None, EventLog(10**9), started_at=now())
 
 
-def follow(run: Generation, wire: Wire) -> Feed:
+def follow_run(run: Generation, wire: Wire) -> Feed:
     feed = Feed(run, 0, wire)
     feed.begin()
     return feed
@@ -131,16 +131,16 @@ def write(run: Generation) -> None:
     run.log.end(lambda: Done("stop", Meter().snapshot()))
 
 
-def read_event_numbers(client: Client, streams: int) -> dict[str, list[int]]:
+def read_event_numbers(client: Client, stream_count: int) -> dict[str, list[int]]:
     """Read this many streams to their ends; the event numbers of each."""
     numbers: dict[str, list[int]] = {}
-    ended = 0
+    ended_count = 0
     for _, payload in client.frames():
         message = _message.decode(payload)
         if message.stream:
             numbers.setdefault(message.stream, []).append(message.seq)
-            ended += message.seq == EVENTS + 1
-        if ended == streams:
+            ended_count += message.seq == EVENTS + 1
+        if ended_count == stream_count:
             break
     return numbers
 
@@ -150,22 +150,22 @@ def test_relay_alone_writes_the_events_of_many_threads(clients: list[Client]) ->
 
     A client that reads nothing delays neither the other one nor a thread that appends.
     """
-    idle, reading = clients
+    idle_client, reading_client = clients
     runs = [generation(number) for number in range(STREAMS)]
     for run in runs:
         for client in clients:
-            follow(run, client.wire)
+            follow_run(run, client.wire)
     threads = [threading.Thread(target=write, args=(run,)) for run in runs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(WAIT_TIMEOUT)
         assert not thread.is_alive()
-    whole = {run.id: list(range(1, EVENTS + 2)) for run in runs}
-    assert read_event_numbers(reading, STREAMS) == whole
-    wait_until(lambda: idle.sock.is_full)  # the network is full
-    assert read_event_numbers(idle, STREAMS) == whole
-    assert idle.sock.writers == reading.sock.writers == {"halt-relay"}
+    expected = {run.id: list(range(1, EVENTS + 2)) for run in runs}
+    assert read_event_numbers(reading_client, STREAMS) == expected
+    wait_until(lambda: idle_client.sock.is_full)  # the network is full
+    assert read_event_numbers(idle_client, STREAMS) == expected
+    assert idle_client.sock.writers == reading_client.sock.writers == {"halt-relay"}
 
 
 def test_answers_overtake_waiting_events_and_keep_their_order(clients: list[Client]) -> None:
@@ -173,7 +173,7 @@ def test_answers_overtake_waiting_events_and_keep_their_order(clients: list[Clie
     client, _ = clients
     run = generation(0)
     write(run)
-    feeds = [follow(run, client.wire) for _ in range(STREAMS)]
+    feeds = [follow_run(run, client.wire) for _ in range(STREAMS)]
     wait_until(lambda: client.sock.is_full)
     for number in range(50):
         client.wire.send(frame(TEXT, encode({"answer": number})))
@@ -201,20 +201,20 @@ def test_events_of_a_stream_follow_the_answer_to_its_start(
         run = generation(number)
         run.log.append(Content("x"))
         client.wire.send(frame(TEXT, encode({"answer": number})))
-        follow(run, client.wire)
-    busy, late = generation(-1), generation(200)
-    late.log.append(Content("x"))
-    feed = follow(busy, client.wire)
+        follow_run(run, client.wire)
+    busy_run, late_run = generation(-1), generation(200)
+    late_run.log.append(Content("x"))
+    feed = follow_run(busy_run, client.wire)
     take = feed.take
 
     def start(most: int) -> tuple[bytes, int]:
         monkeypatch.undo()
         client.wire.send(frame(TEXT, encode({"answer": 200})))
-        follow(late, client.wire)
+        follow_run(late_run, client.wire)
         return take(most)
 
     monkeypatch.setattr(feed, "take", start)
-    busy.log.append(Content("x"))
+    busy_run.log.append(Content("x"))
     order = []
     for _, payload in client.frames():
         message = _message.decode(payload)
@@ -232,14 +232,14 @@ def test_client_that_takes_no_byte_is_too_slow(relay: Relay) -> None:
     run = generation(0)
     write(run)
     for _ in range(STREAMS):
-        follow(run, client.wire)
+        follow_run(run, client.wire)
     assert client.wire.wake_event.wait(WAIT_TIMEOUT)
     wait_until(lambda: client.wire.too_slow)
     client.wire.send(frame(CLOSE, struct.pack("!H", 4008) + b"too slow"))
     client.wire.end(now())
-    *before, (kind, payload) = client.frames()
+    *earlier_frames, (kind, payload) = client.frames()
     assert (kind, payload) == (CLOSE, struct.pack("!H", 4008) + b"too slow")
-    assert {kind for kind, _ in before} == {TEXT}
+    assert {kind for kind, _ in earlier_frames} == {TEXT}
     assert client.sock.writers == {"halt-relay"}
     client.close()
 
@@ -247,47 +247,47 @@ def test_client_that_takes_no_byte_is_too_slow(relay: Relay) -> None:
 def test_frames_before_the_end_are_sent_up_to_the_close(relay: Relay) -> None:
     """Frames put before the end are sent up to the close; a frame behind the close is not."""
     client = Client(relay)
-    ending = threading.Thread(target=client.wire.end, args=(now(),))
+    ending_thread = threading.Thread(target=client.wire.end, args=(now(),))
     close = frame(CLOSE, b"\x03\xf1")
     ready = threading.Event()
 
-    def stall() -> None:
+    def block_relay() -> None:
         ready.wait(WAIT_TIMEOUT)
-        ending.start()
-        ending.join(0.2)  # `end` waits for the relay's remaining work
+        ending_thread.start()
+        ending_thread.join(0.2)  # `end` waits for the relay's remaining work
 
-    relay.post(stall)
+    relay.post(block_relay)
     client.wire.send(frame(TEXT, encode({"answer": 1})))
     client.wire.send(close)
     client.wire.send(frame(TEXT, encode({"answer": 2})))
     ready.set()
-    wait_until(lambda: ending.ident is not None)
-    ending.join(WAIT_TIMEOUT)
+    wait_until(lambda: ending_thread.ident is not None)
+    ending_thread.join(WAIT_TIMEOUT)
     assert [kind for kind, _ in client.frames()] == [TEXT, CLOSE]
     client.close()
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["free network", "full network"])
-def test_relay_close_releases_the_socket(full: bool) -> None:
+@pytest.mark.parametrize("is_full", [False, True], ids=["free network", "full network"])
+def test_relay_close_releases_the_socket(is_full: bool) -> None:
     """After the relay is closed no thread waits for it, whether the network is full or not."""
     relay = Relay(lambda fault: None)
     relay.start()
-    client, late = Client(relay), Client(relay)
-    if full:
+    client, late_client = Client(relay), Client(relay)
+    if is_full:
         run = generation(0)
         write(run)
         for _ in range(STREAMS):
-            follow(run, client.wire)
+            follow_run(run, client.wire)
         wait_until(lambda: client.sock.is_full)
     client.wire.send(frame(TEXT, encode({"answer": 1})))
     relay.close(WAIT_TIMEOUT)
     assert client.wire.over
     assert client.wire.wake_event.is_set()
     client.wire.end(now())
-    if not full:
+    if not is_full:
         assert [kind for kind, _ in client.frames()] == [TEXT]
-    late.wire.send(b"too late")
-    late.close()
+    late_client.wire.send(b"too late")
+    late_client.close()
     client.close()
 
 
@@ -297,7 +297,7 @@ def test_client_that_left_is_noticed_with_a_full_network(clients: list[Client]) 
     run = generation(0)
     write(run)
     for _ in range(STREAMS):
-        follow(run, client.wire)
+        follow_run(run, client.wire)
     wait_until(lambda: client.sock.is_full)
     client.wire.wake_event.clear()
     client.end.close()
@@ -309,22 +309,22 @@ def test_exception_in_a_frame_ends_one_socket(
     clients: list[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server's thread gets the exception, the close is sent, and the relay serves others."""
-    client, other = clients
+    client, other_client = clients
     run = generation(0)
-    broken = follow(run, client.wire)
+    failing_feed = follow_run(run, client.wire)
     fault = ValueError("made for a test")
 
     def fail(most: int) -> tuple[bytes, int]:
         raise fault
 
-    monkeypatch.setattr(broken, "take", fail)
+    monkeypatch.setattr(failing_feed, "take", fail)
     run.log.append(Content("x"))
     assert client.wire.wake_event.wait(WAIT_TIMEOUT)
     assert client.wire.fault is fault
     client.wire.send(frame(CLOSE, b"\x03\xf3"))
     assert next(client.frames())[0] == CLOSE
-    follow(run, other.wire)
-    assert next(other.frames())[0] == TEXT
+    follow_run(run, other_client.wire)
+    assert next(other_client.frames())[0] == TEXT
 
 
 def test_reading_pauses_while_too_many_answers_wait(clients: list[Client]) -> None:
