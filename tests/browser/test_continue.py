@@ -329,37 +329,52 @@ def test_text_after_the_last_shown_word_is_counted_but_not_kept(
     assert sent_text.partition("\n\n")[0].strip() == frozen_text
 
 
-def test_answer_stopped_by_halt_shows_the_reason(
-    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
-) -> None:
-    """An answer that Halt stopped names the limit, is no error, and offers all its buttons."""
-    for model, label, limit in [
-        (
+@pytest.mark.parametrize(
+    ("model", "label", "limit"),
+    [
+        pytest.param(
             "stall?n=13",
             "Stopped: no page was open for 1 second (HALT_ORPHAN_GRACE).",
             {"HALT_ORPHAN_GRACE": 1},
+            id="no page",
         ),
-        (
+        pytest.param(
             "count?n=100000",
             "Stopped at a limit. The answer is longer",
             {"HALT_MAX_ANSWER_CHARS": 6000},
+            id="length",
         ),
-        ("stall?n=13", "Stopped at a limit. The answer took", {"HALT_RUN_TIMEOUT": 4}),
-    ]:
-        chat = open_chat(start_halt(fake, **limit), fake)
-        chat.ask(model)
-        chat.wait_text("10 11 12")
-        if "no page" in label:
-            address = chat.page.url
-            chat.page.goto("about:blank")
-            assert chat.record().closed.wait(RECORD_TIMEOUT)
-            chat.page.goto(address)
-        chat.wait_state("stopped")
-        for _ in range(2):
-            expect(chat.answer.locator(".badge")).to_contain_text(label)
-            for name in ("Continue", "Regenerate", "Discard"):
-                expect(chat.button(name)).to_be_visible()
-            chat.reload()
+        pytest.param(
+            "stall?n=13",
+            "Stopped at a limit. The answer took",
+            {"HALT_RUN_TIMEOUT": 4},
+            id="time",
+        ),
+    ],
+)
+def test_answer_stopped_by_halt_shows_the_reason(
+    open_chat: OpenChat,
+    start_halt: StartHalt,
+    fake: FakeOpenAI,
+    model: str,
+    label: str,
+    limit: dict[str, int],
+) -> None:
+    """An answer that Halt stopped names the limit, is no error, and offers all its buttons."""
+    chat = open_chat(start_halt(fake, **limit), fake)
+    chat.ask(model)
+    chat.wait_text("10 11 12")
+    if "no page" in label:
+        address = chat.page.url
+        chat.page.goto("about:blank")
+        assert chat.record().closed.wait(RECORD_TIMEOUT)
+        chat.page.goto(address)
+    chat.wait_state("stopped")
+    for _ in range(2):
+        expect(chat.answer.locator(".badge")).to_contain_text(label)
+        for name in ("Continue", "Regenerate", "Discard"):
+            expect(chat.button(name)).to_be_visible()
+        chat.reload()
 
 
 def test_abandoned_answer_without_text_keeps_its_prompt(
