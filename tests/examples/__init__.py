@@ -1,1 +1,3 @@
-"""Small clients, each to be copied as a whole. `tests/server/test_examples.py` runs every one of them."""
+"""Small clients, each to be copied as a whole. `tests/server/test_examples.py` runs every one of
+them.
+"""

@@ -58,7 +58,9 @@ def _messages(name: str, schema: dict[str, Any], shapes: dict[str, Any]) -> Sear
 
 
 class Frames(ServerTarget):
-    """The server answers with frames by the protocol, closes in time, and serves requests afterwards."""
+    """The server answers with frames by the protocol, closes in time, and serves requests
+    afterwards.
+    """
 
     name = "websocket"
 

@@ -1,7 +1,7 @@
-"""The house keeps its plan: one reader of the environment, no singletons, colours apart.
+"""Checks the layers: one reader of the environment, no singletons, and pygments in its own process.
 
-And what the browser loads is what was vendored, from here and from nowhere else. Which module may
-import which is `lint-imports`' matter (pyproject.toml).
+Vendored files match their digests, and pages load from Halt alone. `lint-imports` (pyproject.toml)
+checks which module imports which.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""No pattern of Halt's backtracks: each takes linear time for texts that are made to defeat it.
+"""Regular expressions of Halt take linear time, also for texts that are made to defeat them.
 
-The texts follow from the pattern itself. For each repeat in it they have what stands before it, the
-repeated part many times over, and an end at which the match fails; and all of that over and over,
-so that a search begins anew at each place.
+The texts are made from the pattern itself: for each repeat, the text before it, its repeated part
+many times, and an end at which the match fails; and all of that many times, so that the search
+begins again at each place.
 """
 
 from __future__ import annotations

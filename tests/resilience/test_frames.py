@@ -1,4 +1,4 @@
-"""WebSocket frames and messages as no client sends them, beside a socket that must continue."""
+"""Malformed WebSocket frames and messages beside a socket that must continue."""
 
 from __future__ import annotations
 

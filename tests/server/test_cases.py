@@ -1,7 +1,7 @@
-"""What servers of models send in fact, played against a Halt as a user starts it.
+"""Real responses of model servers (`tests/cases/upstream.json`), each with its expected outcome.
 
-`tests/cases/upstream.json` has the answers and what has to come of them. All cases are played at
-once, each in a conversation of its own; each test looks at what came of one.
+All cases are sent at once to a Halt in its own process, each in its own conversation. Each test
+checks the outcome of one case.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The conversations beside the page: the list, search, settings, files, undo; whose they are."""
+"""Routes beside the page's messages: list, search, settings, files and undo; access by session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of other origins: closed by default, and for those let in, a program's rights and no more."""
+"""Pages of other origins: refused by default; listed origins have the rights of a program."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A fresh server has everything ready: its first requests build nothing and lose nothing.
+"""First requests to a new server: they build nothing, and none is lost.
 
-What is built at first use is built by several threads at once when a fresh server gets a burst.
-msgspec's types do not survive that: the worker dies (docs/msgspec-race.md).
+If a decoder is built at its first use, several threads build it at once during a burst. msgspec's
+types do not survive that: the worker crashes (docs/msgspec-race.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STARTS = 10
 
 SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunicorn.conf.py"])
 
-#: Types that only Halt itself makes: no decoder is ever told of them.
+#: Types that Halt only encodes: no decoder is made for them.
 NEVER_DECODED = {
     "core.request.Part",
     "core.receipts.Health",
@@ -51,7 +51,7 @@ NEVER_DECODED = {
     "web.schemas.WholeAnswer",
 }
 
-#: Functions of msgspec that build the types which they are given, where they are not built yet.
+#: Functions of msgspec that build the types in their arguments, if they are not built yet.
 BUILDERS = {
     "msgspec.convert",
     "msgspec.inspect.type_info",

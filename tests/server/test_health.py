@@ -1,4 +1,4 @@
-"""GET /healthz beside a model's server, or a worker, that hangs: one request waits, never all."""
+"""GET /healthz while the model's server or a worker hangs: one request waits, never all."""
 
 from __future__ import annotations
 

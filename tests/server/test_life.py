@@ -1,4 +1,6 @@
-"""How a server starts, whom it lets in, what it keeps to itself, and how it leaves."""
+"""A server from start to exit: messages of its start, access, secrecy of key and token, and
+SIGTERM.
+"""
 
 from __future__ import annotations
 

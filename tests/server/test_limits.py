@@ -1,4 +1,4 @@
-"""What bounds a run and a server: places, viewers, times, sizes, and every fault of a provider."""
+"""Limits of runs and servers: streams, readers, times and sizes; and every fault of a provider."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_unaccepted_connection_ends_after_connect_timeout(
 
 @dataclass(frozen=True)
 class Fault:
-    """What a provider does, and what a client is told."""
+    """A fault of the provider, and the error that the client gets."""
 
     model: str
     code: str

@@ -1,4 +1,4 @@
-"""The API's own description: complete, valid, and true, which schemathesis tries a real Halt on."""
+"""The OpenAPI document: complete, valid, and in agreement with a real Halt (tried by schemathesis)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's own routes, asked as its forms ask them: what they refuse, and what they answer."""
+"""Requests of the page's forms: refusals and responses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A store that fails under a server that answers: streams go on, and the page says so.
+"""A failing store: streams continue, and the page reports it.
 
-The disk is really full, the files really may not grow, the database is really locked.
+The disk is really full, the size of files is really limited, the database is really locked.
 """
 
 from __future__ import annotations

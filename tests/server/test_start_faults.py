@@ -1,4 +1,4 @@
-"""Beginnings and Stops that meet a fault: nothing stays behind, and nobody is held up."""
+"""Faults at a start or a Stop: nothing is left behind, and no request waits for another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop, as a program presses it, in every phase of a run; what the provider saw is the judge."""
+"""POST /stop in every phase of a run, judged by the close that the model's server sees."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_stop_on_a_reused_connection_closes_the_upstream(setting: Setting, phase
         first.to_end()
         before = request_record(setting.fake, prompt).connection
         if check_stop(setting, phase).connection == before:
-            return  # an answer's end is told before its connection is back in the pool
+            return  # else the answer's end was sent before its connection was back in the pool
     pytest.fail(f"no connection was reused in {TRIES} tries")
 
 

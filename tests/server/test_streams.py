@@ -1,4 +1,4 @@
-"""The wire, as programs see it: a real server, asked over real sockets."""
+"""Streams over HTTP as programs use them: a real server and real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text, JSON, EventSource and the list of streams: one core, and what each makes of it."""
+"""POST /chat, GET /stream and the list of streams: plain text, JSON and EventSource of one core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers that proxies add: HALT_TRUSTED_PROXIES alone says which of them count, and for what."""
+"""Headers of proxies: HALT_TRUSTED_PROXIES decides which are used, and for what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many streams over one WebSocket, as programs use it; the provider's side is the judge of Stop."""
+"""WebSockets with many streams; the model server records whether a Stop closed its connection."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_follow_of_evicted_events_is_an_error(start_halt: StartHalt, fake: FakeO
         assert (error["code"], error["retryable"]) == ("offset_lost", False)
 
 
-# --- who may --------------------------------------------------------------------------------------
+# --- access ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

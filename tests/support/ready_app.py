@@ -1,4 +1,6 @@
-"""Halt with a route that lists what its process has built so far: `gunicorn tests.support.ready_app:app`."""
+"""Halt with a route that lists what its process has built so far: `gunicorn
+tests.support.ready_app:app`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Halt in a worker that can lose the ability to start threads: `gunicorn tests.support.thread_limit_app:app`.
+"""Halt in a worker that can lose the ability to start threads: `gunicorn
+tests.support.thread_limit_app:app`.
 
 After the signal REFUSE the system starts no thread for it, after ALLOW it does again; both print a
 line on standard error. RELEASE answers one held request. TEST_SILENCE_MAX, in seconds, replaces

@@ -1,4 +1,5 @@
-"""Halt behind a middleware that wraps its response bodies: `gunicorn tests.support.wrapped_app:app`.
+"""Halt behind a middleware that wraps its response bodies: `gunicorn
+tests.support.wrapped_app:app`.
 
 Tools for error reports and metrics do so; with TEST_ZIPPED set it compresses the bodies.
 """

@@ -13,7 +13,7 @@ from halt.cli.doctor.answers import check_answer, check_extras
 from halt.cli.doctor.connection import check_connection
 from halt.cli.doctor.models import check_models
 from halt.cli.doctor.report import ENVIRONMENT, Report
-from halt.cli.doctor.server_load import ServerLoad
+from halt.cli.doctor.running_requests import ServerLoad
 from halt.cli.doctor.stop import check_stop
 from halt.config import open_files
 from halt.config.provider_setup import setup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halt.cli.doctor.answers import LONG, watched
 from halt.cli.doctor.report import Report, milliseconds
-from halt.cli.doctor.server_load import ServerLoad
+from halt.cli.doctor.running_requests import ServerLoad
 from halt.core.events import Failed
 from halt.core.service import GenerationService
 

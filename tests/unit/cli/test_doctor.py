@@ -256,7 +256,7 @@ def test_doctor_warns_of_a_model_that_stops_late(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The finding has the times of the last busy and the first idle report, in seconds."""
-    monkeypatch.setattr("halt.cli.doctor.server_load.PAUSES", (0.05,))
+    monkeypatch.setattr("halt.cli.doctor.running_requests.PAUSES", (0.05,))
     monkeypatch.setattr("halt.cli.doctor.stop.SLOW_STOP", 0.0)
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 60.0)
     busy_reports = iter([1] * 4)  # after the Stop, whatever the machine's speed

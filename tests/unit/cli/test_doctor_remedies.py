@@ -1,4 +1,4 @@
-"""The doctor's findings about a model's server with an oddity or a fault: reason and remedy.
+"""The doctor's findings about unusual or faulty model servers: reason and remedy.
 
 Each server here is a small one whose list of models and answers a test chooses.
 """

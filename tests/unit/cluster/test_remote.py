@@ -1,4 +1,4 @@
-"""A generation of another worker, as it is read here: whole, in order, and never for ever.
+"""RemoteGeneration: a generation of another worker is read whole, in order, and to an end.
 
 Two services in one process, each a worker of the same folder, talk over real sockets.
 """

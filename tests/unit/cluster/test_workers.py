@@ -1,4 +1,4 @@
-"""Several workers behave as one, whichever of them a request reaches, while they come and go.
+"""Several workers behave as one server for every request, while workers start and exit.
 
 Each test starts a stream in one worker and does the rest through others.
 """

@@ -170,7 +170,7 @@ def test_interrupt_wakes_the_blocked_thread(transport: Transport, phase: Phase) 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_interrupt_repeated_has_the_effect_of_one(transport: Transport, phase: Phase) -> None:
-    """Law: any number of interrupts at any time do what one does."""
+    """Property: any number of interrupts at any time do what one does."""
     with contextlib.ExitStack() as stack:
         connection = WatchedConnection()
         call = phase(transport, connection, stack)
@@ -267,8 +267,9 @@ def test_interrupt_after_the_end_does_not_reach_the_next_run(transport: Transpor
 
 
 def test_interrupt_racing_the_end_closes_the_connection_or_misses_it(transport: Transport) -> None:
-    """Law: an interrupt at the moment of the end closes the connection or misses it; the next run
-    gets a connection that works."""
+    """Property: an interrupt at the moment of the end closes the connection or misses it; the next
+    run gets a connection that works.
+    """
     with RawServer(answering(*[HELLO] * (2 * REPEATS))) as server:
         for _ in range(REPEATS):
             connection = UpstreamConnection()

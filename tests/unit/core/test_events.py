@@ -237,7 +237,7 @@ def test_event_is_frozen() -> None:
 
 @given(st.lists(json_texts, min_size=1))
 def test_sse_text_arrives_unchanged_under_its_number(contents: list[str]) -> None:
-    """Law: a reader gets every text unchanged, under the same number."""
+    """Property: a reader gets every text unchanged, under the same number."""
     stream = b"".join(sse(seq, Content(text)) for seq, text in enumerate(contents, 1))
     messages = parse(stream)
     assert [m.id for m in messages] == [str(n) for n in range(1, len(contents) + 1)]
@@ -272,7 +272,7 @@ def test_sse_html_keeps_lines_of_any_line_ending(html: str) -> None:
 
 @given(st.lists(st.sampled_from(["\r", "\n", "\r\n", "<b>", "é", " ", ":", "id: 9", "\u2028"])))
 def test_sse_html_stays_in_one_frame(parts: list[str]) -> None:
-    """Law: a fragment with any lines is one message with its own number, and nothing else."""
+    """Property: a fragment with any lines is one message with its own number, and nothing else."""
     html = "".join(parts)
     (message,) = parse(sse_html(1, html))
     assert message.id == "1"

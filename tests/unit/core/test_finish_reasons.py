@@ -1,4 +1,4 @@
-"""Finish reasons: the servers' words for one end become one word; no bad end counts as good."""
+"""Finish reasons: each server's spelling becomes one word, and no failure counts as a good end."""
 
 from __future__ import annotations
 

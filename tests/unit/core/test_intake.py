@@ -1,4 +1,4 @@
-"""What the intake makes of an answer's end: thoughts as answers, held-back notes, silence."""
+"""Intake: how the end of an answer changes its text (reasoning alone, held-back notes, silence)."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def ends(log: EventLog, make: Callable[[], Terminal]) -> tuple[bool, Terminal | 
 
 
 def test_concurrent_ends_have_one_winner(make_log: MakeLog) -> None:
-    """Law: of concurrent ends exactly one wins, and every thread sees that one."""
+    """Property: of concurrent ends exactly one wins, and every thread sees that one."""
     makers = [make_done, make_cancelled, make_failed, make_cancelled]
     for _ in range(REPEATS):
         log = make_log(ROOMY)
@@ -274,7 +274,7 @@ def test_concurrent_ends_have_one_winner(make_log: MakeLog) -> None:
 
 
 def test_append_racing_the_end_is_before_it_or_refused(make_log: MakeLog) -> None:
-    """Law: an accepted append stands before the end; a refused one is not in the log."""
+    """Property: an accepted append stands before the end; a refused one is not in the log."""
     for _ in range(REPEATS):
         log = make_log(ROOMY)
         is_accepted, _, has_won = together(
@@ -290,7 +290,7 @@ def test_append_racing_the_end_is_before_it_or_refused(make_log: MakeLog) -> Non
 
 
 def test_readers_during_writing_all_get_the_same_text(make_log: MakeLog) -> None:
-    """Law: readers that continue from their last number miss nothing."""
+    """Property: readers that continue from their last number miss nothing."""
     log, texts = make_log(ROOMY), [f"{n} " for n in range(2_000)]
 
     def write() -> str:
@@ -360,7 +360,7 @@ TestSimpleModel.settings = settings(max_examples=50, stateful_step_count=40, dea
 
 @given(texts=st.lists(st.text()), offset=st.integers(0, 60))
 def test_read_in_two_parts_gives_the_whole_answer(texts: list[str], offset: int) -> None:
-    """Law: the events before a lost connection and those after it make the answer."""
+    """Property: the events before a lost connection and those after it make the answer."""
     for make in IMPLEMENTATIONS.values():
         log = make(10_000_000)
         for text in texts:

@@ -1,4 +1,4 @@
-"""The figures of a run: their meaning, their accuracy, and reads from any thread at any time."""
+"""Metrics of a run: their meaning, their accuracy, and reads from any thread at any time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     q=st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]),
 )
 def test_gaps_quantile_is_exact_to_7_percent(gaps: list[float], q: float) -> None:
-    """Law: for any durations a quantile is the true one, to 7 percent or 0.006 ms."""
+    """Property: for any durations a quantile is the true one, to 7 percent or 0.006 ms."""
     histogram = Gaps()
     for gap in gaps:
         histogram.add(gap)
@@ -56,7 +56,7 @@ def test_gaps_quantile_is_exact_to_7_percent(gaps: list[float], q: float) -> Non
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 50)), min_size=1, max_size=20))
 def test_gaps_add_with_a_count_equals_repeated_adds(counted_gaps: list[tuple[float, int]]) -> None:
-    """Law: adding a duration with count n is the same as adding it n times."""
+    """Property: adding a duration with count n is the same as adding it n times."""
     counted_histogram, repeated_histogram = Gaps(), Gaps()
     for seconds, count in counted_gaps:
         counted_histogram.add(seconds, count)
@@ -69,7 +69,7 @@ def test_gaps_add_with_a_count_equals_repeated_adds(counted_gaps: list[tuple[flo
 
 @given(st.floats(0, 86_400), st.floats(0, 86_400))
 def test_gaps_quantile_keeps_the_order_of_durations(first: float, second: float) -> None:
-    """Law: a longer duration never gets the smaller quantile."""
+    """Property: a longer duration never gets the smaller quantile."""
     quantiles = []
     for seconds in sorted((first, second)):
         histogram = Gaps()
@@ -93,7 +93,7 @@ def test_gaps_memory_is_at_most_eight_buckets_per_doubling() -> None:
 
 
 def test_gaps_quantile_during_adds_is_one_of_the_added() -> None:
-    """Law: a quantile that is computed while durations are added is one of those added."""
+    """Property: a quantile that is computed while durations are added is one of those added."""
     histogram, has_ended = Gaps(), threading.Event()
     histogram.add(1.0)
 
@@ -190,7 +190,7 @@ def test_received_without_pieces_changes_no_figure(clock: Clock) -> None:
 
 
 def test_snapshot_during_the_first_tokens_is_consistent() -> None:
-    """Law: a snapshot while the first tokens arrive has no negative time."""
+    """Property: a snapshot while the first tokens arrive has no negative time."""
     for _ in range(200):
         meter = Meter()
 

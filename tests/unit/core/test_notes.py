@@ -81,7 +81,7 @@ def test_note_filter_regards_text_before_the_first_piece() -> None:
 
 @given(st.lists(st.sampled_from([*NOTES, "[", "]", "\n", " ", "a", "[The user ", "[Note: "])))
 def test_note_filter_result_does_not_depend_on_the_pieces(pieces: list[str]) -> None:
-    """Law: what is removed depends on the text alone."""
+    """Property: what is removed depends on the text alone."""
     text = "".join(pieces)
     assert filtered(pieces) == filtered([text]) == filtered(list(text))
 

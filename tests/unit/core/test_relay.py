@@ -1,4 +1,4 @@
-"""The relay: fair among streams, quick for a Stop, never silently dead, one in each process.
+"""The relay: fair among streams, quick for a Stop, replaced when it fails, one in each process.
 
 Scripted models where the order matters, real servers for data over a connection.
 """

@@ -257,7 +257,7 @@ def test_run_without_grace_ends_when_its_last_viewer_leaves(harness: RunHarness)
 
 
 def test_stop_racing_the_natural_end_gives_one_terminal_event(harness: RunHarness) -> None:
-    """Law: exactly one terminal event, on which log, state, Stop and `on_end` agree."""
+    """Property: exactly one terminal event, on which log, state, Stop and `on_end` agree."""
     outcomes = set()
     for _ in range(REPEATS):
         run, reply = harness.run_with_parts("a")
@@ -280,7 +280,7 @@ def test_stop_racing_the_natural_end_gives_one_terminal_event(harness: RunHarnes
 
 
 def test_stop_racing_a_fault_and_a_limit_gives_one_end(harness: RunHarness) -> None:
-    """Law: of Stop, limit and a broken upstream one ends the run; the others change nothing."""
+    """Property: of Stop, limit and a broken upstream one ends the run; the others change nothing."""
     for _ in range(REPEATS // 4):
         run, _ = harness.run_with_parts("a", UpstreamError("upstream_dropped"))
         _, is_stopped, is_limited = together(
@@ -299,7 +299,7 @@ def test_stop_racing_a_fault_and_a_limit_gives_one_end(harness: RunHarness) -> N
 def test_viewer_before_the_first_thread_does_not_prevent_the_opening(
     harness: RunHarness,
 ) -> None:
-    """Law: a run is opened, whether its viewer or its thread comes first."""
+    """Property: a run is opened, whether its viewer or its thread comes first."""
     for _ in range(REPEATS // 4):
         run, reply = harness.run_with_parts("a")
         reply.end()
@@ -315,7 +315,7 @@ def test_viewer_before_the_first_thread_does_not_prevent_the_opening(
 
 
 def test_viewers_racing_a_stop_get_the_same_events(harness: RunHarness) -> None:
-    """Law: all viewers of a stopped run get the same events up to the same terminal one."""
+    """Property: all viewers of a stopped run get the same events up to the same terminal one."""
     for _ in range(REPEATS // 10):
         run, _ = harness.run_with_parts(*"abcdefgh")
 
@@ -394,7 +394,7 @@ def test_text_that_came_with_the_head_is_read_at_once(harness: RunHarness) -> No
 
 
 def test_reply_is_read_by_one_thread_at_a_time(harness: RunHarness) -> None:
-    """Law: however many viewers come and go, one thread reads and all viewers get the same."""
+    """Property: however many viewers come and go, one thread reads and all viewers get the same."""
     run, reply = harness.opened_run()
     readers = [Reader(run, name=f"reader-{n}") for n in range(5)]
     texts = [f"{n} " for n in range(200)]
@@ -821,7 +821,7 @@ def test_run_repr_has_id_state_and_counts(harness: RunHarness) -> None:
 
 
 def test_concurrent_stops_stop_the_run_once(harness: RunHarness) -> None:
-    """Law: one of several concurrent Stops gets stopped, the others finished."""
+    """Property: one of several concurrent Stops gets stopped, the others finished."""
     calls: list[Callable[[], str]]
     for _ in range(REPEATS // 10):
         run, _ = harness.new_run()

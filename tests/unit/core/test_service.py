@@ -1,4 +1,4 @@
-"""The service that owns all generations of a process: places, memory, and faults of callbacks."""
+"""GenerationService: places, memory, and exceptions of callbacks."""
 
 from __future__ import annotations
 

@@ -193,7 +193,9 @@ def test_stop_by_another_session_keeps_the_owners_tombstone(registry: ClockedReg
 
 
 def test_stop_racing_the_start_ends_the_stream() -> None:
-    """Law: either the press ended the stream or its start was refused, never both, never neither."""
+    """Property: either the press ended the stream or its start was refused, never both, never
+    neither.
+    """
     for _ in range(REPEATS):
         registry, stream = StopRegistry(), Stream()
         result, is_started = together(
@@ -204,7 +206,7 @@ def test_stop_racing_the_start_ends_the_stream() -> None:
 
 
 def test_concurrent_stops_end_the_stream_once() -> None:
-    """Law: of concurrent Stops exactly one ended the stream, the others get finished."""
+    """Property: of concurrent Stops exactly one ended the stream, the others get finished."""
     for _ in range(REPEATS):
         registry = StopRegistry()
         registry.claim("a", Stream().switch)
@@ -213,7 +215,7 @@ def test_concurrent_stops_end_the_stream_once() -> None:
 
 
 def test_concurrent_starts_claim_the_id_once() -> None:
-    """Law: of two streams that start with one ID at the same time exactly one gets it."""
+    """Property: of two streams that start with one ID at the same time exactly one gets it."""
 
     def claim(registry: StopRegistry) -> str:
         try:

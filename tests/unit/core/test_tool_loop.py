@@ -1,6 +1,6 @@
-"""Runs with tools: rounds, their order, their limits, and Stop in the middle of them.
+"""Runs with tools: rounds, their order, their limits, and a Stop during them.
 
-First on a scripted upstream, where every phase is reached by an event; then end to end, with a
+The first part uses a scripted upstream, where every phase is reached by an event; the second part a
 real server and real sockets.
 """
 
@@ -657,7 +657,7 @@ def assert_one_end(harness: ToolHarness, run: Run, replies: list[ScriptedReply])
 
 
 def test_stop_racing_rounds_of_tools_gives_one_end(harness: ToolHarness) -> None:
-    """Law: wherever a Stop meets a run with tools, it has one end, and each reply one close."""
+    """Property: wherever a Stop meets a run with tools, it has one end, and each reply one close."""
     outcomes = set()
     for number in range(REPEATS):
         run, replies = start_race(harness)
@@ -676,7 +676,7 @@ def test_stop_racing_rounds_of_tools_gives_one_end(harness: ToolHarness) -> None
 
 
 def test_viewers_racing_rounds_of_tools_get_the_same_events(harness: ToolHarness) -> None:
-    """Law: a round is run once, and all viewers get the same events."""
+    """Property: a round is run once, and all viewers get the same events."""
     for _ in range(REPEATS):
         run, replies = start_race(harness)
 
@@ -697,7 +697,9 @@ def test_viewers_racing_rounds_of_tools_get_the_same_events(harness: ToolHarness
 
 
 def test_viewers_and_an_end_racing_a_rounds_end_agree(harness: ToolHarness) -> None:
-    """Law: the same where the relay reads as the calls come, with a Stop or a limit in between."""
+    """Property: the same where the relay reads as the calls come, with a Stop or a limit in
+    between.
+    """
     for number in range(REPEATS):
         harness.clear()
         first, second = ScriptedReply(), race_script()[1]
@@ -737,7 +739,7 @@ def test_viewers_and_an_end_racing_a_rounds_end_agree(harness: ToolHarness) -> N
 
 
 def test_viewer_leaving_as_a_round_ends_does_not_stop_the_run(harness: ToolHarness) -> None:
-    """Law: a run is finished, whichever viewer leaves."""
+    """Property: a run is finished, whichever viewer leaves."""
     for _ in range(REPEATS):
         run, replies = start_race(harness)
         viewer = run.join()
@@ -768,7 +770,9 @@ def upstream() -> Iterator[FakeOpenAI]:
 
 @pytest.fixture(scope="module")
 def server(upstream: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt with the tools that ship and with those of `tests.support.tool_app`, three rounds at most."""
+    """A Halt with the tools that ship and with those of `tests.support.tool_app`, three rounds at
+    most.
+    """
     settings = {
         "OPENAI_BASE_URL": upstream.base_url,
         "OPENAI_API_KEY": "fake",

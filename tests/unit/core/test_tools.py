@@ -1,4 +1,4 @@
-"""Tools: the schema that a model gets of a function, and the result of a call, whatever it does."""
+"""Tools: the schema of a function for the model, and the result of a call in every case."""
 
 from __future__ import annotations
 
@@ -404,7 +404,7 @@ def test_call_without_a_thread_has_a_result(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_result_racing_time_limit_and_abort_comes_once() -> None:
-    """Law: each call has at most one result, and no round waits for ever."""
+    """Property: each call has at most one result, and no round waits for ever."""
 
     def quick() -> str:
         return "quick"

@@ -295,7 +295,7 @@ def test_aiter_without_ownership_leaves_the_generation_running(
 def test_task_cancelled_at_any_moment_leaves_one_terminal_event(
     program: Halt, fake: FakeOpenAI
 ) -> None:
-    """Law: whenever a task is cancelled, there is one terminal event and no connection or
+    """Property: whenever a task is cancelled, there is one terminal event and no connection or
     thread."""
 
     async def run_task(turns: int) -> None:

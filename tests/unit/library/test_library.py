@@ -580,7 +580,7 @@ def test_close_logs_a_callback_that_does_not_return(
 
 
 def test_concurrent_stop_end_and_close_leave_one_terminal_event() -> None:
-    """Law: a Stop, the end and `close` at once leave one terminal event and one last callback."""
+    """Property: a Stop, the end and `close` at once leave one terminal event and one last callback."""
     for number in range(60):
         upstream, callbacks = ScriptedUpstream(), RecordedCallbacks()
         program = scripted_halt(upstream)

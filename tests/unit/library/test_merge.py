@@ -328,7 +328,7 @@ def test_merge_after_close_yields_every_labels_end(fake: FakeOpenAI) -> None:
 
 
 def test_concurrent_stops_and_ends_leave_one_end_for_each_label() -> None:
-    """Law: with Stops, ends and a consumer at once each label has one end and its text."""
+    """Property: with Stops, ends and a consumer at once each label has one end and its text."""
     for _ in range(40):
         upstream = ScriptedUpstream()
         with scripted_halt(upstream) as program:
@@ -350,7 +350,7 @@ def test_concurrent_stops_and_ends_leave_one_end_for_each_label() -> None:
 @settings(max_examples=25, deadline=None)
 @given(counts=st.lists(st.integers(0, 3 * BUFFERED_MAX), min_size=1, max_size=4))
 def test_feed_delivers_each_event_once_in_order_within_its_bound(counts: list[int]) -> None:
-    """Law: events of several threads arrive once, in each thread's order, within the bound."""
+    """Property: events of several threads arrive once, in each thread's order, within the bound."""
     feed, followers = Feed(), StepwiseFollowers()
     for index, count in enumerate(counts):
         feed.add(followers, str(index), StepwiseGeneration(count))

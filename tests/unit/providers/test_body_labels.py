@@ -1,4 +1,4 @@
-"""What a response says of its body, and what its body is: the contents decide.
+"""The Content-Type and Content-Encoding of a response and its contents: the contents decide.
 
 A hand-made server sends each body with the labels under test, to a provider as a user sets it up.
 """

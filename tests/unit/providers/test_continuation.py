@@ -1,4 +1,4 @@
-"""A stopped answer goes on: how models are asked to, and that the joined text shows no seam."""
+"""Continue: the request for the rest of an answer, and the joined text without a seam."""
 
 from __future__ import annotations
 

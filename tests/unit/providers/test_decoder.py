@@ -1,6 +1,6 @@
 """Bytes of a chat completion stream to text: every legal framing, any cut, and each kind of fault.
 
-`say` makes an event as OpenAI sends it; `run` feeds a decoder and gathers what came of it.
+`say` makes an event as OpenAI sends it; `run` feeds a decoder and returns its output.
 """
 
 from __future__ import annotations

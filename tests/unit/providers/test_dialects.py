@@ -1,8 +1,7 @@
-"""What servers make of their APIs, told by kinds: the decoders take what is needed and pass the
-rest over.
+"""Deviations of model servers from the OpenAI and Anthropic APIs, and how the decoders read them.
 
-`play` feeds a decoder as a reply does. Each table has members of one kind of habit: the name of
-the server that has it where it is known, what it sends, and what of it is an answer.
+`play` feeds a decoder as a reply does. Each table is for one kind of deviation: the server's name
+where it is known, what it sends, and the expected answer.
 """
 
 from __future__ import annotations

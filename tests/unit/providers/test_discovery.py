@@ -1,4 +1,6 @@
-"""Model servers are found where no provider is set: which answers count, and what is made of them."""
+"""Discovery of local model servers without a provider: which responses count, and which models are
+offered.
+"""
 
 from __future__ import annotations
 

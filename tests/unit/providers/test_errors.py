@@ -1,6 +1,6 @@
-"""What an error of a model's server means: its code, its words, and whether to try again.
+"""Errors of model servers: their code, their message, and whether a retry is useful.
 
-The bodies are what servers send; where one is known for it, its name stands beside it.
+The bodies are those of real servers, named beside them where known.
 """
 
 from __future__ import annotations

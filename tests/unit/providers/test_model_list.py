@@ -1,4 +1,4 @@
-"""The list of models in the shapes that servers give it, and the model that answers by default."""
+"""The list of models in every shape that servers send, and the default model."""
 
 from __future__ import annotations
 

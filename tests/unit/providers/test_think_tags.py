@@ -1,4 +1,4 @@
-"""Thoughts and tool calls, told from the answer's text however a server cuts and numbers them."""
+"""Reasoning and tool calls separated from the answer's text, in any cut and any form of marks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CallAssembler: whole tool calls from fragments, however a server cuts and numbers them."""
+"""CallAssembler: whole tool calls from fragments, in any cut and with any numbering."""
 
 from __future__ import annotations
 

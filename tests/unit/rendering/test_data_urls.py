@@ -103,7 +103,7 @@ PIECES = st.sampled_from(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(PIECES, max_size=14).map("".join), st.lists(st.integers(0, 2000), max_size=8))
 def test_data_url_filter_does_not_depend_on_the_pieces(text: str, places: list[int]) -> None:
-    """Law: however a text is cut into pieces, the same is shown, during and at its end."""
+    """Property: however a text is cut into pieces, the same is shown, during and at its end."""
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
     for for_model in (False, True):
         whole, pieces, letters = (DataUrlFilter(for_model=for_model) for _ in range(3))
@@ -117,7 +117,7 @@ def test_data_url_filter_does_not_depend_on_the_pieces(text: str, places: list[i
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab!`~ \n[](),:;/", max_size=60))
 def test_replace_leaves_text_without_data_unchanged(text: str) -> None:
-    """Law: no text without data changes."""
+    """Property: no text without data changes."""
     assert replace(text + "data:") == text + "data:"
 
 

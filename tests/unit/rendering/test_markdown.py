@@ -706,14 +706,14 @@ def test_block_stream_token_cost_does_not_depend_on_line_length() -> None:
 @example("a\r\n\r\nb", [2, 4])
 @example("- a\n\n  b", [5, 6])
 def test_page_does_not_depend_on_the_pieces(text: str, places: list[int]) -> None:
-    """Law: however a text is cut into pieces, the page is the same in the end."""
+    """Property: however a text is cut into pieces, the page is the same in the end."""
     assert page_of(*cut(text, places)) == page_of(text) == page_of(*text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
 def test_patched_page_equals_a_fresh_snapshot_at_every_prefix(text: str) -> None:
-    """Law: after each character the patched page equals a fresh stream's."""
+    """Property: after each character the patched page equals a fresh stream's."""
     page, stream = Page(), BlockStream()
     for length, character in enumerate(text, 1):
         page.apply(patch_of(stream.feed(character)))
@@ -725,7 +725,7 @@ def test_patched_page_equals_a_fresh_snapshot_at_every_prefix(text: str) -> None
 @settings(max_examples=400, deadline=None)
 @given(TEXTS)
 def test_render_gives_only_listed_tags_and_attributes(text: str) -> None:
-    """Law: for any text only listed tags, attributes and values are rendered."""
+    """Property: for any text only listed tags, attributes and values are rendered."""
     gate(render(text))
     gate(page_of(*text).finished)
     assert not set(page_of(text).tail) & set("<>\"'\r\0")
@@ -754,8 +754,9 @@ INDEPENDENT = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(INDEPENDENT, max_size=8), st.booleans())
 def test_streamed_blocks_equal_the_whole_text(blocks: list[str], crlf: bool) -> None:
-    """Law: finished blocks and the rendered rest are the whole text's HTML, if no block refers to
-    another and CommonMark joins no two neighbours over a blank line."""
+    """Property: finished blocks and the rendered rest are the whole text's HTML, if no block refers
+    to another and CommonMark joins no two neighbours over a blank line.
+    """
     text = "\n\nand\n\n".join(blocks)
     if crlf:
         text = text.replace("\n", "\r\n")

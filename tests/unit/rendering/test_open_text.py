@@ -74,7 +74,7 @@ RUNS = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(RUNS, max_size=20).map("".join), st.lists(st.integers(0, 2000), max_size=8))
 def test_open_text_does_not_depend_on_the_pieces(text: str, places: list[int]) -> None:
-    """Law: text and break points are those of the whole text, however it is cut."""
+    """Property: text and break points are those of the whole text, however it is cut."""
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
     cuts = [text[start:end] for start, end in pairwise(edges)]
     whole = breakable(html.escape(normalized(text)))

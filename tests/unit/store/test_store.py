@@ -362,7 +362,7 @@ def test_prompt_during_a_running_answer_is_refused(chat: Chat) -> None:
 
 
 def test_concurrent_prompts_add_one_exchange(store: Store) -> None:
-    """Law: of two prompts at the same moment one is added and the other is refused as busy."""
+    """Property: of two prompts at the same moment one is added and the other is refused as busy."""
 
     def send(name: str, number: int) -> bool:
         try:
@@ -1518,7 +1518,7 @@ def test_interrupt_without_text_keeps_the_prompt(store: Store, chat: Chat) -> No
 
 
 def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -> None:
-    """Law: of concurrent interruptions of a generation exactly one ends it."""
+    """Property: of concurrent interruptions of a generation exactly one ends it."""
     for n in range(10):
         stream_id = chat.ask(f"{n}")
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("x")),)))
@@ -1528,7 +1528,7 @@ def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -
 
 
 def test_concurrent_end_and_interrupt_leave_one_end(store: Store, chat: Chat) -> None:
-    """Law: an end and an interruption at the same moment leave one end in message and events."""
+    """Property: an end and an interruption at the same moment leave one end in message and events."""
     for n in range(15):
         stream_id = chat.ask(f"{n}")
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("a")),)))

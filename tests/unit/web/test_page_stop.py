@@ -1,4 +1,4 @@
-"""An ended answer built from strings equals the output of its template."""
+"""An ended answer that is built from strings equals the output of its template."""
 
 from __future__ import annotations
 

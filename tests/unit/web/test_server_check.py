@@ -1,4 +1,4 @@
-"""Halt checks its WSGI server at the start, and refuses one in which Stop cannot work."""
+"""The check of the WSGI server at the start: servers in which Stop cannot work are refused."""
 
 from __future__ import annotations
 

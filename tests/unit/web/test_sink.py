@@ -1,6 +1,6 @@
-"""Responses that the relay writes: the same bytes as a thread writes, whole, also to slow clients.
+"""Responses written by the relay: the same bytes as a thread writes, also for slow clients.
 
-First one socket and its reader, then a real gunicorn.
+The first part uses one socket and its reader, the second a real gunicorn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A browser's session: the name and lifetime of its cookie, and the view of other browsers."""
+"""Sessions: name and lifetime of the cookie, and what a browser sees of other browsers'
+conversations.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The running requests of a model's server, as llama.cpp and vLLM report them."""
+"""ServerLoad of the doctor: the running requests of a model's server, as llama.cpp and vLLM report
+them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.cli.doctor.server_load import PAUSES, ServerLoad, busy_slots, running_requests
+from halt.cli.doctor.running_requests import PAUSES, ServerLoad, busy_slots, running_requests
 from halt.config.providers import ProviderSettings
 from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
@@ -73,7 +75,7 @@ def test_count_of_a_silent_server_is_none_after_its_timeout(
     load: ServerLoad, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each request has its own timeout; a server that is gone gives no count either."""
-    monkeypatch.setattr("halt.cli.doctor.server_load.LOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr("halt.cli.doctor.running_requests.LOAD_TIMEOUT", 0.1)
     may_end = threading.Event()
 
     def answer(_: int) -> tuple[int, str, bytes]:
