@@ -148,7 +148,7 @@ class Generations:
             row.owner,
             row.conversation_id,
             row.message_id,
-            row.asked_model,
+            row.requested_model,
             row.model,
             row.state,
             prefix,
@@ -232,7 +232,7 @@ class Generations:
                 max(row.started_at + duration_ms / 1000, row.started_at),
                 last_seq + GAP + 1,
                 text,
-                row.model or row.asked_model,
+                row.model or row.requested_model,
                 stored_steps(events),
             )
             events.append((end.last_seq, [(duration_ms, ended)]))
@@ -257,7 +257,7 @@ class Generations:
                     "id": new.stream_id,
                     "owner": new.owner,
                     "worker": new.worker,
-                    "asked_model": new.requested_model,
+                    "requested_model": new.requested_model,
                     "started_at": new.started_at,
                 }
                 for new in begun
@@ -294,7 +294,7 @@ _END = """
 """
 #: Columns of a message that `_end` reads.
 _MESSAGE_COLUMNS: tuple[Column[Any], ...] = tuple(
-    messages.c[name] for name in ("id", "conversation_id", "model", "folds", "rivals")
+    messages.c[name] for name in ("id", "conversation_id", "model", "steps", "first_alternative_id")
 )
 _REMOVE = "DELETE FROM chunks WHERE generation_id = ?"
 
@@ -347,7 +347,7 @@ def _end(
             model=end.model or message.model,
             state=state,
             ended=end.ended,
-            folds=(*message.folds, *end.steps),
+            steps=(*message.steps, *end.steps),
         )
     )
     connection.execute(
@@ -362,11 +362,11 @@ def _end(
 def _withdraw(connection: Connection, message: Row[Any]) -> None:
     """Remove an answer stopped before any of it was shown; alternatives once all of them are."""
     answer_ids = [message.id]
-    if message.rivals is not None:
+    if message.first_alternative_id is not None:
         alternatives = connection.execute(
             select(messages.c.id, messages.c.state).where(
                 messages.c.conversation_id == message.conversation_id,
-                messages.c.rivals == message.rivals,
+                messages.c.first_alternative_id == message.first_alternative_id,
             )
         ).all()
         if any(row.state != "withdrawn" for row in alternatives):

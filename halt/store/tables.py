@@ -4,6 +4,8 @@ A conversation is a tree of messages: `parent_id` refers to the parent; `chosen_
 of the conversation, refer to the next message of the path that is shown. `generations` has a row
 for each stream. While a stream runs its events are rows of `chunks`; afterwards they are in the
 column `events`, compressed.
+
+The code refers to a column by its `key` where that differs from the name in the database.
 """
 
 from __future__ import annotations
@@ -110,15 +112,17 @@ messages = Table(
     Column("chosen_id", BigInteger),  # the child that the path leads to
     Column("depth", Integer, nullable=False, default=0),
     Column("role", Text, nullable=False),  # user, assistant
-    Column("asked_model", Storable, nullable=False, default=""),
+    Column("asked_model", Storable, key="requested_model", nullable=False, default=""),
     Column("model", Storable, nullable=False, default=""),
     Column("stream_id", Text, nullable=False, default=""),  # of its last generation
     Column("state", Text, nullable=False),  # halt.store.models.State
-    Column("rivals", BigInteger),  # alternatives share this number, the ID of the first
-    Column("picked", Boolean, nullable=False, default=False),  # selected among its alternatives
+    #: Alternatives share this number, the ID of the first.
+    Column("rivals", BigInteger, key="first_alternative_id"),
+    #: Selected among its alternatives.
+    Column("picked", Boolean, key="selected", nullable=False, default=False),
     Column("created_at", Double, nullable=False, default=time.time),
     Column("ended", Json(msgspec.json.Decoder(Terminal))),
-    Column("folds", Json(msgspec.json.Decoder(tuple[Step, ...]), ())),
+    Column("folds", Json(msgspec.json.Decoder(tuple[Step, ...]), ()), key="steps"),
     Column("trigrams", Storable),  # indexed in place of the content: see `halt.store.search`
     Column("content", Storable, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
@@ -135,7 +139,7 @@ generations = Table(
     Column("message_id", BigInteger),
     Column("worker", Text, nullable=False),
     Column("state", Text, nullable=False, default="running"),
-    Column("asked_model", Storable, nullable=False),
+    Column("asked_model", Storable, key="requested_model", nullable=False),
     Column("model", Text, nullable=False, default=""),
     Column("prefix_chars", Integer, nullable=False, default=0),  # of the text before it
     Column("started_at", Double, nullable=False),

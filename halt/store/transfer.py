@@ -130,7 +130,7 @@ _SET_PLACE = (
         parent_id=bindparam("above"),
         chosen_id=bindparam("below"),
         depth=bindparam("level"),
-        rivals=bindparam("group"),
+        first_alternative_id=bindparam("group"),
     )
 )
 
@@ -171,12 +171,12 @@ def _imported(conversation_id: str, message: PortableMessage) -> dict[str, Any]:
         "trigrams": trigrams(message.content),
         "state": message.state,
         "model": message.model,
-        "asked_model": message.requested_model,
+        "requested_model": message.requested_model,
         "stream_id": secrets.token_urlsafe(16) if message.role == "assistant" else "",
-        "picked": message.selected,
+        "selected": message.selected,
         "created_at": message.created_at or time.time(),
         "ended": message.ended or tree.terminal_for_state(message.state),
-        "folds": message.steps or None,
+        "steps": message.steps or None,
     }
 
 
@@ -204,13 +204,13 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
                 + (text_so_far(connection, message.stream_id) if is_running(message) else ""),
                 None if message.parent_id is None else number[message.parent_id],
                 message.model,
-                message.asked_model,
+                message.requested_model,
                 "interrupted" if is_running(message) else message.state,
-                message.rivals,
-                message.picked,
+                message.first_alternative_id,
+                message.selected,
                 message.created_at,
                 tree.terminal_or_none(message),
-                list(message.folds),
+                list(message.steps),
             )
             for message in rows
         ],

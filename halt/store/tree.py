@@ -34,10 +34,10 @@ PLACE = (
     messages.c.parent_id,
     messages.c.role,
     messages.c.state,
-    messages.c.rivals,
-    messages.c.picked,
+    messages.c.first_alternative_id,
+    messages.c.selected,
     (messages.c.content != "").label("has_text"),
-    (func.coalesce(func.length(messages.c.folds), 0) > len("[]")).label("has_steps"),
+    (func.coalesce(func.length(messages.c.steps), 0) > len("[]")).label("has_steps"),
 )
 
 
@@ -202,10 +202,11 @@ def shown_with(answer: Row[Any], answers: Sequence[Row[Any]]) -> list[Row[Any]]:
 
     The selected one comes first; if none is selected, all keep the order of their requests.
     """
-    if answer.rivals is None:
+    if answer.first_alternative_id is None:
         return [answer]
     return sorted(
-        (row for row in answers if row.rivals == answer.rivals), key=lambda row: not row.picked
+        (row for row in answers if row.first_alternative_id == answer.first_alternative_id),
+        key=lambda row: not row.selected,
     )
 
 
@@ -214,7 +215,10 @@ def previous_version(answer: Row[Any], answers: Sequence[Row[Any]]) -> int | Non
 
     None if the answer is shown itself, or there is no such version.
     """
-    if stands(answer.state, answer.has_text, answer.has_steps) or answer.rivals is not None:
+    if (
+        stands(answer.state, answer.has_text, answer.has_steps)
+        or answer.first_alternative_id is not None
+    ):
         return None
     return fallback([row for row in answers if row.id < answer.id and row.has_text])
 
@@ -229,7 +233,7 @@ def fallback(answers: Sequence[Row[Any]]) -> int | None:
 def answer_for_model(answer: Row[Any], answers: Sequence[Row[Any]]) -> int:
     """The ID of the answer that the model gets: see `Exchange.answer_for_model`."""
     candidates = shown_with(answer, answers)
-    if answer.rivals is None or candidates[0].picked:
+    if answer.first_alternative_id is None or candidates[0].selected:
         return previous_version(answer, answers) or int(candidates[0].id)
     return int(next((row.id for row in candidates if row.has_text), candidates[0].id))
 
@@ -352,9 +356,9 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
         answer.content,
         answer.model,
         terminal_or_none(answer),
-        steps=answer.folds,
-        requested_model=answer.asked_model,
-        selected=answer.picked,
+        steps=answer.steps,
+        requested_model=answer.requested_model,
+        selected=answer.selected,
         prompt_id=prompt.id,
         answer_id=answer.id,
         state=answer.state,

@@ -120,11 +120,11 @@ class Turns:
             connection.execute(
                 update(messages)
                 .where(messages.c.id == answer.id)
-                .values(state="running", stream_id=stream_id, folds=_renumbered(answer.folds))
+                .values(state="running", stream_id=stream_id, steps=_renumbered(answer.steps))
             )
             prefix = len(answer.content)
             _add_generation(
-                connection, row, answer.id, stream_id, answer.asked_model, worker, prefix
+                connection, row, answer.id, stream_id, answer.requested_model, worker, prefix
             )
             return changed(connection, row, {"updated_at": time.time()})
 
@@ -229,15 +229,17 @@ def _add_answers(
             "assistant",
             "",
             state="running",
-            asked_model=requested_model,
+            requested_model=requested_model,
             stream_id=stream_id,
-            rivals=first,
+            first_alternative_id=first,
             is_shown=first is None,
         )
         first = first or answer_id
         _add_generation(connection, row, answer_id, stream_id, requested_model, worker)
     if len(answers) > 1:
-        connection.execute(update(messages).where(messages.c.id == first).values(rivals=first))
+        connection.execute(
+            update(messages).where(messages.c.id == first).values(first_alternative_id=first)
+        )
 
 
 def _add_generation(
@@ -256,7 +258,7 @@ def _add_generation(
         "conversation_id": row.id,
         "message_id": answer_id,
         "worker": worker,
-        "asked_model": requested_model,
+        "requested_model": requested_model,
         "prefix_chars": prefix_chars,
         "started_at": time.time(),
     }
@@ -301,7 +303,12 @@ def _select_path(connection: Connection, row: Row[Any], message_id: int) -> None
     above = messages.alias("above")
     up = up.union_all(select(above.c.id, above.c.parent_id).where(above.c.id == up.c.parent_id))
     ancestors = connection.execute(
-        select(messages.c.id, messages.c.parent_id, messages.c.rivals, messages.c.picked)
+        select(
+            messages.c.id,
+            messages.c.parent_id,
+            messages.c.first_alternative_id,
+            messages.c.selected,
+        )
         .select_from(up.join(messages, messages.c.id == up.c.id))
         .order_by(messages.c.depth)
     ).all()
@@ -309,11 +316,14 @@ def _select_path(connection: Connection, row: Row[Any], message_id: int) -> None
     for node in ancestors:
         if node.id not in path_ids:
             tree.choose(connection, row.id, node.parent_id, node.id)
-        if node.rivals is not None and not node.picked:
+        if node.first_alternative_id is not None and not node.selected:
             connection.execute(
                 update(messages)
-                .where(messages.c.conversation_id == row.id, messages.c.rivals == node.rivals)
-                .values(picked=messages.c.id == node.id)
+                .where(
+                    messages.c.conversation_id == row.id,
+                    messages.c.first_alternative_id == node.first_alternative_id,
+                )
+                .values(selected=messages.c.id == node.id)
             )
 
 
@@ -359,7 +369,7 @@ def _restore(connection: Connection, answer: Row[Any], stream_id: str) -> None:
         update(messages)
         .where(messages.c.id == answer.id)
         .values(
-            state=state_of(tree.terminal_of(answer), answer.content, answer.folds),
+            state=state_of(tree.terminal_of(answer), answer.content, answer.steps),
             stream_id=previous_id or secrets.token_urlsafe(16),
         )
     )

@@ -523,5 +523,5 @@ def test_rejected_values_are_unstorable_and_no_outage(store: Store) -> None:
 def test_unencodable_value_is_unstorable_and_no_outage(store: Store) -> None:
     """A value that cannot be encoded raises Unstorable, and the store goes on."""
     with pytest.raises(Unstorable), store.database.writing() as connection:
-        connection.execute(update(messages).values(folds=("\ud800",)))
+        connection.execute(update(messages).values(steps=("\ud800",)))
     assert store.conversations.summaries("anna").items == ()

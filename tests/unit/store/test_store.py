@@ -1024,11 +1024,11 @@ def test_migration_indexes_earlier_texts_without_blanks(tmp_path: Path, kind: st
         "conversation_id": "talk",
         "depth": 0,
         "role": "user",
-        "asked_model": "",
+        "requested_model": "",
         "model": "",
         "stream_id": "",
         "state": "done",
-        "picked": False,
+        "selected": False,
         "created_at": 0.0,
     }
     with ExitStack() as stack:
