@@ -5,7 +5,7 @@ which all workers share:
 
     NAME.lock   locked (flock) by the worker for as long as its process lives: a lease of the kernel
     NAME.sock   the Unix socket on which the worker serves the others (see `.bus`)
-    NAME.word   a note of a worker that has left, for workers that begin later
+    NAME.note   a note of a worker that has left, for workers that begin later
 
 The folder has mode 0700 and the files 0600, so no other user can connect.
 
@@ -112,12 +112,12 @@ class Membership:
             part = self.run / f"{self.name}.new"
             with os.fdopen(open_private(part, os.O_WRONLY | os.O_TRUNC), "wb") as file:
                 file.write(payload)
-            part.rename(self.run / f"{self.name}.word")
+            part.rename(self.run / f"{self.name}.note")
 
     def notes(self, max_age: float) -> list[bytes]:
         """The notes of the last `max_age` seconds. Older ones are removed."""
         notes = []
-        for path in self.run.glob("*.word") if self.run is not None else ():
+        for path in self.run.glob("*.note") if self.run is not None else ():
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime <= max_age:
                     notes.append(path.read_bytes())

@@ -121,8 +121,8 @@ class System:
         return [(status(pid, "Threads"), descriptors(pid)) for pid in self.server.workers]
 
     def _all_files(self) -> set[str]:
-        """All files except `.word` files, messages between workers that are removed later."""
-        paths = (path for path in self.folder.rglob("*") if path.suffix != ".word")
+        """All files except `.note` files, messages between workers that are removed later."""
+        paths = (path for path in self.folder.rglob("*") if path.suffix != ".note")
         return {os.fspath(path.relative_to(self.folder)) for path in paths}
 
 

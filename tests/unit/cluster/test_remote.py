@@ -146,7 +146,7 @@ def test_new_worker_inherits_the_tombstones_of_all_workers(
 ) -> None:
     """A new worker inherits tombstones of live and former workers; it skips unreadable files."""
     first = start_worker()
-    (tmp_path / "run" / "cut.word").write_bytes(b"")
+    (tmp_path / "run" / "cut.note").write_bytes(b"")
     assert first.service.stop("stopped-1", None).status == "pending"
     second = start_worker()
     run = second.service.start(ChatRequest(HI, id="stopped-1"))
