@@ -212,7 +212,7 @@ class Workers(OtherWorkers):
         run = self._bus.begin(self._serve)
         self.service.capacity.places.share(FileLocks(run / "streams.slots"))
         self.service.capacity.ids.share(FileLocks(run / "ids.slots"))
-        self.service.capacity.tabs.share(FileLocks(run / "tabs.slots"))
+        self.service.capacity.page_streams.share(FileLocks(run / "tabs.slots"))
         with self._bus.request(_encode(TombstonesRequest()), COPY_WITHIN) as replies:
             for _, reply, _ in replies:
                 self._registry.inherit(_decode_tombstones(reply))

@@ -1,9 +1,9 @@
-"""Finds the pictures and sources that a provider sends beside an answer's text.
+"""Finds pictures, other inline data and sources that a provider sends beside the text.
 
 Providers name these fields differently, so they are recognised by their values:
 
-    a picture   a data: URL; base64 beside a media type, or beginning like a picture file;
-                an address in a field whose name contains image, picture or photo
+    media       a data: URL of any type; base64 beside a media type, or beginning like a picture
+                file; an address in a field whose name contains image, picture or photo
     a source    an http(s) address in a list, or beside a title
 
 Fields whose names contain icon, logo, thumb or avatar are ignored.
@@ -19,7 +19,7 @@ from halt.core.events import Extra
 
 DEPTH_MAX = 8  # levels of objects and lists that are searched
 TITLE_MAX = 200  # characters
-ATTACHMENTS_MAX = 1_000  # pictures and sources of one event
+ATTACHMENTS_MAX = 1_000  # media and sources of one event
 
 _ADDRESS = re.compile(r"https?://[^\s<>\"\\]{1,2000}", re.IGNORECASE)
 _DATA = re.compile(r"data:([\w.+-]{1,60}/[\w.+-]{1,60})?[^,\s]{0,200},", re.IGNORECASE)
@@ -43,8 +43,8 @@ _MAGIC = {
 }
 
 
-class Picture(NamedTuple):
-    """A picture or other data: `url` is a data: URL or an address."""
+class Media(NamedTuple):
+    """A picture, or other data such as text/plain. `url` is a data: URL or an address."""
 
     media_type: str
     url: str
@@ -57,8 +57,8 @@ class Source(NamedTuple):
     title: str
 
 
-def attachments_of(extra: Extra) -> Iterator[Picture | Source]:
-    """The pictures and sources of an event in its order, at most ATTACHMENTS_MAX."""
+def attachments_of(extra: Extra) -> Iterator[Media | Source]:
+    """The media and sources of an event in its order, at most ATTACHMENTS_MAX."""
     walk = _walk([extra.chunk, extra.choice, extra.delta], "", False, 0)
     for count, attachment in enumerate(walk):
         if count >= ATTACHMENTS_MAX:
@@ -66,7 +66,7 @@ def attachments_of(extra: Extra) -> Iterator[Picture | Source]:
         yield attachment
 
 
-def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Picture | Source]:
+def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Media | Source]:
     """The attachments in a value, the field `name`. `is_in_list`: the value is in a list."""
     if depth > DEPTH_MAX or _IGNORED_FIELD.search(name):
         return
@@ -74,8 +74,8 @@ def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Pictu
         for item in value:
             yield from _walk(item, name, is_in_list or depth > 0, depth + 1)
     elif isinstance(value, dict):
-        if picture := _data_of(value):
-            yield picture
+        if media := _data_of(value):
+            yield media
             return
         title = next((t for key in _TITLE_FIELDS if isinstance(t := value.get(key), str) and t), "")
         for key, item in value.items():
@@ -98,17 +98,17 @@ def _is_address(key: str, value: Any) -> bool:
     )
 
 
-def _attachments_of_text(text: str, name: str, is_in_list: bool) -> Iterator[Picture | Source]:
+def _attachments_of_text(text: str, name: str, is_in_list: bool) -> Iterator[Media | Source]:
     if data := _DATA.match(text):
         untyped = "image" if _PICTURE_FIELD.search(name) else "text/plain"
-        yield Picture((data[1] or untyped).lower(), text)
+        yield Media((data[1] or untyped).lower(), text)
     elif _ADDRESS.fullmatch(text):
         if _PICTURE_FIELD.search(name):
-            yield Picture("image", text)
+            yield Media("image", text)
         elif is_in_list:
             yield Source(text, "")
     elif media_type := _picture_type(text):
-        yield Picture(media_type, f"data:{media_type};base64,{text}")
+        yield Media(media_type, f"data:{media_type};base64,{text}")
 
 
 def _picture_type(text: str) -> str:
@@ -117,7 +117,7 @@ def _picture_type(text: str) -> str:
     return kind if kind and _BASE64.match(text) else ""
 
 
-def _data_of(value: dict[str, Any]) -> Picture | None:
+def _data_of(value: dict[str, Any]) -> Media | None:
     """The data of an object like `{"mime_type": "image/png", "data": "iVBOR..."}`."""
     kind = next(
         (t for key in _TYPE_FIELDS if isinstance(t := value.get(key), str) and "/" in t), ""
@@ -125,4 +125,4 @@ def _data_of(value: dict[str, Any]) -> Picture | None:
     data = next((d for key in _DATA_FIELDS if isinstance(d := value.get(key), str)), "")
     if not kind or not data or data.startswith("data:"):
         return None
-    return Picture(kind.lower(), f"data:{kind.lower()};base64,{data}")
+    return Media(kind.lower(), f"data:{kind.lower()};base64,{data}")

@@ -24,15 +24,15 @@ RETRY_AFTER = 2.0  # seconds after which a refused client may try again
 
 
 class Capacity:
-    """Places for open streams and for page streams (`tabs`), and the IDs in use."""
+    """Places for open streams and for page streams (`page_streams`), and the IDs in use."""
 
-    def __init__(self, limits: Limits, shares: Callable[[], bool]) -> None:
-        """`shares` returns whether other processes use the same places."""
+    def __init__(self, limits: Limits, has_other_processes: Callable[[], bool]) -> None:
+        """`has_other_processes` returns whether other processes use the same places."""
         self.places, self.ids = Slots(), Slots()
         #: Places for page streams, a few per session. The view that opens a stream takes one.
-        self.tabs = Slots()
+        self.page_streams = Slots()
         self._limits = limits
-        self._shares = shares
+        self._has_other_processes = has_other_processes
         self._lock = threading.Lock()  # protects everything below
         self._place_freed = threading.Condition(self._lock)  # a place was given back
         self._live: dict[Run, int] = {}  # runs that have a place, and its number
@@ -114,7 +114,7 @@ class Capacity:
             if number is not None:
                 return number
             if shared is None:
-                shared = self._shares()
+                shared = self._has_other_processes()
             with self._lock:
                 leaving = (
                     shared
@@ -142,7 +142,7 @@ class Capacity:
             self._place_freed.notify_all()
 
 
-class Readers:
+class ReaderLimit:
     """Limits the readers that hold a thread of the server to the number of places."""
 
     def __init__(self, limits: Limits, check: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from halt.clock import now
-from halt.core.attachments import Picture, attachments_of
+from halt.core.attachments import Media, attachments_of
 from halt.core.events import (
     Content,
     Delta,
@@ -232,7 +232,7 @@ class Intake:
             return
         extras = [event for _, event in live.events(live.log.last) if isinstance(event, Extra)]
         attached = (attachment for event in extras for attachment in attachments_of(event))
-        if not any(isinstance(attachment, Picture) for attachment in attached):
+        if not any(isinstance(attachment, Media) for attachment in attached):
             self._append_held("".join(self._thoughts).strip())
 
     def forget(self) -> None:

@@ -92,8 +92,8 @@ class Retries:
 
         `waited`: seconds since the provider's last sign of life.
         """
-        if self._is_loading(fault):
-            return self._until_loaded(fault, waited)
+        if self._is_demo_loading(fault):
+            return self._demo_pause(fault, waited)
         requested = fault.retry_after
         is_left = fault.retryable and fault.resend and self.attempts < self._limits.retries
         if not is_left or (requested or 0.0) > RETRY_AFTER_MAX:
@@ -104,7 +104,7 @@ class Retries:
         self.attempts += 1
         return pause
 
-    def _is_loading(self, fault: UpstreamError) -> bool:
+    def _is_demo_loading(self, fault: UpstreamError) -> bool:
         """Whether the fault means that the demo model, which starts with Halt, is loading.
 
         Its port is reserved before the model listens, so a refused connection means that too. The
@@ -113,7 +113,7 @@ class Retries:
         is_known = fault.code in {"model_loading", "upstream_refused"}
         return fault.of_demo and is_known and fault.retryable
 
-    def _until_loaded(self, fault: UpstreamError, waited: float) -> float:
+    def _demo_pause(self, fault: UpstreamError, waited: float) -> float:
         """Seconds until the next request to a loading server. Raises the fault at the limit.
 
         The server has done nothing that could be billed, so HALT_RETRIES does not count here. The

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from halt.clock import now
-from halt.core.capacity import RETRY_AFTER, Capacity, Readers
+from halt.core.capacity import RETRY_AFTER, Capacity, ReaderLimit
 from halt.core.exact_usage import UsageDrain
 from halt.core.generation import Generation
 from halt.core.keeper import Finished, Keeper
@@ -88,7 +88,7 @@ class GenerationService:
         self._finished = Finished(config, writer)
         self._usage_drain = UsageDrain(config)  # stopped runs whose upstream is read for the usage
         self.capacity = Capacity(config, lambda: self._other_workers.has_others)
-        self.readers = Readers(config, self._refuse_draining)
+        self.readers = ReaderLimit(config, self._refuse_draining)
         self.keeper = Keeper(self._tick, self._relay_failed)
         self.relay = self.keeper.relay
         self.later = self.keeper.put

@@ -185,7 +185,7 @@ class StepStream:
     def _extra(self, number: int, event: Extra, at: float) -> None:
         before = dict(self._sources)
         for attachment in attachments.attachments_of(event):
-            if isinstance(attachment, attachments.Picture):
+            if isinstance(attachment, attachments.Media):
                 self._picture(number, attachment, at)
             elif attachment.url in self._sources or len(self._sources) < SOURCES_MAX:
                 title = self._sources.get(attachment.url) or attachment.title
@@ -199,7 +199,7 @@ class StepStream:
             step.pieces = ["\n".join(f"{u} {t}".rstrip() for u, t in self._sources.items())]
             self._changed.append(step)
 
-    def _picture(self, number: int, picture: attachments.Picture, at: float) -> None:
+    def _picture(self, number: int, picture: attachments.Media, at: float) -> None:
         if picture.url in self._pictures:
             return
         step = self._open(number, "picture", at)

@@ -86,11 +86,11 @@ class StopRegistry:
             switch = self._switches.get(stream_id)
             if switch is None or not may_touch(switch.owner, requester):
                 if switch is None:
-                    self._bury(stream_id, requester)
+                    self._add_tombstones(stream_id, requester)
                 return None
         return switch.press(seen)
 
-    def _bury(self, stream_id: str, requester: str | None) -> None:
+    def _add_tombstones(self, stream_id: str, requester: str | None) -> None:
         """Leave a tombstone for the requester's stream, and one for a stream without an owner.
 
         The caller holds the lock. Each requester has its own tombstones, so a Stop of another

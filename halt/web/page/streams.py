@@ -59,16 +59,16 @@ def live_stream(run: Generation, after: int, opening: bytes | None = None) -> Ev
     A session that already has LIVE_PER_SESSION streams gets one that ends after the existing
     events; with `opening` it gets None.
     """
-    tabs, place, brief = services().generations.capacity.tabs, None, False
+    page_streams, place, brief = services().generations.capacity.page_streams, None, False
     if request.headers.get(PROTOCOL_HEADER, "") not in MULTIPLEXED:
-        place = tabs.take(LIVE_PER_SESSION, number_of(owner() or "", LIVE_PER_SESSION))
+        place = page_streams.take(LIVE_PER_SESSION, number_of(owner() or "", LIVE_PER_SESSION))
         brief = place is None
     if brief and opening is not None:
         return None
 
     def closed() -> None:
         if place is not None:
-            tabs.give_back(place)
+            page_streams.give_back(place)
 
     try:
         writer = _writer(run, after)

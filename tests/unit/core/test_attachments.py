@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halt.core.attachments import Picture, Source, attachments_of
+from halt.core.attachments import Media, Source, attachments_of
 from halt.core.events import Content, Event, Extra, Reasoning
 from halt.core.steps import PICTURE_CHARS_MAX, SOURCES_MAX, Step, StepStream
 
@@ -34,7 +34,7 @@ A, B = "https://a.example/one", "http://b.example/two?q=1"
 def test_attachments_of_picture_fields_are_pictures(fields: dict[str, Any]) -> None:
     """A picture is found under every field name that servers use, at any depth."""
     for extra in (Extra(delta=fields), Extra(chunk=fields), Extra(choice={"message": fields})):
-        assert list(attachments_of(extra)) == [Picture("image/png", URL)]
+        assert list(attachments_of(extra)) == [Media("image/png", URL)]
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_attachments_of_source_fields_are_web_addresses_with_titles(
 def test_attachments_of_picture_address_is_a_link() -> None:
     """A picture given by its web address becomes a link; Halt loads nothing from there."""
     fields = {"images": [{"image_url": {"url": A}}, B]}
-    assert list(attachments_of(Extra(delta=fields))) == [Picture("image", A), Picture("image", B)]
+    assert list(attachments_of(Extra(delta=fields))) == [Media("image", A), Media("image", B)]
 
 
 def test_attachments_of_untyped_data_url_takes_the_type_from_its_field() -> None:
     """A data: URL without a media type is a picture if its field is one for pictures."""
     fields = {"images": [{"image_url": {"url": "data:,0"}}], "files": ["data:,1"]}
     assert list(attachments_of(Extra(delta=fields))) == [
-        Picture("image", "data:,0"),
-        Picture("text/plain", "data:,1"),
+        Media("image", "data:,0"),
+        Media("text/plain", "data:,1"),
     ]
 
 
