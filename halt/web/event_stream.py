@@ -181,7 +181,7 @@ class EventStream(RunReader):
         """Whether the stream to this reader must end now."""
         return self._viewer.gone
 
-    def paint(self, work: Callable[[], object]) -> None:
+    def run_in_frame_thread(self, work: Callable[[], object]) -> None:
         """Run `work` in the frame thread, which does the work that takes milliseconds."""
         self._generations.frame_thread.put(work)
 

@@ -71,7 +71,7 @@ class Stream(Protocol):
     def lost_frame(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next event is no longer kept."""
 
-    def paint(self, work: Callable[[], object]) -> None:
+    def run_in_frame_thread(self, work: Callable[[], object]) -> None:
         """Run `work` in the frame thread."""
 
     def leave(self) -> None:
@@ -123,7 +123,7 @@ class Sink:
         self._unsent = _NOTHING  # bytes that the kernel has not taken
         self._taken_at = self._sent_at = now()
         self._ready_at = 0.0  # no group is sent before this time
-        self._is_painting = False
+        self._is_making_frame = False
         self._is_ending = False  # nothing is sent after the current bytes
         self._timers: dict[str, Timer] = {}
         self._relay.post(self._begin)
@@ -192,7 +192,7 @@ class Sink:
     def _serve(self) -> None:
         """Send the next group, if there is one and the client has taken the previous one."""
         self._is_scheduled = False  # before the read: a later event schedules it again
-        if not self._is_open or self._unsent or self._is_painting or self._is_ending:
+        if not self._is_open or self._unsent or self._is_making_frame or self._is_ending:
             return
         stream, log = self._stream, self._run.log
         if stream.is_dismissed:
@@ -237,10 +237,10 @@ class Sink:
             self._is_ending = is_last
             self._send(result)
             return
-        self._is_painting = True
-        self._stream.paint(partial(self._paint, result, is_last))
+        self._is_making_frame = True
+        self._stream.run_in_frame_thread(partial(self._make_frame, result, is_last))
 
-    def _paint(self, make: Callable[[], bytes | PendingFrame], is_last: bool) -> None:
+    def _make_frame(self, make: Callable[[], bytes | PendingFrame], is_last: bool) -> None:
         """In the frame thread. It must not wait: another reader's frame may be next."""
         try:
             frame = make()
@@ -248,20 +248,22 @@ class Sink:
             self._relay.post(partial(self.on_fault, exc))
             return
         if isinstance(frame, PendingFrame):
-            again = partial(self._stream.paint, partial(self._paint, frame.make, is_last))
+            again = partial(
+                self._stream.run_in_frame_thread, partial(self._make_frame, frame.make, is_last)
+            )
             frame.future.add_done_callback(lambda _: again())
             return
-        self._relay.post(partial(self._painted, frame, is_last))
+        self._relay.post(partial(self._frame_made, frame, is_last))
 
     @contained
-    def _painted(self, frame: bytes, is_last: bool) -> None:
-        self._is_painting = False
+    def _frame_made(self, frame: bytes, is_last: bool) -> None:
+        self._is_making_frame = False
         self._send_result(frame, is_last=is_last)
 
     def on_fault(self, exc: Exception) -> None:
         """Log the exception and drop the reader, which can reconnect."""
         log = partial(logger.error, "a frame of stream %s", self._run.id, exc_info=exc)
-        self._stream.paint(log)
+        self._stream.run_in_frame_thread(log)
         self._drop()
 
     # --- the socket -------------------------------------------------------------------------------
@@ -343,7 +345,7 @@ class Sink:
     def _beat(self) -> None:
         """Send `idle_message` or the comment if nothing else was sent; schedule the next call."""
         stream, at = self._stream, now()
-        is_silent = not (self._unsent or self._is_painting or self._is_ending)
+        is_silent = not (self._unsent or self._is_making_frame or self._is_ending)
         if is_silent and stream.idle_message is not None and (frame := stream.idle_message()):
             self._send_result(frame, is_last=False)
         elif is_silent and at - self._sent_at >= stream.heartbeat:
