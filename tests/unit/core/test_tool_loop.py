@@ -7,8 +7,10 @@ real server and real sockets.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -47,6 +49,7 @@ from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedU
 from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
 REPEATS = 250
+RACE_TIMEOUT = 60.0  # seconds that a race may take to end in different ways
 
 
 class Gate:
@@ -658,8 +661,12 @@ def assert_one_end(harness: ToolHarness, run: Run, replies: list[ScriptedReply])
 
 def test_stop_racing_rounds_of_tools_gives_one_end(harness: ToolHarness) -> None:
     """Property: wherever a Stop meets a run with tools, it has one end, and each reply one close."""
-    outcomes = set()
-    for number in range(REPEATS):
+    outcomes = set[int]()
+    start = time.monotonic()
+    # A loaded machine may run one thread to its end first in all REPEATS runs: then it goes on.
+    for number in itertools.count():
+        if number >= REPEATS and (len(outcomes) > 2 or time.monotonic() - start > RACE_TIMEOUT):
+            break
         run, replies = start_race(harness)
         position = number % 9
 
