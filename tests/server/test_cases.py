@@ -25,15 +25,17 @@ CASES: list[dict[str, Any]] = [
     for file in sorted((Path(__file__).parents[1] / "cases").glob("upstream*.json"))
     for case in json.loads(file.read_text())
 ]
-AT_ONCE = 12  # cases
+CONCURRENT_CASES = 12  # cases
 PAGE = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 TEMPLATE = re.compile(r"<template\b.*?</template>", re.DOTALL)
 
 
 def settings_of(case: dict[str, Any], base: str) -> dict[str, str]:
-    """The environment of the Halt that a case is played against."""
-    alone = case.get("alone") or "models" in case or "OPENAI_BASE_URL" in case.get("halt", {})
-    server = f"{base}/case/{case['name']}" if alone else base
+    """The environment of the Halt that plays a case."""
+    has_own_server = (
+        case.get("alone") or "models" in case or "OPENAI_BASE_URL" in case.get("halt", {})
+    )
+    server = f"{base}/case/{case['name']}" if has_own_server else base
     settings: dict[str, str | None] = {"HALT_PROVIDER": case["provider"], "HALT_MODEL": "m-1"}
     match case["provider"]:
         case "openai":
@@ -48,7 +50,7 @@ def settings_of(case: dict[str, Any], base: str) -> dict[str, str]:
 
 
 class Halts:
-    """A Halt for each environment that a case wants."""
+    """The Halt servers, one for each different environment of the cases."""
 
     def __init__(self) -> None:
         self._servers: dict[str, concurrent.futures.Future[HaltServer]] = {}
@@ -76,7 +78,7 @@ def _close(server: concurrent.futures.Future[HaltServer]) -> None:
 
 
 class Outcome:
-    """What came of a case."""
+    """The result of a case."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -105,10 +107,10 @@ class Outcome:
         return html[max(0, html.rfind("<article")) :]
 
 
-def played(case: dict[str, Any], halt: HaltServer, server: CaseServer) -> Outcome:
-    """Play a case."""
+def play_case(case: dict[str, Any], halt: HaltServer, server: CaseServer) -> Outcome:
+    """Send the requests of a case to Halt; return the result."""
     via = case.get("via", "chat")
-    out = Outcome()
+    outcome = Outcome()
     prompt = prompt_of(case["name"])
     request = case.get("request", {"messages": [{"role": "user", "content": "{case}"}]})
     request = json.loads(json.dumps(request).replace("{case}", prompt))
@@ -117,92 +119,93 @@ def played(case: dict[str, Any], halt: HaltServer, server: CaseServer) -> Outcom
         client.get("/")
         path = f"/c/{new_id()}"
         for turn in case.get("turns", ["{case}"]):
-            out = Outcome()
+            outcome = Outcome()
             stream_id = new_id()
             turn_text = turn.replace("{case}", prompt)
             form = urlencode([("prompt", turn_text), ("id", stream_id)]).encode()
             answer = client.request("POST", f"{path}/messages", form, PAGE)
             assert answer.status == 200, answer
-            _take_events(out, client.follow(stream_id, 0).to_end().seen)
-        out.html = client.get(path).body.decode()
+            _take_events(outcome, client.follow(stream_id, 0).to_end().seen)
+        outcome.html = client.get(path).body.decode()
     elif via == "chat":
         with client.stream("POST", "/chat/stream", request) as events:
-            out.status = events.status
+            outcome.status = events.status
             if events.status != 200:
-                _take_refusal(out, events.answer())
+                _take_refusal(outcome, events.answer())
             else:
-                _take_events(out, events.to_end().seen)
+                _take_events(outcome, events.to_end().seen)
     else:
         request |= {"model": "m-1", "stream": via == "v1-stream"}
         answer = client.post("/v1/chat/completions", request)
-        out.status, out.raw = answer.status, answer.body.decode()
+        outcome.status, outcome.raw = answer.status, answer.body.decode()
         if answer.status != 200:
-            _take_refusal(out, answer)
+            _take_refusal(outcome, answer)
         elif via == "v1":
-            _take_completion(out, answer.json)
+            _take_completion(outcome, answer.json)
         else:
-            _take_chunks(out)
-    out.sent = server.sent(case["name"])
-    return out
+            _take_chunks(outcome)
+    outcome.sent = server.sent(case["name"])
+    return outcome
 
 
-def _take_events(out: Outcome, messages: list[Any]) -> None:
+def _take_events(outcome: Outcome, messages: list[Any]) -> None:
     for message in messages:
         if message.data == "[DONE]":
             continue
         event = message.json
         if event["type"] == "reasoning_end":
-            out.reasoning, out.text = out.reasoning + out.text, ""
+            outcome.reasoning, outcome.text = outcome.reasoning + outcome.text, ""
             continue
-        out.text += event["content"]
+        outcome.text += event["content"]
         match event["type"]:
             case "reasoning":
-                out.reasoning += event["text"]
+                outcome.reasoning += event["text"]
             case "tool_call":
-                out.calls.append(event)
+                outcome.calls.append(event)
             case "done" | "cancelled" | "error" as state:
-                out.state = state
-                out.finish_reason, out.usage = event.get("finish_reason"), event.get("usage")
-                out.error = event.get("error", {})
-                out.retryable = out.error.get("retryable")
-                out.retry_after = out.error.get("retry_after")
+                outcome.state = state
+                outcome.finish_reason = event.get("finish_reason")
+                outcome.usage = event.get("usage")
+                outcome.error = event.get("error", {})
+                outcome.retryable = outcome.error.get("retryable")
+                outcome.retry_after = outcome.error.get("retry_after")
 
 
-def _take_refusal(out: Outcome, answer: Any) -> None:
-    out.state, out.error = "error", json.loads(answer.body)["error"]
-    out.retryable = answer.headers.get("x-should-retry") == "true"
+def _take_refusal(outcome: Outcome, answer: Any) -> None:
+    outcome.state, outcome.error = "error", json.loads(answer.body)["error"]
+    outcome.retryable = answer.headers.get("x-should-retry") == "true"
     if "retry-after" in answer.headers:
-        out.retry_after = float(answer.headers["retry-after"])
+        outcome.retry_after = float(answer.headers["retry-after"])
 
 
-def _take_completion(out: Outcome, completion: dict[str, Any]) -> None:
+def _take_completion(outcome: Outcome, completion: dict[str, Any]) -> None:
     (choice,) = completion["choices"]
     message = choice["message"]
-    out.state, out.finish_reason = completion["halt"]["state"], choice["finish_reason"]
-    out.text, out.usage = message["content"] or "", completion.get("usage")
-    out.reasoning = message.get("reasoning_content", "")
-    out.calls = [
+    outcome.state, outcome.finish_reason = completion["halt"]["state"], choice["finish_reason"]
+    outcome.text, outcome.usage = message["content"] or "", completion.get("usage")
+    outcome.reasoning = message.get("reasoning_content", "")
+    outcome.calls = [
         {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
         for call in message.get("tool_calls", [])
     ]
 
 
-def _take_chunks(out: Outcome) -> None:
-    for line in out.raw.splitlines():
+def _take_chunks(outcome: Outcome) -> None:
+    for line in outcome.raw.splitlines():
         if not line.startswith("data: {"):
             continue
         chunk = json.loads(line[6:])
         if "error" in chunk:
-            out.state, out.error = "error", chunk["error"]
+            outcome.state, outcome.error = "error", chunk["error"]
         for choice in chunk.get("choices", []):
-            out.text += choice["delta"].get("content") or ""
+            outcome.text += choice["delta"].get("content") or ""
             if choice["finish_reason"]:
-                out.state, out.finish_reason = "done", choice["finish_reason"]
+                outcome.state, outcome.finish_reason = "done", choice["finish_reason"]
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[dict[str, concurrent.futures.Future[Outcome]]]:
-    """All cases, played."""
+    """The outcome of each case by its name."""
     with contextlib.ExitStack() as stack:
         server, halts = CaseServer(CASES), Halts()
         stack.callback(server.close)
@@ -210,13 +213,13 @@ def outcomes() -> Iterator[dict[str, concurrent.futures.Future[Outcome]]]:
         environments = [settings_of(case, server.base) for case in CASES]
         for env in environments:
             halts.start(env)
-        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        with concurrent.futures.ThreadPoolExecutor(CONCURRENT_CASES) as pool:
 
-            def play(case: dict[str, Any], env: dict[str, str]) -> Outcome:
-                return played(case, halts.at(env), server)
+            def play_in_pool(case: dict[str, Any], env: dict[str, str]) -> Outcome:
+                return play_case(case, halts.at(env), server)
 
             yield {
-                case["name"]: pool.submit(play, case, env)
+                case["name"]: pool.submit(play_in_pool, case, env)
                 for case, env in zip(CASES, environments, strict=True)
             }
 
@@ -225,57 +228,63 @@ def _all(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _has(text: str, want: Any) -> bool:
-    return all(check in text for check in _all(want))
+def _has(text: str, expected: Any) -> bool:
+    return all(check in text for check in _all(expected))
 
 
-def _lacks(text: str, want: Any) -> bool:
-    return not any(check in text for check in _all(want))
+def _lacks(text: str, expected: Any) -> bool:
+    return not any(check in text for check in _all(expected))
 
 
-def _lower(want: Any) -> list[str]:
-    return [check.lower() for check in _all(want)]
+def _lower(expected: Any) -> list[str]:
+    return [check.lower() for check in _all(expected)]
 
 
 def _calls(calls: list[dict[str, Any]]) -> list[Any]:
     return [(call["name"], json.loads(call["arguments"])) for call in calls]
 
 
-def _sent(out: Outcome, want: dict[str, Any]) -> bool:
-    body = out.sent[want.get("request", 1) - 1]
-    return _has(body, want.get("has", [])) and _lacks(body, want.get("lacks", []))
+def _sent(outcome: Outcome, expected: dict[str, Any]) -> bool:
+    body = outcome.sent[expected.get("request", 1) - 1]
+    return _has(body, expected.get("has", [])) and _lacks(body, expected.get("lacks", []))
 
 
-#: What a case may expect -> whether it came so.
+#: Key of a case's `expect` -> whether the outcome meets the expected value.
 CHECKS: dict[str, Callable[[Outcome, Any], bool]] = {
-    "state": lambda out, want: out.state in _all(want),
-    "text": lambda out, want: out.text == want,
-    "text_has": lambda out, want: _has(out.text, want),
-    "text_lacks": lambda out, want: _lacks(out.text, want),
-    "reasoning": lambda out, want: out.reasoning == want,
-    "finish_reason": lambda out, want: out.finish_reason == want,
-    "usage": lambda out, want: want.items() <= (out.usage or {}).items(),
-    "tool_calls": lambda out, want: _calls(out.calls) == _calls(want),
-    "error_code": lambda out, want: out.error.get("code") in _all(want),
-    "error_code_not": lambda out, want: out.error.get("code") not in _all(want),
-    "message_contains": lambda out, want: _has(out.message, _lower(want)),
-    "message_lacks": lambda out, want: _lacks(out.message, _lower(want)),
-    "retryable": lambda out, want: out.retryable is want,
-    "retry_after": lambda out, want: want[0] <= (out.retry_after or 0.0) <= want[1],
-    "requests": lambda out, want: len(out.sent) == want,
-    "requests_max": lambda out, want: len(out.sent) <= want,
+    "state": lambda outcome, expected: outcome.state in _all(expected),
+    "text": lambda outcome, expected: outcome.text == expected,
+    "text_has": lambda outcome, expected: _has(outcome.text, expected),
+    "text_lacks": lambda outcome, expected: _lacks(outcome.text, expected),
+    "reasoning": lambda outcome, expected: outcome.reasoning == expected,
+    "finish_reason": lambda outcome, expected: outcome.finish_reason == expected,
+    "usage": lambda outcome, expected: expected.items() <= (outcome.usage or {}).items(),
+    "tool_calls": lambda outcome, expected: _calls(outcome.calls) == _calls(expected),
+    "error_code": lambda outcome, expected: outcome.error.get("code") in _all(expected),
+    "error_code_not": lambda outcome, expected: outcome.error.get("code") not in _all(expected),
+    "message_contains": lambda outcome, expected: _has(outcome.message, _lower(expected)),
+    "message_lacks": lambda outcome, expected: _lacks(outcome.message, _lower(expected)),
+    "retryable": lambda outcome, expected: outcome.retryable is expected,
+    "retry_after": lambda outcome, expected: (
+        expected[0] <= (outcome.retry_after or 0.0) <= expected[1]
+    ),
+    "requests": lambda outcome, expected: len(outcome.sent) == expected,
+    "requests_max": lambda outcome, expected: len(outcome.sent) <= expected,
     "sent": _sent,
-    "status": lambda out, want: out.status == want,
-    "raw_has": lambda out, want: _has(out.raw, want),
-    "html_has": lambda out, want: _has(out.answer_html, want),
-    "html_any": lambda out, want: any(each in out.answer_html for each in want),
-    "html_lacks": lambda out, want: _lacks(out.answer_html, want),
-    "either": lambda out, want: any(not _missed(one, out) for one in want),
+    "status": lambda outcome, expected: outcome.status == expected,
+    "raw_has": lambda outcome, expected: _has(outcome.raw, expected),
+    "html_has": lambda outcome, expected: _has(outcome.answer_html, expected),
+    "html_any": lambda outcome, expected: any(
+        fragment in outcome.answer_html for fragment in expected
+    ),
+    "html_lacks": lambda outcome, expected: _lacks(outcome.answer_html, expected),
+    "either": lambda outcome, expected: any(
+        not _missed(alternative, outcome) for alternative in expected
+    ),
 }
 
 
-def _missed(expect: dict[str, Any], out: Outcome) -> list[str]:
-    return [name for name, want in expect.items() if not CHECKS[name](out, want)]
+def _missed(expect: dict[str, Any], outcome: Outcome) -> list[str]:
+    return [name for name, expected in expect.items() if not CHECKS[name](outcome, expected)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
@@ -283,5 +292,5 @@ def test_upstream_response_gives_the_expected_outcome(
     case: dict[str, Any], outcomes: dict[str, concurrent.futures.Future[Outcome]]
 ) -> None:
     """The outcome of each case is the expected one; `why` of the case says why it matters."""
-    out = outcomes[case["name"]].result(60)
-    assert not _missed(case["expect"], out), vars(out)
+    outcome = outcomes[case["name"]].result(60)
+    assert not _missed(case["expect"], outcome), vars(outcome)

@@ -24,7 +24,7 @@ from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
 class Person:
-    """A browser with a session, and what it does on the page."""
+    """A browser with its own session, and the requests of its page."""
 
     def __init__(self, server: HaltServer) -> None:
         self.client: Client = server.client()
@@ -38,25 +38,25 @@ class Person:
             "POST", path, urlencode(fields).encode(), PAGE_HEADERS if page else FORM_HEADERS
         )
 
-    def ask(self, said: str, conversation: str = "", model: str = "") -> str:
-        """Ask; the ID of the conversation, which is begun where none is given."""
+    def ask(self, prompt: str, conversation: str = "", model: str = "") -> str:
+        """Send a prompt; return the ID of the conversation, a new one by default."""
         conversation = conversation or new_id()
-        answer = self.send(f"/c/{conversation}/messages", prompt=said, model=model)
+        answer = self.send(f"/c/{conversation}/messages", prompt=prompt, model=model)
         assert answer.status == 200, answer.body.decode()
         return conversation
 
-    def settled(self, conversation: str) -> None:
-        """Wait until the list says that nothing is being written in it."""
+    def wait_idle(self, conversation: str) -> None:
+        """Wait until the list marks the conversation as not running."""
         wait_until(lambda: not self.item(conversation)["running"], SERVER_TIMEOUT)
 
     def items(self, path: str = "/conversations") -> list[dict[str, Any]]:
-        """The list as a person sees it, all parts of it."""
-        out: list[dict[str, Any]] = []
+        """The items of the list on the page, of all its parts."""
+        items: list[dict[str, Any]] = []
         while path:
             body = self.get(path).body.decode()
             for part in re.findall(r'<li id="c-.*?</li>', body, re.DOTALL):
                 (title,) = re.findall(r'<span class="title"[^>]*>(.*?)</span>', part)
-                out.append(
+                items.append(
                     {
                         "id": re.findall(r'data-id="(.*?)"', part)[0],
                         "title": html.unescape(title),
@@ -64,9 +64,9 @@ class Person:
                         "current": "aria-current" in part,
                     }
                 )
-            further = re.findall(r'class="further" hx-get="(.*?)"', body)
-            path = html.unescape(further[0]) if further else ""
-        return out
+            next_paths = re.findall(r'class="further" hx-get="(.*?)"', body)
+            path = html.unescape(next_paths[0]) if next_paths else ""
+        return items
 
     def item(self, conversation: str) -> dict[str, Any]:
         (listed_item,) = [item for item in self.items() if item["id"] == conversation]
@@ -75,8 +75,8 @@ class Person:
     def titles(self) -> list[str]:
         return [item["title"] for item in self.items()]
 
-    def import_(self, data: bytes, *, page: bool = False) -> HttpResponse:
-        """Choose a file to import."""
+    def import_file(self, data: bytes, *, page: bool = False) -> HttpResponse:
+        """Upload a file to import."""
         line = secrets.token_hex(8)
         head = 'Content-Disposition: form-data; name="file"; filename="a.json"'
         body = f"--{line}\r\n{head}\r\n\r\n".encode() + data + f"\r\n--{line}--\r\n".encode()
@@ -85,9 +85,9 @@ class Person:
             "POST", "/import", body, headers | ({"HX-Request": "true"} if page else {})
         )
 
-    def keep(self, *conversations: dict[str, Any]) -> None:
-        """Have these conversations, without asking a model."""
-        answer = self.import_(export_file(*conversations))
+    def add(self, *conversations: dict[str, Any]) -> None:
+        """Add these conversations by an import, without a model."""
+        answer = self.import_file(export_file(*conversations))
         assert answer.status == 200, answer.body.decode()
 
 
@@ -97,8 +97,8 @@ def anna(halt: HaltServer) -> Person:
 
 
 @pytest.fixture(scope="module")
-def unusual(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt with settings that are not the usual ones."""
+def configured_halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt with settings that differ from the defaults."""
     server = HaltServer(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
@@ -115,8 +115,8 @@ def unusual(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture
-def carla(unusual: HaltServer) -> Person:
-    return Person(unusual)
+def carla(configured_halt: HaltServer) -> Person:
+    return Person(configured_halt)
 
 
 @pytest.fixture
@@ -130,22 +130,22 @@ def boris(halt: HaltServer) -> Person:
 def test_list_is_ordered_by_last_use(anna: Person) -> None:
     """A title is the prompt's first words; a new message moves its conversation to the top."""
     first = anna.ask("The first  of\nall talks")
-    anna.settled(first)
+    anna.wait_idle(first)
     second = anna.ask("Another one")
     assert [item["id"] for item in anna.items()] == [second, first]
     assert anna.titles()[1].startswith("The first of")
-    anna.settled(second)
+    anna.wait_idle(second)
     anna.ask("And on", first)
     assert [item["id"] for item in anna.items()] == [first, second]
 
 
 def test_long_list_is_paged(anna: Person) -> None:
     """The pages of the list hold each conversation once, in order; the last has no next link."""
-    talks = [
+    conversations = [
         exported_conversation("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n)
         for n in range(300)
     ]
-    anna.keep(*talks)
+    anna.add(*conversations)
     assert anna.titles() == [f"Talk {n}" for n in reversed(range(300))]
     assert len(re.findall("<li id=", anna.get("/").body.decode())) <= 50
     assert anna.get("/conversations?cursor=nonsense", Accept="*/*").status == 400
@@ -154,14 +154,16 @@ def test_long_list_is_paged(anna: Person) -> None:
 def test_list_marks_running_and_open_conversations(anna: Person, shared_fake: FakeOpenAI) -> None:
     """The list marks the open conversation, and those whose answer is being written."""
     prompt = f"/fake stall {new_id()}"
-    runs, rests = anna.ask(prompt), anna.ask("Hello")
-    anna.settled(rests)
-    assert anna.item(runs)["running"]
-    assert [item["id"] for item in anna.items(f"/conversations?current={rests}") if item["current"]]
-    assert 'aria-current="page"' in anna.get(f"/c/{runs}").body.decode()
-    stream = re.findall(r'data-stream="(.*?)"', anna.get(f"/c/{runs}").body.decode())[-1]
+    running_id, idle_id = anna.ask(prompt), anna.ask("Hello")
+    anna.wait_idle(idle_id)
+    assert anna.item(running_id)["running"]
+    assert [
+        item["id"] for item in anna.items(f"/conversations?current={idle_id}") if item["current"]
+    ]
+    assert 'aria-current="page"' in anna.get(f"/c/{running_id}").body.decode()
+    stream = re.findall(r'data-stream="(.*?)"', anna.get(f"/c/{running_id}").body.decode())[-1]
     assert anna.client.stop(stream).status == 200
-    anna.settled(runs)
+    anna.wait_idle(running_id)
 
 
 def test_rename_stores_and_escapes_the_title(anna: Person) -> None:
@@ -173,7 +175,7 @@ def test_rename_stores_and_escapes_the_title(anna: Person) -> None:
     assert answer.status == 200
     assert "<b>" not in answer.body.decode()
     assert anna.titles() == ['<b>שלום</b> "x"']
-    anna.settled(conversation)
+    anna.wait_idle(conversation)
     anna.ask("More", conversation)
     assert anna.titles() == ['<b>שלום</b> "x"']
     for title in ("", "  ", "x" * 201):
@@ -184,32 +186,35 @@ def test_rename_stores_and_escapes_the_title(anna: Person) -> None:
 
 def test_undelete_restores_a_deleted_conversation(anna: Person) -> None:
     """A deleted conversation is in no list, search or export; Undo restores it unchanged."""
-    anna.keep(exported_conversation("Question", "Answer zebra", title="Kept"))
-    (kept,) = [item["id"] for item in anna.items()]
-    gone = anna.send(f"/c/{kept}/delete")
-    assert f'hx-post="/c/{kept}/undelete"' in gone.body.decode()
+    anna.add(exported_conversation("Question", "Answer zebra", title="Kept"))
+    (conversation_id,) = [item["id"] for item in anna.items()]
+    deletion = anna.send(f"/c/{conversation_id}/delete")
+    assert f'hx-post="/c/{conversation_id}/undelete"' in deletion.body.decode()
     assert anna.titles() == []
-    assert anna.get(f"/c/{kept}").status == 404
+    assert anna.get(f"/c/{conversation_id}").status == 404
     assert "zebra" not in anna.get("/conversations/search?q=zebra").body.decode()
     assert json.loads(anna.get("/export").body)["conversations"] == []
-    assert anna.send(f"/c/{kept}/delete").status == 404
-    assert "is back" in anna.send(f"/c/{kept}/undelete").body.decode()
+    assert anna.send(f"/c/{conversation_id}/delete").status == 404
+    assert "is back" in anna.send(f"/c/{conversation_id}/undelete").body.decode()
     assert anna.titles() == ["Kept"]
-    assert "Answer zebra" in anna.get(f"/c/{kept}").body.decode()
+    assert "Answer zebra" in anna.get(f"/c/{conversation_id}").body.decode()
 
 
 def test_delete_of_the_open_conversation_redirects(anna: Person) -> None:
     """The page moves to a new conversation that offers Undo; Undo opens the deleted one."""
-    anna.keep(exported_conversation("Question", "Answer"))
-    (kept,) = [item["id"] for item in anna.items()]
-    open_now = PAGE_HEADERS | {"HX-Current-URL": f"http://halt.example/c/{kept}"}
-    gone = anna.client.request("POST", f"/c/{kept}/delete", b"", open_now)
-    assert gone.headers["hx-redirect"] == f"/?deleted={kept}"
-    assert f'hx-post="/c/{kept}/undelete"' in anna.get(f"/?deleted={kept}").body.decode()
-    back = anna.send(f"/c/{kept}/undelete", back="1")
-    assert back.headers["hx-redirect"] == f"/c/{kept}"
-    hostile = anna.get("/?deleted=" + quote('"><b>x')).body.decode()
-    assert "<b>x" not in hostile
+    anna.add(exported_conversation("Question", "Answer"))
+    (conversation_id,) = [item["id"] for item in anna.items()]
+    headers = PAGE_HEADERS | {"HX-Current-URL": f"http://halt.example/c/{conversation_id}"}
+    deletion = anna.client.request("POST", f"/c/{conversation_id}/delete", b"", headers)
+    assert deletion.headers["hx-redirect"] == f"/?deleted={conversation_id}"
+    assert (
+        f'hx-post="/c/{conversation_id}/undelete"'
+        in anna.get(f"/?deleted={conversation_id}").body.decode()
+    )
+    restored = anna.send(f"/c/{conversation_id}/undelete", back="1")
+    assert restored.headers["hx-redirect"] == f"/c/{conversation_id}"
+    page = anna.get("/?deleted=" + quote('"><b>x')).body.decode()
+    assert "<b>x" not in page
 
 
 @pytest.mark.parametrize("page", [True, False], ids=["page", "program"])
@@ -219,14 +224,14 @@ def test_delete_stops_a_running_answer(anna: Person, shared_fake: FakeOpenAI, pa
     conversation = anna.ask(prompt, model="stall?n=10")
     record = request_record(shared_fake, prompt)
     wait_until(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode(), SERVER_TIMEOUT)
-    gone = anna.send(f"/c/{conversation}/delete", page=page)
-    assert "deleted, and its answer stopped" in gone.body.decode()
+    deletion = anna.send(f"/c/{conversation}/delete", page=page)
+    assert "deleted, and its answer stopped" in deletion.body.decode()
     assert record.closed.wait(RECORD_TIMEOUT)
     anna.send(f"/c/{conversation}/undelete")
-    anna.settled(conversation)
-    back = anna.get(f"/c/{conversation}").body.decode()
-    assert 'data-state="stopped"' in back
-    assert "8 9" in back
+    anna.wait_idle(conversation)
+    restored_page = anna.get(f"/c/{conversation}").body.decode()
+    assert 'data-state="stopped"' in restored_page
+    assert "8 9" in restored_page
 
 
 def test_title_from_model_replaces_first_words_only(carla: Person, shared_fake: FakeOpenAI) -> None:
@@ -234,11 +239,11 @@ def test_title_from_model_replaces_first_words_only(carla: Person, shared_fake: 
     key = new_id()
     shared_fake.texts[key] = "A fine title"
     model = f"text?key={key}&gap_ms=50"
-    own, named = carla.ask("Some words", model=model), carla.ask("Some words", model=model)
+    renamed, unchanged = carla.ask("Some words", model=model), carla.ask("Some words", model=model)
     assert carla.titles() == ["Some words"] * 2
-    assert carla.send(f"/c/{own}/title", title="My own").status == 200
-    wait_until(lambda: carla.item(named)["title"] == "A fine title", SERVER_TIMEOUT)
-    assert carla.item(own)["title"] == "My own"
+    assert carla.send(f"/c/{renamed}/title", title="My own").status == 200
+    wait_until(lambda: carla.item(unchanged)["title"] == "A fine title", SERVER_TIMEOUT)
+    assert carla.item(renamed)["title"] == "My own"
 
 
 # --- search ---------------------------------------------------------------------------------------
@@ -246,7 +251,7 @@ def test_title_from_model_replaces_first_words_only(carla: Person, shared_fake: 
 
 def test_search_marks_escaped_matches(anna: Person) -> None:
     """Words and prefixes match in any order; matches are marked, all else is escaped."""
-    anna.keep(
+    anna.add(
         exported_conversation(
             "Tell me of <i>zebras</i>", "A zebra has stripes & hooves.", title="<Animals>"
         ),
@@ -273,37 +278,37 @@ def test_search_marks_escaped_matches(anna: Person) -> None:
 def test_search_results_are_paged(anna: Person) -> None:
     """The pages of many search results hold each result once, the newest first."""
     prompts = [f"walrus {n}" for n in range(90)]
-    anna.keep(exported_conversation(*prompts))
+    anna.add(exported_conversation(*prompts))
     path, results = "/conversations/search?q=walrus", []
     while path:
         body = anna.get(path).body.decode()
         results += re.findall(r"<mark>walrus</mark> (\d+)", body)
-        further = re.findall(r'class="further" hx-get="(.*?)"', body)
-        path = html.unescape(further[0]) if further else ""
+        next_paths = re.findall(r'class="further" hx-get="(.*?)"', body)
+        path = html.unescape(next_paths[0]) if next_paths else ""
     assert results == [str(n) for n in reversed(range(90))]
 
 
 # --- long conversations ---------------------------------------------------------------------------
 
 
-#: Where a page or a part of it shows a numbered message.
-SAID = re.compile(r'(?:<p>|<div class="text">)said-(\d+)\.')
+#: A numbered message in the HTML of a page or of a part of it.
+NUMBERED_MESSAGE = re.compile(r'(?:<p>|<div class="text">)said-(\d+)\.')
 
 
 def test_long_conversation_is_paged(anna: Person) -> None:
     """The page shows the last messages; earlier parts are loaded on demand, each message once."""
-    anna.keep(exported_conversation(*(f"said-{n}." for n in range(2000))))
-    (long,) = [item["id"] for item in anna.items()]
-    body = anna.get(f"/c/{long}").body.decode()
-    numbers = [int(n) for n in SAID.findall(body)]
+    anna.add(exported_conversation(*(f"said-{n}." for n in range(2000))))
+    (conversation_id,) = [item["id"] for item in anna.items()]
+    body = anna.get(f"/c/{conversation_id}").body.decode()
+    numbers = [int(n) for n in NUMBERED_MESSAGE.findall(body)]
     assert numbers[-1] == 1999
     assert len(numbers) < 150
     while True:
-        before = re.findall(rf'hx-get="(/c/{long}/exchanges\?before=\d+)"', body)
+        before = re.findall(rf'hx-get="(/c/{conversation_id}/exchanges\?before=\d+)"', body)
         if not before:
             break
         body = anna.get(before[0]).body.decode()
-        numbers = [int(n) for n in SAID.findall(body)] + numbers
+        numbers = [int(n) for n in NUMBERED_MESSAGE.findall(body)] + numbers
     assert numbers == list(range(2000))
 
 
@@ -311,7 +316,7 @@ def test_search_result_opens_the_conversation_around_it(anna: Person) -> None:
     """A search result opens the messages around it, with links to the rest."""
     texts = [f"said-{n}." for n in range(1000)]
     texts[500] = "said-500. pelican"
-    anna.keep(exported_conversation(*texts))
+    anna.add(exported_conversation(*texts))
     page = anna.get("/conversations/search?q=pelican").body.decode()
     (link,) = re.findall(r'href="(/c/[^"]*)"', page)
     body = anna.get(html.unescape(link)).body.decode()
@@ -321,17 +326,17 @@ def test_search_result_opens_the_conversation_around_it(anna: Person) -> None:
     (after,) = re.findall(r'hx-get="(/c/[^"]*/exchanges\?after=\d+)"', body)
     last = max(map(int, re.findall(r"said-(\d+)\.", body)))
     assert f"said-{last + 1}." in anna.get(after).body.decode()
-    for wrong in ("at=x", "at=-1", "at=99999999999999999999"):
-        assert anna.get(f"{html.unescape(link).partition('?')[0]}?{wrong}").status == 200
+    for query in ("at=x", "at=-1", "at=99999999999999999999"):
+        assert anna.get(f"{html.unescape(link).partition('?')[0]}?{query}").status == 200
     assert anna.get(after.partition("?")[0] + "?before=x", Accept="*/*").status == 400
 
 
 def test_search_result_in_another_version_selects_it(anna: Person) -> None:
     """A search result in an alternative answer opens the conversation with that alternative."""
     export = exported_conversation("Question", "An ostrich", title="Two")
-    other = {"id": 3, "parent": 1, "role": "assistant", "content": "A flamingo"}
-    export["messages"].append(other)
-    anna.keep(export)
+    alternative = {"id": 3, "parent": 1, "role": "assistant", "content": "A flamingo"}
+    export["messages"].append(alternative)
+    anna.add(export)
     for word in ("flamingo", "ostrich"):
         page = anna.get(f"/conversations/search?q={word}").body.decode()
         (link,) = re.findall(r'href="(/c/[^"]*)"', page)
@@ -361,19 +366,19 @@ def test_settings_apply_to_all_answers_of_one_conversation(
         body = request_record(shared_fake, prompt, nth).body
         assert (body["temperature"], body["max_tokens"]) == (0.25, 77)
         assert body["messages"][0] == {"role": "system", "content": "Be short."}
-        anna.settled(conversation)
+        anna.wait_idle(conversation)
         if not nth:
             page = anna.get(f"/c/{conversation}").body.decode()
             (prompt_id,) = re.findall(r'data-prompt="(\d+)"', page)
-            again = anna.send(f"/c/{conversation}/regenerate", prompt_id=prompt_id)
-            assert again.status == 200
+            regeneration = anna.send(f"/c/{conversation}/regenerate", prompt_id=prompt_id)
+            assert regeneration.status == 200
     panel = anna.get(f"/c/{conversation}/settings").body.decode()
     assert "Be short.</textarea>" in panel
     assert 'value="0.25"' in panel
     assert 'value="77"' in panel
-    other = f"Hello {new_id()}"
-    anna.ask(other)
-    body = request_record(shared_fake, other).body
+    other_prompt = f"Hello {new_id()}"
+    anna.ask(other_prompt)
+    body = request_record(shared_fake, other_prompt).body
     assert "temperature" not in body
     assert "max_tokens" not in body
     assert [message["role"] for message in body["messages"]] == ["user"]
@@ -423,7 +428,7 @@ def test_system_prompt_default_is_kept_until_changed(
         system_messages.append(
             [message["content"] for message in messages if message["role"] == "system"]
         )
-        carla.settled(conversation)
+        carla.wait_idle(conversation)
     assert system_messages == [["Be kind."], [], ["Be wise."]]
 
 
@@ -435,35 +440,35 @@ def test_export_can_be_imported_by_another_session(anna: Person, boris: Person) 
     settings = {"model": "m", "system_prompt": "s", "temperature": 0.5, "max_tokens": 9}
     export = exported_conversation("Hi", "Hello **you**", title="Title: a/b", settings=settings)
     export["messages"].append({"id": 9, "parent": 1, "role": "assistant", "content": "Other"})
-    anna.keep(export, exported_conversation("Second", "Two", title="Zwei", at=1_750_000_000.0))
-    whole = anna.get("/export")
-    assert whole.headers["content-type"] == "application/json"
+    anna.add(export, exported_conversation("Second", "Two", title="Zwei", at=1_750_000_000.0))
+    full_export = anna.get("/export")
+    assert full_export.headers["content-type"] == "application/json"
     assert re.fullmatch(
         r"attachment; filename=Halt-\d{4}-\d\d-\d\d\.json; .*",
-        whole.headers["content-disposition"],
+        full_export.headers["content-disposition"],
     )
-    assert boris.import_(whole.body).status == 200
+    assert boris.import_file(full_export.body).status == 200
     assert boris.titles() == anna.titles()
 
-    def told(data: bytes) -> list[Any]:
+    def comparable(data: bytes) -> list[Any]:
         conversations = json.loads(data)["conversations"]
-        for each in conversations:
-            each.pop("id")
-            places = {m["id"]: n for n, m in enumerate(each["messages"])}
-            for message in each["messages"]:
-                message["parent"] = places.get(message.get("parent"))
+        for conversation in conversations:
+            conversation.pop("id")
+            positions = {m["id"]: n for n, m in enumerate(conversation["messages"])}
+            for message in conversation["messages"]:
+                message["parent"] = positions.get(message.get("parent"))
                 del message["id"]
-            each["chosen"] = sorted(places[n] for n in each["chosen"])
-        return sorted(conversations, key=lambda each: str(each["title"]))
+            conversation["chosen"] = sorted(positions[n] for n in conversation["chosen"])
+        return sorted(conversations, key=lambda conversation: str(conversation["title"]))
 
-    assert told(boris.get("/export").body) == told(whole.body)
-    assert boris.import_(whole.body).status == 200
+    assert comparable(boris.get("/export").body) == comparable(full_export.body)
+    assert boris.import_file(full_export.body).status == 200
     assert len(boris.titles()) == 4
-    (one,) = [item["id"] for item in anna.items() if item["title"] == "Zwei"]
-    only = anna.get(f"/c/{one}/export?format=json")
-    assert [conversation["title"] for conversation in json.loads(only.body)["conversations"]] == [
-        "Zwei"
-    ]
+    (conversation_id,) = [item["id"] for item in anna.items() if item["title"] == "Zwei"]
+    single_export = anna.get(f"/c/{conversation_id}/export?format=json")
+    assert [
+        conversation["title"] for conversation in json.loads(single_export.body)["conversations"]
+    ] == ["Zwei"]
 
 
 def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
@@ -472,18 +477,18 @@ def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
         "What is **2+2**?", "# Four\n\n```py\n4\n```", title="Grüße & <Küsse>"
     )
     export["messages"][1] |= {"state": "stopped", "model": "m-1"}
-    anna.keep(export, exported_conversation("Second", "Two"))
-    (one,) = [item["id"] for item in anna.items() if item["title"].startswith("Gr")]
-    answer = anna.get(f"/c/{one}/export?format=markdown")
+    anna.add(export, exported_conversation("Second", "Two"))
+    (conversation_id,) = [item["id"] for item in anna.items() if item["title"].startswith("Gr")]
+    answer = anna.get(f"/c/{conversation_id}/export?format=markdown")
     assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
     assert answer.headers["content-disposition"].endswith("Gr%C3%BC%C3%9Fe-K%C3%BCsse.md")
     text = answer.body.decode()
     assert text.startswith("# Grüße & <Küsse>\n")
     assert text.index("## You") < text.index("What is **2+2**?") < text.index("## m-1")
     assert text.index("```py\n4\n```") < text.lower().index("stopped")
-    whole = anna.get("/export?format=markdown").body.decode()
-    assert "Second" in whole
-    assert "What is **2+2**?" in whole
+    full_text = anna.get("/export?format=markdown").body.decode()
+    assert "Second" in full_text
+    assert "What is **2+2**?" in full_text
     refused = anna.get("/export?format=pdf")
     assert (refused.status, refused.error["field"]) == (400, "format")
 
@@ -504,50 +509,56 @@ def test_export_file_name_is_safe(title: str, name: str) -> None:
     assert file_name(title, "md") == name
 
 
-GOOD = exported_conversation("Hi", "Ho")
+CONVERSATION = exported_conversation("Hi", "Ho")
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "reason"),
     [
         (b"", "Choose a file"),
         (b"no JSON", "JSON"),
         (b"\xff\xfe", "file"),
         (b"[]", "it is not an export of Halt. Halt reads JSON files that it has exported"),
         (b'{"format": "halt-conversations", "version": 1}', "conversations"),
-        (export_file(GOOD).replace(b"halt-conversations", b"somebody-elses"), "somebody-elses"),
-        (export_file(GOOD).replace(b'"version": 1', b'"version": 99'), "99"),
         (
-            export_file(GOOD, {**exported_conversation("a", "b"), "messages": 5}),
+            export_file(CONVERSATION).replace(b"halt-conversations", b"somebody-elses"),
+            "somebody-elses",
+        ),
+        (export_file(CONVERSATION).replace(b'"version": 1', b'"version": 99'), "99"),
+        (
+            export_file(CONVERSATION, {**exported_conversation("a", "b"), "messages": 5}),
             "in conversation 2, the field “messages” must be",
         ),
-        (export_file(GOOD, {**GOOD, "id": "../x"}), "“id” must be 8 to 64 letters"),
+        (export_file(CONVERSATION, {**CONVERSATION, "id": "../x"}), "“id” must be 8 to 64 letters"),
         (
-            export_file(GOOD).replace(b'"user"', b'"system"'),
+            export_file(CONVERSATION).replace(b'"user"', b'"system"'),
             "“role” must be one of user, assistant",
         ),
-        (export_file(GOOD).replace(b'"parent": 1', b'"parent": 7'), "7"),
-        (export_file(GOOD).replace(b'"parent": 1', b'"parent": null'), "answer"),
-        (export_file({**GOOD, "settings": {"temperature": 9}}), "temperature” must be 2.0 or less"),
+        (export_file(CONVERSATION).replace(b'"parent": 1', b'"parent": 7'), "7"),
+        (export_file(CONVERSATION).replace(b'"parent": 1', b'"parent": null'), "answer"),
+        (
+            export_file({**CONVERSATION, "settings": {"temperature": 9}}),
+            "temperature” must be 2.0 or less",
+        ),
         (b"[" * 100_000, ""),
     ],
 )
-def test_invalid_import_is_refused_whole(anna: Person, data: bytes, said: str) -> None:
+def test_invalid_import_is_refused_whole(anna: Person, data: bytes, reason: str) -> None:
     """An invalid file is refused with the reason, and no conversation of it is imported."""
-    refused = anna.import_(data)
+    refused = anna.import_file(data)
     assert (refused.status, refused.error["field"]) == (400, "file")
-    assert re.search(said, refused.error["message"]), refused.error["message"]
+    assert re.search(reason, refused.error["message"]), refused.error["message"]
     assert anna.titles() == []
-    page = anna.import_(data, page=True)
+    page = anna.import_file(data, page=True)
     assert page.headers["hx-retarget"] == "#toast"
 
 
 def test_import_has_its_own_size_limit(carla: Person) -> None:
     """A file may be larger than a message; above its limit the error names limit and variable."""
-    assert carla.import_(export_file(exported_conversation("x" * 100_000, "y"))).status == 200
+    assert carla.import_file(export_file(exported_conversation("x" * 100_000, "y"))).status == 200
     connection = carla.client.connect()
-    announced = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9000001"}
-    carla.client.send(connection, "POST", "/import", b"", announced)
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9000001"}
+    carla.client.send(connection, "POST", "/import", b"", headers)
     response = connection.getresponse()
     error = json.loads(response.read())["error"]
     connection.close()
@@ -558,7 +569,7 @@ def test_import_has_its_own_size_limit(carla: Person) -> None:
 
 def test_export_takes_a_reader_place_until_it_ends(carla: Person) -> None:
     """A streamed export takes a reader's place and gives it back when it ends or is abandoned."""
-    carla.keep(*(exported_conversation("x" * 400_000, "y" * 400_000) for _ in range(10)))
+    carla.add(*(exported_conversation("x" * 400_000, "y" * 400_000) for _ in range(10)))
     for _ in range(2):
         with ExitStack() as readers:
             for _ in range(2):
@@ -571,9 +582,9 @@ def test_export_takes_a_reader_place_until_it_ends(carla: Person) -> None:
 
 
 def begins_export(client: Client, readers: ExitStack) -> bool:
-    """Whether an export begins; if so it is left unread until `readers` ends.
+    """Whether an export starts; it stays unread until `readers` ends.
 
-    The place of the reader before is given back only after that reader's last byte.
+    An earlier reader's place becomes free only after that reader's last byte.
     """
     connection = client.connect(receive_buffer=2048)
     readers.callback(connection.close)
@@ -583,17 +594,17 @@ def begins_export(client: Client, readers: ExitStack) -> bool:
     return response.status == 200 and bool(response.read(1000))
 
 
-# --- whose they are -------------------------------------------------------------------------------
+# --- other sessions -------------------------------------------------------------------------------
 
 READS = ["", "/item", "/title", "/export", "/settings", "/exchanges?before=1", "/usage"]
 WRITES = ["/title", "/delete", "/undelete", "/settings", "/regenerate", "/messages"]
 
 
 @pytest.fixture(scope="module")
-def hers(halt: HaltServer) -> Iterator[str]:
-    """A conversation of somebody else."""
+def other_id(halt: HaltServer) -> Iterator[str]:
+    """The ID of a conversation of another session."""
     person = Person(halt)
-    person.keep(exported_conversation("Secret", "giraffe", title="Hers"))
+    person.add(exported_conversation("Secret", "giraffe", title="Hers"))
     (conversation,) = [item["id"] for item in person.items()]
     yield conversation
     assert person.titles() == ["Hers"]
@@ -601,11 +612,11 @@ def hers(halt: HaltServer) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", READS)
 def test_conversation_of_another_session_is_not_found(
-    halt: HaltServer, hers: str, path: str
+    halt: HaltServer, other_id: str, path: str
 ) -> None:
     """Every route to another session's conversation answers 404, with a session and without."""
     for client in (Person(halt).client, halt.client()):
-        answer = client.get(f"/c/{hers}{path}", Accept="*/*")
+        answer = client.get(f"/c/{other_id}{path}", Accept="*/*")
         if path != "/usage":
             assert answer.status == 404
         assert b"giraffe" not in answer.body
@@ -613,43 +624,43 @@ def test_conversation_of_another_session_is_not_found(
 
 @pytest.mark.parametrize("path", WRITES)
 def test_conversation_of_another_session_cannot_be_changed(
-    halt: HaltServer, hers: str, path: str
+    halt: HaltServer, other_id: str, path: str
 ) -> None:
     """No other session and no program can change a conversation, even with its ID."""
     for client in (Person(halt).client, halt.client()):
         body = urlencode({"title": "Mine", "prompt": "Hi", "prompt_id": "1"}).encode()
-        assert client.request("POST", f"/c/{hers}{path}", body, FORM_HEADERS).status == 404
+        assert client.request("POST", f"/c/{other_id}{path}", body, FORM_HEADERS).status == 404
 
 
 def test_conversation_is_not_listed_for_another_session(
-    halt: HaltServer, hers: str, anna: Person
+    halt: HaltServer, other_id: str, anna: Person
 ) -> None:
     """List, search and export of one session hold no conversation of another."""
     for client in (anna.client, halt.client()):
-        assert hers.encode() not in client.get("/conversations").body
+        assert other_id.encode() not in client.get("/conversations").body
         assert b"giraffe" not in client.get("/conversations/search?q=giraffe").body
         assert json.loads(client.get("/export").body)["conversations"] == []
 
 
-def test_import_with_a_used_id_gets_a_new_id(anna: Person, hers: str) -> None:
+def test_import_with_a_used_id_gets_a_new_id(anna: Person, other_id: str) -> None:
     """An import whose conversation has an ID of another session is stored under a new ID."""
-    anna.keep(exported_conversation("Mine", "all mine", title="Mine", id=hers))
-    (mine,) = [item["id"] for item in anna.items()]
-    assert mine != hers
+    anna.add(exported_conversation("Mine", "all mine", title="Mine", id=other_id))
+    (imported_id,) = [item["id"] for item in anna.items()]
+    assert imported_id != other_id
 
 
 def test_concurrent_changes_leave_a_valid_conversation(anna: Person) -> None:
     """Concurrent renames and deletions leave the conversation in one of the requested states."""
-    anna.keep(exported_conversation("Hi", "Ho"))
-    (one,) = [item["id"] for item in anna.items()]
+    anna.add(exported_conversation("Hi", "Ho"))
+    (conversation_id,) = [item["id"] for item in anna.items()]
     statuses: list[int] = []
 
-    def work(n: int) -> None:
-        statuses.append(anna.send(f"/c/{one}/title", title=f"Name {n}").status)
+    def rename(n: int) -> None:
+        statuses.append(anna.send(f"/c/{conversation_id}/title", title=f"Name {n}").status)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for each in threads:
-        each.start()
+    threads = [threading.Thread(target=rename, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
     for thread in threads:
         thread.join()
     assert statuses == [200] * 8

@@ -50,10 +50,10 @@ def test_killed_worker_leaves_saved_events_and_an_end(
         for _ in range(5):
             group = start_streams(server.client)
             group.wait_tokens(rng.randrange(300))
-            with prompt_during_kill(server.client) as place:
+            with prompt_during_kill(server.client) as page_path:
                 killed_at = server.kill_worker(rng)
             check_streams(group, server.client, server.database, killed_at)
-            page = server.client.get(place)
+            page = server.client.get(page_path)
             assert page.status in {200, 404}
             assert b'data-state="running"' not in page.body
             wait_upstream_closed(fake)
@@ -106,13 +106,13 @@ class InProcess:
     close = kill
 
 
-@pytest.mark.parametrize(("make", "rounds"), [(InProcess, 10), (UpstreamProcess, 5)])
+@pytest.mark.parametrize(("make_upstream", "rounds"), [(InProcess, 10), (UpstreamProcess, 5)])
 def test_killed_upstream_ends_its_streams(
-    make: Callable[[], Upstream], rounds: int, tmp_path: Path, rng: random.Random
+    make_upstream: Callable[[], Upstream], rounds: int, tmp_path: Path, rng: random.Random
 ) -> None:
     """Readers get all that the upstream sent and the end; later requests reach the new one."""
     with contextlib.ExitStack() as stack:
-        upstream = make()
+        upstream = make_upstream()
         stack.callback(upstream.close)
         server = RestartableServer(upstream.base_url, tmp_path)
         stack.callback(server.close)
@@ -127,8 +127,8 @@ def test_killed_upstream_ends_its_streams(
                 text, numbers, _ = checked_parts(stream.messages)
                 assert ALL.startswith(text)
                 assert numbers == list(range(1, len(numbers) + 1))
-                whole = server.client.follow(stream.id, 0).to_end().seen
-                assert whole == stream.messages
+                replayed = server.client.follow(stream.id, 0).to_end().seen
+                assert replayed == stream.messages
                 if stream.place:
-                    check_conversation(stream, server.client, server.database, whole)
+                    check_conversation(stream, server.client, server.database, replayed)
             check_nothing_runs(server.database)

@@ -1,4 +1,4 @@
-"""Halt behind each proxy that the docs name, with the recipes in `deploy/` as they stand there."""
+"""Halt behind each proxy that the docs name, with the unchanged recipes in `deploy/`."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from tests.support.websocket_client import WebSocket
 
 pytestmark = pytest.mark.slow
 
-STARTS = 15  # that an address has; the doctor needs three for each proxy, all from one address
-PACED = "count?rate=60&n=30"  # slow enough for the doctor to see whether something gathers it
-#: These tell Halt at once that a client has left; Apache when it writes to it the next time, which
-#: is Halt's comment in a stream, and the answer itself where nothing is streamed.
-TELL_IN_SILENCE = ("nginx", "caddy", "haproxy")
+STARTS_PER_ADDRESS = 15  # the limit; the doctor needs 3 for each proxy, all from one address
+PACED = "count?rate=60&n=30"  # slow enough for the doctor to see whether the proxy buffers it
+#: These proxies close the connection to Halt as soon as a client leaves. Apache notices it at its
+#: next write to the client: a comment of Halt in a stream, otherwise the answer.
+CLOSES_AT_ONCE = ("nginx", "caddy", "haproxy")
 
 
 @pytest.fixture(scope="module")
 def halt_behind(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt for all the proxies. Its heartbeat is so slow that no test can be helped by it."""
+    """A Halt for all the proxies. Its heartbeat is so slow that no test can depend on it."""
     server = HaltServer(
         settings(
             shared_fake,
             HALT_MODEL=PACED,
             HALT_HOSTS=NAME,
             HALT_TRUSTED_PROXIES=1,
-            HALT_RATE_ADDRESS=f"{STARTS}/hour",
+            HALT_RATE_ADDRESS=f"{STARTS_PER_ADDRESS}/hour",
             HALT_HEARTBEAT=300,
         )
     )
@@ -71,7 +71,7 @@ def proxy(
 
 @pytest.fixture
 def client(proxy: Proxy) -> ProxyClient:
-    """A user agent at an address that no other has."""
+    """A user agent with an address of its own."""
     return proxy.client()
 
 
@@ -89,10 +89,12 @@ def test_proxy_serves_page_files_and_secure_cookie(client: ProxyClient) -> None:
     """Page and static files are served, and the session's cookie is Secure."""
     page = client.get("/")
     assert page.status == 200
-    style = re.search(rb'rel="stylesheet" href="([^"]+)"', page.body)
-    assert style
+    style_link = re.search(rb'rel="stylesheet" href="([^"]+)"', page.body)
+    assert style_link
     assert (
-        client.get(urljoin("/", style[1].decode())).headers["content-type"].startswith("text/css")
+        client.get(urljoin("/", style_link[1].decode()))
+        .headers["content-type"]
+        .startswith("text/css")
     )
     assert "; Secure" in page.headers["set-cookie"]
     assert "; HttpOnly" in page.headers["set-cookie"]
@@ -151,7 +153,7 @@ def test_stop_through_the_proxy_closes_the_upstream(
 
 def test_websocket_through_the_proxy_streams_and_stops(client: ProxyClient, proxy: Proxy) -> None:
     """A WebSocket gets events while the model is silent, and its Stop works."""
-    with socket_of(proxy, client, origin=f"https://{NAME}:{proxy.port}") as ws:
+    with websocket_of(proxy, client, origin=f"https://{NAME}:{proxy.port}") as ws:
         stream_id = ws.start("stall?n=3")
         ws.until_text(stream_id, "0 1 2 ")
         assert ws.stop(stream_id)["upstream"] == "closed"
@@ -159,7 +161,7 @@ def test_websocket_through_the_proxy_streams_and_stops(client: ProxyClient, prox
 
 
 @contextlib.contextmanager
-def socket_of(proxy: Proxy, client: ProxyClient, **more: Any) -> Iterator[WebSocket]:
+def websocket_of(proxy: Proxy, client: ProxyClient, **more: Any) -> Iterator[WebSocket]:
     """A WebSocket through the proxy, from this client's address."""
     with client.plain_socket() as connected, WebSocket(proxy, connected=connected, **more) as ws:
         yield ws
@@ -167,8 +169,8 @@ def socket_of(proxy: Proxy, client: ProxyClient, **more: Any) -> Iterator[WebSoc
 
 def test_origin_check_uses_the_public_name(client: ProxyClient, proxy: Proxy) -> None:
     """The page's own origin may post, another site's may not."""
-    own = f"https://{NAME}:{proxy.port}"
-    assert client.post("/stop/no-such-stream", Origin=own).status == 202
+    own_origin = f"https://{NAME}:{proxy.port}"
+    assert client.post("/stop/no-such-stream", Origin=own_origin).status == 202
     assert client.post("/stop/no-such-stream", Origin="https://evil.example").status == 403
 
 
@@ -225,13 +227,13 @@ def test_too_large_body_gets_the_error_of_halt(
 def test_forged_forwarded_address_changes_no_limit(client: ProxyClient) -> None:
     """X-Forwarded-For from the client does not change the address that is limited."""
     statuses = []
-    for n in range(STARTS + 2):
+    for n in range(STARTS_PER_ADDRESS + 2):
         client.headers["X-Forwarded-For"] = f"203.0.113.{n}"
         with client.chat("count?n=1") as events:
             statuses.append(events.status)
             if events.status == 200:
                 events.to_end()
-    assert statuses == [200] * STARTS + [429] * 2
+    assert statuses == [200] * STARTS_PER_ADDRESS + [429] * 2
 
 
 def test_forged_forwarded_address_on_a_websocket_changes_no_limit(
@@ -239,18 +241,18 @@ def test_forged_forwarded_address_on_a_websocket_changes_no_limit(
 ) -> None:
     """Sockets with different forged addresses count as one address."""
     started = 0
-    for n in range(STARTS + 2):
-        with socket_of(proxy, client, X_Forwarded_For=f"203.0.113.{n}") as ws:
+    for n in range(STARTS_PER_ADDRESS + 2):
+        with websocket_of(proxy, client, X_Forwarded_For=f"203.0.113.{n}") as ws:
             ws.send(type="start", messages=[{"role": "user", "content": "x"}], model="count?n=1")
             started += ws.next()["type"] == "started"
-    assert started == STARTS
+    assert started == STARTS_PER_ADDRESS
 
 
 # --- a client that leaves -------------------------------------------------------------------------
 
 
-def leave(client: ProxyClient, model: str, prompt: str) -> None:
-    """Read an answer up to "2" and leave."""
+def read_and_leave(client: ProxyClient, model: str, prompt: str) -> None:
+    """Read an answer up to "2" and close the connection."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": prompt}]}
     with client.stream("POST", "/v1/chat/completions", body) as answer:
         text = ""
@@ -260,13 +262,13 @@ def leave(client: ProxyClient, model: str, prompt: str) -> None:
             text += chunk.json["choices"][0]["delta"].get("content", "")
 
 
-@pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
+@pytest.mark.parametrize("proxy", CLOSES_AT_ONCE, indirect=True)
 def test_client_gone_during_silence_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
     """The model is stopped when the client leaves, though Halt writes nothing."""
     prompt = new_id()
-    leave(client, "stall?n=3", prompt)
+    read_and_leave(client, "stall?n=3", prompt)
     assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
@@ -277,11 +279,11 @@ def test_apache_client_gone_is_noticed_by_a_comment(
     halt = start_halt(shared_fake, HALT_HOSTS=NAME, HALT_TRUSTED_PROXIES=1, HALT_HEARTBEAT=0.2)
     with proxied("apache", f"{halt.host}:{halt.port}", tmp_path) as apache:
         prompt = new_id()
-        leave(apache.client(), "stall?n=3", prompt)
+        read_and_leave(apache.client(), "stall?n=3", prompt)
         assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
-@pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
+@pytest.mark.parametrize("proxy", CLOSES_AT_ONCE, indirect=True)
 def test_client_gone_before_the_first_token_stops_the_model(
     client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
@@ -300,7 +302,7 @@ def test_client_gone_during_the_answer_stops_the_model(
 ) -> None:
     """A client that leaves while the model writes stops the model."""
     prompt = new_id()
-    leave(client, "count?n=100000&rate=20", prompt)
+    read_and_leave(client, "count?n=100000&rate=20", prompt)
     assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
@@ -311,12 +313,12 @@ def test_doctor_finds_no_fault_in_a_recipe(proxy: Proxy, monkeypatch: pytest.Mon
     """The doctor's findings are all ok through each recipe."""
     lookup = socket.getaddrinfo
 
-    def look_up(host: Any, *args: Any, **more: Any) -> Any:
+    def resolve(host: Any, *args: Any, **more: Any) -> Any:
         return lookup("127.0.0.1" if host == NAME else host, *args, **more)
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)  # the name is nobody's
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)  # the name is not in the DNS
     monkeypatch.setenv("SSL_CERT_FILE", str(proxy.authority))
     report = doctor_of_proxy(f"https://{NAME}:{proxy.port}")
     assert set(report.statuses().values()) == {"ok"}, report.text
-    looked_at = {"client address", "uploads", "websocket", "cookies", "buffering", "departure"}
-    assert looked_at <= set(report.statuses())
+    finding_names = {"client address", "uploads", "websocket", "cookies", "buffering", "departure"}
+    assert finding_names <= set(report.statuses())

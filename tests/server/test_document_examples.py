@@ -51,8 +51,8 @@ PROMPTS = {
     "How warm is it in Paris?": "/fake tool_call?name=warmth&args=%7B%22city%22:%22Paris%22%7D",
 }
 
-#: What a reader has done before an example.
-BEFORE = {
+#: Commands that run before an example.
+SET_UP = {
     ("using.md", "Export and import"): (
         "curl -s -o page.html -c cookies.txt http://127.0.0.1:8000/\n"
         "curl -s -o answer.html -b cookies.txt -H 'HX-Request: true' -d prompt=Hello "
@@ -61,7 +61,7 @@ BEFORE = {
 }
 
 #: Lines that are added to an example that only defines something.
-ADDED = {
+LAST_LINES = {
     ("tools.md", "Your own tools"): (
         'print(weather("Oslo"), search("first", threading.Event()))\n'
     ),
@@ -78,27 +78,27 @@ def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-def adapted(example: Example, halt: HaltServer, fake: FakeOpenAI) -> str:
-    """The example with the addresses of this test, and stream IDs of its document's own."""
+def adapted_code(example: Example, halt: HaltServer, fake: FakeOpenAI) -> str:
+    """The example's code with the addresses of this test and with stream IDs of its document."""
     key = (example.document, example.heading)
-    code = BEFORE.get(key, "") + example.code + ADDED.get(key, "")
+    code = SET_UP.get(key, "") + example.code + LAST_LINES.get(key, "")
     code = code.replace("my-stream", f"{Path(example.document).stem}-stream")
-    for address, own in (
+    for address, replacement in (
         ("http://127.0.0.1:8000", halt.url),
         ("ws://127.0.0.1:8000", halt.url.replace("http", "ws")),
         ("http://127.0.0.1:11434/v1", fake.base_url),
         *PROMPTS.items(),
     ):
-        code = code.replace(address, own)
+        code = code.replace(address, replacement)
     return code
 
 
-def printed_by(example: Example, code: str, folder: Path, data: Path) -> str:
-    """Run an example in a folder; what it prints. It must succeed, and complain about nothing."""
+def output_of(example: Example, code: str, folder: Path, data: Path) -> str:
+    """Run an example in a folder; return its output. It must succeed without a warning."""
     file = folder / "example"
     file.write_text(code)
     command = [sys.executable, "-W", "error"] if example.language == "python" else ["sh", "-e"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, str(file)],
         cwd=folder,
         env=halt_environment({"PYTHONPATH": str(ROOT), "HALT_DATA": str(data)}),
@@ -107,10 +107,10 @@ def printed_by(example: Example, code: str, folder: Path, data: Path) -> str:
         check=False,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     if example.language == "python":
-        assert done.stderr == ""
-    return done.stdout
+        assert process.stderr == ""
+    return process.stdout
 
 
 @pytest.mark.parametrize("document", sorted({example.document for example in RUNNABLE}))
@@ -118,22 +118,22 @@ def test_examples_of_a_document_run_in_order(
     document: str, server: HaltServer, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """The examples of a document run in order in one folder."""
-    seen: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
     for example in RUNNABLE:
         key = (example.document, example.heading)
         if example.document != document or key in NOT_RUN:
             continue
-        code = adapted(example, server, shared_fake)
-        printed = printed_by(example, code, tmp_path, tmp_path / "data")
+        code = adapted_code(example, server, shared_fake)
+        printed = output_of(example, code, tmp_path, tmp_path / "data")
         expected = EXPECTED.get(key, [])
-        number = seen[key] = seen.get(key, 0) + 1
+        number = counts[key] = counts.get(key, 0) + 1
         if number <= len(expected):
             assert expected[number - 1] in printed, key
-    assert all(seen.get(key, 0) >= len(EXPECTED[key]) for key in EXPECTED if key[0] == document)
+    assert all(counts.get(key, 0) >= len(EXPECTED[key]) for key in EXPECTED if key[0] == document)
 
 
 def test_skipped_examples_exist() -> None:
     """Each example with a reason not to run is still in its document."""
-    known = {(example.document, example.heading) for example in RUNNABLE}
-    assert set(NOT_RUN) | set(EXPECTED) | set(BEFORE) | set(ADDED) <= known
+    headings_of_examples = {(example.document, example.heading) for example in RUNNABLE}
+    assert set(NOT_RUN) | set(EXPECTED) | set(SET_UP) | set(LAST_LINES) <= headings_of_examples
     assert all(re.search(r"\w", reason) for reason in NOT_RUN.values())

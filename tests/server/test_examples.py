@@ -1,4 +1,4 @@
-"""The examples in `tests/examples` do what they show, against a real Halt."""
+"""The programs in `tests/examples`, run against a real Halt."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name: str, *arguments: str) -> str:
-    """Run an example as its reader would; what it prints."""
-    done = subprocess.run(
+    """Run an example as a user would; return its output."""
+    process = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    assert (process.returncode, process.stderr) == (0, "")
+    return process.stdout
 
 
 def read_until(pieces: Iterator[str], text: str) -> str:
-    """Read on until `text` has come; all that was read."""
-    got = ""
-    while text not in got:
-        got += next(pieces)
-    return got
+    """Read pieces until they contain `text`; return all that was read."""
+    received = ""
+    while text not in received:
+        received += next(pieces)
+    return received
 
 
 def test_requests_example_prints_a_whole_answer(halt: HaltServer) -> None:
@@ -51,10 +51,10 @@ def test_requests_example_stops_by_the_id_header(halt: HaltServer, shared_fake: 
     prompt = f"/fake stall?n=3 {new_id()}"
     with python_requests.ask(halt.url, prompt) as response:
         text = python_requests.pieces(response)
-        got = read_until(text, "2 ")
+        received = read_until(text, "2 ")
         receipt = python_requests.stop(halt.url, response.headers["X-Stream-Id"])
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
-        assert got + "".join(text) == "0 1 2 "
+        assert received + "".join(text) == "0 1 2 "
     assert request_record(shared_fake, prompt).closed.wait(WAIT_TIMEOUT)
 
 
@@ -77,10 +77,10 @@ def test_openai_example_ends_after_a_stop(halt: HaltServer, shared_fake: FakeOpe
     prompt, stream_id = f"/fake stall?n=3 {new_id()}", new_id()
     with OpenAI(base_url=f"{halt.url}/v1", api_key="any") as llm:
         text = openai_client.pieces(llm, "echo", prompt, stream_id)
-        got = read_until(text, "2 ")
+        received = read_until(text, "2 ")
         receipt = openai_client.stop(halt.url, stream_id)
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
-        assert got + "".join(text) == "0 1 2 "
+        assert received + "".join(text) == "0 1 2 "
     assert request_record(shared_fake, prompt).closed.wait(WAIT_TIMEOUT)
 
 
@@ -102,10 +102,12 @@ def test_websocket_example_stops_one_of_two_answers(
     prompt = f"/fake stall?n=1 {new_id()}"
     with connect(halt.url.replace("http", "ws") + "/ws") as socket:
         stalled = websocket.start(socket, prompt)
-        seen = websocket.events(socket, stalled)
-        assert next(seen) == (stalled, {"type": "content", "content": "0 "})
-        other = websocket.start(socket, "hello")
+        events = websocket.events(socket, stalled)
+        assert next(events) == (stalled, {"type": "content", "content": "0 "})
+        second = websocket.start(socket, "hello")
         websocket.stop(socket, stalled)
-        ends = {i: e["type"] for i, e in websocket.events(socket, stalled, other) if e.get("done")}
-        assert ends == {stalled: "cancelled", other: "done"}
+        end_types = {
+            i: e["type"] for i, e in websocket.events(socket, stalled, second) if e.get("done")
+        }
+        assert end_types == {stalled: "cancelled", second: "done"}
     assert request_record(shared_fake, prompt).closed.wait(WAIT_TIMEOUT)

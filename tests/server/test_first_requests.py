@@ -32,7 +32,7 @@ NEVER_DECODED = {
     "library.handle.Result",
     "web.api.openai_request.CompletionRequest",
     "store.portable.PortableConversation",
-    "store.portable._Message",  # its two subclasses are
+    "store.portable._Message",  # its two subclasses are decoded
     "web.event_stream.Answer",
     "web.schemas.AboutRun",
     "web.schemas.CalledTool",
@@ -62,44 +62,46 @@ BUILDERS = {
     *(f"msgspec.{form}.decode" for form in ("json", "msgpack", "toml", "yaml")),
 }
 
-#: Where they may stand in a function: its types were built before.
-BUILT_BEFORE = {
-    ("halt/core/decoding.py", "TypeDecoder.__init__"),  # is called at import time: see below
+#: Functions that may call one of BUILDERS, as the types have been built before.
+ALLOWED_CALLS = {
+    ("halt/core/decoding.py", "TypeDecoder.__init__"),  # called at import time: see below
     ("halt/core/decoding.py", "TypeDecoder.convert"),
     ("halt/config/provider_file.py", "_checked"),
-    ("halt/core/tools.py", "_schema"),  # by Tool.__init__ alone
+    ("halt/core/tools.py", "_schema"),  # called by Tool.__init__ alone
     ("halt/core/tools.py", "Tool.__init__"),  # tools are made before they are offered
 }
 
 
-def builds(path: Path) -> list[tuple[str, str]]:
+def building_calls(path: Path) -> list[tuple[str, str]]:
     """(function, call) of each call in a function that may build a type."""
-    out: list[tuple[str, str]] = []
+    calls: list[tuple[str, str]] = []
 
-    def look(node: ast.AST, scope: tuple[str, ...], inside: bool) -> None:
+    def visit(node: ast.AST, scope: tuple[str, ...], in_function: bool) -> None:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             scope = (*scope, node.name)
-            inside = inside or not isinstance(node, ast.ClassDef)
+            in_function = in_function or not isinstance(node, ast.ClassDef)
         if isinstance(node, ast.Lambda):
-            inside = True
-        if isinstance(node, ast.Call) and inside:
-            called = ast.unparse(node.func)
-            untyped = called.endswith(".decode") and all(k.arg != "type" for k in node.keywords)
-            if called == "TypeDecoder" or (called in BUILDERS and not untyped):
-                out.append((".".join(scope), called))
+            in_function = True
+        if isinstance(node, ast.Call) and in_function:
+            function_name = ast.unparse(node.func)
+            untyped = function_name.endswith(".decode") and all(
+                k.arg != "type" for k in node.keywords
+            )
+            if function_name == "TypeDecoder" or (function_name in BUILDERS and not untyped):
+                calls.append((".".join(scope), function_name))
         for child in ast.iter_child_nodes(node):
-            look(child, scope, inside)
+            visit(child, scope, in_function)
 
-    look(ast.parse(path.read_text()), (), False)
-    return out
+    visit(ast.parse(path.read_text()), (), False)
+    return calls
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_decoders_are_made_at_import(path: Path) -> None:
     """No function passes a bare type to msgspec: that builds its tables at the first call."""
-    where = path.relative_to(ROOT).as_posix()
-    functions = {function for function, _ in builds(path)}
-    assert functions == {function for file, function in BUILT_BEFORE if file == where}
+    file_name = path.relative_to(ROOT).as_posix()
+    functions = {function for function, _ in building_calls(path)}
+    assert functions == {function for file, function in ALLOWED_CALLS if file == file_name}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -111,7 +113,7 @@ def test_msgspec_has_no_alias(path: Path) -> None:
             assert (node.module or "").partition(".")[0] != "msgspec"
         if isinstance(node, ast.Import):
             assert not [a for a in node.names if a.name.startswith("msgspec") and a.asname]
-    for node in ast.walk(tree):  # `decode = msgspec.json.decode` would be one, too
+    for node in ast.walk(tree):  # `decode = msgspec.json.decode` would be an alias, too
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             assert ast.unparse(node.value) not in BUILDERS
 
@@ -154,7 +156,7 @@ models = ["markdown"]
 """
 
 
-NOTHING: dict[str, set[str]] = {"modules": set(), "templates": set(), "types": set()}
+NO_NEW: dict[str, set[str]] = {"modules": set(), "templates": set(), "types": set()}
 
 
 def test_first_requests_build_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
@@ -178,8 +180,8 @@ def test_first_requests_build_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
         for model in ("one/tool_call", "two/markdown", "two/echo", "none/none"):
             client.chat(model).to_end()
         after = client.get("/built").json
-        assert before["templates"]  # they are counted
-        assert {kind: {*after[kind]} - {*before[kind]} for kind in after} == NOTHING
+        assert before["templates"]  # the count works
+        assert {kind: {*after[kind]} - {*before[kind]} for kind in after} == NO_NEW
     finally:
         server.close()
 
@@ -195,15 +197,15 @@ def test_burst_on_a_fresh_server_is_answered(shared_fake: FakeOpenAI) -> None:
 def test_first_highlighting_by_several_threads_works() -> None:
     """Several threads may highlight a language first; pygments compiles it in one thread."""
     text = "```tsx\nconst a = <b c={`x ${d}`}>{1}</b> // e\n```\n"
-    start, drawn = threading.Barrier(8), []
+    start, pages = threading.Barrier(8), []
 
-    def draw() -> None:
+    def highlight() -> None:
         start.wait()
-        drawn.append(render(text, Colours()))
+        pages.append(render(text, Colours()))
 
-    threads = [threading.Thread(target=draw) for _ in range(8)]
-    for each in threads:
-        each.start()
+    threads = [threading.Thread(target=highlight) for _ in range(8)]
+    for thread in threads:
+        thread.start()
     for thread in threads:
         thread.join()
-    assert drawn == [render(text, Colours())] * 8
+    assert pages == [render(text, Colours())] * 8

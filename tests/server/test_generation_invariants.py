@@ -81,7 +81,7 @@ class Reader:
 
 
 class GenerationInvariants(RuleBasedStateMachine):
-    """The steps and the checks; see the module."""
+    """The steps and the checks of the state machine."""
 
     template: Path  # a data folder with an empty database
 
@@ -239,7 +239,7 @@ class GenerationInvariants(RuleBasedStateMachine):
             after = number
 
     def check_reader(self, reader: Reader, *, to_end: bool = False) -> bool:
-        """Check the events of a following reader; whether it got the end."""
+        """Check the events of a following reader; return whether it got the end."""
         events, over = reader.worker.got(reader.number, to_end)
         assert events[: len(reader.events)] == reader.events
         reader.events = events

@@ -25,22 +25,22 @@ from halt.web.api.stop import Probe
 from tests.support.halt_server import RECORD_TIMEOUT
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
-OTHERS = 20
+OTHER_REQUESTS = 20
 
 
-class Silent:
-    """An upstream that answers when it is told to."""
+class SilentUpstream:
+    """An upstream that answers after `may_answer` is set."""
 
     def __init__(self) -> None:
-        self.asked, self.answers = threading.Event(), threading.Event()
+        self.requested, self.may_answer = threading.Event(), threading.Event()
 
     def check(self, connection: UpstreamConnection) -> None:
-        self.asked.set()
-        assert self.answers.wait(RECORD_TIMEOUT)
+        self.requested.set()
+        assert self.may_answer.wait(RECORD_TIMEOUT)
 
 
 def in_threads(count: int, call: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
-    """Call it in so many threads; those, and what the calls have returned so far."""
+    """Start `count` threads that make the call; return them and the list of their results."""
     answers: list[Any] = []
     threads = [threading.Thread(target=lambda: answers.append(call())) for _ in range(count)]
     for thread in threads:
@@ -58,16 +58,16 @@ def test_health_with_a_silent_upstream_blocks_one_request(monkeypatch: pytest.Mo
     """One request waits for a silent upstream; the others get the last known state."""
     monkeypatch.setattr(stop, "PROBE_WAIT", RECORD_TIMEOUT)
     monkeypatch.setattr(router, "QUERY_TIMEOUT", RECORD_TIMEOUT)
-    upstream = Silent()
+    upstream = SilentUpstream()
     probe = Probe(cast("Upstream", upstream))
-    threads, answers = in_threads(OTHERS + 1, probe.upstream_state)
+    threads, answers = in_threads(OTHER_REQUESTS + 1, probe.upstream_state)
     # Any one of the threads may be the one that still waits for the probe.
-    wait_until(lambda: len(answers) == OTHERS, SERVER_TIMEOUT)
-    assert answers == ["unknown"] * OTHERS
-    assert upstream.asked.wait(RECORD_TIMEOUT)
-    upstream.answers.set()
+    wait_until(lambda: len(answers) == OTHER_REQUESTS, SERVER_TIMEOUT)
+    assert answers == ["unknown"] * OTHER_REQUESTS
+    assert upstream.requested.wait(RECORD_TIMEOUT)
+    upstream.may_answer.set()
     join(threads)
-    assert answers[OTHERS:] == ["reachable"]
+    assert answers[OTHER_REQUESTS:] == ["reachable"]
     assert probe.upstream_state() == "reachable"
 
 
@@ -76,18 +76,18 @@ def test_health_after_a_timeout_blocks_no_second_request(
 ) -> None:
     """While the upstream's answer is pending, no later request waits for it."""
     monkeypatch.setattr(stop, "PROBE_WAIT", 0.01)
-    upstream = Silent()
+    upstream = SilentUpstream()
     probe = Probe(cast("Upstream", upstream))
     assert probe.upstream_state() == "unknown"
     monkeypatch.setattr(stop, "PROBE_WAIT", RECORD_TIMEOUT)
-    others, answers = in_threads(OTHERS, probe.upstream_state)
-    join(others)
-    assert answers == ["unknown"] * OTHERS
-    upstream.answers.set()
+    other_threads, answers = in_threads(OTHER_REQUESTS, probe.upstream_state)
+    join(other_threads)
+    assert answers == ["unknown"] * OTHER_REQUESTS
+    upstream.may_answer.set()
 
 
-class Refusing:
-    """An upstream that answers with this fault."""
+class RefusingUpstream:
+    """An upstream whose check fails with this code."""
 
     def __init__(self, code: str) -> None:
         self.code = code
@@ -97,16 +97,16 @@ class Refusing:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "state"),
     [
         ("unauthorized", "reachable: unauthorized"),
         ("rate_limited", "reachable: rate_limited"),
         ("upstream_dns", "unreachable: upstream_dns"),
     ],
 )
-def test_health_counts_a_refusal_as_reachable(code: str, said: str) -> None:
+def test_health_counts_a_refusal_as_reachable(code: str, state: str) -> None:
     """An upstream that refuses the key is reachable; one that cannot be found is not."""
-    assert Probe(cast("Upstream", Refusing(code))).upstream_state() == said
+    assert Probe(cast("Upstream", RefusingUpstream(code))).upstream_state() == state
 
 
 def test_health_with_a_hanging_worker_blocks_one_request(
@@ -117,29 +117,29 @@ def test_health_with_a_hanging_worker_blocks_one_request(
     workers = Workers(Bus(Membership(tmp_path)), registry)
     service = GenerationService(
         Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)),
-        cast("Upstream", Silent()),
+        cast("Upstream", SilentUpstream()),
         registry,
         other_workers=workers,
     )
-    asked, hangs = threading.Event(), threading.Event()
-    hangs.set()
+    requested, may_answer = threading.Event(), threading.Event()
+    may_answer.set()
 
     @contextlib.contextmanager
-    def ask(*_: object) -> Iterator[list[tuple[str, bytes, None]]]:
-        asked.set()
-        assert hangs.wait(RECORD_TIMEOUT)
+    def request(*_: object) -> Iterator[list[tuple[str, bytes, None]]]:
+        requested.set()
+        assert may_answer.wait(RECORD_TIMEOUT)
         yield [("other", b"\x03", None)]
 
-    monkeypatch.setattr(workers, "_request", ask)
+    monkeypatch.setattr(workers, "_request", request)
     assert (service.health().open_streams, service.health().workers) == (3, 2)
-    asked.clear()
-    hangs.clear()
-    first, waited = in_threads(1, service.health)
-    assert asked.wait(RECORD_TIMEOUT)
-    others, answers = in_threads(OTHERS, service.health)
-    join(others)
+    requested.clear()
+    may_answer.clear()
+    first_threads, first_answers = in_threads(1, service.health)
+    assert requested.wait(RECORD_TIMEOUT)
+    other_threads, answers = in_threads(OTHER_REQUESTS, service.health)
+    join(other_threads)
     assert {(answer.open_streams, answer.workers) for answer in answers} == {(3, 2)}
-    assert waited == []
-    hangs.set()
-    join(first)
-    assert waited[0].open_streams == 3
+    assert first_answers == []
+    may_answer.set()
+    join(first_threads)
+    assert first_answers[0].open_streams == 3

@@ -27,7 +27,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "count?n=1
 FORM = "application/x-www-form-urlencoded"
 
 
-# --- leaving --------------------------------------------------------------------------------------
+# --- shutdown -------------------------------------------------------------------------------------
 
 
 def test_sigterm_ends_streams_and_upstreams(start_halt: StartHalt, fake: FakeOpenAI) -> None:
@@ -50,11 +50,11 @@ def test_sigterm_ends_streams_and_upstreams(start_halt: StartHalt, fake: FakeOpe
             streams.append((events, prompt))
         follower = stack.enter_context(client.follow(streams[2][0].id)).until_text("4 ")
         server.terminate()
-        for events in (*(each for each, _ in streams), follower):
-            last = events.to_end().terminal
-            assert last["type"] == "error"
-            assert last["error"]["code"] == "interrupted"
-            assert last["error"]["retryable"] is True
+        for events in (*(events for events, _ in streams), follower):
+            terminal = events.to_end().terminal
+            assert terminal["type"] == "error"
+            assert terminal["error"]["code"] == "interrupted"
+            assert terminal["error"]["retryable"] is True
         assert server.wait() == 0
     wait_until(lambda: server.gone, SERVER_TIMEOUT)
     for _, prompt in streams[:-1]:
@@ -93,7 +93,7 @@ def test_sigterm_with_a_client_that_never_reads_exits(
     assert fake.wait_request().closed.wait(RECORD_TIMEOUT)
 
 
-# --- starting -------------------------------------------------------------------------------------
+# --- start ----------------------------------------------------------------------------------------
 
 
 def test_start_prints_address_and_model(start_halt: StartHalt, fake: FakeOpenAI) -> None:
@@ -106,7 +106,7 @@ def test_start_prints_address_and_model(start_halt: StartHalt, fake: FakeOpenAI)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "words"),
     [
         ("PORT", "eighty", ["eighty", "65535"]),
         ("HALT_MAX_STREAMS", "0", ["'0'", "2000"]),
@@ -117,14 +117,14 @@ def test_start_prints_address_and_model(start_halt: StartHalt, fake: FakeOpenAI)
         ("HALT_DATA", "/dev/null/halt", ["/dev/null/halt", "folder"]),
     ],
 )
-def test_invalid_setting_is_a_one_line_error(name: str, value: str, told: list[str]) -> None:
+def test_invalid_setting_is_a_one_line_error(name: str, value: str, words: list[str]) -> None:
     """The error names the variable, its value and the allowed values, without a traceback."""
     settings = {"OPENAI_API_KEY": "fake", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", name: value}
     status, printed = refused_start(**settings)
     assert status != 0
     assert len(printed.strip().splitlines()) == 1, printed
     assert name in printed
-    for word in told:
+    for word in words:
         assert word in printed
 
 
@@ -156,8 +156,8 @@ def test_start_without_a_token_listens_on_loopback_alone(
 
 
 @pytest.fixture(scope="module")
-def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
-    """A server that asks for a token."""
+def token_server(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
+    """A server with HALT_TOKEN."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "sk-key-for-tests"}
     server = HaltServer({**env, "HALT_TOKEN": TOKEN})
     request.addfinalizer(server.close)
@@ -181,11 +181,13 @@ def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServ
 )
 @pytest.mark.parametrize("credentials", [None, "Bearer wrong-token", "Bearer", f"Basic {TOKEN}"])
 def test_request_without_the_token_is_refused(
-    guarded: HaltServer, method: str, path: str, credentials: str | None
+    token_server: HaltServer, method: str, path: str, credentials: str | None
 ) -> None:
     """Every path answers 401 as JSON, with the header WWW-Authenticate."""
     headers = {} if credentials is None else {"Authorization": credentials}
-    refused = guarded.client(**headers).request(method, path, HELLO if method == "POST" else None)
+    refused = token_server.client(**headers).request(
+        method, path, HELLO if method == "POST" else None
+    )
     assert refused.status == 401
     assert refused.error["code"] == "unauthorized"
     is_wrong = credentials == "Bearer wrong-token"
@@ -194,55 +196,55 @@ def test_request_without_the_token_is_refused(
     assert refused.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_bearer_token_gives_access(guarded: HaltServer) -> None:
+def test_bearer_token_gives_access(token_server: HaltServer) -> None:
     """With `Authorization: Bearer` every request works as without a token set."""
-    client = guarded.client(Authorization=f"Bearer {TOKEN}")
+    client = token_server.client(Authorization=f"Bearer {TOKEN}")
     events = client.stream("POST", "/chat/stream", HELLO).to_end()
     assert events.text == "0 "
     assert client.stop(events.id).json["status"] == "finished"
     assert client.follow(events.id).to_end().seen == events.seen
 
 
-def test_login_opens_every_page(guarded: HaltServer) -> None:
+def test_login_opens_every_page(token_server: HaltServer) -> None:
     """A page redirects to the form, the right token to the page; the cookie then gives access."""
-    browser = guarded.client(Accept="text/html")
-    led = browser.get("/")
-    assert led.status == 302
-    assert led.headers["location"].endswith("/login")
+    browser = token_server.client(Accept="text/html")
+    redirect = browser.get("/")
+    assert redirect.status == 302
+    assert redirect.headers["location"].endswith("/login")
     assert b'name="token"' in browser.get("/login").body
-    wrong = browser.post("/login", b"token=wrong-token", Content_Type=FORM)
-    assert wrong.status == 401
-    assert b"not the token" in wrong.body
+    refused = browser.post("/login", b"token=wrong-token", Content_Type=FORM)
+    assert refused.status == 401
+    assert b"not the token" in refused.body
     assert browser.get("/").status == 302
-    right = browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
-    assert right.status == 302
-    assert "httponly" in right.headers["set-cookie"].lower()
-    assert "samesite=lax" in right.headers["set-cookie"].lower()
+    login = browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    assert login.status == 302
+    assert "httponly" in login.headers["set-cookie"].lower()
+    assert "samesite=lax" in login.headers["set-cookie"].lower()
     assert browser.get("/").status == 200
     assert browser.stream("POST", "/chat/stream", HELLO).to_end().text == "0 "
 
 
-def test_login_from_another_site_is_refused(guarded: HaltServer) -> None:
+def test_login_from_another_site_is_refused(token_server: HaltServer) -> None:
     """A page of another site cannot log a browser in."""
-    refused = guarded.client().post(
+    refused = token_server.client().post(
         "/login", f"token={TOKEN}".encode(), Content_Type=FORM, Sec_Fetch_Site="cross-site"
     )
     assert refused.status == 403
     assert "set-cookie" not in refused.headers
 
 
-def test_health_and_styles_need_no_token(guarded: HaltServer) -> None:
+def test_health_and_styles_need_no_token(token_server: HaltServer) -> None:
     """Health, for load balancers, and the styles of the login form need no token."""
-    assert guarded.client().get("/healthz").status == 200
-    assert guarded.client().get("/static/halt.css").status == 200
+    assert token_server.client().get("/healthz").status == 200
+    assert token_server.client().get("/static/halt.css").status == 200
 
 
-def test_forged_cookie_is_refused(guarded: HaltServer) -> None:
+def test_forged_cookie_is_refused(token_server: HaltServer) -> None:
     """A session cookie that this server has not signed gives no access."""
-    browser, client = guarded.client(), guarded.client()
+    browser, client = token_server.client(), token_server.client()
     browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     (name,) = browser.cookies
-    for cookie_name in (name, "halt_session_0"):  # as it is named, and as earlier versions named it
+    for cookie_name in (name, "halt_session_0"):  # the current name, and that of earlier versions
         client.cookies = {cookie_name: "eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"}
         assert client.get("/").status == 401
 
@@ -251,15 +253,15 @@ def test_key_and_token_are_never_printed_or_sent(start_halt: StartHalt, fake: Fa
     """No log line and no response has the key or the token, also after errors."""
     key = "sk-this-is-the-secret-key"
     server = start_halt(fake, OPENAI_API_KEY=key, HALT_TOKEN=TOKEN)
-    stranger, friend = server.client(), server.client(Authorization=f"Bearer {TOKEN}")
-    quoting = f"error_in_stream?n=1&message=Incorrect+API+key+provided:+{key}."
+    anonymous, authorised = server.client(), server.client(Authorization=f"Bearer {TOKEN}")
+    quoting_model = f"error_in_stream?n=1&message=Incorrect+API+key+provided:+{key}."
     lines = []
-    for model in ("401", "500?retry_after=9", "html", quoting, "drop_headers", "count?n=2"):
-        lines.append(repr(friend.chat(model).to_end().seen))
+    for model in ("401", "500?retry_after=9", "html", quoting_model, "drop_headers", "count?n=2"):
+        lines.append(repr(authorised.chat(model).to_end().seen))
     for path in ("/", "/healthz", "/nothing", "/login"):
-        lines += [repr(stranger.get(path)), repr(friend.get(path))]
-    lines.append(repr(friend.post("/chat/stream", b"{")))
-    lines.append(repr(friend.post("/login", b"token=wrong", Content_Type=FORM)))
+        lines += [repr(anonymous.get(path)), repr(authorised.get(path))]
+    lines.append(repr(authorised.post("/chat/stream", b"{")))
+    lines.append(repr(authorised.post("/login", b"token=wrong", Content_Type=FORM)))
     assert fake.wait_request().headers["authorization"] == f"Bearer {key}"
     server.close()
     for output in (*lines, server.printed):
@@ -292,9 +294,8 @@ def test_demo_model_answers_without_settings(start_halt: StartHalt) -> None:
     assert "OPENAI_API_KEY" in page
     assert "OPENAI_BASE_URL" in page
     assert client.get("/healthz").json["upstream"] == "reachable"
-    assert any(
-        c.isalpha() for c in events.text
-    )  # which words, a model this small decides by chance
+    # The words of so small a model are random.
+    assert any(c.isalpha() for c in events.text)
     assert events.terminal["usage"]["completion_tokens"] > 0
     body = {"messages": [{"role": "user", "content": "Tell me a very long story."}]}
     events = client.stream("POST", "/chat/stream", body)

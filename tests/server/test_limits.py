@@ -51,7 +51,7 @@ def test_stream_beyond_the_limit_gets_503_and_stop_works(
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.error["code"] == "at_capacity"
             assert refused.error["retryable"] is True
-        assert len(fake.requests) == 5, "the provider was asked for a stream without a place"
+        assert len(fake.requests) == 5, "a request without a place reached the provider"
         assert client.get("/healthz").json["open_streams"] == 5
         assert client.get("/").status == 200
         assert client.stop(streams[0].id).json["upstream"] == "closed"
@@ -78,7 +78,7 @@ def test_readers_beyond_the_limit_are_refused_and_stop_works(
 
 
 @pytest.mark.parametrize(
-    "half",
+    "part",
     [
         pytest.param(b"P", id="one byte"),
         pytest.param(b"POST /stop/01234567 HTTP/1.1\r\nHost: localhost\r\n", id="half a head"),
@@ -86,7 +86,7 @@ def test_readers_beyond_the_limit_are_refused_and_stop_works(
     ],
 )
 def test_incomplete_requests_take_no_thread_from_stop(
-    start_halt: StartHalt, fake: FakeOpenAI, half: bytes
+    start_halt: StartHalt, fake: FakeOpenAI, part: bytes
 ) -> None:
     """Many connections that send a part of a request do not delay a Stop."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
@@ -97,7 +97,7 @@ def test_incomplete_requests_take_no_thread_from_stop(
             slow = stack.enter_context(
                 socket.create_connection((server.host, server.port), timeout=10)
             )
-            slow.sendall(half)
+            slow.sendall(part)
         assert client.stop(events.id).json["upstream"] == "closed"
         events.to_end()
 
@@ -106,7 +106,7 @@ def test_incomplete_requests_take_no_thread_from_stop(
 
 
 @pytest.fixture(scope="module")
-def impatient(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def short_grace_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A server that ends a run half a second after its last viewer has left."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
     server = HaltServer({**env, "HALT_ORPHAN_GRACE": "0.5", "HALT_MAX_STREAMS": "20"})
@@ -136,10 +136,10 @@ def test_clients_that_do_not_close_delay_no_request(
 
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=3"])
 def test_run_without_viewers_is_cancelled_in_silence(
-    impatient: HaltServer, shared_fake: FakeOpenAI, model: str
+    short_grace_server: HaltServer, shared_fake: FakeOpenAI, model: str
 ) -> None:
     """A viewer that leaves a silent run is noticed, and the run is cancelled after the grace."""
-    client = impatient.client()
+    client = short_grace_server.client()
     prompt = new_id()
     with client.chat(model, prompt) as events:
         if model.startswith("stall"):
@@ -151,10 +151,10 @@ def test_run_without_viewers_is_cancelled_in_silence(
 
 
 def test_run_without_viewers_is_cancelled_while_flowing(
-    impatient: HaltServer, shared_fake: FakeOpenAI
+    short_grace_server: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
     """A run without viewers is cancelled also while the model writes."""
-    client = impatient.client()
+    client = short_grace_server.client()
     prompt = new_id()
     with client.chat("count?n=100000&gap_ms=5", prompt) as events:
         events.until_text("5 ")
@@ -168,9 +168,8 @@ def test_viewer_back_within_the_grace_keeps_the_run(
     """Leaving and returning several times loses no event and ends no run."""
     client = halt.client()
     prompt = new_id()
-    events = client.chat(
-        "count?n=400&gap_ms=5", prompt, id=new_id()
-    )  # else it ends with its reader
+    # Without an ID of the client the run would end with its reader.
+    events = client.chat("count?n=400&gap_ms=5", prompt, id=new_id())
     text = ""
     for goal in ("60 ", "120 ", "180 ", "240 "):
         events.until_text(goal)
@@ -191,19 +190,19 @@ def test_reader_that_does_not_read_delays_no_other(
     prompt = new_id()
     messages = [{"role": "user", "content": prompt}]
     body = {"messages": messages, "model": "long?n=200000"}
-    with client.stream("POST", "/chat/stream", body, receive_buffer=2048) as stuck:
-        with client.follow(stuck.id) as reader:
+    with client.stream("POST", "/chat/stream", body, receive_buffer=2048) as unread:
+        with client.follow(unread.id) as reader:
             assert reader.to_end().text == numbers(200_000)
             assert reader.terminal["type"] == "done"
         assert request_record(shared_fake, prompt).finished.wait(RECORD_TIMEOUT)
         assert client.get("/healthz").json["status"] == "ok"
-        assert stuck.to_end().text == numbers(200_000)  # it can have all of it when it wants to
+        assert unread.to_end().text == numbers(200_000)  # a late reader still gets all of it
 
 
 # --- limits ---------------------------------------------------------------------------------------
 
 
-#: Each limit on a run, small. A server has one of them alone, so that no other one comes first.
+#: A small value of each limit on a run. A server has one of them, so that no other is reached first.
 RUN_LIMITS = {
     "first byte": {"HALT_FIRST_BYTE_TIMEOUT": "2"},
     "gap": {"HALT_GAP_TIMEOUT": "2"},
@@ -213,7 +212,7 @@ RUN_LIMITS = {
 
 
 @pytest.fixture(scope="module")
-def limited(shared_fake: FakeOpenAI) -> Iterator[Callable[[str], HaltServer]]:
+def limited_server(shared_fake: FakeOpenAI) -> Iterator[Callable[[str], HaltServer]]:
     """A server for each of RUN_LIMITS, started when a test needs it."""
     servers: dict[str, HaltServer] = {}
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_RETRIES": "0"}
@@ -229,7 +228,7 @@ def limited(shared_fake: FakeOpenAI) -> Iterator[Callable[[str], HaltServer]]:
 
 
 @pytest.fixture(scope="module")
-def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def strict_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A server with small limits on requests."""
     server = HaltServer(
         {
@@ -258,7 +257,7 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     ],
 )
 def test_run_limit_ends_with_its_own_error(
-    limited: Callable[[str], HaltServer],
+    limited_server: Callable[[str], HaltServer],
     shared_fake: FakeOpenAI,
     limit: str,
     model: str,
@@ -266,7 +265,7 @@ def test_run_limit_ends_with_its_own_error(
     text: str | None,
 ) -> None:
     """The run ends with the error of the reached limit; the earlier text is kept."""
-    client = limited(limit).client()
+    client = limited_server(limit).client()
     prompt = new_id()
     events = client.chat(model, prompt).to_end()
     assert events.terminal["type"] == "error"
@@ -280,26 +279,32 @@ def test_run_limit_ends_with_its_own_error(
     assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
 
 
-def test_reasoning_satisfies_the_first_byte_limit(limited: Callable[[str], HaltServer]) -> None:
+def test_reasoning_satisfies_the_first_byte_limit(
+    limited_server: Callable[[str], HaltServer],
+) -> None:
     """Reasoning that lasts longer than the first-byte limit does not end the run."""
-    events = limited("first byte").client().chat("reasoning?thoughts=70&gap_ms=40&n=5").to_end()
+    events = (
+        limited_server("first byte").client().chat("reasoning?thoughts=70&gap_ms=40&n=5").to_end()
+    )
     assert events.text == numbers(5)
     assert events.terminal["type"] == "done"
 
 
-def test_request_over_a_limit_is_refused_by_field(strict: HaltServer) -> None:
+def test_request_over_a_limit_is_refused_by_field(strict_server: HaltServer) -> None:
     """Too many messages, too long a prompt and too large a body are refused with the field."""
-    client = strict.client()
-    hello = {"role": "user", "content": "Hello"}
-    refused = client.post("/chat/stream", {"messages": [hello] * 5})
+    client = strict_server.client()
+    message = {"role": "user", "content": "Hello"}
+    refused = client.post("/chat/stream", {"messages": [message] * 5})
     assert (refused.status, refused.error["field"]) == (400, "messages")
     refused = client.post("/chat/stream", {"messages": [{"role": "user", "content": "x" * 1001}]})
     assert (refused.status, refused.error["code"]) == (413, "too_large")
     refused = client.post("/chat/stream", {"messages": [{"role": "user", "content": "x" * 9000}]})
     assert (refused.status, refused.error["code"]) == (413, "too_large")
     assert refused.error["field"] == "body"
-    exactly = [{"role": "user", "content": "x" * 250}] * 4
-    assert client.post("/chat/stream", {"messages": exactly, "model": "count"}).status == 200
+    longest_messages = [{"role": "user", "content": "x" * 250}] * 4
+    assert (
+        client.post("/chat/stream", {"messages": longest_messages, "model": "count"}).status == 200
+    )
 
 
 def test_unaccepted_connection_ends_after_connect_timeout(
@@ -326,19 +331,19 @@ class Fault:
     text: str = ""
 
 
-FIVE = numbers(5)
+FIVE_NUMBERS = numbers(5)
 FAULTS = [
     Fault("drop_headers", "upstream_dropped", True),
-    Fault("drop?n=5&gap_ms=10", "upstream_dropped", True, FIVE),
+    Fault("drop?n=5&gap_ms=10", "upstream_dropped", True, FIVE_NUMBERS),
     Fault("drop?n=0", "upstream_dropped", True),
-    Fault("reset?n=5&gap_ms=10", "upstream_dropped", True, FIVE),
-    Fault("no_finish?n=5", "upstream_incomplete", True, FIVE),
-    Fault("error_in_stream?n=5", "upstream_error", True, FIVE),
+    Fault("reset?n=5&gap_ms=10", "upstream_dropped", True, FIVE_NUMBERS),
+    Fault("no_finish?n=5", "upstream_incomplete", True, FIVE_NUMBERS),
+    Fault("error_in_stream?n=5", "upstream_error", True, FIVE_NUMBERS),
     Fault("error_in_stream?n=0", "upstream_error", True),
     Fault(
         "error_in_stream?n=2&code=context_length_exceeded", "context_too_long", False, numbers(2)
     ),
-    Fault("garbage?n=5", "upstream_invalid", True, FIVE),
+    Fault("garbage?n=5", "upstream_invalid", True, FIVE_NUMBERS),
     Fault("html", "upstream_web_page", False),
     Fault("endless_line", "upstream_invalid", True),
     Fault("400", "bad_request", False),
@@ -356,8 +361,8 @@ FAULTS = [
 
 
 @pytest.fixture(scope="module")
-def once(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A server that tries everything once."""
+def no_retries_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server without retries."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
     server = HaltServer({**env, "HALT_RETRIES": "0"})
     yield server
@@ -365,11 +370,11 @@ def once(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 def only_error(events: EventStream) -> dict[str, Any]:
-    """The error that ended a stream, as it must be."""
-    last = events.to_end().terminal
-    assert last["type"] == "error"
-    assert last["content"] == ""
-    error = last["error"]
+    """Read to the end; check and return the error that ended the stream."""
+    terminal = events.to_end().terminal
+    assert terminal["type"] == "error"
+    assert terminal["content"] == ""
+    error = terminal["error"]
     assert isinstance(error, dict)
     assert error["message"].startswith((CODES[error["code"]][0], OVERLOADED))
     assert "Traceback" not in error["message"]
@@ -377,9 +382,11 @@ def only_error(events: EventStream) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.model)
-def test_upstream_fault_is_one_error_with_a_code(once: HaltServer, fault: Fault) -> None:
+def test_upstream_fault_is_one_error_with_a_code(
+    no_retries_server: HaltServer, fault: Fault
+) -> None:
     """Each fault is one error event with a documented code; the earlier text is kept."""
-    events = once.client().chat(fault.model)
+    events = no_retries_server.client().chat(fault.model)
     error = only_error(events)
     assert (error["code"], error["retryable"]) == (fault.code, fault.retryable)
     assert events.text == fault.text
@@ -388,31 +395,33 @@ def test_upstream_fault_is_one_error_with_a_code(once: HaltServer, fault: Fault)
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("no_done?n=5", FIVE),
-        ("done_only?n=5", FIVE),
-        ("late_terminator?n=5", FIVE),
-        ("close_delimited?n=5", FIVE),
-        ("content_length?n=5", FIVE),
+        ("no_done?n=5", FIVE_NUMBERS),
+        ("done_only?n=5", FIVE_NUMBERS),
+        ("late_terminator?n=5", FIVE_NUMBERS),
+        ("close_delimited?n=5", FIVE_NUMBERS),
+        ("content_length?n=5", FIVE_NUMBERS),
         ("half_utf8?n=2", f"{WIDE} " * 2),
         ("odd_frames", "crlf nospace two joined split multiline fields"),
-        ("odd_fields?n=5", FIVE),
-        ("no_usage_option?n=5", FIVE),
-        ("length?n=5", FIVE),
+        ("odd_fields?n=5", FIVE_NUMBERS),
+        ("no_usage_option?n=5", FIVE_NUMBERS),
+        ("length?n=5", FIVE_NUMBERS),
         ("empty", ""),
     ],
 )
-def test_unusual_but_complete_answer_is_no_error(once: HaltServer, model: str, text: str) -> None:
+def test_unusual_but_complete_answer_is_no_error(
+    no_retries_server: HaltServer, model: str, text: str
+) -> None:
     """An unusual but complete answer arrives complete, to the last character."""
-    events = once.client().chat(model).to_end()
+    events = no_retries_server.client().chat(model).to_end()
     assert events.terminal["type"] == "done"
     assert events.text == text
     if model.startswith("length"):
         assert events.terminal["finish_reason"] == "length"
 
 
-def test_rate_limit_error_has_retry_after(once: HaltServer) -> None:
+def test_rate_limit_error_has_retry_after(no_retries_server: HaltServer) -> None:
     """The provider's Retry-After reaches the client."""
-    error = only_error(once.client().chat("429?retry_after=17"))
+    error = only_error(no_retries_server.client().chat("429?retry_after=17"))
     assert (error["code"], error["retry_after"]) == ("rate_limited", 17)
 
 
@@ -434,7 +443,7 @@ def test_fault_after_the_first_token_is_not_retried(
     prompt = new_id()
     events = halt.client().chat("drop?n=5", prompt)
     assert only_error(events)["code"] == "upstream_dropped"
-    assert events.text == FIVE
+    assert events.text == FIVE_NUMBERS
     assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
 
 

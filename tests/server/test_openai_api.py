@@ -35,21 +35,21 @@ def numbers(n: int) -> str:
     return "".join(f"{i} " for i in range(n))
 
 
-def hello(prompt: str = "Hello") -> Any:
-    """Messages that say this."""
+def user_message(prompt: str = "Hello") -> Any:
+    """A list of one user message."""
     return [{"role": "user", "content": prompt}]
 
 
 @pytest.fixture(scope="module")
 def llm(halt: HaltServer) -> Iterator[openai.OpenAI]:
-    """The client of somebody who only changed the address."""
+    """OpenAI's client with Halt's address."""
     with openai.OpenAI(base_url=f"{halt.url}/v1", api_key="any", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A server with one place, that tries everything once and soon speaks up in silence."""
+def one_stream_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with one place, a token, no retries and a short heartbeat."""
     server = HaltServer(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
@@ -66,9 +66,11 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture(scope="module")
-def strict_llm(strict: HaltServer) -> Iterator[openai.OpenAI]:
-    """Its client, whose key is the access token."""
-    with openai.OpenAI(base_url=f"{strict.url}/v1", api_key="open-sesame", max_retries=0) as client:
+def one_stream_llm(one_stream_server: HaltServer) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of `one_stream_server`; its key is the access token."""
+    with openai.OpenAI(
+        base_url=f"{one_stream_server.url}/v1", api_key="open-sesame", max_retries=0
+    ) as client:
         yield client
 
 
@@ -79,7 +81,7 @@ def test_stream_has_role_text_finish_reason_and_usage(llm: openai.OpenAI) -> Non
     """OpenAI's client gets role, text, finish reason, and usage on request."""
     with llm.chat.completions.create(
         model="count?n=50&gap_ms=1",
-        messages=hello(),
+        messages=user_message(),
         stream=True,
         stream_options={"include_usage": True},
     ) as stream:
@@ -97,15 +99,17 @@ def test_stream_has_role_text_finish_reason_and_usage(llm: openai.OpenAI) -> Non
     assert usage.choices == []
     assert usage.usage is not None
     assert usage.usage.completion_tokens == 50
-    figures = last.model_extra
-    assert figures is not None
-    assert figures["halt"]["state"] == "done"
-    assert figures["halt"]["metrics"]["tokens"] == 50
+    fields_of_halt = last.model_extra
+    assert fields_of_halt is not None
+    assert fields_of_halt["halt"]["state"] == "done"
+    assert fields_of_halt["halt"]["metrics"]["tokens"] == 50
 
 
 def test_stream_without_stream_options_has_no_usage_chunk(llm: openai.OpenAI) -> None:
     """Without stream_options every chunk has a choice."""
-    with llm.chat.completions.create(model="count?n=3", messages=hello(), stream=True) as stream:
+    with llm.chat.completions.create(
+        model="count?n=3", messages=user_message(), stream=True
+    ) as stream:
         chunks = list(stream)
     assert all(len(c.choices) == 1 for c in chunks)
     assert all(c.usage is None for c in chunks)
@@ -113,7 +117,7 @@ def test_stream_without_stream_options_has_no_usage_chunk(llm: openai.OpenAI) ->
 
 def test_whole_answer_has_text_and_usage(llm: openai.OpenAI) -> None:
     """OpenAI's client gets the same answer in one response, with usage."""
-    raw = llm.chat.completions.with_raw_response.create(model="count?n=50", messages=hello())
+    raw = llm.chat.completions.with_raw_response.create(model="count?n=50", messages=user_message())
     answer = raw.parse()
     assert answer.id == f"chatcmpl-{raw.headers['x-stream-id']}"
     assert (answer.object, answer.model) == ("chat.completion", "count?n=50")
@@ -126,12 +130,14 @@ def test_whole_answer_has_text_and_usage(llm: openai.OpenAI) -> None:
 
 
 def test_whole_answers_share_a_connection(
-    strict_llm: openai.OpenAI, shared_fake: FakeOpenAI
+    one_stream_llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
     """When an answer has arrived its place is free, and its connection serves the next request."""
     prompts = [new_id() for _ in range(4)]
     for prompt in prompts:
-        strict_llm.chat.completions.create(model="count?n=5&gap_ms=20", messages=hello(prompt))
+        one_stream_llm.chat.completions.create(
+            model="count?n=5&gap_ms=20", messages=user_message(prompt)
+        )
     assert len({request_record(shared_fake, prompt).connection for prompt in prompts}) == 1
 
 
@@ -141,14 +147,18 @@ def test_reasoning_is_sent_as_reasoning_content(llm: openai.OpenAI, stream: bool
     model = "reasoning?thoughts=5&n=5"
     thoughts = "".join(f"thought{i} " for i in range(5))
     if stream:
-        with llm.chat.completions.create(model=model, messages=hello(), stream=True) as chunks:
+        with llm.chat.completions.create(
+            model=model, messages=user_message(), stream=True
+        ) as chunks:
             deltas = [c.choices[0].delta for c in chunks]
         assert "".join(d.content or "" for d in deltas) == numbers(5)
         assert (
             "".join((d.model_extra or {}).get("reasoning_content", "") for d in deltas) == thoughts
         )
     else:
-        message = llm.chat.completions.create(model=model, messages=hello()).choices[0].message
+        message = (
+            llm.chat.completions.create(model=model, messages=user_message()).choices[0].message
+        )
         assert message.content == numbers(5)
         assert message.model_extra is not None
         assert message.model_extra["reasoning_content"] == thoughts
@@ -159,11 +169,15 @@ def test_reasoning_without_a_start_tag_is_separated(llm: openai.OpenAI, stream: 
     """A whole answer has such reasoning in its field; a stream has it as a paragraph of text."""
     model = "shape?name=think_end"
     if stream:
-        with llm.chat.completions.create(model=model, messages=hello(), stream=True) as chunks:
+        with llm.chat.completions.create(
+            model=model, messages=user_message(), stream=True
+        ) as chunks:
             deltas = [c.choices[0].delta for c in chunks if c.choices]
         assert "".join(d.content or "" for d in deltas) == "hm\n\nHello"
     else:
-        message = llm.chat.completions.create(model=model, messages=hello()).choices[0].message
+        message = (
+            llm.chat.completions.create(model=model, messages=user_message()).choices[0].message
+        )
         assert message.content == "Hello"
         assert message.model_extra is not None
         assert message.model_extra["reasoning_content"] == "hm"
@@ -171,7 +185,7 @@ def test_reasoning_without_a_start_tag_is_separated(llm: openai.OpenAI, stream: 
 
 def test_max_tokens_gives_finish_reason_length(llm: openai.OpenAI) -> None:
     """An answer that max_tokens cut has the finish reason "length"."""
-    answer = llm.chat.completions.create(model="length?n=3", messages=hello())
+    answer = llm.chat.completions.create(model="length?n=3", messages=user_message())
     assert answer.choices[0].finish_reason == "length"
 
 
@@ -180,11 +194,11 @@ def test_unknown_finish_reason_is_sent_as_length(llm: openai.OpenAI, stream: boo
     """An unknown finish reason becomes "length"; the original one is beside it."""
     create: Callable[..., Any] = llm.chat.completions.create
     model = "length?n=3&reason=insufficient_system_resource"
-    answer = create(model=model, messages=hello(), stream=stream)
+    answer = create(model=model, messages=user_message(), stream=stream)
     last = list(answer)[-1] if stream else answer
-    about = last.model_extra["halt"]
-    assert (last.choices[0].finish_reason, about["state"]) == ("length", "done")
-    assert about["finish_reason"] == "insufficient_system_resource"
+    report = last.model_extra["halt"]
+    assert (last.choices[0].finish_reason, report["state"]) == ("length", "done")
+    assert report["finish_reason"] == "insufficient_system_resource"
 
 
 # --- tools ----------------------------------------------------------------------------------------
@@ -193,7 +207,7 @@ def test_unknown_finish_reason_is_sent_as_length(llm: openai.OpenAI, stream: boo
 def test_streamed_tool_calls_are_assembled_by_the_client(llm: openai.OpenAI) -> None:
     """OpenAI's helper assembles the fragments of parallel calls, none twice."""
     with llm.chat.completions.stream(
-        model="asks_tools?n=2", messages=hello(), tools=[WEATHER]
+        model="asks_tools?n=2", messages=user_message(), tools=[WEATHER]
     ) as stream:
         for _ in stream:
             pass
@@ -212,9 +226,11 @@ def test_tool_conversation_continues_with_the_answer(
 ) -> None:
     """The answer's message can be sent back unchanged, followed by the results."""
     prompt = new_id()
-    messages = hello(prompt)
-    asks = llm.chat.completions.create(model="asks_tools", messages=messages, tools=[WEATHER])
-    message = asks.choices[0].message
+    messages = user_message(prompt)
+    first_answer = llm.chat.completions.create(
+        model="asks_tools", messages=messages, tools=[WEATHER]
+    )
+    message = first_answer.choices[0].message
     assert message.content is None
     assert [c.id for c in message.tool_calls or []] == ["call_0", "call_1"]
     messages.append(message)
@@ -236,7 +252,7 @@ def test_functions_are_sent_as_tools(llm: openai.OpenAI, shared_fake: FakeOpenAI
     create: Callable[..., Any] = llm.chat.completions.create
     answer = create(
         model="asks_tools?calls=2",
-        messages=hello(prompt),
+        messages=user_message(prompt),
         functions=[GREET],
         function_call={"name": "weather"},
     )
@@ -255,7 +271,7 @@ def test_streamed_function_call_has_name_and_arguments(llm: openai.OpenAI) -> No
     """The name comes once, then the arguments of the first call; the finish reason fits."""
     create: Callable[..., Any] = llm.chat.completions.create
     with create(
-        model="asks_tools?calls=2&n=2", messages=hello(), functions=[GREET], stream=True
+        model="asks_tools?calls=2&n=2", messages=user_message(), functions=[GREET], stream=True
     ) as stream:
         choices = [chunk.choices[0] for chunk in stream]
     calls = [c.delta.function_call for c in choices if c.delta.function_call]
@@ -273,7 +289,7 @@ def test_function_conversation_continues_as_tools(
     """Calls and results of functions become those of tools, with matching IDs."""
     prompt = new_id()
     create: Callable[..., Any] = llm.chat.completions.create
-    messages: list[Any] = hello(prompt)
+    messages: list[Any] = user_message(prompt)
     for degrees in ("21", "22"):
         call = {"name": "weather", "arguments": degrees}
         messages.append({"role": "assistant", "content": None, "function_call": call})
@@ -286,11 +302,14 @@ def test_function_conversation_continues_as_tools(
     assert sent["tool_choice"] == "auto"
     rounds = sent["messages"][1:5]
     assert [m["role"] for m in rounds] == ["assistant", "tool"] * 2
-    for asks, told, degrees in ((*rounds[:2], "21"), (*rounds[2:], "22")):
-        (made,) = asks["tool_calls"]
-        assert made["function"] == {"name": "weather", "arguments": degrees}
-        assert (told["tool_call_id"], told["content"]) == (made["id"], degrees)
-        assert "name" not in told
+    for call_message, result_message, degrees in ((*rounds[:2], "21"), (*rounds[2:], "22")):
+        (tool_call,) = call_message["tool_calls"]
+        assert tool_call["function"] == {"name": "weather", "arguments": degrees}
+        assert (result_message["tool_call_id"], result_message["content"]) == (
+            tool_call["id"],
+            degrees,
+        )
+        assert "name" not in result_message
     assert rounds[0]["tool_calls"][0]["id"] != rounds[2]["tool_calls"][0]["id"]
     assert "function_call" not in str(sent["messages"])
 
@@ -303,7 +322,7 @@ def test_unknown_options_are_passed_on(llm: openai.OpenAI, shared_fake: FakeOpen
     prompt = new_id()
     llm.chat.completions.create(
         model="echo",
-        messages=hello(prompt),
+        messages=user_message(prompt),
         temperature=0.5,
         max_tokens=7,
         user="anna",
@@ -394,7 +413,7 @@ def test_unusual_values_are_passed_on(
 ) -> None:
     """Values that Halt's own API refuses reach the model's server here."""
     prompt = new_id()
-    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(prompt), **fields})
+    answer = halt.client().post(PATH, {"model": "echo", "messages": user_message(prompt), **fields})
     assert answer.status == 200, answer
     sent = request_record(shared_fake, prompt).body
     assert {name: sent.get(name, "none") for name in fields} == fields
@@ -402,7 +421,7 @@ def test_unusual_values_are_passed_on(
 
 def test_request_without_a_model_uses_the_default(halt: HaltServer) -> None:
     """A request without a model is answered by the default one, as llama.cpp does."""
-    answer = halt.client().post(PATH, {"model": "", "messages": hello()})
+    answer = halt.client().post(PATH, {"model": "", "messages": user_message()})
     assert answer.status == 200
     assert answer.json["model"]
 
@@ -411,7 +430,7 @@ def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI)
     """Usage is always requested upstream; the client gets its chunk only on request."""
     prompt = new_id()
     options = {"include_obfuscation": False}
-    body = {"model": "count?n=2", "messages": hello(prompt), "stream": True}
+    body = {"model": "count?n=2", "messages": user_message(prompt), "stream": True}
     with halt.client().stream("POST", PATH, body | {"stream_options": options}) as events:
         events.to_end()
     assert request_record(shared_fake, prompt).body["stream_options"] == {
@@ -422,7 +441,7 @@ def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI)
 
 
 @pytest.mark.parametrize(
-    ("functions", "choice", "chosen"),
+    ("functions", "choice", "stream_id"),
     [
         ([{"name": "a.b"}], {"name": "a.b"}, {"type": "function", "function": {"name": "a.b"}}),
         ([{"name": "f"}], "perhaps", "perhaps"),
@@ -430,28 +449,28 @@ def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI)
     ],
 )
 def test_functions_of_any_shape_are_passed_on(
-    halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, chosen: Any
+    halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, stream_id: Any
 ) -> None:
     """The model's server decides whether names and choice are valid."""
     prompt = new_id()
     fields = {"functions": functions, "function_call": choice}
-    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(prompt), **fields})
+    answer = halt.client().post(PATH, {"model": "echo", "messages": user_message(prompt), **fields})
     assert answer.status == 200, answer
     sent = request_record(shared_fake, prompt).body
     assert sent["tools"] == [{"type": "function", "function": function} for function in functions]
-    assert sent.get("tool_choice") == chosen
+    assert sent.get("tool_choice") == stream_id
 
 
 SIGNED = {"extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
 SOURCES = ["https://a.example/one", "https://a.example/two"]
 PICTURES = [{"image_url": {"url": f"data:,{number}"}} for number in range(2)]
-ODDS = [{"token": word, "logprob": -0.5} for word in ("Paris", "[1]")]
+UNKNOWN_FIELDS = [{"token": word, "logprob": -0.5} for word in ("Paris", "[1]")]
 
 
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_unknown_chunk_fields_keep_their_place(halt: HaltServer, logprobs: bool) -> None:
     """Fields beside the choices, in choice, delta and call keep their place; Halt's are its own."""
-    body = {"model": "beside", "messages": hello(), "stream": True, "logprobs": logprobs}
+    body = {"model": "beside", "messages": user_message(), "stream": True, "logprobs": logprobs}
     with halt.client().stream("POST", PATH, body) as events:
         events.to_end()
     chunks = [message.json for message in events.seen[:-1]]
@@ -461,8 +480,8 @@ def test_unknown_chunk_fields_keep_their_place(halt: HaltServer, logprobs: bool)
     assert [c["citations"] for c in chunks if "citations" in c] == [SOURCES[:1], SOURCES]
     assert [c["halt"]["state"] for c in chunks if "halt" in c] == ["done"]
     assert [c["verdict"] for c in choices if "verdict" in c] == [{"harm": "none"}]
-    odds = [token for c in choices if c["logprobs"] for token in c["logprobs"]["content"]]
-    assert odds == (ODDS if logprobs else [])
+    unknown_fields = [token for c in choices if c["logprobs"] for token in c["logprobs"]["content"]]
+    assert unknown_fields == (UNKNOWN_FIELDS if logprobs else [])
     assert [image for d in deltas for image in d.get("images", ())] == PICTURES
     assert [d["reasoning_signature"] for d in deltas if "reasoning_signature" in d] == ["s"]
     call, *rest = [tool_call for d in deltas for tool_call in d.get("tool_calls", ())]
@@ -474,13 +493,16 @@ def test_unknown_chunk_fields_keep_their_place(halt: HaltServer, logprobs: bool)
 
 def test_whole_answer_merges_unknown_chunk_fields(halt: HaltServer) -> None:
     """Lists of message and choice are joined; beside the choices the last value counts."""
-    body = {"model": "beside", "messages": hello(), "logprobs": True, "top_logprobs": 2}
+    body = {"model": "beside", "messages": user_message(), "logprobs": True, "top_logprobs": 2}
     answer = halt.client().post(PATH, body).json
     (choice,) = answer["choices"]
     message = choice["message"]
     assert answer["citations"] == SOURCES
     assert answer["halt"]["state"] == "done"
-    assert (choice["verdict"], choice["logprobs"]) == ({"harm": "none"}, {"content": ODDS})
+    assert (choice["verdict"], choice["logprobs"]) == (
+        {"harm": "none"},
+        {"content": UNKNOWN_FIELDS},
+    )
     assert (message["content"], message["images"]) == ("Paris[1]", PICTURES)
     assert message["reasoning_signature"] == "s"
     assert message["tool_calls"][0]["extra_content"] == SIGNED["extra_content"]
@@ -508,7 +530,7 @@ def test_reasoning_is_sent_back_to_the_upstream(
     call = {**CALL, "extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
     message = {"role": "assistant", "content": None, field: "hm, six", "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "c1", "content": "42"}
-    body = {"model": f"wants_back?field={field}", "messages": [*hello(), message, result]}
+    body = {"model": f"wants_back?field={field}", "messages": [*user_message(), message, result]}
     answer = halt.client().post(PATH, body)
     assert answer.status == 200, answer
     assert answer.json["choices"][0]["message"]["content"] == "The tools said: 42"
@@ -520,14 +542,16 @@ def test_reasoning_is_dropped_after_a_refusal(halt: HaltServer, shared_fake: Fak
     message = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "mine": 1}
     for requests in (2, 1):
         prompt = new_id()
-        messages = [message, *hello(prompt)]
+        messages = [message, *user_message(prompt)]
         answer = halt.client().post(PATH, {"model": model, "messages": messages})
         assert answer.status == 200, answer
         bodies = [request.body for request in shared_fake.requests if prompt in str(request.body)]
         assert len(bodies) == requests
         assert bodies[-1]["messages"][0] == {"role": "assistant", "content": "Hi", "mine": 1}
-    own = f"wants_back?refuses=1&field=mine&name={new_id()}"
-    refused = halt.client().post(PATH, {"model": own, "messages": [message, *hello()]})
+    refusing_model = f"wants_back?refuses=1&field=mine&name={new_id()}"
+    refused = halt.client().post(
+        PATH, {"model": refusing_model, "messages": [message, *user_message()]}
+    )
     assert (refused.status, openai_error(refused)["code"]) == (400, "bad_request")
     assert "property 'mine' is unsupported" in openai_error(refused)["message"]
 
@@ -553,7 +577,7 @@ def test_invalid_request_names_its_param(
     halt: HaltServer, fields: dict[str, Any], param: str
 ) -> None:
     """400 in OpenAI's shape, with `param`; no request reaches the model."""
-    refused = halt.client().post(PATH, {"model": "echo", "messages": hello(), **fields})
+    refused = halt.client().post(PATH, {"model": "echo", "messages": user_message(), **fields})
     assert refused.status == 400, refused
     error = openai_error(refused)
     assert (error["type"], error["param"]) == ("invalid_request_error", param), error
@@ -595,54 +619,54 @@ FAULTS: list[tuple[str, int, str, type[openai.APIStatusError]]] = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[0])
 def test_fault_before_the_first_token_has_its_status(
-    strict_llm: openai.OpenAI,
+    one_stream_llm: openai.OpenAI,
     fault: tuple[str, int, str, type[openai.APIStatusError]],
     stream: bool,
 ) -> None:
     """The client raises the exception of the status, streamed or not; Retry-After is passed on."""
     model, status, code, kind = fault
-    create: Callable[..., Any] = strict_llm.chat.completions.create
-    with pytest.raises(kind) as caught:
-        create(model=model, messages=hello(), stream=stream)
-    assert caught.value.status_code == status
-    assert caught.value.code == code
-    headers: httpx2.Headers = caught.value.response.headers
+    create: Callable[..., Any] = one_stream_llm.chat.completions.create
+    with pytest.raises(kind) as raised:
+        create(model=model, messages=user_message(), stream=stream)
+    assert raised.value.status_code == status
+    assert raised.value.code == code
+    headers: httpx2.Headers = raised.value.response.headers
     assert headers["x-stream-id"]
     assert headers.get("retry-after") == ("17" if status == 429 else None)
     retryable = status == 429 or code.startswith("upstream_")
     assert headers.get("x-should-retry") == (None if retryable else "false")
 
 
-def test_fault_in_mid_stream_is_an_error_object(strict_llm: openai.OpenAI) -> None:
+def test_fault_in_mid_stream_is_an_error_object(one_stream_llm: openai.OpenAI) -> None:
     """After the text so far an error object ends the stream, without [DONE]."""
     texts: list[str] = []
-    with strict_llm.chat.completions.create(
-        model="error_in_stream?n=5&gap_ms=10", messages=hello(), stream=True
+    with one_stream_llm.chat.completions.create(
+        model="error_in_stream?n=5&gap_ms=10", messages=user_message(), stream=True
     ) as stream:
         pieces = (chunk.choices[0].delta.content or "" for chunk in stream)
-        with pytest.raises(openai.APIError) as caught:
+        with pytest.raises(openai.APIError) as raised:
             texts.extend(pieces)
     assert "".join(texts) == numbers(5)
-    assert caught.value.code == "upstream_error"
-    assert caught.value.type == "server_error"
+    assert raised.value.code == "upstream_error"
+    assert raised.value.type == "server_error"
 
 
 def test_fault_in_a_whole_answer_has_its_status(
-    strict: HaltServer, strict_llm: openai.OpenAI
+    one_stream_server: HaltServer, one_stream_llm: openai.OpenAI
 ) -> None:
     """A partial answer is never sent as whole; its text can be read by the stream's ID."""
-    with pytest.raises(openai.InternalServerError) as caught:
-        strict_llm.chat.completions.create(model="drop?n=5&gap_ms=10", messages=hello())
-    assert caught.value.status_code == 502
-    stream_id = caught.value.response.headers["x-stream-id"]
-    client = strict.client(Authorization="Bearer open-sesame")
+    with pytest.raises(openai.InternalServerError) as raised:
+        one_stream_llm.chat.completions.create(model="drop?n=5&gap_ms=10", messages=user_message())
+    assert raised.value.status_code == 502
+    stream_id = raised.value.response.headers["x-stream-id"]
+    client = one_stream_server.client(Authorization="Bearer open-sesame")
     assert client.follow(stream_id).to_end().text == numbers(5)
 
 
-def test_silent_model_delays_headers_by_one_heartbeat(strict: HaltServer) -> None:
+def test_silent_model_delays_headers_by_one_heartbeat(one_stream_server: HaltServer) -> None:
     """After HALT_HEARTBEAT the stream begins with comments; its error then comes inside it."""
-    client = strict.client(Authorization="Bearer open-sesame")
-    body = {"model": "silent_first_token", "messages": hello(), "stream": True}
+    client = one_stream_server.client(Authorization="Bearer open-sesame")
+    body = {"model": "silent_first_token", "messages": user_message(), "stream": True}
     with client.stream("POST", PATH, body) as events:
         assert events.until_comment(2).status == 200
         assert client.stop(events.id).json["status"] == "stopped"
@@ -650,19 +674,23 @@ def test_silent_model_delays_headers_by_one_heartbeat(strict: HaltServer) -> Non
     assert [m.json["choices"][0]["finish_reason"] for m in events.seen[:-1]] == [None, "stop"]
 
 
-def test_server_errors_have_the_openai_shape(strict: HaltServer) -> None:
+def test_server_errors_have_the_openai_shape(one_stream_server: HaltServer) -> None:
     """401, 403, 404, 405 and 413 have OpenAI's shape."""
-    program = strict.client(Authorization="Bearer open-sesame")
-    body = {"model": "echo", "messages": hello()}
-    foreign = program.post(PATH, body, Sec_Fetch_Site="cross-site")
-    large = program.post(PATH, {"model": "echo", "messages": hello("x" * 9000)})
+    program = one_stream_server.client(Authorization="Bearer open-sesame")
+    body = {"model": "echo", "messages": user_message()}
+    foreign_request = program.post(PATH, body, Sec_Fetch_Site="cross-site")
+    too_large = program.post(PATH, {"model": "echo", "messages": user_message("x" * 9000)})
     for answer, status, code in (
-        (strict.client().post(PATH, body), 401, "invalid_api_key"),
-        (strict.client(Authorization="Bearer wrong").post(PATH, body), 401, "invalid_api_key"),
-        (foreign, 403, "foreign_site"),
+        (one_stream_server.client().post(PATH, body), 401, "invalid_api_key"),
+        (
+            one_stream_server.client(Authorization="Bearer wrong").post(PATH, body),
+            401,
+            "invalid_api_key",
+        ),
+        (foreign_request, 403, "foreign_site"),
         (program.get("/v1/nothing"), 404, "unknown_path"),
         (program.get(PATH), 405, "method_not_allowed"),
-        (large, 413, "too_large"),
+        (too_large, 413, "too_large"),
     ):
         assert (answer.status, openai_error(answer)["code"]) == (status, code)
     assert set(program.get(PATH).headers["allow"].split(", ")) == {"POST", "OPTIONS"}
@@ -690,18 +718,23 @@ def test_unknown_model_has_the_code_of_openai(halt: HaltServer) -> None:
     assert "GET /v1/models" in error["message"]
 
 
-def test_request_id_is_known_to_the_openai_client(strict_llm: openai.OpenAI) -> None:
+def test_request_id_is_known_to_the_openai_client(one_stream_llm: openai.OpenAI) -> None:
     """`_request_id` of an answer and `request_id` of an error are set; the message has the ID."""
-    answer = strict_llm.chat.completions.create(model="count?n=1", messages=hello())
+    answer = one_stream_llm.chat.completions.create(model="count?n=1", messages=user_message())
     assert answer._request_id is not None
     assert answer._request_id.startswith("req_")
-    own = {"X-Request-Id": "mine-1"}
-    with pytest.raises(openai.BadRequestError) as caught:
-        strict_llm.chat.completions.create(model="400", messages=hello(), extra_headers=own)
-    assert caught.value.request_id == "mine-1"
-    assert caught.value.message.count("(request ID: mine-1)") == 1
-    with strict_llm.chat.completions.create(
-        model="error_in_stream?n=5&gap_ms=10", messages=hello(), stream=True, extra_headers=own
+    headers = {"X-Request-Id": "mine-1"}
+    with pytest.raises(openai.BadRequestError) as raised:
+        one_stream_llm.chat.completions.create(
+            model="400", messages=user_message(), extra_headers=headers
+        )
+    assert raised.value.request_id == "mine-1"
+    assert raised.value.message.count("(request ID: mine-1)") == 1
+    with one_stream_llm.chat.completions.create(
+        model="error_in_stream?n=5&gap_ms=10",
+        messages=user_message(),
+        stream=True,
+        extra_headers=headers,
     ) as stream:
         assert stream.response.headers["x-request-id"] == "mine-1"
         with pytest.raises(openai.APIError, match=r" \(request ID: mine-1\)$"):
@@ -709,21 +742,21 @@ def test_request_id_is_known_to_the_openai_client(strict_llm: openai.OpenAI) -> 
 
 
 def test_request_beyond_the_limit_has_retry_after(
-    strict: HaltServer, strict_llm: openai.OpenAI
+    one_stream_server: HaltServer, one_stream_llm: openai.OpenAI
 ) -> None:
     """503 with Retry-After; a client that leaves makes room."""
-    with strict_llm.chat.completions.create(
-        model="stall?n=1", messages=hello(), stream=True
+    with one_stream_llm.chat.completions.create(
+        model="stall?n=1", messages=user_message(), stream=True
     ) as stream:
         next(stream)
-        with pytest.raises(openai.InternalServerError) as caught:
-            strict_llm.chat.completions.create(model="count?n=1", messages=hello())
-    assert caught.value.status_code == 503
-    assert caught.value.code == "at_capacity"
-    assert int(caught.value.response.headers["retry-after"]) >= 1
-    program = strict.client(Authorization="Bearer open-sesame")
+        with pytest.raises(openai.InternalServerError) as raised:
+            one_stream_llm.chat.completions.create(model="count?n=1", messages=user_message())
+    assert raised.value.status_code == 503
+    assert raised.value.code == "at_capacity"
+    assert int(raised.value.response.headers["retry-after"]) >= 1
+    program = one_stream_server.client(Authorization="Bearer open-sesame")
     wait_until(lambda: program.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
-    answer = strict_llm.chat.completions.create(model="count?n=1", messages=hello())
+    answer = one_stream_llm.chat.completions.create(model="count?n=1", messages=user_message())
     assert answer.choices[0].message.content == "0 "
 
 
@@ -731,7 +764,7 @@ def test_request_beyond_the_limit_has_retry_after(
 
 
 def read_until(stream: openai.Stream[ChatCompletionChunk], text: str) -> None:
-    """Read until this text has come."""
+    """Read until the received text contains `text`."""
     received = ""
     while text not in received:
         received += next(stream).choices[0].delta.content or ""
@@ -743,7 +776,7 @@ def test_closed_client_stream_stops_the_model_at_once(
     """Closing the stream of OpenAI's client is a Stop, without the grace."""
     prompt = new_id()
     with llm.chat.completions.create(
-        model="count?n=100000&gap_ms=5", messages=hello(prompt), stream=True
+        model="count?n=100000&gap_ms=5", messages=user_message(prompt), stream=True
     ) as stream:
         read_until(stream, "5 ")
     assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
@@ -756,7 +789,7 @@ def test_client_gone_during_silence_stops_the_model(
     """A client that leaves before the first token stops the model, streamed or not."""
     client, prompt = halt.client(), new_id()
     connection = client.connect()
-    body = {"model": "silent_first_token", "messages": hello(prompt), "stream": stream}
+    body = {"model": "silent_first_token", "messages": user_message(prompt), "stream": stream}
     client.send(connection, "POST", PATH, body)
     record = request_record(shared_fake, prompt)
     connection.close()
@@ -766,7 +799,7 @@ def test_client_gone_during_silence_stops_the_model(
 def test_run_with_another_reader_continues(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """A run with another reader ends when its last reader leaves."""
     client, prompt = halt.client(), new_id()
-    body = {"model": "stall?n=3", "messages": hello(prompt), "stream": True}
+    body = {"model": "stall?n=3", "messages": user_message(prompt), "stream": True}
     first = client.stream("POST", PATH, body)
     first.next()
     with client.follow(first.id).until_text("2 ") as second:
@@ -783,31 +816,31 @@ def test_stream_id_header_chooses_the_id_for_stop(
     halt: HaltServer, llm: openai.OpenAI, shared_fake: FakeOpenAI, stream: bool
 ) -> None:
     """X-Stream-Id chooses the ID; a stopped answer ends in order and says so."""
-    chosen, prompt = new_id(), new_id()
-    events = Background(llm, prompt, chosen, stream=stream)
+    stream_id, prompt = new_id(), new_id()
+    events = BackgroundCompletion(llm, prompt, stream_id, stream=stream)
     request_record(shared_fake, prompt).wait_tokens(3, RECORD_TIMEOUT)
     wait_until(
-        lambda: numbers(3) in halt.client().follow(chosen).until_text("2 ").text, SERVER_TIMEOUT
+        lambda: numbers(3) in halt.client().follow(stream_id).until_text("2 ").text, SERVER_TIMEOUT
     )
-    receipt = halt.client().stop(chosen)
+    receipt = halt.client().stop(stream_id)
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
-    text, finish, about = events.finish()
+    text, finish, report = events.finish()
     assert (text, finish) == (numbers(3), "stop")
-    assert (about["state"], about["reason"], about["id"]) == ("cancelled", "stop", chosen)
-    again = halt.client().post(PATH, {"messages": hello()}, X_Stream_Id=chosen)
-    assert (again.status, openai_error(again)["code"]) == (409, "stream_in_use")
-    bad = halt.client().post(PATH, {"messages": hello()}, X_Stream_Id="../x")
-    assert (bad.status, openai_error(bad)["param"]) == (400, "X-Stream-Id")
+    assert (report["state"], report["reason"], report["id"]) == ("cancelled", "stop", stream_id)
+    repeated = halt.client().post(PATH, {"messages": user_message()}, X_Stream_Id=stream_id)
+    assert (repeated.status, openai_error(repeated)["code"]) == (409, "stream_in_use")
+    invalid = halt.client().post(PATH, {"messages": user_message()}, X_Stream_Id="../x")
+    assert (invalid.status, openai_error(invalid)["param"]) == (400, "X-Stream-Id")
 
 
-class Background:
-    """A completion that is awaited in a thread of its own."""
+class BackgroundCompletion:
+    """A request for a completion, in its own thread."""
 
-    def __init__(self, llm: openai.OpenAI, said: str, stream_id: str, *, stream: bool) -> None:
+    def __init__(self, llm: openai.OpenAI, prompt: str, stream_id: str, *, stream: bool) -> None:
         self._create: Callable[..., Any] = llm.chat.completions.create
         self._fields = {
             "model": "stall?n=3",
-            "messages": hello(said),
+            "messages": user_message(prompt),
             "extra_headers": {"X-Stream-Id": stream_id},
             "stream": stream,
         }
@@ -826,7 +859,7 @@ class Background:
         self._result = text, chunks[-1].choices[0].finish_reason, chunks[-1].model_extra["halt"]
 
     def finish(self) -> tuple[str, str, dict[str, Any]]:
-        """The text, the finish reason, and what Halt says of the run."""
+        """Wait for the end; return the text, the finish reason and Halt's report of the run."""
         self._thread.join(RECORD_TIMEOUT)
         assert not self._thread.is_alive()
         return self._result
@@ -841,9 +874,9 @@ def test_models_are_listed_and_found_by_name(llm: openai.OpenAI) -> None:
     assert names[0] == "echo"
     assert "count" in names
     assert llm.models.retrieve("count").id == "count"
-    with pytest.raises(openai.NotFoundError) as caught:
+    with pytest.raises(openai.NotFoundError) as raised:
         llm.models.retrieve("org/nothing")
-    assert caught.value.code == "model_not_found"
+    assert raised.value.code == "model_not_found"
 
 
 @pytest.mark.parametrize(
@@ -854,12 +887,12 @@ def test_models_are_listed_and_found_by_name(llm: openai.OpenAI) -> None:
         b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"data": []}',
         b"HTTP/1.1 405 No\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno",
     ],
-    ids=["404", "shape", "empty", "405"],
+    ids=["status 404", "no data field", "empty list", "status 405"],
 )
 def test_models_without_a_list_are_the_configured_one(
     start_halt: StartHalt, response: bytes
 ) -> None:
-    """Without a list /v1/models has the configured model, and the page says so."""
+    """Without a list /v1/models has the configured model, and the page reports it."""
     with raw_server.RawServer(raw_server.answering(*[response] * 9)) as server:
         client = start_halt(server.url, HALT_MODEL="m-1").client()
         assert [model["id"] for model in client.get("/v1/models").json["data"]] == ["m-1"]

@@ -45,7 +45,7 @@ from tests.support.halt_server import HaltServer
 TOKEN = "open-sesame"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
-hosts = itertools.count(1)
+client_numbers = itertools.count(1)
 
 CHECKS = [
     not_a_server_error,
@@ -58,8 +58,8 @@ CHECKS = [
     ignored_auth,
 ]
 
-#: The same requests each time, and few enough. What a response held goes into no other request:
-#: among the fake's models are some that never answer.
+#: The same few requests in each run. No request takes values from an earlier response: some of the
+#: fake's models never answer.
 CONFIG: dict[str, Any] = {
     "seed": 1,
     "generation": {
@@ -76,8 +76,8 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A server with a token, whose model is quick."""
+def token_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with a token and a model with short answers."""
     server = HaltServer(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
@@ -91,16 +91,18 @@ def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-#: What is wrong inside a shape that several routes share is tried on one of them, /chat/stream.
-TRIED_THERE = {
+#: Path -> fields whose invalid values are tried on /chat/stream alone, which has the same shape.
+TRIED_ELSEWHERE = {
     "/chat": ("messages -> ", "tools -> ", "stop -> "),
 }
 
 
 def is_tried_elsewhere(case: schemathesis.Case[Any]) -> bool:
-    """The same shape is given the same wrong value on another route."""
-    wrong = getattr(case.meta.phase.data, "description", None) if case.meta else None
-    return bool(wrong) and str(wrong).startswith(TRIED_THERE.get(case.operation.path, ("\n",)))
+    """Whether /chat/stream gets the same invalid value in the same shape."""
+    description = getattr(case.meta.phase.data, "description", None) if case.meta else None
+    return bool(description) and str(description).startswith(
+        TRIED_ELSEWHERE.get(case.operation.path, ("\n",))
+    )
 
 
 api = schemathesis.openapi.from_dict(
@@ -110,23 +112,25 @@ api = schemathesis.openapi.from_dict(
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
-    """One connection for all requests, which are many."""
-    with requests.Session() as opened:
-        opened.trust_env = False
-        yield opened
+    """One connection for the many requests."""
+    with requests.Session() as requests_session:
+        requests_session.trust_env = False
+        yield requests_session
 
 
 @pytest.mark.slow
 @api.parametrize()
 def test_routes_respond_as_documented(
-    case: schemathesis.Case[Any], guarded: HaltServer, session: requests.Session
+    case: schemathesis.Case[Any], token_server: HaltServer, session: requests.Session
 ) -> None:
     """Valid and invalid requests get the documented statuses, types and shapes, and no 5xx."""
     if is_tried_elsewhere(case):
         return
-    # Wrong tokens are tried, too, so each case comes from an address of its own.
-    headers = {**BEARER, "X-Forwarded-For": f"client-{next(hosts)}"}
-    case.call_and_validate(guarded.url, session=session, headers=headers, checks=CHECKS, timeout=10)
+    # Some requests have wrong tokens, so each case has its own client address.
+    headers = {**BEARER, "X-Forwarded-For": f"client-{next(client_numbers)}"}
+    case.call_and_validate(
+        token_server.url, session=session, headers=headers, checks=CHECKS, timeout=60
+    )
 
 
 def test_document_is_valid_openapi() -> None:
@@ -144,12 +148,12 @@ def test_document_has_every_route_for_programs() -> None:
         and rule.endpoint != "openapi.docs"
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    described = document(token=True)
+    api_document = document(token=True)
     operations = {
-        (path, method) for path, methods in described["paths"].items() for method in methods
+        (path, method) for path, methods in api_document["paths"].items() for method in methods
     }
     assert operations == routes
-    assert "`GET /ws`" in described["info"]["description"]
+    assert "`GET /ws`" in api_document["info"]["description"]
 
 
 def test_document_has_every_error_status() -> None:
@@ -171,12 +175,12 @@ def test_document_has_the_parsed_fields() -> None:
     assert {parameter["name"] for parameter in stream["parameters"]} == PARAMETERS
 
 
-#: What programs send and are sent; openapi.yaml has the shapes that msgspec makes of these.
+#: Types of requests and responses; openapi.yaml has the shapes that msgspec makes of them.
 TYPES: tuple[Any, ...] = (StartRequest, Event, Receipt, *Reply.__subclasses__())
 
 
 def reference(kind: type) -> dict[str, str]:
-    """Types that are checked by themselves are described by hand."""
+    """A reference for types with a check of their own, which are described by hand."""
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 
@@ -185,7 +189,7 @@ def shapes() -> dict[str, Any]:
     (_, event, *_), components = msgspec.json.schema_components(
         TYPES, schema_hook=reference, ref_template="#/components/schemas/{name}"
     )
-    # Of all requests to start, the one that a client needs no other name for.
+    # Clients know StartRequest as ChatRequest.
     components["ChatRequest"] = {**components.pop("StartRequest"), "title": "ChatRequest"}
     components["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
     for shape in components.values():  # before 3.13, Python leaves docstrings as they are indented
@@ -193,8 +197,8 @@ def shapes() -> dict[str, Any]:
     return components
 
 
-class Lines(yaml.SafeDumper):  # type: ignore[misc]  # ships no types
-    """As openapi.yaml is written: what fits into one line stands in one, but fields never share."""
+class OneLineDumper(yaml.SafeDumper):  # type: ignore[misc]  # ships no types
+    """The style of openapi.yaml: a value that fits into one line; each field in its own line."""
 
     def represent_mapping(self, tag: str, mapping: dict[str, Any], flow_style: Any = None) -> Any:
         node = super().represent_mapping(tag, mapping, len(json.dumps(mapping)) <= 84)
@@ -212,49 +216,51 @@ class Lines(yaml.SafeDumper):  # type: ignore[misc]  # ships no types
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
-Lines.add_representer(str, Lines.represent_str)
+OneLineDumper.add_representer(str, OneLineDumper.represent_str)
 
 
 def test_document_shapes_match_the_types() -> None:
     """The shapes are those of the types that requests, events and answers use."""
-    written = document(token=True)["components"]["schemas"]
-    differ = {name: shape for name, shape in shapes().items() if written.get(name) != shape}
-    lines = yaml.dump(differ, Dumper=Lines, sort_keys=False, width=92, allow_unicode=True)
-    assert not differ, f"\nThis is to stand in openapi.yaml, under schemas:\n{lines}"
+    documented = document(token=True)["components"]["schemas"]
+    differing = {name: shape for name, shape in shapes().items() if documented.get(name) != shape}
+    expected_yaml = yaml.dump(
+        differing, Dumper=OneLineDumper, sort_keys=False, width=92, allow_unicode=True
+    )
+    assert not differing, f"\nThis is to stand in openapi.yaml, under schemas:\n{expected_yaml}"
 
 
 def test_shared_fields_have_one_shape_on_all_routes() -> None:
     """Options of a ChatRequest, stream IDs and event numbers have one shape on all routes."""
-    described = document(token=True)
-    schemas = described["components"]["schemas"]
+    api_document = document(token=True)
+    schemas = api_document["components"]["schemas"]
     options = schemas["ChatRequest"]["properties"]
-    for name, left_out in (("PromptRequest", {"messages"}), ("MessagesRequest", set[str]())):
+    for name, excluded in (("PromptRequest", {"messages"}), ("MessagesRequest", set[str]())):
         fields = schemas[name]["properties"].items()
         shapes = {field: shape for field, shape in fields if field not in {"prompt", "system"}}
-        assert shapes == {field: shape for field, shape in options.items() if field not in left_out}
+        assert shapes == {field: shape for field, shape in options.items() if field not in excluded}
     completion = schemas["CompletionRequest"]["properties"]
     assert completion["messages"] == options["messages"]
     assert completion["on_disconnect"] == options["on_disconnect"]
     assert completion["model"] == {"anyOf": [options["model"], {"const": ""}]}
     stop = schemas["StopRequest"]["properties"]
-    wanted = {name: option["anyOf"][0] for name, option in options.items() if "anyOf" in option}
-    wanted |= dict.fromkeys(("stream_id", "X-Stream-Id"), msgspec.json.schema(StreamId))
-    wanted |= dict.fromkeys(("after", "Last-Event-ID"), msgspec.json.schema(EventNumber))
-    assert stop["stream_id"] == wanted["stream_id"]
-    assert stop["seen"]["anyOf"][0] == wanted["after"]
-    for path, methods in described["paths"].items():
-        for each in (
+    expected = {name: option["anyOf"][0] for name, option in options.items() if "anyOf" in option}
+    expected |= dict.fromkeys(("stream_id", "X-Stream-Id"), msgspec.json.schema(StreamId))
+    expected |= dict.fromkeys(("after", "Last-Event-ID"), msgspec.json.schema(EventNumber))
+    assert stop["stream_id"] == expected["stream_id"]
+    assert stop["seen"]["anyOf"][0] == expected["after"]
+    for path, methods in api_document["paths"].items():
+        for parameter in (
             parameter
             for operation in methods.values()
             for parameter in operation.get("parameters", ())
         ):
-            assert each["schema"] == wanted.get(each["name"], each["schema"]), path
+            assert parameter["schema"] == expected.get(parameter["name"], parameter["schema"]), path
 
 
-def test_document_requires_the_token_if_set(guarded: HaltServer, halt: HaltServer) -> None:
+def test_document_requires_the_token_if_set(token_server: HaltServer, halt: HaltServer) -> None:
     """The document says whether the server wants a token, and needs the token itself then."""
-    assert guarded.client().get("/openapi.json").status == 401
-    assert guarded.client(**BEARER).get("/openapi.json").json["security"] == [{"token": []}]
+    assert token_server.client().get("/openapi.json").status == 401
+    assert token_server.client(**BEARER).get("/openapi.json").json["security"] == [{"token": []}]
     assert halt.client().get("/openapi.json").json["security"] == []
 
 
@@ -282,14 +288,16 @@ def test_docs_page_shows_the_whole_document(halt: HaltServer) -> None:
     assert answer.status == 200
     text = answer.body.decode()
     page = Anchors(text)
-    described = halt.client().get("/openapi.json").json
-    operations = [method for methods in described["paths"].values() for method in methods.values()]
-    wanted = [operation["operationId"] for operation in operations]
-    assert {*wanted, *described["components"]["schemas"]} <= {*page.ids}
+    api_document = halt.client().get("/openapi.json").json
+    operations = [
+        method for methods in api_document["paths"].values() for method in methods.values()
+    ]
+    anchors = [operation["operationId"] for operation in operations]
+    assert {*anchors, *api_document["components"]["schemas"]} <= {*page.ids}
     assert len(page.ids) == len({*page.ids})
     assert page.links <= {*page.ids}
     assert not page.tags & {"script", "style", "iframe"}
-    for each in operations:
-        for status, response in each["responses"].items():
+    for operation in operations:
+        for status, response in operation["responses"].items():
             assert f"<strong>{status}</strong>" in text
             assert response["description"]

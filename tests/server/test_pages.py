@@ -17,9 +17,9 @@ from tests.support.page_requests import FORM_HEADERS, PAGE_HEADERS, STREAM_HEADE
 @pytest.fixture
 def client(halt: HaltServer) -> Client:
     """A browser with a session."""
-    made = halt.client()
-    made.get("/")
-    return made
+    client = halt.client()
+    client.get("/")
+    return client
 
 
 def send(client: Client, path: str, *fields: tuple[str, Any], page: bool = True) -> HttpResponse:
@@ -52,8 +52,14 @@ def test_invalid_form_is_refused_by_field(
 
 def test_same_id_for_two_answers_is_refused(client: Client) -> None:
     """Two answers of one comparison cannot have the same stream ID."""
-    same = new_id()
-    fields = [("prompt", "Hi"), ("model", "count"), ("model", "echo"), ("id", same), ("id", same)]
+    stream_id = new_id()
+    fields = [
+        ("prompt", "Hi"),
+        ("model", "count"),
+        ("model", "echo"),
+        ("id", stream_id),
+        ("id", stream_id),
+    ]
     answer = send(client, f"/c/{new_id()}/messages", *fields, page=False)
     assert (answer.status, answer.json["error"]["field"]) == (409, "id")
 
@@ -82,33 +88,33 @@ def test_stop_on_the_page_stops_several_answers(client: Client, shared_fake: Fak
     fields = [("prompt", prompt), *(("id", i) for i in ids), *(("model", m) for m in models)]
     assert send(client, f"/c/{new_id()}/messages", *fields).status == 200
     records = [request_record(shared_fake, prompt, nth) for nth in range(2)]
-    pressed = send(client, "/stop", *(("stream_id", i) for i in ids), ("seen", "0"))
-    assert pressed.status == 200
+    stopped = send(client, "/stop", *(("stream_id", i) for i in ids), ("seen", "0"))
+    assert stopped.status == 200
     for stream_id in ids:
-        assert re.search(f'hx-target="#a-{stream_id}"', pressed.body.decode())
+        assert re.search(f'hx-target="#a-{stream_id}"', stopped.body.decode())
     for record in records:
         assert record.closed.wait(RECORD_TIMEOUT)
     assert send(client, "/stop").status == 400
 
 
 def stream(client: Client, path: str, *fields: tuple[str, Any], **headers: str) -> HttpResponse:
-    """Send a form as htmx does, and read the response to its end."""
+    """Send a form as htmx does, read the response to its end and return it."""
     return client.request("POST", path, urlencode(fields).encode(), STREAM_HEADERS | headers)
 
 
 def is_stream(answer: HttpResponse) -> bool:
-    """The response is one of messages."""
+    """Whether the response is an event stream."""
     return answer.headers["content-type"].startswith("text/event-stream")
 
 
 def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: FakeOpenAI) -> None:
     """The exchange comes first and opens no other stream; the whole answer comes last."""
-    place, stream_id = f"/c/{new_id()}", new_id()
+    page_path, stream_id = f"/c/{new_id()}", new_id()
     prompt = f"/fake silent_first_token?n=3 {new_id()}"
     form = urlencode([("prompt", prompt), ("id", stream_id)]).encode()
-    events = client.stream("POST", f"{place}/messages", form, STREAM_HEADERS)
+    events = client.stream("POST", f"{page_path}/messages", form, STREAM_HEADERS)
     assert events.headers["content-type"].startswith("text/event-stream")
-    assert events.headers["hx-push-url"] == place
+    assert events.headers["hx-push-url"] == page_path
     assert events.id == stream_id
     first = events.next()
     assert first
@@ -124,12 +130,12 @@ def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: Fa
     prompt_id = re.search(r'data-prompt="(\d+)"', first.data)
     assert prompt_id
     form = urlencode([("prompt_id", prompt_id[1])]).encode()
-    again = client.stream("POST", f"{place}/regenerate", form, STREAM_HEADERS)
-    first = again.next()
+    regeneration = client.stream("POST", f"{page_path}/regenerate", form, STREAM_HEADERS)
+    first = regeneration.next()
     assert first
     assert "Version" in first.data
     request_record(shared_fake, prompt, 1).release()
-    *_, last = again
+    *_, last = regeneration
     assert 'data-state="done"' in last.data
 
 
@@ -172,16 +178,18 @@ def test_prompt_beyond_the_page_streams_is_not_streamed(
         return urlencode([("prompt", prompt), ("id", new_id())]).encode()
 
     path = "/c/{}/messages"
-    held = [client.stream("POST", path.format(new_id()), form(), STREAM_HEADERS) for _ in range(4)]
-    for each in held:
-        assert each.headers["content-type"].startswith("text/event-stream")
-    fifth = client.request("POST", path.format(new_id()), form(), STREAM_HEADERS)
-    assert not is_stream(fifth)
-    assert b"hx-sse:connect" in fifth.body
-    multiplexed = STREAM_HEADERS | {"Halt-Protocol": "h2"}
-    sixth = client.stream("POST", path.format(new_id()), form(), multiplexed)
-    assert sixth.headers["content-type"].startswith("text/event-stream")
+    streams = [
+        client.stream("POST", path.format(new_id()), form(), STREAM_HEADERS) for _ in range(4)
+    ]
+    for events in streams:
+        assert events.headers["content-type"].startswith("text/event-stream")
+    fragment = client.request("POST", path.format(new_id()), form(), STREAM_HEADERS)
+    assert not is_stream(fragment)
+    assert b"hx-sse:connect" in fragment.body
+    http2_headers = STREAM_HEADERS | {"Halt-Protocol": "h2"}
+    http2_stream = client.stream("POST", path.format(new_id()), form(), http2_headers)
+    assert http2_stream.headers["content-type"].startswith("text/event-stream")
     for nth in range(6):
         request_record(shared_fake, prompt, nth).release()
-    for each in (*held, sixth):
-        each.close()
+    for events in (*streams, http2_stream):
+        events.close()
