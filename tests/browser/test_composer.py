@@ -193,7 +193,7 @@ def test_enter_on_a_touch_screen_adds_a_line(
 def test_fields_on_a_touch_screen_have_at_least_16_pixel_type(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Safari on iOS zooms into a field whose type is smaller than 16 pixels; no field has that."""
+    """No field has type smaller than 16 pixels, for which Safari on iOS would zoom in."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
     chat.page.get_by_role("button", name="Settings").tap()

@@ -17,7 +17,7 @@ from tests.support.waiting import SERVER_TIMEOUT, wait_until
 def test_message_without_scripts_is_sent(
     browser: Browser, halt: HaltServer, tmp_path: Path, scripts: str
 ) -> None:
-    """Without scripts the browser posts messages, and no URL holds one.
+    """Without scripts a message is sent by POST and shown, and no URL contains it.
 
     Below a path the page finds neither its scripts nor its styles.
     """

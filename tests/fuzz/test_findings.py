@@ -39,14 +39,14 @@ def target_of() -> Iterator[Callable[[str], Target]]:
     "path", sorted(path for path in FINDINGS.iterdir()), ids=lambda path: path.name
 )
 def test_saved_finding_is_fixed(path: Path, target_of: Callable[[str], Target]) -> None:
-    """The input keeps the promises of its target."""
+    """A saved input that once failed now passes the check of its target."""
     finding = target_of(target_name(path)).attempt(path.read_bytes())
     assert finding is None, str(finding)
 
 
 @pytest.mark.parametrize("name", ["chat", "http1", "markdown", "import"])
 def test_same_seed_gives_the_same_inputs(name: str) -> None:
-    """A finding can be reproduced by its printed seed."""
+    """The same seed gives the same inputs, so that a finding can be reproduced."""
     first, second = (list(islice(TARGETS[name]().inputs(random.Random(7)), 5)) for _ in range(2))
     assert first == second
 
@@ -77,7 +77,9 @@ class Brittle(Target):
 
 
 def test_finding_is_minimised_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each kind is saved once, whether the check or the tested code raises it."""
+    """Findings are minimised and saved, one of each kind, whether the check or the tested code
+    raises them.
+    """
     assert fuzz(Brittle(), 1, 1.0, tmp_path) == 2
     assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"xy", b"z"]
     assert all(path.name.startswith("brittle-") for path in tmp_path.iterdir())
@@ -85,7 +87,7 @@ def test_finding_is_minimised_and_saved(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_check_over_its_cpu_limit_is_a_finding() -> None:
-    """The limit counts CPU time, and also interrupts a regular expression."""
+    """A check over its limit of CPU time is a finding, also within a regular expression."""
 
     class Endless(Brittle):
         cpu_max = 0.1
@@ -101,7 +103,9 @@ def test_check_over_its_cpu_limit_is_a_finding() -> None:
 
 
 def test_command_prints_seed_and_findings(capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 0 without findings; an unknown target is refused with the list of targets."""
+    """The command prints its seed, ends with status 0 if nothing is found, and lists the targets
+    for an unknown one.
+    """
     assert main(["--seconds", "0.3", "--seed", "3", "open-text"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("seed 3, 0.3 s for open-text\n")

@@ -72,7 +72,9 @@ def test_link_has_a_target(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_headings_have_unique_anchors(document: Path) -> None:
-    """A link to a heading has one target. The changelog repeats its headings."""
+    """Headings of a document have different anchors, except in the changelog, which repeats its
+    headings.
+    """
     anchors = [anchor(heading) for heading in headings(document.read_text("utf-8"))]
     if document.name != "CHANGELOG.md":
         assert len(anchors) == len(set(anchors))
@@ -90,7 +92,7 @@ def test_readme_is_short_and_links_every_document() -> None:
 
 
 def test_fenced_example_is_run_or_checked() -> None:
-    """Text, output and commands that are not run are indented, not fenced."""
+    """Each fenced example is run or checked; text, output and other commands are indented."""
     for example in examples():
         known = example.language in RUN or example.language in CHECKED_ELSEWHERE
         assert known, (example.document, example.heading, example.language)
@@ -144,7 +146,7 @@ def test_documented_setting_exists() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_named_variable_exists(document: Path) -> None:
-    """Variables in running text exist. The changelog may name variables of earlier versions."""
+    """Each variable named in running text exists, except for older ones in the changelog."""
     known = {str(setting.metadata["env"]) for setting in SETTINGS}
     if document.name != "CHANGELOG.md":
         assert set(re.findall(r"\bHALT_[A-Z_]+\b", document.read_text("utf-8"))) <= known
@@ -277,7 +279,7 @@ def test_library_document_names_each_provider_kind() -> None:
     ],
 )
 def test_documents_use_the_labels_of_the_page(label: str) -> None:
-    """A reader finds the labels of docs/using.md and docs/storage.md on the page."""
+    """Labels quoted in docs/using.md and docs/storage.md are on the page."""
     assert label in text_of("docs/using.md") + text_of("docs/storage.md")
     sources = [
         *ROOT.glob("templates/*.html"),
@@ -291,7 +293,9 @@ def test_documents_use_the_labels_of_the_page(label: str) -> None:
 
 
 def test_documented_core_size_is_right() -> None:
-    """The size counts the service of generations with all modules of Halt that it imports."""
+    """The README's size of the core is that of the generation service with all modules that it
+    imports.
+    """
     stated = re.search(r"is about ([\d,]+)\s+lines", text_of("README.md"))
     assert stated is not None
     graph = grimp.build_graph("halt", cache_dir=None)
@@ -345,7 +349,7 @@ def test_files_in_contributing_exist() -> None:
 
 
 def test_documents_do_not_promise_that_the_model_stops() -> None:
-    """A closed connection does not mean that the model stops, or that nothing is billed."""
+    """No document says that a closed connection stops the model or its billing."""
     for document in (*DOCUMENTS, ROOT / "halt/web/api/openapi.yaml"):
         if document.name == "CHANGELOG.md":  # says what was claimed before
             continue

@@ -205,7 +205,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_templates_have_no_inline_script_or_style(path: Path) -> None:
-    """Scripts are files; there is no inline style and no `on...` attribute."""
+    """Templates have no inline script or style and no `on...` attribute."""
     for tag, attributes in Page(path).elements:
         assert tag != "style"
         assert tag != "script" or attributes["src"]
@@ -218,7 +218,7 @@ def test_templates_have_no_inline_script_or_style(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_templates_escape_all_but_rendered_answers(path: Path) -> None:
-    """Text of users and models is escaped, except for the renderer's safe HTML."""
+    """Templates escape text of users and models, except for the renderer's safe HTML."""
     source = path.read_text()
     trusted = re.findall(r"([\w.]+)\s*\|\s*safe\b", source)
     assert set(trusted) <= {"a.patch.finished", "a.patch.tail"}

@@ -119,7 +119,7 @@ def test_uv_on_the_path_is_used(tmp_path: Path) -> None:
 
 
 def test_pip_installs_if_uv_is_unavailable(tmp_path: Path) -> None:
-    """One line says so."""
+    """Without uv, pip installs the packages, and one line says so."""
     done = run_make(tmp_path, NO_UV="1")
     assert done.stderr == ""
     goes_on = "uv cannot be installed here; using pip instead ..."
@@ -132,7 +132,9 @@ def test_pip_installs_if_uv_is_unavailable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_path", [False, True])
 def test_pip_installs_if_uv_fails(tmp_path: Path, on_path: bool) -> None:
-    """One line says so; an environment without pip gets it first."""
+    """If uv fails, pip installs the packages, and one line says so; an environment without pip gets
+    it first.
+    """
     if on_path:
         (tmp_path / "path").mkdir()
         program(tmp_path / "path" / "uv", UV)
@@ -144,7 +146,9 @@ def test_pip_installs_if_uv_fails(tmp_path: Path, on_path: bool) -> None:
 
 
 def test_failed_package_prints_the_output_of_uv_and_pip(tmp_path: Path) -> None:
-    """Halt is not started, and the next `make run` tries again."""
+    """If a package fails, the output of uv and pip is printed and Halt is not started; the next run
+    tries again.
+    """
     failed = run_make(tmp_path, **BOTH_FAIL)
     assert failed.returncode != 0
     for line in ("error: no index", "Collecting noise", "ERROR: no wheel"):
@@ -155,7 +159,7 @@ def test_failed_package_prints_the_output_of_uv_and_pip(tmp_path: Path) -> None:
 
 
 def test_failed_demo_model_does_not_stop_the_start(tmp_path: Path) -> None:
-    """The reason is printed, and Halt starts without the demo model."""
+    """If the demo model cannot be installed, the reason is printed, and Halt starts without it."""
     without = run_make(
         tmp_path, UV_FAILS="requirements-demo.txt", PIP_FAILS="requirements-demo.txt"
     )
@@ -205,7 +209,9 @@ def run_system_script(tmp_path: Path, **environment: str) -> tuple[str, list[str
 
 
 def test_system_packages_are_printed_before_apt_runs(tmp_path: Path) -> None:
-    """The text names packages and purposes, the use of root, and how to avoid it."""
+    """Before apt-get runs, a text names the packages, their purposes, the use of root, and how to
+    avoid it.
+    """
     output, apt_calls = run_system_script(tmp_path)
     assert apt_calls[0] == "update -q"
     options = ["install", "-qy", "--no-install-recommends"]
@@ -227,7 +233,9 @@ def test_unavailable_system_package_is_named(tmp_path: Path) -> None:
 
 
 def test_no_install_installs_nothing(tmp_path: Path) -> None:
-    """NO_INSTALL=1: no apt-get and no download; the missing packages are printed instead."""
+    """With NO_INSTALL=1 apt-get does not run and nothing is downloaded; the missing packages are
+    printed.
+    """
     output, apt_calls = run_system_script(tmp_path, NO_INSTALL="1")
     assert apt_calls == []
     assert "Install Chromium or Chrome" in output

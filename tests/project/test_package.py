@@ -75,7 +75,9 @@ def by_name(requirements: list[str]) -> dict[str, Requirement]:
     ],
 )
 def test_pins_are_within_the_declared_ranges(file: str, ranges: list[str]) -> None:
-    """Both lists have the same packages with the same extras."""
+    """Each pinned version is within its declared range, and both lists have the same packages and
+    extras.
+    """
     pinned, declared = pins(file), by_name(ranges)
     assert set(pinned) == set(declared)
     for name, pin in pinned.items():
@@ -91,7 +93,9 @@ def test_demo_packages_match_their_requirements() -> None:
 
 
 def test_wheel_has_the_needed_files_alone(tmp_path: Path) -> None:
-    """Templates, static files, migrations and the license; one package at the top level."""
+    """The wheel has templates, static files, migrations and the licence, and one package at its top
+    level.
+    """
     wheel = build(ROOT, "wheel", tmp_path)
     files = [
         path.relative_to(ROOT).as_posix()
@@ -133,7 +137,9 @@ def test_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
 
 
 def test_editable_install_uses_the_checkout(tmp_path: Path) -> None:
-    """Edited templates and static files are used by the page."""
+    """After an editable install the page uses the edited templates and static files of the
+    checkout.
+    """
     wheel = build(ROOT, "wheel:editable", tmp_path / "wheel")
     packages = tmp_path / "site-packages"
     shutil.unpack_archive(wheel, packages, "zip")

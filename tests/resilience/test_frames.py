@@ -47,7 +47,9 @@ def address(server: HaltServer) -> Address:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_number_in_any_field_is_answered(halt: HaltServer, place: str) -> None:
-    """The socket and its streams continue after any number in any field."""
+    """A message with any number in any field is answered, and the socket and its streams
+    continue.
+    """
     with WebSocket(halt) as ws:
         running = ws.start("stall?n=1")
         template = place.replace("%s", running)
@@ -93,7 +95,9 @@ def mutated(rng: random.Random, stream_id: str) -> bytes:
 
 
 def test_mutated_frames_affect_their_own_socket_only(halt: HaltServer) -> None:
-    """Each connection is answered or closed; other streams and sockets continue."""
+    """Mutated frames are answered or close their own connection; other sockets and streams
+    continue.
+    """
     rng = random.Random(SEED)
     with WebSocket(halt) as beside:
         running = beside.start("count?n=1000000&gap_ms=20")

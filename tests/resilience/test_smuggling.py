@@ -172,7 +172,9 @@ BODIES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", [*CASES, *BODIES])
 def test_smuggled_request_is_never_executed(server: HaltServer, name: str) -> None:
-    """A request inside another one gets no answer of its own, refused or not."""
+    """A request inside another one is not executed and has no response, whether the outer one is
+    refused or not.
+    """
     stop_id = new_id()
     inside = INSIDE % stop_id.encode()
     values = {b"in": inside, b"all": len(END + inside), b"len": len(inside)}
@@ -207,7 +209,7 @@ def statuses(data: bytes) -> list[int]:
 
 
 def test_pipelined_requests_are_both_executed(server: HaltServer) -> None:
-    """Valid pipelining executes both requests; so the tests above can fail."""
+    """Both of two validly pipelined requests are executed, so the tests above can fail."""
     stop_id = new_id()
     both = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + INSIDE % stop_id.encode()
     assert statuses(raw_answer(server, both)) == [200, 202]

@@ -51,7 +51,9 @@ def check_responsive(bystander: Bystander, stops: int = 3) -> None:
 def test_hostile_field_name_is_refused_at_once(
     roomy: HaltServer, case: Mapping[str, object]
 ) -> None:
-    """Each route that takes messages refuses it with an error of normal length."""
+    """Each route that takes messages refuses a hostile field name at once, with an error of normal
+    length.
+    """
     requests = loads.unknown_field(case)
     with Bystander(address(roomy)) as bystander:
         with loads.repeated(address(roomy), *requests, clients=3) as load:
@@ -74,7 +76,7 @@ def test_body_of_many_fields_is_refused_at_once(roomy: HaltServer) -> None:
 
 
 def test_stop_with_a_large_body_is_refused(roomy: HaltServer) -> None:
-    """Above 64 kB not even the beginning of the body is parsed."""
+    """A Stop with a body over 64 kB is refused, and not even its beginning is parsed."""
     client = roomy.client()
     for path in ("/stop", "/stop/0123456789"):
         for body in (b'{"stream_id":"0123456789","x":"' + b"a" * 70_000 + b'"}', b" " * 70_000):
@@ -86,7 +88,9 @@ def test_stop_with_a_large_body_is_refused(roomy: HaltServer) -> None:
 
 @pytest.mark.parametrize("name", loads.LAST_REQUESTS)
 def test_clients_that_do_not_close_delay_nothing(roomy: HaltServer, name: str) -> None:
-    """A Stop is answered while such connections stay open and new ones come."""
+    """A Stop is answered while clients keep their connections open after the response and new ones
+    come.
+    """
     with Bystander(address(roomy)) as bystander:
         with loads.lingering(address(roomy), loads.LAST_REQUESTS[name], clients=8) as load:
             check_responsive(bystander)
@@ -230,7 +234,7 @@ def test_ended_answer_is_rendered_once(roomy: HaltServer) -> None:
 def test_white_space_counts_towards_the_answer_limit(
     short: HaltServer, shared_fake: FakeOpenAI, text: str
 ) -> None:
-    """White space counts as characters of the answer, wherever it is."""
+    """White space counts as characters of the answer, in any place."""
     server, prompt = short, new_id()
     model = f"repeat?{text}&times=100000000&piece=1&burst=100"
     with Bystander(address(server)) as bystander, server.client().chat(model, prompt) as events:
@@ -257,7 +261,9 @@ def test_flooding_model_delays_nothing(roomy: HaltServer, model: str) -> None:
 
 
 def test_locked_database_delays_no_stop(narrow: HaltServer) -> None:
-    """More prompts than threads wait for the lock; they get 200 or 503."""
+    """While the database is locked, streams flow; more prompts than threads wait, and get 200 or
+    503.
+    """
     client = narrow.client()
     client.get("/")
     sends = [loads.send_prompt(address(narrow), client.cookies) for _ in range(200)]
@@ -271,7 +277,7 @@ def test_locked_database_delays_no_stop(narrow: HaltServer) -> None:
 
 @pytest.mark.skipif(postgres_programs() is None, reason="there is no PostgreSQL")
 def test_frozen_postgres_delays_no_stop(shared_fake: FakeOpenAI) -> None:
-    """Stops of streams work, and those of IDs unknown to this worker are `pending`."""
+    """While PostgreSQL is frozen, Stops of streams work, and Stops of unknown IDs are `pending`."""
     with Postgres() as postgres:
         env = settings(shared_fake, DATABASE_URL=postgres.url, HALT_MAX_STREAMS=20)
         with contextlib.closing(HaltServer(env)) as server, Bystander(address(server)) as bystander:
@@ -292,7 +298,9 @@ def test_frozen_postgres_delays_no_stop(shared_fake: FakeOpenAI) -> None:
 def test_wrong_tokens_are_slowed_and_the_right_one_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Attempts are limited by address, with one line in the log for all of them."""
+    """Wrong tokens are limited by address with one log line for all; the right token
+    still works.
+    """
     token = "the-right-token"
     server = start_halt(fake, HALT_TOKEN=token, HALT_RATE_ADDRESS="5/minute")
     right = {"Authorization": f"Bearer {token}"}

@@ -201,7 +201,9 @@ def test_undelete_restores_a_deleted_conversation(anna: Person) -> None:
 
 
 def test_delete_of_the_open_conversation_redirects(anna: Person) -> None:
-    """The page moves to a new conversation that offers Undo; Undo opens the deleted one."""
+    """Deletion of the open conversation leads to a new one that offers Undo; Undo opens the deleted
+    one.
+    """
     anna.add(exported_conversation("Question", "Answer"))
     (conversation_id,) = [item["id"] for item in anna.items()]
     headers = PAGE_HEADERS | {"HX-Current-URL": f"http://halt.example/c/{conversation_id}"}
@@ -400,7 +402,7 @@ def test_settings_apply_to_all_answers_of_one_conversation(
     ],
 )
 def test_invalid_settings_are_refused_by_field(anna: Person, field: str, value: str) -> None:
-    """The error names the field and is shown in the panel; nothing is saved."""
+    """Invalid settings are not saved; the panel shows an error that names the field."""
     conversation = anna.ask("Hello")
     path = f"/c/{conversation}/settings"
     fields: dict[str, Any] = {"temperature": "1", field: value}

@@ -259,7 +259,7 @@ def test_request_of_another_origin_sets_no_cookie(listed_server: HaltServer) -> 
 
 
 def test_link_from_another_site_opens_the_page(listed_server: HaltServer) -> None:
-    """A link on another site opens the page with the visitor's session, or with a new one."""
+    """A link from another site opens the page with the visitor's session, or with a new one."""
     browser = listed_server.client(Accept="text/html")
     headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
     answer = browser.get("/", **headers)
@@ -299,7 +299,9 @@ def test_login_cookie_is_ignored_for_another_origin(wildcard_server: HaltServer)
 
 @pytest.mark.parametrize("origin", [SHOP, "null"])
 def test_wildcard_origin_has_no_credentials(wildcard_server: HaltServer, origin: str) -> None:
-    """With `*` the answer is `*`, for which browsers neither send nor store cookies."""
+    """With HALT_CORS_ORIGINS=* the header is `*`, for which browsers neither send nor store
+    cookies.
+    """
     client = wildcard_server.client(Authorization=f"Bearer {TOKEN}")
     for answer in (
         preflight(wildcard_server, "/chat", origin),

@@ -168,7 +168,7 @@ def websocket_of(proxy: Proxy, client: ProxyClient, **more: Any) -> Iterator[Web
 
 
 def test_origin_check_uses_the_public_name(client: ProxyClient, proxy: Proxy) -> None:
-    """The page's own origin may post, another site's may not."""
+    """Behind a proxy the page's own origin may post, another site's may not."""
     own_origin = f"https://{NAME}:{proxy.port}"
     assert client.post("/stop/no-such-stream", Origin=own_origin).status == 202
     assert client.post("/stop/no-such-stream", Origin="https://evil.example").status == 403

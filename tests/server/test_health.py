@@ -105,7 +105,7 @@ class RefusingUpstream:
     ],
 )
 def test_health_counts_a_refusal_as_reachable(code: str, state: str) -> None:
-    """An upstream that refuses the key is reachable; one that cannot be found is not."""
+    """An upstream that refuses the key counts as reachable; one whose name is unknown does not."""
     assert Probe(cast("Upstream", RefusingUpstream(code))).upstream_state() == state
 
 

@@ -66,7 +66,7 @@ def test_sigterm_ends_streams_and_upstreams(start_halt: StartHalt, fake: FakeOpe
 def test_sigterm_with_idle_connections_exits_at_once(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Kept-alive connections do not delay the exit."""
+    """After SIGTERM idle kept-alive connections do not delay the exit."""
     server = start_halt(fake)
     connection = server.client().connect()
     connection.request("GET", "/healthz")
@@ -81,7 +81,9 @@ def test_sigterm_with_idle_connections_exits_at_once(
 def test_sigterm_with_a_client_that_never_reads_exits(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """The grace period ends also while a response is stuck in a client's full buffer."""
+    """After SIGTERM the grace period ends also while a response is stuck in a client's
+    full buffer.
+    """
     server = start_halt(fake, HALT_GRACEFUL_TIMEOUT=2)
     client = server.client()
     body = {"messages": HELLO["messages"], "model": "long?n=100000000"}
@@ -118,7 +120,9 @@ def test_start_prints_address_and_model(start_halt: StartHalt, fake: FakeOpenAI)
     ],
 )
 def test_invalid_setting_is_a_one_line_error(name: str, value: str, words: list[str]) -> None:
-    """The error names the variable, its value and the allowed values, without a traceback."""
+    """An invalid setting ends the start with one line: the variable, its value and the allowed
+    values.
+    """
     settings = {"OPENAI_API_KEY": "fake", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", name: value}
     status, printed = refused_start(**settings)
     assert status != 0
@@ -183,7 +187,7 @@ def token_server(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> Hal
 def test_request_without_the_token_is_refused(
     token_server: HaltServer, method: str, path: str, credentials: str | None
 ) -> None:
-    """Every path answers 401 as JSON, with the header WWW-Authenticate."""
+    """Without the token every path answers 401 as JSON, with the header WWW-Authenticate."""
     headers = {} if credentials is None else {"Authorization": credentials}
     refused = token_server.client(**headers).request(
         method, path, HELLO if method == "POST" else None
@@ -206,7 +210,9 @@ def test_bearer_token_gives_access(token_server: HaltServer) -> None:
 
 
 def test_login_opens_every_page(token_server: HaltServer) -> None:
-    """A page redirects to the form, the right token to the page; the cookie then gives access."""
+    """Without a login a page leads to the form; the right token leads back, and its cookie gives
+    access.
+    """
     browser = token_server.client(Accept="text/html")
     redirect = browser.get("/")
     assert redirect.status == 302

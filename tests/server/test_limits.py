@@ -29,7 +29,8 @@ def numbers(n: int) -> str:
 def test_stream_beyond_the_limit_gets_503_and_stop_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """503 with Retry-After, also with 300 idle connections; the end of a stream makes room.
+    """A stream beyond the limit gets 503 with Retry-After, also with 300 idle connections; an ended
+    stream makes room.
 
     If idle connections held threads, for 5 s each as in gunicorn's own threaded worker, the requests
     would fail: they would wait longer than the client's READ_TIMEOUT.
@@ -138,7 +139,7 @@ def test_clients_that_do_not_close_delay_no_request(
 def test_run_without_viewers_is_cancelled_in_silence(
     short_grace_server: HaltServer, shared_fake: FakeOpenAI, model: str
 ) -> None:
-    """A viewer that leaves a silent run is noticed, and the run is cancelled after the grace."""
+    """A silent run whose viewer has left is cancelled after the grace."""
     client = short_grace_server.client()
     prompt = new_id()
     with client.chat(model, prompt) as events:
@@ -185,7 +186,9 @@ def test_viewer_back_within_the_grace_keeps_the_run(
 def test_reader_that_does_not_read_delays_no_other(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Its own response waits; the run continues and another reader gets everything."""
+    """A reader that does not read delays its own response alone: the run continues, another reader
+    gets everything.
+    """
     client = halt.client()
     prompt = new_id()
     messages = [{"role": "user", "content": prompt}]
@@ -264,7 +267,7 @@ def test_run_limit_ends_with_its_own_error(
     code: str,
     text: str | None,
 ) -> None:
-    """The run ends with the error of the reached limit; the earlier text is kept."""
+    """A run at one of its limits ends with the error of that limit; the earlier text is kept."""
     client = limited_server(limit).client()
     prompt = new_id()
     events = client.chat(model, prompt).to_end()
@@ -310,7 +313,9 @@ def test_request_over_a_limit_is_refused_by_field(strict_server: HaltServer) -> 
 def test_unaccepted_connection_ends_after_connect_timeout(
     start_halt: StartHalt,
 ) -> None:
-    """HALT_CONNECT_TIMEOUT ends the attempt with its own code."""
+    """A connection that the server does not accept ends after HALT_CONNECT_TIMEOUT with its own
+    code.
+    """
     with FakeOpenAI.unaccepting() as address:
         client = start_halt(address, HALT_CONNECT_TIMEOUT=0.3, HALT_RETRIES=0).client()
         error = client.chat("echo").to_end().terminal["error"]
@@ -385,7 +390,9 @@ def only_error(events: EventStream) -> dict[str, Any]:
 def test_upstream_fault_is_one_error_with_a_code(
     no_retries_server: HaltServer, fault: Fault
 ) -> None:
-    """Each fault is one error event with a documented code; the earlier text is kept."""
+    """Each fault of the upstream is one error event with a documented code; the earlier text is
+    kept.
+    """
     events = no_retries_server.client().chat(fault.model)
     error = only_error(events)
     assert (error["code"], error["retryable"]) == (fault.code, fault.retryable)
@@ -420,7 +427,7 @@ def test_unusual_but_complete_answer_is_no_error(
 
 
 def test_rate_limit_error_has_retry_after(no_retries_server: HaltServer) -> None:
-    """The provider's Retry-After reaches the client."""
+    """A rate limit error has the provider's Retry-After."""
     error = only_error(no_retries_server.client().chat("429?retry_after=17"))
     assert (error["code"], error["retry_after"]) == ("rate_limited", 17)
 
@@ -457,13 +464,13 @@ def test_fault_after_the_first_token_is_not_retried(
 def test_unreachable_provider_has_its_own_code(
     start_halt: StartHalt, address: str, code: str, retryable: bool
 ) -> None:
-    """A refused connection and an unknown host name have different codes."""
+    """A refused connection and an unknown host name have different error codes."""
     error = only_error(start_halt(address, HALT_RETRIES=0).client().chat("echo"))
     assert (error["code"], error["retryable"]) == (code, retryable)
 
 
 def test_untrusted_certificate_is_refused(start_halt: StartHalt) -> None:
-    """Neither key nor prompt is sent to a server with an untrusted certificate."""
+    """A server with an untrusted certificate gets neither key nor prompt."""
     with FakeOpenAI(tls=True) as fake:
         error = only_error(start_halt(fake, HALT_RETRIES=0).client().chat("echo"))
         assert fake.requests == []

@@ -132,7 +132,9 @@ def test_whole_answer_has_text_and_usage(llm: openai.OpenAI) -> None:
 def test_whole_answers_share_a_connection(
     one_stream_llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
-    """When an answer has arrived its place is free, and its connection serves the next request."""
+    """A whole answer that has arrived gives its place back, and its connection serves the next
+    request.
+    """
     prompts = [new_id() for _ in range(4)]
     for prompt in prompts:
         one_stream_llm.chat.completions.create(
@@ -166,7 +168,9 @@ def test_reasoning_is_sent_as_reasoning_content(llm: openai.OpenAI, stream: bool
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_reasoning_without_a_start_tag_is_separated(llm: openai.OpenAI, stream: bool) -> None:
-    """A whole answer has such reasoning in its field; a stream has it as a paragraph of text."""
+    """Reasoning without a start tag has its own field in a whole answer; in a stream it is a
+    paragraph of text.
+    """
     model = "shape?name=think_end"
     if stream:
         with llm.chat.completions.create(
@@ -268,7 +272,9 @@ def test_functions_are_sent_as_tools(llm: openai.OpenAI, shared_fake: FakeOpenAI
 
 
 def test_streamed_function_call_has_name_and_arguments(llm: openai.OpenAI) -> None:
-    """The name comes once, then the arguments of the first call; the finish reason fits."""
+    """A streamed function call has its name once, then the first call's arguments and the right
+    finish reason.
+    """
     create: Callable[..., Any] = llm.chat.completions.create
     with create(
         model="asks_tools?calls=2&n=2", messages=user_message(), functions=[GREET], stream=True
@@ -286,7 +292,7 @@ def test_streamed_function_call_has_name_and_arguments(llm: openai.OpenAI) -> No
 def test_function_conversation_continues_as_tools(
     llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
-    """Calls and results of functions become those of tools, with matching IDs."""
+    """Function calls and their results are sent upstream as tools, with matching IDs."""
     prompt = new_id()
     create: Callable[..., Any] = llm.chat.completions.create
     messages: list[Any] = user_message(prompt)
@@ -451,7 +457,7 @@ def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI)
 def test_functions_of_any_shape_are_passed_on(
     halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, stream_id: Any
 ) -> None:
-    """The model's server decides whether names and choice are valid."""
+    """Functions of any shape are passed on: the model's server decides whether they are valid."""
     prompt = new_id()
     fields = {"functions": functions, "function_call": choice}
     answer = halt.client().post(PATH, {"model": "echo", "messages": user_message(prompt), **fields})
@@ -469,7 +475,9 @@ UNKNOWN_FIELDS = [{"token": word, "logprob": -0.5} for word in ("Paris", "[1]")]
 
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_unknown_chunk_fields_keep_their_place(halt: HaltServer, logprobs: bool) -> None:
-    """Fields beside the choices, in choice, delta and call keep their place; Halt's are its own."""
+    """Unknown fields of chunk, choice and delta keep their place; Halt's own fields keep their
+    values.
+    """
     body = {"model": "beside", "messages": user_message(), "stream": True, "logprobs": logprobs}
     with halt.client().stream("POST", PATH, body) as events:
         events.to_end()
@@ -492,7 +500,7 @@ def test_unknown_chunk_fields_keep_their_place(halt: HaltServer, logprobs: bool)
 
 
 def test_whole_answer_merges_unknown_chunk_fields(halt: HaltServer) -> None:
-    """Lists of message and choice are joined; beside the choices the last value counts."""
+    """Unknown lists in message and choice are joined; beside the choices the last value counts."""
     body = {"model": "beside", "messages": user_message(), "logprobs": True, "top_logprobs": 2}
     answer = halt.client().post(PATH, body).json
     (choice,) = answer["choices"]
@@ -509,7 +517,7 @@ def test_whole_answer_merges_unknown_chunk_fields(halt: HaltServer) -> None:
 
 
 def test_unknown_chunk_fields_are_events(halt: HaltServer) -> None:
-    """A reader of Halt's own protocol gets these fields too, also in a replay."""
+    """Unknown chunk fields are events of Halt's own protocol, also in a replay."""
     client = halt.client()
     stream = client.chat("beside").to_end()
     for reader in (stream, client.follow(stream.id).to_end()):
@@ -576,7 +584,7 @@ def test_reasoning_is_dropped_after_a_refusal(halt: HaltServer, shared_fake: Fak
 def test_invalid_request_names_its_param(
     halt: HaltServer, fields: dict[str, Any], param: str
 ) -> None:
-    """400 in OpenAI's shape, with `param`; no request reaches the model."""
+    """An invalid request gets 400 in OpenAI's shape with `param`, and none reaches the model."""
     refused = halt.client().post(PATH, {"model": "echo", "messages": user_message(), **fields})
     assert refused.status == 400, refused
     error = openai_error(refused)
@@ -586,7 +594,7 @@ def test_invalid_request_names_its_param(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b"\xff", b"[" * 100_000])
 def test_body_that_is_no_object_is_refused(halt: HaltServer, body: bytes) -> None:
-    """400 names the body."""
+    """A body that is no JSON object gets 400, and the error names the body."""
     refused = halt.client().post(PATH, body)
     assert refused.status == 400
     assert openai_error(refused)["param"] == "body"
@@ -623,7 +631,9 @@ def test_fault_before_the_first_token_has_its_status(
     fault: tuple[str, int, str, type[openai.APIStatusError]],
     stream: bool,
 ) -> None:
-    """The client raises the exception of the status, streamed or not; Retry-After is passed on."""
+    """A fault before the first token raises the client's exception for its status; Retry-After is
+    passed on.
+    """
     model, status, code, kind = fault
     create: Callable[..., Any] = one_stream_llm.chat.completions.create
     with pytest.raises(kind) as raised:
@@ -638,7 +648,9 @@ def test_fault_before_the_first_token_has_its_status(
 
 
 def test_fault_in_mid_stream_is_an_error_object(one_stream_llm: openai.OpenAI) -> None:
-    """After the text so far an error object ends the stream, without [DONE]."""
+    """A fault in mid-stream ends the stream by an error object after the text so far, without
+    [DONE].
+    """
     texts: list[str] = []
     with one_stream_llm.chat.completions.create(
         model="error_in_stream?n=5&gap_ms=10", messages=user_message(), stream=True
@@ -654,7 +666,9 @@ def test_fault_in_mid_stream_is_an_error_object(one_stream_llm: openai.OpenAI) -
 def test_fault_in_a_whole_answer_has_its_status(
     one_stream_server: HaltServer, one_stream_llm: openai.OpenAI
 ) -> None:
-    """A partial answer is never sent as whole; its text can be read by the stream's ID."""
+    """A fault in a whole answer is an error, never a partial answer; its text can be read by the
+    stream's ID.
+    """
     with pytest.raises(openai.InternalServerError) as raised:
         one_stream_llm.chat.completions.create(model="drop?n=5&gap_ms=10", messages=user_message())
     assert raised.value.status_code == 502
@@ -664,7 +678,9 @@ def test_fault_in_a_whole_answer_has_its_status(
 
 
 def test_silent_model_delays_headers_by_one_heartbeat(one_stream_server: HaltServer) -> None:
-    """After HALT_HEARTBEAT the stream begins with comments; its error then comes inside it."""
+    """The headers of a silent model's stream come after HALT_HEARTBEAT, then comments; its error
+    comes inside it.
+    """
     client = one_stream_server.client(Authorization="Bearer open-sesame")
     body = {"model": "silent_first_token", "messages": user_message(), "stream": True}
     with client.stream("POST", PATH, body) as events:
@@ -675,7 +691,7 @@ def test_silent_model_delays_headers_by_one_heartbeat(one_stream_server: HaltSer
 
 
 def test_server_errors_have_the_openai_shape(one_stream_server: HaltServer) -> None:
-    """401, 403, 404, 405 and 413 have OpenAI's shape."""
+    """Errors 401, 403, 404, 405 and 413 have OpenAI's shape."""
     program = one_stream_server.client(Authorization="Bearer open-sesame")
     body = {"model": "echo", "messages": user_message()}
     foreign_request = program.post(PATH, body, Sec_Fetch_Site="cross-site")
@@ -704,7 +720,7 @@ PATHS = "GET /v1/models, GET /v1/models/ID, POST /v1/chat/completions"
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unknown_path_lists_the_known_ones(halt: HaltServer, method: str, path: str) -> None:
-    """404 has its own code, which no client takes for a missing model."""
+    """An unknown path gets a 404 with its own code, which no client takes for a missing model."""
     refused = halt.client().request(method, path, headers={"Accept": "text/html"})
     error = openai_error(refused)
     assert (refused.status, error["code"]) == (404, "unknown_path")
@@ -744,7 +760,7 @@ def test_request_id_is_known_to_the_openai_client(one_stream_llm: openai.OpenAI)
 def test_request_beyond_the_limit_has_retry_after(
     one_stream_server: HaltServer, one_stream_llm: openai.OpenAI
 ) -> None:
-    """503 with Retry-After; a client that leaves makes room."""
+    """A request beyond the limit gets 503 with Retry-After; a client that leaves makes room."""
     with one_stream_llm.chat.completions.create(
         model="stall?n=1", messages=user_message(), stream=True
     ) as stream:
@@ -773,7 +789,7 @@ def read_until(stream: openai.Stream[ChatCompletionChunk], text: str) -> None:
 def test_closed_client_stream_stops_the_model_at_once(
     llm: openai.OpenAI, shared_fake: FakeOpenAI
 ) -> None:
-    """Closing the stream of OpenAI's client is a Stop, without the grace."""
+    """A stream that OpenAI's client closes stops the model at once, without the grace."""
     prompt = new_id()
     with llm.chat.completions.create(
         model="count?n=100000&gap_ms=5", messages=user_message(prompt), stream=True
@@ -904,6 +920,6 @@ def test_models_without_a_list_are_the_configured_one(
 
 
 def test_models_of_an_unreachable_server_are_an_error(start_halt: StartHalt) -> None:
-    """A list that cannot be read has the status of its fault."""
+    """A list of models that cannot be read is an error with the status of its fault."""
     refused = start_halt("http://127.0.0.1:9/v1").client().get("/v1/models")
     assert (refused.status, openai_error(refused)["code"]) == (502, "upstream_refused")

@@ -42,7 +42,7 @@ def send(client: Client, path: str, *fields: tuple[str, Any], page: bool = True)
 def test_invalid_form_is_refused_by_field(
     client: Client, fields: list[tuple[str, str]], field: str
 ) -> None:
-    """The error names the field; no conversation begins."""
+    """An invalid form starts no conversation, and its error names the field."""
     path = f"/c/{new_id()}"
     answer = send(client, f"{path}/messages", ("prompt", "Hello"), *fields, page=False)
     assert answer.status == 400
@@ -65,7 +65,7 @@ def test_same_id_for_two_answers_is_refused(client: Client) -> None:
 
 
 def test_unknown_answer_cannot_be_selected(client: Client) -> None:
-    """An answer is selected only if it exists, in a conversation that exists."""
+    """Selection of an unknown answer, or in an unknown conversation, is refused."""
     path = f"/c/{new_id()}"
     assert send(client, f"{path}/pick", ("stream_id", "nothing-here"), page=False).status == 404
     assert send(client, f"{path}/messages", ("prompt", "/fake count?n=1 x")).status == 200
@@ -73,7 +73,7 @@ def test_unknown_answer_cannot_be_selected(client: Client) -> None:
 
 
 def test_model_options_are_escaped_and_one_is_selected(client: Client) -> None:
-    """An unknown model is not offered; hostile names are escaped."""
+    """Model names are escaped and one is selected; an unknown model is not offered."""
     page = client.get("/models?model=count").body.decode()
     assert '<option value="count" selected>count</option>' in page
     assert page.count("selected") == 1
@@ -82,7 +82,7 @@ def test_model_options_are_escaped_and_one_is_selected(client: Client) -> None:
 
 
 def test_stop_on_the_page_stops_several_answers(client: Client, shared_fake: FakeOpenAI) -> None:
-    """Each upstream is closed; the response has each answer in its stopped state."""
+    """One Stop closes the upstream of each answer; the response has each in its stopped state."""
     prompt, ids = f"Hi {new_id()}", [new_id(), new_id()]
     models = ["silent_first_token", "stall"]
     fields = [("prompt", prompt), *(("id", i) for i in ids), *(("model", m) for m in models)]
@@ -108,7 +108,9 @@ def is_stream(answer: HttpResponse) -> bool:
 
 
 def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: FakeOpenAI) -> None:
-    """The exchange comes first and opens no other stream; the whole answer comes last."""
+    """The response to a prompt has the exchange first and the whole answer last, and opens no other
+    stream.
+    """
     page_path, stream_id = f"/c/{new_id()}", new_id()
     prompt = f"/fake silent_first_token?n=3 {new_id()}"
     form = urlencode([("prompt", prompt), ("id", stream_id)]).encode()
@@ -140,7 +142,7 @@ def test_response_to_a_prompt_streams_the_answer(client: Client, shared_fake: Fa
 
 
 def test_prompt_stopped_before_its_start_is_not_streamed(client: Client) -> None:
-    """After an earlier Stop the response is the ended exchange."""
+    """The response to a prompt that was stopped earlier is the ended exchange."""
     stream_id = new_id()
     assert send(client, "/stop", ("stream_id", stream_id), ("seen", "0")).status == 200
     fields = [("prompt", f"/fake silent_first_token {new_id()}"), ("id", stream_id)]
@@ -151,14 +153,14 @@ def test_prompt_stopped_before_its_start_is_not_streamed(client: Client) -> None
 
 @pytest.mark.parametrize("fields", [[], [("prompt", "Hi"), ("model", "x" * 201)]])
 def test_refused_prompt_is_not_streamed(client: Client, fields: list[tuple[str, str]]) -> None:
-    """A refused prompt gets a fragment with a status, as every form."""
+    """A refused prompt gets a fragment with a status, as every form does."""
     answer = stream(client, f"/c/{new_id()}/messages", *fields)
     assert (answer.status, is_stream(answer)) == (400, False)
     assert b'role="alert"' in answer.body
 
 
 def test_compared_answers_have_their_own_streams(client: Client, shared_fake: FakeOpenAI) -> None:
-    """The response has one place for each answer, with the address of its stream."""
+    """A comparison's response has a place for each answer, with the address of its stream."""
     prompt = f"/fake silent_first_token {new_id()}"
     fields = [("prompt", prompt), ("model", "count"), ("model", "echo")]
     answer = stream(client, f"/c/{new_id()}/messages", *fields)
@@ -171,7 +173,9 @@ def test_compared_answers_have_their_own_streams(client: Client, shared_fake: Fa
 def test_prompt_beyond_the_page_streams_is_not_streamed(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """A browser must keep connections for Stop; over HTTP/2 there is no such limit."""
+    """A session's fifth prompt over HTTP/1.1 is not streamed, so that its browser can send a Stop;
+    HTTP/2 has no limit.
+    """
     prompt = f"/fake silent_first_token {new_id()}"
 
     def form() -> bytes:

@@ -132,7 +132,7 @@ def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str)
 def test_full_disk_delays_saving_only(
     start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path
 ) -> None:
-    """All events are written when the disk has room again."""
+    """While the disk is full streams continue; all events are written when it has room again."""
     goes_on_unsaved(start_halt(fake, HALT_DATA=small_disk), small_disk, filled, "the disk is full")
 
 
@@ -140,7 +140,9 @@ def test_full_disk_delays_saving_only(
 def test_file_size_limit_delays_saving_only(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """All events are written when files may grow again, as after a quota."""
+    """While files may not grow streams continue; all events are written afterwards, as after a
+    quota.
+    """
     goes_on_unsaved(start_halt(fake, HALT_DATA=tmp_path), tmp_path, limited, "the disk ")
 
 
@@ -148,7 +150,9 @@ def test_file_size_limit_delays_saving_only(
 def test_locked_database_delays_saving_only(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """All events are written when the lock, as of a backup, is released."""
+    """While the database is locked, as by a backup, streams continue; all events are written
+    afterwards.
+    """
     goes_on_unsaved(
         start_halt(fake, HALT_DATA=tmp_path),
         tmp_path,
@@ -172,7 +176,9 @@ def crowd_of_prompts(server: HaltServer, count: int) -> list[HttpResponse]:
 def test_locked_database_delays_no_stop(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """Streams stop while 40 prompts meet the lock; all but a few are refused at once, in words."""
+    """While 40 prompts wait for a locked database, Stops work; all but a few prompts are refused at
+    once.
+    """
     server = start_halt(fake, HALT_DATA=tmp_path)
     client = server.client()
     streams = [client.chat(ENDLESS).until_text("3 ") for _ in range(4)]
@@ -211,7 +217,9 @@ def test_locked_database_delays_no_stop(
 @pytest.mark.slow
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
 def test_frozen_postgres_delays_no_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """The receipt notes that the store did not answer, and the server exits on SIGTERM."""
+    """While PostgreSQL is frozen, Stops work, their receipts note it, and the server exits on
+    SIGTERM.
+    """
     with Postgres() as postgres:
         server = start_halt(fake, DATABASE_URL=postgres.url)
         client = server.client()
@@ -232,7 +240,9 @@ def test_frozen_postgres_delays_no_stop(start_halt: StartHalt, fake: FakeOpenAI)
 def test_failed_start_is_ended_when_the_store_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer is ended then, and the conversation accepts the next prompt."""
+    """A start that failed in the store is ended when it recovers, and the next prompt is
+    accepted.
+    """
     upstream = ScriptedUpstream()
     config = Config(
         data=str(tmp_path), base_url="http://scripted/v1", max_streams=1, titles="words"

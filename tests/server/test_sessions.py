@@ -149,7 +149,7 @@ def test_empty_list_explains_that_conversations_belong_to_a_browser(
 
 @pytest.mark.parametrize("names", [["halt_session_0"], ["halt_session_99999", "halt_session_"]])
 def test_unsigned_cookie_begins_a_new_session(halt: HaltServer, names: list[str]) -> None:
-    """Cookies with a session's name and no signature are ignored."""
+    """A cookie with a session's name and no signature is ignored, and a new session begins."""
     client = halt.client()
     client.cookies = dict.fromkeys(names, "nonsense")
     assert client.get("/").status == 200

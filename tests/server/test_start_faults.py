@@ -95,7 +95,9 @@ def refused_start_after(
 def test_comparison_beyond_the_limit_leaves_nothing(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, begun: int
 ) -> None:
-    """Nothing remains, also if its first answer has ended; the next message can be sent."""
+    """A comparison beyond the limit leaves nothing, even if its first answer has ended; the next
+    message is sent.
+    """
     refused_start_after(desk, monkeypatch, AtCapacity("All places are taken."), begun)
     assert desk.ask("a", "b") == 503
     assert desk.conversation().exchanges == ()
@@ -107,7 +109,7 @@ def test_comparison_beyond_the_limit_leaves_nothing(
 def test_start_that_cannot_be_undone_is_interrupted_later(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    """Such a start is ended as interrupted when the store works again."""
+    """A start that cannot be undone is ended as interrupted when the store works again."""
 
     def locked(*args: object) -> None:
         raise LOCKED
@@ -122,7 +124,7 @@ def test_start_that_cannot_be_undone_is_interrupted_later(
 
 
 def test_stop_works_without_the_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Stop before or after its stream works without the store; the page shows no error."""
+    """Without the store a Stop works before and after the start, and the page shows no error."""
 
     requests: list[object] = []
 
@@ -149,7 +151,7 @@ def test_stop_works_without_the_store(desk: Desk, monkeypatch: pytest.MonkeyPatc
 def test_stop_of_several_answers_does_not_wait_between_them(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that closes slowly delays no other answer's Stop."""
+    """A connection that closes slowly does not delay the Stop of other answers."""
     assert desk.ask("a", "b", "c") == 200
     service: GenerationService = services(desk.app).generations
     ids = [candidate.stream_id for candidate in desk.conversation().exchanges[-1].candidates]
@@ -192,7 +194,9 @@ def count_writes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_refused_start_is_not_written(
     desk: Desk, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start beyond a limit reaches neither store nor model, on every way to start."""
+    """A start beyond a limit reaches neither store nor model, from any form that starts
+    an answer.
+    """
     assert desk.ask() == 200
     if status == 429:
         desk.upstream.reply().feed("Hi")

@@ -83,7 +83,9 @@ def check_stop(setting: Setting, phase: str) -> Record:
 
 @pytest.mark.parametrize("phase", ANSWER_PHASES)
 def test_stop_in_each_phase_closes_stream_and_upstream(setting: Setting, phase: str) -> None:
-    """The receipt says stopped and closed, the reader gets the end, the upstream sees the close."""
+    """In each phase the receipt says stopped and closed, the reader gets the end, and the upstream
+    sees the close.
+    """
     check_stop(setting, phase)
 
 
@@ -284,7 +286,7 @@ def test_stop_without_a_valid_id_is_refused(halt: HaltServer, body: bytes, kind:
 def test_stop_releases_the_place_before_its_receipt(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """A stopped run has given its place back when the receipt arrives."""
+    """The place of a stopped run is free when the receipt arrives."""
     client: Client = start_halt(fake, HALT_MAX_STREAMS=1).client()
     for turn in range(5):
         events = client.chat("silent_first_token")

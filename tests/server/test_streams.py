@@ -45,7 +45,9 @@ def small_logs(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 def test_stream_has_numbered_events_and_ends_with_done(client: Client) -> None:
-    """Each event has a number and no name; the text is whole; `done` and [DONE] end it."""
+    """Events are numbered and have no name, the text is whole, and `done` and [DONE] end the
+    stream.
+    """
     with client.chat("count?n=50&gap_ms=2") as events:
         assert events.status == 200
         assert events.headers["content-type"].startswith("text/event-stream")
@@ -101,7 +103,7 @@ def test_upstream_request_has_messages_and_options(client: Client, shared_fake: 
 
 
 def test_client_chooses_the_stream_id(client: Client) -> None:
-    """The client's own ID is the stream's, so that Stop works before the first byte."""
+    """A client may choose the stream's ID, so that Stop works before the first byte."""
     chosen = new_id()
     events = client.chat("count?n=1", id=chosen).to_end()
     assert events.id == chosen
@@ -162,7 +164,7 @@ BAD_REQUESTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 def test_invalid_request_is_refused_by_field(client: Client, name: str) -> None:
-    """400 as JSON; `field` names the field."""
+    """An invalid request gets 400 as JSON, and `field` names the field."""
     body, field = BAD_REQUESTS[name]
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     refused = client.post("/chat/stream", body, Content_Type="application/json")
@@ -211,7 +213,7 @@ def test_incomplete_body_is_not_processed(
 
 @pytest.mark.parametrize("path", ["/chat/stream", "/stop", "/c/0123456789/messages"])
 def test_body_with_too_large_length_is_refused_unread(halt: HaltServer, path: str) -> None:
-    """413 comes from the announced length, before the body arrives."""
+    """A Content-Length over the limit gets 413 before the body arrives."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     kind = "Content-Type: application/x-www-form-urlencoded\r\n"
     refused = raw_answer(halt, f"{head}{kind}Content-Length: 9999999999\r\n\r\nx=".encode())
@@ -221,7 +223,7 @@ def test_body_with_too_large_length_is_refused_unread(halt: HaltServer, path: st
 
 @pytest.mark.parametrize("connection", ["close", "keep-alive"])
 def test_refusal_reaches_a_client_that_still_sends(halt: HaltServer, connection: str) -> None:
-    """The connection stays open until the client has sent its body, so no reset loses the error."""
+    """A client that still sends its body gets the refusal: no reset of the connection loses it."""
     size = 20_000_000
     head = f"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n"
     kind = "Content-Type: application/json\r\n"
@@ -255,7 +257,7 @@ def test_chunked_body_over_the_limit_is_refused(client: Client) -> None:
 def test_wrong_method_gets_405_with_allow(
     client: Client, method: str, path: str, allowed: set[str]
 ) -> None:
-    """405 as JSON, with the allowed methods in the header."""
+    """A wrong method gets 405 as JSON, with the allowed methods in the header."""
     refused = client.request(method, path)
     assert refused.status == 405
     assert refused.error["code"] == "method_not_allowed"
@@ -268,7 +270,9 @@ def test_wrong_method_gets_405_with_allow(
     "path", ["/nothing", "/chat/", "/streams/", "/stop/a/b", "/static/../app.py", "/c/0123456789"]
 )
 def test_unknown_path_gets_404_as_json(client: Client, path: str) -> None:
-    """404 as JSON, also for a program that requests another session's conversation."""
+    """An unknown path gets 404 as JSON, and so does another session's conversation for a
+    program.
+    """
     refused = client.get(path)
     assert refused.status == 404
     assert refused.error["code"] in {"not_found", "unknown_conversation"}
@@ -292,7 +296,7 @@ def test_every_response_has_security_headers(client: Client) -> None:
 
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
 def test_headers_come_before_the_first_token(client: Client, model: str) -> None:
-    """A client gets headers and the stream's ID at once, whatever the model does."""
+    """Headers and the stream's ID are sent at once, before the model's first token."""
     with client.chat(model) as events:
         assert events.until_comment(1).seen == []
         client.stop(events.id)
@@ -300,7 +304,7 @@ def test_headers_come_before_the_first_token(client: Client, model: str) -> None
 
 
 def test_silent_stream_sends_comments(small_logs: HaltServer) -> None:
-    """Comments keep proxies and clients from closing a silent connection."""
+    """A silent stream sends comments, so that proxies and clients keep the connection."""
     client = small_logs.client()
     with client.chat("stall?n=2") as events:
         events.until_text("1 ").until_comment(events.comments + 2)
@@ -323,7 +327,9 @@ def test_finished_stream_is_replayed_after_any_event(client: Client) -> None:
 
 
 def test_last_event_id_wins_over_the_address(client: Client) -> None:
-    """An EventSource that reconnects sends Last-Event-ID to its first address."""
+    """Last-Event-ID replaces the number in the address, which an EventSource sends again at each
+    reconnect.
+    """
     first = client.chat("count?n=20&gap_ms=3").to_end()
     again = client.follow(first.id, after=2, Last_Event_ID="1").to_end()
     assert again.seen == first.seen[1:]
@@ -354,7 +360,7 @@ def test_two_readers_get_every_event_of_a_running_stream(
 
 
 def test_follow_of_an_unknown_id_starts_nothing(client: Client) -> None:
-    """An unknown ID is 404, on the first request and on the second."""
+    """A follow of an unknown ID gets 404, the first and the second time."""
     unknown = new_id()
     for _ in range(2):
         refused = client.get(f"/streams/{unknown}")
@@ -364,7 +370,7 @@ def test_follow_of_an_unknown_id_starts_nothing(client: Client) -> None:
 
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", "٣", "9" * 16])
 def test_invalid_offset_is_refused(client: Client, after: str) -> None:
-    """400 names the field."""
+    """An invalid event number gets 400, and the error names the field."""
     stream_id = client.chat("count?n=1").to_end().id
     connection = client.connect()
     client.send(connection, "GET", f"/streams/{stream_id}", headers={"Last-Event-ID": "x"})
@@ -377,7 +383,7 @@ def test_invalid_offset_is_refused(client: Client, after: str) -> None:
 
 
 def test_offset_beyond_the_end_gets_the_end(client: Client, shared_fake: FakeOpenAI) -> None:
-    """A reader with a higher number gets the protocol's end, running or finished."""
+    """A reader with a number beyond the end gets the protocol's end, running or finished."""
     prompt = new_id()
     with client.chat("stall?n=3", prompt) as events:
         early = client.follow(events.until_text("2 ").id, after=1000)
@@ -388,7 +394,9 @@ def test_offset_beyond_the_end_gets_the_end(client: Client, shared_fake: FakeOpe
 
 
 def test_offset_of_evicted_events_gets_410(small_logs: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """410 instead of a gap; a reader of the kept part gets all of it."""
+    """A reader of evicted events gets 410 instead of a gap; a reader of the kept part gets all of
+    it.
+    """
     client = small_logs.client()
     prompt = new_id()
     with client.chat("stall?n=400&gap_ms=3", prompt) as events:
@@ -403,7 +411,7 @@ def test_offset_of_evicted_events_gets_410(small_logs: HaltServer, shared_fake: 
 
 
 def test_finished_stream_is_replayed_from_the_store(small_logs: HaltServer) -> None:
-    """After HALT_LOG_SECONDS the memory is freed; the store then replays every event."""
+    """After HALT_LOG_SECONDS the memory is free, and the store replays every event."""
     client = small_logs.client()
     first = client.chat("count?n=3").to_end()
     before = [(event.id, event.data) for event in first.seen]
@@ -417,7 +425,7 @@ def test_finished_stream_is_replayed_from_the_store(small_logs: HaltServer) -> N
 
 @pytest.mark.parametrize("name", ["evil.example:1", "evil.example", "[", "127.0.0.1.evil.example"])
 def test_foreign_host_name_is_refused(halt: HaltServer, name: str) -> None:
-    """Without a token no page can reach this server under another host name."""
+    """Without a token a request under a foreign host name, as after DNS rebinding, is refused."""
     refused = halt.client().get("/healthz", Host=name)
     assert refused.status in {400, 403}
     if refused.status == 403:
@@ -434,7 +442,9 @@ def test_loopback_host_names_are_served(halt: HaltServer, name: str) -> None:
 
 
 def test_session_stream_is_unknown_to_others(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
-    """Another session or program can neither read nor stop it, nor learn that it exists."""
+    """A session's stream can be neither read nor stopped by others, nor does a response show that
+    it exists.
+    """
     mine, other, program = halt.client(), halt.client(), halt.client()
     for browser in (mine, other):
         assert browser.get("/").status == 200
@@ -456,7 +466,7 @@ def test_session_stream_is_unknown_to_others(halt: HaltServer, shared_fake: Fake
 
 
 def test_program_stream_is_open_to_its_id(halt: HaltServer) -> None:
-    """One script may start a stream and another one stop it."""
+    """A program's stream can be followed and stopped by any program with its ID."""
     one, another = halt.client(), halt.client()
     with one.chat("stall?n=3") as events:
         events.until_text("2 ")
@@ -465,7 +475,9 @@ def test_program_stream_is_open_to_its_id(halt: HaltServer) -> None:
 
 
 def test_server_ids_are_random(client: Client) -> None:
-    """128 random bits: no two IDs are alike, and none is derived from another."""
+    """IDs that the server makes have 128 random bits: all differ, and none is derived
+    from another.
+    """
     ids = {client.chat("count?n=1").to_end().id for _ in range(5)}
     assert len(ids) == 5
     assert all(len(stream_id) >= 22 for stream_id in ids)
@@ -511,7 +523,7 @@ def test_same_site_request_is_accepted(halt: HaltServer, client: Client) -> None
 
 
 def test_health_has_version_streams_and_upstream(fake: FakeOpenAI, start_halt: StartHalt) -> None:
-    """A load balancer sees at one address whether this server can be used."""
+    """GET /healthz has the version, the open streams and the state of the upstream."""
     client = start_halt(fake).client()
     health = client.get("/healthz")
     assert health.status == 200
@@ -527,7 +539,7 @@ def test_health_has_version_streams_and_upstream(fake: FakeOpenAI, start_halt: S
 
 
 def test_health_reports_an_unreachable_model(start_halt: StartHalt) -> None:
-    """Halt itself is well: 200, with the reason why no answer would come."""
+    """With an unreachable model GET /healthz is 200 and has the reason."""
     health = start_halt("http://127.0.0.1:9/v1").client().get("/healthz")
     assert health.status == 200
     assert health.json["upstream"] == "unreachable: upstream_refused"

@@ -126,7 +126,7 @@ def test_text_is_streamed_as_utf8(client: Client, shared_fake: FakeOpenAI) -> No
 
 
 def test_reasoning_without_a_start_tag_is_separated(client: Client) -> None:
-    """JSON has it in its field; where it was sent as text, it is a paragraph."""
+    """Reasoning without a start tag has its own field in JSON; as text it is a paragraph."""
     body = {"prompt": new_id(), "model": "shape?name=think_end"}
     assert Text(client, body).to_end() == "hm\n\nHello"
     whole = client.post("/chat", body, **JSON).json
@@ -169,7 +169,7 @@ def test_text_pieces_are_whole_characters(client: Client) -> None:
 def test_error_before_the_first_text_sets_the_status(
     program: Client, accept: dict[str, str], model: str, status: int, code: str
 ) -> None:
-    """A JSON error with a fitting status, whatever form the answer was to have."""
+    """An error before the first text is JSON with its status, whatever form was requested."""
     refused = program.request("POST", "/chat", {"prompt": "Hello", "model": model}, accept)
     assert (refused.status, refused.error["code"]) == (status, code)
     assert refused.headers["x-stream-id"]
@@ -178,7 +178,9 @@ def test_error_before_the_first_text_sets_the_status(
 
 @pytest.mark.parametrize("model", ["drop?n=5&gap_ms=5", "garbage?n=5", "error_in_stream?n=5"])
 def test_error_in_mid_answer_breaks_the_text(program: Client, model: str) -> None:
-    """A line gives the reason, and the body has no end, so that no client takes it for whole."""
+    """An error in mid-answer adds a line with the reason and breaks the body, so that no client
+    takes it for whole.
+    """
     text = Text(program, {"prompt": "Hello", "model": model})
     assert text.response.status == 200
     with pytest.raises(http.client.IncompleteRead):
@@ -191,7 +193,7 @@ def test_error_in_mid_answer_breaks_the_text(program: Client, model: str) -> Non
 
 
 def test_broken_answer_is_logged_without_a_traceback(strict: HaltServer, program: Client) -> None:
-    """It is logged as the model's failure, in one line."""
+    """A broken answer is logged in one line as the model's failure."""
     text = Text(program, {"prompt": "Hello", "model": "drop?n=5&gap_ms=5"})
     with pytest.raises(http.client.IncompleteRead):
         text.to_end()
@@ -204,7 +206,7 @@ def test_broken_answer_is_logged_without_a_traceback(strict: HaltServer, program
 def test_silent_model_delays_the_head_by_one_heartbeat(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """After HALT_HEARTBEAT the response begins; the text comes later."""
+    """The head of a silent model's response is sent after HALT_HEARTBEAT, and the text later."""
     lively = start_halt(shared_fake, HALT_HEARTBEAT="0.2")
     prompt = new_id()
     body = json.dumps({"prompt": prompt, "model": "silent_first_token?n=3"}).encode()
@@ -233,7 +235,7 @@ def test_error_after_the_head_breaks_the_text(lively: HaltServer) -> None:
 
 
 def test_stopped_text_ends_normally(client: Client) -> None:
-    """The text ends with what came before the Stop, and without an error."""
+    """A stopped text ends without an error after the text before the Stop."""
     text = Text(client, {"prompt": "Hello", "model": "stall?n=3"})
     text.until("2 ")
     assert client.stop(text.response.headers["x-stream-id"]).json["upstream"] == "closed"
@@ -312,7 +314,7 @@ def test_on_disconnect_decides_for_each_surface(client: Client, shared_fake: Fak
 def test_client_gone_during_silence_stops_the_model(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """A client that leaves before the first text stops the model, though nothing is written."""
+    """A client that leaves before the first text stops the silent model."""
     for surface in STARTS:
         prompt = new_id()
         fields = {"on_disconnect": "stop", "id": new_id()}
@@ -340,7 +342,7 @@ def test_on_disconnect_stop_waits_for_the_last_reader(
 
 
 def test_invalid_on_disconnect_is_refused(client: Client) -> None:
-    """400 names the field."""
+    """An invalid `on_disconnect` gets 400, and the error names the field."""
     for surface in STARTS:
         connection = begun(client, surface, "Hello", "count?n=1", on_disconnect="maybe")
         response = connection.getresponse()
@@ -365,7 +367,7 @@ def test_json_answer_has_text_reason_usage_and_metrics(client: Client) -> None:
 
 
 def test_json_answer_has_reasoning_and_calls(client: Client) -> None:
-    """Reasoning and tool calls of the model are fields beside the text."""
+    """A JSON answer has reasoning and tool calls as fields beside the text."""
     body = {"prompt": "Hello", "model": "reasoning?thoughts=2&n=2"}
     whole = client.request("POST", "/chat", body, JSON).json
     assert (whole["content"], whole["reasoning"]) == (numbers(2), "thought0 thought1 ")
@@ -379,7 +381,9 @@ def test_json_answer_has_reasoning_and_calls(client: Client) -> None:
 
 
 def test_stopped_json_answer_has_state_cancelled(client: Client, shared_fake: FakeOpenAI) -> None:
-    """The text up to the Stop, with the state "cancelled" and no finish reason."""
+    """A stopped JSON answer has the text up to the Stop, the state "cancelled" and no finish
+    reason.
+    """
     chosen, prompt = new_id(), new_id()
     connection = client.connect()
     body = {"prompt": prompt, "model": "stall?n=3", "id": chosen}
@@ -405,7 +409,7 @@ def test_stopped_json_answer_has_state_cancelled(client: Client, shared_fake: Fa
     ],
 )
 def test_accept_header_chooses_text_or_json(client: Client, accept: str, kind: str) -> None:
-    """Text, unless JSON is preferred."""
+    """The answer is JSON if Accept prefers it, else text."""
     answer = client.post("/chat", {"prompt": "Hello", "model": "count?n=1"}, Accept=accept)
     assert answer.headers["content-type"].partition(";")[0] == kind
 
@@ -428,7 +432,7 @@ def test_accept_header_chooses_text_or_json(client: Client, accept: str, kind: s
     ids=str,
 )
 def test_invalid_request_is_refused_by_field(client: Client, body: Any, field: str) -> None:
-    """400 names the field."""
+    """An invalid request gets 400, and the error names the field."""
     refused = client.post("/chat", body)
     assert (refused.status, refused.error["field"]) == (400, field)
 
@@ -437,7 +441,9 @@ def test_invalid_request_is_refused_by_field(client: Client, body: Any, field: s
 
 
 def test_whole_answers_count_as_streams(strict: HaltServer, program: Client) -> None:
-    """Beyond the limit a request gets 503 at once, and Stop works."""
+    """Whole answers count as streams: beyond the limit a request gets 503 at once, and
+    Stop works.
+    """
     waiting: list[http.client.HTTPConnection] = []
     ids = [new_id(), new_id()]
     for chosen in ids:
@@ -461,7 +467,7 @@ def test_whole_answers_count_as_streams(strict: HaltServer, program: Client) -> 
 
 
 def test_body_over_the_limit_is_refused(program: Client) -> None:
-    """413, as on every route."""
+    """A body over the limit gets 413, as on every route."""
     misspelt = program.post("/chat", {"promt": "x"})
     assert (misspelt.status, misspelt.error["field"]) == (400, "promt")
     assert misspelt.error["message"] == "promt: unknown field"
@@ -484,7 +490,7 @@ def test_body_over_the_limit_is_refused(program: Client) -> None:
 def test_wrong_method_gets_405_with_allow(
     client: Client, method: str, path: str, allowed: set[str]
 ) -> None:
-    """405 with the allowed methods."""
+    """A wrong method gets 405 with the allowed methods."""
     refused = client.request(method, path)
     assert refused.status == 405
     assert set(refused.headers["allow"].split(", ")) == allowed
@@ -535,7 +541,9 @@ def remaining(events: EventStream) -> EventStream:
 
 
 def test_event_source_gets_content_and_done(client: Client) -> None:
-    """Unnamed JSON messages, each with an ID that names the stream; the last one says done."""
+    """An EventSource gets unnamed JSON messages with IDs that name the stream; the last one says
+    done.
+    """
     events = remaining(ask(client, prompt="Hello", model="count?n=30&gap_ms=2"))
     assert events.status == 200
     assert events.headers["content-type"].startswith("text/event-stream")
@@ -553,7 +561,7 @@ def test_event_source_gets_content_and_done(client: Client) -> None:
 
 
 def test_query_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
-    """Numbers in the address have the same meaning as in JSON."""
+    """Query parameters have the same meaning as the fields of JSON."""
     prompt = new_id()
     events = remaining(
         ask(
@@ -578,13 +586,13 @@ def test_query_parameters_reach_the_model(client: Client, shared_fake: FakeOpenA
     ],
 )
 def test_invalid_query_parameter_is_refused(client: Client, query: str, field: str) -> None:
-    """400, which ends an EventSource."""
+    """An invalid query parameter gets 400, which ends an EventSource."""
     refused = client.get(f"/stream?{query}")
     assert (refused.status, refused.error["field"]) == (400, field)
 
 
 def test_event_source_after_the_end_gets_204(client: Client, shared_fake: FakeOpenAI) -> None:
-    """204 ends its reconnecting; the prompt is not run again, however often it reconnects."""
+    """After the end a reconnect gets 204, which ends it; the prompt is not run again."""
     prompt = new_id()
     events = remaining(ask(client, prompt=prompt, model="echo"))
     for _ in range(3):
@@ -594,7 +602,7 @@ def test_event_source_after_the_end_gets_204(client: Client, shared_fake: FakeOp
 
 
 def test_event_source_resumes_after_its_last_event(client: Client, shared_fake: FakeOpenAI) -> None:
-    """The last ID names run and event: the rest follows, and the prompt is not run again."""
+    """A reconnect with the last ID gets the later events, and the prompt is not run again."""
     prompt = new_id()
     parameters: dict[str, Any] = {
         "prompt": prompt,
@@ -614,7 +622,7 @@ def test_event_source_resumes_after_its_last_event(client: Client, shared_fake: 
 def test_event_source_id_is_sent_before_the_first_token(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """A connection that is lost while the model is silent finds its run again."""
+    """The ID is sent before the first token, so that a reconnect during silence finds its run."""
     prompt = new_id()
     connection = client.connect()
     path = f"/stream?model=silent_first_token&on_disconnect=continue&prompt={prompt}"
@@ -661,7 +669,9 @@ DECODERS: dict[str, Callable[[bytes], list[str]]] = {
 def test_event_source_comments_are_no_events(
     lively: HaltServer, shared_fake: FakeOpenAI, surface: str
 ) -> None:
-    """Libraries that dispatch at every empty line find JSON or [DONE], and nothing else."""
+    """A comment makes no event in libraries that dispatch at every empty line: each gets JSON or
+    [DONE].
+    """
     client, prompt, chosen = lively.client(), new_id(), new_id()
     start = "stream" if surface == "follow" else surface
     connection = begun(client, start, prompt, "stall?n=3", id=chosen, on_disconnect="continue")
@@ -690,7 +700,7 @@ def test_event_source_comments_are_no_events(
 
 
 def test_event_source_messages_have_content(client: Client) -> None:
-    """Reasoning and calls have empty content, so that no client appends `undefined`."""
+    """Messages of reasoning and calls have empty content, so that no client appends `undefined`."""
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
     for model in ("reasoning?thoughts=2&n=2", "asks_tools?calls=2&n=2", "drop?n=2&gap_ms=5"):
         events = client.chat(model, tools=[tool]).to_end()
@@ -716,7 +726,9 @@ def test_repeated_start_with_an_id_is_one_run(client: Client, shared_fake: FakeO
 
 
 def test_unknown_stream_of_an_event_source_is_an_event(client: Client) -> None:
-    """After a restart: an error as an event, then 204; the prompt is not run again."""
+    """A reconnect to an unknown stream, as after a restart, gets an error event, then 204, and
+    starts no run.
+    """
     lost = remaining(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
     (message,) = lost.seen
     assert message.json["done"] is True
@@ -727,7 +739,7 @@ def test_unknown_stream_of_an_event_source_is_an_event(client: Client) -> None:
 
 
 def test_event_source_ends_with_one_message(client: Client, program: Client) -> None:
-    """A stopped stream says cancelled, a failed one has an error; both are done."""
+    """A stopped stream ends with cancelled, a failed one with an error; both are done."""
     events = ask(client, prompt="Hello", model="stall?n=3").until_text("2 ")
     client.stop(events.id)
     assert (remaining(events).terminal["type"], events.terminal["reason"]) == ("cancelled", "stop")
@@ -737,7 +749,7 @@ def test_event_source_ends_with_one_message(client: Client, program: Client) -> 
 
 
 def test_head_request_starts_no_run(client: Client, shared_fake: FakeOpenAI) -> None:
-    """HEAD is answered without a run."""
+    """A HEAD request is answered and starts no run."""
     prompt = new_id()
     answer = client.request("HEAD", f"/stream?model=echo&prompt={prompt}")
     assert answer.status == 200
@@ -787,7 +799,7 @@ def test_session_lists_and_stops_its_own_streams(halt: HaltServer, client: Clien
 
 
 def test_programs_streams_are_not_listed_without_a_token(client: Client) -> None:
-    """Without a session and a token nothing is listed: an ID is a capability."""
+    """Without a session and a token no stream is listed: an ID gives access to its stream."""
     with client.chat("stall?n=1") as events:
         events.until_text("0 ")
         assert listed(client) == []
@@ -796,7 +808,9 @@ def test_programs_streams_are_not_listed_without_a_token(client: Client) -> None
 
 
 def test_token_lists_and_stops_programs_streams(strict: HaltServer, program: Client) -> None:
-    """The token lists and stops all of them; without it the request gets 401."""
+    """With the token a program lists and stops all programs' streams; without it the request gets
+    401.
+    """
     assert strict.client().get("/streams").status == 401
     with program.chat("stall?n=1") as events:
         events.until_text("0 ")
@@ -806,7 +820,7 @@ def test_token_lists_and_stops_programs_streams(strict: HaltServer, program: Cli
 
 
 def test_http_1_0_client_gets_the_text(halt: HaltServer) -> None:
-    """HTTP/1.0 has no chunks: the text ends with the connection."""
+    """An HTTP/1.0 client gets the text without chunks, up to the close of the connection."""
     body = b'{"prompt": "Hello", "model": "count?n=3"}'
     head = b"POST /chat HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
     with socket.create_connection((halt.host, halt.port), timeout=READ_TIMEOUT) as sock:
@@ -826,7 +840,9 @@ NOT_THESE = [str(2**63), str(2**64), str(2**70), "-1", "1e400", HUGE, "1.5"]
 
 @pytest.mark.parametrize("number", NOT_THESE, ids=lambda number: number[:24])
 def test_number_out_of_range_is_refused_by_field(client: Client, number: str) -> None:
-    """In bodies, forms, addresses and headers: 400 with the field, never an error of Halt's own."""
+    """A number out of range in a body, form, address or header gets 400 with its field, never a
+    5xx.
+    """
     stream = new_id()
     asks = [
         ("POST", "/chat/stream", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
@@ -870,7 +886,7 @@ def test_number_out_of_range_is_refused_by_field(client: Client, number: str) ->
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_number_that_is_no_json_is_refused(client: Client, number: str) -> None:
-    """JSON has no such numbers; in an address the field is named."""
+    """NaN and Infinity in JSON are refused; in an address the error names the field."""
     for path in ("/chat/stream", "/chat", "/v1/chat/completions", "/stop"):
         refused = client.post(path, f'{{{MESSAGES},"temperature":{number}}}'.encode())
         assert refused.status == 400, path
@@ -937,7 +953,7 @@ def test_number_beyond_every_type_is_refused(
     ],
 )
 def test_every_response_has_a_request_id(client: Client, method: str, path: str) -> None:
-    """The client's own ID if it is valid, otherwise a new one for each response."""
+    """Each response has the client's request ID if it is valid, else a new one."""
     answer = client.request(method, path, headers={"X-Request-Id": "my.request-1_A"})
     assert answer.headers["x-request-id"] == "my.request-1_A"
     if answer.status >= 400 and method != "HEAD":
@@ -955,7 +971,7 @@ def test_every_response_has_a_request_id(client: Client, method: str, path: str)
 
 
 def test_log_of_a_failed_run_has_the_request_id(lively: HaltServer) -> None:
-    """The line has the ID also when the run fails long after its request."""
+    """The log line of a failed run has its request's ID, also long after the request."""
     own = f"req.{new_id()}"
     body = {"messages": [{"role": "user", "content": "Hello"}], "model": "drop?n=3&gap_ms=20"}
     with lively.client().stream("POST", "/chat/stream", body, {"X-Request-Id": own}) as events:
@@ -971,7 +987,9 @@ def test_log_of_a_failed_run_has_the_request_id(lively: HaltServer) -> None:
 def test_internal_error_and_its_log_have_the_request_id(
     caplog: pytest.LogCaptureFixture, path: str, headers: dict[str, str]
 ) -> None:
-    """The error's sentence has the ID in every form, and so has the line with the traceback."""
+    """An internal error has the request's ID in every form, and so has the line with the
+    traceback.
+    """
     app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
     app.config["PROPAGATE_EXCEPTIONS"] = False
 

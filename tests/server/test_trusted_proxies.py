@@ -48,7 +48,9 @@ def session_cookie(client: Client) -> str:
 
 
 def test_forwarded_headers_are_ignored_without_a_proxy(halts: dict[int, HaltServer]) -> None:
-    """A client without TLS keeps its session, whatever headers it sends."""
+    """Without a trusted proxy forwarded headers change nothing: a client without TLS keeps its
+    session.
+    """
     client = halts[0].client(**FORGED)
     assert "Secure" not in session_cookie(client)
     assert client.get("/", X_Halt_Inspect="1").json == {
@@ -65,7 +67,9 @@ def test_forwarded_headers_are_ignored_without_a_proxy(halts: dict[int, HaltServ
 
 
 def test_server_ignores_forwarded_headers(halts: dict[int, HaltServer]) -> None:
-    """Contradictory headers are no bad request, and no client sets the application's path."""
+    """The server itself ignores forwarded headers: none is a bad request or sets the application's
+    path.
+    """
     contradiction = halts[0].client(**{"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"})
     assert contradiction.get("/healthz").status == 200
     assert halts[0].client(SCRIPT_NAME="/elsewhere").get("/healthz").status == 200
@@ -79,7 +83,7 @@ def test_server_ignores_forwarded_headers(halts: dict[int, HaltServer]) -> None:
 def test_cookie_is_secure_if_the_proxy_says_https(
     halts: dict[int, HaltServer], proto: str, secure: bool
 ) -> None:
-    """The proxy's value is the last one; the client may have written those before it."""
+    """The cookie is Secure if the last X-Forwarded-Proto, which the proxy wrote, is https."""
     browser = halts[1].client(**{"X-Forwarded-Proto": proto, "Accept": "text/html"})
     login = browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     assert login.status == 302
@@ -88,7 +92,9 @@ def test_cookie_is_secure_if_the_proxy_says_https(
 
 
 def test_two_proxies_use_the_last_but_one_address(halts: dict[int, HaltServer]) -> None:
-    """The last but one address is limited, on sockets too; the client may forge those before it."""
+    """With two proxies the last but one address is limited, on sockets too; earlier ones may be
+    forged.
+    """
     statuses = []
     for n in range(2):
         client = halts[2].client(**{"X-Forwarded-For": f"203.0.113.{n}, 10.0.0.1, 10.0.0.{9 + n}"})
@@ -106,7 +112,7 @@ def test_two_proxies_use_the_last_but_one_address(halts: dict[int, HaltServer]) 
 def test_request_report_needs_access(
     halts: dict[int, HaltServer],
 ) -> None:
-    """A client without access gets the route's own answer, also on a route open to all."""
+    """The request report is not for clients without access: they get the route's own answer."""
     headers = {"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Proto": "https", "X-Halt-Inspect": "1"}
     stranger = halts[1].client(**headers)
     assert "trusted_proxies" not in stranger.get("/healthz").json

@@ -93,9 +93,10 @@ def is_told(error: dict[str, Any]) -> bool:
 
 
 def test_loop_takes_no_threads_and_no_places(circle: HaltServer) -> None:
-    """Lists, health and chats end at once with 508 or its event, and nothing piles up.
+    """In a loop lists, health and chats end at once with 508 or its event, and nothing
+    accumulates.
 
-    A chat is not tried again: to do so is in vain.
+    A chat is not retried: a retry would fail again.
     """
     client = circle.client()
     for path in ("/", "/static/page.css", "/v1/nothing"):  # the first threads of each kind
@@ -177,7 +178,7 @@ def via(client: Client, chain: str, method: str, path: str, body: object = None)
 def test_request_with_the_own_mark_is_refused(
     halt: HaltServer, mark: str, method: str, path: str, body: object
 ) -> None:
-    """508 in the shape of each surface; no stream begins."""
+    """A request with Halt's own mark gets 508 in the shape of each API, and no stream begins."""
     client = halt.client()
     refused = via(client, mark, method, path, body)
     assert refused.status == 508
@@ -191,7 +192,7 @@ def test_request_with_the_own_mark_is_refused(
 
 
 def test_websocket_with_the_own_mark_is_refused(halt: HaltServer, mark: str) -> None:
-    """The handshake gets 508."""
+    """A WebSocket handshake with Halt's own mark gets 508."""
     refused = websocket_client.refused_handshake(halt, **{HEADER.replace("-", "_"): mark})
     assert (refused.status, refused.error["code"]) == (508, "loop_detected")
 
@@ -210,7 +211,9 @@ def test_chain_is_limited_to_marks_max(halt: HaltServer, mark: str) -> None:
     "given", ["", ",", "no mark", "\u00e9" * 10, "0" * 7000, "a, " * 2000, "ABCDEF0123456789" * 400]
 )
 def test_malformed_chain_is_ignored(halt: HaltServer, mark: str, given: str) -> None:
-    """The request is served as one without the header; marks beside other text count."""
+    """A request with a malformed chain is served as without the header; marks beside other text
+    count.
+    """
     assert via(halt.client(), given, "GET", "/v1/models").status == 200
     assert via(halt.client(), f"{given}, {mark}", "GET", "/v1/models").status == 508
 
@@ -232,7 +235,7 @@ def test_chain_is_passed_to_upstream_requests(
 def test_mark_is_unique_to_data_folder_and_master(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two folders have two marks, and after a restart a folder has another one."""
+    """Marks differ between data folders, and between starts with one folder."""
     before = mark_of(tmp_path)
     assert loop.MARK.fullmatch(before)
     assert mark_of(tmp_path / "x" / "..") == before
@@ -247,7 +250,9 @@ def test_mark_is_unique_to_data_folder_and_master(
 def test_chain_of_halts_streams_and_stops(
     start_halt: StartHalt, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """A Halt in front of a Halt: list, health, chat, and a Stop in mid-answer closes both."""
+    """Through a Halt in front of a Halt, lists, health and chats work, and a Stop in mid-answer
+    closes both.
+    """
     first = start_halt(f"{halt.url}/v1")
     client, prompt = first.client(), new_id()
     assert client.get("/v1/models").json["data"]
@@ -275,7 +280,7 @@ def test_library_sends_no_chain_header(halt: HaltServer, fake: FakeOpenAI) -> No
 def test_provider_that_is_a_loop_hides_no_other(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """The other providers are listed and answer; a chat with the looping one fails."""
+    """With one provider in a loop the others are listed and answer; a chat with it fails."""
     port = free_port()
     file = tmp_path / "providers.toml"
     file.write_text(

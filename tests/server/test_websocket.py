@@ -95,7 +95,9 @@ def test_streams_are_shared_between_http_and_sockets(ws: WebSocket, halt: HaltSe
 def test_stop_in_each_phase_closes_stream_and_upstream(
     ws: WebSocket, shared_fake: FakeOpenAI, phase: str
 ) -> None:
-    """The receipt says stopped and closed, the end comes, the upstream sees the close."""
+    """In each phase the receipt says stopped and closed, the end comes, and the upstream sees the
+    close.
+    """
     model, text = ANSWER_PHASES[phase]
     prompt = new_id()
     stream_id = ws.start(model, prompt)
@@ -283,7 +285,7 @@ def test_streams_of_a_session_are_unknown_to_others(halt: HaltServer) -> None:
 def test_invalid_message_gets_an_error_and_the_socket_stays(
     ws: WebSocket, said: str | bytes, field: str, stream_id: str | None
 ) -> None:
-    """The error names the field, and the stream if there is one; the socket stays open."""
+    """An invalid message gets an error with its field and stream, and the socket stays open."""
     ws.connection.send(said)
     message = ws.until("error")
     assert message.get("id") == stream_id
@@ -300,7 +302,7 @@ START = '{"type":"start","messages":[{"role":"user","content":"x"}],'
     "number", [str(2**63), str(2**64), str(2**70), "-1", "1e400", "1.5", "9" * 5000], ids=range(7)
 )
 def test_invalid_number_gets_an_error_and_the_socket_stays(ws: WebSocket, number: str) -> None:
-    """The error names the field; messages before and after it are handled."""
+    """An invalid number gets an error with its field; messages before and after it are handled."""
     stream_id = ws.start("stall?n=1")
     says = [
         (f'{{"type":"stop","id":"{stream_id}","seen":{number}}}', "seen"),
@@ -328,7 +330,7 @@ def test_refused_start_or_follow_names_the_id(ws: WebSocket) -> None:
 
 
 def test_socket_follows_at_most_max_streams(ws: WebSocket) -> None:
-    """One stream too many is refused at once; the end of a stream makes room."""
+    """A socket's stream beyond the limit is refused at once; an ended stream makes room."""
     ids = [ws.start("stall?n=1") for _ in range(MAX_STREAMS)]
     one_more = new_id()
     ws.send(type="start", id=one_more, messages=[{"role": "user", "content": "one more"}])
@@ -398,7 +400,7 @@ def test_invalid_handshake_is_a_bad_request(
 
 
 def test_compression_is_not_negotiated(ws: WebSocket) -> None:
-    """An offer of compression is not accepted: it would cost more than all other work."""
+    """An offer of compression is not accepted, because of its CPU time."""
     response = ws.connection.response
     assert response is not None
     assert "Sec-WebSocket-Extensions" not in response.headers
