@@ -123,7 +123,7 @@ def test_pipe_prints_the_answer_alone(env: Environment) -> None:
 
 @pytest.mark.slow
 def test_chat_neither_needs_nor_makes_the_data_folder(env: Environment, tmp_path: Path) -> None:
-    """A chat in the terminal saves nothing there."""
+    """A chat in the terminal works without the data folder and does not create it."""
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "halt", tmp_path / "new"):
         process = piped({**env, "HALT_DATA": str(folder)}, "Hello?")
@@ -132,7 +132,9 @@ def test_chat_neither_needs_nor_makes_the_data_folder(env: Environment, tmp_path
 
 
 def test_pipe_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
-    """Standard error has the sentence, without a traceback."""
+    """In a pipe an error is a sentence on standard error, without a traceback, and a failing exit
+    status.
+    """
     process = piped(env, "Hello", "--model", "401")
     assert (process.returncode, process.stdout) == (1, "")
     message = "The model's server did not accept the API key. It said: Incorrect API key provided"
@@ -142,7 +144,9 @@ def test_pipe_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
 def test_pipe_ctrl_c_keeps_the_partial_answer_and_exits_with_130(
     env: Environment, shared_fake: FakeOpenAI
 ) -> None:
-    """The partial answer stays, and the model's connection is closed."""
+    """Ctrl-C in a pipe keeps the partial answer, closes the model's connection and exits
+    with 130.
+    """
     with subprocess.Popen(
         [*CHAT, "--model", "stall?n=3"],
         cwd=ROOT,
@@ -167,8 +171,9 @@ def test_pipe_ctrl_c_keeps_the_partial_answer_and_exits_with_130(
 
 
 def test_chat_ctrl_c_stops_the_answer(chat: Open, shared_fake: FakeOpenAI) -> None:
-    """The shown text stays on the screen, the next request marks it as stopped, and the chat goes
-    on."""
+    """Ctrl-C stops the answer: its text stays, the next request marks it as stopped, and the chat
+    goes on.
+    """
     terminal = chat("--model", "stall?n=3", "--metrics")
     terminal.say("first question of the stopped one")
     terminal.wait("(?m)^0 1 2")
@@ -191,7 +196,9 @@ def test_chat_ctrl_c_stops_the_answer(chat: Open, shared_fake: FakeOpenAI) -> No
 
 
 def test_chat_stop_restores_a_prompt_that_reads_like_a_command(chat: Open) -> None:
-    """The space before it comes back too, so that Enter sends it again."""
+    """A prompt that reads like a command is restored with the space before it, so that Enter sends
+    it again.
+    """
     terminal = chat("--model", "silent_first_token", "--no-history")
     terminal.say(" /fake")
     terminal.wait(r"…")
@@ -204,7 +211,7 @@ def test_chat_stop_restores_a_prompt_that_reads_like_a_command(chat: Open) -> No
 
 
 def test_chat_ctrl_c_before_any_text_restores_the_prompt(chat: Open) -> None:
-    """Nothing was shown, so the prompt is in the input line again."""
+    """Ctrl-C before any text puts the prompt back into the input line."""
     terminal = chat("--model", "silent_first_token", "--no-history")
     terminal.say("asked too early")
     terminal.wait(r"…")
@@ -219,7 +226,9 @@ def test_chat_ctrl_c_before_any_text_restores_the_prompt(chat: Open) -> None:
 def test_chat_ctrl_d_during_an_answer_ends_the_chat_after_it(
     chat: Open, shared_fake: FakeOpenAI
 ) -> None:
-    """Keys pressed during an answer belong to the next prompt, and none is shown before."""
+    """Ctrl-D during an answer ends the chat after it; keys pressed meanwhile are shown with the
+    next prompt only.
+    """
     terminal = chat("--model", "stall?n=3&rest=2", "--no-history")
     terminal.say("leave me then")
     terminal.wait("(?m)^0 1 2")
@@ -231,7 +240,9 @@ def test_chat_ctrl_d_during_an_answer_ends_the_chat_after_it(
 
 
 def test_chat_renders_markdown_while_it_streams(chat: Open) -> None:
-    """Markdown becomes formatting, hostile HTML stays text, and each block is printed once."""
+    """Markdown is formatted while it streams, hostile HTML stays text, and each block is printed
+    once.
+    """
     terminal = chat("--model", "markdown?n=3&rate=400")
     terminal.say("show me")
     terminal.wait(r"(?s)(A fixed answer.*){3}")
@@ -245,7 +256,7 @@ def test_chat_renders_markdown_while_it_streams(chat: Open) -> None:
 
 
 def test_chat_removes_escape_sequences_of_the_model(chat: Open, shared_fake: FakeOpenAI) -> None:
-    """An answer cannot set a title, colours or the clipboard."""
+    """Escape sequences of the model are removed: it can set no title, colour or clipboard."""
     shared_fake.texts["hostile"] = "before \x1b]0;owned\x07\x1b[31m\x9b2J after\r\n"
     terminal = chat("--model", "text?key=hostile")
     terminal.say("go")
@@ -254,7 +265,7 @@ def test_chat_removes_escape_sequences_of_the_model(chat: Open, shared_fake: Fak
 
 
 def test_chat_shows_thoughts_as_one_line(chat: Open) -> None:
-    """The model's thoughts become one line above its answer."""
+    """The model's thoughts are shown as one line above its answer."""
     terminal = chat("--model", "reasoning?thoughts=3&n=3")
     terminal.say("think")
     text = terminal.wait(r"(?s)thought for \d+\.\d s\n\n?0 1 2\s*\n> *\Z")[0]
@@ -262,7 +273,7 @@ def test_chat_shows_thoughts_as_one_line(chat: Open) -> None:
 
 
 def test_chat_marks_shown_text_that_was_a_thought(chat: Open, shared_fake: FakeOpenAI) -> None:
-    """A line below it marks the thought; the next request has the answer alone."""
+    """A line below shown text marks it as a thought; the next request has the answer alone."""
     terminal = chat("--model", "think_end?seconds=0&thoughts=3&n=3")
     terminal.say("think")
     terminal.wait(r"(?s)thought2.*the text above was a thought\n\n?0 1 2\s*\n> *\Z")
@@ -273,7 +284,9 @@ def test_chat_marks_shown_text_that_was_a_thought(chat: Open, shared_fake: FakeO
 def test_chat_commands_have_their_effects(
     chat: Open, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """/help, /model, /system, /retry, /save, /clear, and an unknown one."""
+    """/help, /model, /system, /retry, /save and /clear have their effects, and an unknown command
+    is named.
+    """
     terminal = chat()
     terminal.say("/help")
     terminal.wait("/save FILE +save")
@@ -309,7 +322,7 @@ def test_chat_commands_have_their_effects(
 def test_chat_history_is_private_and_comes_back_in_the_next_chat(
     chat: Open, tmp_path: Path
 ) -> None:
-    """Inputs are in a file of mode 0600, and a key brings them back in the next chat."""
+    """The history of inputs has mode 0600, and a key brings inputs back in the next chat."""
     terminal = chat()
     terminal.say("remember me")
     terminal.wait("(?m)^remember me")
@@ -330,7 +343,7 @@ def test_chat_history_is_private_and_comes_back_in_the_next_chat(
 def test_chat_with_a_running_halt_stops_its_model(
     chat: Open, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """The chat works through another Halt, whose Stop closes the connection to the model."""
+    """A chat through another Halt works, and its Stop closes the connection to the model."""
     terminal = chat("--url", halt.url, "--model", "stall?n=3", OPENAI_BASE_URL="http://127.0.0.1:9")
     terminal.say("remote and stopped")
     terminal.wait("(?m)^0 1 2")
@@ -345,7 +358,7 @@ def test_chat_with_a_running_halt_stops_its_model(
 
 @pytest.mark.slow
 def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> None:
-    """One sentence with the address, no traceback."""
+    """An unreachable Halt is reported in one sentence with its address, without a traceback."""
     process = piped(env, "Hello", "--url", "http://127.0.0.1:9")
     assert process.returncode == 1
     assert (
@@ -360,7 +373,9 @@ def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> No
 def test_token_option_that_no_header_can_hold_is_refused(
     env: Environment,
 ) -> None:
-    """The option is named, its value not shown, and there is no traceback."""
+    """A token that no header can hold is refused in one line that names the option and not the
+    value.
+    """
     process = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
     assert process.returncode == 2
     assert "Invalid value for '--token': it has" in process.stderr
@@ -404,7 +419,7 @@ class CuttingRelay:
 def test_remote_reconnects_after_a_dropped_connection(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """No event is lost and none comes twice."""
+    """After a dropped connection the chat reconnects: no event is lost and none comes twice."""
     cutting_relay = CuttingRelay(halt.port, b'2 "')
     remote = Remote(f"http://127.0.0.1:{cutting_relay.port}")
     prompt = new_id()
@@ -424,7 +439,7 @@ def test_remote_reconnects_after_a_dropped_connection(
 
 
 def test_chat_requests_a_token_and_uses_it(chat: Open, start_halt: Any, env: Environment) -> None:
-    """A pipe without the token gets a sentence; a chat asks for the token and goes on with it."""
+    """A chat requests the missing token and continues with it; a pipe prints a sentence."""
     halt = start_halt(env["OPENAI_BASE_URL"], HALT_TOKEN="open-sesame")
     process = piped(env, "Hello", "--url", halt.url)
     assert (process.returncode, process.stdout) == (1, "")
@@ -446,7 +461,7 @@ def test_chat_requests_a_token_and_uses_it(chat: Open, start_halt: Any, env: Env
 
 
 def test_typewriter_shows_all_text_within_its_lag() -> None:
-    """Text of any lumps is shown within LAG seconds, in order and in small steps."""
+    """Text that arrives in lumps is shown within LAG seconds, in order and in small steps."""
     lumps = [(0.0, 40), (0.01, 3), (0.02, 300), (0.3, 1), (0.31, 1), (0.7, 5000), (0.71, 2)]
     writer = Typewriter()
     text = "".join(chr(97 + i % 26) for i in range(sum(n for _, n in lumps)))
@@ -469,7 +484,7 @@ def test_typewriter_shows_all_text_within_its_lag() -> None:
 
 
 def test_typewriter_freezes_at_a_stop() -> None:
-    """Text that was not shown at the Stop is never shown and not kept."""
+    """At a Stop text that has not been shown is dropped."""
     out = io.StringIO()
     screen = PlainScreen(out, out, quiet=True, typewriter=True)
     screen.begin()
@@ -497,7 +512,7 @@ def show_answer(screen: Screen, text: str) -> None:
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_screen_shows_a_picture_as_a_line(quiet: bool) -> None:
-    """The kept answer and a pipe's output have the picture's data."""
+    """A picture is shown as a line; the kept answer and a pipe's output have its data."""
     out = io.StringIO()
     screen = PlainScreen(out, out, quiet=quiet)
     for text in (f"Here:\n\n{PICTURE}\n\nNice!", PICTURE[:-1]):
@@ -511,7 +526,7 @@ def test_screen_shows_a_picture_as_a_line(quiet: bool) -> None:
 
 @pytest.mark.parametrize("is_rich", [False, True])
 def test_screen_shows_pictures_and_sources_below_the_text(is_rich: bool) -> None:
-    """Each is one line without its data, below its own answer alone."""
+    """Pictures and sources are lines without data, each below its own answer alone."""
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=False)
     screen: Screen = RichScreen(console) if is_rich else PlainScreen(out, out)
@@ -539,7 +554,9 @@ def test_screen_shows_pictures_and_sources_below_the_text(is_rich: bool) -> None
 
 @pytest.mark.parametrize("end", ["", "\n\nThe end."])
 def test_rich_screen_shows_markdown_as_the_page_does(end: str) -> None:
-    """Lines, formulas, emphasis, breaks in cells and pictures, in finished and open blocks."""
+    """Lines, formulas, emphasis, breaks in cells and pictures are shown as on the page, in finished
+    and open blocks.
+    """
     out = io.StringIO()
     screen = RichScreen(Console(file=out, width=60, force_terminal=False))
     blocks = (
@@ -590,7 +607,7 @@ class HangingSource:
 
 
 def test_terminal_answer_second_ctrl_c_ends_it_while_stop_hangs() -> None:
-    """A user need not wait for a Stop that does not return."""
+    """A second Ctrl-C ends the answer while its Stop hangs."""
     out, source = io.StringIO(), HangingSource()
     request = ChatRequest([Message("user", "x")], id=new_id())
     try:
@@ -667,8 +684,9 @@ class BeginningScreen(PlainScreen):
 def test_chat_ctrl_c_at_an_odd_moment_counts_for_the_next_step(
     monkeypatch: pytest.MonkeyPatch, place: str, note: str, status: int
 ) -> None:
-    """Between Enter and the answer it stops the answer; just after an answer it does not end the
-    chat."""
+    """Ctrl-C between Enter and the answer stops the answer; just after an answer it does not end
+    the chat.
+    """
     source, out = QuickSource(place), io.StringIO()
     lines = iter(["question", "quit"])
 
@@ -707,14 +725,18 @@ class Listening(QuickSource):
     ],
 )
 def test_chat_clear_quit_and_exit_need_no_slash(lines: list[str], prompts: list[list[str]]) -> None:
-    """Alone in a line, in any case; a blank before them sends the line to the model."""
+    """clear, quit and exit alone in a line are commands in any case; a blank before them sends the
+    line.
+    """
     source, out, inputs = Listening(), io.StringIO(), iter(lines)
     assert chats.Chat(source, PlainScreen(out, out), lambda _: next(inputs)).run() == 0
     assert source.prompts == prompts
 
 
 def test_screen_shows_a_tool_call_as_one_line() -> None:
-    """The line has the tool's name, arguments and result, shortened if they are long."""
+    """A tool call is a line with the tool's name, arguments and result, shortened if they
+    are long.
+    """
     out = io.StringIO()
     screen = PlainScreen(out, out)
     screen.begin()
@@ -738,8 +760,9 @@ def test_clean_removes_control_characters(text: str) -> None:
 
 
 def test_event_stream_decoder_does_not_depend_on_the_pieces() -> None:
-    """Single bytes give the same events; comments are counted, before an event or alone, and
-    unknown types skipped."""
+    """The decoder gives the same events from single bytes; it counts comments and skips unknown
+    types.
+    """
     events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
     unknown_event = b'id: 9\ndata: {"type":"news"}\n\n'
     stream = (
@@ -759,14 +782,16 @@ def test_event_stream_decoder_does_not_depend_on_the_pieces() -> None:
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "http://x:0"])
 def test_remote_refuses_an_invalid_address(url: str) -> None:
-    """The sentence explains the form of an address."""
+    """An invalid address is refused with a sentence that shows its form."""
     with pytest.raises(RemoteError, match="is not an address: use http"):
         Remote(url)
 
 
 @pytest.mark.slow
 def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
-    """`flask --app app` imports it for every command, without the terminal's libraries."""
+    """The import of the application, as `flask --app app` does it, starts no thread and loads no
+    terminal library.
+    """
     script = (
         "import sys, threading, app; "
         "print(threading.active_count(), {'rich', 'prompt_toolkit'} & set(sys.modules))"
@@ -784,7 +809,7 @@ def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
 
 @pytest.mark.slow
 def test_chat_without_a_key_starts_and_ends_the_demo_model(env: Environment) -> None:
-    """The demo model is started for the chat alone and has ended after it."""
+    """Without a key a demo model is started for the chat alone, and its processes end after it."""
     if embedded_model.unavailable() is not None:
         pytest.skip("the demo model is not installed here")
     environment = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
@@ -798,7 +823,7 @@ def test_chat_without_a_key_starts_and_ends_the_demo_model(env: Environment) -> 
 
 @pytest.mark.slow
 def test_chat_without_a_key_uses_a_discovered_model_server(env: Environment) -> None:
-    """A server is discovered as Halt's server does it, before the demo model is considered."""
+    """Without a key a discovered model server is used before the demo model."""
     environment = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
     with RawServer(listing(models("text-embedding", "m"))) as server:
         # Discovery checks that address alone, where HOST is reached by other machines.
@@ -823,7 +848,7 @@ def test_chat_without_a_key_uses_a_discovered_model_server(env: Environment) -> 
 def test_pipe_notes_the_end_of_an_answer(
     shared_fake: FakeOpenAI, model: str, status: int, note: str
 ) -> None:
-    """An answer that its server broke off is a failure; an answer of thoughts alone is an answer."""
+    """In a pipe a broken-off answer is a failure, and an answer of thoughts alone is an answer."""
     out, err = io.StringIO(), io.StringIO()
     config = Config(base_url=shared_fake.base_url, api_key="fake")
     generations = GenerationService(config, make_upstream(config), StopRegistry())
@@ -845,7 +870,9 @@ def test_clock_has_seconds_then_minutes_then_hours(seconds: float, text: str) ->
 
 
 def test_screen_shows_the_length_of_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plain screen shows it now and then, the rich one always, a pipe never."""
+    """The length of a silence is shown now and then on a plain screen, always on the rich one,
+    never in a pipe.
+    """
     times = [100.0]
     for module in ("screen", "rich_screen"):
         monkeypatch.setattr(f"halt.cli.{module}.now", lambda: times[0])

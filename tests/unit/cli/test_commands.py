@@ -82,7 +82,7 @@ def test_halt_chat_options_override_their_variables(
 
 
 def test_halt_chat_wrong_setting_ends_it_with_one_line() -> None:
-    """The error is the same line as of `python app.py`."""
+    """A wrong setting ends `halt-chat` with the same line as `python app.py`."""
     process = run("--port", "none")
     assert (process.returncode, process.stdout) == (1, "")
     assert (
@@ -104,7 +104,9 @@ def test_halt_chat_unknown_word_is_named(arguments: tuple[str, ...]) -> None:
 def test_current_folders_gunicorn_conf_and_modules_are_not_loaded(
     tmp_path: Path, command: str
 ) -> None:
-    """Neither gunicorn.conf.py nor a module there is used; a relative path is one of that folder."""
+    """Neither gunicorn.conf.py nor a module of the current folder is loaded; a relative path is one
+    of that folder.
+    """
     (tmp_path / "gunicorn.conf.py").write_text("bind = 'nowhere.invalid:1'\n")
     for name in ("flask", "openai", "gunicorn"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
@@ -120,7 +122,9 @@ def test_current_folders_gunicorn_conf_and_modules_are_not_loaded(
 def test_sigusr2_starts_a_master_that_takes_over(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """The new master has the same port and settings, and serves once the old one has ended."""
+    """After SIGUSR2 a new master with the same port and settings serves once the old one
+    has ended.
+    """
     server = start_halt(shared_fake)
     server.process.send_signal(signal.SIGUSR2)
     server.wait_printed(r"(?s)(Halt is at \S+\nIt talks to [^\n]+\n).*\1")
@@ -134,7 +138,7 @@ def test_sigusr2_starts_a_master_that_takes_over(
 
 
 def test_halt_chat_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
-    """Also before its own modules are loaded: here the first of them sends the signal."""
+    """Ctrl-C while `halt-chat` loads prints nothing, also before its own modules are loaded."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     process = run("version", PYTHONPATH=str(tmp_path))
     assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "")
@@ -142,7 +146,7 @@ def test_halt_chat_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_halt_chat_runs_with_closed_standard_streams() -> None:
-    """A service manager may start it so."""
+    """`halt-chat` runs with closed standard streams, as a service manager may start it."""
     script = f"exec {shlex.join([*HALT, 'serve', '--check-config'])} <&- >&- 2>&-"
     env = halt_environment({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "DISPLAY": ":0"})
     process = subprocess.run(["sh", "-c", script], cwd=ROOT, env=env, check=False, timeout=60)
@@ -160,7 +164,7 @@ class WithoutInput(HaltServer):
 
 @pytest.mark.slow
 def test_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> None:
-    """The check for a terminal works where the stream is missing."""
+    """The server starts where standard input is missing: its check for a terminal allows that."""
     server = WithoutInput({"OPENAI_BASE_URL": shared_fake.base_url})
     try:
         assert server.client().get("/").status == 200
@@ -169,7 +173,9 @@ def test_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> None
 
 
 def test_deleted_current_folder_is_named(tmp_path: Path) -> None:
-    """One line names the fault, where gunicorn would end with a traceback."""
+    """A deleted current folder ends the start with one line that names it, not with gunicorn's
+    traceback.
+    """
     script = f"rmdir {shlex.quote(str(tmp_path))}; exec {CHECK}"
     status, output = refused_command(["sh", "-c", script], tmp_path, {})
     assert status == 1
@@ -178,7 +184,7 @@ def test_deleted_current_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_unreadable_current_folder_does_no_harm(tmp_path: Path) -> None:
-    """As after `sudo -u halt` in a home of root's; here root drops its privileges."""
+    """The server starts in a folder that it cannot read, as after `sudo -u halt` in root's home."""
     command_prefix = (
         "setpriv --bounding-set=-dac_override,-dac_read_search" if not os.geteuid() else ""
     )
@@ -195,13 +201,13 @@ def test_unreadable_current_folder_does_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_host_option_accepts_ipv6_in_brackets() -> None:
-    """The brackets are as in a URL."""
+    """The option --host accepts an IPv6 address in brackets, as in a URL."""
     process = run("--host", "[::1]", "--port", "9", "--print-config")
     assert re.search(r"^bind += \['\[::1\]:9'\]$", process.stdout, re.M)
 
 
 def test_help_names_the_commands() -> None:
-    """The help is Halt's own, since gunicorn's has other defaults."""
+    """The help is Halt's own and names its commands; gunicorn's has other defaults."""
     process = run("-h")
     assert process.returncode == 0
     for name in ("serve", "chat", "doctor", "demo", "version"):
@@ -209,14 +215,14 @@ def test_help_names_the_commands() -> None:
 
 
 def test_version_is_halts() -> None:
-    """`--check` prints how to update, and connects to nothing."""
+    """`version` prints Halt's version; `--check` prints how to update, and connects to nothing."""
     for command in (["version"], ["--version"], ["serve", "-v"]):
         assert run(*command).stdout == f"halt-chat {VERSION}\n"
     assert "asks no server" in run("version", "--check").stdout
 
 
 def test_halt_chat_on_windows_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gunicorn does not run there, and would end with a traceback."""
+    """On Windows, where gunicorn does not run, `halt-chat` ends with one line."""
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(SystemExit, match=r"^halt: .* use WSL there\.$"):
         command_line.main()
@@ -227,7 +233,7 @@ def test_halt_chat_on_windows_is_refused_with_one_line(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_page_opens_in_the_browser_of_a_desktop(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
-    """The address that the browser gets answers at once, although the start goes on."""
+    """At a desktop the browser opens the page, whose address answers while the start goes on."""
     opened_file = tmp_path / "opened"
     browser = tmp_path / "browser"
     browser.write_text(
@@ -255,7 +261,7 @@ def test_page_opens_in_the_browser_of_a_desktop(shared_fake: FakeOpenAI, tmp_pat
 
 
 def test_server_ends_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
-    """When the window is closed, SIGHUP ends the server and does not reload the settings."""
+    """SIGHUP of a closed terminal window ends the server and does not reload the settings."""
     settings = {"OPENAI_BASE_URL": shared_fake.base_url, "HALT_DATA": str(tmp_path)}
     window, terminal = pty.openpty()
     process = subprocess.Popen(
@@ -306,7 +312,7 @@ def test_at_a_desktop_needs_a_terminal_and_a_screen(
 
 @pytest.mark.parametrize("options", [[], ["--no-open"]])
 def test_no_open_option_opens_no_page(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
-    """`--no-open` has its effect at a desktop too."""
+    """With `--no-open` no page is opened at a desktop."""
     published: dict[str, str] = {}
 
     def serve(_: Any) -> None:
@@ -323,7 +329,7 @@ def test_no_open_option_opens_no_page(monkeypatch: pytest.MonkeyPatch, options: 
 def test_master_that_replaces_another_opens_no_page(
     monkeypatch: pytest.MonkeyPatch, older_master: int, is_opened: bool
 ) -> None:
-    """It has no `--no-open` of its own, so it opens none in any case."""
+    """A master that replaces another one opens no page, with `--no-open` or without."""
     opened_pages: list[str] = []
     monkeypatch.setattr(page_opener, "open_page", opened_pages.append)
     monkeypatch.setattr(gc, "freeze", lambda: None)  # of a master
@@ -346,7 +352,9 @@ def test_master_that_replaces_another_opens_no_page(
     ],
 )
 def test_page_of_gives_an_address_that_a_browser_can_open(addresses: list[str], page: str) -> None:
-    """Where Halt listens on all addresses, the page's is this machine's own."""
+    """`page_of` gives this machine's own address where Halt listens on all, and none for a Unix
+    socket.
+    """
     assert page_opener.page_of(addresses) == page
 
 
@@ -375,7 +383,9 @@ def run_demo(
 
 
 def test_demo_reports_an_installed_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It installs nothing, with `--install` or without."""
+    """`halt-chat demo` reports an installed model and installs nothing, with `--install` or
+    without.
+    """
     for options in ([], ["--install"]):
         status, output, commands = run_demo(monkeypatch, *options, is_installed=True)
         assert (status, commands) == (0, [])
@@ -383,7 +393,9 @@ def test_demo_reports_an_installed_model(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_demo_prints_the_command_that_installs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command is for this Halt's environment; `--install` runs that very command."""
+    """`halt-chat demo` prints the command for this environment, and `--install` runs that
+    command.
+    """
     status, output, commands = run_demo(monkeypatch, is_installed=False)
     line = re.search(r"^    (.*)$", output, re.M)
     assert line is not None
@@ -395,7 +407,9 @@ def test_demo_prints_the_command_that_installs_the_model(monkeypatch: pytest.Mon
 
 
 def test_demo_uses_uv_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment made by uv has no pip; where both are missing, a line names the remedy."""
+    """Without pip, as in an environment of uv, uv installs the model; without both a line names the
+    remedy.
+    """
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     _, _, commands = run_demo(monkeypatch, "--install", is_installed=False)

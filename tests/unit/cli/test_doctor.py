@@ -62,7 +62,7 @@ def test_doctor_of_a_good_upstream_has_only_good_findings(shared_fake: FakeOpenA
 
 
 def test_doctor_needs_no_data_folder(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
-    """The findings do not depend on whether Halt could save anything."""
+    """The doctor works without a data folder: its findings do not depend on it."""
     (tmp_path / "file").write_text("")
     data = str(tmp_path / "file" / "halt")
     report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED, HALT_DATA=data)
@@ -83,7 +83,7 @@ def test_doctor_warns_of_too_few_open_files(
 
 
 def test_doctor_prints_a_line_for_each_finding(shared_fake: FakeOpenAI) -> None:
-    """A line has status, name, text and, for a fault, the remedy."""
+    """Each finding is a line with status, name, text and, for a fault, the remedy."""
     settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "x", "HALT_MODEL": "401"}
     result = create_app(load(settings)).test_cli_runner().invoke(args=["doctor"])
     assert result.exit_code == 1
@@ -98,8 +98,9 @@ def test_doctor_prints_a_line_for_each_finding(shared_fake: FakeOpenAI) -> None:
 
 
 def test_doctor_finds_an_address_without_v1(shared_fake: FakeOpenAI) -> None:
-    """The finding has the request that was sent and how an address ends, and so has an answer's
-    error."""
+    """With an address without /v1 list and answer fail with the request that was sent and a remedy
+    with the right ending.
+    """
     address = shared_fake.base_url.removesuffix("/v1")
     report = doctor(OPENAI_BASE_URL=address)
     assert report.statuses()["models"] == "fail"
@@ -171,7 +172,7 @@ def test_doctor_names_a_server_that_refuses_connections() -> None:
 
 
 def test_doctor_names_a_host_that_does_not_exist() -> None:
-    """The fault is that of the name, and later checks are left out."""
+    """An unknown host name is a finding about the name, and later checks are left out."""
     report = doctor(OPENAI_BASE_URL="http://no-such-host.invalid/v1")
     assert report.statuses() == {"open files": "ok", "name": "fail"}
     assert "no-such-host.invalid" in report.findings["name"]["text"]
@@ -188,7 +189,7 @@ def test_doctor_gives_a_silent_server_up_after_its_timeout(shared_fake: FakeOpen
 
 
 def test_doctor_suspects_a_firewall_where_connecting_hangs() -> None:
-    """A connection attempt without an answer fails with that remedy."""
+    """A connection attempt without an answer is a finding whose remedy names a firewall."""
     with FakeOpenAI.unaccepting() as url:
         report = doctor(OPENAI_BASE_URL=url, HALT_CONNECT_TIMEOUT="0.2")
     assert report.statuses()["connection"] == "fail"
@@ -196,7 +197,7 @@ def test_doctor_suspects_a_firewall_where_connecting_hangs() -> None:
 
 
 def test_doctor_names_an_untrusted_certificate() -> None:
-    """TLS has its own finding."""
+    """An untrusted certificate is a finding about TLS."""
     with FakeOpenAI(tls=True) as fake:
         report = doctor(OPENAI_BASE_URL=fake.base_url)
     assert report.statuses() == {
@@ -209,7 +210,7 @@ def test_doctor_names_an_untrusted_certificate() -> None:
 
 
 def test_doctor_warns_of_gathered_pieces(shared_fake: FakeOpenAI) -> None:
-    """Many pieces in few reads: a proxy before the model is suspected."""
+    """Many pieces in few reads are a warning that suspects a proxy before the model."""
     model = "count?n=60&burst=30&gap_ms=5"
     report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=model)
     assert report.statuses()["streaming"] == "warn"
@@ -217,7 +218,7 @@ def test_doctor_warns_of_gathered_pieces(shared_fake: FakeOpenAI) -> None:
 
 
 def test_doctor_warns_of_missing_usage(shared_fake: FakeOpenAI) -> None:
-    """Without a usage the token counts are estimates."""
+    """A missing usage is a warning that token counts are estimates."""
     report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="no_usage")
     assert report.statuses()["usage"] == "warn"
 
@@ -278,7 +279,9 @@ def test_doctor_warns_of_a_model_that_stops_late(
 def test_doctor_warns_of_a_model_that_goes_on(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server is watched for a limited time, which is in the finding."""
+    """A model that goes on after a Stop is a warning with the time for which the server was
+    watched.
+    """
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 0.3)
     model_server.work["/metrics"] = fake_work.metrics
     model_server.works_on = 60.0
@@ -294,7 +297,9 @@ def test_doctor_warns_of_a_model_that_goes_on(
 def test_doctor_claims_nothing_of_a_server_with_other_clients(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests of other clients count too, so the doctor cannot distinguish its own."""
+    """With requests of other clients the finding makes no claim, since the doctor cannot
+    distinguish its own.
+    """
     monkeypatch.setattr("halt.cli.doctor.stop.IDLE_WITHIN", 0.2)
     model_server.work["/slots"] = fake_work.slots
     model_server.others = 2
@@ -306,7 +311,9 @@ def test_doctor_claims_nothing_of_a_server_with_other_clients(
 def test_doctor_claims_nothing_if_other_clients_come_after_the_stop(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than one request after the Stop: another client has come."""
+    """With more than one request after the Stop, which shows another client, the finding makes no
+    claim.
+    """
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 0.2)
 
     def answer(running_count: int) -> tuple[int, str, bytes]:
@@ -321,7 +328,9 @@ def test_doctor_claims_nothing_if_other_clients_come_after_the_stop(
 def test_doctor_claims_nothing_of_a_server_that_counts_no_answer(
     model_server: FakeOpenAI,
 ) -> None:
-    """A server that is idle during its answer is another one, or counts late."""
+    """For a server that is idle during its answer (another one, or a late count) the finding makes
+    no claim.
+    """
     model_server.work["/slots"] = lambda _: fake_work.slots(0)
     status, text = model_stop(model_server)
     assert status == "ok"
@@ -457,7 +466,9 @@ def test_doctor_of_a_good_proxy_has_only_good_findings(proxies: dict[str, str]) 
 
 
 def test_doctor_of_a_good_tls_proxy_has_only_good_findings(proxies: dict[str, str]) -> None:
-    """The cookies are checked as well, and a client that leaves before the first token."""
+    """Through a good TLS proxy all findings are good, also for cookies and a client that leaves
+    early.
+    """
     report = doctor_of_proxy(proxies["good tls"])
     assert set(report.statuses().values()) == {"ok"}, report.text
     assert {"TLS", "cookies"} <= set(report.findings)
@@ -474,7 +485,9 @@ def test_doctor_of_halt_without_a_proxy_has_only_good_findings(paced_halt: HaltS
 def test_doctor_reports_a_buffering_proxy_as_one_finding(
     proxies: dict[str, str], proxy_name: str
 ) -> None:
-    """A buffer, a compressor or both: one finding, with one remedy in nginx's own words."""
+    """A proxy that buffers, compresses or both is one finding with one remedy in nginx's
+    own words.
+    """
     report = doctor_of_proxy(proxies[proxy_name])
     assert report.statuses()["buffering"] == "fail", report.text
     assert report.exit_code == 1
@@ -486,7 +499,9 @@ def test_doctor_reports_a_buffering_proxy_as_one_finding(
 
 
 def test_doctor_finds_a_location_without_the_forwarding_header(proxies: dict[str, str]) -> None:
-    """There a client can invent its address: the doctor checks each kind of request."""
+    """A location without the forwarding header, where clients can forge addresses, is found for
+    each kind of request.
+    """
     report = doctor_of_proxy(proxies["credulous"])
     assert report.statuses()["client address"] == "fail", report.text
     assert report.findings["client address"]["text"].startswith("/ws: a client can invent")
@@ -494,14 +509,16 @@ def test_doctor_finds_a_location_without_the_forwarding_header(proxies: dict[str
 
 
 def test_doctor_warns_of_a_proxy_that_is_not_trusted(proxies: dict[str, str]) -> None:
-    """All clients of such a proxy count as one; the remedy is the setting."""
+    """A proxy that is not trusted, whose clients all count as one, is a warning that names the
+    setting.
+    """
     report = doctor_of_proxy(proxies["unknown"])
     assert report.statuses()["client address"] == "warn", report.text
     assert report.remedy("client address") == "Start Halt with HALT_TRUSTED_PROXIES=1."
 
 
 def test_doctor_warns_of_cookies_that_are_not_secure(proxies: dict[str, str]) -> None:
-    """The remedy is the header and the setting; the client's address is not known either."""
+    """Cookies that are not Secure are a warning that names the header and the setting."""
     report = doctor_of_proxy(proxies["bare tls"])
     assert report.statuses()["cookies"] == "warn", report.text
     assert "X-Forwarded-Proto" in report.remedy("cookies")
@@ -511,7 +528,7 @@ def test_doctor_warns_of_cookies_that_are_not_secure(proxies: dict[str, str]) ->
 
 
 def test_doctor_finds_a_proxy_that_refuses_large_uploads(proxies: dict[str, str]) -> None:
-    """Halt accepts 64 MB; the check sends no data of that size."""
+    """A proxy whose limit for uploads is below Halt's 64 MB is found without sending that much."""
     report = doctor_of_proxy(proxies["small"])
     assert report.statuses()["uploads"] == "fail", report.text
     assert "status 413" in report.findings["uploads"]["text"]
@@ -519,7 +536,7 @@ def test_doctor_finds_a_proxy_that_refuses_large_uploads(proxies: dict[str, str]
 
 
 def test_doctor_finds_a_proxy_without_websockets(proxies: dict[str, str]) -> None:
-    """The remedy is in nginx's own words."""
+    """A proxy that passes no WebSockets is a finding with the remedy in nginx's own words."""
     report = doctor_of_proxy(proxies["plain"])
     assert report.statuses()["websocket"] == "fail", report.text
     assert "proxy_set_header Upgrade $http_upgrade;" in report.remedy("websocket")
@@ -529,7 +546,7 @@ def test_doctor_finds_a_proxy_without_websockets(proxies: dict[str, str]) -> Non
 def test_doctor_reports_a_halt_below_a_path_as_one_finding(
     paced_halt: HaltServer, tmp_path: Path
 ) -> None:
-    """The page's files are checked where a browser requests them; all other checks are good."""
+    """A Halt below a path is one finding, about the page's files; all other checks are good."""
     with nginx_below_path(tmp_path, paced_halt.url) as proxy:
         report = doctor_of_proxy(f"{proxy}/halt/")
         assert [name for name, status in report.statuses().items() if status == "fail"] == ["path"]
@@ -545,7 +562,9 @@ def test_doctor_reports_a_halt_below_a_path_as_one_finding(
 
 @pytest.mark.parametrize("response_head", [b"nonsense\r\n\r\n", b"x" * 70_000])
 def test_check_websocket_of_a_server_without_http_is_a_finding(response_head: bytes) -> None:
-    """A server of another protocol, or without an end of the head, ends no examination."""
+    """A server of another protocol, or without an end of the head, is a finding and no
+    exception.
+    """
     report = Report(None)
     with RawServer(answering(response_head)) as server:
         check_websocket(report, Remote(f"http://127.0.0.1:{server.port}"), 5.0)
@@ -554,7 +573,9 @@ def test_check_websocket_of_a_server_without_http_is_a_finding(response_head: by
 
 
 def test_doctor_warns_of_a_proxy_that_hides_departures(proxies: dict[str, str]) -> None:
-    """A departure is noticed when the model sends, not in its silence; the finding has the time."""
+    """A proxy that hides a client's departure during silence is a warning with the time until it
+    was noticed.
+    """
     report = doctor_of_proxy(proxies["deaf"])
     assert report.statuses()["departure"] == "warn", report.text
     assert "only when the model wrote" in report.findings["departure"]["text"]
@@ -581,7 +602,9 @@ def test_doctor_warns_of_a_proxy_that_hides_departures(proxies: dict[str, str]) 
 def test_client_address_fault_has_a_remedy_for_each_mismatch(
     trusted: int, plain: int, forged: int, status: str, remedy_part: str
 ) -> None:
-    """The numbers are those of X-Forwarded-For's values, without and with one by the client."""
+    """Each mismatch of the numbers of forwarded addresses, without and with a forged one, has its
+    remedy.
+    """
     fault = client_address_fault(
         ReceivedRequest(trusted, plain, False, 0), ReceivedRequest(trusted, forged, False, 0), False
     )
@@ -593,7 +616,7 @@ def test_client_address_fault_has_a_remedy_for_each_mismatch(
 
 
 def test_doctor_finds_a_proxy_that_closes_silent_streams(proxies: dict[str, str]) -> None:
-    """Its idle timeout is shorter than the heartbeat: both remedies are named."""
+    """A proxy whose idle timeout is below the heartbeat is a finding that names both remedies."""
     report = doctor_of_proxy(proxies["impatient"])
     assert report.statuses()["idle timeout"] == "fail", report.text
     assert "proxy_read_timeout" in report.remedy("idle timeout")
@@ -601,7 +624,7 @@ def test_doctor_finds_a_proxy_that_closes_silent_streams(proxies: dict[str, str]
 
 
 def test_doctor_names_an_address_without_a_halt(shared_fake: FakeOpenAI) -> None:
-    """An address of another server fails the check for Halt."""
+    """An address of another server fails the check for Halt and is named."""
     report = doctor_of_proxy(shared_fake.base_url)
     assert report.statuses()["Halt"] == "fail"
 
@@ -609,7 +632,7 @@ def test_doctor_names_an_address_without_a_halt(shared_fake: FakeOpenAI) -> None
 def test_doctor_without_a_model_names_the_reason_and_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The reason is the finding's text; the way to the demo model is its remedy."""
+    """Without a model the finding has the reason, and its remedy is the way to the demo model."""
     fault = embedded_model.Fault("The demo model is not installed", "run `it`")
     monkeypatch.setattr(embedded_model, "unavailable", lambda: fault)
     report = doctor(OPENAI_API_KEY="", HALT_DISCOVER="0")
@@ -619,7 +642,7 @@ def test_doctor_without_a_model_names_the_reason_and_the_next_step(
 
 @pytest.mark.slow
 def test_doctor_names_a_missing_token(start_halt: Any, shared_fake: FakeOpenAI) -> None:
-    """Without the token the streams are not checked, and the remedy is named."""
+    """Without the token the streams are not checked, and the finding names the remedy."""
     halt = start_halt(shared_fake, HALT_TOKEN="open-sesame", HALT_MODEL=PACED)
     report = doctor_of_proxy(halt.url)
     assert report.statuses()["token"] == "fail"
@@ -632,7 +655,9 @@ def test_doctor_names_a_missing_token(start_halt: Any, shared_fake: FakeOpenAI) 
 
 
 def test_doctor_of_a_public_address_without_a_server_blames_the_address() -> None:
-    """The connection fails, and no check of the model follows."""
+    """For a public address without a server the connection fails, and no check of the model
+    follows.
+    """
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         report = doctor_of_proxy(f"http://127.0.0.1:{reserved.getsockname()[1]}")

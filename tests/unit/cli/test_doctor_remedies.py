@@ -169,7 +169,7 @@ def examined(
 def test_refused_answer_has_the_servers_reason_and_its_remedy(
     answers: Answer, reason: str, remedy: str
 ) -> None:
-    """The finding quotes the server, and the remedy is for that fault."""
+    """The finding about a refused answer quotes the server and has the remedy for that fault."""
     report = examined(answers=answers)
     assert report.statuses()["answer"] == "fail"
     assert reason in report.findings["answer"]["text"]
@@ -178,7 +178,7 @@ def test_refused_answer_has_the_servers_reason_and_its_remedy(
 
 
 def test_server_without_streaming_is_a_warning() -> None:
-    """The whole answer as JSON is an answer; the one warning is that it does not stream."""
+    """A server that sends the whole answer as JSON gets one warning, that it does not stream."""
     completion = {
         "object": "chat.completion",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}}],
@@ -201,7 +201,7 @@ def test_server_without_streaming_is_a_warning() -> None:
     ],
 )
 def test_stream_with_other_headers_is_ok(headers: dict[str, str]) -> None:
-    """The stream's content counts, not its headers."""
+    """A stream with other headers is ok, since its content decides."""
     report = examined(answers=lambda request: request.stream(**headers))
     assert report.exit_code == 0, report.text
     assert report.statuses()["streaming"] == "ok"
@@ -209,7 +209,9 @@ def test_stream_with_other_headers_is_ok(headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("end", ["/chat/completions", "/chat/completions/", "/models"])
 def test_address_with_a_requests_path_is_a_warning(end: str) -> None:
-    """Halt works without the path; the finding has the address to set."""
+    """An address with the path of a request is a warning with the address to set; Halt works with
+    either.
+    """
     report = examined(end=end)
     assert report.exit_code == 0, report.text
     assert report.statuses()["address"] == "warn"
@@ -231,7 +233,7 @@ def test_address_with_a_requests_path_is_a_warning(end: str) -> None:
     ],
 )
 def test_model_list_in_another_shape_is_read(value: Any) -> None:
-    """The first model for conversations answers."""
+    """From a list in another shape the first model for conversations is used."""
     report = examined(lists=replies(value))
     assert report.exit_code == 0, report.text
     assert report.statuses()["models"] == "ok"
@@ -240,7 +242,7 @@ def test_model_list_in_another_shape_is_read(value: Any) -> None:
 
 
 def test_server_without_a_model_list_needs_halt_model() -> None:
-    """The remedy is HALT_MODEL; with it the list is not needed."""
+    """For a server without a list the remedy is HALT_MODEL; with it the list is not needed."""
     for lists in (no_list, replies("Not Found", 404, "text/plain"), replies({}, 405)):
         report = examined(lists=lists)
         assert report.statuses()["models"] == "fail", report.text
@@ -263,7 +265,7 @@ def test_server_without_a_model_list_needs_halt_model() -> None:
     ],
 )
 def test_broken_model_list_hides_no_answer(lists: Answer) -> None:
-    """With HALT_MODEL the answer is checked all the same."""
+    """With HALT_MODEL a broken model list is reported, and the answer is checked as well."""
     report = examined(lists=lists, HALT_MODEL="good")
     assert report.statuses()["answer"] == "ok", report.text
     assert "fail" not in report.statuses().values()
@@ -271,7 +273,9 @@ def test_broken_model_list_hides_no_answer(lists: Answer) -> None:
 
 
 def test_missing_chat_completions_path_is_named() -> None:
-    """The list has come, so the address as a whole is right."""
+    """If only the answer's path is missing, the remedy says that the list of models is at the
+    address.
+    """
     report = examined(answers=replies("404 page not found", 404, "text/plain"))
     assert report.statuses()["answer"] == "fail"
     assert "The list of models is at OPENAI_BASE_URL" in report.remedy("answer")
@@ -280,7 +284,7 @@ def test_missing_chat_completions_path_is_named() -> None:
 def test_http_proxy_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Requests go through the proxy, so name and connection are not checked."""
+    """An HTTP proxy is named without its password; name and connection are then not checked."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with served() as url:

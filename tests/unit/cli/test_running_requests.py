@@ -38,7 +38,7 @@ def load(fake: FakeOpenAI) -> Iterator[ServerLoad]:
 def test_count_is_that_of_all_clients_on_one_connection(
     fake: FakeOpenAI, load: ServerLoad, path: str, answer: WorkReply
 ) -> None:
-    """The path is beside the API's; key and model are sent, on one connection."""
+    """The count includes all clients; its requests have key and model and share one connection."""
     fake.work[path] = answer
     counts = []
     for fake.others in (0, 1, 3):
@@ -65,7 +65,7 @@ def test_count_is_that_of_all_clients_on_one_connection(
 def test_count_of_a_server_without_a_report_is_none(
     fake: FakeOpenAI, load: ServerLoad, work: dict[str, WorkReply]
 ) -> None:
-    """An endpoint that is missing, refuses or answers something else is no count of 0."""
+    """The count is None, not 0, if the endpoint is missing, refuses or answers something else."""
     fake.work.update(work)
     assert load.count() is None
     assert load.wait_idle(5.0).running is None
@@ -74,7 +74,9 @@ def test_count_of_a_server_without_a_report_is_none(
 def test_count_of_a_silent_server_is_none_after_its_timeout(
     load: ServerLoad, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request has its own timeout; a server that is gone gives no count either."""
+    """The count of a silent server is None after the timeout of each request; so is that of one
+    that is gone.
+    """
     monkeypatch.setattr("halt.cli.doctor.running_requests.LOAD_TIMEOUT", 0.1)
     may_end = threading.Event()
 
@@ -90,7 +92,7 @@ def test_count_of_a_silent_server_is_none_after_its_timeout(
 
 
 def test_wait_idle_returns_at_zero_or_after_its_time(fake: FakeOpenAI, load: ServerLoad) -> None:
-    """It returns 0 as soon as the server is idle, and the count when the time is over."""
+    """`wait_idle` returns 0 as soon as the server is idle, or the count when the time is over."""
     counts = iter([2, 1, 0])
     fake.work["/slots"] = lambda _: fake_work.slots(next(counts))
     result = load.wait_idle(60.0)
@@ -101,7 +103,7 @@ def test_wait_idle_returns_at_zero_or_after_its_time(fake: FakeOpenAI, load: Ser
 
 
 def test_pauses_between_counts_grow_beyond_a_second() -> None:
-    """A llama.cpp that reads a prompt needs a second without a request to notice a Stop."""
+    """Pauses grow beyond a second, which a llama.cpp that reads a prompt needs to notice a Stop."""
     assert PAUSES[-1] > 1.0
 
 
@@ -121,7 +123,7 @@ def test_count_sends_nothing_to_providers_without_the_endpoint(fake: FakeOpenAI,
     [b"", b"[]", b"{}", b"[1]", b'[{"id":1}]', b'[{"state":"x"}]', b"\xff", b"[" * 100_000],
 )
 def test_busy_slots_of_other_json_is_none(body: bytes) -> None:
-    """Every slot must have its state, and there must be one."""
+    """`busy_slots` is None unless there is a slot and each has a state."""
     assert busy_slots(body) is None
 
 
@@ -139,5 +141,5 @@ def test_busy_slots_of_other_json_is_none(body: bytes) -> None:
     ],
 )
 def test_running_requests_of_another_text_is_none(body: bytes) -> None:
-    """Only the gauge of this name counts, with a number that can be one of requests."""
+    """`running_requests` is None unless the gauge of that name has a possible number."""
     assert running_requests(body) is None

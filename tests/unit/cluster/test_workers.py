@@ -92,7 +92,9 @@ def events_read(events: EventStream) -> list[tuple[str, str]]:
 def test_stop_through_any_worker_ends_stream_and_upstream_in_every_phase(
     cluster: MultiWorkerHalt, shared_fake: FakeOpenAI, phase: str
 ) -> None:
-    """The receipt says stopped and closed, the reader gets the end, the provider sees the close."""
+    """Through any worker the receipt says stopped and closed, the reader gets the end, the upstream
+    sees the close.
+    """
     model, text = PHASES[phase]
     for number, stopper in enumerate(cluster.names):
         prompt = new_id()
@@ -346,7 +348,7 @@ def test_page_stream_and_stop_work_through_any_worker(
 def test_deleting_a_conversation_stops_its_answer_in_another_worker(
     cluster: MultiWorkerHalt, shared_fake: FakeOpenAI
 ) -> None:
-    """The answer is stopped in its producer, and is back when the deletion is undone."""
+    """Deletion of a conversation stops its answer in another worker; Undo restores the text."""
     browser = cluster.client()
     browser.get("/")
     producer, other = (cluster.client_of(name, like=browser) for name in cluster.names[:2])

@@ -134,7 +134,7 @@ def test_number_at_its_bounds_is_allowed(setting: Setting) -> None:
 @pytest.mark.parametrize("raw", ["beyond", "below", "many", "nan", "inf", "-inf", "1e999", "0x10"])
 @pytest.mark.parametrize("setting", NUMBERS, ids=name)
 def test_wrong_number_is_refused_in_one_line(setting: Setting, raw: str) -> None:
-    """The one line names the variable, the value and the bounds."""
+    """A wrong number is refused in one line with the variable, the value and the bounds."""
     assert setting.low is not None
     assert setting.high is not None
     raw = {"beyond": str(int(setting.high) + 1), "below": str(int(setting.low) - 1)}.get(raw, raw)
@@ -161,7 +161,7 @@ def test_switch_accepts_its_usual_spellings(setting: Setting, raw: str, value: b
 
 @pytest.mark.parametrize("setting", SWITCHES, ids=name)
 def test_misspelt_switch_is_refused(setting: Setting) -> None:
-    """A misspelt switch never turns a protection off: the line names it."""
+    """A misspelt switch is refused by name and never turns a protection off."""
     message = refused_message(**{setting.env: "ture"})
     assert setting.env in message
     assert "'ture'" in message
@@ -183,7 +183,9 @@ def test_misspelt_switch_is_refused(setting: Setting) -> None:
     ],
 )
 def test_wrong_address_is_refused(url: str) -> None:
-    """The line names the variable and its value, and shows the form of an address."""
+    """A wrong address is refused in one line with the variable, the value and the form of an
+    address.
+    """
     message = refused_message(OPENAI_BASE_URL=url)
     assert f"OPENAI_BASE_URL={url!r}" in message
     assert "http(s)://HOST[:PORT]/PATH" in message
@@ -262,7 +264,7 @@ def test_default_system_prompt_is_for_the_demo_model_alone() -> None:
 
 
 def test_unreadable_certificates_are_refused(tmp_path: Path) -> None:
-    """The line names the file and its fault."""
+    """An unreadable file of certificates is refused in one line with the file and its fault."""
     for name, reason in (("missing.pem", "No such file"), ("empty.pem", "no certificate")):
         path = tmp_path / name
         if name == "empty.pem":

@@ -43,7 +43,9 @@ NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
 def test_chat_request_invalid_json_is_refused_in_plain_words(
     body: bytes | str, field: str, expected: str
 ) -> None:
-    """The error has no byte counts of the parser's and no regular expression."""
+    """Invalid JSON is refused in plain words, without byte counts or regular expressions of the
+    parser.
+    """
     with pytest.raises(RequestError) as error_info:
         CHAT_REQUEST.decode(body)
     message = error_info.value.args[0]
@@ -54,7 +56,9 @@ def test_chat_request_invalid_json_is_refused_in_plain_words(
 
 
 def test_invalid_choice_is_refused_with_the_allowed_values() -> None:
-    """The error lists the values of `on_disconnect`, and does not repeat the wrong one."""
+    """An invalid `on_disconnect` is refused with the allowed values, and without repeating the
+    wrong one.
+    """
     for value in ("x", "x" * 1000):
         with pytest.raises(RequestError) as error_info:
             START_REQUEST.convert({"messages": [HELLO], "on_disconnect": value})
@@ -93,7 +97,9 @@ def test_invalid_choice_is_refused_with_the_allowed_values() -> None:
 def test_start_request_invalid_value_is_refused_with_the_allowed_range(
     fields: dict[str, Any], sentence: str
 ) -> None:
-    """The error names the field's path and the allowed kind and range, in JSON text and objects."""
+    """An invalid value is refused with the field's path, kind and range, in JSON text and in
+    objects.
+    """
     body = {"messages": [HELLO], **fields}
     for refuse in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
         with pytest.raises(RequestError) as refused:
@@ -123,7 +129,9 @@ def test_start_request_invalid_value_is_refused_with_the_allowed_range(
 def test_websocket_message_invalid_value_is_refused_with_the_allowed_values(
     message: dict[str, Any], sentence: str
 ) -> None:
-    """The error lists the types of messages, and the allowed range of each type's fields."""
+    """An invalid message is refused with the known types, or with the allowed range of
+    the field.
+    """
     with pytest.raises(RequestError) as refused:
         MESSAGE.decode(json.dumps(message), "message")
     assert refused.value.args[0] == sentence
@@ -138,7 +146,7 @@ def test_number_too_large_for_json_is_refused_by_field() -> None:
 
 
 def test_chat_request_bad_id_in_decoded_json_is_refused_alike() -> None:
-    """A bad id gets the same sentence in JSON that was decoded before."""
+    """A bad ID in JSON that was decoded before is refused with the same sentence."""
     with pytest.raises(RequestError, match=r"^id must be 8 to 64 characters"):
         CHAT_REQUEST.convert({"messages": [HELLO], "id": "no"})
 
@@ -161,8 +169,9 @@ NAMES = [" - at `$" * 12_500, " - at `key in $." * 6_000 + "\n", "`" * 100_000, 
 
 @pytest.mark.parametrize("name", NAMES, ids=["path", "key", "ticks", "letters"])
 def test_long_unknown_field_is_refused_in_linear_time_and_shortened(name: str) -> None:
-    """The time is linear in the name's length, and neither the sentence nor the field has all of
-    it."""
+    """A long unknown field is refused in linear time, and shortened in the sentence and
+    the field.
+    """
     began = time.thread_time()
     for body in ({"messages": [HELLO], name: 1}, {"messages": [HELLO], "on_disconnect": name}):
         for refuse in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
@@ -191,7 +200,7 @@ def _convert(body: dict[str, Any]) -> object:
     ],
 )
 def test_unknown_field_is_named_in_the_error(name: str, field: str) -> None:
-    """The error has the unknown field's name, whatever characters are in it."""
+    """An unknown field is named in the error, whatever characters are in it."""
     with pytest.raises(RequestError, match="unknown field") as error_info:
         START_REQUEST.decode(json.dumps({"messages": [HELLO], name: 1}))
     assert (error_info.value.field or "").strip(" `") == field
@@ -211,7 +220,9 @@ def test_unknown_field_is_named_in_the_error(name: str, field: str) -> None:
     ids=["fields", "lists", "texts", "numbers", "escapes", "brackets", "no-json"],
 )
 def test_body_with_over_100000_values_is_refused_before_decoding(body: bytes) -> None:
-    """Such a body is refused before objects are made, which would hold the interpreter's lock long."""
+    """A body of over 100,000 values is refused before it is decoded, which would hold the
+    interpreter's lock long.
+    """
     for decoder in (JSON_OBJECT, START_REQUEST):
         with pytest.raises(RequestError, match=r"holds more than 100,000 values\.") as error_info:
             decoder.decode(body)
@@ -224,14 +235,14 @@ def test_body_with_over_100000_values_is_refused_before_decoding(body: bytes) ->
     ids=["json", "signs", "backslashes", "quotes"],
 )
 def test_text_of_any_content_counts_as_one_value(text: str) -> None:
-    """3 MB of pasted JSON, CSV or source code are one value."""
+    """A text counts as one value, also 3 MB of pasted JSON, CSV or source code."""
     body = json.dumps({"messages": [{"role": "user", "content": text}]})
     assert CHAT_REQUEST.decode(body.encode()).messages[0].content == text
     assert CHAT_REQUEST.decode(body).messages[0].content == text
 
 
 def test_body_nested_beyond_200_levels_is_refused() -> None:
-    """A deeper body is refused here, so that it causes no internal error later."""
+    """A body that is nested beyond 200 levels is refused, and so causes no internal error later."""
 
     def nested(levels: int) -> bytes:
         return b'{"a":' + b'{"[":[' * (levels // 2) + b"1" + b"]}" * (levels // 2) + b"}"

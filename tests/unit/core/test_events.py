@@ -247,7 +247,7 @@ def test_sse_text_arrives_unchanged_under_its_number(contents: list[str]) -> Non
 
 @given(json_texts)
 def test_sse_event_is_one_line_of_data(text: str) -> None:
-    """JSON has no line break, so each event is `id`, one `data` line and an empty line."""
+    """Each event is `id`, one `data` line and an empty line, since JSON has no line break."""
     frame = sse(7, Content(text))
     assert re.fullmatch(rb"id: 7\ndata: [^\r\n]*\n\n", frame)
 

@@ -189,7 +189,9 @@ def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> N
 def test_internal_fault_while_usage_is_read_gives_the_place_back(
     harness: UsageHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The fault is logged, the connection closed, and no usage is reported."""
+    """An internal fault while usage is read is logged, closes the connection and reports
+    no usage.
+    """
     generations = harness.make()
     run, reply, _ = harness.start(generations)
 
@@ -207,7 +209,7 @@ def test_internal_fault_while_usage_is_read_gives_the_place_back(
 
 
 def test_stop_before_the_answer_reports_its_usage(harness: UsageHarness) -> None:
-    """The connection that is being made goes on; the answer is counted and never shown."""
+    """A Stop before the answer lets the connection go on; the answer is counted and never shown."""
     generations = harness.make()
     reply = ScriptedReply()
     harness.upstream = ScriptedUpstream(reply)
@@ -239,7 +241,7 @@ def test_usage_in_the_read_that_meets_the_stop_is_reported_once(
 
 
 def test_answer_without_usage_is_not_reported(harness: UsageHarness) -> None:
-    """Without a usage from the provider the estimate stays."""
+    """An answer without a usage from the provider is not reported, so its estimate stays."""
     generations = harness.make()
     run, reply, _ = harness.start(generations)
     generations.stop(run.id, None)
@@ -252,7 +254,7 @@ def test_answer_without_usage_is_not_reported(harness: UsageHarness) -> None:
 def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
     harness: UsageHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The place and the connection are given back."""
+    """A usage callback that raises is logged, and the place and the connection are given back."""
     generations = harness.make()
 
     def raise_fault(run: Run, usage: dict[str, Any]) -> None:
@@ -269,7 +271,7 @@ def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
 
 
 def test_real_server_is_read_to_its_usage(fake: FakeOpenAI) -> None:
-    """Over HTTP: the reported usage is that of the whole answer."""
+    """A real server is read to its usage over HTTP: the count is that of the whole answer."""
     config = Config(base_url=fake.base_url, api_key="fake", exact_usage=True)
     usages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     generations = GenerationService(config, make_upstream(config), StopRegistry())

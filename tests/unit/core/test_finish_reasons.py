@@ -43,14 +43,16 @@ model_error eof preempted max_turns 停止""")
     [(STOP, "stop"), (LENGTH, "length"), (FILTER, "content_filter"), (CALLS, "tool_calls")],
 )
 def test_normalise_reason_maps_each_spelling_to_one_word(reasons: list[str], expected: str) -> None:
-    """Capitals, camel case and a type's name in front make no difference."""
+    """Each spelling is mapped to one word: capitals, camel case and a type's name in front change
+    nothing.
+    """
     assert {reason: normalise_reason(reason) for reason in reasons} == dict.fromkeys(
         reasons, expected
     )
 
 
 def test_normalise_reason_keeps_an_unknown_word_which_is_no_good_end() -> None:
-    """A server may break off for any reason: the user reads the server's own word."""
+    """An unknown word is kept for the user to read, and counts as a bad end."""
     assert {reason: normalise_reason(reason) for reason in OWN} == {
         reason: reason for reason in OWN
     }

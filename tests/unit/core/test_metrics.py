@@ -150,7 +150,7 @@ def test_snapshot_gap_between_pieces_of_one_read_is_zero(clock: Clock) -> None:
 
 
 def test_snapshot_has_the_reported_token_count_before_the_estimate(clock: Clock) -> None:
-    """Where usage was reported, tokens and their rate are the provider's."""
+    """A reported usage replaces the estimate of tokens and their rate."""
     meter = Meter()
     meter.received(1, 1)
     clock.time += 1.0
@@ -162,7 +162,9 @@ def test_snapshot_has_the_reported_token_count_before_the_estimate(clock: Clock)
 
 
 def test_snapshot_reasoning_time_ends_at_the_answers_first_text(clock: Clock) -> None:
-    """It is from the first thought to the answer's first text, or to the last thought."""
+    """Reasoning time is from the first thought to the answer's first text, or to the last
+    thought.
+    """
     meter = Meter()
     meter.reasoned = True
     meter.received(0, 1)

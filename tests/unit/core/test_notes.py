@@ -102,7 +102,9 @@ def test_note_filter_releases_held_text_before_thoughts_and_in_silence() -> None
 
 
 def test_are_discussed_is_true_for_notes_of_the_user() -> None:
-    """A note that Halt put at a prompt's start does not count."""
+    """Notes of the user make `are_discussed` true; a note that Halt put before the prompt
+    does not.
+    """
     assert not are_discussed(["Hello", f"{STOPPED}\n\nGo on.", f"{BROKEN}\n\nGo on."])
     assert are_discussed([f"What is {OLD}?"])
     assert are_discussed([f"{STOPPED}\n\nWhat is {STOPPED}?"])

@@ -410,7 +410,9 @@ def test_relay_waits_shortly_for_the_end_of_a_rounds_framing(
 def test_end_during_a_rounds_framing_starts_no_tool(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
-    """No tool starts, the connection closes at once, and a received usage is reported."""
+    """A run that ends during a round's framing starts no tool and closes its connection; received
+    usage is reported.
+    """
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", WAIT_TIMEOUT)
     config = fake_config(fake, exact_usage=True, gap_timeout=1_000.0)
     generations = make(make_upstream(config), config)
@@ -457,7 +459,9 @@ def readable(number: int) -> bool:
 def test_exception_in_one_runs_turn_ends_that_run_alone(
     make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run fails and its traceback is logged; other runs and the relay go on."""
+    """An exception in one run's turn fails that run and is logged; other runs and the
+    relay go on.
+    """
     feed = ChatDecoder.feed
 
     def failing_feed(self: ChatDecoder, raw: bytes) -> Part:
@@ -497,7 +501,9 @@ def assert_relay_failed(
 def test_relay_exception_fails_every_run_and_new_starts(
     make: Make, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every open run fails, its readers get that event, and new starts are refused."""
+    """After an exception of the relay every open run fails with an event, and new starts are
+    refused.
+    """
     upstream = ScriptedUpstream()
     generations = make(upstream)
     runs = [generations.start(ChatRequest(HI)) for _ in range(3)]
@@ -518,7 +524,7 @@ def test_relay_exception_fails_every_run_and_new_starts(
 def test_relay_turn_without_end_counts_as_a_failed_relay(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper finds the hanging turn and fails the runs."""
+    """A turn of the relay that hangs is found by the keeper, which fails the runs."""
     upstream = ScriptedUpstream()
     generations = make(upstream)
     run = generations.start(ChatRequest(HI))
@@ -539,7 +545,11 @@ def test_relay_turn_without_end_counts_as_a_failed_relay(
 def test_keeper_gives_the_relay_up_after_two_looks_at_one_long_turn(
     caplog: pytest.LogCaptureFixture, make: Make
 ) -> None:
-    """One look is not enough, since the process may have been paused; the failure is logged once."""
+    """The keeper gives the relay up at its second look at one turn, since the process may have been
+    paused.
+
+    The failure is logged once.
+    """
     generations = make(ScriptedUpstream())  # without threads: nothing is started
     relay = generations.relay
     for relay.turn_began in (0.0, 1.0, None, 1.0):
@@ -561,7 +571,9 @@ class FaultyServer(HaltServer):
 def test_worker_with_a_failed_relay_is_replaced(
     fake: FakeOpenAI, cause: str, tmp_path: Path
 ) -> None:
-    """All stacks are printed, another worker starts, and the saved text can be read from it."""
+    """A worker with a failed relay prints all stacks and is replaced; the saved text can
+    be read.
+    """
     env = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", "TEST_STALL_MAX": "0.2"}
     server = FaultyServer({**env, "HALT_DATA": str(tmp_path)})
     try:

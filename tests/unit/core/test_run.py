@@ -76,8 +76,11 @@ def test_usage_count_out_of_range_is_dropped(harness: RunHarness, count: int) ->
 
 
 def test_text_declared_a_thought_is_removed_from_the_answer(harness: RunHarness) -> None:
-    """Answer, steps and figures are as if the thought had come as one; a reader that left before
-    saw an answer."""
+    """Text that is later declared a thought leaves answer, steps and figures as if it had come as
+    one.
+
+    A reader that left before saw an answer.
+    """
     run, reply = harness.opened_run()
     reply.feed("Okay, ", Part((Content("hello."), ReasoningEnd(), Content("He")), 2), "llo")
     reply.end()
@@ -185,7 +188,7 @@ def test_stop_between_tokens_keeps_the_received_text(harness: RunHarness) -> Non
 def test_stop_before_a_retry_prevents_it(
     harness: RunHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The pause before a retry is interrupted, and the retry is not made."""
+    """A Stop ends the pause before a retry, and the retry is not made."""
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     monkeypatch.setattr(opening, "RETRY_AFTER_MAX", 10_000.0)
     caplog.set_level("INFO", "halt.core.opening")
@@ -360,7 +363,7 @@ def test_opening_thread_ends_when_the_run_is_open(harness: RunHarness) -> None:
 
 
 def test_run_goes_on_when_its_viewer_leaves(harness: RunHarness) -> None:
-    """The relay reads on; no thread needs to be started."""
+    """A run whose viewer leaves is read on by the relay, and no thread is started."""
     run, reply, reader = harness.watched_run()
     reader.leave()
     reply.feed("b")
@@ -370,7 +373,7 @@ def test_run_goes_on_when_its_viewer_leaves(harness: RunHarness) -> None:
 
 
 def test_viewer_that_does_not_read_delays_no_other(harness: RunHarness) -> None:
-    """A viewer on a slow network gets the rest when it reads again."""
+    """A viewer on a slow network delays no other, and gets the rest when it reads again."""
     run, reply, reader = harness.watched_run()
     idle_viewer = run.join()
     groups = run.follow(0, idle_viewer)
@@ -386,7 +389,7 @@ def test_viewer_that_does_not_read_delays_no_other(harness: RunHarness) -> None:
 
 
 def test_text_that_came_with_the_head_is_read_at_once(harness: RunHarness) -> None:
-    """Text in the reply when the relay takes it does not wait for the next byte."""
+    """Text that came with the head is read at once, without waiting for the next byte."""
     run, _ = harness.run_with_parts("a", "b")
     reader = Reader(run)
     harness.start_run(run)
@@ -552,7 +555,9 @@ def test_retry_after_is_followed_by_one_more_request(harness: RunHarness) -> Non
 def test_retry_after_gets_a_random_part(
     harness: RunHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Clients with the same Retry-After do not all come back at the same time."""
+    """The wait of a Retry-After has a random part, so that clients do not all return at the same
+    time.
+    """
     monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     caplog.set_level("INFO", "halt.core.opening")
     run, upstream = harness.started_run(
@@ -591,7 +596,9 @@ def test_unknown_finish_reason_is_in_the_event_and_the_figures(harness: RunHarne
 
 
 def test_cancelled_for_no_viewer_has_its_grace_in_seconds(harness: RunHarness) -> None:
-    """The event holds the seconds, so that they stay right after the setting is changed."""
+    """The event of a run cancelled without viewers has its grace in seconds, and so stays right if
+    the setting changes.
+    """
     run, reply = harness.opened_run(orphan_grace=0.25)
     Reader(run).leave()
     run.cancel("no_viewer")
@@ -656,7 +663,9 @@ def test_gap_limit_ends_the_run_by_itself(harness: RunHarness) -> None:
 def test_limit_is_checked_after_arrived_text_is_read(
     harness: RunHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stall of Halt, or of its machine, ends no run whose model was not silent."""
+    """A limit is checked after arrived text is read: a stall of Halt ends no run whose model was
+    not silent.
+    """
     skipped = [0.0]
     for module in (metrics, relay, run_module):
         monkeypatch.setattr(module, "now", lambda: now() + skipped[0])
@@ -677,7 +686,7 @@ def test_limit_is_checked_after_arrived_text_is_read(
 
 
 def test_limit_message_names_its_setting(harness: RunHarness) -> None:
-    """The sentence has the seconds that were waited and the setting that allows more."""
+    """The message of a limit has the seconds that were waited and the setting that allows more."""
     run, reply = harness.opened_run(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
 
     def message_at(time: float) -> str:
@@ -708,7 +717,9 @@ def test_part_without_text_renews_the_limit_of_silence(harness: RunHarness) -> N
 
 
 def test_default_limits_allow_a_long_prompt_on_a_local_model() -> None:
-    """More than ten minutes to the first token, and pauses of minutes after it."""
+    """By default a model may take over ten minutes to its first token and pause for minutes after
+    it.
+    """
     assert Config().first_byte_timeout > 600
     assert Config().gap_timeout > 200
     assert Config().run_timeout > Config().first_byte_timeout
@@ -731,7 +742,9 @@ def test_run_without_a_viewer_ends_after_its_grace(harness: RunHarness) -> None:
 
 
 def test_viewer_marked_gone_is_not_counted(harness: RunHarness) -> None:
-    """Any thread may set `gone` without a lock; the viewer's own thread may leave much later."""
+    """A viewer that another thread has marked as gone is not counted, even if its own thread leaves
+    much later.
+    """
     run, _ = harness.opened_run(orphan_grace=100.0)
     viewer = run.join()
     viewer.gone = True

@@ -74,7 +74,7 @@ def raise_fault(run: Run) -> None:
 def test_on_end_that_raises_is_logged_and_the_place_is_free(
     make_harness: MakeHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An answer that the model ended is done, also if the callback raises."""
+    """An `on_end` that raises is logged, and its answer is done and its place free."""
     run = make_harness().finished_run(ChatRequest(HI), on_end=raise_fault)
     assert run.state == "done"
     assert "the callback is broken" in caplog.text
@@ -84,7 +84,9 @@ def test_on_end_that_raises_is_logged_and_the_place_is_free(
 def test_stop_succeeds_if_on_end_raises(
     make_harness: MakeHarness, caplog: pytest.LogCaptureFixture, exact_usage: bool
 ) -> None:
-    """The receipt says stopped, the place is given back, and a usage is reported."""
+    """If `on_end` raises, the receipt still says stopped, the place is free and a usage is
+    reported.
+    """
     usages: list[dict[str, Any]] = []
     harness = make_harness(exact_usage=exact_usage, max_streams=1)
     run = harness.service.start(
@@ -124,7 +126,9 @@ def test_finished_run_holds_no_prompt(make_harness: MakeHarness) -> None:
 
 
 def test_finished_runs_beyond_kept_bytes_are_removed(make_harness: MakeHarness) -> None:
-    """The oldest are removed first, and a start with a removed ID is accepted."""
+    """Finished runs beyond KEPT_BYTES are removed, the oldest first, and their IDs can be used
+    again.
+    """
     harness = make_harness(kept_bytes=1_024)
     runs = [harness.finished_run(ChatRequest(HI, id=f"stream-{n}"), n) for n in range(10)]
     wait_until(lambda: not harness.is_kept(runs[0]))
@@ -166,7 +170,7 @@ def test_check_of_finished_runs_ends_at_the_oldest(make_harness: MakeHarness) ->
 def test_slow_place_delays_no_reader_and_no_stop(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the system is slow to give a place, readers join and Stops work."""
+    """While a place is given slowly, readers join and Stops work."""
     is_opening, may_continue = threading.Event(), threading.Event()
 
     class SlowSlots(Slots):
@@ -189,7 +193,7 @@ def test_slow_place_delays_no_reader_and_no_stop(
 
 
 def test_require_places_refuses_as_start_does(make_harness: MakeHarness) -> None:
-    """It raises as a start would, and takes no place."""
+    """`require_places` raises as a start would, and takes no place."""
     harness = make_harness(max_streams=2)
     harness.service.require_places(2)
     with pytest.raises(AtCapacity):
@@ -207,7 +211,7 @@ def test_require_places_refuses_as_start_does(make_harness: MakeHarness) -> None
 def test_view_that_raises_gives_its_place_back(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader's place is given back if its join raises."""
+    """A reader's place is given back if its join of the run raises."""
     harness = make_harness(max_streams=1)
     run = harness.service.start(ChatRequest(HI))
     with monkeypatch.context() as patch:

@@ -102,7 +102,7 @@ def test_all_free_sees_places_of_every_process(tmp_path: Path) -> None:
 
 
 def test_take_without_a_file_counts_this_process_alone() -> None:
-    """There are no more places than asked for, each with its own number."""
+    """Without a file the places of this process alone are counted, each with its own number."""
     slots = Slots()
     places = {slots.take(5, first=100) for _ in range(5)}
     assert places == {100, 101, 102, 103, 104}
@@ -111,7 +111,7 @@ def test_take_without_a_file_counts_this_process_alone() -> None:
 
 
 def test_number_of_gives_names_separate_ranges() -> None:
-    """The places of two names do not overlap, and fit the offsets that a file lock can have."""
+    """Names have separate ranges of places, which fit the offsets that a file lock can have."""
     first, second = number_of("one", 4), number_of("two", 4)
     assert first == number_of("one", 4)
     assert abs(first - second) >= 4

@@ -19,7 +19,9 @@ def step_rows(steps: tuple[Step, ...]) -> list[tuple[object, ...]]:
 
 
 def test_thought_step_ends_at_the_answers_first_text() -> None:
-    """Its pieces are one step; its time is from its first piece to the answer's first."""
+    """The pieces of a thought are one step, timed from its first piece to the answer's
+    first text.
+    """
     stream = step_stream(Reasoning("so "), Reasoning("what"))
     assert step_rows(stream.steps()) == [(1, "thought", "running", "", "so what", "", None)]
     stream.feed(3, Content("Yes."), 4.5)
@@ -27,13 +29,13 @@ def test_thought_step_ends_at_the_answers_first_text() -> None:
 
 
 def test_thought_step_goes_on_across_server_fields() -> None:
-    """A model may think on while its server sends sources."""
+    """A thought goes on across fields that the server sends in between, such as sources."""
     stream = step_stream(Reasoning("so "), Extra({"citations": []}), Reasoning("what"))
     assert [(step.state, step.text) for step in stream.steps()] == [("running", "so what")]
 
 
 def test_answer_without_thoughts_or_tools_has_no_steps() -> None:
-    """Text alone makes no step and no change."""
+    """Text alone makes no step and no patch."""
     stream = step_stream(Content("a"), Content("b"))
     assert stream.patch() == StepPatch()
     assert stream.end(9.0) == ()
@@ -71,7 +73,7 @@ def test_tool_calls_of_two_rounds_with_the_same_id_are_separate_steps() -> None:
 
 
 def test_step_without_its_beginning_has_the_part_that_is_there() -> None:
-    """A log that dropped its first events: a result alone, a whole call alone."""
+    """Where the log has dropped its first events, a step has its result alone or its call alone."""
     stream = step_stream(ToolResult("x", "old", "done", True, 5.0), ToolCall("y", "new", "{}"))
     assert step_rows(stream.steps()) == [
         (1, "tool", "done", "old", "", "done", 5.0),
@@ -80,7 +82,7 @@ def test_step_without_its_beginning_has_the_part_that_is_there() -> None:
 
 
 def test_end_leaves_no_step_running() -> None:
-    """A thought ends with the answer; a call without a result is only called."""
+    """At the end of an answer its thought ends, and a call without a result stays called."""
     assert step_rows(step_stream(ToolCall("c", "add", "{}"), Reasoning("hm")).end(4.0)) == [
         (1, "tool", "called", "add", "{}", "", None),
         (2, "thought", "done", "", "hm", "", 2000.0),
@@ -102,7 +104,7 @@ def test_patch_has_each_change_once() -> None:
 
 
 def test_steps_are_limited_in_size_and_number() -> None:
-    """Beyond the limits nothing is kept, and the last step says so once."""
+    """Steps beyond the limits of size and number are dropped, and the last one says so once."""
     stream = step_stream(Reasoning("x" * STEP_CHARS_MAX), Reasoning("y"), Reasoning("z"))
     (step,) = stream.steps()
     assert step.text == "x" * STEP_CHARS_MAX + CUT

@@ -70,7 +70,7 @@ def test_stop_of_a_stopped_stream_is_answered_finished(registry: ClockedRegistry
 
 
 def test_stops_before_the_start_stop_one_stream(registry: ClockedRegistry) -> None:
-    """A tombstone stops one stream; after that the ID can be used again."""
+    """Several Stops before the start stop one stream; after that the ID can be used again."""
     for _ in range(3):
         assert registry.press("a", None) is None
     assert not registry.claim("a", Stream().switch)
@@ -128,7 +128,7 @@ def test_tombstone_stops_a_stream_within_30_seconds(
 
 
 def test_stop_again_renews_the_tombstone(registry: ClockedRegistry) -> None:
-    """The 30 seconds count from the last Stop."""
+    """A further Stop renews the tombstone: its 30 seconds count from the last Stop."""
     registry.press("a", None)
     registry.time += TOMBSTONE_SECONDS - 1
     registry.press("a", None)

@@ -274,7 +274,7 @@ def test_summed_adds_nested_counts() -> None:
 
 
 def test_calls_before_the_end_of_the_reply_wait_for_it(harness: ToolHarness) -> None:
-    """A provider may send a call and the finish reason long before the last byte."""
+    """Calls that come long before the last byte of the reply are run at its end."""
     run, upstream = harness.started_run()
     first = upstream.reply()
     first.finish_reason = "tool_calls"
@@ -291,7 +291,7 @@ def test_calls_before_the_end_of_the_reply_wait_for_it(harness: ToolHarness) -> 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "insufficient_system_resource"])
 def test_calls_of_a_cut_off_reply_are_not_run(harness: ToolHarness, reason: str) -> None:
-    """At the token limit a call may be incomplete: the answer ends as without tools."""
+    """Calls of a reply cut at the token limit, which may be incomplete, are not run."""
     run, upstream = harness.started_run()
     upstream.reply().feed(asks("x"))
     upstream.reply().end(reason)
@@ -305,7 +305,7 @@ def test_calls_of_a_cut_off_reply_are_not_run(harness: ToolHarness, reason: str)
 def test_calls_are_run_with_any_good_finish_reason(
     harness: ToolHarness, reason: str | None
 ) -> None:
-    """Some servers send "stop" with calls, some send no reason."""
+    """Calls are run with the finish reason "stop" or none too, as some servers send them."""
     run, upstream = harness.started_run()
     first = upstream.reply()
     first.finish_reason = reason
@@ -340,7 +340,9 @@ def test_tool_choice_that_forces_a_call_holds_for_one_round(harness: ToolHarness
 
 
 def test_late_end_of_thought_covers_its_own_round(harness: ToolHarness) -> None:
-    """Text of earlier rounds stays, and no thought is sent to the model as its answer."""
+    """A late end of a thought covers its own round's text alone, and no thought is sent as an
+    answer.
+    """
     run, upstream = harness.started_run()
     reader = Reader(run)
     for number, name in enumerate(("x", "y")):
@@ -378,7 +380,7 @@ def test_answer_has_neither_reasoning_nor_calls(harness: ToolHarness) -> None:
 
 
 def test_meter_leaves_the_time_of_tools_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rate and gaps leave out the time in which tools ran."""
+    """Rate and gaps leave the time of tools out."""
     time = [0.0]
     monkeypatch.setattr(metrics, "now", lambda: time[0])
     meter = Meter()
@@ -486,7 +488,7 @@ def test_later_round_is_retried_before_its_first_token(harness: ToolHarness) -> 
 
 
 def test_retries_are_counted_over_all_rounds(harness: ToolHarness) -> None:
-    """HALT_RETRIES holds for the run, not for each of its rounds."""
+    """HALT_RETRIES is counted over the run, not for each of its rounds."""
     fault = UpstreamError("upstream_server_error")
     first = ScriptedReply()
     ask(first, "x")
@@ -529,8 +531,7 @@ def test_results_and_calls_count_toward_max_answer_chars(harness: ToolHarness) -
 
 
 def test_limits_of_silence_pause_while_tools_run(harness: ToolHarness) -> None:
-    """Tools have their own limits; the run's total time goes on, and the model's silence starts
-    anew."""
+    """The limits of silence pause while tools run and start anew; the run's total time goes on."""
     run, upstream = harness.started_run(
         first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0
     )
@@ -888,7 +889,7 @@ def test_server_ends_endless_rounds_with_an_error(server: HaltServer) -> None:
 def test_server_runs_calls_in_other_servers_forms(
     server: HaltServer, model: str, text: str
 ) -> None:
-    """The older form, calls without index, calls without ID: all are run."""
+    """Calls in other servers' forms are run: the older form, without index, without ID."""
     stream = server.client().chat(model).to_end()
     assert stream.text == text
     ids = [event["id"] for event in events_of(stream, "tool_call")]
@@ -909,7 +910,9 @@ def test_server_runs_calls_in_other_servers_forms(
 def test_server_sends_a_tools_failure_to_the_model(
     server: HaltServer, model: str, text: str
 ) -> None:
-    """Bad arguments, an unknown tool, one that fails or hangs: the answer goes on."""
+    """A tool's failure (bad arguments, unknown, raising, hanging) is sent to the model, and the
+    answer goes on.
+    """
     stream = server.client().chat(model).to_end()
     (result,) = events_of(stream, "tool_result")
     assert not result["ok"]
@@ -953,7 +956,9 @@ def test_server_leaves_calls_of_a_clients_tools_to_the_client(
 
 
 def test_server_names_the_setting_when_a_model_refuses_tools(server: HaltServer) -> None:
-    """The error says that tools were refused, quotes the server, and names the setting to change."""
+    """If a model refuses tools, the error says so, quotes the server and names the setting to
+    change.
+    """
     error = server.client().chat("no_tools").to_end().terminal["error"]
     assert error["code"] == "tools_refused"
     assert "does not support tools" in error["message"]
@@ -961,7 +966,7 @@ def test_server_names_the_setting_when_a_model_refuses_tools(server: HaltServer)
 
 
 def test_server_replay_has_the_rounds(server: HaltServer) -> None:
-    """A later reader gets calls and results in their places."""
+    """A later reader gets calls and results of all rounds in their places."""
     client = server.client()
     first = client.chat("parallel_calls?n=2").to_end()
     replay = client.follow(first.id, 0).to_end()

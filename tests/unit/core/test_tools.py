@@ -107,7 +107,7 @@ def test_tool_schema_of_a_dataclass_is_an_object() -> None:
 
 
 def test_tool_without_parameters_accepts_empty_arguments() -> None:
-    """Models send "", "{}" or blanks for no arguments."""
+    """A tool without parameters accepts "", "{}" or blanks as its arguments."""
 
     def tool() -> str:
         return "done"
@@ -164,7 +164,7 @@ def test_toolbox_refuses_a_function_that_can_be_no_tool(function: Any) -> None:
 
 
 def test_toolbox_refuses_two_tools_of_one_name() -> None:
-    """A model could not distinguish them."""
+    """Two tools of one name are refused, since a model could not distinguish them."""
     with pytest.raises(ValueError, match="'calculator'"):
         Toolbox([calculator, Tool(current_time, name="calculator")])
 
@@ -192,7 +192,9 @@ def add(a: int, b: int = 1) -> int:
     ],
 )
 def test_answer_to_bad_arguments_explains_the_error(arguments: str, message: str) -> None:
-    """A model with wrong arguments gets the reason, so that it can try again."""
+    """The result of a call with wrong arguments explains the error, so that the model can try
+    again.
+    """
     text, ok = answer_of(add, arguments)
     assert not ok
     assert "The arguments do not fit" in text
@@ -205,7 +207,7 @@ def test_answer_accepts_numbers_in_quotes() -> None:
 
 
 def test_result_for_an_unknown_tool_names_the_known_ones() -> None:
-    """A model that invents a tool gets the real names as the call's result."""
+    """The result of a call of an unknown tool names the known ones."""
     (result,) = round_results(ToolCall("c1", "ad", "{}"), tools=Toolbox([add]))
     assert (result.id, result.name, result.ok) == ("c1", "ad", False)
     assert "'ad'" in result.result
@@ -225,7 +227,7 @@ def raising_tool(fault: BaseException) -> Callable[[], str]:
 def test_answer_of_a_tool_that_raises_has_the_type_alone(
     fault: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The operator gets the traceback; the model and the user only the exception's type."""
+    """The result of a tool that raises has only the exception's type; the log has the traceback."""
     text, ok = answer_of(raising_tool(fault))
     assert (text, ok) == (f"The tool failed ({type(fault).__name__}).", False)
     assert "secret" in caplog.text
@@ -277,7 +279,9 @@ def test_result_with_a_lone_surrogate_can_be_encoded() -> None:
 
 
 def test_round_runs_its_calls_in_parallel() -> None:
-    """Three calls meet at one barrier: none waits for another. Results go back in order."""
+    """The calls of a round run in parallel (three meet at one barrier), and results are sent in
+    order.
+    """
     meeting = threading.Barrier(3)
 
     def meet(name: str) -> str:
@@ -291,7 +295,9 @@ def test_round_runs_its_calls_in_parallel() -> None:
 
 
 def test_call_over_its_time_is_given_up_and_its_event_set() -> None:
-    """The other results count, and the late call's own is dropped."""
+    """A call over its time is timed out and its Event is set; other results count, its own late one
+    is dropped.
+    """
     gate, slow_may_end, late_began = threading.Event(), threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
@@ -321,7 +327,9 @@ def test_call_over_its_time_is_given_up_and_its_event_set() -> None:
 
 
 def test_abort_ends_the_wait_for_running_tools() -> None:
-    """No thread waits for a tool that does not check its Event; every Event is set."""
+    """An abort sets every Event and ends the wait, also for a tool that does not check
+    its Event.
+    """
     running, gate = threading.Semaphore(0), threading.Event()
     events: list[threading.Event] = []
 
@@ -381,7 +389,9 @@ def test_calls_over_the_thread_limit_are_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_calls_over_the_round_limit_are_refused() -> None:
-    """One answer cannot take all threads; each of its calls has a result."""
+    """Calls over the limit of a round are refused with a result each: one answer cannot take all
+    threads.
+    """
     calls = [ToolCall(f"c{n}", "add", '{"a": 1}') for n in range(module.CALLS_MAX + 2)]
     by_id = {result.id: result for result in round_results(*calls, tools=Toolbox([add]))}
     assert len(by_id) == len(calls)
@@ -389,7 +399,7 @@ def test_calls_over_the_round_limit_are_refused() -> None:
 
 
 def test_call_without_a_thread_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that cannot be started gives a result, and its place is free again."""
+    """A call whose thread cannot be started has a result, and its place is free again."""
 
     def refuse_thread(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -538,7 +548,9 @@ def test_calculator_refuses_other_expressions(expression: str, message: str) -> 
 
 
 def test_calculator_takes_little_memory() -> None:
-    """A number has at most a few kilobytes: no larger power is computed first."""
+    """The calculator makes no number of more than a few kilobytes: larger powers are refused
+    before.
+    """
     tracemalloc.start()
     try:
         for base in ("2", "9", "10**600", "-3"):
@@ -585,7 +597,7 @@ def test_current_time_has_weekday_date_time_zone_and_offset() -> None:
     ],
 )
 def test_current_time_of_an_unknown_zone_names_known_ones(zone: str, hint: str) -> None:
-    """For a city, a wrong case or a path the model gets names that exist."""
+    """For an unknown zone (a city, a wrong case, a path) the result has names of existing ones."""
     with pytest.raises(ToolError, match=re.escape(hint)) as error_info:
         current_time(zone)
     assert len(str(error_info.value)) < 300
