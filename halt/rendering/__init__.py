@@ -1,1 +1,1 @@
-"""Markdown to safe HTML, in separate processes for slow texts; depends on nothing else in Halt."""
+"""Markdown to safe HTML, slow texts in separate processes. Uses only `halt.clock` of Halt."""
