@@ -35,9 +35,6 @@ class UsageDrain:
         self._runs: set[LiveGeneration] = set()
         self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._runs)
-
     def take(self, run: LiveGeneration) -> bool:
         """Take a place for a run that is about to be stopped. False: interrupt the run instead.
 

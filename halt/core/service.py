@@ -294,11 +294,6 @@ class GenerationService:
         """Number of this process's generations that hold a place."""
         return len(self.capacity)
 
-    @property
-    def open_usage_reads(self) -> int:
-        """Number of this process's stopped runs whose upstream is read for the usage."""
-        return len(self._usage_drain)
-
     def health(self) -> Health:
         """The state of the server now, with all its workers."""
         counts = [self.open_streams, *self._other_workers.open_streams()]

@@ -55,6 +55,13 @@ class UsageHarness:
         reader.wait_text("one ")
         return run, reply, reader
 
+    def reads_another(self, generations: GenerationService) -> bool:
+        """Whether a further stopped run is read for its usage: there was a free place."""
+        run, _, reader = self.start(generations)
+        receipt = generations.stop(run.id, None)
+        reader.finish()
+        return receipt.upstream == "closing"
+
     def close(self) -> None:
         for service in self._services:
             service.close()
@@ -174,7 +181,7 @@ def test_limit_ends_the_reading_of_usage(harness: UsageHarness, limit: str) -> N
 def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> None:
     """After a Stop a server that never answers is closed at the limit."""
     harness.upstream.silent = True
-    generations = harness.make(**ENDLESS | {"first_byte_timeout": 1_000.0})
+    generations = harness.make(**ENDLESS | {"first_byte_timeout": 1_000.0}, max_streams=1)
     run = generations.start(
         ChatRequest(HI), on_usage=lambda run, usage: harness.usages.put((run.id, usage))
     )
@@ -182,7 +189,8 @@ def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> N
     assert generations.stop(run.id, None).upstream == "closing"
     exceed_limit(run, "first_byte_timeout")
     wait_until(lambda: not run.reads_usage)
-    wait_until(lambda: generations.open_usage_reads == 0)
+    harness.upstream.silent = False
+    wait_until(lambda: harness.reads_another(generations))
     assert harness.usages.empty()
 
 
@@ -192,18 +200,18 @@ def test_internal_fault_while_usage_is_read_gives_the_place_back(
     """An internal fault while usage is read is logged, closes the connection and reports
     no usage.
     """
-    generations = harness.make()
+    generations = harness.make(max_streams=1)
     run, reply, _ = harness.start(generations)
 
     def raise_fault(_: float) -> Part:
         raise ZeroDivisionError("in the decoder")
 
     generations.stop(run.id, None)
-    assert generations.open_usage_reads == 1
+    assert run.reads_usage
     monkeypatch.setattr(reply, "next_part", raise_fault)
     reply.feed("two ")
     assert reply.over.wait(WAIT_TIMEOUT)
-    wait_until(lambda: generations.open_usage_reads == 0)
+    wait_until(lambda: harness.reads_another(generations))
     assert "ZeroDivisionError: in the decoder" in caplog.text
     assert harness.usages.empty()
 
@@ -255,7 +263,7 @@ def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
     harness: UsageHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A usage callback that raises is logged, and the place and the connection are given back."""
-    generations = harness.make()
+    generations = harness.make(max_streams=1)
 
     def raise_fault(run: Run, usage: dict[str, Any]) -> None:
         raise RuntimeError("the store is full")
@@ -267,7 +275,7 @@ def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
     wait_until(lambda: "the store is full" in caplog.text)
-    wait_until(lambda: generations.open_usage_reads == 0)
+    wait_until(lambda: harness.reads_another(generations))
 
 
 def test_real_server_is_read_to_its_usage(fake: FakeOpenAI) -> None:
