@@ -5,114 +5,33 @@ Each server here is a small one whose list of models and answers a test chooses.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from tests.support.doctor_command import DoctorReport, doctor
+from tests.support.simple_model_server import (
+    TEXT,
+    USAGE,
+    Responder,
+    list_models,
+    refuse_list,
+    reply_with,
+    serving,
+    stream_answer,
+)
 
 pytestmark = pytest.mark.slow
 
-TEXTS = [f"{number} " for number in range(1, 21)]
-TEXT = "".join(TEXTS)
-USAGE = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29}
-
-
-class Request(BaseHTTPRequestHandler):
-    """One request; `reply` and `stream` answer it."""
-
-    protocol_version = "HTTP/1.1"
-    lists: Callable[[Request], None]
-    answers: Callable[[Request], None]
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-    def do_GET(self) -> None:
-        if self.path.endswith("/v1/models"):
-            type(self).lists(self)
-        else:
-            self.reply({"error": {"message": "There is no such path."}}, 404)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        with contextlib.suppress(ConnectionError):  # Stop
-            if self.path.endswith("/v1/chat/completions"):
-                type(self).answers(self)
-            else:
-                self.reply({"error": {"message": "There is no such path."}}, 404)
-
-    def reply(self, value: Any, status: int = 200, kind: str = "application/json") -> None:
-        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def stream(self, **headers: str) -> None:
-        self.send_response(200)
-        self.send_header("Connection", "close")
-        for name, value in ({"Content_Type": "text/event-stream"} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        for text in TEXTS:
-            self._piece({"choices": [{"index": 0, "delta": {"content": text}}]})
-            time.sleep(0.005)  # the pace of a model
-        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": USAGE}
-        self._piece(end)
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def _piece(self, value: Any) -> None:
-        self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
-
-
-Answer = Callable[[Request], None]
-
-
-def good_list(request: Request) -> None:
-    request.reply({"object": "list", "data": [{"id": "good", "object": "model"}]})
-
-
-def no_list(request: Request) -> None:
-    request.reply({"detail": "Not Found"}, 404)
-
-
-def good_answer(request: Request) -> None:
-    request.stream()
-
-
-def replies(value: Any, status: int = 200, kind: str = "application/json") -> Answer:
-    """A server's answer that is this body."""
-    return lambda request: request.reply(value, status, kind)
-
-
-@contextlib.contextmanager
-def served(lists: Answer = good_list, answers: Answer = good_answer) -> Iterator[str]:
-    """The address of a server that lists and answers so."""
-    handler = type("Handler", (Request,), {"lists": lists, "answers": answers})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
 
 def examined(
-    lists: Answer = good_list, answers: Answer = good_answer, end: str = "", **settings: str
+    lists: Responder = list_models,
+    answers: Responder = stream_answer,
+    end: str = "",
+    **settings: str,
 ) -> DoctorReport:
     """The doctor's findings about such a server."""
-    with served(lists, answers) as url:
+    with serving(lists, answers) as url:
         return doctor("--timeout", "20", OPENAI_BASE_URL=url + end, **settings)
 
 
@@ -120,54 +39,56 @@ def examined(
     ("answers", "reason", "remedy"),
     [
         (
-            replies({"error": {"message": "CUDA out of memory on device 3"}}, 500),
+            reply_with({"error": {"message": "CUDA out of memory on device 3"}}, 500),
             "CUDA out of memory on device 3",
             "log of the model's server",
         ),
         (
-            replies({"detail": "engine core died"}, 502),
+            reply_with({"detail": "engine core died"}, 502),
             "engine core died",
             "log of the model's server",
         ),
         (
-            replies("<html><title>504 gateway of Example</title></html>", 504, "text/html"),
+            reply_with("<html><title>504 gateway of Example</title></html>", 504, "text/html"),
             "504 gateway of Example",
             "log of the model's server",
         ),
         (
-            replies({"error": {"message": "Country, region, or territory not supported"}}, 403),
+            reply_with({"error": {"message": "Country, region, or territory not supported"}}, 403),
             "Country, region, or territory not supported",
             "Another key does not help",
         ),
         (
-            replies({"error": {"message": "This key may not use good", "code": "forbidden"}}, 403),
+            reply_with(
+                {"error": {"message": "This key may not use good", "code": "forbidden"}}, 403
+            ),
             "This key may not use good",
             "Use a key that is allowed to do this",
         ),
         (
-            replies({"error": {"message": "No credit", "code": "insufficient_quota"}}, 429),
+            reply_with({"error": {"message": "No credit", "code": "insufficient_quota"}}, 429),
             "No credit",
             "Add credit",
         ),
         (
-            replies({"error": {"message": "model good not found"}}, 404),
+            reply_with({"error": {"message": "model good not found"}}, 404),
             "model good not found",
             "Set HALT_MODEL to a model of this server.",
         ),
         (
-            replies({"error": {"message": "Loading model", "type": "unavailable_error"}}, 503),
+            reply_with({"error": {"message": "Loading model", "type": "unavailable_error"}}, 503),
             "Loading model",
             "until the model is loaded",
         ),
         (
-            replies({"error": {"message": "bad key", "code": "invalid_api_key"}}, 401),
+            reply_with({"error": {"message": "bad key", "code": "invalid_api_key"}}, 401),
             "bad key",
             "Set OPENAI_API_KEY to a key of this server.",
         ),
     ],
 )
 def test_refused_answer_has_the_servers_reason_and_its_remedy(
-    answers: Answer, reason: str, remedy: str
+    answers: Responder, reason: str, remedy: str
 ) -> None:
     """The finding about a refused answer quotes the server and has the remedy for that fault."""
     report = examined(answers=answers)
@@ -185,7 +106,7 @@ def test_server_without_streaming_is_a_warning() -> None:
         "usage": USAGE,
     }
     completion["choices"][0]["finish_reason"] = "stop"  # type: ignore[index]
-    report = examined(answers=replies(completion))
+    report = examined(answers=reply_with(completion))
     assert report.exit_code == 0, report.text
     assert report.statuses()["answer"] == "ok"
     assert report.statuses()["streaming"] == "warn"
@@ -234,7 +155,7 @@ def test_address_with_a_requests_path_is_a_warning(end: str) -> None:
 )
 def test_model_list_in_another_shape_is_read(value: Any) -> None:
     """From a list in another shape the first model for conversations is used."""
-    report = examined(lists=replies(value))
+    report = examined(lists=reply_with(value))
     assert report.exit_code == 0, report.text
     assert report.statuses()["models"] == "ok"
     assert "answers" not in report.findings["models"]["text"]
@@ -243,7 +164,7 @@ def test_model_list_in_another_shape_is_read(value: Any) -> None:
 
 def test_server_without_a_model_list_needs_halt_model() -> None:
     """For a server without a list the remedy is HALT_MODEL; with it the list is not needed."""
-    for lists in (no_list, replies("Not Found", 404, "text/plain"), replies({}, 405)):
+    for lists in (refuse_list, reply_with("Not Found", 404, "text/plain"), reply_with({}, 405)):
         report = examined(lists=lists)
         assert report.statuses()["models"] == "fail", report.text
         assert report.remedy("models") == "Set HALT_MODEL to a model that the server has."
@@ -258,13 +179,13 @@ def test_server_without_a_model_list_needs_halt_model() -> None:
 @pytest.mark.parametrize(
     "lists",
     [
-        replies({"error": {"message": "the list is broken"}}, 500),
-        replies({"error": {"message": "the list is for administrators"}}, 403),
-        replies({"data": []}),
-        replies({"message": "the list is broken"}),
+        reply_with({"error": {"message": "the list is broken"}}, 500),
+        reply_with({"error": {"message": "the list is for administrators"}}, 403),
+        reply_with({"data": []}),
+        reply_with({"message": "the list is broken"}),
     ],
 )
-def test_broken_model_list_hides_no_answer(lists: Answer) -> None:
+def test_broken_model_list_hides_no_answer(lists: Responder) -> None:
     """With HALT_MODEL a broken model list is reported, and the answer is checked as well."""
     report = examined(lists=lists, HALT_MODEL="good")
     assert report.statuses()["answer"] == "ok", report.text
@@ -276,7 +197,7 @@ def test_missing_chat_completions_path_is_named() -> None:
     """If only the answer's path is missing, the remedy says that the list of models is at the
     address.
     """
-    report = examined(answers=replies("404 page not found", 404, "text/plain"))
+    report = examined(answers=reply_with("404 page not found", 404, "text/plain"))
     assert report.statuses()["answer"] == "fail"
     assert "The list of models is at OPENAI_BASE_URL" in report.remedy("answer")
 
@@ -287,7 +208,7 @@ def test_http_proxy_is_named_without_its_password(
     """An HTTP proxy is named without its password; name and connection are then not checked."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with served() as url:
+    with serving() as url:
         address = url.removesuffix("/v1")
         monkeypatch.setenv("HTTP_PROXY", address.replace("http://", "http://me:hidden-word@"))
         report = doctor(OPENAI_BASE_URL="http://model.invalid/v1")

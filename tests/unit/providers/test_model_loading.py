@@ -21,8 +21,8 @@ from halt.providers.embedded_model import EmbeddedModel
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.services import services
+from tests.support.simple_model_server import ModelRequest, list_models, serving
 from tests.support.waiting import WAIT_TIMEOUT
-from tests.unit.cli.test_doctor_remedies import Request, good_list, served
 
 HELLO = ChatRequest([Message("user", "Hello")])
 #: Errors of servers that are loading a model.
@@ -40,7 +40,7 @@ class Loader:
         self.asked = threading.Semaphore(0)
         self.value: object = LOADING[0]
 
-    def __call__(self, request: Request) -> None:
+    def __call__(self, request: ModelRequest) -> None:
         if self.ready.is_set():
             request.stream()
         else:
@@ -81,7 +81,7 @@ def test_message_waits_for_the_loading_demo_model_until_stop(
     A Stop ends the wait.
     """
     loader = Loader()
-    with served(good_list, loader) as url, demo_at(url, HALT_RETRIES="0") as generations:
+    with serving(list_models, loader) as url, demo_at(url, HALT_RETRIES="0") as generations:
         for loader.value in LOADING:
             loader.ready.clear()
             run = generations.start(HELLO)
@@ -103,7 +103,7 @@ def test_message_waits_for_the_loading_demo_model_until_stop(
 def test_wait_for_the_demo_model_ends_with_first_byte_timeout() -> None:
     """After HALT_FIRST_BYTE_TIMEOUT the error says that the model is still loading."""
     with (
-        served(good_list, Loader()) as url,
+        serving(list_models, Loader()) as url,
         demo_at(url, HALT_FIRST_BYTE_TIMEOUT="3") as generations,
     ):
         failed = ended(generations.start(HELLO))
@@ -116,7 +116,7 @@ def test_wait_for_the_demo_model_ends_with_first_byte_timeout() -> None:
 def test_other_loading_server_is_retried_as_for_any_fault() -> None:
     """A server other than the demo model gets HALT_RETRIES retries, then an error."""
     loader = Loader()
-    with served(good_list, loader) as url:
+    with serving(list_models, loader) as url:
         config = load({"OPENAI_BASE_URL": url, "HALT_MODEL": "m", "HALT_RETRIES": "1"})
         generations = GenerationService(config, make_upstream(config), StopRegistry())
         failed = ended(generations.start(HELLO))
