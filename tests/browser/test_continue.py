@@ -18,7 +18,7 @@ from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import add_models, choose
 from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, new_id
-from tests.support.reverse_proxies import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"  # in the console

@@ -11,8 +11,8 @@ from tests.browser.conftest import OpenChat
 from tests.browser.model_picker import choose, picker
 from tests.support.halt_server import StartHalt
 from tests.support.model_servers import listing, models
+from tests.support.ports import free_port
 from tests.support.raw_server import RawServer
-from tests.support.reverse_proxies import free_port
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 

@@ -18,7 +18,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
 from tests.support.halt_server import RECORD_TIMEOUT, START_TIMEOUT, HaltServer
-from tests.support.reverse_proxies import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 

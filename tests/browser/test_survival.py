@@ -22,7 +22,7 @@ from tests.browser.chat import LOAD_ERRORS, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
 from tests.support.halt_server import RECORD_TIMEOUT, StartHalt, request_record
-from tests.support.reverse_proxies import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 LOST = "Connection lost"

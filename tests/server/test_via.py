@@ -29,7 +29,7 @@ from tests.support.halt_server import (
     settings,
 )
 from tests.support.http_client import Client, HttpResponse
-from tests.support.reverse_proxies import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,16 +74,3 @@ def refused(outcome: Answer, code: str) -> UpstreamError:
     assert fault.message.startswith((CODES[code][0], OVERLOADED))
     assert len(fault.message) < 600
     return fault
-
-
-def closed_port() -> int:
-    """Return a port of 127.0.0.1 on which no process listens until the test itself does.
-
-    It stays bound while this process lives, so that no other process gets it.
-    """
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", 0))
-    port: int = sock.getsockname()[1]
-    sock.detach()
-    return port

@@ -10,7 +10,6 @@ import contextlib
 import http.client
 import itertools
 import os
-import random
 import select
 import shutil
 import socket
@@ -26,6 +25,7 @@ import trustme
 
 from tests.support.halt_server import ROOT
 from tests.support.http_client import READ_TIMEOUT, Client
+from tests.support.ports import free_port
 
 NAME = "chat.example.org"
 BINARIES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
@@ -36,20 +36,6 @@ APACHE_LOADS = (
 )
 
 hosts = itertools.count(2)
-
-
-#: The system gives ports from 32768 up (macOS: from 49152) to outgoing connections and to listeners
-#: on port 0. Below that no other process gets the port between `free_port` and its use.
-FREE_PORTS = range(20_000, 32_000)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which no process listens."""
-    for port in random.sample(FREE_PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no free port among 100")
 
 
 def binary(*names: str) -> str:

@@ -23,22 +23,40 @@ from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.doctor_command import doctor, doctor_of_proxy
 from tests.support.halt_server import HaltServer
-from tests.support.provider_answers import closed_port
+from tests.support.ports import free_port
 from tests.support.raw_server import RawServer, answering
 from tests.support.reverse_proxies import (
     binary,
-    free_port,
     nginx_around,
     nginx_below_path,
     started_program,
 )
 
 PACED = "count?rate=60&n=30"  # slow enough to detect a buffer on the way
+#: Prompts that make the fake ignore its model. Delays of a busy machine are short beside two seconds.
+TWO_SECONDS = "/fake count?rate=15&n=30"
+ENDLESS = "/fake count?rate=60&n=1000000"
+
+
+@pytest.fixture(autouse=True)
+def patient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of any speed, answers run until their Stop, and an idle server is found idle."""
+    for module in ("stop", "proxy_streams"):
+        monkeypatch.setattr(f"halt.cli.doctor.{module}.LONG", ENDLESS)
+    monkeypatch.setattr("halt.cli.doctor.stop.IDLE_WITHIN", 60.0)
+
+
+@pytest.fixture
+def slow_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The complete answer takes two seconds, so that no delay of this machine looks like a buffer."""
+    for module in ("answers", "proxy_streams"):
+        monkeypatch.setattr(f"halt.cli.doctor.{module}.SHORT", TWO_SECONDS)
 
 
 # --- the model ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("slow_answer")
 def test_doctor_of_a_good_upstream_has_only_good_findings(shared_fake: FakeOpenAI) -> None:
     """Name, connection, key, models, streaming, usage, Stop: each is checked and good."""
     report = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
@@ -119,7 +137,7 @@ def test_doctor_checks_every_provider_of_a_file(shared_fake: FakeOpenAI, tmp_pat
         default = "claude/{PACED}"
         [providers.local]
         kind = "openai"
-        base_url = "http://127.0.0.1:{closed_port()}/v1"
+        base_url = "http://127.0.0.1:{free_port()}/v1"
         [providers.claude]
         kind = "anthropic"
         base_url = "{shared_fake.origin}"
@@ -153,7 +171,7 @@ def test_doctor_checks_azure_and_anthropic_of_the_environment(shared_fake: FakeO
         AZURE_OPENAI_ENDPOINT=shared_fake.origin,
         AZURE_OPENAI_API_KEY="fake-key-of-tests",
         AZURE_OPENAI_DEPLOYMENT="count?n=20",
-        ANTHROPIC_BASE_URL=f"http://127.0.0.1:{closed_port()}",
+        ANTHROPIC_BASE_URL=f"http://127.0.0.1:{free_port()}",
         ANTHROPIC_API_KEY="fake-key-of-tests",
         HALT_MODEL="anthropic/echo",
     )
@@ -164,7 +182,7 @@ def test_doctor_checks_azure_and_anthropic_of_the_environment(shared_fake: FakeO
 
 def test_doctor_names_a_server_that_refuses_connections() -> None:
     """The finding names the fault and the setting to change."""
-    report = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{closed_port()}/v1")
+    report = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
     assert report.exit_code == 1
     assert report.statuses() == {"open files": "ok", "name": "ok", "connection": "fail"}
     assert "refuses connections" in report.findings["connection"]["text"]
@@ -444,6 +462,7 @@ def proxies(
         }
 
 
+@pytest.mark.usefixtures("slow_answer")
 def test_doctor_of_a_good_proxy_has_only_good_findings(proxies: dict[str, str]) -> None:
     """The proxy streams and passes the headers, and a Stop reaches the model."""
     report = doctor_of_proxy(proxies["good"])
@@ -465,6 +484,7 @@ def test_doctor_of_a_good_proxy_has_only_good_findings(proxies: dict[str, str]) 
     assert "was closed" in report.findings["stop"]["text"]
 
 
+@pytest.mark.usefixtures("slow_answer")
 def test_doctor_of_a_good_tls_proxy_has_only_good_findings(proxies: dict[str, str]) -> None:
     """Through a good TLS proxy all findings are good, also for cookies and a client that leaves
     early.
@@ -476,6 +496,7 @@ def test_doctor_of_a_good_tls_proxy_has_only_good_findings(proxies: dict[str, st
     assert "before the model writes" in report.findings["departure"]["text"]
 
 
+@pytest.mark.usefixtures("slow_answer")
 def test_doctor_of_halt_without_a_proxy_has_only_good_findings(paced_halt: HaltServer) -> None:
     """All checks are good without a proxy between."""
     assert set(doctor_of_proxy(paced_halt.url).statuses().values()) == {"ok"}
@@ -543,6 +564,7 @@ def test_doctor_finds_a_proxy_without_websockets(proxies: dict[str, str]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("slow_answer")
 def test_doctor_reports_a_halt_below_a_path_as_one_finding(
     paced_halt: HaltServer, tmp_path: Path
 ) -> None:
@@ -641,6 +663,7 @@ def test_doctor_without_a_model_names_the_reason_and_the_next_step(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("slow_answer")
 def test_doctor_names_a_missing_token(start_halt: Any, shared_fake: FakeOpenAI) -> None:
     """Without the token the streams are not checked, and the finding names the remedy."""
     halt = start_halt(shared_fake, HALT_TOKEN="open-sesame", HALT_MODEL=PACED)

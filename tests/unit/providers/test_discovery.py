@@ -43,7 +43,8 @@ from tests.support.model_servers import (
     listing,
     models,
 )
-from tests.support.provider_answers import ask, closed_port, refused
+from tests.support.ports import free_port
+from tests.support.provider_answers import ask, refused
 from tests.support.raw_server import Peer, RawServer
 from tests.support.waiting import SERVER_TIMEOUT, BackgroundCall, wait_until
 
@@ -65,7 +66,7 @@ def look(*urls: str) -> DiscoveryResult:
 
 def down() -> str:
     """An address where nothing listens."""
-    return f"http://127.0.0.1:{closed_port()}/v1"
+    return f"http://127.0.0.1:{free_port()}/v1"
 
 
 # --- which addresses are asked --------------------------------------------------------------------

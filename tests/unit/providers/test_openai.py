@@ -19,7 +19,8 @@ from halt.errors import CODES, UpstreamError
 from halt.providers.openai import OpenAIUpstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport
-from tests.support.provider_answers import HI, KEY, Answer, ask, closed_port, read, refused
+from tests.support.ports import free_port
+from tests.support.provider_answers import HI, KEY, Answer, ask, read, refused
 from tests.support.raw_server import CHUNKED, OK, Handler, Peer, RawServer, answering
 from tests.support.waiting import WAIT_TIMEOUT
 
@@ -358,7 +359,7 @@ def test_rate_limit_message_has_the_wait_of_retry_after(upstream: OpenAIUpstream
 
 def test_closed_port_is_upstream_refused(make: Make) -> None:
     """A port on which no process listens is upstream_refused."""
-    refused(ask(make(f"http://127.0.0.1:{closed_port()}/v1")), "upstream_refused")
+    refused(ask(make(f"http://127.0.0.1:{free_port()}/v1")), "upstream_refused")
 
 
 def test_unknown_host_name_is_upstream_dns(make: Make) -> None:

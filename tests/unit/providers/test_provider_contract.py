@@ -41,7 +41,8 @@ from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
 from halt.transport.pool import Transport
-from tests.support.provider_answers import HI, KEY, ask, closed_port, read, refused
+from tests.support.ports import free_port
+from tests.support.provider_answers import HI, KEY, ask, read, refused
 from tests.support.raw_server import OK, RawServer, answering
 from tests.support.scripted_upstream import Reader
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
@@ -235,7 +236,7 @@ def test_unreachable_server_has_the_same_code_for_every_kind(
     make: Make, kind: Kind, address: str, code: str
 ) -> None:
     """A failed connection has the same code for an answer and for the health check."""
-    upstream = make(kind, base_url=address.format(port=closed_port()))
+    upstream = make(kind, base_url=address.format(port=free_port()))
     refused(ask(upstream), code)
     with pytest.raises(UpstreamError) as caught:
         upstream.check(UpstreamConnection())
@@ -337,7 +338,7 @@ def test_malformed_model_list_of_anthropic_is_invalid(make: Make, body: bytes) -
 
 def test_configured_models_need_no_request(make: Make, kind: Kind) -> None:
     """A list in the settings is used, also while the server is down."""
-    upstream = make(kind, base_url=f"http://127.0.0.1:{closed_port()}", models=("a", "b"))
+    upstream = make(kind, base_url=f"http://127.0.0.1:{free_port()}", models=("a", "b"))
     assert upstream.models(UpstreamConnection()) == ["a", "b"]
 
 

@@ -21,7 +21,8 @@ from halt.providers.factory import make_provider
 from halt.providers.router import Providers, names_in
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import StartHalt, new_id, refused_start, request_record
-from tests.support.provider_answers import HI, ask, closed_port, refused
+from tests.support.ports import free_port
+from tests.support.provider_answers import HI, ask, refused
 from tests.support.raw_server import Peer, RawServer
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
@@ -279,7 +280,7 @@ def wait_listed(upstream: Providers, model: str) -> None:
 
 @pytest.fixture
 def down() -> dict[str, str]:
-    return {"base_url": f"http://127.0.0.1:{closed_port()}/v1"}
+    return {"base_url": f"http://127.0.0.1:{free_port()}/v1"}
 
 
 def test_provider_prefix_selects_the_provider_and_is_removed(make: Make, fake: FakeOpenAI) -> None:

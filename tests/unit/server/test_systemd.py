@@ -31,7 +31,7 @@ from halt.server.systemd import CLOSES_WITHIN, take_notify
 from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers
 from tests.support.halt_server import ROOT, START_TIMEOUT, HaltServer, settings
-from tests.support.provider_answers import closed_port
+from tests.support.ports import free_port
 from tests.support.reverse_proxies import binary, replaced
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
@@ -351,7 +351,7 @@ def test_image_health_check_fails_where_nothing_listens(image: Image, halt: Halt
     """The image's health check needs Python alone, passes at a Halt, and fails at a closed port."""
     command = json.loads(image.last["HEALTHCHECK"].partition("CMD ")[2])
     assert command[0] == "python"
-    for port, is_healthy in ((halt.port, True), (closed_port(), False)):
+    for port, is_healthy in ((halt.port, True), (free_port(), False)):
         checked = subprocess.run(
             [sys.executable, *command[1:]],
             env={"PORT": str(port)},

@@ -44,7 +44,7 @@ from halt.transport.http1 import (
     readable,
 )
 from halt.transport.pool import Transport
-from tests.support.provider_answers import closed_port
+from tests.support.ports import free_port
 from tests.support.raw_server import CHUNKED, HELLO, OK, Peer, RawServer, answering
 from tests.support.transport_calls import body_of, fetch, get, read_all
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
@@ -867,7 +867,7 @@ def test_name_is_looked_up_again_after_cache_seconds(
 
 def test_unreachable_address_is_not_cached(transport: Transport, look_ups: list[str]) -> None:
     """A server may have moved: the next attempt looks the name up again."""
-    port = closed_port()
+    port = free_port()
     for _ in range(2):
         with pytest.raises(httpx2.ConnectError):
             get(transport, f"http://model.example:{port}/")

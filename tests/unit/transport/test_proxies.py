@@ -20,7 +20,7 @@ from halt.core.connection import UpstreamConnection
 from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport, bypasses_proxy, proxy_for
-from tests.support.provider_answers import closed_port
+from tests.support.ports import free_port
 from tests.support.raw_server import Handler, Peer, RawServer, answering
 from tests.support.transport_calls import body_of, fetch, get, read_all
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
@@ -263,7 +263,7 @@ def test_error_of_the_proxy_is_reported_as_the_proxys(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message of a proxy's fault names the proxy, not the model's server."""
-    port = closed_port()
+    port = free_port()
     for proxy, reason in ((f"http://127.0.0.1:{port}", "refused"), ("socks5://[::1]:9", "socks5")):
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         transport = make_transport()
