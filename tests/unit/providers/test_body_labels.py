@@ -118,7 +118,7 @@ def test_web_page_is_reported_under_any_content_type(asked: Answer) -> None:
     indirect=["asked"],
 )
 def test_unreadable_body_is_reported_with_its_content_type(asked: Answer, label: str) -> None:
-    """If the contents say nothing, the detail names the type or coding."""
+    """A body without an answer or an error is reported with its type or coding."""
     assert asked.fault is not None
     assert asked.fault.code == "upstream_invalid"
     assert label in asked.fault.detail
@@ -135,7 +135,7 @@ def test_unreadable_body_is_reported_with_its_content_type(asked: Answer, label:
     indirect=True,
 )
 def test_error_is_read_under_any_content_type_and_coding(asked: Answer) -> None:
-    """The words of an error are read whatever type and coding its headers name."""
+    """The words of an error are read under any type and coding that its headers name."""
     assert asked.fault is not None
     assert "Boom 7" in asked.fault.message
 

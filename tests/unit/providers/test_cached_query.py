@@ -81,7 +81,7 @@ def test_unexpected_exception_is_an_internal_error_and_allows_the_next_query(
 
 
 def test_error_is_cached_for_fault_seconds() -> None:
-    """A server that refuses is not queried again at once."""
+    """An error is cached for FAULT_SECONDS: a server that refuses is not queried again at once."""
     connections: list[UpstreamConnection] = []
 
     def fetch(connection: UpstreamConnection) -> str:

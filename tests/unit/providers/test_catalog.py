@@ -55,7 +55,7 @@ class GroupedUpstream(ListUpstream):
 
 
 def test_list_is_requested_once_and_cached() -> None:
-    """Five refreshes send one request."""
+    """The list is cached: five refreshes send one request."""
     upstream = ListUpstream(["a", "b"])
     models = Catalog(upstream)
     assert [models.refresh() for _ in range(5)] == [[("", ["a", "b"])]] * 5
@@ -68,7 +68,7 @@ def test_models_of_several_providers_are_grouped() -> None:
 
 
 def test_silent_provider_is_awaited_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first page waits, later ones do not, and the list is shown once it has arrived."""
+    """A silent provider delays the first page alone, and its list is shown once it has arrived."""
     monkeypatch.setattr(catalog, "PAGE_WAIT", 0.01)
     upstream = ListUpstream(["a"])
     upstream.go_on.clear()
@@ -115,7 +115,7 @@ def test_failed_refresh_keeps_the_list_and_is_cached(
 def test_has_no_list_is_true_for_permanent_faults_alone(
     answer: list[str] | Exception, has_no_list: bool
 ) -> None:
-    """A server without a list is distinguished from one that fails for now."""
+    """`has_no_list` is true of a server without a list, and false while a server fails for now."""
     models = Catalog(ListUpstream(answer))
     assert not models.has_no_list
     models.refresh()

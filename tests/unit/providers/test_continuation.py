@@ -143,7 +143,9 @@ def test_echoed_prefix_is_shown_once(data: st.DataObject, cut: tuple[str, str]) 
 
 @given(broken(), st.text(max_size=400), st.booleans())
 def test_joiner_drops_nothing_but_a_repeat(cut: tuple[str, str], new: str, repeats: bool) -> None:
-    """The joined text is an end of the new text, with blanks between at most."""
+    """The joiner drops nothing but a repeat: its text is an end of the new text, with blanks
+    between at most.
+    """
     old, _ = cut
     added_text = joined(old, [new], repeats=repeats)[len(old) :]
     assert new.endswith(added_text.lstrip())
@@ -151,7 +153,7 @@ def test_joiner_drops_nothing_but_a_repeat(cut: tuple[str, str], new: str, repea
 
 @given(broken(), st.text("abc d\n", min_size=1, max_size=900))
 def test_joiner_holds_back_a_few_hundred_characters(cut: tuple[str, str], new: str) -> None:
-    """Text that is no repeat is passed on within a few hundred characters."""
+    """The joiner passes text that is no repeat on within a few hundred characters."""
     seam = ContinuationJoiner(cut[0], repeats=True)
     added_text = "".join(seam.feed(char) for char in new)
     assert len(new) - len(added_text) <= WINDOW + LEAD_MAX + 200
@@ -236,7 +238,9 @@ def test_white_space_at_a_prefix_occurs_once(old: str, new: str, whole: str) -> 
 
 
 def test_instruction_asks_for_the_last_words_and_no_visible_seam() -> None:
-    """The model gets exactly these words: a change of them changes how well models continue."""
+    """The instruction has exactly these words: a change of them changes how well models
+    continue.
+    """
     request = by_instruction(continuation_request(ChatRequest(HI), "One two "))
     answer, instruction = request.messages[-2:]
     assert (answer.role, answer.content) == ("assistant", "One two")
@@ -423,7 +427,9 @@ def roles(record: Record) -> list[str]:
 @pytest.mark.parametrize("style", ["tail", "more", "all", "lead"])
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
 def test_every_provider_continues_by_instruction(make: Make, kind: Kind, style: str) -> None:
-    """The text continues after its last word, whatever part of it the model repeats."""
+    """Every provider continues by instruction after its last word, whatever part of the text the
+    model repeats.
+    """
     upstream = make(kind, style, continues="instruction")
     for cut in CUTS:
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
@@ -449,7 +455,9 @@ def test_continuation_without_a_repeat_gets_a_blank(make: Make) -> None:
 def test_llamacpp_and_vllm_are_known_by_their_list_and_get_a_prefix(
     make: Make, tale: FakeOpenAI, owner: str
 ) -> None:
-    """The list is requested once; the last message is the answer so far."""
+    """llama.cpp and vLLM are recognised by their list, requested once, and get the answer so far as
+    last message.
+    """
     tale.owner = owner
     upstream = make()
     for cut in CUTS:
@@ -467,7 +475,9 @@ def test_llamacpp_and_vllm_are_known_by_their_list_and_get_a_prefix(
 
 
 def test_unknown_server_is_continued_by_instruction(make: Make, tale: FakeOpenAI) -> None:
-    """Many servers would take a last assistant message for a finished answer."""
+    """An unknown server is continued by instruction: it may take a last assistant message for a
+    finished answer.
+    """
     rest_of(make(), 60)
     assert roles(completions(tale)[0]) == ["user", "assistant", "user"]
 
@@ -476,7 +486,9 @@ def test_unknown_server_is_continued_by_instruction(make: Make, tale: FakeOpenAI
 def test_mistral_and_deepseek_get_a_marked_prefix(
     make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Mistral's answer begins with the prefix, DeepSeek's does not; no list is requested."""
+    """Mistral and DeepSeek get a marked prefix without a list; only Mistral's answer begins with
+    it.
+    """
     monkeypatch.setattr(module, "HOSTS", {"127.0.0.1": way})
     new_upstream = make(style="echo" if way == "echoed" else "tail")
     for cut in CUTS:
@@ -582,7 +594,9 @@ def test_demo_model_continues_its_answer(running: Master) -> None:
 def test_interrupted_connection_sends_no_request_of_a_continuation(
     make: Make, tale: FakeOpenAI
 ) -> None:
-    """The list, a refused prefix and the second way share the run's connection."""
+    """An interrupt prevents every request of a continuation: the list, a refused prefix and the
+    second way.
+    """
     tale.owner = "llamacpp"
     connection = UpstreamConnection()
     connection.interrupt()

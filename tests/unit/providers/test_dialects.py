@@ -210,7 +210,7 @@ def test_chunks_without_data_field_are_a_stream() -> None:
     ],
 )
 def test_error_instead_of_a_stream_has_its_words(body: bytes) -> None:
-    """The message has the server's words, in whatever format they came."""
+    """An error instead of a stream has the server's words, in whatever format they came."""
     for pieces in ([body], every_byte(body)):
         played = chat(*pieces)
         assert played.code is not None
@@ -254,7 +254,7 @@ def test_deeply_nested_values_end_no_answer(body: bytes) -> None:
 
 
 def test_label_is_reported_for_a_body_without_words() -> None:
-    """Without an answer or words, the content type is the reason."""
+    """A body without an answer or words is reported by its content type."""
     decoder = ChatDecoder()
     decoder.label = "an answer of type 'image/png'"
     assert play(decoder, [b"\x89PNG\r\n\x1a\n\x00\x00"]).code == "upstream_invalid"
@@ -294,7 +294,7 @@ NOISE = [
 
 
 def test_stream_that_is_framed_twice_is_read() -> None:
-    """A gateway frames each event again: `data: data: {...}`."""
+    """A stream that a gateway has framed again, `data: data: {...}`, is read."""
     stream = (A + END).replace(b"data: ", b"data: data: ")
     played = chat(stream)
     assert (played.text, played.code, played.reason) == ("A", None, "stop")
@@ -330,7 +330,7 @@ def test_noise_between_pieces_changes_nothing(noise: bytes) -> None:
     ],
 )
 def test_anything_after_the_finish_reason_is_ignored(behind: bytes) -> None:
-    """With its finish reason an answer is complete."""
+    """After the finish reason an answer is complete, and anything else is ignored."""
     played = chat(A + FINISH + behind)
     assert (played.text, played.ended, played.code, played.reason) == ("A", True, None, "stop")
 
@@ -344,7 +344,7 @@ def test_done_ends_the_answer_in_every_form(mark: bytes) -> None:
 
 @pytest.mark.parametrize("broken", [b"{not json", b'{"choices":[{"delta":{"content":"lost'])
 def test_broken_piece_in_the_middle_is_a_fault(broken: bytes) -> None:
-    """Text was lost there, so the answer does not count as whole."""
+    """A broken piece in the middle, where text was lost, is a fault."""
     played = chat(A + data(broken) + B + END)
     assert (played.text, played.code) == ("A", "upstream_invalid")
 
@@ -361,7 +361,7 @@ def test_last_lines_of_a_broken_stream_are_in_the_message() -> None:
 
 
 def test_last_event_without_its_empty_line_is_read_if_needed() -> None:
-    """It is read if the answer is not finished without it."""
+    """The last event without its empty line is read if the answer is not finished without it."""
     assert chat(A + B[:-1]).text == "AB"
     assert chat(A + FINISH[:-2]).ended
     assert chat(A + FINISH + B[:-1]).text == "A"
@@ -402,7 +402,9 @@ def test_half_a_character_waits_for_its_other_half(
 
 
 def test_halves_in_reasoning_and_text_are_not_joined() -> None:
-    """Reasoning may end within a character and the text begin within one."""
+    """Half a character at the end of reasoning is not joined with a half at the text's
+    beginning.
+    """
     thought = data(chunk({"reasoning_content": "a\ud83d"}))
     played = chat(thought + text("\ude00b") + END)
     assert (played.thought, played.text) == ("a\ufffd", "\ufffdb")
@@ -484,7 +486,7 @@ NOBODY_NEEDS_IT = [
 
 @pytest.mark.parametrize("piece", NOBODY_NEEDS_IT)
 def test_unused_field_of_any_type_is_ignored(piece: dict[str, Any]) -> None:
-    """A field that is not needed may have any type, and the text is unchanged."""
+    """A field that is not needed may have any type and does not change the text."""
     played = chat(data(piece) + B + END)
     assert (played.text, played.thought, played.code) == ("AB", "", None)
     assert (played.reason, played.usage, played.calls, played.extras) == ("stop", None, [], [])
@@ -492,7 +494,9 @@ def test_unused_field_of_any_type_is_ignored(piece: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000])
 def test_numbers_that_json_lacks_end_no_answer(number: bytes) -> None:
-    """Python servers write NaN; the emitted fields are valid JSON."""
+    """NaN, which Python servers write, does not end the answer, and the emitted fields are valid
+    JSON.
+    """
     raw = b'{"choices":[{"index":0,"delta":{"content":"A"}}],"timings":{"x":%b,"y":[%b]}}'
     played = chat(data(raw % (number, number)) + END)
     assert (played.text, played.code) == ("A", None)
@@ -509,7 +513,7 @@ def test_numbers_that_json_lacks_end_no_answer(number: bytes) -> None:
     {"content": [{"type": "reasoning", "text": "hm"}]},
 ])  # fmt: skip
 def test_reasoning_is_read_from_every_known_field(field: dict[str, Any]) -> None:
-    """Reasoning comes as text, as parts, and under several names."""
+    """Reasoning is read as text, as parts, and under each of its names."""
     played = chat(data(chunk(field)) + A + END)
     assert (played.thought, played.text) == ("hm", "A")
 
@@ -530,7 +534,7 @@ def test_token_counts_become_integers(usage: dict[str, Any], expected: dict[str,
 
 
 def test_empty_usage_does_not_replace_a_count() -> None:
-    """The first usage stays if a later one has no counts."""
+    """A later usage without counts does not replace the first one."""
     counted = data({"choices": [], "usage": USAGE})
     assert chat(A + counted + data(chunk({}, "stop", usage={}))).usage == USAGE
 
@@ -551,7 +555,7 @@ def test_empty_usage_does_not_replace_a_count() -> None:
     ],
 )
 def test_tool_call_needs_a_name_and_arguments_alone(call: dict[str, Any], expected: str) -> None:
-    """Whatever else is odd about a call, the tool runs with the model's arguments."""
+    """A tool call with any other oddity runs with the model's arguments."""
     for calls in ([call], call):
         played = chat(data(chunk({"tool_calls": calls})) + data(chunk({}, "tool_calls")) + DONE)
         assert (played.calls, played.code) == ([("x", expected)], None)
@@ -579,14 +583,14 @@ def test_tool_call_needs_a_name_and_arguments_alone(call: dict[str, Any], expect
     ],
 )  # fmt: skip
 def test_text_is_read_from_every_known_field(pieces: list[dict[str, Any]]) -> None:
-    """A message, the older API's text, text beside the delta: nothing is read twice."""
+    """Text is read once from a message, the older API's text, and text beside the delta."""
     stream = b"".join(data({"choices": [{"index": 0, **piece}]}) for piece in pieces)
     played = chat(stream + END)
     assert (played.text, played.code, played.extras) == ("Hello", None, [])
 
 
 def test_calls_repeated_in_a_final_message_count_once() -> None:
-    """A server that sends the whole message at the end repeats no call."""
+    """Calls that a final message repeats count once."""
     pieces = data(chunk({"tool_calls": [CALL | {"index": 0}]}))
     whole = data(
         {"choices": [{"message": MESSAGE | {"tool_calls": [CALL]}, "finish_reason": "tool_calls"}]}
@@ -605,7 +609,7 @@ def test_calls_repeated_in_a_final_message_count_once() -> None:
     ],
 )
 def test_piece_without_choices_is_read(line: dict[str, Any]) -> None:
-    """The own formats of Ollama and llama.cpp are read."""
+    """Pieces in Ollama's and llama.cpp's own formats, without choices, are read."""
     played = chat(data(line) + B + END)
     assert (played.text, played.code) == ("AB", None)
 
@@ -638,7 +642,9 @@ def test_piece_without_choices_is_read(line: dict[str, Any]) -> None:
     ],
 )
 def test_error_in_the_stream_comes_after_its_text(error: bytes) -> None:
-    """Every format of an error has the server's words, and all text before it is kept."""
+    """An error in the stream has the server's words in every format, and comes after all text
+    before it.
+    """
     stream = A + text("<th") + error
     played = chat(stream)
     assert played.text == "A<th"
@@ -648,7 +654,7 @@ def test_error_in_the_stream_comes_after_its_text(error: bytes) -> None:
 
 
 def test_text_in_the_chunk_of_an_error_is_kept() -> None:
-    """The last text and the error may come in one chunk."""
+    """Text in the chunk of an error is kept."""
     played = chat(A + data(chunk({"content": "B"}, "error", error={"message": "Boom 7"})))
     assert (played.text, played.code) == ("AB", "upstream_error")
 
@@ -657,7 +663,9 @@ def test_text_in_the_chunk_of_an_error_is_kept() -> None:
 
 
 def test_unknown_fields_are_passed_on_once_and_on_change() -> None:
-    """Sources come with each chunk, and are emitted with the first text and when they change."""
+    """Unknown fields, such as sources in each chunk, are emitted with the first text and when they
+    change.
+    """
     one, two = ["https://a.example/one"], ["https://a.example/one", "https://a.example/two"]
     stream = [
         chunk({"role": "assistant", "content": ""}, citations=one, service_tier="default"),
@@ -677,7 +685,7 @@ def test_unknown_fields_are_passed_on_once_and_on_change() -> None:
 
 
 def test_unknown_fields_keep_their_level() -> None:
-    """Fields of the chunk, of the choice and of the delta are emitted separately."""
+    """Unknown fields of the chunk, of the choice and of the delta are emitted separately."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     choice = {"index": 0, "delta": {"content": "A", "images": [image]}, "native_finish_reason": "x"}
     played = chat(data({"choices": [choice], "x_groq": {"id": "req"}}) + END)
@@ -688,7 +696,9 @@ def test_unknown_fields_keep_their_level() -> None:
 
 
 def test_equal_pieces_of_a_delta_are_all_passed_on() -> None:
-    """Details of reasoning add up, so equal ones are emitted twice."""
+    """Equal pieces of a delta, such as reasoning details, are emitted each time, since
+    they add up.
+    """
     detail = {"type": "reasoning.text", "text": "ha", "index": 0}
     piece = data(chunk({"reasoning": "ha", "reasoning_details": [detail]}))
     played = chat(piece + piece + END)
@@ -706,13 +716,15 @@ def test_image_in_content_parts_is_passed_on() -> None:
 
 
 def test_running_figures_are_passed_on_at_the_end() -> None:
-    """llama.cpp's timings with each token are one field, not thousands."""
+    """Figures that come with each token, such as llama.cpp's timings, are emitted once at
+    the end.
+    """
     stream = b"".join(data(chunk({"content": "a"}, timings={"n": n})) for n in range(5))
     assert chat(stream + END).extras == [{"chunk": {"timings": {"n": 4}}}]
 
 
 def test_content_filter_results_are_passed_on_when_they_change() -> None:
-    """Azure's result with each piece is emitted once while it stays the same."""
+    """Azure's content filter results are emitted when they change, not with each piece."""
     safe, unsafe = {"hate": {"filtered": False}}, {"hate": {"filtered": True}}
     stream = b"".join(
         data(
@@ -728,7 +740,9 @@ def test_content_filter_results_are_passed_on_when_they_change() -> None:
 
 
 def test_unknown_field_of_a_call_stays_with_it() -> None:
-    """Gemini's signature of its reasoning comes with the fragment of its call."""
+    """An unknown field of a call, such as Gemini's signature, comes with the fragment of
+    its call.
+    """
     signed = {"google": {"thought_signature": "c2lnbmVk"}}
     call = CALL | {"index": 0, "extra_content": signed}
     decoder = ChatDecoder()
@@ -796,7 +810,9 @@ def claude(*pieces: bytes) -> Played:
     ],
 )  # fmt: skip
 def test_near_anthropic_stream_is_an_answer(stream: bytes) -> None:
-    """Unannounced blocks, missing indexes and names, and another end mark are read."""
+    """A stream close to Anthropic's (unannounced blocks, missing indexes and names, another end
+    mark) is read.
+    """
     played = claude(stream)
     assert (played.text, played.thought, played.code) == ("A", "", None)
     assert (played.ended, played.reason) == (True, "stop")
@@ -831,7 +847,9 @@ def test_half_a_character_waits_in_an_anthropic_stream(pieces: list[str], expect
     ],
 )
 def test_error_in_an_anthropic_stream_has_its_words(error: bytes) -> None:
-    """Anthropic's format and those of gateways are read."""
+    """An error in an Anthropic stream has its words, in Anthropic's format and in those of
+    gateways.
+    """
     played = claude(BEGIN + TEXT + SAID + error)
     assert played.text == "A"
     assert played.code is not None
@@ -839,7 +857,7 @@ def test_error_in_an_anthropic_stream_has_its_words(error: bytes) -> None:
 
 
 def test_anthropic_citations_become_openai_annotations() -> None:
-    """A URL becomes an annotation; a place in a document has no equal there."""
+    """A URL citation becomes an annotation; a place in a document is left out."""
     web = {
         "type": "web_search_result_location",
         "url": "https://a.example",
@@ -861,14 +879,14 @@ def test_anthropic_citations_become_openai_annotations() -> None:
 
 
 def test_text_after_unannounced_reasoning_is_text() -> None:
-    """Both have one index, and only their types distinguish them."""
+    """Text after unannounced reasoning with the same index is distinguished by its type."""
     thought = piece(0, "thinking_delta", thinking="hm")
     played = claude(BEGIN, thought, thought, SAID, SAID, STOP)
     assert (played.thought, played.text, played.code) == ("hmhm", "AA", None)
 
 
 def test_token_count_is_not_replaced_by_an_empty_one() -> None:
-    """Some servers end with null, zeros or strings instead of counts."""
+    """A token count is not replaced by null, zeros or strings at the end."""
     for prompt in (None, 0, "", "3"):
         usage = {"input_tokens": prompt, "output_tokens": "5"}
         end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
@@ -877,14 +895,16 @@ def test_token_count_is_not_replaced_by_an_empty_one() -> None:
 
 
 def test_tool_input_as_an_object_is_read() -> None:
-    """The API sends a piece of JSON as text there."""
+    """Tool input is read as an object, where the API itself sends pieces of JSON as text."""
     begun = started(0, "tool_use", id="t", name="add", input={})
     played = claude(BEGIN, begun, piece(0, "input_json_delta", partial_json={"a": 1}), STOP)
     assert played.calls == [("add", '{"a":1}')]
 
 
 def test_blocks_of_one_index_are_both_sent_back() -> None:
-    """A server that numbers none of its blocks loses no reasoning."""
+    """Blocks of one index, from a server that numbers none, are both sent back with their
+    reasoning.
+    """
     decoder = MessagesDecoder()
     stream = started(0, "thinking", thinking="hm", signature="s") + started(0, "text", text="A")
     assert play(decoder, [BEGIN + stream + STOP]).text == "A"
@@ -996,7 +1016,7 @@ def test_random_stream_is_the_same_in_any_cut(words: list[bytes], cuts: list[int
 
 
 def test_line_of_8_megabytes_is_one_piece_of_text() -> None:
-    """An image of 8 MB, in one line and in reads of 64 kB, is one piece of text."""
+    """A line of 8 MB, such as an image, is one piece of text, in reads of 64 kB."""
     picture = "iVBORw0K" * 1_000_000
     stream = text(picture) + END
     pieces = [stream[at : at + 65_536] for at in range(0, len(stream), 65_536)]
@@ -1005,12 +1025,12 @@ def test_line_of_8_megabytes_is_one_piece_of_text() -> None:
 
 @pytest.mark.parametrize("line", [b"{", b"[", b'{"a":"', b"x", b": "])
 def test_endless_line_of_any_kind_is_refused(line: bytes) -> None:
-    """Memory is bounded for lines of any kind."""
+    """An endless line of any kind is refused, so that memory is bounded."""
     played = chat(line, *[b"a" * 65_536] * (LINE_MAX // 65_536 + 1))
     assert played.code == "upstream_invalid"
 
 
 def test_json_in_endless_lines_is_refused() -> None:
-    """Memory is bounded for JSON that is never closed."""
+    """JSON that is never closed is refused, so that memory is bounded."""
     line = b"1" * 200 + b",\n"
     assert chat(b"[\n", *[line * 1000] * 170).code == "upstream_invalid"

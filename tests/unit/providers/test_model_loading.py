@@ -143,7 +143,9 @@ def reserved() -> Iterator[EmbeddedModel]:
 def test_page_says_that_the_demo_model_is_loading(
     shared_fake: FakeOpenAI, reserved: EmbeddedModel, tmp_path: object
 ) -> None:
-    """Until the model answers the page polls by itself; then it describes the demo model."""
+    """The page says that the demo model is loading and polls until it answers; then it describes
+    the model.
+    """
     for url, loading in ((reserved.base_url, True), (shared_fake.base_url, False)):
         environ = {
             "HALT_EMBEDDED_URL": url,

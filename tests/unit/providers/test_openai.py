@@ -79,7 +79,7 @@ def refused_list(outcome: Answer) -> UpstreamError:
 def test_answer_is_the_same_in_every_framing(
     upstream: OpenAIUpstream, model: str, text: str, reason: str | None
 ) -> None:
-    """Every framing of a server gives the same text and its finish reason."""
+    """In every framing of a server the text and its finish reason are the same."""
     got = ask(upstream, model)
     assert (got.text, got.ended, got.fault) == (text, True, None)
     assert got.reply is not None
@@ -120,7 +120,7 @@ def test_refused_stream_options_are_left_out_for_that_model(
 
 
 def test_other_refusal_keeps_stream_options(upstream: OpenAIUpstream, fake: FakeOpenAI) -> None:
-    """Only a refusal that names the option turns it off."""
+    """A refusal that does not name stream_options keeps the option."""
     refused(ask(upstream, "400"), "bad_request")
     ask(upstream, "count?n=1")
     assert ["stream_options" in r.body for r in fake.requests] == [True, True]
@@ -383,7 +383,9 @@ def test_untrusted_certificate_is_upstream_tls(make: Make) -> None:
 def test_plain_http_server_at_an_https_address_is_reported(
     make: Make, says: bytes, code: str, retryable: bool
 ) -> None:
-    """A server without TLS at an https address answers in plain text, or waits."""
+    """A server without TLS at an https address is reported, whether it answers in plain text or
+    waits.
+    """
 
     def plain(peer: Peer) -> None:
         peer.sock.recv(4096)
@@ -401,13 +403,13 @@ def test_plain_http_server_at_an_https_address_is_reported(
 
 
 def test_server_that_does_not_accept_is_a_connect_timeout(make: Make) -> None:
-    """A server that does not accept is given up after the connect timeout."""
+    """A server that does not accept is a connect timeout."""
     with FakeOpenAI.unaccepting() as url:
         refused(ask(make(url, connect_timeout=0.1)), "upstream_connect_timeout")
 
 
 def test_silent_tls_handshake_is_a_tls_timeout(make: Make) -> None:
-    """The connect timeout includes the TLS handshake."""
+    """A silent TLS handshake ends after the connect timeout as upstream_tls_timeout."""
     with RawServer(answering()) as server:
         url = server.url.replace("http:", "https:")
         refused(ask(make(url, connect_timeout=0.5)), "upstream_tls_timeout")
@@ -452,7 +454,7 @@ def silent_after(*events: bytes) -> Handler:
 
 @pytest.mark.parametrize("bad", [b'{"error":{"message":"Boom."}}', b"{not json"])
 def test_fault_is_raised_at_once_on_an_open_connection(make: Make, bad: bytes) -> None:
-    """Text and fault in one packet, then silence: the fault needs no more bytes."""
+    """A fault in the packet of the last text is raised at once, while the connection stays open."""
     with RawServer(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', bad)) as server:
         reply = make(server.url).open(ChatRequest(HI), UpstreamConnection())
         try:

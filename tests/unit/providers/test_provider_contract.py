@@ -271,7 +271,7 @@ def test_interrupt_closes_the_upstream_in_every_phase(
 
 
 def test_interrupted_connection_sends_no_request(upstream: Upstream, fake: FakeOpenAI) -> None:
-    """After a Stop no request is sent, whatever is called."""
+    """An interrupted connection sends no request, whatever is called."""
     connection = UpstreamConnection()
     connection.interrupt()
     for question in (
@@ -313,7 +313,7 @@ def plain(kind: Kind) -> dict[str, Any]:
 
 @pytest.mark.parametrize("status", [b"400 Bad Request", b"401 Unauthorized", b"500 Oops"])
 def test_key_quoted_in_a_refusal_is_masked(make: Make, kind: Kind, status: bytes) -> None:
-    """A proxy that repeats the key in its refusal does not put it into the message."""
+    """A key that a proxy repeats in its refusal is masked in the message."""
     body = b'{"error":{"type":"x","message":"Invalid key: %b."}}' % KEY.encode()
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
     with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
@@ -337,13 +337,13 @@ def test_malformed_model_list_of_anthropic_is_invalid(make: Make, body: bytes) -
 
 
 def test_configured_models_need_no_request(make: Make, kind: Kind) -> None:
-    """A list in the settings is used, also while the server is down."""
+    """Configured models need no request for a list, also while the server is down."""
     upstream = make(kind, base_url=f"http://127.0.0.1:{free_port()}", models=("a", "b"))
     assert upstream.models(UpstreamConnection()) == ["a", "b"]
 
 
 def test_anthropic_address_may_end_in_v1(make: Make, fake: FakeOpenAI) -> None:
-    """The address works with and without `/v1` and a slash."""
+    """Anthropic's address may end in `/v1` or not, with or without a slash."""
     for base_url in (fake.origin, fake.origin + "/", fake.base_url, fake.base_url + "/"):
         assert make("anthropic", base_url=base_url).models(UpstreamConnection())[0] == "echo"
     assert {record.path for record in fake.requests} == {"/v1/models"}
@@ -367,7 +367,7 @@ def completion_records(fake: FakeOpenAI) -> list[Record]:
 def test_fault_before_the_first_token_is_retried(
     generations: GenerationService, fake: FakeOpenAI, status: str
 ) -> None:
-    """A server that fails once and then answers has answered."""
+    """A fault before the first token is retried, and the retry's answer is complete."""
     run = generations.start(ChatRequest(HI, model=f"flaky?n=2&status={status}"))
     events = Reader(run).finish()
     assert isinstance(events[-1][1], Done)
@@ -376,7 +376,7 @@ def test_fault_before_the_first_token_is_retried(
 
 
 def test_tools_are_run_and_their_results_sent(generations: GenerationService, kind: Kind) -> None:
-    """The model gets its calls with their results, and answers."""
+    """Tools are run, and the model gets its calls with their results and answers."""
 
     def add(a: int, b: int) -> int:
         return a + b
@@ -395,7 +395,9 @@ def test_tools_are_run_and_their_results_sent(generations: GenerationService, ki
 def test_signed_reasoning_is_sent_back_before_the_calls(
     generations: GenerationService, fake: FakeOpenAI
 ) -> None:
-    """The next round begins with the signed reasoning, then the calls, in order."""
+    """Signed reasoning is sent back at the beginning of the next round, before the calls,
+    in order.
+    """
 
     def add(a: int, b: int) -> int:
         return a + b
@@ -436,7 +438,9 @@ def test_signed_reasoning_is_sent_back_before_the_calls(
 
 
 def test_azure_request_names_deployment_version_and_key(make: Make, fake: FakeOpenAI) -> None:
-    """The deployment is in the path, the version in the query, the key in its own header."""
+    """An Azure request has the deployment in the path, the version in the query, the key in its own
+    header.
+    """
     upstream = make("azure", models=("count?n=1", "other"), default_model="")
     assert ask(upstream).text == "0 "
     record = fake.requests[0]
@@ -449,7 +453,7 @@ def test_azure_request_names_deployment_version_and_key(make: Make, fake: FakeOp
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../x"])
 def test_deployment_name_that_is_a_path_is_refused(make: Make, fake: FakeOpenAI, name: str) -> None:
-    """A model name that would lead to another path is refused, and no request is sent."""
+    """A deployment name that would lead to another path is refused, and no request is sent."""
     refused(ask(make("azure"), name), "model_not_found")
     assert fake.requests == []
 
@@ -497,7 +501,7 @@ def test_common_servers_give_the_same_answer(
     expected_calls: list[tuple[str, str]],
     code: str | None,
 ) -> None:
-    """The formats of common servers give the same text, reasoning, calls and usage."""
+    """Text, reasoning, calls and usage are the same from the formats of common servers."""
     got = ask(make("openai"), f"shape?name={name}")
     reply = got.reply
     assert reply is not None
@@ -715,7 +719,7 @@ def _fields(**fields: Any) -> dict[str, Any]:
 def test_untranslatable_request_is_a_bad_request_with_its_reason(
     make: Make, fake: FakeOpenAI, more: dict[str, Any], words: str
 ) -> None:
-    """The message says what is allowed; no request is sent."""
+    """A request that has no translation is a bad request with what is allowed, and is not sent."""
     request = CHAT_REQUEST.convert({"messages": [{"role": "user", "content": "hi"}]} | more)
     with pytest.raises(UpstreamError) as caught:
         make("anthropic").open(request, UpstreamConnection())
@@ -725,7 +729,9 @@ def test_untranslatable_request_is_a_bad_request_with_its_reason(
 
 
 def test_reasoning_effort_becomes_adaptive_thinking(make: Make, fake: FakeOpenAI) -> None:
-    """Effort is passed on if the model takes it, with more tokens for the reasoning."""
+    """Reasoning effort becomes adaptive thinking if the model takes it, with more tokens for the
+    reasoning.
+    """
     upstream = make("anthropic")
     ask(upstream, "count?n=1", reasoning_effort="high")
     ask(upstream, "count?n=1", reasoning_effort="high", max_tokens=5000)
@@ -738,7 +744,9 @@ def test_reasoning_effort_becomes_adaptive_thinking(make: Make, fake: FakeOpenAI
 
 
 def test_model_without_effort_levels_gets_a_token_budget(make: Make, fake: FakeOpenAI) -> None:
-    """After one refusal for each model, its reasoning is limited in tokens."""
+    """A model that refuses effort levels gets a budget of tokens for its reasoning, after one
+    refusal.
+    """
     upstream = make("anthropic")
     for limit in (None, 5000, 1500):
         got = ask(upstream, "budgeted", reasoning_effort="medium", max_tokens=limit)
@@ -755,7 +763,9 @@ def test_model_without_effort_levels_gets_a_token_budget(make: Make, fake: FakeO
 
 
 def test_thinking_is_off_after_calls_without_signed_reasoning(make: Make, fake: FakeOpenAI) -> None:
-    """A client's own tool calls have no signed reasoning, which the API would refuse."""
+    """Thinking is off after a client's own tool calls, whose missing signature the API would
+    refuse.
+    """
     call = ToolCall("c1", "look", "{}")
     lost = Message("assistant", None, tool_calls=[openai_call(call)])
     kept = ToolTurn(None, [call], [{"type": "thinking", "thinking": "", "signature": "s"}])
@@ -884,7 +894,7 @@ def test_anthropic_stream_is_the_same_in_any_cut(cuts: list[int]) -> None:
 def test_anthropic_stop_reason_becomes_openais_finish_reason(
     stop_reason: str, finish_reason: str
 ) -> None:
-    """Finish reasons do not depend on the provider."""
+    """Anthropic's stop reason becomes OpenAI's finish reason."""
     decoder = MessagesDecoder()
     decoder.feed(event("message_delta", delta={"stop_reason": stop_reason}))
     assert decoder.end().ended
@@ -901,7 +911,7 @@ def test_anthropic_stop_reason_becomes_openais_finish_reason(
     ],
 )  # fmt: skip
 def test_fault_in_anthropics_stream_comes_after_its_text(bad: bytes, code: str) -> None:
-    """Text comes first, then the fault with its code."""
+    """A fault in Anthropic's stream comes after its text, with its code."""
     decoder = MessagesDecoder()
     part = decoder.feed(start(0, "text", text="kept") + bad)
     assert part.text == "kept"
@@ -911,7 +921,9 @@ def test_fault_in_anthropics_stream_comes_after_its_text(bad: bytes, code: str) 
 
 
 def test_anthropic_stream_without_a_stop_reason_is_incomplete() -> None:
-    """A body that ends in the middle is a fault, and its tokens so far are no usage."""
+    """An Anthropic stream that ends without a stop reason is a fault, and its tokens so far are no
+    usage.
+    """
     decoder = MessagesDecoder()
     decoder.feed(WHOLE.partition(b"event: message_delta")[0])
     assert decoder.usage is None

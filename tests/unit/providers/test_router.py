@@ -65,7 +65,9 @@ def of_file(path: Path, model: str = "", **environ: str) -> Setup:
 
 
 def test_continue_is_a_setting_and_a_key_of_the_file(tmp_path: Path) -> None:
-    """HALT_CONTINUE applies to all providers; a provider in the file may have its own way."""
+    """HALT_CONTINUE applies to all providers, and the key `continue` of the file to its
+    provider.
+    """
     path = tmp_path / "halt.toml"
     path.write_text(
         '[providers.a]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
@@ -132,7 +134,7 @@ def test_azure_variables_set_deployment_and_version() -> None:
 
 @pytest.mark.parametrize("missing", AZURE)
 def test_missing_azure_variable_is_refused(missing: str) -> None:
-    """The one line names the missing variable."""
+    """A missing variable for Azure is refused in one line that names it."""
     with pytest.raises(ConfigError) as caught:
         load({name: value for name, value in AZURE.items() if name != missing})
     assert str(caught.value).startswith(f"{missing} is missing: ")
@@ -140,7 +142,7 @@ def test_missing_azure_variable_is_refused(missing: str) -> None:
 
 @pytest.mark.parametrize("name", ["ANTHROPIC_BASE_URL", "AZURE_OPENAI_ENDPOINT"])
 def test_invalid_provider_address_is_refused(name: str) -> None:
-    """The line names variable and value, and shows the form of an address."""
+    """An invalid address is refused with the variable, the value and the form of an address."""
     with pytest.raises(ConfigError, match=rf"^{name}='nope' is not an address: use http"):
         load(AZURE | {name: "nope"})
 
@@ -223,7 +225,9 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
     ],
 )  # fmt: skip
 def test_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
-    """The line names the file, the key, its value and what is allowed; never a key's text."""
+    """A wrong file is refused in one line: file, key, value and what is allowed, never a key's
+    text.
+    """
     path = tmp_path / "halt.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -235,7 +239,7 @@ def test_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    """The line names the variable and the path."""
+    """A missing file is refused in one line with the variable and the path."""
     with pytest.raises(ConfigError, match=r"^HALT_CONFIG='.*none.toml' can't be read: No such"):
         of_file(tmp_path / "none.toml")
 
@@ -307,7 +311,7 @@ def test_bare_name_selects_the_provider_that_lists_it(
 
 
 def test_bare_name_of_two_providers_is_refused(make: Make, down: dict[str, str]) -> None:
-    """The message has the two full names."""
+    """A bare name of two providers is refused with the two full names."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("m", "n")})
     fault = refused(ask(upstream, "m"), "model_not_found")
     assert "use a/m or b/m" in fault.message
@@ -315,7 +319,7 @@ def test_bare_name_of_two_providers_is_refused(make: Make, down: dict[str, str])
 
 @pytest.mark.parametrize("name", ["none", "c/m", "a/"])
 def test_unlisted_name_is_not_found(make: Make, down: dict[str, str], name: str) -> None:
-    """The message names the providers."""
+    """A name that no provider lists is not found, and the message names the providers."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("n",)})
     fault = refused(ask(upstream, name), "model_not_found")
     assert "PROVIDER being one of a, b" in fault.message
@@ -368,7 +372,7 @@ def test_lists_and_check_fail_with_the_first_fault_if_all_are_down(
 
 
 def test_silent_provider_does_not_hide_other_models(make: Make, fake: FakeOpenAI) -> None:
-    """Its models are missing, those of the others are listed, and one request is sent to it."""
+    """A silent provider's models are missing and the others are listed; it gets one request."""
     left = threading.Event()
 
     def silent(peer: Peer) -> None:
@@ -389,7 +393,7 @@ def test_silent_provider_does_not_hide_other_models(make: Make, fake: FakeOpenAI
 
 
 def test_late_list_is_a_temporary_fault(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the only provider has not answered yet, the catalog fails as unreachable."""
+    """The list of an only provider that has not answered yet fails as unreachable."""
 
     def silent(peer: Peer) -> None:
         peer.wait_client_left()

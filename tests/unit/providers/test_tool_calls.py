@@ -186,7 +186,9 @@ def test_calls_are_assembled_for_every_server_format(habit: str) -> None:
 
 
 def test_unknown_fields_stay_with_their_call() -> None:
-    """Each piece has its own unknown fields, the whole call those of all its pieces."""
+    """Unknown fields stay with their call: each piece has its own, the whole call those of all its
+    pieces.
+    """
     assembler, out = CallAssembler(), PartBuilder()
     assembler.add_fragment(0, "a", "x", "", out, {"extra_content": {"google": {"sign": "s"}}})
     assembler.add_fragment(
@@ -202,7 +204,7 @@ def test_unknown_fields_stay_with_their_call() -> None:
 
 
 def test_calls_beyond_calls_max_are_refused() -> None:
-    """More than CALLS_MAX calls are an invalid stream, so that memory is bounded."""
+    """More than CALLS_MAX calls are refused as an invalid stream, so that memory is bounded."""
     with pytest.raises(UpstreamError) as caught:
         assembled([(n, f"id{n}", "add", "{}") for n in range(CALLS_MAX + 1)])
     assert caught.value.code == "upstream_invalid"

@@ -318,7 +318,7 @@ FORMULAS = [
     [("", ""), ("Text: ", " text."), ("# ", ""), ("- ", "\n- b"), ("> ", ""), ("1. **a** ", "")],
 )
 def test_render_formula_stays_unchanged(source: str, before: str, after: str) -> None:
-    """In paragraphs, headings, lists and quotes."""
+    """A formula stays unchanged in paragraphs, headings, lists and quotes."""
     if "\n" in source and before:
         source = source.replace("\n", "\n> " if before == "> " else "\n   ")
         if before in {"# ", "Text: "} or "\n\n" in source.replace(" ", ""):
@@ -336,7 +336,7 @@ def test_render_formula_stays_unchanged(source: str, before: str, after: str) ->
     "source", ["| a | b |\n|---|---|\n| $x_1 * y_1$ | \\(a*b*c\\) |", "[$a*b*c$](https://x.org)"]
 )
 def test_render_formula_in_a_cell_or_link_is_no_emphasis(source: str) -> None:
-    """Stars and underscores of a formula in a cell or a link stay characters."""
+    """Stars and underscores of a formula in a cell or a link are no emphasis."""
     rendered = gate(render(source))
     assert "<em>" not in rendered
     assert rendered.count('<span class="math">') == source.count("$") // 2 + source.count("\\(")
@@ -393,7 +393,7 @@ def test_unclosed_formula_ends_at_the_next_block_or_limit() -> None:
     ],
 )
 def test_emphasis_in_scripts_without_blanks_needs_none(source: str, bold: list[str]) -> None:
-    """Punctuation of such a script counts as its letters, also beside another script's letters."""
+    """Emphasis in a script without blanks needs none: its punctuation counts as letters."""
     assert re.findall("<strong>(.*?)</strong>", html.unescape(gate(render(source)))) == bold
     assert "**" not in seen(source)
 
@@ -409,7 +409,7 @@ def test_emphasis_in_scripts_without_blanks_needs_none(source: str, bold: list[s
     ],
 )
 def test_emphasis_between_latin_letters_follows_commonmark(source: str, expected: str) -> None:
-    """Between Latin letters CommonMark's rules hold."""
+    """Emphasis between Latin letters follows CommonMark's rules."""
     assert render(source).replace('"', "&quot;") == f"<p>{expected}</p>\n"
 
 
@@ -474,12 +474,12 @@ def test_unclosed_environment_is_text() -> None:
 
 @pytest.mark.parametrize("source", [">" * 30 + " word", "- " * 30 + "word", "> - " * 15 + "word"])
 def test_deep_nesting_is_shown_as_text(source: str) -> None:
-    """Nothing is lost: the parser would drop blocks beyond its limit."""
+    """Nesting beyond the parser's limit is shown as text, and nothing is lost."""
     assert render(source) == f"<p>{html.escape(source)}</p>\n"
 
 
 def test_block_over_the_parsing_limit_is_shown_as_text() -> None:
-    """It is escaped, and the blocks around it are rendered."""
+    """A block over the parsing limit is escaped text, and the blocks around it are rendered."""
     long = "*a* <b>\n" * (markdown.PARSED_MAX // 8 + 1)
     rendered = gate(render(f"# Title\n\n{long}\n*end*"))
     assert rendered.startswith("<h1>Title</h1>\n<p>*a* &lt;b&gt;<br>\n*a*")
@@ -487,7 +487,7 @@ def test_block_over_the_parsing_limit_is_shown_as_text() -> None:
 
 
 def test_code_block_over_the_limits_is_code_without_colours() -> None:
-    """A fence beyond the limits is code without colours."""
+    """A fence over the limits is code without colours."""
     code = "x = 1\n" * 10_000
     rendered = gate(render(f"```python\n{code}```\n"))
     assert rendered.count("<pre") == 1
@@ -521,7 +521,9 @@ def test_hostile_text_takes_bounded_time(source: str) -> None:
 
 
 def test_table_with_too_many_columns_is_text() -> None:
-    """A table is not filled up to many times its size; an ordinary ragged one is a table."""
+    """A table with too many columns, which would grow many times, is text; an ordinary ragged one
+    is a table.
+    """
     most = markdown.COLUMNS_MAX
     for columns, is_table in ((most, True), (most + 1, False)):
         row = "|".join(["a"] * columns)
@@ -539,7 +541,9 @@ def test_table_with_too_many_columns_is_text() -> None:
 )
 @pytest.mark.parametrize("before", ["", "```python\n", "- a\n"])
 def test_block_stream_takes_linear_time(before: str, unit: str) -> None:
-    """Four times the text takes about four times as long, also in one block without end."""
+    """A block stream takes linear time: four times the text about four times as long, also in one
+    endless block.
+    """
 
     def seconds(size: int) -> float:
         pieces = [unit] * (size // len(unit))
@@ -568,7 +572,7 @@ def steps(source: str) -> list[tuple[int, str]]:
 
 
 def test_paragraph_is_finished_by_its_blank_line() -> None:
-    """Its text is shown as it grows, and rendered when the second newline comes."""
+    """A paragraph is shown as it grows, and rendered when its second newline comes."""
     stream = BlockStream()
     assert patch_of(stream.feed("a *b*")) == Patch("", True, "a *b*", "text")
     assert patch_of(stream.feed(" c\n")) == Patch("", False, " c\n", "text")
@@ -578,7 +582,9 @@ def test_paragraph_is_finished_by_its_blank_line() -> None:
 
 
 def test_open_fence_is_shown_as_code() -> None:
-    """Its ``` lines are never shown, and a line that may close it is held back."""
+    """An open fence is shown as code, without its ``` lines; a line that may close it is
+    held back.
+    """
     stream = BlockStream()
     assert patch_of(stream.feed("Look:\n``")) == Patch("", True, "Look:\n", "text")
     assert patch_of(stream.feed("`py")) == Patch("", False, "", "text")
@@ -608,7 +614,9 @@ def test_open_fence_is_shown_as_code() -> None:
     ],
 )
 def test_fence_open_and_close_follow_commonmark(source: str, code: str) -> None:
-    """Longer closers, tildes, indentation, and a fence right after a paragraph or a list."""
+    """Fences open and close as in CommonMark: longer closers, tildes, indentation, right after a
+    paragraph or list.
+    """
     page = page_of(*source)
     assert page.tail == "x"
     body = re.search(r'<code class="highlight">(.*)</code>', page.finished, re.DOTALL)
@@ -623,7 +631,7 @@ def test_fence_open_and_close_follow_commonmark(source: str, code: str) -> None:
     "source", ["a ``` b\n\n", "``` a`b\n\nc\n\n", "``a\n\n", "    ```\n\nb\n\n", "~~s~~ t\n\n"]
 )
 def test_backticks_that_open_no_fence_stay_text(source: str) -> None:
-    """Backticks inside a line, in the info string, too few of them, or indented by four."""
+    """Backticks inside a line, in an info string, too few or indented by four stay text."""
     page = page_of(*source)
     assert page.form == "text"
     assert page.finished + render(html.unescape(page.tail)) == render(source)
@@ -668,14 +676,14 @@ def test_heading_ends_with_its_line_and_rule_may_not(
 def test_list_stays_open_over_a_blank_line_before_indented_text(
     source: str, open_from: int
 ) -> None:
-    """An item goes on past a blank line if the next line is indented, and only then."""
+    """A list item goes on past a blank line only if the next line is indented."""
     tail = html.unescape(page_of(*source).tail)
     expected = source[open_from:].replace("\r\n", "\n")
     assert tail.rstrip(" ") == expected.rstrip(" ")
 
 
 def test_unrendered_step_leaves_the_next_step_right() -> None:
-    """A step that is not rendered is still complete; the next one fits the page."""
+    """After a step that is not rendered, the next one still fits the page."""
     stream = BlockStream()
     step = stream.feed("# A\n\nb *c")
     assert [(block.source, block.is_fence) for block in step.blocks] == [("# A", False)]
@@ -684,7 +692,7 @@ def test_unrendered_step_leaves_the_next_step_right() -> None:
 
 
 def test_block_stream_token_cost_does_not_depend_on_line_length() -> None:
-    """At the end of a line of 400,000 characters a token costs as much as on a short one."""
+    """A token costs as much at the end of a line of 400,000 characters as on a short line."""
 
     def seconds(before: int, piece: str) -> float:
         best = 9.0
@@ -776,7 +784,9 @@ def luminance(colour: str) -> float:
 
 
 def test_stylesheet_colours_every_token_class_readably() -> None:
-    """Light and dark style exactly the classes in use, with a contrast of at least 4.5."""
+    """The stylesheet colours exactly the classes in use, in light and dark, with a contrast of at
+    least 4.5.
+    """
     css = (Path(__file__).parents[3] / "static" / "code.css").read_text(encoding="utf-8")
     light, dark = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL).split("@media")
     assert dark.startswith(" (prefers-color-scheme: dark) {")

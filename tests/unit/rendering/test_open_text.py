@@ -45,7 +45,7 @@ def test_open_text_parts_are_limited_and_hold_the_text(text: str, size: int) -> 
 
 
 def test_seam_follows_white_space_where_there_is_any() -> None:
-    """No word is cut, so kerning and ligatures are those of the finished text."""
+    """A seam follows white space where there is any, so that kerning and ligatures stay."""
     drawn = OpenText().feed("some words " * 2000)
     assert SEAM in drawn
     assert all(re.search(r"\s\Z", part) for part in drawn.split(SEAM)[:-1])
@@ -84,7 +84,9 @@ def test_open_text_does_not_depend_on_the_pieces(text: str, places: list[int]) -
 
 
 def test_open_text_of_many_blanks_takes_linear_time() -> None:
-    """The place for a seam is not searched again from each of many blanks."""
+    """Many blanks take linear time: the place for a seam is not searched again from each
+    of them.
+    """
 
     def seconds(size: int) -> float:
         start = time.thread_time()
@@ -95,14 +97,14 @@ def test_open_text_of_many_blanks_takes_linear_time() -> None:
 
 
 def test_open_text_of_a_short_text_has_no_seam() -> None:
-    """Ordinary answers are drawn unchanged."""
+    """A short text, as most answers have, gets no seam."""
     open_text = OpenText()
     text = "a word " * (PART // 7)
     assert "".join(open_text.feed(piece) for piece in pieces(text, 9)) == text
 
 
 def test_open_text_without_a_place_for_a_seam_is_read_once() -> None:
-    """Such a text is not read again with each piece."""
+    """A text without a place for a seam is read once, and not again with each piece."""
     open_text = OpenText()
     text = "\u0301" * 200_000
     drawn = "".join(open_text.feed(piece) for piece in pieces(text, 50))

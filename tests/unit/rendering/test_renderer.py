@@ -129,7 +129,7 @@ ORDINARY = [
 
 @pytest.mark.parametrize("text", ORDINARY)
 def test_renderer_gives_the_same_html_as_one_process(shared: Renderer, text: str) -> None:
-    """The whole text, and its blocks while it streams, are as without a second process."""
+    """The HTML of a text, whole and streamed, is as without a second process."""
     colours = Colours()
     assert html_of(shared, text) == markdown.render(text, colours)
     step = BlockStream().feed(f"{text}\n\n")
@@ -140,7 +140,9 @@ def test_renderer_gives_the_same_html_as_one_process(shared: Renderer, text: str
 def test_renderer_renders_short_texts_without_a_process(
     renderer: Renderer, requests: list[Request]
 ) -> None:
-    """A paragraph is rendered at once; code, long and deeply nested texts are not."""
+    """A short paragraph is rendered without the process; code, long and deeply nested texts with
+    it.
+    """
     for text in ("Hello *you*.", "word " * (SHORT // 5), "- a\n- b\n- c\n", "> a\n\n"):
         assert renderer.submit_text(text).done()
         assert all(
@@ -156,7 +158,9 @@ def test_renderer_renders_short_texts_without_a_process(
 def test_renderer_sends_a_text_with_all_its_code_as_one_request(
     renderer: Renderer, requests: list[Request]
 ) -> None:
-    """Blocks that are finished at the same time are one request too."""
+    """A text with all its code is one request, and so are blocks that are finished at the same
+    time.
+    """
     html_of(renderer, f"{CODE}\n\nand\n\n{CODE}")
     assert len(requests) == 1
     renderer.with_deadline(LONG).patch(BlockStream().feed("```sh\nls\n```\n```sh\nwc\n```\n"))
@@ -165,7 +169,7 @@ def test_renderer_sends_a_text_with_all_its_code_as_one_request(
 
 @pytest.mark.parametrize("text", [*ORDINARY, "a <b>\nc & d\n\n- e\n", "~~~py x\n<i>\n~~~\nand"])
 def test_plain_has_every_line_escaped(text: str) -> None:
-    """Every line is there, and code is in its box with its label."""
+    """Plain text has every line escaped, and code in its box with its label."""
     drawn = markdown.plain(text)
     assert not re.search(r"<(?!/?(p|br|wbr|div|span|button|pre|code)\b)", drawn)
     if "```python" in text:
@@ -185,7 +189,9 @@ def test_plain_has_every_line_escaped(text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_renderer_of_a_hostile_text_costs_the_worker_nothing(name: str, shared: Renderer) -> None:
-    """The process answers in time and is not replaced, and the worker has computed next to nothing."""
+    """A hostile text costs the worker next to no CPU time; its process gives up in time and is not
+    replaced.
+    """
     text = text_of(CASES[name])
     html_of(shared, CODE)  # it is ready
     pids = shared.pids
@@ -200,7 +206,9 @@ def test_renderer_of_a_hostile_text_costs_the_worker_nothing(name: str, shared: 
 
 
 def test_renderer_shows_only_the_slow_code_block_plain(shared: Renderer) -> None:
-    """The other blocks of the text keep their colours, and the text its Markdown."""
+    """A slow code block alone is plain; the text keeps its Markdown and its other blocks their
+    colours.
+    """
     hostile = text_of(CASES["bash-backslashes"])
     drawn = html_of(shared, f"{CODE}\n{hostile}\n{CODE}")
     assert drawn.count(COLOURED) == 2
@@ -210,7 +218,9 @@ def test_renderer_shows_only_the_slow_code_block_plain(shared: Renderer) -> None
 
 
 def test_renderer_shows_only_the_slow_markdown_block_plain() -> None:
-    """Where the text as a whole takes too long, it is rendered block by block."""
+    """A slow Markdown block alone is plain: a text that takes too long is rendered block
+    by block.
+    """
     program = (  # a tenth of what the text takes on a usual machine
         "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as render_process, halt.rendering.protocol as render_protocol\n"
         "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
@@ -226,7 +236,7 @@ def test_renderer_shows_only_the_slow_markdown_block_plain() -> None:
 def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
     renderer: Renderer, requests: list[Request]
 ) -> None:
-    """A hostile answer costs its time limit once while it streams."""
+    """A kind of block that timed out is not tried again while its answer streams."""
     hostile = BlockStream().feed(text_of(CASES["bash-backslashes"])).blocks
     (drawn,) = renderer.submit_blocks(hostile).result(LONG)
     assert drawn.timed_out
@@ -239,7 +249,7 @@ def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
 
 
 def test_renderer_caches_a_text_that_timed_out(renderer: Renderer, requests: list[Request]) -> None:
-    """The next reader of a hostile text waits for nothing."""
+    """A text that timed out is cached, so that the next reader waits for nothing."""
     text = text_of(CASES["bash-backslashes"])
     assert renderer.submit_text(text).result(LONG).timed_out
     assert renderer.submit_text(text).result(0).timed_out
@@ -273,7 +283,7 @@ def test_renderer_renders_once_for_concurrent_readers(
 def test_renderer_cache_is_limited_and_keeps_recent_texts(
     renderer: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text that was used last stays longest."""
+    """The cache is limited and keeps the texts that were used last."""
     monkeypatch.setattr(cache, "KEPT_MAX", 30_000)
     texts = [f"{n} " + "word " * 1_000 for n in range(10)]
     for text in texts:
@@ -286,7 +296,7 @@ def test_renderer_cache_is_limited_and_keeps_recent_texts(
 
 
 def test_renderer_starts_at_most_its_number_of_processes(renderer: Renderer) -> None:
-    """However many threads come first, at most PROCESSES are started."""
+    """At most PROCESSES processes are started, however many threads come first."""
     start, others = threading.Barrier(12), children()
     drawn: list[str] = []
 
@@ -331,7 +341,7 @@ def test_renderer_does_short_work_beside_long_work(renderer: Renderer) -> None:
 
 
 def test_renderer_replaces_a_killed_process(renderer: Renderer) -> None:
-    """The next text is rendered by another process, with its colours."""
+    """A killed process is replaced: the next text has its colours."""
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGKILL)
@@ -343,7 +353,7 @@ def test_renderer_replaces_a_killed_process(renderer: Renderer) -> None:
 
 @pytest.mark.usefixtures("hurried")
 def test_renderer_replaces_a_hanging_process(renderer: Renderer) -> None:
-    """Its text is shown plain in time; the next text has its colours."""
+    """A hanging process is replaced: its text is plain in time, and the next has its colours."""
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
@@ -382,7 +392,7 @@ def test_renderer_reader_waits_no_longer_than_its_time(
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_rendering_process_ends_with_its_worker(stopped: bool) -> None:
-    """Also where the worker is killed, and where the process itself hangs."""
+    """The process ends with its worker, also if the worker is killed or the process hangs."""
     program = (
         "import time; from halt.rendering.renderer import Renderer; r = Renderer(); r.warm_up()\n"
         "while not r.pids: time.sleep(0.01)\n"
@@ -400,7 +410,7 @@ def test_rendering_process_ends_with_its_worker(stopped: bool) -> None:
 
 
 def test_rendering_process_inherits_no_descriptors(renderer: Renderer, tmp_path: Path) -> None:
-    """The process has no listening socket and no open file of the worker."""
+    """The process inherits no listening socket and no open file of the worker."""
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         html_of(renderer, CODE)
@@ -414,7 +424,9 @@ def test_rendering_process_inherits_no_descriptors(renderer: Renderer, tmp_path:
 def test_renderer_without_a_process_gives_plain_texts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log has one line, and a later text uses a process that can be started again."""
+    """Without a process texts are plain, with one line in the log; a process that can start later
+    is used.
+    """
     monkeypatch.setattr(pool, "RETRY_FIRST", 3600.0)
     skipped = [0.0]
     for module in (pool, child, renderer_module):
@@ -440,7 +452,7 @@ def test_renderer_without_a_process_gives_plain_texts(
 def test_renderer_notices_a_program_that_never_gets_ready(
     program: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that ends at once, and one that never reports that it is ready."""
+    """A program that ends at once, or never reports that it is ready, is noticed."""
     monkeypatch.setattr(child, "START_MAX", 0.2)
     others = children()
     renderer = Renderer(("sh", "-c", program))
@@ -453,7 +465,9 @@ def test_renderer_notices_a_program_that_never_gets_ready(
 def test_exception_in_the_rendering_process_gives_plain_text(
     caplog: pytest.LogCaptureFixture, requests: list[Request]
 ) -> None:
-    """The text is plain, for the next reader too; the log names the exception, not the text."""
+    """An exception in the process gives plain text to all readers; the log names it without the
+    text.
+    """
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as process\n"
         "def render(text, _): raise KeyError(text)\n"
@@ -470,7 +484,7 @@ def test_exception_in_the_rendering_process_gives_plain_text(
 
 
 def test_rendering_process_without_work_ends() -> None:
-    """The next text starts a process again."""
+    """A process without work ends, and the next text starts one again."""
 
     def threads() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name == "halt-renderer"}
@@ -484,7 +498,7 @@ def test_rendering_process_without_work_ends() -> None:
 
 
 def test_close_leaves_no_process_and_gives_plain_texts(renderer: Renderer) -> None:
-    """Waiting texts are plain, and so are all later ones."""
+    """After `close` no process is left, and waiting and later texts are plain."""
     others = children()
     html_of(renderer, CODE)
     (pid,) = renderer.pids
@@ -503,7 +517,7 @@ def test_close_leaves_no_process_and_gives_plain_texts(renderer: Renderer) -> No
 
 
 def test_stop_is_answered_during_hostile_answers(fake: FakeOpenAI, start_halt: StartHalt) -> None:
-    """Stops work while the server renders hostile answers, whose pages end in plain text."""
+    """A Stop is answered while hostile answers are rendered, whose pages end in plain text."""
     server = start_halt(fake, HALT_RATE_SESSION="1000/minute", HALT_RATE_ADDRESS="1000/minute")
     pages: list[str] = []
 

@@ -150,7 +150,7 @@ def start_service(
 def test_service_is_ready_once_a_worker_serves(
     start_service: StartService, systemd: Systemd
 ) -> None:
-    """The master reports READY=1 once a worker has loaded, which then answers a request.
+    """The master reports READY=1 once a worker has loaded, which then answers.
 
     STOPPING=1 comes at SIGTERM, and requests the time that the setting gives.
     """
@@ -221,7 +221,9 @@ def test_reload_is_ready_once_a_new_worker_serves(
 def test_take_notify_ignores_the_watchdog_of_another_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """WATCHDOG_PID names the watched process. All variables are removed from the environment."""
+    """A watchdog of another process (WATCHDOG_PID) is ignored; all variables are removed from the
+    environment.
+    """
     for process, seconds in ((os.getpid(), 1.5), (os.getpid() + 1, 0.0)):
         monkeypatch.setenv("NOTIFY_SOCKET", "@systemd")
         monkeypatch.setenv("WATCHDOG_USEC", "1500000")
@@ -248,7 +250,9 @@ def analyze(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_unit_is_valid_for_systemd(tmp_path: Path) -> None:
-    """No directive is misspelt and no value refused; only the program is replaced here."""
+    """The unit has no misspelt directive and no refused value; the test replaces only the
+    program.
+    """
     unit = tmp_path / UNIT.name
     unit.write_text(replaced(UNIT.read_text(), ("/opt/halt/bin/halt-chat", sys.executable)))
     result = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
@@ -263,7 +267,7 @@ def test_unit_exposure_is_below_two() -> None:
 
 
 def test_unit_starts_the_installed_command_with_known_settings() -> None:
-    """The arguments are those of the installed command, and the settings exist."""
+    """The unit starts the installed command with its arguments and with settings that exist."""
     unit = directives(UNIT)
     (start,) = unit["ExecStart"]
     assert_is_the_command(shlex.split(start.removeprefix("/opt/halt/bin/")))
@@ -274,7 +278,9 @@ def test_unit_starts_the_installed_command_with_known_settings() -> None:
 
 
 def test_unit_times_exceed_those_of_the_master() -> None:
-    """The master replaces a hanging worker before the watchdog does; a stop includes the grace."""
+    """The unit's times exceed the master's: it replaces a hanging worker before the watchdog; a
+    stop includes the grace.
+    """
     unit = directives(UNIT)
     assert int(unit["WatchdogSec"][0]) >= 1.5 * gunicorn_conf.HANGS_AFTER
     assert int(unit["TimeoutStopSec"][0]) >= Config().graceful_timeout + CLOSES_WITHIN
@@ -336,7 +342,9 @@ def test_image_runs_halt_as_its_own_user(image: Image) -> None:
 
 
 def test_image_keeps_data_in_the_volume_and_needs_a_token(image: Image) -> None:
-    """The image's settings exist: it listens for other machines, which needs HALT_TOKEN."""
+    """The image keeps its data in the volume and listens for other machines, which needs
+    HALT_TOKEN.
+    """
     environment = dict(setting.split("=") for setting in shlex.split(image.last["ENV"]))
     names = {field.metadata["env"] for field in fields(Config)}
     assert environment.keys() <= names | {"PYTHONUNBUFFERED"}

@@ -98,7 +98,9 @@ def test_request_without_a_free_thread_waits_until_one_can_start(halt: ThreadLim
 
 
 def test_client_that_reads_nothing_is_given_up_without_an_error(halt: ThreadLimitHalt) -> None:
-    """After the time limit of a write the thread is free, and the log has no error."""
+    """A client that reads nothing frees its thread after the time limit of a write, without an
+    error in the log.
+    """
     with connect(halt, b"GET /flood HTTP/1.1\r\n\r\n") as client:
         halt.wait_printed("the flood is over")
         with contextlib.suppress(ConnectionResetError):

@@ -410,7 +410,7 @@ def test_read_only_data_folder_is_refused_unchanged(tmp_path: Path) -> None:
 
 
 def test_server_start_on_a_damaged_database_prints_one_line(tmp_path: Path) -> None:
-    """The server does not start on a damaged database and prints one line without a traceback."""
+    """A start on a damaged database ends with one line, without a traceback."""
     (tmp_path / "halt.db").write_bytes(b"This is no database. " * 1000)
     status, output = refused_start(HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
     assert status != 0
@@ -475,7 +475,7 @@ def test_database_is_opened_at_its_first_use(tmp_path: Path, kind: str) -> None:
 
 
 def test_revision_constant_equals_the_newest_migration() -> None:
-    """REVISION is the newest migration, so a worker sees that there is nothing to migrate."""
+    """REVISION is the newest migration, so that a worker sees when there is nothing to migrate."""
     config = AlembicConfig()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == REVISION

@@ -249,7 +249,9 @@ def test_inflater_output_of_one_read_is_bounded(label: bytes) -> None:
 
 
 def test_interim_responses_are_skipped(transport: Transport) -> None:
-    """100 and 103 may come before the response, also split or in one packet with it."""
+    """Responses 100 and 103 before the response are skipped, also split or in one packet
+    with it.
+    """
 
     def handle(peer: Peer) -> None:
         peer.request()
@@ -262,7 +264,7 @@ def test_interim_responses_are_skipped(transport: Transport) -> None:
 
 
 def test_response_in_single_bytes_is_read(transport: Transport) -> None:
-    """A response that comes byte by byte is the same response."""
+    """A response that comes in single bytes is read as any other."""
 
     def handle(peer: Peer) -> None:
         peer.request()
@@ -304,7 +306,7 @@ def test_malformed_head_is_a_protocol_error_and_closes_the_connection(
 
 
 def test_endless_head_is_refused_after_head_max(transport: Transport) -> None:
-    """Headers are read up to HEAD_MAX bytes, then the connection is closed."""
+    """An endless head is refused after HEAD_MAX bytes, and the connection is closed."""
     sent = 0
 
     def handle(peer: Peer) -> None:
@@ -401,7 +403,7 @@ def test_connection_is_reused_after_a_response_was_read(
 def test_concurrent_requests_use_separate_connections(
     transport: Transport, fake: FakeOpenAI
 ) -> None:
-    """A connection serves one response at a time."""
+    """Concurrent requests use separate connections: each serves one response at a time."""
     first = body_of(complete(transport, fake, "stall?n=1"))
     second = body_of(complete(transport, fake, "count?n=1"))
     assert b"[DONE]" in read_all(second)
@@ -509,7 +511,7 @@ def never_answers(peer: Peer) -> None:
 def test_new_connection_that_closes_is_a_read_error(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second attempt is the last one: a server that never answers is a read error."""
+    """A new connection that closes is a read error: a request is sent twice at most."""
     monkeypatch.setattr(module, "RESEND_WITHIN", WAIT_TIMEOUT)  # the server may be slow to close
     with RawServer(close_at_second_request, never_answers) as server:
         fetch(transport, server.url)
@@ -554,7 +556,7 @@ def test_transport_close_closes_idle_connections(transport: Transport) -> None:
 
 
 def test_idle_connections_are_kept_by_scheme_host_and_port(transport: Transport) -> None:
-    """Another server or name never gets an idle connection."""
+    """An idle connection is used only for its scheme, host and port."""
     with RawServer(answering(HELLO)) as one, RawServer(answering(HELLO)) as other:
         fetch(transport, one.url)
         fetch(transport, other.url)
@@ -590,7 +592,7 @@ def test_read_raises_no_data_in_silence_and_loses_no_bytes(transport: Transport)
 
 @pytest.mark.usefixtures("short_ticks")
 def test_wait_for_the_head_outlasts_the_ticks(transport: Transport, fake: FakeOpenAI) -> None:
-    """The transport itself does not limit the wait for headers."""
+    """The transport does not limit the wait for the head."""
     request = BackgroundCall(lambda: complete(transport, fake, "silent_headers?seconds=0.2&n=1"))
     assert request.end() is None
     assert isinstance(request.result, httpx2.Response)
@@ -815,7 +817,7 @@ def test_certificate_of_an_unknown_authority_is_refused(
 def test_silent_resolver_ends_with_the_connect_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The connect timeout includes the look-up, which runs once for several callers."""
+    """A silent resolver ends with the connect timeout, and one look-up serves several callers."""
     names: list[object] = []
     go_on = threading.Event()
 
@@ -866,7 +868,7 @@ def test_name_is_looked_up_again_after_cache_seconds(
 
 
 def test_unreachable_address_is_not_cached(transport: Transport, look_ups: list[str]) -> None:
-    """A server may have moved: the next attempt looks the name up again."""
+    """An unreachable address is not cached: the next attempt looks the name up again."""
     port = free_port()
     for _ in range(2):
         with pytest.raises(httpx2.ConnectError):
@@ -877,7 +879,7 @@ def test_unreachable_address_is_not_cached(transport: Transport, look_ups: list[
 def test_address_with_a_failed_tls_handshake_is_not_cached(
     transport: Transport, tls_fake: FakeOpenAI, look_ups: list[str]
 ) -> None:
-    """Another server may have the address: the next attempt looks the name up again."""
+    """An address with a failed TLS handshake is not cached: another server may have it now."""
     for _ in range(2):
         with pytest.raises(httpx2.ConnectError):
             get(transport, f"https://model.example:{tls_fake.port}/")
@@ -904,7 +906,7 @@ def test_resolver_keeps_the_newest_names(
 
 
 def test_overlong_host_name_is_an_upstream_dns_error(transport: Transport) -> None:
-    """A label that is too long is a fault of the address, not of Halt."""
+    """An overlong label in a host name is upstream_dns, not an internal error."""
     with pytest.raises(httpx2.ConnectError) as caught:
         get(transport, f"http://{'x' * 64}.example/v1/models")
     assert to_upstream_error(caught.value, "").code == "upstream_dns"

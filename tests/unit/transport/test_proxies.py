@@ -84,7 +84,9 @@ def proxy(port: int, heads: list[bytes]) -> Handler:
 def test_https_uses_a_tunnel_of_the_proxy(
     make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTPS_PROXY is sent CONNECT with the name; TLS runs in the tunnel, which is reused."""
+    """For https the proxy of HTTPS_PROXY gets CONNECT with the name; TLS runs in the tunnel, which
+    is reused.
+    """
     heads: list[bytes] = []
     with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
@@ -104,7 +106,7 @@ def test_proxy_setting_may_omit_the_scheme(
     monkeypatch: pytest.MonkeyPatch,
     spelling: str,
 ) -> None:
-    """Lower case, a bare HOST:PORT and an address with a path all work."""
+    """A proxy may be set in lower case, as a bare HOST:PORT, and with a path."""
     with RawServer(proxy(tls_fake.port, [])) as server:
         monkeypatch.setenv("https_proxy", spelling.format(server.port))
         transport = make_transport()
@@ -115,7 +117,7 @@ def test_proxy_setting_may_omit_the_scheme(
 def test_plain_http_uses_http_proxy(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTP_PROXY serves models that are reached without TLS."""
+    """Models without TLS are reached through HTTP_PROXY."""
     heads: list[bytes] = []
     with FakeOpenAI() as fake, RawServer(proxy(fake.port, heads)) as server:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
@@ -158,7 +160,7 @@ def test_no_proxy_host_or_domain_is_reached_directly(
 def test_proxies_are_read_when_the_transport_is_made(
     make_transport: MakeTransport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request does not read the environment again."""
+    """The environment is read when the transport is made, and not at each request."""
     transport = make_transport()
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with pytest.raises(httpx2.ConnectError) as caught:
@@ -179,7 +181,7 @@ def test_loopback_is_reached_without_a_proxy(
 def test_proxy_of_a_tunnel_sees_no_key(
     make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy sees a name and a port; key and prompt are inside TLS."""
+    """The proxy of a tunnel sees a name and a port; key and prompt are inside TLS."""
     heads: list[bytes] = []
     with RawServer(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
@@ -199,7 +201,7 @@ def test_proxy_of_a_tunnel_sees_no_key(
 def test_proxy_that_refuses_the_tunnel_is_a_connect_error(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, status: bytes
 ) -> None:
-    """The error has the proxy's status, and the socket is closed."""
+    """A refused tunnel is a connect error with the proxy's status, and the socket is closed."""
 
     def handle(peer: Peer) -> None:
         peer.request()
@@ -219,7 +221,7 @@ def test_proxy_that_refuses_the_tunnel_is_a_connect_error(
 def test_silent_proxy_ends_with_the_connect_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The connect timeout includes the proxy's response."""
+    """A silent proxy ends with the connect timeout."""
     with RawServer(answering()) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         with pytest.raises(httpx2.ConnectTimeout):

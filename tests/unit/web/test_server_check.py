@@ -53,7 +53,9 @@ def run_gunicorn(folder: Path, *args: str, **env: str) -> tuple[int, str]:
 def test_gunicorn_without_its_settings_is_refused(
     tmp_path: Path, args: list[str], worker: str
 ) -> None:
-    """The one line names the right command; the master ends, and no worker is started again."""
+    """gunicorn without Halt's settings is refused: one line names the right command, and the master
+    ends.
+    """
     status, output = run_gunicorn(tmp_path, *args)
     assert status == 4
     assert re.search(f"^halt: gunicorn runs its {worker} worker, .*\\. {RIGHT}$", output, re.M)
@@ -79,7 +81,7 @@ def test_gunicorn_options_that_break_stop_are_refused(args: list[str], reason: s
 
 
 def test_wrong_setting_ends_gunicorn_in_another_folder(tmp_path: Path) -> None:
-    """A worker that reads a wrong setting is not started again and again."""
+    """A wrong setting ends gunicorn, which does not start the worker again and again."""
     status, output = run_gunicorn(tmp_path, "app:app", HALT_MAX_STREAMS="none")
     assert status == 4
     assert re.search(r"^halt: HALT_MAX_STREAMS=.none.", output, re.M)
@@ -112,7 +114,7 @@ def test_stop_works_in_gunicorn_and_flask_run(
 
 
 def test_flask_run_with_one_thread_is_refused(tmp_path: Path) -> None:
-    """The one line names the option."""
+    """`flask run` with one thread is refused in one line that names the option."""
     result = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "app", "run", "--port", "0", "--without-threads"],
         cwd=ROOT,
@@ -167,7 +169,7 @@ def assert_stop_works(client: Client) -> None:
 
 
 def test_bind_to_all_addresses_needs_a_token() -> None:
-    """gunicorn's own --bind follows the same rule as HOST; a token permits it."""
+    """gunicorn's own --bind to all addresses needs a token, as HOST does."""
     model = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
     status, output = refused_start("--bind", "0.0.0.0:0", **model)
     assert status == 1

@@ -140,8 +140,8 @@ def text_of(body: bytes) -> str:
 
 
 def test_slow_reader_gets_its_last_frame_before_its_request_goes_on(harness: SinkHarness) -> None:
-    """The request's thread goes on when the kernel has all bytes and the relay no longer has the
-    socket.
+    """The request's thread goes on when the kernel has all bytes and the relay has left
+    the socket.
 
     Bytes that the server writes afterwards follow them.
     """
@@ -238,7 +238,9 @@ def test_pipelined_bytes_cause_no_relay_turns_and_a_close_is_noticed(
 def test_pipelined_bytes_are_no_departure(
     harness: SinkHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes behind a request are no departure of a reader that follows the log itself."""
+    """Bytes behind a request do not count as the departure of a reader that follows the
+    log itself.
+    """
     monkeypatch.setattr(relay_module, "PIPELINED_LOOK", 0.2)
     harness.start()
     server, client = harness.connect()
@@ -258,7 +260,9 @@ def test_pipelined_bytes_are_no_departure(
 def test_exception_in_a_frame_drops_its_reader_alone(
     harness: SinkHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The exception is logged; the run and its other readers go on."""
+    """An exception in a frame is logged and drops its reader; the run and its other
+    readers go on.
+    """
 
     def raise_fault(events: list[tuple[int, Event]]) -> bytes:
         raise ZeroDivisionError("in a frame")
@@ -512,7 +516,9 @@ def test_relay_and_thread_write_the_same_bytes(
 def test_access_log_counts_the_bytes_of_the_body(
     servers_by_writer: dict[str, HaltServer], writes: str
 ) -> None:
-    """The log counts all bytes without framing, and the connection serves the next request."""
+    """The access log counts the bytes of the body without framing, and the connection serves the
+    next request.
+    """
     with RawConnection(servers_by_writer[writes]) as raw:
         for number in range(3):
             raw.sock.sendall(request(f"/chat/stream?log={writes}{number}", chat("echo")))

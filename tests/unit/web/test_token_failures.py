@@ -80,7 +80,9 @@ ROUTES: dict[str, Route] = {
 def test_wrong_token_on_any_route_counts_and_is_refused_over_the_limit(
     token_halt: HaltServer, address: str, send_request: Route
 ) -> None:
-    """Over the limit the route and Stop answer 429 with the time to wait."""
+    """Wrong tokens on any route count, and over the limit the route and Stop answer 429 with the
+    time to wait.
+    """
     client = bearer(token_halt, address)
     for _ in range(WRONG_MAX):
         assert send_request(client).status != 429
@@ -190,7 +192,7 @@ def test_open_routes_ignore_a_wrong_token(token_halt: HaltServer, address: str) 
 def test_excess_is_logged_once_for_an_address_and_a_window(
     token_halt: HaltServer, address: str
 ) -> None:
-    """One line in a window names the address, and no token."""
+    """An excess is logged in one line for an address and a window, without the token."""
     client = bearer(token_halt, address)
     for _ in range(3 * WRONG_MAX):
         client.get("/streams")
@@ -217,7 +219,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_window_ends_after_its_seconds_and_logs_again(
     clock: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """WINDOW seconds after its first wrong token the count is 0; the next excess is logged."""
+    """A window ends WINDOW seconds after its first wrong token; the next excess is logged again."""
     failures = TokenFailures()
     with caplog.at_level(logging.WARNING):
         for window in range(2):
@@ -230,7 +232,9 @@ def test_window_ends_after_its_seconds_and_logs_again(
 
 
 def test_table_of_addresses_is_bounded(clock: Callable[[float], None]) -> None:
-    """The least recently used addresses are dropped, and a long address is cut."""
+    """The table of addresses is bounded: the least recently used are dropped, and a long address is
+    cut.
+    """
     failures = TokenFailures()
     for _ in range(WRONG_MAX):
         failures.count("10.0.0.1")

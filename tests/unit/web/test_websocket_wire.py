@@ -195,7 +195,7 @@ def test_answers_overtake_waiting_events_and_keep_their_order(clients: list[Clie
 def test_events_of_a_stream_follow_the_answer_to_its_start(
     clients: list[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while the relay gathers a batch, the answer to a start precedes its stream's events."""
+    """The answer to a start precedes its stream's events, also while the relay gathers a batch."""
     client, _ = clients
     for number in range(200):
         run = generation(number)
