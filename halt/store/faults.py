@@ -59,9 +59,16 @@ POSTGRES_REASONS = {
 }
 
 
+#: The beginnings of messages, by what failed: a call that reads, or one that writes.
+_FAILED = {"read": "Reading from the database failed", "saved": "Saving failed"}
+
+
 def unavailable(done: str, why: str) -> StoreUnavailable:
     """The error for a failed call. `done` is "read" or "saved", `why` the reason."""
-    return StoreUnavailable(f"This could not be {done}: {why}.", why)
+    next_step = "Try again later."
+    if done == "saved":
+        next_step = "Nothing was changed; try again later."
+    return StoreUnavailable(f"{_FAILED[done]}: {why}. {next_step}", why)
 
 
 @contextlib.contextmanager
@@ -80,7 +87,7 @@ def faults(done: str) -> Iterator[None]:
         code = getattr(origin, "sqlite_errorname", type(origin).__name__)
         logger.debug("The store failed: %s (%s)", why, code)
         if _is_of_values(fault):
-            raise Unstorable(f"This could not be {done}: {why}.") from fault
+            raise Unstorable(f"{_FAILED[done]}: {why}.") from fault
         raise unavailable(done, why) from fault
 
 

@@ -132,9 +132,14 @@ def explained(fault: str, values: Mapping[str, Sequence[str]]) -> str:
 
 
 def _counted(part: str) -> str:
-    """A part of the decoder's path with its index counted from 1: "messages[0]" is "message 1"."""
+    """A part of the decoder's path with its index counted from 1: "messages[0]" is "message 1".
+
+    A step has another name in the file, which follows: "step 1 (folds[0])".
+    """
     name, _, index = part.partition("[")
     number = index.rstrip("]")
+    if name == "folds" and number.isdigit():
+        return f"step {int(number) + 1} ({part})"
     if number.isdigit():
         return f"{name.removesuffix('s')} {int(number) + 1}"
     return f"a part of {name}" if index else name

@@ -8,7 +8,9 @@
        "chosen": [1, 2]}]}
 
 `messages` is the whole tree, parents first. `chosen` holds the messages on the shown path among
-their siblings; without one the last sibling is shown. All times are seconds since 1970.
+their siblings; without one the last sibling is shown. All times are seconds since 1970. The file
+keeps names of the first version: `folds` are a message's steps, `asked` is the requested model,
+`rivals` the number that alternatives share, `picked` marks the selected one.
 
 A file is read item by item (see `halt.store.json_items`), so that other threads are not blocked.
 The size of an item is limited.
@@ -306,7 +308,7 @@ def check(conversation: PortableConversation) -> None:
             message.role == "user" or prompts.setdefault(message.group, parent) != parent
         ):
             raise RequestError(
-                f"{name} must answer the same prompt as the others with its “rivals” number.",
+                f"{name} must answer the same prompt as the others with its number in “rivals”.",
                 field="file",
             )
         roles[message.id] = message.role

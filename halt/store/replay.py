@@ -13,8 +13,8 @@ from halt.core.events import Delta, Event, Terminal, is_terminal
 from halt.core.gap_log import GapLog
 from halt.core.generation import Generation
 from halt.core.log import EventLog
-from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
+from halt.store.faults import unavailable
 from halt.store.generations import GenerationRecord, Generations
 from halt.store.lookups import Lookups
 
@@ -137,7 +137,7 @@ class Replay:
         Raises StoreUnavailable.
         """
         if not self._recovering.acquire(timeout=RECOVERY_WAIT):
-            raise StoreUnavailable(f"This could not be read: {NO_ANSWER}.", NO_ANSWER)
+            raise unavailable("read", NO_ANSWER)
         try:
             before = time.time() - self._dead_after
             dead = [

@@ -13,7 +13,7 @@ from halt.store import admission as module
 from halt.store.admission import FEW, NO_ANSWER, TOO_BUSY, Admission, Refused
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
-FAULT = StoreUnavailable("This could not be read: the disk is full.", "the disk is full")
+FAULT = StoreUnavailable("Reading failed: the disk is full.", "the disk is full")
 
 
 class Clock:

@@ -38,7 +38,10 @@ from tests.support.races import together
 from tests.support.stores import DATABASES, POSTGRES, Chat, Databases, open_store, postgres_schema
 
 needs_postgres = pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
-SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
+SENTENCE = re.compile(
+    r"(Saving failed: [a-z' -]+\. Nothing was changed; try again later\."
+    r"|Reading from the database failed: [a-z' -]+\. Try again later\.)"
+)
 
 
 @pytest.fixture
@@ -213,7 +216,8 @@ with open_store(Path({str(tmp_path)!r})) as store:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
     )
     assert re.fullmatch(
-        r"This could not be saved: the disk (is full|cannot be written to or read from)\. 1\n",
+        r"Saving failed: the disk (is full|cannot be written to or read from)\. "
+        r"Nothing was changed; try again later\. 1\n",
         result.stdout,
     )
     with open_store(tmp_path) as store:
@@ -515,9 +519,7 @@ def test_rejected_values_are_unstorable_and_no_outage(store: Store) -> None:
     with pytest.raises(Unstorable) as error_info, store.database.writing() as connection:
         connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))
     assert error_info.value.status == 400
-    assert error_info.value.message == (
-        "This could not be saved: the database rejects these values."
-    )
+    assert error_info.value.message == "Saving failed: the database rejects these values."
 
 
 def test_unencodable_value_is_unstorable_and_no_outage(store: Store) -> None:

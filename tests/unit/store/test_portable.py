@@ -172,7 +172,7 @@ def test_import_of_an_item_at_its_limit_is_accepted() -> None:
             file({**MESSAGE_ITEM, "folds": 7}),
             "message 1, the field “folds” must be a list, and is a whole",
         ),
-        (file({**MESSAGE_ITEM, "folds": [7]}), "message 1, fold 1 must be an object"),
+        (file({**MESSAGE_ITEM, "folds": [7]}), "message 1, step 1 (folds[0]) must be an object"),
         (file(chosen=["a"]), "in conversation 1, chosen 1 must be a whole number"),
         (file({**MESSAGE_ITEM, "ended": {"type": "no"}}), "message 1, ended, the field “type”"),
         (file(messages={"a": 1}), "in conversation 1, the field “messages” must be a list"),

@@ -29,7 +29,7 @@ from halt.store.writer import Saving, StoreWriter
 from tests.support.scripted_upstream import HI, ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
-FULL = StoreUnavailable("This could not be saved: the disk is full.", "the disk is full")
+FULL = StoreUnavailable("Saving failed: the disk is full.", "the disk is full")
 METRICS = Meter().snapshot()
 
 
