@@ -149,7 +149,10 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
     {
         # no connection
         "upstream_refused": ("The model's server refused the connection. Is it running?", True),
-        "upstream_dns": ("The model server's name could not be found. Check the address.", True),
+        "upstream_dns": (
+            "The name of the model's server could not be found. Check the address.",
+            True,
+        ),
         "upstream_tls": (
             "No trusted TLS connection to the model's server: its certificate was not accepted.",
             False,
@@ -177,9 +180,12 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         ),
         "context_too_long": ("The conversation is too long for this model.", False),
         "unauthorized": ("The model's server did not accept the API key.", False),
-        "forbidden": ("The model's server does not allow this with this API key.", False),
+        "forbidden": (
+            "The API key has no permission for this request at the model's server.",
+            False,
+        ),
         "region_not_supported": (
-            "The model's server does not offer this in this country or region.",
+            "The model's server does not serve this country or region.",
             False,
         ),
         "content_filter": ("The model's server refused this content.", False),
@@ -193,8 +199,8 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             False,
         ),
         "loop_detected": (
-            "The request came back to Halt: the model's server is this Halt itself, or leads back "
-            "to a Halt that has sent it.",
+            "The request came back to a Halt that had sent it: the address of the model's server "
+            "leads to Halt itself. Set it to the address of a model server.",
             False,
         ),
         "model_loading": ("The model's server is still loading the model.", True),
@@ -216,12 +222,12 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         # limits of ours
         "first_byte_timeout": ("The model did not begin to answer in time.", True),
         "stalled": ("The model stopped sending in the middle of its answer.", True),
-        "run_too_long": ("The answer took longer than this Halt allows.", False),
-        "answer_too_long": ("The answer is longer than this Halt allows.", False),
-        "too_many_tool_rounds": ("The model called tools more often than this Halt allows.", False),
-        "interrupted": ("Halt stopped before the answer was complete.", True),
+        "run_too_long": ("The answer took too long.", False),
+        "answer_too_long": ("The answer is too long.", False),
+        "too_many_tool_rounds": ("The model called tools in too many rounds.", False),
+        "interrupted": ("Halt shut down or crashed before the answer was complete.", True),
         "no_model": (
-            "No model is set up: set OPENAI_API_KEY or OPENAI_BASE_URL and start Halt again.",
+            "No model is set up: set OPENAI_API_KEY or OPENAI_BASE_URL, then restart Halt.",
             False,
         ),
         "internal": ("Halt had an internal error. Its log has the details.", True),

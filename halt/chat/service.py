@@ -207,9 +207,7 @@ class ChatService:
         for exchange in conversation.exchanges:
             if exchange.prompt_id == prompt_id:
                 return exchange
-        raise UnknownConversation(
-            "This is not a part of the conversation any more. Load the page anew."
-        )
+        raise UnknownConversation("This message is no longer in the conversation. Reload the page.")
 
     def _check_capacity(self, answers: int = 1) -> None:
         """Check the limits of starts before the store is written to.

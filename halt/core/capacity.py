@@ -124,10 +124,7 @@ class Capacity:
                 )
                 left = until - now()
                 if left <= 0 or not leaving:
-                    raise AtCapacity(
-                        f"All {self._limits.max_streams} places for streams are taken.",
-                        retry_after=RETRY_AFTER,
-                    )
+                    raise _at_limit("open streams", self._limits)
                 # Other processes give places back without notifying this one.
                 self._place_freed.wait_for(
                     lambda: self._returned != returned,  # noqa: B023 - called before the next turn
@@ -206,5 +203,14 @@ class ReaderLimit:
             if self._taken >= most:
                 leaving = any(run.log.ended is not None for run in list(self._views.values()))
                 if not (leaving and self._changed.wait_for(lambda: self._taken < most, PLACE_WAIT)):
-                    raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
+                    raise _at_limit("readers of streams", self._limits)
             self._taken += 1
+
+
+def _at_limit(counted: str, limits: Limits) -> AtCapacity:
+    """The error for a full table of places. `counted` names what is limited, in the plural."""
+    return AtCapacity(
+        f"The limit of {counted}, HALT_MAX_STREAMS={limits.max_streams}, is reached. "
+        f"Try again in {RETRY_AFTER:g} s.",
+        retry_after=RETRY_AFTER,
+    )

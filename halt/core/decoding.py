@@ -73,7 +73,10 @@ def is_number(text: str) -> bool:
 
 
 def checked_id(value: object, field: str) -> str:
-    """A client's value as a stream's ID. Raises RequestError that names the field."""
+    """A client's value as the ID of a stream or a conversation.
+
+    Raises RequestError that names the field.
+    """
     if not is_id(value):
         raise _invalid_id(field)
     return value

@@ -117,7 +117,7 @@ class Extra(msgspec.Struct, frozen=True, tag_field="type", tag="extra"):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An error. `code` is one of `halt.errors.CODES`, `retry_after` is in seconds.
+    """An error. `code` is one that docs/api.md lists, `retry_after` is in seconds.
 
     `status` is the provider's HTTP status, if Halt responds with the same one.
     """
@@ -130,7 +130,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
-    """The model finished. `usage` is the provider's token count, None if it reported none."""
+    """The model finished. `usage` is the provider's token count, null if it reported none."""
 
     finish_reason: str | None
     metrics: Metrics

@@ -18,7 +18,7 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     `status`: stopped (by this Stop), finished (had ended before), pending (no such stream yet; one
     that starts with this ID within 30 s ends at once). `upstream`: closed (the connection to the
     provider was open and is closed; Halt cannot observe what the model does then), closing (not
-    closed within RECEIPT_WAIT, or left open by HALT_EXACT_USAGE), none (no connection was open, or
+    closed within 250 ms, or left open by HALT_EXACT_USAGE), none (no connection was open, or
     its answer was complete and other runs reuse it). `note`: a sentence about what is not known;
     absent if there is none.
     """

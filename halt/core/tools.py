@@ -277,4 +277,4 @@ class ToolRound:
             if running.result is None and running.deadline <= at:
                 running.stop.set()
                 limit = round(running.deadline - running.began, 3)
-                self._end(running, f"Given up: it took longer than {limit:g} s.", ok=False)
+                self._end(running, f"Timed out after {limit:g} s.", ok=False)

@@ -342,7 +342,7 @@ def collect_answer(reader: RunReader) -> Answer:
         elif isinstance(event, Done | Cancelled):
             ended = event
     if ended is None:  # the client has probably left
-        raise RequestError("The connection was closed for sending, which is taken for leaving.")
+        raise RequestError("The client closed its sending side; Halt treats that as a disconnect.")
     return Answer(reader.run.answer()[1], "".join(thoughts), calls, extras, ended)
 
 

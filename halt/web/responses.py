@@ -121,7 +121,7 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     if status == 404 and is_openai():
         name, message = "unknown_path", _unknown_path_message()
     elif status == 404:
-        message = f"There is no {_shown_path()} here. GET /docs lists the API."
+        message = f"There is no route {_shown_path()}. GET /docs lists the API."
     elif isinstance(error, MethodNotAllowed):
         allowed = set(error.valid_methods or ())
         methods = ", ".join(sorted(allowed - {"HEAD", "OPTIONS"} or allowed))
@@ -146,7 +146,7 @@ def _unknown_path_message() -> str:
         if rule.rule.startswith("/v1/")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     )
-    return f"There is no {_shown_path()} here. There are: {', '.join(paths)}."
+    return f"There is no route {_shown_path()}. Routes: {', '.join(paths)}."
 
 
 def _on_unexpected_error(error: Exception) -> Response:

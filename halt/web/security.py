@@ -82,15 +82,16 @@ def _is_read_from_elsewhere() -> bool:
     return origin is not None and is_page and not is_same_origin(origin)
 
 
-def _has_unknown_host() -> bool:
-    """Whether the request's Host is not one of HALT_HOSTS."""
+def _unknown_host() -> str | None:
+    """The request's host name if HALT_HOSTS does not allow it, without the port; else None."""
     names = services().config.trusted_hosts
     if names is None:
-        return False
+        return None
     try:
-        return urlsplit(f"//{request.host}").hostname not in names
+        name = urlsplit(f"//{request.host}").hostname or ""
     except ValueError:
-        return True
+        return request.host
+    return None if name in names else name
 
 
 def _check_body() -> None:
@@ -127,8 +128,10 @@ def _check_body() -> None:
 def guard() -> BaseResponse | None:
     """Before each request: return a refusal or None. Raises RequestError and LoopDetected."""
     via.check(services().mark)  # first, so that it ends a loop of requests early
-    if _has_unknown_host():
-        message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
+    if (name := _unknown_host()) is not None:
+        message = (
+            f"The host name {name[:200]!r} is not allowed. Add it to HALT_HOSTS, or set HALT_TOKEN."
+        )
         return error_response(RequestRefused(403, "unknown_host", message))
     starts = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
     if ((starts or is_upgrade()) and _is_cross_site()) or _is_read_from_elsewhere():

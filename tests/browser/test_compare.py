@@ -221,7 +221,7 @@ def test_compare_without_room_for_all_sends_none(
     chat = open_chat(start_halt(fake, HALT_MAX_STREAMS=1), fake)
     chat.allowed_problems = "503"
     prompt_text = compare(chat, "silent_headers", "count")
-    expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
+    expect(chat.page.locator("#notice")).to_contain_text("limit of open streams")
     expect(chat.prompt).to_have_value(prompt_text)
     assert chat.exchange_count() == 0
     expect(chat.send).to_be_visible()

@@ -288,7 +288,7 @@ def test_continue_without_room_leaves_the_answer(
         events.until_text("0 ")
         for name in ("Continue", "Regenerate"):
             chat.button(name).click()
-            expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
+            expect(chat.page.locator("#notice")).to_contain_text("limit of open streams")
             expect(chat.button(name)).to_be_visible()
         chat.reload()
         expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
@@ -340,7 +340,7 @@ def test_text_after_the_last_shown_word_is_counted_but_not_kept(
         ),
         pytest.param(
             "count?n=100000",
-            "Stopped at a limit. The answer is longer",
+            "Stopped at a limit. The answer is too long",
             {"HALT_MAX_ANSWER_CHARS": 6000},
             id="length",
         ),

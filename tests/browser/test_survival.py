@@ -412,7 +412,7 @@ def test_full_server_shows_a_notice_and_the_prompt_stays(
     with server.client().chat("stall?n=1") as events:
         events.until_text("0 ")
         prompt_text = chat.ask("count?n=3")
-        expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
+        expect(chat.page.locator("#notice")).to_contain_text("limit of open streams")
         expect(chat.prompt).to_have_value(prompt_text)
         assert chat.exchange_count() == 0
         expect(chat.send).to_be_visible()
@@ -651,7 +651,7 @@ def test_orderly_restart_keeps_the_answer_for_continue(
     chat.wait_text("30 31 32")
     server.terminate()
     chat.wait_state("interrupted")
-    expect(chat.answer.locator(".badge")).to_contain_text("restarted")
+    expect(chat.answer.locator(".badge")).to_contain_text("shut down or crashed")
     text = chat.answer_text()
     assert text.startswith(numbers(30))
     assert server.wait() == 0

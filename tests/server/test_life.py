@@ -101,7 +101,7 @@ def test_sigterm_with_a_client_that_never_reads_exits(
 def test_start_prints_address_and_model(start_halt: StartHalt, fake: FakeOpenAI) -> None:
     """The start prints the address of the server and the model that will answer."""
     server = start_halt(fake, HALT_MODEL="count")
-    printed = server.wait_printed(r"talks to .*\n")
+    printed = server.wait_printed(r"Model server: .*\n")
     assert f"Halt is at {server.url}" in server.printed
     assert "count" in printed[0]
     assert fake.base_url in printed[0]

@@ -724,7 +724,7 @@ def test_unknown_path_lists_the_known_ones(halt: HaltServer, method: str, path: 
     refused = halt.client().request(method, path, headers={"Accept": "text/html"})
     error = openai_error(refused)
     assert (refused.status, error["code"]) == (404, "unknown_path")
-    assert error["message"].startswith(f"There is no {path} here. There are: {PATHS}. (request ID:")
+    assert error["message"].startswith(f"There is no route {path}. Routes: {PATHS}. (request ID:")
 
 
 def test_unknown_model_has_the_code_of_openai(halt: HaltServer) -> None:

@@ -264,7 +264,7 @@ def test_failed_start_is_ended_when_the_store_recovers(
     upstream.reply().feed("text")
 
     def unavailable(*_: object) -> None:
-        raise StoreUnavailable("This could not be saved: the disk is full.", "the disk is full")
+        raise StoreUnavailable("Saving failed: the disk is full.", "the disk is full")
 
     with monkeypatch.context() as patched:
         patched.setattr(service, "require_places", lambda starts: None)  # the place goes afterwards

@@ -32,7 +32,7 @@ from tests.support.halt_server import new_id
 from tests.support.scripted_upstream import ScriptedUpstream
 from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
-LOCKED = StoreUnavailable("This could not be saved: the database is locked.", "it is locked")
+LOCKED = StoreUnavailable("Saving failed: the database is locked.", "it is locked")
 
 
 class Desk:

@@ -277,7 +277,7 @@ def test_unknown_path_gets_404_as_json(client: Client, path: str) -> None:
     assert refused.status == 404
     assert refused.error["code"] in {"not_found", "unknown_conversation"}
     if refused.error["code"] == "not_found":
-        message = "There is no {} here. GET /docs lists the API."
+        message = "There is no route {}. GET /docs lists the API."
         assert refused.error["message"] in {message.format(path), message.format("/app.py")}
 
 

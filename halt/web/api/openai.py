@@ -280,7 +280,7 @@ def models() -> Response:
 @blueprint.get("/models/<path:name>")
 def model(name: str) -> Response:
     if name not in _names():
-        raise UpstreamError("model_not_found", hint="GET /v1/models lists those that there are.")
+        raise UpstreamError("model_not_found", hint="GET /v1/models lists the models.")
     return json_response(_described(name))
 
 

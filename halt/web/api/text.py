@@ -174,7 +174,9 @@ def _find_same(start: StartRequest) -> Generation | None:
 def _resume(last: str) -> Response:
     match = LAST_EVENT.fullmatch(last)
     if match is None:
-        raise RequestError("Last-Event-ID is none of this server's.", field="Last-Event-ID")
+        raise RequestError(
+            "Last-Event-ID is not an event ID of this server.", field="Last-Event-ID"
+        )
     stream_id, seq = match.groups()
     if seq == "end":
         return Response(status=204)

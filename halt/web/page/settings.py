@@ -5,8 +5,7 @@ from __future__ import annotations
 from flask import Response, render_template, request, url_for
 
 from halt.chat.settings import settings_from_form
-from halt.core.decoding import is_id
-from halt.errors import RequestError
+from halt.core.decoding import checked_id
 from halt.providers.catalog import valid_model_name
 from halt.store.models import Settings
 from halt.web.page.models import listed as listed_models
@@ -28,8 +27,7 @@ def settings(conversation_id: str) -> str:
 
 def save_settings(conversation_id: str) -> Response:
     """Save a conversation's settings; they apply from the next answer. Raises RequestError."""
-    if not is_id(conversation_id):
-        raise RequestError("This can't name a conversation.", field="conversation_id")
+    checked_id(conversation_id, "conversation_id")
     # The form was filled with the prompt of the model that was selected when it was opened.
     model_prompt = services().chat.system_prompt(request.form.get("model"))
     demo_prompt = services().chat.system_prompt(services().config.embedded_model)

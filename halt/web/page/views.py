@@ -177,7 +177,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
     if isinstance(ended, Failed):
         error = ended.error
         if error.code == "interrupted":
-            note = "Interrupted: the server was restarted"
+            note = "Interrupted: Halt shut down or crashed"
             return replace(answer, state="interrupted", note=note)
         if error.code in LIMITS and exchange.answer:
             return replace(answer, state="stopped", note=f"Stopped at a limit. {error.message}")

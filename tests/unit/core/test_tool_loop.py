@@ -904,7 +904,7 @@ def test_server_runs_calls_in_other_servers_forms(
         ('tool_call?name=calculator&args={"expression":"1/0"}', "Division by zero."),
         ('tool_call?name=current_time&args={"time_zone":"Berlin"}', "Did you mean Europe/Berlin?"),
         ("tool_call?name=telephone", "There is no tool named 'telephone'."),
-        ("tool_call?name=slow", "Given up: it took longer than 0.05 s."),
+        ("tool_call?name=slow", "Timed out after 0.05 s."),
     ],
 )
 def test_server_sends_a_tools_failure_to_the_model(

@@ -321,7 +321,7 @@ def test_call_over_its_time_is_given_up_and_its_event_set() -> None:
     threads[0].join(WAIT_TIMEOUT)
     slow_may_end.set()
     assert (first.id, first.ok) == ("c1", False)
-    assert first.result == "Given up: it took longer than 0.02 s."
+    assert first.result == "Timed out after 0.02 s."
     assert [result.result for result in later_results] == ["in time"]
     assert [result.id for result in tool_round.finished_results] == ["c1", "c2"]
 
