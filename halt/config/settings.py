@@ -256,8 +256,8 @@ class Config:
     )
     trusted_proxies: int = _setting(
         "HALT_TRUSTED_PROXIES",
-        "Number of proxies in front of Halt: Halt believes as many values of `X-Forwarded-For` and "
-        "the last one of `X-Forwarded-Proto`",
+        "Number N of proxies in front of Halt: the client's address is the Nth value from the end "
+        "of `X-Forwarded-For`, the scheme the last value of `X-Forwarded-Proto`",
         0,
         low=0,
         high=10,

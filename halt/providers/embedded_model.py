@@ -85,9 +85,7 @@ class Fault(NamedTuple):
     @property
     def page_text(self) -> str:
         """A sentence for the page, which names the settings of other models itself."""
-        return (
-            f"{self.reason}: {self.step}, and start Halt again." if self.step else f"{self.reason}."
-        )
+        return f"{self.reason}: {self.step}, and restart Halt." if self.step else f"{self.reason}."
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.remedy}"

@@ -128,15 +128,15 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     if config.has_provider:
         model = providers.default or providers.providers[0].first_model or "the first model"
         base_urls = ", ".join(provider.base_url for provider in providers.providers)
-        talks_to = f"{model} at {base_urls}"
+        model_server = f"{model} at {base_urls}"
     else:
         discovered = _discover(server, config)
         published["HALT_DISCOVERED"] = discovered.encoded()
         # Clear those of an older master, whose demo model may have ended.
         published |= dict.fromkeys(EMBEDDED, "")
-        talks_to = discovered.text
+        model_server = discovered.text
         if config.model and discovered.has_chat_model and not discovered.full_names(config.model):
-            talks_to += f"; HALT_MODEL={config.model!r} is in none of their lists"
+            model_server += f"; HALT_MODEL={config.model!r} is in none of their lists"
     if not (config.has_provider or discovered.has_chat_model):
         fault = embedded_model.unavailable()
         if fault is None:
@@ -150,11 +150,11 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
             demo = f"the demo model {embedded.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
         else:
             published["HALT_EMBEDDED_FAULT"] = fault.page_text
-            demo = f"no model: {fault}"
-        talks_to = "; ".join(filter(None, (demo, talks_to)))
+            demo = f"none. {fault}"
+        model_server = "; ".join(filter(None, (demo, model_server)))
     published["HALT_MAX_STREAMS"] = str(open_files.raise_limit(config.max_streams))
     publish(published)
-    server.halt_talks_to = talks_to
+    server.halt_model_server = model_server
 
 
 def _ignores_hangup() -> bool:
@@ -180,7 +180,7 @@ def when_ready(server: Any, config: Config) -> None:
         name if name.startswith(("http", "unix:")) else f"http://{name}"
         for name in map(str, server.LISTENERS)
     ]
-    text = f"Halt is at {', '.join(addresses)}\nIt talks to {server.halt_talks_to}"
+    text = f"Halt is at {', '.join(addresses)}\nModel server: {server.halt_model_server}"
     print(text, file=sys.stderr, flush=True)
     is_replacement = server.master_pid != 0  # started by SIGUSR2, without the options of the first
     if config.open_page and not is_replacement and (page := page_opener.page_of(addresses)):

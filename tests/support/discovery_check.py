@@ -37,7 +37,7 @@ def check_discovery() -> None:
     """Servers that answer are offered and printed in one line; a later server is offered as well."""
     halt = HaltServer({"HALT_DISCOVER": "1", "PORT": "8000", "WEB_CONCURRENCY": "2"})
     try:
-        assert halt.wait_printed(r"It talks to (.*)\n")[1] == (
+        assert halt.wait_printed(r"Model server: (.*)\n")[1] == (
             "3 models of Ollama at http://127.0.0.1:11434, 1 of llama.cpp at "
             "http://127.0.0.1:8080; http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL "
             "and OPENAI_API_KEY"
@@ -83,9 +83,9 @@ def halt_on_all_interfaces() -> Iterator[None]:
     settings = {"HALT_DISCOVER": "1", "HALT_TOKEN": "of-another-halt"}
     halt = HaltServer(settings, "-b", "0.0.0.0:5001")
     try:
-        talks_to = halt.wait_printed(r"It talks to (.*)\n")[1]
-        assert re.match("the demo model|no model", talks_to), talks_to
-        assert "Ollama" not in talks_to
+        model_server = halt.wait_printed(r"Model server: (.*)\n")[1]
+        assert re.match("the demo model|no model", model_server), model_server
+        assert "Ollama" not in model_server
         yield
     finally:
         halt.close()

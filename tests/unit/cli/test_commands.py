@@ -74,7 +74,7 @@ def test_halt_chat_options_override_their_variables(
     )
     try:
         assert server.host == "127.0.0.2"
-        server.wait_printed(re.escape(f"It talks to count?n=3 at {shared_fake.base_url}"))
+        server.wait_printed(re.escape(f"Model server: count?n=3 at {shared_fake.base_url}"))
         assert server.client().get("/").status == 200
         assert (tmp_path / "data" / "halt.db").exists()
     finally:
@@ -127,7 +127,7 @@ def test_sigusr2_starts_a_master_that_takes_over(
     """
     server = start_halt(shared_fake)
     server.process.send_signal(signal.SIGUSR2)
-    server.wait_printed(r"(?s)(Halt is at \S+\nIt talks to [^\n]+\n).*\1")
+    server.wait_printed(r"(?s)(Halt is at \S+\nModel server: [^\n]+\n).*\1")
     try:
         server.terminate()
         assert server.wait() == 0
@@ -334,7 +334,7 @@ def test_master_that_replaces_another_opens_no_page(
     monkeypatch.setattr(page_opener, "open_page", opened_pages.append)
     monkeypatch.setattr(gc, "freeze", lambda: None)  # of a master
     listeners = ["http://127.0.0.1:1"]
-    master = SimpleNamespace(LISTENERS=listeners, halt_talks_to="m", master_pid=older_master)
+    master = SimpleNamespace(LISTENERS=listeners, halt_model_server="m", master_pid=older_master)
     gunicorn_conf.when_ready(master, Config(open_page=True))
     assert opened_pages == (["http://127.0.0.1:1/"] if is_opened else [])
 

@@ -640,8 +640,10 @@ def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> Non
     with RawServer(OLLAMA) as server:
         for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
             halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=wish)
-            talks_to = halt.wait_printed(r"It talks to (.*)\n")[1]
-            assert talks_to.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
+            model_server = halt.wait_printed(r"Model server: (.*)\n")[1]
+            assert (
+                model_server.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
+            )
 
 
 @pytest.mark.slow
@@ -656,7 +658,7 @@ def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
             HALT_DISCOVER=f"127.0.0.1:{server.port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1
         )
         origin = f"http://127.0.0.1:{server.port}"
-        assert halt.wait_printed(r"It talks to (.*)\n")[1] == f"3 models of Ollama at {origin}"
+        assert halt.wait_printed(r"Model server: (.*)\n")[1] == f"3 models of Ollama at {origin}"
         client = halt.client()
         names = [model["id"] for model in client.get("/v1/models").json["data"]]
         assert names[-1] == f"ollama-{server.port}/qwen3:8b"

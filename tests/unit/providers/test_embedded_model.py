@@ -299,7 +299,7 @@ def test_engine_that_cannot_be_loaded_is_explained(
 def test_fault_on_the_page_leaves_other_models_to_the_page() -> None:
     """A fault with a next step ends with it; without one it is the reason alone."""
     fault = embedded_model.Fault("It is not installed", "run `it`")
-    assert fault.page_text == "It is not installed: run `it`, and start Halt again."
+    assert fault.page_text == "It is not installed: run `it`, and restart Halt."
     assert embedded_model.Fault("It cannot run here").page_text == "It cannot run here."
 
 
