@@ -82,14 +82,15 @@ def create_app(
     store_writer = StoreWriter(store.generations, membership.name, lookups)
     replay = Replay(store.generations, membership.is_alive, settings.run_timeout, lookups)
     membership.recover = replay.recover_worker
-    mark = via.mark_of(settings.data_folder)
-    discovery = make_discovery(settings, mark) if upstream is None else None
+    instance_id = via.instance_id_of(settings.data_folder)
+    discovery = make_discovery(settings, instance_id) if upstream is None else None
     last_model = LastModel(settings.data_folder / "last_model")
     stop_registry = StopRegistry()
     workers = Workers(Bus(membership), stop_registry, replay)
     generations = workers.service = GenerationService(
         settings,
-        upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last_model),
+        upstream
+        or make_upstream(settings, instance_id=instance_id, discovery=discovery, last=last_model),
         stop_registry,
         store_writer,
         workers,
@@ -109,7 +110,7 @@ def create_app(
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,
-        mark=mark,
+        instance_id=instance_id,
         generations=generations,
         make_generations=partial(commands.make_generations, upstream=upstream),
         store=store,

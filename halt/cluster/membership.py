@@ -1,6 +1,6 @@
 """Which workers of the server are alive: leases, and the recovery of dead workers.
 
-Each worker process has a name, which ends with the data folder's mark, and files in the run folder,
+Each worker process has a name, which ends with the data folder's ID, and files in the run folder,
 which all workers share:
 
     NAME.lock   locked (flock) by the worker for as long as its process lives: a lease of the kernel
@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from halt.clock import now
-from halt.config.data_dir import mark, open_private, run_folder, socket_folder
+from halt.config.data_dir import folder_id, open_private, run_folder, socket_folder
 from halt.config.settings import ConfigError
 
 SWEEP_EVERY = 1.0  # seconds between two searches for dead workers
@@ -54,7 +54,7 @@ class Membership:
         self.run: Path | None = None
         self.sockets: Path | None = None
         self._data = data
-        self._mark = ""
+        self._folder_id = ""
         self._files = threading.Lock()  # protects this worker's own files and the four below
         self._lease = -1
         self._disturbed_at: float | None = None  # time of the last check that found no lock file
@@ -74,8 +74,8 @@ class Membership:
         Returns the folder of lock files and the folder of sockets. To be called after the fork: the
         name contains the process number.
         """
-        self._mark = mark(self._data)
-        self.name = f"{os.getpid()}-{secrets.token_hex(4)}-{self._mark}"
+        self._folder_id = folder_id(self._data)
+        self.name = f"{os.getpid()}-{secrets.token_hex(4)}-{self._folder_id}"
         if not (self._data / "run").exists():  # this worker is the first, or the folder was deleted
             self._disturbed_at = now()
         self.run = run_folder(self._data)
@@ -183,11 +183,11 @@ class Membership:
         """Whether the worker of this name holds its lease. None: this worker cannot know.
 
         The workers of several data folders can share one PostgreSQL database; the leases of another
-        folder cannot be read here. A name without a mark is that of an earlier version of Halt.
+        folder cannot be read here. A name without a folder ID is of an earlier version of Halt.
         """
         if name == self.name:
             return True
-        if name.count("-") > 1 and not name.endswith(f"-{self._mark}"):
+        if name.count("-") > 1 and not name.endswith(f"-{self._folder_id}"):
             return None
         try:
             return _is_held((self.run or self._data / "run") / f"{name}.lock")

@@ -118,7 +118,11 @@ def restrict_modes(folder: Path) -> None:
     this process. The data folder itself is not changed: its owner may share it on purpose.
     """
     run = folder / "run"
-    for path in (run, *run.glob("*"), *(path for own in _OWN.split() for path in folder.glob(own))):
+    for path in (
+        run,
+        *run.glob("*"),
+        *(path for pattern in _OWN.split() for path in folder.glob(pattern)),
+    ):
         with contextlib.suppress(OSError):  # it is gone, or belongs to another user
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
@@ -139,14 +143,14 @@ def secret_key(folder: Path) -> str:
     return key
 
 
-def mark(folder: Path) -> str:
+def folder_id(folder: Path) -> str:
     """The ID of the folder: 8 random hexadecimal digits, not secret. Created if it is missing.
 
     Raises ConfigError.
     """
-    path, text = _read_or_create(folder, "mark", "mark", size=4)
+    path, text = _read_or_create(folder, "mark", "folder ID", size=4)
     if not re.fullmatch("[0-9a-f]{8}", text):
-        raise ConfigError(f"The mark in {path} is not valid: delete the file for a new one.")
+        raise ConfigError(f"The folder ID in {path} is not valid: delete the file for a new one.")
     return text
 
 
@@ -184,19 +188,19 @@ def _propose(path: Path, first: Path, text: str) -> None:
     May return without the file if another process was removing the folder at this moment; then the
     file exists, or the next attempt creates it.
     """
-    own = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    own.mkdir(mode=FOLDER_MODE)
+    new_folder = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    new_folder.mkdir(mode=FOLDER_MODE)
     try:
-        _write(own / "text", text)
+        _write(new_folder / "text", text)
         try:
-            own.rename(first)
+            new_folder.rename(first)
         except OSError:
             if not first.is_dir():
                 if path.exists():
                     return
                 raise
     finally:
-        _remove(own)
+        _remove(new_folder)
     try:
         proposed = (first / "text").read_text().strip()
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""The header Halt-Via marks requests that a Halt sends to its provider, to prevent loops.
+"""The header Halt-Via identifies requests that a Halt sends to its provider, to prevent loops.
 
 A Halt may be the provider of another Halt. It must not be its own provider, directly or through
 another Halt: one chat would take every place for a stream.
 
-The header's value is the chain of marks of the Halts that a request has passed, the newest last.
-A Halt appends its own mark to the chain of the request that it serves. It refuses a request whose
-chain holds its mark, or too many marks (see `halt.web.via`).
+The header's value is the chain of instance IDs of the Halts that a request has passed, the newest
+last. A Halt appends its own ID to the chain of the request that it serves. It refuses a request
+whose chain holds its ID, or too many IDs (see `halt.web.via`).
 
 The chain of the request that a thread serves is a context variable. A run copies it to its
 `halt.core.connection.UpstreamConnection`, and `halt.transport.pool` sends it. A program that uses

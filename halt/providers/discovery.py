@@ -77,11 +77,13 @@ def discovery_addresses(config: Config, listens: Sequence[Any]) -> tuple[str, ..
         is_loopback(address[0]) if isinstance(address, tuple) else isinstance(address, str)
         for address in listens
     )
-    usual = USUAL_URLS if is_local else ()
+    default_urls = USUAL_URLS if is_local else ()
     configured = (
         url.replace("//localhost:", f"//{LOOPBACK}:") for url in config.discover_addresses
     )
-    return tuple(url for url in dict.fromkeys((*usual, *configured)) if not _is_own(url, ports))
+    return tuple(
+        url for url in dict.fromkeys((*default_urls, *configured)) if not _is_own(url, ports)
+    )
 
 
 def _is_own(url: str, ports: set[int]) -> bool:
@@ -96,7 +98,7 @@ def discover_for(config: Config) -> DiscoveryResult:
     ).refresh_now()
 
 
-def make_discovery(config: Config, mark: str = "") -> Discovery | None:
+def make_discovery(config: Config, instance_id: str = "") -> Discovery | None:
     """Create a worker's Discovery from the master's result; None if there is nothing to probe.
 
     Without such a result the usual ports are not probed, since it is unknown where Halt listens.
@@ -105,18 +107,18 @@ def make_discovery(config: Config, mark: str = "") -> Discovery | None:
         result = decoded(config.discovered)
     else:
         result = DiscoveryResult(addresses=discovery_addresses(config, [None]))
-    return Discovery(result, mark) if result.addresses else None
+    return Discovery(result, instance_id) if result.addresses else None
 
 
 class Discovery:
     """The model servers at some addresses. Threads may share one; one refresh runs at a time."""
 
-    def __init__(self, result: DiscoveryResult, mark: str = "") -> None:
+    def __init__(self, result: DiscoveryResult, instance_id: str = "") -> None:
         """`result`: the addresses, and the servers of an earlier refresh.
 
-        `mark`: see `halt.core.via`.
+        `instance_id`: see `halt.core.via`.
         """
-        self._mark = mark
+        self._instance_id = instance_id
         self._names = Names(result.addresses)
         self._result = result
         self._refreshed_at = float("-inf")
@@ -157,7 +159,7 @@ class Discovery:
             for url in self._result.addresses
             if self._skipped_until.get(url, started_at) <= started_at
         ]
-        results = _probe_all(due_urls, self._mark)
+        results = _probe_all(due_urls, self._instance_id)
         for url in due_urls:
             self._skipped_until.pop(url, None)
             self._key_required.discard(url)
@@ -201,7 +203,7 @@ class Discovery:
         )
 
 
-def discover_at_start(addresses: tuple[str, ...], mark: str = "") -> DiscoveryResult:
+def discover_at_start(addresses: tuple[str, ...], instance_id: str = "") -> DiscoveryResult:
     """Probe once in a child process, so that no thread is left in this one, which will fork.
 
     A DNS look-up would leave a thread that nothing can end.
@@ -212,7 +214,7 @@ def discover_at_start(addresses: tuple[str, ...], mark: str = "") -> DiscoveryRe
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _probe_as_child(Discovery(empty_result, mark), writer)
+        _probe_as_child(Discovery(empty_result, instance_id), writer)
     os.close(writer)
     try:
         raw_result = _read_all(reader, now() + REFRESH_MAX)
@@ -256,13 +258,13 @@ class _ProbeResult(NamedTuple):
     is_away: bool = False  # nothing listens, or the server is starting
 
 
-def _probe_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
+def _probe_all(urls: Sequence[str], instance_id: str) -> dict[str, _ProbeResult]:
     """Probe all addresses; return the results that arrived within PROBE_SECONDS."""
     until = now() + PROBE_SECONDS
     # Without https no certificates are loaded: that takes 20 ms, and the rest of a refresh 3 ms.
     is_plain = all(url.startswith("http://") for url in urls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else None
-    transport = Transport(PROBE_SECONDS, context, mark, direct=True)
+    transport = Transport(PROBE_SECONDS, context, instance_id, direct=True)
     results: dict[str, _ProbeResult] = {}  # each thread sets its address's result
 
     def probe(url: str, connection: UpstreamConnection) -> None:
@@ -353,10 +355,10 @@ def _get(transport: Transport, url: str) -> tuple[int, Any]:
     body = response.extensions["halt.body"]
     assert isinstance(body, Body)  # noqa: S101 - Halt's transport set it
     try:
-        whole = body.read_all(BODY_MAX)
+        data = body.read_all(BODY_MAX)
     finally:
         body.close()
     try:
-        return response.status_code, None if whole is None else json.loads(whole)
+        return response.status_code, None if data is None else json.loads(data)
     except (ValueError, RecursionError):
         return response.status_code, None

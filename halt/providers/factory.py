@@ -28,21 +28,21 @@ def make_provider(settings: ProviderSettings, transport: Transport | None = None
 def make_upstream(
     config: Config,
     only: str = "",
-    mark: str = "",
+    instance_id: str = "",
     discovery: Discovery | None = None,
     last: LastModel | None = None,
 ) -> Providers:
     """Create all providers of the settings, or only the one named `only`. Raises ConfigError.
 
     If the settings name no provider, those that `discovery` finds are used, and the default model
-    is the one in `last`. `mark`: of this server in its requests, see `halt.core.via`.
+    is the one in `last`. `instance_id`: see `halt.core.via`.
     """
     configured = setup(config)
     if only:
         configured = configured.limited_to(only)
 
     def make(settings: ProviderSettings) -> Upstream:
-        return make_provider(settings, Transport(settings.connect_timeout, mark=mark))
+        return make_provider(settings, Transport(settings.connect_timeout, instance_id=instance_id))
 
     providers = {settings.name: make(settings) for settings in configured.providers}
     if only or discovery is None:

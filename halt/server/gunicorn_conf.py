@@ -167,8 +167,8 @@ def _discover(server: Any, config: Config) -> DiscoveryResult:
     listens = list(server.cfg.address)
     if variable("LISTEN_FDS"):
         listens.append(None)  # systemd's sockets, which are not in the settings
-    mark = via.mark_of(config.data_folder)
-    return discovery.discover_at_start(discovery.discovery_addresses(config, listens), mark)
+    instance_id = via.instance_id_of(config.data_folder)
+    return discovery.discover_at_start(discovery.discovery_addresses(config, listens), instance_id)
 
 
 def when_ready(server: Any, config: Config) -> None:

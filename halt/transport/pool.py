@@ -57,17 +57,17 @@ class Transport(httpx2.BaseTransport):
         self,
         connect_timeout: float,
         context: ssl.SSLContext | None = None,
-        mark: str = "",
+        instance_id: str = "",
         *,
         direct: bool = False,
     ) -> None:
-        """`mark`: of the server that sends the requests (see `core.via`); empty: no server.
+        """`instance_id`: of the server that sends the requests (see `core.via`); empty: no server.
 
         `direct`: use no proxy, whatever the environment says.
         """
         self._connect_timeout = connect_timeout
         self._context = context or httpx2.create_ssl_context()
-        self._mark = mark
+        self._instance_id = instance_id
         self._proxies = None if direct else Proxies()
         self._resolver = Resolver()
         self._lock = threading.Lock()  # protects the two below; held for list operations only
@@ -81,8 +81,8 @@ class Transport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read the head of its response. Raises httpx2 errors, Interrupted."""
         connection = current_connection()
-        if self._mark:
-            request.headers[via.HEADER] = ", ".join((*connection.chain, self._mark))
+        if self._instance_id:
+            request.headers[via.HEADER] = ", ".join((*connection.chain, self._instance_id))
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         proxy = self._proxies.proxy_for(url) if self._proxies else None

@@ -53,11 +53,11 @@ def is_authorized() -> bool:
         return True
     if has_token():
         return True
-    mark = None if is_cross_origin() else session.get("login")
-    return isinstance(mark, str) and hmac.compare_digest(mark, login_mark())
+    login_value = None if is_cross_origin() else session.get("login")
+    return isinstance(login_value, str) and hmac.compare_digest(login_value, login_digest())
 
 
-def login_mark() -> str:
+def login_digest() -> str:
     """The value that a logged-in session contains: an HMAC of the token, so it changes with it."""
     key, token = services().sessions.key(current_app), services().config.token
     return hmac.new(key.encode(), token.encode(), hashlib.sha256).hexdigest()

@@ -27,8 +27,8 @@ VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 def with_request_id(sentence: str, request_id: str) -> str:
     """The sentence with the request's ID at its end; unchanged where it already ends so."""
-    mark = quoted(request_id)
-    return sentence if sentence.endswith(mark) else sentence + mark
+    suffix = quoted(request_id)
+    return sentence if sentence.endswith(suffix) else sentence + suffix
 
 
 class RequestContext:

@@ -127,7 +127,7 @@ def _check_body() -> None:
 
 def guard() -> BaseResponse | None:
     """Before each request: return a refusal or None. Raises RequestError and LoopDetected."""
-    via.check(services().mark)  # first, so that it ends a loop of requests early
+    via.check(services().instance_id)  # first, so that it ends a loop of requests early
     if (name := _unknown_host()) is not None:
         message = (
             f"The host name {name[:200]!r} is not allowed. Add it to HALT_HOSTS, or set HALT_TOKEN."

@@ -31,7 +31,7 @@ class Services:
     """The objects of which an application has one each. Threads share all of them."""
 
     config: Config
-    mark: str  # identifies this application in its requests to models' servers (`halt.web.via`)
+    instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands
     store: Store

@@ -72,7 +72,7 @@ class Sessions(SecureCookieSessionInterface):
     def get_cookie_name(self, app: Flask) -> str:
         """The cookie's name, the same for every process that serves the same conversations."""
         if not self._name:
-            self._name = f"halt_session_{self._cookie_mark(app)}"
+            self._name = f"halt_session_{self._cookie_suffix(app)}"
         return self._name
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
@@ -158,15 +158,17 @@ class Sessions(SecureCookieSessionInterface):
             app.secret_key = data_dir.secret_key(self._config.data_folder)
         return str(app.secret_key)
 
-    def _cookie_mark(self, app: Flask) -> str:
+    def _cookie_suffix(self, app: Flask) -> str:
         """The part of the cookie's name that differs between Halts. Raises ConfigError.
 
         It is derived from the key and, where the conversations are in the data folder, from the
-        folder's mark, because two folders may have the same key. Hosts that share a PostgreSQL
-        database share the key only, so the mark is left out there.
+        folder's ID, because two folders may have the same key. Hosts that share a PostgreSQL
+        database share the key only, so the ID is left out there.
         """
-        folder_mark = "" if self._config.database_url else data_dir.mark(self._config.data_folder)
-        message = f"cookie name {folder_mark}".encode()
+        folder_id = (
+            "" if self._config.database_url else data_dir.folder_id(self._config.data_folder)
+        )
+        message = f"cookie name {folder_id}".encode()
         digest = hmac.new(self.key(app).encode(), message, hashlib.sha256)
         return digest.hexdigest()[:16]
 

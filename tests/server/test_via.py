@@ -18,7 +18,7 @@ from halt.core.via import HEADER
 from halt.providers.cached_query import CachedQuery
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web import via as loop
-from halt.web.via import MARKS_MAX, mark_of
+from halt.web.via import CHAIN_MAX, instance_id_of
 from tests.support import websocket_client
 from tests.support.halt_server import (
     RECORD_TIMEOUT,
@@ -147,8 +147,8 @@ def test_loop_is_reported_on_each_surface(circle: HaltServer) -> None:
 
 
 @pytest.fixture(scope="module")
-def mark(halt: HaltServer, shared_fake: FakeOpenAI) -> str:
-    """The mark of a Halt, as its model's server sees it."""
+def instance_id(halt: HaltServer, shared_fake: FakeOpenAI) -> str:
+    """The instance ID of a Halt, as its model's server sees it."""
     prompt = new_id()
     halt.client().chat("echo", prompt).to_end()
     header: str = request_record(shared_fake, prompt).headers[HEADER.lower()]
@@ -175,73 +175,73 @@ def via(client: Client, chain: str, method: str, path: str, body: object = None)
         ("GET", "/", None),
     ],
 )
-def test_request_with_the_own_mark_is_refused(
-    halt: HaltServer, mark: str, method: str, path: str, body: object
+def test_request_with_the_own_id_is_refused(
+    halt: HaltServer, instance_id: str, method: str, path: str, body: object
 ) -> None:
-    """A request with Halt's own mark gets 508 in the shape of each API, and no stream begins."""
+    """A request with Halt's own ID gets 508 in the shape of each API, and no stream begins."""
     client = halt.client()
-    refused = via(client, mark, method, path, body)
+    refused = via(client, instance_id, method, path, body)
     assert refused.status == 508
     assert refused.error["code"] == "loop_detected"
     assert refused.error["message"].startswith("This Halt has been set up as its own model's ")
     assert ("type" in refused.error) == path.startswith("/v1/")
-    led_back = via(client, f"{OTHER}, {mark}, {OTHER[::-1]}", method, path, body)
+    led_back = via(client, f"{OTHER}, {instance_id}, {OTHER[::-1]}", method, path, body)
     assert led_back.status == 508
     assert "leads back to this one" in led_back.error["message"]
     assert client.get("/streams/not-to-be-taken-1").status == 404
 
 
-def test_websocket_with_the_own_mark_is_refused(halt: HaltServer, mark: str) -> None:
-    """A WebSocket handshake with Halt's own mark gets 508."""
-    refused = websocket_client.refused_handshake(halt, **{HEADER.replace("-", "_"): mark})
+def test_websocket_with_the_own_id_is_refused(halt: HaltServer, instance_id: str) -> None:
+    """A WebSocket handshake with Halt's own ID gets 508."""
+    refused = websocket_client.refused_handshake(halt, **{HEADER.replace("-", "_"): instance_id})
     assert (refused.status, refused.error["code"]) == (508, "loop_detected")
 
 
-def test_chain_is_limited_to_marks_max(halt: HaltServer, mark: str) -> None:
-    """A request that has passed MARKS_MAX Halts is refused, one that has passed fewer is not."""
-    marks = [f"{number:016x}" for number in range(MARKS_MAX)]
-    assert mark not in marks
-    refused = via(halt.client(), ",".join(marks), "POST", "/chat/stream", CHAT)
+def test_chain_is_limited_to_chain_max(halt: HaltServer, instance_id: str) -> None:
+    """A request that has passed CHAIN_MAX Halts is refused, one that has passed fewer is not."""
+    instance_ids = [f"{number:016x}" for number in range(CHAIN_MAX)]
+    assert instance_id not in instance_ids
+    refused = via(halt.client(), ",".join(instance_ids), "POST", "/chat/stream", CHAT)
     assert refused.status == 508
-    assert f"passed {MARKS_MAX} Halts" in refused.error["message"]
-    assert via(halt.client(), ",".join(marks[1:]), "GET", "/v1/models").status == 200
+    assert f"passed {CHAIN_MAX} Halts" in refused.error["message"]
+    assert via(halt.client(), ",".join(instance_ids[1:]), "GET", "/v1/models").status == 200
 
 
 @pytest.mark.parametrize(
-    "given", ["", ",", "no mark", "\u00e9" * 10, "0" * 7000, "a, " * 2000, "ABCDEF0123456789" * 400]
+    "given", ["", ",", "no ID", "\u00e9" * 10, "0" * 7000, "a, " * 2000, "ABCDEF0123456789" * 400]
 )
-def test_malformed_chain_is_ignored(halt: HaltServer, mark: str, given: str) -> None:
-    """A request with a malformed chain is served as without the header; marks beside other text
+def test_malformed_chain_is_ignored(halt: HaltServer, instance_id: str, given: str) -> None:
+    """A request with a malformed chain is served as without the header; IDs beside other text
     count.
     """
     assert via(halt.client(), given, "GET", "/v1/models").status == 200
-    assert via(halt.client(), f"{given}, {mark}", "GET", "/v1/models").status == 508
+    assert via(halt.client(), f"{given}, {instance_id}", "GET", "/v1/models").status == 508
 
 
 def test_chain_is_passed_to_upstream_requests(
-    halt: HaltServer, shared_fake: FakeOpenAI, mark: str
+    halt: HaltServer, shared_fake: FakeOpenAI, instance_id: str
 ) -> None:
     """A chat and a list pass the chain on; shared background queries begin their own chain."""
     client, prompt = halt.client(), new_id()
     body = {"model": "echo", "messages": [{"role": "user", "content": prompt}]}
     assert via(client, OTHER, "POST", "/chat/stream", body).status == 200
-    assert request_record(shared_fake, prompt).headers[HEADER.lower()] == f"{OTHER}, {mark}"
+    assert request_record(shared_fake, prompt).headers[HEADER.lower()] == f"{OTHER}, {instance_id}"
     seen = len(shared_fake.requests)
     assert via(client, OTHER, "GET", "/v1/models").status == 200
     listed = shared_fake.requests[seen]
-    assert (listed.method, listed.headers[HEADER.lower()]) == ("GET", f"{OTHER}, {mark}")
+    assert (listed.method, listed.headers[HEADER.lower()]) == ("GET", f"{OTHER}, {instance_id}")
 
 
-def test_mark_is_unique_to_data_folder_and_master(
+def test_instance_id_is_unique_to_data_folder_and_master(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Marks differ between data folders, and between starts with one folder."""
-    before = mark_of(tmp_path)
-    assert loop.MARK.fullmatch(before)
-    assert mark_of(tmp_path / "x" / "..") == before
-    assert mark_of(tmp_path / "other") != before
+    """Instance IDs differ between data folders, and between starts with one folder."""
+    before = instance_id_of(tmp_path)
+    assert loop.INSTANCE_ID.fullmatch(before)
+    assert instance_id_of(tmp_path / "x" / "..") == before
+    assert instance_id_of(tmp_path / "other") != before
     monkeypatch.setattr(loop, "_KEY", secrets.token_bytes(16))
-    assert mark_of(tmp_path) != before
+    assert instance_id_of(tmp_path) != before
 
 
 # --- chains that lead to a model ------------------------------------------------------------------
@@ -260,8 +260,8 @@ def test_chain_of_halts_streams_and_stops(
     assert client.chat("count?n=3", "Hello").to_end().text == "0 1 2 "
     answer = client.chat("stall?n=3", prompt).until_text("2 ")
     record = request_record(shared_fake, prompt)
-    marks = record.headers[HEADER.lower()].split(", ")
-    assert len(set(marks)) == 2
+    instance_ids = record.headers[HEADER.lower()].split(", ")
+    assert len(set(instance_ids)) == 2
     assert client.stop(answer.id).json["status"] == "stopped"
     assert answer.to_end().terminal["type"] == "cancelled"
     assert record.closed.wait(RECORD_TIMEOUT)

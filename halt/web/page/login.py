@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Response, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.web.access import count_wrong_token, login_mark, token_matches
+from halt.web.access import count_wrong_token, login_digest, token_matches
 from halt.web.services import services
 from halt.web.sessions import ensure_owner
 from halt.web.token_failures import too_many_message
@@ -18,7 +18,7 @@ def login() -> BaseResponse | tuple[str, int] | str:
         return render_template("login.html")
     token = request.form.get("token", "").strip()
     if token_matches(token):
-        session["login"] = login_mark()
+        session["login"] = login_digest()
         ensure_owner()
         return redirect(url_for("pages.index"))
     if token and (wait := count_wrong_token()):

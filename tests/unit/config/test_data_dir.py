@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from halt.config.data_dir import (
     bind_private,
-    mark,
+    folder_id,
     open_private,
     prepare,
     run_folder,
@@ -163,14 +163,14 @@ def test_invalid_secret_key_file_is_an_error_without_its_content(tmp_path: Path)
         assert (tmp_path / "secret_key").read_bytes() == content
 
 
-def test_mark_of_a_folder_is_unique_and_permanent(tmp_path: Path) -> None:
-    """A folder's mark is its own and stays as it is; a damaged one is a clear error."""
-    marks = together(*[partial(mark, tmp_path)] * 4)
-    assert len(set(marks)) == 1
-    assert mark(tmp_path / "other") not in marks
+def test_id_of_a_folder_is_unique_and_permanent(tmp_path: Path) -> None:
+    """A folder's ID is its own and stays as it is; a damaged one is a clear error."""
+    folder_ids = together(*[partial(folder_id, tmp_path)] * 4)
+    assert len(set(folder_ids)) == 1
+    assert folder_id(tmp_path / "other") not in folder_ids
     (tmp_path / "mark").write_text("mine\n")
     with pytest.raises(ConfigError, match="mark"):
-        mark(tmp_path)
+        folder_id(tmp_path)
 
 
 def test_data_folder_below_a_file_is_refused(tmp_path: Path) -> None:
