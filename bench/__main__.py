@@ -32,7 +32,7 @@ from bench import (
     workers,
 )
 from bench.sizes import FULL, QUICK, Sizes
-from bench.table import Row, markdown
+from bench.table import Row, markdown, required
 
 Group = Callable[[Sizes], Iterator[Row]]
 
@@ -95,7 +95,7 @@ def measure(names: list[str], sizes: Sizes) -> dict[str, list[Row]]:
             rows.extend(GROUPS[name](sizes))
         except Exception as fault:  # noqa: BLE001  a failing group must not hide the others
             traceback.print_exc()
-            rows.append(Row(name, "", "", f"failed: {type(fault).__name__}: {fault}", met=False))
+            rows.append(required(name, "", f"failed: {type(fault).__name__}: {fault}", met=False))
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return groups
 

@@ -1,4 +1,7 @@
-"""All other APIs: CPU per token, and the delay of Stop."""
+"""CPU per token and delay of Stop for each API but POST /chat/stream and the page.
+
+Also for the library, and for each kind of provider.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ Stopping = Callable[[str], float]
 
 
 def apis(sizes: Sizes) -> Iterator[Row]:
-    """Rows for every surface and every kind of provider."""
+    """Rows for each API, the library and each kind of provider."""
     yield from costs(sizes)
     yield from stops(sizes)
 
@@ -56,7 +59,7 @@ def apis(sizes: Sizes) -> Iterator[Row]:
 
 
 def costs(sizes: Sizes) -> Iterator[Row]:
-    """Rows about the CPU per token on each surface and in the library's merge."""
+    """Rows about the CPU per token of each API and of the library's merge."""
     window = replace(sizes, load_seconds=sizes.api_seconds)
     cost = {name: served(measured, window) for name, measured in READ.items()}
     relay = cost.pop(RELAY)
@@ -65,19 +68,19 @@ def costs(sizes: Sizes) -> Iterator[Row]:
         "user and system time of all the server's processes"
     )
     for name, api_cost in cost.items():
-        yield _over_relay(f"CPU a token, {name}", api_cost, relay, note)
+        yield _over_relay(f"CPU per token, {name}", api_cost, relay, note)
     yield _over_relay(
-        f"CPU a token, library, {STREAMS} streams merged",
+        f"CPU per token, library, {STREAMS} streams merged",
         merged(sizes),
         served(READ[RELAY], replace(window, load_streams=STREAMS)),
-        f"{STREAMS} streams x {RATE} tokens/s for {sizes.api_seconds:g} s, once, in a process "
-        "of its own; the relay has as many streams here",
+        f"{STREAMS} streams x {RATE} tokens/s for {sizes.api_seconds:g} s, once, in its own "
+        "process; the relay has as many streams here",
     )
 
 
 def _over_relay(figure: str, cost: float, relay: float, note: str) -> Row:
     return at_most(
-        f"{figure}: Halt over the FastAPI relay (JSON)",
+        f"{figure}: Halt / FastAPI relay (JSON)",
         cost / relay,
         0.50,
         0.25,
@@ -106,7 +109,7 @@ def merged(sizes: Sizes) -> float:
 
 
 def stops(sizes: Sizes) -> Iterator[Row]:
-    """Rows about Stop on every surface and with every kind of provider."""
+    """Rows about Stop through each API and with each kind of provider."""
     with fake_upstream() as upstream:
         at = urlsplit(upstream)
         origin = f"{at.scheme}://{at.netloc}"

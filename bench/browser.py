@@ -61,6 +61,19 @@ def browser() -> Iterator[Browser]:
             started.close()
 
 
+@contextlib.contextmanager
+def measured_page() -> Iterator[tuple[Page, HaltProcess, FakeOpenAI]]:
+    """A page with the script that measures it, its Halt, and the upstream."""
+    with (
+        fake_in_process() as fake,
+        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
+        browser() as chromium,
+    ):
+        page = chromium.new_page()
+        page.add_init_script(path=SCRIPT)
+        yield page, halt, fake
+
+
 class Clock:
     """Converts times of the page's clock to this process's monotonic clock."""
 
@@ -146,13 +159,7 @@ def _prompt_of(record: Record) -> str:
 def page_turns(sizes: Sizes) -> Iterator[Row]:
     """Rows about Send and Stop on the page."""
     turns: list[Turn] = []
-    with (
-        fake_in_process() as fake,
-        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
-        browser() as chromium,
-    ):
-        page = chromium.new_page()
-        page.add_init_script(path=SCRIPT)
+    with measured_page() as (page, halt, fake):
         kinds = cycle(FIRST_MS)
         turns += [
             turn(page, halt, fake, next(kinds), index)
@@ -161,8 +168,8 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
     del turns[:WARM_TURNS]  # without start-up costs
     note = (
         f"{len(turns)} messages in headless Chromium. Text counts when it is in the document and "
-        "visible (the screen shows it with the next frame, at 60 a second); it stands still with "
-        "the last change of what can be read, from the click on; the upstream flows at 100 tokens/s"
+        "visible (the screen shows it with the next frame, at 60 a second); it stands still after "
+        "the last change of readable text since the click; the upstream sends 100 tokens/s"
     )
     for first_ms in FIRST_MS:
         with_delay = [t for t in turns if t.first_ms == first_ms]
@@ -178,7 +185,7 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
             f"next frame {painted})",
             note,
         )
-    for figure, values, target, further in (
+    for figure, values, target, goal in (
         ("Page: Stop clicked → text stands still", [t.still for t in turns], 50, 17),
         ("Page: Stop clicked → upstream closed", [t.closed for t in turns], 10, 5),
     ):
@@ -186,7 +193,7 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
             f"{figure}, p50 / p99",
             median(values),
             target,
-            further,
+            goal,
             " ms",
             f"{p50_p99(values)} ms",
             note,
@@ -234,14 +241,8 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
     """Rows about an answer of TOKENS tokens at RATE a second: the delay of the page at its end."""
     delays: list[float] = []
     gaps: list[list[float]] = []
-    with (
-        fake_in_process() as fake,
-        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
-        browser() as chromium,
-    ):
+    with measured_page() as (page, halt, fake):
         fake.texts["rich"] = rich_text(TOKENS * PIECE)
-        page = chromium.new_page()
-        page.add_init_script(path=SCRIPT)
         send(page, halt, "/fake count?n=20&rate=100")  # start-up costs
         for index in range(sizes.page_answers):
             delay, frames = _follow(page, halt, fake, index)
@@ -288,14 +289,8 @@ class Paragraph:
 def page_paragraph(sizes: Sizes) -> Iterator[Row]:
     """Rows about an answer of one paragraph: whether the cost of a token grows with it."""
     size = sizes.paragraph
-    with (
-        fake_in_process() as fake,
-        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
-        browser() as chromium,
-    ):
+    with measured_page() as (page, halt, fake):
         fake.texts["paragraph"] = paragraph_text(size)
-        page = chromium.new_page()
-        page.add_init_script(path=SCRIPT)
         send(page, halt, "/fake count?n=20&rate=100")  # start-up costs
         drawn = _follow_paragraph(page, halt, fake, size // PARAGRAPH_PIECE)
     note = (

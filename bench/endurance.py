@@ -12,7 +12,7 @@ from bench.load import source
 from bench.processes import HaltProcess, fake_upstream
 from bench.readers import Job, Way, numbers, open_stream
 from bench.sizes import Sizes
-from bench.table import Row, at_most, median
+from bench.table import Row, at_most, median, required
 from tests.support.process_facts import descriptors, megabytes, status
 from tests.support.raw_http import Address, ask, chat, connect, stop
 
@@ -103,14 +103,12 @@ def leak(sizes: Sizes) -> Iterator[Row]:
         and after.descriptors - before.descriptors <= TOLERANCE
         and grown < RSS_MAX
     )
-    yield Row(
-        f"Nothing left after {sizes.generations:,} generations, half of them stopped",
-        "yes",
+    yield required(
+        f"No resource left after {sizes.generations:,} generations, half of them stopped",
         "yes",
         f"{'yes' if sound else 'NO'}: threads {before.threads} → {after.threads}, descriptors "
         f"{before.descriptors} → {after.descriptors}, memory {before.rss:.1f} → "
         f"{after.rss:.1f} MB",
-        sound,
         sound,
         note=f"after a warm-up of {sizes.warm_generations}, {CLIENTS + 1} at a time; pools may "
         f"differ by {TOLERANCE} threads or connections, memory by {RSS_MAX:g} MB",
@@ -174,8 +172,8 @@ def long(sizes: Sizes) -> Iterator[Row]:
 
 def _linear(stream: str, tokens: int, half: list[Long], whole: list[Long]) -> Iterator[Row]:
     note = (
-        f"median of {len(half)} answers at full speed, each in a fresh server; memory is what its "
-        f"peak is above the start, and less than {NOISE:g} MB counts as {NOISE:g}"
+        f"median of {len(half)} answers at full speed, each in a new server; memory is its peak "
+        f"above that at the start, and less than {NOISE:g} MB counts as {NOISE:g}"
     )
     figures: tuple[tuple[str, str, float, Callable[[Long], float]], ...] = (
         ("time", "s", 0.0, lambda answer: answer.seconds),

@@ -44,7 +44,7 @@ def idle(sizes: Sizes) -> Iterator[Row]:
             for after, start in zip((cpu_seconds(own), cpu_seconds(bare)), before, strict=True)
         )
     note = (
-        f"one page was loaded, {SETTLES:g} s of rest; CPU is measured for {seconds:g} s and scaled to "
+        f"one page is loaded, then {SETTLES:g} s of rest; CPU is measured for {seconds:g} s and scaled to "
         f"a minute; memory is the PSS of all processes; bare gunicorn and Flask with {THREADS} "
         "threads beside it"
     )
@@ -76,7 +76,7 @@ def idle(sizes: Sizes) -> Iterator[Row]:
         " s",
         f"{number(median(later))} s (in a new data folder {number(first)})",
         note=f"`python app.py` until GET /healthz is answered, polled every 5 ms; median of "
-        f"{sizes.cold_starts} starts in a data folder that is there",
+        f"{sizes.cold_starts} starts in an existing data folder",
     )
 
 

@@ -16,17 +16,14 @@ from pathlib import Path
 
 from bench.processes import first_answer
 from bench.sizes import Sizes
-from bench.table import Row, at_most, median, number
+from bench.table import Row, at_most, median, number, without_target
 from halt.providers import embedded_model
 from tests.support.halt_server import ROOT, halt_environment
 
 ANSWERS_WITHIN = 600.0  # seconds; a slow network may take minutes
 LEAVES_WITHIN = 20.0
 BASE_PYTHON = str(Path(sys.executable).resolve())  # without the packages of this environment
-DOWNLOADS = (
-    "caches of pip and uv empty, what is downloaded from this machine's package index included: "
-    "another network takes another time"
-)
+DOWNLOADS = "empty caches of pip and uv; downloads from this machine's package index are included"
 
 
 def installs(sizes: Sizes) -> Iterator[Row]:
@@ -58,7 +55,7 @@ def installs(sizes: Sizes) -> Iterator[Row]:
             15,
             8,
             " s",
-            note=f"with a Python that is there, without a demo model; {DOWNLOADS}",
+            note=f"with an installed Python, without a demo model; {DOWNLOADS}",
         )
         yield from _installed(uv, wheel, folder, sizes)
 
@@ -85,12 +82,9 @@ def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row
             environment,
         )
         both = _megabytes(place)
-    yield Row(
+    yield without_target(
         "Installed environment, without and with the demo model",
-        "",
-        "",
         f"{number(alone)} and {number(both)} MB",
-        None,
         note="the sum of its files' sizes, with the bytecode that pip writes, without pip and uv; "
         "other self-hosted chats: 211 MB to 7.4 GB",
     )
@@ -100,7 +94,7 @@ def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row
         1.5,
         0.8,
         " s",
-        note=f"an installed Halt with a data folder that is there; median of {len(times)} starts",
+        note=f"an installed Halt with an existing data folder; median of {len(times)} starts",
     )
 
 

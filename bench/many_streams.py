@@ -1,4 +1,4 @@
-"""Many streams in one process; streams during page loads; threads of open, unread runs."""
+"""Many streams in one process; streams during page loads; threads of open runs without readers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.load import system as start_system
 from bench.phases import wait_for
 from bench.processes import PORT_WITHIN, Child, HaltProcess
 from bench.sizes import Sizes
-from bench.table import Row, at_least, at_most, number, p50_p99
+from bench.table import Row, at_least, at_most, number, p50_p99, without_target
 from tests.support.process_facts import pss, status, tree
 from tests.support.raw_http import ask, chat, connect, request
 
@@ -22,7 +22,7 @@ CLIENTS = 2
 LEFT_FOR = 2.0  # seconds after the last reader has left
 OPEN_RUNS = 200
 
-#: streams -> (tokens/s, p99 in ms, memory in MB): target and further goal of each
+#: streams -> (tokens/s, p99 in ms, memory in MB): target and goal of each
 GOALS = {
     300: ((7_500, 8_200), (100, 30), None),
     1_000: ((9_000, 13_000), (1_000, 400), (250, 190)),
@@ -71,25 +71,23 @@ def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[R
     note = (
         f"{tokens} tokens a stream at {RATE}/s, all streams requested at once, spread; tokens/s from "
         "before the first request until the last end; the generator runs on the same cores; memory "
-        "is the most that was seen (PSS of all processes). Streams that are not whole miss the target"
+        "is the highest sample (PSS of all processes). If a stream is incomplete, the target is missed"
     )
     figure = f"{streams:,} streams x {RATE}/s in one process: {name}"
     ends = f"{facts['whole']} of {streams} whole; {busy([facts])}"
     shown = f"{number(facts['p50'])} / {number(facts['p99'])} ms"
-    (target, further), (late, early), memory_goals = GOALS[streams]
+    (target, goal), latency_goals, memory_goals = GOALS[streams]
     if name != "Halt":
         measured_as = f"{speed:,.0f} tokens/s, {shown}, {memory.peak:.0f} MB; {ends}"
-        yield Row(f"{figure}, tokens/s, p50 / p99, memory", "", "", measured_as, None, note=note)
+        yield without_target(f"{figure}, tokens/s, p50 / p99, memory", measured_as, note)
         return
-    row = at_least(
-        f"{figure}, tokens/s", speed, target, further, f"{speed:,.0f} ({ends})", note=note
-    )
-    yield row if facts["whole"] == streams else replace(row, met=False, further_met=False)
-    yield at_most(f"{figure}, latency p50 / p99", facts["p99"], late, early, " ms", shown, note)
+    row = at_least(f"{figure}, tokens/s", speed, target, goal, f"{speed:,.0f} ({ends})", note=note)
+    yield row if facts["whole"] == streams else replace(row, met=False, goal_met=False)
+    yield at_most(f"{figure}, latency p50 / p99", facts["p99"], *latency_goals, " ms", shown, note)
     if memory_goals is not None:
         yield at_most(f"{figure}, memory", memory.peak, *memory_goals, " MB", note=note)
     else:
-        yield Row(f"{figure}, memory", "", "", f"{memory.peak:.0f} MB", None, note=note)
+        yield without_target(f"{figure}, memory", f"{memory.peak:.0f} MB", note)
 
 
 def page_loads(sizes: Sizes) -> Iterator[Row]:
@@ -110,8 +108,8 @@ def page_loads(sizes: Sizes) -> Iterator[Row]:
         " ms",
         f"{number(p50)} / {number(p99)} ms; {busy([facts], streams * RATE)}; {p50_p99(pages['times'])} ms a page, "
         f"{len(pages['times']) / pages['seconds']:.0f} pages/s",
-        note=f"{streams} long streams x {RATE} tokens/s, spread; the pages, in turns, are an empty "
-        "one and a conversation of two turns, their list beside them, over kept-alive connections",
+        note=f"{streams} long streams x {RATE} tokens/s, spread; alternately an empty page and a "
+        "conversation of two turns, both with the list, over kept-alive connections",
     )
 
 
@@ -136,12 +134,12 @@ def no_reader(sizes: Sizes) -> Iterator[Row]:
     if health["open_streams"] != OPEN_RUNS:
         raise RuntimeError(f"{health['open_streams']} of {OPEN_RUNS} runs are open")
     yield at_most(
-        f"Threads with {OPEN_RUNS} open runs, none of them read, between tokens",
+        f"Threads with {OPEN_RUNS} open runs without readers, between tokens",
         after,
         39,
         19,
         "",
         f"{after} ({before} before)",
-        note=f"{OPEN_RUNS} times POST /chat/stream with on_disconnect=continue, left after the first "
-        f"token, counted {LEFT_FOR:g} s after the last has gone",
+        note=f"{OPEN_RUNS} times POST /chat/stream with on_disconnect=continue, closed after the first "
+        f"token; counted {LEFT_FOR:g} s after the last close",
     )

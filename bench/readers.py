@@ -200,7 +200,7 @@ class Reader:
             stream.last = 0
 
     def wait_ready(self, take: Callable[[Stream, bytes], None]) -> None:
-        """Read until every stream has brought a token."""
+        """Read until every stream has received a token."""
         until = time.monotonic() + READY_WITHIN
         while any(stream.last < 0 for stream in self.streams.values()):
             if time.monotonic() > until or any(s.ended for s in self.streams.values()):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from bench.processes import HaltProcess, fake_upstream
 from bench.sizes import Sizes
-from bench.table import Row, number, percentile
+from bench.table import Row, number, percentile, required
 from tests.resilience import loads
 from tests.resilience.bystander import Address, Bystander, NotAnswered
 from tests.resilience.servers import LimitedServer, Postgres, descriptors_limited, postgres_programs
@@ -188,7 +188,7 @@ LOADS = [
         for name in ("bash-backslashes", "c-blanks", "docker-newlines")
     ),
     Load("3 readers of 100,000 characters in 19 quotes", _answer("quotes-lazy-lines", 3), 100),
-    Load("4 clients at a time ask, are answered, and do not close", _lingering, 300),
+    Load("4 clients at a time send requests and do not close after the response", _lingering, 300),
     Load("100 heads of 30 kB, byte by byte", lambda server: loads.slow_heads(server.address), 300),
     Load("60 bodies byte by byte, 20 streams allowed", _slow_bodies, 300, NARROW, victims=10),
     Load("60 bodies chunk by chunk, 20 streams allowed", _slow_chunks, 300, NARROW, victims=10),
@@ -243,7 +243,7 @@ def stop_under_load(sizes: Sizes) -> Iterator[Row]:
             try:
                 yield _row(index, load, upstream, sizes)
             except (OSError, NotAnswered, TimeoutError) as fault:  # continue with the other rows
-                yield Row(load.name, "", "", f"failed: {fault!r}"[:200], met=False)
+                yield required(load.name, "", f"failed: {fault!r}"[:200], met=False)
 
 
 class FewDescriptors(LimitedServer):
@@ -276,7 +276,9 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
             processes = tuple(postgres.processes)
         ready, over = _processes.Event(), _processes.Event()
         server = LoadedServer(halt.address, folder, processes)
-        process = _processes.Process(target=_hold, args=(index, server, ready, over), daemon=True)
+        process = _processes.Process(
+            target=_run_load, args=(index, server, ready, over), daemon=True
+        )
         process.start()
         try:
             if not ready.wait(BEGINS_WITHIN):
@@ -304,8 +306,8 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
         figure,
         met,
         met and p99 <= load.target / 3,
-        note=f"p50 / p99 / most of {len(stops)} Stops, each on a new connection, while the load was "
-        "there; the stream has 50 tokens/s",
+        note=f"p50 / p99 / most of {len(stops)} Stops, each on a new connection, during the load; "
+        "the stream has 50 tokens/s",
     )
 
 
@@ -320,8 +322,8 @@ def _send_stops(bystander: Bystander, load: Load, sizes: Sizes) -> str:
     return ""
 
 
-def _hold(index: int, server: LoadedServer, ready: Event, over: Event) -> None:
-    """Body of the load's process: run the load from `ready` until `over`."""
+def _run_load(index: int, server: LoadedServer, ready: Event, over: Event) -> None:
+    """Body of the load's process: run the load until `over`; set `ready` when it has begun."""
     with LOADS[index].make(server):
         ready.set()
         over.wait()

@@ -117,8 +117,8 @@ def lost_of_many_streams(sizes: Sizes) -> Iterator[Row]:
         "",
         f"{p50:.0f} / {p99:.0f} / {worst:.0f} ms",
         p50 <= 100 and p99 <= 200 and worst <= 250,
-        note=f"{LOST_RATE} tokens/s each, {sizes.many_stream_kills} kills; tokens that came to the reader "
-        "and are not in the store, over their rate",
+        note=f"{LOST_RATE} tokens/s each, {sizes.many_stream_kills} kills; tokens that the reader received "
+        "and the store lacks, over their rate",
     )
 
 
@@ -190,18 +190,18 @@ def lookups(sizes: Sizes) -> Iterator[Row]:
         note = (
             f"{sizes.messages:,} messages of {WORDS_IN_A_MESSAGE} words in conversations of "
             f"{IN_A_CONVERSATION}, and one of {sizes.long_conversation:,}, all of one session; "
-            f"{sizes.lookups} requests on connections of their own, HTML made and received"
+            f"{sizes.lookups} requests, each on its own connection, with rendering"
         )
         for figure, path in (
             ("Open the list of conversations", "/conversations"),
             (f"Open a conversation of {sizes.long_conversation:,} messages", f"/c/{long}"),
-            ("Open a page with nothing in it yet, its list beside it", "/"),
+            ("Open an empty page with the list", "/"),
             ("Search, a rare word", "/conversations/search?q=quagga"),
             ("Search, a frequent word", "/conversations/search?q=w0"),
-            ("Search, a frequent beginning", "/conversations/search?q=w"),
+            ("Search, a frequent prefix", "/conversations/search?q=w"),
             ("Search, three words", "/conversations/search?q=w1+w2+w3"),
             ("Search, a rare and a frequent word", "/conversations/search?q=quagga+w0"),
-            ("Search, a word that is not there", "/conversations/search?q=okapi"),
+            ("Search, an unknown word", "/conversations/search?q=okapi"),
         ):
             times = [_milliseconds(partial(client.get, path)) for _ in range(sizes.lookups + 2)][2:]
             yield at_most(

@@ -1,4 +1,4 @@
-"""Rows of figures with their targets, and the Markdown table of all rows."""
+"""Rows of figures with their targets and goals, and the Markdown table of all rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `met` is None if there is no target: the figure is for comparison only."""
+    """One figure. `met` is None if there is no target."""
 
     figure: str
     target: str
-    further: str
+    goal: str
     measured: str
     met: bool | None
-    further_met: bool = False
+    goal_met: bool = False
     note: str = ""
 
     @property
@@ -27,14 +27,14 @@ class Row:
             return ""
         if not self.met:
             return "**missed**"
-        return "met, the goal too" if self.further_met else "met"
+        return "met, the goal too" if self.goal_met else "met"
 
 
 def at_most(
     figure: str,
     value: float,
     target: float,
-    further: float,
+    goal: float,
     unit: str = "",
     measured: str = "",
     note: str = "",
@@ -43,21 +43,52 @@ def at_most(
     return Row(
         figure,
         f"≤ {target:g}{unit}",
-        f"≤ {further:g}{unit}",
+        f"≤ {goal:g}{unit}",
         measured or f"{number(value)}{unit}",
         value <= target,
-        value <= further,
+        value <= goal,
         note,
     )
 
 
 def at_least(
-    figure: str, value: float, target: float, further: float, measured: str, note: str = ""
+    figure: str, value: float, target: float, goal: float, measured: str, note: str = ""
 ) -> Row:
     """A row whose figure must not be below its target."""
     return Row(
-        figure, f"≥ {target:g}", f"≥ {further:g}", measured, value >= target, value >= further, note
+        figure, f"≥ {target:g}", f"≥ {goal:g}", measured, value >= target, value >= goal, note
     )
+
+
+def both_at_most(
+    figure: str,
+    values: Sequence[float],
+    target: tuple[float, float],
+    goal: tuple[float, float],
+    measured: str = "",
+    note: str = "",
+) -> Row:
+    """A row whose p50 and p99, in milliseconds, must not be above those of its target."""
+    p50, p99 = percentile(values, 50), percentile(values, 99)
+    return Row(
+        figure,
+        f"≤ {target[0]:g} / {target[1]:g} ms",
+        f"≤ {goal[0]:g} / {goal[1]:g} ms",
+        measured or f"{p50_p99(values)} ms",
+        p50 <= target[0] and p99 <= target[1],
+        p50 <= goal[0] and p99 <= goal[1],
+        note,
+    )
+
+
+def required(figure: str, target: str, measured: str, met: bool, note: str = "") -> Row:
+    """A row whose target is also its goal."""
+    return Row(figure, target, target, measured, met, met, note)
+
+
+def without_target(figure: str, measured: str, note: str = "") -> Row:
+    """A row for comparison only."""
+    return Row(figure, "", "", measured, None, note=note)
 
 
 def number(value: float) -> str:
@@ -98,7 +129,7 @@ def markdown(groups: Mapping[str, Sequence[Row]]) -> str:
             if row.note not in notes:
                 notes.append(row.note)
             mark = f" ({notes.index(row.note) + 1})"
-        cells = (row.figure + mark, row.measured, row.target, row.further, row.verdict)
+        cells = (row.figure + mark, row.measured, row.target, row.goal, row.verdict)
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     if notes:
         lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]

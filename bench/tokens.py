@@ -25,7 +25,7 @@ from bench.load import (
     whole,
 )
 from bench.sizes import Sizes
-from bench.table import Row, at_most, median, number
+from bench.table import Row, at_most, median, number, without_target
 from tests.support.process_facts import kernel_events, tree
 
 SYSTEMS: dict[str, System] = {
@@ -105,7 +105,7 @@ def _costs(
         "long streams": f"{sizes.load_streams} streams x {RATE} tokens/s that do not end, "
         f"{sizes.load_seconds:g} s in the middle of them, {rounds}; {shared}",
     }
-    for name, figure, over, kind, target, further in (
+    for name, figure, over, kind, target, goal in (
         ("Halt", "JSON", "FastAPI relay", "starts included", 0.27, 0.20),
         ("Halt", "JSON", "FastAPI relay", "long streams", 0.22, 0.16),
         ("Halt", "JSON", "bare threads", "long streams", 1.8, 1.3),
@@ -121,32 +121,26 @@ def _costs(
                 for warning in doubts[label, beat]
             )
             yield at_most(
-                f"CPU a token, {figure}, {kind}, {beat}: Halt / {over}",
+                f"CPU per token, {figure}, {kind}, {beat}: Halt / {over}",
                 own / other,
                 target,
-                further,
+                goal,
                 measured=f"{own / other:.2f} ({own:.0f} µs / {other:.0f} µs{beside}){doubt}",
                 note=notes[kind],
             )
     for beat in BEATS:
         page, other = short["Halt, page", beat], short["FastAPI relay", beat]
-        yield Row(
-            f"CPU a token, page's HTML, starts included, {beat}: Halt / FastAPI relay",
-            "",
-            "",
+        yield without_target(
+            f"CPU per token, page's HTML, starts included, {beat}: Halt / FastAPI relay",
             f"{page / other:.2f} ({page:.0f} µs / {other:.0f} µs)",
-            None,
-            note=notes["starts included"],
+            notes["starts included"],
         )
     for beat in BEATS:
         page, plain = long["Halt, page", beat], long["Halt", beat]
-        yield Row(
-            f"CPU a token of the page's HTML apart, long streams, {beat}: page less JSON",
-            "",
-            "",
+        yield without_target(
+            f"CPU per token, page's HTML minus JSON, long streams, {beat}",
             f"{page - plain:.0f} µs ({page:.0f} µs - {plain:.0f} µs)",
-            None,
-            note=notes["long streams"],
+            notes["long streams"],
         )
 
 
@@ -154,9 +148,9 @@ def _latencies(
     windows_by_key: dict[tuple[str, str], list[dict[str, Any]]], sizes: Sizes
 ) -> Iterator[Row]:
     note = (
-        f"a token's way from the upstream's send to the reader's receive, {sizes.load_streams} long "
-        f"streams x {RATE} tokens/s; in brackets the processor time of the window, 100 % is one "
-        "core. Tokens in step wait for one another: there the bare threads' figure is the measure"
+        f"from the upstream's send of a token to the reader's receive, {sizes.load_streams} long "
+        f"streams x {RATE} tokens/s; in brackets the CPU time of the window, 100 % is one core. "
+        "Tokens in step wait for one another: compare them with the bare threads only"
     )
     for (name, beat), windows in sorted(
         windows_by_key.items(), key=lambda item: item[0][1] != "spread"
@@ -164,7 +158,7 @@ def _latencies(
         p50, p99 = (median(w[p] for w in windows) for p in ("p50", "p99"))
         judged = (name, beat) == ("Halt", "spread")
         yield Row(
-            f"Relay latency a token, {beat}, p50 / p99: {name}",
+            f"Relay latency per token, {beat}, p50 / p99: {name}",
             "≤ 0.6 / 8 ms" if judged else "",
             "≤ 0.4 / 4 ms" if judged else "",
             f"{number(p50)} / {number(p99)} ms; {busy(windows, _offered(sizes))}",
@@ -181,30 +175,27 @@ def _kernel(events_by_key: dict[tuple[str, str], list[dict[str, float]]]) -> Ite
             f"{median(events[event] for events in counts):.2f} {event}"
             for event in (counts[0] if counts else ())
         )
-        yield Row(
-            f"Kernel, a token, {beat}: {name}",
-            "",
-            "",
-            measured or "not counted: there is no perf, or it may not",
-            None,
-            note=f"`perf stat` of all the server's threads for {COUNTED:g} s, long streams",
+        yield without_target(
+            f"Kernel events per token, {beat}: {name}",
+            measured or "not counted: perf is missing or not permitted",
+            f"`perf stat` of all the server's threads for {COUNTED:g} s, long streams",
         )
 
 
 def saving(sizes: Sizes) -> Iterator[Row]:
-    """A row about the CPU per token with saving over that without, in turns."""
+    """A row about the CPU per token with saving over that without, measured alternately."""
     cost: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(sizes.store_rounds):
         cost["with"].append(per_token(steady(HALT, sizes)))
         cost["without"].append(per_token(steady(STORELESS, sizes)))
     stored, alone = map(median, cost.values())
     yield at_most(
-        "CPU a token, JSON, long streams: with saving / without",
+        "CPU per token, JSON, long streams: with saving / without",
         stored / alone,
         1.15,
         1.05,
         measured=f"{stored / alone:.2f} ({stored:.0f} µs / {alone:.0f} µs)",
         note=f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.load_seconds:g} s, spread, "
-        f"median of {sizes.store_rounds} in turns; all threads of the server's processes, the one "
-        "that writes among them",
+        f"median of {sizes.store_rounds} alternating rounds; all threads of the server's processes, "
+        "with the store writer",
     )

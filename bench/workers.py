@@ -46,7 +46,7 @@ def workers(sizes: Sizes) -> Iterator[Row]:
             for milliseconds in _lateness(halt.address, names, sizes.worker_tokens)
         ]
         yield at_most(
-            "An event at a reader of another worker, later than at one of its own, p50 / p99",
+            "Delay of an event at a reader of another worker against one of the producer, p50 / p99",
             percentile(late, 99),
             200,
             20,
