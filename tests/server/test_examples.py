@@ -98,7 +98,7 @@ def test_websocket_example_prints_several_answers(halt: HaltServer) -> None:
 def test_websocket_example_stops_one_of_two_answers(
     halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """Of two streams on one socket one is stopped, and the other ends normally."""
+    """The example stops one of two streams on a socket, and the other ends normally."""
     prompt = f"/fake stall?n=1 {new_id()}"
     with connect(halt.url.replace("http", "ws") + "/ws") as socket:
         stalled = websocket.start(socket, prompt)

@@ -201,7 +201,9 @@ def test_second_stop_finds_the_stream_finished(halt: HaltServer) -> None:
 
 
 def test_concurrent_stops_have_one_winner(halt: HaltServer) -> None:
-    """One of several concurrent Stops says stopped, the others finished; one end results."""
+    """Of concurrent Stops one receipt says stopped, the others finished, and the stream has one
+    end.
+    """
     client = halt.client()
     for _ in range(5):
         events = client.chat("count?n=100000&gap_ms=2").until_text("3 ")

@@ -923,7 +923,7 @@ def test_number_in_an_unknown_field_is_passed_on(
 def test_number_beyond_every_type_is_refused(
     client: Client, path: str, field: str, number: str
 ) -> None:
-    """Such a number is refused in a field of the model's server too, with its name."""
+    """A number beyond every type is refused in a field of the model's server too, with its name."""
     inner = f'{{"a":[{number}]}}'
     refused = client.post(path, f'{{{MESSAGES},"{field}":{inner}}}'.encode())
     assert refused.status == 400

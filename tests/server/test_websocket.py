@@ -559,9 +559,10 @@ def test_idle_socket_stays_while_pings_are_answered(hasty: HaltServer) -> None:
 def test_sockets_beyond_the_limit_are_refused_and_stop_works(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Above the limit a handshake gets 503 and Stop still works; a closed socket makes room.
+    """Above the limit a handshake gets 503 and Stop still works; a closed socket makes
+    room.
 
-    A handshake that went wrong has taken no place.
+    A failed handshake takes no place.
     """
     server = start_halt(fake, HALT_MAX_STREAMS=3)
     client = server.client()

@@ -336,7 +336,7 @@ def test_title_request_ends_after_its_time_limit(
 def test_title_request_without_a_thread_is_refused(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system has no thread left, a title is refused without an error."""
+    """A title is refused without an error if the system has no thread left."""
 
     def refuse_thread(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -181,7 +181,7 @@ def test_doctor_checks_azure_and_anthropic_of_the_environment(shared_fake: FakeO
 
 
 def test_doctor_names_a_server_that_refuses_connections() -> None:
-    """The finding names the fault and the setting to change."""
+    """A server that refuses connections is a finding with the fault and the setting to change."""
     report = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
     assert report.exit_code == 1
     assert report.statuses() == {"open files": "ok", "name": "ok", "connection": "fail"}
@@ -260,8 +260,11 @@ def model_stop(fake: FakeOpenAI) -> tuple[str, str]:
 def test_doctor_reports_the_time_until_the_model_stopped(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the server reports its running requests, the time until it is idle is measured. The
-    request has the key of the answers."""
+    """If the server reports its running requests, the finding has the time from the Stop until it
+    is idle.
+
+    The request has the key of the answers.
+    """
     monkeypatch.setattr("halt.cli.doctor.stop.SLOW_STOP", 60_000.0)
     model_server.work["/slots"] = fake_work.slots
     status, text = model_stop(model_server)
@@ -274,7 +277,9 @@ def test_doctor_reports_the_time_until_the_model_stopped(
 def test_doctor_warns_of_a_model_that_stops_late(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The finding has the times of the last busy and the first idle report, in seconds."""
+    """A model that stops late is a warning with the times of the last busy and the first idle
+    report.
+    """
     monkeypatch.setattr("halt.cli.doctor.running_requests.PAUSES", (0.05,))
     monkeypatch.setattr("halt.cli.doctor.stop.SLOW_STOP", 0.0)
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 60.0)

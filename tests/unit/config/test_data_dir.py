@@ -153,7 +153,9 @@ def test_concurrent_starts_agree_on_one_secret_key(tmp_path: Path) -> None:
 
 
 def test_invalid_secret_key_file_is_an_error_without_its_content(tmp_path: Path) -> None:
-    """The error names the file without its content, and the file stays as it is."""
+    """An invalid key file ends the start with an error that has no part of its content; the file
+    stays.
+    """
     for content in (b"", b"short-key\n", b"\xff\xfe\x00"):
         (tmp_path / "secret_key").write_bytes(content)
         with pytest.raises(ConfigError) as error_info:

@@ -224,7 +224,7 @@ def test_encode_error_has_retry_after_only_if_known() -> None:
 
 
 def test_encode_done_without_usage_has_null() -> None:
-    """Where the provider reported no usage, `usage` is null; the metrics hold the estimate."""
+    """Without a reported usage `usage` is null; the metrics hold the estimate."""
     assert wire(Done("stop", METRICS))["usage"] is None
 
 

@@ -110,7 +110,10 @@ THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
 def test_decoder_keeps_thoughts_in_the_form_they_came(
     chunks: list[Any], fields: dict[str, Any] | None
 ) -> None:
-    """By field name, by marks in the text, or as parts; an answer without thoughts has no fields."""
+    """Thoughts are kept as they came: by field name, by marks in the text, or as parts.
+
+    An answer without thoughts has no such fields.
+    """
     assert returned_fields(*chunks) == fields
 
 

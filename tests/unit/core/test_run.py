@@ -426,7 +426,7 @@ def test_reader_after_a_lost_connection_continues_without_gaps(harness: RunHarne
 
 
 def test_reader_below_the_kept_part_gets_offset_lost(harness: RunHarness) -> None:
-    """Where the log has dropped events that a viewer needs, it gets OffsetLost, never a gap."""
+    """A viewer whose next events the log has dropped gets OffsetLost, never a gap."""
     run, reply = harness.opened_run(log_bytes=1_024)
     reply.feed(*["x" * 300] * 10)
     reply.end()

@@ -224,7 +224,7 @@ def test_view_that_raises_gives_its_place_back(
 def test_start_without_a_keeper_thread_is_refused(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system has no thread for the limits of a run, none begins and nothing is left."""
+    """A start is refused and leaves nothing if the system has no thread for the limits of a run."""
     harness = make_harness()
 
     def no_thread(_: threading.Thread) -> None:

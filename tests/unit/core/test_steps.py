@@ -73,7 +73,7 @@ def test_tool_calls_of_two_rounds_with_the_same_id_are_separate_steps() -> None:
 
 
 def test_step_without_its_beginning_has_the_part_that_is_there() -> None:
-    """Where the log has dropped its first events, a step has its result alone or its call alone."""
+    """A step whose first events the log has dropped has its result alone or its call alone."""
     stream = step_stream(ToolResult("x", "old", "done", True, 5.0), ToolCall("y", "new", "{}"))
     assert step_rows(stream.steps()) == [
         (1, "tool", "done", "old", "", "done", 5.0),

@@ -252,7 +252,7 @@ def test_rounds_send_all_earlier_rounds_and_sum_the_usage(harness: ToolHarness) 
 
 
 def test_usage_missing_in_one_round_gives_an_estimate(harness: ToolHarness) -> None:
-    """Where one round reported no usage, no sum is given, and the token count is an estimate."""
+    """If one round reports no usage, no sum is given, and the token count is an estimate."""
     run, upstream = harness.started_run()
     ask(upstream.reply(), "x", completion_tokens=7)
     upstream.reply(1).feed("a")
@@ -583,7 +583,7 @@ def test_run_without_a_viewer_ends_after_its_grace_while_tools_run(harness: Tool
 def test_tools_without_a_thread_end_the_run(
     harness: ToolHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no thread can be started for the tools, the run fails and gives its place back."""
+    """A run whose tools get no thread fails and gives its place back."""
     run, reply, reader = harness.watched_run()
 
     def refuse_thread(run: Run, _: Callable[[], None]) -> bool:
@@ -600,7 +600,7 @@ def test_tools_without_a_thread_end_the_run(
 
 @pytest.mark.parametrize("code", ["bad_request", "model_not_found", "upstream_server_error"])
 def test_refusal_of_tools_names_the_setting(harness: ToolHarness, code: str) -> None:
-    """The error names HALT_TOOLS and quotes the server."""
+    """The error of a server that refuses tools names HALT_TOOLS and quotes the server."""
     run, upstream = harness.started_run(
         ScriptedUpstream(UpstreamError(code, "m does not support tools"))
     )

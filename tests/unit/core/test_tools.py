@@ -455,7 +455,7 @@ def test_halt_tools_setting_allows_the_builtin_tools() -> None:
 
 
 def test_halt_tools_setting_refuses_an_unknown_tool() -> None:
-    """One line names the unknown tool and the known ones."""
+    """An unknown tool in HALT_TOOLS is refused in one line with the known ones."""
     with pytest.raises(ConfigError) as error_info:
         load({"HALT_TOOLS": "calculator,shell"})
     assert str(error_info.value) == (

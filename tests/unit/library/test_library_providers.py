@@ -190,7 +190,9 @@ def test_azure_model_and_version_arguments_override_the_environment() -> None:
 def test_wrong_arguments_are_refused_in_one_line(
     options: dict[str, Any], message_start: str
 ) -> None:
-    """The error names the argument and the need in one line, without a key."""
+    """Wrong arguments are refused in one line with the argument and what is needed,
+    without a key.
+    """
     with pytest.raises(ConfigError) as error_info:
         Halt(**options)
     message = str(error_info.value)

@@ -212,7 +212,7 @@ def test_text_before_a_fault_is_delivered_before_it(bad: bytes, code: str) -> No
 
 
 def test_message_of_an_error_object_is_quoted_and_shortened() -> None:
-    """The message has the server's words, shortened to 500 characters."""
+    """The message of an error object is quoted, shortened to 500 characters."""
     decoder = ChatDecoder()
     with pytest.raises(UpstreamError) as caught:
         decoder.feed(b'data: {"error": {"message": "%b"}}\n\n' % (b"Boom. " * 500))

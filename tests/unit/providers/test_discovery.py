@@ -143,7 +143,9 @@ def test_unknown_listen_address_probes_no_usual_port() -> None:
     ["2", "box", "box:port", "http://", "http://box/api", "ftp://box:1", "box:1?x", "a b:1"],
 )
 def test_wrong_discover_value_is_refused_in_one_line(value: str) -> None:
-    """The line names the variable, the value and what is allowed."""
+    """A wrong HALT_DISCOVER is refused in one line with the variable, the value and what is
+    allowed.
+    """
     with pytest.raises(ConfigError) as caught:
         load({"HALT_DISCOVER": value})
     assert str(caught.value).startswith(f"HALT_DISCOVER={value!r} is not allowed: use 1, 0, or")

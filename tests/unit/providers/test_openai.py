@@ -350,7 +350,7 @@ def test_retry_after_is_used_if_sensible(
 
 
 def test_rate_limit_message_has_the_wait_of_retry_after(upstream: OpenAIUpstream) -> None:
-    """The message has the server's wait, or "in a moment" if there is none."""
+    """The message of a rate limit has the server's wait, or "in a moment" if there is none."""
     fault = refused(ask(upstream, "429?retry_after=6.5"), "rate_limited")
     assert "Try again in 7 s. It said: Rate limit reached" in fault.message
     fault = refused(ask(upstream, "429"), "rate_limited")

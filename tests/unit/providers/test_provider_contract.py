@@ -183,7 +183,7 @@ def test_reasoning_is_separate_from_the_answer(upstream: Upstream) -> None:
 
 
 def test_tool_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
-    """Each of two parallel calls has its ID, its name and its arguments."""
+    """Two parallel calls, in pieces or whole, each have their ID, name and arguments."""
     got = ask(upstream, "tools")
     assert calls(got.events) == [("add", '{"a": 1, "b": 2}'), ("sub", "{}")]
     assert [e.id for e in got.events if isinstance(e, ToolCall)] == ["call_add", "call_sub"]

@@ -54,7 +54,9 @@ URL = f"data:image/png;base64,{DATA}"
 def test_replace_puts_type_size_and_description_for_a_picture(
     source: str, line: str | None
 ) -> None:
-    """The line has type, size and description; the text around it stays."""
+    """A picture is replaced by a line with its type, size and description; the text around it
+    stays.
+    """
     out = replace(source)
     if line is None:
         assert "[Picture (PNG, 12 kB)]" in out or f"'{URL * 10}'" in out

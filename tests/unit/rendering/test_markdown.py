@@ -266,7 +266,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("source", HOSTILE)
 def test_render_hostile_markup_stays_text(source: str) -> None:
-    """None of the model's markup gets through, as a whole or while it streams."""
+    """Hostile markup of the model stays text, as a whole and while it streams."""
     rendered = gate(render(source))
     assert "<script" not in rendered
     assert all(link.startswith("https://x.org") for link in re.findall('<a href="(.*?)"', rendered))

@@ -47,7 +47,9 @@ CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "tex
     ],
 )
 def test_import_of_another_products_export_names_the_product(given_file: Any, product: str) -> None:
-    """The error names the product that made the file and the format that Halt reads."""
+    """An import of another product's export is refused: the error names the product and the format
+    that Halt reads.
+    """
     with pytest.raises(RequestError) as error_info:
         read(msgspec.json.encode(given_file))
     assert str(error_info.value) == (
@@ -74,7 +76,9 @@ def test_import_of_another_products_export_names_the_product(given_file: Any, pr
     ],
 )
 def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, message: str) -> None:
-    """The error says whether the file is of another kind, is no JSON, or has a wrong field."""
+    """An import of an unreadable file is refused with the reason: another kind, no JSON, or a wrong
+    field.
+    """
     with pytest.raises(RequestError) as error_info:
         read(data)
     assert message in str(error_info.value)
@@ -180,7 +184,9 @@ def test_import_of_an_item_at_its_limit_is_accepted() -> None:
     ],
 )
 def test_import_of_a_wrong_field_names_its_place(data: bytes, message: str) -> None:
-    """The error names the place of the wrong field and quotes little of the file."""
+    """An import with a wrong field is refused with the field's place and a short quote of
+    the file.
+    """
     with pytest.raises(RequestError) as error_info:
         read(data)
     assert message in str(error_info.value)

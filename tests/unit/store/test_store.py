@@ -1190,7 +1190,9 @@ def test_markdown_export_contains_the_selected_path(store: Store) -> None:
 def test_import_of_a_wrong_file_is_refused_as_a_whole(
     store: Store, messages: str, reason: str
 ) -> None:
-    """The error names the place of the fault, and no conversation of the file is saved."""
+    """An import of a wrong file saves no conversation, and the error names the place of
+    the fault.
+    """
     valid_item = (
         '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
     )

@@ -264,7 +264,7 @@ def test_socks_proxy_is_a_connect_error_with_its_name(
 def test_error_of_the_proxy_is_reported_as_the_proxys(
     make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message of a proxy's fault names the proxy, not the model's server."""
+    """A proxy's fault is reported as the proxy's, not as the model server's."""
     port = free_port()
     for proxy, reason in ((f"http://127.0.0.1:{port}", "refused"), ("socks5://[::1]:9", "socks5")):
         monkeypatch.setenv("HTTPS_PROXY", proxy)

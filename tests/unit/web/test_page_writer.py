@@ -296,7 +296,7 @@ def test_stopped_answer_with_seen_steps_is_not_withdrawn(
 def test_thought_with_a_dropped_beginning_shows_its_rest(
     play_run: PlayRun,
 ) -> None:
-    """Of a thought whose first events the log has dropped, the rest is shown."""
+    """A thought whose first events the log has dropped is shown with its rest."""
     run = play_run([*(Reasoning(f"{n} " * 50) for n in range(200)), Content("x")], log_bytes=4096)
     assert run.log.first > 1
     (step,) = view_of(run).steps

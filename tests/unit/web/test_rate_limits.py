@@ -358,7 +358,7 @@ def test_each_model_of_a_comparison_counts_as_a_start(browser: Client) -> None:
 )
 @pytest.mark.parametrize("env", ["HALT_RATE_SESSION", "HALT_RATE_ADDRESS"])
 def test_wrong_rate_is_refused_in_one_line(env: str, rate: str) -> None:
-    """The error names the variable, its value and a valid rate in one line."""
+    """A wrong rate is refused in one line with the variable, its value and a valid rate."""
     with pytest.raises(ConfigError) as error_info:
         load({env: rate})
     message = str(error_info.value)

@@ -213,7 +213,9 @@ def test_slow_reader_sets_few_timers_of_the_relay(
 def test_pipelined_bytes_cause_no_relay_turns_and_a_close_is_noticed(
     harness: SinkHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes behind a request are left for the server and checked rarely; a close is noticed."""
+    """Bytes behind a request cause no turns of the relay and are left for the server; a close is
+    noticed.
+    """
     monkeypatch.setattr(sink, "PIPELINED_LOOK", 0.2)
     run, reply = harness.start()
     reader = harness.serve(run)
