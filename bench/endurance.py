@@ -64,7 +64,7 @@ def generate(address: Address, stopped: bool) -> None:
         raise RuntimeError(f"a stream did not end as expected: {data[-300:]!r}")
 
 
-def many(address: Address, count: int) -> None:
+def run_generations(address: Address, count: int) -> None:
     """Run `count` generations, every second one stopped, CLIENTS + 1 at a time."""
     faults: list[BaseException] = []
 
@@ -91,10 +91,10 @@ def leak(sizes: Sizes) -> Iterator[Row]:
         fake_upstream() as upstream,
         HaltProcess(upstream, HALT_LOG_SECONDS=1, HALT_MODEL="echo") as halt,
     ):
-        many(halt.address, sizes.warm_generations)
+        run_generations(halt.address, sizes.warm_generations)
         time.sleep(FORGOTTEN_AFTER)
         before = holdings(halt)
-        many(halt.address, sizes.generations)
+        run_generations(halt.address, sizes.generations)
         time.sleep(FORGOTTEN_AFTER)
         after = holdings(halt)
     grown = after.rss - before.rss
@@ -115,14 +115,14 @@ def leak(sizes: Sizes) -> Iterator[Row]:
     )
 
 
-class Long(NamedTuple):
+class LongAnswer(NamedTuple):
     """The cost of a very long answer."""
 
     seconds: float
     grown: float  # MB by which the worker's memory grew, at its peak
 
 
-def answer(halt: HaltProcess, way: Way, tokens: int) -> Long:
+def answer(halt: HaltProcess, way: Way, tokens: int) -> LongAnswer:
     """Read one answer of `tokens` tokens to its end, as fast as possible."""
     before = megabytes(halt.worker)
     began = time.monotonic()
@@ -149,10 +149,10 @@ def answer(halt: HaltProcess, way: Way, tokens: int) -> Long:
             newest = int(token_numbers[-1]) if token_numbers else newest
     if newest != tokens - 1:
         raise RuntimeError(f"the long answer ended at token {newest!r}")
-    return Long(time.monotonic() - began, megabytes(halt.worker, "VmHWM") - before)
+    return LongAnswer(time.monotonic() - began, megabytes(halt.worker, "VmHWM") - before)
 
 
-def fresh_answer(url: str, way: Way, tokens: int) -> Long:
+def answer_of_new_server(url: str, way: Way, tokens: int) -> LongAnswer:
     """`answer` in a new server, so that its memory is not affected by earlier answers."""
     with HaltProcess(url, HALT_MODEL=f"numbered?n={tokens}") as halt:
         answer(halt, "json", 1000)
@@ -165,17 +165,19 @@ def long(sizes: Sizes) -> Iterator[Row]:
         for name, way in WAYS:
             half, whole = [], []
             for _ in range(sizes.long_rounds):
-                half.append(fresh_answer(url, way, sizes.long_tokens))
-                whole.append(fresh_answer(url, way, 2 * sizes.long_tokens))
+                half.append(answer_of_new_server(url, way, sizes.long_tokens))
+                whole.append(answer_of_new_server(url, way, 2 * sizes.long_tokens))
             yield from _linear(name, sizes.long_tokens, half, whole)
 
 
-def _linear(stream: str, tokens: int, half: list[Long], whole: list[Long]) -> Iterator[Row]:
+def _linear(
+    stream: str, tokens: int, half: list[LongAnswer], whole: list[LongAnswer]
+) -> Iterator[Row]:
     note = (
         f"median of {len(half)} answers at full speed, each in a new server; memory is its peak "
         f"above that at the start, and less than {NOISE:g} MB counts as {NOISE:g}"
     )
-    figures: tuple[tuple[str, str, float, Callable[[Long], float]], ...] = (
+    figures: tuple[tuple[str, str, float, Callable[[LongAnswer], float]], ...] = (
         ("time", "s", 0.0, lambda answer: answer.seconds),
         ("memory", "MB", NOISE, lambda answer: answer.grown),
     )

@@ -33,7 +33,7 @@ def installs(sizes: Sizes) -> Iterator[Row]:
         folder = Path(name)
         checkout = folder / "checkout"
         _run(["git", "clone", "-q", str(ROOT), str(checkout)], folder, {})
-        with _fresh(folder) as environment:
+        with _empty_caches(folder) as environment:
             seconds = _until_page(["make", f"PYTHON={BASE_PYTHON}", "run"], checkout, environment)
         yield at_most(
             "`make run` in a fresh clone → the page answers",
@@ -46,7 +46,7 @@ def installs(sizes: Sizes) -> Iterator[Row]:
         build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
         _run(build, ROOT, {})
         (wheel,) = folder.glob("*.whl")
-        with _fresh(folder) as environment:
+        with _empty_caches(folder) as environment:
             uvx = [uv, "tool", "run", "--python", BASE_PYTHON, "--from", str(wheel)]
             seconds = _until_page([*uvx, "halt-chat", "--no-open"], folder, environment)
         yield at_most(
@@ -64,7 +64,7 @@ def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row
     """Rows about the size of an environment with the wheel, and the time of a start."""
     place = folder / "environment"
     python = place / "bin" / "python"
-    with _fresh(folder) as environment:
+    with _empty_caches(folder) as environment:
         _run([BASE_PYTHON, "-m", "venv", "--without-pip", str(place)], folder, environment)
         install = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python)]
         _run([*install, str(wheel)], folder, environment)
@@ -108,7 +108,7 @@ def _uv() -> str:
 
 
 @contextlib.contextmanager
-def _fresh(folder: Path) -> Iterator[dict[str, str]]:
+def _empty_caches(folder: Path) -> Iterator[dict[str, str]]:
     """Environment variables with empty caches, an empty data folder, and no uv on the PATH."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         clean = halt_environment({"HALT_DATA": f"{name}/data", "HALT_DISCOVER": "0"})

@@ -216,7 +216,7 @@ class Reader:
     def steady(self) -> None:
         self.wait_ready(self.take_stamps)
         self.spend(self.job.settle)
-        use = Use(self.job.watched)
+        use = CpuUse(self.job.watched)
         self.spend(CAUGHT_UP)
         use.begin()
         self.measuring = True
@@ -226,7 +226,7 @@ class Reader:
         self.read_until_stdin_ends()
 
     def whole(self) -> None:
-        use = Use(self.job.watched)
+        use = CpuUse(self.job.watched)
         use.begin()
         self.measuring = True
         self.open_all()
@@ -312,7 +312,7 @@ class Reader:
         )
 
 
-class Use:
+class CpuUse:
     """CPU use of processes."""
 
     def __init__(self, watched: dict[str, int]) -> None:

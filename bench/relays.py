@@ -24,7 +24,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
 
-class Question(BaseModel):
+class ChatBody(BaseModel):
     """The body of a request."""
 
     model: str
@@ -32,23 +32,23 @@ class Question(BaseModel):
     id: str = ""
 
 
-def tutorial(upstream: str) -> FastAPI:
-    """The relay of tutorials."""
+def tutorial_app(upstream: str) -> FastAPI:
+    """The FastAPI application of the tutorial relay."""
     app = FastAPI()
     client = AsyncOpenAI(base_url=upstream, api_key="fake")
     stopped: set[str] = set()
 
     @app.post("/chat/stream")
-    async def chat(question: Question) -> StreamingResponse:
+    async def chat(body: ChatBody) -> StreamingResponse:
         async def events() -> AsyncIterator[str]:
             messages: list[ChatCompletionMessageParam] = [
-                {"role": "user", "content": message["content"]} for message in question.messages
+                {"role": "user", "content": message["content"]} for message in body.messages
             ]
             stream = await client.chat.completions.create(
-                model=question.model, messages=messages, stream=True
+                model=body.model, messages=messages, stream=True
             )
             async for chunk in stream:
-                if question.id in stopped:
+                if body.id in stopped:
                     break
                 content = chunk.choices[0].delta.content if chunk.choices else None
                 if content:
@@ -66,8 +66,8 @@ def tutorial(upstream: str) -> FastAPI:
     return app
 
 
-def bare(listener: socket.socket, upstream: tuple[str, int]) -> None:
-    """Copy bytes from one socket to the other."""
+def copy_bytes(listener: socket.socket, upstream: tuple[str, int]) -> None:
+    """Accept connections, and copy bytes between each and the upstream."""
 
     def relay(client: socket.socket) -> None:
         with client, socket.create_connection(upstream) as server:
@@ -90,11 +90,11 @@ def main() -> None:
         logging.getLogger("asyncio").setLevel(
             "ERROR"
         )  # else it logs every write to a closed connection
-        config = uvicorn.Config(tutorial(upstream), access_log=False, log_level="warning")
+        config = uvicorn.Config(tutorial_app(upstream), access_log=False, log_level="warning")
         uvicorn.Server(config).run(sockets=[listener])
     else:
         url = urlsplit(upstream)
-        bare(listener, (url.hostname or "", url.port or 80))
+        copy_bytes(listener, (url.hostname or "", url.port or 80))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def starts(sizes: Sizes) -> Iterator[Row]:
             generation_cpu[name] = (cpu_seconds(tree(pid)) - before) / sizes.starts * 1000
             own = percentile(direct[FIRST:], 50)
             added[name] = [ms - own for ms in times]
-            start_cpu[name] = _held(address, path, pid, sizes.starts)
+            start_cpu[name] = _cpu_of_starts(address, path, pid, sizes.starts)
     note = (
         f"{sizes.starts} starts, one after the other, each on a new connection, of an upstream that "
         f"sends a token at once and then nothing: from the POST until {AFTERWARDS:g} s after the token "
@@ -99,7 +99,7 @@ def _first_tokens(address: Address, path: str, count: int) -> list[float]:
     return times
 
 
-def _held(address: Address, path: str, pid: int, count: int) -> float:
+def _cpu_of_starts(address: Address, path: str, pid: int, count: int) -> float:
     """Milliseconds of CPU per stream that has its first token and has not ended."""
     with contextlib.ExitStack() as stack:
         for _ in range(FIRST):

@@ -43,7 +43,7 @@ class LoadedServer(NamedTuple):
     postgres: tuple[int, ...]  # PostgreSQL's processes
 
 
-Making = Callable[[LoadedServer], AbstractContextManager[object]]
+MakeLoad = Callable[[LoadedServer], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Load:
     """A load, the settings of Halt, and the target for the response to a Stop in ms (p99)."""
 
     name: str
-    make: Making
+    make: MakeLoad
     target: float
     settings: dict[str, object] = field(default_factory=dict)
     few_descriptors: bool = False  # limit of 1,024 descriptors
@@ -65,7 +65,7 @@ def _nothing(server: LoadedServer) -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def _hostile_field(server: LoadedServer) -> AbstractContextManager[object]:
+def _hostile_field_name(server: LoadedServer) -> AbstractContextManager[object]:
     requests = [
         request for case in loads.CASES["requests"] for request in loads.unknown_field(case)
     ]
@@ -93,13 +93,13 @@ def _repeat(read: Callable[[], object]) -> AbstractContextManager[object]:
     return load()
 
 
-def _answer(name: str, readers: int = 1) -> Making:
+def _costly_answer(name: str, readers: int = 1) -> MakeLoad:
     case = next(case for case in loads.CASES["answers"] if case["name"] == name)
     model = loads.repeated_text(case)
     return lambda server: _repeat(lambda: loads.read_page(server.address, model, readers))
 
 
-def _model(model: str) -> Making:
+def _model(model: str) -> MakeLoad:
     def read(server: LoadedServer) -> None:
         with Client(*server.address).chat(model) as events:
             for _ in events:
@@ -108,7 +108,7 @@ def _model(model: str) -> Making:
     return lambda server: _repeat(lambda: read(server))
 
 
-def _lingering(server: LoadedServer) -> AbstractContextManager[object]:
+def _lingering_clients(server: LoadedServer) -> AbstractContextManager[object]:
     return loads.lingering(server.address, *loads.LAST_REQUESTS.values(), clients=4)
 
 
@@ -122,7 +122,7 @@ def _slow_chunks(server: LoadedServer) -> AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def _unread(server: LoadedServer) -> Iterator[None]:
+def _unread_pages(server: LoadedServer) -> Iterator[None]:
     client = Client(*server.address)
     client.get("/")
     cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
@@ -143,13 +143,13 @@ def _prompts(server: LoadedServer) -> contextlib.AbstractContextManager[list[obj
 
 
 @contextlib.contextmanager
-def _locked(server: LoadedServer) -> Iterator[None]:
+def _locked_database(server: LoadedServer) -> Iterator[None]:
     with _prompts(server), loads.locked(server.folder):
         yield
 
 
 @contextlib.contextmanager
-def _frozen(server: LoadedServer) -> Iterator[None]:
+def _frozen_postgres(server: LoadedServer) -> Iterator[None]:
     prompts = _prompts(server)
     for pid in server.postgres:
         os.kill(pid, signal.SIGSTOP)
@@ -182,17 +182,23 @@ NARROW: dict[str, object] = {"HALT_MAX_STREAMS": 20}
 
 LOADS = [
     Load("nothing", _nothing, 100),
-    Load("4 clients send a hostile name of a field (88 kB)", _hostile_field, 300),
+    Load("4 clients send a hostile name of a field (88 kB)", _hostile_field_name, 300),
     *(
-        Load(f"an answer whose code is hard to colour ({name})", _answer(name), 300)
+        Load(f"an answer whose code is hard to colour ({name})", _costly_answer(name), 300)
         for name in ("bash-backslashes", "c-blanks", "docker-newlines")
     ),
-    Load("3 readers of 100,000 characters in 19 quotes", _answer("quotes-lazy-lines", 3), 100),
-    Load("4 clients at a time send requests and do not close after the response", _lingering, 300),
+    Load(
+        "3 readers of 100,000 characters in 19 quotes", _costly_answer("quotes-lazy-lines", 3), 100
+    ),
+    Load(
+        "4 clients at a time send requests and do not close after the response",
+        _lingering_clients,
+        300,
+    ),
     Load("100 heads of 30 kB, byte by byte", lambda server: loads.slow_heads(server.address), 300),
     Load("60 bodies byte by byte, 20 streams allowed", _slow_bodies, 300, NARROW, victims=10),
     Load("60 bodies chunk by chunk, 20 streams allowed", _slow_chunks, 300, NARROW, victims=10),
-    Load("60 unread pages of 8 MB, 20 streams allowed", _unread, 300, NARROW, victims=10),
+    Load("60 unread pages of 8 MB, 20 streams allowed", _unread_pages, 300, NARROW, victims=10),
     Load(
         "2,000 silent connections, 1,024 descriptors",
         lambda server: loads.silent(server.address, 2000),
@@ -208,7 +214,7 @@ LOADS = [
         _model("repeat?unit=a&times=2000000&piece=1&burst=200"),
         100,
     ),
-    Load("the database is locked, 40 people press Send", _locked, 100),
+    Load("the database is locked, 40 people press Send", _locked_database, 100),
     Load(
         "4 clients send 300,000 fields",
         lambda server: loads.repeated(server.address, *loads.many_fields()),
@@ -222,10 +228,10 @@ LOADS = [
         headers={"Authorization": f"Bearer {TOKEN}"},
         victims=3,
     ),
-    Load("PostgreSQL is frozen, 40 people press Send", _frozen, 100, postgres=True),
+    Load("PostgreSQL is frozen, 40 people press Send", _frozen_postgres, 100, postgres=True),
     Load(
         "the same, Stops for IDs that no worker knows",
-        _frozen,
+        _frozen_postgres,
         100,
         postgres=True,
         stops_unknown=True,

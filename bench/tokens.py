@@ -39,7 +39,7 @@ COUNTED = 1.0  # seconds for which `perf` counts
 WARM = 5  # warm-up streams, with as many tokens each
 
 
-class Windows(NamedTuple):
+class Measurements(NamedTuple):
     """The measurements of one system with one kind of timing."""
 
     short: dict[str, Any]  # streams from start to end
@@ -47,7 +47,7 @@ class Windows(NamedTuple):
     events: dict[str, float]  # per token, of long streams
 
 
-def window(measured: System, model: str, sizes: Sizes) -> Windows:
+def window(measured: System, model: str, sizes: Sizes) -> Measurements:
     """Measure both kinds of streams on a new server."""
     kind, streams = measured[0], sizes.load_streams
     with source() as (upstream, url), system(kind, url, streams) as (address, pid):
@@ -59,12 +59,12 @@ def window(measured: System, model: str, sizes: Sizes) -> Windows:
         with steady_reader(measured, address, watched, model, sizes) as (_, long):
             counts = kernel_events(tree(pid), COUNTED)
     rate = long["tokens"] / long["seconds"]
-    return Windows(short, long, {name: n / COUNTED / rate for name, n in counts.items()})
+    return Measurements(short, long, {name: n / COUNTED / rate for name, n in counts.items()})
 
 
 def tokens(sizes: Sizes) -> Iterator[Row]:
     """Rows about CPU per token, latencies, and kernel events."""
-    windows_by_key: dict[tuple[str, str], list[Windows]] = {}
+    windows_by_key: dict[tuple[str, str], list[Measurements]] = {}
     for _, (beat, model), (name, measured) in product(
         range(sizes.load_rounds), BEATS.items(), SYSTEMS.items()
     ):
