@@ -113,8 +113,8 @@ class Chat:
         piece, key = 8, new_id()
         self.fake.texts[key] = text
         starts = [len("\n\n".join(text.split("\n\n")[:n])) // piece for n in silences]
-        at = ",".join(map(str, starts))
-        self.ask(f"stepwise?key={key}&piece={piece}&gap_ms=2&at={at}")
+        positions = ",".join(map(str, starts))
+        self.ask(f"stepwise?key={key}&piece={piece}&gap_ms=2&at={positions}")
 
     def reload(self) -> None:
         """Reload the page, as the browser's button does."""

@@ -88,7 +88,7 @@ def open_chat(browser: Browser) -> Iterator[OpenChat]:
     Options are those of Playwright's contexts. At the end of the test every tab is checked: no
     error in the console, no failed script, no dialog, no request to another server.
     """
-    opened: list[Chat] = []
+    open_chats: list[Chat] = []
     with contextlib.ExitStack() as stack:
 
         def open_one(
@@ -102,11 +102,11 @@ def open_chat(browser: Browser) -> Iterator[OpenChat]:
                 stack.callback(context.close)
             else:
                 context = same.context
-            opened.append(Chat(context, server, fake))
-            return opened[-1]
+            open_chats.append(Chat(context, server, fake))
+            return open_chats[-1]
 
         yield open_one
-        for chat in opened:
+        for chat in open_chats:
             chat.check()
 
 

@@ -173,10 +173,10 @@ def test_running_answer_draws_each_block_once_and_text_only_grows(chat: Chat) ->
     chat.release()
     chat.wait_text("Paragraph 59")
     chat.wait_state("done")
-    seen = chat.page.evaluate("({ ...seen, blocks: seen.blocks.length })")
-    assert seen["faults"] == []
-    assert seen["blocks"] > 20
-    assert seen["frames"] > 2, "it did not stream"
+    records = chat.page.evaluate("({ ...seen, blocks: seen.blocks.length })")
+    assert records["faults"] == []
+    assert records["blocks"] > 20
+    assert records["frames"] > 2, "it did not stream"
 
 
 def test_stream_carries_each_paragraph_once(chat: Chat) -> None:
@@ -311,16 +311,16 @@ def test_request_holds_stopped_answer_as_shown_and_marks_it(chat: Chat) -> None:
     chat.wait_text("10 11 12")
     chat.prompt.press("Escape")
     chat.wait_state("stopped")
-    seen = chat.answer_text()
+    visible_text = chat.answer_text()
     third = chat.ask("count?n=1")
     chat.wait_state("done")
     sent_messages = chat.record().body["messages"]
     assert [m["role"] for m in sent_messages] == ["user", "assistant"] * 2 + ["user"]
     assert [sent_messages[i]["content"] for i in (0, 2)] == [first, second]
     assert sent_messages[1]["content"].strip() == "0 1 2"
-    assert sent_messages[3]["content"].strip() == seen
-    mark, _, prompt = sent_messages[4]["content"].partition("\n\n")
-    assert "stopped" in mark
+    assert sent_messages[3]["content"].strip() == visible_text
+    note, _, prompt = sent_messages[4]["content"].partition("\n\n")
+    assert "stopped" in note
     assert prompt == third
 
 
@@ -330,12 +330,12 @@ def test_conversation_of_another_session_is_not_found(
     """The address of a conversation gives another session a 404 without its text."""
     chat.ask("count?n=4")
     chat.wait_state("done")
-    other = open_chat(chat.server, chat.fake)
-    other.allowed_problems = "404"
-    response = other.page.goto(chat.page.url)
+    other_chat = open_chat(chat.server, chat.fake)
+    other_chat.allowed_problems = "404"
+    response = other_chat.page.goto(chat.page.url)
     assert response is not None
     assert response.status == 404
-    assert "0 1 2 3" not in other.page.content()
+    assert "0 1 2 3" not in other_chat.page.content()
 
 
 def test_page_works_with_all_other_hosts_blocked(chat: Chat) -> None:

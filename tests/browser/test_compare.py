@@ -96,19 +96,22 @@ def test_stop_of_a_column_ends_that_answer_alone(chat: Chat) -> None:
     """The Stop of a column ends its answer alone; the others continue, also after a reload."""
     add_models(chat, "count?n=1000000&gap_ms=15", "stall?n=20&rest=20")
     compare(chat, "count?n=1000000&gap_ms=15", "stall?n=20&rest=20")
-    endless, other = column(chat, "count?n=1000000&gap_ms=15"), column(chat, "stall?n=20&rest=20")
+    endless, other_column = (
+        column(chat, "count?n=1000000&gap_ms=15"),
+        column(chat, "stall?n=20&rest=20"),
+    )
     expect(endless.locator("> .text")).to_contain_text("20 21")
-    expect(other.locator("> .text")).to_contain_text("18 19")
+    expect(other_column.locator("> .text")).to_contain_text("18 19")
     chat.reload()
     expect(endless.locator("> .text")).to_contain_text("60 61")
     endless.get_by_role("button", name="Stop").click()
     expect(endless).to_have_attribute("data-state", "stopped")
     assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(RECORD_TIMEOUT)
-    expect(other).to_have_attribute("data-state", "running")
+    expect(other_column).to_have_attribute("data-state", "running")
     expect(chat.stop).to_be_visible()
     request_of(chat, "stall?n=20&rest=20").release()
-    expect(other).to_have_attribute("data-state", "done")
-    expect(other.locator("> .text")).to_have_text(numbers(40) + " ")
+    expect(other_column).to_have_attribute("data-state", "done")
+    expect(other_column.locator("> .text")).to_have_text(numbers(40) + " ")
     expect(chat.send).to_be_visible()
 
 

@@ -106,9 +106,9 @@ def test_shift_enter_adds_a_line(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize(
-    "mark", [{"isComposing": True}, {"keyCode": 229}], ids=["isComposing", "key code 229"]
+    "event_fields", [{"isComposing": True}, {"keyCode": 229}], ids=["isComposing", "key code 229"]
 )
-def test_enter_within_a_composition_does_not_send(chat: Chat, mark: dict[str, Any]) -> None:
+def test_enter_within_a_composition_does_not_send(chat: Chat, event_fields: dict[str, Any]) -> None:
     """Enter that an input method takes to choose a word sends no message."""
     chat.prompt.fill("/fake count?n=1 にほん")
     handled = chat.prompt.evaluate(
@@ -117,28 +117,30 @@ def test_enter_within_a_composition_does_not_send(chat: Chat, mark: dict[str, An
             { key: 'Enter', bubbles: true, cancelable: true, ...more }));
           return [press(mark), document.body.matches('.sending'), press({})];
         }""",
-        mark,
+        event_fields,
     )
     assert handled == [False, False, True], "composing, sent by it, and Enter alone"
     chat.wait_state("done")
     assert chat.exchange_count() == 1
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["key alone", "key after the composition"])
-def test_enter_right_after_a_composition_does_not_send(chat: Chat, before: bool) -> None:
+@pytest.mark.parametrize(
+    "ends_composition", [False, True], ids=["key alone", "key after the composition"]
+)
+def test_enter_right_after_a_composition_does_not_send(chat: Chat, ends_composition: bool) -> None:
     """Enter that Safari sends right after the end of a composition sends no message."""
     chat.prompt.fill("/fake count?n=1 にほん")
     handled = chat.prompt.evaluate(
-        """(field, before) => {
+        """(field, endsComposition) => {
           const dispatch = (name, more) => !field.dispatchEvent(new (name === 'keydown' ? KeyboardEvent : CompositionEvent)(name,
             { bubbles: true, cancelable: true, ...more }));
-          if (before) dispatch('compositionend', { data: 'にほん' });
+          if (endsComposition) dispatch('compositionend', { data: 'にほん' });
           return dispatch('keydown', { key: 'Enter', keyCode: 13 });
         }""",
-        before,
+        ends_composition,
     )
-    assert handled == (not before)
-    if before:
+    assert handled == (not ends_composition)
+    if ends_composition:
         expect(chat.prompt).to_have_value("/fake count?n=1 にほん")
         chat.frames(6)  # a later Enter does not belong to the composition
         chat.prompt.press("Enter")
@@ -147,16 +149,18 @@ def test_enter_right_after_a_composition_does_not_send(chat: Chat, before: bool)
 
 
 @pytest.mark.parametrize(
-    "mark", [{"isComposing": True}, {"keyCode": 229}], ids=["isComposing", "key code 229"]
+    "event_fields", [{"isComposing": True}, {"keyCode": 229}], ids=["isComposing", "key code 229"]
 )
-def test_escape_within_a_composition_does_not_stop(chat: Chat, mark: dict[str, Any]) -> None:
+def test_escape_within_a_composition_does_not_stop(
+    chat: Chat, event_fields: dict[str, Any]
+) -> None:
     """Escape that an input method takes does not stop the answer."""
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     chat.prompt.evaluate(
         """(field, mark) => field.dispatchEvent(new KeyboardEvent('keydown',
           { key: 'Escape', bubbles: true, cancelable: true, ...mark }))""",
-        mark,
+        event_fields,
     )
     chat.record().release()
     chat.wait_state("done")
@@ -172,11 +176,11 @@ def test_enter_on_a_touch_screen_adds_a_line(
     expect(chat.page.locator(".empty")).to_contain_text("Write a message to start.")
     expect(chat.page.locator(".empty .keys")).to_be_hidden()
     chat.prompt.press_sequentially("/fake count?n=2 one")
-    one = chat.prompt.evaluate("field => field.offsetHeight")
+    line_height = chat.prompt.evaluate("field => field.offsetHeight")
     chat.prompt.press("Enter")
     chat.prompt.press_sequentially("two")
     expect(chat.prompt).to_have_value("/fake count?n=2 one\ntwo")
-    assert chat.prompt.evaluate("field => field.offsetHeight") > one
+    assert chat.prompt.evaluate("field => field.offsetHeight") > line_height
     chat.send.tap()
     chat.wait_state("done")
     expect(chat.page.locator(".prompt .text")).to_have_text("/fake count?n=2 one\ntwo")
@@ -212,19 +216,19 @@ def test_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
     def height() -> float:
         return float(chat.prompt.evaluate("field => field.offsetHeight"))
 
-    one = height()
+    line_height = height()
     chat.prompt.fill("1\n2\n3\n4")
     four = height()
-    assert four > one + 2 * 16
+    assert four > line_height + 2 * 16
     assert chat.prompt.evaluate("field => field.scrollHeight == field.clientHeight"), "cut off"
     chat.prompt.fill("line\n" * 200)
     assert four < height() <= 0.4 * 800 + 1
     expect(chat.send).to_be_in_viewport(ratio=1)
     chat.prompt.fill("1")
-    assert height() == one
+    assert height() == line_height
     chat.ask("count?n=1", "1\n2\n3\n4")
     chat.wait_state("done")
-    assert height() == one
+    assert height() == line_height
 
 
 @pytest.mark.parametrize(

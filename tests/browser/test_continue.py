@@ -53,11 +53,11 @@ WATCH = """() => {
 }"""
 
 
-def start_answer(chat: Chat, whole: str, first: int, **more: Any) -> str:
+def start_answer(chat: Chat, full_text: str, first: int, **options: Any) -> str:
     """Send a prompt that the model answers up to character `first`; Continue brings the rest."""
     key = new_id()
-    chat.fake.texts[key] = whole
-    arguments = "&".join(f"{k}={v}" for k, v in {"key": key, "first": first, **more}.items())
+    chat.fake.texts[key] = full_text
+    arguments = "&".join(f"{k}={v}" for k, v in {"key": key, "first": first, **options}.items())
     return ask_model(chat, f"go_on?{arguments}")
 
 
@@ -311,17 +311,17 @@ def test_text_after_the_last_shown_word_is_counted_but_not_kept(
     chat.stop.click()
     frozen_text = chat.answer_text()
     held.wait()
-    other = tab()  # it shows what Halt has received
-    other.page.goto(chat.page.url)
-    other.wait_text(f" {len(frozen_text.split()) + 250} ")
+    other_tab = tab()  # it shows what Halt has received
+    other_tab.page.goto(chat.page.url)
+    other_tab.wait_text(f" {len(frozen_text.split()) + 250} ")
     held.release()
     chat.wait_state("stopped")
     for _ in range(2):
         assert chat.answer_text() == frozen_text
         figures = chat.answer.locator(".figures").inner_text()
-        counted = re.search(r"about ([\d,]+) tokens \(estimated\)", figures)
-        assert counted is not None
-        assert int(counted[1].replace(",", "")) >= len(frozen_text.split()) + 200
+        token_match = re.search(r"about ([\d,]+) tokens \(estimated\)", figures)
+        assert token_match is not None
+        assert int(token_match[1].replace(",", "")) >= len(frozen_text.split()) + 200
         chat.reload()
     chat.ask("count?n=1")
     chat.wait_state("done")

@@ -133,13 +133,13 @@ def test_back_and_forward_show_conversation_title_and_list_entry(list_tab: ListT
     )
     list_tab.open("One")
     list_tab.chat.wait_text("One is here")
-    one = list_tab.page.url
+    first_url = list_tab.page.url
     expect(list_tab.page).to_have_title("One · Halt")
     list_tab.open("Two")
     list_tab.chat.wait_text("Two is here")
     list_tab.page.go_back()
     list_tab.chat.wait_text("One is here")
-    assert list_tab.page.url == one
+    assert list_tab.page.url == first_url
     expect(list_tab.item("One").locator("[aria-current]")).to_be_visible()
     list_tab.page.go_forward()
     list_tab.chat.wait_text("Two is here")
@@ -155,9 +155,9 @@ def test_list_of_150_loads_more_on_scrolling(list_tab: ListTab) -> None:
     list_tab.keep(*talks)
     assert list_tab.items.count() < 60
     while list_tab.items.count() < 150:
-        seen = list_tab.items.count()
+        item_count = list_tab.items.count()
         list_tab.page.locator("#listed").evaluate("box => box.scrollTo(0, box.scrollHeight)")
-        expect(list_tab.items.nth(seen)).to_be_attached()
+        expect(list_tab.items.nth(item_count)).to_be_attached()
     wanted = [f"Talk {n}" for n in reversed(range(150))]
     assert list_tab.titles() == wanted
     list_tab.chat.ask("count?n=2", "newest")
@@ -172,10 +172,10 @@ def test_list_follows_another_tab_on_focus(list_tab: ListTab, open_chat: OpenCha
         exported_conversation("Hi", "Ho", title="Here"),
         exported_conversation("Hi", "Ho", title="Gone"),
     )
-    other = ListTab(open_chat(list_tab.chat.server, list_tab.chat.fake, same=list_tab.chat))
-    other.page.set_viewport_size(WIDE)
-    other.menu("Gone", "Delete")
-    expect(other.items).to_have_count(1)
+    other_tab = ListTab(open_chat(list_tab.chat.server, list_tab.chat.fake, same=list_tab.chat))
+    other_tab.page.set_viewport_size(WIDE)
+    other_tab.menu("Gone", "Delete")
+    expect(other_tab.items).to_have_count(1)
     list_tab.page.evaluate("dispatchEvent(new Event('focus'))")
     expect(list_tab.items).to_have_count(1)
     assert list_tab.titles() == ["Here"]
@@ -256,13 +256,13 @@ def test_undo_restores_a_deleted_conversation_at_its_place(list_tab: ListTab) ->
     list_tab.keep(
         *(exported_conversation("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three"))
     )
-    before = list_tab.titles()
+    titles_before = list_tab.titles()
     list_tab.menu("Two", "Delete")
     expect(list_tab.item("Two")).to_have_count(0)
     undo = list_tab.toast.get_by_role("button", name="Undo")
     undo.click()
     expect(list_tab.item("Two")).to_be_visible()
-    assert list_tab.titles() == before
+    assert list_tab.titles() == titles_before
     list_tab.open("Two")
     list_tab.menu("Two", "Delete")
     expect(list_tab.page.locator(".exchange")).to_have_count(0)
@@ -271,7 +271,7 @@ def test_undo_restores_a_deleted_conversation_at_its_place(list_tab: ListTab) ->
     expect(list_tab.page).to_have_url(f"{list_tab.chat.server.url}/")
     undo.click()
     list_tab.chat.wait_text("Two is here")
-    assert list_tab.titles() == before
+    assert list_tab.titles() == titles_before
 
 
 def test_menu_opened_on_a_loading_page_acts_on_its_entry(list_tab: ListTab) -> None:
@@ -351,17 +351,19 @@ def test_search_hit_opens_at_its_message_and_loads_both_sides(list_tab: ListTab)
     for side, edge in (("earlier", "first"), ("later", "last")):
         sentinel = list_tab.page.locator(f".{side}")
         prompts = list_tab.page.locator(".prompt")
-        before = prompts.count()
-        known = getattr(prompts, edge).text_content()
-        mark = list_tab.page.locator(".prompt", has_text=re.compile(f"^{re.escape(str(known))}$"))
+        prompt_count = prompts.count()
+        prompt_text = getattr(prompts, edge).text_content()
+        edge_prompt = list_tab.page.locator(
+            ".prompt", has_text=re.compile(f"^{re.escape(str(prompt_text))}$")
+        )
         sentinel.evaluate(
             "(e, side) => scrollBy(0, e.getBoundingClientRect().top - (side == 'earlier' ? 0 : innerHeight))",
             side,
         )
-        place = mark.evaluate("e => e.getBoundingClientRect().top")
-        expect(prompts.nth(before)).to_be_attached()
+        top = edge_prompt.evaluate("e => e.getBoundingClientRect().top")
+        expect(prompts.nth(prompt_count)).to_be_attached()
         list_tab.chat.frames()
-        assert abs(mark.evaluate("e => e.getBoundingClientRect().top") - place) < 2
+        assert abs(edge_prompt.evaluate("e => e.getBoundingClientRect().top") - top) < 2
 
 
 def test_search_hit_in_an_unselected_answer_is_unfolded(list_tab: ListTab) -> None:
@@ -402,14 +404,14 @@ def test_long_conversation_loads_upwards_without_a_jump(list_tab: ListTab) -> No
     assert list_tab.chat.pixels_below() < 2
     prompts = list_tab.page.locator(".prompt")
     for _ in range(3):
-        before = prompts.count()
+        prompt_count = prompts.count()
         first = prompts.first.text_content() or ""
-        mark = list_tab.page.locator(".prompt", has_text=re.compile(f"^{re.escape(first)}$"))
+        edge_prompt = list_tab.page.locator(".prompt", has_text=re.compile(f"^{re.escape(first)}$"))
         list_tab.page.evaluate("scrollTo(0, 300)")
-        place = mark.evaluate("e => e.getBoundingClientRect().top")
-        expect(prompts.nth(before)).to_be_attached()
+        top = edge_prompt.evaluate("e => e.getBoundingClientRect().top")
+        expect(prompts.nth(prompt_count)).to_be_attached()
         list_tab.chat.frames()
-        assert abs(mark.evaluate("e => e.getBoundingClientRect().top") - place) < 2
+        assert abs(edge_prompt.evaluate("e => e.getBoundingClientRect().top") - top) < 2
     assert prompts.count() < 500
 
 
@@ -488,9 +490,9 @@ def test_export_and_import_round_trip_and_refuse_a_wrong_file(
     expect(list_tab.toast).to_contain_text("1 conversation was imported.")
     expect(list_tab.items).to_have_count(2)
     expect(list_tab.page.locator("#all-menu")).to_be_hidden()
-    broken = json.loads(file.read_bytes())
-    broken["conversations"][0]["messages"][1]["role"] = "nobody"
-    file.write_text(json.dumps(broken))
+    wrong_export = json.loads(file.read_bytes())
+    wrong_export["conversations"][0]["messages"][1]["role"] = "nobody"
+    file.write_text(json.dumps(wrong_export))
     all_menu.click()
     list_tab.page.get_by_label("Import JSON…").set_input_files(file)
     expect(list_tab.toast).to_contain_text("in conversation 1, message 2, the field “role” must be")
@@ -563,8 +565,8 @@ def test_list_menus_panel_and_toast_have_a_contrast_of_4_5(
         lambda: list_tab.search.fill("zebra"),
         lambda: list_tab.page.get_by_role("button", name="Settings").click(),
     ]
-    for look in looks:
-        look()
+    for show in looks:
+        show()
         list_tab.chat.frames()
         poor = {k: v for k, v in list_tab.chat.contrasts().items() if v < READABLE}
         assert not poor, poor

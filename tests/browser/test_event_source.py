@@ -123,10 +123,10 @@ def test_event_source_with_a_lost_connection_loses_no_token(
     address = f"/stream?model={quote(model)}&prompt={prompt_text}&on_disconnect=continue"
     page.evaluate(OPEN, address)
     record = request_record(shared_fake, prompt_text)
-    begun = "2 " if model.startswith("stall") else ""  # "": the opening, which names the run
+    first_text = "2 " if model.startswith("stall") else ""  # "": the opening, which names the run
     page.wait_for_function(
         "text => window.events.length && window.events.map(e => e.content).join('').includes(text)",
-        arg=begun,
+        arg=first_text,
     )
     cable.cut()
     page.wait_for_function("() => window.errors > 0")

@@ -72,9 +72,9 @@ def test_picker_of_a_silent_provider_offers_the_default(
         chat = open_chat(start_halt(address, HALT_MODEL="count", HALT_CONNECT_TIMEOUT=60), fake)
         expect(picker(chat).locator("option")).to_have_text(["Default: count"])
         expect(chat.prompt).to_be_focused()
-        with chat.page.expect_response(lambda r: "/models?" in r.url) as listed:
+        with chat.page.expect_response(lambda r: "/models?" in r.url) as response_info:
             chat.reload()
-        assert listed.value.ok
+        assert response_info.value.ok
         expect(picker(chat).locator("option")).to_have_text(["Default: count"])
 
 

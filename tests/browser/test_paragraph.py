@@ -60,7 +60,7 @@ def test_messages_within_a_frame_cause_one_layout(chat: Chat) -> None:
     ask_for_open(chat, paragraph(300))
     session = chat.page.context.new_cdp_session(chat.page)
     session.send("Performance.enable")
-    before = layouts(session)
+    layouts_before = layouts(session)
     added = chat.page.evaluate(
         """async selector => {
           const tail = document.querySelector(selector);
@@ -75,7 +75,7 @@ def test_messages_within_a_frame_cause_one_layout(chat: Chat) -> None:
     )
     chat.frames()
     assert added > 1000
-    assert layouts(session) - before < 10
+    assert layouts(session) - layouts_before < 10
     assert chat.pixels_below() < 2, "the page follows the text"
     chat.stop.click()
     chat.wait_state("stopped")
@@ -85,7 +85,7 @@ def test_long_paragraph_is_drawn_in_bounded_parts(chat: Chat) -> None:
     """Each part is one text node of bounded length; reading and copying give the whole text."""
     text = paragraph(20_000)
     ask_for_open(chat, text)
-    seen = chat.page.evaluate(
+    measured = chat.page.evaluate(
         """selector => {
           const tail = document.querySelector(selector), nodes = [...tail.childNodes];
           const last = nodes.findLastIndex(node => node.nodeType === Node.ELEMENT_NODE);
@@ -100,10 +100,10 @@ def test_long_paragraph_is_drawn_in_bounded_parts(chat: Chat) -> None:
         }""",
         TAIL,
     )
-    assert set(seen["seams"]) == {'<span class="seam"></span>'}
-    assert len(seen["parts"]) == len(seen["seams"]) >= 5
-    assert max(seen["parts"]) <= 4000
-    assert seen["read"] == seen["selected"] == text
+    assert set(measured["seams"]) == {'<span class="seam"></span>'}
+    assert len(measured["parts"]) == len(measured["seams"]) >= 5
+    assert max(measured["parts"]) <= 4000
+    assert measured["read"] == measured["selected"] == text
     chat.stop.click()
     chat.wait_state("stopped")
     assert chat.page.locator(".seam").count() == 0

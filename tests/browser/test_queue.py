@@ -172,17 +172,17 @@ def test_queued_message_in_an_edit_is_sent_after_the_edit(chat: Chat) -> None:
     assert chat.answer_text() == numbers(6)
 
 
-@pytest.mark.parametrize("how", ["click", "Escape"])
-def test_stop_pauses_the_queue(chat: Chat, how: str) -> None:
+@pytest.mark.parametrize("action", ["click", "Escape"])
+def test_stop_pauses_the_queue(chat: Chat, action: str) -> None:
     """Stop neither sends nor drops queued messages; a button sends them one by one."""
     start_answer(chat)
     texts = [prompt(4), prompt(5)]
     for text in texts:
         chat.submit(text)
-    if how == "click":
+    if action == "click":
         chat.stop.click()
     else:
-        chat.page.keyboard.press(how)
+        chat.page.keyboard.press(action)
     chat.wait_state("stopped")
     for _ in range(2):
         expect(queue_state(chat)).to_have_text("Paused: you stopped the answer")
@@ -228,10 +228,10 @@ def test_failed_answer_pauses_the_queue(chat: Chat) -> None:
     chat.record().release()
     chat.wait_state("error")
     expect(queue_state(chat)).to_have_text("Paused: the answer failed")
-    other = chat.ask("count?n=2")
+    other_prompt = chat.ask("count?n=2")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    assert prompts(chat)[1] == other
+    assert prompts(chat)[1] == other_prompt
     expect(queued_texts(chat)).to_have_text([second])
     resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(3)
@@ -415,12 +415,12 @@ def test_message_after_a_change_in_another_tab_is_queued(
     chat.allowed_problems = LOAD_ERRORS
     chat.ask("count?n=2")
     chat.wait_state("done")
-    other = tab()
-    other.page.goto(chat.page.url)
-    other_prompt = other.ask("stall?n=3&rest=2" if running else "count?n=3")
-    other.wait_text("0 1 2")
+    other_tab = tab()
+    other_tab.page.goto(chat.page.url)
+    other_prompt = other_tab.ask("stall?n=3&rest=2" if running else "count?n=3")
+    other_tab.wait_text("0 1 2")
     if not running:
-        other.wait_state("done")
+        other_tab.wait_state("done")
     own_prompt = prompt(4)
     chat.submit(own_prompt)
     expect(queue_state(chat)).to_have_text(
@@ -431,7 +431,7 @@ def test_message_after_a_change_in_another_tab_is_queued(
     assert prompts(chat)[1:] == [other_prompt]
     expect(chat.prompt).to_have_value("")
     if running:
-        other.record().release()
+        other_tab.record().release()
         chat.wait_state("done")
     resume_button(chat).click()
     expect(chat.page.locator(".exchange")).to_have_count(3)

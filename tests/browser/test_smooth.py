@@ -37,8 +37,12 @@ def test_smoothing_spreads_a_burst_over_several_frames(chat: Chat) -> None:
     bursts = sum(1 for (a, *_), (b, *_) in pairwise(frames) if b > a)
     steps = sum(1 for a, b in pairwise(inked) if b > a)
     assert steps > bursts, (steps, bursts)
-    for count, _, at in frames:
-        later = [ink for ink, (_, _, when) in zip(inked, frames, strict=True) if when > at + 250]
+    for count, _, text_time in frames:
+        later = [
+            ink
+            for ink, (_, _, ink_time) in zip(inked, frames, strict=True)
+            if ink_time > text_time + 250
+        ]
         # The first of these frames may be late, and shows the state before it.
         assert len(later) < 2 or later[1] >= count
     assert chat.page.evaluate("CSS.highlights.get('unread').size") == 0
@@ -63,14 +67,14 @@ def test_stop_shows_all_smoothed_text_at_once(chat: Chat) -> None:
     assert chat.page.evaluate("document.querySelector('.answer > .text').textContent.trim()") == chat.answer_text()  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["switch", "reduced motion"])
+@pytest.mark.parametrize("setting", ["switch", "reduced motion"])
 def test_smoothing_is_off_by_switch_or_reduced_motion(
-    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, how: str
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, setting: str
 ) -> None:
     """A remembered switch and the system's reduced motion turn the smoothing off."""
-    options = {"reduced_motion": "reduce"} if how == "reduced motion" else {}
+    options = {"reduced_motion": "reduce"} if setting == "reduced motion" else {}
     chat = open_chat(halt, shared_fake, **options)
-    if how == "switch":
+    if setting == "switch":
         chat.page.get_by_text("Display").click()
         chat.page.get_by_label("Smooth out text that arrives in bursts").uncheck()
         chat.reload()

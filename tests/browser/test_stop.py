@@ -21,9 +21,9 @@ BAD_GATEWAY = (
 )
 
 
-def press(chat: Chat, how: str) -> None:
+def press(chat: Chat, action: str) -> None:
     """Stop by button or by key."""
-    if how == "click":
+    if action == "click":
         chat.stop.click()
     else:
         chat.page.keyboard.press("Escape")
@@ -44,8 +44,8 @@ def test_stop_replaces_send_until_the_answer_is_done(chat: Chat) -> None:
     expect(chat.stop).to_be_hidden()
 
 
-@pytest.mark.parametrize("how", ["click", "Esc"])
-def test_stop_freezes_the_text_within_a_frame(chat: Chat, how: str) -> None:
+@pytest.mark.parametrize("action", ["click", "Esc"])
+def test_stop_freezes_the_text_within_a_frame(chat: Chat, action: str) -> None:
     """The text of the frame after Stop is what stays, also after a reload."""
     chat.ask("count?n=1000000&gap_ms=3")
     chat.wait_text("20 21 22")
@@ -56,18 +56,18 @@ def test_stop_freezes_the_text_within_a_frame(chat: Chat, how: str) -> None:
           if (how === 'click') document.querySelector('#stop').addEventListener('click', nextFrame);
           else document.addEventListener('keydown', nextFrame);
         }""",
-        how,
+        action,
     )
-    press(chat, how)
+    press(chat, action)
     chat.wait_state("stopped")
     assert chat.record().closed.wait(RECORD_TIMEOUT), "the upstream is still open"
     chat.frames()
-    stopped = chat.answer_text()
-    assert chat.page.evaluate("still") == stopped
-    assert stopped == numbers(len(stopped.split()))
+    stopped_text = chat.answer_text()
+    assert chat.page.evaluate("still") == stopped_text
+    assert stopped_text == numbers(len(stopped_text.split()))
     chat.reload()
     chat.wait_state("stopped")
-    assert chat.answer_text() == stopped
+    assert chat.answer_text() == stopped_text
 
 
 def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
@@ -78,8 +78,8 @@ def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
     chat.stop.click()
     frozen_text = chat.answer_text()
     held.wait()
-    sent = chat.record().wait_tokens(0)
-    chat.record().wait_tokens(sent + 100, RECORD_TIMEOUT)
+    token_count = chat.record().wait_tokens(0)
+    chat.record().wait_tokens(token_count + 100, RECORD_TIMEOUT)
     chat.frames()
     assert chat.answer_text() == frozen_text
     held.release()
@@ -120,46 +120,46 @@ def test_stopped_answer_shows_its_badge_and_figures(chat: Chat, model: str) -> N
 def test_silence_before_the_first_text_counts_seconds(chat: Chat) -> None:
     """Until the first text the page counts the seconds of silence, also over a reload."""
     chat.ask("silent_first_token?n=3")
-    waiting = chat.answer.locator(".silence")
-    expect(waiting).to_have_text(re.compile(r"^Waiting for the model, \d+ s$"))
-    expect(waiting).to_have_text(re.compile(r"^Waiting for the model, ([2-9]|\d\d) s$"))
+    silence = chat.answer.locator(".silence")
+    expect(silence).to_have_text(re.compile(r"^Waiting for the model, \d+ s$"))
+    expect(silence).to_have_text(re.compile(r"^Waiting for the model, ([2-9]|\d\d) s$"))
     chat.reload()
-    expect(waiting).to_have_text(re.compile(r"^Waiting for the model, ([2-9]|\d\d) s$"))
-    expect(waiting).to_be_visible()
+    expect(silence).to_have_text(re.compile(r"^Waiting for the model, ([2-9]|\d\d) s$"))
+    expect(silence).to_be_visible()
     chat.record().release()
     chat.wait_text("0 1 2")
-    expect(waiting).to_be_hidden()
+    expect(silence).to_be_hidden()
 
 
 def test_silence_within_an_answer_counts_seconds(chat: Chat) -> None:
     """The page counts the seconds of silence within an answer, also over a reload."""
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
-    waiting = chat.answer.locator(".silence")
-    expect(waiting).to_have_text(re.compile(r"^No text for ([2-9]|\d\d) s$"))
-    expect(waiting).to_be_visible()
+    silence = chat.answer.locator(".silence")
+    expect(silence).to_have_text(re.compile(r"^No text for ([2-9]|\d\d) s$"))
+    expect(silence).to_be_visible()
     chat.reload()
-    expect(waiting).to_have_text(re.compile(r"^No text for ([2-9]|\d\d) s$"))
-    expect(waiting).to_be_visible()
+    expect(silence).to_have_text(re.compile(r"^No text for ([2-9]|\d\d) s$"))
+    expect(silence).to_be_visible()
     chat.record().release()
     chat.wait_text("0 1 2 3 4")
-    expect(waiting).to_be_hidden()
+    expect(silence).to_be_hidden()
 
 
 def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     """A long silence is counted in minutes, also in reasoning, with a Stop beside it."""
     chat.ask("think?thoughts=2&n=2")
-    waiting = chat.answer.locator(".silence")
+    silence = chat.answer.locator(".silence")
     stop = chat.answer.get_by_role("button", name="Stop")
     expect(chat.answer.locator(".step .label")).to_have_text("Thinking…")
     expect(chat.answer.locator(".step-text")).to_have_text("thought0 thought1 ")
     expect(stop).to_be_hidden()
     # The silence lasts until the end; set its start to 95 seconds ago.
-    waiting.evaluate("p => { p.lastElementChild.since = performance.now() - 95_000; }")
-    expect(waiting).to_have_text(re.compile(r"^No text for 1:(3[5-9]|[45]\d)$"))
-    expect(waiting).to_be_visible()
+    silence.evaluate("p => { p.lastElementChild.since = performance.now() - 95_000; }")
+    expect(silence).to_have_text(re.compile(r"^No text for 1:(3[5-9]|[45]\d)$"))
+    expect(silence).to_be_visible()
     middles = [
-        box["y"] + box["height"] / 2 for box in map(Locator.bounding_box, (waiting, stop)) if box
+        box["y"] + box["height"] / 2 for box in map(Locator.bounding_box, (silence, stop)) if box
     ]
     assert abs(middles[0] - middles[1]) < 2
     stop.click()
@@ -167,15 +167,15 @@ def test_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     assert chat.record().closed.wait(RECORD_TIMEOUT)
 
 
-@pytest.mark.parametrize("how", ["click", "Esc"])
+@pytest.mark.parametrize("action", ["click", "Esc"])
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
-def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, how: str) -> None:
+def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, action: str) -> None:
     """Stop before any text puts the prompt back into its field and leaves no exchange."""
     prompt_text = chat.ask(model)
     chat.wait_state("running")
     expect(chat.prompt).to_have_value("")
     chat.record()
-    press(chat, how)
+    press(chat, action)
     expect(chat.prompt).to_have_value(prompt_text)
     expect(chat.prompt).to_be_focused()
     expect(chat.send).to_be_visible()
@@ -185,14 +185,14 @@ def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, how: st
     assert chat.exchange_count() == 0
 
 
-@pytest.mark.parametrize("how", ["click", "Esc"])
-def test_stop_before_the_request_arrives_sends_none_upstream(chat: Chat, how: str) -> None:
+@pytest.mark.parametrize("action", ["click", "Esc"])
+def test_stop_before_the_request_arrives_sends_none_upstream(chat: Chat, action: str) -> None:
     """A Stop that is faster than its request returns the prompt; the model gets no request."""
     held = HeldRequests(chat, "**/messages")
     prompt_text = chat.ask("count?n=5")
     held.wait()
     with chat.page.expect_response("**/stop") as pressed:
-        press(chat, how)
+        press(chat, action)
     assert pressed.value.ok
     held.release()
     expect(chat.prompt).to_have_value(prompt_text)
@@ -268,20 +268,20 @@ def test_stop_that_fails_shows_a_notice_and_can_be_repeated(chat: Chat) -> None:
     assert chat.answer_text() == frozen_text
 
 
-@pytest.mark.parametrize("lost", ["the network", "a proxy"])
-def test_stop_that_fails_is_repeated_by_the_page(chat: Chat, lost: str) -> None:
+@pytest.mark.parametrize("failure", ["the network", "a proxy"])
+def test_stop_that_fails_is_repeated_by_the_page(chat: Chat, failure: str) -> None:
     """The page repeats a Stop that did not reach the server."""
     chat.allowed_problems = LOAD_ERRORS + "|Failed to fetch"
     chat.ask("count?n=1000000&gap_ms=5")
     chat.wait_text("5 6 7")
 
-    def lose(route: Route) -> None:
-        if lost == "the network":
+    def fail_first(route: Route) -> None:
+        if failure == "the network":
             route.abort()
         else:
             route.fulfill(status=502, content_type="text/html", body=BAD_GATEWAY)
 
-    chat.page.route("**/stop", lose)
+    chat.page.route("**/stop", fail_first)
     chat.stop.click()
     notice = chat.page.locator("#notice")
     expect(notice).to_have_text("Stop did not reach the server. Press Stop again.")
@@ -299,7 +299,7 @@ def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> N
     chat.ask("count?n=3")
     chat.wait_state("done")
     notice, messages = chat.page.locator("#notice"), chat.page.locator("#messages")
-    before = messages.inner_text()
+    text_before = messages.inner_text()
 
     def bad_gateway(route: Route) -> None:
         route.fulfill(status=502, content_type="text/html", body=BAD_GATEWAY)
@@ -314,7 +314,7 @@ def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> N
         expect(notice).to_contain_text("The server could not be reached (502).")
         expect(chat.send).to_be_visible()
         chat.page.unroute(path)
-        assert messages.inner_text() == before
+        assert messages.inner_text() == text_before
         assert "502" not in chat.page.title()
         expect(chat.prompt).to_have_value("Still here")
     chat.prompt.press("Enter")
@@ -370,9 +370,9 @@ def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[]
         expect(page_tab.answer.locator(".badge")).to_have_text("Stopped by you")
         assert page_tab.record().closed.wait(RECORD_TIMEOUT)
     for page_tab in tabs:
-        stopped = page_tab.answer_text()
+        stopped_text = page_tab.answer_text()
         page_tab.reload()
-        assert page_tab.answer_text() == stopped
+        assert page_tab.answer_text() == stopped_text
 
 
 def test_stop_works_in_each_of_seven_tabs_before_any_text(

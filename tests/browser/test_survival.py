@@ -41,9 +41,9 @@ def test_reload_at_random_moments_loses_and_repeats_no_token(chat: Chat) -> None
     for _ in range(20):
         count = len(chat.answer_text().split())
         chat.wait_text(f"{min(count + chance.randrange(40), 999)} ")
-        before = chat.answer_text()
+        text_before = chat.answer_text()
         chat.reload()
-        assert chat.answer_text().startswith(before), f"seed {seed}"
+        assert chat.answer_text().startswith(text_before), f"seed {seed}"
         chat.wait_state("running")
     chat.record().release()
     chat.wait_state("done")
@@ -66,15 +66,15 @@ def test_reload_before_the_first_text_keeps_waiting(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize(
-    ("until", "seen"),
+    ("cut_text", "visible_text"),
     [("two and a", "two and a"), ("| left ", "left"), ('    return f"<b>', 'return f"<b>')],
     ids=["list", "table", "code"],
 )
 def test_reload_within_a_markdown_block_continues_the_block(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, until: str, seen: str
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, cut_text: str, visible_text: str
 ) -> None:
     """A list, table or code block continues after a reload in its middle as without one."""
-    half = MARKDOWN.index(until) + len(until)
+    half = MARKDOWN.index(cut_text) + len(cut_text)
 
     def halves(reply: Reply) -> None:
         reply.tokens(pieces(MARKDOWN[:half], 4))
@@ -85,10 +85,10 @@ def test_reload_within_a_markdown_block_continues_the_block(
     monkeypatch.setitem(SCENARIOS, "halves", halves)
     chat.ask("halves")
     for _ in range(2):
-        chat.wait_text(seen)
+        chat.wait_text(visible_text)
         chat.reload()
         chat.wait_state("running")
-    chat.wait_text(seen)
+    chat.wait_text(visible_text)
     chat.record().release()
     chat.wait_state("done")
     expect(chat.text.locator("table td")).to_have_text(["left", "1", "right", "22"])
@@ -106,21 +106,21 @@ def test_stop_in_one_tab_stops_the_answer_in_the_other(chat: Chat, tab: Callable
     """Two tabs show the same running answer, and a Stop in one ends it in both."""
     chat.ask("count?n=1000000&gap_ms=8")
     chat.wait_text("20 21 22")
-    other = tab()
-    other.page.goto(chat.page.url)
-    assert other.answer_text().startswith(numbers(20))
-    for page_tab in (chat, other):
+    other_tab = tab()
+    other_tab.page.goto(chat.page.url)
+    assert other_tab.answer_text().startswith(numbers(20))
+    for page_tab in (chat, other_tab):
         page_tab.wait_text("60 61 62")
-    other.stop.click()
-    for page_tab in (chat, other):
+    other_tab.stop.click()
+    for page_tab in (chat, other_tab):
         page_tab.wait_state("stopped")
         expect(page_tab.send).to_be_visible()
     assert chat.record().closed.wait(RECORD_TIMEOUT)
     # Each tab keeps its text. The conversation has the text of the tab that stopped the answer.
-    stopped = other.answer_text()
-    for page_tab in (chat, other):
+    stopped_text = other_tab.answer_text()
+    for page_tab in (chat, other_tab):
         page_tab.reload()
-        assert page_tab.answer_text() == stopped
+        assert page_tab.answer_text() == stopped_text
 
 
 def focus(chat: Chat) -> None:
@@ -139,14 +139,14 @@ def test_focus_shows_and_follows_the_messages_of_another_tab(
     """A tab that gets the focus shows another tab's exchanges and follows the running one."""
     chat.ask("count?n=2")
     chat.wait_state("done")
-    other = tab()
-    other.page.goto(chat.page.url)
-    other.ask("count?n=3")
-    other.wait_text("0 1 2")
-    other.wait_state("done")
-    other.ask("stall?n=3&rest=2")
-    expect(other.page.locator(".exchange")).to_have_count(3)
-    other.wait_text("0 1 2")
+    other_tab = tab()
+    other_tab.page.goto(chat.page.url)
+    other_tab.ask("count?n=3")
+    other_tab.wait_text("0 1 2")
+    other_tab.wait_state("done")
+    other_tab.ask("stall?n=3&rest=2")
+    expect(other_tab.page.locator(".exchange")).to_have_count(3)
+    other_tab.wait_text("0 1 2")
     assert chat.exchange_count() == 1
     focus(chat)
     chat.wait_state("running")
@@ -155,8 +155,8 @@ def test_focus_shows_and_follows_the_messages_of_another_tab(
     urls: list[str] = []
     chat.page.on("request", lambda request: urls.append(request.url))
     focus(chat)
-    other.record().release()
-    for page_tab in (chat, other):
+    other_tab.record().release()
+    for page_tab in (chat, other_tab):
         page_tab.wait_state("done")
         assert page_tab.answer_text() == numbers(5)
     assert not any(map(is_update_request, urls))
@@ -177,17 +177,17 @@ def test_focus_shows_a_regeneration_and_removal_of_another_tab(
     chat.ask("count?n=3")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
-    other = tab()
-    other.page.goto(chat.page.url)
-    other.button("Regenerate").click()
-    expect(other.page.locator(".number")).to_contain_text("2/")
-    other.wait_state("done")
+    other_tab = tab()
+    other_tab.page.goto(chat.page.url)
+    other_tab.button("Regenerate").click()
+    expect(other_tab.page.locator(".number")).to_contain_text("2/")
+    other_tab.wait_state("done")
     focus(chat)
     expect(chat.page.locator(".number")).to_contain_text("2/")
     expect(chat.page.locator(".exchange")).to_have_count(2)
-    other.page.locator(".exchange").first.get_by_role("button", name="Regenerate").click()
-    expect(other.page.locator(".exchange")).to_have_count(1)
-    other.wait_state("done")
+    other_tab.page.locator(".exchange").first.get_by_role("button", name="Regenerate").click()
+    expect(other_tab.page.locator(".exchange")).to_have_count(1)
+    other_tab.wait_state("done")
     focus(chat)
     expect(chat.page.locator(".exchange")).to_have_count(1)
     expect(chat.page.locator(".number")).to_contain_text("2/")
@@ -199,18 +199,18 @@ def test_focus_adds_another_tabs_messages_without_a_jump(
     """Another tab's messages are added below; a page at its end follows them."""
     chat.ask("count?n=3000")
     chat.wait_state("done")
-    other = tab()
-    other.page.goto(chat.page.url)
+    other_tab = tab()
+    other_tab.page.goto(chat.page.url)
     for position in (300, None):
         if position is None:
             chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollHeight)")
         else:
             chat.page.evaluate(f"scrollTo(0, {position})")
         chat.frames()
-        exchanges = other.exchange_count()
-        other.ask("count?n=500")
-        expect(other.page.locator(".exchange")).to_have_count(exchanges + 1)
-        other.wait_state("done")
+        exchanges = other_tab.exchange_count()
+        other_tab.ask("count?n=500")
+        expect(other_tab.page.locator(".exchange")).to_have_count(exchanges + 1)
+        other_tab.wait_state("done")
         focus(chat)
         expect(chat.page.locator(".exchange")).to_have_count(exchanges + 1)
         chat.frames()
@@ -454,22 +454,22 @@ def times_asked(fake: FakeOpenAI, words: str) -> int:
     return sum(words in str(record.body) for record in fake.requests)
 
 
-@pytest.mark.parametrize("way", ["Send", "Edit", "Regenerate"])
+@pytest.mark.parametrize("action", ["Send", "Edit", "Regenerate"])
 def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
-    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, way: str
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, action: str
 ) -> None:
     """A cut stream of a POST resumes by a GET after its last event; the model gets one request."""
     chat = open_chat(network, shared_fake)
     chat.allowed_problems = NETWORK_ERRORS
     prompt_text = chat.ask("stall?n=40&rest=60&gap_ms=3")
     chat.wait_text("38 39")
-    if way != "Send":
+    if action != "Send":
         chat.stop.click()
         chat.wait_state("stopped")
-        chat.button(way).click() if way == "Regenerate" else edit(chat)
+        chat.button(action).click() if action == "Regenerate" else edit(chat)
         chat.wait_state("running")
         chat.wait_text("38 39")
-    times = 1 if way == "Send" else 2
+    times = 1 if action == "Send" else 2
     record = request_record(shared_fake, prompt_text, times - 1)
     record.wait_tokens(40)
     network.requests.clear()

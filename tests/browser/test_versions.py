@@ -18,10 +18,10 @@ from tests.support.halt_server import HaltServer, new_id, request_record
 
 
 @pytest.fixture
-def numbered(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A key for the scenario `says`, which numbers its answers; answer `silent=N` is silent."""
+def answer_key(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A key for the scenario `numbered`, which numbers its answers; answer `silent=N` is silent."""
 
-    def says(reply: Reply, key: str = "", silent: int = 0) -> None:
+    def numbered_answer(reply: Reply, key: str = "", silent: int = 0) -> None:
         nth = reply.failures(key)
         if nth == silent:
             SCENARIOS["silent_first_token"](reply)
@@ -29,7 +29,7 @@ def numbered(monkeypatch: pytest.MonkeyPatch) -> str:
             reply.tokens([f"Answer {nth} ", f"to {key}."])
             reply.finish()
 
-    monkeypatch.setitem(SCENARIOS, "says", says)
+    monkeypatch.setitem(SCENARIOS, "numbered", numbered_answer)
     return f"k{new_id()[-6:]}"
 
 
@@ -67,60 +67,60 @@ def editor(chat: Chat) -> Locator:
     return chat.page.get_by_role("textbox", name="Edit your message")
 
 
-def test_switcher_shows_each_regenerated_answer(chat: Chat, numbered: str) -> None:
+def test_switcher_shows_each_regenerated_answer(chat: Chat, answer_key: str) -> None:
     """The switcher, by keyboard too, shows each version; the shown one is in the next request."""
-    prompt_text = chat.ask(f"says?key={numbered}")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    prompt_text = chat.ask(f"numbered?key={answer_key}")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     expect(versions(chat, 1, "answer")).to_have_count(0)
     for nth in (2, 3):
         button(chat, 1, "Regenerate").click()
-        wait_answer(chat, 1, f"Answer {nth} to {numbered}.")
+        wait_answer(chat, 1, f"Answer {nth} to {answer_key}.")
         wait_version(chat, 1, "answer", f"{nth}/{nth}")
     group = versions(chat, 1, "answer")
     expect(group.get_by_role("button", name="Next version")).to_be_disabled()
     before = group.get_by_role("button", name="Previous version")
     before.focus()
     chat.page.keyboard.press("Enter")
-    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
     expect(before).to_be_focused()
     expect(chat.page.locator("#announcer")).to_have_text("Version 2 of 3")
     chat.page.keyboard.press("Enter")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     expect(before).to_be_disabled()
     expect(group.get_by_role("button", name="Next version")).to_be_focused()
     chat.page.keyboard.press("Enter")
-    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
     chat.reload()
-    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
     wait_version(chat, 1, "answer", "2/3")
     chat.ask("count?n=1")
     wait_answer(chat, 2, "0")
     sent_messages = [message["content"] for message in chat.record().body["messages"]]
-    assert sent_messages == [prompt_text, f"Answer 2 to {numbered}.", chat.last_prompt]
+    assert sent_messages == [prompt_text, f"Answer 2 to {answer_key}.", chat.last_prompt]
 
 
-def test_regenerate_in_the_middle_starts_a_branch(chat: Chat, numbered: str) -> None:
+def test_regenerate_in_the_middle_starts_a_branch(chat: Chat, answer_key: str) -> None:
     """Later exchanges belong to the version before them, and come back with it."""
-    chat.ask(f"says?key={numbered}")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
-    chat.ask(f"says?key={numbered}b")
-    wait_answer(chat, 2, f"Answer 1 to {numbered}b.")
+    chat.ask(f"numbered?key={answer_key}")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
+    chat.ask(f"numbered?key={answer_key}b")
+    wait_answer(chat, 2, f"Answer 1 to {answer_key}b.")
     button(chat, 1, "Regenerate").click()
-    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
     assert chat.exchange_count() == 1
-    chat.ask(f"says?key={numbered}c")
-    wait_answer(chat, 2, f"Answer 1 to {numbered}c.")
-    assert f"{numbered}b" not in str(chat.record().body)
+    chat.ask(f"numbered?key={answer_key}c")
+    wait_answer(chat, 2, f"Answer 1 to {answer_key}c.")
+    assert f"{answer_key}b" not in str(chat.record().body)
     button(chat, 1, "Previous version").click()
-    wait_answer(chat, 2, f"Answer 1 to {numbered}b.")
+    wait_answer(chat, 2, f"Answer 1 to {answer_key}b.")
     for _ in range(2):
         assert chat.exchange_count() == 2
-        wait_answer(chat, 1, f"Answer 1 to {numbered}.")
-        wait_answer(chat, 2, f"Answer 1 to {numbered}b.")
+        wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
+        wait_answer(chat, 2, f"Answer 1 to {answer_key}b.")
         chat.reload()
     button(chat, 1, "Next version").click()
-    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
-    wait_answer(chat, 2, f"Answer 1 to {numbered}c.")
+    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
+    wait_answer(chat, 2, f"Answer 1 to {answer_key}c.")
 
 
 @pytest.mark.parametrize("by", ["Enter", "Control+Enter", "click"])
@@ -200,10 +200,10 @@ def test_escape_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
     assert chat.answer_text() == "0 1 2 3 4"
 
 
-def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, numbered: str) -> None:
+def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, answer_key: str) -> None:
     """A stopped edit without text restores the earlier branch and keeps its text in the editor."""
-    first = chat.ask(f"says?key={numbered}")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    first = chat.ask(f"numbered?key={answer_key}")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     chat.ask("count?n=2")
     wait_answer(chat, 2, "0 1")
     button(chat, 1, "Edit").click()
@@ -215,7 +215,7 @@ def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, numbered
     chat.stop.click()
     expect(editor(chat)).to_have_value(edited)
     expect(editor(chat)).to_be_focused()
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     wait_answer(chat, 2, "0 1")
     expect(chat.prompt).to_have_value("")
     chat.reload()
@@ -223,10 +223,12 @@ def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, numbered
     expect(chat.page.locator(".versions")).to_have_count(0)
 
 
-def test_regenerate_stopped_before_any_text_restores_the_branch(chat: Chat, numbered: str) -> None:
+def test_regenerate_stopped_before_any_text_restores_the_branch(
+    chat: Chat, answer_key: str
+) -> None:
     """A regeneration in the middle, stopped without text, restores the answer and its branch."""
-    chat.ask(f"says?key={numbered}&silent=2")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask(f"numbered?key={answer_key}&silent=2")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     chat.ask("count?n=2")
     wait_answer(chat, 2, "0 1")
     button(chat, 1, "Regenerate").click()
@@ -235,16 +237,16 @@ def test_regenerate_stopped_before_any_text_restores_the_branch(chat: Chat, numb
     chat.page.keyboard.press("Escape")
     for _ in range(2):
         wait_answer(chat, 2, "0 1")
-        wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+        wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
         expect(chat.page.locator(".versions")).to_have_count(0)
         expect(chat.prompt).to_have_value("")
         chat.reload()
 
 
-def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, numbered: str) -> None:
+def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, answer_key: str) -> None:
     """Discard of a version shows the one before it, and the message field stays empty."""
-    chat.ask(f"says?key={numbered}")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask(f"numbered?key={answer_key}")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     choose(chat, "stall")
     button(chat, 1, "Edit").click()
     editor(chat).fill("Tell me")
@@ -254,17 +256,17 @@ def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, numbered: str) -
     chat.wait_state("stopped")
     wait_version(chat, 1, "message", "2/2")
     button(chat, 1, "Discard").click()
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     expect(chat.page.locator(".versions")).to_have_count(0)
     expect(chat.prompt).to_have_value("")
     chat.reload()
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
 
 
-def test_buttons_of_an_earlier_exchange_appear_on_focus(chat: Chat, numbered: str) -> None:
+def test_buttons_of_an_earlier_exchange_appear_on_focus(chat: Chat, answer_key: str) -> None:
     """The focus shows the buttons of an earlier exchange, as the pointer does."""
-    chat.ask(f"says?key={numbered}")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask(f"numbered?key={answer_key}")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     chat.ask("count?n=2")
     wait_answer(chat, 2, "0 1")
     chat.page.mouse.move(5, 5)
@@ -272,12 +274,12 @@ def test_buttons_of_an_earlier_exchange_appear_on_focus(chat: Chat, numbered: st
     expect(edit).to_have_css("opacity", "0")
     edit.focus()
     expect(edit).to_have_css("opacity", "1")
-    again = exchange(chat, 1).get_by_role("button", name="Regenerate")
+    regenerate_button = exchange(chat, 1).get_by_role("button", name="Regenerate")
     for _ in range(5):
-        if again.evaluate("e => e === document.activeElement"):
+        if regenerate_button.evaluate("e => e === document.activeElement"):
             break
         chat.page.keyboard.press("Tab")
-    expect(again).to_be_focused()
+    expect(regenerate_button).to_be_focused()
     expect(exchange(chat, 1).locator(".answer .actions")).to_have_css("opacity", "1")
 
 
@@ -308,15 +310,15 @@ def test_message_id_of_another_session_or_none_is_refused(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_versions_and_editor_fit_a_narrow_screen(
-    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, numbered: str, scheme: str
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, answer_key: str, scheme: str
 ) -> None:
     """At 360 pixels versions and editor do not overflow, are legible and large enough."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
-    chat.ask(f"says?key={numbered}")
-    wait_answer(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask(f"numbered?key={answer_key}")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     chat.button("Regenerate").click()
-    wait_answer(chat, 1, f"Answer 2 to {numbered}.")
+    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
     chat.ask("stall?n=5")
     chat.wait_text("3 4")
     chat.stop.click()

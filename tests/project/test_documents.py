@@ -32,7 +32,7 @@ from tests.support.documents import DOCUMENTS, ROOT, anchor, examples, headings,
 
 README_LINES_MAX = 250
 
-#: Fenced blocks that are not run, by language: what checks them instead, or why nothing can.
+#: Fenced blocks that are not run, by language: the test that checks them, or a reason.
 CHECKED_ELSEWHERE = {
     "nginx": "tests/server/test_deployment.py compares it with deploy/nginx.conf and runs that",
     "toml": "test_provider_file_examples_are_accepted in this file",
@@ -94,8 +94,8 @@ def test_readme_is_short_and_links_every_document() -> None:
 def test_fenced_example_is_run_or_checked() -> None:
     """Each fenced example is run or checked; text, output and other commands are indented."""
     for example in examples():
-        known = example.language in RUN or example.language in CHECKED_ELSEWHERE
-        assert known, (example.document, example.heading, example.language)
+        is_checked = example.language in RUN or example.language in CHECKED_ELSEWHERE
+        assert is_checked, (example.document, example.heading, example.language)
 
 
 def test_provider_file_examples_are_accepted(tmp_path: Path) -> None:
@@ -139,17 +139,17 @@ def test_setting_is_documented(setting: Field[object]) -> None:
 
 def test_documented_setting_exists() -> None:
     """Each setting in docs/configuration.md exists."""
-    known = {str(setting.metadata["env"]) for setting in SETTINGS}
+    setting_names = {str(setting.metadata["env"]) for setting in SETTINGS}
     named = {name for key in documented_settings() for name in re.split(r"`, `", key)}
-    assert named - OTHER_VARIABLES == known
+    assert named - OTHER_VARIABLES == setting_names
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_named_variable_exists(document: Path) -> None:
     """Each variable named in running text exists, except for older ones in the changelog."""
-    known = {str(setting.metadata["env"]) for setting in SETTINGS}
+    setting_names = {str(setting.metadata["env"]) for setting in SETTINGS}
     if document.name != "CHANGELOG.md":
-        assert set(re.findall(r"\bHALT_[A-Z_]+\b", document.read_text("utf-8"))) <= known
+        assert set(re.findall(r"\bHALT_[A-Z_]+\b", document.read_text("utf-8"))) <= setting_names
 
 
 def test_readme_defaults_match_the_configuration() -> None:
@@ -336,8 +336,8 @@ def test_names_in_the_architecture_exist() -> None:
     assert len(identifiers) > 10
     modules = {path.stem for path in (ROOT / "halt").rglob("*.py")}
     packages = {path.name for path in (ROOT / "halt").rglob("*") if path.is_dir()}
-    known = defined_names() | modules | packages
-    assert {name for name in identifiers if name.rpartition(".")[2] not in known} == set()
+    known_names = defined_names() | modules | packages
+    assert {name for name in identifiers if name.rpartition(".")[2] not in known_names} == set()
 
 
 def test_files_in_contributing_exist() -> None:
@@ -351,7 +351,7 @@ def test_files_in_contributing_exist() -> None:
 def test_documents_do_not_promise_that_the_model_stops() -> None:
     """No document says that a closed connection stops the model or its billing."""
     for document in (*DOCUMENTS, ROOT / "halt/web/api/openapi.yaml"):
-        if document.name == "CHANGELOG.md":  # says what was claimed before
+        if document.name == "CHANGELOG.md":  # quotes claims of earlier versions
             continue
         text = " ".join(document.read_text("utf-8").split()).lower()
         for claim in ("nothing more is generated", "nothing more is billed", "really stops"):

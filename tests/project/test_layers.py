@@ -60,20 +60,27 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def ours(name: str) -> set[str]:
+def imported_halt_modules(name: str) -> set[str]:
     """The modules of the package that this one imports."""
-    found = {each.removeprefix("halt.") for each in imported(TREES[name]) if "halt." in each}
-    return found & FILES.keys()
+    module_names = {
+        module_name.removeprefix("halt.")
+        for module_name in imported(TREES[name])
+        if "halt." in module_name
+    }
+    return module_names & FILES.keys()
 
 
 def test_pygments_runs_outside_the_workers() -> None:
     """No pattern of pygments runs in a worker: it could hold the interpreter's lock for minutes."""
-    roots = {name: {each.partition(".")[0] for each in imported(TREES[name])} for name in FILES}
+    roots = {
+        name: {module_name.partition(".")[0] for module_name in imported(TREES[name])}
+        for name in FILES
+    }
     assert [name for name in FILES if "pygments" in roots[name]] == ["rendering.highlighting"]
-    assert [name for name in FILES if "rendering.highlighting" in ours(name)] == [
+    assert [name for name in FILES if "rendering.highlighting" in imported_halt_modules(name)] == [
         "rendering.process"
     ]
-    assert [name for name in FILES if "rendering.process" in ours(name)] == []
+    assert [name for name in FILES if "rendering.process" in imported_halt_modules(name)] == []
 
 
 def test_implementations_are_chosen_in_app_and_library() -> None:
@@ -145,7 +152,7 @@ STATEFUL = (
 )
 
 
-#: Locks for what a library keeps once for the whole process.
+#: Locks for state that a library keeps once for the whole process.
 PROCESS_WIDE = {"rendering.highlighting": ["_making_lexer"]}
 
 
@@ -153,23 +160,27 @@ PROCESS_WIDE = {"rendering.highlighting": ["_making_lexer"]}
 def test_modules_hold_no_state(name: str) -> None:
     """No module has a lock, a registry or an empty table to be filled: all are passed in."""
     module = importlib.import_module(f"halt.{name}")
-    held = {k: v for k, v in vars(module).items() if not k.startswith("__")}
-    stateful = [k for k, v in held.items() if isinstance(v, STATEFUL)]
+    attributes = {key: value for key, value in vars(module).items() if not key.startswith("__")}
+    stateful = [key for key, value in attributes.items() if isinstance(value, STATEFUL)]
     assert stateful == PROCESS_WIDE.get(name, [])
-    assert [k for k, v in held.items() if isinstance(v, (dict, list, set)) and not v] == []
+    assert [
+        key
+        for key, value in attributes.items()
+        if isinstance(value, (dict, list, set)) and not value
+    ] == []
     rebound = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Global)]
     assert rebound == []
 
 
-# --- what the browser is given --------------------------------------------------------------------
+# --- files that the browser loads -----------------------------------------------------------------
 
 
 def test_vendored_files_match_their_digests() -> None:
     """Each vendored script is listed with its digest, and the folder holds no other file."""
-    found = {
+    digests = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VENDOR.glob("*.js")
     }
-    assert found == VENDORED
+    assert digests == VENDORED
 
 
 @pytest.mark.parametrize("file", VENDORED)

@@ -88,10 +88,10 @@ def calls(folder: Path, start: str) -> list[str]:
 
 def test_make_run_prints_one_line_for_each_long_step(tmp_path: Path) -> None:
     """A line precedes each long step; pip installs uv, which installs the rest."""
-    first = run_make(tmp_path)
-    assert first.stderr == ""
-    assert first.stdout.splitlines() == MAKE_OUTPUT
-    assert first.returncode == 0
+    first_run = run_make(tmp_path)
+    assert first_run.stderr == ""
+    assert first_run.stdout.splitlines() == MAKE_OUTPUT
+    assert first_run.returncode == 0
     (only,) = calls(tmp_path, "python -m pip")
     assert "uv==" in only
     halt, demo = calls(tmp_path, "uv pip install --compile-bytecode --python .venv/bin/python")
@@ -154,8 +154,8 @@ def test_failed_package_prints_the_output_of_uv_and_pip(tmp_path: Path) -> None:
     for line in ("error: no index", "Collecting noise", "ERROR: no wheel"):
         assert line in failed.stderr
     assert "Halt is at" not in failed.stdout
-    again = run_make(tmp_path)
-    assert again.stdout.splitlines() == MAKE_OUTPUT[1:]
+    second_run = run_make(tmp_path)
+    assert second_run.stdout.splitlines() == MAKE_OUTPUT[1:]
 
 
 def test_failed_demo_model_does_not_stop_the_start(tmp_path: Path) -> None:

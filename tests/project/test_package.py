@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it runs alone, in an environment far from the checkout."""
+"""Tests the wheel: its files, and that it runs in an environment outside the checkout."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(*command: str | Path, folder: Path) -> str:
 def build(source: Path, target: str, into: Path) -> Path:
     """Build from a folder with the hatchling that is installed: no network, nothing is isolated."""
     run(sys.executable, "-m", "hatchling", "build", "-t", target, "-d", into, folder=source)
-    (built,) = (each for each in into.iterdir() if each.name.startswith("halt_chat-"))
+    (built,) = (path for path in into.iterdir() if path.name.startswith("halt_chat-"))
     return built
 
 
@@ -63,8 +63,8 @@ def pins(name: str) -> dict[str, Requirement]:
 
 
 def by_name(requirements: list[str]) -> dict[str, Requirement]:
-    parsed = [Requirement(each) for each in requirements]
-    return {canonicalize_name(each.name): each for each in parsed}
+    parsed = [Requirement(requirement) for requirement in requirements]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_wheel_has_the_needed_files_alone(tmp_path: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     ]
     information = f"halt_chat-{VERSION}.dist-info"
-    there = files_of(wheel)
-    assert there == {
+    file_names = files_of(wheel)
+    assert file_names == {
         *(name if name.startswith("halt/") else f"halt/{name}" for name in files),
         "halt/gunicorn.conf.py",
         f"{information}/METADATA",
@@ -115,7 +115,7 @@ def test_wheel_has_the_needed_files_alone(tmp_path: Path) -> None:
         f"{information}/licenses/LICENSE",
     }
     for name in ("py.typed", "templates/chat.html", "static/halt.css", "store/migrations/env.py"):
-        assert f"halt/{name}" in there
+        assert f"halt/{name}" in file_names
 
 
 def test_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
         "deploy/nginx.conf",
     ):
         assert (source / name).is_file(), name
-    again = build(source, "wheel", tmp_path / "again")
-    assert files_of(again) == files_of(build(ROOT, "wheel", tmp_path / "wheel"))
+    second_wheel = build(source, "wheel", tmp_path / "again")
+    assert files_of(second_wheel) == files_of(build(ROOT, "wheel", tmp_path / "wheel"))
 
 
 def test_editable_install_uses_the_checkout(tmp_path: Path) -> None:
@@ -152,21 +152,21 @@ def test_editable_install_uses_the_checkout(tmp_path: Path) -> None:
 
 
 class Addresses(HTMLParser):
-    """The addresses of what a page loads: styles, scripts and its icon."""
+    """The URLs of the files that a page loads: styles, scripts and its icon."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.urls: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         name = {"script": "src", "link": "href", "img": "src"}.get(tag)
         if name and (address := dict(attrs).get(name)):
-            self.found.append(address)
+            self.urls.append(address)
 
 
 def install(wheel: Path, environment: Path) -> Path:
-    """Install a wheel with the pinned versions of what it declares into a new environment.
+    """Install a wheel and its pinned dependencies into a new environment.
 
     Returns its Python. uv needs no network where its cache has all of it, as `make` leaves it.
     """
@@ -190,8 +190,8 @@ def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
     python = install(build(ROOT, "wheel", tmp_path / "wheel"), tmp_path / "environment")
     command = python.parent / "halt-chat"
     folder, empty = tmp_path / "folder", tmp_path / "empty"
-    for new in (folder / "templates", folder / "static", empty):
-        new.mkdir(parents=True)
+    for new_folder in (folder / "templates", folder / "static", empty):
+        new_folder.mkdir(parents=True)
     for name in HOSTILE:
         (folder / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')\n")
     (folder / "templates" / "chat.html").write_text("the wrong page")
@@ -217,7 +217,7 @@ def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
             assert client.get("/healthz").json["version"] == VERSION
             page = client.get("/")
             assert page.status == 200
-            addresses = Addresses(page.body.decode()).found
+            addresses = Addresses(page.body.decode()).urls
             assert len(addresses) > 10
             for address in addresses:
                 file = client.get(address)

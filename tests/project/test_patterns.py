@@ -35,8 +35,8 @@ LENGTHS = (12, 18, 24, 300, 4_096, 40_960)
 SUSPECTS = 10
 #: Seconds of CPU time. A linear pattern takes up to 0.03 at the last length but one.
 SECONDS = 0.6
-#: At the last length, ten times the one before, a pattern may take longer than that, but not so many
-#: times what it took before: 10 where it is linear, 100 where it is quadratic.
+#: At the last length a pattern may exceed SECONDS, but not GROWTH times its time at a tenth of the
+#: length: a linear pattern takes 10 times that time, a quadratic one 100 times.
 GROWTH = 30
 
 #: Characters that classes of characters are tried with.
@@ -49,29 +49,32 @@ DYNAMIC = {"store.search", "store.import_faults"}
 
 
 def patterns() -> dict[tuple[str, int], tuple[str, set[str]]]:
-    """Text and flags of each pattern -> where it stands, and the methods that are called of it."""
-    found: dict[tuple[str, int], tuple[str, set[str]]] = {}
+    """Text and flags of each pattern -> its place in the code, and the methods called on it."""
+    methods_by_pattern: dict[tuple[str, int], tuple[str, set[str]]] = {}
     called = _called()
     for module in _modules():
         for name, value in vars(module).items():
             for pattern in _inside(value, 0):
-                used = called.get((module.__name__, name), set())
-                _, known = found.setdefault(
+                used_methods = called.get((module.__name__, name), set())
+                _, methods = methods_by_pattern.setdefault(
                     (pattern.pattern, pattern.flags), (f"{module.__name__}.{name}", set())
                 )
-                known |= used
-    for where, text, method in _inline():
+                methods |= used_methods
+    for place, text, method in _inline():
         flags = re.compile(text).flags
-        _, known = found.setdefault((text, flags), (where, set()))
-        known.add(method if method != "compile" else "search")
-    # Of a pattern that is taken out of a list or handed on, either may be called.
-    return {key: (name, used or {"search", "match"}) for key, (name, used) in found.items()}
+        _, methods = methods_by_pattern.setdefault((text, flags), (place, set()))
+        methods.add(method if method != "compile" else "search")
+    # On a pattern of a list or an argument, `search` or `match` may be called.
+    return {
+        key: (name, used_methods or {"search", "match"})
+        for key, (name, used_methods) in methods_by_pattern.items()
+    }
 
 
 def _modules() -> Iterator[Any]:
-    for each in pkgutil.walk_packages(halt.__path__, "halt."):
-        if not each.name.endswith("__main__") and not each.name.startswith("halt.testing"):
-            yield importlib.import_module(each.name)
+    for info in pkgutil.walk_packages(halt.__path__, "halt."):
+        if not info.name.endswith("__main__") and not info.name.startswith("halt.testing"):
+            yield importlib.import_module(info.name)
 
 
 def _inside(value: object, depth: int) -> Iterator[re.Pattern[Any]]:
@@ -79,8 +82,8 @@ def _inside(value: object, depth: int) -> Iterator[re.Pattern[Any]]:
     if isinstance(value, re.Pattern):
         yield value
     elif depth < 4 and isinstance(value, list | tuple | set | frozenset):
-        for each in value:
-            yield from _inside(each, depth + 1)
+        for item in value:
+            yield from _inside(item, depth + 1)
     elif depth < 4 and isinstance(value, dict):
         yield from _inside([*value, *value.values()], depth)
     elif isinstance(value, type) and value.__module__.startswith("halt"):
@@ -119,7 +122,7 @@ def _called() -> dict[tuple[str, str], set[str]]:
 
 
 def _inline() -> Iterator[tuple[str, str, str]]:
-    """Calls of `re` with a pattern that is written there: where, the pattern, the function."""
+    """Calls of `re` with a literal pattern: (place, pattern, name of the function)."""
     for stem, tree in _trees():
         for node in ast.walk(tree):
             if (
@@ -129,9 +132,9 @@ def _inline() -> Iterator[tuple[str, str, str]]:
                 and node.func.value.id == "re"
                 and node.func.attr in METHODS
             ):
-                given = node.args[0]
-                if isinstance(given, ast.Constant) and isinstance(given.value, str):
-                    yield f"halt.{stem}:{node.lineno}", given.value, node.func.attr
+                argument = node.args[0]
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield f"halt.{stem}:{node.lineno}", argument.value, node.func.attr
                 else:
                     assert stem in DYNAMIC, f"{stem}:{node.lineno} makes a pattern as it goes"
 
@@ -149,12 +152,12 @@ def _chars(items: Iterable[tuple[Any, Any]]) -> list[str]:
     return [c for c in [*ALPHABET, *named] if compiled.match(c)] or named
 
 
-def samples(nodes: Any, most: int = 3) -> list[str]:
+def samples(nodes: Any, limit: int = 3) -> list[str]:
     """Some short texts that these nodes match, or nearly."""
     texts = [""]
     for kind, value in nodes:
         parts = _sample(kind, value)
-        texts = [text + part for text in texts for part in parts][:most]
+        texts = [text + part for text in texts for part in parts][:limit]
     return texts
 
 
@@ -174,38 +177,39 @@ def _sample(kind: Any, value: Any) -> list[str]:
     if kind is op.ATOMIC_GROUP:
         return samples(value)
     if kind in {op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT}:
-        least, _, inner = value
-        return [text * least for text in samples(inner)] if least else ["", *samples(inner, 1)]
+        count, _, inner = value
+        return [text * count for text in samples(inner)] if count else ["", *samples(inner, 1)]
     return [""]
 
 
 def _spread(chars: list[str]) -> list[str]:
-    """A few of these that are unlike each other: blanks, letters and digits, signs."""
+    """A few of these of different kinds: blanks, letters and digits, signs."""
     kinds = (str.isspace, str.isalnum, lambda c: not (c.isspace() or c.isalnum()))
     return [c for kind in kinds for c in list(filter(kind, chars))[:2]]
 
 
-def repeats(nodes: Any, before: list[str]) -> Iterator[tuple[str, str]]:
-    """For each repeat: what stands before it, and the part that is repeated."""
+def repeats(nodes: Any, prefixes: list[str]) -> Iterator[tuple[str, str]]:
+    """For each repeat: a text before it, and the part that is repeated."""
     for kind, value in nodes:
         if kind in {op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT}:
-            _, most, inner = value
-            if most > 16:
-                for prefix in before[:2]:
+            _, max_count, inner = value
+            if max_count > 16:
+                for prefix in prefixes[:2]:
                     for unit in samples(inner, 6):
                         if unit:
                             yield prefix, unit
-            yield from repeats(inner, before)
+            yield from repeats(inner, prefixes)
         elif kind is op.SUBPATTERN:
-            yield from repeats(value[3], before)
+            yield from repeats(value[3], prefixes)
         elif kind is op.ATOMIC_GROUP:
-            yield from repeats(value, before)
+            yield from repeats(value, prefixes)
         elif kind is op.BRANCH:
             for branch in value[1]:
-                yield from repeats(branch, before)
+                yield from repeats(branch, prefixes)
         elif kind in {op.ASSERT, op.ASSERT_NOT}:
-            yield from repeats(value[1], before)
-        before = [text + part for text in before for part in _sample(kind, value)[:3]][:3] or before
+            yield from repeats(value[1], prefixes)
+        longer = [text + part for text in prefixes for part in _sample(kind, value)[:3]]
+        prefixes = longer[:3] or prefixes
 
 
 def hostile(pattern: str, flags: int) -> Iterator[tuple[str, str, str]]:
@@ -223,7 +227,7 @@ def hostile(pattern: str, flags: int) -> Iterator[tuple[str, str, str]]:
         texts["", text, "\x00"] = texts["", text[:-1], "\x00"] = texts[text, " ", "\x00"] = None
     for char in ALPHABET:
         texts["", char, "\x00"] = None
-    return iter([each for each in texts if each[1]])
+    return iter([parts for parts in texts if parts[1]])
 
 
 def slowest(pattern: str, flags: int, methods: Iterable[str]) -> str:
@@ -233,14 +237,14 @@ def slowest(pattern: str, flags: int, methods: Iterable[str]) -> str:
     for text in hostile(pattern, flags):
         for method in methods:
             for length in LENGTHS[:-1]:
-                took = _seconds(compiled, method, text, length)
-                if took > SECONDS:
-                    return f"{method} of {text}, {length} characters: {took:.1f} s"
-            suspects.append((took, method, text))
+                seconds = _seconds(compiled, method, text, length)
+                if seconds > SECONDS:
+                    return f"{method} of {text}, {length} characters: {seconds:.1f} s"
+            suspects.append((seconds, method, text))
     for _, method, text in sorted(suspects, reverse=True)[:SUSPECTS]:
-        took = _seconds(compiled, method, text, LENGTHS[-1])
-        if took > max(SECONDS, GROWTH * _seconds(compiled, method, text, LENGTHS[-2])):
-            return f"{method} of {text}, {LENGTHS[-1]} characters: {took:.1f} s"
+        seconds = _seconds(compiled, method, text, LENGTHS[-1])
+        if seconds > max(SECONDS, GROWTH * _seconds(compiled, method, text, LENGTHS[-2])):
+            return f"{method} of {text}, {LENGTHS[-1]} characters: {seconds:.1f} s"
     return ""
 
 
@@ -248,18 +252,18 @@ def _seconds(
     compiled: re.Pattern[Any], method: str, text: tuple[str, str, str], size: int
 ) -> float:
     """CPU time that a method takes for a text of this length."""
-    before, unit, tail = text
-    whole: Any = before + unit * (size // len(unit) + 1) + tail
-    nothing: Any = ""
+    prefix, unit, tail = text
+    full_text: Any = prefix + unit * (size // len(unit) + 1) + tail
+    empty_text: Any = ""
     if isinstance(compiled.pattern, bytes):
-        whole, nothing = whole.encode("utf-8", "replace"), b""
+        full_text, empty_text = full_text.encode("utf-8", "replace"), b""
     run = getattr(compiled, method)
-    given = (nothing, whole) if method in {"sub", "subn"} else (whole,)
-    began = time.process_time()
-    result = run(*given)
+    arguments = (empty_text, full_text) if method in {"sub", "subn"} else (full_text,)
+    start_time = time.process_time()
+    result = run(*arguments)
     if method == "finditer":
         list(result)
-    return time.process_time() - began
+    return time.process_time() - start_time
 
 
 PATTERNS = patterns()

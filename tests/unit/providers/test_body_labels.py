@@ -33,8 +33,8 @@ PAGE = b"<!doctype html><html><title>Sign in, please</title></html>"
 
 
 @pytest.fixture
-def asked(request: pytest.FixtureRequest) -> Iterator[Answer]:
-    """What came of a request that is answered with the test's labels and body."""
+def received_answer(request: pytest.FixtureRequest) -> Iterator[Answer]:
+    """The answer to a request, from a server that sends the test's headers and body."""
     labels, body, status = (*request.param, OK)[:3]
     head = status + labels + b"Content-Length: %d\r\n\r\n" % len(body)
     with RawServer(answering(head + body)) as server:
@@ -55,7 +55,7 @@ RAW_ZLIB = zlib.compress(STREAM)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "received_answer",
     [
         (kind(b"text/event-stream"), STREAM),
         (kind(b"Text/Event-Stream; Charset=UTF-8"), STREAM),
@@ -84,13 +84,17 @@ RAW_ZLIB = zlib.compress(STREAM)
     ],
     indirect=True,
 )
-def test_answer_is_read_under_any_content_type_and_coding(asked: Answer) -> None:
+def test_answer_is_read_under_any_content_type_and_coding(received_answer: Answer) -> None:
     """The contents of an answer decide, whatever type and coding its headers name."""
-    assert (asked.text, asked.ended, asked.fault) == ("AB", True, None)
+    assert (received_answer.text, received_answer.ended, received_answer.fault) == (
+        "AB",
+        True,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "received_answer",
     [
         (kind(b"text/html"), PAGE),
         (kind(b"application/json"), PAGE),
@@ -99,9 +103,9 @@ def test_answer_is_read_under_any_content_type_and_coding(asked: Answer) -> None
     ],
     indirect=True,
 )
-def test_web_page_is_reported_under_any_content_type(asked: Answer) -> None:
+def test_web_page_is_reported_under_any_content_type(received_answer: Answer) -> None:
     """A web page is an upstream_web_page fault with its title and the setting; no retry."""
-    fault = asked.fault
+    fault = received_answer.fault
     assert fault is not None
     assert (fault.code, fault.retryable) == ("upstream_web_page", False)
     assert "Sign in, please" in fault.message
@@ -109,23 +113,25 @@ def test_web_page_is_reported_under_any_content_type(asked: Answer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "label"),
+    ("received_answer", "label"),
     [
         ((coding(b"br"), b"\x8b\x00\x80\x02\xff\xfe\x91"), "'br'"),
         ((kind(b"image/png"), b"\x89PNG\r\n\x1a\n"), "'image/png'"),
         ((kind(b"application/json"), b"{}"), "'application/json'"),
     ],
-    indirect=["asked"],
+    indirect=["received_answer"],
 )
-def test_unreadable_body_is_reported_with_its_content_type(asked: Answer, label: str) -> None:
+def test_unreadable_body_is_reported_with_its_content_type(
+    received_answer: Answer, label: str
+) -> None:
     """A body without an answer or an error is reported with its type or coding."""
-    assert asked.fault is not None
-    assert asked.fault.code == "upstream_invalid"
-    assert label in asked.fault.detail
+    assert received_answer.fault is not None
+    assert received_answer.fault.code == "upstream_invalid"
+    assert label in received_answer.fault.detail
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "received_answer",
     [
         (coding(b"gzip"), gzip.compress(b'{"error":{"message":"Boom 7"}}'), b"HTTP/1.1 400 No\r\n"),
         (coding(b"gzip"), b'{"error":{"message":"Boom 7"}}', b"HTTP/1.1 400 No\r\n"),
@@ -134,10 +140,10 @@ def test_unreadable_body_is_reported_with_its_content_type(asked: Answer, label:
     ],
     indirect=True,
 )
-def test_error_is_read_under_any_content_type_and_coding(asked: Answer) -> None:
+def test_error_is_read_under_any_content_type_and_coding(received_answer: Answer) -> None:
     """The words of an error are read under any type and coding that its headers name."""
-    assert asked.fault is not None
-    assert "Boom 7" in asked.fault.message
+    assert received_answer.fault is not None
+    assert "Boom 7" in received_answer.fault.message
 
 
 def test_compressed_model_list_is_read() -> None:
@@ -153,15 +159,15 @@ def test_compressed_model_list_is_read() -> None:
 def test_compressed_events_are_read_before_the_stream_ends() -> None:
     """A token of a compressed stream is read as soon as its bytes have arrived."""
     packed = zlib.compressobj(wbits=31)
-    first = packed.compress(A) + packed.flush(zlib.Z_SYNC_FLUSH)
-    rest = packed.compress(STREAM[len(A) :]) + packed.flush()
+    first_part = packed.compress(A) + packed.flush(zlib.Z_SYNC_FLUSH)
+    last_part = packed.compress(STREAM[len(A) :]) + packed.flush()
     release = threading.Event()
 
     def serve(peer: Peer) -> None:
         peer.request()
-        peer.send(OK + coding(b"gzip") + b"Connection: close\r\n\r\n", first)
+        peer.send(OK + coding(b"gzip") + b"Connection: close\r\n\r\n", first_part)
         assert release.wait(WAIT_TIMEOUT)
-        peer.send(rest)
+        peer.send(last_part)
 
     with RawServer(serve) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
@@ -179,7 +185,7 @@ def test_broken_compression_is_an_invalid_answer() -> None:
     head = OK + coding(b"gzip") + b"Content-Length: %d\r\n\r\n" % len(body)
     with RawServer(answering(head + body)) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
-        got = ask(provider, "m-1")
+        answer = ask(provider, "m-1")
         provider.close()
-    assert isinstance(got.fault, UpstreamError)
-    assert got.fault.code == "upstream_invalid"
+    assert isinstance(answer.fault, UpstreamError)
+    assert answer.fault.code == "upstream_invalid"

@@ -70,8 +70,8 @@ def test_unexpected_exception_is_an_internal_error_and_allows_the_next_query(
 
     query = make_query(fetch, answer_seconds=0.0, fault_seconds=0.0)
     assert answer(query) == ("first", None)
-    known, fault = answer(query)
-    assert known == "first"
+    known_value, fault = answer(query)
+    assert known_value == "first"
     assert fault is not None
     assert fault.code == "internal"
     assert answer(query) == ("second", None)

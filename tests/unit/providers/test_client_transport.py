@@ -55,15 +55,15 @@ def response(status: str, body: bytes = b"", head: bytes = b"") -> bytes:
     )
 
 
-def refused(message: str, status: str = "400 Bad Request", **more: Any) -> bytes:
-    return response(status, json.dumps({"error": {"message": message, **more}}).encode(), JSON)
+def refusal_response(message: str, status: str = "400 Bad Request", **fields: Any) -> bytes:
+    return response(status, json.dumps({"error": {"message": message, **fields}}).encode(), JSON)
 
 
-def answered(body: bytes = CHUNKS) -> bytes:
+def answer_response(body: bytes = CHUNKS) -> bytes:
     return response("200 OK", body, b"Content-Type: text/event-stream\r\n")
 
 
-def moved(status: int, location: str) -> bytes:
+def redirect_response(status: int, location: str) -> bytes:
     return response(f"{status} Moved", b"<html>moved</html>", f"Location: {location}\r\n".encode())
 
 
@@ -87,8 +87,8 @@ class Server(RawServer):
 
 
 @contextmanager
-def provider(kind: str, address: str, **more: Any) -> Iterator[Provider]:
-    settings = ProviderSettings(name="x", kind=kind, base_url=address, key=KEY, **more)  # type: ignore[arg-type]
+def provider(kind: str, address: str, **options: Any) -> Iterator[Provider]:
+    settings = ProviderSettings(name="x", kind=kind, base_url=address, key=KEY, **options)  # type: ignore[arg-type]
     upstream = KINDS[kind](settings, Transport(WAIT_TIMEOUT, CONTEXT))
     try:
         yield upstream
@@ -96,10 +96,10 @@ def provider(kind: str, address: str, **more: Any) -> Iterator[Provider]:
         upstream.close()
 
 
-def ask(upstream: Provider, **more: Any) -> str:
+def ask(upstream: Provider, **options: Any) -> str:
     """The text of an answer. Raises UpstreamError."""
     reply: Reply = upstream.open(
-        ChatRequest([Message("user", "hi")], model="m", **more), UpstreamConnection()
+        ChatRequest([Message("user", "hi")], model="m", **options), UpstreamConnection()
     )
     text, ended = "", False
     try:
@@ -114,9 +114,9 @@ def ask(upstream: Provider, **more: Any) -> str:
     return text
 
 
-def fault_of(upstream: Provider, **more: Any) -> UpstreamError:
+def fault_of(upstream: Provider, **options: Any) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
-        ask(upstream, **more)
+        ask(upstream, **options)
     return caught.value
 
 
@@ -124,12 +124,16 @@ def fault_of(upstream: Provider, **more: Any) -> UpstreamError:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-@pytest.mark.parametrize("place", ["/b/v1/chat/completions", "{root}/b/v1/chat/completions"])
-def test_redirect_on_the_same_server_keeps_the_request(status: int, place: str) -> None:
+@pytest.mark.parametrize("location", ["/b/v1/chat/completions", "{root}/b/v1/chat/completions"])
+def test_redirect_on_the_same_server_keeps_the_request(status: int, location: str) -> None:
     """A redirected POST stays a POST with its body and its key."""
 
     def serve(_: str, path: str, __: dict[str, Any]) -> bytes:
-        return answered() if path.startswith("/b/") else moved(status, place.format(root=root))
+        return (
+            answer_response()
+            if path.startswith("/b/")
+            else redirect_response(status, location.format(root=root))
+        )
 
     with Server(serve) as server:
         root = server.root
@@ -145,7 +149,7 @@ def test_model_list_follows_redirects() -> None:
 
     def serve(_: str, path: str, __: dict[str, Any]) -> bytes:
         if path == "/v1/models":
-            return moved(303, "/b/models")
+            return redirect_response(303, "/b/models")
         return response("200 OK", b'[{"id":"a"}]', JSON)
 
     with Server(serve) as server, provider("openai", server.url) as upstream:
@@ -160,15 +164,19 @@ def test_redirect_to_another_port_is_refused_without_the_key(kind: str, status: 
     The message names the target without its secrets.
     """
     with (
-        Server(lambda *_: answered()) as other,
-        Server(lambda *_: moved(status, f"http://u:pw@127.0.0.1:{other.port}/x/v1?k=1")) as server,
+        Server(lambda *_: answer_response()) as other_server,
+        Server(
+            lambda *_: redirect_response(
+                status, f"http://u:pw@127.0.0.1:{other_server.port}/x/v1?k=1"
+            )
+        ) as server,
         provider(kind, server.url) as upstream,
     ):
         fault = fault_of(upstream)
-    assert other.requests == []
+    assert other_server.requests == []
     assert fault.code == "endpoint_not_found"
     assert not fault.retryable
-    assert f"it redirects to http://127.0.0.1:{other.port}/x/v1:" in fault.message
+    assert f"it redirects to http://127.0.0.1:{other_server.port}/x/v1:" in fault.message
     assert "pw" not in fault.message
     assert KEY not in fault.message
 
@@ -176,7 +184,7 @@ def test_redirect_to_another_port_is_refused_without_the_key(kind: str, status: 
 def test_redirect_to_another_host_name_is_refused() -> None:
     """Another host name counts as another server, even on the same machine."""
     with (
-        Server(lambda *_: moved(308, f"http://localhost:{server.port}/x")) as server,
+        Server(lambda *_: redirect_response(308, f"http://localhost:{server.port}/x")) as server,
         provider("openai", server.url) as upstream,
     ):
         assert f"it redirects to http://localhost:{server.port}/x" in fault_of(upstream).message
@@ -187,7 +195,7 @@ def test_redirect_to_another_host_name_is_refused() -> None:
 def test_key_in_an_address_is_masked(status: int) -> None:
     """A key in the path of an address or of a redirect is masked in the message."""
     with (
-        Server(lambda *_: moved(status, f"http://127.0.0.1:9/{KEY}/v1")) as server,
+        Server(lambda *_: redirect_response(status, f"http://127.0.0.1:9/{KEY}/v1")) as server,
         provider("openai", f"{server.root}/{KEY}/v1") as upstream,
     ):
         message = fault_of(upstream).message
@@ -201,7 +209,7 @@ def test_key_in_an_address_is_masked(status: int) -> None:
 def test_redirect_to_an_invalid_address_is_endpoint_not_found(location: str) -> None:
     """A redirect with an invalid Location is reported as a wrong address."""
     with (
-        Server(lambda *_: moved(302, location)) as server,
+        Server(lambda *_: redirect_response(302, location)) as server,
         provider("openai", server.url) as upstream,
     ):
         assert fault_of(upstream).code == "endpoint_not_found"
@@ -211,7 +219,7 @@ def test_redirect_to_an_invalid_address_is_endpoint_not_found(location: str) -> 
 def test_redirect_loop_ends_with_an_error() -> None:
     """A loop of redirects ends after a few, with a message."""
     with (
-        Server(lambda *_: moved(302, "/v1/chat/completions")) as server,
+        Server(lambda *_: redirect_response(302, "/v1/chat/completions")) as server,
         provider("openai", server.url) as upstream,
     ):
         assert "5 redirects in a row" in fault_of(upstream).message
@@ -222,7 +230,7 @@ def test_redirect_loop_ends_with_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "path"),
+    ("kind", "configured_path", "path"),
     [
         ("openai", "/v1/chat/completions", "/v1/chat/completions"),
         ("openai", "/v1/chat/completions/", "/v1/chat/completions"),
@@ -242,13 +250,15 @@ def test_redirect_loop_ends_with_an_error() -> None:
         ("azure", "/gate/openai/", "/gate/openai/deployments/m/chat/completions"),
     ],
 )
-def test_address_may_include_the_path_of_a_request(kind: str, given: str, path: str) -> None:
+def test_address_may_include_the_path_of_a_request(
+    kind: str, configured_path: str, path: str
+) -> None:
     """An address copied with the path of a request works."""
     body = EVENTS if kind == "anthropic" else CHUNKS
     version = {"api_version": "1"} if kind == "azure" else {}
     with (
-        Server(lambda *_: answered(body)) as server,
-        provider(kind, server.root + given, **version) as upstream,
+        Server(lambda *_: answer_response(body)) as server,
+        provider(kind, server.root + configured_path, **version) as upstream,
     ):
         assert ask(upstream) == "A"
     assert server.requests[0][1].partition("?")[0] == path
@@ -297,7 +307,7 @@ def test_page_404_names_the_requested_url_and_the_setting(
             "quota_exceeded",
             "no balance",
         ),
-        (refused("Boom 7", "500 Oops"), "upstream_server_error", "Boom 7"),
+        (refusal_response("Boom 7", "500 Oops"), "upstream_server_error", "Boom 7"),
         (response("200 OK", b"nonsense"), "upstream_invalid", ""),
     ],
 )
@@ -364,20 +374,28 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("kind", ["openai", "azure"])
-@pytest.mark.parametrize("words", REFUSALS)
-@pytest.mark.parametrize("old", ["max_tokens", "max_completion_tokens"])
-def test_token_limit_is_renamed_after_a_refusal(kind: str, words: str, old: str) -> None:
+@pytest.mark.parametrize("message_format", REFUSALS)
+@pytest.mark.parametrize("old_name", ["max_tokens", "max_completion_tokens"])
+def test_token_limit_is_renamed_after_a_refusal(
+    kind: str, message_format: str, old_name: str
+) -> None:
     """After one refusal the other name of the token limit is sent, for each model."""
-    new = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[old]
+    new_name = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[
+        old_name
+    ]
 
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
-        return refused(words.format(old=old, new=new)) if old in body else answered()
+        return (
+            refusal_response(message_format.format(old=old_name, new=new_name))
+            if old_name in body
+            else answer_response()
+        )
 
     version = {"api_version": "1"} if kind == "azure" else {}
     with Server(serve) as server, provider(kind, server.url, **version) as upstream:
-        assert [ask(upstream, **{old: 50}) for _ in range(2)] == ["A", "A"]
+        assert [ask(upstream, **{old_name: 50}) for _ in range(2)] == ["A", "A"]
     bodies = [body for _, _, body in server.requests]
-    assert [(old in body, body.get(new)) for body in bodies] == [
+    assert [(old_name in body, body.get(new_name)) for body in bodies] == [
         (True, None),
         (False, 50),
         (False, 50),
@@ -391,8 +409,10 @@ def test_several_refused_options_are_learnt_in_one_request() -> None:
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
         for name in ("stream_options", "max_tokens"):
             if name in body:
-                return refused(f"Unknown parameter: '{name}'.", "422 Unprocessable", param=name)
-        return answered()
+                return refusal_response(
+                    f"Unknown parameter: '{name}'.", "422 Unprocessable", param=name
+                )
+        return answer_response()
 
     with Server(serve) as server, provider("openai", server.url) as upstream:
         assert [ask(upstream, max_tokens=50) for _ in range(2)] == ["A", "A"]
@@ -411,7 +431,10 @@ def test_several_refused_options_are_learnt_in_one_request() -> None:
 )
 def test_refused_value_is_reported_without_a_second_request(words: str) -> None:
     """A refused value of a known option is not sent again under another name."""
-    with Server(lambda *_: refused(words)) as server, provider("openai", server.url) as upstream:
+    with (
+        Server(lambda *_: refusal_response(words)) as server,
+        provider("openai", server.url) as upstream,
+    ):
         fault = fault_of(upstream, max_tokens=300_000)
     assert len(server.requests) == 1
     assert words in fault.message
@@ -419,16 +442,24 @@ def test_refused_value_is_reported_without_a_second_request(words: str) -> None:
 
 def test_renamed_option_is_learnt_again() -> None:
     """A name that was refused once is sent again if the other one is refused."""
-    taken = "max_completion_tokens"
+    accepted_name = "max_completion_tokens"
 
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
-        wrong = "max_tokens" if taken == "max_completion_tokens" else "max_completion_tokens"
-        return refused(f"Unsupported parameter: {wrong}") if wrong in body else answered()
+        refused_name = (
+            "max_tokens" if accepted_name == "max_completion_tokens" else "max_completion_tokens"
+        )
+        return (
+            refusal_response(f"Unsupported parameter: {refused_name}")
+            if refused_name in body
+            else answer_response()
+        )
 
     with Server(serve) as server, provider("openai", server.url) as upstream:
         assert ask(upstream, max_tokens=50) == "A"
-        taken = "max_tokens"
-        assert [ask(upstream, **{name: 50}) for name in (taken, "max_completion_tokens")] == [
+        accepted_name = "max_tokens"
+        assert [
+            ask(upstream, **{name: 50}) for name in (accepted_name, "max_completion_tokens")
+        ] == [
             "A",
             "A",
         ]
@@ -441,7 +472,7 @@ def test_option_refused_under_both_names_is_sent_twice_at_most() -> None:
 
     def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
         name = "max_tokens" if "max_tokens" in body else "max_completion_tokens"
-        return refused(f"Unsupported parameter: {name}")
+        return refusal_response(f"Unsupported parameter: {name}")
 
     with Server(serve) as server, provider("openai", server.url) as upstream:
         assert "Unsupported parameter" in fault_of(upstream, max_tokens=50).message

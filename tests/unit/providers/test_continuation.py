@@ -42,7 +42,7 @@ from tests.support.embedded_master import Master
 from tests.support.provider_answers import KEY, Answer, read
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply
 
-#: Texts as models write them, and as nobody writes them.
+#: Texts that are typical of models, and random ones.
 WORDS = st.lists(
     st.sampled_from(
         [
@@ -75,18 +75,18 @@ WORDS = st.lists(
 TEXTS = st.one_of(WORDS, st.text(max_size=300), st.text("ab \n", max_size=300))
 
 
-def joined(old: str, new: list[str], **how: bool) -> str:
-    """The old text with what a seam lets through of the new one."""
-    seam = ContinuationJoiner(old, **how)
-    return old + "".join(seam.feed(piece) for piece in new) + seam.end()
+def joined(prefix: str, pieces: list[str], **options: bool) -> str:
+    """The prefix and the text that the joiner passes on of these new pieces."""
+    joiner = ContinuationJoiner(prefix, **options)
+    return prefix + "".join(joiner.feed(piece) for piece in pieces) + joiner.end()
 
 
 @st.composite
-def broken(draw: st.DrawFn) -> tuple[str, str]:
+def cut_texts(draw: st.DrawFn) -> tuple[str, str]:
     """A text that was cut anywhere behind its first visible character."""
     text = draw(TEXTS.filter(str.strip))
-    least = len(text) - len(text.lstrip()) + 1
-    cut = draw(st.integers(least, len(text)))
+    first_cut = len(text) - len(text.lstrip()) + 1
+    cut = draw(st.integers(first_cut, len(text)))
     return text[:cut], text[cut:]
 
 
@@ -100,84 +100,86 @@ def in_pieces(draw: st.DrawFn, text: str) -> list[str]:
 # --- the seam -------------------------------------------------------------------------------------
 
 
-@given(st.data(), broken())
+@given(st.data(), cut_texts())
 @example(None, ("a" * 50, "a" * 50))
 def test_repeated_last_words_leave_no_seam(data: Any, cut: tuple[str, str]) -> None:
     """Any cut and any pieces of a repeat of the last words give the original text."""
-    old, rest = cut
-    visible = old.rstrip()
-    new = last_words(visible) + old[len(visible) :] + rest
-    pieces = data.draw(in_pieces(new)) if data else list(new)
-    assert joined(old, pieces, repeats=True) == old + rest
+    prefix, rest = cut
+    visible = prefix.rstrip()
+    new_text = last_words(visible) + prefix[len(visible) :] + rest
+    pieces = data.draw(in_pieces(new_text)) if data else list(new_text)
+    assert joined(prefix, pieces, repeats=True) == prefix + rest
 
 
-@given(st.data(), broken())
+@given(st.data(), cut_texts())
 def test_longer_repeat_leaves_no_seam(data: st.DataObject, cut: tuple[str, str]) -> None:
     """A repeat may begin before the last words, if these occur once in the window."""
-    old, rest = cut
-    visible = old.rstrip()
+    prefix, rest = cut
+    visible = prefix.rstrip()
     tail = last_words(visible)
-    most = min(len(visible), WINDOW)
-    size = data.draw(st.integers(len(tail), most))
+    max_size = min(len(visible), WINDOW)
+    size = data.draw(st.integers(len(tail), max_size))
     repeat = visible[-size:]
-    if visible[-WINDOW:].count(tail) > 1:  # several places: what was asked for counts
+    if visible[-WINDOW:].count(tail) > 1:  # in several places the requested words count
         return
-    new = repeat + old[len(visible) :] + rest
-    assert joined(old, data.draw(in_pieces(new)), repeats=True) == old + rest
+    new_text = repeat + prefix[len(visible) :] + rest
+    assert joined(prefix, data.draw(in_pieces(new_text)), repeats=True) == prefix + rest
 
 
-@given(st.data(), broken())
+@given(st.data(), cut_texts())
 def test_continued_prefix_leaves_no_seam(data: st.DataObject, cut: tuple[str, str]) -> None:
     """White space that was cut from the prefix is taken from the model's text."""
-    old, rest = cut
-    new = old[len(old.rstrip()) :] + rest
-    assert joined(old, data.draw(in_pieces(new))) == old + rest
+    prefix, rest = cut
+    new_text = prefix[len(prefix.rstrip()) :] + rest
+    assert joined(prefix, data.draw(in_pieces(new_text))) == prefix + rest
 
 
-@given(st.data(), broken())
+@given(st.data(), cut_texts())
 def test_echoed_prefix_is_shown_once(data: st.DataObject, cut: tuple[str, str]) -> None:
     """A prefix that the model repeats, as Mistral's do, is shown once."""
-    old, rest = cut
-    assert joined(old, data.draw(in_pieces(old + rest)), echoes=True) == old + rest
+    prefix, rest = cut
+    assert joined(prefix, data.draw(in_pieces(prefix + rest)), echoes=True) == prefix + rest
 
 
-@given(broken(), st.text(max_size=400), st.booleans())
-def test_joiner_drops_nothing_but_a_repeat(cut: tuple[str, str], new: str, repeats: bool) -> None:
+@given(cut_texts(), st.text(max_size=400), st.booleans())
+def test_joiner_drops_nothing_but_a_repeat(
+    cut: tuple[str, str], new_text: str, repeats: bool
+) -> None:
     """The joiner drops nothing but a repeat: its text is an end of the new text, with blanks
     between at most.
     """
-    old, _ = cut
-    added_text = joined(old, [new], repeats=repeats)[len(old) :]
-    assert new.endswith(added_text.lstrip())
+    prefix, _ = cut
+    added_text = joined(prefix, [new_text], repeats=repeats)[len(prefix) :]
+    assert new_text.endswith(added_text.lstrip())
 
 
-@given(broken(), st.text("abc d\n", min_size=1, max_size=900))
-def test_joiner_holds_back_a_few_hundred_characters(cut: tuple[str, str], new: str) -> None:
+@given(cut_texts(), st.text("abc d\n", min_size=1, max_size=900))
+def test_joiner_holds_back_a_few_hundred_characters(cut: tuple[str, str], new_text: str) -> None:
     """The joiner passes text that is no repeat on within a few hundred characters."""
     seam = ContinuationJoiner(cut[0], repeats=True)
-    added_text = "".join(seam.feed(char) for char in new)
-    assert len(new) - len(added_text) <= WINDOW + LEAD_MAX + 200
+    added_text = "".join(seam.feed(char) for char in new_text)
+    assert len(new_text) - len(added_text) <= WINDOW + LEAD_MAX + 200
 
 
 def test_repeat_of_a_whole_long_answer_is_dropped() -> None:
     """A repeat of a long answer is dropped in linear time."""
-    old = "".join(f"{number} is a number, and so on.\n" for number in range(5_000)).rstrip()
-    pieces = [(old + " The end.")[at : at + 4] for at in range(0, len(old) + 9, 4)]
-    assert joined(old, pieces, repeats=True) == old + " The end."
-    assert joined(old, pieces, echoes=True) == old + " The end."
+    prefix = "".join(f"{number} is a number, and so on.\n" for number in range(5_000)).rstrip()
+    pieces = [(prefix + " The end.")[start : start + 4] for start in range(0, len(prefix) + 9, 4)]
+    assert joined(prefix, pieces, repeats=True) == prefix + " The end."
+    assert joined(prefix, pieces, echoes=True) == prefix + " The end."
 
 
 def test_restart_of_a_long_answer_is_kept() -> None:
     """Text that only begins like the old answer is kept."""
-    old = "".join(f"{number} is a number, and so on.\n" for number in range(100)).rstrip()
-    new = old[:2000] + "But no."
-    pieces = [new[at : at + 4] for at in range(0, len(new), 4)]
-    assert joined(old, pieces, echoes=True) == old + new
-    assert joined(old, pieces, repeats=True).endswith(new)
+    prefix = "".join(f"{number} is a number, and so on.\n" for number in range(100)).rstrip()
+    new_text = prefix[:2000] + "But no."
+    pieces = [new_text[start : start + 4] for start in range(0, len(new_text), 4)]
+    assert joined(prefix, pieces, echoes=True) == prefix + new_text
+    assert joined(prefix, pieces, repeats=True).endswith(new_text)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "whole"),
+    ("prefix", "new_text", "expected"),
     [
         # No repeat: a blank where words would run together, and none where one is there.
         ("The cat sat on", "the mat.", "The cat sat on the mat."),
@@ -205,18 +207,20 @@ def test_restart_of_a_long_answer_is_kept() -> None:
         ("```python\ndef main():\n", "```python\n    return 1", "```python\ndef main():\n    return 1"),
         ("```python\nx = 1", "```python\ny = 2", "```python\nx = 1\ny = 2"),
         ("```python\nx = 1\n", "```\nThat is all.", "```python\nx = 1\n```\nThat is all."),
-        # It says again what it was told to repeat, and no more.
+        # The model repeats the requested words, and then ends.
         ("Once there was a small cat", "Once there was a sm", "Once there was a small cat"),
     ],
 )  # fmt: skip
-def test_joiner_guesses_the_seam_without_a_proper_repeat(old: str, new: str, whole: str) -> None:
+def test_joiner_guesses_the_seam_without_a_proper_repeat(
+    prefix: str, new_text: str, expected: str
+) -> None:
     """Without the requested repeat, the most likely seam is chosen."""
-    assert joined(old, [new], repeats=True) == whole
-    assert joined(old, list(new), repeats=True) == whole
+    assert joined(prefix, [new_text], repeats=True) == expected
+    assert joined(prefix, list(new_text), repeats=True) == expected
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "whole"),
+    ("prefix", "new_text", "expected"),
     [
         ("A line.\n", " Another", "A line.\nAnother"),
         ("A line.\n\n", "\n\nAnother", "A line.\n\nAnother"),
@@ -231,10 +235,10 @@ def test_joiner_guesses_the_seam_without_a_proper_repeat(old: str, new: str, who
         ("A word \n", " \n ", "A word \n "),
     ],
 )
-def test_white_space_at_a_prefix_occurs_once(old: str, new: str, whole: str) -> None:
+def test_white_space_at_a_prefix_occurs_once(prefix: str, new_text: str, expected: str) -> None:
     """White space at a prefix occurs once, as in the model's text, where it was shown before."""
-    assert joined(old, [new]) == whole
-    assert joined(old, list(new)) == whole
+    assert joined(prefix, [new_text]) == expected
+    assert joined(prefix, list(new_text)) == expected
 
 
 def test_instruction_asks_for_the_last_words_and_no_visible_seam() -> None:
@@ -277,9 +281,9 @@ def test_last_words_are_unique_in_the_text() -> None:
 
 @pytest.fixture
 def reply() -> Iterator[ScriptedReply]:
-    made = ScriptedReply()
-    yield made
-    made.dispose()
+    scripted_reply = ScriptedReply()
+    yield scripted_reply
+    scripted_reply.dispose()
 
 
 OLD = "Once there was a small cat"
@@ -345,8 +349,8 @@ def test_last_assistant_message_of_a_client_is_no_continuation() -> None:
 def test_tool_calls_in_a_continuation_join_one_assistant_message() -> None:
     """Text before and after the seam is one message when tool results are sent."""
     call, back = ToolCall("1", "add", "{}"), {"content": "<think>", "reasoning": "Hm."}
-    turn = ToolTurn("there", [call], back)
-    messages = merge_unfinished([*HI, Unfinished("Once", "Once"), turn])
+    tool_turn = ToolTurn("there", [call], back)
+    messages = merge_unfinished([*HI, Unfinished("Once", "Once"), tool_turn])
     assert [(message.role, message.content) for message in messages] == [
         ("user", "hi"),
         ("assistant", "Once there"),
@@ -354,7 +358,7 @@ def test_tool_calls_in_a_continuation_join_one_assistant_message() -> None:
     assert messages[1]["tool_calls"] == [openai_call(call)]
     assert isinstance(messages[1], ToolTurn)
     assert messages[1].opaque == {"reasoning": "Hm."}
-    assert turn.opaque == back
+    assert tool_turn.opaque == back
 
 
 # --- providers ------------------------------------------------------------------------------------
@@ -377,18 +381,18 @@ Make = Callable[..., Upstream]
 
 
 @pytest.fixture
-def tale(fake: FakeOpenAI) -> FakeOpenAI:
+def fake_with_text(fake: FakeOpenAI) -> FakeOpenAI:
     fake.texts["tale"] = TEXT
     return fake
 
 
 @pytest.fixture
-def make(tale: FakeOpenAI) -> Iterator[Make]:
+def make(fake_with_text: FakeOpenAI) -> Iterator[Make]:
     """Providers of any kind that ask the fake; closed at the end."""
     upstreams: list[Upstream] = []
 
     def make(kind: Kind = "openai", style: str = "tail", **settings: Any) -> Upstream:
-        base_url = tale.base_url if kind == "openai" else tale.origin
+        base_url = fake_with_text.base_url if kind == "openai" else fake_with_text.origin
         model = f"go_on?key=tale&style={style}"
         defaults: dict[str, Any] = {"name": kind, "kind": kind, "base_url": base_url, "key": KEY}
         defaults |= {"api_version": "2024-10-21", "default_model": model}
@@ -404,7 +408,7 @@ CUTS = [1, 24, 25, 60, 108, TEXT.index("def") + 2, TEXT.index("return") - 2, len
 
 
 def ask(upstream: Upstream, request: ChatRequest) -> Answer:
-    """What comes of a request, or its fault."""
+    """The text of the answer, or its fault."""
     try:
         return read(upstream.open(request, UpstreamConnection()))
     except UpstreamError as fault:
@@ -435,10 +439,12 @@ def test_every_provider_continues_by_instruction(make: Make, kind: Kind, style: 
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
 
 
-def test_instruction_has_the_answer_and_its_last_words(make: Make, tale: FakeOpenAI) -> None:
+def test_instruction_has_the_answer_and_its_last_words(
+    make: Make, fake_with_text: FakeOpenAI
+) -> None:
     """The answer is the assistant's message; the instruction quotes its last words."""
     rest_of(make(continues="instruction"), 60)
-    record = completions(tale)[0]
+    record = completions(fake_with_text)[0]
     assert roles(record) == ["user", "assistant", "user"]
     assert record.body["messages"][1]["content"] == TEXT[:60].rstrip()
     assert last_words(TEXT[:60].rstrip()) in record.body["messages"][2]["content"]
@@ -453,17 +459,17 @@ def test_continuation_without_a_repeat_gets_a_blank(make: Make) -> None:
 
 @pytest.mark.parametrize("owner", ["llamacpp", "vllm"])
 def test_llamacpp_and_vllm_are_known_by_their_list_and_get_a_prefix(
-    make: Make, tale: FakeOpenAI, owner: str
+    make: Make, fake_with_text: FakeOpenAI, owner: str
 ) -> None:
     """llama.cpp and vLLM are recognised by their list, requested once, and get the answer so far as
     last message.
     """
-    tale.owner = owner
+    fake_with_text.owner = owner
     upstream = make()
     for cut in CUTS:
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
-    requests = completions(tale)
-    assert len(tale.requests) == len(requests) + 1
+    requests = completions(fake_with_text)
+    assert len(fake_with_text.requests) == len(requests) + 1
     assert all(roles(record) == ["user", "assistant"] for record in requests)
     assert all(
         record.body.get("continue_final_message", False) == (owner == "vllm") for record in requests
@@ -474,61 +480,64 @@ def test_llamacpp_and_vllm_are_known_by_their_list_and_get_a_prefix(
     assert all("prefix" not in record.body["messages"][-1] for record in requests)
 
 
-def test_unknown_server_is_continued_by_instruction(make: Make, tale: FakeOpenAI) -> None:
+def test_unknown_server_is_continued_by_instruction(make: Make, fake_with_text: FakeOpenAI) -> None:
     """An unknown server is continued by instruction: it may take a last assistant message for a
     finished answer.
     """
     rest_of(make(), 60)
-    assert roles(completions(tale)[0]) == ["user", "assistant", "user"]
+    assert roles(completions(fake_with_text)[0]) == ["user", "assistant", "user"]
 
 
-@pytest.mark.parametrize("way", ["echoed", "flagged"])
+@pytest.mark.parametrize("prefix_style", ["echoed", "flagged"])
 def test_mistral_and_deepseek_get_a_marked_prefix(
-    make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, way: str
+    make: Make, fake_with_text: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, prefix_style: str
 ) -> None:
     """Mistral and DeepSeek get a marked prefix without a list; only Mistral's answer begins with
     it.
     """
-    monkeypatch.setattr(module, "HOSTS", {"127.0.0.1": way})
-    new_upstream = make(style="echo" if way == "echoed" else "tail")
+    monkeypatch.setattr(module, "HOSTS", {"127.0.0.1": prefix_style})
+    new_upstream = make(style="echo" if prefix_style == "echoed" else "tail")
     for cut in CUTS:
         assert TEXT[:cut] + rest_of(new_upstream, cut) == TEXT
-    assert len(tale.requests) == len(CUTS)
+    assert len(fake_with_text.requests) == len(CUTS)
     assert all(
-        completion.body["messages"][-1]["prefix"] is True for completion in completions(tale)
+        completion.body["messages"][-1]["prefix"] is True
+        for completion in completions(fake_with_text)
     )
 
 
 def test_deepseek_prefix_goes_to_its_beta_address(
-    make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+    make: Make, fake_with_text: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a continuation goes to the beta address."""
-    monkeypatch.setattr(module, "DEEPSEEK_BETA", tale.base_url)
+    monkeypatch.setattr(module, "DEEPSEEK_BETA", fake_with_text.base_url)
     assert rest_of(make(base_url="https://api.deepseek.com/v1"), 60) == TEXT[60:]
-    (record,) = tale.requests
+    (record,) = fake_with_text.requests
     assert record.body["messages"][-1]["prefix"] is True
 
 
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
 def test_refused_prefix_falls_back_to_instruction_for_later_requests(
-    make: Make, tale: FakeOpenAI, kind: Kind
+    make: Make, fake_with_text: FakeOpenAI, kind: Kind
 ) -> None:
     """After one refused prefix, later continuations use the instruction at once."""
     upstream = make(kind, "tail&refuse=1", continues="prefix")
     for cut in CUTS[:2]:
         assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
     words = ["user", "assistant", "user"]
-    assert [roles(record) for record in completions(tale)] == [words[:2], words, words]
+    assert [roles(record) for record in completions(fake_with_text)] == [words[:2], words, words]
 
 
-def test_refusal_of_prefix_and_instruction_is_not_remembered(make: Make, tale: FakeOpenAI) -> None:
+def test_refusal_of_prefix_and_instruction_is_not_remembered(
+    make: Make, fake_with_text: FakeOpenAI
+) -> None:
     """If both are refused, the next continuation begins with the prefix again."""
     upstream = make(style="tail&refuse=2", continues="prefix")
     for _ in range(2):
         decoded_events = ask(upstream, continuation_request(ChatRequest(HI), TEXT[:60]))
         assert decoded_events.fault is not None
         assert decoded_events.fault.code == "bad_request"
-    assert [len(roles(record)) for record in completions(tale)] == [2, 3, 2, 3]
+    assert [len(roles(record)) for record in completions(fake_with_text)] == [2, 3, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -545,33 +554,33 @@ def test_refusal_of_prefix_and_instruction_is_not_remembered(make: Make, tale: F
     ],
 )
 def test_anthropic_prefix_depends_on_model_and_effort(
-    make: Make, tale: FakeOpenAI, model: str, effort: str | None, prefixed: bool
+    make: Make, fake_with_text: FakeOpenAI, model: str, effort: str | None, prefixed: bool
 ) -> None:
     """Older models without thinking get a prefix, without white space at its end."""
     upstream = make("anthropic", default_model=model)
     ask(upstream, continuation_request(ChatRequest(HI, reasoning_effort=effort), "Once \n"))
-    messages = completions(tale)[0].body["messages"]
+    messages = completions(fake_with_text)[0].body["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"][
         : 2 if prefixed else 3
     ]
     assert messages[1]["content"] == [{"type": "text", "text": "Once"}]
 
 
-def test_stopped_run_continues_to_the_whole_text(tale: FakeOpenAI, make: Make) -> None:
+def test_stopped_run_continues_to_the_whole_text(fake_with_text: FakeOpenAI, make: Make) -> None:
     """A run that is stopped and continued gives the whole text, each word once."""
-    config = Config(base_url=tale.base_url, api_key=KEY)
+    config = Config(base_url=fake_with_text.base_url, api_key=KEY)
     generations = GenerationService(config, make(style="tail&first=40"), StopRegistry())
     run = generations.start(ChatRequest(HI))
     reader = Reader(run)
     reader.wait_text(TEXT[:40])
     generations.stop(run.id, None)
     reader.finish()
-    seen = run.answer()[1]
-    assert seen == TEXT[:40]
-    again = generations.start(continuation_request(ChatRequest(HI), seen))
-    events = Reader(again).finish()
-    assert again.prefix == seen
-    assert again.answer()[1] == TEXT
+    stopped_text = run.answer()[1]
+    assert stopped_text == TEXT[:40]
+    second_run = generations.start(continuation_request(ChatRequest(HI), stopped_text))
+    events = Reader(second_run).finish()
+    assert second_run.prefix == stopped_text
+    assert second_run.answer()[1] == TEXT
     assert isinstance(events[-1][1], Done)
     generations.close()
 
@@ -592,14 +601,14 @@ def test_demo_model_continues_its_answer(running: Master) -> None:
 
 
 def test_interrupted_connection_sends_no_request_of_a_continuation(
-    make: Make, tale: FakeOpenAI
+    make: Make, fake_with_text: FakeOpenAI
 ) -> None:
     """An interrupt prevents every request of a continuation: the list, a refused prefix and the
     second way.
     """
-    tale.owner = "llamacpp"
+    fake_with_text.owner = "llamacpp"
     connection = UpstreamConnection()
     connection.interrupt()
     with pytest.raises(Exception, match="stopped"):
         make().open(continuation_request(ChatRequest(HI), "Once"), connection)
-    assert tale.requests == []
+    assert fake_with_text.requests == []

@@ -23,10 +23,10 @@ USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 DONE = b"data: [DONE]\n\n"
 
 
-def say(content: str | None = None, **more: Any) -> bytes:
+def chunk_of(content: str | None = None, **fields: Any) -> bytes:
     """A chunk's JSON. `more` are further members of the choice."""
     delta = {} if content is None else {"content": content}
-    chunk = {"model": "m-1", "choices": [{"index": 0, "delta": delta, **more}]}
+    chunk = {"model": "m-1", "choices": [{"index": 0, "delta": delta, **fields}]}
     return json.dumps(chunk, ensure_ascii=False).encode()
 
 
@@ -34,7 +34,7 @@ def data(payload: bytes, end: bytes = b"\n") -> bytes:
     return b"data: " + payload + end + end
 
 
-FINISH = data(say(finish_reason="stop"))
+FINISH = data(chunk_of(finish_reason="stop"))
 REPORT = data(json.dumps({"choices": [], "usage": USAGE}).encode())
 
 
@@ -70,15 +70,19 @@ def run(pieces: Iterable[bytes], *, end: bool = True) -> Outcome:
 
 def test_ordinary_stream_gives_text_count_and_facts() -> None:
     """Role chunk, text, finish reason, usage and [DONE] give text, count and facts."""
-    stream = data(say("")) + data(say("Hel")) + data(say("lo")) + FINISH + REPORT + DONE
+    stream = (
+        data(chunk_of("")) + data(chunk_of("Hel")) + data(chunk_of("lo")) + FINISH + REPORT + DONE
+    )
     assert run([stream], end=False) == Outcome("Hello", 2, True, None, ("stop", USAGE, "m-1"))
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 def test_every_line_end_of_the_specification_is_read(end: bytes) -> None:
     """LF, CRLF and CR end a line, also mixed, also in single bytes."""
-    stream = data(say("one "), end) + data(say("two "), b"\n") + data(say("three"), end)
-    stream += data(say(finish_reason="stop"), end) + data(b"[DONE]", end)
+    stream = (
+        data(chunk_of("one "), end) + data(chunk_of("two "), b"\n") + data(chunk_of("three"), end)
+    )
+    stream += data(chunk_of(finish_reason="stop"), end) + data(b"[DONE]", end)
     whole, split = run([stream]), run(stream[i : i + 1] for i in range(len(stream)))
     assert whole == split
     assert (whole.text, whole.ended, whole.fault) == ("one two three", True, None)
@@ -104,14 +108,14 @@ WHATWG = [
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 def test_examples_of_the_specification_keep_their_text(template: bytes, end: bytes) -> None:
     """Comments, IDs, names, unknown fields and blocks without data change no text."""
-    stream = template % tuple(say(word) for word in ("a", "b", "c", "d"))
+    stream = template % tuple(chunk_of(word) for word in ("a", "b", "c", "d"))
     outcome = run([stream.replace(b"\n", end) + FINISH + DONE])
     assert (outcome.text, outcome.fault) == ("abcd", None)
 
 
 def test_data_lines_of_one_event_are_joined() -> None:
     """The `data` lines of one event are joined by line breaks, with or without a space."""
-    lines = json.dumps(json.loads(say("joined")), indent=1).encode().split(b"\n")
+    lines = json.dumps(json.loads(chunk_of("joined")), indent=1).encode().split(b"\n")
     spaced = b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
     bare = b"".join(b"data:" + line + b"\n" for line in lines) + b"\n"
     assert run([spaced + bare + DONE]).text == "joinedjoined"
@@ -119,18 +123,18 @@ def test_data_lines_of_one_event_are_joined() -> None:
 
 def test_only_one_leading_space_belongs_to_the_framing() -> None:
     """JSON that begins with spaces after `data:` is read."""
-    assert run([b"data:    " + say("x") + b"\n\n" + DONE]).text == "x"
+    assert run([b"data:    " + chunk_of("x") + b"\n\n" + DONE]).text == "x"
 
 
 def test_unfinished_event_is_discarded() -> None:
     """Data without the empty line that ends it is discarded, as the specification requires."""
-    outcome = run([data(say("kept")) + FINISH + b"data: " + say(" lost") + b"\n"])
+    outcome = run([data(chunk_of("kept")) + FINISH + b"data: " + chunk_of(" lost") + b"\n"])
     assert (outcome.text, outcome.fault) == ("kept", None)
 
 
 def test_byte_order_mark_at_the_beginning_is_skipped() -> None:
     """One BOM before the first line is skipped, and the first event is read."""
-    stream = b"\xef\xbb\xbf" + data(say("first")) + FINISH + DONE
+    stream = b"\xef\xbb\xbf" + data(chunk_of("first")) + FINISH + DONE
     assert run([stream]).text == "first"
     assert run(stream[i : i + 1] for i in range(len(stream))).text == "first"
 
@@ -152,8 +156,8 @@ def test_stream_is_the_same_in_any_cut(
     """Any cut of the bytes, within characters too, gives the same outcome."""
     # A bare CR directly before an LF would read as one CRLF, so only one kind follows another CR.
     kinds = ends if b"\r" not in ends else [b"\r"] * 8
-    stream = b"".join(data(say(word), end) for word, end in zip(words, kinds, strict=False))
-    stream += data(say(finish_reason="stop"), kinds[0]) + data(REPORT[6:-2], kinds[0])
+    stream = b"".join(data(chunk_of(word), end) for word, end in zip(words, kinds, strict=False))
+    stream += data(chunk_of(finish_reason="stop"), kinds[0]) + data(REPORT[6:-2], kinds[0])
     stream += data(b"[DONE]", kinds[0])
     edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
     pieces = [stream[a:b] for a, b in itertools.pairwise(edges)]
@@ -164,30 +168,32 @@ def test_stream_is_the_same_in_any_cut(
 @pytest.mark.parametrize("form", [b"data: [DONE]", b"data:[DONE]", b"data: [DONE] "])
 def test_done_ends_the_answer_in_any_form(form: bytes) -> None:
     """[DONE] ends the answer, with and without the space; nothing after it is read."""
-    outcome = run([data(say("a")) + FINISH + form + b"\n\n" + data(say("never"))], end=False)
+    outcome = run(
+        [data(chunk_of("a")) + FINISH + form + b"\n\n" + data(chunk_of("never"))], end=False
+    )
     assert (outcome.text, outcome.ended) == ("a", True)
 
 
 def test_done_without_a_finish_reason_ends_without_a_reason() -> None:
     """[DONE] completes the answer; no reason is invented for it."""
-    outcome = run([data(say("a")) + DONE], end=False)
+    outcome = run([data(chunk_of("a")) + DONE], end=False)
     assert (outcome.ended, outcome.fault, outcome.facts[0]) == (True, None, None)
 
 
 def test_finish_reason_without_done_ends_the_answer() -> None:
     """A body that ends after its finish reason is complete, with [DONE] or without."""
-    outcome = run([data(say("a")) + FINISH])
+    outcome = run([data(chunk_of("a")) + FINISH])
     assert (outcome.text, outcome.ended, outcome.fault) == ("a", True, None)
 
 
 def test_body_without_done_or_finish_reason_is_incomplete() -> None:
     """A body that ends in the middle of an answer is a fault; the text before it stays."""
-    outcome = run([data(say("a"))])
+    outcome = run([data(chunk_of("a"))])
     assert (outcome.text, outcome.fault) == ("a", "upstream_incomplete")
 
 
 @pytest.mark.parametrize(
-    ("bad", "code"),
+    ("broken_data", "code"),
     [
         (b"data: {not json\n\n", "upstream_invalid"),
         (b'data: {"error": {"message": "Boom.", "type": "server_error"}}\n\n', "upstream_error"),
@@ -198,17 +204,17 @@ def test_body_without_done_or_finish_reason_is_incomplete() -> None:
         (b'data: {"error": {"type": "exceed_context_size_error"}}\n\n', "context_too_long"),
     ],
 )
-def test_text_before_a_fault_is_delivered_before_it(bad: bytes, code: str) -> None:
+def test_text_before_a_fault_is_delivered_before_it(broken_data: bytes, code: str) -> None:
     """Text is delivered even if garbage or an error follows in the same bytes."""
     decoder = ChatDecoder()
-    part = decoder.feed(data(say("kept")) + bad + data(say("never")))
+    part = decoder.feed(data(chunk_of("kept")) + broken_data + data(chunk_of("never")))
     assert (part.text, part.ended) == ("kept", False)
     with pytest.raises(UpstreamError) as first:
-        decoder.feed(data(say("never")))
+        decoder.feed(data(chunk_of("never")))
     with pytest.raises(UpstreamError) as again:
         decoder.end()
     assert first.value.code == again.value.code == code
-    assert run([bad]).fault == code
+    assert run([broken_data]).fault == code
 
 
 def test_message_of_an_error_object_is_quoted_and_shortened() -> None:
@@ -242,7 +248,7 @@ def test_empty_error_member_is_no_error(error: bytes) -> None:
 )
 def test_chunks_without_text_of_the_first_choice_add_nothing(chunk: bytes) -> None:
     """Empty choices, reasoning, tools and a second choice add no text and end nothing."""
-    outcome = run([data(chunk) + data(say("x"))], end=False)
+    outcome = run([data(chunk) + data(chunk_of("x"))], end=False)
     assert (outcome.text, outcome.ended, outcome.facts[0]) == ("x", False, None)
 
 
@@ -264,6 +270,6 @@ def test_endless_event_is_refused(line: bytes) -> None:
 def test_long_event_below_the_limit_is_read() -> None:
     """An event of half of LINE_MAX is read as any other."""
     text = "x" * (LINE_MAX // 2)
-    stream = data(say(text)) + DONE
+    stream = data(chunk_of(text)) + DONE
     pieces = [stream[i : i + 65_536] for i in range(0, len(stream), 65_536)]
     assert run(pieces).text == text

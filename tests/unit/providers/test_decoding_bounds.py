@@ -69,8 +69,8 @@ def test_empty_pieces_of_a_call_are_counted() -> None:
     for pieces in (" ", "{}", "null", "\n\n"):
         decoder = ChatDecoder()
         decoder.feed(chunk(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f"}}]))
-        more = chunk(tool_calls=[{"index": 0, "function": {"arguments": pieces}}])
-        assert arrived(decoder, [more] * 100) >= 100
+        arguments_chunk = chunk(tool_calls=[{"index": 0, "function": {"arguments": pieces}}])
+        assert arrived(decoder, [arguments_chunk] * 100) >= 100
     block_delta = {"type": "content_block_delta", "index": 0}
     tool = {"type": "tool_use", "id": "a", "name": "b"}
     start = {"type": "content_block_start", "index": 0, "content_block": tool}
@@ -80,10 +80,10 @@ def test_empty_pieces_of_a_call_are_counted() -> None:
 
 
 def _seconds(work: Iterable[object]) -> float:
-    began = time.process_time()
+    start_time = time.process_time()
     for _ in work:
         pass
-    return time.process_time() - began
+    return time.process_time() - start_time
 
 
 @pytest.mark.parametrize(
@@ -96,19 +96,19 @@ def test_pieces_after_a_calls_arguments_take_linear_time(pieces: str) -> None:
     """
     calls, out = CallAssembler(), PartBuilder()
     calls.add_fragment(0, "call_1", "f", json.dumps({"a": ["x"] * 20_000}), out)
-    began = time.process_time()
+    start_time = time.process_time()
     for _ in range(20_000):
         calls.add_fragment(0, "", "", pieces, out)
-    assert time.process_time() - began < 3.0
+    assert time.process_time() - start_time < 3.0
 
 
 def test_name_with_each_piece_of_a_call_takes_linear_time() -> None:
     """Arguments are compared with earlier ones only where they may be repeated."""
     calls, out = CallAssembler(), PartBuilder()
-    began = time.process_time()
+    start_time = time.process_time()
     for _ in range(40_000):
         calls.add_fragment(0, "call_1", "f", "x" * 50, out)
-    assert time.process_time() - began < 3.0
+    assert time.process_time() - start_time < 3.0
 
 
 @pytest.mark.parametrize("arguments", ['{"a":' + "[" * 5_000 + "]" * 5_000 + "}", '{"\ud800": 1}'])
@@ -121,14 +121,14 @@ def test_unparsable_arguments_are_passed_on(arguments: str) -> None:
     assert out.build(ended=True).events[-1].arguments == arguments + " {}"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("old", [" ", "\n", " \n"])
-def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
+@pytest.mark.parametrize("prefix", [" ", "\n", " \n"])
+def test_blanks_at_a_seam_take_linear_time(prefix: str) -> None:
     """Blanks after an answer that ends in many blanks take linear time."""
-    blank = old * (60_000 // len(old))
+    blank = prefix * (60_000 // len(prefix))
     seam = ContinuationJoiner(f"a{blank}")
     output = ""
-    took = _seconds(seam.feed(character) for character in blank[:-1] + "\t")
-    assert took < 3.0
+    seconds = _seconds(seam.feed(character) for character in blank[:-1] + "\t")
+    assert seconds < 3.0
     output = seam.feed("b")
     assert output.endswith("b")
 
@@ -136,8 +136,8 @@ def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
 def test_note_filter_takes_linear_time_for_brackets() -> None:
     """Brackets, of which most begin no note, take linear time."""
     notes = NoteFilter(lambda: False, str)
-    took = _seconds(notes.feed("[" * 64) for _ in range(8_000))
-    assert took < 4.0
+    seconds = _seconds(notes.feed("[" * 64) for _ in range(8_000))
+    assert seconds < 4.0
 
 
 def test_long_line_takes_linear_time() -> None:
@@ -145,14 +145,14 @@ def test_long_line_takes_linear_time() -> None:
     for piece in ("x", "`", '"', "<", "</think> "):
         decoder = ChatDecoder()
         reads = [chunk(content="a")] + [chunk(content=piece * 1_000)] * 2_000
-        took = _seconds(map(decoder.feed, reads))
-        assert took < 5.0, piece
+        seconds = _seconds(map(decoder.feed, reads))
+        assert seconds < 5.0, piece
 
 
 # --- one event, and one turn ----------------------------------------------------------------------
 
 
-def _reads(body: bytes) -> Iterable[bytes]:
+def _in_reads(body: bytes) -> Iterable[bytes]:
     return (body[at : at + READ_SIZE] for at in range(0, len(body), READ_SIZE))
 
 
@@ -166,13 +166,13 @@ def test_event_with_too_many_values_is_refused_unparsed(item: bytes, framed: boo
     After the finish reason it takes nothing from the answer.
     """
     count = 6_000_000 // len(item)
-    begun = b'{"choices":[{"index":0,"delta":{"x":['
-    event = (b"data: " if framed else b"") + begun + item * count + b"1]}}]}\n\n"
-    began = time.process_time()
+    event_start = b'{"choices":[{"index":0,"delta":{"x":['
+    event = (b"data: " if framed else b"") + event_start + item * count + b"1]}}]}\n\n"
+    start_time = time.process_time()
     with pytest.raises(UpstreamError) as fault:
-        list(map(ChatDecoder().feed, _reads(event)))
+        list(map(ChatDecoder().feed, _in_reads(event)))
     assert fault.value.code == "upstream_invalid"
-    assert time.process_time() - began < 2.0
+    assert time.process_time() - start_time < 2.0
     finished = ChatDecoder()
     end = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
     parts = [finished.feed(b"data: %b\n\n" % json.dumps(end).encode()), finished.feed(event)]
@@ -191,29 +191,29 @@ def test_image_of_20_megabytes_is_passed_on() -> None:
 )
 def test_short_lines_are_decoded_in_batches_of_lines_max(line: bytes) -> None:
     """A read of short lines is split in batches, so that other streams proceed."""
-    left, turns = line * (65_536 // len(line)), 0
-    whole = b""
-    while left:
-        turn, left = split_batch(left)
-        assert turn
-        assert turn.count(b"\n") <= LINES_MAX
-        whole += turn
-        turns += 1
-    assert whole == line * (65_536 // len(line))
-    assert turns >= whole.count(b"\n") // LINES_MAX
+    rest, batch_count = line * (65_536 // len(line)), 0
+    joined_batches = b""
+    while rest:
+        batch, rest = split_batch(rest)
+        assert batch
+        assert batch.count(b"\n") <= LINES_MAX
+        joined_batches += batch
+        batch_count += 1
+    assert joined_batches == line * (65_536 // len(line))
+    assert batch_count >= joined_batches.count(b"\n") // LINES_MAX
 
 
 def test_batch_ends_after_a_whole_event() -> None:
     """A batch ends after a whole event where it can, since that costs less to decode."""
     event = chunk(content="a")
-    turn, left = split_batch(b"a\n\n" + event * 1_000)
-    assert turn.endswith(b"\n\n")
-    assert left.startswith(b"data: ")
-    text = "".join(part.text for part in map(ChatDecoder().feed, [turn.removeprefix(b"a\n\n")]))
+    batch, rest = split_batch(b"a\n\n" + event * 1_000)
+    assert batch.endswith(b"\n\n")
+    assert rest.startswith(b"data: ")
+    text = "".join(part.text for part in map(ChatDecoder().feed, [batch.removeprefix(b"a\n\n")]))
     assert set(text) == {"a"}
 
 
-# --- whatever bytes come --------------------------------------------------------------------------
+# --- random bytes ---------------------------------------------------------------------------------
 
 NUMBERS = {
     "huge": b"1e999999",

@@ -335,17 +335,17 @@ def test_anything_after_the_finish_reason_is_ignored(behind: bytes) -> None:
     assert (played.text, played.ended, played.code, played.reason) == ("A", True, None, "stop")
 
 
-@pytest.mark.parametrize("mark", [b"[DONE]", b"  [DONE]", b"[done] ", b'"[DONE]"', b"DONE"])
-def test_done_ends_the_answer_in_every_form(mark: bytes) -> None:
+@pytest.mark.parametrize("done_form", [b"[DONE]", b"  [DONE]", b"[done] ", b'"[DONE]"', b"DONE"])
+def test_done_ends_the_answer_in_every_form(done_form: bytes) -> None:
     """The mark of the end is recognised in each form without a finish reason."""
     decoder = ChatDecoder()
-    assert decoder.feed(A + b"data: " + mark + b"\n\n").ended
+    assert decoder.feed(A + b"data: " + done_form + b"\n\n").ended
 
 
-@pytest.mark.parametrize("broken", [b"{not json", b'{"choices":[{"delta":{"content":"lost'])
-def test_broken_piece_in_the_middle_is_a_fault(broken: bytes) -> None:
+@pytest.mark.parametrize("piece", [b"{not json", b'{"choices":[{"delta":{"content":"lost'])
+def test_broken_piece_in_the_middle_is_a_fault(piece: bytes) -> None:
     """A broken piece in the middle, where text was lost, is a fault."""
-    played = chat(A + data(broken) + B + END)
+    played = chat(A + data(piece) + B + END)
     assert (played.text, played.code) == ("A", "upstream_invalid")
 
 
@@ -397,8 +397,8 @@ def test_half_a_character_waits_for_its_other_half(
     """In each kind of text a half joins the next piece; one that stays alone becomes U+FFFD."""
     stream = b"".join(data(chunk(KINDS[kind](piece))) for piece in pieces)
     played = chat(stream + END)
-    got = played.text + played.thought + "".join(call[1] for call in played.calls)
-    assert (got, played.code) == (expected, None)
+    received = played.text + played.thought + "".join(call[1] for call in played.calls)
+    assert (received, played.code) == (expected, None)
 
 
 def test_halves_in_reasoning_and_text_are_not_joined() -> None:
@@ -535,8 +535,8 @@ def test_token_counts_become_integers(usage: dict[str, Any], expected: dict[str,
 
 def test_empty_usage_does_not_replace_a_count() -> None:
     """A later usage without counts does not replace the first one."""
-    counted = data({"choices": [], "usage": USAGE})
-    assert chat(A + counted + data(chunk({}, "stop", usage={}))).usage == USAGE
+    usage_chunk = data({"choices": [], "usage": USAGE})
+    assert chat(A + usage_chunk + data(chunk({}, "stop", usage={}))).usage == USAGE
 
 
 @pytest.mark.parametrize(
@@ -666,22 +666,29 @@ def test_unknown_fields_are_passed_on_once_and_on_change() -> None:
     """Unknown fields, such as sources in each chunk, are emitted with the first text and when they
     change.
     """
-    one, two = ["https://a.example/one"], ["https://a.example/one", "https://a.example/two"]
+    first_citations, both_citations = (
+        ["https://a.example/one"],
+        ["https://a.example/one", "https://a.example/two"],
+    )
     stream = [
-        chunk({"role": "assistant", "content": ""}, citations=one, service_tier="default"),
-        chunk({"content": "Paris"}, citations=one, service_tier="default"),
-        chunk({"content": "[1]"}, citations=one, service_tier="default"),
-        chunk({"content": "."}, citations=two, service_tier="default", empty=[], none=None),
+        chunk(
+            {"role": "assistant", "content": ""}, citations=first_citations, service_tier="default"
+        ),
+        chunk({"content": "Paris"}, citations=first_citations, service_tier="default"),
+        chunk({"content": "[1]"}, citations=first_citations, service_tier="default"),
+        chunk(
+            {"content": "."}, citations=both_citations, service_tier="default", empty=[], none=None
+        ),
     ]
     pieces = [data(piece) for piece in stream]
     decoder = ChatDecoder()
     parts = [decoder.feed(piece) for piece in pieces]
     assert parts[0].events == ()  # a role alone is a sign of life
     assert parts[1].events == (
-        Content("Paris"), Extra(chunk={"citations": one, "service_tier": "default"})
+        Content("Paris"), Extra(chunk={"citations": first_citations, "service_tier": "default"})
     )  # fmt: skip
     assert parts[2].events == (Content("[1]"),)
-    assert parts[3].events == (Content("."), Extra(chunk={"citations": two}))
+    assert parts[3].events == (Content("."), Extra(chunk={"citations": both_citations}))
 
 
 def test_unknown_fields_keep_their_level() -> None:
@@ -822,15 +829,15 @@ def test_near_anthropic_stream_is_an_answer(stream: bytes) -> None:
 @pytest.mark.parametrize(("pieces", "expected"), HALVES)
 def test_half_a_character_waits_in_an_anthropic_stream(pieces: list[str], expected: str) -> None:
     """Halves join in text, reasoning and a tool's input; blocks that are sent back are whole."""
-    text_events = b"".join(piece(0, "text_delta", text=each) for each in pieces)
+    text_events = b"".join(piece(0, "text_delta", text=part) for part in pieces)
     assert claude(BEGIN + TEXT + text_events + STOP).text == expected
-    thought = b"".join(piece(0, "thinking_delta", thinking=each) for each in pieces)
+    thought = b"".join(piece(0, "thinking_delta", thinking=part) for part in pieces)
     decoder = MessagesDecoder()
     assert play(decoder, [BEGIN + started(0, "thinking") + thought + STOP]).thought == expected
     assert decoder.opaque == [{"type": "thinking", "thinking": expected, "signature": ""}]
-    input_events = b"".join(piece(0, "input_json_delta", partial_json=each) for each in pieces)
-    begun = started(0, "tool_use", id="t", name="look", input={})
-    assert claude(BEGIN + begun + input_events + STOP).calls == [("look", expected)]
+    input_events = b"".join(piece(0, "input_json_delta", partial_json=part) for part in pieces)
+    tool_start = started(0, "tool_use", id="t", name="look", input={})
+    assert claude(BEGIN + tool_start + input_events + STOP).calls == [("look", expected)]
 
 
 @pytest.mark.parametrize(
@@ -896,8 +903,8 @@ def test_token_count_is_not_replaced_by_an_empty_one() -> None:
 
 def test_tool_input_as_an_object_is_read() -> None:
     """Tool input is read as an object, where the API itself sends pieces of JSON as text."""
-    begun = started(0, "tool_use", id="t", name="add", input={})
-    played = claude(BEGIN, begun, piece(0, "input_json_delta", partial_json={"a": 1}), STOP)
+    tool_start = started(0, "tool_use", id="t", name="add", input={})
+    played = claude(BEGIN, tool_start, piece(0, "input_json_delta", partial_json={"a": 1}), STOP)
     assert played.calls == [("add", '{"a":1}')]
 
 
@@ -994,8 +1001,8 @@ def test_random_values_give_an_answer_or_an_upstream_error(
         for tree in (pieces, events):
             holder, name = chosen.choice(places(tree))
             holder[name] = copy.deepcopy(value)
-    chat_stream = b"".join(data(each) for each in pieces) + END
-    claude_stream = b"".join(data(each) for each in events) + STOP
+    chat_stream = b"".join(data(payload) for payload in pieces) + END
+    claude_stream = b"".join(data(payload) for payload in events) + STOP
     for make, stream in ((ChatDecoder, chat_stream), (MessagesDecoder, claude_stream)):
         whole = play(make(), [stream])
         parts = [stream[at : at + cut] for at in range(0, len(stream), cut)]

@@ -59,7 +59,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         yield lambda *handlers, port=0: stack.enter_context(RawServer(*handlers, port=port))
 
 
-def look(*urls: str) -> DiscoveryResult:
+def discover(*urls: str) -> DiscoveryResult:
     """One look at these addresses."""
     return Discovery(DiscoveryResult(addresses=urls)).refresh_now()
 
@@ -69,7 +69,7 @@ def down() -> str:
     return f"http://127.0.0.1:{free_port()}/v1"
 
 
-# --- which addresses are asked --------------------------------------------------------------------
+# --- addresses that are probed --------------------------------------------------------------------
 
 LOCAL = ("127.0.0.1", 9000)
 
@@ -81,8 +81,8 @@ def test_usual_ports_are_probed_if_halt_is_local() -> None:
     config = load({})
     assert discovery_addresses(config, [LOCAL]) == USUAL_URLS
     assert discovery_addresses(config, [("::1", 1), "/run/halt.sock"]) == USUAL_URLS
-    own = discovery_addresses(config, [("127.0.0.1", 8000)])
-    assert set(USUAL_URLS) - set(own) == {"http://127.0.0.1:8000/v1"}
+    addresses = discovery_addresses(config, [("127.0.0.1", 8000)])
+    assert set(USUAL_URLS) - set(addresses) == {"http://127.0.0.1:8000/v1"}
     for listens in ([("0.0.0.0", 9000)], [LOCAL, ("192.168.0.7", 9000)], [3], [None]):
         assert discovery_addresses(config, listens) == ()
 
@@ -171,10 +171,12 @@ def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> N
     servers = {kind: serve(handler) for kind, handler in OFFERED.items()}
     servers_by_url = {
         found_server.url: found_server
-        for found_server in look(*(server.url for server in servers.values())).servers
+        for found_server in discover(*(server.url for server in servers.values())).servers
     }
-    servers_by_kind = {kind: servers_by_url[each.url] for kind, each in servers.items()}
-    assert {kind: (each.default, each.is_loaded) for kind, each in servers_by_kind.items()} == {
+    servers_by_kind = {kind: servers_by_url[details.url] for kind, details in servers.items()}
+    assert {
+        kind: (details.default, details.is_loaded) for kind, details in servers_by_kind.items()
+    } == {
         "ollama": ("qwen3:8b", True),
         "empty-ollama": ("", False),
         "llama.cpp": ("gemma.gguf", True),
@@ -190,8 +192,8 @@ def test_known_servers_are_discovered_with_their_loaded_model(serve: Serve) -> N
         "qwen3:8b",
     )
     titles = {
-        kind: each.title
-        for kind, each in servers_by_kind.items()
+        kind: details.title
+        for kind, details in servers_by_kind.items()
         if kind not in {"other", "router"}
     }
     assert {**titles, "empty-ollama": ""} == {
@@ -222,7 +224,7 @@ def test_other_servers_are_probed_once_a_minute(
         result = looking.refresh_now()
         assert (result.servers, result.key_required) == ((), ())
         looking = Discovery(decoded(result.encoded()))
-    assert {kind for kind, each in servers.items() if each.accepted != 1} == set()
+    assert {kind for kind, raw_server in servers.items() if raw_server.accepted != 1} == set()
     monkeypatch.setattr(discovery, "BACKOFF_SECONDS", 0.0)
     looking = Discovery(DiscoveryResult(addresses=(servers["airplay"].url,)))
     for _ in range(2):
@@ -258,7 +260,7 @@ def test_probe_has_no_key_cookie_body_or_proxy(
         peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 
     server = serve(handle)
-    look(server.url, "http://models.invalid/v1")
+    discover(server.url, "http://models.invalid/v1")
     assert proxy.accepted == 0
     (request,) = requests
     head = request.lower()
@@ -273,8 +275,8 @@ def test_endless_answer_is_read_up_to_a_megabyte(
 ) -> None:
     """An endless answer is read up to a megabyte, then its connection is closed."""
     monkeypatch.setattr(discovery, "PROBE_SECONDS", 60.0)
-    looking = BackgroundCall(lambda: look(serve(NOT_OFFERED["endless"]).url))
-    assert looking.end() is None
+    discovery_call = BackgroundCall(lambda: discover(serve(NOT_OFFERED["endless"]).url))
+    assert discovery_call.end() is None
 
 
 def test_closed_port_and_loading_server_are_probed_again(serve: Serve) -> None:
@@ -346,12 +348,12 @@ def test_discover_at_start_leaves_no_thread(serve: Serve) -> None:
 def test_names_that_no_request_may_have_are_dropped(serve: Serve) -> None:
     """Invalid model names are dropped, are no default, and do not prevent the result's encoding."""
     names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
-    odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
-    result = discover_at_start((odd.url, ollama.url))
+    raw_server, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
+    result = discover_at_start((raw_server.url, ollama.url))
     assert result.servers[0].models == ("<b>'\"/ok",)
     assert [server.default for server in result.servers] == ["<b>'\"/ok", "qwen3:8b"]
-    alone = look(serve(listing(models(*names))).url)
-    assert (alone.servers[0].models, alone.has_chat_model) == ((), False)
+    result_of_one = discover(serve(listing(models(*names))).url)
+    assert (result_of_one.servers[0].models, result_of_one.has_chat_model) == ((), False)
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -378,11 +380,11 @@ def test_provider_name_depends_on_its_address_alone() -> None:
     ]
     assert names.of("http://127.0.0.1:8000/v1", ["llamacpp"])[0] == "llama.cpp-8000"
     assert names.of("http://127.0.0.1:8081/v1", ["llamacpp"])[0] == "llama.cpp-8081"
-    other = names.of("http://host.docker.internal:11434/v1", ["library"])[0]
-    assert other == "ollama-host-docker-internal-11434"
+    other_name = names.of("http://host.docker.internal:11434/v1", ["library"])[0]
+    assert other_name == "ollama-host-docker-internal-11434"
     assert names.of("http://box:9/v1") == ("box-9", "box:9")
-    alone = Names(["http://host.docker.internal:11434/v1"])
-    assert alone.of("http://host.docker.internal:11434/v1")[0] == "ollama"
+    single_names = Names(["http://host.docker.internal:11434/v1"])
+    assert single_names.of("http://host.docker.internal:11434/v1")[0] == "ollama"
     urls = [f"{text}/v1" for text in ("http://a.b:9", "https://a.b:9", "http://a-b:9")]
     assert [Names(urls).of(url)[0] for url in urls] == ["a-b-9", "a-b-9-2", "a-b-9-3"]
     product = product_of("http://127.0.0.1:1337/v1")
@@ -390,12 +392,12 @@ def test_provider_name_depends_on_its_address_alone() -> None:
     assert product.title == "Jan"
 
 
-# --- what is offered ------------------------------------------------------------------------------
+# --- models that are offered ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def offer() -> Iterator[Callable[..., Providers]]:
-    """The upstream that finds servers at these addresses, by settings and the last model."""
+    """Makes an upstream from discovered URLs, settings and the name of the last model."""
     with contextlib.ExitStack() as stack:
 
         def make(*urls: str, last: str = "", **settings: Any) -> Providers:
@@ -413,25 +415,29 @@ def offer() -> Iterator[Callable[..., Providers]]:
 OfferOf = Callable[..., Providers]
 
 
-def usual(names: Sequence[str], urls: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """These addresses have the names of products, as if their ports were the usual ones."""
-    known = dict(zip(urls, names, strict=True))
-    monkeypatch.setattr(Names, "of", lambda self, url, owners=(): (known[url], known[url]))
+def use_product_names(
+    names: Sequence[str], urls: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name the servers at these URLs, as if their ports were the usual ones of products."""
+    names_by_url = dict(zip(urls, names, strict=True))
+    monkeypatch.setattr(
+        Names, "of", lambda self, url, owners=(): (names_by_url[url], names_by_url[url])
+    )
 
 
 @pytest.fixture
-def two(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+def two_urls(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """The addresses of an Ollama and of another server with one model of the same name."""
     urls = serve(OLLAMA).url, serve(listing(models("qwen3:8b", "m"))).url
-    usual(["ollama", "other"], urls, monkeypatch)
+    use_product_names(["ollama", "other"], urls, monkeypatch)
     return urls
 
 
 def test_models_of_all_servers_are_offered_with_prefix(
-    offer: OfferOf, two: tuple[str, str]
+    offer: OfferOf, two_urls: tuple[str, str]
 ) -> None:
     """Models are grouped by server, each with its server's prefix, so that names stay valid."""
-    upstream = offer(*two, down())
+    upstream = offer(*two_urls, down())
     groups = [
         (
             "ollama",
@@ -458,7 +464,7 @@ def test_single_server_has_a_prefix_and_takes_unlisted_names(
     "llama3.2:latest".
     """
     server = serve(OLLAMA)
-    usual(["ollama"], [server.url], monkeypatch)
+    use_product_names(["ollama"], [server.url], monkeypatch)
     upstream = offer(server.url)
     assert upstream.models(UpstreamConnection())[-1] == "ollama/qwen3:8b"
     assert ask(upstream, "llama3.2").text == "llama3.2 answers."
@@ -471,7 +477,7 @@ def test_new_server_is_offered_after_the_next_refresh(
     """A new server is offered after the next refresh; so is one whose model is requested before."""
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     urls = down(), down()
-    usual(["one", "two"], urls, monkeypatch)
+    use_product_names(["one", "two"], urls, monkeypatch)
     upstream = offer(*urls)
     refused(ask(upstream), "no_model")
     with pytest.raises(UpstreamError) as caught:
@@ -493,7 +499,7 @@ def test_request_for_an_unlisted_model_refreshes_at_once(
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 3600.0)
     monkeypatch.setattr(discovery, "MISSED_INTERVAL", 0.0)
     urls = serve(listing(models("a"))).url, down()
-    usual(["one", "two"], urls, monkeypatch)
+    use_product_names(["one", "two"], urls, monkeypatch)
     upstream = offer(*urls)
     assert upstream.models(UpstreamConnection()) == ["one/a"]
     serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
@@ -503,15 +509,15 @@ def test_request_for_an_unlisted_model_refreshes_at_once(
 
 
 def test_server_that_has_gone_is_no_longer_offered(
-    offer: OfferOf, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    offer: OfferOf, two_urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that has gone is no longer offered; its model is refused with the reason, and
     another is the default.
     """
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     url = down()
-    usual(["gone", "ollama"], [url, two[0]], monkeypatch)
-    upstream = offer(url, two[0])
+    use_product_names(["gone", "ollama"], [url, two_urls[0]], monkeypatch)
+    upstream = offer(url, two_urls[0])
     with RawServer(listing(models("a", owner="vllm")), port=urlsplit(url).port or 0):
         assert ask(upstream, "gone/a").text == "a answers."
         assert upstream.known_model == "gone/a"
@@ -528,12 +534,12 @@ def test_demo_model_is_offered_beside_discovered_servers(
     """
     monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     demo, url = serve(listing(models("Smol"))), down()
-    usual(["ollama"], [url], monkeypatch)
+    use_product_names(["ollama"], [url], monkeypatch)
     upstream = offer(url, embedded_url=demo.url, embedded_model="Smol")
     assert (upstream.known_model, upstream.models(UpstreamConnection())) == ("Smol", ["Smol"])
     upstream.check(UpstreamConnection())
     assert ask(upstream).text == "Smol answers."
-    assert ask(upstream, "gpt-4o").text == "gpt-4o answers."  # whatever it is called
+    assert ask(upstream, "gpt-4o").text == "gpt-4o answers."  # a single server takes every name
     serve(OLLAMA, port=urlsplit(url).port or 0)
     assert upstream.models(UpstreamConnection())[-2:] == ["ollama/qwen3:8b", "Smol"]
     assert upstream.known_model == "ollama/qwen3:8b"
@@ -542,35 +548,41 @@ def test_demo_model_is_offered_beside_discovered_servers(
 
 
 def test_default_is_configured_else_last_used_else_loaded_model(
-    offer: OfferOf, two: tuple[str, str]
+    offer: OfferOf, two_urls: tuple[str, str]
 ) -> None:
     """The default is the configured, else the last used, else the loaded model; one not offered is
     skipped.
     """
-    upstream = offer(*two, last="other/m")
+    upstream = offer(*two_urls, last="other/m")
     assert ask(upstream).text == "m answers."
     ask(upstream, "ollama/llama3.2:latest")
     assert upstream.known_model == "ollama/llama3.2:latest"
     assert ask(upstream).text == "llama3.2:latest answers."
-    for gone in ("ollama/deleted", "gone/x"):
-        assert ask(offer(*two, last=gone)).text == "qwen3:8b answers."
-    for wish in ("llama3.2", "ollama/llama3.2"):
-        assert ask(offer(*two, last="other/m", model=wish)).text == "llama3.2 answers."
-    assert ask(offer(*two, model="not-there")).text == "qwen3:8b answers."
-    turned = offer(two[1], two[0])
-    turned.models(UpstreamConnection())
-    assert turned.known_model == "ollama/qwen3:8b"  # the other one is not known to be loaded
-    assert ask(offer(two[1])).text == "qwen3:8b answers."  # the first: none is known to be loaded
+    for removed_name in ("ollama/deleted", "gone/x"):
+        assert ask(offer(*two_urls, last=removed_name)).text == "qwen3:8b answers."
+    for model_name in ("llama3.2", "ollama/llama3.2"):
+        assert ask(offer(*two_urls, last="other/m", model=model_name)).text == "llama3.2 answers."
+    assert ask(offer(*two_urls, model="not-there")).text == "qwen3:8b answers."
+    reversed_upstream = offer(two_urls[1], two_urls[0])
+    reversed_upstream.models(UpstreamConnection())
+    assert (
+        reversed_upstream.known_model == "ollama/qwen3:8b"
+    )  # the other one is not known to be loaded
+    assert (
+        ask(offer(two_urls[1])).text == "qwen3:8b answers."
+    )  # the first: none is known to be loaded
 
 
 def test_last_model_is_shared_by_workers_and_kept(tmp_path: Path) -> None:
     """The last model is shared by all workers and kept over a restart."""
-    one, two = (LastModel(tmp_path / "last_model") for _ in range(2))
-    assert (one.name, two.name) == ("", "")
-    one.set("a")
-    assert (one.name, two.name) == ("a", "a")
-    two.set("b/é")
-    assert (one.name, two.name, LastModel(tmp_path / "last_model").name) == ("b/é",) * 3
+    first_worker, second_worker = (LastModel(tmp_path / "last_model") for _ in range(2))
+    assert (first_worker.name, second_worker.name) == ("", "")
+    first_worker.set("a")
+    assert (first_worker.name, second_worker.name) == ("a", "a")
+    second_worker.set("b/é")
+    assert (first_worker.name, second_worker.name, LastModel(tmp_path / "last_model").name) == (
+        "b/é",
+    ) * 3
     assert [path.name for path in tmp_path.iterdir()] == ["last_model"]
 
 
@@ -578,9 +590,9 @@ def test_last_model_without_a_file_is_kept_in_memory(tmp_path: Path) -> None:
     """Without its folder or file the last model is kept in memory, and no answer ends."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "missing" / "last_model", tmp_path / "file" / "last_model", None):
-        last = LastModel(path)
-        last.set("a")
-        assert last.name == "a"
+        last_model = LastModel(path)
+        last_model.set("a")
+        assert last_model.name == "a"
 
 
 def test_result_of_the_master_is_used_without_a_probe(
@@ -640,11 +652,12 @@ def test_halt_without_settings_offers_local_servers() -> None:
 def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> None:
     """A HALT_MODEL that no server lists is named at the start, since another model then answers."""
     with RawServer(OLLAMA) as server:
-        for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
-            halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=wish)
+        for model_name, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
+            halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=model_name)
             model_server = halt.wait_printed(r"Model server: (.*)\n")[1]
             assert (
-                model_server.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
+                model_server.endswith(f"HALT_MODEL='{model_name}' is in none of their lists")
+                != is_listed
             )
 
 

@@ -120,7 +120,7 @@ def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -
             wait_until(lambda: len(running.busy_slots()) == 1, LIMIT)
         closed = cpu_seconds([model])
         wait_until(lambda: not running.busy_slots(), LIMIT)
-        # The whole prompt takes five times the CPU time, and then comes the answer.
+        # The whole prompt takes five times the CPU time, without the answer.
         assert cpu_seconds([model]) - closed < 4 * spent
 
 

@@ -1058,7 +1058,7 @@ def test_message_has_the_servers_words_in_one_line(
     for word in words:
         assert word in message
     if "Invalid schema" not in message:
-        assert not [mark for mark in ("<", "{", "[{", "\r", "\n", "&#", "None") if mark in message]
+        assert not [sign for sign in ("<", "{", "[{", "\r", "\n", "&#", "None") if sign in message]
 
 
 @pytest.mark.parametrize("length", [10, 299, 300, 301, 5_000, 3_000_000])
@@ -1077,12 +1077,17 @@ def test_deeply_nested_body_is_read_to_a_limit(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message_text",
     [f"Incorrect key: {KEY}.", f"GET /v1?key={KEY}&x=1", f"{'x' * 480}{KEY}", KEY, f"B {KEY}{KEY}"],
 )
-def test_key_is_masked_in_message_and_detail(said: str) -> None:
+def test_key_is_masked_in_message_and_detail(message_text: str) -> None:
     """Neither the message nor the log's detail has the key, also where the text is cut."""
-    for body in (openai(said), said, [openai(said)], {"detail": [{"loc": ["x"], "msg": said}]}):
+    for body in (
+        openai(message_text),
+        message_text,
+        [openai(message_text)],
+        {"detail": [{"loc": ["x"], "msg": message_text}]},
+    ):
         error = refusal(401, body)
         assert KEY[:12] not in error.message + error.detail + repr(error)
         assert error.detail

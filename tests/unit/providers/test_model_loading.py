@@ -65,11 +65,11 @@ def demo_at(url: str, **settings: str) -> Iterator[GenerationService]:
         generations.close()
 
 
-def ended(run: Run) -> Terminal:
+def terminal_of(run: Run) -> Terminal:
     """Return the run's terminal event."""
     for events in run.follow(0, run.join()):
-        if events and is_terminal(last := events[-1][1]):
-            return last
+        if events and is_terminal(last_event := events[-1][1]):
+            return last_event
     raise AssertionError("no end")
 
 
@@ -88,7 +88,7 @@ def test_message_waits_for_the_loading_demo_model_until_stop(
             for _ in range(2):
                 assert loader.asked.acquire(timeout=WAIT_TIMEOUT)
             loader.ready.set()
-            assert isinstance(ended(run), Done)
+            assert isinstance(terminal_of(run), Done)
             assert run.answer()[1].startswith("1 2 3 ")
         loader.ready.clear()
         monkeypatch.setattr(opening, "LOADING_PAUSE", 30.0)
@@ -96,7 +96,7 @@ def test_message_waits_for_the_loading_demo_model_until_stop(
         run = generations.start(HELLO)
         assert loader.asked.acquire(timeout=WAIT_TIMEOUT)  # the next request is due in 30 s
         assert generations.stop(run.id, None).status == "stopped"
-        assert isinstance(ended(run), Cancelled)
+        assert isinstance(terminal_of(run), Cancelled)
         assert not loader.asked.acquire(blocking=False)
 
 
@@ -106,7 +106,7 @@ def test_wait_for_the_demo_model_ends_with_first_byte_timeout() -> None:
         serving(list_models, Loader()) as url,
         demo_at(url, HALT_FIRST_BYTE_TIMEOUT="3") as generations,
     ):
-        failed = ended(generations.start(HELLO))
+        failed = terminal_of(generations.start(HELLO))
     assert isinstance(failed, Failed)
     assert failed.error.code == "model_loading"
     assert "Loading model" in failed.error.message
@@ -119,7 +119,7 @@ def test_other_loading_server_is_retried_as_for_any_fault() -> None:
     with serving(list_models, loader) as url:
         config = load({"OPENAI_BASE_URL": url, "HALT_MODEL": "m", "HALT_RETRIES": "1"})
         generations = GenerationService(config, make_upstream(config), StopRegistry())
-        failed = ended(generations.start(HELLO))
+        failed = terminal_of(generations.start(HELLO))
         generations.close()
     assert isinstance(failed, Failed)
     assert failed.error.retryable

@@ -80,27 +80,27 @@ def test_answer_is_the_same_in_every_framing(
     upstream: OpenAIUpstream, model: str, text: str, reason: str | None
 ) -> None:
     """In every framing of a server the text and its finish reason are the same."""
-    got = ask(upstream, model)
-    assert (got.text, got.ended, got.fault) == (text, True, None)
-    assert got.reply is not None
-    assert got.reply.finish_reason == reason
+    answer = ask(upstream, model)
+    assert (answer.text, answer.ended, answer.fault) == (text, True, None)
+    assert answer.reply is not None
+    assert answer.reply.finish_reason == reason
 
 
 def test_characters_cut_between_reads_are_whole(upstream: OpenAIUpstream) -> None:
     """Emoji and Chinese characters are whole, wherever the network cuts them."""
-    got = ask(upstream, "half_utf8")
-    assert "中文字符" in got.text
-    assert "\ufffd" not in got.text
+    answer = ask(upstream, "half_utf8")
+    assert "中文字符" in answer.text
+    assert "\ufffd" not in answer.text
 
 
 def test_usage_is_requested_and_returned_as_received(
     upstream: OpenAIUpstream, fake: FakeOpenAI
 ) -> None:
     """The provider's own token count is returned, or None if it sends none."""
-    got = ask(upstream, "count?n=7")
-    assert got.reply is not None
-    assert got.reply.usage is not None
-    assert got.reply.usage["completion_tokens"] == got.chunks == 7
+    answer = ask(upstream, "count?n=7")
+    assert answer.reply is not None
+    assert answer.reply.usage is not None
+    assert answer.reply.usage["completion_tokens"] == answer.chunks == 7
     assert fake.requests[0].body["stream_options"] == {"include_usage": True}
     silent = ask(upstream, "no_usage")
     assert silent.reply is not None
@@ -112,8 +112,8 @@ def test_refused_stream_options_are_left_out_for_that_model(
 ) -> None:
     """After one refusal the option is not sent to that model again, but to others."""
     for _ in range(2):
-        got = ask(upstream, "no_usage_option?n=2")
-        assert (got.text, got.fault) == ("0 1 ", None)
+        answer = ask(upstream, "no_usage_option?n=2")
+        assert (answer.text, answer.fault) == ("0 1 ", None)
     ask(upstream, "count?n=1")
     assert ["stream_options" in r.body for r in fake.requests] == [True, False, False, True]
     assert {r.connection for r in fake.requests} == {1}
@@ -207,9 +207,9 @@ def test_reply_names_the_requested_model_before_the_server_does(upstream: OpenAI
     """Until the server has named its model, the reply has the requested name."""
     reply = upstream.open(ChatRequest(HI, model="count?n=1"), UpstreamConnection())
     assert reply.model == "count?n=1"
-    got = read(reply)
-    assert got.reply is not None
-    assert got.reply.model == "count?n=1"
+    answer = read(reply)
+    assert answer.reply is not None
+    assert answer.reply.model == "count?n=1"
 
 
 def test_models_are_listed_in_the_servers_order(upstream: OpenAIUpstream) -> None:
@@ -303,10 +303,10 @@ def test_fault_in_the_stream_comes_after_its_text(
     """Text before a fault is delivered, then the fault is raised."""
     reply = upstream.open(ChatRequest(HI, model=model), UpstreamConnection())
     fake.requests[0].wait_tokens(3)
-    got = read(reply)
-    refused(got, code)
-    if not model.startswith("reset"):  # a reset may take away what the system had received
-        assert got.text == "0 1 2 "
+    answer = read(reply)
+    refused(answer, code)
+    if not model.startswith("reset"):  # a reset may discard received data that was not read
+        assert answer.text == "0 1 2 "
 
 
 def test_endless_line_is_invalid_and_closes_the_connection(
@@ -375,28 +375,28 @@ def test_untrusted_certificate_is_upstream_tls(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "code", "retryable"),
+    ("first_bytes", "code", "retryable"),
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "upstream_no_tls", False),
      (b"", "upstream_tls_timeout", True)],
     ids=["refuses", "waits"],
 )  # fmt: skip
 def test_plain_http_server_at_an_https_address_is_reported(
-    make: Make, says: bytes, code: str, retryable: bool
+    make: Make, first_bytes: bytes, code: str, retryable: bool
 ) -> None:
     """A server without TLS at an https address is reported, whether it answers in plain text or
     waits.
     """
 
-    def plain(peer: Peer) -> None:
+    def serve_plain_http(peer: Peer) -> None:
         peer.sock.recv(4096)
-        if says:
-            peer.sock.sendall(says)
+        if first_bytes:
+            peer.sock.sendall(first_bytes)
         while peer.sock.recv(4096):
             pass
 
-    with RawServer(plain) as server:
+    with RawServer(serve_plain_http) as server:
         address = server.url.replace("http://", "https://")
-        timeout = WAIT_TIMEOUT if says else 0.5  # a busy machine may be slow to refuse
+        timeout = WAIT_TIMEOUT if first_bytes else 0.5  # a busy machine may be slow to refuse
         fault = refused(ask(make(address, connect_timeout=timeout)), code)
     assert fault.retryable is retryable
     assert "TLS" in fault.message
@@ -452,10 +452,10 @@ def silent_after(*events: bytes) -> Handler:
     return handle
 
 
-@pytest.mark.parametrize("bad", [b'{"error":{"message":"Boom."}}', b"{not json"])
-def test_fault_is_raised_at_once_on_an_open_connection(make: Make, bad: bytes) -> None:
+@pytest.mark.parametrize("broken_data", [b'{"error":{"message":"Boom."}}', b"{not json"])
+def test_fault_is_raised_at_once_on_an_open_connection(make: Make, broken_data: bytes) -> None:
     """A fault in the packet of the last text is raised at once, while the connection stays open."""
-    with RawServer(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', bad)) as server:
+    with RawServer(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', broken_data)) as server:
         reply = make(server.url).open(ChatRequest(HI), UpstreamConnection())
         try:
             assert reply.read().text == "a"
@@ -471,13 +471,16 @@ def test_error_object_precedes_the_fault_of_a_broken_connection(make: Make) -> N
     def handle(peer: Peer) -> None:
         peer.request()
         head = CHUNKED.replace(OK, OK + EVENTS)
-        text, bad = b'{"choices":[{"delta":{"content":"a"}}]}', b'{"error":{"message":"Boom."}}'
-        peer.send(head + event(text) + event(bad))
+        text, error_data = (
+            b'{"choices":[{"delta":{"content":"a"}}]}',
+            b'{"error":{"message":"Boom."}}',
+        )
+        peer.send(head + event(text) + event(error_data))
 
     with RawServer(handle) as server:
-        got = ask(make(server.url))
-        assert got.text == "a"
-        refused(got, "upstream_error")
+        answer = ask(make(server.url))
+        assert answer.text == "a"
+        refused(answer, "upstream_error")
 
 
 # --- the key --------------------------------------------------------------------------------------
@@ -502,10 +505,10 @@ def test_key_is_in_no_error_log_or_repr(
     caplog.set_level(logging.DEBUG)
     config = Config(base_url=fake.base_url, api_key=KEY)
     upstream = make(fake.base_url)
-    got = ask(upstream, model)
-    texts = [repr(upstream), repr(config), repr(got), str(got.fault)]
-    if got.fault is not None:
-        texts += [got.fault.message, got.fault.detail, repr(got.fault)]
+    answer = ask(upstream, model)
+    texts = [repr(upstream), repr(config), repr(answer), str(answer.fault)]
+    if answer.fault is not None:
+        texts += [answer.fault.message, answer.fault.detail, repr(answer.fault)]
     texts += [record.getMessage() for record in caplog.records]
     texts += [repr(record.args) for record in caplog.records]
     assert [text for text in texts if KEY in text] == []

@@ -139,19 +139,23 @@ def test_answer_has_its_text_and_finish_reason(
     upstream: Upstream, model: str, text: str, reason: str
 ) -> None:
     """Every kind gives the same text, end and finish reason."""
-    got = ask(upstream, model)
-    assert (got.text, got.ended, got.fault) == (text, True, None)
-    assert got.reply is not None
-    assert (got.reply.finish_reason, got.reply.model, got.reply.opaque) == (reason, model, None)
+    answer = ask(upstream, model)
+    assert (answer.text, answer.ended, answer.fault) == (text, True, None)
+    assert answer.reply is not None
+    assert (answer.reply.finish_reason, answer.reply.model, answer.reply.opaque) == (
+        reason,
+        model,
+        None,
+    )
 
 
 def test_usage_has_openais_names(upstream: Upstream) -> None:
     """Prompt, completion and total tokens have OpenAI's names."""
-    got = ask(upstream, "count?n=7")
-    assert got.reply is not None
-    usage = got.reply.usage
+    answer = ask(upstream, "count?n=7")
+    assert answer.reply is not None
+    usage = answer.reply.usage
     assert usage is not None
-    assert usage["completion_tokens"] == got.chunks == 7
+    assert usage["completion_tokens"] == answer.chunks == 7
     assert usage["prompt_tokens"] > 0
     assert usage["total_tokens"] == usage["prompt_tokens"] + 7
 
@@ -162,13 +166,13 @@ def test_opening_a_long_conversation_makes_few_python_calls(upstream: Upstream) 
     The clients' own code looks into every field of every message.
     """
 
-    def opened(count: int) -> int:
+    def calls_to_open(count: int) -> int:
         messages = [Message(("user", "assistant")[n % 2], f"{n}") for n in range(count)]
         request = ChatRequest(messages=[*messages, *HI])
         return python_calls(lambda: upstream.open(request, UpstreamConnection()).close())
 
-    opened(2)  # sends the requests that are sent once
-    assert (opened(1002) - opened(2)) / 1000 < 20
+    calls_to_open(2)  # sends the requests that are sent once
+    assert (calls_to_open(1002) - calls_to_open(2)) / 1000 < 20
 
 
 def test_request_without_a_model_uses_the_default(upstream: Upstream) -> None:
@@ -178,17 +182,17 @@ def test_request_without_a_model_uses_the_default(upstream: Upstream) -> None:
 
 def test_reasoning_is_separate_from_the_answer(upstream: Upstream) -> None:
     """Reasoning is never a part of the text."""
-    got = ask(upstream, "reasoning?thoughts=2&n=2")
-    assert (joined(got.events, Reasoning), got.text) == ("thought0 thought1 ", "0 1 ")
+    answer = ask(upstream, "reasoning?thoughts=2&n=2")
+    assert (joined(answer.events, Reasoning), answer.text) == ("thought0 thought1 ", "0 1 ")
 
 
 def test_tool_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
     """Two parallel calls, in pieces or whole, each have their ID, name and arguments."""
-    got = ask(upstream, "tools")
-    assert calls(got.events) == [("add", '{"a": 1, "b": 2}'), ("sub", "{}")]
-    assert [e.id for e in got.events if isinstance(e, ToolCall)] == ["call_add", "call_sub"]
-    assert got.reply is not None
-    assert got.reply.finish_reason == "tool_calls"
+    answer = ask(upstream, "tools")
+    assert calls(answer.events) == [("add", '{"a": 1, "b": 2}'), ("sub", "{}")]
+    assert [e.id for e in answer.events if isinstance(e, ToolCall)] == ["call_add", "call_sub"]
+    assert answer.reply is not None
+    assert answer.reply.finish_reason == "tool_calls"
 
 
 @pytest.mark.parametrize(
@@ -218,9 +222,9 @@ def test_tool_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
 )
 def test_fault_has_the_same_code_for_every_kind(upstream: Upstream, model: str, code: str) -> None:
     """Refusals and faults in the stream have the same codes; text before them is kept."""
-    got = ask(upstream, model)
-    refused(got, code)
-    assert got.text == ("0 1 2 " if "n=3" in model else "")
+    answer = ask(upstream, model)
+    refused(answer, code)
+    assert answer.text == ("0 1 2 " if "n=3" in model else "")
 
 
 def test_retry_after_comes_with_the_fault(upstream: Upstream) -> None:
@@ -299,15 +303,20 @@ def test_key_is_in_no_error_log_or_repr(
     """No error, log or repr holds the key, also if the server quotes it."""
     caplog.set_level(logging.DEBUG)
     upstream = make(kind)
-    got = ask(upstream, model)
-    texts = [repr(upstream), repr(got), str(got.fault), repr(ProviderSettings(**plain(kind)))]
-    if got.fault is not None:
-        texts += [got.fault.message, got.fault.detail]
+    answer = ask(upstream, model)
+    texts = [
+        repr(upstream),
+        repr(answer),
+        str(answer.fault),
+        repr(ProviderSettings(**provider_fields(kind))),
+    ]
+    if answer.fault is not None:
+        texts += [answer.fault.message, answer.fault.detail]
     texts += [record.getMessage() + repr(record.args) for record in caplog.records]
     assert [text for text in texts if KEY in text] == []
 
 
-def plain(kind: Kind) -> dict[str, Any]:
+def provider_fields(kind: Kind) -> dict[str, Any]:
     return {"name": "x", "kind": kind, "base_url": "http://127.0.0.1:1", "key": KEY}
 
 
@@ -502,20 +511,20 @@ def test_common_servers_give_the_same_answer(
     code: str | None,
 ) -> None:
     """Text, reasoning, calls and usage are the same from the formats of common servers."""
-    got = ask(make("openai"), f"shape?name={name}")
-    reply = got.reply
+    answer = ask(make("openai"), f"shape?name={name}")
+    reply = answer.reply
     assert reply is not None
     usage = reply.usage or {}
-    assert (got.fault.code if got.fault else None) == code
+    assert (answer.fault.code if answer.fault else None) == code
     assert outcome == {
-        "text": got.text,
-        "thought": joined(got.events, Reasoning),
+        "text": answer.text,
+        "thought": joined(answer.events, Reasoning),
         "reason": reply.finish_reason,
         "tokens": usage.get("completion_tokens"),
     }
-    assert calls(got.events) == expected_calls
-    if got.fault is not None and code == "upstream_error":
-        assert "Boom." in got.fault.message
+    assert calls(answer.events) == expected_calls
+    if answer.fault is not None and code == "upstream_error":
+        assert "Boom." in answer.fault.message
 
 
 # --- Anthropic's requests -------------------------------------------------------------------------
@@ -736,11 +745,11 @@ def test_reasoning_effort_becomes_adaptive_thinking(make: Make, fake: FakeOpenAI
     ask(upstream, "count?n=1", reasoning_effort="high")
     ask(upstream, "count?n=1", reasoning_effort="high", max_tokens=5000)
     ask(upstream, "count?n=1", reasoning_effort="none")
-    first, limited, none = (record.body for record in fake.requests)
+    first, limited, without_effort = (record.body for record in fake.requests)
     assert first["thinking"] == {"type": "adaptive", "display": "summarized"}
     assert first["output_config"] == {"effort": "high"}
     assert (first["max_tokens"], limited["max_tokens"]) == (4096 + 16_384, 5000)
-    assert none.keys() & {"thinking", "output_config"} == set()
+    assert without_effort.keys() & {"thinking", "output_config"} == set()
 
 
 def test_model_without_effort_levels_gets_a_token_budget(make: Make, fake: FakeOpenAI) -> None:
@@ -749,8 +758,8 @@ def test_model_without_effort_levels_gets_a_token_budget(make: Make, fake: FakeO
     """
     upstream = make("anthropic")
     for limit in (None, 5000, 1500):
-        got = ask(upstream, "budgeted", reasoning_effort="medium", max_tokens=limit)
-        assert got.fault is None
+        answer = ask(upstream, "budgeted", reasoning_effort="medium", max_tokens=limit)
+        assert answer.fault is None
     bodies = [record.body for record in fake.requests]
     assert [body.get("thinking", {}).get("type") for body in bodies] == [
         "adaptive",
@@ -767,12 +776,12 @@ def test_thinking_is_off_after_calls_without_signed_reasoning(make: Make, fake: 
     refuse.
     """
     call = ToolCall("c1", "look", "{}")
-    lost = Message("assistant", None, tool_calls=[openai_call(call)])
-    kept = ToolTurn(None, [call], [{"type": "thinking", "thinking": "", "signature": "s"}])
+    unsigned_turn = Message("assistant", None, tool_calls=[openai_call(call)])
+    signed_turn = ToolTurn(None, [call], [{"type": "thinking", "thinking": "", "signature": "s"}])
     result = Message("tool", "a cat", tool_call_id="c1")
     upstream = make("anthropic")
-    for turn in (lost, kept):
-        ask(upstream, messages=[*HI, turn, result], reasoning_effort="low")
+    for message in (unsigned_turn, signed_turn):
+        ask(upstream, messages=[*HI, message, result], reasoning_effort="low")
     assert ["thinking" in record.body for record in fake.requests] == [False, True]
 
 
@@ -902,7 +911,7 @@ def test_anthropic_stop_reason_becomes_openais_finish_reason(
 
 
 @pytest.mark.parametrize(
-    ("bad", "code"),
+    ("broken_data", "code"),
     [
         (event("error", error={"type": "overloaded_error", "message": "Busy."}), "upstream_server_error"),
         (event("error", error={"type": "api_error", "message": "Oops."}), "upstream_error"),
@@ -910,10 +919,10 @@ def test_anthropic_stop_reason_becomes_openais_finish_reason(
         (b"data: {nope\n\n", "upstream_invalid"),
     ],
 )  # fmt: skip
-def test_fault_in_anthropics_stream_comes_after_its_text(bad: bytes, code: str) -> None:
+def test_fault_in_anthropics_stream_comes_after_its_text(broken_data: bytes, code: str) -> None:
     """A fault in Anthropic's stream comes after its text, with its code."""
     decoder = MessagesDecoder()
-    part = decoder.feed(start(0, "text", text="kept") + bad)
+    part = decoder.feed(start(0, "text", text="kept") + broken_data)
     assert part.text == "kept"
     with pytest.raises(UpstreamError) as caught:
         decoder.end()

@@ -266,15 +266,15 @@ def make() -> Iterator[Make]:
 
     def make(default: str = "", **providers: dict[str, Any]) -> Providers:
         settings = {
-            name: ProviderSettings(**{"name": name, "kind": "openai"} | each)
-            for name, each in providers.items()
+            name: ProviderSettings(**{"name": name, "kind": "openai"} | fields)
+            for name, fields in providers.items()
         }
         routers.append(Providers({n: make_provider(s) for n, s in settings.items()}, default))
         return routers[-1]
 
     yield make
-    for each in routers:
-        each.close()
+    for fields in routers:
+        fields.close()
 
 
 def wait_listed(upstream: Providers, model: str) -> None:
@@ -289,15 +289,15 @@ def down() -> dict[str, str]:
 
 def test_provider_prefix_selects_the_provider_and_is_removed(make: Make, fake: FakeOpenAI) -> None:
     """The prefix selects the provider and is not sent; further slashes are the model's."""
-    both = {
+    providers = {
         "a": {"base_url": fake.base_url, "key": "key-of-a"},
         "b": {"base_url": fake.base_url, "key": "key-of-b"},
     }
-    upstream = make(**both)
+    upstream = make(**providers)
     assert ask(upstream, "b/count?n=1").text == "0 "
     assert ask(upstream, "a/b/echo").text == "hi"  # the fake answers unknown names with an echo
-    sent = [(r.body["model"], r.headers["authorization"]) for r in fake.requests]
-    assert sent == [("count?n=1", "Bearer key-of-b"), ("b/echo", "Bearer key-of-a")]
+    sent_requests = [(r.body["model"], r.headers["authorization"]) for r in fake.requests]
+    assert sent_requests == [("count?n=1", "Bearer key-of-b"), ("b/echo", "Bearer key-of-a")]
 
 
 def test_bare_name_selects_the_provider_that_lists_it(
@@ -337,11 +337,13 @@ def test_single_provider_gets_names_unchanged(make: Make, fake: FakeOpenAI) -> N
 
 def test_default_answers_a_request_without_a_model(make: Make, fake: FakeOpenAI) -> None:
     """The default may be any provider's; without one it is the first provider's first model."""
-    both = {"a": {"base_url": fake.base_url}, "b": {"base_url": fake.base_url}}
-    chosen = make("b/count?n=2", **both)
-    assert (ask(chosen).text, chosen.known_model) == ("0 1 ", "b/count?n=2")
-    first = make("", a={"base_url": fake.base_url, "models": ("count?n=1",)}, b=both["b"])
-    assert (ask(first).text, first.known_model) == ("0 ", "a/count?n=1")
+    providers = {"a": {"base_url": fake.base_url}, "b": {"base_url": fake.base_url}}
+    with_default = make("b/count?n=2", **providers)
+    assert (ask(with_default).text, with_default.known_model) == ("0 1 ", "b/count?n=2")
+    without_default = make(
+        "", a={"base_url": fake.base_url, "models": ("count?n=1",)}, b=providers["b"]
+    )
+    assert (ask(without_default).text, without_default.known_model) == ("0 ", "a/count?n=1")
 
 
 def test_provider_that_is_down_does_not_hide_other_models(
@@ -353,9 +355,11 @@ def test_provider_that_is_down_does_not_hide_other_models(
     models = upstream.models(UpstreamConnection())
     assert models[:2] == ["f/echo", "f/count"]
     assert models[-2:] == ["fixed/x", "fixed/y"]
-    (gone, none), (f, listed), fixed = upstream.catalog(UpstreamConnection())
-    assert (gone, none, f, listed[0]) == ("gone", [], "f", "f/echo")
-    assert fixed == ("fixed", ["fixed/x", "fixed/y"])
+    (down_name, no_models), (listed_name, model_names), fixed_group = upstream.catalog(
+        UpstreamConnection()
+    )
+    assert (down_name, no_models, listed_name, model_names[0]) == ("gone", [], "f", "f/echo")
+    assert fixed_group == ("fixed", ["fixed/x", "fixed/y"])
     assert len(fake.requests) == 1  # kept for a minute
     upstream.check(UpstreamConnection())
 
@@ -373,23 +377,30 @@ def test_lists_and_check_fail_with_the_first_fault_if_all_are_down(
 
 def test_silent_provider_does_not_hide_other_models(make: Make, fake: FakeOpenAI) -> None:
     """A silent provider's models are missing and the others are listed; it gets one request."""
-    left = threading.Event()
+    client_left = threading.Event()
 
     def silent(peer: Peer) -> None:
         peer.request()
         peer.wait_client_left()
-        left.set()
+        client_left.set()
 
     with RawServer(silent) as server:
         upstream = make(mute={"base_url": server.url}, f={"base_url": fake.base_url})
         wait_listed(upstream, "f/count")
         for _ in range(2):
-            (mute, none), (f, listed) = upstream.catalog(UpstreamConnection())
-            assert (mute, none, f, listed[0]) == ("mute", [], "f", "f/echo")
+            (silent_name, no_models), (listed_name, model_names) = upstream.catalog(
+                UpstreamConnection()
+            )
+            assert (silent_name, no_models, listed_name, model_names[0]) == (
+                "mute",
+                [],
+                "f",
+                "f/echo",
+            )
         upstream.check(UpstreamConnection())
         assert ask(upstream, "f/count?n=1").text == "0 "
         assert server.accepted <= 2  # one for the list, one for the check
-    assert left.wait(WAIT_TIMEOUT)
+    assert client_left.wait(WAIT_TIMEOUT)
 
 
 def test_late_list_is_a_temporary_fault(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

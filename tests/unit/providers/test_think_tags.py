@@ -27,7 +27,7 @@ MARKS = re.compile(
 
 
 def events_of(pieces: list[str]) -> list[Delta]:
-    """What comes of a text that comes in pieces."""
+    """The events of a text that arrives in pieces."""
     splitter, out = ThinkSplitter(), PartBuilder()
     for piece in pieces:
         splitter.feed(piece, out)
@@ -36,7 +36,7 @@ def events_of(pieces: list[str]) -> list[Delta]:
 
 
 def split(pieces: list[str]) -> tuple[str, str]:
-    """Thoughts and answer of a text that comes in pieces."""
+    """Reasoning and answer of a text that arrives in pieces."""
     thought, answer = "", ""
     for event in events_of(pieces):
         if isinstance(event, Reasoning):
@@ -78,7 +78,7 @@ FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 
 @pytest.mark.parametrize(
-    ("text", "thought", "said"),
+    ("text", "thought", "answer"),
     [
         ("<think>hm</think>Hello", "hm", "Hello"),
         ("\n<think>\nhm\n</think>\n\nHello", "hm\n", "Hello"),
@@ -133,10 +133,12 @@ FINAL = "<|start|>assistant<|channel|>final<|message|>"
         ("\n\n</think>Hello", "", "Hello"),
     ],
 )  # fmt: skip
-def test_reasoning_is_split_off_in_every_form_of_marks(text: str, thought: str, said: str) -> None:
+def test_reasoning_is_split_off_in_every_form_of_marks(
+    text: str, thought: str, answer: str
+) -> None:
     """Each form of marks is recognised, whole and character by character."""
-    assert split([text]) == (thought, said)
-    assert split(list(text)) == (thought, said)
+    assert split([text]) == (thought, answer)
+    assert split(list(text)) == (thought, answer)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def cut(text: str, cuts: list[int]) -> list[str]:
 
 
 def assembled(fragments: list[tuple[int | None, str, str, str]]) -> list[Delta]:
-    """What comes of fragments: index, ID, name, arguments."""
+    """The events that the assembler makes of fragments (index, ID, name, arguments)."""
     assembler, out = CallAssembler(), PartBuilder()
     for fragment in fragments:
         assembler.add_fragment(*fragment, out)
@@ -52,8 +52,8 @@ def test_parallel_calls_are_whole_in_any_order_of_their_pieces(
         first: tuple[int | None, str, str, str] = (index, f"id{index}", name, "")
         streams.append([first, *((index, "", "", piece) for piece in pieces)])
     mixed = [stream.pop(0) for stream in streams]
-    while left := [stream for stream in streams if stream]:
-        mixed.append(data.draw(st.sampled_from(left)).pop(0))
+    while open_streams := [stream for stream in streams if stream]:
+        mixed.append(data.draw(st.sampled_from(open_streams)).pop(0))
     events = assembled(mixed)
     assert [event for event in events if isinstance(event, ToolCall)] == [
         ToolCall(f"id{index}", name, arguments) for index, (name, arguments, _) in enumerate(calls)
@@ -68,8 +68,8 @@ def test_whole_calls_need_no_index(calls: list[tuple[str, str, list[int]]], inde
     """Whole calls that all have index 0, or none, are separate calls."""
     index = 0 if indexed else None
     fragments = [(index, f"id{n}", name, arguments) for n, (name, arguments, _) in enumerate(calls)]
-    found = [call for call in assembled(fragments) if isinstance(call, ToolCall)]
-    assert [(call.name, call.arguments) for call in found] == [call[:2] for call in calls]
+    assembled_calls = [call for call in assembled(fragments) if isinstance(call, ToolCall)]
+    assert [(call.name, call.arguments) for call in assembled_calls] == [call[:2] for call in calls]
 
 
 def test_calls_without_a_unique_id_get_one() -> None:
@@ -78,8 +78,8 @@ def test_calls_without_a_unique_id_get_one() -> None:
         [(0, "", "a", "{}"), (1, "", "b", "{}"), (2, "x", "c", ""), (3, "x", "d", "")]
     )
     ids = [event.id for event in events if isinstance(event, ToolCall)]
-    again = [call.id for call in assembled([(0, "", "a", "{}")]) if isinstance(call, ToolCall)]
-    assert len({*ids, *again}) == 5
+    later_ids = [call.id for call in assembled([(0, "", "a", "{}")]) if isinstance(call, ToolCall)]
+    assert len({*ids, *later_ids}) == 5
     assert all(ids)
 
 

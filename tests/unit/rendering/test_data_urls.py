@@ -104,9 +104,9 @@ PIECES = st.sampled_from(
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(PIECES, max_size=14).map("".join), st.lists(st.integers(0, 2000), max_size=8))
-def test_data_url_filter_does_not_depend_on_the_pieces(text: str, places: list[int]) -> None:
+def test_data_url_filter_does_not_depend_on_the_pieces(text: str, positions: list[int]) -> None:
     """Property: however a text is cut into pieces, the same is shown, during and at its end."""
-    edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    edges = [0, *sorted(position % (len(text) + 1) for position in positions), len(text)]
     for for_model in (False, True):
         whole, pieces, letters = (DataUrlFilter(for_model=for_model) for _ in range(3))
         out = whole.feed(text)

@@ -126,9 +126,9 @@ FRAGMENTS = st.one_of(
 TEXTS = st.lists(FRAGMENTS, max_size=30).map("".join)
 
 
-def cut(text: str, places: list[int]) -> list[str]:
+def cut(text: str, positions: list[int]) -> list[str]:
     """The text cut at these places."""
-    edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    edges = [0, *sorted(position % (len(text) + 1) for position in positions), len(text)]
     return [text[start:end] for start, end in pairwise(edges)]
 
 
@@ -287,7 +287,7 @@ def test_render_normalises_newlines_nul_and_surrogates() -> None:
 # --- where models differ from CommonMark ------------------------------------------------
 
 
-def seen(source: str) -> str:
+def visible_text(source: str) -> str:
     """The rendered text without tags, with its lines."""
     return html.unescape(re.sub("<.*?>", "", render(source))).strip()
 
@@ -395,7 +395,7 @@ def test_unclosed_formula_ends_at_the_next_block_or_limit() -> None:
 def test_emphasis_in_scripts_without_blanks_needs_none(source: str, bold: list[str]) -> None:
     """Emphasis in a script without blanks needs none: its punctuation counts as letters."""
     assert re.findall("<strong>(.*?)</strong>", html.unescape(gate(render(source)))) == bold
-    assert "**" not in seen(source)
+    assert "**" not in visible_text(source)
 
 
 @pytest.mark.parametrize(
@@ -524,8 +524,8 @@ def test_table_with_too_many_columns_is_text() -> None:
     """A table with too many columns, which would grow many times, is text; an ordinary ragged one
     is a table.
     """
-    most = markdown.COLUMNS_MAX
-    for columns, is_table in ((most, True), (most + 1, False)):
+    max_columns = markdown.COLUMNS_MAX
+    for columns, is_table in ((max_columns, True), (max_columns + 1, False)):
         row = "|".join(["a"] * columns)
         dashes = "|".join(["-"] * columns)
         assert ("<table" in render(f"{row}\n{dashes}\n{row}\n")) is is_table

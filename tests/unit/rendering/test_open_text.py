@@ -35,8 +35,8 @@ def pieces(text: str, size: int) -> list[str]:
 def test_open_text_parts_are_limited_and_hold_the_text(text: str, size: int) -> None:
     """Without its seams the drawn text is the text, and no part is long."""
     open_text = OpenText()
-    drawn = "".join(open_text.feed(html.escape(piece)) for piece in pieces(text, size))
-    parts = drawn.replace(WBR, "").split(SEAM)
+    html_text = "".join(open_text.feed(html.escape(piece)) for piece in pieces(text, size))
+    parts = html_text.replace(WBR, "").split(SEAM)
     assert html.unescape("".join(parts)) == text
     assert "".join(html.unescape(part) for part in parts) == text, "a reference was cut"
     longest = 2 * PART + len("&quot;") * min(size, PART)
@@ -46,20 +46,20 @@ def test_open_text_parts_are_limited_and_hold_the_text(text: str, size: int) -> 
 
 def test_seam_follows_white_space_where_there_is_any() -> None:
     """A seam follows white space where there is any, so that kerning and ligatures stay."""
-    drawn = OpenText().feed("some words " * 2000)
-    assert SEAM in drawn
-    assert all(re.search(r"\s\Z", part) for part in drawn.split(SEAM)[:-1])
+    html_text = OpenText().feed("some words " * 2000)
+    assert SEAM in html_text
+    assert all(re.search(r"\s\Z", part) for part in html_text.split(SEAM)[:-1])
 
 
 def test_seam_never_precedes_a_combining_character() -> None:
     """Without white space a seam or a break still keeps an accent with its letter."""
-    drawn = OpenText().feed("e\u0301\u0323" * 4000)
-    assert SEAM in drawn
-    assert SEAM + "\u0301" not in drawn
-    assert SEAM + "\u0323" not in drawn
-    assert WBR in drawn
-    assert WBR + "\u0301" not in drawn
-    assert WBR + "\u0323" not in drawn
+    html_text = OpenText().feed("e\u0301\u0323" * 4000)
+    assert SEAM in html_text
+    assert SEAM + "\u0301" not in html_text
+    assert SEAM + "\u0323" not in html_text
+    assert WBR in html_text
+    assert WBR + "\u0301" not in html_text
+    assert WBR + "\u0323" not in html_text
 
 
 #: Runs, characters that end a run, and characters before which no line may break.
@@ -73,14 +73,14 @@ RUNS = st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(RUNS, max_size=20).map("".join), st.lists(st.integers(0, 2000), max_size=8))
-def test_open_text_does_not_depend_on_the_pieces(text: str, places: list[int]) -> None:
+def test_open_text_does_not_depend_on_the_pieces(text: str, positions: list[int]) -> None:
     """Property: text and break points are those of the whole text, however it is cut."""
-    edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    edges = [0, *sorted(position % (len(text) + 1) for position in positions), len(text)]
     cuts = [text[start:end] for start, end in pairwise(edges)]
     whole = breakable(html.escape(normalized(text)))
     for parts in (cuts, [*text], [text]):
-        drawn = "".join(map(OpenText().feed, map(html.escape, parts)))
-        assert drawn.replace(SEAM, "") == whole
+        html_text = "".join(map(OpenText().feed, map(html.escape, parts)))
+        assert html_text.replace(SEAM, "") == whole
 
 
 def test_open_text_of_many_blanks_takes_linear_time() -> None:
@@ -107,8 +107,8 @@ def test_open_text_without_a_place_for_a_seam_is_read_once() -> None:
     """A text without a place for a seam is read once, and not again with each piece."""
     open_text = OpenText()
     text = "\u0301" * 200_000
-    drawn = "".join(open_text.feed(piece) for piece in pieces(text, 50))
-    assert drawn.replace(WBR, "") == text
+    html_text = "".join(open_text.feed(piece) for piece in pieces(text, 50))
+    assert html_text.replace(WBR, "") == text
     assert BlockStream().feed(text).tail == text
 
 
@@ -117,11 +117,11 @@ def test_open_text_without_a_place_for_a_seam_is_read_once() -> None:
 def test_breakable_puts_a_break_point_about_every_run_characters(unit: str, size: int) -> None:
     """Between two break points there are about RUN characters, and no reference is cut."""
     text = unit * (5_000 // len(unit))
-    for drawn in (
+    for html_text in (
         breakable(html.escape(text)),
         "".join(map(OpenText().feed, map(html.escape, pieces(text, size)))),
     ):
-        parts = drawn.replace(SEAM, "").split(WBR)
+        parts = html_text.replace(SEAM, "").split(WBR)
         assert "".join(map(html.unescape, parts)) == text, "a reference was cut"
         assert max(map(len, parts)) <= RUN + 20
 

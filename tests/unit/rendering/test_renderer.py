@@ -52,7 +52,7 @@ def text_of(case: dict[str, Any]) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _long_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise all limits, so that a slow machine exceeds none; `hurried` restores them."""
     monkeypatch.setattr(renderer_module, "TEXT_WAIT", LONG)
     monkeypatch.setattr(renderer_module, "BLOCK_WAIT", LONG)
@@ -61,13 +61,13 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch, _patient: None) -> None:
+def usual_limits(monkeypatch: pytest.MonkeyPatch, _long_limits: None) -> None:
     """Restore the usual limits."""
     monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Renderer]:
+def shared_renderer() -> Iterator[Renderer]:
     """A renderer for tests that do not change it."""
     new_renderer = Renderer()
     yield new_renderer
@@ -85,15 +85,15 @@ def renderer() -> Iterator[Renderer]:
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """The requests to rendering processes."""
-    seen: list[Request] = []
+    recorded: list[Request] = []
     send = Child.request
 
-    def counted(process: Child, request: Request) -> Reply:
-        seen.append(request)
+    def record_request(process: Child, request: Request) -> Reply:
+        recorded.append(request)
         return send(process, request)
 
-    monkeypatch.setattr(Child, "request", counted)
-    return seen
+    monkeypatch.setattr(Child, "request", record_request)
+    return recorded
 
 
 def html_of(renderer: Renderer, text: str) -> str:
@@ -101,14 +101,14 @@ def html_of(renderer: Renderer, text: str) -> str:
     return renderer.with_deadline(LONG).text_html(text)
 
 
-def ends(pid: int, within: float = LONG) -> bool:
+def ends(pid: int, seconds: float = LONG) -> bool:
     """Wait until a process has ended, also one that is no child of this process."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([descriptor], [], [], within)[0])
+        return bool(select.select([descriptor], [], [], seconds)[0])
     finally:
         os.close(descriptor)
 
@@ -128,12 +128,12 @@ ORDINARY = [
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_renderer_gives_the_same_html_as_one_process(shared: Renderer, text: str) -> None:
+def test_renderer_gives_the_same_html_as_one_process(shared_renderer: Renderer, text: str) -> None:
     """The HTML of a text, whole and streamed, is as without a second process."""
     colours = Colours()
-    assert html_of(shared, text) == markdown.render(text, colours)
+    assert html_of(shared_renderer, text) == markdown.render(text, colours)
     step = BlockStream().feed(f"{text}\n\n")
-    patch = shared.with_deadline(LONG).patch(step)
+    patch = shared_renderer.with_deadline(LONG).patch(step)
     assert patch == step.patch(markdown.render_block(block, colours) for block in step.blocks)
 
 
@@ -146,7 +146,8 @@ def test_renderer_renders_short_texts_without_a_process(
     for text in ("Hello *you*.", "word " * (SHORT // 5), "- a\n- b\n- c\n", "> a\n\n"):
         assert renderer.submit_text(text).done()
         assert all(
-            each.html for each in renderer.submit_blocks(BlockStream().feed(text).blocks).result(0)
+            block.html
+            for block in renderer.submit_blocks(BlockStream().feed(text).blocks).result(0)
         )
     assert renderer.pids == []
     for text in ("```sh\nls\n```", "word " * SHORT, "> > > > a\nb", "> - > 1. a"):
@@ -170,17 +171,17 @@ def test_renderer_sends_a_text_with_all_its_code_as_one_request(
 @pytest.mark.parametrize("text", [*ORDINARY, "a <b>\nc & d\n\n- e\n", "~~~py x\n<i>\n~~~\nand"])
 def test_plain_has_every_line_escaped(text: str) -> None:
     """Plain text has every line escaped, and code in its box with its label."""
-    drawn = markdown.plain(text)
-    assert not re.search(r"<(?!/?(p|br|wbr|div|span|button|pre|code)\b)", drawn)
+    rendered = markdown.plain(text)
+    assert not re.search(r"<(?!/?(p|br|wbr|div|span|button|pre|code)\b)", rendered)
     if "```python" in text:
-        assert "if x &lt; 1:\n    pass\n</code>" in drawn
-        assert '<span class="code-lang">python</span>' in drawn
-        assert "<p>Look *here*:</p>" in drawn
+        assert "if x &lt; 1:\n    pass\n</code>" in rendered
+        assert '<span class="code-lang">python</span>' in rendered
+        assert "<p>Look *here*:</p>" in rendered
     if text.startswith("a <b>"):
-        assert drawn.startswith("<p>a &lt;b&gt;<br>\nc &amp; d</p>\n")
+        assert rendered.startswith("<p>a &lt;b&gt;<br>\nc &amp; d</p>\n")
     if text.startswith("~~~"):
-        assert "&lt;i&gt;\n</code>" in drawn
-        assert drawn.endswith("<p>and</p>\n")
+        assert "&lt;i&gt;\n</code>" in rendered
+        assert rendered.endswith("<p>and</p>\n")
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -188,49 +189,51 @@ def test_plain_has_every_line_escaped(text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_renderer_of_a_hostile_text_costs_the_worker_nothing(name: str, shared: Renderer) -> None:
+def test_renderer_of_a_hostile_text_costs_the_worker_nothing(
+    name: str, shared_renderer: Renderer
+) -> None:
     """A hostile text costs the worker next to no CPU time; its process gives up in time and is not
     replaced.
     """
     text = text_of(CASES[name])
-    html_of(shared, CODE)  # it is ready
-    pids = shared.pids
-    used = time.process_time()
-    drawn = shared.submit_text(text).result(LONG)
-    assert time.process_time() - used < 2
+    html_of(shared_renderer, CODE)  # it is ready
+    pids = shared_renderer.pids
+    start_cpu = time.process_time()
+    rendered = shared_renderer.submit_text(text).result(LONG)
+    assert time.process_time() - start_cpu < 2
     wait_until(
-        lambda: shared.is_immediate(text), SERVER_TIMEOUT
+        lambda: shared_renderer.is_immediate(text), SERVER_TIMEOUT
     )  # the process has given up by itself, and was not killed
-    assert shared.pids[:1] == pids[:1]
-    assert drawn.html
+    assert shared_renderer.pids[:1] == pids[:1]
+    assert rendered.html
 
 
-def test_renderer_shows_only_the_slow_code_block_plain(shared: Renderer) -> None:
+def test_renderer_shows_only_the_slow_code_block_plain(shared_renderer: Renderer) -> None:
     """A slow code block alone is plain; the text keeps its Markdown and its other blocks their
     colours.
     """
     hostile = text_of(CASES["bash-backslashes"])
-    drawn = html_of(shared, f"{CODE}\n{hostile}\n{CODE}")
-    assert drawn.count(COLOURED) == 2
-    assert drawn.count("<em>here</em>") == 2
-    assert '<code class="highlight language-bash">echo $' in drawn
-    assert shared.submit_text(f"{CODE}\n{hostile}\n{CODE}").result(LONG).timed_out
+    rendered = html_of(shared_renderer, f"{CODE}\n{hostile}\n{CODE}")
+    assert rendered.count(COLOURED) == 2
+    assert rendered.count("<em>here</em>") == 2
+    assert '<code class="highlight language-bash">echo $' in rendered
+    assert shared_renderer.submit_text(f"{CODE}\n{hostile}\n{CODE}").result(LONG).timed_out
 
 
 def test_renderer_shows_only_the_slow_markdown_block_plain() -> None:
     """A slow Markdown block alone is plain: a text that takes too long is rendered block
     by block.
     """
-    program = (  # a tenth of what the text takes on a usual machine
+    program = (  # a tenth of the text's time on a usual machine
         "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as render_process, halt.rendering.protocol as render_protocol\n"
         "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
     text = f"# Title\n\n{CASES['quotes-lazy-lines']['before']}" + "b\n" * 20_000
-    drawn = html_of(renderer, text)
+    rendered = html_of(renderer, text)
     renderer.close()
-    assert drawn.startswith("<h1>Title</h1>\n<p>&gt; &gt; ")
-    assert drawn.count("<br>") == 20_000
+    assert rendered.startswith("<h1>Title</h1>\n<p>&gt; &gt; ")
+    assert rendered.count("<br>") == 20_000
 
 
 def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
@@ -238,13 +241,13 @@ def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
 ) -> None:
     """A kind of block that timed out is not tried again while its answer streams."""
     hostile = BlockStream().feed(text_of(CASES["bash-backslashes"])).blocks
-    (drawn,) = renderer.submit_blocks(hostile).result(LONG)
-    assert drawn.timed_out
+    (rendered,) = renderer.submit_blocks(hostile).result(LONG)
+    assert rendered.timed_out
     before = len(requests)
-    (drawn,) = renderer.submit_blocks(BlockStream().feed("```sh\nls\n```\n").blocks, {True}).result(
-        0
-    )
-    assert "<span class=" not in drawn.html.partition("<pre")[2]
+    (rendered,) = renderer.submit_blocks(
+        BlockStream().feed("```sh\nls\n```\n").blocks, {True}
+    ).result(0)
+    assert "<span class=" not in rendered.html.partition("<pre")[2]
     assert len(requests) == before
 
 
@@ -264,19 +267,19 @@ def test_renderer_renders_once_for_concurrent_readers(
 ) -> None:
     """Concurrent readers wait for one rendering, and later ones find it."""
     text = "A paragraph with *emphasis* and `code`.\n\n" * 2_500
-    start, drawn = threading.Barrier(3), list[str]()
+    start, rendered = threading.Barrier(3), list[str]()
 
     def read() -> None:
         start.wait()
-        drawn.append(html_of(renderer, text))
+        rendered.append(html_of(renderer, text))
 
     threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(LONG)
-    assert drawn == [markdown.render(text)] * 3
-    assert html_of(renderer, text) == drawn[0]
+    assert rendered == [markdown.render(text)] * 3
+    assert html_of(renderer, text) == rendered[0]
     assert len(requests) == 1
 
 
@@ -289,30 +292,30 @@ def test_renderer_cache_is_limited_and_keeps_recent_texts(
     for text in texts:
         html_of(renderer, text)
         html_of(renderer, texts[0])
-    kept = [renderer.is_immediate(text) for text in texts]
-    assert kept[0]
-    assert kept[-1]
-    assert 2 <= sum(kept) < 8
+    is_cached = [renderer.is_immediate(text) for text in texts]
+    assert is_cached[0]
+    assert is_cached[-1]
+    assert 2 <= sum(is_cached) < 8
 
 
 def test_renderer_starts_at_most_its_number_of_processes(renderer: Renderer) -> None:
     """At most PROCESSES processes are started, however many threads come first."""
-    start, others = threading.Barrier(12), children()
-    drawn: list[str] = []
+    start, other_children = threading.Barrier(12), children()
+    rendered: list[str] = []
 
     def read(number: int) -> None:
         start.wait()
-        drawn.append(html_of(renderer, f"```python\nif {number}:\n```"))
+        rendered.append(html_of(renderer, f"```python\nif {number}:\n```"))
 
     threads = [threading.Thread(target=read, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
-    most = 0
+    max_count = 0
     for thread in threads:
         thread.join(LONG)
-        most = max(most, len(children() - others))
-    assert most <= PROCESSES
-    assert all(COLOURED in text for text in drawn)
+        max_count = max(max_count, len(children() - other_children))
+    assert max_count <= PROCESSES
+    assert all(COLOURED in text for text in rendered)
 
 
 def children() -> set[int]:
@@ -346,21 +349,21 @@ def test_renderer_replaces_a_killed_process(renderer: Renderer) -> None:
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGKILL)
     assert COLOURED in html_of(renderer, f"{CODE}\nAgain.")
-    (other,) = renderer.pids
-    assert other != pid
+    (new_pid,) = renderer.pids
+    assert new_pid != pid
     assert ends(pid)
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("usual_limits")
 def test_renderer_replaces_a_hanging_process(renderer: Renderer) -> None:
     """A hanging process is replaced: its text is plain in time, and the next has its colours."""
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
     text = f"{CODE}\nIt hangs."
-    drawn = renderer.submit_text(text).result(LONG)
-    assert drawn.html == markdown.plain(text)
-    assert not drawn.timed_out
+    rendered = renderer.submit_text(text).result(LONG)
+    assert rendered.html == markdown.plain(text)
+    assert not rendered.timed_out
     assert ends(pid)
     wait_until(lambda: COLOURED in html_of(renderer, f"{CODE}\nOne more."), SERVER_TIMEOUT)
     assert COLOURED in html_of(renderer, text)  # it was no fault of the text
@@ -375,11 +378,11 @@ def test_renderer_reader_waits_no_longer_than_its_time(
     os.kill(pid, signal.SIGSTOP)
     submitted, submit = list[Request](), pool.Pool.submit
 
-    def noted(own_pool: pool.Pool, key: bytes, request: Request, *rest: Any) -> Any:
+    def record_request(own_pool: pool.Pool, key: bytes, request: Request, *rest: Any) -> Any:
         submitted.append(request)
         return submit(own_pool, key, request, *rest)
 
-    monkeypatch.setattr(pool.Pool, "submit", noted)
+    monkeypatch.setattr(pool.Pool, "submit", record_request)
     try:
         page = renderer.with_deadline(0.5)
         assert page.text_html(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
@@ -415,10 +418,10 @@ def test_rendering_process_inherits_no_descriptors(renderer: Renderer, tmp_path:
         os.set_inheritable(file.fileno(), True)
         html_of(renderer, CODE)
         (pid,) = renderer.pids
-        held = {link.name: os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
-    assert set(held) == {"0", "1", "2"}
-    assert held["0"].startswith("socket:")
-    assert held["1"] == "/dev/null"
+        descriptors = {link.name: os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    assert set(descriptors) == {"0", "1", "2"}
+    assert descriptors["0"].startswith("socket:")
+    assert descriptors["1"] == "/dev/null"
 
 
 def test_renderer_without_a_process_gives_plain_texts(
@@ -454,12 +457,12 @@ def test_renderer_notices_a_program_that_never_gets_ready(
 ) -> None:
     """A program that ends at once, or never reports that it is ready, is noticed."""
     monkeypatch.setattr(child, "START_MAX", 0.2)
-    others = children()
+    other_children = children()
     renderer = Renderer(("sh", "-c", program))
     assert html_of(renderer, CODE) == markdown.plain(CODE)
     assert "no rendering process can be started" in caplog.text
     renderer.close()
-    wait_until(lambda: children() <= others, SERVER_TIMEOUT)
+    wait_until(lambda: children() <= other_children, SERVER_TIMEOUT)
 
 
 def test_exception_in_the_rendering_process_gives_plain_text(
@@ -489,27 +492,27 @@ def test_rendering_process_without_work_ends() -> None:
     def threads() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name == "halt-renderer"}
 
-    others = threads()
+    other_threads = threads()
     renderer = Renderer(idle=0.05)
     html_of(renderer, CODE)
-    wait_until(lambda: not renderer.pids and not threads() - others, SERVER_TIMEOUT)
+    wait_until(lambda: not renderer.pids and not threads() - other_threads, SERVER_TIMEOUT)
     assert COLOURED in html_of(renderer, f"{CODE}\nAgain.")
     renderer.close()
 
 
 def test_close_leaves_no_process_and_gives_plain_texts(renderer: Renderer) -> None:
     """After `close` no process is left, and waiting and later texts are plain."""
-    others = children()
+    other_children = children()
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
-    waiting = [renderer.submit_text(f"{CODE}\n{number}") for number in range(3)]
+    futures = [renderer.submit_text(f"{CODE}\n{number}") for number in range(3)]
     renderer.close()
-    assert [future.result(LONG).html for future in waiting] == [
+    assert [future.result(LONG).html for future in futures] == [
         markdown.plain(f"{CODE}\n{number}") for number in range(3)
     ]
     assert ends(pid)
-    wait_until(lambda: children() <= others, SERVER_TIMEOUT)
+    wait_until(lambda: children() <= other_children, SERVER_TIMEOUT)
     assert html_of(renderer, f"{CODE}\nlater") == markdown.plain(f"{CODE}\nlater")
 
 

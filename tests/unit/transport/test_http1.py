@@ -222,14 +222,14 @@ RAW_ZLIB = zlib.compress(PLAIN)
 def test_inflater_gives_the_same_bytes_in_any_cut(size: int) -> None:
     """Compressed bytes are inflated equally in any cut; several gzip members may follow another."""
     packed = gzip.compress(b"one ") + gzip.compress(b"two")
-    for label, sent, plain in ((b"", packed, b"one two"), (b"deflate", RAW_ZLIB, PLAIN),
+    for label, data, expected in ((b"", packed, b"one two"), (b"deflate", RAW_ZLIB, PLAIN),
                               (b"deflate", b"x", b"x"), (b"", b"\x1f", b"\x1f"), (b"gzip", b"hi", b"hi")):  # fmt: skip
         inflater, out = Inflater(label), b""
-        for at in range(0, len(sent), size):
-            out += inflater.feed(sent[at : at + size])
+        for start in range(0, len(data), size):
+            out += inflater.feed(data[start : start + size])
             while inflater.pending:
                 out += inflater.feed(b"")
-        assert out + inflater.end() == plain
+        assert out + inflater.end() == expected
 
 
 @pytest.mark.parametrize("label", [b"gzip", b""])
@@ -307,21 +307,21 @@ def test_malformed_head_is_a_protocol_error_and_closes_the_connection(
 
 def test_endless_head_is_refused_after_head_max(transport: Transport) -> None:
     """An endless head is refused after HEAD_MAX bytes, and the connection is closed."""
-    sent = 0
+    sent_size = 0
 
     def handle(peer: Peer) -> None:
-        nonlocal sent
+        nonlocal sent_size
         peer.request()
         peer.send(OK)
         while True:  # until the client closes
             peer.send(b"X: " + b"x" * 1_000 + b"\r\n")
-            sent += 1_000
+            sent_size += 1_000
 
     with RawServer(handle) as server:
         with pytest.raises(httpx2.RemoteProtocolError, match="does not end"):
             get(transport, server.url)
         server.wait_over(1)
-    assert sent >= HEAD_MAX - READ_SIZE
+    assert sent_size >= HEAD_MAX - READ_SIZE
 
 
 def test_response_204_has_no_body(transport: Transport) -> None:
@@ -358,16 +358,16 @@ def test_body_of_an_error_response_is_read_up_to_refusal_max(
 
 def test_request_is_sent_as_it_was_built(transport: Transport) -> None:
     """Method, path, query, headers and body arrive; compression is never requested."""
-    seen: list[bytes] = []
+    received_requests: list[bytes] = []
 
     def handle(peer: Peer) -> None:
-        seen.append(peer.request())
+        received_requests.append(peer.request())
         peer.send(HELLO)
 
     with RawServer(handle) as server:
         client = httpx2.Client(transport=transport)
         client.post(f"{server.url}/a%20b?c=d", headers={"X-Own": "yes"}, content=b"body")
-    head, _, content = seen[0].partition(b"\r\n\r\n")
+    head, _, content = received_requests[0].partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0] == b"POST /v1/a%20b?c=d HTTP/1.1"
     assert b"X-Own: yes" in lines
@@ -557,11 +557,11 @@ def test_transport_close_closes_idle_connections(transport: Transport) -> None:
 
 def test_idle_connections_are_kept_by_scheme_host_and_port(transport: Transport) -> None:
     """An idle connection is used only for its scheme, host and port."""
-    with RawServer(answering(HELLO)) as one, RawServer(answering(HELLO)) as other:
-        fetch(transport, one.url)
-        fetch(transport, other.url)
-        fetch(transport, f"http://localhost:{other.port}/")
-        assert (one.accepted, other.accepted) == (1, 2)
+    with RawServer(answering(HELLO)) as first_server, RawServer(answering(HELLO)) as second_server:
+        fetch(transport, first_server.url)
+        fetch(transport, second_server.url)
+        fetch(transport, f"http://localhost:{second_server.port}/")
+        assert (first_server.accepted, second_server.accepted) == (1, 2)
 
 
 # --- silence, and the end -------------------------------------------------------------------------
@@ -651,41 +651,41 @@ def test_unblocked_read_without_data_takes_one_piece(
     """After `unblock` a read without data ends after one piece, so that other streams proceed."""
     packed = gzip.compress(b"hel")
     head = CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(packed)
-    begin, piece = {
+    first_data, piece = {
         "trailers": (CHUNKED + chunk(b"hel") + b"0\r\n", b"a: b\r\n" * READ_SIZE),
         "padding": (head, chunk(bytes(4 * READ_SIZE))),
         "members": (head, chunk(gzip.compress(b"") * READ_SIZE)),
     }[kind]
-    over = threading.Event()
+    test_over = threading.Event()
 
     def handle(peer: Peer) -> None:
         peer.request()
-        peer.send(begin)
+        peer.send(first_data)
         with suppress(OSError):
-            while not over.is_set():
+            while not test_over.is_set():
                 peer.send(piece)
 
     with RawServer(handle) as server:
         body = body_of(get(transport, server.url))
         assert body.read() == b"hel"
         body.unblock()
-        received, receive = [0], socket.socket.recv
+        receive_counts, receive = [0], socket.socket.recv
 
-        def counted(sock: socket.socket, *args: int) -> bytes:
+        def count_receive(sock: socket.socket, *args: int) -> bytes:
             if sock.fileno() == body.fileno():
-                received[-1] += 1
-                assert received[-1] == 1, "a read received a second piece"
+                receive_counts[-1] += 1
+                assert receive_counts[-1] == 1, "a read received a second piece"
             return receive(sock, *args)
 
         poller = select.poll()
         poller.register(body.fileno(), select.POLLIN)
-        monkeypatch.setattr(socket.socket, "recv", counted)
-        while sum(received) < 100:
-            received.append(0)
+        monkeypatch.setattr(socket.socket, "recv", count_receive)
+        while sum(receive_counts) < 100:
+            receive_counts.append(0)
             assert body.pending or poller.poll(WAIT_TIMEOUT * 1000)
             with pytest.raises(NoData):
                 body.read()
-        over.set()
+        test_over.set()
         body.close()
 
 
@@ -845,9 +845,9 @@ def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     hosts: list[str] = []
     real = socket.getaddrinfo
 
-    def look_up(host: str, port: int, *more: Any) -> Any:
+    def look_up(host: str, port: int, *options: Any) -> Any:
         hosts.append(host)
-        return real(host if host.endswith(".invalid") else "127.0.0.1", port, *more)
+        return real(host if host.endswith(".invalid") else "127.0.0.1", port, *options)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     return hosts
@@ -899,9 +899,9 @@ def test_resolver_keeps_the_newest_names(
 ) -> None:
     """The oldest name is dropped first; a repeated look-up makes a name the newest."""
     monkeypatch.setattr(dns, "CACHE_MAX", 2)
-    kept = dns.Resolver()
+    resolver = dns.Resolver()
     for host in ("a.example", "b.example", "c.example", "b.example", "a.example"):
-        kept.addresses(host, 80, now() + WAIT_TIMEOUT)
+        resolver.addresses(host, 80, now() + WAIT_TIMEOUT)
     assert [name[0] for name in look_ups] == ["a", "b", "c", "a"]
 
 
