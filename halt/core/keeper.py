@@ -59,7 +59,8 @@ class Keeper:
                     thread.start()
             except RuntimeError as exc:
                 raise AtCapacity(
-                    "The system can start no more threads.", retry_after=RETRY_AFTER
+                    f"The system can start no more threads. Try again in {RETRY_AFTER:g} s.",
+                    retry_after=RETRY_AFTER,
                 ) from exc
 
     def put(self, work: Callable[[], None]) -> None:

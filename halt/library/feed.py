@@ -201,7 +201,10 @@ class Followers:
             with self._lock:
                 self._threads.discard(thread)
             self._generations.readers.unview(run, viewer)
-            raise AtCapacity("No thread could be started.", retry_after=RETRY_AFTER) from exc
+            raise AtCapacity(
+                f"The system can start no more threads. Try again in {RETRY_AFTER:g} s.",
+                retry_after=RETRY_AFTER,
+            ) from exc
 
     def register(self, feed: Feed) -> None:
         """Add a feed whose followers must end in `close`."""

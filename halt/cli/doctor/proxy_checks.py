@@ -227,7 +227,7 @@ def check_websocket(report: Report, remote: Remote, connect_timeout: float) -> N
         report.ok("websocket", f"a message is answered ({milliseconds(now() - began)})")
     elif status == 503:
         report.warn(
-            "websocket", "all places for streams are in use (503).", "Run doctor again later."
+            "websocket", "the limit of open streams is reached (503).", "Run doctor again later."
         )
     else:
         report.fail(

@@ -153,7 +153,9 @@ class Session:
     def _check_stream_limit(self) -> None:
         if sum(not feed.over for feed in self._feeds.values()) >= MAX_STREAMS:
             raise AtCapacity(
-                f"A socket follows at most {MAX_STREAMS} streams at once.", retry_after=RETRY_AFTER
+                f"A WebSocket follows at most {MAX_STREAMS} streams at once. Wait until one ends, "
+                "or open another WebSocket.",
+                retry_after=RETRY_AFTER,
             )
 
     def _unfollow(self, stream_id: str) -> None:
