@@ -53,5 +53,7 @@ def test_progress_forgets_ended_answers_and_old_models() -> None:
         for _ in range(ANSWERS_MIN):
             progress.end(f"s{n}", f"m{n}", 10)
     assert [n for n in range(3 * MODELS_MAX) if progress.percent(f"s{n}", 5) is not None] == []
-    accepted = [n for n in range(3 * MODELS_MAX) if progress.begin(f"t{n}", f"m{n}") is not None]
-    assert accepted == list(range(2 * MODELS_MAX, 3 * MODELS_MAX))
+    accepted_numbers = [
+        n for n in range(3 * MODELS_MAX) if progress.begin(f"t{n}", f"m{n}") is not None
+    ]
+    assert accepted_numbers == list(range(2 * MODELS_MAX, 3 * MODELS_MAX))

@@ -328,7 +328,7 @@ def test_title_request_ends_after_its_time_limit(
     make().request("c1", "a question", "an answer")
     wait_titles_end()
     assert len(upstream.requests) == 1
-    # None is open if the limit has passed before `open` returned.
+    # No connection is open if the limit has passed before `open` returned.
     assert all(reply.over.is_set() for reply in upstream.opened)
     assert saved_titles.is_empty()
 

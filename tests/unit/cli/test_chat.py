@@ -96,7 +96,7 @@ def chat(env: Environment) -> Iterator[Open]:
         yield start
 
 
-def piped(
+def run_piped(
     env: Environment, prompt: str, *options: str, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
     """Pipe a prompt in and wait for the end."""
@@ -117,7 +117,7 @@ def piped(
 
 def test_pipe_prints_the_answer_alone(env: Environment) -> None:
     """Standard output is the answer as plain text, and the exit status is 0."""
-    process = piped(env, "What is **this**?\n")
+    process = run_piped(env, "What is **this**?\n")
     assert (process.returncode, process.stdout, process.stderr) == (0, "What is **this**?\n", "")
 
 
@@ -126,7 +126,7 @@ def test_chat_neither_needs_nor_makes_the_data_folder(env: Environment, tmp_path
     """A chat in the terminal works without the data folder and does not create it."""
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "halt", tmp_path / "new"):
-        process = piped({**env, "HALT_DATA": str(folder)}, "Hello?")
+        process = run_piped({**env, "HALT_DATA": str(folder)}, "Hello?")
         assert (process.returncode, process.stdout, process.stderr) == (0, "Hello?\n", "")
         assert not folder.exists()
 
@@ -135,7 +135,7 @@ def test_pipe_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
     """In a pipe an error is a sentence on standard error, without a traceback, and a failing exit
     status.
     """
-    process = piped(env, "Hello", "--model", "401")
+    process = run_piped(env, "Hello", "--model", "401")
     assert (process.returncode, process.stdout) == (1, "")
     message = "The model's server did not accept the API key. It said: Incorrect API key provided"
     assert process.stderr == f"{message}: fake.\n"
@@ -359,7 +359,7 @@ def test_chat_with_a_running_halt_stops_its_model(
 @pytest.mark.slow
 def test_chat_with_an_unreachable_halt_names_its_address(env: Environment) -> None:
     """An unreachable Halt is reported in one sentence with its address, without a traceback."""
-    process = piped(env, "Hello", "--url", "http://127.0.0.1:9")
+    process = run_piped(env, "Hello", "--url", "http://127.0.0.1:9")
     assert process.returncode == 1
     assert (
         "Halt could not be reached at http://127.0.0.1:9: Connection refused. Is it running?"
@@ -376,7 +376,7 @@ def test_token_option_that_no_header_can_hold_is_refused(
     """A token that no header can hold is refused in one line that names the option and not the
     value.
     """
-    process = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
+    process = run_piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
     assert process.returncode == 2
     assert "Invalid value for '--token': it has" in process.stderr
     assert "Traceback" not in process.stderr
@@ -441,10 +441,10 @@ def test_remote_reconnects_after_a_dropped_connection(
 def test_chat_requests_a_token_and_uses_it(chat: Open, start_halt: Any, env: Environment) -> None:
     """A chat requests the missing token and continues with it; a pipe prints a sentence."""
     halt = start_halt(env["OPENAI_BASE_URL"], HALT_TOKEN="open-sesame")
-    process = piped(env, "Hello", "--url", halt.url)
+    process = run_piped(env, "Hello", "--url", halt.url)
     assert (process.returncode, process.stdout) == (1, "")
     assert "An access token is needed: set HALT_TOKEN, or give --token." in process.stderr
-    process = piped(env, "Hello", "--url", halt.url, "--token", "wrong")
+    process = run_piped(env, "Hello", "--url", halt.url, "--token", "wrong")
     assert (process.returncode, process.stdout) == (1, "")
     assert "The access token is wrong: set HALT_TOKEN, or give --token" in process.stderr
     terminal = chat("--url", halt.url, HALT_TOKEN="")
@@ -626,14 +626,14 @@ class QuickSource:
         self._stopped = threading.Event()
         self._is_stopped = place in {"before the answer", "as it begins", "as it is waited for"}
 
-    def press(self, place: str) -> None:
+    def press_ctrl_c(self, place: str) -> None:
         if place == self._place:
             self._place = ""
             os.kill(os.getpid(), signal.SIGINT)
 
     @property
     def name(self) -> str:
-        self.press("before the first prompt")
+        self.press_ctrl_c("before the first prompt")
         return "quick"
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
@@ -649,7 +649,7 @@ class QuickSource:
         return Receipt(stream_id, "stopped", "closed", 1.0)
 
     def model(self, stream_id: str) -> str:
-        self.press("behind the answer")
+        self.press_ctrl_c("behind the answer")
         return ""
 
     def models(self) -> list[str]:
@@ -668,7 +668,7 @@ class BeginningScreen(PlainScreen):
 
     def begin(self) -> None:
         super().begin()
-        self._source.press("as it begins")
+        self._source.press_ctrl_c("as it begins")
 
 
 @pytest.mark.parametrize(
@@ -691,7 +691,7 @@ def test_chat_ctrl_c_at_an_odd_moment_counts_for_the_next_step(
     lines = iter(["question", "quit"])
 
     def new_request(*args: Any) -> ChatRequest:
-        source.press("before the answer")
+        source.press_ctrl_c("before the answer")
         return ChatRequest([Message("user", "question")], id=new_id())
 
     monkeypatch.setattr(chats, "new_request", new_request)
@@ -814,7 +814,7 @@ def test_chat_without_a_key_starts_and_ends_the_demo_model(env: Environment) -> 
         pytest.skip("the demo model is not installed here")
     environment = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
     # The answer's length varies: it takes seconds, or minutes on a busy machine.
-    process = piped(environment, "Say hello.", "--metrics", timeout=400)
+    process = run_piped(environment, "Say hello.", "--metrics", timeout=400)
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip()
     assert not CONTROL.search(process.stdout)
@@ -828,7 +828,7 @@ def test_chat_without_a_key_uses_a_discovered_model_server(env: Environment) -> 
     with RawServer(listing(models("text-embedding", "m"))) as server:
         # Discovery checks that address alone, where HOST is reached by other machines.
         environment |= {"HALT_DISCOVER": f"127.0.0.1:{server.port}", "HALT_ALLOW_ANONYMOUS": "1"}
-        process = piped({**environment, "HOST": "0.0.0.0"}, "Say hello.")
+        process = run_piped({**environment, "HOST": "0.0.0.0"}, "Say hello.")
     assert (process.returncode, process.stdout, process.stderr) == (0, "m answers.\n", "")
 
 

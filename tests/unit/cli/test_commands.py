@@ -313,16 +313,16 @@ def test_at_a_desktop_needs_a_terminal_and_a_screen(
 @pytest.mark.parametrize("options", [[], ["--no-open"]])
 def test_no_open_option_opens_no_page(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
     """With `--no-open` no page is opened at a desktop."""
-    published: dict[str, str] = {}
+    published_variables: dict[str, str] = {}
 
     def serve(_: Any) -> None:
         """Serve nothing."""
 
     monkeypatch.setattr(page_opener, "has_desktop", lambda: True)
-    monkeypatch.setattr(environment, "publish", published.update)
+    monkeypatch.setattr(environment, "publish", published_variables.update)
     monkeypatch.setattr(server, "run_server", serve)
     assert CliRunner().invoke(command_line.commands, options).exit_code == 0
-    assert published == ({} if options else {"HALT_OPEN_PAGE": "1"})
+    assert published_variables == ({} if options else {"HALT_OPEN_PAGE": "1"})
 
 
 @pytest.mark.parametrize(("older_master", "is_opened"), [(0, True), (77, False)])

@@ -40,7 +40,7 @@ ENDLESS = "/fake count?rate=60&n=1000000"
 
 @pytest.fixture(autouse=True)
 def patient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine of any speed, answers run until their Stop, and an idle server is found idle."""
+    """Long answers run until their Stop and an idle server counts as idle, however slow the machine."""
     for module in ("stop", "proxy_streams"):
         monkeypatch.setattr(f"halt.cli.doctor.{module}.LONG", ENDLESS)
     monkeypatch.setattr("halt.cli.doctor.stop.IDLE_WITHIN", 60.0)
@@ -283,7 +283,7 @@ def test_doctor_warns_of_a_model_that_stops_late(
     monkeypatch.setattr("halt.cli.doctor.running_requests.PAUSES", (0.05,))
     monkeypatch.setattr("halt.cli.doctor.stop.SLOW_STOP", 0.0)
     monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 60.0)
-    busy_reports = iter([1] * 4)  # after the Stop, whatever the machine's speed
+    busy_reports = iter([1] * 4)  # after the Stop, on a machine of any speed
 
     def answer(running_count: int) -> tuple[int, str, bytes]:
         is_stopped = any(record.closed.is_set() for record in model_server.requests)
@@ -611,7 +611,7 @@ def test_doctor_warns_of_a_proxy_that_hides_departures(proxies: dict[str, str]) 
 
 
 @pytest.mark.parametrize(
-    ("trusted", "plain", "forged", "status", "remedy_part"),
+    ("trusted_proxies", "plain_values", "forged_values", "status", "remedy_part"),
     [
         (0, 0, 1, "", ""),  # no proxy, or one that passes everything on
         (0, 0, 0, "warn", "HALT_TRUSTED_PROXIES=1"),  # the header is taken away
@@ -623,17 +623,25 @@ def test_doctor_warns_of_a_proxy_that_hides_departures(proxies: dict[str, str]) 
         (1, 2, 3, "warn", "HALT_TRUSTED_PROXIES=2"),
         (2, 1, 2, "fail", "HALT_TRUSTED_PROXIES=1"),
         (2, 1, 1, "warn", "HALT_TRUSTED_PROXIES=1"),
-        (3, 1, 2, "fail", "HALT_TRUSTED_PROXIES=1"),  # by two values that a client has written
+        (
+            3,
+            1,
+            2,
+            "fail",
+            "HALT_TRUSTED_PROXIES=1",
+        ),  # a client that sends two values can invent its address
     ],
 )
 def test_client_address_fault_has_a_remedy_for_each_mismatch(
-    trusted: int, plain: int, forged: int, status: str, remedy_part: str
+    trusted_proxies: int, plain_values: int, forged_values: int, status: str, remedy_part: str
 ) -> None:
     """Each mismatch of the numbers of forwarded addresses, without and with a forged one, has its
     remedy.
     """
     fault = client_address_fault(
-        ReceivedRequest(trusted, plain, False, 0), ReceivedRequest(trusted, forged, False, 0), False
+        ReceivedRequest(trusted_proxies, plain_values, False, 0),
+        ReceivedRequest(trusted_proxies, forged_values, False, 0),
+        False,
     )
     assert (fault is None) is (status == "")
     if fault is not None:
@@ -686,7 +694,7 @@ def test_doctor_of_a_public_address_without_a_server_blames_the_address() -> Non
     """For a public address without a server the connection fails, and no check of the model
     follows.
     """
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        report = doctor_of_proxy(f"http://127.0.0.1:{reserved.getsockname()[1]}")
+    with socket.socket() as reserved_socket:
+        reserved_socket.bind(("127.0.0.1", 0))
+        report = doctor_of_proxy(f"http://127.0.0.1:{reserved_socket.getsockname()[1]}")
     assert report.statuses()["connection"] == "fail"

@@ -24,13 +24,13 @@ from tests.support.simple_model_server import (
 pytestmark = pytest.mark.slow
 
 
-def examined(
+def doctor_of_server(
     lists: Responder = list_models,
     answers: Responder = stream_answer,
     end: str = "",
     **settings: str,
 ) -> DoctorReport:
-    """The doctor's findings about such a server."""
+    """The doctor's findings about a server with these responders; `end` is added to its address."""
     with serving(lists, answers) as url:
         return doctor("--timeout", "20", OPENAI_BASE_URL=url + end, **settings)
 
@@ -91,7 +91,7 @@ def test_refused_answer_has_the_servers_reason_and_its_remedy(
     answers: Responder, reason: str, remedy: str
 ) -> None:
     """The finding about a refused answer quotes the server and has the remedy for that fault."""
-    report = examined(answers=answers)
+    report = doctor_of_server(answers=answers)
     assert report.statuses()["answer"] == "fail"
     assert reason in report.findings["answer"]["text"]
     assert remedy in report.remedy("answer")
@@ -106,7 +106,7 @@ def test_server_without_streaming_is_a_warning() -> None:
         "usage": USAGE,
     }
     completion["choices"][0]["finish_reason"] = "stop"  # type: ignore[index]
-    report = examined(answers=reply_with(completion))
+    report = doctor_of_server(answers=reply_with(completion))
     assert report.exit_code == 0, report.text
     assert report.statuses()["answer"] == "ok"
     assert report.statuses()["streaming"] == "warn"
@@ -123,7 +123,7 @@ def test_server_without_streaming_is_a_warning() -> None:
 )
 def test_stream_with_other_headers_is_ok(headers: dict[str, str]) -> None:
     """A stream with other headers is ok, since its content decides."""
-    report = examined(answers=lambda request: request.stream(**headers))
+    report = doctor_of_server(answers=lambda request: request.stream(**headers))
     assert report.exit_code == 0, report.text
     assert report.statuses()["streaming"] == "ok"
 
@@ -133,7 +133,7 @@ def test_address_with_a_requests_path_is_a_warning(end: str) -> None:
     """An address with the path of a request is a warning with the address to set; Halt works with
     either.
     """
-    report = examined(end=end)
+    report = doctor_of_server(end=end)
     assert report.exit_code == 0, report.text
     assert report.statuses()["address"] == "warn"
     assert end in report.findings["address"]["text"]
@@ -155,7 +155,7 @@ def test_address_with_a_requests_path_is_a_warning(end: str) -> None:
 )
 def test_model_list_in_another_shape_is_read(value: Any) -> None:
     """From a list in another shape the first model for conversations is used."""
-    report = examined(lists=reply_with(value))
+    report = doctor_of_server(lists=reply_with(value))
     assert report.exit_code == 0, report.text
     assert report.statuses()["models"] == "ok"
     assert "answers" not in report.findings["models"]["text"]
@@ -165,10 +165,10 @@ def test_model_list_in_another_shape_is_read(value: Any) -> None:
 def test_server_without_a_model_list_needs_halt_model() -> None:
     """For a server without a list the remedy is HALT_MODEL; with it the list is not needed."""
     for lists in (refuse_list, reply_with("Not Found", 404, "text/plain"), reply_with({}, 405)):
-        report = examined(lists=lists)
+        report = doctor_of_server(lists=lists)
         assert report.statuses()["models"] == "fail", report.text
         assert report.remedy("models") == "Set HALT_MODEL to a model that the server has."
-        report = examined(lists=lists, HALT_MODEL="good")
+        report = doctor_of_server(lists=lists, HALT_MODEL="good")
         assert report.exit_code == 0, report.text
         assert report.statuses()["models"] == "warn"
         assert report.findings["models"]["text"] == "the server has no list of models."
@@ -187,7 +187,7 @@ def test_server_without_a_model_list_needs_halt_model() -> None:
 )
 def test_broken_model_list_hides_no_answer(lists: Responder) -> None:
     """With HALT_MODEL a broken model list is reported, and the answer is checked as well."""
-    report = examined(lists=lists, HALT_MODEL="good")
+    report = doctor_of_server(lists=lists, HALT_MODEL="good")
     assert report.statuses()["answer"] == "ok", report.text
     assert "fail" not in report.statuses().values()
     assert "warn" in {report.statuses().get("models"), report.statuses().get("key")}
@@ -197,7 +197,7 @@ def test_missing_chat_completions_path_is_named() -> None:
     """If only the answer's path is missing, the remedy says that the list of models is at the
     address.
     """
-    report = examined(answers=reply_with("404 page not found", 404, "text/plain"))
+    report = doctor_of_server(answers=reply_with("404 page not found", 404, "text/plain"))
     assert report.statuses()["answer"] == "fail"
     assert "The list of models is at OPENAI_BASE_URL" in report.remedy("answer")
 

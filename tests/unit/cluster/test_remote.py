@@ -165,11 +165,11 @@ def test_leaving_worker_ends_its_readers_without_a_terminal_event(
 
     They continue in another worker.
     """
-    producer, leaving, other = start_worker(), start_worker(), start_worker()
+    producer, leaving_worker, other = start_worker(), start_worker(), start_worker()
     run, reply = producer.start("a-stream", "one ")
-    reader = Reader(leaving.service.get("a-stream", None))  # type: ignore[arg-type]
+    reader = Reader(leaving_worker.service.get("a-stream", None))  # type: ignore[arg-type]
     reader.wait_text("one ")
-    leaving.close()
+    leaving_worker.close()
     assert reader.finish() == run.log.read(0)
     assert run.state == "running"
     new_reader = Reader(other.service.get("a-stream", None), after=1)  # type: ignore[arg-type]
@@ -221,10 +221,14 @@ def test_peer_that_reads_no_reply_does_not_block_a_stop(
     monkeypatch.setattr(bus, "REPLY_WITHIN", 0.01)
     producer, other = start_worker(), start_worker()
     producer.start("a-stream", "x" * 2_000_000)
-    with socket.socket(socket.AF_UNIX) as hanging:
-        hanging.connect(str(socket_folder(tmp_path / "run") / f"{producer.membership.name}.sock"))
-        Channel(hanging).send(msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False)))
-        assert hanging.recv(1, socket.MSG_PEEK)
+    with socket.socket(socket.AF_UNIX) as hanging_socket:
+        hanging_socket.connect(
+            str(socket_folder(tmp_path / "run") / f"{producer.membership.name}.sock")
+        )
+        Channel(hanging_socket).send(
+            msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False))
+        )
+        assert hanging_socket.recv(1, socket.MSG_PEEK)
         assert other.service.stop("a-stream", None).status == "stopped"
 
 
@@ -403,8 +407,8 @@ def test_gap_log_starts_anywhere_and_skips_the_gap_before_its_end() -> None:
 @pytest.mark.parametrize(
     "send_stop",
     [
-        lambda worker, who: worker.service.stop("a-stream", who, seen=0),
-        lambda worker, who: worker.service.stop_all(who),
+        lambda worker, session: worker.service.stop("a-stream", session, seen=0),
+        lambda worker, session: worker.service.stop_all(session),
     ],
     ids=["stop", "stop-all"],
 )
@@ -463,23 +467,25 @@ def test_undelivered_stops_are_bounded_in_number_and_age(
     """
     monkeypatch.setattr(workers, "UNDELIVERED_MAX", 5)
     monkeypatch.setattr(workers, "STOPS_PER_REQUEST", 2)
-    undelivered = UndeliveredStops()
-    undelivered.add(["w1"], [(f"stream-{n}", n) for n in range(6)], None)
-    undelivered.add(["w1"], [("stream-5", 7)], None)
+    undelivered_stops = UndeliveredStops()
+    undelivered_stops.add(["w1"], [(f"stream-{n}", n) for n in range(6)], None)
+    undelivered_stops.add(["w1"], [("stream-5", 7)], None)
 
     def due_ids(*workers: str) -> list[list[str]]:
         requests = [
-            request for _, request in undelivered.due(workers) if isinstance(request, StopRequest)
+            request
+            for _, request in undelivered_stops.due(workers)
+            if isinstance(request, StopRequest)
         ]
         return [[stream_id for stream_id, _ in stop_request.stops] for stop_request in requests]
 
     assert due_ids("w1") == [["stream-1", "stream-2"], ["stream-3", "stream-4"], ["stream-5"]]
-    undelivered.delivered("w1", StopRequest([("stream-1", 1), ("stream-2", 2)], None))
-    undelivered.delivered("w1", StopRequest([("stream-3", 3)], "me"))
+    undelivered_stops.delivered("w1", StopRequest([("stream-1", 1), ("stream-2", 2)], None))
+    undelivered_stops.delivered("w1", StopRequest([("stream-3", 3)], "me"))
     assert due_ids("w1", "w2") == [["stream-3", "stream-4"], ["stream-5"]]
     assert due_ids("w2") == []
     assert due_ids("w1") == []
     monkeypatch.setattr(workers, "UNDELIVERED_SECONDS", -1.0)
-    undelivered.add(["w1"], [("stream-1", 1)], None)
+    undelivered_stops.add(["w1"], [("stream-1", 1)], None)
     assert due_ids("w1") == []
-    assert not undelivered
+    assert not undelivered_stops

@@ -68,7 +68,7 @@ def small_cluster(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[MultiWork
     server.close()
 
 
-def started(client: Client, fake: FakeOpenAI, model: str, text: str = "") -> EventStream:
+def start_stream(client: Client, fake: FakeOpenAI, model: str, text: str = "") -> EventStream:
     """Start a stream; return once client and upstream have reached its phase."""
     prompt = new_id()
     events = client.chat(model, prompt).until_text(text)
@@ -137,7 +137,7 @@ def test_hanging_worker_does_not_delay_stops_of_other_streams(
     client = small_cluster.client_of(live_name)
     stopper = client.connect()
     second = client.connect()
-    events = started(client, shared_fake, FLOWING, "9 ")
+    events = start_stream(client, shared_fake, FLOWING, "9 ")
     os.kill(worker_pid(held_name), SUSPEND)
     try:
         client.send(stopper, "POST", f"/stop/{events.id}")
@@ -194,16 +194,16 @@ def test_session_lists_and_stops_its_streams_through_any_worker(
     with ExitStack() as stack:
         own_streams = [
             stack.enter_context(
-                started(cluster.client_of(name, like=browser), shared_fake, FLOWING, "2 ")
+                start_stream(cluster.client_of(name, like=browser), shared_fake, FLOWING, "2 ")
             )
             for name in cluster.names
         ]
         other_stream = stack.enter_context(
-            started(cluster.client_of(cluster.names[0]), shared_fake, "stall?n=2", "1 ")
+            start_stream(cluster.client_of(cluster.names[0]), shared_fake, "stall?n=2", "1 ")
         )
         last_client = cluster.client_of(cluster.names[-1], like=browser)
-        rows = last_client.get("/streams").json["streams"]
-        assert [stream["id"] for stream in rows] == [events.id for events in own_streams]
+        listed_streams = last_client.get("/streams").json["streams"]
+        assert [stream["id"] for stream in listed_streams] == [events.id for events in own_streams]
         receipts = last_client.post("/stop-all").json["stopped"]
         assert {receipt["id"] for receipt in receipts} == {events.id for events in own_streams}
         assert {receipt["upstream"] for receipt in receipts} == {"closed"}
@@ -251,7 +251,7 @@ def test_reasoning_and_tool_calls_are_read_through_another_worker(
     producer, reader = cluster.names[:2]
     for model in ("reasoning", "tools"):
         with (
-            started(cluster.client_of(producer), shared_fake, model) as events,
+            start_stream(cluster.client_of(producer), shared_fake, model) as events,
             cluster.client_of(reader).follow(events.id) as other_events,
         ):
             assert events_read(other_events.to_end()) == events_read(events.to_end())
@@ -283,7 +283,7 @@ def test_stream_of_a_session_is_hidden_from_others_in_every_worker(
     """In every worker, another session gets 404 for the stream and cannot stop it."""
     browser = cluster.client()
     browser.get("/")
-    with started(
+    with start_stream(
         cluster.client_of(cluster.names[0], like=browser), shared_fake, FLOWING, "2 "
     ) as events:
         for name in cluster.names:
@@ -372,7 +372,7 @@ def test_stop_through_another_worker_cuts_the_answer_to_the_seen_text(
     browser = cluster.client()
     browser.get("/")
     producer, reader = (cluster.client_of(name, like=browser) for name in cluster.names[:2])
-    with started(producer, shared_fake, FLOWING, "9 ") as events:
+    with start_stream(producer, shared_fake, FLOWING, "9 ") as events:
         seen_event = events.seen[0]
         text = seen_event.json["content"].strip()
         form = {"stream_id": events.id, "shown": "1", "seen": seen_event.id}
@@ -388,7 +388,7 @@ def test_page_streams_of_a_session_are_counted_over_all_workers(
     browser.get("/")
     names = cycle(cluster.names)
     with ExitStack() as stack:
-        events = started(
+        events = start_stream(
             cluster.client_of(next(names), like=browser), shared_fake, "stall?n=5", "4 "
         )
         stack.enter_context(events)
@@ -412,7 +412,7 @@ def test_websocket_follows_and_stops_a_stream_of_another_worker(
     """A WebSocket follows and stops a stream through a worker that is not its producer."""
     producer, other = cluster.names[:2]
     with (
-        started(cluster.client_of(producer), shared_fake, FLOWING, "9 ") as events,
+        start_stream(cluster.client_of(producer), shared_fake, FLOWING, "9 ") as events,
         cluster.websocket_of(other) as ws,
     ):
         ws.send(type="follow", id=events.id)
@@ -441,7 +441,7 @@ def test_stream_limit_and_orphan_grace_hold_over_all_workers(shared_fake: FakeOp
 def _cap_holds(first_client: WorkerClient, second_client: WorkerClient, fake: FakeOpenAI) -> None:
     with ExitStack() as stack:
         open_streams = [
-            stack.enter_context(started(client, fake, FLOWING, "2 "))
+            stack.enter_context(start_stream(client, fake, FLOWING, "2 "))
             for client in (first_client, second_client, second_client)
         ]
         for client in (first_client, second_client):
@@ -482,7 +482,7 @@ def test_killed_worker_ends_its_streams_and_frees_its_places(
     """
     killed_name, live_name = small_cluster.names
     with (
-        started(small_cluster.client_of(killed_name), shared_fake, FLOWING, "9 ") as events,
+        start_stream(small_cluster.client_of(killed_name), shared_fake, FLOWING, "9 ") as events,
         small_cluster.client_of(live_name).follow(events.id) as follower,
     ):
         follower.until_text("19 ")
@@ -506,7 +506,7 @@ def test_reload_ends_running_streams_and_keeps_pending_stops(
     old = small_cluster.names
     stopped_id, prompt = new_id(), new_id()
     with (
-        started(small_cluster.client_of(old[0]), shared_fake, FLOWING, "9 ") as events,
+        start_stream(small_cluster.client_of(old[0]), shared_fake, FLOWING, "9 ") as events,
         small_cluster.client_of(old[1]).follow(events.id) as follower,
     ):
         follower.until_text("9 ")
@@ -519,7 +519,7 @@ def test_reload_ends_running_streams_and_keeps_pending_stops(
         FLOWING, prompt, id=stopped_id
     ) as late_stream:
         assert late_stream.to_end().terminal["type"] == "cancelled"
-    with started(
+    with start_stream(
         small_cluster.client_of(small_cluster.names[0]), shared_fake, FLOWING, "9 "
     ) as events:
         assert (

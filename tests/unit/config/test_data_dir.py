@@ -140,7 +140,7 @@ def test_server_keeps_its_whole_folder_private(
     server.terminate()
     server.wait()
     public += open_to_others(folder)
-    assert set(public) == {("mine.toml", "0o644")}  # not Halt's
+    assert set(public) == {("mine.toml", "0o644")}  # the file of another program
 
 
 def test_concurrent_starts_agree_on_one_secret_key(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_sqlite_without_shared_memory_uses_the_rollback_journal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Halt works without the write-ahead log, and its log says so once."""
-    (tmp_path / "wal-probe.db-shm").mkdir()  # where SQLite wants a file for its shared memory
+    (tmp_path / "wal-probe.db-shm").mkdir()  # SQLite needs a file here for its shared memory
     store = Store(open_database(tmp_path))
     with store.database.reading() as connection:
         assert connection.scalar(text("PRAGMA journal_mode")) == "delete"

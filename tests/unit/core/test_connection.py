@@ -72,11 +72,11 @@ def transport(context: ssl.SSLContext) -> Iterator[Transport]:
 
 # --- every phase ----------------------------------------------------------------------------------
 
-#: Brings a request on this connection to where it blocks. Returns the blocked call's thread.
+#: Starts a request on this connection and returns once it blocks: the blocked call's thread.
 Phase = Callable[[Transport, WatchedConnection, contextlib.ExitStack], BackgroundCall]
 
 
-def connecting(
+def block_in_connect(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
     url = stack.enter_context(FakeOpenAI.unaccepting())
@@ -88,7 +88,7 @@ def connecting(
     return call
 
 
-def handshaking(
+def block_in_handshake(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
     """In the TLS handshake, with a server that reads the hello and sends nothing."""
@@ -105,7 +105,7 @@ def handshaking(
     return call
 
 
-def awaiting_head(
+def block_before_head(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
     """Waiting for the response's head."""
@@ -122,7 +122,7 @@ def awaiting_head(
     return call
 
 
-def between_bytes(
+def block_in_body(
     transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> BackgroundCall:
     """In the middle of a chunk."""
@@ -146,12 +146,12 @@ def between_bytes(
     return BackgroundCall(read_body)
 
 
-PHASES = [connecting, handshaking, awaiting_head, between_bytes]
+PHASES = [block_in_connect, block_in_handshake, block_before_head, block_in_body]
 
 
 def receipt(phase: Phase) -> str:
     """The receipt for a connection that an interrupt in this phase ends."""
-    return "none" if phase is connecting else "closed"
+    return "none" if phase is block_in_connect else "closed"
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -226,9 +226,9 @@ def test_interrupt_at_the_start_of_tls_closes_the_connection() -> None:
 
     class Context(ssl.SSLContext):
         def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
-            wrapped = super().wrap_socket(*args, **options)
+            tls_socket = super().wrap_socket(*args, **options)
             connection.interrupt()
-            return wrapped
+            return tls_socket
 
     transport = Transport(LONG, Context(ssl.PROTOCOL_TLS_CLIENT))
     with RawServer(answering()) as server:
@@ -297,10 +297,10 @@ def test_interrupt_reaches_the_connection_that_replaced_a_stale_one(transport: T
     with RawServer(first, second) as server:
         fetch(transport, server.url)
         connection = UpstreamConnection()
-        blocked = BackgroundCall(lambda: get(transport, server.url, connection))
+        call = BackgroundCall(lambda: get(transport, server.url, connection))
         assert received.wait(WAIT_TIMEOUT)
         connection.interrupt()
-        assert isinstance(blocked.end(), httpx2.ReadError)
+        assert isinstance(call.end(), httpx2.ReadError)
         assert connection.wait_closed(0) == "closed"
 
 
@@ -318,10 +318,10 @@ def test_interrupt_on_a_reused_connection_causes_no_second_attempt(transport: Tr
     with RawServer(handle) as server:
         fetch(transport, server.url)
         connection = UpstreamConnection()
-        blocked = BackgroundCall(lambda: get(transport, server.url, connection))
+        call = BackgroundCall(lambda: get(transport, server.url, connection))
         assert received.wait(WAIT_TIMEOUT)
         connection.interrupt()
-        assert blocked.end() is not None
+        assert call.end() is not None
         assert server.accepted == 1
 
 

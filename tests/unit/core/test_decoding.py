@@ -101,11 +101,11 @@ def test_start_request_invalid_value_is_refused_with_the_allowed_range(
     objects.
     """
     body = {"messages": [HELLO], **fields}
-    for refuse in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
-        with pytest.raises(RequestError) as refused:
-            refuse()
-        assert refused.value.args[0] == sentence
-        assert refused.value.field == sentence.partition(" ")[0]
+    for decode in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
+        with pytest.raises(RequestError) as error_info:
+            decode()
+        assert error_info.value.args[0] == sentence
+        assert error_info.value.field == sentence.partition(" ")[0]
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_websocket_message_invalid_value_is_refused_with_the_allowed_values(
     """An invalid message is refused with the known types, or with the allowed range of
     the field.
     """
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         MESSAGE.decode(json.dumps(message), "message")
-    assert refused.value.args[0] == sentence
+    assert error_info.value.args[0] == sentence
 
 
 def test_number_too_large_for_json_is_refused_by_field() -> None:
     """A number that no 64-bit float holds is called too large, with its field's name."""
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RequestError) as error_info:
         START_REQUEST.decode('{"temperature": 1e400, "messages": []}')
-    assert refused.value.args[0] == "temperature is a number that is too large."
-    assert refused.value.field == "temperature"
+    assert error_info.value.args[0] == "temperature is a number that is too large."
+    assert error_info.value.field == "temperature"
 
 
 def test_chat_request_bad_id_in_decoded_json_is_refused_alike() -> None:
@@ -172,18 +172,18 @@ def test_long_unknown_field_is_refused_in_linear_time_and_shortened(name: str) -
     """A long unknown field is refused in linear time, and shortened in the sentence and
     the field.
     """
-    began = time.thread_time()
+    start = time.thread_time()
     for body in ({"messages": [HELLO], name: 1}, {"messages": [HELLO], "on_disconnect": name}):
-        for refuse in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
-            with pytest.raises(RequestError) as refused:
-                refuse()
-            assert len(refused.value.args[0]) < 500
-            assert len(refused.value.field or "") < 150
+        for decode in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
+            with pytest.raises(RequestError) as error_info:
+                decode()
+            assert len(error_info.value.args[0]) < 500
+            assert len(error_info.value.field or "") < 150
     out_of_range = json.dumps({"a": 1, name: 0})[:-2] + "1e400}"
-    with pytest.raises(RequestError, match="is a number that is too large") as refused:
+    with pytest.raises(RequestError, match="is a number that is too large") as error_info:
         JSON_OBJECT.decode(out_of_range)
-    assert len(refused.value.field or "") < 150
-    assert time.thread_time() - began < 2.0
+    assert len(error_info.value.field or "") < 150
+    assert time.thread_time() - start < 2.0
 
 
 def _convert(body: dict[str, Any]) -> object:
@@ -244,10 +244,10 @@ def test_text_of_any_content_counts_as_one_value(text: str) -> None:
 def test_body_nested_beyond_200_levels_is_refused() -> None:
     """A body that is nested beyond 200 levels is refused, and so causes no internal error later."""
 
-    def nested(levels: int) -> bytes:
+    def nested_body(levels: int) -> bytes:
         return b'{"a":' + b'{"[":[' * (levels // 2) + b"1" + b"]}" * (levels // 2) + b"}"
 
-    assert JSON_OBJECT.decode(nested(198))
+    assert JSON_OBJECT.decode(nested_body(198))
     for levels in (202, 900, 20_000):
         with pytest.raises(RequestError, match="nested too deep"):
-            JSON_OBJECT.decode(nested(levels))
+            JSON_OBJECT.decode(nested_body(levels))

@@ -217,9 +217,9 @@ def test_encode_gives_each_event_its_documented_json(
 
 def test_encode_error_has_retry_after_only_if_known() -> None:
     """The error object has `retry_after` if the upstream sent one, and lacks the key otherwise."""
-    known = Failed(ErrorInfo("rate_limited", "Slow down.", True, 2.5), METRICS)
+    error_with_delay = Failed(ErrorInfo("rate_limited", "Slow down.", True, 2.5), METRICS)
     unknown = Failed(ErrorInfo("rate_limited", "Slow down.", True), METRICS)
-    assert wire(known)["error"]["retry_after"] == 2.5
+    assert wire(error_with_delay)["error"]["retry_after"] == 2.5
     assert "retry_after" not in wire(unknown)["error"]
 
 
@@ -255,9 +255,9 @@ def test_sse_event_is_one_line_of_data(text: str) -> None:
 def test_final_frame_keeps_the_id_and_heartbeat_is_no_message() -> None:
     """After the terminal event comes `[DONE]` with the same ID; a heartbeat is no message."""
     stream = HEARTBEAT + sse(3, Done("stop", METRICS)) + HEARTBEAT + FINAL_FRAME + HEARTBEAT
-    done, final = parse(stream)
-    assert json.loads(done.data)["done"] is True
-    assert final == Message("3", "message", "[DONE]")
+    done_message, final_message = parse(stream)
+    assert json.loads(done_message.data)["done"] is True
+    assert final_message == Message("3", "message", "[DONE]")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class UsageHarness:
         return self._services[-1]
 
     def start(self, generations: GenerationService) -> tuple[Run, ScriptedReply, Reader]:
-        """A run whose viewer was shown its first words."""
+        """A run whose viewer has received its first words."""
         number = len(self.upstream.opened)
         run = generations.start(
             ChatRequest(HI),
@@ -156,7 +156,7 @@ def test_shutdown_ends_the_reading_of_usage_at_once(harness: UsageHarness) -> No
 
 
 def exceed_limit(run: Run, limit: str) -> None:
-    """Age a run, or its model's silence, by more than a limit of 1000 s, and have it checked."""
+    """Age a run, or its model's silence, by more than a limit of 1000 s, then check its limits."""
     if limit == "run_timeout":
         run.meter.started_at -= 1_001.0
     else:

@@ -23,7 +23,7 @@ from halt.testing.wire import as_json
         (["ID", "", "ID"], "ID"),  # the same with each piece
         ([1, 2], 2),
         ([True, False], False),
-        (["a", {"b": 1}], {"b": 1}),  # the server has changed its mind
+        (["a", {"b": 1}], {"b": 1}),  # a value of another type replaces the first one
         ([[1], [2, 3]], [1, 2, 3]),
         ([{"a": "x", "n": 1}, {"a": "y", "b": None}], {"a": "xy", "n": 1}),
         (  # OpenRouter's details of thoughts
@@ -142,12 +142,15 @@ def test_outgoing_client_message_loses_only_refused_fields_of_answers() -> None:
     """Only an answer's own fields can be left out where a server refuses them."""
     message = Message("assistant", "Hi", reasoning_content="hm", prefix=True, audio={"id": "a"})
     assert round_trip_names(message) == {"reasoning_content", "audio"}
-    refused = frozenset({"reasoning_content", "prefix"})
-    assert outgoing_message(message, refused) == {
+    refused_fields = frozenset({"reasoning_content", "prefix"})
+    assert outgoing_message(message, refused_fields) == {
         "role": "assistant",
         "content": "Hi",
         "prefix": True,
         "audio": {"id": "a"},
     }
     prompt = Message("user", "Hi", audio=1)
-    assert (round_trip_names(prompt), outgoing_message(prompt, refused)) == (set(), dict(prompt))
+    assert (round_trip_names(prompt), outgoing_message(prompt, refused_fields)) == (
+        set(),
+        dict(prompt),
+    )

@@ -11,26 +11,28 @@ from halt.providers.finish_reasons import normalise_reason
 from halt.web.api.openai import finish_reason
 
 
-def words(text: str) -> list[str]:
+def reason_spellings(text: str) -> list[str]:
     return text.split()
 
 
-STOP = words("""stop STOP eos EOS eos_token EOS_TOKEN end_turn endTurn END_TURN stop_sequence STOP_SEQUENCE
+STOP = reason_spellings("""stop STOP eos EOS eos_token EOS_TOKEN end_turn endTurn END_TURN stop_sequence STOP_SEQUENCE
 stopSequence stop_sequence_reached stop_sequence_hit COMPLETE complete completed FINISH finished
 endoftext end_of_text end_of_turn <|im_end|> </s> <|eot_id|> eosFound stopStringFound FinishReason.STOP
 FINISH_REASON_STOP StopReason.END_TURN normal done success stop_token natural_stop stop-word
 model_stop""")
-LENGTH = words("""length LENGTH Length max_tokens MAX_TOKENS maxTokens MaxTokens FinishReason.MAX_TOKENS
+LENGTH = reason_spellings("""length LENGTH Length max_tokens MAX_TOKENS maxTokens MaxTokens FinishReason.MAX_TOKENS
 FINISH_REASON_MAX_TOKENS max_output_tokens model_length MODEL_LENGTH token_limit TOKEN_LIMIT max_length
 model_context_window_exceeded maximum_tokens max_output maxPredictedTokensReached
 contextLengthReached context_length_exceeded max_new_tokens limit stopped_limit truncated
 output_limit_reached max_completion_tokens TRUNCATED""")
-FILTER = words("""content_filter CONTENT_FILTER content-filter contentFilter content_filtered SAFETY
+FILTER = reason_spellings("""content_filter CONTENT_FILTER content-filter contentFilter content_filtered SAFETY
 FinishReason.SAFETY RECITATION PROHIBITED_CONTENT BLOCKLIST blacklist SPII IMAGE_SAFETY sensitive
 guardrail_intervened guardrails refusal MODEL_ARMOR ERROR_TOXIC CONTENT_FILTERED safety_filter
 moderation policy_violation blocked""")
-CALLS = words("tool_calls TOOL_CALLS TOOL_CALL tool_call tool_use toolUse toolCalls tool-calls")
-OWN = words("""insufficient_system_resource abort aborted error ERROR network_error repetition
+CALLS = reason_spellings(
+    "tool_calls TOOL_CALLS TOOL_CALL tool_call tool_use toolUse toolCalls tool-calls"
+)
+OWN = reason_spellings("""insufficient_system_resource abort aborted error ERROR network_error repetition
 repetition_truncated pause_turn cancelled userStopped user_cancel time_limit rate_limit
 token_rate_limit out_of_memory OTHER
 LANGUAGE MALFORMED_FUNCTION_CALL UNEXPECTED_TOOL_CALL TOO_MANY_TOOL_CALLS malformed_model_output

@@ -223,8 +223,8 @@ def test_listener_is_called_after_each_event_without_a_lock(log: EventLog) -> No
 
 def test_listener_is_called_only_while_subscribed(log: EventLog) -> None:
     """Each listener is called while it is subscribed; unsubscribing twice is harmless."""
-    seen: list[str] = []
-    first, second = (lambda: seen.append("first")), (lambda: seen.append("second"))
+    calls: list[str] = []
+    first, second = (lambda: calls.append("first")), (lambda: calls.append("second"))
     log.subscribe(first)
     log.append(Content("a"))
     log.subscribe(second)
@@ -232,7 +232,7 @@ def test_listener_is_called_only_while_subscribed(log: EventLog) -> None:
     log.unsubscribe(first)
     log.unsubscribe(first)
     log.append(Content("c"))
-    assert seen == ["first", "first", "second", "second"]
+    assert calls == ["first", "first", "second", "second"]
 
 
 @pytest.mark.parametrize("cause", ["append", "end", "wake"])
@@ -312,7 +312,7 @@ def test_readers_during_writing_all_get_the_same_text(make_log: MakeLog) -> None
 
 
 class ListModel(RuleBasedStateMachine):
-    """Any sequence of operations agrees with a plain list that forgets nothing."""
+    """After any sequence of operations the log agrees with a plain list that drops nothing."""
 
     make: MakeLog = staticmethod(IMPLEMENTATIONS["memory"])
 
@@ -321,7 +321,7 @@ class ListModel(RuleBasedStateMachine):
         self.log = self.make(2_000)
         self.model: list[Event] = []
         self.is_ended = False
-        self.edge = 0  # events that the log was seen to have dropped
+        self.edge = 0  # the highest offset that the log has lost
 
     @rule(text=st.text(max_size=400))
     def append(self, text: str) -> None:

@@ -164,19 +164,19 @@ def test_relay_takes_posts_between_the_works_of_one_turn(relay: Relay, kind: str
 
 def test_relay_timers_are_called_by_time_except_cancelled_ones(relay: Relay) -> None:
     """Each due timer is called once, in the order of the times."""
-    called: list[str] = []
+    called_names: list[str] = []
     has_ended = threading.Event()
 
     def set_timers() -> None:
         start = now()
-        relay.at(start + 0.02, lambda: called.append("second"))
-        relay.at(start + 0.01, lambda: called.append("first"))
-        relay.at(start + 0.015, lambda: called.append("cancelled")).cancel()
+        relay.at(start + 0.02, lambda: called_names.append("second"))
+        relay.at(start + 0.01, lambda: called_names.append("first"))
+        relay.at(start + 0.015, lambda: called_names.append("cancelled")).cancel()
         relay.at(start + 0.03, has_ended.set)
 
     relay.post(set_timers)
     assert has_ended.wait(WAIT_TIMEOUT)
-    assert called == ["first", "second"]
+    assert called_names == ["first", "second"]
 
 
 def test_relay_without_work_makes_no_turn() -> None:
@@ -285,14 +285,14 @@ def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between 64 kB parts of a gzip body others are read, and a Stop ends it."""
-    packed = gzip.compress(event("x" * 1000) * 8_000, 9)
+    compressed = gzip.compress(event("x" * 1000) * 8_000, 9)
     head = OK + b"Content-Type: text/event-stream\r\n"
     may_send = threading.Event()
 
     def send_bomb(peer: Peer) -> None:
         peer.request()
-        length = b"Content-Length: %d\r\n" % (len(packed) + 1)
-        peer.send(head + b"Content-Encoding: gzip\r\n" + length + b"\r\n" + packed)
+        length = b"Content-Length: %d\r\n" % (len(compressed) + 1)
+        peer.send(head + b"Content-Encoding: gzip\r\n" + length + b"\r\n" + compressed)
         peer.wait_client_left()
 
     def send_plain(peer: Peer) -> None:
@@ -304,23 +304,23 @@ def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
 
     reads: list[tuple[int, int]] = []  # body, bytes
     bodies: list[int] = []
-    stopping, has_stopped = threading.Event(), threading.Event()
-    read = Body.read
+    is_stopping, has_stopped = threading.Event(), threading.Event()
+    original_read = Body.read
 
     def watched_read(self: Body) -> bytes:
         if threading.current_thread().name != "halt-relay":
-            return read(self)
+            return original_read(self)
         if id(self) not in bodies:
             bodies.append(id(self))
         number = bodies.index(id(self))
-        data = read(self)
+        data = original_read(self)
         reads.append((number, len(data)))
         turns = [body for body, _ in reads].count(1)
         if number == 1 and turns == 3:  # the other server sends now
             may_send.set()
             assert readable(descriptors[0])
         if number == 1 and turns == 10:
-            stopping.set()
+            is_stopping.set()
             assert has_stopped.wait(WAIT_TIMEOUT)
         return data
 
@@ -334,7 +334,7 @@ def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
         assert neighbour.reply is not None
         descriptors.append(neighbour.reply.fileno())
         run = generations.start(ChatRequest(HI))
-        assert stopping.wait(WAIT_TIMEOUT)
+        assert is_stopping.wait(WAIT_TIMEOUT)
         is_posted, post = threading.Event(), generations.relay.post
 
         def noting_post(work: Callable[[], None]) -> None:
@@ -529,7 +529,7 @@ def test_relay_turn_without_end_counts_as_a_failed_relay(
     generations = make(upstream)
     run = generations.start(ChatRequest(HI))
     upstream.reply().wait_reads()
-    monkeypatch.setattr(module, "STALL_MAX", 0.1)  # not before: a slow machine's turns are long
+    monkeypatch.setattr(module, "STALL_MAX", 0.1)  # set late: a slow machine's first turns are long
     may_continue = threading.Event()
 
     def block_relay() -> None:
@@ -586,7 +586,7 @@ def test_worker_with_a_failed_relay_is_replaced(
         server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")
         server.wait_printed(r"hread 0x[0-9a-f]+ \(most recent call first\)")
         server.wait_printed(r'halt/core/relay.py", line \d+ in _')
-        server.wait_printed("exited with code 70")  # what it had accepted is lost with it
+        server.wait_printed("exited with code 70")  # its accepted connections are closed with it
         events.close()
         replay = client.follow("kept-in-log").to_end()
         assert replay.text == "0 1 2 "
@@ -641,8 +641,8 @@ def test_child_process_has_its_own_relay(fake: FakeOpenAI) -> None:
             program.kill()
             pytest.fail(first_lines + program.stdout.read())
         assert first_lines == "in the child; in another ['halt-relay']\nforked\n"
-        stalled = next(record for record in fake.requests if record.body["model"] != "echo")
-        stalled.release()
+        stalled_record = next(record for record in fake.requests if record.body["model"] != "echo")
+        stalled_record.release()
         output, _ = program.communicate("\n", 3 * WAIT_TIMEOUT)
     assert output == "0 1 2 3 4 5 6 \nafter\n"
     assert program.returncode == 0

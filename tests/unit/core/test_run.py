@@ -275,7 +275,7 @@ def test_stop_racing_the_natural_end_gives_one_terminal_event(harness: RunHarnes
         assert run.state == ("cancelled" if is_stopped else "done")
         assert harness.ended == harness.released == [run]
         assert reply.finished + reply.closed <= 1
-        # All of the answer may be there before the Stop comes to the connection: that one is kept.
+        # The whole answer may have arrived before the Stop: then the connection is kept.
         assert run.connection.wait_closed(0) == ("closed" if reply.closed else "none")
         assert run.answer()[1] == "".join(text_of(e) for _, e in events)
         outcomes.add(run.state)
@@ -666,9 +666,9 @@ def test_limit_is_checked_after_arrived_text_is_read(
     """A limit is checked after arrived text is read: a stall of Halt ends no run whose model was
     not silent.
     """
-    skipped = [0.0]
+    skipped_seconds = [0.0]
     for module in (metrics, relay, run_module):
-        monkeypatch.setattr(module, "now", lambda: now() + skipped[0])
+        monkeypatch.setattr(module, "now", lambda: now() + skipped_seconds[0])
     run, reply, _ = harness.watched_run(gap_timeout=100.0)
     is_stalled, may_continue = threading.Event(), threading.Event()
 
@@ -679,7 +679,7 @@ def test_limit_is_checked_after_arrived_text_is_read(
     harness.relay.post(stall)
     assert is_stalled.wait(WAIT_TIMEOUT)
     reply.feed("b")
-    skipped[0] = 200.0  # the stall took longer than the limit
+    skipped_seconds[0] = 200.0  # the stall took longer than the limit
     may_continue.set()
     wait_until(lambda: run.log.last >= 2)
     assert (run.state, run.answer()) == ("running", (2, "ab"))

@@ -11,7 +11,7 @@ from halt.core.slots import Slots, number_of
 from tests.support.halt_server import ROOT
 from tests.support.waiting import wait_until
 
-#: Takes up to N of three places from a file, prints how many it got, and waits.
+#: Takes up to N of three places from a file, prints the number of places taken, and waits.
 TAKING_PROGRAM = """
 import sys
 from pathlib import Path

@@ -140,8 +140,8 @@ def test_tombstones_are_limited_to_the_newest(registry: ClockedRegistry) -> None
     """However many Stops come, the newest TOMBSTONES_MAX are kept."""
     for number in range(TOMBSTONES_MAX + 10):
         registry.press(f"id-{number}", None)
-    claimed = [registry.claim(f"id-{n}", Stream().switch) for n in range(TOMBSTONES_MAX + 10)]
-    assert claimed == [True] * 10 + [False] * TOMBSTONES_MAX
+    claims = [registry.claim(f"id-{n}", Stream().switch) for n in range(TOMBSTONES_MAX + 10)]
+    assert claims == [True] * 10 + [False] * TOMBSTONES_MAX
 
 
 def test_tombstones_expired_are_removed_by_the_next_stop(registry: ClockedRegistry) -> None:

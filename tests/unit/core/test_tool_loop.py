@@ -169,7 +169,7 @@ def test_relay_reads_every_rounds_text(harness: ToolHarness) -> None:
     upstream = harness.upstreams[0]
     ask(reply, "x", tool="held")
     harness.gate.wait_running()
-    wait_until(lambda: run.log.waiting == 1)  # the reader shows what comes, heartbeats too
+    wait_until(lambda: run.log.waiting == 1)  # the reader waits at the log, as for heartbeats
     harness.gate.open.set()
     second = upstream.reply(1)
     second.feed("b")

@@ -119,8 +119,8 @@ def test_tool_without_parameters_accepts_empty_arguments() -> None:
 def test_tool_schema_leaves_out_the_event_parameter() -> None:
     """A parameter of type Event gets the call's own; one that is named `stop` is a parameter."""
 
-    def tool(stop: str, ending: threading.Event) -> str:
-        ending.set()
+    def tool(stop: str, abandoned: threading.Event) -> str:
+        abandoned.set()
         return stop
 
     event = threading.Event()
@@ -330,19 +330,19 @@ def test_abort_ends_the_wait_for_running_tools() -> None:
     """An abort sets every Event and ends the wait, also for a tool that does not check
     its Event.
     """
-    running, gate = threading.Semaphore(0), threading.Event()
+    running_calls, gate = threading.Semaphore(0), threading.Event()
     events: list[threading.Event] = []
 
     def stubborn(abandoned: threading.Event) -> str:
         events.append(abandoned)
-        running.release()
+        running_calls.release()
         gate.wait(WAIT_TIMEOUT)
         return ""
 
     tool_round = Toolbox([stubborn]).round([ToolCall(f"c{n}", "stubborn", "") for n in range(2)])
     waiting_call = BackgroundCall(lambda: list(tool_round.results()))
-    assert running.acquire(timeout=WAIT_TIMEOUT)
-    assert running.acquire(timeout=WAIT_TIMEOUT)
+    assert running_calls.acquire(timeout=WAIT_TIMEOUT)
+    assert running_calls.acquire(timeout=WAIT_TIMEOUT)
     tool_round.abort()
     waiting_call.end()
     assert waiting_call.result == []
@@ -436,8 +436,10 @@ def test_result_racing_time_limit_and_abort_comes_once() -> None:
             else [lambda: count_results(tool_round)]
         )
         result_count = together(*calls)[0]
-        finished = tool_round.finished_results
-        assert len(finished) == len({result.id for result in finished}) >= result_count
+        finished_results = tool_round.finished_results
+        assert (
+            len(finished_results) == len({result.id for result in finished_results}) >= result_count
+        )
         assert number % 2 or result_count == 3
 
 
@@ -466,8 +468,8 @@ def test_halt_tools_setting_refuses_an_unknown_tool() -> None:
 
 def test_builtin_tools_have_descriptions() -> None:
     """Each tool and each of its parameters has a description for the model."""
-    for spec in Toolbox(BUILTIN_TOOLS.values()).specs:
-        function = spec["function"]
+    for tool_spec in Toolbox(BUILTIN_TOOLS.values()).specs:
+        function = tool_spec["function"]
         assert function["description"]
         assert function["parameters"]
         assert all("description" in p for p in function["parameters"]["properties"].values())

@@ -23,7 +23,7 @@ from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
-    """A Halt as in a program. Afterwards no thread of it is left."""
+    """A Halt as in a program; afterwards none of its threads is running."""
     with Halt(config=library_halt.fake_config(fake)) as halt:
         yield halt
     wait_no_threads()
@@ -36,7 +36,7 @@ async def collect(stream: AsyncStream[Event]) -> list[Event]:
 
 
 async def first_text(stream: AsyncStream[Event], has_text: asyncio.Event) -> None:
-    """Read to the end, and set `begun` at the first text."""
+    """Read to the end, and set `has_text` at the first text."""
     async for event in stream:
         if isinstance(event, Content):
             has_text.set()
@@ -82,9 +82,9 @@ def test_aiter_during_silence_leaves_the_loop_running(program: Halt, fake: FakeO
 
     async def main() -> Any:
         gen = program.generate("x", model="stall?n=1&rest=1")
-        begun = asyncio.Event()
-        task = asyncio.create_task(first_text(gen.aiter(), begun))
-        await begun.wait()
+        has_text = asyncio.Event()
+        task = asyncio.create_task(first_text(gen.aiter(), has_text))
+        await has_text.wait()
         fake.wait_request().release()
         await task
         return await gen.aresult()
@@ -200,16 +200,16 @@ def test_task_group_failure_stops_its_generations(program: Halt, fake: FakeOpenA
 
     async def main() -> list[str]:
         members = [program.generate("x", model="stall?n=1") for _ in range(3)]
-        begun = [asyncio.Event() for _ in members]
+        text_events = [asyncio.Event() for _ in members]
 
         async def fails() -> None:
-            for each in begun:
-                await each.wait()
+            for event in text_events:
+                await event.wait()
             raise ZeroDivisionError
 
         async def grouped() -> None:
             async with asyncio.TaskGroup() as group:
-                for gen, event in zip(members, begun, strict=True):
+                for gen, event in zip(members, text_events, strict=True):
                     group.create_task(first_text(gen.aiter(), event))
                 group.create_task(fails())
 
@@ -261,9 +261,9 @@ def test_aclose_stops_the_generation_and_may_be_repeated(program: Halt) -> None:
 
     async def main() -> None:
         gen = program.generate("x", model="stall?n=1")
-        stream, begun = gen.aiter(), asyncio.Event()
-        task = asyncio.create_task(first_text(stream, begun))
-        await begun.wait()
+        stream, has_text = gen.aiter(), asyncio.Event()
+        task = asyncio.create_task(first_text(stream, has_text))
+        await has_text.wait()
         await stream.aclose()
         await task
         await stream.aclose()

@@ -52,7 +52,7 @@ NUMBERS = "".join(f"{n} " for n in range(20))
 
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
-    """A Halt as in a program. Afterwards no thread of it is left."""
+    """A Halt as in a program; afterwards none of its threads is running."""
     with Halt(config=fake_config(fake)) as halt:
         yield halt
     wait_no_threads()
@@ -226,10 +226,10 @@ def test_ctrl_c_during_a_wait_stops_the_generation(method_name: str) -> None:
     upstream = ScriptedUpstream()
     with scripted_halt(upstream) as program:
         gen = program.generate("x")
-        interrupting = BackgroundCall(lambda: interrupt_in(EventLog.wait.__code__))
+        interrupt_call = BackgroundCall(lambda: interrupt_in(EventLog.wait.__code__))
         with pytest.raises(KeyboardInterrupt):
             gen.result() if method_name == "result" else list(gen)
-        interrupting.end()
+        interrupt_call.end()
         assert gen.state == "cancelled"
         assert upstream.reply().over.wait(WAIT_TIMEOUT)
     wait_no_threads()
@@ -474,10 +474,10 @@ def state_much_later(program: Halt, stream_id: str) -> str:
     run = generations.run(stream_id, None)
 
     def check_limits() -> None:
-        checked = threading.Event()
+        has_checked = threading.Event()
         run.check_limits_soon()
-        generations.relay.post(checked.set)
-        assert checked.wait(WAIT_TIMEOUT)
+        generations.relay.post(has_checked.set)
+        assert has_checked.wait(WAIT_TIMEOUT)
 
     check_limits()  # the relay notices a viewer that has just left
     run.watched_at -= 1000.0
@@ -528,7 +528,7 @@ def test_close_interrupts_all_generations_and_leaves_no_thread(fake: FakeOpenAI)
     thread."""
     callbacks, program = RecordedCallbacks(), Halt(config=fake_config(fake))
     silent_generation = program.generate("x", model="silent_headers")
-    stalled = program.generate("x", model="stall?n=2", **callbacks.all())
+    stalled_generation = program.generate("x", model="stall?n=2", **callbacks.all())
     waiting_call = BackgroundCall(silent_generation.result)
     wait_until(lambda: callbacks.text == "0 1 ")
     program.close()
@@ -537,7 +537,7 @@ def test_close_interrupts_all_generations_and_leaves_no_thread(fake: FakeOpenAI)
     fault = waiting_call.end()
     assert isinstance(fault, GenerationError)
     assert (fault.code, callbacks.calls[-1][1].code) == ("interrupted", "interrupted")
-    assert complete_text(list(stalled)) == "0 1 "
+    assert complete_text(list(stalled_generation)) == "0 1 "
     program.close()
     wait_no_threads()
     assert all(record.closed.wait(WAIT_TIMEOUT) for record in fake.requests)

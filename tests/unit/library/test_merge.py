@@ -32,7 +32,7 @@ LETTERS = "abcdefghij"
 
 @pytest.fixture
 def program(fake: FakeOpenAI) -> Iterator[Halt]:
-    """A Halt as in a program. Afterwards no thread of it is left."""
+    """A Halt as in a program; afterwards none of its threads is running."""
     with Halt(config=library_halt.fake_config(fake)) as halt:
         yield halt
     wait_no_threads()
@@ -75,7 +75,7 @@ class StepwiseFollowers(Followers):
 
 
 class Consumer:
-    """A consumer in its own thread, and the events that it got, in order."""
+    """A consumer in its own thread, and the events that it has received, in order."""
 
     def __init__(self, merged: Merged) -> None:
         self.events: list[tuple[str, Event]] = []
@@ -200,11 +200,11 @@ def test_ctrl_c_right_before_the_wait_raises_at_once(program: Halt) -> None:
             outcomes.append(has_raised.wait(WAIT_TIMEOUT))
             merged.stop()
 
-        pressing = BackgroundCall(press_ctrl_c)
+        press_call = BackgroundCall(press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             next(iter(merged))
         has_raised.set()
-        pressing.end()
+        press_call.end()
     assert outcomes == [True]
 
 

@@ -217,7 +217,7 @@ def test_head_in_single_bytes_takes_linear_time() -> None:
     """
     incoming = RequestBuffer()
     head = b"GET / HTTP/1.1\r\nX: " + b"a" * 60_000
-    started = time.process_time()
+    start = time.thread_time()
     for offset in range(len(head)):
         incoming.feed(head[offset : offset + 1])
-    assert time.process_time() - started < 1
+    assert time.thread_time() - start < 1

@@ -170,7 +170,7 @@ def test_service_is_ready_once_a_worker_serves(
 
 
 def suspend_process(process: int) -> None:
-    """Stop a process, and return once it runs no more."""
+    """Suspend a process; return once it does not run any more."""
     os.kill(process, signal.SIGSTOP)
     stat = Path(f"/proc/{process}/stat")
     wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", SERVER_TIMEOUT)
@@ -360,10 +360,10 @@ def test_image_health_check_fails_where_nothing_listens(image: Image, halt: Halt
     command = json.loads(image.last["HEALTHCHECK"].partition("CMD ")[2])
     assert command[0] == "python"
     for port, is_healthy in ((halt.port, True), (free_port(), False)):
-        checked = subprocess.run(
+        result = subprocess.run(
             [sys.executable, *command[1:]],
             env={"PORT": str(port)},
             capture_output=True,
             check=False,
         )
-        assert (checked.returncode == 0) == is_healthy, checked.stderr
+        assert (result.returncode == 0) == is_healthy, result.stderr

@@ -127,7 +127,9 @@ def test_reset_before_100_continue_does_not_end_the_worker(halt: ThreadLimitHalt
     """The worker and its streams survive a reset that arrives with `Expect: 100-continue`."""
     process = worker(halt)
     with socket.create_connection((halt.host, halt.port)) as client:
-        assert halt.client().get("/pid").status == 200  # the worker has accepted the one before
+        assert (
+            halt.client().get("/pid").status == 200
+        )  # the worker has accepted the earlier connection
         os.kill(process, signal.SIGSTOP)
         try:
             client.sendall(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
@@ -173,7 +175,7 @@ def test_slow_client_gets_its_whole_response_and_the_next_one(halt: ThreadLimitH
     """A slow client gets all of its response, and its connection serves the pipelined request."""
     with connect(halt, b"GET /large HTTP/1.1\r\n\r\n") as client:
         client.sendall(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert halt.client().get("/pid").status == 200  # the first one has filled the network
+        assert halt.client().get("/pid").status == 200  # the first response has filled the buffers
         assert len(receive_until(client, b"\r\n\r\n%d" % worker(halt))) > LARGE
 
 

@@ -32,7 +32,7 @@ CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "tex
 
 
 @pytest.mark.parametrize(
-    ("given_file", "product"),
+    ("file_content", "product"),
     [
         ([{"title": "Sky", "create_time": 1.0, "mapping": {"a": {"id": "a"}}}], "ChatGPT"),
         ({"title": "Sky", "mapping": {}, "current_node": "a"}, "ChatGPT"),
@@ -46,12 +46,14 @@ CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "tex
         ({"data": {"chats": [{"conversationId": "a"}]}}, "LibreChat"),
     ],
 )
-def test_import_of_another_products_export_names_the_product(given_file: Any, product: str) -> None:
+def test_import_of_another_products_export_names_the_product(
+    file_content: Any, product: str
+) -> None:
     """An import of another product's export is refused: the error names the product and the format
     that Halt reads.
     """
     with pytest.raises(RequestError) as error_info:
-        read(msgspec.json.encode(given_file))
+        read(msgspec.json.encode(file_content))
     assert str(error_info.value) == (
         f"This file can't be imported: it looks like an export of {product}. "
         "Halt reads JSON files that it has exported itself."
@@ -216,16 +218,16 @@ def test_import_reads_conversations_up_to_the_limit(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1])
 def test_export_in_pieces_equals_the_whole_file(count: int) -> None:
     """The pieces of an export join to the whole file, also where texts look like its syntax."""
-    trap = '"messages":[]'
+    misleading_text = '"messages":[]'
     conversation = PortableConversation(
         "abcdefgh",
-        trap,
-        [PortableMessage(n + 1, "user", trap) for n in range(count)],
-        settings=PortableSettings(system_prompt=trap),
+        misleading_text,
+        [PortableMessage(n + 1, "user", misleading_text) for n in range(count)],
+        settings=PortableSettings(system_prompt=misleading_text),
     )
-    written = b"".join(to_json([conversation, conversation]))
+    exported = b"".join(to_json([conversation, conversation]))
     assert (
-        json.loads(written)["conversations"] == [json.loads(msgspec.json.encode(conversation))] * 2
+        json.loads(exported)["conversations"] == [json.loads(msgspec.json.encode(conversation))] * 2
     )
     assert all(len(piece) < 70 * PIECE + 200 for piece in to_json([conversation]))
 
@@ -298,7 +300,7 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "indexed"),
+    ("text", "indexed_text"),
     [
         ("word " * 10, None),
         ("wörd " * (INDEXED_MAX // 5), None),
@@ -307,9 +309,11 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
         ("中文 " * INDEXED_MAX, (" 中文 文  " * INDEXED_MAX)[:INDEXED_MAX]),
     ],
 )
-def test_search_index_holds_the_first_part_of_a_long_text(text: str, indexed: str | None) -> None:
+def test_search_index_holds_the_first_part_of_a_long_text(
+    text: str, indexed_text: str | None
+) -> None:
     """Of a long text the first INDEXED_MAX characters are indexed."""
-    assert trigrams(text) == indexed
+    assert trigrams(text) == indexed_text
 
 
 def test_snippet_is_searched_in_the_indexed_part_alone() -> None:

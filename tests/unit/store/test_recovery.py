@@ -235,14 +235,14 @@ def test_later_server_replays_ended_streams_exactly(
     """A later server replays a finished and a stopped stream event for event."""
     first = start_halt(fake, HALT_DATA=tmp_path)
     client = first.client()
-    finished = client.chat("count?n=30").to_end()
+    finished_stream = client.chat("count?n=30").to_end()
     stopped_stream = client.chat("count?n=100000&gap_ms=5").until_text("9 ")
     client.stop(stopped_stream.id)
     stopped_stream.to_end()
     first.terminate()
     assert first.wait() == 0
     client = start_halt(fake, HALT_DATA=tmp_path).client()
-    for events in (finished, stopped_stream):
+    for events in (finished_stream, stopped_stream):
         assert client.follow(events.id, 0).to_end().seen == events.seen
         wait_until(partial(is_over, client, events.id), SERVER_TIMEOUT)
 
@@ -439,10 +439,10 @@ def test_concurrent_recoveries_end_each_generation_once(harness: WriterHarness) 
         wait_until(lambda: saved_events(harness.folder, generation.id) == 2, SERVER_TIMEOUT)
     databases = [open_database(harness.folder) for _ in range(4)]
     counts: list[int] = []
-    started = threading.Barrier(len(databases))
+    start_barrier = threading.Barrier(len(databases))
 
     def recover(database: Database) -> None:
-        started.wait(WAIT_TIMEOUT)
+        start_barrier.wait(WAIT_TIMEOUT)
         counts.append(Replay(Store(database).generations, lambda worker: False).recover())
 
     threads = [threading.Thread(target=recover, args=(database,)) for database in databases]
@@ -557,8 +557,8 @@ def test_worker_counts_as_dead_during_its_recovery(tmp_path: Path) -> None:
 
 def test_concurrent_sweeps_recover_each_dead_worker_once(tmp_path: Path) -> None:
     """Of concurrent sweeps one recovers each dead worker, and no file of it is left."""
-    recovered: list[str] = []
-    live_workers = [Membership(tmp_path, recovered.append) for _ in range(3)]
+    recovered_names: list[str] = []
+    live_workers = [Membership(tmp_path, recovered_names.append) for _ in range(3)]
     for member in live_workers:
         member.begin()
     run = tmp_path / "run"
@@ -566,7 +566,7 @@ def test_concurrent_sweeps_recover_each_dead_worker_once(tmp_path: Path) -> None
     for name in dead_names:
         (run / f"{name}.lock").touch()
     together(*(worker.sweep for worker in live_workers))
-    assert sorted(recovered) == sorted(dead_names)
+    assert sorted(recovered_names) == sorted(dead_names)
     assert {path.stem for path in run.glob("*.lock")} == {worker.name for worker in live_workers}
     assert not list(run.glob("*.cleanup"))
     for member in live_workers:
@@ -578,8 +578,8 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
 ) -> None:
     """Workers whose run folder is deleted recover no live worker, log it once and create it
     again."""
-    recovered: list[str] = []
-    first, second, third = (Bus(Membership(tmp_path, recovered.append)) for _ in range(3))
+    recovered_names: list[str] = []
+    first, second, third = (Bus(Membership(tmp_path, recovered_names.append)) for _ in range(3))
     run = tmp_path / "run"
     numbers = itertools.count(1)
 
@@ -610,7 +610,7 @@ def test_workers_with_deleted_files_stay_alive_and_create_them_again(
     assert third.membership.is_alive(first.membership.name)
     third.membership.watch()
     wait_until(lambda: has_files(first) and has_files(second), SERVER_TIMEOUT)
-    assert recovered == []
+    assert recovered_names == []
     for store in (first, second, third):
         store.close()
 

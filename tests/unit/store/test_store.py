@@ -209,8 +209,10 @@ def test_prompt_of_an_unwatched_answer_is_kept(chat: Chat, is_regeneration: bool
         chat.last_exchange().answer,
         chat.last_exchange().state,
     ) == ("Why?", "", "stopped")
-    draft = chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
-    assert draft == (None if is_regeneration else "Why?")
+    discarded_prompt = chat.store.turns.discard(
+        chat.name, chat.owner, chat.last_exchange().answer_id
+    )
+    assert discarded_prompt == (None if is_regeneration else "Why?")
     assert chat.exchanges() == ([("Why?", "So.")] if is_regeneration else [])
 
 
@@ -373,8 +375,8 @@ def test_concurrent_prompts_add_one_exchange(store: Store) -> None:
 
     for repeat in range(30):
         name = f"c{repeat}"
-        accepted = together(partial(send, name, 1), partial(send, name, 2))
-        assert sorted(accepted) == [False, True]
+        outcomes = together(partial(send, name, 1), partial(send, name, 2))
+        assert sorted(outcomes) == [False, True]
         assert len(store.conversations.get(name, "anna").exchanges) == 1
 
 
@@ -1237,13 +1239,13 @@ def test_import_corrects_impossible_values(store: Store) -> None:
 
 def test_import_without_a_selection_selects_the_last_messages(store: Store) -> None:
     """Without a selection the last messages are selected; a blank title is replaced."""
-    written = [
+    messages = [
         PortableMessage(1, "user", "Hello?"),
         PortableMessage(2, "assistant", "Yes?", parent=1),
         PortableMessage(3, "assistant", "Hello.", parent=1),
     ]
     for name, selected_ids, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
-        store.transfer.import_("anna", [PortableConversation(name, "  ", written, selected_ids)])
+        store.transfer.import_("anna", [PortableConversation(name, "  ", messages, selected_ids)])
         (exchange,) = store.conversations.get(name, "anna").exchanges
         assert (exchange.prompt, exchange.answer) == ("Hello?", answer)
     assert [item.title for item in store.conversations.summaries("anna").items] == [
@@ -1258,8 +1260,8 @@ def test_export_of_a_running_answer_contains_its_saved_text(store: Store, chat: 
     stream_id = chat.continue_answer()
     events = [(1.0, Content("two ")), (2.0, Content("three"))]
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
-    (exported,) = store.transfer.export("anna", chat.name)
-    assert [(message.content, message.state) for message in exported.messages] == [
+    (conversation,) = store.transfer.export("anna", chat.name)
+    assert [(message.content, message.state) for message in conversation.messages] == [
         ("Hello?", "done"),
         ("One two three", "interrupted"),
     ]
@@ -1269,10 +1271,10 @@ def test_import_that_fails_midway_adds_nothing(store: Store) -> None:
     """After an import that failed midway its conversations are in no list, search or export."""
     chat = Chat(store)
     chat.add_exchange("zebra", "1")
-    (exported,) = store.transfer.export("anna")
+    (exported_conversation,) = store.transfer.export("anna")
 
     def failing_import() -> Iterator[PortableConversation]:
-        yield exported
+        yield exported_conversation
         raise RuntimeError("the middle")
 
     with pytest.raises(RuntimeError):
@@ -1299,11 +1301,12 @@ def test_import_writes_long_conversations_in_several_transactions(
     event.listen(store.database.engine, "commit", transactions.append)
     (name,) = store.transfer.import_("bert", [conversation])
     assert len(transactions) >= steps
-    (imported,) = store.transfer.export("bert", name)
-    assert [(message.role, message.content, message.parent) for message in imported.messages] == [
-        (message.role, message.content, message.parent) for message in conversation.messages
-    ]
-    assert imported.chosen == conversation.chosen
+    (imported_conversation,) = store.transfer.export("bert", name)
+    assert [
+        (message.role, message.content, message.parent)
+        for message in imported_conversation.messages
+    ] == [(message.role, message.content, message.parent) for message in conversation.messages]
+    assert imported_conversation.chosen == conversation.chosen
 
 
 def test_sweep_during_an_import_keeps_its_conversation(store: Store) -> None:
@@ -1422,8 +1425,8 @@ def test_token_usage_sums_reported_and_estimated_tokens(store: Store, chat: Chat
     chat.add_exchange("a", "1", terminal)
     chat.add_exchange("b", "2", terminal)
     assert chat.last_exchange().usage == Usage(5, 7)
-    estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
-    chat.end(chat.regenerate(), "x", estimated)
+    estimated_end = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
+    chat.end(chat.regenerate(), "x", estimated_end)
     assert chat.last_exchange().usage == Usage(0, 3, True)
     total = Usage(10, 17, True)
     assert store.conversations.token_usage(chat.name, chat.owner) == chat.read().usage == total
@@ -1436,12 +1439,12 @@ def test_token_usage_sums_reported_and_estimated_tokens(store: Store, chat: Chat
 def test_late_usage_of_a_provider_replaces_the_estimate(store: Store, chat: Chat) -> None:
     """A late count replaces a stopped answer's estimate; a running or unknown stream is
     unchanged."""
-    estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
+    estimated_end = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
     stream_id = chat.ask("a")
     usage = {"prompt_tokens": 5, "completion_tokens": 40}
     store.generations.count(stream_id, usage)
     store.generations.count("unknown", usage)
-    chat.end(stream_id, "x", estimated)
+    chat.end(stream_id, "x", estimated_end)
     assert chat.last_exchange().usage == Usage(0, 3, True)
     store.generations.count(stream_id, usage)
     assert (
@@ -1622,7 +1625,7 @@ def test_generation_of_another_worker_with_the_same_id_is_not_saved(
 ) -> None:
     """A second generation with the same ID of another worker is not saved, and the log says so.
 
-    The first one keeps its events. The store could not be asked for the ID when the second began.
+    The first one keeps its events. The store did not answer when the ID of the second one was checked.
     """
     own_batch = Batch(
         new=(new_generation("an-id"),),

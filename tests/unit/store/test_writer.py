@@ -106,7 +106,7 @@ class MemoryStore:
 
 
 class WriterHarness:
-    """A store writer with a `Shelf`, and generations whose events a test appends."""
+    """A store writer with a `MemoryStore`, and generations whose events a test appends."""
 
     def __init__(self) -> None:
         self.store = MemoryStore()
@@ -284,23 +284,29 @@ def test_unsavable_generation_delays_no_other_generation(harness: WriterHarness)
         return ValueError("it cannot be encoded") if has_bad_generation else None
 
     harness.store.fault = fault
-    failing, working = harness.begin("the-bad-one"), harness.begin("the-good-one")
-    add(working, "text")
-    harness.end(working)
+    failing_generation, working_generation = (
+        harness.begin("the-bad-one"),
+        harness.begin("the-good-one"),
+    )
+    add(working_generation, "text")
+    harness.end(working_generation)
     assert harness.store_writer.wait_written("the-good-one", WAIT_TIMEOUT)
     assert harness.store_writer.wait_written("the-bad-one", WAIT_TIMEOUT)
     assert harness.store.text("the-good-one") == "text"
     assert harness.store.end_event("the-good-one").answer == "text"
-    assert failing.log.ended is None
+    assert failing_generation.log.ended is None
     harness.store.wait_for_change(lambda: "the-bad-one" in harness.store.interrupted)
 
 
 def test_unreadable_generation_delays_no_other_generation(harness: WriterHarness) -> None:
     """A generation whose events cannot be read is interrupted, and the others are written."""
-    failing, working = harness.begin("the-bad-one"), harness.begin("the-good-one")
-    failing.log.append(Content("without a time"))
-    add(working, "text")
-    harness.end(working)
+    failing_generation, working_generation = (
+        harness.begin("the-bad-one"),
+        harness.begin("the-good-one"),
+    )
+    failing_generation.log.append(Content("without a time"))
+    add(working_generation, "text")
+    harness.end(working_generation)
     assert harness.store_writer.wait_written("the-good-one", WAIT_TIMEOUT)
     assert harness.store.text("the-good-one") == "text"
     harness.store.wait_for_change(lambda: "the-bad-one" in harness.store.interrupted)
@@ -449,7 +455,7 @@ def test_close_with_a_broken_store_returns_false_in_time(harness: WriterHarness)
 
 
 class Service(WriterHarness):
-    """A service on a scripted upstream whose generations are saved in a `Shelf`."""
+    """A service on a scripted upstream whose generations are saved in a `MemoryStore`."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()

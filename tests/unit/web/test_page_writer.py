@@ -110,7 +110,7 @@ def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:
 
 
 def messages(run: Run, template: Template, last_seen: int = 0) -> list[str]:
-    """The messages to a page that follows from there, one for each event."""
+    """The messages to a page that has the events up to `last_seen`, one for each later event."""
     writer = PageWriter(run, last_seen, template, AnswerProgress(), RENDERER)
     return [
         message(writer, [event]) for event in run.log.read(last_seen) if not is_terminal(event[1])

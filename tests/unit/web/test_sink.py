@@ -93,7 +93,7 @@ class SinkHarness:
 
 @dataclass
 class ServedClient:
-    """A client and its server side. `waiting` is the request's thread."""
+    """A client and its server side. `waiting_call` is the request's thread."""
 
     sink: Sink
     client: socket.socket
@@ -601,8 +601,8 @@ def test_stuck_client_is_dropped_and_resumes(shared_fake: FakeOpenAI, big: str) 
         assert b"[DONE]" not in received
         # A part of an event at the end of the last frame is no event.
         newest = max(map(int, re.findall(rb"^id: (\d+)\n.*\n\n", received, re.MULTILINE)))
-        resumed = server.client().follow(stream_id, newest).to_end()
-        assert int(resumed.seen[0].id) == newest + 1
-        assert BIG.endswith(resumed.text)
+        resumed_stream = server.client().follow(stream_id, newest).to_end()
+        assert int(resumed_stream.seen[0].id) == newest + 1
+        assert BIG.endswith(resumed_stream.text)
     finally:
         server.close()

@@ -105,21 +105,21 @@ def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
 ) -> None:
     """A worker that leaves ends its readers of another worker's stream with a whole response."""
     monkeypatch.setattr("halt.cluster.service.LEAVE_GRACE", -1.0)
-    producer, leaving = start_worker(), start_worker()
+    producer, leaving_worker = start_worker(), start_worker()
     run, _ = producer.start("a-stream", *([BIG] * 60 if is_behind else ["one "]))
-    remote = leaving.service.get("a-stream", None)
+    remote = leaving_worker.service.get("a-stream", None)
     server, client = ends
-    with make_event_stream(leaving.service, remote) as stream:
+    with make_event_stream(leaving_worker.service, remote) as stream:
         sink = Sink(stream, response(server))
         waiting_call = BackgroundCall(sink.wait)
         if is_behind:
             wait_until(lambda: is_full(server))
         else:
             receive_until(client, b'"one "}\n\n\r\n')
-        leaving.workers.leave()
+        leaving_worker.workers.leave()
         if is_behind:
             posts_are_done = threading.Event()
-            leaving.service.relay.post(posts_are_done.set)
+            leaving_worker.service.relay.post(posts_are_done.set)
             assert posts_are_done.wait(WAIT_TIMEOUT)
             client.setblocking(False)
             received = 0

@@ -207,11 +207,11 @@ def test_events_of_a_stream_follow_the_answer_to_its_start(
     feed = follow_run(busy_run, client.wire)
     take = feed.take
 
-    def start(most: int) -> tuple[bytes, int]:
+    def start(max_events: int) -> tuple[bytes, int]:
         monkeypatch.undo()
         client.wire.send(frame(TEXT, encode({"answer": 200})))
         follow_run(late_run, client.wire)
-        return take(most)
+        return take(max_events)
 
     monkeypatch.setattr(feed, "take", start)
     busy_run.log.append(Content("x"))
@@ -314,7 +314,7 @@ def test_exception_in_a_frame_ends_one_socket(
     failing_feed = follow_run(run, client.wire)
     fault = ValueError("made for a test")
 
-    def fail(most: int) -> tuple[bytes, int]:
+    def fail(max_events: int) -> tuple[bytes, int]:
         raise fault
 
     monkeypatch.setattr(failing_feed, "take", fail)
