@@ -173,15 +173,15 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
     )
     for first_ms in FIRST_MS:
         with_delay = [t for t in turns if t.first_ms == first_ms]
-        shown = [t.shown for t in with_delay]
+        delays = [t.shown for t in with_delay]
         painted = number(median(t.painted for t in with_delay))
         yield at_most(
             f"Page: Enter → first text, less the upstream's own {first_ms} ms, p50",
-            median(shown),
+            median(delays),
             25,
             15,
             " ms",
-            f"{number(median(shown))} ms (p99 {number(percentile(shown, 99))}; "
+            f"{number(median(delays))} ms (p99 {number(percentile(delays, 99))}; "
             f"next frame {painted})",
             note,
         )

@@ -75,15 +75,17 @@ def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[R
     )
     figure = f"{streams:,} streams x {RATE}/s in one process: {name}"
     ends = f"{facts['whole']} of {streams} whole; {busy([facts])}"
-    shown = f"{number(facts['p50'])} / {number(facts['p99'])} ms"
+    latency_text = f"{number(facts['p50'])} / {number(facts['p99'])} ms"
     (target, goal), latency_goals, memory_goals = GOALS[streams]
     if name != "Halt":
-        measured_as = f"{speed:,.0f} tokens/s, {shown}, {memory.peak:.0f} MB; {ends}"
+        measured_as = f"{speed:,.0f} tokens/s, {latency_text}, {memory.peak:.0f} MB; {ends}"
         yield without_target(f"{figure}, tokens/s, p50 / p99, memory", measured_as, note)
         return
     row = at_least(f"{figure}, tokens/s", speed, target, goal, f"{speed:,.0f} ({ends})", note=note)
     yield row if facts["whole"] == streams else replace(row, met=False, goal_met=False)
-    yield at_most(f"{figure}, latency p50 / p99", facts["p99"], *latency_goals, " ms", shown, note)
+    yield at_most(
+        f"{figure}, latency p50 / p99", facts["p99"], *latency_goals, " ms", latency_text, note
+    )
     if memory_goals is not None:
         yield at_most(f"{figure}, memory", memory.peak, *memory_goals, " MB", note=note)
     else:
