@@ -425,6 +425,24 @@ def test_unusual_values_are_passed_on(
     assert {name: sent.get(name, "none") for name in fields} == fields
 
 
+def test_answers_have_the_fields_of_openai(halt: HaltServer) -> None:
+    """A whole answer and each chunk have exactly OpenAI's fields, and Halt's own in `halt`."""
+    request = {"model": "count?n=2", "messages": user_message()}
+    whole = halt.client().post(PATH, request).json
+    assert whole.keys() == {"id", "object", "created", "model", "choices", "usage", "halt"}
+    (choice,) = whole["choices"]
+    assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+    assert choice["message"] == {"role": "assistant", "content": numbers(2), "refusal": None}
+    data = halt.client().post(PATH, {**request, "stream": True}).body.decode()
+    chunks = [json.loads(line[6:]) for line in data.splitlines() if line.startswith("data: {")]
+    assert len(chunks) == 3
+    for chunk in chunks:
+        assert chunk.keys() - {"halt"} == {"id", "object", "created", "model", "choices"}
+        (choice,) = chunk["choices"]
+        assert choice.keys() == {"index", "delta", "logprobs", "finish_reason"}
+        assert choice["delta"].keys() <= {"role", "content"}
+
+
 def test_request_without_a_model_uses_the_default(halt: HaltServer) -> None:
     """A request without a model is answered by the default one, as llama.cpp does."""
     answer = halt.client().post(PATH, {"model": "", "messages": user_message()})

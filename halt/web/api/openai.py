@@ -108,7 +108,7 @@ def completion_object(run: Run, answer: Answer, *, functions: bool) -> dict[str,
         **extras.delta,
         "role": "assistant",
         "content": answer.content,
-        "error_response": None,
+        "refusal": None,
     }
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
