@@ -37,7 +37,8 @@ from halt.providers.chat_completions import ChatDecoder
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.http1 import INFLATED_MAX, Body
-from tests.support.halt_server import HaltServer, halt_environment
+from tests.support.faulty_server import FaultyServer
+from tests.support.halt_server import halt_environment
 from tests.support.library_halt import fake_config, halt_threads
 from tests.support.raw_server import OK, Peer, RawServer
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream, text_part
@@ -559,12 +560,6 @@ def test_keeper_gives_the_relay_up_after_two_looks_at_one_long_turn(
         generations.keeper.tick()
     assert generations.draining
     assert caplog.text.count("the relay has failed") == 1
-
-
-class FaultyServer(HaltServer):
-    """Halt whose relay fails on request."""
-
-    command = ("-m", "gunicorn", "tests.support.faulty_app:app")
 
 
 @pytest.mark.parametrize("cause", ["raise", "stall"])

@@ -30,6 +30,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.web import sink
 from halt.web.event_stream import EventStream, json_frames
 from halt.web.sink import GROUP_CHARS, Sink
+from tests.support.faulty_server import FaultyServer
 from tests.support.halt_server import HaltServer, new_id, request_record
 from tests.support.scripted_upstream import HI, ScriptedReply, ScriptedUpstream
 from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, BackgroundCall, wait_until
@@ -577,12 +578,6 @@ def test_middleware_around_the_body_gets_every_piece(
         assert body.endswith(b"data: [DONE]\n\n")
     finally:
         server.close()
-
-
-class FaultyServer(HaltServer):
-    """Halt whose relay waits for a stuck client as long as a test sets."""
-
-    command = ("-m", "gunicorn", "tests.support.faulty_app:app")
 
 
 def test_stuck_client_is_dropped_and_resumes(shared_fake: FakeOpenAI, big: str) -> None:
