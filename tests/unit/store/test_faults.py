@@ -26,6 +26,7 @@ from sqlalchemy import event, text, update
 from halt.config.settings import ConfigError
 from halt.core.events import Content
 from halt.errors import StoreUnavailable, Unstorable
+from halt.store import admission
 from halt.store import database as database_module
 from halt.store.batches import Batch, Chunk
 from halt.store.database import Database, make_engine
@@ -36,6 +37,7 @@ from tests.resilience.servers import Postgres
 from tests.support.halt_server import ROOT, refused_start
 from tests.support.races import together
 from tests.support.stores import DATABASES, POSTGRES, Chat, Databases, open_store, postgres_schema
+from tests.support.waiting import WAIT_TIMEOUT
 
 needs_postgres = pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
 SENTENCE = re.compile(
@@ -120,6 +122,8 @@ def test_own_writers_wait_for_each_other_without_a_lock_error(
 ) -> None:
     """25 slow writers of one process all succeed, because they wait in Halt's own queue."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    for limit in ("PATIENCE", "QUEUE_SECONDS"):  # one write on a busy machine may take as long
+        monkeypatch.setattr(admission, limit, WAIT_TIMEOUT)
     with open_store(tmp_path) as store:
 
         def write(number: int) -> None:
