@@ -200,8 +200,8 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             False,
         ),
         "loop_detected": (
-            "The request came back to a Halt that had sent it: the address of the model's server "
-            "leads to Halt itself. Set it to the address of a model server.",
+            "The request came back to Halt: the address of the model's server leads to this Halt, "
+            "or into a loop of several.",
             False,
         ),
         "model_loading": ("The model's server is still loading the model.", True),
