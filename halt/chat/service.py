@@ -58,10 +58,10 @@ class ChatService:
     count_starts: Callable[..., None]
     answer_progress: AnswerProgress = field(default_factory=AnswerProgress)
 
-    def system_prompt(self, model: str | None = "", own: str | None = None) -> str:
-        """A conversation's `own` system prompt; the default one of its model where that is None."""
-        if own is not None:
-            return own
+    def system_prompt(self, model: str | None = "", conversation_prompt: str | None = None) -> str:
+        """`conversation_prompt`; the default system prompt of the model where that is None."""
+        if conversation_prompt is not None:
+            return conversation_prompt
         return self.config.default_system_prompt(model or self.generations.upstream.known_model)
 
     def checked_prompt(self, text: str) -> str:
@@ -248,21 +248,21 @@ class ChatService:
     def _start_answers(self, conversation: Conversation) -> Started:
         """Start the answers to the conversation's last prompt: all of them or none."""
         candidates = conversation.exchanges[-1].candidates
-        waiting = [answer for answer in candidates if answer.ended is None]
+        pending_answers = [answer for answer in candidates if answer.ended is None]
         runs: list[Run] = []
         try:
-            self.count_starts(len(waiting))
-            prompts = [self.system_prompt(answer.requested_model) for answer in waiting]
+            self.count_starts(len(pending_answers))
+            prompts = [self.system_prompt(answer.requested_model) for answer in pending_answers]
             messages = {
                 prompt: self.store.conversations.prompt_messages(
                     conversation.id, conversation.owner, prompt
                 )
                 for prompt in set(prompts)
             }
-            for answer, prompt in zip(waiting, prompts, strict=True):
+            for answer, prompt in zip(pending_answers, prompts, strict=True):
                 runs.append(self._start_answer(conversation, answer, messages[prompt]))
         except Exception:
-            unstarted = [answer.stream_id for answer in waiting[len(runs) :]]
+            unstarted = [answer.stream_id for answer in pending_answers[len(runs) :]]
             try:
                 self.store.turns.cancel_start(conversation.id, unstarted[0])
             except StoreUnavailable:

@@ -153,7 +153,7 @@ class Chat:
             self._exchanges.append(new_exchange(text))
             self._answer()
             return
-        name, _, rest = text.partition(" ")
+        name, _, argument = text.partition(" ")
         command = self._commands.get(name)
         if command is None:
             self._screen.note(
@@ -162,7 +162,7 @@ class Chat:
                 bad=True,
             )
         else:
-            command(rest.strip())
+            command(argument.strip())
 
     def _answer(self) -> None:
         """Answer the last prompt."""
@@ -182,13 +182,13 @@ class Chat:
             self._answered_at = now()
         model = model_of(self._source, request)
         if outcome.text or not isinstance(ended, Cancelled):
-            lost = not isinstance(ended, Cancelled) and not outcome.text
+            is_lost = not isinstance(ended, Cancelled) and not outcome.text
             exchanges[-1] = replace(
                 exchange,
                 answer=outcome.text,
                 model=model,
                 ended=ended,
-                previous=exchange.previous if lost else None,
+                previous=exchange.previous if is_lost else None,
             )
         else:  # stopped before any text: the exchange is removed
             exchanges[-1:] = [exchange.previous] if exchange.previous else []
@@ -215,29 +215,29 @@ class Chat:
 
     # --- commands ---------------------------------------------------------------------------------
 
-    def _quit(self, rest: str) -> None:
+    def _quit(self, argument: str) -> None:
         raise EOFError
 
-    def _clear(self, rest: str) -> None:
+    def _clear(self, argument: str) -> None:
         self._exchanges.clear()
         self._screen.note("New conversation.")
 
-    def _set_system(self, rest: str) -> None:
-        if rest:
-            self._system = rest
+    def _set_system(self, argument: str) -> None:
+        if argument:
+            self._system = argument
         self._screen.note(self._system or "The model has no instructions.")
 
-    def _choose_model(self, rest: str) -> None:
-        if rest:
-            self._model = rest
-            self._screen.note(f"Model set to {rest}. Applies from the next answer.")
+    def _choose_model(self, argument: str) -> None:
+        if argument:
+            self._model = argument
+            self._screen.note(f"Model set to {argument}. Applies from the next answer.")
             return
         with self._leaving():
             names = self._source.models()
         for name in names:
             self._screen.note(f"{'*' if name == self._model else ' '} {name}")
 
-    def _retry(self, rest: str) -> None:
+    def _retry(self, argument: str) -> None:
         if not self._exchanges:
             self._screen.note("There is no question to send again.", bad=True)
             return
@@ -245,19 +245,19 @@ class Chat:
         self._exchanges[-1] = new_exchange(last.prompt, last.shown_version())
         self._answer()
 
-    def _save(self, rest: str) -> None:
-        if not rest:
+    def _save(self, argument: str) -> None:
+        if not argument:
             self._screen.note("Give a file name: /save FILE", bad=True)
             return
         try:
-            path = Path(rest).expanduser()
+            path = Path(argument).expanduser()
             with path.open("x", encoding="utf-8") as file:
                 file.write(as_markdown(self._exchanges, self._system))
         except FileExistsError:
             self._screen.note(f"{path} already exists. Give another file name.", bad=True)
         except (OSError, RuntimeError, ValueError) as exc:
             reason = (isinstance(exc, OSError) and exc.strerror) or exc
-            self._screen.note(f"{rest} cannot be written: {reason}.", bad=True)
+            self._screen.note(f"{argument} cannot be written: {reason}.", bad=True)
         else:
             self._screen.note(f"Saved to {path}.")
 

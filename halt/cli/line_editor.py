@@ -101,9 +101,9 @@ def history_file(folder: Path) -> Path | None:
         with os.fdopen(open_private(path, os.O_RDWR | os.O_APPEND), "r+b") as file:
             if file.seek(0, os.SEEK_END) > HISTORY_MAX:
                 file.seek(-HISTORY_MAX // 2, os.SEEK_END)
-                kept = file.read().partition(b"\n#")[2]  # from the beginning of an entry
+                newest_entries = file.read().partition(b"\n#")[2]  # from the beginning of an entry
                 file.truncate(0)
-                file.write(b"\n#" + kept)
+                file.write(b"\n#" + newest_entries)
     except OSError:
         return None
     return path

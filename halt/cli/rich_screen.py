@@ -95,17 +95,17 @@ class RichScreen(Screen):
         self._draw()
 
     def tick(self) -> float | None:
-        wants = super().tick()
+        delay = super().tick()
         # The shown seconds have to be updated.
         if self._thinking_since is not None or self._silence_text() != self._drawn_silence:
             self._dirty = True
         if not self._dirty:
-            return wants
+            return delay
         wait = self._drawn_at + 1 / FRAMES - now()
         if wait > 0:
-            return wait if wants is None else min(wait, wants)
+            return wait if delay is None else min(wait, delay)
         self._draw()
-        return 1 / FRAMES if self._thinking_since is not None else wants
+        return 1 / FRAMES if self._thinking_since is not None else delay
 
     def freeze(self) -> None:
         super().freeze()
@@ -179,22 +179,24 @@ class RichScreen(Screen):
 
     def _tail(self) -> SegmentLines:
         self._drawn_silence = silence = self._silence_text()
-        waits = f"… {silence} (Ctrl-C stops it)" if silence else ""
+        wait_note = f"… {silence} (Ctrl-C stops it)" if silence else ""
         if self._thinking_since is not None:
             words = " ".join(self._thoughts.split())
             spent = seconds(now() - self._thinking_since)
             thinking = Text(f"thinking, {spent}: {words}", style="dim italic")
-            return self._fitting(thinking, 3, waits)
+            return self._fitting(thinking, 3, wait_note)
         source = self._blocks.open_source(TAIL_MAX)
         if source.strip():
             room = max(1, self._console.height - 3)
-            whole = len(source) <= TAIL_MAX
-            return self._fitting(_Block(source) if whole else Text(source[-TAIL_MAX:]), room, waits)
-        return self._fitting(Text("" if waits else self._status, style="dim"), 1, waits)
+            is_complete = len(source) <= TAIL_MAX
+            return self._fitting(
+                _Block(source) if is_complete else Text(source[-TAIL_MAX:]), room, wait_note
+            )
+        return self._fitting(Text("" if wait_note else self._status, style="dim"), 1, wait_note)
 
-    def _fitting(self, drawn: _Block | Text, room: int, below: str = "") -> SegmentLines:
+    def _fitting(self, renderable: _Block | Text, room: int, below: str = "") -> SegmentLines:
         """The last `room` lines of `drawn`, and the line `below`."""
-        lines = self._console.render_lines(drawn, pad=False)
+        lines = self._console.render_lines(renderable, pad=False)
         while lines and not any(segment.text.strip() for segment in lines[-1]):
             lines.pop()
         lines = lines[-room:]

@@ -47,10 +47,10 @@ def seconds(spent: float) -> str:
 
 def clock(spent: float) -> str:
     """An elapsed time: 45 s, 1:35, 1:02:03."""
-    minutes, rest = divmod(int(spent), 60)
+    minutes, remainder = divmod(int(spent), 60)
     if minutes < 60:
-        return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+        return f"{minutes}:{remainder:02}" if minutes else f"{remainder} s"
+    return f"{minutes // 60}:{minutes % 60:02}:{remainder:02}"
 
 
 class Typewriter:
@@ -79,8 +79,10 @@ class Typewriter:
         # The most urgent piece sets the pace.
         count = 0
         for due, end in self._due:
-            left = due - self._at - PACE  # seconds left; the last step is before `due - PACE`
-            count = max(count, end if left <= spent else math.ceil(end * spent / left))
+            seconds_left = due - self._at - PACE  # the last step is before `due - PACE`
+            count = max(
+                count, end if seconds_left <= spent else math.ceil(end * spent / seconds_left)
+            )
         self._at = at
         piece, self._text = self._text[:count], self._text[count:]
         due_after = [(due, end - count) for due, end in self._due if end > count]
@@ -187,8 +189,8 @@ class Screen:
             call = self._calls.pop(event.id, None)
             arguments = one_line(call.arguments) if call else ""
             outcome = one_line(event.result) if event.ok else f"failed: {one_line(event.result)}"
-            took = seconds(event.duration_ms / 1000)
-            self._show_call_result(f"{one_line(event.name)} {arguments} → {outcome} ({took})")
+            duration = seconds(event.duration_ms / 1000)
+            self._show_call_result(f"{one_line(event.name)} {arguments} → {outcome} ({duration})")
 
     def tick(self) -> float | None:
         """Show the text that is due; return the seconds until the next call, or None."""
@@ -277,11 +279,11 @@ class PlainScreen(Screen):
         self._noted_silence = 0.0  # seconds of silence at the last line about it
 
     def tick(self) -> float | None:
-        silent = self._silent_seconds
-        if not silent:
+        silent_seconds = self._silent_seconds
+        if not silent_seconds:
             self._noted_silence = 0.0
-        elif silent >= max(ASIDE_AFTER, 2 * self._noted_silence):
-            self._noted_silence = silent
+        elif silent_seconds >= max(ASIDE_AFTER, 2 * self._noted_silence):
+            self._noted_silence = silent_seconds
             self._aside(f"({self._silence_text()}; Ctrl-C stops it)")
         return super().tick()
 
@@ -319,8 +321,8 @@ class PlainScreen(Screen):
             self.note(line)
 
     def _end_line(self) -> None:
-        held, self._pictures = self._pictures.rest(), DataUrlFilter()
-        self._write(held)
+        held_text, self._pictures = self._pictures.rest(), DataUrlFilter()
+        self._write(held_text)
         if self._in_line:
             self._out.write("\n")
             self._out.flush()

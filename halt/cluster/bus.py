@@ -108,9 +108,9 @@ class Bus:
         # An error is passed over: the next call tries again.
         with contextlib.suppress(ConfigError, OSError), self.membership.files_locked() as in_place:
             if in_place and not (sockets / f"{self.membership.name}.sock").exists():
-                new = self._new_listener(socket_folder(run))
+                new_listener = self._new_listener(socket_folder(run))
                 listener.close()
-                return new
+                return new_listener
         return listener
 
     def _accept(self, listener: socket.socket, serve: Serve) -> None:
@@ -142,15 +142,15 @@ class Bus:
         listener.close()
 
     def _serve_one(self, sock: socket.socket, serve: Serve) -> None:
-        held = self._short
+        semaphore = self._short
 
         def begin_stream() -> bool:
-            nonlocal held
-            if held is self._short and self._streams.acquire(blocking=False):
-                held.release()
-                held = self._streams
+            nonlocal semaphore
+            if semaphore is self._short and self._streams.acquire(blocking=False):
+                semaphore.release()
+                semaphore = self._streams
                 sock.settimeout(None)
-            return held is self._streams
+            return semaphore is self._streams
 
         with self._idle:
             self._requests_served += 1
@@ -165,7 +165,7 @@ class Bus:
         except Exception:
             logger.exception("a request of another worker has failed")
         finally:
-            held.release()
+            semaphore.release()
             with self._idle:
                 self._requests_served -= 1
                 self._idle.notify_all()

@@ -120,17 +120,17 @@ class Replies:
 
     def __iter__(self) -> Iterator[tuple[str, bytes, Channel]]:
         poller = select.poll()
-        waiting = {}
+        channels = {}
         for name, channel in self._channels.items():
-            waiting[channel.sock.fileno()] = name, channel
+            channels[channel.sock.fileno()] = name, channel
             poller.register(channel.sock, select.POLLIN)
-        while waiting and (left := self._deadline - now()) > 0:
-            for number, _ in poller.poll(left * 1000):
-                name, channel = waiting[number]
+        while channels and (seconds_left := self._deadline - now()) > 0:
+            for number, _ in poller.poll(seconds_left * 1000):
+                name, channel = channels[number]
                 frame, may_continue = channel.receive_nowait()
                 if frame is None and may_continue:
                     continue
                 poller.unregister(number)
-                del waiting[number]
+                del channels[number]
                 if frame is not None:
                     yield name, frame, channel

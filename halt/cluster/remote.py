@@ -212,8 +212,8 @@ class RemoteGeneration(Generation):
         """Keep the text of events that the producer's log has dropped, and skip their numbers."""
         with self._appending:
             after = header.first_number - 1 - len(header.lost)
-            known = len(self._parts)
-            for at, text in header.lost[max(0, known - after) :]:
+            part_count = len(self._parts)
+            for at, text in header.lost[max(0, part_count - after) :]:
                 self.record_text(text, at)
             if header.first_number > self.log.last + 1:
                 self.log.skip(header.first_number)
@@ -232,11 +232,11 @@ class RemoteGeneration(Generation):
                 self.record_event(event, at)
                 self.log.append(event)
 
-    def _end(self, number: int, ended: Terminal, kept: int | None, at: float) -> None:
+    def _end(self, number: int, ended: Terminal, seen_events: int | None, at: float) -> None:
         """End the log with this number and terminal event. `_appending` is held."""
 
         def make() -> Terminal:
-            self._seen_events, self.ended_at = kept, at
+            self._seen_events, self.ended_at = seen_events, at
             return ended
 
         self.log.end_at(number, make)
@@ -337,8 +337,8 @@ class RemoteGeneration(Generation):
                 if number > self.log.last and not isinstance(event, Terminal):
                     self.record_event(event, saved.arrival_time(number))
                     self.log.append(event)
-            kept = upto if upto < self.log.last else saved.seen_events
-            self._end(max(last, self.log.last + 1), ended, kept, saved.ended_at or now())
+            seen_events = upto if upto < self.log.last else saved.seen_events
+            self._end(max(last, self.log.last + 1), ended, seen_events, saved.ended_at or now())
 
     def _fail(self, code: str) -> None:
         """End the log with this error."""

@@ -234,28 +234,28 @@ class Workers(OtherWorkers):
         return bool(self._bus.other_names)
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None:
-        known = self._remotes.get(stream_id)
-        remote = self._find_remote(stream_id, requester, known)
+        known_remote = self._remotes.get(stream_id)
+        remote = self._find_remote(stream_id, requester, known_remote)
         if remote is not None:
             return remote
-        if known is not None and not may_touch(known.owner, requester):
-            known = None
+        if known_remote is not None and not may_touch(known_remote.owner, requester):
+            known_remote = None
         try:
-            return super().get(stream_id, requester) or known
+            return super().get(stream_id, requester) or known_remote
         except StoreUnavailable:
-            if known is None:
+            if known_remote is None:
                 raise
-            return known
+            return known_remote
 
     def _find_remote(
-        self, stream_id: str, requester: str | None, known: RemoteGeneration | None
+        self, stream_id: str, requester: str | None, known_remote: RemoteGeneration | None
     ) -> RemoteGeneration | None:
         """The generation of another worker, with all events that exist now. None: no worker has it.
 
         Also None for a known one that has ended because its producer died: some of its events may
         not be in the store.
         """
-        after = 0 if known is None else known.log.last
+        after = 0 if known_remote is None else known_remote.log.last
         request = _encode(FindRequest(stream_id, requester, after, live=False))
         with self._bus.request(request, FIND_WITHIN) as replies:
             for worker, reply, channel in replies:
@@ -270,9 +270,13 @@ class Workers(OtherWorkers):
                 with contextlib.suppress(OSError):  # the producer dies now: viewers get the rest
                     remote.receive(channel, reply, FIND_WITHIN)  # from the store
                 return remote
-        if known is None or known.log.ended is not None or not may_touch(known.owner, requester):
+        if (
+            known_remote is None
+            or known_remote.log.ended is not None
+            or not may_touch(known_remote.owner, requester)
+        ):
             return None
-        return known  # its producer has just died, or hangs
+        return known_remote  # its producer has just died, or hangs
 
     def open(self, remote: RemoteGeneration) -> Channel | None:
         """See `halt.cluster.remote.Source`."""

@@ -57,12 +57,12 @@ def check(config: Config) -> None:
     missing = [name for name, value in azure.items() if not value]
     if missing and (config.azure_endpoint or config.azure_deployment) and not config.config_file:
         raise ConfigError(f"{missing[0]} is missing: Azure OpenAI needs {', '.join(azure)}.")
-    for name, value, least in (
+    for name, value, min_length in (
         ("HALT_TOKEN", config.token, 8),
         ("HALT_SECRET_KEY", config.secret_key, 16),
     ):
-        if value and len(value) < least:
-            raise ConfigError(f"{name} is too short: use at least {least} characters.")
+        if value and len(value) < min_length:
+            raise ConfigError(f"{name} is too short: use at least {min_length} characters.")
     for name, value in (
         ("OPENAI_API_KEY", config.api_key),
         ("ANTHROPIC_API_KEY", config.anthropic_key),

@@ -98,12 +98,12 @@ class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def full_names(self, model: str) -> list[str]:
         """Return the models with this name as PROVIDER/MODEL; a short name may match several."""
-        provider, _, rest = model.partition("/")
+        provider, _, model_name = model.partition("/")
         for server in self.servers:
             if (
-                rest
+                model_name
                 and server.name == provider
-                and (server.models is None or server.has_model(rest))
+                and (server.models is None or server.has_model(model_name))
             ):
                 return [model]
         return [f"{server.name}/{model}" for server in self.servers if server.has_model(model)]

@@ -183,8 +183,8 @@ def _fault(kind: Any, table: dict[str, Any], error: str) -> str:
                 'variable and name that: key_env = "NAME".'
             )
         struct = _File if kind is _File else _TABLES[table["kind"]]
-        known = sorted(struct.__struct_encode_fields__ + (() if kind is _File else ("kind",)))
-        return f"{unknown[1]} is not known here: use {', '.join(known)}."
+        known_keys = sorted(struct.__struct_encode_fields__ + (() if kind is _File else ("kind",)))
+        return f"{unknown[1]} is not known here: use {', '.join(known_keys)}."
     place = error.rpartition(" - at `$.")[2].rpartition("missing required field `")[2]
     match = re.match(r"\w+", place)
     key = match[0] if match else error

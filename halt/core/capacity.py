@@ -106,29 +106,29 @@ class Capacity:
         on a full server.
         """
         until = now() + PLACE_WAIT
-        shared: bool | None = None
+        is_shared: bool | None = None
         while True:
             # Read before `find_place`, so that a place given back after it counts.
             returned = self._returned
             number = find_place()
             if number is not None:
                 return number
-            if shared is None:
-                shared = self._has_other_processes()
+            if is_shared is None:
+                is_shared = self._has_other_processes()
             with self._lock:
                 leaving = (
-                    shared
+                    is_shared
                     or self._returning
                     or self._returned != returned
                     or any(run.log.ended is not None for run in self._live)
                 )
-                left = until - now()
-                if left <= 0 or not leaving:
+                seconds_left = until - now()
+                if seconds_left <= 0 or not leaving:
                     raise _at_limit("open streams", self._limits)
                 # Other processes give places back without notifying this one.
                 self._place_freed.wait_for(
                     lambda: self._returned != returned,  # noqa: B023 - called before the next turn
-                    min(left, PLACE_TICK) if shared else left,
+                    min(seconds_left, PLACE_TICK) if is_shared else seconds_left,
                 )
 
     def _give_back_place(self, place: int) -> None:

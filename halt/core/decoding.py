@@ -310,17 +310,17 @@ def _split(message: str) -> tuple[str, str]:
     The message may quote a client's name or value with any content. So the path is searched once,
     from the end: it holds names of Halt's own fields alone.
     """
-    at = message.rfind(_AT)
-    path = _PATH.fullmatch(message, at) if at >= 0 else None
-    return (message, "") if path is None else (message[:at], path[1])
+    path_start = message.rfind(_AT)
+    path_match = _PATH.fullmatch(message, path_start) if path_start >= 0 else None
+    return (message, "") if path_match is None else (message[:path_start], path_match[1])
 
 
 def _with_short_name(message: str) -> tuple[str, str]:
     """The message with the field's name cut to NAME_MAX, and that name, "" without one."""
-    begun = _FIELD.search(message, 0, MESSAGE_MAX)
-    if begun is None:
+    field_match = _FIELD.search(message, 0, MESSAGE_MAX)
+    if field_match is None:
         return message, ""
-    start = begun.end()
+    start = field_match.end()
     end = message.find("`", start)
     if end < 0:
         return message, ""

@@ -102,8 +102,8 @@ class Usage:
 
     def take_place(self) -> bool:
         """Take a place to read on after a Stop. False: the Stop closes the connection."""
-        wants = self._report is not None and self._live.log.ended is None
-        return wants and self._usage_drain is not None and self._usage_drain.take(self._live)
+        is_wanted = self._report is not None and self._live.log.ended is None
+        return is_wanted and self._usage_drain is not None and self._usage_drain.take(self._live)
 
     def give_place_back(self) -> None:
         if self._usage_drain is not None:

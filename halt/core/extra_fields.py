@@ -66,14 +66,14 @@ def joined(pieces: list[Any], *, joins_text: bool = True) -> Any:
 
 def _list(items: list[Any], *, joins_text: bool) -> list[Any]:
     groups: list[list[Any]] = []
-    begun: dict[Any, list[Any]] = {}
+    groups_by_place: dict[Any, list[Any]] = {}
     for item in items:
         index = item.get("index") if isinstance(item, dict) else None
         place = (index, str(item.get("type"))) if isinstance(index, int) else None
-        if place is not None and place in begun:
-            begun[place].append(item)
+        if place is not None and place in groups_by_place:
+            groups_by_place[place].append(item)
             continue
         groups.append([item])
         if place is not None:
-            begun[place] = groups[-1]
+            groups_by_place[place] = groups[-1]
     return [joined(group, joins_text=joins_text) for group in groups]

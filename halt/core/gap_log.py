@@ -25,11 +25,11 @@ class GapLog(EventLog):
         ended = self._ended is not None
         return super().last + (self._missing_before_end if ended else 0)
 
-    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
+    def read(self, after: int, limit: int = EVENTS_ALL) -> list[tuple[int, Event]]:
         last = self.last
         if self._ended is None or not self._missing_before_end:
-            return super().read(after, most)
-        events = super().read(min(after, last - self._missing_before_end - 1), most)
+            return super().read(after, limit)
+        events = super().read(min(after, last - self._missing_before_end - 1), limit)
         if is_terminal(events[-1][1]):
             events[-1] = (last, events[-1][1])
         return events if after < last else []

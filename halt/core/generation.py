@@ -136,13 +136,13 @@ class Generation:
                 texts[after:number] = [""] * (number - after)
         return texts
 
-    def newest_texts(self, most: int) -> Iterator[str]:
-        """The texts of at most `most` events after the reasoning, the newest first.
+    def newest_texts(self, limit: int) -> Iterator[str]:
+        """The texts of at most `limit` events after the reasoning, the newest first.
 
         Then the prefix, unless text was reclassified as reasoning.
         """
         first = self._reasoned[-1][0] if self._reasoned else 0
-        yield from islice(reversed(self._parts), min(len(self._parts) - first, most))
+        yield from islice(reversed(self._parts), min(len(self._parts) - first, limit))
         if not first:
             yield self.prefix
 
@@ -236,8 +236,8 @@ class Generation:
                     yield []
                 continue
             if interval:
-                while (left := ready_at - now()) > 0 and log.ended is None and not viewer.gone:
-                    log.wait(float("inf"), left)
+                while (wait := ready_at - now()) > 0 and log.ended is None and not viewer.gone:
+                    log.wait(float("inf"), wait)
                 events = log.read(after)
                 ready_at = now() + interval
             after = events[-1][0]

@@ -29,32 +29,32 @@ def _pieces(text: bytes) -> Iterator[tuple[bytes, int]]:
         in_string = in_string is (len(parts) % 2 == 1)
 
 
-def holds_more(text: bytes, most: int) -> bool:
-    """Whether a JSON text has more than `most` values and field names.
+def holds_more(text: bytes, limit: int) -> bool:
+    """Whether a JSON text has more than `limit` values and field names.
 
     The contents of strings do not count. For text that is not JSON the result is arbitrary.
     """
-    if len(text) <= most:
+    if len(text) <= limit:
         return False
     values = strings = 0
-    for outside, begun in _pieces(text):
+    for outside, string_starts in _pieces(text):
         # There is at least one of these for each value and each name.
         values += sum(map(outside.count, (b",", b":", b"[", b"{")))
-        strings += begun
-        if max(values, strings - 1) > most:
+        strings += string_starts
+        if max(values, strings - 1) > limit:
             return True
     return False
 
 
-def is_deeper(text: bytes, most: int) -> bool:
-    """Whether lists and objects are nested in more than `most` levels."""
-    if text.count(b"[") + text.count(b"{") <= most:
+def is_deeper(text: bytes, limit: int) -> bool:
+    """Whether lists and objects are nested in more than `limit` levels."""
+    if text.count(b"[") + text.count(b"{") <= limit:
         return False
     depth = 0
     for outside, _ in _pieces(text):
         for bracket in outside.translate(None, _NO_BRACKETS):
             depth += 1 if bracket in b"[{" else -1
-            if depth > most:
+            if depth > limit:
                 return True
     return False
 

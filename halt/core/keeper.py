@@ -120,26 +120,26 @@ class Finished:
 
         The cost per run does not depend on how many are kept.
         """
-        while old := self._take(now()):
-            yield from old
-            lost = [run.id for run in old if self._is_unsaved(run)]
-            if lost and self._writer is not None:
-                self._writer.drop(lost)
+        while old_runs := self._take(now()):
+            yield from old_runs
+            unsaved_ids = [run.id for run in old_runs if self._is_unsaved(run)]
+            if unsaved_ids and self._writer is not None:
+                self._writer.drop(unsaved_ids)
 
     def _take(self, at: float) -> list[Run]:
         """Remove at most FORGET_STEP of those runs."""
-        limits, old = self._limits, list[Run]()
+        limits, old_runs = self._limits, list[Run]()
         with self._lock:
             for run in self._runs.values():
                 fresh = at - (run.ended_at or at) <= limits.log_seconds
                 fits = self._bytes <= limits.kept_bytes
-                if len(old) == FORGET_STEP or ((fresh or self._is_unsaved(run)) and fits):
+                if len(old_runs) == FORGET_STEP or ((fresh or self._is_unsaved(run)) and fits):
                     break
                 self._bytes -= run.size
-                old.append(run)
-            for run in old:
+                old_runs.append(run)
+            for run in old_runs:
                 del self._runs[run.id]
-        return old
+        return old_runs
 
     def _is_unsaved(self, run: Run) -> bool:
         return self._writer is not None and self._writer.is_pending(run.id)

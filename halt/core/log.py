@@ -127,8 +127,8 @@ class EventLog:
             listen()
         return True
 
-    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
-        """At most `most` events numbered above `after`, with their numbers. Raises OffsetLost."""
+    def read(self, after: int, limit: int = EVENTS_ALL) -> list[tuple[int, Event]]:
+        """At most `limit` events numbered above `after`, with their numbers. Raises OffsetLost."""
         with self._lock:
             start = after - self._dropped
             if start < 0:
@@ -136,10 +136,10 @@ class EventLog:
                     f"Event {after + 1} is no longer kept; the oldest is {self._dropped + 1}."
                 )
             start += self._spare
-            new = self._events[start : start + most]
-        if len(new) == 1:  # the usual case
-            return [(after + 1, new[0])]  # type: ignore[list-item]  # not a spare slot
-        return list(enumerate(new, after + 1))  # type: ignore[arg-type]
+            new_events = self._events[start : start + limit]
+        if len(new_events) == 1:  # the usual case
+            return [(after + 1, new_events[0])]  # type: ignore[list-item]  # not a spare slot
+        return list(enumerate(new_events, after + 1))  # type: ignore[arg-type]
 
     def wait(self, after: float, timeout: float) -> None:
         """Return when the log has an event above `after`, after `wake`, or `timeout` seconds later.
@@ -169,13 +169,13 @@ class EventLog:
 
     def _notify(self) -> None:
         """Wake the threads with an event to read. The caller holds the lock."""
-        left = []
+        remaining = []
         for waiter in self._waiters:
             if self._ended is not None or self._last > waiter[0]:
                 waiter[1].release()
             else:
-                left.append(waiter)
-        self._waiters = left
+                remaining.append(waiter)
+        self._waiters = remaining
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after each new event, in the thread that appends it."""

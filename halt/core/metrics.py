@@ -62,10 +62,10 @@ class Gaps:
     def quantile(self, q: float) -> float | None:
         """The `q` quantile of the durations in milliseconds, None without durations."""
         counts = self._counts.copy()
-        left = q * sum(counts.values())
+        rank = q * sum(counts.values())
         for bucket in sorted(counts):
-            left -= counts[bucket]
-            if left <= 0:
+            rank -= counts[bucket]
+            if rank <= 0:
                 bits, eighths = bucket >> 3, bucket & 7
                 us = bucket if bucket < 8 else (8 + eighths + 0.5) * 2 ** (bits - 1)
                 return round(us / 1000, 2)

@@ -110,17 +110,17 @@ class NoteFilter:
 
     def end(self) -> str:
         """End the text. Returns the held text to show."""
-        held, self.held = self.held, ""
-        if held and _NOTE.match(held) and not self._discussed():
+        held_text, self.held = self.held, ""
+        if held_text and _NOTE.match(held_text) and not self._discussed():
             return ""
-        return held
+        return held_text
 
     def waited(self) -> str:
         """Release held text after a time of silence. Returns it, "" for a whole note."""
         if _NOTE.match(self.held):
             return ""
-        held, self.held = self.held, ""
-        return held
+        held_text, self.held = self.held, ""
+        return held_text
 
     def _cut(self, data: str, at: int, end: int) -> int | None:
         """The index at which the text continues after a note to cut.

@@ -256,12 +256,12 @@ class Relay:
         began = self.turn_began = now()
         if self._posts:
             self._take_posts()
-        again, self._again = self._again, []
+        repeated_work, self._again = self._again, []
         for key, events in ready:
             key.data(events)
             if self._posts:
                 self._take_posts()
-        for work in again:
+        for work in repeated_work:
             work()
             if self._posts:
                 self._take_posts()
@@ -344,11 +344,11 @@ class Departure:
     def _look(self, _: int = READ) -> None:
         if self._sock is None:
             return
-        left = has_left(self._sock)
-        if left:
+        client_left = has_left(self._sock)
+        if client_left:
             self._end()
             self._gone()
-        elif left is None:  # it has sent bytes after its request
+        elif client_left is None:  # it has sent bytes after its request
             self._relay.unwatch(self._sock)
             self._relay.at(now() + PIPELINED_LOOK, self._begin)
 

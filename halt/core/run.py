@@ -99,8 +99,8 @@ class Run(LiveGeneration):
         self.switch = StopSwitch(self._on_press, owner)
         self._host = host
         self._on_end = on_end
-        most = limits.max_answer_chars
-        self._intake = Intake(self, host.relay, self.on_fault, most, keeps_calls=bool(tools))
+        max_chars = limits.max_answer_chars
+        self._intake = Intake(self, host.relay, self.on_fault, max_chars, keeps_calls=bool(tools))
         self._opening = Opening(
             self, host.upstream, limits, self.switch.event, offers_tools=bool(tools)
         )

@@ -68,9 +68,9 @@ class Serial:
     def _run(self) -> None:
         due = float("inf") if self._tick is None else now() + self._tick
         while not self._closing:
-            left = None if self._tick is None else max(0.0, due - now())
+            timeout = None if self._tick is None else max(0.0, due - now())
             with contextlib.suppress(queue.Empty):
-                self._do(self._work.get(timeout=left))
+                self._do(self._work.get(timeout=timeout))
             if self._tick is not None and now() >= due:
                 self._do(self._on_tick)
                 due = now() + self._tick

@@ -152,7 +152,7 @@ class GenerationService:
         try:
             with self._lock:
                 self._refuse_draining()
-                stopped = not self._registry.claim(run.id, run.switch)
+                is_stopped = not self._registry.claim(run.id, run.switch)
                 self._runs[run.id] = run
                 self.capacity.hold(run, place)
         except BaseException:  # Ctrl-C in a program's own thread, too
@@ -163,7 +163,7 @@ class GenerationService:
             self._writer.add(run)
         self.on_begin()
         run.check_limits_soon()
-        if stopped:
+        if is_stopped:
             run.switch.press()
             run.discard()
         elif not opened_by_reader:
@@ -236,8 +236,8 @@ class GenerationService:
         with self._other_workers.stopping(missing, requester) as remote_receipts:
             receipts = [self._receipt(id_, status, began) for id_, status in pressed]
             remote = {receipt.id: receipt for receipt in remote_receipts}
-        took = _since(began)
-        receipts = [_changed(remote.get(own.id, own), elapsed_ms=took) for own in receipts]
+        elapsed_ms = _since(began)
+        receipts = [_changed(remote.get(own.id, own), elapsed_ms=elapsed_ms) for own in receipts]
         # A stream that no worker has may have ended: long ago, or with its worker's death.
         pending = [receipt.id for receipt in receipts if receipt.status == "pending"]
         ended_ids = self._other_workers.ended_among(pending, requester) if pending else ()

@@ -116,8 +116,8 @@ class StopRegistry:
         """Add another registry's tombstones."""
         with self._lock:
             for stream_id, owner, until in tombstones:
-                known = self._tombstones.get((stream_id, owner), 0.0)
-                self._tombstones[stream_id, owner] = max(until, known)
+                known_until = self._tombstones.get((stream_id, owner), 0.0)
+                self._tombstones[stream_id, owner] = max(until, known_until)
             in_order = sorted(self._tombstones.items(), key=lambda item: item[1])
             self._tombstones = OrderedDict(in_order[-TOMBSTONES_MAX:])
 

@@ -152,8 +152,8 @@ class Toolbox:
         """
         tool = self._tools.get(call.name)
         if tool is None:
-            known = ", ".join(self._tools)
-            done(f"There is no tool named {call.name[:64]!r}. The tools are: {known}.", False)
+            tool_names = ", ".join(self._tools)
+            done(f"There is no tool named {call.name[:64]!r}. The tools are: {tool_names}.", False)
             return 0.0
 
         request_id = current()
@@ -208,8 +208,8 @@ class ToolRound:
             with self._changed:
                 while not self._fresh and self._open and not self._aborted:
                     soonest = min(call.deadline for call in self._calls if call.result is None)
-                    if (left := soonest - now()) > 0:
-                        self._changed.wait(min(left, TIMEOUT))
+                    if (seconds_left := soonest - now()) > 0:
+                        self._changed.wait(min(seconds_left, TIMEOUT))
                     else:
                         self._give_up()
                 ready, self._fresh = self._fresh, []
@@ -264,8 +264,8 @@ class ToolRound:
         text = text.encode("utf-8", "replace").decode()  # replaces unpaired surrogates
         if len(text) > RESULT_MAX:
             text = text[:RESULT_MAX] + "\n[cut off here]"
-        took = round((now() - running.began) * 1000, 1)
-        running.result = ToolResult(running.call.id, running.call.name, text, ok, took)
+        duration_ms = round((now() - running.began) * 1000, 1)
+        running.result = ToolResult(running.call.id, running.call.name, text, ok, duration_ms)
         self._fresh.append(running.result)
         self._open -= 1
         self._changed.notify_all()

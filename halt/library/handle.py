@@ -208,10 +208,10 @@ class Generation:
         deadline = None if timeout is None else now() + timeout
         try:
             while run.log.ended is None:
-                left = TICK if deadline is None else deadline - now()
-                if left <= 0:
+                seconds_left = TICK if deadline is None else deadline - now()
+                if seconds_left <= 0:
                     raise TimeoutError(f"The generation did not end within {timeout:g} s.")
-                run.log.wait(float("inf"), min(left, TICK))
+                run.log.wait(float("inf"), min(seconds_left, TICK))
         except (KeyboardInterrupt, SystemExit):
             run.cancel("stop")
             raise

@@ -254,12 +254,12 @@ class ChatDecoder(EventDecoder):
     def _decode_object(self, value: dict[str, Any], event: str | None, out: PartBuilder) -> None:
         value = _unwrapped(value)
         choices = as_objects(value.get("choices"))[:OBJECTS_MAX]
-        own = _OF_CHUNK
+        known_names = _OF_CHUNK
         fault = None
         if event or not choices or value.keys() - _NO_ERROR or any("error" in c for c in choices):
             fault = parse_error(value, event=event or "")
         if not choices and fault is None and _is_choice(value):
-            choices, own = [value], _OF_LINE
+            choices, known_names = [value], _OF_LINE
         is_bare = event is None and "done" not in value
         for choice in choices:
             self._has_started = True
@@ -285,7 +285,7 @@ class ChatDecoder(EventDecoder):
             return
         if not (choices or value.keys() & {"choices", "usage", "model"}):
             return  # a keep-alive
-        self._unknown.add("chunk", value, own)
+        self._unknown.add("chunk", value, known_names)
         constants = (
             value.get("system_fingerprint"),
             value.get("service_tier"),
@@ -347,10 +347,10 @@ class ChatDecoder(EventDecoder):
 
     def _new(self, kind: Kind, text: str) -> str:
         """Return the new part of a complete text: servers may repeat what they sent in pieces."""
-        known, size = self._texts[kind], self._sizes[kind]
+        received_texts, size = self._texts[kind], self._sizes[kind]
         if not size or len(text) < size:
             return text
-        return text.removeprefix("".join(known))
+        return text.removeprefix("".join(received_texts))
 
     def _take_calls(self, part: dict[str, Any], out: PartBuilder, *, is_whole: bool) -> bool:
         """Add the tool calls of a delta, or of a message. Return True if there are any."""
@@ -359,14 +359,14 @@ class ChatDecoder(EventDecoder):
             calls.append({"index": 0, "function": part["function_call"]})
         had_calls = self._has_calls
         ids = {valid_text(extract_text(call.get("id"))) for call in calls} if is_whole else set()
-        known = ids & self._call_ids
+        known_ids = ids & self._call_ids
         for call in calls:
             function = call.get("function")
             fields = function if isinstance(function, dict) else call
             name = fields.get("name", function if isinstance(function, str) else None)
             id_ = valid_text(extract_text(call.get("id")))
             arguments, index = _arguments(fields), parse_index(call.get("index"))
-            if is_whole and (id_ in known or (had_calls and not id_)):
+            if is_whole and (id_ in known_ids or (had_calls and not id_)):
                 continue  # it arrived in pieces before
             key = id_ if index is None else index
             extra = self._unknown.changed_fields("call", call, _OF_CALL)

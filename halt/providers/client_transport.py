@@ -162,14 +162,14 @@ def _with_whole_body(response: httpx2.Response, request: httpx2.Request) -> http
         return httpx2.Response(status, headers=headers, content=content, request=request)
 
 
-def _is_same_server(old: httpx2.URL, new: httpx2.URL) -> bool:
+def _is_same_server(old_url: httpx2.URL, new_url: httpx2.URL) -> bool:
     """Whether the new address is on the same server, or on the same host with TLS."""
-    if old.host.lower() != new.host.lower():
+    if old_url.host.lower() != new_url.host.lower():
         return False
-    if (old.scheme, new.scheme) == ("http", "https"):
+    if (old_url.scheme, new_url.scheme) == ("http", "https"):
         return True
-    ports = [url.port or PORTS[url.scheme] for url in (old, new)]
-    return old.scheme == new.scheme and ports[0] == ports[1]
+    ports = [url.port or PORTS[url.scheme] for url in (old_url, new_url)]
+    return old_url.scheme == new_url.scheme and ports[0] == ports[1]
 
 
 def _redirect_error(request: httpx2.Request, reason: str) -> UpstreamError:

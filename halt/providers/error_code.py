@@ -328,8 +328,8 @@ def _code_by_status(info: ErrorInfo, words: str, status: int | None) -> str:
         return "bad_request"  # a limit on bytes
     if status == 400 and _PLAIN.search(words):
         return "endpoint_not_found"
-    usual = "upstream_server_error" if status >= 500 else "bad_request"
-    return _BY_STATUS.get(status, usual)
+    default_code = "upstream_server_error" if status >= 500 else "bad_request"
+    return _BY_STATUS.get(status, default_code)
 
 
 def is_overloaded(info: ErrorInfo) -> bool:

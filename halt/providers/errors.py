@@ -147,7 +147,7 @@ def _reset(headers: Mapping[str, str], at: float) -> float | None:
 
     A number in a header is seconds to wait, or a time since the epoch in seconds or milliseconds.
     """
-    waits = []
+    wait_times = []
     for name, value in headers.items():
         if "ratelimit" not in name or "reset" not in name:
             continue
@@ -162,8 +162,8 @@ def _reset(headers: Mapping[str, str], at: float) -> float | None:
             seconds /= 1000
         if seconds > 1e9 or "T" in value:
             seconds = max(0.0, seconds - at)
-        waits.append(seconds)
-    return max(waits, default=None)
+        wait_times.append(seconds)
+    return max(wait_times, default=None)
 
 
 # --- connections ----------------------------------------------------------------------------------

@@ -177,13 +177,15 @@ class OpenAIUpstream(Provider):
                 messages[-1] = {**messages[-1], "prefix": True}
             return self._create(client, model, messages, options, extra)
 
-        known = self._refused_fields.get(model, frozenset())
+        known_refused = self._refused_fields.get(model, frozenset())
         try:
-            return create(known)
+            return create(known_refused)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
-            fields = {name for message in unsent for name in round_trip_names(message)} - known
-            refused = known | fields.intersection(re.findall(r"\w+", refusal.response.text))
-            if refused == known:
+            fields = {
+                name for message in unsent for name in round_trip_names(message)
+            } - known_refused
+            refused = known_refused | fields.intersection(re.findall(r"\w+", refusal.response.text))
+            if refused == known_refused:
                 raise
             try:
                 response = create(refused)
@@ -206,13 +208,13 @@ class OpenAIUpstream(Provider):
         A refusal is remembered only if the server accepts the request without that option.
         `extra`: fields that are always sent; they override others of the same name.
         """
-        known = self._refused_options.get(model, frozenset())
-        refused, sent = set(known), set[str]()
+        known_refused = self._refused_options.get(model, frozenset())
+        refused, sent_names = set(known_refused), set[str]()
         path = self._client_path(model)
         fixed = {"model": model, "messages": messages, "stream": True}
         while True:
             sent_options = _renamed({**options, "stream_options": USAGE}, refused)
-            sent |= sent_options.keys()
+            sent_names |= sent_options.keys()
             try:
                 response = post(
                     client, path, {**fixed, **sent_options, **extra}, openai.Stream[Any]
@@ -220,16 +222,16 @@ class OpenAIUpstream(Provider):
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
                 refused_names = (name for name in sent_options if _is_refused(name, exc.response))
                 name = next(refused_names, "")
-                if not name or OTHER_NAMES[name] in sent:
+                if not name or OTHER_NAMES[name] in sent_names:
                     raise
                 refused.add(name)
                 refused.discard(OTHER_NAMES[name])  # the server has changed
             else:
                 break
-        for name in refused ^ known:
+        for name in refused ^ known_refused:
             verdict = "refused" if name in refused else "accepted"
             logger.info("Option %s %s by %s", name, verdict, model)
-        if refused != known:
+        if refused != known_refused:
             self._remember_refusals(self._refused_options, model, lambda _: frozenset(refused))
         return response
 

@@ -147,9 +147,13 @@ class CodeScanner:
         self.over = self.over or (not self._fence and _mentions_think_tag(line[: cut + AHEAD]))
         between = line[HEAD_KEPT:cut]
         ticks = between.count("`")
-        kept = [line[:HEAD_KEPT], "" if between.isspace() else "x"]
-        kept += ["`" * (2 - ticks % 2) if ticks else "", '"' * (between.count('"') % 2), line[cut:]]
-        self._line = "".join(kept)
+        parts = [line[:HEAD_KEPT], "" if between.isspace() else "x"]
+        parts += [
+            "`" * (2 - ticks % 2) if ticks else "",
+            '"' * (between.count('"') % 2),
+            line[cut:],
+        ]
+        self._line = "".join(parts)
 
 
 def _mentions_think_tag(line: str) -> bool:
@@ -191,8 +195,10 @@ def is_standalone(line: str, ahead: str, *, last: bool) -> bool | None:
 
 def overlap(text: str, tags: tuple[str, ...]) -> int:
     """Return how many characters at the end of `text` may be the beginning of one of the tags."""
-    most = max(map(len, tags)) - 1
-    first = min((at for tag in tags if (at := text.find(tag[0], -most)) >= 0), default=len(text))
+    max_size = max(map(len, tags)) - 1
+    first = min(
+        (at for tag in tags if (at := text.find(tag[0], -max_size)) >= 0), default=len(text)
+    )
     for start in range(first, len(text)):
         end = text[start:].lower()
         if any(tag.startswith(end) for tag in tags):

@@ -195,7 +195,9 @@ class CallAssembler:
         """Return the call with the fragment's ID or index, None if there is none."""
         call = None if index is None else self._slots.get(index)
         if id_ and not (call is not None and call.server_id == id_) and (index is None or not name):
-            matching_calls = [known for known in self._calls if known.server_id == id_]
+            matching_calls = [
+                partial_call for partial_call in self._calls if partial_call.server_id == id_
+            ]
             if matching_calls:
                 return matching_calls[-1]
         if index is None and self._calls:
@@ -242,9 +244,9 @@ class CallAssembler:
 def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
     """Add fields. Objects are merged; a newer value replaces another, unless it is None."""
     for name, value in more.items():
-        known = into.get(name)
-        if isinstance(known, dict) and isinstance(value, dict):
-            into[name] = known = dict(known)
-            merge(known, value)
+        known_value = into.get(name)
+        if isinstance(known_value, dict) and isinstance(value, dict):
+            into[name] = known_value = dict(known_value)
+            merge(known_value, value)
         elif value is not None or name not in into:
             into[name] = value

@@ -24,16 +24,21 @@ class UnknownFields:
         self._last_fields: dict[tuple[str, str], Any] = {}  # (level, name) -> last emitted value
 
     def changed_fields(
-        self, level: str, fields: dict[str, Any], own: frozenset[str]
+        self, level: str, fields: dict[str, Any], known_names: frozenset[str]
     ) -> dict[str, Any]:
-        """Return the fields of a part of a chunk to emit now. `own`: names that Halt handles.
+        """Return the fields of a part of a chunk to emit now. `known_names`: Halt handles them.
 
         Empty values are left out, and values that are the same as the last one of their name.
         Numbers, which may change with each chunk, are stored and emitted at the end of the answer.
         """
         extras: dict[str, Any] = {}
         for name, raw_value in fields.items():
-            if name in own or name in PER_TOKEN or raw_value is None or raw_value in ("", [], {}):
+            if (
+                name in known_names
+                or name in PER_TOKEN
+                or raw_value is None
+                or raw_value in ("", [], {})
+            ):
                 continue
             value = clean(raw_value)
             if level != "call" and _is_figure(value):
@@ -50,9 +55,9 @@ class UnknownFields:
             extras[valid_text(name)] = value
         return extras
 
-    def add(self, level: str, fields: dict[str, Any], own: frozenset[str]) -> None:
+    def add(self, level: str, fields: dict[str, Any], known_names: frozenset[str]) -> None:
         """Store fields for the next event: nothing is emitted before the answer's first piece."""
-        extras = self.changed_fields(level, fields, own)
+        extras = self.changed_fields(level, fields, known_names)
         if extras:
             self.waiting.setdefault(level, {}).update(extras)
 

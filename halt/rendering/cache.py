@@ -45,8 +45,8 @@ class Cache:
                 self._kept[key] = rendered
                 self._bytes += _memory(rendered)
             while self._bytes > KEPT_MAX:
-                _, old = self._kept.popitem(last=False)
-                self._bytes -= _memory(old)
+                _, oldest = self._kept.popitem(last=False)
+                self._bytes -= _memory(oldest)
         return rendered
 
 

@@ -139,12 +139,12 @@ class DataUrlFilter:
         ):
             return self._source + "".join(self._kept_pieces) + self._held
         size = self._size_in_bytes()
-        whole = self._data_ended or not self._source  # a bare URL has no closing mark
+        is_complete = self._data_ended or not self._source  # a bare URL has no closing mark
         if self._for_model:
             return f"[{_kind(self._media_type).lower()}]{self._held}"
         if self._label_begun:
-            return f"{_size_text(size)}{'' if whole else ', incomplete'})]{self._held}"
-        return f"[{label_of(self._media_type, size, whole=whole)}]{self._held}"
+            return f"{_size_text(size)}{'' if is_complete else ', incomplete'})]{self._held}"
+        return f"[{label_of(self._media_type, size, whole=is_complete)}]{self._held}"
 
     # --- text ---------------------------------------------------------------------------------
 
@@ -260,9 +260,9 @@ class DataUrlFilter:
         self._in_data = False
         before = self._line_end
         if keep:
-            kept = self._source + "".join(self._kept_pieces) + after
-            out.append(kept)
-            self._record(kept)
+            source_text = self._source + "".join(self._kept_pieces) + after
+            out.append(source_text)
+            self._record(source_text)
             return
         if self._for_model:
             out.append(f"[{_kind(self._media_type).lower()}]")

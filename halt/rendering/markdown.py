@@ -60,9 +60,9 @@ def render(text: str, colours: Colours | None = None) -> str:
     A text longer than PARSED_MAX is rendered block by block, as during streaming.
     """
     text = data_urls.replace(normalized(text))
-    whole = _markdown(text, colours) if len(text) <= PARSED_MAX else None
-    if whole is not None:
-        return whole
+    html_text = _markdown(text, colours) if len(text) <= PARSED_MAX else None
+    if html_text is not None:
+        return html_text
     return "".join([render_block(block, colours) for block in split_blocks(text)])
 
 
@@ -90,11 +90,11 @@ def plain_block(block: Block) -> str:
         return f"<p>{lines}</p>\n".replace("\n", "<br>\n", lines.count("\n")) if lines else ""
     first, *code_lines = block.lines
     opening = OPENING.match(first)
-    margin, mark = (len(opening[1]), opening[2] or opening[3]) if opening else (0, "")
-    if code_lines and mark and is_closing(code_lines[-1], mark):
+    margin, fence = (len(opening[1]), opening[2] or opening[3]) if opening else (0, "")
+    if code_lines and fence and is_closing(code_lines[-1], fence):
         code_lines.pop()
     code = "".join(f"{line[min(margin, indent(line)) :]}\n" for line in code_lines)
-    label = (first[margin + len(mark) :].split() or [""])[0]
+    label = (first[margin + len(fence) :].split() or [""])[0]
     return _code_box(code, label, None)
 
 

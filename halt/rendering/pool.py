@@ -288,9 +288,9 @@ class Pool:
                 return
             self._retry_delay = min(self._retry_delay * 2, RETRY_MAX) or RETRY_FIRST
             self._retry_at = now() + self._retry_delay
-            waiting: list[_Job] = []
+            waiting_jobs: list[_Job] = []
             if all(slot.process is None for slot in self._slots):
-                waiting = self._empty_queue()
+                waiting_jobs = self._empty_queue()
             delay = self._retry_delay
         logger.error(
             "no rendering process can be started (%s): code has no colours and long texts are"
@@ -298,7 +298,7 @@ class Pool:
             exc,
             delay,
         )
-        _resolve_plain(waiting)
+        _resolve_plain(waiting_jobs)
 
     def _check_queue(self) -> None:
         """Resolve overdue jobs as plain; start the second process for a job that waits too long."""
@@ -322,29 +322,29 @@ class Pool:
         with self._changed:
             process = self._clear_slot(slot)
             slot.is_busy = False
-            waiting = self._empty_queue()
+            waiting_jobs = self._empty_queue()
         if process is not None:
             process.close()
-        _resolve_plain(waiting)
+        _resolve_plain(waiting_jobs)
 
     def _empty_queue(self) -> list[_Job]:
         """Remove and return all jobs of the queue. The lock must be held."""
-        waiting, self._queue = self._queue, []
-        for job in waiting:
+        waiting_jobs, self._queue = self._queue, []
+        for job in waiting_jobs:
             del self._jobs[job.key]
-        return waiting
+        return waiting_jobs
 
     def close(self) -> None:
         """End the processes; later jobs are resolved as plain. May be repeated."""
         with self._changed:
             self._is_closed = True
-            waiting = self._empty_queue()
+            waiting_jobs = self._empty_queue()
             threads = [slot.thread for slot in self._slots if slot.thread is not None]
             for slot in self._slots:
                 if slot.process is not None:
                     slot.process.kill()
             self._changed.notify_all()
-        _resolve_plain(waiting)
+        _resolve_plain(waiting_jobs)
         deadline = now() + CLOSE_WAIT
         for thread in threads:
             thread.join(max(0.0, deadline - now()))

@@ -65,8 +65,8 @@ class Timer:
             self._set_timer()
 
     def _set_timer(self) -> None:
-        left = max(self._ends[-1] - time.process_time(), TICK) if self._ends else 0.0
-        signal.setitimer(signal.ITIMER_PROF, left, TICK if left else 0.0)
+        seconds_left = max(self._ends[-1] - time.process_time(), TICK) if self._ends else 0.0
+        signal.setitimer(signal.ITIMER_PROF, seconds_left, TICK if seconds_left else 0.0)
 
     def _check(self, _number: int, _frame: FrameType | None) -> None:
         if self._ends and time.process_time() >= self._ends[-1]:
@@ -121,9 +121,9 @@ class LimitedRenderer:
 
 def render_request(timer: Timer, request: Request) -> Reply:
     """Render a request. After a fault the reply is empty and names the kind of exception."""
-    used = int(time.process_time())
+    used_seconds = int(time.process_time())
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = used + 1 + int(request.limit) + CPU_GRACE
+    soft = used_seconds + 1 + int(request.limit) + CPU_GRACE
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
     renderer = LimitedRenderer(timer, request.size)
     try:

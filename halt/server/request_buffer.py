@@ -146,9 +146,9 @@ class RequestBuffer:
 
     def take(self) -> bytes:
         """Remove and return the bytes of the request that is ready; later bytes stay."""
-        whole = len(self._data) if self._length is None else self._length
-        request = bytes(memoryview(self._data)[:whole])
-        del self._data[:whole]
+        size = len(self._data) if self._length is None else self._length
+        request = bytes(memoryview(self._data)[:size])
+        del self._data[:size]
         return request
 
     @property
@@ -209,8 +209,8 @@ class RequestBuffer:
 
     @property
     def _body_max(self) -> int:
-        most = self._text_body_max
-        return min(most, SHORT_BODY_MAX) if self.kind in _WITHOUT_TEXT else most
+        limit = self._text_body_max
+        return min(limit, SHORT_BODY_MAX) if self.kind in _WITHOUT_TEXT else limit
 
     def _leave_to_thread(self) -> None:
         self.kind = Kind.UPLOAD

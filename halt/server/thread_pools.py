@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class ThreadPool:
-    """The threads of one class, at most `most`. Only the main thread calls methods but `grow`.
+    """Threads of one class, at most `max_threads`. Only the main thread calls methods but `grow`.
 
     It replaces gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`, which raises RuntimeError
     when the system has no thread left: this would end the worker, although an idle thread may serve
@@ -40,9 +40,9 @@ class ThreadPool:
     so it may not start a thread that is needed.
     """
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, max_threads: int) -> None:
         self._name = name
-        self._most = most
+        self._max_threads = max_threads
         self._started = 0  # changed by `grow` alone
         self._unfinished = 0  # requests queued or being served; used by the main thread alone
         self._queue: SimpleQueue[tuple[Callable[[Any], Any], Any, Future[Any]] | None]
@@ -67,7 +67,7 @@ class ThreadPool:
         The first thread is started before the first request, so it is there even if the system
         refuses further threads later.
         """
-        return self._started < min(max(1, self._unfinished), self._most)
+        return self._started < min(max(1, self._unfinished), self._max_threads)
 
     def grow(self) -> None:
         """Start the missing threads, until the system refuses. Called by one thread at a time."""

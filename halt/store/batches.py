@@ -92,10 +92,10 @@ def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | 
     elif entry.is_stored:
         return None
     last_seq, last = events[-1] if events else (entry.last_written, None)
-    new = end = None
+    new_generation = end = None
     if not entry.is_stored:
         started_at = _epoch_seconds(generation.started_at)
-        new = NewGeneration(
+        new_generation = NewGeneration(
             generation.id, generation.owner, worker, generation.requested_model, started_at
         )
     if last is not None and is_terminal(last):
@@ -109,7 +109,7 @@ def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | 
             steps.steps_of(generation),
             generation.seen_events,
         )
-    return BatchPart(entry, len(events), last_seq, _chunks(generation, events), new, end)
+    return BatchPart(entry, len(events), last_seq, _chunks(generation, events), new_generation, end)
 
 
 def batch_of(parts: Sequence[BatchPart], worker: str) -> Batch:

@@ -106,8 +106,8 @@ def reason(fault: SQLAlchemyError) -> str:
     origin = fault.orig if isinstance(fault, DBAPIError) else None
     if isinstance(origin, sqlite3.Error):
         code = getattr(origin, "sqlite_errorcode", None) or 0
-        usual = SQLITE_REASONS.get(code & 0xFF, "the database has failed")
-        return SQLITE_REASONS.get(code, usual)
+        default_reason = SQLITE_REASONS.get(code & 0xFF, "the database has failed")
+        return SQLITE_REASONS.get(code, default_reason)
     state: str | None = getattr(origin, "sqlstate", None)
     if state:
         for length in (5, 3, 2):

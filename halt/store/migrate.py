@@ -162,8 +162,8 @@ def _migrate(engine: Engine, folder: Path, subject: str) -> None:
     script = ScriptDirectory.from_config(alembic)
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    known = {migration.revision for migration in script.walk_revisions()}
-    if current is not None and current not in known:
+    known_revisions = {migration.revision for migration in script.walk_revisions()}
+    if current is not None and current not in known_revisions:
         raise ConfigError(
             f"{subject} was made by a newer Halt (its version is {current!r}). Nothing was "
             "changed: start the newer Halt, or set another HALT_DATA or DATABASE_URL."

@@ -34,14 +34,14 @@ def stored_log(events: Sequence[tuple[int, Event]]) -> EventLog:
     *deltas, (last, ended) = events
     if not isinstance(ended, Terminal):
         raise ValueError("A stored log ends with a terminal event.")
-    first, kept = (deltas[-1][0] + 1 if deltas else 1), list[Delta]()
+    first, kept_deltas = (deltas[-1][0] + 1 if deltas else 1), list[Delta]()
     for number, event in reversed(deltas):
         if number != first - 1 or isinstance(event, Terminal):
             break
         first = number
-        kept.append(event)
+        kept_deltas.append(event)
     log = GapLog(sys.maxsize, first)
-    for event in reversed(kept):
+    for event in reversed(kept_deltas):
         log.append(event)
     log.end_at(last, lambda: ended)
     return log

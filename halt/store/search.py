@@ -156,8 +156,8 @@ def snippet(text: str, query_words: list[str]) -> tuple[Piece, ...]:
     longest = sorted(query_words, key=len, reverse=True)
     inside = [re.escape(word) for word in longest if _RUN.search(word)]
     prefixes = [re.escape(word) for word in longest if not _RUN.search(word)]
-    whole = [rf"{_WORD_START}(?:{'|'.join(prefixes)})[^\W_]*"] if prefixes else []
-    pattern = re.compile("|".join(inside + whole), re.IGNORECASE)
+    word_patterns = [rf"{_WORD_START}(?:{'|'.join(prefixes)})[^\W_]*"] if prefixes else []
+    pattern = re.compile("|".join(inside + word_patterns), re.IGNORECASE)
     first = pattern.search(text, 0, INDEXED_MAX)
     start = max(0, first.start() - BEFORE) if first else 0
     if start:

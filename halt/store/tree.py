@@ -349,7 +349,7 @@ def _usage_of(connection: Connection, ids: Collection[int]) -> dict[int, Usage]:
     }
 
 
-def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
+def _exchange(prompt: Row[Any], answer: Row[Any], usage: Usage) -> Exchange:
     return Exchange(
         prompt.content,
         answer.stream_id,
@@ -362,7 +362,7 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
         prompt_id=prompt.id,
         answer_id=answer.id,
         state=answer.state,
-        usage=used,
+        usage=usage,
     )
 
 

@@ -147,12 +147,12 @@ class MessagesReply(Reply):
             self._send_event("content_block_delta", index=self._block, delta=delta)
 
     def _around(self, kind: str) -> tuple[bytes, bytes]:
-        mark = "\x00"
+        placeholder = "\x00"
         member = "text" if kind == "content" else "thinking"
-        delta = {"type": f"{member}_delta", member: mark}
+        delta = {"type": f"{member}_delta", member: placeholder}
         data = as_json({"type": "content_block_delta", "index": self._block, "delta": delta})
         event = b"event: content_block_delta\ndata: " + data + b"\n\n"
-        before, after = event.split(as_json(mark))
+        before, after = event.split(as_json(placeholder))
         return before, after
 
 

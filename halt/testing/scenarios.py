@@ -192,30 +192,32 @@ def go_on(
     with a repetition in one of these styles: tail (as instructed), nothing, more, all, lead, fence.
     refuse=1: 400 for a prefix, 2: for both.
     """
-    whole = reply.texts.get(key, "")
+    full_text = reply.texts.get(key, "")
     last = reply.request["messages"][-1]
     last_text = _text_of(last)
     is_instruction = "which are:\n\n" in last_text
     if (refuse and last["role"] == "assistant") or (refuse == 2 and is_instruction):
         reply.error(400, "This model does not support assistant message prefill.")
     elif last["role"] == "assistant":
-        _send_rest(reply, whole, last_text, last_text if style == "echo" else "")
+        _send_rest(reply, full_text, last_text, last_text if style == "echo" else "")
     elif is_instruction:
-        old = _text_of(reply.request["messages"][-2])
+        prefix = _text_of(reply.request["messages"][-2])
         tail = last_text.partition("which are:\n\n")[2].rpartition("\n\nand go on")[0]
-        _send_rest(reply, whole, old, _repeat(style, old, tail), bare=style == "nothing")
+        _send_rest(reply, full_text, prefix, _repeat(style, prefix, tail), bare=style == "nothing")
     else:
-        reply.tokens(pieces(whole if first < 0 else whole[:first], 4))
+        reply.tokens(pieces(full_text if first < 0 else full_text[:first], 4))
         if first >= 0:
             reply.hold(inf)
         reply.finish()
 
 
-def _send_rest(reply: Reply, whole: str, old: str, repeat: str, *, bare: bool = False) -> None:
-    if not whole.startswith(old):
-        reply.error(400, f"fake go_on: {old!r} is not the beginning of the text")
+def _send_rest(
+    reply: Reply, full_text: str, prefix: str, repeat: str, *, bare: bool = False
+) -> None:
+    if not full_text.startswith(prefix):
+        reply.error(400, f"fake go_on: {prefix!r} is not the beginning of the text")
         return
-    rest = whole[len(old) :]
+    rest = full_text[len(prefix) :]
     reply.tokens(pieces(repeat + (rest.lstrip() if bare else rest), 4))
     reply.finish()
 
@@ -226,13 +228,13 @@ def _text_of(message: dict[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _repeat(style: str, old: str, tail: str) -> str:
+def _repeat(style: str, prefix: str, tail: str) -> str:
     """The repetition of an instructed model before it continues."""
     return {
         "tail": tail,
         "nothing": "",
-        "more": old[-len(tail) - 40 :],
-        "all": old,
+        "more": prefix[-len(tail) - 40 :],
+        "all": prefix,
         "lead": f'Sure, here is the rest: "{tail}',
         "fence": f"```python\n{tail}",
     }[style]
@@ -863,9 +865,9 @@ SCENARIOS |= {str(status): _refusal(status) for status in STATUS_ERRORS}
 @scenario
 def context(reply: Reply, style: str = "openai") -> None:
     """400 for a conversation that is too long, as openai, llamacpp, vllm or anthropic send it."""
-    limit, used = 4096, 9412
+    limit, token_count = 4096, 9412
     if style == "openai":
-        words = f"However, your messages resulted in {used} tokens."
+        words = f"However, your messages resulted in {token_count} tokens."
         reply.error(
             400,
             f"This model's maximum context length is {limit} tokens. {words} "
@@ -874,12 +876,20 @@ def context(reply: Reply, style: str = "openai") -> None:
             param="messages",
         )
     elif style == "llamacpp":
-        words = f"request ({used} tokens) exceeds the available context size ({limit} tokens)"
+        words = (
+            f"request ({token_count} tokens) exceeds the available context size ({limit} tokens)"
+        )
         error = {"code": 400, "message": f"{words}, try increasing it"}
-        error |= {"type": "exceed_context_size_error", "n_prompt_tokens": used, "n_ctx": limit}
+        error |= {
+            "type": "exceed_context_size_error",
+            "n_prompt_tokens": token_count,
+            "n_ctx": limit,
+        }
         reply.whole(400, as_json({"error": error}))
     elif style == "vllm":
-        words = f"However, you requested {used} tokens ({used - 200} in the messages, "
+        words = (
+            f"However, you requested {token_count} tokens ({token_count - 200} in the messages, "
+        )
         message = (
             f"This model's maximum context length is {limit} tokens. {words}200 in the "
             "completion). Please reduce the length of the messages or completion."
@@ -887,7 +897,7 @@ def context(reply: Reply, style: str = "openai") -> None:
         error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
         reply.whole(400, as_json({"error": error}))
     elif style == "anthropic":
-        reply.error(400, f"prompt is too long: {used} tokens > {limit} maximum")
+        reply.error(400, f"prompt is too long: {token_count} tokens > {limit} maximum")
     else:
         reply.error(400, f"fake context: no such style: {style}")
 

@@ -69,12 +69,12 @@ class Peer:
             self._sock = tls
         self._when_readable(tls.do_handshake)
 
-    def read_until(self, mark: bytes) -> bytes | None:
+    def read_until(self, pattern: bytes) -> bytes | None:
         """Read up to and including the mark; None if the client ends before."""
-        while (end := self._received.find(mark)) < 0:
+        while (end := self._received.find(pattern)) < 0:
             if not self._receive():
                 return None
-        return self._take(end + len(mark))
+        return self._take(end + len(pattern))
 
     def read_exactly(self, size: int) -> bytes | None:
         """Read `size` bytes; None if the client ends before."""
@@ -95,10 +95,10 @@ class Peer:
             except OSError as error:
                 raise (ServerClosing if self._is_closing else ClientGone) from error
 
-    def wait(self, until: float, ready: Callable[[], bool] = lambda: False) -> None:
+    def wait(self, deadline: float, ready: Callable[[], bool] = lambda: False) -> None:
         """Wait until this monotonic time, or until ready() is true. Resolution: 1 ms."""
-        while not ready() and (left := until - time.monotonic()) > 0:
-            self._poll(0, left)
+        while not ready() and (seconds_left := deadline - time.monotonic()) > 0:
+            self._poll(0, seconds_left)
 
     def check_client(self) -> None:
         """Raise ClientGone if the client has left, without sending or waiting."""
@@ -128,9 +128,9 @@ class Peer:
                 sock.close()
 
     def _take(self, size: int) -> bytes:
-        taken = bytes(self._received[:size])
+        data = bytes(self._received[:size])
         del self._received[:size]
-        return taken
+        return data
 
     def _receive(self) -> int:
         data: bytes = self._when_readable(lambda: self._sock.recv(READ_SIZE))
@@ -463,9 +463,9 @@ class Reply:
         """The bytes before and after the text in a token's event."""
         if kind in self._frames:
             return self._frames[kind]
-        mark = "\x00"
-        event = b"data: " + as_json(self.chunk_object({kind: mark})) + b"\n\n"
-        before, after = event.split(as_json(mark))
+        placeholder = "\x00"
+        event = b"data: " + as_json(self.chunk_object({kind: placeholder})) + b"\n\n"
+        before, after = event.split(as_json(placeholder))
         self._frames[kind] = before, after
         return before, after
 

@@ -60,20 +60,20 @@ def read_head(
     TimeoutError if the socket has a timeout.
     """
     data = bytearray()
-    start = seen = 0  # where the head begins, and how far it was searched for its end
-    broken: type[httpx2.ReadError] = NoResponse
+    start = searched = 0  # where the head begins, and how far it was searched for its end
+    error_type: type[httpx2.ReadError] = NoResponse
     while True:
-        end = data.find(b"\r\n\r\n", seen)
+        end = data.find(b"\r\n\r\n", searched)
         if end >= 0:
             status, headers = _parse_head(bytes(data[start:end]), request)
-            start = seen = end + 4
+            start = searched = end + 4
             if status >= 200:
                 return status, headers, bytes(data[start:])
             continue
         if start:
             del data[:start]
             start = 0
-        seen = max(0, len(data) - 3)
+        searched = max(0, len(data) - 3)
         if len(data) > HEAD_MAX:
             raise httpx2.RemoteProtocolError("the response's head does not end", request=request)
         try:
@@ -83,14 +83,14 @@ def read_head(
         except TimeoutError:
             raise  # still connecting, to a slow proxy
         except OSError as exc:
-            raise broken(str(exc), request=request) from exc
+            raise error_type(str(exc), request=request) from exc
         if not received:
             fault = (
                 "interrupted" if connection.interrupted else "the server closed without an answer"
             )
-            raise broken(fault, request=request)
+            raise error_type(fault, request=request)
         data += received
-        broken = httpx2.ReadError
+        error_type = httpx2.ReadError
 
 
 def _parse_head(
@@ -305,23 +305,23 @@ class Body(httpx2.SyncByteStream):
         """How httpx2 reads a body; see `_pieces`."""
         return self._pieces(REFUSAL_MAX)
 
-    def read_all(self, most: int) -> bytes | None:
-        """Read the whole body, waiting through silence; None if it has more than `most` bytes.
+    def read_all(self, limit: int) -> bytes | None:
+        """Read the whole body, waiting through silence; None if it has more than `limit` bytes.
 
         Raises httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails or is
         interrupted.
         """
-        data = b"".join(self._pieces(most))
-        return data if len(data) <= most else None
+        data = b"".join(self._pieces(limit))
+        return data if len(data) <= limit else None
 
-    def _pieces(self, most: int) -> Iterator[bytes]:
-        """The pieces of the body, up to its end or until there are more than `most` bytes."""
-        while most >= 0:
+    def _pieces(self, limit: int) -> Iterator[bytes]:
+        """The pieces of the body, up to its end or until there are more than `limit` bytes."""
+        while limit >= 0:
             with contextlib.suppress(NoData):
                 data = self.read()
                 if not data:
                     return
-                most -= len(data)
+                limit -= len(data)
                 yield data
 
     def fileno(self) -> int:

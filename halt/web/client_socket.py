@@ -85,13 +85,13 @@ class ClientSocket(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """Send the data or keep it in `unsent`. Raises BlockingIOError for a too slow client."""
-        left, rest = self.unsent, memoryview(data).cast("B")
+        unsent, rest = self.unsent, memoryview(data).cast("B")
         self.unsent = memoryview(b"")
-        if left:
-            rest = memoryview(b"".join((left, rest)))
-        if 0 < len(left) <= REST_MAX:
+        if unsent:
+            rest = memoryview(b"".join((unsent, rest)))
+        if 0 < len(unsent) <= REST_MAX:
             self.unsent = rest
-        elif self.leaves_rest and not left:
+        elif self.leaves_rest and not unsent:
             self.unsent = rest[self.send_some(rest) :]
         else:
             self._send(rest, flags)

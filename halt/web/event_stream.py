@@ -237,8 +237,8 @@ class EventStream(RunReader):
             for events in self.run.follow(self.after, viewer, self.interval):
                 if events:
                     frame, has_sent = frame_bytes(self.present(events)), True
-                elif self.idle_message is not None and (other := self.idle_message()):
-                    frame = other
+                elif self.idle_message is not None and (idle_frame := self.idle_message()):
+                    frame = idle_frame
                 elif now() - sent_at >= heartbeat:
                     frame = self.comment
                 else:

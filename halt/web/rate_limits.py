@@ -56,9 +56,11 @@ class RateLimits:
         session = owner()
         if session is not None:
             limits |= {limit.key_for("session", session): limit for limit in self._of_session}
-        most = min((limit.amount for limit in limits.values()), default=starts)
-        if starts > most:
-            raise RequestError(f"At most {most} answers can be started at once.", field="model")
+        max_starts = min((limit.amount for limit in limits.values()), default=starts)
+        if starts > max_starts:
+            raise RequestError(
+                f"At most {max_starts} answers can be started at once.", field="model"
+            )
         try:
             full = self.counters.count(limits, starts, hit=hit)
         except (sqlite3.Error, OSError) as exc:

@@ -330,10 +330,10 @@ class Sink:
         if events & WRITE and self._unsent:
             self._push(self._unsent)
         if events & READ and self._is_open:
-            left = has_left(self._sock)
-            if left:
+            client_left = has_left(self._sock)
+            if client_left:
                 self._drop()
-            elif left is None:  # the client has sent bytes after its request
+            elif client_left is None:  # the client has sent bytes after its request
                 self._wait_for(self._events & ~READ)
                 self._schedule("pipelined", now() + PIPELINED_LOOK, self._watch_again)
 
@@ -350,11 +350,11 @@ class Sink:
             self._send_result(frame, is_last=False)
         elif is_silent and at - self._sent_at >= stream.heartbeat:
             self._send(stream.comment)
-        again = at + stream.heartbeat if not is_silent else self._sent_at + stream.heartbeat
+        next_beat = at + stream.heartbeat if not is_silent else self._sent_at + stream.heartbeat
         if stream.idle_message is not None:
-            again = min(again, at + TICK)
+            next_beat = min(next_beat, at + TICK)
         if self._is_open:
-            self._schedule("beat", max(again, at + 0.001), self._beat)
+            self._schedule("beat", max(next_beat, at + 0.001), self._beat)
 
 
 def fitting(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:

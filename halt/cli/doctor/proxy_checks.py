@@ -148,14 +148,14 @@ def check_client_address(report: Report, remote: Remote, connect_timeout: float)
 
 
 def client_address_fault(
-    plain: ReceivedRequest, forged: ReceivedRequest, encrypted: bool
+    plain_request: ReceivedRequest, forged_request: ReceivedRequest, encrypted: bool
 ) -> tuple[bool, str, str] | None:
     """The fault of the client address that Halt uses, or None: (can be forged, text, remedy).
 
-    `plain` is how a request arrived, `forged` is one with an invented X-Forwarded-For.
+    `plain_request` arrived as it was sent, `forged_request` with an invented X-Forwarded-For.
     """
-    trusted, hops = plain.trusted_proxies, plain.forwarded
-    if trusted > hops and forged.forwarded > hops:
+    trusted, hops = plain_request.trusted_proxies, plain_request.forwarded
+    if trusted > hops and forged_request.forwarded > hops:
         remedy = f"{ADDRESS} Without a proxy: HALT_TRUSTED_PROXIES=0."
         if hops:
             remedy = f"Start Halt with HALT_TRUSTED_PROXIES={hops}, the number of proxies here."
@@ -163,8 +163,8 @@ def client_address_fault(
         return True, text, remedy
     if (
         trusted == hops
-        and (hops or forged.forwarded)
-        and not (trusted == 0 and encrypted and not plain.secure)
+        and (hops or forged_request.forwarded)
+        and not (trusted == 0 and encrypted and not plain_request.secure)
     ):
         return None
     together = "all clients count as one: Halt only knows the proxy's address"
@@ -285,13 +285,13 @@ def check_departure(report: Report, remote: Remote, session: str, connect_timeou
             while (stream := _running(remote, stream_id, cookie)) is None and not _answers(sock):
                 if now() > deadline:
                     raise TimeoutError("the answer did not begin")
-        silent = stream is not None and stream.events == 0
+        is_silent = stream is not None and stream.events == 0
         left_at = now()
-        left = stream = _running(remote, stream_id, cookie)
+        left_stream = stream = _running(remote, stream_id, cookie)
         while stream is not None and now() - left_at < NOTICED_WITHIN:
             time.sleep(LOOK)
             stream = _running(remote, stream_id, cookie)
-        took = now() - left_at
+        delay = now() - left_at
         remote.request("POST", f"/stop/{stream_id}", cookie)
         group = EventStreamDecoder().feed(
             remote.request("GET", f"/streams/{stream_id}", cookie).content
@@ -300,17 +300,17 @@ def check_departure(report: Report, remote: Remote, session: str, connect_timeou
         report.warn("departure", f"the check failed: {exc}.", "Run doctor again.")
         return
     ended = group[-1][1] if group else None
-    if stream is not None or (left is not None and not isinstance(ended, Cancelled)):
-        text = f"Halt did not notice a disconnect: the model continued for {took:.1f} s."
+    if stream is not None or (left_stream is not None and not isinstance(ended, Cancelled)):
+        text = f"Halt did not notice a disconnect: the model continued for {delay:.1f} s."
         report.warn("departure", text, DEPARTURES)
     elif not isinstance(ended, Cancelled):
         text = "the answer was complete before the client could disconnect."
         report.warn("departure", text, "Run doctor again.")
-    elif took > LATE or (silent and ended.metrics.chunks and took > SOON):
+    elif delay > LATE or (is_silent and ended.metrics.chunks and delay > SOON):
         when = "only when the model wrote, " if ended.metrics.chunks else ""
-        text = f"a disconnect was noticed {when}after {milliseconds(took)}."
+        text = f"a disconnect was noticed {when}after {milliseconds(delay)}."
         report.warn("departure", text, DEPARTURES)
     else:
-        when = "before the model writes" if silent else "while the model writes"
-        text = f"a disconnect {when} is noticed after {milliseconds(took)}"
+        when = "before the model writes" if is_silent else "while the model writes"
+        text = f"a disconnect {when} is noticed after {milliseconds(delay)}"
         report.ok("departure", text)

@@ -85,7 +85,7 @@ class Stream:
     first_byte: float = 0.0
     first_event: float = 0.0
     last_byte: float = 0.0
-    over: float = 0.0
+    end: float = 0.0
     reads: int = 0  # reads with events
     events: int = 0
     ended: Terminal | None = None
@@ -105,21 +105,23 @@ def check_streams(report: Report, remote: Remote, timeout: float) -> bool:
         report, complete, _check_replay(report, remote, complete.id, timeout)
     )
     try:
-        stopped = _stream(remote, LONG, timeout, STOP_AFTER / 2 if is_held_back else STOP_AFTER)
+        stopped_stream = _stream(
+            remote, LONG, timeout, STOP_AFTER / 2 if is_held_back else STOP_AFTER
+        )
     except HaltError as fault:
         report.fail(
             "stop", fault.message, _remedy(fault, "Let the proxy forward POST /stop/... to Halt.")
         )
         return False
-    _check_stop(report, stopped)
+    _check_stop(report, stopped_stream)
     return True
 
 
-def _remedy(fault: HaltError, usual: str) -> str:
-    """The remedy for a refusal by a limit of Halt's, else `usual`."""
+def _remedy(fault: HaltError, default_remedy: str) -> str:
+    """The remedy for a refusal by a limit of Halt's, else `default_remedy`."""
     if fault.code in LIMITS:
         return "A limit of Halt refused doctor's request: wait or raise it, and run doctor again."
-    return usual
+    return default_remedy
 
 
 def _stream(remote: Remote, prompt: str, timeout: float, stop_after: float | None) -> Stream:
@@ -170,7 +172,7 @@ def _follow(stream: Stream, body: Body, began: float, *, sends_stop: bool) -> No
                 stream.ended = group[-1][1]
             elif sends_stop:
                 stream.stopper.press()
-    stream.over = now() - began
+    stream.end = now() - began
 
 
 def _check_replay(report: Report, remote: Remote, stream_id: str, timeout: float) -> str:
@@ -219,10 +221,10 @@ def _check_end(report: Report, stream: Stream) -> bool:
         return False
     if ended is not None:
         return True
-    silent = stream.over - stream.last_byte
+    silent_seconds = stream.end - stream.last_byte
     report.fail(
         "idle timeout",
-        f"the connection was closed after {silent:.1f} s of silence.",
+        f"the connection was closed after {silent_seconds:.1f} s of silence.",
         "Raise the proxy's idle timeout (nginx: `proxy_read_timeout 3600s;`), "
         "or set HALT_HEARTBEAT to less than it.",
     )
@@ -235,18 +237,18 @@ def _check_buffering(report: Report, stream: Stream, encoding: str) -> bool:
     assert ended is not None  # noqa: S101 - it is complete
     wrote = ended.metrics.streaming_ms or 0.0
     arrived = (stream.last_byte - stream.first_event) * 1000
-    took = ended.metrics.duration_ms
+    duration_ms = ended.metrics.duration_ms
     first = stream.first_byte * 1000
     # Halt sends the first byte at once. So it arrives long before the last byte, however slow the
     # model is, unless a proxy holds it back.
-    is_first_held = took > SPREAD_MIN and first > HELD_BACK_SHARE * took
+    is_first_held = duration_ms > SPREAD_MIN and first > HELD_BACK_SHARE * duration_ms
     is_text_held = wrote > SPREAD_MIN and arrived < HELD_BACK_SHARE * wrote
     is_held_back = is_first_held or is_text_held
     if is_held_back or encoding:
         faults = []
         if is_held_back:
             faults.append(
-                f"the answer took {took:.0f} ms and arrived within {arrived:.0f} ms, "
+                f"the answer took {duration_ms:.0f} ms and arrived within {arrived:.0f} ms, "
                 f"its first byte after {first:.0f} ms: the proxy holds it back."
             )
         if encoding:

@@ -53,7 +53,7 @@ def _check_model_stop(
         running, last_busy_at, ended_at = load.wait_idle(WATCHED_AFTER_STOP)
     else:
         running, last_busy_at, ended_at = None, 0.0, 0.0
-    if any(known and known > most for known, most in ((before, 0), (during, 1), (running, 1))):
+    if any(count and count > limit for count, limit in ((before, 0), (during, 1), (running, 1))):
         text = f"not known: the server has other requests at the same time ({load.source})"
         report.ok(name, text)
     elif running is None:

@@ -166,11 +166,12 @@ class MessagesDecoder(EventDecoder):
     def _take_end(self, fields: dict[str, Any]) -> None:
         """Take the finish reason and the token counts."""
         for name, count in (parse_usage(fields.get("usage")) or {}).items():
-            known = self._counts.get(name)
-            if not isinstance(known, int):
+            old_count = self._counts.get(name)
+            if not isinstance(old_count, int):
                 self._counts[name] = count
             elif isinstance(count, int):
-                self._counts[name] = max(count, known)  # counts only grow; some servers end with 0
+                # Counts only grow; some servers end with 0.
+                self._counts[name] = max(count, old_count)
         if reason := normalise_reason(fields.get("stop_reason")):
             self.finish_reason = reason
 

@@ -208,10 +208,12 @@ class ChunkStream(EventStream):
 
     def _begin(self) -> None:
         """Encode the common parts of all chunks, once the model is known."""
-        whole = self._object([{"index": 0, "delta": None, "logprobs": None, "finish_reason": None}])
+        template = self._object(
+            [{"index": 0, "delta": None, "logprobs": None, "finish_reason": None}]
+        )
         if self._include_usage:
-            whole["usage"] = None
-        before, _, after = encode(whole).partition(b'"delta":null')
+            template["usage"] = None
+        before, _, after = encode(template).partition(b'"delta":null')
         self._before = b'data: %b"delta":' % before
         self._after_delta = after + b"\n\n"
 
@@ -229,8 +231,8 @@ class ChunkStream(EventStream):
 
     def _extra(self, event: Extra) -> bytes:
         """A chunk with the extra fields of the model's server; Halt's own fields override them."""
-        own = {"index": 0, "delta": event.delta, "finish_reason": None}
-        chunk = self._object([{"logprobs": None, **event.choice, **own}])
+        choice_fields = {"index": 0, "delta": event.delta, "finish_reason": None}
+        chunk = self._object([{"logprobs": None, **event.choice, **choice_fields}])
         more = {name: value for name, value in event.chunk.items() if name != "halt"}
         if self._include_usage:
             chunk["usage"] = None

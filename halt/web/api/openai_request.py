@@ -159,20 +159,20 @@ def _prompt(message: dict[str, Any], number: int, calls: list[tuple[str, str]]) 
         return message
     # Clients send answers back unchanged: with empty fields, and with calls that still have their
     # `index` in a stream.
-    kept = {k: v for k, v in message.items() if not (k in OF_ANSWERS and v in (None, []))}
-    if isinstance(tool_calls := kept.get("tool_calls"), list):
-        kept["tool_calls"] = [
+    cleaned = {k: v for k, v in message.items() if not (k in OF_ANSWERS and v in (None, []))}
+    if isinstance(tool_calls := cleaned.get("tool_calls"), list):
+        cleaned["tool_calls"] = [
             {k: v for k, v in call.items() if k != "index"} if isinstance(call, dict) else call
             for call in tool_calls
         ]
-    function = kept.get("function_call")
+    function = cleaned.get("function_call")
     if isinstance(function, dict) and isinstance(function.get("name"), str):
-        del kept["function_call"]
-        if not kept.get("tool_calls"):
+        del cleaned["function_call"]
+        if not cleaned.get("tool_calls"):
             call_id = f"call_{number}"  # the same for each request: a server may cache the prompt
-            kept["tool_calls"] = [{"id": call_id, **_typed(function)}]
+            cleaned["tool_calls"] = [{"id": call_id, **_typed(function)}]
             calls.append((function["name"], call_id))
-    return kept
+    return cleaned
 
 
 def _result(message: dict[str, Any], calls: list[tuple[str, str]]) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _result(message: dict[str, Any], calls: list[tuple[str, str]]) -> dict[str, 
     if not matching_calls:
         return message
     calls.remove(matching_calls[-1])
-    kept = {name: value for name, value in message.items() if name != "name"}
-    content = kept.get("content")
+    cleaned = {name: value for name, value in message.items() if name != "name"}
+    content = cleaned.get("content")
     tool_fields = {"role": "tool", "tool_call_id": matching_calls[-1][1]}
-    return {**kept, **tool_fields, "content": "" if content is None else content}
+    return {**cleaned, **tool_fields, "content": "" if content is None else content}

@@ -74,9 +74,9 @@ def _prompt_with(model: str, conversation_id: str) -> str | None:
         return None
     try:
         conversation = services().store.conversations.get(conversation_id, owner() or "", limit=1)
-        own = conversation.settings.system_prompt
+        conversation_prompt = conversation.settings.system_prompt
     except UnknownConversation:  # a new conversation
-        own = None
+        conversation_prompt = None
     except StoreUnavailable:
         return None
-    return services().chat.system_prompt(model, own)
+    return services().chat.system_prompt(model, conversation_prompt)

@@ -115,16 +115,16 @@ def _actions(a: AnswerView) -> str:
 
 def _step(stream_id: str, step: StepView) -> str:
     at = f"step-{escape(stream_id)}-{escape(step.key)}"
-    took = f' <span class="took">{escape(step.took)}</span>' if step.took else ""
+    duration_html = f' <span class="took">{escape(step.took)}</span>' if step.took else ""
     if step.state == "running":
-        took = f'<span class="elapsed" data-age="{step.age:.1f}"></span>'
+        duration_html = f'<span class="elapsed" data-age="{step.age:.1f}"></span>'
     result = ""
     if step.kind == "tool":
         result = f'<div class="result" id="{at}-result">{escape(step.result)}</div>'
     return (
         f'<details class="step {escape(step.kind)}" id="{at}">\n'
         f'<summary id="{at}-summary"><span class="label" data-state="{escape(step.state)}">'
-        f"{escape(step.label)}</span>{took}</summary>\n"
+        f"{escape(step.label)}</span>{duration_html}</summary>\n"
         f'<div class="step-text" id="{at}-text">{escape(step.text)}</div>\n'
         f"{result}</details>"
     )
@@ -143,9 +143,9 @@ def _below(below: BelowView) -> str:
         for words, url in below.pictures
     ]
     if below.sources:
-        listed = "".join(f"<li>{_link(words, url)}</li>" for words, url in below.sources)
+        list_items = "".join(f"<li>{_link(words, url)}</li>" for words, url in below.sources)
         parts.append(
             '<section class="sources" aria-label="Sources"><p>Sources</p>\n'
-            f"<ol>{listed}</ol></section>"
+            f"<ol>{list_items}</ol></section>"
         )
     return "".join(parts)

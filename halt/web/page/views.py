@@ -104,12 +104,12 @@ def _duration_text(milliseconds: float | None) -> str:
 
 def step_view(step: Step, key: str = "") -> StepView:
     """The view of a thought or a tool call as it is now. `key`: by default its number."""
-    took = _duration_text(step.ms)
+    duration = _duration_text(step.ms)
     name = step.name or "a tool"
     if step.kind == "thought":
-        thought = f"Thought for {took}" if took else "Thought"
+        thought = f"Thought for {duration}" if duration else "Thought"
         label = "Thinking…" if step.state == "running" else thought
-        took = ""
+        duration = ""
     elif step.state == "running":
         label = f"Calling {name}…"
     else:
@@ -120,7 +120,7 @@ def step_view(step: Step, key: str = "") -> StepView:
     if step.state == "running":  # it may grow
         text = Markup(OpenText().feed(html.escape(step.text)))  # noqa: S704 - escaped
     result = _shown_text(step.result)
-    return StepView(key, step.kind, step.state, label, took, age, text, result)
+    return StepView(key, step.kind, step.state, label, duration, age, text, result)
 
 
 def _shown_text(text: str) -> Markup:

@@ -96,12 +96,12 @@ class Feed:
             self._queued = True
             self._wire.offer(self)
 
-    def take(self, most: int) -> tuple[bytes, int]:
-        """In the relay: the frames of the next events, and their number, at most `most`."""
+    def take(self, limit: int) -> tuple[bytes, int]:
+        """In the relay: the frames of the next events, and their number, at most `limit`."""
         self._queued = False  # before the read: a later event queues it again
         run, after = self._run, self._after
         try:
-            events = [] if self.over else fitting(run.log.read(after, most))
+            events = [] if self.over else fitting(run.log.read(after, limit))
         except OffsetLost as lost:
             # The reader's next event is no longer in the log: send an error, never leave a gap.
             self.end()
