@@ -33,30 +33,30 @@ from tests.support.stores import POSTGRES
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
-SMALL = "4m"  # of a disk
+DISK_SIZE = "4m"
 ENDLESS = "count?n=1000000&gap_ms=5"
 
-Spoil = Callable[[HaltServer, Path], contextlib.AbstractContextManager[None]]
+Fault = Callable[[HaltServer, Path], contextlib.AbstractContextManager[None]]
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with next to no room."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """A small file system of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
     mounted = os.getuid() == 0 and not subprocess.call(
-        ["mount", "-t", "tmpfs", "-o", f"size={SMALL},mode=700", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE},mode=700", "tmpfs", str(disk)],
         stderr=subprocess.DEVNULL,
     )
     if not mounted:
         pytest.skip("only root can make a small disk")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @contextlib.contextmanager
-def filled(server: HaltServer, folder: Path) -> Iterator[None]:
-    """Something else takes all the room of the disk."""
+def fill_disk(server: HaltServer, folder: Path) -> Iterator[None]:
+    """Another file takes all the free space of the disk."""
     with (folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
         while ballast.write(b"x" * 4096):
             pass
@@ -65,55 +65,55 @@ def filled(server: HaltServer, folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limited(server: HaltServer, folder: Path) -> Iterator[None]:
-    """No file of the worker's may grow."""
+def limit_files(server: HaltServer, folder: Path) -> Iterator[None]:
+    """No file of the worker can grow beyond 8192 bytes."""
     master = server.process.pid
     worker = int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
-    before = resource.prlimit(worker, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    earlier_limit = resource.prlimit(worker, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
     yield
-    resource.prlimit(worker, resource.RLIMIT_FSIZE, before)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, earlier_limit)
 
 
 @contextlib.contextmanager
-def locked(server: HaltServer, folder: Path) -> Iterator[None]:
-    """Another program has the database for itself."""
+def lock_database(server: HaltServer, folder: Path) -> Iterator[None]:
+    """Another connection holds the write lock of the database."""
     path = folder / "halt.db"
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         yield
-        other.execute("ROLLBACK")
+        connection.execute("ROLLBACK")
 
 
-def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str) -> None:
-    """What every fault has in common."""
+def check_delayed_saving(server: HaltServer, folder: Path, fault: Fault, reason: str) -> None:
+    """Check that streams continue and stop during a fault, and that all is saved afterwards."""
     client = server.client()
     client.get("/")
-    place, stream_id = f"/c/{new_id()}", new_id()
+    page_path, stream_id = f"/c/{new_id()}", new_id()
 
-    def say(place: str, text: str, stream_id: str) -> HttpResponse:
+    def send_prompt(page_path: str, text: str, stream_id: str) -> HttpResponse:
         form = urlencode({"prompt": text, "id": stream_id}).encode()
-        return client.request("POST", f"{place}/messages", form, FORM)
+        return client.request("POST", f"{page_path}/messages", form, FORM)
 
-    assert say(place, f"/fake {ENDLESS}", stream_id).status == 200
+    assert send_prompt(page_path, f"/fake {ENDLESS}", stream_id).status == 200
     program = client.chat(ENDLESS).until_text("9 ")
     page = client.follow(stream_id, 0).until_text("9 ")
-    with spoil(server, folder):
+    with fault(server, folder):
         wait_until(lambda: b"Saving fails" in client.get("/saving").body, SERVER_TIMEOUT)
         assert reason in client.get("/saving").body.decode()
-        assert reason in client.get(place).body.decode()
-        refused = say(f"/c/{new_id()}", "Is anybody there?", new_id())
+        assert reason in client.get(page_path).body.decode()
+        refused = send_prompt(f"/c/{new_id()}", "Is anybody there?", new_id())
         assert refused.status == 503
         assert reason in refused.body.decode()
-        reached = len(program.until_text("300 ").text)
+        earlier_length = len(program.until_text("300 ").text)
         for events in (program, page):
             assert client.stop(events.id).json["upstream"] == "closed"
             assert events.to_end().terminal["type"] == "cancelled"
             assert "".join(f"{n} " for n in range(100_000)).startswith(events.text)
-        assert len(program.text) >= reached
+        assert len(program.text) >= earlier_length
     wait_until(lambda: b"hidden" in client.get("/saving").body, SERVER_TIMEOUT)
     with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
         ended = "SELECT count(*) FROM generations WHERE state = 'stopped' AND id IN (?, ?)"
-        # What was being written when the fault went away may have been from before the ends.
+        # The first write after the fault may hold events from before the ends only.
         wait_until(
             lambda: database.execute(ended, (program.id, page.id)).fetchone() == (2,),
             SERVER_TIMEOUT,
@@ -122,7 +122,7 @@ def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str)
             "SELECT content FROM messages WHERE stream_id = ?", (stream_id,)
         ).fetchone()
         assert content == page.text
-    assert say(place, "/fake count?n=3", new_id()).status == 200
+    assert send_prompt(page_path, "/fake count?n=3", new_id()).status == 200
     server.terminate()
     assert server.wait() == 0
     assert "Traceback" not in server.printed
@@ -133,7 +133,9 @@ def test_full_disk_delays_saving_only(
     start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path
 ) -> None:
     """While the disk is full streams continue; all events are written when it has room again."""
-    goes_on_unsaved(start_halt(fake, HALT_DATA=small_disk), small_disk, filled, "the disk is full")
+    check_delayed_saving(
+        start_halt(fake, HALT_DATA=small_disk), small_disk, fill_disk, "the disk is full"
+    )
 
 
 @pytest.mark.slow
@@ -143,7 +145,7 @@ def test_file_size_limit_delays_saving_only(
     """While files may not grow streams continue; all events are written afterwards, as after a
     quota.
     """
-    goes_on_unsaved(start_halt(fake, HALT_DATA=tmp_path), tmp_path, limited, "the disk ")
+    check_delayed_saving(start_halt(fake, HALT_DATA=tmp_path), tmp_path, limit_files, "the disk ")
 
 
 @pytest.mark.slow
@@ -153,16 +155,16 @@ def test_locked_database_delays_saving_only(
     """While the database is locked, as by a backup, streams continue; all events are written
     afterwards.
     """
-    goes_on_unsaved(
+    check_delayed_saving(
         start_halt(fake, HALT_DATA=tmp_path),
         tmp_path,
-        locked,
+        lock_database,
         "the database is locked by another program",
     )
 
 
-def crowd_of_prompts(server: HaltServer, count: int) -> list[HttpResponse]:
-    """So many pages send a prompt at the same moment; the answers."""
+def send_prompts(server: HaltServer, count: int) -> list[HttpResponse]:
+    """Send a prompt of `count` pages concurrently; return the answers."""
 
     def send() -> HttpResponse:
         form = urlencode({"prompt": "Is anybody there?", "id": new_id()}).encode()
@@ -182,33 +184,33 @@ def test_locked_database_delays_no_stop(
     server = start_halt(fake, HALT_DATA=tmp_path)
     client = server.client()
     streams = [client.chat(ENDLESS).until_text("3 ") for _ in range(4)]
-    seen: list[HttpResponse] = []
-    with locked(server, tmp_path):
-        crowd = threading.Thread(target=lambda: seen.extend(crowd_of_prompts(server, 40)))
-        crowd.start()
-        took: list[float] = []
+    answers: list[HttpResponse] = []
+    with lock_database(server, tmp_path):
+        senders = threading.Thread(target=lambda: answers.extend(send_prompts(server, 40)))
+        senders.start()
+        stop_seconds: list[float] = []
         for events in streams:
-            reached = events.text.count(" ")
+            earlier_length = events.text.count(" ")
             for stream_id, status in ((events.id, 200), (new_id(), 202)):
-                began = time.monotonic()
+                start = time.monotonic()
                 assert client.stop(stream_id).status == status
-                took.append(time.monotonic() - began)
+                stop_seconds.append(time.monotonic() - start)
             assert events.to_end().terminal["type"] == "cancelled"
-            assert events.text.count(" ") >= reached
-        own = client.chat(ENDLESS, id=new_id()).until_text("3 ")
-        client.stop(own.id)
-        own.to_end()
-        crowd.join(60)
-        assert not crowd.is_alive()
-        assert sorted(took)[len(took) // 2] < 10, took
-        assert {answer.status for answer in seen} == {503}
-        assert {answer.headers["retry-after"] for answer in seen} == {"2"}
-        assert any(b"does not answer" in answer.body for answer in seen)  # not made to wait
-    ids = [events.id for events in [*streams, own]]
+            assert events.text.count(" ") >= earlier_length
+        later_stream = client.chat(ENDLESS, id=new_id()).until_text("3 ")
+        client.stop(later_stream.id)
+        later_stream.to_end()
+        senders.join(60)
+        assert not senders.is_alive()
+        assert sorted(stop_seconds)[len(stop_seconds) // 2] < 10, stop_seconds
+        assert {answer.status for answer in answers} == {503}
+        assert {answer.headers["retry-after"] for answer in answers} == {"2"}
+        assert any(b"does not answer" in answer.body for answer in answers)  # refused at once
+    ids = [events.id for events in [*streams, later_stream]]
     wait_until(lambda: b"hidden" in client.get("/saving").body, SERVER_TIMEOUT)
     for stream_id in ids:
         assert client.follow(stream_id, 0).to_end().terminal["type"] == "cancelled"
-    assert crowd_of_prompts(server, 1)[0].status == 200
+    assert send_prompts(server, 1)[0].status == 200
     server.terminate()
     assert server.wait() == 0
     assert "Traceback" not in server.printed
@@ -253,27 +255,28 @@ def test_failed_start_is_ended_when_the_store_recovers(
     client = app.test_client()
     client.get("/")
 
-    def say(place: str) -> int:
+    def send_prompt(path: str) -> int:
         form = {"prompt": "Hello", "id": new_id()}
         return client.post(
-            f"{place}/messages", data=form, headers={"HX-Request": "true"}
+            f"{path}/messages", data=form, headers={"HX-Request": "true"}
         ).status_code
 
     first, second = f"/c/{new_id()}", f"/c/{new_id()}"
-    assert say(first) == 200
+    assert send_prompt(first) == 200
     upstream.reply().feed("text")
 
-    def unavailable(*_: object) -> None:
+    def raise_unavailable(*_: object) -> None:
         raise StoreUnavailable("Saving failed: the disk is full.", "the disk is full")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(service, "require_places", lambda starts: None)  # the place goes afterwards
-        patched.setattr(Turns, "cancel_start", unavailable)
-        assert say(second) == 503
+    with monkeypatch.context() as patch:
+        # The place is found to be taken only after the check.
+        patch.setattr(service, "require_places", lambda starts: None)
+        patch.setattr(Turns, "cancel_start", raise_unavailable)
+        assert send_prompt(second) == 503
     wait_until(lambda: b'data-state="interrupted"' in client.get(second).data, SERVER_TIMEOUT)
     upstream.reply().end()
     wait_until(lambda: service.open_streams == 0, SERVER_TIMEOUT)
-    assert say(second) == 200
+    assert send_prompt(second) == 200
     service.close()
     store.close()
     upstream.dispose()

@@ -16,12 +16,11 @@ from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new
 from tests.support.http_client import Client, EventStream
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
-TRIES = 20  # to meet a connection that is back in the pool
+REUSE_ATTEMPTS = 20  # to get a connection that is back in the pool
 FORM = "application/x-www-form-urlencoded"
 
 
-#: A phase: the model that goes there and stays, and the text that shows that it has arrived.
-class Setting:
+class Provider:
     """A fake provider with a Halt in front of it."""
 
     def __init__(self, fake: FakeOpenAI, halt: HaltServer) -> None:
@@ -37,8 +36,8 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def tls_setting() -> Iterator[Setting]:
-    """The same over TLS, with a certificate that Halt is told to trust."""
+def tls_provider() -> Iterator[Provider]:
+    """A provider over TLS, whose certificate Halt trusts by SSL_CERT_FILE."""
     with FakeOpenAI(tls=True, unknown_model="echo") as fake:
         server = HaltServer(
             {
@@ -47,26 +46,26 @@ def tls_setting() -> Iterator[Setting]:
                 "SSL_CERT_FILE": fake.ca_pem_path,
             }
         )
-        yield Setting(fake, server)
+        yield Provider(fake, server)
         server.close()
 
 
 @pytest.fixture(params=["http", "tls"])
-def setting(request: pytest.FixtureRequest, halt: HaltServer, shared_fake: FakeOpenAI) -> Setting:
-    """Both ways to a provider."""
+def provider(request: pytest.FixtureRequest, halt: HaltServer, shared_fake: FakeOpenAI) -> Provider:
+    """A provider over HTTP, and one over TLS."""
     if request.param == "http":
-        return Setting(shared_fake, halt)
+        return Provider(shared_fake, halt)
     fixture = request.getfixturevalue("tls_setting")
-    assert isinstance(fixture, Setting)
+    assert isinstance(fixture, Provider)
     return fixture
 
 
-def check_stop(setting: Setting, phase: str) -> Record:
-    """Stop a stream in a phase and check all that is promised of it; the provider's record."""
+def check_stop(provider: Provider, phase: str) -> Record:
+    """Stop a stream in a phase; check receipt, end and close; return the provider's record."""
     model, text = ANSWER_PHASES[phase]
-    events, prompt = setting.start(model, text)
-    record = request_record(setting.fake, prompt)
-    receipt = setting.client.stop(events.id)
+    events, prompt = provider.start(model, text)
+    record = request_record(provider.fake, prompt)
+    receipt = provider.client.stop(events.id)
     events.to_end()
     assert receipt.status == 200
     assert receipt.json["id"] == events.id
@@ -82,23 +81,23 @@ def check_stop(setting: Setting, phase: str) -> Record:
 
 
 @pytest.mark.parametrize("phase", ANSWER_PHASES)
-def test_stop_in_each_phase_closes_stream_and_upstream(setting: Setting, phase: str) -> None:
+def test_stop_in_each_phase_closes_stream_and_upstream(provider: Provider, phase: str) -> None:
     """In each phase the receipt says stopped and closed, the reader gets the end, and the upstream
     sees the close.
     """
-    check_stop(setting, phase)
+    check_stop(provider, phase)
 
 
 @pytest.mark.parametrize("phase", ANSWER_PHASES)
-def test_stop_on_a_reused_connection_closes_the_upstream(setting: Setting, phase: str) -> None:
+def test_stop_on_a_reused_connection_closes_the_upstream(provider: Provider, phase: str) -> None:
     """A Stop works as well on an upstream connection that has carried another answer."""
-    for _ in range(TRIES):
-        first, prompt = setting.start("count?n=1", "0 ")
+    for _ in range(REUSE_ATTEMPTS):
+        first, prompt = provider.start("count?n=1", "0 ")
         first.to_end()
-        before = request_record(setting.fake, prompt).connection
-        if check_stop(setting, phase).connection == before:
+        earlier_connection = request_record(provider.fake, prompt).connection
+        if check_stop(provider, phase).connection == earlier_connection:
             return  # else the answer's end was sent before its connection was back in the pool
-    pytest.fail(f"no connection was reused in {TRIES} tries")
+    pytest.fail(f"no connection was reused in {REUSE_ATTEMPTS} tries")
 
 
 def test_stop_while_connecting_ends_the_stream(start_halt: StartHalt) -> None:
@@ -114,7 +113,7 @@ def test_stop_while_connecting_ends_the_stream(start_halt: StartHalt) -> None:
 
 
 def has_request(fake: FakeOpenAI, prompt: str, nth: int, timeout: float) -> bool:
-    """Wait up to `timeout` seconds for the nth request with this prompt; whether it came."""
+    """Whether the nth request with this prompt arrives within `timeout` seconds."""
     try:
         request_record(fake, prompt, nth, timeout)
     except TimeoutError:
@@ -147,18 +146,18 @@ def test_stop_takes_the_id_from_form_json_or_path(halt: HaltServer) -> None:
     form = "application/x-www-form-urlencoded"
     with ExitStack() as stack:
         streams = [stack.enter_context(client.chat("stall?n=1")) for _ in range(3)]
-        for each in streams:
-            each.until_text("0 ")
-        one, two, three = (stream.id for stream in streams)
+        for stream in streams:
+            stream.until_text("0 ")
+        first_id, second_id, third_id = (stream.id for stream in streams)
         receipts = [
-            client.post(f"/stop/{one}"),
-            client.post("/stop", {"stream_id": two}),
-            client.post("/stop", f"stream_id={three}".encode(), Content_Type=form),
+            client.post(f"/stop/{first_id}"),
+            client.post("/stop", {"stream_id": second_id}),
+            client.post("/stop", f"stream_id={third_id}".encode(), Content_Type=form),
         ]
-        for each, receipt in zip(streams, receipts, strict=True):
+        for stream, receipt in zip(streams, receipts, strict=True):
             assert receipt.status == 200
-            assert (receipt.json["id"], receipt.json["status"]) == (each.id, "stopped")
-            assert each.to_end().terminal["type"] == "cancelled"
+            assert (receipt.json["id"], receipt.json["status"]) == (stream.id, "stopped")
+            assert stream.to_end().terminal["type"] == "cancelled"
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json"])
@@ -194,9 +193,9 @@ def test_second_stop_finds_the_stream_finished(halt: HaltServer) -> None:
     events = client.chat("stall?n=2").until_text("1 ")
     assert client.stop(events.id).json["status"] == "stopped"
     events.to_end()
-    again = client.stop(events.id)
-    assert again.status == 200
-    assert again.json["status"] == "finished"
+    second_receipt = client.stop(events.id)
+    assert second_receipt.status == 200
+    assert second_receipt.json["status"] == "finished"
     assert client.follow(events.id).to_end().seen == events.seen
 
 
@@ -210,11 +209,11 @@ def test_concurrent_stops_have_one_winner(halt: HaltServer) -> None:
         barrier = threading.Barrier(8)
         statuses: list[str] = []
 
-        def press(stream_id: str = events.id, gate: threading.Barrier = barrier) -> None:
-            gate.wait()
+        def send_stop(stream_id: str = events.id, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
             statuses.append(client.stop(stream_id).json["status"])
 
-        threads = [threading.Thread(target=press) for _ in range(8)]
+        threads = [threading.Thread(target=send_stop) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -228,15 +227,17 @@ def test_stop_before_the_start_cancels_the_stream(
 ) -> None:
     """A Stop before its stream is pending; the stream then ends at once, without a request."""
     client = halt.client()
-    chosen, prompt = new_id(), new_id()
-    receipt = client.stop(chosen)
+    stream_id, prompt = new_id(), new_id()
+    receipt = client.stop(stream_id)
     assert receipt.status == 202
     assert (receipt.json["status"], receipt.json["upstream"]) == ("pending", "none")
-    events = client.chat("count", prompt, id=chosen).to_end()
+    events = client.chat("count", prompt, id=stream_id).to_end()
     assert [m.json["type"] for m in events.seen[:-1]] == ["cancelled"]
-    after = new_id()
-    client.chat("count?n=1", after).to_end()  # what had been sent before would be there by now
-    request_record(shared_fake, after)
+    later_prompt = new_id()
+    client.chat(
+        "count?n=1", later_prompt
+    ).to_end()  # what had been sent before would be there by now
+    request_record(shared_fake, later_prompt)
     assert not [r for r in shared_fake.requests if prompt in str(r.body)]
 
 

@@ -21,13 +21,13 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture
 def client(halt: HaltServer) -> Client:
-    """A program that talks to the shared server."""
+    """A client without a session of the shared server."""
     return halt.client()
 
 
 @pytest.fixture(scope="module")
-def small_logs(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A server that speaks up often and keeps little, not for long."""
+def small_log_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with a short heartbeat and small logs, which it keeps for 0.5 s after their end."""
     server = HaltServer(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
@@ -55,26 +55,26 @@ def test_stream_has_numbered_events_and_ends_with_done(client: Client) -> None:
         assert events.headers["x-accel-buffering"] == "no"
         assert re.fullmatch(r"[A-Za-z0-9_-]{22,64}", events.id)
         events.to_end()
-    *numbered, last = events.seen
-    assert [m.id for m in numbered] == [str(n) for n in range(1, len(numbered) + 1)]
+    *events_before, last = events.seen
+    assert [m.id for m in events_before] == [str(n) for n in range(1, len(events_before) + 1)]
     assert {m.event for m in events.seen} == {""}
-    assert all(m.json["type"] == "content" for m in numbered[:-1])
+    assert all(m.json["type"] == "content" for m in events_before[:-1])
     assert events.text == "".join(f"{n} " for n in range(50))
-    done = numbered[-1].json
-    assert (done["type"], done["done"], done["content"]) == ("done", True, "")
-    assert done["finish_reason"] == "stop"
-    assert done["usage"]["completion_tokens"] == done["metrics"]["tokens"] == 50
-    assert done["metrics"]["tokens_estimated"] is False
-    assert 0 < done["metrics"]["ttft_ms"] <= done["metrics"]["duration_ms"]
+    terminal = events_before[-1].json
+    assert (terminal["type"], terminal["done"], terminal["content"]) == ("done", True, "")
+    assert terminal["finish_reason"] == "stop"
+    assert terminal["usage"]["completion_tokens"] == terminal["metrics"]["tokens"] == 50
+    assert terminal["metrics"]["tokens_estimated"] is False
+    assert 0 < terminal["metrics"]["ttft_ms"] <= terminal["metrics"]["duration_ms"]
     assert (last.id, last.data) == ("", "[DONE]")
 
 
 def test_unreported_token_count_is_marked_as_estimate(client: Client) -> None:
     """Without usage from the provider the metrics say that the figures are estimates."""
-    done = client.chat("no_usage?n=20").to_end().terminal
-    assert done["usage"] is None
-    assert done["metrics"]["tokens_estimated"] is True
-    assert done["metrics"]["tokens"] == 20
+    terminal = client.chat("no_usage?n=20").to_end().terminal
+    assert terminal["usage"] is None
+    assert terminal["metrics"]["tokens_estimated"] is True
+    assert terminal["metrics"]["tokens"] == 20
 
 
 def test_upstream_request_has_messages_and_options(client: Client, shared_fake: FakeOpenAI) -> None:
@@ -123,10 +123,10 @@ def test_used_id_is_refused(client: Client) -> None:
         first.to_end()
 
 
-def deep(levels: int) -> bytes:
-    """Valid JSON of a request whose content is nested so deep."""
-    inner = b"[" * levels + b"]" * levels
-    return b'{"messages":[{"role":"user","content":[{"type":%b}]}]}' % inner
+def deep_json(levels: int) -> bytes:
+    """Valid JSON of a request whose content has this many levels of lists."""
+    brackets = b"[" * levels + b"]" * levels
+    return b'{"messages":[{"role":"user","content":[{"type":%b}]}]}' % brackets
 
 
 BAD_REQUESTS: dict[str, tuple[Any, str]] = {
@@ -138,7 +138,7 @@ BAD_REQUESTS: dict[str, tuple[Any, str]] = {
     "a string": ("hello", "body"),
     "null": (b"null", "body"),
     "nested a million times": (b"[" * 1_000_000, "body"),
-    "content nested too deep": (deep(100_000), "body"),
+    "content nested too deep": (deep_json(100_000), "body"),
     "no messages": ({}, "messages"),
     "empty messages": ({"messages": []}, "messages"),
     "messages no list": ({"messages": "hello"}, "messages"),
@@ -227,15 +227,15 @@ def test_refusal_reaches_a_client_that_still_sends(halt: HaltServer, connection:
     size = 20_000_000
     head = f"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n"
     kind = "Content-Type: application/json\r\n"
-    whole = f"{head}{kind}Content-Length: {size}\r\n\r\n".encode() + b" " * size
-    assert raw_answer(halt, whole).status == 413
+    request = f"{head}{kind}Content-Length: {size}\r\n\r\n".encode() + b" " * size
+    assert raw_answer(halt, request).status == 413
 
 
 def test_chunked_body_over_the_limit_is_refused(client: Client) -> None:
     """A chunked body over the limit is refused, never cut."""
     pieces = (b" " * 0x100000 for _ in range(6))
     with contextlib.closing(client.connect()) as connection:
-        with contextlib.suppress(ConnectionError):  # it may answer before it has had everything
+        with contextlib.suppress(ConnectionError):  # the answer may come before the end of the body
             connection.request("POST", "/chat/stream", pieces, encode_chunked=True)
         response = connection.getresponse()
         body = response.read()
@@ -303,9 +303,9 @@ def test_headers_come_before_the_first_token(client: Client, model: str) -> None
         assert events.to_end().terminal["type"] == "cancelled"
 
 
-def test_silent_stream_sends_comments(small_logs: HaltServer) -> None:
+def test_silent_stream_sends_comments(small_log_server: HaltServer) -> None:
     """A silent stream sends comments, so that proxies and clients keep the connection."""
-    client = small_logs.client()
+    client = small_log_server.client()
     with client.chat("stall?n=2") as events:
         events.until_text("1 ").until_comment(events.comments + 2)
         client.stop(events.id)
@@ -322,8 +322,8 @@ def test_finished_stream_is_replayed_after_any_event(client: Client) -> None:
     assert client.follow(first.id).to_end().seen == first.seen
     middle = len(first.seen) // 2
     assert client.follow(first.id, after=middle).to_end().seen == first.seen[middle:]
-    again = client.follow(first.id, Last_Event_ID=str(middle)).to_end()
-    assert again.seen == first.seen[middle:]
+    replay = client.follow(first.id, Last_Event_ID=str(middle)).to_end()
+    assert replay.seen == first.seen[middle:]
 
 
 def test_last_event_id_wins_over_the_address(client: Client) -> None:
@@ -331,15 +331,15 @@ def test_last_event_id_wins_over_the_address(client: Client) -> None:
     reconnect.
     """
     first = client.chat("count?n=20&gap_ms=3").to_end()
-    again = client.follow(first.id, after=2, Last_Event_ID="1").to_end()
-    assert again.seen == first.seen[1:]
+    replay = client.follow(first.id, after=2, Last_Event_ID="1").to_end()
+    assert replay.seen == first.seen[1:]
 
 
 def test_replay_after_the_last_event_is_done_alone(client: Client) -> None:
     """A replay after the last event of a finished stream has [DONE] alone."""
     first = client.chat("count?n=5").to_end()
-    again = client.follow(first.id, after=len(first.seen) - 1).to_end()
-    assert [m.data for m in again.seen] == ["[DONE]"]
+    replay = client.follow(first.id, after=len(first.seen) - 1).to_end()
+    assert [m.data for m in replay.seen] == ["[DONE]"]
 
 
 def test_two_readers_get_every_event_of_a_running_stream(
@@ -376,8 +376,8 @@ def test_invalid_offset_is_refused(client: Client, after: str) -> None:
     client.send(connection, "GET", f"/streams/{stream_id}", headers={"Last-Event-ID": "x"})
     assert connection.getresponse().status == 400
     connection.close()
-    quoted = "".join(f"%{byte:02x}" for byte in after.encode())
-    refused = client.get(f"/streams/{stream_id}?after={quoted}")
+    quoted_number = "".join(f"%{byte:02x}" for byte in after.encode())
+    refused = client.get(f"/streams/{stream_id}?after={quoted_number}")
     assert refused.status == 400
     assert refused.error["field"] == "after"
 
@@ -386,41 +386,58 @@ def test_offset_beyond_the_end_gets_the_end(client: Client, shared_fake: FakeOpe
     """A reader with a number beyond the end gets the protocol's end, running or finished."""
     prompt = new_id()
     with client.chat("stall?n=3", prompt) as events:
-        early = client.follow(events.until_text("2 ").id, after=1000)
+        early_reader = client.follow(events.until_text("2 ").id, after=1000)
         request_record(shared_fake, prompt).release()
         events.to_end()
-        for reader in (early, client.follow(events.id, after=1000)):
+        for reader in (early_reader, client.follow(events.id, after=1000)):
             assert [event.data for event in reader.to_end().seen] == ["[DONE]"]
 
 
-def test_offset_of_evicted_events_gets_410(small_logs: HaltServer, shared_fake: FakeOpenAI) -> None:
+def test_offset_of_evicted_events_gets_410(
+    small_log_server: HaltServer, shared_fake: FakeOpenAI
+) -> None:
     """A reader of evicted events gets 410 instead of a gap; a reader of the kept part gets all of
     it.
     """
-    client = small_logs.client()
-    prompt = new_id()
-    with client.chat("stall?n=400&gap_ms=3", prompt) as events:
-        events.until_text("399 ")
-        refused = client.get(f"/streams/{events.id}")
-        assert refused.status == 410
-        assert refused.error["code"] == "offset_lost"
-        late = client.follow(events.id, after=len(events.seen) - 2)
+    client = small_log_server.client()
+    client.get("/")  # a session, which can list its streams
+    prompt, stream_id = new_id(), new_id()
+    # Its own reader leaves: on a slow machine events would be evicted before it reads them.
+    client.chat("stall?n=400&gap_ms=3&rest=5", prompt, id=stream_id).close()
+    text = "".join(f"{n} " for n in range(405))
+
+    def event_count() -> int:
+        """The number of events once all text before the hold is in the log; 0 before."""
+        (stream,) = client.get("/streams").json["streams"]
+        return int(stream["events"]) if text[: stream["characters"]].endswith("399 ") else 0
+
+    wait_until(event_count, SERVER_TIMEOUT)
+    last = event_count()
+    refused = client.get(f"/streams/{stream_id}")
+    assert refused.status == 410
+    assert refused.error["code"] == "offset_lost"
+    with client.follow(stream_id, after=last - 2) as reader:
         request_record(shared_fake, prompt).release()
-        events.to_end()
-        assert late.to_end().seen == events.seen[-len(late.seen) :]
+        reader.to_end()
+    *events, done = reader.seen
+    assert [int(event.id) for event in events] == list(range(last - 1, last - 1 + len(events)))
+    assert len(events) > 3
+    assert text.endswith(reader.text)
+    assert events[-1].json["type"] == "done"
+    assert done.data == "[DONE]"
 
 
-def test_finished_stream_is_replayed_from_the_store(small_logs: HaltServer) -> None:
+def test_finished_stream_is_replayed_from_the_store(small_log_server: HaltServer) -> None:
     """After HALT_LOG_SECONDS the memory is free, and the store replays every event."""
-    client = small_logs.client()
+    client = small_log_server.client()
     first = client.chat("count?n=3").to_end()
     before = [(event.id, event.data) for event in first.seen]
-    # The next stream's heartbeats are the clock: one comes each second at most.
+    # The heartbeats of another stream are the clock: at most one comes per second.
     with client.chat("silent_headers") as clock:
-        for seen in range(1, 4):
-            clock.until_comment(seen)
-            again = client.follow(first.id).to_end()
-            assert [(event.id, event.data) for event in again.seen] == before
+        for comment_count in range(1, 4):
+            clock.until_comment(comment_count)
+            replay = client.follow(first.id).to_end()
+            assert [(event.id, event.data) for event in replay.seen] == before
 
 
 @pytest.mark.parametrize("name", ["evil.example:1", "evil.example", "[", "127.0.0.1.evil.example"])
@@ -438,40 +455,40 @@ def test_loopback_host_names_are_served(halt: HaltServer, name: str) -> None:
     assert halt.client().get("/healthz", Host=name).status == 200
 
 
-# --- whose stream it is ---------------------------------------------------------------------------
+# --- streams of other sessions --------------------------------------------------------------------
 
 
 def test_session_stream_is_unknown_to_others(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """A session's stream can be neither read nor stopped by others, nor does a response show that
     it exists.
     """
-    mine, other, program = halt.client(), halt.client(), halt.client()
-    for browser in (mine, other):
+    owner, other_browser, program = halt.client(), halt.client(), halt.client()
+    for browser in (owner, other_browser):
         assert browser.get("/").status == 200
         assert browser.cookies
     prompt = new_id()
-    with mine.chat("stall?n=3", prompt) as events:
+    with owner.chat("stall?n=3", prompt) as events:
         events.until_text("2 ")
-        for stranger in (other, program):
-            assert stranger.get(f"/streams/{events.id}").error["code"] == "unknown_stream"
-            receipt = stranger.stop(events.id)
+        for other_client in (other_browser, program):
+            assert other_client.get(f"/streams/{events.id}").error["code"] == "unknown_stream"
+            receipt = other_client.stop(events.id)
             assert (receipt.status, receipt.json["status"]) == (202, "pending")
-            assert stranger.post("/stop", {"stream_id": events.id}).json["status"] == "pending"
-            page = stranger.get(f"/streams/{events.id}/page")
+            assert other_client.post("/stop", {"stream_id": events.id}).json["status"] == "pending"
+            page = other_client.get(f"/streams/{events.id}/page")
             assert b"0 1 2" not in page.body
         assert not request_record(shared_fake, prompt).closed.is_set()
-        assert mine.follow(events.id).until_text("2 ")
-        assert mine.stop(events.id).json["status"] == "stopped"
+        assert owner.follow(events.id).until_text("2 ")
+        assert owner.stop(events.id).json["status"] == "stopped"
         assert events.to_end().terminal["type"] == "cancelled"
 
 
 def test_program_stream_is_open_to_its_id(halt: HaltServer) -> None:
     """A program's stream can be followed and stopped by any program with its ID."""
-    one, another = halt.client(), halt.client()
-    with one.chat("stall?n=3") as events:
+    first, second = halt.client(), halt.client()
+    with first.chat("stall?n=3") as events:
         events.until_text("2 ")
-        assert another.follow(events.id).until_text("2 ")
-        assert another.stop(events.id).json["status"] == "stopped"
+        assert second.follow(events.id).until_text("2 ")
+        assert second.stop(events.id).json["status"] == "stopped"
 
 
 def test_server_ids_are_random(client: Client) -> None:

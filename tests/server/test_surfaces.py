@@ -38,8 +38,8 @@ def client(halt: HaltServer) -> Client:
 
 
 @pytest.fixture(scope="module")
-def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A server with few places, a token and a short grace that tries everything once."""
+def token_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with two places, a token, no retries and a short first-byte limit."""
     server = HaltServer(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
@@ -47,7 +47,7 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
             "HALT_RETRIES": "0",
             "HALT_MAX_STREAMS": "2",
             "HALT_MAX_BODY_BYTES": "8192",
-            "HALT_FIRST_BYTE_TIMEOUT": "1.5",
+            "HALT_FIRST_BYTE_TIMEOUT": "4",
             "HALT_TOKEN": "open-sesame",
             "HALT_LOG_SECONDS": "0",
         }
@@ -57,15 +57,15 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture(scope="module")
-def lively(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A server that soon speaks up in silence, and has no patience with a model for long."""
+def short_heartbeat_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with a short heartbeat, no retries and a short first-byte limit."""
     server = HaltServer(
         {
             "OPENAI_BASE_URL": shared_fake.base_url,
             "OPENAI_API_KEY": "fake",
             "HALT_RETRIES": "0",
             "HALT_HEARTBEAT": "0.2",
-            "HALT_FIRST_BYTE_TIMEOUT": "2.5",
+            "HALT_FIRST_BYTE_TIMEOUT": "4",
         }
     )
     yield server
@@ -73,37 +73,37 @@ def lively(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture
-def program(strict: HaltServer) -> Client:
-    """A program that has that server's token."""
-    return strict.client(Authorization="Bearer open-sesame")
+def program(token_server: HaltServer) -> Client:
+    """A client with the token of `token_server`."""
+    return token_server.client(Authorization="Bearer open-sesame")
 
 
-class Text:
-    """A response of POST /chat, read as it comes."""
+class TextResponse:
+    """A response of POST /chat, read piece by piece."""
 
     def __init__(self, client: Client, body: dict[str, Any]) -> None:
         self.connection = client.connect()
         client.send(self.connection, "POST", "/chat", body, TEXT)
         self.response = self.connection.getresponse()
-        self.said = b""
+        self.received = b""
 
     def until(self, text: str) -> None:
-        """Read until this text has come."""
-        while text.encode() not in self.said:
+        """Read until the received text contains `text`."""
+        while text.encode() not in self.received:
             piece = self.response.read1(65536)
-            assert piece, f"ended with {self.said!r}"
-            self.said += piece
+            assert piece, f"ended with {self.received!r}"
+            self.received += piece
 
     def to_end(self) -> str:
-        """Everything. Raises http.client.IncompleteRead where the body has no proper end."""
+        """The whole text. Raises http.client.IncompleteRead if the body has no proper end."""
         try:
             while piece := self.response.read1(65536):
-                self.said += piece
+                self.received += piece
         finally:
             self.connection.close()
-        return self.said.decode()
+        return self.received.decode()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self.response.close()
         self.connection.close()
 
@@ -114,7 +114,7 @@ class Text:
 def test_text_is_streamed_as_utf8(client: Client, shared_fake: FakeOpenAI) -> None:
     """The text comes piece by piece, with the stream's ID in a header, to a proper end."""
     prompt = new_id()
-    text = Text(client, {"prompt": prompt, "model": "stall?n=3&rest=2"})
+    text = TextResponse(client, {"prompt": prompt, "model": "stall?n=3&rest=2"})
     assert text.response.status == 200
     assert text.response.headers["content-type"] == "text/plain; charset=utf-8"
     assert text.response.headers["cache-control"] == "no-store, no-transform"
@@ -128,9 +128,9 @@ def test_text_is_streamed_as_utf8(client: Client, shared_fake: FakeOpenAI) -> No
 def test_reasoning_without_a_start_tag_is_separated(client: Client) -> None:
     """Reasoning without a start tag has its own field in JSON; as text it is a paragraph."""
     body = {"prompt": new_id(), "model": "shape?name=think_end"}
-    assert Text(client, body).to_end() == "hm\n\nHello"
-    whole = client.post("/chat", body, **JSON).json
-    assert (whole["content"], whole["reasoning"]) == ("Hello", "hm")
+    assert TextResponse(client, body).to_end() == "hm\n\nHello"
+    answer = client.post("/chat", body, **JSON).json
+    assert (answer["content"], answer["reasoning"]) == ("Hello", "hm")
 
 
 def test_prompt_system_and_options_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
@@ -181,41 +181,43 @@ def test_error_in_mid_answer_breaks_the_text(program: Client, model: str) -> Non
     """An error in mid-answer adds a line with the reason and breaks the body, so that no client
     takes it for whole.
     """
-    text = Text(program, {"prompt": "Hello", "model": model})
+    text = TextResponse(program, {"prompt": "Hello", "model": model})
     assert text.response.status == 200
     with pytest.raises(http.client.IncompleteRead):
         text.to_end()
-    answer_text, _, error = text.said.decode().partition("\n")
+    answer_text, _, error = text.received.decode().partition("\n")
     assert answer_text == numbers(5)
     assert error.startswith("[error: upstream_")
     assert error.endswith("\n")
     assert error.count("\n") == 1
 
 
-def test_broken_answer_is_logged_without_a_traceback(strict: HaltServer, program: Client) -> None:
+def test_broken_answer_is_logged_without_a_traceback(
+    token_server: HaltServer, program: Client
+) -> None:
     """A broken answer is logged in one line as the model's failure."""
-    text = Text(program, {"prompt": "Hello", "model": "drop?n=5&gap_ms=5"})
+    text = TextResponse(program, {"prompt": "Hello", "model": "drop?n=5&gap_ms=5"})
     with pytest.raises(http.client.IncompleteRead):
         text.to_end()
-    strict.wait_printed(
+    token_server.wait_printed(
         rf"stream {text.response.headers['x-stream-id']} failed: upstream_dropped: "
     )
-    assert "Traceback" not in strict.printed
+    assert "Traceback" not in token_server.printed
 
 
 def test_silent_model_delays_the_head_by_one_heartbeat(
     start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
     """The head of a silent model's response is sent after HALT_HEARTBEAT, and the text later."""
-    lively = start_halt(shared_fake, HALT_HEARTBEAT="0.2")
+    server = start_halt(shared_fake, HALT_HEARTBEAT="0.2")
     prompt = new_id()
     body = json.dumps({"prompt": prompt, "model": "silent_first_token?n=3"}).encode()
     request = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
-    with socket.create_connection((lively.host, lively.port), timeout=READ_TIMEOUT) as sock:
+    with socket.create_connection((server.host, server.port), timeout=READ_TIMEOUT) as sock:
         sock.sendall(request % (len(body), body))
         head = sock.recv(65536)
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert head.endswith(b"\r\n\r\n"), "the model has said nothing"
+        assert head.endswith(b"\r\n\r\n"), "text before the model's first token"
         request_record(shared_fake, prompt).release()
         answer = b""
         while not answer.endswith(b"0\r\n\r\n"):
@@ -225,18 +227,20 @@ def test_silent_model_delays_the_head_by_one_heartbeat(
     assert b"2 " in answer
 
 
-def test_error_after_the_head_breaks_the_text(lively: HaltServer) -> None:
+def test_error_after_the_head_breaks_the_text(short_heartbeat_server: HaltServer) -> None:
     """An error after the head is sent like one in mid-answer."""
-    text = Text(lively.client(), {"prompt": "Hello", "model": "silent_first_token"})
+    text = TextResponse(
+        short_heartbeat_server.client(), {"prompt": "Hello", "model": "silent_first_token"}
+    )
     assert text.response.status == 200
     with pytest.raises(http.client.IncompleteRead):
         text.to_end()
-    assert text.said.startswith(b"\n[error: first_byte_timeout] ")
+    assert text.received.startswith(b"\n[error: first_byte_timeout] ")
 
 
 def test_stopped_text_ends_normally(client: Client) -> None:
     """A stopped text ends without an error after the text before the Stop."""
-    text = Text(client, {"prompt": "Hello", "model": "stall?n=3"})
+    text = TextResponse(client, {"prompt": "Hello", "model": "stall?n=3"})
     text.until("2 ")
     assert client.stop(text.response.headers["x-stream-id"]).json["upstream"] == "closed"
     assert text.to_end() == numbers(3)
@@ -246,17 +250,17 @@ def test_text_stopped_before_the_first_token_is_empty(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """A Stop by the client's own ID works before the first token."""
-    chosen = new_id()
-    assert client.stop(chosen).status == 202
-    answer = client.post("/chat", {"prompt": "Hello", "model": "count", "id": chosen})
+    stream_id = new_id()
+    assert client.stop(stream_id).status == 202
+    answer = client.post("/chat", {"prompt": "Hello", "model": "count", "id": stream_id})
     assert (answer.status, answer.body) == (200, b"")
-    assert answer.headers["x-stream-id"] == chosen
+    assert answer.headers["x-stream-id"] == stream_id
 
 
-# --- what becomes of a run whose reader leaves ----------------------------------------------------
+# --- a run whose reader leaves --------------------------------------------------------------------
 
-#: How each surface is asked for the same, and what it does where nothing is said: with an ID of the
-#: client's own, and without.
+#: Surface -> method, path and headers of its request, and its default of `on_disconnect`: with a
+#: stream ID chosen by the client, and without.
 STARTS: dict[str, tuple[str, str, dict[str, str], str, str]] = {
     "text": ("POST", "/chat", TEXT, "stop", "stop"),
     "json": ("POST", "/chat", JSON, "stop", "stop"),
@@ -266,18 +270,18 @@ STARTS: dict[str, tuple[str, str, dict[str, str], str, str]] = {
 }
 
 
-def begun(client: Client, surface: str, said: str, model: str, **fields: Any) -> Any:
-    """Start a run on this surface and return its connection; a chosen ID is sent as it is there."""
+def start_request(client: Client, surface: str, prompt: str, model: str, **fields: Any) -> Any:
+    """Start a run on this surface, with `id` where the surface expects it; return the connection."""
     method, path, headers, *_ = STARTS[surface]
     body: dict[str, Any] = {"model": model, **fields}
     if surface == "openai" and "id" in body:
         headers = {"X-Stream-Id": body.pop("id")}
     if surface == "eventsource":
-        path += "?" + urlencode({**body, "prompt": said})
+        path += "?" + urlencode({**body, "prompt": prompt})
     elif surface in {"text", "json"}:
-        body["prompt"] = said
+        body["prompt"] = prompt
     else:
-        body["messages"] = [{"role": "user", "content": said}]
+        body["messages"] = [{"role": "user", "content": prompt}]
     if surface == "openai":
         body["stream"] = True
     connection = client.connect()
@@ -292,22 +296,22 @@ def test_on_disconnect_decides_for_each_surface(client: Client, shared_fake: Fak
     """
     models = {"stop": "count?n=100000&gap_ms=10", "continue": "count?n=200&gap_ms=10"}
     started = []
-    for surface, choice, chosen in product(STARTS, ("stop", "continue", None), (True, False)):
+    for surface, choice, has_id in product(STARTS, ("stop", "continue", None), (True, False)):
         prompt = new_id()
-        fields = {"id": new_id()} if chosen else {}
+        fields = {"id": new_id()} if has_id else {}
         if choice is not None:
             fields["on_disconnect"] = choice
-        *_, named, unnamed = STARTS[surface]
-        expected = choice or (named if chosen else unnamed)
-        connection = begun(client, surface, prompt, models[expected], **fields)
-        started.append(((surface, choice, chosen), expected, prompt, connection))
+        *_, with_id, without_id = STARTS[surface]
+        expected = choice or (with_id if has_id else without_id)
+        connection = start_request(client, surface, prompt, models[expected], **fields)
+        started.append(((surface, choice, has_id), expected, prompt, connection))
     for _, _, prompt, connection in started:
         request_record(shared_fake, prompt).wait_tokens(1, RECORD_TIMEOUT)
         connection.close()
     for case, expected, prompt, _ in started:
         record = request_record(shared_fake, prompt)
-        seen = record.closed if expected == "stop" else record.finished
-        assert seen.wait(RECORD_TIMEOUT), (case, expected, record)
+        event = record.closed if expected == "stop" else record.finished
+        assert event.wait(RECORD_TIMEOUT), (case, expected, record)
         assert "on_disconnect" not in record.body
 
 
@@ -318,24 +322,24 @@ def test_client_gone_during_silence_stops_the_model(
     for surface in STARTS:
         prompt = new_id()
         fields = {"on_disconnect": "stop", "id": new_id()}
-        connection = begun(client, surface, prompt, "silent_first_token", **fields)
+        connection = start_request(client, surface, prompt, "silent_first_token", **fields)
         record = request_record(shared_fake, prompt)
         connection.close()
         assert record.closed.wait(RECORD_TIMEOUT), surface
         with client.follow(fields["id"]) as events:
-            ended = events.to_end().terminal
-        assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
+            terminal = events.to_end().terminal
+        assert (terminal["type"], terminal["reason"]) == ("cancelled", "no_viewer")
 
 
 def test_on_disconnect_stop_waits_for_the_last_reader(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
     """Another reader on any surface keeps the run; a reader that returns later finds it ended."""
-    prompt, chosen = new_id(), new_id()
-    text = Text(client, {"prompt": prompt, "model": "stall?n=3", "id": chosen})
+    prompt, stream_id = new_id(), new_id()
+    text = TextResponse(client, {"prompt": prompt, "model": "stall?n=3", "id": stream_id})
     text.until("2 ")
-    with client.follow(chosen).until_text("2 ") as events:
-        text.leave()
+    with client.follow(stream_id).until_text("2 ") as events:
+        text.close()
         record = request_record(shared_fake, prompt)
         record.release()
         assert events.to_end().terminal["type"] == "done"
@@ -344,7 +348,7 @@ def test_on_disconnect_stop_waits_for_the_last_reader(
 def test_invalid_on_disconnect_is_refused(client: Client) -> None:
     """An invalid `on_disconnect` gets 400, and the error names the field."""
     for surface in STARTS:
-        connection = begun(client, surface, "Hello", "count?n=1", on_disconnect="maybe")
+        connection = start_request(client, surface, "Hello", "count?n=1", on_disconnect="maybe")
         response = connection.getresponse()
         error = json.loads(response.read())["error"]
         connection.close()
@@ -357,25 +361,25 @@ def test_invalid_on_disconnect_is_refused(client: Client) -> None:
 
 def test_json_answer_has_text_reason_usage_and_metrics(client: Client) -> None:
     """A client that prefers JSON gets text, finish reason, usage and metrics."""
-    answer = client.request("POST", "/chat", {"prompt": "Hello", "model": "count?n=5"}, JSON)
-    whole = answer.json
-    assert whole["id"] == answer.headers["x-stream-id"]
-    assert (whole["content"], whole["finish_reason"]) == (numbers(5), "stop")
-    assert (whole["state"], whole["model"]) == ("done", "count?n=5")
-    assert whole["usage"]["completion_tokens"] == whole["metrics"]["tokens"] == 5
-    assert not {"reasoning", "tool_calls"} & whole.keys()
+    response = client.request("POST", "/chat", {"prompt": "Hello", "model": "count?n=5"}, JSON)
+    answer = response.json
+    assert answer["id"] == response.headers["x-stream-id"]
+    assert (answer["content"], answer["finish_reason"]) == (numbers(5), "stop")
+    assert (answer["state"], answer["model"]) == ("done", "count?n=5")
+    assert answer["usage"]["completion_tokens"] == answer["metrics"]["tokens"] == 5
+    assert not {"reasoning", "tool_calls"} & answer.keys()
 
 
 def test_json_answer_has_reasoning_and_calls(client: Client) -> None:
     """A JSON answer has reasoning and tool calls as fields beside the text."""
     body = {"prompt": "Hello", "model": "reasoning?thoughts=2&n=2"}
-    whole = client.request("POST", "/chat", body, JSON).json
-    assert (whole["content"], whole["reasoning"]) == (numbers(2), "thought0 thought1 ")
+    answer = client.request("POST", "/chat", body, JSON).json
+    assert (answer["content"], answer["reasoning"]) == (numbers(2), "thought0 thought1 ")
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    asks: dict[str, Any] = {"prompt": "Hello", "model": "asks_tools?calls=1", "tools": [tool]}
-    whole = client.request("POST", "/chat", asks, JSON).json
-    assert whole["finish_reason"] == "tool_calls"
-    assert whole["tool_calls"] == [
+    body = {"prompt": "Hello", "model": "asks_tools?calls=1", "tools": [tool]}
+    answer = client.request("POST", "/chat", body, JSON).json
+    assert answer["finish_reason"] == "tool_calls"
+    assert answer["tool_calls"] == [
         {"id": "call_0", "name": "weather", "arguments": '{"city": "town 0"}'}
     ]
 
@@ -384,18 +388,18 @@ def test_stopped_json_answer_has_state_cancelled(client: Client, shared_fake: Fa
     """A stopped JSON answer has the text up to the Stop, the state "cancelled" and no finish
     reason.
     """
-    chosen, prompt = new_id(), new_id()
+    stream_id, prompt = new_id(), new_id()
     connection = client.connect()
-    body = {"prompt": prompt, "model": "stall?n=3", "id": chosen}
+    body = {"prompt": prompt, "model": "stall?n=3", "id": stream_id}
     client.send(connection, "POST", "/chat", body, JSON)
     request_record(shared_fake, prompt)
-    with client.follow(chosen) as events:
+    with client.follow(stream_id) as events:
         events.until_text("2 ")
-    client.stop(chosen)
-    whole = json.loads(connection.getresponse().read())
+    client.stop(stream_id)
+    answer = json.loads(connection.getresponse().read())
     connection.close()
-    assert (whole["content"], whole["finish_reason"]) == (numbers(3), None)
-    assert (whole["state"], whole["reason"]) == ("cancelled", "stop")
+    assert (answer["content"], answer["finish_reason"]) == (numbers(3), None)
+    assert (answer["state"], answer["reason"]) == ("cancelled", "stop")
 
 
 @pytest.mark.parametrize(
@@ -440,15 +444,15 @@ def test_invalid_request_is_refused_by_field(client: Client, body: Any, field: s
 # --- limits of all surfaces -----------------------------------------------------------------------
 
 
-def test_whole_answers_count_as_streams(strict: HaltServer, program: Client) -> None:
+def test_whole_answers_count_as_streams(token_server: HaltServer, program: Client) -> None:
     """Whole answers count as streams: beyond the limit a request gets 503 at once, and
     Stop works.
     """
     waiting: list[http.client.HTTPConnection] = []
     ids = [new_id(), new_id()]
-    for chosen in ids:
+    for stream_id in ids:
         waiting.append(program.connect())
-        body = {"prompt": "Hello", "model": "stall?n=1", "id": chosen}
+        body = {"prompt": "Hello", "model": "stall?n=1", "id": stream_id}
         program.send(waiting[-1], "POST", "/chat", body, JSON)
         wait_until(
             lambda: program.get("/healthz").json["open_streams"] == len(waiting), SERVER_TIMEOUT
@@ -460,8 +464,8 @@ def test_whole_answers_count_as_streams(strict: HaltServer, program: Client) -> 
         assert int(refused.headers["retry-after"]) >= 1
     assert program.get("/stream?prompt=a").status == 503
     assert program.get("/v1/models").status == 503
-    for chosen, connection in zip(ids, waiting, strict=True):
-        assert program.stop(chosen).json["status"] == "stopped"
+    for stream_id, connection in zip(ids, waiting, strict=True):
+        assert program.stop(stream_id).json["status"] == "stopped"
         assert connection.getresponse().read()
         connection.close()
 
@@ -503,7 +507,7 @@ def test_wrong_method_gets_405_with_allow(
         {"Sec_Fetch_Site": "same-site"},
         {"Origin": "https://evil.example"},
         {"Referer": "https://evil.example/page"},
-        {"User_Agent": "Mozilla/5.0"},  # an image elsewhere, over plain HTTP, without a referrer
+        {"User_Agent": "Mozilla/5.0"},  # an image on another site, over HTTP, without a referrer
     ],
     ids=lambda headers: "-".join(headers.values()),
 )
@@ -526,14 +530,16 @@ def test_cross_site_post_is_refused(client: Client, path: str) -> None:
 # --- GET /stream ----------------------------------------------------------------------------------
 
 
-def ask(client: Client, headers: dict[str, str] | None = None, **parameters: Any) -> EventStream:
-    """What an EventSource does."""
+def open_event_source(
+    client: Client, headers: dict[str, str] | None = None, **parameters: Any
+) -> EventStream:
+    """Send the request of an EventSource."""
     path = f"/stream?{urlencode(parameters)}"
     return client.stream("GET", path, headers={"Accept": "text/event-stream", **(headers or {})})
 
 
-def remaining(events: EventStream) -> EventStream:
-    """Read to the end of the response."""
+def read_rest(events: EventStream) -> EventStream:
+    """Read to the end of the response and close it."""
     for _ in events:
         pass
     events.close()
@@ -544,7 +550,7 @@ def test_event_source_gets_content_and_done(client: Client) -> None:
     """An EventSource gets unnamed JSON messages with IDs that name the stream; the last one says
     done.
     """
-    events = remaining(ask(client, prompt="Hello", model="count?n=30&gap_ms=2"))
+    events = read_rest(open_event_source(client, prompt="Hello", model="count?n=30&gap_ms=2"))
     assert events.status == 200
     assert events.headers["content-type"].startswith("text/event-stream")
     assert events.headers["cache-control"] == "no-store, no-transform"
@@ -563,8 +569,8 @@ def test_event_source_gets_content_and_done(client: Client) -> None:
 def test_query_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
     """Query parameters have the same meaning as the fields of JSON."""
     prompt = new_id()
-    events = remaining(
-        ask(
+    events = read_rest(
+        open_event_source(
             client, prompt=prompt, system="Be brief.", model="echo", temperature="0.5", max_tokens=9
         )
     )
@@ -594,10 +600,12 @@ def test_invalid_query_parameter_is_refused(client: Client, query: str, field: s
 def test_event_source_after_the_end_gets_204(client: Client, shared_fake: FakeOpenAI) -> None:
     """After the end a reconnect gets 204, which ends it; the prompt is not run again."""
     prompt = new_id()
-    events = remaining(ask(client, prompt=prompt, model="echo"))
+    events = read_rest(open_event_source(client, prompt=prompt, model="echo"))
     for _ in range(3):
-        again = client.get(f"/stream?model=echo&prompt={prompt}", Last_Event_ID=events.seen[-1].id)
-        assert (again.status, again.body) == (204, b"")
+        reconnected = client.get(
+            f"/stream?model=echo&prompt={prompt}", Last_Event_ID=events.seen[-1].id
+        )
+        assert (reconnected.status, reconnected.body) == (204, b"")
     assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
 
 
@@ -609,11 +617,11 @@ def test_event_source_resumes_after_its_last_event(client: Client, shared_fake: 
         "model": "stall?n=5&gap_ms=5&rest=5",
         "on_disconnect": "continue",
     }
-    with ask(client, **parameters) as first:
+    with open_event_source(client, **parameters) as first:
         first.until_text("4 ")
         last = first.seen[-1].id
     request_record(shared_fake, prompt).release()
-    second = remaining(ask(client, {"Last-Event-ID": last}, **parameters))
+    second = read_rest(open_event_source(client, {"Last-Event-ID": last}, **parameters))
     assert first.text + second.text == numbers(10)
     assert second.terminal["type"] == "done"
     assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
@@ -628,14 +636,16 @@ def test_event_source_id_is_sent_before_the_first_token(
     path = f"/stream?model=silent_first_token&on_disconnect=continue&prompt={prompt}"
     client.send(connection, "GET", path)
     response = connection.getresponse()
-    opening = response.read1(65536).decode()
+    first_bytes = response.read1(65536).decode()
     response.close()
     connection.close()
     stream_id = response.headers["x-stream-id"]
     nothing = '{"type":"content","content":""}'
-    assert opening == f"retry: 1000\nid: {stream_id}.0\ndata: {nothing}\n\n"
+    assert first_bytes == f"retry: 1000\nid: {stream_id}.0\ndata: {nothing}\n\n"
     request_record(shared_fake, prompt).release()
-    events = remaining(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=prompt))
+    events = read_rest(
+        open_event_source(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=prompt)
+    )
     assert events.text == numbers(20)
 
 
@@ -667,23 +677,27 @@ DECODERS: dict[str, Callable[[bytes], list[str]]] = {
 
 @pytest.mark.parametrize("surface", ["stream", "eventsource", "openai", "follow"])
 def test_event_source_comments_are_no_events(
-    lively: HaltServer, shared_fake: FakeOpenAI, surface: str
+    short_heartbeat_server: HaltServer, shared_fake: FakeOpenAI, surface: str
 ) -> None:
     """A comment makes no event in libraries that dispatch at every empty line: each gets JSON or
     [DONE].
     """
-    client, prompt, chosen = lively.client(), new_id(), new_id()
+    client, prompt, stream_id = short_heartbeat_server.client(), new_id(), new_id()
     start = "stream" if surface == "follow" else surface
-    connection = begun(client, start, prompt, "stall?n=3", id=chosen, on_disconnect="continue")
+    connection = start_request(
+        client, start, prompt, "stall?n=3", id=stream_id, on_disconnect="continue"
+    )
     response = connection.getresponse()
     if surface == "follow":
         connection.close()
         connection = client.connect()
-        client.send(connection, "GET", f"/streams/{chosen}")
+        client.send(connection, "GET", f"/streams/{stream_id}")
         response = connection.getresponse()
     raw = b""
     while b"\n\n:\n" not in raw:  # a heartbeat behind an event
-        raw += response.read1(65536)
+        piece = response.read1(65536)
+        assert piece, raw
+        raw += piece
     request_record(shared_fake, prompt).release()
     while piece := response.read1(65536):
         raw += piece
@@ -707,21 +721,23 @@ def test_event_source_messages_have_content(client: Client) -> None:
         objects = [m.json for m in events.seen if m.data != "[DONE]"]
         assert "".join(event["content"] for event in objects) == numbers(2)
         assert {event["type"] for event in objects} > {"content"}
-    lost = remaining(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
-    assert lost.seen[0].json["content"] == ""
+    events = read_rest(
+        open_event_source(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello")
+    )
+    assert events.seen[0].json["content"] == ""
 
 
 def test_repeated_start_with_an_id_is_one_run(client: Client, shared_fake: FakeOpenAI) -> None:
     """The same address with a client's own ID twice is one run; another prompt is refused."""
-    prompt, chosen = new_id(), new_id()
-    parameters: dict[str, Any] = {"prompt": prompt, "model": "stall?n=3", "id": chosen}
-    with ask(client, **parameters) as first:
+    prompt, stream_id = new_id(), new_id()
+    parameters: dict[str, Any] = {"prompt": prompt, "model": "stall?n=3", "id": stream_id}
+    with open_event_source(client, **parameters) as first:
         first.until_text("2 ")
-        with ask(client, **parameters) as second:
-            assert second.until_text("2 ").id == chosen
-    refused = client.get(f"/stream?prompt=other&id={chosen}")
+        with open_event_source(client, **parameters) as second:
+            assert second.until_text("2 ").id == stream_id
+    refused = client.get(f"/stream?prompt=other&id={stream_id}")
     assert (refused.status, refused.error["code"]) == (409, "stream_in_use")
-    client.stop(chosen)
+    client.stop(stream_id)
     assert len([r for r in shared_fake.requests if prompt in str(r.body)]) == 1
 
 
@@ -729,21 +745,23 @@ def test_unknown_stream_of_an_event_source_is_an_event(client: Client) -> None:
     """A reconnect to an unknown stream, as after a restart, gets an error event, then 204, and
     starts no run.
     """
-    lost = remaining(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
-    (message,) = lost.seen
+    events = read_rest(
+        open_event_source(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello")
+    )
+    (message,) = events.seen
     assert message.json["done"] is True
     assert message.json["error"]["code"] == "unknown_stream"
-    assert ask(client, {"Last-Event-ID": message.id}, prompt="Hello").status == 204
+    assert open_event_source(client, {"Last-Event-ID": message.id}, prompt="Hello").status == 204
     refused = client.get("/stream?prompt=a", Last_Event_ID="7")
     assert (refused.status, refused.error["field"]) == (400, "Last-Event-ID")
 
 
 def test_event_source_ends_with_one_message(client: Client, program: Client) -> None:
     """A stopped stream ends with cancelled, a failed one with an error; both are done."""
-    events = ask(client, prompt="Hello", model="stall?n=3").until_text("2 ")
+    events = open_event_source(client, prompt="Hello", model="stall?n=3").until_text("2 ")
     client.stop(events.id)
-    assert (remaining(events).terminal["type"], events.terminal["reason"]) == ("cancelled", "stop")
-    events = remaining(ask(program, prompt="Hello", model="drop?n=5&gap_ms=5"))
+    assert (read_rest(events).terminal["type"], events.terminal["reason"]) == ("cancelled", "stop")
+    events = read_rest(open_event_source(program, prompt="Hello", model="drop?n=5&gap_ms=5"))
     assert events.text == numbers(5)
     assert events.terminal["error"]["code"] == "upstream_dropped"
 
@@ -757,44 +775,44 @@ def test_head_request_starts_no_run(client: Client, shared_fake: FakeOpenAI) -> 
     assert not [r for r in shared_fake.requests if prompt in str(r.body)]
 
 
-# --- whose streams --------------------------------------------------------------------------------
+# --- streams of other sessions --------------------------------------------------------------------
 
 
-def listed(client: Client) -> list[str]:
-    """The IDs that it is told."""
+def listed_ids(client: Client) -> list[str]:
+    """The IDs of the streams that the client's list has."""
     return [stream["id"] for stream in client.get("/streams").json["streams"]]
 
 
 def test_session_lists_and_stops_its_own_streams(halt: HaltServer, client: Client) -> None:
     """Streams of other sessions and of programs are neither listed nor stopped."""
-    mine, other = halt.client(), halt.client()
-    for browser in (mine, other):
-        browser.get("/")
+    browser, other_browser = halt.client(), halt.client()
+    browser.get("/")
+    other_browser.get("/")
     with (
-        mine.chat("stall?n=2") as one,
-        ask(mine, prompt="Hello", model="stall?n=2") as two,
-        other.chat("stall?n=2") as theirs,
+        browser.chat("stall?n=2") as first,
+        open_event_source(browser, prompt="Hello", model="stall?n=2") as second,
+        other_browser.chat("stall?n=2") as third,
         client.chat("stall?n=2") as program,
     ):
-        for events in (one, two, theirs, program):
+        for events in (first, second, third, program):
             events.until_text("1 ")
-        assert listed(mine) == [one.id, two.id]
-        first = mine.get("/streams").json["streams"][0]
-        assert (first["state"], first["model"], first["characters"]) == ("running", "stall?n=2", 4)
-        assert first["events"] >= 1
-        assert first["age"] >= 0
-        receipts = mine.post("/stop-all").json["stopped"]
+        assert listed_ids(browser) == [first.id, second.id]
+        entry = browser.get("/streams").json["streams"][0]
+        assert (entry["state"], entry["model"], entry["characters"]) == ("running", "stall?n=2", 4)
+        assert entry["events"] >= 1
+        assert entry["age"] >= 0
+        receipts = browser.post("/stop-all").json["stopped"]
         assert [(r["id"], r["status"], r["upstream"]) for r in receipts] == [
-            (one.id, "stopped", "closed"),
-            (two.id, "stopped", "closed"),
+            (first.id, "stopped", "closed"),
+            (second.id, "stopped", "closed"),
         ]
-        assert one.to_end().terminal["type"] == "cancelled"
-        assert listed(mine) == []
-        assert mine.post("/stop-all").json["stopped"] == []
-        assert listed(other) == [theirs.id]
-        for stranger in (other, client):
-            assert stranger.stop(one.id).json["status"] == "pending"
-        other.stop(theirs.id)
+        assert first.to_end().terminal["type"] == "cancelled"
+        assert listed_ids(browser) == []
+        assert browser.post("/stop-all").json["stopped"] == []
+        assert listed_ids(other_browser) == [third.id]
+        for other_client in (other_browser, client):
+            assert other_client.stop(first.id).json["status"] == "pending"
+        other_browser.stop(third.id)
         client.stop(program.id)
 
 
@@ -802,19 +820,19 @@ def test_programs_streams_are_not_listed_without_a_token(client: Client) -> None
     """Without a session and a token no stream is listed: an ID gives access to its stream."""
     with client.chat("stall?n=1") as events:
         events.until_text("0 ")
-        assert listed(client) == []
+        assert listed_ids(client) == []
         assert client.post("/stop-all").json["stopped"] == []
         assert client.stop(events.id).json["status"] == "stopped"
 
 
-def test_token_lists_and_stops_programs_streams(strict: HaltServer, program: Client) -> None:
+def test_token_lists_and_stops_programs_streams(token_server: HaltServer, program: Client) -> None:
     """With the token a program lists and stops all programs' streams; without it the request gets
     401.
     """
-    assert strict.client().get("/streams").status == 401
+    assert token_server.client().get("/streams").status == 401
     with program.chat("stall?n=1") as events:
         events.until_text("0 ")
-        assert listed(program) == [events.id]
+        assert listed_ids(program) == [events.id]
         (receipt,) = program.post("/stop-all").json["stopped"]
         assert (receipt["id"], receipt["upstream"]) == (events.id, "closed")
 
@@ -831,20 +849,24 @@ def test_http_1_0_client_gets_the_text(halt: HaltServer) -> None:
 
 # --- numbers --------------------------------------------------------------------------------------
 
-HUGE = "9" * 5000
+LONG_NUMBER = "9" * 5000
 MESSAGES = '"messages":[{"role":"user","content":"Hello"}],"model":"count?n=1"'
 
-#: Numbers in JSON that no field of Halt's own takes.
-NOT_THESE = [str(2**63), str(2**64), str(2**70), "-1", "1e400", HUGE, "1.5"]
+#: Numbers in JSON that are invalid in every field of Halt.
+INVALID_NUMBERS = [str(2**63), str(2**64), str(2**70), "-1", "1e400", LONG_NUMBER, "1.5"]
 
 
-@pytest.mark.parametrize("number", NOT_THESE, ids=lambda number: number[:24])
+@pytest.mark.parametrize(
+    "number",
+    INVALID_NUMBERS,
+    ids=lambda number: number if len(number) < 30 else f"{len(number)} digits",
+)
 def test_number_out_of_range_is_refused_by_field(client: Client, number: str) -> None:
     """A number out of range in a body, form, address or header gets 400 with its field, never a
     5xx.
     """
     stream = new_id()
-    asks = [
+    requests = [
         ("POST", "/chat/stream", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
         ("POST", "/chat", f'{{"prompt":"x","max_tokens":{number}}}', "max_tokens"),
         ("POST", "/v1/chat/completions", f'{{{MESSAGES},"n":{number}}}', "n"),
@@ -854,24 +876,29 @@ def test_number_out_of_range_is_refused_by_field(client: Client, number: str) ->
         ("GET", f"/stream?prompt=x&max_tokens={number}", None, "max_tokens"),
     ]
     if number != "1.5":
-        asks += [("POST", "/chat/stream", f'{{{MESSAGES},"temperature":{number}}}', "temperature")]
+        requests += [
+            ("POST", "/chat/stream", f'{{{MESSAGES},"temperature":{number}}}', "temperature")
+        ]
     if number != "-1":
-        asks += [
+        requests += [
             ("POST", "/chat/stream", f'{{{MESSAGES},"seed":{number}}}', "seed"),
         ]
-    if number in {"1e400", HUGE}:  # what JSON can hold goes on from there to the model's server
-        asks += [
+    if number in {
+        "1e400",
+        LONG_NUMBER,
+    }:  # values that JSON allows are passed to the model's server
+        requests += [
             ("POST", "/v1/chat/completions", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
             ("POST", "/v1/chat/completions", f'{{{MESSAGES},"top_k":{number}}}', "top_k"),
         ]
-    if len(number) < 4000:  # more than an address or a header may hold
+    if len(number) < 4000:  # longer ones do not fit into an address or a header
         events = client.chat("count?n=1").to_end()
-        asks += [("GET", f"/streams/{events.id}?after={number}", None, "after")]
+        requests += [("GET", f"/streams/{events.id}?after={number}", None, "after")]
         refused = client.get(f"/streams/{events.id}", Last_Event_ID=number)
         assert (refused.status, refused.error["field"]) == (400, "after")
         refused = client.get("/stream?prompt=x", Last_Event_ID=f"{events.id}.{number}")
         assert (refused.status, refused.error["field"]) == (400, "Last-Event-ID")
-    for method, path, body, field in asks:
+    for method, path, body, field in requests:
         if len(path) > 4000:
             continue
         refused = client.request(
@@ -915,7 +942,7 @@ def test_number_in_an_unknown_field_is_passed_on(
         assert sent[name] == body[name]
 
 
-@pytest.mark.parametrize("number", ["1e400", HUGE], ids=["1e400", "5000-digits"])
+@pytest.mark.parametrize("number", ["1e400", LONG_NUMBER], ids=["1e400", "5000 digits"])
 @pytest.mark.parametrize(
     ("path", "field"),
     [("/chat/stream", "extra_body"), ("/v1/chat/completions", "top_k"), ("/chat", "top_k")],
@@ -930,7 +957,7 @@ def test_number_beyond_every_type_is_refused(
     assert refused.error.get("field", refused.error.get("param")) == f"{field}[0]"
 
 
-# --- which request it was -------------------------------------------------------------------------
+# --- request IDs ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -963,21 +990,25 @@ def test_every_response_has_a_request_id(client: Client, method: str, path: str)
         else:
             assert error["request_id"] == "my.request-1_A"
     request_ids = {
-        client.request(method, path, headers={"X-Request-Id": bad}).headers["x-request-id"]
-        for bad in ("", "a b", "x" * 129, "a,b", "<b>", "é".encode().decode("latin-1"))
+        client.request(method, path, headers={"X-Request-Id": invalid_id}).headers["x-request-id"]
+        for invalid_id in ("", "a b", "x" * 129, "a,b", "<b>", "é".encode().decode("latin-1"))
     }
     assert len(request_ids) == 6
     assert all(re.fullmatch(r"req_[0-9a-f]{24}", request_id) for request_id in request_ids)
 
 
-def test_log_of_a_failed_run_has_the_request_id(lively: HaltServer) -> None:
+def test_log_of_a_failed_run_has_the_request_id(short_heartbeat_server: HaltServer) -> None:
     """The log line of a failed run has its request's ID, also long after the request."""
-    own = f"req.{new_id()}"
+    request_id = f"req.{new_id()}"
     body = {"messages": [{"role": "user", "content": "Hello"}], "model": "drop?n=3&gap_ms=20"}
-    with lively.client().stream("POST", "/chat/stream", body, {"X-Request-Id": own}) as events:
-        assert events.headers["x-request-id"] == own
+    with short_heartbeat_server.client().stream(
+        "POST", "/chat/stream", body, {"X-Request-Id": request_id}
+    ) as events:
+        assert events.headers["x-request-id"] == request_id
         events.to_end()
-    lively.wait_printed(rf"stream {events.id} failed: upstream_dropped: .* \(request ID: {own}\)\n")
+    short_heartbeat_server.wait_printed(
+        rf"stream {events.id} failed: upstream_dropped: .* \(request ID: {request_id}\)\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -993,12 +1024,12 @@ def test_internal_error_and_its_log_have_the_request_id(
     app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
     app.config["PROPAGATE_EXCEPTIONS"] = False
 
-    def fails() -> str:
+    def raise_error() -> str:
         raise ZeroDivisionError
 
-    app.view_functions["api.streams"] = app.view_functions["openai_api.models"] = fails
-    own = {"X-Request-Id": "fault-1", **headers}
-    answer = app.test_client().get(path, headers=own)
+    app.view_functions["api.streams"] = app.view_functions["openai_api.models"] = raise_error
+    headers = {"X-Request-Id": "fault-1", **headers}
+    answer = app.test_client().get(path, headers=headers)
     assert answer.status_code == 500
     assert answer.headers["X-Request-Id"] == "fault-1"
     assert "Its log has the details. (request ID: fault-1)" in answer.text

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 TOKEN = "open-sesame"
 FORM = "application/x-www-form-urlencoded"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
-#: What a client may write that wants to be taken for another, or for one with HTTPS.
-FORGED = {
+#: Headers with which a client pretends to have another address, or to use HTTPS.
+FORGED_HEADERS = {
     "X-Forwarded-For": "203.0.113.1",
     "X-Forwarded-Proto": "https",
     "X-Forwarded-Protocol": "ssl",
@@ -28,8 +28,8 @@ FORGED = {
 
 
 @pytest.fixture(scope="module")
-def halts(shared_fake: FakeOpenAI) -> Iterator[dict[int, HaltServer]]:
-    """A Halt without a proxy, one behind one that asks for a token, and one behind two."""
+def servers(shared_fake: FakeOpenAI) -> Iterator[dict[int, HaltServer]]:
+    """By the number of trusted proxies: a Halt with 0, one with 1 and a token, one with 2."""
     limit = {"HALT_RATE_ADDRESS": "2/hour", "OPENAI_API_KEY": "fake"}
     with contextlib.ExitStack() as stack:
         servers = {}
@@ -41,17 +41,17 @@ def halts(shared_fake: FakeOpenAI) -> Iterator[dict[int, HaltServer]]:
 
 
 def session_cookie(client: Client) -> str:
-    """What the page's response sets."""
+    """The Set-Cookie header of the page's response."""
     page = client.get("/")
     assert page.status == 200
     return page.headers["set-cookie"]
 
 
-def test_forwarded_headers_are_ignored_without_a_proxy(halts: dict[int, HaltServer]) -> None:
+def test_forwarded_headers_are_ignored_without_a_proxy(servers: dict[int, HaltServer]) -> None:
     """Without a trusted proxy forwarded headers change nothing: a client without TLS keeps its
     session.
     """
-    client = halts[0].client(**FORGED)
+    client = servers[0].client(**FORGED_HEADERS)
     assert "Secure" not in session_cookie(client)
     assert client.get("/", X_Halt_Inspect="1").json == {
         "trusted_proxies": 0,
@@ -61,19 +61,19 @@ def test_forwarded_headers_are_ignored_without_a_proxy(halts: dict[int, HaltServ
     }
     statuses = []
     for n in range(3):
-        client = halts[0].client(**FORGED | {"X-Forwarded-For": f"203.0.113.{n}"})
+        client = servers[0].client(**FORGED_HEADERS | {"X-Forwarded-For": f"203.0.113.{n}"})
         statuses.append(client.post("/chat", HELLO).status)
     assert statuses == [200, 200, 429]
 
 
-def test_server_ignores_forwarded_headers(halts: dict[int, HaltServer]) -> None:
+def test_server_ignores_forwarded_headers(servers: dict[int, HaltServer]) -> None:
     """The server itself ignores forwarded headers: none is a bad request or sets the application's
     path.
     """
-    contradiction = halts[0].client(**{"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"})
+    contradiction = servers[0].client(**{"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"})
     assert contradiction.get("/healthz").status == 200
-    assert halts[0].client(SCRIPT_NAME="/elsewhere").get("/healthz").status == 200
-    assert halts[0].client(SCRIPT_NAME="/heal").get("/healthz").status == 200
+    assert servers[0].client(SCRIPT_NAME="/elsewhere").get("/healthz").status == 200
+    assert servers[0].client(SCRIPT_NAME="/heal").get("/healthz").status == 200
 
 
 @pytest.mark.parametrize(
@@ -81,44 +81,46 @@ def test_server_ignores_forwarded_headers(halts: dict[int, HaltServer]) -> None:
     [("https", True), ("http", False), ("https, http", False), ("http, https", True), ("", False)],
 )
 def test_cookie_is_secure_if_the_proxy_says_https(
-    halts: dict[int, HaltServer], proto: str, secure: bool
+    servers: dict[int, HaltServer], proto: str, secure: bool
 ) -> None:
     """The cookie is Secure if the last X-Forwarded-Proto, which the proxy wrote, is https."""
-    browser = halts[1].client(**{"X-Forwarded-Proto": proto, "Accept": "text/html"})
+    browser = servers[1].client(**{"X-Forwarded-Proto": proto, "Accept": "text/html"})
     login = browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     assert login.status == 302
     assert ("Secure" in login.headers["set-cookie"]) is secure
     assert ("Secure" in session_cookie(browser)) is secure
 
 
-def test_two_proxies_use_the_last_but_one_address(halts: dict[int, HaltServer]) -> None:
+def test_two_proxies_use_the_last_but_one_address(servers: dict[int, HaltServer]) -> None:
     """With two proxies the last but one address is limited, on sockets too; earlier ones may be
     forged.
     """
     statuses = []
     for n in range(2):
-        client = halts[2].client(**{"X-Forwarded-For": f"203.0.113.{n}, 10.0.0.1, 10.0.0.{9 + n}"})
+        client = servers[2].client(
+            **{"X-Forwarded-For": f"203.0.113.{n}, 10.0.0.1, 10.0.0.{9 + n}"}
+        )
         statuses.append(client.post("/chat", HELLO).status)
     assert statuses == [200, 200]
-    with WebSocket(halts[2], X_Forwarded_For="203.0.113.7, 10.0.0.1, 10.0.0.9") as ws:
+    with WebSocket(servers[2], X_Forwarded_For="203.0.113.7, 10.0.0.1, 10.0.0.9") as ws:
         ws.send(type="start", **HELLO)
         assert ws.next()["error"]["code"] == "too_many_requests"
-    with WebSocket(halts[2], X_Forwarded_For="203.0.113.7, 10.0.0.2, 10.0.0.9") as ws:
+    with WebSocket(servers[2], X_Forwarded_For="203.0.113.7, 10.0.0.2, 10.0.0.9") as ws:
         ws.start("echo")
-    proto = {"X-Forwarded-For": "10.0.0.3, 10.0.0.9", "X-Forwarded-Proto": "https"}
-    assert "Secure" in session_cookie(halts[2].client(**proto))
+    https_headers = {"X-Forwarded-For": "10.0.0.3, 10.0.0.9", "X-Forwarded-Proto": "https"}
+    assert "Secure" in session_cookie(servers[2].client(**https_headers))
 
 
 def test_request_report_needs_access(
-    halts: dict[int, HaltServer],
+    servers: dict[int, HaltServer],
 ) -> None:
     """The request report is not for clients without access: they get the route's own answer."""
     headers = {"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Proto": "https", "X-Halt-Inspect": "1"}
-    stranger = halts[1].client(**headers)
-    assert "trusted_proxies" not in stranger.get("/healthz").json
-    assert stranger.get("/ws").status == 401
-    holder = halts[1].client(**headers, Authorization=f"Bearer {TOKEN}")
+    client = servers[1].client(**headers)
+    assert "trusted_proxies" not in client.get("/healthz").json
+    assert client.get("/ws").status == 401
+    authorised = servers[1].client(**headers, Authorization=f"Bearer {TOKEN}")
     for path in ("/healthz", "/ws", "/no/such/path"):
-        facts = holder.get(path).json
+        facts = authorised.get(path).json
         assert (facts["trusted_proxies"], facts["forwarded"], facts["secure"]) == (1, 1, True)
         assert "10.0.0.1" not in str(facts)

@@ -33,104 +33,104 @@ from tests.support.ports import free_port
 from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, wait_until
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
-#: More than the main loop reads of a body, and than a socket's buffers hold.
-LONG = {"model": "echo", "messages": [{"role": "user", "content": "long " * 700_000}]}
+#: A body larger than the main loop reads at once, and than a socket's buffers.
+LONG_CHAT = {"model": "echo", "messages": [{"role": "user", "content": "long " * 700_000}]}
 LIMITS = {"HALT_MAX_PROMPT_CHARS": "4000000"}
 ROUNDS = 8  # requests of each kind
-#: Threads that a worker may start beside those of its first requests: far fewer than a circle takes
-#: (47 for one list of models, all places for one chat).
-THREADS_MORE = 14
+#: Threads that a worker may start beside those of its first requests. A loop that is not detected
+#: takes far more (47 for one list of models, all places for one chat).
+MORE_THREADS = 14
 
 
-def started(port: int, upstream_port: int, **more: str) -> HaltServer:
-    """A Halt at a port, whose model's server is at another port, or at the same one."""
+def start_server(port: int, upstream_port: int, **more: str) -> HaltServer:
+    """A Halt at `port` whose model's server is at `upstream_port`."""
     url = f"http://127.0.0.1:{upstream_port}/v1"
     return HaltServer(settings(url, PORT=port, HALT_MAX_STREAMS=100, **LIMITS, **more))
 
 
 def threads_of(server: HaltServer) -> int:
-    """Threads of the server's process that has most of them."""
+    """The number of threads of the server's process that has most."""
     counts = [0]
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             if os.getpgid(int(folder.name)) == server.process.pid:
                 counts.append(len(list((folder / "task").iterdir())))
     return max(counts)
 
 
 @pytest.fixture(scope="module")
-def self_loop() -> Iterator[HaltServer]:
+def self_loop_server() -> Iterator[HaltServer]:
     """A Halt whose model's server is itself."""
     port = free_port()
-    server = started(port, port)
+    server = start_server(port, port)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
-def ring() -> Iterator[HaltServer]:
+def two_server_loop() -> Iterator[HaltServer]:
     """The first of two Halts, each the model's server of the other; the second has two workers."""
     port, other_port = free_port(), free_port()
     with contextlib.ExitStack() as stack:
-        server = started(port, other_port)
+        server = start_server(port, other_port)
         stack.callback(server.close)
-        other = started(other_port, port, WEB_CONCURRENCY="2")
-        stack.callback(other.close)
+        second_server = start_server(other_port, port, WEB_CONCURRENCY="2")
+        stack.callback(second_server.close)
         yield server
 
 
 @pytest.fixture(params=["self_loop", "ring"])
-def circle(request: pytest.FixtureRequest) -> HaltServer:
-    """Each of the two circles."""
+def loop_server(request: pytest.FixtureRequest) -> HaltServer:
+    """Each of the two loops."""
     fixture = request.getfixturevalue(request.param)
     assert isinstance(fixture, HaltServer)
     return fixture
 
 
-def is_told(error: dict[str, Any]) -> bool:
-    """The error says what is wrong, and what to set."""
+def is_loop_error(error: dict[str, Any]) -> bool:
+    """Whether the error has the code of a loop and names the variable to set."""
     return error["code"] == "loop_detected" and "set OPENAI_BASE_URL" in error["message"]
 
 
-def test_loop_takes_no_threads_and_no_places(circle: HaltServer) -> None:
+def test_loop_takes_no_threads_and_no_places(loop_server: HaltServer) -> None:
     """In a loop lists, health and chats end at once with 508 or its event, and nothing
     accumulates.
 
     A chat is not retried: a retry would fail again.
     """
-    client = circle.client()
+    client = loop_server.client()
     for path in ("/", "/static/page.css", "/v1/nothing"):  # the first threads of each kind
         client.get(path)
-    before = threads_of(circle)
+    before = threads_of(loop_server)
     for _ in range(ROUNDS):
-        listed = client.get("/v1/models")
-        assert listed.status == 508
-        assert is_told(listed.error)
+        answer = client.get("/v1/models")
+        assert answer.status == 508
+        assert is_loop_error(answer.error)
         assert client.get("/healthz").json["upstream"] == "unreachable: loop_detected"
-        whole = client.post("/v1/chat/completions", CHAT)
-        assert whole.status == 508
-        assert is_told(whole.error)
-        assert whole.headers["x-should-retry"] == "false"
-    for body in (*[CHAT] * ROUNDS, LONG):
-        ended = client.stream("POST", "/chat/stream", body).to_end().terminal
-        assert is_told(ended["error"])
-        assert not ended["error"]["retryable"]
-    assert threads_of(circle) - before <= THREADS_MORE
+        answer = client.post("/v1/chat/completions", CHAT)
+        assert answer.status == 508
+        assert is_loop_error(answer.error)
+        assert answer.headers["x-should-retry"] == "false"
+    for body in (*[CHAT] * ROUNDS, LONG_CHAT):
+        terminal = client.stream("POST", "/chat/stream", body).to_end().terminal
+        assert is_loop_error(terminal["error"])
+        assert not terminal["error"]["retryable"]
+    assert threads_of(loop_server) - before <= MORE_THREADS
     wait_until(lambda: client.get("/healthz").json["open_streams"] == 0, SERVER_TIMEOUT)
-    assert "trying again" not in circle.printed
+    assert "trying again" not in loop_server.printed
 
 
-def test_loop_is_reported_on_each_surface(circle: HaltServer) -> None:
+def test_loop_is_reported_on_each_surface(loop_server: HaltServer) -> None:
     """OpenAI's client, plain text, a WebSocket and the page report the loop."""
-    client = circle.client()
-    with openai.OpenAI(base_url=f"{circle.url}/v1", api_key="any") as llm:
+    client = loop_server.client()
+    with openai.OpenAI(base_url=f"{loop_server.url}/v1", api_key="any") as llm:
         with pytest.raises(openai.InternalServerError) as refused:
             list(llm.chat.completions.create(**CHAT, stream=True))  # type: ignore[call-overload]
         assert refused.value.status_code == 508
         assert refused.value.code == "loop_detected"
     assert client.post("/chat", CHAT).status == 508
-    with websocket_client.WebSocket(circle) as socket:
-        assert is_told(socket.to_end(socket.start("echo"))["error"])
+    with websocket_client.WebSocket(loop_server) as socket:
+        assert is_loop_error(socket.to_end(socket.start("echo"))["error"])
     client.get("/")
     form = urlencode([("prompt", "Hello"), ("id", new_id())]).encode()
     headers = {
@@ -158,8 +158,10 @@ def instance_id(halt: HaltServer, shared_fake: FakeOpenAI) -> str:
 OTHER = "0123456789abcdef"
 
 
-def via(client: Client, chain: str, method: str, path: str, body: object = None) -> HttpResponse:
-    """A request that says to have passed these Halts."""
+def request_via(
+    client: Client, chain: str, method: str, path: str, body: object = None
+) -> HttpResponse:
+    """Send a request with the marks of these Halts."""
     return client.request(method, path, body, {HEADER: chain})
 
 
@@ -168,7 +170,7 @@ def via(client: Client, chain: str, method: str, path: str, body: object = None)
     [
         ("GET", "/v1/models", None),
         ("POST", "/v1/chat/completions", CHAT),
-        ("POST", "/v1/messages", CHAT),  # what Anthropic's client asks for, and Halt has not
+        ("POST", "/v1/messages", CHAT),  # a path of Anthropic's client, which Halt does not have
         ("POST", "/chat/stream", {**CHAT, "id": "not-to-be-taken-1"}),
         ("POST", "/chat", CHAT),
         ("GET", "/healthz", None),
@@ -180,14 +182,14 @@ def test_request_with_the_own_id_is_refused(
 ) -> None:
     """A request with Halt's own ID gets 508 in the shape of each API, and no stream begins."""
     client = halt.client()
-    refused = via(client, instance_id, method, path, body)
+    refused = request_via(client, instance_id, method, path, body)
     assert refused.status == 508
     assert refused.error["code"] == "loop_detected"
     assert refused.error["message"].startswith("This Halt has been set up as its own model's ")
     assert ("type" in refused.error) == path.startswith("/v1/")
-    led_back = via(client, f"{OTHER}, {instance_id}, {OTHER[::-1]}", method, path, body)
-    assert led_back.status == 508
-    assert "leads back to this one" in led_back.error["message"]
+    refused_ring = request_via(client, f"{OTHER}, {instance_id}, {OTHER[::-1]}", method, path, body)
+    assert refused_ring.status == 508
+    assert "leads back to this one" in refused_ring.error["message"]
     assert client.get("/streams/not-to-be-taken-1").status == 404
 
 
@@ -201,21 +203,21 @@ def test_chain_is_limited_to_chain_max(halt: HaltServer, instance_id: str) -> No
     """A request that has passed CHAIN_MAX Halts is refused, one that has passed fewer is not."""
     instance_ids = [f"{number:016x}" for number in range(CHAIN_MAX)]
     assert instance_id not in instance_ids
-    refused = via(halt.client(), ",".join(instance_ids), "POST", "/chat/stream", CHAT)
+    refused = request_via(halt.client(), ",".join(instance_ids), "POST", "/chat/stream", CHAT)
     assert refused.status == 508
     assert f"passed {CHAIN_MAX} Halts" in refused.error["message"]
-    assert via(halt.client(), ",".join(instance_ids[1:]), "GET", "/v1/models").status == 200
+    assert request_via(halt.client(), ",".join(instance_ids[1:]), "GET", "/v1/models").status == 200
 
 
 @pytest.mark.parametrize(
-    "given", ["", ",", "no ID", "\u00e9" * 10, "0" * 7000, "a, " * 2000, "ABCDEF0123456789" * 400]
+    "chain", ["", ",", "no ID", "\u00e9" * 10, "0" * 7000, "a, " * 2000, "ABCDEF0123456789" * 400]
 )
-def test_malformed_chain_is_ignored(halt: HaltServer, instance_id: str, given: str) -> None:
+def test_malformed_chain_is_ignored(halt: HaltServer, instance_id: str, chain: str) -> None:
     """A request with a malformed chain is served as without the header; IDs beside other text
     count.
     """
-    assert via(halt.client(), given, "GET", "/v1/models").status == 200
-    assert via(halt.client(), f"{given}, {instance_id}", "GET", "/v1/models").status == 508
+    assert request_via(halt.client(), chain, "GET", "/v1/models").status == 200
+    assert request_via(halt.client(), f"{chain}, {instance_id}", "GET", "/v1/models").status == 508
 
 
 def test_chain_is_passed_to_upstream_requests(
@@ -224,12 +226,12 @@ def test_chain_is_passed_to_upstream_requests(
     """A chat and a list pass the chain on; shared background queries begin their own chain."""
     client, prompt = halt.client(), new_id()
     body = {"model": "echo", "messages": [{"role": "user", "content": prompt}]}
-    assert via(client, OTHER, "POST", "/chat/stream", body).status == 200
+    assert request_via(client, OTHER, "POST", "/chat/stream", body).status == 200
     assert request_record(shared_fake, prompt).headers[HEADER.lower()] == f"{OTHER}, {instance_id}"
-    seen = len(shared_fake.requests)
-    assert via(client, OTHER, "GET", "/v1/models").status == 200
-    listed = shared_fake.requests[seen]
-    assert (listed.method, listed.headers[HEADER.lower()]) == ("GET", f"{OTHER}, {instance_id}")
+    request_count = len(shared_fake.requests)
+    assert request_via(client, OTHER, "GET", "/v1/models").status == 200
+    list_requests = [r for r in shared_fake.requests[request_count:] if r.method == "GET"]
+    assert f"{OTHER}, {instance_id}" in [r.headers[HEADER.lower()] for r in list_requests]
 
 
 def test_instance_id_is_unique_to_data_folder_and_master(
@@ -288,18 +290,22 @@ def test_provider_that_is_a_loop_hides_no_other(
         f'[providers.self]\nkind = "openai"\nbase_url = "http://127.0.0.1:{port}/v1"\n'
     )
     client = start_halt(HALT_CONFIG=file, PORT=port).client()
-    listed = [model["id"] for model in client.get("/v1/models").json["data"]]
-    assert listed
-    assert all(name.startswith("good/") for name in listed)
+    model_ids = [model["id"] for model in client.get("/v1/models").json["data"]]
+    assert model_ids
+    assert all(name.startswith("good/") for name in model_ids)
     assert client.chat("good/count?n=2").to_end().text == "0 1 "
-    assert is_told(client.chat("self/echo").to_end().terminal["error"])
+    assert is_loop_error(client.chat("self/echo").to_end().terminal["error"])
 
 
 def test_background_query_has_the_chain_of_its_request() -> None:
     """A query in the background carries the chain of the request that caused it."""
-    question = CachedQuery(
-        "test", lambda line: line.chain, answer_seconds=0.0, fault_seconds=0.0, timeout=WAIT_TIMEOUT
+    query = CachedQuery(
+        "test",
+        lambda connection: connection.chain,
+        answer_seconds=0.0,
+        fault_seconds=0.0,
+        timeout=WAIT_TIMEOUT,
     )
     for chain in ((OTHER,), ()):
-        asked_at = question.start(chain)
-        assert question.wait(asked_at + WAIT_TIMEOUT, fresh=True) == (chain, None)
+        started_at = query.start(chain)
+        assert query.wait(started_at + WAIT_TIMEOUT, fresh=True) == (chain, None)

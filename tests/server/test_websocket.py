@@ -38,10 +38,10 @@ def numbers(n: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def hasty(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
+def strict_server(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
     """A server with a short heartbeat and grace, and a small limit on messages."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
-    settings = {"HALT_HEARTBEAT": "2", "HALT_MAX_BODY_BYTES": "20000", "HALT_ORPHAN_GRACE": "2"}
+    settings = {"HALT_HEARTBEAT": "4", "HALT_MAX_BODY_BYTES": "20000", "HALT_ORPHAN_GRACE": "2"}
     server = HaltServer({**env, **settings})
     request.addfinalizer(server.close)
     return server
@@ -60,10 +60,10 @@ def test_socket_carries_many_streams_at_once(ws: WebSocket, shared_fake: FakeOpe
     for record in [request_record(shared_fake, prompt, n) for n in range(20)]:
         record.release()
     ws.to_end(*ids)
-    for each in ids:
-        assert ws.text(each) == numbers(60)
-        assert [seq for seq, _ in ws.seen[each]] == list(range(1, len(ws.seen[each]) + 1))
-        assert ws.seen[each][-1][1]["type"] == "done"
+    for stream_id in ids:
+        assert ws.text(stream_id) == numbers(60)
+        assert [seq for seq, _ in ws.seen[stream_id]] == list(range(1, len(ws.seen[stream_id]) + 1))
+        assert ws.seen[stream_id][-1][1]["type"] == "done"
 
 
 def test_socket_events_equal_server_sent_events(ws: WebSocket, halt: HaltServer) -> None:
@@ -101,7 +101,7 @@ def test_stop_in_each_phase_closes_stream_and_upstream(
     model, text = ANSWER_PHASES[phase]
     prompt = new_id()
     stream_id = ws.start(model, prompt)
-    other = ws.start("stall?n=1")
+    other_id = ws.start("stall?n=1")
     ws.until_text(stream_id, text)
     record = request_record(shared_fake, prompt)
     receipt = ws.stop(stream_id)
@@ -110,8 +110,8 @@ def test_stop_in_each_phase_closes_stream_and_upstream(
     ended = ws.to_end(stream_id)
     assert (ended["type"], ended["reason"]) == ("cancelled", "stop")
     assert ws.stop(stream_id)["status"] == "finished"
-    assert ws.stop(other)["status"] == "stopped"  # that one was not touched
-    ws.to_end(other)
+    assert ws.stop(other_id)["status"] == "stopped"  # still running
+    ws.to_end(other_id)
 
 
 def test_stop_before_the_start_cancels_the_stream(ws: WebSocket) -> None:
@@ -129,21 +129,21 @@ def test_follow_after_a_number_resumes_without_a_gap(ws: WebSocket, halt: HaltSe
     for _ in range(3):
         ws.send(type="unfollow", id=stream_id)
         ws.wait_processed()
-        last = ws.seen[stream_id][-1][0]
-        ws.send(type="follow", id=stream_id, after=last)
-        while ws.seen[stream_id][-1][0] == last:
+        terminal = ws.seen[stream_id][-1][0]
+        ws.send(type="follow", id=stream_id, after=terminal)
+        while ws.seen[stream_id][-1][0] == terminal:
             ws.next()
-    last = ws.seen[stream_id][-1][0]
+    terminal = ws.seen[stream_id][-1][0]
     with WebSocket(halt) as second:
-        second.send(type="follow", id=stream_id, after=last)
+        second.send(type="follow", id=stream_id, after=terminal)
         while stream_id not in second.seen:
             second.next()
         assert ws.stop(stream_id)["status"] == "stopped"
         second.to_end(stream_id)
-        assert second.seen[stream_id][0][0] == last + 1
+        assert second.seen[stream_id][0][0] == terminal + 1
         ws.to_end(stream_id)
         assert [seq for seq, _ in ws.seen[stream_id]] == list(range(1, len(ws.seen[stream_id]) + 1))
-        assert ws.seen[stream_id][last:] == second.seen[stream_id]
+        assert ws.seen[stream_id][terminal:] == second.seen[stream_id]
         text = ws.text(stream_id)
         assert text == numbers(text.count(" "))
 
@@ -154,21 +154,21 @@ def test_follow_behind_the_last_event_repeats_the_end(ws: WebSocket) -> None:
     ws.to_end(stream_id)
     seq, event = ws.seen[stream_id][-1]
     ws.send(type="follow", id=stream_id, after=seq)
-    again = ws.next()
-    assert (again["seq"], again["event"]) == (seq, event)
+    repeated = ws.next()
+    assert (repeated["seq"], repeated["event"]) == (seq, event)
 
 
 def test_long_answer_is_replayed_whole(ws: WebSocket, halt: HaltServer) -> None:
     """An answer of megabytes is replayed whole while another stream runs on the same socket."""
-    long = ws.start("long?n=100000")
-    ws.to_end(long)
+    long_id = ws.start("long?n=100000")
+    ws.to_end(long_id)
     with WebSocket(halt) as second:
-        live = second.start("count?n=100000&gap_ms=2")
-        second.send(type="follow", id=long)
-        second.to_end(long)
-        assert second.seen[long] == ws.seen[long]
-        assert second.text(long) == numbers(100000)
-        assert second.stop(live)["status"] == "stopped"
+        live_id = second.start("count?n=100000&gap_ms=2")
+        second.send(type="follow", id=long_id)
+        second.to_end(long_id)
+        assert second.seen[long_id] == ws.seen[long_id]
+        assert second.text(long_id) == numbers(100000)
+        assert second.stop(live_id)["status"] == "stopped"
 
 
 def test_follow_of_evicted_events_is_an_error(start_halt: StartHalt, fake: FakeOpenAI) -> None:
@@ -189,7 +189,7 @@ def test_follow_of_evicted_events_is_an_error(start_halt: StartHalt, fake: FakeO
 
 
 @pytest.fixture(scope="module")
-def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
+def token_server(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
     server = HaltServer({**env, "HALT_TOKEN": TOKEN})
     request.addfinalizer(server.close)
@@ -205,21 +205,23 @@ def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServ
         {"Cookie": "halt_session_0=eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"},
     ],
 )
-def test_handshake_without_the_token_is_refused(guarded: HaltServer, more: dict[str, str]) -> None:
+def test_handshake_without_the_token_is_refused(
+    token_server: HaltServer, more: dict[str, str]
+) -> None:
     """Without the token the handshake gets 401; a token in the address does not count."""
-    answer = refused_handshake(guarded, **more)
+    answer = refused_handshake(token_server, **more)
     assert answer.status == 401
     assert answer.error["code"] == "unauthorized"
 
 
-def test_token_or_login_opens_a_socket(guarded: HaltServer) -> None:
+def test_token_or_login_opens_a_socket(token_server: HaltServer) -> None:
     """A program opens a socket with the token as a header, a browser with its login cookie."""
-    with WebSocket(guarded, Authorization=f"Bearer {TOKEN}") as ws:
+    with WebSocket(token_server, Authorization=f"Bearer {TOKEN}") as ws:
         ws.to_end(ws.start("count?n=1"))
-    browser = guarded.client()
+    browser = token_server.client()
     browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
     cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
-    with WebSocket(guarded, origin=guarded.url, Cookie=cookie) as ws:
+    with WebSocket(token_server, origin=token_server.url, Cookie=cookie) as ws:
         ws.to_end(ws.start("count?n=1"))
 
 
@@ -243,20 +245,20 @@ def test_streams_of_a_session_are_unknown_to_others(halt: HaltServer) -> None:
     browser = halt.client()
     browser.get("/")
     cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
-    with WebSocket(halt, Cookie=cookie) as mine, WebSocket(halt) as theirs:
-        stream_id = mine.start("stall?n=2")
-        mine.until_text(stream_id, "1 ")
-        theirs.send(type="follow", id=stream_id)
-        assert theirs.until("error", stream_id)["error"]["code"] == "unknown_stream"
-        assert theirs.stop(stream_id)["status"] == "pending"
-        assert mine.stop(stream_id)["status"] == "stopped"
+    with WebSocket(halt, Cookie=cookie) as owner, WebSocket(halt) as other:
+        stream_id = owner.start("stall?n=2")
+        owner.until_text(stream_id, "1 ")
+        other.send(type="follow", id=stream_id)
+        assert other.until("error", stream_id)["error"]["code"] == "unknown_stream"
+        assert other.stop(stream_id)["status"] == "pending"
+        assert owner.stop(stream_id)["status"] == "stopped"
 
 
-# --- what is wrong --------------------------------------------------------------------------------
+# --- invalid messages -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "field", "stream_id"),
+    ("message", "field", "stream_id"),
     [
         ("{", "message", None),
         ("[]", "message", None),
@@ -280,38 +282,58 @@ def test_streams_of_a_session_are_unknown_to_others(halt: HaltServer) -> None:
         ('{"type":"follow","id":7}', "id", None),
         ("[" * 100_000, "message", None),
     ],
-    ids=range(17),
+    ids=[
+        "half JSON",
+        "list",
+        "binary bytes",
+        "binary JSON",
+        "no type",
+        "unknown type",
+        "start without messages",
+        "start without a message",
+        "start with a short ID",
+        "start with a temperature of 9",
+        "start with a role that is a number",
+        "start with an unknown field",
+        "stop without an ID",
+        "stop with a negative number",
+        "follow after a letter",
+        "follow with an ID that is a number",
+        "nested 100000 times",
+    ],
 )
 def test_invalid_message_gets_an_error_and_the_socket_stays(
-    ws: WebSocket, said: str | bytes, field: str, stream_id: str | None
+    ws: WebSocket, message: str | bytes, field: str, stream_id: str | None
 ) -> None:
     """An invalid message gets an error with its field and stream, and the socket stays open."""
-    ws.connection.send(said)
-    message = ws.until("error")
-    assert message.get("id") == stream_id
-    assert message["error"]["code"] == "invalid_request"
-    assert message["error"]["field"] == field
-    assert message["error"]["retryable"] is False
+    ws.connection.send(message)
+    answer = ws.until("error")
+    assert answer.get("id") == stream_id
+    assert answer["error"]["code"] == "invalid_request"
+    assert answer["error"]["field"] == field
+    assert answer["error"]["retryable"] is False
     ws.wait_processed()
 
 
-START = '{"type":"start","messages":[{"role":"user","content":"x"}],'
+START_PREFIX = '{"type":"start","messages":[{"role":"user","content":"x"}],'
 
 
 @pytest.mark.parametrize(
-    "number", [str(2**63), str(2**64), str(2**70), "-1", "1e400", "1.5", "9" * 5000], ids=range(7)
+    "number",
+    [str(2**63), str(2**64), str(2**70), "-1", "1e400", "1.5", "9" * 5000],
+    ids=["2**63", "2**64", "2**70", "-1", "1e400", "1.5", "5000 digits"],
 )
 def test_invalid_number_gets_an_error_and_the_socket_stays(ws: WebSocket, number: str) -> None:
     """An invalid number gets an error with its field; messages before and after it are handled."""
     stream_id = ws.start("stall?n=1")
-    says = [
+    invalid_messages = [
         (f'{{"type":"stop","id":"{stream_id}","seen":{number}}}', "seen"),
         (f'{{"type":"follow","id":"{stream_id}","after":{number}}}', "after"),
-        (f'{START}"max_tokens":{number}}}', "max_tokens"),
+        (f'{START_PREFIX}"max_tokens":{number}}}', "max_tokens"),
     ]
     if number != "-1":
-        says.append((f'{START}"seed":{number}}}', "seed"))
-    for message, field in says:
+        invalid_messages.append((f'{START_PREFIX}"seed":{number}}}', "seed"))
+    for message, field in invalid_messages:
         ws.connection.send(message)
         error = ws.until("error")["error"]
         assert (error["code"], error["field"]) == ("invalid_request", field)
@@ -324,17 +346,17 @@ def test_refused_start_or_follow_names_the_id(ws: WebSocket) -> None:
     stream_id = ws.start("count?n=1", id=new_id())
     ws.send(type="start", id=stream_id, messages=[{"role": "user", "content": "again"}])
     assert ws.until("error", stream_id)["error"]["code"] == "stream_in_use"
-    unknown = new_id()
-    ws.send(type="follow", id=unknown)
-    assert ws.until("error", unknown)["error"]["code"] == "unknown_stream"
+    unknown_id = new_id()
+    ws.send(type="follow", id=unknown_id)
+    assert ws.until("error", unknown_id)["error"]["code"] == "unknown_stream"
 
 
 def test_socket_follows_at_most_max_streams(ws: WebSocket) -> None:
     """A socket's stream beyond the limit is refused at once; an ended stream makes room."""
     ids = [ws.start("stall?n=1") for _ in range(MAX_STREAMS)]
-    one_more = new_id()
-    ws.send(type="start", id=one_more, messages=[{"role": "user", "content": "one more"}])
-    error = ws.until("error", one_more)["error"]
+    refused_id = new_id()
+    ws.send(type="start", id=refused_id, messages=[{"role": "user", "content": "one more"}])
+    error = ws.until("error", refused_id)["error"]
     assert (error["code"], error["retryable"]) == ("at_capacity", True)
     assert error["retry_after"] > 0
     assert ws.stop(ids[0])["status"] == "stopped"
@@ -344,13 +366,13 @@ def test_socket_follows_at_most_max_streams(ws: WebSocket) -> None:
         assert ws.stop(stream_id)["status"] == "stopped"
 
 
-def test_too_large_message_closes_with_1009(hasty: HaltServer) -> None:
+def test_too_large_message_closes_with_1009(strict_server: HaltServer) -> None:
     """A message above the limit closes the socket with 1009; one below is handled."""
-    with WebSocket(hasty) as ws:
+    with WebSocket(strict_server) as ws:
         ws.to_end(ws.start("echo", "x" * 19_000))
         ws.connection.send("x" * 3_000_000)
         assert ws.read_to_close().code == 1009
-    assert hasty.client().get("/healthz").status == 200
+    assert strict_server.client().get("/healthz").status == 200
 
 
 def test_invalid_utf8_closes_with_1007(ws: WebSocket) -> None:
@@ -360,8 +382,8 @@ def test_invalid_utf8_closes_with_1007(ws: WebSocket) -> None:
 
 
 def raw_handshake(server: HaltServer, **headers: str | None) -> socket.socket:
-    """A handshake whose headers can be wrong; None leaves one out."""
-    given = {
+    """Send a handshake; None leaves a header out. The socket has a small receive buffer."""
+    handshake_headers = {
         "Host": f"{server.host}:{server.port}",
         "Upgrade": "websocket",
         "Connection": "Upgrade",
@@ -369,7 +391,9 @@ def raw_handshake(server: HaltServer, **headers: str | None) -> socket.socket:
         "Sec-WebSocket-Version": "13",
         **{name.replace("_", "-"): value for name, value in headers.items()},
     }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in given.items() if value is not None)
+    lines = "".join(
+        f"{name}: {value}\r\n" for name, value in handshake_headers.items() if value is not None
+    )
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(10)
@@ -409,23 +433,23 @@ def test_compression_is_not_negotiated(ws: WebSocket) -> None:
 # --- readers that are slow or gone ----------------------------------------------------------------
 
 
-def test_slow_reader_is_closed_with_4008_and_resumes(hasty: HaltServer) -> None:
+def test_slow_reader_is_closed_with_4008_and_resumes(strict_server: HaltServer) -> None:
     """A slow reader gets the close code 4008 after its last event, and can follow from there."""
-    dropped = hasty.printed.count("too slow")
-    with WebSocket(hasty, receive_buffer=4096) as slow:
-        stream_id = slow.start("count?n=50000&burst=10")
-        wait_until(lambda: hasty.printed.count("too slow") > dropped, SERVER_TIMEOUT)
-        end = slow.read_to_close()
+    dropped = strict_server.printed.count("too slow")
+    with WebSocket(strict_server, receive_buffer=4096) as slow_reader:
+        stream_id = slow_reader.start("count?n=50000&burst=10")
+        wait_until(lambda: strict_server.printed.count("too slow") > dropped, SERVER_TIMEOUT)
+        end = slow_reader.read_to_close()
         assert (end.code, "follow" in end.reason) == (4008, True)
-    seen = slow.seen[stream_id]
-    assert not seen[-1][1].get("done")
-    with WebSocket(hasty) as ws:
-        ws.send(type="follow", id=stream_id, after=seen[-1][0])
+    earlier_events = slow_reader.seen[stream_id]
+    assert not earlier_events[-1][1].get("done")
+    with WebSocket(strict_server) as ws:
+        ws.send(type="follow", id=stream_id, after=earlier_events[-1][0])
         ws.to_end(stream_id)
-        assert [seq for seq, _ in seen + ws.seen[stream_id]] == list(
+        assert [seq for seq, _ in earlier_events + ws.seen[stream_id]] == list(
             range(1, ws.seen[stream_id][-1][0] + 1)
         )
-        assert slow.text(stream_id) + ws.text(stream_id) == numbers(50000)
+        assert slow_reader.text(stream_id) + ws.text(stream_id) == numbers(50000)
 
 
 def test_stop_of_a_reader_that_does_not_read_works(start_halt: StartHalt, fake: FakeOpenAI) -> None:
@@ -441,24 +465,28 @@ def test_stop_of_a_reader_that_does_not_read_works(start_halt: StartHalt, fake: 
         assert ws.to_end(stream_id)["type"] == "cancelled"
 
 
-def test_unread_answers_are_bounded(hasty: HaltServer) -> None:
+def test_unread_answers_are_bounded(strict_server: HaltServer) -> None:
     """A client that sends messages and never reads is dropped as too slow; no queue grows."""
-    wrong = b'{"type":"none"}'  # each is answered with more bytes than it has
-    asked_for = 50_000  # the answers are more than any system keeps for a reader
-    dropped = hasty.printed.count("too slow")
-    with raw_handshake(hasty) as sock:
+    invalid_message = b'{"type":"none"}'  # its answer is longer than itself
+    message_count = 50_000  # their answers exceed the socket buffers
+    dropped = strict_server.printed.count("too slow")
+    with raw_handshake(strict_server) as sock:
         assert b" 101 " in sock.recv(65536)
-        with contextlib.suppress(ConnectionError):  # it may be dropped before it has said it all
-            sock.sendall((b"\x81%c\0\0\0\0%b" % (128 | len(wrong), wrong)) * asked_for)
-        wait_until(
-            lambda: hasty.printed.count("too slow") > dropped, SERVER_TIMEOUT
-        )  # nothing is taken until then
+        with contextlib.suppress(
+            ConnectionError
+        ):  # the server may close it before the last message
+            sock.sendall(
+                (b"\x81%c\0\0\0\0%b" % (128 | len(invalid_message), invalid_message))
+                * message_count
+            )
+        # The client reads nothing before that.
+        wait_until(lambda: strict_server.printed.count("too slow") > dropped, SERVER_TIMEOUT)
         received = b""
         with contextlib.suppress(ConnectionError):
             while piece := sock.recv(65536):
                 received += piece
-    assert 0 < received.count(b'"type":"error"') < asked_for
-    with WebSocket(hasty) as ws:
+    assert 0 < received.count(b'"type":"error"') < message_count
+    with WebSocket(strict_server) as ws:
         ws.wait_processed()
 
 
@@ -471,36 +499,36 @@ def test_many_messages_at_once_are_all_answered(ws: WebSocket) -> None:
 
 @pytest.mark.parametrize("model", ["silent_headers", "count?n=100000&gap_ms=5"])
 def test_client_gone_ends_its_streams_after_the_grace(
-    hasty: HaltServer, shared_fake: FakeOpenAI, model: str
+    strict_server: HaltServer, shared_fake: FakeOpenAI, model: str
 ) -> None:
     """The streams of a client that left run for HALT_ORPHAN_GRACE and are then cancelled."""
     prompt = new_id()
-    with WebSocket(hasty) as ws:
+    with WebSocket(strict_server) as ws:
         stream_id = ws.start(model, prompt)
         if "silent" not in model:
             ws.until_text(stream_id, "2 ")
         ws.connection.socket.shutdown(socket.SHUT_RDWR)
     assert request_record(shared_fake, prompt).closed.wait(RECORD_TIMEOUT)
-    ended = hasty.client().follow(stream_id).to_end().terminal
+    ended = strict_server.client().follow(stream_id).to_end().terminal
     assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
 
 
-@pytest.mark.parametrize("leaves", ["unfollow", "close", "breaks"])
+@pytest.mark.parametrize("departure", ["unfollow", "close", "breaks"])
 @pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=5"])
 def test_on_disconnect_stop_ends_with_the_last_reader(
-    halt: HaltServer, shared_fake: FakeOpenAI, model: str, leaves: str
+    halt: HaltServer, shared_fake: FakeOpenAI, model: str, departure: str
 ) -> None:
     """`on_disconnect: "stop"` ends the stream at once, silent or not, however its reader leaves."""
     prompt = new_id()
     with WebSocket(halt) as ws:
         stream_id = ws.start(model, prompt, on_disconnect="stop")
-        other = ws.start("stall?n=1")
+        other_id = ws.start("stall?n=1")
         record = request_record(shared_fake, prompt)
-        if leaves == "unfollow":
+        if departure == "unfollow":
             ws.send(type="unfollow", id=stream_id)
             assert record.closed.wait(RECORD_TIMEOUT)
-            assert ws.stop(other)["status"] == "stopped"  # the socket and its others go on
-        elif leaves == "breaks":
+            assert ws.stop(other_id)["status"] == "stopped"  # the socket and its other stream go on
+        elif departure == "breaks":
             ws.connection.socket.shutdown(socket.SHUT_RDWR)
     assert record.closed.wait(RECORD_TIMEOUT)
     ended = halt.client().follow(stream_id).to_end().terminal
@@ -519,8 +547,8 @@ def test_on_disconnect_stop_survives_a_second_follow(
     request_record(shared_fake, prompt).release()
     assert ws.to_end(stream_id)["type"] == "done"
     numbers_seen = [seq for seq, _ in ws.seen[stream_id]]
-    again = numbers_seen.index(1, 1)
-    assert numbers_seen == [*range(1, again + 1), *range(1, numbers_seen[-1] + 1)]
+    second_start = numbers_seen.index(1, 1)
+    assert numbers_seen == [*range(1, second_start + 1), *range(1, numbers_seen[-1] + 1)]
 
 
 def test_refused_handshake_returns_the_request_id(halt: HaltServer) -> None:
@@ -542,13 +570,13 @@ def test_client_back_within_the_grace_keeps_its_stream(halt: HaltServer) -> None
         assert ws.text(stream_id) == numbers(300)
 
 
-def test_idle_socket_stays_while_pings_are_answered(hasty: HaltServer) -> None:
+def test_idle_socket_stays_while_pings_are_answered(strict_server: HaltServer) -> None:
     """A client that answers pings stays connected; one that does not is closed."""
-    with WebSocket(hasty) as ws, raw_handshake(hasty) as deaf:
+    with WebSocket(strict_server) as ws, raw_handshake(strict_server) as raw_socket:
         received = b""
-        while piece := deaf.recv(65536):
+        while piece := raw_socket.recv(65536):
             received += piece
-        assert received.count(b"\x89\x00") >= 1  # it was pinged
+        assert received.count(b"\x89\x00") >= 1  # a ping
         ws.wait_processed()
         ws.to_end(ws.start("count?n=1"))
 
@@ -579,10 +607,10 @@ def test_sockets_beyond_the_limit_are_refused_and_stop_works(
             assert int(answer.headers["retry-after"]) >= 1
         assert client.stop(stream_id).json["upstream"] == "closed"
         sockets[1].connection.close()
-        wait_until(lambda: accepted(server), SERVER_TIMEOUT)
+        wait_until(lambda: accepts_socket(server), SERVER_TIMEOUT)
 
 
-def accepted(server: HaltServer) -> bool:
+def accepts_socket(server: HaltServer) -> bool:
     with raw_handshake(server) as sock:
         return b" 101 " in sock.recv(65536).split(b"\r\n")[0]
 
@@ -596,23 +624,25 @@ def test_shutdown_ends_streams_and_closes_sockets_with_1001(
     """
     server = start_halt(fake, HALT_HEARTBEAT=NEVER_TOO_SLOW)
     with ExitStack() as stack:
-        busy, idle = (stack.enter_context(WebSocket(server)) for _ in range(2))
-        deaf = stack.enter_context(raw_handshake(server))
-        full = stack.enter_context(WebSocket(server, receive_buffer=4096))
+        streaming, idle_socket = (stack.enter_context(WebSocket(server)) for _ in range(2))
+        raw_socket = stack.enter_context(raw_handshake(server))
+        full_socket = stack.enter_context(WebSocket(server, receive_buffer=4096))
         prompt = new_id()
-        flood = full.start("long?n=100000000", prompt)
+        flood_id = full_socket.start("long?n=100000000", prompt)
         request_record(fake, prompt).wait_tokens(100_000, RECORD_TIMEOUT)
-        ids = [busy.start(text) for text in ("silent_headers", "stall?n=2", "long?n=100000000")]
-        busy.until_text(ids[1], "1 ")
-        assert b" 101 " in deaf.recv(65536)
+        ids = [
+            streaming.start(text) for text in ("silent_headers", "stall?n=2", "long?n=100000000")
+        ]
+        streaming.until_text(ids[1], "1 ")
+        assert b" 101 " in raw_socket.recv(65536)
         server.terminate()
         for stream_id in ids:
-            last = busy.to_end(stream_id)
-            assert (last["type"], last["error"]["code"]) == ("error", "interrupted")
-        assert [busy.read_to_close().code, idle.read_to_close().code] == [1001, 1001]
+            terminal = streaming.to_end(stream_id)
+            assert (terminal["type"], terminal["error"]["code"]) == ("error", "interrupted")
+        assert [streaming.read_to_close().code, idle_socket.read_to_close().code] == [1001, 1001]
         assert server.wait() == 0
-        assert full.read_to_close().code == 1001
-        numbers_seen = [seq for seq, _ in full.seen[flood]]
+        assert full_socket.read_to_close().code == 1001
+        numbers_seen = [seq for seq, _ in full_socket.seen[flood_id]]
         assert numbers_seen == list(range(1, len(numbers_seen) + 1))
     wait_until(lambda: server.gone, SERVER_TIMEOUT)
     assert "Traceback" not in server.printed
@@ -645,7 +675,7 @@ def test_shutdown_waits_for_streams_after_many_sockets(
 
 def test_any_json_message_gets_an_error(ws: WebSocket) -> None:
     """Every JSON value as a message gets an error, and the socket stays open."""
-    strange: list[Any] = [
+    values: list[Any] = [
         None,
         0,
         "x",
@@ -655,7 +685,7 @@ def test_any_json_message_gets_an_error(ws: WebSocket) -> None:
         {"type": ["ping"]},
         {"type": "Ping"},
     ]
-    for message in strange:
+    for message in values:
         ws.connection.send(json.dumps(message))
         assert ws.until("error")["error"]["code"] == "invalid_request"
     ws.wait_processed()
