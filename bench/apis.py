@@ -23,10 +23,10 @@ from bench.table import Row, at_most, p50_p99, percentile
 from halt import Halt as Library
 from tests.support.raw_http import (
     Address,
-    ask,
     chat,
     connect,
     event_source,
+    fetch,
     open_websocket,
     request,
     socket_message,
@@ -122,7 +122,7 @@ def stops(sizes: Sizes) -> Iterator[Row]:
         }
         flowing = Library(base_url=upstream, api_key="fake", model=FLOWING.model)
         with HaltProcess(upstream, **other_providers) as halt, flowing as library:
-            ask(
+            fetch(
                 halt.address, request("GET", "/healthz")
             )  # loading the clients of its providers takes long
             post = partial(over_http, halt.address, chat)
@@ -169,7 +169,7 @@ def over_http(
         sock.sendall(make(path, model, prompt, stream_id))
         wait_for(sock, b"", token, random.randint(*TOKENS))
         at = time.monotonic()
-        ask(address, stop(stream_id))
+        fetch(address, stop(stream_id))
         wait_for(sock, b"", b"0\r\n\r\n", 1)
     return at
 

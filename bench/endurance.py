@@ -14,7 +14,7 @@ from bench.readers import Job, Way, numbers, open_stream
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, required
 from tests.support.process_facts import descriptors, megabytes, status
-from tests.support.raw_http import Address, ask, chat, connect, stop
+from tests.support.raw_http import Address, chat, connect, fetch, stop
 
 CLIENTS = 8  # concurrent
 FORGOTTEN_AFTER = 3.0  # seconds; logs are kept for one, and the keeper checks four times a second
@@ -58,7 +58,7 @@ def generate(address: Address, stopped: bool) -> None:
             data += received
             if not stop_sent and b'"type":"content"' in data:
                 stop_sent = True
-                ask(address, stop(stream_id))
+                fetch(address, stop(stream_id))
     expected = b'"type":"cancelled"' if stopped else b'"type":"done"'
     if expected not in data:
         raise RuntimeError(f"a stream did not end as expected: {data[-300:]!r}")

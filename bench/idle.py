@@ -18,7 +18,7 @@ from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number
 from tests.support.halt_server import ROOT, halt_environment
 from tests.support.process_facts import cpu_seconds, pss, tree
-from tests.support.raw_http import ask, request
+from tests.support.raw_http import fetch, request
 
 THREADS = 232  # of the bare server; the default number of Halt
 SETTLES = 3.0  # seconds after the first answer
@@ -32,8 +32,8 @@ def idle(sizes: Sizes) -> Iterator[Row]:
         HaltProcess(UPSTREAM["OPENAI_BASE_URL"], HALT_MODEL="m") as halt,
         bare_flask(THREADS) as (bare_address, bare_pid),
     ):
-        ask(halt.address, request("GET", "/"))
-        ask(bare_address, request("GET", "/"))
+        fetch(halt.address, request("GET", "/"))
+        fetch(bare_address, request("GET", "/"))
         time.sleep(SETTLES)
         own, bare = tree(halt.master), tree(bare_pid)
         memory, bare_memory = pss(own), pss(bare)

@@ -16,7 +16,7 @@ from bench.processes import PORT_WITHIN, Child, HaltProcess
 from bench.sizes import Sizes
 from bench.table import Row, at_least, at_most, number, p50_p99, without_target
 from tests.support.process_facts import pss, status, tree
-from tests.support.raw_http import ask, chat, connect, request
+from tests.support.raw_http import chat, connect, fetch, request
 
 CLIENTS = 2
 LEFT_FOR = 2.0  # seconds after the last reader has left
@@ -123,7 +123,7 @@ def no_reader(sizes: Sizes) -> Iterator[Row]:
             url, HALT_MAX_STREAMS=OPEN_RUNS + 50, HALT_MODEL="held", HALT_ORPHAN_GRACE=600
         ) as halt,
     ):
-        ask(halt.address, request("GET", "/healthz"))  # wait for its worker
+        fetch(halt.address, request("GET", "/healthz"))  # wait for its worker
         before = status(halt.worker, "Threads")
         for _ in range(OPEN_RUNS):
             body = chat("/chat/stream", "held", on_disconnect="continue")
@@ -132,7 +132,7 @@ def no_reader(sizes: Sizes) -> Iterator[Row]:
                 wait_for(sock, b"", b'"type":"content"', 1)
         time.sleep(LEFT_FOR)
         after = sum(status(pid, "Threads") for pid in tree(halt.master)[1:])
-        health = json.loads(ask(halt.address, request("GET", "/healthz")).body)
+        health = json.loads(fetch(halt.address, request("GET", "/healthz")).body)
     if health["open_streams"] != OPEN_RUNS:
         raise RuntimeError(f"{health['open_streams']} of {OPEN_RUNS} runs are open")
     yield at_most(

@@ -15,7 +15,7 @@ import time
 
 from bench.phases import wait_for
 from bench.readers import stdin_ended
-from tests.support.raw_http import Address, ask, connect, form, receive, request
+from tests.support.raw_http import Address, connect, fetch, form, receive, request
 
 
 def visit(address: Address, paths: list[str], cookie: str, over: threading.Event) -> list[float]:
@@ -37,7 +37,7 @@ def main() -> None:
     host, port, clients = sys.argv[1:]
     address = (host, int(port))
     conversation = secrets.token_urlsafe(12)
-    home = ask(address, request("GET", "/"))
+    home = fetch(address, request("GET", "/"))
     cookie = f"Cookie: {home.header('set-cookie').partition(';')[0]}\r\n"
     for _ in range(2):
         stream_id = secrets.token_urlsafe(12)

@@ -20,7 +20,7 @@ from bench.readers import READY_WITHIN, Job
 from bench.sizes import Sizes
 from bench.table import Row, at_most, number, p50_p99, percentile, required
 from halt.testing.scenarios import last_user_message
-from tests.support.raw_http import Address, ask, chat, complete, connect, request, stop
+from tests.support.raw_http import Address, chat, complete, connect, fetch, request, stop
 
 BACKGROUND_MODEL = "count?n=1000000&rate=10"
 STOPPED_WITHIN = 10.0  # seconds; a slower Stop is a fault, not a figure
@@ -175,13 +175,13 @@ def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
     while time.monotonic() < until:
         records = {
             last_user_message(record["body"]): record
-            for record in json.loads(ask(address, request("GET", "/_log")).body)
+            for record in json.loads(fetch(address, request("GET", "/_log")).body)
             if record["method"] == "POST"
         }
         if all(records[key]["closed_at"] is not None for key in stopped):
             break
         time.sleep(0.02)  # the upstream has not seen the last close yet
-    ask(address, request("POST", "/_clear"))
+    fetch(address, request("POST", "/_clear"))
     delays = {}
     for key, at in stopped.items():
         record = records[key]
@@ -277,7 +277,7 @@ def full(sizes: Sizes) -> Iterator[Row]:
             wait_for(last, b"", b'"type":"content"', 1)
             for _ in range(sizes.stops_in_a_round):
                 began = time.monotonic()
-                answer = ask(halt.address, chat("/chat/stream", "echo"))
+                answer = fetch(halt.address, chat("/chat/stream", "echo"))
                 refusals.append((answer.at - began) * 1000)
                 refused &= answer.status == 503 and answer.header("retry-after").isdigit()
     note = f"{sizes.open_streams} streams open of {sizes.open_streams}, {sizes.idle_connections} idle connections"

@@ -18,7 +18,7 @@ from bench.readers import AFTERWARDS, READY_WITHIN, Job
 from bench.sizes import Sizes
 from bench.table import Row, at_most, both_at_most, median, number, without_target
 from tests.support.process_facts import cpu_seconds, tree
-from tests.support.raw_http import Address, ask, chat, connect, receive, request, stop
+from tests.support.raw_http import Address, chat, connect, fetch, receive, request, stop
 
 THREADS = 232  # of the bare server; the default number of Halt
 FIRST = 20  # requests that are not measured
@@ -142,7 +142,7 @@ def _round(address: Address, url: str, count: int) -> float:
         for sock in stoppers:  # first responses, so that the connections are kept alive
             sock.sendall(request("GET", "/healthz"))
             receive(sock)
-        ask(upstream, request("GET", "/facts"))
+        fetch(upstream, request("GET", "/facts"))
         messages = [stop(stream_id) for stream_id in ids]
         began = time.monotonic()
         for sock, message in zip(stoppers, messages, strict=True):
@@ -156,7 +156,7 @@ def _round(address: Address, url: str, count: int) -> float:
         while len(closed) < count:
             if time.monotonic() > until:
                 raise TimeoutError(f"{len(closed)} of {count} upstreams were closed")
-            closed += json.loads(ask(upstream, request("GET", "/facts")).body)["closed"]
+            closed += json.loads(fetch(upstream, request("GET", "/facts")).body)["closed"]
     return (max(closed) - began) * 1000
 
 

@@ -53,12 +53,14 @@ class Stream:
     worker: Process  # its producer
     conversation: str  # "" for none
     texts: list[str] = field(default_factory=list)  # sent by the model
-    known: dict[int, str] = field(default_factory=dict)  # events that a reader got, by number
+    known_events: dict[int, str] = field(
+        default_factory=dict
+    )  # events that a reader got, by number
     ended: int = 0  # the terminal event's number; 0 until it is known
-    seen: int | None = None  # the last event that the stopping viewer had seen
+    seen_by_stop: int | None = None  # the last event that the stopping viewer had seen
     killed: bool = False  # its producer was killed
-    safe: int = 0  # events that were in the database before the kill
-    unsure: bool = False  # readers got its end, but the end was not in the database
+    saved_count: int = 0  # events that were in the database before the kill
+    has_unsaved_end: bool = False  # readers got its end, but the end was not in the database
 
     @property
     def owner(self) -> str | None:
@@ -110,7 +112,7 @@ class GenerationInvariants(RuleBasedStateMachine):
         number = self.number()
         conversation_id = f"conversation-{number}" if in_conversation else ""
         stream = Stream(f"stream-{number}", self.workers[worker], conversation_id)
-        self.workers[worker].ask(stream.id, stream.owner, conversation_id)
+        self.workers[worker].start(stream.id, stream.owner, conversation_id)
         self.streams.append(stream)
 
     @precondition(lambda self: any(stream.runs for stream in self.streams))
@@ -125,7 +127,7 @@ class GenerationInvariants(RuleBasedStateMachine):
     @rule(index=INDEX, worker=WORKER, position=INDEX)
     def read(self, index: int, worker: int, position: int) -> None:
         stream = item_at(self.streams, index)
-        after = item_at([0, *sorted(stream.known)], position)
+        after = item_at([0, *sorted(stream.known_events)], position)
         with contextlib.suppress(Unsaved):
             self.check_events(stream, after, self.events_from(self.workers[worker], stream, after))
 
@@ -133,7 +135,7 @@ class GenerationInvariants(RuleBasedStateMachine):
     @rule(index=INDEX, worker=WORKER, position=INDEX)
     def follow(self, index: int, worker: int, position: int) -> None:
         stream = item_at(self.streams, index)
-        after = item_at([0, *sorted(stream.known)], position)
+        after = item_at([0, *sorted(stream.known_events)], position)
         with contextlib.suppress(Unsaved):
             self.events_from(self.workers[worker], stream, after)  # require that it can be read
             reader = Reader(self.number(), self.workers[worker], stream, after)
@@ -157,12 +159,12 @@ class GenerationInvariants(RuleBasedStateMachine):
         status = self.workers[worker].stop(stream.id, stream.owner, seen)
         if stream.runs:
             assert status == "stopped"
-            stream.seen = seen
+            stream.seen_by_stop = seen
             stream.ended = len(stream.texts) + 1
         elif not stream.killed:
             assert status == "finished"
         else:
-            assert status == "finished" or not (stream.safe or stream.conversation)
+            assert status == "finished" or not (stream.saved_count or stream.conversation)
 
     @precondition(lambda self: any(stream.runs for stream in self.streams))
     @rule(index=INDEX)
@@ -173,23 +175,25 @@ class GenerationInvariants(RuleBasedStateMachine):
 
     @rule(worker=WORKER, after_saving=st.booleans())
     def kill(self, worker: int, after_saving: bool) -> None:
-        dead = self.workers[worker]
-        for reader in [reader for reader in self.readers if reader.worker is dead]:
+        killed_worker = self.workers[worker]
+        for reader in [reader for reader in self.readers if reader.worker is killed_worker]:
             self.check_reader(reader)
             self.readers.remove(reader)
-        its_streams = [s for s in self.streams if s.worker is dead and not s.killed]
+        its_streams = [s for s in self.streams if s.worker is killed_worker and not s.killed]
         if after_saving:
             wait_until(
                 lambda: all(self.in_database(s)[0] >= len(s.texts) for s in its_streams),
                 SERVER_TIMEOUT,
             )
-        before = {s: self.in_database(s) for s in its_streams}
-        dead.kill()
-        for stream, (safe, over) in before.items():
-            stream.killed, stream.safe = True, safe
-            if stream.ended and not over:  # readers got an end that is not saved: it may be lost
-                stream.known.pop(stream.ended, None)
-                stream.ended, stream.seen, stream.unsure = 0, None, True
+        saved_before = {s: self.in_database(s) for s in its_streams}
+        killed_worker.kill()
+        for stream, (saved_count, has_ended) in saved_before.items():
+            stream.killed, stream.saved_count = True, saved_count
+            if (
+                stream.ended and not has_ended
+            ):  # readers got an end that is not saved: it may be lost
+                stream.known_events.pop(stream.ended, None)
+                stream.ended, stream.seen_by_stop, stream.has_unsaved_end = 0, None, True
         self.workers[worker] = Process(str(self.folder))
 
     def in_database(self, stream: Stream) -> tuple[int, bool]:
@@ -202,8 +206,8 @@ class GenerationInvariants(RuleBasedStateMachine):
         )
         if not rows:
             return 0, False
-        ((over, last),) = rows
-        return (len(stream.texts) if over else last), bool(over)
+        ((has_ended, last),) = rows
+        return (len(stream.texts) if has_ended else last), bool(has_ended)
 
     # --- checks -----------------------------------------------------------------------------------
 
@@ -216,35 +220,35 @@ class GenerationInvariants(RuleBasedStateMachine):
         if events is not None:
             return events
         assert stream.killed
-        assert not stream.safe
+        assert not stream.saved_count
         assert not stream.conversation
         raise Unsaved
 
     def check_events(self, stream: Stream, after: int, events: EventRows) -> None:
         """Check the events after number `after`: complete, in order, equal for all readers."""
         for number, event in events:
-            facts = json.loads(event)
+            fields = json.loads(event)
             assert number > after
-            if facts["type"] in STATES:
-                assert stream.ended in {0, number} or stream.unsure
+            if fields["type"] in STATES:
+                assert stream.ended in {0, number} or stream.has_unsaved_end
                 assert (number, event) == events[-1]
-                if not stream.unsure:
-                    assert stream.known.setdefault(number, event) == event
+                if not stream.has_unsaved_end:
+                    assert stream.known_events.setdefault(number, event) == event
                     stream.ended = number
             else:
                 assert number == after + 1
-                assert facts["content"] == stream.texts[number - 1]
+                assert fields["content"] == stream.texts[number - 1]
                 assert not stream.ended or number < stream.ended
-                assert stream.known.setdefault(number, event) == event
+                assert stream.known_events.setdefault(number, event) == event
             after = number
 
     def check_reader(self, reader: Reader, *, to_end: bool = False) -> bool:
         """Check the events of a following reader; return whether it got the end."""
-        events, over = reader.worker.got(reader.number, to_end)
+        events, has_ended = reader.worker.events_of(reader.number, to_end)
         assert events[: len(reader.events)] == reader.events
         reader.events = events
         self.check_events(reader.stream, reader.after, events)
-        return bool(over)
+        return bool(has_ended)
 
     @invariant()
     def readers_get_the_same(self) -> None:
@@ -292,12 +296,12 @@ class GenerationInvariants(RuleBasedStateMachine):
         """Check an ended stream, and the answer in its conversation."""
         *deltas, last = [json.loads(event) for event in events]
         assert last["type"] in STATES
-        assert len(deltas) >= stream.safe
+        assert len(deltas) >= stream.saved_count
         if not stream.killed:
             assert len(deltas) == len(stream.texts)
         if not stream.conversation:
             return
-        text = "".join(delta["content"] for delta in deltas[: stream.seen])
+        text = "".join(delta["content"] for delta in deltas[: stream.seen_by_stop])
         state = STATES[last["type"]]
         if state == "done" and not text.strip():
             state = "error"  # an answer of white space alone

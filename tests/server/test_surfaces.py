@@ -271,7 +271,7 @@ STARTS: dict[str, tuple[str, str, dict[str, str], str, str]] = {
 
 
 def start_request(client: Client, surface: str, prompt: str, model: str, **fields: Any) -> Any:
-    """Start a run on this surface, with `id` where the surface expects it; return the connection."""
+    """Start a run on this surface, its `id` where the surface takes it; return the connection."""
     method, path, headers, *_ = STARTS[surface]
     body: dict[str, Any] = {"model": model, **fields}
     if surface == "openai" and "id" in body:
@@ -376,8 +376,8 @@ def test_json_answer_has_reasoning_and_calls(client: Client) -> None:
     answer = client.request("POST", "/chat", body, JSON).json
     assert (answer["content"], answer["reasoning"]) == (numbers(2), "thought0 thought1 ")
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    body = {"prompt": "Hello", "model": "asks_tools?calls=1", "tools": [tool]}
-    answer = client.request("POST", "/chat", body, JSON).json
+    tool_body = {"prompt": "Hello", "model": "asks_tools?calls=1", "tools": [tool]}
+    answer = client.request("POST", "/chat", tool_body, JSON).json
     assert answer["finish_reason"] == "tool_calls"
     assert answer["tool_calls"] == [
         {"id": "call_0", "name": "weather", "arguments": '{"city": "town 0"}'}

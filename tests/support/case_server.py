@@ -1,4 +1,4 @@
-"""A model's server that sends the responses of the cases in `tests/cases/upstream.json`.
+"""A fake model server that sends the responses of the cases in `tests/cases/upstream.json`.
 
 Each case has a list of answers: each POST gets the next one, and the last one is repeated. A
 request names its case by `/case/NAME` at the beginning of its path, or by `case NAME.` in its
@@ -38,14 +38,14 @@ class CaseServer:
 
     def __init__(self, cases: list[dict[str, Any]]) -> None:
         self._lock = threading.Lock()  # protects the state of each case
-        self._playing = {case["name"]: CaseState(case) for case in cases}
-        outer = self
+        self._states = {case["name"]: CaseState(case) for case in cases}
+        case_server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                outer.answer(self)
+                case_server.answer(self)
 
             do_POST = do_GET
 
@@ -72,50 +72,50 @@ class CaseServer:
     def sent(self, name: str) -> list[str]:
         """The compact JSON of each POST of a case, in order."""
         with self._lock:
-            return list(self._playing[name].sent)
+            return list(self._states[name].sent)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         payload = json.loads(body) if body else {}
-        compact = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
+        body_text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
         path = handler.path.partition("?")[0]
         if match := re.match(r"/case/([^/]+)(/.*)", path):
             name, path = match[1], match[2]
         else:
-            named = NAMED.findall(compact)
-            if not named:
+            names = NAMED.findall(body_text)
+            if not names:
                 self._send(handler, {"status": 404, "body": '{"error":{"message":"no case"}}'})
                 return
-            name = named[-1]
+            name = names[-1]
         with self._lock:
-            playing = self._playing[name]
+            state = self._states[name]
             if handler.command == "GET" and path.endswith("/models"):
-                answer = playing.case.get("models", {"status": 404, "body": "{}"})
+                answer = state.case.get("models", {"status": 404, "body": "{}"})
             else:
                 if handler.command == "POST":
-                    playing.sent.append(compact)
-                answer = self._next(playing, compact, path, handler.command)
+                    state.sent.append(body_text)
+                answer = self._next(state, body_text, path, handler.command)
         self._send(handler, answer)
 
-    def _next(self, playing: CaseState, compact: str, path: str, method: str) -> dict[str, Any]:
-        answers: list[dict[str, Any]] = playing.case["upstream"]
-        answer = answers[min(playing.next, len(answers) - 1)]
-        needs = answer.get("needs", {})
-        met = (
-            all(text in compact for text in _list(needs.get("has")))
-            and not any(text in compact for text in _list(needs.get("lacks")))
-            and needs.get("path", path) == path
-            and needs.get("method", method) == method
+    def _next(self, state: CaseState, body_text: str, path: str, method: str) -> dict[str, Any]:
+        answers: list[dict[str, Any]] = state.case["upstream"]
+        answer = answers[min(state.next, len(answers) - 1)]
+        conditions = answer.get("needs", {})
+        meets_conditions = (
+            all(text in body_text for text in _list(conditions.get("has")))
+            and not any(text in body_text for text in _list(conditions.get("lacks")))
+            and conditions.get("path", path) == path
+            and conditions.get("method", method) == method
         )
-        if not met:
+        if not meets_conditions:
             refusal: dict[str, Any] = answer.get("else", {"status": 404, "body": "{}"})
             return refusal
-        playing.next += 1
+        state.next += 1
         return answer
 
     def _send(self, handler: BaseHTTPRequestHandler, answer: dict[str, Any]) -> None:
-        if wait := answer.get("wait"):
-            time.sleep(wait)  # the delay is part of the case
+        if delay := answer.get("wait"):
+            time.sleep(delay)  # the delay is part of the case
         status = answer.get("status", 200)
         pieces = answer.get("pieces", [answer.get("body", "")])
         kind = "text/event-stream" if status == 200 else "application/json"
@@ -138,8 +138,8 @@ class CaseServer:
     def _filled(self, value: str) -> str:
         value = value.replace("{base}", self.base)
         if match := re.search(r"\{date\+(\d+)\}", value):
-            when = formatdate(time.time() + int(match[1]), usegmt=True)
-            value = value.replace(match[0], when)
+            date = formatdate(time.time() + int(match[1]), usegmt=True)
+            value = value.replace(match[0], date)
         return value
 
 

@@ -1,4 +1,4 @@
-"""Workers of one data folder, in one process, on upstreams that the test scripts."""
+"""Workers that share a data folder, in one process, with scripted upstreams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "o
 
 
 class Worker:
-    """One worker; the test scripts its upstream."""
+    """One worker with a scripted upstream."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.upstream = ScriptedUpstream()

@@ -1,4 +1,4 @@
-"""A small gunicorn master with the embedded model, as a process of its own."""
+"""A small gunicorn master with the embedded model, in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.halt_server import ROOT
 
 LIMIT = 60.0  # seconds after which a step has failed; a loaded machine may take most of it
 
-# A gunicorn master in small: launches, forks a worker, and closes when its standard input ends.
+# A small gunicorn master: launches the model, forks a worker, closes when its stdin ends.
 MASTER = """
 import json, os, signal, sys, threading
 import halt.providers.embedded_model as embedded

@@ -19,18 +19,18 @@ if "TEST_STUCK_MAX" in os.environ:
 app = create_app()
 
 
-def fail() -> None:
+def raise_in_loop() -> None:
     raise ZeroDivisionError("in the loop")
 
 
-def stall() -> None:
+def block_loop() -> None:
     threading.Event().wait()
 
 
-@app.post("/break/<how>")
-def break_relay(how: str) -> Response:
+@app.post("/break/<fault>")
+def break_relay(fault: str) -> Response:
     """Break the relay of the worker that serves this request."""
     if "TEST_STALL_MAX" in os.environ:  # not before: a slow machine's turns are long
         vars(keeper)["STALL_MAX"] = float(os.environ["TEST_STALL_MAX"])
-    services(app).generations.relay.post(fail if how == "raise" else stall)
+    services(app).generations.relay.post(raise_in_loop if fault == "raise" else block_loop)
     return json_response({})

@@ -32,7 +32,7 @@ RECORD_TIMEOUT = 20.0  # until the fake has recorded a request or a close
 
 def halt_environment(env: dict[str, str]) -> dict[str, str]:
     """The environment of a Halt: the settings in `env`, and none of this shell's settings."""
-    ours = (
+    setting_prefixes = (
         "HALT_",
         "OPENAI_",
         "AZURE_",
@@ -43,10 +43,15 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
         "GUNICORN_CMD_ARGS",
         "DATABASE_URL",
     )
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(setting_prefixes)}
     # Titles are the first words, so that the upstream gets the requests of the test alone.
-    own = {"PORT": "0", "PYTHONUNBUFFERED": "1", "HALT_TITLES": "words", "HALT_DISCOVER": "0"}
-    return clean | own | env
+    test_settings = {
+        "PORT": "0",
+        "PYTHONUNBUFFERED": "1",
+        "HALT_TITLES": "words",
+        "HALT_DISCOVER": "0",
+    }
+    return clean | test_settings | env
 
 
 def refused_start(*args: str, **settings: Any) -> tuple[int, str]:
@@ -111,8 +116,8 @@ class HaltServer:
         self.data_folder = Path(self._temporary_folder.name)
         # A flooding model reaches the default limit in four seconds, and a test on a busy machine
         # may need that long to stop it.
-        roomy = {"HALT_DATA": str(self.data_folder), "HALT_MAX_ANSWER_CHARS": "50000000"}
-        clean = halt_environment({**roomy, **env})
+        test_defaults = {"HALT_DATA": str(self.data_folder), "HALT_MAX_ANSWER_CHARS": "50000000"}
+        clean = halt_environment({**test_defaults, **env})
         self.process = subprocess.Popen(
             [self.python, *self.command, *args],
             cwd=self.folder,

@@ -107,7 +107,7 @@ class EventStream:
         return ends[0]
 
     def answer(self) -> HttpResponse:
-        """The whole response, where it is an error and no stream."""
+        """The whole response, if it is an error and no stream."""
         return HttpResponse(self.status, self.headers, self._response.read())
 
     def __iter__(self) -> Iterator[ServerEvent]:
@@ -129,7 +129,7 @@ class EventStream:
         return self
 
     def until_comment(self, count: int) -> Self:
-        """Read until so many comments have come."""
+        """Read until `count` comments have arrived."""
         while self.comments < count:
             assert self._read(), "the response has ended"
         return self

@@ -1,8 +1,7 @@
 """A worker process for `tests.server.test_generation_invariants`.
 
-It has the parts of the real application, and a scripted upstream.
-
-It gets its calls over a pipe, one after the other. The test kills it with SIGKILL.
+It has the parts of the real application, and a scripted upstream. It receives calls over a pipe,
+one after the other. The test kills it with SIGKILL.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ _processes.set_forkserver_preload([__name__])
 
 
 class Process:
-    """The test's end of a worker process: calls its methods."""
+    """A worker process, in the test: calls the methods of its Worker."""
 
     def __init__(self, folder: str) -> None:
-        self._pipe, theirs = _processes.Pipe()
-        self._process = _processes.Process(target=_serve, args=(theirs, folder), daemon=True)
+        self._pipe, worker_end = _processes.Pipe()
+        self._process = _processes.Process(target=_serve, args=(worker_end, folder), daemon=True)
         self._process.start()
-        theirs.close()
+        worker_end.close()
         assert self._received() == "ready"
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(*args: object) -> Any:
+        def call(*args: object) -> Any:
             self._pipe.send((name, args))
             fault, value = self._received()
             assert not fault, fault
             return value
 
-        return ask
+        return call
 
     def kill(self) -> None:
         """`kill -9`."""
@@ -83,20 +82,20 @@ class RepliesByStream(ScriptedUpstream):
 
     def __init__(self) -> None:
         super().__init__()
-        self._there = threading.Condition()
+        self._changed = threading.Condition()
         self._replies: dict[str, ScriptedReply] = {}
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> ScriptedReply:
         reply = super().open(request, connection)
-        with self._there:
+        with self._changed:
             self._replies[request.id or ""] = reply
-            self._there.notify_all()
+            self._changed.notify_all()
         return reply
 
     def reply_of(self, stream_id: str) -> ScriptedReply:
         """Wait for the reply to this stream."""
-        with self._there:
-            assert self._there.wait_for(lambda: stream_id in self._replies, WAIT_TIMEOUT)
+        with self._changed:
+            assert self._changed.wait_for(lambda: stream_id in self._replies, WAIT_TIMEOUT)
             return self._replies[stream_id]
 
 
@@ -106,7 +105,7 @@ class Follower(threading.Thread):
     def __init__(self, generation: Generation, after: int) -> None:
         super().__init__(daemon=True)
         self.events: EventRows = []
-        self.over = threading.Event()
+        self.ended = threading.Event()
         self._generation = generation
         self._after = after
         self._viewer = generation.join()
@@ -116,7 +115,7 @@ class Follower(threading.Thread):
         for group in self._generation.follow(self._after, self._viewer):
             self.events += event_rows(group)
         self.leave()
-        self.over.set()
+        self.ended.set()
 
     def leave(self) -> None:
         """Stop being a viewer of the generation."""
@@ -145,7 +144,7 @@ class Worker:
         self.service.begin()
         self.followers: dict[int, Follower] = {}
 
-    def ask(self, stream_id: str, owner: str | None, conversation_id: str) -> None:
+    def start(self, stream_id: str, owner: str | None, conversation_id: str) -> None:
         """Start a stream of this conversation, or without a conversation ("")."""
         messages = [Message("user", "a question")]
         if conversation_id:
@@ -181,7 +180,7 @@ class Worker:
         return str(receipt.status)
 
     def read(self, stream_id: str, owner: str | None, after: int) -> EventRows | None:
-        """The present events after this number; None if the stream is unknown."""
+        """The events so far after this number; None if the stream is unknown."""
         try:
             generation = self.service.get(stream_id, owner)
         except UnknownStream:
@@ -192,13 +191,15 @@ class Worker:
         """Start a reader of the stream."""
         self.followers[number] = Follower(self.service.get(stream_id, owner), after)
 
-    def got(self, number: int, to_end: bool) -> tuple[EventRows, bool]:
+    def events_of(self, number: int, to_end: bool) -> tuple[EventRows, bool]:
         """The events of a reader so far, and whether its stream is over."""
         follower = self.followers[number]
         if to_end:
-            follower.over.wait(1.5 * WAIT_TIMEOUT)  # longer than readers of an unsaved stream wait
-        over = follower.over.is_set()  # read before the events, so that the end implies all of them
-        return list(follower.events), over
+            follower.ended.wait(1.5 * WAIT_TIMEOUT)  # longer than readers of an unsaved stream wait
+        is_over = (
+            follower.ended.is_set()
+        )  # read before the events, so that the end implies all of them
+        return list(follower.events), is_over
 
     def leave(self, number: int) -> None:
         """End a reader."""

@@ -26,9 +26,9 @@ def scripted_halt(upstream: ScriptedUpstream, **more: Any) -> Halt:
     return Halt(config=Config(**{"base_url": "http://scripted/v1", **more}), upstream=upstream)
 
 
-def service_of(program: Halt) -> GenerationService:
+def service_of(halt: Halt) -> GenerationService:
     """The service of a library Halt, which programs do not see."""
-    return program._generations
+    return halt._generations
 
 
 THREAD_PREFIXES = (

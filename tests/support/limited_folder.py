@@ -1,7 +1,7 @@
 """A data folder on which some system calls fail, as on a limited file system.
 
-`failing_calls` writes a module that Python loads at its start. It makes system calls on paths of
-one folder fail as on such a file system; all processes of Halt inherit it.
+`failing_calls` writes a module that Python loads at its start, in all processes of Halt. With it
+system calls on paths of one folder fail as on such a file system.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ socket.socket = Socket
 
 def failing_calls(folder: Path, *calls: str, inside: Path | None = None) -> dict[str, str]:
     """The environment in which these calls fail for paths below `inside`; `folder` gets the module."""
-    place = folder / "limits"
-    place.mkdir()
-    where = os.fspath(inside if inside is not None else folder)
-    (place / "sitecustomize.py").write_text(MODULE.format(folder=where, calls=calls))
-    return {"PYTHONPATH": str(place)}
+    module_folder = folder / "limits"
+    module_folder.mkdir()
+    limited_path = os.fspath(inside if inside is not None else folder)
+    (module_folder / "sitecustomize.py").write_text(MODULE.format(folder=limited_path, calls=calls))
+    return {"PYTHONPATH": str(module_folder)}

@@ -1,4 +1,4 @@
-"""Model servers with every known shape of GET /v1/models, and servers that are none."""
+"""Servers with every known response to GET /v1/models, from model servers and from other ones."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ def _silent(peer: Peer) -> None:
 def _drip(peer: Peer) -> None:
     peer.request()
     peer.send(OK + JSON + b'Content-Length: 100000\r\n\r\n{"data": [')
-    never = threading.Event()
-    while not never.wait(0.02):
+    pause = threading.Event()
+    while not pause.wait(0.02):
         peer.send(b" ")
 
 
 def _endless(peer: Peer) -> None:
     peer.request()
     peer.send(OK + JSON + b'\r\n{"data": [')
-    never = threading.Event()
-    while not never.wait(0.001):
+    pause = threading.Event()
+    while not pause.wait(0.001):
         peer.send(b'{"id": "m"},' * 5000)
 
 
@@ -117,7 +117,7 @@ OFFERED: dict[str, Handler] = {
     "koboldcpp": listing(models("koboldcpp/dolphin", owner="koboldcpp")),
     "other": listing(models("text-embedding-3", "m", owner="user")),
 }
-#: Other servers that listen on such ports.
+#: Other servers that may listen on the ports of model servers.
 NOT_OFFERED: dict[str, Handler] = {
     "airplay": refusing(b"403 Forbidden", more=b"Server: AirTunes/760.20.1\r\n"),
     "html": refusing(

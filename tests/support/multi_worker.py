@@ -1,7 +1,7 @@
-"""A Halt with several workers, and clients of one certain worker.
+"""A Halt with several workers, and clients of one particular worker.
 
 The kernel gives a new connection to any ready worker, and a connection stays with its worker. So a
-client requests /healthz on each new connection, and reconnects until the worker is the wanted one.
+client requests /healthz on each new connection, and reconnects until its worker answers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WorkerClient(Client):
 
 
 class MultiWorkerHalt(HaltServer):
-    """A Halt with so many workers; all of them serve when `__init__` returns."""
+    """A Halt with this number of workers; all of them serve when `__init__` returns."""
 
     def __init__(self, workers: int, env: dict[str, str]) -> None:
         super().__init__({**env, "WEB_CONCURRENCY": str(workers)})
@@ -46,7 +46,7 @@ class MultiWorkerHalt(HaltServer):
         self.names = self.wait_workers()
 
     def wait_workers(self, other_than: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Wait until all workers serve and none of `other_than` is left; the workers' names."""
+        """Wait until all workers serve and none of `other_than` is left; return their names."""
         names: set[str] = set()
         client = self.client()
 

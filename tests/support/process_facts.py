@@ -38,7 +38,7 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def machine_cpu_seconds() -> float:
-    """Time that all processors together were not idle."""
+    """Seconds that all processors together were not idle."""
     user, nice, system, _, _, irq, softirq = map(
         int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
     )

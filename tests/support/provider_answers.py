@@ -31,21 +31,21 @@ class Answer:
 
 def read(reply: Reply) -> Answer:
     """Read a reply to its end or its fault."""
-    out = Answer(reply=reply)
+    answer = Answer(reply=reply)
     try:
-        while not out.ended:
+        while not answer.ended:
             with suppress(NoData):
                 part = reply.read()
-                out.text += part.text
-                out.events += part.events
-                out.chunks += part.chunks
-                out.ended = part.ended
+                answer.text += part.text
+                answer.events += part.events
+                answer.chunks += part.chunks
+                answer.ended = part.ended
         drain(reply)
     except UpstreamError as fault:
-        out.fault = fault
+        answer.fault = fault
     finally:
         reply.close()
-    return out
+    return answer
 
 
 def drain(reply: Reply) -> None:
@@ -57,7 +57,7 @@ def drain(reply: Reply) -> None:
                 reply.read()
 
 
-def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
+def request_answer(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
     request = ChatRequest(**{"messages": HI, "model": model} | more)
     try:
         reply = upstream.open(request, UpstreamConnection())
@@ -66,7 +66,7 @@ def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
     return read(reply)
 
 
-def refused(outcome: Answer, code: str) -> UpstreamError:
+def refusal_of(outcome: Answer, code: str) -> UpstreamError:
     """Return the fault, which has this code and its documented sentence."""
     fault = outcome.fault
     assert fault is not None, outcome

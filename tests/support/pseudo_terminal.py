@@ -1,4 +1,4 @@
-"""A program in a terminal: a real pseudo-terminal, and an emulator that knows what stands there."""
+"""A program in a real pseudo-terminal, and an emulator of its screen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import pyte
 import pytest
 
-PATIENCE = 60.0  # seconds; two are usual
+WAIT_SECONDS = 60.0  # seconds; two are usual
 #: The program becomes the master of its terminal, so that Ctrl-C becomes a signal to it.
 TAKE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -27,7 +27,7 @@ TAKE_TERMINAL = (
 
 
 class _Screen(pyte.HistoryScreen):
-    """Answers what a program asks its terminal, as for the cursor's place."""
+    """A screen that answers the program's queries, such as the position of the cursor."""
 
     answers: int
 
@@ -36,7 +36,7 @@ class _Screen(pyte.HistoryScreen):
 
 
 class Terminal:
-    """A program that runs in a terminal of its own."""
+    """A program that runs in its own terminal."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Everything that stands there, with what was scrolled away."""
+        """The text of the screen and of the lines that were scrolled away."""
         with self._changed:
             return self._text()
 
@@ -77,37 +77,37 @@ class Terminal:
         """Press keys; Enter is a carriage return."""
         os.write(self._master, keys.encode())
 
-    def say(self, line: str) -> None:
-        """Type a line, once the program waits for one, and press Enter.
+    def enter(self, line: str) -> None:
+        """Wait for the program's prompt, type a line and press Enter.
 
-        Enter when the line stands there, so that this prompt is not taken for the next one.
+        Enter is pressed once the line is displayed, so that this prompt is not taken for the next.
         """
         self.wait(r"(?m)^> *\Z")
         self.type(line)
         self.wait("> " + r"\n?".join(map(re.escape, line)) + r"\Z")
         self.type("\r")
 
-    def leave(self) -> int:
-        """Press Ctrl-D, once the program waits for a line; its exit status."""
+    def press_ctrl_d(self) -> int:
+        """Wait for the program's prompt, press Ctrl-D and return the exit status."""
         self.wait(r"(?m)^> *\Z")
         self.type("\x04")
-        return self.left()
+        return self.wait_exit()
 
     def wait(self, pattern: str) -> re.Match[str]:
-        """Wait until what stands there matches."""
+        """Wait until the text matches; return the match."""
         with self._changed:
-            self._changed.wait_for(lambda: re.search(pattern, self._text()), PATIENCE)
+            self._changed.wait_for(lambda: re.search(pattern, self._text()), WAIT_SECONDS)
             match = re.search(pattern, self._text())
         if match is None:
             pytest.fail(f"no {pattern!r} in the terminal:\n{self.text}")
         return match
 
-    def left(self) -> int:
-        """Wait for the program's end; its exit status."""
-        return self.process.wait(PATIENCE)
+    def wait_exit(self) -> int:
+        """Wait for the program's end; return its exit status."""
+        return self.process.wait(WAIT_SECONDS)
 
     def close(self) -> None:
-        """End it, if it runs."""
+        """Kill the program if it runs; close the terminal."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
@@ -128,8 +128,10 @@ class Terminal:
                 self._changed.notify_all()
 
     def _text(self) -> str:
-        above = [_line(row, self._screen.columns) for row in self._screen.history.top]
-        return "\n".join([*above, *(line.rstrip() for line in self._screen.display)]).rstrip()
+        scrolled_lines = [_line(row, self._screen.columns) for row in self._screen.history.top]
+        return "\n".join(
+            [*scrolled_lines, *(line.rstrip() for line in self._screen.display)]
+        ).rstrip()
 
 
 def _line(row: Any, columns: int) -> str:

@@ -1,4 +1,4 @@
-"""Requests as bytes and responses from sockets, with little overhead for measurements."""
+"""HTTP requests as bytes and responses read from sockets, with little overhead."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def chat(
         "stream": True,
         **more,
     }
-    named = ""
+    header = ""
     if stream_id and path.startswith("/v1/"):
-        named = f"X-Stream-Id: {stream_id}\r\n"
+        header = f"X-Stream-Id: {stream_id}\r\n"
     elif stream_id:
         fields["id"] = stream_id
-    return request("POST", path, json.dumps(fields).encode(), more=named)
+    return request("POST", path, json.dumps(fields).encode(), more=header)
 
 
 def event_source(path: str, model: str, prompt: str = "hello", stream_id: str = "") -> bytes:
@@ -69,7 +69,7 @@ def event_source(path: str, model: str, prompt: str = "hello", stream_id: str = 
 
 
 def open_websocket(address: Address, path: str) -> socket.socket:
-    """Open a WebSocket; the connection behind the handshake."""
+    """Open a WebSocket; return the connection after the handshake."""
     sock = connect(address)
     key = base64.b64encode(secrets.token_bytes(16)).decode()
     lines = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n"
@@ -125,7 +125,7 @@ def receive(sock: socket.socket) -> RawAnswer:
     return RawAnswer(int(head.split(" ", 2)[1]), head, body, at)
 
 
-def ask(address: Address, message: bytes) -> RawAnswer:
+def fetch(address: Address, message: bytes) -> RawAnswer:
     """Send one request on a new connection; return the response."""
     with connect(address) as sock:
         sock.sendall(message)

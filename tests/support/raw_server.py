@@ -58,7 +58,7 @@ class Peer:
             self.sock.sendall(piece)
 
     def wait_client_left(self) -> bool:
-        """Wait until the client has closed its end; whether it has within WAIT_TIMEOUT."""
+        """Wait until the client has closed its end; False after WAIT_TIMEOUT."""
         self.sock.settimeout(WAIT_TIMEOUT)
         try:
             while self.sock.recv(65_536):
@@ -125,7 +125,7 @@ class RawServer:
             thread.join(WAIT_TIMEOUT)
 
     def wait_over(self, count: int) -> None:
-        """Wait until so many connections have ended."""
+        """Wait until at least `count` connections have ended."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.over >= count, WAIT_TIMEOUT), self.over
 

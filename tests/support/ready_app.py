@@ -1,5 +1,5 @@
-"""Halt with a route that lists what its process has built so far: `gunicorn
-tests.support.ready_app:app`.
+"""Halt with a route that lists the modules, templates and types of its process so far:
+`gunicorn tests.support.ready_app:app`.
 """
 
 from __future__ import annotations

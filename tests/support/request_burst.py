@@ -1,4 +1,4 @@
-"""Send a fresh server its first requests of every kind at once; report the lost ones.
+"""Send a fresh server its first requests of every kind at once; report the unanswered ones.
 
 All connections are made first. Then one thread sends every request within about a millisecond, so
 that the server's threads run concurrently through all code that a first request initialises.
@@ -26,7 +26,7 @@ FORM = {**HTMX, "Content-Type": "application/x-www-form-urlencoded"}
 TEXT_FRAME, MASKED = 0x81, 0x80
 
 
-class LostAnswer(Exception):
+class MissingAnswer(Exception):
     """A request without the expected response."""
 
 
@@ -76,7 +76,7 @@ class BurstRequest:
         response.begin()
         body = response.read().decode()
         if response.status != self._status or self._holds not in body:
-            raise LostAnswer(f"{response.status} {body[:300]!r}")
+            raise MissingAnswer(f"{response.status} {body[:300]!r}")
         self.cookie = response.headers.get("Set-Cookie", "").partition(";")[0]
 
 
@@ -127,27 +127,27 @@ class SocketStream(BurstRequest):
         )
 
     def finish(self) -> None:
-        seen = self._until(b"\r\n\r\n", b"")
-        head, _, rest = seen.partition(b"\r\n\r\n")
+        received = self._until(b"\r\n\r\n", b"")
+        head, _, rest = received.partition(b"\r\n\r\n")
         if b" 101 " not in head:
-            raise LostAnswer(repr(seen[:300]))
+            raise MissingAnswer(repr(received[:300]))
         start = {"type": "start", "messages": MESSAGES, "model": "count?n=3"}
         text = json.dumps(start).encode()
         size = bytes([len(text) | MASKED]) if len(text) < 126 else b"\xfe" + len(text).to_bytes(2)
         self.sock.sendall(bytes([TEXT_FRAME]) + size + bytes(4) + text)  # a mask of zeros
         self._until(b'"type":"done"', rest)
 
-    def _until(self, mark: bytes, seen: bytes) -> bytes:
-        while mark not in seen:
+    def _until(self, mark: bytes, received: bytes) -> bytes:
+        while mark not in received:
             data = self.sock.recv(65_536)
             if not data:
-                raise LostAnswer(f"ended after {seen[-300:]!r}")
-            seen += data
-        return seen
+                raise MissingAnswer(f"ended after {received[-300:]!r}")
+            received += data
+        return received
 
 
 def _imported() -> bytes:
-    talk = {
+    conversation = {
         "id": new_id(),
         "title": "A talk",
         "messages": [
@@ -158,7 +158,7 @@ def _imported() -> bytes:
         "created_at": 1.0,
         "updated_at": 2.0,
     }
-    file = {"format": "halt-conversations", "version": 1, "conversations": [talk]}
+    file = {"format": "halt-conversations", "version": 1, "conversations": [conversation]}
     head = 'Content-Disposition: form-data; name="file"; filename="a.json"'
     return f"--line\r\n{head}\r\n\r\n{json.dumps(file)}\r\n--line--\r\n".encode()
 
@@ -222,12 +222,12 @@ def _kinds() -> Iterator[tuple[int, Callable[[], BurstRequest]]]:
 
 def requests() -> list[BurstRequest]:
     """All requests, ordered by kind, so that requests of one kind run the same code concurrently."""
-    return [make() for count, make in _kinds() for _ in range(count)]
+    return [make_request() for count, make_request in _kinds() for _ in range(count)]
 
 
 def send_burst(host: str, port: int) -> tuple[int, list[str]]:
-    """Send all requests at once; return their number and the lost ones."""
-    lost: list[str] = []
+    """Send all requests at once; return their number and the unanswered ones."""
+    missing_answers: list[str] = []
     all_requests = requests()
     try:
         for request in all_requests:
@@ -238,35 +238,35 @@ def send_burst(host: str, port: int) -> tuple[int, list[str]]:
         for request in all_requests:
             try:
                 request.finish()
-            except (LostAnswer, OSError, HTTPException) as fault:
-                lost.append(f"{request.name}: {type(fault).__name__}: {fault}")
+            except (MissingAnswer, OSError, HTTPException) as fault:
+                missing_answers.append(f"{request.name}: {type(fault).__name__}: {fault}")
             finally:
                 request.sock.close()
     finally:
         for request in all_requests:
             request.sock.close()
-    return len(all_requests), lost
+    return len(all_requests), missing_answers
 
 
 def send_bursts(starts: int, upstream: str) -> Iterator[tuple[int, list[str]]]:
-    """The results of `send_burst` for so many fresh servers; the next one starts meanwhile."""
+    """The results of `send_burst` for `starts` fresh servers; the next server starts meanwhile."""
     env = {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake", "HALT_MAX_STREAMS": "60"}
     with ThreadPoolExecutor(1) as pool:
-        coming: Future[HaltServer] | None = pool.submit(HaltServer, env)
+        pending: Future[HaltServer] | None = pool.submit(HaltServer, env)
         try:
-            for left in reversed(range(starts)):
-                assert coming is not None
-                server = coming.result()
-                coming = pool.submit(HaltServer, env) if left else None
+            for number in reversed(range(starts)):
+                assert pending is not None
+                server = pending.result()
+                pending = pool.submit(HaltServer, env) if number else None
                 try:
-                    count, lost = send_burst(server.host, server.port)
+                    count, missing_answers = send_burst(server.host, server.port)
                     if died := re.search("Worker .* was sent SIG.*", server.printed):
-                        lost.append(died[0])
+                        missing_answers.append(died[0])
                 finally:
                     server.kill()  # an orderly exit would double the time
                     server.close()
-                yield count, lost
+                yield count, missing_answers
         finally:
-            if coming is not None:
-                coming.result().kill()
-                coming.result().close()
+            if pending is not None:
+                pending.result().kill()
+                pending.result().close()

@@ -35,7 +35,7 @@ APACHE_LOADS = (
     "mpm_event authz_core alias env headers setenvif socache_shmcb ssl http2 proxy proxy_http"
 )
 
-hosts = itertools.count(2)
+host_numbers = itertools.count(2)
 
 
 def binary(*names: str) -> str:
@@ -48,7 +48,7 @@ def binary(*names: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class Addresses:
     """The addresses and paths that replace those of a recipe."""
 
     folder: Path
@@ -65,11 +65,11 @@ class Place:
         return self.folder / "key.pem"
 
 
-def replaced(text: str, *pairs: tuple[str, object]) -> str:
+def replace_all(text: str, *pairs: tuple[str, object]) -> str:
     """The text with these strings replaced; every string must occur."""
-    for old, new in pairs:
-        assert old in text, f"the recipe has no {old!r}"
-        text = text.replace(old, str(new))
+    for recipe_text, test_text in pairs:
+        assert recipe_text in text, f"the recipe has no {recipe_text!r}"
+        text = text.replace(recipe_text, str(test_text))
     return text
 
 
@@ -86,75 +86,78 @@ def nginx_around(folder: Path, servers: str) -> str:
     )
 
 
-def nginx(recipe: str, place: Place) -> list[str]:
-    servers = replaced(
+def nginx(recipe: str, addresses: Addresses) -> list[str]:
+    servers = replace_all(
         recipe,
-        ("listen 80", f"listen 127.0.0.1:{place.http_port}"),
-        ("listen 443", f"listen 127.0.0.1:{place.port}"),
-        ("127.0.0.1:8000", place.halt),
-        (f"/etc/ssl/{NAME}.pem", place.certificate),
-        (f"/etc/ssl/{NAME}.key", place.key),
+        ("listen 80", f"listen 127.0.0.1:{addresses.http_port}"),
+        ("listen 443", f"listen 127.0.0.1:{addresses.port}"),
+        ("127.0.0.1:8000", addresses.halt),
+        (f"/etc/ssl/{NAME}.pem", addresses.certificate),
+        (f"/etc/ssl/{NAME}.key", addresses.key),
     )
-    conf = place.folder / "nginx.conf"
-    conf.write_text(nginx_around(place.folder, servers))
-    return [binary("nginx"), "-p", str(place.folder), "-c", str(conf), "-e", "stderr"]
+    conf = addresses.folder / "nginx.conf"
+    conf.write_text(nginx_around(addresses.folder, servers))
+    return [binary("nginx"), "-p", str(addresses.folder), "-c", str(conf), "-e", "stderr"]
 
 
-def caddy(recipe: str, place: Place) -> list[str]:
-    site = replaced(
+def caddy(recipe: str, addresses: Addresses) -> list[str]:
+    site = replace_all(
         recipe,
-        ("127.0.0.1:8000", place.halt),
-        (f"# tls /etc/ssl/{NAME}.pem /etc/ssl/{NAME}.key", f"tls {place.certificate} {place.key}"),
+        ("127.0.0.1:8000", addresses.halt),
+        (
+            f"# tls /etc/ssl/{NAME}.pem /etc/ssl/{NAME}.key",
+            f"tls {addresses.certificate} {addresses.key}",
+        ),
     )
-    conf = place.folder / "Caddyfile"
+    conf = addresses.folder / "Caddyfile"
     conf.write_text(
-        f"{{\nadmin off\nhttp_port {place.http_port}\n"
-        f"https_port {place.port}\ndefault_bind 127.0.0.1\n}}\n{site}"
+        f"{{\nadmin off\nhttp_port {addresses.http_port}\n"
+        f"https_port {addresses.port}\ndefault_bind 127.0.0.1\n}}\n{site}"
     )
     return [binary("caddy"), "run", "--config", str(conf), "--adapter", "caddyfile"]
 
 
-def haproxy(recipe: str, place: Place) -> list[str]:
-    both = place.folder / "both.pem"
-    both.write_text(place.certificate.read_text() + place.key.read_text())
-    conf = place.folder / "haproxy.cfg"
+def haproxy(recipe: str, addresses: Addresses) -> list[str]:
+    certificate_and_key = addresses.folder / "both.pem"
+    certificate_and_key.write_text(addresses.certificate.read_text() + addresses.key.read_text())
+    conf = addresses.folder / "haproxy.cfg"
     conf.write_text(
-        replaced(
+        replace_all(
             recipe,
-            ("bind :80", f"bind 127.0.0.1:{place.http_port}"),
-            ("bind :443", f"bind 127.0.0.1:{place.port}"),
-            ("127.0.0.1:8000", place.halt),
-            (f"/etc/haproxy/{NAME}.pem", both),
+            ("bind :80", f"bind 127.0.0.1:{addresses.http_port}"),
+            ("bind :443", f"bind 127.0.0.1:{addresses.port}"),
+            ("127.0.0.1:8000", addresses.halt),
+            (f"/etc/haproxy/{NAME}.pem", certificate_and_key),
         )
     )
     return [binary("haproxy"), "-db", "-f", str(conf)]
 
 
-def apache(recipe: str, place: Place) -> list[str]:
+def apache(recipe: str, addresses: Addresses) -> list[str]:
     program = binary("apache2")
     modules = "".join(
         f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so\n"
         for name in APACHE_LOADS.split()
     )
-    site = replaced(
+    site = replace_all(
         recipe,
-        ("*:80", f"127.0.0.1:{place.http_port}"),
-        ("*:443", f"127.0.0.1:{place.port}"),
-        ("127.0.0.1:8000", place.halt),
-        (f"/etc/ssl/{NAME}.pem", place.certificate),
-        (f"/etc/ssl/{NAME}.key", place.key),
+        ("*:80", f"127.0.0.1:{addresses.http_port}"),
+        ("*:443", f"127.0.0.1:{addresses.port}"),
+        ("127.0.0.1:8000", addresses.halt),
+        (f"/etc/ssl/{NAME}.pem", addresses.certificate),
+        (f"/etc/ssl/{NAME}.key", addresses.key),
     )
-    conf = place.folder / "apache.conf"
+    conf = addresses.folder / "apache.conf"
     user = "User www-data\nGroup www-data\n" if os.getuid() == 0 else ""
     conf.write_text(
-        f"{modules}{user}ServerRoot {place.folder}\nDefaultRuntimeDir {place.folder}\n"
-        f"ServerName {NAME}\nPidFile {place.folder}/pid\nErrorLog /dev/stderr\nLogLevel crit\n"
-        f"Listen 127.0.0.1:{place.http_port}\nListen 127.0.0.1:{place.port}\n{site}"
+        f"{modules}{user}ServerRoot {addresses.folder}\nDefaultRuntimeDir {addresses.folder}\n"
+        f"ServerName {NAME}\nPidFile {addresses.folder}/pid\nErrorLog /dev/stderr\nLogLevel crit\n"
+        f"Listen 127.0.0.1:{addresses.http_port}\nListen 127.0.0.1:{addresses.port}\n{site}"
     )
     return [program, "-f", str(conf), "-D", "FOREGROUND"]
 
 
-Command = Callable[[str, Place], list[str]]
+Command = Callable[[str, Addresses], list[str]]
 #: Proxy -> its recipe in `deploy/`, and the function that makes its command.
 RECIPES: dict[str, tuple[str, Command]] = {
     "nginx": ("nginx.conf", nginx),
@@ -164,7 +167,7 @@ RECIPES: dict[str, tuple[str, Command]] = {
 }
 
 
-def _pump(plain: socket.socket, secure: ssl.SSLSocket) -> None:
+def _carry_bytes(plain: socket.socket, secure: ssl.SSLSocket) -> None:
     """Carry bytes in both directions, until either side ends."""
     poller = select.poll()
     poller.register(plain, select.POLLIN)
@@ -191,7 +194,7 @@ class ProxyClient(Client):
     def __init__(self, proxy: Proxy, **headers: str) -> None:
         super().__init__(NAME, proxy.port, **headers)
         self._proxy = proxy
-        self.source = f"127.0.1.{next(hosts)}"
+        self.source = f"127.0.1.{next(host_numbers)}"
 
     def secure_socket(self) -> ssl.SSLSocket:
         """A connection through TLS."""
@@ -203,13 +206,13 @@ class ProxyClient(Client):
     @contextlib.contextmanager
     def plain_socket(self) -> Iterator[socket.socket]:
         """A socket for a client that reads and writes in two threads, which TLS does not allow."""
-        near, far = socket.socketpair()
+        client_end, pump_end = socket.socketpair()
         secure = self.secure_socket()
-        pump = threading.Thread(target=_pump, args=(far, secure), daemon=True)
+        pump = threading.Thread(target=_carry_bytes, args=(pump_end, secure), daemon=True)
         pump.start()
-        with near, far, secure:
-            yield near
-            near.close()
+        with client_end, pump_end, secure:
+            yield client_end
+            client_end.close()
             pump.join(READ_TIMEOUT)
 
     def connect(self, receive_buffer: int | None = None) -> http.client.HTTPConnection:
@@ -221,9 +224,11 @@ class ProxyClient(Client):
 class Proxy:
     """A running proxy."""
 
-    def __init__(self, kind: str, place: Place, context: ssl.SSLContext, authority: Path) -> None:
+    def __init__(
+        self, kind: str, addresses: Addresses, context: ssl.SSLContext, authority: Path
+    ) -> None:
         self.kind = kind
-        self.host, self.port, self.http_port = NAME, place.port, place.http_port
+        self.host, self.port, self.http_port = NAME, addresses.port, addresses.http_port
         self.context = context
         self.authority = authority  # the certificate to trust
 
@@ -263,7 +268,7 @@ def started_program(command: list[str], folder: Path, *ports: int) -> Iterator[N
 
 
 def _wait_listening(port: int, process: subprocess.Popen[str], output_lines: list[str]) -> None:
-    patience = threading.Event()
+    pause = threading.Event()
     for _ in range(400):
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -271,7 +276,7 @@ def _wait_listening(port: int, process: subprocess.Popen[str], output_lines: lis
         except OSError:
             if process.poll() is not None:
                 break
-            patience.wait(0.025)
+            pause.wait(0.025)
     pytest.fail(f"{process.args!r} does not listen: {''.join(output_lines)}")
 
 
@@ -280,19 +285,19 @@ def proxied(
     kind: str, halt: str, folder: Path, names: tuple[str, ...] = (NAME,)
 ) -> Iterator[Proxy]:
     """Run this proxy by its recipe in front of the Halt at HOST:PORT."""
-    place = Place(folder, free_port(), free_port(), halt)
+    addresses = Addresses(folder, free_port(), free_port(), halt)
     authority = trustme.CA()
     certificate = authority.issue_cert(*names)
-    certificate.private_key_pem.write_to_path(place.key)
+    certificate.private_key_pem.write_to_path(addresses.key)
     for part in certificate.cert_chain_pems:
-        part.write_to_path(place.certificate, append=True)
+        part.write_to_path(addresses.certificate, append=True)
     authority.cert_pem.write_to_path(folder / "authority.pem")
     context = ssl.create_default_context()
     authority.configure_trust(context)
     recipe, command = RECIPES[kind]
-    program = command((ROOT / "deploy" / recipe).read_text(), place)
-    with started_program(program, folder, place.port, place.http_port):
-        yield Proxy(kind, place, context, folder / "authority.pem")
+    program = command((ROOT / "deploy" / recipe).read_text(), addresses)
+    with started_program(program, folder, addresses.port, addresses.http_port):
+        yield Proxy(kind, addresses, context, folder / "authority.pem")
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ class RunHarness:
         return run
 
     def run_with_parts(
-        self, *parts: str | Part | UpstreamError, then: tuple[ScriptedReply, ...] = ()
+        self, *parts: str | Part | UpstreamError, later_replies: tuple[ScriptedReply, ...] = ()
     ) -> tuple[Run, ScriptedReply]:
         """A run that has not started, its reply already fed with `parts`, for races.
 
@@ -102,7 +102,7 @@ class RunHarness:
         self.clear()
         reply = ScriptedReply()
         reply.feed(*parts)
-        run, _ = self.new_run(ScriptedUpstream(reply, *then))
+        run, _ = self.new_run(ScriptedUpstream(reply, *later_replies))
         self.start_threads()
         return run, reply
 
@@ -127,11 +127,11 @@ class RunHarness:
         return run, reply, reader
 
     def check_limits(self, run: Run) -> None:
-        """Let the relay check the run's limits; wait until it has."""
-        checked = threading.Event()
+        """Let the relay check the run's limits; return after the check."""
+        has_checked = threading.Event()
         run.check_limits_soon()
-        self.relay.post(checked.set)
-        assert checked.wait(WAIT_TIMEOUT)
+        self.relay.post(has_checked.set)
+        assert has_checked.wait(WAIT_TIMEOUT)
 
     def wait_released(self, *runs: Run) -> None:
         """Wait until exactly these runs have released their places, in this order."""

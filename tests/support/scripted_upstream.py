@@ -51,7 +51,7 @@ class ScriptedReply:
         self._reading = 0
         self._blocks = True
         self._connection = UpstreamConnection()
-        self._ours, self._theirs = socket.socketpair()
+        self._halt_end, self._test_end = socket.socketpair()
         self._fed: deque[Part | UpstreamError] = deque()
 
     def feed(self, *items: str | Part | UpstreamError) -> None:
@@ -59,17 +59,17 @@ class ScriptedReply:
         for item in items:
             self._fed.append(text_part(item) if isinstance(item, str) else item)
             with contextlib.suppress(OSError):  # the item was read, and the reply is closed
-                self._theirs.send(b"!")
+                self._test_end.send(b"!")
 
     def end(self, reason: str = "stop", usage: dict[str, Any] | None = None) -> None:
         """End the answer."""
         self.finish_reason, self.usage = reason, usage
         self.feed(Part(ended=True))
 
-    def wait_reads(self, least: int = 1) -> None:
+    def wait_reads(self, minimum: int = 1) -> None:
         """Wait until `read` was called at least `least` times."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.reads >= least, WAIT_TIMEOUT), self.reads
+            assert self._changed.wait_for(lambda: self.reads >= minimum, WAIT_TIMEOUT), self.reads
 
     def wait_reader(self, prefix: str) -> None:
         """Wait until the last reading thread has a name with this prefix."""
@@ -80,15 +80,15 @@ class ScriptedReply:
 
     def attach(self, connection: UpstreamConnection) -> None:
         """Attach to this connection. Raises Interrupted."""
-        connection.attach(self._ours)
+        connection.attach(self._halt_end)
         self._connection = connection
 
     def wait_interrupted(self, timeout: float) -> bool:
-        """Wait until the connection is interrupted; whether it was."""
-        return _readable(self._ours, timeout)
+        """Whether the connection is interrupted within `timeout` seconds."""
+        return _readable(self._halt_end, timeout)
 
     def fileno(self) -> int:
-        return self._ours.fileno()
+        return self._halt_end.fileno()
 
     def unblock(self) -> None:
         self._blocks = False
@@ -111,9 +111,9 @@ class ScriptedReply:
                 self._reading -= 1
 
     def next_part(self, timeout: float) -> Part:
-        if not _readable(self._ours, timeout):
+        if not _readable(self._halt_end, timeout):
             raise NoData
-        if not self._ours.recv(1):
+        if not self._halt_end.recv(1):
             raise UpstreamError("upstream_dropped")
         part = self._fed.popleft()
         if isinstance(part, UpstreamError):
@@ -127,13 +127,13 @@ class ScriptedReply:
             self._connection.detach()
         else:
             self.closed += 1
-            self._connection.close(self._ours)
+            self._connection.close(self._halt_end)
         self.dispose()
 
     def dispose(self) -> None:
         """Close the sockets."""
-        self._ours.close()
-        self._theirs.close()
+        self._halt_end.close()
+        self._test_end.close()
         self.over.set()
 
 
@@ -247,7 +247,7 @@ class Reader(threading.Thread):
         return "".join(text_of(event) for _, event in self.events)
 
     def wait_text(self, text: str) -> None:
-        """Wait until the text of its events is this."""
+        """Wait until the text of the events equals `text`."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.text == text, WAIT_TIMEOUT), self.text
 

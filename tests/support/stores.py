@@ -29,7 +29,7 @@ DONE = Done("stop", METRICS)
 POSTGRES = os.environ.get("TEST_DATABASE_URL", "")
 WORKER = "worker-1"
 
-#: The databases that the contract holds for.
+#: The databases that the tests run with.
 DATABASES = [
     "sqlite",
     pytest.param(
@@ -41,7 +41,7 @@ DATABASES = [
 
 @contextmanager
 def postgres_schema() -> Iterator[str]:
-    """An empty schema of the PostgreSQL server: its DATABASE_URL. Dropped at the end."""
+    """Create an empty PostgreSQL schema; yield its DATABASE_URL; drop it at the end."""
     schema = f"test_{secrets.token_hex(8)}"
     url = POSTGRES.replace("postgresql://", "postgresql+psycopg://", 1)
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
@@ -105,7 +105,7 @@ def write_end(
 ) -> None:
     """Write all events of a generation, and its end.
 
-    `new_events`: the events, where they are not the answer's text in one event.
+    `new_events`: the events, if they are not the answer's text in one event.
     """
     events: list[Event] = [
         *([Content(answer)] if answer and new_events is None else new_events or []),

@@ -43,14 +43,14 @@ def is_built(kind: type) -> bool:
     return "__msgspec_cache__" in vars(kind)
 
 
-def add_field_types(kind: Any, seen: set[type]) -> None:
+def add_field_types(kind: Any, known_types: set[type]) -> None:
     """Add this type and all types of Halt in its fields to `seen`."""
     for argument in get_args(kind):
-        add_field_types(argument, seen)
-    if isinstance(kind, type) and kind.__module__.startswith("halt.") and kind not in seen:
-        seen.add(kind)
+        add_field_types(argument, known_types)
+    if isinstance(kind, type) and kind.__module__.startswith("halt.") and kind not in known_types:
+        known_types.add(kind)
         for hint in get_type_hints(kind, include_extras=True).values():
-            add_field_types(hint, seen)
+            add_field_types(hint, known_types)
 
 
 def type_name(kind: type) -> str:
@@ -64,13 +64,13 @@ def built_types() -> list[str]:
 
 def unbuilt_types() -> list[str]:
     """The names of types without tables: Struct types, and types in the fields of built ones."""
-    seen: set[type] = set()
+    known_types: set[type] = set()
     for kind in struct_types():
         if is_built(kind):
-            add_field_types(kind, seen)
+            add_field_types(kind, known_types)
     return sorted(
         type_name(kind)
-        for kind in {*seen, *struct_types()}
+        for kind in {*known_types, *struct_types()}
         if not is_built(kind) and not has_own_decoder(kind)
     )
 

@@ -29,15 +29,15 @@ def body_of(response: httpx2.Response) -> Body:
 
 def read_all(body: Body) -> bytes:
     """Read to the end of the body; NoData is retried until WAIT_TIMEOUT."""
-    out: list[bytes] = []
+    pieces: list[bytes] = []
     deadline = time.monotonic() + WAIT_TIMEOUT
     while time.monotonic() < deadline:
         with contextlib.suppress(NoData):
             data = body.read()
             if not data:
-                return b"".join(out)
-            out.append(data)
-    raise TimeoutError(f"the body does not end; so far: {b''.join(out)[:200]!r}")
+                return b"".join(pieces)
+            pieces.append(data)
+    raise TimeoutError(f"the body does not end; so far: {b''.join(pieces)[:200]!r}")
 
 
 def fetch(transport: Transport, url: str, connection: UpstreamConnection | None = None) -> bytes:

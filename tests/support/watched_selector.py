@@ -27,14 +27,14 @@ class WatchedSelector(selectors.DefaultSelector):
 
 def start_watched(relay: Relay) -> WatchedSelector:
     """Start a relay that has not been started, with a watched selector."""
-    made: list[WatchedSelector] = []
+    new_selectors: list[WatchedSelector] = []
 
-    def make() -> WatchedSelector:
-        made.append(WatchedSelector())
-        return made[-1]
+    def make_selector() -> WatchedSelector:
+        new_selectors.append(WatchedSelector())
+        return new_selectors[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("halt.core.relay.selectors.DefaultSelector", make)
+        patch.setattr("halt.core.relay.selectors.DefaultSelector", make_selector)
         relay.start()
-    (selector,) = made
+    (selector,) = new_selectors
     return selector

@@ -56,7 +56,7 @@ class WebSocket:
             sock.connect((server.host, server.port))
         self.address = sock.getsockname()
         try:
-            self._opened = connect(
+            self._context = connect(
                 f"ws://{server.host}:{server.port}{path}",
                 sock=sock,
                 origin=None if origin is None else Origin(origin),
@@ -66,7 +66,7 @@ class WebSocket:
                 max_size=None,
                 close_timeout=2,
             )
-            self.connection = self._opened.__enter__()
+            self.connection = self._context.__enter__()
         except BaseException:
             sock.close()
             raise
@@ -77,7 +77,7 @@ class WebSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.__exit__(None, None, None)
+        self._context.__exit__(None, None, None)
 
     def send(self, **message: Any) -> None:
         """Send a message."""
@@ -145,7 +145,7 @@ class WebSocket:
         return self.until("receipt", stream_id)
 
     def wait_processed(self) -> None:
-        """Return when the server has processed all messages sent before."""
+        """Wait until the server has processed all earlier messages."""
         self.send(type="ping")
         self.until("pong")
 

@@ -175,15 +175,15 @@ def test_chat_ctrl_c_stops_the_answer(chat: Open, shared_fake: FakeOpenAI) -> No
     goes on.
     """
     terminal = chat("--model", "stall?n=3", "--metrics")
-    terminal.say("first question of the stopped one")
+    terminal.enter("first question of the stopped one")
     terminal.wait("(?m)^0 1 2")
     record = request_record(shared_fake, "first question of the stopped one")
     terminal.type("\x03")
     terminal.wait(r"Stopped\.")
     terminal.wait(r"connection closed after \d+ ms")
     assert record.closed.wait(RECORD_TIMEOUT)
-    terminal.say("/model echo")
-    terminal.say("and then the second")
+    terminal.enter("/model echo")
+    terminal.enter("and then the second")
     second = request_record(shared_fake, "and then the second")
     assert [m["content"] for m in second.body["messages"]] == [
         "first question of the stopped one",
@@ -191,8 +191,8 @@ def test_chat_ctrl_c_stops_the_answer(chat: Open, shared_fake: FakeOpenAI) -> No
         f"{notes.STOPPED}\n\nand then the second",
     ]
     terminal.wait("(?m)^and then the second")
-    terminal.say("quit")
-    assert terminal.left() == 0
+    terminal.enter("quit")
+    assert terminal.wait_exit() == 0
 
 
 def test_chat_stop_restores_a_prompt_that_reads_like_a_command(chat: Open) -> None:
@@ -200,27 +200,27 @@ def test_chat_stop_restores_a_prompt_that_reads_like_a_command(chat: Open) -> No
     it again.
     """
     terminal = chat("--model", "silent_first_token", "--no-history")
-    terminal.say(" /fake")
+    terminal.enter(" /fake")
     terminal.wait(r"…")
     terminal.type("\x03")
     terminal.wait(r"Stopped\.\n>  /fake\Z")
     terminal.type("\x03")  # clears the line
     terminal.wait(r"Stopped\.\n> *\Z")
     terminal.type("\x03")  # leaves
-    assert terminal.left() == 130
+    assert terminal.wait_exit() == 130
 
 
 def test_chat_ctrl_c_before_any_text_restores_the_prompt(chat: Open) -> None:
     """Ctrl-C before any text puts the prompt back into the input line."""
     terminal = chat("--model", "silent_first_token", "--no-history")
-    terminal.say("asked too early")
+    terminal.enter("asked too early")
     terminal.wait(r"…")
     terminal.type("\x03")
     terminal.wait(r"Stopped\.\n> asked too early\Z")
     terminal.type("\x03")  # clears the line
     terminal.wait(r"Stopped\.\n> *\Z")
     terminal.type("\x03")  # leaves
-    assert terminal.left() == 130
+    assert terminal.wait_exit() == 130
 
 
 def test_chat_ctrl_d_during_an_answer_ends_the_chat_after_it(
@@ -230,11 +230,11 @@ def test_chat_ctrl_d_during_an_answer_ends_the_chat_after_it(
     next prompt only.
     """
     terminal = chat("--model", "stall?n=3&rest=2", "--no-history")
-    terminal.say("leave me then")
+    terminal.enter("leave me then")
     terminal.wait("(?m)^0 1 2")
     terminal.type("typed ahead\x15\x04")  # Ctrl-U: the line is empty again
     request_record(shared_fake, "leave me then").release()
-    assert terminal.left() == 0
+    assert terminal.wait_exit() == 0
     assert "0 1 2 3 4" in terminal.text
     assert "typed ahead" not in terminal.text.partition("3 4")[0]
 
@@ -244,7 +244,7 @@ def test_chat_renders_markdown_while_it_streams(chat: Open) -> None:
     once.
     """
     terminal = chat("--model", "markdown?n=3&rate=400")
-    terminal.say("show me")
+    terminal.enter("show me")
     terminal.wait(r"(?s)(A fixed answer.*){3}")
     text = terminal.wait(r"(?s)\A.*a bad link\S*.*\n> *\Z")[0]
     assert "**bold**" not in text
@@ -252,14 +252,14 @@ def test_chat_renders_markdown_while_it_streams(chat: Open) -> None:
     assert '<script>alert("script")</script>' in text
     assert text.count("A fixed answer") == 3
     assert text.count("def greet(name: str)") == 3
-    assert terminal.leave() == 0
+    assert terminal.press_ctrl_d() == 0
 
 
 def test_chat_removes_escape_sequences_of_the_model(chat: Open, shared_fake: FakeOpenAI) -> None:
     """Escape sequences of the model are removed: it can set no title, colour or clipboard."""
     shared_fake.texts["hostile"] = "before \x1b]0;owned\x07\x1b[31m\x9b2J after\r\n"
     terminal = chat("--model", "text?key=hostile")
-    terminal.say("go")
+    terminal.enter("go")
     terminal.wait(r"before \]0;owned\[31m2J after")
     assert b"\x1b]0;owned" not in terminal.raw
 
@@ -267,7 +267,7 @@ def test_chat_removes_escape_sequences_of_the_model(chat: Open, shared_fake: Fak
 def test_chat_shows_thoughts_as_one_line(chat: Open) -> None:
     """The model's thoughts are shown as one line above its answer."""
     terminal = chat("--model", "reasoning?thoughts=3&n=3")
-    terminal.say("think")
+    terminal.enter("think")
     text = terminal.wait(r"(?s)thought for \d+\.\d s\n\n?0 1 2\s*\n> *\Z")[0]
     assert "thought1" not in text
 
@@ -275,9 +275,9 @@ def test_chat_shows_thoughts_as_one_line(chat: Open) -> None:
 def test_chat_marks_shown_text_that_was_a_thought(chat: Open, shared_fake: FakeOpenAI) -> None:
     """A line below shown text marks it as a thought; the next request has the answer alone."""
     terminal = chat("--model", "think_end?seconds=0&thoughts=3&n=3")
-    terminal.say("think")
+    terminal.enter("think")
     terminal.wait(r"(?s)thought2.*the text above was a thought\n\n?0 1 2\s*\n> *\Z")
-    terminal.say("and now")
+    terminal.enter("and now")
     assert request_record(shared_fake, "and now").body["messages"][1]["content"].strip() == "0 1 2"
 
 
@@ -288,34 +288,34 @@ def test_chat_commands_have_their_effects(
     is named.
     """
     terminal = chat()
-    terminal.say("/help")
+    terminal.enter("/help")
     terminal.wait("/save FILE +save")
-    terminal.say("/model")
+    terminal.enter("/model")
     terminal.wait("(?m)^ +silent_headers")
-    terminal.say("/system Speak like a pirate.")
-    terminal.say("commands one")
+    terminal.enter("/system Speak like a pirate.")
+    terminal.enter("commands one")
     terminal.wait("(?m)^commands one")
-    terminal.say("/retry")
+    terminal.enter("/retry")
     second_record = request_record(shared_fake, "commands one", nth=1)
     assert second_record.body["messages"] == [
         {"role": "system", "content": "Speak like a pirate."},
         {"role": "user", "content": "commands one"},
     ]
     saved_file = tmp_path / "talk.md"
-    terminal.say(f"/save {saved_file}")
+    terminal.enter(f"/save {saved_file}")
     terminal.wait(r"Saved to")
     assert "## You\n\ncommands one\n\n## echo\n\ncommands one\n" in saved_file.read_text()
-    terminal.say(f"/save {saved_file}")
+    terminal.enter(f"/save {saved_file}")
     terminal.wait(r"already exists")
-    terminal.say("/save /no-such-folder/x")
+    terminal.enter("/save /no-such-folder/x")
     terminal.wait(r"/no-such-folder/x cannot be written: No such file or directory\.")
-    terminal.say("/clear")
-    terminal.say("commands two")
+    terminal.enter("/clear")
+    terminal.enter("commands two")
     assert len(request_record(shared_fake, "commands two").body["messages"]) == 2
-    terminal.say("/nothing")
+    terminal.enter("/nothing")
     terminal.wait(r"There is no command /nothing: /help lists the commands\.")
-    terminal.say("exit")
-    assert terminal.left() == 0
+    terminal.enter("exit")
+    assert terminal.wait_exit() == 0
 
 
 @pytest.mark.slow
@@ -324,10 +324,10 @@ def test_chat_history_is_private_and_comes_back_in_the_next_chat(
 ) -> None:
     """The history of inputs has mode 0600, and a key brings inputs back in the next chat."""
     terminal = chat()
-    terminal.say("remember me")
+    terminal.enter("remember me")
     terminal.wait("(?m)^remember me")
-    terminal.say("quit")
-    assert terminal.left() == 0
+    terminal.enter("quit")
+    assert terminal.wait_exit() == 0
     file = tmp_path / "halt" / "chat-history"
     assert "+remember me\n" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -345,15 +345,15 @@ def test_chat_with_a_running_halt_stops_its_model(
 ) -> None:
     """A chat through another Halt works, and its Stop closes the connection to the model."""
     terminal = chat("--url", halt.url, "--model", "stall?n=3", OPENAI_BASE_URL="http://127.0.0.1:9")
-    terminal.say("remote and stopped")
+    terminal.enter("remote and stopped")
     terminal.wait("(?m)^0 1 2")
     terminal.type("\x03")
     terminal.wait(r"Stopped\.")
     assert request_record(shared_fake, "remote and stopped").closed.wait(RECORD_TIMEOUT)
-    terminal.say("/model echo")
-    terminal.say("remote once more")
+    terminal.enter("/model echo")
+    terminal.enter("remote once more")
     terminal.wait("(?m)^remote once more")
-    assert terminal.leave() == 0
+    assert terminal.press_ctrl_d() == 0
 
 
 @pytest.mark.slow
@@ -452,7 +452,7 @@ def test_chat_requests_a_token_and_uses_it(chat: Open, start_halt: Any, env: Env
     terminal.type("öpen-sesame\r")
     terminal.wait("Error: .*\\s+Access token:")
     terminal.type("open-sesame\r")
-    terminal.say("let in")
+    terminal.enter("let in")
     terminal.wait("(?m)^let in")
     assert "open-sesame" not in terminal.text
 

@@ -633,7 +633,7 @@ def race_script() -> tuple[Part, ScriptedReply]:
 def start_race(harness: ToolHarness) -> tuple[Run, list[ScriptedReply]]:
     """A run whose two rounds are there already, and its two replies."""
     calls, second = race_script()
-    run, first = harness.run_with_parts("a", calls, then=(second,))
+    run, first = harness.run_with_parts("a", calls, later_replies=(second,))
     first.end("tool_calls", {"completion_tokens": 1})
     return run, [first, second]
 

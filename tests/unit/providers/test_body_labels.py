@@ -19,7 +19,7 @@ from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
 from halt.providers.openai import OpenAIUpstream
-from tests.support.provider_answers import HI, Answer, ask, read
+from tests.support.provider_answers import HI, Answer, read, request_answer
 from tests.support.raw_server import OK, Peer, RawServer, answering
 from tests.support.waiting import WAIT_TIMEOUT
 
@@ -39,7 +39,7 @@ def received_answer(request: pytest.FixtureRequest) -> Iterator[Answer]:
     head = status + labels + b"Content-Length: %d\r\n\r\n" % len(body)
     with RawServer(answering(head + body)) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="k" * 20)).providers[0])
-        yield ask(provider, "m-1")
+        yield request_answer(provider, "m-1")
         provider.close()
 
 
@@ -185,7 +185,7 @@ def test_broken_compression_is_an_invalid_answer() -> None:
     head = OK + coding(b"gzip") + b"Content-Length: %d\r\n\r\n" % len(body)
     with RawServer(answering(head + body)) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
-        answer = ask(provider, "m-1")
+        answer = request_answer(provider, "m-1")
         provider.close()
     assert isinstance(answer.fault, UpstreamError)
     assert answer.fault.code == "upstream_invalid"

@@ -44,7 +44,7 @@ from tests.support.model_servers import (
     models,
 )
 from tests.support.ports import free_port
-from tests.support.provider_answers import ask, refused
+from tests.support.provider_answers import refusal_of, request_answer
 from tests.support.raw_server import Peer, RawServer
 from tests.support.waiting import SERVER_TIMEOUT, BackgroundCall, wait_until
 
@@ -447,14 +447,14 @@ def test_models_of_all_servers_are_offered_with_prefix(
     ]
     assert upstream.catalog(UpstreamConnection()) == groups
     assert upstream.models(UpstreamConnection()) == [name for _, names in groups for name in names]
-    assert ask(upstream, "ollama/qwen3:8b").text == "qwen3:8b answers."
-    assert ask(upstream, "m").text == "m answers."
+    assert request_answer(upstream, "ollama/qwen3:8b").text == "qwen3:8b answers."
+    assert request_answer(upstream, "m").text == "m answers."
     assert "use ollama/qwen3:8b or other/qwen3:8b" in refused_model(upstream, "qwen3:8b")
     assert "PROVIDER being one of" in refused_model(upstream, "none")
 
 
 def refused_model(upstream: Providers, model: str) -> str:
-    return refused(ask(upstream, model), "model_not_found").message
+    return refusal_of(request_answer(upstream, model), "model_not_found").message
 
 
 def test_single_server_has_a_prefix_and_takes_unlisted_names(
@@ -467,7 +467,7 @@ def test_single_server_has_a_prefix_and_takes_unlisted_names(
     use_product_names(["ollama"], [server.url], monkeypatch)
     upstream = offer(server.url)
     assert upstream.models(UpstreamConnection())[-1] == "ollama/qwen3:8b"
-    assert ask(upstream, "llama3.2").text == "llama3.2 answers."
+    assert request_answer(upstream, "llama3.2").text == "llama3.2 answers."
     assert upstream.known_model == "ollama/llama3.2"
 
 
@@ -479,14 +479,14 @@ def test_new_server_is_offered_after_the_next_refresh(
     urls = down(), down()
     use_product_names(["one", "two"], urls, monkeypatch)
     upstream = offer(*urls)
-    refused(ask(upstream), "no_model")
+    refusal_of(request_answer(upstream), "no_model")
     with pytest.raises(UpstreamError) as caught:
         upstream.catalog(UpstreamConnection())
     assert caught.value.code == "no_model"
     serve(listing(models("a")), port=urlsplit(urls[0]).port or 0)
-    assert ask(upstream).text == "a answers."
+    assert request_answer(upstream).text == "a answers."
     serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
-    assert ask(upstream, "two/b").text == "b answers."
+    assert request_answer(upstream, "two/b").text == "b answers."
     assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["one", "two"]
 
 
@@ -504,7 +504,7 @@ def test_request_for_an_unlisted_model_refreshes_at_once(
     assert upstream.models(UpstreamConnection()) == ["one/a"]
     serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
     assert upstream.models(UpstreamConnection()) == ["one/a"]
-    assert ask(upstream, "two/b").text == "b answers."
+    assert request_answer(upstream, "two/b").text == "b answers."
     assert upstream.models(UpstreamConnection()) == ["one/a", "two/b"]
 
 
@@ -519,11 +519,11 @@ def test_server_that_has_gone_is_no_longer_offered(
     use_product_names(["gone", "ollama"], [url, two_urls[0]], monkeypatch)
     upstream = offer(url, two_urls[0])
     with RawServer(listing(models("a", owner="vllm")), port=urlsplit(url).port or 0):
-        assert ask(upstream, "gone/a").text == "a answers."
+        assert request_answer(upstream, "gone/a").text == "a answers."
         assert upstream.known_model == "gone/a"
     assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["ollama"]
     assert upstream.known_model == "ollama/qwen3:8b"
-    assert not refused(ask(upstream, "gone/a"), "upstream_refused").of_demo
+    assert not refusal_of(request_answer(upstream, "gone/a"), "upstream_refused").of_demo
 
 
 def test_demo_model_is_offered_beside_discovered_servers(
@@ -538,12 +538,14 @@ def test_demo_model_is_offered_beside_discovered_servers(
     upstream = offer(url, embedded_url=demo.url, embedded_model="Smol")
     assert (upstream.known_model, upstream.models(UpstreamConnection())) == ("Smol", ["Smol"])
     upstream.check(UpstreamConnection())
-    assert ask(upstream).text == "Smol answers."
-    assert ask(upstream, "gpt-4o").text == "gpt-4o answers."  # a single server takes every name
+    assert request_answer(upstream).text == "Smol answers."
+    assert (
+        request_answer(upstream, "gpt-4o").text == "gpt-4o answers."
+    )  # a single server takes every name
     serve(OLLAMA, port=urlsplit(url).port or 0)
     assert upstream.models(UpstreamConnection())[-2:] == ["ollama/qwen3:8b", "Smol"]
     assert upstream.known_model == "ollama/qwen3:8b"
-    assert ask(upstream, "Smol").text == "Smol answers."
+    assert request_answer(upstream, "Smol").text == "Smol answers."
     assert upstream.known_model == "Smol"  # it was chosen
 
 
@@ -554,22 +556,25 @@ def test_default_is_configured_else_last_used_else_loaded_model(
     skipped.
     """
     upstream = offer(*two_urls, last="other/m")
-    assert ask(upstream).text == "m answers."
-    ask(upstream, "ollama/llama3.2:latest")
+    assert request_answer(upstream).text == "m answers."
+    request_answer(upstream, "ollama/llama3.2:latest")
     assert upstream.known_model == "ollama/llama3.2:latest"
-    assert ask(upstream).text == "llama3.2:latest answers."
+    assert request_answer(upstream).text == "llama3.2:latest answers."
     for removed_name in ("ollama/deleted", "gone/x"):
-        assert ask(offer(*two_urls, last=removed_name)).text == "qwen3:8b answers."
+        assert request_answer(offer(*two_urls, last=removed_name)).text == "qwen3:8b answers."
     for model_name in ("llama3.2", "ollama/llama3.2"):
-        assert ask(offer(*two_urls, last="other/m", model=model_name)).text == "llama3.2 answers."
-    assert ask(offer(*two_urls, model="not-there")).text == "qwen3:8b answers."
+        assert (
+            request_answer(offer(*two_urls, last="other/m", model=model_name)).text
+            == "llama3.2 answers."
+        )
+    assert request_answer(offer(*two_urls, model="not-there")).text == "qwen3:8b answers."
     reversed_upstream = offer(two_urls[1], two_urls[0])
     reversed_upstream.models(UpstreamConnection())
     assert (
         reversed_upstream.known_model == "ollama/qwen3:8b"
     )  # the other one is not known to be loaded
     assert (
-        ask(offer(two_urls[1])).text == "qwen3:8b answers."
+        request_answer(offer(two_urls[1])).text == "qwen3:8b answers."
     )  # the first: none is known to be loaded
 
 
@@ -607,7 +612,7 @@ def test_result_of_the_master_is_used_without_a_probe(
     upstream = make_upstream(config, discovery=make_discovery(config))
     assert upstream.known_model == f"ollama-{server.port}/qwen3:8b"
     accepted = server.accepted
-    assert ask(upstream, upstream.known_model).text == "qwen3:8b answers."
+    assert request_answer(upstream, upstream.known_model).text == "qwen3:8b answers."
     assert server.accepted == accepted + 1
     upstream.close()
 

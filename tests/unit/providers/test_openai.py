@@ -20,7 +20,7 @@ from halt.providers.openai import OpenAIUpstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport
 from tests.support.ports import free_port
-from tests.support.provider_answers import HI, KEY, Answer, ask, read, refused
+from tests.support.provider_answers import HI, KEY, Answer, read, refusal_of, request_answer
 from tests.support.raw_server import CHUNKED, OK, Handler, Peer, RawServer, answering
 from tests.support.waiting import WAIT_TIMEOUT
 
@@ -80,7 +80,7 @@ def test_answer_is_the_same_in_every_framing(
     upstream: OpenAIUpstream, model: str, text: str, reason: str | None
 ) -> None:
     """In every framing of a server the text and its finish reason are the same."""
-    answer = ask(upstream, model)
+    answer = request_answer(upstream, model)
     assert (answer.text, answer.ended, answer.fault) == (text, True, None)
     assert answer.reply is not None
     assert answer.reply.finish_reason == reason
@@ -88,7 +88,7 @@ def test_answer_is_the_same_in_every_framing(
 
 def test_characters_cut_between_reads_are_whole(upstream: OpenAIUpstream) -> None:
     """Emoji and Chinese characters are whole, wherever the network cuts them."""
-    answer = ask(upstream, "half_utf8")
+    answer = request_answer(upstream, "half_utf8")
     assert "中文字符" in answer.text
     assert "\ufffd" not in answer.text
 
@@ -97,12 +97,12 @@ def test_usage_is_requested_and_returned_as_received(
     upstream: OpenAIUpstream, fake: FakeOpenAI
 ) -> None:
     """The provider's own token count is returned, or None if it sends none."""
-    answer = ask(upstream, "count?n=7")
+    answer = request_answer(upstream, "count?n=7")
     assert answer.reply is not None
     assert answer.reply.usage is not None
     assert answer.reply.usage["completion_tokens"] == answer.chunks == 7
     assert fake.requests[0].body["stream_options"] == {"include_usage": True}
-    silent = ask(upstream, "no_usage")
+    silent = request_answer(upstream, "no_usage")
     assert silent.reply is not None
     assert silent.reply.usage is None
 
@@ -112,17 +112,17 @@ def test_refused_stream_options_are_left_out_for_that_model(
 ) -> None:
     """After one refusal the option is not sent to that model again, but to others."""
     for _ in range(2):
-        answer = ask(upstream, "no_usage_option?n=2")
+        answer = request_answer(upstream, "no_usage_option?n=2")
         assert (answer.text, answer.fault) == ("0 1 ", None)
-    ask(upstream, "count?n=1")
+    request_answer(upstream, "count?n=1")
     assert ["stream_options" in r.body for r in fake.requests] == [True, False, False, True]
     assert {r.connection for r in fake.requests} == {1}
 
 
 def test_other_refusal_keeps_stream_options(upstream: OpenAIUpstream, fake: FakeOpenAI) -> None:
     """A refusal that does not name stream_options keeps the option."""
-    refused(ask(upstream, "400"), "bad_request")
-    ask(upstream, "count?n=1")
+    refusal_of(request_answer(upstream, "400"), "bad_request")
+    request_answer(upstream, "count?n=1")
     assert ["stream_options" in r.body for r in fake.requests] == [True, True]
 
 
@@ -147,7 +147,7 @@ def test_messages_and_options_are_passed_on_unchanged(
         "seed": 42,
         "stop": ["\n\n", "END"],
     }
-    ask(upstream, "count?n=1", messages=messages, id="a-stream-id", **options)
+    request_answer(upstream, "count?n=1", messages=messages, id="a-stream-id", **options)
     assert fake.requests[0].body == {
         "model": "count?n=1",
         "messages": [
@@ -171,7 +171,7 @@ def test_openai_itself_gets_max_completion_tokens(make: Make) -> None:
             raise httpx2.ConnectError("not today", request=request)
 
     upstream = make("", RecordingTransport(1.0), model="")
-    refused(ask(upstream, max_tokens=7), "upstream_unreachable")
+    refusal_of(request_answer(upstream, max_tokens=7), "upstream_unreachable")
     (url, body) = requests[0]
     assert url == "https://api.openai.com/v1/chat/completions"
     assert (body["max_completion_tokens"], "max_tokens" in body) == (7, False)
@@ -185,8 +185,8 @@ def test_first_listed_model_answers_without_a_configured_one(make: Make, fake: F
     """Without a setting the first listed model is used; the list is requested once."""
     upstream = make(fake.base_url, model="")
     assert upstream.known_model == ""
-    assert ask(upstream).text == "hi"
-    assert ask(upstream).text == "hi"
+    assert request_answer(upstream).text == "hi"
+    assert request_answer(upstream).text == "hi"
     assert upstream.known_model == "echo"
     assert [r.path for r in fake.requests] == [
         "/v1/models",
@@ -198,8 +198,8 @@ def test_first_listed_model_answers_without_a_configured_one(make: Make, fake: F
 def test_named_model_is_used(make: Make, fake: FakeOpenAI) -> None:
     """The request's model precedes the setting, the setting precedes the list."""
     upstream = make(fake.base_url, model="count?n=1")
-    assert ask(upstream).text == "0 "
-    assert ask(upstream, "count?n=2").text == "0 1 "
+    assert request_answer(upstream).text == "0 "
+    assert request_answer(upstream, "count?n=2").text == "0 1 "
     assert {r.path for r in fake.requests} == {"/v1/chat/completions"}
 
 
@@ -249,7 +249,7 @@ def test_malformed_model_list_is_an_upstream_fault(make: Make, response: bytes, 
 
 def test_missing_model_list_is_endpoint_not_found(make: Make, fake: FakeOpenAI) -> None:
     """A 404 for the list is reported as a wrong address, not as a missing model."""
-    fault = refused_list(ask(make(f"{fake.base_url}/nope", model="")))
+    fault = refused_list(request_answer(make(f"{fake.base_url}/nope", model="")))
     assert "HALT_MODEL" in fault.message
     assert f"The request was GET {fake.base_url}/nope/models" in fault.message
 
@@ -279,7 +279,7 @@ def test_refusal_has_its_code_and_the_servers_words(
     upstream: OpenAIUpstream, model: str, code: str, words: str | None
 ) -> None:
     """A refusal has Halt's sentence, and the server's words if they help the user."""
-    fault = refused(ask(upstream, model), code)
+    fault = refusal_of(request_answer(upstream, model), code)
     assert fault.retry_after is None
     if words is None:
         assert fault.message == CODES[code][0]
@@ -304,7 +304,7 @@ def test_fault_in_the_stream_comes_after_its_text(
     reply = upstream.open(ChatRequest(HI, model=model), UpstreamConnection())
     fake.requests[0].wait_tokens(3)
     answer = read(reply)
-    refused(answer, code)
+    refusal_of(answer, code)
     if not model.startswith("reset"):  # a reset may discard received data that was not read
         assert answer.text == "0 1 2 "
 
@@ -313,7 +313,7 @@ def test_endless_line_is_invalid_and_closes_the_connection(
     upstream: OpenAIUpstream, fake: FakeOpenAI
 ) -> None:
     """After LINE_MAX bytes of one line the connection is closed."""
-    refused(ask(upstream, "endless_line"), "upstream_invalid")
+    refusal_of(request_answer(upstream, "endless_line"), "upstream_invalid")
     assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
 
 
@@ -324,7 +324,7 @@ def test_error_object_in_the_stream_has_its_own_code(
     upstream: OpenAIUpstream, kind: str, code: str
 ) -> None:
     """The type of an error event selects its code, as for refusals."""
-    refused(ask(upstream, f"error_in_stream?n=1&kind={kind}&message=Sorry"), code)
+    refusal_of(request_answer(upstream, f"error_in_stream?n=1&kind={kind}&message=Sorry"), code)
 
 
 @pytest.mark.parametrize(
@@ -345,32 +345,34 @@ def test_retry_after_is_used_if_sensible(
     upstream: OpenAIUpstream, header: str, seconds: float | None
 ) -> None:
     """A sensible number of seconds is kept with the error; anything else is None."""
-    fault = refused(ask(upstream, f"429?retry_after={header}"), "rate_limited")
+    fault = refusal_of(request_answer(upstream, f"429?retry_after={header}"), "rate_limited")
     assert fault.retry_after == seconds
 
 
 def test_rate_limit_message_has_the_wait_of_retry_after(upstream: OpenAIUpstream) -> None:
     """The message of a rate limit has the server's wait, or "in a moment" if there is none."""
-    fault = refused(ask(upstream, "429?retry_after=6.5"), "rate_limited")
+    fault = refusal_of(request_answer(upstream, "429?retry_after=6.5"), "rate_limited")
     assert "Try again in 7 s. It said: Rate limit reached" in fault.message
-    fault = refused(ask(upstream, "429"), "rate_limited")
+    fault = refusal_of(request_answer(upstream, "429"), "rate_limited")
     assert "Try again in a moment. It said: Rate limit reached" in fault.message
 
 
 def test_closed_port_is_upstream_refused(make: Make) -> None:
     """A port on which no process listens is upstream_refused."""
-    refused(ask(make(f"http://127.0.0.1:{free_port()}/v1")), "upstream_refused")
+    refusal_of(request_answer(make(f"http://127.0.0.1:{free_port()}/v1")), "upstream_refused")
 
 
 def test_unknown_host_name_is_upstream_dns(make: Make) -> None:
     """A host name that does not resolve is upstream_dns."""
-    refused(ask(make("http://halt-test.invalid/v1", connect_timeout=5.0)), "upstream_dns")
+    refusal_of(
+        request_answer(make("http://halt-test.invalid/v1", connect_timeout=5.0)), "upstream_dns"
+    )
 
 
 def test_untrusted_certificate_is_upstream_tls(make: Make) -> None:
     """A certificate of an unknown CA is upstream_tls, and no request is sent."""
     with FakeOpenAI(tls=True) as fake:
-        refused(ask(make(fake.base_url)), "upstream_tls")
+        refusal_of(request_answer(make(fake.base_url)), "upstream_tls")
         assert fake.requests == []
 
 
@@ -397,7 +399,7 @@ def test_plain_http_server_at_an_https_address_is_reported(
     with RawServer(serve_plain_http) as server:
         address = server.url.replace("http://", "https://")
         timeout = WAIT_TIMEOUT if first_bytes else 0.5  # a busy machine may be slow to refuse
-        fault = refused(ask(make(address, connect_timeout=timeout)), code)
+        fault = refusal_of(request_answer(make(address, connect_timeout=timeout)), code)
     assert fault.retryable is retryable
     assert "TLS" in fault.message
 
@@ -405,25 +407,25 @@ def test_plain_http_server_at_an_https_address_is_reported(
 def test_server_that_does_not_accept_is_a_connect_timeout(make: Make) -> None:
     """A server that does not accept is a connect timeout."""
     with FakeOpenAI.unaccepting() as url:
-        refused(ask(make(url, connect_timeout=0.1)), "upstream_connect_timeout")
+        refusal_of(request_answer(make(url, connect_timeout=0.1)), "upstream_connect_timeout")
 
 
 def test_silent_tls_handshake_is_a_tls_timeout(make: Make) -> None:
     """A silent TLS handshake ends after the connect timeout as upstream_tls_timeout."""
     with RawServer(answering()) as server:
         url = server.url.replace("http:", "https:")
-        refused(ask(make(url, connect_timeout=0.5)), "upstream_tls_timeout")
+        refusal_of(request_answer(make(url, connect_timeout=0.5)), "upstream_tls_timeout")
 
 
 def test_server_of_another_protocol_is_invalid(make: Make) -> None:
     """A response of another protocol is upstream_invalid."""
     with RawServer(answering(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")) as server:
-        refused(ask(make(server.url)), "upstream_invalid")
+        refusal_of(request_answer(make(server.url)), "upstream_invalid")
 
 
 def test_missing_configuration_is_no_model(make: Make) -> None:
     """Without any provider the fault is no_model, and no request is sent."""
-    refused(ask(make("", api_key="")), "no_model")
+    refusal_of(request_answer(make("", api_key="")), "no_model")
 
 
 def test_trusted_tls_server_answers(make: Make) -> None:
@@ -431,7 +433,7 @@ def test_trusted_tls_server_answers(make: Make) -> None:
     with FakeOpenAI(tls=True) as fake:
         context = ssl.create_default_context(cafile=fake.ca_pem_path)
         upstream = make(fake.base_url, Transport(WAIT_TIMEOUT, context))
-        assert ask(upstream, "count?n=3").text == "0 1 2 "
+        assert request_answer(upstream, "count?n=3").text == "0 1 2 "
         upstream.close()
 
 
@@ -478,9 +480,9 @@ def test_error_object_precedes_the_fault_of_a_broken_connection(make: Make) -> N
         peer.send(head + event(text) + event(error_data))
 
     with RawServer(handle) as server:
-        answer = ask(make(server.url))
+        answer = request_answer(make(server.url))
         assert answer.text == "a"
-        refused(answer, "upstream_error")
+        refusal_of(answer, "upstream_error")
 
 
 # --- the key --------------------------------------------------------------------------------------
@@ -505,7 +507,7 @@ def test_key_is_in_no_error_log_or_repr(
     caplog.set_level(logging.DEBUG)
     config = Config(base_url=fake.base_url, api_key=KEY)
     upstream = make(fake.base_url)
-    answer = ask(upstream, model)
+    answer = request_answer(upstream, model)
     texts = [repr(upstream), repr(config), repr(answer), str(answer.fault)]
     if answer.fault is not None:
         texts += [answer.fault.message, answer.fault.detail, repr(answer.fault)]
@@ -521,7 +523,7 @@ def test_key_quoted_in_a_refusal_is_masked(make: Make, status: bytes) -> None:
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
     with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
         upstream = make(server.url)
-        fault = ask(upstream).fault
+        fault = request_answer(upstream).fault
         upstream.close()
     assert fault is not None
     assert KEY not in f"{fault.message} {fault.detail} {fault!r}"

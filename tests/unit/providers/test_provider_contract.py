@@ -42,7 +42,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
 from halt.transport.pool import Transport
 from tests.support.ports import free_port
-from tests.support.provider_answers import HI, KEY, ask, read, refused
+from tests.support.provider_answers import HI, KEY, read, refusal_of, request_answer
 from tests.support.raw_server import OK, RawServer, answering
 from tests.support.scripted_upstream import Reader
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
@@ -139,7 +139,7 @@ def test_answer_has_its_text_and_finish_reason(
     upstream: Upstream, model: str, text: str, reason: str
 ) -> None:
     """Every kind gives the same text, end and finish reason."""
-    answer = ask(upstream, model)
+    answer = request_answer(upstream, model)
     assert (answer.text, answer.ended, answer.fault) == (text, True, None)
     assert answer.reply is not None
     assert (answer.reply.finish_reason, answer.reply.model, answer.reply.opaque) == (
@@ -151,7 +151,7 @@ def test_answer_has_its_text_and_finish_reason(
 
 def test_usage_has_openais_names(upstream: Upstream) -> None:
     """Prompt, completion and total tokens have OpenAI's names."""
-    answer = ask(upstream, "count?n=7")
+    answer = request_answer(upstream, "count?n=7")
     assert answer.reply is not None
     usage = answer.reply.usage
     assert usage is not None
@@ -177,18 +177,18 @@ def test_opening_a_long_conversation_makes_few_python_calls(upstream: Upstream) 
 
 def test_request_without_a_model_uses_the_default(upstream: Upstream) -> None:
     """The provider's default model answers; no list is requested."""
-    assert ask(upstream).text == "hi"
+    assert request_answer(upstream).text == "hi"
 
 
 def test_reasoning_is_separate_from_the_answer(upstream: Upstream) -> None:
     """Reasoning is never a part of the text."""
-    answer = ask(upstream, "reasoning?thoughts=2&n=2")
+    answer = request_answer(upstream, "reasoning?thoughts=2&n=2")
     assert (joined(answer.events, Reasoning), answer.text) == ("thought0 thought1 ", "0 1 ")
 
 
 def test_tool_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
     """Two parallel calls, in pieces or whole, each have their ID, name and arguments."""
-    answer = ask(upstream, "tools")
+    answer = request_answer(upstream, "tools")
     assert calls(answer.events) == [("add", '{"a": 1, "b": 2}'), ("sub", "{}")]
     assert [e.id for e in answer.events if isinstance(e, ToolCall)] == ["call_add", "call_sub"]
     assert answer.reply is not None
@@ -222,14 +222,16 @@ def test_tool_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
 )
 def test_fault_has_the_same_code_for_every_kind(upstream: Upstream, model: str, code: str) -> None:
     """Refusals and faults in the stream have the same codes; text before them is kept."""
-    answer = ask(upstream, model)
-    refused(answer, code)
+    answer = request_answer(upstream, model)
+    refusal_of(answer, code)
     assert answer.text == ("0 1 2 " if "n=3" in model else "")
 
 
 def test_retry_after_comes_with_the_fault(upstream: Upstream) -> None:
     """A Retry-After header is in the fault."""
-    assert refused(ask(upstream, "429?retry_after=7"), "rate_limited").retry_after == 7.0
+    assert (
+        refusal_of(request_answer(upstream, "429?retry_after=7"), "rate_limited").retry_after == 7.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_unreachable_server_has_the_same_code_for_every_kind(
 ) -> None:
     """A failed connection has the same code for an answer and for the health check."""
     upstream = make(kind, base_url=address.format(port=free_port()))
-    refused(ask(upstream), code)
+    refusal_of(request_answer(upstream), code)
     with pytest.raises(UpstreamError) as caught:
         upstream.check(UpstreamConnection())
     assert caught.value.code == code
@@ -290,7 +292,7 @@ def test_interrupted_connection_sends_no_request(upstream: Upstream, fake: FakeO
 def test_connection_is_reused_after_a_whole_answer(upstream: Upstream, fake: FakeOpenAI) -> None:
     """Answers that were read to their end leave a connection for the next one."""
     for _ in range(3):
-        assert ask(upstream, "count?n=2").text == "0 1 "
+        assert request_answer(upstream, "count?n=2").text == "0 1 "
     assert {record.connection for record in fake.requests} == {1}
 
 
@@ -303,7 +305,7 @@ def test_key_is_in_no_error_log_or_repr(
     """No error, log or repr holds the key, also if the server quotes it."""
     caplog.set_level(logging.DEBUG)
     upstream = make(kind)
-    answer = ask(upstream, model)
+    answer = request_answer(upstream, model)
     texts = [
         repr(upstream),
         repr(answer),
@@ -327,7 +329,7 @@ def test_key_quoted_in_a_refusal_is_masked(make: Make, kind: Kind, status: bytes
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
     with RawServer(answering(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
         upstream = make(kind, base_url=server.url)
-        fault = ask(upstream).fault
+        fault = request_answer(upstream).fault
         upstream.close()
     assert fault is not None
     assert KEY not in f"{fault.message} {fault.detail} {fault!r}"
@@ -451,7 +453,7 @@ def test_azure_request_names_deployment_version_and_key(make: Make, fake: FakeOp
     header.
     """
     upstream = make("azure", models=("count?n=1", "other"), default_model="")
-    assert ask(upstream).text == "0 "
+    assert request_answer(upstream).text == "0 "
     record = fake.requests[0]
     assert record.path == "/openai/deployments/count%3Fn=1/chat/completions"
     assert record.query == "api-version=2024-10-21"
@@ -463,7 +465,7 @@ def test_azure_request_names_deployment_version_and_key(make: Make, fake: FakeOp
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../x"])
 def test_deployment_name_that_is_a_path_is_refused(make: Make, fake: FakeOpenAI, name: str) -> None:
     """A deployment name that would lead to another path is refused, and no request is sent."""
-    refused(ask(make("azure"), name), "model_not_found")
+    refusal_of(request_answer(make("azure"), name), "model_not_found")
     assert fake.requests == []
 
 
@@ -511,7 +513,7 @@ def test_common_servers_give_the_same_answer(
     code: str | None,
 ) -> None:
     """Text, reasoning, calls and usage are the same from the formats of common servers."""
-    answer = ask(make("openai"), f"shape?name={name}")
+    answer = request_answer(make("openai"), f"shape?name={name}")
     reply = answer.reply
     assert reply is not None
     usage = reply.usage or {}
@@ -551,7 +553,7 @@ def test_messages_are_translated_for_anthropic(make: Make, fake: FakeOpenAI) -> 
         Message("developer", "Be kind."),
     ]
     tool = ToolSpec.of_function("look", "Looks.")
-    ask(
+    request_answer(
         make("anthropic", extra_body={"service_tier": "auto"}),
         "count?n=1",
         messages=messages,
@@ -645,7 +647,7 @@ def test_tool_choice_is_translated_for_anthropic(
     make: Make, fake: FakeOpenAI, fields: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
     """Each of OpenAI's tool choices has one of Anthropic's."""
-    ask(make("anthropic"), tools=[ToolSpec.of_function("look")], **fields)
+    request_answer(make("anthropic"), tools=[ToolSpec.of_function("look")], **fields)
     assert fake.requests[0].body.get("tool_choice") == expected
     assert fake.requests[0].body["max_tokens"] == 4096
 
@@ -674,7 +676,7 @@ def test_anthropic_fields_are_passed_on_unchanged(make: Make, fake: FakeOpenAI) 
     ]
     tools = [{"function": {"name": "f"}, **CACHED}, search]
     fields = {"tools": tools, "tool_choice": {"type": "tool", "name": "web_search"}}
-    ask(make("anthropic"), **_fields(messages=messages, **fields))
+    request_answer(make("anthropic"), **_fields(messages=messages, **fields))
     sent = fake.requests[0].body
     assert sent["system"] == [
         {"type": "text", "text": "Be brief.", **CACHED},
@@ -742,9 +744,9 @@ def test_reasoning_effort_becomes_adaptive_thinking(make: Make, fake: FakeOpenAI
     reasoning.
     """
     upstream = make("anthropic")
-    ask(upstream, "count?n=1", reasoning_effort="high")
-    ask(upstream, "count?n=1", reasoning_effort="high", max_tokens=5000)
-    ask(upstream, "count?n=1", reasoning_effort="none")
+    request_answer(upstream, "count?n=1", reasoning_effort="high")
+    request_answer(upstream, "count?n=1", reasoning_effort="high", max_tokens=5000)
+    request_answer(upstream, "count?n=1", reasoning_effort="none")
     first, limited, without_effort = (record.body for record in fake.requests)
     assert first["thinking"] == {"type": "adaptive", "display": "summarized"}
     assert first["output_config"] == {"effort": "high"}
@@ -758,7 +760,7 @@ def test_model_without_effort_levels_gets_a_token_budget(make: Make, fake: FakeO
     """
     upstream = make("anthropic")
     for limit in (None, 5000, 1500):
-        answer = ask(upstream, "budgeted", reasoning_effort="medium", max_tokens=limit)
+        answer = request_answer(upstream, "budgeted", reasoning_effort="medium", max_tokens=limit)
         assert answer.fault is None
     bodies = [record.body for record in fake.requests]
     assert [body.get("thinking", {}).get("type") for body in bodies] == [
@@ -781,7 +783,7 @@ def test_thinking_is_off_after_calls_without_signed_reasoning(make: Make, fake: 
     result = Message("tool", "a cat", tool_call_id="c1")
     upstream = make("anthropic")
     for message in (unsigned_turn, signed_turn):
-        ask(upstream, messages=[*HI, message, result], reasoning_effort="low")
+        request_answer(upstream, messages=[*HI, message, result], reasoning_effort="low")
     assert ["thinking" in record.body for record in fake.requests] == [False, True]
 
 

@@ -22,7 +22,7 @@ from halt.providers.router import Providers, names_in
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import StartHalt, new_id, refused_start, request_record
 from tests.support.ports import free_port
-from tests.support.provider_answers import HI, ask, refused
+from tests.support.provider_answers import HI, refusal_of, request_answer
 from tests.support.raw_server import Peer, RawServer
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
@@ -294,8 +294,10 @@ def test_provider_prefix_selects_the_provider_and_is_removed(make: Make, fake: F
         "b": {"base_url": fake.base_url, "key": "key-of-b"},
     }
     upstream = make(**providers)
-    assert ask(upstream, "b/count?n=1").text == "0 "
-    assert ask(upstream, "a/b/echo").text == "hi"  # the fake answers unknown names with an echo
+    assert request_answer(upstream, "b/count?n=1").text == "0 "
+    assert (
+        request_answer(upstream, "a/b/echo").text == "hi"
+    )  # the fake answers unknown names with an echo
     sent_requests = [(r.body["model"], r.headers["authorization"]) for r in fake.requests]
     assert sent_requests == [("count?n=1", "Bearer key-of-b"), ("b/echo", "Bearer key-of-a")]
 
@@ -306,14 +308,14 @@ def test_bare_name_selects_the_provider_that_lists_it(
     """The provider that lists a model answers, also while another one is down."""
     upstream = make(x=down | {"models": ("m",)}, gone=down, f={"base_url": fake.base_url})
     wait_listed(upstream, "f/count")
-    assert ask(upstream, "count").fault is None
-    refused(ask(upstream, "m"), "upstream_refused")
+    assert request_answer(upstream, "count").fault is None
+    refusal_of(request_answer(upstream, "m"), "upstream_refused")
 
 
 def test_bare_name_of_two_providers_is_refused(make: Make, down: dict[str, str]) -> None:
     """A bare name of two providers is refused with the two full names."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("m", "n")})
-    fault = refused(ask(upstream, "m"), "model_not_found")
+    fault = refusal_of(request_answer(upstream, "m"), "model_not_found")
     assert "use a/m or b/m" in fault.message
 
 
@@ -321,14 +323,14 @@ def test_bare_name_of_two_providers_is_refused(make: Make, down: dict[str, str])
 def test_unlisted_name_is_not_found(make: Make, down: dict[str, str], name: str) -> None:
     """A name that no provider lists is not found, and the message names the providers."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("n",)})
-    fault = refused(ask(upstream, name), "model_not_found")
+    fault = refusal_of(request_answer(upstream, name), "model_not_found")
     assert "PROVIDER being one of a, b" in fault.message
 
 
 def test_single_provider_gets_names_unchanged(make: Make, fake: FakeOpenAI) -> None:
     """With one provider a name is passed on as it is, with its slashes."""
     upstream = make(only={"base_url": fake.base_url})
-    ask(upstream, "only/count?n=1")
+    request_answer(upstream, "only/count?n=1")
     assert fake.requests[0].body["model"] == "only/count?n=1"
     assert upstream.models(UpstreamConnection())[:2] == ["echo", "count"]
     assert upstream.catalog(UpstreamConnection())[0][0] == "only"
@@ -339,11 +341,14 @@ def test_default_answers_a_request_without_a_model(make: Make, fake: FakeOpenAI)
     """The default may be any provider's; without one it is the first provider's first model."""
     providers = {"a": {"base_url": fake.base_url}, "b": {"base_url": fake.base_url}}
     with_default = make("b/count?n=2", **providers)
-    assert (ask(with_default).text, with_default.known_model) == ("0 1 ", "b/count?n=2")
+    assert (request_answer(with_default).text, with_default.known_model) == ("0 1 ", "b/count?n=2")
     without_default = make(
         "", a={"base_url": fake.base_url, "models": ("count?n=1",)}, b=providers["b"]
     )
-    assert (ask(without_default).text, without_default.known_model) == ("0 ", "a/count?n=1")
+    assert (request_answer(without_default).text, without_default.known_model) == (
+        "0 ",
+        "a/count?n=1",
+    )
 
 
 def test_provider_that_is_down_does_not_hide_other_models(
@@ -398,7 +403,7 @@ def test_silent_provider_does_not_hide_other_models(make: Make, fake: FakeOpenAI
                 "f/echo",
             )
         upstream.check(UpstreamConnection())
-        assert ask(upstream, "f/count?n=1").text == "0 "
+        assert request_answer(upstream, "f/count?n=1").text == "0 "
         assert server.accepted <= 2  # one for the list, one for the check
     assert client_left.wait(WAIT_TIMEOUT)
 

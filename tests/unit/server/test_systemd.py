@@ -32,7 +32,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers
 from tests.support.halt_server import ROOT, START_TIMEOUT, HaltServer, settings
 from tests.support.ports import free_port
-from tests.support.reverse_proxies import binary, replaced
+from tests.support.reverse_proxies import binary, replace_all
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 pytestmark = pytest.mark.slow
@@ -254,7 +254,7 @@ def test_unit_is_valid_for_systemd(tmp_path: Path) -> None:
     program.
     """
     unit = tmp_path / UNIT.name
-    unit.write_text(replaced(UNIT.read_text(), ("/opt/halt/bin/halt-chat", sys.executable)))
+    unit.write_text(replace_all(UNIT.read_text(), ("/opt/halt/bin/halt-chat", sys.executable)))
     result = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
