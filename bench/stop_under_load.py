@@ -144,7 +144,7 @@ def _prompts(server: LoadedServer) -> contextlib.AbstractContextManager[list[obj
 
 @contextlib.contextmanager
 def _locked_database(server: LoadedServer) -> Iterator[None]:
-    with _prompts(server), loads.locked(server.folder):
+    with _prompts(server), loads.lock_database(server.folder):
         yield
 
 
@@ -292,7 +292,7 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
             bystander.mark()
             fault = _send_stops(bystander, load, sizes)
             gap = bystander.longest_gap * 1000
-            lost = bystander.lost
+            lost = bystander.end_reason
         finally:
             over.set()
             process.join(30)

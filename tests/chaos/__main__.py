@@ -1,9 +1,9 @@
 """`python -m tests.chaos`: faults at random moments under load; status 1 if a fault does harm.
 
 Each round starts streams of numbered tokens, in conversations and through the API, makes one part
-fail meanwhile, restores it, and checks: every answer that a reader saw is there with exactly one end,
-without at most --may-lose seconds of text if a process was killed; no thread, descriptor, process or
-file is left. `--seed N --round K` repeats a round. Findings are written to --findings.
+fail meanwhile, restores it, and checks: every answer that a reader received is there with exactly
+one end, without at most --may-lose seconds of text if a process was killed; no thread, descriptor,
+process or file is left. `--seed N --round K` repeats a round. Findings are written to --findings.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.support.waiting import wait_until
 
 STREAMS = 12  # in each round
 ROUNDS = 15  # with the same servers
-HOLDS_MAX = 6.0  # seconds that a fault lasts
+FAULT_SECONDS_MAX = 6.0  # limit of a fault's duration
 #: Threads and descriptors that a worker may have in addition to a new one: a thread for each stream,
 #: and those of other request classes and of rendering, which stay for later requests.
 SPARE = 3 * STREAMS
@@ -97,24 +97,24 @@ class System:
     def check_leftovers(self) -> None:
         """Require that threads, descriptors, processes and files are as before the round."""
         wait_until(lambda: len(self.server.workers) == len(self._first_counts), 60)
-        below = self.server.halt.process.pid
+        master = self.server.halt.process.pid
         # Rendering processes stay for a while.
         most_processes = self._processes + PROCESSES * len(self._first_counts)
-        wait_until(lambda: len(tree(below)) <= most_processes, 60)
-        most = (
+        wait_until(lambda: len(tree(master)) <= most_processes, 60)
+        limits = (
             max(self._first_counts)[0] + SPARE,
-            max(held[1] for held in self._first_counts) + SPARE,
+            max(counts[1] for counts in self._first_counts) + SPARE,
         )
-        for kind, limit in enumerate(most):
+        for kind, limit in enumerate(limits):
             with contextlib.suppress(AssertionError):
-                wait_until(lambda: all(counts[kind] <= limit for counts in self._counts()), 60)
-            held = self._counts()
-            assert all(counts[kind] <= limit for counts in held), f"{held}, at most {most}"
-        spare = 4 * len(self._first_counts)  # a worker has files of its own
+                wait_until(lambda: all(figures[kind] <= limit for figures in self._counts()), 60)
+            counts = self._counts()
+            assert all(figures[kind] <= limit for figures in counts), f"{counts}, at most {limits}"
+        spare = 4 * len(self._first_counts)  # each worker has its own files
         with contextlib.suppress(AssertionError):
             wait_until(lambda: len(self._all_files()) <= len(self._files) + spare, 60)
-        left = self._all_files() - self._files
-        assert len(left) <= spare, f"files are left: {sorted(left)}"
+        new_files = self._all_files() - self._files
+        assert len(new_files) <= spare, f"files are left: {sorted(new_files)}"
 
     def _counts(self) -> list[tuple[int, int]]:
         """Threads and descriptors of each worker."""
@@ -161,9 +161,9 @@ def model(system: System, rng: random.Random) -> float:
 
 def frozen(system: System, rng: random.Random) -> float:
     """The database does not answer for a while: it is locked, or its processes are stopped."""
-    with system.postgres.frozen() if system.postgres else loads.locked(system.folder):
+    with system.postgres.frozen() if system.postgres else loads.lock_database(system.folder):
         at = time.monotonic()
-        _hold(system, rng, HOLDS_MAX)
+        _hold(system, rng, FAULT_SECONDS_MAX)
     return at
 
 
@@ -172,7 +172,7 @@ def full(system: System, rng: random.Random) -> float:
     pids = system.server.workers
     at = time.monotonic()
     with _limited(pids):
-        _hold(system, rng, HOLDS_MAX)
+        _hold(system, rng, FAULT_SECONDS_MAX)
     return at
 
 
@@ -192,20 +192,20 @@ def _limited(pids: list[int]) -> Iterator[None]:
 def restarted(system: System, rng: random.Random) -> float:
     """PostgreSQL shuts down and is started again."""
     assert system.postgres is not None
-    return _away(system, rng, system.postgres.stop)
+    return _stop_database(system, rng, system.postgres.stop)
 
 
 def killed(system: System, rng: random.Random) -> float:
     """`kill -9` of PostgreSQL, which is started again."""
     assert system.postgres is not None
-    return _away(system, rng, system.postgres.kill)
+    return _stop_database(system, rng, system.postgres.kill)
 
 
-def _away(system: System, rng: random.Random, end: Callable[[], object]) -> float:
+def _stop_database(system: System, rng: random.Random, end: Callable[[], object]) -> float:
     assert system.postgres is not None
     end()
     at = time.monotonic()
-    _hold(system, rng, HOLDS_MAX / 2)
+    _hold(system, rng, FAULT_SECONDS_MAX / 2)
     system.postgres.start()
     return at
 
@@ -216,19 +216,19 @@ def read_only(system: System, rng: random.Random) -> float:
     system.postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     system.postgres.execute("SELECT pg_reload_conf()")
     at = time.monotonic()
-    _hold(system, rng, HOLDS_MAX)
+    _hold(system, rng, FAULT_SECONDS_MAX)
     system.postgres.execute("SET default_transaction_read_only = off", "ALTER SYSTEM RESET ALL")
     system.postgres.execute("SELECT pg_reload_conf()")
     return at
 
 
-def _hold(system: System, rng: random.Random, most: float, unknown: bool = False) -> None:
+def _hold(system: System, rng: random.Random, limits: float, unknown: bool = False) -> None:
     """Let a fault last, and send a Stop meanwhile, which must not wait for the end of the fault."""
-    until = time.monotonic() + rng.uniform(0.1, most)
+    deadline = time.monotonic() + rng.uniform(0.1, limits)
     assert system.bystander is not None
-    took = system.bystander.stop(STOP_WITHIN + 5, unknown)
-    assert took < STOP_WITHIN, f"Stop took {took:.1f} s"
-    time.sleep(max(0.0, until - time.monotonic()))
+    seconds = system.bystander.stop(STOP_WITHIN + 5, unknown)
+    assert seconds < STOP_WITHIN, f"Stop took {seconds:.1f} s"
+    time.sleep(max(0.0, deadline - time.monotonic()))
 
 
 ANYWHERE: dict[str, Fault] = {
@@ -272,49 +272,49 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that each `with` block ends
     kinds = options.database or ["sqlite", *(["postgres"] if postgres_programs() else [])]
     print(f"seed {options.seed}", flush=True)
-    until = time.monotonic() + 60 * options.minutes
-    number, found, system, used = options.round or 0, 0, None, 0
+    deadline = time.monotonic() + 60 * options.minutes
+    number, finding_count, system, rounds_used = options.round or 0, 0, None, 0
     with tempfile.TemporaryDirectory(prefix="halt-chaos-") as data:
         os.environ["XDG_DATA_HOME"] = os.environ["HALT_DATA"] = data
         try:
-            while time.monotonic() < until:
+            while time.monotonic() < deadline:
                 rng = random.Random(f"{options.seed}-{number}")
                 kind = kinds[number // ROUNDS % len(kinds)]
                 workers = 1 + number // ROUNDS % 2
                 names = [n for n in FAULTS[kind] if not options.only or n in options.only]
                 name = rng.choice(names)
-                if system is None or used >= ROUNDS or system.kind != kind:
+                if system is None or rounds_used >= ROUNDS or system.kind != kind:
                     if system is not None:
                         system.close()
-                    system, used = System(kind, workers), 0
-                began = time.monotonic()
+                    system, rounds_used = System(kind, workers), 0
+                start = time.monotonic()
                 try:
                     run_round(system, name, rng, options.may_lose)
                     result = "well"
                 except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a finding
-                    found += 1
+                    finding_count += 1
                     result = f"FOUND, see {_saved(options, number, kind, name, system)}"
                     system.close()
                     system = None
-                seconds = time.monotonic() - began
+                seconds = time.monotonic() - start
                 print(f"round {number}: {kind} {name} {result} ({seconds:.1f} s)", flush=True)
-                number, used = number + 1, used + 1
+                number, rounds_used = number + 1, rounds_used + 1
                 if options.round is not None:
                     break
         finally:
             if system is not None:
                 system.close()
-    print(f"{found} found", flush=True)
-    return 1 if found else 0
+    print(f"{finding_count} found", flush=True)
+    return 1 if finding_count else 0
 
 
 def _saved(options: argparse.Namespace, number: int, kind: str, name: str, system: System) -> Path:
     """Save the finding with the command that repeats it; the file's path."""
     options.findings.mkdir(exist_ok=True)
     path: Path = options.findings / f"{options.seed}-{number}-{kind}-{name}.txt"
-    again = f"python -m tests.chaos --seed {options.seed} --round {number} --database {kind}"
+    command = f"python -m tests.chaos --seed {options.seed} --round {number} --database {kind}"
     printed = system.server.halt.printed[-20_000:]
-    path.write_text(f"{again}\n\n{traceback.format_exc()}\n\nHalt printed:\n{printed}")
+    path.write_text(f"{command}\n\n{traceback.format_exc()}\n\nHalt printed:\n{printed}")
     return path
 
 

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,16 +26,17 @@ from sqlalchemy.pool import NullPool
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import RECORD_TIMEOUT, ROOT, HaltServer, new_id
 from tests.support.http_client import Client, EventStream, ServerEvent
+from tests.support.ports import free_port
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 GAP = 100_000  # unused numbers between the last saved event and the end of an interrupted one
 TOKENS = 100_000  # of an answer that does not end by itself
-ALL = "".join(f"{n} " for n in range(TOKENS))
+ALL_TEXT = "".join(f"{n} " for n in range(TOKENS))
 
 #: Seconds before the kill of which events may be missing: 0.25 on an idle machine (`python -m bench
 #: --only store` measures it), more while many tests run at once.
-LOST_AT_MOST = 1.0
+LOSS_SECONDS_MAX = 1.0
 
 
 # --- streams in progress --------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class StreamGroup:
     def __init__(self, may_lose: float) -> None:
         self.may_lose = may_lose
         self.changed = threading.Condition()
-        self.count = 0  # tokens that all readers got together; one event may have several
+        self.count = 0  # tokens that all readers together received; one event may have several
         self.streams: list[Stream] = []
 
     def wait_tokens(self, count: int) -> None:
@@ -64,50 +64,50 @@ class Stream(threading.Thread):
     """
 
     def __init__(
-        self, group: StreamGroup, client: Client, stream_id: str, place: str, model: str
+        self, group: StreamGroup, client: Client, stream_id: str, path: str, model: str
     ) -> None:
         super().__init__(name=f"reader of {stream_id}", daemon=True)
-        self.began = time.monotonic()
-        self.client, self.id, self.place, self.model = client, stream_id, place, model
-        self.seen: list[tuple[float, ServerEvent]] = []
+        self.start_time = time.monotonic()
+        self.client, self.id, self.path, self.model = client, stream_id, path, model
+        self.timed_events: list[tuple[float, ServerEvent]] = []
         self._group = group
         self.may_lose = group.may_lose
         group.streams.append(self)
 
     @property
     def messages(self) -> list[ServerEvent]:
-        return [message for _, message in self.seen]
+        return [message for _, message in self.timed_events]
 
     def run(self) -> None:
         with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
-            if self.place:
+            if self.path:
                 events = self.client.follow(self.id, 0)
             else:
                 events = self.client.chat(self.model, id=self.id)
             with events:
                 for message in events:
                     with self._group.changed:
-                        self.seen.append((time.monotonic(), message))
+                        self.timed_events.append((time.monotonic(), message))
                         self._group.count += message.data.count(" ") if message.id else 0
                         self._group.changed.notify_all()
 
 
-def send_prompt(client: Client, place: str, text: str, stream_id: str) -> int:
+def send_prompt(client: Client, path: str, text: str, stream_id: str) -> int:
     """Send a prompt from the page; the status."""
     form = urlencode({"prompt": text, "id": stream_id}).encode()
-    return client.request("POST", f"{place}/messages", form, FORM).status
+    return client.request("POST", f"{path}/messages", form, FORM).status
 
 
 def start_streams(
-    client: Client, tokens: int = TOKENS, count: int = 4, may_lose: float = LOST_AT_MOST
+    client: Client, tokens: int = TOKENS, count: int = 4, may_lose: float = LOSS_SECONDS_MAX
 ) -> StreamGroup:
     """Start `count` streams of `tokens` tokens for one client, every second one in a conversation."""
     group = StreamGroup(may_lose)
     for number in range(count):
-        place = f"/c/{new_id()}" if number % 2 else ""
-        stream = Stream(group, client, new_id(), place, f"count?n={tokens}&gap_ms=8")
-        if place:
-            assert send_prompt(client, place, f"/fake {stream.model}", stream.id) == 200
+        path = f"/c/{new_id()}" if number % 2 else ""
+        stream = Stream(group, client, new_id(), path, f"count?n={tokens}&gap_ms=8")
+        if path:
+            assert send_prompt(client, path, f"/fake {stream.model}", stream.id) == 200
         stream.start()
     return group
 
@@ -116,9 +116,11 @@ class Database:
     """Queries of a server's database on other connections."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        where = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        engine_url = url.replace("postgresql://", "postgresql+psycopg://", 1)
         self._is_sqlite = not url
-        self._engine = create_engine(where or f"sqlite:///{folder / 'halt.db'}", poolclass=NullPool)
+        self._engine = create_engine(
+            engine_url or f"sqlite:///{folder / 'halt.db'}", poolclass=NullPool
+        )
 
     def __call__(self, query: str, **values: object) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -142,8 +144,8 @@ def checked_parts(messages: list[ServerEvent]) -> tuple[str, list[int], ServerEv
 
     Requires consecutive numbers, exactly one terminal event and [DONE].
     """
-    *events, last, done = messages
-    assert done.data == "[DONE]"
+    *events, last, done_message = messages
+    assert done_message.data == "[DONE]"
     numbers = [int(event.id) for event in events]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)) if numbers else [])
     assert not [event for event in events if event.json.get("done")]
@@ -172,72 +174,76 @@ def check_nothing_runs(database: Database) -> None:
 
 def check_replay(stream: Stream, answer: EventStream, killed_at: float) -> list[ServerEvent]:
     """The stream as replayed after the kill, compared with the events that its reader got before."""
-    old = [message for at, message in stream.seen if at < killed_at - stream.may_lose]
+    events_before_kill = [
+        message for at, message in stream.timed_events if at < killed_at - stream.may_lose
+    ]
     if answer.status == 404:  # it had begun just before the kill: nothing was saved yet
-        assert not stream.place
-        assert not old
+        assert not stream.path
+        assert not events_before_kill
         return []
-    whole = answer.to_end().seen
+    replayed = answer.to_end().seen
     stream.join(60)
     assert not stream.is_alive(), "a reader waits for ever"
-    text, numbers, last = checked_parts(whole)
-    assert ALL.startswith(text)
+    text, numbers, last = checked_parts(replayed)
+    assert ALL_TEXT.startswith(text)
     assert numbers == list(range(1, len(numbers) + 1))
-    assert len(numbers) >= len(old), "text was lost"
-    seen = [message for message in stream.messages if message.id]
+    assert len(numbers) >= len(events_before_kill), "text was lost"
+    reader_events = [message for message in stream.messages if message.id]
     if last.json.get("error", {}).get("code") == "interrupted":
-        seen = [message for message in seen if int(message.id) < GAP]
-        assert seen[: len(numbers)] == whole[: min(len(seen), len(numbers))]
+        reader_events = [message for message in reader_events if int(message.id) < GAP]
+        assert reader_events[: len(numbers)] == replayed[: min(len(reader_events), len(numbers))]
     else:  # its producer lives; the reader's worker may have been killed
-        assert whole[: len(stream.messages)] == stream.messages
-    return whole
+        assert replayed[: len(stream.messages)] == stream.messages
+    return replayed
 
 
 def check_second_read(
-    stream: Stream, client: Client, whole: list[ServerEvent], killed_at: float
+    stream: Stream, client: Client, replayed: list[ServerEvent], killed_at: float
 ) -> list[ServerEvent]:
     """The stream, read again. An interrupted stream now has the saved events only.
 
     The first read may have had more: a worker that followed the stream replays unsaved events, too.
     """
     saved_events = client.follow(stream.id, 0).to_end().seen
-    if saved_events != whole:
+    if saved_events != replayed:
         _, numbers, last = checked_parts(saved_events)
         assert last.json["error"]["code"] == "interrupted"
-        assert saved_events[-2:] == whole[-2:]
-        assert saved_events[:-2] == whole[: len(numbers)]
+        assert saved_events[-2:] == replayed[-2:]
+        assert saved_events[:-2] == replayed[: len(numbers)]
         assert int(last.id) == len(numbers) + GAP + 1
-        assert not [at for at, _ in stream.seen[len(numbers) :] if at < killed_at - stream.may_lose]
+        assert not [
+            at for at, _ in stream.timed_events[len(numbers) :] if at < killed_at - stream.may_lose
+        ]
     return saved_events
 
 
-def check_resume(stream: Stream, client: Client, whole: list[ServerEvent]) -> None:
+def check_resume(stream: Stream, client: Client, replayed: list[ServerEvent]) -> None:
     """Check that a reader that resumes after its last event gets the later events and the end."""
     last = max((int(message.id) for message in stream.messages if message.id), default=0)
     rest = client.follow(stream.id, Last_Event_ID=str(last)).to_end().seen
-    assert rest == [message for message in whole if not message.id or int(message.id) > last]
+    assert rest == [message for message in replayed if not message.id or int(message.id) > last]
 
 
 def check_conversation(
-    stream: Stream, client: Client, database: Database, whole: list[ServerEvent]
+    stream: Stream, client: Client, database: Database, replayed: list[ServerEvent]
 ) -> None:
     """Check that the conversation shows the saved answer and its state, and accepts a prompt."""
-    text, _, last = checked_parts(whole)
+    text, _, last = checked_parts(replayed)
     if not text and last.json["type"] == "cancelled":
-        assert client.get(stream.place).status == 404  # the prompt was returned to the composer
+        assert client.get(stream.path).status == 404  # the prompt was returned to the composer
         return
     state = {"done": "done", "cancelled": "stopped", "error": "error"}[last.json["type"]]
     if last.json.get("error", {}).get("code") == "interrupted":
         state = "interrupted"
     wait_until(lambda: saved_answer(database, stream) == (state, text), SERVER_TIMEOUT)
-    page = client.get(stream.place).body.decode()
+    page = client.get(stream.path).body.decode()
     assert re.findall(r'data-state="(\w+)"', page) == [state]
     assert text.strip() in page
-    again = new_id()
-    assert send_prompt(client, stream.place, "/fake count?n=3", again) == 200
-    answer, _, last = checked_parts(client.follow(again, 0).to_end().seen)
+    next_stream_id = new_id()
+    assert send_prompt(client, stream.path, "/fake count?n=3", next_stream_id) == 200
+    answer, _, last = checked_parts(client.follow(next_stream_id, 0).to_end().seen)
     assert (answer, last.json["type"]) == ("0 1 2 ", "done")
-    page = client.get(stream.place).body.decode()
+    page = client.get(stream.path).body.decode()
     assert re.findall(r'data-state="(\w+)"', page) == [state, "done"]
 
 
@@ -250,11 +256,11 @@ def check_streams(group: StreamGroup, client: Client, database: Database, killed
     for stream in group.streams:
         client.stop(stream.id)
     for stream, answer in zip(group.streams, answers, strict=True):
-        if whole := check_replay(stream, answer, killed_at):
-            whole = check_second_read(stream, client, whole, killed_at)
-            check_resume(stream, client, whole)
-            if stream.place:
-                check_conversation(stream, client, database, whole)
+        if replayed := check_replay(stream, answer, killed_at):
+            replayed = check_second_read(stream, client, replayed, killed_at)
+            check_resume(stream, client, replayed)
+            if stream.path:
+                check_conversation(stream, client, database, replayed)
     check_nothing_runs(database)
 
 
@@ -303,16 +309,16 @@ class RestartableServer:
 
         Another server is started at once, before the old worker notices that its master is dead.
         """
-        dead = self.halt
-        os.kill(dead.process.pid, signal.SIGKILL)
+        killed_server = self.halt
+        os.kill(killed_server.process.pid, signal.SIGKILL)
         at = time.monotonic()
         self.halt = HaltServer(self._env)
         self.client.address = (self.halt.host, self.halt.port)
         try:
-            wait_until(lambda: dead.process.poll() is not None and dead.gone, 20)
+            wait_until(lambda: killed_server.process.poll() is not None and killed_server.gone, 20)
         finally:
-            dead.kill()
-            dead.close()
+            killed_server.kill()
+            killed_server.close()
         return at
 
     def close(self) -> None:
@@ -323,15 +329,15 @@ class RestartableServer:
 @contextlib.contextmanager
 def prompt_during_kill(client: Client) -> Iterator[str]:
     """Send a prompt in a thread during the block; yields the path of its conversation."""
-    place = f"/c/{new_id()}"
+    path = f"/c/{new_id()}"
 
     def send() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            send_prompt(client, place, "/fake count?n=20&gap_ms=5", new_id())
+            send_prompt(client, path, "/fake count?n=20&gap_ms=5", new_id())
 
     thread = threading.Thread(target=send, name="prompt during kill")
     thread.start()
-    yield place
+    yield path
     thread.join(60)
     assert not thread.is_alive()
 
@@ -343,8 +349,7 @@ class UpstreamProcess:
     """A fake model's server in its own process; `kill` is `kill -9`."""
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.base_url = f"http://127.0.0.1:{self._port}/v1"
         self.start()
 

@@ -1,4 +1,4 @@
-"""Random hostile input against the parts of Halt that read data of others: `make fuzz`.
+"""Random hostile input for the parts of Halt that read external data: `make fuzz`.
 
 A target generates inputs from a seed and checks each one. An input is bytes, so that it can be saved,
 minimised and replayed. An input that breaks a promise is a finding: it is minimised and written to

@@ -30,18 +30,20 @@ def fuzz(target: Target, seed: int, seconds: float, folder: Path) -> int:
             break
         count += 1
         finding = target.attempt(data)
-        if finding is None or any(same_kind(known, finding) for known in findings):
+        if finding is None or any(same_kind(earlier, finding) for earlier in findings):
             continue
         findings.append(finding)
-        small = minimised(
+        minimised_input = minimised(
             data,
             partial(_is_same, target, finding),
             partial(_is_past, time.monotonic() + MINIMISING),
         )
-        path = folder / f"{target.name}-{hashlib.sha256(small).hexdigest()[:10]}"
-        path.write_bytes(small)
-        again = target.attempt(small) or finding
-        print(f"\n{target.name}: input {count}, saved as {path}\n{small[:300]!r}\n{again}\n")
+        path = folder / f"{target.name}-{hashlib.sha256(minimised_input).hexdigest()[:10]}"
+        path.write_bytes(minimised_input)
+        reproduced = target.attempt(minimised_input) or finding
+        print(
+            f"\n{target.name}: input {count}, saved as {path}\n{minimised_input[:300]!r}\n{reproduced}\n"
+        )
     print(f"{target.name}: {count:,} inputs, {len(findings)} findings", flush=True)
     return len(findings)
 

@@ -17,10 +17,12 @@ def cuts_of(data: Sequence[object]) -> Iterator[list[int]]:
     size = len(data)
     rng = random.Random(size)
     yield list(range(1, size))
-    places = range(1, size)
-    yield from ([at] for at in (places if size <= EVERY else sorted(rng.sample(places, RANDOM))))
+    positions = range(1, size)
+    yield from (
+        [at] for at in (positions if size <= EVERY else sorted(rng.sample(positions, RANDOM)))
+    )
     for _ in range(min(RANDOM, size) // 2):
-        yield sorted(rng.sample(places, min(len(places), rng.randrange(2, 8))))
+        yield sorted(rng.sample(positions, min(len(positions), rng.randrange(2, 8))))
 
 
 def pieces_of(data: T, cuts: Sequence[int]) -> list[T]:

@@ -14,7 +14,7 @@ from hypothesis.strategies import SearchStrategy
 from halt.web.api.document import document
 from tests.fuzz.mutate import NUMBERS, altered, dumped, mutated
 from tests.fuzz.schemas import fitting
-from tests.fuzz.server import WITHIN, ServerTarget, spoiled
+from tests.fuzz.server import ANSWER_TIMEOUT, ServerTarget, spoiled
 from tests.fuzz.target import Finding, examples
 from tests.support.halt_server import HaltServer
 
@@ -23,12 +23,12 @@ HANDSHAKE = (
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 KEYS = ("type", "id", "seen", "after", "messages", "model", "on_disconnect", "extra_body")
-#: Codes with which the server may close: 1011 would be a fault of its own.
+#: Codes with which the server may close; 1011 would report a fault of the server.
 CLOSES = frozenset({1000, 1001, 1002, 1003, 1007, 1009, 4008})
 _ID = {"type": "string", "pattern": "^[A-Za-z0-9_-]{8,12}$"}
 _NUMBER = {"type": "integer", "minimum": 0}
 #: The client's messages other than `start`, as halt.web.websocket.messages takes them.
-OTHERS: dict[str, dict[str, Any]] = {
+OTHER_MESSAGES: dict[str, dict[str, Any]] = {
     "stop": {"type": "object", "properties": {"id": _ID, "seen": _NUMBER}, "required": ["id"]},
     "follow": {"type": "object", "properties": {"id": _ID, "after": _NUMBER}, "required": ["id"]},
     "unfollow": {"type": "object", "properties": {"id": _ID}, "required": ["id"]},
@@ -68,15 +68,15 @@ class Frames(ServerTarget):
         shapes = document(token=False)["components"]["schemas"]
         sources = [
             examples(_messages(name, schema, shapes), rng)
-            for name, schema in {"start": shapes["ChatRequest"], **OTHERS}.items()
+            for name, schema in {"start": shapes["ChatRequest"], **OTHER_MESSAGES}.items()
         ]
         while True:
-            out = [
+            frames = [
                 self._message(rng, next(rng.choice(sources))) for _ in range(rng.randrange(1, 5))
             ]
             if rng.random() < 0.3:
-                out.append(frame(rng.choice(LAST), 8))
-            data = b"".join(out)
+                frames.append(frame(rng.choice(LAST), 8))
+            data = b"".join(frames)
             yield mutated(rng, data) if rng.random() < 0.4 else data
 
     def _message(self, rng: random.Random, text: bytes) -> bytes:
@@ -102,7 +102,7 @@ class Frames(ServerTarget):
         return frame(text, rng.choice((1, 1, 1, 1, 2)))
 
     def send(self, server: HaltServer, data: bytes) -> None:
-        with socket.create_connection((server.host, server.port), WITHIN) as sock:
+        with socket.create_connection((server.host, server.port), ANSWER_TIMEOUT) as sock:
             sock.sendall(HANDSHAKE % f"{server.host}:{server.port}".encode())
             answer = b""
             while b"\r\n\r\n" not in answer:
@@ -147,7 +147,7 @@ def _received(sock: socket.socket, before: bytes, at_end: bytes | None = None) -
     try:
         piece = sock.recv(65_536)
     except TimeoutError:
-        raise Finding("the server does not close", f"after {WITHIN:g} s") from None
+        raise Finding("the server does not close", f"after {ANSWER_TIMEOUT:g} s") from None
     except ConnectionError:
         piece = b""
     if not piece and at_end is None:

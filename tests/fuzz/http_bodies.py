@@ -1,6 +1,6 @@
-"""HTTP/1.1 as a model's server speaks it, against Python's http.client on the same bytes.
+"""HTTP/1.1 responses of a model's server, compared with Python's http.client on the same bytes.
 
-Where the two may differ (`by_design`):
+Where the two may differ (`may_differ`):
     a head that breaks HTTP/1.1 (lines that end with LF alone, folded headers, lines
     without a colon, another version): Halt refuses it, http.client mends it or cuts it off
     a Content-Length that is not digits alone: Halt refuses it, http.client reads `+5` and `1_0`, and
@@ -50,8 +50,8 @@ STRICT = re.compile(
 HEADER = re.compile(rb"\n([^:\r]*):([^\r]*)")
 
 
-class Pieces:
-    """A socket that returns these pieces, then the end of file."""
+class PiecesSocket:
+    """A socket that returns given pieces, then the end of file."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = [piece for piece in pieces if piece]
@@ -75,8 +75,8 @@ class Pieces:
     def setblocking(self, _: bool) -> None: ...
 
 
-class Whole:
-    """A socket for http.client."""
+class WholeSocket:
+    """A socket for http.client, with all bytes of a response."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -88,27 +88,27 @@ class Whole:
 Result = tuple[int, bytes] | str
 
 
-def ours(pieces: list[bytes]) -> Result:
+def read_by_halt(pieces: list[bytes]) -> Result:
     """Status and body as Halt reads them, or REFUSED."""
-    sock: Any = Pieces(pieces)
+    sock: Any = PiecesSocket(pieces)
     connection = UpstreamConnection()
-    out: list[bytes] = []
+    body_parts: list[bytes] = []
     try:
         status, headers, rest = read_head(connection, sock, None)
         body = Body(connection, sock, lambda _: None, headers, rest, status)
         while data := body.read():
             if len(data) > max(INFLATED_MAX, HEAD_MAX + READ_SIZE):
                 raise Finding("a read gives too much", f"{len(data)} bytes")
-            out.append(data)
+            body_parts.append(data)
         body.close()
     except (httpx2.ReadError, httpx2.RemoteProtocolError):
         return REFUSED
-    return status, b"".join(out)
+    return status, b"".join(body_parts)
 
 
-def theirs(data: bytes) -> tuple[Result, http.client.HTTPResponse]:
+def read_by_http_client(data: bytes) -> tuple[Result, http.client.HTTPResponse]:
     """The result of http.client for the same bytes, its body as sent."""
-    response = http.client.HTTPResponse(Whole(data), method="POST")  # type: ignore[arg-type]
+    response = http.client.HTTPResponse(WholeSocket(data), method="POST")  # type: ignore[arg-type]
     try:
         response.begin()
         body = response.read()
@@ -123,25 +123,25 @@ class Http1(Target):
     name = "http1"
 
     def check(self, data: bytes) -> None:
-        whole = ours([data])
-        theirs_, response = theirs(data)
-        compressed = _is_compressed(theirs_, response)
+        result = read_by_halt([data])
+        reference, response = read_by_http_client(data)
+        compressed = _is_compressed(reference, response)
         for cuts in cuts_of(data):
-            other = ours(pieces_of(data, cuts))
+            cut_result = read_by_halt(pieces_of(data, cuts))
             # A body that only begins like a compressed one is passed on as it is.
-            if other != whole and not (compressed == "unlabelled"):
+            if cut_result != result and not (compressed == "unlabelled"):
                 raise Finding(
-                    "the body depends on the cut", f"{whole!r}\ncut at {cuts[:8]}: {other!r}"
+                    "the body depends on the cut", f"{result!r}\ncut at {cuts[:8]}: {cut_result!r}"
                 )
         if compressed:
-            assert not isinstance(theirs_, str)
-            undone = _undone(theirs_[1])
-            if compressed == "unlabelled" or undone is None:
+            assert not isinstance(reference, str)
+            plain_body = _decompressed(reference[1])
+            if compressed == "unlabelled" or plain_body is None:
                 return
-            theirs_ = theirs_[0], undone
-        if whole != theirs_ and not by_design(data, REFUSED in {whole, theirs_}):
-            kind = f"http.client: {_kind(theirs_)}, Halt: {_kind(whole)}"
-            raise Finding(kind, f"\n{theirs_!r}\n{whole!r}")
+            reference = reference[0], plain_body
+        if result != reference and not may_differ(data, REFUSED in {result, reference}):
+            kind = f"http.client: {_kind(reference)}, Halt: {_kind(result)}"
+            raise Finding(kind, f"\n{reference!r}\n{result!r}")
 
     def inputs(self, rng: random.Random) -> Iterator[bytes]:
         while True:
@@ -164,23 +164,23 @@ def _is_compressed(result: Result, response: http.client.HTTPResponse) -> str:
     return ""
 
 
-def _undone(body: bytes) -> bytes | None:
-    """The members of a compressed body; None where it is broken off or malformed."""
-    out = b""
+def _decompressed(body: bytes) -> bytes | None:
+    """The decompressed members of a body; None if it is truncated or malformed."""
+    plain_body = b""
     while body:
         member = zlib.decompressobj(wbits=47)
         with contextlib.suppress(zlib.error):
-            out += member.decompress(body) + member.flush()
+            plain_body += member.decompress(body) + member.flush()
             if member.eof:
                 body = member.unused_data
                 if body[:1] != GZIP[:1]:
-                    return out
+                    return plain_body
                 continue
         return None
-    return out
+    return plain_body
 
 
-def by_design(data: bytes, is_refused: bool) -> bool:
+def may_differ(data: bytes, is_refused: bool) -> bool:
     """Whether the two may differ about this response. `is_refused`: by one of them."""
     while True:
         head, end, rest = data.partition(b"\r\n\r\n")
@@ -296,20 +296,20 @@ SIZES = (
 
 
 def _chunked(rng: random.Random, body: bytes) -> bytes:
-    out = []
+    pieces = []
     while body:
         size = rng.randrange(1, len(body) + 1)
         size_line = rng.choice((b"%x" % size, b"%X" % size) * 8 + SIZES)
-        out.append(size_line + b"\r\n" + body[:size] + b"\r\n")
+        pieces.append(size_line + b"\r\n" + body[:size] + b"\r\n")
         body = body[size:]
-    out.append(
+    pieces.append(
         rng.choice((b"0\r\n\r\n",) * 5 + (b"0\r\nA: b\r\n\r\n", b"0\r\n", b"000\r\n\r\n", b""))
     )
-    return b"".join(out)
+    return b"".join(pieces)
 
 
 def _packed(rng: random.Random, body: bytes) -> bytes:
-    """The body compressed, in one or two members, with padding, broken off, or a bomb."""
+    """The body compressed: in one or two members, with padding, truncated, or a bomb."""
     wbits = rng.choice((31, 31, 31, 15, -15))
     if rng.random() < 0.05:
         body = bytes(2_000_000)

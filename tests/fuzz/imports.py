@@ -14,7 +14,7 @@ from halt.errors import RequestError
 from halt.store.portable import FORMAT, PortableConversation, read, to_json, to_markdown
 from tests.fuzz.mutate import altered, any_value, dumped, mutated
 from tests.fuzz.schemas import fitting
-from tests.fuzz.server import WITHIN, ServerTarget, spoiled
+from tests.fuzz.server import ANSWER_TIMEOUT, ServerTarget, spoiled
 from tests.fuzz.target import Finding, examples
 from tests.support.halt_server import HaltServer
 
@@ -48,8 +48,10 @@ class Import(ServerTarget):
             fitting(schema, shapes).map(lambda value: json.dumps(value).encode()), rng
         )
         while True:
-            some = [_tree(rng, json.loads(next(conversations))) for _ in range(rng.randrange(1, 3))]
-            file: Any = {"format": FORMAT, "version": 1, "conversations": some}
+            trees = [
+                _tree(rng, json.loads(next(conversations))) for _ in range(rng.randrange(1, 3))
+            ]
+            file: Any = {"format": FORMAT, "version": 1, "conversations": trees}
             kind = rng.randrange(8)
             if kind == 0:
                 file = [{"title": "a", "mapping": any_value(rng, KEYS)}]
@@ -81,44 +83,44 @@ class Import(ServerTarget):
         super().check(data)
 
     def send(self, server: HaltServer, data: bytes) -> None:
-        anna, boris = _Person(server), _Person(server)
-        status, answer = anna.import_(data)
+        first_browser, second_browser = _Browser(server), _Browser(server)
+        status, answer = first_browser.import_file(data)
         if status >= 500 or (status == 200) == self._refused:
             raise Finding(f"an import ends with {status}", f"{answer[:500]!r}")
         if status != 200:
             return
-        exported = anna.export()
-        status, answer = boris.import_(exported)
+        exported = first_browser.export()
+        status, answer = second_browser.import_file(exported)
         if status != 200 and json.loads(exported)["conversations"]:
             raise Finding("an export cannot be imported", f"{status} {answer[:500]!r}")
-        first, second = comparable(exported), comparable(boris.export())
+        first, second = comparable(exported), comparable(second_browser.export())
         if first != second:
             different = [(a, b) for a, b in zip(first, second, strict=False) if a != b][:1]
             raise Finding("an export changes by an import", f"{different}")
 
 
-class _Person:
+class _Browser:
     """A browser with a new session."""
 
     def __init__(self, server: HaltServer) -> None:
         self._server = server
         self._cookie = ""
-        self._ask("GET", "/")
+        self._request("GET", "/")
 
-    def import_(self, data: bytes) -> tuple[int, bytes]:
+    def import_file(self, data: bytes) -> tuple[int, bytes]:
         line = b"fuzz-7c1d0e-boundary"
         head = b'Content-Disposition: form-data; name="file"; filename="a.json"'
         body = b"--%b\r\n%b\r\n\r\n%b\r\n--%b--\r\n" % (line, head, data, line)
         kind = f"multipart/form-data; boundary={line.decode()}"
-        return self._ask("POST", "/import", body, {"Content-Type": kind})
+        return self._request("POST", "/import", body, {"Content-Type": kind})
 
     def export(self) -> bytes:
-        status, body = self._ask("GET", "/export")
+        status, body = self._request("GET", "/export")
         if status != 200:
             raise Finding(f"an export ends with {status}", f"{body[:500]!r}")
         return body
 
-    def _ask(
+    def _request(
         self,
         method: str,
         path: str,
@@ -126,7 +128,7 @@ class _Person:
         headers: dict[str, str] | None = None,
     ) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(
-            self._server.host, self._server.port, timeout=WITHIN
+            self._server.host, self._server.port, timeout=ANSWER_TIMEOUT
         )
         try:
             more = {"Cookie": self._cookie} if self._cookie else {}
@@ -146,14 +148,14 @@ def comparable(data: bytes) -> list[Any]:
     conversations = json.loads(data)["conversations"]
     for conversation in conversations:
         del conversation["id"]
-        places = {message["id"]: at for at, message in enumerate(conversation["messages"])}
+        positions = {message["id"]: at for at, message in enumerate(conversation["messages"])}
         groups: dict[Any, int] = {}
         for message in conversation["messages"]:
-            message["parent"] = places.get(message.get("parent"))
+            message["parent"] = positions.get(message.get("parent"))
             del message["id"]
             if "rivals" in message:
                 message["rivals"] = groups.setdefault(message["rivals"], len(groups))
-        conversation["chosen"] = sorted(places[at] for at in conversation.get("chosen", ()))
+        conversation["chosen"] = sorted(positions[at] for at in conversation.get("chosen", ()))
     return sorted(conversations, key=lambda c: json.dumps(c, sort_keys=True))
 
 

@@ -120,8 +120,8 @@ class Writer:
     def _in(self, items: Any) -> str:
         rng = self._rng
         if items[0][0] is codes.NEGATE:
-            taken = "".join(map(self._member, items[1:]))
-            choices = [char for char in "a1 \t\n-_.;\\'\"(" if char not in taken]
+            excluded = "".join(map(self._member, items[1:]))
+            choices = [char for char in "a1 \t\n-_.;\\'\"(" if char not in excluded]
             return rng.choice(choices or ["\u00e9"])
         return self._member(rng.choice(items))
 
@@ -139,7 +139,7 @@ class Writer:
 
 
 def repeats_in(pattern: re.Pattern[str]) -> int:
-    """How many repeats a pattern has, counted as Writer does."""
+    """The number of repeats in a pattern, counted as Writer does."""
     writer = Writer(random.Random(0), {})
     writer.pattern(pattern)
     return writer.repeats
@@ -147,7 +147,7 @@ def repeats_in(pattern: re.Pattern[str]) -> int:
 
 @cache
 def repeating(language: str) -> list[tuple[str, re.Pattern[str], int]]:
-    """A lexer's patterns with repeats: a text that leads there, the pattern, how many it has."""
+    """A lexer's patterns with repeats: a text that leads to it, the pattern, the number of repeats."""
     states, ways = rules_of(language)
     return [
         (ways[state], pattern, count)
@@ -158,7 +158,7 @@ def repeating(language: str) -> list[tuple[str, re.Pattern[str], int]]:
 
 
 class Lexers(Target):
-    """A block of code in any language is rendered in time, and not by the process that asks."""
+    """A block of code in any language is rendered in time, and not by the calling process."""
 
     name = "lexers"
 
@@ -191,17 +191,17 @@ class Lexers(Target):
             return
         language, text = block
         renderer = self._renderer = self._renderer or Renderer()
-        begun, cpu = time.monotonic(), time.process_time()
+        start, cpu = time.monotonic(), time.process_time()
         try:
             rendered = renderer.submit_text(text).result(TEXT_WAIT + LATE)
         except TimeoutError:
-            after = time.monotonic() - begun
+            after = time.monotonic() - start
             raise Finding(
                 f"{language} is not rendered in time", f"nothing after {after:.1f} s"
             ) from None
-        taken = time.process_time() - cpu
-        if taken > SECONDS:
-            detail = f"{taken:.1f} s of CPU for {len(text)} characters"
+        cpu_seconds = time.process_time() - cpu
+        if cpu_seconds > SECONDS:
+            detail = f"{cpu_seconds:.1f} s of CPU for {len(text)} characters"
             raise Finding(f"{language} is highlighted in the calling process", detail)
         checked_html(rendered.html)
         if "<code" not in rendered.html:

@@ -266,7 +266,7 @@ def checked_html(text: str) -> None:
 # --- time -----------------------------------------------------------------------------------------
 
 FLOOR = 0.1  # seconds of CPU; shorter times are not compared
-LIGHT = 0.1  # seconds of CPU; 0.01 is the promise for a quick machine
+LIGHT = 0.1  # seconds of CPU; on a quick machine 0.01 is the limit
 FACTOR = 2.5  # of CPU for twice the text
 FIRST, SIZE_MAX = 3000, 200_000  # characters
 
@@ -274,8 +274,8 @@ FIRST, SIZE_MAX = 3000, 200_000  # characters
 def repeated(data: bytes) -> tuple[str, str, str] | None:
     """An input for time: {"before", "unit", "after"}; None for an invalid input."""
     try:
-        given = json.loads(data)
-        parts = given["before"], given["unit"], given["after"]
+        fields = json.loads(data)
+        parts = fields["before"], fields["unit"], fields["after"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not all(isinstance(part, str) for part in parts) or not parts[1]:
@@ -284,7 +284,7 @@ def repeated(data: bytes) -> tuple[str, str, str] | None:
 
 
 def grown(parts: tuple[str, str, str], size: int) -> str:
-    """A text of about that many characters."""
+    """A text of about `size` characters."""
     before, unit, after = parts
     return before + unit * (size // len(unit) + 1) + after
 
@@ -298,7 +298,7 @@ class Time(Target):
 
     cpu_max = 3 * CPU_MAX
 
-    def work(self, text: str) -> None:
+    def process(self, text: str) -> None:
         raise NotImplementedError
 
     def inputs(self, rng: random.Random) -> Iterator[bytes]:
@@ -312,12 +312,12 @@ class Time(Target):
             return
         size, before = FIRST, 0.0
         while size <= SIZE_MAX:
-            taken = self._seconds(parts, size)
-            if taken > FLOOR and taken > FACTOR * before:
+            seconds = self._seconds(parts, size)
+            if seconds > FLOOR and seconds > FACTOR * before:
                 self._measure_again(parts, size)
-            if taken > 4 * FLOOR:
+            if seconds > 4 * FLOOR:
                 return
-            before = taken
+            before = seconds
             size *= 2
 
     def _measure_again(self, parts: tuple[str, str, str], size: int) -> None:
@@ -333,9 +333,9 @@ class Time(Target):
 
     def _seconds(self, parts: tuple[str, str, str], size: int) -> float:
         text = grown(parts, size)
-        begun = time.process_time()
-        self.work(text)
-        return time.process_time() - begun
+        start = time.process_time()
+        self.process(text)
+        return time.process_time() - start
 
 
 class MarkdownTime(Time):
@@ -343,7 +343,7 @@ class MarkdownTime(Time):
 
     name = "markdown-time"
 
-    def work(self, text: str) -> None:
+    def process(self, text: str) -> None:
         render(text)
 
 
@@ -362,13 +362,13 @@ class LightTime(Target):
         text = text_of(data)
         if not is_quick_to_render(text):
             return
-        taken = LIGHT
+        seconds = LIGHT
         for _ in range(3):  # another program on the same core may double a figure
-            begun = time.process_time()
+            start = time.process_time()
             render(text)
-            taken = min(taken, time.process_time() - begun)
-        if taken >= LIGHT:
-            raise Finding("a light text takes long", f"{taken:.3f} s of CPU")
+            seconds = min(seconds, time.process_time() - start)
+        if seconds >= LIGHT:
+            raise Finding("a light text takes long", f"{seconds:.3f} s of CPU")
 
 
 class StreamTime(Time):
@@ -376,7 +376,7 @@ class StreamTime(Time):
 
     name = "stream-time"
 
-    def work(self, text: str) -> None:
+    def process(self, text: str) -> None:
         stream, open_text = BlockStream(), OpenText()
         for at in range(0, len(text), 4):
             step = stream.feed(text[at : at + 4])
@@ -403,15 +403,17 @@ class OpenParts(Target):
         longest = max(map(len, re.split(r"<wbr>|[^!-~]", breakable(text))), default=0)
         if longest > RUN + 40:
             raise Finding("a run without a place to break the line", str(longest))
-        whole = OpenText().feed(text)
+        whole_text = OpenText().feed(text)
         for cuts in [[], *cuts_of(source)][:12]:
-            drawn = OpenText()
-            out = "".join(drawn.feed(html.escape(piece)) for piece in pieces_of(source, cuts))
-            if _bare(out) != normalized(text):
+            open_text = OpenText()
+            joined_text = "".join(
+                open_text.feed(html.escape(piece)) for piece in pieces_of(source, cuts)
+            )
+            if _bare(joined_text) != normalized(text):
                 raise Finding("a seam changes the text", str(cuts[:8]))
-            if out.replace(SEAM, "") != whole.replace(SEAM, ""):  # a seam may be late
+            if joined_text.replace(SEAM, "") != whole_text.replace(SEAM, ""):  # a seam may be late
                 raise Finding("the open text depends on the cut", str(cuts[:8]))
-            parts = out.replace(SEAM, "\0").replace(WBR, "\0")
+            parts = joined_text.replace(SEAM, "\0").replace(WBR, "\0")
             if "&" in re.sub(r"&(?:amp|lt|gt|quot|#x27);", "_", parts):
                 raise Finding("a character reference is cut", str(cuts[:8]))
 

@@ -138,8 +138,8 @@ def mutated(rng: random.Random, data: bytes, most: int = 4) -> bytes:
             quote = data.find(b'"', at) + 1
             data = data[:quote] + rng.choice(NO_UTF8) + data[quote:]
         else:
-            other = rng.randrange(len(data) + 1)
-            data = data[:at] + data[other : other + size * 4] + data[at:]
+            other_at = rng.randrange(len(data) + 1)
+            data = data[:at] + data[other_at : other_at + size * 4] + data[at:]
     return data
 
 

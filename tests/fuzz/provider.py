@@ -97,20 +97,20 @@ class Decoder(Target):
     keys: ClassVar[tuple[str, ...]]
 
     def check(self, data: bytes) -> None:
-        whole = outcome(self.decoder(data), [data])
+        whole_outcome = outcome(self.decoder(data), [data])
         for cuts in cuts_of(data):
-            other = outcome(self.decoder(data), pieces_of(data, cuts))
-            if other != whole:
+            cut_outcome = outcome(self.decoder(data), pieces_of(data, cuts))
+            if cut_outcome != whole_outcome:
                 raise Finding(
                     "the answer depends on the cut",
-                    f"\nwhole: {whole}\ncut at {cuts[:8]}: {other}",
+                    f"\nwhole: {whole_outcome}\ncut at {cuts[:8]}: {cut_outcome}",
                 )
 
     def decoder(self, _: bytes) -> EventDecoder:
         return self.kind()
 
     def inputs(self, rng: random.Random) -> Iterator[bytes]:
-        known = [
+        known_inputs = [
             piece.encode("utf-8", "surrogatepass")
             for case in json.loads((ROOT / "tests/cases/upstream.json").read_text())
             if case["provider"] == self.provider
@@ -118,7 +118,7 @@ class Decoder(Target):
             if isinstance(piece := answer.get("body"), str) and piece
         ]
         while True:
-            data = rng.choice(known) if rng.random() < 0.3 else self._stream(rng)
+            data = rng.choice(known_inputs) if rng.random() < 0.3 else self._stream(rng)
             yield mutated(rng, data)[:4000]
 
     def events(self, rng: random.Random) -> list[tuple[str, Any]]:
@@ -128,7 +128,7 @@ class Decoder(Target):
     def _stream(self, rng: random.Random) -> bytes:
         end = rng.choice((b"\n", b"\n", b"\r\n", b"\r"))
         framing = rng.randrange(4)
-        out = [b"\xef\xbb\xbf"] if rng.random() < 0.1 else []
+        stream_lines = [b"\xef\xbb\xbf"] if rng.random() < 0.1 else []
         for name, event in self.events(rng):
             value = altered(rng, event, self.keys) if rng.random() < 0.3 else event
             if isinstance(value, str):
@@ -141,12 +141,12 @@ class Decoder(Target):
                 lines += [b"data:" + blank + line for line in payload.split(b"\n")]
                 if rng.random() < 0.1:
                     lines.insert(rng.randrange(len(lines) + 1), rng.choice(OTHER_LINES))
-                out += [line + end for line in lines]
+                stream_lines += [line + end for line in lines]
                 if rng.random() < 0.97:
-                    out.append(end)
+                    stream_lines.append(end)
             else:
-                out.append(payload + end)
-        return b"".join(out)
+                stream_lines.append(payload + end)
+        return b"".join(stream_lines)
 
 
 OTHER_LINES = (
@@ -185,7 +185,7 @@ class Chat(Decoder):
         return ChatDecoder(logprobs=b"logprobs" in data)
 
     def events(self, rng: random.Random) -> list[tuple[str, Any]]:
-        out: list[tuple[str, Any]] = []
+        events: list[tuple[str, Any]] = []
         for _ in range(rng.randrange(6)):
             text = rng.choice(TEXTS)
             delta = rng.choice(
@@ -204,7 +204,7 @@ class Chat(Decoder):
                 )
             )
             choice = {"index": 0, "delta": delta, "finish_reason": None}
-            out.append(("", {"model": "m", "choices": [choice]}))
+            events.append(("", {"model": "m", "choices": [choice]}))
         ends = [
             {"choices": [{"index": 0, "delta": {}, "finish_reason": rng.choice(REASONS)}]},
             {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}},
@@ -215,7 +215,7 @@ class Chat(Decoder):
             return [("", {"choices": [{"message": message, "finish_reason": "stop"}]})]
         if rng.random() < 0.2:
             ends.insert(rng.randrange(3), {"error": any_value(rng, self.keys)})
-        return [*out, *(("", end) for end in ends[: rng.choice((0, 1, 2, 3, 3, 3, 4))])]
+        return [*events, *(("", end) for end in ends[: rng.choice((0, 1, 2, 3, 3, 3, 4))])]
 
 
 REASONS = ("stop", "length", "tool_calls", "error", "", None, 3, "content_filter")
@@ -236,11 +236,11 @@ class Messages(Decoder):
 
     def events(self, rng: random.Random) -> list[tuple[str, Any]]:
         message = {"role": "assistant", "model": "m", "content": [], "usage": {"input_tokens": 1}}
-        out: list[dict[str, Any]] = [{"type": "message_start", "message": message}]
+        events: list[dict[str, Any]] = [{"type": "message_start", "message": message}]
         for index in range(rng.randrange(4)):
             kind = rng.choice(("text", "text", "thinking", "tool_use", "redacted_thinking", "odd"))
             block = {"type": kind, "id": "c", "name": "f", "text": "", "input": {}, "data": "d"}
-            out.append({"type": "content_block_start", "index": index, "content_block": block})
+            events.append({"type": "content_block_start", "index": index, "content_block": block})
             for _ in range(rng.randrange(4)):
                 text = rng.choice(TEXTS)
                 delta = rng.choice(
@@ -253,20 +253,20 @@ class Messages(Decoder):
                         any_value(rng, self.keys),
                     )
                 )
-                out.append({"type": "content_block_delta", "index": index, "delta": delta})
-            out.append({"type": "content_block_stop", "index": index})
+                events.append({"type": "content_block_delta", "index": index, "delta": delta})
+            events.append({"type": "content_block_stop", "index": index})
         usage = {"output_tokens": 3}
         end = {"stop_reason": rng.choice(("end_turn", "max_tokens", "tool_use", None))}
-        out.append({"type": "message_delta", "delta": end, "usage": usage})
-        out.append({"type": "message_stop"})
+        events.append({"type": "message_delta", "delta": end, "usage": usage})
+        events.append({"type": "message_stop"})
         if rng.random() < 0.2:
-            out.insert(
-                rng.randrange(len(out)), {"type": "error", "error": any_value(rng, self.keys)}
+            events.insert(
+                rng.randrange(len(events)), {"type": "error", "error": any_value(rng, self.keys)}
             )
         if rng.random() < 0.1:
             blocks = [{"type": "text", "text": rng.choice(TEXTS)}]
             return [("", {**message, "type": "message", "content": blocks, **end})]
-        return [(str(event["type"]), event) for event in out]
+        return [(str(event["type"]), event) for event in events]
 
 
 MADE_ID = re.compile(r"call_[0-9a-f]{16}")  # of a call that the model sent without an ID
@@ -277,19 +277,19 @@ def outcome(decoder: EventDecoder, pieces: Iterable[bytes]) -> list[str]:
 
     Consecutive text of one kind is joined: its grouping depends on the cut.
     """
-    out: list[Any] = []
+    outcome_items: list[Any] = []
     chunks, ended, fault = 0, False, ""
     try:
         for piece in pieces:
             part = decoder.feed(piece)
-            _gather(out, part.events)
+            _gather(outcome_items, part.events)
             chunks += part.chunks
             ended = part.ended
             if ended:
                 break
         if not ended:
             part = decoder.end()
-            _gather(out, part.events)
+            _gather(outcome_items, part.events)
             chunks += part.chunks
             ended = part.ended
         decoder.check()
@@ -298,17 +298,17 @@ def outcome(decoder: EventDecoder, pieces: Iterable[bytes]) -> list[str]:
         chunks = 0  # chunks of the failed read are not reported if they had no text
     msgspec.json.encode((decoder.finish_reason, decoder.usage, decoder.model, decoder.opaque))
     facts = (decoder.finish_reason, decoder.usage, decoder.model, decoder.opaque)
-    lines = [*map(repr, out), f"{chunks} {ended} {fault} {facts!r}"]
+    lines = [*map(repr, outcome_items), f"{chunks} {ended} {fault} {facts!r}"]
     return [MADE_ID.sub("call_made", line) for line in lines]
 
 
-def _gather(out: list[Any], events: Iterable[Any]) -> None:
+def _gather(outcome_items: list[Any], events: Iterable[Any]) -> None:
     for event in events:
         encode(event)  # must not raise
-        last = out[-1] if out else None
+        last = outcome_items[-1] if outcome_items else None
         if isinstance(event, Content) and isinstance(last, Content):
-            out[-1] = Content(last.content + event.content)
+            outcome_items[-1] = Content(last.content + event.content)
         elif isinstance(event, Reasoning) and isinstance(last, Reasoning):
-            out[-1] = Reasoning(last.text + event.text)
+            outcome_items[-1] = Reasoning(last.text + event.text)
         else:
-            out.append(event)
+            outcome_items.append(event)

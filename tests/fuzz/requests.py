@@ -44,11 +44,11 @@ class Requests(ServerTarget):
     name = "requests"
 
     def inputs(self, rng: random.Random) -> Iterator[bytes]:
-        described = document(token=False)
-        shapes = described["components"]["schemas"]
+        api_document = document(token=False)
+        shapes = api_document["components"]["schemas"]
         routes = [
             (method.upper(), path, operation)
-            for path, methods in described["paths"].items()
+            for path, methods in api_document["paths"].items()
             for method, operation in methods.items()
         ]
         sources = {
@@ -118,8 +118,8 @@ def _request(
     parameters = operation.get("parameters", [])
     values = st.tuples(*(fitting(parameter["schema"], shapes) for parameter in parameters))
 
-    def written(drawn: tuple[tuple[str, Any], tuple[Any, ...]]) -> bytes:
-        (kind, value), chosen_values = drawn
+    def encode(parts: tuple[tuple[str, Any], tuple[Any, ...]]) -> bytes:
+        (kind, value), chosen_values = parts
         address, query, lines = path, {}, []
         for parameter, chosen in zip(parameters, chosen_values, strict=True):
             text = _as_text(chosen)
@@ -142,7 +142,7 @@ def _request(
             payload = json.dumps(value).encode()
         return b"\n".join([target.encode(), *lines]) + b"\n\n" + payload
 
-    return st.tuples(body, values).map(written)
+    return st.tuples(body, values).map(encode)
 
 
 def _as_text(value: Any) -> str:

@@ -13,14 +13,14 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.fuzz.target import Finding, Target
 from tests.support.halt_server import HaltServer
 
-WITHIN = 30.0  # seconds for an answer; the machine may be busy
+ANSWER_TIMEOUT = 30.0  # seconds for an answer; the machine may be busy
 CPU_SECONDS = 2.0  # of the server for one input
 TICKS = os.sysconf("SC_CLK_TCK")
-TOO_MANY = 5000  # inputs for one server; the fake keeps all its requests
+CHECKS_MAX = 5000  # inputs for one server; the fake keeps all its requests
 
 
 class ServerTarget(Target):
-    """Starts a server at the first check. After each check it must be healthy and print nothing."""
+    """Starts a server at the first check. After each check it must be healthy and log no error."""
 
     def __init__(self) -> None:
         self._fake: FakeOpenAI | None = None
@@ -30,7 +30,7 @@ class ServerTarget(Target):
 
     @property
     def server(self) -> HaltServer:
-        if self._checks > TOO_MANY:
+        if self._checks > CHECKS_MAX:
             self.close()
         if self._server is None or self._fake is None:
             self._fake = FakeOpenAI(unknown_model="echo")
@@ -56,22 +56,22 @@ class ServerTarget(Target):
     def check(self, data: bytes) -> None:
         server = self.server
         self._checks += 1
-        begun = cpu_seconds(server)
+        start = cpu_seconds(server)
         self.send(server, data)
         status, body = exchange(server, "GET", "/healthz")
         if status != 200:
             raise Finding("the server is not well", f"{status} {body[:200]!r}")
-        taken = cpu_seconds(server) - begun
+        seconds = cpu_seconds(server) - start
         printed, self._checked = server.printed[self._checked :], len(server.printed)
         if "Traceback" in printed or " [ERROR]" in printed or " CRITICAL" in printed:
             last = re.findall(r"^(\w+(?:\.\w+)*(?:Error|Exception)\b.*)$", printed, re.MULTILINE)
             kind = last[-1].partition(":")[0] if last else ""
             raise Finding(f"the server logs an error {kind}", printed[-1500:])
-        if taken > CPU_SECONDS:
-            raise Finding("the server computes too long", f"{taken:.1f} s of CPU")
+        if seconds > CPU_SECONDS:
+            raise Finding("the server computes too long", f"{seconds:.1f} s of CPU")
 
     def send(self, server: HaltServer, data: bytes) -> None:
-        """Give the input to the server. Raises Finding where its answer breaks a promise."""
+        """Send the input to the server. Raises Finding if its answer breaks a promise."""
         raise NotImplementedError
 
 
@@ -82,15 +82,15 @@ def exchange(
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, bytes]:
-    """A request and its whole response. Raises Finding where none comes."""
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=WITHIN)
-    begun = time.monotonic()
+    """Send a request; return status and body of the response. Raises Finding without a response."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=ANSWER_TIMEOUT)
+    start = time.monotonic()
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
         answer = response.status, response.read()
     except (OSError, http.client.HTTPException) as exc:
-        after = time.monotonic() - begun
+        after = time.monotonic() - start
         raise Finding(f"no answer: {type(exc).__name__}", f"{exc} after {after:.1f} s") from exc
     finally:
         connection.close()
@@ -104,16 +104,16 @@ def cpu_seconds(server: HaltServer) -> float:
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended meanwhile
         if int(fields[3]) == server.process.pid:
             ticks += int(fields[11]) + int(fields[12])
     return ticks / TICKS
 
 
 def spoiled(rng: random.Random, data: bytes) -> bytes:
-    """JSON with something in it that no type foresees."""
+    """JSON with a field or value that no type expects."""
     kind = rng.randrange(8)
-    if kind < 3:  # a field that nothing knows, with a long name, or very many of them
+    if kind < 3:  # an unknown field with a long name, or very many of them
         objects = [match.end() for match in re.finditer(rb"\{", data)]
         at = rng.choice([objects[0], rng.choice(objects)]) if objects else 0
         unit, times = rng.choice(UNITS), rng.choice((1, 40, 8000, 15_000))

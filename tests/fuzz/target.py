@@ -59,8 +59,8 @@ class Target(ABC):
             return Finding("too long", f"more than {self.cpu_max:g} s of CPU\n{_place(limit)}")
         except Exception as exc:  # noqa: BLE001 - any uncaught exception is a finding
             at = traceback.extract_tb(exc.__traceback__)[-1]
-            place = f"{at.filename.rpartition('/')[2]}:{at.name}"
-            return Finding(f"{type(exc).__name__} in {place}", f"{exc}\n{_place(exc)}")
+            location = f"{at.filename.rpartition('/')[2]}:{at.name}"
+            return Finding(f"{type(exc).__name__} in {location}", f"{exc}\n{_place(exc)}")
         return None
 
 
@@ -83,11 +83,11 @@ def cpu_limit(seconds: float) -> Iterator[None]:
         raise TooLong
 
     before = signal.signal(signal.SIGPROF, stop)
-    left, _ = signal.setitimer(signal.ITIMER_PROF, seconds)
+    remaining_seconds, _ = signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, left)  # an outer limit continues
+        signal.setitimer(signal.ITIMER_PROF, remaining_seconds)  # an outer limit continues
         signal.signal(signal.SIGPROF, before)
 
 

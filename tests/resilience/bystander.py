@@ -24,8 +24,8 @@ STEADY = "count?n=1000000&gap_ms=20"
 SILENT = "stall?n=1"
 #: Seconds after which a Stop or a token counts as missing.
 NEVER = 60.0
-#: Seconds that tests allow for the answer to a Stop and for the next token: tens of milliseconds
-#: are usual on an idle machine; NEVER or more means that a load has blocked the server.
+#: Seconds that tests allow for the answer to a Stop and for the next token. Tens of milliseconds
+#: are usual on an idle machine; a server that a load blocks takes NEVER or more.
 STOP_WITHIN = 10.0
 
 
@@ -45,15 +45,15 @@ class Bystander:
         self._address = address
         self._headers = dict(headers or {})
         self._victims = victims
-        self._open: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []
         self._running: list[str] = []
         self._ended: list[str] = []
-        self._over = threading.Event()
+        self._is_closing = threading.Event()
         self._started = threading.Event()
         self._lock = threading.Lock()  # protects the three below
         self._newest = 0.0  # when the steady stream's newest piece arrived
         self._longest = 0.0  # seconds between two pieces since `mark`
-        self.lost = ""  # why the steady stream ended; "" while it runs
+        self.end_reason = ""  # why the steady stream ended; "" while it runs
         self.stops: list[float] = []  # seconds that each Stop took
 
     def __enter__(self) -> Self:
@@ -94,10 +94,11 @@ class Bystander:
         return len(self._running)
 
     def stop(self, within: float = NEVER, unknown: bool = False) -> float:
-        """Send a Stop on a new connection; the seconds until its answer.
+        """Send a Stop on a new connection; return the seconds until its answer.
 
-        It stops a running stream as long as there is one, then the ended ones in turn. `unknown`:
-        an ID without a stream instead. Raises NotAnswered for a late, wrong or missing answer.
+        The Stop is for a running stream if there is one, otherwise for one of the ended ones in
+        turn; with `unknown`, for an ID without a stream. Raises NotAnswered for a late, wrong or
+        missing answer.
         """
         live = bool(self._running) and not unknown
         ended = self._ended
@@ -105,29 +106,29 @@ class Bystander:
             stream_id = self._new_id()
         else:
             stream_id = self._running.pop() if live else ended[len(self.stops) % len(ended)]
-        began = time.monotonic()
+        start = time.monotonic()
         connection = http.client.HTTPConnection(*self._address, timeout=within)
         try:
             connection.request("POST", f"/stop/{stream_id}", b"", self._headers)
             response = connection.getresponse()
             status, body = response.status, response.read()
         except (OSError, http.client.HTTPException) as fault:
-            waited = time.monotonic() - began
+            seconds = time.monotonic() - start
             if live:
                 self._running.insert(0, stream_id)
-            raise NotAnswered(f"Stop had no answer after {waited:.1f} s: {fault!r}") from fault
+            raise NotAnswered(f"Stop had no answer after {seconds:.1f} s: {fault!r}") from fault
         finally:
             connection.close()
-        took = time.monotonic() - began
-        self.stops.append(took)
+        seconds = time.monotonic() - start
+        self.stops.append(seconds)
         if live:
             ended.append(stream_id)
-        wanted = {"stopped"} if live else {"stopped", "finished"}
+        expected_statuses = {"stopped"} if live else {"stopped", "finished"}
         if unknown:
-            wanted = {"pending"}
-        if status != 200 + 2 * unknown or json.loads(body)["status"] not in wanted:
+            expected_statuses = {"pending"}
+        if status != 200 + 2 * unknown or json.loads(body)["status"] not in expected_statuses:
             raise NotAnswered(f"Stop was answered {status} {body[:300]!r}")
-        return took
+        return seconds
 
     # --- streams ----------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Bystander:
         return secrets.token_urlsafe(12)
 
     def _start(self, model: str) -> str:
-        """Start a stream and read no further than its first token."""
+        """Start a stream and read its first token; return its ID."""
         stream_id = self._new_id()
         connection = self._open_stream(model, stream_id)
         _until_content(connection)
@@ -150,7 +151,7 @@ class Bystander:
             "on_disconnect": "stop",  # the stream ends when this client disconnects
         }
         sock = socket.create_connection(self._address, NEVER)
-        self._open.append(sock)
+        self._sockets.append(sock)
         data = json.dumps(body).encode()
         head = {
             "Host": "localhost",
@@ -163,7 +164,7 @@ class Bystander:
         return sock
 
     def _read(self, sock: socket.socket) -> None:
-        data, why = b"", "its connection was closed"
+        data, reason = b"", "its connection was closed"
         try:
             while piece := sock.recv(65_536):
                 at = time.monotonic()
@@ -175,16 +176,16 @@ class Bystander:
                 if not self._started.is_set() and b'"type":"content"' in data:
                     self._started.set()
                 if b"[DONE]" in data:
-                    why = f"it was ended: {data[-600:]!r}"
+                    reason = f"it was ended: {data[-600:]!r}"
                     break
         except OSError as fault:
-            why = repr(fault)
-        if not self._over.is_set():
-            self.lost = why
+            reason = repr(fault)
+        if not self._is_closing.is_set():
+            self.end_reason = reason
 
     def _close(self) -> None:
-        self._over.set()
-        for sock in self._open:
+        self._is_closing.set()
+        for sock in self._sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()

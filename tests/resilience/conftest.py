@@ -11,7 +11,7 @@ from tests.support.halt_server import HaltServer, settings
 
 
 @pytest.fixture(scope="module")
-def roomy(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def default_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A Halt with its default limits, but answers of up to 2,000,000 characters."""
     server = HaltServer(settings(shared_fake, HALT_MAX_ANSWER_CHARS=2_000_000))
     yield server
@@ -19,7 +19,7 @@ def roomy(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture(scope="module")
-def narrow(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+def few_streams_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A Halt with at most 20 streams."""
     server = HaltServer(settings(shared_fake, HALT_MAX_STREAMS=20))
     yield server

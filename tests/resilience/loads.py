@@ -28,7 +28,7 @@ from tests.support.http_client import Client
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "hostile.json").read_text())
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 JSON = {"Content-Type": "application/json"}
-PATIENCE = 120.0  # seconds for one answer to a hostile request
+ANSWER_TIMEOUT = 120.0  # seconds for one answer to a hostile request
 PIECE = 65_536
 
 
@@ -57,7 +57,7 @@ def chat_body(**fields: object) -> bytes:
     ).encode()
 
 
-def shut(sock: socket.socket) -> None:
+def close_socket(sock: socket.socket) -> None:
     """Close a connection, also while another thread reads from it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
@@ -67,7 +67,7 @@ def shut(sock: socket.socket) -> None:
 # --- repeated requests ----------------------------------------------------------------------------
 
 
-class Answered(NamedTuple):
+class HostileAnswer(NamedTuple):
     """One answer to a hostile request: its status (0: the connection was closed without one)."""
 
     status: int
@@ -80,7 +80,7 @@ class Repeated:
     """Clients that send requests; each sends its next one after the answer to the last one."""
 
     def __init__(self) -> None:
-        self.answers: list[Answered] = []
+        self.answers: list[HostileAnswer] = []
         self.changed = threading.Condition()
         self.over = False
         self._open: dict[int, socket.socket] = {}
@@ -90,7 +90,7 @@ class Repeated:
         """The statuses of all answers so far."""
         return [answer.status for answer in self.answers]
 
-    def wait(self, count: int, within: float = PATIENCE) -> Sequence[Answered]:
+    def wait(self, count: int, within: float = ANSWER_TIMEOUT) -> Sequence[HostileAnswer]:
         """Wait for `count` answers; return all so far. Raises NotAnswered at the deadline."""
         with self.changed:
             if not self.changed.wait_for(lambda: len(self.answers) >= count, within):
@@ -99,10 +99,10 @@ class Repeated:
 
     def send(self, number: int, address: Address, data: bytes, sent: threading.Event) -> None:
         """Send one request and read its answer; set `sent` when the request was sent."""
-        began = time.monotonic()
+        start = time.monotonic()
         status, headers, body = 0, dict[str, str](), b""
         with contextlib.suppress(OSError, http.client.HTTPException):
-            sock = socket.create_connection(address, PATIENCE)
+            sock = socket.create_connection(address, ANSWER_TIMEOUT)
             self._open[number] = sock
             try:
                 with contextlib.suppress(
@@ -120,14 +120,14 @@ class Repeated:
         sent.set()
         with self.changed:
             if not self.over:
-                taken = time.monotonic() - began
-                self.answers.append(Answered(status, taken, headers, body[:PIECE]))
+                seconds = time.monotonic() - start
+                self.answers.append(HostileAnswer(status, seconds, headers, body[:PIECE]))
                 self.changed.notify_all()
 
     def end(self) -> None:
         self.over = True
         for sock in list(self._open.values()):
-            shut(sock)
+            close_socket(sock)
 
 
 @contextlib.contextmanager
@@ -136,13 +136,13 @@ def repeated(address: Address, *messages: bytes, clients: int = 4) -> Iterator[R
     load = Repeated()
     turns = itertools.cycle(messages)
     lock = threading.Lock()  # protects `turns`
-    begun = [threading.Event() for _ in range(clients)]
+    started = [threading.Event() for _ in range(clients)]
 
     def client(number: int) -> None:
         while not load.over:
             with lock:
                 data = next(turns)
-            load.send(number, address, data, begun[number])
+            load.send(number, address, data, started[number])
             if load.statuses[-1:] == [0]:
                 time.sleep(0.05)  # the server accepts no connections: real clients pause as well
 
@@ -152,8 +152,8 @@ def repeated(address: Address, *messages: bytes, clients: int = 4) -> Iterator[R
     for thread in threads:
         thread.start()
     try:
-        for event in begun:
-            event.wait(PATIENCE)
+        for event in started:
+            event.wait(ANSWER_TIMEOUT)
         yield load
     finally:
         load.end()
@@ -172,7 +172,7 @@ def calls(*functions: Callable[[], object]) -> Iterator[list[object]]:
     def call(function: Callable[[], object]) -> None:
         try:
             results.append(function())
-        except Exception as fault:  # noqa: BLE001 - the caller looks at it
+        except Exception as fault:  # noqa: BLE001 - a result, too
             results.append(fault)
 
     threads = [
@@ -184,7 +184,7 @@ def calls(*functions: Callable[[], object]) -> Iterator[list[object]]:
         yield results
     finally:
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(ANSWER_TIMEOUT)
 
 
 def unknown_field(case: Mapping[str, object]) -> list[bytes]:
@@ -239,7 +239,7 @@ def upload(path: str, data: bytes, headers: Mapping[str, str] | None = None) -> 
     return message("POST", path, body, {**kind, **(headers or {})})
 
 
-def imported(answer: Answered) -> str:
+def imported(answer: HostileAnswer) -> str:
     """The path of the imported conversation, from the answer to the import."""
     path = re.search(rb"/c/[\w-]+", answer.body)
     if answer.status != 200 or path is None:
@@ -255,13 +255,13 @@ class Connections:
 
     def __init__(self) -> None:
         self.over = threading.Event()
-        self.held: list[socket.socket] = []
+        self.sockets: list[socket.socket] = []
         self.refused = 0  # connections that the server closed and the load opened again
 
     @property
     def open(self) -> int:
         """The number of connections that the server has not closed."""
-        return sum(not closed(sock) for sock in self.held)
+        return sum(not closed(sock) for sock in self.sockets)
 
 
 def closed(sock: socket.socket) -> bool:
@@ -278,13 +278,13 @@ def closed(sock: socket.socket) -> bool:
 
 
 def dial(address: Address, receive_buffer: int | None = None) -> socket.socket:
-    """A new connection; with a small receive buffer the server soon has to wait."""
+    """A new connection; with a small receive buffer the server soon waits for the client."""
     sock = socket.socket()
     try:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(PATIENCE)
+        sock.settimeout(ANSWER_TIMEOUT)
         sock.connect(address)
     except BaseException:
         sock.close()
@@ -300,13 +300,13 @@ def silent(address: Address, count: int, first: bytes = b"") -> Iterator[Connect
         for _ in range(count):
             with contextlib.suppress(OSError):
                 sock = dial(address)
-                load.held.append(sock)
+                load.sockets.append(sock)
                 if first:
                     sock.sendall(first)
         yield load
     finally:
-        for sock in load.held:
-            shut(sock)
+        for sock in load.sockets:
+            close_socket(sock)
 
 
 #: Requests after which the server closes the connection.
@@ -327,22 +327,22 @@ LAST_REQUESTS: dict[str, bytes] = {
 
 @contextlib.contextmanager
 def lingering(address: Address, *requests: bytes, clients: int = 4) -> Iterator[Connections]:
-    """Clients that send one request per connection and never close; after each answer a new one.
+    """Clients that never close: one request per connection, after each answer a new connection.
 
     At most 400 connections stay open.
     """
     load = Connections()
-    begun = threading.Event()
+    started = threading.Event()
 
-    def client(share: Sequence[bytes]) -> None:
-        for request in itertools.cycle(share):
-            if load.over.is_set() or len(load.held) > 400:
+    def client(client_requests: Sequence[bytes]) -> None:
+        for request in itertools.cycle(client_requests):
+            if load.over.is_set() or len(load.sockets) > 400:
                 break
             with contextlib.suppress(OSError):
                 sock = dial(address)
-                load.held.append(sock)
+                load.sockets.append(sock)
                 sock.sendall(request)
-                begun.set()
+                started.set()
                 while not load.over.is_set():
                     sock.settimeout(0.5)
                     try:
@@ -359,15 +359,15 @@ def lingering(address: Address, *requests: bytes, clients: int = 4) -> Iterator[
     for thread in threads:
         thread.start()
     try:
-        begun.wait(PATIENCE)
+        started.wait(ANSWER_TIMEOUT)
         load.over.wait(0.2)  # so that more than the first connection exists
         yield load
     finally:
         load.over.set()
         for thread in threads:
-            thread.join(PATIENCE)
-        for sock in load.held:
-            shut(sock)
+            thread.join(ANSWER_TIMEOUT)
+        for sock in load.sockets:
+            close_socket(sock)
 
 
 @contextlib.contextmanager
@@ -393,25 +393,25 @@ def dripping(
         return sock
 
     for number in range(count):
-        load.held.append(begin(number))
+        load.sockets.append(begin(number))
 
     def drip() -> None:
         while not load.over.is_set():
-            for number, sock in enumerate(load.held):
+            for number, sock in enumerate(load.sockets):
                 try:
                     sock.send(drop(sent[number]))
                     sent[number] += 1
-                    gone = closed(sock)
+                    is_closed = closed(sock)
                 except BlockingIOError:
-                    gone = closed(sock)
+                    is_closed = closed(sock)
                 except OSError:
-                    gone = True
-                if gone and not load.over.is_set():
+                    is_closed = True
+                if is_closed and not load.over.is_set():
                     load.refused += 1
                     sock.close()
                     sent[number] = 0
                     with contextlib.suppress(OSError):
-                        load.held[number] = begin(number)
+                        load.sockets[number] = begin(number)
             load.over.wait(every)
 
     thread = threading.Thread(target=drip, daemon=True)
@@ -421,9 +421,9 @@ def dripping(
         yield load
     finally:
         load.over.set()
-        thread.join(PATIENCE)
-        for sock in load.held:
-            shut(sock)
+        thread.join(ANSWER_TIMEOUT)
+        for sock in load.sockets:
+            close_socket(sock)
 
 
 #: The beginning of a request whose head never ends.
@@ -434,8 +434,8 @@ def slow_heads(
     address: Address, count: int = 100, every: float = 0.0
 ) -> contextlib.AbstractContextManager[Connections]:
     """Requests whose heads have 30 kB and continue byte by byte."""
-    so_far = HEAD_START + b"a" * 100 + (b"\r\nX-L: " + b"a" * 2000) * 15
-    return dripping(address, [so_far], lambda n: b"a", count, every)
+    head = HEAD_START + b"a" * 100 + (b"\r\nX-L: " + b"a" * 2000) * 15
+    return dripping(address, [head], lambda n: b"a", count, every)
 
 
 def body_heads(path: str, kind: str = "application/json") -> list[bytes]:
@@ -465,23 +465,23 @@ def unread(address: Address, requests: Sequence[bytes], count: int = 60) -> Iter
         with selectors.DefaultSelector() as selector:
             for number in range(count):
                 sock = dial(address, receive_buffer=4096)
-                load.held.append(sock)
+                load.sockets.append(sock)
                 sock.sendall(requests[number % len(requests)])
                 selector.register(sock, selectors.EVENT_READ)
             # Wait for the first answer. Other requests may be refused, or wait for a thread.
-            selector.select(PATIENCE)
+            selector.select(ANSWER_TIMEOUT)
         load.over.wait(0.3)
         yield load
     finally:
-        for sock in load.held:
-            shut(sock)
+        for sock in load.sockets:
+            close_socket(sock)
 
 
 # --- a model's answers ----------------------------------------------------------------------------
 
 
 def repeated_text(case: Mapping[str, object], piece: int = 0, **pace: object) -> str:
-    """The fake's model that writes the text of a case."""
+    """The name of the fake's model that writes the text of a case."""
     text = dict(case)
     if language := text.get("language"):
         text["before"] = f"```{language}\n{text['before']}"
@@ -492,8 +492,8 @@ def repeated_text(case: Mapping[str, object], piece: int = 0, **pace: object) ->
     return f"repeat?{urlencode(fields | pace)}"
 
 
-def ask_on_page(address: Address, model: str) -> tuple[Client, str, str]:
-    """Send a prompt from the page: its client, the conversation's path, the stream ID."""
+def send_page_prompt(address: Address, model: str) -> tuple[Client, str, str]:
+    """Send a prompt from the page; return client, path of the conversation and stream ID."""
     client = Client(*address)
     client.get("/")
     name = f"load-{time.monotonic_ns():x}"
@@ -509,13 +509,13 @@ def read_page(address: Address, model: str, readers: int = 1) -> list[str]:
 
     Returns the HTML that each reader got.
     """
-    client, _, stream_id = ask_on_page(address, model)
+    client, _, stream_id = send_page_prompt(address, model)
 
     def read() -> str:
         connection = client.connect()
         try:
             assert connection.sock is not None
-            connection.sock.settimeout(PATIENCE)
+            connection.sock.settimeout(ANSWER_TIMEOUT)
             client.send(connection, "GET", f"/streams/{stream_id}/page")
             response = connection.getresponse()
             html = response.read()
@@ -535,23 +535,23 @@ def read_page(address: Address, model: str, readers: int = 1) -> list[str]:
 
 def answered_page(address: Address, model: str) -> tuple[Client, str]:
     """A conversation whose answer has ended: its client and its path."""
-    client, place, stream_id = ask_on_page(address, model)
+    client, page_path, stream_id = send_page_prompt(address, model)
     client.follow(stream_id, 0).to_end()
-    return client, place
+    return client, page_path
 
 
 # --- databases that do not answer -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_database(folder: Path) -> Iterator[None]:
     """Hold the write lock of the SQLite database, as another program might."""
-    with contextlib.closing(sqlite3.connect(folder / "halt.db", timeout=60)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with contextlib.closing(sqlite3.connect(folder / "halt.db", timeout=60)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         try:
             yield
         finally:
-            other.rollback()
+            connection.rollback()
 
 
 def send_prompt(address: Address, cookies: Mapping[str, str]) -> Callable[[], int]:

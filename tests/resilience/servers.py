@@ -6,7 +6,6 @@ import contextlib
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,18 +16,19 @@ import psycopg
 
 from tests.support.frozen_process import frozen, send
 from tests.support.halt_server import HaltServer
+from tests.support.ports import free_port
 from tests.support.process_facts import tree
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
-STARTS_WITHIN = 60.0
+START_TIMEOUT = 60.0
 
 
 class LimitedServer(HaltServer):
     """A Halt whose process first runs the code `before` (`os` and `resource` are imported)."""
 
-    def __init__(self, env: dict[str, str], before: str) -> None:
+    def __init__(self, env: dict[str, str], code_before: str) -> None:
         start = "os.execv(sys.executable, [sys.executable, 'app.py'])"
-        self.command = ("-c", f"import os, resource, sys; {before}; {start}")
+        self.command = ("-c", f"import os, resource, sys; {code_before}; {start}")
         super().__init__(env)
 
 
@@ -72,8 +72,7 @@ class Postgres:
                 *("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
             ]
         self._data = folder / "data"
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"postgresql://halt@127.0.0.1:{self.port}/postgres"
         subprocess.run(
             [
@@ -87,7 +86,7 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        """Start the server, on the same port as before; return when it accepts connections."""
+        """Start the server on its port; return when it accepts connections."""
         options = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
@@ -102,10 +101,17 @@ class Postgres:
             stderr=subprocess.DEVNULL,
             cwd="/",
         )
-        until = time.monotonic() + STARTS_WITHIN
-        ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        while subprocess.run(ready, check=False).returncode != 0:
-            if time.monotonic() > until or self._process.poll() is not None:
+        deadline = time.monotonic() + START_TIMEOUT
+        ready_command = [
+            str(self._programs / "pg_isready"),
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+        ]
+        while subprocess.run(ready_command, check=False).returncode != 0:
+            if time.monotonic() > deadline or self._process.poll() is not None:
                 raise TimeoutError("PostgreSQL does not start")
             time.sleep(0.05)
 

@@ -23,7 +23,7 @@ NUMBERS = [
     *(f"-{2**bits}" for bits in (63, 64)),
 ]
 #: Messages with a number (#) in each field, whether the field takes numbers or not.
-PLACES = [
+TEMPLATES = [
     '{"type":"stop","id":"%s","seen":#}',
     '{"type":"stop","id":#}',
     '{"type":"follow","id":"%s","after":#}',
@@ -45,24 +45,24 @@ def address(server: HaltServer) -> Address:
     return server.host, server.port
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_number_in_any_field_is_answered(halt: HaltServer, place: str) -> None:
+@pytest.mark.parametrize("template_text", TEMPLATES)
+def test_number_in_any_field_is_answered(halt: HaltServer, template_text: str) -> None:
     """A message with any number in any field is answered, and the socket and its streams
     continue.
     """
     with WebSocket(halt) as ws:
-        running = ws.start("stall?n=1")
-        template = place.replace("%s", running)
+        stream_id = ws.start("stall?n=1")
+        template = template_text.replace("%s", stream_id)
         for number in NUMBERS:
             ws.connection.send(template.replace("#", number))
         ws.wait_processed()
-        faults = [other["error"] for other in ws.others if other.get("type") == "error"]
+        faults = [message["error"] for message in ws.others if message.get("type") == "error"]
         assert all(fault["code"] != "internal" for fault in faults), faults
         assert all("Traceback" not in fault["message"] for fault in faults)
-        receipts = [other for other in ws.others if other.get("type") == "receipt"]
+        receipts = [message for message in ws.others if message.get("type") == "receipt"]
         if not receipts:
-            assert ws.stop(running)["status"] == "stopped"
-        assert ws.to_end(running)["type"] == "cancelled"
+            assert ws.stop(stream_id)["status"] == "stopped"
+        assert ws.to_end(stream_id)["type"] == "cancelled"
 
 
 def mutated(rng: random.Random, stream_id: str) -> bytes:
@@ -99,25 +99,25 @@ def test_mutated_frames_affect_their_own_socket_only(halt: HaltServer) -> None:
     continue.
     """
     rng = random.Random(SEED)
-    with WebSocket(halt) as beside:
-        running = beside.start("count?n=1000000&gap_ms=20")
+    with WebSocket(halt) as other_socket:
+        stream_id = other_socket.start("count?n=1000000&gap_ms=20")
         for _ in range(MUTATIONS // 20):
-            socks = [open_websocket(address(halt), "/ws") for _ in range(20)]
-            for sock in socks:
-                sock.sendall(mutated(rng, running))
+            sockets = [open_websocket(address(halt), "/ws") for _ in range(20)]
+            for sock in sockets:
+                sock.sendall(mutated(rng, stream_id))
                 sock.shutdown(socket.SHUT_WR)
-            for sock in socks:
+            for sock in sockets:
                 sock.settimeout(READ_TIMEOUT)
                 with sock:
-                    while _read(sock):
+                    while read_or_reset(sock):
                         pass
-            beside.wait_processed()
-        assert beside.stop(running)["status"] == "stopped"
-        end = beside.to_end(running)
+            other_socket.wait_processed()
+        assert other_socket.stop(stream_id)["status"] == "stopped"
+        end = other_socket.to_end(stream_id)
         assert end["type"] == "cancelled", json.dumps(end)
 
 
-def _read(sock: socket.socket) -> bytes:
+def read_or_reset(sock: socket.socket) -> bytes:
     try:
         return sock.recv(65_536)
     except ConnectionResetError:

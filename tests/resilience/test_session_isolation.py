@@ -38,26 +38,28 @@ def without_numbers(page: bytes) -> str:
 
 def test_every_route_hides_other_sessions(halt: HaltServer) -> None:
     """Each route answers as for an ID that does not exist, and changes nothing."""
-    theirs = halt.client()
-    theirs.get("/")
-    stream_id, place = new_id(), new_id()
+    owner = halt.client()
+    owner.get("/")
+    stream_id, conversation_id = new_id(), new_id()
     secret = "a-secret-of-theirs"
     form = urlencode({"prompt": f"/fake count?n=2 {secret}", "id": new_id()}).encode()
-    assert theirs.request("POST", f"/c/{place}/messages", form, FORM).status == 200
+    assert owner.request("POST", f"/c/{conversation_id}/messages", form, FORM).status == 200
     # The list of conversations has the end once it is saved, a moment after the answer.
-    wait_until(lambda: b"data-running" not in theirs.get(f"/c/{place}").body, SERVER_TIMEOUT)
-    page = without_numbers(theirs.get(f"/c/{place}").body)
+    wait_until(
+        lambda: b"data-running" not in owner.get(f"/c/{conversation_id}").body, SERVER_TIMEOUT
+    )
+    page = without_numbers(owner.get(f"/c/{conversation_id}").body)
     assert secret in page
     assert 'data-state="done"' in page
-    running = theirs.chat("stall?n=2", secret, id=stream_id).until_text("1 ")
-    mine = halt.client()
-    mine.get("/")
+    running = owner.chat("stall?n=2", secret, id=stream_id).until_text("1 ")
+    other = halt.client()
+    other.get("/")
 
-    def answer(method: str, rule: str, stream: str, conversation: str) -> tuple[int, str]:
+    def request_route(method: str, rule: str, stream: str, conversation: str) -> tuple[int, str]:
         path = rule.replace("<stream_id>", stream).replace("<conversation_id>", conversation)
         fields = {"message": 1, "answer": 1, "of": 1, "after": 0}
         body = urlencode(fields).encode() if method == "POST" else None
-        response = mine.request(method, path, body, FORM)
+        response = other.request(method, path, body, FORM)
         text = response.body.decode()
         assert secret not in text
         text = re.sub(r"req_\w+", "", text.replace(stream, "").replace(conversation, ""))
@@ -68,25 +70,25 @@ def test_every_route_hides_other_sessions(halt: HaltServer) -> None:
     for method, rule in routes:
         if "messages" in rule or (method == "POST" and "settings" in rule):
             continue  # creates a missing conversation: the next test covers these
-        hidden = answer(method, rule, stream_id, place)
-        assert hidden == answer(method, rule, new_id(), new_id()), (method, rule)
-    assert without_numbers(theirs.get(f"/c/{place}").body) == page
-    assert theirs.stop(stream_id).json["status"] == "stopped"
+        answer = request_route(method, rule, stream_id, conversation_id)
+        assert answer == request_route(method, rule, new_id(), new_id()), (method, rule)
+    assert without_numbers(owner.get(f"/c/{conversation_id}").body) == page
+    assert owner.stop(stream_id).json["status"] == "stopped"
     assert running.to_end().terminal["type"] == "cancelled"
 
 
 @pytest.mark.parametrize("route", ["messages", "settings"])
 def test_other_sessions_conversations_are_read_only(halt: HaltServer, route: str) -> None:
     """Prompts and settings for another session's conversation are refused and leave no trace."""
-    theirs, mine = halt.client(), halt.client()
-    theirs.get("/")
-    mine.get("/")
-    place = f"/c/{new_id()}"
+    owner, other = halt.client(), halt.client()
+    owner.get("/")
+    other.get("/")
+    page_path = f"/c/{new_id()}"
     form = urlencode({"prompt": "/fake count?n=2", "id": new_id()}).encode()
-    assert theirs.request("POST", f"{place}/messages", form, FORM).status == 200
+    assert owner.request("POST", f"{page_path}/messages", form, FORM).status == 200
     fields = {"prompt": "mine", "id": new_id(), "system_prompt": "mine", "model": "mine"}
-    answer = mine.request("POST", f"{place}/{route}", urlencode(fields).encode(), FORM)
+    answer = other.request("POST", f"{page_path}/{route}", urlencode(fields).encode(), FORM)
     assert answer.status == 404
-    assert mine.get(place).status == 404
-    wait_until(lambda: b'data-state="done"' in theirs.get(place).body, SERVER_TIMEOUT)
-    assert b"mine" not in theirs.get(place).body + theirs.get(f"{place}/settings").body
+    assert other.get(page_path).status == 404
+    wait_until(lambda: b'data-state="done"' in owner.get(page_path).body, SERVER_TIMEOUT)
+    assert b"mine" not in owner.get(page_path).body + owner.get(f"{page_path}/settings").body

@@ -18,7 +18,7 @@ import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.chaos.streams import (
-    ALL,
+    ALL_TEXT,
     RestartableServer,
     UpstreamProcess,
     check_conversation,
@@ -125,10 +125,10 @@ def test_killed_upstream_ends_its_streams(
                 stream.join(60)
                 assert not stream.is_alive(), "a reader waits for ever"
                 text, numbers, _ = checked_parts(stream.messages)
-                assert ALL.startswith(text)
+                assert ALL_TEXT.startswith(text)
                 assert numbers == list(range(1, len(numbers) + 1))
                 replayed = server.client.follow(stream.id, 0).to_end().seen
                 assert replayed == stream.messages
-                if stream.place:
+                if stream.path:
                     check_conversation(stream, server.client, server.database, replayed)
             check_nothing_runs(server.database)

@@ -55,7 +55,7 @@ def provider(request: pytest.FixtureRequest, halt: HaltServer, shared_fake: Fake
     """A provider over HTTP, and one over TLS."""
     if request.param == "http":
         return Provider(shared_fake, halt)
-    fixture = request.getfixturevalue("tls_setting")
+    fixture = request.getfixturevalue("tls_provider")
     assert isinstance(fixture, Provider)
     return fixture
 

@@ -79,7 +79,7 @@ def two_server_loop() -> Iterator[HaltServer]:
         yield server
 
 
-@pytest.fixture(params=["self_loop", "ring"])
+@pytest.fixture(params=["self_loop_server", "two_server_loop"], ids=["one server", "two servers"])
 def loop_server(request: pytest.FixtureRequest) -> HaltServer:
     """Each of the two loops."""
     fixture = request.getfixturevalue(request.param)
