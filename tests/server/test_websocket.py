@@ -106,6 +106,7 @@ def test_stop_in_each_phase_closes_stream_and_upstream(
     record = request_record(shared_fake, prompt)
     receipt = ws.stop(stream_id)
     assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
+    assert receipt.keys() == {"type", "id", "status", "upstream", "elapsed_ms"}
     assert record.closed.wait(RECORD_TIMEOUT), "the provider goes on"
     ended = ws.to_end(stream_id)
     assert (ended["type"], ended["reason"]) == ("cancelled", "stop")

@@ -136,7 +136,7 @@ class Session:
             feed.begin()
         elif isinstance(message, Stop):
             receipt = self._service.stop(message.id, self._owner, message.seen)
-            self._send({"type": "receipt", **msgspec.structs.asdict(receipt)})
+            self._send({"type": "receipt", **msgspec.to_builtins(receipt)})
         elif isinstance(message, Follow):
             generation = self._service.get(message.id, self._owner)
             if message.id not in self._feeds:
