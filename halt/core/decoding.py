@@ -108,6 +108,7 @@ class TypeDecoder(Generic[T]):
     def decode(self, body: bytes | str, subject: str = "body") -> T:
         """JSON text as a value. Raises RequestError that names the field at fault.
 
+        Of several faults an unknown field is named, because a missing field may be a misspelt one.
         `subject` names the data in errors that concern no single field.
         """
         text = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
@@ -122,6 +123,7 @@ class TypeDecoder(Generic[T]):
                 raise RecursionError
             return self._decoder.decode(body)
         except msgspec.ValidationError as exc:
+            _refuse_unknown_field(self._kind, _undecoded_fields(body))
             _refuse(exc, self._kind, subject, body)
         except RecursionError:
             raise RequestError(f"The {subject} is nested too deep.", field=subject) from None
@@ -138,6 +140,7 @@ class TypeDecoder(Generic[T]):
         try:
             return msgspec.convert(value, self._kind, strict=not from_strings, dec_hook=_convert)
         except msgspec.ValidationError as exc:
+            _refuse_unknown_field(self._kind, value if isinstance(value, dict) else {})
             _refuse(exc, self._kind)
         except RecursionError:
             raise RequestError("The body is nested too deep.", field="body") from None
@@ -172,13 +175,17 @@ _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _anything = msgspec.json.Decoder()
 
 
+def _undecoded_fields(body: bytes | str) -> dict[str, Any]:
+    """The fields of a JSON object, with undecoded values; empty if the text is no valid object."""
+    try:
+        return dict(_raw_fields.decode(body))
+    except UNREADABLE:
+        return {}
+
+
 def _field_at_fault(body: bytes | str) -> str:
     """The name of the field with a number that is too large, "" if there is none."""
-    try:
-        fields = _raw_fields.decode(body)
-    except UNREADABLE:
-        return ""
-    for name, raw in fields.items():
+    for name, raw in _undecoded_fields(body).items():
         try:
             _anything.decode(raw)
         except UNREADABLE:
@@ -192,6 +199,31 @@ def unknown_field(name: str) -> RequestError:
         return RequestError("The body has a field with an empty name.", field="body")
     name = shortened(name, NAME_MAX)
     return RequestError(f"{name}: unknown field", field=name)
+
+
+def _refuse_unknown_field(kind: Any, fields: dict[str, Any]) -> None:
+    """Raise RequestError for the first field that the struct of this type does not have.
+
+    The struct of a union is the one with the tag in `fields`. A struct may allow unknown fields.
+    """
+    for struct in _structs(kind):
+        config = struct.__struct_config__
+        if not config.forbid_unknown_fields or not _has_tag(config, fields):
+            continue
+        for name in fields:
+            if name not in struct.__struct_encode_fields__ and name != config.tag_field:
+                raise unknown_field(name) from None
+
+
+def _has_tag(config: Any, fields: dict[str, Any]) -> bool:
+    """Whether a struct with this configuration has no tag, or the tag that is in `fields`."""
+    tag = fields.get(config.tag_field)
+    if isinstance(tag, msgspec.Raw):
+        try:
+            tag = _anything.decode(tag)
+        except UNREADABLE:
+            return False
+    return bool(tag == config.tag)
 
 
 def _hint(kind: Any, field: str) -> Any:

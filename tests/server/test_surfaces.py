@@ -483,6 +483,25 @@ def test_body_over_the_limit_is_refused(program: Client) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "x", "temperature": 9},
+        {"prompt": ""},
+        {"prompt": "x", "messages": []},
+        {"messages": [{"content": "x"}]},
+        {"prompt": "x", "system": 5},
+    ],
+)
+def test_chat_names_an_unknown_field_before_other_faults(
+    program: Client, fields: dict[str, Any]
+) -> None:
+    """An unknown field is named before a wrong value, an empty or a second prompt."""
+    refused = program.post("/chat", {**fields, "promt": 1})
+    assert (refused.status, refused.error["field"]) == (400, "promt")
+    assert refused.error["message"] == "promt: unknown field"
+
+
+@pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
         ("GET", "/chat", {"POST", "OPTIONS"}),

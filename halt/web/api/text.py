@@ -51,6 +51,8 @@ RETRY = b"retry: 1000\n"  # milliseconds until an EventSource reconnects; the us
 PARAMETERS = frozenset(
     {"prompt", "system", "id", "model", "temperature", "max_tokens", "on_disconnect"}
 )
+#: The fields of a POST: a prompt and a system prompt may replace the messages.
+FIELDS = frozenset({"prompt", "system", *StartRequest.__struct_fields__})
 LAST_EVENT = re.compile(r"([A-Za-z0-9_-]{8,64})\.([0-9]{1,15}|end)")
 
 blueprint = Blueprint("plain", __name__)
@@ -58,6 +60,9 @@ blueprint = Blueprint("plain", __name__)
 
 def _start_request(fields: dict[str, Any], *, from_strings: bool = False) -> StartRequest:
     """A StartRequest from `prompt` or `messages`, `system` and options. Raises RequestError."""
+    for name in fields:
+        if name not in FIELDS:
+            raise unknown_field(name)
     fields = dict(fields)
     prompt, system = fields.pop("prompt", None), fields.pop("system", None)
     if prompt is not None:
@@ -67,9 +72,6 @@ def _start_request(fields: dict[str, Any], *, from_strings: bool = False) -> Sta
             raise RequestError("prompt must be a text that is not empty.", field="prompt")
         fields["messages"] = [{"role": "user", "content": prompt}]
     elif "messages" not in fields:
-        for name in fields:
-            if name not in StartRequest.__struct_fields__:
-                raise unknown_field(name)
         raise RequestError("Give a prompt, or messages.", field="prompt")
     if system is not None:
         if not isinstance(system, str):

@@ -36,6 +36,9 @@ NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
         (json.dumps({"messages": [{}]}), "messages[0].role", "messages[0].role is missing."),
         (json.dumps({"id": "12345678"}), "messages", "messages is missing."),
         (json.dumps({"messages": [HELLO], "promt": 1}), "promt", "promt: unknown field"),
+        (json.dumps({"messages": [{}], "mesages": 1}), "mesages", "mesages: unknown field"),
+        (json.dumps({"temperature": 9, "promt": 1}), "promt", "promt: unknown field"),
+        ('{"seed": 1e999, "promt": 1}', "promt", "promt: unknown field"),
         (json.dumps({"messages": [HELLO], "": 1}), "body", "a field with an empty name."),
         (json.dumps({"messages": [HELLO], "stream": False}), "stream", "stream must be true."),
     ],
@@ -116,6 +119,8 @@ def test_start_request_invalid_value_is_refused_with_the_allowed_range(
         ({}, "type is missing."),
         ({"type": "stop"}, "id is missing."),
         ({"type": "ping", "id": "12345678"}, "id: unknown field"),
+        ({"type": "follow", "id": 5, "seen": 1}, "seen: unknown field"),
+        ({"type": "follow", "afer": 1, "id": "12345678", "after": -1}, "afer: unknown field"),
         (
             {"type": "follow", "id": "12345678", "after": -1},
             "after must be a whole number from 0 to 999,999,999,999,999.",
@@ -193,8 +198,8 @@ def _convert(body: dict[str, Any]) -> object:
 @pytest.mark.parametrize(
     ("name", "field"),
     [
-        ("a - at `$.b` c", "a - at"),
-        ("x` - at `$", "x"),
+        ("a - at `$.b` c", "a - at `$.b` c"),
+        ("x` - at `$", "x` - at `$"),
         ("hue", "hue"),
         ("n" * 101, "n" * 99 + "…"),
     ],
@@ -203,7 +208,7 @@ def test_unknown_field_is_named_in_the_error(name: str, field: str) -> None:
     """An unknown field is named in the error, whatever characters are in it."""
     with pytest.raises(RequestError, match="unknown field") as error_info:
         START_REQUEST.decode(json.dumps({"messages": [HELLO], name: 1}))
-    assert (error_info.value.field or "").strip(" `") == field
+    assert error_info.value.field == field
 
 
 @pytest.mark.parametrize(
