@@ -616,6 +616,12 @@ def test_invalid_query_parameter_is_refused(client: Client, query: str, field: s
     assert (refused.status, refused.error["field"]) == (400, field)
 
 
+def test_event_source_without_a_prompt_is_refused_with_its_own_parameters(client: Client) -> None:
+    """The route has no messages, so the error asks for a prompt alone."""
+    for query in ("", "?prompt="):
+        assert client.get(f"/stream{query}").error["message"] == "Give a prompt."
+
+
 def test_event_source_after_the_end_gets_204(client: Client, shared_fake: FakeOpenAI) -> None:
     """After the end a reconnect gets 204, which ends it; the prompt is not run again."""
     prompt = new_id()

@@ -72,7 +72,9 @@ def _start_request(fields: dict[str, Any], *, from_strings: bool = False) -> Sta
             raise RequestError("prompt must be a text that is not empty.", field="prompt")
         fields["messages"] = [{"role": "user", "content": prompt}]
     elif "messages" not in fields:
-        raise RequestError("Give a prompt, or messages.", field="prompt")
+        # The strings are the parameters of GET /stream, which has no messages.
+        choice = "Give a prompt." if from_strings else "Give a prompt, or messages."
+        raise RequestError(choice, field="prompt")
     if system is not None:
         if not isinstance(system, str):
             raise RequestError("system must be a text.", field="system")
