@@ -48,7 +48,7 @@ def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None
         value = float("nan")
     if low is not None and high is not None and low <= value <= high:
         return value
-    raise ConfigError(f"{name}={raw!r} is not allowed: use {noun} from {low:g} to {high:g}.")
+    raise ConfigError(f"{name}={raw!r} is not allowed: use {noun} from {low:,} to {high:,}.")
 
 
 def variable(name: str) -> str:

@@ -51,7 +51,7 @@ _ALLOWED = {
     "api_version": _TEXT,
     "key_env": _TEXT,
     "models": 'a list of different names, as in ["one", "two"]',
-    "max_tokens": "a whole number from 1 to 10000000",
+    "max_tokens": "a whole number from 1 to 10,000,000",
     "extra_body": "a table",
     "continue": "one of " + ", ".join(f'"{value}"' for value in CONTINUES),
 }

@@ -110,8 +110,8 @@ def test_start_prints_address_and_model(start_halt: StartHalt, fake: FakeOpenAI)
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("PORT", "eighty", ["eighty", "65535"]),
-        ("HALT_MAX_STREAMS", "0", ["'0'", "2000"]),
+        ("PORT", "eighty", ["eighty", "65,535"]),
+        ("HALT_MAX_STREAMS", "0", ["'0'", "2,000"]),
         ("OPENAI_BASE_URL", "ftp://models", ["ftp://models", "http"]),
         ("HALT_ALLOW_ANONYMOUS", "perhaps", ["perhaps", "1 or 0"]),
         ("HALT_TOKEN", "short", ["8"]),

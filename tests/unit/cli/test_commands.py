@@ -86,7 +86,7 @@ def test_halt_chat_wrong_setting_ends_it_with_one_line() -> None:
     process = run("--port", "none")
     assert (process.returncode, process.stdout) == (1, "")
     assert (
-        process.stderr == "halt: PORT='none' is not allowed: use a whole number from 0 to 65535.\n"
+        process.stderr == "halt: PORT='none' is not allowed: use a whole number from 0 to 65,535.\n"
     )
 
 

@@ -139,7 +139,7 @@ def test_wrong_number_is_refused_in_one_line(setting: Setting, raw: str) -> None
     assert setting.high is not None
     raw = {"beyond": str(int(setting.high) + 1), "below": str(int(setting.low) - 1)}.get(raw, raw)
     message = refused_message(**{setting.env: raw})
-    for part in (setting.env, repr(raw), f"{setting.low:g}", f"{setting.high:g}"):
+    for part in (setting.env, repr(raw), f" from {setting.low:,} to {setting.high:,}."):
         assert part in message
 
 
