@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 def is_loopback(host: str) -> bool:
@@ -12,6 +15,14 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_host(text: str) -> bool:
+    """Whether this is a host name as browsers send it, or an IP address: without a port."""
+    try:
+        return bool(_HOST_NAME.fullmatch(text) or ipaddress.ip_address(text))
     except ValueError:
         return False
 

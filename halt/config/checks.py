@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from halt.config.addresses import fits_header, is_base_url, is_loopback, is_origin
+from halt.config.addresses import fits_header, is_base_url, is_host, is_loopback, is_origin
 from halt.config.settings import CONTINUES, DISCOVER_MAX, SHIPPED_TOOLS, TITLES, Config, ConfigError
 
 #: One limit of HALT_RATE_SESSION and HALT_RATE_ADDRESS: 30/minute, 5 per 10 seconds.
@@ -105,6 +105,12 @@ def _check_lists(config: Config) -> None:
             raise ConfigError(
                 f"HALT_TOOLS={','.join(config.tools)!r}: there is no tool named {tool!r}; "
                 f"use {', '.join(SHIPPED_TOOLS)}."
+            )
+    for host in config.named_hosts:
+        if not is_host(host):
+            raise ConfigError(
+                f"HALT_HOSTS={config.hosts!r}: {host!r} is not a host name: use names such as "
+                "halt.example or addresses, without http:// and without a port."
             )
     for origin in config.cors_origins:
         if origin != "*" and not is_origin(origin):

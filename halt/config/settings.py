@@ -342,8 +342,14 @@ class Config:
         """
         if self.token or not is_loopback(self.host):
             return None
-        more = [name.strip() for name in self.hosts.split(",") if name.strip()]
-        return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *more]
+        return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *self.named_hosts]
+
+    @property
+    def named_hosts(self) -> list[str]:
+        """The hosts of HALT_HOSTS, as `urlsplit` returns them: lower case, without brackets."""
+        return [
+            name.strip("[]").lower() for part in self.hosts.split(",") if (name := part.strip())
+        ]
 
     @property
     def threads(self) -> int:

@@ -246,6 +246,23 @@ def test_proxy_without_an_address_is_refused_without_being_shown(
         load({env: right_value})
 
 
+@pytest.mark.parametrize(
+    "hosts", ["http://x/", "halt.example:8000", "halt.example,*", "a b", "a..b", "café.example"]
+)
+def test_wrong_host_name_is_refused(hosts: str) -> None:
+    """A value that no browser sends as a host name is refused with the form of a name."""
+    message = refused_message(HALT_HOSTS=hosts)
+    assert f"HALT_HOSTS={hosts!r}" in message
+    assert "without http:// and without a port" in message
+
+
+def test_host_names_are_compared_in_lower_case() -> None:
+    """Host names and addresses are allowed in each form that a user may write."""
+    hosts = load({"HALT_HOSTS": "Halt.Example, my_box,,10.0.0.7, [fe80::1]"}).trusted_hosts
+    assert hosts is not None
+    assert hosts[-4:] == ["halt.example", "my_box", "10.0.0.7", "fe80::1"]
+
+
 def test_system_prompt_that_fills_the_prompt_limit_is_refused() -> None:
     """A system prompt that makes every message too long is refused."""
     message = refused_message(HALT_SYSTEM_PROMPT="x" * 20, HALT_MAX_PROMPT_CHARS="20")
