@@ -288,6 +288,20 @@ class Config:
         )
 
     @property
+    def unused_provider(self) -> str:
+        """Why variables of a provider are unused where none is set; "" if there are none."""
+        if self.has_provider:
+            return ""
+        if self.azure_key:
+            return (
+                "AZURE_OPENAI_API_KEY is not used: set AZURE_OPENAI_ENDPOINT and "
+                "AZURE_OPENAI_DEPLOYMENT too"
+            )
+        if self.anthropic_url:
+            return "ANTHROPIC_BASE_URL is not used: set ANTHROPIC_API_KEY too"
+        return ""
+
+    @property
     def has_demo(self) -> bool:
         """Whether the demo model runs. It answers if no other provider is set."""
         return not self.has_provider and bool(self.embedded_url)

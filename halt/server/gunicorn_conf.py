@@ -152,6 +152,8 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
             published["HALT_EMBEDDED_FAULT"] = fault.page_text
             demo = f"none. {fault}"
         model_server = "; ".join(filter(None, (demo, model_server)))
+    if config.unused_provider:
+        model_server += f"; {config.unused_provider}"
     published["HALT_MAX_STREAMS"] = str(open_files.raise_limit(config.max_streams))
     publish(published)
     server.halt_model_server = model_server

@@ -667,6 +667,29 @@ def test_unlisted_halt_model_is_named_at_the_start(start_halt: StartHalt) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        (
+            "AZURE_OPENAI_API_KEY",
+            "k-azure",
+            "set AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_DEPLOYMENT too",
+        ),
+        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9", "set ANTHROPIC_API_KEY too"),
+    ],
+)
+def test_start_names_a_variable_of_an_incomplete_provider(
+    start_halt: StartHalt, name: str, value: str, advice: str
+) -> None:
+    """The start says that the variable is unused, and what is missing."""
+    with RawServer(OLLAMA) as server:
+        halt = start_halt(**{"HALT_DISCOVER": f"127.0.0.1:{server.port}", name: value})
+        model_server = halt.wait_printed(r"Model server: (.*)\n")[1]
+    assert model_server.endswith(f"; {name} is not used: {advice}")
+    assert load({name: value, "OPENAI_API_KEY": "k"}).unused_provider == ""
+
+
+@pytest.mark.slow
 def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
     """The master passes its discovery to workers; the page says when the last server has
     gone.
