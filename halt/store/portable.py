@@ -290,28 +290,28 @@ def check(conversation: PortableConversation) -> None:
     roles: dict[int, str] = {}
     prompts: dict[int, int | None] = {}  # group of alternatives -> the prompt that they answer
     if not conversation.messages:
-        raise RequestError(f"The conversation {conversation.id!r} holds no message.", field="file")
+        raise _refusal(f"the conversation {conversation.id!r} holds no message")
     for message in conversation.messages:
-        name = f"The message {message.id} of the conversation {conversation.id!r}"
+        name = f"the message {message.id} of the conversation {conversation.id!r}"
         if message.id in roles:
-            raise RequestError(f"{name} is there twice.", field="file")
+            raise _refusal(f"{name} is there twice")
         parent = message.parent
         if parent is not None and parent not in roles:
-            raise RequestError(
-                f"{name} follows the message {parent}, which does not come before it.",
-                field="file",
-            )
+            raise _refusal(f"{name} follows the message {parent}, which does not come before it")
         parent_role = None if parent is None else roles[parent]
         if message.role == "assistant" and parent_role != "user":
-            raise RequestError(f"{name} is an answer and follows no prompt.", field="file")
+            raise _refusal(f"{name} is an answer and follows no prompt")
         if message.group is not None and (
             message.role == "user" or prompts.setdefault(message.group, parent) != parent
         ):
-            raise RequestError(
-                f"{name} must answer the same prompt as the others with its number in “rivals”.",
-                field="file",
+            raise _refusal(
+                f"{name} must answer the same prompt as the others with its number in “rivals”"
             )
         roles[message.id] = message.role
+
+
+def _refusal(reason: str) -> RequestError:
+    return RequestError(f"This file can't be imported: {reason}.", field="file")
 
 
 def to_json(conversations: Iterable[PortableConversation]) -> Iterator[bytes]:

@@ -514,6 +514,14 @@ def test_export_file_name_is_safe(title: str, name: str) -> None:
 CONVERSATION = exported_conversation("Hi", "Ho")
 
 
+def test_import_of_a_file_without_conversations_says_so(anna: Person) -> None:
+    """The page says that the file has no conversations; none is added."""
+    page = anna.import_file(export_file(), page=True)
+    assert page.status == 200
+    assert "The file has no conversations. Nothing was imported." in page.body.decode()
+    assert anna.items() == []
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

@@ -99,4 +99,6 @@ def import_() -> Response:
         ids = services().store.transfer.import_(ensure_owner(), read(data, message_max))
     count = len(ids)
     message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
+    if not ids:
+        message = "The file has no conversations. Nothing was imported."
     return toast(message, opens=ids[0] if count == 1 else "")

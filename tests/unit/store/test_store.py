@@ -1176,12 +1176,15 @@ def test_markdown_export_contains_the_selected_path(store: Store) -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ("", "holds no message"),
+        ("", "^This file can't be imported: the conversation 'bad-conversation' holds no message"),
         (
             '{"id":1,"role":"user","content":"a"},{"id":1,"role":"user","content":"b"}',
             "there twice",
         ),
-        ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
+        (
+            '{"id":2,"role":"user","content":"a","parent":1}',
+            "^This file can't be imported: the message 2 of .* which does not come before it.$",
+        ),
         ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
         ('{"id":1,"role":"user","content":"a","rivals":1}', "same prompt as the others"),
         ('{"id":1,"role":"robot","content":"a"}', "in conversation 2, message 1, the field “role”"),
