@@ -220,14 +220,13 @@ class Providers:
             return self._members[provider_names[0]].upstream, model
         if provider_names:
             choice = " or ".join(f"{name}/{model}" for name in provider_names)
-            raise UpstreamError(
-                "model_not_found", f"several providers have {model!r}: use {choice}"
+            sentence = f"Several providers have the model {model!r}: use {choice}."
+        else:
+            sentence = (
+                f"No provider lists the model {model!r}: use PROVIDER/MODEL, PROVIDER being one of "
+                f"{', '.join(self._members)}."
             )
-        raise UpstreamError(
-            "model_not_found",
-            f"no provider lists {model!r}: use PROVIDER/MODEL, "
-            f"PROVIDER being one of {', '.join(self._members)}",
-        )
+        raise UpstreamError("model_not_found", sentence=sentence)
 
     @staticmethod
     def _query_all(

@@ -315,16 +315,22 @@ def test_bare_name_selects_the_provider_that_lists_it(
 def test_bare_name_of_two_providers_is_refused(make: Make, down: dict[str, str]) -> None:
     """A bare name of two providers is refused with the two full names."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("m", "n")})
-    fault = refusal_of(request_answer(upstream, "m"), "model_not_found")
-    assert "use a/m or b/m" in fault.message
+    fault = request_answer(upstream, "m").fault
+    assert fault is not None
+    assert fault.code == "model_not_found"
+    assert fault.message == "Several providers have the model 'm': use a/m or b/m."
 
 
 @pytest.mark.parametrize("name", ["none", "c/m", "a/"])
 def test_unlisted_name_is_not_found(make: Make, down: dict[str, str], name: str) -> None:
     """A name that no provider lists is not found, and the message names the providers."""
     upstream = make(a=down | {"models": ("m",)}, b=down | {"models": ("n",)})
-    fault = refusal_of(request_answer(upstream, name), "model_not_found")
-    assert "PROVIDER being one of a, b" in fault.message
+    fault = request_answer(upstream, name).fault
+    assert fault is not None
+    assert fault.code == "model_not_found"
+    assert fault.message == (
+        f"No provider lists the model {name!r}: use PROVIDER/MODEL, PROVIDER being one of a, b."
+    )
 
 
 def test_single_provider_gets_names_unchanged(make: Make, fake: FakeOpenAI) -> None:
