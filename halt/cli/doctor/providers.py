@@ -42,6 +42,14 @@ def check_providers(report: Report, config: Config, make: Make, timeout: float) 
 
     `make` makes a GenerationService from settings for the provider with the given name.
     """
+    report.limit_options = {
+        setting: "--timeout"
+        for setting, seconds in (
+            ("HALT_FIRST_BYTE_TIMEOUT", config.first_byte_timeout),
+            ("HALT_GAP_TIMEOUT", config.gap_timeout),
+        )
+        if timeout < seconds
+    }
     config = replace(
         config,
         retries=0,

@@ -91,6 +91,7 @@ class Report:
         self.findings: list[Finding] = []
         self.part = ""  # prefix of the findings' names, if there are several providers
         self.names: Mapping[str, str] = ENVIRONMENT["openai"]  # names of settings, for remedies
+        self.limit_options: Mapping[str, str] = {}  # setting of a limit -> option that replaces it
         self.is_listed = False  # the address has returned a list of models
         self._print_line = print_line
 
@@ -122,6 +123,8 @@ class Report:
         return msgspec.json.encode({"ok": self.is_well, "findings": self.findings}).decode()
 
     def _add(self, name: str, status: Status, text: str, remedy: str | None = None) -> None:
+        for setting, option in self.limit_options.items():
+            text = text.replace(f"{setting} sets this limit", f"{option} sets this limit")
         finding = Finding(self.part + name, status, one_line(text, TEXT_MAX), remedy)
         self.findings.append(finding)
         if self._print_line is not None:

@@ -203,7 +203,16 @@ def test_doctor_gives_a_silent_server_up_after_its_timeout(shared_fake: FakeOpen
     )
     assert report.statuses()["answer"] == "fail"
     assert "did not begin to answer in time" in report.findings["answer"]["text"]
+    assert report.findings["answer"]["text"].endswith("2 s: --timeout sets this limit.")
     assert "busy" in report.remedy("answer")
+    report = doctor(
+        "--timeout=9",
+        OPENAI_BASE_URL=shared_fake.base_url,
+        HALT_MODEL="silent_headers",
+        HALT_FIRST_BYTE_TIMEOUT="0.5",
+    )
+    text = report.findings["answer"]["text"]
+    assert text.endswith("0.5 s: HALT_FIRST_BYTE_TIMEOUT sets this limit.")
 
 
 def test_doctor_suspects_a_firewall_where_connecting_hangs() -> None:
