@@ -374,7 +374,7 @@ def scenarios() -> dict[str, str]:
 def _description(function: Callable[..., None]) -> str:
     purpose = (inspect.getdoc(function) or "").partition("\n")[0]
     parameters = list(inspect.signature(function).parameters.values())[1:]
-    arguments = [f"{p.name}={p.default}"[:24] for p in parameters]
+    arguments = [f"{p.name}={p.default}" for p in parameters]
     return f"{purpose} ({', '.join(arguments)})" if arguments else purpose
 
 

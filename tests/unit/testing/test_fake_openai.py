@@ -104,6 +104,13 @@ def test_model_list_has_every_scenario_and_echo_first(connect: Connect) -> None:
     assert next(iter(scenarios())) == "echo"
 
 
+def test_list_of_scenarios_has_whole_defaults() -> None:
+    """The list has each default as it must be written."""
+    descriptions = scenarios()
+    assert 'args={"expression":"6*7"}' in " ".join(descriptions.values())
+    assert "Sorry about that!, kind=server_error" in descriptions["error_in_stream"]
+
+
 def test_stream_has_openais_chunks(fake: FakeOpenAI, connect: Connect) -> None:
     """A stream has a role, text, finish reason and usage in chunks of one ID."""
     chunks = list(ask(connect(), "count?n=3", stream=True, stream_options={"include_usage": True}))
