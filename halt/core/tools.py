@@ -50,6 +50,8 @@ class Tool:
         self, function: Callable[..., Any], *, name: str = "", timeout: float = TIMEOUT
     ) -> None:
         """`timeout` in seconds. Raises TypeError if the signature has no schema."""
+        if not callable(function):
+            raise TypeError(f"{function!r:.100} is no tool: use a Tool or a function")
         self.name: str = name or getattr(function, "__name__", "")
         self.timeout = timeout
         self._function = function

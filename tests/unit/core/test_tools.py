@@ -159,7 +159,9 @@ async def asynchronous() -> str:
 )
 def test_toolbox_refuses_a_function_that_can_be_no_tool(function: Any) -> None:
     """A function that has no schema is an error at the start, not in a conversation."""
-    with pytest.raises(TypeError, match=getattr(function, "__name__", "no name for a tool")):
+    with pytest.raises(
+        TypeError, match=getattr(function, "__name__", "5 is no tool: use a Tool or a function")
+    ):
         Toolbox([function])
 
 
