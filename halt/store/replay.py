@@ -157,5 +157,6 @@ class Replay:
         """
         count = sum(map(self._store.interrupt, self._store.running_of(worker)))
         if count:
-            logger.warning("worker %s has died: %d answers were interrupted", worker, count)
+            text = "1 answer was" if count == 1 else f"{count} answers were"
+            logger.warning("worker %s has died: %s interrupted", worker, text)
         return count

@@ -472,7 +472,7 @@ def test_replay_of_a_dead_workers_generation_ends_at_once(harness: WriterHarness
 
 
 def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
-    harness: WriterHarness, tmp_path: Path
+    harness: WriterHarness, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker of another data folder counts as dead only if its generation began long ago."""
     own_folder_worker, other_folder_worker = (
@@ -491,6 +491,7 @@ def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
         )
     other_folder_worker.stop()
     assert Replay(harness.store.generations, own_folder_worker.is_alive, 10.0).recover() == 1
+    assert "worker 9999999-abcdef12 has died: 1 answer was interrupted" in caplog.messages
     assert harness.store.generations.workers_running().keys() == {other_folder_worker.name}
     assert (
         Replay(harness.store.generations, own_folder_worker.is_alive, -HOUR).get(
