@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
 from markupsafe import Markup
 
 from halt.chat.figures import answer_figures, unwatched_text
@@ -102,8 +103,11 @@ def _duration_text(milliseconds: float | None) -> str:
     )
 
 
-def step_view(step: Step, key: str = "") -> StepView:
-    """The view of a thought or a tool call as it is now. `key`: by default its number."""
+def step_view(step: Step, key: str = "", *, ran: bool = True) -> StepView:
+    """The view of a thought or a tool call as it is now. `key`: by default its number.
+
+    `ran`: whether a complete call without a result may have run.
+    """
     duration = _duration_text(step.ms)
     name = step.name or "a tool"
     if step.kind == "thought":
@@ -112,8 +116,12 @@ def step_view(step: Step, key: str = "") -> StepView:
         duration = ""
     elif step.state == "running":
         label = f"Calling {name}…"
+    elif step.state == "failed":
+        label = f"{name} failed"
+    elif step.state == "called" and not (ran and _is_json(step.text)):
+        label = f"Did not call {name}"
     else:
-        label = f"{name} failed" if step.state == "failed" else f"Called {name}"
+        label = f"Called {name}"
     age = now() - step.began
     key = key or str(step.number)
     text = _shown_text(step.text)
@@ -123,13 +131,25 @@ def step_view(step: Step, key: str = "") -> StepView:
     return StepView(key, step.kind, step.state, label, duration, age, text, result)
 
 
+def _is_json(arguments: str) -> bool:
+    """Whether a call's arguments are complete, so that the call could run."""
+    try:
+        msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return arguments.endswith(steps.CUT)  # whole before this cut
+    return True
+
+
 def _shown_text(text: str) -> Markup:
     """Plain text as escaped HTML, in which long words can break."""
     return Markup(breakable(html.escape(normalized(text), quote=False)))  # noqa: S704 - escaped
 
 
-def step_views(answer_steps: Sequence[Step]) -> tuple[StepView, ...]:
-    """The thoughts and calls of all parts of an answer. Step numbers start anew in each part."""
+def step_views(answer_steps: Sequence[Step], *, ran: bool = True) -> tuple[StepView, ...]:
+    """The thoughts and calls of all parts of an answer. Step numbers start anew in each part.
+
+    `ran`: as in `step_view`.
+    """
     parts, last = 0, 0
     views = []
     for step in answer_steps:
@@ -137,7 +157,8 @@ def step_views(answer_steps: Sequence[Step]) -> tuple[StepView, ...]:
             continue
         parts += step.number <= last
         last = step.number
-        views.append(step_view(step, f"{parts}-{step.number}" if parts else str(step.number)))
+        key = f"{parts}-{step.number}" if parts else str(step.number)
+        views.append(step_view(step, key, ran=ran))
     return tuple(views)
 
 
@@ -161,6 +182,7 @@ def _complete_patch(html: str) -> Patch:
 
 def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) -> AnswerView:
     best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
+    is_over_limit = isinstance(ended, Failed) and ended.error.code == "too_many_tool_rounds"
     answer = AnswerView(
         id=exchange.stream_id,
         state="done",
@@ -169,7 +191,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         requested_model=exchange.requested_model,
         model=exchange.model,
         figures=answer_figures(ended, exchange.model, exchange.usage),
-        steps=step_views(best.steps),
+        steps=step_views(best.steps, ran=not is_over_limit),
         is_complete=_is_complete(ended),
         below=below_view(best.steps),
         has_partial_text=bool(exchange.answer) and not _is_complete(ended),

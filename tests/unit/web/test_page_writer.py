@@ -19,10 +19,13 @@ from halt.core.events import (
     Cancelled,
     Content,
     Delta,
+    ErrorInfo,
     Event,
     Extra,
+    Failed,
     Reasoning,
     ReasoningEnd,
+    Terminal,
     ToolCall,
     ToolCallDelta,
     is_terminal,
@@ -234,6 +237,28 @@ def test_thought_without_a_duration_has_a_plain_label() -> None:
         step.label
         for step in view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60)).steps
     ] == ["Thought"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "label"),
+    [
+        ('{"city": "Os', "", "Did not call ask"),
+        ("", "", "Did not call ask"),
+        ('{"city": "Oslo"}', "", "Called ask"),
+        ('{"city": "Os' + steps.CUT, "", "Called ask"),
+        ('{"city": "Oslo"}', "too_many_tool_rounds", "Did not call ask"),
+        ('{"city": "Oslo"}', "upstream_dropped", "Called ask"),
+    ],
+)
+def test_call_that_never_ran_is_labelled_so(arguments: str, code: str, label: str) -> None:
+    """A call whose arguments are incomplete, or beyond HALT_TOOL_ROUNDS, did not run."""
+    step = steps.Step(1, "tool", "called", "ask", arguments)
+    ended: Terminal = Cancelled(NO_FIGURES)
+    if code:
+        ended = Failed(ErrorInfo(code, "", retryable=False), NO_FIGURES)
+    exchange = Exchange("Hi", "a", "Ho", ended=ended, steps=(step,))
+    answer = view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60))
+    assert [step.label for step in answer.steps] == [label]
 
 
 def test_text_that_becomes_a_thought_moves_into_a_step(
