@@ -59,7 +59,7 @@ clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Uses uv from the PATH, or installs it into the environment with pip. On a fresh machine the chat page
-# is ready after 9 s, with pip alone after 23 s.
+# is ready after 11 s, with pip alone after 23 s.
 $(VENV)/made.stamp:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Halt needs Python 3.11 or later: make PYTHON=python3.12 run")'
 	@echo "Creating $(VENV) with $$($(PYTHON) --version) ..."

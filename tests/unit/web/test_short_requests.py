@@ -74,7 +74,7 @@ def forbid_slow_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             (jinja2.Environment, "get_template"),
             (responses, "render_template"),
             (data_dir, "secret_key"),
-            (data_dir, "mark"),
+            (data_dir, "folder_id"),
         ):
             monkeypatch.setattr(owner, name, guard(getattr(owner, name)))
 
