@@ -275,6 +275,8 @@ def test_stop_with_an_invalid_id_in_the_path_is_refused(halt: HaltServer, stream
         (b"not json", "application/json"),
         (b'{"stream_id": 12345678}', "application/json"),
         (b'{"stream_id": "0123456789", "seen": -1}', "application/json"),
+        (b'{"stream_id": "0123456789", "seen": -1}', FORM),
+        (b'{"stream_id": "0123456789"', FORM),
         (b"stream=0123456789", "application/x-www-form-urlencoded"),
         (b"stream_id=0123456789&seen=x", "application/x-www-form-urlencoded"),
     ],
@@ -284,6 +286,60 @@ def test_stop_without_a_valid_id_is_refused(halt: HaltServer, body: bytes, kind:
     refused = halt.client().post("/stop", body, Content_Type=kind)
     assert refused.status == 400
     assert refused.error["field"] in {"stream_id", "body", "seen"}
+
+
+@pytest.mark.parametrize("kind", ["application/json", FORM])
+@pytest.mark.parametrize("path", ["/stop", "/stop/0123456789"])
+def test_stop_as_json_names_an_unknown_field(halt: HaltServer, path: str, kind: str) -> None:
+    """An unknown field of JSON is refused by name, also with the content type of `curl -d`."""
+    for body in (b'{"stream_id": "0123456789", "sen": 1}', b'{"sen": 1}'):
+        refused = halt.client().post(path, body, Content_Type=kind)
+        assert (refused.status, refused.error["field"]) == (400, "sen")
+        assert refused.error["message"] == "sen: unknown field"
+
+
+@pytest.mark.parametrize("path", ["/stop", "/stop/ID"])
+def test_stop_reads_json_of_plain_curl(halt: HaltServer, path: str) -> None:
+    """JSON with the content type of a form is read as JSON, as by /chat."""
+    client, stream_id = halt.client(), new_id()
+    path = path.replace("ID", stream_id)
+    body = json.dumps({"stream_id": stream_id, "seen": 2}).encode()
+    assert client.post(path, body, Content_Type=FORM).json["id"] == stream_id
+    wrong = json.dumps({"stream_id": stream_id, "seen": "x"}).encode()
+    assert client.post(path, wrong, Content_Type=FORM).error["field"] == "seen"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/stop/ID", b"", ""),
+        ("/stop/ID?seen=1", b"", "application/json"),
+        ("/stop/ID", b"seen=1&more=2", FORM),
+        ("/stop", b"stream_id=ID&seen=1&more=2", FORM),
+        ("/stop?stream_id=ID", b"", FORM),
+        ("/stop?stream_id=ID&more=2", b"{}", FORM),
+        ("/stop/ID", b"seen=1", "text/plain;charset=UTF-8"),
+        ("/stop/ID", b'{"more": 2}', "text/plain;charset=UTF-8"),
+        ("/stop/ID", b'{"seen": "x"', "text/plain;charset=UTF-8"),
+        ("/stop?stream_id=ID&more=2", b"stopped", "text/plain;charset=UTF-8"),
+        ("/stop/ID", b"\xff\x00", "application/octet-stream"),
+        (
+            "/stop",
+            b'--x\r\nContent-Disposition: form-data; name="stream_id"\r\n\r\nID\r\n--x--\r\n',
+            "multipart/form-data; boundary=x",
+        ),
+    ],
+)
+def test_stop_accepts_every_form_of_a_browser(
+    halt: HaltServer, path: str, body: bytes, kind: str
+) -> None:
+    """A Stop of a page, of `fetch` or of `navigator.sendBeacon` is never refused for more fields."""
+    stream_id = new_id()
+    receipt = halt.client().post(
+        path.replace("ID", stream_id), body.replace(b"ID", stream_id.encode()), Content_Type=kind
+    )
+    assert (receipt.status, receipt.json["status"]) == (202, "pending")
+    assert receipt.json["id"] == stream_id
 
 
 def test_stop_releases_the_place_before_its_receipt(

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request
 
 from halt import VERSION
 from halt.clock import now
-from halt.core.decoding import JSON_OBJECT, checked_id, is_number
+from halt.core.decoding import JSON_OBJECT, checked_id, is_number, unknown_field
 from halt.core.receipts import Receipt
 from halt.core.request import Upstream
 from halt.errors import RequestError
@@ -21,10 +21,12 @@ from halt.web.access import has_token
 from halt.web.requests import wants_fragment
 from halt.web.responses import json_response
 from halt.web.schemas import Health, RelayFigures, Stopped, Streams
+from halt.web.security import FORM
 from halt.web.services import services
 from halt.web.sessions import owner
 
 STOPS_MAX = 16  # streams that one Stop of the page can name
+FIELDS = frozenset({"stream_id", "seen"})  # of a Stop in JSON
 PROBE_WAIT = 1.0  # seconds that one health request waits for the upstream's response
 #: Errors that are responses of the model's server, so it is reachable.
 REFUSALS = frozenset(
@@ -100,9 +102,19 @@ def _may_list() -> bool:
 
 
 def _fields() -> dict[str, Any]:
-    if request.is_json:
-        return JSON_OBJECT.decode(request.get_data())
-    return {**request.args, **request.form}
+    """The fields of a Stop: of its JSON or form, else of its address. Raises RequestError.
+
+    `curl -d` sends JSON with the content type of a form. Only JSON is refused for an unknown field:
+    a form of a page, or text of `navigator.sendBeacon`, never is.
+    """
+    body = request.get_data()
+    if not (request.is_json or (request.mimetype == FORM and body.lstrip().startswith(b"{"))):
+        return {**request.args, **request.form}
+    fields = JSON_OBJECT.decode(body)
+    for name in fields:
+        if name not in FIELDS:
+            raise unknown_field(name)
+    return {**request.args, **fields}
 
 
 def _number(raw: object) -> int | None:
