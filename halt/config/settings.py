@@ -164,7 +164,8 @@ class Config:
     )
     exact_usage: bool = _setting(
         "HALT_EXACT_USAGE",
-        "After a Stop, read the model's answer to its end for its token count; all of it is billed",
+        "After a Stop on the page, read the model's answer to its end for its token count; all of "
+        "it is billed",
         False,
     )
     orphan_grace: float = _setting(
