@@ -6,6 +6,7 @@ up to PAGE_WAIT seconds.
 
 from __future__ import annotations
 
+from halt.config.model_servers import origin
 from halt.core.request import Upstream
 from halt.errors import HaltError, RequestError, UpstreamError
 from halt.providers.discovery import Discovery
@@ -43,6 +44,7 @@ class Catalog:
         """`discovery`: the Discovery that finds the upstream's providers, if there is one."""
         self._providers = as_providers(upstream)
         self._discovery = discovery
+        self._first_servers = () if discovery is None else discovery.latest.servers
         # Result of the last `refresh`. Any thread replaces either attribute in one assignment.
         self._known: ModelGroups = []  # the last list that was not empty
         self._fault: HaltError | None = None
@@ -64,6 +66,15 @@ class Catalog:
     def is_discovered(self) -> bool:
         """Whether the providers are discovered, so that the list may change at any time."""
         return self._discovery is not None
+
+    @property
+    def no_server_text(self) -> str:
+        """The text for a page while none of the servers that Halt found at its start responds."""
+        chat_servers = [server for server in self._first_servers if server.default]
+        if len(chat_servers) != 1:
+            return "No model server responds."
+        (server,) = chat_servers
+        return f"{server.title} at {origin(server.url)} no longer responds."
 
     @property
     def notes(self) -> list[str]:

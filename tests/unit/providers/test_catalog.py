@@ -10,10 +10,12 @@ import pytest
 from halt.app import create_app
 from halt.clock import now
 from halt.config.environment import load
+from halt.config.model_servers import DiscoveryResult, Server
 from halt.core.connection import UpstreamConnection
 from halt.errors import RequestError, UpstreamError
 from halt.providers import cached_query, catalog, router
 from halt.providers.catalog import NAMES_MAX, Catalog, valid_model_name
+from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX
 from halt.providers.router import ModelGroups
 from halt.web.services import services
@@ -52,6 +54,30 @@ class GroupedUpstream(ListUpstream):
 
     def catalog(self, connection: UpstreamConnection) -> ModelGroups:
         return [("one", self.models(connection)), ("two", []), ("three", ["c"])]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "text"),
+    [
+        (["m"], "Server 0 at http://127.0.0.1:9000 no longer responds."),
+        (["", "m"], "Server 1 at http://127.0.0.1:9001 no longer responds."),
+        (["m", "n"], "No model server responds."),
+        ([], "No model server responds."),
+    ],
+)
+def test_missing_server_is_named_if_it_was_the_only_one(defaults: list[str], text: str) -> None:
+    """A single server that could chat is named with its address; several are not."""
+    servers = tuple(
+        Server(
+            name=f"s{n}",
+            title=f"Server {n}",
+            url=f"http://127.0.0.1:{9000 + n}/v1",
+            default=default,
+        )
+        for n, default in enumerate(defaults)
+    )
+    discovery = Discovery(DiscoveryResult(servers=servers))
+    assert Catalog(ListUpstream(), discovery).no_server_text == text
 
 
 def test_list_is_requested_once_and_cached() -> None:

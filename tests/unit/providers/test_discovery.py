@@ -707,7 +707,7 @@ def test_master_passes_its_discovery_to_workers(start_halt: StartHalt) -> None:
         assert names[-1] == f"ollama-{server.port}/qwen3:8b"
         assert client.chat(names[1]).to_end().text == "llama3.2:latest answers."
     wait_until(
-        lambda: "The model server no longer responds." in client.get("/models").body.decode(),
+        lambda: f"Ollama at {origin} no longer responds." in client.get("/models").body.decode(),
         SERVER_TIMEOUT,
     )
     assert "no list" not in client.get("/models").body.decode()
