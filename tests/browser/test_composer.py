@@ -565,6 +565,7 @@ def test_page_scrolled_up_stays_when_the_answer_ends(chat: Chat) -> None:
     """The end of an answer does not move a page that is scrolled up; a new prompt does."""
     chat.ask_for(PARAGRAPHS, piece=8, hold=200)
     chat.wait_text("Paragraph 25 ")
+    chat.frames()  # the page is at the end of the text, so that the next line scrolls up
     chat.page.evaluate("scrollTo(0, 100)")
     chat.release()
     chat.wait_state("done")
