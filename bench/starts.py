@@ -22,7 +22,7 @@ END = b"\r\n0\r\n\r\n"
 
 
 def starts(sizes: Sizes) -> Iterator[Row]:
-    """Rows about the CPU of a start and of a generation_cpu generation, and the delay of the first token."""
+    """Rows about the CPU of a start and of a short generation, and the delay of the first token."""
     start_cpu: dict[str, float] = {}
     generation_cpu: dict[str, float] = {}
     added: dict[str, list[float]] = {}

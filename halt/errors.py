@@ -6,8 +6,8 @@ HaltError                       base of all errors that Halt raises on purpose
 ├── StreamInUse       409       the stream ID belongs to another stream
 ├── UnknownStream     404       no such stream, or a stream of another session
 ├── OffsetLost        410       the log no longer has the requested events
-├── AtCapacity        503       a limit of streams, readers or threads is reached; with
-│                               Retry-After
+├── AtCapacity        503       a limit of streams, readers or threads is reached, or of the
+│                               streams of a WebSocket; with Retry-After
 ├── TooManyRequests   429       the client's rate limit is reached; with Retry-After
 ├── Draining          503       the server is shutting down; with Retry-After
 ├── StoreUnavailable  503       the database is locked, read-only, full or unreachable; with
@@ -91,7 +91,7 @@ class OffsetLost(HaltError):
 
 
 class AtCapacity(HaltError):
-    """A limit of open streams, readers, waiting requests, files or threads is reached."""
+    """A limit of open streams, readers or threads, or of a WebSocket's streams, is reached."""
 
     code = "at_capacity"
     status = 503

@@ -195,7 +195,7 @@ class RichScreen(Screen):
         return self._fitting(Text("" if wait_note else self._status, style="dim"), 1, wait_note)
 
     def _fitting(self, renderable: _Block | Text, room: int, below: str = "") -> SegmentLines:
-        """The last `room` lines of `drawn`, and the line `below`."""
+        """The last `room` lines of `renderable`, and the line `below`."""
         lines = self._console.render_lines(renderable, pad=False)
         while lines and not any(segment.text.strip() for segment in lines[-1]):
             lines.pop()

@@ -207,10 +207,10 @@ class ReaderLimit:
             self._taken += 1
 
 
-def _at_limit(counted: str, limits: Limits) -> AtCapacity:
-    """The error for a full table of places. `counted` names what is limited, in the plural."""
+def _at_limit(limit_name: str, limits: Limits) -> AtCapacity:
+    """The error for a full table of places. `limit_name`: what is limited, in the plural."""
     return AtCapacity(
-        f"The limit of {counted}, HALT_MAX_STREAMS={limits.max_streams}, is reached. "
+        f"The limit of {limit_name}, HALT_MAX_STREAMS={limits.max_streams}, is reached. "
         f"Try again in {RETRY_AFTER:g} s.",
         retry_after=RETRY_AFTER,
     )

@@ -284,8 +284,8 @@ def _requirement(message: str, hint: Any) -> str:
     if (meta := _meta(hint)) is not None and len(kinds) == 1:
         text += _range(meta)
     actual = fault["actual"]
-    is_number = actual in {"int", "float"} and kinds[0] in {"int", "float"}
-    if actual is None or is_number or text.endswith("empty"):
+    are_numbers = actual in {"int", "float"} and kinds[0] in {"int", "float"}
+    if actual is None or are_numbers or text.endswith("empty"):
         return text
     return f"{text}, not {_ACTUAL_WORDS.get(actual, actual)}"
 

@@ -65,10 +65,7 @@ _FAILED = {"read": "Reading from the database failed", "saved": "Saving failed"}
 
 def unavailable(done: str, why: str) -> StoreUnavailable:
     """The error for a failed call. `done` is "read" or "saved", `why` the reason."""
-    next_step = "Try again later."
-    if done == "saved":
-        next_step = "Nothing was changed; try again later."
-    return StoreUnavailable(f"{_FAILED[done]}: {why}. {next_step}", why)
+    return StoreUnavailable(f"{_FAILED[done]}: {why}. Try again later.", why)
 
 
 @contextlib.contextmanager

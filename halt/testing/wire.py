@@ -70,7 +70,7 @@ class Peer:
         self._when_readable(tls.do_handshake)
 
     def read_until(self, pattern: bytes) -> bytes | None:
-        """Read up to and including the mark; None if the client ends before."""
+        """Read up to and including `pattern`; None if the client ends before."""
         while (end := self._received.find(pattern)) < 0:
             if not self._receive():
                 return None

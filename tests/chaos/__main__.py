@@ -222,9 +222,9 @@ def read_only(system: System, rng: random.Random) -> float:
     return at
 
 
-def _hold(system: System, rng: random.Random, limits: float, unknown: bool = False) -> None:
+def _hold(system: System, rng: random.Random, max_seconds: float, unknown: bool = False) -> None:
     """Let a fault last, and send a Stop meanwhile, which must not wait for the end of the fault."""
-    deadline = time.monotonic() + rng.uniform(0.1, limits)
+    deadline = time.monotonic() + rng.uniform(0.1, max_seconds)
     assert system.bystander is not None
     seconds = system.bystander.stop(STOP_WITHIN + 5, unknown)
     assert seconds < STOP_WITHIN, f"Stop took {seconds:.1f} s"

@@ -60,7 +60,7 @@ class StreamGroup:
 class Stream(threading.Thread):
     """A stream and its reader, which keeps the events with their times.
 
-    `place` is the path of its conversation, "" without one.
+    `path` is that of its conversation, "" without one.
     """
 
     def __init__(

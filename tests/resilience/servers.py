@@ -24,7 +24,7 @@ START_TIMEOUT = 60.0
 
 
 class LimitedServer(HaltServer):
-    """A Halt whose process first runs the code `before` (`os` and `resource` are imported)."""
+    """A Halt whose process first runs `code_before` (`os` and `resource` are imported)."""
 
     def __init__(self, env: dict[str, str], code_before: str) -> None:
         start = "os.execv(sys.executable, [sys.executable, 'app.py'])"
@@ -33,7 +33,7 @@ class LimitedServer(HaltServer):
 
 
 def descriptors_limited(count: int) -> str:
-    """Code for `before` that limits the descriptors to `count`, as `ulimit -n` does."""
+    """Code for `code_before` that limits the descriptors to `count`, as `ulimit -n` does."""
     return f"resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}))"
 
 

@@ -465,7 +465,7 @@ def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI)
 
 
 @pytest.mark.parametrize(
-    ("functions", "choice", "stream_id"),
+    ("functions", "choice", "expected_choice"),
     [
         ([{"name": "a.b"}], {"name": "a.b"}, {"type": "function", "function": {"name": "a.b"}}),
         ([{"name": "f"}], "perhaps", "perhaps"),
@@ -473,7 +473,7 @@ def test_stream_options_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI)
     ],
 )
 def test_functions_of_any_shape_are_passed_on(
-    halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, stream_id: Any
+    halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, expected_choice: Any
 ) -> None:
     """Functions of any shape are passed on: the model's server decides whether they are valid."""
     prompt = new_id()
@@ -482,7 +482,7 @@ def test_functions_of_any_shape_are_passed_on(
     assert answer.status == 200, answer
     sent = request_record(shared_fake, prompt).body
     assert sent["tools"] == [{"type": "function", "function": function} for function in functions]
-    assert sent.get("tool_choice") == stream_id
+    assert sent.get("tool_choice") == expected_choice
 
 
 SIGNED = {"extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}

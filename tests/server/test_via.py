@@ -161,7 +161,7 @@ OTHER = "0123456789abcdef"
 def request_via(
     client: Client, chain: str, method: str, path: str, body: object = None
 ) -> HttpResponse:
-    """Send a request with the marks of these Halts."""
+    """Send a request with the instance IDs of these Halts."""
     return client.request(method, path, body, {HEADER: chain})
 
 

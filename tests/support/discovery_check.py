@@ -84,7 +84,7 @@ def halt_on_all_interfaces() -> Iterator[None]:
     halt = HaltServer(settings, "-b", "0.0.0.0:5001")
     try:
         model_server = halt.wait_printed(r"Model server: (.*)\n")[1]
-        assert re.match("the demo model|no model", model_server), model_server
+        assert re.match(r"the demo model|none\. ", model_server), model_server
         assert "Ollama" not in model_server
         yield
     finally:

@@ -196,9 +196,8 @@ class Worker:
         follower = self.followers[number]
         if to_end:
             follower.ended.wait(1.5 * WAIT_TIMEOUT)  # longer than readers of an unsaved stream wait
-        is_over = (
-            follower.ended.is_set()
-        )  # read before the events, so that the end implies all of them
+        # Read before the events, so that the end implies all of them.
+        is_over = follower.ended.is_set()
         return list(follower.events), is_over
 
     def leave(self, number: int) -> None:

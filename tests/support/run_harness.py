@@ -97,7 +97,7 @@ class RunHarness:
     ) -> tuple[Run, ScriptedReply]:
         """A run that has not started, its reply already fed with `parts`, for races.
 
-        All earlier runs of the harness are ended first. `then`: the replies to later requests.
+        All earlier runs of the harness are ended first. `later_replies`: the replies to later requests.
         """
         self.clear()
         reply = ScriptedReply()

@@ -67,7 +67,7 @@ class ScriptedReply:
         self.feed(Part(ended=True))
 
     def wait_reads(self, minimum: int = 1) -> None:
-        """Wait until `read` was called at least `least` times."""
+        """Wait until `read` was called at least `minimum` times."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.reads >= minimum, WAIT_TIMEOUT), self.reads
 

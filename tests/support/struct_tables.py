@@ -44,7 +44,7 @@ def is_built(kind: type) -> bool:
 
 
 def add_field_types(kind: Any, known_types: set[type]) -> None:
-    """Add this type and all types of Halt in its fields to `seen`."""
+    """Add this type and all types of Halt in its fields to `known_types`."""
     for argument in get_args(kind):
         add_field_types(argument, known_types)
     if isinstance(kind, type) and kind.__module__.startswith("halt.") and kind not in known_types:

@@ -102,7 +102,7 @@ def _may_list() -> bool:
 
 
 def _fields() -> dict[str, Any]:
-    """The fields of a Stop: of its JSON or form, else of its address. Raises RequestError.
+    """The fields of a Stop, of its address and of its JSON or form, which win. Raises RequestError.
 
     `curl -d` sends JSON with the content type of a form. Only JSON is refused for an unknown field:
     a form of a page, or text of `navigator.sendBeacon`, never is.

@@ -103,10 +103,10 @@ def _duration_text(milliseconds: float | None) -> str:
     )
 
 
-def step_view(step: Step, key: str = "", *, ran: bool = True) -> StepView:
+def step_view(step: Step, key: str = "", *, may_have_run: bool = True) -> StepView:
     """The view of a thought or a tool call as it is now. `key`: by default its number.
 
-    `ran`: whether a complete call without a result may have run.
+    `may_have_run`: whether a call without a result may have run.
     """
     duration = _duration_text(step.ms)
     name = step.name or "a tool"
@@ -118,7 +118,7 @@ def step_view(step: Step, key: str = "", *, ran: bool = True) -> StepView:
         label = f"Calling {name}…"
     elif step.state == "failed":
         label = f"{name} failed"
-    elif step.state == "called" and not (ran and _is_json(step.text)):
+    elif step.state == "called" and not may_have_run:
         label = f"Did not call {name}"
     else:
         label = f"Called {name}"
@@ -131,35 +131,46 @@ def step_view(step: Step, key: str = "", *, ran: bool = True) -> StepView:
     return StepView(key, step.kind, step.state, label, duration, age, text, result)
 
 
-def _is_json(arguments: str) -> bool:
-    """Whether a call's arguments are complete, so that the call could run."""
-    try:
-        msgspec.json.decode(arguments)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return arguments.endswith(steps.CUT)  # whole before this cut
-    return True
-
-
 def _shown_text(text: str) -> Markup:
     """Plain text as escaped HTML, in which long words can break."""
     return Markup(breakable(html.escape(normalized(text), quote=False)))  # noqa: S704 - escaped
 
 
-def step_views(answer_steps: Sequence[Step], *, ran: bool = True) -> tuple[StepView, ...]:
+def step_views(answer_steps: Sequence[Step], *, over_limit: bool = False) -> tuple[StepView, ...]:
     """The thoughts and calls of all parts of an answer. Step numbers start anew in each part.
 
-    `ran`: as in `step_view`.
+    `over_limit`: the last part ended with calls that Halt refused (HALT_TOOL_ROUNDS).
     """
+    # Arguments are no sign if a part of the texts is not kept.
+    is_cut = any((step.text + step.result).endswith(steps.CUT) for step in answer_steps)
     parts, last = 0, 0
-    views = []
+    shown: list[tuple[int, Step]] = []  # each with the index of its part
     for step in answer_steps:
         if step.kind in KINDS_BELOW:
             continue
         parts += step.number <= last
         last = step.number
-        key = f"{parts}-{step.number}" if parts else str(step.number)
-        views.append(step_view(step, key, ran=ran))
+        shown.append((parts, step))
+    views = []
+    for part, step in shown:
+        is_refused = over_limit and part == parts
+        views.append(
+            step_view(
+                step,
+                f"{part}-{step.number}" if part else str(step.number),
+                may_have_run=not is_refused and (is_cut or _is_json(step.text)),
+            )
+        )
     return tuple(views)
+
+
+def _is_json(arguments: str) -> bool:
+    """Whether a call's arguments are complete, so that the call could run."""
+    try:
+        msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
 
 
 def below_view(answer_steps: Sequence[Step]) -> BelowView:
@@ -182,7 +193,7 @@ def _complete_patch(html: str) -> Patch:
 
 def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) -> AnswerView:
     best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
-    is_over_limit = isinstance(ended, Failed) and ended.error.code == "too_many_tool_rounds"
+    over_limit = isinstance(ended, Failed) and ended.error.code == "too_many_tool_rounds"
     answer = AnswerView(
         id=exchange.stream_id,
         state="done",
@@ -191,7 +202,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         requested_model=exchange.requested_model,
         model=exchange.model,
         figures=answer_figures(ended, exchange.model, exchange.usage),
-        steps=step_views(best.steps, ran=not is_over_limit),
+        steps=step_views(best.steps, over_limit=over_limit and best is exchange),
         is_complete=_is_complete(ended),
         below=below_view(best.steps),
         has_partial_text=bool(exchange.answer) and not _is_complete(ended),

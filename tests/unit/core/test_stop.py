@@ -1,6 +1,6 @@
 """The stop registry: Stop and start of a stream may race; either order ends the stream.
 
-`Switchboard` is a registry with a clock that a test sets; `Stream` counts its ends.
+`ClockedRegistry` is a registry with a clock that a test sets; `Stream` counts its ends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bytes of a chat completion stream to text: every legal framing, any cut, and each kind of fault.
 
-`say` makes an event as OpenAI sends it; `run` feeds a decoder and returns its output.
+`chunk_of` makes a chunk as OpenAI sends it; `run` feeds a decoder and returns its output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def chunk_of(content: str | None = None, **fields: Any) -> bytes:
-    """A chunk's JSON. `more` are further members of the choice."""
+    """A chunk's JSON. `fields` are further members of the choice."""
     delta = {} if content is None else {"content": content}
     chunk = {"model": "m-1", "choices": [{"index": 0, "delta": delta, **fields}]}
     return json.dumps(chunk, ensure_ascii=False).encode()

@@ -261,6 +261,28 @@ def test_call_that_never_ran_is_labelled_so(arguments: str, code: str, label: st
     assert [step.label for step in answer.steps] == [label]
 
 
+def test_calls_before_the_refused_round_may_have_run() -> None:
+    """HALT_TOOL_ROUNDS refuses the calls of the last part of this answer, and no other calls.
+
+    Where a part of the texts is not kept, arguments do not show that a call never ran.
+    """
+    first = steps.Step(1, "tool", "called", "first", "{}")
+    second = steps.Step(1, "tool", "called", "second", "{}")
+    refused = Failed(ErrorInfo("too_many_tool_rounds", "", retryable=False), NO_FIGURES)
+    both = Exchange("Hi", "a", "Ho", ended=refused, steps=(first, second))
+    earlier = Exchange("Hi", "b", "Ho", ended=Cancelled(NO_FIGURES), steps=(first,))
+    failed = Exchange("Hi", "c", "", ended=refused, previous=earlier)
+    cut = steps.Step(2, "tool", "failed", "third", "{}", "long" + steps.CUT)
+    unkept = replace(earlier, steps=(replace(first, text=""), cut))
+    for exchange, labels in [
+        (both, ["Called first", "Did not call second"]),
+        (failed, ["Called first"]),
+        (unkept, ["Called first", "third failed"]),
+    ]:
+        answer = view(exchange, None, AnswerProgress(), RENDERER.with_deadline(60))
+        assert [step.label for step in answer.steps] == labels
+
+
 def test_text_that_becomes_a_thought_moves_into_a_step(
     play_run: PlayRun, template: Template
 ) -> None:
@@ -407,7 +429,7 @@ def test_pictures_and_sources_are_shown_below_the_text(
     assert link.format("https://a.example/one", title) in ended_html.replace("&#34;", "&quot;")
     assert 'href="https://b.example/?a=1&amp;b=2"' in ended_html
     assert not any("iVBOR" in piece for piece in parts)
-    assert '<details class="fold' not in "".join(parts)
+    assert '<details class="step' not in "".join(parts)
 
 
 def test_running_answer_is_rendered_with_pictures_and_sources(template: Template) -> None:
