@@ -290,14 +290,14 @@ def main() -> int:
                 start = time.monotonic()
                 try:
                     run_round(system, name, rng, options.may_lose)
-                    result = "well"
+                    result = "passed"
                 except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a finding
                     finding_count += 1
                     result = f"FOUND, see {_saved(options, number, kind, name, system)}"
                     system.close()
                     system = None
                 seconds = time.monotonic() - start
-                print(f"round {number}: {kind} {name} {result} ({seconds:.1f} s)", flush=True)
+                print(f"round {number}: {kind}, {name}: {result} ({seconds:.1f} s)", flush=True)
                 number, rounds_used = number + 1, rounds_used + 1
                 if options.round is not None:
                     break
