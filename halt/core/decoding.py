@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Container, Iterable
 from typing import (
     Annotated,
     Any,
@@ -201,6 +202,13 @@ def unknown_field(name: str) -> RequestError:
     return RequestError(f"{name}: unknown field", field=name)
 
 
+def check_names(fields: Iterable[str], allowed: Container[object]) -> None:
+    """Raise RequestError for the first of these fields' names that is not allowed."""
+    for name in fields:
+        if name not in allowed:
+            raise unknown_field(name) from None
+
+
 def _refuse_unknown_field(kind: Any, fields: dict[str, Any]) -> None:
     """Raise RequestError for the first field that the struct of this type does not have.
 
@@ -210,9 +218,7 @@ def _refuse_unknown_field(kind: Any, fields: dict[str, Any]) -> None:
         config = struct.__struct_config__
         if not config.forbid_unknown_fields or not _has_tag(config, fields):
             continue
-        for name in fields:
-            if name not in struct.__struct_encode_fields__ and name != config.tag_field:
-                raise unknown_field(name) from None
+        check_names(fields, (*struct.__struct_encode_fields__, config.tag_field))
 
 
 def _has_tag(config: Any, fields: dict[str, Any]) -> bool:

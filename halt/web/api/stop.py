@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request
 
 from halt import VERSION
 from halt.clock import now
-from halt.core.decoding import JSON_OBJECT, checked_id, is_number, unknown_field
+from halt.core.decoding import JSON_OBJECT, check_names, checked_id, is_number
 from halt.core.receipts import Receipt
 from halt.core.request import Upstream
 from halt.errors import RequestError
@@ -111,9 +111,7 @@ def _fields() -> dict[str, Any]:
     if not (request.is_json or (request.mimetype == FORM and body.lstrip().startswith(b"{"))):
         return {**request.args, **request.form}
     fields = JSON_OBJECT.decode(body)
-    for name in fields:
-        if name not in FIELDS:
-            raise unknown_field(name)
+    check_names(fields, FIELDS)
     return {**request.args, **fields}
 
 

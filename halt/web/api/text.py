@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.core.decoding import JSON_OBJECT, unknown_field
+from halt.core.decoding import JSON_OBJECT, check_names
 from halt.core.events import Cancelled, Content, Done, Event, encode, is_terminal
 from halt.core.generation import Generation
 from halt.core.request import fingerprint
@@ -60,9 +60,7 @@ blueprint = Blueprint("plain", __name__)
 
 def _start_request(fields: dict[str, Any], *, from_strings: bool = False) -> StartRequest:
     """A StartRequest from `prompt` or `messages`, `system` and options. Raises RequestError."""
-    for name in fields:
-        if name not in FIELDS:
-            raise unknown_field(name)
+    check_names(fields, FIELDS)
     fields = dict(fields)
     prompt, system = fields.pop("prompt", None), fields.pop("system", None)
     if prompt is not None:
