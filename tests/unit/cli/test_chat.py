@@ -195,28 +195,17 @@ def test_chat_ctrl_c_stops_the_answer(chat: Open, shared_fake: FakeOpenAI) -> No
     assert terminal.wait_exit() == 0
 
 
-def test_chat_stop_restores_a_prompt_that_reads_like_a_command(chat: Open) -> None:
-    """A prompt that reads like a command is restored with the space before it, so that Enter sends
-    it again.
+@pytest.mark.parametrize("prompt", ["asked too early", " /fake"], ids=["text", "like a command"])
+def test_chat_ctrl_c_before_any_text_restores_the_prompt(chat: Open, prompt: str) -> None:
+    """Ctrl-C before any text puts the prompt back into the input line.
+
+    The space before a prompt that reads like a command comes back too, so that Enter sends it.
     """
     terminal = chat("--model", "silent_first_token", "--no-history")
-    terminal.enter(" /fake")
+    terminal.enter(prompt)
     terminal.wait(r"…")
     terminal.type("\x03")
-    terminal.wait(r"Stopped\.\n>  /fake\Z")
-    terminal.type("\x03")  # clears the line
-    terminal.wait(r"Stopped\.\n> *\Z")
-    terminal.type("\x03")  # leaves
-    assert terminal.wait_exit() == 130
-
-
-def test_chat_ctrl_c_before_any_text_restores_the_prompt(chat: Open) -> None:
-    """Ctrl-C before any text puts the prompt back into the input line."""
-    terminal = chat("--model", "silent_first_token", "--no-history")
-    terminal.enter("asked too early")
-    terminal.wait(r"…")
-    terminal.type("\x03")
-    terminal.wait(r"Stopped\.\n> asked too early\Z")
+    terminal.wait(rf"Stopped\.\n> {re.escape(prompt)}\Z")
     terminal.type("\x03")  # clears the line
     terminal.wait(r"Stopped\.\n> *\Z")
     terminal.type("\x03")  # leaves
