@@ -435,7 +435,8 @@ def test_answers_have_the_fields_of_openai(halt: HaltServer) -> None:
     assert choice["message"] == {"role": "assistant", "content": numbers(2), "refusal": None}
     data = halt.client().post(PATH, {**request, "stream": True}).body.decode()
     chunks = [json.loads(line[6:]) for line in data.splitlines() if line.startswith("data: {")]
-    assert len(chunks) == 3
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == numbers(2)  # in one chunk or in two, as the tokens arrive
     for chunk in chunks:
         assert chunk.keys() - {"halt"} == {"id", "object", "created", "model", "choices"}
         (choice,) = chunk["choices"]
