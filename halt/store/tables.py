@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 
@@ -72,7 +73,7 @@ _encode = msgspec.json.Encoder().encode
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
 #: The last migration, which results in these tables.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()  # all times in its tables: seconds since 1970
 
@@ -92,11 +93,15 @@ conversations = Table(
     Column("titled_by", Text, nullable=False, default="words"),  # words, model, user
     Column("model", Storable, nullable=False, default=""),
     Column("system_prompt", Storable),
+    Column("prompt_name", Storable),  # of the named prompt that `system_prompt` is a copy of
     Column("temperature", Double),
+    Column("top_p", Double),
     Column("max_tokens", Integer),
     Column("first_id", BigInteger),  # the first message of the path
     Column("created_at", Double, nullable=False, default=time.time),
     Column("updated_at", Double, nullable=False, default=time.time),
+    Column("pinned_at", Double),
+    Column("archived_at", Double),
     Column("deleted_at", Double),
     Index("conversations_listed", "owner", "updated_at", "id"),
     _partial("conversations_deleted", "deleted_at", "deleted_at IS NOT NULL"),
@@ -120,6 +125,7 @@ messages = Table(
     Column("rivals", BigInteger, key="first_alternative_id"),
     #: Selected among its alternatives.
     Column("picked", Boolean, key="selected", nullable=False, default=False),
+    Column("edited", Boolean, nullable=False, server_default=false()),  # the user wrote this answer
     Column("created_at", Double, nullable=False, default=time.time),
     Column("ended", Json(msgspec.json.Decoder(Terminal))),
     Column("folds", Json(msgspec.json.Decoder(tuple[Step, ...]), ()), key="steps"),
@@ -164,4 +170,26 @@ chunks = Table(
     Column("generation_id", Text, primary_key=True),
     Column("first_seq", Integer, primary_key=True, autoincrement=False),
     Column("payload", LargeBinary, nullable=False),  # [[milliseconds, event], ...], JSON
+)
+
+#: System prompts that a person has saved under a name.
+named_prompts = Table(
+    "named_prompts",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("name", Storable, primary_key=True),
+    Column("content", Storable, nullable=False),
+    Column("updated_at", Double, nullable=False, default=time.time),
+)
+
+#: Sampling settings that a person has saved under a name; NULL: the model's default.
+presets = Table(
+    "presets",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("name", Storable, primary_key=True),
+    Column("temperature", Double),
+    Column("top_p", Double),
+    Column("max_tokens", Integer),
+    Column("updated_at", Double, nullable=False, default=time.time),
 )

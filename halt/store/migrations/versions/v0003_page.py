@@ -1,0 +1,37 @@
+"""Pins, archive, named prompts, presets of settings, and answers that the user edited."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("conversations", sa.Column("pinned_at", sa.Double))
+    op.add_column("conversations", sa.Column("archived_at", sa.Double))
+    op.add_column("conversations", sa.Column("prompt_name", sa.Text))
+    op.add_column("conversations", sa.Column("top_p", sa.Double))
+    op.add_column(
+        "messages", sa.Column("edited", sa.Boolean, nullable=False, server_default=sa.false())
+    )
+    op.create_table(
+        "named_prompts",
+        sa.Column("owner", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("content", sa.Text, nullable=False),
+        sa.Column("updated_at", sa.Double, nullable=False),
+    )
+    op.create_table(
+        "presets",
+        sa.Column("owner", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("temperature", sa.Double),
+        sa.Column("top_p", sa.Double),
+        sa.Column("max_tokens", sa.Integer),
+        sa.Column("updated_at", sa.Double, nullable=False),
+    )
