@@ -74,6 +74,19 @@ class ChatService:
             raise TooLarge(f"The message is longer than {limit:,} characters.", field="prompt")
         return prompt
 
+    def checked_answer(self, text: str) -> str:
+        """A user's version of an answer, with normalized line ends and no blank lines around it.
+
+        Raises RequestError, TooLarge.
+        """
+        answer = text.replace("\r\n", "\n").rstrip().lstrip("\n")
+        if not answer:
+            raise RequestError("Write the answer's text first.", field="text")
+        limit = self.config.max_answer_chars
+        if len(answer) > limit:
+            raise TooLarge(f"The answer is longer than {limit:,} characters.", field="text")
+        return answer
+
     # --- use cases that start runs ----------------------------------------------------------------
 
     def send(
@@ -154,6 +167,22 @@ class ChatService:
         exchange = self._exchange(conversation_id, owner, prompt_id)
         self._retry_while_busy(self.store.turns.discard, conversation_id, owner, exchange.answer_id)
         return exchange
+
+    def edit_answer(
+        self, conversation_id: str, owner: str, prompt_id: int, stream_id: str, text: str
+    ) -> Conversation:
+        """Add a version of an answer to this prompt with a checked text of the user.
+
+        `stream_id` names the answer. Raises Busy, UnknownConversation.
+        """
+        exchange = self._exchange(conversation_id, owner, prompt_id)
+        versions = (*exchange.candidates, exchange.previous)
+        for answer in versions:
+            if answer is not None and answer.stream_id == stream_id:
+                return self._retry_while_busy(
+                    self.store.turns.edit_answer, conversation_id, owner, answer.answer_id, text
+                )
+        raise UnknownConversation("This answer is no longer in the conversation. Reload the page.")
 
     def show_version(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
         """Switch to another version of a prompt or an answer; the conversation continues there."""

@@ -1,4 +1,4 @@
-"""Notes that tell a model that its last answer is incomplete, and the removal of copied notes.
+"""Notes that tell a model that its last answer is incomplete or edited; removal of copied notes.
 
 A note begins the user's next message. In the assistant's message it would be an example of how
 answers end, and small models would copy it. A note that a model writes nevertheless, alone on a
@@ -15,10 +15,17 @@ from halt.core.events import Content, Delta, Extra
 
 STOPPED = "[Note: the user stopped your last answer before its end.]"
 BROKEN = "[Note: your last answer broke off before its end.]"
+EDITED = "[Note: the user edited your last answer.]"
 
 #: Including those that ended the assistant's messages in earlier versions: models have copied them
 #: into saved answers.
-NOTES = (STOPPED, BROKEN, "[The user stopped this answer here.]", "[This answer broke off here.]")
+NOTES = (
+    STOPPED,
+    BROKEN,
+    EDITED,
+    "[The user stopped this answer here.]",
+    "[This answer broke off here.]",
+)
 
 LINE_END = 100  # characters of a line's end that are checked for text
 BLANK_MAX = 200  # characters of white space after a note that may be held
@@ -31,7 +38,7 @@ _CUT = re.compile(rf"^[ \t]*(?:{_ANY})[ \t]*(?:\n|\Z)|(?<![ \t])[ \t]*(?:{_ANY})
 
 
 def before_prompt(note: str, prompt: str) -> str:
-    """The user's message after an incomplete answer: the note, then the prompt."""
+    """The user's message after an incomplete or edited answer: the note, then the prompt."""
     return f"{note}\n\n{prompt}"
 
 
@@ -42,7 +49,7 @@ def are_discussed(prompts: Iterable[str]) -> bool:
     """
     for prompt in prompts:
         for match in _NOTE.finditer(prompt):
-            if match[0] not in (STOPPED, BROKEN):
+            if match[0] not in (STOPPED, BROKEN, EDITED):
                 return True
             if not prompt.startswith("\n\n", match.end()):
                 return True

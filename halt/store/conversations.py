@@ -16,7 +16,7 @@ from halt.errors import RequestError
 from halt.store import tree
 from halt.store.database import Database
 from halt.store.models import WINDOW, Conversation, Page, Settings, Summary, Usage
-from halt.store.prompt_messages import path_messages
+from halt.store.prompt_messages import PathMessage, path_messages
 from halt.store.rows import LISTED, TITLE_MAX, change, changed, cursor_number, find, find_or_create
 from halt.store.tables import conversations, messages
 
@@ -57,7 +57,8 @@ class Conversations:
     def prompt_messages(
         self, conversation_id: str, owner: str, system_prompt: str = ""
     ) -> list[Message]:
-        """The messages that the model gets: the whole path, with notes on incomplete answers.
+        """The messages that the model gets: the whole path, with notes on incomplete and edited
+        answers.
 
         `system_prompt` is used if the conversation has none itself. An answer that is being
         continued comes last, unchanged and without a note. Raises UnknownConversation.
@@ -65,7 +66,7 @@ class Conversations:
         with self._database.reading() as connection:
             row = find(connection, conversation_id, owner)
             texts = tree.path_texts(connection, row)
-        path = ((message.role, message.state, message.content) for message in texts)
+        path = map(PathMessage._make, texts)
         return path_messages(
             path, system_prompt if row.system_prompt is None else row.system_prompt
         )

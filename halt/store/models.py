@@ -1,9 +1,9 @@
 """The values that readers of a conversation get, all frozen, and the errors of its changes.
 
 A conversation is a tree of messages. An edited prompt is a sibling of the original prompt, a
-regenerated answer a sibling of the answer before it; the answers of several models to one prompt
-are siblings too. The page shows, and the model gets, one path through the tree: each message stores
-which of its children is the next one.
+regenerated or edited answer a sibling of the answer before it; the answers of several models to one
+prompt are siblings too. The page shows, and the model gets, one path through the tree: each message
+stores which of its children is the next one.
 
 The page reads the path as exchanges, a window of them at a time. An exchange is a prompt with the
 answer that is shown.
@@ -120,6 +120,7 @@ class Exchange:
     versions: Versions = field(default_factory=Versions)  # of the answer: regenerations
     state: State = "running"
     usage: Usage = field(default_factory=Usage)  # of the answer, all its generations together
+    is_edited: bool = False  # the user wrote this answer: a version that no generation wrote
 
     @property
     def prefix(self) -> str:

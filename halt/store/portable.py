@@ -10,7 +10,8 @@
 `messages` is the whole tree, parents first. `chosen` holds the messages on the shown path among
 their siblings; without one the last sibling is shown. All times are seconds since 1970. The file
 keeps names of the first version: `folds` are a message's steps, `asked` is the requested model,
-`rivals` the number that alternatives share, `picked` marks the selected one.
+`rivals` the number that alternatives share, `picked` marks the selected one. `edited`, which files
+of earlier versions do not have, marks an answer that the user has edited.
 
 A file is read item by item (see `halt.store.json_items`), so that other threads are not blocked.
 The size of an item is limited.
@@ -80,6 +81,7 @@ class PortableMessage(_Message, omit_defaults=True):
 
     ended: Terminal | None = None  # with its figures
     steps: list[Step] = msgspec.field(default_factory=list, name="folds")  # thoughts and tool calls
+    edited: bool = False  # the user wrote this answer
 
 
 class PortableSettings(msgspec.Struct, omit_defaults=True):
@@ -126,6 +128,7 @@ class _LargeMessage(_Message):
 
     ended: msgspec.Raw = msgspec.Raw(b"null")
     steps: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"[]"), name="folds")
+    edited: bool = False
 
 
 _encode = msgspec.json.Encoder().encode
@@ -340,10 +343,11 @@ def to_markdown(conversations: Iterable[PortableConversation]) -> Iterator[bytes
             author = message.model or message.requested_model or "Answer"
             if message.role == "user":
                 author = "You"
-            note = _NOTES.get(message.state, "")
+            note = _EDITED if message.edited else _NOTES.get(message.state, "")
             yield f"\n## {author}\n\n{message.content}\n{note}".encode()
 
 
+_EDITED = "\n*Edited by you.*\n"
 _NOTES = {
     "stopped": "\n*Stopped here.*\n",
     "error": "\n*This answer broke off here.*\n",

@@ -177,6 +177,7 @@ def _imported(conversation_id: str, message: PortableMessage) -> dict[str, Any]:
         "created_at": message.created_at or time.time(),
         "ended": message.ended or tree.terminal_for_state(message.state),
         "steps": message.steps or None,
+        "edited": message.edited and message.role == "assistant",
     }
 
 
@@ -211,6 +212,7 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
                 message.created_at,
                 tree.terminal_or_none(message),
                 list(message.steps),
+                message.edited,
             )
             for message in rows
         ],

@@ -57,7 +57,7 @@ def _path(*columns: Any) -> Select[Any]:
 
 
 _PATH = _path(messages.c.id, messages.c.parent_id, messages.c.role)
-_PATH_TEXTS = _path(messages.c.role, messages.c.state, messages.c.content)
+_PATH_TEXTS = _path(messages.c.role, messages.c.state, messages.c.content, messages.c.edited)
 
 
 def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
@@ -66,7 +66,7 @@ def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
 
 
 def path_texts(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
-    """Role, state and text of each message on the path."""
+    """Role, state and text of each message on the path, and whether the user edited it."""
     return connection.execute(_PATH_TEXTS, {"first": row.first_id}).all()
 
 
@@ -363,6 +363,7 @@ def _exchange(prompt: Row[Any], answer: Row[Any], usage: Usage) -> Exchange:
         answer_id=answer.id,
         state=answer.state,
         usage=usage,
+        is_edited=answer.edited,
     )
 
 

@@ -1,4 +1,4 @@
-"""Changes conversations: adds prompts and answers, selects versions, discards answers.
+"""Changes conversations: adds prompts and answers, edits answers, selects versions, discards.
 
 Each method is one transaction with exclusive access to the conversation: SQLite admits one writer
 at a time, on PostgreSQL the transaction locks the conversation's row. `halt.store.generations`
@@ -15,12 +15,22 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from halt.core.steps import Step
+from halt.core.events import Done
+from halt.core.metrics import NO_FIGURES
+from halt.core.steps import KINDS_BELOW, Step
 from halt.errors import RequestError, StreamInUse
 from halt.store import tree
 from halt.store.database import Database, upsert
 from halt.store.models import MOVED, WINDOW, Conversation, Moved, UnknownConversation, state_of
-from halt.store.rows import changed, find, find_or_create, lock, message, refuse_while_running
+from halt.store.rows import (
+    change,
+    changed,
+    find,
+    find_or_create,
+    lock,
+    message,
+    refuse_while_running,
+)
 from halt.store.search import trigrams
 from halt.store.tables import chunks, generations, messages
 from halt.store.title_text import first_words
@@ -112,9 +122,10 @@ class Turns:
             row = find(connection, conversation_id, owner, lock=True)
             refuse_while_running(connection, conversation_id)
             answer = message(connection, row, answer_id, "assistant")
-            if _has_followers(connection, answer) or not answer.content:
+            if _has_followers(connection, answer) or not answer.content or answer.edited:
                 raise UnknownConversation(
-                    "This answer cannot be continued: it has no text, or messages follow it."
+                    "This answer cannot be continued: it has no text, you have edited it, or "
+                    "messages follow it."
                 )
             _select_path(connection, row, answer.id)
             connection.execute(
@@ -161,7 +172,40 @@ class Turns:
             connection.execute(delete(chunks).where(chunks.c.generation_id.in_(stream_ids)))
             connection.execute(delete(generations).where(generations.c.id.in_(stream_ids)))
 
-    # --- selecting and discarding -----------------------------------------------------------------
+    # --- editing, selecting and discarding --------------------------------------------------------
+
+    def edit_answer(
+        self, conversation_id: str, owner: str, answer_id: int, text: str
+    ) -> Conversation:
+        """Add a version of an answer with the user's text; the path then ends there.
+
+        It keeps the names of the models, the pictures and the sources, but no thoughts, calls and
+        figures, which belong to the original. The same text adds no version. Returns the window
+        around the answer. Raises Busy, UnknownConversation.
+        """
+        with self._database.writing() as connection:
+            row = find(connection, conversation_id, owner, lock=True)
+            refuse_while_running(connection, conversation_id)
+            answer = message(connection, row, answer_id, "assistant")
+            if text != answer.content:
+                _select_path(connection, row, answer.parent_id)
+                steps = tuple(step for step in answer.steps if step.kind in KINDS_BELOW)
+                answer_id = _add(
+                    connection,
+                    row,
+                    answer.parent_id,
+                    "assistant",
+                    text,
+                    state="done",
+                    requested_model=answer.requested_model,
+                    model=answer.model,
+                    stream_id=secrets.token_urlsafe(16),  # of no generation; names it on the page
+                    ended=Done("stop", NO_FIGURES),
+                    steps=steps or None,
+                    edited=True,
+                )
+                row = change(connection, row, {"updated_at": time.time()})
+            return tree.window(connection, row, around=answer_id, limit=WINDOW)
 
     def show(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
         """Select the path through this message: another version, or the hit of a search.

@@ -107,6 +107,7 @@ def configured_halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
             "HALT_SYSTEM_PROMPT": "Be kind.",
             "HALT_MAX_STREAMS": "2",
             "HALT_MAX_BODY_BYTES": "20000",
+            "HALT_MAX_ANSWER_CHARS": "5000",
             "HALT_MAX_IMPORT_BYTES": "9000000",
         }
     )
@@ -343,6 +344,39 @@ def test_search_result_in_another_version_selects_it(anna: Person) -> None:
         page = anna.get(f"/conversations/search?q={word}").body.decode()
         (link,) = re.findall(r'href="(/c/[^"]*)"', page)
         assert word in anna.get(html.unescape(link)).body.decode()
+
+
+# --- editing an answer ----------------------------------------------------------------------------
+
+
+def test_edited_answer_is_on_the_page_and_in_exports(carla: Person, boris: Person) -> None:
+    """The page shows the edited version, marked as such; an import of its export does too."""
+    carla.add(exported_conversation("Question", "An ostrich", "And?", "It runs"))
+    (conversation,) = [item["id"] for item in carla.items()]
+    page = carla.get(f"/c/{conversation}").body.decode()
+    prompt_id, stream_id = (
+        re.findall(rf'{name}="(.*?)"', page)[0] for name in ("data-prompt", "data-stream")
+    )
+    fields = {"prompt_id": prompt_id, "stream_id": stream_id}
+
+    def edit(text: str) -> HttpResponse:
+        return carla.send(f"/c/{conversation}/edit-answer", text=text, **fields)
+
+    for text, status, message in (
+        (" \r\n ", 400, "Write the answer's text first."),
+        ("x" * 5_001, 413, "The answer is longer than 5,000 characters."),
+    ):
+        refusal = edit(text)
+        assert refusal.status == status
+        assert message in html.unescape(refusal.body.decode())
+    assert edit("An ostrich").body.decode().count("<section") == 2  # unchanged
+    answer = edit("\r\nA <flamingo>\r\n").body.decode()
+    assert answer.count("<section") == 1
+    assert "A &lt;flamingo&gt;" in answer
+    assert "Edited by you" in answer
+    boris.import_file(carla.get("/export").body)
+    (imported,) = boris.items()
+    assert "Edited by you" in boris.get(f"/c/{imported['id']}").body.decode()
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -607,7 +641,15 @@ def begins_export(client: Client, readers: ExitStack) -> bool:
 # --- other sessions -------------------------------------------------------------------------------
 
 READS = ["", "/item", "/title", "/export", "/settings", "/exchanges?before=1", "/usage"]
-WRITES = ["/title", "/delete", "/undelete", "/settings", "/regenerate", "/messages"]
+WRITES = [
+    "/title",
+    "/delete",
+    "/undelete",
+    "/settings",
+    "/regenerate",
+    "/messages",
+    "/edit-answer",
+]
 
 
 @pytest.fixture(scope="module")
@@ -638,7 +680,7 @@ def test_conversation_of_another_session_cannot_be_changed(
 ) -> None:
     """No other session and no program can change a conversation, even with its ID."""
     for client in (Person(halt).client, halt.client()):
-        body = urlencode({"title": "Mine", "prompt": "Hi", "prompt_id": "1"}).encode()
+        body = urlencode({"title": "Mine", "prompt": "Hi", "prompt_id": "1", "text": "Hi"}).encode()
         assert client.request("POST", f"/c/{other_id}{path}", body, FORM_HEADERS).status == 404
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from halt.core.notes import BROKEN, STOPPED, before_prompt
+from halt.core.notes import BROKEN, EDITED, STOPPED, before_prompt
 from halt.testing.fake_openai import FakeOpenAI, Record
 from halt.testing.scenarios import last_user_message
 from tests.support.http_client import Client
@@ -88,12 +88,12 @@ def request_record(
 ) -> Record:
     """Wait for the nth request (from 0) whose last user message is `prompt`.
 
-    A note of Halt before the prompt, about an incomplete answer, is ignored.
+    A note of Halt before the prompt, about an incomplete or edited answer, is ignored.
     """
 
     def prompt_of(record: Record) -> str:
         text = last_user_message(record.body)
-        for note in (STOPPED, BROKEN):
+        for note in (STOPPED, BROKEN, EDITED):
             text = text.removeprefix(before_prompt(note, ""))
         return text
 

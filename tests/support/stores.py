@@ -168,6 +168,12 @@ class Chat:
         )
         return stream_id
 
+    def edit_answer(self, text: str, answer_id: int | None = None) -> Conversation:
+        """Edit an answer, by default the last one."""
+        return self.store.turns.edit_answer(
+            self.name, self.owner, answer_id or self.last_exchange().answer_id, text
+        )
+
     def continue_answer(self) -> str:
         """Continue the last answer; the ID of the new stream."""
         stream_id = self.new_stream()

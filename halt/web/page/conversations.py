@@ -92,6 +92,16 @@ def select_answer(conversation_id: str) -> str:
     return render_template("exchange.html", x=exchange, conversation_id=conversation.id)
 
 
+def edit_answer(conversation_id: str) -> str:
+    """Add a version of an answer with the user's text, and return the exchanges from there."""
+    chat, prompt_id = services().chat, message_id("prompt_id")
+    text, stream_id = request.form.get("text", ""), request.form.get("stream_id", "")
+    conversation = chat.edit_answer(
+        conversation_id, ensure_owner(), prompt_id, stream_id, chat.checked_answer(text)
+    )
+    return render_from(conversation, prompt_id)
+
+
 def discard(conversation_id: str) -> str:
     """Discard the last answer. Return the exchange that replaces it, "" if there is none."""
     prompt_id, owner_id = message_id("prompt_id"), ensure_owner()

@@ -26,6 +26,7 @@ for path, view in (
     ("/c/<conversation_id>/regenerate", messages.regenerate),
     ("/c/<conversation_id>/continue", messages.continue_),
     ("/c/<conversation_id>/discard", conversations.discard),
+    ("/c/<conversation_id>/edit-answer", conversations.edit_answer),
     ("/c/<conversation_id>/pick", conversations.select_answer),
     ("/c/<conversation_id>/show", conversations.show),
 ):

@@ -53,6 +53,7 @@ class AnswerView:
     retryable: bool = False
     is_complete: bool = True  # or running; queued messages are sent after complete answers only
     has_partial_text: bool = False  # not complete, with text: it can be continued
+    is_edited: bool = False  # the user wrote this version
     figures: tuple[str, ...] = ()
     steps: tuple[StepView, ...] = ()
     earlier_steps: tuple[StepView, ...] = ()  # steps before a Continue
@@ -201,6 +202,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         source=data_urls.replace(best.answer),
         requested_model=exchange.requested_model,
         model=exchange.model,
+        is_edited=best.is_edited,
         figures=answer_figures(ended, exchange.model, exchange.usage),
         steps=step_views(best.steps, over_limit=over_limit and best is exchange),
         is_complete=_is_complete(ended),
@@ -218,6 +220,8 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
     if isinstance(ended, Cancelled):
         note = "Stopped by you" if ended.reason == "stop" else unwatched_text(ended)
         return replace(answer, state=state_of(ended, exchange.answer, exchange.steps), note=note)
+    if exchange.is_edited:
+        return replace(answer, note="Edited by you", figures=())
     reason = ended.finish_reason
     if state_of(ended, exchange.answer, exchange.steps) == "error":
         return replace(

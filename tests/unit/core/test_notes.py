@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halt.core.events import Content, Reasoning
-from halt.core.notes import BROKEN, NOTES, STOPPED, NoteFilter, are_discussed, without_notes
+from halt.core.notes import (
+    BROKEN,
+    EDITED,
+    NOTES,
+    STOPPED,
+    NoteFilter,
+    are_discussed,
+    without_notes,
+)
 
 OLD = "[The user stopped this answer here.]"
 
@@ -34,6 +42,7 @@ REMOVED = [
     (f"Hello.\n{OLD}\n\n ", "Hello.\n\n "),
     (f"Hello.\n\n{STOPPED}\n\nMore.", "Hello.\n\n\nMore."),
     (f"{BROKEN}\n\nHello.", "\nHello."),
+    (f"{EDITED}\n\nHello.", "\nHello."),
     (f"a\n  {OLD}  \nb", "a\n  b"),
     (f"a\n{OLD}\n{OLD}\nb", "a\nb"),
     ("Hello.\n[the user STOPPED this answer here]", "Hello.\n"),
@@ -105,7 +114,9 @@ def test_are_discussed_is_true_for_notes_of_the_user() -> None:
     """Notes of the user make `are_discussed` true; a note that Halt put before the prompt
     does not.
     """
-    assert not are_discussed(["Hello", f"{STOPPED}\n\nGo on.", f"{BROKEN}\n\nGo on."])
+    assert not are_discussed(
+        ["Hello", f"{STOPPED}\n\nGo on.", f"{BROKEN}\n\nGo on.", f"{EDITED}\n\nGo on."]
+    )
     assert are_discussed([f"What is {OLD}?"])
     assert are_discussed([f"{STOPPED}\n\nWhat is {STOPPED}?"])
 

@@ -14,8 +14,7 @@ from halt.providers.continuation import by_instruction, by_prefix, continuation_
 from halt.rendering.blocks import BlockStream
 from halt.rendering.data_urls import DataUrlFilter, replace, replace_for_model
 from halt.rendering.markdown import render, render_block
-from halt.store.models import State
-from halt.store.prompt_messages import path_messages
+from halt.store.prompt_messages import PathMessage, path_messages
 
 LETTERS = "iVBORw0KGgo/8Qz+"
 DATA = LETTERS * 100  # 1,600 characters of base64, 1,200 bytes
@@ -166,10 +165,10 @@ def test_continuation_of_an_answer_keeps_its_picture_for_the_user_alone() -> Non
 
 def test_path_messages_have_a_word_for_each_picture_of_an_answer() -> None:
     """Data that the user has pasted is sent unchanged."""
-    path: list[tuple[str, State, str]] = [
-        ("user", "done", f"This: {URL}"),
-        ("assistant", "done", f"![image]({URL})Nice"),
-        ("user", "done", "b"),
+    path = [
+        PathMessage("user", "done", f"This: {URL}"),
+        PathMessage("assistant", "done", f"![image]({URL})Nice"),
+        PathMessage("user", "done", "b"),
     ]
     assert [(message.role, message.content) for message in path_messages(path)] == [
         ("user", f"This: {URL}"),

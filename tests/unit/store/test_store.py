@@ -558,6 +558,71 @@ def test_steps_of_a_continued_answer_are_numbered_anew(store: Store, chat: Chat)
     assert len({step.number for step in shown_steps}) == 2
 
 
+def test_edited_answer_is_a_version_that_the_model_is_told_of(store: Store, chat: Chat) -> None:
+    """The edited text is a new version; the next prompt has a note; the original can return.
+
+    Thoughts and figures stay with the original.
+    """
+    thought, sources = Step(1, "thought", "done", text="Hm"), Step(2, "sources", "done", text="u T")
+    write_end(store, chat.ask("a"), "one", STOPPED, steps=(thought, sources))
+    (exchange,) = chat.edit_answer("One.").exchanges
+    assert (exchange.answer, exchange.state, exchange.is_edited) == ("One.", "done", True)
+    assert (exchange.model, exchange.steps, exchange.usage) == ("m-1", (sources,), Usage())
+    assert (exchange.versions.number, len(exchange.versions.ids)) == (2, 2)
+    assert chat.edit_answer("One.").exchanges == (exchange,)  # the same text adds no version
+    assert [hit.message_id for hit in store.search.find("anna", "one").items] == [
+        exchange.answer_id,
+        exchange.versions.ids[0],
+    ]
+    chat.add_exchange("b", "two")
+    assert chat.prompt_messages() == [
+        ("user", "a"),
+        ("assistant", "One."),
+        ("user", f"{notes.EDITED}\n\nb"),
+        ("assistant", "two"),
+    ]
+    store.turns.show(chat.name, chat.owner, exchange.versions.ids[0])
+    assert [(e.answer, e.is_edited) for e in chat.read().exchanges] == [("one", False)]
+
+
+def test_edit_of_an_earlier_answer_ends_the_path_there(chat: Chat) -> None:
+    """The messages after the edited answer stay with its original; Regenerate adds a version."""
+    chat.add_exchange("a", "one")
+    chat.add_exchange("b", "two")
+    original_id = chat.read().exchanges[0].answer_id
+    chat.edit_answer("One.", original_id)
+    assert chat.exchanges() == [("a", "One.")]
+    chat.end(chat.regenerate(), "", BROKEN)
+    assert chat.last_exchange().shown_version().is_edited
+    chat.end(chat.regenerate(), "three")
+    assert len(chat.last_exchange().versions.ids) == 4
+    assert not chat.last_exchange().is_edited
+    chat.store.turns.show(chat.name, chat.owner, original_id)
+    assert chat.exchanges() == [("a", "one"), ("b", "two")]
+
+
+def test_edited_answer_is_discarded_and_not_continued(chat: Chat) -> None:
+    """Discard brings the original back. Continue is refused: no generation wrote the text."""
+    chat.add_exchange("a", "one", STOPPED)
+    chat.edit_answer("One.")
+    with pytest.raises(UnknownConversation, match="you have edited it"):
+        chat.continue_answer()
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id) is None
+    assert chat.exchanges() == [("a", "one")]
+
+
+def test_edit_is_refused_while_an_answer_runs_and_for_prompts(chat: Chat) -> None:
+    """An edit never meets a running answer, and a prompt is no answer."""
+    chat.add_exchange("a", "one")
+    exchange = chat.last_exchange()
+    with pytest.raises(UnknownConversation):
+        chat.edit_answer("A", exchange.prompt_id)
+    chat.ask("b")
+    with pytest.raises(Busy):
+        chat.edit_answer("One.", exchange.answer_id)
+    assert chat.exchanges() == [("a", "one"), ("b", "")]
+
+
 def test_discard_of_the_only_answer_returns_the_prompt(chat: Chat) -> None:
     """Discarding the only answer removes its prompt as well and returns the prompt's text."""
     chat.add_exchange("a", "1")
@@ -1090,6 +1155,7 @@ def full_chat(store: Store) -> Chat:
     write_end(
         store, chat.regenerate(), "one", STOPPED, steps=(Step(1, "thought", "done", text="Hm"),)
     )
+    chat.edit_answer("eins")
     chat.add_exchange("b", "2", BROKEN)
     chat.add_exchange("B", "two", edit_of=chat.last_exchange().prompt_id)
     answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
@@ -1105,7 +1171,7 @@ def comparable(exchange: Exchange) -> tuple[object, ...]:
     return (
         exchange.prompt,
         [
-            (e.answer, e.model, e.requested_model, e.state, e.ended, e.steps)
+            (e.answer, e.model, e.requested_model, e.state, e.ended, e.steps, e.is_edited)
             for e in exchange.candidates
         ],
         exchange.selected,
@@ -1140,7 +1206,7 @@ def test_import_of_an_export_restores_the_conversation(store: Store) -> None:
         )
         assert second == 1
         old = store.turns.show(new_id, owner, conversation_after.exchanges[1].prompts.ids[0])
-        assert [(e.prompt, e.answer) for e in old.exchanges] == [("a", "one"), ("b", "2")]
+        assert [(e.prompt, e.answer) for e in old.exchanges] == [("a", "eins"), ("b", "2")]
     assert chat.read() == conversation_before
 
 
@@ -1163,12 +1229,12 @@ def test_export_contains_each_conversation_of_the_owner_once(store: Store) -> No
 
 
 def test_markdown_export_contains_the_selected_path(store: Store) -> None:
-    """A Markdown export contains the selected path, the system prompt and marks of stopped
+    """A Markdown export contains the selected path, the system prompt and marks of edited
     answers."""
     chat = full_chat(store)
     text = b"".join(to_markdown(store.transfer.export("anna", chat.name))).decode()
     assert text == (
-        "# a\n\n## System prompt\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\none\n\n*Stopped here.*\n"
+        "# a\n\n## System prompt\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\neins\n\n*Edited by you.*\n"
         "\n## You\n\nB\n\n## m-1\n\ntwo\n\n## You\n\nWho?\n\n## m-1\n\nI, rival-two\n"
     )
 
