@@ -6,10 +6,11 @@ Each method is one transaction. All returned values are frozen copies.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, select, tuple_, update
+from sqlalchemy import Connection, Row, exists, func, select, tuple_, update
 
 from halt.core.request import Message
 from halt.errors import RequestError
@@ -17,11 +18,31 @@ from halt.store import tree
 from halt.store.database import Database
 from halt.store.models import WINDOW, Conversation, Page, Settings, Summary, Usage
 from halt.store.prompt_messages import PathMessage, path_messages
-from halt.store.rows import LISTED, TITLE_MAX, change, changed, cursor_number, find, find_or_create
+from halt.store.rows import (
+    LISTED,
+    PINS_MAX,
+    TITLE_MAX,
+    change,
+    changed,
+    cursor_number,
+    find,
+    find_or_create,
+    lock,
+    unknown,
+    unpin_oldest,
+)
 from halt.store.tables import conversations, messages
 
 _IS_RUNNING = exists().where(
     messages.c.conversation_id == conversations.c.id, messages.c.state == "running"
+)
+_SUMMARY = (
+    conversations.c.id,
+    conversations.c.title,
+    conversations.c.updated_at,
+    _IS_RUNNING.label("running"),
+    conversations.c.pinned_at.is_not(None).label("pinned"),
+    conversations.c.archived_at.is_not(None).label("archived"),
 )
 
 
@@ -72,32 +93,44 @@ class Conversations:
         )
 
     def summaries(
-        self, owner: str, cursor: str | None = None, limit: int = WINDOW
+        self,
+        owner: str,
+        cursor: str | None = None,
+        limit: int = WINDOW,
+        *,
+        archived: bool = False,
     ) -> Page[Summary]:
-        """The owner's conversations, most recently used first. Raises RequestError (`cursor`)."""
+        """The owner's conversations, most recently used first. Raises RequestError (`cursor`).
+
+        The first page begins with all pinned conversations, the last pinned one first; `limit`
+        counts the others. Archived conversations are only on the pages with `archived`, which have
+        no pinned ones before the others.
+        """
         limit = max(1, limit)
-        query = (
-            select(
-                conversations.c.id,
-                conversations.c.title,
-                conversations.c.updated_at,
-                _IS_RUNNING.label("running"),
-            )
-            .where(conversations.c.owner == owner, *LISTED)
-            .order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
-            .limit(limit + 1)
-        )
+        mine = select(*_SUMMARY).where(conversations.c.owner == owner, *LISTED)
+        by_use = (conversations.c.updated_at.desc(), conversations.c.id.desc())
+        if archived:
+            query = mine.where(conversations.c.archived_at.is_not(None))
+        else:
+            mine = mine.where(conversations.c.archived_at.is_(None))
+            query = mine.where(conversations.c.pinned_at.is_(None))
+        query = query.order_by(*by_use).limit(limit + 1)
         if cursor is not None:
             at, _, last = cursor.partition("~")
             position = (cursor_number(at, float), last)
             query = query.where(
                 tuple_(conversations.c.updated_at, conversations.c.id) < tuple_(*position)
             )
+        pinned: tuple[Summary, ...] = ()
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
-        items = tuple(Summary(*row) for row in rows[:limit])
-        has_more = len(rows) > limit
-        return Page(items, f"{items[-1].updated_at!r}~{items[-1].id}" if has_more else None)
+            if cursor is None and not archived:
+                pins = mine.where(conversations.c.pinned_at.is_not(None))
+                pins = pins.order_by(conversations.c.pinned_at.desc(), *by_use)
+                pinned = tuple(_from_row(row) for row in connection.execute(pins))
+        items = tuple(_from_row(row) for row in rows[:limit])
+        next_cursor = f"{items[-1].updated_at!r}~{items[-1].id}" if len(rows) > limit else None
+        return Page(pinned + items, next_cursor)
 
     def has_any(self) -> bool:
         """Whether any owner has a conversation that is not deleted."""
@@ -163,31 +196,117 @@ class Conversations:
             row = find_or_create(connection, conversation_id, owner)
             return changed(connection, row, asdict(settings))
 
-    def delete(self, conversation_id: str, owner: str) -> list[str]:
-        """Delete the conversation; `undelete` restores it within a day.
+    def set_pinned(self, conversation_ids: Collection[str], owner: str, pinned: bool) -> int:
+        """Pin or unpin conversations; returns their number.
 
-        Returns its running streams; the caller must stop them. Their prompts stay even if the
-        answers have no text, unlike those of other stopped answers (see `Generations.write`).
-        Raises UnknownConversation.
+        IDs of no conversation are ignored, but if all are: UnknownConversation. Raises RequestError
+        (`id`) if more than PINS_MAX would be pinned.
         """
         with self._database.writing() as connection:
-            row = find(connection, conversation_id, owner, lock=True)
-            change(connection, row, {"deleted_at": time.time()})
-            return list(
-                connection.scalars(
-                    select(messages.c.stream_id).where(
-                        messages.c.conversation_id == row.id, messages.c.state == "running"
+            rows = _all_of(connection, conversation_ids, owner)
+            ids = [row.id for row in rows if (row.pinned_at is None) == pinned]
+            if pinned:
+                count = connection.scalar(
+                    select(func.count()).where(
+                        conversations.c.owner == owner,
+                        conversations.c.pinned_at.is_not(None),
+                        conversations.c.deleted_at.is_(None),
                     )
                 )
-            )
+                if (count or 0) + len(ids) > PINS_MAX:
+                    raise RequestError(
+                        f"At most {PINS_MAX} conversations can be pinned. Unpin others first.",
+                        field="id",
+                    )
+            _change_all(connection, ids, pinned_at=time.time() if pinned else None)
+            return len(rows)
 
-    def undelete(self, conversation_id: str, owner: str) -> Summary:
-        """Undo a deletion. Raises UnknownConversation."""
+    def set_archived(self, conversation_ids: Collection[str], owner: str, archived: bool) -> int:
+        """Move conversations to the archive, or out of it; returns their number.
+
+        They keep their pins. IDs of no conversation are ignored, but if all are:
+        UnknownConversation.
+        """
+        with self._database.writing() as connection:
+            rows = _all_of(connection, conversation_ids, owner)
+            ids = [row.id for row in rows if (row.archived_at is None) == archived]
+            _change_all(connection, ids, archived_at=time.time() if archived else None)
+            return len(rows)
+
+    def delete(self, conversation_id: str, owner: str) -> list[str]:
+        """Delete one conversation; see `delete_many`."""
+        return self.delete_many([conversation_id], owner)[1]
+
+    def delete_many(
+        self, conversation_ids: Collection[str], owner: str
+    ) -> tuple[list[str], list[str]]:
+        """Delete conversations; `undelete` restores all of them within a day.
+
+        Returns the IDs of the deleted conversations and their running streams; the caller must stop
+        these. Their prompts stay even if the answers have no text, unlike those of other stopped
+        answers (see `Generations.write`). IDs of no conversation are ignored, but if all are:
+        UnknownConversation.
+        """
+        with self._database.writing() as connection:
+            ids = [row.id for row in _all_of(connection, conversation_ids, owner)]
+            _change_all(connection, ids, deleted_at=time.time())
+            running = select(messages.c.stream_id).where(
+                messages.c.conversation_id.in_(ids), messages.c.state == "running"
+            )
+            return ids, list(connection.scalars(running))
+
+    def undelete(self, conversation_id: str, owner: str) -> list[Summary]:
+        """Undo a deletion: restore this conversation and all that were deleted in the same call.
+
+        This one is the first of the result. If more than PINS_MAX are pinned then, the oldest pins
+        are removed. Raises UnknownConversation.
+        """
         with self._database.writing() as connection:
             row = find(connection, conversation_id, owner, lock=True, deleted=True)
-            return _summary(connection, change(connection, row, {"deleted_at": None}))
+            ids = {row.id}
+            if row.deleted_at is not None:
+                ids |= set(
+                    connection.scalars(
+                        select(conversations.c.id).where(
+                            conversations.c.deleted_at == row.deleted_at,
+                            conversations.c.owner == owner,
+                        )
+                    )
+                )
+                lock(connection, ids)
+                _change_all(connection, ids, deleted_at=None)
+                unpin_oldest(connection, owner)
+            rows = connection.execute(select(*_SUMMARY).where(conversations.c.id.in_(ids)))
+            summaries = [_from_row(row) for row in rows]
+            return sorted(summaries, key=lambda summary: summary.id != conversation_id)
 
 
 def _summary(connection: Connection, row: Row[Any]) -> Summary:
-    running = connection.scalar(select(_IS_RUNNING).where(conversations.c.id == row.id))
-    return Summary(row.id, row.title, row.updated_at, bool(running))
+    return _from_row(
+        connection.execute(select(*_SUMMARY).where(conversations.c.id == row.id)).one()
+    )
+
+
+def _from_row(row: Row[Any]) -> Summary:
+    return Summary(
+        row.id, row.title, row.updated_at, bool(row.running), bool(row.pinned), bool(row.archived)
+    )
+
+
+def _all_of(connection: Connection, ids: Collection[str], owner: str) -> Sequence[Any]:
+    """The locked rows of the owner's conversations with these IDs. Raises UnknownConversation."""
+    query = select(conversations.c.id, conversations.c.pinned_at, conversations.c.archived_at)
+    query = query.where(
+        conversations.c.id.in_(ids),
+        conversations.c.owner == owner,
+        conversations.c.deleted_at.is_(None),
+    )
+    rows = connection.execute(query.order_by(conversations.c.id).with_for_update()).all()
+    if not rows:
+        raise unknown()
+    return rows
+
+
+def _change_all(connection: Connection, ids: Collection[str], **values: Any) -> None:
+    if ids:
+        connection.execute(update(conversations).where(conversations.c.id.in_(ids)).values(values))

@@ -180,6 +180,8 @@ class Conversation:
     created_at: float = 0.0  # seconds since 1970
     updated_at: float = 0.0
     is_named: bool = False  # the title is from the user or a model, not the first words
+    is_pinned: bool = False
+    is_archived: bool = False
 
     @property
     def first(self) -> int | None:
@@ -200,6 +202,8 @@ class Summary:
     title: str
     updated_at: float  # seconds since 1970
     is_running: bool = False  # an answer is being written in it
+    is_pinned: bool = False
+    is_archived: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,7 @@ class Hit:
     role: Literal["user", "assistant"]
     snippet: tuple[tuple[str, bool], ...]  # pieces of its text; True: it matches
     created_at: float  # seconds since 1970
+    is_archived: bool = False  # the conversation is in the archive
 
 
 @dataclass(frozen=True)

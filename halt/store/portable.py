@@ -8,10 +8,11 @@
        "chosen": [1, 2]}]}
 
 `messages` is the whole tree, parents first. `chosen` holds the messages on the shown path among
-their siblings; without one the last sibling is shown. All times are seconds since 1970. The file
-keeps names of the first version: `folds` are a message's steps, `asked` is the requested model,
-`rivals` the number that alternatives share, `picked` marks the selected one. `edited`, which files
-of earlier versions do not have, marks an answer that the user has edited.
+their siblings; without one the last sibling is shown. All times are seconds since 1970; a pinned
+conversation has `pinned_at`, and one in the archive `archived_at`. The file keeps names of the
+first version: `folds` are a message's steps, `asked` is the requested model, `rivals` the number
+that alternatives share, `picked` marks the selected one. `edited`, which files of earlier versions
+do not have, marks an answer that the user has edited.
 
 A file is read item by item (see `halt.store.json_items`), so that other threads are not blocked.
 The size of an item is limited.
@@ -103,6 +104,8 @@ class PortableConversation(msgspec.Struct, omit_defaults=True):
     settings: PortableSettings = msgspec.field(default_factory=PortableSettings)
     created_at: Moment = 0.0
     updated_at: Moment = 0.0
+    pinned_at: Moment | None = None
+    archived_at: Moment | None = None
 
 
 class _File(msgspec.Struct):
@@ -121,6 +124,8 @@ class _Conversation(msgspec.Struct):
     settings: PortableSettings = msgspec.field(default_factory=PortableSettings)
     created_at: Moment = 0.0
     updated_at: Moment = 0.0
+    pinned_at: Moment | None = None
+    archived_at: Moment | None = None
 
 
 class _LargeMessage(_Message):
@@ -259,6 +264,8 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
         conversation.settings,
         conversation.created_at,
         conversation.updated_at,
+        conversation.pinned_at,
+        conversation.archived_at,
     )
 
 
@@ -267,6 +274,10 @@ def _correct(conversation: PortableConversation) -> None:
     at = time.time()
     conversation.created_at = min(conversation.created_at, at)
     conversation.updated_at = min(conversation.updated_at, at)
+    if conversation.pinned_at is not None:
+        conversation.pinned_at = min(conversation.pinned_at, at)
+    if conversation.archived_at is not None:
+        conversation.archived_at = min(conversation.archived_at, at)
     for message in conversation.messages:
         message.steps = [_with_end(step) for step in message.steps]
         if message.ended is not None and not all(

@@ -15,6 +15,7 @@ from halt.store.models import BUSY, Busy, Conversation, UnknownConversation
 from halt.store.tables import conversations, messages
 
 TITLE_MAX = 200  # characters of a title
+PINS_MAX = 100  # pinned conversations of an owner, which the list shows at once
 
 #: Conditions for the owner's list: not deleted, and with at least one message.
 LISTED = (conversations.c.deleted_at.is_(None), conversations.c.first_id.is_not(None))
@@ -39,11 +40,15 @@ def find(
         query = query.where(conversations.c.deleted_at.is_(None))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise UnknownConversation(
-            "There is no such conversation here. "
-            "Conversations belong to the browser that began them."
-        )
+        raise unknown()
     return row
+
+
+def unknown() -> UnknownConversation:
+    """The error for a conversation that does not exist, or belongs to another owner."""
+    return UnknownConversation(
+        "There is no such conversation here. Conversations belong to the browser that began them."
+    )
 
 
 def find_or_create(connection: Connection, conversation_id: str, owner: str) -> Row[Any]:
@@ -104,6 +109,23 @@ def change(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Row
 def changed(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Conversation:
     """Change the conversation's row; returns the conversation with its last exchange alone."""
     return tree.window(connection, change(connection, row, values), limit=1)
+
+
+def unpin_oldest(connection: Connection, owner: str) -> None:
+    """Remove the oldest pins of the owner that are more than PINS_MAX."""
+    pinned = (
+        select(conversations.c.id)
+        .where(
+            conversations.c.owner == owner,
+            conversations.c.pinned_at.is_not(None),
+            conversations.c.deleted_at.is_(None),
+        )
+        .order_by(conversations.c.pinned_at.desc(), conversations.c.id)
+    )
+    ids = list(connection.scalars(pinned))[PINS_MAX:]
+    for first in range(0, len(ids), 500):
+        part = conversations.c.id.in_(ids[first : first + 500])
+        connection.execute(update(conversations).where(part).values(pinned_at=None))
 
 
 def cursor_number(cursor: str, kind: type[Any]) -> Any:

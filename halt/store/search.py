@@ -89,6 +89,7 @@ class Search:
                 row.role,
                 snippet(row.content, query_words),
                 row.created_at,
+                row.archived_at is not None,
             )
             for row in rows[:limit]
         )
@@ -97,7 +98,7 @@ class Search:
 
 _SQLITE_SEARCH = """
     SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
-      m.created_at
+      m.created_at, c.archived_at
     FROM messages_words JOIN messages m ON m.id = messages_words.rowid
     JOIN conversations c ON c.id = m.conversation_id
     WHERE messages_words MATCH :query AND messages_words.rowid < :before
@@ -111,7 +112,7 @@ _POSTGRES_SEARCH = """
       AND words @@ (to_tsquery('simple', :query) && CAST(:mine AS tsquery))
     )
     SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
-      m.created_at
+      m.created_at, c.archived_at
     FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
     WHERE c.owner = :owner AND c.deleted_at IS NULL
     ORDER BY found.id DESC LIMIT :limit

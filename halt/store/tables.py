@@ -78,10 +78,11 @@ REVISION = "0003"
 metadata = MetaData()  # all times in its tables: seconds since 1970
 
 
-def _partial(name: str, column: str, condition: str) -> Index:
+def _partial(name: str, columns: str | tuple[str, ...], condition: str) -> Index:
     """An index of the rows that meet the condition."""
     part = text(condition)
-    return Index(name, column, sqlite_where=part, postgresql_where=part)
+    names = (columns,) if isinstance(columns, str) else columns
+    return Index(name, *names, sqlite_where=part, postgresql_where=part)
 
 
 conversations = Table(
@@ -103,7 +104,9 @@ conversations = Table(
     Column("pinned_at", Double),
     Column("archived_at", Double),
     Column("deleted_at", Double),
-    Index("conversations_listed", "owner", "updated_at", "id"),
+    _partial("conversations_listed", ("owner", "updated_at", "id"), "archived_at IS NULL"),
+    _partial("conversations_archived", ("owner", "updated_at", "id"), "archived_at IS NOT NULL"),
+    _partial("conversations_pinned", ("owner", "pinned_at"), "pinned_at IS NOT NULL"),
     _partial("conversations_deleted", "deleted_at", "deleted_at IS NOT NULL"),
     _partial("conversations_empty", "updated_at", "first_id IS NULL"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from halt.store import tree
 from halt.store.database import Database
 from halt.store.portable import PortableConversation, PortableMessage, PortableSettings, check
-from halt.store.rows import LISTED, TITLE_MAX, find
+from halt.store.rows import LISTED, TITLE_MAX, find, unpin_oldest
 from halt.store.search import trigrams
 from halt.store.stored_events import text_so_far
 from halt.store.tables import conversations, messages
@@ -39,17 +39,20 @@ class Transfer:
             with self._database.reading() as connection:
                 conversation = _portable(connection, find(connection, conversation_id, owner))
             return iter([conversation])
-        return self._export_all(owner)
+        return self.export_many(owner)
 
-    def _export_all(self, owner: str) -> Iterator[PortableConversation]:
+    def export_many(
+        self, owner: str, conversation_ids: Collection[str] | None = None
+    ) -> Iterator[PortableConversation]:
+        """Those conversations of the owner that have these IDs, or all of them, one by one."""
+        query = select(conversations).where(conversations.c.owner == owner, *LISTED)
+        if conversation_ids is not None:
+            query = query.where(conversations.c.id.in_(conversation_ids))
         last_id = ""
         while True:
             with self._database.reading() as connection:
                 row = connection.execute(
-                    select(conversations)
-                    .where(conversations.c.owner == owner, conversations.c.id > last_id, *LISTED)
-                    .order_by(conversations.c.id)
-                    .limit(1)
+                    query.where(conversations.c.id > last_id).order_by(conversations.c.id).limit(1)
                 ).one_or_none()
                 if row is None:
                     return
@@ -60,7 +63,8 @@ class Transfer:
     def import_(self, owner: str, conversations_: Iterable[PortableConversation]) -> list[str]:
         """Add exported conversations, all of them or none; returns their IDs.
 
-        A conversation whose ID is taken gets a new one. Raises RequestError.
+        A conversation whose ID is taken gets a new one. If more than PINS_MAX are pinned then, the
+        oldest pins are removed. Raises RequestError.
         """
         # They are marked as deleted until all are complete: other transactions can write in
         # between, and no reader sees a part of the import.
@@ -73,6 +77,7 @@ class Transfer:
                 connection.execute(
                     update(conversations).where(conversations.c.id.in_(ids)).values(deleted_at=None)
                 )
+            unpin_oldest(connection, owner)
         return added_ids
 
     def _import(self, owner: str, conversation: PortableConversation) -> str:
@@ -159,6 +164,8 @@ def _values(conversation: PortableConversation) -> dict[str, Any]:
         **msgspec.structs.asdict(conversation.settings),
         "created_at": conversation.created_at or at,
         "updated_at": conversation.updated_at or at,
+        "pinned_at": conversation.pinned_at,
+        "archived_at": conversation.archived_at,
     }
 
 
@@ -220,4 +227,6 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
         PortableSettings(row.model, row.system_prompt, row.temperature, row.max_tokens),
         row.created_at,
         row.updated_at,
+        row.pinned_at,
+        row.archived_at,
     )

@@ -99,6 +99,8 @@ def window(
         created_at=row.created_at,
         updated_at=row.updated_at,
         is_named=row.titled_by != "words",
+        is_pinned=row.pinned_at is not None,
+        is_archived=row.archived_at is not None,
     )
 
 

@@ -77,7 +77,7 @@ class Turns:
                     _select_path(connection, row, parent_id)
             prompt_id = _add(connection, row, parent_id, "user", prompt, state="done")
             _add_answers(connection, row, prompt_id, answers, worker)
-            values: dict[str, Any] = {"model": answers[0][1], "updated_at": time.time()}
+            values: dict[str, Any] = {"model": answers[0][1], **_used_now()}
             if parent_id is None and row.titled_by == "words":
                 values["title"] = first_words(prompt)
             return changed(connection, row, values)
@@ -107,7 +107,7 @@ class Turns:
             prompt = message(connection, row, prompt_id, "user")
             _select_path(connection, row, prompt.id)
             _add_answers(connection, row, prompt.id, [(stream_id, model)], worker)
-            return changed(connection, row, {"model": model, "updated_at": time.time()})
+            return changed(connection, row, {"model": model, **_used_now()})
 
     def continue_answer(
         self, conversation_id: str, owner: str, answer_id: int, stream_id: str, *, worker: str
@@ -137,7 +137,7 @@ class Turns:
             _add_generation(
                 connection, row, answer.id, stream_id, answer.requested_model, worker, prefix
             )
-            return changed(connection, row, {"updated_at": time.time()})
+            return changed(connection, row, _used_now())
 
     def cancel_start(self, conversation_id: str, stream_id: str) -> None:
         """Undo the start of a stream that has no events yet, and of the alternatives beside it.
@@ -254,6 +254,11 @@ class Turns:
                     field="answer",
                 )
             return tree.remove(connection, row.id, [answer.id])
+
+
+def _used_now() -> dict[str, Any]:
+    """The values of a conversation in which an answer starts: it leaves the archive."""
+    return {"updated_at": time.time(), "archived_at": None}
 
 
 def _add_answers(

@@ -7,10 +7,11 @@ import socket
 
 from flask import request
 
-from halt.core.decoding import is_number
+from halt.core.decoding import checked_id, is_number
 from halt.errors import RequestError
 
 NETWORK = 64  # bits of an IPv6 client's network; the client chooses the others itself
+CONVERSATIONS_MAX = 500  # conversations that one request changes or exports at most
 
 
 def client_address() -> str:
@@ -69,6 +70,14 @@ def after_parameter() -> int:
     if not all(map(is_number, values)):
         raise RequestError("after must be the number of an event, 0 or more.", field="after")
     return int(values[0]) if values else 0
+
+
+def conversation_ids() -> list[str]:
+    """The conversation IDs of a form, each once. Raises RequestError (`id`)."""
+    ids = list(dict.fromkeys(request.form.getlist("id")))
+    if not 1 <= len(ids) <= CONVERSATIONS_MAX:
+        raise RequestError(f"Select 1 to {CONVERSATIONS_MAX} conversations.", field="id")
+    return [checked_id(conversation_id, "id") for conversation_id in ids]
 
 
 def message_id(field: str) -> int:

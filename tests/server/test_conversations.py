@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -72,8 +73,13 @@ class Person:
         (listed_item,) = [item for item in self.items() if item["id"] == conversation]
         return listed_item
 
-    def titles(self) -> list[str]:
-        return [item["title"] for item in self.items()]
+    def titles(self, path: str = "/conversations") -> list[str]:
+        return [item["title"] for item in self.items(path)]
+
+    def change(self, wish: str, *conversations: str, **fields: str) -> HttpResponse:
+        """Change several conversations at once."""
+        body = urlencode([("do", wish), *(("id", one) for one in conversations), *fields.items()])
+        return self.client.request("POST", "/conversations", body.encode(), PAGE_HEADERS)
 
     def import_file(self, data: bytes, *, page: bool = False) -> HttpResponse:
         """Upload a file to import."""
@@ -235,6 +241,90 @@ def test_delete_stops_a_running_answer(anna: Person, shared_fake: FakeOpenAI, pa
     restored_page = anna.get(f"/c/{conversation}").body.decode()
     assert 'data-state="stopped"' in restored_page
     assert "8 9" in restored_page
+
+
+def test_several_are_pinned_archived_and_deleted_at_once(anna: Person) -> None:
+    """One request pins, archives or deletes several; what it says offers one Undo for all."""
+    talks = [exported_conversation("Q", "A", title=f"Talk {n}", at=1e9 + n) for n in range(5)]
+    anna.add(*talks)
+    ids = [talk["id"] for talk in talks]
+    assert anna.change("pin", ids[0], ids[2]).status == 204
+    assert anna.titles()[:2] == ["Talk 2", "Talk 0"]
+    archived = anna.change("archive", ids[1], ids[2]).body.decode()
+    assert "2 conversations were moved to the archive." in archived
+    assert archived.count('name="id"') == 2
+    assert anna.titles() == ["Talk 0", "Talk 4", "Talk 3"]
+    assert anna.titles("/conversations?archived=1") == ["Talk 2", "Talk 1"]
+    found = anna.get("/conversations/search?q=A").body.decode()
+    assert found.count("Archived") == 2
+    assert "moved back" in anna.change("unarchive", ids[2]).body.decode()
+    assert anna.titles()[:2] == ["Talk 2", "Talk 0"]
+    deleted = anna.change("delete", *ids[2:], new_id()).body.decode()
+    assert "3 conversations were deleted." in deleted
+    assert anna.titles() == ["Talk 0"]
+    (undo,) = re.findall(r'hx-post="(/c/.*?/undelete)"', deleted)
+    assert "3 conversations are back." in anna.send(undo).body.decode()
+    assert anna.titles() == ["Talk 2", "Talk 0", "Talk 4", "Talk 3"]
+
+
+def test_deletion_of_several_stops_their_answers(anna: Person, shared_fake: FakeOpenAI) -> None:
+    """The running answers of deleted conversations are stopped, and the toast says how many."""
+    prompts = [f"/fake stall {new_id()}" for _ in range(2)]
+    ids = [anna.ask(prompt) for prompt in prompts]
+    records = [request_record(shared_fake, prompt) for prompt in prompts]
+    anna.add(exported_conversation("Q", "A", title="Idle"))
+    ids.append(anna.items()[-1]["id"])
+    headers = PAGE_HEADERS | {"HX-Current-URL": f"http://halt.example/c/{ids[0]}"}
+    body = urlencode([("do", "delete"), *(("id", one) for one in ids)]).encode()
+    deletion = anna.client.request("POST", "/conversations", body, headers)
+    for record in records:
+        assert record.closed.wait(RECORD_TIMEOUT)
+    place = deletion.headers["hx-redirect"]
+    page = html.unescape(anna.get(place).body.decode())
+    assert "3 conversations were deleted, and 2 of their answers stopped." in page
+    assert anna.send(f"/c/{ids[0]}/undelete", back="1").headers["hx-redirect"] == f"/c/{ids[0]}"
+    assert len(anna.titles()) == 3
+
+
+@pytest.mark.parametrize(
+    ("wish", "ids", "field"),
+    [
+        ("pin", [], "id"),
+        ("delete", ["conversation"] * 2 + [f"conversation-{n}" for n in range(500)], "id"),
+        ("delete", ["no ID"], "id"),
+        ("publish", ["conversation"], "do"),
+    ],
+    ids=["none", "501", "no ID", "unknown change"],
+)
+def test_wrong_change_of_several_is_refused_by_field(
+    anna: Person, wish: str, ids: list[str], field: str
+) -> None:
+    """A change of none, of more than 500, or of an unknown kind is refused."""
+    body = urlencode([("do", wish), *(("id", one) for one in ids)]).encode()
+    refused = anna.client.request("POST", "/conversations", body, FORM_HEADERS)
+    assert (refused.status, refused.error["field"]) == (400, field)
+
+
+def test_list_has_a_heading_for_each_day(anna: Person) -> None:
+    """The list has headings by the day of last use, each once, also across its parts."""
+    now, day = time.time(), 86_400
+    ages = [0, *[1] * 50, 3, 20, 400]
+    anna.add(
+        *(
+            exported_conversation("Q", "A", title=f"Talk {n}", at=now - age * day - n)
+            for n, age in enumerate(ages)
+        )
+    )
+    anna.change("pin", anna.items()[-1]["id"])
+    path, headings = "/conversations", []
+    while path:
+        body = anna.get(path).body.decode()
+        headings += re.findall(r"<h2>(.*?)</h2>", body)
+        next_paths = re.findall(r'class="further" hx-get="(.*?)"', body)
+        path = html.unescape(next_paths[0]) if next_paths else ""
+    assert headings[0] == "Pinned"
+    assert headings[-2:] == ["Last 7 days", "Last 30 days"]
+    assert len(headings) == len(set(headings))
 
 
 def test_title_from_model_replaces_first_words_only(carla: Person, shared_fake: FakeOpenAI) -> None:
@@ -529,6 +619,17 @@ def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
     assert (refused.status, refused.error["field"]) == (400, "format")
 
 
+def test_selected_conversations_are_exported_as_one_file(anna: Person) -> None:
+    """The selected conversations are in one file, and no others."""
+    anna.add(*(exported_conversation("Q", "A", title=f"Talk {n}", at=1e9 + n) for n in range(3)))
+    ids = [item["id"] for item in anna.items()]
+    body = urlencode([("format", "json"), ("id", ids[0]), ("id", ids[2])]).encode()
+    exported = anna.client.request("POST", "/export", body, FORM_HEADERS)
+    assert "attachment" in exported.headers["content-disposition"]
+    titles = sorted(talk["title"] for talk in json.loads(exported.body)["conversations"])
+    assert titles == ["Talk 0", "Talk 2"]
+
+
 @pytest.mark.parametrize(
     ("title", "name"),
     [
@@ -682,6 +783,18 @@ def test_conversation_of_another_session_cannot_be_changed(
     for client in (Person(halt).client, halt.client()):
         body = urlencode({"title": "Mine", "prompt": "Hi", "prompt_id": "1", "text": "Hi"}).encode()
         assert client.request("POST", f"/c/{other_id}{path}", body, FORM_HEADERS).status == 404
+
+
+@pytest.mark.parametrize("wish", ["pin", "archive", "delete"])
+def test_several_of_another_session_cannot_be_changed(
+    halt: HaltServer, other_id: str, wish: str
+) -> None:
+    """No other session and no program can pin, archive, delete or export a conversation."""
+    for client in (Person(halt).client, halt.client()):
+        body = urlencode({"do": wish, "id": other_id}).encode()
+        assert client.request("POST", "/conversations", body, FORM_HEADERS).status == 404
+        exported = client.request("POST", "/export", body, FORM_HEADERS)
+        assert json.loads(exported.body)["conversations"] == []
 
 
 def test_conversation_is_not_listed_for_another_session(

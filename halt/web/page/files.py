@@ -17,6 +17,7 @@ from werkzeug.wsgi import ClosingIterator
 from halt.errors import RequestError, TooLarge
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.web.page.toast import toast
+from halt.web.requests import conversation_ids
 from halt.web.services import services
 from halt.web.sessions import ensure_owner, owner
 
@@ -35,6 +36,13 @@ def export_all() -> Response:
     return _download(services().store.transfer.export(owner() or ""), title)
 
 
+def export_selected() -> Response:
+    """The selected conversations of the session as one file."""
+    ids = conversation_ids()
+    title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
+    return _download(services().store.transfer.export_many(owner() or "", ids), title)
+
+
 def export(conversation_id: str) -> Response:
     """One conversation as a file."""
     conversations = services().store.transfer.export(owner() or "", conversation_id)
@@ -45,7 +53,7 @@ def export(conversation_id: str) -> Response:
 
 def _download(conversations: Iterator[PortableConversation], title: str) -> Response:
     """A file that is generated while it is sent, as a reader, because that may take long."""
-    kind = request.args.get("format", "json")
+    kind = request.values.get("format", "json")
     if kind not in KINDS:
         raise RequestError(f"format must be one of {', '.join(KINDS)}.", field="format")
     write, ending, mimetype = KINDS[kind]

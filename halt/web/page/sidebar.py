@@ -1,4 +1,4 @@
-"""The sidebar: the list of conversations, search, rename, delete and undo.
+"""The sidebar: the list of conversations and its archive, search, and the changes made there.
 
 The blueprint also has the routes of `settings` and `files`. Responses to the page's script are HTML
 fragments. Errors are shown in the toast, or in the settings panel for its own requests.
@@ -6,17 +6,19 @@ fragments. Errors are shown in the toast, or in the settings panel for its own r
 
 from __future__ import annotations
 
+import contextlib
 import re
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
 
 from flask import Blueprint, Flask, Response, render_template, request, url_for
 
-from halt.core.decoding import is_id
+from halt.core.decoding import is_id, is_number
 from halt.errors import HaltError, RequestError
 from halt.store.models import Page, Summary
 from halt.web.page import files, settings
-from halt.web.page.toast import toast
-from halt.web.requests import wants_fragment
+from halt.web.page.toast import Undo, toast
+from halt.web.requests import conversation_ids, wants_fragment
 from halt.web.responses import error_response
 from halt.web.services import services
 from halt.web.sessions import owner
@@ -29,9 +31,11 @@ blueprint = Blueprint("sidebar", __name__)
 def install(app: Flask) -> None:
     """Install the routes, and the functions that templates use, in the application."""
     app.jinja_env.globals["first_conversations"] = first_conversations
+    app.jinja_env.globals["is_archive"] = is_archive
     app.jinja_env.globals["has_other_conversations"] = has_other_conversations
-    app.jinja_env.globals["deletion_message"] = deletion_message
+    app.jinja_env.globals["deletion_message"] = deletion_message_of_page
     app.jinja_env.filters["moment"] = moment
+    app.jinja_env.globals["with_headings"] = with_headings
     app.register_blueprint(blueprint)
 
 
@@ -40,10 +44,45 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def with_headings(
+    summaries: Sequence[Summary], cursor: str | None = None, *, archived: bool = False
+) -> Iterator[tuple[str, Summary]]:
+    """Each summary with the heading above it, "" for none.
+
+    `cursor` is the one of the page before. The days are those of UTC; the page's script replaces
+    them by those of the browser's time zone.
+    """
+    today = datetime.now(UTC).date()
+    last = ""
+    if cursor is not None:
+        with contextlib.suppress(ValueError):
+            last = _heading(float(cursor.partition("~")[0]), today)
+    for summary in summaries:
+        is_pinned = summary.is_pinned and not archived
+        heading = "Pinned" if is_pinned else _heading(summary.updated_at, today)
+        yield ("" if heading == last else heading), summary
+        last = heading
+
+
+def _heading(seconds: float, today: date) -> str:
+    """The heading of the conversations that were last used at this time."""
+    day = datetime.fromtimestamp(seconds, UTC).date()
+    ages = ((0, "Today"), (1, "Yesterday"), (7, "Last 7 days"), (30, "Last 30 days"))
+    for days, heading in ages:
+        if day >= today - timedelta(days):
+            return heading
+    return f"{day:%B}" if day.year == today.year else f"{day:%B %Y}"
+
+
+def is_archive() -> bool:
+    """Whether the request is for the archive in place of the list."""
+    return request.args.get("archived") == "1"
+
+
 def first_conversations() -> Page[Summary] | None:
     """The first part of the list of conversations; None where the store does not respond."""
     try:
-        return services().store.conversations.summaries(owner() or "")
+        return services().store.conversations.summaries(owner() or "", archived=is_archive())
     except HaltError:
         return None
 
@@ -75,10 +114,33 @@ def _refused(error: HaltError) -> Response:
 
 @blueprint.get("/conversations")
 def conversation_list() -> str:
-    page = services().store.conversations.summaries(_owner_id(), request.args.get("cursor"))
+    cursor = request.args.get("cursor")
+    page = services().store.conversations.summaries(_owner_id(), cursor, archived=is_archive())
     return render_template(
-        "items.html", conversations=page.items, cursor=page.cursor, current=_current()
+        "items.html",
+        conversations=page.items,
+        cursor=page.cursor,
+        after=cursor,
+        current=_current(),
     )
+
+
+@blueprint.post("/conversations")
+def change() -> Response:
+    """Pin, archive or delete conversations, or undo that (`do`), all of them at once (`id`)."""
+    ids, wish = conversation_ids(), request.form.get("do", "")
+    store = services().store.conversations
+    if wish == "delete":
+        return _delete(ids)
+    if wish in {"pin", "unpin"}:
+        store.set_pinned(ids, _owner_id(), pinned=wish == "pin")
+        return Response(status=204)
+    if wish not in {"archive", "unarchive"}:
+        raise RequestError("do must be pin, unpin, archive, unarchive or delete.", field="do")
+    count = store.set_archived(ids, _owner_id(), archived=wish == "archive")
+    if wish == "unarchive":
+        return toast(f"{_conversations(count)} moved back to the list.")
+    return toast(f"{_conversations(count)} moved to the archive.", undo=Undo("unarchive", ids))
 
 
 @blueprint.get("/conversations/search")
@@ -113,28 +175,55 @@ def rename(conversation_id: str) -> str:
 
 @blueprint.post("/c/<conversation_id>/delete")
 def delete(conversation_id: str) -> Response:
-    """Delete a conversation and stop its running answers, in any worker."""
-    running = services().store.conversations.delete(conversation_id, _owner_id())
+    """Delete a conversation."""
+    return _delete([conversation_id])
+
+
+def _delete(ids: Sequence[str]) -> Response:
+    """Delete conversations and stop their running answers, in any worker."""
+    deleted, running = services().store.conversations.delete_many(ids, _owner_id())
     if running:  # no new answer can start in a deleted conversation
         services().generations.stop_many([(stream_id, None) for stream_id in running], _owner_id())
-    if _open_now() == conversation_id:  # the page shows the deleted conversation
-        stopped = "1" if running else None
-        url = url_for("pages.index", deleted=conversation_id, stopped=stopped)
+    if (open_id := _open_now()) in deleted:  # the page shows a deleted conversation
+        count = len(deleted) if len(deleted) > 1 else None
+        stopped = len(running) or None
+        url = url_for("pages.index", deleted=open_id, count=count, stopped=stopped)
         return Response(headers={"HX-Redirect": url}, status=204)
-    return toast(deletion_message(stopped=bool(running)), deleted=conversation_id)
+    return toast(deletion_message(len(deleted), len(running)), deleted=deleted[0])
 
 
-def deletion_message(*, stopped: bool) -> str:
-    """The text of the toast after a deletion."""
-    return f"The conversation was deleted{', and its answer stopped' if stopped else ''}."
+def deletion_message(deleted: int, stopped: int) -> str:
+    """The text of the toast after a deletion, for these numbers of conversations and answers."""
+    message = f"{_conversations(deleted)} deleted"
+    if stopped and deleted == 1:
+        return f"{message}, and its answer stopped."
+    return f"{message}, and {stopped} of their answers stopped." if stopped else f"{message}."
+
+
+def deletion_message_of_page() -> str:
+    """The same on the page that a deletion of the open conversation leads to."""
+    numbers = [
+        int(value) if is_number(value) else 0
+        for value in (request.args.get("count", "1"), request.args.get("stopped", "0"))
+    ]
+    return deletion_message(*numbers)
+
+
+def _conversations(count: int) -> str:
+    return "The conversation was" if count == 1 else f"{count:,} conversations were"
 
 
 @blueprint.post("/c/<conversation_id>/undelete")
 def undelete(conversation_id: str) -> Response:
-    summary = services().store.conversations.undelete(conversation_id, _owner_id())
-    response = toast(
-        f"“{summary.title}” is back." if summary.title else "The conversation is back."
-    )
+    """Restore a deleted conversation, and those that were deleted together with it."""
+    restored = services().store.conversations.undelete(conversation_id, _owner_id())
+    summary = restored[0]
+    if len(restored) > 1:
+        response = toast(f"{len(restored):,} conversations are back.")
+    else:
+        response = toast(
+            f"“{summary.title}” is back." if summary.title else "The conversation is back."
+        )
     if "back" in request.form:  # it was open when it was deleted
         response.headers["HX-Redirect"] = url_for(
             "pages.show_conversation", conversation_id=summary.id
@@ -170,6 +259,7 @@ for path, view in (
 
 for path, view in (
     ("/c/<conversation_id>/settings", settings.save_settings),
+    ("/export", files.export_selected),
     ("/import", files.import_),
 ):
     blueprint.add_url_rule(path, view_func=view, methods=["POST"])

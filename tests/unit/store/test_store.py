@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -938,6 +940,162 @@ def test_summaries_are_ordered_by_last_use_and_show_running_answers(store: Store
     assert error_info.value.field == "cursor"
 
 
+def all_pages(store: Store, *, archived: bool = False, limit: int = 2) -> list[str]:
+    """The IDs of anna's list, read page by page."""
+    ids: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = store.conversations.summaries("anna", cursor, limit, archived=archived)
+        ids += [item.id for item in page.items]
+        if (cursor := page.cursor) is None:
+            return ids
+
+
+def test_pinned_conversations_are_first_and_on_no_other_page(store: Store) -> None:
+    """The pinned ones are whole on the first page, the last pinned first; each is listed once."""
+    for n in range(7):
+        Chat(store, f"chat-{n}").add_exchange("Hello?", "Hello.")
+    for name in ("chat-1", "chat-5", "chat-3"):
+        assert store.conversations.set_pinned([name], "anna", pinned=True) == 1
+    store.conversations.set_pinned(["chat-1"], "anna", pinned=True)  # it keeps its place
+    first_page = store.conversations.summaries("anna", limit=2)
+    assert [(item.id, item.is_pinned) for item in first_page.items] == [
+        ("chat-3", True),
+        ("chat-5", True),
+        ("chat-1", True),
+        ("chat-6", False),
+        ("chat-4", False),
+    ]
+    assert all_pages(store) == [f"chat-{n}" for n in (3, 5, 1, 6, 4, 2, 0)]
+    assert store.conversations.set_pinned(["chat-3", "chat-5"], "anna", pinned=False) == 2
+    assert all_pages(store) == [f"chat-{n}" for n in (1, 6, 5, 4, 3, 2, 0)]
+    assert store.conversations.get("chat-1", "anna").is_pinned
+
+
+def test_pins_have_a_limit_that_every_way_keeps(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pins beyond the limit are refused; an undone deletion and an import remove the oldest."""
+    for place in ("halt.store.conversations", "halt.store.rows"):
+        monkeypatch.setattr(f"{place}.PINS_MAX", 2)
+    for n in range(4):
+        Chat(store, f"chat-{n}").add_exchange("Hello?", "Hello.")
+    store.conversations.set_pinned(["chat-0"], "anna", pinned=True)
+    with pytest.raises(RequestError, match="At most 2 conversations can be pinned") as error_info:
+        store.conversations.set_pinned(["chat-1", "chat-2"], "anna", pinned=True)
+    assert error_info.value.field == "id"
+    assert [item.id for item in store.conversations.summaries("anna").items if item.is_pinned] == [
+        "chat-0"
+    ]
+    store.conversations.delete("chat-0", "anna")
+    store.conversations.set_pinned(["chat-1"], "anna", pinned=True)
+    store.conversations.set_pinned(["chat-2"], "anna", pinned=True)
+    store.conversations.undelete("chat-0", "anna")
+    assert all_pages(store)[:2] == ["chat-2", "chat-1"]
+    exported = list(store.transfer.export_many("anna", ["chat-1", "chat-2"]))
+    store.transfer.import_("anna", exported)
+    pinned = [item for item in store.conversations.summaries("anna").items if item.is_pinned]
+    assert len(pinned) == 2
+
+
+def test_archived_conversations_have_a_list_of_their_own(store: Store) -> None:
+    """An archived conversation is in the archive's list alone; search finds it, and it opens."""
+    for n in range(5):
+        Chat(store, f"chat-{n}").add_exchange(f"zebra {n}", "Hello.")
+    store.conversations.set_pinned(["chat-3"], "anna", pinned=True)
+    assert store.conversations.set_archived(["chat-1", "chat-3", "chat-4"], "anna", True) == 3
+    assert all_pages(store) == ["chat-2", "chat-0"]
+    assert all_pages(store, archived=True) == ["chat-4", "chat-3", "chat-1"]
+    hits = store.search.find("anna", "zebra").items
+    assert [(hit.conversation_id, hit.is_archived) for hit in hits] == [
+        ("chat-4", True),
+        ("chat-3", True),
+        ("chat-2", False),
+        ("chat-1", True),
+        ("chat-0", False),
+    ]
+    assert store.conversations.get("chat-1", "anna").is_archived
+    store.conversations.set_archived(["chat-3"], "anna", False)  # it has kept its pin
+    assert all_pages(store) == ["chat-3", "chat-2", "chat-0"]
+
+
+@pytest.mark.parametrize("way", ["ask", "regenerate", "continue_answer"])
+def test_answer_takes_its_conversation_out_of_the_archive(chat: Chat, way: str) -> None:
+    """A new message, another answer or a Continue takes the conversation out of the archive."""
+    chat.add_exchange("Hello?", "Hello.")
+    chat.store.conversations.set_archived([chat.name], chat.owner, True)
+    getattr(chat, way)(*(["And on?"] if way == "ask" else []))
+    assert [item.id for item in chat.store.conversations.summaries(chat.owner).items] == [chat.name]
+    assert not chat.read().is_archived
+
+
+def test_deletion_of_several_is_undone_as_a_whole(store: Store) -> None:
+    """Several are deleted in one call, which returns their streams; one Undo restores them all."""
+    chats = [Chat(store, f"chat-{n}") for n in range(5)]
+    for chat in chats:
+        chat.add_exchange("Hello?", "Hello.")
+    running = chats[2].ask("More?")
+    foreign = Chat(store, "foreign", "bert")
+    foreign.add_exchange("Hello?", "Hello.")
+    store.conversations.delete("chat-4", "anna")
+    assert store.conversations.delete_many(["chat-1", "foreign", "chat-2", "gone"], "anna") == (
+        ["chat-1", "chat-2"],
+        [running],
+    )
+    assert foreign.exchanges() == [("Hello?", "Hello.")]
+    assert all_pages(store) == ["chat-3", "chat-0"]
+    restored = store.conversations.undelete("chat-2", "anna")
+    assert [summary.id for summary in restored] == ["chat-2", "chat-1"]
+    assert all_pages(store) == ["chat-2", "chat-3", "chat-1", "chat-0"]
+
+
+def test_changes_of_several_refuse_only_unknown_conversations_alone(store: Store) -> None:
+    """Pins, archive and deletion raise UnknownConversation if no ID is one of the owner's."""
+    Chat(store, "foreign", "bert").add_exchange("Hello?", "Hello.")
+    talk = store.conversations
+    for change in (
+        partial(talk.set_pinned, pinned=True),
+        partial(talk.set_archived, archived=True),
+        talk.delete_many,
+    ):
+        for ids in (["foreign", "unknown"], []):
+            with pytest.raises(UnknownConversation):
+                change(ids, "anna")
+    (summary,) = talk.summaries("bert").items
+    assert (summary.is_pinned, summary.is_archived) == (False, False)
+
+
+def test_lists_of_many_conversations_read_an_index(databases: Databases) -> None:
+    """Each list is read in the order of an index, so that its first page costs the same with
+    10,000 conversations as with ten.
+    """
+    with open_store(*databases.new("sqlite")) as store:
+        statements: list[tuple[str, Any]] = []
+
+        def note(connection: Any, cursor: Any, statement: str, values: Any, *_: Any) -> None:
+            statements.append((statement, values))
+
+        event.listen(store.database.engine, "before_cursor_execute", note)
+        store.conversations.summaries("anna")
+        store.conversations.summaries("anna", f"{time.time()!r}~chat-1")
+        store.conversations.summaries("anna", archived=True)
+        event.remove(store.database.engine, "before_cursor_execute", note)
+        with store.database.reading() as connection:
+            plans = [
+                " ".join(
+                    row[3]
+                    for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+                )
+                for statement, values in statements
+                if statement.startswith("SELECT")
+            ]
+    indexes = ["listed", "pinned", "listed", "archived"]
+    assert len(plans) == len(indexes)
+    for plan, index in zip(plans, indexes, strict=True):
+        assert f"USING INDEX conversations_{index}" in plan
+        assert index == "pinned" or "TEMP B-TREE" not in plan
+
+
 def test_title_of_the_user_replaces_the_models_and_the_first_words(chat: Chat) -> None:
     """The first words are replaced by the model's title, and both by the user's, which stays."""
     chat.add_exchange("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
@@ -993,7 +1151,9 @@ def test_deleted_conversation_can_be_restored_for_a_day(chat: Chat) -> None:
         with pytest.raises(UnknownConversation):
             chat.ask("more")
         assert not chat.store.conversations.title_from_model(chat.name, "x")
-        assert chat.store.conversations.undelete(chat.name, chat.owner).id == chat.name
+        assert [one.id for one in chat.store.conversations.undelete(chat.name, chat.owner)] == [
+            chat.name
+        ]
         assert chat.exchanges() == [("apple", "pear")]
     chat.store.conversations.delete(chat.name, chat.owner)
     assert chat.store.generations.sweep(time.time() + DAY - 60) == 0
@@ -1019,7 +1179,7 @@ def test_prompt_in_a_deleted_conversation_is_not_withdrawn(chat: Chat) -> None:
     running_id = chat.ask("a")
     assert chat.store.conversations.delete(chat.name, chat.owner) == [running_id]
     chat.end(running_id, "", STOPPED)
-    assert chat.store.conversations.undelete(chat.name, chat.owner).title == "a"
+    assert [one.title for one in chat.store.conversations.undelete(chat.name, chat.owner)] == ["a"]
     assert chat.exchanges() == [("a", "")]
     chat.end(chat.regenerate(), "1")
     assert chat.exchanges() == [("a", "1")]
@@ -1224,8 +1384,30 @@ def test_export_contains_each_conversation_of_the_owner_once(store: Store) -> No
     assert [conversation.id for conversation in store.transfer.export("anna", "chat-1")] == [
         "chat-1"
     ]
+    some = store.transfer.export_many("anna", ["chat-2", "foreign", "chat-0"])
+    assert [conversation.id for conversation in some] == ["chat-0", "chat-2"]
     with pytest.raises(UnknownConversation):
         store.transfer.export("anna", "foreign")
+
+
+def test_export_and_import_carry_pins_and_archive(store: Store) -> None:
+    """A file carries pins and archive; one from before them has neither."""
+    for n in range(3):
+        Chat(store, f"talk-no-{n}").add_exchange("a", "1")
+    store.conversations.set_pinned(["talk-no-0"], "anna", pinned=True)
+    store.conversations.set_archived(["talk-no-1"], "anna", archived=True)
+    data = b"".join(to_json(store.transfer.export("anna")))
+    store.transfer.import_("bert", read(data))
+    listed = store.conversations.summaries("bert").items
+    assert [summary.is_pinned for summary in listed] == [True, False]
+    (archived,) = store.conversations.summaries("bert", archived=True).items
+    assert archived.is_archived
+    older_data = re.sub(rb',"(pinned|archived)_at":[0-9.]+', b"", data)
+    assert older_data != data
+    assert len(store.transfer.import_("carl", read(older_data))) == 3
+    assert [summary.is_pinned for summary in store.conversations.summaries("carl").items] == [
+        False
+    ] * 3
 
 
 def test_markdown_export_contains_the_selected_path(store: Store) -> None:

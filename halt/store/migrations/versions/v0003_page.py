@@ -14,6 +14,15 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("conversations", sa.Column("pinned_at", sa.Double))
     op.add_column("conversations", sa.Column("archived_at", sa.Double))
+    op.drop_index("conversations_listed", "conversations")
+    by_use = ["owner", "updated_at", "id"]
+    for name, columns, condition in (
+        ("conversations_listed", by_use, "archived_at IS NULL"),
+        ("conversations_archived", by_use, "archived_at IS NOT NULL"),
+        ("conversations_pinned", ["owner", "pinned_at"], "pinned_at IS NOT NULL"),
+    ):
+        part = sa.text(condition)
+        op.create_index(name, "conversations", columns, sqlite_where=part, postgresql_where=part)
     op.add_column("conversations", sa.Column("prompt_name", sa.Text))
     op.add_column("conversations", sa.Column("top_p", sa.Double))
     op.add_column(
