@@ -35,6 +35,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy --num-workers auto
+	$(BIN)/oxlint --deny-warnings static bench
 
 # Includes code that runs in server processes. Takes 1.5 times as long as the tests alone.
 coverage: system

@@ -9,7 +9,6 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION
 from halt.assets import STATIC, TEMPLATES
 from halt.chat.builtin_tools import BUILTIN_TOOLS
 from halt.chat.service import ChatService
@@ -34,7 +33,7 @@ from halt.store.migrate import database
 from halt.store.replay import Replay
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
-from halt.web import cors, proxies, responses, security, server_check, via
+from halt.web import cors, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
 from halt.web.page import sidebar
@@ -70,7 +69,7 @@ def create_app(
         PERMANENT_SESSION_LIFETIME=timedelta(days=365),
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.globals["halt_version"] = VERSION
+    static_files.install(app)
     cors.install(app, settings.cors_origins)
     security.install(app)
     responses.install(app)

@@ -279,7 +279,7 @@ def test_menu_opened_on_a_loading_page_acts_on_its_entry(list_tab: ListTab) -> N
     list_tab.keep(
         *(exported_conversation("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three"))
     )
-    held = HeldRequests(list_tab.chat, "**/sidebar.js*")
+    held = HeldRequests(list_tab.chat, "**/js/main.js")
     list_tab.page.reload(wait_until="commit")
     list_tab.open_menu("Two")
     expect(list_tab.entry("Delete")).to_be_visible()

@@ -283,7 +283,7 @@ def test_documents_use_the_labels_of_the_page(label: str) -> None:
     assert label in text_of("docs/using.md") + text_of("docs/storage.md")
     sources = [
         *ROOT.glob("templates/*.html"),
-        *ROOT.glob("static/*.js"),
+        *ROOT.glob("static/js/**/*.js"),
         *ROOT.glob("halt/**/*.py"),
     ]
     assert any(label in source.read_text("utf-8") for source in sources)

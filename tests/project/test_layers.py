@@ -46,6 +46,11 @@ TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.it
 TEMPLATES = sorted((ROOT / "templates").glob("*.html"))
 
 
+def is_own(path: Path) -> bool:
+    """Whether a static file is a script, style or image of Halt."""
+    return path.suffix in {".js", ".css", ".svg"} and VENDOR not in path.parents
+
+
 def imported(tree: ast.AST) -> set[str]:
     """Full names of the modules that are imported anywhere in this tree."""
     names: set[str] = set()
@@ -253,10 +258,21 @@ def test_static_files_of_templates_exist(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in sorted((ROOT / "static").glob("*.*")) if p.suffix in {".js", ".css", ".svg"}],
+    [p for p in sorted((ROOT / "static").rglob("*.*")) if is_own(p)],
     ids=lambda path: path.name,
 )
 def test_scripts_and_styles_name_no_other_origin(path: Path) -> None:
     """Own scripts, styles and images name no other origin, with or without a scheme."""
     source = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
-    assert re.findall(r"""(?:https?|wss?):|@import|["'(`]//\w""", source) == []
+    assert re.findall(r"""\b(?:https?|wss?):|@import|["'(`]//\w""", source) == []
+
+
+SCRIPTS = sorted((ROOT / "static" / "js").rglob("*.js"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_short(path: Path) -> None:
+    """A script has 200 lines at most, of 100 columns at most. `oxlint` checks the rest."""
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 100] == []

@@ -1,0 +1,64 @@
+"""Static files, which browsers keep for a year: their addresses have a digest of all of them.
+
+`url_for("static", filename="js/main.js")` gives `/static/DIGEST/js/main.js`. The digest is in the
+path, so that it applies to files with relative addresses too: modules that a script imports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response, send_from_directory
+
+from halt.assets import STATIC
+
+YEAR = 365 * 24 * 3600  # seconds
+_VERSIONED = re.compile(r"([0-9a-f]{16})/(.+)", re.DOTALL)
+#: Scripts that are no module.
+_CLASSIC = frozenset({"js/early.js"})
+
+
+def digest_of(folder: Path) -> str:
+    """Sixteen hexadecimal digits that change with any file's name or content."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def modules_in(folder: Path) -> list[str]:
+    """Names of all script modules. The page preloads them, so that none waits for its importer."""
+    names = (path.relative_to(folder).as_posix() for path in (folder / "js").rglob("*.js"))
+    return sorted(name for name in names if name not in _CLASSIC)
+
+
+def install(app: Flask) -> None:
+    """Serve static files under versioned addresses, and make `url_for` return those.
+
+    A file's plain address works too, and so does that of another version, which a page has that
+    another version of Halt made; browsers then ask for the file each time.
+    """
+    current_digest = digest_of(STATIC)
+
+    def send(filename: str) -> Response:
+        match = _VERSIONED.fullmatch(filename)
+        digest, name = match.groups() if match else (None, filename)
+        is_current = digest == current_digest
+        response = send_from_directory(STATIC, name, max_age=YEAR if is_current else None)
+        if is_current:
+            response.cache_control.immutable = True
+        return response
+
+    def add_version(endpoint: str, values: dict[str, Any]) -> None:
+        if endpoint == "static":
+            values["filename"] = f"{current_digest}/{values['filename']}"
+
+    app.view_functions["static"] = send
+    app.url_defaults(add_version)
+    app.jinja_env.globals["script_modules"] = modules_in(STATIC)

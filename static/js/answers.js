@@ -1,0 +1,74 @@
+// Changes of the conversation: what a screen reader is told, where the focus goes, and a prompt
+// that returns to the message field because its answer was stopped before the first text.
+import { sendingIds } from "./activity.js";
+import { returnPrompt } from "./composer.js";
+import { setConnectionLost } from "./feed.js";
+import { $, $$, announce } from "./lib/dom.js";
+import { emit } from "./lib/events.js";
+import { follow } from "./scroll.js";
+import { reopenSteps } from "./steps.js";
+
+const messages = $("#messages"), prompt = $("#prompt");
+const STATES = {
+  running: "The answer has started.",
+  done: "The answer is complete.",
+  stopped: "The answer was stopped.",
+  withdrawn: "Stopped.",
+  interrupted: "The answer was interrupted.",
+};
+
+const update = answer => { // an answer was added or replaced
+  setConnectionLost(false); // the server has sent it
+  const { state } = answer.dataset, exchange = answer.closest(".exchange");
+  const isCut = state === "done" && "cut" in answer.dataset;
+  const others = $$(".answer", exchange).filter(other => other !== answer);
+  const isLast = others.every(other => other.dataset.state !== "running");
+  if (state !== "running" && !isLast) return; // only the last end counts
+  if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
+  else announce(isCut ? $(".badge", answer)?.textContent : STATES[state]);
+  if (state === "running") return;
+  // A removed button that was pressed keeps the focus until the next frame. Focus on any visible
+  // element stays.
+  const focused = document.activeElement;
+  if (focused === document.body || !focused?.checkVisibility()) {
+    prompt.focus({ preventScroll: true });
+  }
+  end(exchange, isCut ? "cut" : state, others);
+};
+
+// `back`: an earlier version is shown again.
+const end = (exchange, state, others) => {
+  const { dataset } = exchange;
+  const isWithdrawn = answer => answer.dataset.state === "withdrawn";
+  const isGone = state === "withdrawn" && others.every(isWithdrawn);
+  const back = "again" in dataset ? state === "withdrawn" : isGone && "edited" in dataset;
+  emit("ended", { state, exchange, back });
+  if (!isGone || back || !exchange.isConnected) return;
+  returnPrompt($(".prompt .text", exchange).textContent);
+  exchange.remove();
+  prompt.focus();
+};
+
+// The server no longer has the stream: a note replaced its feed.
+const lose = answer => {
+  answer.dataset.state = "lost";
+  emit("ended", { state: "lost" });
+  for (const waiting of $$(".waiting, .elapsed", answer)) waiting.remove();
+};
+
+const handle = node => {
+  if (node.nodeType !== Node.ELEMENT_NODE) return;
+  if (node.matches(".seam")) {
+    // Joins the text nodes before it, so that they are shaped once. Selections stay.
+    node.parentElement?.normalize();
+  } else if (node.matches(".answer")) {
+    reopenSteps(node);
+    update(node);
+  } else if (node.matches(".exchange") && sendingIds().length) {
+    update($('.answer[data-state="running"]', node) ?? $(".answer", node));
+  } else if (node.matches(".answer > .note")) lose(node.parentElement);
+};
+new MutationObserver(changes => {
+  for (const { addedNodes } of changes) addedNodes.forEach(handle);
+  follow();
+}).observe(messages, { childList: true, subtree: true });

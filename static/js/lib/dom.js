@@ -1,0 +1,31 @@
+// Elements, and the two places where the page speaks to its reader.
+export const $ = (selector, root = document) => root.querySelector(selector);
+export const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+// An element with properties, and with children: elements and plain text.
+export const make = (tag, properties = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+};
+
+// The elements of a piece of the server's HTML. Never of a person's text.
+export const parse = html => {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return [...template.content.children];
+};
+
+export const setValue = (field, text) => {
+  field.value = text;
+  field.dispatchEvent(new Event("input", { bubbles: true })); // resizes the field
+};
+
+// For screen readers alone.
+export const announce = text => { $("#announcer").textContent = text; };
+
+// A fault above the message field; it stays until the next message, Stop or fault.
+export const notice = text => {
+  $("#notice").replaceChildren(make("p", { className: "fault", textContent: text }));
+};
+export const clearNotice = () => $("#notice").replaceChildren();

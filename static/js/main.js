@@ -1,0 +1,28 @@
+// The entry. The order of the imports is the order in which modules hear the same event.
+import "./input_method.js"; // first: hides keys from all others
+import "./starts.js";
+import "./stop.js";
+import "./stream_start.js";
+import "./composer.js";
+import "./feed.js";
+import "./unreachable.js";
+import "./answers.js";
+import "./elapsed.js";
+import "./steps.js";
+import "./scroll.js";
+import "./copy.js";
+import "./versions.js";
+import "./queue.js";
+import "./models.js";
+import "./smooth.js";
+import "./sidebar/list.js";
+import "./sidebar/menu.js";
+import "./sidebar/rename.js";
+import "./sidebar/sheet.js";
+import "./sidebar/keys.js";
+import "./sidebar/toast.js";
+import "./settings.js";
+import "./paging.js";
+import "./found.js";
+import "./other_tabs.js";
+import "./drafts.js";

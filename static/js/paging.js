@@ -1,0 +1,30 @@
+// Loads a long conversation in parts: messages that are loaded above do not move the visible text.
+import { $ } from "./lib/dom.js";
+import { route, succeeded } from "./requests.js";
+
+const messages = $("#messages"), page = document.documentElement;
+let anchor = null, top = 0;
+
+route(".earlier", {
+  swap({ source }) {
+    anchor = source.nextElementSibling;
+    if (!anchor) return;
+    // turns off the browser's scroll anchoring, which would correct a second time
+    page.classList.add("held");
+    top = anchor.getBoundingClientRect().top;
+  },
+});
+new MutationObserver(() => {
+  if (!anchor) return;
+  scrollBy({ top: anchor.getBoundingClientRect().top - top, behavior: "instant" });
+  anchor = null;
+  requestAnimationFrame(() => requestAnimationFrame(() => page.classList.remove("held")));
+}).observe(messages, { childList: true });
+
+// A message sent while the end is not loaded: the page reloads at the end of the conversation.
+route("#composer", {
+  response({ ctx }) {
+    if (!succeeded(ctx) || !$(".later", messages)) return;
+    location.assign(ctx.request.action.replace(/\/messages$/, ""));
+  },
+});

@@ -1,0 +1,158 @@
+// The queue of messages that were written while an answer was running. They can be seen, edited
+// and removed, and are sent one by one, each when the answer before it is done. A Stop or an error
+// pauses the queue: messages are neither sent nor dropped. A reload keeps them, for this tab only.
+// A message gets its stream IDs before it is sent, so that the server accepts none of them twice.
+import { conversationId, isBusy } from "./activity.js";
+import { $, $$, announce, make, notice, setValue } from "./lib/dom.js";
+import { listen } from "./lib/events.js";
+import { newId } from "./lib/ids.js";
+import { session } from "./lib/storage.js";
+import { drawLines, focusBeside } from "./queue_list.js";
+import { route, succeeded } from "./requests.js";
+
+const MOST = 20; // messages that wait
+const box = $("#queue"), go = $("#queue-go"), sender = $("#sender"), prompt = $("#prompt");
+const key = `halt.queue.${conversationId()}`;
+const HELD = {
+  stopped: "Paused: you stopped the answer",
+  interrupted: "Paused: the answer was interrupted",
+  cut: "Paused: the answer was cut off",
+  refused: "Paused: the first message could not be sent",
+  moved: "Paused: the conversation changed in another tab or device",
+  error: "Paused: the answer failed",
+};
+let waiting = []; // { text, models, ids }: `ids` once it has been sent
+let held = ""; // a key of HELD: nothing is sent until "Send now" is pressed
+let editing = null; // the message that is being edited; it is not sent meanwhile
+let sent = null; // the message whose request is under way
+
+const keep = () => {
+  if (waiting.length) session.set(key, JSON.stringify({ held, waiting }));
+  else session.remove(key);
+};
+const chosenModels = () => $$(".choices select[name=model]").map(select => select.value);
+
+// --- the list ------------------------------------------------------------------------------------
+const actions = {
+  begin(item) { editing = item; },
+  end(item, text) { // text is null: cancelled
+    editing = null;
+    if (text === "") { actions.drop(item); return; }
+    if (text !== null) item.text = text;
+    draw();
+    next();
+  },
+  drop(item) {
+    const focus = focusBeside(item) ?? prompt;
+    waiting = waiting.filter(other => other !== item);
+    if (editing === item) editing = null;
+    draw();
+    focus.focus();
+    announce("Removed from the queue.");
+    next();
+  },
+};
+const draw = () => {
+  if (!waiting.length) held = "";
+  keep();
+  drawLines(waiting, actions);
+  box.hidden = !waiting.length;
+  box.classList.toggle("held", held !== "");
+  const count = waiting.length === 1 ? "1 message" : `${waiting.length} messages`;
+  $("#queue-state").textContent = HELD[held] ?? `${count} queued until the answer is done`;
+  go.hidden = !held;
+  go.textContent = isBusy() ? "Send after the answer" : "Send now";
+};
+listen("queue", ({ text, first }) => {
+  if (waiting.length >= MOST && !first) {
+    notice(`The queue is full: at most ${MOST} messages can wait.`);
+    return;
+  }
+  const item = { text, models: chosenModels() };
+  if (first) { // the prompt of an answer that was stopped before its first text
+    waiting.unshift(item);
+    held ||= "stopped";
+  } else {
+    waiting.push(item);
+    setValue(prompt, "");
+  }
+  draw();
+  announce(waiting.length === 1 ? "Message queued." : `${waiting.length} messages queued.`);
+});
+
+// --- sending -------------------------------------------------------------------------------------
+const holdQueue = reason => {
+  if (waiting.length) held ||= reason;
+  draw();
+};
+const next = () => {
+  const [item] = waiting;
+  if (!item || held || sent || isBusy() || editing === item) return;
+  sent = item;
+  item.ids ??= item.models.map(newId);
+  keep();
+  sender.dataset.ids = item.ids.join(" ");
+  const fields = [["prompt", item.text], ...item.models.map(model => ["model", model])];
+  sender.replaceChildren(
+    ...fields.map(([name, value]) => make("input", { type: "hidden", name, value })),
+  );
+  sender.requestSubmit();
+};
+route("*", {
+  response({ ctx, source }) {
+    if (!ctx.text?.includes('data-code="conversation_moved"')) return;
+    // The new messages must be seen before this one is sent.
+    if (source !== sender) {
+      waiting.unshift({ text: ctx.request.body.get("prompt").trim(), models: chosenModels() });
+    }
+    holdQueue("moved");
+    location.assign(ctx.request.action.replace(/\/messages$/, ""));
+  },
+});
+route("#sender", {
+  response({ ctx }) {
+    if (ctx.text.includes('data-code="conversation_moved"')) return;
+    // taken by another tab, or before a reload
+    const isTaken = ctx.text.includes('data-code="stream_in_use"');
+    if (succeeded(ctx) || isTaken) {
+      waiting = waiting.filter(item => item !== sent);
+      draw();
+    } else holdQueue("refused");
+    if (isTaken) location.reload();
+  },
+  failed() { holdQueue("refused"); },
+  finished() { sent = null; },
+});
+route("*", {
+  finished() { queueMicrotask(() => { draw(); next(); }); }, // after all other handlers
+});
+listen("stop", () => {
+  if (sent) delete sent.ids; // the server ends the streams with these IDs at once
+  holdQueue("stopped");
+});
+listen("ended", ({ state }) => {
+  if (state === "done") next();
+  else holdQueue(state === "withdrawn" ? "stopped" : state in HELD ? state : "error");
+  draw();
+});
+go.addEventListener("click", () => {
+  held = "";
+  draw();
+  prompt.focus();
+  next();
+});
+
+// --- after a reload ------------------------------------------------------------------------------
+const restore = () => {
+  const kept = JSON.parse(session.get(key) ?? "{}");
+  const isKnown = id => $(`.answer[data-stream="${id}"]`);
+  waiting = (kept.waiting ?? []).filter(item => !item.ids?.some(isKnown));
+  held = kept.held ?? "";
+  const last = $(".exchange:last-child > .answer");
+  const isCut = last?.dataset.state === "done" && "cut" in last.dataset;
+  const state = isCut ? "cut" : last?.dataset.state;
+  if (last && !isBusy() && state !== "done") holdQueue(state in HELD ? state : "error");
+  draw();
+};
+restore();
+addEventListener("load", next); // htmx is loaded by then

@@ -1,0 +1,8 @@
+// Elements of the conversation list.
+import { $ } from "../lib/dom.js";
+
+export const sidebar = $("#sidebar"), list = $("#conversations");
+// The ID of the conversation in the address; "" for a new one.
+export const shownConversation = () => location.pathname.match(/\/c\/([\w-]+)$/)?.[1] ?? "";
+export const entryOf = id => document.getElementById(`c-${id}`);
+export const linkIn = entry => entry && $("a, button", entry);

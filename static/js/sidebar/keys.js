@@ -1,0 +1,38 @@
+// Ctrl+K searches. Esc closes what is open before it stops an answer.
+import { $, setValue } from "../lib/dom.js";
+import { sidebar } from "./entries.js";
+import { leaveRename } from "./rename.js";
+import { closeSheet, isSheetOpen, narrow, openSheet } from "./sheet.js";
+
+const query = $("#query"), panel = $("#settings");
+
+query.addEventListener("input", () => {
+  sidebar.classList.toggle("searching", query.value.trim() !== "");
+});
+if (query.value) setValue(query, query.value); // typed before this script ran
+
+const handleEscape = event => {
+  const { target } = event;
+  if ($(":popover-open") || panel.open) event.stopPropagation(); // the browser closes it
+  else if (target.matches?.(".rename input")) {
+    event.stopPropagation();
+    leaveRename(target, true);
+  } else if (target === query && query.value) {
+    event.stopPropagation();
+    event.preventDefault();
+    setValue(query, "");
+  } else if (isSheetOpen()) {
+    event.stopPropagation();
+    closeSheet();
+  }
+};
+addEventListener("keydown", event => {
+  const isCommand = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
+  if (isCommand && event.key.toLowerCase() === "k") {
+    event.preventDefault();
+    if (narrow.matches) openSheet();
+    query.focus();
+    query.select();
+  }
+  if (event.key === "Escape") handleEscape(event);
+}, true);

@@ -1,0 +1,98 @@
+"""Addresses and caching of static files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from flask import Flask, url_for
+from flask.testing import FlaskClient
+
+from halt.assets import STATIC
+from halt.web import static_files
+
+IMPORT = r'^(?:import|.*\bfrom) "(\..*?)";'
+
+
+@pytest.fixture
+def app() -> Flask:
+    """An application that serves Halt's static files alone."""
+    app = Flask(__name__, static_folder=STATIC)
+    static_files.install(app)
+    return app
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A client of `app`."""
+    return app.test_client()
+
+
+def address_of(app: Flask, name: str, prefix: str = "/") -> str:
+    """The address that templates write for a file."""
+    with app.test_request_context("/", base_url=f"http://host{prefix}"):
+        return url_for("static", filename=name)
+
+
+def test_versioned_file_is_cached_for_a_year(app: Flask, client: FlaskClient) -> None:
+    """A browser keeps a file of the current version for a year, without asking for it again."""
+    response = client.get(address_of(app, "js/main.js"), buffered=True)
+    assert response.data == (STATIC / "js" / "main.js").read_bytes()
+    assert response.mimetype == "text/javascript"
+    control = response.cache_control
+    assert (control.max_age, control.immutable, control.public) == (31_536_000, True, True)
+
+
+@pytest.mark.parametrize("address", ["/static/icon.svg", f"/static/{'0' * 16}/icon.svg"])
+def test_other_addresses_of_a_file_are_revalidated(client: FlaskClient, address: str) -> None:
+    """The plain address and that of another version give the current file, not to be kept."""
+    response = client.get(address, buffered=True)
+    assert response.data == (STATIC / "icon.svg").read_bytes()
+    assert response.cache_control.no_cache
+    assert not response.cache_control.immutable
+
+
+@pytest.mark.parametrize("name", ["../app.py", "js/nothing.js", "js", ""])
+def test_nothing_outside_of_the_folder_is_served(
+    app: Flask, client: FlaskClient, name: str
+) -> None:
+    """What is no file of the folder is not found."""
+    assert client.get(f"/static/{name}").status_code == 404
+    assert client.get(f"{address_of(app, 'x').removesuffix('x')}{name}").status_code == 404
+
+
+def test_address_below_a_prefix_has_the_prefix(app: Flask) -> None:
+    """Below a path of a proxy the addresses are below it too."""
+    assert re.fullmatch(
+        r"/chat/static/[0-9a-f]{16}/js/main\.js", address_of(app, "js/main.js", "/chat")
+    )
+
+
+def test_digest_changes_with_each_file(tmp_path: Path) -> None:
+    """A changed, a renamed and an added file each change the digest."""
+    file = tmp_path / "js" / "a.js"
+    file.parent.mkdir()
+    file.write_text("1")
+    digests = [static_files.digest_of(tmp_path)]
+    file.write_text("2")
+    digests.append(static_files.digest_of(tmp_path))
+    file.rename(file.with_name("b.js"))
+    digests.append(static_files.digest_of(tmp_path))
+    (tmp_path / "c.css").write_text("2")
+    digests.append(static_files.digest_of(tmp_path))
+    assert len(set(digests)) == 4
+
+
+def test_all_modules_are_preloaded() -> None:
+    """The preloaded modules are those that main.js imports, directly or not, and main.js."""
+    found, waiting = set[str](), {STATIC / "js" / "main.js"}
+    while waiting:
+        path = waiting.pop()
+        found.add(path.relative_to(STATIC).as_posix())
+        for name in re.findall(IMPORT, path.read_text(), re.MULTILINE):
+            module = (path.parent / name).resolve()
+            assert module.is_file(), f"{path.name} imports {name}"
+            if module.relative_to(STATIC).as_posix() not in found:
+                waiting.add(module)
+    assert static_files.modules_in(STATIC) == sorted(found)
