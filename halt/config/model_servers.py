@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from halt.model_info import Abilities
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -45,6 +47,30 @@ _BY_OWNED_BY = {
     "organization_owner": _BY_NAME["lmstudio"],
     "koboldcpp": _BY_NAME["koboldcpp"],
 }
+#: Titles of providers by the host of their API, or by the end of its name.
+_HOST_TITLES = {
+    "api.openai.com": "OpenAI",
+    "api.anthropic.com": "Anthropic",
+    "openrouter.ai": "OpenRouter",
+    "generativelanguage.googleapis.com": "Google Gemini",
+    "api.mistral.ai": "Mistral",
+    "api.groq.com": "Groq",
+    "api.deepseek.com": "DeepSeek",
+    "api.x.ai": "xAI",
+    "api.together.xyz": "Together AI",
+    "api.together.ai": "Together AI",
+    "api.fireworks.ai": "Fireworks AI",
+    "api.cerebras.ai": "Cerebras",
+    "router.huggingface.co": "Hugging Face",
+    "models.github.ai": "GitHub Models",
+    "integrate.api.nvidia.com": "NVIDIA",
+}
+#: Titles of providers by the name that a providers' file may give them.
+_TITLES_BY_NAME = {
+    **{title.lower().partition(" ")[0]: title for title in _HOST_TITLES.values()},
+    **{product.name: product.title for product in PRODUCTS},
+    "azure": "Azure OpenAI",
+}
 #: Products that list only the models in memory.
 LISTS_LOADED = frozenset({"llama.cpp", "vllm", "koboldcpp"})
 
@@ -63,6 +89,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     title: str  # for people
     url: str  # ends with /v1
     models: tuple[str, ...] | None = None
+    abilities: dict[str, Abilities] = {}  # of the models of which some are known
     default: str = ""  # the model for requests that name none, empty if none can chat
     is_loaded: bool = False  # the default was in memory
 
@@ -115,7 +142,9 @@ class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def encoded(self) -> str:
         """Return it as JSON for an environment variable, without the models, which may be many."""
-        servers = tuple(msgspec.structs.replace(server, models=None) for server in self.servers)
+        servers = tuple(
+            msgspec.structs.replace(server, models=None, abilities={}) for server in self.servers
+        )
         return msgspec.json.encode(msgspec.structs.replace(self, servers=servers)).decode()
 
     @property
@@ -147,6 +176,22 @@ def product_of(url: str, owned_by: Sequence[str] = ()) -> Product | None:
     """Return the product of a server, by `owned_by` of its models, else by its port."""
     products = (_BY_OWNED_BY[value] for value in owned_by if value in _BY_OWNED_BY)
     return next(products, None) or _BY_PORT.get(urlsplit(url).port or 0)
+
+
+def server_title(url: str, owned_by: Sequence[str] = ()) -> str:
+    """Return a server's title for people: of its provider or product, else its host and port."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    for known_host, title in _HOST_TITLES.items():
+        if host == known_host or host.endswith(f".{known_host}"):
+            return title
+    product = next((_BY_OWNED_BY[value] for value in owned_by if value in _BY_OWNED_BY), None)
+    return product.title if product else parts.netloc.rpartition("@")[2]
+
+
+def title_of_name(name: str) -> str:
+    """Return the title of a provider that has this name in the providers' file."""
+    return _TITLES_BY_NAME.get(name, name)
 
 
 class Names:

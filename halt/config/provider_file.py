@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from halt.config.addresses import fits_header, is_base_url, is_openai_url
+from halt.config.model_servers import title_of_name
 from halt.config.providers import KINDS, MAX_TOKENS, ProviderSettings, Setup
 from halt.config.settings import (
     ANTHROPIC_URL,
@@ -162,7 +163,12 @@ def _provider(
             f"{variable} holds a space or a character that no header can carry: use visible ASCII."
         )
     return ProviderSettings(
-        name=name, kind=value["kind"], key=key, connect_timeout=config.connect_timeout, **settings
+        name=name,
+        kind=value["kind"],
+        title=title_of_name(name),
+        key=key,
+        connect_timeout=config.connect_timeout,
+        **settings,
     )
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from halt.config.addresses import fits_header, is_base_url
 from halt.config.checks import override
 from halt.config.environment import variable
-from halt.config.model_servers import Server, decoded
+from halt.config.model_servers import Server, decoded, title_of_name
 from halt.config.provider_file import read_file
 from halt.config.providers import DEMO, DEMO_EXTRA, KINDS, ProviderSettings, Setup
 from halt.config.settings import ANTHROPIC_URL, OPENAI_URL, Config, ConfigError
@@ -45,6 +45,7 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
                 key=config.upstream_key,
                 default_model=config.known_model,
                 extra_body=DEMO_EXTRA if is_demo else {},
+                title="Demo model" if is_demo else "",
                 is_demo=is_demo,
             )
         )
@@ -53,6 +54,7 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
             make_provider(
                 name="azure",
                 kind="azure",
+                title=title_of_name("azure"),
                 base_url=config.azure_endpoint,
                 key=config.azure_key,
                 models=(config.azure_deployment,),
@@ -74,7 +76,11 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
 def discovered_provider(server: Server, config: Config) -> ProviderSettings:
     """The provider for a discovered model server."""
     return _provider_factory(config)(
-        name=server.name, kind="openai", base_url=server.url, default_model=server.default
+        name=server.name,
+        kind="openai",
+        title=server.title,
+        base_url=server.url,
+        default_model=server.default,
     )
 
 

@@ -26,6 +26,7 @@ class ProviderSettings:
     name: str
     kind: Kind
     base_url: str  # Azure: the resource's endpoint; empty: no model is set up
+    title: str = ""  # for people; empty: that of its server
     key: str = field(default="none", repr=False)  # the client libraries require a text
     models: tuple[str, ...] = ()  # empty: those of the server's list
     default_model: str = ""

@@ -14,6 +14,7 @@ import msgspec
 
 from halt.core.connection import UpstreamConnection
 from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
+from halt.model_info import ModelGroup
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
 
@@ -285,11 +286,8 @@ class Upstream(Protocol):
     def models(self, connection: UpstreamConnection) -> list[str]:
         """The names of its models. Raises UpstreamError, Interrupted."""
 
-    def catalog(self, connection: UpstreamConnection) -> list[tuple[str, list[str]]]:
-        """The models by provider: (the provider's name or "", its models' names for requests).
-
-        Raises UpstreamError, Interrupted.
-        """
+    def catalog(self, connection: UpstreamConnection) -> list[ModelGroup]:
+        """The models by provider. Raises UpstreamError, Interrupted."""
 
     def check(self, connection: UpstreamConnection) -> None:
         """Send the provider a request that costs nothing. Raises UpstreamError, Interrupted."""

@@ -16,10 +16,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from halt.config.model_servers import server_title
 from halt.config.providers import ProviderSettings
 from halt.core.connection import UpstreamConnection, use_connection
 from halt.core.request import ChatRequest, Reply, unfinished
 from halt.errors import UpstreamError
+from halt.model_info import ModelGroup, ModelInfo
 from halt.providers.client_transport import public_address
 from halt.providers.continuation import (
     ContinuationMode,
@@ -116,8 +118,15 @@ class Provider:
             model.name for model in self._fetch_models(connection)
         ]
 
-    def catalog(self, connection: UpstreamConnection) -> list[tuple[str, list[str]]]:
-        return [("", self.models(connection))]
+    def catalog(self, connection: UpstreamConnection) -> list[ModelGroup]:
+        settings = self._settings
+        if settings.models:
+            return [ModelGroup.of(settings.title or server_title(self._base), settings.models)]
+        models = self._fetch_models(connection)
+        with self._lock:
+            self._model = self._model or default_model_name(models)
+        title = settings.title or server_title(self._base, [model.owned_by for model in models])
+        return [ModelGroup(title, [ModelInfo(m.name, m.name, m.abilities) for m in models])]
 
     def check(self, connection: UpstreamConnection) -> None:
         self._fetch_models(connection)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from halt.config.model_servers import origin
 from halt.core.request import Upstream
 from halt.errors import HaltError, RequestError, UpstreamError
+from halt.model_info import ModelGroup
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX, is_name
 from halt.providers.router import ModelGroups, as_providers
@@ -45,22 +46,42 @@ class Catalog:
         self._providers = as_providers(upstream)
         self._discovery = discovery
         self._first_servers = () if discovery is None else discovery.latest.servers
-        # Result of the last `refresh`. Any thread replaces either attribute in one assignment.
+        # Result of the last `refresh`. Any thread replaces an attribute in one assignment.
         self._known: ModelGroups = []  # the last list that was not empty
+        self._listed: dict[str, tuple[str, str]] = {}  # model -> its provider's title, its label
         self._fault: HaltError | None = None
+        self._provider_faults: list[tuple[str, HaltError]] = []  # of some of several providers
 
     def refresh(self) -> ModelGroups:
-        """Return groups of models, (provider, names); empty until a list has arrived."""
+        """Return the models by provider; empty until a list has arrived."""
         fault: HaltError | None = None
+        provider_faults: list[tuple[str, HaltError]] = []
         try:
-            if groups := _bounded(self._providers.catalog_for_page(PAGE_WAIT)):
+            listed_groups, provider_faults = self._providers.catalog_for_page(PAGE_WAIT)
+            if groups := _bounded(listed_groups):
                 self._known = groups  # an empty list does not replace the one before
+                self._listed = {
+                    model.name: (group.title, model.label)
+                    for group in groups
+                    for model in group.models
+                }
             else:
                 fault = UpstreamError("model_not_found", "its list of models is empty")
         except HaltError as exc:
             fault = exc
-        self._fault = fault
+        self._fault, self._provider_faults = fault, provider_faults
         return self._known
+
+    def provider_of(self, model_name: str) -> str:
+        """Return the title of the provider that lists a model, empty if it is not known.
+
+        Reads the last list, and does not wait for one.
+        """
+        return self._listed.get(model_name, ("", ""))[0]
+
+    def label_of(self, model_name: str) -> str:
+        """Return a model's name at its provider; the name itself if no list has it."""
+        return self._listed.get(model_name, ("", model_name))[1]
 
     @property
     def is_discovered(self) -> bool:
@@ -78,10 +99,13 @@ class Catalog:
 
     @property
     def notes(self) -> list[str]:
-        """Texts to show below the list: one for each discovered server that needs a key."""
-        if self._discovery is None:
-            return []
-        return [server.text for server in self._discovery.latest.key_required]
+        """Texts to show below the list: what failed, and which discovered server needs a key."""
+        notes = [f"{title}: {fault.message}" for title, fault in self._provider_faults]
+        if self._fault is not None and self._fault.code not in NO_LIST_CODES | {"no_model"}:
+            notes.append(self._fault.message)
+        if self._discovery is not None:
+            notes += [server.text for server in self._discovery.latest.key_required]
+        return notes
 
     @property
     def has_no_list(self) -> bool:
@@ -98,10 +122,10 @@ class Catalog:
 def _bounded(groups: ModelGroups) -> ModelGroups:
     """Return the groups without invalid names, and with NAMES_MAX names at most."""
     bounded_groups: ModelGroups = []
-    names_left = NAMES_MAX
-    for provider, names in groups:
-        valid_names = [name for name in names if is_name(name)][:names_left]
-        if valid_names:
-            bounded_groups.append((provider, valid_names))
-            names_left -= len(valid_names)
+    models_left = NAMES_MAX
+    for group in groups:
+        models = [model for model in group.models if is_name(model.name)][:models_left]
+        if models:
+            bounded_groups.append(ModelGroup(group.title, models))
+            models_left -= len(models)
     return bounded_groups

@@ -21,6 +21,7 @@ from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError
+from halt.model_info import UNKNOWN, ModelGroup, ModelInfo
 from halt.providers.discovery import Discovery
 from halt.providers.last_model import LastModel
 from halt.providers.router import WAIT_SECONDS, ModelGroups, ModelLists, Providers, names_in
@@ -105,8 +106,7 @@ class DiscoveredProviders(Providers):
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> ModelLists:
         result = self._refresh(chain) if seconds else self._discovery.latest
         lists: dict[str, tuple[ModelGroups | None, HaltError | None]] = {
-            server.name: (None if server.models is None else [("", list(server.models))], None)
-            for server in result.servers
+            server.name: (_groups_of(server), None) for server in result.servers
         }
         if DEMO in self._members and (self._demo or not lists):
             lists[DEMO] = self._query_all({DEMO: self._members[DEMO].models}, chain, seconds)[DEMO]
@@ -143,3 +143,11 @@ class DiscoveredProviders(Providers):
             return name
         full_names = result.full_names(name)
         return full_names[0] if len(full_names) == 1 else ""
+
+
+def _groups_of(server: Server) -> ModelGroups | None:
+    """Return the server's models, None if they are not known yet."""
+    if server.models is None:
+        return None
+    models = [ModelInfo(name, name, server.abilities.get(name, UNKNOWN)) for name in server.models]
+    return [ModelGroup(server.title, models)]

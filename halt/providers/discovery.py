@@ -43,6 +43,7 @@ from halt.config.model_servers import (
 from halt.config.settings import Config
 from halt.core.connection import UpstreamConnection, use_connection
 from halt.errors import TOKEN_NEEDED_BEGINNING, Interrupted
+from halt.model_info import UNKNOWN
 from halt.providers.cached_query import CachedQuery
 from halt.providers.loose_json import as_object, as_objects
 from halt.providers.model_list import Model, is_name, parse_models
@@ -198,6 +199,9 @@ class Discovery:
             title=title,
             url=url,
             models=tuple(model.name for model in models),
+            abilities={
+                model.name: model.abilities for model in models if model.abilities != UNKNOWN
+            },
             default=(loaded or chat_models or [""])[0],
             is_loaded=bool(loaded),
         )
@@ -272,8 +276,7 @@ def _probe_all(urls: Sequence[str], instance_id: str) -> dict[str, _ProbeResult]
             with use_connection(connection):
                 results[url] = result = _probe(transport, url)
                 if result.models:
-                    loaded = result.loaded | _loaded(transport, url, result.models)
-                    results[url] = result._replace(loaded=loaded)
+                    results[url] = _completed(transport, url, result)
         except (Interrupted, httpx2.HTTPError):
             pass  # the part of the result that has arrived counts
         except Exception:
@@ -335,18 +338,28 @@ def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset
     return frozenset(model.name for model in models)
 
 
-def _loaded(transport: Transport, url: str, models: list[Model]) -> frozenset[str]:
-    """Ask a known product's own API which models are in memory; return their names."""
+def _completed(transport: Transport, url: str, result: _ProbeResult) -> _ProbeResult:
+    """Add what a known product's own API says: which models are in memory, and their abilities."""
+    models = result.models or []
     product = product_of(url, [model.owned_by for model in models])
     name = product.name if product else ""
     if name == "ollama":
         _, value = _get(transport, f"{origin(url)}/api/ps")
-        return frozenset(model.name for model in parse_models(value) or [])
-    if name == "lmstudio":
+        own_models = parse_models(value) or []
+        loaded = frozenset(model.name for model in own_models)
+    elif name == "lmstudio":
         _, value = _get(transport, f"{origin(url)}/api/v0/models")
+        own_models = parse_models(value) or []
         items = as_objects(as_object(value).get("data"))
-        return frozenset(str(item.get("id")) for item in items if item.get("state") == "loaded")
-    return frozenset()
+        loaded = frozenset(str(item.get("id")) for item in items if item.get("state") == "loaded")
+    else:
+        return result
+    abilities = {model.name: model.abilities for model in own_models}
+    completed_models = [
+        model._replace(abilities=model.abilities.replaced_by(abilities.get(model.name, UNKNOWN)))
+        for model in models
+    ]
+    return result._replace(models=completed_models, loaded=result.loaded | loaded)
 
 
 def _get(transport: Transport, url: str) -> tuple[int, Any]:

@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from halt.model_info import UNKNOWN, Abilities
 from halt.providers.error_body import plain_fields
+from halt.providers.model_abilities import abilities_of
 
 NAME_MAX = 200  # characters of a model's name in a request
 #: Fields that hold the list, the usual one first.
@@ -45,6 +47,7 @@ class Model(NamedTuple):
     name: str
     owned_by: str
     can_chat: bool
+    abilities: Abilities = UNKNOWN
 
 
 def parse_models(value: object) -> list[Model] | None:
@@ -100,7 +103,8 @@ def _model(item: object) -> Model | None:
         name = fields.get(field)
         if isinstance(name, str) and name:
             owned_by = fields.get("ownedby")
-            return Model(name, owned_by if isinstance(owned_by, str) else "", _chats(name, fields))
+            owner = owned_by if isinstance(owned_by, str) else ""
+            return Model(name, owner, _chats(name, fields), abilities_of(fields))
     return None
 
 

@@ -11,16 +11,19 @@ delays no page. The layers above do not cache them again.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
 
 from halt.clock import now
+from halt.config.model_servers import title_of_name
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
+from halt.model_info import ModelGroup
 from halt.providers.cached_query import CachedQuery
 
 LIST_SECONDS = 60.0  # a list of models stays fresh
@@ -29,7 +32,7 @@ QUERY_TIMEOUT = 9.0  # for one answer; after it the provider counts as unreachab
 WAIT_SECONDS = 1.5  # for the lists of all providers together
 
 T = TypeVar("T")
-ModelGroups = list[tuple[str, list[str]]]
+ModelGroups = list[ModelGroup]
 ModelLists = Mapping[str, tuple[ModelGroups | None, HaltError | None]]
 
 
@@ -68,7 +71,12 @@ def as_providers(upstream: Upstream) -> Providers:
 
 def names_in(groups: ModelGroups | None) -> list[str]:
     """Return the names of the models of all groups."""
-    return [model for _, models in groups or () for model in models]
+    return [model.name for group in groups or () for model in group.models]
+
+
+def _title(name: str, groups: ModelGroups | None) -> str:
+    """Return the title of a provider with these models."""
+    return groups[0].title if groups else title_of_name(name)
 
 
 class Providers:
@@ -118,13 +126,16 @@ class Providers:
             return self._grouped(self._lists(connection.chain, 0.0))
         return self._groups_or_raise(self._lists(connection.chain, WAIT_SECONDS))
 
-    def catalog_for_page(self, wait: float) -> ModelGroups:
+    def catalog_for_page(self, wait: float) -> tuple[ModelGroups, list[tuple[str, HaltError]]]:
         """As `catalog`, but waits until `wait` seconds after the queries started.
 
-        So the first page waits for a silent provider, and later pages do not.
+        So the first page waits for a silent provider, and later pages do not. Also returns the
+        errors of providers whose last query failed, each with the provider's title.
         """
         started_at = self._start_lists()
-        return self._groups_or_raise(self._lists((), started_at + wait - now()))
+        lists = self._lists((), started_at + wait - now())
+        faults = [(_title(name, groups), fault) for name, (groups, fault) in lists.items() if fault]
+        return self._groups_or_raise(lists), faults
 
     def _groups_or_raise(self, lists: ModelLists) -> ModelGroups:
         """Return the groups. Raises UpstreamError if no provider has a model."""
@@ -135,11 +146,22 @@ class Providers:
         return self._grouped(lists)
 
     def _grouped(self, lists: ModelLists) -> ModelGroups:
-        """Return one group for each provider, or the groups of a provider that has several."""
-        return [
-            (group or name, [self._full_name(name, model) for model in models])
+        """Return one group for each provider, or the groups of a provider that has several.
+
+        Providers with the same title have their name in it.
+        """
+        named_groups = [
+            (name, group)
             for name, (groups, _) in lists.items()
-            for group, models in groups or [("", [])]
+            for group in groups or [ModelGroup(title_of_name(name), [])]
+        ]
+        counts = Counter(group.title for _, group in named_groups)
+        return [
+            ModelGroup(
+                f"{group.title} ({name})" if counts[group.title] > 1 else group.title or name,
+                [model._replace(name=self._full_name(name, model.name)) for model in group.models],
+            )
+            for name, group in named_groups
         ]
 
     def check(self, connection: UpstreamConnection) -> None:

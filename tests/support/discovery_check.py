@@ -62,9 +62,9 @@ def check_discovery() -> None:
                 lambda: (
                     group_labels(client.get("/models").body.decode())
                     == [
-                        "ollama",
+                        "Ollama",
                         "llama.cpp",
-                        "lmstudio",
+                        "LM Studio",
                         "http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL and OPENAI_API_KEY",
                     ]
                 ),

@@ -84,15 +84,15 @@ def _endless(peer: Peer) -> None:
 
 OLLAMA = listing(
     models("nomic-embed-text:latest", "llama3.2:latest", "qwen3:8b", owner="library"),
-    api__ps={"models": [{"name": "qwen3:8b", "model": "qwen3:8b"}]},
+    api__ps={"models": [{"name": "qwen3:8b", "model": "qwen3:8b", "context_length": 4096}]},
 )
 LM_STUDIO = listing(
     models("text-embedding-nomic", "qwen2-vl", "gpt-oss", owner="organization_owner"),
     api__v0__models={
         "data": [
             {"id": "text-embedding-nomic", "type": "embeddings", "state": "loaded"},
-            {"id": "qwen2-vl", "type": "vlm", "state": "not-loaded"},
-            {"id": "gpt-oss", "type": "llm", "state": "loaded"},
+            {"id": "qwen2-vl", "type": "vlm", "state": "not-loaded", "max_context_length": 32768},
+            {"id": "gpt-oss", "type": "llm", "state": "loaded", "capabilities": ["tool_use"]},
         ]
     },
 )

@@ -20,6 +20,7 @@ from halt.core.events import Content, Event, text_of
 from halt.core.request import ChatRequest, Message, Part
 from halt.core.run import Run
 from halt.errors import UpstreamError
+from halt.model_info import ModelGroup
 from tests.support.waiting import WAIT_TIMEOUT
 
 HI = [Message("user", "hi")]
@@ -197,8 +198,8 @@ class ScriptedUpstream:
     def models(self, connection: UpstreamConnection) -> list[str]:
         return ["scripted-1"]
 
-    def catalog(self, connection: UpstreamConnection) -> list[tuple[str, list[str]]]:
-        return [("", self.models(connection))]
+    def catalog(self, connection: UpstreamConnection) -> list[ModelGroup]:
+        return [ModelGroup.of("", self.models(connection))]
 
     def check(self, connection: UpstreamConnection) -> None:
         """It is always reachable."""

@@ -18,7 +18,7 @@ from halt.core.decoding import is_number
 from halt.errors import HaltError, StoreUnavailable
 from halt.rendering.renderer import TEXT_WAIT, PageRenderer
 from halt.store.models import Conversation, Exchange, Settings, UnknownConversation
-from halt.web.page.models import demo_is_loading
+from halt.web.page.models import default_model, demo_is_loading
 from halt.web.page.views import ExchangeView, exchange_view
 from halt.web.requests import message_id
 from halt.web.services import services
@@ -132,7 +132,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         config=services().config,
         chosen=settings.model if conversation else None,
         catalog=services().catalog,
-        model=services().generations.upstream.known_model,
+        **default_model(),
         loading=demo_is_loading(),
     )
 

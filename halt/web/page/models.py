@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import render_template, request
 
 from halt.core.connection import limited_connection
 from halt.errors import Interrupted, StoreUnavailable, UpstreamError
+from halt.model_info import Abilities, ModelGroup
 from halt.providers.catalog import valid_model_name
 from halt.store.models import UnknownConversation
 from halt.web.services import services
@@ -31,16 +32,66 @@ def models() -> str:
     )
 
 
+class Option(NamedTuple):
+    """A model in the picker. `abilities`: short words with ", " between them."""
+
+    name: str
+    label: str
+    abilities: str
+
+
+class OptionGroup(NamedTuple):
+    """The models of one provider in the picker."""
+
+    title: str
+    options: list[Option]
+
+
 def listed(chosen: str) -> dict[str, Any]:
     """The variables of `models.html`: the models, and the selected one."""
     catalog = services().catalog
+    groups = [_option_group(group) for group in catalog.refresh()]  # updates the other values
     return {
-        "groups": catalog.refresh(),  # first, because it updates the other values
+        "groups": groups,
         "no_list": catalog.has_no_list,
         "notes": catalog.notes,
         "chosen": chosen,
-        "model": services().generations.upstream.known_model,
+        **default_model(),
     }
+
+
+def default_model() -> dict[str, str]:
+    """The variables of `models.html` on the model for requests that name none."""
+    name = services().generations.upstream.known_model
+    catalog = services().catalog
+    return {
+        "model": name,
+        "default_label": catalog.label_of(name),
+        "default_provider": catalog.provider_of(name),
+    }
+
+
+def _option_group(group: ModelGroup) -> OptionGroup:
+    options = [Option(m.name, m.label, ability_words(m.abilities)) for m in group.models]
+    return OptionGroup(group.title, options)
+
+
+def ability_words(abilities: Abilities) -> str:
+    """What is known of a model, as in "128k context, images, tools"; empty if nothing is."""
+    words = [f"{_thousands(abilities.context)} context"] if abilities.context else []
+    words += [name for name in ("images", "tools", "thinking") if getattr(abilities, name)]
+    return ", ".join(words)
+
+
+def _thousands(tokens: int) -> str:
+    """A number of tokens in the usual short form: 131072 is 128k, 200000 is 200k."""
+    thousand = 1024 if tokens % 1024 == 0 and tokens % 1000 else 1000
+    if tokens < thousand:
+        return str(tokens)
+    count = tokens / thousand
+    unit = "k" if count < thousand else "M"
+    count = count if unit == "k" else count / thousand
+    return f"{count:.3g}{unit}" if count < 1000 else f"{count:.0f}{unit}"
 
 
 def demo() -> str:

@@ -13,11 +13,12 @@ from halt.config.environment import load
 from halt.config.model_servers import DiscoveryResult, Server
 from halt.core.connection import UpstreamConnection
 from halt.errors import RequestError, UpstreamError
+from halt.model_info import ModelGroup
 from halt.providers import cached_query, catalog, router
 from halt.providers.catalog import NAMES_MAX, Catalog, valid_model_name
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX
-from halt.providers.router import ModelGroups
+from halt.providers.router import ModelGroups, Providers
 from halt.web.services import services
 from tests.support.raw_server import Peer, RawServer
 from tests.support.scripted_upstream import ScriptedUpstream
@@ -53,7 +54,13 @@ class GroupedUpstream(ListUpstream):
     """An upstream with several providers."""
 
     def catalog(self, connection: UpstreamConnection) -> ModelGroups:
-        return [("one", self.models(connection)), ("two", []), ("three", ["c"])]
+        names = {"one": self.models(connection), "two": [], "three": ["c"]}
+        return [ModelGroup.of(title, model_names) for title, model_names in names.items()]
+
+
+def listed(catalog: Catalog) -> list[tuple[str, list[str]]]:
+    """The titles of the providers and the names of their models, refreshed."""
+    return [(group.title, [model.name for model in group.models]) for group in catalog.refresh()]
 
 
 @pytest.mark.parametrize(
@@ -84,13 +91,13 @@ def test_list_is_requested_once_and_cached() -> None:
     """The list is cached: five refreshes send one request."""
     upstream = ListUpstream(["a", "b"])
     models = Catalog(upstream)
-    assert [models.refresh() for _ in range(5)] == [[("", ["a", "b"])]] * 5
+    assert [listed(models) for _ in range(5)] == [[("", ["a", "b"])]] * 5
     assert upstream.list_requests == 1
 
 
 def test_models_of_several_providers_are_grouped() -> None:
     """Models are grouped by provider; a provider without models has no group."""
-    assert Catalog(GroupedUpstream(["a"])).refresh() == [("one", ["a"]), ("three", ["c"])]
+    assert listed(Catalog(GroupedUpstream(["a"]))) == [("one", ["a"]), ("three", ["c"])]
 
 
 def test_silent_provider_is_awaited_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +110,7 @@ def test_silent_provider_is_awaited_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(catalog, "PAGE_WAIT", -1.0)
     assert models.refresh() == []
     upstream.go_on.set()
-    wait_until(lambda: models.refresh() == [("", ["a"])])
+    wait_until(lambda: listed(models) == [("", ["a"])])
     assert upstream.list_requests == 1
 
 
@@ -117,12 +124,12 @@ def test_failed_refresh_keeps_the_list_and_is_cached(
         monkeypatch.setattr(module, "now", lambda: now() + skipped_seconds)
     upstream = ListUpstream(["a"], fault, ["b"])
     models = Catalog(upstream)
-    assert models.refresh() == [("", ["a"])]
+    assert listed(models) == [("", ["a"])]
     skipped_seconds = router.LIST_SECONDS
     earlier_threads = set(threading.enumerate())
     models.refresh()  # starts the request that fails
     wait_until(lambda: set(threading.enumerate()) <= earlier_threads)  # it has failed
-    assert models.refresh() == [("", ["a"])]
+    assert listed(models) == [("", ["a"])]
     assert upstream.list_requests == 2
 
 
@@ -173,10 +180,26 @@ def test_model_menu_says_no_list_only_if_there_is_none(
     assert ("The server provides no list of models." in page) == has_no_list
 
 
+def test_notes_have_the_words_of_what_failed() -> None:
+    """A provider that fails beside others is named; with a single one its words are enough."""
+    fault = UpstreamError("upstream_refused")
+    models = Catalog(Providers({"openai": ListUpstream(fault), "b": ListUpstream(["m"])}))
+    assert listed(models) == [("b", ["b/m"])]
+    assert models.notes == [f"OpenAI: {fault.message}"]
+    assert (models.provider_of("b/m"), models.label_of("b/m")) == ("b", "m")
+    assert (models.provider_of("other"), models.label_of("other")) == ("", "other")
+    single = Catalog(ListUpstream(fault))
+    single.refresh()
+    assert single.notes == [fault.message]
+    without_list = Catalog(ListUpstream(UpstreamError("endpoint_not_found")))
+    without_list.refresh()
+    assert without_list.notes == []
+
+
 def test_invalid_names_are_dropped_and_the_list_is_bounded() -> None:
     """Names that no request may have are dropped; the menu has NAMES_MAX at most."""
     upstream = ListUpstream(["ok", "", "bad\nname", "x" * (NAME_MAX + 1), *map(str, range(5000))])
-    ((_, names),) = Catalog(upstream).refresh()
+    ((_, names),) = listed(Catalog(upstream))
     assert names[:2] == ["ok", "0"]
     assert len(names) == NAMES_MAX
 

@@ -23,6 +23,7 @@ from halt.config.settings import Config, ConfigError
 from halt.core.connection import UpstreamConnection
 from halt.errors import UpstreamError
 from halt.library.halt import Halt
+from halt.model_info import Abilities
 from halt.providers import discovery
 from halt.providers.discovery import (
     Discovery,
@@ -345,6 +346,20 @@ def test_discover_at_start_leaves_no_thread(serve: Serve) -> None:
     assert discover_at_start(()) == DiscoveryResult()
 
 
+def test_abilities_are_read_from_the_requests_that_find_the_loaded_model(serve: Serve) -> None:
+    """The servers' own APIs say what a model can do. Workers get that from their own probes."""
+    urls = serve(OLLAMA).url, serve(OFFERED["lmstudio"]).url, serve(OFFERED["vllm"]).url
+    result = discover(*urls)
+    ollama, lmstudio, vllm = result.servers
+    assert ollama.abilities == {"qwen3:8b": Abilities(context=4096)}
+    assert lmstudio.abilities == {
+        "qwen2-vl": Abilities(context=32768, images=True),
+        "gpt-oss": Abilities(images=False, tools=True),
+    }
+    assert vllm.abilities == {"meta/llama": Abilities(context=4096)}
+    assert not any(server.abilities for server in decoded(result.encoded()).servers)
+
+
 def test_names_that_no_request_may_have_are_dropped(serve: Serve) -> None:
     """Invalid model names are dropped, are no default, and do not prevent the result's encoding."""
     names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
@@ -438,15 +453,16 @@ def test_models_of_all_servers_are_offered_with_prefix(
 ) -> None:
     """Models are grouped by server, each with its server's prefix, so that names stay valid."""
     upstream = offer(*two_urls, down())
-    groups = [
-        (
-            "ollama",
-            [f"ollama/{m}" for m in ("nomic-embed-text:latest", "llama3.2:latest", "qwen3:8b")],
-        ),
-        ("other", ["other/qwen3:8b", "other/m"]),
-    ]
-    assert upstream.catalog(UpstreamConnection()) == groups
-    assert upstream.models(UpstreamConnection()) == [name for _, names in groups for name in names]
+    groups = {
+        "ollama": ["nomic-embed-text:latest", "llama3.2:latest", "qwen3:8b"],
+        "other": ["qwen3:8b", "m"],
+    }
+    catalog = upstream.catalog(UpstreamConnection())
+    assert catalog[0].models[2].abilities == Abilities(context=4096)
+    assert {group.title: [m.label for m in group.models] for group in catalog} == groups
+    names = [f"{title}/{label}" for title, labels in groups.items() for label in labels]
+    assert [model.name for group in catalog for model in group.models] == names
+    assert upstream.models(UpstreamConnection()) == names
     assert request_answer(upstream, "ollama/qwen3:8b").text == "qwen3:8b answers."
     assert request_answer(upstream, "m").text == "m answers."
     assert "use ollama/qwen3:8b or other/qwen3:8b" in refused_model(upstream, "qwen3:8b")
@@ -491,7 +507,7 @@ def test_new_server_is_offered_after_the_next_refresh(
     assert request_answer(upstream).text == "a answers."
     serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
     assert request_answer(upstream, "two/b").text == "b answers."
-    assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["one", "two"]
+    assert [group.title for group in upstream.catalog(UpstreamConnection())] == ["one", "two"]
 
 
 def test_request_for_an_unlisted_model_refreshes_at_once(
@@ -525,7 +541,7 @@ def test_server_that_has_gone_is_no_longer_offered(
     with RawServer(listing(models("a", owner="vllm")), port=urlsplit(url).port or 0):
         assert request_answer(upstream, "gone/a").text == "a answers."
         assert upstream.known_model == "gone/a"
-    assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["ollama"]
+    assert [group.title for group in upstream.catalog(UpstreamConnection())] == ["ollama"]
     assert upstream.known_model == "ollama/qwen3:8b"
     assert not refusal_of(request_answer(upstream, "gone/a"), "upstream_refused").of_demo
 

@@ -266,7 +266,7 @@ def make() -> Iterator[Make]:
 
     def make(default: str = "", **providers: dict[str, Any]) -> Providers:
         settings = {
-            name: ProviderSettings(**{"name": name, "kind": "openai"} | fields)
+            name: ProviderSettings(**{"name": name, "title": name, "kind": "openai"} | fields)
             for name, fields in providers.items()
         }
         routers.append(Providers({n: make_provider(s) for n, s in settings.items()}, default))
@@ -339,8 +339,11 @@ def test_single_provider_gets_names_unchanged(make: Make, fake: FakeOpenAI) -> N
     request_answer(upstream, "only/count?n=1")
     assert fake.requests[0].body["model"] == "only/count?n=1"
     assert upstream.models(UpstreamConnection())[:2] == ["echo", "count"]
-    assert upstream.catalog(UpstreamConnection())[0][0] == "only"
-    assert upstream.catalog(UpstreamConnection())[0][1][:2] == ["echo", "count"]
+    (group,) = upstream.catalog(UpstreamConnection())
+    assert [(model.name, model.label) for model in group.models[:2]] == [
+        ("echo", "echo"),
+        ("count", "count"),
+    ]
 
 
 def test_default_answers_a_request_without_a_model(make: Make, fake: FakeOpenAI) -> None:
@@ -366,13 +369,25 @@ def test_provider_that_is_down_does_not_hide_other_models(
     models = upstream.models(UpstreamConnection())
     assert models[:2] == ["f/echo", "f/count"]
     assert models[-2:] == ["fixed/x", "fixed/y"]
-    (down_name, no_models), (listed_name, model_names), fixed_group = upstream.catalog(
-        UpstreamConnection()
-    )
-    assert (down_name, no_models, listed_name, model_names[0]) == ("gone", [], "f", "f/echo")
-    assert fixed_group == ("fixed", ["fixed/x", "fixed/y"])
+    catalog = upstream.catalog(UpstreamConnection())
+    assert [group.title for group in catalog] == ["gone", "f", "fixed"]
+    assert [[model.name for model in group.models[:2]] for group in catalog] == [
+        [],
+        ["f/echo", "f/count"],
+        ["fixed/x", "fixed/y"],
+    ]
+    assert catalog[1].models[0].label == "echo"
     assert len(fake.requests) == 1  # kept for a minute
     upstream.check(UpstreamConnection())
+
+
+def test_providers_with_the_same_title_have_their_name_in_it(make: Make, fake: FakeOpenAI) -> None:
+    """A title is the one of the settings, else the server's; equal ones get the name."""
+    fields = {"base_url": fake.base_url, "models": ("m",), "title": ""}
+    upstream = make(a=fields, b=fields, c=fields | {"title": "Other"})
+    groups = upstream.catalog(UpstreamConnection())
+    address = fake.base_url.removeprefix("http://").removesuffix("/v1")
+    assert [group.title for group in groups] == [f"{address} (a)", f"{address} (b)", "Other"]
 
 
 def test_lists_and_check_fail_with_the_first_fault_if_all_are_down(
@@ -399,15 +414,9 @@ def test_silent_provider_does_not_hide_other_models(make: Make, fake: FakeOpenAI
         upstream = make(mute={"base_url": server.url}, f={"base_url": fake.base_url})
         wait_listed(upstream, "f/count")
         for _ in range(2):
-            (silent_name, no_models), (listed_name, model_names) = upstream.catalog(
-                UpstreamConnection()
-            )
-            assert (silent_name, no_models, listed_name, model_names[0]) == (
-                "mute",
-                [],
-                "f",
-                "f/echo",
-            )
+            mute_group, listed_group = upstream.catalog(UpstreamConnection())
+            assert (mute_group.title, list(mute_group.models)) == ("mute", [])
+            assert (listed_group.title, listed_group.models[0].name) == ("f", "f/echo")
         upstream.check(UpstreamConnection())
         assert request_answer(upstream, "f/count?n=1").text == "0 "
         assert server.accepted <= 2  # one for the list, one for the check
@@ -434,7 +443,7 @@ def test_interrupted_connection_does_not_wait_for_lists(make: Make, fake: FakeOp
     connection = UpstreamConnection()
     connection.interrupt()
     upstream = make(a={"base_url": fake.base_url, "models": ("m",)}, b={"base_url": fake.base_url})
-    assert [name for name, _ in upstream.catalog(connection)] == ["a", "b"]
+    assert [group.title for group in upstream.catalog(connection)] == ["a", "b"]
 
 
 # --- a whole Halt ---------------------------------------------------------------------------------

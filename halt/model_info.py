@@ -1,0 +1,49 @@
+"""What a provider's list says of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+
+class Abilities(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model can do according to its server. None: the server does not say."""
+
+    context: int | None = None  # tokens of a prompt and its answer
+    images: bool | None = None  # whether it reads images
+    tools: bool | None = None
+    thinking: bool | None = None
+
+    def replaced_by(self, other: Abilities) -> Abilities:
+        """A copy with what `other` knows."""
+        known = {
+            name: value
+            for name, value in msgspec.structs.asdict(other).items()
+            if value is not None
+        }
+        return msgspec.structs.replace(self, **known)
+
+
+UNKNOWN = Abilities()
+
+
+class ModelInfo(NamedTuple):
+    """A model of a list. `label` is its name at its provider."""
+
+    name: str  # in requests to Halt
+    label: str
+    abilities: Abilities = UNKNOWN
+
+
+class ModelGroup(NamedTuple):
+    """The models of one provider. `title` is for people; empty: the provider has none."""
+
+    title: str
+    models: Sequence[ModelInfo]
+
+    @classmethod
+    def of(cls, title: str, names: Sequence[str]) -> ModelGroup:
+        """A group of models of which only the names are known."""
+        return cls(title, [ModelInfo(name, name) for name in names])
