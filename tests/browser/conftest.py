@@ -45,15 +45,22 @@ def installed_browser() -> str | None:
     return path or (MAC if os.path.exists(MAC) else None)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """One browser for all tests."""
+@contextlib.contextmanager
+def launched_browser() -> Iterator[Browser]:
+    """A browser without a window."""
     expect.set_options(timeout=PATIENCE)
     flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=installed_browser(), args=flags)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests."""
+    with launched_browser() as chromium:
+        yield chromium
 
 
 @pytest.fixture

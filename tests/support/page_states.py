@@ -1,0 +1,677 @@
+"""Every state of the page by its name, each with a function that brings a tab into it.
+
+The means are real: a Halt in its own process, the shipped fake model server, a browser. Answers
+that run are held by the fake until the visit ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.browser.chat import LOAD_ERRORS, PATIENCE, Chat
+from tests.browser.network import Network
+from tests.support import page_answers
+from tests.support.export_files import export_file, exported_conversation
+from tests.support.halt_server import HaltServer, settings
+from tests.support.page_answers import SCENARIO, written_answers
+from tests.support.ports import free_port
+
+Width = Literal["desktop", "phone"]
+WIDTHS: tuple[Width, ...] = ("desktop", "phone")
+#: Playwright's options for a context of each width.
+CONTEXTS: dict[Width, dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1280, "height": 800}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+}
+NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"
+TOKEN = "token-of-the-tests"
+MODELS = ("qwen3-8b", "gemma-3-12b", "mistral-small", "llama-3.3-70b")
+DAY = 86_400.0
+
+#: Conversations of the list: title, age in days.
+LISTED = (
+    ("Draft: letter to the landlord", 0.01),
+    ("Why does TCP_NODELAY matter?", 0.02),
+    ("Bread with 75 % hydration", 1.0),
+    ("SQL: last row of each group", 1.1),
+    ("Regular expressions, once more and with feeling", 3.0),
+    ("Summary of the meeting", 4.0),
+    ("Notes on the cache", 40.0),
+)
+
+
+@dataclass
+class Visit:
+    """A tab on its way into a state, in a session of its own."""
+
+    stage: Stage
+    context: BrowserContext
+    width: Width
+    cleanup: contextlib.ExitStack
+    chats: list[Chat] = field(default_factory=list)
+    servers: set[HaltServer] = field(default_factory=set)
+
+    def open(self, server: HaltServer | Network | None = None, *, listed: bool = True) -> Chat:
+        """Open the page of a server; by default of the usual one, with conversations listed."""
+        if listed and server is None:
+            self.keep(*usual_conversations())
+        target: Any = server or self.stage.halt  # a Network has what a tab uses: the URL
+        self.servers.add(self.stage.halt if isinstance(server, Network) else target)
+        chat = Chat(self.context, target, self.stage.fake)
+        self.chats.append(chat)
+        return chat
+
+    def keep(self, *conversations: dict[str, Any]) -> None:
+        """Import conversations into the session."""
+        file: Any = {
+            "name": "a.json",
+            "mimeType": "application/json",
+            "buffer": export_file(*conversations),
+        }
+        url = f"{self.stage.halt.url}/import"
+        assert self.context.request.post(url, multipart={"file": file}).ok
+
+    def ask(self, prompt: str, state: str = "done") -> Chat:
+        """Open the page and send a prompt; wait until its answer is in this state."""
+        chat = self.open()
+        send(chat, prompt, state)
+        return chat
+
+    def show_list(self, chat: Chat) -> None:
+        """Make the list of conversations visible, also on a phone."""
+        button = chat.page.locator("#open-sidebar")
+        if button.is_visible():
+            button.click()
+        expect(chat.page.locator("#sidebar")).to_be_in_viewport(ratio=0.9)
+
+    def settle(self) -> None:
+        """Wait until nothing moves: animations that end have ended, and the frame is drawn."""
+        for chat in self.chats:
+            chat.page.evaluate(
+                """() => Promise.allSettled(document.getAnimations()
+                  .filter(a => a.effect.getComputedTiming().endTime !== Infinity)
+                  .map(a => a.finished))"""
+            )
+
+    def check(self) -> None:
+        """Fail if a tab had a problem that its state does not bring."""
+        for chat in self.chats:
+            chat.check()
+
+
+Enter = Callable[[Visit], Chat]
+
+
+@dataclass(frozen=True)
+class State:
+    name: str
+    enter: Enter
+    widths: tuple[Width, ...]
+
+
+STATES: dict[str, State] = {}
+
+
+def state(*widths: Width) -> Callable[[Enter], Enter]:
+    """Register a state that exists at these widths; at all without any."""
+
+    def register(enter: Enter) -> Enter:
+        name = enter.__name__.replace("_", "-")
+        STATES[name] = State(name, enter, widths or WIDTHS)
+        return enter
+
+    return register
+
+
+class Stage:
+    """The servers and the browser. Servers start when a state needs them."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._exits = contextlib.ExitStack()
+        self.fake = FakeOpenAI(unknown_model=SCENARIO)
+
+    def __enter__(self) -> Self:
+        self._exits.enter_context(written_answers())
+        self._exits.enter_context(self.fake)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    @cached_property
+    def halt(self) -> HaltServer:
+        """A Halt with several models of two providers and with tools."""
+        folder = Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="halt-states-")))
+        names = ", ".join(f'"{name}"' for name in MODELS)
+        (folder / "halt.toml").write_text(
+            f"""
+            default = "llama/{MODELS[0]}"
+            [providers.llama]
+            kind = "openai"
+            base_url = "{self.fake.base_url}"
+            models = [{names}]
+            [providers.work]
+            kind = "openai"
+            base_url = "{self.fake.base_url}"
+            models = ["gpt-oss-120b", "a-model-with-a-name-that-is-much-longer-than-any-other-2026"]
+            """
+        )
+        return self._started(
+            {"HALT_CONFIG": str(folder / "halt.toml"), "HALT_TOOLS": "current_time,calculator"}
+        )
+
+    @cached_property
+    def without_model(self) -> HaltServer:
+        """A Halt for which no model is set up."""
+        return self._started({})
+
+    @cached_property
+    def with_token(self) -> HaltServer:
+        """A Halt that wants a token."""
+        return self._started(settings(self.fake, HALT_TOKEN=TOKEN, HALT_MODEL=MODELS[0]))
+
+    @cached_property
+    def without_model_server(self) -> HaltServer:
+        """A Halt whose model server is down."""
+        url = f"http://127.0.0.1:{free_port()}/v1"
+        return self._started(settings(url, HALT_RETRIES=0, HALT_MODEL=MODELS[0]))
+
+    def _started(self, env: dict[str, str]) -> HaltServer:
+        server = HaltServer(env)
+        self._exits.callback(server.close)
+        return server
+
+    @contextlib.contextmanager
+    def visit(self, name: str, width: Width, **options: Any) -> Iterator[tuple[Visit, Page]]:
+        """A tab in this state, in a session of its own, until the end of the context."""
+        with contextlib.ExitStack() as cleanup:
+            context = self._browser.new_context(**{**CONTEXTS[width], **options})
+            context.set_default_timeout(PATIENCE)
+            cleanup.callback(context.close)
+            visit = Visit(self, context, width, cleanup)
+            chat = STATES[name].enter(visit)
+            visit.settle()
+            yield visit, chat.page
+            for server in visit.servers:
+                context.request.post(f"{server.url}/stop-all")
+            self.fake.release()
+
+
+def usual_conversations() -> list[dict[str, Any]]:
+    """Conversations of several days, as exported ones."""
+    now = time.time()
+    return [
+        exported_conversation(title, "An answer.", title=title, at=now - age * DAY)
+        for title, age in LISTED
+    ]
+
+
+def send(chat: Chat, prompt: str, state: str = "done") -> None:
+    """Send a prompt and wait until its answer is in this state."""
+    count = chat.exchange_count()
+    chat.submit(prompt)
+    expect(chat.page.locator(".exchange")).to_have_count(count + 1)
+    chat.wait_state(state)
+
+
+def answer_button(chat: Chat, name: str) -> Locator:
+    """A button of the last exchange."""
+    exchange = chat.page.locator(".exchange:last-child")
+    exchange.hover()
+    return exchange.get_by_role("button", name=name, exact=True).first
+
+
+# --- empty ----------------------------------------------------------------------------------------
+
+
+@state()
+def empty(visit: Visit) -> Chat:
+    return visit.open()
+
+
+@state()
+def first_visit(visit: Visit) -> Chat:
+    """No conversation at all."""
+    return visit.open(listed=False)
+
+
+@state()
+def without_model(visit: Visit) -> Chat:
+    return visit.open(visit.stage.without_model)
+
+
+# --- answers that run -----------------------------------------------------------------------------
+
+
+@state()
+def streaming(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    send(chat, "Write the second one down.", "running")
+    chat.wait_text("only whole lines")
+    return chat
+
+
+@state()
+def waiting(visit: Visit) -> Chat:
+    """Before the first text."""
+    chat = visit.ask("Wait before you write.", "running")
+    expect(chat.answer.locator(".silence")).to_be_visible()
+    return chat
+
+
+@state()
+def thinking(visit: Visit) -> Chat:
+    chat = visit.ask("Think before you write.", "running")
+    summary = chat.answer.locator(".step summary")
+    expect(summary).to_contain_text("Thinking")
+    summary.click()
+    expect(chat.answer.locator(".step")).to_contain_text("The second is the")
+    return chat
+
+
+@state()
+def tool_running(visit: Visit) -> Chat:
+    chat = visit.ask("Calculate it slowly.", "running")
+    expect(chat.answer.locator(".step summary")).to_contain_text("Calling")
+    return chat
+
+
+@state()
+def stalled(visit: Visit) -> Chat:
+    """No text for 40 s, by the clock of the page."""
+    visit.context.clock.install()
+    chat = visit.ask("Write the second one down.", "running")
+    silence = chat.answer.locator(".silence")
+    expect(silence).to_contain_text("No text for 2 s")  # the last text has come
+    chat.page.clock.fast_forward(40_000)
+    expect(silence).to_contain_text(re.compile(r"No text for 4\d s"))
+    return chat
+
+
+# --- answers that have ended ----------------------------------------------------------------------
+
+
+@state()
+def done(visit: Visit) -> Chat:
+    return visit.ask(page_answers.SLOW_PARSER)
+
+
+@state()
+def two_exchanges(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    send(chat, page_answers.SECOND)
+    return chat
+
+
+@state()
+def figures(visit: Visit) -> Chat:
+    """All figures of an answer."""
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    figures = chat.answer.locator("details.figures > summary")
+    if figures.count():
+        figures.click()
+    return chat
+
+
+@state()
+def thought(visit: Visit) -> Chat:
+    """An opened thought of an answer that is done."""
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    chat.answer.locator(".step summary").click()
+    expect(chat.answer.locator(".step-text")).to_be_visible()
+    return chat
+
+
+@state()
+def tools_done(visit: Visit) -> Chat:
+    chat = visit.ask("What are 17 times 23, and what time is it in Oslo?")
+    for summary in chat.answer.locator(".step.tool summary").all():
+        summary.click()
+    return chat
+
+
+@state()
+def every_kind_of_text(visit: Visit) -> Chat:
+    return visit.ask(page_answers.EVERYTHING)
+
+
+@state()
+def stopped(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    send(chat, "Write the second one down.", "running")
+    chat.wait_text("only whole lines")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    return chat
+
+
+@state()
+def stopped_before_text(visit: Visit) -> Chat:
+    """The prompt is in the message field again."""
+    chat = visit.ask("Wait before you write.", "running")
+    chat.stop.click()
+    expect(chat.prompt).to_have_value("Wait before you write.")
+    expect(chat.send).to_be_visible()
+    return chat
+
+
+@state()
+def cut_off(visit: Visit) -> Chat:
+    return visit.ask("Write until the limit.")
+
+
+@state()
+def refused(visit: Visit) -> Chat:
+    return visit.ask("Spend what I do not have.", "error")
+
+
+@state()
+def server_down(visit: Visit) -> Chat:
+    chat = visit.open(visit.stage.without_model_server)
+    send(chat, page_answers.SLOW_PARSER, "error")
+    return chat
+
+
+@state()
+def unsaved(visit: Visit) -> Chat:
+    """Another program holds the database."""
+    chat = visit.ask("Write slowly.", "running")
+    chat.wait_text("Decode")
+    database = sqlite3.connect(visit.stage.halt.data_folder / "halt.db", timeout=30)
+    visit.cleanup.callback(database.close)
+    database.execute("BEGIN IMMEDIATE")
+    visit.cleanup.callback(database.rollback)
+    expect(chat.page.locator("#saving")).to_be_visible()
+    return chat
+
+
+@state()
+def connection_lost(visit: Visit) -> Chat:
+    network = visit.cleanup.enter_context(Network(visit.stage.halt))
+    chat = visit.open(network)
+    chat.allowed_problems = NETWORK_ERRORS
+    send(chat, "Write the second one down.", "running")
+    chat.wait_text("only whole lines")
+    network.disconnect()
+    visit.cleanup.callback(network.reconnect)
+    expect(chat.page.get_by_text("Connection lost")).to_be_visible()
+    return chat
+
+
+# --- several models -------------------------------------------------------------------------------
+
+
+def compare(visit: Visit, prompt: str) -> Chat:
+    chat = visit.open()
+    expect(chat.page.locator("#model option")).not_to_have_count(1)
+    chat.page.get_by_role("button", name="Compare", exact=True).click()
+    chat.page.get_by_role("combobox", name="Model 2").select_option(f"llama/{MODELS[1]}")
+    chat.submit(prompt)
+    return chat
+
+
+@state()
+def comparing(visit: Visit) -> Chat:
+    chat = compare(visit, "Write the second one down.")
+    for answer in chat.page.locator(".columns .answer").all():
+        expect(answer.locator("> .text")).to_contain_text("only whole lines")
+    return chat
+
+
+@state()
+def compared(visit: Visit) -> Chat:
+    chat = compare(visit, page_answers.SECOND)
+    for answer in chat.page.locator(".columns .answer").all():
+        expect(answer).to_have_attribute("data-state", "done")
+    return chat
+
+
+@state()
+def compare_choosing(visit: Visit) -> Chat:
+    """Models are chosen for a comparison."""
+    chat = visit.open()
+    expect(chat.page.locator("#model option")).not_to_have_count(1)
+    for _ in range(2):
+        chat.page.get_by_role("button", name="Compare", exact=True).click()
+    return chat
+
+
+# --- editing, versions, queue ---------------------------------------------------------------------
+
+
+@state()
+def editing_prompt(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    answer_button(chat, "Edit").click()
+    expect(chat.page.get_by_role("textbox", name="Edit your message")).to_be_focused()
+    return chat
+
+
+@state()
+def versions(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    answer_button(chat, "Regenerate").click()
+    expect(chat.page.get_by_role("group", name="Versions of the answer")).to_be_visible()
+    chat.wait_state("done")
+    return chat
+
+
+def queue(visit: Visit) -> Chat:
+    chat = visit.ask("Write the second one down.", "running")
+    for text in ("And then the first one, please.", page_answers.LONG_TITLE):
+        chat.submit(text)
+        expect(chat.page.locator("#queue li", has_text=text)).to_be_visible()
+    return chat
+
+
+@state()
+def queued(visit: Visit) -> Chat:
+    return queue(visit)
+
+
+@state()
+def queue_paused(visit: Visit) -> Chat:
+    chat = queue(visit)
+    chat.stop.click()
+    expect(chat.page.locator("#queue-go")).to_be_visible()
+    return chat
+
+
+# --- the list of conversations --------------------------------------------------------------------
+
+
+@state()
+def long_list(visit: Visit) -> Chat:
+    """A list of 150 conversations, one of which runs and one of which has a title of 300 letters."""
+    now = time.time()
+    visit.keep(
+        *(
+            exported_conversation("Hi", "Ho", title=f"Conversation {n}", at=now - n * DAY / 3)
+            for n in range(150)
+        ),
+        exported_conversation("Hi", "Ho", title=page_answers.LONG_TITLE, at=now + 1),
+    )
+    chat = visit.ask("Write the second one down.", "running")
+    visit.show_list(chat)
+    return chat
+
+
+def open_menu(visit: Visit, chat: Chat, title: str) -> Locator:
+    visit.show_list(chat)
+    item = chat.page.locator("#conversations > li", has_text=title)
+    item.hover()
+    item.get_by_role("button", name="More for").click()
+    menu = chat.page.locator("#item-menu")
+    expect(menu).to_be_visible()
+    return menu
+
+
+@state("phone")
+def list_on_phone(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    visit.show_list(chat)
+    return chat
+
+
+@state()
+def row_menu(visit: Visit) -> Chat:
+    chat = visit.open()
+    open_menu(visit, chat, LISTED[2][0])
+    return chat
+
+
+@state()
+def renaming(visit: Visit) -> Chat:
+    chat = visit.open()
+    open_menu(visit, chat, LISTED[2][0]).get_by_text("Rename", exact=True).click()
+    expect(chat.page.get_by_role("textbox", name="Title")).to_be_focused()
+    return chat
+
+
+@state()
+def deleted(visit: Visit) -> Chat:
+    """A conversation was deleted and can be restored."""
+    chat = visit.open()
+    open_menu(visit, chat, LISTED[2][0]).get_by_text("Delete", exact=True).click()
+    expect(chat.page.get_by_role("button", name="Undo")).to_be_visible()
+    return chat
+
+
+def search(visit: Visit, words: str) -> Chat:
+    chat = visit.open()
+    visit.show_list(chat)
+    chat.page.get_by_role("searchbox").fill(words)
+    expect(chat.page.locator("#hits .how")).to_be_visible()
+    return chat
+
+
+@state()
+def search_results(visit: Visit) -> Chat:
+    return search(visit, "answer")
+
+
+@state()
+def no_search_results(visit: Visit) -> Chat:
+    return search(visit, "words that no conversation has")
+
+
+# --- dialogs and menus ----------------------------------------------------------------------------
+
+
+@state()
+def settings_dialog(visit: Visit) -> Chat:
+    chat = visit.open()
+    chat.page.get_by_role("button", name="Settings", exact=True).click()
+    expect(chat.page.get_by_role("dialog")).to_be_visible()
+    expect(chat.page.get_by_label("Temperature")).to_be_visible()
+    return chat
+
+
+@state()
+def display(visit: Visit) -> Chat:
+    chat = visit.open()
+    chat.page.get_by_text("Display", exact=True).click()
+    expect(chat.page.get_by_label("Smooth out text")).to_be_visible()
+    return chat
+
+
+@state()
+def import_and_export(visit: Visit) -> Chat:
+    chat = visit.open()
+    visit.show_list(chat)
+    chat.page.get_by_role("button", name="Export and import").click()
+    expect(chat.page.locator("#all-menu")).to_be_visible()
+    return chat
+
+
+@state()
+def import_error(visit: Visit) -> Chat:
+    chat = import_and_export(visit)
+    chat.allowed_problems = LOAD_ERRORS
+    file: Any = {"name": "a.json", "mimeType": "application/json", "buffer": b'{"format": "other"}'}
+    chat.page.locator("#import input[type=file]").set_input_files(file)
+    expect(chat.page.locator(".fault")).to_be_visible()
+    return chat
+
+
+# --- other pages ----------------------------------------------------------------------------------
+
+
+@state()
+def login(visit: Visit) -> Chat:
+    chat = visit.open(visit.stage.with_token)
+    expect(chat.page.get_by_label("Access token")).to_be_focused()
+    return chat
+
+
+@state()
+def login_wrong(visit: Visit) -> Chat:
+    chat = login(visit)
+    chat.allowed_problems = LOAD_ERRORS
+    chat.page.get_by_label("Access token").fill("another")
+    chat.page.get_by_role("button", name="Log in").click()
+    expect(chat.page.get_by_role("alert")).to_be_visible()
+    return chat
+
+
+def other_page(visit: Visit, path: str, problems: str = "") -> Chat:
+    chat = visit.open(visit.stage.halt)
+    chat.allowed_problems = problems
+    chat.page.goto(f"{visit.stage.halt.url}{path}")
+    return chat
+
+
+@state()
+def api_documentation(visit: Visit) -> Chat:
+    return other_page(visit, "/docs")
+
+
+@state()
+def page_not_found(visit: Visit) -> Chat:
+    return other_page(visit, "/no-such-page", LOAD_ERRORS)
+
+
+@state()
+def error_page(visit: Visit) -> Chat:
+    return other_page(visit, "/stop-all", LOAD_ERRORS)
+
+
+# --- hostile and long content ---------------------------------------------------------------------
+
+
+@state()
+def long_title(visit: Visit) -> Chat:
+    """A title of 300 letters."""
+    chat = visit.ask(page_answers.LONG_TITLE)
+    visit.show_list(chat)
+    return chat
+
+
+@state()
+def long_code_line(visit: Visit) -> Chat:
+    """A line of code of more than 5,000 letters."""
+    return visit.ask(page_answers.LONG_LINE)
+
+
+@state()
+def wide_table(visit: Visit) -> Chat:
+    """A table of thirty columns."""
+    return visit.ask(page_answers.WIDE_TABLE)
+
+
+@state()
+def hostile_text(visit: Visit) -> Chat:
+    return visit.ask(page_answers.HOSTILE.replace("\u0000", ""))
