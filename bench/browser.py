@@ -62,11 +62,11 @@ def browser() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def measured_page() -> Iterator[tuple[Page, HaltProcess, FakeOpenAI]]:
-    """A page with the script that measures it, its Halt, and the upstream."""
+def measured_page(**settings: object) -> Iterator[tuple[Page, HaltProcess, FakeOpenAI]]:
+    """A page with the script that measures it, its Halt with these settings, and the upstream."""
     with (
         fake_in_process() as fake,
-        HaltProcess(fake.base_url, HALT_MODEL="echo") as halt,
+        HaltProcess(fake.base_url, HALT_MODEL="echo", **settings) as halt,
         browser() as chromium,
     ):
         page = chromium.new_page()
@@ -156,10 +156,48 @@ def _prompt_of(record: Record) -> str:
     return str(record.body["messages"][-1]["content"]) if record.body else ""
 
 
+#: Returns the bytes of a page's files before compression, by kind, and the number of other origins.
+WEIGHT = """() => {
+  const files = performance.getEntriesByType("resource");
+  const sum = list => list.reduce((bytes, file) => bytes + file.decodedBodySize, 0);
+  const [scripts, styles] = [/\\.js$/, /\\.css$/].map(
+    ending => files.filter(file => ending.test(new URL(file.name).pathname)));
+  const own = scripts.filter(file => !file.name.includes("/vendor/"));
+  return {
+    html: sum(performance.getEntriesByType("navigation")), all: sum(files),
+    scripts: sum(own), styles: sum(styles), vendor: sum(scripts) - sum(own), count: files.length,
+    foreign: files.filter(file => new URL(file.name).origin !== location.origin).length,
+  };
+}"""
+
+
+def _weight_rows(page: Page, halt: HaltProcess) -> Iterator[Row]:
+    """Rows about the size of an empty chat. The page is loaded for the first time."""
+    page.goto(halt.url, wait_until="networkidle")
+    sizes: dict[str, int] = page.evaluate(WEIGHT)
+    kilobytes = {kind: size / 1000 for kind, size in sizes.items()}
+    total = kilobytes["html"] + kilobytes["all"]
+    note = "first load of an empty chat, bytes before compression, 1 kB is 1,000 bytes"
+    yield at_most(
+        "Page: all that an empty chat loads",
+        total,
+        200,
+        150,
+        " kB",
+        f"{number(total)} kB (HTML {number(kilobytes['html'])}, htmx "
+        f"{number(kilobytes['vendor'])}; {sizes['count'] + 1} requests, "
+        f"{sizes['foreign']} to other servers)",
+        note,
+    )
+    yield at_most("Page: own scripts", kilobytes["scripts"], 90, 60, " kB", note=note)
+    yield at_most("Page: styles", kilobytes["styles"], 45, 30, " kB", note=note)
+
+
 def page_turns(sizes: Sizes) -> Iterator[Row]:
-    """Rows about Send and Stop on the page."""
+    """Rows about the page's weight, and about Send and Stop."""
     turns: list[Turn] = []
     with measured_page() as (page, halt, fake):
+        yield from _weight_rows(page, halt)
         kinds = cycle(FIRST_MS)
         turns += [
             turn(page, halt, fake, next(kinds), index)

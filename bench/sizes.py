@@ -37,6 +37,7 @@ class Sizes:
     race_rounds: int = 1
     page_stops: int = 16  # of each kind
     page_answers: int = 3
+    page_opens: int = 7  # of each long conversation, after the first
     paragraph: int = 200_000  # characters
     warm_generations: int = 1000  # until the allocator and the pools are stable
     generations: int = 1000
@@ -77,6 +78,7 @@ QUICK = Sizes(
     race_tokens_relay=50,
     page_stops=3,
     page_answers=1,
+    page_opens=3,
     paragraph=100_000,
     warm_generations=40,
     generations=100,
