@@ -36,7 +36,7 @@ ALIASES: dict[str, str] = {
     for alias in aliases
 }
 
-# CSS class of each kind of token; a kind that is not listed has its parent's. static/code.css
+# CSS class of each kind of token; a kind that is not listed has its parent's. static/css/code.css
 # styles these classes and no others.
 TOKEN_CLASSES: dict[Any, str] = {
     kinds.Token: "",

@@ -2,7 +2,7 @@
 
 A browser shapes adjacent pieces of text together: text appended to a paragraph of 200,000
 characters would make it shape the whole paragraph again in each frame. A seam between two parts
-prevents this: an empty element with a padding too small to be drawn (`.seam` in halt.css), across
+prevents this: an empty element with a padding too small to be drawn (`.seam` in answer.css), across
 which CSS forbids shaping. It adds neither text nor a line break opportunity. The page joins the
 pieces before a seam (see halt.js), so that the text before it is laid out once.
 

@@ -316,10 +316,6 @@ def test_header_and_composer_stay_in_view_when_scrolled(
     place = list_tab.page.locator("#conversations a").get_attribute("href")
     list_tab.page.goto(f"{list_tab.chat.server.url}{place}")
     list_tab.page.evaluate("scrollTo(0, 700)")
-    list_tab.page.get_by_text("Display", exact=True).click()
-    list_tab.page.get_by_label("Smooth out text").focus()
-    for text in ("Display", "Smooth out text that arrives in bursts"):
-        expect(list_tab.page.get_by_text(text, exact=True)).to_be_in_viewport(ratio=1)
     for selector in ("#open-settings", "#model", "#send"):
         expect(list_tab.page.locator(selector)).to_be_in_viewport(ratio=1)
     assert list_tab.page.evaluate("scrollY") == 700
@@ -517,14 +513,14 @@ def test_drawer_takes_the_focus_and_closes_three_ways(
     ways: list[Callable[[], object]] = [
         lambda: list_tab.page.keyboard.press("Escape"),
         lambda: list_tab.page.mouse.click(350, 400),
-        lambda: list_tab.page.get_by_role("button", name="Close the conversation list").click(),
+        lambda: list_tab.page.get_by_role("button", name="Hide the conversation list").click(),
     ]
     for close in ways:
         opener.click()
         expect(sidebar).to_be_visible()
         expect(opener).to_have_attribute("aria-expanded", "true")
         expect(
-            list_tab.page.get_by_role("button", name="Close the conversation list")
+            list_tab.page.get_by_role("button", name="Hide the conversation list")
         ).to_be_focused()
         for _ in range(12):
             list_tab.page.keyboard.press("Tab")

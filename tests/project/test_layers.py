@@ -252,7 +252,7 @@ def test_templates_load_from_halt_alone(path: Path) -> None:
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_static_files_of_templates_exist(path: Path) -> None:
     """Each static file that a template names exists."""
-    for file in re.findall(r"filename='([^']+)'", path.read_text()):
+    for file in re.findall(r"filename='([^']+)'[,)]", path.read_text()):
         assert (ROOT / "static" / file).is_file()
 
 

@@ -114,7 +114,12 @@ def test_wheel_has_the_needed_files_alone(tmp_path: Path) -> None:
         f"{information}/entry_points.txt",
         f"{information}/licenses/LICENSE",
     }
-    for name in ("py.typed", "templates/chat.html", "static/halt.css", "store/migrations/env.py"):
+    for name in (
+        "py.typed",
+        "templates/chat.html",
+        "static/css/base.css",
+        "store/migrations/env.py",
+    ):
         assert f"halt/{name}" in file_names
 
 
@@ -190,12 +195,12 @@ def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
     python = install(build(ROOT, "wheel", tmp_path / "wheel"), tmp_path / "environment")
     command = python.parent / "halt-chat"
     folder, empty = tmp_path / "folder", tmp_path / "empty"
-    for new_folder in (folder / "templates", folder / "static", empty):
+    for new_folder in (folder / "templates", folder / "static" / "css", empty):
         new_folder.mkdir(parents=True)
     for name in HOSTILE:
         (folder / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')\n")
     (folder / "templates" / "chat.html").write_text("the wrong page")
-    (folder / "static" / "halt.css").write_text("the wrong style")
+    (folder / "static" / "css" / "base.css").write_text("the wrong style")
 
     assert run(command, "version", folder=folder) == f"halt-chat {VERSION}\n"
     assert run(python, "-m", "halt", "version", folder=empty) == f"halt-chat {VERSION}\n"

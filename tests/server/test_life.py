@@ -242,7 +242,7 @@ def test_login_from_another_site_is_refused(token_server: HaltServer) -> None:
 def test_health_and_styles_need_no_token(token_server: HaltServer) -> None:
     """Health, for load balancers, and the styles of the login form need no token."""
     assert token_server.client().get("/healthz").status == 200
-    assert token_server.client().get("/static/halt.css").status == 200
+    assert token_server.client().get("/static/css/base.css").status == 200
 
 
 def test_forged_cookie_is_refused(token_server: HaltServer) -> None:

@@ -989,7 +989,7 @@ def test_number_beyond_every_type_is_refused(
     ("method", "path"),
     [
         ("GET", "/"),
-        ("GET", "/static/halt.css"),
+        ("GET", "/static/css/base.css"),
         ("GET", "/static/no-such-file"),
         ("GET", "/nowhere"),
         ("GET", "/healthz"),

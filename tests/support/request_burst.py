@@ -214,7 +214,7 @@ def _kinds() -> Iterator[tuple[int, Callable[[], BurstRequest]]]:
     yield 1, lambda: BurstRequest("GET", "/openapi.json", holds='"openapi"')
     yield 1, lambda: BurstRequest("GET", "/docs", headers=SITE, holds="</html>")
     yield 1, lambda: BurstRequest("GET", "/healthz", holds='"status":"ok"')
-    yield 1, lambda: BurstRequest("GET", "/static/halt.css")
+    yield 1, lambda: BurstRequest("GET", "/static/css/base.css")
     yield 1, lambda: BurstRequest("GET", "/nowhere", headers=SITE, status=404, holds="</html>")
     yield 5, lambda: BurstRequest("GET", "/", headers=SITE, holds="</html>")
     yield 1, lambda: BurstRequest("POST", "/chat/stream", b"{", status=400, holds="invalid_request")

@@ -787,19 +787,15 @@ def test_stylesheet_colours_every_token_class_readably() -> None:
     """The stylesheet colours exactly the classes in use, in light and dark, with a contrast of at
     least 4.5.
     """
-    css = (Path(__file__).parents[3] / "static" / "code.css").read_text(encoding="utf-8")
-    light, dark = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL).split("@media")
-    assert dark.startswith(" (prefers-color-scheme: dark) {")
-    for part, background in ((light, "#f6f7f9"), (dark.partition("{")[2], "#16191f")):
-        rules = re.findall(r"([^{}]+)\{([^{}]*)\}", part)
-        colours = {}
-        for selector, body in rules:
-            name = re.fullmatch(r"\.highlight \.([a-z]+)", selector.strip())
-            colour = re.search(r"\bcolor: (#[0-9a-f]{6});", body)
-            assert name, selector
-            assert colour, body
-            colours[name[1]] = colour[1]
-        assert set(colours) == set(highlighting.TOKEN_CLASSES.values()) - {""}
-        for name_, colour_ in colours.items():
-            brighter, darker = sorted((luminance(colour_), luminance(background)), reverse=True)
-            assert (brighter + 0.05) / (darker + 0.05) >= 4.5, (name_, colour_)
+    folder = Path(__file__).parents[3] / "static" / "css"
+    tokens = (folder / "tokens.css").read_text(encoding="utf-8")
+    pairs = dict(re.findall(r"--([a-z-]+): light-dark\((#\w{6}, #\w{6})\);", tokens))
+    css = (folder / "code.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"\.highlight \.([a-z]+) \{ color: var\(--([a-z-]+)\);", css))
+    assert set(colours) == set(highlighting.TOKEN_CLASSES.values()) - {""}
+    for token in colours.values():
+        for colour, background in zip(
+            *(pairs[t].split(", ") for t in (token, "code")), strict=True
+        ):
+            brighter, darker = sorted((luminance(colour), luminance(background)), reverse=True)
+            assert (brighter + 0.05) / (darker + 0.05) >= 4.5, (token, colour)

@@ -214,7 +214,7 @@ def test_client_over_the_limit_can_stop_read_and_list(
         for _ in range(STARTS - 1):
             assert chat(client).status == 200
         assert chat(client).status == 429
-        for path in ("/", "/static/halt.css", "/healthz", "/streams", "/models", "/v1/models"):
+        for path in ("/", "/static/css/base.css", "/healthz", "/streams", "/models", "/v1/models"):
             for _ in range(STARTS + 1):
                 assert client.get(path).status == 200, path
         with client.follow(running_stream.id) as replay:

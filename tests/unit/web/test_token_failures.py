@@ -184,7 +184,7 @@ def test_open_routes_ignore_a_wrong_token(token_halt: HaltServer, address: str) 
     """Health and static files are served over the limit and with a wrong token."""
     client = bearer(token_halt, address)
     use_up_attempts(client)
-    for path in ("/healthz", "/static/halt.css"):
+    for path in ("/healthz", "/static/css/base.css"):
         for _ in range(WRONG_MAX + 1):
             assert client.get(path).status == 200
 
