@@ -280,6 +280,9 @@ class AnswerFailed(HaltError):
         self.retryable = retryable
 
 
+#: Between Halt's sentence and the words of the model's server in a message.
+IT_SAID = " It said: "
+
 #: Codes whose sentence is followed by the server's own message.
 _QUOTED = (
     "bad_request tools_refused context_too_long unauthorized forbidden region_not_supported"
@@ -305,7 +308,8 @@ class UpstreamError(HaltError):
     provider, never from Halt's configuration. `hint` is Halt's own text, added at the end.
     `sentence`, `retryable` and `status` replace the defaults of the code. `resend` is False if
     only the user may retry, because a second request would fail again or be billed too.
-    `of_demo`: the server is that of the demo model, which Halt starts.
+    `of_demo`: the server is that of the demo model, which Halt starts. `upstream_status`: the HTTP
+    status of the server's refusal.
     """
 
     def __init__(
@@ -320,6 +324,7 @@ class UpstreamError(HaltError):
         status: int | None = None,
         resend: bool = True,
         of_demo: bool = False,
+        upstream_status: int | None = None,
     ):
         default_sentence, default_retryable = CODES[code]
         self.code = code
@@ -330,6 +335,7 @@ class UpstreamError(HaltError):
         self.own_status = status
         self.of_demo = of_demo
         self.resend = resend
+        self.upstream_status = upstream_status
         self._given: dict[str, Any] = {
             "detail": self.detail,
             "retry_after": retry_after,
@@ -339,17 +345,23 @@ class UpstreamError(HaltError):
             "status": status,
             "resend": resend,
             "of_demo": of_demo,
+            "upstream_status": upstream_status,
         }
         message = sentence or default_sentence
         if code in {"rate_limited", "model_loading"} and self.retryable:
             when = f"in {math.ceil(retry_after)} s" if retry_after else "in a moment"
             message += f" Try again {when}."
-        if code in QUOTED and detail:
-            message = f"{message} It said: {shortened(detail, QUOTE_MAX)}"
+        if self.quote:
+            message = f"{message}{IT_SAID}{shortened(self.quote, QUOTE_MAX)}"
         if hint:
             end = "" if message.endswith((".", "!", "?", "…")) else "."
             message = f"{message}{end} {hint}"
         super().__init__(message, retry_after=retry_after)
+
+    @property
+    def quote(self) -> str:
+        """The server's own words, if users may see them."""
+        return self.detail if self.code in QUOTED else ""
 
     def with_hint(self, hint: str) -> UpstreamError:
         """A copy of this error with a hint."""
@@ -365,7 +377,9 @@ class UpstreamError(HaltError):
 
     def with_code(self, code: str, *, sentence: str = "") -> UpstreamError:
         """A new error with another code and the same detail."""
-        return UpstreamError(code, self.detail, sentence=sentence)
+        return UpstreamError(
+            code, self.detail, sentence=sentence, upstream_status=self.upstream_status
+        )
 
     def with_secret_removed(self, secret: str) -> UpstreamError:
         """This error with each occurrence of a secret in its texts replaced by "[key]"."""

@@ -119,7 +119,10 @@ class Extra(msgspec.Struct, frozen=True, tag_field="type", tag="extra"):
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """An error. `code` is one that docs/api.md lists, `retry_after` is in seconds.
 
-    `status` is the provider's HTTP status, if Halt responds with the same one.
+    `status` is the provider's HTTP status, if Halt responds with the same one. The parts of
+    `message`, for a page: `detail` is the model server's own words, at most 5,000 characters, and
+    `hint` the sentence after them. `upstream_status` is the HTTP status of the server's refusal;
+    `request_id` names the request in Halt's log.
     """
 
     code: str
@@ -127,6 +130,10 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     retryable: bool
     retry_after: float | None = None
     status: int | None = None
+    detail: str = ""
+    hint: str = ""
+    upstream_status: int | None = None
+    request_id: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):

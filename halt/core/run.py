@@ -160,7 +160,17 @@ class Run(LiveGeneration):
         message = fault.message
         if fault.code == "internal":  # the details are in the server's log alone
             message += quoted(self.request_id)
-        info = ErrorInfo(fault.code, message, fault.retryable, fault.retry_after, fault.own_status)
+        info = ErrorInfo(
+            fault.code,
+            message,
+            fault.retryable,
+            fault.retry_after,
+            fault.own_status,
+            fault.quote,
+            fault.hint,
+            fault.upstream_status,
+            self.request_id,
+        )
         return self._end(lambda: Failed(info, self.meter.snapshot()), fault)
 
     def _on_press(self, seen: int | None) -> Pressed:

@@ -69,6 +69,7 @@ def _error_from(
     """
     code = classify_error(info, status or info.status)
     sentence, hint, retryable = "", "", CODES[code][1]
+    response_status = status
     if status is None:  # in a stream: the server has accepted the address and the request
         if code in {"bad_request", "endpoint_not_found"}:
             code, retryable = "upstream_error", False
@@ -95,6 +96,7 @@ def _error_from(
         retry_after=wait if retryable and wait is not None and wait <= WAIT_MAX else None,
         status=402 if code == "quota_exceeded" and status == 402 else None,
         hint=hint,
+        upstream_status=response_status,
     )
 
 
