@@ -11,6 +11,8 @@ from flask import Flask
 
 from halt.assets import STATIC, TEMPLATES
 from halt.chat.builtin_tools import BUILTIN_TOOLS
+from halt.chat.presets import Presets
+from halt.chat.prompts import Prompts
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.cli import commands
@@ -18,6 +20,7 @@ from halt.cluster.bus import Bus
 from halt.cluster.membership import Membership
 from halt.cluster.service import Workers
 from halt.config.environment import load
+from halt.config.provider_file import read_prompts
 from halt.config.settings import Config
 from halt.core.request import Upstream
 from halt.core.service import GenerationService
@@ -36,6 +39,7 @@ from halt.store.writer import StoreWriter
 from halt.web import cors, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
+from halt.web.page import settings as page_settings
 from halt.web.page import sidebar
 from halt.web.page.stop import stop_fragment
 from halt.web.rate_limits import RateLimits
@@ -116,6 +120,8 @@ def create_app(
         store_writer=store_writer,
         replay=replay,
         chat=ChatService(settings, generations, store, store_writer, titles, toolbox, count_starts),
+        prompts=Prompts(store.named_prompts, read_prompts(settings)),
+        presets=Presets(store.presets),
         catalog=Catalog(generations.upstream, discovery),
         tools=toolbox,
         titles=titles,
@@ -127,6 +133,7 @@ def create_app(
 
     app.register_blueprint(pages.blueprint)
     sidebar.install(app)
+    app.register_blueprint(page_settings.blueprint)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)
     app.register_blueprint(openai.blueprint)

@@ -329,6 +329,7 @@ class ChatService:
             id=answer.stream_id,
             model=answer.requested_model or None,
             temperature=conversation.settings.temperature,
+            top_p=conversation.settings.top_p,
             max_tokens=conversation.settings.max_tokens,
         )
         try:

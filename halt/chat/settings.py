@@ -1,4 +1,4 @@
-"""Validates a conversation's settings: model, system prompt, temperature, max tokens."""
+"""Validates a conversation's settings: model, system prompt and its name, sampling."""
 
 from __future__ import annotations
 
@@ -6,38 +6,58 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import TypeVar
 
+from halt.config.settings import PROMPT_NAME_MAX, SYSTEM_PROMPT_MAX
 from halt.errors import RequestError, TooLarge
 from halt.providers.catalog import valid_model_name
-from halt.store.models import Settings
+from halt.store.models import Preset, Settings
 
 N = TypeVar("N", int, float)
 
 TEMPERATURE_MAX = 2.0  # as in `halt.core.request.ChatRequest`
+TOP_P_MAX = 1.0
 TOKENS_MAX = 10_000_000
-SYSTEM_PROMPT_MAX = 100_000  # characters
 
 
 def checked_settings(settings: Settings) -> Settings:
     """Return the settings unchanged. Raises RequestError (TooLarge) that names the wrong field."""
     valid_model_name(settings.model)
-    if len(settings.system_prompt or "") > SYSTEM_PROMPT_MAX:
+    checked_system_prompt(settings.system_prompt or "")
+    checked_sampling(settings)
+    return settings
+
+
+def checked_system_prompt(text: str) -> str:
+    """The text with normalized line ends, stripped. Raises TooLarge."""
+    text = text.replace("\r\n", "\n").strip()
+    if len(text) > SYSTEM_PROMPT_MAX:
         raise TooLarge(
             f"The system prompt is longer than {SYSTEM_PROMPT_MAX:,} characters.",
             field="system_prompt",
         )
-    temperature, max_tokens = settings.temperature, settings.max_tokens
-    if temperature is not None and not (
-        isfinite(temperature) and 0 <= temperature <= TEMPERATURE_MAX
+    return text
+
+
+def checked_sampling(settings: Settings | Preset) -> None:
+    """Raise RequestError that names the wrong field: temperature, top_p or max_tokens."""
+    for name, field, value, most in (
+        ("The temperature", "temperature", settings.temperature, TEMPERATURE_MAX),
+        ("Top p", "top_p", settings.top_p, TOP_P_MAX),
     ):
-        raise RequestError(
-            f"The temperature must be a number from 0 to {TEMPERATURE_MAX:g}.", field="temperature"
-        )
-    if max_tokens is not None and not 1 <= max_tokens <= TOKENS_MAX:
+        if value is not None and not (isfinite(value) and 0 <= value <= most):
+            raise RequestError(f"{name} must be a number from 0 to {most:g}.", field=field)
+    if settings.max_tokens is not None and not 1 <= settings.max_tokens <= TOKENS_MAX:
         raise RequestError(
             f"Max tokens must be a whole number from 1 to {TOKENS_MAX:,}.",
             field="max_tokens",
         )
-    return settings
+
+
+def checked_name(raw: str) -> str:
+    """The name of a prompt or a preset, on one line. Raises RequestError (`name`)."""
+    name = " ".join(raw.split())
+    if not 0 < len(name) <= PROMPT_NAME_MAX:
+        raise RequestError(f"Use 1 to {PROMPT_NAME_MAX} characters as a name.", field="name")
+    return name
 
 
 def settings_from_form(form: Mapping[str, str], *system_prompts: str) -> Settings:
@@ -45,15 +65,31 @@ def settings_from_form(form: Mapping[str, str], *system_prompts: str) -> Setting
 
     `system_prompts`: the server's prompts; the form was filled with one of them. A field that
     still equals one of them means the default (None). An empty field means no system prompt.
+    `prompt_name` is not checked: see `halt.chat.prompts`.
     """
-    system_prompt = form.get("system_prompt", system_prompts[0]).replace("\r\n", "\n").strip()
+    text = checked_system_prompt(form.get("system_prompt", system_prompts[0]))
+    prompt_name = form.get("prompt_name") or None
+    is_default = prompt_name is None and text in map(str.strip, system_prompts)
+    system_prompt = None if is_default else text
     settings = Settings(
         model=form.get("model", ""),
-        system_prompt=None if system_prompt in map(str.strip, system_prompts) else system_prompt,
+        system_prompt=system_prompt,
+        prompt_name=prompt_name if system_prompt else None,
         temperature=_number(form.get("temperature", ""), float),
+        top_p=_number(form.get("top_p", ""), float),
         max_tokens=_number(form.get("max_tokens", ""), int),
     )
     return checked_settings(settings)
+
+
+def preset_from_form(form: Mapping[str, str]) -> Preset:
+    """The preset in a form, not checked; an empty field means the model's default."""
+    return Preset(
+        form.get("name", ""),
+        temperature=_number(form.get("temperature", ""), float),
+        top_p=_number(form.get("top_p", ""), float),
+        max_tokens=_number(form.get("max_tokens", ""), int),
+    )
 
 
 def _number(raw: str, kind: type[N]) -> N | None:

@@ -11,8 +11,12 @@
     key_env = "ANTHROPIC_API_KEY"
     models = ["claude-sonnet-5", "claude-haiku-4-5"]
 
-API keys are in environment variables alone, which the file names. A wrong value raises ConfigError:
-one line with the file, the TOML key, its value and what is allowed.
+    [prompts]
+    "Code reviewer" = "You review code. Name the line of each fault."
+
+`prompts` are system prompts that each user of the page can choose by name. API keys are in
+environment variables alone, which the file names. A wrong value raises ConfigError: one line with
+the file, the TOML key, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from halt.config.settings import (
     AZURE_VERSION,
     CONTINUES,
     OPENAI_URL,
+    PROMPT_NAME_MAX,
+    SYSTEM_PROMPT_MAX,
     Config,
     ConfigError,
 )
@@ -45,6 +51,7 @@ _ADDRESS = "http(s)://HOST[:PORT][/PATH], without ? or #"
 #: TOML key -> the allowed values, as the text of an error.
 _ALLOWED = {
     "providers": "a table",
+    "prompts": "a table",
     "default": _TEXT,
     "kind": "one of " + ", ".join(f'"{kind}"' for kind in KINDS),
     "base_url": _ADDRESS,
@@ -60,6 +67,7 @@ _ALLOWED = {
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     providers: dict[str, Any] = {}
+    prompts: dict[str, Any] = {}
     default: Text = ""
 
 
@@ -104,16 +112,8 @@ _built = [msgspec.json.Decoder(kind) for kind in (_File, _Provider, _Table)]
 def read_file(config: Config, lookup: Callable[[str], str]) -> Setup:
     """The file's providers; `lookup` returns a variable's value. Raises ConfigError."""
     path = config.config_file
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise ConfigError(f"HALT_CONFIG={path!r} can't be read: {reason}.") from exc
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: not valid TOML: {exc}.") from exc
-    file: _File = _checked(_File, table, f"{path}: ")
+    file = _file(path)
+    _prompts(path, file.prompts)
     tables = file.providers
     if not tables:
         raise ConfigError(f"{path}: providers is missing: name at least one, as [providers.NAME].")
@@ -132,6 +132,43 @@ def read_file(config: Config, lookup: Callable[[str], str]) -> Setup:
             f"NAME being one of {', '.join(tables)}."
         )
     return Setup(providers=providers, default=default)
+
+
+def read_prompts(config: Config) -> dict[str, str]:
+    """The file's system prompts by name; none without a file. Raises ConfigError."""
+    path = config.config_file
+    return _prompts(path, _file(path).prompts) if path else {}
+
+
+def _file(path: str) -> _File:
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise ConfigError(f"HALT_CONFIG={path!r} can't be read: {reason}.") from exc
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}.") from exc
+    file: _File = _checked(_File, table, f"{path}: ")
+    return file
+
+
+def _prompts(path: str, table: dict[str, Any]) -> dict[str, str]:
+    """The checked prompts, without white space around them."""
+    prompts = {}
+    for name, value in table.items():
+        at = f"{path}: prompts.{name[:PROMPT_NAME_MAX]!r}"
+        if not 0 < len(name) <= PROMPT_NAME_MAX or name != " ".join(name.split()):
+            raise ConfigError(
+                f"{at} is not allowed: use 1 to {PROMPT_NAME_MAX} characters on one line as a name."
+            )
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f"{at} = {value!r} is not allowed: use {_TEXT}.")
+        if len(value) > SYSTEM_PROMPT_MAX:
+            raise ConfigError(f"{at} is longer than {SYSTEM_PROMPT_MAX:,} characters.")
+        prompts[name] = value.strip()
+    return prompts
 
 
 def _provider(

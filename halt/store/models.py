@@ -92,7 +92,27 @@ class Settings:
 
     model: str = ""  # the model that was selected last
     system_prompt: str | None = None
+    prompt_name: str | None = None  # of the named prompt that `system_prompt` is a copy of
     temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class NamedPrompt:
+    """A system prompt with a name."""
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sampling settings with a name. None: the model's default."""
+
+    name: str
+    temperature: float | None = None
+    top_p: float | None = None
     max_tokens: int | None = None
 
 

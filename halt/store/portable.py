@@ -29,6 +29,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 
+from halt.config.settings import PROMPT_NAME_MAX
 from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
@@ -90,7 +91,9 @@ class PortableSettings(msgspec.Struct, omit_defaults=True):
 
     model: str = ""
     system_prompt: str | None = None
+    prompt_name: str | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] | None = None
 
 
@@ -270,7 +273,13 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
 
 
 def _correct(conversation: PortableConversation) -> None:
-    """Correct implausible values: running steps, times in the future, figures beyond limits."""
+    """Correct implausible values: running steps, times in the future, figures beyond limits.
+
+    A name of a prompt is cut to its limit; without a system prompt it is removed.
+    """
+    settings = conversation.settings
+    name = (settings.prompt_name or "") if settings.system_prompt else ""
+    settings.prompt_name = name[:PROMPT_NAME_MAX].strip() or None
     at = time.time()
     conversation.created_at = min(conversation.created_at, at)
     conversation.updated_at = min(conversation.updated_at, at)
@@ -348,8 +357,10 @@ def to_markdown(conversations: Iterable[PortableConversation]) -> Iterator[bytes
     """A Markdown file with the shown path of each conversation."""
     for number, conversation in enumerate(conversations):
         yield f"{chr(10) if number else ''}# {conversation.title or 'Conversation'}\n".encode()
-        if conversation.settings.system_prompt:
-            yield f"\n## System prompt\n\n{conversation.settings.system_prompt}\n".encode()
+        settings = conversation.settings
+        if settings.system_prompt:
+            name = f": {settings.prompt_name}" if settings.prompt_name else ""
+            yield f"\n## System prompt{name}\n\n{settings.system_prompt}\n".encode()
         for message in path(conversation):
             author = message.model or message.requested_model or "Answer"
             if message.role == "user":

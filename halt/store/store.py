@@ -5,9 +5,14 @@ from __future__ import annotations
 from halt.store.conversations import Conversations
 from halt.store.database import Database
 from halt.store.generations import Generations
+from halt.store.models import NamedPrompt, Preset
+from halt.store.named_rows import NamedRows
 from halt.store.search import Search
+from halt.store.tables import named_prompts, presets
 from halt.store.transfer import Transfer
 from halt.store.turns import Turns
+
+PROMPTS_MAX, PRESETS_MAX = 100, 50  # of one owner
 
 
 class Store:
@@ -27,6 +32,8 @@ class Store:
         self.search = Search(database)
         self.transfer = Transfer(database)
         self.generations = Generations(database, events_days)
+        self.named_prompts = NamedRows(database, named_prompts, NamedPrompt, PROMPTS_MAX)
+        self.presets = NamedRows(database, presets, Preset, PRESETS_MAX)
 
     def close(self) -> None:
         """Close all connections to the database."""

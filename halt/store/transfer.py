@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import msgspec
@@ -224,7 +225,7 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
             for message in rows
         ],
         [number[message.id] for message in rows if message.id in chosen],
-        PortableSettings(row.model, row.system_prompt, row.temperature, row.max_tokens),
+        PortableSettings(**asdict(tree.settings(row))),
         row.created_at,
         row.updated_at,
         row.pinned_at,

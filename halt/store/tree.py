@@ -92,7 +92,7 @@ def window(
         row.owner,
         exchanges,
         row.title,
-        Settings(row.model, row.system_prompt, row.temperature, row.max_tokens),
+        settings(row),
         has_earlier=start > 0,
         has_later=stop < len(prompts),
         usage=usage(connection, row.id),
@@ -101,6 +101,18 @@ def window(
         is_named=row.titled_by != "words",
         is_pinned=row.pinned_at is not None,
         is_archived=row.archived_at is not None,
+    )
+
+
+def settings(row: Row[Any]) -> Settings:
+    """The settings in a conversation's row."""
+    return Settings(
+        model=row.model,
+        system_prompt=row.system_prompt,
+        prompt_name=row.prompt_name,
+        temperature=row.temperature,
+        top_p=row.top_p,
+        max_tokens=row.max_tokens,
     )
 
 

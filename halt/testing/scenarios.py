@@ -286,6 +286,19 @@ def budgeted(reply: Reply) -> None:
 
 
 @scenario
+def one_sampling(reply: Reply) -> None:
+    """400 for a temperature together with top_p, like Anthropic's models since Claude 4.1."""
+    if {"temperature", "top_p"} <= reply.request.keys():
+        reply.error(
+            400,
+            "`temperature` and `top_p` cannot both be specified for this model. "
+            "Please use only one.",
+        )
+        return
+    count(reply, n=1)
+
+
+@scenario
 def shape(reply: Reply, name: str = "llamacpp") -> None:
     """A stream in the format of a server; the names are in halt/testing/shapes.py."""
     if name not in SHAPES or not reply.streaming:

@@ -48,7 +48,13 @@ STREAMED_BODIES = frozenset({"sidebar.import_"})  # has its own limit and checks
 #: Endpoints whose bodies are JSON with any Content-Type.
 JSON_BODIES = frozenset({"openai_api.completions", "plain.chat", "streams.chat_stream"})
 #: Endpoints whose bodies contain long texts: their limit is HALT_MAX_BODY_BYTES.
-LONG_BODIES = JSON_BODIES | {"pages.send", "pages.edit_answer", "sidebar.save_settings"}
+LONG_BODIES = JSON_BODIES | {
+    "pages.send",
+    "pages.edit_answer",
+    "settings.delete_prompt",
+    "settings.save_prompt",
+    "settings.save_settings",
+}
 SHORT_BODY_MAX = 65_536  # bytes of all other bodies
 #: Maximum of fields in a form. 1,000,000 in a body of 4 MB held the interpreter's lock for 0.4 s.
 FIELDS_MAX = 1_000

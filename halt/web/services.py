@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from flask import Flask, current_app
 
+from halt.chat.presets import Presets
+from halt.chat.prompts import Prompts
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.config.settings import Config
@@ -38,6 +40,8 @@ class Services:
     store_writer: StoreWriter
     replay: Replay
     chat: ChatService
+    prompts: Prompts
+    presets: Presets
     catalog: Catalog
     tools: Toolbox
     titles: Titles

@@ -482,6 +482,7 @@ def test_settings_apply_to_all_answers_of_one_conversation(
         model="count?n=2",
         system_prompt="Be short.",
         temperature="0.25",
+        top_p="0.75",
         max_tokens="77",
     )
     assert saved.status == 200
@@ -490,7 +491,7 @@ def test_settings_apply_to_all_answers_of_one_conversation(
     anna.ask(prompt, conversation, "count?n=2")
     for nth in range(2):
         body = request_record(shared_fake, prompt, nth).body
-        assert (body["temperature"], body["max_tokens"]) == (0.25, 77)
+        assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.25, 0.75, 77)
         assert body["messages"][0] == {"role": "system", "content": "Be short."}
         anna.wait_idle(conversation)
         if not nth:
@@ -506,6 +507,7 @@ def test_settings_apply_to_all_answers_of_one_conversation(
     anna.ask(other_prompt)
     body = request_record(shared_fake, other_prompt).body
     assert "temperature" not in body
+    assert "top_p" not in body
     assert "max_tokens" not in body
     assert [message["role"] for message in body["messages"]] == ["user"]
 
@@ -517,6 +519,7 @@ def test_settings_apply_to_all_answers_of_one_conversation(
         ("temperature", "-0.1"),
         ("temperature", "nan"),
         ("temperature", "hot"),
+        ("top_p", "1.1"),
         ("max_tokens", "0"),
         ("max_tokens", "1.5"),
         ("max_tokens", "10000001"),
@@ -534,7 +537,7 @@ def test_invalid_settings_are_refused_by_field(anna: Person, field: str, value: 
     assert refused.status in {400, 413}
     assert refused.error["field"] == field
     page = anna.send(path, True, **fields)
-    assert page.headers["hx-retarget"] == "#settings-fault"
+    assert page.headers["hx-retarget"] == f"#fault-{field}"
     assert 'value="1"' not in anna.get(path).body.decode()
 
 
@@ -564,6 +567,7 @@ def test_system_prompt_default_is_kept_until_changed(
 def test_export_can_be_imported_by_another_session(anna: Person, boris: Person) -> None:
     """An export holds settings, versions and titles; after an import the same export results."""
     settings = {"model": "m", "system_prompt": "s", "temperature": 0.5, "max_tokens": 9}
+    settings |= {"prompt_name": "p", "top_p": 0.25}
     export = exported_conversation("Hi", "Hello **you**", title="Title: a/b", settings=settings)
     export["messages"].append({"id": 9, "parent": 1, "role": "assistant", "content": "Other"})
     anna.add(export, exported_conversation("Second", "Two", title="Zwei", at=1_750_000_000.0))

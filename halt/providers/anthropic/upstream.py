@@ -40,6 +40,9 @@ EFFORTS = {
 #: from 4.6 on refuse it.
 PREFIXED = re.compile(r"claude-(?:[23]|instant|(?:opus|sonnet|haiku)-4(?:-[015])?(?:-\d{8})?$)")
 
+#: What Anthropic says of a temperature together with top_p on models from Claude 4.1 on.
+BOTH_REFUSED = re.compile(r"temperature\W+and\W+top_p\W+cannot both")
+
 logger = logging.getLogger(__name__)
 
 warm_up(
@@ -73,6 +76,7 @@ class AnthropicUpstream(Provider):
         # The client creates it on first use: do that here, in one thread.
         self._models = self._client.models.with_raw_response
         self._budgeted: set[str] = set()  # models that take a budget instead of an effort
+        self._without_both: set[str] = set()  # models that refuse temperature together with top_p
 
     def _continuation_mode(
         self, model: str, request: ChatRequest, connection: UpstreamConnection
@@ -99,14 +103,30 @@ class AnthropicUpstream(Provider):
 
     def _create(self, model: str, body: dict[str, Any], request: ChatRequest) -> httpx2.Response:
         """Send the request, twice if the model refuses an effort and needs a thinking budget."""
-        # Newer models do not have these fields; older models and other servers do.
-        sampling = {"temperature": request.temperature, "top_p": request.top_p}
         # Always sent; they override fields of the same name:
-        extra = {k: v for k, v in sampling.items() if v is not None}
-        extra |= {**self._settings.extra_body, **(request.extra_body or {})}
+        always = {**self._settings.extra_body, **(request.extra_body or {})}
+        sampling = _sampling(request)
 
         def create(body: dict[str, Any]) -> httpx2.Response:
-            return post(self._client, MESSAGES, {**body, **extra}, anthropic.Stream[Any])
+            """Send the body, again without top_p if the model refuses it with a temperature."""
+
+            def send(sampling: dict[str, float]) -> httpx2.Response:
+                full_body = {**body, **sampling, **always}
+                return post(self._client, MESSAGES, full_body, anthropic.Stream[Any])
+
+            if len(sampling) < 2 or "top_p" in always:
+                return send(sampling)
+            temperature_alone = {"temperature": sampling["temperature"]}
+            if model in self._without_both:
+                return send(temperature_alone)
+            try:
+                return send(sampling)
+            except anthropic.BadRequestError as exc:
+                if not BOTH_REFUSED.search(str(exc.body)):
+                    raise
+                logger.info("%s refuses top_p with a temperature; sending no top_p", model)
+                self._remember(self._without_both, model)
+            return send(temperature_alone)
 
         effort = request.reasoning_effort or "none"
         if effort not in {*EFFORTS, "none"}:
@@ -134,3 +154,16 @@ class AnthropicUpstream(Provider):
 
     def _request_models(self) -> httpx2.Response:
         return self._models.list(limit=MODELS_MAX).http_response
+
+
+def _sampling(request: ChatRequest) -> dict[str, float]:
+    """The sampling fields that are set. Newer models do not have them; older ones do.
+
+    OpenAI's scale of temperatures ends at 2, Anthropic's at 1: a higher value is sent as 1.
+    """
+    sampling: dict[str, float] = {}
+    if request.temperature is not None:
+        sampling["temperature"] = min(request.temperature, 1.0)
+    if request.top_p is not None:
+        sampling["top_p"] = request.top_p
+    return sampling

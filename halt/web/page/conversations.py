@@ -127,6 +127,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         conversation_id=conversation_id,
         title=conversation.title if conversation else "",
         system_prompt=services().chat.system_prompt(settings.model, settings.system_prompt),
+        prompt_name=settings.prompt_name,
         **window(conversation),
         usage=usage_text(conversation.usage) if conversation else "",
         config=services().config,

@@ -10,7 +10,7 @@ from halt.core.connection import limited_connection
 from halt.errors import Interrupted, StoreUnavailable, UpstreamError
 from halt.model_info import Abilities, ModelGroup
 from halt.providers.catalog import valid_model_name
-from halt.store.models import UnknownConversation
+from halt.store.models import Settings, UnknownConversation
 from halt.web.services import services
 from halt.web.sessions import owner
 
@@ -28,7 +28,7 @@ def models() -> str:
         catalog=catalog,
         config=services().config,
         loading=catalog.is_discovered and demo_is_loading(),
-        system_prompt=_prompt_with(chosen, request.args.get("conversation", "")),
+        **_prompt_with(chosen, request.args.get("conversation", "")),
     )
 
 
@@ -116,18 +116,21 @@ def demo_is_loading() -> bool:
     return False
 
 
-def _prompt_with(model: str, conversation_id: str) -> str | None:
-    """The system prompt of a conversation if it used this model, None where it is unknown.
+def _prompt_with(model: str, conversation_id: str) -> dict[str, str | None]:
+    """The variables of `system.html` for a conversation if it used this model.
 
-    The demo model has its own default system prompt.
+    `system_prompt` is None where it is unknown. The demo model has its own default system prompt.
     """
     if not conversation_id:
-        return None
+        return {"system_prompt": None}
     try:
         conversation = services().store.conversations.get(conversation_id, owner() or "", limit=1)
-        conversation_prompt = conversation.settings.system_prompt
+        settings = conversation.settings
     except UnknownConversation:  # a new conversation
-        conversation_prompt = None
+        settings = Settings()
     except StoreUnavailable:
-        return None
-    return services().chat.system_prompt(model, conversation_prompt)
+        return {"system_prompt": None}
+    return {
+        "system_prompt": services().chat.system_prompt(model, settings.system_prompt),
+        "prompt_name": settings.prompt_name,
+    }

@@ -1,7 +1,7 @@
 """The sidebar: the list of conversations and its archive, search, and the changes made there.
 
-The blueprint also has the routes of `settings` and `files`. Responses to the page's script are HTML
-fragments. Errors are shown in the toast, or in the settings panel for its own requests.
+The blueprint also has the routes of `files`. Responses to the page's script are HTML fragments.
+Errors are shown in the toast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flask import Blueprint, Flask, Response, render_template, request, url_for
 from halt.core.decoding import is_id, is_number
 from halt.errors import HaltError, RequestError
 from halt.store.models import Page, Summary
-from halt.web.page import files, settings
+from halt.web.page import files
 from halt.web.page.toast import Undo, toast
 from halt.web.requests import conversation_ids, wants_fragment
 from halt.web.responses import error_response
@@ -104,8 +104,7 @@ def _owner_id() -> str:
 def _refused(error: HaltError) -> Response:
     response = error_response(error)
     if wants_fragment():
-        is_panel = request.endpoint in {"sidebar.settings", "sidebar.save_settings"}
-        response.headers["HX-Retarget"] = "#settings-fault" if is_panel else "#toast"
+        response.headers["HX-Retarget"] = "#toast"
     return response
 
 
@@ -250,15 +249,12 @@ def _open_now() -> str:
 # --- routes of other modules ----------------------------------------------------------------------
 
 for path, view in (
-    ("/settings", settings.first_settings),
-    ("/c/<conversation_id>/settings", settings.settings),
     ("/export", files.export_all),
     ("/c/<conversation_id>/export", files.export),
 ):
     blueprint.add_url_rule(path, view_func=view)
 
 for path, view in (
-    ("/c/<conversation_id>/settings", settings.save_settings),
     ("/export", files.export_selected),
     ("/import", files.import_),
 ):

@@ -773,6 +773,22 @@ def test_model_without_effort_levels_gets_a_token_budget(make: Make, fake: FakeO
     assert budgets == [(4096 + 8192, 8192), (5000, 2500)]
 
 
+def test_top_p_is_left_out_for_a_model_that_refuses_it_with_a_temperature(
+    make: Make, fake: FakeOpenAI
+) -> None:
+    """A model that refuses top_p together with a temperature gets the temperature alone, after one
+    refusal. Any other refusal is reported.
+    """
+    upstream = make("anthropic")
+    for model in ("one_sampling", "one_sampling", "count?n=1"):
+        answer = request_answer(upstream, model, temperature=1.5, top_p=0.9)
+        assert answer.fault is None
+    assert request_answer(upstream, "one_sampling", top_p=0.9).fault is None
+    sent = [(record.body.get("temperature"), record.body.get("top_p")) for record in fake.requests]
+    assert sent == [(1, 0.9), (1, None), (1, None), (1, 0.9), (None, 0.9)]
+    assert request_answer(upstream, "shape?name=none", temperature=1, top_p=0.9).fault is not None
+
+
 def test_thinking_is_off_after_calls_without_signed_reasoning(make: Make, fake: FakeOpenAI) -> None:
     """Thinking is off after a client's own tool calls, whose missing signature the API would
     refuse.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from halt.config.environment import load
+from halt.config.provider_file import read_prompts
 from halt.config.provider_setup import setup
 from halt.config.providers import ProviderSettings, Setup
 from halt.config.settings import Config, ConfigError
@@ -193,7 +194,7 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
         ("", "providers is missing: name at least one, as [providers.NAME]."),
         ("providers = 7", "providers = 7 is not allowed: use a table."),
         ("[providers", "not valid TOML: "),
-        ("x = 1\n" + GOOD, "x is not known here: use default, providers."),
+        ("x = 1\n" + GOOD, "x is not known here: use default, prompts, providers."),
         ("default = 7\n" + GOOD, "default = 7 is not allowed: use text in quotes."),
         ('default = "x/y"\n' + TWO, "default = 'x/y' is not allowed: use NAME/MODEL, NAME being one of a, b."),
         ('default = "a/"\n' + TWO, "default = 'a/' is not allowed: "),
@@ -219,6 +220,13 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
         ("[providers.c]\nkind = 'anthropic'", "providers.c.key_env is missing: "),
         (CLAUDE + "max_tokens = 0", "providers.c.max_tokens = 0 is not allowed: use a whole number from 1 to"),
         (CLAUDE + "max_tokens = true", "providers.c.max_tokens = True is not allowed: "),
+        ("prompts = 1\n" + GOOD, "prompts = 1 is not allowed: use a table."),
+        (GOOD + "[prompts]\nA = 1", "prompts.'A' = 1 is not allowed: use text in quotes."),
+        (GOOD + "[prompts]\nA = ' '", "prompts.'A' = ' ' is not allowed: use text in quotes."),
+        (GOOD + "[prompts]\n'' = 'x'", "prompts.'' is not allowed: use 1 to 60 characters on one line as a name."),
+        (GOOD + '[prompts]\n"A\\nB" = "x"', "prompts.'A\\nB' is not allowed: use 1 to 60 characters"),
+        (GOOD + f"[prompts]\n{'a' * 61} = 'x'", f"prompts.'{'a' * 60}' is not allowed: use 1 to 60 characters"),
+        (GOOD + f"[prompts]\nA = '{'x' * 100_001}'", "prompts.'A' is longer than 100,000 characters."),
         (AZURE_TABLE, "providers.z.models is missing: list your deployments' names."),
         (AZURE_TABLE.replace("endpoint", "base_url"), "providers.z.base_url is not known here: use api_version, continue, endpoint,"),
         (AZURE_TABLE.replace("https://h", "h") + "models = ['x']", "providers.z.endpoint = 'h' is not allowed: "),
@@ -236,6 +244,19 @@ def test_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str
     assert message.startswith(f"{path}: {words}")
     assert "\n" not in message
     assert "sk-secret" not in message
+
+
+def test_file_defines_named_prompts(tmp_path: Path) -> None:
+    """The prompts of the file are read by name in their order; a file may have none."""
+    path = tmp_path / "halt.toml"
+    path.write_text(
+        GOOD + '[prompts]\nPlain = "Be brief."\n"Code reviewer" = """\nYou\nreview.\n"""'
+    )
+    prompts = {"Plain": "Be brief.", "Code reviewer": "You\nreview."}
+    assert list(read_prompts(Config(config_file=str(path))).items()) == list(prompts.items())
+    assert [provider.name for provider in of_file(path).providers] == ["a"]
+    path.write_text(GOOD)
+    assert read_prompts(Config(config_file=str(path))) == read_prompts(Config()) == {}
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

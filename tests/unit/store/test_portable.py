@@ -232,6 +232,24 @@ def test_export_in_pieces_equals_the_whole_file(count: int) -> None:
     assert all(len(piece) < 70 * PIECE + 200 for piece in to_json([conversation]))
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"system_prompt": "Review.", "prompt_name": "Reviewer", "top_p": 0.5}, ("Reviewer", 0.5)),
+        ({"system_prompt": "Review.", "prompt_name": f" {'n' * 80}"}, ("n" * 59, None)),
+        ({"prompt_name": "Reviewer"}, (None, None)),
+        ({"system_prompt": "Review.", "prompt_name": ""}, (None, None)),
+        ({"system_prompt": "Review.", "temperature": 1}, (None, None)),  # an older file
+    ],
+)
+def test_imported_name_of_a_prompt_is_cut_or_removed(
+    settings: dict[str, Any], expected: tuple[str | None, float | None]
+) -> None:
+    """A prompt's name is cut to its limit; without a system prompt there is none."""
+    (conversation,) = read(file(settings=settings))
+    assert (conversation.settings.prompt_name, conversation.settings.top_p) == expected
+
+
 # --- items of a list ------------------------------------------------------------------------------
 
 JSON = st.recursive(

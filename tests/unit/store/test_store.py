@@ -1123,12 +1123,12 @@ def test_title_of_the_user_replaces_the_models_and_the_first_words(chat: Chat) -
 
 def test_settings_belong_to_one_conversation(chat: Chat) -> None:
     """Settings may be saved before the first prompt and hold for their conversation alone."""
-    settings = Settings("m-2", "Be brief.", 0.5, 100)
+    settings = Settings("m-2", "Be brief.", "Terse", 0.5, 0.9, 100)
     assert (
         chat.store.conversations.set_settings(chat.name, chat.owner, settings).settings == settings
     )
     chat.ask("Hello?")
-    assert chat.read().settings == Settings("", "Be brief.", 0.5, 100)
+    assert chat.read().settings == Settings("", "Be brief.", "Terse", 0.5, 0.9, 100)
     assert chat.prompt_messages("Be long.")[0] == ("system", "Be brief.")
     chat.store.conversations.set_settings(chat.name, chat.owner, Settings(system_prompt=""))
     assert chat.prompt_messages("Be long.") == [("user", "Hello?")]
@@ -1309,7 +1309,7 @@ def full_chat(store: Store) -> Chat:
     """A conversation with branches, versions, alternatives, steps and several ends."""
     chat = Chat(store, "everything-there-is")
     store.conversations.set_settings(
-        chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50)
+        chat.name, chat.owner, Settings("m-1", "Be *brief*.", "Terse", 0.25, 0.75, 50)
     )
     chat.add_exchange("a", "1")
     write_end(
@@ -1416,7 +1416,7 @@ def test_markdown_export_contains_the_selected_path(store: Store) -> None:
     chat = full_chat(store)
     text = b"".join(to_markdown(store.transfer.export("anna", chat.name))).decode()
     assert text == (
-        "# a\n\n## System prompt\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\neins\n\n*Edited by you.*\n"
+        "# a\n\n## System prompt: Terse\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\neins\n\n*Edited by you.*\n"
         "\n## You\n\nB\n\n## m-1\n\ntwo\n\n## You\n\nWho?\n\n## m-1\n\nI, rival-two\n"
     )
 
