@@ -30,7 +30,14 @@ NAMELESS = frozenset({401, 403, 404, 405, 406, 408, 409, 410, 411, 415, 429})
 #: Forms of the page, which the document does not describe.
 PAGE_FORMS = {
     "/c/{id}/messages": ("prompt", "model", "models", "after", "seen", "files"),
-    "/c/{id}/settings": ("model", "system_prompt", "prompt_name", "temperature", "top_p", "max_tokens"),
+    "/c/{id}/settings": (
+        "model",
+        "system_prompt",
+        "prompt_name",
+        "temperature",
+        "top_p",
+        "max_tokens",
+    ),
     "/settings/prompts": ("name", "system_prompt", "replace"),
     "/settings/presets": ("name", "temperature", "top_p", "max_tokens", "replace"),
     "/c/{id}/rename": ("title",),
