@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint
 
-from halt.web.page import conversations, login, messages, models, streams
+from halt.web.page import conversations, login, manifest, messages, models, streams
 
 blueprint = Blueprint("pages", __name__)
 
@@ -15,6 +15,7 @@ for path, view in (
     ("/c/<conversation_id>/from", conversations.exchanges_from_prompt),
     ("/c/<conversation_id>/usage", conversations.usage),
     ("/demo", models.demo),
+    ("/manifest.webmanifest", manifest.manifest),
     ("/models", models.models),
     ("/saving", streams.saving_status),
     ("/streams/<stream_id>/page", streams.stream),
