@@ -95,7 +95,10 @@ def error_response(error: HaltError) -> Response:
             # OpenAI's clients obey it. They would retry without effect, or with an ID in use.
             response.headers["X-Should-Retry"] = "false"
     elif wants_page() or is_plain_form_post():
-        response = Response(render_template("error.html", message=message), status)
+        page = render_template(
+            "error.html", message=message, status=status, retryable=error.retryable
+        )
+        response = Response(page, status)
     else:
         field = msgspec.UNSET if error.field is None else error.field
         detail = ErrorDetail(code, message, error.retryable, request_id, field)
@@ -120,6 +123,8 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     message = error.description or error.name
     if status == 404 and is_openai():
         name, message = "unknown_path", _unknown_path_message()
+    elif status == 404 and wants_page():
+        message = f"There is no page {_shown_path()}."
     elif status == 404:
         message = f"There is no route {_shown_path()}. GET /docs lists the API."
     elif isinstance(error, MethodNotAllowed):
