@@ -4,7 +4,7 @@ import { notice } from "./lib/dom.js";
 import { route } from "./requests.js";
 import { isStopper, reportLostStop } from "./stop.js";
 
-const OTHERS = "#toast, #import, .menu, .rename, #settings";
+const OTHERS = "#toast, #import, #change, .menu, .rename, #settings";
 
 const report = (source, status) => {
   const server = `The server could not be reached${status ? ` (${status})` : ""}.`;

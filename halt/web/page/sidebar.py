@@ -104,7 +104,8 @@ def _owner_id() -> str:
 def _refused(error: HaltError) -> Response:
     response = error_response(error)
     if wants_fragment():
-        response.headers["HX-Retarget"] = "#toast"
+        is_search = request.endpoint == "sidebar.search_results"
+        response.headers["HX-Retarget"] = "#hits" if is_search else "#toast"
     return response
 
 

@@ -1,8 +1,13 @@
 // Elements of the conversation list.
-import { $ } from "../lib/dom.js";
+import { $, $$ } from "../lib/dom.js";
 
 export const sidebar = $("#sidebar"), list = $("#conversations");
 // The ID of the conversation in the address; "" for a new one.
 export const shownConversation = () => location.pathname.match(/\/c\/([\w-]+)$/)?.[1] ?? "";
 export const entryOf = id => document.getElementById(`c-${id}`);
 export const linkIn = entry => entry && $("a, button", entry);
+export const titleOf = entry => $(".title", entry)?.textContent ?? "";
+// The entries that can be seen, in order.
+export const entries = () => $$(":scope > [data-id]:not([hidden])", list);
+// Whether the list shows the archive.
+export const isArchive = () => "archived" in list.dataset;

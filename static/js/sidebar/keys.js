@@ -1,15 +1,10 @@
 // Ctrl+K searches. Esc closes what is open before it stops an answer.
 import { $, setValue } from "../lib/dom.js";
-import { sidebar } from "./entries.js";
 import { leaveRename } from "./rename.js";
-import { closeSheet, isSheetOpen, narrow, openSheet } from "./sheet.js";
+import { endSelecting, isSelecting } from "./select.js";
+import { closeSheet, isSheetOpen, showRail } from "./sheet.js";
 
 const query = $("#query"), panel = $("#settings");
-
-query.addEventListener("input", () => {
-  sidebar.classList.toggle("searching", query.value.trim() !== "");
-});
-if (query.value) setValue(query, query.value); // typed before this script ran
 
 const handleEscape = event => {
   const { target } = event;
@@ -21,6 +16,9 @@ const handleEscape = event => {
     event.stopPropagation();
     event.preventDefault();
     setValue(query, "");
+  } else if (isSelecting()) {
+    event.stopPropagation();
+    endSelecting();
   } else if (isSheetOpen()) {
     event.stopPropagation();
     closeSheet();
@@ -30,7 +28,7 @@ addEventListener("keydown", event => {
   const isCommand = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
   if (isCommand && event.key.toLowerCase() === "k") {
     event.preventDefault();
-    if (narrow.matches) openSheet();
+    showRail();
     query.focus();
     query.select();
   }

@@ -1,13 +1,15 @@
-// The conversation list refreshes after a change here, when the page becomes visible, and while an
-// answer runs.
+// The conversation list refreshes after a change here or in another tab, when the page becomes
+// visible, often while an answer runs, and now and then for changes on other devices.
 import { $, $$, parse } from "../lib/dom.js";
 import { listen } from "../lib/events.js";
 import { route, succeeded } from "../requests.js";
-import { linkIn, list, shownConversation, sidebar } from "./entries.js";
+import { isArchive, linkIn, list, shownConversation, sidebar } from "./entries.js";
+import { group } from "./groups.js";
 import { fillTimes } from "./times.js";
 
 const menu = $("#item-menu");
-const RUNNING_MS = 3000; // between two refreshes while an answer runs
+// Between two refreshes: while an answer runs, and otherwise.
+const RUNNING_MS = 3000, IDLE_MS = 30_000;
 // Refreshes after the first answer, after which a title may still follow.
 const FIRST_MS = [1000, 2000, 5000, 10_000, 20_000];
 
@@ -18,6 +20,7 @@ const setPageTitle = () => { // the list has the current title of the conversati
 new MutationObserver(() => {
   fillTimes(sidebar);
   setPageTitle();
+  group();
 }).observe(sidebar, { childList: true, subtree: true });
 fillTimes(sidebar);
 
@@ -28,31 +31,59 @@ for (const entry of list.children) drawn.set(entry, entry.outerHTML);
 // The entry on the page if it is the same or its title is being edited; else the new one.
 const keptOf = fresh => {
   const old = document.getElementById(fresh.id), source = fresh.outerHTML;
-  if (old && (drawn.get(old) === source || $("form", old))) return old;
+  if (old && (drawn.get(old) === source || $("form", old))) {
+    old.hidden = false;
+    return old;
+  }
   drawn.set(fresh, source);
   return fresh;
 };
+// A moved element has lost the focus, a replaced one is gone.
 const restoreFocus = (focused, entryId, className) => {
-  if (focused.isConnected) return;
+  if (document.activeElement === focused) return;
   const entry = document.getElementById(entryId);
-  (className ? $(`.${className}`, entry) : linkIn(entry))?.focus({ preventScroll: true });
+  const again = focused.isConnected ? focused : $(`.${className || "none"}`, entry);
+  (again ?? linkIn(entry) ?? $("#new-here")).focus({ preventScroll: true });
+};
+// Entries of the page that are older than those of the response, the newest first. Those that were
+// pinned, and are no longer, have their place among them as far as the list is loaded.
+const olderThan = (oldest, ids) => {
+  const rest = $$(":scope > [data-id]", list).filter(({ id }) => !ids.has(id));
+  const last = Number(rest.findLast(({ dataset }) => !("pinned" in dataset))?.dataset.at ?? NaN);
+  const end = $(":scope > .further", list) ? last : -Infinity;
+  const older = rest.filter(({ dataset }) => {
+    const at = Number(dataset.at);
+    return at < oldest && (!("pinned" in dataset) || at > end);
+  });
+  for (const entry of older) delete entry.dataset.pinned;
+  return older.sort((a, b) => b.dataset.at - a.dataset.at);
 };
 const merge = html => {
-  const first = parse(html), more = first.at(-1)?.matches(".further") ? first.pop() : null;
+  const fresh = parse(html), more = fresh.find(element => element.matches(".further"));
+  const first = fresh.filter(({ dataset }) => dataset.id);
   // older entries are not in this response
   const oldest = more ? Number(first.at(-1).dataset.at) : -Infinity;
   const focused = list.contains(document.activeElement) && document.activeElement;
-  const place = focused && [focused, focused.closest("li").id, focused.className];
-  const wanted = first.map(keptOf), ids = new Set(wanted.map(({ id }) => id));
-  const isOlder = entry => entry.dataset.at < oldest && !ids.has(entry.id);
-  const older = [...list.children].filter(isOlder);
+  const place = focused && [focused, focused.closest("li").id, focused.classList[0]];
+  const wanted = first.map(keptOf);
+  const older = olderThan(oldest, new Set(wanted.map(({ id }) => id)));
   const end = older.length ? $(":scope > .further", list) : more;
-  const whole = [...wanted, ...older, ...(end ? [end] : [])];
-  whole.forEach((entry, n) => {
-    if (list.children[n] !== entry) list.insertBefore(entry, list.children[n] ?? null);
-  });
-  while (list.children.length > whole.length) list.lastElementChild.remove();
-  htmx.process(list);
+  let next = list.firstElementChild;
+  const skipDays = () => { while (next?.matches(".day")) next = next.nextElementSibling; };
+  for (const entry of [...wanted, ...older, ...(end ? [end] : [])]) {
+    skipDays();
+    if (entry === next) next = next.nextElementSibling;
+    else {
+      list.insertBefore(entry, next);
+      htmx.process(entry);
+    }
+  }
+  while (next) {
+    const gone = next;
+    next = next.nextElementSibling;
+    if (!gone.matches(".day")) gone.remove();
+  }
+  group();
   if (place) restoreFocus(...place);
 };
 
@@ -60,15 +91,15 @@ const merge = html => {
 let timer = 0, delays = [], requests = 0, shownHtml = "";
 const schedule = () => {
   clearTimeout(timer);
-  const wait = $("[data-running]", list) ? RUNNING_MS : delays.shift();
-  if (wait && !document.hidden) timer = setTimeout(refresh, wait);
+  const wait = $("[data-running]", list) ? RUNNING_MS : delays.shift() ?? IDLE_MS;
+  if (!document.hidden) timer = setTimeout(refresh, wait);
 };
 const refresh = async () => {
   if (document.hidden) return;
   const turn = ++requests;
   clearTimeout(timer);
   try { // low priority: a browser has six connections to a host, and Stop must not wait for this
-    const url = `/conversations?current=${shownConversation()}`;
+    const url = `/conversations?current=${shownConversation()}${isArchive() ? "&archived=1" : ""}`;
     const response = await fetch(url, { headers: { "HX-Request": "true" }, priority: "low" });
     const html = await response.text();
     if (turn !== requests) return;
@@ -79,10 +110,26 @@ const refresh = async () => {
   } catch { /* the server cannot be reached: streams and sends report it */ }
   if (turn === requests) schedule();
 };
+const otherTabs = new BroadcastChannel("halt-list");
+otherTabs.addEventListener("message", () => {
+  delays = FIRST_MS.slice(0, 1);
+  refresh();
+});
 export const refreshChanged = () => {
   delays = $$(".exchange").length === 1 ? [...FIRST_MS] : FIRST_MS.slice(0, 1);
   shownHtml = "";
-  refresh();
+  otherTabs.postMessage("");
+  return refresh();
+};
+// Show the archive in place of the list, or the list again.
+export const showArchive = async isShown => {
+  list.toggleAttribute("data-archived", isShown);
+  $("#archive-head").hidden = !isShown;
+  list.replaceChildren();
+  shownHtml = "";
+  list.ariaBusy = "true";
+  await refresh();
+  list.ariaBusy = "false";
 };
 document.addEventListener("visibilitychange", refresh);
 addEventListener("focus", refresh);

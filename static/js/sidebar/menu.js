@@ -1,10 +1,18 @@
-// The menu of one conversation (rename, export, delete), and the menu of all (export, import).
+// The menu of one conversation, and the menu of all (archive, export, import).
 import { $, $$, make } from "../lib/dom.js";
 import { route, succeeded } from "../requests.js";
-import { entryOf, linkIn, list } from "./entries.js";
+import { change } from "./change.js";
+import { list } from "./entries.js";
+import { showArchive } from "./list.js";
+import { onPress } from "./press.js";
+import { isSelecting, select, toggle } from "./select.js";
 import { toast } from "./toast.js";
 
 const menu = $("#item-menu"), all = $("#all-menu");
+const opposites = {
+  pin: ["pinned", "Pin", "Unpin"],
+  archive: ["archived", "Archive", "Unarchive"],
+};
 let chosen = null; // the entry whose menu is open
 
 list.addEventListener("click", event => {
@@ -14,38 +22,58 @@ list.addEventListener("click", event => {
   for (const anchor of $$("[data-export]", menu)) {
     anchor.href = `/c/${chosen.dataset.id}/export?format=${anchor.dataset.export}`;
   }
+  for (const [wish, [state, set, unset]] of Object.entries(opposites)) {
+    const isSet = state in chosen.dataset, control = $(`[data-wish$="${wish}"]`, menu);
+    control.dataset.wish = isSet ? `un${wish}` : wish;
+    $("span", control).textContent = isSet ? unset : set;
+  }
+  $('[data-wish$="pin"]', menu).hidden = "archived" in chosen.dataset;
 }, true);
 if (menu.matches(":popover-open")) { // opened before this script ran, so its entry is not known
   menu.hidePopover(); // returns the focus to the button that opened it
   document.activeElement.closest(".more")?.click();
 }
-for (const popover of [menu, all]) {
-  popover.addEventListener("click", event => {
-    if (event.target.closest("a, button")) popover.hidePopover();
+onPress(entry => {
+  if (isSelecting()) toggle(entry);
+  else $(".more", entry)?.click();
+});
+menu.addEventListener("click", ({ target }) => {
+  const { wish } = target.closest("[data-wish]")?.dataset ?? {};
+  if (target.closest("a, button")) menu.hidePopover();
+  if (wish) change(wish, [chosen.dataset.id]);
+  else if (target.closest("#select")) select(chosen);
+});
+all.addEventListener("click", ({ target }) => {
+  if (target.closest("a, button")) all.hidePopover();
+});
+for (const popover of $$(".menu")) { // Tab works too
+  popover.addEventListener("keydown", event => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const controls = $$("a, button, input", popover).filter(control => control.checkVisibility());
+    if (!step || !controls.length) return;
+    event.preventDefault();
+    const at = controls.indexOf(document.activeElement);
+    controls.at((at + step) % controls.length).focus();
   });
 }
 
+// --- the archive ---------------------------------------------------------------------------------
+const showArchiveOn = (selector, isShown, focused) => {
+  $(selector).addEventListener("click", async event => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    await showArchive(isShown);
+    $(focused).focus();
+  });
+};
+showArchiveOn("#open-archive", true, "#close-archive");
+showArchiveOn("#close-archive", false, "#open-all");
+
+// --- requests ------------------------------------------------------------------------------------
 route(".rename-it", {
   config({ ctx }) {
     ctx.request.action = `/c/${chosen.dataset.id}/title`;
     ctx.target = `#c-${chosen.dataset.id}`; // by ID: a refresh may replace the element meanwhile
-  },
-});
-route(".delete-it", {
-  config({ ctx }) { ctx.request.action = `/c/${chosen.dataset.id}/delete`; },
-  finished({ ctx }) {
-    if (!succeeded(ctx)) return;
-    const gone = entryOf(chosen.dataset.id);
-    if (gone) gone.hidden = true; // until a refresh removes it, or Undo shows it again
-    $("button", toast)?.focus();
-  },
-});
-route(".undo", {
-  finished({ ctx, source }) {
-    if (!succeeded(ctx)) return;
-    const undone = entryOf(source.dataset.id);
-    if (undone) undone.hidden = false;
-    (linkIn(undone) ?? $("#new-here")).focus();
   },
 });
 route("#import", {

@@ -1,24 +1,168 @@
-// On narrow screens the list is a sheet over the page.
+// The rail: beside the page, where it can be hidden; or a sheet over the page if there is no room.
+// The sheet closes by its button, Esc, the shade, a swipe, and the browser's Back.
 import { $, $$ } from "../lib/dom.js";
+import { sidebar } from "./entries.js";
 
-const opener = $("#open-sidebar"), closer = $("#close-sidebar");
+const root = document.documentElement;
+const opener = $("#open-sidebar"), closer = $("#close-sidebar"), shade = $("#sidebar-shade");
+const YEAR_S = 31_536_000;
 export const narrow = matchMedia("(width < 64rem)");
 
+// --- beside the page -----------------------------------------------------------------------------
+export const isRailShown = () => (
+  narrow.matches ? isSheetOpen() : root.dataset.rail !== "hidden"
+);
+const showBeside = isShown => {
+  if (isShown) delete root.dataset.rail;
+  else root.dataset.rail = "hidden";
+  document.cookie = `halt-rail=${isShown ? "" : "hidden"}; path=/; samesite=lax; max-age=${
+    isShown ? 0 : YEAR_S}`;
+};
+
+// --- the sheet -----------------------------------------------------------------------------------
+export const isSheetOpen = () => document.body.classList.contains("sidebar-open");
 const draw = isOpen => {
   document.body.classList.toggle("sidebar-open", isOpen);
-  opener.setAttribute("aria-expanded", isOpen);
   for (const area of $$("body > :is(header, main, footer)")) area.inert = isOpen;
 };
-export const isSheetOpen = () => document.body.classList.contains("sidebar-open");
-export const openSheet = () => draw(true);
-export const closeSheet = () => {
+const describe = () => opener.setAttribute("aria-expanded", isRailShown());
+
+// An entry of the history, so that Back closes the sheet. htmx would reload the page for it.
+const keys = new Set(); // of the entry of the page, and of the one with the sheet
+const key = () => window.navigation?.currentEntry?.key ?? "";
+const pushEntry = () => {
+  keys.clear();
+  keys.add(key());
+  history.pushState({ ...history.state, sheet: true }, "");
+  keys.add(key());
+};
+let isDropping = false; // Back is on its way
+const dropEntry = () => {
+  if (!history.state?.sheet) return;
+  isDropping = true;
+  history.back();
+};
+const hide = () => {
+  if (!isSheetOpen()) return;
   draw(false);
+  describe();
   opener.focus();
 };
-opener.addEventListener("click", () => {
-  openSheet();
-  closer.focus();
+const show = () => {
+  draw(true);
+  describe();
+  closer.focus({ preventScroll: true });
+};
+window.navigation?.addEventListener("navigate", event => {
+  const isOurs = keys.has(key()) && keys.has(event.destination.key);
+  if (event.navigationType === "traverse" && isOurs) event.stopImmediatePropagation();
 });
-closer.addEventListener("click", closeSheet);
-$("#sidebar-shade").addEventListener("click", closeSheet);
-narrow.addEventListener("change", () => draw(false));
+addEventListener("popstate", event => {
+  if (isDropping) {
+    isDropping = false;
+    if (isSheetOpen()) pushEntry(); // it was opened again meanwhile
+  } else if (event.state?.sheet) {
+    if (narrow.matches) show();
+  } else if (isSheetOpen()) hide();
+  else return;
+  event.stopImmediatePropagation();
+}, true);
+if (history.state?.sheet) { // the page was loaded again
+  const { sheet: _, ...state } = history.state;
+  history.replaceState(state, "");
+}
+// A page that is opened from the sheet takes the place of that entry.
+sidebar.addEventListener("click", event => {
+  const link = event.target.closest("a[href]");
+  const isPlain = !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
+  if (!link || !isPlain || !history.state?.sheet || event.defaultPrevented) return;
+  event.preventDefault();
+  location.replace(link.href);
+});
+
+export const openSheet = () => {
+  if (isSheetOpen()) return;
+  if (!isDropping) pushEntry();
+  show();
+};
+export const closeSheet = () => {
+  if (!isSheetOpen()) return;
+  hide();
+  dropEntry();
+};
+// Show or hide the rail; the focus goes to the control that undoes it.
+export const toggleRail = () => {
+  if (narrow.matches) {
+    if (isSheetOpen()) closeSheet();
+    else openSheet();
+    return;
+  }
+  const isShown = !isRailShown();
+  showBeside(isShown);
+  describe();
+  (isShown ? closer : opener).focus();
+};
+export const showRail = () => { if (!isRailShown()) toggleRail(); };
+opener.addEventListener("click", toggleRail);
+closer.addEventListener("click", toggleRail);
+shade.addEventListener("click", closeSheet);
+narrow.addEventListener("change", () => {
+  if (isSheetOpen()) closeSheet();
+  describe();
+});
+describe();
+
+// --- the swipe -----------------------------------------------------------------------------------
+const EDGE = 40, SLOP = 10; // pixels
+const FAST = 0.3; // pixels a millisecond
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+let swipe = null; // { id, x, y, at, isOpen, width }
+
+const place = x => {
+  const { width, isOpen } = swipe, shift = Math.min(0, (isOpen ? 0 : -width) + x);
+  sidebar.style.setProperty("--shift", `${Math.max(-width, shift)}px`);
+  shade.style.setProperty("--shown", 1 + Math.max(-width, shift) / width);
+};
+const endSwipe = () => {
+  document.body.classList.remove("swiping");
+  sidebar.style.removeProperty("--shift");
+  shade.style.removeProperty("--shown");
+  swipe = null;
+};
+const isScroller = element => {
+  for (let e = element; e && e !== document.body; e = e.parentElement) {
+    const { overflowX } = getComputedStyle(e);
+    if (e.scrollWidth > e.clientWidth && ["auto", "scroll"].includes(overflowX)) return true;
+  }
+  return false;
+};
+addEventListener("pointerdown", event => {
+  const { clientX: x, clientY: y, pointerId: id, target } = event, isOpen = isSheetOpen();
+  if (!event.isPrimary || event.pointerType === "mouse" || !narrow.matches) return;
+  if (isOpen ? !target.closest("#sidebar, #sidebar-shade") : x > EDGE || isScroller(target)) return;
+  swipe = { id, x, y, at: event.timeStamp, isOpen, width: 0 };
+}, { passive: true });
+addEventListener("pointermove", event => {
+  if (event.pointerId !== swipe?.id) return;
+  const x = event.clientX - swipe.x, y = event.clientY - swipe.y;
+  if (!swipe.width) {
+    if (Math.hypot(x, y) < SLOP) return;
+    if (Math.abs(y) > Math.abs(x) || (swipe.isOpen ? x > 0 : x < 0)) {
+      swipe = null;
+      return;
+    }
+    swipe.width = sidebar.offsetWidth;
+    if (!calm.matches) document.body.classList.add("swiping");
+  }
+  if (!calm.matches) place(x);
+}, { passive: true });
+addEventListener("pointerup", event => {
+  if (event.pointerId !== swipe?.id) return;
+  const { isOpen, width, at, x: from } = swipe, x = event.clientX - from;
+  endSwipe();
+  if (!width) return;
+  const isFar = Math.abs(x) > width / 2 || Math.abs(x) / (event.timeStamp - at) > FAST;
+  const isRight = isOpen ? x < 0 : x > 0;
+  if (isFar && isRight) toggleRail();
+}, true);
+addEventListener("pointercancel", () => { if (swipe) endSwipe(); }, true);

@@ -1,0 +1,59 @@
+// Changes of one or several conversations: pin, archive, delete; and their Undo.
+import { $, $$, announce, make } from "../lib/dom.js";
+import { route, succeeded } from "../requests.js";
+import { entries, entryOf, linkIn } from "./entries.js";
+import { group } from "./groups.js";
+import { returnFocusTo, toast } from "./toast.js";
+
+const form = $("#change");
+const HIDES = ["archive", "unarchive", "delete"], SAYS = { pin: "Pinned.", unpin: "Unpinned." };
+let pending = null; // the change whose response has not arrived
+let hidden = []; // the IDs of entries that the last change has hidden
+
+// The entry that stays beside those with these IDs; null if none does.
+const neighbourOf = ids => {
+  const all = entries(), gone = new Set(ids), stays = ({ dataset }) => !gone.has(dataset.id);
+  const first = all.findIndex(entry => !stays(entry));
+  return all.slice(first + 1).find(stays) ?? all.slice(0, Math.max(first, 0)).findLast(stays);
+};
+
+// `wish` is what the server is to do with the conversations.
+export const change = (wish, ids) => {
+  if (pending || !ids.length) return;
+  pending = { wish, ids };
+  form.elements.do.value = wish;
+  for (const field of $$("[name=id]", form)) field.remove();
+  form.append(...ids.map(value => make("input", { type: "hidden", name: "id", value })));
+  form.requestSubmit();
+};
+route("#change", {
+  finished({ ctx }) {
+    const { wish, ids } = pending;
+    pending = null;
+    if (!succeeded(ctx)) return;
+    if (wish in SAYS) announce(SAYS[wish]);
+    if (!HIDES.includes(wish)) return;
+    const neighbour = neighbourOf(ids)?.dataset.id;
+    hidden = ids;
+    for (const id of ids) { // until a refresh removes them, or Undo shows them again
+      const gone = entryOf(id);
+      if (gone) gone.hidden = true;
+    }
+    group();
+    returnFocusTo(() => linkIn(entryOf(neighbour)));
+    ($("button", toast) ?? linkIn(entryOf(neighbour)))?.focus();
+  },
+});
+route(".undo", {
+  finished({ ctx, source }) {
+    if (!succeeded(ctx)) return;
+    for (const id of hidden) {
+      const undone = entryOf(id);
+      if (undone) undone.hidden = false;
+    }
+    group();
+    const back = () => linkIn(entryOf(source.dataset.id)) ?? $("#new-here");
+    returnFocusTo(back);
+    back().focus();
+  },
+});

@@ -1,0 +1,148 @@
+// Several conversations at once: each entry gets a checkbox, and a bar has what can be done.
+import { $, $$, announce, make, parse } from "../lib/dom.js";
+import { change } from "./change.js";
+import { entries, entryOf, isArchive, linkIn, list, sidebar, titleOf } from "./entries.js";
+import { returnFocusTo, toast } from "./toast.js";
+
+const bar = $("#selection"), count = $("#selected-count");
+const chosen = new Set(); // IDs
+let anchor = ""; // the ID from which Shift selects
+let last = ""; // the ID of the entry that was changed last
+
+export const isSelecting = () => !bar.hidden;
+const boxIn = entry => $(":scope > .select", entry);
+
+const addBox = entry => {
+  const link = $(":scope > a", entry);
+  if (!link || boxIn(entry)) return;
+  link.tabIndex = -1;
+  entry.prepend(make("input", {
+    type: "checkbox", className: "select", checked: chosen.has(entry.dataset.id),
+    ariaLabel: `Select ${titleOf(entry)}`, autocomplete: "off",
+  }));
+};
+const removeBox = entry => {
+  boxIn(entry)?.remove();
+  $(":scope > a", entry)?.removeAttribute("tabindex");
+};
+const update = () => {
+  const text = `${chosen.size.toLocaleString("en")} selected`;
+  if (count.textContent !== text) announce(text);
+  count.textContent = text;
+  const isUnpin = [...chosen].every(id => entryOf(id)?.dataset.pinned !== undefined);
+  const pin = $('[data-wish$="pin"]', bar), archive = $('[data-wish$="archive"]', bar);
+  for (const [button, isSet, wish] of [
+    [pin, chosen.size && isUnpin, "pin"], [archive, isArchive(), "archive"],
+  ]) {
+    button.dataset.wish = isSet ? `un${wish}` : wish;
+    const name = button.dataset.wish;
+    $("span", button).textContent = name[0].toUpperCase() + name.slice(1);
+  }
+  pin.hidden = isArchive();
+  for (const button of $$("[data-wish], [popovertarget]", bar)) button.disabled = !chosen.size;
+};
+const set = (entry, isChosen) => {
+  if (isChosen) chosen.add(entry.dataset.id);
+  else chosen.delete(entry.dataset.id);
+  last = entry.dataset.id;
+  const box = boxIn(entry);
+  if (box) box.checked = isChosen;
+};
+const setRange = (to, isChosen) => {
+  const all = entries(), ends = [entryOf(anchor) ?? to, to].map(entry => all.indexOf(entry));
+  for (const entry of all.slice(Math.min(...ends), Math.max(...ends) + 1)) set(entry, isChosen);
+  last = to.dataset.id;
+};
+
+export const select = entry => {
+  bar.hidden = false;
+  sidebar.classList.add("selecting");
+  entries().forEach(addBox);
+  anchor = entry.dataset.id;
+  set(entry, true);
+  update();
+  boxIn(entry)?.focus();
+};
+export const toggle = entry => {
+  set(entry, !chosen.has(entry.dataset.id));
+  anchor = entry.dataset.id;
+  update();
+};
+export const endSelecting = () => {
+  const hadFocus = [bar, list].some(part => part.contains(document.activeElement));
+  bar.hidden = true;
+  sidebar.classList.remove("selecting");
+  chosen.clear();
+  for (const entry of $$(":scope > [data-id]", list)) removeBox(entry);
+  if (hadFocus) (linkIn(entryOf(last)) ?? $("#new-here")).focus({ preventScroll: true });
+};
+new MutationObserver(() => { // entries that a refresh has replaced or added
+  if (!isSelecting()) return;
+  const isFocused = document.activeElement === document.body;
+  entries().forEach(addBox);
+  if (isFocused) boxIn(entryOf(last))?.focus({ preventScroll: true });
+}).observe(list, { childList: true });
+
+// --- pointer and keys ----------------------------------------------------------------------------
+list.addEventListener("click", event => {
+  const entry = event.target.closest("[data-id]"), isBox = event.target.matches(".select");
+  if (!entry) return;
+  if (!isSelecting()) { // Ctrl and a click open a new tab, as everywhere
+    if (!event.shiftKey || !event.target.closest("a")) return;
+    event.preventDefault();
+    select(entry);
+    return;
+  }
+  if (!isBox) event.preventDefault();
+  event.stopPropagation();
+  if (event.shiftKey) setRange(entry, isBox ? event.target.checked : true);
+  else {
+    set(entry, isBox ? event.target.checked : !chosen.has(entry.dataset.id));
+    anchor = entry.dataset.id;
+  }
+  update();
+}, true);
+list.addEventListener("keydown", event => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || !event.target.matches(".select")) return;
+  event.preventDefault();
+  const all = entries(), entry = event.target.closest("li"), next = all[all.indexOf(entry) + step];
+  if (!next) return;
+  if (event.shiftKey) {
+    set(entry, true);
+    set(next, true);
+    update();
+  } else anchor = next.dataset.id;
+  boxIn(next).focus();
+});
+
+// --- what can be done ----------------------------------------------------------------------------
+const download = async format => {
+  const body = new URLSearchParams([["format", format], ...[...chosen].map(id => ["id", id])]);
+  const options = { method: "POST", body, headers: { "HX-Request": "true" } };
+  const response = await fetch("/export", options).catch(() => null);
+  if (!response?.ok) {
+    const fault = "The server could not be reached. Try again.";
+    toast.replaceChildren(...(response ? parse(await response.text())
+      : [make("p", { className: "fault", textContent: fault })]));
+    return;
+  }
+  const name = /filename="?([^";]+)/.exec(response.headers.get("Content-Disposition"))?.[1];
+  const href = URL.createObjectURL(await response.blob());
+  make("a", { href, download: name ?? "Halt" }).click();
+  setTimeout(URL.revokeObjectURL, 60_000, href);
+};
+bar.addEventListener("click", ({ target }) => {
+  const { wish } = target.closest("[data-wish]")?.dataset ?? {};
+  if (wish) {
+    const ids = [...chosen];
+    endSelecting();
+    returnFocusTo(() => linkIn(entryOf(last)));
+    change(wish, ids);
+  } else if (target.closest("#end-selection")) endSelecting();
+});
+$("#export-menu").addEventListener("click", ({ target }) => {
+  const { format } = target.closest("button").dataset;
+  $("#export-menu").hidePopover();
+  download(format);
+});
