@@ -14,6 +14,7 @@ import "./copy.js";
 import "./versions.js";
 import "./queue.js";
 import "./models.js";
+import "./picker.js";
 import "./smooth.js";
 import "./sidebar/list.js";
 import "./sidebar/groups.js";

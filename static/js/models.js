@@ -1,57 +1,120 @@
-// The model picker. The choice is remembered; "Compare" adds pickers for more models at a time.
+// The models that answer. The first is the value of #model, the others (Compare) are hidden fields
+// beside it; all belong to the composer's form. The server fills #model with what is offered.
 import { $, $$, make } from "./lib/dom.js";
+import { emit } from "./lib/events.js";
 import { local } from "./lib/storage.js";
 import { route, succeeded } from "./requests.js";
 
-const MOST = 4; // models in one message; the server accepts no more
-const KEY = "halt.model";
-const first = $("#model"), more = $("#compare");
-const extras = () => $$(".choices .extra");
-const showMore = () => { more.hidden = extras().length >= MOST - 1; };
+export const MOST = 4; // models in one message; the server accepts no more
+const KEY = "halt.model"; // the name of the model for a new chat
+const RECENT_KEY = "halt.models", RECENT = 4; // the models that were chosen last
+const SHOWN = 40; // characters of a model's name in the message field
+const select = $("#model"), button = $("#open-models"), one = $("#one-model");
+const prompt = $("#prompt");
 
-const remembered = local.get(KEY);
-if ("new" in first.dataset && remembered) first.add(new Option(remembered, remembered, true, true));
-first.addEventListener("change", () => local.set(KEY, first.value));
+const optionOf = name => [...select.options].find(({ value }) => value === name);
+const extras = () => $$("input[name=model]", select.parentElement);
+// The option of the model that answers if none is chosen, if the list has it.
+const defaultOption = () => $("option[data-default]", select);
 
-const fill = select => { // with the options of the first picker
-  const { value } = select;
-  select.replaceChildren(...[...first.children].map(option => option.cloneNode(true)));
-  if ([...select.options].some(option => option.value === value)) select.value = value;
-};
-const add = () => {
-  const count = extras().length, select = make("select", { name: "model" });
-  select.setAttribute("form", "composer");
-  select.setAttribute("aria-label", `Model ${count + 2}`);
-  fill(select);
-  select.selectedIndex = Math.min(first.selectedIndex + count + 1, select.options.length - 1);
-  const remove = make("button", { type: "button", textContent: "×" });
-  remove.setAttribute("aria-label", "Remove this model");
-  const extra = make("span", { className: "extra" }, select, remove);
-  remove.addEventListener("click", () => {
-    extra.remove();
-    showMore();
-    more.focus();
-  });
-  more.before(extra);
-  showMore();
-  select.focus();
-};
-more.addEventListener("click", add);
-first.addEventListener("htmx:after:swap", () => {
-  for (const extra of extras()) fill(extra.firstChild);
+const modelOf = option => ({
+  name: option.value, // "": the default
+  label: option.dataset.label || option.text,
+  provider: option.dataset.provider ?? option.closest("optgroup")?.label ?? "",
+  can: option.dataset.can?.split(", ") ?? [],
+  isDefault: option === defaultOption() || !option.value,
 });
 
-// "Use this answer" selects that answer's model and removes the other pickers.
+// What is offered: groups of models, each with the title of its provider, and notes.
+export const offered = () => {
+  const groups = [], notes = [], single = { title: "", models: [] };
+  for (const child of select.children) {
+    if (!child.matches("optgroup")) {
+      if (child.value || !defaultOption()) single.models.push(modelOf(child));
+    } else if (child.children.length) {
+      groups.push({ title: child.label, models: [...child.children].map(modelOf) });
+    } else notes.push(child.label);
+  }
+  if (single.models.length) groups.unshift(single);
+  return { groups, notes };
+};
+
+// The names of the models that answer the next message.
+export const chosen = () => [select.value || defaultOption()?.value || "",
+  ...extras().map(({ value }) => value)];
+
+// The models that were chosen last, the latest first: { name, label, provider }.
+export const recent = () => {
+  try {
+    return [].concat(JSON.parse(local.get(RECENT_KEY)) ?? []).filter(model => model?.name);
+  } catch { return []; }
+};
+
+// A model's own name without its maker's: "llama-3" of "meta/llama-3".
+const shortName = label => label.slice(label.lastIndexOf("/") + 1);
+
+const show = () => {
+  const names = [select.value, ...extras().map(({ value }) => value)];
+  const models = names.map(name => modelOf(optionOf(name) ?? new Option(name, name)));
+  const [{ label, provider, name }] = models, count = models.length, several = count > 1;
+  const short = several ? `${count} models` : shortName(label);
+  const labels = models.map(model => model.label).join(", ");
+  $(".vendor", button).textContent = several ? "" : label.slice(0, -short.length);
+  $(".label", button).textContent = short;
+  $("small", button).textContent = several ? labels : provider;
+  button.title = several ? labels : name || label;
+  one.hidden = !several;
+  one.title = `Use ${label} alone`;
+  const isNamed = several || name || select.options[0]?.dataset.label;
+  const words = short.length > SHOWN ? `${short.slice(0, SHOWN)}…` : short;
+  prompt.placeholder = isNamed ? `Message ${words}` : "Message";
+};
+
+const setExtras = names => {
+  for (const field of extras()) field.remove();
+  select.after(...names.map(name => {
+    const field = make("input", { type: "hidden", name: "model", value: name });
+    field.setAttribute("form", "composer");
+    return field;
+  }));
+};
+
+export const choose = ([name, ...others]) => {
+  const isNew = select.value !== name;
+  if (!optionOf(name)) select.add(new Option(name, name));
+  select.value = name;
+  setExtras(others);
+  local.set(KEY, name);
+  const now = [name, ...others].filter(Boolean).map(optionOf).filter(Boolean).map(modelOf)
+    .map(({ name, label, provider }) => ({ name, label, provider }));
+  const before = recent().filter(model => !now.some(other => other.name === model.name));
+  local.set(RECENT_KEY, JSON.stringify([...now, ...before].slice(0, RECENT)));
+  show();
+  if (isNew) select.dispatchEvent(new Event("change", { bubbles: true }));
+};
+
+const remembered = local.get(KEY);
+if ("new" in select.dataset && remembered) {
+  const option = new Option(remembered, remembered, true, true);
+  const { label, provider } = recent().find(({ name }) => name === remembered) ?? {};
+  if (label) Object.assign(option.dataset, { label, provider });
+  select.add(option);
+}
+show();
+one.addEventListener("click", () => {
+  setExtras([]);
+  show();
+  button.focus();
+});
+new MutationObserver(() => { // a list has arrived, perhaps with another choice
+  setExtras(extras().map(({ value }) => value).filter(optionOf));
+  show();
+  emit("listed");
+}).observe(select, { childList: true });
+
+// "Use this answer" chooses that answer's model alone.
 route(".pick", {
   response({ ctx, source }) {
-    if (!succeeded(ctx)) return;
-    const { model } = source.closest(".answer").dataset;
-    if (![...first.options].some(option => option.value === model)) {
-      first.add(new Option(model, model));
-    }
-    first.value = model;
-    local.set(KEY, model);
-    for (const extra of extras()) extra.remove();
-    showMore();
+    if (succeeded(ctx)) choose([source.closest(".answer").dataset.model]);
   },
 });

@@ -30,7 +30,7 @@ const keep = () => {
   if (waiting.length) session.set(key, JSON.stringify({ held, waiting }));
   else session.remove(key);
 };
-const chosenModels = () => $$(".choices select[name=model]").map(select => select.value);
+const chosenModels = () => $$(".choices [name=model]").map(field => field.value);
 
 // --- the list ------------------------------------------------------------------------------------
 const actions = {

@@ -9,16 +9,13 @@ from halt.testing.fake_openai import FakeOpenAI, Record
 from tests.browser.chat import Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
-from tests.browser.model_picker import add_models, choose
+from tests.browser.model_picker import add_models, choose, choose_one, choose_several
 from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id
 
 
 def compare(chat: Chat, *models: str) -> str:
     """Send a prompt to these models at the same time; returns the prompt."""
-    choose(chat, models[0])
-    for n, model in enumerate(models[1:], 2):
-        chat.page.get_by_role("button", name="Compare", exact=True).click()
-        chat.page.get_by_role("combobox", name=f"Model {n}").select_option(model)
+    choose_several(chat, *models)
     chat.last_prompt = f"Compare {new_id()}"
     chat.submit(chat.last_prompt)
     return chat.last_prompt
@@ -76,7 +73,6 @@ def test_escape_stops_four_running_columns(chat: Chat) -> None:
     models = [f"count?n={100_000 + n}&gap_ms=15" for n in range(4)]
     add_models(chat, *models)
     compare(chat, *models)
-    expect(chat.page.get_by_role("button", name="Compare", exact=True)).to_be_hidden()
     for model in models:
         expect(column(chat, model).locator("> .text")).to_contain_text("20 21 22")
     chat.page.keyboard.press("Escape")
@@ -129,7 +125,7 @@ def test_use_this_answer_selects_its_model_for_the_next_request(chat: Chat) -> N
         expect(answer).to_have_count(1)
         expect(answer).to_have_attribute("data-model", "count")
         expect(chat.page.locator(".others > summary")).to_have_text("The other answer")
-        expect(chat.page.locator(".choices select")).to_have_count(1)
+        expect(chat.page.locator(".choices [name=model]")).to_have_count(1)
         expect(chat.page.locator("#model")).to_have_value("count")
         expect(chat.page.locator("#model option[value=length]")).to_have_count(1)
         chat.reload()
@@ -153,7 +149,7 @@ def test_prompt_without_a_selection_continues_the_first_answer(chat: Chat) -> No
     for model in ("length", "count"):
         expect(column(chat, model)).to_have_attribute("data-state", "done")
     expect(chat.page.locator(".hint")).to_contain_text("continues from the first answer")
-    chat.page.get_by_role("button", name="Remove this model").click()
+    choose_one(chat)
     chat.last_prompt = f"And then? {new_id()}"
     chat.submit(chat.last_prompt)
     expect(chat.page.locator(".exchange")).to_have_count(2)
@@ -189,7 +185,7 @@ def test_stop_before_any_text_returns_the_prompt_once(chat: Chat) -> None:
     chat.page.keyboard.press("Escape")
     expect(chat.prompt).to_have_value(prompt_text)
     assert chat.exchange_count() == 0
-    chat.page.locator("#model").select_option("count")
+    choose_several(chat, "count", "silent_headers")
     chat.last_prompt = f"Compare {new_id()}"
     chat.submit(chat.last_prompt)
     expect(column(chat, "count")).to_have_attribute("data-state", "done")
@@ -207,7 +203,7 @@ def test_column_of_a_failed_model_leaves_the_others_alone(chat: Chat) -> None:
     compare(chat, "401", "count")
     expect(column(chat, "401").locator(".fault")).to_contain_text("did not accept the API key")
     expect(column(chat, "count")).to_have_attribute("data-state", "done")
-    chat.page.get_by_role("button", name="Remove this model").click()
+    choose_one(chat)
     choose(chat, "echo")
     chat.last_prompt = f"And then? {new_id()}"
     chat.submit(chat.last_prompt)

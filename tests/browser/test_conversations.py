@@ -315,7 +315,7 @@ def test_header_and_composer_stay_in_view_when_scrolled(
     place = list_tab.page.locator("#conversations a").get_attribute("href")
     list_tab.page.goto(f"{list_tab.chat.server.url}{place}")
     list_tab.page.evaluate("scrollTo(0, 700)")
-    for selector in ("#open-settings", "#model", "#send"):
+    for selector in ("#open-settings", "#open-models", "#send"):
         expect(list_tab.page.locator(selector)).to_be_in_viewport(ratio=1)
     assert list_tab.page.evaluate("scrollY") == 700
     assert list_tab.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.browser.model_picker import choose, picker
+from tests.browser.model_picker import button, choose, value, wait_offered
 from tests.support.halt_server import StartHalt
 from tests.support.model_servers import listing, models
 from tests.support.ports import free_port
@@ -18,9 +18,9 @@ from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 def test_picker_lists_the_providers_models_and_sends_the_choice(chat: Chat) -> None:
     """The default stands first; the chosen model is in the request and under its answer."""
-    expect(picker(chat).locator('option[value="count"]')).to_have_count(1)
-    expect(picker(chat).locator("option").first).to_contain_text("Default")
-    expect(picker(chat)).to_have_value("")
+    wait_offered(chat, "count")
+    expect(value(chat).locator("option").first).to_contain_text("Default")
+    expect(value(chat)).to_have_value("")
     choose(chat, "markdown")
     chat.last_prompt = "Hello, markdown."
     chat.submit(chat.last_prompt)
@@ -37,15 +37,15 @@ def test_picker_keeps_the_choice_of_a_conversation(chat: Chat) -> None:
     chat.wait_state("done")
     first = chat.page.url
     chat.reload()
-    expect(picker(chat)).to_have_value("length")
+    expect(value(chat)).to_have_value("length")
     chat.page.get_by_role("link", name="New chat").click()
     expect(chat.page.locator(".exchange")).to_have_count(0)
-    expect(picker(chat)).to_have_value("length")
+    expect(value(chat)).to_have_value("length")
     choose(chat, "no_usage")
     chat.submit("Two.")
     chat.wait_state("done")
     chat.page.goto(first)
-    expect(picker(chat)).to_have_value("length")
+    expect(value(chat)).to_have_value("length")
 
 
 def test_regenerate_uses_the_model_chosen_now(chat: Chat) -> None:
@@ -61,7 +61,7 @@ def test_regenerate_uses_the_model_chosen_now(chat: Chat) -> None:
     chat.wait_state("done")
     assert chat.record(1).body["model"] == "no_usage"
     chat.reload()
-    expect(picker(chat)).to_have_value("no_usage")
+    expect(value(chat)).to_have_value("no_usage")
 
 
 def test_picker_of_a_silent_provider_offers_the_default(
@@ -70,26 +70,26 @@ def test_picker_of_a_silent_provider_offers_the_default(
     """A provider without a model list delays no page; the default model is offered."""
     with FakeOpenAI.unaccepting() as address:
         chat = open_chat(start_halt(address, HALT_MODEL="count", HALT_CONNECT_TIMEOUT=60), fake)
-        expect(picker(chat).locator("option")).to_have_text(["Default: count"])
+        expect(value(chat).locator("option")).to_have_text(["Default: count"])
         expect(chat.prompt).to_be_focused()
         with chat.page.expect_response(lambda r: "/models?" in r.url) as response_info:
             chat.reload()
         assert response_info.value.ok
-        expect(picker(chat).locator("option")).to_have_text(["Default: count"])
+        expect(value(chat).locator("option")).to_have_text(["Default: count"])
 
 
 def test_picker_replaces_a_retired_model_by_the_default(chat: Chat) -> None:
     """A remembered model that is no longer offered is replaced by the default."""
     chat.page.evaluate("localStorage.setItem('halt.model', 'retired-1')")
     chat.page.goto(chat.server.url)
-    expect(picker(chat).locator('option[value="count"]')).to_have_count(1)
-    expect(picker(chat)).to_have_value("")
+    wait_offered(chat, "count")
+    expect(value(chat)).to_have_value("")
 
 
 def test_invalid_model_name_is_refused_and_the_prompt_stays(chat: Chat) -> None:
     """The server refuses an invalid model name; the prompt stays in its field."""
     chat.allowed_problems = "400"
-    picker(chat).evaluate("e => e.add(new Option('bad', 'x'.repeat(300), true, true))")
+    value(chat).evaluate("e => e.add(new Option('bad', 'x'.repeat(300), true, true))")
     chat.submit("Hello?")
     expect(chat.page.locator("#notice")).to_contain_text("model must be a name")
     expect(chat.prompt).to_have_value("Hello?")
@@ -110,17 +110,15 @@ def test_picker_offers_a_new_server_when_opened(
     chat.page.wait_for_load_state("networkidle")
     name = f"local-{port}/m"
     with RawServer(listing(models("m", owner="user")), port=port):
-        expect(picker(chat).locator(f'option[value="{name}"]')).to_have_count(0)
+        expect(value(chat).locator(f'option[value="{name}"]')).to_have_count(0)
 
         def is_offered() -> bool:  # opening it requests the list, at most once in some seconds
-            chat.prompt.hover()
-            picker(chat).hover()
-            picker(chat).focus()
-            chat.prompt.focus()
-            return picker(chat).locator(f'option[value="{name}"]').count() == 1
+            button(chat).click()
+            chat.page.keyboard.press("Escape")
+            return value(chat).locator(f'option[value="{name}"]').count() == 1
 
         wait_until(is_offered, SERVER_TIMEOUT)
-        expect(picker(chat).locator("option").first).to_have_text(f"Default: {name}")
+        expect(value(chat).locator("option").first).to_have_text(f"Default: {name}")
         expect(notice).to_have_count(0)
         expect(chat.page.locator("#system")).to_be_hidden()
         chat.submit("Hello.")

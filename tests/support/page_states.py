@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import LOAD_ERRORS, PATIENCE, Chat
+from tests.browser.model_picker import button, choose_several, wait_offered
 from tests.browser.network import Network
 from tests.support import page_answers
 from tests.support.export_files import export_file, exported_conversation
@@ -417,8 +418,7 @@ def connection_lost(visit: Visit) -> Chat:
 def compare(visit: Visit, prompt: str) -> Chat:
     chat = visit.open()
     expect(chat.page.locator("#model option")).not_to_have_count(1)
-    chat.page.get_by_role("button", name="Compare", exact=True).click()
-    chat.page.get_by_role("combobox", name="Model 2").select_option(f"llama/{MODELS[1]}")
+    choose_several(chat, f"llama/{MODELS[0]}", f"llama/{MODELS[1]}")
     chat.submit(prompt)
     return chat
 
@@ -443,9 +443,17 @@ def compared(visit: Visit) -> Chat:
 def compare_choosing(visit: Visit) -> Chat:
     """Models are chosen for a comparison."""
     chat = visit.open()
-    expect(chat.page.locator("#model option")).not_to_have_count(1)
-    for _ in range(2):
-        chat.page.get_by_role("button", name="Compare", exact=True).click()
+    choose_several(chat, *(f"llama/{model}" for model in MODELS[:2]))
+    button(chat).click()
+    return chat
+
+
+@state()
+def choosing_model(visit: Visit) -> Chat:
+    """The panel of the model picker is open."""
+    chat = visit.open()
+    wait_offered(chat, f"llama/{MODELS[0]}")
+    button(chat).click()
     return chat
 
 

@@ -133,7 +133,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         config=services().config,
         chosen=settings.model if conversation else None,
         catalog=services().catalog,
-        **default_model(),
+        **default_model(settings.model),
         loading=demo_is_loading(),
     )
 

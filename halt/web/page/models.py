@@ -60,14 +60,19 @@ def listed(chosen: str) -> dict[str, Any]:
     }
 
 
-def default_model() -> dict[str, str]:
-    """The variables of `models.html` on the model for requests that name none."""
+def default_model(chosen: str = "") -> dict[str, str]:
+    """The variables of `models.html` on the model for requests that name none.
+
+    `picked_label` and `picked_provider`: of the chosen model, else of that one.
+    """
     name = services().generations.upstream.known_model
     catalog = services().catalog
     return {
         "model": name,
         "default_label": catalog.label_of(name),
         "default_provider": catalog.provider_of(name),
+        "picked_label": catalog.label_of(chosen or name),
+        "picked_provider": catalog.provider_of(chosen or name),
     }
 
 
