@@ -4,7 +4,7 @@ A browser shapes adjacent pieces of text together: text appended to a paragraph 
 characters would make it shape the whole paragraph again in each frame. A seam between two parts
 prevents this: an empty element with a padding too small to be drawn (`.seam` in answer.css), across
 which CSS forbids shaping. It adds neither text nor a line break opportunity. The page joins the
-pieces before a seam (see halt.js), so that the text before it is laid out once.
+pieces before a seam (see answers.js), so that the text before it is laid out once.
 
 Text without blanks may be broken anywhere; for each line the browser shapes the rest again, or
 looks for the ends of words in a dictionary: 100,000 letters in a row take it 15 seconds.

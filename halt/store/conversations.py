@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, select, tuple_, update
+from sqlalchemy import Connection, Row, exists, func, or_, select, tuple_, update
 
 from halt.core.request import Message
 from halt.errors import RequestError
@@ -131,6 +131,21 @@ class Conversations:
         items = tuple(_from_row(row) for row in rows[:limit])
         next_cursor = f"{items[-1].updated_at!r}~{items[-1].id}" if len(rows) > limit else None
         return Page(pinned + items, next_cursor)
+
+    def titled(self, owner: str, words: Collection[str], limit: int) -> tuple[Summary, ...]:
+        """The owner's conversations with all words in their titles, most recently used first.
+
+        Archived ones too. Words match inside of words, in upper and lower case.
+        """
+        query = select(*_SUMMARY).where(conversations.c.owner == owner, *LISTED)
+        for word in words:
+            # SQLite compares letters other than ASCII with their case.
+            forms = {word, word.lower(), word.upper(), word.capitalize()}
+            title = conversations.c.title
+            query = query.where(or_(*(title.icontains(form, autoescape=True) for form in forms)))
+        query = query.order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
+        with self._database.reading() as connection:
+            return tuple(_from_row(row) for row in connection.execute(query.limit(limit)))
 
     def has_any(self) -> bool:
         """Whether any owner has a conversation that is not deleted."""

@@ -27,6 +27,8 @@ import "./sidebar/search.js";
 import "./sidebar/keys.js";
 import "./sidebar/toast.js";
 import "./settings.js";
+import "./appearance.js";
+import "./keys.js";
 import "./paging.js";
 import "./found.js";
 import "./other_tabs.js";

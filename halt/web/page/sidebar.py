@@ -24,6 +24,8 @@ from halt.web.services import services
 from halt.web.sessions import owner
 
 QUERY_MAX = 500  # characters of a search
+PALETTE_CHATS, PALETTE_HITS = 7, 10  # results in the palette
+WORDS_MAX = 20  # words of a title
 
 blueprint = Blueprint("sidebar", __name__)
 
@@ -153,6 +155,30 @@ def search_results() -> str:
     return render_template(
         "hits.html", hits=page.items, cursor=page.cursor, query=query, further=cursor is not None
     )
+
+
+@blueprint.get("/conversations/palette")
+def palette() -> str:
+    """Chats with the words in their titles, and messages with the words; or the recent chats."""
+    query = request.args.get("q", "").strip()
+    if len(query) > QUERY_MAX:
+        raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
+    store, words = services().store, query.split()[:WORDS_MAX]
+    if words:
+        chats = store.conversations.titled(_owner_id(), words, PALETTE_CHATS)
+        hits = store.search.find(_owner_id(), query, limit=PALETTE_HITS).items
+    else:
+        chats, hits = store.conversations.summaries(_owner_id()).items[:PALETTE_CHATS], ()
+    titles = [(chat, _marked(chat.title or "New chat", words)) for chat in chats]
+    return render_template("palette.html", chats=titles, hits=hits, query=query)
+
+
+def _marked(text: str, words: Sequence[str]) -> list[tuple[str, bool]]:
+    """Pieces of a text, and whether each is one of the words."""
+    if not words:
+        return [(text, False)]
+    pieces = re.split(f"({'|'.join(map(re.escape, words))})", text, flags=re.IGNORECASE)
+    return [(piece, n % 2 == 1) for n, piece in enumerate(pieces) if piece]
 
 
 @blueprint.get("/c/<conversation_id>/item")

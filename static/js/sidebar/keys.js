@@ -1,14 +1,14 @@
-// Ctrl+K searches. Esc closes what is open before it stops an answer.
+// Esc closes what is open before it stops an answer.
 import { $, setValue } from "../lib/dom.js";
 import { leaveRename } from "./rename.js";
 import { endSelecting, isSelecting } from "./select.js";
-import { closeSheet, isSheetOpen, showRail } from "./sheet.js";
+import { closeSheet, isSheetOpen } from "./sheet.js";
 
-const query = $("#query"), panel = $("#settings");
+const query = $("#query");
 
 const handleEscape = event => {
   const { target } = event;
-  if ($(":popover-open") || panel.open) event.stopPropagation(); // the browser closes it
+  if ($(":popover-open, dialog[open]")) event.stopPropagation(); // the browser closes it
   else if (target.matches?.(".rename input")) {
     event.stopPropagation();
     leaveRename(target, true);
@@ -25,12 +25,5 @@ const handleEscape = event => {
   }
 };
 addEventListener("keydown", event => {
-  const isCommand = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
-  if (isCommand && event.key.toLowerCase() === "k") {
-    event.preventDefault();
-    showRail();
-    query.focus();
-    query.select();
-  }
   if (event.key === "Escape") handleEscape(event);
 }, true);

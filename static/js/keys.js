@@ -1,0 +1,49 @@
+// Does what a pressed shortcut says, by pressing the control that does it by pointer.
+import { toggleTheme } from "./appearance.js";
+import { openHelp, usesSingleKey } from "./help.js";
+import { $, $$, announce } from "./lib/dom.js";
+import { openPalette, setAct } from "./palette.js";
+import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf } from "./shortcuts.js";
+import { change } from "./sidebar/change.js";
+import { entryOf, shownConversation } from "./sidebar/entries.js";
+import { toggleRail } from "./sidebar/sheet.js";
+
+const pinShown = () => {
+  const id = shownConversation(), entry = entryOf(id);
+  if (entry) change("pinned" in entry.dataset ? "unpin" : "pin", [id]);
+  else announce("This chat is not in the list yet.");
+};
+const ACTIONS = {
+  search: openPalette, pin: pinShown, rail: toggleRail, theme: toggleTheme, help: openHelp,
+};
+const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");
+
+// Does an action of the table: also called for those chosen in the palette.
+export const act = row => {
+  if (ACTIONS[row.id]) { ACTIONS[row.id](); return; }
+  const control = row.find();
+  if (!control) { announce(row.missing); return; }
+  if (row.id === "field") control.focus();
+  else control.click();
+};
+setAct(act);
+addEventListener("keydown", event => {
+  const row = shortcutOf(event), dialog = $("dialog[open]");
+  const isHidden = dialog && (dialog.id !== "palette" || row?.id !== "search");
+  if (!row || event.repeat || isHidden) return;
+  if (row.id === "help" && (isField(event.target) || !usesSingleKey())) return;
+  event.preventDefault();
+  event.stopPropagation();
+  act(row);
+}, true);
+
+// Screen readers read a control's shortcut, and people see it: `data-keys` is the ID of its row.
+for (const control of $$("[data-keys]")) {
+  const row = shortcut(control.dataset.keys);
+  if (control.matches("kbd")) control.textContent = keyNames(row).join(" ");
+  else control.setAttribute("aria-keyshortcuts", ariaKeys(row));
+}
+document.addEventListener("click", ({ target }) => {
+  const control = target.closest("[data-act]");
+  if (control) act(SHORTCUTS.find(row => row.id === control.dataset.act));
+});
