@@ -84,6 +84,11 @@ class Catalog:
         return self._listed.get(model_name, ("", model_name))[1]
 
     @property
+    def offers_several(self) -> bool:
+        """Whether the last list has several models."""
+        return len(self._listed) > 1
+
+    @property
     def is_discovered(self) -> bool:
         """Whether the providers are discovered, so that the list may change at any time."""
         return self._discovery is not None

@@ -15,6 +15,7 @@ import "./versions.js";
 import "./queue.js";
 import "./models.js";
 import "./picker.js";
+import "./ideas.js";
 import "./smooth.js";
 import "./sidebar/list.js";
 import "./sidebar/groups.js";

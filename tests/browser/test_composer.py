@@ -618,3 +618,33 @@ def test_enter_twice_sends_once_and_queues_later_text_alone(chat: Chat) -> None:
     expect(chat.page.locator("#queue li .text")).to_have_text(["More"])
     chat.stop.click()
     chat.wait_state("stopped")
+
+
+# --- ideas of an empty chat -----------------------------------------------------------------------
+
+
+def test_idea_begins_a_message_and_keeps_the_draft(chat: Chat) -> None:
+    """An idea's words stand before the text in the field; another idea takes their place."""
+    chat.prompt.fill("my text")
+    chat.page.get_by_role("button", name="Explain an error").click()
+    expect(chat.prompt).to_be_focused()
+    expect(chat.prompt).to_have_value("Explain this error, and how to fix it:\n\nmy text")
+    draft = chat.page.get_by_role("button", name="Draft a message")
+    draft.focus()
+    chat.page.keyboard.press("Enter")
+    expect(chat.prompt).to_have_value("Draft a short, friendly message. It is about my text")
+    chat.prompt.press("Control+A")
+    chat.prompt.press_sequentially("Hello.")
+    chat.prompt.press("Enter")
+    chat.wait_state("done")
+    expect(draft).to_be_hidden()
+
+
+def test_idea_opens_the_comparison_if_there_are_models_to_compare(chat: Chat) -> None:
+    """With several models the third idea opens the panel in which several can be chosen."""
+    chat.page.get_by_role("button", name="Compare two models").click()
+    models = chat.page.get_by_role("dialog", name="Models", exact=True)
+    expect(models.get_by_role("listbox")).to_have_attribute("aria-multiselectable", "true")
+    expect(chat.page.get_by_role("button", name="Summarise a text")).to_be_hidden()
+    chat.page.keyboard.press("Escape")
+    expect(models).to_be_hidden()

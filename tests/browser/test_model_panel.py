@@ -33,8 +33,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 @pytest.fixture(scope="module")
 def long_list() -> Iterator[HaltServer]:
     """A Halt whose model server lists NAMES, each with some abilities; the third is the default."""
-    more = {"context_length": 131072, "capabilities": ["vision", "tools"]}
-    with RawServer(listing(models(*NAMES, **more))) as server:
+    names = models(*NAMES, context_length=131072, capabilities=["vision", "tools"])
+    with RawServer(listing(names)) as server:
         halt = HaltServer(settings(server.url, HALT_MODEL=NAMES[2]))
         yield halt
         halt.close()
