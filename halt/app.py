@@ -38,9 +38,9 @@ from halt.store.store import Store
 from halt.store.writer import StoreWriter
 from halt.web import cors, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
+from halt.web.page import endings, sidebar
 from halt.web.page import routes as pages
 from halt.web.page import settings as page_settings
-from halt.web.page import sidebar
 from halt.web.page.stop import stop_fragment
 from halt.web.rate_limits import RateLimits
 from halt.web.request_ids import RequestContext, add_to_log
@@ -74,6 +74,7 @@ def create_app(
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     static_files.install(app)
+    endings.install(app.jinja_env)
     cors.install(app, settings.cors_origins)
     security.install(app)
     responses.install(app)

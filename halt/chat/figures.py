@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from halt.core.events import Cancelled, Done, Terminal
+from halt.core.metrics import Metrics
+from halt.core.receipts import Receipt
 from halt.store.models import Usage
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of an answer for the page: a short line, and all of them by name."""
+
+    short: str = ""
+    more: str = ""  # continues `short` where there is room
+    rows: tuple[tuple[str, str], ...] = ()
+
+
+NO_FIGURES = Figures()
 
 
 def usage_text(usage: Usage) -> str:
@@ -24,16 +40,14 @@ def usage_text(usage: Usage) -> str:
 
 def answer_figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[str, ...]:
     """The metrics of one answer as short texts. `usage`: replaces an estimated number of tokens."""
-    m = ended.metrics
-    if usage and m.tokens_estimated and usage.completion_tokens and not usage.estimated:
-        m = msgspec.structs.replace(m, tokens=usage.completion_tokens, tokens_estimated=False)
+    m = counted(ended.metrics, usage)
     parts = []
     if m.ttft_ms is not None:
         parts.append(f"first token after {_seconds(m.ttft_ms)}")
     if m.tokens_per_second is not None:
         parts.append(f"{m.tokens_per_second:.0f} tokens/s")
     if m.tokens:
-        count = f"{m.tokens:,} token{'' if m.tokens == 1 else 's'}"
+        count = tokens_text(m.tokens)
         parts.append(f"about {count} (estimated)" if m.tokens_estimated else count)
     if m.duration_ms:  # 0 for imported answers
         parts.append(f"{_seconds(m.duration_ms)} in all")
@@ -44,6 +58,83 @@ def answer_figures(ended: Terminal, model: str, usage: Usage | None = None) -> t
     return tuple(parts)
 
 
+def page_figures(
+    ended: Terminal, model: str, usage: Usage | None = None, receipt: Receipt | None = None
+) -> Figures:
+    """The figures of one answer.
+
+    `usage`: of all its parts. `receipt`: of the Stop that ended it.
+    """
+    m = counted(ended.metrics, usage)
+    more = []
+    if m.ttft_ms is not None:
+        more.append(f"{_time_text(m.ttft_ms)} to the first")
+    if m.tokens_per_second is not None:
+        more.append(f"{m.tokens_per_second:,.0f}/s")
+    rows = [("Model", model), *_token_rows(ended, m, usage), *_time_rows(m)]
+    if isinstance(ended, Done) and m.duration_ms:
+        rows.append(("Finish reason", ended.finish_reason or "none given"))
+    if receipt is not None and receipt.status == "stopped" and receipt.upstream != "none":
+        is_closed = receipt.upstream == "closed"
+        connection = f"closed in {receipt.elapsed_ms:.0f} ms" if is_closed else "not closed yet"
+        rows.append(("Connection", connection))
+    rows = [(name, text) for name, text in rows if text]
+    if m.tokens:
+        short = f"about {tokens_text(m.tokens)}" if m.tokens_estimated else tokens_text(m.tokens)
+    else:
+        short = f"{_time_text(m.duration_ms)} in all" if m.duration_ms else model
+    return Figures(short, " · ".join(more), tuple(rows))
+
+
+def _token_rows(ended: Terminal, m: Metrics, usage: Usage | None) -> list[tuple[str, str]]:
+    """The counts of tokens by name; "" for an unknown one."""
+    reported = ended.usage or {} if isinstance(ended, Done) else {}
+    read = (usage and usage.prompt_tokens) or _number(reported, "prompt_tokens", "input_tokens")
+    thought = _number(reported.get("completion_tokens_details"), "reasoning_tokens") or _number(
+        reported.get("output_tokens_details"), "reasoning_tokens"
+    )
+    written = f"about {tokens_text(m.tokens)}, estimated" if m.tokens_estimated else None
+    return [
+        ("Read", tokens_text(read) if read else ""),
+        ("Written", (written or tokens_text(m.tokens)) if m.tokens else ""),
+        ("Of these for thoughts", tokens_text(thought) if thought else ""),
+    ]
+
+
+def _time_rows(m: Metrics) -> list[tuple[str, str]]:
+    """The times by name; "" for an unknown one."""
+    rate = m.tokens_per_second
+    return [
+        ("First token after", "" if m.ttft_ms is None else _time_text(m.ttft_ms)),
+        ("Thinking", _time_text(m.reasoning_ms) if m.reasoning_ms else ""),
+        ("In all", _time_text(m.duration_ms) if m.duration_ms else ""),  # 0: imported
+        ("Speed", "" if rate is None else f"{rate:.0f} tokens/s"),
+    ]
+
+
+def tokens_text(count: int) -> str:
+    """A count such as "1 token" or "1,234 tokens"."""
+    return f"{count:,} token{'' if count == 1 else 's'}"
+
+
+def counted(metrics: Metrics, usage: Usage | None) -> Metrics:
+    """The metrics with the count of `usage` in place of an estimated one."""
+    if usage and metrics.tokens_estimated and usage.completion_tokens and not usage.estimated:
+        tokens = usage.completion_tokens
+        return msgspec.structs.replace(metrics, tokens=tokens, tokens_estimated=False)
+    return metrics
+
+
+def _number(usage: object, *names: str) -> int:
+    """The first of these counts that a provider's usage has; 0 for none and for other values."""
+    if isinstance(usage, dict):
+        for name in names:
+            value = usage.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return 0
+
+
 def unwatched_text(ended: Cancelled) -> str:
     """The note at an answer that was stopped because no page was open."""
     seconds = ended.unwatched
@@ -51,6 +142,10 @@ def unwatched_text(ended: Cancelled) -> str:
         return "Stopped: no page was open (HALT_ORPHAN_GRACE)."
     unit = "second" if seconds == 1 else "seconds"
     return f"Stopped: no page was open for {seconds:g} {unit} (HALT_ORPHAN_GRACE)."
+
+
+def _time_text(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 95 else _seconds(milliseconds)
 
 
 def _seconds(milliseconds: float) -> str:

@@ -12,9 +12,6 @@ const messages = $("#messages"), prompt = $("#prompt");
 const STATES = {
   running: "The answer has started.",
   done: "The answer is complete.",
-  stopped: "The answer was stopped.",
-  withdrawn: "Stopped.",
-  interrupted: "The answer was interrupted.",
 };
 
 const update = answer => { // an answer was added or replaced
@@ -24,8 +21,8 @@ const update = answer => { // an answer was added or replaced
   const others = $$(".answer", exchange).filter(other => other !== answer);
   const isLast = others.every(other => other.dataset.state !== "running");
   if (state !== "running" && !isLast) return; // only the last end counts
-  if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
-  else announce(isCut ? $(".badge", answer)?.textContent : STATES[state]);
+  const note = state !== "running" && $(".note-title", answer)?.textContent;
+  announce(state === "error" ? `Error: ${note}` : note || STATES[state]);
   if (state === "running") return;
   // A removed button that was pressed keeps the focus until the next frame. Focus on any visible
   // element stays.

@@ -1,5 +1,5 @@
 // The Copy buttons of answers and of code.
-import { $, make } from "./lib/dom.js";
+import { $, announce, make } from "./lib/dom.js";
 
 export const copyText = async text => {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
@@ -9,17 +9,27 @@ export const copyText = async text => {
   document.execCommand("copy");
   area.remove();
 };
-const textOf = button => (
-  button.dataset.copy === "code"
-    ? $("code", button.closest(".code")).textContent
-    : $(".source", button.closest(".answer")).content.textContent
-);
+const TEXTS = {
+  code: button => $("code", button.closest(".code")).textContent,
+  answer: button => $(".source", button.closest(".answer")).content.textContent,
+  prompt: button => $(".text", button.closest(".prompt")).textContent,
+};
+// Shows the result for a moment: as the word of a button with a word, else by its icon.
+const showResult = (button, text) => {
+  announce(text);
+  const use = $("use", button), isOk = text === "Copied";
+  if (use) use.setAttribute("href", isOk ? "#i-check" : "#i-x");
+  else button.textContent = text;
+  setTimeout(() => {
+    if (use) use.setAttribute("href", "#i-copy");
+    else button.textContent = "Copy";
+  }, 1500);
+};
 document.addEventListener("click", async event => {
   const button = event.target.closest("button.copy");
   if (!button) return;
   try {
-    await copyText(textOf(button));
-    button.textContent = "Copied";
-  } catch { button.textContent = "Copy failed"; }
-  setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    await copyText(TEXTS[button.dataset.copy](button));
+    showResult(button, "Copied");
+  } catch { showResult(button, "Copy failed"); }
 });

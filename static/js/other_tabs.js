@@ -6,10 +6,10 @@ import { emit } from "./lib/events.js";
 
 const messages = $("#messages");
 const exchanges = () => $$(":scope > .exchange", messages);
-// The page does not change while a message is sent, a stream runs, a prompt is edited or a request
+// The page does not change while a message is sent, a stream runs, a message is edited or a request
 // is under way.
-const BUSY = '.sending, :has(.answer[data-state="running"], .editor, #messages .htmx-request, '
-  + "#messages > .later)";
+const BUSY = '.sending, :has(.answer[data-state="running"], .editor, .rewriter, '
+  + "#messages .htmx-request, #messages > .later)";
 const isBusy = () => document.hidden || document.body.matches(BUSY);
 const mark = exchange => {
   const { prompt, answers, edited } = exchange.dataset;

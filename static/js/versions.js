@@ -1,5 +1,5 @@
-// Versions of a message: prompts edited in place, regenerated answers, and switching between
-// versions. The exchanges after a changed one belong to its previous version.
+// Versions of a message: prompts and answers edited in place, regenerated answers, and switching
+// between versions. The exchanges after a changed one belong to its previous version.
 import { $, $$, announce, setValue } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { route, succeeded } from "./requests.js";
@@ -16,45 +16,74 @@ route("*", {
   },
 });
 
-// --- editing a prompt ----------------------------------------------------------------------------
+// --- editing a message in place ------------------------------------------------------------------
+// `.editor` sends another version of a prompt, `.rewriter` saves another version of an answer.
+const EDITORS = ".editor, .rewriter";
 const close = form => {
-  const exchange = form.closest(".exchange");
+  const box = form.parentElement;
   form.remove();
-  exchange.classList.remove("editing");
-  $(".edit", exchange).focus({ preventScroll: true });
+  box.classList.remove("editing");
+  $(".edit, .edit-answer", box).focus({ preventScroll: true });
 };
-export const editPrompt = (exchange, words) => {
-  if (!$(".editor", exchange)) {
-    const form = $("#editor").content.cloneNode(true).firstElementChild;
-    exchange.classList.add("editing");
-    $(".prompt", exchange).append(form);
+const open = (box, template, words) => {
+  let form = $(EDITORS, box);
+  if (!form) {
+    form = $(template).content.cloneNode(true).firstElementChild;
+    box.classList.add("editing");
+    $(":scope > .text", box).after(form);
     htmx.process(form);
   }
-  const field = $(".editor textarea", exchange);
-  setValue(field, words ?? $(".prompt .text", exchange).textContent);
+  const field = $("textarea", form);
+  setValue(field, words);
   field.focus();
+  return form;
+};
+export const editPrompt = (exchange, words) => {
+  const box = $(".prompt", exchange);
+  open(box, "#editor", words ?? $(".text", box).textContent);
+};
+export const editAnswer = answer => {
+  const form = open(answer, "#rewriter", $(".source", answer).content.textContent);
+  form.elements.stream_id.value = answer.dataset.stream;
 };
 document.addEventListener("click", ({ target }) => {
-  if (target.matches(".edit")) editPrompt(target.closest(".exchange"));
-  else if (target.matches(".editor .cancel")) close(target.closest(".editor"));
+  const button = target.closest("button");
+  if (!button) return;
+  if (button.matches(".edit")) editPrompt(button.closest(".exchange"));
+  else if (button.matches(".edit-answer")) editAnswer(button.closest(".answer"));
+  else if (button.matches(":is(.editor, .rewriter) .cancel")) close(button.closest("form"));
 });
 document.addEventListener("keydown", event => {
-  const form = event.target.closest?.(".editor");
+  const { key, target } = event, form = target.closest?.(EDITORS);
   if (!form) return;
-  if (event.key === "Escape") {
+  if (key === "Escape") {
     event.preventDefault();
     event.stopPropagation(); // Esc must not stop the answer
     close(form);
-  } else if (event.key === "Enter" && !event.shiftKey && event.target.matches("textarea")) {
+  } else if (key === "Enter" && target.matches("textarea") && sends(event, form)) {
     event.preventDefault();
     form.requestSubmit();
   }
 }, true);
+// Enter sends a prompt; in an answer it is a new line, and with Ctrl or Cmd it saves.
+const sends = (event, form) => (
+  form.matches(".rewriter") ? event.ctrlKey || event.metaKey : !event.shiftKey
+);
 document.addEventListener("submit", event => {
-  if (!event.target.matches(".editor") || $("textarea", event.target).value.trim()) return;
+  if (!event.target.matches(EDITORS) || $("textarea", event.target).value.trim()) return;
   event.preventDefault();
   event.stopImmediatePropagation();
 }, true);
+route(".rewriter", {
+  config({ ctx, source }) {
+    ctx.place = [...messages.children].indexOf(source.closest(".exchange"));
+  },
+  finished({ ctx }) {
+    if (ctx.status !== "swapped" || !succeeded(ctx)) return;
+    announce("Saved as a version of its own.");
+    $(".edit-answer", messages.children[ctx.place])?.focus({ preventScroll: true });
+  },
+});
 
 // --- a change of version -------------------------------------------------------------------------
 // A new version that is stopped before its first text is dropped: the previous one is shown again.
@@ -81,7 +110,7 @@ const afterSwitch = (ctx, exchange) => {
   const [earlier, later] = $$("button", group);
   const [wanted, other] = ctx.later ? [later, earlier] : [earlier, later];
   (wanted.disabled ? other : wanted).focus({ preventScroll: true });
-  announce($(".number", group).textContent.replace("/", ""));
+  announce($(".number", group).textContent);
 };
 route(".version, .discard", {
   config({ ctx, source }) {

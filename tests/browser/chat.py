@@ -17,6 +17,9 @@ PATIENCE = 30_000  # milliseconds that a test waits for a change of the page
 #: Pattern of a browser's console messages for responses with an error and lost connections.
 LOAD_ERRORS = r"Failed to load resource|net::ERR_"
 
+#: The title of the note at an answer that the user has stopped.
+STOPPED_BY_USER = re.compile(r"^Stopped by you( after \d[\d,]* tokens?)?\.$")
+
 #: Returns the contrast of each visible element that has text of its own, by a description of it.
 CONTRASTS = """() => {
   const parse = color => {

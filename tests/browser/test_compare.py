@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.browser.chat import Chat, numbers, wait_no_open_streams
+from tests.browser.chat import STOPPED_BY_USER, Chat, numbers, wait_no_open_streams
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import add_models, choose, choose_one, choose_several
@@ -193,7 +193,7 @@ def test_stop_before_any_text_returns_the_prompt_once(chat: Chat) -> None:
     chat.stop.click()
     expect(column(chat, "silent_headers")).to_have_attribute("data-state", "withdrawn")
     for _ in range(2):
-        expect(column(chat, "silent_headers").locator(".badge")).to_have_text("Stopped by you")
+        expect(column(chat, "silent_headers").locator(".note-title")).to_have_text(STOPPED_BY_USER)
         expect(column(chat, "count").locator("> .text")).to_contain_text("98 99")
         chat.reload()
 

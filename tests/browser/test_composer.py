@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, Chat
+from tests.browser.chat import LOAD_ERRORS, STOPPED_BY_USER, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.support.halt_server import HaltServer, StartHalt, request_record
@@ -270,13 +270,13 @@ def test_focused_control_has_a_visible_outline(chat: Chat) -> None:
         name, width, style = chat.page.evaluate(
             """() => { const e = document.activeElement;
               const look = getComputedStyle(e.matches('#prompt') ? e.closest('.composer') : e);
-              return [e.id || e.textContent.trim(), parseFloat(look.outlineWidth), look.outlineStyle]; }"""
+              return [e.id || e.ariaLabel || e.textContent.trim(), parseFloat(look.outlineWidth), look.outlineStyle]; }"""
         )
         names.append(name)
         assert width >= 2, name
         assert style not in {"none", "hidden"}, name
         chat.page.keyboard.press("Tab")
-    assert {"new-chat", "Copy", "Regenerate", "prompt"} <= set(names), names
+    assert {"new-chat", "Copy", "Write again", "prompt"} <= set(names), names
     assert names[0] == "Skip to the message field"
 
 
@@ -364,22 +364,24 @@ def test_screen_reader_hears_only_start_and_end_of_an_answer(chat: Chat) -> None
     chat.wait_text("20 21 22")
     chat.stop.click()
     chat.wait_state("stopped")
+    stopped = chat.answer.locator(".note-title").inner_text()
+    assert STOPPED_BY_USER.match(stopped)
     chat.ask("error_in_stream?message=sorry&seconds=inf")
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_text("3 4")
     chat.release()
     chat.wait_state("error")
     announcements = chat.page.evaluate("announcements")
-    assert announcements[:-1] == [started, "The answer is complete.", started, "The answer was stopped.", started]  # fmt: skip
-    assert announcements[-1] == "Error: " + chat.answer.locator(".fault").inner_text()
+    assert announcements[:-1] == [started, "The answer is complete.", started, stopped, started]  # fmt: skip
+    assert announcements[-1] == "Error: " + chat.answer.locator(".note-title").inner_text()
     chat.ask("silent_first_token")
     chat.record()
     expect(chat.page.locator(".exchange")).to_have_count(4)
     chat.wait_state("running")
     chat.page.keyboard.press("Escape")
     expect(chat.send).to_be_visible()
-    expect(chat.page.locator("#announcer")).to_have_text("Stopped.")
-    assert chat.page.evaluate("announcements.slice(6)") == [started, "Stopped."]
+    expect(chat.page.locator("#announcer")).to_have_text("Stopped by you.")
+    assert chat.page.evaluate("announcements.slice(6)") == [started, "Stopped by you."]
 
 
 def test_answer_text_is_no_live_region(chat: Chat) -> None:
@@ -422,7 +424,7 @@ def test_reduced_motion_stops_all_animations(
 def test_texts_have_a_contrast_of_4_5(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
 ) -> None:
-    """Every text has a contrast of 4.5: body, code, figures, buttons, errors, badges, hints."""
+    """Every text has a contrast of 4.5: body, code, figures, buttons, errors, notes, hints."""
     chat = open_chat(halt, shared_fake, color_scheme=scheme)
     contrasts = chat.contrasts()
     ground = chat.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -444,7 +446,15 @@ def test_texts_have_a_contrast_of_4_5(
     chat.record()
     chat.page.keyboard.press("Escape")
     expect(chat.send).to_be_visible()
-    for part in ("fault", "badge", "figures", "#stop", "placeholder", "Enter sends", "Waiting"):
+    for part in (
+        "note-more",
+        "note-title",
+        "tokens ·",
+        "#stop",
+        "placeholder",
+        "Enter sends",
+        "Waiting",
+    ):
         assert any(part in name for name in contrasts), (
             f"{part} was not measured: {list(contrasts)}"
         )

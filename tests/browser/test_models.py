@@ -56,7 +56,7 @@ def test_regenerate_uses_the_model_chosen_now(chat: Chat) -> None:
     chat.wait_text("Say it again.")
     chat.wait_state("done")
     choose(chat, "no_usage")
-    chat.button("Regenerate").click()
+    chat.button("Write again").click()
     chat.wait_text("18 19")
     chat.wait_state("done")
     assert chat.record(1).body["model"] == "no_usage"

@@ -6,7 +6,7 @@ import re
 
 from playwright.sync_api import Locator, expect
 
-from tests.browser.chat import Chat, numbers
+from tests.browser.chat import STOPPED_BY_USER, Chat, numbers
 
 
 def steps(chat: Chat) -> Locator:
@@ -127,12 +127,12 @@ def test_stop_during_reasoning_keeps_the_reasoning(chat: Chat) -> None:
     chat.wait_state("stopped")
     for _ in range(2):
         expect(step_text).to_have_text("thought0 thought1 thought2 thought3 thought4 ")
-        expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
+        expect(chat.answer.locator(".note-title")).to_have_text(STOPPED_BY_USER)
         expect(chat.prompt).to_have_value("")
         expect(chat.button("Continue")).to_have_count(0)  # there is no text to continue
         chat.reload()
-    chat.button("Regenerate").click()
-    expect(chat.page.locator(".versions .number")).to_contain_text("2/")
+    chat.button("Write again").click()
+    expect(chat.page.locator(".versions .number")).to_contain_text("2 of")
     expect(step_text).to_contain_text("thought4")
     chat.stop.click()
     chat.wait_state("stopped")

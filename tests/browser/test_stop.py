@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Route, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, Chat, numbers
+from tests.browser.chat import LOAD_ERRORS, STOPPED_BY_USER, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.network import Network
@@ -100,17 +100,17 @@ def test_stop_freezes_the_text_before_the_server_has_it(chat: Chat) -> None:
     ],
     ids=["silent", "slow", "fast", "markdown"],
 )
-def test_stopped_answer_shows_its_badge_and_figures(chat: Chat, model: str) -> None:
+def test_stopped_answer_shows_its_note_and_figures(chat: Chat, model: str) -> None:
     """A stopped answer shows its reason and figures, and the conversation can continue."""
     chat.ask(model)
     chat.wait_text("4" if "markdown" not in model else "A fixed answer")
     chat.stop.click()
     chat.wait_state("stopped")
-    expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
+    expect(chat.answer.locator(".note-title")).to_have_text(STOPPED_BY_USER)
     figures = chat.answer.locator(".figures")
-    expect(figures).to_contain_text(re.compile(r"first token after \d"))
-    expect(figures).to_contain_text(re.compile(r"\d tokens? \(estimated\)"))
-    expect(figures).to_contain_text("s in all")
+    expect(figures).to_contain_text(re.compile(r"First token after \d"))
+    expect(figures).to_contain_text(re.compile(r"\d tokens?, estimated"))
+    expect(figures).to_contain_text(re.compile(r"In all \d"))
     assert chat.record().closed.wait(RECORD_TIMEOUT)
     chat.ask("count?n=2")
     chat.wait_state("done")
@@ -235,7 +235,7 @@ def test_stop_before_regenerate_arrives_keeps_the_answer(chat: Chat) -> None:
     chat.ask("count?n=3")
     chat.wait_state("done")
     held = HeldRequests(chat, "**/regenerate")
-    chat.button("Regenerate").click()
+    chat.button("Write again").click()
     held.wait()
     with chat.page.expect_response("**/stop"):
         chat.stop.click()
@@ -306,7 +306,7 @@ def test_error_page_of_a_proxy_is_not_shown_in_the_conversation(chat: Chat) -> N
 
     ways: list[tuple[str, Callable[[], None]]] = [
         ("**/messages", lambda: chat.submit("Still here")),
-        ("**/regenerate", lambda: chat.button("Regenerate").click()),
+        ("**/regenerate", lambda: chat.button("Write again").click()),
     ]
     for path, act in ways:
         chat.page.route(path, bad_gateway)
@@ -367,7 +367,7 @@ def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[]
     for page_tab in tabs:
         page_tab.stop.click()
         page_tab.wait_state("stopped")
-        expect(page_tab.answer.locator(".badge")).to_have_text("Stopped by you")
+        expect(page_tab.answer.locator(".note-title")).to_have_text(STOPPED_BY_USER)
         assert page_tab.record().closed.wait(RECORD_TIMEOUT)
     for page_tab in tabs:
         stopped_text = page_tab.answer_text()

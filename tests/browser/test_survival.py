@@ -179,18 +179,18 @@ def test_focus_shows_a_regeneration_and_removal_of_another_tab(
     chat.wait_state("done")
     other_tab = tab()
     other_tab.page.goto(chat.page.url)
-    other_tab.button("Regenerate").click()
-    expect(other_tab.page.locator(".number")).to_contain_text("2/")
+    other_tab.button("Write again").click()
+    expect(other_tab.page.locator(".number")).to_contain_text("2 of")
     other_tab.wait_state("done")
     focus(chat)
-    expect(chat.page.locator(".number")).to_contain_text("2/")
+    expect(chat.page.locator(".number")).to_contain_text("2 of")
     expect(chat.page.locator(".exchange")).to_have_count(2)
-    other_tab.page.locator(".exchange").first.get_by_role("button", name="Regenerate").click()
+    other_tab.page.locator(".exchange").first.get_by_role("button", name="Write again").click()
     expect(other_tab.page.locator(".exchange")).to_have_count(1)
     other_tab.wait_state("done")
     focus(chat)
     expect(chat.page.locator(".exchange")).to_have_count(1)
-    expect(chat.page.locator(".number")).to_contain_text("2/")
+    expect(chat.page.locator(".number")).to_contain_text("2 of")
 
 
 def test_focus_adds_another_tabs_messages_without_a_jump(
@@ -352,12 +352,12 @@ def test_back_to_a_running_answer_follows_it(chat: Chat) -> None:
 def test_temporary_error_is_explained_and_offers_retry(
     chat: Chat, model: str, words: str, text: str
 ) -> None:
-    """A temporary error is explained, keeps the text before it and offers Retry."""
+    """A temporary error is explained, keeps the text before it and offers a retry."""
     chat.ask(model)
     chat.wait_state("error")
     for _ in range(2):
         expect(chat.answer.locator(".fault")).to_contain_text(words)
-        expect(chat.button("Retry")).to_be_visible()
+        expect(chat.button("Continue" if text else "Try again")).to_be_visible()
         assert chat.answer_text() == text
         expect(chat.send).to_be_visible()
         chat.reload()
@@ -374,27 +374,28 @@ def test_temporary_error_is_explained_and_offers_retry(
     ],
     ids=["wrong key", "forbidden", "unknown model", "bad request", "too long"],
 )
-def test_permanent_error_is_explained_and_offers_no_retry(
+def test_permanent_error_is_explained_with_its_code_and_status(
     chat: Chat, model: str, words: str
 ) -> None:
-    """A permanent error is explained without code and offers no Retry."""
+    """A permanent error has the server's words, the code, the status and the request's ID."""
     chat.ask(model)
     chat.wait_state("error")
     fault = chat.answer.locator(".fault")
     expect(fault).to_contain_text(words)
     assert not re.search(r"Traceback|Error\(|\{", fault.text_content() or "")
-    expect(chat.button("Retry")).to_have_count(0)
+    expect(fault).to_contain_text(re.compile(r"Code: \w+ · HTTP 4\d\d · Request ID: \w+"))
+    expect(chat.button("Try again")).to_be_visible()
     expect(chat.send).to_be_visible()
 
 
 def test_retry_replaces_the_failed_answer(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Retry replaces a failed answer with the new one in the same place."""
+    """Try again replaces a failed answer with the new one in the same place."""
     chat = open_chat(start_halt(fake, HALT_RETRIES=0), fake)
     chat.ask("flaky?n=4")
     chat.wait_state("error")
-    chat.button("Retry").click()
+    chat.button("Try again").click()
     chat.wait_state("done")
     assert (chat.exchange_count(), chat.answer_text()) == (1, numbers(4))
     expect(chat.answer.locator(".fault")).to_have_count(0)
@@ -454,7 +455,7 @@ def times_asked(fake: FakeOpenAI, words: str) -> int:
     return sum(words in str(record.body) for record in fake.requests)
 
 
-@pytest.mark.parametrize("action", ["Send", "Edit", "Regenerate"])
+@pytest.mark.parametrize("action", ["Send", "Edit", "Write again"])
 def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
     open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, action: str
 ) -> None:
@@ -466,7 +467,7 @@ def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
     if action != "Send":
         chat.stop.click()
         chat.wait_state("stopped")
-        chat.button(action).click() if action == "Regenerate" else edit(chat)
+        chat.button(action).click() if action == "Write again" else edit(chat)
         chat.wait_state("running")
         chat.wait_text("38 39")
     times = 1 if action == "Send" else 2
@@ -494,7 +495,7 @@ def test_stream_of_a_post_that_is_cut_resumes_by_a_get(
 
 def edit(chat: Chat) -> None:
     """Send the last prompt again, unchanged, from its editor."""
-    chat.page.get_by_role("button", name="Edit", exact=True).last.click()
+    chat.page.get_by_role("button", name="Edit message").last.click()
     chat.page.get_by_role("textbox", name="Edit your message").press("Enter")
 
 
@@ -508,8 +509,8 @@ def test_answer_needs_no_request_but_its_post(
         expect(chat.page.locator(".exchange")).to_have_count(n + 1)
         chat.wait_state("done")
         assert chat.answer_text() == numbers(30)
-    chat.button("Regenerate").click()
-    expect(chat.page.locator(".number")).to_contain_text("2/")
+    chat.button("Write again").click()
+    expect(chat.page.locator(".number")).to_contain_text("2 of")
     chat.wait_state("done")
     chat.ask("stall?n=3&rest=2")
     expect(chat.page.locator(".exchange")).to_have_count(3)
@@ -651,7 +652,7 @@ def test_orderly_restart_keeps_the_answer_for_continue(
     chat.wait_text("30 31 32")
     server.terminate()
     chat.wait_state("interrupted")
-    expect(chat.answer.locator(".badge")).to_contain_text("shut down or crashed")
+    expect(chat.answer.locator(".note-title")).to_contain_text("shut down or crashed")
     text = chat.answer_text()
     assert text.startswith(numbers(30))
     assert server.wait() == 0
@@ -659,7 +660,7 @@ def test_orderly_restart_keeps_the_answer_for_continue(
     chat.reload()
     assert chat.answer_text() == text
     expect(chat.button("Continue")).to_be_visible()
-    chat.button("Regenerate").click()
+    chat.button("Write again").click()
     chat.wait_state("running")
     chat.stop.click()
 

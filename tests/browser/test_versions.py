@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Locator, expect
 
+from halt.core.notes import EDITED
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import SCENARIOS
 from halt.testing.wire import Reply
@@ -58,7 +59,7 @@ def wait_answer(chat: Chat, nth: int, text: str) -> None:
 def wait_version(chat: Chat, nth: int, part: str, position: str) -> None:
     """Wait until the switcher shows this position, such as "1/2"."""
     expect(versions(chat, nth, part).locator(".number")).to_have_text(
-        "Version " + position.replace("/", "/ of ")
+        "Version " + position.replace("/", " of ")
     )
 
 
@@ -73,7 +74,7 @@ def test_switcher_shows_each_regenerated_answer(chat: Chat, answer_key: str) -> 
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     expect(versions(chat, 1, "answer")).to_have_count(0)
     for nth in (2, 3):
-        button(chat, 1, "Regenerate").click()
+        button(chat, 1, "Write again").click()
         wait_answer(chat, 1, f"Answer {nth} to {answer_key}.")
         wait_version(chat, 1, "answer", f"{nth}/{nth}")
     group = versions(chat, 1, "answer")
@@ -105,7 +106,7 @@ def test_regenerate_in_the_middle_starts_a_branch(chat: Chat, answer_key: str) -
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     chat.ask(f"numbered?key={answer_key}b")
     wait_answer(chat, 2, f"Answer 1 to {answer_key}b.")
-    button(chat, 1, "Regenerate").click()
+    button(chat, 1, "Write again").click()
     wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
     assert chat.exchange_count() == 1
     chat.ask(f"numbered?key={answer_key}c")
@@ -130,7 +131,7 @@ def test_edited_prompt_is_a_version_with_its_own_branch(chat: Chat, by: str) -> 
     wait_answer(chat, 1, "0 1 2")
     second = chat.ask("count?n=2")
     wait_answer(chat, 2, "0 1")
-    button(chat, 1, "Edit").click()
+    button(chat, 1, "Edit message").click()
     expect(editor(chat)).to_have_value(first)
     expect(editor(chat)).to_be_focused()
     edited = first.replace("n=3", "n=5")
@@ -167,7 +168,7 @@ def test_editor_closes_by_escape_or_cancel_without_sending(chat: Chat) -> None:
     posts: list[str] = []
     chat.page.on("request", lambda request: posts.append(request.method))
     for leave in ("Escape", "Cancel"):
-        button(chat, 1, "Edit").click()
+        button(chat, 1, "Edit message").click()
         editor(chat).fill("something else")
         chat.page.keyboard.press("Shift+Enter")
         if leave == "Escape":
@@ -176,8 +177,8 @@ def test_editor_closes_by_escape_or_cancel_without_sending(chat: Chat) -> None:
             chat.page.get_by_role("button", name="Cancel").click()
         expect(editor(chat)).to_have_count(0)
         expect(chat.page.locator(".prompt .text")).to_have_text(first)
-        expect(button(chat, 1, "Edit")).to_be_focused()
-    button(chat, 1, "Edit").click()
+        expect(button(chat, 1, "Edit message")).to_be_focused()
+    button(chat, 1, "Edit message").click()
     editor(chat).fill("  ")
     editor(chat).press("Enter")
     expect(editor(chat)).to_be_visible()
@@ -188,7 +189,7 @@ def test_escape_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
     """Esc in the editor closes it alone; its Enter during an answer shows a notice."""
     chat.ask("count?n=3")
     wait_answer(chat, 1, "0 1 2")
-    button(chat, 1, "Edit").click()
+    button(chat, 1, "Edit message").click()
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     editor(chat).press("Enter")
@@ -206,7 +207,7 @@ def test_edit_stopped_before_any_text_keeps_its_words_alone(chat: Chat, answer_k
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     chat.ask("count?n=2")
     wait_answer(chat, 2, "0 1")
-    button(chat, 1, "Edit").click()
+    button(chat, 1, "Edit message").click()
     edited = f"/fake silent_headers {new_id()}"
     editor(chat).fill(edited)
     editor(chat).press("Enter")
@@ -231,7 +232,7 @@ def test_regenerate_stopped_before_any_text_restores_the_branch(
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     chat.ask("count?n=2")
     wait_answer(chat, 2, "0 1")
-    button(chat, 1, "Regenerate").click()
+    button(chat, 1, "Write again").click()
     expect(chat.page.locator(".exchange")).to_have_count(1)
     chat.wait_state("running")
     chat.page.keyboard.press("Escape")
@@ -248,7 +249,7 @@ def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, answer_key: str)
     chat.ask(f"numbered?key={answer_key}")
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
     choose(chat, "stall")
-    button(chat, 1, "Edit").click()
+    button(chat, 1, "Edit message").click()
     editor(chat).fill("Tell me")
     editor(chat).press("Enter")
     chat.wait_text("3 4")
@@ -263,6 +264,39 @@ def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, answer_key: str)
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
 
 
+def test_edited_answer_is_a_version_and_the_model_is_told(chat: Chat) -> None:
+    """An answer is edited in place by keyboard; the edit is a marked version, also in the request."""
+    chat.ask("count?n=3")
+    wait_answer(chat, 1, "0 1 2")
+    edit, field = button(chat, 1, "Edit answer"), chat.page.get_by_label("Edit the answer")
+    edit.click()
+    expect(field).to_be_focused()
+    expect(field).to_have_value("0 1 2 ")
+    field.fill("Never mind")
+    field.press("Escape")
+    expect(edit).to_be_focused()
+    assert chat.answer_text() == "0 1 2"
+    edit.press("Enter")
+    field.fill("0 1")
+    field.press("Enter")  # a new line
+    field.press_sequentially("two")
+    field.press("Control+Enter")
+    expect(chat.answer.locator("> footer")).to_contain_text("Edited by you")
+    assert chat.answer_text().split() == ["0", "1", "two"]
+    wait_version(chat, 1, "answer", "2/2")
+    expect(edit).to_be_focused()
+    chat.reload()
+    expect(chat.answer).to_contain_text("Edited by you")
+    expect(button(chat, 1, "Continue")).to_have_count(0)
+    chat.ask("count?n=1")
+    wait_answer(chat, 2, "0")
+    messages = [message["content"] for message in chat.record().body["messages"]]
+    assert messages[1:] == ["0 1\ntwo", f"{EDITED}\n\n{chat.last_prompt}"]
+    versions(chat, 1, "answer").get_by_role("button", name="Previous version").click()
+    wait_answer(chat, 1, "0 1 2")
+    expect(chat.answer).not_to_contain_text("Edited by you")
+
+
 def test_buttons_of_an_earlier_exchange_appear_on_focus(chat: Chat, answer_key: str) -> None:
     """The focus shows the buttons of an earlier exchange, as the pointer does."""
     chat.ask(f"numbered?key={answer_key}")
@@ -270,17 +304,22 @@ def test_buttons_of_an_earlier_exchange_appear_on_focus(chat: Chat, answer_key: 
     chat.ask("count?n=2")
     wait_answer(chat, 2, "0 1")
     chat.page.mouse.move(5, 5)
-    edit = exchange(chat, 1).get_by_role("button", name="Edit")
-    expect(edit).to_have_css("opacity", "0")
+    edit = exchange(chat, 1).get_by_role("button", name="Edit message")
+    tools, footer = (
+        exchange(chat, 1).locator(".tools"),
+        exchange(chat, 1).locator(".answer > footer"),
+    )
+    for line in (tools, footer):
+        expect(line).to_have_css("opacity", "0")
     edit.focus()
-    expect(edit).to_have_css("opacity", "1")
-    regenerate_button = exchange(chat, 1).get_by_role("button", name="Regenerate")
+    expect(tools).to_have_css("opacity", "1")
+    regenerate_button = exchange(chat, 1).get_by_role("button", name="Write again")
     for _ in range(5):
         if regenerate_button.evaluate("e => e === document.activeElement"):
             break
         chat.page.keyboard.press("Tab")
     expect(regenerate_button).to_be_focused()
-    expect(exchange(chat, 1).locator(".answer .actions")).to_have_css("opacity", "1")
+    expect(footer).to_have_css("opacity", "1")
 
 
 def test_message_id_of_another_session_or_none_is_refused(
@@ -317,13 +356,13 @@ def test_versions_and_editor_fit_a_narrow_screen(
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
     chat.ask(f"numbered?key={answer_key}")
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
-    chat.button("Regenerate").click()
+    chat.button("Write again").click()
     wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
     chat.ask("stall?n=5")
     chat.wait_text("3 4")
     chat.stop.click()
     chat.wait_state("stopped")
-    exchange(chat, 1).get_by_role("button", name="Edit").click()
+    exchange(chat, 1).get_by_role("button", name="Edit message").click()
     chat.frames()
     assert (
         chat.page.evaluate("(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)") == 0

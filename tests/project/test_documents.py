@@ -273,8 +273,16 @@ def test_library_document_names_each_provider_kind() -> None:
 @pytest.mark.parametrize(
     "label",
     [
-        *("Compare", "Continue", "Delete", "Discard", "Display", "Edit", "Export all as JSON"),
-        *("Import JSON…", "Regenerate", "Rename", "Saving is delayed", "Use this answer"),
+        *(
+            "Compare",
+            "Continue",
+            "Delete",
+            "Discard",
+            "Display",
+            "Edit answer",
+            "Export all as JSON",
+        ),
+        *("Import JSON…", "Write again", "Rename", "Saving is delayed", "Use this answer"),
         *("Send now", "Thinking…", "Thought for", "Undo", "Waiting for the model"),
     ],
 )

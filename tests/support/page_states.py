@@ -463,7 +463,7 @@ def choosing_model(visit: Visit) -> Chat:
 @state()
 def editing_prompt(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
-    answer_button(chat, "Edit").click()
+    answer_button(chat, "Edit message").click()
     expect(chat.page.get_by_role("textbox", name="Edit your message")).to_be_focused()
     return chat
 
@@ -471,7 +471,7 @@ def editing_prompt(visit: Visit) -> Chat:
 @state()
 def versions(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
-    answer_button(chat, "Regenerate").click()
+    answer_button(chat, "Write again").click()
     expect(chat.page.get_by_role("group", name="Versions of the answer")).to_be_visible()
     chat.wait_state("done")
     return chat

@@ -14,6 +14,7 @@ from markupsafe import escape
 from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
+from halt.web.page.endings import answer_ending, icon
 from halt.web.page.views import AnswerView, BelowView, StepView, view
 from halt.web.page.writer import answer_replacement, lost_message
 from halt.web.services import services
@@ -21,16 +22,6 @@ from halt.web.sessions import owner
 
 #: Seconds that a Stop waits for the highlighting of code in the answer.
 STOP_WAIT = 0.2
-
-_CONTINUE = (
-    '<button type="button" class="continue" data-do="continue" hx-post '
-    'hx-target="closest article" hx-swap="outerHTML">Continue</button>'
-)
-_COPY = '<button type="button" class="copy" data-copy="answer">Copy</button>'
-_DISCARD = (
-    '<button type="button" class="discard" data-do="discard" hx-post '
-    'hx-target="closest .exchange" hx-swap="outerHTML">Discard</button>'
-)
 
 
 def stop_fragment(receipt: Receipt) -> str:
@@ -52,9 +43,8 @@ def stop_fragment(receipt: Receipt) -> str:
         services().chat.answer_progress,
         services().renderer.with_deadline(STOP_WAIT),
     )
-    answer = view(
-        Exchange("", run.id, requested_model=run.requested_model), run, answer_progress, rendering
-    )
+    exchange = Exchange("", run.id, requested_model=run.requested_model)
+    answer = view(exchange, run, answer_progress, rendering, receipt)
     if answer.state == "running":  # of another worker, whose end has not arrived here yet
         template = current_app.jinja_env.get_template("answer.html")
         return answer_replacement(run.id, template.render(a=answer))
@@ -75,42 +65,8 @@ def ended_answer(a: AnswerView) -> str:
         f'<div class="text"><div id="done-{id_}">{a.patch.finished}</div></div>\n'
         f'<div class="below" id="earlier-below-{id_}" hx-preserve>{_below(a.earlier_below)}</div>\n'
         f'<div class="below" id="below-{id_}">{_below(a.below)}</div>\n'
-        f"{_note(a)}<footer>\n{_figures(a)}"
-        f'<p class="actions">\n{_actions(a)}</p>\n</footer>\n'
-        f'<template class="source">{escape(a.source)}</template>\n</article>'
+        f"{answer_ending(a)}\n</article>"
     )
-
-
-def _note(a: AnswerView) -> str:
-    if a.state == "error":
-        return f'<p class="fault" role="alert">{escape(a.note)}</p>\n'
-    return f'<p class="note"><span class="badge">{escape(a.note)}</span></p>' if a.note else ""
-
-
-def _figures(a: AnswerView) -> str:
-    if not a.figures:
-        return ""
-    return f'<p class="figures">{" · ".join(map(str, map(escape, a.figures)))}</p>'
-
-
-def _actions(a: AnswerView) -> str:
-    parts = [_CONTINUE] if a.has_partial_text else []
-    if a.source:
-        parts.append(
-            '<button type="button" class="pick" data-do="pick" name="stream_id" '
-            f'value="{escape(a.id)}" hx-post hx-target="closest .exchange" '
-            f'hx-swap="outerHTML">Use this answer</button>\n{_COPY}'
-        )
-    if a.state != "error" or a.retryable:
-        label = "Retry" if a.state == "error" else "Regenerate"
-        parts.append(
-            '<button type="button" class="regenerate" data-do="regenerate" hx-post '
-            'hx-include="#model" hx-target="closest .exchange" '
-            f'hx-swap="outerHTML">{label}</button>\n'
-        )
-    if a.has_partial_text or (a.id and a.state != "done"):
-        parts.append(_DISCARD)
-    return "".join(parts)
 
 
 def _step(stream_id: str, step: StepView) -> str:
@@ -118,13 +74,14 @@ def _step(stream_id: str, step: StepView) -> str:
     duration_html = f' <span class="took">{escape(step.took)}</span>' if step.took else ""
     if step.state == "running":
         duration_html = f'<span class="elapsed" data-age="{step.age:.1f}"></span>'
+    drawn_icon = icon(step.icon) if step.icon else ""
     result = ""
     if step.kind == "tool":
         result = f'<div class="result" id="{at}-result">{escape(step.result)}</div>'
     return (
         f'<details class="step {escape(step.kind)}" id="{at}">\n'
         f'<summary id="{at}-summary"><span class="label" data-state="{escape(step.state)}">'
-        f"{escape(step.label)}</span>{duration_html}</summary>\n"
+        f"{drawn_icon}{escape(step.label)}</span>{duration_html}</summary>\n"
         f'<div class="step-text" id="{at}-text">{escape(step.text)}</div>\n'
         f"{result}</details>"
     )

@@ -9,22 +9,21 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from markupsafe import Markup
 
-from halt.chat.figures import answer_figures, unwatched_text
+from halt.chat.figures import NO_FIGURES, Figures, counted, page_figures
 from halt.chat.progress import AnswerProgress
 from halt.clock import now
 from halt.core import steps
-from halt.core.events import Cancelled, Done, Failed, Terminal
-from halt.core.finish_reasons import CUT_OFF, EMPTY, is_good, unusual_end_note
+from halt.core.events import Done, Failed, Terminal
+from halt.core.finish_reasons import is_good
 from halt.core.generation import Generation
+from halt.core.receipts import Receipt
 from halt.core.steps import KINDS_BELOW, Step
 from halt.rendering import data_urls
 from halt.rendering.blocks import BlockStream, Patch
 from halt.rendering.open_text import OpenText, breakable, normalized
 from halt.rendering.renderer import PageRenderer
 from halt.store.models import Exchange, Versions, state_of
-
-#: Errors of Halt's limits. The text before such an error is shown as a stopped answer.
-LIMITS = frozenset({"run_too_long", "answer_too_long"})
+from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,17 @@ class AnswerView:
     requested_model: str = ""  # "" for the default model
     model: str = ""  # the model that responds
     progress: int | None = None  # percent, estimated; None: unknown
-    note: str = ""
-    retryable: bool = False
+    note: NoteView | None = None
     is_complete: bool = True  # or running; queued messages are sent after complete answers only
     has_partial_text: bool = False  # not complete, with text: it can be continued
     is_edited: bool = False  # the user wrote this version
-    figures: tuple[str, ...] = ()
+    figures: Figures = NO_FIGURES
     steps: tuple[StepView, ...] = ()
     earlier_steps: tuple[StepView, ...] = ()  # steps before a Continue
     below: BelowView = BelowView()
     earlier_below: BelowView = BelowView()
+    #: For the switcher. None: unknown, so the page keeps the one that it has.
+    versions: Versions | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ class ExchangeView:
     has_previous: bool = False  # there is an earlier version of the answer
     prompt_id: int = 0
     prompts: Versions = field(default_factory=Versions)  # the versions of the prompt
-    versions: Versions = field(default_factory=Versions)  # of the answer
     answer_ids: tuple[int, ...] = ()  # of the answer and its alternatives
 
     @property
@@ -87,6 +86,7 @@ class StepView:
     key: str  # unique within its answer
     kind: str  # thought, tool
     state: str  # running, done, failed, called
+    icon: str  # "" for none
     label: str
     took: str  # its duration, "" where it is unknown
     age: float  # seconds since it began
@@ -94,9 +94,7 @@ class StepView:
     result: Markup
 
 
-def _duration_text(milliseconds: float | None) -> str:
-    if milliseconds is None:
-        return ""
+def _duration_text(milliseconds: float) -> str:
     if milliseconds < 995:
         return f"{milliseconds:.0f} ms"
     return (
@@ -109,9 +107,11 @@ def step_view(step: Step, key: str = "", *, may_have_run: bool = True) -> StepVi
 
     `may_have_run`: whether a call without a result may have run.
     """
-    duration = _duration_text(step.ms)
+    duration = "" if step.ms is None else _duration_text(step.ms)
     name = step.name or "a tool"
+    icon = {"done": "check", "failed": "triangle-alert"}.get(step.state, "")
     if step.kind == "thought":
+        icon = ""
         thought = f"Thought for {duration}" if duration else "Thought"
         label = "Thinking…" if step.state == "running" else thought
         duration = ""
@@ -129,7 +129,7 @@ def step_view(step: Step, key: str = "", *, may_have_run: bool = True) -> StepVi
     if step.state == "running":  # it may grow
         text = Markup(OpenText().feed(html.escape(step.text)))  # noqa: S704 - escaped
     result = _shown_text(step.result)
-    return StepView(key, step.kind, step.state, label, duration, age, text, result)
+    return StepView(key, step.kind, step.state, icon, label, duration, age, text, result)
 
 
 def _shown_text(text: str) -> Markup:
@@ -192,42 +192,34 @@ def _complete_patch(html: str) -> Patch:
     return Patch(finished=html, replaces_tail=True, tail="", form="text")
 
 
-def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) -> AnswerView:
+def _ended_view(
+    exchange: Exchange, ended: Terminal, rendering: PageRenderer, receipt: Receipt | None
+) -> AnswerView:
     best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
     over_limit = isinstance(ended, Failed) and ended.error.code == "too_many_tool_rounds"
-    answer = AnswerView(
+    state: str = state_of(ended, exchange.answer, exchange.steps)
+    figures = page_figures(ended, exchange.model, exchange.usage, receipt)
+    tokens = counted(ended.metrics, exchange.usage).tokens
+    note = end_note(ended, tokens, has_text=bool(exchange.answer), receipt=receipt)
+    if note is None and state == "error":
+        note = empty_note()
+    elif note is not None and note.kind == "limit":
+        state = "stopped"
+    return AnswerView(
         id=exchange.stream_id,
-        state="done",
+        state=state,
         patch=_complete_patch(rendering.text_html(best.answer)),
         source=data_urls.replace(best.answer),
         requested_model=exchange.requested_model,
         model=exchange.model,
+        note=note,
         is_edited=best.is_edited,
-        figures=answer_figures(ended, exchange.model, exchange.usage),
+        figures=NO_FIGURES if exchange.is_edited else figures,
         steps=step_views(best.steps, over_limit=over_limit and best is exchange),
         is_complete=_is_complete(ended),
         below=below_view(best.steps),
         has_partial_text=bool(exchange.answer) and not _is_complete(ended),
     )
-    if isinstance(ended, Failed):
-        error = ended.error
-        if error.code == "interrupted":
-            note = "Interrupted: Halt shut down or crashed"
-            return replace(answer, state="interrupted", note=note)
-        if error.code in LIMITS and exchange.answer:
-            return replace(answer, state="stopped", note=f"Stopped at a limit. {error.message}")
-        return replace(answer, state="error", note=error.message, retryable=error.retryable)
-    if isinstance(ended, Cancelled):
-        note = "Stopped by you" if ended.reason == "stop" else unwatched_text(ended)
-        return replace(answer, state=state_of(ended, exchange.answer, exchange.steps), note=note)
-    if exchange.is_edited:
-        return replace(answer, note="Edited by you", figures=())
-    reason = ended.finish_reason
-    if state_of(ended, exchange.answer, exchange.steps) == "error":
-        return replace(
-            answer, state="error", note=unusual_end_note(reason) or EMPTY, retryable=True
-        )
-    return replace(answer, note=CUT_OFF.get(reason or "", ""))
 
 
 def _is_complete(ended: Terminal) -> bool:
@@ -243,26 +235,31 @@ def exchange_view(
     last: bool,
 ) -> ExchangeView:
     """A prompt and its answers as they are now. `last`: whether it is the last exchange."""
+    is_selected = exchange.selected or not last
     answers = [
-        view(
-            answer,
-            find_generation(answer.stream_id) if answer.ended is None else None,
-            answer_progress,
-            rendering,
+        replace(
+            view(
+                answer,
+                find_generation(answer.stream_id) if answer.ended is None else None,
+                answer_progress,
+                rendering,
+            ),
+            versions=Versions(),
         )
         for answer in exchange.candidates
     ]
     if exchange.alternatives and not exchange.selected and not last:
         first = exchange.candidates.index(exchange.answer_for_model())
         answers.insert(0, answers.pop(first))
+    if is_selected or not exchange.alternatives:  # else they are side by side
+        answers[0] = replace(answers[0], versions=exchange.versions)
     return ExchangeView(
         _shown_text(exchange.prompt),
         tuple(answers),
-        is_selected=exchange.selected or not last,
+        is_selected=is_selected,
         has_previous=exchange.previous is not None,
         prompt_id=exchange.prompt_id,
         prompts=exchange.prompts,
-        versions=exchange.versions,
         answer_ids=tuple(answer.answer_id for answer in exchange.candidates),
     )
 
@@ -272,10 +269,14 @@ def view(
     run: Generation | None,
     answer_progress: AnswerProgress,
     rendering: PageRenderer,
+    receipt: Receipt | None = None,
 ) -> AnswerView:
-    """An answer as it is now: from its run while that is known, else as it was saved."""
+    """An answer as it is now: from its run while that is known, else as it was saved.
+
+    `receipt`: of the Stop that has just ended it.
+    """
     if exchange.ended is not None:
-        return _ended_view(exchange, exchange.ended, rendering)
+        return _ended_view(exchange, exchange.ended, rendering, receipt)
     if run is None:
         return AnswerView(
             id=exchange.stream_id,
@@ -283,8 +284,7 @@ def view(
             patch=_complete_patch(rendering.text_html(exchange.answer)),
             requested_model=exchange.requested_model,
             model=exchange.model,
-            note="This answer was lost.",
-            retryable=True,
+            note=LOST,
             has_partial_text=bool(exchange.answer),
         )
     ended = run.log.ended
@@ -292,7 +292,7 @@ def view(
     if ended is not None:
         answer_steps = (*exchange.steps, *steps.steps_of(run))
         saved = replace(exchange, answer=text, model=run.model, ended=ended, steps=answer_steps)
-        return _ended_view(saved, ended, rendering)
+        return _ended_view(saved, ended, rendering, receipt)
     patch = rendering.patch(BlockStream().feed(text))
     answer_steps = steps.stream_of(run, after).steps()
     return AnswerView(

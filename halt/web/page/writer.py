@@ -37,6 +37,7 @@ from halt.rendering.protocol import Rendered
 from halt.rendering.renderer import PageRenderer, Prerendered, Renderer
 from halt.store.models import Exchange
 from halt.store.writer import Saving
+from halt.web.page.endings import icon
 from halt.web.page.views import below_view, step_view, step_views, view
 from halt.web.sink import FrameResult, PendingFrame
 
@@ -265,7 +266,9 @@ def lost_message(stream_id: str) -> str:
     It replaces only the element that follows the stream; the text on the page stays.
     """
     note = (
-        '<p class="note" role="status">The server no longer has this answer: it was restarted, '
-        "or too much time has passed. What is shown above is all there is.</p>"
+        f'<div class="note lost" role="status">{icon("info")}<div class="note-text">'
+        '<p class="note-title">The server no longer has this answer.</p><p class="note-more">'
+        "It was restarted, or too much time has passed. What stands here is all there is.</p>"
+        "</div></div>"
     )
     return _partial(f"feed-{html.escape(stream_id)}", "outerHTML", note)

@@ -10,17 +10,26 @@ from flask import render_template
 from markupsafe import Markup
 
 from halt.app import create_app
+from halt.chat.figures import Figures
 from halt.config.settings import Config
 from halt.rendering.blocks import Patch
+from halt.web.page.end_notes import NoteView
 from halt.web.page.stop import ended_answer
 from halt.web.page.views import AnswerView, BelowView, StepView
 
 HOSTILE = "<i>\"'&\n  {{ 7 }}"
 FOLDS = tuple(
-    StepView(str(n), kind, state, HOSTILE, took, 1.26, Markup("<b>t</b>"), Markup("&lt;r"))
-    for n, (kind, state, took) in enumerate(
-        itertools.product(("thought", "tool"), ("running", "done", "failed"), ("", "1.2 s"))
+    StepView(str(n), kind, state, icon, HOSTILE, took, 1.26, Markup("<b>t</b>"), Markup("&lt;r"))
+    for n, (kind, state, icon, took) in enumerate(
+        itertools.product(
+            ("thought", "tool"), ("running", "done", "failed"), ("", "check"), ("", "1.2 s")
+        )
     )
+)
+NOTES = (
+    None,
+    NoteView("stopped", HOSTILE),
+    NoteView("fault", HOSTILE, HOSTILE, HOSTILE, HOSTILE, (HOSTILE, HOSTILE)),
 )
 KINDS_BELOW = BelowView(((HOSTILE, ""), ("cat", "https://a.example/?x=1&y=\"'")), ((HOSTILE, "u"),))
 
@@ -38,7 +47,6 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
             requested_model=requested_model,
             model=model,
             note=note,
-            retryable=flag,
             is_complete=not flag,
             has_partial_text=has_partial_text,
             figures=figures,
@@ -55,10 +63,10 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
                 ("stream-1", ""),
                 ("", HOSTILE),
                 (("", ""), (HOSTILE, ""), ("", HOSTILE)),
-                ("", HOSTILE),
+                NOTES,
                 (False, True),
                 (False, True),
-                ((), (HOSTILE, "1 token")),
+                (Figures(), Figures(HOSTILE, HOSTILE, ((HOSTILE, HOSTILE),))),
                 ((), FOLDS),
                 (
                     BelowView(),

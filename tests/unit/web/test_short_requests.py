@@ -97,7 +97,7 @@ def test_stop_and_health_use_no_database_template_or_rate_limit(
     response = browser.post("/stop", data={"stream_id": first_id, "shown": "1"}, headers=PAGE)
     assert response.status_code == 200
     assert f'data-stream="{first_id}"' in response.text
-    assert 'class="badge">Stopped by you<' in response.text
+    assert ">Stopped by you after " in response.text
     (receipt,) = browser.post("/stop-all").get_json()["stopped"]
     assert (receipt["id"], receipt["status"]) == (second_id, "stopped")
     assert browser.post(f"/stop/{first_id}").get_json()["status"] == "finished"

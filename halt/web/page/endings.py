@@ -1,0 +1,161 @@
+"""The HTML below the text of an ended answer: the note, what can be done, versions and figures.
+
+It is made of plain strings, because the response to a Stop must not wait for a template;
+`answer.html` and `exchange.html` use the same functions. The buttons take their data from the
+enclosing exchange: the end of an answer is rendered from its stream alone.
+"""
+
+from __future__ import annotations
+
+from jinja2 import Environment
+from markupsafe import Markup, escape
+
+from halt.chat.figures import Figures
+from halt.store.models import Versions
+from halt.web.page.end_notes import NoteView
+from halt.web.page.views import AnswerView
+
+#: Icons of the notes, by their kind.
+_NOTE_ICONS = {
+    **dict.fromkeys(("stopped", "limit"), "octagon"),
+    **dict.fromkeys(("cut", "interrupted", "lost"), "info"),
+    "fault": "triangle-alert",
+}
+
+
+def install(environment: Environment) -> None:
+    """Let the templates use the functions."""
+    for function in (answer_ending, versions_slot, versions_switcher):
+        environment.globals[function.__name__] = function
+
+
+def icon(name: str) -> str:
+    """An icon of `icons.html`, as `icon.html` draws it."""
+    return f'<svg class="icon i-{name}" aria-hidden="true"><use href="#i-{name}"/></svg>'
+
+
+def answer_ending(a: AnswerView) -> Markup:
+    """All that follows the text, in any state but `running`."""
+    return Markup(  # noqa: S704 - escaped
+        f'{_note(a)}<footer>\n<div class="actions">{_actions(a)}</div>\n'
+        f"{versions_slot(a)}{_figures(a)}</footer>\n"
+        f'<template class="source">{escape(a.source)}</template>'
+    )
+
+
+def versions_slot(a: AnswerView) -> Markup:
+    """The answer's versions. Where they are not known, the page keeps those that it has."""
+    at = f'<div class="answer-versions" id="versions-{escape(a.id)}"'
+    if a.versions is None:
+        return Markup(f"{at} hx-preserve></div>")  # noqa: S704 - escaped
+    return Markup(f"{at}>{versions_switcher(a.versions, 'answer')}</div>")  # noqa: S704
+
+
+def versions_switcher(v: Versions, noun: str) -> Markup:
+    """The number of this version, and buttons to the others; "" if there is only one."""
+    if len(v.ids) < 2:
+        return Markup()
+
+    def button(message_id: int | None, name: str, icon_name: str) -> str:
+        return (
+            '<button type="button" class="icon-button version" data-do="show" name="message_id" '
+            f'value="{message_id or ""}" aria-label="{name} version"'
+            f'{"" if message_id else " disabled"} hx-post hx-target="closest .exchange" '
+            f'hx-swap="outerHTML">{icon(icon_name)}</button>'
+        )
+
+    return Markup(  # noqa: S704 - numbers
+        f'<span class="versions" role="group" aria-label="Versions of the {noun}">'
+        f"{button(v.earlier, 'Previous', 'chevron-left')}"
+        '<span class="number"><span class="hidden">Version </span>'
+        f"{v.number} of {len(v.ids)}</span>"
+        f"{button(v.later, 'Next', 'chevron-right')}</span>"
+    )
+
+
+def _note(a: AnswerView) -> str:
+    if a.note is None:
+        return ""
+    return (
+        f'<div class="note {a.note.kind}">{icon(_NOTE_ICONS[a.note.kind])}'
+        f'<div class="note-text">{_note_text(a.note)}</div>{_note_action(a)}</div>\n'
+    )
+
+
+def _note_text(note: NoteView) -> str:
+    words = f" “{note.words}”" if note.words else ""
+    parts = [f'<p class="note-title">{escape(note.title)}{escape(words)}</p>']
+    if note.all_words:
+        parts.append(
+            '<details class="all-words"><summary>All of it</summary>'
+            f"<p>{escape(note.all_words)}</p></details>"
+        )
+    if note.text:
+        parts.append(f'<p class="note-more">{escape(note.text)}</p>')
+    if note.facts:
+        parts.append(f'<p class="note-more">{escape(" · ".join(note.facts))}</p>')
+    return "".join(parts)
+
+
+def _note_action(a: AnswerView) -> str:
+    if a.has_partial_text:
+        return (
+            '<button type="button" class="continue" data-do="continue" hx-post '
+            'hx-target="closest article" hx-swap="outerHTML">Continue</button>'
+        )
+    return _regenerate("regenerate", "Try again") if _is_retried(a) else ""
+
+
+def _is_retried(a: AnswerView) -> bool:
+    """Whether the note has the button that writes the answer again."""
+    return a.state == "error" and not a.has_partial_text
+
+
+def _regenerate(css_class: str, content: str, label: str = "") -> str:
+    name = f' aria-label="{label}" title="{label}"' if label else ""
+    return (
+        f'<button type="button" class="{css_class}" data-do="regenerate"{name} hx-post '
+        'hx-include="#model" hx-target="closest .exchange" '
+        f'hx-swap="outerHTML">{content}</button>'
+    )
+
+
+def _icon_button(css_class: str, label: str, icon_name: str, attributes: str = "") -> str:
+    return (
+        f'<button type="button" class="icon-button {css_class}" aria-label="{label}" '
+        f'title="{label}"{attributes}>{icon(icon_name)}</button>'
+    )
+
+
+def _actions(a: AnswerView) -> str:
+    parts = []
+    if a.source:
+        parts.append(_icon_button("copy", "Copy", "copy", ' data-copy="answer"'))
+    if not _is_retried(a):
+        parts.append(_regenerate("icon-button regenerate", icon("rotate-cw"), "Write again"))
+    if a.source:
+        parts.append(_icon_button("edit-answer", "Edit answer", "pencil"))
+    if a.has_partial_text or a.is_edited or (a.id and a.state != "done"):
+        request = ' data-do="discard" hx-post hx-target="closest .exchange" hx-swap="outerHTML"'
+        parts.append(_icon_button("discard", "Discard", "trash-2", request))
+    if a.source:
+        parts.append(
+            '<button type="button" class="pick" data-do="pick" name="stream_id" '
+            f'value="{escape(a.id)}" hx-post hx-target="closest .exchange" '
+            'hx-swap="outerHTML">Use this answer</button>'
+        )
+    return "".join(parts)
+
+
+def _figures(a: AnswerView) -> str:
+    if a.is_edited:
+        return '<p class="edited">Edited by you</p>'
+    f: Figures = a.figures
+    if not f.rows:
+        return ""
+    more = f'<span class="wide"> · {escape(f.more)}</span>' if f.more else ""
+    rows = "".join(f"<dt>{escape(name)}</dt> <dd>{escape(text)}</dd>\n" for name, text in f.rows)
+    return (
+        f'<details class="figures" name="figures"><summary>{escape(f.short)}{more}</summary>'
+        f"<dl>{rows}</dl></details>"
+    )
