@@ -93,7 +93,7 @@ def preset_from_form(form: Mapping[str, str]) -> Preset:
 
 
 def _number(raw: str, kind: type[N]) -> N | None:
-    text = raw.strip()
+    text = raw.strip().replace(",", ".")
     if not text:
         return None
     try:

@@ -13,7 +13,7 @@ const grow = field => { // height = text + both borders
   field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
 };
 document.addEventListener("input", event => {
-  if (event.target.matches("textarea")) grow(event.target);
+  if (event.target.matches("textarea[rows='1']")) grow(event.target);
 });
 prompt.addEventListener("keydown", event => {
   if (event.key !== "Enter" || event.shiftKey) return;

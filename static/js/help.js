@@ -1,6 +1,6 @@
 // The dialog of all shortcuts.
+import { openOnce } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
-import { openDialog } from "./lib/dialogs.js";
 import { local } from "./lib/storage.js";
 import { keyNames, SHORTCUTS } from "./shortcuts.js";
 
@@ -27,4 +27,4 @@ const build = () => {
   close.addEventListener("click", () => dialog.close());
   return dialog;
 };
-export const openHelp = () => openDialog(build());
+export const openHelp = () => openOnce(build());

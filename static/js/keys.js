@@ -1,5 +1,5 @@
 // Does what a pressed shortcut says, by pressing the control that does it by pointer.
-import { toggleTheme } from "./appearance.js";
+import { toggleTheme } from "./display.js";
 import { openHelp, usesSingleKey } from "./help.js";
 import { $, $$, announce } from "./lib/dom.js";
 import { openPalette, setAct } from "./palette.js";

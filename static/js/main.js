@@ -28,7 +28,7 @@ import "./sidebar/search.js";
 import "./sidebar/keys.js";
 import "./sidebar/toast.js";
 import "./settings.js";
-import "./appearance.js";
+import "./display.js";
 import "./keys.js";
 import "./paging.js";
 import "./found.js";

@@ -1,7 +1,7 @@
 // The palette: one field that finds chats by their titles and messages, and actions of the page.
 // The server makes the results' HTML, see templates/palette.html.
+import { openOnce } from "./lib/dialog.js";
 import { $, $$, make, parse } from "./lib/dom.js";
-import { openDialog } from "./lib/dialogs.js";
 import { keyNames, SHORTCUTS } from "./shortcuts.js";
 import { fillTimes } from "./sidebar/times.js";
 
@@ -101,7 +101,7 @@ export const openPalette = () => {
     event.preventDefault();
   });
   close.addEventListener("click", () => dialog.close());
-  openDialog(dialog);
+  openOnce(dialog);
   field.focus();
   draw();
   load();

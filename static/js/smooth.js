@@ -89,4 +89,4 @@ if (isSupported) {
   });
   new MutationObserver(observe).observe($("#messages"), { childList: true, subtree: true });
   listen("frozen", showAll);
-} else box.closest(".settings").hidden = true;
+} else box.closest("label").hidden = true;

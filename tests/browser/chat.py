@@ -150,6 +150,24 @@ class Chat:
         """The text of the last answer."""
         return self.answer.locator("> .text")
 
+    def open_settings(self) -> Locator:
+        """Open the settings of this chat by the menu in the head; return the dialog."""
+        self.page.get_by_role("button", name="More", exact=True).click()
+        self.page.get_by_role("button", name="Chat settings", exact=True).click()
+        dialog = self.page.get_by_role("dialog", name="Chat settings")
+        expect(dialog).to_be_visible()
+        return dialog
+
+    def open_display(self) -> Locator:
+        """Open the settings of the display by the menu in the rail; return the dialog."""
+        if (opener := self.page.get_by_role("button", name="Conversations")).is_visible():
+            opener.click()
+        self.page.get_by_role("button", name="Display, archive, export and import").click()
+        self.page.get_by_role("button", name="Display", exact=True).click()
+        dialog = self.page.get_by_role("dialog", name="Display")
+        expect(dialog).to_be_visible()
+        return dialog
+
     def button(self, name: str) -> Locator:
         """A button of the last answer."""
         return self.answer.get_by_role("button", name=name, exact=True)

@@ -194,7 +194,7 @@ def test_fields_on_a_touch_screen_have_at_least_16_pixel_type(
     """No field has type smaller than 16 pixels, for which Safari on iOS would zoom in."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
-    chat.page.get_by_role("button", name="Settings").tap()
+    chat.open_settings()
     expect(chat.page.locator("#settings-model")).to_be_visible()
     sizes = chat.page.evaluate(
         """() => [...document.querySelectorAll('input, select, textarea')]

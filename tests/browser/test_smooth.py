@@ -75,10 +75,7 @@ def test_smoothing_is_off_by_switch_or_reduced_motion(
     options = {"reduced_motion": "reduce"} if setting == "reduced motion" else {}
     chat = open_chat(halt, shared_fake, **options)
     if setting == "switch":
-        if (opener := chat.page.get_by_role("button", name="Conversations")).is_visible():
-            opener.click()
-        chat.page.get_by_role("button", name="Display").click()
-        chat.page.get_by_label("Smooth out text that arrives in bursts").uncheck()
+        chat.open_display().get_by_label("Smooth out text that arrives in bursts").uncheck()
         chat.reload()
         expect(chat.page.locator("#smooth")).not_to_be_checked()
     chat.page.evaluate(WATCH)

@@ -582,8 +582,7 @@ def no_search_results(visit: Visit) -> Chat:
 @state()
 def settings_dialog(visit: Visit) -> Chat:
     chat = visit.open()
-    chat.page.get_by_role("button", name="Settings", exact=True).click()
-    expect(chat.page.get_by_role("dialog")).to_be_visible()
+    chat.open_settings()
     expect(chat.page.get_by_label("Temperature")).to_be_visible()
     return chat
 
@@ -591,7 +590,7 @@ def settings_dialog(visit: Visit) -> Chat:
 @state()
 def display(visit: Visit) -> Chat:
     chat = visit.open()
-    chat.page.get_by_text("Display", exact=True).click()
+    chat.open_display()
     expect(chat.page.get_by_label("Smooth out text")).to_be_visible()
     return chat
 

@@ -1,4 +1,5 @@
 // Esc closes what is open before it stops an answer.
+import { openedDialog, requestClose } from "../lib/dialog.js";
 import { $, setValue } from "../lib/dom.js";
 import { leaveRename } from "./rename.js";
 import { endSelecting, isSelecting } from "./select.js";
@@ -7,8 +8,12 @@ import { closeSheet, isSheetOpen } from "./sheet.js";
 const query = $("#query");
 
 const handleEscape = event => {
-  const { target } = event;
-  if ($(":popover-open, dialog[open]")) event.stopPropagation(); // the browser closes it
+  const { target } = event, dialog = openedDialog();
+  if (dialog) { // not left to the browser, which asks only once before it closes
+    event.stopPropagation();
+    event.preventDefault();
+    requestClose(dialog);
+  } else if ($(":popover-open")) event.stopPropagation(); // the browser closes it
   else if (target.matches?.(".rename input")) {
     event.stopPropagation();
     leaveRename(target, true);

@@ -1,0 +1,28 @@
+// How the page looks in this browser: theme, text size, width. Each is an attribute of the document
+// and a cookie, which the server reads: the page arrives with it, so nothing flashes.
+import { openDialog } from "./lib/dialog.js";
+import { $, $$, announce } from "./lib/dom.js";
+
+const YEAR = 31_536_000; // seconds
+const root = document.documentElement, dialog = $("#display");
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+const keep = (name, value) => {
+  if (value) root.dataset[name] = value;
+  else delete root.dataset[name];
+  const age = value ? YEAR : 0;
+  document.cookie = `halt-${name}=${value}; path=/; max-age=${age}; samesite=lax`;
+};
+// Changes between light and dark, whichever is shown now.
+export const toggleTheme = () => {
+  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
+  const theme = isDark ? "light" : "dark";
+  keep("theme", theme);
+  $(`[name=theme][value=${theme}]`, dialog).checked = true;
+  announce(`${isDark ? "Light" : "Dark"} theme.`);
+};
+
+$("#open-display").addEventListener("click", () => openDialog(dialog, $("#open-all")));
+for (const choice of $$("[type=radio]", dialog)) {
+  choice.addEventListener("change", () => keep(choice.name, choice.value));
+}
