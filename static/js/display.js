@@ -12,6 +12,9 @@ const keep = (name, value) => {
   else delete root.dataset[name];
   const age = value ? YEAR : 0;
   document.cookie = `halt-${name}=${value}; path=/; max-age=${age}; samesite=lax`;
+  // The colour of the browser's bars. The root has another while a dialog is open.
+  const { backgroundColor } = getComputedStyle(dialog.open ? document.body : root);
+  for (const meta of $$("meta[name=theme-color]")) meta.content = backgroundColor;
 };
 // Changes between light and dark, whichever is shown now.
 export const toggleTheme = () => {

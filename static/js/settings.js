@@ -1,5 +1,5 @@
 // The dialog with the settings of the conversation on the page.
-import { openDialog, requestClose } from "./lib/dialog.js";
+import { openDialog } from "./lib/dialog.js";
 import { $, $$ } from "./lib/dom.js";
 import { route, succeeded } from "./requests.js";
 import { shownConversation } from "./sidebar/entries.js";
