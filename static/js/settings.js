@@ -25,7 +25,7 @@ const showActions = select => {
   if (isOwn) $(".save-row input", part).value = chosen.text;
 };
 
-// --- open and close -------------------------------------------------------------------------------
+// --- open and close ---
 const open = async opener => {
   const id = shownConversation(), model = encodeURIComponent($("#model").value);
   const url = `${id ? `/c/${id}` : ""}/settings?model=${model}`;
@@ -58,7 +58,7 @@ panel.addEventListener("click", ({ target }) => {
   else if (target.closest("#settings-reset")) reset();
 });
 
-// --- the parts ------------------------------------------------------------------------------------
+// --- the parts ---
 const reset = () => {
   const text = $(TEXT, panel), preset = $(PRESET, panel);
   $("#settings-model", panel).selectedIndex = 0;
@@ -119,7 +119,7 @@ const focusChoice = selector => ({ finished({ ctx }) {
 route("#prompt-saver, #settings-prompt-part .delete-named", focusChoice(NAME));
 route("#preset-saver, #settings-sampling-part .delete-named", focusChoice(PRESET));
 
-// --- saving, and faults below their fields ----------------------------------------------------------
+// --- saving, and faults below their fields ---
 const clearFault = field => {
   const place = $(`#${field.getAttribute("aria-describedby")?.split(" ")[0] || "settings-fault"}`);
   place?.replaceChildren();
