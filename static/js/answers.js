@@ -5,7 +5,6 @@ import { returnPrompt } from "./composer.js";
 import { setConnectionLost } from "./feed.js";
 import { $, $$, announce } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
-import { follow } from "./scroll.js";
 import { reopenSteps } from "./steps.js";
 
 const messages = $("#messages"), prompt = $("#prompt");
@@ -67,5 +66,4 @@ const handle = node => {
 };
 new MutationObserver(changes => {
   for (const { addedNodes } of changes) addedNodes.forEach(handle);
-  follow();
 }).observe(messages, { childList: true, subtree: true });

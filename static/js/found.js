@@ -1,5 +1,6 @@
 // Opens the page at the message that was searched for (?at=ID&q=WORDS), and marks the words in it.
 import { $ } from "./lib/dom.js";
+import { isPlaceKept } from "./scroll.js";
 
 const WORD = /[\p{L}\p{N}\p{M}]+/gu;
 // Scripts without spaces: words match anywhere in a text.
@@ -33,6 +34,7 @@ const mark = (root, words) => {
     for (const range of rangesOf(texts.currentNode, words)) marks.add(range);
   }
   CSS.highlights.set("found", marks);
+  if (isPlaceKept) return;
   const where = [...marks][0]?.getBoundingClientRect();
   if (where && where.bottom > innerHeight * 0.7) {
     scrollBy({ top: where.top - innerHeight / 3, behavior: "instant" });
@@ -44,9 +46,12 @@ const open = (exchange, id, words) => {
   const target = isPrompt ? $(".prompt", exchange) : isBeside ? exchange : $(".answer", exchange);
   if (others && target === exchange) others.open = true;
   target.classList.add("found");
+  target.closest(".exchange").classList.add("placed"); // laid out at its real size
   target.tabIndex = -1;
-  target.focus({ preventScroll: true });
-  target.scrollIntoView({ block: "start", behavior: "instant" });
+  if (!isPlaceKept) {
+    target.focus({ preventScroll: true });
+    target.scrollIntoView({ block: "start", behavior: "instant" });
+  }
   const root = target === exchange ? target : $(".text", target);
   if (words.length && CSS.highlights) mark(root, words);
 };

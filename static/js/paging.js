@@ -18,7 +18,7 @@ new MutationObserver(() => {
   if (!anchor) return;
   scrollBy({ top: anchor.getBoundingClientRect().top - top, behavior: "instant" });
   anchor = null;
-  requestAnimationFrame(() => requestAnimationFrame(() => page.classList.remove("held")));
+  page.classList.remove("held"); // it corrects when the new messages get their real sizes
 }).observe(messages, { childList: true });
 
 // A message sent while the end is not loaded: the page reloads at the end of the conversation.

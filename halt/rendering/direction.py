@@ -1,0 +1,21 @@
+"""Whether a text has letters of scripts that are written from right to left."""
+
+from __future__ import annotations
+
+import re
+
+#: Hebrew to Arabic Extended, their presentation forms, right-to-left scripts beyond the BMP, and
+#: the characters that set a direction.
+_RIGHT_TO_LEFT = re.compile(
+    "[\u0590-\u08ff\u200f\u202b\u202e\u2067\ufb1d-\ufdff\ufe70-\ufefc"
+    "\U00010800-\U00010fff\U0001e800-\U0001efff]"
+)
+
+
+def has_right_to_left(text: str) -> bool:
+    """True if the direction of a part of the text can be right to left.
+
+    Only such texts get the class `bidi`: to find the direction of each paragraph takes a browser
+    twice as long as the rest of its layout.
+    """
+    return not text.isascii() and _RIGHT_TO_LEFT.search(text) is not None
