@@ -484,7 +484,8 @@ def test_page_fits_a_narrow_screen(
     assert chat.page.evaluate("widest") == 0, "while it ran"
     assert chat.page.evaluate("overflow()") == 0
     for scrolls in (".table", "pre"):
-        chat.text.locator(scrolls).scroll_into_view_if_needed()  # until then it has no layout
+        chat.text.locator(scrolls).scroll_into_view_if_needed()
+        chat.frames()  # it is laid out while it is in view
         assert chat.text.locator(scrolls).evaluate("e => e.scrollWidth > e.clientWidth"), scrolls
     chat.submit("w" * 500)
     expect(chat.page.locator(".exchange")).to_have_count(2)
