@@ -89,13 +89,14 @@ button.addEventListener("click", () => {
 });
 
 // --- the reader's place: a block of an exchange, and how far from the top it stands ---------------
-const blocksOf = exchange => [exchange, ...$$(".prompt, .answer > .text > div > *", exchange)];
+const BLOCKS = ".prompt, .answer > .text > div > *";
+const blocksOf = exchange => [exchange, ...$$(BLOCKS, exchange)];
 const isInView = element => element.getBoundingClientRect().bottom > HEAD;
 const placeNow = () => {
   const exchange = $$(":scope > .exchange", messages).find(isInView);
   if (!exchange) return null;
-  const blocks = blocksOf(exchange), found = blocks.findIndex((block, at) => at && isInView(block));
-  const block = Math.max(found, 0), { top } = blocks[block].getBoundingClientRect();
+  const blocks = blocksOf(exchange), seen = blocks.findIndex((part, at) => at && isInView(part));
+  const block = Math.max(seen, 0), { top } = blocks[block].getBoundingClientRect();
   return { path: location.pathname, prompt: exchange.dataset.prompt, block, top };
 };
 const findPlace = prompt => $(`:scope > [data-prompt="${CSS.escape(prompt)}"]`, messages);
