@@ -88,14 +88,15 @@ button.addEventListener("click", () => {
   if (!touch.matches) $("#prompt").focus({ preventScroll: true }); // the button is hidden now
 });
 
-// --- the reader's place: a block of an exchange, and how far from the top it stands ---------------
+// --- the reader's place: a block of an exchange, and how far from the top it stands -----------
 const BLOCKS = ".prompt, .answer > .text > div > *";
 const blocksOf = exchange => [exchange, ...$$(BLOCKS, exchange)];
 const isInView = element => element.getBoundingClientRect().bottom > HEAD;
 const placeNow = () => {
   const exchange = $$(":scope > .exchange", messages).find(isInView);
   if (!exchange) return null;
-  const blocks = blocksOf(exchange), seen = blocks.findIndex((part, at) => at && isInView(part));
+  const blocks = blocksOf(exchange);
+  const seen = blocks.findIndex((part, at) => at > 0 && isInView(part));
   const block = Math.max(seen, 0), { top } = blocks[block].getBoundingClientRect();
   return { path: location.pathname, prompt: exchange.dataset.prompt, block, top };
 };
