@@ -1,0 +1,158 @@
+"""Scrolling: following an answer, the way back to the end, long conversations, a reader's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import FilePayload, Locator, ViewportSize, expect
+
+from tests.browser.chat import Chat
+from tests.browser.conftest import OpenChat
+from tests.support.export_files import export_file, exported_conversation
+from tests.support.halt_server import HaltServer
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
+
+PHONE: ViewportSize = {"width": 390, "height": 700}
+PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few words." for n in range(120))
+CODE = "\n".join(("```python", *(f"value_{n} = {n}  # a line" for n in range(30)), "```"))
+
+
+def open_long(chat: Chat, exchanges: int = 30) -> None:
+    """Import a conversation with answers of very different heights, and open it."""
+    texts: list[str] = []
+    for n in range(exchanges):
+        texts += [f"Question {n}", f"Answer {n}.\n\n" + f"{CODE}\n\n" * (n % 4) + "Done."]
+    conversation = exported_conversation(*texts, title="Long")
+    file: FilePayload = {
+        "name": "a.json",
+        "mimeType": "application/json",
+        "buffer": export_file(conversation),
+    }
+    url = chat.server.url
+    assert chat.context.request.post(f"{url}/import", multipart={"file": file}).ok
+    chat.page.goto(f"{url}/c/{conversation['id']}")
+    chat.frames()
+
+
+def to_end(chat: Chat) -> Locator:
+    """The button that leads to the end."""
+    return chat.page.locator("#to-end")
+
+
+def top_of(chat: Chat, text: str) -> float:
+    """Pixels from the top of the window to the prompt with this text."""
+    top: float = chat.page.get_by_text(text, exact=True).evaluate(
+        "e => e.getBoundingClientRect().top"
+    )
+    return top
+
+
+def by_key(chat: Chat) -> None:
+    chat.page.evaluate("document.activeElement.blur()")
+    chat.page.keyboard.press("PageUp")
+
+
+def by_focus(chat: Chat) -> None:
+    chat.page.evaluate("document.querySelector('#messages button.copy').focus()")
+
+
+def by_search(chat: Chat) -> None:
+    assert chat.page.evaluate("find('Paragraph 2 with', false, true)")
+
+
+@pytest.mark.usefixtures("stepwise")
+@pytest.mark.parametrize("scroll_up", [by_key, by_focus, by_search])
+def test_scroll_up_by_any_means_stays_and_the_button_leads_back(
+    chat: Chat, scroll_up: Callable[[Chat], Any]
+) -> None:
+    """A reader who has scrolled up is not moved; the button tells of new text, and follows again."""
+    chat.ask_for_paragraphs(PARAGRAPHS, (40, 80, 110))
+    chat.wait_text("Paragraph 39 ")
+    chat.frames()
+    expect(to_end(chat)).to_be_hidden()
+    before = chat.pixels_above()
+    scroll_up(chat)
+    wait_until(lambda: chat.pixels_above() < before - 100, SERVER_TIMEOUT)
+    wait_until(lambda: is_at_rest(chat), SERVER_TIMEOUT)
+    position = chat.pixels_above()
+    expect(to_end(chat)).to_have_accessible_name("To the end")
+    chat.release()
+    chat.wait_text("Paragraph 79 ")
+    expect(to_end(chat)).to_have_accessible_name("New text below: to the end")
+    assert chat.pixels_above() == position
+    to_end(chat).focus()
+    chat.page.keyboard.press("Enter")
+    expect(to_end(chat)).to_be_hidden()
+    expect(chat.prompt).to_be_focused()
+    chat.release()
+    chat.wait_text("Paragraph 109 ")
+    assert chat.pixels_below() < 2
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+def is_at_rest(chat: Chat) -> bool:
+    """Whether the page does not scroll for some frames."""
+    before = chat.pixels_above()
+    chat.frames(8)
+    return chat.pixels_above() == before
+
+
+def test_conversation_opens_at_its_exact_end(chat: Chat) -> None:
+    """Opening a conversation shows its end, though the code above has no layout yet."""
+    open_long(chat)
+    assert chat.pixels_below() < 2
+    expect(chat.text.get_by_text("Done.")).to_be_in_viewport()
+    expect(to_end(chat)).to_be_hidden()
+    chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollTop - 3000)")
+    expect(to_end(chat)).to_be_visible()
+    to_end(chat).click()
+    expect(to_end(chat)).to_be_hidden()
+    wait_until(lambda: chat.pixels_below() < 2, SERVER_TIMEOUT)
+
+
+def test_reload_keeps_the_place_of_a_reader_who_scrolled_up(chat: Chat) -> None:
+    """A reload shows the same text in the same place, also in a part that was loaded later."""
+    open_long(chat, 90)
+    question = chat.page.get_by_text("Question 20", exact=True)
+    while not question.count():
+        count = chat.exchange_count()
+        chat.page.evaluate("scrollTo(0, 0)")
+        wait_until(lambda before=count: chat.exchange_count() > before, SERVER_TIMEOUT)
+    question.evaluate("e => { e.scrollIntoView({ block: 'start' }); scrollBy(0, -150); }")
+    wait_until(lambda: is_at_rest(chat), SERVER_TIMEOUT)
+    top = top_of(chat, "Question 20")
+    chat.reload()
+    expect(question).to_be_in_viewport()
+    wait_until(lambda: is_at_rest(chat), SERVER_TIMEOUT)
+    assert abs(top_of(chat, "Question 20") - top) < 2
+    chat.page.goto(chat.page.url)
+    expect(chat.text.get_by_text("Done.")).to_be_in_viewport()
+
+
+def test_search_of_the_browser_finds_text_far_from_the_visible_part(chat: Chat) -> None:
+    """Text that has no layout yet is found, and its place is shown."""
+    open_long(chat)
+    assert chat.page.evaluate("find('Answer 3.', false, true)")
+    wait_until(lambda: is_at_rest(chat), SERVER_TIMEOUT)
+    expect(chat.page.get_by_text("Answer 3.", exact=True)).to_be_in_viewport()
+
+
+def test_keyboard_of_a_phone_leaves_the_end_in_sight(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: Any
+) -> None:
+    """When the window becomes lower, a page at its end stays there, and one above stays too."""
+    chat = open_chat(halt, shared_fake, viewport=PHONE, has_touch=True, is_mobile=True)
+    open_long(chat)
+    chat.page.set_viewport_size({"width": PHONE["width"], "height": 380})
+    chat.frames()
+    assert chat.pixels_below() < 2
+    chat.page.set_viewport_size(PHONE)
+    chat.page.evaluate("scrollBy(0, -2000)")
+    wait_until(lambda: is_at_rest(chat), SERVER_TIMEOUT)
+    position = chat.pixels_above()
+    chat.page.set_viewport_size({"width": PHONE["width"], "height": 380})
+    chat.frames()
+    assert abs(chat.pixels_above() - position) < 2
