@@ -206,7 +206,9 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule(
         "hardbreak", lambda _, tokens, at, *__: "<br>" if tokens[at].info == "tag" else "<br>\n"
     )
-    parser.add_render_rule("table_open", lambda *_: '<div class="table"><table dir="auto">\n')
+    parser.add_render_rule(
+        "table_open", lambda *_: '<div class="table" tabindex="0"><table dir="auto">\n'
+    )
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     # The first parse compiles the rules; another thread must not see them half compiled.
     parser.render("first")

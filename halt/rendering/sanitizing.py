@@ -26,6 +26,7 @@ def cleaner(
         tag_attribute_values={
             **{tag: {"dir": {"auto"}} for tag in DIRECTED},
             "button": {"type": {"button"}, "data-copy": {"code"}},
+            "div": {"tabindex": {"0"}},  # tables, which scroll sideways
             "pre": {"tabindex": {"0"}},
         },
         allowed_classes={

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 
 from halt.testing.scenarios import SCENARIOS, call_tools, last_user_message, pieces, tool_results
-from halt.testing.wire import Pace, Reply
+from halt.testing.wire import Pace, Reply, as_json
 
 SCENARIO = "written"
 PIECE = 6  # characters of a token
@@ -30,6 +30,7 @@ class Answer:
     tools: tuple[tuple[str, str], ...] = ()  # names and arguments, called before the text
     is_silent: bool = False  # before its first text
     gap_ms: float = 0.0  # between tokens
+    has_extras: bool = False  # a picture and a source
 
 
 SLOW_PARSER = (
@@ -101,9 +102,18 @@ A statement with a note.[^1]
 ---
 
 ```diff
+diff --git a/values.py b/values.py
 - old = 1
 + new = 2
 ```
+
+```html
+<p class="note">Text</p>
+```
+
+| left | centre | right |
+|:--|:-:|--:|
+| a | b | c |
 
 ```python
 import re
@@ -132,6 +142,12 @@ ANSWERS: dict[str, Answer] = {
     LONG_LINE: Answer(f"```python\n{CODE_LINE}\n```\n\nThat was the line."),
     WIDE_TABLE: Answer(f"Thirty columns:\n\n{TABLE}\n\nThat was the table."),
     EVERYTHING: Answer(ALL_KINDS),
+    "Write code slowly.": Answer(MEASURE_FIRST, hold="return"),
+    "Write half of it.": Answer(MEASURE_FIRST[:200], reason="length"),
+    "Show a picture and its source.": Answer("Here it is.[1]", has_extras=True),
+    "Divide by zero.": Answer(
+        "That cannot be divided.", tools=(("calculator", '{"expression": "1/0"}'),)
+    ),
     "Write the second one down.": Answer(DECODE_ONCE, hold="so that"),
     "Think before you write.": Answer(MEASURE_FIRST, thought=THOUGHT, hold="larger"),
     "Wait before you write.": Answer(DECODE_ONCE, is_silent=True),
@@ -170,6 +186,10 @@ def _written(reply: Reply) -> None:
     for kind, text in (("reasoning_content", answer.thought), ("content", answer.text)):
         if not answer.tools or kind == "content":
             _send(reply, text, answer.hold, kind)
+    if answer.has_extras:
+        url = "data:image/png;base64,iVBORw0KGgoA"
+        chunk = reply.chunk_object({"images": [{"type": "image_url", "image_url": {"url": url}}]})
+        reply.event(as_json(chunk | {"citations": ["https://example.org/a-source"]}))
     reply.finish(answer.reason)
 
 

@@ -249,6 +249,26 @@ def first_visit(visit: Visit) -> Chat:
     return visit.open(listed=False)
 
 
+@state("desktop")
+def theme_light(visit: Visit) -> Chat:
+    """The light theme, chosen on the page."""
+    return with_theme(visit, "Light")
+
+
+@state("desktop")
+def theme_dark(visit: Visit) -> Chat:
+    """The dark theme, chosen on the page."""
+    return with_theme(visit, "Dark")
+
+
+def with_theme(visit: Visit, theme: str) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    chat.open_display().get_by_text(theme, exact=True).click()
+    expect(chat.page.locator(f':root[data-theme="{theme.lower()}"]')).to_be_attached()
+    chat.page.keyboard.press("Escape")
+    return chat
+
+
 @state()
 def without_model(visit: Visit) -> Chat:
     return visit.open(visit.stage.without_model)
@@ -262,6 +282,13 @@ def streaming(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
     send(chat, "Write the second one down.", "running")
     chat.wait_text("only whole lines")
+    return chat
+
+
+@state()
+def code_streaming(visit: Visit) -> Chat:
+    chat = visit.ask("Write code slowly.", "running")
+    chat.wait_text("The arithmetic mean")
     return chat
 
 
@@ -345,6 +372,18 @@ def tools_done(visit: Visit) -> Chat:
 
 
 @state()
+def tool_failed(visit: Visit) -> Chat:
+    chat = visit.ask("Divide by zero.")
+    expect(chat.answer.locator(".step.tool")).to_contain_text("failed")
+    return chat
+
+
+@state()
+def picture_and_source(visit: Visit) -> Chat:
+    return visit.ask("Show a picture and its source.")
+
+
+@state()
 def every_kind_of_text(visit: Visit) -> Chat:
     return visit.ask(page_answers.EVERYTHING)
 
@@ -372,6 +411,15 @@ def stopped_before_text(visit: Visit) -> Chat:
 @state()
 def cut_off(visit: Visit) -> Chat:
     return visit.ask("Write until the limit.")
+
+
+@state()
+def continued(visit: Visit) -> Chat:
+    """An answer whose second part runs."""
+    chat = visit.ask("Write half of it.")
+    answer_button(chat, "Continue").click()
+    chat.wait_state("done")
+    return chat
 
 
 @state()
@@ -426,6 +474,7 @@ def compare(visit: Visit, prompt: str) -> Chat:
 @state()
 def comparing(visit: Visit) -> Chat:
     chat = compare(visit, "Write the second one down.")
+    expect(chat.page.locator(".columns .answer")).to_have_count(2)
     for answer in chat.page.locator(".columns .answer").all():
         expect(answer.locator("> .text")).to_contain_text("only whole lines")
     return chat
@@ -434,8 +483,21 @@ def comparing(visit: Visit) -> Chat:
 @state()
 def compared(visit: Visit) -> Chat:
     chat = compare(visit, page_answers.SECOND)
+    expect(chat.page.locator(".columns .answer")).to_have_count(2)
     for answer in chat.page.locator(".columns .answer").all():
         expect(answer).to_have_attribute("data-state", "done")
+    return chat
+
+
+@state()
+def compared_before(visit: Visit) -> Chat:
+    """The other answers of a comparison, opened, above a later exchange."""
+    chat = compared(visit)
+    chat.page.get_by_role("button", name="Use this answer").first.click()
+    others = chat.page.locator(".others")
+    expect(others).to_be_visible()
+    send(chat, "Thanks.")
+    others.locator("> summary").click()
     return chat
 
 
@@ -572,8 +634,81 @@ def search_results(visit: Visit) -> Chat:
 
 
 @state()
+def found_message(visit: Visit) -> Chat:
+    """A message that was found, in the middle of a long conversation."""
+    texts = [text for n in range(120) for text in (f"Question {n}?", f"Answer {n}. " * 9)]
+    visit.keep(exported_conversation(*texts, title="A long conversation", at=time.time()))
+    chat = search(visit, "Question 60")
+    chat.page.locator("#hits li a").first.click()
+    expect(chat.page.locator(".found")).to_be_visible()
+    expect(chat.page.locator(".earlier")).to_be_attached()
+    expect(chat.page.locator(".later")).to_be_attached()
+    return chat
+
+
+@state()
 def no_search_results(visit: Visit) -> Chat:
     return search(visit, "words that no conversation has")
+
+
+@state()
+def archive(visit: Visit) -> Chat:
+    """The archive with one conversation."""
+    chat = visit.open()
+    open_menu(visit, chat, LISTED[2][0]).get_by_text("Archive", exact=True).click()
+    expect(chat.page.get_by_role("button", name="Undo")).to_be_visible()
+    chat.page.goto(f"{chat.server.url}/?archived=1")
+    visit.show_list(chat)
+    expect(chat.page.locator("#conversations > li[id]")).to_have_count(1)
+    return chat
+
+
+@state()
+def empty_archive(visit: Visit) -> Chat:
+    chat = visit.open()
+    chat.page.goto(f"{chat.server.url}/?archived=1")
+    visit.show_list(chat)
+    expect(chat.page.get_by_text("The archive is empty.")).to_be_visible()
+    return chat
+
+
+@state()
+def selecting(visit: Visit) -> Chat:
+    """Several conversations are selected."""
+    chat = visit.open()
+    open_menu(visit, chat, LISTED[2][0]).get_by_text("Select", exact=True).click()
+    chat.page.locator("#conversations > li", has_text=LISTED[3][0]).get_by_role("checkbox").check()
+    expect(chat.page.locator("#selected-count")).to_contain_text("2")
+    return chat
+
+
+@state()
+def pinned(visit: Visit) -> Chat:
+    """A pinned conversation above the days, and a running one that is open."""
+    chat = visit.ask("Write the second one down.", "running")
+    open_menu(visit, chat, LISTED[6][0]).get_by_text("Pin", exact=True).click()
+    expect(chat.page.locator("#conversations > li[data-pinned]")).to_have_count(1)
+    return chat
+
+
+@state("desktop")
+def rail_hidden(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    chat.page.get_by_role("button", name="Hide the conversation list").click()
+    expect(chat.page.locator("#sidebar")).to_be_hidden()
+    return chat
+
+
+@state("phone")
+def rail_swiped(visit: Visit) -> Chat:
+    """The finger that opens the list is on its way."""
+    chat = visit.open()
+    session = visit.context.new_cdp_session(chat.page)
+    for kind, x in (("touchStart", 5), ("touchMove", 30), ("touchMove", 120), ("touchMove", 200)):
+        point = {"x": x, "y": 400}
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    expect(chat.page.locator("body.swiping")).to_be_attached()
+    return chat
 
 
 # --- dialogs and menus ----------------------------------------------------------------------------
@@ -596,17 +731,17 @@ def display(visit: Visit) -> Chat:
 
 
 @state()
-def import_and_export(visit: Visit) -> Chat:
+def person_menu(visit: Visit) -> Chat:
     chat = visit.open()
     visit.show_list(chat)
-    chat.page.get_by_role("button", name="Export and import").click()
+    chat.page.get_by_role("button", name="Display, archive, export and import").click()
     expect(chat.page.locator("#all-menu")).to_be_visible()
     return chat
 
 
 @state()
 def import_error(visit: Visit) -> Chat:
-    chat = import_and_export(visit)
+    chat = person_menu(visit)
     chat.allowed_problems = LOAD_ERRORS
     file: Any = {"name": "a.json", "mimeType": "application/json", "buffer": b'{"format": "other"}'}
     chat.page.locator("#import input[type=file]").set_input_files(file)

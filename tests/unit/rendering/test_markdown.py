@@ -64,7 +64,7 @@ ALLOWED = {
     | {"rel": "noopener noreferrer nofollow"},
     "button": {"type": "button", "class": "copy", "data-copy": "code"},
     "code": {"class": r"highlight( language-[a-z0-9+-]+)?"},
-    "div": {"class": "code|code-bar|table"},
+    "div": {"class": "code|code-bar|table", "tabindex": "0"},
     "blockquote": {"dir": "auto"},
     "ol": {"start": r"\d+", "dir": "auto"},
     "table": {"dir": "auto"},
@@ -192,7 +192,7 @@ def test_render_image_is_a_link(source: str, text: str | None, links: list[str])
 def test_render_table_has_a_box_and_alignment_classes() -> None:
     """A table is in its own scrolling box, and its alignment is a class."""
     rendered = gate(render("| a | b | c |\n|:--|--:|:-:|\n| 1 | `x` | ~~3~~ |\n"))
-    assert rendered.startswith('<div class="table"><table dir="auto">')
+    assert rendered.startswith('<div class="table" tabindex="0"><table dir="auto">')
     assert rendered.endswith("</table></div>\n")
     assert '<td class="left">1</td>\n<td class="right"><code>x</code></td>' in rendered
     assert "style" not in rendered
