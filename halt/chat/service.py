@@ -23,6 +23,7 @@ from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
 from halt.providers.continuation import continuation_request
+from halt.rendering import data_urls
 from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, UnknownConversation, Usage
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
@@ -79,7 +80,7 @@ class ChatService:
 
         Raises RequestError, TooLarge.
         """
-        answer = text.replace("\r\n", "\n").rstrip().lstrip("\n")
+        answer = _without_margins(text.replace("\r\n", "\n"))
         if not answer:
             raise RequestError("Write the answer's text first.", field="text")
         limit = self.config.max_answer_chars
@@ -173,12 +174,17 @@ class ChatService:
     ) -> Conversation:
         """Add a version of an answer to this prompt with a checked text of the user.
 
-        `stream_id` names the answer. Raises Busy, UnknownConversation.
+        `stream_id` names the answer. The text may have labels of `data_urls.replace` for pictures.
+        Raises Busy, UnknownConversation.
         """
         exchange = self._exchange(conversation_id, owner, prompt_id)
         versions = (*exchange.candidates, exchange.previous)
         for answer in versions:
             if answer is not None and answer.stream_id == stream_id:
+                original = answer.shown_version().answer
+                text = data_urls.restored(text, original)
+                if text == _without_margins(original):
+                    text = original  # adds no version
                 return self._retry_while_busy(
                     self.store.turns.edit_answer, conversation_id, owner, answer.answer_id, text
                 )
@@ -343,3 +349,8 @@ class ChatService:
             raise
         run.expected_tokens = expected
         return run
+
+
+def _without_margins(text: str) -> str:
+    """The text without white space at its end and blank lines at its start."""
+    return text.rstrip().lstrip("\n")

@@ -29,6 +29,7 @@ _IMAGE_SO_FAR = re.compile(
     re.IGNORECASE,
 )
 _URL = re.compile(rf"data:{_TYPE}(?<=;base64),", re.IGNORECASE)
+RESTORED_MAX = 100  # pictures of one answer
 URL_MAX = 400  # characters of a data: URL before its data
 _BASE64 = re.compile(r"[A-Za-z0-9+/=_%-]*")
 _QUOTED = re.compile(r"[^\s<>()]*")  # data that is not base64, in an image's parentheses
@@ -48,6 +49,33 @@ def replace(text: str) -> str:
 def replace_for_model(text: str) -> str:
     """A whole text with the short labels for models, such as `[picture]`."""
     return _filtered(text, DataUrlFilter(for_model=True))
+
+
+def restored(text: str, original: str) -> str:
+    """A text that was edited from `replace(original)`, with its pictures' data in place again.
+
+    A picture whose label the user has changed or removed is not in the result; so is one after
+    RESTORED_MAX others.
+    """
+    at = 0
+    for _ in range(RESTORED_MAX):
+        match = _IMAGE.search(original, at)
+        if match is None:
+            break
+        data = _BASE64 if match[3].lower().endswith(";base64") else _QUOTED
+        at = _end_of(data, original, match.end())
+        at = _end_of(_AFTER, original, at)
+        picture = original[match.start() : at]
+        label = replace(picture).strip()
+        if label and label != picture:
+            text = text.replace(label, picture, 1)
+    return text
+
+
+def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """The end of the pattern's match at `at`; `at` if it does not match there."""
+    match = pattern.match(text, at)
+    return at if match is None else match.end()
 
 
 def _filtered(text: str, url_filter: DataUrlFilter) -> str:

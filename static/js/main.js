@@ -9,6 +9,7 @@ import "./unreachable.js";
 import "./answers.js";
 import "./elapsed.js";
 import "./steps.js";
+import "./scrollers.js";
 import "./scroll.js";
 import "./copy.js";
 import "./versions.js";

@@ -45,6 +45,9 @@ export const editPrompt = (exchange, words) => {
 export const editAnswer = answer => {
   const form = open(answer, "#rewriter", $(".source", answer).content.textContent);
   form.elements.stream_id.value = answer.dataset.stream;
+  const field = $("textarea", form);
+  field.setSelectionRange(0, 0);
+  field.scrollTop = 0; // the beginning of a long text
 };
 document.addEventListener("click", ({ target }) => {
   const button = target.closest("button");

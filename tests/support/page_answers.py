@@ -155,6 +155,7 @@ ANSWERS: dict[str, Answer] = {
     "Spend what I do not have.": Answer(
         refusal="Your credit balance is too low to access the API."
     ),
+    "Refuse at length.": Answer(refusal="This field is not permitted here. " * 60),
     "What are 17 times 23, and what time is it in Oslo?": Answer(
         "17 times 23 are **391**, and the time in Oslo is above.",
         thought="Both need a tool.",

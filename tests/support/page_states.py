@@ -428,6 +428,14 @@ def refused(visit: Visit) -> Chat:
 
 
 @state()
+def refused_at_length(visit: Visit) -> Chat:
+    """A refusal of 2,000 letters."""
+    chat = visit.ask("Refuse at length.", "error")
+    chat.answer.get_by_text("All of it").click()
+    return chat
+
+
+@state()
 def server_down(visit: Visit) -> Chat:
     chat = visit.open(visit.stage.without_model_server)
     send(chat, page_answers.SLOW_PARSER, "error")
@@ -527,6 +535,23 @@ def editing_prompt(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
     answer_button(chat, "Edit message").click()
     expect(chat.page.get_by_role("textbox", name="Edit your message")).to_be_focused()
+    return chat
+
+
+@state()
+def editing_answer(visit: Visit) -> Chat:
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    answer_button(chat, "Edit answer").click()
+    expect(chat.page.get_by_role("textbox", name="Edit the answer")).to_be_focused()
+    return chat
+
+
+@state()
+def edited_answer(visit: Visit) -> Chat:
+    chat = editing_answer(visit)
+    chat.page.get_by_role("textbox", name="Edit the answer").fill("Measure first.")
+    chat.page.get_by_role("button", name="Save", exact=True).click()
+    expect(chat.answer).to_contain_text("Edited by you")
     return chat
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from halt.core.request import ChatRequest, Message, unfinished
 from halt.providers.continuation import by_instruction, by_prefix, continuation_request
 from halt.rendering.blocks import BlockStream
-from halt.rendering.data_urls import DataUrlFilter, replace, replace_for_model
+from halt.rendering.data_urls import DataUrlFilter, replace, replace_for_model, restored
 from halt.rendering.markdown import render, render_block
 from halt.store.prompt_messages import PathMessage, path_messages
 
@@ -175,3 +175,13 @@ def test_path_messages_have_a_word_for_each_picture_of_an_answer() -> None:
         ("assistant", "[picture]\nNice"),
         ("user", "b"),
     ]
+
+
+def test_restored_text_has_the_pictures_whose_labels_it_kept() -> None:
+    """An edit keeps each picture whose label it kept, in its place; others are not restored."""
+    original = f"One ![a cat]({URL}) two ![a dog]({URL})\n\n![]({URL})"
+    edited = replace(original).replace("One", "1").replace("a dog", "a wolf")
+    text = restored(edited, original)
+    assert text.startswith(f"1 ![a cat]({URL}) two [")
+    assert text.endswith(f"a wolf]\n\n![]({URL})")
+    assert restored("None left", original) == "None left"
