@@ -519,22 +519,6 @@ def test_page_at_its_end_follows_the_text(chat: Chat) -> None:
     expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
 
-def test_page_at_its_end_follows_the_usage_line(chat: Chat) -> None:
-    """The conversation's token usage, which comes last, is in view on a narrow page."""
-    chat.page.set_viewport_size({"width": 360, "height": 500})
-    chat.ask_for("One line.")
-    chat.wait_state("done")
-    total = chat.page.locator("#usage")
-    expect(total).to_contain_text("written")
-    chat.ask("stall?n=100")
-    chat.wait_text("98 99")
-    chat.stop.click()
-    chat.wait_state("stopped")
-    expect(total).to_contain_text("in part estimated")
-    chat.frames()
-    assert chat.pixels_below() < 2
-
-
 @pytest.mark.usefixtures("stepwise")
 @pytest.mark.parametrize("pixels", [15, 300], ids=["15 pixels", "300 pixels"])
 def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: int) -> None:
