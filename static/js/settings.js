@@ -105,12 +105,13 @@ panel.addEventListener("input", ({ target }) => {
   }
 });
 route(NAME, {
-  config({ source, event }) { // the text that was typed comes back
-    if (source.selectedOptions[0].dataset.kind !== "written") return;
+  config({ source, event }) {
+    const { kind } = source.selectedOptions[0].dataset, text = $(TEXT, panel);
+    if (!["none", "written"].includes(kind)) return;
     event.preventDefault();
-    const text = $(TEXT, panel);
-    text.value = written ?? text.value;
-    text.focus();
+    $("#help-system-prompt", panel).textContent = "";
+    text.value = kind === "none" ? "" : written ?? text.value; // what was typed comes back
+    if (kind === "written") text.focus();
   },
 });
 const focusChoice = selector => ({ finished({ ctx }) {

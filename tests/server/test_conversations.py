@@ -548,7 +548,7 @@ def test_system_prompt_default_is_kept_until_changed(
     conversation = new_id()
     path = f"/c/{conversation}/settings"
     assert "Be kind.</textarea>" in carla.get("/settings").body.decode()
-    system_messages = []
+    system_messages, selected = [], list[str]()
     for system_prompt in ("Be kind.", "", "Be wise."):
         prompt = new_id()
         assert carla.send(path, system_prompt=system_prompt).status == 200
@@ -558,6 +558,9 @@ def test_system_prompt_default_is_kept_until_changed(
             [message["content"] for message in messages if message["role"] == "system"]
         )
         carla.wait_idle(conversation)
+        panel = carla.get(path).body.decode()
+        selected += re.findall(r'<option value="" data-kind="(\w+)" selected>', panel)
+    assert selected == ["none", "written"]  # the first one, the default, needs no mark
     assert system_messages == [["Be kind."], [], ["Be wise."]]
 
 

@@ -152,12 +152,14 @@ def _prompt_part(name: str | None, text: str | None, default_prompt: str) -> dic
     """The variables of `settings_prompt.html`. `text` is None for the default."""
     names: PromptNames = services().prompts.names(owner() or "")
     shown_text = default_prompt if text is None else text
+    is_written = name is None and shown_text.strip() != default_prompt.strip()
     return {
         "names": names,
         "prompt_name": name,
         "prompt_text": shown_text,
         "default_prompt": default_prompt,
-        "is_written": name is None and shown_text.strip() != default_prompt.strip(),
+        "is_none": is_written and not shown_text.strip(),
+        "is_written": is_written and bool(shown_text.strip()),
     }
 
 
