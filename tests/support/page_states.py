@@ -168,6 +168,9 @@ class Stage:
             kind = "openai"
             base_url = "{self.fake.base_url}"
             models = ["gpt-oss-120b", "a-model-with-a-name-that-is-much-longer-than-any-other-2026"]
+            [providers.down]
+            kind = "openai"
+            base_url = "http://127.0.0.1:{free_port()}/v1"
             """
         )
         return self._started(
@@ -252,20 +255,23 @@ def first_visit(visit: Visit) -> Chat:
 @state("desktop")
 def theme_light(visit: Visit) -> Chat:
     """The light theme, chosen on the page."""
-    return with_theme(visit, "Light")
+    return displayed(visit, "Light", "Small", "Wide")
 
 
 @state("desktop")
 def theme_dark(visit: Visit) -> Chat:
     """The dark theme, chosen on the page."""
-    return with_theme(visit, "Dark")
+    return displayed(visit, "Dark", "Large")
 
 
-def with_theme(visit: Visit, theme: str) -> Chat:
+def displayed(visit: Visit, theme: str, *choices: str) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
-    chat.open_display().get_by_text(theme, exact=True).click()
+    dialog = chat.open_display()
+    for choice in (theme, *choices):
+        dialog.get_by_text(choice, exact=True).click()
     expect(chat.page.locator(f':root[data-theme="{theme.lower()}"]')).to_be_attached()
     chat.page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
     return chat
 
 
@@ -527,6 +533,24 @@ def choosing_model(visit: Visit) -> Chat:
     return chat
 
 
+@state()
+def no_model_found(visit: Visit) -> Chat:
+    """A search for a model without a result."""
+    chat = choosing_model(visit)
+    chat.page.get_by_role("combobox", name="Search models").fill("a model that is not there")
+    expect(chat.page.locator("#model-count")).to_be_visible()
+    return chat
+
+
+@state()
+def only_model(visit: Visit) -> Chat:
+    """The panel where no model is offered to choose."""
+    chat = visit.open(visit.stage.without_model_server)
+    button(chat).click()
+    expect(chat.page.get_by_role("dialog", name="Models", exact=True)).to_be_visible()
+    return chat
+
+
 # --- editing, versions, queue ---------------------------------------------------------------------
 
 
@@ -556,6 +580,19 @@ def edited_answer(visit: Visit) -> Chat:
 
 
 @state()
+def regenerating(visit: Visit) -> Chat:
+    """Another version of an answer runs."""
+    chat = visit.ask("Write the second one down.", "running")
+    chat.wait_text("lines are handed on")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    answer_button(chat, "Write again").click()
+    chat.wait_state("running")
+    chat.wait_text("lines are handed on")
+    return chat
+
+
+@state()
 def versions(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
     answer_button(chat, "Write again").click()
@@ -575,6 +612,14 @@ def queue(visit: Visit) -> Chat:
 @state()
 def queued(visit: Visit) -> Chat:
     return queue(visit)
+
+
+@state()
+def queue_editing(visit: Visit) -> Chat:
+    chat = queue(visit)
+    chat.page.locator("#queue li").first.get_by_role("button", name="Edit").click()
+    expect(chat.page.locator("#queue textarea")).to_be_focused()
+    return chat
 
 
 @state()
@@ -752,6 +797,18 @@ def display(visit: Visit) -> Chat:
     chat = visit.open()
     chat.open_display()
     expect(chat.page.get_by_label("Smooth out text")).to_be_visible()
+    return chat
+
+
+@state()
+def settings_refused(visit: Visit) -> Chat:
+    """A value that is not allowed, and the form that saves a prompt by its name."""
+    chat = settings_dialog(visit)
+    chat.allowed_problems = LOAD_ERRORS
+    chat.page.get_by_text("Save as…").first.click()
+    chat.page.get_by_label("Temperature").fill("9")
+    chat.page.get_by_role("button", name="Save", exact=True).click()
+    expect(chat.page.locator("#settings [aria-invalid]")).to_be_visible()
     return chat
 
 
