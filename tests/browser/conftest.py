@@ -17,6 +17,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import SCENARIOS, numbers, pieces
 from halt.testing.wire import Reply
 from tests.browser.chat import PATIENCE, Chat
+from tests.browser.list_tab import WIDE, ListTab
 from tests.browser.network import Network
 from tests.support.halt_server import HaltServer
 
@@ -134,6 +135,14 @@ def network(halt: HaltServer) -> Iterator[Network]:
 def tab(open_chat: OpenChat, chat: Chat) -> Callable[[], Chat]:
     """Opens another tab of the session of `chat`."""
     return lambda: open_chat(chat.server, chat.fake, same=chat)
+
+
+@pytest.fixture
+def list_tab(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Iterator[ListTab]:
+    """A tab on a wide screen; its running answers are stopped at the end of the test."""
+    list_tab = ListTab(open_chat(halt, shared_fake, viewport=WIDE))
+    yield list_tab
+    list_tab.chat.context.request.post(f"{halt.url}/stop-all")
 
 
 class OtherSite(BaseHTTPRequestHandler):

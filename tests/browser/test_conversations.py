@@ -4,85 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import FilePayload, Locator, ViewportSize, expect
+from playwright.sync_api import ViewportSize, expect
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.browser.chat import LOAD_ERRORS, Chat, numbers
+from tests.browser.chat import LOAD_ERRORS, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
-from tests.support.export_files import export_file, exported_conversation
+from tests.browser.list_tab import PHONE, WIDE, ListTab
+from tests.support.export_files import exported_conversation
 from tests.support.halt_server import HaltServer, StartHalt, request_record
 
-WIDE: ViewportSize = {"width": 1280, "height": 800}
-PHONE: ViewportSize = {"width": 360, "height": 740}
 READABLE = 4.5
-
-
-class ListTab:
-    """A tab with the list of conversations beside it."""
-
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self.page = chat.page
-        self.list = self.page.locator("#conversations")
-        self.items = self.list.locator("> li[id]:visible")
-        self.toast = self.page.locator("#toast")
-        self.search = self.page.get_by_role("searchbox")
-        self.hits = self.page.locator("#hits li a")
-
-    def keep(self, *talks: dict[str, Any]) -> None:
-        """Import these conversations and reload the page."""
-        file: FilePayload = {
-            "name": "a.json",
-            "mimeType": "application/json",
-            "buffer": export_file(*talks),
-        }
-        url = f"{self.chat.server.url}/import"
-        assert self.chat.context.request.post(url, multipart={"file": file}).ok
-        self.page.reload()
-
-    def item(self, title: str) -> Locator:
-        """The entry with this title."""
-        exact = self.page.locator(".title", has_text=re.compile(f"^{re.escape(title)}$"))
-        return self.items.filter(has=exact)
-
-    def titles(self) -> list[str]:
-        return self.items.locator(".title").all_text_contents()
-
-    def open(self, title: str) -> None:
-        self.item(title).get_by_role("link").click()
-        expect(self.item(title).locator("[aria-current]")).to_be_visible()
-        self.page.wait_for_load_state()  # its scripts have run
-
-    def menu(self, title: str, entry: str) -> None:
-        """Open the menu of an entry and choose an item."""
-        self.open_menu(title)
-        self.entry(entry).click()
-
-    def open_menu(self, title: str) -> None:
-        self.item(title).hover()
-        self.item(title).get_by_role("button", name="More for").click()
-
-    def entry(self, name: str) -> Locator:
-        return self.page.locator("#item-menu").get_by_text(name, exact=True)
-
-    def new_chat(self) -> None:
-        self.page.get_by_role("link", name="New chat").click()
-        expect(self.page.locator(".exchange")).to_have_count(0)
-        self.page.wait_for_load_state()
-
-
-@pytest.fixture
-def list_tab(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Iterator[ListTab]:
-    """A tab on a wide screen; its running answers are stopped at the end of the test."""
-    list_tab = ListTab(open_chat(halt, shared_fake, viewport=WIDE))
-    yield list_tab
-    list_tab.chat.context.request.post(f"{halt.url}/stop-all")
 
 
 # --- the list -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import { $, $$, announce, make } from "../lib/dom.js";
 import { route, succeeded } from "../requests.js";
 import { entries, entryOf, linkIn } from "./entries.js";
 import { group } from "./groups.js";
+import { refreshChanged } from "./list.js";
 import { returnFocusTo, toast } from "./toast.js";
 
 const form = $("#change");
@@ -45,7 +46,7 @@ route("#change", {
   },
 });
 route(".undo", {
-  finished({ ctx, source }) {
+  async finished({ ctx, source }) {
     if (!succeeded(ctx)) return;
     for (const id of hidden) {
       const undone = entryOf(id);
@@ -55,5 +56,7 @@ route(".undo", {
     const back = () => linkIn(entryOf(source.dataset.id)) ?? $("#new-here");
     returnFocusTo(back);
     back().focus();
+    await refreshChanged(); // a refresh may have removed the entry
+    if (document.activeElement === $("#new-here")) back().focus();
   },
 });

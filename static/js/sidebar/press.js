@@ -1,7 +1,8 @@
 // A right click, the menu key or a long press on an entry.
-import { list } from "./entries.js";
+import { list, sidebar } from "./entries.js";
 
-const LONG_MS = 500, CLICK_MS = 400; // a click may follow the release of a long press
+const LONG_MS = 500;
+const CLICK_MS = 400; // in which a click or a menu may follow the release of a long press
 const SLOP = 10; // pixels that a resting finger may move
 
 // `act` gets the entry. It runs when the finger or button is up: an open menu closes on a release.
@@ -11,41 +12,43 @@ export const onPress = act => {
     clearTimeout(timer);
     start = null;
   };
-  const release = () => {
-    if (pressed) releasedAt = performance.now();
+  const release = ({ timeStamp, pointerType }) => {
+    if (pressed && pointerType === "touch") releasedAt = timeStamp;
     cancel();
     isDown = false;
     const entry = pressed;
     pressed = null;
     if (entry) setTimeout(act, 0, entry);
   };
-  const press = entry => {
+  const press = (entry, event) => {
     cancel();
     pressed = entry;
-    if (!isDown) release();
+    if (!isDown) release(event);
   };
   list.addEventListener("pointerdown", event => {
     const entry = event.target.closest("[data-id]");
     isDown = true;
+    releasedAt = -CLICK_MS;
     if (event.pointerType === "mouse" || !event.isPrimary || !entry) return;
     start = event;
-    timer = setTimeout(press, LONG_MS, entry);
+    timer = setTimeout(press, LONG_MS, entry, event);
   });
   addEventListener("pointermove", ({ clientX, clientY }) => {
     if (start && Math.hypot(clientX - start.clientX, clientY - start.clientY) > SLOP) cancel();
   }, { passive: true });
   addEventListener("pointerup", release, true);
-  addEventListener("pointercancel", () => { // the finger scrolls, or the browser has its own menu
-    if (!pressed) cancel();
-    release();
-  }, true);
+  addEventListener("pointercancel", release, true); // the finger scrolls
   list.addEventListener("contextmenu", event => {
     const entry = event.target.closest("[data-id]");
     if (!entry || event.target.matches("input")) return;
     event.preventDefault();
-    press(entry);
+    if (event.timeStamp - releasedAt > CLICK_MS) press(entry, event); // else it was a long press
   });
-  list.addEventListener("click", event => {
+  // No mouse events and no click follow: they would close the menu.
+  list.addEventListener("touchend", event => {
+    if (event.cancelable && event.timeStamp - releasedAt <= CLICK_MS) event.preventDefault();
+  }, { passive: false });
+  sidebar.addEventListener("click", event => { // before the list's other listeners
     if (!event.isTrusted || event.timeStamp - releasedAt > CLICK_MS) return;
     event.preventDefault();
     event.stopPropagation();

@@ -78,9 +78,9 @@ export const endSelecting = () => {
 };
 new MutationObserver(() => { // entries that a refresh has replaced or added
   if (!isSelecting()) return;
-  const isFocused = document.activeElement === document.body;
   entries().forEach(addBox);
-  if (isFocused) boxIn(entryOf(last))?.focus({ preventScroll: true });
+  const entry = document.activeElement.closest("#conversations > [data-id]");
+  if (entry) boxIn(entry)?.focus({ preventScroll: true }); // a refresh leaves it on the link
 }).observe(list, { childList: true });
 
 // --- pointer and keys ----------------------------------------------------------------------------
