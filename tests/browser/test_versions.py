@@ -264,6 +264,23 @@ def test_discard_of_a_version_shows_the_earlier_one(chat: Chat, answer_key: str)
     wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
 
 
+def test_stopped_version_keeps_the_switcher(chat: Chat) -> None:
+    """The end of an answer comes from its stream alone, and has the versions nevertheless."""
+    chat.ask("stall?n=3&rest=0")
+    for nth in (1, 2):
+        chat.wait_state("running")
+        chat.wait_text("0 1 2")
+        expect(versions(chat, 1, "answer")).to_be_hidden()
+        chat.stop.click()
+        chat.wait_state("stopped")
+        if nth == 1:
+            button(chat, 1, "Write again").click()
+    wait_version(chat, 1, "answer", "2/2")
+    button(chat, 1, "Continue").click()
+    chat.wait_state("done")
+    wait_version(chat, 1, "answer", "2/2")
+
+
 def test_edited_answer_is_a_version_and_the_model_is_told(chat: Chat) -> None:
     """An answer is edited in place by keyboard; the edit is a marked version, also in the request."""
     chat.ask("count?n=3")
