@@ -22,13 +22,13 @@ const update = answer => { // an answer was added or replaced
   if (state !== "running" && !isLast) return; // only the last end counts
   const note = state !== "running" && $(".note-title", answer)?.textContent;
   announce(state === "error" ? `Error: ${note}` : note || STATES[state]);
-  if (state === "running") return;
   // A removed button that was pressed keeps the focus until the next frame. Focus on any visible
   // element stays.
   const focused = document.activeElement;
   if (focused === document.body || !focused?.checkVisibility()) {
     prompt.focus({ preventScroll: true });
   }
+  if (state === "running") return;
   end(exchange, isCut ? "cut" : state, others);
 };
 

@@ -1,52 +1,98 @@
-// The message field. Its text leaves it when it is sent, and comes back if the server did not
-// take it.
+// The message: its field and its pasted texts. It leaves when it is sent, and comes back if the
+// server did not take it.
 import { isBusy } from "./activity.js";
-import { $, setValue } from "./lib/dom.js";
+import { $, $$, setValue } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
+import { LONG, pastedTexts, setPastedTexts } from "./pasted.js";
 import { route } from "./requests.js";
+import { editPrompt } from "./versions.js";
 
 const prompt = $("#prompt"), composer = $("#composer");
-let leaving = ""; // the message that was taken from the field and that the server may not have yet
+let leaving = null; // the parts that were taken and that the server may not have yet
 
-const grow = field => { // height = text + both borders
-  field.style.height = "auto";
-  field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
+export const messageParts = () => ({ text: prompt.value, pasted: pastedTexts() });
+export const setMessage = ({ text, pasted }) => {
+  setPastedTexts(pasted);
+  setValue(prompt, text);
 };
-document.addEventListener("input", event => {
-  if (event.target.matches("textarea[rows='1']")) grow(event.target);
-});
-prompt.addEventListener("keydown", event => {
-  if (event.key !== "Enter" || event.shiftKey) return;
-  event.preventDefault();
-  composer.requestSubmit();
-});
-document.addEventListener("submit", event => {
-  if (event.target !== composer) return;
-  const text = prompt.value.trim(), waits = isBusy();
-  if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
-  if (waits && text) emit("queue", { text });
-}, true);
-
-// The prompt of an answer that was withdrawn; a text in the field goes first.
+export const clearMessage = () => setMessage({ text: "", pasted: [] });
+const messageText = ({ text, pasted }) => [text.trim(), ...pasted].filter(Boolean).join("\n\n");
+// Puts parts before those that are there.
+const putBack = ({ text, pasted }) => {
+  const now = messageParts();
+  const joined = text && now.text ? `${text}\n${now.text}` : text || now.text;
+  setMessage({ text: joined, pasted: [...pasted, ...now.pasted] });
+};
+// The prompt of an answer that was withdrawn; a message that is being written goes first.
 export const returnPrompt = text => {
-  if (prompt.value) emit("queue", { text, first: true });
+  if (messageText(messageParts())) emit("queue", { text, first: true });
+  else if (text.length > LONG) setMessage({ text: "", pasted: [text] });
   else setValue(prompt, text);
 };
 
+// --- the field grows with its text ---------------------------------------------------------------
+// By the browser, or in the next frame: reading a height after a change forces a layout.
+const growing = new Set();
+const grow = () => {
+  for (const field of growing) { // height = text + both borders
+    field.style.height = "auto";
+    field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
+  }
+  growing.clear();
+};
+if (!CSS.supports("field-sizing", "content")) {
+  document.addEventListener("input", ({ target }) => {
+    if (!target.matches("textarea[rows='1']")) return;
+    if (!growing.size) requestAnimationFrame(grow);
+    growing.add(target);
+  });
+}
+
+// --- keys ----------------------------------------------------------------------------------------
+// Up in an empty field edits the last message; Esc there returns to the field.
+let editor = null; // the form that Up has opened
+const editLast = () => {
+  const exchange = $$("#messages > .exchange").at(-1);
+  if (!exchange || isBusy()) return false;
+  editPrompt(exchange);
+  editor = $(".editor", exchange);
+  return true;
+};
+addEventListener("keydown", event => {
+  if (event.key !== "Escape" || !editor?.contains(event.target)) return;
+  setTimeout(() => { if (!editor.isConnected) prompt.focus(); }); // versions.js closes it
+}, true);
+prompt.addEventListener("keydown", event => {
+  const isPlain = !event.shiftKey && !event.ctrlKey && !event.metaKey && !event.altKey;
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    composer.requestSubmit();
+  } else if (event.key === "ArrowUp" && isPlain && !messageText(messageParts()) && editLast()) {
+    event.preventDefault();
+  }
+});
+
+// --- sending -------------------------------------------------------------------------------------
+document.addEventListener("submit", event => {
+  if (event.target !== composer) return;
+  const text = messageText(messageParts()), waits = isBusy();
+  if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
+  if (waits && text) emit("queue", { text });
+}, true);
 route("#composer", {
-  config({ event }) {
+  config({ ctx, event }) {
     if (event.defaultPrevented) return;
-    leaving = prompt.value;
-    setValue(prompt, ""); // the next message can be typed
+    leaving = messageParts();
+    if (leaving.pasted.length) ctx.request.body.set("prompt", messageText(leaving));
+    clearMessage(); // the next message can be typed
   },
   response({ ctx }) {
     // in the queue: see queue.js
     const waits = ctx.text?.includes('data-code="conversation_moved"');
-    if (ctx.response.status < 400 || waits) leaving = "";
+    if (ctx.response.status < 400 || waits) leaving = null;
   },
   finished() {
-    if (!leaving) return;
-    setValue(prompt, leaving + (prompt.value && `\n${prompt.value}`));
-    leaving = "";
+    if (leaving) putBack(leaving);
+    leaving = null;
   },
 });

@@ -35,3 +35,4 @@ import "./paging.js";
 import "./found.js";
 import "./other_tabs.js";
 import "./drafts.js";
+import "./keyboard.js";

@@ -3,7 +3,8 @@
 // pauses the queue: messages are neither sent nor dropped. A reload keeps them, for this tab only.
 // A message gets its stream IDs before it is sent, so that the server accepts none of them twice.
 import { conversationId, isBusy } from "./activity.js";
-import { $, $$, announce, make, notice, setValue } from "./lib/dom.js";
+import { clearMessage } from "./composer.js";
+import { $, $$, announce, make, notice } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { newId } from "./lib/ids.js";
 import { session } from "./lib/storage.js";
@@ -74,7 +75,7 @@ listen("queue", ({ text, first }) => {
     held ||= "stopped";
   } else {
     waiting.push(item);
-    setValue(prompt, "");
+    clearMessage();
   }
   draw();
   announce(waiting.length === 1 ? "Message queued." : `${waiting.length} messages queued.`);

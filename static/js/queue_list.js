@@ -15,7 +15,7 @@ const button = (className, text, action, label = "") => {
 const content = item => {
   const start = `“${item.text.slice(0, 40)}”`;
   return [
-    make("span", { className: "text", textContent: item.text }),
+    make("span", { className: "text", textContent: item.text.slice(0, 300) }),
     button("change", "Edit", () => begin(item), `Edit ${start}`),
     button("remove", "Remove", () => callbacks.drop(item), `Remove ${start}`),
   ];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -306,6 +307,139 @@ def test_draft_survives_a_reload_until_sent(chat: Chat) -> None:
     )  # longer than a draft may be
     chat.reload()
     expect(chat.prompt).to_have_value("")
+
+
+def test_draft_is_shared_by_tabs_and_ends_when_sent(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """A draft is in each tab of its chat; a tab changes only what it has not changed itself."""
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    address = chat.page.url
+    chat.prompt.fill("a draft")
+    other = tab()
+    other.page.goto(address)
+    expect(other.prompt).to_have_value("a draft")
+    other.prompt.fill("a better draft")
+    expect(chat.prompt).to_have_value("a better draft")
+    chat.prompt.fill("/fake count?n=1 a better draft")
+    chat.prompt.press("Enter")
+    expect(other.prompt).to_have_value("")
+    chat.wait_state("done")
+    other.reload()
+    expect(other.prompt).to_have_value("")
+
+
+def test_drafts_are_limited_in_number(chat: Chat) -> None:
+    """The oldest drafts are dropped when there are too many."""
+    chat.page.evaluate(
+        """() => { for (let n = 0; n < 60; n++)
+             localStorage.setItem(`halt.draft.${n}`, JSON.stringify({ text: `${n}`, at: n })); }"""
+    )
+    chat.prompt.fill("the newest")
+    chat.page.wait_for_function(
+        "() => Object.keys(localStorage).filter(key => key.startsWith('halt.draft.')).length === 50"
+    )
+    chat.reload()
+    expect(chat.prompt).to_have_value("the newest")
+    assert chat.page.evaluate("localStorage.getItem('halt.draft.10')") is None
+    assert chat.page.evaluate("localStorage.getItem('halt.draft.11')") is not None
+
+
+PASTE = """(field, text) => {
+  const clipboardData = new DataTransfer();
+  clipboardData.setData('text/plain', text);
+  const event = new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true });
+  field.dispatchEvent(event);
+}"""
+
+
+def test_long_pasted_text_is_a_card_and_part_of_the_message(chat: Chat) -> None:
+    """A long pasted text stands above the field, survives a reload, and is sent below the text."""
+    long_text = "word " * 40_000
+    cards = chat.page.get_by_role("list", name="Pasted texts").get_by_role("listitem")
+    chat.prompt.evaluate(PASTE, long_text)
+    chat.prompt.evaluate(PASTE, "<b>" + "x" * 30_000)
+    expect(cards).to_contain_text(["200,000 characters", "<b>xxx"])
+    expect(chat.prompt).to_have_value("")
+    cards.last.get_by_role("button", name="Remove").click()
+    expect(cards).to_have_count(1)
+    expect(chat.prompt).to_be_focused()
+    chat.page.keyboard.type("/fake count?n=3 What is this?")
+    chat.reload()
+    expect(cards).to_contain_text(["200,000 characters"])
+    chat.prompt.press("Enter")
+    expect(cards).to_have_count(0)
+    chat.wait_state("done")
+    sent = chat.page.locator(".prompt .text").evaluate("text => text.textContent")
+    assert sent == f"/fake count?n=3 What is this?\n\n{long_text}".strip()
+
+
+def test_refused_message_comes_back_with_its_pasted_text(chat: Chat) -> None:
+    """A message that the server does not take comes back with its pasted text."""
+    chat.allowed_problems = LOAD_ERRORS
+    held = HeldRequests(chat, "**/messages")
+    cards = chat.page.get_by_role("list", name="Pasted texts").get_by_role("listitem")
+    chat.prompt.evaluate(PASTE, "line\n" * 5_000)
+    chat.prompt.fill("What is this?")
+    chat.prompt.press("Enter")
+    held.wait()
+    expect(cards).to_have_count(0)
+    held.respond(503, "away")
+    expect(chat.prompt).to_have_value("What is this?")
+    cards.get_by_role("button", name="Edit").click()
+    expect(chat.prompt).to_have_value("What is this?\n\n" + "line\n" * 5_000)
+    expect(cards).to_have_count(0)
+
+
+def test_up_in_an_empty_field_edits_the_last_message(chat: Chat) -> None:
+    """Up edits the last message, Esc returns to the field; with text, Up moves in it."""
+    prompt_text = chat.ask("count?n=2")
+    chat.wait_state("done")
+    chat.prompt.fill("text")
+    chat.prompt.press("ArrowUp")
+    expect(chat.prompt).to_be_focused()
+    chat.prompt.fill("")
+    chat.prompt.press("ArrowUp")
+    editor = chat.page.get_by_role("textbox", name="Edit your message")
+    expect(editor).to_be_focused()
+    expect(editor).to_have_value(prompt_text)
+    editor.press("Escape")
+    expect(editor).to_have_count(0)
+    expect(chat.prompt).to_be_focused()
+
+
+def test_focus_after_an_edit_is_in_the_message_field(chat: Chat) -> None:
+    """A sent edit leaves the focus in the message field while the answer runs."""
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    chat.prompt.press("ArrowUp")
+    editor = chat.page.get_by_role("textbox", name="Edit your message")
+    editor.fill("/fake stall?n=3")
+    editor.press("Enter")
+    chat.wait_text("0 1 2")
+    expect(chat.prompt).to_be_focused()
+    chat.page.keyboard.press("Escape")
+    chat.wait_state("stopped")
+    expect(chat.prompt).to_be_focused()
+
+
+def test_keyboard_of_a_phone_moves_neither_head_nor_composer(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """On a smaller page, as with an open keyboard, head and composer stay at its edges."""
+    size = {"width": 390, "height": 844}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
+    chat.ask("count?n=600")
+    chat.wait_state("done")
+    edges = """() => [document.querySelector('.head').getBoundingClientRect().top,
+      innerHeight - document.querySelector('.foot').getBoundingClientRect().bottom].map(Math.round)"""
+    assert chat.page.evaluate(edges) == [0, 0]
+    chat.prompt.tap()
+    chat.page.set_viewport_size({"width": 390, "height": 500})
+    chat.prompt.fill("one\ntwo\nthree")
+    chat.frames()
+    assert chat.page.evaluate(edges) == [0, 0]
+    expect(chat.send).to_be_in_viewport(ratio=1)
+    expect(chat.page.locator(".keys")).to_be_hidden()
 
 
 def test_focus_stays_in_the_message_field_during_an_answer(chat: Chat) -> None:

@@ -5,6 +5,9 @@ const guarded = area => {
   return {
     get: key => attempt(storage => storage.getItem(key)),
     set: (key, text) => attempt(storage => storage.setItem(key, text)),
+    keys: prefix => (
+      attempt(storage => Object.keys(storage).filter(key => key.startsWith(prefix))) ?? []
+    ),
     remove: key => attempt(storage => storage.removeItem(key)),
   };
 };
