@@ -82,7 +82,7 @@ const draw = () => {
   }));
   notes.replaceChildren(...texts.map(text => make("p", { textContent: text })));
   search.hidden = !isMany && !search.value;
-  list.tabIndex = search.hidden || touch.matches ? 0 : -1;
+  list.tabIndex = keyTarget() === list ? 0 : -1;
   compare.hidden = models.length < 2;
   mark();
   setActive(rows().find(row => row.dataset.name === before)
@@ -106,10 +106,13 @@ const pick = row => {
   mark();
 };
 
+// The element that has the focus: on a phone not the field, whose keyboard would cover the list.
+const keyTarget = () => (search.hidden || touch.matches ? list : search);
+
 const setComparing = flag => {
   comparing = flag;
   mark();
-  (search.hidden || touch.matches ? list : search).focus();
+  keyTarget().focus();
 };
 
 // Opens the panel; `forSeveral`: to choose models to compare.
@@ -124,11 +127,11 @@ panel.addEventListener("beforetoggle", ({ newState }) => {
   search.value = "";
   active = null;
   const hasNotes = draw();
+  for (const field of [search, list]) field.autofocus = field === keyTarget();
   if (hasNotes || "live" in $("#model").dataset) emit("models"); // requests the list again
 });
 panel.addEventListener("toggle", ({ newState }) => {
   if (newState === "open") {
-    (search.hidden || touch.matches ? list : search).focus();
     active?.scrollIntoView({ block: "center" });
   } else {
     list.replaceChildren();
