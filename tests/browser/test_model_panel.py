@@ -207,7 +207,7 @@ def test_hostile_name_is_text_and_breaks_no_head(
     search(chat).press("Enter")
     expect(value(chat)).to_have_value(name)
     expect(button(chat)).to_have_attribute("title", name)
-    for control in ("#open-models", "#open-settings", "#open-sidebar"):
+    for control in ("#open-models", "#open-chat-menu", "#open-sidebar"):
         expect(chat.page.locator(control)).to_be_in_viewport(ratio=1)
     assert chat.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
 
