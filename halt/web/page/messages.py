@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 
 from flask import Response, abort, render_template, request, url_for
 
@@ -78,11 +79,10 @@ def continue_(conversation_id: str) -> Response:
     prompt_id = message_id("prompt_id")
     started = services().chat.continue_answer(conversation_id, ensure_owner(), prompt_id, stream_id)
     started.run.log.wait(0, OPENING_WAIT)
-    answer = view(
-        started.conversation.exchanges[-1],
-        started.run,
-        services().chat.answer_progress,
-        page_renderer(),
+    exchange = started.conversation.exchanges[-1]
+    answer = replace(
+        view(exchange, started.run, services().chat.answer_progress, page_renderer()),
+        versions=exchange.versions,
     )
     return _streamed(answer, lambda **more: render_template("answer.html", a=answer, **more))
 
