@@ -369,7 +369,7 @@ def test_temporary_error_is_explained_and_offers_retry(
         ("401", "did not accept the API key"),
         ("403", "Country, region, or territory not supported"),
         ("404", "does not have this model"),
-        ("400", "refused this request"),
+        ("400", "Change the message or the settings"),
         ("context", "too long for this model"),
     ],
     ids=["wrong key", "forbidden", "unknown model", "bad request", "too long"],

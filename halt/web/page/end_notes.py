@@ -48,6 +48,8 @@ _REPORTS = {
     "model_loading": "The model's server is not ready",
     "rate_limited": "The model's server asks to wait",
 }
+#: Sentences that say no more than the title before the server's words.
+_PLAIN = frozenset(CODES[code][0] for code in ("bad_request", "upstream_error"))
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _error_note(error: ErrorInfo, tokens: int, *, has_text: bool) -> NoteView:
     if not words:
         return note
     title = _REPORTS.get(error.code, "The model's server refused")
-    text = f"{sentence} {note.text}" if sentence != CODES["upstream_error"][0] else note.text
+    text = note.text if sentence in _PLAIN else f"{sentence} {note.text}"
     cut_words = shortened(words, QUOTE_MAX)
     return replace(
         note,
