@@ -32,6 +32,7 @@ KEYS = (
         "created_at",
     ),
     *("ended", "folds", "chosen", "settings", "mapping", "model", "system_prompt", "temperature"),
+    "edited",
 )
 
 
