@@ -59,11 +59,16 @@ def answer_figures(ended: Terminal, model: str, usage: Usage | None = None) -> t
 
 
 def page_figures(
-    ended: Terminal, model: str, usage: Usage | None = None, receipt: Receipt | None = None
+    ended: Terminal,
+    model: str,
+    usage: Usage | None = None,
+    receipt: Receipt | None = None,
+    requested_model: str = "",
 ) -> Figures:
     """The figures of one answer.
 
-    `usage`: of all its parts. `receipt`: of the Stop that ended it.
+    `usage`: of all its parts. `receipt`: of the Stop that ended it. `requested_model`: its name in
+    the request, which has the provider's name where there are several.
     """
     m = counted(ended.metrics, usage)
     more = []
@@ -71,7 +76,13 @@ def page_figures(
         more.append(f"{_time_text(m.ttft_ms)} to the first")
     if m.tokens_per_second is not None:
         more.append(f"{m.tokens_per_second:,.0f}/s")
-    rows = [("Model", model), *_token_rows(ended, m, usage), *_time_rows(m)]
+    requested = requested_model if requested_model != model else ""
+    rows = [
+        ("Model", model),
+        ("Requested as", requested),
+        *_token_rows(ended, m, usage),
+        *_time_rows(m),
+    ]
     if isinstance(ended, Done) and m.duration_ms:
         rows.append(("Finish reason", ended.finish_reason or "none given"))
     if receipt is not None and receipt.status == "stopped" and receipt.upstream != "none":

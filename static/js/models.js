@@ -60,7 +60,7 @@ const show = () => {
   const short = several ? `${count} models` : shortName(label);
   const labels = models.map(model => model.label).join(", ");
   $(".vendor", button).textContent = several ? "" : label.slice(0, -short.length);
-  $(".label", button).textContent = short;
+  $(".model-name", button).textContent = short;
   $("small", button).textContent = several ? labels : provider;
   button.title = several ? labels : name || label;
   one.hidden = !several;

@@ -53,7 +53,7 @@ const rowOf = (model, number, withProvider) => {
   row.title = model.name;
   row.dataset.name = model.name;
   row.dataset.text = [model.label, model.provider, ...model.can].join(" ").toLowerCase();
-  $(".label", row).textContent = model.label;
+  $(".model-name", row).textContent = model.label;
   $("small", row).textContent = [...(model.isDefault ? ["Default"] : []), ...words].join(" · ");
   return row;
 };

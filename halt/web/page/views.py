@@ -198,7 +198,7 @@ def _ended_view(
     best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
     over_limit = isinstance(ended, Failed) and ended.error.code == "too_many_tool_rounds"
     state: str = state_of(ended, exchange.answer, exchange.steps)
-    figures = page_figures(ended, exchange.model, exchange.usage, receipt)
+    figures = page_figures(ended, exchange.model, exchange.usage, receipt, exchange.requested_model)
     tokens = counted(ended.metrics, exchange.usage).tokens
     note = end_note(ended, tokens, has_text=bool(exchange.answer), receipt=receipt)
     if note is None and state == "error":

@@ -178,6 +178,12 @@ def test_figures_of_a_stop_are_marked_estimated_until_they_are_counted() -> None
 
 def test_figures_of_an_imported_answer_are_its_model_alone() -> None:
     """What was not measured has no figures."""
-    figures = page_figures(Done("stop", NO_FIGURES), "m-1")
+    figures = page_figures(Done("stop", NO_FIGURES), "m-1", requested_model="m-1")
     assert (figures.short, figures.more, figures.rows) == ("m-1", "", (("Model", "m-1"),))
     assert page_figures(Done("stop", NO_FIGURES), "").rows == ()
+
+
+def test_figures_name_the_provider_of_a_model_that_several_may_have() -> None:
+    """Where the request's name of the model is another one, both are in the figures."""
+    rows = page_figures(Done("stop", METRICS), "qwen3", requested_model="ollama/qwen3").rows
+    assert rows[:2] == (("Model", "qwen3"), ("Requested as", "ollama/qwen3"))
