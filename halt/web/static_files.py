@@ -33,9 +33,12 @@ def digest_of(folder: Path) -> str:
 
 
 def modules_in(folder: Path) -> list[str]:
-    """Names of all script modules. The page preloads them, so that none waits for its importer."""
+    """Names of the modules that a page begins with.
+
+    It preloads them, so that none waits for its importer. Modules in `on_demand` come later.
+    """
     names = (path.relative_to(folder).as_posix() for path in (folder / "js").rglob("*.js"))
-    return sorted(name for name in names if name not in _CLASSIC)
+    return sorted(name for name in names if name not in _CLASSIC and "/on_demand/" not in name)
 
 
 def install(app: Flask) -> None:

@@ -1,9 +1,8 @@
 // Does what a pressed shortcut says, by pressing the control that does it by pointer.
 import { toggleTheme } from "./display.js";
-import { openHelp, usesSingleKey } from "./help.js";
 import { $, $$, announce } from "./lib/dom.js";
-import { openPalette, setAct } from "./palette.js";
-import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf } from "./shortcuts.js";
+import { onDemand } from "./lib/on_demand.js";
+import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf, usesSingleKey } from "./shortcuts.js";
 import { change } from "./sidebar/change.js";
 import { entryOf, shownConversation } from "./sidebar/entries.js";
 import { toggleRail } from "./sidebar/sheet.js";
@@ -13,9 +12,9 @@ const pinShown = () => {
   if (entry) change("pinned" in entry.dataset ? "unpin" : "pin", [id]);
   else announce("This chat is not in the list yet.");
 };
-const ACTIONS = {
-  search: openPalette, pin: pinShown, rail: toggleRail, theme: toggleTheme, help: openHelp,
-};
+const search = async () => (await onDemand("palette"))?.openPalette(act);
+const help = async () => (await onDemand("help"))?.openHelp();
+const ACTIONS = { search, pin: pinShown, rail: toggleRail, theme: toggleTheme, help };
 const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");
 
 // Does an action of the table: also called for those chosen in the palette.
@@ -26,7 +25,6 @@ export const act = row => {
   if (row.id === "field") control.focus();
   else control.click();
 };
-setAct(act);
 addEventListener("keydown", event => {
   const row = shortcutOf(event), dialog = $("dialog[open]");
   const isHidden = dialog && (dialog.id !== "palette" || row?.id !== "search");
@@ -43,7 +41,10 @@ for (const control of $$("[data-keys]")) {
   if (control.matches("kbd")) control.textContent = keyNames(row).join(" ");
   else control.setAttribute("aria-keyshortcuts", ariaKeys(row));
 }
-document.addEventListener("click", ({ target }) => {
-  const control = target.closest("[data-act]");
+document.addEventListener("click", async ({ target }) => {
+  const control = target.closest("[data-act]"), settings = target.closest(".opens-settings");
   if (control) act(SHORTCUTS.find(row => row.id === control.dataset.act));
+  if (!settings) return;
+  const opener = settings.closest("[popover]") ? $("#open-chat-menu") : settings;
+  (await onDemand("settings"))?.openSettings(opener);
 });

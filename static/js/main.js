@@ -28,7 +28,6 @@ import "./sidebar/sheet.js";
 import "./sidebar/search.js";
 import "./sidebar/keys.js";
 import "./sidebar/toast.js";
-import "./settings.js";
 import "./display.js";
 import "./keys.js";
 import "./paging.js";

@@ -15,6 +15,7 @@
 // - Screen readers take Insert, Caps Lock or Control+Option with another key. While they browse,
 //   they take single keys, so that `?` does not reach the page.
 import { $, $$ } from "./lib/dom.js";
+import { local } from "./lib/storage.js";
 
 const platform = navigator.userAgentData?.platform ?? navigator.platform;
 export const isMac = /mac|iphone|ipad/i.test(platform);
@@ -65,6 +66,11 @@ export const SHORTCUTS = [
   { id: "theme", name: "Light or dark", wide: "d" },
   { id: "help", name: "All shortcuts", keys: ["?"] },
 ];
+// `?` can be switched off, for people whose speech input types it.
+const SINGLE_KEY = "halt.single-key";
+export const usesSingleKey = () => local.get(SINGLE_KEY) !== "off";
+export const setSingleKey = isOn => local.set(SINGLE_KEY, isOn ? "on" : "off");
+
 export const shortcut = id => SHORTCUTS.find(row => row.id === id);
 
 const SIGNS = { ArrowUp: "↑", ArrowDown: "↓" };

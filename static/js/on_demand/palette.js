@@ -1,9 +1,9 @@
 // The palette: one field that finds chats by their titles and messages, and actions of the page.
 // The server makes the results' HTML, see templates/palette.html.
-import { openOnce } from "./lib/dialog.js";
-import { $, $$, make, parse } from "./lib/dom.js";
-import { keyNames, SHORTCUTS } from "./shortcuts.js";
-import { fillTimes } from "./sidebar/times.js";
+import { openOnce } from "../lib/dialog.js";
+import { $, $$, make, parse } from "../lib/dom.js";
+import { keyNames, SHORTCUTS } from "../shortcuts.js";
+import { fillTimes } from "../sidebar/times.js";
 
 const WAIT_MS = 120; // after the last key press
 // Of the table's rows: actions other than this palette, with a control now.
@@ -11,9 +11,6 @@ const available = () => SHORTCUTS.filter(({ id, keys, find }) => (
   id === "help" || (id !== "search" && !keys && (!find || find()))
 ));
 const beginsWord = (name, word) => ` ${name.toLowerCase()}`.includes(` ${word}`);
-
-let act = null; // does an action of the table
-export const setAct = handler => { act = handler; };
 
 const build = () => {
   const field = make("input", {
@@ -32,7 +29,8 @@ const build = () => {
   return { dialog, field, list, count, close };
 };
 
-export const openPalette = () => {
+// `act` does an action of the table.
+export const openPalette = act => {
   if ($("#palette")) { $("#palette").close(); return; }
   const { dialog, field, list, count, close } = build();
   let active = null, timer = 0, turn = 0, found = []; // groups from the server

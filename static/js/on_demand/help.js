@@ -1,11 +1,7 @@
 // The dialog of all shortcuts.
-import { openOnce } from "./lib/dialog.js";
-import { make } from "./lib/dom.js";
-import { local } from "./lib/storage.js";
-import { keyNames, SHORTCUTS } from "./shortcuts.js";
-
-const KEY = "halt.single-key";
-export const usesSingleKey = () => local.get(KEY) !== "off";
+import { openOnce } from "../lib/dialog.js";
+import { make } from "../lib/dom.js";
+import { keyNames, setSingleKey, SHORTCUTS, usesSingleKey } from "../shortcuts.js";
 
 const keysOf = row => {
   const list = make("dd");
@@ -14,7 +10,7 @@ const keysOf = row => {
 };
 const build = () => {
   const box = make("input", { type: "checkbox", checked: usesSingleKey() });
-  box.addEventListener("change", () => local.set(KEY, box.checked ? "on" : "off"));
+  box.addEventListener("change", () => setSingleKey(box.checked));
   const rows = SHORTCUTS.flatMap(row => [make("dt", { textContent: row.name }), keysOf(row)]);
   const close = make("button", { type: "button", autofocus: true, textContent: "Close" });
   const dialog = make(

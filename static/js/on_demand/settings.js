@@ -1,8 +1,8 @@
 // The dialog with the settings of the conversation on the page.
-import { openDialog } from "./lib/dialog.js";
-import { $, $$ } from "./lib/dom.js";
-import { route, succeeded } from "./requests.js";
-import { shownConversation } from "./sidebar/entries.js";
+import { openDialog } from "../lib/dialog.js";
+import { $, $$ } from "../lib/dom.js";
+import { route, succeeded } from "../requests.js";
+import { shownConversation } from "../sidebar/entries.js";
 
 const panel = $("#settings");
 const NUMBERS = ["temperature", "top_p", "max_tokens"];
@@ -26,7 +26,7 @@ const showActions = select => {
 };
 
 // --- open and close ---
-const open = async opener => {
+export const openSettings = async opener => {
   const id = shownConversation(), model = encodeURIComponent($("#model").value);
   const url = `${id ? `/c/${id}` : ""}/settings?model=${model}`;
   await htmx.ajax("GET", url, { source: panel, target: panel, swap: "innerHTML" });
@@ -42,10 +42,6 @@ const ask = isAsked => {
   question.hidden = !isAsked;
   $(isAsked ? ".keep-editing" : "[type=submit]", isAsked ? question : foot).focus();
 };
-document.addEventListener("click", event => {
-  const opener = event.target.closest(".opens-settings");
-  if (opener) open(opener.closest("[popover]") ? $("#open-chat-menu") : opener);
-});
 panel.addEventListener("cancel", event => {
   if (!$("#settings-form", panel) || values() === before) return;
   event.preventDefault();
