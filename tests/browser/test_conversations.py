@@ -26,7 +26,7 @@ READABLE = 4.5
 
 def test_list_shows_a_new_conversation_open_and_running(list_tab: ListTab) -> None:
     """A new conversation is listed at once as open, and as running until its answer is done."""
-    expect(list_tab.page.locator("#listed .none")).to_be_visible()
+    expect(list_tab.page.locator("#listed .none:not(.of-archive)")).to_be_visible()
     prompt_text = list_tab.chat.ask("count?n=40&hold=10", "x")
     expect(list_tab.items).to_have_count(1)
     expect(list_tab.items.locator("[aria-current] .title")).to_have_text(prompt_text)
@@ -35,7 +35,7 @@ def test_list_shows_a_new_conversation_open_and_running(list_tab: ListTab) -> No
     list_tab.chat.release()
     list_tab.chat.wait_state("done")
     expect(list_tab.items.locator(".live")).to_have_count(0)
-    expect(list_tab.page.locator("#listed .none")).to_be_hidden()
+    expect(list_tab.page.locator("#listed .none:not(.of-archive)")).to_be_hidden()
 
 
 def test_answers_of_two_conversations_run_at_once(list_tab: ListTab) -> None:
