@@ -66,4 +66,6 @@ const handle = node => {
 };
 new MutationObserver(changes => {
   for (const { addedNodes } of changes) addedNodes.forEach(handle);
+  const running = $('.answer[data-state="running"]', messages.lastElementChild ?? messages);
+  document.body.classList.toggle("running", running !== null);
 }).observe(messages, { childList: true, subtree: true });

@@ -20,7 +20,7 @@ let timer = 0; // of the end of a hold
 
 const below = () => page.scrollHeight - page.scrollTop - page.clientHeight;
 const isEndLoaded = () => !$(":scope > .later", messages);
-const isRunning = () => Boolean($('[data-state="running"]', messages.lastElementChild ?? messages));
+const isRunning = () => document.body.classList.contains("running");
 
 const showButton = () => {
   const isFar = below() > FAR || !isEndLoaded();
@@ -58,8 +58,12 @@ addEventListener("scroll", check, { passive: true });
 const sizes = new ResizeObserver(stay);
 sizes.observe($("main"));
 sizes.observe($("body > footer"));
-addEventListener("resize", stay); // also when a phone shows its keyboard
-globalThis.visualViewport?.addEventListener("resize", stay);
+const resize = () => { // also when a phone shows its keyboard; comes before the scroll event
+  check();
+  stay();
+};
+addEventListener("resize", resize);
+globalThis.visualViewport?.addEventListener("resize", resize);
 
 // A scroll may begin with less than a pixel. So the page does not scroll by itself after a wheel or
 // a key, nor while a pointer is down, until it is known whether the reader has scrolled.

@@ -25,6 +25,9 @@ from halt.rendering.renderer import PageRenderer
 from halt.store.models import Exchange, Versions, state_of
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 
+#: Characters of a text from which its height is estimated.
+COUNTED = 20_000
+
 
 @dataclass(frozen=True)
 class BelowView:
@@ -77,6 +80,31 @@ class ExchangeView:
     def withdrawn(self) -> bool:
         """Whether every answer was stopped before any of it was shown."""
         return all(answer.state == "withdrawn" for answer in self.answers)
+
+    @property
+    def height(self) -> int:
+        """Pixels on a wide page, estimated; used until the exchange is near the visible part."""
+        return 98 + 26 * _row_count(self.prompt, 80) + _text_height(self.answers[0].source)
+
+
+def _row_count(text: str, width: int) -> int:
+    return sum(len(line) // width + 1 for line in text[:COUNTED].split("\n"))
+
+
+def _text_height(text: str) -> int:
+    """The height of rendered Markdown in pixels, estimated from its first characters."""
+    height, is_code = 0, False
+    for line in text[:COUNTED].split("\n"):
+        if line.startswith("```"):
+            is_code = not is_code
+            height += 31  # half of the bar and the padding
+        elif is_code:
+            height += 22
+        elif line.startswith("|"):
+            height += 37
+        else:
+            height += len(line) // 92 * 26 + 26 if line else 12
+    return height * max(1, len(text) // COUNTED)
 
 
 @dataclass(frozen=True)
