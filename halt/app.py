@@ -30,7 +30,6 @@ from halt.providers.catalog import Catalog
 from halt.providers.discovery import make_discovery
 from halt.providers.factory import make_upstream
 from halt.providers.last_model import LastModel
-from halt.rendering.direction import has_right_to_left
 from halt.rendering.renderer import Renderer
 from halt.store.lookups import Lookups
 from halt.store.migrate import database
@@ -131,7 +130,6 @@ def create_app(
         sessions=sessions,
         rate_limits=rate_limits,
     )
-    app.jinja_env.tests["right_to_left"] = has_right_to_left
     app.jinja_env.globals["saving_status"] = lambda: store_writer.saving
 
     app.register_blueprint(pages.blueprint)

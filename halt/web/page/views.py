@@ -20,6 +20,7 @@ from halt.core.receipts import Receipt
 from halt.core.steps import KINDS_BELOW, Step
 from halt.rendering import data_urls
 from halt.rendering.blocks import BlockStream, Patch
+from halt.rendering.direction import has_right_to_left
 from halt.rendering.open_text import OpenText, breakable, normalized
 from halt.rendering.renderer import PageRenderer
 from halt.store.models import Exchange, Versions, state_of
@@ -27,6 +28,7 @@ from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 
 #: Characters of a text from which its height is estimated.
 COUNTED = 20_000
+LONG = 50_000  # characters of an answer's HTML
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ class AnswerView:
     #: For the switcher. None: unknown, so the page keeps the one that it has.
     versions: Versions | None = None
 
+    @property
+    def is_bidi(self) -> bool:
+        """Whether parts of the text run from right to left, or may do so while it grows."""
+        return self.state == "running" or has_right_to_left(self.patch.finished)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether to lay out code and tables only near the visible part, in any answer."""
+        return len(self.patch.finished) > LONG
+
 
 @dataclass(frozen=True)
 class ExchangeView:
@@ -80,6 +92,11 @@ class ExchangeView:
     def withdrawn(self) -> bool:
         """Whether every answer was stopped before any of it was shown."""
         return all(answer.state == "withdrawn" for answer in self.answers)
+
+    @property
+    def is_bidi(self) -> bool:
+        """Whether parts of the prompt run from right to left."""
+        return has_right_to_left(self.prompt)
 
     @property
     def height(self) -> int:
