@@ -30,7 +30,9 @@ const headingsOf = now => {
 export const group = () => {
   const headingOf = headingsOf(new Date()), kept = new Set();
   let last = "";
-  for (const entry of entries()) {
+  const all = entries();
+  list.classList.toggle("empty", !all.length && !list.ariaBusy);
+  for (const entry of all) {
     const text = headingOf(entry);
     if (text === last) continue;
     last = text;

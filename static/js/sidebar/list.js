@@ -125,11 +125,12 @@ export const refreshChanged = () => {
 export const showArchive = async isShown => {
   list.toggleAttribute("data-archived", isShown);
   $("#archive-head").hidden = !isShown;
-  list.replaceChildren();
   shownHtml = "";
   list.ariaBusy = "true";
+  list.replaceChildren();
   await refresh();
-  list.ariaBusy = "false";
+  list.ariaBusy = null;
+  group();
 };
 document.addEventListener("visibilitychange", refresh);
 addEventListener("focus", refresh);
