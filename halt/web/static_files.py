@@ -2,12 +2,15 @@
 
 `url_for("static", filename="js/main.js")` gives `/static/DIGEST/js/main.js`. The digest is in the
 path, so that it applies to files with relative addresses too: modules that a script imports.
+
+Halt's own scripts and styles are sent without comments and indentation. Each line keeps its number.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,11 @@ YEAR = 365 * 24 * 3600  # seconds
 _VERSIONED = re.compile(r"([0-9a-f]{16})/(.+)", re.DOTALL)
 #: Scripts that are no module.
 _CLASSIC = frozenset({"js/early.js"})
+#: Comments that have lines of their own, and indentation, by the file's suffix.
+_UNSENT = {
+    ".js": re.compile(r"^[ \t]*//.*|^[ \t]+", re.MULTILINE),
+    ".css": re.compile(r"/\*.*?\*/|^[ \t]+", re.MULTILINE | re.DOTALL),
+}
 
 
 def digest_of(folder: Path) -> str:
@@ -41,6 +49,13 @@ def modules_in(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in _CLASSIC and "/on_demand/" not in name)
 
 
+@lru_cache(maxsize=256)
+def sent_text(path: Path, _changed_ns: int) -> bytes:
+    """The content of a script or style without comments and indentation, with all its lines."""
+    text = path.read_text("utf-8")
+    return _UNSENT[path.suffix].sub(lambda match: "\n" * match[0].count("\n"), text).encode()
+
+
 def install(app: Flask) -> None:
     """Serve static files under versioned addresses, and make `url_for` return those.
 
@@ -54,6 +69,11 @@ def install(app: Flask) -> None:
         digest, name = match.groups() if match else (None, filename)
         is_current = digest == current_digest
         response = send_from_directory(STATIC, name, max_age=YEAR if is_current else None)
+        path = STATIC / name
+        if response.status_code == 200 and path.suffix in _UNSENT and "vendor" not in path.parts:
+            response.close()
+            response.direct_passthrough = False
+            response.set_data(sent_text(path, path.stat().st_mtime_ns))
         if is_current:
             response.cache_control.immutable = True
         return response

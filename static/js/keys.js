@@ -13,6 +13,10 @@ const pinShown = () => {
   else announce("This chat is not in the list yet.");
 };
 const search = async () => (await onDemand("palette"))?.openPalette(act);
+// The palette is loaded as soon as its first key is down: the letters typed next are for it.
+addEventListener("keydown", ({ key }) => {
+  if (key === "Control" || key === "Meta") import("./on_demand/palette.js").catch(() => {});
+}, true);
 const help = async () => (await onDemand("help"))?.openHelp();
 const ACTIONS = { search, pin: pinShown, rail: toggleRail, theme: toggleTheme, help };
 const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");

@@ -118,10 +118,13 @@ def test_shortcuts_press_the_controls_of_the_page(kept_chats: Chat) -> None:
     expect(chat.page.locator("#conversations li[data-pinned]")).to_have_count(1)
     press("Alt+Shift+ArrowDown")
     expect(chat.page).not_to_have_url(here)
+    chat.page.wait_for_load_state()  # its scripts have run
     press("Alt+Shift+ArrowUp")
     expect(chat.page).to_have_url(here)
+    chat.page.wait_for_load_state()
     press("Alt+Shift+O")
     expect(chat.page).to_have_url(f"{chat.server.url}/")
+    chat.page.wait_for_load_state()
     chat.prompt.blur()
     press("Alt+Shift+M")
     expect(chat.prompt).to_be_focused()

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from halt.assets import STATIC
 from halt.web import static_files
 
-IMPORT = r'^(?:import|.*\bfrom) "(\..*?)";'
+IMPORT = r'^(?:import|.*\bfrom) "(\.[^"]*)";'
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def address_of(app: Flask, name: str, prefix: str = "/") -> str:
 def test_versioned_file_is_cached_for_a_year(app: Flask, client: FlaskClient) -> None:
     """A browser keeps a file of the current version for a year, without asking for it again."""
     response = client.get(address_of(app, "js/main.js"), buffered=True)
-    assert response.data == (STATIC / "js" / "main.js").read_bytes()
+    assert b'\nimport "./composer.js";\n' in response.data
     assert response.mimetype == "text/javascript"
     control = response.cache_control
     assert (control.max_age, control.immutable, control.public) == (31_536_000, True, True)
@@ -84,15 +84,43 @@ def test_digest_changes_with_each_file(tmp_path: Path) -> None:
     assert len(set(digests)) == 4
 
 
-def test_all_modules_are_preloaded() -> None:
-    """The preloaded modules are those that main.js imports, directly or not, and main.js."""
-    found, waiting = set[str](), {STATIC / "js" / "main.js"}
+@pytest.mark.parametrize("name", ["js/shortcuts.js", "css/composer.css"])
+def test_scripts_and_styles_are_sent_without_comments(client: FlaskClient, name: str) -> None:
+    """Comments and indentation are not sent; each line keeps its number."""
+    source = (STATIC / name).read_text("utf-8")
+    response = client.get(f"/static/{name}", buffered=True)
+    assert response.content_length == len(response.data)
+    lines = response.text.split("\n")
+    assert len(lines) == source.count("\n") + 1
+    for sent, written in zip(lines, source.split("\n"), strict=True):
+        assert sent in ("", written.strip())
+    assert "\n//" not in response.text
+    assert "/*" not in response.text
+
+
+def test_no_text_of_a_script_contains_the_start_of_a_line() -> None:
+    """No template literal has a line break in its text, so that indentation means nothing."""
+    for path in (STATIC / "js").rglob("*.js"):
+        code = re.sub(r"//.*|'[^'\n]*'|\"[^\"\n]*\"", "", path.read_text("utf-8"))
+        for literal in code.split("`")[1::2]:
+            assert "\n" not in re.sub(r"\$\{[^}]*\}", "", literal), f"{path.name}: {literal}"
+
+
+def test_preloaded_modules_are_those_that_the_page_begins_with() -> None:
+    """All modules that main.js imports, directly or not, are preloaded, and no other."""
+    modules, waiting = set[Path](), [(STATIC / "js" / "main.js").resolve()]
     while waiting:
         path = waiting.pop()
-        found.add(path.relative_to(STATIC).as_posix())
-        for name in re.findall(IMPORT, path.read_text(), re.MULTILINE):
-            module = (path.parent / name).resolve()
-            assert module.is_file(), f"{path.name} imports {name}"
-            if module.relative_to(STATIC).as_posix() not in found:
-                waiting.add(module)
-    assert static_files.modules_in(STATIC) == sorted(found)
+        if path not in modules:
+            modules.add(path)
+            names = re.findall(IMPORT, path.read_text("utf-8"), re.MULTILINE)
+            waiting.extend((path.parent / name).resolve() for name in names)
+    begun = [path.relative_to(STATIC.resolve()).as_posix() for path in modules]
+    assert static_files.modules_in(STATIC) == sorted(begun)
+
+
+def test_modules_import_modules_that_exist() -> None:
+    """Each module that a module imports exists, also for those that are loaded later."""
+    for path in (STATIC / "js").rglob("*.js"):
+        for name in re.findall(IMPORT, path.read_text("utf-8"), re.MULTILINE):
+            assert (path.parent / name).is_file(), f"{path.name} imports {name}"
