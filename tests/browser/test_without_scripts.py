@@ -40,3 +40,14 @@ def test_message_without_scripts_is_sent(
             wait_until(lambda: not running.count() or not page.reload(), SERVER_TIMEOUT)
         assert not any("message" in address.partition("?")[2] for address in addresses)
         context.close()
+
+
+def test_model_without_scripts_is_chosen_in_a_list(browser: Browser, halt: HaltServer) -> None:
+    """Without scripts the list of options is there, and no button that would do nothing."""
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(halt.url)
+    expect(page.get_by_role("combobox", name="Model")).to_be_visible()
+    expect(page.locator("#open-models")).to_be_hidden()
+    expect(page.locator(".ideas")).to_be_hidden()
+    context.close()
