@@ -21,7 +21,6 @@ import "./smooth.js";
 import "./sidebar/list.js";
 import "./sidebar/groups.js";
 import "./sidebar/change.js";
-import "./sidebar/select.js";
 import "./sidebar/menu.js";
 import "./sidebar/rename.js";
 import "./sidebar/sheet.js";

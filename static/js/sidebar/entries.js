@@ -11,3 +11,7 @@ export const titleOf = entry => $(".title", entry)?.textContent ?? "";
 export const entries = () => $$(":scope > [data-id]:not([hidden])", list);
 // Whether the list shows the archive.
 export const isArchive = () => "archived" in list.dataset;
+// Whether several entries are being selected; the bar's button ends it.
+const bar = $("#selection");
+export const isSelecting = () => !bar.hidden;
+export const endSelecting = () => $("#end-selection").click();

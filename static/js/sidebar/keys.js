@@ -1,8 +1,8 @@
 // Esc closes what is open before it stops an answer.
 import { openedDialog, requestClose } from "../lib/dialog.js";
 import { $, setValue } from "../lib/dom.js";
+import { endSelecting, isSelecting } from "./entries.js";
 import { leaveRename } from "./rename.js";
-import { endSelecting, isSelecting } from "./select.js";
 import { closeSheet, isSheetOpen } from "./sheet.js";
 
 const query = $("#query");

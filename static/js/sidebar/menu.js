@@ -1,11 +1,11 @@
 // The menu of one conversation, and the menu of all (archive, export, import).
 import { $, $$, make } from "../lib/dom.js";
+import { onDemand } from "../lib/on_demand.js";
 import { route, succeeded } from "../requests.js";
 import { change } from "./change.js";
-import { list } from "./entries.js";
+import { isSelecting, list } from "./entries.js";
 import { showArchive } from "./list.js";
 import { onPress } from "./press.js";
-import { isSelecting, select, toggle } from "./select.js";
 import { toast } from "./toast.js";
 
 const menu = $("#item-menu"), all = $("#all-menu");
@@ -33,15 +33,22 @@ if (menu.matches(":popover-open")) { // opened before this script ran, so its en
   menu.hidePopover(); // returns the focus to the button that opened it
   document.activeElement.closest(".more")?.click();
 }
+const selectWith = async (name, entry) => (await onDemand("select"))?.[name](entry);
 onPress(entry => {
-  if (isSelecting()) toggle(entry);
+  if (isSelecting()) selectWith("toggle", entry);
   else $(".more", entry)?.click();
 });
+// Ctrl and a click open a new tab, as everywhere.
+list.addEventListener("click", event => {
+  if (!event.shiftKey || isSelecting() || !event.target.closest("a")) return;
+  event.preventDefault();
+  selectWith("select", event.target.closest("li"));
+}, true);
 menu.addEventListener("click", ({ target }) => {
   const { wish } = target.closest("[data-wish]")?.dataset ?? {};
   if (target.closest("a, button")) menu.hidePopover();
   if (wish) change(wish, [chosen.dataset.id]);
-  else if (target.closest("#select")) select(chosen);
+  else if (target.closest("#select")) selectWith("select", chosen);
 });
 all.addEventListener("click", ({ target }) => {
   if (target.closest("a, button")) all.hidePopover();

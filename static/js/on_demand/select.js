@@ -1,15 +1,16 @@
 // Several conversations at once: each entry gets a checkbox, and a bar has what can be done.
 import { $, $$, announce, make, parse } from "../lib/dom.js";
-import { change } from "./change.js";
-import { entries, entryOf, isArchive, linkIn, list, sidebar, titleOf } from "./entries.js";
-import { returnFocusTo, toast } from "./toast.js";
+import { change } from "../sidebar/change.js";
+import {
+  entries, entryOf, isArchive, isSelecting, linkIn, list, sidebar, titleOf,
+} from "../sidebar/entries.js";
+import { returnFocusTo, toast } from "../sidebar/toast.js";
 
 const bar = $("#selection"), count = $("#selected-count");
 const chosen = new Set(); // IDs
 let anchor = ""; // the ID from which Shift selects
 let last = ""; // the ID of the entry that was changed last
 
-export const isSelecting = () => !bar.hidden;
 const boxIn = entry => $(":scope > .select", entry);
 
 const addBox = entry => {
@@ -55,6 +56,11 @@ const setRange = (to, isChosen) => {
 };
 
 export const select = entry => {
+  if (isSelecting()) { // a second click came before this module
+    setRange(entry, true);
+    update();
+    return;
+  }
   bar.hidden = false;
   sidebar.classList.add("selecting");
   entries().forEach(addBox);
@@ -68,7 +74,7 @@ export const toggle = entry => {
   anchor = entry.dataset.id;
   update();
 };
-export const endSelecting = () => {
+const endSelecting = () => {
   const hadFocus = [bar, list].some(part => part.contains(document.activeElement));
   bar.hidden = true;
   sidebar.classList.remove("selecting");
@@ -86,13 +92,7 @@ new MutationObserver(() => { // entries that a refresh has replaced or added
 // --- pointer and keys ----------------------------------------------------------------------------
 list.addEventListener("click", event => {
   const entry = event.target.closest("[data-id]"), isBox = event.target.matches(".select");
-  if (!entry) return;
-  if (!isSelecting()) { // Ctrl and a click open a new tab, as everywhere
-    if (!event.shiftKey || !event.target.closest("a")) return;
-    event.preventDefault();
-    select(entry);
-    return;
-  }
+  if (!entry || !isSelecting()) return;
   if (!isBox) event.preventDefault();
   event.stopPropagation();
   if (event.shiftKey) setRange(entry, isBox ? event.target.checked : true);
