@@ -143,8 +143,10 @@ ANSWERS: dict[str, Answer] = {
     WIDE_TABLE: Answer(f"Thirty columns:\n\n{TABLE}\n\nThat was the table."),
     EVERYTHING: Answer(ALL_KINDS),
     "Write code slowly.": Answer(MEASURE_FIRST, hold="return"),
-    "Write half of it.": Answer(MEASURE_FIRST[:200], reason="length"),
     "Show a picture and its source.": Answer("Here it is.[1]", has_extras=True),
+    "Write one long paragraph.": Answer(
+        DECODE_ONCE.partition("\n")[0] * 30 + " This is the end of it", hold="end of it"
+    ),
     "Divide by zero.": Answer(
         "That cannot be divided.", tools=(("calculator", '{"expression": "1/0"}'),)
     ),

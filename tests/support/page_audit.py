@@ -26,7 +26,7 @@ TARGETS = """least => {
   for (const e of document.querySelectorAll(controls)) {
     if (!e.checkVisibility({ visibilityProperty: true }) || e.closest('.hidden, .skip')) continue;
     const inText = e.matches('a') && getComputedStyle(e).display === 'inline';
-    const area = e.closest('label') ?? e;
+    const area = e.closest('label') ?? (e.matches('.select') ? e.closest('li') : e); // a selected row
     const { width, height } = area.getBoundingClientRect();
     if (inText || !width || !height || Math.min(width, height) >= least - 0.5) continue;
     const name = e.ariaLabel || e.textContent.trim().slice(0, 30) || e.id || e.name;
@@ -95,7 +95,7 @@ FLAT = """selectors => [...document.querySelectorAll(selectors)].filter(e => e.c
 #: All selectors of the page's style sheets as FILE: SELECTOR, and whether one element matches it,
 #: whatever its momentary state. Vendors' prefixes and rules inside of others included.
 SELECTORS = r"""() => {
-  const momentary = /:(?:hover|focus|focus-visible|focus-within|active|disabled|enabled|checked|target|placeholder-shown|popover-open|open|modal|first|autofill|user-invalid|invalid)(?![\w-])/g;
+  const momentary = /:(?:hover|focus|focus-visible|focus-within|active|target|first)(?![\w-])/g;
   const strip = selector => {
     let text = selector.replace(/::[\w-]+(?:\([^()]*\))?/g, ''), before;
     do {

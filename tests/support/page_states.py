@@ -38,8 +38,16 @@ CONTEXTS: dict[Width, dict[str, Any]] = {
 }
 NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"
 TOKEN = "token-of-the-tests"
-MODELS = ("qwen3-8b", "gemma-3-12b", "mistral-small", "llama-3.3-70b")
+MODELS = ("qwen3-8b", "gemma-3-12b", "mistral-small", "llama-3.3-70b", "phi-4", "qwen3-coder-30b")
 DAY = 86_400.0
+
+#: Pastes a text into a field.
+PASTE = """(field, text) => {
+  const clipboardData = new DataTransfer();
+  clipboardData.setData('text/plain', text);
+  const event = new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true });
+  field.dispatchEvent(event);
+}"""
 
 #: Conversations of the list: title, age in days.
 LISTED = (
@@ -167,7 +175,7 @@ class Stage:
             [providers.work]
             kind = "openai"
             base_url = "{self.fake.base_url}"
-            models = ["gpt-oss-120b", "a-model-with-a-name-that-is-much-longer-than-any-other-2026"]
+            models = ["gpt-oss-20b", "gpt-oss-120b", "deepseek-v4", "a-model-with-a-name-that-is-much-longer-than-any-other-2026"]
             [providers.down]
             kind = "openai"
             base_url = "http://127.0.0.1:{free_port()}/v1"
@@ -277,7 +285,21 @@ def displayed(visit: Visit, theme: str, *choices: str) -> Chat:
 
 @state()
 def without_model(visit: Visit) -> Chat:
-    return visit.open(visit.stage.without_model)
+    """No model is set up: the demo model answers, or a note says what to do."""
+    chat = visit.open(visit.stage.without_model)
+    expect(chat.page.locator(".banner code").first).to_be_visible()
+    return chat
+
+
+@state()
+def pasted_texts(visit: Visit) -> Chat:
+    """Two long pasted texts above the message field."""
+    chat = visit.open()
+    for text in ("word " * 4_000, "<b>" + "x" * 30_000):
+        chat.prompt.evaluate(PASTE, text)
+    cards = chat.page.get_by_role("list", name="Pasted texts").get_by_role("listitem")
+    expect(cards).to_have_count(2)
+    return chat
 
 
 # --- answers that run -----------------------------------------------------------------------------
@@ -288,6 +310,34 @@ def streaming(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
     send(chat, "Write the second one down.", "running")
     chat.wait_text("only whole lines")
+    return chat
+
+
+@state()
+def typing_while_running(visit: Visit) -> Chat:
+    """A text is written while an answer runs, and can be queued."""
+    chat = visit.ask("Write the second one down.", "running")
+    chat.prompt.fill("And then the first one, please.")
+    expect(chat.page.get_by_role("button", name="Queue", exact=True)).to_be_visible()
+    return chat
+
+
+@state()
+def long_paragraph_streaming(visit: Visit) -> Chat:
+    chat = visit.ask("Write one long paragraph.", "running")
+    chat.wait_text("This is the")
+    return chat
+
+
+@state()
+def scrolled_up(visit: Visit) -> Chat:
+    """The reader has scrolled up while an answer grows below."""
+    chat = visit.ask(page_answers.EVERYTHING)
+    send(chat, "Write slowly.", "running")
+    chat.wait_text("Decode")
+    chat.page.mouse.move(500, 300)
+    chat.page.mouse.wheel(0, -600)
+    expect(chat.page.locator("#to-end.new")).to_be_visible()
     return chat
 
 
@@ -417,15 +467,6 @@ def stopped_before_text(visit: Visit) -> Chat:
 @state()
 def cut_off(visit: Visit) -> Chat:
     return visit.ask("Write until the limit.")
-
-
-@state()
-def continued(visit: Visit) -> Chat:
-    """An answer whose second part runs."""
-    chat = visit.ask("Write half of it.")
-    answer_button(chat, "Continue").click()
-    chat.wait_state("done")
-    return chat
 
 
 @state()
@@ -781,6 +822,40 @@ def rail_swiped(visit: Visit) -> Chat:
     return chat
 
 
+@state()
+def palette(visit: Visit) -> Chat:
+    chat = visit.open()
+    chat.page.keyboard.press("Control+k")
+    expect(chat.page.locator("#palette-list").get_by_role("option").first).to_be_visible()
+    return chat
+
+
+@state()
+def palette_results(visit: Visit) -> Chat:
+    """Chats and messages that the palette has found."""
+    chat = palette(visit)
+    chat.page.keyboard.type("answer")
+    expect(chat.page.locator("#palette-list .snippet").first).to_be_visible()
+    return chat
+
+
+@state()
+def no_palette_results(visit: Visit) -> Chat:
+    chat = palette(visit)
+    chat.page.keyboard.type("words that no conversation has")
+    expect(chat.page.locator("#palette-list").get_by_role("option")).to_have_count(0)
+    return chat
+
+
+@state("desktop")
+def shortcuts(visit: Visit) -> Chat:
+    """The dialog of all shortcuts."""
+    chat = visit.open()
+    chat.page.get_by_role("button", name="all shortcuts").click()
+    expect(chat.page.locator("#shortcuts")).to_be_visible()
+    return chat
+
+
 # --- dialogs and menus ----------------------------------------------------------------------------
 
 
@@ -809,6 +884,25 @@ def settings_refused(visit: Visit) -> Chat:
     chat.page.get_by_label("Temperature").fill("9")
     chat.page.get_by_role("button", name="Save", exact=True).click()
     expect(chat.page.locator("#settings [aria-invalid]")).to_be_visible()
+    return chat
+
+
+@state()
+def settings_name_taken(visit: Visit) -> Chat:
+    """A preset is saved under the name of another one."""
+    chat = settings_dialog(visit)
+    chat.allowed_problems = LOAD_ERRORS
+    name = chat.page.get_by_label("Name of the preset")
+    for temperature in ("0.1", "0.2"):
+        chat.page.get_by_label("Temperature").fill(temperature)
+        if not name.is_visible():
+            chat.page.get_by_text("Save as…").last.click()
+        name.fill("My preset")
+        chat.page.get_by_role("button", name="Save preset").click()
+        expect(
+            chat.page.locator("#settings-sampling-part option", has_text="My preset")
+        ).to_have_count(1)
+    expect(chat.page.get_by_role("button", name="Replace it")).to_be_visible()
     return chat
 
 

@@ -85,6 +85,7 @@ route(".rename-it", {
 });
 route("#import", {
   config({ source, event }) {
+    all.hidePopover(); // it would cover the message on a phone
     const most = Number(source.dataset.most);
     if (!(source.file.files[0]?.size > most)) return;
     event.preventDefault(); // the server would close the connection during the upload
@@ -94,8 +95,6 @@ route("#import", {
     source.reset();
   },
   finished({ ctx, source }) {
-    if (!succeeded(ctx)) return;
-    source.reset();
-    all.hidePopover();
+    if (succeeded(ctx)) source.reset();
   },
 });
