@@ -22,9 +22,10 @@ YEAR = 365 * 24 * 3600  # seconds
 _VERSIONED = re.compile(r"([0-9a-f]{16})/(.+)", re.DOTALL)
 #: Scripts that are no module.
 _CLASSIC = frozenset({"js/early.js"})
-#: Comments that have lines of their own, and indentation, by the file's suffix.
+#: Comments and indentation, by the file's suffix. A comment behind code follows a sign that can end
+#: it and has no quotation mark, so that no text is taken for one.
 _UNSENT = {
-    ".js": re.compile(r"^[ \t]*//.*|^[ \t]+", re.MULTILINE),
+    ".js": re.compile(r"^[ \t]*//.*|^[ \t]+|(?<=[;{},()\[\]]) +// [^\"'`\n]*$", re.MULTILINE),
     ".css": re.compile(r"/\*.*?\*/|^[ \t]+", re.MULTILINE | re.DOTALL),
 }
 
