@@ -13,6 +13,14 @@ const STATES = {
   done: "The answer is complete.",
 };
 
+// A removed button that was pressed keeps the focus until the next frame. Focus on any visible
+// element stays.
+const keepFocus = () => {
+  const focused = document.activeElement;
+  if (focused === document.body || !focused?.checkVisibility()) {
+    prompt.focus({ preventScroll: true });
+  }
+};
 const update = answer => { // an answer was added or replaced
   setConnectionLost(false); // the server has sent it
   const { state } = answer.dataset, exchange = answer.closest(".exchange");
@@ -22,12 +30,7 @@ const update = answer => { // an answer was added or replaced
   if (state !== "running" && !isLast) return; // only the last end counts
   const note = state !== "running" && $(".note-title", answer)?.textContent;
   announce(state === "error" ? `Error: ${note}` : note || STATES[state]);
-  // A removed button that was pressed keeps the focus until the next frame. Focus on any visible
-  // element stays.
-  const focused = document.activeElement;
-  if (focused === document.body || !focused?.checkVisibility()) {
-    prompt.focus({ preventScroll: true });
-  }
+  queueMicrotask(keepFocus); // when the page shows the other of Send and Stop
   if (state === "running") return;
   end(exchange, isCut ? "cut" : state, others);
 };
