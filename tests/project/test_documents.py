@@ -335,10 +335,12 @@ def defined_names() -> set[str]:
 
 
 def test_names_in_the_architecture_exist() -> None:
-    """Each class, function and module in backticks in docs/architecture.md is defined in halt/."""
+    """Each class, function, module and script in backticks in docs/architecture.md exists."""
     quoted = names_in(text_of("docs/architecture.md"))
     identifiers = {name for name in quoted if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)}
-    identifiers = {name for name in identifiers if not name.endswith(".py")}
+    scripts = {name for name in identifiers if name.endswith(".js")}
+    assert scripts <= {path.name for path in (ROOT / "static" / "js").rglob("*.js")}
+    identifiers = {name for name in identifiers - scripts if not name.endswith(".py")}
     identifiers -= {str(kind.__struct_config__.tag) for kind in get_args(Event)}
     identifiers -= set(get_args(CancelReason))
     assert len(identifiers) > 10
