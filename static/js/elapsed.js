@@ -1,9 +1,10 @@
 // Times that count up: how long the model has been silent, and how long a step takes.
-import { $$ } from "./lib/dom.js";
+import { $, $$ } from "./lib/dom.js";
 
 const SILENT = 2; // seconds without a new event after which the page shows that the model is silent
 const QUIET = 10; // seconds without a new event after which a Stop button appears beside it
 
+const messages = $("#messages");
 const two = number => String(number).padStart(2, "0");
 const clock = seconds => {
   const minutes = Math.floor(seconds / 60);
@@ -24,7 +25,8 @@ export const markReceived = stream => {
 };
 
 setInterval(() => {
-  for (const elapsed of $$(".elapsed")) {
+  // Only the last exchange can have a running answer.
+  for (const elapsed of $$(".elapsed", messages.lastElementChild ?? messages)) {
     elapsed.since ??= performance.now() - 1000 * elapsed.dataset.age;
     const seconds = Math.floor((performance.now() - elapsed.since) / 1000);
     const around = elapsed.parentElement, isFirst = around.matches(".first");

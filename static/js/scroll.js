@@ -19,7 +19,8 @@ let height = 0; // of the page at the last check
 let timer = 0; // of the end of a hold
 
 const below = () => page.scrollHeight - page.scrollTop - page.clientHeight;
-const isEndLoaded = () => !$(":scope > .later", messages);
+// Not by a search, which would look through the whole conversation.
+const isEndLoaded = () => !messages.lastElementChild?.matches(".later");
 const isRunning = () => document.body.classList.contains("running");
 
 const showButton = () => {

@@ -19,4 +19,7 @@ watch();
 addEventListener("resize", watch);
 listen("ended", watch);
 listen("updated", watch);
-route("*", { swapped: watch });
+route("*", {
+  // A running answer changes many times a second, and its boxes are replaced at its end.
+  swapped({ source }) { if (!source.matches(".feed")) watch(); },
+});
