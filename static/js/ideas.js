@@ -2,7 +2,7 @@
 import { $, $$, setValue } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { offered } from "./models.js";
-import { openPicker } from "./picker.js";
+import { openPicker } from "./models.js";
 
 const prompt = $("#prompt"), ideas = $$(".idea"), comparison = $("#compare-idea");
 const beginnings = ideas.map(({ dataset }) => dataset.text).filter(Boolean);

@@ -15,7 +15,6 @@ import "./copy.js";
 import "./versions.js";
 import "./queue.js";
 import "./models.js";
-import "./picker.js";
 import "./ideas.js";
 import "./smooth.js";
 import "./sidebar/list.js";

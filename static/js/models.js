@@ -2,6 +2,7 @@
 // beside it; all belong to the composer's form. The server fills #model with what is offered.
 import { $, $$, make } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
+import { onDemand } from "./lib/on_demand.js";
 import { local } from "./lib/storage.js";
 import { route, succeeded } from "./requests.js";
 
@@ -111,6 +112,22 @@ new MutationObserver(() => { // a list has arrived, perhaps with another choice
   show();
   emit("listed");
 }).observe(select, { childList: true });
+
+// The panel is loaded when it first opens, and then opens itself.
+const panel = $("#models");
+const loadPanel = event => {
+  if (event.newState !== "open") return;
+  event.preventDefault();
+  openPicker(false);
+};
+panel.addEventListener("beforetoggle", loadPanel);
+// `forSeveral`: to choose models to compare.
+export const openPicker = async forSeveral => {
+  const picker = await onDemand("picker");
+  if (!picker) return;
+  panel.removeEventListener("beforetoggle", loadPanel);
+  picker.openPanel(forSeveral);
+};
 
 // "Use this answer" chooses that answer's model alone.
 route(".pick", {

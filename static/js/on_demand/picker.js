@@ -1,9 +1,9 @@
 // The panel in which models are chosen: a combobox with a listbox, grouped by provider. "Compare"
 // makes several models choosable.
-import { $, $$, make } from "./lib/dom.js";
-import { emit, listen } from "./lib/events.js";
-import { touch } from "./input_method.js";
-import { MOST, choose, chosen, offered, recent } from "./models.js";
+import { $, $$, make } from "../lib/dom.js";
+import { emit, listen } from "../lib/events.js";
+import { touch } from "../input_method.js";
+import { MOST, choose, chosen, offered, recent } from "../models.js";
 
 const MANY = 8; // models; above it there is a search field
 const PAGE = 10; // rows of Page Up and Page Down
@@ -116,8 +116,8 @@ const setComparing = flag => {
 };
 
 // Opens the panel; `forSeveral`: to choose models to compare.
-export const openPicker = forSeveral => {
-  panel.showPopover({ source: button });
+export const openPanel = forSeveral => {
+  if (!isOpen()) panel.showPopover({ source: button });
   if (forSeveral) setComparing(true);
 };
 
