@@ -1,7 +1,7 @@
 // Does what a pressed shortcut says, by pressing the control that does it by pointer.
 import { toggleTheme } from "./display.js";
 import { $, $$, announce } from "./lib/dom.js";
-import { onDemand } from "./lib/on_demand.js";
+import { onDemand, preload } from "./lib/on_demand.js";
 import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf, usesSingleKey } from "./shortcuts.js";
 import { change } from "./sidebar/change.js";
 import { entryOf, shownConversation } from "./sidebar/entries.js";
@@ -15,7 +15,7 @@ const pinShown = () => {
 const search = async () => (await onDemand("palette"))?.openPalette(act);
 // The palette is loaded as soon as its first key is down: the letters typed next are for it.
 addEventListener("keydown", ({ key }) => {
-  if (key === "Control" || key === "Meta") import("./on_demand/palette.js").catch(() => {});
+  if (key === "Control" || key === "Meta") preload("palette");
 }, true);
 const help = async () => (await onDemand("help"))?.openHelp();
 const ACTIONS = { search, pin: pinShown, rail: toggleRail, theme: toggleTheme, help };

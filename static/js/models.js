@@ -2,7 +2,7 @@
 // beside it; all belong to the composer's form. The server fills #model with what is offered.
 import { $, $$, make } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
-import { onDemand } from "./lib/on_demand.js";
+import { onDemand, preload } from "./lib/on_demand.js";
 import { local } from "./lib/storage.js";
 import { route, succeeded } from "./requests.js";
 
@@ -121,6 +121,9 @@ const loadPanel = event => {
   openPicker(false);
 };
 panel.addEventListener("beforetoggle", loadPanel);
+for (const type of ["pointerenter", "focus"]) {
+  button.addEventListener(type, () => preload("picker"), { once: true });
+}
 // `forSeveral`: to choose models to compare.
 export const openPicker = async forSeveral => {
   const picker = await onDemand("picker");

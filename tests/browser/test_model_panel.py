@@ -90,6 +90,7 @@ def test_panel_is_usable_by_keyboard_alone(panel_chat: Chat) -> None:
     chat = panel_chat
     button(chat).focus()
     chat.page.keyboard.press("Enter")
+    expect(panel(chat)).to_be_visible()
     for key, index in (
         ("ArrowDown", 3),
         ("ArrowUp", 2),
@@ -118,6 +119,7 @@ def test_short_list_has_no_search_until_one_types(
         expect(button(chat)).to_have_accessible_name("Model: alpha Ollama")
         chat.page.keyboard.press("Shift+Tab")
         button(chat).press("Enter")
+        expect(panel(chat)).to_be_visible()
         expect(search(chat)).to_be_hidden()
         chat.page.keyboard.press("ArrowDown")
         chat.page.keyboard.press("g")

@@ -16,15 +16,19 @@ const loadStyle = name => {
   return load;
 };
 
+const load = async name => {
+  const style = STYLES[name], module = import(`../on_demand/${name}.js`);
+  try {
+    if (style) await (loads.get(style) ?? loadStyle(style));
+  } catch { loads.delete(style); } // it works without its style
+  return module;
+};
+
+// Loads a module that is probably needed soon.
+export const preload = name => { load(name).catch(() => {}); };
 // The module, or undefined, with a notice, if it could not be loaded.
 export const onDemand = async name => {
-  const style = STYLES[name];
-  try {
-    const module = import(`../on_demand/${name}.js`);
-    if (style) await (loads.get(style) ?? loadStyle(style));
-    return await module;
-  } catch {
-    loads.delete(style);
+  try { return await load(name); } catch {
     notice("A part of the page could not be loaded. Reload the page.");
     return undefined;
   }
