@@ -23,10 +23,11 @@ _VERSIONED = re.compile(r"([0-9a-f]{16})/(.+)", re.DOTALL)
 #: Scripts that are no module.
 _CLASSIC = frozenset({"js/early.js"})
 #: Comments and indentation, by the file's suffix. A comment behind code follows a sign that can end
-#: it and has no quotation mark, so that no text is taken for one.
+#: it and has no quotation mark, so that no text is taken for one. In styles also spaces behind a
+#: sign that separates; a space before one may join selectors.
 _UNSENT = {
     ".js": re.compile(r"^[ \t]*//.*|^[ \t]+|(?<=[;{},()\[\]]) +// [^\"'`\n]*$", re.MULTILINE),
-    ".css": re.compile(r"/\*.*?\*/|^[ \t]+", re.MULTILINE | re.DOTALL),
+    ".css": re.compile(r"/\*.*?\*/|^[ \t]+|(?<=[;{},:]) +| +(?=[{}])", re.MULTILINE | re.DOTALL),
 }
 
 

@@ -92,9 +92,12 @@ def test_scripts_and_styles_are_sent_without_comments(client: FlaskClient, name:
     assert response.content_length == len(response.data)
     lines = response.text.split("\n")
     assert len(lines) == source.count("\n") + 1
-    for sent, written in zip(lines, source.split("\n"), strict=True):
-        assert written.strip().startswith(sent)
-        assert not (rest := written.strip()[len(sent) :].strip()) or rest.startswith(("//", "/*"))
+    for sent_line, written in zip(lines, source.split("\n"), strict=True):
+        line, sent = written.strip(), sent_line
+        if name.endswith(".css"):  # without spaces behind signs either
+            line, sent = line.replace(" ", ""), sent.replace(" ", "")
+        assert line.startswith(sent)
+        assert not (rest := line[len(sent) :].strip()) or rest.startswith(("//", "/*"))
         assert sent.count('"') % 2 == 0
     assert "\n//" not in response.text
     assert "/*" not in response.text
