@@ -17,7 +17,7 @@ FIRST_LOAD = 202_000  # bytes of an empty chat, all of it, before compression
 SCRIPTS, STYLES = 92_000, 45_000  # Halt's own
 #: What has its own ground, and with forced colours an edge instead.
 GROUNDS = (
-    "#stop, #send, .note, .fault:not(#toast *, #settings *), .banner, .prompt .text, .menu, dialog, .button, button.primary, "
+    "#stop, #send, .note, .fault:not(#toast *, #settings *), .banner, .prompt .text, .menu, dialog:not(#palette), .button, button.primary, "
     "a[aria-current], #connection, #saving, #toast:not(:empty)"
 )
 
