@@ -55,6 +55,11 @@ CONTRASTS = """() => {
 }"""
 
 
+#: Whether the script that follows a finger has been loaded, which is after the page itself.
+SWIPE_IS_LOADED = """() => performance.getEntriesByType('resource')
+  .some(({ name }) => name.endsWith('/on_demand/swipe.js'))"""
+
+
 def numbers(n: int) -> str:
     """The first `n` numbers, as a page shows the answer of the scenario `count`."""
     return " ".join(str(i) for i in range(n))

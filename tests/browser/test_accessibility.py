@@ -13,8 +13,8 @@ from tests.support.page_states import STATES, Stage, Visit, Width
 
 READABLE = 4.5  # contrast of a text
 POINTER, TOUCH = 24, 44  # pixels of a control, least
-FIRST_LOAD = 202_000  # bytes of an empty chat, all of it, before compression
-SCRIPTS, STYLES = 92_000, 45_000  # Halt's own
+FIRST_LOAD = 200_000  # bytes of an empty chat, all of it, before compression
+SCRIPTS, STYLES = 90_000, 45_000  # Halt's own
 #: What has its own ground, and with forced colours an edge instead.
 GROUNDS = (
     "#stop, #send, .note, .fault:not(#toast *, #settings *), .banner, .prompt .text, .menu, dialog:not(#palette), .button, button.primary, "

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS
+from tests.browser.chat import LOAD_ERRORS, SWIPE_IS_LOADED
 from tests.browser.conftest import OpenChat
 from tests.browser.list_tab import PHONE, WIDE, ListTab
 from tests.support.export_files import exported_conversation
@@ -321,6 +321,8 @@ class Phone(ListTab):
 
     def swipe(self, start: float, end: float) -> None:
         """Move a finger from one horizontal position to another."""
+        self.page.wait_for_function(SWIPE_IS_LOADED)
+        self.chat.frames()
         self.touch("Start", (start, 400))
         for part in range(1, 9):
             self.touch("Move", (start + (end - start) * part / 8, 400))

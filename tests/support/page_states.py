@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, PATIENCE, Chat
+from tests.browser.chat import LOAD_ERRORS, PATIENCE, SWIPE_IS_LOADED, Chat
 from tests.browser.model_picker import button, choose_several, wait_offered
 from tests.browser.network import Network
 from tests.support import page_answers
@@ -814,6 +814,8 @@ def rail_hidden(visit: Visit) -> Chat:
 def rail_swiped(visit: Visit) -> Chat:
     """The finger that opens the list is on its way."""
     chat = visit.open()
+    chat.page.wait_for_function(SWIPE_IS_LOADED)
+    chat.frames()
     session = visit.context.new_cdp_session(chat.page)
     for kind, x in (("touchStart", 5), ("touchMove", 30), ("touchMove", 120), ("touchMove", 200)):
         point = {"x": x, "y": 400}
