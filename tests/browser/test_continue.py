@@ -267,7 +267,7 @@ def test_continue_keeps_the_reasoning_of_both_parts(
     chat.wait_state("done")
     for _ in range(2):
         expect(steps.locator(".step-text")).to_have_text(["early ", "late "])
-        expect(steps.locator("summary")).to_have_text([re.compile("^Thought for")] * 2)
+        expect(steps.locator("summary")).to_have_text([re.compile("^Thought( for .+)?$")] * 2)
         assert chat.answer_text() == "one two three"
         chat.reload()
 

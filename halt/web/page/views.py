@@ -157,7 +157,7 @@ def step_view(step: Step, key: str = "", *, may_have_run: bool = True) -> StepVi
     icon = {"done": "check", "failed": "triangle-alert"}.get(step.state, "")
     if step.kind == "thought":
         icon = ""
-        thought = f"Thought for {duration}" if duration else "Thought"
+        thought = f"Thought for {duration}" if duration not in {"", "0 ms"} else "Thought"
         label = "Thinking…" if step.state == "running" else thought
         duration = ""
     elif step.state == "running":
