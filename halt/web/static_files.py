@@ -27,7 +27,9 @@ _CLASSIC = frozenset({"js/early.js"})
 #: sign that separates; a space before one may join selectors.
 _UNSENT = {
     ".js": re.compile(r"^[ \t]*//.*|^[ \t]+|(?<=[;{},()\[\]]) +// [^\"'`\n]*$", re.MULTILINE),
-    ".css": re.compile(r"/\*.*?\*/|^[ \t]+|(?<=[;{},:]) +| +(?=[{}])", re.MULTILINE | re.DOTALL),
+    ".css": re.compile(
+        r"/\*(?:[^*]|\*(?!/))*+(?:\*/|\Z)|^[ \t]+|(?<=[;{},:]) +|(?<! ) +(?=[{}])", re.MULTILINE
+    ),
 }
 
 

@@ -212,7 +212,8 @@ ATTRIBUTES = {
     **{tag: {"dir"} for tag in DIRECTED if tag != "ol"},
     "button": {"type", "data-copy", "class"},
     "pre": {"tabindex"},
-    **{tag: {"class"} for tag in ("code", "div", "span", "td", "th")},
+    **{tag: {"class"} for tag in ("code", "span", "td", "th")},
+    "div": {"class", "tabindex"},
 }
 TEXT_TAG = re.compile(r"<(?!/?[a-z])")
 

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from halt import VERSION
 from halt.providers import embedded_model
 from halt.testing.fake_openai import FakeOpenAI
+from halt.web.static_files import sent_text
 from tests.support.halt_server import ROOT, HaltServer, halt_environment, request_record
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,16 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml; charset=utf-8",
+    ".png": "image/png",
+    ".webmanifest": "application/manifest+json",
 }
+
+
+def sent_file(path: str) -> bytes:
+    """What Halt sends for the versioned address of a static file."""
+    source = ROOT / re.sub(r"^/static/[0-9a-f]{16}", "static", path)
+    is_own = source.suffix in {".js", ".css"} and "vendor" not in source.parts
+    return sent_text(source, 0) if is_own else source.read_bytes()
 
 
 def run(*command: str | Path, folder: Path) -> str:
@@ -229,7 +239,8 @@ def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
                 assert file.status == 200, address
                 path = address.partition("?")[0]
                 assert file.headers["content-type"] == TYPES[Path(path).suffix]
-                assert file.body == (ROOT / path.removeprefix("/")).read_bytes()
+                if path.startswith("/static/"):
+                    assert file.body == sent_file(path)
 
             default = [{"role": "user", "content": "Which model?"}]
             with client.stream("POST", "/chat/stream", {"messages": default}) as answer:

@@ -318,7 +318,7 @@ def test_merge_after_close_yields_every_labels_end(fake: FakeOpenAI) -> None:
     merged = program.merge(members)
     text = members["full"].result().text
     program.close()
-    assert not halt_threads()
+    wait_no_threads()
     events = list(merged)
     assert texts(events) == {"full": text, "silent": ""}
     assert terminal_types(events) == {"full": Done, "silent": Failed}
