@@ -232,6 +232,7 @@ def test_several_are_selected_by_pointer_pinned_and_exported(list_tab: ListTab) 
         list_tab.item(title).get_by_role("link").click(modifiers=list(keys))
 
     click("One", "Shift")
+    expect(bar).to_be_visible()
     click("Three", "Shift")
     click("Two")
     expect(bar.get_by_text("2 selected")).to_be_visible()

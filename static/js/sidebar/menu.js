@@ -1,6 +1,6 @@
 // The menu of one conversation, and the menu of all (archive, export, import).
 import { $, $$, make } from "../lib/dom.js";
-import { onDemand } from "../lib/on_demand.js";
+import { onDemand, preload } from "../lib/on_demand.js";
 import { route, succeeded } from "../requests.js";
 import { change } from "./change.js";
 import { isSelecting, list } from "./entries.js";
@@ -33,6 +33,7 @@ if (menu.matches(":popover-open")) { // opened before this script ran, so its en
   menu.hidePopover(); // returns the focus to the button that opened it
   document.activeElement.closest(".more")?.click();
 }
+list.addEventListener("pointerenter", () => preload("select"), { once: true });
 const selectWith = async (name, entry) => (await onDemand("select"))?.[name](entry);
 onPress(entry => {
   if (isSelecting()) selectWith("toggle", entry);
