@@ -3,7 +3,7 @@ import { $, $$, make } from "../lib/dom.js";
 import { onDemand, preload } from "../lib/on_demand.js";
 import { route, succeeded } from "../requests.js";
 import { change } from "./change.js";
-import { isSelecting, list } from "./entries.js";
+import { entryOf, isSelecting, list } from "./entries.js";
 import { showArchive } from "./list.js";
 import { onPress } from "./press.js";
 import { toast } from "./toast.js";
@@ -34,7 +34,10 @@ if (menu.matches(":popover-open")) { // opened before this script ran, so its en
   document.activeElement.closest(".more")?.click();
 }
 list.addEventListener("pointerenter", () => preload("select"), { once: true });
-const selectWith = async (name, entry) => (await onDemand("select"))?.[name](entry);
+const selectWith = async (name, { dataset: { id } }) => {
+  const module = await onDemand("select"), entry = entryOf(id); // a refresh may have replaced it
+  if (entry) module?.[name](entry);
+};
 onPress(entry => {
   if (isSelecting()) selectWith("toggle", entry);
   else $(".more", entry)?.click();
