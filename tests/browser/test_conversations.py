@@ -287,11 +287,15 @@ def test_search_hit_opens_at_its_message_and_loads_both_sides(list_tab: ListTab)
         edge_prompt = list_tab.page.locator(
             ".prompt", has_text=re.compile(f"^{re.escape(str(prompt_text))}$")
         )
+        held = HeldRequests(list_tab.chat, "**/exchanges?*")
         sentinel.evaluate(
             "(e, side) => scrollBy(0, e.getBoundingClientRect().top - (side == 'earlier' ? 0 : innerHeight))",
             side,
         )
+        held.wait()
+        list_tab.chat.frames()  # what is in view gets its real size
         top = edge_prompt.evaluate("e => e.getBoundingClientRect().top")
+        held.release()
         expect(prompts.nth(prompt_count)).to_be_attached()
         list_tab.chat.frames()
         assert abs(edge_prompt.evaluate("e => e.getBoundingClientRect().top") - top) < 2
