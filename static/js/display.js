@@ -2,16 +2,13 @@
 // and a cookie, which the server reads: the page arrives with it, so nothing flashes.
 import { openDialog } from "./lib/dialog.js";
 import { $, $$, announce } from "./lib/dom.js";
+import { keepLook } from "./lib/storage.js";
 
-const YEAR = 31_536_000; // seconds
 const root = document.documentElement, dialog = $("#display");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 const keep = (name, value) => {
-  if (value) root.dataset[name] = value;
-  else delete root.dataset[name];
-  const age = value ? YEAR : 0;
-  document.cookie = `halt-${name}=${value}; path=/; max-age=${age}; samesite=lax`;
+  keepLook(name, value);
   // The colour of the browser's bars. The root has another while a dialog is open.
   const { backgroundColor } = getComputedStyle(dialog.open ? document.body : root);
   for (const meta of $$("meta[name=theme-color]")) meta.content = backgroundColor;

@@ -13,3 +13,13 @@ const guarded = area => {
 };
 export const local = guarded(() => localStorage); // all tabs, until it is cleared
 export const session = guarded(() => sessionStorage); // this tab
+
+// How the page looks: an attribute of the document, and a cookie that the server reads, so that the
+// page arrives with it. "" removes both.
+const YEAR = 31_536_000; // seconds
+export const keepLook = (name, value) => {
+  const { dataset } = document.documentElement, age = value ? YEAR : 0;
+  if (value) dataset[name] = value;
+  else delete dataset[name];
+  document.cookie = `halt-${name}=${value}; path=/; max-age=${age}; samesite=lax`;
+};

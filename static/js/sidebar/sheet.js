@@ -2,23 +2,17 @@
 // The sheet closes by its button, Esc, the shade, a swipe, and the browser's Back.
 import { $, $$ } from "../lib/dom.js";
 import { preload } from "../lib/on_demand.js";
+import { keepLook } from "../lib/storage.js";
 import { sidebar } from "./entries.js";
 
 const root = document.documentElement;
 const opener = $("#open-sidebar"), closer = $("#close-sidebar"), shade = $("#sidebar-shade");
-const YEAR_S = 31_536_000;
 export const narrow = matchMedia("(width < 64rem)");
 
 // --- beside the page -----------------------------------------------------------------------------
 export const isRailShown = () => (
   narrow.matches ? isSheetOpen() : root.dataset.rail !== "hidden"
 );
-const showBeside = isShown => {
-  if (isShown) delete root.dataset.rail;
-  else root.dataset.rail = "hidden";
-  document.cookie = `halt-rail=${isShown ? "" : "hidden"}; path=/; samesite=lax; max-age=${
-    isShown ? 0 : YEAR_S}`;
-};
 
 // --- the sheet -----------------------------------------------------------------------------------
 export const isSheetOpen = () => document.body.classList.contains("sidebar-open");
@@ -99,7 +93,7 @@ export const toggleRail = () => {
     return;
   }
   const isShown = !isRailShown();
-  showBeside(isShown);
+  keepLook("rail", isShown ? "" : "hidden");
   describe();
   (isShown ? closer : opener).focus();
 };
