@@ -55,6 +55,14 @@ CONTRASTS = """() => {
 }"""
 
 
+#: Pastes a text into a field.
+PASTE = """(field, text) => {
+  const clipboardData = new DataTransfer();
+  clipboardData.setData('text/plain', text);
+  const event = new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true });
+  field.dispatchEvent(event);
+}"""
+
 #: Whether the script that follows a finger has been loaded, which is after the page itself.
 SWIPE_IS_LOADED = """() => performance.getEntriesByType('resource')
   .some(({ name }) => name.endsWith('/on_demand/swipe.js'))"""

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, STOPPED_BY_USER, Chat
+from tests.browser.chat import LOAD_ERRORS, PASTE, STOPPED_BY_USER, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.support.halt_server import HaltServer, StartHalt, request_record
@@ -342,14 +342,6 @@ def test_drafts_are_limited_in_number(chat: Chat) -> None:
     expect(chat.prompt).to_have_value("the newest")
     assert chat.page.evaluate("localStorage.getItem('halt.draft.10')") is None
     assert chat.page.evaluate("localStorage.getItem('halt.draft.11')") is not None
-
-
-PASTE = """(field, text) => {
-  const clipboardData = new DataTransfer();
-  clipboardData.setData('text/plain', text);
-  const event = new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true });
-  field.dispatchEvent(event);
-}"""
 
 
 def test_long_pasted_text_is_a_card_and_part_of_the_message(chat: Chat) -> None:

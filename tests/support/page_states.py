@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, PATIENCE, SWIPE_IS_LOADED, Chat
+from tests.browser.chat import LOAD_ERRORS, PASTE, PATIENCE, SWIPE_IS_LOADED, Chat
 from tests.browser.model_picker import button, choose_several, wait_offered
 from tests.browser.network import Network
 from tests.support import page_answers
@@ -40,14 +40,6 @@ NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"
 TOKEN = "token-of-the-tests"
 MODELS = ("qwen3-8b", "gemma-3-12b", "mistral-small", "llama-3.3-70b", "phi-4", "qwen3-coder-30b")
 DAY = 86_400.0
-
-#: Pastes a text into a field.
-PASTE = """(field, text) => {
-  const clipboardData = new DataTransfer();
-  clipboardData.setData('text/plain', text);
-  const event = new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true });
-  field.dispatchEvent(event);
-}"""
 
 #: Conversations of the list: title, age in days.
 LISTED = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -13,19 +11,6 @@ from halt.chat.prompts import NameTaken, PromptNames, Prompts
 from halt.errors import RequestError, TooLarge
 from halt.store.models import NamedPrompt, Preset, Settings
 from halt.store.store import Store
-from tests.support.stores import DATABASES, Databases, open_store
-
-
-@pytest.fixture(scope="module")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    with ExitStack() as stack:
-        yield Databases(tmp_path_factory.mktemp("databases"), stack)
-
-
-@pytest.fixture(params=DATABASES)
-def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Store]:
-    with open_store(*databases.new(request.param)) as opened_store:
-        yield opened_store
 
 
 def test_named_rows_belong_to_one_owner(store: Store) -> None:

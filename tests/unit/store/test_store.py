@@ -70,18 +70,6 @@ BROKEN = Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
 DAY = 86_400.0
 
 
-@pytest.fixture(scope="module")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    with ExitStack() as stack:
-        yield Databases(tmp_path_factory.mktemp("databases"), stack)
-
-
-@pytest.fixture(params=DATABASES)
-def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Store]:
-    with open_store(*databases.new(request.param)) as opened_store:
-        yield opened_store
-
-
 @pytest.fixture
 def chat(store: Store) -> Chat:
     return Chat(store)
