@@ -70,5 +70,7 @@ const handle = node => {
 new MutationObserver(changes => {
   for (const { addedNodes } of changes) addedNodes.forEach(handle);
   const running = $('.answer[data-state="running"]', messages.lastElementChild ?? messages);
-  document.body.classList.toggle("running", running !== null);
+  const { classList } = document.body;
+  classList.toggle("running", running !== null);
+  classList.toggle("empty", !messages.childElementCount);
 }).observe(messages, { childList: true, subtree: true });

@@ -45,7 +45,7 @@ const stay = () => {
 };
 export const startFollowing = () => {
   following = true;
-  stay();
+  requestAnimationFrame(stay); // not now: a layout would delay the request
 };
 // A scroll upwards by any means ends following, unless the page became shorter.
 const check = () => {
