@@ -3,7 +3,7 @@
 import { sendingIds } from "./activity.js";
 import { returnPrompt } from "./composer.js";
 import { setConnectionLost } from "./feed.js";
-import { $, $$, announce } from "./lib/dom.js";
+import { $, $$, announce, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
 import { reopenSteps } from "./steps.js";
 
@@ -17,9 +17,9 @@ const STATES = {
 // element stays.
 const keepFocus = () => {
   const focused = document.activeElement;
-  if (focused === document.body || !focused?.checkVisibility()) {
-    prompt.focus({ preventScroll: true });
-  }
+  if (focused !== document.body && focused?.checkVisibility()) return;
+  const places = touch.matches ? [$("#stop"), $("#send")] : [prompt];
+  places.find(place => place.checkVisibility()).focus({ preventScroll: true });
 };
 const update = answer => { // an answer was added or replaced
   setConnectionLost(false); // the server has sent it

@@ -1,7 +1,7 @@
 // The message: its field and its pasted texts. It leaves when it is sent, and comes back if the
 // server did not take it.
 import { isBusy } from "./activity.js";
-import { $, $$, setValue } from "./lib/dom.js";
+import { $, $$, setValue, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
 import { LONG, pastedTexts, setPastedTexts } from "./pasted.js";
 import { route } from "./requests.js";
@@ -85,6 +85,7 @@ route("#composer", {
     leaving = messageParts();
     if (leaving.pasted.length) ctx.request.body.set("prompt", messageText(leaving));
     clearMessage(); // the next message can be typed
+    if (touch.matches) prompt.blur(); // closes the keyboard, which covers the answer
   },
   response({ ctx }) {
     // in the queue: see queue.js

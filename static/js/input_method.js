@@ -2,8 +2,9 @@
 // sends the key that ends a composition after it, with isComposing false), and Enter where the
 // primary pointer is a finger: such keyboards have no Shift+Enter. Ctrl+Enter and Cmd+Enter send
 // everywhere.
+import { touch } from "./lib/dom.js";
+
 const COMPOSED_MS = 50; // after a composition, in which a key still belongs to it
-export const touch = matchMedia("(pointer: coarse)");
 let composed = -COMPOSED_MS;
 
 addEventListener("compositionend", event => { composed = event.timeStamp; }, true);

@@ -1,7 +1,7 @@
 // Scrolling. The page follows the text while its reader is at the end. It never moves a reader who
 // has scrolled up; a button leads back to the end, and says whether text has come since. A reload
 // keeps the reader's place.
-import { $, $$ } from "./lib/dom.js";
+import { $, $$, touch } from "./lib/dom.js";
 import { session } from "./lib/storage.js";
 import { route } from "./requests.js";
 
@@ -12,7 +12,6 @@ const UPWARDS = ["ArrowUp", "PageUp", "Home", " "];
 const KEY = "halt.place";
 
 const page = document.scrollingElement, messages = $("#messages"), button = $("#to-end");
-const touch = matchMedia("(pointer: coarse)");
 let following = true;
 let last = 0; // scroll position at the last check
 let height = 0; // of the page at the last check

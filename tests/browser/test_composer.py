@@ -189,6 +189,18 @@ def test_enter_on_a_touch_screen_adds_a_line(
     chat.wait_state("done")
 
 
+def test_message_sent_on_a_touch_screen_closes_the_keyboard(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """The focus leaves the field with the message: it goes to Stop, and to Send at the end."""
+    size = {"width": 360, "height": 640}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
+    chat.ask("stall?n=3&rest=2")
+    expect(chat.page.locator("#stop")).to_be_focused()
+    chat.record().release()
+    expect(chat.send).to_be_focused()
+
+
 def test_fields_on_a_touch_screen_have_at_least_16_pixel_type(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:

@@ -37,6 +37,17 @@ def test_colours_are_in_the_tokens_alone() -> None:
     assert named == []
 
 
+def test_hover_is_shown_for_pointers_that_hover() -> None:
+    """Each rule with `:hover` is for pointers that hover: a touch leaves its element hovered."""
+    block = re.compile(r"@media \(hover: hover\) \{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
+    faults = [
+        path.name
+        for path in sorted(STYLES.glob("*.css"))
+        if ":hover" in block.sub("", re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL))
+    ]
+    assert faults == []
+
+
 def test_every_custom_property_is_defined_and_used() -> None:
     """Each custom property is used by a style sheet or a script, and none is used undefined."""
     defined, used = set(), set()

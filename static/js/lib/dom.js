@@ -2,6 +2,9 @@
 export const $ = (selector, root = document) => root.querySelector(selector);
 export const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 
+// A finger: Enter makes a new line, and a focused field would open the keyboard over the page.
+export const touch = matchMedia("(pointer: coarse)");
+
 // An element with properties, and with children: elements and plain text.
 export const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);

@@ -1,8 +1,7 @@
 // The panel in which models are chosen: a combobox with a listbox, grouped by provider. "Compare"
 // makes several models choosable.
-import { $, $$, make } from "../lib/dom.js";
+import { $, $$, make, touch } from "../lib/dom.js";
 import { emit, listen } from "../lib/events.js";
-import { touch } from "../input_method.js";
 import { MOST, choose, chosen, offered, recent } from "../models.js";
 
 const MANY = 8; // models; above it there is a search field
