@@ -9,17 +9,16 @@ start of such a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import text
 
 from halt.store.database import Database
 from halt.store.models import Hit, Page
 from halt.store.rows import cursor_number
-from halt.store.tables import messages
 
-NEWEST = 5_000  # messages that a search on PostgreSQL reads first
+NEWEST = 5_000  # messages that a search reads first
+_FUTURE = 2**61  # above all times and IDs
 
 #: Indexed characters of one message, from its start. SQLite needs 8 us for each character of a
 #: Chinese text, and no other transaction can write in that time.
@@ -56,8 +55,9 @@ class Search:
         query_words, index_terms = words(query), index_terms_of(query)
         if not index_terms:
             return Page()
-        before = 2**62 if cursor is None else cursor_number(cursor, int)
-        values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
+        at, _, last = (cursor or f"{_FUTURE}~{_FUTURE}").partition("~")
+        values: dict[str, Any] = {"owner": owner, "limit": limit + 1, "newest": NEWEST}
+        values |= {"at": cursor_number(at, float), "before": cursor_number(last, int)}
         values["most"] = INDEXED_MAX + SHOWN  # the indexed part and a snippet
         # The owner is a word of the index, so that the search reads no texts of other owners.
         if self._database.sqlite:
@@ -71,16 +71,12 @@ class Search:
             values["mine"] = f"'owner {owner_term}'"
             statement = _POSTGRES_SEARCH
         with self._database.reading() as connection:
-            rows: Sequence[Row[Any]] = []
-            if not self._database.sqlite:
-                # A frequent word has enough hits among the newest messages; for a rare one the
-                # search of the whole index is fast.
-                top = connection.scalar(select(func.max(messages.c.id))) or 0
-                values["least"] = min(before, top) - NEWEST
-                rows = connection.execute(text(statement), values).all()
-                values["least"] = 0
+            # A frequent word has enough hits among the newest messages; for a rare one the search
+            # of the whole index is fast.
+            newest = connection.execute(_NEWEST, values).one()
+            rows = connection.execute(statement, values | newest._asdict()).all()
             if len(rows) <= limit:
-                rows = connection.execute(text(statement), values).all()
+                rows = connection.execute(statement, values | _ALL).all()
         hits = tuple(
             Hit(
                 row.conversation_id,
@@ -93,30 +89,52 @@ class Search:
             )
             for row in rows[:limit]
         )
-        return Page(hits, str(hits[-1].message_id) if len(rows) > limit else None)
+        next_cursor = (
+            f"{hits[-1].created_at!r}~{hits[-1].message_id}" if len(rows) > limit else None
+        )
+        return Page(hits, next_cursor)
 
 
-_SQLITE_SEARCH = """
+#: The place of the newest messages before the cursor, by time and then by ID: an import has new IDs
+#: and old times.
+_NEWEST = text("""
+    SELECT coalesce(min(id), 0) AS first_id, coalesce(max(id), 0) AS last_id,
+      coalesce(min(created_at), 0) AS since
+    FROM (SELECT id, created_at FROM messages WHERE (created_at, id) < (:at, :before)
+      ORDER BY created_at DESC, id DESC LIMIT :newest) AS newest
+""")
+_ALL = {"first_id": 0, "last_id": _FUTURE, "since": -_FUTURE}
+
+# CROSS JOIN keeps the order: SQLite reads the index first.
+_SQLITE_SEARCH = text("""
+    WITH found AS (
+      SELECT m.id, m.created_at FROM messages_words
+      CROSS JOIN messages m ON m.id = messages_words.rowid
+      CROSS JOIN conversations c ON c.id = m.conversation_id
+      WHERE messages_words MATCH :query
+      AND messages_words.rowid BETWEEN :first_id AND :last_id
+      AND (m.created_at, m.id) >= (:since, :first_id) AND (m.created_at, m.id) < (:at, :before)
+      AND c.owner = :owner AND c.deleted_at IS NULL
+      ORDER BY m.created_at DESC, m.id DESC LIMIT :limit
+    )
     SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
       m.created_at, c.archived_at
-    FROM messages_words JOIN messages m ON m.id = messages_words.rowid
-    JOIN conversations c ON c.id = m.conversation_id
-    WHERE messages_words MATCH :query AND messages_words.rowid < :before
-    AND c.owner = :owner AND c.deleted_at IS NULL
-    ORDER BY messages_words.rowid DESC LIMIT :limit
-"""
+    FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
+    ORDER BY found.created_at DESC, found.id DESC
+""")
 
-_POSTGRES_SEARCH = """
+_POSTGRES_SEARCH = text("""
     WITH found AS MATERIALIZED (
-      SELECT id FROM messages WHERE id < :before AND id >= :least
+      SELECT id, created_at FROM messages
+      WHERE (created_at, id) >= (:since, :first_id) AND (created_at, id) < (:at, :before)
       AND words @@ (to_tsquery('simple', :query) && CAST(:mine AS tsquery))
     )
     SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
       m.created_at, c.archived_at
     FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
     WHERE c.owner = :owner AND c.deleted_at IS NULL
-    ORDER BY found.id DESC LIMIT :limit
-"""
+    ORDER BY found.created_at DESC, found.id DESC LIMIT :limit
+""")
 
 
 def trigrams(text: str) -> str | None:

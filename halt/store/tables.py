@@ -135,6 +135,7 @@ messages = Table(
     Column("trigrams", Storable),  # indexed in place of the content: see `halt.store.search`
     Column("content", Storable, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
+    Index("messages_newest", "created_at", "id"),
     _partial("messages_running", "conversation_id", "state = 'running'"),
     sqlite_autoincrement=True,  # no ID is used twice: open pages keep IDs
 )

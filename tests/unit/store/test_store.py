@@ -32,6 +32,7 @@ from halt.core.events import (
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
 from halt.errors import RequestError, StreamInUse
+from halt.store import search
 from halt.store import transfer as module
 from halt.store.batches import Batch, Chunk, GenerationEnd
 from halt.store.database import make_engine
@@ -50,6 +51,7 @@ from halt.store.portable import PortableConversation, PortableMessage, read, to_
 from halt.store.store import Store
 from halt.store.tables import chunks, conversations, messages
 from halt.store.title_text import TITLE_MOST
+from tests.support.export_files import export_file, exported_conversation
 from tests.support.races import together
 from tests.support.stores import (
     DATABASES,
@@ -1197,6 +1199,22 @@ def test_search_finds_words_by_their_beginnings(store: Store) -> None:
     assert [hit.role for hit in store.search.find("anna", "do snor").items] == ["user"]
     assert store.search.find("anna", "raffe").items == ()
     assert store.search.find("anna", "giraffe snore").items == ()
+
+
+def test_search_finds_by_time_and_then_by_id(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old messages that were imported late come after newer ones; the pages hold each hit once."""
+    monkeypatch.setattr(search, "NEWEST", 2)  # the rest takes the whole index
+    Chat(store).add_exchange("giraffe 1", "giraffe 2")
+    talk = exported_conversation(*(f"giraffe {n}" for n in range(3, 9)), at=1_000.0)
+    store.transfer.import_("anna", read(export_file(talk)))
+    found: list[str] = []
+    cursor = None
+    while len(found) < 9:
+        page = store.search.find("anna", "giraffe", cursor, limit=1)
+        found += ["".join(text for text, _ in hit.snippet) for hit in page.items]
+        if (cursor := page.cursor) is None:
+            break
+    assert found == [f"giraffe {n}" for n in (2, 1, 8, 7, 6, 5, 4, 3)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pins, archive, named prompts, presets of settings, and answers that the user edited."""
+"""Pins, archive, named prompts, presets of settings, answers that the user edited, and searches."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def upgrade() -> None:
     op.add_column(
         "messages", sa.Column("edited", sa.Boolean, nullable=False, server_default=sa.false())
     )
+    op.create_index("messages_newest", "messages", ["created_at", "id"])
     op.create_table(
         "named_prompts",
         sa.Column("owner", sa.Text, primary_key=True),
