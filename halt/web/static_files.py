@@ -4,22 +4,28 @@
 path, so that it applies to files with relative addresses too: modules that a script imports.
 
 Halt's own scripts and styles are sent without comments and indentation. Each line keeps its number.
+
+`css/tokens+base.css` is both style sheets in one: a page is drawn when all of its style sheets have
+arrived, and has up to 19.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, send_from_directory
+from flask import Flask, Response, send_file, send_from_directory
+from werkzeug.exceptions import NotFound
 
 from halt.assets import STATIC
 
 YEAR = 365 * 24 * 3600  # seconds
 _VERSIONED = re.compile(r"([0-9a-f]{16})/(.+)", re.DOTALL)
+_JOINED = re.compile(r"css/([a-z]+(?:\+[a-z]+)+)\.css")
 #: Scripts that are no module.
 _CLASSIC = frozenset({"js/early.js"})
 #: Comments and indentation, by the file's suffix. A comment behind code follows a sign that can end
@@ -60,6 +66,18 @@ def sent_text(path: Path, _changed_ns: int) -> bytes:
     return _UNSENT[path.suffix].sub(lambda match: "\n" * match[0].count("\n"), text).encode()
 
 
+def joined_styles(names: list[str]) -> bytes:
+    """Several style sheets in one.
+
+    Raises:
+        NotFound: one of them does not exist, or is named twice.
+    """
+    paths = [STATIC / "css" / f"{name}.css" for name in names]
+    if len(set(names)) < len(names) or not all(path.is_file() for path in paths):
+        raise NotFound
+    return b"\n".join(sent_text(path, path.stat().st_mtime_ns) for path in paths)
+
+
 def install(app: Flask) -> None:
     """Serve static files under versioned addresses, and make `url_for` return those.
 
@@ -72,9 +90,14 @@ def install(app: Flask) -> None:
         match = _VERSIONED.fullmatch(filename)
         digest, name = match.groups() if match else (None, filename)
         is_current = digest == current_digest
-        response = send_from_directory(STATIC, name, max_age=YEAR if is_current else None)
-        path = STATIC / name
-        if response.status_code == 200 and path.suffix in _UNSENT and "vendor" not in path.parts:
+        age, path = YEAR if is_current else None, STATIC / name
+        if joined := _JOINED.fullmatch(name):
+            styles = io.BytesIO(joined_styles(joined[1].split("+")))
+            response = send_file(styles, "text/css", etag=current_digest, max_age=age)
+        else:
+            response = send_from_directory(STATIC, name, max_age=age)
+        is_own = path.suffix in _UNSENT and "vendor" not in path.parts and not joined
+        if response.status_code == 200 and is_own:
             response.close()
             response.direct_passthrough = False
             response.set_data(sent_text(path, path.stat().st_mtime_ns))

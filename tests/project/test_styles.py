@@ -64,7 +64,7 @@ def test_every_custom_property_is_defined_and_used() -> None:
 def test_every_style_sheet_is_used_by_a_page() -> None:
     """Each file of static/css is in the list of a template, or loaded by a module on demand."""
     templates = "".join(path.read_text() for path in TEMPLATES.glob("*.html"))
-    lists = re.findall(r"\bstyles = \[([^\]]*)\]|for name in \[([^\]]*)\]", templates)
+    lists = re.findall(r"\bstyles = \[([^\]]*)\]|set sheets = \[([^\]]*)\]", templates)
     modules = (STATIC / "js" / "lib" / "on_demand.js").read_text()
     lists += re.findall(r"\bSTYLES = (\{[^}]*\})()", modules)
     listed = set(re.findall(r'"([\w-]+)"', str(lists)))

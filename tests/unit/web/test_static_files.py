@@ -44,6 +44,22 @@ def test_versioned_file_is_cached_for_a_year(app: Flask, client: FlaskClient) ->
     assert (control.max_age, control.immutable, control.public) == (31_536_000, True, True)
 
 
+def test_style_sheets_of_a_page_come_in_one_file(app: Flask, client: FlaskClient) -> None:
+    """Style sheets that an address names are sent in one file, in that order, for a year."""
+    names = ["tokens", "base", "rail"]
+    response = client.get(address_of(app, f"css/{'+'.join(names)}.css"))
+    assert response.mimetype == "text/css"
+    assert response.cache_control.max_age == 31_536_000
+    each = [client.get(f"/static/css/{name}.css", buffered=True).data for name in names]
+    assert response.data == b"\n".join(each)
+
+
+@pytest.mark.parametrize("name", ["tokens+none", "tokens+base+tokens", "tokens+", "a+../../app"])
+def test_unknown_or_repeated_style_sheets_are_not_found(client: FlaskClient, name: str) -> None:
+    """A name that is unknown, or there twice, is not found: an answer is never longer than all."""
+    assert client.get(f"/static/css/{name}.css").status_code == 404
+
+
 @pytest.mark.parametrize("address", ["/static/icon.svg", f"/static/{'0' * 16}/icon.svg"])
 def test_other_addresses_of_a_file_are_revalidated(client: FlaskClient, address: str) -> None:
     """The plain address and that of another version give the current file, not to be kept."""
