@@ -23,8 +23,8 @@ class ListTab:
         self.list = self.page.locator("#conversations")
         self.items = self.list.locator("> li[id]:visible")
         self.toast = self.page.locator("#toast")
-        self.search = self.page.get_by_role("searchbox")
-        self.hits = self.page.locator("#hits li a")
+        self.palette = self.page.get_by_role("dialog", name="Search")
+        self.hits = self.palette.get_by_role("group", name="Messages").get_by_role("option")
 
     def keep(self, *talks: dict[str, Any]) -> None:
         """Import these conversations and reload the page."""
@@ -36,6 +36,11 @@ class ListTab:
         url = f"{self.chat.server.url}/import"
         assert self.chat.context.request.post(url, multipart={"file": file}).ok
         self.page.reload()
+
+    def search(self, words: str) -> None:
+        """Search for words in the palette."""
+        self.page.get_by_role("button", name="Search", exact=True).click()
+        self.palette.get_by_role("combobox").fill(words)
 
     def item(self, title: str) -> Locator:
         """The entry with this title."""

@@ -177,10 +177,9 @@ def test_escape_closes_menu_and_search_before_it_stops(list_tab: ListTab) -> Non
     list_tab.open_menu(prompt_text)
     list_tab.page.keyboard.press("Escape")
     expect(list_tab.page.locator("#item-menu")).to_be_hidden()
-    list_tab.search.focus()
-    list_tab.page.keyboard.type("words")
+    list_tab.search("words")
     list_tab.page.keyboard.press("Escape")
-    expect(list_tab.search).to_have_value("")
+    expect(list_tab.palette).to_have_count(0)
     list_tab.chat.wait_state("running")
     list_tab.page.keyboard.press("Escape")
     list_tab.chat.wait_state("stopped")
@@ -270,7 +269,7 @@ def test_search_hit_opens_at_its_message_and_loads_both_sides(list_tab: ListTab)
         exported_conversation(*messages, title="Long"),
         exported_conversation("Other", "thing", title="Other"),
     )
-    list_tab.search.fill("pelic")
+    list_tab.search("pelic")
     expect(list_tab.hits).to_have_count(1)
     expect(list_tab.hits.locator("mark")).to_have_text("pelicans")
     expect(list_tab.hits).to_contain_text("<img src=x")
@@ -308,20 +307,10 @@ def test_search_hit_in_an_unselected_answer_is_unfolded(list_tab: ListTab) -> No
     compared["messages"][1] |= {"rivals": 1, "picked": True}
     compared["messages"].append(alternative)
     list_tab.keep(compared)
-    list_tab.search.fill("cormorant")
+    list_tab.search("cormorant")
     list_tab.hits.click()
     expect(list_tab.page.get_by_text("A cormorant")).to_be_in_viewport()
     assert list_tab.page.evaluate("CSS.highlights.get('found').size") == 1
-
-
-def test_search_without_hits_says_so_and_clearing_shows_the_list(list_tab: ListTab) -> None:
-    """A search without hits says so; the emptied field shows the list again."""
-    list_tab.keep(exported_conversation("Hi", "Ho", title="One"))
-    list_tab.search.fill("walrus")
-    expect(list_tab.page.get_by_text("No messages found.")).to_be_visible()
-    expect(list_tab.list).to_be_hidden()
-    list_tab.search.fill("")
-    expect(list_tab.item("One")).to_be_visible()
 
 
 # --- long conversations ---------------------------------------------------------------------------
@@ -355,7 +344,7 @@ def test_prompt_sent_from_a_search_hit_shows_the_end(list_tab: ListTab) -> None:
     messages = [f"said {n}" + " and more words of it" * 20 for n in range(400)]
     messages[100] = "A pelican"
     list_tab.keep(exported_conversation(*messages, title="Long"))
-    list_tab.search.fill("pelican")
+    list_tab.search("pelican")
     list_tab.hits.click()
     expect(list_tab.page.locator(".prompt.found")).to_be_in_viewport()
     list_tab.chat.ask("count?n=30&gap_ms=20", "on")
@@ -497,7 +486,7 @@ def test_list_menus_panel_and_toast_have_a_contrast_of_4_5(
         lambda: list_tab.item("Two").get_by_role("button").click(),
         lambda: list_tab.page.keyboard.press("Escape"),
         lambda: list_tab.menu("Two", "Delete"),
-        lambda: list_tab.search.fill("zebra"),
+        lambda: list_tab.search("zebra"),
         list_tab.chat.open_settings,
     ]
     for show in looks:

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import Chat
+from tests.browser.chat import LOAD_ERRORS, Chat
 from tests.browser.conftest import OpenChat
 from tests.support.export_files import export_file, exported_conversation
 from tests.support.halt_server import HaltServer
@@ -172,7 +172,7 @@ def test_palette_opens_chats_by_title_and_by_message(kept_chats: Chat) -> None:
     options = palette(chat).get_by_role("option")
     recent = palette(chat).get_by_role("group", name="Recent").get_by_role("option")
     expect(recent).to_have_count(3)
-    expect(palette(chat).get_by_role("status")).to_contain_text("results.")
+    expect(palette(chat).get_by_role("status")).to_be_empty()
     box.fill("ärger")
     expect(palette(chat).get_by_role("group", name="Chats")).to_contain_text("Ärger & <b>bread</b>")
     expect(palette(chat).locator("mark")).to_have_text(["Ärger"])
@@ -189,6 +189,38 @@ def test_palette_opens_chats_by_title_and_by_message(kept_chats: Chat) -> None:
     box.press("Enter")
     expect(chat.page).to_have_url(re.compile(r"/c/[\w-]+\?at=\d+&q=harbour$"))
     expect(chat.page.locator(".found")).to_be_in_viewport()
+
+
+def test_palette_adds_more_messages_and_says_if_it_fails(chat: Chat) -> None:
+    """Its last message leads to more, an archived chat is marked, and Enter repeats a failed search."""
+    chat.allowed_problems = LOAD_ERRORS
+    chat.page.set_viewport_size({"width": 1280, "height": 800})
+    talk = exported_conversation(*(f"walrus {n}" for n in range(50)), archived_at=1.0)
+    chat.page.locator("#import input").set_input_files(
+        {"name": "a.json", "mimeType": "application/json", "buffer": export_file(talk)}
+    )
+    expect(chat.page.locator("#toast")).to_contain_text("imported")
+    chat.page.get_by_role("button", name="Search", exact=True).click()
+    box, status = palette(chat).get_by_role("combobox"), palette(chat).get_by_role("status")
+    chat.page.route("**/conversations/search*", lambda route: route.abort())
+    box.fill("walrus")
+    expect(status).to_contain_text("The server could not be reached.")
+    chat.page.unroute("**/conversations/search*")
+    box.press("Enter")
+    options = palette(chat).get_by_role("option")
+    expect(options).to_have_count(11)
+    expect(status).to_have_text("10 or more results.")
+    expect(options.first).to_contain_text("Archived · Answer · ")
+    box.press("ArrowUp")
+    box.press("Enter")
+    expect(options).to_have_count(41)
+    expect(options.nth(10)).to_have_attribute("aria-selected", "true")
+    options.last.click()
+    expect(options).to_have_count(50)
+    expect(box).to_be_focused()
+    expect(status).to_have_text("50 results.")
+    numbers = palette(chat).locator(".snippet").all_text_contents()
+    assert numbers == [f"walrus {n}" for n in reversed(range(50))]
 
 
 def test_palette_does_actions_and_returns_the_focus(chat: Chat) -> None:

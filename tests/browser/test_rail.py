@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, SWIPE_IS_LOADED
+from tests.browser.chat import SWIPE_IS_LOADED
 from tests.browser.conftest import OpenChat
 from tests.browser.list_tab import PHONE, WIDE, ListTab
 from tests.support.export_files import exported_conversation
@@ -263,30 +263,6 @@ def test_selection_stays_when_the_list_changes(list_tab: ListTab) -> None:
     box = list_tab.page.get_by_role("checkbox", name="Select New")
     expect(box).to_be_checked()
     expect(box).to_be_focused()
-
-
-# --- search ---------------------------------------------------------------------------------------
-
-
-def test_search_is_used_by_keyboard_and_says_if_it_fails(list_tab: ListTab) -> None:
-    """Arrow keys go from the field through the results; a lost server is named in their place."""
-    list_tab.chat.allowed_problems = rf"{LOAD_ERRORS}|htmx:error"
-    list_tab.keep(*talks("One", "Two"))
-    list_tab.search.focus()
-    list_tab.page.keyboard.type("ho")
-    expect(list_tab.hits).to_have_count(2)
-    list_tab.page.keyboard.press("ArrowDown")
-    list_tab.page.keyboard.press("ArrowDown")
-    expect(list_tab.hits.nth(1)).to_be_focused()
-    list_tab.page.keyboard.press("ArrowUp")
-    list_tab.page.keyboard.press("ArrowUp")
-    expect(list_tab.search).to_be_focused()
-    list_tab.page.route("**/conversations/search*", lambda route: route.abort())
-    list_tab.search.fill("hi")
-    expect(list_tab.page.locator("#hits")).to_contain_text("The server could not be reached.")
-    list_tab.page.unroute("**/conversations/search*")
-    list_tab.page.keyboard.press("Enter")
-    expect(list_tab.hits).to_have_count(2)
 
 
 # --- beside the page, and the sheet ---------------------------------------------------------------

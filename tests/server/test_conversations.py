@@ -256,7 +256,7 @@ def test_several_are_pinned_archived_and_deleted_at_once(anna: Person) -> None:
     assert anna.titles() == ["Talk 0", "Talk 4", "Talk 3"]
     assert anna.titles("/conversations?archived=1") == ["Talk 2", "Talk 1"]
     found = anna.get("/conversations/search?q=A").body.decode()
-    assert found.count("Archived") == 2
+    assert found.count("Archived · Answer") == 2
     assert "moved back" in anna.change("unarchive", ids[2]).body.decode()
     assert anna.titles()[:2] == ["Talk 2", "Talk 0"]
     deleted = anna.change("delete", *ids[2:], new_id()).body.decode()
@@ -354,7 +354,6 @@ def test_search_marks_escaped_matches(anna: Person) -> None:
     assert "<mark>zebra</mark>" in page
     assert "<mark>stripes</mark> &amp; hooves" in page
     assert "&lt;Animals&gt;" in page
-    assert "1 message found" in page
     (conversation,) = [e["id"] for e in anna.items() if e["title"] == "<Animals>"]
     assert re.search(rf'href="/c/{conversation}\?at=\d+&amp;q=STRIPES', page)
     both = anna.get("/conversations/search?q=zebra").body.decode()
@@ -364,7 +363,7 @@ def test_search_marks_escaped_matches(anna: Person) -> None:
         answer = anna.get("/conversations/search?q=" + quote(query))
         assert answer.status == 200
         assert "<script" not in answer.body.decode()
-    assert anna.get("/conversations/search?q=").body.strip() == b""
+    assert "<mark>" not in anna.get("/conversations/search?q=").body.decode()
     assert anna.get("/conversations/search?q=" + "x" * 501, Accept="*/*").status == 400
 
 
@@ -376,7 +375,7 @@ def test_search_results_are_paged(anna: Person) -> None:
     while path:
         body = anna.get(path).body.decode()
         results += re.findall(r"<mark>walrus</mark> (\d+)", body)
-        next_paths = re.findall(r'class="further" hx-get="(.*?)"', body)
+        next_paths = re.findall(r'data-further="(.*?)"', body)
         path = html.unescape(next_paths[0]) if next_paths else ""
     assert results == [str(n) for n in reversed(range(90))]
 

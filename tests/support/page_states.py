@@ -723,35 +723,18 @@ def deleted(visit: Visit) -> Chat:
     return chat
 
 
-def search(visit: Visit, words: str) -> Chat:
-    chat = visit.open()
-    visit.show_list(chat)
-    chat.page.get_by_role("searchbox").fill(words)
-    expect(chat.page.locator("#hits .how")).to_be_visible()
-    return chat
-
-
-@state()
-def search_results(visit: Visit) -> Chat:
-    return search(visit, "answer")
-
-
 @state()
 def found_message(visit: Visit) -> Chat:
     """A message that was found, in the middle of a long conversation."""
     texts = [text for n in range(120) for text in (f"Question {n}?", f"Answer {n}. " * 9)]
     visit.keep(exported_conversation(*texts, title="A long conversation", at=time.time()))
-    chat = search(visit, "Question 60")
-    chat.page.locator("#hits li a").first.click()
+    chat = palette(visit)
+    chat.page.keyboard.type("Question 60")
+    chat.page.locator("#palette-list .snippet").first.click()
     expect(chat.page.locator(".found")).to_be_visible()
     expect(chat.page.locator(".earlier")).to_be_attached()
     expect(chat.page.locator(".later")).to_be_attached()
     return chat
-
-
-@state()
-def no_search_results(visit: Visit) -> Chat:
-    return search(visit, "words that no conversation has")
 
 
 @state()
@@ -826,10 +809,13 @@ def palette(visit: Visit) -> Chat:
 
 @state()
 def palette_results(visit: Visit) -> Chat:
-    """Chats and messages that the palette has found."""
+    """Chats and messages that the palette has found, one of them in the archive, and more of them."""
+    texts = [text for n in range(12) for text in (f"Question {n}?", f"Answer {n}.")]
+    talk = exported_conversation(*texts, title="Answers", at=time.time() - DAY, archived_at=1.0)
+    visit.keep(talk)
     chat = palette(visit)
     chat.page.keyboard.type("answer")
-    expect(chat.page.locator("#palette-list .snippet").first).to_be_visible()
+    expect(chat.page.get_by_role("option", name="More messages")).to_be_visible()
     return chat
 
 

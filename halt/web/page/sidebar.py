@@ -15,7 +15,7 @@ from flask import Blueprint, Flask, Response, render_template, request, url_for
 
 from halt.core.decoding import is_id, is_number
 from halt.errors import HaltError, RequestError
-from halt.store.models import Page, Summary
+from halt.store.models import Hit, Page, Summary
 from halt.web.page import files
 from halt.web.page.toast import Undo, toast
 from halt.web.requests import conversation_ids, wants_fragment
@@ -24,7 +24,8 @@ from halt.web.services import services
 from halt.web.sessions import owner
 
 QUERY_MAX = 500  # characters of a search
-PALETTE_CHATS, PALETTE_HITS = 7, 10  # results in the palette
+CHATS, HITS = 7, 10  # results of a search
+MORE_HITS = 30  # of each further part
 WORDS_MAX = 20  # words of a title
 
 blueprint = Blueprint("sidebar", __name__)
@@ -106,8 +107,7 @@ def _owner_id() -> str:
 def _refused(error: HaltError) -> Response:
     response = error_response(error)
     if wants_fragment():
-        is_search = request.endpoint == "sidebar.search_results"
-        response.headers["HX-Retarget"] = "#hits" if is_search else "#toast"
+        response.headers["HX-Retarget"] = "#toast"
     return response
 
 
@@ -146,31 +146,26 @@ def change() -> Response:
 
 
 @blueprint.get("/conversations/search")
-def search_results() -> str:
-    query = request.args.get("q", "").strip()
-    if len(query) > QUERY_MAX:
-        raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
-    cursor = request.args.get("cursor")
-    page = services().store.search.find(_owner_id(), query, cursor) if query else Page()
-    return render_template(
-        "hits.html", hits=page.items, cursor=page.cursor, query=query, further=cursor is not None
-    )
+def search() -> str:
+    """Chats with the words in their titles, and messages with the words; or the recent chats.
 
-
-@blueprint.get("/conversations/palette")
-def palette() -> str:
-    """Chats with the words in their titles, and messages with the words; or the recent chats."""
-    query = request.args.get("q", "").strip()
+    With a cursor: further messages alone.
+    """
+    query, cursor = request.args.get("q", "").strip(), request.args.get("cursor")
     if len(query) > QUERY_MAX:
         raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
     store, words = services().store, query.split()[:WORDS_MAX]
-    if words:
-        chats = store.conversations.titled(_owner_id(), words, PALETTE_CHATS)
-        hits = store.search.find(_owner_id(), query, limit=PALETTE_HITS).items
+    if not words:
+        chats, hits = store.conversations.summaries(_owner_id()).items[:CHATS], Page[Hit]()
+    elif cursor is None:
+        chats = store.conversations.titled(_owner_id(), words, CHATS)
+        hits = store.search.find(_owner_id(), query, limit=HITS)
     else:
-        chats, hits = store.conversations.summaries(_owner_id()).items[:PALETTE_CHATS], ()
+        chats, hits = (), store.search.find(_owner_id(), query, cursor, MORE_HITS)
     titles = [(chat, _marked(chat.title or "New chat", words)) for chat in chats]
-    return render_template("palette.html", chats=titles, hits=hits, query=query)
+    return render_template(
+        "hits.html", chats=titles, hits=hits, query=query, further=cursor is not None
+    )
 
 
 def _marked(text: str, words: Sequence[str]) -> list[tuple[str, bool]]:

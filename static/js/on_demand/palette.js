@@ -1,15 +1,23 @@
 // The palette: one field that finds chats by their titles and messages, and actions of the page.
-// The server makes the results' HTML, see templates/palette.html.
+// The server makes the results' HTML, see templates/hits.html.
 import { openOnce } from "../lib/dialog.js";
-import { $, $$, make, parse } from "../lib/dom.js";
+import { $, $$, make, parse, touch } from "../lib/dom.js";
 import { keyNames, SHORTCUTS } from "../shortcuts.js";
 import { fillTimes } from "../sidebar/times.js";
 
 const WAIT_MS = 120; // after the last key press
-// Of the table's rows: actions other than this palette, with a control now.
-const available = () => SHORTCUTS.filter(({ id, keys, find }) => (
-  id === "help" || (id !== "search" && !keys && (!find || find()))
-));
+const NO_USE_BY_FINGER = ["help", "field"];
+// Actions with a control now: those of the table, other than this palette; then those without keys.
+const available = () => [
+  ...SHORTCUTS.filter(({ id, keys, find }) => (
+    id === "help" || (id !== "search" && !keys && (!find || find()))
+  )).filter(({ id }) => !touch.matches || !NO_USE_BY_FINGER.includes(id)),
+  ...[
+    ["Chat settings", "#chat-menu .opens-settings"],
+    ["Display", "#open-display"],
+    ["Archived chats", "#open-archive"],
+  ].map(([name, selector]) => ({ name, keys: [], find: () => $(selector) })),
+];
 const beginsWord = (name, word) => ` ${name.toLowerCase()}`.includes(` ${word}`);
 
 const build = () => {
@@ -25,7 +33,7 @@ const build = () => {
     "aria-autocomplete": "list", "aria-label": "Search chats and actions",
   })) field.setAttribute(name, value);
   const bar = make("div", { className: "bar" }, field, close);
-  const dialog = make("dialog", { id: "palette", ariaLabel: "Search" }, bar, list, count);
+  const dialog = make("dialog", { id: "palette", ariaLabel: "Search" }, bar, count, list);
   return { dialog, field, list, count, close };
 };
 
@@ -34,6 +42,7 @@ export const openPalette = act => {
   if ($("#palette")) { $("#palette").close(); return; }
   const { dialog, field, list, count, close } = build();
   let active = null, timer = 0, turn = 0, found = []; // groups from the server
+  let hasFailed = false; // Enter searches again
 
   const choose = option => {
     active?.setAttribute("aria-selected", "false");
@@ -60,29 +69,57 @@ export const openPalette = act => {
     const name = make("p", { role: "presentation", textContent: "Actions" });
     return [make("div", { role: "group", ariaLabel: "Actions" }, name, ...rows.map(option))];
   };
+  const describe = () => {
+    fillTimes(list);
+    const options = $$("[role=option]", list), more = $("[data-further]", list);
+    options.forEach((element, n) => { element.id = `palette-${n}`; });
+    const size = options.length - (more ? 1 : 0);
+    const words = `${size}${more ? " or more" : ""} ${size === 1 ? "result" : "results"}.`;
+    const none = "Nothing found. Search for other words, or for the start of a word.";
+    count.textContent = field.value.trim() && (size ? words : none);
+  };
   const draw = () => {
     list.replaceChildren(...found, ...actions());
-    fillTimes(list);
-    const options = $$("[role=option]", list);
-    options.forEach((element, n) => { element.id = `palette-${n}`; });
-    choose(options[0]);
-    const words = options.length === 1 ? "1 result." : `${options.length} results.`;
-    count.textContent = options.length ? words : "Nothing found.";
+    describe();
+    choose($("[role=option]", list));
   };
-  const load = async () => {
-    const mine = ++turn, query = encodeURIComponent(field.value.trim());
+  const fail = text => {
+    hasFailed = true;
+    found = [];
+    draw();
+    count.textContent = `${text} Press Enter to search again.`;
+  };
+  // Calls `show` with the elements at this address, unless the field has changed meanwhile.
+  const get = async (url, show) => {
+    const mine = ++turn;
+    hasFailed = false;
     try {
-      const options = { headers: { "HX-Request": "true" } };
-      const response = await fetch(`/conversations/palette?q=${query}`, options);
+      const response = await fetch(url, { headers: { "HX-Request": "true" } });
       const html = await response.text();
       if (mine !== turn || !dialog.open) return;
-      found = response.ok ? parse(html) : [];
-      draw();
-      if (!response.ok) count.textContent = "The search failed. Try again.";
+      if (response.ok) show(parse(html));
+      else fail("The search failed.");
     } catch {
-      if (mine === turn) count.textContent = "The server could not be reached. Try again.";
+      if (mine === turn) fail("The server could not be reached.");
     }
   };
+  const load = () => get(
+    `/conversations/search?q=${encodeURIComponent(field.value.trim())}`,
+    groups => {
+      found = groups;
+      draw();
+    },
+  );
+  list.addEventListener("click", ({ target }) => {
+    const more = target.closest("[data-further]");
+    if (!more) return;
+    if (!touch.matches) field.focus();
+    get(more.dataset.further, options => {
+      more.replaceWith(...options);
+      describe();
+      choose(options[0]);
+    });
+  });
   const move = step => {
     const options = $$("[role=option]", list);
     choose(options.at((options.indexOf(active) + step) % options.length));
@@ -94,8 +131,9 @@ export const openPalette = act => {
   field.addEventListener("keydown", event => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step) move(step);
-    else if (event.key === "Enter") active?.click();
-    else return;
+    else if (event.key !== "Enter") return;
+    else if (hasFailed) load();
+    else active?.click();
     event.preventDefault();
   });
   close.addEventListener("click", () => dialog.close());

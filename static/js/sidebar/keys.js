@@ -1,11 +1,9 @@
 // Esc closes what is open before it stops an answer.
 import { openedDialog, requestClose } from "../lib/dialog.js";
-import { $, setValue } from "../lib/dom.js";
+import { $ } from "../lib/dom.js";
 import { endSelecting, isSelecting } from "./entries.js";
 import { leaveRename } from "./rename.js";
 import { closeSheet, isSheetOpen } from "./sheet.js";
-
-const query = $("#query");
 
 const handleEscape = event => {
   const { target } = event, dialog = openedDialog();
@@ -17,10 +15,6 @@ const handleEscape = event => {
   else if (target.matches?.(".rename input")) {
     event.stopPropagation();
     leaveRename(target, true);
-  } else if (target === query && query.value) {
-    event.stopPropagation();
-    event.preventDefault();
-    setValue(query, "");
   } else if (isSelecting()) {
     event.stopPropagation();
     endSelecting();

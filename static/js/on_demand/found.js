@@ -1,6 +1,6 @@
 // Opens the page at the message that was searched for (?at=ID&q=WORDS), and marks the words in it.
-import { $ } from "./lib/dom.js";
-import { isPlaceKept } from "./scroll.js";
+import { $ } from "../lib/dom.js";
+import { isPlaceKept } from "../scroll.js";
 
 const WORD = /[\p{L}\p{N}\p{M}]+/gu;
 // Scripts without spaces: words match anywhere in a text.
