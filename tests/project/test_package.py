@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from halt import VERSION
 from halt.providers import embedded_model
 from halt.testing.fake_openai import FakeOpenAI
-from halt.web.static_files import sent_text
+from halt.web.static_files import joined_styles, sent_text
 from tests.support.halt_server import ROOT, HaltServer, halt_environment, request_record
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,10 @@ TYPES = {
 
 def sent_file(path: str) -> bytes:
     """What Halt sends for the versioned address of a static file."""
-    source = ROOT / re.sub(r"^/static/[0-9a-f]{16}", "static", path)
+    name = re.sub(r"^/static/[0-9a-f]{16}/", "", path)
+    if "+" in name:
+        return joined_styles(Path(name).stem.split("+"))
+    source = ROOT / "static" / name
     is_own = source.suffix in {".js", ".css"} and "vendor" not in source.parts
     return sent_text(source, 0) if is_own else source.read_bytes()
 
