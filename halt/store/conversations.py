@@ -36,6 +36,7 @@ from halt.store.tables import conversations, messages
 _IS_RUNNING = exists().where(
     messages.c.conversation_id == conversations.c.id, messages.c.state == "running"
 )
+_LAST_USED_FIRST = (conversations.c.updated_at.desc(), conversations.c.id.desc())
 _SUMMARY = (
     conversations.c.id,
     conversations.c.title,
@@ -108,13 +109,12 @@ class Conversations:
         """
         limit = max(1, limit)
         mine = select(*_SUMMARY).where(conversations.c.owner == owner, *LISTED)
-        by_use = (conversations.c.updated_at.desc(), conversations.c.id.desc())
         if archived:
             query = mine.where(conversations.c.archived_at.is_not(None))
         else:
             mine = mine.where(conversations.c.archived_at.is_(None))
             query = mine.where(conversations.c.pinned_at.is_(None))
-        query = query.order_by(*by_use).limit(limit + 1)
+        query = query.order_by(*_LAST_USED_FIRST).limit(limit + 1)
         if cursor is not None:
             at, _, last = cursor.partition("~")
             position = (cursor_number(at, float), last)
@@ -126,7 +126,7 @@ class Conversations:
             rows = connection.execute(query).all()
             if cursor is None and not archived:
                 pins = mine.where(conversations.c.pinned_at.is_not(None))
-                pins = pins.order_by(conversations.c.pinned_at.desc(), *by_use)
+                pins = pins.order_by(conversations.c.pinned_at.desc(), *_LAST_USED_FIRST)
                 pinned = tuple(_from_row(row) for row in connection.execute(pins))
         items = tuple(_from_row(row) for row in rows[:limit])
         next_cursor = f"{items[-1].updated_at!r}~{items[-1].id}" if len(rows) > limit else None
@@ -143,9 +143,9 @@ class Conversations:
             forms = {word, word.lower(), word.upper(), word.capitalize()}
             title = conversations.c.title
             query = query.where(or_(*(title.icontains(form, autoescape=True) for form in forms)))
-        query = query.order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
+        query = query.order_by(*_LAST_USED_FIRST).limit(limit)
         with self._database.reading() as connection:
-            return tuple(_from_row(row) for row in connection.execute(query.limit(limit)))
+            return tuple(_from_row(row) for row in connection.execute(query))
 
     def has_any(self) -> bool:
         """Whether any owner has a conversation that is not deleted."""

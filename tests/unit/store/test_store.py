@@ -988,6 +988,26 @@ def test_pins_have_a_limit_that_every_way_keeps(
     assert len(pinned) == 2
 
 
+def test_titled_finds_words_in_titles_in_either_case(store: Store) -> None:
+    """Words match inside of words and in either case, also archived; the last used is first."""
+    titles = {"a": "Ärger mit 100 % CPU", "b": "the ärger_log", "c": "Anger", "d": "ÄRGER"}
+    for name, title in titles.items():
+        Chat(store, name).add_exchange("Hello?", "Hello.")
+        store.conversations.rename(name, "anna", title)
+    Chat(store, "foreign", "ben").add_exchange("Hello?", "Hello.")
+    store.conversations.rename("foreign", "ben", "Ärger")
+    store.conversations.set_archived(["b"], "anna", archived=True)
+
+    def found(*words: str, limit: int = 9) -> str:
+        return "".join(item.id for item in store.conversations.titled("anna", words, limit))
+
+    assert found("ärger") == "dba"
+    assert found("ärger", limit=2) == "db"
+    assert found("rg", "cpu") == "a"
+    assert (found("%"), found("_")) == ("a", "b")  # no pattern of LIKE
+    assert found("\\") == ""
+
+
 def test_archived_conversations_have_a_list_of_their_own(store: Store) -> None:
     """An archived conversation is in the archive's list alone; search finds it, and it opens."""
     for n in range(5):
