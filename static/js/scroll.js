@@ -8,7 +8,7 @@ import { route } from "./requests.js";
 const FAR = 160; // pixels of the page below the visible part from which on the button is shown
 const HOLD = 200; // milliseconds after a key or a turn of the wheel in which the page stays
 const HEAD = 64; // pixels at the top that the head covers
-const UPWARDS = ["ArrowUp", "PageUp", "Home", " "];
+const UPWARDS = ["ArrowUp", "PageUp", "Home"];
 const KEY = "halt.place";
 
 const page = document.scrollingElement, messages = $("#messages"), button = $("#to-end");
@@ -77,7 +77,9 @@ const hold = (milliseconds = HOLD) => {
   timer = setTimeout(release, milliseconds);
 };
 addEventListener("wheel", event => { if (event.deltaY < 0) hold(); }, { passive: true });
-addEventListener("keydown", event => { if (UPWARDS.includes(event.key)) hold(); }, true);
+addEventListener("keydown", ({ key, shiftKey }) => {
+  if (UPWARDS.includes(key) || (key === " " && shiftKey)) hold();
+}, true);
 messages.addEventListener("pointerdown", () => hold(60_000), { passive: true });
 for (const name of ["pointerup", "pointercancel", "blur"]) {
   addEventListener(name, () => { if (timer) hold(); }, { passive: true });
