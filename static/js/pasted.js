@@ -1,6 +1,6 @@
 // Long pasted texts, as cards above the message field: a field with 200,000 characters in one
 // paragraph takes the browser a second for each key. The message has them below the typed text.
-import { $, make, setValue } from "./lib/dom.js";
+import { $, iconButton, make, setValue } from "./lib/dom.js";
 
 export const LONG = 20_000; // characters from which a pasted text becomes a card
 const list = $("#pasted"), prompt = $("#prompt");
@@ -11,22 +11,18 @@ const card = (text, n) => {
   const start = text.trim().slice(0, 60), count = text.length.toLocaleString();
   const name = make("span", { className: "title", dir: "auto", textContent: start });
   const size = make("small", { textContent: `Pasted text, ${count} characters` });
-  const show = make("button", { type: "button", textContent: "Edit" });
-  const remove = make("button", { type: "button", textContent: "Remove" });
   const take = () => {
     setPastedTexts(texts.toSpliced(n, 1));
     changed();
     prompt.focus();
   };
-  show.addEventListener("click", () => {
+  const edit = () => {
     setValue(prompt, [prompt.value, text].filter(Boolean).join("\n\n"));
     take();
-  });
-  remove.addEventListener("click", take);
-  for (const button of [show, remove]) {
-    button.setAttribute("aria-label", `${button.textContent} the pasted text “${start}”`);
-  }
-  return make("li", {}, make("div", {}, name, size), show, remove);
+  };
+  const of = `the pasted text “${start}”`;
+  return make("li", {}, make("div", {}, name, size),
+    iconButton("pencil", "Edit", of, edit), iconButton("x", "Remove", of, take));
 };
 
 export const pastedTexts = () => texts;

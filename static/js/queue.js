@@ -14,13 +14,13 @@ import { route, succeeded } from "./requests.js";
 const MOST = 20; // messages that wait
 const box = $("#queue"), go = $("#queue-go"), sender = $("#sender"), prompt = $("#prompt");
 const key = `halt.queue.${conversationId()}`;
-const HELD = {
-  stopped: "Paused: you stopped the answer",
-  interrupted: "Paused: the answer was interrupted",
-  cut: "Paused: the answer was cut off",
-  refused: "Paused: the first message could not be sent",
-  moved: "Paused: the conversation changed in another tab or device",
-  error: "Paused: the answer failed",
+const HELD = { // why it is paused
+  stopped: "you stopped",
+  interrupted: "the answer was interrupted",
+  cut: "the answer was cut off",
+  refused: "the first message could not be sent",
+  moved: "the conversation changed in another tab or device",
+  error: "the answer failed",
 };
 let waiting = []; // { text, models, ids }: `ids` once it has been sent
 let held = ""; // a key of HELD: nothing is sent until "Send now" is pressed
@@ -58,11 +58,12 @@ const draw = () => {
   keep();
   drawLines(waiting, actions);
   box.hidden = !waiting.length;
-  box.classList.toggle("held", held !== "");
-  const count = waiting.length === 1 ? "1 message" : `${waiting.length} messages`;
-  $("#queue-state").textContent = HELD[held] ?? `${count} queued until the answer is done`;
+  const count = waiting.length, messages = count === 1 ? "1 message" : `${count} messages`;
+  $("#queue-state").textContent = held
+    ? `Paused, because ${HELD[held]}.` : `${messages} queued until the answer is done`;
   go.hidden = !held;
-  go.textContent = isBusy() ? "Send after the answer" : "Send now";
+  const all = ["", "both "][count - 1] ?? "all ";
+  go.textContent = `Send ${all}${isBusy() ? "after the answer" : "now"}`;
 };
 listen("queue", ({ text, first }) => {
   if (waiting.length >= MOST && !first) {

@@ -1,14 +1,13 @@
 // The queued messages as a list in which each can be edited and removed.
-import { $, make, setValue } from "./lib/dom.js";
+import { $, iconButton, make, setValue } from "./lib/dom.js";
 
 const box = $("#queue"), list = $("ol", box);
 const lines = new Map(); // message -> its element
 let current = null; // the message that is being edited
 let callbacks = null; // begin(item), end(item, text or null), drop(item)
 
-const button = (className, text, action, label = "") => {
+const button = (className, text, action) => {
   const element = make("button", { type: "button", className, textContent: text });
-  if (label) element.setAttribute("aria-label", label);
   element.addEventListener("click", action);
   return element;
 };
@@ -16,8 +15,8 @@ const content = item => {
   const start = `“${item.text.slice(0, 40)}”`;
   return [
     make("span", { className: "text", textContent: item.text.slice(0, 300) }),
-    button("change", "Edit", () => begin(item), `Edit ${start}`),
-    button("remove", "Remove", () => callbacks.drop(item), `Remove ${start}`),
+    iconButton("pencil", "Edit", start, () => begin(item)),
+    iconButton("x", "Remove", start, () => callbacks.drop(item)),
   ];
 };
 
@@ -28,7 +27,7 @@ const begin = item => {
   const field = make("textarea", { rows: 1 });
   field.setAttribute("aria-label", "Edit the queued message");
   lines.get(item).replaceChildren(
-    field, button("save", "Save", () => end(true)), button("cancel", "Cancel", () => end(false)),
+    field, button("", "Cancel", () => end(false)), button("primary", "Save", () => end(true)),
   );
   setValue(field, item.text);
   field.focus();
@@ -39,7 +38,7 @@ const end = isSaved => {
   if (isSaved && !text) { callbacks.end(item, ""); return; }
   if (isSaved) item.text = text;
   line.replaceChildren(...content(item));
-  $(".change", line).focus();
+  $("button", line).focus();
   callbacks.end(item, isSaved ? text : null);
 };
 box.addEventListener("keydown", event => {
@@ -57,7 +56,7 @@ box.addEventListener("keydown", event => {
 // The button that gets the focus when this message is removed.
 export const focusBeside = item => {
   const line = lines.get(item), beside = line.nextElementSibling ?? line.previousElementSibling;
-  return beside && $(".remove", beside);
+  return beside && $("button:last-child", beside);
 };
 export const drawLines = (waiting, actions) => {
   callbacks = actions;

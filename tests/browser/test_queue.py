@@ -185,9 +185,9 @@ def test_stop_pauses_the_queue(chat: Chat, action: str) -> None:
         chat.page.keyboard.press(action)
     chat.wait_state("stopped")
     for _ in range(2):
-        expect(queue_state(chat)).to_have_text("Paused: you stopped the answer")
+        expect(queue_state(chat)).to_have_text("Paused, because you stopped.")
         expect(queued_texts(chat)).to_have_text(texts)
-        expect(resume_button(chat)).to_have_text("Send now")
+        expect(resume_button(chat)).to_have_text("Send both now")
         assert chat.exchange_count() == 1
         chat.reload()
     requests = [record for record in chat.fake.requests if texts[0] in str(record.body)]
@@ -227,7 +227,7 @@ def test_failed_answer_pauses_the_queue(chat: Chat) -> None:
     expect(queued_texts(chat)).to_have_text([second])
     chat.record().release()
     chat.wait_state("error")
-    expect(queue_state(chat)).to_have_text("Paused: the answer failed")
+    expect(queue_state(chat)).to_have_text("Paused, because the answer failed.")
     other_prompt = chat.ask("count?n=2")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
@@ -248,9 +248,9 @@ def test_incomplete_answer_pauses_the_queue(chat: Chat, reason: str) -> None:
     chat.submit(prompt(2))
     record.release()
     reason_text = "the answer was cut off" if reason == "length" else "the answer failed"
-    expect(queue_state(chat)).to_have_text(f"Paused: {reason_text}")
+    expect(queue_state(chat)).to_have_text(f"Paused, because {reason_text}.")
     chat.reload()
-    expect(queue_state(chat)).to_have_text(f"Paused: {reason_text}")
+    expect(queue_state(chat)).to_have_text(f"Paused, because {reason_text}.")
     expect(chat.button("Continue")).to_be_visible()
     assert chat.exchange_count() == 1
     resume_button(chat).click()
@@ -315,7 +315,7 @@ def test_queued_message_with_a_lost_response_is_sent_once(chat: Chat) -> None:
     chat.page.route("**/messages", take_and_abort)
     chat.allowed_problems = LOAD_ERRORS + "|Failed to fetch"
     chat.record().release()
-    expect(queue_state(chat)).to_have_text("Paused: the first message could not be sent")
+    expect(queue_state(chat)).to_have_text("Paused, because the first message could not be sent.")
     request_record(chat.fake, second)
     chat.page.unroute("**/messages")
     resume_button(chat).click()
@@ -335,7 +335,7 @@ def test_queue_without_a_network_pauses(chat: Chat) -> None:
     chat.submit(second)
     chat.page.route("**/messages", lambda route: route.abort())
     chat.record().release()
-    expect(queue_state(chat)).to_have_text("Paused: the first message could not be sent")
+    expect(queue_state(chat)).to_have_text("Paused, because the first message could not be sent.")
     expect(queued_texts(chat)).to_have_text([second])
     chat.page.unroute("**/messages")
     resume_button(chat).click()
@@ -424,7 +424,7 @@ def test_message_after_a_change_in_another_tab_is_queued(
     own_prompt = prompt(4)
     chat.submit(own_prompt)
     expect(queue_state(chat)).to_have_text(
-        "Paused: the conversation changed in another tab or device"
+        "Paused, because the conversation changed in another tab or device."
     )
     expect(chat.prompt).to_have_value("")
     expect(queued_texts(chat)).to_have_text([own_prompt])

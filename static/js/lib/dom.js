@@ -19,6 +19,15 @@ export const parse = html => {
   return [...template.content.children];
 };
 
+// A button with an icon of the sprite; `of` ends its accessible name.
+export const iconButton = (icon, title, of, action) => {
+  const svg = `<svg class="icon" aria-hidden="true"><use href="#i-${icon}"/></svg>`;
+  const button = make("button", { type: "button", className: "icon-button", title }, ...parse(svg));
+  button.ariaLabel = `${title} ${of}`;
+  button.addEventListener("click", action);
+  return button;
+};
+
 export const setValue = (field, text) => {
   field.value = text;
   field.dispatchEvent(new Event("input", { bubbles: true })); // resizes the field
