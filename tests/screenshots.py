@@ -16,7 +16,16 @@ from tests.support.page_states import STATES, WIDTHS, Stage, Visit
 
 PATIENCE = 10_000  # milliseconds for each step to a state
 #: States whose focus, chosen row, Stop and notes are seen with forced colours.
-FORCED = ("empty", "pinned", "streaming", "stopped", "refused", "row-menu", "settings-dialog", "login-wrong")
+FORCED = (
+    "empty",
+    "pinned",
+    "streaming",
+    "stopped",
+    "refused",
+    "row-menu",
+    "settings-dialog",
+    "login-wrong",
+)
 
 
 def main() -> None:
