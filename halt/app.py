@@ -134,7 +134,7 @@ def create_app(
 
     app.register_blueprint(pages.blueprint)
     sidebar.install(app)
-    app.register_blueprint(page_settings.blueprint)
+    page_settings.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)
     app.register_blueprint(openai.blueprint)

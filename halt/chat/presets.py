@@ -13,8 +13,8 @@ from halt.store.named_rows import NamedRows
 
 #: They set no top_p, since several models refuse it together with a temperature.
 BUILT_IN = (
+    Preset("Model defaults"),
     Preset("Precise", temperature=0.2),
-    Preset("Balanced"),  # the model's defaults
     Preset("Creative", temperature=1.2),
 )
 _RESERVED = {preset.name.casefold() for preset in BUILT_IN}

@@ -64,7 +64,7 @@ class Prompts:
             return True
         if name in self.server:
             raise RequestError(
-                f"“{name}” is a prompt of this server. It can't be changed here.", field="name"
+                f"“{name}” is a prompt of this server. It cannot be changed here.", field="name"
             )
         return False
 

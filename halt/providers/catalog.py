@@ -6,6 +6,8 @@ up to PAGE_WAIT seconds.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from halt.config.model_servers import origin
 from halt.core.request import Upstream
 from halt.errors import HaltError, RequestError, UpstreamError
@@ -38,6 +40,14 @@ def valid_model_name(name: str) -> str:
     return name
 
 
+class Note(NamedTuple):
+    """A text to show below the list of models. `provider`: its title, or empty."""
+
+    provider: str
+    text: str
+    is_fault: bool
+
+
 class Catalog:
     """The models that the upstream offers. Threads may share a Catalog."""
 
@@ -52,8 +62,13 @@ class Catalog:
         self._fault: HaltError | None = None
         self._provider_faults: list[tuple[str, HaltError]] = []  # of some of several providers
 
-    def refresh(self) -> ModelGroups:
-        """Return the models by provider; empty until a list has arrived."""
+    def refresh(self, retried: str | None = None) -> ModelGroups:
+        """Return the models by provider; empty until a list has arrived.
+
+        `retried`: the title of providers whose failed query runs again now, "" for all.
+        """
+        if retried is not None:
+            self._providers.retry_lists(retried, PAGE_WAIT)
         fault: HaltError | None = None
         provider_faults: list[tuple[str, HaltError]] = []
         try:
@@ -103,13 +118,15 @@ class Catalog:
         return f"{server.title} at {origin(server.url)} no longer responds."
 
     @property
-    def notes(self) -> list[str]:
-        """Texts to show below the list: what failed, and which discovered server needs a key."""
-        notes = [f"{title}: {fault.message}" for title, fault in self._provider_faults]
+    def notes(self) -> list[Note]:
+        """What failed, and which discovered server needs a key."""
+        notes = [Note(title, fault.message, True) for title, fault in self._provider_faults]
         if self._fault is not None and self._fault.code not in NO_LIST_CODES | {"no_model"}:
-            notes.append(self._fault.message)
+            notes.append(Note("", self._fault.message, True))
         if self._discovery is not None:
-            notes += [server.text for server in self._discovery.latest.key_required]
+            notes += [
+                Note("", server.text, False) for server in self._discovery.latest.key_required
+            ]
         return notes
 
     @property

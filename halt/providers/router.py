@@ -137,6 +137,22 @@ class Providers:
         faults = [(_title(name, groups), fault) for name, (groups, fault) in lists.items() if fault]
         return self._groups_or_raise(lists), faults
 
+    def retry_lists(self, title: str, wait: float) -> None:
+        """Query failed lists again: of providers with this title, of all if it is empty.
+
+        Returns when they have an answer, after `wait` seconds at the latest.
+        """
+        queries = []
+        for name, (groups, fault) in self._lists((), 0.0).items():
+            if fault and title in ("", _title(name, groups)):
+                query = self._members[name].models
+                query.expire()
+                query.start()
+                queries.append(query)
+        deadline = now() + wait
+        for query in queries:
+            query.wait(deadline, fresh=True)
+
     def _groups_or_raise(self, lists: ModelLists) -> ModelGroups:
         """Return the groups. Raises UpstreamError if no provider has a model."""
         if not any(names_in(groups) for groups, _ in lists.values()):

@@ -1,7 +1,6 @@
 // The ideas of an empty chat: each begins a message, or opens the comparison of models.
 import { $, $$, setValue } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
-import { offered } from "./models.js";
 import { openPicker } from "./models.js";
 
 const prompt = $("#prompt"), ideas = $$(".idea"), comparison = $("#compare-idea");
@@ -24,6 +23,6 @@ for (const idea of ideas) {
 }
 listen("listed", () => { // with a single model there is nothing to compare
   if (!comparison) return;
-  comparison.hidden = offered().groups.flatMap(({ models }) => models).length < 2;
+  comparison.hidden = $$("#model option:not([value=''])").length < 2;
   ideas.at(-1).hidden = !comparison.hidden;
 });

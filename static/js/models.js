@@ -16,29 +16,15 @@ const prompt = $("#prompt");
 const optionOf = name => [...select.options].find(({ value }) => value === name);
 const extras = () => $$("input[name=model]", select.parentElement);
 // The option of the model that answers if none is chosen, if the list has it.
-const defaultOption = () => $("option[data-default]", select);
+export const defaultOption = () => $("option[data-default]", select);
 
-const modelOf = option => ({
+export const modelOf = option => ({
   name: option.value, // "": the default
   label: option.dataset.label || option.text,
   provider: option.dataset.provider ?? option.closest("optgroup")?.label ?? "",
   can: option.dataset.can?.split(", ") ?? [],
   isDefault: option === defaultOption() || !option.value,
 });
-
-// What is offered: groups of models, each with the title of its provider, and notes.
-export const offered = () => {
-  const groups = [], notes = [], single = { title: "", models: [] };
-  for (const child of select.children) {
-    if (!child.matches("optgroup")) {
-      if (child.value || !defaultOption()) single.models.push(modelOf(child));
-    } else if (child.children.length) {
-      groups.push({ title: child.label, models: [...child.children].map(modelOf) });
-    } else notes.push(child.label);
-  }
-  if (single.models.length) groups.unshift(single);
-  return { groups, notes };
-};
 
 // The names of the models that answer the next message.
 export const chosen = () => [select.value || defaultOption()?.value || "",

@@ -363,7 +363,7 @@ def test_settings_are_kept_and_sent(list_tab: ListTab) -> None:
     """Settings, also of a new conversation, are in the request, the panel and after a reload."""
     list_tab.chat.allowed_problems = LOAD_ERRORS
     panel = list_tab.chat.open_settings()
-    expect(panel.get_by_label("Temperature")).to_have_attribute("placeholder", "Model's default")
+    expect(panel.get_by_label("Temperature")).to_have_attribute("placeholder", "Model default")
     panel.get_by_label("Model", exact=True).select_option("count")
     panel.get_by_label("System prompt", exact=True).fill("<b>Be short.</b>")
     panel.get_by_label("Temperature").fill("0.5")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -22,6 +23,7 @@ from tests.browser.model_picker import (
 )
 from tests.support.halt_server import HaltServer, StartHalt, settings
 from tests.support.model_servers import listing, models, refusing
+from tests.support.ports import free_port
 from tests.support.raw_server import RawServer
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&amp;"
@@ -225,3 +227,27 @@ def test_panel_has_the_words_of_a_server_that_refuses(
         expect(panel(chat)).to_contain_text("did not accept the API key")
         expect(panel(chat).get_by_role("option")).to_have_count(1)
         expect(row(chat, "")).to_contain_text("Default")
+
+
+def test_provider_that_failed_is_asked_again_by_its_button(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """A provider's fault has its name, and a button that asks this provider at once."""
+    port, file = free_port(), tmp_path / "halt.toml"
+    file.write_text(
+        f'[providers.local]\nkind = "openai"\nbase_url = "{fake.base_url}"\n'
+        f'[providers.away]\nkind = "openai"\nbase_url = "http://127.0.0.1:{port}/v1"\n'
+    )
+    chat = open_chat(start_halt(HALT_CONFIG=file), fake)
+    wait_offered(chat, "local/echo")
+    button(chat).click()
+    expect(panel(chat).get_by_role("heading", name="away")).to_be_visible()
+    retry = panel(chat).get_by_role("button", name="Try again")
+    retry.click()
+    expect(retry).to_be_enabled()
+    expect(retry).to_be_focused()
+    with RawServer(listing(models("late")), port=port):
+        retry.click()
+        expect(row(chat, "away/late")).to_be_visible()
+    expect(retry).to_have_count(0)
+    expect(search(chat)).to_be_focused()

@@ -43,12 +43,12 @@ def focused(page: Page) -> str:
 def test_prompt_is_chosen_by_name_for_a_new_chat(chat: Chat) -> None:
     """The head of a new chat offers the named prompts; the chosen one is in the head and sent."""
     chip = chat.page.locator("#system")
-    expect(chip).to_have_text("Choose a prompt")
+    expect(chip).to_have_text("System prompt")
     chip.click()
     dialog = chat.page.get_by_role("dialog", name="Chat settings")
     dialog.get_by_label("Choose a prompt").select_option("Code reviewer")
     expect(dialog.get_by_label("System prompt", exact=True)).to_have_value(REVIEW)
-    expect(dialog).to_contain_text("can't be changed here")
+    expect(dialog).to_contain_text("cannot be changed here")
     dialog.get_by_role("button", name="Save", exact=True).click()
     expect(dialog).to_be_hidden()
     expect(chip).to_have_text("System prompt: Code reviewer")
@@ -70,7 +70,7 @@ def test_preset_is_saved_applied_and_deleted(chat: Chat) -> None:
     for value in ("0.3", "0.4"):
         temperature.fill(value)
         expect(preset.locator(":checked")).to_have_text("Set for this chat")
-        dialog.locator("#settings-sampling-part").get_by_text("Save as…").click()
+        dialog.locator("#settings-sampling-part").get_by_text("Save as a preset…").click()
         name = dialog.get_by_label("Name of the preset")
         name.fill("Tight")
         name.press("Enter")
@@ -83,12 +83,12 @@ def test_preset_is_saved_applied_and_deleted(chat: Chat) -> None:
     chat.page.keyboard.press("Escape")
     dialog.get_by_role("button", name="Discard").click()
     chat.open_settings()
-    expect(preset).to_have_value("Balanced")
+    expect(preset).to_have_value("Model defaults")
     preset.select_option("Tight")
     expect(temperature).to_have_value("0.4")
     dialog.get_by_role("button", name="Delete this preset").click()
     expect(preset.locator("option")).to_have_text(
-        ["Precise", "Balanced", "Creative", "Set for this chat"]
+        ["Model defaults", "Precise", "Creative", "Set for this chat"]
     )
     expect(temperature).to_have_value("0.4")
 

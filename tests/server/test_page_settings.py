@@ -64,7 +64,7 @@ def test_prompt_of_the_file_is_chosen_by_name(client: Client, shared_fake: FakeO
     name = "Code <b>reviewer</b>"
     part = client.get(f"/settings/prompts/text?{urlencode({'prompt_name': name})}").body.decode()
     assert "Review &lt;i&gt;code&lt;/i&gt;.</textarea>" in part
-    assert "can't be changed here" in part
+    assert "cannot be changed here" in part
     conversation, prompt = new_id(), new_id()
     fields: dict[str, Any] = {"prompt_name": name, "system_prompt": "Review <i>code</i>."}
     saved = send(client, f"/c/{conversation}/settings", **fields)
@@ -128,8 +128,8 @@ def test_preset_is_saved_applied_and_deleted(client: Client) -> None:
     path, conversation = "/settings/presets", new_id()
     panel = client.get("/settings").body.decode()
     assert options(panel, "settings-preset") == (
-        ["Precise", "Balanced", "Creative", "Set for this chat"],
-        ["Balanced"],
+        ["Model defaults", "Precise", "Creative", "Set for this chat"],
+        ["Model defaults"],
     )
     values: dict[str, Any] = {"temperature": "0.35", "top_p": "0.9", "max_tokens": "500"}
     saved = send(client, path, name="Tight", **values).body.decode()

@@ -860,7 +860,7 @@ def settings_refused(visit: Visit) -> Chat:
     """A value that is not allowed, and the form that saves a prompt by its name."""
     chat = settings_dialog(visit)
     chat.allowed_problems = LOAD_ERRORS
-    chat.page.get_by_text("Save as…").first.click()
+    chat.page.get_by_text("Save as a prompt…").click()
     chat.page.get_by_label("Temperature").fill("9")
     chat.page.get_by_role("button", name="Save", exact=True).click()
     expect(chat.page.locator("#settings [aria-invalid]")).to_be_visible()
@@ -876,7 +876,7 @@ def settings_name_taken(visit: Visit) -> Chat:
     for temperature in ("0.1", "0.2"):
         chat.page.get_by_label("Temperature").fill(temperature)
         if not name.is_visible():
-            chat.page.get_by_text("Save as…").last.click()
+            chat.page.get_by_text("Save as a preset…").click()
         name.fill("My preset")
         chat.page.get_by_role("button", name="Save preset").click()
         expect(

@@ -24,7 +24,7 @@ def models() -> str:
     catalog = services().catalog
     return render_template(
         "models_listed.html",
-        **listed(chosen),
+        **listed(chosen, request.args.get("retry")),
         catalog=catalog,
         config=services().config,
         loading=catalog.is_discovered and demo_is_loading(),
@@ -47,10 +47,15 @@ class OptionGroup(NamedTuple):
     options: list[Option]
 
 
-def listed(chosen: str) -> dict[str, Any]:
-    """The variables of `models.html`: the models, and the selected one."""
+def listed(chosen: str, retried: str | None = None) -> dict[str, Any]:
+    """The variables of `models.html`: the models, and the selected one.
+
+    `retried`: see `Catalog.refresh`.
+    """
     catalog = services().catalog
-    groups = [_option_group(group) for group in catalog.refresh()]  # updates the other values
+    groups = [
+        _option_group(group) for group in catalog.refresh(retried)
+    ]  # updates the other values
     return {
         "groups": groups,
         "no_list": catalog.has_no_list,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flask import Blueprint, Response, render_template, request, url_for
+from flask import Blueprint, Flask, Response, render_template, request, url_for
 
 from halt.chat.presets import BUILT_IN
 from halt.chat.prompts import NameTaken, PromptNames
@@ -26,6 +26,21 @@ from halt.web.sessions import ensure_owner, owner
 FIELDS = frozenset({"model", "system_prompt", "temperature", "top_p", "max_tokens"})
 
 blueprint = Blueprint("settings", __name__)
+
+
+def install(app: Flask) -> None:
+    """Install the routes, and the function that templates use, in the application."""
+    app.jinja_env.globals["offers_prompts"] = offers_prompts
+    app.register_blueprint(blueprint)
+
+
+def offers_prompts() -> bool:
+    """Whether the person can choose a system prompt by name; true while the store is down."""
+    try:
+        names = services().prompts.names(owner() or "")
+    except HaltError:
+        return True
+    return bool(names.server or names.own)
 
 
 @blueprint.errorhandler(HaltError)

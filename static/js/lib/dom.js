@@ -19,11 +19,14 @@ export const parse = html => {
   return [...template.content.children];
 };
 
-// A button with an icon of the sprite; `of` ends its accessible name.
-export const iconButton = (icon, title, of, action) => {
-  const svg = `<svg class="icon" aria-hidden="true"><use href="#i-${icon}"/></svg>`;
-  const button = make("button", { type: "button", className: "icon-button", title }, ...parse(svg));
-  button.ariaLabel = `${title} ${of}`;
+// An icon of the sprite, as HTML.
+export const icon = name => `<svg class="icon" aria-hidden="true"><use href="#i-${name}"/></svg>`;
+
+// A button with an icon; `of` ends its accessible name.
+export const iconButton = (name, title, of, action) => {
+  const className = "icon-button";
+  const button = make("button", { type: "button", className, title }, ...parse(icon(name)));
+  button.ariaLabel = `${title} ${of}`.trim();
   button.addEventListener("click", action);
   return button;
 };

@@ -1,7 +1,9 @@
 // Modules in on_demand/ are loaded when they are first needed: a page begins without them.
 import { make, notice } from "./dom.js";
 
-const STYLES = { palette: "palette", help: "palette" }; // module -> its style sheet
+const STYLES = { // module -> its style sheet
+  palette: "palette", help: "palette", picker: "models", settings: "settings",
+};
 const loads = new Map(); // style sheet -> the promise of its load
 
 const loadStyle = name => {

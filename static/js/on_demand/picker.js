@@ -1,21 +1,37 @@
 // The panel in which models are chosen: a combobox with a listbox, grouped by provider. "Compare"
 // makes several models choosable.
-import { $, $$, make, touch } from "../lib/dom.js";
+import { $, $$, icon, make, parse, touch } from "../lib/dom.js";
 import { emit, listen } from "../lib/events.js";
-import { MOST, choose, chosen, offered, recent } from "../models.js";
+import { MOST, choose, chosen, defaultOption, modelOf, recent } from "../models.js";
 
 const MANY = 8; // models; above it there is a search field
 const PAGE = 10; // rows of Page Up and Page Down
-const button = $("#open-models"), panel = $("#models"), search = $("#model-search");
-const list = $("#model-list"), count = $("#model-count"), notes = $("#model-notes");
-const compare = $("#compare"), compareCount = $("#compare-count");
+const button = $("#open-models"), panel = $("#models"), select = $("#model");
+panel.append(...parse(`
+<div class="dialog-head">
+  <h2>Models</h2>
+  <button type="button" class="icon-button" popovertarget="models" popovertargetaction="hide"
+    aria-label="Close">${icon("x")}</button>
+</div>
+<input type="search" id="model-search" role="combobox" aria-label="Search models"
+  placeholder="Search models" aria-controls="model-list" aria-expanded="true"
+  aria-autocomplete="list" autocomplete="off" spellcheck="false" enterkeyhint="go">
+<p id="model-count" role="status"></p>
+<div id="model-list" role="listbox" aria-label="Models" tabindex="0"></div>
+<div id="model-notes"></div>
+<div class="ends">
+  <span id="compare-count" role="status"></span>
+  <button type="button" id="compare">Compare…</button>
+</div>`));
+const search = $("#model-search"), list = $("#model-list"), count = $("#model-count");
+const notes = $("#model-notes"), compare = $("#compare"), compareCount = $("#compare-count");
 let comparing = false; // whether several models can be chosen
+let offersSeveral = false;
 let active = null; // the row that Enter chooses
 
 const isOpen = () => panel.matches(":popover-open");
 const rows = () => $$(".model", list);
 const shownRows = () => rows().filter(row => !row.hidden);
-const clone = id => $(id).content.firstElementChild.cloneNode(true);
 
 const setActive = row => {
   active?.classList.remove("active");
@@ -42,33 +58,74 @@ const filter = () => {
   count.textContent = !search.value ? "" : found.length
     ? `${found.length} ${found.length === 1 ? "model" : "models"}` : "No model has this name.";
   count.classList.toggle("hidden", found.length > 0);
+  compare.hidden = !comparing && !(offersSeveral && found.length);
   if (!active || active.hidden) setActive(found[0]);
 };
 
 const rowOf = (model, number, withProvider) => {
-  const row = clone("#model-row");
   const words = [...(withProvider ? [model.provider] : []), ...model.can];
-  row.id = `model-${number}`;
-  row.title = model.name;
+  const small = make("small", {
+    textContent: [...(model.isDefault ? ["Default"] : []), ...words].join(" · "),
+  });
+  const name = make("span", { className: "model-name", textContent: model.label });
+  const row = make("div", {
+    className: "model", role: "option", id: `model-${number}`, title: model.name,
+  }, name, " ", small);
   row.dataset.name = model.name;
   row.dataset.text = [model.label, model.provider, ...model.can].join(" ").toLowerCase();
-  $(".model-name", row).textContent = model.label;
-  $("small", row).textContent = [...(model.isDefault ? ["Default"] : []), ...words].join(" · ");
   return row;
 };
 
 const groupOf = (title, rows, number) => {
-  const group = clone("#model-group"), heading = $("p", group);
-  heading.id = `models-${number}`;
-  heading.textContent = title;
-  heading.hidden = !title;
+  const heading = make("p", { id: `models-${number}`, title, textContent: title, hidden: !title });
+  const group = make("div", { role: "group" }, heading, ...rows);
   if (title) group.setAttribute("aria-labelledby", heading.id);
-  group.append(...rows);
   return group;
 };
 
+// Requests the list again, and has the server ask the providers of this title that have failed.
+const retry = async event => {
+  const { provider } = event.target.dataset;
+  event.target.disabled = true;
+  event.target.textContent = "Trying…";
+  const values = new URLSearchParams({ model: select.value, retry: provider });
+  await htmx.ajax("GET", `${select.getAttribute("hx-get")}?${values}`, {
+    source: notes, target: select, swap: "innerHTML",
+  }).catch(() => {});
+  draw();
+  ($$("button", notes).find(other => other.dataset.provider === provider) ?? keyTarget()).focus();
+};
+// What failed, by provider, or a discovered server that needs a key.
+const noteOf = ({ label, dataset: { provider, fault } }) => {
+  const text = provider ? label.slice(provider.length + 2) : label;
+  const mark = parse(icon(fault === undefined ? "info" : "triangle-alert"));
+  const parts = [make("p", {}, ...mark, text)];
+  if (provider) parts.unshift(make("h2", { textContent: provider, title: provider }));
+  if (fault !== undefined) {
+    const button = make("button", { type: "button", textContent: "Try again" });
+    button.dataset.provider = provider;
+    button.addEventListener("click", retry);
+    parts.push(button);
+  }
+  return make("section", {}, ...parts);
+};
+
+// What is offered: groups of models, each with the title of its provider, and notes as options.
+const offered = () => {
+  const groups = [], notes = [], single = { title: "", models: [] };
+  for (const child of select.children) {
+    if (!child.matches("optgroup")) {
+      if (child.value || !defaultOption()) single.models.push(modelOf(child));
+    } else if (child.children.length) {
+      groups.push({ title: child.label, models: [...child.children].map(modelOf) });
+    } else notes.push(child);
+  }
+  if (single.models.length) groups.unshift(single);
+  return { groups, notes };
+};
+
 const draw = () => {
-  const { groups, notes: texts } = offered(), before = active?.dataset.name;
+  const { groups, notes: failed } = offered(), before = active?.dataset.name;
   const models = groups.flatMap(group => group.models), isMany = models.length > MANY;
   const found = (isMany ? recent() : [])
     .map(({ name }) => models.find(model => model.name === name)).filter(Boolean);
@@ -79,15 +136,15 @@ const draw = () => {
     const own = models.filter(model => isRecent || !found.includes(model));
     return groupOf(title, own.map(model => rowOf(model, ++number, isRecent)), index);
   }));
-  notes.replaceChildren(...texts.map(text => make("p", { textContent: text })));
+  notes.replaceChildren(...failed.map(noteOf));
   search.hidden = !isMany && !search.value;
   list.tabIndex = keyTarget() === list ? 0 : -1;
-  compare.hidden = models.length < 2;
+  offersSeveral = models.length > 1;
   mark();
   setActive(rows().find(row => row.dataset.name === before)
     ?? rows().find(row => row.ariaSelected === "true"));
   filter();
-  return texts.length > 0;
+  return failed.length > 0;
 };
 
 const pick = row => {
@@ -127,13 +184,14 @@ panel.addEventListener("beforetoggle", ({ newState }) => {
   active = null;
   const hasNotes = draw();
   for (const field of [search, list]) field.autofocus = field === keyTarget();
-  if (hasNotes || "live" in $("#model").dataset) emit("models"); // requests the list again
+  if (hasNotes || "live" in select.dataset) emit("models"); // requests the list again
 });
 panel.addEventListener("toggle", ({ newState }) => {
   if (newState === "open") {
     active?.scrollIntoView({ block: "center" });
   } else {
     list.replaceChildren();
+    panel.style.minHeight = "";
     if (document.activeElement === document.body) button.focus();
   }
 });
@@ -160,7 +218,10 @@ panel.addEventListener("keydown", event => {
   } else return;
   event.preventDefault();
 });
-search.addEventListener("input", filter);
+search.addEventListener("input", () => {
+  panel.style.minHeight ||= `min(${panel.offsetHeight}px, 85dvh)`; // fewer rows move nothing
+  filter();
+});
 list.addEventListener("click", ({ target }) => {
   const row = target.closest(".model");
   if (row) pick(row);

@@ -21,6 +21,7 @@ const selectKind = (select, kind) => {
 const showActions = select => {
   const [chosen] = select.selectedOptions, part = select.closest("fieldset");
   const isOwn = chosen.dataset.kind === "own";
+  select.title = chosen.text;
   $(".delete-named", part).hidden = !isOwn;
   if (isOwn) $(".save-row input", part).value = chosen.text;
 };
@@ -28,13 +29,14 @@ const showActions = select => {
 // --- open and close ---
 export const openSettings = async opener => {
   const id = shownConversation(), model = encodeURIComponent($("#model").value);
+  const isByKey = $(":focus-visible") !== null; // a field that a pointer opens shows no ring
   const url = `${id ? `/c/${id}` : ""}/settings?model=${model}`;
   await htmx.ajax("GET", url, { source: panel, target: panel, swap: "innerHTML" });
   if (!$("form", panel)) return;
   before = values();
   written = null;
   openDialog(panel, opener);
-  $(opener.dataset.at ?? "#settings-model", panel).focus();
+  $(isByKey ? opener.dataset.at ?? "#settings-model" : "h2", panel).focus();
 };
 const ask = isAsked => {
   const [foot, question] = $$(".dialog-foot", panel);
@@ -61,7 +63,7 @@ const reset = () => {
   selectKind($(NAME, panel), "default");
   text.value = text.dataset.default;
   $("#help-system-prompt", panel).textContent = "";
-  preset.value = "Balanced";
+  preset.selectedIndex = 0;
   apply(preset);
   showActions($(NAME, panel));
   clearFaults();

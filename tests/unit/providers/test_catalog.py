@@ -15,7 +15,7 @@ from halt.core.connection import UpstreamConnection
 from halt.errors import RequestError, UpstreamError
 from halt.model_info import ModelGroup
 from halt.providers import cached_query, catalog, router
-from halt.providers.catalog import NAMES_MAX, Catalog, valid_model_name
+from halt.providers.catalog import NAMES_MAX, Catalog, Note, valid_model_name
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX
 from halt.providers.router import ModelGroups, Providers
@@ -185,12 +185,12 @@ def test_notes_have_the_words_of_what_failed() -> None:
     fault = UpstreamError("upstream_refused")
     models = Catalog(Providers({"openai": ListUpstream(fault), "b": ListUpstream(["m"])}))
     assert listed(models) == [("b", ["b/m"])]
-    assert models.notes == [f"OpenAI: {fault.message}"]
+    assert models.notes == [Note("OpenAI", fault.message, True)]
     assert (models.provider_of("b/m"), models.label_of("b/m")) == ("b", "m")
     assert (models.provider_of("other"), models.label_of("other")) == ("", "other")
     single = Catalog(ListUpstream(fault))
     single.refresh()
-    assert single.notes == [fault.message]
+    assert single.notes == [Note("", fault.message, True)]
     without_list = Catalog(ListUpstream(UpstreamError("endpoint_not_found")))
     without_list.refresh()
     assert without_list.notes == []
