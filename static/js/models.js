@@ -1,6 +1,6 @@
 // The models that answer. The first is the value of #model, the others (Compare) are hidden fields
 // beside it; all belong to the composer's form. The server fills #model with what is offered.
-import { $, $$, make } from "./lib/dom.js";
+import { $, $$, make, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
 import { onDemand, preload } from "./lib/on_demand.js";
 import { local } from "./lib/storage.js";
@@ -9,7 +9,7 @@ import { route, succeeded } from "./requests.js";
 export const MOST = 4; // models in one message; the server accepts no more
 const KEY = "halt.model"; // the name of the model for a new chat
 const RECENT_KEY = "halt.models", RECENT = 4; // the models that were chosen last
-const SHOWN = 40; // characters of a model's name in the message field
+const SHOWN = touch.matches ? 20 : 40; // characters of a model's name in the message field
 const select = $("#model"), button = $("#open-models"), one = $("#one-model");
 const prompt = $("#prompt");
 

@@ -83,7 +83,7 @@ def test_question_mark_outside_of_fields_lists_the_shortcuts(chat: Chat) -> None
     expect(dialog).to_have_count(0)
     chat.prompt.blur()
     chat.page.keyboard.press("?")
-    expect(dialog.get_by_role("term")).to_contain_text(["Send", "Stop the answer", "New chat"])
+    expect(dialog.get_by_role("term")).to_contain_text(["Send", "New chat", "Stop the answer"])
     dialog.get_by_label("The key ? opens this list").uncheck()
     chat.page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)

@@ -53,7 +53,10 @@ def prompts(chat: Chat) -> list[str]:
 def test_messages_sent_during_an_answer_are_sent_after_it_in_order(chat: Chat) -> None:
     """Enter during an answer queues a message; each is sent when the answer before it is done."""
     expect(queue(chat)).to_be_hidden()
+    hint = chat.page.locator(".keys")
+    expect(hint).to_contain_text("Enter sends", use_inner_text=True)
     start_answer(chat)
+    expect(hint).to_contain_text("Enter queues", use_inner_text=True)
     first, record = chat.last_prompt, chat.record()
     second, third = prompt(4), prompt(5)
     chat.submit(second)

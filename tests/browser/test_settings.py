@@ -116,6 +116,17 @@ def test_closing_asks_before_typed_text_is_lost(chat: Chat) -> None:
     assert focused(chat.page) == "open-chat-menu"
 
 
+def test_settings_opened_by_key_begin_at_the_first_field(chat: Chat) -> None:
+    """A key leads to the model's field, a pointer to the heading, so that no field has a ring."""
+    dialog = chat.open_settings()
+    expect(dialog.get_by_role("heading", name="Chat settings")).to_be_focused()
+    chat.page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    chat.page.get_by_role("button", name="More", exact=True).press("Enter")
+    chat.page.get_by_role("button", name="Chat settings", exact=True).press("Enter")
+    expect(dialog.get_by_label("Model", exact=True)).to_be_focused()
+
+
 def test_theme_is_in_the_first_html(chat: Chat) -> None:
     """A chosen theme applies at once and is in each page that the server sends, so none flashes."""
     dialog = chat.open_display()

@@ -1,23 +1,28 @@
 // The dialog of all shortcuts.
 import { openOnce } from "../lib/dialog.js";
 import { iconButton, make } from "../lib/dom.js";
-import { keyNames, setSingleKey, shortcut, usesSingleKey } from "../shortcuts.js";
+import { keyNames, setSingleKey, SHORTCUTS, shortcut, usesSingleKey } from "../shortcuts.js";
 
-const GROUPS = {
+const GROUPS = { // all others are the page's
   Chat: ["send", "line", "edit-last", "field", "new", "search", "previous", "next", "pin"],
   Answer: ["stop", "continue", "again", "copy", "copy-code"],
-  Page: ["rail", "theme", "help"],
 };
 const keysOf = row => {
   const list = make("dd");
   for (const name of keyNames(row)) list.append(make("kbd", { textContent: name }), " ");
   return list;
 };
-const groupOf = ([title, ids]) => {
-  const rows = ids.map(shortcut).flatMap(row => (
-    [make("dt", { textContent: row.name }), keysOf(row)]
-  ));
-  return make("section", {}, make("h3", { textContent: title }), make("dl", {}, ...rows));
+const groupOf = (title, rows) => {
+  const parts = rows.flatMap(row => [make("dt", { textContent: row.name }), keysOf(row)]);
+  return make("section", {}, make("h3", { textContent: title }), make("dl", {}, ...parts));
+};
+const groups = () => {
+  const lists = Object.values(GROUPS).map(ids => ids.map(shortcut));
+  const grouped = new Set(lists.flat());
+  return [
+    ...Object.keys(GROUPS).map((title, n) => groupOf(title, lists[n])),
+    groupOf("Page", SHORTCUTS.filter(row => !grouped.has(row))),
+  ];
 };
 const build = () => {
   const box = make("input", { type: "checkbox", checked: usesSingleKey() });
@@ -28,7 +33,7 @@ const build = () => {
   const dialog = make(
     "dialog", { id: "shortcuts" },
     make("div", { className: "dialog-head" }, name, close),
-    make("div", { className: "dialog-body" }, ...Object.entries(GROUPS).map(groupOf), label),
+    make("div", { className: "dialog-body" }, ...groups(), label),
   );
   dialog.setAttribute("aria-labelledby", name.id);
   return dialog;

@@ -21,7 +21,6 @@ const selectKind = (select, kind) => {
 const showActions = select => {
   const [chosen] = select.selectedOptions, part = select.closest("fieldset");
   const isOwn = chosen.dataset.kind === "own";
-  select.title = chosen.text;
   $(".delete-named", part).hidden = !isOwn;
   if (isOwn) $(".save-row input", part).value = chosen.text;
 };
@@ -85,6 +84,9 @@ panel.addEventListener("toggle", ({ target }) => { // of "Save as"
 panel.addEventListener("change", ({ target }) => {
   if (target.matches(PRESET)) apply(target);
   else if (target.matches(NAME)) showActions(target);
+});
+panel.addEventListener("pointerover", ({ target }) => { // a long name is cut off
+  if (target.matches("select")) target.title = target.selectedOptions[0].text;
 });
 panel.addEventListener("input", ({ target }) => {
   clearFault(target);
