@@ -152,10 +152,14 @@ class Conversations:
         with self._database.reading() as connection:
             return connection.scalar(select(conversations.c.id).where(*LISTED).limit(1)) is not None
 
-    def summary(self, conversation_id: str, owner: str) -> Summary:
-        """A conversation's entry in the list. Raises UnknownConversation."""
+    def summary(self, conversation_id: str, owner: str, *, deleted: bool = False) -> Summary:
+        """A conversation's entry in the list, with `deleted` also of a deleted one.
+
+        Raises UnknownConversation.
+        """
         with self._database.reading() as connection:
-            return _summary(connection, find(connection, conversation_id, owner))
+            row = find(connection, conversation_id, owner, deleted=deleted)
+            return _summary(connection, row)
 
     def token_usage(self, conversation_id: str, owner: str) -> Usage:
         """Tokens of all answers ever generated in it. Raises UnknownConversation."""

@@ -11,7 +11,8 @@ import msgspec
 from halt.core.decoding import KIND_WORDS
 from halt.store.json_items import items
 
-OWN_ALONE = "Halt reads JSON files that it has exported itself."
+OWN_ALONE = "Choose the JSON file that “Export all as JSON” made."
+AGAIN = "Export the chats again, then import that file."
 
 #: Fields that identify an export of another product, in a conversation or in the whole file.
 _PRODUCTS: tuple[tuple[str, frozenset[str]], ...] = (
@@ -75,8 +76,6 @@ def foreign_file_fault(data: bytes, own_format: str) -> str:
                 )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
-    if "format" in fields:
-        return ""
     return f"This file can't be imported: it is not an export of Halt. {OWN_ALONE}"
 
 
@@ -128,7 +127,7 @@ def explained(fault: str, values: Mapping[str, Sequence[str]]) -> str:
     place = ", ".join(map(_counted, filter(None, parents)))
     name = f"the field “{field}”" if field.isidentifier() else _counted(field)
     where = f"in {place}, {name}" if place else name or "it"
-    return f"This file can't be imported: {where} {problem}."
+    return f"This file can't be imported: {where} {problem}. {AGAIN}"
 
 
 def _counted(part: str) -> str:

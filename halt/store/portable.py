@@ -34,7 +34,7 @@ from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
 from halt.errors import RequestError, TooLarge
-from halt.store.import_faults import OWN_ALONE, explained, foreign_file_fault
+from halt.store.import_faults import AGAIN, OWN_ALONE, explained, foreign_file_fault
 from halt.store.json_items import is_list, items
 
 FORMAT = "halt-conversations"
@@ -173,14 +173,15 @@ def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
             foreign_file_fault(data, FORMAT) or explained(str(fault), _VALUES), field="file"
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        reason = "it is not JSON, or it is incomplete."
+        reason = f"it is not JSON, or it is incomplete. {AGAIN}"
         if data.startswith(b"PK"):
             reason = f"it is a ZIP archive. {OWN_ALONE}"
         raise RequestError(f"This file can't be imported: {reason}", field="file") from None
     if file.format != FORMAT or file.version != VERSION:
+        step = OWN_ALONE if file.format != FORMAT else "Another version of Halt made it."
         raise RequestError(
             f"This file can't be imported: its format is “{file.format[:40]}”, version "
-            f"{file.version}, and must be “{FORMAT}”, version {VERSION}.",
+            f"{file.version}, and must be “{FORMAT}”, version {VERSION}. {step}",
             field="file",
         )
     for conversation in conversations:

@@ -3,30 +3,24 @@ import { toggleTheme } from "./display.js";
 import { $, $$, announce } from "./lib/dom.js";
 import { onDemand, preload } from "./lib/on_demand.js";
 import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf, usesSingleKey } from "./shortcuts.js";
-import { change } from "./sidebar/change.js";
-import { entryOf, shownConversation } from "./sidebar/entries.js";
+import { pinOpenChat } from "./sidebar/menu.js";
 import { toggleRail } from "./sidebar/sheet.js";
 
-const pinShown = () => {
-  const id = shownConversation(), entry = entryOf(id);
-  if (entry) change("pinned" in entry.dataset ? "unpin" : "pin", [id]);
-  else announce("This chat is not in the list yet.");
-};
 const search = async () => (await onDemand("palette"))?.openPalette(act);
 // The palette is loaded as soon as its first key is down: the letters typed next are for it.
 addEventListener("keydown", ({ key }) => {
   if (key === "Control" || key === "Meta") preload("palette");
 }, true);
 const help = async () => (await onDemand("help"))?.openHelp();
-const ACTIONS = { search, pin: pinShown, rail: toggleRail, theme: toggleTheme, help };
+const ACTIONS = { search, pin: pinOpenChat, rail: toggleRail, theme: toggleTheme, help };
 const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");
 
 // Does an action of the table: also called for those chosen in the palette.
 export const act = row => {
-  if (ACTIONS[row.id]) { ACTIONS[row.id](); return; }
-  const control = row.find();
-  if (!control) { announce(row.missing); return; }
-  if (row.id === "field") control.focus();
+  const control = row.find?.();
+  if (row.find && !control) announce(row.missing);
+  else if (ACTIONS[row.id]) ACTIONS[row.id]();
+  else if (row.id === "field") control.focus();
   else control.click();
 };
 addEventListener("keydown", event => {

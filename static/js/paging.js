@@ -1,6 +1,5 @@
 // Loads a long conversation in parts: messages that are loaded above do not move the visible text.
 import { $ } from "./lib/dom.js";
-import { onDemand } from "./lib/on_demand.js";
 import { route, succeeded } from "./requests.js";
 
 const messages = $("#messages"), page = document.documentElement;
@@ -29,6 +28,3 @@ route("#composer", {
     location.assign(ctx.request.action.replace(/\/messages$/, ""));
   },
 });
-
-// A message that a search has found.
-if (new URLSearchParams(location.search).has("at")) onDemand("found");

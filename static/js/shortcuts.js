@@ -61,7 +61,10 @@ export const SHORTCUTS = [
     id: "next", name: "Next chat in the list", wide: "ArrowDown",
     find: () => beside(1), missing: "This is the last chat.",
   },
-  { id: "pin", name: "Pin or unpin this chat", wide: "u" },
+  {
+    id: "pin", name: "Pin or unpin this chat", wide: "u",
+    find: () => $("body:not(.empty) .head"), missing: "This chat has no message yet.",
+  },
   { id: "rail", name: "Show or hide the list of chats", wide: "s" },
   { id: "theme", name: "Light or dark", wide: "d" },
   { id: "help", name: "All shortcuts", keys: ["?"] },

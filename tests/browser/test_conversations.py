@@ -411,7 +411,7 @@ def test_export_and_import_round_trip_and_refuse_a_wrong_file(
     saved.value.save_as(file)
     all_menu.click()
     list_tab.page.get_by_label("Import JSON…").set_input_files(file)
-    expect(list_tab.toast).to_contain_text("1 conversation was imported.")
+    expect(list_tab.toast).to_contain_text("1 chat was imported.")
     expect(list_tab.items).to_have_count(2)
     expect(list_tab.page.locator("#all-menu")).to_be_hidden()
     wrong_export = json.loads(file.read_bytes())
@@ -487,6 +487,7 @@ def test_list_menus_panel_and_toast_have_a_contrast_of_4_5(
         lambda: list_tab.page.keyboard.press("Escape"),
         lambda: list_tab.menu("Two", "Delete"),
         lambda: list_tab.search("zebra"),
+        lambda: list_tab.page.keyboard.press("Escape"),
         list_tab.chat.open_settings,
     ]
     for show in looks:

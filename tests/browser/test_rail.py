@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import SWIPE_IS_LOADED
+from tests.browser.chat import LOAD_ERRORS, SWIPE_IS_LOADED
 from tests.browser.conftest import OpenChat
 from tests.browser.list_tab import PHONE, WIDE, ListTab
 from tests.support.export_files import exported_conversation
@@ -133,11 +133,11 @@ def test_archive_keeps_conversations_apart_until_a_message(list_tab: ListTab) ->
 
 
 def test_archived_conversation_is_unarchived_from_the_archive(list_tab: ListTab) -> None:
-    """The archive is a page without scripts too; Unarchive brings an entry back to the list."""
+    """The archive is a page without scripts too; Move back brings an entry back to the list."""
     list_tab.keep(talk("One"), talk("Two", 1.0, archived_at=1.0))
     list_tab.page.goto(f"{list_tab.chat.server.url}/?archived=1")
     wait_lines(list_tab, "# Today", "Two")
-    list_tab.menu("Two", "Unarchive")
+    list_tab.menu("Two", "Move back")
     expect(list_tab.page.get_by_text("The archive is empty.")).to_be_visible()
     list_tab.page.get_by_role("link", name="Back to all conversations").click()
     wait_lines(list_tab, "# Today", "One", "Two")
@@ -177,6 +177,65 @@ def test_menu_opens_by_right_click_and_menu_key(list_tab: ListTab) -> None:
     wait_lines(list_tab, "# Pinned", "One", "# Today", "Two")
 
 
+def test_head_menu_acts_on_the_open_chat_also_without_its_entry(list_tab: ListTab) -> None:
+    """An open chat that the list has not loaded is pinned, renamed, archived and deleted."""
+    list_tab.keep(*(talk(f"Talk {n}", 60.0 * n) for n in range(60)), talk("Old", DAY * 99))
+    url = list_tab.chat.server.url
+    list_tab.search("Old")
+    list_tab.palette.get_by_role("group", name="Chats").get_by_role("option").click()
+    expect(list_tab.page).to_have_title("Old · Halt")
+    list_tab.page.wait_for_load_state()
+    expect(list_tab.item("Old")).to_have_count(0)
+    menu, chip = list_tab.page.locator("#chat-menu"), list_tab.page.locator(".head .archived")
+
+    def choose(name: str) -> None:
+        list_tab.page.locator("#open-chat-menu").click()
+        menu.get_by_text(name, exact=True).click()
+
+    choose("Rename")
+    list_tab.page.get_by_role("textbox", name="Title").fill("Older")
+    list_tab.page.keyboard.press("Enter")
+    expect(list_tab.page).to_have_title("Older · Halt")
+    list_tab.page.keyboard.press("Alt+Shift+U")
+    expect(list_tab.toast).to_contain_text("Pinned.")
+    expect(list_tab.item("Older")).to_be_visible()
+    choose("Unpin")
+    expect(list_tab.item("Older")).to_have_count(0)
+    choose("Archive")
+    expect(list_tab.toast).to_contain_text("“Older” was moved to the archive.")
+    expect(chip).to_be_visible()
+    list_tab.toast.get_by_role("button", name="Undo").click()
+    expect(chip).to_be_hidden()
+    choose("Archive")
+    list_tab.page.reload()
+    expect(chip).to_be_visible()
+    choose("Move back")
+    expect(chip).to_be_hidden()
+    choose("Delete")
+    expect(list_tab.page).to_have_url(f"{url}/")
+    expect(list_tab.toast).to_contain_text("“Older” was deleted.")
+    list_tab.toast.get_by_role("button", name="Undo").click()
+    expect(list_tab.page).to_have_title("Older · Halt")
+
+
+def test_fault_in_the_toast_stays_until_it_is_dismissed(list_tab: ListTab) -> None:
+    """A refused import stays with its next step; Esc takes it away and stops the answer too."""
+    list_tab.chat.allowed_problems = LOAD_ERRORS
+    list_tab.page.clock.install()
+    list_tab.page.reload()
+    list_tab.chat.ask("stall?n=3")
+    list_tab.chat.wait_text("0 1 2")
+    file: Any = {"name": "a.json", "mimeType": "application/json", "buffer": b'{"format": "other"}'}
+    list_tab.page.locator("#import input").set_input_files(file)
+    expect(list_tab.toast).to_contain_text("it is not an export of Halt. Choose the JSON file")
+    list_tab.page.clock.run_for(20_000)
+    expect(list_tab.toast.get_by_role("button", name="Dismiss")).to_be_visible()
+    list_tab.chat.prompt.focus()
+    list_tab.page.keyboard.press("Escape")
+    expect(list_tab.toast).to_be_empty()
+    list_tab.chat.wait_state("stopped")
+
+
 def test_focus_is_never_lost_by_a_change(list_tab: ListTab) -> None:
     """After a deletion whose message goes away the focus is on the entry beside it."""
     list_tab.keep(*talks("One", "Two", "Three"))
@@ -213,7 +272,7 @@ def test_several_are_selected_by_keyboard_deleted_and_restored(list_tab: ListTab
     list_tab.page.keyboard.press("Space")
     expect(announcer).to_have_text("3 selected")
     list_tab.page.get_by_role("group", name="Selected").get_by_role("button", name="Delete").click()
-    expect(list_tab.toast).to_contain_text("3 conversations were deleted.")
+    expect(list_tab.toast).to_contain_text("3 chats were deleted.")
     wait_lines(list_tab, "# Today", "One")
     undo = list_tab.toast.get_by_role("button", name="Undo")
     expect(undo).to_be_focused()
@@ -236,6 +295,10 @@ def test_several_are_selected_by_pointer_pinned_and_exported(list_tab: ListTab) 
     click("Three", "Shift")
     click("Two")
     expect(bar.get_by_text("2 selected")).to_be_visible()
+    bar.get_by_role("button", name="Select all").click()
+    expect(bar.get_by_text("4 selected")).to_be_visible()
+    click("Two")
+    click("Four")
     bar.get_by_role("button", name="Export").click()
     with list_tab.page.expect_download() as saved:
         list_tab.page.locator("#export-menu").get_by_text("Export as JSON").click()

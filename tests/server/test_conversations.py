@@ -251,7 +251,7 @@ def test_several_are_pinned_archived_and_deleted_at_once(anna: Person) -> None:
     assert anna.change("pin", ids[0], ids[2]).status == 204
     assert anna.titles()[:2] == ["Talk 2", "Talk 0"]
     archived = anna.change("archive", ids[1], ids[2]).body.decode()
-    assert "2 conversations were moved to the archive." in archived
+    assert "2 chats were moved to the archive." in archived
     assert archived.count('name="id"') == 2
     assert anna.titles() == ["Talk 0", "Talk 4", "Talk 3"]
     assert anna.titles("/conversations?archived=1") == ["Talk 2", "Talk 1"]
@@ -260,10 +260,10 @@ def test_several_are_pinned_archived_and_deleted_at_once(anna: Person) -> None:
     assert "moved back" in anna.change("unarchive", ids[2]).body.decode()
     assert anna.titles()[:2] == ["Talk 2", "Talk 0"]
     deleted = anna.change("delete", *ids[2:], new_id()).body.decode()
-    assert "3 conversations were deleted." in deleted
+    assert "3 chats were deleted." in deleted
     assert anna.titles() == ["Talk 0"]
     (undo,) = re.findall(r'hx-post="(/c/.*?/undelete)"', deleted)
-    assert "3 conversations are back." in anna.send(undo).body.decode()
+    assert "3 chats are back." in anna.send(undo).body.decode()
     assert anna.titles() == ["Talk 2", "Talk 0", "Talk 4", "Talk 3"]
 
 
@@ -281,7 +281,7 @@ def test_deletion_of_several_stops_their_answers(anna: Person, shared_fake: Fake
         assert record.closed.wait(RECORD_TIMEOUT)
     place = deletion.headers["hx-redirect"]
     page = html.unescape(anna.get(place).body.decode())
-    assert "3 conversations were deleted, and 2 of their answers stopped." in page
+    assert "3 chats were deleted, and 2 of their answers stopped." in page
     assert anna.send(f"/c/{ids[0]}/undelete", back="1").headers["hx-redirect"] == f"/c/{ids[0]}"
     assert len(anna.titles()) == 3
 
@@ -659,17 +659,20 @@ def test_import_of_a_file_without_conversations_says_so(anna: Person) -> None:
     """The page says that the file has no conversations; none is added."""
     page = anna.import_file(export_file(), page=True)
     assert page.status == 200
-    assert "The file has no conversations. Nothing was imported." in page.body.decode()
+    assert "The file has no chats. Nothing was imported." in page.body.decode()
     assert anna.items() == []
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "Choose a file"),
+        (b"", "Choose the JSON file"),
         (b"no JSON", "JSON"),
         (b"\xff\xfe", "file"),
-        (b"[]", "it is not an export of Halt. Halt reads JSON files that it has exported"),
+        (
+            b"[]",
+            "it is not an export of Halt. Choose the JSON file that “Export all as JSON” made.",
+        ),
         (b'{"format": "halt-conversations", "version": 1}', "conversations"),
         (
             export_file(CONVERSATION).replace(b"halt-conversations", b"somebody-elses"),

@@ -182,7 +182,7 @@ def test_import_of_five_megabytes_passes_the_proxy(client: ProxyClient) -> None:
     file = export_file(exported_conversation(*["x" * 100_000] * 50, title="Large"))
     assert len(file) > 5_000_000
     answer = client.request("POST", "/import", form_file(file), FORM_FILE)
-    assert (answer.status, b"1 conversation was imported" in answer.body) == (200, True), answer
+    assert (answer.status, b"1 chat was imported" in answer.body) == (200, True), answer
 
 
 FORM_FILE = {"Content-Type": "multipart/form-data; boundary=x"}

@@ -34,7 +34,7 @@ EXPECTED = {
     ("api.md", "Text"): ["Count to ten."],
     ("api.md", "OpenAI clients"): ["Count to ten."],
     ("protocol.md", "WebSocket"): ["'type': 'done'"],
-    ("using.md", "Export and import"): ["1 conversation was imported."],
+    ("using.md", "Export and import"): ["1 chat was imported."],
     ("tools.md", "Your own tools"): ["21.5 °C ['The first note']"],
     ("library.md", "Python library"): ["Why is the sky blue?stop"],
     ("library.md", "Stop"): ["stopped closed\nTrue 0 "],

@@ -230,6 +230,20 @@ def test_login_opens_every_page(token_server: HaltServer) -> None:
     assert browser.stream("POST", "/chat/stream", HELLO).to_end().text == "0 "
 
 
+def test_logout_ends_the_login_and_keeps_the_session(token_server: HaltServer) -> None:
+    """The page has a button that logs out; the next login shows the same chats."""
+    browser = token_server.client(Accept="text/html")
+    login = f"token={TOKEN}".encode()
+    browser.post("/login", login, Content_Type=FORM)
+    fields = b"prompt=Hello&model=count?n=1"
+    assert browser.post("/c/kept-chat/messages", fields, Content_Type=FORM).status == 303
+    assert b'action="/logout"' in browser.get("/").body
+    assert browser.post("/logout", b"", Content_Type=FORM).headers["location"].endswith("/login")
+    assert browser.get("/").status == 302
+    browser.post("/login", login, Content_Type=FORM)
+    assert b"/c/kept-chat" in browser.get("/").body
+
+
 def test_login_from_another_site_is_refused(token_server: HaltServer) -> None:
     """A page of another site cannot log a browser in."""
     refused = token_server.client().post(

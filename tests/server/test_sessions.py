@@ -19,7 +19,7 @@ from tests.support.http_client import Client
 FORM = "application/x-www-form-urlencoded"
 TOKEN = "a-token-for-tests"
 KEY = "a key for more than one"
-ELSEWHERE = b"This browser has no conversations here"
+ELSEWHERE = b"chats belong to the browser that began them"
 
 
 def send_message(browser: Client, conversation_id: str) -> None:
@@ -133,12 +133,11 @@ def test_empty_list_explains_that_conversations_belong_to_a_browser(
     """If only other browsers have conversations, the list and the 404 page say so and name none."""
     server = start_halt(shared_fake)
     first, second = server.client(), server.client()
-    assert b"No conversations yet." in first.get("/").body
+    assert b"No chats yet." in first.get("/").body
     send_message(first, "of-the-first")
     assert ELSEWHERE not in first.get("/").body
     page = second.get("/").body
     assert ELSEWHERE in page
-    assert b"Conversations belong to the browser that began" in page
     assert b"Import JSON" in page
     assert b"of-the-first" not in page
     assert b"Hello" not in page

@@ -896,6 +896,31 @@ def person_menu(visit: Visit) -> Chat:
 
 
 @state()
+def chat_menu(visit: Visit) -> Chat:
+    """The head's menu on an archived chat."""
+    talk = exported_conversation("Hi", "Ho", title="Kept apart", at=time.time(), archived_at=1.0)
+    visit.keep(talk)
+    chat = visit.open()
+    chat.page.goto(f"{chat.server.url}/?archived=1")
+    visit.show_list(chat)
+    chat.page.locator("#conversations a").click()
+    expect(chat.page.locator(".exchange")).to_have_count(1)
+    chat.page.locator("#open-chat-menu").click()
+    expect(chat.page.locator("#chat-menu")).to_be_visible()
+    return chat
+
+
+@state()
+def rename_dialog(visit: Visit) -> Chat:
+    """The open chat is renamed from the head."""
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    chat.page.locator("#open-chat-menu").click()
+    chat.page.locator("#rename-chat").click()
+    expect(chat.page.get_by_role("textbox", name="Title")).to_be_focused()
+    return chat
+
+
+@state()
 def import_error(visit: Visit) -> Chat:
     chat = person_menu(visit)
     chat.allowed_problems = LOAD_ERRORS

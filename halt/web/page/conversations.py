@@ -126,6 +126,8 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         "chat.html",
         conversation_id=conversation_id,
         title=conversation.title if conversation else "",
+        is_pinned=bool(conversation and conversation.is_pinned),
+        is_archived=bool(conversation and conversation.is_archived),
         system_prompt=services().chat.system_prompt(settings.model, settings.system_prompt),
         prompt_name=settings.prompt_name,
         **window(conversation),

@@ -15,6 +15,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
 from halt.errors import RequestError, TooLarge
+from halt.store.import_faults import OWN_ALONE
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.web.page.toast import toast
 from halt.web.requests import conversation_ids
@@ -98,15 +99,17 @@ def import_() -> Response:
             data = file.read() if file else b""
         except RequestEntityTooLarge:
             raise TooLarge(
-                f"The file is larger than {limit:,} bytes (HALT_MAX_IMPORT_BYTES).", field="file"
+                f"The file is larger than {limit:,} bytes (HALT_MAX_IMPORT_BYTES). "
+                "Export fewer chats at once.",
+                field="file",
             ) from None
         if not data:
-            raise RequestError("Choose a file that Halt has exported as JSON.", field="file")
+            raise RequestError(OWN_ALONE, field="file")
         # A file that Halt has exported must always be valid.
         message_max = max(MESSAGE_MAX, services().config.max_answer_chars)
         ids = services().store.transfer.import_(ensure_owner(), read(data, message_max))
     count = len(ids)
-    message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
+    message = f"{count:,} chat{' was' if count == 1 else 's were'} imported."
     if not ids:
-        message = "The file has no conversations. Nothing was imported."
+        message = "The file has no chats. Nothing was imported."
     return toast(message, opens=ids[0] if count == 1 else "")

@@ -1,4 +1,4 @@
-"""The login page: it takes the access token."""
+"""The login page, which takes the access token, and the end of a login."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def login() -> BaseResponse | tuple[str, int] | str:
         response.headers["Retry-After"] = str(wait)
         return response
     return render_template("login.html", fault="That is not the token. Try again."), 401
+
+
+def logout() -> BaseResponse:
+    """End the login of this browser. Its session stays: the next login shows the same chats."""
+    session.pop("login", None)
+    return redirect(url_for("pages.login"))

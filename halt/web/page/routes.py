@@ -33,4 +33,5 @@ for path, view in (
 ):
     blueprint.add_url_rule(path, view_func=view, methods=["POST"])
 
+blueprint.add_url_rule("/logout", view_func=login.logout, methods=["POST"])
 blueprint.add_url_rule("/login", view_func=login.login, methods=["GET", "POST"])

@@ -26,6 +26,7 @@ from halt.web.sessions import owner
 QUERY_MAX = 500  # characters of a search
 CHATS, HITS = 7, 10  # results of a search
 MORE_HITS = 30  # of each further part
+TITLE_SHOWN = 40  # characters of a title in a message
 WORDS_MAX = 20  # words of a title
 
 blueprint = Blueprint("sidebar", __name__)
@@ -140,9 +141,12 @@ def change() -> Response:
     if wish not in {"archive", "unarchive"}:
         raise RequestError("do must be pin, unpin, archive, unarchive or delete.", field="do")
     count = store.set_archived(ids, _owner_id(), archived=wish == "archive")
+    chats = _chats(
+        count, store.summary(ids[0], _owner_id()).title if count == len(ids) == 1 else ""
+    )
     if wish == "unarchive":
-        return toast(f"{_conversations(count)} moved back to the list.")
-    return toast(f"{_conversations(count)} moved to the archive.", undo=Undo("unarchive", ids))
+        return toast(f"{chats} moved back to the list.")
+    return toast(f"{chats} moved to the archive.", undo=Undo("unarchive", ids))
 
 
 @blueprint.get("/conversations/search")
@@ -210,12 +214,13 @@ def _delete(ids: Sequence[str]) -> Response:
         stopped = len(running) or None
         url = url_for("pages.index", deleted=open_id, count=count, stopped=stopped)
         return Response(headers={"HX-Redirect": url}, status=204)
-    return toast(deletion_message(len(deleted), len(running)), deleted=deleted[0])
+    message = deletion_message(len(deleted), len(running), _title_of_deleted(deleted[0]))
+    return toast(message, deleted=deleted[0])
 
 
-def deletion_message(deleted: int, stopped: int) -> str:
+def deletion_message(deleted: int, stopped: int, title: str) -> str:
     """The text of the toast after a deletion, for these numbers of conversations and answers."""
-    message = f"{_conversations(deleted)} deleted"
+    message = f"{_chats(deleted, title)} deleted"
     if stopped and deleted == 1:
         return f"{message}, and its answer stopped."
     return f"{message}, and {stopped} of their answers stopped." if stopped else f"{message}."
@@ -223,15 +228,28 @@ def deletion_message(deleted: int, stopped: int) -> str:
 
 def deletion_message_of_page() -> str:
     """The same on the page that a deletion of the open conversation leads to."""
-    numbers = [
+    deleted, stopped = (
         int(value) if is_number(value) else 0
         for value in (request.args.get("count", "1"), request.args.get("stopped", "0"))
-    ]
-    return deletion_message(*numbers)
+    )
+    return deletion_message(deleted, stopped, _title_of_deleted(request.args.get("deleted", "")))
 
 
-def _conversations(count: int) -> str:
-    return "The conversation was" if count == 1 else f"{count:,} conversations were"
+def _title_of_deleted(conversation_id: str) -> str:
+    """The title of a deleted conversation; "" where the store does not respond."""
+    try:
+        store = services().store.conversations
+        return store.summary(conversation_id, _owner_id(), deleted=True).title
+    except HaltError:
+        return ""
+
+
+def _chats(count: int, title: str) -> str:
+    """The subject of a message about one chat, by its title, or about several."""
+    if count != 1:
+        return f"{count:,} chats were"
+    short = title if len(title) <= TITLE_SHOWN else f"{title[:TITLE_SHOWN].rstrip()}…"
+    return f"“{short}” was" if title else "The chat was"
 
 
 @blueprint.post("/c/<conversation_id>/undelete")
@@ -240,11 +258,9 @@ def undelete(conversation_id: str) -> Response:
     restored = services().store.conversations.undelete(conversation_id, _owner_id())
     summary = restored[0]
     if len(restored) > 1:
-        response = toast(f"{len(restored):,} conversations are back.")
+        response = toast(f"{len(restored):,} chats are back.")
     else:
-        response = toast(
-            f"“{summary.title}” is back." if summary.title else "The conversation is back."
-        )
+        response = toast(f"“{summary.title}” is back." if summary.title else "The chat is back.")
     if "back" in request.form:  # it was open when it was deleted
         response.headers["HX-Redirect"] = url_for(
             "pages.show_conversation", conversation_id=summary.id

@@ -1,6 +1,6 @@
 // Several conversations at once: each entry gets a checkbox, and a bar has what can be done.
 import { $, $$, announce, make, parse } from "../lib/dom.js";
-import { change } from "../sidebar/change.js";
+import { change, NAMES } from "../sidebar/change.js";
 import {
   entries, entryOf, isArchive, isSelecting, linkIn, list, sidebar, titleOf,
 } from "../sidebar/entries.js";
@@ -36,8 +36,7 @@ const update = () => {
     [pin, chosen.size && isUnpin, "pin"], [archive, isArchive(), "archive"],
   ]) {
     button.dataset.wish = isSet ? `un${wish}` : wish;
-    const name = button.dataset.wish;
-    $("span", button).textContent = name[0].toUpperCase() + name.slice(1);
+    $("span", button).textContent = NAMES[button.dataset.wish];
   }
   pin.hidden = isArchive();
   for (const button of $$("[data-wish], [popovertarget]", bar)) button.disabled = !chosen.size;
@@ -140,6 +139,10 @@ bar.addEventListener("click", ({ target }) => {
     returnFocusTo(() => linkIn(entryOf(last)));
     change(wish, ids);
   } else if (target.closest("#end-selection")) endSelecting();
+  else if (target.closest("#select-all")) {
+    for (const entry of entries()) set(entry, true);
+    update();
+  }
 });
 $("#export-menu").addEventListener("click", ({ target }) => {
   const { format } = target.closest("button").dataset;

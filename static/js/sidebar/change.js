@@ -1,13 +1,17 @@
 // Changes of one or several conversations: pin, archive, delete; and their Undo.
 import { $, $$, announce, make } from "../lib/dom.js";
 import { route, succeeded } from "../requests.js";
-import { entries, entryOf, linkIn } from "./entries.js";
+import { entries, entryOf, head, linkIn } from "./entries.js";
 import { group } from "./groups.js";
 import { refreshChanged } from "./list.js";
 import { returnFocusTo, toast } from "./toast.js";
 
 const form = $("#change");
 const HIDES = ["archive", "unarchive", "delete"], SAYS = { pin: "Pinned.", unpin: "Unpinned." };
+// wish -> the name of its control
+export const NAMES = { pin: "Pin", unpin: "Unpin", archive: "Archive", unarchive: "Move back" };
+// wish -> the state that it sets or removes
+export const STATES = { pin: "pinned", archive: "archived" };
 let pending = null; // the change whose response has not arrived
 let hidden = []; // the IDs of entries that the last change has hidden
 
@@ -18,6 +22,13 @@ const neighbourOf = ids => {
   return all.slice(first + 1).find(stays) ?? all.slice(0, Math.max(first, 0)).findLast(stays);
 };
 
+// The head follows at once; the list at its next refresh.
+const setHead = (wish, ids) => {
+  const state = STATES[wish.replace(/^un/, "")];
+  if (state && ids.includes(head.dataset.id)) {
+    head.toggleAttribute(`data-${state}`, !wish.startsWith("un"));
+  }
+};
 // `wish` is what the server is to do with the conversations.
 export const change = (wish, ids) => {
   if (pending || !ids.length) return;
@@ -32,9 +43,14 @@ route("#change", {
     const { wish, ids } = pending;
     pending = null;
     if (!succeeded(ctx)) return;
-    if (wish in SAYS) announce(SAYS[wish]);
+    setHead(wish, ids);
+    if (wish in SAYS) {
+      announce(SAYS[wish]);
+      const isSeen = entryOf(ids[0])?.checkVisibility({ visibilityProperty: true });
+      if (!isSeen) toast.replaceChildren(make("p", { textContent: SAYS[wish] }));
+    }
     if (!HIDES.includes(wish)) return;
-    const neighbour = neighbourOf(ids)?.dataset.id;
+    const neighbour = entryOf(ids[0]) && neighbourOf(ids)?.dataset.id;
     hidden = ids;
     for (const id of ids) { // until a refresh removes them, or Undo shows them again
       const gone = entryOf(id);
@@ -48,6 +64,8 @@ route("#change", {
 route(".undo", {
   async finished({ ctx, source }) {
     if (!succeeded(ctx)) return;
+    const fields = new FormData(source);
+    setHead(fields.get("do") ?? "", fields.getAll("id"));
     for (const id of hidden) {
       const undone = entryOf(id);
       if (undone) undone.hidden = false;

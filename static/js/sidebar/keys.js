@@ -4,9 +4,11 @@ import { $ } from "../lib/dom.js";
 import { endSelecting, isSelecting } from "./entries.js";
 import { leaveRename } from "./rename.js";
 import { closeSheet, isSheetOpen } from "./sheet.js";
+import { dismissFault } from "./toast.js";
 
 const handleEscape = event => {
   const { target } = event, dialog = openedDialog();
+  if (!dialog) dismissFault(); // and does what else it would do: a fault does not delay a Stop
   if (dialog) { // not left to the browser, which asks only once before it closes
     event.stopPropagation();
     event.preventDefault();

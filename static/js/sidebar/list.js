@@ -3,7 +3,9 @@
 import { $, $$, parse } from "../lib/dom.js";
 import { listen } from "../lib/events.js";
 import { route, succeeded } from "../requests.js";
-import { isArchive, linkIn, list, shownConversation, sidebar } from "./entries.js";
+import {
+  head, isArchive, linkIn, list, openChat, shownConversation, sidebar, titleOf,
+} from "./entries.js";
 import { group } from "./groups.js";
 import { fillTimes } from "./times.js";
 
@@ -13,13 +15,18 @@ const RUNNING_MS = 3000, IDLE_MS = 30_000;
 // Refreshes after the first answer, after which a title may still follow.
 const FIRST_MS = [1000, 2000, 5000, 10_000, 20_000];
 
-const setPageTitle = () => { // the list has the current title of the conversation on the page
-  const title = $('[aria-current="page"] .title', list)?.textContent;
-  if (title) document.title = `${title} · Halt`;
+const setPageState = () => { // the list has the current title and state of the open chat
+  const entry = openChat(), title = entry !== head && titleOf(entry);
+  if (!title) return;
+  document.title = `${title} · Halt`;
+  $("h1", head).textContent = title;
+  for (const state of ["pinned", "archived"]) {
+    head.toggleAttribute(`data-${state}`, state in entry.dataset);
+  }
 };
 new MutationObserver(() => {
   fillTimes(sidebar);
-  setPageTitle();
+  setPageState();
   group();
 }).observe(sidebar, { childList: true, subtree: true });
 fillTimes(sidebar);

@@ -1,34 +1,36 @@
-// The menu of one conversation, and the menu of all (archive, export, import).
+// The menu of one chat, in the list and in the head; and the menu of all (archive, export, import).
 import { $, $$, make } from "../lib/dom.js";
 import { onDemand, preload } from "../lib/on_demand.js";
 import { route, succeeded } from "../requests.js";
-import { change } from "./change.js";
-import { entryOf, isSelecting, list } from "./entries.js";
+import { change, NAMES, STATES } from "./change.js";
+import { entryOf, isSelecting, list, openChat } from "./entries.js";
 import { showArchive } from "./list.js";
 import { onPress } from "./press.js";
+import { showRail } from "./sheet.js";
 import { toast } from "./toast.js";
 
-const menu = $("#item-menu"), all = $("#all-menu");
-const opposites = {
-  pin: ["pinned", "Pin", "Unpin"],
-  archive: ["archived", "Archive", "Unarchive"],
-};
-let chosen = null; // the entry whose menu is open
+const menu = $("#item-menu"), all = $("#all-menu"), chatMenu = $("#chat-menu");
+let chosen = null; // the entry whose menu is open, or the head
 
+const describe = (popover, entry) => {
+  chosen = entry;
+  const { dataset } = entry;
+  for (const anchor of $$("[data-export]", popover)) {
+    anchor.href = `/c/${dataset.id}/export?format=${anchor.dataset.export}`;
+  }
+  for (const [wish, state] of Object.entries(STATES)) {
+    const control = $(`[data-wish$="${wish}"]`, popover);
+    control.dataset.wish = state in dataset ? `un${wish}` : wish;
+    $("span", control).textContent = NAMES[control.dataset.wish];
+  }
+  $('[data-wish$="pin"]', popover).hidden = "archived" in dataset;
+};
 list.addEventListener("click", event => {
   const button = event.target.closest(".more");
-  if (!button) return;
-  chosen = button.closest("li");
-  for (const anchor of $$("[data-export]", menu)) {
-    anchor.href = `/c/${chosen.dataset.id}/export?format=${anchor.dataset.export}`;
-  }
-  for (const [wish, [state, set, unset]] of Object.entries(opposites)) {
-    const isSet = state in chosen.dataset, control = $(`[data-wish$="${wish}"]`, menu);
-    control.dataset.wish = isSet ? `un${wish}` : wish;
-    $("span", control).textContent = isSet ? unset : set;
-  }
-  $('[data-wish$="pin"]', menu).hidden = "archived" in chosen.dataset;
+  if (button) describe(menu, button.closest("li"));
 }, true);
+chatMenu.addEventListener("beforetoggle", () => describe(chatMenu, openChat()));
+describe(chatMenu, openChat()); // it may be open already
 if (menu.matches(":popover-open")) { // opened before this script ran, so its entry is not known
   menu.hidePopover(); // returns the focus to the button that opened it
   document.activeElement.closest(".more")?.click();
@@ -48,12 +50,19 @@ list.addEventListener("click", event => {
   event.preventDefault();
   selectWith("select", event.target.closest("li"));
 }, true);
-menu.addEventListener("click", ({ target }) => {
-  const { wish } = target.closest("[data-wish]")?.dataset ?? {};
-  if (target.closest("a, button")) menu.hidePopover();
-  if (wish) change(wish, [chosen.dataset.id]);
-  else if (target.closest("#select")) selectWith("select", chosen);
-});
+for (const popover of [menu, chatMenu]) {
+  popover.addEventListener("click", async ({ target }) => {
+    const { wish } = target.closest("[data-wish]")?.dataset ?? {}, entry = chosen;
+    if (target.closest("a, button")) popover.hidePopover();
+    if (wish) change(wish, [entry.dataset.id]);
+    else if (target.closest("#select")) selectWith("select", entry);
+    else if (target.closest("#rename-chat")) (await onDemand("rename"))?.openRename(entry);
+  });
+}
+export const pinOpenChat = () => {
+  const { dataset } = openChat();
+  change("pinned" in dataset ? "unpin" : "pin", [dataset.id]);
+};
 all.addEventListener("click", ({ target }) => {
   if (target.closest("a, button")) all.hidePopover();
 });
@@ -73,12 +82,15 @@ const showArchiveOn = (selector, isShown, focused) => {
   $(selector).addEventListener("click", async event => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
+    showRail();
     await showArchive(isShown);
     $(focused).focus();
   });
 };
 showArchiveOn("#open-archive", true, "#close-archive");
 showArchiveOn("#close-archive", false, "#open-all");
+
+$("#import-here")?.addEventListener("click", () => $("#import input").click());
 
 // --- requests ------------------------------------------------------------------------------------
 route(".rename-it", {
@@ -94,7 +106,8 @@ route("#import", {
     if (!(source.file.files[0]?.size > most)) return;
     event.preventDefault(); // the server would close the connection during the upload
     const bytes = most.toLocaleString("en");
-    const textContent = `The file is larger than ${bytes} bytes (HALT_MAX_IMPORT_BYTES).`;
+    const limit = `The file is larger than ${bytes} bytes (HALT_MAX_IMPORT_BYTES).`;
+    const textContent = `${limit} Export fewer chats at once.`;
     toast.replaceChildren(make("p", { className: "fault", textContent }));
     source.reset();
   },

@@ -1,5 +1,6 @@
-// The toast: 8 seconds, longer while the pointer or the focus is on it.
-import { $ } from "../lib/dom.js";
+// The toast: 8 seconds, longer while the pointer or the focus is on it. A fault stays until it is
+// dismissed, by its button or Esc.
+import { $, iconButton } from "../lib/dom.js";
 
 const SHOWN_MS = 8000, LONGER_MS = 2000;
 export const toast = $("#toast");
@@ -21,10 +22,16 @@ const clear = () => {
 };
 const start = () => {
   clearTimeout(ends);
-  if (toast.firstElementChild) ends = setTimeout(clear, SHOWN_MS);
+  if (!toast.firstElementChild) return;
+  if (!$(".dismiss", toast)) {
+    const button = iconButton("x", "Dismiss", "", empty);
+    button.classList.add("dismiss");
+    toast.append(button);
+  }
+  if (!$(".fault", toast)) ends = setTimeout(clear, SHOWN_MS);
 };
 new MutationObserver(start).observe(toast, { childList: true });
-toast.addEventListener("click", event => { if (event.target.closest(".dismiss")) empty(); });
+export const dismissFault = () => { if ($(".fault", toast)) empty(); };
 start();
 
 const url = new URL(location);

@@ -56,7 +56,7 @@ def test_import_of_another_products_export_names_the_product(
         read(msgspec.json.encode(file_content))
     assert str(error_info.value) == (
         f"This file can't be imported: it looks like an export of {product}. "
-        "Halt reads JSON files that it has exported itself."
+        "Choose the JSON file that “Export all as JSON” made."
     )
     assert error_info.value.field == "file"
 
@@ -64,11 +64,11 @@ def test_import_of_another_products_export_names_the_product(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'[{"messages": []}]', "it is not an export of Halt. Halt reads JSON files"),
-        (b'{"messages": []}', "it is not an export of Halt. Halt reads JSON files"),
+        (b'[{"messages": []}]', "it is not an export of Halt. Choose the JSON file"),
+        (b'{"messages": []}', "it is not an export of Halt. Choose the JSON file"),
         (b"[]", "it is not an export of Halt"),
         (b'"text"', "it is not an export of Halt"),
-        (b"PK\x03\x04rest", "it is a ZIP archive. Halt reads JSON files"),
+        (b"PK\x03\x04rest", "it is a ZIP archive. Choose the JSON file"),
         (b"<html>", "it is not JSON, or it is incomplete"),
         (b'{"format": "halt-conversations", "version": 1}', "the field “conversations” is missing"),
         (
