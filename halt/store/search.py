@@ -107,8 +107,8 @@ _ALL = {"first_id": 0, "last_id": _FUTURE, "since": -_FUTURE}
 
 # CROSS JOIN keeps the order: SQLite reads the index first.
 _SQLITE_SEARCH = text("""
-    WITH found AS (
-      SELECT m.id, m.created_at FROM messages_words
+    WITH newest AS (
+      SELECT m.id, c.title, c.archived_at FROM messages_words
       CROSS JOIN messages m ON m.id = messages_words.rowid
       CROSS JOIN conversations c ON c.id = m.conversation_id
       WHERE messages_words MATCH :query
@@ -117,23 +117,25 @@ _SQLITE_SEARCH = text("""
       AND c.owner = :owner AND c.deleted_at IS NULL
       ORDER BY m.created_at DESC, m.id DESC LIMIT :limit
     )
-    SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
-      m.created_at, c.archived_at
-    FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
-    ORDER BY found.created_at DESC, found.id DESC
+    SELECT m.id, m.conversation_id, newest.title, m.role,
+      substr(m.content, 1, :most) AS content, m.created_at, newest.archived_at
+    FROM newest JOIN messages m ON m.id = newest.id ORDER BY m.created_at DESC, m.id DESC
 """)
 
 _POSTGRES_SEARCH = text("""
     WITH found AS MATERIALIZED (
-      SELECT id, created_at FROM messages
+      SELECT id, conversation_id, created_at FROM messages
       WHERE (created_at, id) >= (:since, :first_id) AND (created_at, id) < (:at, :before)
       AND words @@ (to_tsquery('simple', :query) && CAST(:mine AS tsquery))
+    ), newest AS (
+      SELECT found.id, c.title, c.archived_at
+      FROM found JOIN conversations c ON c.id = found.conversation_id
+      WHERE c.owner = :owner AND c.deleted_at IS NULL
+      ORDER BY found.created_at DESC, found.id DESC LIMIT :limit
     )
-    SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
-      m.created_at, c.archived_at
-    FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
-    WHERE c.owner = :owner AND c.deleted_at IS NULL
-    ORDER BY found.created_at DESC, found.id DESC LIMIT :limit
+    SELECT m.id, m.conversation_id, newest.title, m.role,
+      substr(m.content, 1, :most) AS content, m.created_at, newest.archived_at
+    FROM newest JOIN messages m ON m.id = newest.id ORDER BY m.created_at DESC, m.id DESC
 """)
 
 

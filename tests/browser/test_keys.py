@@ -248,12 +248,19 @@ def test_palette_does_actions_and_returns_the_focus(chat: Chat) -> None:
 def test_palette_fills_the_screen_of_a_phone(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:
-    """On a phone the palette has the whole screen, and a button that closes it."""
+    """On a phone the palette has the whole screen, a button that closes it, and no action for keys."""
     size = {"width": 390, "height": 844}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
     chat.page.keyboard.press("Control+k")
     expect(palette(chat)).to_be_visible()
     assert palette(chat).bounding_box() == {"x": 0, "y": 0, "width": 390, "height": 844}
     expect(palette(chat).locator("kbd").first).to_be_hidden()
+    options = palette(chat).get_by_role("option")
+    expect(options.filter(has_text="Light or dark")).to_be_visible()
+    for name in ("Go to the message field", "All shortcuts", "Pin or unpin this chat"):
+        expect(options.filter(has_text=name)).to_have_count(0)
     palette(chat).get_by_role("button", name="Close").tap()
     expect(palette(chat)).to_have_count(0)
+    chat.page.keyboard.press("Control+k")
+    options.filter(has_text="Archived chats").tap()
+    expect(chat.page.get_by_role("link", name="Back to all conversations")).to_be_focused()

@@ -50,4 +50,5 @@ def test_model_without_scripts_is_chosen_in_a_list(browser: Browser, halt: HaltS
     expect(page.get_by_role("combobox", name="Model")).to_be_visible()
     expect(page.locator("#open-models")).to_be_hidden()
     expect(page.locator(".ideas")).to_be_hidden()
+    expect(page.locator("#search")).to_be_hidden()
     context.close()
