@@ -92,8 +92,8 @@ FLAT = """selectors => [...document.querySelectorAll(selectors)].filter(e => e.c
   return !sides && style.forcedColorAdjust !== 'none';
 }).map(e => `${e.tagName.toLowerCase()}#${e.id}.${e.getAttribute('class')}`)"""
 
-#: All selectors of the page's style sheets as FILE: SELECTOR, and whether one element matches it,
-#: whatever its momentary state. Vendors' prefixes and rules inside of others included.
+#: All selectors of the page's style sheets, and whether one element matches it, whatever its
+#: momentary state. Vendors' prefixes and rules inside of others included.
 SELECTORS = r"""() => {
   const momentary = /:(?:hover|focus|focus-visible|focus-within|active|target|first)(?![\w-])/g;
   const strip = selector => {
@@ -116,17 +116,17 @@ SELECTORS = r"""() => {
     return parts.map(part => part.trim());
   };
   const found = {};
-  const walk = (rules, file) => {
+  const walk = rules => {
     for (const rule of rules) {
       if (rule.selectorText) for (const selector of split(rule.selectorText)) {
         let matches = false;
         try { matches = document.querySelector(strip(selector)) !== null; } catch { matches = `invalid: ${strip(selector)}`; }
-        found[`${file}: ${selector}`] ||= matches;
+        found[selector] ||= matches;
       }
-      if (rule.cssRules) walk(rule.cssRules, file);
+      if (rule.cssRules) walk(rule.cssRules);
     }
   };
-  for (const sheet of document.styleSheets) walk(sheet.cssRules, sheet.href.replace(/^.*\//, ''));
+  for (const sheet of document.styleSheets) walk(sheet.cssRules);
   return found;
 }"""
 
