@@ -175,6 +175,11 @@ def test_menu_opens_by_right_click_and_menu_key(list_tab: ListTab) -> None:
     expect(menu).to_be_visible()
     list_tab.entry("Pin").click()
     wait_lines(list_tab, "# Pinned", "One", "# Today", "Two")
+    list_tab.open("One")
+    list_tab.page.locator("#open-chat-menu").click()
+    list_tab.item("Two").get_by_role("button").dispatch_event("click")  # closes the head's menu
+    list_tab.entry("Delete").click()
+    wait_lines(list_tab, "# Pinned", "One")
 
 
 def test_head_menu_acts_on_the_open_chat_also_without_its_entry(list_tab: ListTab) -> None:

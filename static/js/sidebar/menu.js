@@ -29,7 +29,9 @@ list.addEventListener("click", event => {
   const button = event.target.closest(".more");
   if (button) describe(menu, button.closest("li"));
 }, true);
-chatMenu.addEventListener("beforetoggle", () => describe(chatMenu, openChat()));
+chatMenu.addEventListener("beforetoggle", ({ newState }) => {
+  if (newState === "open") describe(chatMenu, openChat());
+});
 describe(chatMenu, openChat()); // it may be open already
 if (menu.matches(":popover-open")) { // opened before this script ran, so its entry is not known
   menu.hidePopover(); // returns the focus to the button that opened it
