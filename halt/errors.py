@@ -301,6 +301,13 @@ TOKEN_NEEDED = f"{TOKEN_NEEDED_BEGINNING}: send `Authorization: Bearer TOKEN`."
 TOKEN_WRONG = "The access token is wrong: send the value of this Halt's HALT_TOKEN."  # noqa: S105
 
 
+class NameTaken(HaltError):
+    """A value with this name is saved already; the request did not ask to replace it."""
+
+    code = "name_taken"
+    status = 409
+
+
 class UpstreamError(HaltError):
     """The model's server or the connection to it failed.
 

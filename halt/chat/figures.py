@@ -21,9 +21,6 @@ class Figures:
     rows: tuple[tuple[str, str], ...] = ()
 
 
-NO_FIGURES = Figures()
-
-
 def usage_text(usage: Usage) -> str:
     """The token usage of a conversation as a sentence; "" where it is unknown."""
     parts = []

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from halt.chat.prompts import NameTaken
 from halt.chat.settings import checked_name, checked_sampling
-from halt.errors import RequestError
+from halt.errors import NameTaken, RequestError
 from halt.store.models import Preset
 from halt.store.named_rows import NamedRows
 

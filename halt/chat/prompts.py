@@ -7,16 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from halt.chat.settings import checked_name, checked_system_prompt
-from halt.errors import HaltError, RequestError
+from halt.errors import NameTaken, RequestError
 from halt.store.models import NamedPrompt, Settings
 from halt.store.named_rows import NamedRows
-
-
-class NameTaken(HaltError):
-    """A value with this name is saved already; the request did not ask to replace it."""
-
-    code = "name_taken"
-    status = 409
 
 
 @dataclass(frozen=True)

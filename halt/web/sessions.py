@@ -29,17 +29,22 @@ _NAMED_BY_PORT = re.compile(r"halt_session_[0-9]{1,5}")
 
 def owner() -> str | None:
     """The owner ID of the requesting session, None for a program without a session."""
-    owner_id = None if is_cross_origin() else session.get("owner")
-    return owner_id if isinstance(owner_id, str) else None
+    known = None if is_cross_origin() else session.get("owner")
+    return known if isinstance(known, str) else None
+
+
+def owner_id() -> str:
+    """The same as text: "" for a program without a session, which has no conversations."""
+    return owner() or ""
 
 
 def ensure_owner() -> str:
     """The owner ID of the requesting session, which is created where there is none."""
-    owner_id = owner()
-    if owner_id is None:
-        owner_id = session["owner"] = secrets.token_urlsafe(16)
+    known = owner()
+    if known is None:
+        known = session["owner"] = secrets.token_urlsafe(16)
         session.permanent = True
-    return owner_id
+    return known
 
 
 class Sessions(SecureCookieSessionInterface):

@@ -6,7 +6,7 @@ path, so that it applies to files with relative addresses too: modules that a sc
 Halt's own scripts and styles are sent without comments and indentation. Each line keeps its number.
 
 `css/tokens+base.css` is both style sheets in one: a page is drawn when all of its style sheets have
-arrived, and has up to 19.
+arrived, and has many.
 """
 
 from __future__ import annotations

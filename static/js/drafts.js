@@ -13,16 +13,15 @@ const prompt = $("#prompt");
 let timer = 0;
 
 const currentKey = () => PREFIX + (shownConversation() || "new");
-const parse = text => { try { return JSON.parse(text); } catch { return null; } };
 const contentOf = parts => JSON.stringify([parts?.text ?? "", ...(parts?.pasted ?? [])]);
 const EMPTY = contentOf(null);
 let key = currentKey(); // of the message in the field
-let known = contentOf(parse(local.get(key))); // the draft in the storage, as this tab knows it
+let known = contentOf(local.getJson(key)); // the draft in the storage, as this tab knows it
 
 const prune = () => {
   const drafts = local.keys(PREFIX).map(name => {
     const text = local.get(name) ?? "";
-    return { name, length: text.length, at: parse(text)?.at ?? 0 };
+    return { name, length: text.length, at: local.getJson(name)?.at ?? 0 };
   });
   drafts.sort((one, other) => other.at - one.at);
   let total = 0;
@@ -34,7 +33,7 @@ const prune = () => {
 const save = () => {
   clearTimeout(timer);
   if (key !== currentKey()) { // the first message gave a new chat its address
-    if (contentOf(parse(local.get(key))) === known) local.remove(key);
+    if (contentOf(local.getJson(key)) === known) local.remove(key);
     key = currentKey();
     known = EMPTY;
   }
@@ -47,7 +46,7 @@ const save = () => {
   prune();
 };
 const restore = () => {
-  const draft = parse(local.get(key));
+  const draft = local.getJson(key);
   known = contentOf(draft);
   setMessage({ text: draft?.text ?? "", pasted: draft?.pasted ?? [] });
 };

@@ -31,11 +31,9 @@ export const chosen = () => [select.value || defaultOption()?.value || "",
   ...extras().map(({ value }) => value)];
 
 // The models that were chosen last, the latest first: { name, label, provider }.
-export const recent = () => {
-  try {
-    return [].concat(JSON.parse(local.get(RECENT_KEY)) ?? []).filter(model => model?.name);
-  } catch { return []; }
-};
+export const recent = () => (
+  [].concat(local.getJson(RECENT_KEY) ?? []).filter(model => model?.name)
+);
 
 // A model's own name without its maker's: "llama-3" of "meta/llama-3".
 const shortName = label => label.slice(label.lastIndexOf("/") + 1);

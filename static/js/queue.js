@@ -146,7 +146,7 @@ go.addEventListener("click", () => {
 
 // --- after a reload ------------------------------------------------------------------------------
 const restore = () => {
-  const kept = JSON.parse(session.get(key) ?? "{}");
+  const kept = session.getJson(key) ?? {};
   const isKnown = id => $(`.answer[data-stream="${id}"]`);
   waiting = (kept.waiting ?? []).filter(item => !item.ids?.some(isKnown));
   held = kept.held ?? "";

@@ -133,7 +133,7 @@ addEventListener("pagehide", () => {
 const keptPlace = () => {
   const [navigation] = performance.getEntriesByType("navigation");
   if (!["reload", "back_forward"].includes(navigation?.type)) return null;
-  const place = JSON.parse(session.get(KEY));
+  const place = session.getJson(KEY);
   return place?.path === location.pathname ? place : null;
 };
 wanted = keptPlace();

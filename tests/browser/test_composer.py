@@ -213,7 +213,7 @@ def test_fields_on_a_touch_screen_have_at_least_16_pixel_type(
         """() => [...document.querySelectorAll('input, select, textarea')]
           .map(field => [field.id || field.type, parseFloat(getComputedStyle(field).fontSize)])"""
     )
-    assert {"model", "prompt", "query", "settings-prompt"} <= {name for name, _ in sizes}
+    assert {"model", "prompt", "settings-prompt"} <= {name for name, _ in sizes}
     assert [(name, size) for name, size in sizes if size < 16] == []
 
 

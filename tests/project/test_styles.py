@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from halt.assets import STATIC, TEMPLATES
+from halt.web.page import manifest
+from tests import icons
 
 STYLES = STATIC / "css"
 TOKENS = "tokens.css"
@@ -46,6 +48,16 @@ def test_hover_is_shown_for_pointers_that_hover() -> None:
         if ":hover" in block.sub("", re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL))
     ]
     assert faults == []
+
+
+def test_colour_around_an_installed_page_is_that_of_its_paper() -> None:
+    """What browsers show around the page, and before it, has the colour of `--paper`."""
+    paper = dict(declarations(STYLES / TOKENS))["--paper"]
+    assert COLOUR.search(paper)
+    light, dark = re.findall(r"#[0-9a-f]{6}", paper)
+    base = (TEMPLATES / "base.html").read_text()
+    assert f'{{"light": "{light}", "dark": "{dark}"}}' in base
+    assert {manifest.PAPER, icons.GROUND} == {light}
 
 
 def test_every_custom_property_is_defined_and_used() -> None:

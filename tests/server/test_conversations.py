@@ -156,6 +156,8 @@ def test_long_list_is_paged(anna: Person) -> None:
     assert anna.titles() == [f"Talk {n}" for n in reversed(range(300))]
     assert len(re.findall("<li id=", anna.get("/").body.decode())) <= 50
     assert anna.get("/conversations?cursor=nonsense", Accept="*/*").status == 400
+    for seconds in ("1e18", "-1e18", "inf", "nan"):  # no date
+        assert anna.get(f"/conversations?cursor={seconds}~x", Accept="*/*").status < 500
 
 
 def test_list_marks_running_and_open_conversations(anna: Person, shared_fake: FakeOpenAI) -> None:

@@ -283,7 +283,7 @@ def test_unknown_path_gets_404_as_json(client: Client, path: str) -> None:
 
 def test_every_response_has_security_headers(client: Client) -> None:
     """Every response has a strict policy without inline script, style or eval."""
-    for answer in (client.get("/"), client.get("/nothing"), client.get("/static/halt.js")):
+    for answer in (client.get("/"), client.get("/nothing"), client.get("/static/js/main.js")):
         policy = answer.headers["content-security-policy"]
         assert "default-src 'self'" in policy
         assert "unsafe" not in policy

@@ -22,7 +22,7 @@ from halt.web.page.models import default_model, demo_is_loading
 from halt.web.page.views import ExchangeView, exchange_view
 from halt.web.requests import message_id
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner
+from halt.web.sessions import ensure_owner, owner, owner_id
 
 
 def index() -> str:
@@ -51,7 +51,7 @@ def exchanges(conversation_id: str) -> Response:
     """The exchanges before or after a prompt that the page shows."""
     side = "before" if "before" in request.args else "after"
     position = {side: message_id(side)}
-    conversation = services().store.conversations.get(conversation_id, owner() or "", **position)
+    conversation = services().store.conversations.get(conversation_id, owner_id(), **position)
     response = Response(
         render_template(
             "window.html", conversation_id=conversation_id, **window(conversation, side)

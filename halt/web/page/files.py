@@ -20,7 +20,7 @@ from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json
 from halt.web.page.toast import toast
 from halt.web.requests import conversation_ids
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner
+from halt.web.sessions import ensure_owner, owner_id
 
 Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
 
@@ -34,19 +34,19 @@ KINDS: dict[str, tuple[Writer, str, str]] = {
 def export_all() -> Response:
     """All conversations of the session as one file."""
     title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
-    return _download(services().store.transfer.export(owner() or ""), title)
+    return _download(services().store.transfer.export(owner_id()), title)
 
 
 def export_selected() -> Response:
     """The selected conversations of the session as one file."""
     ids = conversation_ids()
     title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
-    return _download(services().store.transfer.export_many(owner() or "", ids), title)
+    return _download(services().store.transfer.export_many(owner_id(), ids), title)
 
 
 def export(conversation_id: str) -> Response:
     """One conversation as a file."""
-    conversations = services().store.transfer.export(owner() or "", conversation_id)
+    conversations = services().store.transfer.export(owner_id(), conversation_id)
     with services().exporting:
         conversation = next(conversations)
     return _download(chain([conversation], conversations), conversation.title)

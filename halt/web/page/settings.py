@@ -10,17 +10,17 @@ from dataclasses import replace
 from flask import Blueprint, Flask, Response, render_template, request, url_for
 
 from halt.chat.presets import BUILT_IN
-from halt.chat.prompts import NameTaken, PromptNames
+from halt.chat.prompts import PromptNames
 from halt.chat.settings import checked_sampling, preset_from_form, settings_from_form
 from halt.core.decoding import checked_id
-from halt.errors import HaltError, RequestError
+from halt.errors import HaltError, NameTaken, RequestError
 from halt.providers.catalog import valid_model_name
 from halt.store.models import Preset, Settings, UnknownConversation
 from halt.web.page.models import listed as listed_models
 from halt.web.requests import wants_fragment
 from halt.web.responses import error_response
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner
+from halt.web.sessions import ensure_owner, owner_id
 
 #: Fields of the panel that have a place for an error of their own. `name` has one in each part.
 FIELDS = frozenset({"model", "system_prompt", "temperature", "top_p", "max_tokens"})
@@ -37,7 +37,7 @@ def install(app: Flask) -> None:
 def offers_prompts() -> bool:
     """Whether the person can choose a system prompt by name; true while the store is down."""
     try:
-        names = services().prompts.names(owner() or "")
+        names = services().prompts.names(owner_id())
     except HaltError:
         return True
     return bool(names.server or names.own)
@@ -77,9 +77,7 @@ def first_settings() -> str:
 @blueprint.get("/c/<conversation_id>/settings")
 def settings(conversation_id: str) -> str:
     """The settings panel of a conversation."""
-    return _panel(
-        services().store.conversations.get(conversation_id, owner() or "", limit=1).settings
-    )
+    return _panel(services().store.conversations.get(conversation_id, owner_id(), limit=1).settings)
 
 
 @blueprint.post("/c/<conversation_id>/settings")
@@ -131,7 +129,7 @@ def _panel(saved: Settings) -> str:
 def prompt_text() -> str:
     """The field of the system prompt, filled with a named prompt, or with the default for ""."""
     name, default_prompt = request.args.get("prompt_name", ""), _default_prompt()
-    text = services().prompts.text(owner() or "", name) if name else default_prompt
+    text = services().prompts.text(owner_id(), name) if name else default_prompt
     if text is None:
         raise RequestError("This prompt no longer exists.", field="system_prompt")
     return _render_prompt_part("settings_prompt_text.html", name or None, text, default_prompt)
@@ -165,7 +163,7 @@ def _render_prompt_part(template: str, name: str | None, text: str, default_prom
 
 def _prompt_part(name: str | None, text: str | None, default_prompt: str) -> dict[str, object]:
     """The variables of `settings_prompt.html`. `text` is None for the default."""
-    names: PromptNames = services().prompts.names(owner() or "")
+    names: PromptNames = services().prompts.names(owner_id())
     shown_text = default_prompt if text is None else text
     is_written = name is None and shown_text.strip() != default_prompt.strip()
     return {
@@ -204,7 +202,7 @@ def _sampling_part(values: Preset) -> dict[str, object]:
 
     Without a name in `values`, the first preset with these values is selected.
     """
-    own = services().presets.own.all(owner() or "")
+    own = services().presets.own.all(owner_id())
     same = (preset.name for preset in (*BUILT_IN, *own) if replace(preset, name="") == values)
     selected = values.name or next(same, "")
     return {"values": values, "built_in": BUILT_IN, "own_presets": own, "selected": selected}

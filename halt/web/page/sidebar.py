@@ -21,7 +21,7 @@ from halt.web.page.toast import Undo, toast
 from halt.web.requests import conversation_ids, wants_fragment
 from halt.web.responses import error_response
 from halt.web.services import services
-from halt.web.sessions import owner
+from halt.web.sessions import owner_id
 
 QUERY_MAX = 500  # characters of a search
 CHATS, HITS = 7, 10  # results of a search
@@ -59,7 +59,7 @@ def with_headings(
     today = datetime.now(UTC).date()
     last = ""
     if cursor is not None:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError, OSError):
             last = _heading(float(cursor.partition("~")[0]), today)
     for summary in summaries:
         is_pinned = summary.is_pinned and not archived
@@ -86,7 +86,7 @@ def is_archive() -> bool:
 def first_conversations() -> Page[Summary] | None:
     """The first part of the list of conversations; None where the store does not respond."""
     try:
-        return services().store.conversations.summaries(owner() or "", archived=is_archive())
+        return services().store.conversations.summaries(owner_id(), archived=is_archive())
     except HaltError:
         return None
 
@@ -97,11 +97,6 @@ def has_other_conversations() -> bool:
         return services().store.conversations.has_any()
     except HaltError:
         return False
-
-
-def _owner_id() -> str:
-    """The requesting session; "" for a program without one, which has no conversations."""
-    return owner() or ""
 
 
 @blueprint.errorhandler(HaltError)
@@ -118,7 +113,7 @@ def _refused(error: HaltError) -> Response:
 @blueprint.get("/conversations")
 def conversation_list() -> str:
     cursor = request.args.get("cursor")
-    page = services().store.conversations.summaries(_owner_id(), cursor, archived=is_archive())
+    page = services().store.conversations.summaries(owner_id(), cursor, archived=is_archive())
     return render_template(
         "items.html",
         conversations=page.items,
@@ -136,14 +131,12 @@ def change() -> Response:
     if wish == "delete":
         return _delete(ids)
     if wish in {"pin", "unpin"}:
-        store.set_pinned(ids, _owner_id(), pinned=wish == "pin")
+        store.set_pinned(ids, owner_id(), pinned=wish == "pin")
         return Response(status=204)
     if wish not in {"archive", "unarchive"}:
         raise RequestError("do must be pin, unpin, archive, unarchive or delete.", field="do")
-    count = store.set_archived(ids, _owner_id(), archived=wish == "archive")
-    chats = _chats(
-        count, store.summary(ids[0], _owner_id()).title if count == len(ids) == 1 else ""
-    )
+    count = store.set_archived(ids, owner_id(), archived=wish == "archive")
+    chats = _chats(count, store.summary(ids[0], owner_id()).title if count == len(ids) == 1 else "")
     if wish == "unarchive":
         return toast(f"{chats} moved back to the list.")
     return toast(f"{chats} moved to the archive.", undo=Undo("unarchive", ids))
@@ -160,12 +153,12 @@ def search() -> str:
         raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
     store, words = services().store, query.split()[:WORDS_MAX]
     if not words:
-        chats, hits = store.conversations.summaries(_owner_id()).items[:CHATS], Page[Hit]()
+        chats, hits = store.conversations.summaries(owner_id()).items[:CHATS], Page[Hit]()
     elif cursor is None:
-        chats = store.conversations.titled(_owner_id(), words, CHATS)
-        hits = store.search.find(_owner_id(), query, limit=HITS)
+        chats = store.conversations.titled(owner_id(), words, CHATS)
+        hits = store.search.find(owner_id(), query, limit=HITS)
     else:
-        chats, hits = (), store.search.find(_owner_id(), query, cursor, MORE_HITS)
+        chats, hits = (), store.search.find(owner_id(), query, cursor, MORE_HITS)
     titles = [(chat, _marked(chat.title or "New chat", words)) for chat in chats]
     return render_template(
         "hits.html", chats=titles, hits=hits, query=query, further=cursor is not None
@@ -182,20 +175,20 @@ def _marked(text: str, words: Sequence[str]) -> list[tuple[str, bool]]:
 
 @blueprint.get("/c/<conversation_id>/item")
 def item(conversation_id: str) -> str:
-    return _render_item(services().store.conversations.summary(conversation_id, _owner_id()))
+    return _render_item(services().store.conversations.summary(conversation_id, owner_id()))
 
 
 @blueprint.get("/c/<conversation_id>/title")
 def title_form(conversation_id: str) -> str:
     """The list item with a field for a new title."""
-    summary = services().store.conversations.summary(conversation_id, _owner_id())
+    summary = services().store.conversations.summary(conversation_id, owner_id())
     return render_template("item.html", c=summary, renaming=True)
 
 
 @blueprint.post("/c/<conversation_id>/title")
 def rename(conversation_id: str) -> str:
     title = request.form.get("title", "")
-    return _render_item(services().store.conversations.rename(conversation_id, _owner_id(), title))
+    return _render_item(services().store.conversations.rename(conversation_id, owner_id(), title))
 
 
 @blueprint.post("/c/<conversation_id>/delete")
@@ -206,9 +199,9 @@ def delete(conversation_id: str) -> Response:
 
 def _delete(ids: Sequence[str]) -> Response:
     """Delete conversations and stop their running answers, in any worker."""
-    deleted, running = services().store.conversations.delete_many(ids, _owner_id())
+    deleted, running = services().store.conversations.delete_many(ids, owner_id())
     if running:  # no new answer can start in a deleted conversation
-        services().generations.stop_many([(stream_id, None) for stream_id in running], _owner_id())
+        services().generations.stop_many([(stream_id, None) for stream_id in running], owner_id())
     if (open_id := _open_now()) in deleted:  # the page shows a deleted conversation
         count = len(deleted) if len(deleted) > 1 else None
         stopped = len(running) or None
@@ -239,7 +232,7 @@ def _title_of_deleted(conversation_id: str) -> str:
     """The title of a deleted conversation; "" where the store does not respond."""
     try:
         store = services().store.conversations
-        return store.summary(conversation_id, _owner_id(), deleted=True).title
+        return store.summary(conversation_id, owner_id(), deleted=True).title
     except HaltError:
         return ""
 
@@ -255,7 +248,7 @@ def _chats(count: int, title: str) -> str:
 @blueprint.post("/c/<conversation_id>/undelete")
 def undelete(conversation_id: str) -> Response:
     """Restore a deleted conversation, and those that were deleted together with it."""
-    restored = services().store.conversations.undelete(conversation_id, _owner_id())
+    restored = services().store.conversations.undelete(conversation_id, owner_id())
     summary = restored[0]
     if len(restored) > 1:
         response = toast(f"{len(restored):,} chats are back.")

@@ -62,7 +62,7 @@ def ended_answer(a: AnswerView) -> str:
         f"{''.join(_step(f'{a.id}-earlier', step) for step in a.earlier_steps)}</div>\n"
         f'<div class="steps" id="steps-{id_}">'
         f"{''.join(_step(a.id, step) for step in a.steps)}</div>\n"
-        f'<div class="text"><div id="done-{id_}">{a.patch.finished}</div></div>\n'
+        f'<div class="{a.text_class}"><div id="done-{id_}">{a.patch.finished}</div></div>\n'
         f'<div class="below" id="earlier-below-{id_}" hx-preserve>{_below(a.earlier_below)}</div>\n'
         f'<div class="below" id="below-{id_}">{_below(a.below)}</div>\n'
         f"{answer_ending(a)}\n</article>"

@@ -18,7 +18,7 @@ from halt.web.page.conversations import page_renderer
 from halt.web.page.writer import PageWriter, lost_message
 from halt.web.requests import after_parameter, client_socket
 from halt.web.services import services
-from halt.web.sessions import owner
+from halt.web.sessions import owner, owner_id
 
 #: Minimum of seconds between two messages to the page: about one frame of a 60 Hz screen. A page
 #: that swaps more often falls behind. The first message is not delayed.
@@ -61,7 +61,7 @@ def live_stream(run: Generation, after: int, opening: bytes | None = None) -> Ev
     """
     page_streams, place, brief = services().generations.capacity.page_streams, None, False
     if request.headers.get(PROTOCOL_HEADER, "") not in MULTIPLEXED:
-        place = page_streams.take(LIVE_PER_SESSION, number_of(owner() or "", LIVE_PER_SESSION))
+        place = page_streams.take(LIVE_PER_SESSION, number_of(owner_id(), LIVE_PER_SESSION))
         brief = place is None
     if brief and opening is not None:
         return None

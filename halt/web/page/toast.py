@@ -17,7 +17,9 @@ class Undo:
 
 
 def toast(message: str, deleted: str = "", opens: str = "", undo: Undo | None = None) -> Response:
-    """A toast. `deleted`, `opens`: the ID of a conversation to restore, or to open."""
+    """A toast. `deleted`, `opens`: the ID of a conversation to restore, or to open; `undo`: the
+    change that its button makes.
+    """
     return Response(
         render_template("toast.html", message=message, deleted=deleted, opens=opens, undo=undo),
         mimetype="text/html",

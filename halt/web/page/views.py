@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from markupsafe import Markup
 
-from halt.chat.figures import NO_FIGURES, Figures, counted, page_figures
+from halt.chat.figures import Figures, counted, page_figures
 from halt.chat.progress import AnswerProgress
 from halt.clock import now
 from halt.core import steps
@@ -48,7 +48,6 @@ class AnswerView:
     patch: Patch  # the HTML so far: finished blocks and the open tail
     source: str = ""  # the answer's Markdown, to copy
     after: int = 0  # number of the last event that `patch` includes
-    age: float = 0.0  # seconds since the run began
     silence: float = 0.0  # seconds since the event `after`, or since the run began
     requested_model: str = ""  # "" for the default model
     model: str = ""  # the model that responds
@@ -57,7 +56,7 @@ class AnswerView:
     is_complete: bool = True  # or running; queued messages are sent after complete answers only
     has_partial_text: bool = False  # not complete, with text: it can be continued
     is_edited: bool = False  # the user wrote this version
-    figures: Figures = NO_FIGURES
+    figures: Figures = field(default_factory=Figures)
     steps: tuple[StepView, ...] = ()
     earlier_steps: tuple[StepView, ...] = ()  # steps before a Continue
     below: BelowView = BelowView()
@@ -66,14 +65,15 @@ class AnswerView:
     versions: Versions | None = None
 
     @property
-    def is_bidi(self) -> bool:
-        """Whether parts of the text run from right to left, or may do so while it grows."""
-        return self.state == "running" or has_right_to_left(self.patch.finished)
+    def text_class(self) -> str:
+        """Classes of the text.
 
-    @property
-    def is_long(self) -> bool:
-        """Whether to lay out code and tables only near the visible part, in any answer."""
-        return len(self.patch.finished) > LONG
+        `bidi`: parts of it run from right to left, or may do so while it grows. `long`: code and
+        tables are laid out only near the visible part.
+        """
+        is_bidi = self.state == "running" or has_right_to_left(self.patch.finished)
+        is_long = len(self.patch.finished) > LONG
+        return f"text{' bidi' if is_bidi else ''}{' long' if is_long else ''}"
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _ended_view(
         model=exchange.model,
         note=note,
         is_edited=best.is_edited,
-        figures=NO_FIGURES if exchange.is_edited else figures,
+        figures=Figures() if exchange.is_edited else figures,
         steps=step_views(best.steps, over_limit=over_limit and best is exchange),
         is_complete=_is_complete(ended),
         below=below_view(best.steps),
@@ -345,7 +345,6 @@ def view(
         state="running",
         patch=replace(patch, tail=OpenText().feed(patch.tail)),
         after=after,
-        age=now() - run.started_at,
         silence=now() - (run.arrival_time(after) if after else run.started_at),
         requested_model=exchange.requested_model,
         model=run.model,

@@ -4,6 +4,7 @@ const guarded = area => {
   const attempt = action => { try { return action(area()); } catch { return null; } };
   return {
     get: key => attempt(storage => storage.getItem(key)),
+    getJson: key => attempt(storage => JSON.parse(storage.getItem(key))), // null if it is none
     set: (key, text) => attempt(storage => storage.setItem(key, text)),
     keys: prefix => (
       attempt(storage => Object.keys(storage).filter(key => key.startsWith(prefix))) ?? []

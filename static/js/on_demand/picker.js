@@ -7,22 +7,17 @@ import { MOST, choose, chosen, defaultOption, modelOf, recent } from "../models.
 const MANY = 8; // models; above it there is a search field
 const PAGE = 10; // rows of Page Up and Page Down
 const button = $("#open-models"), panel = $("#models"), select = $("#model");
-panel.append(...parse(`
-<div class="dialog-head">
-  <h2>Models</h2>
-  <button type="button" class="icon-button" popovertarget="models" popovertargetaction="hide"
-    aria-label="Close">${icon("x")}</button>
-</div>
-<input type="search" id="model-search" role="combobox" aria-label="Search models"
-  placeholder="Search models" aria-controls="model-list" aria-expanded="true"
-  aria-autocomplete="list" autocomplete="off" spellcheck="false" enterkeyhint="go">
-<p id="model-count" role="status"></p>
-<div id="model-list" role="listbox" aria-label="Models" tabindex="0"></div>
-<div id="model-notes"></div>
-<div class="ends">
-  <span id="compare-count" role="status"></span>
-  <button type="button" id="compare">Compare…</button>
-</div>`));
+panel.append(...parse([
+  '<div class="dialog-head"><h2>Models</h2><button type="button" class="icon-button"',
+  `popovertarget="models" popovertargetaction="hide" aria-label="Close">${icon("x")}</button></div>`,
+  '<input type="search" id="model-search" role="combobox" aria-label="Search models"',
+  'placeholder="Search models" aria-controls="model-list" aria-expanded="true"',
+  'aria-autocomplete="list" autocomplete="off" spellcheck="false" enterkeyhint="go">',
+  '<p id="model-count" role="status"></p>',
+  '<div id="model-list" role="listbox" aria-label="Models" tabindex="0"></div>',
+  '<div id="model-notes"></div><div class="ends"><span id="compare-count" role="status"></span>',
+  '<button type="button" id="compare">Compare…</button></div>',
+].join(" ")));
 const search = $("#model-search"), list = $("#model-list"), count = $("#model-count");
 const notes = $("#model-notes"), compare = $("#compare"), compareCount = $("#compare-count");
 let comparing = false; // whether several models can be chosen

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from halt.chat.presets import Presets
-from halt.chat.prompts import NameTaken, PromptNames, Prompts
-from halt.errors import RequestError, TooLarge
+from halt.chat.prompts import PromptNames, Prompts
+from halt.errors import NameTaken, RequestError, TooLarge
 from halt.store.models import NamedPrompt, Preset, Settings
 from halt.store.store import Store
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,8 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
             )
         )
     ]
+    hebrew, long = "<p>שלום</p>", f"<p>{'word ' * 12_000}</p>"
+    views += [replace(views[0], patch=replace(views[0].patch, finished=x)) for x in (hebrew, long)]
     with app.test_request_context():
         for view in views:
             assert ended_answer(view) == render_template("answer.html", a=view)
