@@ -3,23 +3,13 @@
 import { $, $$, icon, make, parse, touch } from "../lib/dom.js";
 import { emit, listen } from "../lib/events.js";
 import { MOST, choose, chosen, defaultOption, modelOf, recent } from "../models.js";
+import {
+  compare, compareCount, count, groupOf, list, notes, panel, rowOf, search,
+} from "./picker_panel.js";
 
 const MANY = 8; // models; above it there is a search field
 const PAGE = 10; // rows of Page Up and Page Down
-const button = $("#open-models"), panel = $("#models"), select = $("#model");
-panel.append(...parse([
-  '<div class="dialog-head"><h2>Models</h2><button type="button" class="icon-button"',
-  `popovertarget="models" popovertargetaction="hide" aria-label="Close">${icon("x")}</button></div>`,
-  '<input type="search" id="model-search" role="combobox" aria-label="Search models"',
-  'placeholder="Search models" aria-controls="model-list" aria-expanded="true"',
-  'aria-autocomplete="list" autocomplete="off" spellcheck="false" enterkeyhint="go">',
-  '<p id="model-count" role="status"></p>',
-  '<div id="model-list" role="listbox" aria-label="Models" tabindex="0"></div>',
-  '<div id="model-notes"></div><div class="ends"><span id="compare-count" role="status"></span>',
-  '<button type="button" id="compare">Compare…</button></div>',
-].join(" ")));
-const search = $("#model-search"), list = $("#model-list"), count = $("#model-count");
-const notes = $("#model-notes"), compare = $("#compare"), compareCount = $("#compare-count");
+const button = $("#open-models"), select = $("#model");
 let comparing = false; // whether several models can be chosen
 let offersSeveral = false;
 let active = null; // the row that Enter chooses
@@ -55,27 +45,6 @@ const filter = () => {
   count.classList.toggle("hidden", found.length > 0);
   compare.hidden = !comparing && !(offersSeveral && found.length);
   if (!active || active.hidden) setActive(found[0]);
-};
-
-const rowOf = (model, number, withProvider) => {
-  const words = [...(withProvider ? [model.provider] : []), ...model.can];
-  const small = make("small", {
-    textContent: [...(model.isDefault ? ["Default"] : []), ...words].join(" · "),
-  });
-  const name = make("span", { className: "model-name", textContent: model.label });
-  const row = make("div", {
-    className: "model", role: "option", id: `model-${number}`, title: model.name,
-  }, name, " ", small);
-  row.dataset.name = model.name;
-  row.dataset.text = [model.label, model.provider, ...model.can].join(" ").toLowerCase();
-  return row;
-};
-
-const groupOf = (title, rows, number) => {
-  const heading = make("p", { id: `models-${number}`, title, textContent: title, hidden: !title });
-  const group = make("div", { role: "group" }, heading, ...rows);
-  if (title) group.setAttribute("aria-labelledby", heading.id);
-  return group;
 };
 
 // Requests the list again, and has the server ask the providers of this title that have failed.

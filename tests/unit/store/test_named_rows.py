@@ -112,7 +112,7 @@ def test_preset_of_halt_cannot_be_replaced(store: Store) -> None:
         presets.save("anna", Preset("Mine"))
     assert presets.save("anna", Preset("Mine"), replace=True) == Preset("Mine")
     for preset, field in (
-        (Preset("BALANCED"), "name"),
+        (Preset("MODEL Defaults"), "name"),
         (Preset("x", 2.1), "temperature"),
         (Preset("x", top_p=1.1), "top_p"),
         (Preset("x", max_tokens=0), "max_tokens"),
