@@ -10,7 +10,7 @@ route(".earlier", {
     anchor = source.nextElementSibling;
     if (!anchor) return;
     // turns off the browser's scroll anchoring, which would correct a second time
-    page.classList.add("held");
+    page.style.overflowAnchor = "none";
     top = anchor.getBoundingClientRect().top;
   },
 });
@@ -18,7 +18,7 @@ new MutationObserver(() => {
   if (!anchor) return;
   scrollBy({ top: anchor.getBoundingClientRect().top - top, behavior: "instant" });
   anchor = null;
-  page.classList.remove("held"); // it corrects when the new messages get their real sizes
+  page.style.overflowAnchor = ""; // it corrects when the new messages get their real sizes
 }).observe(messages, { childList: true });
 
 // A message sent while the end is not loaded: the page reloads at the end of the conversation.
