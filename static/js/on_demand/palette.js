@@ -1,7 +1,7 @@
 // The palette: one field that finds chats by their titles and messages, and actions of the page.
 // The server makes the results' HTML, see templates/hits.html.
 import { openOnce } from "../lib/dialog.js";
-import { $, $$, make, parse, touch } from "../lib/dom.js";
+import { $, $$, iconButton, make, parse, touch } from "../lib/dom.js";
 import { keyNames, SHORTCUTS } from "../shortcuts.js";
 import { fillTimes } from "../sidebar/times.js";
 
@@ -27,20 +27,20 @@ const build = () => {
   });
   const list = make("div", { id: "palette-list", role: "listbox", ariaLabel: "Results" });
   const count = make("p", { className: "count", role: "status" });
-  const close = make("button", { type: "button", className: "close", textContent: "Close" });
+  const close = iconButton("x", "Close", "", () => dialog.close());
   for (const [name, value] of Object.entries({
     role: "combobox", "aria-expanded": "true", "aria-controls": "palette-list",
     "aria-autocomplete": "list", "aria-label": "Search chats and actions",
   })) field.setAttribute(name, value);
   const bar = make("div", { className: "bar" }, field, close);
   const dialog = make("dialog", { id: "palette", ariaLabel: "Search" }, bar, count, list);
-  return { dialog, field, list, count, close };
+  return { dialog, field, list, count };
 };
 
 // `act` does an action of the table.
 export const openPalette = act => {
   if ($("#palette")) { $("#palette").close(); return; }
-  const { dialog, field, list, count, close } = build();
+  const { dialog, field, list, count } = build();
   let active = null, timer = 0, turn = 0, found = []; // groups from the server
   let hasFailed = false; // Enter searches again
 
@@ -136,7 +136,6 @@ export const openPalette = act => {
     else active?.click();
     event.preventDefault();
   });
-  close.addEventListener("click", () => dialog.close());
   openOnce(dialog);
   field.focus();
   draw();
