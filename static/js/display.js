@@ -1,4 +1,4 @@
-// How the page looks in this browser: theme, text size, width. Each is an attribute of the document
+// How the page looks in this browser: theme, text size, width, even text. Each is an attribute of the document
 // and a cookie, which the server reads: the page arrives with it, so nothing flashes.
 import { openDialog } from "./lib/dialog.js";
 import { $, $$, announce } from "./lib/dom.js";
@@ -23,6 +23,7 @@ export const toggleTheme = () => {
 };
 
 $("#open-display").addEventListener("click", () => openDialog(dialog, $("#open-all")));
-for (const choice of $$("[type=radio]", dialog)) {
-  choice.addEventListener("change", () => keep(choice.name, choice.value));
+for (const choice of $$("input", dialog)) {
+  const isOff = () => choice.type === "checkbox" && choice.checked; // its value: of a cleared box
+  choice.addEventListener("change", () => keep(choice.name, isOff() ? "" : choice.value));
 }

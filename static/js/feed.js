@@ -1,6 +1,7 @@
 // The connections that answers' text comes over (SSE), and what the page does when one breaks off.
 import { $ } from "./lib/dom.js";
 import { markReceived } from "./elapsed.js";
+import { preload } from "./lib/on_demand.js";
 import { route } from "./requests.js";
 
 const connections = new Map(); // feed element's ID -> its SSE connection
@@ -8,7 +9,10 @@ const closed = new Set(); // IDs of feed elements that show no more events
 const streamOf = feed => feed.id.slice("feed-".length);
 
 export const feedUrl = feed => `/streams/${streamOf(feed)}/page?after=${feed.dataset.after}`;
-export const setConnectionLost = isLost => { $("#connection").hidden = !isLost; };
+export const setConnectionLost = isLost => {
+  $("#connection").hidden = !isLost;
+  document.body.classList.toggle("offline", isLost);
+};
 
 // The last event of an answer that the page has shown.
 export const shownEvent = answer => (
@@ -43,6 +47,7 @@ route(".feed", {
   failed({ source }) { retryFeed(source); },
 });
 document.addEventListener("htmx:sse:after:connection", event => {
+  preload("smooth");
   connections.set(event.target.id, event.detail.connection);
   setConnectionLost(false);
 });

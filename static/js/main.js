@@ -16,7 +16,6 @@ import "./versions.js";
 import "./queue.js";
 import "./models.js";
 import "./ideas.js";
-import "./smooth.js";
 import "./sidebar/list.js";
 import "./sidebar/groups.js";
 import "./sidebar/change.js";

@@ -1,12 +1,10 @@
 // Shows text that arrives in bursts at an even pace. Text is added to the page as soon as it
 // arrives, and counts as seen from then on; a highlight hides its last characters for a moment.
 // Stop shows all of it at once.
-import { $ } from "./lib/dom.js";
-import { listen } from "./lib/events.js";
-import { local } from "./lib/storage.js";
+import { $ } from "../lib/dom.js";
+import { listen } from "../lib/events.js";
 
 const MOST = 200; // milliseconds that a character stays hidden at most
-const KEY = "halt.smooth";
 const isSupported = Boolean(globalThis.Highlight && CSS.highlights);
 const box = $("#smooth"), reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 const hidden = isSupported ? new Highlight() : null;
@@ -82,11 +80,7 @@ const observe = changes => {
 
 if (isSupported) {
   CSS.highlights.set("unread", hidden);
-  box.checked = local.get(KEY) !== "off";
-  box.addEventListener("change", () => {
-    local.set(KEY, box.checked ? "on" : "off");
-    showAll();
-  });
+  box.addEventListener("change", showAll);
   new MutationObserver(observe).observe($("#messages"), { childList: true, subtree: true });
   listen("frozen", showAll);
-} else box.closest("label").hidden = true;
+}
