@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from halt.core.events import Cancelled, Done, Terminal
+from halt.core.events import Cancelled, Done, Failed, Terminal
+from halt.core.finish_reasons import CONTENT_FILTER, FUNCTION_CALL, LENGTH, STOP, TOOL_CALLS
 from halt.core.metrics import Metrics
 from halt.core.receipts import Receipt
 from halt.store.models import Usage
@@ -19,6 +20,17 @@ class Figures:
     short: str = ""
     more: str = ""  # continues `short` where there is room
     rows: tuple[tuple[str, str], ...] = ()
+
+
+#: How an answer ended, by its finish reason; another one is quoted.
+_ENDS = {
+    None: "without a reason given",
+    STOP: "by the model",
+    LENGTH: "at the token limit",
+    TOOL_CALLS: "with a tool call",
+    FUNCTION_CALL: "with a tool call",
+    CONTENT_FILTER: "by the provider's filter",
+}
 
 
 def usage_text(usage: Usage) -> str:
@@ -68,6 +80,8 @@ def page_figures(
     the request, which has the provider's name where there are several.
     """
     m = counted(ended.metrics, usage)
+    if isinstance(ended, Failed) and not m.tokens:
+        return Figures()  # its note says all
     more = []
     if m.ttft_ms is not None:
         more.append(f"{_time_text(m.ttft_ms)} to the first")
@@ -81,14 +95,19 @@ def page_figures(
         *_time_rows(m),
     ]
     if isinstance(ended, Done) and m.duration_ms:
-        rows.append(("Finish reason", ended.finish_reason or "none given"))
+        reason = ended.finish_reason
+        rows.append(("Ended", _ENDS.get(reason, f"“{reason}”")))
     if receipt is not None and receipt.status == "stopped" and receipt.upstream != "none":
         is_closed = receipt.upstream == "closed"
-        connection = f"closed in {receipt.elapsed_ms:.0f} ms" if is_closed else "not closed yet"
+        connection = (
+            f"closed in {receipt.elapsed_ms:.0f}\u00a0ms" if is_closed else "not closed yet"
+        )
         rows.append(("Connection", connection))
     rows = [(name, text) for name, text in rows if text]
     if m.tokens:
-        short = f"about {tokens_text(m.tokens)}" if m.tokens_estimated else tokens_text(m.tokens)
+        # At a stopped answer the note has the same count.
+        is_rough = m.tokens_estimated and not isinstance(ended, Cancelled)
+        short = f"about {tokens_text(m.tokens)}" if is_rough else tokens_text(m.tokens)
     else:
         short = f"{_time_text(m.duration_ms)} in all" if m.duration_ms else model
     return Figures(short, " · ".join(more), tuple(rows))
@@ -153,7 +172,8 @@ def unwatched_text(ended: Cancelled) -> str:
 
 
 def _time_text(milliseconds: float) -> str:
-    return f"{milliseconds:.0f} ms" if milliseconds < 95 else _seconds(milliseconds)
+    text = f"{milliseconds:.0f} ms" if milliseconds < 95 else _seconds(milliseconds)
+    return text.replace(" ", "\u00a0")
 
 
 def _seconds(milliseconds: float) -> str:

@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 from halt.rendering import data_urls
 from halt.rendering.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
-from halt.rendering.lines import HEADING, MARKER, MAYBE_OPENING, OPENING, RULE, indent, is_closing
+from halt.rendering.lines import (
+    HEADING,
+    LABEL_MAX,
+    MARKER,
+    MAYBE_OPENING,
+    OPENING,
+    RULE,
+    fence_language,
+    indent,
+    is_closing,
+)
 from halt.rendering.open_text import NewlineNormalizer
 
 HEAD_MAX = 120  # characters at a line's start that are examined again while the line grows
@@ -39,6 +49,7 @@ class Patch:
     replaces_tail: bool  # True: `tail` replaces the open tail; False: it is appended to it
     tail: str  # escaped text, never markup
     form: str  # how the page shows the open tail: "text" or "code"
+    language: str = ""  # of the code, not escaped, where `tail` is the beginning of a fence
 
 
 class BlockStep(NamedTuple):
@@ -48,10 +59,11 @@ class BlockStep(NamedTuple):
     replaces_tail: bool
     tail: str
     form: str
+    language: str = ""
 
     def patch(self, finished: Iterable[str]) -> Patch:
         """The patch with `finished`, the HTML of `blocks` in order."""
-        return Patch("".join(finished), self.replaces_tail, self.tail, self.form)
+        return Patch("".join(finished), *self[1:])
 
 
 class BlockStream:
@@ -98,7 +110,11 @@ class BlockStream:
         self._grow(last)
         form = "code" if self._fence else "text"
         tail = html.escape("".join(self._tail))
-        step = BlockStep(self._finished, self._replaces_tail, tail, form)
+        language = ""
+        if self._fence and self._replaces_tail:
+            info = self._lines[0].lstrip(" " + self._fence[0])
+            language = fence_language(info)[:LABEL_MAX]
+        step = BlockStep(self._finished, self._replaces_tail, tail, form, language)
         self._finished, self._replaces_tail, self._tail = [], False, []
         return step
 

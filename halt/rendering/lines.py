@@ -9,6 +9,14 @@ RULE = re.compile(r"(?:-{3,}|\*{3,}|_{3,})[ \t]*")
 MARKER = re.compile(r"( *)(?:[-+*]|[0-9]{1,9}[.)])(?=[ \t]|$)( {0,4}(?! ))?")
 
 
+LABEL_MAX = 24  # characters of a fence's language that are shown
+
+
+def fence_language(info: str) -> str:
+    """The language that the text behind a fence's mark names, "" for none."""
+    return (info.split() or [""])[0]
+
+
 def is_closing(line: str, fence: str) -> bool:
     """Whether a line closes the code block that this fence mark opened."""
     bare = line.strip(" \t")

@@ -19,6 +19,7 @@ renders through `halt.rendering.renderer`, in other processes.
 import html
 import re
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import nh3
@@ -32,7 +33,7 @@ from markdown_it.utils import EnvType, OptionsDict
 from halt.rendering import data_urls
 from halt.rendering.blocks import Block, split_blocks
 from halt.rendering.grammar import answer_parser
-from halt.rendering.lines import OPENING, indent, is_closing
+from halt.rendering.lines import LABEL_MAX, OPENING, fence_language, indent, is_closing
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED
 
@@ -40,8 +41,8 @@ from halt.rendering.sanitizing import CLEANER, DIRECTED
 PARSED_MAX = 50_000  # characters parsed at once; the worst known (nested lazy quotes) take 3 s
 NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
 CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 characters can make 65,000
+HEAD_MAX = 16  # characters of a column's head that is kept in one line
 COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
-LABEL_MAX = 24  # characters of a fence's language that are shown
 
 
 class Colours(Protocol):
@@ -113,7 +114,7 @@ def _code(
 ) -> str:
     """Render rule for a fence or an indented block."""
     token = tokens[index]
-    return _code_box(token.content, (token.info.split() or [""])[0], env.get("colours"))
+    return _code_box(token.content, fence_language(token.info), env.get("colours"))
 
 
 def _code_box(code: str, label: str, colours: Colours | None) -> str:
@@ -176,15 +177,18 @@ def _plain(tokens: Sequence[Token]) -> str:
 
 def _adapt(state: StateCore) -> None:
     """Core rule: replaces images and style attributes, and sets text directions."""
-    for token in state.tokens:
+    for token, following in zip_longest(state.tokens, state.tokens[1:]):
         if token.children:
             token.children = list(_without_images(token.children))
         elif token.nesting > 0 and token.tag in DIRECTED:
             token.attrs["dir"] = "auto"
         elif token.type in ("td_open", "th_open"):
             style = str(token.attrs.pop("style", ""))
-            if style:
-                token.attrs["class"] = style.removeprefix("text-align:")
+            classes = [style.removeprefix("text-align:")] if style else []
+            if token.tag == "th" and following and len(following.content) <= HEAD_MAX:
+                classes.append("short")
+            if classes:
+                token.attrs["class"] = " ".join(classes)
 
 
 def _parser() -> MarkdownIt:

@@ -35,7 +35,7 @@ def cleaner(
             "div": {"code", "code-bar", "table"},
             "span": {"code-lang", "math", *token_classes},
             "td": {"left", "center", "right"},
-            "th": {"left", "center", "right"},
+            "th": {"left", "center", "right", "short"},
         },
         set_tag_attribute_values={"a": {"target": "_blank"}},
         link_rel="noopener noreferrer nofollow",

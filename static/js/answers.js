@@ -29,22 +29,27 @@ const update = answer => { // an answer was added or replaced
   const isLast = others.every(other => other.dataset.state !== "running");
   if (state !== "running" && !isLast) return; // only the last end counts
   const note = state !== "running" && $(".note-title", answer)?.textContent;
-  announce(state === "error" ? `Error: ${note}` : note || STATES[state]);
+  if (state !== "withdrawn") announce(state === "error" ? `Error: ${note}` : note || STATES[state]);
   queueMicrotask(keepFocus); // when the page shows the other of Send and Stop
   if (state === "running") return;
-  end(exchange, isCut ? "cut" : state, others);
+  end(exchange, isCut ? "cut" : state, others, $(".note", answer));
 };
 
 // `back`: an earlier version is shown again.
-const end = (exchange, state, others) => {
+const end = (exchange, state, others, note) => {
   const { dataset } = exchange;
   const isWithdrawn = answer => answer.dataset.state === "withdrawn";
   const isGone = state === "withdrawn" && others.every(isWithdrawn);
   const back = "again" in dataset ? state === "withdrawn" : isGone && "edited" in dataset;
   emit("ended", { state, exchange, back });
-  if (!isGone || back || !exchange.isConnected) return;
-  returnPrompt($(".prompt .text", exchange).textContent);
+  if (!isGone || back || !exchange.isConnected) {
+    if (state === "withdrawn") announce($(".note-title", note).textContent);
+    return;
+  }
+  const place = returnPrompt($(".prompt .text", exchange).textContent);
+  $(".note-title", note).append(` Your message is back in the ${place}.`);
   exchange.remove();
+  $("#notice").replaceChildren(note); // which is read out
   prompt.focus();
 };
 

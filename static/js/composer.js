@@ -23,11 +23,16 @@ const putBack = ({ text, pasted }) => {
   const joined = text && now.text ? `${text}\n${now.text}` : text || now.text;
   setMessage({ text: joined, pasted: [...pasted, ...now.pasted] });
 };
-// The prompt of an answer that was withdrawn; a message that is being written goes first.
+// The prompt of an answer that was withdrawn; a message that is being written goes first. Returns
+// where it is now.
 export const returnPrompt = text => {
-  if (messageText(messageParts())) emit("queue", { text, first: true });
-  else if (text.length > LONG) setMessage({ text: "", pasted: [text] });
+  if (messageText(messageParts())) {
+    emit("queue", { text, first: true });
+    return "queue";
+  }
+  if (text.length > LONG) setMessage({ text: "", pasted: [text] });
   else setValue(prompt, text);
+  return "field";
 };
 
 // --- the field grows with its text ---------------------------------------------------------------

@@ -12,6 +12,7 @@ export const copyText = async text => {
 const TEXTS = {
   code: button => $("code", button.closest(".code")).textContent,
   answer: button => $(".source", button.closest(".answer")).content.textContent,
+  id: button => button.previousElementSibling.textContent,
   prompt: button => $(".text", button.closest(".prompt")).textContent,
 };
 // Shows the result for a moment: as the word of a button with a word, else by its icon.

@@ -1,5 +1,5 @@
-// How the page looks in this browser: theme, text size, width, even text. Each is an attribute of the document
-// and a cookie, which the server reads: the page arrives with it, so nothing flashes.
+// How the page looks in this browser: theme, text size, width, even text. Each is an attribute of
+// the document and a cookie, which the server reads: the page arrives with it, so nothing flashes.
 import { openDialog } from "./lib/dialog.js";
 import { $, $$, announce } from "./lib/dom.js";
 import { keepLook } from "./lib/storage.js";

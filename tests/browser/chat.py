@@ -18,7 +18,7 @@ PATIENCE = 30_000  # milliseconds that a test waits for a change of the page
 LOAD_ERRORS = r"Failed to load resource|net::ERR_"
 
 #: The title of the note at an answer that the user has stopped.
-STOPPED_BY_USER = re.compile(r"^Stopped by you( after \d[\d,]* tokens?)?\.$")
+STOPPED_BY_USER = re.compile(r"^Stopped by you( after \d[\d,]* tokens?| before any text)?\.$")
 
 #: Returns the contrast of each visible element that has text of its own, by a description of it.
 CONTRASTS = """() => {

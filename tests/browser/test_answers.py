@@ -198,7 +198,7 @@ def test_stream_carries_each_paragraph_once(chat: Chat) -> None:
 
 
 def test_figures_show_timing_tokens_finish_reason_and_model(chat: Chat) -> None:
-    """Figures: time to first token, tokens a second, tokens, duration, finish reason, model."""
+    """Figures: time to first token, tokens a second, tokens, duration, how it ended, model."""
     chat.ask("stall?n=15&rest=15")
     chat.wait_text("13 14")
     chat.record().release()
@@ -208,9 +208,42 @@ def test_figures_show_timing_tokens_finish_reason_and_model(chat: Chat) -> None:
     expect(figures).to_contain_text(re.compile(r"Speed \d+ tokens/s"))
     expect(figures).to_contain_text("30 tokens")
     expect(figures).to_contain_text(re.compile(r"In all \d"))
-    expect(figures).to_contain_text("Finish reason stop")
+    expect(figures).to_contain_text("Ended by the model")
     expect(figures).to_contain_text("Model echo")
     expect(figures).not_to_contain_text("estimated")
+
+
+@pytest.mark.parametrize("way", ["Escape", "click"])
+def test_figures_close_by_escape_and_by_a_click_elsewhere(chat: Chat, way: str) -> None:
+    """The open figures are closed; Esc does not reach the answer that runs below."""
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    summary = chat.answer.locator(".figures > summary")
+    summary.click()
+    figures = chat.page.locator(".figures > dl")
+    expect(figures).to_be_visible()
+    if way == "Escape":
+        chat.ask("stall?n=5")
+        chat.wait_text("3 4")
+        chat.page.keyboard.press("Escape")
+    else:
+        chat.answer.locator("> .text").click()
+    expect(figures).to_be_hidden()
+    if way == "Escape":
+        expect(chat.answer).to_have_attribute("data-state", "running")
+
+
+def test_long_prompt_shows_its_first_lines_until_it_is_asked_for_all(chat: Chat) -> None:
+    """A long prompt is cut on the page alone: its text is whole, also for the clipboard."""
+    words = "\n".join(f"line {n}" for n in range(60))
+    chat.ask("count?n=3", words)
+    chat.wait_state("done")
+    text = chat.page.locator(".prompt > .text")
+    expect(text).to_contain_text("line 59")
+    height = "e => e.offsetHeight / parseFloat(getComputedStyle(e).lineHeight)"
+    assert text.evaluate(height) < 14
+    chat.page.get_by_label("Show all").check()
+    assert text.evaluate(height) > 60
 
 
 def test_figures_without_reported_usage_are_marked_estimated(chat: Chat) -> None:
@@ -225,7 +258,7 @@ def test_answer_cut_off_at_the_token_limit_is_labelled(chat: Chat) -> None:
     chat.ask("length?n=5")
     chat.wait_state("done")
     expect(chat.answer).to_contain_text("Cut off at the token limit")
-    expect(chat.answer.locator(".figures")).to_contain_text("Finish reason length")
+    expect(chat.answer.locator(".figures")).to_contain_text("Ended at the token limit")
 
 
 def test_copy_button_of_answer_copies_the_markdown_source(chat: Chat) -> None:

@@ -148,7 +148,7 @@ def test_prompt_without_a_selection_continues_the_first_answer(chat: Chat) -> No
     first = compare(chat, "length", "count")
     for model in ("length", "count"):
         expect(column(chat, model)).to_have_attribute("data-state", "done")
-    expect(chat.page.locator(".hint")).to_contain_text("continues from the first answer")
+    expect(chat.page.locator(".hint")).to_contain_text("follows the first answer")
     choose_one(chat)
     chat.last_prompt = f"And then? {new_id()}"
     chat.submit(chat.last_prompt)

@@ -518,8 +518,11 @@ def test_screen_reader_hears_only_start_and_end_of_an_answer(chat: Chat) -> None
     chat.wait_state("running")
     chat.page.keyboard.press("Escape")
     expect(chat.send).to_be_visible()
-    expect(chat.page.locator("#announcer")).to_have_text("Stopped by you.")
-    assert chat.page.evaluate("announcements.slice(6)") == [started, "Stopped by you."]
+    note = chat.page.locator("#notice[aria-live] .note-title")
+    expect(note).to_have_text("Stopped by you before any text. Your message is back in the field.")
+    assert chat.page.evaluate("announcements.slice(6)") == [started]
+    chat.ask("count?n=3")
+    expect(note).to_have_count(0)
 
 
 def test_answer_text_is_no_live_region(chat: Chat) -> None:

@@ -27,12 +27,12 @@ def test_reasoning_streams_into_a_closed_step_with_its_time(chat: Chat) -> None:
     expect(text).to_contain_text("thought0 thought1 thought2 thought3 thought4")
     chat.record().release()
     chat.wait_state("done")
-    expect(summary).to_have_text(re.compile(r"^Thought( for [\d.]+ m?s)?$"))
+    expect(summary).to_have_text(re.compile(r"^Thought( for [\d.]+\sm?s)?$"))
     expect(text).to_be_visible()  # an opened step stays open
     expect(text).to_contain_text("thought4 <b>at last</b>")  # text, never markup
     assert chat.answer_text() == numbers(5)
     chat.reload()
-    expect(summary).to_have_text(re.compile(r"^Thought( for [\d.]+ m?s)?$"))
+    expect(summary).to_have_text(re.compile(r"^Thought( for [\d.]+\sm?s)?$"))
     expect(text).to_be_hidden()
     expect(text).to_have_text("thought0 thought1 thought2 thought3 thought4 <b>at last</b>")
 
@@ -77,7 +77,7 @@ def test_text_before_a_closing_think_tag_moves_into_a_step(chat: Chat) -> None:
     for _ in range(2):
         assert chat.answer_text() == numbers(5)
         expect(steps(chat).locator("summary")).to_have_text(
-            re.compile(r"^Thought( for [\d.]+ m?s)?$")
+            re.compile(r"^Thought( for [\d.]+\sm?s)?$")
         )
         expect(steps(chat).locator(".step-text")).to_have_text(
             "thought0 thought1 thought2 thought3 thought4 <b>at last</b>"

@@ -383,7 +383,7 @@ def test_permanent_error_is_explained_with_its_code_and_status(
     fault = chat.answer.locator(".fault")
     expect(fault).to_contain_text(words)
     assert not re.search(r"Traceback|Error\(|\{", fault.text_content() or "")
-    expect(fault).to_contain_text(re.compile(r"Code: \w+ · HTTP 4\d\d · Request ID: \w+"))
+    expect(fault).to_contain_text(re.compile(r"Code: \w+ · HTTP 4\d\dRequest ID: \w+"))
     expect(chat.button("Try again")).to_be_visible()
     expect(chat.send).to_be_visible()
 

@@ -386,6 +386,14 @@ def done(visit: Visit) -> Chat:
 
 
 @state()
+def long_prompt(visit: Visit) -> Chat:
+    """A prompt of many lines, of which the first are shown."""
+    chat = visit.ask("\n".join(f"Line {n} of a long prompt." for n in range(60)))
+    chat.page.evaluate("scrollTo(0, 0)")
+    return chat
+
+
+@state()
 def two_exchanges(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
     send(chat, page_answers.SECOND)
@@ -452,6 +460,7 @@ def stopped_before_text(visit: Visit) -> Chat:
     chat = visit.ask("Wait before you write.", "running")
     chat.stop.click()
     expect(chat.prompt).to_have_value("Wait before you write.")
+    expect(chat.page.locator("#notice .note")).to_be_visible()
     expect(chat.send).to_be_visible()
     return chat
 
@@ -470,7 +479,7 @@ def refused(visit: Visit) -> Chat:
 def refused_at_length(visit: Visit) -> Chat:
     """A refusal of 2,000 letters."""
     chat = visit.ask("Refuse at length.", "error")
-    chat.answer.get_by_text("All of it").click()
+    chat.answer.get_by_text("Show the server's whole answer").click()
     return chat
 
 

@@ -14,14 +14,17 @@ from halt.errors import CODES, IT_SAID, QUOTE_MAX, shortened
 #: Errors of Halt's limits. The text before such an error is shown as a stopped answer.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})
 
-KEPT = "What stands here is what was kept."
+KEPT = "Everything above is saved."
 NOTHING = "Nothing was generated."
+_OTHER = "Try again, or choose another model."
+#: Ends of remedies for which the note has a button that opens the list of models.
+_CHOICES = ("another model.", "a model that reads more.", "a model of another provider.")
 
 #: What to do about an error, where its sentence in CODES does not say so.
 _REMEDIES = {
     "upstream_refused": "Start it, then try again.",
     "upstream_tls": "Install the certificate, or correct the address.",
-    "upstream_connect_timeout": "Try again, or choose another model.",
+    "upstream_connect_timeout": _OTHER,
     "upstream_unreachable": "Check the network and the address, then try again.",
     "bad_request": "Change the message or the settings, or choose another model.",
     "context_too_long": "Start a new chat, or choose a model that reads more.",
@@ -31,13 +34,13 @@ _REMEDIES = {
     "content_filter": "Word the message differently, or choose another model.",
     "quota_exceeded": "Add credit at the provider, or choose another model.",
     "model_not_found": "Choose another model.",
-    "upstream_server_error": "Try again, or choose another model.",
+    "upstream_server_error": _OTHER,
     "upstream_dropped": "Try again.",
     "upstream_incomplete": "Try again.",
-    "upstream_invalid": "Try again, or choose another model.",
-    "upstream_error": "Try again, or choose another model.",
-    "first_byte_timeout": "Try again, or choose another model.",
-    "stalled": "Try again, or choose another model.",
+    "upstream_invalid": _OTHER,
+    "upstream_error": _OTHER,
+    "first_byte_timeout": _OTHER,
+    "stalled": _OTHER,
 }
 #: Codes of servers that have not refused the request, and the words before their own ones.
 _REPORTS = {
@@ -61,7 +64,9 @@ class NoteView:
     words: str = ""  # the model server's own, in quotation marks after the title
     all_words: str = ""  # the same without a limit, where `words` is cut
     text: str = ""  # what else is known, and what to do next
-    facts: tuple[str, ...] = ()  # code, HTTP status, request ID
+    facts: tuple[str, ...] = ()  # code, HTTP status
+    request_id: str = ""
+    opens: str = ""  # what its second button opens: "models", "settings"; "" for none
 
     @property
     def spoken(self) -> str:
@@ -83,8 +88,10 @@ def end_note(
         return _error_note(ended.error, tokens, has_text=has_text)
     if isinstance(ended, Cancelled):
         if ended.reason == "stop":
-            title = f"Stopped by you{_after(tokens)}."
-            return NoteView("stopped", title, text=f"{_connection_text(receipt)}{KEPT}")
+            when = _after(tokens) or ("" if has_text else " before any text")
+            kept = KEPT if has_text or tokens else ""
+            text = f"{_connection_text(receipt)}{kept}".rstrip()
+            return NoteView("stopped", f"Stopped by you{when}.", text=text)
         return NoteView("stopped", unwatched_text(ended), text=KEPT)
     return _finish_note(ended)
 
@@ -97,15 +104,16 @@ def _finish_note(ended: Done) -> NoteView | None:
             "chat's settings.",
             CONTENT_FILTER: "Word the message differently, or choose another model.",
         }
-        return NoteView("cut", f"{title}.", text=texts[reason or ""])
+        opens = "settings" if reason == LENGTH else "models"
+        return NoteView("cut", f"{title}.", text=texts[reason or ""], opens=opens)
     if title := unusual_end_note(reason):
-        return NoteView("fault", title, text="Try again, or choose another model.")
+        return NoteView("fault", title, text=_OTHER, opens="models")
     return None
 
 
 def empty_note() -> NoteView:
     """The note for an answer without text, thoughts and calls that ended plainly."""
-    return NoteView("fault", EMPTY, text="Try again, or choose another model.")
+    return NoteView("fault", EMPTY, text=_OTHER, opens="models")
 
 
 def _after(tokens: int) -> str:
@@ -116,7 +124,7 @@ def _connection_text(receipt: Receipt | None) -> str:
     if receipt is None or receipt.status != "stopped":
         return ""
     if receipt.upstream == "closed":
-        return f"The connection to the model was closed in {receipt.elapsed_ms:.0f} ms. "
+        return f"The connection to the model was closed in {receipt.elapsed_ms:.0f}\u00a0ms. "
     if receipt.upstream == "closing":
         return "The connection to the model is not closed yet. "
     return "No connection to the model was open. "
@@ -139,7 +147,14 @@ def _error_note(error: ErrorInfo, tokens: int, *, has_text: bool) -> NoteView:
     if remedy.startswith("Try again") and (has_text or "again in" in sentence):
         remedy = ""  # the sentence says when, or the note offers to continue
     texts = [error.hint or remedy, KEPT if has_text else NOTHING]
-    note = NoteView("fault", sentence, text=" ".join(filter(None, texts)), facts=_facts(error))
+    note = NoteView(
+        "fault",
+        sentence,
+        text=" ".join(filter(None, texts)),
+        facts=_facts(error),
+        request_id=error.request_id or "",
+        opens="models" if remedy.endswith(_CHOICES) else "",
+    )
     if not words:
         return note
     title = _REPORTS.get(error.code, "The model's server refused")
@@ -159,5 +174,4 @@ def _facts(error: ErrorInfo) -> tuple[str, ...]:
     return (
         f"Code: {error.code}",
         *([f"HTTP {status}"] if status else []),
-        *([f"Request ID: {error.request_id}"] if error.request_id else []),
     )

@@ -22,16 +22,35 @@ _NOTE_ICONS = {
     "fault": "triangle-alert",
 }
 
+#: Buttons of notes for what has to be changed before another attempt.
+_OPENERS = {
+    "": "",
+    "models": '<button type="button" popovertarget="models">Choose a model</button>',
+    "settings": '<button type="button" class="opens-settings" aria-haspopup="dialog" '
+    'data-at="#settings-max_tokens">Chat settings</button>',
+}
+
+_ALL_WORDS = "Show the server's whole answer"
+
 
 def install(environment: Environment) -> None:
     """Let the templates use the functions."""
-    for function in (answer_ending, versions_slot, versions_switcher):
+    for function in (answer_ending, answer_name, versions_slot, versions_switcher):
         environment.globals[function.__name__] = function
 
 
 def icon(name: str) -> str:
     """An icon of `icons.html`, as `icon.html` draws it."""
     return f'<svg class="icon i-{name}" aria-hidden="true"><use href="#i-{name}"/></svg>'
+
+
+def answer_name(a: AnswerView) -> Markup:
+    """The model's name, as the picker writes it, then its provider."""
+    provider, _, name = (a.requested_model or a.model or "Default model").partition("/")
+    if not name:
+        provider, name = "", provider
+    at = f" <small>{escape(provider)}</small>" if provider else ""
+    return Markup(f'<p class="name">{escape(name)}{at}</p>')  # noqa: S704 - escaped
 
 
 def answer_ending(a: AnswerView) -> Markup:
@@ -78,7 +97,8 @@ def _note(a: AnswerView) -> str:
         return ""
     return (
         f'<div class="note {a.note.kind}">{icon(_NOTE_ICONS[a.note.kind])}'
-        f'<div class="note-text">{_note_text(a.note)}</div>{_note_action(a)}</div>\n'
+        f'<div class="note-text">{_note_text(a.note)}</div>'
+        f"{_note_action(a)}{_OPENERS[a.note.opens]}</div>\n"
     )
 
 
@@ -87,13 +107,19 @@ def _note_text(note: NoteView) -> str:
     parts = [f'<p class="note-title">{escape(note.title)}{escape(words)}</p>']
     if note.all_words:
         parts.append(
-            '<details class="all-words"><summary>All of it</summary>'
-            f"<p>{escape(note.all_words)}</p></details>"
+            f'<details class="all-words"><summary>{_ALL_WORDS}</summary>'
+            f'<p tabindex="0">{escape(note.all_words)}</p></details>'
         )
     if note.text:
         parts.append(f'<p class="note-more">{escape(note.text)}</p>')
     if note.facts:
         parts.append(f'<p class="note-more">{escape(" · ".join(note.facts))}</p>')
+    if note.request_id:
+        copy = _icon_button("copy", "Copy the request ID", "copy", ' data-copy="id"')
+        parts.append(
+            f'<p class="note-more request-id">Request ID: <code>{escape(note.request_id)}</code>'
+            f"{copy}</p>"
+        )
     return "".join(parts)
 
 
@@ -149,7 +175,7 @@ def _actions(a: AnswerView) -> str:
 
 def _figures(a: AnswerView) -> str:
     if a.is_edited:
-        return '<p class="edited">Edited by you</p>'
+        return '<p class="edited">Edited<span class="wide"> by you</span></p>'
     f: Figures = a.figures
     if not f.rows:
         return ""

@@ -14,7 +14,7 @@ from markupsafe import escape
 from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
-from halt.web.page.endings import answer_ending, icon
+from halt.web.page.endings import answer_ending, answer_name, icon
 from halt.web.page.views import AnswerView, BelowView, StepView, view
 from halt.web.page.writer import answer_replacement, lost_message
 from halt.web.services import services
@@ -57,7 +57,7 @@ def ended_answer(a: AnswerView) -> str:
     return (
         f'<article class="answer" id="a-{id_}" aria-label="Answer" data-stream="{id_}" '
         f'data-model="{model_name}" data-state="{state}"{"" if a.is_complete else " data-cut"}>\n'
-        f'<p class="name">{escape(a.requested_model or a.model or "Default model")}</p>\n'
+        f"{answer_name(a)}\n"
         f'<div class="steps" id="earlier-{id_}" hx-preserve>'
         f"{''.join(_step(f'{a.id}-earlier', step) for step in a.earlier_steps)}</div>\n"
         f'<div class="steps" id="steps-{id_}">'

@@ -29,6 +29,7 @@ from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 #: Characters of a text from which its height is estimated.
 COUNTED = 20_000
 LONG = 50_000  # characters of an answer's HTML
+ROWS_MAX = 18  # rows of a prompt, of 80 characters, beyond which 12 are shown
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,15 @@ class ExchangeView:
         return has_right_to_left(self.prompt)
 
     @property
+    def is_long(self) -> bool:
+        """Whether the page shows only the beginning of the prompt until it is asked for all."""
+        return _row_count(self.prompt, 80) > ROWS_MAX
+
+    @property
     def height(self) -> int:
         """Pixels on a wide page, estimated; used until the exchange is near the visible part."""
-        return 98 + 26 * _row_count(self.prompt, 80) + _text_height(self.answers[0].source)
+        rows = min(ROWS_MAX, _row_count(self.prompt, 80))
+        return 98 + 26 * rows + _text_height(self.answers[0].source)
 
 
 def _row_count(text: str, width: int) -> int:
@@ -141,9 +148,11 @@ class StepView:
 
 def _duration_text(milliseconds: float) -> str:
     if milliseconds < 995:
-        return f"{milliseconds:.0f} ms"
+        return f"{milliseconds:.0f}\u00a0ms"
     return (
-        f"{milliseconds / 1000:.1f} s" if milliseconds < 9_950 else f"{milliseconds / 1000:.0f} s"
+        f"{milliseconds / 1000:.1f}\u00a0s"
+        if milliseconds < 9_950
+        else f"{milliseconds / 1000:.0f}\u00a0s"
     )
 
 
@@ -152,12 +161,12 @@ def step_view(step: Step, key: str = "", *, may_have_run: bool = True) -> StepVi
 
     `may_have_run`: whether a call without a result may have run.
     """
-    duration = "" if step.ms is None else _duration_text(step.ms)
+    duration = "" if step.ms is None or step.ms < 50 else _duration_text(step.ms)
     name = step.name or "a tool"
     icon = {"done": "check", "failed": "triangle-alert"}.get(step.state, "")
     if step.kind == "thought":
         icon = ""
-        thought = f"Thought for {duration}" if duration not in {"", "0 ms"} else "Thought"
+        thought = f"Thought for {duration}" if duration else "Thought"
         label = "Thinking…" if step.state == "running" else thought
         duration = ""
     elif step.state == "running":

@@ -234,7 +234,8 @@ class PageWriter:
         if patch.replaces_tail:
             self._tail = OpenText()
             text, box = self._tail.feed(patch.tail), f"tail-{self._run.id}"
-            tail = f'<div class="tail {patch.form}" id="{box}">{text}</div>'
+            language = f' data-language="{html.escape(patch.language)}"' if patch.language else ""
+            tail = f'<div class="tail {patch.form}" id="{box}"{language}>{text}</div>'
             return _partial(box, "outerHTML", tail)
         if not patch.tail:
             return ""
@@ -268,7 +269,7 @@ def lost_message(stream_id: str) -> str:
     note = (
         f'<div class="note lost" role="status">{icon("info")}<div class="note-text">'
         '<p class="note-title">The server no longer has this answer.</p><p class="note-more">'
-        "It was restarted, or too much time has passed. What stands here is all there is.</p>"
+        "It was restarted, or too much time has passed. The text above is all that is left.</p>"
         "</div></div>"
     )
     return _partial(f"feed-{html.escape(stream_id)}", "outerHTML", note)

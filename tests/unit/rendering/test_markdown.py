@@ -16,6 +16,7 @@ from halt.rendering import highlighting, markdown
 from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.formulas import FORMULA_LINES_MAX
 from halt.rendering.highlighting import Colours
+from halt.rendering.lines import LABEL_MAX
 from halt.rendering.markdown import render_block
 
 # --- A page, an allow-list, and texts -----------------------------------------------------------
@@ -72,7 +73,7 @@ ALLOWED = {
     "pre": {"tabindex": "0"},
     "span": {"class": "code-lang|math|[a-z]{1,2}"},
     "td": {"class": "left|center|right"},
-    "th": {"class": "left|center|right"},
+    "th": {"class": r"((left|center|right)( short)?|short)"},
 } | {
     tag: {}
     for tag in (
@@ -194,6 +195,7 @@ def test_render_table_has_a_box_and_alignment_classes() -> None:
     rendered = gate(render("| a | b | c |\n|:--|--:|:-:|\n| 1 | `x` | ~~3~~ |\n"))
     assert rendered.startswith('<div class="table" tabindex="0"><table dir="auto">')
     assert rendered.endswith("</table></div>\n")
+    assert '<th class="left short">a</th>' in rendered
     assert '<td class="left">1</td>\n<td class="right"><code>x</code></td>' in rendered
     assert "style" not in rendered
 
@@ -216,7 +218,7 @@ def test_render_fence_has_language_copy_button_and_colours() -> None:
         ("PY title=x", "highlight language-python", "PY"),
         ("c++", "highlight language-cpp", "c++"),
         ("no-such-language", "highlight", "no-such-language"),
-        ("x" * 500, "highlight", "x" * markdown.LABEL_MAX),
+        ("x" * 500, "highlight", "x" * LABEL_MAX),
         ('"><script>alert(1)</script>', "highlight", '"><script>alert(1)</scri'),
         ("</code><script>", "highlight", "</code><script>"),
     ],
@@ -582,13 +584,15 @@ def test_paragraph_is_finished_by_its_blank_line() -> None:
 
 
 def test_open_fence_is_shown_as_code() -> None:
-    """An open fence is shown as code, without its ``` lines; a line that may close it is
-    held back.
+    """An open fence is shown as code with its language, without its ``` lines; a line that may
+    close it is held back.
     """
     stream = BlockStream()
     assert patch_of(stream.feed("Look:\n``")) == Patch("", True, "Look:\n", "text")
     assert patch_of(stream.feed("`py")) == Patch("", False, "", "text")
-    assert patch_of(stream.feed("\nx = 1\n")) == Patch("<p>Look:</p>\n", True, "x = 1\n", "code")
+    assert patch_of(stream.feed("\nx = 1\n")) == Patch(
+        "<p>Look:</p>\n", True, "x = 1\n", "code", "py"
+    )
     assert patch_of(stream.feed("``")) == Patch("", False, "", "code")
     assert patch_of(stream.feed("x\n\n")) == Patch("", False, "``x\n\n", "code")
     assert patch_of(stream.feed("```")) == Patch("", False, "", "code")

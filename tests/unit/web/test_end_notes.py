@@ -52,12 +52,12 @@ def test_plain_end_has_no_note() -> None:
 @pytest.mark.parametrize(
     ("tokens", "receipt", "title", "text"),
     [
-        (106, None, "Stopped by you after 106 tokens.", "What stands here is what was kept."),
+        (106, None, "Stopped by you after 106 tokens.", "Everything above is saved."),
         (
             1,
             CLOSED,
             "Stopped by you after 1 token.",
-            "The connection to the model was closed in 4 ms.",
+            "The connection to the model was closed in 4\u00a0ms.",
         ),
         (0, CLOSING, "Stopped by you.", "The connection to the model is not closed yet."),
     ],
@@ -69,7 +69,14 @@ def test_note_of_a_stop_says_what_was_seen_of_the_connection(
     note = note_of(Cancelled(ESTIMATED), tokens, receipt=receipt)
     assert (note.kind, note.title) == ("stopped", title)
     assert note.text.startswith(text)
-    assert note.text.endswith("What stands here is what was kept.")
+    assert note.text.endswith("Everything above is saved.")
+
+
+def test_note_of_a_stop_before_any_text_says_so() -> None:
+    """Nothing is said to be saved where there is nothing."""
+    note = note_of(Cancelled(ESTIMATED), 0, has_text=False, receipt=CLOSED)
+    assert note.title == "Stopped by you before any text."
+    assert note.text == "The connection to the model was closed in 4\u00a0ms."
 
 
 def test_note_of_a_refusal_has_the_servers_words_first() -> None:
@@ -81,7 +88,8 @@ def test_note_of_a_refusal_has_the_servers_words_first() -> None:
         "The account at the model's server has no credit left, or its quota is used up. "
         "Add credit at the provider, or choose another model. Nothing was generated."
     )
-    assert note.facts == ("Code: quota_exceeded", "HTTP 400", "Request ID: req_1")
+    assert note.facts == ("Code: quota_exceeded", "HTTP 400")
+    assert (note.request_id, note.opens) == ("req_1", "models")
 
 
 def test_note_of_a_long_refusal_is_cut_and_has_all_words() -> None:
@@ -110,21 +118,21 @@ def test_note_of_a_long_refusal_is_cut_and_has_all_words() -> None:
             True,
             "fault",
             "The model stopped sending in the middle of its answer.",
-            "Halt waited 9 s: HALT_GAP_TIMEOUT. What stands here is what was kept.",
+            "Halt waited 9 s: HALT_GAP_TIMEOUT. Everything above is saved.",
         ),
         (
             UpstreamError("answer_too_long", hint="The limit is 9 characters."),
             True,
             "limit",
             "Stopped at a limit after 3 tokens.",
-            "The answer is too long. The limit is 9 characters. What stands here is what was kept.",
+            "The answer is too long. The limit is 9 characters. Everything above is saved.",
         ),
         (
             UpstreamError("interrupted"),
             True,
             "interrupted",
             "Interrupted: Halt shut down or crashed.",
-            "What stands here is what was kept.",
+            "Everything above is saved.",
         ),
     ],
     ids=["wait", "hint", "limit", "interrupted"],
@@ -152,28 +160,34 @@ def test_figures_have_a_short_line_and_all_by_name() -> None:
         "completion_tokens_details": {"reasoning_tokens": 100, "other": None},
     }
     figures = page_figures(Done("stop", METRICS, usage), "m-1")
-    assert (figures.short, figures.more) == ("378 tokens", "0.21 s to the first · 200/s")
+    assert (figures.short, figures.more) == ("378 tokens", "0.21\u00a0s to the first · 200/s")
     assert figures.rows == (
         ("Model", "m-1"),
         ("Read", "1,234 tokens"),
         ("Written", "378 tokens"),
         ("Of these for thoughts", "100 tokens"),
-        ("First token after", "0.21 s"),
-        ("Thinking", "1.00 s"),
-        ("In all", "2.10 s"),
+        ("First token after", "0.21\u00a0s"),
+        ("Thinking", "1.00\u00a0s"),
+        ("In all", "2.10\u00a0s"),
         ("Speed", "200 tokens/s"),
-        ("Finish reason", "stop"),
+        ("Ended", "by the model"),
     )
 
 
 def test_figures_of_a_stop_are_marked_estimated_until_they_are_counted() -> None:
-    """An estimate says so; a later count of the provider replaces it; the connection is named."""
+    """The line has the count of the note; its rows say that it is an estimate until the provider
+    has counted; the connection is named."""
     figures = page_figures(Cancelled(ESTIMATED), "", receipt=CLOSED)
-    assert figures.short == "about 378 tokens"
+    assert figures.short == "378 tokens"
     assert ("Written", "about 378 tokens, estimated") in figures.rows
-    assert figures.rows[-1] == ("Connection", "closed in 4 ms")
+    assert figures.rows[-1] == ("Connection", "closed in 4\u00a0ms")
     counted = page_figures(Cancelled(ESTIMATED), "", Usage(20, 400))
     assert (counted.short, counted.rows[0]) == ("400 tokens", ("Read", "20 tokens"))
+
+
+def test_figures_of_a_refusal_are_none() -> None:
+    """Where no token came, the note says all."""
+    assert page_figures(failed(UpstreamError("bad_request")), "m-1").rows == ()
 
 
 def test_figures_of_an_imported_answer_are_its_model_alone() -> None:
