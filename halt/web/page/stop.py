@@ -71,7 +71,7 @@ def ended_answer(a: AnswerView) -> str:
 
 def _step(stream_id: str, step: StepView) -> str:
     at = f"step-{escape(stream_id)}-{escape(step.key)}"
-    duration_html = f' <span class="took">{escape(step.took)}</span>' if step.took else ""
+    duration_html = f" · {escape(step.took)}" if step.took else ""
     if step.state == "running":
         duration_html = f'<span class="elapsed" data-age="{step.age:.1f}"></span>'
     drawn_icon = icon(step.icon) if step.icon else ""
