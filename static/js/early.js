@@ -6,6 +6,7 @@
 {
   const touch = matchMedia("(pointer: coarse)"); // Enter makes a new line
   const kept = new Set(); // forms
+  let isReady = false;
   const isEnter = ({ key, shiftKey, isComposing, target }) => (
     key === "Enter" && !shiftKey && !isComposing && target.id === "prompt" && !touch.matches
   );
@@ -18,7 +19,13 @@
   };
   addEventListener("keydown", keep, true);
   addEventListener("submit", keep, true);
+  document.addEventListener("halt:ready", () => { isReady = true; });
   addEventListener("DOMContentLoaded", () => { // on the window: htmx starts before this
+    if (!isReady) { // a module is missing: nothing is sent that could not be stopped
+      document.querySelector("#notice").innerHTML = '<p class="fault">A part of the page could not '
+        + "be loaded. Copy your message, then reload the page.</p>";
+      return;
+    }
     removeEventListener("keydown", keep, true);
     removeEventListener("submit", keep, true);
     for (const form of kept) form.requestSubmit();

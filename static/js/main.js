@@ -30,3 +30,5 @@ import "./paging.js";
 import "./other_tabs.js";
 import "./drafts.js";
 import "./keyboard.js";
+
+document.dispatchEvent(new Event("halt:ready")); // to early.js: all modules have run

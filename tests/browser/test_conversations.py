@@ -170,6 +170,22 @@ def test_title_is_renamed_in_place_by_keyboard(list_tab: ListTab) -> None:
     expect(list_tab.items.locator(".title")).to_have_text("By leaving")
 
 
+def test_title_is_renamed_while_an_answer_streams(list_tab: ListTab) -> None:
+    """A title is saved while text arrives; the page and its answer stay."""
+    list_tab.chat.ask("count?n=100000&gap_ms=5", "Before")
+    list_tab.chat.wait_state("running")
+    list_tab.items.get_by_role("button").focus()
+    list_tab.page.keyboard.press("Enter")
+    list_tab.page.get_by_role("button", name="Rename").click()
+    field = list_tab.page.get_by_role("textbox", name="Title")
+    field.fill("After")
+    field.press("Enter")
+    expect(list_tab.items.locator(".title")).to_have_text("After")
+    expect(field).to_have_count(0)
+    list_tab.page.keyboard.press("Escape")
+    list_tab.chat.wait_state("stopped")
+
+
 def test_escape_closes_menu_and_search_before_it_stops(list_tab: ListTab) -> None:
     """Esc closes an open menu or search first; the next Esc stops the answer."""
     prompt_text = list_tab.chat.ask("stall", "x")

@@ -132,6 +132,21 @@ def test_archive_keeps_conversations_apart_until_a_message(list_tab: ListTab) ->
     assert list_tab.titles()[0] == "Two"
 
 
+def test_archive_that_does_not_arrive_leaves_the_list(list_tab: ListTab) -> None:
+    """If the archive can't be loaded, the list stays and a notice says why."""
+    list_tab.keep(talk("One"))
+    list_tab.open("One")
+    list_tab.chat.allowed_problems = LOAD_ERRORS
+    list_tab.page.route("**/conversations?*", lambda route: route.abort())
+    list_tab.page.locator("#open-all").click()
+    list_tab.page.get_by_role("link", name="Archived chats").click()
+    expect(list_tab.page.locator("#notice")).to_have_text(
+        "The server could not be reached. Try again."
+    )
+    expect(list_tab.items.locator(".title")).to_have_text("One")
+    expect(list_tab.page.get_by_text("The archive is empty.")).to_be_hidden()
+
+
 def test_archived_conversation_is_unarchived_from_the_archive(list_tab: ListTab) -> None:
     """The archive is a page without scripts too; Move back brings an entry back to the list."""
     list_tab.keep(talk("One"), talk("Two", 1.0, archived_at=1.0))

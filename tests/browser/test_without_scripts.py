@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import PATIENCE
-from tests.support.halt_server import HaltServer
+from tests.support.halt_server import HaltServer, request_record
 from tests.support.reverse_proxies import nginx_below_path
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
@@ -51,4 +53,45 @@ def test_model_without_scripts_is_chosen_in_a_list(browser: Browser, halt: HaltS
     expect(page.locator("#open-models")).to_be_hidden()
     expect(page.locator(".ideas")).to_be_hidden()
     expect(page.locator("#search")).to_be_hidden()
+    context.close()
+
+
+def test_stop_without_scripts_stops_the_answer(
+    browser: Browser, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Without scripts Stop stops; each visible button does something."""
+    context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.goto(halt.url)
+    prompt = "/fake stall?n=3 without scripts"
+    page.locator("#prompt").fill(prompt)
+    page.locator("#send").click()
+    record = request_record(shared_fake, prompt)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".answer")).to_have_attribute("data-state", "stopped")
+    expect(page).to_have_url(re.compile(r"/c/[^/]+$"))
+    assert record.closed.wait(SERVER_TIMEOUT)
+    idle = "button:visible:not([popovertarget]):not(form[action] button)"
+    expect(page.locator(idle)).to_have_count(0)
+    context.close()
+
+
+@pytest.mark.parametrize("module", ["copy.js", "lib/dom.js", "main.js"])
+def test_page_with_a_missing_module_says_so_and_sends_nothing(
+    browser: Browser, halt: HaltServer, module: str
+) -> None:
+    """If a module does not load, the message stays, since its answer could not be stopped."""
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.route(f"**/js/{module}", lambda route: route.abort())
+    page.goto(halt.url)
+    expect(page.locator("#notice")).to_contain_text("could not be loaded")
+    page.locator("#prompt").fill("Hello?")
+    page.locator("#send").click()
+    page.locator("#prompt").press("Enter")
+    expect(page.locator("#prompt")).to_have_value("Hello?")
+    expect(page).to_have_url(f"{halt.url}/")
+    expect(page.locator(".exchange")).to_have_count(0)
     context.close()

@@ -24,7 +24,7 @@ from halt.web.page.streams import live_stream
 from halt.web.page.views import AnswerView, view
 from halt.web.requests import is_plain_form_post, message_id
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner
+from halt.web.sessions import ensure_owner, owner, owner_id
 
 #: Maximum of models for one prompt; the page shows their answers side by side.
 COMPARED_MODELS = 4
@@ -54,13 +54,33 @@ def send(conversation_id: str) -> Response:
         after=message_id("after") if "after" in request.form else None,
     )
     if is_plain_form_post():
-        # A relative address, because a proxy may serve Halt under a path that Halt does not know.
-        return Response(status=303, headers={"Location": f"../{conversation_id}"})
+        return _to_conversation(conversation_id)
     response = _begun(started)
     response.headers["HX-Push-Url"] = url_for(
         "pages.show_conversation", conversation_id=conversation_id
     )
     return response
+
+
+def stop(conversation_id: str) -> Response:
+    """Stop the running answers of a conversation, and redirect to it: Stop without scripts."""
+    conversation = services().store.conversations.get(conversation_id, owner_id(), limit=1)
+    answers = [
+        answer
+        for exchange in conversation.exchanges
+        for answer in (exchange, *exchange.alternatives)
+        if answer.ended is None
+    ]
+    services().generations.stop_many([(answer.stream_id, None) for answer in answers], owner())
+    return _to_conversation(conversation_id)
+
+
+def _to_conversation(conversation_id: str) -> Response:
+    """A redirect from an address below the conversation's.
+
+    It is relative, because a proxy may serve Halt under a path that Halt does not know.
+    """
+    return Response(status=303, headers={"Location": f"../{conversation_id}"})
 
 
 def regenerate(conversation_id: str) -> Response:

@@ -24,6 +24,7 @@ for path, view in (
 
 for path, view in (
     ("/c/<conversation_id>/messages", messages.send),
+    ("/c/<conversation_id>/stop", messages.stop),
     ("/c/<conversation_id>/regenerate", messages.regenerate),
     ("/c/<conversation_id>/continue", messages.continue_),
     ("/c/<conversation_id>/discard", conversations.discard),

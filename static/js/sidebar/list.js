@@ -1,6 +1,6 @@
 // The conversation list refreshes after a change here or in another tab, when the page becomes
 // visible, often while an answer runs, and now and then for changes on other devices.
-import { $, $$, parse } from "../lib/dom.js";
+import { $, $$, notice, parse } from "../lib/dom.js";
 import { listen } from "../lib/events.js";
 import { route, succeeded } from "../requests.js";
 import {
@@ -101,21 +101,25 @@ const schedule = () => {
   const wait = $("[data-running]", list) ? RUNNING_MS : delays.shift() ?? IDLE_MS;
   if (!document.hidden) timer = setTimeout(refresh, wait);
 };
+// Returns whether the server has answered.
 const refresh = async () => {
-  if (document.hidden) return;
+  if (document.hidden) return true;
   const turn = ++requests;
   clearTimeout(timer);
+  let isAnswered = false;
   try { // low priority: a browser has six connections to a host, and Stop must not wait for this
     const url = `/conversations?current=${shownConversation()}${isArchive() ? "&archived=1" : ""}`;
     const response = await fetch(url, { headers: { "HX-Request": "true" }, priority: "low" });
     const html = await response.text();
-    if (turn !== requests) return;
+    if (turn !== requests) return true;
+    isAnswered = response.ok;
     if (response.ok && html !== shownHtml && !menu.matches(":popover-open")) {
       merge(html);
       shownHtml = html;
     }
   } catch { /* the server cannot be reached: streams and sends report it */ }
   if (turn === requests) schedule();
+  return isAnswered;
 };
 const otherTabs = new BroadcastChannel("halt-list");
 otherTabs.addEventListener("message", () => {
@@ -128,16 +132,25 @@ export const refreshChanged = () => {
   otherTabs.postMessage("");
   return refresh();
 };
-// Show the archive in place of the list, or the list again.
+// Show the archive in place of the list, or the list again. Returns whether that was possible.
 export const showArchive = async isShown => {
-  list.toggleAttribute("data-archived", isShown);
-  $("#archive-head").hidden = !isShown;
-  shownHtml = "";
+  const before = [...list.childNodes];
+  const show = (isArchived, ...entries) => {
+    list.toggleAttribute("data-archived", isArchived);
+    $("#archive-head").hidden = !isArchived;
+    shownHtml = "";
+    list.replaceChildren(...entries);
+  };
   list.ariaBusy = "true";
-  list.replaceChildren();
-  await refresh();
+  show(isShown);
+  const isDone = await refresh();
+  if (!isDone) {
+    show(!isShown, ...before);
+    notice("The server could not be reached. Try again.");
+  }
   list.ariaBusy = null;
   group();
+  return isDone;
 };
 document.addEventListener("visibilitychange", refresh);
 addEventListener("focus", refresh);

@@ -85,8 +85,7 @@ const showArchiveOn = (selector, isShown, focused) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     showRail();
-    await showArchive(isShown);
-    $(focused).focus();
+    if (await showArchive(isShown)) $(focused).focus();
   });
 };
 showArchiveOn("#open-archive", true, "#close-archive");

@@ -1,7 +1,9 @@
 // Renaming in place: Enter saves; Esc or an unchanged title cancels.
 import { $ } from "../lib/dom.js";
+import { route } from "../requests.js";
 import { entryOf, linkIn, list, shownConversation } from "./entries.js";
 
+const submitted = new WeakMap(); // form -> the ID of its chat, and whether its field had the focus
 const isField = element => element.matches?.(".rename input");
 const isChanged = input => input.value.trim() && input.value !== input.defaultValue;
 
@@ -26,11 +28,15 @@ list.addEventListener("submit", event => {
     if (!isOver) leaveRename(input, true);
     return;
   }
-  const { id } = form.closest("li").dataset, hadFocus = document.activeElement === input;
   form.dataset.over = ""; // focusout must not send it a second time
-  document.addEventListener("htmx:finally:swap", () => {
-    const refused = $("form", entryOf(id)); // the title can be corrected
-    if (refused) delete refused.dataset.over;
-    else if (hadFocus) linkIn(entryOf(id))?.focus();
-  }, { once: true });
+  const { id } = form.closest("li").dataset, hadFocus = document.activeElement === input;
+  submitted.set(form, { id, hadFocus });
 }, true);
+route(".rename", {
+  finished({ source }) {
+    const { id, hadFocus } = submitted.get(source), entry = entryOf(id);
+    const refused = entry && $("form", entry); // the title can be corrected
+    if (refused) delete refused.dataset.over;
+    else if (hadFocus) (linkIn(entry) ?? $("#new-here")).focus();
+  },
+});
