@@ -377,7 +377,7 @@ def test_temporary_error_is_explained_and_offers_retry(
 def test_permanent_error_is_explained_with_its_code_and_status(
     chat: Chat, model: str, words: str
 ) -> None:
-    """A permanent error has the server's words, the code, the status and the request's ID."""
+    """A permanent error has the server's words, code, status and request ID, and a way out."""
     chat.ask(model)
     chat.wait_state("error")
     fault = chat.answer.locator(".fault")
@@ -386,6 +386,8 @@ def test_permanent_error_is_explained_with_its_code_and_status(
     expect(fault).to_contain_text(re.compile(r"Code: \w+ · HTTP 4\d\dRequest ID: \w+"))
     expect(chat.button("Try again")).to_be_visible()
     expect(chat.send).to_be_visible()
+    chat.button("Choose a model").click()
+    expect(chat.page.get_by_role("dialog", name="Models", exact=True)).to_be_visible()
 
 
 def test_retry_replaces_the_failed_answer(
