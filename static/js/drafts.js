@@ -1,28 +1,33 @@
 // Keeps the unsent message of each conversation, and of a new one, until it is sent: over reloads,
 // and for all tabs. A tab writes the draft only if it has changed the message itself.
 import { messageParts, setMessage } from "./composer.js";
-import { $ } from "./lib/dom.js";
-import { local } from "./lib/storage.js";
+import { $, notice } from "./lib/dom.js";
+import { isText, isTexts, local } from "./lib/storage.js";
 import { shownConversation } from "./sidebar/entries.js";
 
 const PREFIX = "halt.draft.";
-const MOST = 200_000; // characters of a draft's typed text, and of its pasted texts
+const MOST = 500_000; // characters of a draft with its pasted texts
 const COUNT = 50, TOTAL = 1_500_000; // drafts and their characters; the oldest are dropped
 const WAIT_MS = 300; // after the last change
 const prompt = $("#prompt");
-let timer = 0;
+let timer = 0, isLong = false; // whether the message is too long to be kept
 
 const currentKey = () => PREFIX + (shownConversation() || "new");
-const contentOf = parts => JSON.stringify([parts?.text ?? "", ...(parts?.pasted ?? [])]);
-const EMPTY = contentOf(null);
+const read = name => {
+  const { text, pasted, at } = local.getJson(name) ?? {};
+  return {
+    text: isText(text) ? text : "", pasted: isTexts(pasted) ? pasted : [], at: Number(at) || 0,
+  };
+};
+const contentOf = ({ text, pasted }) => JSON.stringify([text, ...pasted]);
+const EMPTY = contentOf({ text: "", pasted: [] });
 let key = currentKey(); // of the message in the field
-let known = contentOf(local.getJson(key)); // the draft in the storage, as this tab knows it
+let known = contentOf(read(key)); // the draft in the storage, as this tab knows it
 
 const prune = () => {
-  const drafts = local.keys(PREFIX).map(name => {
-    const text = local.get(name) ?? "";
-    return { name, length: text.length, at: local.getJson(name)?.at ?? 0 };
-  });
+  const drafts = local.keys(PREFIX).map(name => (
+    { name, length: local.get(name)?.length ?? 0, at: read(name).at }
+  ));
   drafts.sort((one, other) => other.at - one.at);
   let total = 0;
   drafts.forEach(({ name, length }, n) => {
@@ -33,22 +38,27 @@ const prune = () => {
 const save = () => {
   clearTimeout(timer);
   if (key !== currentKey()) { // the first message gave a new chat its address
-    if (contentOf(local.getJson(key)) === known) local.remove(key);
+    if (contentOf(read(key)) === known) local.remove(key);
     key = currentKey();
     known = EMPTY;
   }
   const parts = messageParts(), content = contentOf(parts), { text, pasted } = parts;
   if (content === known) return;
+  const wasLong = isLong;
+  isLong = content.length > MOST;
+  if (isLong) { // the last draft that was kept stays
+    if (!wasLong) notice("This draft is too long to be kept over a reload.");
+    return;
+  }
   known = content;
-  const isLong = text.length > MOST || pasted.join("").length > MOST;
-  if (isLong || (!text.trim() && !pasted.length)) { local.remove(key); return; }
+  if (!text.trim() && !pasted.length) { local.remove(key); return; }
   local.set(key, JSON.stringify({ text, pasted, at: Date.now() }));
   prune();
 };
 const restore = () => {
-  const draft = local.getJson(key);
+  const draft = read(key);
   known = contentOf(draft);
-  setMessage({ text: draft?.text ?? "", pasted: draft?.pasted ?? [] });
+  setMessage(draft);
 };
 
 if (!prompt.value && known !== EMPTY) restore();

@@ -37,5 +37,6 @@ prompt.addEventListener("paste", event => {
   if (text.length < LONG) return;
   event.preventDefault();
   setPastedTexts([...texts, text]);
+  list.scrollTop = list.scrollHeight;
   changed();
 });

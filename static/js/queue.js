@@ -7,7 +7,7 @@ import { clearMessage } from "./composer.js";
 import { $, $$, announce, make, notice } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { newId } from "./lib/ids.js";
-import { session } from "./lib/storage.js";
+import { isText, isTexts, session } from "./lib/storage.js";
 import { drawLines, focusBeside } from "./queue_list.js";
 import { route, succeeded } from "./requests.js";
 
@@ -147,9 +147,12 @@ go.addEventListener("click", () => {
 // --- after a reload ------------------------------------------------------------------------------
 const restore = () => {
   const kept = session.getJson(key) ?? {};
-  const isKnown = id => $(`.answer[data-stream="${id}"]`);
-  waiting = (kept.waiting ?? []).filter(item => !item.ids?.some(isKnown));
-  held = kept.held ?? "";
+  const isMessage = item => (
+    isText(item?.text) && isTexts(item.models) && isTexts(item.ids ?? [])
+  );
+  const isKnown = id => $(`.answer[data-stream="${CSS.escape(id)}"]`);
+  waiting = [].concat(kept.waiting).filter(isMessage).filter(item => !item.ids?.some(isKnown));
+  held = Object.hasOwn(HELD, kept.held) ? kept.held : "";
   const last = $(".exchange:last-child > .answer");
   const isCut = last?.dataset.state === "done" && "cut" in last.dataset;
   const state = isCut ? "cut" : last?.dataset.state;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -294,7 +295,7 @@ def test_focused_control_has_a_visible_outline(chat: Chat) -> None:
 
 
 def test_draft_survives_a_reload_until_sent(chat: Chat) -> None:
-    """Each conversation keeps its own draft over a reload, up to a size, until it is sent."""
+    """Each conversation keeps its own draft over a reload until it is sent."""
     draft = "Dear model,\n\nhow are you?\nYours"
     chat.prompt.fill("For later")
     chat.reload()
@@ -314,11 +315,65 @@ def test_draft_survives_a_reload_until_sent(chat: Chat) -> None:
     assert height is not None
     assert grown is not None
     assert grown["height"] > height["height"]
-    chat.prompt.evaluate(
-        "field => { field.value = 'x '.repeat(100_001); }"
-    )  # longer than a draft may be
+
+
+def test_draft_too_long_to_be_kept_leaves_the_last_one(chat: Chat) -> None:
+    """A pasted text of 200,000 characters is kept in the field too; a draft too long is named."""
+    notice, cards = chat.page.locator("#notice"), chat.page.locator("#pasted li")
+    text = "word " * 40_000
+    chat.prompt.fill("What is this?")
+    chat.prompt.evaluate(PASTE, text)
+    cards.get_by_role("button", name="Edit").click()
+    expect(cards).to_have_count(0)
     chat.reload()
-    expect(chat.prompt).to_have_value("")
+    expect(chat.prompt).to_have_value(f"What is this?\n\n{text}")
+    for _ in range(2):
+        chat.prompt.evaluate(PASTE, text)
+    expect(notice).to_have_text("This draft is too long to be kept over a reload.")
+    chat.reload()
+    expect(chat.prompt).to_have_value(f"What is this?\n\n{text}")
+    expect(notice).to_be_empty()
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_many_pasted_texts_leave_the_composer_on_the_screen(chat: Chat, width: int) -> None:
+    """Many pasted texts scroll among themselves, the newest in view; the keyboard reaches all."""
+    chat.page.set_viewport_size({"width": width, "height": 700})
+    cards = chat.page.locator("#pasted li")
+    for n in range(20):
+        chat.prompt.evaluate(PASTE, f"{n} " + "x" * 20_000)
+    expect(cards).to_have_count(20)
+    for shown in (chat.page.locator(".composer"), cards.last):
+        expect(shown).to_be_in_viewport(ratio=0.9)
+    expect(cards.first).not_to_be_in_viewport()
+    chat.prompt.focus()
+    for _ in range(40):
+        chat.page.keyboard.press("Shift+Tab")
+    expect(cards.first.get_by_role("button", name="Edit")).to_be_focused()
+    expect(cards.first).to_be_in_viewport()
+
+
+def test_odd_content_of_the_storage_is_left_out(chat: Chat) -> None:
+    """Drafts, queues and models of another shape than Halt's leave the page in working order."""
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    odd = (5, "text", [None, 5, {"text": 5}], {"text": {}, "pasted": 7, "at": "x", "name": 5})
+    for n, value in enumerate((*odd, {"pasted": ["text", 5]}, {"waiting": odd, "held": "x"})):
+        chat.page.evaluate(
+            """text => {
+              const id = location.pathname.split('/').at(-1);
+              localStorage.setItem(`halt.draft.${id}`, text);
+              localStorage.setItem('halt.models', text);
+              sessionStorage.setItem(`halt.queue.${id}`, text);
+              sessionStorage.setItem('halt.place', text);
+            }""",
+            json.dumps(value),
+        )
+        chat.reload()
+        expect(chat.page.locator("#queue")).to_be_hidden()
+        chat.ask("count?n=2", f"after {n}")
+        expect(chat.page.locator(".exchange")).to_have_count(n + 2)
+        chat.wait_state("done")
 
 
 def test_draft_is_shared_by_tabs_and_ends_when_sent(chat: Chat, tab: Callable[[], Chat]) -> None:

@@ -357,6 +357,19 @@ def test_escape_without_a_running_answer_keeps_the_text(chat: Chat) -> None:
     expect(chat.send).to_be_visible()
 
 
+def test_escape_held_down_closes_one_thing_alone(chat: Chat) -> None:
+    """Esc that is held down closes what is open, and does not stop the answer afterwards."""
+    chat.ask("count?n=6&hold=3")
+    chat.wait_text("0 1 2")
+    settings = chat.open_settings()
+    for _ in range(3):
+        chat.page.keyboard.down("Escape")
+    chat.page.keyboard.up("Escape")
+    expect(settings).to_be_hidden()
+    chat.release()
+    chat.wait_state("done")
+
+
 def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[], Chat]) -> None:
     """With seven streaming tabs, each Stop gets one of the browser's six connections."""
     tabs = [chat, *(tab() for _ in range(6))]

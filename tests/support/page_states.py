@@ -285,12 +285,13 @@ def without_model(visit: Visit) -> Chat:
 
 @state()
 def pasted_texts(visit: Visit) -> Chat:
-    """Two long pasted texts above the message field."""
+    """Long pasted texts above the message field: more than fit there."""
     chat = visit.open()
-    for text in ("word " * 4_000, "<b>" + "x" * 30_000):
+    texts = ["word " * 4_000, "<b>" + "x" * 30_000] * 4
+    for text in texts:
         chat.prompt.evaluate(PASTE, text)
     cards = chat.page.get_by_role("list", name="Pasted texts").get_by_role("listitem")
-    expect(cards).to_have_count(2)
+    expect(cards).to_have_count(len(texts))
     return chat
 
 

@@ -1,3 +1,7 @@
+// The shape of what a storage holds: it may come from an older version, or from elsewhere.
+export const isText = value => typeof value === "string";
+export const isTexts = value => Array.isArray(value) && value.every(isText);
+
 // The browser's storage. Without permission, and if it is full, reads give null and writes do
 // nothing.
 const guarded = area => {

@@ -1,4 +1,4 @@
-// Esc closes what is open before it stops an answer.
+// Esc closes what is open before it stops an answer. Held down, it does one of these.
 import { openedDialog, requestClose } from "../lib/dialog.js";
 import { $ } from "../lib/dom.js";
 import { endSelecting, isSelecting } from "./entries.js";
@@ -26,5 +26,8 @@ const handleEscape = event => {
   }
 };
 addEventListener("keydown", event => {
-  if (event.key === "Escape") handleEscape(event);
+  if (event.key !== "Escape") return;
+  if (!event.repeat) { handleEscape(event); return; }
+  event.preventDefault();
+  event.stopPropagation();
 }, true);
