@@ -22,7 +22,7 @@ export const toggleTheme = () => {
   announce(`${isDark ? "Light" : "Dark"} theme.`);
 };
 
-$("#open-display").addEventListener("click", () => openDialog(dialog, $("#open-all")));
+$("#open-display").addEventListener("click", () => openDialog(dialog));
 for (const choice of $$("input", dialog)) {
   const isOff = () => choice.type === "checkbox" && choice.checked; // its value: of a cleared box
   choice.addEventListener("change", () => keep(choice.name, isOff() ? "" : choice.value));

@@ -43,6 +43,5 @@ document.addEventListener("click", async ({ target }) => {
   const control = target.closest("[data-act]"), settings = target.closest(".opens-settings");
   if (control) act(SHORTCUTS.find(row => row.id === control.dataset.act));
   if (!settings) return;
-  const opener = settings.closest("[popover]") ? $("#open-chat-menu") : settings;
-  (await onDemand("settings"))?.openSettings(opener);
+  (await onDemand("settings"))?.openSettings(settings);
 });

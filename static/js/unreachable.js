@@ -1,17 +1,19 @@
-// What the page says if a request does not reach Halt.
+// Notices about requests that do not reach Halt.
 import { STARTS } from "./activity.js";
 import { notice } from "./lib/dom.js";
 import { route } from "./requests.js";
 import { isStopper, reportLostStop } from "./stop.js";
 
+const MESSAGES = "#composer, #sender, .editor";
 const OTHERS = "#toast, #import, #change, .menu, .rename, #settings";
 
 const report = (source, status) => {
   const server = `The server could not be reached${status ? ` (${status})` : ""}.`;
   if (isStopper(source)) reportLostStop(source);
-  else if (source.matches(`${STARTS}, [data-do]`)) {
-    notice(`${server} Your message is still here: try again.`);
-  } else if (source.closest(OTHERS)) notice(`${server} Try again.`);
+  else if (source.matches(MESSAGES)) notice(`${server} Your message is still here: try again.`);
+  else if (source.matches(`${STARTS}, [data-do]`) || source.closest(OTHERS)) {
+    notice(`${server} Try again.`);
+  }
 };
 route("*", {
   failed({ source }) { report(source); },

@@ -144,6 +144,23 @@ def test_theme_is_in_the_first_html(chat: Chat) -> None:
     assert chat.page.evaluate(scheme) == "light dark"
 
 
+def test_dialog_from_a_menu_returns_the_focus_to_the_button_of_the_menu(chat: Chat) -> None:
+    """A dialog that was opened in a menu leaves the focus on the menu's button, never nowhere."""
+    chat.page.locator("#open-models").click()
+    expect(chat.page.locator("#models")).to_be_visible()
+    chat.page.keyboard.press("Control+k")
+    expect(chat.page.locator("#palette-field")).to_be_focused()
+    chat.page.keyboard.press("Escape")
+    expect(chat.page.locator("#open-models")).to_be_focused()
+    for open_dialog, opener in (
+        (chat.open_settings, "#open-chat-menu"),
+        (chat.open_display, "#open-all"),
+    ):
+        open_dialog()
+        chat.page.keyboard.press("Escape")
+        expect(chat.page.locator(opener)).to_be_focused()
+
+
 def test_dialogs_fill_a_phone(
     open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
 ) -> None:

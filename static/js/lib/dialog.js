@@ -2,13 +2,20 @@
 // of `cancel` may prevent it. The focus returns to the opener.
 import { $ } from "./dom.js";
 
+// The element, or the button of the menu in which it stands: the menu is closed by now.
+const buttonOf = element => {
+  const menu = element?.closest("[popover]");
+  return menu ? $(`[popovertarget="${menu.id}"]`) : element;
+};
 // `opener`: the element that gets the focus afterwards; another with its ID if it was replaced.
 export const openDialog = (dialog, opener = document.activeElement) => {
   if (dialog.open) return;
   dialog.showModal();
   dialog.addEventListener("close", () => {
-    if (document.activeElement !== document.body) return; // the browser has returned it
-    const back = opener?.isConnected ? opener : document.getElementById(opener?.id || "prompt");
+    const focused = document.activeElement;
+    if (focused !== document.body && focused.checkVisibility()) return; // returned by the browser
+    const found = opener?.isConnected ? opener : document.getElementById(opener?.id || "prompt");
+    const back = [found, buttonOf(found), $("#prompt")].find(place => place?.checkVisibility());
     back?.focus({ preventScroll: true });
   }, { once: true });
 };

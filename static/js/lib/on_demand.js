@@ -31,7 +31,7 @@ export const preload = name => { load(name).catch(() => {}); };
 // The module, or undefined, with a notice, if it could not be loaded.
 export const onDemand = async name => {
   try { return await load(name); } catch {
-    notice("A part of the page could not be loaded. Reload the page.");
+    notice("A part of the page could not be loaded. Try again.");
     return undefined;
   }
 };
