@@ -1,7 +1,7 @@
 // The Copy buttons of answers and of code.
 import { $, announce, make } from "./lib/dom.js";
 
-export const copyText = async text => {
+const copyText = async text => {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = make("textarea", { value: text }); // pages without TLS have no clipboard API
   document.body.append(area);

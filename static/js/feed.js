@@ -37,7 +37,7 @@ const connect = feed => { // by a GET, which htmx repeats after a failure
   feed.replaceWith(fresh);
   htmx.process(fresh);
 };
-export const retryFeed = feed => {
+const retryFeed = feed => {
   setConnectionLost(true);
   setTimeout(connect, 1000, feed);
 };

@@ -18,7 +18,7 @@ import { $, $$ } from "./lib/dom.js";
 import { local } from "./lib/storage.js";
 
 const platform = navigator.userAgentData?.platform ?? navigator.platform;
-export const isMac = /mac|iphone|ipad/i.test(platform);
+const isMac = /mac|iphone|ipad/i.test(platform);
 
 const last = selector => $$(selector).at(-1);
 // The conversation `step` places from the open one in the list.

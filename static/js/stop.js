@@ -26,7 +26,6 @@ const freeze = answer => {
 const answersOf = stopper => (stopper.id ? runningAnswers() : [stopper.closest(".answer")]);
 
 export const isStopper = element => element.matches("#stopper, .stop-one");
-export const stopAll = () => $("#stopper").requestSubmit();
 
 // A frozen answer does not follow its stream, so the Stop must arrive.
 export const reportLostStop = stopper => {
@@ -58,5 +57,5 @@ route("#stopper, .stop-one", {
 document.addEventListener("keydown", event => {
   if (event.key !== "Escape" || !isBusy()) return;
   event.preventDefault();
-  stopAll();
+  $("#stopper").requestSubmit();
 });

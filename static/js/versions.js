@@ -42,7 +42,7 @@ export const editPrompt = (exchange, words) => {
   const box = $(".prompt", exchange);
   open(box, "#editor", words ?? $(".text", box).textContent);
 };
-export const editAnswer = answer => {
+const editAnswer = answer => {
   const form = open(answer, "#rewriter", $(".source", answer).content.textContent);
   form.elements.stream_id.value = answer.dataset.stream;
   const field = $("textarea", form);

@@ -68,11 +68,6 @@ class NoteView:
     request_id: str = ""
     opens: str = ""  # what its second button opens: "models", "settings"; "" for none
 
-    @property
-    def spoken(self) -> str:
-        """The first sentence, for a screen reader."""
-        return f"{self.title} “{self.words}”" if self.words else self.title
-
 
 LOST = NoteView("lost", "This answer was lost.", text="The server no longer has it.")
 

@@ -13,7 +13,7 @@ const rangeOf = (node, start, length) => {
   return range;
 };
 // Ranges in a text node: words that begin so; in scripts without spaces anywhere.
-export const rangesOf = (node, words) => {
+const rangesOf = (node, words) => {
   const { data } = node, ranges = [];
   for (const { 0: match, index } of data.matchAll(WORD)) {
     const begins = word => !UNSPACED.test(word) && match.toLowerCase().startsWith(word);
@@ -26,7 +26,7 @@ export const rangesOf = (node, words) => {
   }
   return ranges;
 };
-export const wordsOf = text => text.normalize().toLowerCase().match(WORD) ?? [];
+const wordsOf = text => text.normalize().toLowerCase().match(WORD) ?? [];
 
 const mark = (root, words) => {
   const marks = new Highlight(), texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);

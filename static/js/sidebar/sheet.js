@@ -10,7 +10,7 @@ const opener = $("#open-sidebar"), closer = $("#close-sidebar"), shade = $("#sid
 export const narrow = matchMedia("(width < 64rem)");
 
 // --- beside the page -----------------------------------------------------------------------------
-export const isRailShown = () => (
+const isRailShown = () => (
   narrow.matches ? isSheetOpen() : root.dataset.rail !== "hidden"
 );
 
@@ -75,7 +75,7 @@ sidebar.addEventListener("click", event => {
   location.replace(link.href);
 });
 
-export const openSheet = () => {
+const openSheet = () => {
   if (isSheetOpen()) return;
   if (!isDropping) pushEntry();
   show();
@@ -97,6 +97,7 @@ export const toggleRail = () => {
   describe();
   (isShown ? closer : opener).focus();
 };
+// For an action of the palette: the rail may be hidden.
 export const showRail = () => { if (!isRailShown()) toggleRail(); };
 opener.addEventListener("click", toggleRail);
 closer.addEventListener("click", toggleRail);
