@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from halt.chat.figures import Figures
 from halt.store.models import Versions
 from halt.web.page.end_notes import NoteView
+from halt.web.page.icons import icon
 from halt.web.page.views import AnswerView
 
 #: Icons of the notes, by their kind.
@@ -35,13 +36,8 @@ _ALL_WORDS = "Show the server's whole answer"
 
 def install(environment: Environment) -> None:
     """Let the templates use the functions."""
-    for function in (answer_ending, answer_name, versions_slot, versions_switcher):
+    for function in (answer_ending, answer_name, icon, versions_slot, versions_switcher):
         environment.globals[function.__name__] = function
-
-
-def icon(name: str) -> str:
-    """An icon of `icons.html`, as `icon.html` draws it."""
-    return f'<svg class="icon i-{name}" aria-hidden="true"><use href="#i-{name}"/></svg>'
 
 
 def answer_name(a: AnswerView) -> Markup:

@@ -14,7 +14,8 @@ from markupsafe import escape
 from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
-from halt.web.page.endings import answer_ending, answer_name, icon
+from halt.web.page.endings import answer_ending, answer_name
+from halt.web.page.icons import icon
 from halt.web.page.views import AnswerView, BelowView, StepView, view
 from halt.web.page.writer import answer_replacement, lost_message
 from halt.web.services import services

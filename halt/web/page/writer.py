@@ -37,7 +37,7 @@ from halt.rendering.protocol import Rendered
 from halt.rendering.renderer import PageRenderer, Prerendered, Renderer
 from halt.store.models import Exchange
 from halt.store.writer import Saving
-from halt.web.page.endings import icon
+from halt.web.page.icons import icon
 from halt.web.page.views import below_view, step_view, step_views, view
 from halt.web.sink import FrameResult, PendingFrame
 

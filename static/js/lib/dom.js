@@ -20,7 +20,9 @@ export const parse = html => {
 };
 
 // An icon of the sprite, as HTML.
-export const icon = name => `<svg class="icon" aria-hidden="true"><use href="#i-${name}"/></svg>`;
+export const icon = name => (
+  `<svg class="icon i-${name}" aria-hidden="true"><use href="#i-${name}"/></svg>`
+);
 
 // A button with an icon; `of` ends its accessible name.
 export const iconButton = (name, title, of, action) => {
