@@ -52,14 +52,14 @@ def answer_figures(ended: Terminal, model: str, usage: Usage | None = None) -> t
     m = counted(ended.metrics, usage)
     parts = []
     if m.ttft_ms is not None:
-        parts.append(f"first token after {_seconds(m.ttft_ms)}")
+        parts.append(f"first token after {duration_text(m.ttft_ms)}")
     if m.tokens_per_second is not None:
         parts.append(f"{m.tokens_per_second:.0f} tokens/s")
     if m.tokens:
         count = tokens_text(m.tokens)
         parts.append(f"about {count} (estimated)" if m.tokens_estimated else count)
     if m.duration_ms:  # 0 for imported answers
-        parts.append(f"{_seconds(m.duration_ms)} in all")
+        parts.append(f"{duration_text(m.duration_ms)} in all")
     if isinstance(ended, Done):
         parts.append(f"finish reason: {ended.finish_reason or 'none given'}")
     if model:
@@ -84,7 +84,7 @@ def page_figures(
         return Figures()  # its note says all
     more = []
     if m.ttft_ms is not None:
-        more.append(f"{_time_text(m.ttft_ms)} to the first")
+        more.append(f"{duration_text(m.ttft_ms)} to the first")
     if m.tokens_per_second is not None:
         more.append(f"{m.tokens_per_second:,.0f}/s")
     requested = requested_model if requested_model != model else ""
@@ -109,7 +109,7 @@ def page_figures(
         is_rough = m.tokens_estimated and not isinstance(ended, Cancelled)
         short = f"about {tokens_text(m.tokens)}" if is_rough else tokens_text(m.tokens)
     else:
-        short = f"{_time_text(m.duration_ms)} in all" if m.duration_ms else model
+        short = f"{duration_text(m.duration_ms)} in all" if m.duration_ms else model
     return Figures(short, " · ".join(more), tuple(rows))
 
 
@@ -132,9 +132,9 @@ def _time_rows(m: Metrics) -> list[tuple[str, str]]:
     """The times by name; "" for an unknown one."""
     rate = m.tokens_per_second
     return [
-        ("First token after", "" if m.ttft_ms is None else _time_text(m.ttft_ms)),
-        ("Thinking", _time_text(m.reasoning_ms) if m.reasoning_ms else ""),
-        ("In all", _time_text(m.duration_ms) if m.duration_ms else ""),  # 0: imported
+        ("First token after", "" if m.ttft_ms is None else duration_text(m.ttft_ms)),
+        ("Thinking", duration_text(m.reasoning_ms) if m.reasoning_ms else ""),
+        ("In all", duration_text(m.duration_ms) if m.duration_ms else ""),  # 0: imported
         ("Speed", "" if rate is None else f"{rate:.0f} tokens/s"),
     ]
 
@@ -171,12 +171,10 @@ def unwatched_text(ended: Cancelled) -> str:
     return f"Stopped: no page was open for {seconds:g} {unit} (HALT_ORPHAN_GRACE)."
 
 
-def _time_text(milliseconds: float) -> str:
-    text = f"{milliseconds:.0f} ms" if milliseconds < 95 else _seconds(milliseconds)
-    return text.replace(" ", "\u00a0")
-
-
-def _seconds(milliseconds: float) -> str:
-    return (
-        f"{milliseconds / 1000:.2f} s" if milliseconds < 10_000 else f"{milliseconds / 1000:.0f} s"
-    )
+def duration_text(milliseconds: float) -> str:
+    """A duration to two digits, without a space at which a line may break: 42 ms, 0.21 s, 3.2 s."""
+    if milliseconds < 99.5:
+        return f"{milliseconds:.0f}\u00a0ms"
+    seconds = milliseconds / 1000
+    digits = 2 if seconds < 0.995 else 1 if seconds < 9.95 else 0
+    return f"{seconds:.{digits}f}\u00a0s"

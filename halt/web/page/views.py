@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from markupsafe import Markup
 
-from halt.chat.figures import Figures, counted, page_figures
+from halt.chat.figures import Figures, counted, duration_text, page_figures
 from halt.chat.progress import AnswerProgress
 from halt.clock import now
 from halt.core import steps
@@ -146,22 +146,12 @@ class StepView:
     result: Markup
 
 
-def _duration_text(milliseconds: float) -> str:
-    if milliseconds < 995:
-        return f"{milliseconds:.0f}\u00a0ms"
-    return (
-        f"{milliseconds / 1000:.1f}\u00a0s"
-        if milliseconds < 9_950
-        else f"{milliseconds / 1000:.0f}\u00a0s"
-    )
-
-
 def step_view(step: Step, key: str = "", *, may_have_run: bool = True) -> StepView:
     """The view of a thought or a tool call as it is now. `key`: by default its number.
 
     `may_have_run`: whether a call without a result may have run.
     """
-    duration = "" if step.ms is None or step.ms < 50 else _duration_text(step.ms)
+    duration = "" if step.ms is None or step.ms < 50 else duration_text(step.ms)
     name = step.name or "a tool"
     icon = {"done": "check", "failed": "triangle-alert"}.get(step.state, "")
     if step.kind == "thought":

@@ -167,8 +167,8 @@ def test_figures_have_a_short_line_and_all_by_name() -> None:
         ("Written", "378 tokens"),
         ("Of these for thoughts", "100 tokens"),
         ("First token after", "0.21\u00a0s"),
-        ("Thinking", "1.00\u00a0s"),
-        ("In all", "2.10\u00a0s"),
+        ("Thinking", "1.0\u00a0s"),
+        ("In all", "2.1\u00a0s"),
         ("Speed", "200 tokens/s"),
         ("Ended", "by the model"),
     )
