@@ -4,7 +4,7 @@ import { isBusy } from "./activity.js";
 import { $, $$, setValue, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
 import { LONG, pastedTexts, setPastedTexts } from "./pasted.js";
-import { route } from "./requests.js";
+import { hasCode, route, succeeded } from "./requests.js";
 import { editPrompt } from "./versions.js";
 
 const prompt = $("#prompt"), composer = $("#composer");
@@ -93,9 +93,8 @@ route("#composer", {
     if (touch.matches) prompt.blur(); // closes the keyboard, which covers the answer
   },
   response({ ctx }) {
-    // in the queue: see queue.js
-    const waits = ctx.text?.includes('data-code="conversation_moved"');
-    if (ctx.response.status < 400 || waits) leaving = null;
+    // A message for a changed conversation goes to the queue: see queue.js.
+    if (succeeded(ctx) || hasCode(ctx, "conversation_moved")) leaving = null;
   },
   finished() {
     if (leaving) putBack(leaving);

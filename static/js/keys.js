@@ -1,5 +1,6 @@
 // Does what a pressed shortcut says, by pressing the control that does it by pointer.
 import { toggleTheme } from "./display.js";
+import { openedDialog } from "./lib/dialog.js";
 import { $, $$, announce } from "./lib/dom.js";
 import { onDemand, preload } from "./lib/on_demand.js";
 import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf, usesSingleKey } from "./shortcuts.js";
@@ -24,7 +25,7 @@ export const act = row => {
   else control.click();
 };
 addEventListener("keydown", event => {
-  const row = shortcutOf(event), dialog = $("dialog[open]");
+  const row = shortcutOf(event), dialog = openedDialog();
   const isHidden = dialog && (dialog.id !== "palette" || row?.id !== "search");
   if (!row || event.repeat || isHidden) return;
   if (row.id === "help" && (isField(event.target) || !usesSingleKey())) return;

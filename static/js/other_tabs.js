@@ -3,6 +3,7 @@
 import { conversationId } from "./activity.js";
 import { $, $$, announce, parse } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
+import { fetchHtml } from "./lib/fetch_html.js";
 
 const messages = $("#messages");
 const exchanges = () => $$(":scope > .exchange", messages);
@@ -10,7 +11,7 @@ const exchanges = () => $$(":scope > .exchange", messages);
 // is under way.
 const BUSY = '.sending, :has(.answer[data-state="running"], .editor, .rewriter, '
   + "#messages .htmx-request, #messages > .later)";
-const isBusy = () => document.hidden || document.body.matches(BUSY);
+const mustNotChange = () => document.hidden || document.body.matches(BUSY);
 const mark = exchange => {
   const { prompt, answers, edited } = exchange.dataset;
   const states = $$(".answer", exchange).map(({ dataset }) => [dataset.stream, dataset.state]);
@@ -34,14 +35,13 @@ const replaceFrom = (first, html) => {
 let isRefreshing = false;
 const refresh = async () => {
   const before = exchanges(), last = before.at(-1);
-  if (isRefreshing || !last || isBusy()) return;
+  if (isRefreshing || !last || mustNotChange()) return;
   isRefreshing = true;
   try { // low priority: a browser has six connections to a host, and Stop must not wait for this
-    const options = { headers: { "HX-Request": "true" }, priority: "low" };
     for (const from of new Set([last, before[0]])) {
       const url = `/c/${conversationId()}/from?prompt_id=${from.dataset.prompt}`;
-      const response = await fetch(url, options), html = (await response.text()).trim();
-      if (!response.ok || isBusy() || exchanges().at(-1) !== last || !from.isConnected) return;
+      const response = await fetchHtml(url, { priority: "low" }), html = (await response.text()).trim();
+      if (!response.ok || mustNotChange() || exchanges().at(-1) !== last || !from.isConnected) return;
       if (html) { replaceFrom(from, html); return; }
     }
     location.reload(); // the conversation differs from its first exchange on

@@ -1,6 +1,6 @@
 // Loads a long conversation in parts: messages that are loaded above do not move the visible text.
 import { $ } from "./lib/dom.js";
-import { route, succeeded } from "./requests.js";
+import { openConversation, route, succeeded } from "./requests.js";
 
 const messages = $("#messages"), page = document.documentElement;
 let anchor = null, top = 0;
@@ -24,7 +24,6 @@ new MutationObserver(() => {
 // A message sent while the end is not loaded: the page reloads at the end of the conversation.
 route("#composer", {
   response({ ctx }) {
-    if (!succeeded(ctx) || !$(".later", messages)) return;
-    location.assign(ctx.request.action.replace(/\/messages$/, ""));
+    if (succeeded(ctx) && $(".later", messages)) openConversation(ctx);
   },
 });

@@ -9,7 +9,7 @@ import { listen } from "./lib/events.js";
 import { newId } from "./lib/ids.js";
 import { isText, isTexts, session } from "./lib/storage.js";
 import { drawLines, focusBeside } from "./queue_list.js";
-import { route, succeeded } from "./requests.js";
+import { hasCode, openConversation, route, succeeded } from "./requests.js";
 
 const MOST = 20; // messages that wait
 const box = $("#queue"), go = $("#queue-go"), sender = $("#sender"), prompt = $("#prompt");
@@ -102,20 +102,20 @@ const next = () => {
 };
 route("*", {
   response({ ctx, source }) {
-    if (!ctx.text?.includes('data-code="conversation_moved"')) return;
+    if (!hasCode(ctx, "conversation_moved")) return;
     // The new messages must be seen before this one is sent.
     if (source !== sender) {
       waiting.unshift({ text: ctx.request.body.get("prompt").trim(), models: chosenModels() });
     }
     holdQueue("moved");
-    location.assign(ctx.request.action.replace(/\/messages$/, ""));
+    openConversation(ctx);
   },
 });
 route("#sender", {
   response({ ctx }) {
-    if (ctx.text.includes('data-code="conversation_moved"')) return;
+    if (hasCode(ctx, "conversation_moved")) return;
     // taken by another tab, or before a reload
-    const isTaken = ctx.text.includes('data-code="stream_in_use"');
+    const isTaken = hasCode(ctx, "stream_in_use");
     if (succeeded(ctx) || isTaken) {
       waiting = waiting.filter(item => item !== sent);
       draw();

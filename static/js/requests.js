@@ -32,6 +32,12 @@ export const route = (selector, handlers) => {
   }
 };
 export const succeeded = ctx => ctx.response?.status < 400;
+// Whether the response is the error with this code.
+export const hasCode = (ctx, code) => Boolean(ctx.text?.includes(`data-code="${code}"`));
+// Loads the conversation that a message was sent to, at its end.
+export const openConversation = ctx => {
+  location.assign(ctx.request.action.replace(/\/messages$/, ""));
+};
 
 // context -> the element whose request it is: after a swap, htmx names the element that replaced it
 const sources = new WeakMap();

@@ -4,6 +4,7 @@ export const $$ = (selector, root = document) => [...root.querySelectorAll(selec
 
 // A finger: Enter makes a new line, and a focused field would open the keyboard over the page.
 export const touch = matchMedia("(pointer: coarse)");
+export const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 // An element with properties, and with children: elements and plain text.
 export const make = (tag, properties = {}, ...children) => {

@@ -2,6 +2,7 @@
 // The server makes the results' HTML, see templates/hits.html.
 import { openOnce } from "../lib/dialog.js";
 import { $, $$, iconButton, make, parse, touch } from "../lib/dom.js";
+import { fetchHtml } from "../lib/fetch_html.js";
 import { keyNames, SHORTCUTS } from "../shortcuts.js";
 import { fillTimes } from "../sidebar/times.js";
 
@@ -94,7 +95,7 @@ export const openPalette = act => {
     const mine = ++turn;
     hasFailed = false;
     try {
-      const response = await fetch(url, { headers: { "HX-Request": "true" } });
+      const response = await fetchHtml(url);
       const html = await response.text();
       if (mine !== turn || !dialog.open) return;
       if (response.ok) show(parse(html));

@@ -1,6 +1,7 @@
 // Several conversations at once: each entry gets a checkbox, and a bar has what can be done.
 import { $, $$, announce, make, parse } from "../lib/dom.js";
-import { change, NAMES } from "../sidebar/change.js";
+import { fetchHtml } from "../lib/fetch_html.js";
+import { change, describeChange } from "../sidebar/change.js";
 import {
   entries, entryOf, isArchive, isSelecting, linkIn, list, sidebar, titleOf,
 } from "../sidebar/entries.js";
@@ -31,14 +32,8 @@ const update = () => {
   if (count.textContent !== text) announce(text);
   count.textContent = text;
   const isUnpin = [...chosen].every(id => entryOf(id)?.dataset.pinned !== undefined);
-  const pin = $('[data-wish$="pin"]', bar), archive = $('[data-wish$="archive"]', bar);
-  for (const [button, isSet, wish] of [
-    [pin, chosen.size && isUnpin, "pin"], [archive, isArchive(), "archive"],
-  ]) {
-    button.dataset.wish = isSet ? `un${wish}` : wish;
-    $("span", button).textContent = NAMES[button.dataset.wish];
-  }
-  pin.hidden = isArchive();
+  describeChange(bar, "archive", isArchive());
+  describeChange(bar, "pin", chosen.size && isUnpin).hidden = isArchive();
   for (const button of $$("[data-wish], [popovertarget]", bar)) button.disabled = !chosen.size;
 };
 const set = (entry, isChosen) => {
@@ -118,8 +113,7 @@ list.addEventListener("keydown", event => {
 // --- what can be done ----------------------------------------------------------------------------
 const download = async format => {
   const body = new URLSearchParams([["format", format], ...[...chosen].map(id => ["id", id])]);
-  const options = { method: "POST", body, headers: { "HX-Request": "true" } };
-  const response = await fetch("/export", options).catch(() => null);
+  const response = await fetchHtml("/export", { method: "POST", body }).catch(() => null);
   if (!response?.ok) {
     const fault = "The server could not be reached. Try again.";
     toast.replaceChildren(...(response ? parse(await response.text())

@@ -1,12 +1,12 @@
 // Shows text that arrives in bursts at an even pace. Text is added to the page as soon as it
 // arrives, and counts as seen from then on; a highlight hides its last characters for a moment.
 // Stop shows all of it at once.
-import { $ } from "../lib/dom.js";
+import { $, reducedMotion } from "../lib/dom.js";
 import { listen } from "../lib/events.js";
 
 const MOST = 200; // milliseconds that a character stays hidden at most
 const isSupported = Boolean(globalThis.Highlight && CSS.highlights);
-const box = $("#smooth"), reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+const box = $("#smooth");
 const hidden = isSupported ? new Highlight() : null;
 const waiting = new Map(); // growing text element -> state of its hidden characters
 

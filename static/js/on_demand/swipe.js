@@ -1,12 +1,11 @@
 // The rail's sheet follows a finger: from the left edge to open it, leftwards to close it.
-import { $ } from "../lib/dom.js";
+import { $, reducedMotion } from "../lib/dom.js";
 import { sidebar } from "../sidebar/entries.js";
 import { isSheetOpen, narrow, toggleRail } from "../sidebar/sheet.js";
 
 const shade = $("#sidebar-shade");
 const EDGE = 40, SLOP = 10; // pixels
 const FAST = 0.3; // pixels a millisecond
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let swipe = null; // { id, x, y, at, isOpen, width }
 
 const place = x => {
@@ -43,9 +42,9 @@ addEventListener("pointermove", event => {
       return;
     }
     swipe.width = sidebar.offsetWidth;
-    if (!calm.matches) document.body.classList.add("swiping");
+    if (!reducedMotion.matches) document.body.classList.add("swiping");
   }
-  if (!calm.matches) place(x);
+  if (!reducedMotion.matches) place(x);
 }, { passive: true });
 addEventListener("pointerup", event => {
   if (event.pointerId !== swipe?.id) return;

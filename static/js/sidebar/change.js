@@ -9,9 +9,16 @@ import { returnFocusTo, toast } from "./toast.js";
 const form = $("#change");
 const HIDES = ["archive", "unarchive", "delete"], SAYS = { pin: "Pinned.", unpin: "Unpinned." };
 // wish -> the name of its control
-export const NAMES = { pin: "Pin", unpin: "Unpin", archive: "Archive", unarchive: "Move back" };
+const NAMES = { pin: "Pin", unpin: "Unpin", archive: "Archive", unarchive: "Move back" };
 // wish -> the state that it sets or removes
-export const STATES = { pin: "pinned", archive: "archived" };
+const STATES = { pin: "pinned", archive: "archived" };
+// Makes the control in `root` that sets a state remove it where it is set. Returns the control.
+export const describeChange = (root, wish, isSet) => {
+  const control = $(`[data-wish$="${wish}"]`, root);
+  control.dataset.wish = isSet ? `un${wish}` : wish;
+  $("span", control).textContent = NAMES[control.dataset.wish];
+  return control;
+};
 let pending = null; // the change whose response has not arrived
 let hidden = []; // the IDs of entries that the last change has hidden
 

@@ -18,4 +18,4 @@ export const isArchive = () => "archived" in list.dataset;
 // Whether several entries are being selected; the bar's button ends it.
 const bar = $("#selection");
 export const isSelecting = () => !bar.hidden;
-export const endSelecting = () => $("#end-selection").click();
+export const pressEndSelection = () => $("#end-selection").click();

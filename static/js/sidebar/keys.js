@@ -1,7 +1,7 @@
 // Esc closes what is open before it stops an answer. Held down, it does one of these.
 import { openedDialog, requestClose } from "../lib/dialog.js";
 import { $ } from "../lib/dom.js";
-import { endSelecting, isSelecting } from "./entries.js";
+import { pressEndSelection, isSelecting } from "./entries.js";
 import { leaveRename } from "./rename.js";
 import { closeSheet, isSheetOpen } from "./sheet.js";
 import { dismissFault } from "./toast.js";
@@ -19,7 +19,7 @@ const handleEscape = event => {
     leaveRename(target, true);
   } else if (isSelecting()) {
     event.stopPropagation();
-    endSelecting();
+    pressEndSelection();
   } else if (isSheetOpen()) {
     event.stopPropagation();
     closeSheet();

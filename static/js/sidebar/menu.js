@@ -2,7 +2,7 @@
 import { $, $$, make } from "../lib/dom.js";
 import { onDemand, preload } from "../lib/on_demand.js";
 import { route, succeeded } from "../requests.js";
-import { change, NAMES, STATES } from "./change.js";
+import { change, describeChange } from "./change.js";
 import { entryOf, isSelecting, list, openChat } from "./entries.js";
 import { showArchive } from "./list.js";
 import { onPress } from "./press.js";
@@ -18,12 +18,8 @@ const describe = (popover, entry) => {
   for (const anchor of $$("[data-export]", popover)) {
     anchor.href = `/c/${dataset.id}/export?format=${anchor.dataset.export}`;
   }
-  for (const [wish, state] of Object.entries(STATES)) {
-    const control = $(`[data-wish$="${wish}"]`, popover);
-    control.dataset.wish = state in dataset ? `un${wish}` : wish;
-    $("span", control).textContent = NAMES[control.dataset.wish];
-  }
-  $('[data-wish$="pin"]', popover).hidden = "archived" in dataset;
+  describeChange(popover, "archive", "archived" in dataset);
+  describeChange(popover, "pin", "pinned" in dataset).hidden = "archived" in dataset;
 };
 list.addEventListener("click", event => {
   const button = event.target.closest(".more");
