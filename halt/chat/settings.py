@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import TypeVar
 
-from halt.config.settings import PROMPT_NAME_MAX, SYSTEM_PROMPT_MAX
+from halt.config.settings import SAVED_NAME_MAX, SYSTEM_PROMPT_MAX
 from halt.errors import RequestError, TooLarge
 from halt.providers.catalog import valid_model_name
 from halt.store.models import Preset, Settings
@@ -55,8 +55,8 @@ def checked_sampling(settings: Settings | Preset) -> None:
 def checked_name(raw: str) -> str:
     """The name of a prompt or a preset, on one line. Raises RequestError (`name`)."""
     name = " ".join(raw.split())
-    if not 0 < len(name) <= PROMPT_NAME_MAX:
-        raise RequestError(f"Use 1 to {PROMPT_NAME_MAX} characters as a name.", field="name")
+    if not 0 < len(name) <= SAVED_NAME_MAX:
+        raise RequestError(f"Use 1 to {SAVED_NAME_MAX} characters as a name.", field="name")
     return name
 
 

@@ -37,7 +37,7 @@ from halt.config.settings import (
     AZURE_VERSION,
     CONTINUES,
     OPENAI_URL,
-    PROMPT_NAME_MAX,
+    SAVED_NAME_MAX,
     SYSTEM_PROMPT_MAX,
     Config,
     ConfigError,
@@ -158,10 +158,10 @@ def _prompts(path: str, table: dict[str, Any]) -> dict[str, str]:
     """The checked prompts, without white space around them."""
     prompts = {}
     for name, value in table.items():
-        at = f"{path}: prompts.{name[:PROMPT_NAME_MAX]!r}"
-        if not 0 < len(name) <= PROMPT_NAME_MAX or name != " ".join(name.split()):
+        at = f"{path}: prompts.{name[:SAVED_NAME_MAX]!r}"
+        if not 0 < len(name) <= SAVED_NAME_MAX or name != " ".join(name.split()):
             raise ConfigError(
-                f"{at} is not allowed: use 1 to {PROMPT_NAME_MAX} characters on one line as a name."
+                f"{at} is not allowed: use 1 to {SAVED_NAME_MAX} characters on one line as a name."
             )
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"{at} = {value!r} is not allowed: use {_TEXT}.")

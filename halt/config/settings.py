@@ -22,7 +22,7 @@ AZURE_VERSION = "2024-10-21"  # of Azure's API: the newest stable one
 DISCOVER_MAX = 16  # addresses of HALT_DISCOVER; each is probed by a thread of its own
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 SYSTEM_PROMPT_MAX = 100_000  # characters
-PROMPT_NAME_MAX = 60  # characters of the name of a system prompt
+SAVED_NAME_MAX = 60  # characters of the name of a prompt or a preset
 #: Threads beyond HALT_MAX_STREAMS, for requests for streams that are refused at once.
 REFUSING_THREADS = 32
 

@@ -18,12 +18,15 @@ T = TypeVar("T", NamedPrompt, Preset)
 class NamedRows(Generic[T]):
     """The named values of all owners. A call that raises StoreUnavailable has changed nothing."""
 
-    def __init__(self, database: Database, table: Table, kind: type[T], limit: int) -> None:
+    def __init__(
+        self, database: Database, table: Table, kind: type[T], limit: int, noun: str
+    ) -> None:
         """`kind`: the dataclass of a value; its fields are columns of the table.
 
-        `limit`: how many values an owner may save.
+        `limit`: how many values an owner may save. `noun`: what users call the values.
         """
         self._database, self._table, self.limit = database, table, limit
+        self._noun = noun
         self._kind: type[T] = kind
 
     def names(self, owner: str) -> list[str]:
@@ -58,7 +61,8 @@ class NamedRows(Generic[T]):
         with self._database.writing() as connection:
             if (connection.scalar(other_names) or 0) >= self.limit:
                 raise RequestError(
-                    f"You have saved {self.limit} already. Delete one of them first.", field="name"
+                    f"You have saved {self.limit} {self._noun} already. Delete one of them first.",
+                    field="name",
                 )
             statement = upsert(connection, table).values(values)
             key = ["owner", "name"]

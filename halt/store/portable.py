@@ -29,7 +29,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 
-from halt.config.settings import PROMPT_NAME_MAX
+from halt.config.settings import SAVED_NAME_MAX
 from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
@@ -280,7 +280,7 @@ def _correct(conversation: PortableConversation) -> None:
     """
     settings = conversation.settings
     name = (settings.prompt_name or "") if settings.system_prompt else ""
-    settings.prompt_name = name[:PROMPT_NAME_MAX].strip() or None
+    settings.prompt_name = name[:SAVED_NAME_MAX].strip() or None
     at = time.time()
     conversation.created_at = min(conversation.created_at, at)
     conversation.updated_at = min(conversation.updated_at, at)

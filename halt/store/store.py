@@ -32,8 +32,8 @@ class Store:
         self.search = Search(database)
         self.transfer = Transfer(database)
         self.generations = Generations(database, events_days)
-        self.named_prompts = NamedRows(database, named_prompts, NamedPrompt, PROMPTS_MAX)
-        self.presets = NamedRows(database, presets, Preset, PRESETS_MAX)
+        self.named_prompts = NamedRows(database, named_prompts, NamedPrompt, PROMPTS_MAX, "prompts")
+        self.presets = NamedRows(database, presets, Preset, PRESETS_MAX, "presets")
 
     def close(self) -> None:
         """Close all connections to the database."""

@@ -173,7 +173,7 @@ class Chat:
 
     def open_display(self) -> Locator:
         """Open the settings of the display by the menu in the rail; return the dialog."""
-        if (opener := self.page.get_by_role("button", name="Conversations")).is_visible():
+        if (opener := self.page.get_by_role("button", name="Show the chat list")).is_visible():
             opener.click()
         self.page.get_by_role("button", name="Display, archive, export and import").click()
         self.page.get_by_role("button", name="Display", exact=True).click()

@@ -451,21 +451,19 @@ def test_drawer_takes_the_focus_and_closes_three_ways(
         exported_conversation("Hi", "Ho", title="A long title " * 10),
         exported_conversation("Hi", "Ho", title="שלום עולם"),
     )
-    opener = list_tab.page.get_by_role("button", name="Conversations")
-    sidebar = list_tab.page.get_by_role("complementary", name="Conversations")
+    opener = list_tab.page.get_by_role("button", name="Show the chat list")
+    sidebar = list_tab.page.get_by_role("complementary", name="Chats")
     expect(sidebar).to_be_hidden()
     ways: list[Callable[[], object]] = [
         lambda: list_tab.page.keyboard.press("Escape"),
         lambda: list_tab.page.mouse.click(350, 400),
-        lambda: list_tab.page.get_by_role("button", name="Hide the conversation list").click(),
+        lambda: list_tab.page.get_by_role("button", name="Hide the chat list").click(),
     ]
     for close in ways:
         opener.click()
         expect(sidebar).to_be_visible()
         expect(opener).to_have_attribute("aria-expanded", "true")
-        expect(
-            list_tab.page.get_by_role("button", name="Hide the conversation list")
-        ).to_be_focused()
+        expect(list_tab.page.get_by_role("button", name="Hide the chat list")).to_be_focused()
         for _ in range(12):
             list_tab.page.keyboard.press("Tab")
             assert list_tab.page.evaluate(

@@ -263,4 +263,4 @@ def test_palette_fills_the_screen_of_a_phone(
     expect(palette(chat)).to_have_count(0)
     chat.page.keyboard.press("Control+k")
     options.filter(has_text="Archived chats").tap()
-    expect(chat.page.get_by_role("link", name="Back to all conversations")).to_be_focused()
+    expect(chat.page.get_by_role("link", name="Back to all chats")).to_be_focused()

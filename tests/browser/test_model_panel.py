@@ -82,7 +82,7 @@ def test_search_narrows_a_long_list_and_enter_chooses(panel_chat: Chat) -> None:
     chat.wait_text(f"{NAMES[229]} answers.")
     button(chat).click()
     search(chat).fill("no such model")
-    expect(panel(chat).get_by_text("No model has this name.")).to_be_visible()
+    expect(panel(chat).get_by_text("No models found.")).to_be_visible()
     search(chat).press("Enter")
     expect(panel(chat)).to_be_visible()
 

@@ -124,7 +124,7 @@ def test_archive_keeps_conversations_apart_until_a_message(list_tab: ListTab) ->
     list_tab.page.get_by_role("button", name="Archive, export and import").click()
     list_tab.page.get_by_role("link", name="Archived chats").click()
     wait_lines(list_tab, "# Today", "Two")
-    expect(list_tab.page.get_by_role("link", name="Back to all conversations")).to_be_focused()
+    expect(list_tab.page.get_by_role("link", name="Back to all chats")).to_be_focused()
     list_tab.item("Two").get_by_role("link").click()
     list_tab.chat.wait_text("Ho")
     list_tab.chat.ask("count?n=2", "on")
@@ -154,7 +154,7 @@ def test_archived_conversation_is_unarchived_from_the_archive(list_tab: ListTab)
     wait_lines(list_tab, "# Today", "Two")
     list_tab.menu("Two", "Move back")
     expect(list_tab.page.get_by_text("The archive is empty.")).to_be_visible()
-    list_tab.page.get_by_role("link", name="Back to all conversations").click()
+    list_tab.page.get_by_role("link", name="Back to all chats").click()
     wait_lines(list_tab, "# Today", "One", "Two")
     assert has_focus(list_tab)
 
@@ -353,18 +353,18 @@ def test_selection_stays_when_the_list_changes(list_tab: ListTab) -> None:
 
 def test_hidden_rail_stays_hidden_from_the_first_byte(list_tab: ListTab) -> None:
     """A hidden rail is hidden in the page that the server sends; the focus goes to its control."""
-    rail = list_tab.page.get_by_role("complementary", name="Conversations")
-    list_tab.page.get_by_role("button", name="Hide the conversation list").click()
+    rail = list_tab.page.get_by_role("complementary", name="Chats")
+    list_tab.page.get_by_role("button", name="Hide the chat list").click()
     expect(rail).to_be_hidden()
-    opener = list_tab.page.get_by_role("button", name="Conversations")
+    opener = list_tab.page.get_by_role("button", name="Show the chat list")
     expect(opener).to_be_focused()
     html = list_tab.chat.context.request.get(list_tab.chat.server.url).text()
     assert 'data-rail="hidden"' in html
     list_tab.page.reload()
     expect(rail).to_be_hidden()
-    list_tab.page.get_by_role("button", name="Conversations").click()
+    list_tab.page.get_by_role("button", name="Show the chat list").click()
     expect(rail).to_be_visible()
-    expect(list_tab.page.get_by_role("button", name="Hide the conversation list")).to_be_focused()
+    expect(list_tab.page.get_by_role("button", name="Hide the chat list")).to_be_focused()
     assert "data-rail" not in list_tab.chat.context.request.get(list_tab.chat.server.url).text()
 
 
@@ -390,7 +390,7 @@ class Phone(ListTab):
 
     @property
     def rail(self) -> Any:
-        return self.page.get_by_role("complementary", name="Conversations")
+        return self.page.get_by_role("complementary", name="Chats")
 
 
 @pytest.fixture
@@ -409,7 +409,7 @@ def test_sheet_opens_and_closes_by_swipe(phone: Phone, motion: Any) -> None:
     expect(phone.page.locator("main")).to_have_attribute("inert", "")
     phone.swipe(300, 20)
     expect(phone.rail).to_be_hidden()
-    expect(phone.page.get_by_role("button", name="Conversations")).to_be_focused()
+    expect(phone.page.get_by_role("button", name="Show the chat list")).to_be_focused()
     phone.swipe(200, 340)  # not from the edge
     phone.touch("Start", (5, 400))  # to the edge and back
     phone.touch("Move", (40, 400))
@@ -422,7 +422,7 @@ def test_sheet_opens_and_closes_by_swipe(phone: Phone, motion: Any) -> None:
 def test_back_closes_the_sheet_and_does_not_leave_the_page(phone: Phone) -> None:
     """Back closes the sheet without a reload; a page opened from it has one step back."""
     phone.page.evaluate("window.sameDocument = true")
-    opener = phone.page.get_by_role("button", name="Conversations")
+    opener = phone.page.get_by_role("button", name="Show the chat list")
     first_url = phone.page.url
     for close in (phone.page.go_back, lambda: phone.page.keyboard.press("Escape")):
         opener.click()
@@ -446,7 +446,7 @@ def test_long_press_opens_the_menu_and_then_selects(phone: Phone) -> None:
     phone.page.emulate_media(reduced_motion="reduce")  # nothing moves
     phone.page.clock.install()
     phone.page.reload()
-    phone.page.get_by_role("button", name="Conversations").click()
+    phone.page.get_by_role("button", name="Show the chat list").click()
     menu = phone.page.locator("#item-menu")
 
     def press(title: str) -> None:
@@ -475,7 +475,7 @@ def test_long_press_opens_the_menu_and_then_selects(phone: Phone) -> None:
 
 def test_controls_of_the_sheet_are_large_enough_for_a_finger(phone: Phone) -> None:
     """Every control of the rail and its menus is at least 44 pixels high and wide on touch."""
-    phone.page.get_by_role("button", name="Conversations").click()
+    phone.page.get_by_role("button", name="Show the chat list").click()
     looks: list[Callable[[], object]] = [
         lambda: None,
         lambda: phone.item("One").get_by_role("button").tap(),

@@ -309,7 +309,7 @@ def test_stop_without_the_session_shows_the_answer_as_lost(chat: Chat) -> None:
     chat.page.route(re.compile(r"/stop$|/streams/"), send_without_session)
     chat.stop.click()
     chat.wait_state("lost")
-    expect(chat.answer.locator(".note")).to_contain_text("no longer has this answer")
+    expect(chat.answer.locator(".note")).to_contain_text("This answer was lost")
     expect(chat.send).to_be_visible()
     chat.record().release()
 

@@ -790,7 +790,7 @@ def pinned(visit: Visit) -> Chat:
 @state("desktop")
 def rail_hidden(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
-    chat.page.get_by_role("button", name="Hide the conversation list").click()
+    chat.page.get_by_role("button", name="Hide the chat list").click()
     expect(chat.page.locator("#sidebar")).to_be_hidden()
     return chat
 

@@ -69,7 +69,9 @@ class NoteView:
     opens: str = ""  # what its second button opens: "models", "settings"; "" for none
 
 
-LOST = NoteView("lost", "This answer was lost.", text="The server no longer has it.")
+LOST = NoteView(
+    "lost", "This answer was lost. The server no longer has it.", text="Write it again."
+)
 
 
 def end_note(

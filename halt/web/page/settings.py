@@ -12,6 +12,7 @@ from flask import Blueprint, Flask, Response, render_template, request, url_for
 from halt.chat.presets import BUILT_IN
 from halt.chat.prompts import PromptNames
 from halt.chat.settings import checked_sampling, preset_from_form, settings_from_form
+from halt.config.settings import SAVED_NAME_MAX
 from halt.core.decoding import checked_id
 from halt.errors import HaltError, NameTaken, RequestError
 from halt.providers.catalog import valid_model_name
@@ -31,6 +32,7 @@ blueprint = Blueprint("settings", __name__)
 def install(app: Flask) -> None:
     """Install the routes, and the function that templates use, in the application."""
     app.jinja_env.globals["offers_prompts"] = offers_prompts
+    app.jinja_env.globals["SAVED_NAME_MAX"] = SAVED_NAME_MAX
     app.register_blueprint(blueprint)
 
 
@@ -46,8 +48,7 @@ def offers_prompts() -> bool:
 @blueprint.errorhandler(HaltError)
 def _refused(error: HaltError) -> Response:
     if isinstance(error, NameTaken) and wants_fragment():
-        kind = (request.endpoint or "").rpartition("_")[2]
-        html = render_template("settings_name_taken.html", message=error.message, kind=kind)
+        html = render_template("settings_name_taken.html", message=error.message, kind=_part())
         response = Response(html, error.status, mimetype="text/html")
         response.headers["HX-Reswap"] = "innerHTML"
     else:
@@ -59,10 +60,14 @@ def _refused(error: HaltError) -> Response:
 
 def _fault_place(field: str | None) -> str:
     """The ID of the element below a field that shows its error."""
-    part = (request.endpoint or "").rpartition("_")[2]  # of save_prompt, delete_preset ...
-    if field == "name" and part in {"prompt", "preset"}:
+    if field == "name" and (part := _part()) in {"prompt", "preset"}:
         return f"fault-{part}-name"
     return f"fault-{field}" if field in FIELDS else "settings-fault"
+
+
+def _part() -> str:
+    """The last word of the route's name: "prompt" of `save_prompt`, "preset" of `delete_preset`."""
+    return (request.endpoint or "").rpartition("_")[2]
 
 
 # --- the panel ------------------------------------------------------------------------------------
@@ -131,7 +136,9 @@ def prompt_text() -> str:
     name, default_prompt = request.args.get("prompt_name", ""), _default_prompt()
     text = services().prompts.text(owner_id(), name) if name else default_prompt
     if text is None:
-        raise RequestError("This prompt no longer exists.", field="system_prompt")
+        raise RequestError(
+            "This prompt no longer exists. Choose another one.", field="system_prompt"
+        )
     return _render_prompt_part("settings_prompt_text.html", name or None, text, default_prompt)
 
 

@@ -37,6 +37,7 @@ from halt.rendering.protocol import Rendered
 from halt.rendering.renderer import PageRenderer, Prerendered, Renderer
 from halt.store.models import Exchange
 from halt.store.writer import Saving
+from halt.web.page.end_notes import LOST
 from halt.web.page.icons import icon
 from halt.web.page.views import below_view, step_view, step_views, view
 from halt.web.sink import FrameResult, PendingFrame
@@ -268,8 +269,7 @@ def lost_message(stream_id: str) -> str:
     """
     note = (
         f'<div class="note lost" role="status">{icon("info")}<div class="note-text">'
-        '<p class="note-title">The server no longer has this answer.</p><p class="note-more">'
-        "It was restarted, or too much time has passed. The text above is all that is left.</p>"
-        "</div></div>"
+        f'<p class="note-title">{LOST.title}</p>'
+        '<p class="note-more">Reload the page, then write it again.</p></div></div>'
     )
     return _partial(f"feed-{html.escape(stream_id)}", "outerHTML", note)

@@ -41,7 +41,7 @@ const filter = () => {
   for (const group of list.children) group.hidden = !$(".model:not([hidden])", group);
   const found = shownRows();
   count.textContent = !search.value ? "" : found.length
-    ? `${found.length} ${found.length === 1 ? "model" : "models"}` : "No model has this name.";
+    ? `${found.length} ${found.length === 1 ? "model" : "models"}` : "No models found. Search for other words.";
   count.classList.toggle("hidden", found.length > 0);
   compare.hidden = !comparing && !(offersSeveral && found.length);
   if (!active || active.hidden) setActive(found[0]);

@@ -40,7 +40,7 @@ def test_named_rows_are_limited_for_each_owner(store: Store) -> None:
     rows = store.presets
     for n in range(rows.limit):
         assert rows.save("anna", Preset(f"{n}"))
-    with pytest.raises(RequestError, match="You have saved 50 already"):
+    with pytest.raises(RequestError, match="You have saved 50 presets already"):
         rows.save("anna", Preset("new"))
     assert rows.save("anna", Preset("7", 1.0), replace=True)
     assert rows.save("bert", Preset("new"))
