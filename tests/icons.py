@@ -12,7 +12,7 @@ import zlib
 from playwright.sync_api import Page
 
 from halt.assets import STATIC
-from tests.browser.conftest import launched_browser
+from tests.browser.launched import launched_browser
 
 GROUND = "#fbfaf8"
 #: File -> its size in pixels, the octagon's share of it, whether it has a ground.

@@ -6,9 +6,19 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, expect
+from playwright.sync_api import (
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    FilePayload,
+    Locator,
+    Page,
+    expect,
+)
 
 from halt.testing.fake_openai import FakeOpenAI, Record
+from tests.browser.contrasts import CONTRASTS
+from tests.support.export_files import export_file
 from tests.support.halt_server import HaltServer, new_id, request_record
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
@@ -19,41 +29,6 @@ LOAD_ERRORS = r"Failed to load resource|net::ERR_"
 
 #: The title of the note at an answer that the user has stopped.
 STOPPED_BY_USER = re.compile(r"^Stopped by you( after \d[\d,]* tokens?| before any text)?\.$")
-
-#: Returns the contrast of each visible element that has text of its own, by a description of it.
-CONTRASTS = """() => {
-  const parse = color => {
-    const canvas = parse.canvas ??= new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
-    return [r, g, b, a / 255];
-  };
-  const over = ([r, g, b, a], [R, G, B]) => [r, g, b].map((c, i) => c * a + [R, G, B][i] * (1 - a));
-  const ground = e => {
-    const above = e.parentElement ? ground(e.parentElement) : parse('Canvas').slice(0, 3);
-    return over(parse(getComputedStyle(e).backgroundColor), above);
-  };
-  const luminance = rgb => rgb.map(c => c / 255)
-    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const contrast = (e, pseudo) => {
-    const below = ground(e), ink = over(parse(getComputedStyle(e, pseudo).color), below);
-    const [light, dark] = [luminance(below), luminance(ink)].sort((a, b) => b - a);
-    return (light + 0.05) / (dark + 0.05);
-  };
-  const name = e => `${e.tagName.toLowerCase()}#${e.id}.${e.className}: ${e.textContent.trim().slice(0, 20)}`;
-  const contrasts = {};
-  for (const e of document.body.querySelectorAll('*')) {
-    const text = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
-    if (!e.checkVisibility() || e.matches('.hidden, .skip')) continue;
-    if (text) contrasts[name(e)] = contrast(e);
-    if (e.matches(':placeholder-shown')) contrasts[name(e) + ' placeholder'] = contrast(e, '::placeholder');
-  }
-  return contrasts;
-}"""
-
 
 #: Pastes a text into a field.
 PASTE = """(field, text) => {
@@ -76,6 +51,16 @@ def numbers(n: int) -> str:
 def wait_no_open_streams(server: HaltServer) -> None:
     """Wait until the server has no open stream, and so all its places are free."""
     wait_until(lambda: not server.client().get("/healthz").json["open_streams"], SERVER_TIMEOUT)
+
+
+def import_conversations(context: BrowserContext, url: str, *talks: dict[str, Any]) -> None:
+    """Import conversations into the session of these tabs, on the server with this URL."""
+    file: FilePayload = {
+        "name": "a.json",
+        "mimeType": "application/json",
+        "buffer": export_file(*talks),
+    }
+    assert context.request.post(f"{url}/import", multipart={"file": file}).ok
 
 
 class Chat:
@@ -135,6 +120,10 @@ class Chat:
     def reload(self) -> None:
         """Reload the page, as the browser's button does."""
         self.page.reload()
+
+    def import_conversations(self, *talks: dict[str, Any]) -> None:
+        """Import these conversations into the session. The page does not know them yet."""
+        import_conversations(self.context, self.server.url, *talks)
 
     # --- state ------------------------------------------------------------------------------------
 

@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser
 
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import SCENARIOS, numbers, pieces
 from halt.testing.wire import Reply
 from tests.browser.chat import PATIENCE, Chat
+from tests.browser.launched import launched_browser
 from tests.browser.list_tab import WIDE, ListTab
 from tests.browser.network import Network
 from tests.support.halt_server import HaltServer
-
-NAMES = (
-    "chromium-headless-shell",
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
-    "chrome",
-)
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-FLAGS = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-def installed_browser() -> str | None:
-    """The path of the system's browser; None: use the one of Playwright."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    return path or (MAC if os.path.exists(MAC) else None)
-
-
-@contextlib.contextmanager
-def launched_browser() -> Iterator[Browser]:
-    """A browser without a window."""
-    expect.set_options(timeout=PATIENCE)
-    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=installed_browser(), args=flags)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from playwright.sync_api import FilePayload, Locator, ViewportSize, expect
+from playwright.sync_api import Locator, ViewportSize, expect
 
 from tests.browser.chat import Chat
-from tests.support.export_files import export_file
 
 WIDE: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 360, "height": 740}
@@ -28,13 +27,7 @@ class ListTab:
 
     def keep(self, *talks: dict[str, Any]) -> None:
         """Import these conversations and reload the page."""
-        file: FilePayload = {
-            "name": "a.json",
-            "mimeType": "application/json",
-            "buffer": export_file(*talks),
-        }
-        url = f"{self.chat.server.url}/import"
-        assert self.chat.context.request.post(url, multipart={"file": file}).ok
+        self.chat.import_conversations(*talks)
         self.page.reload()
 
     def search(self, words: str) -> None:

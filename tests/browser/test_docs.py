@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.chat import CONTRASTS
+from tests.browser.contrasts import CONTRASTS
 from tests.support.halt_server import HaltServer
 
 SCHEMES: list[Literal["light", "dark"]] = ["light", "dark"]

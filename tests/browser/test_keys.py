@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, expect
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import LOAD_ERRORS, Chat
 from tests.browser.conftest import OpenChat
-from tests.support.export_files import export_file, exported_conversation
+from tests.support.export_files import exported_conversation
 from tests.support.halt_server import HaltServer
 
 SCRIPT = "/static/js/shortcuts.js"
@@ -45,9 +45,8 @@ def kept_chats(chat: Chat) -> Chat:
         exported_conversation("Harbour dues", "Twelve.", title="Dues"),
     )
     chat.page.set_viewport_size({"width": 1280, "height": 800})
-    chat.page.locator("#import input").set_input_files(
-        {"name": "a.json", "mimeType": "application/json", "buffer": export_file(*chats)}
-    )
+    chat.import_conversations(*chats)
+    chat.reload()
     expect(chat.page.locator("#conversations li[data-id]")).to_have_count(3)
     return chat
 
@@ -196,10 +195,7 @@ def test_palette_adds_more_messages_and_says_if_it_fails(chat: Chat) -> None:
     chat.allowed_problems = LOAD_ERRORS
     chat.page.set_viewport_size({"width": 1280, "height": 800})
     talk = exported_conversation(*(f"walrus {n}" for n in range(50)), archived_at=1.0)
-    chat.page.locator("#import input").set_input_files(
-        {"name": "a.json", "mimeType": "application/json", "buffer": export_file(talk)}
-    )
-    expect(chat.page.locator("#toast")).to_contain_text("imported")
+    chat.import_conversations(talk)
     chat.page.get_by_role("button", name="Search", exact=True).click()
     box, status = palette(chat).get_by_role("combobox"), palette(chat).get_by_role("status")
     chat.page.route("**/conversations/search*", lambda route: route.abort())

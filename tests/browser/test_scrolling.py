@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import FilePayload, Locator, ViewportSize, expect
+from playwright.sync_api import Locator, ViewportSize, expect
 
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.support.export_files import export_file, exported_conversation
+from tests.support.export_files import exported_conversation
 from tests.support.halt_server import HaltServer
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
@@ -25,14 +25,8 @@ def open_long(chat: Chat, exchanges: int = 30) -> None:
     for n in range(exchanges):
         texts += [f"Question {n}", f"Answer {n}.\n\n" + f"{CODE}\n\n" * (n % 4) + "Done."]
     conversation = exported_conversation(*texts, title="Long")
-    file: FilePayload = {
-        "name": "a.json",
-        "mimeType": "application/json",
-        "buffer": export_file(conversation),
-    }
-    url = chat.server.url
-    assert chat.context.request.post(f"{url}/import", multipart={"file": file}).ok
-    chat.page.goto(f"{url}/c/{conversation['id']}")
+    chat.import_conversations(conversation)
+    chat.page.goto(f"{chat.server.url}/c/{conversation['id']}")
     chat.frames()
 
 

@@ -9,12 +9,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import Chat
+from tests.browser.chat import LOAD_ERRORS, Chat
 from tests.browser.conftest import OpenChat
 from tests.support.halt_server import HaltServer
 
 REVIEW = "You review code."
-LOAD_ERRORS = "Failed to load resource"
 
 
 @pytest.fixture(scope="module")

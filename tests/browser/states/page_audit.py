@@ -1,7 +1,7 @@
 """Faults of a page that can be measured: in its accessibility, its layout and its style sheets.
 
 Each function returns the faults as texts; none is the good case. `Page` is a tab in one of the
-states of `tests.support.page_states`.
+states of `tests.browser.states.page_states`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
+
+from tests.browser.contrasts import COLOURS
 
 AXE = """async rules => {
   const options = { resultTypes: ['violations'], ...(rules && { runOnly: rules }) };
@@ -38,38 +40,20 @@ TARGETS = """least => {
 }"""
 
 #: Icons of controls and edges of fields with a contrast below 3:1.
-EDGES = """() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
-  const parse = color => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
-    return [r, g, b, a / 255];
-  };
-  const over = ([r, g, b, a], [R, G, B]) => [r, g, b].map((c, i) => c * a + [R, G, B][i] * (1 - a));
-  const ground = e => over(parse(getComputedStyle(e).backgroundColor),
-    e.parentElement ? ground(e.parentElement) : parse('Canvas').slice(0, 3));
-  const luminance = rgb => rgb.map(c => c / 255)
-    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const contrast = (color, below) => {
-    const [light, dark] = [luminance(below), luminance(over(parse(color), below))].sort((a, b) => b - a);
-    return (light + 0.05) / (dark + 0.05);
-  };
+EDGES = f"""() => {{{COLOURS}
   const faults = [];
-  const look = (e, color, below) => {
+  const look = (e, color, below) => {{
     const value = contrast(color, below);
-    if (value < 3) faults.push(`${e.tagName.toLowerCase()}#${e.id}.${e.getAttribute('class')}: ${value.toFixed(2)}`);
-  };
-  for (const e of document.querySelectorAll(':is(a, button, summary, label) svg, input, textarea, select')) {
-    if (!e.checkVisibility({ visibilityProperty: true, opacityProperty: true }) || e.matches(':disabled *, :disabled')) continue;
+    if (value < 3) faults.push(`${{e.tagName.toLowerCase()}}#${{e.id}}.${{e.getAttribute('class')}}: ${{value.toFixed(2)}}`);
+  }};
+  for (const e of document.querySelectorAll(':is(a, button, summary, label) svg, input, textarea, select')) {{
+    if (!e.checkVisibility({{ visibilityProperty: true, opacityProperty: true }}) || e.matches(':disabled *, :disabled')) continue;
     const style = getComputedStyle(e);
     if (e.matches('svg')) look(e, style.stroke === 'none' ? style.fill : style.stroke, ground(e.parentElement));
     else if (parseFloat(style.borderTopWidth) && e.type !== 'checkbox' && parse(style.borderTopColor)[3]) look(e, style.borderTopColor, ground(e.parentElement));
-  }
+  }}
   return faults;
-}"""
+}}"""
 
 #: Elements that do not fit the width of the page, which then scrolls sideways.
 OVERFLOW = """() => {

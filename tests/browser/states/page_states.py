@@ -13,20 +13,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, PASTE, PATIENCE, SWIPE_IS_LOADED, Chat
+from tests.browser.chat import (
+    LOAD_ERRORS,
+    PASTE,
+    PATIENCE,
+    SWIPE_IS_LOADED,
+    Chat,
+    import_conversations,
+)
 from tests.browser.model_picker import button, choose_several, wait_offered
 from tests.browser.network import Network
-from tests.support import page_answers
-from tests.support.export_files import export_file, exported_conversation
+from tests.browser.states import page_answers
+from tests.browser.states.page_answers import SCENARIO, written_answers
+from tests.support.export_files import exported_conversation
 from tests.support.halt_server import HaltServer, settings
-from tests.support.page_answers import SCENARIO, written_answers
 from tests.support.ports import free_port
 
 Width = Literal["desktop", "phone"]
@@ -76,13 +83,7 @@ class Visit:
 
     def keep(self, *conversations: dict[str, Any]) -> None:
         """Import conversations into the session."""
-        file: Any = {
-            "name": "a.json",
-            "mimeType": "application/json",
-            "buffer": export_file(*conversations),
-        }
-        url = f"{self.stage.halt.url}/import"
-        assert self.context.request.post(url, multipart={"file": file}).ok
+        import_conversations(self.context, self.stage.halt.url, *conversations)
 
     def ask(self, prompt: str, state: str = "done") -> Chat:
         """Open the page and send a prompt; wait until its answer is in this state."""
@@ -382,11 +383,6 @@ def stalled(visit: Visit) -> Chat:
 
 
 @state()
-def done(visit: Visit) -> Chat:
-    return visit.ask(page_answers.SLOW_PARSER)
-
-
-@state()
 def long_prompt(visit: Visit) -> Chat:
     """A prompt of many lines, of which the first are shown."""
     chat = visit.ask("\n".join(f"Line {n} of a long prompt." for n in range(60)))
@@ -436,16 +432,6 @@ def tool_failed(visit: Visit) -> Chat:
 
 
 @state()
-def picture_and_source(visit: Visit) -> Chat:
-    return visit.ask("Show a picture and its source.")
-
-
-@state()
-def every_kind_of_text(visit: Visit) -> Chat:
-    return visit.ask(page_answers.EVERYTHING)
-
-
-@state()
 def stopped(visit: Visit) -> Chat:
     chat = visit.ask(page_answers.SLOW_PARSER)
     send(chat, "Write the second one down.", "running")
@@ -464,16 +450,6 @@ def stopped_before_text(visit: Visit) -> Chat:
     expect(chat.page.locator("#notice .note")).to_be_visible()
     expect(chat.send).to_be_visible()
     return chat
-
-
-@state()
-def cut_off(visit: Visit) -> Chat:
-    return visit.ask("Write until the limit.")
-
-
-@state()
-def refused(visit: Visit) -> Chat:
-    return visit.ask("Spend what I do not have.", "error")
 
 
 @state()
@@ -960,28 +936,6 @@ def login_wrong(visit: Visit) -> Chat:
     return chat
 
 
-def other_page(visit: Visit, path: str, problems: str = "") -> Chat:
-    chat = visit.open(visit.stage.halt)
-    chat.allowed_problems = problems
-    chat.page.goto(f"{visit.stage.halt.url}{path}")
-    return chat
-
-
-@state()
-def api_documentation(visit: Visit) -> Chat:
-    return other_page(visit, "/docs")
-
-
-@state()
-def page_not_found(visit: Visit) -> Chat:
-    return other_page(visit, "/no-such-page", LOAD_ERRORS)
-
-
-@state()
-def error_page(visit: Visit) -> Chat:
-    return other_page(visit, "/stop-all", LOAD_ERRORS)
-
-
 # --- hostile and long content ---------------------------------------------------------------------
 
 
@@ -993,18 +947,39 @@ def long_title(visit: Visit) -> Chat:
     return chat
 
 
-@state()
-def long_code_line(visit: Visit) -> Chat:
-    """A line of code of more than 5,000 letters."""
-    return visit.ask(page_answers.LONG_LINE)
+# --- one prompt, and one page ---------------------------------------------------------------------
+
+#: States that one prompt brings: the prompt, and the state of its answer.
+ASKED = {
+    "done": (page_answers.SLOW_PARSER, "done"),
+    "picture-and-source": ("Show a picture and its source.", "done"),
+    "every-kind-of-text": (page_answers.EVERYTHING, "done"),
+    "cut-off": ("Write until the limit.", "done"),
+    "refused": ("Spend what I do not have.", "error"),
+    "long-code-line": (page_answers.LONG_LINE, "done"),  # more than 5,000 letters
+    "wide-table": (page_answers.WIDE_TABLE, "done"),  # thirty columns
+    "hostile-text": (page_answers.HOSTILE.replace("\u0000", ""), "done"),
+}
+#: Other pages than the chat: the path, and patterns of the problems that it brings.
+PAGES = {
+    "api-documentation": ("/docs", ""),
+    "page-not-found": ("/no-such-page", LOAD_ERRORS),
+    "error-page": ("/stop-all", LOAD_ERRORS),
+}
 
 
-@state()
-def wide_table(visit: Visit) -> Chat:
-    """A table of thirty columns."""
-    return visit.ask(page_answers.WIDE_TABLE)
+def other_page(visit: Visit, path: str, problems: str) -> Chat:
+    chat = visit.open(visit.stage.halt)
+    chat.allowed_problems = problems
+    chat.page.goto(f"{visit.stage.halt.url}{path}")
+    return chat
 
 
-@state()
-def hostile_text(visit: Visit) -> Chat:
-    return visit.ask(page_answers.HOSTILE.replace("\u0000", ""))
+STATES |= {
+    name: State(name, partial(Visit.ask, prompt=prompt, state=answer_state), WIDTHS)
+    for name, (prompt, answer_state) in ASKED.items()
+}
+STATES |= {
+    name: State(name, partial(other_page, path=path, problems=problems), WIDTHS)
+    for name, (path, problems) in PAGES.items()
+}
