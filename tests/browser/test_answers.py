@@ -276,7 +276,7 @@ def test_copy_button_of_answer_copies_the_markdown_source(chat: Chat) -> None:
 
 
 def test_regenerate_sends_the_same_prompt_and_shows_the_new_answer(chat: Chat) -> None:
-    """Regenerate sends the same messages again, and only the new answer is shown."""
+    """ "Write again" sends the same messages again, and only the new answer is shown."""
     chat.ask("count?n=3")
     chat.wait_state("done")
     first = chat.answer.get_attribute("data-stream")
@@ -291,7 +291,7 @@ def test_regenerate_sends_the_same_prompt_and_shows_the_new_answer(chat: Chat) -
 
 
 def test_prompt_after_regenerate_is_sent(chat: Chat) -> None:
-    """After a regenerated answer, Send is visible and the next prompt gets its answer."""
+    """After an answer was written again, Send is visible and the next prompt gets its answer."""
     chat.ask("count?n=2")
     chat.wait_state("done")
     chat.button("Write again").click()

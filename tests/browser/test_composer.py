@@ -1,4 +1,4 @@
-"""The message field, the keyboard, screen readers, colours, narrow screens and scrolling."""
+"""The message field, the keyboard, screen readers, motion and narrow screens."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from tests.browser.chat import LOAD_ERRORS, PASTE, STOPPED_BY_USER, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.support.halt_server import HaltServer, StartHalt, request_record
-from tests.support.waiting import SERVER_TIMEOUT, wait_until
-
-PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(120))
 
 #: Wider than a narrow screen: a table, code, a URL, a word, and a path in code.
 WIDE = f"""
@@ -597,7 +594,7 @@ def test_answer_text_is_no_live_region(chat: Chat) -> None:
     chat.wait_state("stopped")
 
 
-# --- colours, motion, narrow screens --------------------------------------------------------------
+# --- motion, narrow screens -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
@@ -614,47 +611,6 @@ def test_reduced_motion_stops_all_animations(
     chat.record()
     chat.page.keyboard.press("Escape")
     expect(chat.send).to_be_visible()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_have_a_contrast_of_4_5(
-    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
-) -> None:
-    """Every text has a contrast of 4.5: body, code, figures, buttons, errors, notes, hints."""
-    chat = open_chat(halt, shared_fake, color_scheme=scheme)
-    contrasts = chat.contrasts()
-    ground = chat.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    assert (ground == "rgb(251, 250, 248)") == (scheme == "light")
-    chat.ask("markdown")
-    chat.wait_state("done")
-    chat.ask("error_in_stream")
-    chat.wait_state("error")
-    chat.ask("stall?n=2")
-    chat.wait_state("running")
-    chat.wait_text("0 1")
-    contrasts |= chat.contrasts()
-    chat.stop.click()
-    chat.wait_state("stopped")
-    contrasts |= chat.contrasts()
-    chat.ask("silent_first_token")
-    expect(chat.answer.locator(".silence")).to_be_visible()
-    contrasts |= chat.contrasts()
-    chat.record()
-    chat.page.keyboard.press("Escape")
-    expect(chat.send).to_be_visible()
-    for part in (
-        "note-more",
-        "note-title",
-        "tokens ·",
-        "#stop",
-        "placeholder",
-        "Enter sends",
-        "Waiting",
-    ):
-        assert any(part in name for name in contrasts), (
-            f"{part} was not measured: {list(contrasts)}"
-        )
-    assert {name: round(c, 2) for name, c in contrasts.items() if c < 4.5} == {}
 
 
 def test_page_fits_a_narrow_screen(
@@ -696,71 +652,6 @@ def test_page_fits_a_narrow_screen(
         assert box is not None
         assert box["height"] >= 24, button.inner_text()
         assert box["width"] >= 24, button.inner_text()
-
-
-# --- scrolling ------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("stepwise")
-def test_page_at_its_end_follows_the_text(chat: Chat) -> None:
-    """While the page is scrolled to its end, new text and the figures stay in view."""
-    chat.ask_for_paragraphs(PARAGRAPHS, (30, 70, 115))
-    for n in (20, 60, 110):
-        chat.wait_text(f"Paragraph {n} ")
-        assert chat.pixels_above() > 0
-        assert chat.pixels_below() < 40
-        chat.wait_state("running")
-        chat.release()
-    chat.wait_state("done")
-    expect(chat.answer.locator(".figures")).to_be_in_viewport()
-
-
-@pytest.mark.usefixtures("stepwise")
-@pytest.mark.parametrize("pixels", [15, 300], ids=["15 pixels", "300 pixels"])
-def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: int) -> None:
-    """After scrolling up, even a little, the page stays until it is scrolled to its end again."""
-    chat.ask_for_paragraphs(PARAGRAPHS, (30, 40, 75))
-    chat.wait_text("Paragraph 29 ")
-    chat.frames()
-    before = chat.pixels_above()
-    chat.page.mouse.move(400, 300)
-    chat.page.mouse.wheel(0, -pixels)
-    wait_until(lambda: chat.pixels_above() < before, SERVER_TIMEOUT)
-    chat.release()
-    wait_until(lambda: chat.pixels_below() > 100, SERVER_TIMEOUT)
-    position = chat.pixels_above()
-    chat.wait_text("Paragraph 39 ")
-    chat.release()
-    chat.wait_text("Paragraph 70 ")
-    assert chat.pixels_above() == position
-
-    def is_at_the_end() -> bool:
-        chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollHeight)")
-        chat.frames()  # new text may move the end meanwhile
-        return chat.pixels_below() < 40
-
-    wait_until(is_at_the_end, SERVER_TIMEOUT)
-    chat.wait_state("running")
-    chat.release()
-    chat.wait_text("Paragraph 110 ")
-    assert chat.pixels_below() < 40
-    chat.wait_state("done")
-    expect(chat.answer.locator(".figures")).to_be_in_viewport()
-
-
-def test_page_scrolled_up_stays_when_the_answer_ends(chat: Chat) -> None:
-    """The end of an answer does not move a page that is scrolled up; a new prompt does."""
-    chat.ask_for(PARAGRAPHS, piece=8, hold=200)
-    chat.wait_text("Paragraph 25 ")
-    chat.frames()  # the page is at the end of the text, so that the next line scrolls up
-    chat.page.evaluate("scrollTo(0, 100)")
-    chat.release()
-    chat.wait_state("done")
-    chat.frames()
-    assert chat.pixels_above() == 100
-    chat.ask("count?n=3")
-    chat.wait_state("done")
-    expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
 
 # --- login ----------------------------------------------------------------------------------------

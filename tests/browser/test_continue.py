@@ -159,7 +159,7 @@ def test_answer_with_an_odd_finish_reason_offers_continue(chat: Chat, reason: st
 
 
 def test_empty_answer_shows_an_error_and_offers_retry(chat: Chat) -> None:
-    """An answer without text shows an error and offers Retry alone, also after a reload."""
+    """An answer without text shows an error and offers "Try again" alone, also after a reload."""
     chat.ask("empty")
     for _ in range(2):
         chat.wait_state("error")
@@ -275,7 +275,7 @@ def test_continue_keeps_the_reasoning_of_both_parts(
 def test_continue_without_room_leaves_the_answer(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Continue and Regenerate on a full server show a notice; both work when there is room."""
+    """Continue and "Write again" on a full server show a notice; both work when there is room."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     chat = open_chat(server, fake)
     chat.allowed_problems = "503"

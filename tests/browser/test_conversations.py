@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.list_tab import PHONE, WIDE, ListTab
 from tests.support.export_files import exported_conversation
-from tests.support.halt_server import HaltServer, StartHalt, request_record
+from tests.support.halt_server import StartHalt, request_record
 
 READABLE = 4.5
 
@@ -437,75 +436,3 @@ def test_export_and_import_round_trip_and_refuse_a_wrong_file(
     list_tab.page.get_by_label("Import JSON…").set_input_files(file)
     expect(list_tab.toast).to_contain_text("in conversation 1, message 2, the field “role” must be")
     expect(list_tab.items).to_have_count(2)
-
-
-# --- the drawer and contrasts ----------------------------------------------------------------------
-
-
-def test_drawer_takes_the_focus_and_closes_three_ways(
-    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
-) -> None:
-    """On a phone the list is a drawer that takes the focus; Esc, the page and a button close it."""
-    list_tab = ListTab(open_chat(halt, shared_fake, viewport=PHONE, has_touch=True, is_mobile=True))
-    list_tab.keep(
-        exported_conversation("Hi", "Ho", title="A long title " * 10),
-        exported_conversation("Hi", "Ho", title="שלום עולם"),
-    )
-    opener = list_tab.page.get_by_role("button", name="Show the chat list")
-    sidebar = list_tab.page.get_by_role("complementary", name="Chats")
-    expect(sidebar).to_be_hidden()
-    ways: list[Callable[[], object]] = [
-        lambda: list_tab.page.keyboard.press("Escape"),
-        lambda: list_tab.page.mouse.click(350, 400),
-        lambda: list_tab.page.get_by_role("button", name="Hide the chat list").click(),
-    ]
-    for close in ways:
-        opener.click()
-        expect(sidebar).to_be_visible()
-        expect(opener).to_have_attribute("aria-expanded", "true")
-        expect(list_tab.page.get_by_role("button", name="Hide the chat list")).to_be_focused()
-        for _ in range(12):
-            list_tab.page.keyboard.press("Tab")
-            assert list_tab.page.evaluate(
-                "!document.activeElement.closest('main, body > header, body > footer')"
-            )
-        close()
-        expect(sidebar).to_be_hidden()
-        expect(opener).to_be_focused()
-    opener.click()
-    assert list_tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    assert list_tab.items.first.evaluate(  # at one moment: the drawer is still moving
-        """item => item.querySelector('.title').getBoundingClientRect().right
-          <= item.querySelector('.more').getBoundingClientRect().left"""
-    )
-    list_tab.items.first.get_by_role("link").click()
-    list_tab.chat.wait_text("Ho")
-    expect(sidebar).to_be_hidden()
-    assert list_tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_list_menus_panel_and_toast_have_a_contrast_of_4_5(
-    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
-) -> None:
-    """In light and dark the list, hits, menus, panel and toast have a contrast of 4.5."""
-    list_tab = ListTab(open_chat(halt, shared_fake, viewport=WIDE, color_scheme=scheme))
-    list_tab.keep(
-        exported_conversation("Hi", "A zebra", title="One"),
-        exported_conversation("Hi", "Ho", title="Two"),
-    )
-    looks: list[Callable[[], object]] = [
-        lambda: list_tab.open("One"),
-        lambda: list_tab.item("Two").get_by_role("button").click(),
-        lambda: list_tab.page.keyboard.press("Escape"),
-        lambda: list_tab.menu("Two", "Delete"),
-        lambda: list_tab.search("zebra"),
-        lambda: list_tab.page.keyboard.press("Escape"),
-        list_tab.chat.open_settings,
-    ]
-    for show in looks:
-        show()
-        list_tab.chat.frames()
-        poor = {k: v for k, v in list_tab.chat.contrasts().items() if v < READABLE}
-        assert not poor, poor

@@ -49,7 +49,7 @@ def test_picker_keeps_the_choice_of_a_conversation(chat: Chat) -> None:
 
 
 def test_regenerate_uses_the_model_chosen_now(chat: Chat) -> None:
-    """Regenerate sends the prompt to the model that is chosen now."""
+    """ "Write again" sends the prompt to the model that is chosen now."""
     choose(chat, "echo")
     chat.last_prompt = "Say it again."
     chat.submit(chat.last_prompt)

@@ -57,6 +57,68 @@ def by_search(chat: Chat) -> None:
 
 
 @pytest.mark.usefixtures("stepwise")
+def test_page_at_its_end_follows_the_text(chat: Chat) -> None:
+    """While the page is scrolled to its end, new text and the figures stay in view."""
+    chat.ask_for_paragraphs(PARAGRAPHS, (30, 70, 115))
+    for n in (20, 60, 110):
+        chat.wait_text(f"Paragraph {n} ")
+        assert chat.pixels_above() > 0
+        assert chat.pixels_below() < 40
+        chat.wait_state("running")
+        chat.release()
+    chat.wait_state("done")
+    expect(chat.answer.locator(".figures")).to_be_in_viewport()
+
+
+@pytest.mark.usefixtures("stepwise")
+@pytest.mark.parametrize("pixels", [15, 300], ids=["15 pixels", "300 pixels"])
+def test_page_scrolled_up_stays_until_scrolled_to_its_end(chat: Chat, pixels: int) -> None:
+    """After scrolling up, even a little, the page stays until it is scrolled to its end again."""
+    chat.ask_for_paragraphs(PARAGRAPHS, (30, 40, 75))
+    chat.wait_text("Paragraph 29 ")
+    chat.frames()
+    before = chat.pixels_above()
+    chat.page.mouse.move(400, 300)
+    chat.page.mouse.wheel(0, -pixels)
+    wait_until(lambda: chat.pixels_above() < before, SERVER_TIMEOUT)
+    chat.release()
+    wait_until(lambda: chat.pixels_below() > 100, SERVER_TIMEOUT)
+    position = chat.pixels_above()
+    chat.wait_text("Paragraph 39 ")
+    chat.release()
+    chat.wait_text("Paragraph 70 ")
+    assert chat.pixels_above() == position
+
+    def is_at_the_end() -> bool:
+        chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollHeight)")
+        chat.frames()  # new text may move the end meanwhile
+        return chat.pixels_below() < 40
+
+    wait_until(is_at_the_end, SERVER_TIMEOUT)
+    chat.wait_state("running")
+    chat.release()
+    chat.wait_text("Paragraph 110 ")
+    assert chat.pixels_below() < 40
+    chat.wait_state("done")
+    expect(chat.answer.locator(".figures")).to_be_in_viewport()
+
+
+def test_page_scrolled_up_stays_when_the_answer_ends(chat: Chat) -> None:
+    """The end of an answer does not move a page that is scrolled up; a new prompt does."""
+    chat.ask_for(PARAGRAPHS, piece=8, hold=200)
+    chat.wait_text("Paragraph 25 ")
+    chat.frames()  # the page is at the end of the text, so that the next line scrolls up
+    chat.page.evaluate("scrollTo(0, 100)")
+    chat.release()
+    chat.wait_state("done")
+    chat.frames()
+    assert chat.pixels_above() == 100
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    expect(chat.answer.locator(".figures")).to_be_in_viewport()
+
+
+@pytest.mark.usefixtures("stepwise")
 @pytest.mark.parametrize("scroll_up", [by_key, by_focus, by_search])
 def test_scroll_up_by_any_means_stays_and_the_button_leads_back(
     chat: Chat, scroll_up: Callable[[Chat], Any]

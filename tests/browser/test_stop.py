@@ -231,7 +231,7 @@ def test_stop_before_the_first_response_byte_returns_the_prompt(
 
 
 def test_stop_before_regenerate_arrives_keeps_the_answer(chat: Chat) -> None:
-    """A Regenerate that is stopped before the server has it changes nothing."""
+    """A "Write again" that is stopped before the server has it changes nothing."""
     chat.ask("count?n=3")
     chat.wait_state("done")
     held = HeldRequests(chat, "**/regenerate")

@@ -9,13 +9,11 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from halt.core.notes import EDITED
-from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import SCENARIOS
 from halt.testing.wire import Reply
 from tests.browser.chat import Chat
-from tests.browser.conftest import OpenChat
 from tests.browser.model_picker import choose
-from tests.support.halt_server import HaltServer, new_id, request_record
+from tests.support.halt_server import new_id, request_record
 
 
 @pytest.fixture
@@ -362,31 +360,3 @@ def test_message_id_of_another_session_or_none_is_refused(
         path,
     )
     assert status == 404
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_versions_and_editor_fit_a_narrow_screen(
-    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, answer_key: str, scheme: str
-) -> None:
-    """At 360 pixels versions and editor do not overflow, are legible and large enough."""
-    size = {"width": 360, "height": 640}
-    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
-    chat.ask(f"numbered?key={answer_key}")
-    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
-    chat.button("Write again").click()
-    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
-    chat.ask("stall?n=5")
-    chat.wait_text("3 4")
-    chat.stop.click()
-    chat.wait_state("stopped")
-    exchange(chat, 1).locator(".prompt > .text").click()  # a tap brings an older prompt's buttons
-    exchange(chat, 1).get_by_role("button", name="Edit message").click()
-    chat.frames()
-    assert (
-        chat.page.evaluate("(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)") == 0
-    )
-    assert {name: round(c, 2) for name, c in chat.contrasts().items() if c < 4.5} == {}
-    for button_ in chat.page.locator("button:visible").all():
-        box = button_.bounding_box()
-        assert box is not None
-        assert min(box["height"], box["width"]) >= 24, button_.inner_text()

@@ -620,6 +620,24 @@ def versions(visit: Visit) -> Chat:
     return chat
 
 
+@state()
+def versions_editing(visit: Visit) -> Chat:
+    """A prompt that has versions is edited, above an answer that has some."""
+    chat = versions(visit)
+    answer_button(chat, "Edit message").click()
+    editor = chat.page.get_by_role("textbox", name="Edit your message")
+    editor.fill("How do I find out where the time goes?")
+    editor.press(chat.send_keys)
+    expect(chat.page.get_by_role("group", name="Versions of the message")).to_be_visible()
+    chat.wait_state("done")
+    answer_button(chat, "Write again").click()
+    expect(chat.page.get_by_role("group", name="Versions of the answer")).to_be_visible()
+    chat.wait_state("done")
+    answer_button(chat, "Edit message").click()
+    expect(editor).to_be_focused()
+    return chat
+
+
 def queue(visit: Visit) -> Chat:
     chat = visit.ask("Write the second one down.", "running")
     for text in ("And then the first one, please.", page_answers.LONG_TITLE):

@@ -578,7 +578,7 @@ def test_edited_answer_is_a_version_that_the_model_is_told_of(store: Store, chat
 
 
 def test_edit_of_an_earlier_answer_ends_the_path_there(chat: Chat) -> None:
-    """The messages after the edited answer stay with its original; Regenerate adds a version."""
+    """The messages after the edited answer stay with its original; "Write again" adds a version."""
     chat.add_exchange("a", "one")
     chat.add_exchange("b", "two")
     original_id = chat.read().exchanges[0].answer_id
