@@ -135,6 +135,7 @@ def test_escape_closes_the_panel_and_stops_no_answer(chat: Chat) -> None:
     chat.ask("stall?n=3")
     chat.wait_state("running")
     button(chat).click()
+    expect(panel(chat)).to_be_visible()  # its module is loaded first
     chat.page.keyboard.press("Escape")
     expect(panel(chat)).to_be_hidden()
     expect(chat.stop).to_be_visible()

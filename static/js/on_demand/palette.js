@@ -38,107 +38,132 @@ const build = () => {
   return { dialog, field, list, count };
 };
 
+// Only one palette is open at a time.
+let parts = null; // { dialog, field, list, count }
+let doAction = null; // does an action of the table
+let active = null; // the option that Enter chooses
+let resultGroups = []; // from the server
+let turn = 0; // of the last request
+let timer = 0; // of the next search
+let hasFailed = false; // Enter searches again
+
+// --- the list ------------------------------------------------------------------------------------
+const choose = option => {
+  active?.setAttribute("aria-selected", "false");
+  active = option ?? null;
+  active?.setAttribute("aria-selected", "true");
+  active?.scrollIntoView({ block: "nearest" });
+  if (active) parts.field.setAttribute("aria-activedescendant", active.id);
+  else parts.field.removeAttribute("aria-activedescendant");
+};
+const move = step => {
+  const options = $$("[role=option]", parts.list);
+  choose(options.at((options.indexOf(active) + step) % options.length));
+};
+const optionOf = row => {
+  const keys = make("kbd", { textContent: keyNames(row).join(" ") });
+  const properties = { type: "button", role: "option", tabIndex: -1 };
+  const element = make("button", properties, row.name, keys);
+  element.addEventListener("click", () => {
+    parts.dialog.close();
+    doAction(row);
+  });
+  return element;
+};
+const actionGroups = () => {
+  const words = parts.field.value.toLowerCase().match(/\S+/g) ?? [];
+  const rows = available().filter(({ name }) => words.every(word => beginsWord(name, word)));
+  if (!rows.length) return [];
+  const name = make("p", { role: "presentation", textContent: "Actions" });
+  return [make("div", { role: "group", ariaLabel: "Actions" }, name, ...rows.map(optionOf))];
+};
+const describe = () => {
+  const { field, list, count } = parts;
+  fillTimes(list);
+  const options = $$("[role=option]", list), more = $("[data-further]", list);
+  options.forEach((element, n) => { element.id = `palette-${n}`; });
+  const size = options.length - (more ? 1 : 0);
+  const words = `${size}${more ? " or more" : ""} ${size === 1 ? "result" : "results"}.`;
+  const none = "Nothing found. Search for other words, or for the start of a word.";
+  count.textContent = field.value.trim() && (size ? words : none);
+};
+const draw = () => {
+  parts.list.replaceChildren(...resultGroups, ...actionGroups());
+  describe();
+  choose($("[role=option]", parts.list));
+};
+
+// --- requests ------------------------------------------------------------------------------------
+const fail = text => {
+  hasFailed = true;
+  resultGroups = [];
+  draw();
+  parts.count.textContent = `${text} Press Enter to search again.`;
+};
+// Calls `show` with the elements at this address, unless the field has changed meanwhile.
+const get = async (url, show) => {
+  const mine = ++turn;
+  hasFailed = false;
+  try {
+    const response = await fetchHtml(url), html = await response.text();
+    if (mine !== turn) return;
+    if (response.ok) show(parse(html));
+    else fail("The search failed.");
+  } catch {
+    if (mine === turn) fail("The server could not be reached.");
+  }
+};
+const search = () => {
+  clearTimeout(timer);
+  const words = encodeURIComponent(parts.field.value.trim());
+  get(`/conversations/search?q=${words}`, groups => {
+    resultGroups = groups;
+    draw();
+  });
+};
+const addFurther = button => {
+  get(button.dataset.further, options => {
+    button.replaceWith(...options);
+    describe();
+    choose(options[0]);
+  });
+};
+
+// --- the dialog ----------------------------------------------------------------------------------
+const handleKey = event => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (step) move(step);
+  else if (event.key !== "Enter") return;
+  else if (hasFailed) search();
+  else active?.click();
+  event.preventDefault();
+};
+const forget = () => { // responses that are under way
+  clearTimeout(timer);
+  turn += 1;
+  active = null;
+  resultGroups = [];
+};
 // `act` does an action of the table.
 export const openPalette = act => {
   if ($("#palette")) { $("#palette").close(); return; }
-  const { dialog, field, list, count } = build();
-  let active = null, timer = 0, turn = 0, found = []; // groups from the server
-  let hasFailed = false; // Enter searches again
-
-  const choose = option => {
-    active?.setAttribute("aria-selected", "false");
-    active = option ?? null;
-    active?.setAttribute("aria-selected", "true");
-    active?.scrollIntoView({ block: "nearest" });
-    if (active) field.setAttribute("aria-activedescendant", active.id);
-    else field.removeAttribute("aria-activedescendant");
-  };
-  const option = row => {
-    const keys = make("kbd", { textContent: keyNames(row).join(" ") });
-    const properties = { type: "button", role: "option", tabIndex: -1 };
-    const element = make("button", properties, row.name, keys);
-    element.addEventListener("click", () => {
-      dialog.close();
-      act(row);
-    });
-    return element;
-  };
-  const actions = () => {
-    const words = field.value.toLowerCase().match(/\S+/g) ?? [];
-    const rows = available().filter(({ name }) => words.every(word => beginsWord(name, word)));
-    if (!rows.length) return [];
-    const name = make("p", { role: "presentation", textContent: "Actions" });
-    return [make("div", { role: "group", ariaLabel: "Actions" }, name, ...rows.map(option))];
-  };
-  const describe = () => {
-    fillTimes(list);
-    const options = $$("[role=option]", list), more = $("[data-further]", list);
-    options.forEach((element, n) => { element.id = `palette-${n}`; });
-    const size = options.length - (more ? 1 : 0);
-    const words = `${size}${more ? " or more" : ""} ${size === 1 ? "result" : "results"}.`;
-    const none = "Nothing found. Search for other words, or for the start of a word.";
-    count.textContent = field.value.trim() && (size ? words : none);
-  };
-  const draw = () => {
-    list.replaceChildren(...found, ...actions());
-    describe();
-    choose($("[role=option]", list));
-  };
-  const fail = text => {
-    hasFailed = true;
-    found = [];
-    draw();
-    count.textContent = `${text} Press Enter to search again.`;
-  };
-  // Calls `show` with the elements at this address, unless the field has changed meanwhile.
-  const get = async (url, show) => {
-    const mine = ++turn;
-    hasFailed = false;
-    try {
-      const response = await fetchHtml(url);
-      const html = await response.text();
-      if (mine !== turn || !dialog.open) return;
-      if (response.ok) show(parse(html));
-      else fail("The search failed.");
-    } catch {
-      if (mine === turn) fail("The server could not be reached.");
-    }
-  };
-  const load = () => get(
-    `/conversations/search?q=${encodeURIComponent(field.value.trim())}`,
-    groups => {
-      found = groups;
-      draw();
-    },
-  );
+  parts = build();
+  doAction = act;
+  const { dialog, field, list } = parts;
   list.addEventListener("click", ({ target }) => {
     const more = target.closest("[data-further]");
     if (!more) return;
     if (!touch.matches) field.focus();
-    get(more.dataset.further, options => {
-      more.replaceWith(...options);
-      describe();
-      choose(options[0]);
-    });
+    addFurther(more);
   });
-  const move = step => {
-    const options = $$("[role=option]", list);
-    choose(options.at((options.indexOf(active) + step) % options.length));
-  };
   field.addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(load, WAIT_MS);
+    timer = setTimeout(search, WAIT_MS);
   });
-  field.addEventListener("keydown", event => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (step) move(step);
-    else if (event.key !== "Enter") return;
-    else if (hasFailed) load();
-    else active?.click();
-    event.preventDefault();
-  });
+  field.addEventListener("keydown", handleKey);
+  dialog.addEventListener("close", forget);
   openOnce(dialog);
   field.focus();
   draw();
-  load();
+  search();
 };

@@ -1,6 +1,7 @@
 // The dialog that renames the open chat. In the list a title is edited in its place.
 import { openOnce } from "../lib/dialog.js";
 import { $, iconButton, make, parse } from "../lib/dom.js";
+import { fetchHtml } from "../lib/fetch_html.js";
 import { head, titleOf } from "../sidebar/entries.js";
 import { refreshChanged } from "../sidebar/list.js";
 
@@ -30,8 +31,8 @@ const build = title => {
 };
 
 const save = async (id, title) => {
-  const body = new URLSearchParams({ title }), headers = { "HX-Request": "true" };
-  const response = await fetch(`/c/${id}/title`, { method: "POST", body, headers });
+  const body = new URLSearchParams({ title });
+  const response = await fetchHtml(`/c/${id}/title`, { method: "POST", body });
   const [element] = parse(await response.text());
   if (response.ok) return titleOf(element);
   throw new Error(element?.textContent);

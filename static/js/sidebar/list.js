@@ -2,6 +2,7 @@
 // visible, often while an answer runs, and now and then for changes on other devices.
 import { $, $$, notice, parse } from "../lib/dom.js";
 import { listen } from "../lib/events.js";
+import { fetchHtml } from "../lib/fetch_html.js";
 import { route, succeeded } from "../requests.js";
 import {
   head, isArchive, linkIn, list, openChat, shownConversation, sidebar, titleOf,
@@ -109,7 +110,7 @@ const refresh = async () => {
   let isAnswered = false;
   try { // low priority: a browser has six connections to a host, and Stop must not wait for this
     const url = `/conversations?current=${shownConversation()}${isArchive() ? "&archived=1" : ""}`;
-    const response = await fetch(url, { headers: { "HX-Request": "true" }, priority: "low" });
+    const response = await fetchHtml(url, { priority: "low" });
     const html = await response.text();
     if (turn !== requests) return true;
     isAnswered = response.ok;
