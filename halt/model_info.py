@@ -1,4 +1,4 @@
-"""What a provider's list says of its models."""
+"""The models of a provider's list, with their abilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Abilities(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a model can do according to its server. None: the server does not say."""
+    """The abilities of a model according to its server. None: the server does not say."""
 
     context: int | None = None  # tokens of a prompt and its answer
     images: bool | None = None  # whether it reads images

@@ -1,4 +1,4 @@
-// What is under way in this conversation: messages that are being sent, and answers that run.
+// The messages of this conversation that are being sent, and its answers that run.
 import { $$ } from "./lib/dom.js";
 
 // Elements whose requests start an answer.

@@ -1,5 +1,5 @@
-// The message: its field and its pasted texts. It leaves when it is sent, and comes back if the
-// server did not take it.
+// The message: its field and its pasted texts. The field is emptied when the message is sent, and
+// refilled if the server refuses it.
 import { isBusy } from "./activity.js";
 import { $, $$, setValue, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
@@ -8,7 +8,7 @@ import { hasCode, route, succeeded } from "./requests.js";
 import { editPrompt } from "./versions.js";
 
 const prompt = $("#prompt"), composer = $("#composer");
-let leaving = null; // the parts that were taken and that the server may not have yet
+let sentParts = null; // of the message under way, until the server has it
 
 export const messageParts = () => ({ text: prompt.value, pasted: pastedTexts() });
 export const setMessage = ({ text, pasted }) => {
@@ -87,17 +87,17 @@ document.addEventListener("submit", event => {
 route("#composer", {
   config({ ctx, event }) {
     if (event.defaultPrevented) return;
-    leaving = messageParts();
-    if (leaving.pasted.length) ctx.request.body.set("prompt", messageText(leaving));
+    sentParts = messageParts();
+    if (sentParts.pasted.length) ctx.request.body.set("prompt", messageText(sentParts));
     clearMessage(); // the next message can be typed
     if (touch.matches) prompt.blur(); // closes the keyboard, which covers the answer
   },
   response({ ctx }) {
     // A message for a changed conversation goes to the queue: see queue.js.
-    if (succeeded(ctx) || hasCode(ctx, "conversation_moved")) leaving = null;
+    if (succeeded(ctx) || hasCode(ctx, "conversation_moved")) sentParts = null;
   },
   finished() {
-    if (leaving) putBack(leaving);
-    leaving = null;
+    if (sentParts) putBack(sentParts);
+    sentParts = null;
   },
 });

@@ -1,4 +1,4 @@
-// What a person does before the modules have run. Of the page's own scripts, this one alone is not
+// Keeps actions from before the modules have run. Of the page's own scripts, this one alone is not
 // deferred.
 "use strict";
 // Enter in the message field, Send and Stop are kept, and happen once when the page is complete.

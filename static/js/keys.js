@@ -12,7 +12,7 @@ const search = async () => (await onDemand("palette"))?.openPalette(act);
 addEventListener("keydown", ({ key }) => {
   if (key === "Control" || key === "Meta") preload("palette");
 }, true);
-const help = async () => (await onDemand("help"))?.openHelp();
+const help = async () => (await onDemand("shortcut_list"))?.openShortcutList();
 const ACTIONS = { search, pin: pinOpenChat, rail: toggleRail, theme: toggleTheme, help };
 const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");
 

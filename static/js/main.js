@@ -1,4 +1,4 @@
-// The entry. The order of the imports is the order in which modules hear the same event.
+// The entry. The order of the imports is the order in which modules handle the same event.
 import "./input_method.js"; // first: hides keys from all others
 import "./starts.js";
 import "./stop.js";
@@ -22,13 +22,13 @@ import "./sidebar/change.js";
 import "./sidebar/menu.js";
 import "./sidebar/rename.js";
 import "./sidebar/sheet.js";
-import "./sidebar/keys.js";
+import "./escape.js";
 import "./sidebar/toast.js";
 import "./display.js";
 import "./keys.js";
 import "./paging.js";
 import "./other_tabs.js";
 import "./drafts.js";
-import "./keyboard.js";
+import "./screen_keyboard.js";
 
 document.dispatchEvent(new Event("halt:ready")); // to early.js: all modules have run

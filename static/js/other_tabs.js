@@ -20,7 +20,8 @@ const mark = exchange => {
 
 // Replaces all exchanges from the first one that differs.
 const replaceFrom = (first, html) => {
-  const received = parse(html), shown = exchanges(), old = shown.slice(shown.indexOf(first));
+  const received = parse(html), pageExchanges = exchanges();
+  const old = pageExchanges.slice(pageExchanges.indexOf(first));
   const isDifferent = (exchange, n) => !old[n] || mark(exchange) !== mark(old[n]);
   const different = received.findIndex(isDifferent);
   const kept = different < 0 ? received.length : different;
@@ -40,8 +41,10 @@ const refresh = async () => {
   try { // low priority: a browser has six connections to a host, and Stop must not wait for this
     for (const from of new Set([last, before[0]])) {
       const url = `/c/${conversationId()}/from?prompt_id=${from.dataset.prompt}`;
-      const response = await fetchHtml(url, { priority: "low" }), html = (await response.text()).trim();
-      if (!response.ok || mustNotChange() || exchanges().at(-1) !== last || !from.isConnected) return;
+      const response = await fetchHtml(url, { priority: "low" });
+      const html = (await response.text()).trim();
+      if (!response.ok || mustNotChange()) return;
+      if (exchanges().at(-1) !== last || !from.isConnected) return;
       if (html) { replaceFrom(from, html); return; }
     }
     location.reload(); // the conversation differs from its first exchange on

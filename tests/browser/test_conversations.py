@@ -17,8 +17,6 @@ from tests.browser.list_tab import PHONE, WIDE, ListTab
 from tests.support.export_files import exported_conversation
 from tests.support.halt_server import StartHalt, request_record
 
-
-
 # --- the list -------------------------------------------------------------------------------------
 
 

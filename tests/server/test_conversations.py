@@ -76,9 +76,11 @@ class Person:
     def titles(self, path: str = "/conversations") -> list[str]:
         return [item["title"] for item in self.items(path)]
 
-    def change(self, wish: str, *conversations: str, **fields: str) -> HttpResponse:
+    def change(self, operation: str, *conversations: str, **fields: str) -> HttpResponse:
         """Change several conversations at once."""
-        body = urlencode([("do", wish), *(("id", one) for one in conversations), *fields.items()])
+        body = urlencode(
+            [("do", operation), *(("id", one) for one in conversations), *fields.items()]
+        )
         return self.client.request("POST", "/conversations", body.encode(), PAGE_HEADERS)
 
     def import_file(self, data: bytes, *, page: bool = False) -> HttpResponse:
@@ -289,7 +291,7 @@ def test_deletion_of_several_stops_their_answers(anna: Person, shared_fake: Fake
 
 
 @pytest.mark.parametrize(
-    ("wish", "ids", "field"),
+    ("operation", "ids", "field"),
     [
         ("pin", [], "id"),
         ("delete", ["conversation"] * 2 + [f"conversation-{n}" for n in range(500)], "id"),
@@ -299,10 +301,10 @@ def test_deletion_of_several_stops_their_answers(anna: Person, shared_fake: Fake
     ids=["none", "501", "no ID", "unknown change"],
 )
 def test_wrong_change_of_several_is_refused_by_field(
-    anna: Person, wish: str, ids: list[str], field: str
+    anna: Person, operation: str, ids: list[str], field: str
 ) -> None:
     """A change of none, of more than 500, or of an unknown kind is refused."""
-    body = urlencode([("do", wish), *(("id", one) for one in ids)]).encode()
+    body = urlencode([("do", operation), *(("id", one) for one in ids)]).encode()
     refused = anna.client.request("POST", "/conversations", body, FORM_HEADERS)
     assert (refused.status, refused.error["field"]) == (400, field)
 
@@ -796,13 +798,13 @@ def test_conversation_of_another_session_cannot_be_changed(
         assert client.request("POST", f"/c/{other_id}{path}", body, FORM_HEADERS).status == 404
 
 
-@pytest.mark.parametrize("wish", ["pin", "archive", "delete"])
+@pytest.mark.parametrize("operation", ["pin", "archive", "delete"])
 def test_several_of_another_session_cannot_be_changed(
-    halt: HaltServer, other_id: str, wish: str
+    halt: HaltServer, other_id: str, operation: str
 ) -> None:
     """No other session and no program can pin, archive, delete or export a conversation."""
     for client in (Person(halt).client, halt.client()):
-        body = urlencode({"do": wish, "id": other_id}).encode()
+        body = urlencode({"do": operation, "id": other_id}).encode()
         assert client.request("POST", "/conversations", body, FORM_HEADERS).status == 404
         exported = client.request("POST", "/export", body, FORM_HEADERS)
         assert json.loads(exported.body)["conversations"] == []

@@ -87,7 +87,7 @@ def _option_group(group: ModelGroup) -> OptionGroup:
 
 
 def ability_words(abilities: Abilities) -> str:
-    """What is known of a model, as in "128k context, images, tools"; empty if nothing is."""
+    """The known abilities of a model, as in "128k context, images, tools"; "" for none."""
     words = [f"{_thousands(abilities.context)} context"] if abilities.context else []
     words += [name for name in ("images", "tools", "thinking") if getattr(abilities, name)]
     return ", ".join(words)

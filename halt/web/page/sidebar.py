@@ -126,18 +126,18 @@ def conversation_list() -> str:
 @blueprint.post("/conversations")
 def change() -> Response:
     """Pin, archive or delete conversations, or undo that (`do`), all of them at once (`id`)."""
-    ids, wish = conversation_ids(), request.form.get("do", "")
+    ids, operation = conversation_ids(), request.form.get("do", "")
     store = services().store.conversations
-    if wish == "delete":
+    if operation == "delete":
         return _delete(ids)
-    if wish in {"pin", "unpin"}:
-        store.set_pinned(ids, owner_id(), pinned=wish == "pin")
+    if operation in {"pin", "unpin"}:
+        store.set_pinned(ids, owner_id(), pinned=operation == "pin")
         return Response(status=204)
-    if wish not in {"archive", "unarchive"}:
+    if operation not in {"archive", "unarchive"}:
         raise RequestError("do must be pin, unpin, archive, unarchive or delete.", field="do")
-    count = store.set_archived(ids, owner_id(), archived=wish == "archive")
+    count = store.set_archived(ids, owner_id(), archived=operation == "archive")
     chats = _chats(count, store.summary(ids[0], owner_id()).title if count == len(ids) == 1 else "")
-    if wish == "unarchive":
+    if operation == "unarchive":
         return toast(f"{chats} moved back to the list.")
     return toast(f"{chats} moved to the archive.", undo=Undo("unarchive", ids))
 

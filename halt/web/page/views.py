@@ -26,8 +26,7 @@ from halt.rendering.renderer import PageRenderer
 from halt.store.models import Exchange, Versions, state_of
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 
-#: Characters of a text from which its height is estimated.
-COUNTED = 20_000
+HEIGHT_CHARS_MAX = 20_000  # characters of a text from which its height is estimated
 LONG = 50_000  # characters of an answer's HTML
 ROWS_MAX = 18  # rows of a prompt, of 80 characters, beyond which 12 are shown
 
@@ -112,13 +111,13 @@ class ExchangeView:
 
 
 def _row_count(text: str, width: int) -> int:
-    return sum(len(line) // width + 1 for line in text[:COUNTED].split("\n"))
+    return sum(len(line) // width + 1 for line in text[:HEIGHT_CHARS_MAX].split("\n"))
 
 
 def _text_height(text: str) -> int:
     """The height of rendered Markdown in pixels, estimated from its first characters."""
     height, is_code = 0, False
-    for line in text[:COUNTED].split("\n"):
+    for line in text[:HEIGHT_CHARS_MAX].split("\n"):
         if line.startswith("```"):
             is_code = not is_code
             height += 31  # half of the bar and the padding
@@ -128,7 +127,7 @@ def _text_height(text: str) -> int:
             height += 37
         else:
             height += len(line) // 92 * 26 + 26 if line else 12
-    return height * max(1, len(text) // COUNTED)
+    return height * max(1, len(text) // HEIGHT_CHARS_MAX)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-// Elements, and the two places where the page speaks to its reader.
+// Elements, and the two places for messages: the announcer for screen readers, and the notice.
 export const $ = (selector, root = document) => root.querySelector(selector);
 export const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 

@@ -2,7 +2,7 @@
 import { make, notice } from "./dom.js";
 
 const STYLES = { // module -> its style sheet
-  palette: "palette", help: "palette", picker: "models", settings: "settings",
+  palette: "palette", shortcut_list: "shortcuts", picker: "models", settings: "settings",
 };
 const loads = new Map(); // style sheet -> the promise of its load
 

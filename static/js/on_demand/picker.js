@@ -36,15 +36,16 @@ const mark = () => {
 };
 
 const filter = () => {
-  const words = search.value.toLowerCase().split(/\s+/);
-  for (const row of rows()) row.hidden = !words.every(word => row.dataset.text.includes(word));
+  const terms = search.value.toLowerCase().split(/\s+/);
+  for (const row of rows()) row.hidden = !terms.every(word => row.dataset.text.includes(word));
   for (const group of list.children) group.hidden = !$(".model:not([hidden])", group);
-  const found = shownRows();
-  count.textContent = !search.value ? "" : found.length
-    ? `${found.length} ${found.length === 1 ? "model" : "models"}` : "No models found. Search for other words.";
-  count.classList.toggle("hidden", found.length > 0);
-  compare.hidden = !comparing && !(offersSeveral && found.length);
-  if (!active || active.hidden) setActive(found[0]);
+  const visibleRows = shownRows();
+  const size = visibleRows.length, none = "No models found. Search for other words.";
+  const words = size ? `${size} ${size === 1 ? "model" : "models"}` : none;
+  count.textContent = search.value && words;
+  count.classList.toggle("hidden", size > 0);
+  compare.hidden = !comparing && !(offersSeveral && size);
+  if (!active || active.hidden) setActive(visibleRows[0]);
 };
 
 // Requests the list again, and has the server ask the providers of this title that have failed.
@@ -59,7 +60,7 @@ const retry = async event => {
   draw();
   ($$("button", notes).find(other => other.dataset.provider === provider) ?? keyTarget()).focus();
 };
-// What failed, by provider, or a discovered server that needs a key.
+// The note of a provider that failed, or of a discovered server that needs a key.
 const noteOf = ({ label, dataset: { provider, fault } }) => {
   const text = provider ? label.slice(provider.length + 2) : label;
   const mark = parse(icon(fault === undefined ? "info" : "triangle-alert"));
@@ -74,7 +75,7 @@ const noteOf = ({ label, dataset: { provider, fault } }) => {
   return make("section", {}, ...parts);
 };
 
-// What is offered: groups of models, each with the title of its provider, and notes as options.
+// The offered models in groups, each with the title of its provider; and notes as options.
 const offered = () => {
   const groups = [], notes = [], single = { title: "", models: [] };
   for (const child of select.children) {
@@ -91,13 +92,13 @@ const offered = () => {
 const draw = () => {
   const { groups, notes: failed } = offered(), before = active?.dataset.name;
   const models = groups.flatMap(group => group.models), isMany = models.length > MANY;
-  const found = (isMany ? recent() : [])
+  const recentModels = (isMany ? recent() : [])
     .map(({ name }) => models.find(model => model.name === name)).filter(Boolean);
-  if (found.length) groups.unshift({ title: "Recent", models: found });
+  if (recentModels.length) groups.unshift({ title: "Recent", models: recentModels });
   let number = 0;
   list.replaceChildren(...groups.map(({ title, models }, index) => {
-    const isRecent = models === found;
-    const own = models.filter(model => isRecent || !found.includes(model));
+    const isRecent = models === recentModels;
+    const own = models.filter(model => isRecent || !recentModels.includes(model));
     return groupOf(title, own.map(model => rowOf(model, ++number, isRecent)), index);
   }));
   notes.replaceChildren(...failed.map(noteOf));
@@ -172,8 +173,9 @@ const MOVES = {
 panel.addEventListener("keydown", event => {
   const { key, target } = event;
   if (![search, list].includes(target) || event.altKey || event.ctrlKey || event.metaKey) return;
-  const found = shownRows(), move = MOVES[key];
-  if (move && found.length) setActive(found[move(found.indexOf(active), found.length - 1)]);
+  const visibleRows = shownRows(), move = MOVES[key];
+  const at = visibleRows.indexOf(active), last = visibleRows.length - 1;
+  if (move && last >= 0) setActive(visibleRows[move(at, last)]);
   else if ((key === "Enter" || (key === " " && target === list)) && active) pick(active);
   else if (key.length === 1 && key !== " " && target === list) { // the field gets this key
     search.hidden = false;

@@ -34,7 +34,7 @@ const update = () => {
   const isUnpin = [...chosen].every(id => entryOf(id)?.dataset.pinned !== undefined);
   describeChange(bar, "archive", isArchive());
   describeChange(bar, "pin", chosen.size && isUnpin).hidden = isArchive();
-  for (const button of $$("[data-wish], [popovertarget]", bar)) button.disabled = !chosen.size;
+  for (const button of $$("[data-operation], [popovertarget]", bar)) button.disabled = !chosen.size;
 };
 const set = (entry, isChosen) => {
   if (isChosen) chosen.add(entry.dataset.id);
@@ -126,12 +126,12 @@ const download = async format => {
   setTimeout(URL.revokeObjectURL, 60_000, href);
 };
 bar.addEventListener("click", ({ target }) => {
-  const { wish } = target.closest("[data-wish]")?.dataset ?? {};
-  if (wish) {
+  const { operation } = target.closest("[data-operation]")?.dataset ?? {};
+  if (operation) {
     const ids = [...chosen];
     endSelecting();
     returnFocusTo(() => linkIn(entryOf(last)));
-    change(wish, ids);
+    change(operation, ids);
   } else if (target.closest("#end-selection")) endSelecting();
   else if (target.closest("#select-all")) {
     for (const entry of entries()) set(entry, true);

@@ -37,20 +37,20 @@ export const openSettings = async opener => {
   openDialog(panel, opener);
   $(isByKey ? opener.dataset.at ?? "#settings-model" : "h2", panel).focus();
 };
-const ask = isAsked => {
+const showQuestion = isShown => {
   const [foot, question] = $$(".dialog-foot", panel);
-  foot.hidden = isAsked;
-  question.hidden = !isAsked;
-  $(isAsked ? ".keep-editing" : "[type=submit]", isAsked ? question : foot).focus();
+  foot.hidden = isShown;
+  question.hidden = !isShown;
+  $(isShown ? ".keep-editing" : "[type=submit]", isShown ? question : foot).focus();
 };
 panel.addEventListener("cancel", event => {
   if (!$("#settings-form", panel) || values() === before) return;
   event.preventDefault();
-  ask(true);
+  showQuestion(true);
 });
 panel.addEventListener("close", () => panel.replaceChildren());
 panel.addEventListener("click", ({ target }) => {
-  if (target.closest(".keep-editing")) ask(false);
+  if (target.closest(".keep-editing")) showQuestion(false);
   else if (target.closest(".discard-changes")) panel.close();
   else if (target.closest("#settings-reset")) reset();
 });

@@ -7,16 +7,17 @@ import { refreshChanged } from "./list.js";
 import { returnFocusTo, toast } from "./toast.js";
 
 const form = $("#change");
-const HIDES = ["archive", "unarchive", "delete"], SAYS = { pin: "Pinned.", unpin: "Unpinned." };
-// wish -> the name of its control
+const HIDING = ["archive", "unarchive", "delete"]; // they hide the entries
+const ANNOUNCEMENTS = { pin: "Pinned.", unpin: "Unpinned." };
+// operation -> the name of its control
 const NAMES = { pin: "Pin", unpin: "Unpin", archive: "Archive", unarchive: "Move back" };
-// wish -> the state that it sets or removes
+// operation -> the state that it sets or removes
 const STATES = { pin: "pinned", archive: "archived" };
 // Makes the control in `root` that sets a state remove it where it is set. Returns the control.
-export const describeChange = (root, wish, isSet) => {
-  const control = $(`[data-wish$="${wish}"]`, root);
-  control.dataset.wish = isSet ? `un${wish}` : wish;
-  $("span", control).textContent = NAMES[control.dataset.wish];
+export const describeChange = (root, operation, isSet) => {
+  const control = $(`[data-operation$="${operation}"]`, root);
+  control.dataset.operation = isSet ? `un${operation}` : operation;
+  $("span", control).textContent = NAMES[control.dataset.operation];
   return control;
 };
 let pending = null; // the change whose response has not arrived
@@ -30,33 +31,33 @@ const neighbourOf = ids => {
 };
 
 // The head follows at once; the list at its next refresh.
-const setHead = (wish, ids) => {
-  const state = STATES[wish.replace(/^un/, "")];
+const setHead = (operation, ids) => {
+  const state = STATES[operation.replace(/^un/, "")];
   if (state && ids.includes(head.dataset.id)) {
-    head.toggleAttribute(`data-${state}`, !wish.startsWith("un"));
+    head.toggleAttribute(`data-${state}`, !operation.startsWith("un"));
   }
 };
-// `wish` is what the server is to do with the conversations.
-export const change = (wish, ids) => {
+// `operation` is what the server is to do with the conversations.
+export const change = (operation, ids) => {
   if (pending || !ids.length) return;
-  pending = { wish, ids };
-  form.elements.do.value = wish;
+  pending = { operation, ids };
+  form.elements.do.value = operation;
   for (const field of $$("[name=id]", form)) field.remove();
   form.append(...ids.map(value => make("input", { type: "hidden", name: "id", value })));
   form.requestSubmit();
 };
 route("#change", {
   finished({ ctx }) {
-    const { wish, ids } = pending;
+    const { operation, ids } = pending;
     pending = null;
     if (!succeeded(ctx)) return;
-    setHead(wish, ids);
-    if (wish in SAYS) {
-      announce(SAYS[wish]);
+    setHead(operation, ids);
+    if (operation in ANNOUNCEMENTS) {
+      announce(ANNOUNCEMENTS[operation]);
       const isSeen = entryOf(ids[0])?.checkVisibility({ visibilityProperty: true });
-      if (!isSeen) toast.replaceChildren(make("p", { textContent: SAYS[wish] }));
+      if (!isSeen) toast.replaceChildren(make("p", { textContent: ANNOUNCEMENTS[operation] }));
     }
-    if (!HIDES.includes(wish)) return;
+    if (!HIDING.includes(operation)) return;
     const neighbour = entryOf(ids[0]) && neighbourOf(ids)?.dataset.id;
     hidden = ids;
     for (const id of ids) { // until a refresh removes them, or Undo shows them again

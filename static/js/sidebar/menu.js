@@ -50,9 +50,9 @@ list.addEventListener("click", event => {
 }, true);
 for (const popover of [menu, chatMenu]) {
   popover.addEventListener("click", async ({ target }) => {
-    const { wish } = target.closest("[data-wish]")?.dataset ?? {}, entry = chosen;
+    const { operation } = target.closest("[data-operation]")?.dataset ?? {}, entry = chosen;
     if (target.closest("a, button")) popover.hidePopover();
-    if (wish) change(wish, [entry.dataset.id]);
+    if (operation) change(operation, [entry.dataset.id]);
     else if (target.closest("#select")) selectWith("select", entry);
     else if (target.closest("#rename-chat")) (await onDemand("rename"))?.openRename(entry);
   });

@@ -7,7 +7,7 @@ export const toast = $("#toast");
 let ends = 0; // timer
 let findReturn = () => null;
 
-// What gets the focus if the toast goes away with it: the result of `find`, or the message field.
+// The result of `find`, or else the message field, gets the focus if a toast with the focus ends.
 export const returnFocusTo = find => { findReturn = find; };
 const empty = () => {
   const hadFocus = toast.contains(document.activeElement);

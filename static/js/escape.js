@@ -1,10 +1,10 @@
 // Esc closes what is open before it stops an answer. Held down, it does one of these.
-import { openedDialog, requestClose } from "../lib/dialog.js";
-import { $ } from "../lib/dom.js";
-import { pressEndSelection, isSelecting } from "./entries.js";
-import { leaveRename } from "./rename.js";
-import { closeSheet, isSheetOpen } from "./sheet.js";
-import { dismissFault } from "./toast.js";
+import { openedDialog, requestClose } from "./lib/dialog.js";
+import { $ } from "./lib/dom.js";
+import { isSelecting, pressEndSelection } from "./sidebar/entries.js";
+import { leaveRename } from "./sidebar/rename.js";
+import { closeSheet, isSheetOpen } from "./sidebar/sheet.js";
+import { dismissFault } from "./sidebar/toast.js";
 
 const handleEscape = event => {
   const { target } = event, dialog = openedDialog();

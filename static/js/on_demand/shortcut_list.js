@@ -38,4 +38,4 @@ const build = () => {
   dialog.setAttribute("aria-labelledby", name.id);
   return dialog;
 };
-export const openHelp = () => openOnce(build());
+export const openShortcutList = () => openOnce(build());
