@@ -135,7 +135,7 @@ def _time_rows(m: Metrics) -> list[tuple[str, str]]:
         ("First token after", "" if m.ttft_ms is None else duration_text(m.ttft_ms)),
         ("Thinking", duration_text(m.reasoning_ms) if m.reasoning_ms else ""),
         ("In all", duration_text(m.duration_ms) if m.duration_ms else ""),  # 0: imported
-        ("Speed", "" if rate is None else f"{rate:.0f} tokens/s"),
+        ("Speed", "" if rate is None else f"{rate:,.0f} tokens/s"),
     ]
 
 
