@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from halt.chat.figures import page_figures
+from halt.chat.figures import duration_text, page_figures
 from halt.core.events import Cancelled, Done, ErrorInfo, Failed, Terminal
 from halt.core.metrics import NO_FIGURES, Metrics
 from halt.core.receipts import Receipt
@@ -151,6 +151,23 @@ def test_note_of_a_cut_answer_names_the_reason() -> None:
     assert note_of(Done("content_filter", METRICS)).title == "Cut off by the provider's filter."
     odd = note_of(Done("abort", METRICS))
     assert (odd.kind, odd.title) == ("fault", "The model's server ended the answer: abort.")
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (42.4, "42 ms"),
+        (99.6, "0.10 s"),
+        (994, "0.99 s"),
+        (996, "1.0 s"),
+        (3_210, "3.2 s"),
+        (9_960, "10 s"),
+        (125_000, "125 s"),
+    ],
+)
+def test_duration_has_two_digits_at_each_size(milliseconds: float, text: str) -> None:
+    """A duration is rounded once and alike in steps and figures: no size shows "1.00 s"."""
+    assert duration_text(milliseconds).replace("\u00a0", " ") == text
 
 
 def test_figures_have_a_short_line_and_all_by_name() -> None:
