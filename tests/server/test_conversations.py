@@ -466,10 +466,10 @@ def test_edited_answer_is_on_the_page_and_in_exports(carla: Person, boris: Perso
     answer = edit("\r\nA <flamingo>\r\n").body.decode()
     assert answer.count("<section") == 1
     assert "A &lt;flamingo&gt;" in answer
-    assert "Edited by you" in answer
+    assert '<p class="edited">' in answer
     boris.import_file(carla.get("/export").body)
     (imported,) = boris.items()
-    assert "Edited by you" in boris.get(f"/c/{imported['id']}").body.decode()
+    assert '<p class="edited">' in boris.get(f"/c/{imported['id']}").body.decode()
 
 
 # --- settings -------------------------------------------------------------------------------------
