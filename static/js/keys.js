@@ -1,7 +1,7 @@
 // Does what a pressed shortcut says, by pressing the control that does it by pointer.
 import { toggleTheme } from "./display.js";
 import { openedDialog } from "./lib/dialog.js";
-import { $, $$, announce } from "./lib/dom.js";
+import { $$, announce } from "./lib/dom.js";
 import { onDemand, preload } from "./lib/on_demand.js";
 import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf, usesSingleKey } from "./shortcuts.js";
 import { pinOpenChat } from "./sidebar/menu.js";
