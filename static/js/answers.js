@@ -1,4 +1,4 @@
-// Changes of the conversation: what a screen reader is told, where the focus goes, and a prompt
+// Changes of the conversation: texts for screen readers, the place of the focus, and a prompt
 // that returns to the message field because its answer was stopped before the first text.
 import { sendingIds } from "./activity.js";
 import { returnPrompt } from "./composer.js";

@@ -1,4 +1,4 @@
-"""The list of conversations: its entries, menus, search, settings, files and drawer."""
+"""The list of conversations: its entries, menus, search, settings and files."""
 
 from __future__ import annotations
 

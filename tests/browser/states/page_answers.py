@@ -20,7 +20,7 @@ PIECE = 6  # characters of a token
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model does. `hold` is a word of the text or thought before which it is silent."""
+    """The actions of the model. `hold` is a word of the text or thought before which it is silent."""
 
     text: str = ""
     thought: str = ""

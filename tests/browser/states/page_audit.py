@@ -116,7 +116,7 @@ SELECTORS = r"""() => {
 
 
 def axe_faults(page: Page, *rules: str) -> list[str]:
-    """What axe finds, by all of its rules or by these."""
+    """The faults that axe finds, by all of its rules or by these."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE_SCRIPT)
     return _texts(page.evaluate(AXE, list(rules) or None))
@@ -133,7 +133,7 @@ def faint_edges(page: Page) -> list[str]:
 
 
 def overflow(page: Page, width: int, height: int) -> list[str]:
-    """What makes the page scroll sideways in a window of this size."""
+    """The elements that make the page scroll sideways in a window of this size."""
     page.set_viewport_size({"width": width, "height": height})
     return _texts(page.evaluate(OVERFLOW))
 
