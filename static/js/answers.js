@@ -3,34 +3,45 @@
 import { sendingIds } from "./activity.js";
 import { returnPrompt } from "./composer.js";
 import { setConnectionLost } from "./feed.js";
-import { $, $$, announce, touch } from "./lib/dom.js";
+import { $, $$, announce, focusComposer } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
+import { route } from "./requests.js";
 import { reopenSteps } from "./steps.js";
 
-const messages = $("#messages"), prompt = $("#prompt");
+const messages = $("#messages");
 const STATES = {
   running: "The answer has started.",
   done: "The answer is complete.",
 };
 
 // A removed button that was pressed keeps the focus until the next frame. Focus on any visible
-// element stays.
-const keepFocus = () => {
+// element stays. `answer`: the one whose own button was pressed.
+const keepFocus = answer => {
   const focused = document.activeElement;
   if (focused !== document.body && focused?.checkVisibility()) return;
-  const places = touch.matches ? [$("#stop"), $("#send")] : [prompt];
-  places.find(place => place.checkVisibility()).focus({ preventScroll: true });
+  const control = answer && $$("footer button", answer).find(button => button.checkVisibility());
+  if (control) control.focus({ preventScroll: true });
+  else focusComposer();
 };
+let stopped = ""; // ID of the answer that was stopped by its own button
+route(".stop-one", { config({ source }) { stopped = source.closest(".answer").id; } });
+route(".pick", {
+  config({ ctx, source }) { ctx.picked = source.closest(".answer").id; },
+  finished({ ctx }) { keepFocus(document.getElementById(ctx.picked)); },
+});
 const update = answer => { // an answer was added or replaced
   setConnectionLost(false); // the server has sent it
   const { state } = answer.dataset, exchange = answer.closest(".exchange");
   const isCut = state === "done" && "cut" in answer.dataset;
   const others = $$(".answer", exchange).filter(other => other !== answer);
   const isLast = others.every(other => other.dataset.state !== "running");
-  if (state !== "running" && !isLast) return; // only the last end counts
+  if (state !== "running" && !isLast) { // only the last end counts
+    if (answer.id === stopped) queueMicrotask(() => keepFocus(answer));
+    return;
+  }
   const note = state !== "running" && $(".note-title", answer)?.textContent;
   if (state !== "withdrawn") announce(state === "error" ? `Error: ${note}` : note || STATES[state]);
-  queueMicrotask(keepFocus); // when the page shows the other of Send and Stop
+  queueMicrotask(() => keepFocus()); // when the page shows the other of Send and Stop
   if (state === "running") return;
   end(exchange, isCut ? "cut" : state, others, $(".note", answer));
 };
@@ -50,7 +61,7 @@ const end = (exchange, state, others, note) => {
   $(".note-title", note).append(` Your message is back in the ${place}.`);
   exchange.remove();
   $("#notice").replaceChildren(note); // which is read out
-  prompt.focus();
+  focusComposer();
 };
 
 // The server no longer has the stream: a note replaced its feed.

@@ -1,11 +1,13 @@
 // Does what a pressed shortcut says, by pressing the control that does it by pointer.
+import { isBusy } from "./activity.js";
 import { toggleTheme } from "./display.js";
 import { openedDialog } from "./lib/dialog.js";
-import { $$, announce } from "./lib/dom.js";
+import { $, $$, notice } from "./lib/dom.js";
 import { onDemand, preload } from "./lib/on_demand.js";
 import { ariaKeys, keyNames, shortcut, SHORTCUTS, shortcutOf, usesSingleKey } from "./shortcuts.js";
 import { pinOpenChat } from "./sidebar/menu.js";
-import { toggleRail } from "./sidebar/sheet.js";
+import { closeSheet, toggleRail } from "./sidebar/sheet.js";
+import { keepEdit } from "./versions.js";
 
 const search = async () => (await onDemand("palette"))?.openPalette(act);
 // The palette is loaded as soon as its first key is down: the letters typed next are for it.
@@ -16,13 +18,22 @@ const help = async () => (await onDemand("shortcut_list"))?.openShortcutList();
 const ACTIONS = { search, pin: pinOpenChat, rail: toggleRail, theme: toggleTheme, help };
 const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");
 
+// Says why there is no control for an action.
+const explain = ({ missing, ofAnswer }) => {
+  const edited = ofAnswer && $("#messages > :last-child .rewriter");
+  if (edited) keepEdit(edited);
+  else notice(ofAnswer && isBusy() ? "An answer is still being written." : missing);
+};
 // Does an action of the table: also called for those chosen in the palette.
 export const act = row => {
   const control = row.find?.();
-  if (row.find && !control) announce(row.missing);
+  for (const open of $$(":popover-open")) open.hidePopover();
+  if (row.find && !control) explain(row);
   else if (ACTIONS[row.id]) ACTIONS[row.id]();
-  else if (row.id === "field") control.focus();
-  else control.click();
+  else if (row.id === "field") {
+    closeSheet();
+    control.focus();
+  } else control.click();
 };
 addEventListener("keydown", event => {
   const row = shortcutOf(event), dialog = openedDialog();

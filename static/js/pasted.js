@@ -1,6 +1,6 @@
 // Long pasted texts, as cards above the message field: a field with 200,000 characters in one
 // paragraph takes the browser a second for each key. The message has them below the typed text.
-import { $, iconButton, make, setValue } from "./lib/dom.js";
+import { $, focusComposer, iconButton, make, setValue } from "./lib/dom.js";
 
 export const LONG = 20_000; // characters from which a pasted text becomes a card
 const list = $("#pasted"), prompt = $("#prompt");
@@ -14,11 +14,12 @@ const card = (text, n) => {
   const take = () => {
     setPastedTexts(texts.toSpliced(n, 1));
     changed();
-    prompt.focus();
+    focusComposer();
   };
   const edit = () => {
     setValue(prompt, [prompt.value, text].filter(Boolean).join("\n\n"));
     take();
+    prompt.focus();
   };
   const of = `the pasted text “${start}”`;
   return make("li", {}, make("div", {}, name, size),

@@ -4,7 +4,7 @@
 // A message gets its stream IDs before it is sent, so that the server accepts none of them twice.
 import { conversationId, isBusy } from "./activity.js";
 import { clearMessage } from "./composer.js";
-import { $, $$, announce, make, notice } from "./lib/dom.js";
+import { $, $$, announce, focusComposer, make, notice } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { newId } from "./lib/ids.js";
 import { isText, isTexts, session } from "./lib/storage.js";
@@ -12,7 +12,7 @@ import { drawLines, focusBeside } from "./queue_list.js";
 import { hasCode, openConversation, route, succeeded } from "./requests.js";
 
 const MOST = 20; // messages that wait
-const box = $("#queue"), go = $("#queue-go"), sender = $("#sender"), prompt = $("#prompt");
+const box = $("#queue"), go = $("#queue-go"), sender = $("#sender");
 const key = `halt.queue.${conversationId()}`;
 const HELD = { // why it is paused
   stopped: "you stopped",
@@ -44,11 +44,12 @@ const actions = {
     next();
   },
   drop(item) {
-    const focus = focusBeside(item) ?? prompt;
+    const beside = focusBeside(item);
     waiting = waiting.filter(other => other !== item);
     if (editing === item) editing = null;
     draw();
-    focus.focus();
+    if (beside) beside.focus();
+    else focusComposer();
     announce("Removed from the queue.");
     next();
   },
@@ -140,7 +141,7 @@ listen("ended", ({ state }) => {
 go.addEventListener("click", () => {
   held = "";
   draw();
-  prompt.focus();
+  focusComposer();
   next();
 });
 

@@ -20,7 +20,14 @@ import { local } from "./lib/storage.js";
 const platform = navigator.userAgentData?.platform ?? navigator.platform;
 const isMac = /mac|iphone|ipad/i.test(platform);
 
-const last = selector => $$(selector).at(-1);
+// The last visible control of this kind in the last exchange. `ofAnswer`: the controls of an answer
+// are hidden while it is written or edited.
+const onLast = (selector, missing) => ({
+  find: () => $$(`#messages > .exchange:last-child ${selector}`)
+    .findLast(control => control.checkVisibility({ visibilityProperty: true })),
+  missing,
+  ofAnswer: true,
+});
 // The conversation `step` places from the open one in the list.
 const beside = step => {
   const links = $$("#conversations a"), open = $('#conversations a[aria-current="page"]');
@@ -39,19 +46,19 @@ export const SHORTCUTS = [
   { id: "field", name: "Go to the message field", wide: "m", find: () => $("#prompt") },
   {
     id: "continue", name: "Continue the answer", wide: "g",
-    find: () => last("#messages .continue"), missing: "No answer was stopped.",
+    ...onLast(".continue", "There is no answer to continue."),
   },
   {
     id: "again", name: "Write the answer again", wide: "w",
-    find: () => last("#messages .regenerate"), missing: "No answer can be written again now.",
+    ...onLast(".regenerate", "No answer can be written again now."),
   },
   {
     id: "copy", name: "Copy the last answer", wide: "c",
-    find: () => last("#messages .copy[data-copy=answer]"), missing: "No answer can be copied yet.",
+    ...onLast(".copy[data-copy=answer]", "No answer can be copied yet."),
   },
   {
     id: "copy-code", name: "Copy the last code", wide: "x",
-    find: () => last("#messages .copy[data-copy=code]"), missing: "The answers have no code.",
+    ...onLast(".copy[data-copy=code]", "The last answer has no code."),
   },
   {
     id: "previous", name: "Previous chat in the list", wide: "ArrowUp",

@@ -1,6 +1,6 @@
 // Versions of a message: prompts and answers edited in place, regenerated answers, and switching
 // between versions. The exchanges after a changed one belong to its previous version.
-import { $, $$, announce, setValue } from "./lib/dom.js";
+import { $, $$, announce, focusComposer, make, notice, setValue, touch } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { route, succeeded } from "./requests.js";
 
@@ -25,27 +25,25 @@ const close = form => {
   box.classList.remove("editing");
   $(".edit, .edit-answer", box).focus({ preventScroll: true });
 };
-const open = (box, template, words) => {
-  let form = $(EDITORS, box);
-  if (!form) {
-    form = $(template).content.cloneNode(true).firstElementChild;
-    box.classList.add("editing");
-    $(":scope > .text", box).after(form);
-    htmx.process(form);
-  }
-  const field = $("textarea", form);
-  setValue(field, words);
+const open = (box, template, text) => {
+  const form = $(template).content.cloneNode(true).firstElementChild, field = $("textarea", form);
+  box.classList.add("editing");
+  $(":scope > .text", box).after(form);
+  htmx.process(form);
+  setValue(field, text);
+  field.defaultValue = field.value; // the saved text
+  field.addEventListener("input", () => $(".fault", form)?.remove());
   field.focus();
-  return form;
+  return field;
 };
-export const editPrompt = (exchange, words) => {
-  const box = $(".prompt", exchange);
-  open(box, "#editor", words ?? $(".text", box).textContent);
+export const editPrompt = exchange => {
+  const box = $(".prompt", exchange), opened = $(".editor textarea", box);
+  if (opened) opened.focus();
+  return opened ?? open(box, "#editor", $(".text", box).textContent);
 };
 const editAnswer = answer => {
-  const form = open(answer, "#rewriter", $(".source", answer).content.textContent);
-  form.elements.stream_id.value = answer.dataset.stream;
-  const field = $("textarea", form);
+  const field = open(answer, "#rewriter", $(".source", answer).content.textContent);
+  field.form.elements.stream_id.value = answer.dataset.stream;
   field.setSelectionRange(0, 0);
   field.scrollTop = 0; // the beginning of a long text
 };
@@ -73,9 +71,37 @@ const sends = (event, form) => (
   form.matches(".rewriter") ? event.ctrlKey || event.metaKey : !event.shiftKey
 );
 document.addEventListener("submit", event => {
-  if (!event.target.matches(EDITORS) || $("textarea", event.target).value.trim()) return;
+  const { target: form } = event, field = $("textarea", form);
+  if (!form.matches(EDITORS)) return;
+  if (field.value.trim()) { guard(event, form); return; }
   event.preventDefault();
   event.stopImmediatePropagation();
+  const textContent = `${form.matches(".editor") ? "A message" : "An answer"} needs text.`;
+  $(".fault", form)?.remove();
+  field.after(make("p", { className: "fault", role: "alert", textContent }));
+  field.focus();
+}, true);
+// Refuses what would drop an edit with changes.
+export const keepEdit = form => {
+  notice("Save or cancel your edit first.");
+  $("textarea", form).focus();
+};
+// `source` replaces its exchange, and removes those after it.
+const guard = (event, source) => {
+  const exchange = source.closest(".exchange");
+  const dropped = $$(EDITORS, messages).find(form => {
+    const { value, defaultValue } = $("textarea", form);
+    const isEarlier = exchange.compareDocumentPosition(form) & Node.DOCUMENT_POSITION_PRECEDING;
+    return form !== source && !isEarlier && value !== defaultValue;
+  });
+  if (!dropped) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  keepEdit(dropped);
+};
+document.addEventListener("click", event => {
+  const button = event.target.closest("button[data-do]");
+  if (button) guard(event, button);
 }, true);
 route(".rewriter", {
   config({ ctx, source }) {
@@ -98,13 +124,16 @@ listen("ended", async ({ back, exchange }) => {
   const from = `/c/${conversation}/from?prompt_id=${words === null ? promptId : edited}`;
   await htmx.ajax("GET", from, { source: exchange, target: exchange, swap: "outerHTML" });
   const now = messages.children[place];
-  if (words !== null && now && now !== exchange) editPrompt(now, words); // keeps the edited text
+  if (words === null || !now || now === exchange) return;
+  const field = editPrompt(now);
+  setValue(field, words); // keeps the edited text
+  if (touch.matches) field.blur();
 });
 
 const afterDiscard = (ctx, exchange) => {
   if (!exchange && !prompt.value) setValue(prompt, ctx.words);
   announce(exchange ? "Discarded. Another version is shown." : "Discarded.");
-  prompt.focus({ preventScroll: true });
+  focusComposer();
 };
 // The focus stays on the version button, so that it can be pressed again by keyboard.
 const afterSwitch = (ctx, exchange) => {

@@ -104,6 +104,7 @@ def test_stop_of_a_column_ends_that_answer_alone(chat: Chat) -> None:
     expect(endless).to_have_attribute("data-state", "stopped")
     assert request_of(chat, "count?n=1000000&gap_ms=15").closed.wait(RECORD_TIMEOUT)
     expect(other_column).to_have_attribute("data-state", "running")
+    expect(endless.locator("footer button:focus")).to_have_count(1)
     expect(chat.stop).to_be_visible()
     request_of(chat, "stall?n=20&rest=20").release()
     expect(other_column).to_have_attribute("data-state", "done")
@@ -120,6 +121,7 @@ def test_use_this_answer_selects_its_model_for_the_next_request(chat: Chat) -> N
     column(chat, "count").get_by_role("button", name="Use this answer").click()
     expect(columns(chat)).to_have_count(1)
     expect(columns(chat)).to_be_hidden()
+    expect(chat.page.locator(".exchange > .answer footer button:focus")).to_have_count(1)
     for _ in range(2):
         answer = chat.page.locator(".exchange > .answer")
         expect(answer).to_have_count(1)

@@ -158,8 +158,50 @@ def test_other_keys_with_the_same_letter_do_nothing(chat: Chat, fields: dict[str
 
 def test_shortcut_without_a_control_says_so(chat: Chat) -> None:
     """A shortcut that can do nothing now says why."""
-    chat.prompt.press("Alt+Shift+C")
-    expect(chat.page.locator("#announcer")).to_have_text("No answer can be copied yet.")
+    notice, press = chat.page.locator("#notice"), chat.prompt.press
+    press("Alt+Shift+C")
+    expect(notice).to_have_text("No answer can be copied yet.")
+    chat.ask("stall?n=3")
+    chat.wait_text("0 1 2")
+    press("Escape")
+    chat.wait_state("stopped")
+    chat.ask("count?n=6&hold=3")
+    chat.wait_text("0 1 2")
+    press("Alt+Shift+W")
+    expect(notice).to_have_text("An answer is still being written.")
+    chat.release()
+    chat.wait_state("done")
+    press("Alt+Shift+G")
+    expect(notice).to_have_text("There is no answer to continue.")
+    press("Control+k")
+    options = palette(chat).get_by_role("option")
+    expect(options.filter(has_text="Write the answer again")).to_be_visible()
+    expect(options.filter(has_text="Continue the answer")).to_have_count(0)
+
+
+def test_shortcut_to_the_message_field_closes_what_is_open(chat: Chat) -> None:
+    """The key that goes to the message field works in a menu, in the picker and in the sheet."""
+    for opener in ("#open-chat-menu", "#open-models"):
+        chat.page.locator(opener).click()
+        expect(chat.page.locator(":popover-open")).to_have_count(1)
+        chat.page.keyboard.press("Alt+Shift+M")
+        expect(chat.page.locator(":popover-open")).to_have_count(0)
+        expect(chat.prompt).to_be_focused()
+    chat.page.set_viewport_size({"width": 390, "height": 844})
+    chat.page.get_by_role("button", name="Conversations").click()
+    expect(chat.page.locator("body.sidebar-open")).to_have_count(1)
+    chat.page.keyboard.press("Alt+Shift+M")
+    expect(chat.page.locator("body.sidebar-open")).to_have_count(0)
+    expect(chat.prompt).to_be_focused()
+
+
+def test_palette_searches_for_long_texts_of_any_script(chat: Chat) -> None:
+    """A search has an address that the server reads, whatever the script of its words."""
+    chat.page.keyboard.press("Control+k")
+    field = palette(chat).get_by_role("combobox")
+    expect(field).to_be_focused()
+    chat.page.keyboard.insert_text("漢" * 600)
+    expect(palette(chat).get_by_role("status")).to_contain_text("Nothing found.")
 
 
 def test_palette_opens_chats_by_title_and_by_message(kept_chats: Chat) -> None:

@@ -185,6 +185,20 @@ def test_stop_before_any_text_returns_the_prompt(chat: Chat, model: str, action:
     assert chat.exchange_count() == 0
 
 
+def test_stop_before_any_text_opens_no_keyboard_on_a_touch_screen(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """On a touch screen the returned prompt is in its field, and the focus on Send."""
+    size = {"width": 360, "height": 640}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
+    prompt_text = chat.ask("silent_headers")
+    chat.wait_state("running")
+    chat.record()
+    chat.stop.tap()
+    expect(chat.prompt).to_have_value(prompt_text)
+    expect(chat.send).to_be_focused()
+
+
 @pytest.mark.parametrize("action", ["click", "Esc"])
 def test_stop_before_the_request_arrives_sends_none_upstream(chat: Chat, action: str) -> None:
     """A Stop that is faster than its request returns the prompt; the model gets no request."""

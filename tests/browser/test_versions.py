@@ -160,7 +160,7 @@ def test_edited_prompt_is_a_version_with_its_own_branch(chat: Chat, by: str) -> 
 
 
 def test_editor_closes_by_escape_or_cancel_without_sending(chat: Chat) -> None:
-    """Esc and Cancel close the editor without a request and return the focus."""
+    """Esc and Cancel close the editor without a request; an edit without text says what it needs."""
     first = chat.ask("count?n=3")
     wait_answer(chat, 1, "0 1 2")
     posts: list[str] = []
@@ -179,8 +179,50 @@ def test_editor_closes_by_escape_or_cancel_without_sending(chat: Chat) -> None:
     button(chat, 1, "Edit message").click()
     editor(chat).fill("  ")
     editor(chat).press("Enter")
-    expect(editor(chat)).to_be_visible()
+    expect(chat.page.get_by_role("alert")).to_have_text("A message needs text.")
+    expect(editor(chat)).to_be_focused()
+    button(chat, 1, "Edit answer").click()
+    field = chat.page.get_by_label("Edit the answer")
+    field.fill("")
+    field.press("Control+Enter")
+    expect(chat.page.get_by_role("alert").last).to_have_text("An answer needs text.")
+    field.fill("x")
+    expect(chat.page.get_by_role("alert")).to_have_count(1)
     assert "POST" not in posts
+
+
+def test_edit_with_changes_is_not_dropped_by_another_action(chat: Chat, answer_key: str) -> None:
+    """What would remove an edit with changes is refused; the edit gets the focus."""
+    chat.ask(f"numbered?key={answer_key}")
+    wait_answer(chat, 1, f"Answer 1 to {answer_key}.")
+    chat.ask("count?n=2")
+    wait_answer(chat, 2, "0 1")
+    button(chat, 2, "Edit message").click()
+    editor(chat).fill("a better question")
+    refused = "Save or cancel your edit first."
+    notice, again = chat.page.locator("#notice"), button(chat, 1, "Write again")
+    for by in ("pointer", "key"):
+        if by == "pointer":
+            again.click()
+        else:
+            chat.page.keyboard.press("Alt+Shift+W")
+        expect(notice).to_have_text(refused)
+        expect(editor(chat)).to_be_focused()
+        expect(editor(chat)).to_have_value("a better question")
+        notice.evaluate("notice => notice.replaceChildren()")
+        chat.prompt.focus()
+    chat.prompt.press("ArrowUp")
+    expect(editor(chat)).to_be_focused()
+    expect(editor(chat)).to_have_value("a better question")
+    editor(chat).press("Escape")
+    button(chat, 2, "Edit message").click()  # without changes
+    again.click()
+    wait_answer(chat, 1, f"Answer 2 to {answer_key}.")
+    expect(editor(chat)).to_have_count(0)
+    button(chat, 1, "Edit answer").click()
+    chat.page.keyboard.press("Alt+Shift+W")  # its button is hidden
+    expect(notice).to_have_text(refused)
+    expect(chat.page.get_by_label("Edit the answer")).to_be_focused()
 
 
 def test_escape_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:

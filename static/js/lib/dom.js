@@ -6,6 +6,12 @@ export const $$ = (selector, root = document) => [...root.querySelectorAll(selec
 export const touch = matchMedia("(pointer: coarse)");
 export const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
+// By touch, the focus goes to the button: it opens no keyboard.
+export const focusComposer = () => {
+  const places = $$(touch.matches ? "#stop, #send" : "#prompt");
+  places.find(place => place.checkVisibility())?.focus({ preventScroll: true });
+};
+
 // An element with properties, and with children: elements and plain text.
 export const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);

@@ -7,6 +7,7 @@ import { keyNames, SHORTCUTS } from "../shortcuts.js";
 import { fillTimes } from "../sidebar/times.js";
 
 const WAIT_MS = 120; // after the last key press
+const MOST = 400; // characters: one takes up to 9 of the 4094 of an address
 const NO_USE_BY_FINGER = ["help", "field"];
 // Actions with a control now: those of the table, other than this palette; then those without keys.
 const available = () => [
@@ -24,7 +25,7 @@ const beginsWord = (name, word) => ` ${name.toLowerCase()}`.includes(` ${word}`)
 const build = () => {
   const field = make("input", {
     type: "text", id: "palette-field", placeholder: "Search chats and actions",
-    autocomplete: "off", spellcheck: false, maxLength: 500, dir: "auto",
+    autocomplete: "off", spellcheck: false, maxLength: MOST, dir: "auto",
   });
   const list = make("div", { id: "palette-list", role: "listbox", ariaLabel: "Results" });
   const count = make("p", { className: "count", role: "status" });
@@ -115,8 +116,8 @@ const get = async (url, show) => {
 };
 const search = () => {
   clearTimeout(timer);
-  const words = encodeURIComponent(parts.field.value.trim());
-  get(`/conversations/search?q=${words}`, groups => {
+  const words = new URLSearchParams({ q: parts.field.value.trim() });
+  get(`/conversations/search?${words}`, groups => {
     resultGroups = groups;
     draw();
   });

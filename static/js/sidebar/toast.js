@@ -1,6 +1,6 @@
 // The toast: 8 seconds, longer while the pointer or the focus is on it. A fault stays until it is
 // dismissed, by its button or Esc.
-import { $, iconButton } from "../lib/dom.js";
+import { $, focusComposer, iconButton } from "../lib/dom.js";
 
 const SHOWN_MS = 8000, LONGER_MS = 2000;
 export const toast = $("#toast");
@@ -14,7 +14,8 @@ const empty = () => {
   toast.replaceChildren();
   if (!hadFocus) return;
   const element = findReturn();
-  (element?.checkVisibility() ? element : $("#prompt")).focus({ preventScroll: true });
+  if (element?.checkVisibility()) element.focus({ preventScroll: true });
+  else focusComposer();
 };
 const clear = () => {
   if (toast.matches(":hover") || $(":focus-visible", toast)) ends = setTimeout(clear, LONGER_MS);

@@ -590,6 +590,17 @@ def editing_answer(visit: Visit) -> Chat:
 
 
 @state()
+def answer_without_text(visit: Visit) -> Chat:
+    """An edited answer that was saved without a text."""
+    chat = editing_answer(visit)
+    field = chat.page.get_by_role("textbox", name="Edit the answer")
+    field.fill("")
+    field.press("Control+Enter")
+    expect(chat.page.get_by_role("alert")).to_be_visible()
+    return chat
+
+
+@state()
 def edited_answer(visit: Visit) -> Chat:
     chat = editing_answer(visit)
     chat.page.get_by_role("textbox", name="Edit the answer").fill("Measure first.")
