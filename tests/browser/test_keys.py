@@ -188,7 +188,7 @@ def test_shortcut_to_the_message_field_closes_what_is_open(chat: Chat) -> None:
         expect(chat.page.locator(":popover-open")).to_have_count(0)
         expect(chat.prompt).to_be_focused()
     chat.page.set_viewport_size({"width": 390, "height": 844})
-    chat.page.get_by_role("button", name="Conversations").click()
+    chat.page.locator("#open-sidebar").click()
     expect(chat.page.locator("body.sidebar-open")).to_have_count(1)
     chat.page.keyboard.press("Alt+Shift+M")
     expect(chat.page.locator("body.sidebar-open")).to_have_count(0)
