@@ -13,7 +13,7 @@ from tests.browser.chat import LOAD_ERRORS, STOPPED_BY_USER, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.network import Network
-from tests.support.halt_server import RECORD_TIMEOUT
+from tests.support.halt_server import RECORD_TIMEOUT, HaltServer
 
 #: The response of a proxy whose server does not answer.
 BAD_GATEWAY = (
