@@ -2,14 +2,19 @@
 import { $$ } from "../lib/dom.js";
 
 const DAY_MS = 86_400_000;
-const format = options => new Intl.DateTimeFormat(undefined, options);
-const today = format({ hour: "numeric", minute: "2-digit" });
-const thisWeek = format({ weekday: "short" });
-const thisYear = format({ day: "numeric", month: "short" });
-const older = format({ month: "short", year: "numeric" });
-const whole = format({ dateStyle: "full", timeStyle: "short" });
+const today = { hour: "numeric", minute: "2-digit" };
+const thisWeek = { weekday: "short" };
+const thisYear = { day: "numeric", month: "short" };
+const older = { month: "short", year: "numeric" };
+const whole = { dateStyle: "full", timeStyle: "short" };
+const formats = new Map(); // options -> format; to make one takes milliseconds
 
-const formatOf = date => {
+const format = (date, options) => {
+  if (!formats.has(options)) formats.set(options, new Intl.DateTimeFormat(undefined, options));
+  return formats.get(options).format(date);
+};
+
+const optionsFor = date => {
   const now = new Date(), midnight = new Date(now).setHours(0, 0, 0, 0);
   if (date >= midnight) return today;
   if (date >= midnight - 6 * DAY_MS) return thisWeek;
@@ -18,7 +23,7 @@ const formatOf = date => {
 export const fillTimes = root => {
   for (const time of $$("time:empty", root)) {
     const date = new Date(time.dateTime);
-    time.textContent = formatOf(date).format(date);
-    time.title = whole.format(date);
+    time.textContent = format(date, optionsFor(date));
+    time.title = format(date, whole);
   }
 };
