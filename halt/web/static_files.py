@@ -24,7 +24,7 @@ from werkzeug.exceptions import NotFound
 from halt.assets import STATIC
 
 YEAR = 365 * 24 * 3600  # seconds
-_VERSIONED = re.compile(r"([0-9a-f]{16})/(.+)", re.DOTALL)
+_VERSIONED = re.compile(r"([0-9a-f]{8})/(.+)", re.DOTALL)
 _JOINED = re.compile(r"css/([a-z]+(?:\+[a-z]+)+)\.css")
 #: Scripts that are no module.
 _CLASSIC = frozenset({"js/early.js"})
@@ -40,14 +40,14 @@ _UNSENT = {
 
 
 def digest_of(folder: Path) -> str:
-    """Sixteen hexadecimal digits that change with any file's name or content."""
+    """Eight hexadecimal digits that change with any file's name or content."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             content = path.read_bytes()
             digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
             digest.update(content)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:8]
 
 
 def modules_in(folder: Path) -> list[str]:

@@ -40,7 +40,7 @@ TYPES = {
 
 def sent_file(path: str) -> bytes:
     """What Halt sends for the versioned address of a static file."""
-    name = re.sub(r"^/static/[0-9a-f]{16}/", "", path)
+    name = re.sub(r"^/static/[0-9a-f]{8}/", "", path)
     if "+" in name:
         return joined_styles(Path(name).stem.split("+"))
     source = ROOT / "static" / name

@@ -60,7 +60,7 @@ def test_unknown_or_repeated_style_sheets_are_not_found(client: FlaskClient, nam
     assert client.get(f"/static/css/{name}.css").status_code == 404
 
 
-@pytest.mark.parametrize("address", ["/static/icon.svg", f"/static/{'0' * 16}/icon.svg"])
+@pytest.mark.parametrize("address", ["/static/icon.svg", f"/static/{'0' * 8}/icon.svg"])
 def test_other_addresses_of_a_file_are_revalidated(client: FlaskClient, address: str) -> None:
     """The plain address and that of another version give the current file, not to be kept."""
     response = client.get(address, buffered=True)
@@ -81,7 +81,7 @@ def test_nothing_outside_of_the_folder_is_served(
 def test_address_below_a_prefix_has_the_prefix(app: Flask) -> None:
     """Below a path of a proxy the addresses are below it too."""
     assert re.fullmatch(
-        r"/chat/static/[0-9a-f]{16}/js/main\.js", address_of(app, "js/main.js", "/chat")
+        r"/chat/static/[0-9a-f]{8}/js/main\.js", address_of(app, "js/main.js", "/chat")
     )
 
 
