@@ -876,6 +876,7 @@ def settings_refused(visit: Visit) -> Chat:
     chat = settings_dialog(visit)
     chat.allowed_problems = LOAD_ERRORS
     chat.page.get_by_text("Save as a prompt…").click()
+    expect(chat.page.locator("#settings details[open] input")).to_be_focused()  # it took the focus
     chat.page.get_by_label("Temperature").fill("9")
     chat.page.get_by_role("button", name="Save", exact=True).click()
     expect(chat.page.locator("#settings [aria-invalid]")).to_be_visible()
