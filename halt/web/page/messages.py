@@ -65,13 +65,13 @@ def send(conversation_id: str) -> Response:
 def stop(conversation_id: str) -> Response:
     """Stop the running answers of a conversation, and redirect to it: Stop without scripts."""
     conversation = services().store.conversations.get(conversation_id, owner_id(), limit=1)
-    answers = [
-        answer
+    running = [
+        (answer.stream_id, None)
         for exchange in conversation.exchanges
-        for answer in (exchange, *exchange.alternatives)
+        for answer in exchange.candidates
         if answer.ended is None
     ]
-    services().generations.stop_many([(answer.stream_id, None) for answer in answers], owner())
+    services().generations.stop_many(running, owner())
     return _to_conversation(conversation_id)
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from flask import Blueprint, Flask, Response, render_template, request, url_for
 
 from halt.core.decoding import is_id, is_number
-from halt.errors import HaltError, RequestError
+from halt.errors import HaltError, RequestError, shortened
 from halt.store.models import Hit, Page, Summary
 from halt.web.page import files
 from halt.web.page.toast import Undo, toast
@@ -241,8 +241,7 @@ def _chats(count: int, title: str) -> str:
     """The subject of a message about one chat, by its title, or about several."""
     if count != 1:
         return f"{count:,} chats were"
-    short = title if len(title) <= TITLE_SHOWN else f"{title[:TITLE_SHOWN].rstrip()}…"
-    return f"“{short}” was" if title else "The chat was"
+    return f"“{shortened(title, TITLE_SHOWN)}” was" if title else "The chat was"
 
 
 @blueprint.post("/c/<conversation_id>/undelete")
