@@ -12,7 +12,7 @@ from io import StringIO
 from typing import NamedTuple
 
 from halt.rendering import data_urls
-from halt.rendering.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
+from halt.rendering.grammar.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
 from halt.rendering.lines import (
     HEADING,
     LABEL_MAX,

@@ -25,7 +25,6 @@ from typing import Any, Protocol
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
-from markdown_it.rules_block import StateBlock, table
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
@@ -33,6 +32,7 @@ from markdown_it.utils import EnvType, OptionsDict
 from halt.rendering import data_urls
 from halt.rendering.blocks import Block, split_blocks
 from halt.rendering.grammar import answer_parser
+from halt.rendering.grammar.tables import bounded_table
 from halt.rendering.lines import LABEL_MAX, OPENING, fence_language, indent, is_closing
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED
@@ -40,9 +40,7 @@ from halt.rendering.sanitizing import CLEANER, DIRECTED
 # Limits on time, each with its unit and reason. No text is lost by them.
 PARSED_MAX = 50_000  # characters parsed at once; the worst known (nested lazy quotes) take 3 s
 NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
-CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 characters can make 65,000
 HEAD_MAX = 16  # characters of a column's head that is kept in one line
-COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
 
 
 class Colours(Protocol):
@@ -134,26 +132,6 @@ def _escaped(token: Token) -> str:
     return breakable(html.escape(token.content))
 
 
-def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """Block rule for tables; refuses one with too many columns, or cells per character."""
-    if not table(state, start, end, True):
-        return False
-    # The extent (up to the next blank line) is kept, so that each line is examined once, however
-    # many tables begin in it. It may include too many lines and characters; both are still
-    # proportional to the text.
-    stop: int = state.env.get("extent", 0)
-    if start >= stop:
-        stop = start
-        while stop < end and not state.isEmpty(stop):
-            stop += 1
-        state.env["extent"] = stop
-    columns = state.src.count("|", state.bMarks[start], state.eMarks[start]) + 1
-    characters = state.eMarks[stop - 1] - state.bMarks[start]
-    if columns > COLUMNS_MAX or columns * (stop - start) > CELLS_A_CHARACTER * characters:
-        return False
-    return silent or table(state, start, end, False)
-
-
 def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
     """The tokens with each image as a link named by its alt text; in a link, as its alt text."""
     in_link = 0
@@ -193,7 +171,7 @@ def _adapt(state: StateCore) -> None:
 
 def _parser() -> MarkdownIt:
     parser = answer_parser(maxNesting=NESTING_MAX)
-    parser.block.ruler.at("table", _bounded_table, {"alt": ["paragraph", "reference"]})
+    parser.block.ruler.at("table", bounded_table, {"alt": ["paragraph", "reference"]})
     parser.core.ruler.push("adapt", _adapt)
     # No relative links: they would point into this application.
     web = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from halt.rendering import highlighting, markdown
 from halt.rendering.blocks import BlockStep, BlockStream, Patch
-from halt.rendering.formulas import FORMULA_LINES_MAX
+from halt.rendering.grammar import tables
+from halt.rendering.grammar.formulas import FORMULA_LINES_MAX
 from halt.rendering.highlighting import Colours
 from halt.rendering.lines import LABEL_MAX
 from halt.rendering.markdown import render_block
@@ -526,7 +527,7 @@ def test_table_with_too_many_columns_is_text() -> None:
     """A table with too many columns, which would grow many times, is text; an ordinary ragged one
     is a table.
     """
-    max_columns = markdown.COLUMNS_MAX
+    max_columns = tables.COLUMNS_MAX
     for columns, is_table in ((max_columns, True), (max_columns + 1, False)):
         row = "|".join(["a"] * columns)
         dashes = "|".join(["-"] * columns)

@@ -1,13 +1,8 @@
-"""The Markdown parser for answers of models, for the page and the terminal.
-
-Differences from CommonMark: a line break in a paragraph stays a line break, a formula is kept
-unchanged, and emphasis needs no blanks around it in scripts that have none.
-"""
+"""Emphasis that needs no blanks around it in scripts that have none."""
 
 import re
 import unicodedata
 from functools import cache
-from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import isMdAsciiPunct, isPunctChar, isWhiteSpace
@@ -17,36 +12,8 @@ from markdown_it.rules_inline.state_inline import Scanned
 from markdown_it.token import Token
 from markdown_it.utils import EnvType
 
-from halt.rendering.formulas import formula, formula_lines
-
-BREAK = re.compile(r"</?br[ \t]*/?>[ \t]*\n?[ \t]*", re.IGNORECASE)
 #: Thai and Lao, Tibetan, Myanmar, Khmer; unlike Chinese, Japanese and Korean they are not wide.
 UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
-
-
-def answer_parser(**options: Any) -> MarkdownIt:
-    """A parser with the rules that the page and the terminal share."""
-    parser = MarkdownIt("zero")
-    parser.inline = _ParserInline()
-    parser.configure("commonmark", {"html": False, "breaks": True, **options})
-    parser.enable(["table", "strikethrough"])
-    parser.block.ruler.before(
-        "lheading", "formula_lines", formula_lines, {"alt": ["paragraph", "reference"]}
-    )
-    parser.inline.ruler.before("escape", "formula", formula)
-    parser.inline.ruler.before("autolink", "break", _break)
-    return parser
-
-
-def _break(state: StateInline, silent: bool) -> bool:
-    """Inline rule for `<br>`, the only HTML tag that has an effect."""
-    match = BREAK.match(state.src, state.pos, state.posMax)
-    if not match:
-        return False
-    if not silent:
-        state.push("hardbreak", "br", 0).info = "tag"
-    state.pos = match.end()
-    return True
 
 
 @cache
@@ -94,7 +61,9 @@ class _StateInline(StateInline):
         return Scanned(opens, closes, end - start)
 
 
-class _ParserInline(ParserInline):
+class EmphasisParser(ParserInline):
+    """The parser of inline text, with this emphasis."""
+
     def parse(self, src: str, md: MarkdownIt, env: EnvType, tokens: list[Token]) -> list[Token]:
         state = _StateInline(src, md, env, tokens)
         self.tokenize(state)
