@@ -25,6 +25,7 @@ from bench import (
     long_pages,
     many_streams,
     phases,
+    rendering,
     starts,
     stop_under_load,
     stops,
@@ -53,6 +54,7 @@ GROUPS: dict[str, Group] = {
     "answer": browser.page_answer,
     "paragraph": browser.page_paragraph,
     "page-long": long_pages.page_long,
+    "rendering": rendering.rendering,
     "race": load.race,
     "burst": burst.burst,
     "install": installs.installs,
@@ -64,7 +66,7 @@ GROUPS: dict[str, Group] = {
     "long": endurance.long,
 }
 LIBRARIES = (
-    *("flask", "gunicorn", "openai", "httpx2", "msgspec", "markdown-it-py", "nh3"),
+    *("flask", "gunicorn", "openai", "httpx2", "msgspec", "markdown-it-py", "math-core", "nh3"),
     *("fastapi", "uvicorn", "playwright"),
 )
 

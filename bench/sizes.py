@@ -39,6 +39,7 @@ class Sizes:
     page_answers: int = 3
     page_opens: int = 7  # of each long conversation, after the first
     paragraph: int = 200_000  # characters
+    rendered_texts: int = 9
     warm_generations: int = 1000  # until the allocator and the pools are stable
     generations: int = 1000
     long_tokens: int = 50_000
@@ -80,6 +81,7 @@ QUICK = Sizes(
     page_answers=1,
     page_opens=3,
     paragraph=100_000,
+    rendered_texts=3,
     warm_generations=40,
     generations=100,
     long_rounds=2,

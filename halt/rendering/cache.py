@@ -9,7 +9,6 @@ from hashlib import blake2b
 
 from halt.rendering.protocol import Rendered
 
-KEPT_MAX = 16_000_000  # bytes of HTML in the cache
 ENTRY = 300  # bytes of an entry beside its HTML
 
 
@@ -25,7 +24,9 @@ def key_of(*parts: str) -> bytes:
 class Cache:
     """HTML by key. Thread-safe: `_lock` protects the table and its size."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept_max: int) -> None:
+        """`kept_max`: bytes of HTML."""
+        self._kept_max = kept_max
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, Rendered] = OrderedDict()  # the last one was used last
         self._bytes = 0
@@ -39,12 +40,12 @@ class Cache:
             return rendered
 
     def keep(self, key: bytes, rendered: Rendered) -> Rendered:
-        """Store an entry and return it; evict the least recently used ones beyond KEPT_MAX."""
+        """Store an entry and return it; evict the least recently used ones beyond the limit."""
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = rendered
                 self._bytes += _memory(rendered)
-            while self._bytes > KEPT_MAX:
+            while self._bytes > self._kept_max:
                 _, oldest = self._kept.popitem(last=False)
                 self._bytes -= _memory(oldest)
         return rendered

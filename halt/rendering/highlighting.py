@@ -17,6 +17,8 @@ from typing import Any
 from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
 from pygments import token as kinds  # type: ignore[import-untyped, unused-ignore]
 
+from halt.rendering.cache import Cache, key_of
+from halt.rendering.protocol import Rendered
 from halt.rendering.sanitizing import cleaner
 
 HIGHLIGHTED_MAX = 50_000  # characters of code: ordinary code takes 0.15 s
@@ -95,19 +97,30 @@ class Colours:
 
     cleaner = cleaner(set(ALIASES.values()), set(TOKEN_CLASSES.values()) - {""})
 
-    def __init__(self, limit: Limit = _unlimited) -> None:
-        """`limit` calls the highlighting function of each block, and may stop it."""
+    def __init__(self, limit: Limit = _unlimited, cache: Cache | None = None) -> None:
+        """`limit` calls the highlighting function of each block, and may stop it.
+
+        `cache` keeps the results: a block is highlighted while its answer is written, and again in
+        the whole answer.
+        """
         self._limit = limit
+        self._cache = cache if cache is not None else Cache(0)
 
     def highlight(self, code: str, label: str) -> tuple[str, str | None]:
         """The language of a fence's label ("": unknown) and the code as HTML (None: uncoloured)."""
         language = ALIASES.get(label.lower(), "")
         if not language or len(code) > HIGHLIGHTED_MAX:
             return language, None
+        key = key_of(language, code)
+        if kept := self._cache.find(key):
+            return language, kept.html
         # A new lexer for each block, because lexers have state. It is made before the time limit
         # starts, because the first lexer of a language is imported and compiled; under a lock,
         # because pygments modifies its rules while it compiles them; not at start-up, because all
         # lexers together take 0.6 s.
         with _making_lexer:
             lexer = lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
-        return language, self._limit(len(code), lambda: _highlighted(lexer, code))
+        coloured = self._limit(len(code), lambda: _highlighted(lexer, code))
+        if coloured is not None:
+            self._cache.keep(key, Rendered(coloured))
+        return language, coloured

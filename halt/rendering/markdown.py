@@ -38,7 +38,8 @@ from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED
 
 # Limits on time, each with its unit and reason. No text is lost by them.
-PARSED_MAX = 50_000  # characters parsed at once; the worst known (nested lazy quotes) take 3 s
+TEXT_MAX = 250_000  # characters of a text that is parsed as a whole: its tokens take 40 MB
+PARSED_MAX = 50_000  # characters of a block that is parsed; the worst (nested lazy quotes) take 3 s
 NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
 HEAD_MAX = 16  # characters of a column's head that is kept in one line
 
@@ -56,10 +57,10 @@ class Colours(Protocol):
 def render(text: str, colours: Colours | None = None) -> str:
     """The whole text as safe HTML.
 
-    A text longer than PARSED_MAX is rendered block by block, as during streaming.
+    A text longer than TEXT_MAX is rendered block by block, as during streaming.
     """
     text = data_urls.replace(normalized(text))
-    html_text = _markdown(text, colours) if len(text) <= PARSED_MAX else None
+    html_text = _markdown(text, colours) if len(text) <= TEXT_MAX else None
     if html_text is not None:
         return html_text
     return "".join([render_block(block, colours) for block in split_blocks(text)])

@@ -1,7 +1,7 @@
 """The pool of rendering processes of one application: a job queue, and one thread per process.
 
 The first process is started when a job arrives or is expected, the second when the first is busy
-and a quick job has waited for PATIENCE seconds. A process that does not reply by its deadline is
+and a job has waited for PATIENCE seconds. A process that does not reply by its deadline is
 killed and replaced. A process without work ends after IDLE seconds.
 """
 
@@ -25,8 +25,7 @@ from halt.rendering.markdown import plain, plain_block
 from halt.rendering.protocol import Rendered, Request, block_of
 
 PROCESSES = 2
-QUICK = 1.0  # seconds of CPU; the second process takes only jobs whose limit is not above it
-#: Seconds that a quick job waits before a second process starts; loading a lexer takes less.
+#: Seconds that a job waits before a second process starts; loading a lexer takes less.
 PATIENCE = 0.3
 QUEUE_MAX = 200  # jobs in the queue; texts beyond it are shown plain
 IDLE = 300.0  # seconds without work after which a process ends; one takes 15 MB
@@ -156,8 +155,7 @@ class Pool:
         if not first.is_busy:
             return None
         due = now() if slot.process is not None else now() - PATIENCE if self._can_start() else 0.0
-        quick_jobs = (job for job in self._queue if job.request.limit <= QUICK)
-        return next((job for job in quick_jobs if job.since <= due), None)
+        return next((job for job in self._queue if job.since <= due), None)
 
     # --- the threads ------------------------------------------------------------------------------
 

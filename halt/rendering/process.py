@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ from typing import NoReturn, TypeVar
 
 from halt.rendering import protocol
 from halt.rendering.blocks import Block, split_blocks
+from halt.rendering.cache import Cache
 from halt.rendering.highlighting import Colours
 from halt.rendering.markdown import plain_block, render, render_block
 from halt.rendering.protocol import Rendered, Reply, Request, frame
@@ -31,6 +33,10 @@ T = TypeVar("T")
 
 TICK = 0.005  # CPU seconds between signals beyond a limit; repeated, as one may be swallowed
 CPU_GRACE = 5  # CPU seconds beyond a request's limit, after which the kernel ends the process
+CODE_KEPT_MAX = 2_000_000  # bytes of HTML of highlighted code that are kept
+#: A text for `slowness`, and the CPU seconds that it takes where the limits were chosen.
+SAMPLE = "A **bold** word, `code` and [a link](https://example.org/).\n\n- one\n- two\n\n" * 20
+SAMPLE_TIME = 0.005
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -39,29 +45,32 @@ class OutOfTime(BaseException):
 
 
 class Timer:
-    """Nested limits of CPU time. Main thread only: it uses SIGPROF."""
+    """Limits of CPU time; those of work within other work do not count for it.
+
+    Main thread only: it uses SIGPROF.
+    """
 
     def __init__(self) -> None:
         self._ends: list[float] = []
         signal.signal(signal.SIGPROF, self._check)
 
     def run_limited(self, seconds: float, work: Callable[[], T]) -> T | None:
-        """Call `work` and return its result; None if it needs more than `seconds` of CPU time.
-
-        Raises OutOfTime if an outer limit is over as well.
-        """
+        """Call `work` and return its result; None if it needs more than `seconds` of CPU time."""
         depth = len(self._ends)
-        end = time.process_time() + seconds
+        began = time.process_time()
+        outer_left = self._ends[-1] - began if depth else 0.0
         try:
-            self._ends.append(min([end, *self._ends[-1:]]))
+            if depth:
+                self._ends[-1] = math.inf  # it is not running
+            self._ends.append(began + seconds)
             self._set_timer()
             return work()
-        except OutOfTime:  # re-raised if the outer limit is over as well
-            if depth and time.process_time() >= self._ends[depth - 1]:
-                raise
+        except OutOfTime:
             return None
         finally:
-            del self._ends[depth:]
+            del self._ends[depth:]  # first, so that a signal that comes now raises nothing
+            if depth:
+                self._ends[-1] = time.process_time() + outer_left
             self._set_timer()
 
     def _set_timer(self) -> None:
@@ -76,17 +85,23 @@ class Timer:
 class LimitedRenderer:
     """Renders one request within its limits of CPU time."""
 
-    def __init__(self, timer: Timer, size: int) -> None:
+    def __init__(
+        self, timer: Timer, size: int, slowness: float = 1.0, cache: Cache | None = None
+    ) -> None:
+        """`slowness` multiplies the limits for a text of `size` characters.
+
+        `cache`: of highlighted code.
+        """
         self._timer = timer
-        self._colours = Colours(self._limit)
-        self._colours_left = protocol.colours_limit(size)  # CPU seconds left for colours
+        self._slowness = slowness
+        self._colours = Colours(self._limit, cache)
+        self._colours_left = slowness * protocol.colours_limit(size)  # CPU seconds left for colours
         self._no_colours = False  # some code was left uncoloured
-        self._text_left = protocol.text_limit(size)  # CPU seconds left for Markdown
+        self._text_left = slowness * protocol.text_limit(size)  # CPU seconds left for Markdown
 
     def text(self, text: str) -> Rendered:
         """Render a whole text; block by block if it takes too long as a whole."""
-        seconds = self._text_left + self._colours_left
-        html = self._timer.run_limited(seconds, lambda: render(text, self._colours))
+        html = self._timer.run_limited(self._text_left, lambda: render(text, self._colours))
         if html is not None:
             return Rendered(html, self._no_colours)
         self._text_left *= protocol.RETRY_SHARE
@@ -103,8 +118,9 @@ class LimitedRenderer:
         html = None
         if self._text_left > 0:
             began, colours_left = time.process_time(), self._colours_left
-            seconds = self._text_left + (self._colours_left if block.is_fence else 0.0)
-            html = self._timer.run_limited(seconds, lambda: render_block(block, self._colours))
+            html = self._timer.run_limited(
+                self._text_left, lambda: render_block(block, self._colours)
+            )
             self._text_left -= time.process_time() - began - (colours_left - self._colours_left)
         if html is None:
             return Rendered(plain_block(block), timed_out=True)
@@ -112,20 +128,38 @@ class LimitedRenderer:
 
     def _limit(self, size: int, work: Callable[[], str]) -> str | None:
         began = time.process_time()
-        limit = min(protocol.code_limit(size), self._colours_left)
+        limit = min(self._slowness * protocol.code_limit(size), self._colours_left)
         html = self._timer.run_limited(limit, work) if limit > 0 else None
         self._colours_left -= time.process_time() - began
         self._no_colours = self._no_colours or html is None
         return html
 
 
-def render_request(timer: Timer, request: Request) -> Reply:
-    """Render a request. After a fault the reply is empty and names the kind of exception."""
+def slowness() -> float:
+    """How many times slower this machine renders than the one where the limits were chosen.
+
+    From 1 to SLOWNESS_MAX. Measured in CPU time, so other processes hardly change it.
+    """
+    fastest = 1.0
+    for _ in range(3):
+        began = time.process_time()
+        render(SAMPLE)
+        fastest = min(fastest, time.process_time() - began)
+    return min(max(1.0, fastest / SAMPLE_TIME), protocol.SLOWNESS_MAX)
+
+
+def render_request(
+    timer: Timer, request: Request, slow: float = 1.0, cache: Cache | None = None
+) -> Reply:
+    """Render a request. After a fault the reply is empty and names the kind of exception.
+
+    `slow`: see `slowness`; `cache`: see `LimitedRenderer`.
+    """
     used_seconds = int(time.process_time())
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = used_seconds + 1 + int(request.limit) + CPU_GRACE
+    soft = used_seconds + 1 + int(slow * request.limit) + CPU_GRACE
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
-    renderer = LimitedRenderer(timer, request.size)
+    renderer = LimitedRenderer(timer, request.size, slow, cache)
     try:
         if request.text is not None:
             return Reply([renderer.text(request.text)])
@@ -145,12 +179,13 @@ def main() -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     gc.freeze()
     timer = Timer()
+    slow, cache = slowness(), Cache(CODE_KEPT_MAX)
     with socket.socket(fileno=0) as worker:
         worker.sendall(frame(Reply([])))
         while True:
             size = protocol.length_of(_exactly(worker, protocol.HEAD))
             request = protocol.requests.decode(_exactly(worker, size))
-            worker.sendall(frame(render_request(timer, request)))
+            worker.sendall(frame(render_request(timer, request, slow, cache)))
             del request
 
 

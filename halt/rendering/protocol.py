@@ -12,19 +12,23 @@ import msgspec
 
 from halt.rendering.blocks import Block
 
-# Seconds of CPU, seconds for each character, and the most. Beyond its limit a text is shown plain.
-#: Markdown of a text: prose takes 1.3 us a character, a table 6, lazy lines in nested quotes 25.
-TEXT_LIMIT, TEXT_LIMIT_A_CHARACTER, TEXT_LIMIT_MAX = 0.2, 20e-6, 2.0
+# Seconds of CPU on the machine where they were chosen, seconds for each character, and the most.
+# Slower machines have more (`halt.rendering.process.slowness`). Together they are below 0.5 s.
+# Beyond its limit a text is shown plain.
+#: Markdown of a text: prose takes 0.6 us a character, a table 3, lazy lines in nested quotes 25.
+TEXT_LIMIT, TEXT_LIMIT_A_CHARACTER, TEXT_LIMIT_MAX = 0.06, 4e-6, 0.18
 #: Share of that limit for a second try, block by block, if a text took too long as a whole.
-RETRY_SHARE = 0.5
-#: Colours of one block: ordinary code takes 1 to 3 us a character, the worst exponential time.
-CODE_LIMIT, CODE_LIMIT_A_CHARACTER = 0.05, 10e-6
+RETRY_SHARE = 0.3
+#: Colours of one block: ordinary code takes 0.5 to 1.5 us a character, the worst exponential time.
+CODE_LIMIT, CODE_LIMIT_A_CHARACTER = 0.03, 4e-6
 #: Colours of all blocks of one text.
-COLOURS_LIMIT, COLOURS_LIMIT_A_CHARACTER, COLOURS_LIMIT_MAX = 0.15, 10e-6, 1.0
+COLOURS_LIMIT, COLOURS_LIMIT_A_CHARACTER, COLOURS_LIMIT_MAX = 0.06, 4e-6, 0.22
+#: Most times that a machine may be slower and still has the limits prolonged.
+SLOWNESS_MAX = 4.0
 
-#: Seconds of real time for a request, after which its process is taken to hang: SLOWEST times its
-#: CPU seconds (the process shares the machine with others), plus GRACE.
-SLOWEST = 5.0
+#: Seconds of real time for a request, after which its process is taken to hang: BUSIEST times its
+#: CPU seconds on the slowest machine (the process shares it with others), plus GRACE.
+BUSIEST = 4.0
 GRACE = 1.0
 
 _LENGTH = struct.Struct("!I")
@@ -43,14 +47,14 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def limit(self) -> float:
-        """Seconds of CPU that the request may take."""
+        """Seconds of CPU that the request may take, before they are prolonged."""
         retry = RETRY_SHARE if self.text is not None else 0.0
         return (1 + retry) * text_limit(self.size) + colours_limit(self.size)
 
     @property
     def deadline(self) -> float:
         """Seconds after which the process is taken to hang."""
-        return SLOWEST * self.limit + GRACE
+        return BUSIEST * SLOWNESS_MAX * self.limit + GRACE
 
 
 class Rendered(msgspec.Struct, frozen=True, array_like=True):

@@ -29,6 +29,7 @@ SHORT = 500
 #: Four marks of quotes and lists in a row; the time for a line is proportional to their number.
 DEEP = re.compile(r"^(?:[ \t]*+(?:[>*+-]|[0-9]{1,9}[.)])){4}", re.MULTILINE)
 
+KEPT_MAX = 16_000_000  # bytes of HTML that are kept
 BLOCK_WAIT = 1.0  # longest wait for the blocks of a running answer, in seconds
 TEXT_WAIT = 2.0  # longest wait for a whole text, in seconds
 
@@ -51,7 +52,7 @@ class Renderer:
 
     def __init__(self, command: Sequence[str] = (), idle: float = IDLE) -> None:
         """`command` starts a rendering process (empty: the usual one); `idle`: see `Pool`."""
-        self._cache = Cache()
+        self._cache = Cache(KEPT_MAX)
         self._pool = Pool(self._cache, command, idle)
 
     @property

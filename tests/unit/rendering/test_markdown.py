@@ -482,8 +482,10 @@ def test_deep_nesting_is_shown_as_text(source: str) -> None:
 
 
 def test_block_over_the_parsing_limit_is_shown_as_text() -> None:
-    """A block over the parsing limit is escaped text, and the blocks around it are rendered."""
-    long = "*a* <b>\n" * (markdown.PARSED_MAX // 8 + 1)
+    """In a text that is rendered block by block, a block over the parsing limit is escaped text,
+    and the blocks around it are rendered.
+    """
+    long = "*a* <b>\n" * (markdown.TEXT_MAX // 8 + 1)
     rendered = gate(render(f"# Title\n\n{long}\n*end*"))
     assert rendered.startswith("<h1>Title</h1>\n<p>*a* &lt;b&gt;<br>\n*a*")
     assert rendered.endswith("<p><em>end</em></p>\n")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -236,6 +236,39 @@ def test_renderer_shows_only_the_slow_markdown_block_plain() -> None:
     assert rendered.count("<br>") == 20_000
 
 
+def test_renderer_highlights_a_block_once() -> None:
+    """A code block that was highlighted while its answer was written is not highlighted again."""
+    calls: list[int] = []
+
+    def count(size: int, work: Callable[[], str]) -> str | None:
+        calls.append(size)
+        return work()
+
+    kept = cache.Cache(1000)
+    blocks = [Colours(count, kept).highlight("if x: pass\n", label) for label in ("py", "python")]
+    assert blocks[0] == blocks[1]
+    assert len(calls) == 1
+
+
+def test_limit_of_highlighting_does_not_count_for_the_text() -> None:
+    """The CPU time of work within limited work does not count for its limit."""
+    program = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from halt.rendering.process import Timer\n"
+        "def work(seconds):\n"
+        "    end = time.process_time() + seconds\n"
+        "    while time.process_time() < end: pass\n"
+        "    return 'done'\n"
+        "timer = Timer()\n"
+        "def outer(inner_seconds):\n"
+        "    return [timer.run_limited(0.3, lambda: work(inner_seconds)), work(0.01)]\n"
+        "print(timer.run_limited(0.1, lambda: outer(0.2)), timer.run_limited(0.1, lambda: outer(9)),"
+        " timer.run_limited(0.1, lambda: work(9)))\n"
+    )
+    command = [sys.executable, "-c", program, str(ROOT)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "['done', 'done'] [None, 'done'] None"
+
+
 def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
     renderer: Renderer, requests: list[Request]
 ) -> None:
@@ -283,11 +316,10 @@ def test_renderer_renders_once_for_concurrent_readers(
     assert len(requests) == 1
 
 
-def test_renderer_cache_is_limited_and_keeps_recent_texts(
-    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_renderer_cache_is_limited_and_keeps_recent_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache is limited and keeps the texts that were used last."""
-    monkeypatch.setattr(cache, "KEPT_MAX", 30_000)
+    monkeypatch.setattr(renderer_module, "KEPT_MAX", 30_000)
+    renderer = Renderer()
     texts = [f"{n} " + "word " * 1_000 for n in range(10)]
     for text in texts:
         html_of(renderer, text)
@@ -296,6 +328,7 @@ def test_renderer_cache_is_limited_and_keeps_recent_texts(
     assert is_cached[0]
     assert is_cached[-1]
     assert 2 <= sum(is_cached) < 8
+    renderer.close()
 
 
 def test_renderer_starts_at_most_its_number_of_processes(renderer: Renderer) -> None:
@@ -473,7 +506,7 @@ def test_exception_in_the_rendering_process_gives_plain_text(
     """
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as process\n"
-        "def render(text, _): raise KeyError(text)\n"
+        "def render(text, colours=None):\n    if colours: raise KeyError(text)\n"
         "process.render = render; process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
