@@ -7,6 +7,8 @@ that it shares only the interpreter of the server.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -31,6 +33,8 @@ TOKEN = "a-token-of-the-bench"
 GIVEN_UP = 20.0  # seconds for one Stop
 BEGINS_WITHIN = 120.0  # seconds for a load to begin
 PAUSE = 0.03  # seconds between two Stops
+TEXT = 200_000  # characters of a hostile text
+HOSTILE = Path(__file__).parents[1] / "tests" / "cases" / "hostile_texts.json"
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -97,6 +101,17 @@ def _costly_answer(name: str, readers: int = 1) -> MakeLoad:
     case = next(case for case in loads.CASES["answers"] if case["name"] == name)
     model = loads.repeated_text(case)
     return lambda server: _repeat(lambda: loads.read_page(server.address, model, readers))
+
+
+def _each_hostile_text(server: LoadedServer) -> AbstractContextManager[object]:
+    """One reader of each kind of hostile text, 200 kB each, one after the other."""
+    models = itertools.cycle(
+        [
+            loads.repeated_text({**case, "times": TEXT // len(case["unit"])})
+            for case in json.loads(HOSTILE.read_text())
+        ]
+    )
+    return _repeat(lambda: loads.read_page(server.address, next(models)))
 
 
 def _model(model: str) -> MakeLoad:
@@ -184,9 +199,10 @@ LOADS = [
     Load("nothing", _nothing, 100),
     Load("4 clients send a hostile name of a field (88 kB)", _hostile_field_name, 300),
     *(
-        Load(f"an answer whose code is hard to colour ({name})", _costly_answer(name), 300)
+        Load(f"an answer whose code is hard to colour ({name})", _costly_answer(name), 100)
         for name in ("bash-backslashes", "c-blanks", "docker-newlines")
     ),
+    Load("a reader of hostile texts of 200 kB, one after the other", _each_hostile_text, 100),
     Load(
         "3 readers of 100,000 characters in 19 quotes", _costly_answer("quotes-lazy-lines", 3), 100
     ),
