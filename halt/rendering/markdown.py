@@ -31,9 +31,10 @@ from markdown_it.utils import EnvType, OptionsDict
 
 from halt.rendering import data_urls
 from halt.rendering.blocks import Block, split_blocks
+from halt.rendering.code_names import NAME_MAX, code_name
 from halt.rendering.grammar import answer_parser
 from halt.rendering.grammar.tables import bounded_table
-from halt.rendering.lines import LABEL_MAX, OPENING, fence_language, indent, is_closing
+from halt.rendering.lines import LABEL_MAX, OPENING, indent, is_closing
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED
 
@@ -94,8 +95,7 @@ def plain_block(block: Block) -> str:
     if code_lines and fence and is_closing(code_lines[-1], fence):
         code_lines.pop()
     code = "".join(f"{line[min(margin, indent(line)) :]}\n" for line in code_lines)
-    label = (first[margin + len(fence) :].split() or [""])[0]
-    return _code_box(code, label, None)
+    return _code_box(code, first[margin + len(fence) :], None)
 
 
 def _markdown(source: str, colours: Colours | None) -> str | None:
@@ -113,18 +113,24 @@ def _code(
 ) -> str:
     """Render rule for a fence or an indented block."""
     token = tokens[index]
-    return _code_box(token.content, fence_language(token.info), env.get("colours"))
+    return _code_box(token.content, token.info, env.get("colours"))
 
 
-def _code_box(code: str, label: str, colours: Colours | None) -> str:
-    """The HTML of a code block: a bar with the language and a Copy button, and the code."""
+def _code_box(code: str, info: str, colours: Colours | None) -> str:
+    """The HTML of a code block: a bar with the file's path or the language, and the code.
+
+    The page's scripts add buttons to the bar; `data-name` is the name for a download.
+    """
+    label, path, name, suffix_language = code_name(info, code)
     language, coloured = colours.highlight(code, label) if colours is not None else ("", None)
+    if not language and suffix_language and colours is not None:
+        language, coloured = colours.highlight(code, suffix_language)
     body = html.escape(code, quote=False) if coloured is None else coloured
     classes = f"highlight language-{language}" if language else "highlight"
+    file = f' data-name="{name}"' if name else ""
     return (
-        f'<div class="code"><div class="code-bar"><span class="code-lang">'
-        f"{html.escape(label[:LABEL_MAX])}</span>"
-        f'<button type="button" class="copy" data-copy="code">Copy</button></div>'
+        f'<div class="code"><div class="code-bar"{file}>'
+        f"{html.escape(path[-NAME_MAX:] or label[:LABEL_MAX])}</div>"
         f'<pre tabindex="0"><code class="{classes}">{body}</code></pre></div>\n'
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 import nh3
 
 TAGS = (
-    "a blockquote br button code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
+    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
     " table tbody td th thead tr ul wbr"
 )
 DIRECTED = (
@@ -22,18 +22,16 @@ def cleaner(
     """A sanitizer for the HTML of this package, with the given classes for highlighted code."""
     return nh3.Cleaner(
         tags=set(TAGS.split()),
-        attributes={"a": {"href", "title"}, "ol": {"start"}},
+        attributes={"a": {"href", "title"}, "div": {"data-name"}, "ol": {"start"}},
         tag_attribute_values={
             **{tag: {"dir": {"auto"}} for tag in DIRECTED},
-            "button": {"type": {"button"}, "data-copy": {"code"}},
             "div": {"tabindex": {"0"}},  # tables, which scroll sideways
             "pre": {"tabindex": {"0"}},
         },
         allowed_classes={
-            "button": {"copy"},
             "code": {"highlight", *(f"language-{name}" for name in languages)},
             "div": {"code", "code-bar", "table"},
-            "span": {"code-lang", "math", *token_classes},
+            "span": {"math", *token_classes},
             "td": {"left", "center", "right"},
             "th": {"left", "center", "right", "short"},
         },

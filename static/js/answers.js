@@ -6,6 +6,7 @@ import { setConnectionLost } from "./feed.js";
 import { $, $$, announce, focusComposer } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
 import { route } from "./requests.js";
+import { watch } from "./scrollers.js";
 import { reopenSteps } from "./steps.js";
 
 const messages = $("#messages");
@@ -82,6 +83,7 @@ const handle = node => {
   } else if (node.matches(".exchange") && sendingIds().length) {
     update($('.answer[data-state="running"]', node) ?? $(".answer", node));
   } else if (node.matches(".answer > .note")) lose(node.parentElement);
+  else watch(node);
 };
 new MutationObserver(changes => {
   for (const { addedNodes } of changes) addedNodes.forEach(handle);

@@ -15,15 +15,15 @@ const TEXTS = {
   id: button => button.previousElementSibling.textContent,
   prompt: button => $(".text", button.closest(".prompt")).textContent,
 };
-// Shows the result for a moment: as the word of a button with a word, else by its icon.
+// Shows the result for a moment: by the button's icon, and as its word where it has one.
 const showResult = (button, text) => {
   announce(text);
-  const use = $("use", button), isOk = text === "Copied";
-  if (use) use.setAttribute("href", isOk ? "#i-check" : "#i-x");
-  else button.textContent = text;
+  const use = $("use", button), word = $("span", button), isOk = text === "Copied";
+  use.setAttribute("href", isOk ? "#i-check" : "#i-x");
+  if (word) word.textContent = text;
   setTimeout(() => {
-    if (use) use.setAttribute("href", "#i-copy");
-    else button.textContent = "Copy";
+    use.setAttribute("href", "#i-copy");
+    if (word) word.textContent = "Copy";
   }, 1500);
 };
 document.addEventListener("click", async event => {

@@ -15,7 +15,12 @@ addEventListener("keydown", ({ key }) => {
   if (key === "Control" || key === "Meta") preload("palette");
 }, true);
 const help = async () => (await onDemand("shortcut_list"))?.openShortcutList();
-const ACTIONS = { search, pin: pinOpenChat, rail: toggleRail, theme: toggleTheme, help };
+const copyCode = async () => {
+  (await onDemand("code"))?.equip(shortcut("copy-code").find()).click();
+};
+const ACTIONS = {
+  search, pin: pinOpenChat, rail: toggleRail, theme: toggleTheme, help, "copy-code": copyCode,
+};
 const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");
 
 // Says why there is no control for an action.

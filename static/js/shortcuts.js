@@ -58,7 +58,7 @@ export const SHORTCUTS = [
   },
   {
     id: "copy-code", name: "Copy the last code", wide: "x",
-    ...onLast(".copy[data-copy=code]", "The last answer has no code."),
+    ...onLast(".code", "The last answer has no code."),
   },
   {
     id: "previous", name: "Previous chat in the list", wide: "ArrowUp",

@@ -95,7 +95,7 @@ def test_copy_button_of_code_copies_the_code_alone(chat: Chat) -> None:
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.ask("markdown")
     chat.wait_state("done")
-    button = chat.text.locator(".code button")
+    button = chat.text.locator(".code .copy")
     expect(button).to_have_accessible_name("Copy")
     button.click()
     expect(button).to_have_text("Copied")

@@ -44,7 +44,7 @@ WATCH = """() => {
   window.watched = { faults: [], text: '', exchanges: document.querySelectorAll('.exchange').length };
   const look = () => {
     const answer = document.querySelector('.exchange:last-child .answer');
-    const text = (answer?.querySelector('.text').textContent ?? '').replace(/[^A-Za-z0-9]+|pythonCopy|python|Copy/g, '');
+    const text = (answer?.querySelector('.text').textContent ?? '').replace(/[^A-Za-z0-9]+|python|Wrap|Copy/g, '');
     if (!text.startsWith(watched.text)) watched.faults.push([watched.text, text]);
     watched.text = text;
     requestAnimationFrame(look);
@@ -72,7 +72,7 @@ def ask_model(chat: Chat, model: str) -> str:
 
 def letters(text: str) -> str:
     """The letters and digits of a text, without those that the page adds to code."""
-    return re.sub(r"[^A-Za-z0-9]+|pythonCopy|python|Copy", "", text)
+    return re.sub(r"[^A-Za-z0-9]+|python|Wrap|Copy", "", text)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import { make, notice } from "./dom.js";
 
 const STYLES = { // module -> its style sheet
   palette: "palette", shortcut_list: "shortcuts", picker: "models", settings: "settings",
+  code: "code_bar",
 };
 const loads = new Map(); // style sheet -> the promise of its load
 
@@ -18,7 +19,8 @@ const loadStyle = name => {
   return load;
 };
 
-const load = async name => {
+// The module. Rejects if it could not be loaded.
+export const load = async name => {
   const style = STYLES[name], module = import(`../on_demand/${name}.js`);
   try {
     if (style) await (loads.get(style) ?? loadStyle(style));

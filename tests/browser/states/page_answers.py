@@ -136,12 +136,34 @@ HOSTILE = (
     + "long" * 200
 )
 
+NAMED_CODE = f"""\
+Two files, and a word about each.
+
+```python title="src/values/reader.py"
+# It reads {CODE_LINE[:200]}
+def read(path: str) -> list[int]:
+    with open(path) as file:
+        return [int(line) for line in file]
+```
+
+```
+// src/app/main.ts
+export const main = () => {{ console.log("one line"); }};
+```
+
+```mermaid
+graph LR
+  A --> B
+```
+"""
+
 ANSWERS: dict[str, Answer] = {
     SLOW_PARSER: Answer(MEASURE_FIRST, thought=THOUGHT),
     SECOND: Answer(DECODE_ONCE),
     LONG_LINE: Answer(f"```python\n{CODE_LINE}\n```\n\nThat was the line."),
     WIDE_TABLE: Answer(f"Thirty columns:\n\n{TABLE}\n\nThat was the table."),
     EVERYTHING: Answer(ALL_KINDS),
+    "Write two files.": Answer(NAMED_CODE),
     "Write code slowly.": Answer(MEASURE_FIRST, hold="return"),
     "Show a picture and its source.": Answer("Here it is.[1]", has_extras=True),
     "Write one long paragraph.": Answer(

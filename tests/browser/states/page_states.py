@@ -296,6 +296,15 @@ def pasted_texts(visit: Visit) -> Chat:
     return chat
 
 
+@state()
+def wrapped_code(visit: Visit) -> Chat:
+    """Long lines of code wrap."""
+    chat = visit.ask("Write two files.")
+    chat.button("Wrap").first.click()
+    expect(chat.button("Wrap").first).to_have_attribute("aria-pressed", "true")
+    return chat
+
+
 # --- answers that run -----------------------------------------------------------------------------
 
 
@@ -984,6 +993,7 @@ ASKED = {
     "done": (page_answers.SLOW_PARSER, "done"),
     "picture-and-source": ("Show a picture and its source.", "done"),
     "every-kind-of-text": (page_answers.EVERYTHING, "done"),
+    "named-code": ("Write two files.", "done"),
     "cut-off": ("Write until the limit.", "done"),
     "refused": ("Spend what I do not have.", "error"),
     "long-code-line": (page_answers.LONG_LINE, "done"),  # more than 5,000 letters

@@ -64,15 +64,14 @@ def page_of(*pieces: str) -> Page:
 ALLOWED = {
     "a": {"href": r"(?i:https?://|mailto:).*", "title": r"(?s:.*)", "target": "_blank"}
     | {"rel": "noopener noreferrer nofollow"},
-    "button": {"type": "button", "class": "copy", "data-copy": "code"},
     "code": {"class": r"highlight( language-[a-z0-9+-]+)?"},
-    "div": {"class": "code|code-bar|table", "tabindex": "0"},
+    "div": {"class": "code|code-bar|table", "tabindex": "0", "data-name": r"[\w .+-]{1,80}"},
     "blockquote": {"dir": "auto"},
     "ol": {"start": r"\d+", "dir": "auto"},
     "table": {"dir": "auto"},
     "ul": {"dir": "auto"},
     "pre": {"tabindex": "0"},
-    "span": {"class": "code-lang|math|[a-z]{1,2}"},
+    "span": {"class": "math|[a-z]{1,2}"},
     "td": {"class": "left|center|right"},
     "th": {"class": r"((left|center|right)( short)?|short)"},
 } | {
@@ -201,11 +200,10 @@ def test_render_table_has_a_box_and_alignment_classes() -> None:
     assert "style" not in rendered
 
 
-def test_render_fence_has_language_copy_button_and_colours() -> None:
-    """A fence has its language, a Copy button, and the code in spans with classes."""
+def test_render_fence_has_language_and_colours() -> None:
+    """A fence has its language, and the code in spans with classes."""
     assert gate(render("```python\nif x < 1:\n```\n")) == (
-        '<div class="code"><div class="code-bar"><span class="code-lang">python</span>'
-        '<button type="button" class="copy" data-copy="code">Copy</button></div>'
+        '<div class="code"><div class="code-bar">python</div>'
         '<pre tabindex="0"><code class="highlight language-python">'
         '<span class="k">if</span> x <span class="o">&lt;</span> <span class="m">1</span>:\n'
         "</code></pre></div>\n"
@@ -230,7 +228,7 @@ def test_render_fence_language_is_known_or_shown_as_text(
     """Aliases are known, unknown names are shown without colours, and no name is markup."""
     rendered = gate(render(f"~~~{info}\nx = 1\n~~~"))
     assert f'<code class="{classes}">' in rendered
-    assert f'<span class="code-lang">{html.escape(label, quote=False)}</span>' in rendered
+    assert f'<div class="code-bar">{html.escape(label, quote=False)}</div>' in rendered
 
 
 @pytest.mark.parametrize("language", sorted(set(highlighting.ALIASES.values())))

@@ -172,10 +172,10 @@ def test_renderer_sends_a_text_with_all_its_code_as_one_request(
 def test_plain_has_every_line_escaped(text: str) -> None:
     """Plain text has every line escaped, and code in its box with its label."""
     rendered = markdown.plain(text)
-    assert not re.search(r"<(?!/?(p|br|wbr|div|span|button|pre|code)\b)", rendered)
+    assert not re.search(r"<(?!/?(p|br|wbr|div|pre|code)\b)", rendered)
     if "```python" in text:
         assert "if x &lt; 1:\n    pass\n</code>" in rendered
-        assert '<span class="code-lang">python</span>' in rendered
+        assert '<div class="code-bar">python</div>' in rendered
         assert "<p>Look *here*:</p>" in rendered
     if text.startswith("a <b>"):
         assert rendered.startswith("<p>a &lt;b&gt;<br>\nc &amp; d</p>\n")
