@@ -7,12 +7,15 @@ neither flickers nor moves text that was already printed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
-from rich.markdown import Heading, Markdown
-from rich.segment import SegmentLines
+from rich.markdown import Heading, ListItem, Markdown
+from rich.segment import Segment, SegmentLines
 from rich.text import Text
 
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
@@ -34,15 +37,68 @@ class _Heading(Heading):
         yield self.text
 
 
+#: Terminal styles for the elements of tags; the others have none.
+STYLED = {"kbd": "strong", "mark": "strong", "u": "em"}
+LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
+RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
+
+
+class _ListItem(ListItem):
+    """A list item; a task has its box in place of the bullet."""
+
+    def __init__(self, box: str) -> None:
+        super().__init__()
+        self._box = box
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> _ListItem:
+        return cls(_box(token))
+
+    def render_bullet(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in super().render_bullet(console, options):
+            is_bullet = isinstance(segment, Segment) and segment.text == " • "
+            yield Segment(f" {self._box}") if is_bullet and self._box else segment
+
+
+def _box(item: Token) -> str:
+    """The box of a task; "" for another item."""
+    return "" if "checked" not in item.meta else "☑ " if item.meta["checked"] else "☐ "
+
+
 def _adapt(state: StateCore) -> None:
-    """Replace tokens that rich does not know: formulas, and line breaks of a paragraph."""
+    """Replace tokens that rich does not know, and line breaks of a paragraph."""
+    box = ""
     for token in state.tokens:
         token.type = token.type.replace("formula_", "paragraph_")
-        for child in token.children or ():
-            if child.type == "formula":
-                child.type = "text"
-            elif child.type == "softbreak":
-                child.type = "hardbreak"
+        if token.type == "list_item_open" and token.markup in ".)":
+            box = _box(token)
+        elif token.type == "inline" and box:
+            token.children = [Token("text", "", 0, content=box), *(token.children or ())]
+            box = ""
+        if token.children:
+            token.children = list(_adapted(token.children))
+
+
+def _adapted(tokens: list[Token]) -> Iterator[Token]:
+    script: dict[int, int] | None = None  # of the text that follows `<sub>` or `<sup>`
+    for token in tokens:
+        if token.type == "formula":
+            token.type = "text"
+        elif token.type == "softbreak":
+            token.type = "hardbreak"
+        if token.tag in ("sub", "sup"):
+            script = (LOWERED if token.tag == "sub" else RAISED) if token.nesting > 0 else None
+        elif token.tag in STYLED:
+            token.tag = STYLED[token.tag]
+            yield token
+        elif token.tag != "small":
+            if (
+                script
+                and token.type == "text"
+                and all(ord(char) in script for char in token.content)
+            ):
+                token.content = token.content.translate(script)
+            yield token
 
 
 def _parser() -> MarkdownIt:
@@ -51,10 +107,10 @@ def _parser() -> MarkdownIt:
     return parser
 
 
-class _Block(Markdown):
+class RichMarkdown(Markdown):
     """One block of Markdown; HTML and link definitions stay text."""
 
-    elements = {**Markdown.elements, "heading_open": _Heading}  # noqa: RUF012 - as rich has it
+    elements = {**Markdown.elements, "heading_open": _Heading, "list_item_open": _ListItem}  # noqa: RUF012 - as rich has it
     parser = _parser()
 
     def __init__(self, source: str) -> None:
@@ -174,7 +230,7 @@ class RichScreen(Screen):
         for source in ready:
             if self._printed:
                 self._console.print()
-            self._console.print(_Block(source))
+            self._console.print(RichMarkdown(source))
             self._printed = True
 
     def _tail(self) -> SegmentLines:
@@ -190,11 +246,11 @@ class RichScreen(Screen):
             room = max(1, self._console.height - 3)
             is_complete = len(source) <= TAIL_MAX
             return self._fitting(
-                _Block(source) if is_complete else Text(source[-TAIL_MAX:]), room, wait_note
+                RichMarkdown(source) if is_complete else Text(source[-TAIL_MAX:]), room, wait_note
             )
         return self._fitting(Text("" if wait_note else self._status, style="dim"), 1, wait_note)
 
-    def _fitting(self, renderable: _Block | Text, room: int, below: str = "") -> SegmentLines:
+    def _fitting(self, renderable: RichMarkdown | Text, room: int, below: str = "") -> SegmentLines:
         """The last `room` lines of `renderable`, and the line `below`."""
         lines = self._console.render_lines(renderable, pad=False)
         while lines and not any(segment.text.strip() for segment in lines[-1]):

@@ -32,11 +32,12 @@ from markdown_it.utils import EnvType, OptionsDict
 from halt.rendering import data_urls
 from halt.rendering.blocks import Block, split_blocks
 from halt.rendering.code_names import NAME_MAX, code_name
+from halt.rendering.direction import first_direction, has_right_to_left
 from halt.rendering.grammar import answer_parser
 from halt.rendering.grammar.tables import bounded_table
 from halt.rendering.lines import LABEL_MAX, OPENING, indent, is_closing
 from halt.rendering.open_text import breakable, normalized
-from halt.rendering.sanitizing import CLEANER, DIRECTED
+from halt.rendering.sanitizing import CLEANER, DIRECTED_BOXES, DIRECTED_TEXTS
 
 # Limits on time, each with its unit and reason. No text is lost by them.
 TEXT_MAX = 250_000  # characters of a text that is parsed as a whole: its tokens take 40 MB
@@ -108,6 +109,17 @@ def _markdown(source: str, colours: Colours | None) -> str | None:
     return clean.clean(PARSER.renderer.render(tokens, PARSER.options, env))
 
 
+def _table(
+    renderer: RendererHTML,
+    tokens: Sequence[Token],
+    index: int,
+    options: OptionsDict,
+    env: EnvType,
+) -> str:
+    """Render rule for the beginning of a table, in its own scrolling box."""
+    return f'<div class="table" tabindex="0">{renderer.renderToken(tokens, index, options, env)}'
+
+
 def _code(
     _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType
 ) -> str:
@@ -161,12 +173,11 @@ def _plain(tokens: Sequence[Token]) -> str:
 
 
 def _adapt(state: StateCore) -> None:
-    """Core rule: replaces images and style attributes, and sets text directions."""
-    for token, following in zip_longest(state.tokens, state.tokens[1:]):
+    """Core rule: replaces images, style attributes and the marks of tasks."""
+    tokens = state.tokens
+    for token, following in zip_longest(tokens, tokens[1:]):
         if token.children:
             token.children = list(_without_images(token.children))
-        elif token.nesting > 0 and token.tag in DIRECTED:
-            token.attrs["dir"] = "auto"
         elif token.type in ("td_open", "th_open"):
             style = str(token.attrs.pop("style", ""))
             classes = [style.removeprefix("text-align:")] if style else []
@@ -174,6 +185,56 @@ def _adapt(state: StateCore) -> None:
                 classes.append("short")
             if classes:
                 token.attrs["class"] = " ".join(classes)
+        elif token.type in ("bullet_list_open", "ordered_list_open"):
+            token.attrs.pop("class", None)
+    _place_checkboxes(tokens)
+    _set_directions(state)
+
+
+def _place_checkboxes(tokens: list[Token]) -> None:
+    """Put the checkbox of each task into its first paragraph, or else before its first block."""
+    for at, token in reversed(list(enumerate(tokens))):
+        if token.type != "list_item_open" or "checked" not in token.meta:
+            continue
+        token.attrs["class"] = "task"
+        checkbox = Token("checkbox", "input", 0, meta=token.meta)
+        following = tokens[at + 2]
+        if following.type == "inline" and following.children is not None:
+            following.children.insert(0, checkbox)
+        else:
+            token.children = [checkbox]
+
+
+def _set_directions(state: StateCore) -> None:
+    """Set the direction of each block, if some of the text may run from right to left."""
+    if not has_right_to_left(state.src):
+        return
+    direction = ""
+    for token in reversed(state.tokens):
+        if token.type == "inline":
+            direction = first_direction(token.content) or direction
+        elif token.nesting > 0 and token.tag in DIRECTED_BOXES:
+            token.attrs["dir"] = direction or "ltr"
+        elif token.nesting > 0 and token.tag in DIRECTED_TEXTS:
+            token.attrs["dir"] = "auto"
+
+
+def _list_item(
+    renderer: RendererHTML,
+    tokens: Sequence[Token],
+    index: int,
+    options: OptionsDict,
+    env: EnvType,
+) -> str:
+    """Render rule for the beginning of a list item."""
+    token = tokens[index]
+    tag = renderer.renderToken(tokens, index, options, env)
+    return tag + renderer.renderInline(token.children, options, env) if token.children else tag
+
+
+def _checkbox(token: Token) -> str:
+    checked = " checked" if token.meta["checked"] else ""
+    return f'<input type="checkbox" disabled{checked} aria-label="Done"> '
 
 
 def _parser() -> MarkdownIt:
@@ -192,12 +253,12 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule(
         "formula", lambda _, tokens, at, *__: f'<span class="math">{_escaped(tokens[at])}</span>'
     )
+    parser.add_render_rule("list_item_open", _list_item)
+    parser.add_render_rule("checkbox", lambda _, tokens, at, *__: _checkbox(tokens[at]))
     parser.add_render_rule(
         "hardbreak", lambda _, tokens, at, *__: "<br>" if tokens[at].info == "tag" else "<br>\n"
     )
-    parser.add_render_rule(
-        "table_open", lambda *_: '<div class="table" tabindex="0"><table dir="auto">\n'
-    )
+    parser.add_render_rule("table_open", _table)
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     # The first parse compiles the rules; another thread must not see them half compiled.
     parser.render("first")

@@ -5,15 +5,13 @@ from collections.abc import Set as AbstractSet
 import nh3
 
 TAGS = (
-    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
-    " table tbody td th thead tr ul wbr"
+    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr input kbd li mark ol p pre s small span"
+    " strong sub sup table tbody td th thead tr u ul wbr"
 )
-DIRECTED = (
-    "blockquote",
-    "ol",
-    "table",
-    "ul",
-)  # marks and columns follow the script
+#: Elements whose marks, indentation or columns follow the direction of their first text.
+DIRECTED_BOXES = frozenset({"blockquote", "li", "ol", "table", "ul"})
+#: Elements of text, each of which follows its own first letter.
+DIRECTED_TEXTS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6", "p", "td", "th"})
 
 
 def cleaner(
@@ -24,13 +22,21 @@ def cleaner(
         tags=set(TAGS.split()),
         attributes={"a": {"href", "title"}, "div": {"data-name"}, "ol": {"start"}},
         tag_attribute_values={
-            **{tag: {"dir": {"auto"}} for tag in DIRECTED},
+            **{tag: {"dir": {"ltr", "rtl"}} for tag in DIRECTED_BOXES},
+            **{tag: {"dir": {"auto"}} for tag in DIRECTED_TEXTS},
             "div": {"tabindex": {"0"}},  # tables, which scroll sideways
+            "input": {  # the checkbox of a task
+                "type": {"checkbox"},
+                "disabled": {""},
+                "checked": {""},
+                "aria-label": {"Done"},
+            },
             "pre": {"tabindex": {"0"}},
         },
         allowed_classes={
             "code": {"highlight", *(f"language-{name}" for name in languages)},
             "div": {"code", "code-bar", "table"},
+            "li": {"task"},
             "span": {"math", *token_classes},
             "td": {"left", "center", "right"},
             "th": {"left", "center", "right", "short"},

@@ -14,7 +14,7 @@ from halt.rendering.blocks import BlockStream, split_blocks
 from halt.rendering.markdown import plain, render, render_block
 from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normalized
 from halt.rendering.renderer import SHORT, is_quick_to_render
-from halt.rendering.sanitizing import DIRECTED, TAGS
+from halt.rendering.sanitizing import DIRECTED_BOXES, DIRECTED_TEXTS, TAGS
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
 from tests.fuzz.target import CPU_MAX, Finding, Target
@@ -119,6 +119,13 @@ PIECES = (
         "data:image/png;base64,",
         "AAAA",
         "mailto:a@b",
+        "- [ ] a\n",
+        "1. [x] ",
+        "<sub>",
+        "</sub>",
+        "<B>",
+        "</B>",
+        "<kbd>a</kbd>",
         "0",
         "1",
         "-",
@@ -205,14 +212,14 @@ def _check_cut(text: str, cuts: list[int]) -> None:
         raise Finding("the page depends on the cut", f"{cuts[:8]}\n{states[0]}\n{states[1]}")
 
 
-VOID = frozenset({"br", "hr", "wbr"})
+VOID = frozenset({"br", "hr", "input", "wbr"})
 ATTRIBUTES = {
     "a": {"href", "title", "target", "rel"},
-    "ol": {"start", "dir"},
-    **{tag: {"dir"} for tag in DIRECTED if tag != "ol"},
+    **{tag: {"dir", "class", "start"} for tag in (*DIRECTED_BOXES, *DIRECTED_TEXTS)},
+    "input": {"type", "disabled", "checked", "aria-label"},
     "button": {"type", "data-copy", "class"},
     "pre": {"tabindex"},
-    **{tag: {"class"} for tag in ("code", "span", "td", "th")},
+    **{tag: {"class"} for tag in ("code", "span")},
     "div": {"class", "tabindex"},
 }
 TEXT_TAG = re.compile(r"<(?!/?[a-z])")

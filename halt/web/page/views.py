@@ -66,14 +66,8 @@ class AnswerView:
 
     @property
     def text_class(self) -> str:
-        """Classes of the text.
-
-        `bidi`: parts of it run from right to left, or may do so while it grows. `long`: code and
-        tables are laid out only near the visible part.
-        """
-        is_bidi = self.state == "running" or has_right_to_left(self.patch.finished)
-        is_long = len(self.patch.finished) > LONG
-        return f"text{' bidi' if is_bidi else ''}{' long' if is_long else ''}"
+        """Classes of the text; `long`: code and tables are laid out only near the visible part."""
+        return "text long" if len(self.patch.finished) > LONG else "text"
 
 
 @dataclass(frozen=True)

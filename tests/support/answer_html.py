@@ -1,0 +1,61 @@
+"""What the HTML of an answer may contain."""
+
+import re
+from html.parser import HTMLParser
+
+#: Tags, their attributes, and a pattern for the whole value of each.
+ALLOWED: dict[str, dict[str, str]] = {
+    "a": {"href": r"(?i:https?://|mailto:).*", "title": r"(?s:.*)", "target": "_blank"}
+    | {"rel": "noopener noreferrer nofollow"},
+    "code": {"class": r"highlight( language-[a-z0-9+-]+)?"},
+    "div": {"class": "code|code-bar|table", "tabindex": "0", "data-name": r"[\w .+-]{1,80}"},
+    "ol": {"start": r"\d+"},
+    "input": {"type": "checkbox", "disabled": "", "checked": "", "aria-label": "Done"},
+    "li": {"class": "task"},
+    "pre": {"tabindex": "0"},
+    "span": {"class": "math|[a-z]{1,2}"},
+    "td": {"class": "left|center|right"},
+    "th": {"class": r"((left|center|right)( short)?|short)"},
+} | {
+    tag: {}
+    for tag in (
+        *("blockquote", "br", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "kbd", "mark", "p"),
+        *("s", "small", "strong", "sub", "sup", "table", "tbody", "thead", "tr", "u", "ul", "wbr"),
+    )
+}
+
+for _tag in ("blockquote", "li", "ol", "table", "ul"):
+    ALLOWED[_tag]["dir"] = "ltr|rtl"
+for _tag in ("h1", "h2", "h3", "h4", "h5", "h6", "p", "td", "th"):
+    ALLOWED[_tag]["dir"] = "auto"
+
+
+class Gate(HTMLParser):
+    """Fails at the first tag, attribute or value that is not listed above."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Each attribute has a listed name and a value that fits."""
+        assert tag in ALLOWED, tag
+        for name, value in attrs:
+            assert name in ALLOWED[tag], (tag, name)
+            assert re.fullmatch(ALLOWED[tag][name], value or ""), (tag, name, value)
+
+    def handle_comment(self, data: str) -> None:
+        """No comments."""
+        raise AssertionError(data)
+
+    def handle_decl(self, decl: str) -> None:
+        """No declarations."""
+        raise AssertionError(decl)
+
+    def handle_pi(self, data: str) -> None:
+        """No processing instructions."""
+        raise AssertionError(data)
+
+
+def gate(markup: str) -> str:
+    """The markup, if it keeps to the allow-list."""
+    parser = Gate()
+    parser.feed(markup)
+    parser.close()
+    return markup

@@ -1,0 +1,59 @@
+"""Markdown in the terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from halt.cli.rich_screen import RichMarkdown
+from halt.rendering.blocks import split_blocks
+
+#: Types of tokens that rich shows, or whose element has no mark in a terminal.
+KNOWN = {
+    *("text", "hardbreak", "code_inline", "image", "link_open", "link_close"),
+    *("em_open", "em_close", "strong_open", "strong_close", "s_open", "s_close"),
+}
+
+
+def shown(source: str) -> list[str]:
+    """The lines that the terminal shows for a text."""
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=False)
+    for block in split_blocks(source):
+        console.print(RichMarkdown(block.source))
+    return [line.rstrip() for line in out.getvalue().split("\n") if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("- [ ] a\n- [x] b\n  - [X] c\n- d", [" ☐ a", " ☑ b", "    ☑ c", " • d"]),
+        ("1. [x] a\n2. [ ] b\n3. c", [" 1 ☑ a", " 2 ☐ b", " 3 c"]),
+        ("H<sub>2</sub>O, x<sup>-2</sup>, 1<sup>st</sup>", ["H₂O, x⁻², 1st"]),
+        ("<kbd>Ctrl</kbd> <mark>a</mark> <u>b</u> <small>c</small> <b>d", ["Ctrl a b c <b>d"]),
+        ("| a |\n|---|\n| x<br>y |", [" a", " ─", " x", " y"]),
+    ],
+)
+def test_terminal_shows_a_readable_form(source: str, lines: list[str]) -> None:
+    """Everything that the page shows in its own way has a readable form in the terminal."""
+    assert [line for line in shown(source) if line.strip("─ ")] == [
+        line for line in lines if line.strip("─ ")
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "# a\n\nb *c* **d** ~~e~~ `f` [g](https://x.org) ![h](https://x.org) <br> $i$",
+        "- a\n- [x] b\n\n1. c\n\n> d\n\n---\n\n```py\ne\n```\n\n    f\n\n| g |\n|---|\n| h |",
+        "<sub>a</sub> <sup>b</sup> <kbd>c</kbd> <mark>d</mark> <u>e</u> <small>f</small> <b>g",
+        "\\[\na\n\\]",
+    ],
+)
+def test_terminal_knows_every_token(source: str) -> None:
+    """Rich shows nothing of a token of an unknown type, so the parser gives it none."""
+    for token in RichMarkdown(source).parsed:
+        opening = token.type.replace("_close", "_open")
+        assert opening == "inline" or opening in RichMarkdown.elements, token.type
+        for child in token.children or ():
+            assert child.type in KNOWN or child.tag in RichMarkdown.inlines, child.type
