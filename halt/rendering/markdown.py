@@ -34,7 +34,6 @@ from halt.rendering.blocks import Block, split_blocks
 from halt.rendering.code_names import NAME_MAX, code_name
 from halt.rendering.direction import first_direction, has_right_to_left
 from halt.rendering.grammar import answer_parser
-from halt.rendering.grammar.tables import bounded_table
 from halt.rendering.lines import LABEL_MAX, OPENING, indent, is_closing
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED_BOXES, DIRECTED_TEXTS
@@ -239,7 +238,6 @@ def _checkbox(token: Token) -> str:
 
 def _parser() -> MarkdownIt:
     parser = answer_parser(maxNesting=NESTING_MAX)
-    parser.block.ruler.at("table", bounded_table, {"alt": ["paragraph", "reference"]})
     parser.core.ruler.push("adapt", _adapt)
     # No relative links: they would point into this application.
     web = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)

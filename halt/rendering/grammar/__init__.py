@@ -10,6 +10,8 @@ from markdown_it import MarkdownIt
 
 from halt.rendering.grammar.emphasis import EmphasisParser
 from halt.rendering.grammar.formulas import formula, formula_lines
+from halt.rendering.grammar.lists import ends_item
+from halt.rendering.grammar.tables import bounded_table, ends_table
 from halt.rendering.grammar.tags import add_tags
 
 
@@ -19,6 +21,9 @@ def answer_parser(**options: Any) -> MarkdownIt:
     parser.inline = EmphasisParser()
     parser.configure("commonmark", {"html": False, "breaks": True, "tasklists": True, **options})
     parser.enable(["table", "strikethrough"])
+    parser.block.ruler.at("table", bounded_table, {"alt": ["paragraph", "reference"]})
+    parser.block.ruler.before("paragraph", "ends_item", ends_item, {"alt": ["paragraph"]})
+    parser.block.ruler.before("paragraph", "ends_table", ends_table, {"alt": ["blockquote"]})
     parser.block.ruler.before(
         "lheading", "formula_lines", formula_lines, {"alt": ["paragraph", "reference"]}
     )

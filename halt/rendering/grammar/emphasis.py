@@ -45,6 +45,10 @@ class _StateInline(StateInline):
         before = self.src[start - 1] if start else " "
         after = self.src[end] if end < self.posMax else " "
         if before.isascii() and after.isascii():
+            if canSplitWord and before.isalnum() and after.isalnum():
+                # 3*4*5, 2**10 and f***ing lose no star, but **B**old and b**ol**d are bold.
+                is_number = before.isdigit() and after.isdigit()
+                return Scanned(end - start == 2 and not is_number, not is_number, end - start)
             return super().scanDelims(start, canSplitWord)
         unspaced_before, unspaced_after = _is_unspaced(before), _is_unspaced(after)
         blank_before, blank_after = isWhiteSpace(ord(before)), isWhiteSpace(ord(after))

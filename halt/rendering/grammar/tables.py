@@ -1,14 +1,25 @@
-"""Tables whose cost is bounded."""
+"""Tables whose cost is bounded, also with a wrong separator, and without loss of cells.
+
+Differences from GitHub's tables: the separator may have another number of cells than the head;
+cells beyond the head's are kept in a row's last cell; a line without a pipe ends the table.
+"""
+
+import re
 
 from markdown_it.rules_block import StateBlock, table
+from markdown_it.rules_block.table import escapedSplit
 
 CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 characters can make 65,000
 COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
 
+SEPARATOR = re.compile(r"\|? *(:?-+:? *\| *)+(?::?-+:?)? *")
+
 
 def bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     """Block rule for tables; refuses one with too many columns, or cells per character."""
-    if not table(state, start, end, True):
+    is_whole = table(state, start, end, True)
+    mended = None if is_whole else _mended_head(state, start, end)
+    if not is_whole and not mended:
         return False
     # The extent (up to the next blank line) is kept, so that each line is examined once, however
     # many tables begin in it. It may include too many lines and characters; both are still
@@ -19,8 +30,96 @@ def bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool
         while stop < end and not state.isEmpty(stop):
             stop += 1
         state.env["extent"] = stop
-    columns = state.src.count("|", state.bMarks[start], state.eMarks[start]) + 1
+    head = mended[0] if mended else _line(state, start)
+    columns = head.count("|") + 1
     characters = state.eMarks[stop - 1] - state.bMarks[start]
     if columns > COLUMNS_MAX or columns * (stop - start) > CELLS_A_CHARACTER * characters:
         return False
-    return silent or table(state, start, end, False)
+    if silent:
+        return True
+    first_token = len(state.tokens)
+    if mended:
+        _push_mended(state, mended, start, end)
+    else:
+        table(state, start, end, False)
+    _keep_cells(state, first_token)
+    return True
+
+
+def ends_table(state: StateBlock, line: int, _end: int, silent: bool) -> bool:
+    """Terminator of a table: a line without a pipe."""
+    return silent and state.parentType == "table" and "|" not in _line(state, line)
+
+
+def _line(state: StateBlock, line: int) -> str:
+    return state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].strip()
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a row, as the library splits it."""
+    cells = escapedSplit(line)
+    if cells and not cells[0]:
+        cells.pop(0)
+    if cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _mended_head(state: StateBlock, start: int, end: int) -> tuple[str, str] | None:
+    """The head and the separator that begin here with unequal numbers of cells, made equal."""
+    if start + 2 > end or state.is_code_block(start) or state.is_code_block(start + 1):
+        return None
+    if min(state.sCount[start], state.sCount[start + 1]) < state.blkIndent:
+        return None
+    head = _line(state, start)
+    if "|" not in head or not SEPARATOR.fullmatch(separator := _line(state, start + 1)):
+        return None
+    names, marks = _cells(head), _cells(separator)
+    if not names or len(names) == len(marks):
+        return None
+    columns = max(len(names), len(marks))
+    names = [name.replace("|", "\\|") for name in names] + [" "] * (columns - len(names))
+    marks += ["-"] * (columns - len(marks))
+    return f"|{'|'.join(names)}|", f"|{'|'.join(marks)}|"
+
+
+def _push_mended(state: StateBlock, mended: tuple[str, str], start: int, end: int) -> None:
+    """The table with this head and separator, and the rows below them."""
+    stop, parent_type = start + 2, state.parentType
+    terminators = state.md.block.ruler.getRules("blockquote")
+    state.parentType = "table"
+    while (
+        stop < end
+        and not state.isEmpty(stop)
+        and state.sCount[stop] >= state.blkIndent
+        and not state.is_code_block(stop)
+        and not any(rule(state, stop, end, True) for rule in terminators)
+    ):
+        stop += 1
+    state.parentType = parent_type
+    rows = [_line(state, line) for line in range(start + 2, stop)]
+    part = StateBlock("\n".join([*mended, *rows]), state.md, state.env, [])
+    table(part, 0, part.lineMax, False)
+    for token in part.tokens:
+        token.level += state.level
+        if token.map:
+            token.map = [start + line for line in token.map]
+    state.tokens += part.tokens
+    state.line = stop
+
+
+def _keep_cells(state: StateBlock, first_token: int) -> None:
+    """Put cells beyond the head's, which the library drops, into the last cell of their row."""
+    columns = 0
+    for at in range(first_token, len(state.tokens)):
+        token = state.tokens[at]
+        columns += token.type == "th_open"
+        if token.type != "tr_close" or state.tokens[at - 1].type != "td_close":
+            continue
+        last_cell = state.tokens[at - 2]
+        row = _line(state, last_cell.map[0]) if last_cell.map else ""
+        # A quick test first: a row without other cells has this many pipes.
+        if row.count("|") - row.startswith("|") - row.endswith("|") < columns:
+            continue
+        others = [cell.strip() for cell in _cells(row)[columns:]]
+        last_cell.content = " | ".join([last_cell.content, *others]).strip()

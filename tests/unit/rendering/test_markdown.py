@@ -298,7 +298,7 @@ def test_render_formula_in_a_cell_or_link_is_no_emphasis(source: str) -> None:
         ("$5-$10 *a* $20", "$5-$10 <em>a</em> $20"),
         ("5$ *or* 6$", "5$ <em>or</em> 6$"),
         ("US$5 *or* US$6", "US$5 <em>or</em> US$6"),
-        ("$5*a* and 10$*b*", "$5<em>a</em> and 10$<em>b</em>"),
+        ("$5 *a* and 10$ *b*", "$5 <em>a</em> and 10$ <em>b</em>"),
         ("$HOME *and* $PATH", "$HOME <em>and</em> $PATH"),
         ("`$a*b*$`", "<code>$a*b*$</code>"),
         ("$a `x*y*z` b$", "$a <code>x*y*z</code> b$"),

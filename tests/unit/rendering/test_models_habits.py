@@ -1,0 +1,107 @@
+"""Lists, tables and stars as models write them, where CommonMark means something else."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from halt.rendering.markdown import render
+
+
+def rows_of(markup: str) -> list[list[str]]:
+    """The cells of each row of a table, and nothing that stands below it."""
+    rows = markup.partition("</table>")[0].split("<tr>")[1:]
+    return [re.findall("<t[hd][^>]*>(.*?)</t", row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("- a\nb", "<ul><li>a</li></ul><p>b</p>"),
+        ("1. a\n2. b\nc\nd", "<ol><li>a</li><li>b</li></ol><p>c<br>d</p>"),
+        ("- a\n  - b\nc", "<ul><li>a<ul><li>b</li></ul></li></ul><p>c</p>"),
+        ("- a\n b", "<ul><li>a<br>b</li></ul>"),
+        ("1. a\n  b", "<ol><li>a<br>b</li></ol>"),
+        ("> - a\n> b", "<blockquote><ul><li>a</li></ul><p>b</p></blockquote>"),
+    ],
+)
+def test_render_line_below_an_item_ends_the_list(source: str, expected: str) -> None:
+    """A line that is not indented is a paragraph below the list; an indented one is in the item."""
+    rendered = render(source).replace(' dir="auto"', "").replace("\n", "")
+    assert rendered == expected
+
+
+@pytest.mark.parametrize(
+    "separator", ["|---|---|", "|---|", "---|---", "|:--|:-:|--:|", "| --- | --- | --- | --- |"]
+)
+def test_render_table_with_a_wrong_separator_is_a_table(separator: str) -> None:
+    """A separator with too few or too many cells makes a table with all cells of its head."""
+    rows = rows_of(render(f"| a | b | c |\n{separator}\n| 1 | 2 | 3 |\ntext"))
+    assert [[cell for cell in row if cell] for row in rows] == [["a", "b", "c"], ["1", "2", "3"]]
+
+
+@pytest.mark.parametrize("source", ["a | b\n---", "a | b\n- | c", "a b\n|---|---|", "a|b\n\n|-|"])
+def test_render_lines_that_are_no_table_stay_text(source: str) -> None:
+    """A heading, an item and a lone separator make no table."""
+    assert "<table" not in render(source)
+
+
+def test_render_row_with_too_many_cells_keeps_them() -> None:
+    """Cells beyond the head's are in the last cell; formatting around their pipe works."""
+    rendered = render("| a | b |\n|---|---|\n| 1 | 2 | 3 | *4*\n| `x | y` | z |\n5 | 6 |")
+    first, second, third = rows_of(rendered)[1:]
+    assert first == ["1", "2 | 3 | <em>4</em>"]
+    assert second == ["`x", "y` | z"]
+    assert third == ["5", "6"]
+
+
+def test_render_line_below_a_table_is_a_paragraph() -> None:
+    """A line without a pipe ends the table."""
+    rendered = render("| a |\n|---|\n| 1 |\nSo it is 1.\nGood.")
+    assert rows_of(rendered) == [["a"], ["1"]]
+    assert rendered.endswith("<p>So it is 1.<br>\nGood.</p>\n")
+
+
+@pytest.mark.parametrize("text", ["3*4*5 = 60", "2**10 and 3**4", "f***ing p*ssw*rd", "a*b*c"])
+def test_render_stars_inside_words_and_numbers_stay(text: str) -> None:
+    """Stars between two digits, and single ones inside a word, are text."""
+    assert render(text) == f"<p>{text}</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("**R**andom", "<strong>R</strong>andom"),
+        ("e**X**tensible", "e<strong>X</strong>tensible"),
+        ("*a*b", "<em>a</em>b"),
+    ],
+)
+def test_render_bold_letters_of_a_word_are_bold(source: str, expected: str) -> None:
+    """`**` inside a word marks its letters."""
+    assert render(source) == f"<p>{expected}</p>\n"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "|a|b|\n|-|\n",
+        "|a|\n|-|-|-|-|-|-|-|-|-|-|-|-|\n- |\n",
+        "a|b\n|-|\n\n",
+        "|a|b|\n|-|-|\n" + "|1|2" * 20 + "\n",
+        "- a\nb\n",
+        "  - a\n b\n",
+        "> - a\nb|c\n|-|\n",
+        "1*2**3***4",
+    ],
+)
+def test_render_hostile_lists_and_tables_takes_linear_time(unit: str) -> None:
+    """Four times the text takes about four times as long."""
+    times = []
+    for size in (5_000, 20_000):
+        text = unit * (size // len(unit))
+        start = time.process_time()
+        render(text)
+        times.append(time.process_time() - start)
+    assert times[1] < max(8 * times[0], 0.1)
