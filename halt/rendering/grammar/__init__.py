@@ -1,7 +1,8 @@
 """The Markdown parser for answers of models, for the page and the terminal.
 
-Differences from CommonMark: a line break in a paragraph stays a line break, a formula is kept
-unchanged, and emphasis needs no blanks around it in scripts that have none.
+Differences from CommonMark: a line break in a paragraph stays a line break, and the indentation
+after it stays too; a formula is kept unchanged; emphasis needs no blanks around it in scripts that
+have none; a line that is not indented ends a list.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from markdown_it import MarkdownIt
 
 from halt.rendering.grammar.emphasis import EmphasisParser
 from halt.rendering.grammar.formulas import formula, formula_lines
+from halt.rendering.grammar.indents import indented_newline
 from halt.rendering.grammar.lists import ends_item
 from halt.rendering.grammar.tables import bounded_table, ends_table
 from halt.rendering.grammar.tags import add_tags
@@ -27,6 +29,7 @@ def answer_parser(**options: Any) -> MarkdownIt:
     parser.block.ruler.before(
         "lheading", "formula_lines", formula_lines, {"alt": ["paragraph", "reference"]}
     )
+    parser.inline.ruler.at("newline", indented_newline)
     parser.inline.ruler.before("escape", "formula", formula)
     add_tags(parser)
     return parser

@@ -1,4 +1,4 @@
-"""Lists, tables and stars as models write them, where CommonMark means something else."""
+"""Lists, tables, stars and indentation as models write them, where CommonMark means something else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from halt.rendering.grammar.indents import INDENT_MAX
 from halt.rendering.markdown import render
 
 
@@ -62,6 +63,27 @@ def test_render_line_below_a_table_is_a_paragraph() -> None:
     rendered = render("| a |\n|---|\n| 1 |\nSo it is 1.\nGood.")
     assert rows_of(rendered) == [["a"], ["1"]]
     assert rendered.endswith("<p>So it is 1.<br>\nGood.</p>\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a\n  b\n   c", "a<br>\n&nbsp;&nbsp;b<br>\n&nbsp;&nbsp;&nbsp;c"),
+        ("a\n b", "a<br>\nb"),
+        ("a\n\tb", "a<br>\n&nbsp;&nbsp;&nbsp;&nbsp;b"),
+        ("a\n" + " " * 99 + "b", "a<br>\n" + "&nbsp;" * INDENT_MAX + "b"),
+    ],
+)
+def test_render_indented_lines_of_a_paragraph_keep_their_indentation(
+    source: str, expected: str
+) -> None:
+    """Two blanks or more at a line's beginning are shown, as while the text streams."""
+    assert render(source) == f"<p>{expected}</p>\n"
+
+
+def test_render_line_indented_as_its_item_has_no_blanks() -> None:
+    """The indentation that makes a line part of a list's item is not shown."""
+    assert "&nbsp;" not in render("1. a\n   b\n- c\n  d\n\n  e\n> f\n> g")
 
 
 @pytest.mark.parametrize("text", ["3*4*5 = 60", "2**10 and 3**4", "f***ing p*ssw*rd", "a*b*c"])
