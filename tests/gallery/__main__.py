@@ -24,13 +24,13 @@ WIDTHS = {"desktop": 1280, "phone": 390}
 HEIGHT_MAX = 1500  # pixels of a picture, unless a single text is higher
 STYLE = """\
 body { display: block; padding: 0 var(--s4); --rail-space: 0px; }
-section { display: grid; grid-template-columns: 1fr; gap: var(--s2) var(--s5); padding: var(--s3) 0; }
+section { display: grid; grid-template-columns: minmax(0, 1fr); gap: var(--s2) var(--s5); padding: var(--s3) 0; }
 section { border-bottom: 2px dashed var(--edge); }
 section > h2 { grid-column: 1 / -1; margin: 0; font-size: .8rem; color: var(--accent); }
 .source { font: .72rem/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; }
 .source { padding: 0; background: none; color: var(--soft); }
 @media (width < 64rem) { .source { display: none; } }
-@media (width >= 64rem) { section { grid-template-columns: 1fr var(--measure); } }
+@media (width >= 64rem) { section { grid-template-columns: minmax(0, 1fr) var(--measure); } }
 """
 
 
