@@ -1,7 +1,8 @@
 """Tables whose cost is bounded, also with a wrong separator, and without loss of cells.
 
 Differences from GitHub's tables: the separator may have another number of cells than the head;
-cells beyond the head's are kept in a row's last cell; a line without a pipe ends the table.
+cells beyond the head's are kept in a row's last cell; a line without a pipe ends the table. A cell
+has one line, so a list in it is written with HTML's tags: its items become lines.
 """
 
 import re
@@ -12,6 +13,7 @@ from markdown_it.rules_block.table import escapedSplit
 CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 characters can make 65,000
 COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
 
+ITEM = re.compile(r"(?:<br>|\s){0,9}<(ul|ol|li)>\s{0,9}|\s{0,9}</(?:ul|ol|li)>", re.IGNORECASE)
 SEPARATOR = re.compile(r"\|? *(:?-+:? *\| *)+(?::?-+:?)? *")
 
 
@@ -114,6 +116,8 @@ def _keep_cells(state: StateBlock, first_token: int) -> None:
     for at in range(first_token, len(state.tokens)):
         token = state.tokens[at]
         columns += token.type == "th_open"
+        if token.type == "inline" and "<li>" in token.content and "`" not in token.content:
+            token.content = _listed(token.content)
         if token.type != "tr_close" or state.tokens[at - 1].type != "td_close":
             continue
         last_cell = state.tokens[at - 2]
@@ -123,3 +127,19 @@ def _keep_cells(state: StateBlock, first_token: int) -> None:
             continue
         others = [cell.strip() for cell in _cells(row)[columns:]]
         last_cell.content = " | ".join([last_cell.content, *others]).strip()
+
+
+def _listed(cell: str) -> str:
+    """The cell with each item of its HTML lists as a line with a bullet or a number."""
+    number = 0  # of the next item; 0 in a list with bullets
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal number
+        tag = (match[1] or "").lower()
+        if tag != "li":
+            number = {"ol": 1, "ul": 0}.get(tag, number)
+            return ""
+        mark, number = (f"{number}. ", number + 1) if number else ("\u2022 ", 0)
+        return f"<br>{mark}"
+
+    return ITEM.sub(replace, cell).removeprefix("<br>")

@@ -58,6 +58,19 @@ def test_render_row_with_too_many_cells_keeps_them() -> None:
     assert third == ["5", "6"]
 
 
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("<ul><li>a</li><li>*b*</li></ul>", "\u2022 a<br>\u2022 <em>b</em>"),
+        ("do: <br> <ol> <li>a</li> <li>b</li> </ol>", "do:<br>1. a<br>2. b"),
+        ("`<li>`", "<code>&lt;li&gt;</code>"),
+    ],
+)
+def test_render_html_list_in_a_cell_is_lines(cell: str, expected: str) -> None:
+    """The items of a list that a cell has as HTML are lines with bullets or numbers."""
+    assert rows_of(render(f"| a |\n|---|\n| {cell} |"))[1] == [expected]
+
+
 def test_render_line_below_a_table_is_a_paragraph() -> None:
     """A line without a pipe ends the table."""
     rendered = render("| a |\n|---|\n| 1 |\nSo it is 1.\nGood.")
