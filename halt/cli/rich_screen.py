@@ -20,8 +20,8 @@ from rich.text import Text
 
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
 from halt.clock import now
-from halt.rendering.blocks import BlockStream
 from halt.rendering.grammar import answer_parser
+from halt.rendering.streaming.stream import BlockStream
 
 FRAMES = 20  # a second
 TAIL_MAX = 2_000  # characters of an open block that are drawn; all are printed at its end
@@ -131,7 +131,7 @@ class RichScreen(Screen):
 
     def _renew(self) -> None:
         super()._renew()
-        self._blocks = BlockStream()
+        self._blocks = BlockStream(whole_lists=True)
         self._ready: list[str] = []  # sources of finished blocks that are not printed yet
         self._printed = False  # a part of this answer has been printed
         self._thoughts = ""
@@ -218,7 +218,7 @@ class RichScreen(Screen):
         source = self._blocks.open_source()
         if source.strip():
             self._ready.append(source)
-        self._blocks = BlockStream()
+        self._blocks = BlockStream(whole_lists=True)
 
     def _draw(self) -> None:
         """Print the finished blocks and redraw the open one."""

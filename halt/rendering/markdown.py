@@ -1,6 +1,6 @@
 """Renders Markdown from a language model as safe HTML.
 
-`render` renders a whole text. While an answer is being written, `halt.rendering.blocks.BlockStream`
+`render` renders a whole text. While an answer is being written, `BlockStream`
 takes it in pieces and returns `BlockStep`s: a finished block is rendered once (`render_block`, in
 any thread), the open block is shown as escaped text. Later text can change earlier blocks (the
 definition of a link, an item that makes a list loose), so the page replaces them by
@@ -30,13 +30,16 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
 from halt.rendering import data_urls
-from halt.rendering.blocks import Block, split_blocks
 from halt.rendering.code_names import NAME_MAX, code_name
 from halt.rendering.direction import first_direction, has_right_to_left
 from halt.rendering.grammar import answer_parser
-from halt.rendering.lines import LABEL_MAX, OPENING, indent, is_closing
+from halt.rendering.grammar.fences import opened_fence
+from halt.rendering.lines import LABEL_MAX, indent
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED_BOXES, DIRECTED_TEXTS
+from halt.rendering.streaming.blocks import Block, Kind, joined
+from halt.rendering.streaming.parts import is_one_item, loosen, plain_item
+from halt.rendering.streaming.stream import split_blocks
 
 # Limits on time, each with its unit and reason. No text is lost by them.
 TEXT_MAX = 250_000  # characters of a text that is parsed as a whole: its tokens take 40 MB
@@ -64,7 +67,8 @@ def render(text: str, colours: Colours | None = None) -> str:
     html_text = _markdown(text, colours) if len(text) <= TEXT_MAX else None
     if html_text is not None:
         return html_text
-    return "".join([render_block(block, colours) for block in split_blocks(text)])
+    blocks = split_blocks(text)
+    return "".join(joined(blocks, [render_block(block, colours) for block in blocks]))
 
 
 def render_block(block: Block, colours: Colours | None = None) -> str:
@@ -74,36 +78,46 @@ def render_block(block: Block, colours: Colours | None = None) -> str:
     """
     source = block.source
     is_parsed = block.is_fence or len(source) <= PARSED_MAX
-    rendered = _markdown(source, colours) if is_parsed else None
+    rendered = _markdown(source, colours, block.kind) if is_parsed else None
     return plain_block(block) if rendered is None else rendered
 
 
 def plain(text: str) -> str:
     """The whole text as HTML, each block as `plain_block` shows it."""
     text = data_urls.replace(normalized(text))
-    return "".join([plain_block(block) for block in split_blocks(text)])
+    blocks = split_blocks(text)
+    return "".join(joined(blocks, map(plain_block, blocks)))
 
 
 def plain_block(block: Block) -> str:
     """A block as escaped text with its line breaks; a fence as uncoloured code."""
+    if block.kind in ("item", "loose item"):
+        return plain_item(block)
     if not block.is_fence:
         lines = breakable(html.escape(block.source.strip("\n"), quote=False))
         return f"<p>{lines}</p>\n".replace("\n", "<br>\n", lines.count("\n")) if lines else ""
     first, *code_lines = block.lines
-    opening = OPENING.match(first)
-    margin, fence = (len(opening[1]), opening[2] or opening[3]) if opening else (0, "")
-    if code_lines and fence and is_closing(code_lines[-1], fence):
+    margin, fence = indent(first), opened_fence(first.lstrip(" \t"))
+    if fence and any(fence.closes(line.lstrip(" \t")) for line in code_lines if indent(line) < 4):
         code_lines.pop()
     code = "".join(f"{line[min(margin, indent(line)) :]}\n" for line in code_lines)
-    return _code_box(code, first[margin + len(fence) :], None)
+    return _code_box(code, fence.info if fence else "", None)
 
 
-def _markdown(source: str, colours: Colours | None) -> str | None:
-    """The source as safe HTML; None if it is nested so deeply that the parser would drop text."""
+def _markdown(source: str, colours: Colours | None, kind: Kind = "text") -> str | None:
+    """The source as safe HTML; None if it is nested so deeply that the parser would drop text.
+
+    `kind`: of the block that it is. The HTML of an item is always one list.
+    """
     env: dict[str, Any] = {"colours": colours}
     tokens = PARSER.parse(source, env)
     if any(token.level >= NESTING_MAX - 1 for token in tokens):
         return None
+    if kind in ("item", "loose item"):
+        if not is_one_item(tokens):
+            return None
+        if kind == "loose item":
+            loosen(tokens)
     clean = CLEANER if colours is None else colours.cleaner
     return clean.clean(PARSER.renderer.render(tokens, PARSER.options, env))
 

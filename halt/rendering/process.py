@@ -23,11 +23,12 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 from halt.rendering import protocol
-from halt.rendering.blocks import Block, split_blocks
 from halt.rendering.cache import Cache
 from halt.rendering.highlighting import Colours
 from halt.rendering.markdown import plain_block, render, render_block
 from halt.rendering.protocol import Rendered, Reply, Request, frame
+from halt.rendering.streaming.blocks import Block, joined
+from halt.rendering.streaming.stream import split_blocks
 
 T = TypeVar("T")
 
@@ -105,9 +106,9 @@ class LimitedRenderer:
         if html is not None:
             return Rendered(html, self._no_colours)
         self._text_left *= protocol.RETRY_SHARE
-        return Rendered(
-            "".join([block.html for block in self.blocks(split_blocks(text))]), timed_out=True
-        )
+        blocks = split_blocks(text)
+        rendered = [block.html for block in self.blocks(blocks)]
+        return Rendered("".join(joined(blocks, rendered)), timed_out=True)
 
     def blocks(self, blocks: list[Block]) -> list[Rendered]:
         """Render blocks; a block that takes too long is plain, and so are all after the limit."""

@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from halt.rendering.blocks import Block
+from halt.rendering.streaming.blocks import Block, Kind
 
 # Seconds of CPU on the machine where they were chosen, seconds for each character, and the most.
 # Slower machines have more (`halt.rendering.process.slowness`). Together they are below 0.5 s.
@@ -35,10 +35,10 @@ _LENGTH = struct.Struct("!I")
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
-    """A whole text, or blocks as pairs of source and `is_fence`."""
+    """A whole text, or blocks as pairs of source and kind."""
 
     text: str | None
-    blocks: list[tuple[str, bool]]
+    blocks: list[tuple[str, Kind]]
 
     @property
     def size(self) -> int:
@@ -86,9 +86,9 @@ def colours_limit(size: int) -> float:
     return min(COLOURS_LIMIT + COLOURS_LIMIT_A_CHARACTER * size, COLOURS_LIMIT_MAX)
 
 
-def block_of(source: str, is_fence: bool) -> Block:
+def block_of(source: str, kind: Kind) -> Block:
     """The block of a request's pair."""
-    return Block(source.split("\n"), is_fence)
+    return Block(source.split("\n"), kind)
 
 
 encode = msgspec.msgpack.Encoder().encode

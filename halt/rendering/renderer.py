@@ -16,12 +16,12 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from halt.clock import now
-from halt.rendering.blocks import Block, BlockStep, Patch
 from halt.rendering.cache import Cache, key_of
 from halt.rendering.markdown import plain, plain_block, render, render_block
 from halt.rendering.open_text import normalized
 from halt.rendering.pool import IDLE, Pool, completed
 from halt.rendering.protocol import Rendered, Request
+from halt.rendering.streaming.blocks import Block, BlockStep, Kind, Patch
 
 #: Characters of a text that the calling thread renders: the worst known text takes 9 ms
 #: (definitions of links that are not closed). Without DEEP it would be 15 ms.
@@ -85,7 +85,7 @@ class Renderer:
         their rendering would take more than milliseconds.
         """
         results: list[Rendered | None] = []
-        sources, keys = list[tuple[str, bool]](), list[bytes]()
+        sources, keys = list[tuple[str, Kind]](), list[bytes]()
         for block in blocks:
             source = block.source
             rendered: Rendered | None
@@ -94,9 +94,9 @@ class Renderer:
             elif block.is_fence in plain_fence_values:
                 rendered = Rendered(plain_block(block))
             else:
-                key = key_of("fence" if block.is_fence else "block", source)
+                key = key_of(block.kind, source)
                 if (rendered := self._cache.find(key)) is None:
-                    sources.append((source, block.is_fence))
+                    sources.append((source, block.kind))
                     keys.append(key)
             results.append(rendered)
         if not keys:

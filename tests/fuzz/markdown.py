@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from halt.rendering.blocks import BlockStream, split_blocks
 from halt.rendering.markdown import plain, render, render_block
 from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normalized
 from halt.rendering.renderer import SHORT, is_quick_to_render
 from halt.rendering.sanitizing import DIRECTED_BOXES, DIRECTED_TEXTS, TAGS
+from halt.rendering.streaming.stream import BlockStream, split_blocks
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
 from tests.fuzz.target import CPU_MAX, Finding, Target

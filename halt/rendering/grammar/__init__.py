@@ -2,7 +2,7 @@
 
 Differences from CommonMark: a line break in a paragraph stays a line break, and the indentation
 after it stays too; a formula is kept unchanged; emphasis needs no blanks around it in scripts that
-have none; a line that is not indented ends a list.
+have none; a line that is not indented ends a list; fences nest.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from halt.rendering.grammar.emphasis import EmphasisParser
+from halt.rendering.grammar.fences import fence
 from halt.rendering.grammar.formulas import formula, formula_lines
 from halt.rendering.grammar.indents import indented_newline
 from halt.rendering.grammar.lists import ends_item
@@ -26,6 +27,7 @@ def answer_parser(**options: Any) -> MarkdownIt:
     parser.block.ruler.at("table", bounded_table, {"alt": ["paragraph", "reference"]})
     parser.block.ruler.before("paragraph", "ends_item", ends_item, {"alt": ["paragraph"]})
     parser.block.ruler.before("paragraph", "ends_table", ends_table, {"alt": ["blockquote"]})
+    parser.block.ruler.at("fence", fence, {"alt": ["paragraph", "reference", "blockquote", "list"]})
     parser.block.ruler.before(
         "lheading", "formula_lines", formula_lines, {"alt": ["paragraph", "reference"]}
     )

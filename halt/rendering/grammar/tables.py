@@ -10,6 +10,8 @@ import re
 from markdown_it.rules_block import StateBlock, table
 from markdown_it.rules_block.table import escapedSplit
 
+from halt.rendering.lines import item_mark
+
 CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 characters can make 65,000
 COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
 
@@ -74,7 +76,11 @@ def _mended_head(state: StateBlock, start: int, end: int) -> tuple[str, str] | N
     if min(state.sCount[start], state.sCount[start + 1]) < state.blkIndent:
         return None
     head = _line(state, start)
-    if "|" not in head or not SEPARATOR.fullmatch(separator := _line(state, start + 1)):
+    if (
+        "|" not in head
+        or item_mark(head)
+        or not SEPARATOR.fullmatch(separator := _line(state, start + 1))
+    ):
         return None
     names, marks = _cells(head), _cells(separator)
     if not names or len(names) == len(marks):

@@ -19,10 +19,11 @@ from halt.core.generation import Generation
 from halt.core.receipts import Receipt
 from halt.core.steps import KINDS_BELOW, Step
 from halt.rendering import data_urls
-from halt.rendering.blocks import BlockStream, Patch
 from halt.rendering.direction import has_right_to_left
 from halt.rendering.open_text import OpenText, breakable, normalized
 from halt.rendering.renderer import PageRenderer
+from halt.rendering.streaming.blocks import Patch
+from halt.rendering.streaming.stream import BlockStream
 from halt.store.models import Exchange, Versions, state_of
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 

@@ -31,10 +31,11 @@ from halt.core.events import (
 )
 from halt.core.generation import Generation
 from halt.core.steps import KINDS_BELOW, StepPatch
-from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.open_text import OpenText
 from halt.rendering.protocol import Rendered
 from halt.rendering.renderer import PageRenderer, Prerendered, Renderer
+from halt.rendering.streaming.blocks import BlockStep, Patch
+from halt.rendering.streaming.stream import BlockStream
 from halt.store.models import Exchange
 from halt.store.writer import Saving
 from halt.web.page.end_notes import LOST
@@ -165,8 +166,11 @@ class PageWriter:
             box, done = f"done-{self._run.id}", ""
             if anew:
                 done = _partial(box, "outerHTML", f'<div id="{box}">{patch.finished}</div>')
-            elif patch.finished:
-                done = _partial(box, "beforeend", patch.finished)
+            else:
+                if patch.items:
+                    done = _partial(f"{box} > :last-child", "beforeend", patch.items)
+                if patch.finished:
+                    done += _partial(box, "beforeend", patch.finished)
             text = done + self._tail_partial(patch)
             return sse_html(
                 seq, steps_html + text + self._progress_partial() + self._saving_partial()

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from halt.cli.rich_screen import RichMarkdown
-from halt.rendering.blocks import split_blocks
+from halt.rendering.streaming.stream import split_blocks
 
 #: Types of tokens that rich shows, or whose element has no mark in a terminal.
 KNOWN = {

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from halt.core.request import ChatRequest, Message, unfinished
 from halt.providers.continuation import by_instruction, by_prefix, continuation_request
-from halt.rendering.blocks import BlockStream
 from halt.rendering.data_urls import DataUrlFilter, replace, replace_for_model, restored
 from halt.rendering.markdown import render, render_block
+from halt.rendering.streaming.stream import BlockStream
 from halt.store.prompt_messages import PathMessage, path_messages
 
 LETTERS = "iVBORw0KGgo/8Qz+"
@@ -132,7 +132,7 @@ def test_block_stream_never_shows_a_pictures_data() -> None:
         patch = step.patch(map(render_block, step.blocks))
         assert LETTERS[:8] not in patch.tail + patch.finished
         page += patch.finished
-    assert page + render_block(stream.open_block()) == render(text)
+    assert page + "".join(map(render_block, stream.close())) == render(text)
     assert "<p>[Picture (PNG, 24 kB)]</p>" in render(text)
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halt.rendering.blocks import BlockStream
 from halt.rendering.open_text import PART, RUN, SEAM, WBR, OpenText, breakable, normalized
+from halt.rendering.streaming.stream import BlockStream
 
 TEXTS = {
     "words": "one two three four " * 2000,

@@ -23,12 +23,12 @@ import pytest
 from halt.clock import now
 from halt.rendering import cache, child, markdown, pool, protocol
 from halt.rendering import renderer as renderer_module
-from halt.rendering.blocks import BlockStream
 from halt.rendering.child import Child
 from halt.rendering.highlighting import Colours
 from halt.rendering.pool import PROCESSES
 from halt.rendering.protocol import Reply, Request
 from halt.rendering.renderer import SHORT, Renderer
+from halt.rendering.streaming.stream import BlockStream
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import ROOT, StartHalt, new_id
 from tests.support.page_requests import STREAM_HEADERS
@@ -172,7 +172,7 @@ def test_renderer_sends_a_text_with_all_its_code_as_one_request(
 def test_plain_has_every_line_escaped(text: str) -> None:
     """Plain text has every line escaped, and code in its box with its label."""
     rendered = markdown.plain(text)
-    assert not re.search(r"<(?!/?(p|br|wbr|div|pre|code)\b)", rendered)
+    assert not re.search(r"<(?!/?(p|ul|ol|li|br|wbr|div|pre|code)\b)", rendered)
     if "```python" in text:
         assert "if x &lt; 1:\n    pass\n</code>" in rendered
         assert '<div class="code-bar">python</div>' in rendered

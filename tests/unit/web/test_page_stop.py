@@ -13,7 +13,7 @@ from markupsafe import Markup
 from halt.app import create_app
 from halt.chat.figures import Figures
 from halt.config.settings import Config
-from halt.rendering.blocks import Patch
+from halt.rendering.streaming.blocks import Patch
 from halt.web.page.end_notes import NoteView
 from halt.web.page.stop import ended_answer
 from halt.web.page.views import AnswerView, BelowView, StepView

@@ -1,0 +1,80 @@
+"""Finished blocks of a text, and the change of a page that each piece of text makes.
+
+An item of a list is a block of its own: its HTML is a list with one item. A page shows it in the
+list that the block before it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+#: What a block is. A "loose" item has the distance of paragraphs; see CommonMark.
+Kind = Literal["text", "fence", "item", "loose item"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The source of a finished block."""
+
+    lines: list[str]
+    kind: Kind = "text"
+    joins: bool = False  # True: an item of the list that the block before it belongs to
+
+    @property
+    def source(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def is_fence(self) -> bool:
+        return self.kind == "fence"
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """The change that brings a page up to date: HTML to append, and the new open tail."""
+
+    finished: str  # HTML of the blocks finished in this step; the page appends it
+    replaces_tail: bool  # True: `tail` replaces the open tail; False: it is appended to it
+    tail: str  # escaped text, never markup
+    form: str  # how the page shows the open tail: "text" or "code"
+    language: str = ""  # of the code, not escaped, where `tail` is the beginning of a fence
+    items: str = ""  # HTML of items; before all else the page appends it to its last list
+
+
+class BlockStep(NamedTuple):
+    """The change that one piece of text makes: a `Patch` whose blocks are not rendered yet."""
+
+    blocks: list[Block]
+    replaces_tail: bool
+    tail: str
+    form: str
+    language: str = ""
+
+    def patch(self, finished: Iterable[str]) -> Patch:
+        """The patch with `finished`, the HTML of `blocks` in order."""
+        items, rest = joined(self.blocks, finished)
+        return Patch(rest, *self[1:], items=items)
+
+
+def joined(blocks: Sequence[Block], rendered: Iterable[str]) -> tuple[str, str]:
+    """The HTML of blocks in order: items of the page's last list, and what follows that list."""
+    items: list[str] = []
+    rest: list[str] = []
+    end = ""  # closes the list that `rest` ends in
+    for block, html in zip(blocks, rendered, strict=True):
+        if block.kind in ("text", "fence"):
+            rest += (end, html)
+            end = ""
+            continue
+        # A list with one item: "<ul>\n<li>...</li>\n</ul>\n".
+        first, last = html.index("\n") + 1, html.rindex("</")
+        if not block.joins:
+            rest += (end, html[:last])
+            end = html[last:]
+        elif end:
+            rest.append(html[first:last])
+        else:
+            items.append(html[first:last])
+    return "".join(items), "".join([*rest, end])

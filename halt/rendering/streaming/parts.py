@@ -1,0 +1,37 @@
+"""The HTML of a block that is an item of a list: a list with one item."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from markdown_it.token import Token
+
+from halt.rendering.lines import item_mark
+from halt.rendering.open_text import breakable
+from halt.rendering.streaming.blocks import Block
+
+
+def is_one_item(tokens: Sequence[Token]) -> bool:
+    """Whether these tokens of a parser are one list with one item."""
+    return sum(token.level == 1 and token.type == "list_item_open" for token in tokens) == 1 and (
+        sum(token.level == 0 for token in tokens) == 2  # the list's start and end
+    )
+
+
+def loosen(tokens: Sequence[Token]) -> None:
+    """Give the item's paragraphs their distance."""
+    for token in tokens:
+        if token.level == 2 and token.type in ("paragraph_open", "paragraph_close"):
+            token.hidden = False
+
+
+def plain_item(block: Block) -> str:
+    """The item as escaped text with its line breaks."""
+    mark = item_mark(block.lines[0])
+    text = block.source[mark.end :] if mark else block.source
+    tag, start = "ul", ""
+    if mark and mark.is_ordered:
+        tag, start = "ol", f' start="{mark.number}"' if mark.number != 1 else ""
+    lines = breakable(html.escape(text.strip("\n"), quote=False)).replace("\n", "<br>\n")
+    return f"<{tag}{start}>\n<li>{lines}</li>\n</{tag}>\n"

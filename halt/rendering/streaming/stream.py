@@ -1,0 +1,302 @@
+"""Incremental Markdown: splits a growing text into finished blocks and one open block.
+
+The result depends on the text so far, never on how it was cut into pieces. The work is linear in
+the length of the text.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from io import StringIO
+
+from halt.rendering import data_urls
+from halt.rendering.grammar.fences import OpenFence, opened_fence
+from halt.rendering.grammar.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
+from halt.rendering.lines import (
+    HEAD_MAX,
+    HEADING,
+    LABEL_MAX,
+    SPACED_RULE,
+    ItemMark,
+    fence_language,
+    indent,
+    item_mark,
+)
+from halt.rendering.open_text import NewlineNormalizer
+from halt.rendering.streaming.blocks import Block, BlockStep, Kind
+from halt.rendering.streaming.items import OpenList
+
+#: The beginning of a line that may still become a fence, a heading, an item or a rule.
+_UNDECIDED = re.compile(
+    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|#{1,6}|(?:[-+*]|[0-9]{1,9}[.)]?)[ \t]*"
+    r"|(?:-[ \t]*+)+|(?:\*[ \t]*+)+|(?:_[ \t]*+)+)"
+)
+
+
+_HEADING = re.compile(r"#{1,6}(?:[ \t]|\Z)")
+#: A block other than a list or a fence that ends the paragraph of an item without a blank line.
+_OTHER = re.compile(rf"{_HEADING.pattern}|>|{SPACED_RULE.pattern}\Z")
+
+
+class BlockStream:
+    """Takes Markdown in pieces and returns each block when it is finished.
+
+    A block is finished at a blank line, at the end of a fence, before a fence, a heading or a list,
+    after a heading and after a rule. An item of a list is a block of its own. It may continue after
+    a blank line, as indented code may: it is finished when the first character of the next line has
+    arrived and is not indented.
+
+    A fence inside a list item belongs to the item. The beginning of a line that may still become
+    a mark of a block is held back, so that it does not flicker in the page. Nothing else is held.
+
+    A formula whose opening mark is alone in its line continues after blank lines, up to its closing
+    mark, a fence, a heading, a rule or FORMULA_LINES_MAX lines.
+    """
+
+    def __init__(self, *, whole_lists: bool = False) -> None:
+        """`whole_lists`: a list is one block, not each of its items."""
+        self._whole_lists = whole_lists
+        self._normalizer = NewlineNormalizer()
+        self._data_urls = data_urls.DataUrlFilter()
+        self._lines: list[str] = []  # the open block's complete lines
+        self._line = StringIO()  # the incomplete last line; grows without copies
+        self._head = ""  # the first characters of that line: decisions use only these
+        self._line_is_visible = False  # True: that line is in the tail; False: it is held back
+        # What the open block is; at most one of the four:
+        self._fence: OpenFence | None = None
+        self._list: OpenList | None = None
+        self._is_code = False  # indented code
+        self._formula = ""  # the closing mark of the open formula
+        self._fence_indent = 0
+        self._formula_lines = 0  # lines that the open formula may still have
+        self._after_blank = False  # the open block (a list or code) ends in a blank line
+        # Collected for the next step:
+        self._finished: list[Block] = []
+        self._replaces_tail = True
+        self._tail: list[str] = []
+
+    def feed(self, text: str) -> BlockStep:
+        """Take the next piece of text; return the change that it makes.
+
+        The time depends on the piece alone, not on the length of the open block or its last line.
+        """
+        *complete, last = self._data_urls.feed(self._normalizer.feed(text)).split("\n")
+        for part in complete:
+            self._grow(part)
+            self._end_line()
+        self._grow(last)
+        form = "code" if self._fence else "text"
+        tail = html.escape("".join(self._tail))
+        language = ""
+        if self._fence and self._replaces_tail:
+            language = fence_language(self._fence.info)[:LABEL_MAX]
+        step = BlockStep(self._finished, self._replaces_tail, tail, form, language)
+        self._finished, self._replaces_tail, self._tail = [], False, []
+        return step
+
+    def close(self) -> list[Block]:
+        """End the text; return the blocks that are finished by its end."""
+        self._grow(self._data_urls.rest())
+        if self._line.tell():
+            self._end_line()
+        elif self._lines:
+            self._lines.append("")  # the text ends in a newline
+        if self._lines:
+            self._finish()
+        return self._finished
+
+    def open_source(self, limit: int | None = None) -> str:
+        """The source of the open block, from its end, until it has more than `limit` characters.
+
+        Without a limit: all of it, with the data: URL that is held back, as if the text ended here.
+        """
+        lines = [self._line.getvalue()]
+        if limit is None:
+            lines[0] += self._data_urls.rest()
+            limit = sys.maxsize
+        size = len(lines[0])
+        for line in reversed(self._lines):
+            if size > limit:
+                break
+            lines.append(line)
+            size += len(line) + 1
+        return "\n".join(reversed(lines))
+
+    # --- The incomplete line ----------------------------------------------------------------------
+
+    def _grow(self, part: str) -> None:
+        """Add to the line that has no newline yet."""
+        if not part:
+            return
+        self._line.write(part)
+        if self._line_is_visible:
+            self._tail.append(part)
+            return
+        self._head += part[: HEAD_MAX - len(self._head)]
+        if len(self._head) < HEAD_MAX and self._is_undecided():
+            return
+        self._begin_line()
+        self._line_is_visible = True
+        self._tail.append(self._visible_part(self._line.getvalue()))
+
+    def _is_undecided(self) -> bool:
+        """Whether later characters decide to which block this line belongs, or hide it."""
+        bare = self._head.lstrip(" \t")
+        if self._fence:
+            is_mark = not bare.strip(self._fence.mark[0])
+            return is_mark and indent(self._head) < 4
+        if self._list and self._list.fence:
+            return False
+        return _UNDECIDED.fullmatch(bare) is not None
+
+    def _visible_part(self, line: str) -> str:
+        """The line as the page shows it: code without the indentation of its fence."""
+        return line[min(self._fence_indent, indent(line)) :] if self._fence else line
+
+    def _begin_line(self) -> None:
+        """Finish the open block if this line cannot belong to it; begin the block of this line.
+
+        The line is not blank. Only its head is read.
+        """
+        if self._fence or self._formula or (self._list and self._list.fence):
+            return
+        head, column = self._head, indent(self._head)
+        bare = head.lstrip(" \t")
+        is_rule = bool(SPACED_RULE.fullmatch(bare))
+        mark = item_mark(head) if column < 4 and not is_rule else None
+        if self._list:
+            self._begin_line_after_item(self._list, mark, column, bare)
+        elif self._is_code:
+            if column < 4:
+                self._finish()
+        elif self._lines and column < 4:
+            is_quote = self._lines[0].lstrip(" ")[:1] == ">"
+            if _HEADING.match(bare) or (mark and (is_quote or _interrupts(mark, bare))):
+                self._finish()
+        if self._lines:
+            return
+        if column >= 4:
+            self._is_code = True
+        elif mark and not self._list:
+            self._list = OpenList(mark)
+
+    def _begin_line_after_item(
+        self, items: OpenList, mark: ItemMark | None, column: int, bare: str
+    ) -> None:
+        """`_begin_line` while a list is open."""
+        is_outside = items.is_outside(column)
+        if is_outside and mark and items.continues_with(mark):
+            items.is_loose = items.is_loose or self._after_blank
+            if not self._whole_lists:
+                self._finish()
+                self._list = items
+            items.begin_item(mark)
+        elif self._after_blank:
+            if not items.may_continue(self._head):
+                self._finish()
+        elif is_outside and (
+            not (column and items.is_paragraph) or (column < 4 and (mark or _OTHER.match(bare)))
+        ):
+            self._finish()
+
+    # --- Complete lines ---------------------------------------------------------------------------
+
+    def _end_line(self) -> None:
+        line, is_visible = self._line.getvalue(), self._line_is_visible
+        if self._fence:
+            self._end_code_line(self._fence, line, is_visible=is_visible)
+        elif not line.strip(" \t"):
+            self._end_blank_line(line, is_visible=is_visible)
+        else:
+            if not is_visible:
+                self._begin_line()
+            self._end_text_line(line, is_visible=is_visible)
+        self._line, self._head, self._line_is_visible = StringIO(), "", False
+
+    def _end_code_line(self, fence: OpenFence, line: str, *, is_visible: bool) -> None:
+        if indent(line) < 4 and fence.closes(line.lstrip(" \t")):
+            self._lines.append(line)
+            self._finish()
+        else:
+            self._keep(line, is_visible=is_visible)
+
+    def _end_blank_line(self, line: str, *, is_visible: bool) -> None:
+        if self._formula:
+            self._continue_formula(line)
+            self._keep(line, is_visible=is_visible)
+        elif self._lines and (self._list or self._is_code):
+            if self._list:
+                self._list.take_line(line, after_blank=self._after_blank)
+            self._keep(line, is_visible=is_visible)
+            self._after_blank = not (self._list and self._list.fence)
+        elif self._lines:
+            self._finish()
+        elif is_visible:  # its spaces were shown as text, but the line is blank
+            self._replaces_tail, self._tail, self._is_code = True, [], False
+
+    def _end_text_line(self, line: str, *, is_visible: bool) -> None:
+        was_formula = bool(self._formula)
+        if was_formula:
+            self._continue_formula(line)
+        column, bare = indent(line), line.lstrip(" \t")
+        is_outside = not self._list or (not self._list.fence and self._list.is_outside(column))
+        if is_outside and column < 4 and (fence := opened_fence(bare)):
+            if self._lines:
+                self._finish()
+            self._replaces_tail, self._tail = True, []
+            self._lines.append(line)
+            self._fence, self._fence_indent = fence, column
+            self._list, self._is_code, self._formula = None, False, ""
+            return
+        is_first = not self._lines
+        self._keep(line, is_visible=is_visible)
+        if self._list:
+            self._list.take_line(line, after_blank=self._after_blank)
+            self._after_blank = False
+        elif self._is_code:
+            self._after_blank = False
+        elif column < 4 and not self._formula:
+            if HEADING.fullmatch(bare) or (is_first and SPACED_RULE.fullmatch(bare)):
+                self._finish()
+            elif not was_formula:
+                self._detect_formula(bare)
+
+    def _keep(self, line: str, *, is_visible: bool) -> None:
+        self._lines.append(line)
+        self._tail.append("\n" if is_visible else self._visible_part(line) + "\n")
+
+    def _detect_formula(self, bare: str) -> None:
+        if opening := DISPLAY.fullmatch(bare.rstrip(" \t")):
+            self._formula, self._formula_lines = closing_of(opening), FORMULA_LINES_MAX
+
+    def _continue_formula(self, line: str) -> None:
+        self._formula_lines -= 1
+        is_over = self._formula_lines <= 0 or ends_formula(line.strip(" \t"))
+        if is_over or self._formula in line:
+            self._formula = ""
+
+    def _finish(self) -> None:
+        """Move the open block to the finished ones and clear the tail."""
+        kind: Kind = "fence" if self._fence else "text"
+        joins = False
+        if self._list and not self._whole_lists:
+            kind = "loose item" if self._list.is_loose else "item"
+            joins = not self._list.is_first
+        self._finished.append(Block(self._lines, kind, joins))
+        self._lines, self._fence, self._list, self._is_code = [], None, None, False
+        self._after_blank, self._fence_indent, self._formula = False, 0, ""
+        self._replaces_tail, self._tail = True, []
+
+
+def _interrupts(mark: ItemMark, bare: str) -> bool:
+    """Whether an item with this mark may follow a paragraph without a blank line."""
+    has_content = bool(bare[mark.end - mark.indent :].strip(" \t"))
+    return has_content and (not mark.is_ordered or mark.number == 1)
+
+
+def split_blocks(text: str) -> list[Block]:
+    """The blocks of a whole text, in order."""
+    stream = BlockStream()
+    return [*stream.feed(text).blocks, *stream.close()]
