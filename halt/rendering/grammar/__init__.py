@@ -14,7 +14,7 @@ from halt.rendering.grammar.fences import fence
 from halt.rendering.grammar.formulas import formula, formula_lines
 from halt.rendering.grammar.indents import indented_newline
 from halt.rendering.grammar.lists import ends_item
-from halt.rendering.grammar.tables import bounded_table, ends_table
+from halt.rendering.grammar.tables import bounded_table, drawn_table, ends_table
 from halt.rendering.grammar.tags import add_tags
 
 
@@ -25,6 +25,9 @@ def answer_parser(**options: Any) -> MarkdownIt:
     parser.configure("commonmark", {"html": False, "breaks": True, "tasklists": True, **options})
     parser.enable(["table", "strikethrough"])
     parser.block.ruler.at("table", bounded_table, {"alt": ["paragraph", "reference"]})
+    parser.block.ruler.before(
+        "paragraph", "drawn_table", drawn_table, {"alt": ["paragraph", "reference"]}
+    )
     parser.block.ruler.before("paragraph", "ends_item", ends_item, {"alt": ["paragraph"]})
     parser.block.ruler.before("paragraph", "ends_table", ends_table, {"alt": ["blockquote"]})
     parser.block.ruler.at("fence", fence, {"alt": ["paragraph", "reference", "blockquote", "list"]})

@@ -16,6 +16,10 @@ CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 character
 COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
 
 ITEM = re.compile(r"(?:<br>|\s){0,9}<(ul|ol|li)>\s{0,9}|\s{0,9}</(?:ul|ol|li)>", re.IGNORECASE)
+#: The upper edge of a table that is drawn with characters, and what its other lines begin with.
+CORNERS = tuple("+\u250c\u2554\u256d")
+EDGE = re.compile(r"[+\u250c\u2554\u256d](?=.{3})[-=+\u2500-\u256c]+[+\u2510\u2557\u256e]")
+SIDES = tuple("|+\u2502\u251c\u2514\u2551\u2560\u255a\u2570")
 SEPARATOR = re.compile(r"\|? *(:?-+:? *\| *)+(?::?-+:?)? *")
 
 
@@ -53,6 +57,29 @@ def bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool
 def ends_table(state: StateBlock, line: int, _end: int, silent: bool) -> bool:
     """Terminator of a table: a line without a pipe."""
     return silent and state.parentType == "table" and "|" not in _line(state, line)
+
+
+def drawn_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Block rule for a table that is drawn with characters: code, whose columns stay aligned."""
+    if not state.src.startswith(CORNERS, state.bMarks[start] + state.tShift[start]):
+        return False
+    if state.is_code_block(start) or not EDGE.fullmatch(_line(state, start)):
+        return False
+    stop, end = start + 1, min(end, start + 3) if silent else end
+    while (
+        stop < end
+        and state.sCount[stop] >= state.blkIndent
+        and _line(state, stop).startswith(SIDES)
+    ):
+        stop += 1
+    if stop < start + 3:
+        return False
+    if not silent:
+        state.line = stop
+        token = state.push("code_block", "code", 0)
+        token.content = state.getLines(start, stop, state.blkIndent, False) + "\n"
+        token.map = [start, stop]
+    return True
 
 
 def _line(state: StateBlock, line: int) -> str:

@@ -79,6 +79,26 @@ def test_render_line_below_a_table_is_a_paragraph() -> None:
 
 
 @pytest.mark.parametrize(
+    ("drawing", "is_code"),
+    [
+        ("+---+---+\n| a | b |\n+---+---+", True),
+        (
+            "\u250c\u2500\u2500\u252c\u2500\u2510\n\u2502a \u2502b\u2502\n\u2514\u2500\u2500\u2534\u2500\u2518",
+            True,
+        ),
+        ("+---+\n| a |", False),
+        ("+--- a ---+\n| b |\n+---+", False),
+    ],
+)
+def test_render_table_drawn_with_characters_is_code(drawing: str, is_code: bool) -> None:
+    """Its columns stay aligned; the lines around it are paragraphs."""
+    rendered = render(f"Prices:\n{drawing}\nend")
+    assert rendered.startswith("<p>Prices:")
+    assert (f">{drawing}\n</code>" in rendered) is is_code
+    assert rendered.endswith("<p>end</p>\n") is is_code
+
+
+@pytest.mark.parametrize(
     ("source", "expected"),
     [
         ("a\n  b\n   c", "a<br>\n&nbsp;&nbsp;b<br>\n&nbsp;&nbsp;&nbsp;c"),
@@ -125,6 +145,8 @@ def test_render_bold_letters_of_a_word_are_bold(source: str, expected: str) -> N
         "|a|\n|-|-|-|-|-|-|-|-|-|-|-|-|\n- |\n",
         "a|b\n|-|\n\n",
         "|a|b|\n|-|-|\n" + "|1|2" * 20 + "\n",
+        "+---+\n| a\n",
+        "+---+\n| a\n+---+\n",
         "- a\nb\n",
         "  - a\n b\n",
         "> - a\nb|c\n|-|\n",
