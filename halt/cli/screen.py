@@ -223,7 +223,7 @@ class Screen:
                 address = "" if step.result.startswith("data:") else f" {step.result}"
                 out.append(f"[{step.text}]{address}")
             else:
-                out += [f"[{n}] {line}" for n, line in enumerate(step.text.split("\n"), 1)]
+                out += [f"[{n}] {line.strip()}" for n, line in enumerate(step.text.split("\n"), 1)]
         return out
 
     def _flush(self) -> None:

@@ -7,12 +7,18 @@ Providers name these fields differently, so they are recognised by their values:
     a source    an http(s) address in a list, or beside a title
 
 Fields whose names contain icon, logo, thumb or avatar are ignored.
+
+Texts name a source by its place in the provider's list: `[2]` is the second item of `citations`.
+So an address that a list repeats counts again, as does a text in a list of addresses. In
+`annotations` each item is a place in the text; there an address counts once.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from halt.core.events import Extra
@@ -20,6 +26,7 @@ from halt.core.events import Extra
 DEPTH_MAX = 8  # levels of objects and lists that are searched
 TITLE_MAX = 200  # characters
 ATTACHMENTS_MAX = 1_000  # media and sources of one event
+OUTSIDE = -1  # `Source.repeats` of a source whose list is not known yet
 
 _ADDRESS = re.compile(r"https?://[^\s<>\"\\]{1,2000}", re.IGNORECASE)
 _DATA = re.compile(r"data:([\w.+-]{1,60}/[\w.+-]{1,60})?[^,\s]{0,200},", re.IGNORECASE)
@@ -30,6 +37,7 @@ _ADDRESS_FIELD = re.compile(r"(?:url|uri|link|href)$|^source$", re.IGNORECASE)
 _TITLE_FIELDS = ("title", "name", "site_name", "siteName", "source_title")
 _TYPE_FIELDS = ("mime_type", "mimeType", "media_type", "content_type")
 
+_PLACES_FIELDS = ("annotations",)  # their items are places in the text
 _DATA_FIELDS = ("data", "base64", "b64_json")
 
 #: The first characters of picture files in base64.
@@ -51,19 +59,21 @@ class Media(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A page that the answer is based on; the title may be empty."""
+    """A page that the answer is based on; the title may be empty, as may the address beside one."""
 
     url: str
     title: str
+    repeats: int = 0  # earlier items of its list with the same address
 
 
 def attachments_of(extra: Extra) -> Iterator[Media | Source]:
     """The media and sources of an event in its order, at most ATTACHMENTS_MAX."""
     walk = _walk([extra.chunk, extra.choice, extra.delta], "", False, 0)
-    for count, attachment in enumerate(walk):
-        if count >= ATTACHMENTS_MAX:
-            return
-        yield attachment
+    for attachment in islice(walk, ATTACHMENTS_MAX):
+        if isinstance(attachment, Source) and attachment.repeats == OUTSIDE:
+            yield attachment._replace(repeats=0)
+        else:
+            yield attachment
 
 
 def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Media | Source]:
@@ -71,8 +81,7 @@ def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Media
     if depth > DEPTH_MAX or _IGNORED_FIELD.search(name):
         return
     if isinstance(value, list):
-        for item in value:
-            yield from _walk(item, name, is_in_list or depth > 0, depth + 1)
+        yield from _walk_list(value, name, is_in_list or depth > 0, depth + 1)
     elif isinstance(value, dict):
         if media := _data_of(value):
             yield media
@@ -82,12 +91,40 @@ def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Media
             path = f"{name}.{key}" if _PICTURE_FIELD.search(name) else str(key)
             if _is_address(key, item) and not _PICTURE_FIELD.search(path):
                 if is_in_list or title:
-                    yield Source(item, " ".join(title.split())[:TITLE_MAX])
+                    yield Source(item, _short(title), OUTSIDE)
                 continue
             # A string under another name is no source, even where its object is in a list.
             yield from _walk(item, path, is_in_list and not isinstance(item, str), depth + 1)
     elif isinstance(value, str):
         yield from _attachments_of_text(value, name, is_in_list)
+
+
+def _walk_list(
+    items: list[Any], name: str, is_in_list: bool, depth: int
+) -> Iterator[Media | Source]:
+    """The attachments in a list; each source with its `repeats` in the innermost list."""
+    counts: Counter[str] = Counter()
+    has_addresses = any(isinstance(item, str) and _ADDRESS.fullmatch(item) for item in items)
+    for item in items:
+        of_item: set[str] = set()
+        is_empty = True
+        for found in _walk(item, name, is_in_list, depth):
+            is_empty = False
+            if isinstance(found, Source) and found.repeats == OUTSIDE:
+                of_item.add(found.url)
+                yield found._replace(repeats=0 if name in _PLACES_FIELDS else counts[found.url])
+            else:
+                yield found
+        counts.update(of_item)
+        is_text = isinstance(item, str) and bool(item.strip())
+        if is_text and is_empty and has_addresses and not _PICTURE_FIELD.search(name):
+            title = _short(item)
+            yield Source("", title, counts[title])
+            counts[title] += 1
+
+
+def _short(title: str) -> str:
+    return " ".join(title.split())[:TITLE_MAX]
 
 
 def _is_address(key: str, value: Any) -> bool:
@@ -106,7 +143,7 @@ def _attachments_of_text(text: str, name: str, is_in_list: bool) -> Iterator[Med
         if _PICTURE_FIELD.search(name):
             yield Media("image", text)
         elif is_in_list:
-            yield Source(text, "")
+            yield Source(text, "", OUTSIDE)
     elif media_type := _picture_type(text):
         yield Media(media_type, f"data:{media_type};base64,{text}")
 

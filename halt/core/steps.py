@@ -102,7 +102,8 @@ class StepStream:
         self._called: dict[str, _Growing] = {}  # calls without a result, by ID
         self._pictures: set[str] = set()  # addresses and data of the pictures so far
         self._picture_chars_left = PICTURE_CHARS_MAX
-        self._sources: dict[str, str] = {}  # titles by address
+        #: Each source's address and title by its address, or title, and its repeats.
+        self._sources: dict[tuple[str, int], tuple[str, str]] = {}
         self._sources_step: _Growing | None = None
         # For the next patch:
         self._fresh: list[_Growing] = []
@@ -187,16 +188,18 @@ class StepStream:
         for attachment in attachments.attachments_of(event):
             if isinstance(attachment, attachments.Media):
                 self._picture(number, attachment, at)
-            elif attachment.url in self._sources or len(self._sources) < SOURCES_MAX:
-                title = self._sources.get(attachment.url) or attachment.title
-                self._sources[attachment.url] = title
+                continue
+            key = (attachment.url or attachment.title, attachment.repeats)
+            if key in self._sources or len(self._sources) < SOURCES_MAX:
+                _, title = self._sources.get(key, ("", ""))
+                self._sources[key] = attachment.url, title or attachment.title
         if self._sources == before:  # many servers repeat them in each chunk
             return
         if self._sources_step is None:
             self._sources_step = self._open(number, "sources", at)
         if (step := self._sources_step) is not None:
             step.state = "done"
-            step.pieces = ["\n".join(f"{u} {t}".rstrip() for u, t in self._sources.items())]
+            step.pieces = ["\n".join(f"{u} {t}".rstrip() for u, t in self._sources.values())]
             self._changed.append(step)
 
     def _picture(self, number: int, picture: attachments.Media, at: float) -> None:

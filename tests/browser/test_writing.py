@@ -112,7 +112,9 @@ def test_endless_word_does_not_block_the_page(chat: Chat, letter: str) -> None:
 
 
 def test_pictures_and_sources_stand_below_the_text(chat: Chat) -> None:
-    """Pictures and sources are shown below the text: running, done and after a reload."""
+    """Pictures and sources are shown below the text: running, done and after a reload. The number
+    of a source in the text of the ended answer leads to it.
+    """
     chat.ask("illustrated")
     below = chat.page.locator(".below:not(:empty)")
     link = below.locator("a")
@@ -126,7 +128,10 @@ def test_pictures_and_sources_stand_below_the_text(chat: Chat) -> None:
     chat.wait_state("done")
     expect(link).to_have_attribute("href", "https://a.example/one")
     expect(chat.answer.locator(".step")).to_have_count(0)
+    number = chat.text.get_by_role("link", name="[1]", exact=True)
+    expect(number).to_have_attribute("href", "https://a.example/one")
     chat.reload()
+    expect(number).to_have_attribute("rel", "noopener noreferrer nofollow")
     expect(below.locator(".picture")).to_have_text("[Picture (PNG, 9 B)]")
     expect(link).to_have_attribute("href", "https://a.example/one")
     assert "iVBOR" not in chat.page.content()

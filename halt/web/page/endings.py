@@ -14,6 +14,7 @@ from halt.chat.figures import Figures
 from halt.store.models import Versions
 from halt.web.page.end_notes import NoteView
 from halt.web.page.icons import icon
+from halt.web.page.sources import below_html
 from halt.web.page.views import AnswerView
 
 #: Icons of the notes, by their kind.
@@ -36,7 +37,8 @@ _ALL_WORDS = "Show the server's whole answer"
 
 def install(environment: Environment) -> None:
     """Let the templates use the functions."""
-    for function in (answer_ending, answer_name, icon, versions_slot, versions_switcher):
+    functions = (answer_ending, answer_name, below_html, icon, versions_slot, versions_switcher)
+    for function in functions:
         environment.globals[function.__name__] = function
 
 

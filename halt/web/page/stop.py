@@ -16,7 +16,8 @@ from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
 from halt.web.page.endings import answer_ending, answer_name
 from halt.web.page.icons import icon
-from halt.web.page.views import AnswerView, BelowView, StepView, view
+from halt.web.page.sources import below_html
+from halt.web.page.views import AnswerView, StepView, view
 from halt.web.page.writer import answer_replacement, lost_message
 from halt.web.services import services
 from halt.web.sessions import owner
@@ -64,8 +65,9 @@ def ended_answer(a: AnswerView) -> str:
         f'<div class="steps" id="steps-{id_}">'
         f"{''.join(_step(a.id, step) for step in a.steps)}</div>\n"
         f'<div class="{a.text_class}"><div id="done-{id_}">{a.patch.finished}</div></div>\n'
-        f'<div class="below" id="earlier-below-{id_}" hx-preserve>{_below(a.earlier_below)}</div>\n'
-        f'<div class="below" id="below-{id_}">{_below(a.below)}</div>\n'
+        f'<div class="below" id="earlier-below-{id_}" hx-preserve>'
+        f"{below_html(a.earlier_below)}</div>\n"
+        f'<div class="below" id="below-{id_}">{below_html(a.below)}</div>\n'
         f"{answer_ending(a)}\n</article>"
     )
 
@@ -86,24 +88,3 @@ def _step(stream_id: str, step: StepView) -> str:
         f'<div class="step-text" id="{at}-text">{escape(step.text)}</div>\n'
         f"{result}</details>"
     )
-
-
-def _link(words: str, url: str) -> str:
-    return (
-        f'<a href="{escape(url)}" target="_blank" rel="noopener noreferrer nofollow">'
-        f"{escape(words)}</a>"
-    )
-
-
-def _below(below: BelowView) -> str:
-    parts = [
-        f'<p class="picture">[{_link(words, url) if url else escape(words)}]</p>'
-        for words, url in below.pictures
-    ]
-    if below.sources:
-        list_items = "".join(f"<li>{_link(words, url)}</li>" for words, url in below.sources)
-        parts.append(
-            '<section class="sources" aria-label="Sources"><p>Sources</p>\n'
-            f"<ol>{list_items}</ol></section>"
-        )
-    return "".join(parts)

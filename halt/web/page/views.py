@@ -26,18 +26,11 @@ from halt.rendering.streaming.blocks import Patch
 from halt.rendering.streaming.stream import BlockStream
 from halt.store.models import Exchange, Versions, state_of
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
+from halt.web.page.sources import BelowView, below_view, with_links
 
 HEIGHT_CHARS_MAX = 20_000  # characters of a text from which its height is estimated
 LONG = 50_000  # characters of an answer's HTML
 ROWS_MAX = 18  # rows of a prompt, of 80 characters, beyond which 12 are shown
-
-
-@dataclass(frozen=True)
-class BelowView:
-    """Pictures and sources below the text: pairs of text and URL, which may be ""."""
-
-    pictures: tuple[tuple[str, str], ...] = ()
-    sources: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,8 @@ class AnswerView:
     figures: Figures = field(default_factory=Figures)
     steps: tuple[StepView, ...] = ()
     earlier_steps: tuple[StepView, ...] = ()  # steps before a Continue
-    below: BelowView = BelowView()
-    earlier_below: BelowView = BelowView()
+    below: BelowView = field(default_factory=BelowView)
+    earlier_below: BelowView = field(default_factory=BelowView)
     #: For the switcher. None: unknown, so the page keeps the one that it has.
     versions: Versions | None = None
 
@@ -212,26 +205,17 @@ def _is_json(arguments: str) -> bool:
     return True
 
 
-def below_view(answer_steps: Sequence[Step]) -> BelowView:
-    """The pictures and sources of all parts of an answer."""
-    pictures: list[tuple[str, str]] = []
-    sources: dict[str, str] = {}
-    for step in answer_steps:
-        if step.kind == "picture":
-            pictures.append((step.text, "" if step.result.startswith("data:") else step.result))
-        elif step.kind == "sources":
-            for line in step.text.split("\n"):
-                url, _, title = line.partition(" ")
-                sources[url] = sources.get(url) or title
-    return BelowView(tuple(pictures), tuple((title or url, url) for url, title in sources.items()))
-
-
 def _complete_patch(html: str) -> Patch:
     return Patch(finished=html, replaces_tail=True, tail="", form="text")
 
 
 def _ended_view(
-    exchange: Exchange, ended: Terminal, rendering: PageRenderer, receipt: Receipt | None
+    exchange: Exchange,
+    ended: Terminal,
+    rendering: PageRenderer,
+    receipt: Receipt | None,
+    *,
+    links_sources: bool = True,
 ) -> AnswerView:
     best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
     over_limit = isinstance(ended, Failed) and ended.error.code == "too_many_tool_rounds"
@@ -243,10 +227,11 @@ def _ended_view(
         note = empty_note()
     elif note is not None and note.kind == "limit":
         state = "stopped"
+    below, text_html = below_view(best.steps), rendering.text_html(best.answer)
     return AnswerView(
         id=exchange.stream_id,
         state=state,
-        patch=_complete_patch(rendering.text_html(best.answer)),
+        patch=_complete_patch(with_links(text_html, below) if links_sources else text_html),
         source=data_urls.replace(best.answer),
         requested_model=exchange.requested_model,
         model=exchange.model,
@@ -255,7 +240,7 @@ def _ended_view(
         figures=Figures() if exchange.is_edited else figures,
         steps=step_views(best.steps, over_limit=over_limit and best is exchange),
         is_complete=_is_complete(ended),
-        below=below_view(best.steps),
+        below=below,
         has_partial_text=bool(exchange.answer) and not _is_complete(ended),
     )
 
@@ -330,7 +315,9 @@ def view(
     if ended is not None:
         answer_steps = (*exchange.steps, *steps.steps_of(run))
         saved = replace(exchange, answer=text, model=run.model, ended=ended, steps=answer_steps)
-        return _ended_view(saved, ended, rendering, receipt)
+        # The marks of an earlier part, whose sources are not known here, would lead to others.
+        links_sources = bool(exchange.steps or not run.prefix)
+        return _ended_view(saved, ended, rendering, receipt, links_sources=links_sources)
     patch = rendering.patch(BlockStream().feed(text))
     answer_steps = steps.stream_of(run, after).steps()
     return AnswerView(

@@ -40,7 +40,8 @@ from halt.store.models import Exchange
 from halt.store.writer import Saving
 from halt.web.page.end_notes import LOST
 from halt.web.page.icons import icon
-from halt.web.page.views import below_view, step_view, step_views, view
+from halt.web.page.sources import below_html, below_view
+from halt.web.page.views import step_view, step_views, view
 from halt.web.sink import FrameResult, PendingFrame
 
 T = TypeVar("T")
@@ -220,7 +221,7 @@ class PageWriter:
                     _partial(f"{at}-result", "outerHTML", draw.result(stream_id, changed))
                 )
         if any(step.kind in KINDS_BELOW for step in (*patch.fresh, *patch.changed)):
-            below = draw.below(below_view(self._steps.steps()))
+            below = below_html(below_view(self._steps.steps()))
             partials.append(_partial(f"below-{stream_id}", "innerHTML", below))
         return "".join(partials)
 

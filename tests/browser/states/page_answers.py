@@ -31,6 +31,7 @@ class Answer:
     is_silent: bool = False  # before its first text
     gap_ms: float = 0.0  # between tokens
     has_extras: bool = False  # a picture and a source
+    source_count: int = 0
 
 
 SLOW_PARSER = (
@@ -157,6 +158,18 @@ graph LR
 ```
 """
 
+SOURCES = (
+    ("Nagle\u2019s algorithm", "https://en.wikipedia.org/wiki/Nagle%27s_algorithm"),
+    ("The title of a page that is " + "much " * 20 + "longer", "https://www.example.org/a"),
+    ("", "https://b\u00fccher.example/" + "long/" * 30),
+)
+CITED = """\
+Nagle\u2019s algorithm joins small packets.[1] It waits for an acknowledgement[2][3], which another \
+machine may delay for 200 ms.[1, 2] What has no source stays as it is.[99]
+
+- It is switched off with `TCP_NODELAY`, as `flags[1]` shows.\u30101\u2020source\u3011
+"""
+
 ANSWERS: dict[str, Answer] = {
     SLOW_PARSER: Answer(MEASURE_FIRST, thought=THOUGHT),
     SECOND: Answer(DECODE_ONCE),
@@ -164,6 +177,8 @@ ANSWERS: dict[str, Answer] = {
     WIDE_TABLE: Answer(f"Thirty columns:\n\n{TABLE}\n\nThat was the table."),
     EVERYTHING: Answer(ALL_KINDS),
     "Write two files.": Answer(NAMED_CODE),
+    "Name three sources.": Answer(CITED, source_count=3),
+    "Name thirty sources.": Answer(CITED, source_count=30),
     "Write code slowly.": Answer(MEASURE_FIRST, hold="return"),
     "Show a picture and its source.": Answer("Here it is.[1]", has_extras=True),
     "Write one long paragraph.": Answer(
@@ -215,6 +230,12 @@ def _written(reply: Reply) -> None:
         url = "data:image/png;base64,iVBORw0KGgoA"
         chunk = reply.chunk_object({"images": [{"type": "image_url", "image_url": {"url": url}}]})
         reply.event(as_json(chunk | {"citations": ["https://example.org/a-source"]}))
+    if answer.source_count:
+        results = [
+            {"title": title, "url": url}
+            for title, url in (SOURCES * answer.source_count)[: answer.source_count]
+        ]
+        reply.event(as_json(reply.chunk_object({}) | {"search_results": results}))
     reply.finish(answer.reason)
 
 

@@ -994,6 +994,8 @@ ASKED = {
     "picture-and-source": ("Show a picture and its source.", "done"),
     "every-kind-of-text": (page_answers.EVERYTHING, "done"),
     "named-code": ("Write two files.", "done"),
+    "sources": ("Name three sources.", "done"),
+    "many-sources": ("Name thirty sources.", "done"),
     "cut-off": ("Write until the limit.", "done"),
     "refused": ("Spend what I do not have.", "error"),
     "long-code-line": (page_answers.LONG_LINE, "done"),  # more than 5,000 letters

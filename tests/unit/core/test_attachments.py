@@ -140,6 +140,30 @@ def test_step_stream_sources_are_one_step_without_repetitions() -> None:
     assert (step.kind, step.state, step.text) == ("sources", "done", f"{A} One\n{B}")
 
 
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        ({"citations": [A, B, A]}, [A, B, A]),
+        (
+            {"citations": [A, A], "search_results": [{"url": A, "title": "One"}] * 2},
+            [f"{A} One"] * 2,
+        ),
+        ({"search_results": [{"url": A, "link": A, "title": "One"}, {"url": B}]}, [f"{A} One", B]),
+        ({"citations": [A, "doc_1 of mine", B]}, [A, " doc_1 of mine", B]),
+        ({"executed_tools": [{"results": [{"url": A}]}, {"results": [{"url": A}]}]}, [A]),
+        ({"annotations": [{"url_citation": {"url": u}} for u in (A, B, A)]}, [A, B]),
+    ],
+)
+def test_step_stream_sources_keep_their_places_in_the_list(
+    fields: dict[str, Any], lines: list[str]
+) -> None:
+    """What a list repeats counts again, so that `[3]` in the text is its third item; places in
+    the text (`annotations`) are no such list.
+    """
+    (step,) = steps_of_events(Extra(chunk=fields), Content("a[3]"), Extra(chunk=fields))
+    assert step.text.split("\n") == lines
+
+
 def test_step_stream_fields_between_thoughts_do_not_end_the_thought() -> None:
     """A thought goes on across the fields that some servers send with each chunk."""
     steps = steps_of_events(

@@ -15,8 +15,9 @@ from halt.chat.figures import Figures
 from halt.config.settings import Config
 from halt.rendering.streaming.blocks import Patch
 from halt.web.page.end_notes import NoteView
+from halt.web.page.sources import BelowView, Source
 from halt.web.page.stop import ended_answer
-from halt.web.page.views import AnswerView, BelowView, StepView
+from halt.web.page.views import AnswerView, StepView
 
 HOSTILE = "<i>\"'&\n  {{ 7 }}"
 FOLDS = tuple(
@@ -32,7 +33,10 @@ NOTES = (
     NoteView("stopped", HOSTILE),
     NoteView("fault", HOSTILE, HOSTILE, HOSTILE, HOSTILE, (HOSTILE, HOSTILE)),
 )
-KINDS_BELOW = BelowView(((HOSTILE, ""), ("cat", "https://a.example/?x=1&y=\"'")), ((HOSTILE, "u"),))
+KINDS_BELOW = BelowView(
+    ((HOSTILE, ""), ("cat", "https://a.example/?x=1&y=\"'")),
+    tuple(Source(HOSTILE, url, HOSTILE) for url in ("u", HOSTILE, "", *"abcdef")),
+)
 
 
 @pytest.mark.parametrize("state", ["done", "stopped", "withdrawn", "interrupted", "error"])

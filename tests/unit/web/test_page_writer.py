@@ -419,7 +419,7 @@ def test_pictures_and_sources_are_shown_below_the_text(
     link = '<a href="{}" target="_blank" rel="noopener noreferrer nofollow">{}</a>'
     title = html.escape(HOSTILE.strip())
     parts = messages(run, template)
-    assert link.format("https://a.example/one", "https://a.example/one") in parts[1]
+    assert link.format("https://a.example/one", "a.example/one") in parts[1]
     assert "[Picture (PNG, 9 B)]" in parts[2]
     assert 'hx-target="#below-a-stream" hx-swap="innerHTML"' in parts[2]
     ended_html = html_below(
