@@ -21,6 +21,7 @@ from rich.text import Text
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
 from halt.clock import now
 from halt.rendering.grammar import answer_parser
+from halt.rendering.grammar.details import flat_details
 from halt.rendering.streaming.stream import BlockStream
 
 FRAMES = 20  # a second
@@ -103,6 +104,7 @@ def _adapted(tokens: list[Token]) -> Iterator[Token]:
 
 def _parser() -> MarkdownIt:
     parser = answer_parser().disable("reference")
+    parser.core.ruler.at("details", flat_details)
     parser.core.ruler.push("adapt", _adapt)
     return parser
 

@@ -32,7 +32,7 @@ from markdown_it.utils import EnvType, OptionsDict
 from halt.rendering import data_urls
 from halt.rendering.code_names import NAME_MAX, code_name
 from halt.rendering.direction import first_direction, has_right_to_left
-from halt.rendering.grammar import answer_parser
+from halt.rendering.grammar import answer_parser, footnotes
 from halt.rendering.grammar.fences import opened_fence
 from halt.rendering.lines import LABEL_MAX, indent
 from halt.rendering.open_text import breakable, normalized
@@ -64,7 +64,9 @@ def render(text: str, colours: Colours | None = None) -> str:
     A text longer than TEXT_MAX is rendered block by block, as during streaming.
     """
     text = data_urls.replace(normalized(text))
-    html_text = _markdown(text, colours) if len(text) <= TEXT_MAX else None
+    html_text = None
+    if len(text) <= TEXT_MAX:
+        html_text = _markdown(text, colours, environment=footnotes.environment())
     if html_text is not None:
         return html_text
     blocks = split_blocks(text)
@@ -104,12 +106,18 @@ def plain_block(block: Block) -> str:
     return _code_box(code, fence.info if fence else "", None)
 
 
-def _markdown(source: str, colours: Colours | None, kind: Kind = "text") -> str | None:
+def _markdown(
+    source: str,
+    colours: Colours | None,
+    kind: Kind = "text",
+    environment: dict[str, Any] | None = None,
+) -> str | None:
     """The source as safe HTML; None if it is nested so deeply that the parser would drop text.
 
-    `kind`: of the block that it is. The HTML of an item is always one list.
+    `kind`: of the block that it is. The HTML of an item is always one list. `environment`: more for
+    the parser.
     """
-    env: dict[str, Any] = {"colours": colours}
+    env: dict[str, Any] = {"colours": colours, **(environment or {})}
     tokens = PARSER.parse(source, env)
     if any(token.level >= NESTING_MAX - 1 for token in tokens):
         return None
@@ -119,7 +127,8 @@ def _markdown(source: str, colours: Colours | None, kind: Kind = "text") -> str 
         if kind == "loose item":
             loosen(tokens)
     clean = CLEANER if colours is None else colours.cleaner
-    return clean.clean(PARSER.renderer.render(tokens, PARSER.options, env))
+    html_text = clean.clean(PARSER.renderer.render(tokens, PARSER.options, env))
+    return footnotes.link_notes(html_text, source) if env.get("notes") else html_text
 
 
 def _table(
@@ -270,6 +279,9 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule(
         "hardbreak", lambda _, tokens, at, *__: "<br>" if tokens[at].info == "tag" else "<br>\n"
     )
+    for name in ("note_reference", "note_back"):
+        parser.add_render_rule(name, lambda _, tokens, at, *__: footnotes.note_mark(tokens[at]))
+    parser.add_render_rule("notes_open", lambda *_: '<ol class="notes" aria-label="Footnotes">\n')
     parser.add_render_rule("table_open", _table)
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     # The first parse compiles the rules; another thread must not see them half compiled.

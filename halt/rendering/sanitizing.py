@@ -5,13 +5,13 @@ from collections.abc import Set as AbstractSet
 import nh3
 
 TAGS = (
-    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr input kbd li mark ol p pre s small span"
-    " strong sub sup table tbody td th thead tr u ul wbr"
+    "a blockquote br code details div em h1 h2 h3 h4 h5 h6 hr input kbd li mark ol p pre s small"
+    " span strong sub summary sup table tbody td th thead tr u ul wbr"
 )
 #: Elements whose marks, indentation or columns follow the direction of their first text.
-DIRECTED_BOXES = frozenset({"blockquote", "li", "ol", "table", "ul"})
+DIRECTED_BOXES = frozenset({"blockquote", "details", "li", "ol", "table", "ul"})
 #: Elements of text, each of which follows its own first letter.
-DIRECTED_TEXTS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6", "p", "td", "th"})
+DIRECTED_TEXTS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6", "p", "summary", "td", "th"})
 
 
 def cleaner(
@@ -23,6 +23,8 @@ def cleaner(
         attributes={"a": {"href", "title"}, "div": {"data-name"}, "ol": {"start"}},
         tag_attribute_values={
             **{tag: {"dir": {"ltr", "rtl"}} for tag in DIRECTED_BOXES},
+            "details": {"dir": {"ltr", "rtl"}, "open": {""}},
+            "ol": {"dir": {"ltr", "rtl"}, "aria-label": {"Footnotes"}},
             **{tag: {"dir": {"auto"}} for tag in DIRECTED_TEXTS},
             "div": {"tabindex": {"0"}},  # tables, which scroll sideways
             "input": {  # the checkbox of a task
@@ -36,7 +38,9 @@ def cleaner(
         allowed_classes={
             "code": {"highlight", *(f"language-{name}" for name in languages)},
             "div": {"code", "code-bar", "table"},
-            "li": {"task"},
+            "li": {"note", "task"},
+            "ol": {"notes"},
+            "sup": {"back", "note"},
             "span": {"math", *token_classes},
             "td": {"left", "center", "right"},
             "th": {"left", "center", "right", "short"},

@@ -126,6 +126,15 @@ PIECES = (
         "<B>",
         "</B>",
         "<kbd>a</kbd>",
+        "[^1]",
+        "[^1]: ",
+        "\n[^b]: c\n",
+        "[^",
+        "<details>",
+        "<details open>\n",
+        "<summary>",
+        "</summary>",
+        "</details>\n",
         "0",
         "1",
         "-",
@@ -214,13 +223,15 @@ def _check_cut(text: str, cuts: list[int]) -> None:
 
 VOID = frozenset({"br", "hr", "input", "wbr"})
 ATTRIBUTES = {
-    "a": {"href", "title", "target", "rel"},
+    "a": {"href", "title", "target", "rel", "class", "id", "role", "aria-label"},
     **{tag: {"dir", "class", "start"} for tag in (*DIRECTED_BOXES, *DIRECTED_TEXTS)},
+    "details": {"dir", "open"},
+    "li": {"dir", "class", "id"},
+    "ol": {"dir", "class", "start", "aria-label"},
     "input": {"type", "disabled", "checked", "aria-label"},
-    "button": {"type", "data-copy", "class"},
     "pre": {"tabindex"},
     **{tag: {"class"} for tag in ("code", "span")},
-    "div": {"class", "tabindex"},
+    "div": {"class", "tabindex", "data-name"},
 }
 TEXT_TAG = re.compile(r"<(?!/?[a-z])")
 
@@ -240,7 +251,7 @@ class _Checker(HTMLParser):
             if name not in ATTRIBUTES.get(tag, ()):
                 raise Finding("an attribute that is not allowed", f"{tag} {name}")
             if name == "href" and not re.match(
-                r"(?:https?://|mailto:)", value or "", re.IGNORECASE
+                r"(?:https?://|mailto:|#[nr][0-9a-f]{8}-)", value or "", re.IGNORECASE
             ):
                 raise Finding("a link that is not allowed", f"{value!r}")
         if tag not in VOID:

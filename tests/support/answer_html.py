@@ -5,13 +5,16 @@ from html.parser import HTMLParser
 
 #: Tags, their attributes, and a pattern for the whole value of each.
 ALLOWED: dict[str, dict[str, str]] = {
-    "a": {"href": r"(?i:https?://|mailto:).*", "title": r"(?s:.*)", "target": "_blank"}
-    | {"rel": "noopener noreferrer nofollow"},
+    "a": {"href": r"(?i:https?://|mailto:).*|#[nr][0-9a-f]{8}(-\d+)+", "title": r"(?s:.*)"}
+    | {"target": "_blank", "rel": "noopener noreferrer nofollow", "class": "back"}
+    | {"role": "doc-(noteref|backlink)", "id": r"r[0-9a-f]{8}-\d+-\d+"}
+    | {"aria-label": "Back to the text"},
+    "details": {"open": ""},
     "code": {"class": r"highlight( language-[a-z0-9+-]+)?"},
     "div": {"class": "code|code-bar|table", "tabindex": "0", "data-name": r"[\w .+-]{1,80}"},
-    "ol": {"start": r"\d+"},
+    "ol": {"start": r"\d+", "class": "notes", "aria-label": "Footnotes"},
     "input": {"type": "checkbox", "disabled": "", "checked": "", "aria-label": "Done"},
-    "li": {"class": "task"},
+    "li": {"class": "note|task", "id": r"n[0-9a-f]{8}-\d+"},
     "pre": {"tabindex": "0"},
     "span": {"class": "math|[a-z]{1,2}"},
     "td": {"class": "left|center|right"},
@@ -20,13 +23,27 @@ ALLOWED: dict[str, dict[str, str]] = {
     tag: {}
     for tag in (
         *("blockquote", "br", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "kbd", "mark", "p"),
-        *("s", "small", "strong", "sub", "sup", "table", "tbody", "thead", "tr", "u", "ul", "wbr"),
+        *(
+            "s",
+            "small",
+            "strong",
+            "sub",
+            "summary",
+            "sup",
+            "table",
+            "tbody",
+            "thead",
+            "tr",
+            "u",
+            "ul",
+            "wbr",
+        ),
     )
 }
 
-for _tag in ("blockquote", "li", "ol", "table", "ul"):
+for _tag in ("blockquote", "details", "li", "ol", "table", "ul"):
     ALLOWED[_tag]["dir"] = "ltr|rtl"
-for _tag in ("h1", "h2", "h3", "h4", "h5", "h6", "p", "td", "th"):
+for _tag in ("h1", "h2", "h3", "h4", "h5", "h6", "p", "summary", "td", "th"):
     ALLOWED[_tag]["dir"] = "auto"
 
 

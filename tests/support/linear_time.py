@@ -1,17 +1,24 @@
-"""Comparison of the time that a text takes with the time of a text twice as long."""
+"""Comparison of the time that a text takes with the time of a text four times as long."""
 
+import gc
 import time
 from collections.abc import Callable
 
-FACTOR = 3.2  # for twice the text; quadratic time has 4
-FLOOR = 0.02  # seconds of CPU that count as nothing
+FACTOR = 9  # for four times the text; quadratic time has 16
+FLOOR = 0.05  # seconds of CPU that count as nothing
 
 
-def check_linear(work: Callable[[str], object], unit: str, size: int = 8_000) -> None:
-    """Fails if `work` takes much more than twice the time for twice as many repetitions."""
-    small, large = (
-        min(_seconds(work, unit * (n // len(unit) + 1)) for _ in range(2)) for n in (size, 2 * size)
-    )
+def check_linear(work: Callable[[str], object], unit: str, size: int = 5_000) -> None:
+    """Fails if `work` takes much more than four times the time for four times the repetitions."""
+    gc.collect()
+    gc.disable()  # its time depends on all objects of the tests
+    try:
+        small, large = (
+            min(_seconds(work, unit * (n // len(unit) + 1)) for _ in range(2))
+            for n in (size, 4 * size)
+        )
+    finally:
+        gc.enable()
     assert large < FACTOR * small + FLOOR, (unit[:40], small, large)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from halt.rendering.grammar.details import add_details
 from halt.rendering.grammar.emphasis import EmphasisParser
 from halt.rendering.grammar.fences import fence
+from halt.rendering.grammar.footnotes import add_footnotes
 from halt.rendering.grammar.formulas import formula, formula_lines
 from halt.rendering.grammar.indents import indented_newline
 from halt.rendering.grammar.lists import ends_item
@@ -37,4 +39,6 @@ def answer_parser(**options: Any) -> MarkdownIt:
     parser.inline.ruler.at("newline", indented_newline)
     parser.inline.ruler.before("escape", "formula", formula)
     add_tags(parser)
+    add_footnotes(parser)
+    add_details(parser)
     return parser

@@ -31,6 +31,11 @@ def shown(source: str) -> list[str]:
         ("1. [x] a\n2. [ ] b\n3. c", [" 1 ☑ a", " 2 ☐ b", " 3 c"]),
         ("H<sub>2</sub>O, x<sup>-2</sup>, 1<sup>st</sup>", ["H₂O, x⁻², 1st"]),
         ("<kbd>Ctrl</kbd> <mark>a</mark> <u>b</u> <small>c</small> <b>d", ["Ctrl a b c <b>d"]),
+        ("a[^1]\n\n[^1]: one\n[^2]: two", ["a[^1]", "[^1]: one", "[^2]: two"]),
+        (
+            "<details>\n<summary><h3>T</h3></summary>\n\na\n\nb</details>\n\nc",
+            ["T", "a", "b", "c"],
+        ),
         ("| a |\n|---|\n| x<br>y |", [" a", " ─", " x", " y"]),
     ],
 )
@@ -48,6 +53,7 @@ def test_terminal_shows_a_readable_form(source: str, lines: list[str]) -> None:
         "- a\n- [x] b\n\n1. c\n\n> d\n\n---\n\n```py\ne\n```\n\n    f\n\n| g |\n|---|\n| h |",
         "<sub>a</sub> <sup>b</sup> <kbd>c</kbd> <mark>d</mark> <u>e</u> <small>f</small> <b>g",
         "\\[\na\n\\]",
+        "a[^1]\n\n[^1]: b\n\n<details><summary>c</summary>d</details>\n\n<details>",
     ],
 )
 def test_terminal_knows_every_token(source: str) -> None:
