@@ -128,6 +128,21 @@ def test_render_stars_inside_words_and_numbers_stay(text: str) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
+        ("__init__ and __main__.py", "__init__ and __main__.py"),
+        ("in __name__(), __all__", "in __name__(), __all__"),
+        ("*.py or src/**/*.ts, *.d.ts", "*.py or src/**/*.ts, *.d.ts"),
+        ("*.env* *.NET is* it", "<em>.env</em> *.NET is* it"),
+        ("__bold__ __initial__ a", "<strong>bold</strong> <strong>initial</strong> a"),
+    ],
+)
+def test_render_names_with_marks_stay(source: str, expected: str) -> None:
+    """Names of Python and of groups of files keep their marks; other words are bold or italic."""
+    assert render(source) == f"<p>{expected}</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
         ("**R**andom", "<strong>R</strong>andom"),
         ("e**X**tensible", "e<strong>X</strong>tensible"),
         ("*a*b", "<em>a</em>b"),
