@@ -56,7 +56,7 @@ def link_notes(html_text: str, source: str) -> str:
     def linked(mark: re.Match[str]) -> str:
         kind, note, reference = mark.groups()
         if not kind:
-            return f'<li class="note" id="n{digest}-{next(numbers)}"'
+            return f'<li id="n{digest}-{next(numbers)}"'
         place = f"r{digest}-{note}-{reference}"
         if kind == "back":
             return (
