@@ -132,14 +132,12 @@ def _markdown(
 
 
 def _table(
-    renderer: RendererHTML,
-    tokens: Sequence[Token],
-    index: int,
-    options: OptionsDict,
-    env: EnvType,
+    _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
 ) -> str:
-    """Render rule for the beginning of a table, in its own scrolling box."""
-    return f'<div class="table" tabindex="0">{renderer.renderToken(tokens, index, options, env)}'
+    """Render rule for the beginning of a table, in its own box, which scrolls in its direction."""
+    direction = tokens[index].attrs.get("dir")
+    attribute = f' dir="{direction}"' if direction else ""
+    return f'<div class="table" tabindex="0"{attribute}><table>\n'
 
 
 def _code(

@@ -22,11 +22,11 @@ def cleaner(
         tags=set(TAGS.split()),
         attributes={"a": {"href", "title"}, "div": {"data-name"}, "ol": {"start"}},
         tag_attribute_values={
-            **{tag: {"dir": {"ltr", "rtl"}} for tag in DIRECTED_BOXES},
+            **{tag: {"dir": {"ltr", "rtl"}} for tag in DIRECTED_BOXES - {"table"}},
             "details": {"dir": {"ltr", "rtl"}, "open": {""}},
             "ol": {"dir": {"ltr", "rtl"}, "aria-label": {"Footnotes"}},
             **{tag: {"dir": {"auto"}} for tag in DIRECTED_TEXTS},
-            "div": {"tabindex": {"0"}},  # tables, which scroll sideways
+            "div": {"dir": {"ltr", "rtl"}, "tabindex": {"0"}},  # tables, which scroll sideways
             "input": {  # the checkbox of a task
                 "type": {"checkbox"},
                 "disabled": {""},

@@ -231,7 +231,7 @@ ATTRIBUTES = {
     "input": {"type", "disabled", "checked", "aria-label"},
     "pre": {"tabindex"},
     **{tag: {"class"} for tag in ("code", "span")},
-    "div": {"class", "tabindex", "data-name"},
+    "div": {"class", "dir", "tabindex", "data-name"},
 }
 TEXT_TAG = re.compile(r"<(?!/?[a-z])")
 

@@ -11,7 +11,12 @@ ALLOWED: dict[str, dict[str, str]] = {
     | {"aria-label": "Back to the text"},
     "details": {"open": ""},
     "code": {"class": r"highlight( language-[a-z0-9+-]+)?"},
-    "div": {"class": "code|code-bar|table", "tabindex": "0", "data-name": r"[\w .+-]{1,80}"},
+    "div": {
+        "class": "code|code-bar|table",
+        "dir": "ltr|rtl",
+        "tabindex": "0",
+        "data-name": r"[\w .+-]{1,80}",
+    },
     "ol": {"start": r"\d+", "class": "notes", "aria-label": "Footnotes"},
     "input": {"type": "checkbox", "disabled": "", "checked": "", "aria-label": "Done"},
     "li": {"class": "note|task", "id": r"n[0-9a-f]{8}-\d+"},

@@ -28,9 +28,9 @@ def test_block_follows_its_first_letter(source: str, opening_tags: list[str]) ->
 
 
 def test_table_runs_in_the_direction_of_its_head() -> None:
-    """The columns of a table follow its first cell; each cell follows its own text."""
+    """The box and the columns of a table follow its first cell; each cell follows its own text."""
     rendered = gate(render(f"| {ALEF} | b |\n|---|---|\n| c | d |"))
-    assert '<table dir="rtl">' in rendered
+    assert '<div class="table" tabindex="0" dir="rtl"><table>' in rendered
     assert rendered.count('dir="auto"') == 4
 
 
