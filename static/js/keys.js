@@ -16,7 +16,9 @@ addEventListener("keydown", ({ key }) => {
 }, true);
 const help = async () => (await onDemand("shortcut_list"))?.openShortcutList();
 const copyCode = async () => {
-  (await onDemand("code"))?.equip(shortcut("copy-code").find()).click();
+  const block = shortcut("copy-code").find(), code = await onDemand("code");
+  code?.equip([block]);
+  $(".copy", block)?.click();
 };
 const ACTIONS = {
   search, pin: pinOpenChat, rail: toggleRail, theme: toggleTheme, help, "copy-code": copyCode,

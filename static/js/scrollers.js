@@ -6,17 +6,19 @@ import { load } from "./lib/on_demand.js";
 import { route } from "./requests.js";
 
 const BOXES = ".answer :is(pre, .table)";
-const equip = async box => {
-  try { (await load("code")).equip(box); } catch { /* the code can be read without its buttons */ }
+const equip = async blocks => {
+  try { (await load("code")).equip(blocks); } catch { /* it can be read without its buttons */ }
 };
 const seen = new IntersectionObserver(entries => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) continue;
-    seen.unobserve(target);
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
-    else target.removeAttribute("tabindex");
-    if (target.matches("pre")) equip(target.parentElement);
+  const boxes = entries.filter(entry => entry.isIntersecting).map(({ target }) => target);
+  const wide = boxes.filter(box => box.scrollWidth > box.clientWidth);
+  for (const box of boxes) {
+    seen.unobserve(box);
+    if (wide.includes(box)) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
   }
+  const blocks = boxes.filter(box => box.matches("pre")).map(pre => pre.parentElement);
+  if (blocks.length) equip(blocks);
 }, { rootMargin: "50%" });
 export const watch = root => { for (const box of $$(BOXES, root)) seen.observe(box); };
 const watchAll = () => watch(document);

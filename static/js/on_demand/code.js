@@ -58,10 +58,12 @@ const addButtons = bar => {
   copy.before(save);
 };
 
-// Adds the buttons to a block that has none; returns Copy.
-export const equip = box => {
-  const bar = $(".code-bar", box);
-  if (!$("button", bar)) addButtons(bar);
-  $(".wrap", bar).hidden = !isTooLong($("pre", box));
-  return $(".copy", bar);
+// Adds the buttons to blocks that have none. All are measured first: one layout instead of many.
+export const equip = boxes => {
+  const areTooLong = boxes.map(box => isTooLong($("pre", box)));
+  boxes.forEach((box, at) => {
+    const bar = $(".code-bar", box);
+    if (!$("button", bar)) addButtons(bar);
+    $(".wrap", bar).hidden = !areTooLong[at];
+  });
 };
