@@ -15,7 +15,7 @@ from halt.rendering.grammar.fences import fence
 from halt.rendering.grammar.footnotes import add_footnotes
 from halt.rendering.grammar.formulas import formula, formula_lines
 from halt.rendering.grammar.indents import indented_newline
-from halt.rendering.grammar.lists import ends_item
+from halt.rendering.grammar.lists import ListParser, ends_item
 from halt.rendering.grammar.tables import bounded_table, drawn_table, ends_table
 from halt.rendering.grammar.tags import add_tags
 
@@ -23,7 +23,7 @@ from halt.rendering.grammar.tags import add_tags
 def answer_parser(**options: Any) -> MarkdownIt:
     """A parser with the rules that the page and the terminal share."""
     parser = MarkdownIt("zero")
-    parser.inline = EmphasisParser()
+    parser.block, parser.inline = ListParser(), EmphasisParser()
     parser.configure("commonmark", {"html": False, "breaks": True, "tasklists": True, **options})
     parser.enable(["table", "strikethrough"])
     parser.block.ruler.at("table", bounded_table, {"alt": ["paragraph", "reference"]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from halt.rendering.grammar.fences import OpenFence, opened_fence
+from halt.rendering.grammar.lists import NESTED_INDENT, is_nested
 from halt.rendering.lines import HEADING, ItemMark, indent, item_mark
 
 
@@ -17,6 +18,7 @@ class OpenList:
         #: before it are finished and keep theirs until the answer's end.
         self.is_loose = False
         self.fence: OpenFence | None = None  # open in the item
+        self._content = mark.content  # the column that belongs to the item
         self._columns: list[int] = []  # where the content of the item and those in it begins
         self._has_content = False
         self.is_paragraph = False  # the item's last line is one of a paragraph
@@ -27,13 +29,20 @@ class OpenList:
 
     def begin_item(self, mark: ItemMark) -> None:
         """Begin the next item."""
-        self.mark, self.is_first = mark, False
+        self.mark, self.is_first, self._content = mark, False, mark.content
         self.number += 1
         self._columns, self._has_content, self.is_paragraph = [], False, False
 
     def is_outside(self, column: int) -> bool:
         """Whether a block that begins in this column is outside of the item."""
-        return column < self.mark.content
+        return column < self._content
+
+    def take_inner_item(self, mark: ItemMark, line: str) -> None:
+        """An item that is indented less than the content may still belong to the open item."""
+        if mark.indent >= self.mark.indent + NESTED_INDENT and is_nested(
+            mark, self.mark.kind, line
+        ):
+            self._content = min(self._content, mark.indent)
 
     def may_continue(self, head: str) -> bool:
         """Whether a line after a blank line belongs to the item."""

@@ -167,6 +167,8 @@ class BlockStream:
         is_rule = bool(SPACED_RULE.fullmatch(bare))
         mark = item_mark(head) if column < 4 and not is_rule else None
         if self._list:
+            if inner_mark := item_mark(head):
+                self._list.take_inner_item(inner_mark, bare)
             self._begin_line_after_item(self._list, mark, column, bare)
         elif self._is_code:
             if column < 4:
