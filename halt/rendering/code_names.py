@@ -142,7 +142,7 @@ def code_name(info: str, code: str) -> CodeName:
     """What the text behind a fence's mark, or the first line of the code, calls the block."""
     label, path = _named(info[:INFO_MAX])
     path = path or _path_of_comment(code.partition("\n")[0])
-    name = _download_name(path)
+    name = _download_name(path) if path else ""
     return CodeName(label, path, name, language_of(name)) if name else CodeName(label)
 
 

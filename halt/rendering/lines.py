@@ -60,7 +60,8 @@ def fence_language(info: str) -> str:
 
 def indent(line: str) -> int:
     """Columns of white space at the start of the line; a tab ends at a multiple of 4."""
-    return len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4))
+    bare = line.lstrip(" \t")
+    return len(line[: len(line) - len(bare)].expandtabs(4)) if len(bare) < len(line) else 0
 
 
 def _width(blanks: str, column: int) -> int:

@@ -22,18 +22,20 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from halt.rendering import protocol
+from halt.rendering import data_urls, protocol
 from halt.rendering.cache import Cache
 from halt.rendering.highlighting import Colours
-from halt.rendering.markdown import plain_block, render, render_block
+from halt.rendering.markdown import plain, plain_block, render, render_block
+from halt.rendering.open_text import normalized
 from halt.rendering.protocol import Rendered, Reply, Request, frame
 from halt.rendering.streaming.blocks import Block, joined
-from halt.rendering.streaming.stream import split_blocks
+from halt.rendering.streaming.stream import BlockStream
 
 T = TypeVar("T")
 
 TICK = 0.005  # CPU seconds between signals beyond a limit; repeated, as one may be swallowed
 CPU_GRACE = 5  # CPU seconds beyond a request's limit, after which the kernel ends the process
+PART = 10_000  # characters of a text that is split into blocks at a time
 CODE_KEPT_MAX = 2_000_000  # bytes of HTML of highlighted code that are kept
 #: A text for `slowness`, and the CPU seconds that it takes where the limits were chosen.
 SAMPLE = "A **bold** word, `code` and [a link](https://example.org/).\n\n- one\n- two\n\n" * 20
@@ -106,9 +108,25 @@ class LimitedRenderer:
         if html is not None:
             return Rendered(html, self._no_colours)
         self._text_left *= protocol.RETRY_SHARE
-        blocks = split_blocks(text)
-        rendered = [block.html for block in self.blocks(blocks)]
-        return Rendered("".join(joined(blocks, rendered)), timed_out=True)
+        return Rendered(self._by_block(data_urls.replace(normalized(text))), timed_out=True)
+
+    def _by_block(self, text: str) -> str:
+        """The blocks of a text as HTML; all after the limit is plain."""
+        stream, blocks, rendered, rest = BlockStream(), list[Block](), list[Rendered](), ""
+        for at in range(0, len(text), PART):
+            began = time.process_time()
+            new_blocks = stream.feed(text[at : at + PART]).blocks
+            self._text_left -= time.process_time() - began
+            blocks += new_blocks
+            rendered += self.blocks(new_blocks)
+            if self._text_left <= 0:
+                rest = plain(stream.open_source() + text[at + PART :])
+                break
+        else:
+            last = stream.close()
+            blocks += last
+            rendered += self.blocks(last)
+        return "".join(joined(blocks, [block.html for block in rendered])) + rest
 
     def blocks(self, blocks: list[Block]) -> list[Rendered]:
         """Render blocks; a block that takes too long is plain, and so are all after the limit."""

@@ -16,9 +16,9 @@ from halt.rendering.streaming.blocks import Block, Kind
 # Slower machines have more (`halt.rendering.process.slowness`). Together they are below 0.5 s.
 # Beyond its limit a text is shown plain.
 #: Markdown of a text: prose takes 0.6 us a character, a table 3, lazy lines in nested quotes 25.
-TEXT_LIMIT, TEXT_LIMIT_A_CHARACTER, TEXT_LIMIT_MAX = 0.06, 4e-6, 0.18
+TEXT_LIMIT, TEXT_LIMIT_A_CHARACTER, TEXT_LIMIT_MAX = 0.06, 6e-6, 0.22
 #: Share of that limit for a second try, block by block, if a text took too long as a whole.
-RETRY_SHARE = 0.3
+RETRY_SHARE = 0.2
 #: Colours of one block: ordinary code takes 0.5 to 1.5 us a character, the worst exponential time.
 CODE_LIMIT, CODE_LIMIT_A_CHARACTER = 0.03, 4e-6
 #: Colours of all blocks of one text.

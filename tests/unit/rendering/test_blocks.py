@@ -11,7 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halt.rendering import markdown
-from halt.rendering.markdown import plain
 from halt.rendering.streaming.blocks import Patch
 from halt.rendering.streaming.stream import BlockStream
 from tests.unit.rendering.page import TEXTS, Page, cut, page_of, patch_of, render, streamed
@@ -312,7 +311,6 @@ def test_long_list_is_one_list_when_rendered_by_blocks(monkeypatch: pytest.Monke
     whole = render(text)
     monkeypatch.setattr(markdown, "TEXT_MAX", 0)
     assert render(text) == whole
-    assert plain(text) == whole
 
 
 def test_item_that_cannot_be_parsed_is_an_item_of_text() -> None:

@@ -226,7 +226,7 @@ def test_renderer_shows_only_the_slow_markdown_block_plain() -> None:
     """
     program = (  # a tenth of the text's time on a usual machine
         "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as render_process, halt.rendering.protocol as render_protocol\n"
-        "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
+        "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_protocol.RETRY_SHARE = 1; render_process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
     text = f"# Title\n\n{CASES['quotes-lazy-lines']['before']}" + "b\n" * 20_000
