@@ -14,12 +14,13 @@ from markdown_it.utils import EnvType
 
 #: Thai and Lao, Tibetan, Myanmar, Khmer; unlike Chinese, Japanese and Korean they are not wide.
 UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
-#: Names of Python and JavaScript, and of groups of files, that are written without code marks.
+#: Names of Python, JavaScript and Perl, and of groups of files, written without code marks.
 NAMES = re.compile(
     r"\*\.\w{1,9}(?![\w*])"
     r"|__(?:all|author|builtins|call|class|del|dict|dirname|doc|enter|eq|exit|file|filename|future"
     r"|getattr|getitem|hash|import|init|iter|len|main|mocks|module|name|new|next|path|post_init"
     r"|proto|pycache|repr|setattr|setitem|slots|str|tests|typename|version)__(?!\w)"
+    r"|(?<=[$@])_(?!\w)"
 )
 
 

@@ -131,6 +131,7 @@ def test_render_stars_inside_words_and_numbers_stay(text: str) -> None:
         ("__init__ and __main__.py", "__init__ and __main__.py"),
         ("in __name__(), __all__", "in __name__(), __all__"),
         ("*.py or src/**/*.ts, *.d.ts", "*.py or src/**/*.ts, *.d.ts"),
+        ("$_, @_ and `$_`\u3001$_", "$_, @_ and <code>$_</code>\u3001$_"),
         ("*.env* *.NET is* it", "<em>.env</em> *.NET is* it"),
         ("__bold__ __initial__ a", "<strong>bold</strong> <strong>initial</strong> a"),
     ],
