@@ -20,6 +20,7 @@ from rich.text import Text
 
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
 from halt.clock import now
+from halt.rendering.code_names import code_name
 from halt.rendering.grammar import answer_parser
 from halt.rendering.grammar.details import flat_details
 from halt.rendering.streaming.stream import BlockStream
@@ -67,10 +68,13 @@ def _box(item: Token) -> str:
 
 
 def _adapt(state: StateCore) -> None:
-    """Replace tokens that rich does not know, and line breaks of a paragraph."""
+    """Replace tokens that rich does not know, line breaks of a paragraph, and labels of code."""
     box = ""
     for token in state.tokens:
         token.type = token.type.replace("formula_", "paragraph_")
+        if token.type == "fence":
+            label, _, _, language = code_name(token.info, token.content)
+            token.info = label or language
         if token.type == "list_item_open" and token.markup in ".)":
             box = _box(token)
         elif token.type == "inline" and box:

@@ -160,7 +160,7 @@ def _named(info: str) -> tuple[str, str]:
         return "", ""
     first = words[0]
     field = next((text for match in _FIELD.finditer(info) if _is_path(text := _text(match))), "")
-    label = "" if _FIELD.match(first) or first.startswith("{") else first
+    label = _label(first)
     if is_path(first) and first.lower() not in _WHOLE_NAMES:  # `dockerfile` is a language
         return "", first
     if (lines := _LINES_AND_PATH.fullmatch(first)) and is_path(lines[1]):
@@ -168,6 +168,14 @@ def _named(info: str) -> tuple[str, str]:
     if (pair := _LABEL_AND_PATH.fullmatch(first)) and is_path(pair[2]) and not _FIELD.match(first):
         return pair[1], pair[2]
     return label, field or next((word for word in words[1:] if is_path(word)), "")
+
+
+def _label(word: str) -> str:
+    """The label in the first word, which may have attributes (`js{1,3}`), or be one (`{r}`)."""
+    if _FIELD.match(word):
+        return ""
+    bare = re.fullmatch(r"\{\.?([A-Za-z][\w+#-]*)[,}]?", word)
+    return bare[1] if bare else word.partition("{")[0]
 
 
 def _text(match: re.Match[str]) -> str:

@@ -165,7 +165,7 @@ SOURCES = (
 )
 CITED = """\
 Nagle\u2019s algorithm joins small packets.[1] It waits for an acknowledgement[2][3], which another \
-machine may delay for 200 ms.[1, 2] What has no source stays as it is.[99]
+machine may delay for 200 ms.[1, 2] What has no source stays as it is.[99]<sup>[2]</sup>
 
 - It is switched off with `TCP_NODELAY`, as `flags[1]` shows.\u30101\u2020source\u3011
 """

@@ -29,6 +29,10 @@ from halt.rendering.markdown import plain, render
         ("python app.py", "python", "app.py"),
         ("docker Dockerfile", "docker", "Dockerfile"),
         ("bash .gitignore", "bash", ".gitignore"),
+        ("{.js .numbers} a.js", "js", "a.js"),
+        ("{r, echo=FALSE}", "r", ""),
+        ("{python}", "python", ""),
+        ("js{1,3} title=a.js", "js", "a.js"),
         # No names:
         ("", "", ""),
         ("python", "python", ""),

@@ -19,6 +19,7 @@ from halt.core.events import (
     Cancelled,
     Content,
     Delta,
+    Done,
     ErrorInfo,
     Event,
     Extra,
@@ -49,6 +50,7 @@ from tests.support.scripted_upstream import ScriptedReply, ScriptedUpstream
 
 TEMPLATES = Path(__file__).parents[3] / "templates"
 RENDERER = Renderer()
+A, B = "https://a.example/one", "https://b.example/two"
 HOSTILE = "<img src=x onerror=alert(1)> </div><hx-partial>"
 
 
@@ -446,6 +448,30 @@ def test_running_answer_is_rendered_with_pictures_and_sources(template: Template
     rendered = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.with_deadline(60)))
     assert "https://a.example/one" in html_below(rendered)
     assert 'id="earlier-below-a-stream" hx-preserve><p class="picture">[Picture]</p>' in rendered
+
+
+@pytest.mark.parametrize(
+    ("prefix", "earlier", "is_linked"),
+    [("", (), True), ("a[1] ", (), False), ("a[1] ", (A,), True), ("a[1] ", (B,), False)],
+    ids=["one part", "earlier part unknown", "the same list", "another list"],
+)
+def test_ended_answer_links_numbers_to_sources_where_they_are_certain(
+    prefix: str, earlier: tuple[str, ...], is_linked: bool
+) -> None:
+    """A number in a continued answer is a link only if all of its parts have the same sources."""
+    exchange = Exchange(
+        "q", "a-stream", steps=tuple(steps.Step(1, "sources", "done", text=u) for u in earlier)
+    )
+    run = Generation("a-stream", None, EventLog(10_000), started_at=now(), prefix=prefix)
+    run.record_text("b[1]", now())
+    run.log.append(Content("b[1]"))
+    run.record_text("", now())
+    run.log.append(Extra(chunk={"citations": [A]}))
+    run.log.end(lambda: Done("stop", NO_FIGURES))
+    ended = view(exchange, run, AnswerProgress(), RENDERER.with_deadline(60))
+    assert ended.patch.finished.count(f'<a class="cite" href="{A}"') == (
+        f"{prefix}b[1]".count("[1]") if is_linked else 0
+    )
 
 
 def test_answer_without_pictures_and_sources_has_an_empty_element(
