@@ -91,6 +91,8 @@ def _adapted(tokens: list[Token]) -> Iterator[Token]:
             token.type = "text"
         elif token.type == "softbreak":
             token.type = "hardbreak"
+        if token.markup == "autolink":  # rich would show the address twice
+            continue
         if token.tag in ("sub", "sup"):
             script = (LOWERED if token.tag == "sub" else RAISED) if token.nesting > 0 else None
         elif token.tag in STYLED:

@@ -9,6 +9,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from halt.rendering.grammar.addresses import add_addresses
 from halt.rendering.grammar.details import add_details
 from halt.rendering.grammar.emphasis import EmphasisParser
 from halt.rendering.grammar.fences import fence
@@ -39,6 +40,7 @@ def answer_parser(**options: Any) -> MarkdownIt:
     parser.inline.ruler.at("newline", indented_newline)
     parser.inline.ruler.before("escape", "formula", formula)
     add_tags(parser)
+    add_addresses(parser)
     add_footnotes(parser)
     add_details(parser)
     return parser

@@ -31,6 +31,7 @@ def shown(source: str) -> list[str]:
         ("1. [x] a\n2. [ ] b\n3. c", [" 1 ☑ a", " 2 ☐ b", " 3 c"]),
         ("H<sub>2</sub>O, x<sup>-2</sup>, 1<sup>st</sup>", ["H₂O, x⁻², 1st"]),
         ("<kbd>Ctrl</kbd> <mark>a</mark> <u>b</u> <small>c</small> <b>d", ["Ctrl a b c <b>d"]),
+        ("https://x.org/a and <https://x.org>", ["https://x.org/a and https://x.org"]),
         ("a[^1]\n\n[^1]: one\n[^2]: two", ["a[^1]", "[^1]: one", "[^2]: two"]),
         (
             "<details>\n<summary><h3>T</h3></summary>\n\na\n\nb</details>\n\nc",
