@@ -29,6 +29,8 @@ INSIDE = re.compile(r"(?=&)|(?<!&)(?<!&.)(?<!&..)(?<!&...)(?<!&....)(?=[\w!-~])"
 #: The usual place of a seam. Not before a capital: fonts kern some capitals with the space.
 SPACE = re.compile(r"\s(?=[^\sA-Z])")
 
+_TAGS = re.compile("(<[^>]*>)")
+
 RUN = 200  # characters without a blank, after which a `<wbr>` follows
 WBR = "<wbr>"
 _BLANK = "\\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
@@ -103,11 +105,36 @@ class OpenText:
         self._normalizer = NewlineNormalizer()
 
     def feed(self, text: str) -> str:
-        """Take the next piece, escaped; return it with the seams and `<wbr>`s that are due."""
+        """Take the next piece, escaped; return it with the seams and `<wbr>`s that are due.
+
+        It may have closed elements without attributes, as the tail of a `Patch` has. A seam is
+        never within an element.
+        """
+        if "<" in text:
+            return self._feed_elements(text)
         text = self._normalizer.feed(text)
         if self._size + len(text) <= PART:  # most pieces of an answer
             self._size += len(text)
             return self._breakable(text)
+        return self._in_parts(text)
+
+    def _feed_elements(self, text: str) -> str:
+        out: list[str] = []
+        elements: list[str] = []  # the start tags of the open ones
+        for part in _TAGS.split(text):
+            if part[:1] != "<":
+                ends = "".join(f"</{tag[1:]}" for tag in reversed(elements))
+                seam = f"{ends}{SEAM}{''.join(elements)}"
+                out.append(self.feed(part).replace(SEAM, seam))
+                continue
+            if part[1] == "/":
+                elements.pop()
+            else:
+                elements.append(part)
+            out.append(part)
+        return "".join(out)
+
+    def _in_parts(self, text: str) -> str:
         out: list[str] = []
         at = 0
         while (due := max(at, at + PART - self._size)) < len(text):

@@ -18,6 +18,7 @@ from halt.rendering.streaming.stream import BlockStream, split_blocks
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
 from tests.fuzz.target import CPU_MAX, Finding, Target
+from tests.support.open_tail import merged
 
 PIECES = (
     *(
@@ -204,7 +205,7 @@ class _PageState:
     def take(self, stream: BlockStream, piece: str) -> None:
         step = stream.feed(piece)
         self.blocks += [(block.source, block.is_fence) for block in step.blocks]
-        self.tail = step.tail if step.replaces_tail else self.tail + step.tail
+        self.tail = merged(step.tail if step.replaces_tail else self.tail + step.tail)
         self.form = step.form
 
     def __eq__(self, other: object) -> bool:

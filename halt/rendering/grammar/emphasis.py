@@ -37,14 +37,33 @@ def _is_mark(char: str) -> bool:
     return isMdAsciiPunct(ord(char)) or isPunctChar(char)
 
 
-class _StateInline(StateInline):
-    """Emphasis that works in scripts without blanks.
+def can_open_and_close(
+    before: str, after: str, length: int, *, can_split_word: bool
+) -> tuple[bool, bool]:
+    """Whether `length` equal marks between two characters can open emphasis, and close it.
 
     In CommonMark, a `**` between a letter and a punctuation mark can only open or only close,
     depending on the side of the punctuation mark, because a blank is expected outside of the
     emphasis. Next to a character of a script without blanks it can do both, and punctuation marks
     of that script count as letters.
     """
+    if can_split_word and (before + after).isascii() and before.isalnum() and after.isalnum():
+        # 3*4*5, 2**10 and f***ing lose no star, but **B**old and b**ol**d are bold.
+        is_number = before.isdigit() and after.isdigit()
+        return length == 2 and not is_number, not is_number
+    unspaced_before, unspaced_after = _is_unspaced(before), _is_unspaced(after)
+    blank_before, blank_after = isWhiteSpace(ord(before)), isWhiteSpace(ord(after))
+    mark_before = not unspaced_before and _is_mark(before)
+    mark_after = not unspaced_after and _is_mark(after)
+    left = not blank_after and (not mark_after or blank_before or mark_before or unspaced_before)
+    right = not blank_before and (not mark_before or blank_after or mark_after or unspaced_after)
+    opens = left and (can_split_word or not right or mark_before)
+    closes = right and (can_split_word or not left or mark_after)
+    return opens, closes
+
+
+class _StateInline(StateInline):
+    """Emphasis that works in scripts without blanks."""
 
     def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:
         end = start
@@ -54,25 +73,8 @@ class _StateInline(StateInline):
         after = self.src[end] if end < self.posMax else " "
         if NAMES.match(self.src, start):  # the underscores or stars after a name only close
             return Scanned(False, False, end - start)
-        if before.isascii() and after.isascii():
-            if canSplitWord and before.isalnum() and after.isalnum():
-                # 3*4*5, 2**10 and f***ing lose no star, but **B**old and b**ol**d are bold.
-                is_number = before.isdigit() and after.isdigit()
-                return Scanned(end - start == 2 and not is_number, not is_number, end - start)
-            return super().scanDelims(start, canSplitWord)
-        unspaced_before, unspaced_after = _is_unspaced(before), _is_unspaced(after)
-        blank_before, blank_after = isWhiteSpace(ord(before)), isWhiteSpace(ord(after))
-        mark_before = not unspaced_before and _is_mark(before)
-        mark_after = not unspaced_after and _is_mark(after)
-        left = not blank_after and (
-            not mark_after or blank_before or mark_before or unspaced_before
-        )
-        right = not blank_before and (
-            not mark_before or blank_after or mark_after or unspaced_after
-        )
-        opens = left and (canSplitWord or not right or mark_before)
-        closes = right and (canSplitWord or not left or mark_after)
-        return Scanned(opens, closes, end - start)
+        sides = can_open_and_close(before, after, end - start, can_split_word=canSplitWord)
+        return Scanned(*sides, end - start)
 
 
 class EmphasisParser(ParserInline):

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 
 #: What a block is. A "loose" item has the distance of paragraphs; see CommonMark.
 Kind = Literal["text", "fence", "item", "loose item"]
+#: What the open block looks like so far.
+Form = Literal["text", "code", "item", "quote", "h1", "h2", "h3", "h4", "h5", "h6"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,11 @@ class Patch:
 
     finished: str  # HTML of the blocks finished in this step; the page appends it
     replaces_tail: bool  # True: `tail` replaces the open tail; False: it is appended to it
-    tail: str  # escaped text, never markup
-    form: str  # how the page shows the open tail: "text" or "code"
+    tail: str  # escaped text, some of it in closed elements of emphasis and code
+    form: Form  # how the page shows the open tail
     language: str = ""  # of the code, not escaped, where `tail` is the beginning of a fence
+    number: int | None = None  # of the item, where `tail` is the beginning of one in an `ol`
+    joins: bool = False  # `tail` is the beginning of an item of the page's last list
     items: str = ""  # HTML of items; before all else the page appends it to its last list
 
 
@@ -49,8 +53,10 @@ class BlockStep(NamedTuple):
     blocks: list[Block]
     replaces_tail: bool
     tail: str
-    form: str
+    form: Form
     language: str = ""
+    number: int | None = None
+    joins: bool = False
 
     def patch(self, finished: Iterable[str]) -> Patch:
         """The patch with `finished`, the HTML of `blocks` in order."""

@@ -6,7 +6,6 @@ the length of the text.
 
 from __future__ import annotations
 
-import html
 import re
 import sys
 from io import StringIO
@@ -27,10 +26,11 @@ from halt.rendering.lines import (
 from halt.rendering.open_text import NewlineNormalizer
 from halt.rendering.streaming.blocks import Block, BlockStep, Kind
 from halt.rendering.streaming.items import OpenList
+from halt.rendering.streaming.tail import OpenTail
 
 #: The beginning of a line that may still become a fence, a heading, an item or a rule.
 _UNDECIDED = re.compile(
-    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|#{1,6}|(?:[-+*]|[0-9]{1,9}[.)]?)[ \t]*"
+    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|(?:#{1,6}|[-+*]|[0-9]{1,9}[.)]?)[ \t]*|>[ \t]?"
     r"|(?:-[ \t]*+)+|(?:\*[ \t]*+)+|(?:_[ \t]*+)+)"
 )
 
@@ -74,8 +74,7 @@ class BlockStream:
         self._after_blank = False  # the open block (a list or code) ends in a blank line
         # Collected for the next step:
         self._finished: list[Block] = []
-        self._replaces_tail = True
-        self._tail: list[str] = []
+        self._tail = OpenTail()
 
     def feed(self, text: str) -> BlockStep:
         """Take the next piece of text; return the change that it makes.
@@ -87,13 +86,8 @@ class BlockStream:
             self._grow(part)
             self._end_line()
         self._grow(last)
-        form = "code" if self._fence else "text"
-        tail = html.escape("".join(self._tail))
-        language = ""
-        if self._fence and self._replaces_tail:
-            language = fence_language(self._fence.info)[:LABEL_MAX]
-        step = BlockStep(self._finished, self._replaces_tail, tail, form, language)
-        self._finished, self._replaces_tail, self._tail = [], False, []
+        step = BlockStep(self._finished, *self._tail.take())
+        self._finished = []
         return step
 
     def close(self) -> list[Block]:
@@ -132,14 +126,14 @@ class BlockStream:
             return
         self._line.write(part)
         if self._line_is_visible:
-            self._tail.append(part)
+            self._tail.add(part)
             return
         self._head += part[: HEAD_MAX - len(self._head)]
         if len(self._head) < HEAD_MAX and self._is_undecided():
             return
         self._begin_line()
         self._line_is_visible = True
-        self._tail.append(self._visible_part(self._line.getvalue()))
+        self._show(self._line.getvalue())
 
     def _is_undecided(self) -> bool:
         """Whether later characters decide to which block this line belongs, or hide it."""
@@ -148,12 +142,19 @@ class BlockStream:
             is_mark = not bare.strip(self._fence.mark[0])
             return is_mark and indent(self._head) < 4
         if self._list and self._list.fence:
-            return False
+            return not bare.strip(self._list.fence.mark[0])
         return _UNDECIDED.fullmatch(bare) is not None
 
-    def _visible_part(self, line: str) -> str:
-        """The line as the page shows it: code without the indentation of its fence."""
-        return line[min(self._fence_indent, indent(line)) :] if self._fence else line
+    def _show(self, line: str) -> None:
+        """Show the beginning of a line: without its block's marks, which the tail's form shows."""
+        if self._fence:
+            self._tail.add(line[min(self._fence_indent, indent(line)) :])
+        elif self._list:
+            self._tail.add_item_line(self._list, line, is_first=not self._lines)
+        elif self._is_code or self._formula:
+            self._tail.add_literal(line)
+        else:
+            self._tail.add_text_line(line)
 
     def _begin_line(self) -> None:
         """Finish the open block if this line cannot belong to it; begin the block of this line.
@@ -177,12 +178,21 @@ class BlockStream:
             is_quote = self._lines[0].lstrip(" ")[:1] == ">"
             if _HEADING.match(bare) or (mark and (is_quote or _interrupts(mark, bare))):
                 self._finish()
-        if self._lines:
-            return
+        if not self._lines:
+            self._begin_block(mark, column, bare)
+
+    def _begin_block(self, mark: ItemMark | None, column: int, bare: str) -> None:
+        """Begin the block of this line."""
         if column >= 4:
             self._is_code = True
         elif mark and not self._list:
             self._list = OpenList(mark)
+        if self._list:
+            self._tail.begin_item(self._list)
+        elif heading := _HEADING.match(bare) if column < 4 else None:
+            self._tail.begin(f"h{len(heading[0].rstrip())}")
+        elif bare[:1] == ">" and column < 4:
+            self._tail.begin("quote")
 
     def _begin_line_after_item(
         self, items: OpenList, mark: ItemMark | None, column: int, bare: str
@@ -236,7 +246,8 @@ class BlockStream:
         elif self._lines:
             self._finish()
         elif is_visible:  # its spaces were shown as text, but the line is blank
-            self._replaces_tail, self._tail, self._is_code = True, [], False
+            self._tail.clear()
+            self._is_code = False
 
     def _end_text_line(self, line: str, *, is_visible: bool) -> None:
         was_formula = bool(self._formula)
@@ -247,7 +258,7 @@ class BlockStream:
         if is_outside and column < 4 and (fence := opened_fence(bare)):
             if self._lines:
                 self._finish()
-            self._replaces_tail, self._tail = True, []
+            self._tail.begin("code", fence_language(fence.info)[:LABEL_MAX])
             self._lines.append(line)
             self._fence, self._fence_indent = fence, column
             self._list, self._is_code, self._formula = None, False, ""
@@ -266,8 +277,11 @@ class BlockStream:
                 self._detect_formula(bare)
 
     def _keep(self, line: str, *, is_visible: bool) -> None:
+        # The marks of a fence in an item are not shown.
+        if not is_visible and not (self._list and line.lstrip(" \t")[:3] in ("```", "~~~")):
+            self._show(line)
+        self._tail.end_line()
         self._lines.append(line)
-        self._tail.append("\n" if is_visible else self._visible_part(line) + "\n")
 
     def _detect_formula(self, bare: str) -> None:
         if opening := DISPLAY.fullmatch(bare.rstrip(" \t")):
@@ -289,7 +303,7 @@ class BlockStream:
         self._finished.append(Block(self._lines, kind, joins))
         self._lines, self._fence, self._list, self._is_code = [], None, None, False
         self._after_blank, self._fence_indent, self._formula = False, 0, ""
-        self._replaces_tail, self._tail = True, []
+        self._tail.clear()
 
 
 def _interrupts(mark: ItemMark, bare: str) -> bool:

@@ -27,6 +27,7 @@ from halt.rendering.streaming.stream import BlockStream
 from halt.store.models import Exchange, Versions, state_of
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 from halt.web.page.sources import BelowView, below_view, with_links
+from halt.web.page.tail import tail_box
 
 HEIGHT_CHARS_MAX = 20_000  # characters of a text from which its height is estimated
 LONG = 50_000  # characters of an answer's HTML
@@ -62,6 +63,11 @@ class AnswerView:
     def text_class(self) -> str:
         """Classes of the text; `long`: code and tables are laid out only near the visible part."""
         return "text long" if len(self.patch.finished) > LONG else "text"
+
+    @property
+    def tail_html(self) -> Markup:
+        """The element of the open block."""
+        return Markup(tail_box(self.id, self.patch, self.patch.tail))  # noqa: S704 - escaped
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from halt.store.writer import Saving
 from halt.web.page.end_notes import LOST
 from halt.web.page.icons import icon
 from halt.web.page.sources import below_html, below_view
+from halt.web.page.tail import tail_box, tail_selector
 from halt.web.page.views import step_view, step_views, view
 from halt.web.sink import FrameResult, PendingFrame
 
@@ -59,11 +60,11 @@ _END = "</hx-partial>"
 
 
 def _begin(target: str, swap: str) -> str:
-    return f'<hx-partial hx-target="#{target}" hx-swap="{swap}">'
+    return f'<hx-partial hx-target="{target}" hx-swap="{swap}">'
 
 
 def _partial(target: str, swap: str, content: str) -> str:
-    return f"{_begin(target, swap)}{content}{_END}"
+    return f"{_begin(f'#{target}', swap)}{content}{_END}"
 
 
 def answer_replacement(stream_id: str, rendered: str) -> str:
@@ -101,7 +102,9 @@ class PageWriter:
         self._template = template
         self._blocks = BlockStream()
         self._tail = OpenText()
-        self._tail.feed(self._blocks.feed(run.text(after)).tail)
+        block_step = self._blocks.feed(run.text(after))
+        self._tail.feed(block_step.tail)
+        self._append_to_tail = _begin(tail_selector(run.id, block_step), "beforeend")
         self._steps = steps.stream_of(run, after)
         self._step_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by step number
         for step in self._steps.steps():
@@ -109,7 +112,6 @@ class PageWriter:
         environment = template.environment
         self._draw: Any = environment.get_template("parts.html").module
         self._draw_saving = environment.get_template("saving.html")
-        self._append_to_tail = _begin(f"tail-{run.id}", "beforeend")
 
     def present(self, events: list[tuple[int, Event]]) -> FrameResult:
         """Return the events as one message, or a function without arguments that makes it.
@@ -239,10 +241,9 @@ class PageWriter:
         """The change of the open block."""
         if patch.replaces_tail:
             self._tail = OpenText()
-            text, box = self._tail.feed(patch.tail), f"tail-{self._run.id}"
-            language = f' data-language="{html.escape(patch.language)}"' if patch.language else ""
-            tail = f'<div class="tail {patch.form}" id="{box}"{language}>{text}</div>'
-            return _partial(box, "outerHTML", tail)
+            self._append_to_tail = _begin(tail_selector(self._run.id, patch), "beforeend")
+            tail = tail_box(self._run.id, patch, self._tail.feed(patch.tail))
+            return _partial(f"tail-{self._run.id}", "outerHTML", tail)
         if not patch.tail:
             return ""
         return self._append_to_tail + self._tail.feed(patch.tail) + _END

@@ -170,6 +170,17 @@ machine may delay for 200 ms.[1, 2] What has no source stays as it is.[99]<sup>[
 - It is switched off with `TCP_NODELAY`, as `flags[1]` shows.\u30101\u2020source\u3011
 """
 
+STEPS = """\
+## Three steps
+
+They *follow* each other:
+1. **First**: call `mean(values)`.
+2. **Second**: write two lines,
+   the other one below it.
+   - A part of it.
+3. **Third in bold** and the rest.
+"""
+
 ANSWERS: dict[str, Answer] = {
     SLOW_PARSER: Answer(MEASURE_FIRST, thought=THOUGHT),
     SECOND: Answer(DECODE_ONCE),
@@ -180,6 +191,7 @@ ANSWERS: dict[str, Answer] = {
     "Name three sources.": Answer(CITED, source_count=3),
     "Name thirty sources.": Answer(CITED, source_count=30),
     "Write code slowly.": Answer(MEASURE_FIRST, hold="return"),
+    "Write a list slowly.": Answer(STEPS, hold="bold**"),
     "Show a picture and its source.": Answer("Here it is.[1]", has_extras=True),
     "Write one long paragraph.": Answer(
         DECODE_ONCE.partition("\n")[0] * 30 + " This is the end of it", hold="end of it"

@@ -352,6 +352,14 @@ def code_streaming(visit: Visit) -> Chat:
 
 
 @state()
+def list_streaming(visit: Visit) -> Chat:
+    """An item is written, in the middle of bold words and below finished items."""
+    chat = visit.ask("Write a list slowly.", "running")
+    chat.wait_text("Third in")
+    return chat
+
+
+@state()
 def waiting(visit: Visit) -> Chat:
     """Before the first text."""
     chat = visit.ask("Wait before you write.", "running")

@@ -13,6 +13,7 @@ from halt.rendering.highlighting import Colours
 from halt.rendering.markdown import render_block
 from halt.rendering.streaming.blocks import BlockStep, Patch
 from halt.rendering.streaming.stream import BlockStream
+from tests.support.open_tail import merged
 
 COLOURS = Colours()
 
@@ -42,7 +43,7 @@ class Page:
             assert re.fullmatch(r"</[ou]l>\n", self.finished[end:]), "no list to append to"
             self.finished = self.finished[:end] + patch.items + self.finished[end:]
         self.finished += patch.finished
-        self.tail = patch.tail if patch.replaces_tail else self.tail + patch.tail
+        self.tail = merged(patch.tail if patch.replaces_tail else self.tail + patch.tail)
         if patch.form != self.form:
             assert patch.replaces_tail, "a tail changes its form only when it is replaced"
             self.form = patch.form

@@ -26,8 +26,8 @@ def steps(source: str) -> list[tuple[int, str]]:
 def test_paragraph_is_finished_by_its_blank_line() -> None:
     """A paragraph is shown as it grows, and rendered when its second newline comes."""
     stream = BlockStream()
-    assert patch_of(stream.feed("a *b*")) == Patch("", True, "a *b*", "text")
-    assert patch_of(stream.feed(" c\n")) == Patch("", False, " c\n", "text")
+    assert patch_of(stream.feed("a *b*")) == Patch("", True, "a <em>b</em>", "text")
+    assert patch_of(stream.feed(" c\n")) == Patch("", False, " c", "text")
     assert patch_of(stream.feed("\n")) == Patch("<p>a <em>b</em> c</p>\n", True, "", "text")
     assert patch_of(stream.feed("\n \n")) == Patch("", False, "", "text")
     assert patch_of(stream.feed("<")) == Patch("", False, "&lt;", "text")
@@ -38,7 +38,7 @@ def test_open_fence_is_shown_as_code() -> None:
     close it is held back.
     """
     stream = BlockStream()
-    assert patch_of(stream.feed("Look:\n``")) == Patch("", True, "Look:\n", "text")
+    assert patch_of(stream.feed("Look:\n``")) == Patch("", True, "Look:", "text")
     assert patch_of(stream.feed("`py")) == Patch("", False, "", "text")
     assert patch_of(stream.feed("\nx = 1\n")) == Patch(
         "<p>Look:</p>\n", True, "x = 1\n", "code", "py"
@@ -95,7 +95,7 @@ def test_backticks_that_open_no_fence_stay_text(source: str) -> None:
     ("source", "finished"),
     [
         ("# A\nb", [(4, "A\n")]),
-        ("a\n# B\nc", [(4, "a\n"), (6, "B\n")]),
+        ("a\n# B\nc", [(5, "a\n"), (6, "B\n")]),
         ("---\na", [(4, "\n")]),
         ("a\n---\nb\n\n", [(9, "a\nb\n")]),
         ("#a\n\n", [(4, "#a\n")]),
@@ -131,9 +131,10 @@ def test_list_stays_open_over_a_blank_line_before_indented_text(
     source: str, open_from: int
 ) -> None:
     """A list item goes on past a blank line only if the next line is indented."""
-    tail = html.unescape(page_of(*source).tail)
-    expected = source[open_from:].replace("\r\n", "\n")
-    assert tail.rstrip(" ") == expected.rstrip(" ")
+    stream = BlockStream()
+    for character in source:
+        stream.feed(character)
+    assert stream.open_source() == source[open_from:].replace("\r\n", "\n")
 
 
 def test_unrendered_step_leaves_the_next_step_right() -> None:
@@ -142,7 +143,7 @@ def test_unrendered_step_leaves_the_next_step_right() -> None:
     step = stream.feed("# A\n\nb *c")
     assert [(block.source, block.is_fence) for block in step.blocks] == [("# A", False)]
     assert patch_of(stream.feed("*\n\n")) == Patch("<p>b <em>c</em></p>\n", True, "", "text")
-    assert patch_of(step) == Patch("<h1>A</h1>\n", True, "b *c", "text")
+    assert patch_of(step) == Patch("<h1>A</h1>\n", True, "b <em>c</em>", "text")
 
 
 def test_block_stream_token_cost_does_not_depend_on_line_length() -> None:
@@ -182,7 +183,9 @@ def test_patched_page_equals_a_fresh_snapshot_at_every_prefix(text: str) -> None
         page.apply(patch_of(stream.feed(character)))
         snapshot = patch_of(BlockStream().feed(text[:length]))
         assert snapshot.replaces_tail
-        assert page == Page(snapshot.finished, snapshot.tail, snapshot.form)
+        fresh_page = Page()
+        fresh_page.apply(snapshot)
+        assert page == fresh_page
 
 
 #: A list that becomes loose in its last item.

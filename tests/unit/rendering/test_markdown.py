@@ -13,6 +13,7 @@ from halt.rendering.grammar import tables
 from halt.rendering.grammar.formulas import FORMULA_LINES_MAX
 from halt.rendering.lines import LABEL_MAX
 from tests.support.answer_html import gate
+from tests.support.open_tail import text_of_tail
 from tests.unit.rendering.page import TEXTS, page_of, render
 
 # --- A page, an allow-list, and texts -----------------------------------------------------------
@@ -159,7 +160,7 @@ def test_render_hostile_markup_stays_text(source: str) -> None:
     page = page_of(*source, "\n\n")
     gate(page.finished)
     for length in range(len(source)):
-        tail = page_of(source[:length]).tail
+        tail = text_of_tail(page_of(source[:length]).tail)
         assert "<" not in tail
         assert '"' not in tail
 
@@ -430,7 +431,7 @@ def test_render_gives_only_listed_tags_and_attributes(text: str) -> None:
     """Property: for any text only listed tags, attributes and values are rendered."""
     gate(render(text))
     gate(page_of(*text).finished)
-    assert not set(page_of(text).tail) & set("<>\"'\r\0")
+    assert not set(text_of_tail(page_of(text).tail)) & set("<>\"'\r\0")
 
 
 # --- Colours ------------------------------------------------------------------------------------
