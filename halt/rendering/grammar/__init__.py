@@ -15,6 +15,7 @@ from halt.rendering.grammar.emphasis import EmphasisParser
 from halt.rendering.grammar.fences import fence
 from halt.rendering.grammar.footnotes import add_footnotes
 from halt.rendering.grammar.formulas import formula, formula_lines
+from halt.rendering.grammar.headings import heading_without_blank, underlined
 from halt.rendering.grammar.indents import indented_newline
 from halt.rendering.grammar.lists import ListParser, ends_item
 from halt.rendering.grammar.tables import bounded_table, drawn_table, ends_table
@@ -34,6 +35,13 @@ def answer_parser(**options: Any) -> MarkdownIt:
     parser.block.ruler.before("paragraph", "ends_item", ends_item, {"alt": ["paragraph"]})
     parser.block.ruler.before("paragraph", "ends_table", ends_table, {"alt": ["blockquote"]})
     parser.block.ruler.at("fence", fence, {"alt": ["paragraph", "reference", "blockquote", "list"]})
+    parser.block.ruler.at("lheading", underlined)
+    parser.block.ruler.after(
+        "heading",
+        "heading_without_blank",
+        heading_without_blank,
+        {"alt": ["paragraph", "reference", "blockquote"]},
+    )
     parser.block.ruler.before(
         "lheading", "formula_lines", formula_lines, {"alt": ["paragraph", "reference"]}
     )

@@ -23,6 +23,10 @@ NAMES = re.compile(
     r"|(?<=[$@])_(?!\w)"
 )
 
+#: Marks that begin a quotation or a bracket; those of East Asian scripts count as letters.
+QUOTES = '"\u201c\u2018\u201e\u00ab'
+BEGINNINGS = "([{<\u201c\u2018\u201e\u00ab"
+
 
 @cache
 def _is_unspaced(char: str) -> bool:
@@ -45,7 +49,8 @@ def can_open_and_close(
     In CommonMark, a `**` between a letter and a punctuation mark can only open or only close,
     depending on the side of the punctuation mark, because a blank is expected outside of the
     emphasis. Next to a character of a script without blanks it can do both, and punctuation marks
-    of that script count as letters.
+    of that script count as letters. `**` can also close between a punctuation mark and a letter, as
+    in `**Note:**text`, and open between a letter and a quotation mark.
     """
     if can_split_word and (before + after).isascii() and before.isalnum() and after.isalnum():
         # 3*4*5, 2**10 and f***ing lose no star, but **B**old and b**ol**d are bold.
@@ -66,6 +71,19 @@ class _StateInline(StateInline):
     """Emphasis that works in scripts without blanks."""
 
     def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:
+        scanned = self._scan(start, canSplitWord)
+        end = start + scanned.length
+        if not canSplitWord or scanned.length != 2 or not 0 < start < end < self.posMax:
+            return scanned
+        before, after = self.src[start - 1], self.src[end]
+        if scanned.can_open and not scanned.can_close and after.isalnum():
+            closes = _is_mark(before) and before not in BEGINNINGS
+            return Scanned(True, closes, 2)
+        if scanned.can_close and not scanned.can_open and before.isalnum() and after in QUOTES:
+            return Scanned(True, True, 2)
+        return scanned
+
+    def _scan(self, start: int, canSplitWord: bool) -> Scanned:
         end = start
         while end < self.posMax and self.src[end] == self.src[start]:
             end += 1

@@ -67,5 +67,5 @@ def test_address_links_to_what_it_shows() -> None:
     ],
 )
 def test_addresses_take_linear_time(unit: str) -> None:
-    """Twice as many addresses take twice the time."""
+    """Four times the text takes about four times as long."""
     check_linear(render, unit)

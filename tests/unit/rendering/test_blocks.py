@@ -97,7 +97,7 @@ def test_backticks_that_open_no_fence_stay_text(source: str) -> None:
         ("# A\nb", [(4, "A\n")]),
         ("a\n# B\nc", [(5, "a\n"), (6, "B\n")]),
         ("---\na", [(4, "\n")]),
-        ("a\n---\nb\n\n", [(9, "a\nb\n")]),
+        ("a\n---\nb\n\n", [(9, "a\n\nb\n")]),
         ("#a\n\n", [(4, "#a\n")]),
         ("| a |\n---\n| b |\n\n", [(17, "\n\n\na\n\n\n\n\nb\n\n\n\n")]),
     ],

@@ -96,5 +96,5 @@ def test_details_contain_blocks_of_every_kind() -> None:
     ],
 )
 def test_details_take_linear_time(unit: str) -> None:
-    """Twice as many tags take twice the time."""
+    """Four times the text takes about four times as long."""
     check_linear(render, unit)

@@ -109,7 +109,7 @@ def test_blocks_of_a_running_answer_show_footnotes_as_text() -> None:
     ],
 )
 def test_footnotes_take_linear_time(unit: str) -> None:
-    """Twice as many references and notes take twice the time."""
+    """Four times the text takes about four times as long."""
     check_linear(lambda text: render("[^1]: a\n\n" + text), unit)
 
 

@@ -54,5 +54,5 @@ def test_list_indented_by_two_blanks_belongs_to_the_item(source: str, expected: 
     "unit", ["1. a\n  - b\n", "1. a\n", "1. a\n  b\n", "1. 1. 1. 1. a\n    b\n", "1.  a\n\n\n"]
 )
 def test_nested_lists_take_linear_time(unit: str) -> None:
-    """Twice as many items take twice the time."""
+    """Four times the text takes about four times as long."""
     check_linear(render, unit)

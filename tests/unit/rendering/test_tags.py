@@ -63,5 +63,5 @@ def test_tags_nested_deeply_are_text() -> None:
     ],
 )
 def test_tags_take_linear_time(unit: str) -> None:
-    """Twice as many tags take twice the time."""
+    """Four times the text takes about four times as long."""
     check_linear(render, unit)

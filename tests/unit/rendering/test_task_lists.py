@@ -47,5 +47,5 @@ def test_brackets_elsewhere_are_no_task(source: str) -> None:
 
 @pytest.mark.parametrize("unit", ["- [x] a\n", "- [ ] - [x] ", "- [x] # a\n\n", "- [x] ```\n"])
 def test_tasks_take_linear_time(unit: str) -> None:
-    """Twice as many tasks take twice the time."""
+    """Four times the text takes about four times as long."""
     check_linear(render, unit)
