@@ -3,13 +3,14 @@
 `render` renders a whole text. While an answer is being written, `BlockStream`
 takes it in pieces and returns `BlockStep`s: a finished block is rendered once (`render_block`, in
 any thread), the open block is shown as escaped text. Later text can change earlier blocks (the
-definition of a link, an item that makes a list loose), so the page replaces them by
+definition of a link, a footnote, an item that makes a list loose), so the page replaces them by
 `render(whole)` when the answer has ended.
 
-The text is untrusted. Raw HTML stays text (except `<br>`, the only line break possible in a table
-cell), an image becomes a link (nothing is loaded), and nh3 removes everything that is not listed in
-`halt.rendering.sanitizing`; style attributes are never allowed. data: URLs are replaced by labels
-(see `halt.rendering.data_urls`).
+The text is untrusted. Raw HTML stays text, except the tags of `halt.rendering.grammar.tags` and
+`halt.rendering.grammar.details`; an image becomes a link (nothing is loaded), and nh3 removes
+everything that is not listed in `halt.rendering.sanitizing`; style attributes are never allowed.
+Identifiers come from footnotes alone. data: URLs are replaced by labels (see
+`halt.rendering.data_urls`).
 
 Time: `BlockStream`, `plain` and `plain_block` are linear in the text. The Markdown parser is not
 for every text, and highlighting (`halt.rendering.highlighting`) is for few. The server therefore

@@ -90,6 +90,28 @@ def test_answer_blocks_take_the_direction_of_their_script(chat: Chat) -> None:
     chat.stop.click()
 
 
+def test_footnote_and_its_reference_are_reached_by_keyboard(chat: Chat) -> None:
+    """A reference leads to its note, which is marked; the back link leads to the reference."""
+    filler = "\n\nword" * 60
+    chat.ask_for(
+        f"- [x] a[^1]{filler}\n\n[^1]: the note\n\n<details>\n<summary>T</summary>\n\nb\n\n</details>"
+    )
+    chat.wait_state("done")
+    text = chat.text
+    expect(text.get_by_role("checkbox", name="Done")).to_be_checked()
+    expect(text.get_by_text("b", exact=True)).to_be_hidden()
+    text.locator("summary").press("Enter")
+    expect(text.get_by_text("b", exact=True)).to_be_visible()
+    reference = text.locator("sup a")
+    reference.press("Enter")
+    note = text.get_by_text("the note")
+    expect(note).to_be_in_viewport()
+    expect(text.locator("li:target")).to_have_text(re.compile("the note"))
+    text.get_by_role("link", name="Back to the text").press("Enter")
+    expect(reference).to_be_in_viewport()
+    expect(text.locator("a:target")).to_have_text("1")
+
+
 def test_copy_button_of_code_copies_the_code_alone(chat: Chat) -> None:
     """The Copy button of a code block puts the code, and nothing around it, on the clipboard."""
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])

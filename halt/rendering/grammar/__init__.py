@@ -2,7 +2,9 @@
 
 Differences from CommonMark: a line break in a paragraph stays a line break, and the indentation
 after it stays too; a formula is kept unchanged; emphasis needs no blanks around it in scripts that
-have none; a line that is not indented ends a list; fences nest.
+have none; a line that is not indented ends a list, and a list indented by two blanks is nested;
+fences nest; `---` below a paragraph is a rule. There are tables, tasks, footnotes, details, pairs
+of tags, and links without marks.
 """
 
 from typing import Any
