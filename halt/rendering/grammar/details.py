@@ -41,7 +41,7 @@ def flat_details(state: StateCore) -> None:
     for token in state.tokens:
         if token.type == "details_tag":
             if token.meta["kind"] == "summary":
-                tokens += _paragraph(f"<b>{_title(token)}</b>")
+                tokens += _paragraph(f"<b>{_title(token)}</b>", token.level)
             continue
         if token.type == "inline":
             token.content = _CLOSE_AT_END.sub("", token.content)
@@ -154,7 +154,7 @@ def _pair_tags(state: StateCore) -> None:
                 closing += 1
         tokens.append(token)
         while closing and token.type == "paragraph_close":
-            close(_Tag(Token("details_tag", "", 0, meta={"kind": "close"})))
+            close(_Tag(Token("details_tag", "", 0, level=token.level, meta={"kind": "close"})))
             closing -= 1
     state.tokens = list(_elements(tokens))
 
@@ -162,19 +162,23 @@ def _pair_tags(state: StateCore) -> None:
 def _elements(tokens: list[Token | _Tag]) -> Iterator[Token]:
     """The tokens, with elements for the paired tags and paragraphs for the others."""
     texts: list[str] = []  # of adjacent tags without partners
+    level = 0
     for item in tokens:
         if isinstance(item, _Tag) and not item.is_paired:
             texts.append(item.token.content)
+            level = item.token.level
             continue
         if texts:
-            yield from _paragraph("\n".join(texts))
+            yield from _paragraph("\n".join(texts), level)
             texts = []
         if isinstance(item, Token):
             yield item
-        elif item.token.meta["kind"] == "close":
-            yield Token("details_close", "details", -1, block=True)
+            continue
+        level = item.token.level
+        if item.token.meta["kind"] == "close":
+            yield Token("details_close", "details", -1, level=level, block=True)
         elif item.token.meta["kind"] == "open":
-            token = Token("details_open", "details", 1, block=True)
+            token = Token("details_open", "details", 1, level=level, block=True)
             if item.token.meta["is_open"]:
                 token.attrs["open"] = ""
             yield token
@@ -182,11 +186,9 @@ def _elements(tokens: list[Token | _Tag]) -> Iterator[Token]:
             if summary:
                 summary.is_paired = True
             title = _title(summary.token) if summary else "Details"
-            yield Token("summary_open", "summary", 1, block=True)
-            yield Token("inline", "", 0, content=title, children=[])
-            yield Token("summary_close", "summary", -1, block=True)
+            yield from _block("summary", title, level)
     if texts:
-        yield from _paragraph("\n".join(texts))
+        yield from _paragraph("\n".join(texts), level)
 
 
 def _title(summary: Token) -> str:
@@ -196,9 +198,14 @@ def _title(summary: Token) -> str:
     return (match[2].strip() if match else title) or "Details"
 
 
-def _paragraph(content: str) -> tuple[Token, ...]:
+def _paragraph(content: str, level: int) -> tuple[Token, ...]:
+    return _block("paragraph", content, level, "p")
+
+
+def _block(kind: str, content: str, level: int, tag: str = "") -> tuple[Token, ...]:
+    tag = tag or kind
     return (
-        Token("paragraph_open", "p", 1, block=True),
-        Token("inline", "", 0, content=content, children=[]),
-        Token("paragraph_close", "p", -1, block=True),
+        Token(f"{kind}_open", tag, 1, level=level, block=True),
+        Token("inline", "", 0, level=level + 1, content=content, children=[]),
+        Token(f"{kind}_close", tag, -1, level=level, block=True),
     )

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from halt.rendering.markdown import render
+from halt.rendering.markdown import render, render_block
+from halt.rendering.streaming.blocks import joined
+from halt.rendering.streaming.stream import split_blocks
 from tests.support.answer_html import gate
 from tests.support.linear_time import check_linear
 
@@ -71,6 +73,13 @@ def test_details_are_paired_within_a_list_item_or_quote(source: str, expected: s
     if expected is None:
         expected = "<code>&lt;details&gt;</code> a <code>&lt;/details&gt;</code>"
     assert outline(source) == expected
+
+
+def test_details_in_an_item_are_shown_while_the_list_is_written() -> None:
+    """An item that is finished shows its details, as the whole text does."""
+    source = "- <details>\n  <summary>T</summary>\n  a\n  </details>\n- b"
+    blocks = split_blocks(source)
+    assert "".join(joined(blocks, list(map(render_block, blocks)))) == render(source)
 
 
 def test_details_contain_blocks_of_every_kind() -> None:
