@@ -21,7 +21,12 @@ FORMULAS = (
     # Not amounts of money or shell variables: a formula has no blank just inside of its marks and
     # no letter or digit just outside of them.
     re.compile(r"\$(?![\s$])(?:[^\\$`]++|\\.)*+(?<!\s)\$(?![0-9A-Za-z_$])", re.DOTALL),
+    # With a blank just inside of both marks, as some models write all of their formulas.
+    re.compile(r"\$ ++(?![$=])((?:[^\\$`\n]++|\\.)*+)(?<= )(?<![=<>] )\$(?![0-9A-Za-z_$])"),
 )
+#: What makes such a text a formula, and what makes it prose without a sign of TeX.
+SPACED = re.compile(r"[\\^_=<>]|^\$ +[A-Za-z] +\$$")
+TWO_WORDS = re.compile(r"(?<![A-Za-z])[A-Za-z]{3,}+ +[A-Za-z]{2}")
 #: Text between two dollar signs that shows that they mean money: words, or Markdown's bold marks.
 PROSE = re.compile(r"[^\\^_={}<>]*\s[^\W\d_]{2,}\s[^\\^_={}<>]*")
 BOLD = re.compile(r"(?:^|[\s(])\*\*[^\s*]|[^\s*{^]\*\*(?:$|[\s,.;:!?)])")
@@ -46,7 +51,10 @@ def _formula_at(text: str, at: int) -> int:
         if not (match := pattern.match(text, at, at + FORMULA_MAX)):
             continue
         inside = match[0]
-        if inside[0] == "$":
+        if inside.startswith("$ "):
+            is_prose = "\\" not in inside and bool(TWO_WORDS.search(inside))
+            is_text = is_prose or not SPACED.search(inside)
+        elif inside[0] == "$":
             inside = inside.strip("$")
             is_text = bool(BOLD.search(inside) or PROSE.fullmatch(inside))
         else:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from halt.rendering.grammar import answer_parser
 from halt.rendering.grammar.indents import INDENT_MAX
 from halt.rendering.markdown import render
 from tests.support.linear_time import check_linear
@@ -167,8 +168,29 @@ def test_render_bold_letters_of_a_word_are_bold(source: str, expected: str) -> N
         "  - a\n b\n",
         "> - a\nb|c\n|-|\n",
         "1*2**3***4",
+        "$ a=",
+        "$ a b= $ ",
+        "$" + " " * 50,
     ],
 )
 def test_render_hostile_lists_and_tables_takes_linear_time(unit: str) -> None:
     """Four times the text takes about four times as long."""
     check_linear(render, unit)
+
+
+@pytest.mark.parametrize(
+    ("source", "formulas"),
+    [
+        ("the area $ A = \\pi r^2 $, where $ r $ is", ["$ A = \\pi r^2 $", "$ r $"]),
+        ("$ x = 3 $ and $ n > 5 $", ["$ x = 3 $", "$ n > 5 $"]),
+        ("$ x = 5 \\text{ if and only if } y $", ["$ x = 5 \\text{ if and only if } y $"]),
+        ("from $ 5 to $ 10, 3 $ = 4 EUR, $ 100 = $ 80", []),
+        ("$ foo_bar and baz $, $ cd /tmp && ls $, $ a=1; echo $a", []),
+        ("$ r$ $r $ $ $ $ =2 $", []),
+    ],
+)
+def test_formula_with_blanks_inside_its_marks_is_one(source: str, formulas: list[str]) -> None:
+    """A letter, or a text with a sign of TeX and without two words, is a formula."""
+    _, inline, _ = answer_parser().parse(source)
+    tokens = inline.children or []
+    assert [token.content for token in tokens if token.type == "formula"] == formulas
