@@ -139,7 +139,7 @@ class RichScreen(Screen):
 
     def _renew(self) -> None:
         super()._renew()
-        self._blocks = BlockStream(whole_lists=True)
+        self._blocks = BlockStream(whole_lists=True, whole_tables=True)
         self._ready: list[str] = []  # sources of finished blocks that are not printed yet
         self._printed = False  # a part of this answer has been printed
         self._thoughts = ""
@@ -226,7 +226,7 @@ class RichScreen(Screen):
         source = self._blocks.open_source()
         if source.strip():
             self._ready.append(source)
-        self._blocks = BlockStream(whole_lists=True)
+        self._blocks = BlockStream(whole_lists=True, whole_tables=True)
 
     def _draw(self) -> None:
         """Print the finished blocks and redraw the open one."""

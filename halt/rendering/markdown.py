@@ -39,7 +39,13 @@ from halt.rendering.lines import LABEL_MAX, indent
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED_BOXES, DIRECTED_TEXTS
 from halt.rendering.streaming.blocks import Block, Kind, joined
-from halt.rendering.streaming.parts import is_one_item, loosen, plain_item
+from halt.rendering.streaming.parts import (
+    is_one_item,
+    is_one_table,
+    loosen,
+    plain_item,
+    plain_table,
+)
 from halt.rendering.streaming.stream import split_blocks
 
 # Limits on time, each with its unit and reason. No text is lost by them.
@@ -120,6 +126,8 @@ def plain_block(block: Block) -> str:
     """A block as escaped text with its line breaks; a fence as uncoloured code."""
     if block.kind in ("item", "loose item"):
         return plain_item(block)
+    if block.kind in ("head", "row"):
+        return plain_table(block)
     if not block.is_fence:
         lines = breakable(html.escape(block.source.strip("\n"), quote=False))
         return f"<p>{lines}</p>\n".replace("\n", "<br>\n", lines.count("\n")) if lines else ""
@@ -146,7 +154,10 @@ def _markdown(
     tokens = PARSER.parse(source, env)
     if any(token.level >= NESTING_MAX - 1 for token in tokens):
         return None
-    if kind in ("item", "loose item"):
+    if kind in ("head", "row"):
+        if not is_one_table(tokens):
+            return None
+    elif kind in ("item", "loose item"):
         if not is_one_item(tokens):
             return None
         if kind == "loose item":

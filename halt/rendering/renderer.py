@@ -26,6 +26,8 @@ from halt.rendering.streaming.blocks import Block, BlockStep, Kind, Patch
 #: Characters of a text that the calling thread renders: the worst known text takes 9 ms
 #: (definitions of links that are not closed). Without DEEP it would be 15 ms.
 SHORT = 500
+#: Blocks of one step that the calling thread renders: ordinary ones take 0.1 ms each.
+QUICK_MAX = 20
 #: Four marks of quotes and lists in a row; the time for a line is proportional to their number.
 DEEP = re.compile(r"^(?:[ \t]*+(?:[>*+-]|[0-9]{1,9}[.)])){4}", re.MULTILINE)
 
@@ -85,11 +87,13 @@ class Renderer:
         their rendering would take more than milliseconds.
         """
         results: list[Rendered | None] = []
+        quick_left = QUICK_MAX
         sources, keys = list[tuple[str, Kind]](), list[bytes]()
         for block in blocks:
             source = block.source
             rendered: Rendered | None
-            if not block.is_fence and is_quick_to_render(source):
+            if quick_left > 0 and not block.is_fence and is_quick_to_render(source):
+                quick_left -= 1
                 rendered = Rendered(render_block(block))
             elif block.is_fence in plain_fence_values:
                 rendered = Rendered(plain_block(block))

@@ -70,3 +70,16 @@ def test_items_come_into_the_list_that_is_shown(chat: Chat) -> None:
     chat.release()
     chat.wait_state("done")
     expect(chat.text.locator("ol > li")).to_have_count(4)
+
+
+def test_rows_come_into_the_table_that_is_shown(chat: Chat) -> None:
+    """While a table is written, its complete rows are in one table, which stays in its place."""
+    table = "Now:\n\n| a | b |\n|---|---|\n| 1 | **2** |\n| 3 | 4 |\n| five | six |\n"
+    chat.ask_for(table, piece=4, gap_ms=2, hold=table.index("six") // 4)
+    expect(chat.text.locator("[id^=done] > .table tbody > tr")).to_have_count(2)
+    expect(chat.text.locator(".tail")).to_contain_text("five")
+    chat.reload()
+    expect(chat.text.locator("[id^=done] > .table tbody > tr")).to_have_count(2)
+    chat.release()
+    chat.wait_state("done")
+    expect(chat.text.locator("tbody > tr")).to_have_count(3)

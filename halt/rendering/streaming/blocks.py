@@ -1,7 +1,7 @@
 """Finished blocks of a text, and the change of a page that each piece of text makes.
 
 An item of a list is a block of its own: its HTML is a list with one item. A page shows it in the
-list that the block before it began.
+list that the block before it began. The same applies to the rows of a table.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-#: What a block is. A "loose" item has the distance of paragraphs; see CommonMark.
-Kind = Literal["text", "fence", "item", "loose item"]
+#: What a block is. A "loose" item has the distance of paragraphs; see CommonMark. A "head" is the
+#: beginning of a table, a "row" a table with one row below an empty head.
+Kind = Literal["text", "fence", "item", "loose item", "head", "row"]
 #: What the open block looks like so far.
 Form = Literal["text", "code", "item", "quote", "h1", "h2", "h3", "h4", "h5", "h6"]
 
@@ -22,7 +23,7 @@ class Block:
 
     lines: list[str]
     kind: Kind = "text"
-    joins: bool = False  # True: an item of the list that the block before it belongs to
+    joins: bool = False  # True: a part of the list or table that the block before it belongs to
 
     @property
     def source(self) -> str:
@@ -44,7 +45,8 @@ class Patch:
     language: str = ""  # of the code, not escaped, where `tail` is the beginning of a fence
     number: int | None = None  # of the item, where `tail` is the beginning of one in an `ol`
     joins: bool = False  # `tail` is the beginning of an item of the page's last list
-    items: str = ""  # HTML of items; before all else the page appends it to its last list
+    parts: str = ""  # HTML of items or rows; before all else the page appends it to its last block
+    are_rows: bool = False  # `parts` are rows of a table
 
 
 class BlockStep(NamedTuple):
@@ -60,27 +62,38 @@ class BlockStep(NamedTuple):
 
     def patch(self, finished: Iterable[str]) -> Patch:
         """The patch with `finished`, the HTML of `blocks` in order."""
-        items, rest = joined(self.blocks, finished)
-        return Patch(rest, *self[1:], items=items)
+        parts, rest = joined(self.blocks, finished)
+        are_rows = bool(parts) and self.blocks[0].kind == "row"
+        return Patch(rest, *self[1:], parts=parts, are_rows=are_rows)
+
+
+BODY, TABLE_END = "<tbody>\n", "</table></div>\n"
+BODY_END = f"</tbody>\n{TABLE_END}"
 
 
 def joined(blocks: Sequence[Block], rendered: Iterable[str]) -> tuple[str, str]:
-    """The HTML of blocks in order: items of the page's last list, and what follows that list."""
-    items: list[str] = []
+    """The HTML of blocks in order: parts of the page's last block, and what follows that block."""
+    parts: list[str] = []
     rest: list[str] = []
-    end = ""  # closes the list that `rest` ends in
+    end = ""  # closes the list or table that `rest` ends in
     for block, html in zip(blocks, rendered, strict=True):
         if block.kind in ("text", "fence"):
             rest += (end, html)
             end = ""
             continue
         # A list with one item: "<ul>\n<li>...</li>\n</ul>\n".
-        first, last = html.index("\n") + 1, html.rindex("</")
+        if block.kind == "row":
+            first, last = html.index(BODY) + len(BODY), html.rindex(BODY_END)
+        elif block.kind == "head":
+            html = html.removesuffix(TABLE_END) + BODY + BODY_END  # noqa: PLW2901
+            first, last = 0, len(html) - len(BODY_END)
+        else:
+            first, last = html.index("\n") + 1, html.rindex("</")
         if not block.joins:
             rest += (end, html[:last])
             end = html[last:]
         elif end:
             rest.append(html[first:last])
         else:
-            items.append(html[first:last])
-    return "".join(items), "".join([*rest, end])
+            parts.append(html[first:last])
+    return "".join(parts), "".join([*rest, end])

@@ -1,4 +1,4 @@
-"""The HTML of a block that is an item of a list: a list with one item."""
+"""The HTML of a block that is a part: a list with one item, a table with one row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markdown_it.token import Token
 
 from halt.rendering.lines import item_mark
 from halt.rendering.open_text import breakable
-from halt.rendering.streaming.blocks import Block
+from halt.rendering.streaming.blocks import BODY, BODY_END, TABLE_END, Block
 
 
 def is_one_item(tokens: Sequence[Token]) -> bool:
@@ -35,3 +35,18 @@ def plain_item(block: Block) -> str:
         tag, start = "ol", f' start="{mark.number}"' if mark.number != 1 else ""
     lines = breakable(html.escape(text.strip("\n"), quote=False)).replace("\n", "<br>\n")
     return f"<{tag}{start}>\n<li>{lines}</li>\n</{tag}>\n"
+
+
+def is_one_table(tokens: Sequence[Token]) -> bool:
+    """Whether these tokens of a parser are one table."""
+    return bool(tokens) and tokens[0].type == "table_open" and tokens[-1].type == "table_close"
+
+
+def plain_table(block: Block) -> str:
+    """The head or the row as the escaped text of one cell."""
+    lines = block.lines[:1] if block.kind == "head" else block.lines[2:]
+    text = breakable(html.escape("\n".join(lines), quote=False))
+    start = '<div class="table" tabindex="0"><table>\n'
+    if block.kind == "head":
+        return f"{start}<thead>\n<tr>\n<th>{text}</th>\n</tr>\n</thead>\n{TABLE_END}"
+    return f"{start}{BODY}<tr>\n<td>{text}</td>\n</tr>\n{BODY_END}"

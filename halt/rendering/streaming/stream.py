@@ -13,6 +13,7 @@ from io import StringIO
 from halt.rendering import data_urls
 from halt.rendering.grammar.fences import OpenFence, opened_fence
 from halt.rendering.grammar.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
+from halt.rendering.grammar.tables import CORNERS
 from halt.rendering.lines import (
     HEAD_MAX,
     HEADING,
@@ -26,6 +27,7 @@ from halt.rendering.lines import (
 from halt.rendering.open_text import NewlineNormalizer
 from halt.rendering.streaming.blocks import Block, BlockStep, Kind
 from halt.rendering.streaming.items import OpenList
+from halt.rendering.streaming.rows import MAYBE_SEPARATOR, OpenTable, opened_table
 from halt.rendering.streaming.tail import OpenTail
 
 #: The beginning of a line that may still become a fence, a heading, an item or a rule.
@@ -55,9 +57,10 @@ class BlockStream:
     mark, a fence, a heading, a rule or FORMULA_LINES_MAX lines.
     """
 
-    def __init__(self, *, whole_lists: bool = False) -> None:
-        """`whole_lists`: a list is one block, not each of its items."""
-        self._whole_lists = whole_lists
+    def __init__(self, *, whole_lists: bool = False, whole_tables: bool = False) -> None:
+        """A whole list or table is one block, not each of its items or rows."""
+        self._whole_lists, self._whole_tables = whole_lists, whole_tables
+        self._table: OpenTable | None = None  # the last block belongs to it
         self._normalizer = NewlineNormalizer()
         self._data_urls = data_urls.DataUrlFilter()
         self._lines: list[str] = []  # the open block's complete lines
@@ -143,7 +146,10 @@ class BlockStream:
             return is_mark and indent(self._head) < 4
         if self._list and self._list.fence:
             return not bare.strip(self._list.fence.mark[0])
-        return _UNDECIDED.fullmatch(bare) is not None
+        if _UNDECIDED.fullmatch(bare):
+            return True
+        is_below = bool(self._lines) and "|" in self._lines[-1]
+        return is_below and MAYBE_SEPARATOR.fullmatch(bare) is not None
 
     def _show(self, line: str) -> None:
         """Show the beginning of a line: without its block's marks, which the tail's form shows."""
@@ -245,7 +251,8 @@ class BlockStream:
             self._after_blank = not (self._list and self._list.fence)
         elif self._lines:
             self._finish()
-        elif is_visible:  # its spaces were shown as text, but the line is blank
+        self._table = None
+        if not self._lines and is_visible:  # its spaces were shown as text, but the line is blank
             self._tail.clear()
             self._is_code = False
 
@@ -258,10 +265,13 @@ class BlockStream:
         if is_outside and column < 4 and (fence := opened_fence(bare)):
             if self._lines:
                 self._finish()
+            self._table = None
             self._tail.begin("code", fence_language(fence.info)[:LABEL_MAX])
             self._lines.append(line)
             self._fence, self._fence_indent = fence, column
             self._list, self._is_code, self._formula = None, False, ""
+            return
+        if self._take_row(line) or self._take_separator(line):
             return
         is_first = not self._lines
         self._keep(line, is_visible=is_visible)
@@ -275,6 +285,34 @@ class BlockStream:
                 self._finish()
             elif not was_formula:
                 self._detect_formula(bare)
+
+    def _take_row(self, line: str) -> bool:
+        """Take a line of the open table; False if there is none, or the line ends it."""
+        row = self._table.row(line) if self._table and not self._lines else None
+        is_row = row is not None and not (self._list or self._is_code)
+        if row is not None and is_row:
+            self._finished.append(Block(row, "row", joins=True))
+            self._tail.clear()
+        else:
+            self._table = None
+        return is_row
+
+    def _take_separator(self, line: str) -> bool:
+        """Take the separator below the head of a table; False if it is none."""
+        if self._whole_tables or not self._lines or self._list or self._is_code or self._formula:
+            return False
+        if self._lines[0].lstrip(" ").startswith((">", *CORNERS)):
+            return False
+        self._table = opened_table(self._lines[-1], line)
+        if not self._table:
+            return False
+        head = self._lines.pop()
+        if self._lines:
+            self._finish()
+        self._finished.append(Block([head, line], "head"))
+        self._lines = []
+        self._tail.clear()
+        return True
 
     def _keep(self, line: str, *, is_visible: bool) -> None:
         # The marks of a fence in an item are not shown.
@@ -314,5 +352,5 @@ def _interrupts(mark: ItemMark, bare: str) -> bool:
 
 def split_blocks(text: str) -> list[Block]:
     """The blocks of a whole text, in order."""
-    stream = BlockStream()
+    stream = BlockStream(whole_tables=True)
     return [*stream.feed(text).blocks, *stream.close()]

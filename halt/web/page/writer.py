@@ -170,8 +170,9 @@ class PageWriter:
             if anew:
                 done = _partial(box, "outerHTML", f'<div id="{box}">{patch.finished}</div>')
             else:
-                if patch.items:
-                    done = _partial(f"{box} > :last-child", "beforeend", patch.items)
+                if patch.parts:
+                    last = f"{box} > :last-child{' tbody' if patch.are_rows else ''}"
+                    done = _partial(last, "beforeend", patch.parts)
                 if patch.finished:
                     done += _partial(box, "beforeend", patch.finished)
             text = done + self._tail_partial(patch)

@@ -37,11 +37,12 @@ class Page:
     form: str = "text"
 
     def apply(self, patch: Patch) -> None:
-        """Append items to the last list and finished blocks, then change the tail."""
-        if patch.items:
-            end = self.finished.rindex("</")
-            assert re.fullmatch(r"</[ou]l>\n", self.finished[end:]), "no list to append to"
-            self.finished = self.finished[:end] + patch.items + self.finished[end:]
+        """Append parts to the last block and finished blocks, then change the tail."""
+        if patch.parts:
+            last = r"</tbody>\n</table></div>\n\Z" if patch.are_rows else r"</[ou]l>\n\Z"
+            end = re.search(last, self.finished)
+            assert end, "nothing to append to"
+            self.finished = self.finished[: end.start()] + patch.parts + end[0]
         self.finished += patch.finished
         self.tail = merged(patch.tail if patch.replaces_tail else self.tail + patch.tail)
         if patch.form != self.form:

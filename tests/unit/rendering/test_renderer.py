@@ -269,6 +269,14 @@ def test_limit_of_highlighting_does_not_count_for_the_text() -> None:
     assert ended.stdout.strip() == "['done', 'done'] [None, 'done'] None"
 
 
+def test_many_small_blocks_are_one_request(renderer: Renderer, requests: list[Request]) -> None:
+    """A step with many small blocks does not hold the calling thread."""
+    blocks = BlockStream().feed("- a\n" * 200).blocks
+    rendered = renderer.submit_blocks(blocks).result(LONG)
+    assert [block.html for block in rendered] == ["<ul>\n<li>a</li>\n</ul>\n"] * len(blocks)
+    assert len(requests) == 1
+
+
 def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
     renderer: Renderer, requests: list[Request]
 ) -> None:
