@@ -1,8 +1,9 @@
 """Tables whose cost is bounded, also with a wrong separator, and without loss of cells.
 
 Differences from GitHub's tables: the separator may have another number of cells than the head;
-cells beyond the head's are kept in a row's last cell; a line without a pipe ends the table. A cell
-has one line, so a list in it is written with HTML's tags: its items become lines.
+cells beyond the head's are kept in a row's last cell, unless pipes in code made them; a line
+without a pipe ends the table. A cell has one line, so a list in it is written with HTML's tags: its
+items become lines.
 """
 
 import re
@@ -20,6 +21,8 @@ ITEM = re.compile(r"(?:<br>|\s){0,9}<(ul|ol|li)>\s{0,9}|\s{0,9}</(?:ul|ol|li)>",
 CORNERS = tuple("+\u250c\u2554\u256d")
 EDGE = re.compile(r"[+\u250c\u2554\u256d](?=.{3})[-=+\u2500-\u256c]+[+\u2510\u2557\u256e]")
 SIDES = tuple("|+\u2502\u251c\u2514\u2551\u2560\u255a\u2570")
+#: Not two amounts of money.
+FORMULA = re.compile(r"\$(?!\s)[^$]*(?<!\s)\$(?![0-9])")
 SEPARATOR = re.compile(r"\|? *(:?-+:? *\| *)+(?::?-+:?)? *")
 
 
@@ -144,7 +147,7 @@ def _push_mended(state: StateBlock, mended: tuple[str, str], start: int, end: in
 
 
 def _keep_cells(state: StateBlock, first_token: int) -> None:
-    """Put cells beyond the head's, which the library drops, into the last cell of their row."""
+    """Give each row all of its cells: the library drops those beyond the head's."""
     columns = 0
     for at in range(first_token, len(state.tokens)):
         token = state.tokens[at]
@@ -158,8 +161,38 @@ def _keep_cells(state: StateBlock, first_token: int) -> None:
         # A quick test first: a row without other cells has this many pipes.
         if row.count("|") - row.startswith("|") - row.endswith("|") < columns:
             continue
-        others = [cell.strip() for cell in _cells(row)[columns:]]
-        last_cell.content = " | ".join([last_cell.content, *others]).strip()
+        cells = _cells(row)
+        surplus = len(cells) - columns
+        cells = _rejoined(cells, surplus)
+        if len(cells) < columns + surplus:  # some were parts of others
+            for column, cell in enumerate(cells[:columns] + [""] * (columns - len(cells))):
+                state.tokens[at - 3 * (columns - column) + 1].content = cell
+        last_cell.content = " | ".join([last_cell.content, *cells[columns:]]).strip()
+
+
+def _rejoined(cells: list[str], surplus: int) -> list[str]:
+    """The cells; up to `surplus` pipes within code or a formula are no borders of cells."""
+    joined: list[str] = []
+    marks = "`$"  # those that are still closed by a later cell
+    at = 0
+    while at < len(cells):
+        end = at
+        for mark in marks:
+            if not cells[at].count(mark) % 2:
+                continue
+            others = range(at + 1, len(cells))
+            closing = next((other for other in others if cells[other].count(mark) % 2), 0)
+            if not closing:
+                marks = marks.replace(mark, "")
+            elif closing - at <= surplus:
+                text = "|".join(cells[at : closing + 1])
+                if mark == "`" or FORMULA.search(text):
+                    end = closing
+                    break
+        joined.append("|".join(cells[at : end + 1]).strip())
+        surplus -= end - at
+        at = end + 1
+    return joined
 
 
 def _listed(cell: str) -> str:
