@@ -35,7 +35,9 @@ from halt.rendering.code_names import NAME_MAX, code_name
 from halt.rendering.direction import first_direction, has_right_to_left
 from halt.rendering.grammar import answer_parser, footnotes
 from halt.rendering.grammar.fences import OpenFence, opened_fence
+from halt.rendering.grammar.formulas import unmarked
 from halt.rendering.lines import LABEL_MAX, indent
+from halt.rendering.mathml import math_html
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED_BOXES, DIRECTED_TEXTS
 from halt.rendering.streaming.blocks import Block, Kind, joined
@@ -53,6 +55,8 @@ TEXT_MAX = 250_000  # characters of a text that is parsed as a whole: its tokens
 PARSED_MAX = 50_000  # characters of a block that is parsed; the worst (nested lazy quotes) take 3 s
 NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
 HEAD_MAX = 16  # characters of a column's head that is kept in one line
+NARROW = 24  # signs of a formula that fit into a phone's width
+MATH_TAG = re.compile(r"<[^>]*>")
 
 
 class Colours(Protocol):
@@ -293,6 +297,18 @@ def _checkbox(token: Token) -> str:
     return f'<input type="checkbox" disabled{checked} aria-label="Done"> '
 
 
+def _formula(token: Token) -> str:
+    """A formula as MathML, or as its source. A wide one scrolls, which the keyboard may do, too."""
+    tex, is_display = unmarked(token.content)
+    math = math_html(tex, display=is_display)
+    if math is None:
+        return f'<span class="math">{_escaped(token)}</span>'
+    if not is_display:
+        return math
+    is_wide = len(MATH_TAG.sub("", math)) > NARROW
+    return f'<span class="display"{" tabindex=0" if is_wide else ""}>{math}</span>'
+
+
 def _parser() -> MarkdownIt:
     parser = answer_parser(maxNesting=NESTING_MAX)
     parser.core.ruler.push("adapt", _adapt)
@@ -305,9 +321,7 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule(
         "code_inline", lambda _, tokens, at, *__: f"<code>{_escaped(tokens[at])}</code>"
     )
-    parser.add_render_rule(
-        "formula", lambda _, tokens, at, *__: f'<span class="math">{_escaped(tokens[at])}</span>'
-    )
+    parser.add_render_rule("formula", lambda _, tokens, at, *__: _formula(tokens[at]))
     parser.add_render_rule("list_item_open", _list_item)
     parser.add_render_rule("checkbox", lambda _, tokens, at, *__: _checkbox(tokens[at]))
     parser.add_render_rule(

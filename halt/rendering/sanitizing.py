@@ -4,10 +4,39 @@ from collections.abc import Set as AbstractSet
 
 import nh3
 
+from halt.rendering.mathml import COLOURS, MATH_CLASSES
+
 TAGS = (
     "a blockquote br code details div em h1 h2 h3 h4 h5 h6 hr input kbd li mark ol p pre s small"
     " span strong sub summary sup table tbody td th thead tr u ul wbr"
 )
+#: The elements of formulas and their attributes: what halt.rendering.mathml writes.
+MATH = {
+    "math": "display",
+    "menclose": "notation",
+    "mfrac": "displaystyle linethickness scriptlevel",
+    "mi": "mathvariant",
+    "mmultiscripts": "",
+    "mn": "",
+    "mo": "form lspace maxsize minsize rspace stretchy symmetric",
+    "mover": "accent",
+    "mpadded": "height width",
+    "mphantom": "",
+    "mprescripts": "",
+    "mroot": "",
+    "mrow": "displaystyle scriptlevel",
+    "mspace": "width",
+    "msqrt": "",
+    "msub": "",
+    "msubsup": "",
+    "msup": "",
+    "mtable": "displaystyle scriptlevel",
+    "mtd": "",
+    "mtext": "",
+    "mtr": "",
+    "munder": "accentunder",
+    "munderover": "",
+}
 #: Elements whose marks, indentation or columns follow the direction of their first text.
 DIRECTED_BOXES = frozenset({"blockquote", "details", "li", "ol", "table", "ul"})
 #: Elements of text, each of which follows its own first letter.
@@ -19,8 +48,13 @@ def cleaner(
 ) -> nh3.Cleaner:
     """A sanitizer for the HTML of this package, with the given classes for highlighted code."""
     return nh3.Cleaner(
-        tags=set(TAGS.split()),
-        attributes={"a": {"href", "title"}, "div": {"data-name"}, "ol": {"start"}},
+        tags={*TAGS.split(), *MATH},
+        attributes={
+            "a": {"href", "title"},
+            "div": {"data-name"},
+            "ol": {"start"},
+            **{tag: set(names.split()) for tag, names in MATH.items() if names},
+        },
         tag_attribute_values={
             **{tag: {"dir": {"ltr", "rtl"}} for tag in DIRECTED_BOXES - {"table"}},
             "details": {"dir": {"ltr", "rtl"}, "open": {""}},
@@ -33,15 +67,19 @@ def cleaner(
                 "checked": {""},
                 "aria-label": {"Done"},
             },
+            "mrow": {"mathcolor": set(COLOURS)},
             "pre": {"tabindex": {"0"}},
+            "span": {"tabindex": {"0"}},  # wide formulas
         },
         allowed_classes={
             "code": {"highlight", *(f"language-{name}" for name in languages)},
             "div": {"code", "code-bar", "table"},
             "li": {"note", "task"},
+            "mtable": set(MATH_CLASSES),
+            "mtd": set(MATH_CLASSES),
             "ol": {"notes"},
+            "span": {"display", "math", *token_classes},
             "sup": {"back", "note"},
-            "span": {"math", *token_classes},
             "td": {"left", "center", "right"},
             "th": {"left", "center", "right", "short"},
         },

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from halt.rendering.markdown import plain, render, render_block
 from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normalized
 from halt.rendering.renderer import SHORT, is_quick_to_render
-from halt.rendering.sanitizing import DIRECTED_BOXES, DIRECTED_TEXTS, TAGS
+from halt.rendering.sanitizing import DIRECTED_BOXES, DIRECTED_TEXTS, MATH, TAGS
 from halt.rendering.streaming.stream import BlockStream, split_blocks
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
@@ -109,6 +109,19 @@ PIECES = (
     ),
     *(
         "\\begin{a}\n",
+        "\\begin{align}",
+        "\\end{align}",
+        "\\frac{",
+        "\\sqrt",
+        "\\left(",
+        "\\right)",
+        "\\text{<b>",
+        "\\log(",
+        "\\color{red}",
+        "{",
+        "}",
+        "^",
+        "&=",
         "\\end{a}",
         "a",
         "b c",
@@ -237,8 +250,10 @@ ATTRIBUTES = {
     "ol": {"dir", "class", "start", "aria-label"},
     "input": {"type", "disabled", "checked", "aria-label"},
     "pre": {"tabindex"},
-    **{tag: {"class"} for tag in ("code", "span")},
+    "code": {"class"},
+    "span": {"class", "tabindex"},
     "div": {"class", "dir", "tabindex", "data-name"},
+    **{tag: {*names.split(), "class", "mathcolor"} for tag, names in MATH.items()},
 }
 TEXT_TAG = re.compile(r"<(?!/?[a-z])")
 
@@ -249,7 +264,7 @@ class _Checker(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
-        self.allowed = frozenset(TAGS.split())
+        self.allowed = {*TAGS.split(), *MATH}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in self.allowed:

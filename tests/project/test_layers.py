@@ -35,6 +35,7 @@ VENDOR = ROOT / "static" / "vendor"
 VENDORED = {
     "htmx-4.0.1.min.js": "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130",
     "hx-sse-4.0.1.min.js": "18ef2761356ec1fe0bb6d92612315b37517a7c1e9856b661c5ae81fef239d103",
+    "stix-two-math-2.12.woff2": "83298367aaed04de596a2e1cd3563faa9e1823a32bf949c2bc5524e619087f43",
 }
 
 FILES = {
@@ -181,14 +182,16 @@ def test_modules_hold_no_state(name: str) -> None:
 
 
 def test_vendored_files_match_their_digests() -> None:
-    """Each vendored script is listed with its digest, and the folder holds no other file."""
+    """Each vendored script or font is listed with its digest, and the folder has no other file."""
     digests = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VENDOR.glob("*.js")
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in VENDOR.iterdir()
+        if path.suffix != ".txt"
     }
     assert digests == VENDORED
 
 
-@pytest.mark.parametrize("file", VENDORED)
+@pytest.mark.parametrize("file", [name for name in VENDORED if name.endswith(".js")])
 def test_vendored_file_has_the_version_of_its_name(file: str) -> None:
     """A script's version agrees with its name and with the other scripts of its project."""
     (named,) = re.findall(r"-(\d+\.\d+\.\d+)\.", file)
@@ -199,9 +202,12 @@ def test_vendored_file_has_the_version_of_its_name(file: str) -> None:
 
 
 def test_vendored_licence_is_shipped() -> None:
-    """The vendored project's licence is shipped beside its scripts."""
+    """The licences of vendored projects are shipped beside their files."""
     text = (VENDOR / "htmx-LICENSE.txt").read_text()
     assert "Permission to use, copy, modify, and/or distribute this software" in text
+    text = (VENDOR / "stix-two-LICENSE.txt").read_text()
+    assert "STIX Fonts Project Authors" in text
+    assert "SIL OPEN FONT LICENSE" in text
 
 
 class Page(HTMLParser):

@@ -23,6 +23,7 @@ from halt.providers import embedded_model
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.static_files import joined_styles, sent_text
 from tests.support.halt_server import ROOT, HaltServer, halt_environment, request_record
+from tests.support.http_client import Client
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml; charset=utf-8",
     ".png": "image/png",
+    ".woff2": "font/woff2",
     ".webmanifest": "application/manifest+json",
 }
 
@@ -55,6 +57,16 @@ def run(*command: str | Path, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def font_addresses(client: Client, addresses: list[str]) -> list[str]:
+    """The addresses of the fonts in the page's style sheets."""
+    return [
+        address.partition("/css/")[0] + path
+        for address in addresses
+        if ".css" in address
+        for path in re.findall(r'url\("?\.\.(.+?)"?\)', client.get(address).body.decode())
+    ]
 
 
 def build(source: Path, target: str, into: Path) -> Path:
@@ -237,6 +249,7 @@ def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
             assert page.status == 200
             addresses = Addresses(page.body.decode()).urls
             assert len(addresses) > 10
+            addresses += font_addresses(client, addresses)
             for address in addresses:
                 file = client.get(address)
                 assert file.status == 200, address

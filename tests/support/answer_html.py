@@ -3,6 +3,9 @@
 import re
 from html.parser import HTMLParser
 
+from halt.rendering.mathml import COLOURS, MATH_CLASSES
+from halt.rendering.sanitizing import MATH
+
 #: Tags, their attributes, and a pattern for the whole value of each.
 ALLOWED: dict[str, dict[str, str]] = {
     "a": {"href": r"(?i:https?://|mailto:).*|#[nr][0-9a-f]{8}(-\d+)+", "title": r"(?s:.*)"}
@@ -21,7 +24,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "input": {"type": "checkbox", "disabled": "", "checked": "", "aria-label": "Done"},
     "li": {"class": "note|task", "id": r"n[0-9a-f]{8}-\d+"},
     "pre": {"tabindex": "0"},
-    "span": {"class": "math|[a-z]{1,2}"},
+    "span": {"class": "display|math|[a-z]{1,2}", "tabindex": "0"},
     "td": {"class": "left|center|right"},
     "th": {"class": r"((left|center|right)( short)?|short)"},
 } | {
@@ -50,6 +53,11 @@ for _tag in ("blockquote", "details", "li", "ol", "table", "ul"):
     ALLOWED[_tag]["dir"] = "ltr|rtl"
 for _tag in ("h1", "h2", "h3", "h4", "h5", "h6", "p", "summary", "td", "th"):
     ALLOWED[_tag]["dir"] = "auto"
+for _tag, _names in MATH.items():
+    ALLOWED[_tag] = dict.fromkeys(_names.split(), r"[a-z ]*|-?\d{0,2}(\.\d*)?[a-z]{0,2}")
+for _tag in ("mtable", "mtd"):
+    ALLOWED[_tag]["class"] = rf"({'|'.join(MATH_CLASSES)}| )+"
+ALLOWED["mrow"]["mathcolor"] = "|".join(COLOURS)
 
 
 class Gate(HTMLParser):

@@ -63,6 +63,14 @@ def _formula_at(text: str, at: int) -> int:
     return 0
 
 
+def unmarked(source: str) -> tuple[str, bool]:
+    """The TeX of a formula without its marks, and whether the formula has lines of its own."""
+    if source.startswith("\\begin"):
+        return source, True
+    width = 2 if source.startswith(("$$", "\\")) else 1
+    return source[width:-width].strip(), source.startswith(("$$", "\\["))
+
+
 def formula(state: StateInline, silent: bool) -> bool:
     """Inline rule of the parser: keeps a formula unchanged, with its marks and line breaks."""
     if state.src[state.pos] not in "\\$" or not (end := _formula_at(state.src, state.pos)):

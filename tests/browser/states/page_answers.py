@@ -128,6 +128,18 @@ class Reader(Base):  # a comment
 ```
 
 [^1]: The note.
+
+## Formulas
+
+The sum $\\sum_{i=1}^{n} i = \\frac{n(n+1)}{2}$ stands in a line, and $\\ce{H2O}$ is source.
+
+\\[
+f(x) = \\begin{cases} \\left( \\frac{1}{x} \\right)^2 & \\text{if } x > 0 \\\\ 0 & \\text{otherwise} \\end{cases}
+\\]
+
+\\begin{align} a &= \\boxed{b} + \\cancel{c} \\tag{1} \\\\ &= \\sum_{\\substack{i < n \\\\ j < n}} d_{ij} \\end{align}
+
+$$\\begin{array}{|c|c|}\\hline p & \\neg p \\\\ \\hline 1 & 0 \\\\ \\hline \\end{array}$$
 """
 HOSTILE = (
     """\
