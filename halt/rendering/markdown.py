@@ -212,10 +212,17 @@ def _escaped(token: Token) -> str:
 
 
 def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
-    """The tokens with each image as a link named by its alt text; in a link, as its alt text."""
-    in_link = 0
+    """The tokens with each image as a link named by its alt text; in a link, as its alt text.
+
+    A link to nowhere is its text.
+    """
+    in_link, leads_on = 0, True
     for token in tokens:
-        in_link += token.nesting if token.type in ("link_open", "link_close") else 0
+        if token.type in ("link_open", "link_close"):
+            leads_on = leads_on if token.nesting < 0 else bool(token.attrs.get("href"))
+            if not leads_on:
+                continue
+            in_link += token.nesting
         if token.type != "image":
             yield token
             continue

@@ -78,11 +78,13 @@ def page_of(answers: list[Answer]) -> str:
 
 
 def section_of(answer: Answer) -> str:
+    """A text and its result, whose details are open so that they are seen."""
+    result = re.sub("<details(?! open)", "<details open", answer.html)
     direction = " bidi" if has_right_to_left(answer.source) else ""
     return (
         f'<section id="t{answer.number}"><h2>{answer.title} ({answer.family})</h2>\n'
         f'<pre class="source">{html.escape(answer.source)}</pre>\n'
-        f'<article class="answer"><div class="text{direction}"><div>{answer.html}</div></div>'
+        f'<article class="answer"><div class="text{direction}"><div>{result}</div></div>'
         "</article></section>\n"
     )
 

@@ -194,3 +194,10 @@ def test_formula_with_blanks_inside_its_marks_is_one(source: str, formulas: list
     _, inline, _ = answer_parser().parse(source)
     tokens = inline.children or []
     assert [token.content for token in tokens if token.type == "formula"] == formulas
+
+
+def test_render_link_to_nowhere_is_its_text() -> None:
+    """A link without an address is not drawn as one."""
+    rendered = render("[*a*]() [![b](https://c.d/e)]() [f](https://g.h)")
+    assert rendered.count("<a ") == 2
+    assert rendered.startswith("<p><em>a</em> <a ")
