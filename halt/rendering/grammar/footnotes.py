@@ -84,16 +84,23 @@ def _note(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     token = state.push("note_open", "li", 1)
     token.meta["label"] = label
     line_before = state.bMarks[start], state.tShift[start], state.sCount[start]
-    before = state.parentType, state.tight, state.blkIndent
+    before = state.parentType, state.tight, state.blkIndent, state.lineMax
     text_at = match.end()
     while text_at < stop and state.src[text_at] in " \t":
         text_at += 1
     state.parentType = "note"
     state.blkIndent += INDENT
     state.bMarks[start], state.tShift[start], state.sCount[start] = text_at, 0, state.blkIndent
-    state.md.block.tokenize(state, start, end)
+    # A line of text that is not indented ends the note, as models write it.
+    stop_line = start + 1
+    while stop_line < end and (
+        state.isEmpty(stop_line) or state.sCount[stop_line] >= state.blkIndent
+    ):
+        stop_line += 1
+    state.lineMax = stop_line
+    state.md.block.tokenize(state, start, stop_line)
     state.bMarks[start], state.tShift[start], state.sCount[start] = line_before
-    state.parentType, state.tight, state.blkIndent = before
+    state.parentType, state.tight, state.blkIndent, state.lineMax = before
     state.push("note_close", "li", -1)
     return True
 

@@ -35,6 +35,8 @@ def _bare(markup: str) -> str:
         ("a[^1]\n\n[^1]: one[^2]\n[^2]: two", "a{1}", ["one{2}", "two"]),
         ("a[^1]\n\n[^1]: https://x.org", "a{1}", ["https://x.org"]),
         ("a[^1]\n\n[^1]: one\n\n  more\n\n    again\n\nb", "a{1} b", ["one more again"]),
+        ("[^1]: one\na[^1]", "a{1}", ["one"]),
+        ("a[^1]\n\n[^1]:\n  one\n  more\nb", "a{1} b", ["one more"]),
         ("- a[^1]\n\n- [^1]: one\n- [^2]: two", "a{1}", ["one", "two"]),
         ("> a[^1]\n>\n> [^1]: one", "a{1}", ["one"]),
         ("| a[^1] |\n|---|\n| b |\n\n[^1]: one", "a{1} b", ["one"]),
@@ -105,6 +107,8 @@ def test_blocks_of_a_running_answer_show_footnotes_as_text() -> None:
         "[^1]: [^1]: a\n",
         "  [^1]: a\n",
         "- [^1]: a\n",
+        "[^1]: a\n\n\n\n",
+        "[^1]: [^1]: [^1]: a\n  b\n",
         "^[a",
     ],
 )
