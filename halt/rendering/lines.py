@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 OPENING = re.compile(r"( {0,3})(?:(`{3,}+)[^`]*|(~{3,}+).*)")
 HEADING = re.compile(r"#{1,6}(?:[ \t].*)?")
+#: What begins a heading: also `##Title`, as models write it.
+HEADING_START = re.compile(r"#{1,6}(?:[ \t]|\Z)|#{2,6}(?:[^\W_]|\*\*)")
 RULE = re.compile(r"(?:-{3,}|\*{3,}|_{3,})[ \t]*")
 #: A rule with or without blanks between its marks.
 SPACED_RULE = re.compile(r"(?:(?:-[ \t]*+){3,}|(?:\*[ \t]*+){3,}|(?:_[ \t]*+){3,})")

@@ -64,6 +64,11 @@ def can_open_and_close(
     right = not blank_before and (not mark_before or blank_after or mark_after or unspaced_after)
     opens = left and (can_split_word or not right or mark_before)
     closes = right and (can_split_word or not left or mark_after)
+    if can_split_word and length == 2 and opens != closes:
+        if opens and after.isalnum():
+            closes = _is_mark(before) and before not in BEGINNINGS
+        elif closes and before.isalnum():
+            opens = after in QUOTES
     return opens, closes
 
 
@@ -71,19 +76,6 @@ class _StateInline(StateInline):
     """Emphasis that works in scripts without blanks."""
 
     def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:
-        scanned = self._scan(start, canSplitWord)
-        end = start + scanned.length
-        if not canSplitWord or scanned.length != 2 or not 0 < start < end < self.posMax:
-            return scanned
-        before, after = self.src[start - 1], self.src[end]
-        if scanned.can_open and not scanned.can_close and after.isalnum():
-            closes = _is_mark(before) and before not in BEGINNINGS
-            return Scanned(True, closes, 2)
-        if scanned.can_close and not scanned.can_open and before.isalnum() and after in QUOTES:
-            return Scanned(True, True, 2)
-        return scanned
-
-    def _scan(self, start: int, canSplitWord: bool) -> Scanned:
         end = start
         while end < self.posMax and self.src[end] == self.src[start]:
             end += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halt.rendering.grammar.fences import OpenFence, opened_fence
 from halt.rendering.grammar.lists import NESTED_INDENT, is_nested
-from halt.rendering.lines import HEADING, ItemMark, indent, item_mark
+from halt.rendering.lines import HEADING_START, ItemMark, indent, item_mark
 
 
 class OpenList:
@@ -44,6 +44,10 @@ class OpenList:
         ):
             self._content = min(self._content, mark.indent)
 
+    def takes_text(self, column: int) -> bool:
+        """Whether a line of text in this column, outside of the item, continues its paragraph."""
+        return self.is_paragraph and column > 0 and len(self._columns) == 1
+
     def may_continue(self, head: str) -> bool:
         """Whether a line after a blank line belongs to the item."""
         return self._has_content and not self.is_outside(indent(head))
@@ -79,7 +83,7 @@ class OpenList:
                 return
         if bare[:3] in ("```", "~~~") and self._leave(column):
             self.fence = opened_fence(bare)
-        self.is_paragraph = bool(bare) and not self.fence and not HEADING.fullmatch(bare)
+        self.is_paragraph = bool(bare) and not self.fence and not HEADING_START.match(bare)
 
     def _leave(self, column: int) -> bool:
         """Leave the inner items that end before a block in this column; False if it is text."""

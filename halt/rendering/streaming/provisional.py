@@ -142,7 +142,7 @@ class Provisional:
 
     def _take_emphasis(self, mark: str, before: str, after: str) -> list[str]:
         kind, size = mark[0], len(mark)
-        if size > 3 or (kind == "~" and size != 2):
+        if size > 3 or (kind == "~" and size != 2) or (kind == "_" and size > 1):  # __init__
             return self._styled(mark)
         opens, closes = can_open_and_close(before, after or " ", size, can_split_word=kind != "_")
         tags = ["em", "strong"] if size == 3 else [_TAGS[kind][size]]

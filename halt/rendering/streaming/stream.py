@@ -13,10 +13,11 @@ from io import StringIO
 from halt.rendering import data_urls
 from halt.rendering.grammar.fences import OpenFence, opened_fence
 from halt.rendering.grammar.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
+from halt.rendering.grammar.headings import UNDERLINE_MIN
 from halt.rendering.grammar.tables import CORNERS
 from halt.rendering.lines import (
     HEAD_MAX,
-    HEADING,
+    HEADING_START,
     LABEL_MAX,
     SPACED_RULE,
     ItemMark,
@@ -32,14 +33,13 @@ from halt.rendering.streaming.tail import OpenTail
 
 #: The beginning of a line that may still become a fence, a heading, an item or a rule.
 _UNDECIDED = re.compile(
-    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|(?:#{1,6}|[-+*]|[0-9]{1,9}[.)]?)[ \t]*|>[ \t]?"
+    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|#{1,6}\*|(?:#{1,6}|[-+*]|[0-9]{1,9}[.)]?)[ \t]*|>[ \t]?"
     r"|(?:-[ \t]*+)+|(?:\*[ \t]*+)+|(?:_[ \t]*+)+)"
 )
 
 
-_HEADING = re.compile(r"#{1,6}(?:[ \t]|\Z)")
 #: A block other than a list or a fence that ends the paragraph of an item without a blank line.
-_OTHER = re.compile(rf"{_HEADING.pattern}|>|{SPACED_RULE.pattern}\Z")
+_OTHER = re.compile(rf"{HEADING_START.pattern}|>|{SPACED_RULE.pattern}\Z")
 
 
 class BlockStream:
@@ -180,12 +180,21 @@ class BlockStream:
         elif self._is_code:
             if column < 4:
                 self._finish()
-        elif self._lines and column < 4:
-            is_quote = self._lines[0].lstrip(" ")[:1] == ">"
-            if _HEADING.match(bare) or (mark and (is_quote or _interrupts(mark, bare))):
-                self._finish()
+        elif self._lines and column < 4 and self._ends_paragraph(mark, bare, is_rule=is_rule):
+            self._finish()
         if not self._lines:
             self._begin_block(mark, column, bare)
+
+    def _ends_paragraph(self, mark: ItemMark | None, bare: str, *, is_rule: bool) -> bool:
+        """Whether this line begins a block below the open paragraph or quote."""
+        is_quote = self._lines[0].lstrip(" ")[:1] == ">"
+        if is_rule and not is_quote and not bare.rstrip().strip("-"):
+            # Long dashes make a line a heading. Below a pipe they may be a table's separator.
+            is_underline = len(self._lines) == 1 and len(bare.rstrip()) >= UNDERLINE_MIN
+            return not is_underline and "|" not in self._lines[-1]
+        if mark:
+            return is_quote or _interrupts(mark, bare)
+        return is_rule or bool(HEADING_START.match(bare))
 
     def _begin_block(self, mark: ItemMark | None, column: int, bare: str) -> None:
         """Begin the block of this line."""
@@ -195,7 +204,7 @@ class BlockStream:
             self._list = OpenList(mark)
         if self._list:
             self._tail.begin_item(self._list)
-        elif heading := _HEADING.match(bare) if column < 4 else None:
+        elif heading := HEADING_START.match(bare) if column < 4 else None:
             self._tail.begin(f"h{len(heading[0].rstrip())}")
         elif bare[:1] == ">" and column < 4:
             self._tail.begin("quote")
@@ -215,7 +224,7 @@ class BlockStream:
             if not items.may_continue(self._head):
                 self._finish()
         elif is_outside and (
-            not (column and items.is_paragraph) or (column < 4 and (mark or _OTHER.match(bare)))
+            not items.takes_text(column) or (column < 4 and (mark or _OTHER.match(bare)))
         ):
             self._finish()
 
@@ -273,7 +282,6 @@ class BlockStream:
             return
         if self._take_row(line) or self._take_separator(line):
             return
-        is_first = not self._lines
         self._keep(line, is_visible=is_visible)
         if self._list:
             self._list.take_line(line, after_blank=self._after_blank)
@@ -281,7 +289,7 @@ class BlockStream:
         elif self._is_code:
             self._after_blank = False
         elif column < 4 and not self._formula:
-            if HEADING.fullmatch(bare) or (is_first and SPACED_RULE.fullmatch(bare)):
+            if HEADING_START.match(bare) or SPACED_RULE.fullmatch(bare):
                 self._finish()
             elif not was_formula:
                 self._detect_formula(bare)

@@ -193,6 +193,16 @@ They *follow* each other:
 3. **Third in bold** and the rest.
 """
 
+ROWS = """\
+The delays, in **milliseconds**:
+
+| Setting | Median | Worst |
+|---|--:|--:|
+| `TCP_NODELAY` | 0.3 | 1.2 |
+| The **default** | 40.1 | 204 |
+| A `proxy` between them | 41 | 210 |
+"""
+
 ANSWERS: dict[str, Answer] = {
     SLOW_PARSER: Answer(MEASURE_FIRST, thought=THOUGHT),
     SECOND: Answer(DECODE_ONCE),
@@ -204,6 +214,7 @@ ANSWERS: dict[str, Answer] = {
     "Name thirty sources.": Answer(CITED, source_count=30),
     "Write code slowly.": Answer(MEASURE_FIRST, hold="return"),
     "Write a list slowly.": Answer(STEPS, hold="bold**"),
+    "Write a table slowly.": Answer(ROWS, hold="between"),
     "Show a picture and its source.": Answer("Here it is.[1]", has_extras=True),
     "Write one long paragraph.": Answer(
         DECODE_ONCE.partition("\n")[0] * 30 + " This is the end of it", hold="end of it"

@@ -360,6 +360,14 @@ def list_streaming(visit: Visit) -> Chat:
 
 
 @state()
+def table_streaming(visit: Visit) -> Chat:
+    """A row is written, below the complete ones."""
+    chat = visit.ask("Write a table slowly.", "running")
+    chat.wait_text("| A proxy")
+    return chat
+
+
+@state()
 def waiting(visit: Visit) -> Chat:
     """Before the first text."""
     chat = visit.ask("Wait before you write.", "running")

@@ -98,15 +98,15 @@ def test_backticks_that_open_no_fence_stay_text(source: str) -> None:
         ("# A\nb", [(4, "A\n")]),
         ("a\n# B\nc", [(5, "a\n"), (6, "B\n")]),
         ("---\na", [(4, "\n")]),
-        ("a\n---\nb\n\n", [(9, "a\n\nb\n")]),
+        ("a\n---\nb\n\n", [(6, "a\n\n"), (9, "b\n")]),
+        ("a\n----\nb\n\n", [(7, "a\n"), (10, "b\n")]),
+        ("##A\nb", [(4, "A\n")]),
         ("#a\n\n", [(4, "#a\n")]),
         ("| a |\n---\n| b |\n\n", [(10, "\n\n\na\n\n\n\n\n\n")]),
     ],
 )
-def test_heading_ends_with_its_line_and_rule_may_not(
-    source: str, finished: list[tuple[int, str]]
-) -> None:
-    """A heading ends with its line; --- under a paragraph or in a table ends nothing."""
+def test_heading_and_rule_end_with_their_line(source: str, finished: list[tuple[int, str]]) -> None:
+    """A heading and a rule end with their line; both end the paragraph above."""
     assert steps(source) == finished
 
 
@@ -198,6 +198,7 @@ INDEPENDENT = st.sampled_from(
         "# Heading",
         "Setext\n---",
         "***",
+        "a\n***\nb\n---\n> c\n- - -\n##Title\nd\n___\n1. e\n   - f\n  g",
         "> quote\n> more\nlazy",
         "```python\ndef f():\n\n    return 1\n```",
         "Look:\n~~~\n# no heading\n\n~~~",
