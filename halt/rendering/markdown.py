@@ -1,10 +1,10 @@
 """Renders Markdown from a language model as safe HTML.
 
-`render` renders a whole text. While an answer is being written, `BlockStream`
-takes it in pieces and returns `BlockStep`s: a finished block is rendered once (`render_block`, in
-any thread), the open block is shown as escaped text. Later text can change earlier blocks (the
-definition of a link, a footnote, an item that makes a list loose), so the page replaces them by
-`render(whole)` when the answer has ended.
+`render` renders a whole text. While an answer is being written, `BlockStream` takes it in pieces
+and returns `BlockStep`s: a finished block is rendered once (`render_block`, in any thread), the
+open block is shown in a provisional form. Later text can change earlier blocks (the definition of a
+link, a footnote, an item that makes a list loose), so the page replaces them by `render(whole)`
+when the answer has ended.
 
 The text is untrusted. Raw HTML stays text, except the tags of `halt.rendering.grammar.tags` and
 `halt.rendering.grammar.details`; an image becomes a link (nothing is loaded), and nh3 removes

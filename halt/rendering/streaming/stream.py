@@ -6,14 +6,11 @@ the length of the text.
 
 from __future__ import annotations
 
-import re
 import sys
 from io import StringIO
 
 from halt.rendering import data_urls
 from halt.rendering.grammar.fences import OpenFence, opened_fence
-from halt.rendering.grammar.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
-from halt.rendering.grammar.headings import UNDERLINE_MIN
 from halt.rendering.grammar.tables import CORNERS
 from halt.rendering.lines import (
     HEAD_MAX,
@@ -26,35 +23,30 @@ from halt.rendering.lines import (
     item_mark,
 )
 from halt.rendering.open_text import NewlineNormalizer
+from halt.rendering.streaming.beginnings import (
+    ends_paragraph,
+    ends_paragraph_of_item,
+    is_undecided,
+)
 from halt.rendering.streaming.blocks import Block, BlockStep, Kind
+from halt.rendering.streaming.formula import OpenFormula, opened_formula
 from halt.rendering.streaming.items import OpenList
 from halt.rendering.streaming.rows import MAYBE_SEPARATOR, OpenTable, opened_table
 from halt.rendering.streaming.tail import OpenTail
-
-#: The beginning of a line that may still become a fence, a heading, an item or a rule.
-_UNDECIDED = re.compile(
-    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|#{1,6}\*|(?:#{1,6}|[-+*]|[0-9]{1,9}[.)]?)[ \t]*|>[ \t]?"
-    r"|(?:-[ \t]*+)+|(?:\*[ \t]*+)+|(?:_[ \t]*+)+)"
-)
-
-
-#: A block other than a list or a fence that ends the paragraph of an item without a blank line.
-_OTHER = re.compile(rf"{HEADING_START.pattern}|>|{SPACED_RULE.pattern}\Z")
 
 
 class BlockStream:
     """Takes Markdown in pieces and returns each block when it is finished.
 
-    A block is finished at a blank line, at the end of a fence, before a fence, a heading or a list,
-    after a heading and after a rule. An item of a list is a block of its own. It may continue after
-    a blank line, as indented code may: it is finished when the first character of the next line has
-    arrived and is not indented.
+    A block is finished at a blank line, at the end of a fence, before a fence, a heading, a rule or
+    a list, after a heading and after a rule. An item of a list is a block of its own. It may
+    continue after a blank line, as indented code may: it is finished when the first character of
+    the next line has arrived and is not indented. The first two lines of a table are a block, and
+    so is each row. A fence inside a list item belongs to the item; a formula whose opening mark is
+    alone in its line continues after blank lines.
 
-    A fence inside a list item belongs to the item. The beginning of a line that may still become
-    a mark of a block is held back, so that it does not flicker in the page. Nothing else is held.
-
-    A formula whose opening mark is alone in its line continues after blank lines, up to its closing
-    mark, a fence, a heading, a rule or FORMULA_LINES_MAX lines.
+    The beginning of a line that may still become the mark of a block is held back, so that it does
+    not flicker in the page. Nothing else is held, but for single marks (see `Provisional`).
     """
 
     def __init__(self, *, whole_lists: bool = False, whole_tables: bool = False) -> None:
@@ -71,9 +63,8 @@ class BlockStream:
         self._fence: OpenFence | None = None
         self._list: OpenList | None = None
         self._is_code = False  # indented code
-        self._formula = ""  # the closing mark of the open formula
+        self._formula: OpenFormula | None = None
         self._fence_indent = 0
-        self._formula_lines = 0  # lines that the open formula may still have
         self._after_blank = False  # the open block (a list or code) ends in a blank line
         # Collected for the next step:
         self._finished: list[Block] = []
@@ -146,7 +137,7 @@ class BlockStream:
             return is_mark and indent(self._head) < 4
         if self._list and self._list.fence:
             return not bare.strip(self._list.fence.mark[0])
-        if _UNDECIDED.fullmatch(bare):
+        if is_undecided(bare):
             return True
         is_below = bool(self._lines) and "|" in self._lines[-1]
         return is_below and MAYBE_SEPARATOR.fullmatch(bare) is not None
@@ -171,8 +162,7 @@ class BlockStream:
             return
         head, column = self._head, indent(self._head)
         bare = head.lstrip(" \t")
-        is_rule = bool(SPACED_RULE.fullmatch(bare))
-        mark = item_mark(head) if column < 4 and not is_rule else None
+        mark = item_mark(head) if column < 4 and not SPACED_RULE.fullmatch(bare) else None
         if self._list:
             if inner_mark := item_mark(head):
                 self._list.take_inner_item(inner_mark, bare)
@@ -180,21 +170,10 @@ class BlockStream:
         elif self._is_code:
             if column < 4:
                 self._finish()
-        elif self._lines and column < 4 and self._ends_paragraph(mark, bare, is_rule=is_rule):
+        elif self._lines and column < 4 and ends_paragraph(self._lines, mark, bare):
             self._finish()
         if not self._lines:
             self._begin_block(mark, column, bare)
-
-    def _ends_paragraph(self, mark: ItemMark | None, bare: str, *, is_rule: bool) -> bool:
-        """Whether this line begins a block below the open paragraph or quote."""
-        is_quote = self._lines[0].lstrip(" ")[:1] == ">"
-        if is_rule and not is_quote and not bare.rstrip().strip("-"):
-            # Long dashes make a line a heading. Below a pipe they may be a table's separator.
-            is_underline = len(self._lines) == 1 and len(bare.rstrip()) >= UNDERLINE_MIN
-            return not is_underline and "|" not in self._lines[-1]
-        if mark:
-            return is_quote or _interrupts(mark, bare)
-        return is_rule or bool(HEADING_START.match(bare))
 
     def _begin_block(self, mark: ItemMark | None, column: int, bare: str) -> None:
         """Begin the block of this line."""
@@ -224,7 +203,7 @@ class BlockStream:
             if not items.may_continue(self._head):
                 self._finish()
         elif is_outside and (
-            not items.takes_text(column) or (column < 4 and (mark or _OTHER.match(bare)))
+            not items.takes_text(column) or (column < 4 and (mark or ends_paragraph_of_item(bare)))
         ):
             self._finish()
 
@@ -251,7 +230,8 @@ class BlockStream:
 
     def _end_blank_line(self, line: str, *, is_visible: bool) -> None:
         if self._formula:
-            self._continue_formula(line)
+            if self._formula.ends_at(line):
+                self._formula = None
             self._keep(line, is_visible=is_visible)
         elif self._lines and (self._list or self._is_code):
             if self._list:
@@ -266,9 +246,9 @@ class BlockStream:
             self._is_code = False
 
     def _end_text_line(self, line: str, *, is_visible: bool) -> None:
-        was_formula = bool(self._formula)
-        if was_formula:
-            self._continue_formula(line)
+        formula = self._formula
+        if formula and formula.ends_at(line):
+            self._formula = None
         column, bare = indent(line), line.lstrip(" \t")
         is_outside = not self._list or (not self._list.fence and self._list.is_outside(column))
         if is_outside and column < 4 and (fence := opened_fence(bare)):
@@ -278,7 +258,7 @@ class BlockStream:
             self._tail.begin("code", fence_language(fence.info)[:LABEL_MAX])
             self._lines.append(line)
             self._fence, self._fence_indent = fence, column
-            self._list, self._is_code, self._formula = None, False, ""
+            self._list, self._is_code, self._formula = None, False, None
             return
         if self._take_row(line) or self._take_separator(line):
             return
@@ -291,8 +271,8 @@ class BlockStream:
         elif column < 4 and not self._formula:
             if HEADING_START.match(bare) or SPACED_RULE.fullmatch(bare):
                 self._finish()
-            elif not was_formula:
-                self._detect_formula(bare)
+            elif not formula:
+                self._formula = opened_formula(bare)
 
     def _take_row(self, line: str) -> bool:
         """Take a line of the open table; False if there is none, or the line ends it."""
@@ -329,16 +309,6 @@ class BlockStream:
         self._tail.end_line()
         self._lines.append(line)
 
-    def _detect_formula(self, bare: str) -> None:
-        if opening := DISPLAY.fullmatch(bare.rstrip(" \t")):
-            self._formula, self._formula_lines = closing_of(opening), FORMULA_LINES_MAX
-
-    def _continue_formula(self, line: str) -> None:
-        self._formula_lines -= 1
-        is_over = self._formula_lines <= 0 or ends_formula(line.strip(" \t"))
-        if is_over or self._formula in line:
-            self._formula = ""
-
     def _finish(self) -> None:
         """Move the open block to the finished ones and clear the tail."""
         kind: Kind = "fence" if self._fence else "text"
@@ -348,14 +318,8 @@ class BlockStream:
             joins = not self._list.is_first
         self._finished.append(Block(self._lines, kind, joins))
         self._lines, self._fence, self._list, self._is_code = [], None, None, False
-        self._after_blank, self._fence_indent, self._formula = False, 0, ""
+        self._after_blank, self._fence_indent, self._formula = False, 0, None
         self._tail.clear()
-
-
-def _interrupts(mark: ItemMark, bare: str) -> bool:
-    """Whether an item with this mark may follow a paragraph without a blank line."""
-    has_content = bool(bare[mark.end - mark.indent :].strip(" \t"))
-    return has_content and (not mark.is_ordered or mark.number == 1)
 
 
 def split_blocks(text: str) -> list[Block]:
