@@ -310,10 +310,11 @@ def _formula(token: Token) -> str:
     math = math_html(tex, display=is_display)
     if math is None:
         return f'<span class="math">{_escaped(token)}</span>'
-    if not is_display:
-        return math
     is_wide = len(MATH_TAG.sub("", math)) > NARROW
-    return f'<span class="display"{" tabindex=0" if is_wide else ""}>{math}</span>'
+    if not is_display and not is_wide:
+        return math
+    box = "display" if is_display else "inline"
+    return f'<span class="{box}"{" tabindex=0" if is_wide else ""}>{math}</span>'
 
 
 def _parser() -> MarkdownIt:

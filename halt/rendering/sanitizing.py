@@ -78,7 +78,7 @@ def cleaner(
             "mtable": set(MATH_CLASSES),
             "mtd": set(MATH_CLASSES),
             "ol": {"notes"},
-            "span": {"display", "math", *token_classes},
+            "span": {"display", "inline", "math", *token_classes},
             "sup": {"back", "note"},
             "td": {"left", "center", "right"},
             "th": {"left", "center", "right", "short"},

@@ -24,7 +24,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "input": {"type": "checkbox", "disabled": "", "checked": "", "aria-label": "Done"},
     "li": {"class": "note|task", "id": r"n[0-9a-f]{8}-\d+"},
     "pre": {"tabindex": "0"},
-    "span": {"class": "display|math|[a-z]{1,2}", "tabindex": "0"},
+    "span": {"class": "display|inline|math|[a-z]{1,2}", "tabindex": "0"},
     "td": {"class": "left|center|right"},
     "th": {"class": r"((left|center|right)( short)?|short)"},
 } | {

@@ -122,9 +122,11 @@ def test_math_keeps_its_signs(tex: str, text: str) -> None:
 
 
 def test_formula_on_its_own_is_a_scrolling_box() -> None:
-    """A formula in display marks has its own box, which the keyboard reaches if it is wide."""
+    """A formula in display marks has its own box, and so has a wide one; the keyboard reaches wide ones."""
     assert '<span class="display"><math display="block"><mi>x</mi></math></span>' in render("$$x$$")
     assert '<span class="display" tabindex="0">' in render(f"\\[ {'x + ' * 20} y \\]")
+    assert '<span class="inline" tabindex="0">' in render(f"\\( {'x + ' * 20} y \\)")
+    assert "<span" not in render("$x + y$")
     assert render("a $x$ b") == "<p>a <math><mi>x</mi></math> b</p>\n"
 
 
