@@ -15,7 +15,7 @@ DISPLAY = re.compile(r"\$\$(?!\$)|\\\[|\\begin\{([A-Za-z]+\*?)\}")
 #: Formulas, one pattern for each pair of marks. An escaped mark inside does not count, nor does the
 #: `\[` of `\\[2pt]`.
 FORMULAS = (
-    re.compile(r"\\\((?:[^\\]++|\\[^()])*+\\\)", re.DOTALL),
+    re.compile(r"\\\(((?:[^\\]++|\\[^()])*+)\\\)", re.DOTALL),
     re.compile(r"\\\[((?:[^\\]++|\\[^\[\]])*+)\\\](?!\()", re.DOTALL),
     re.compile(r"\$\$(?!\$)(?:[^\\$]++|\\.|\$(?!\$))*+\$\$(?!\$)", re.DOTALL),
     # Not amounts of money or shell variables: a formula has no blank just inside of its marks and
@@ -30,6 +30,8 @@ TWO_WORDS = re.compile(r"(?<![A-Za-z])[A-Za-z]{3,}+ +[A-Za-z]{2}")
 #: Text between two dollar signs that shows that they mean money: words, or Markdown's bold marks.
 PROSE = re.compile(r"[^\\^_={}<>]*\s[^\W\d_]{2,}\s[^\\^_={}<>]*")
 BOLD = re.compile(r"(?:^|[\s(])\*\*[^\s*]|[^\s*{^]\*\*(?:$|[\s,.;:!?)])")
+#: Text in escaped round brackets that are plain brackets: a word, not the corners of a triangle.
+WORD = re.compile(r"[^\\^_=+<>{}|&\d]*[a-z\u00df-\u00ff]{4}[^\\^_=+<>{}|&\d]*")
 #: Text in escaped brackets that are plain brackets: words, a tick, numbers of sources.
 WORDS = re.compile(
     r"(?:(?![^\W\d_]{3})[^\\^_=+<>{}|&\n])*+[^\W\d_]{3}[^\\^_=+<>{}|&\n]*+|[ \d,xX-]*+"
@@ -58,7 +60,7 @@ def _formula_at(text: str, at: int) -> int:
             inside = inside.strip("$")
             is_text = bool(BOLD.search(inside) or PROSE.fullmatch(inside))
         else:
-            is_text = pattern.groups > 0 and bool(WORDS.fullmatch(match[1]))
+            is_text = bool((WORD if inside[1] == "(" else WORDS).fullmatch(match[1]))
         return 0 if is_text else match.end()
     return 0
 

@@ -186,11 +186,13 @@ def test_render_hostile_lists_and_tables_takes_linear_time(unit: str) -> None:
         ("$ x = 5 \\text{ if and only if } y $", ["$ x = 5 \\text{ if and only if } y $"]),
         ("from $ 5 to $ 10, 3 $ = 4 EUR, $ 100 = $ 80", []),
         ("$ foo_bar and baz $, $ cd /tmp && ls $, $ a=1; echo $a", []),
+        (r"\(ABCD\), \(abc\), \(\text{area}\)", [r"\(ABCD\)", r"\(abc\)", r"\(\text{area}\)"]),
+        ("as \\(\u00e9chapp\u00e9\\), \\(see the note\\)", []),
         ("$ r$ $r $ $ $ $ =2 $", []),
     ],
 )
-def test_formula_with_blanks_inside_its_marks_is_one(source: str, formulas: list[str]) -> None:
-    """A letter, or a text with a sign of TeX and without two words, is a formula."""
+def test_formulas_in_unusual_marks_are_found(source: str, formulas: list[str]) -> None:
+    """Between `$ ` and ` $`, a letter or a text with a sign of TeX is a formula; words in brackets are not."""
     _, inline, _ = answer_parser().parse(source)
     tokens = inline.children or []
     assert [token.content for token in tokens if token.type == "formula"] == formulas
