@@ -8,7 +8,6 @@ RULE_MIN = 3  # dashes of a rule, and equals signs below a heading; fewer are te
 UNDERLINE_MIN = 4  # dashes below a line that make it a heading; `---` is a rule
 
 _HEADING = re.compile(r"(#{2,6})((?:[^\W_]|\*\*).*)")
-_CLOSING = re.compile(r"[ \t]+#+[ \t]*\Z")
 
 
 def heading_without_blank(state: StateBlock, start: int, _end: int, silent: bool) -> bool:
@@ -24,9 +23,9 @@ def heading_without_blank(state: StateBlock, start: int, _end: int, silent: bool
     token = state.push("heading_open", tag, 1)
     token.markup, token.map = match[1], [start, state.line]
     token = state.push("inline", "", 0)
-    token.content, token.map, token.children = match[2], [start, state.line], []
-    if closing := _CLOSING.search(match[2][-20:]):
-        token.content = match[2][: len(match[2]) - len(closing[0])]
+    text = match[2].rstrip("#")  # marks at the end of the line count only after a blank
+    token.content = text.rstrip() if text[-1:] in (" ", "\t") else match[2]
+    token.map, token.children = [start, state.line], []
     state.push("heading_close", tag, -1).markup = match[1]
     return True
 

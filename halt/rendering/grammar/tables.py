@@ -23,7 +23,7 @@ EDGE = re.compile(r"[+\u250c\u2554\u256d](?=.{3})[-=+\u2500-\u256c]+[+\u2510\u25
 SIDES = tuple("|+\u2502\u251c\u2514\u2551\u2560\u255a\u2570")
 #: Not two amounts of money.
 FORMULA = re.compile(r"\$(?!\s)[^$]*(?<!\s)\$(?![0-9])")
-SEPARATOR = re.compile(r"\|? *(:?-+:? *\| *)+(?::?-+:?)? *")
+SEPARATOR = re.compile(r"\|? *+(?::?-++:? *+\| *+)++(?::?-++:?)? *+")
 
 
 def bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
