@@ -43,11 +43,13 @@ _BRACKETS = re.compile(
 #: What math-core takes for an opening bracket, and more; and what is certainly none.
 _OPENED = re.compile(
     r"\\(?:l(?:[aA]ngle|[bB]race|[vV]ert|ang|brack|ceil|floor|group|langle|lbracket|lcorner"
-    r"|lparenthesis|moustache|paren)|ulcorner|\{|mathopen|[bB]igg?l)"
+    r"|lparenthesis|moustache|paren)|ulcorner|\{|mathopen|[bB]igg?l"
+    r"|(?:[bB]ra|[kK]et|[bB]raket|[sS]et|pmod|pod)(?![A-Za-z]))"
     r"|[(\[\u2308\u230a\u231c\u231e\u23b0\u2772\u27c5\u27e6-\u27ee\u2983-\u2997\u29d8-\u29fc]"
 )
 _PAIRED = re.compile(
-    r"\\(?:left|right|middle)(?![A-Za-z])\s*(?:\\[A-Za-z]+|\\.|.)|\\mathopen [\ue000\ue001]",
+    r"\\(?:left|right|middle)(?![A-Za-z])\s*(?:\\[A-Za-z]+|\\.|.)|\\mathopen [\ue000\ue001]"
+    r"|\\(?:bra|ket|pmod)\s*\{(?:[A-Za-z0-9+-]|\\(?:psi|phi|Psi|Phi)(?![A-Za-z]))++\}",
     re.DOTALL,
 )
 _REPLACED = {"(": "\ue000", r"\{": "\ue001"}

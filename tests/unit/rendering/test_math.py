@@ -90,6 +90,7 @@ def test_math_has_classes_of_the_style_sheet_and_no_styles() -> None:
         "x" * (SOURCE_MAX + 1),
         "{" * (NESTING_MAX + 1) + "}" * (NESTING_MAX + 1),
         r"\lfloor" * 60,
+        r"\pmod \hat " * 60,
     ],
 )
 def test_math_that_is_not_known_or_too_large_is_source(tex: str) -> None:
