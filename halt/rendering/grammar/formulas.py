@@ -19,8 +19,12 @@ FORMULAS = (
     re.compile(r"\\\[((?:[^\\]++|\\[^\[\]])*+)\\\](?!\()", re.DOTALL),
     re.compile(r"\$\$(?!\$)(?:[^\\$]++|\\.|\$(?!\$))*+\$\$(?!\$)", re.DOTALL),
     # Not amounts of money or shell variables: a formula has no blank just inside of its marks and
-    # no letter or digit just outside of them.
-    re.compile(r"\$(?![\s$])(?:[^\\$`]++|\\.)*+(?<!\s)\$(?![0-9A-Za-z_$])", re.DOTALL),
+    # no letter or digit just outside of them, except the ending of an ordinal or a plural.
+    re.compile(
+        r"\$(?![\s$])(?:[^\\$`]++|\\.)*+(?<!\s)\$"
+        r"(?![0-9_$]|(?!(?:th|st|nd|rd|s)(?![A-Za-z]))[A-Za-z])",
+        re.DOTALL,
+    ),
     # With a blank just inside of both marks, as some models write all of their formulas.
     re.compile(r"\$ ++(?![$=])((?:[^\\$`\n]++|\\.)*+)(?<= )(?<![=<>] )\$(?![0-9A-Za-z_$])"),
 )

@@ -131,6 +131,14 @@ def test_formula_on_its_own_is_a_scrolling_box() -> None:
     assert render("a $x$ b") == "<p>a <math><mi>x</mi></math> b</p>\n"
 
 
+def test_formula_with_the_ending_of_a_word_is_a_formula() -> None:
+    """The ending of an ordinal or a plural may follow a formula; other letters may not."""
+    assert render("the $n$th of the $x$s") == (
+        "<p>the <math><mi>n</mi></math>th of the <math><mi>x</mi></math>s</p>\n"
+    )
+    assert "<math" not in render("$HOME/$USER and $A$B and $x$1 and $5/$10")
+
+
 @pytest.mark.parametrize(
     "tex",
     [
