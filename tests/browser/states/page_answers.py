@@ -90,6 +90,19 @@ Text with **bold**, *italic*, ~~struck~~, `code` and a [link](https://example.or
 - [x] done
 - [ ] to do
 
+* [x] done
+
+* [ ] to do
+
+1) \u05d0\u05d1
+
+<details open>
+<summary>A summary</summary>
+
+Its content.
+
+</details>
+
 ### Third heading
 
 > Quoted text.

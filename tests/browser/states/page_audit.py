@@ -24,7 +24,7 @@ AXE = """async rules => {
 #: is as high as its line.
 TARGETS = """least => {
   const faults = [], seen = new Set();
-  const controls = 'a[href], button, input:not([type=hidden]), select, textarea, summary, [role=option]';
+  const controls = 'a[href], button, input:not([type=hidden], :disabled), select, textarea, summary, [role=option]';
   for (const e of document.querySelectorAll(controls)) {
     if (!e.checkVisibility({ visibilityProperty: true }) || e.closest('.hidden, .skip')) continue;
     const inText = e.matches('a') && getComputedStyle(e).display === 'inline';
