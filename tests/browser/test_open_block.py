@@ -43,7 +43,9 @@ def places(chat: Chat) -> Any:
     return chat.page.evaluate(PLACES)
 
 
-@pytest.mark.parametrize("word", ["title", "emphasis", "lines:", "code`\n1.", "Two", "in bold*"])
+@pytest.mark.parametrize(
+    "word", ["title", "emphasis", "lines:", "code`\n1.", "Two", "in bold*", "Four"]
+)
 def test_open_block_stays_in_place_when_it_is_finished(chat: Chat, word: str) -> None:
     """Words of the open block, and of those above, do not move at the end, nor by a reload."""
     before = TEXT.index(word) + len(word)

@@ -44,7 +44,8 @@ class Patch:
     form: Form  # how the page shows the open tail
     language: str = ""  # of the code, not escaped, where `tail` is the beginning of a fence
     number: int | None = None  # of the item, where `tail` is the beginning of one in an `ol`
-    joins: bool = False  # `tail` is the beginning of an item of the page's last list
+    #: `tail` is the beginning of an item, without distance to the item above.
+    is_close: bool = False
     parts: str = ""  # HTML of items or rows; before all else the page appends it to its last block
     are_rows: bool = False  # `parts` are rows of a table
 
@@ -58,7 +59,7 @@ class BlockStep(NamedTuple):
     form: Form
     language: str = ""
     number: int | None = None
-    joins: bool = False
+    is_close: bool = False
 
     def patch(self, finished: Iterable[str]) -> Patch:
         """The patch with `finished`, the HTML of `blocks` in order."""

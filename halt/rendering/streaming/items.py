@@ -18,6 +18,8 @@ class OpenList:
         #: before it are finished and keep theirs until the answer's end.
         self.is_loose = False
         self.fence: OpenFence | None = None  # open in the item
+        #: The item before ends in a line of its own text, so it has no distance below.
+        self.is_close = False
         self._content = mark.content  # the column that belongs to the item
         self._columns: list[int] = []  # where the content of the item and those in it begins
         self._has_content = False
@@ -29,6 +31,8 @@ class OpenList:
 
     def begin_item(self, mark: ItemMark) -> None:
         """Begin the next item."""
+        has_text_alone = self.is_paragraph or not self._has_content
+        self.is_close = has_text_alone and len(self._columns) <= 1 and not self.is_loose
         self.mark, self.is_first, self._content = mark, False, mark.content
         self.number += 1
         self._columns, self._has_content, self.is_paragraph = [], False, False

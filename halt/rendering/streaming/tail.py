@@ -34,7 +34,7 @@ class OpenTail:
         self._form = cast(Form, form)
         self._language = language
         self._number: int | None = None
-        self._joins = False
+        self._is_close = False
         self._replaces, self._out = True, []
         self._text = Provisional()
         self._is_literal = form == "code"
@@ -44,7 +44,7 @@ class OpenTail:
         """Begin the tail of a list's open item."""
         self.begin("item")
         self._number = items.number if items.mark.is_ordered else None
-        self._joins = not items.is_first
+        self._is_close = items.is_close
 
     def take(self) -> tuple[bool, str, Form, str, int | None, bool]:
         """The change since the last call, as the fields of a `BlockStep`."""
@@ -52,7 +52,7 @@ class OpenTail:
         self._replaces, self._out = False, []
         if not replaces:
             return False, html_text, self._form, "", None, False
-        return True, html_text, self._form, self._language, self._number, self._joins
+        return True, html_text, self._form, self._language, self._number, self._is_close
 
     def add(self, text: str) -> None:
         """Add the next piece of the line."""

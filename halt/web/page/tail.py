@@ -11,7 +11,7 @@ def tail_box(stream_id: str, patch: Patch | BlockStep, text: str) -> str:
     """The element in the form of the open block, with `text`, its HTML."""
     key = f'id="tail-{stream_id}"'
     if patch.form == "item":
-        number, joins = patch.number, ' class="next"' if patch.joins else ""
+        number, joins = patch.number, ' class="next"' if patch.is_close else ""
         tag, start = ("ul", "") if number is None else ("ol", f' start="{number}"')
         return f'<{tag} {key}{start}{joins} dir="auto"><li class="tail">{text}</li></{tag}>'
     if patch.form == "quote":
