@@ -200,9 +200,9 @@ STEPS = """\
 
 They *follow* each other:
 1. **First**: call `mean(values)`.
+   - A part of it.
 2. **Second**: write two lines,
    the other one below it.
-   - A part of it.
 3. **Third in bold** and the rest.
 """
 
