@@ -1,10 +1,10 @@
 """Renders Markdown as HTML without holding the interpreter's lock (GIL) for long.
 
-Short and shallow texts without fenced code take milliseconds at worst. The calling thread renders
-them at once. Every other text is sent to a rendering process (`halt.rendering.process`), which
-limits the CPU time of each. A text that is not rendered in time is shown plain: readable, with its
-line breaks, and code in its box without colours. Results are cached, and a text that several
-users open at the same time is rendered once.
+Short and shallow texts without fenced code and formulas take milliseconds at worst. The calling
+thread renders them at once. Every other text is sent to a rendering process
+(`halt.rendering.process`), which limits the CPU time of each. A text that is not rendered in time
+is shown plain: readable, with its line breaks, and code in its box without colours. Results are
+cached, and a text that several users open at the same time is rendered once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ QUICK_MAX = 20
 DEEP = re.compile(r"^(?:[ \t]*+(?:[>*+-]|[0-9]{1,9}[.)])){4}", re.MULTILINE)
 
 KEPT_MAX = 16_000_000  # bytes of HTML that are kept
+#: What may begin a formula: math-core is native code, and a fault of it must not end a worker.
+FORMULA = re.compile(r"\$|\\[(\[b]")
+
 BLOCK_WAIT = 1.0  # longest wait for the blocks of a running answer, in seconds
 TEXT_WAIT = 2.0  # longest wait for a whole text, in seconds
 
@@ -176,8 +179,14 @@ class _DeadlineRenderer:
 
 
 def is_quick_to_render(text: str) -> bool:
-    """True if rendering this text takes milliseconds at worst."""
-    return len(text) <= SHORT and "```" not in text and "~~~" not in text and not DEEP.search(text)
+    """True if rendering this text takes milliseconds at worst, in Python alone."""
+    return (
+        len(text) <= SHORT
+        and "```" not in text
+        and "~~~" not in text
+        and not DEEP.search(text)
+        and not FORMULA.search(text)
+    )
 
 
 def _then(future: Future[S], convert: Callable[[S], T]) -> Future[T]:

@@ -140,8 +140,8 @@ def test_renderer_gives_the_same_html_as_one_process(shared_renderer: Renderer, 
 def test_renderer_renders_short_texts_without_a_process(
     renderer: Renderer, requests: list[Request]
 ) -> None:
-    """A short paragraph is rendered without the process; code, long and deeply nested texts with
-    it.
+    """A short paragraph is rendered without the process; code, formulas, long and deeply nested
+    texts with it.
     """
     for text in ("Hello *you*.", "word " * (SHORT // 5), "- a\n- b\n- c\n", "> a\n\n"):
         assert renderer.submit_text(text).done()
@@ -150,7 +150,7 @@ def test_renderer_renders_short_texts_without_a_process(
             for block in renderer.submit_blocks(BlockStream().feed(text).blocks).result(0)
         )
     assert renderer.pids == []
-    for text in ("```sh\nls\n```", "word " * SHORT, "> > > > a\nb", "> - > 1. a"):
+    for text in ("```sh\nls\n```", "word " * SHORT, "> > > > a\nb", "> - > 1. a", "$x$", r"\(x\)"):
         before = len(requests)
         html_of(renderer, text)
         assert len(requests) == before + 1
