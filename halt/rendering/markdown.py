@@ -56,7 +56,7 @@ PARSED_MAX = 50_000  # characters of a block that is parsed; the worst (nested l
 NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
 HEAD_MAX = 16  # characters of a column's head that is kept in one line
 NARROW = 24  # signs of a formula that fit into a phone's width
-MATH_TAG = re.compile(r"<[^>]*>")
+MATH_TAG = re.compile(r"<[^<>]*+>")
 
 
 class Colours(Protocol):

@@ -30,7 +30,7 @@ _CONVERTER = LatexToMathML(fancy_error=False, max_expansions=200, allow_unreliab
 _REFUSED = re.compile(
     r"\\(?:def|let|global|(?:re)?newcommand|providecommand|begingroup|eqref|raisebox|phase|angln?)"
     r"(?![A-Za-z])"
-    r"|-?\d{3,}(?:\.\d*)?\s*(?:em|ex|mu|pt|pc|px|cm|mm|in|bp)(?![A-Za-z])|[\0\ue000\ue001]"
+    r"|(?<![\d.])\d{3,}+(?:\.\d*+)?\s*+(?:em|ex|mu|pt|pc|px|cm|mm|in|bp)(?![A-Za-z])|[\0\ue000\ue001]"
 )
 _NESTS = re.compile(r"\\(?:(left|begin)|(right|end))(?![A-Za-z])|\\.|([{}])", re.DOTALL)
 #: Text and brackets of another kind, which stay; a bracket that may be replaced.

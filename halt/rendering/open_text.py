@@ -29,7 +29,7 @@ INSIDE = re.compile(r"(?=&)|(?<!&)(?<!&.)(?<!&..)(?<!&...)(?<!&....)(?=[\w!-~])"
 #: The usual place of a seam. Not before a capital: fonts kern some capitals with the space.
 SPACE = re.compile(r"\s(?=[^\sA-Z])")
 
-_TAGS = re.compile("(<[^>]*>)")
+_TAGS = re.compile("(<[^<>]*+>)")
 
 RUN = 200  # characters without a blank, after which a `<wbr>` follows
 WBR = "<wbr>"

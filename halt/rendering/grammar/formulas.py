@@ -64,7 +64,8 @@ def _formula_at(text: str, at: int) -> int:
             inside = inside.strip("$")
             is_text = bool(BOLD.search(inside) or PROSE.fullmatch(inside))
         else:
-            is_text = bool((WORD if inside[1] == "(" else WORDS).fullmatch(match[1]))
+            is_round = inside[1] == "("
+            is_text = bool(WORD.fullmatch(match[1]) if is_round else WORDS.fullmatch(match[1]))
         return 0 if is_text else match.end()
     return 0
 

@@ -22,17 +22,16 @@ HOST_MAX = 40  # characters of a host that surely fit into the line of an addres
 _LINK = 'target="_blank" rel="noopener noreferrer nofollow"'
 
 _SCHEME = re.compile(r"(https?):/*", re.IGNORECASE)
-#: Marks of sources in the HTML of a text: `[1]`, `[1, 2]`, `[^1^]`, `[citation:1]`, `【1†source】`;
-#: and what has none: tags, links, code and formulas.
+#: Tags in sanitized HTML, and marks of sources: `[1]`, `[1, 2]`, `[^1^]`, `[citation:1]`,
+#: `【1†source】`.
 _MARKS = re.compile(
-    r'<(a|code|pre|math)(?=[\s>])(?:[^<>"]|"[^"]*")*+>.*?</\1>'
-    r'|<span class="math">.*?</span>'
-    r'|<(?:[^<>"]|"[^"]*")*+>'
+    r'<(?P<tag>/?[a-z0-9]++(?: class="math")?+)[^<>]*+>'
     r"|\[(?P<numbers>[0-9]{1,3}(?:,[ ]?[0-9]{1,3}){0,20})\]"
     r"|\[(?:\^|citation:[ ]?)(?P<number>[0-9]{1,3})\^?\]"
-    r"|【(?P<dagger>[0-9]{1,3})(?:[:†][^<>【】]{0,80})?】",
-    re.DOTALL,
+    r"|【(?P<dagger>[0-9]{1,3})(?:[:†][^<>【】]{0,80})?】"
 )
+#: Elements in which a mark stays text, and the end of each.
+_ENDS = {name: f"/{name}" for name in ("a", "code", "pre", "math")} | {'span class="math"': "/span"}
 
 
 @dataclass(frozen=True)
@@ -156,10 +155,16 @@ def with_links(html: str, below: BelowView) -> str:
             f"[{number}]</a>"
         )
 
+    end = ""  # of the element that is open and in which a mark stays text
+
     def replaced(match: re.Match[str]) -> str:
+        nonlocal end
+        if tag := match["tag"]:
+            end = ("" if tag == end else end) if end else _ENDS.get(tag, "")
+            return match[0]
         digits = match["numbers"] or match["number"] or match["dagger"]
-        numbers = [int(part) for part in digits.split(",")] if digits else []
-        is_known = any(0 < number <= len(sources) for number in numbers)
+        numbers = [int(part) for part in digits.split(",")]
+        is_known = not end and any(0 < number <= len(sources) for number in numbers)
         return "".join(map(link, numbers)) if is_known else match[0]
 
     return _MARKS.sub(replaced, html)
