@@ -16,7 +16,6 @@ from pathlib import Path
 from playwright.sync_api import Page
 
 from halt.assets import STATIC, TEMPLATES
-from halt.rendering.direction import has_right_to_left
 from tests.browser.launched import launched_browser
 from tests.gallery import EXPECTED, KINDS, Answer, answers_of, expected_path, joined_html
 
@@ -80,11 +79,10 @@ def page_of(answers: list[Answer]) -> str:
 def section_of(answer: Answer) -> str:
     """A text and its result, whose details are open so that they are seen."""
     result = re.sub("<details(?! open)", "<details open", answer.html)
-    direction = " bidi" if has_right_to_left(answer.source) else ""
     return (
         f'<section id="t{answer.number}"><h2>{answer.title} ({answer.family})</h2>\n'
         f'<pre class="source">{html.escape(answer.source)}</pre>\n'
-        f'<article class="answer"><div class="text{direction}"><div>{result}</div></div>'
+        f'<article class="answer"><div class="text"><div>{result}</div></div>'
         "</article></section>\n"
     )
 
