@@ -29,14 +29,14 @@ _JOINED = re.compile(r"css/([a-z]+(?:\+[a-z]+)+)\.css")
 #: Scripts that are no module.
 _CLASSIC = frozenset({"js/early.js"})
 #: Comments and indentation, by the file's suffix. A comment behind code follows a sign that can end
-#: it and has no quotation mark, so that no text is taken for one. In styles also spaces behind a
-#: sign that separates, and the last semicolon of a line's rule; a space before another sign may
-#: join selectors.
+#: it and has no quotation mark, so that no text is taken for one. In styles also spaces and line
+#: ends behind a sign that separates, and the last semicolon of a line's rule; a space before
+#: another sign may join selectors.
 _UNSENT = {
     ".js": re.compile(r"^[ \t]*//.*|^[ \t]+|(?<=[;{},()\[\]]) +// [^\"'`\n]*$", re.MULTILINE),
     ".css": re.compile(
         r"/\*(?:[^*]|\*(?!/))*+(?:\*/|\Z)|^[ \t]+|;? +(?=\})|(?<=[;{},:]) +|(?<! ) +(?=\{)"
-        r"| (?=> )|(?<= >) ",
+        r"| (?=> )|(?<= >) |(?<=[;{},\n])\n",
         re.MULTILINE,
     ),
 }
