@@ -5,6 +5,7 @@ import { returnPrompt } from "./composer.js";
 import { setConnectionLost } from "./feed.js";
 import { $, $$, announce, focusComposer } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
+import { loadStyle } from "./lib/on_demand.js";
 import { route } from "./requests.js";
 import { watch } from "./scrollers.js";
 import { reopenSteps } from "./steps.js";
@@ -85,10 +86,16 @@ const handle = node => {
   } else if (node.matches(".answer > .note")) lose(node.parentElement);
   else watch(node);
 };
+let hasFormats = false;
 new MutationObserver(changes => {
   for (const { addedNodes } of changes) addedNodes.forEach(handle);
   const running = $('.answer[data-state="running"]', messages.lastElementChild ?? messages);
   const { classList } = document.body;
   classList.toggle("running", running !== null);
-  classList.toggle("empty", !messages.childElementCount);
+  const isEmpty = !messages.childElementCount;
+  classList.toggle("empty", isEmpty);
+  if (!isEmpty && !hasFormats) {
+    hasFormats = true; // one try
+    loadStyle("formats");
+  }
 }).observe(messages, { childList: true, subtree: true });

@@ -57,7 +57,7 @@ def style_sheets() -> list[str]:
     """The names of the style sheets of the chat's page."""
     base = (TEMPLATES / "base.html").read_text("utf-8")
     chat = (TEMPLATES / "chat.html").read_text("utf-8")
-    lists = re.search(r"set sheets = \[(.*?)\]", base), re.search(r"set styles = \[(.*?)\]", chat)
+    lists = re.search(r"set sheets = \[(.*?)\]", base), re.search(r"set styles = (.*?)%}", chat)
     return [name for found in lists if found for name in re.findall(r'"(\w+)"', found[1])]
 
 

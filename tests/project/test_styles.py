@@ -78,7 +78,9 @@ def test_every_style_sheet_is_used_by_a_page() -> None:
     templates = "".join(path.read_text() for path in TEMPLATES.glob("*.html"))
     lists = re.findall(r"\bstyles = \[([^\]]*)\]|set sheets = \[([^\]]*)\]", templates)
     modules = (STATIC / "js" / "lib" / "on_demand.js").read_text()
+    scripts = "".join(path.read_text() for path in (STATIC / "js").rglob("*.js"))
     lists += re.findall(r"\bSTYLES = (\{[^}]*\})()", modules)
+    lists += re.findall(r'loadStyle\(("[^"]+")\)()', scripts)
     listed = set(re.findall(r'"([\w-]+)"', str(lists)))
     assert {path.stem for path in STYLES.glob("*.css")} == listed
 

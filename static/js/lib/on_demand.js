@@ -7,24 +7,24 @@ const STYLES = { // module -> its style sheet
 };
 const loads = new Map(); // style sheet -> the promise of its load
 
-const loadStyle = name => {
+const addStyle = name => new Promise((resolve, reject) => {
   const { href } = new URL(`../../css/${name}.css`, import.meta.url);
-  const link = make("link", { rel: "stylesheet", href });
-  const load = new Promise((resolve, reject) => {
-    link.addEventListener("load", resolve);
-    link.addEventListener("error", reject);
-  });
+  const link = make("link", { rel: "stylesheet", href, onload: resolve, onerror: reject });
   document.head.append(link);
-  loads.set(name, load);
-  return load;
+});
+// Loads a style sheet, unless the page came with it. Never rejects: all works without it.
+export const loadStyle = name => {
+  if (!loads.has(name)) {
+    const isThere = document.querySelector(`link[href*="${name}"]`);
+    loads.set(name, isThere ? undefined : addStyle(name).catch(() => { loads.delete(name); }));
+  }
+  return loads.get(name);
 };
 
 // The module. Rejects if it could not be loaded.
 export const load = async name => {
   const style = STYLES[name], module = import(`../on_demand/${name}.js`);
-  try {
-    if (style) await (loads.get(style) ?? loadStyle(style));
-  } catch { loads.delete(style); } // it works without its style
+  if (style) await loadStyle(style);
   return module;
 };
 
