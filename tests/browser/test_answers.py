@@ -112,6 +112,16 @@ def test_footnote_and_its_reference_are_reached_by_keyboard(chat: Chat) -> None:
     expect(text.locator("a:target")).to_have_text("1")
 
 
+def test_footnotes_of_equal_answers_lead_to_their_own_notes(chat: Chat) -> None:
+    """A reference leads to the note of its answer, also below an answer with the same text."""
+    for count in (1, 2):
+        chat.ask_for("a[^1]\n\n[^1]: the note")
+        expect(chat.page.locator(".exchange")).to_have_count(count)
+        chat.wait_state("done")
+    chat.text.locator("sup a").press("Enter")
+    expect(chat.text.locator("li:target")).to_have_text(re.compile("the note"))
+
+
 def test_copy_button_of_code_copies_the_code_alone(chat: Chat) -> None:
     """The Copy button of a code block puts the code, and nothing around it, on the clipboard."""
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])

@@ -29,6 +29,7 @@ _REFERENCE = re.compile(r"\[\^([^\s\[\]]{1,100})\](?!\()")
 _DEFINITION = re.compile(r"\[\^([^\s\[\]]{1,100})\]:")
 #: The marks in sanitized HTML. A text has no `<` outside of a tag, and no `"` within an attribute.
 _MARKS = re.compile(r'<sup class="(note|back)">([0-9]+)\.([0-9]+)</sup>|<li class="note"')
+_LINKED = re.compile(r'<(?:li id="n|a href="#n|a class="back" href="#r)([0-9a-f]{8})-[^<>]*>')
 
 
 def add_footnotes(parser: MarkdownIt) -> None:
@@ -67,6 +68,13 @@ def link_notes(html_text: str, source: str) -> str:
         return f'<sup><a href="#n{digest}-{note}" role="doc-noteref"{place}>{note}</a></sup>'
 
     return _MARKS.sub(linked, html_text)
+
+
+def with_notes_of(html_text: str, answer_id: str) -> str:
+    """The HTML of `link_notes` with the identifiers of one answer: others may have its text."""
+    if '<li id="n' not in html_text:
+        return html_text
+    return _LINKED.sub(lambda tag: tag[0].replace(tag[1], answer_id), html_text)
 
 
 def _note(state: StateBlock, start: int, end: int, silent: bool) -> bool:

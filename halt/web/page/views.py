@@ -20,6 +20,7 @@ from halt.core.receipts import Receipt
 from halt.core.steps import KINDS_BELOW, Step
 from halt.rendering import data_urls
 from halt.rendering.direction import has_right_to_left
+from halt.rendering.grammar.footnotes import with_notes_of
 from halt.rendering.open_text import OpenText, breakable, normalized
 from halt.rendering.renderer import PageRenderer
 from halt.rendering.streaming.blocks import Patch
@@ -233,7 +234,8 @@ def _ended_view(
         note = empty_note()
     elif note is not None and note.kind == "limit":
         state = "stopped"
-    below, text_html = below_view(best.steps), rendering.text_html(best.answer)
+    below = below_view(best.steps)
+    text_html = with_notes_of(rendering.text_html(best.answer), exchange.stream_id)
     return AnswerView(
         id=exchange.stream_id,
         state=state,
@@ -310,7 +312,9 @@ def view(
         return AnswerView(
             id=exchange.stream_id,
             state="error",
-            patch=_complete_patch(rendering.text_html(exchange.answer)),
+            patch=_complete_patch(
+                with_notes_of(rendering.text_html(exchange.answer), exchange.stream_id)
+            ),
             requested_model=exchange.requested_model,
             model=exchange.model,
             note=LOST,
