@@ -1,14 +1,11 @@
-"""Patterns for single lines of Markdown: a fence, a heading, a rule, a list item."""
+"""Patterns for single lines of Markdown: a heading, a rule, a list item."""
 
 import re
 from typing import NamedTuple
 
-OPENING = re.compile(r"( {0,3})(?:(`{3,}+)[^`]*|(~{3,}+).*)")
-HEADING = re.compile(r"#{1,6}(?:[ \t].*)?")
 #: What begins a heading: also `##Title`, as models write it.
 HEADING_START = re.compile(r"#{1,6}(?:[ \t]|\Z)|#{2,6}(?:[^\W_]|\*\*)")
-RULE = re.compile(r"(?:-{3,}|\*{3,}|_{3,})[ \t]*")
-#: A rule with or without blanks between its marks.
+#: A rule, with or without blanks between its marks.
 SPACED_RULE = re.compile(r"(?:(?:-[ \t]*+){3,}|(?:\*[ \t]*+){3,}|(?:_[ \t]*+){3,})")
 MARKER = re.compile(r"(?:[-+*]|([0-9]{1,9})[.)])(?=[ \t]|$)")
 
@@ -53,11 +50,6 @@ def item_mark(line: str, column: int = 0) -> ItemMark | None:
         content, width = end + 1, 1
     kind, number = marker[0][-1], int(marker[1] or 0)
     return ItemMark(indentation, kind, number, after_mark + width, content)
-
-
-def fence_language(info: str) -> str:
-    """The language that the text behind a fence's mark names, "" for none."""
-    return (info.split() or [""])[0]
 
 
 def indent(line: str) -> int:

@@ -9,15 +9,13 @@ import re
 
 from markdown_it.rules_block import StateBlock
 
-from halt.rendering.lines import fence_language
+INFO_MAX = 100  # characters of a label that are read
+
 
 _MARKS = {"`": re.compile("`{3,}+"), "~": re.compile("~{3,}+")}
 _OPENING = re.compile("(`{3,}+)[^`]*|(~{3,}+).*")
 #: Labels of Markdown, alone or as the suffix of a file's name.
 _MARKDOWN = re.compile(r"(?:[^\s]*\.)?(?:md|mdx|markdown)(?:[:{,][^\s]*)?", re.IGNORECASE)
-
-
-INFO_MAX = 100  # characters of a label that are read
 
 
 class OpenFence:
@@ -35,10 +33,10 @@ class OpenFence:
 
         A line that is indented by four columns or more is code and is not passed.
         """
-        found = _MARKS[self.mark[0]].match(bare)
-        if not found:
+        mark = _MARKS[self.mark[0]].match(bare)
+        if not mark:
             return False
-        length, info = found.end(), bare[found.end() :].strip(" \t")
+        length, info = mark.end(), bare[mark.end() :].strip(" \t")
         needed, nests = self._open[-1]
         if info:
             if nests and length >= len(self.mark) and (self.mark[0] == "~" or "`" not in info):
@@ -46,6 +44,11 @@ class OpenFence:
         elif length >= needed:
             self._open.pop()
         return not self._open
+
+
+def fence_language(info: str) -> str:
+    """The language that the text behind a fence's mark names, "" for none."""
+    return (info.split() or [""])[0]
 
 
 def _is_markdown(info: str) -> bool:
@@ -66,8 +69,8 @@ def fence(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     at = state.bMarks[start] + state.tShift[start]
     if state.is_code_block(start) or state.src[at : at + 3] not in ("```", "~~~"):
         return False
-    opened = opened_fence(state.src[at : state.eMarks[start]])
-    if not opened:
+    open_fence = opened_fence(state.src[at : state.eMarks[start]])
+    if not open_fence:
         return False
     if silent:
         return True
@@ -75,11 +78,12 @@ def fence(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     # A negative indentation is that of a line behind a quote.
     while line < end and not is_closed and state.sCount[line] >= 0:
         first = state.bMarks[line] + state.tShift[line]
-        if state.src[first : first + 1] == opened.mark[0] and not state.is_code_block(line):
-            is_closed = opened.closes(state.src[first : state.eMarks[line]])
+        if state.src[first : first + 1] == open_fence.mark[0] and not state.is_code_block(line):
+            is_closed = open_fence.closes(state.src[first : state.eMarks[line]])
         line += 1
     state.line = line
     token = state.push("fence", "code", 0)
-    token.info, token.markup, token.map = opened.info, opened.mark, [start, line]
+    token.info, token.markup = open_fence.info, open_fence.mark
+    token.map = [start, line]
     token.content = state.getLines(start + 1, line - is_closed, state.sCount[start], True)
     return True

@@ -5,7 +5,8 @@ import re
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 
-from halt.rendering.lines import HEADING, OPENING, RULE
+from halt.rendering.grammar.fences import opened_fence
+from halt.rendering.lines import HEADING_START, SPACED_RULE
 
 FORMULA_MAX = 5_000  # characters of a formula
 # Lines of a formula: an opening mark without a closing one affects at most this many lines.
@@ -147,4 +148,5 @@ def closing_of(opening: re.Match[str]) -> str:
 
 def ends_formula(line: str) -> bool:
     """True if this line (without indentation) cannot be part of a formula."""
-    return bool(OPENING.fullmatch(line) or HEADING.fullmatch(line) or RULE.fullmatch(line))
+    is_heading_or_rule = HEADING_START.match(line) or SPACED_RULE.fullmatch(line)
+    return is_heading_or_rule is not None or opened_fence(line) is not None

@@ -8,7 +8,7 @@ from markdown_it.parser_block import ParserBlock
 from markdown_it.rules_block import StateBlock
 
 from halt.rendering.grammar.fences import OpenFence, opened_fence
-from halt.rendering.lines import HEADING, SPACED_RULE, ItemMark, indent, item_mark
+from halt.rendering.lines import HEADING_START, SPACED_RULE, ItemMark, indent, item_mark
 
 NESTED_INDENT = 2  # columns by which a list is indented that belongs to the item above it
 
@@ -68,7 +68,7 @@ def _content_column(state: StateBlock, start: int, end: int) -> int:
             open_fence = opened_fence(text)
         elif (mark := item_mark(text)) and is_nested(mark, state.tokens[-1].markup, text):
             content = column
-        elif is_after_blank or opened_fence(text) or HEADING.fullmatch(text) or mark:
+        elif is_after_blank or opened_fence(text) or HEADING_START.match(text) or mark:
             break
         is_after_blank = False
     return content

@@ -10,7 +10,7 @@ import sys
 from io import StringIO
 
 from halt.rendering import data_urls
-from halt.rendering.grammar.fences import OpenFence, opened_fence
+from halt.rendering.grammar.fences import OpenFence, fence_language, opened_fence
 from halt.rendering.grammar.tables import CORNERS
 from halt.rendering.lines import (
     HEAD_MAX,
@@ -18,7 +18,6 @@ from halt.rendering.lines import (
     LABEL_MAX,
     SPACED_RULE,
     ItemMark,
-    fence_language,
     indent,
     item_mark,
 )
