@@ -57,7 +57,7 @@ for _tag, _names in MATH.items():
     ALLOWED[_tag] = dict.fromkeys(_names.split(), r"[a-z ]*|-?\d{0,2}(\.\d*)?[a-z]{0,2}")
 for _tag in ("mtable", "mtd"):
     ALLOWED[_tag]["class"] = rf"({'|'.join(MATH_CLASSES)}| )+"
-ALLOWED["mrow"]["mathcolor"] = "|".join(COLOURS)
+ALLOWED["mrow"]["mathcolor"] = "|".join(map(re.escape, COLOURS))
 
 
 class Gate(HTMLParser):

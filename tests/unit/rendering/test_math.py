@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from halt.rendering.markdown import render
-from halt.rendering.mathml import MATH_CLASSES, NESTING_MAX, SOURCE_MAX, math_html
+from halt.rendering.mathml import COLOURS, MATH_CLASSES, NESTING_MAX, SOURCE_MAX, math_html
 from halt.rendering.sanitizing import MATH, TAGS
 from tests.support.answer_html import gate
 
@@ -84,13 +84,16 @@ def test_math_has_classes_of_the_style_sheet_and_no_styles() -> None:
         r"\newcommand{\a}{" + "x" * 500 + "}" + r"\a" * 99,
         r"\eqref{a}",
         r"x\hspace{9999em}y",
-        r"\text{if $x$}",
         r"\frac{a",
         "",
         "x" * (SOURCE_MAX + 1),
         "{" * (NESTING_MAX + 1) + "}" * (NESTING_MAX + 1),
-        r"\lfloor" * 60,
+        r"\lgroup" * 60,
         r"\pmod \hat " * 60,
+        r"\qty{3}{m}",
+        r"\DeclareMathOperator{\a}{a} \a",
+        r"\text{if $x}",
+        r"\text{a \textbf{b $x$} c}",
     ],
 )
 def test_math_that_is_not_known_or_too_large_is_source(tex: str) -> None:
@@ -120,6 +123,84 @@ def test_formula_that_is_not_known_is_shown_as_source() -> None:
 def test_math_keeps_its_signs(tex: str, text: str) -> None:
     """No number, label or length is shown that TeX would not show, and each sign is kept."""
     assert re.sub(r"<.*?>|\s", "", math_html(tex, display=True) or "") == text
+
+
+@pytest.mark.parametrize(
+    ("tex", "text"),
+    [
+        (r"\text{if $x > 0$, else}", "if_x&gt;0,_else"),
+        (r"\mbox{if \(x\) and \(y\)}", "if_x_and_y"),
+        (r"\textbf{Case $n=1$:} x", "Case_n=1:x"),
+        (r"\begin{cases} 1 & \text{if $x$} \end{cases}", "{1if_x"),
+        (r"\underbrace{a}_{\text{sum of $b_{1}$}}", "a\u23dfsum_of_b1"),
+        (r"\text{learning_rate, R&D, 50%, \#1}", "learning_rate,_R&amp;D,_50%,_#1"),
+        (r"\text{m/s^2 and CO_2}", "m/s2_and_CO2"),
+    ],
+)
+def test_text_in_a_formula_has_formulas_and_plain_signs(tex: str, text: str) -> None:
+    """Dollar signs in a text mean a formula, blanks beside it stay, other signs need no escape."""
+    written = re.sub(r"<.*?>|\u2063", "", math_html(tex, display=True) or "")
+    assert written.replace("\u00a0", "_") == text
+
+
+#: What models write and the converter does not know, and the signs that it shows.
+WRITTEN = {
+    r"x = 50% \cdot y": "x=50%\u22c5y",
+    r"\sfrac{1}{2} \nicefrac{a}{b}": "12ab",
+    r"\abs{x} \norm{y} \dv{f}{x} \pdv{x} \dd x": "|x|\u2016y\u2016dfdx\u2202\u2202xdx",
+    r"a &lt; b &amp;= c": "a&lt;b=c",
+    r"\mathop{\mathrm{argmax}}\limits_x f": "argmaxxf",
+    r"\begin{array}[t]{@{}l*{2}{c}p{2cm}} a & b \\ \hline\hline c & d \end{array}": "abcd",
+    r"\begin{bmatrix}[c|c] a & b \end{bmatrix}": "[ab]",
+    r"\left< x \right>": "\u27e8x\u27e9",
+    r"\large \require{cancel} \vspace{1cm} \displaylines{a \\ b}": "ab",
+    r"a &= b": "a=b",
+    r"√2 + √x": "2+x",
+}
+
+
+@pytest.mark.parametrize("tex", WRITTEN)
+def test_math_rewrites_what_models_write(tex: str) -> None:
+    """A formula with commands of common packages is set, with the signs that TeX would show."""
+    written = math_html(tex, display=True) or ""
+    assert re.sub(r"<.*?>|\s|&ApplyFunction;", "", written) == WRITTEN[tex]
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"),
+    [
+        (r"\langle a | b \rangle ", "\u27e8a|b\u27e9"),
+        (r"[0,1] \cup \lfloor x \rfloor \lceil y \rceil", "[0,1]\u222a\u230ax\u230b\u2308y\u2309"),
+        (r"\lvert x \rvert \lVert y \rVert \{z\} ", "|x|\u2016y\u2016{z}"),
+        (r"\ket{\psi_{0}}\bra{1}\braket{a|b}", "|\u03c80\u27e9\u27e81|\u27e8a|b\u27e9"),
+        (r"\bigl( x \bigr) \Bigl| y \Bigr| \biggl\langle z \biggr\rangle ", "(x)|y|\u27e8z\u27e9"),
+        (r"\sqrt[3]{(a)} \text{ (b [c])} \left[ d \right]", "(a)3(b[c])[d]"),
+        (r"\begin{matrix} [a & (b \\ c] & d) \end{matrix}", "[a(bc]d)"),
+    ],
+)
+def test_math_with_many_brackets_is_set(unit: str, text: str) -> None:
+    """A formula may have any number of brackets, of any kind, closed or not."""
+    written = math_html(12 * unit, display=True) or ""
+    assert re.sub(r"<.*?>|\s", "", written) == 12 * text
+
+
+def test_colours_of_formulas_are_legible() -> None:
+    """Each colour has a contrast of 4.5 or more on the paper of its theme."""
+    css = (ANSWER_CSS.parent / "tokens.css").read_text(encoding="utf-8")
+    papers = re.search(r"--paper: light-dark\((#\w{6}), (#\w{6})\)", css)
+    assert papers
+    for colour in COLOURS:
+        for text, paper in zip(re.findall(r"#\w{6}", colour), papers.groups(), strict=True):
+            dark, light = sorted(luminance(shade) for shade in (text, paper))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, paper)
+    assert 'mathcolor="light-dark(#b3261e,' in gate(render(r"$\textcolor{#ff5733}{x}$"))
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a colour, as WCAG defines it."""
+    parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    red, green, blue = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_formula_on_its_own_is_a_scrolling_box() -> None:
@@ -177,6 +258,20 @@ LONGEST = [
     r"\begin{array}{c}\hline\end{array}" * 60,
     r"\\[" * 600,
     r"\substack{" * 90 + "}" * 90,
+    *(
+        unit * (SOURCE_MAX // len(unit))
+        for unit in (
+            r"\langle",
+            r"\bigl(",
+            r"\text{$",
+            r"\text{a$(x$b}",
+            r"\log[",
+            r"\lvert\frac",
+            "{(",
+            r"\ket{",
+            r"\abs{",
+        )
+    ),
 ]
 
 
