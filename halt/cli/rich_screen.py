@@ -14,8 +14,9 @@ from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
-from rich.markdown import Heading, ListItem, Markdown
+from rich.markdown import Heading, ListItem, Markdown, TableElement
 from rich.segment import Segment, SegmentLines
+from rich.table import Table
 from rich.text import Text
 
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
@@ -37,6 +38,17 @@ class _Heading(Heading):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         self.text.justify = "left"
         yield self.text
+
+
+class _Table(TableElement):
+    """A table in which a word that is wider than its column continues in the next line."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in super().__rich_console__(console, options):
+            if isinstance(part, Table):
+                for column in part.columns:
+                    column.overflow = "fold"
+            yield part
 
 
 #: Terminal styles for the elements of tags; the others have none.
@@ -118,7 +130,12 @@ def _parser() -> MarkdownIt:
 class RichMarkdown(Markdown):
     """One block of Markdown; HTML and link definitions stay text."""
 
-    elements = {**Markdown.elements, "heading_open": _Heading, "list_item_open": _ListItem}  # noqa: RUF012 - as rich has it
+    elements = {  # noqa: RUF012 - as rich has it
+        **Markdown.elements,
+        "heading_open": _Heading,
+        "list_item_open": _ListItem,
+        "table_open": _Table,
+    }
     parser = _parser()
 
     def __init__(self, source: str) -> None:

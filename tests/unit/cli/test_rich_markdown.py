@@ -15,10 +15,10 @@ KNOWN = {
 }
 
 
-def shown(source: str) -> list[str]:
-    """The lines that the terminal shows for a text."""
+def shown(source: str, width: int = 60) -> list[str]:
+    """The lines that a terminal of this width shows for a text."""
     out = io.StringIO()
-    console = Console(file=out, width=60, force_terminal=False)
+    console = Console(file=out, width=width, force_terminal=False)
     for block in split_blocks(source):
         console.print(RichMarkdown(block.source))
     return [line.rstrip() for line in out.getvalue().split("\n") if line.strip()]
@@ -45,6 +45,12 @@ def test_terminal_shows_a_readable_form(source: str, lines: list[str]) -> None:
     assert [line for line in shown(source) if line.strip("─ ")] == [
         line for line in lines if line.strip("─ ")
     ]
+
+
+def test_narrow_table_keeps_long_words() -> None:
+    """A word that is wider than its column continues in the next line, and is not cut."""
+    lines = shown(f"| a | b |\n|---|---|\n| {'x' * 40} | {'y' * 70} |", width=30)
+    assert [sum(line.count(sign) for line in lines) for sign in "xy…"] == [40, 70, 0]
 
 
 @pytest.mark.parametrize(
