@@ -15,7 +15,7 @@ const addStyle = name => new Promise((resolve, reject) => {
 // Loads a style sheet, unless the page came with it. Never rejects: all works without it.
 export const loadStyle = name => {
   if (!loads.has(name)) {
-    const isThere = document.querySelector(`link[href*="${name}"]`);
+    const isThere = document.querySelector(`[rel=stylesheet][href*="${name}"]`);
     loads.set(name, isThere ? undefined : addStyle(name).catch(() => { loads.delete(name); }));
   }
   return loads.get(name);

@@ -144,7 +144,7 @@ class Reader(Base):  # a comment
 
 ## Formulas
 
-The sum $\\sum_{i=1}^{n} i = \\frac{n(n+1)}{2}$ stands in a line, $1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 = 36$ is wide, and $\\ce{H2O}$ is source.
+The sum $\\sum_{i=1}^{n} i = \\frac{n(n+1)}{2}$ stands in a line, $1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10 + 11 + 12 = 78$ is wide, and $\\ce{H2O}$ is source.
 
 \\[
 f(x) = \\begin{cases} \\left( \\frac{1}{x} \\right)^2 & \\text{if } x > 0 \\\\ 0 & \\text{otherwise} \\end{cases}
