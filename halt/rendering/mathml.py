@@ -8,7 +8,7 @@ Three of its properties need care, since TeX of a language model is untrusted:
   of a formula with more brackets, closed or not, the opening ones are replaced by letters that are
   exchanged back afterwards.
 - It writes style attributes, which the page's content security policy blocks. They become classes
-  of static/css/answer.css; an unknown style is dropped.
+  of static/css/formats.css; an unknown style is dropped.
 
 Formulas have no state: no numbers of equations (but `\tag` works), no labels and references, no
 definitions of macros.
@@ -76,6 +76,8 @@ _REPLACED = {
     )
     for words in names.split()
 }
+#: What keeps a large bracket small.
+_LARGE = re.compile(r' stretchy="false"(?=[^<>]* minsize=)')
 _PADDED = re.compile(r'<mpadded style="[^"]*"><mi>([\ue000-\ue007])</mi></mpadded>')
 
 _INNER = r"\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}"
@@ -244,7 +246,7 @@ _NUMBERED = re.compile(r"\\(begin|end)\s*\{(align|gather|equation|multline)\*?\}
 _UNNUMBERED = {"align": "aligned", "gather": "gathered", "multline": "gathered", "equation": ""}
 
 _STYLE = re.compile(r' style="([^"]*)"')
-#: Style declarations of math-core, by the class that has them in static/css/answer.css.
+#: Style declarations of math-core, by the class that has them in static/css/formats.css.
 _STYLE_CLASSES = {
     "text-align: right": "right",
     "text-align: left": "left",
@@ -293,7 +295,7 @@ def math_html(tex: str, *, display: bool) -> str | None:
     if len(written) > GROWTH_MIN + GROWTH_MAX * len(tex):
         return None
     if "\\mathopen" in rewritten:
-        written = written.replace('stretchy="false" stretchy="true"', 'stretchy="true"')
+        written = _LARGE.sub("", written)
         written = _PADDED.sub(r'<mo stretchy="false" form="prefix">\1</mo>', written)
         for letter, sign in _LETTERS.items():
             written = written.replace(letter, sign)

@@ -13,6 +13,8 @@ FORMULA_MAX = 5_000  # characters of a formula
 FORMULA_LINES_MAX = 100
 
 DISPLAY = re.compile(r"\$\$(?!\$)|\\\[|\\begin\{([A-Za-z]+\*?)\}")
+#: A text within a formula, with formulas of its own.
+_TEXT = r"\\(?:text(?:bf|it|rm)?|mbox)\{[^{}$`\\]*+(?:\$[^{}$`]++\$[^{}$`\\]*+)++\}"
 #: Formulas, one pattern for each pair of marks. An escaped mark inside does not count, nor does the
 #: `\[` of `\\[2pt]`.
 FORMULAS = (
@@ -22,7 +24,7 @@ FORMULAS = (
     # Not amounts of money or shell variables: a formula has no blank just inside of its marks and
     # no letter or digit just outside of them, except the ending of an ordinal or a plural.
     re.compile(
-        r"\$(?![\s$])(?:[^\\$`]++|\\.)*+(?<!\s)\$"
+        r"\$(?![\s$])(?:[^\\$`]++|" + _TEXT + r"|\\.)*+(?<!\s)\$"
         r"(?![0-9_$]|(?!(?:th|st|nd|rd|s)(?![A-Za-z]))[A-Za-z])",
         re.DOTALL,
     ),

@@ -14,7 +14,7 @@ from halt.rendering.mathml import COLOURS, MATH_CLASSES, NESTING_MAX, SOURCE_MAX
 from halt.rendering.sanitizing import MATH, TAGS
 from tests.support.answer_html import gate
 
-ANSWER_CSS = Path(__file__).parents[3] / "static" / "css" / "answer.css"
+STYLES = Path(__file__).parents[3] / "static" / "css"
 
 #: Formulas that together use each element and each style of the converter.
 FORMULAS = r"""
@@ -69,7 +69,7 @@ def test_math_has_classes_of_the_style_sheet_and_no_styles() -> None:
     math = "".join(math_html(tex, display=True) or "" for tex in FORMULAS)
     assert " style=" not in math
     assert set(" ".join(re.findall(r'<mt\w+ [^>]*?class="([^"]*)"', math)).split()) == MATH_CLASSES
-    css = ANSWER_CSS.read_text(encoding="utf-8")
+    css = "".join((STYLES / f"{name}.css").read_text("utf-8") for name in ("answer", "formats"))
     assert all(re.search(rf"\.{name} ", css) for name in MATH_CLASSES)
 
 
@@ -182,11 +182,12 @@ def test_math_with_many_brackets_is_set(unit: str, text: str) -> None:
     """A formula may have any number of brackets, of any kind, closed or not."""
     written = math_html(12 * unit, display=True) or ""
     assert re.sub(r"<.*?>|\s", "", written) == 12 * text
+    assert not re.search(r'stretchy="false"[^<>]* minsize', written)  # \bigl( is as large as \bigr)
 
 
 def test_colours_of_formulas_are_legible() -> None:
     """Each colour has a contrast of 4.5 or more on the paper of its theme."""
-    css = (ANSWER_CSS.parent / "tokens.css").read_text(encoding="utf-8")
+    css = (STYLES / "tokens.css").read_text(encoding="utf-8")
     papers = re.search(r"--paper: light-dark\((#\w{6}), (#\w{6})\)", css)
     assert papers
     for colour in COLOURS:
@@ -210,6 +211,12 @@ def test_formula_on_its_own_is_a_scrolling_box() -> None:
     assert '<span class="inline" tabindex="0">' in render(f"\\( {'x + ' * 20} y \\)")
     assert "<span" not in render("$x + y$")
     assert render("a $x$ b") == "<p>a <math><mi>x</mi></math> b</p>\n"
+
+
+def test_formula_in_dollar_signs_may_have_a_text_with_a_formula() -> None:
+    """The dollar signs within a text of a formula do not end that formula."""
+    assert render(r"a $x = 1 \text{ if $y > 0$ or $z$}$ b $c$").count("<math>") == 2
+    assert render(r"a $x = 1 \text{ if $y > 0} b").count("<math") == 0
 
 
 def test_formula_with_the_ending_of_a_word_is_a_formula() -> None:
@@ -300,7 +307,8 @@ def test_math_of_the_greatest_size_neither_ends_the_process_nor_takes_long() -> 
 
 
 @pytest.mark.parametrize(
-    "unit", ["$x$ ", "$(((($ ", r"$\frac{a}{b}$ ", "$$'''''''''$$\n\n", r"\(\log(\) "]
+    "unit",
+    ["$x$ ", "$(((($ ", r"$\frac{a}{b}$ ", "$$'''''''''$$\n\n", r"\(\log(\) ", r"$\text{$a$"],
 )
 def test_many_formulas_take_linear_time(unit: str) -> None:
     """Four times the formulas take about four times as long."""
