@@ -93,7 +93,7 @@ def _unlimited(_: int, work: Callable[[], str]) -> str | None:
 
 
 class Colours:
-    """Highlights code blocks; implements `halt.rendering.markdown.Colours`."""
+    """Highlights code blocks; implements `halt.rendering.code_box.Colours`."""
 
     cleaner = cleaner(set(ALIASES.values()), set(TOKEN_CLASSES.values()) - {""})
 

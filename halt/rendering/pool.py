@@ -21,7 +21,7 @@ from typing import TypeVar
 from halt.clock import now
 from halt.rendering.cache import Cache
 from halt.rendering.child import Child, ProcessDied, ProcessTimeout
-from halt.rendering.markdown import plain, plain_block
+from halt.rendering.plain import plain, plain_block
 from halt.rendering.protocol import Rendered, Request, block_of
 
 PROCESSES = 2

@@ -25,8 +25,9 @@ from typing import NoReturn, TypeVar
 from halt.rendering import data_urls, protocol
 from halt.rendering.cache import Cache
 from halt.rendering.highlighting import Colours
-from halt.rendering.markdown import plain, plain_block, render, render_block
+from halt.rendering.markdown import render, render_block
 from halt.rendering.open_text import normalized
+from halt.rendering.plain import plain, plain_block
 from halt.rendering.protocol import Rendered, Reply, Request, frame
 from halt.rendering.streaming.blocks import Block, joined
 from halt.rendering.streaming.stream import BlockStream

@@ -17,8 +17,9 @@ from typing import Protocol, TypeVar
 
 from halt.clock import now
 from halt.rendering.cache import Cache, key_of
-from halt.rendering.markdown import plain, plain_block, render, render_block
+from halt.rendering.markdown import render, render_block
 from halt.rendering.open_text import normalized
+from halt.rendering.plain import plain, plain_block
 from halt.rendering.pool import IDLE, Pool, completed
 from halt.rendering.protocol import Rendered, Request
 from halt.rendering.streaming.blocks import Block, BlockStep, Kind, Patch

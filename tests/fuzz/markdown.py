@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from halt.rendering.markdown import plain, render, render_block
+from halt.rendering.markdown import render, render_block
 from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normalized
+from halt.rendering.plain import plain
 from halt.rendering.renderer import SHORT, is_quick_to_render
 from halt.rendering.sanitizing import DIRECTED_BOXES, DIRECTED_TEXTS, MATH, TAGS
 from halt.rendering.streaming.stream import BlockStream, split_blocks

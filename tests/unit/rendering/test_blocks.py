@@ -252,20 +252,13 @@ def test_block_stream_takes_linear_time(before: str, unit: str) -> None:
     endless block.
     """
 
-    def seconds(size: int) -> float:
-        pieces = [unit] * (size // len(unit))
-        best = 9.0
-        for _ in range(3):
-            stream = BlockStream()
-            patch_of(stream.feed(before))
-            start = time.thread_time()
-            for piece in pieces:
-                patch_of(stream.feed(piece))
-            best = min(best, time.thread_time() - start)
-        return best
+    def stream_all(text: str) -> None:
+        stream = BlockStream()
+        patch_of(stream.feed(before))
+        for at in range(0, len(text), len(unit)):
+            patch_of(stream.feed(text[at : at + len(unit)]))
 
-    small, large = seconds(20_000), seconds(80_000)
-    assert large < 9 * small + 0.05  # quadratic time would be 16 times as long
+    check_linear(stream_all, unit)
 
 
 # --- Lists --------------------------------------------------------------------------------------

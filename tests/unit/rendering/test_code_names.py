@@ -9,7 +9,8 @@ import pytest
 
 from halt.rendering.code_names import INFO_MAX, NAME_MAX, SUFFIXES, code_name
 from halt.rendering.highlighting import ALIASES, Colours
-from halt.rendering.markdown import plain, render
+from halt.rendering.markdown import render
+from halt.rendering.plain import plain
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from halt.rendering import markdown
-from halt.rendering.markdown import plain
+from halt.rendering.plain import plain
 from halt.rendering.streaming.stream import split_blocks
 from tests.unit.rendering.page import page_of, render, streamed
 

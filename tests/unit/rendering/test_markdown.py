@@ -12,6 +12,7 @@ from halt.rendering import highlighting, markdown
 from halt.rendering.grammar import tables
 from halt.rendering.grammar.formulas import FORMULA_LINES_MAX
 from halt.rendering.lines import LABEL_MAX
+from halt.rendering.page_parser import PARSER
 from tests.support.answer_html import gate
 from tests.support.open_tail import text_of_tail
 from tests.unit.rendering.page import TEXTS, page_of, render
@@ -181,7 +182,7 @@ def visible_text(source: str) -> str:
 
 def parsed_text(source: str) -> str:
     """The text that the parser finds, with the source of each formula."""
-    inlines = [token.children for token in markdown.PARSER.parse(source, {}) if token.children]
+    inlines = [token.children for token in PARSER.parse(source, {}) if token.children]
     return "\n".join("".join(token.content or "\n" for token in line) for line in inlines)
 
 

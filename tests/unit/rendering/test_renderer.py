@@ -25,6 +25,7 @@ from halt.rendering import cache, child, markdown, pool, protocol
 from halt.rendering import renderer as renderer_module
 from halt.rendering.child import Child
 from halt.rendering.highlighting import Colours
+from halt.rendering.plain import plain
 from halt.rendering.pool import PROCESSES
 from halt.rendering.protocol import Reply, Request
 from halt.rendering.renderer import SHORT, Renderer
@@ -171,7 +172,7 @@ def test_renderer_sends_a_text_with_all_its_code_as_one_request(
 @pytest.mark.parametrize("text", [*ORDINARY, "a <b>\nc & d\n\n- e\n", "~~~py x\n<i>\n~~~\nand"])
 def test_plain_has_every_line_escaped(text: str) -> None:
     """Plain text has every line escaped, and code in its box with its label."""
-    rendered = markdown.plain(text)
+    rendered = plain(text)
     assert not re.search(r"<(?!/?(p|ul|ol|li|br|wbr|div|pre|code)\b)", rendered)
     if "```python" in text:
         assert "if x &lt; 1:\n    pass\n</code>" in rendered
@@ -403,7 +404,7 @@ def test_renderer_replaces_a_hanging_process(renderer: Renderer) -> None:
     os.kill(pid, signal.SIGSTOP)
     text = f"{CODE}\nIt hangs."
     rendered = renderer.submit_text(text).result(LONG)
-    assert rendered.html == markdown.plain(text)
+    assert rendered.html == plain(text)
     assert not rendered.timed_out
     assert ends(pid)
     wait_until(lambda: COLOURED in html_of(renderer, f"{CODE}\nOne more."), SERVER_TIMEOUT)
@@ -426,8 +427,8 @@ def test_renderer_reader_waits_no_longer_than_its_time(
     monkeypatch.setattr(pool.Pool, "submit", record_request)
     try:
         page = renderer.with_deadline(0.5)
-        assert page.text_html(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
-        assert page.text_html(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
+        assert page.text_html(f"{CODE}\na") == plain(f"{CODE}\na")
+        assert page.text_html(f"{CODE}\nb") == plain(f"{CODE}\nb")
         assert page.text_html(CODE) == html_of(renderer, CODE)  # it is there
         assert len(submitted) == 1
     finally:
@@ -480,7 +481,7 @@ def test_renderer_without_a_process_gives_plain_texts(
     with caplog.at_level(logging.ERROR):
         for number in range(20):
             text = f"{CODE}\n{number}"
-            assert html_of(renderer, text) == markdown.plain(text)
+            assert html_of(renderer, text) == plain(text)
             assert not renderer.is_immediate(text)
     assert len(caplog.records) == 1
     assert "No such file" in caplog.text
@@ -500,7 +501,7 @@ def test_renderer_notices_a_program_that_never_gets_ready(
     monkeypatch.setattr(child, "START_MAX", 0.2)
     other_children = children()
     renderer = Renderer(("sh", "-c", program))
-    assert html_of(renderer, CODE) == markdown.plain(CODE)
+    assert html_of(renderer, CODE) == plain(CODE)
     assert "no rendering process can be started" in caplog.text
     renderer.close()
     wait_until(lambda: children() <= other_children, SERVER_TIMEOUT)
@@ -518,8 +519,8 @@ def test_exception_in_the_rendering_process_gives_plain_text(
         "process.render = render; process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
-    assert html_of(renderer, CODE) == markdown.plain(CODE)
-    assert html_of(renderer, CODE) == markdown.plain(CODE)
+    assert html_of(renderer, CODE) == plain(CODE)
+    assert html_of(renderer, CODE) == plain(CODE)
     assert len(requests) == 1
     assert "KeyError" in caplog.text
     assert "Look" not in caplog.text
@@ -550,11 +551,11 @@ def test_close_leaves_no_process_and_gives_plain_texts(renderer: Renderer) -> No
     futures = [renderer.submit_text(f"{CODE}\n{number}") for number in range(3)]
     renderer.close()
     assert [future.result(LONG).html for future in futures] == [
-        markdown.plain(f"{CODE}\n{number}") for number in range(3)
+        plain(f"{CODE}\n{number}") for number in range(3)
     ]
     assert ends(pid)
     wait_until(lambda: children() <= other_children, SERVER_TIMEOUT)
-    assert html_of(renderer, f"{CODE}\nlater") == markdown.plain(f"{CODE}\nlater")
+    assert html_of(renderer, f"{CODE}\nlater") == plain(f"{CODE}\nlater")
 
 
 # --- in a server ----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from halt.core.steps import Step
-from halt.rendering.markdown import plain, render
+from halt.rendering.markdown import render
+from halt.rendering.plain import plain
 from halt.web.page.sources import (
     UNFOLDED,
     BelowView,
