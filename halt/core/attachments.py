@@ -86,7 +86,7 @@ def _walk(value: Any, name: str, is_in_list: bool, depth: int) -> Iterator[Media
         if media := _data_of(value):
             yield media
             return
-        title = next((t for key in _TITLE_FIELDS if isinstance(t := value.get(key), str) and t), "")
+        title = _title_of(value)
         for key, item in value.items():
             path = f"{name}.{key}" if _PICTURE_FIELD.search(name) else str(key)
             if _is_address(key, item) and not _PICTURE_FIELD.search(path):
@@ -104,7 +104,7 @@ def _walk_list(
 ) -> Iterator[Media | Source]:
     """The attachments in a list; each source with its `repeats` in the innermost list."""
     counts: Counter[str] = Counter()
-    has_addresses = any(isinstance(item, str) and _ADDRESS.fullmatch(item) for item in items)
+    kinds = {type(item) for item in items if _has_address(item)}  # text, objects
     for item in items:
         of_item: set[str] = set()
         is_empty = True
@@ -116,11 +116,23 @@ def _walk_list(
             else:
                 yield found
         counts.update(of_item)
-        is_text = isinstance(item, str) and bool(item.strip())
-        if is_text and is_empty and has_addresses and not _PICTURE_FIELD.search(name):
-            title = _short(item)
-            yield Source("", title, counts[title])
-            counts[title] += 1
+        # One without an address keeps its place, since the text counts them.
+        if is_empty and type(item) in kinds and not _PICTURE_FIELD.search(name):
+            title = _short(item if isinstance(item, str) else _title_of(item))
+            if title:
+                yield Source("", title, 0 if name in _PLACES_FIELDS else counts[title])
+                counts[title] += 1
+
+
+def _has_address(item: Any) -> bool:
+    """Whether an item of a list is an address, or an object with one."""
+    if isinstance(item, dict):
+        return any(_is_address(key, value) for key, value in item.items())
+    return isinstance(item, str) and bool(_ADDRESS.fullmatch(item))
+
+
+def _title_of(value: dict[str, Any]) -> str:
+    return next((t for key in _TITLE_FIELDS if isinstance(t := value.get(key), str) and t), "")
 
 
 def _short(title: str) -> str:

@@ -45,6 +45,10 @@ def test_attachments_of_picture_fields_are_pictures(fields: dict[str, Any]) -> N
             {"search_results": [{"title": "One", "url": A, "date": "2026"}, {"url": B}]},
             [(A, "One"), (B, "")],
         ),
+        (  # a document keeps its place, since the text counts them
+            {"sources": [{"name": "a.pdf", "url": "file:///a.pdf"}, {"name": "One", "url": A}]},
+            [("", "a.pdf"), (A, "One")],
+        ),
         (
             {"annotations": [{"type": "url_citation", "url_citation": {"url": A, "title": "One"}}]},
             [(A, "One")],
