@@ -106,16 +106,17 @@ def _walk_list(
     counts: Counter[str] = Counter()
     kinds = {type(item) for item in items if _has_address(item)}  # text, objects
     for item in items:
-        of_item: set[str] = set()
+        item_urls: set[str] = set()
         is_empty = True
-        for found in _walk(item, name, is_in_list, depth):
+        for attachment in _walk(item, name, is_in_list, depth):
             is_empty = False
-            if isinstance(found, Source) and found.repeats == OUTSIDE:
-                of_item.add(found.url)
-                yield found._replace(repeats=0 if name in _PLACES_FIELDS else counts[found.url])
+            if isinstance(attachment, Source) and attachment.repeats == OUTSIDE:
+                item_urls.add(attachment.url)
+                repeats = 0 if name in _PLACES_FIELDS else counts[attachment.url]
+                yield attachment._replace(repeats=repeats)
             else:
-                yield found
-        counts.update(of_item)
+                yield attachment
+        counts.update(item_urls)
         # One without an address keeps its place, since the text counts them.
         if is_empty and type(item) in kinds and not _PICTURE_FIELD.search(name):
             title = _short(item if isinstance(item, str) else _title_of(item))
@@ -132,7 +133,8 @@ def _has_address(item: Any) -> bool:
 
 
 def _title_of(value: dict[str, Any]) -> str:
-    return next((t for key in _TITLE_FIELDS if isinstance(t := value.get(key), str) and t), "")
+    texts = (value.get(key) for key in _TITLE_FIELDS)
+    return next((text for text in texts if isinstance(text, str) and text), "")
 
 
 def _short(title: str) -> str:

@@ -63,11 +63,16 @@ def below_view(answer_steps: Sequence[Step]) -> BelowView:
         if step.kind == "picture":
             pictures.append((step.text, "" if step.result.startswith("data:") else step.result))
         elif step.kind == "sources":
-            part = [(u, t) for u, _, t in (line.partition(" ") for line in step.text.split("\n"))]
-            same = all(a[0] == b[0] for a, b in zip(pairs, part, strict=False))
-            is_numbered = is_numbered and same
-            pairs = _merged(pairs, part) if same else list(dict.fromkeys([*pairs, *part]))
+            part = [_url_and_title(line) for line in step.text.split("\n")]
+            is_same = all(pair[0] == other[0] for pair, other in zip(pairs, part, strict=False))
+            is_numbered = is_numbered and is_same
+            pairs = _merged(pairs, part) if is_same else list(dict.fromkeys([*pairs, *part]))
     return BelowView(tuple(pictures), tuple(_source(*pair) for pair in pairs), is_numbered)
+
+
+def _url_and_title(line: str) -> tuple[str, str]:
+    url, _, title = line.partition(" ")
+    return url, title
 
 
 def _merged(pairs: list[tuple[str, str]], part: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-import time
 
 import pytest
 
 from halt.rendering import markdown
 from halt.rendering.plain import plain
 from halt.rendering.streaming.stream import split_blocks
+from tests.support.linear_time import check_linear
 from tests.unit.rendering.page import page_of, render, streamed
 
 
@@ -78,11 +78,8 @@ def test_text_before_a_fences_mark_keeps_it_text() -> None:
 def test_fences_take_linear_time(unit: str) -> None:
     """Fences that are opened again and again take time in proportion to the text."""
 
-    def seconds(size: int) -> float:
-        source = "```markdown\n" + unit * (size // len(unit))
-        start = time.thread_time()
-        markdown.render(source)
-        split_blocks(source)
-        return time.thread_time() - start
+    def render_and_split(text: str) -> None:
+        markdown.render(f"```markdown\n{text}")
+        split_blocks(f"```markdown\n{text}")
 
-    assert seconds(40_000) < 6 * min(seconds(10_000) for _ in range(3)) + 0.05
+    check_linear(render_and_split, unit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -19,6 +18,7 @@ from halt.web.page.sources import (
     shown_host,
     with_links,
 )
+from tests.support.linear_time import check_linear
 
 A, B = "https://a.example/one?x=1&y=2", "https://b.example/two"
 BELOW = BelowView((), (Source("One & <i>", A, "a.example"), Source("b.example/two", B)))
@@ -148,12 +148,5 @@ def test_below_html_many_sources_fold_and_keep_their_numbers() -> None:
     "unit", ["[1", "[1,", "[1, 1", "\u3010" + "1", "<", '<a href="x">', "[^1", '"', "<code>", "[1]"]
 )
 def test_with_links_takes_linear_time(unit: str) -> None:
-    """Twice the text takes at most about twice the time, also of marks that do not close."""
-
-    def spent(count: int) -> float:
-        markup = plain(unit * count) + "</a></code>"
-        start = time.thread_time()
-        with_links(markup, BELOW)
-        return time.thread_time() - start
-
-    assert min(spent(40_000) for _ in range(3)) < 4 * min(spent(20_000) for _ in range(3)) + 0.01
+    """Marks, also those that do not close, take time in proportion to the text."""
+    check_linear(lambda text: with_links(f"{text}</a></code>", BELOW), unit, 20_000)
