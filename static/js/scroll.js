@@ -55,6 +55,7 @@ const check = () => {
   showButton();
 };
 addEventListener("scroll", check, { passive: true });
+addEventListener("hashchange", () => { following = false; }); // the reader wants to see a footnote
 const sizes = new ResizeObserver(stay);
 sizes.observe($("main"));
 sizes.observe($("body > footer"));

@@ -122,6 +122,20 @@ def test_footnotes_of_equal_answers_lead_to_their_own_notes(chat: Chat) -> None:
     expect(chat.text.locator("li:target")).to_have_text(re.compile("the note"))
 
 
+def test_footnote_of_an_earlier_answer_stays_in_view_while_text_comes(chat: Chat) -> None:
+    """A reader who goes to a footnote is not moved from there to the end of a running answer."""
+    chat.ask_for("a[^1]\n\n[^1]: the note")
+    chat.wait_state("done")
+    chat.ask("count?n=4000&hold=9")
+    chat.wait_text("7 8")
+    chat.page.locator(".exchange:first-child sup a").press("Enter")
+    expect(chat.page.locator("li:target")).to_be_in_viewport()
+    chat.release()
+    chat.wait_state("done")
+    chat.frames()
+    expect(chat.page.locator("li:target")).to_be_in_viewport()
+
+
 def test_copy_button_of_code_copies_the_code_alone(chat: Chat) -> None:
     """The Copy button of a code block puts the code, and nothing around it, on the clipboard."""
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
