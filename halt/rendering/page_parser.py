@@ -18,7 +18,7 @@ from halt.rendering.code_box import code_box
 from halt.rendering.direction import first_direction, has_right_to_left
 from halt.rendering.grammar import answer_parser, footnotes
 from halt.rendering.grammar.formulas import unmarked
-from halt.rendering.mathml import math_html
+from halt.rendering.mathml.formula import math_html
 from halt.rendering.open_text import breakable
 from halt.rendering.sanitizing import DIRECTED_BOXES, DIRECTED_TEXTS
 

@@ -4,7 +4,7 @@ from collections.abc import Set as AbstractSet
 
 import nh3
 
-from halt.rendering.mathml import COLOURS, MATH_CLASSES
+from halt.rendering.mathml.styles import COLOURS, MATH_CLASSES
 
 TAGS = (
     "a blockquote br code details div em h1 h2 h3 h4 h5 h6 hr input kbd li mark ol p pre s small"

@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from halt.rendering.mathml import COLOURS, MATH_CLASSES
+from halt.rendering.mathml.styles import COLOURS, MATH_CLASSES
 from halt.rendering.sanitizing import MATH
 
 #: Tags, their attributes, and a pattern for the whole value of each.

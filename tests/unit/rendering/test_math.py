@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from halt.rendering.markdown import render
-from halt.rendering.mathml import COLOURS, MATH_CLASSES, NESTING_MAX, SOURCE_MAX, math_html
+from halt.rendering.mathml.formula import NESTING_MAX, SOURCE_MAX, math_html
+from halt.rendering.mathml.styles import COLOURS, MATH_CLASSES
 from halt.rendering.sanitizing import MATH, TAGS
 from tests.support.answer_html import gate
 
@@ -286,7 +287,7 @@ def test_math_of_the_greatest_size_neither_ends_the_process_nor_takes_long() -> 
     """The longest formulas take 30 ms each at most, in a thread with a stack of 1 MB."""
     script = (
         "import sys, threading, time\n"
-        "from halt.rendering.mathml import math_html\n"
+        "from halt.rendering.mathml.formula import math_html\n"
         "from tests.unit.rendering.test_math import LONGEST\n"
         "def convert():\n"
         "    for tex in LONGEST:\n"

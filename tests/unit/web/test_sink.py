@@ -476,7 +476,8 @@ def without_varying_parts(body: bytes, names: dict[str, str]) -> bytes:
         if name in names:
             body = body.replace(names[name].encode(), b"ID")
     body = re.sub(rb"chatcmpl-[\w-]+", b"ID", body)
-    return re.sub(rb"\d+(\.\d+)?|null", b"N", body)
+    body = re.sub(rb"\d+(\.\d+)?|null", b"N", body)
+    return body.replace("N\xa0ms".encode(), "N\xa0s".encode())  # a slow machine
 
 
 def test_relay_and_thread_write_the_same_bytes(

@@ -1,0 +1,1 @@
+"""TeX formulas as MathML."""
