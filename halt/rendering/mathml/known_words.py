@@ -140,11 +140,11 @@ _REWRITTEN = re.compile(
 _TEXT = re.compile(r"\\(text(?:bf|it|rm|sf|tt)?|emph|fbox)\s*" + GROUP)
 _IN_TEXT = re.compile(
     r"(?<!\\)(?:\$((?:[^$\\]++|\\.)*+)\$|([_^](?:\{[^{}]*\}|\d)|\^\w))"
-    r"|\\\(((?:[^\\]++|\\[^()])*+)\\\)"
+    r"|(?<!\\)\\\(((?:[^\\]++|\\[^()])*+)\\\)"
 )
 _UNESCAPED = re.compile(r"(\\.)|([_&#%])", re.DOTALL)
 #: The columns of an array, of which math-core knows letters and rules.
-_COLUMNS = re.compile(r"\\begin\s*\{array\}\s*(?:\[[tcb]\])?\s*" + GROUP)
+_COLUMNS = re.compile(r"\\begin\s*+\{array\}\s*+(?:\[[tcb]\]\s*+)?" + GROUP)
 _REPEATED = re.compile(r"\*\s*\{(\d)\}\s*\{([lcr|]+)\}")
 _BETWEEN = re.compile(r"[@!<>]\s*" + INNER + r"|(?<=[pmb])\s*\{[^{}]*\}|\s")
 _WIDE_COLUMN = re.compile(r"[pmbX]")
