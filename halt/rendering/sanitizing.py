@@ -18,7 +18,7 @@ MATH = {
     "mi": "mathvariant",
     "mmultiscripts": "",
     "mn": "",
-    "mo": "form lspace maxsize minsize rspace stretchy symmetric",
+    "mo": "form lspace mathsize maxsize minsize rspace stretchy symmetric",
     "mover": "accent",
     "mpadded": "height width",
     "mphantom": "",

@@ -54,7 +54,7 @@ for _tag in ("blockquote", "details", "li", "ol", "table", "ul"):
 for _tag in ("h1", "h2", "h3", "h4", "h5", "h6", "p", "summary", "td", "th"):
     ALLOWED[_tag]["dir"] = "auto"
 for _tag, _names in MATH.items():
-    ALLOWED[_tag] = dict.fromkeys(_names.split(), r"[a-z ]*|-?\d{0,2}(\.\d*)?[a-z]{0,2}")
+    ALLOWED[_tag] = dict.fromkeys(_names.split(), r"[a-z ]*|-?\d{0,2}(\.\d*)?[a-z%]{0,2}")
 for _tag in ("mtable", "mtd"):
     ALLOWED[_tag]["class"] = rf"({'|'.join(MATH_CLASSES)}| )+"
 ALLOWED["mrow"]["mathcolor"] = "|".join(map(re.escape, COLOURS))

@@ -14,6 +14,7 @@ import re
 from math_core import LatexError, LatexToMathML
 
 from halt.rendering.mathml import brackets
+from halt.rendering.mathml.accents import with_accents
 from halt.rendering.mathml.known_words import known_words
 from halt.rendering.mathml.styles import with_classes
 
@@ -48,6 +49,7 @@ def math_html(tex: str, *, display: bool) -> str | None:
         return None
     if "\\mathopen" in rewritten:
         written = brackets.with_brackets(written)
+    written = with_accents(written)
     if "<mtext>" in written:
         for tag, name in (("b", "strong"), ("i", "em")):
             written = written.replace(f"<{tag}>", f"<{name}>").replace(f"</{tag}>", f"</{name}>")

@@ -339,3 +339,18 @@ def test_math_is_the_same_in_many_threads() -> None:
         thread.join()
     assert len(results) == 8
     assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize(
+    ("tex", "expected"),
+    [
+        ("f'(x)", '<mrow><mi>f</mi><mo lspace="0" rspace="0">\u2032</mo></mrow>'),
+        (r"\vec{v}", '<mi>v</mi><mo stretchy="false" mathsize="70%">\u2192</mo>'),
+        (r"\overline{A}", '<mi>A</mi><mo stretchy="false">\u00af</mo>'),
+        (r"\underline{x}", '<mi>x</mi><mo stretchy="false">_</mo>'),
+        (r"\overline{AB}", '<mo stretchy="true">\u0332</mo>'),
+    ],
+)
+def test_math_accents_are_signs_that_browsers_place_rightly(tex: str, expected: str) -> None:
+    """An accent is not a combining sign, and a prime is not made small twice."""
+    assert expected in str(math_html(tex, display=False))
