@@ -92,10 +92,12 @@ def test_reload_within_a_markdown_block_continues_the_block(
     chat.record().release()
     chat.wait_state("done")
     expect(chat.text.locator("table td")).to_have_text(["left", "1", "right", "22"])
+    expect(chat.text.locator(".code-bar .copy")).to_have_count(1)  # which comes by a script
     after_reloads = chat.text.inner_html()
     chat.ask("markdown")
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
+    expect(chat.text.locator(".code-bar .copy")).to_have_count(1)
     assert chat.text.inner_html() == after_reloads.replace(
         chat.page.locator(".answer").first.get_attribute("data-stream") or "",
         chat.answer.get_attribute("data-stream") or "",

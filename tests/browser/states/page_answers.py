@@ -106,6 +106,15 @@ Its content.
 ### Third heading
 
 > Quoted text.
+>
+> ```
+> quoted code
+> ```
+
+- Press <kbd>Ctrl</kbd>, or write:
+  ```
+  exit
+  ```
 
 The mean is $\\bar{x} = \\frac{1}{n} \\sum_{i=1}^{n} x_i$, and
 
