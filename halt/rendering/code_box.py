@@ -22,9 +22,13 @@ class Colours(Protocol):
 def code_box(code: str, info: str, colours: Colours | None) -> str:
     """The HTML of a code block: a bar with the file's path or the language, and the code.
 
+    A block without a line of code and without a name is nothing.
+
     The page's scripts add buttons to the bar; `data-name` is the name for a download.
     """
     label, path, name, suffix_language = code_name(info, code)
+    if not (code or path):  # a model that repeats itself writes thousands of empty blocks
+        return ""
     language, coloured = colours.highlight(code, label) if colours is not None else ("", None)
     if not language and suffix_language and colours is not None:
         language, coloured = colours.highlight(code, suffix_language)

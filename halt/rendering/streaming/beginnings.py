@@ -11,7 +11,8 @@ from halt.rendering.grammar.headings import UNDERLINE_MIN
 from halt.rendering.lines import HEADING_START, SPACED_RULE, ItemMark
 
 _UNDECIDED = re.compile(
-    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|#{1,6}\*|(?:#{1,6}|[-+*]|[0-9]{1,9}[.)]?)[ \t]*|>[ \t]?"
+    r"(?:`{0,2}|`{3,}+[^`]*|~{0,2}|~{3,}+.*|#{1,6}\*|>[ \t]?"
+    r"|[0-9]{1,9}|(?:#{1,6}|[-+*]|[0-9]{1,9}[.)])[ \t]*"
     r"|(?:-[ \t]*+)+|(?:\*[ \t]*+)+|(?:_[ \t]*+)+)"
 )
 #: A block other than a list or a fence that ends the paragraph of an item without a blank line.

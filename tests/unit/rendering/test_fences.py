@@ -83,3 +83,9 @@ def test_fences_take_linear_time(unit: str) -> None:
         split_blocks(f"```markdown\n{text}")
 
     check_linear(render_and_split, unit)
+
+
+def test_render_empty_fences_are_not_shown() -> None:
+    """A fence without a line of code has no box: thousands of them would hold up a browser."""
+    assert render("a\n\n```\n```\n\nb") == "<p>a</p>\n<p>b</p>\n"
+    assert plain("```\n" * 1_000) == ""
