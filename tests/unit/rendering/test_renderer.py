@@ -206,7 +206,7 @@ def test_renderer_of_a_hostile_text_costs_the_worker_nothing(
         lambda: shared_renderer.is_immediate(text), SERVER_TIMEOUT
     )  # the process has given up by itself, and was not killed
     assert shared_renderer.pids[:1] == pids[:1]
-    assert rendered.html
+    assert rendered.html or not text.strip("`~\n")  # empty code blocks are nothing
 
 
 def test_renderer_shows_only_the_slow_code_block_plain(shared_renderer: Renderer) -> None:
