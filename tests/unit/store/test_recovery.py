@@ -341,7 +341,8 @@ def test_failing_store_delays_no_reader_and_catches_up(
     assert replay is not None
     assert replay.log.read(0) == generation.log.read(0)
     assert replay.answer() == generation.answer()
-    log_lines = [r.getMessage() for r in caplog.records if r.levelname != "DEBUG"]
+    # The first removal of expired rows may meet the fault, too, and then has a line of its own.
+    log_lines = [line for line in caplog.messages if line.startswith("saving ")]
     assert len(log_lines) == 2, log_lines
 
 
