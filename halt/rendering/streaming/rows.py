@@ -45,7 +45,7 @@ class OpenTable:
 
 def opened_table(head: str, separator: str) -> OpenTable | None:
     """The table that these two lines begin, None for other lines."""
-    if "|" not in head or len(head) + len(separator) > HEAD_MAX:
+    if "|" not in head or "-" not in separator or len(head) + len(separator) > HEAD_MAX:
         return None
     if not MAYBE_SEPARATOR.fullmatch(separator):
         return None
