@@ -7,18 +7,16 @@ real time of an idle machine; no text is rendered twice.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number, without_target
 from halt.rendering.renderer import Renderer
+from tests.support.hostile_texts import HOSTILE_TEXTS, of_size, text_of
 
 SIZE = 200_000  # characters of a text
 FORMULAS = 300
-HOSTILE = Path(__file__).parents[1] / "tests" / "cases" / "hostile_texts.json"
 
 #: A part of an ordinary answer; `{n}` makes each one different.
 SECTION = """\
@@ -100,11 +98,8 @@ def _uncached(text: str) -> Row:
 
 def _hostile(renderer: Renderer) -> Row:
     times: dict[str, float] = {}
-    for case in json.loads(HOSTILE.read_text()):
-        body = case["before"] + case["unit"] * (SIZE // len(case["unit"]))
-        if case["language"]:
-            body = f"```{case['language']}\n{body}\n```"
-        times[case["name"]] = _milliseconds(renderer, f"{body[:SIZE]}\n")
+    for name, case in HOSTILE_TEXTS.items():
+        times[name] = _milliseconds(renderer, f"{text_of(of_size(case, SIZE))[:SIZE]}\n")
     slowest, next_slowest, *_ = sorted(times, key=lambda name: -times[name])
     return at_most(
         "Rendering of a hostile text of 200 kB, the slowest",

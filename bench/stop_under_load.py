@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -27,6 +26,7 @@ from bench.table import Row, number, percentile, required
 from tests.resilience import loads
 from tests.resilience.bystander import Address, Bystander, NotAnswered
 from tests.resilience.servers import LimitedServer, Postgres, descriptors_limited, postgres_programs
+from tests.support.hostile_texts import HOSTILE_TEXTS, of_size
 from tests.support.http_client import Client
 
 TOKEN = "a-token-of-the-bench"
@@ -34,7 +34,6 @@ GIVEN_UP = 20.0  # seconds for one Stop
 BEGINS_WITHIN = 120.0  # seconds for a load to begin
 PAUSE = 0.03  # seconds between two Stops
 TEXT = 200_000  # characters of a hostile text
-HOSTILE = Path(__file__).parents[1] / "tests" / "cases" / "hostile_texts.json"
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -106,10 +105,7 @@ def _costly_answer(name: str, readers: int = 1) -> MakeLoad:
 def _each_hostile_text(server: LoadedServer) -> AbstractContextManager[object]:
     """One reader of each kind of hostile text, 200 kB each, one after the other."""
     models = itertools.cycle(
-        [
-            loads.repeated_text({**case, "times": TEXT // len(case["unit"])})
-            for case in json.loads(HOSTILE.read_text())
-        ]
+        [loads.repeated_text(of_size(case, TEXT)) for case in HOSTILE_TEXTS.values()]
     )
     return _repeat(lambda: loads.read_page(server.address, next(models)))
 

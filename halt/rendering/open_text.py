@@ -33,7 +33,9 @@ _TAGS = re.compile("(<[^<>]*+>)")
 
 RUN = 200  # characters without a blank, after which a `<wbr>` follows
 WBR = "<wbr>"
-_BLANK = "\\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
+#: Chinese, Japanese and Korean characters, as a part of a pattern's set.
+WIDE = "\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
+_BLANK = f"\\s{WIDE}"
 _RUN = re.compile(f"[^{_BLANK}]+")
 _TO_LAST_BLANK = re.compile(f"(?s:.*)[{_BLANK}]")
 ACCENTS_MAX = 16  # accents that may delay a `<wbr>`

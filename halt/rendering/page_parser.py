@@ -21,6 +21,7 @@ from halt.rendering.grammar.formulas import unmarked
 from halt.rendering.mathml.formula import math_html
 from halt.rendering.open_text import breakable
 from halt.rendering.sanitizing import DIRECTED_BOXES, DIRECTED_TEXTS
+from halt.rendering.streaming.blocks import TABLE, TABLE_END
 
 NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
 HEAD_MAX = 16  # characters of a column's head that is kept in one line
@@ -34,7 +35,7 @@ def _table(
     """Render rule for the beginning of a table, in its own box, which scrolls in its direction."""
     direction = tokens[index].attrs.get("dir")
     attribute = f' dir="{direction}"' if direction else ""
-    return f'<div class="table" tabindex="0"{attribute}><table>\n'
+    return TABLE.format(attributes=attribute)
 
 
 def _code(
@@ -177,7 +178,7 @@ def _parser() -> MarkdownIt:
         parser.add_render_rule(name, lambda _, tokens, at, *__: footnotes.note_mark(tokens[at]))
     parser.add_render_rule("notes_open", lambda *_: '<ol class="notes" aria-label="Footnotes">\n')
     parser.add_render_rule("table_open", _table)
-    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    parser.add_render_rule("table_close", lambda *_: TABLE_END)
     # The first parse compiles the rules; another thread must not see them half compiled.
     parser.render("first")
     return parser

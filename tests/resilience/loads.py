@@ -22,6 +22,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from tests.resilience.bystander import Address, NotAnswered
+from tests.support.hostile_texts import text_of
 from tests.support.http_client import Client
 
 #: Hostile texts of models and clients.
@@ -30,13 +31,6 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true
 JSON = {"Content-Type": "application/json"}
 ANSWER_TIMEOUT = 120.0  # seconds for one answer to a hostile request
 PIECE = 65_536
-
-
-def text_of(case: Mapping[str, object]) -> str:
-    """The text of a case; a fenced code block if the case has a language."""
-    text = f"{case['before']}{str(case['unit']) * int(str(case['times']))}{case['after']}"
-    language = case.get("language")
-    return f"```{language}\n{text}\n```\n" if language else text
 
 
 def message(

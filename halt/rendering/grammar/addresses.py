@@ -10,12 +10,12 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 
 from halt.rendering.grammar.tags import ELEMENTS
+from halt.rendering.open_text import WIDE
 
 ADDRESS_MAX = 2_000  # characters
 
-#: Scripts without blanks between words; their letters and marks end a host.
-_UNSPACED = "\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
-_HOST = rf"[^\W_{_UNSPACED}][^\W{_UNSPACED}]*(?:[.-]+[^\W{_UNSPACED}]+)*"
+#: Letters and marks of scripts without blanks between words end a host.
+_HOST = rf"[^\W_{WIDE}][^\W{WIDE}]*(?:[.-]+[^\W{WIDE}]+)*"
 #: Not Markdown's marks and brackets, quotation marks, nor the punctuation of East Asian scripts.
 _PATH = r"[^\s<>\[\]{}|\\^`\"\u2018-\u201f\u2026\u3000-\u303f\uff00-\uffef]"
 _TAGS = "|".join(ELEMENTS)

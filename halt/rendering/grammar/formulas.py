@@ -47,10 +47,8 @@ WORDS = re.compile(
 
 def _formula_at(text: str, at: int) -> int:
     """The end of the formula that begins at `at`; 0 if none begins there."""
-    if text[at] == "$":
-        before = text[at - 1] if at else " "
-        if before == "$" or (before.isascii() and (before.isalnum() or before == "_")):
-            return 0
+    if text[at] == "$" and is_in_word(text[at - 1] if at else " "):
+        return 0
     opening = DISPLAY.match(text, at)
     if opening and opening[1]:
         mark = f"\\end{{{opening[1]}}}"
@@ -71,6 +69,11 @@ def _formula_at(text: str, at: int) -> int:
             is_text = bool(WORD.fullmatch(match[1]) if is_round else WORDS.fullmatch(match[1]))
         return 0 if is_text else match.end()
     return 0
+
+
+def is_in_word(before: str) -> bool:
+    """Whether a dollar sign after this character opens no formula: `US$`, `a_$b`, `$$`."""
+    return before == "$" or (before.isascii() and (before.isalnum() or before == "_"))
 
 
 def unmarked(source: str) -> tuple[str, bool]:

@@ -68,7 +68,9 @@ class BlockStep(NamedTuple):
         return Patch(rest, *self[1:], parts=parts, are_rows=are_rows)
 
 
-BODY, TABLE_END = "<tbody>\n", "</table></div>\n"
+#: What page_parser writes around a table, and around its rows.
+TABLE, TABLE_END = '<div class="table" tabindex="0"{attributes}><table>\n', "</table></div>\n"
+BODY = "<tbody>\n"
 BODY_END = f"</tbody>\n{TABLE_END}"
 
 

@@ -9,7 +9,7 @@ from markdown_it.token import Token
 
 from halt.rendering.lines import item_mark
 from halt.rendering.open_text import breakable
-from halt.rendering.streaming.blocks import BODY, BODY_END, TABLE_END, Block
+from halt.rendering.streaming.blocks import BODY, BODY_END, TABLE, TABLE_END, Block
 
 
 def is_one_item(tokens: Sequence[Token]) -> bool:
@@ -46,7 +46,7 @@ def plain_table(block: Block) -> str:
     """The head or the row as the escaped text of one cell."""
     lines = block.lines[:1] if block.kind == "head" else block.lines[2:]
     text = breakable(html.escape("\n".join(lines), quote=False))
-    start = '<div class="table" tabindex="0"><table>\n'
+    start = TABLE.format(attributes="")
     if block.kind == "head":
         return f"{start}<thead>\n<tr>\n<th>{text}</th>\n</tr>\n</thead>\n{TABLE_END}"
     return f"{start}{BODY}<tr>\n<td>{text}</td>\n</tr>\n{BODY_END}"

@@ -12,6 +12,7 @@ import html
 import re
 
 from halt.rendering.grammar.emphasis import can_open_and_close
+from halt.rendering.grammar.formulas import is_in_word
 
 STYLED_MAX = 10_000  # characters of a block; the rest has no elements, whose number is so bounded
 HELD_MAX = 32  # characters of a mark that are held; a longer run of them is text
@@ -125,9 +126,8 @@ class Provisional:
         return self._styled(f"\\{char}")
 
     def _take_dollar(self, mark: str, before: str, after: str) -> list[str]:
-        is_inside = before == "$" or (before.isascii() and (before.isalnum() or before == "_"))
         is_money = mark == "$" and (after.isspace() or after.isdigit())
-        if not is_inside and not is_money and after != "$":
+        if not is_in_word(before) and not is_money and after != "$":
             self._formula = mark
         return self._styled(mark)
 

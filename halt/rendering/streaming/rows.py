@@ -7,13 +7,13 @@ import re
 from markdown_it import MarkdownIt
 
 from halt.rendering.grammar.tables import CELLS_A_CHARACTER, CORNERS, bounded_table
-from halt.rendering.lines import HEADING_START
+from halt.rendering.lines import HEADING_START, MARKER
 
 HEAD_MAX = 4_000  # characters of a head whose table is shown by rows
 #: The beginning of a line that may become the separator below a head.
 MAYBE_SEPARATOR = re.compile(r"[|:\- \t]+")
 #: A block that ends a table without a blank line, besides a line without a pipe.
-_OTHER = re.compile(rf"{HEADING_START.pattern}|>|[-+*][ \t]|[0-9]{{1,9}}[.)][ \t]")
+_OTHER = re.compile(rf"{HEADING_START.pattern}|>|{MARKER.pattern}")
 _ALIGNED = {"": "---", "left": ":--", "center": ":-:", "right": "--:"}
 
 

@@ -91,6 +91,12 @@ class Visit:
         send(chat, prompt, state)
         return chat
 
+    def watch(self, prompt: str, text: str) -> Chat:
+        """Open the page and send a prompt; wait until this text of its answer is there."""
+        chat = self.ask(prompt, "running")
+        chat.wait_text(text)
+        return chat
+
     def show_list(self, chat: Chat) -> None:
         """Make the list of conversations visible, also on a phone."""
         button = chat.page.locator("#open-sidebar")
@@ -327,9 +333,7 @@ def typing_while_running(visit: Visit) -> Chat:
 
 @state()
 def long_paragraph_streaming(visit: Visit) -> Chat:
-    chat = visit.ask("Write one long paragraph.", "running")
-    chat.wait_text("This is the")
-    return chat
+    return visit.watch("Write one long paragraph.", "This is the")
 
 
 @state()
@@ -346,25 +350,19 @@ def scrolled_up(visit: Visit) -> Chat:
 
 @state()
 def code_streaming(visit: Visit) -> Chat:
-    chat = visit.ask("Write code slowly.", "running")
-    chat.wait_text("The arithmetic mean")
-    return chat
+    return visit.watch("Write code slowly.", "The arithmetic mean")
 
 
 @state()
 def list_streaming(visit: Visit) -> Chat:
     """An item is written, in the middle of bold words and below finished items."""
-    chat = visit.ask("Write a list slowly.", "running")
-    chat.wait_text("Third in")
-    return chat
+    return visit.watch("Write a list slowly.", "Third in")
 
 
 @state()
 def table_streaming(visit: Visit) -> Chat:
     """A row is written, below the complete ones."""
-    chat = visit.ask("Write a table slowly.", "running")
-    chat.wait_text("| A proxy")
-    return chat
+    return visit.watch("Write a table slowly.", "| A proxy")
 
 
 @state()
@@ -495,8 +493,7 @@ def server_down(visit: Visit) -> Chat:
 @state()
 def unsaved(visit: Visit) -> Chat:
     """Another program holds the database."""
-    chat = visit.ask("Write slowly.", "running")
-    chat.wait_text("Decode")
+    chat = visit.watch("Write slowly.", "Decode")
     database = sqlite3.connect(visit.stage.halt.data_folder / "halt.db", timeout=30)
     visit.cleanup.callback(database.close)
     database.execute("BEGIN IMMEDIATE")
@@ -637,8 +634,7 @@ def edited_answer(visit: Visit) -> Chat:
 @state()
 def regenerating(visit: Visit) -> Chat:
     """Another version of an answer runs."""
-    chat = visit.ask("Write the second one down.", "running")
-    chat.wait_text("lines are handed on")
+    chat = visit.watch("Write the second one down.", "lines are handed on")
     chat.stop.click()
     chat.wait_state("stopped")
     answer_button(chat, "Write again").click()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -32,6 +31,7 @@ from halt.rendering.renderer import SHORT, Renderer
 from halt.rendering.streaming.stream import BlockStream
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import ROOT, StartHalt, new_id
+from tests.support.hostile_texts import HOSTILE_TEXTS, text_of
 from tests.support.page_requests import STREAM_HEADERS
 from tests.support.process_facts import tree
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
@@ -40,16 +40,6 @@ LONG = 60.0  # seconds that a test waits for work that takes milliseconds
 
 CODE = "Look *here*:\n\n```python\nif x < 1:\n    pass\n```\n"
 COLOURED = '<span class="k">if</span>'
-
-CASES: dict[str, dict[str, Any]] = {
-    case["name"]: case for case in json.loads((ROOT / "tests/cases/hostile_texts.json").read_text())
-}
-
-
-def text_of(case: dict[str, Any]) -> str:
-    """The text of a case, as a model writes it."""
-    text = f"{case['before']}{case['unit'] * case['times']}{case['after']}"
-    return f"```{case['language']}\n{text}\n```\n" if case["language"] else text
 
 
 @pytest.fixture(autouse=True)
@@ -189,14 +179,14 @@ def test_plain_has_every_line_escaped(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", HOSTILE_TEXTS)
 def test_renderer_of_a_hostile_text_costs_the_worker_nothing(
     name: str, shared_renderer: Renderer
 ) -> None:
     """A hostile text costs the worker next to no CPU time; its process gives up in time and is not
     replaced.
     """
-    text = text_of(CASES[name])
+    text = text_of(HOSTILE_TEXTS[name])
     html_of(shared_renderer, CODE)  # it is ready
     pids = shared_renderer.pids
     start_cpu = time.process_time()
@@ -213,7 +203,7 @@ def test_renderer_shows_only_the_slow_code_block_plain(shared_renderer: Renderer
     """A slow code block alone is plain; the text keeps its Markdown and its other blocks their
     colours.
     """
-    hostile = text_of(CASES["bash-backslashes"])
+    hostile = text_of(HOSTILE_TEXTS["bash-backslashes"])
     rendered = html_of(shared_renderer, f"{CODE}\n{hostile}\n{CODE}")
     assert rendered.count(COLOURED) == 2
     assert rendered.count("<em>here</em>") == 2
@@ -230,7 +220,7 @@ def test_renderer_shows_only_the_slow_markdown_block_plain() -> None:
         "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_protocol.RETRY_SHARE = 1; render_process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
-    text = f"# Title\n\n{CASES['quotes-lazy-lines']['before']}" + "b\n" * 20_000
+    text = f"# Title\n\n{HOSTILE_TEXTS['quotes-lazy-lines']['before']}" + "b\n" * 20_000
     rendered = html_of(renderer, text)
     renderer.close()
     assert rendered.startswith("<h1>Title</h1>\n<p>&gt; &gt; ")
@@ -282,7 +272,7 @@ def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
     renderer: Renderer, requests: list[Request]
 ) -> None:
     """A kind of block that timed out is not tried again while its answer streams."""
-    hostile = BlockStream().feed(text_of(CASES["bash-backslashes"])).blocks
+    hostile = BlockStream().feed(text_of(HOSTILE_TEXTS["bash-backslashes"])).blocks
     (rendered,) = renderer.submit_blocks(hostile).result(LONG)
     assert rendered.timed_out
     before = len(requests)
@@ -295,7 +285,7 @@ def test_renderer_does_not_retry_a_kind_of_block_that_timed_out(
 
 def test_renderer_caches_a_text_that_timed_out(renderer: Renderer, requests: list[Request]) -> None:
     """A text that timed out is cached, so that the next reader waits for nothing."""
-    text = text_of(CASES["bash-backslashes"])
+    text = text_of(HOSTILE_TEXTS["bash-backslashes"])
     assert renderer.submit_text(text).result(LONG).timed_out
     assert renderer.submit_text(text).result(0).timed_out
     assert len(requests) == 1
@@ -373,7 +363,7 @@ def children() -> set[int]:
 def test_renderer_does_short_work_beside_long_work(renderer: Renderer) -> None:
     """While long texts are rendered, blocks are coloured by the other process."""
     html_of(renderer, CODE)
-    lazy = CASES["quotes-lazy-lines"]["before"] + "b\n" * 20_000
+    lazy = HOSTILE_TEXTS["quotes-lazy-lines"]["before"] + "b\n" * 20_000
     long = [renderer.submit_text(f"{number}\n\n{lazy}") for number in range(20)]
     done: list[int] = []
     for future in long:
@@ -567,7 +557,7 @@ def test_stop_is_answered_during_hostile_answers(fake: FakeOpenAI, start_halt: S
     pages: list[str] = []
 
     def read(name: str) -> None:
-        prompt = f"{text_of(CASES[name])}\n\nend"
+        prompt = f"{text_of(HOSTILE_TEXTS[name])}\n\nend"
         body = urlencode({"prompt": prompt, "model": "echo", "id": new_id()}).encode()
         page = server.client().request("POST", f"/c/{new_id()}/messages", body, STREAM_HEADERS)
         pages.append(page.body.decode())
