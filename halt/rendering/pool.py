@@ -1,8 +1,10 @@
 """The pool of rendering processes of one application: a job queue, and one thread per process.
 
 The first process is started when a job arrives or is expected, the second when the first is busy
-and a job has waited for PATIENCE seconds. A process that does not reply by its deadline is
-killed and replaced. A process without work ends after IDLE seconds.
+and a job has waited for PATIENCE seconds. The first takes the jobs in their order, the second those
+with the lowest limit first: so a block of a running answer does not wait for many long texts, and
+no text waits for ever. A process that does not reply by its deadline is killed and replaced. A
+process without work ends after IDLE seconds.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class _Job:
     request: Request
     keys: list[bytes]  # cache keys, one for each part of the reply
     deadline: float  # when the future is resolved at the latest
+    limit: float  # seconds of CPU, see `Request.limit`
     since: float = field(default_factory=now)
     #: None: the caller shows the text plain.
     future: Future[list[Rendered] | None] = field(default_factory=Future)
@@ -117,7 +120,7 @@ class Pool:
             job = self._jobs.get(key)
             if job is not None:
                 return job.future
-            job = _Job(key, request, keys, deadline)
+            job = _Job(key, request, keys, deadline, request.limit)
             has_process = any(slot.process is not None for slot in self._slots)
             if (
                 self._is_closed
@@ -155,7 +158,8 @@ class Pool:
         if not first.is_busy:
             return None
         due = now() if slot.process is not None else now() - PATIENCE if self._can_start() else 0.0
-        return next((job for job in self._queue if job.since <= due), None)
+        jobs = (job for job in self._queue if job.since <= due)
+        return min(jobs, key=lambda job: job.limit, default=None)
 
     # --- the threads ------------------------------------------------------------------------------
 
