@@ -161,10 +161,12 @@ class BlockStream:
             return
         head, column = self._head, indent(self._head)
         bare = head.lstrip(" \t")
-        mark = item_mark(head) if column < 4 and not SPACED_RULE.fullmatch(bare) else None
+        any_mark = item_mark(head) if self._list or column < 4 else None
+        is_item = any_mark and column < 4 and not SPACED_RULE.fullmatch(bare)
+        mark = any_mark if is_item else None
         if self._list:
-            if inner_mark := item_mark(head):
-                self._list.take_inner_item(inner_mark, bare)
+            if any_mark:
+                self._list.take_inner_item(any_mark, bare)
             self._begin_line_after_item(self._list, mark, column, bare)
         elif self._is_code:
             if column < 4:
