@@ -50,6 +50,10 @@ class Network(RawServer):
         self._held = re.compile("(?!)")
         self._free.set()
 
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()  # a failing test may have left a hold
+        super().__exit__(*exc_info)
+
     def _connect(self, peer: Peer) -> None:
         if not self._connected:
             return

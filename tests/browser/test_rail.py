@@ -227,6 +227,7 @@ def test_head_menu_acts_on_the_open_chat_also_without_its_entry(list_tab: ListTa
     list_tab.toast.get_by_role("button", name="Undo").click()
     expect(chip).to_be_hidden()
     choose("Archive")
+    expect(chip).to_be_visible()
     list_tab.page.reload()
     expect(chip).to_be_visible()
     choose("Move back")

@@ -68,7 +68,7 @@ def test_stop_without_scripts_stops_the_answer(
     page.locator("#prompt").fill(prompt)
     page.locator("#send").click()
     record = request_record(shared_fake, prompt)
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator(".answer")).to_have_attribute("data-state", "stopped")
     expect(page).to_have_url(re.compile(r"/c/[^/]+$"))
     assert record.closed.wait(SERVER_TIMEOUT)
