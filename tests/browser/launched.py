@@ -27,6 +27,9 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # In place of Playwright's `ignore_https_errors`, with which a request begins anew at each new
+    # connection, and fails after 32 of them if others take its connections.
+    "--ignore-certificate-errors",
 ]
 
 

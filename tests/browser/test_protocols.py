@@ -118,7 +118,7 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path, halt: HaltServer) -> I
 def tabs(proxy: Proxy, open_chat: OpenChat, shared_fake: FakeOpenAI) -> list[Tab]:
     """Tabs of one session, each with a running answer."""
     server = cast("HaltServer", proxy)
-    first = open_chat(server, shared_fake, ignore_https_errors=True)
+    first = open_chat(server, shared_fake)
     other_chats = [open_chat(server, shared_fake, same=first) for _ in range(TABS - 1)]
     tabs = [Tab(chat) for chat in (first, *other_chats)]
     for tab in tabs:
