@@ -26,6 +26,7 @@ from halt.core.request import Upstream
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
+from halt.people.person import mode_of
 from halt.providers.catalog import Catalog
 from halt.providers.discovery import make_discovery
 from halt.providers.factory import make_upstream
@@ -114,6 +115,7 @@ def create_app(
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,
+        mode=mode_of(settings),
         instance_id=instance_id,
         generations=generations,
         make_generations=partial(commands.make_generations, upstream=upstream),

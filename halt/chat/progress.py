@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict, deque
 from statistics import median
 
+from halt.core.stream_key import StreamKey
+
 HISTORY = 20  # lengths that are kept of each model
 MODELS_MAX = 100  # models whose lengths are kept; the least recently used is dropped first
 ANSWERS_MIN = 3  # lengths of a model from which an estimate is made
@@ -23,9 +25,9 @@ class AnswerProgress:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the two below
         self._lengths: OrderedDict[str, deque[int]] = OrderedDict()  # by model, in tokens
-        self._expected: dict[str, float] = {}  # tokens, by the ID of a running stream
+        self._expected: dict[StreamKey, float] = {}  # tokens, by running stream
 
-    def begin(self, stream_id: str, model: str) -> float | None:
+    def begin(self, key: StreamKey, model: str) -> float | None:
         """Register a new answer; return its expected length in tokens, None where it is unknown.
 
         The caller must call `end` afterwards in every case.
@@ -33,16 +35,16 @@ class AnswerProgress:
         with self._lock:
             lengths = self._lengths.get(model, ())
             if len(lengths) >= ANSWERS_MIN:
-                self._expected[stream_id] = max(1, median(lengths))
-            return self._expected.get(stream_id)
+                self._expected[key] = max(1, median(lengths))
+            return self._expected.get(key)
 
-    def end(self, stream_id: str, model: str, tokens: int | None = None) -> None:
+    def end(self, key: StreamKey, model: str, tokens: int | None = None) -> None:
         """Forget an answer that has ended, and record its length. May be repeated.
 
         `tokens`: the length; None where the answer is not complete and so not recorded.
         """
         with self._lock:
-            self._expected.pop(stream_id, None)
+            self._expected.pop(key, None)
             if tokens:
                 self._lengths.setdefault(model, deque(maxlen=HISTORY)).append(tokens)
                 self._lengths.move_to_end(model)
@@ -50,14 +52,14 @@ class AnswerProgress:
                     self._lengths.popitem(last=False)
 
     def percent(
-        self, stream_id: str, tokens: int, remote_length: float | None = None
+        self, key: StreamKey, tokens: int, remote_length: float | None = None
     ) -> int | None:
         """Return the progress of a running answer from 0 to 95 percent, None where it is unknown.
 
         `tokens`: its length so far. `remote_length`: its expected length, where another process has
         started it.
         """
-        expected = self._expected.get(stream_id, remote_length)
+        expected = self._expected.get(key, remote_length)
         if expected is None:
             return None
         share = tokens / expected

@@ -20,6 +20,7 @@ from halt.core.generation import Generation
 from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
 from halt.core.service import GenerationService
+from halt.core.stream_key import StreamKey
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
 from halt.providers.continuation import continuation_request
@@ -208,10 +209,10 @@ class ChatService:
         self.wait_until_saved(conversation_id, owner)
         return self.store.conversations.token_usage(conversation_id, owner)
 
-    def find_generation(self, stream_id: str, owner: str | None) -> Generation | None:
+    def find_generation(self, key: StreamKey) -> Generation | None:
         """The generation of a running answer, in any worker; None where it is unknown."""
         try:
-            return self.generations.get(stream_id, owner)
+            return self.generations.get(key)
         except UnknownStream:
             return None
 
@@ -223,11 +224,12 @@ class ChatService:
         last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         for answer in last[0].candidates if last else ():
             if answer.ended is None:
-                run = self.find_generation(answer.stream_id, owner)
+                key = StreamKey(owner, answer.stream_id)
+                run = self.find_generation(key)
                 if (
                     run is None
                     or run.log.ended is None
-                    or not self.store_writer.wait_written(answer.stream_id, WRITE_WAIT)
+                    or not self.store_writer.wait_written(key, WRITE_WAIT)
                 ):
                     return False
         return True
@@ -297,12 +299,15 @@ class ChatService:
             for answer, prompt in zip(pending_answers, prompts, strict=True):
                 runs.append(self._start_answer(conversation, answer, messages[prompt]))
         except Exception:
-            unstarted = [answer.stream_id for answer in pending_answers[len(runs) :]]
+            owner = conversation.owner
+            unstarted = [
+                StreamKey(owner, answer.stream_id) for answer in pending_answers[len(runs) :]
+            ]
             try:
                 self.store.turns.cancel_start(conversation.id, unstarted[0])
             except StoreUnavailable:
                 self.store_writer.interrupt(unstarted)
-            self.generations.stop_many([(run.id, None) for run in runs], conversation.owner)
+            self.generations.stop_many([(run.id, None) for run in runs], owner)
             raise
         return Started(conversation, runs[0])
 
@@ -316,19 +321,18 @@ class ChatService:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
-            progress.end(run.id, answer.requested_model, tokens)
+            progress.end(run.key, answer.requested_model, tokens)
             if answer is exchange and not conversation.has_earlier and not conversation.is_named:
                 model_name = answer.requested_model or None
                 text = run.answer()[1]
                 self.titles.request(conversation.id, exchange.prompt, text, model_name)
 
         def on_usage(run: Run, usage: dict[str, Any]) -> None:
-            if self.store_writer.wait_written(run.id, WRITE_WAIT):
-                self.store.generations.count(run.id, usage)
+            if self.store_writer.wait_written(run.key, WRITE_WAIT):
+                self.store.generations.count(run.key, usage)
 
-        expected = (
-            None if answer.prefix else progress.begin(answer.stream_id, answer.requested_model)
-        )
+        key = StreamKey(conversation.owner, answer.stream_id)
+        expected = None if answer.prefix else progress.begin(key, answer.requested_model)
         chat = ChatRequest(
             # The last message is the answer that is continued: `continuation_request` adds it.
             messages[:-1] if answer.prefix else messages,
@@ -345,7 +349,7 @@ class ChatService:
                 chat, conversation.owner, on_end, self.tools, on_usage=on_usage, noted=True
             )
         except Exception:
-            progress.end(answer.stream_id, answer.requested_model)
+            progress.end(key, answer.requested_model)
             raise
         run.expected_tokens = expected
         return run

@@ -25,6 +25,7 @@ from halt.core.events import Event, encode, is_terminal
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest
 from halt.core.service import GenerationService
+from halt.core.stream_key import StreamKey
 from halt.errors import HaltError, Interrupted
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport
@@ -89,10 +90,10 @@ class Local:
             self._generations.readers.unview(run, viewer)
 
     def stop(self, stream_id: str, seen: int) -> Receipt:
-        return self._generations.stop(stream_id, None, seen)
+        return self._generations.stop(StreamKey("", stream_id), seen)
 
     def model(self, stream_id: str) -> str:
-        return self._generations.get(stream_id, None).model
+        return self._generations.get(StreamKey("", stream_id)).model
 
     def models(self) -> list[str]:
         with limited_connection(REQUEST_TIMEOUT) as connection:

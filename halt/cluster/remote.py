@@ -30,6 +30,7 @@ from halt.core.events import ErrorInfo, Event, Failed, Terminal, is_terminal
 from halt.core.gap_log import GapLog
 from halt.core.generation import Generation, Viewer
 from halt.core.metrics import Meter
+from halt.core.stream_key import StreamKey
 from halt.errors import CODES, OffsetLost
 
 INTERVAL = 0.004  # least time between two batches of one stream; the first is sent at once
@@ -58,7 +59,7 @@ class Header(
     """
 
     id: str
-    owner: str | None
+    owner: str
     requested_model: str
     prefix: str
     started_at: float
@@ -69,7 +70,7 @@ class Header(
 
 
 class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
-    """The first frame if this worker has no such generation, or another session owns it."""
+    """The first frame if this worker has no such generation, or another person owns it."""
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -155,8 +156,7 @@ class RemoteGeneration(Generation):
     def __init__(self, header: Header, producer: str, max_bytes: int, source: Source) -> None:
         log = GapLog(max_bytes, header.first_number)
         super().__init__(
-            header.id,
-            header.owner,
+            StreamKey(header.owner, header.id),
             log,
             requested_model=header.requested_model,
             prefix=header.prefix,

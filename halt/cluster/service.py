@@ -6,8 +6,8 @@ about a millisecond. `halt.cluster.remote` reads the events of another worker's 
 
 Guarantees for all workers together, and their reasons:
 
-- An ID belongs to one stream. A kernel lock on a number computed from the ID (`.file_locks`) is
-  held while the generation is kept in memory, so of two workers that start the same ID at once one
+- A key belongs to one stream. A kernel lock on a number computed from the key (`.file_locks`) is
+  held while the generation is kept in memory, so of two workers that start the same key at once one
   is refused.
 - HALT_MAX_STREAMS is a limit for all workers. Its places are kernel locks too, so a worker that
   dies frees its own.
@@ -52,8 +52,9 @@ from halt.core.other_workers import OtherWorkers
 from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.relay import Departure
 from halt.core.service import RECEIPT_WAIT, GenerationService
-from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
+from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone
 from halt.core.storage import Replay
+from halt.core.stream_key import StreamKey
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to reply to a Stop
@@ -76,7 +77,7 @@ class StopRequest(msgspec.Struct, frozen=True, tag="press"):
     """Stop these streams, or add tombstones. Reply: receipts."""
 
     stops: list[tuple[str, int | None]]
-    requester: str | None
+    requester: str
 
 
 class FindRequest(msgspec.Struct, frozen=True, tag="find"):
@@ -86,18 +87,18 @@ class FindRequest(msgspec.Struct, frozen=True, tag="find"):
     """
 
     id: str
-    requester: str | None
+    requester: str
     after: int
     live: bool
 
 
 class ListRequest(msgspec.Struct, frozen=True, tag="list"):
-    """List this owner's running generations. Reply: streams.
+    """List this person's running generations. Reply: streams.
 
     With `stop`: stop those that started before the time `before`. Reply: receipts.
     """
 
-    owner: str | None
+    owner: str
     stop: bool = False
     before: float = float("inf")  # on the clock of `halt.clock.now`, which all processes share
 
@@ -131,7 +132,7 @@ class UndeliveredStops:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the table below
         # (worker, requester, stream) -> (last event seen, expiry), oldest first; stream None: all
-        self._stops: OrderedDict[tuple[str, str | None, str | None], tuple[int | None, float]]
+        self._stops: OrderedDict[tuple[str, str, str | None], tuple[int | None, float]]
         self._stops = OrderedDict()
 
     def __bool__(self) -> bool:
@@ -141,7 +142,7 @@ class UndeliveredStops:
         self,
         workers: Collection[str],
         stops: Sequence[tuple[str | None, int | None]],
-        requester: str | None,
+        requester: str,
     ) -> None:
         """Keep these Stops for each of the workers; beyond UNDELIVERED_MAX the oldest are dropped.
 
@@ -160,7 +161,7 @@ class UndeliveredStops:
         not among `workers` are dropped."""
         at = now()
         requests: list[tuple[str, StopRequest | ListRequest]] = []
-        by_requester: defaultdict[tuple[str, str | None], list[tuple[str, int | None]]]
+        by_requester: defaultdict[tuple[str, str], list[tuple[str, int | None]]]
         by_requester = defaultdict(list)
         with self._lock:
             for key, (seen, until) in list(self._stops.items()):
@@ -202,7 +203,7 @@ class Workers(OtherWorkers):
         self._membership = bus.membership
         self._registry = registry
         self._remotes_lock = threading.Lock()  # protects the table below
-        self._remotes: WeakValueDictionary[str, RemoteGeneration] = WeakValueDictionary()
+        self._remotes: WeakValueDictionary[StreamKey, RemoteGeneration] = WeakValueDictionary()
         self._undelivered = UndeliveredStops()
         self._counting = threading.Lock()  # held by the thread that sends the CountRequest
         self._open_streams: list[int] = []  # of each other worker, by the last replies
@@ -211,7 +212,7 @@ class Workers(OtherWorkers):
     def begin(self) -> None:
         run = self._bus.begin(self._serve)
         self.service.capacity.places.share(FileLocks(run / "streams.slots"))
-        self.service.capacity.ids.share(FileLocks(run / "ids.slots"))
+        self.service.capacity.keys.share(FileLocks(run / "keys.slots"))
         self.service.capacity.page_streams.share(FileLocks(run / "tabs.slots"))
         with self._bus.request(_encode(TombstonesRequest()), COPY_WITHIN) as replies:
             for _, reply, _ in replies:
@@ -233,22 +234,20 @@ class Workers(OtherWorkers):
     def has_others(self) -> bool:
         return bool(self._bus.other_names)
 
-    def get(self, stream_id: str, requester: str | None) -> Generation | None:
-        known_remote = self._remotes.get(stream_id)
-        remote = self._find_remote(stream_id, requester, known_remote)
+    def get(self, key: StreamKey) -> Generation | None:
+        known_remote = self._remotes.get(key)
+        remote = self._find_remote(key, known_remote)
         if remote is not None:
             return remote
-        if known_remote is not None and not may_touch(known_remote.owner, requester):
-            known_remote = None
         try:
-            return super().get(stream_id, requester) or known_remote
+            return super().get(key) or known_remote
         except StoreUnavailable:
             if known_remote is None:
                 raise
             return known_remote
 
     def _find_remote(
-        self, stream_id: str, requester: str | None, known_remote: RemoteGeneration | None
+        self, key: StreamKey, known_remote: RemoteGeneration | None
     ) -> RemoteGeneration | None:
         """The generation of another worker, with all events that exist now. None: no worker has it.
 
@@ -256,25 +255,21 @@ class Workers(OtherWorkers):
         not be in the store.
         """
         after = 0 if known_remote is None else known_remote.log.last
-        request = _encode(FindRequest(stream_id, requester, after, live=False))
+        request = _encode(FindRequest(key.id, key.owner, after, live=False))
         with self._bus.request(request, FIND_WITHIN) as replies:
             for worker, reply, channel in replies:
                 header = decode_header(reply)
                 if header is None:
                     continue
                 with self._remotes_lock:
-                    remote = self._remotes.get(stream_id) or RemoteGeneration(
+                    remote = self._remotes.get(key) or RemoteGeneration(
                         header, worker, self.service.config.log_bytes, self
                     )
-                    self._remotes[stream_id] = remote
+                    self._remotes[key] = remote
                 with contextlib.suppress(OSError):  # the producer dies now: viewers get the rest
                     remote.receive(channel, reply, FIND_WITHIN)  # from the store
                 return remote
-        if (
-            known_remote is None
-            or known_remote.log.ended is not None
-            or not may_touch(known_remote.owner, requester)
-        ):
+        if known_remote is None or known_remote.log.ended is not None:
             return None
         return known_remote  # its producer has just died, or hangs
 
@@ -293,23 +288,23 @@ class Workers(OtherWorkers):
 
     def saved(self, remote: RemoteGeneration) -> Generation | None:
         """See `halt.cluster.remote.Source`."""
-        return super().get(remote.id, remote.owner)
+        return super().get(remote.key)
 
     @contextlib.contextmanager
-    def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterator[Receipt]]:
-        request = StopRequest(list(stops), requester)
+    def stopping(self, stops: Stops, owner: str) -> Iterator[Iterator[Receipt]]:
+        request = StopRequest(list(stops), owner)
         with self._request(request, STOP_WITHIN) if stops else Replies() as replies:
-            self._undelivered.add(replies.unreached, stops, requester)
+            self._undelivered.add(replies.unreached, stops, owner)
             yield _receipts_until_all({stream_id for stream_id, _ in stops}, replies)
 
     @contextlib.contextmanager
-    def stopping_all(self, owner: str | None) -> Iterator[Iterator[Receipt]]:
+    def stopping_all(self, owner: str) -> Iterator[Iterator[Receipt]]:
         request = ListRequest(owner, stop=True, before=now())
         with self._request(request, STOP_WITHIN) as replies:
             self._undelivered.add(replies.unreached, [(None, None)], owner)
             yield (receipt for _, reply, _ in replies for receipt in _decode_receipts(reply))
 
-    def running(self, owner: str | None) -> list[RunningStream]:
+    def running(self, owner: str) -> list[RunningStream]:
         with self._request(ListRequest(owner), LIST_WITHIN) as replies:
             return [stream for _, reply, _ in replies for stream in _decode_streams(reply)]
 
@@ -365,7 +360,7 @@ class Workers(OtherWorkers):
 
     def _serve_find(self, request: FindRequest, channel: Channel) -> None:
         try:
-            run = self.service.run(request.id, request.requester)
+            run = self.service.run(StreamKey(request.requester, request.id))
         except UnknownStream:
             channel.send(_encode(Unknown()))
             return

@@ -1,6 +1,6 @@
-"""Limits what runs at once: places for streams and IDs, which workers share, and reading threads.
+"""Limits what runs at once: places for streams and keys, which workers share, and reading threads.
 
-A run holds a place and an ID until it gives them back; other processes may share them
+A run holds a place and its key until it gives them back; other processes may share them
 (`halt.core.slots`). They are taken and given back without holding `_lock`, which protects the
 tables and counts.
 """
@@ -16,6 +16,7 @@ from halt.core.generation import Generation, Viewer
 from halt.core.limits import Limits
 from halt.core.run import Run
 from halt.core.slots import Slots, number_of
+from halt.core.stream_key import StreamKey
 from halt.errors import AtCapacity, StreamInUse
 
 PLACE_WAIT = 0.05  # seconds that a start waits for a place that is being given back
@@ -24,11 +25,11 @@ RETRY_AFTER = 2.0  # seconds after which a refused client may try again
 
 
 class Capacity:
-    """Places for open streams and for page streams (`page_streams`), and the IDs in use."""
+    """Places for open streams and for page streams (`page_streams`), and the keys in use."""
 
     def __init__(self, limits: Limits, has_other_processes: Callable[[], bool]) -> None:
         """`has_other_processes` returns whether other processes use the same places."""
-        self.places, self.ids = Slots(), Slots()
+        self.places, self.keys = Slots(), Slots()
         #: Places for page streams, a few per session. The view that opens a stream takes one.
         self.page_streams = Slots()
         self._limits = limits
@@ -56,20 +57,20 @@ class Capacity:
         most = self._limits.max_streams
         self._wait_for_place(lambda: self.places.are_free(most, starts) or None)
 
-    def take(self, stream_id: str) -> int:
-        """Take this ID and a place. Returns its number. Raises AtCapacity, StreamInUse."""
+    def take(self, key: StreamKey) -> int:
+        """Take this key and a place. Returns its number. Raises AtCapacity, StreamInUse."""
         place = self._wait_for_place(lambda: self.places.take(self._limits.max_streams))
         try:
-            if self.ids.take(1, number_of(stream_id)) is None:
-                raise StreamInUse(stream_id)
+            if self.keys.take(1, _number_of(key)) is None:
+                raise StreamInUse(key.id)
         except BaseException:  # Ctrl-C in a program's own thread, too
             self._give_back_place(place)
             raise
         return place
 
-    def give_back(self, stream_id: str, place: int) -> None:
-        """Give back the ID and the place of a run that will not begin."""
-        self.give_back_id(stream_id)
+    def give_back(self, key: StreamKey, place: int) -> None:
+        """Give back the key and the place of a run that will not begin."""
+        self.give_back_key(key)
         self._give_back_place(place)
 
     def hold(self, run: Run, place: int) -> None:
@@ -89,9 +90,9 @@ class Capacity:
             self._returning -= 1
         return True
 
-    def give_back_id(self, stream_id: str) -> None:
-        """Let another run take this ID. Idempotent."""
-        self.ids.give_back(number_of(stream_id))
+    def give_back_key(self, key: StreamKey) -> None:
+        """Let another run take this key. Idempotent."""
+        self.keys.give_back(_number_of(key))
 
     def wait_empty(self, timeout: float) -> None:
         """Wait at most `timeout` seconds until no run has a place."""
@@ -205,6 +206,11 @@ class ReaderLimit:
                 if not (leaving and self._changed.wait_for(lambda: self._taken < most, PLACE_WAIT)):
                     raise _at_limit("readers of streams", self._limits)
             self._taken += 1
+
+
+def _number_of(key: StreamKey) -> int:
+    """The number of the key's lock."""
+    return number_of("\0".join(key))
 
 
 def _at_limit(limit_name: str, limits: Limits) -> AtCapacity:

@@ -20,6 +20,7 @@ from halt.clock import now
 from halt.core.connection import TICK
 from halt.core.events import Cancelled, Done, Event, Failed, ReasoningEnd, text_of
 from halt.core.log import EventLog
+from halt.core.stream_key import StreamKey
 from halt.errors import OffsetLost
 
 State = Literal["running", "done", "cancelled", "error"]
@@ -39,23 +40,22 @@ class Viewer:
 class Generation:
     """A generation as its readers see it.
 
-    `owner` is the session that owns it, None: every client that knows its ID may read and stop it.
-    `requested_model` is "" for the default model. `prefix` is the text of the same answer before
-    this generation. Times are on the clock of `halt.clock.now`.
+    Its owner alone, the person in `key`, may read and stop it. `requested_model` is "" for the
+    default model. `prefix` is the text of the same answer before this generation. Times are on the
+    clock of `halt.clock.now`.
     """
 
     def __init__(
         self,
-        stream_id: str,
-        owner: str | None,
+        key: StreamKey,
         log: EventLog,
         *,
         requested_model: str = "",
         prefix: str = "",
         started_at: float,
     ) -> None:
-        self.id = stream_id
-        self.owner = owner
+        self.key = key
+        self.owner, self.id = key
         self.log = log
         self.requested_model = requested_model
         self.prefix = prefix

@@ -20,6 +20,7 @@ from halt.core.relay import STALL_MAX, Relay
 from halt.core.run import Run
 from halt.core.serial import Serial
 from halt.core.storage import Writer
+from halt.core.stream_key import StreamKey
 from halt.errors import AtCapacity
 
 KEEPER_TICK = 0.25  # seconds
@@ -106,13 +107,13 @@ class Finished:
         self._limits = limits
         self._writer = writer
         self._lock = threading.Lock()  # protects the two below
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[StreamKey, Run] = {}
         self._bytes = 0  # memory of these runs
 
     def add(self, run: Run) -> None:
         """Keep this run for a time."""
         with self._lock:
-            self._runs[run.id] = run
+            self._runs[run.key] = run
             self._bytes += run.size
 
     def take_old(self) -> Iterator[Run]:
@@ -122,9 +123,9 @@ class Finished:
         """
         while old_runs := self._take(now()):
             yield from old_runs
-            unsaved_ids = [run.id for run in old_runs if self._is_unsaved(run)]
-            if unsaved_ids and self._writer is not None:
-                self._writer.drop(unsaved_ids)
+            unsaved = [run.key for run in old_runs if self._is_unsaved(run)]
+            if unsaved and self._writer is not None:
+                self._writer.drop(unsaved)
 
     def _take(self, at: float) -> list[Run]:
         """Remove at most FORGET_STEP of those runs."""
@@ -138,8 +139,8 @@ class Finished:
                 self._bytes -= run.size
                 old_runs.append(run)
             for run in old_runs:
-                del self._runs[run.id]
+                del self._runs[run.key]
         return old_runs
 
     def _is_unsaved(self, run: Run) -> bool:
-        return self._writer is not None and self._writer.is_pending(run.id)
+        return self._writer is not None and self._writer.is_pending(run.key)

@@ -9,6 +9,7 @@ from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Reply, fingerprint, unfinished
 from halt.core.request_ids import current
+from halt.core.stream_key import StreamKey
 
 
 class LiveGeneration(Generation):
@@ -17,13 +18,10 @@ class LiveGeneration(Generation):
     The thread that has the run changes it; any thread may read.
     """
 
-    def __init__(
-        self, stream_id: str, request: ChatRequest, owner: str | None, log_bytes: int
-    ) -> None:
+    def __init__(self, key: StreamKey, request: ChatRequest, log_bytes: int) -> None:
         self.meter = Meter()
         super().__init__(
-            stream_id,
-            owner,
+            key,
             EventLog(log_bytes),
             requested_model=request.model or "",
             prefix=unfinished(request),

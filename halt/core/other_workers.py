@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from halt.core.generation import Generation
 from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.storage import Replay
+from halt.core.stream_key import StreamKey
 
 
 class OtherWorkers:
@@ -33,18 +34,16 @@ class OtherWorkers:
     def begin(self) -> None:
         """Answer the others from now on. Call after the fork. Raises ConfigError, OSError."""
 
-    def get(self, stream_id: str, requester: str | None) -> Generation | None:
+    def get(self, key: StreamKey) -> Generation | None:
         """A generation that is not in memory here, None if unknown. Raises StoreUnavailable."""
-        return None if self._replay is None else self._replay.get(stream_id, requester)
+        return None if self._replay is None else self._replay.get(key)
 
-    def ended_among(
-        self, stream_ids: Sequence[str], requester: str | None
-    ) -> Collection[str] | None:
-        """The IDs that are known to have ended. None: the store did not answer in time."""
-        return () if self._replay is None else self._replay.ended_among(stream_ids, requester)
+    def ended_among(self, stream_ids: Sequence[str], owner: str) -> Collection[str] | None:
+        """The person's IDs that are known to have ended. None: the store did not answer in time."""
+        return () if self._replay is None else self._replay.ended_among(stream_ids, owner)
 
     @contextlib.contextmanager
-    def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterable[Receipt]]:
+    def stopping(self, stops: Stops, owner: str) -> Iterator[Iterable[Receipt]]:
         """Context manager: send these Stops to the other workers, then yield their receipts.
 
         The workers stop the streams while the body runs; iterating the receipts waits for them.
@@ -53,12 +52,12 @@ class OtherWorkers:
         yield ()
 
     @contextlib.contextmanager
-    def stopping_all(self, owner: str | None) -> Iterator[Iterable[Receipt]]:
-        """The same for all running streams of this owner."""
+    def stopping_all(self, owner: str) -> Iterator[Iterable[Receipt]]:
+        """The same for all running streams of this person."""
         yield ()
 
-    def running(self, owner: str | None) -> list[RunningStream]:
-        """The running streams of this owner in the other workers."""
+    def running(self, owner: str) -> list[RunningStream]:
+        """The running streams of this person in the other workers."""
         return []
 
     def open_streams(self) -> list[int]:

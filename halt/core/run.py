@@ -47,6 +47,7 @@ from halt.core.relay import READ, Relay, Timer, contained
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.request_ids import about, quoted
 from halt.core.stop import Pressed, StopSwitch
+from halt.core.stream_key import StreamKey
 from halt.core.tool_loop import ToolLoop, Tools
 from halt.errors import Interrupted, UpstreamError, shortened
 
@@ -80,10 +81,9 @@ class Run(LiveGeneration):
 
     def __init__(
         self,
-        stream_id: str,
+        key: StreamKey,
         request: ChatRequest,
         host: Host,
-        owner: str | None,
         on_end: Callable[[Run], None] | None,
         tools: Tools | None = None,
         grace: float | None = None,
@@ -91,12 +91,12 @@ class Run(LiveGeneration):
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
     ) -> None:
         limits = host.config
-        super().__init__(stream_id, request, owner, limits.log_bytes)
+        super().__init__(key, request, limits.log_bytes)
         if request.tools is not None:  # the client runs its own
             tools = None
         elif tools:
             self.request = msgspec.structs.replace(request, tools=tools.specs)
-        self.switch = StopSwitch(self._on_press, owner)
+        self.switch = StopSwitch(self._on_press)
         self._host = host
         self._on_end = on_end
         max_chars = limits.max_answer_chars

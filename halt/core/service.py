@@ -35,8 +35,9 @@ from halt.core.request import ChatRequest, Upstream
 from halt.core.request_ids import about, named
 from halt.core.run import Run
 from halt.core.serial import Serial
-from halt.core.stop import Pressed, StopRegistry, may_touch
+from halt.core.stop import Pressed, StopRegistry
 from halt.core.storage import Writer
+from halt.core.stream_key import StreamKey
 from halt.core.tool_loop import Tools
 from halt.errors import (
     Draining,
@@ -83,7 +84,7 @@ class GenerationService:
         self._other_workers = other_workers or OtherWorkers()
         self._lock = threading.Lock()  # protects the two below
         #: Live and finished runs. The keeper alone removes one, before its ID is given back.
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[StreamKey, Run] = {}
         self._draining = False
         self._finished = Finished(config, writer)
         self._usage_drain = UsageDrain(config)  # stopped runs whose upstream is read for the usage
@@ -113,7 +114,7 @@ class GenerationService:
     def start(
         self,
         request: ChatRequest,
-        owner: str | None = None,
+        owner: str = "",
         on_end: Callable[[Run], None] | None = None,
         tools: Tools | None = None,
         grace: float | None = None,
@@ -121,7 +122,9 @@ class GenerationService:
         noted: bool = False,
         opened_by_reader: bool = False,
     ) -> Run:
-        """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
+        """Start a generation that belongs to this person.
+
+        Raises RequestError, StreamInUse, AtCapacity, Draining.
 
         `tools` are offered to the model and run here when it calls them. `on_end` is called once,
         by the thread that ended the run, without a lock. `grace`: seconds that the run goes on
@@ -133,31 +136,31 @@ class GenerationService:
         opens the upstream.
         """
         self._check(request)
-        if not noted and self._is_stored(request.id):
-            raise StreamInUse(request.id or "")
+        key = StreamKey(owner, request.id or secrets.token_urlsafe(16))
+        if request.id is not None and not noted and self._is_stored(key):
+            raise StreamInUse(key.id)
         self._refuse_draining()
         self.keeper.start()
         run = Run(
-            request.id or secrets.token_urlsafe(16),
+            key,
             request,
             self,
-            owner,
             partial(self._ended, on_end),
             tools,
             grace,
             usage_drain=self._usage_drain,
             on_usage=on_usage,
         )
-        place = self.capacity.take(run.id)
+        place = self.capacity.take(key)
         try:
             with self._lock:
                 self._refuse_draining()
-                is_stopped = not self._registry.claim(run.id, run.switch)
-                self._runs[run.id] = run
+                is_stopped = not self._registry.claim(key, run.switch)
+                self._runs[key] = run
                 self.capacity.hold(run, place)
         except BaseException:  # Ctrl-C in a program's own thread, too
             if run not in self.capacity:
-                self.capacity.give_back(run.id, place)
+                self.capacity.give_back(key, place)
             raise
         if self._writer is not None:
             self._writer.add(run)
@@ -170,12 +173,12 @@ class GenerationService:
             run.start_work()
         return run
 
-    def _is_stored(self, stream_id: str | None) -> bool:
-        """Whether the store has a generation with this ID; False also while it does not answer.
+    def _is_stored(self, key: StreamKey) -> bool:
+        """Whether the store has a generation with this key; False also while it does not answer.
 
         The store never overwrites a generation with another one: see `halt.store.generations`.
         """
-        return stream_id is not None and self._writer is not None and self._writer.exists(stream_id)
+        return self._writer is not None and self._writer.exists(key)
 
     def require_places(self, starts: int = 1) -> None:
         """Raise AtCapacity or Draining if `start` would now.
@@ -206,41 +209,42 @@ class GenerationService:
 
     # --- find and stop ----------------------------------------------------------------------------
 
-    def get(self, stream_id: str, requester: str | None) -> Generation:
-        """The generation with this ID, live or kept, here or in another worker.
+    def get(self, key: StreamKey) -> Generation:
+        """The generation with this key, live or kept, here or in another worker.
 
         Raises UnknownStream, StoreUnavailable.
         """
-        if self._runs.get(stream_id) is None:
-            generation = self._other_workers.get(stream_id, requester)
-            if generation is not None:
-                return generation
-        return self.run(stream_id, requester)
+        if key not in self._runs and (generation := self._other_workers.get(key)) is not None:
+            return generation
+        return self.run(key)
 
-    def run(self, stream_id: str, requester: str | None) -> Run:
-        """The generation with this ID in this process's memory. Raises UnknownStream."""
-        run = self._runs.get(stream_id)
-        if run is None or not may_touch(run.owner, requester):
+    def run(self, key: StreamKey) -> Run:
+        """The generation with this key in this process's memory. Raises UnknownStream."""
+        run = self._runs.get(key)
+        if run is None:
             raise UnknownStream("There is no such stream, or it is no longer kept.")
         return run
 
-    def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
+    def stop(self, key: StreamKey, seen: int | None = None) -> Receipt:
         """Stop a stream in any phase. The receipt reports the outcome."""
-        return self.stop_many([(stream_id, seen)], requester)[0]
+        return self.stop_many([(key.id, seen)], key.owner)[0]
 
-    def stop_many(self, stops: Stops, requester: str | None) -> list[Receipt]:
-        """Stop several streams, all before waiting for any. Waits no longer than for one."""
+    def stop_many(self, stops: Stops, owner: str) -> list[Receipt]:
+        """Stop several streams of a person, all before waiting for any.
+
+        Waits no longer than for one.
+        """
         began = now()
-        pressed = [(id_, self._registry.press(id_, requester, seen)) for id_, seen in stops]
+        pressed = self._press(stops, owner)
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
-        with self._other_workers.stopping(missing, requester) as remote_receipts:
-            receipts = [self._receipt(id_, status, began) for id_, status in pressed]
+        with self._other_workers.stopping(missing, owner) as remote_receipts:
+            receipts = [self._receipt(key, status, began) for key, status in pressed]
             remote = {receipt.id: receipt for receipt in remote_receipts}
         elapsed_ms = _since(began)
         receipts = [_changed(remote.get(own.id, own), elapsed_ms=elapsed_ms) for own in receipts]
         # A stream that no worker has may have ended: long ago, or with its worker's death.
         pending = [receipt.id for receipt in receipts if receipt.status == "pending"]
-        ended_ids = self._other_workers.ended_among(pending, requester) if pending else ()
+        ended_ids = self._other_workers.ended_among(pending, owner) if pending else ()
         for index, receipt in enumerate(receipts):
             if receipt.status == "pending" and ended_ids is None:
                 receipts[index] = _changed(receipt, note=STORE_IS_SILENT)
@@ -248,43 +252,46 @@ class GenerationService:
                 receipts[index] = _changed(receipt, status="finished")
         return receipts
 
-    def stop_here(self, stops: Stops, requester: str | None) -> list[Receipt]:
+    def stop_here(self, stops: Stops, owner: str) -> list[Receipt]:
         """Stop several streams of this process."""
         began = now()
-        pressed = [(id_, self._registry.press(id_, requester, seen)) for id_, seen in stops]
-        return [self._receipt(id_, status, began) for id_, status in pressed]
+        return [self._receipt(key, status, began) for key, status in self._press(stops, owner)]
 
-    def stop_all(self, owner: str | None) -> list[Receipt]:
-        """Stop every running stream of this owner. Waits no longer than for one."""
+    def _press(self, stops: Stops, owner: str) -> list[tuple[StreamKey, Pressed | None]]:
+        keys = [(StreamKey(owner, stream_id), seen) for stream_id, seen in stops]
+        return [(key, self._registry.press(key, seen)) for key, seen in keys]
+
+    def stop_all(self, owner: str) -> list[Receipt]:
+        """Stop every running stream of this person. Waits no longer than for one."""
         with self._other_workers.stopping_all(owner) as remote_receipts:
             return [*self.stop_all_here(owner), *remote_receipts]
 
-    def stop_all_here(self, owner: str | None, before: float = float("inf")) -> list[Receipt]:
-        """Stop this owner's streams of this process, except those begun after `before`."""
+    def stop_all_here(self, owner: str, before: float = float("inf")) -> list[Receipt]:
+        """Stop this person's streams of this process, except those begun after `before`."""
         runs = [run for run in self._running(owner) if run.started_at <= before]
         return self.stop_here([(run.id, None) for run in runs], owner)
 
-    def _receipt(self, stream_id: str, status: Pressed | None, began: float) -> Receipt:
+    def _receipt(self, key: StreamKey, status: Pressed | None, began: float) -> Receipt:
         upstream = "none"
-        if status is not None and (run := self._runs.get(stream_id)) is not None:
+        if status is not None and (run := self._runs.get(key)) is not None:
             wait = 0.0 if run.reads_usage else RECEIPT_WAIT
             upstream = run.connection.wait_closed(max(0.0, began + wait - now()))
             if run.reads_usage:  # also before it has a connection, which it will still open
                 upstream = "closing"
-        return Receipt(stream_id, status or "pending", upstream, _since(began))
+        return Receipt(key.id, status or "pending", upstream, _since(began))
 
     # --- how it is --------------------------------------------------------------------------------
 
-    def running(self, owner: str | None) -> list[RunningStream]:
-        """The generations of this owner that have not ended, the oldest first."""
+    def running(self, owner: str) -> list[RunningStream]:
+        """The generations of this person that have not ended, the oldest first."""
         streams = [*self.running_here(owner), *self._other_workers.running(owner)]
         return sorted(streams, key=lambda stream: stream.started_at)
 
-    def running_here(self, owner: str | None) -> list[RunningStream]:
+    def running_here(self, owner: str) -> list[RunningStream]:
         """Those of this process alone."""
         return list(map(_listed, self._running(owner)))
 
-    def _running(self, owner: str | None) -> list[Run]:
+    def _running(self, owner: str) -> list[Run]:
         live = self.capacity.live()
         runs = [run for run in live if run.owner == owner and run.log.ended is None]
         return sorted(runs, key=lambda run: run.started_at)
@@ -315,9 +322,9 @@ class GenerationService:
         if not self.alive():
             self.drain()
         for run in self._finished.take_old():
-            del self._runs[run.id]
-            self._registry.release(run.id)
-            self.capacity.give_back_id(run.id)
+            del self._runs[run.key]
+            self._registry.release(run.key)
+            self.capacity.give_back_key(run.key)
         self._other_workers.tick()
 
     def _relay_failed(self) -> None:

@@ -29,6 +29,7 @@ from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message, Upstream
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
+from halt.core.stream_key import StreamKey
 from halt.core.tools import Tool, Toolbox, ToolError  # noqa: F401 - exported by `halt`
 from halt.errors import Draining, HaltError, RequestError
 from halt.library.feed import Feed, Followers
@@ -197,12 +198,12 @@ class Halt:
     def get(self, stream_id: str) -> Generation:
         """A handle on a running generation, or an ended one still kept. Raises UnknownStream."""
         return Generation(
-            self._generations, self._followers, self._generations.run(stream_id, None)
+            self._generations, self._followers, self._generations.run(StreamKey("", stream_id))
         )
 
     def stop(self, stream_id: str) -> Receipt:
         """Stop a generation by its ID, also one that is started within the next 30 s."""
-        return self._generations.stop(stream_id, None)
+        return self._generations.stop(StreamKey("", stream_id))
 
     def close(self) -> None:
         """End every generation with a terminal event, and wait for their threads.

@@ -253,7 +253,7 @@ class Generation:
 
         Waits at most 0.25 s for the connection to close; in an event loop, use `cancel`.
         """
-        return self._generations.stop(self.id, self._run.owner)
+        return self._generations.stop(self._run.key)
 
     def cancel(self) -> None:
         """Stop the generation without waiting; for an event loop. No effect after the end."""

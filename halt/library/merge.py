@@ -100,7 +100,7 @@ class Merged:
         All are stopped before the wait for their connections, which takes at most 0.25 s in all.
         """
         stops = [(member.id, None) for member in self._members.values()]
-        return dict(zip(self._members, self._generations.stop_many(stops, None), strict=True))
+        return dict(zip(self._members, self._generations.stop_many(stops, ""), strict=True))
 
     def _cancel_all(self) -> None:
         for member in self._members.values():

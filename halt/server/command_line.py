@@ -16,6 +16,7 @@ import click
 
 from halt import VERSION
 from halt.cli.commands import chat, doctor
+from halt.cli.people import adopt
 from halt.config import environment
 from halt.config.settings import ConfigError
 from halt.providers import embedded_model
@@ -51,8 +52,8 @@ def commands() -> None:
     """
 
 
-commands.add_command(chat)
-commands.add_command(doctor)
+for command in (chat, doctor, adopt):
+    commands.add_command(command)
 
 
 @commands.command(

@@ -23,6 +23,7 @@ from halt.config.provider_setup import setup
 from halt.config.providers import Setup
 from halt.config.settings import Config, ConfigError
 from halt.errors import StoreUnavailable
+from halt.people import adoption
 from halt.providers import discovery, embedded_model
 from halt.server import page_opener, systemd
 from halt.store.migrate import open_database
@@ -120,7 +121,9 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         server_check.check_gunicorn(server.cfg, config)
         key = config.secret_key or data_dir.secret_key(config.data_folder)
         data_dir.socket_folder(data_dir.run_folder(config.data_folder))
-        open_database(config.data_folder, config.database_url).close()
+        database = open_database(config.data_folder, config.database_url)
+        adoption.at_start(config, database)
+        database.close()
     except ConfigError as exc:
         sys.exit(f"halt: {exc}")
     published = {"HALT_SECRET_KEY": key}

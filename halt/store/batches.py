@@ -12,6 +12,7 @@ from halt.core import steps
 from halt.core.events import Content, Event, Terminal, is_terminal
 from halt.core.generation import Generation
 from halt.core.steps import Step
+from halt.core.stream_key import StreamKey
 from halt.errors import OffsetLost
 
 
@@ -19,8 +20,7 @@ from halt.errors import OffsetLost
 class NewGeneration:
     """A generation that may need its row. `Turns` has already added those of conversations."""
 
-    stream_id: str
-    owner: str | None  # None: every client with the ID may read it
+    key: StreamKey
     worker: str
     requested_model: str = ""  # "" for the default one
     started_at: float = 0.0  # seconds since 1970
@@ -30,7 +30,7 @@ class NewGeneration:
 class Chunk:
     """Consecutive events of a generation, each with milliseconds since the generation's start."""
 
-    stream_id: str
+    key: StreamKey
     first_seq: int
     events: Sequence[tuple[float, Event]]
 
@@ -39,7 +39,7 @@ class Chunk:
 class GenerationEnd:
     """The end of a generation. Its terminal event is in its last `Chunk` too."""
 
-    stream_id: str
+    key: StreamKey
     ended: Terminal
     ended_at: float  # seconds since 1970
     last_seq: int
@@ -96,11 +96,11 @@ def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | 
     if not entry.is_stored:
         started_at = _epoch_seconds(generation.started_at)
         new_generation = NewGeneration(
-            generation.id, generation.owner, worker, generation.requested_model, started_at
+            generation.key, worker, generation.requested_model, started_at
         )
     if last is not None and is_terminal(last):
         end = GenerationEnd(
-            generation.id,
+            generation.key,
             last,
             _epoch_seconds(generation.ended_at or now()),
             last_seq,
@@ -148,7 +148,7 @@ def _chunks(generation: Generation, events: list[tuple[int, Event]]) -> tuple[Ch
     """The events with their times: one chunk, or one for each event where numbers are missing."""
     if not events:
         return ()
-    stream_id, started_at = generation.id, generation.started_at
+    key, started_at = generation.key, generation.started_at
     first, last = events[0][0], events[-1][0]
     time_of = generation.arrival_time
     end: list[tuple[float, Event]] = []
@@ -158,12 +158,11 @@ def _chunks(generation: Generation, events: list[tuple[int, Event]]) -> tuple[Ch
         end = [(_ms(at - started_at), terminal)]
     if last - first + 1 == len(events) + len(end):  # the usual case: the log has dropped no event
         timed = [(_ms(time_of(number) - started_at), event) for number, event in events]
-        return (Chunk(stream_id, first, timed + end),)
+        return (Chunk(key, first, timed + end),)
     chunks = [
-        Chunk(stream_id, number, [(_ms(time_of(number) - started_at), event)])
-        for number, event in events
+        Chunk(key, number, [(_ms(time_of(number) - started_at), event)]) for number, event in events
     ]
-    return (*chunks, Chunk(stream_id, last, end)) if end else tuple(chunks)
+    return (*chunks, Chunk(key, last, end)) if end else tuple(chunks)
 
 
 def _ms(seconds: float) -> float:

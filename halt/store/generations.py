@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Row, func, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, func, select, update
 
 from halt.core.events import Done, ErrorInfo, Event, Failed, answer_of
-from halt.core.stop import may_touch
+from halt.core.stream_key import StreamKey
 from halt.errors import CODES
 from halt.store import retention, tree
 from halt.store.batches import Batch, Chunk, GenerationEnd, NewGeneration
@@ -53,8 +53,7 @@ _stored_events = msgspec.json.Decoder(list[tuple[int, list[Timed]]])
 class GenerationRecord:
     """An ended generation with all its events."""
 
-    stream_id: str
-    owner: str | None
+    key: StreamKey
     conversation_id: str | None
     message_id: int | None
     requested_model: str
@@ -82,31 +81,31 @@ class Generations:
         that are unknown or have ended are skipped. The message of an answer that was stopped
         before any of it was shown is removed, and its prompt too if that has no other answer.
         """
-        ends = {end.stream_id: end for end in batch.ends}
+        ends = {end.key: end for end in batch.ends}
         new_rows: list[tuple[object, ...]] = []
-        last_chunks: defaultdict[str, list[Chunk]] = defaultdict(list)
+        last_chunks: defaultdict[StreamKey, list[Chunk]] = defaultdict(list)
         for chunk in batch.chunks:
-            if chunk.stream_id in ends:
-                last_chunks[chunk.stream_id].append(chunk)
+            if chunk.key in ends:
+                last_chunks[chunk.key].append(chunk)
             elif chunk.events:
                 payload = _encode(chunk.events)
-                new_rows.append((chunk.first_seq, payload, chunk.stream_id, batch.worker))
+                new_rows.append((chunk.first_seq, payload, *chunk.key, batch.worker))
         with self.database.writing(urgent=True) as connection:
             if batch.new:
                 self._add(connection, batch.new)
             if new_rows:
                 execute(connection, _ADD_CHUNK, new_rows)
             running = [
-                row
-                for stream_id in ends
-                if (row := execute(connection, _RUNNING, (stream_id, batch.worker)).fetchone())
+                (key, *row)
+                for key in ends
+                if (row := execute(connection, _RUNNING, (*key, batch.worker)).fetchone())
             ]
             lock(connection, (conversation_id for _, conversation_id, _ in running))
-            for stream_id, conversation_id, message_id in running:
-                events = gathered(connection, stream_id, last_chunks[stream_id], decode_raw)
-                _end(connection, conversation_id, message_id, ends[stream_id], events)
+            for key, conversation_id, message_id in running:
+                events = gathered(connection, key, last_chunks[key], decode_raw)
+                _end(connection, conversation_id, message_id, ends[key], events)
 
-    def count(self, stream_id: str, usage: Mapping[str, Any]) -> None:
+    def count(self, key: StreamKey, usage: Mapping[str, Any]) -> None:
         """Store the token counts that the provider reported after the end; they are exact.
 
         A generation that is unknown or has not ended is skipped.
@@ -115,7 +114,7 @@ class Generations:
         with self.database.writing() as connection:
             connection.execute(
                 update(generations)
-                .where(generations.c.id == stream_id, generations.c.state != "running")
+                .where(*_is(key), generations.c.state != "running")
                 .values(
                     prompt_tokens=_count(counts, "prompt_tokens", "input_tokens"),
                     completion_tokens=_count(counts, "completion_tokens", "output_tokens"),
@@ -124,18 +123,16 @@ class Generations:
                 )
             )
 
-    def get_ended(self, stream_id: str, requester: str | None) -> GenerationRecord | None:
-        """The ended generation; None if there is none or the requester may not read it.
+    def get_ended(self, key: StreamKey) -> GenerationRecord | None:
+        """The ended generation; None if there is none.
 
         Also None when its events have been removed, HALT_EVENTS_DAYS days after its end.
         """
         with self.database.reading() as connection:
             row = connection.execute(
-                select(generations).where(
-                    generations.c.id == stream_id, generations.c.state != "running"
-                )
+                select(generations).where(*_is(key), generations.c.state != "running")
             ).one_or_none()
-            if row is None or row.events is None or not may_touch(row.owner, requester):
+            if row is None or row.events is None:
                 return None
             prefix = ""
             if row.prefix_chars and row.message_id is not None:
@@ -144,8 +141,7 @@ class Generations:
                 )
                 prefix = (text or "")[: row.prefix_chars]
         return GenerationRecord(
-            row.id,
-            row.owner,
+            key,
             row.conversation_id,
             row.message_id,
             row.requested_model,
@@ -163,18 +159,17 @@ class Generations:
             ),
         )
 
-    def state(self, stream_id: str, requester: str | None) -> State | None:
-        """The state of a generation; None if there is none or the requester may not read it."""
+    def state(self, key: StreamKey) -> State | None:
+        """The state of a generation; None if there is none."""
         with self.database.reading() as connection:
-            query = select(generations.c.state, generations.c.owner)
-            row = connection.execute(query.where(generations.c.id == stream_id)).one_or_none()
-        return None if row is None or not may_touch(row.owner, requester) else row.state
+            state: State | None = connection.scalar(select(generations.c.state).where(*_is(key)))
+        return state
 
-    def exists(self, stream_id: str) -> bool:
-        """Whether any owner's generation has this ID, running or ended."""
+    def exists(self, key: StreamKey) -> bool:
+        """Whether a generation has this key, running or ended."""
         with self.database.reading() as connection:
             # Plain SQL: SQLAlchemy would add 140 us to every start with an ID.
-            return execute(connection, _EXISTS, (stream_id,)).fetchone() is not None
+            return execute(connection, _EXISTS, key).fetchone() is not None
 
     def workers_running(self) -> dict[str, float]:
         """The workers of running generations, each with the start time of its newest one.
@@ -189,33 +184,30 @@ class Generations:
             )
             return {row.worker: row.began for row in connection.execute(query)}
 
-    def running_of(self, worker: str) -> list[str]:
-        """The stream IDs of a worker's running generations, oldest first."""
+    def running_of(self, worker: str) -> list[StreamKey]:
+        """A worker's running generations, oldest first."""
+        query = (
+            select(generations.c.owner, generations.c.id)
+            .where(generations.c.worker == worker, generations.c.state == "running")
+            .order_by(generations.c.started_at)
+        )
         with self.database.reading() as connection:
-            return list(
-                connection.scalars(
-                    select(generations.c.id)
-                    .where(generations.c.worker == worker, generations.c.state == "running")
-                    .order_by(generations.c.started_at)
-                )
-            )
+            return [StreamKey(*row) for row in connection.execute(query)]
 
-    def interrupt(self, stream_id: str) -> bool:
+    def interrupt(self, key: StreamKey) -> bool:
         """End a running generation as interrupted, after its last stored event.
 
         Of concurrent calls exactly one returns True. False if it has ended or is unknown.
         """
         with self.database.writing() as connection:
-            query = select(generations).where(
-                generations.c.id == stream_id, generations.c.state == "running"
-            )
+            query = select(generations).where(*_is(key), generations.c.state == "running")
             row = connection.execute(query).one_or_none()
             if row is None:
                 return False
             lock(connection, [row.conversation_id])
             if connection.execute(query.with_for_update()).one_or_none() is None:
                 return False  # another worker has ended it meanwhile
-            events = gathered(connection, stream_id, [], decode_timed)
+            events = gathered(connection, key, [], decode_timed)
             last_seq = max((first + len(part) - 1 for first, part in events), default=0)
             timed_events = [timed for _, part in events for timed in part]
             prefix = ""
@@ -227,7 +219,7 @@ class Generations:
             ended = Failed(ErrorInfo("interrupted", message, retryable), metrics_of(timed_events))
             duration_ms = timed_events[-1][0] if timed_events else 0.0
             end = GenerationEnd(
-                stream_id,
+                key,
                 ended,
                 max(row.started_at + duration_ms / 1000, row.started_at),
                 last_seq + GAP + 1,
@@ -254,8 +246,8 @@ class Generations:
             upsert(connection, generations).on_conflict_do_nothing(),
             [
                 {
-                    "id": new.stream_id,
-                    "owner": new.owner,
+                    "id": new.key.id,
+                    "owner": new.key.owner,
                     "worker": new.worker,
                     "requested_model": new.requested_model,
                     "started_at": new.started_at,
@@ -266,8 +258,8 @@ class Generations:
         if added == len(begun):
             return
         for new in begun:  # `Turns` has already added those of conversations
-            if execute(connection, _IS_TAKEN, (new.stream_id, new.worker)).fetchone():
-                logger.error("stream %s is not saved: an earlier one has its ID", new.stream_id)
+            if execute(connection, _IS_TAKEN, (*new.key, new.worker)).fetchone():
+                logger.error("stream %s is not saved: an earlier one has its ID", new.key.id)
 
 
 # Statements that run while tokens arrive are plain SQL: SQLAlchemy takes 110 us to build one and
@@ -276,27 +268,35 @@ class Generations:
 #: Adds no chunk to a generation that another process has ended, nor to one of another worker: a
 #: client has used its ID again while the store could not be queried for it.
 _ADD_CHUNK = """
-    INSERT INTO chunks (generation_id, first_seq, payload)
-    SELECT id, ?, ? FROM generations
-    WHERE id = ? AND state = 'running' AND worker = coalesce(?, worker)
-    ON CONFLICT (generation_id, first_seq) DO UPDATE SET payload = excluded.payload
+    INSERT INTO chunks (owner, generation_id, first_seq, payload)
+    SELECT owner, id, ?, ? FROM generations
+    WHERE owner = ? AND id = ? AND state = 'running' AND worker = coalesce(?, worker)
+    ON CONFLICT (owner, generation_id, first_seq) DO UPDATE SET payload = excluded.payload
 """
-_EXISTS = "SELECT 1 FROM generations WHERE id = ?"
+_EXISTS = "SELECT 1 FROM generations WHERE owner = ? AND id = ?"
 _RUNNING = """
-    SELECT id, conversation_id, message_id FROM generations
-    WHERE id = ? AND state = 'running' AND worker = coalesce(?, worker)
+    SELECT conversation_id, message_id FROM generations
+    WHERE owner = ? AND id = ? AND state = 'running' AND worker = coalesce(?, worker)
 """
-_IS_TAKEN = "SELECT 1 FROM generations WHERE id = ? AND NOT (state = 'running' AND worker = ?)"
+_IS_TAKEN = """
+    SELECT 1 FROM generations
+    WHERE owner = ? AND id = ? AND NOT (state = 'running' AND worker = ?)
+"""
 _END = """
     UPDATE generations SET state = ?, model = ?, ended_at = ?, last_seq = ?, seen = ?,
     prompt_tokens = ?, completion_tokens = ?, estimated = ?, usage = ?, ended = ?, events = ?
-    WHERE id = ? AND state = 'running'
+    WHERE owner = ? AND id = ? AND state = 'running'
 """
 #: Columns of a message that `_end` reads.
 _MESSAGE_COLUMNS: tuple[Column[Any], ...] = tuple(
     messages.c[name] for name in ("id", "conversation_id", "model", "steps", "first_alternative_id")
 )
-_REMOVE = "DELETE FROM chunks WHERE generation_id = ?"
+_REMOVE = "DELETE FROM chunks WHERE owner = ? AND generation_id = ?"
+
+
+def _is(key: StreamKey) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The conditions for the row of this generation."""
+    return generations.c.owner == key.owner, generations.c.id == key.id
 
 
 def _end(
@@ -326,14 +326,14 @@ def _end(
         _encode(end.ended),
         zlib.compress(_encode(events), 1),
     )
-    if not execute(connection, _END, (*ended, end.stream_id)).rowcount:
+    if not execute(connection, _END, (*ended, *end.key)).rowcount:
         return  # another process has ended it meanwhile
-    execute(connection, _REMOVE, (end.stream_id,))
+    execute(connection, _REMOVE, end.key)
     if message_id is None:
         return
     message = connection.execute(
         select(*_MESSAGE_COLUMNS).where(
-            messages.c.id == message_id, messages.c.stream_id == end.stream_id
+            messages.c.id == message_id, messages.c.stream_id == end.key.id
         )
     ).one_or_none()
     if message is None:

@@ -13,6 +13,7 @@ from halt.core.events import Delta, Event, Terminal, is_terminal
 from halt.core.gap_log import GapLog
 from halt.core.generation import Generation
 from halt.core.log import EventLog
+from halt.core.stream_key import StreamKey
 from halt.store.admission import NO_ANSWER
 from halt.store.faults import unavailable
 from halt.store.generations import GenerationRecord, Generations
@@ -54,8 +55,7 @@ class StoredGeneration(Generation):
         started_at = now() - (time.time() - record.started_at)
         log = stored_log([(number, event) for number, _, event in record.events])
         super().__init__(
-            record.stream_id,
-            record.owner,
+            record.key,
             log,
             requested_model=record.requested_model,
             prefix=record.prefix,
@@ -98,36 +98,34 @@ class Replay:
         self._dead_after = run_timeout + HOUR
         self._recovering = threading.Lock()  # one recovery at a time; the next finds nothing left
 
-    def get(self, stream_id: str, requester: str | None) -> Generation | None:
-        """The ended generation; None if there is none or the requester may not read it.
+    def get(self, key: StreamKey) -> Generation | None:
+        """The ended generation; None if there is none.
 
         Ends it first if its process has died, so that no reader waits for a dead process. Raises
         StoreUnavailable.
         """
-        record = self._store.get_ended(stream_id, requester)
-        if record is None and self._store.exists(stream_id):
+        record = self._store.get_ended(key)
+        if record is None and self._store.exists(key):
             self.recover()
-            record = self._store.get_ended(stream_id, requester)
+            record = self._store.get_ended(key)
         return None if record is None else StoredGeneration(record)
 
-    def has_ended(self, stream_id: str, requester: str | None) -> bool:
-        """Whether it exists, has ended and may be read by the requester. Raises StoreUnavailable.
+    def has_ended(self, key: StreamKey) -> bool:
+        """Whether it exists and has ended. Raises StoreUnavailable.
 
         Ends it first if its process has died.
         """
-        state = self._store.state(stream_id, requester)
+        state = self._store.state(key)
         if state == "running":
             self.recover()
-            state = self._store.state(stream_id, requester)
+            state = self._store.state(key)
         return state not in {None, "running"}
 
-    def ended_among(
-        self, stream_ids: Sequence[str], requester: str | None
-    ) -> Collection[str] | None:
-        """The stream IDs for which `has_ended` is true; None if the store is not fast enough."""
+    def ended_among(self, stream_ids: Sequence[str], owner: str) -> Collection[str] | None:
+        """The person's IDs for which `has_ended` is true; None if the store is not fast enough."""
 
         def ended() -> set[str]:
-            return {stream_id for stream_id in stream_ids if self.has_ended(stream_id, requester)}
+            return {id_ for id_ in stream_ids if self.has_ended(StreamKey(owner, id_))}
 
         return self._lookups.ask(ended)
 

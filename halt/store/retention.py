@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, select, tuple_, update
 
 from halt.store.tables import chunks, conversations, generations, messages
 
@@ -28,8 +28,12 @@ def _remove_conversations(connection: Connection, now: float) -> int:
     expired = select(conversations.c.id).where(deleted).union(empty)
     ids = list(connection.scalars(expired.limit(PURGE)))
     if ids:
-        streams = select(generations.c.id).where(generations.c.conversation_id.in_(ids))
-        connection.execute(delete(chunks).where(chunks.c.generation_id.in_(streams)))
+        streams = select(generations.c.owner, generations.c.id).where(
+            generations.c.conversation_id.in_(ids)
+        )
+        connection.execute(
+            delete(chunks).where(tuple_(chunks.c.owner, chunks.c.generation_id).in_(streams))
+        )
         for table in (generations, messages):
             connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
         connection.execute(delete(conversations).where(conversations.c.id.in_(ids)))
@@ -41,14 +45,13 @@ def _remove_events(connection: Connection, before: float) -> int:
 
     Of those with a conversation only the events are removed.
     """
+    key = tuple_(generations.c.owner, generations.c.id)
     expired = (
-        select(generations.c.id)
+        select(generations.c.owner, generations.c.id)
         .where(generations.c.events.is_not(None), generations.c.ended_at < before)
         .limit(SWEEP)
     )
     of_programs = expired.where(generations.c.conversation_id.is_(None))
-    removed = connection.execute(delete(generations).where(generations.c.id.in_(of_programs)))
-    emptied = connection.execute(
-        update(generations).where(generations.c.id.in_(expired)).values(events=None)
-    )
+    removed = connection.execute(delete(generations).where(key.in_(of_programs)))
+    emptied = connection.execute(update(generations).where(key.in_(expired)).values(events=None))
     return removed.rowcount + emptied.rowcount

@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, select, text
 
 from halt.store.database import Database
 from halt.store.models import Hit, Page
 from halt.store.rows import cursor_number
+from halt.store.tables import conversations
 
 NEWEST = 5_000  # messages that a search reads first
 _FUTURE = 2**61  # above all times and IDs
@@ -59,18 +60,9 @@ class Search:
         values: dict[str, Any] = {"owner": owner, "limit": limit + 1, "newest": NEWEST}
         values |= {"at": cursor_number(at, float), "before": cursor_number(last, int)}
         values["most"] = INDEXED_MAX + SHOWN  # the indexed part and a snippet
-        # The owner is a word of the index, so that the search reads no texts of other owners.
-        if self._database.sqlite:
-            all_terms = " AND ".join(f'"{term}"*' for term in index_terms)
-            owner_term = owner.replace('"', '""')
-            values["query"] = f'owner : "{owner_term}" AND content : ({all_terms})'
-            statement = _SQLITE_SEARCH
-        else:
-            values["query"] = " & ".join(f"'{term}':*" for term in index_terms)
-            owner_term = owner.replace("\\", "\\\\").replace("'", "''")
-            values["mine"] = f"'owner {owner_term}'"
-            statement = _POSTGRES_SEARCH
+        statement = _SQLITE_SEARCH if self._database.sqlite else _POSTGRES_SEARCH
         with self._database.reading() as connection:
+            values |= self._terms(connection, owner, index_terms)
             # A frequent word has enough hits among the newest messages; for a rare one the search
             # of the whole index is fast.
             newest = connection.execute(_NEWEST, values).one()
@@ -93,6 +85,23 @@ class Search:
             f"{hits[-1].created_at!r}~{hits[-1].message_id}" if len(rows) > limit else None
         )
         return Page(hits, next_cursor)
+
+    def _terms(self, connection: Connection, owner: str, index_terms: list[str]) -> dict[str, str]:
+        """The query for the index.
+
+        The owner is a word of the index, so that the search reads no texts of other owners. It is
+        the one under which a conversation was indexed.
+        """
+        names = select(conversations.c.indexed_as).where(conversations.c.owner == owner).distinct()
+        owners = list(connection.scalars(names)) or [owner]
+        if self._database.sqlite:
+            quoted = " OR ".join('"{}"'.format(name.replace('"', '""')) for name in owners)
+            all_terms = " AND ".join(f'"{term}"*' for term in index_terms)
+            return {"query": f"owner : ({quoted}) AND content : ({all_terms})"}
+        quoted = " | ".join(
+            "'owner {}'".format(name.replace("\\", "\\\\").replace("'", "''")) for name in owners
+        )
+        return {"query": " & ".join(f"'{term}':*" for term in index_terms), "mine": quoted}
 
 
 #: The place of the newest messages before the cursor, by time and then by ID: an import has new IDs

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from halt.core.events import Content, Event, ReasoningEnd, answer_of, is_terminal, text_of
 from halt.core.metrics import Metrics
 from halt.core.steps import Step, StepStream
+from halt.core.stream_key import StreamKey
 from halt.store.batches import Chunk
 from halt.store.database import execute
 
@@ -21,12 +22,12 @@ _encode = msgspec.json.Encoder().encode
 decode_timed = msgspec.json.Decoder(list[Timed]).decode
 decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode  # where the events are not inspected
 
-_CHUNKS = "SELECT first_seq, payload FROM chunks WHERE generation_id = ?"
+_CHUNKS = "SELECT first_seq, payload FROM chunks WHERE owner = ? AND generation_id = ?"
 
 
 def gathered(
     connection: Connection,
-    stream_id: str,
+    key: StreamKey,
     last: Sequence[Chunk],
     decode: Callable[[bytes], list[T]],
 ) -> list[tuple[int, list[T]]]:
@@ -35,8 +36,7 @@ def gathered(
     `last` are chunks that are not in the database yet. A run has no gap in its numbers.
     """
     parts = [
-        (first, decode(payload))
-        for first, payload in execute(connection, _CHUNKS, (stream_id,)).fetchall()
+        (first, decode(payload)) for first, payload in execute(connection, _CHUNKS, key).fetchall()
     ]
     parts += [(chunk.first_seq, decode(_encode(chunk.events))) for chunk in last]
     parts.sort(key=lambda part: part[0])
@@ -55,9 +55,9 @@ def gathered(
     return out
 
 
-def text_so_far(connection: Connection, stream_id: str) -> str:
+def text_so_far(connection: Connection, key: StreamKey) -> str:
     """The text of a running generation as far as its events are stored."""
-    return answer_of(numbered(gathered(connection, stream_id, [], decode_timed)))
+    return answer_of(numbered(gathered(connection, key, [], decode_timed)))
 
 
 def numbered(events: list[tuple[int, list[Timed]]]) -> Iterator[tuple[int, Event]]:

@@ -1,9 +1,9 @@
 """The tables of the store. The migrations in `halt/store/migrations` create them.
 
-A conversation is a tree of messages: `parent_id` refers to the parent; `chosen_id`, and `first_id`
-of the conversation, refer to the next message of the path that is shown. `generations` has a row
-for each stream. While a stream runs its events are rows of `chunks`; afterwards they are in the
-column `events`, compressed.
+`owner` is the ID of a person. A conversation is a tree of messages: `parent_id` refers to the
+parent; `chosen_id`, and `first_id` of the conversation, refer to the next message of the path that
+is shown. `generations` has a row for each stream. While a stream runs its events are rows of
+`chunks`; afterwards they are in the column `events`, compressed.
 
 The code refers to a column by its `key` where that differs from the name in the database.
 """
@@ -73,9 +73,14 @@ _encode = msgspec.json.Encoder().encode
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
 #: The last migration, which results in these tables.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData()  # all times in its tables: seconds since 1970
+
+
+def _owner(context: Any) -> Any:
+    """The owner in the row that is inserted."""
+    return context.get_current_parameters()["owner"]
 
 
 def _partial(name: str, columns: str | tuple[str, ...], condition: str) -> Index:
@@ -89,7 +94,10 @@ conversations = Table(
     "conversations",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("owner", Text, nullable=False),
+    Column("owner", Text, nullable=False),  # the ID of a person
+    #: The owner in the index of words. It stays when another person takes the conversation over,
+    #: because indexing takes 8 us for each character of a Chinese text.
+    Column("indexed_as", Text, nullable=False, default=_owner),
     Column("title", Storable, nullable=False, default=""),
     Column("titled_by", Text, nullable=False, default="words"),  # words, model, user
     Column("model", Storable, nullable=False, default=""),
@@ -109,6 +117,7 @@ conversations = Table(
     _partial("conversations_pinned", ("owner", "pinned_at"), "pinned_at IS NOT NULL"),
     _partial("conversations_deleted", "deleted_at", "deleted_at IS NOT NULL"),
     _partial("conversations_empty", "updated_at", "first_id IS NULL"),
+    Index("conversations_indexed", "owner", "indexed_as"),
 )
 
 messages = Table(
@@ -143,8 +152,8 @@ messages = Table(
 generations = Table(
     "generations",
     metadata,
+    Column("owner", Text, primary_key=True),
     Column("id", Text, primary_key=True),  # the stream ID
-    Column("owner", Text),
     Column("conversation_id", Text),
     Column("message_id", BigInteger),
     Column("worker", Text, nullable=False),
@@ -171,6 +180,7 @@ generations = Table(
 chunks = Table(
     "chunks",
     metadata,
+    Column("owner", Text, primary_key=True),
     Column("generation_id", Text, primary_key=True),
     Column("first_seq", Integer, primary_key=True, autoincrement=False),
     Column("payload", LargeBinary, nullable=False),  # [[milliseconds, event], ...], JSON
@@ -196,4 +206,58 @@ presets = Table(
     Column("top_p", Double),
     Column("max_tokens", Integer),
     Column("updated_at", Double, nullable=False, default=time.time),
+)
+
+#: Everybody who has used this Halt (`halt.people`).
+people = Table(
+    "people",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("mode", Text, nullable=False),  # halt.people.person.Mode, or "browser"
+    Column("issuer", Storable, nullable=False, default=""),
+    Column("subject", Storable, nullable=False, default=""),
+    Column("name", Storable, nullable=False, default=""),  # for display
+    Column("is_admin", Boolean, nullable=False, default=False),
+    Column("created_at", Double, nullable=False, default=time.time),
+    Column("disabled_at", Double),
+    Column("removed_at", Double),  # its streams are being stopped; then its rows go
+)
+
+#: What a person of the mode `accounts` signs in with.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("person_id", Text, ForeignKey("people.id"), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),  # normalized
+    Column("password", Text),  # scrypt; NULL: only the link works
+    Column("link_digest", Text, unique=True),  # SHA-256 of the one-time link's token
+    Column("link_until", Double),
+)
+
+#: The signed-in browsers of the modes `accounts` and `oidc`.
+sign_ins = Table(
+    "sign_ins",
+    metadata,
+    Column("digest", Text, primary_key=True),  # SHA-256 of the token in the browser's cookie
+    Column("person_id", Text, ForeignKey("people.id"), nullable=False),
+    Column("created_at", Double, nullable=False, default=time.time),
+    Column("seen_at", Double, nullable=False, default=time.time),
+    Column("until", Double, nullable=False),
+    Column("agent", Storable, nullable=False, default=""),  # User-Agent at the sign-in
+    Column("address", Text, nullable=False, default=""),  # at the sign-in
+    Column("id_token", Text),  # of the provider, for the sign-out there
+    Index("sign_ins_person", "person_id"),
+    Index("sign_ins_until", "until"),
+)
+
+#: The API tokens that people have made for their programs.
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("digest", Text, primary_key=True),  # SHA-256 of the token
+    Column("person_id", Text, ForeignKey("people.id"), nullable=False),
+    Column("name", Storable, nullable=False),
+    Column("created_at", Double, nullable=False, default=time.time),
+    Column("used_at", Double),
+    Index("api_tokens_person", "person_id"),
 )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
+from halt.core.stream_key import StreamKey
 from halt.store import tree
 from halt.store.database import Database
 from halt.store.portable import PortableConversation, PortableMessage, PortableSettings, check
@@ -200,6 +201,10 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
     def is_running(message: Row[Any]) -> bool:
         return bool(message.state == "running")
 
+    def text_of_running(message: Row[Any]) -> str:
+        key = StreamKey(row.owner, message.stream_id)
+        return text_so_far(connection, key) if is_running(message) else ""
+
     chosen = {message.chosen_id for message in rows} | {row.first_id}
     number = {message.id: n for n, message in enumerate(rows, 1)}
     return PortableConversation(
@@ -209,8 +214,7 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
             PortableMessage(
                 number[message.id],
                 message.role,
-                message.content
-                + (text_so_far(connection, message.stream_id) if is_running(message) else ""),
+                message.content + text_of_running(message),
                 None if message.parent_id is None else number[message.parent_id],
                 message.model,
                 message.requested_model,

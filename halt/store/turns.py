@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 from halt.core.events import Done
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import KINDS_BELOW, Step
+from halt.core.stream_key import StreamKey
 from halt.errors import RequestError, StreamInUse
 from halt.store import tree
 from halt.store.database import Database, upsert
@@ -139,7 +140,7 @@ class Turns:
             )
             return changed(connection, row, _used_now())
 
-    def cancel_start(self, conversation_id: str, stream_id: str) -> None:
+    def cancel_start(self, conversation_id: str, key: StreamKey) -> None:
         """Undo the start of a stream that has no events yet, and of the alternatives beside it.
 
         No effect if the stream is unknown or has ended.
@@ -148,7 +149,8 @@ class Turns:
             lock(connection, [conversation_id])
             generation = connection.execute(
                 select(generations).where(
-                    generations.c.id == stream_id,
+                    generations.c.owner == key.owner,
+                    generations.c.id == key.id,
                     generations.c.conversation_id == conversation_id,
                     generations.c.state == "running",
                 )
@@ -159,8 +161,8 @@ class Turns:
                 select(messages).where(messages.c.id == generation.message_id)
             ).one()
             if generation.prefix_chars:
-                _restore(connection, answer, stream_id)
-                stream_ids = [stream_id]
+                _restore(connection, answer, key.id)
+                stream_ids = [key.id]
             else:
                 parent_id = answer.parent_id
                 answers = tree.versions(connection, conversation_id, parent_id, "assistant")
@@ -169,8 +171,13 @@ class Turns:
                     connection.scalars(select(messages.c.stream_id).where(messages.c.id.in_(ids)))
                 )
                 tree.remove(connection, conversation_id, ids)
-            connection.execute(delete(chunks).where(chunks.c.generation_id.in_(stream_ids)))
-            connection.execute(delete(generations).where(generations.c.id.in_(stream_ids)))
+            for table, column in (
+                (chunks, chunks.c.generation_id),
+                (generations, generations.c.id),
+            ):
+                connection.execute(
+                    delete(table).where(table.c.owner == key.owner, column.in_(stream_ids))
+                )
 
     # --- editing, selecting and discarding --------------------------------------------------------
 

@@ -27,6 +27,7 @@ from typing import Literal
 
 from halt.clock import now
 from halt.core.generation import Generation
+from halt.core.stream_key import StreamKey
 from halt.errors import StoreUnavailable
 from halt.store.batches import BatchPart, PendingGeneration, batch_of, batch_part
 from halt.store.generations import Generations
@@ -65,7 +66,7 @@ class StoreWriter:
         self._store = store
         self._lookups = lookups or Lookups()
         self._changed = threading.Condition(threading.Lock())
-        self._entries: dict[str, PendingGeneration] = {}
+        self._entries: dict[StreamKey, PendingGeneration] = {}
         self._has_ends = False  # a generation has ended since the last turn
         self._is_idle = False  # the thread waits and has nothing to write
         self._due = 0.0  # when the next turn starts
@@ -74,9 +75,9 @@ class StoreWriter:
         self._clean_at = now()  # all events before this time are written
         self._fault = ""  # why the last attempt failed
         self._failures = 0  # since the last success
-        self._to_interrupt: list[str] = []  # stream IDs; no longer pending, still running in SQL
-        #: Stream IDs whose interruption failed: attempts so far, and the time of the next one.
-        self._retries: dict[str, tuple[int, float]] = {}
+        self._to_interrupt: list[StreamKey] = []  # no longer pending, still running in SQL
+        #: Streams whose interruption failed: attempts so far, and the time of the next one.
+        self._retries: dict[StreamKey, tuple[int, float]] = {}
         self._sweep_at = now()
 
     # --- calls from any thread --------------------------------------------------------------------
@@ -96,7 +97,7 @@ class StoreWriter:
             if not self._entries:
                 self._clean_at = now()
                 self._due = max(self._due, now() + PERIOD)
-            self._entries[generation.id] = PendingGeneration(generation)
+            self._entries[generation.key] = PendingGeneration(generation)
             if self._is_idle or self._thread is None:
                 self._wake()
 
@@ -106,42 +107,42 @@ class StoreWriter:
             self._has_ends = True
             self._wake()
 
-    def interrupt(self, stream_ids: Iterable[str]) -> None:
+    def interrupt(self, keys: Iterable[StreamKey]) -> None:
         """End generations that are running in the store only: no process makes them."""
         with self._changed:
-            self._to_interrupt = [*self._to_interrupt, *stream_ids][-INTERRUPT_MAX:]
+            self._to_interrupt = [*self._to_interrupt, *keys][-INTERRUPT_MAX:]
             self._wake()
 
-    def exists(self, stream_id: str) -> bool:
-        """Whether the store has a generation with this ID; False if it does not answer in time.
+    def exists(self, key: StreamKey) -> bool:
+        """Whether the store has a generation with this key; False if it does not answer in time.
 
         A store that fails is not queried, so that no start waits for it.
         """
         if self.is_failing:
             return False
-        return bool(self._lookups.ask(partial(self._store.exists, stream_id)))
+        return bool(self._lookups.ask(partial(self._store.exists, key)))
 
     @property
     def is_failing(self) -> bool:
         """Whether the last write failed; callers should then skip optional reads of the store."""
         return bool(self._fault)
 
-    def is_pending(self, stream_id: str) -> bool:
+    def is_pending(self, key: StreamKey) -> bool:
         """Whether the store lacks a part of it, which is lost if its log is dropped now."""
-        return stream_id in self._entries
+        return key in self._entries
 
-    def wait_written(self, stream_id: str, timeout: float) -> bool:
+    def wait_written(self, key: StreamKey, timeout: float) -> bool:
         """Wait until an ended generation is completely in the store; False after the timeout."""
         with self._changed:
-            return self._changed.wait_for(lambda: stream_id not in self._entries, timeout)
+            return self._changed.wait_for(lambda: key not in self._entries, timeout)
 
-    def drop(self, stream_ids: Iterable[str]) -> None:
+    def drop(self, keys: Iterable[StreamKey]) -> None:
         """Write no more of these generations, because their logs are dropped to free memory.
 
         In the store they are interrupted after the last event that was written.
         """
         with self._changed:
-            dropped = [stream_id for stream_id in stream_ids if self._entries.pop(stream_id, None)]
+            dropped = [key for key in keys if self._entries.pop(key, None)]
             is_first = dropped and not self._to_interrupt
             self._to_interrupt = [*self._to_interrupt, *dropped][-INTERRUPT_MAX:]
             self._changed.notify_all()
@@ -234,12 +235,10 @@ class StoreWriter:
         is_due = at >= self._due
         with self._changed:
             entries = list(self._entries.values())
-            stream_ids = list(self._to_interrupt)
+            to_interrupt = list(self._to_interrupt)
         if not is_due:
             entries = [entry for entry in entries if entry.generation.log.ended is not None]
-        stream_ids += [
-            stream_id for stream_id, (_, retry_at) in self._retries.items() if retry_at <= at
-        ]
+        to_interrupt += [key for key, (_, retry_at) in self._retries.items() if retry_at <= at]
         parts, room = [], BATCH_EVENTS
         for entry in entries:
             try:
@@ -253,7 +252,7 @@ class StoreWriter:
                 parts.append(part)
         try:
             self._write(parts)
-            interrupted = self._interrupt_all(stream_ids, at)
+            interrupted = self._interrupt_all(to_interrupt, at)
         except StoreUnavailable as fault:
             self._failed(fault.reason)
             return
@@ -271,23 +270,23 @@ class StoreWriter:
             logger.exception("a batch could not be saved; trying each generation on its own")
             self._write_one_by_one(parts)
 
-    def _interrupt_all(self, stream_ids: Iterable[str], at: float) -> set[str]:
-        """Try once to interrupt each generation in the store; returns all their stream IDs.
+    def _interrupt_all(self, keys: Iterable[StreamKey], at: float) -> set[StreamKey]:
+        """Try once to interrupt each generation in the store; returns all their keys.
 
         A failed one is tried again after LATER seconds, INTERRUPT_TRIES times in total. Raises
         StoreUnavailable.
         """
-        for stream_id in stream_ids:
-            tries, _ = self._retries.pop(stream_id, (0, 0.0))
+        for key in keys:
+            tries, _ = self._retries.pop(key, (0, 0.0))
             try:
-                self._store.interrupt(stream_id)
+                self._store.interrupt(key)
             except StoreUnavailable:
                 raise
             except Exception:
-                logger.exception("stream %s cannot be ended in the store", stream_id)
+                logger.exception("stream %s cannot be ended in the store", key.id)
                 if tries + 1 < INTERRUPT_TRIES and len(self._retries) < INTERRUPT_MAX:
-                    self._retries[stream_id] = (tries + 1, at + LATER)
-        return set(stream_ids)
+                    self._retries[key] = (tries + 1, at + LATER)
+        return set(keys)
 
     def _sweep(self, at: float) -> None:
         """Remove some expired rows in each turn until none is left.
@@ -323,15 +322,15 @@ class StoreWriter:
 
     def _drop_unstorable(self, entry: PendingGeneration) -> None:
         """Write no more of a generation whose own values are the reason for the failure."""
-        stream_id = entry.generation.id
+        key = entry.generation.key
         with self._changed:
-            self._entries.pop(stream_id, None)
-            self._to_interrupt.append(stream_id)
+            self._entries.pop(key, None)
+            self._to_interrupt.append(key)
 
     def _succeeded(
         self,
         parts: list[BatchPart],
-        interrupted: set[str],
+        interrupted: set[StreamKey],
         at: float,
         *,
         has_more: bool,
@@ -346,11 +345,9 @@ class StoreWriter:
         with self._changed:
             for part in parts:
                 if part.end:
-                    self._entries.pop(part.entry.generation.id, None)
+                    self._entries.pop(part.entry.generation.key, None)
             if interrupted:
-                self._to_interrupt = [
-                    stream_id for stream_id in self._to_interrupt if stream_id not in interrupted
-                ]
+                self._to_interrupt = [key for key in self._to_interrupt if key not in interrupted]
             if has_more:
                 self._due = at
             elif is_due:

@@ -47,12 +47,8 @@ def refuse_wrong_bearer() -> Response | None:
     return error_response(refused) if wait else None
 
 
-def is_authorized() -> bool:
-    """Whether the endpoint is public, or the request has the token or a logged-in session."""
-    if not services().config.token or request.endpoint in PUBLIC_ENDPOINTS:
-        return True
-    if has_token():
-        return True
+def has_login() -> bool:
+    """Whether the request's session has been logged in with the access token."""
     login_value = None if is_cross_origin() else session.get("login")
     return isinstance(login_value, str) and hmac.compare_digest(login_value, login_digest())
 

@@ -27,7 +27,7 @@ from halt.config.data_dir import create_private_file, make_folder, supports_wal
 from halt.config.settings import Config
 from halt.errors import RequestError, TooManyRequests
 from halt.web.requests import client_address
-from halt.web.sessions import owner
+from halt.web.sessions import browser_id
 
 WAIT = 2.0  # seconds to wait for the file's lock, which another process may hold
 SCHEMA = """
@@ -53,9 +53,8 @@ class RateLimits:
         Raises TooManyRequests, RequestError.
         """
         limits = {limit.key_for("address", client_address()): limit for limit in self._of_address}
-        session = owner()
-        if session is not None:
-            limits |= {limit.key_for("session", session): limit for limit in self._of_session}
+        if browser := browser_id():
+            limits |= {limit.key_for("session", browser): limit for limit in self._of_session}
         max_starts = min((limit.amount for limit in limits.values()), default=starts)
         if starts > max_starts:
             raise RequestError(

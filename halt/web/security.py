@@ -18,8 +18,9 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from halt.errors import TOKEN_NEEDED, TOKEN_WRONG, RequestError
 from halt.web import via
-from halt.web.access import bearer_token, is_authorized, refuse_wrong_bearer
+from halt.web.access import PUBLIC_ENDPOINTS, bearer_token, refuse_wrong_bearer
 from halt.web.cors import is_api, is_cross_origin, is_same_origin
+from halt.web.identity import identify
 from halt.web.requests import is_upgrade, wants_fragment, wants_page
 from halt.web.responses import RequestRefused, error_response, too_large
 from halt.web.services import services
@@ -146,7 +147,7 @@ def guard() -> BaseResponse | None:
             "HALT_CORS_ORIGINS lists the sites that may use the API."
         )
         return error_response(RequestRefused(403, "foreign_site", message))
-    if is_authorized():
+    if request.endpoint in PUBLIC_ENDPOINTS or identify():
         _check_body()
         return None
     if (refused := refuse_wrong_bearer()) is not None:

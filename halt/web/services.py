@@ -16,6 +16,7 @@ from halt.chat.titles import Titles
 from halt.config.settings import Config
 from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
+from halt.people.person import Mode
 from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
 from halt.store.replay import Replay
@@ -33,6 +34,7 @@ class Services:
     """The objects of which an application has one each. Threads share all of them."""
 
     config: Config
+    mode: Mode  # how it knows its people
     instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands

@@ -1,4 +1,4 @@
-"""Sessions: a browser has a signed cookie with a random owner ID, a program has no session."""
+"""Sessions: a browser has a signed cookie with a random ID, a program has no session."""
 
 from __future__ import annotations
 
@@ -27,21 +27,16 @@ VERIFIED_MAX = 1024  # cached session cookies whose signature has been verified
 _NAMED_BY_PORT = re.compile(r"halt_session_[0-9]{1,5}")
 
 
-def owner() -> str | None:
-    """The owner ID of the requesting session, None for a program without a session."""
-    known = None if is_cross_origin() else session.get("owner")
-    return known if isinstance(known, str) else None
+def browser_id() -> str:
+    """The random ID of the requesting browser, "" for a program."""
+    known = None if is_cross_origin() else session.get("owner")  # earlier versions' name for it
+    return known if isinstance(known, str) else ""
 
 
-def owner_id() -> str:
-    """The same as text: "" for a program without a session, which has no conversations."""
-    return owner() or ""
-
-
-def ensure_owner() -> str:
-    """The owner ID of the requesting session, which is created where there is none."""
-    known = owner()
-    if known is None:
+def ensure_browser_id() -> str:
+    """The same; it is created where there is none."""
+    known = browser_id()
+    if not known:
         known = session["owner"] = secrets.token_urlsafe(16)
         session.permanent = True
     return known

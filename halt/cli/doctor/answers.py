@@ -48,7 +48,7 @@ def watched(
     try:
         yield run, watch
     finally:
-        generations.stop(run.id, None)
+        generations.stop(run.key)
         for _ in watch.groups:  # reads the rest, so that its connection is released
             pass
         generations.readers.unview(run, viewer)

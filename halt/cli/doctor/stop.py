@@ -22,7 +22,7 @@ def check_stop(report: Report, generations: GenerationService, load: ServerLoad)
             report.fail("stop", watch.ended.error.message, "Try again.")
             return
         during = None if before is None else load.count()
-        receipt = generations.stop(run.id, None)
+        receipt = generations.stop(run.key)
     spent = f"{receipt.elapsed_ms:.0f} ms"
     if receipt.status == "finished":
         remedy = (

@@ -57,11 +57,11 @@ from halt.web.event_stream import (
     cancel_on_error,
     collect_answer,
 )
+from halt.web.identity import owner
 from halt.web.requests import client_socket
 from halt.web.responses import add_stream_id_header, json_response, openai_error
 from halt.web.schemas import AboutRun, Model, Models
 from halt.web.services import services
-from halt.web.sessions import owner
 from halt.web.starts import count_starts
 
 MODELS_SECONDS = 10.0  # timeout of a request for the list of models

@@ -16,14 +16,14 @@ from halt.core.decoding import JSON_OBJECT, check_names, checked_id, is_number
 from halt.core.receipts import Receipt
 from halt.core.request import Upstream
 from halt.errors import RequestError
+from halt.people.person import ANYONE
 from halt.providers.router import as_providers
-from halt.web.access import has_token
+from halt.web.identity import owner
 from halt.web.requests import wants_fragment
 from halt.web.responses import json_response
 from halt.web.schemas import Health, RelayFigures, Stopped, Streams
 from halt.web.security import FORM
 from halt.web.services import services
-from halt.web.sessions import owner
 
 STOPS_MAX = 16  # streams that one Stop of the page can name
 FIELDS = frozenset({"stream_id", "seen"})  # of a Stop in JSON
@@ -97,8 +97,8 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
 
 
 def _may_list() -> bool:
-    """Whether to list streams: a session's own; those without an owner only with the token."""
-    return owner() is not None or has_token()
+    """Whether to list streams: not those that everybody shares."""
+    return owner() != ANYONE.id
 
 
 def _fields() -> dict[str, Any]:

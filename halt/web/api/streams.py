@@ -8,9 +8,9 @@ from halt.core.events import FINAL_FRAME
 from halt.core.generation import Generation
 from halt.core.run import Run
 from halt.web.event_stream import SSE_HEADERS, EventStream, cancel_on_error, json_frames
+from halt.web.identity import owner, stream_key
 from halt.web.requests import after_parameter, client_socket
 from halt.web.services import services
-from halt.web.sessions import owner
 from halt.web.starts import START_REQUEST, count_starts
 
 blueprint = Blueprint("streams", __name__)
@@ -52,4 +52,4 @@ def chat_stream() -> Response:
 @blueprint.get("/streams/<stream_id>")
 def follow(stream_id: str) -> Response:
     """Send a stream's events after a number, up to its end. Starts no stream."""
-    return _stream(services().generations.get(stream_id, owner()), after_parameter())
+    return _stream(services().generations.get(stream_key(stream_id)), after_parameter())

@@ -34,11 +34,11 @@ from halt.web.event_stream import (
     cancel_on_error,
     collect_answer,
 )
+from halt.web.identity import owner, stream_key
 from halt.web.requests import client_socket
 from halt.web.responses import add_stream_id_header, json_response
 from halt.web.schemas import CalledTool, StreamLost, WholeAnswer
 from halt.web.services import services
-from halt.web.sessions import owner
 from halt.web.starts import START_REQUEST, StartRequest, count_starts, grace_seconds
 
 TEXT_HEADERS = {
@@ -165,7 +165,7 @@ def _find_same(start: StartRequest) -> Generation | None:
     None where this client has no such run. Raises StreamInUse for other messages.
     """
     try:
-        run = services().generations.get(start.id or "", owner())
+        run = services().generations.get(stream_key(start.id or ""))
     except UnknownStream:
         return None
     if run.fingerprint != fingerprint(start.messages):
@@ -183,7 +183,7 @@ def _resume(last: str) -> Response:
     if seq == "end":
         return Response(status=204)
     try:
-        return _follow(services().generations.get(stream_id, owner()), int(seq))
+        return _follow(services().generations.get(stream_key(stream_id)), int(seq))
     except (UnknownStream, OffsetLost) as lost:
         # Sent as an event, because an EventSource does not show its page an error response.
         return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)

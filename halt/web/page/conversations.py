@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from functools import partial
 from typing import Any
 
 from flask import Response, g, render_template, request
 
 from halt.chat.figures import usage_text
 from halt.core.decoding import is_number
+from halt.core.generation import Generation
 from halt.errors import HaltError, StoreUnavailable
 from halt.rendering.renderer import TEXT_WAIT, PageRenderer
 from halt.store.models import Conversation, Exchange, Settings, UnknownConversation
+from halt.web.identity import owner, stream_key
 from halt.web.page.models import default_model, demo_is_loading
 from halt.web.page.views import ExchangeView, exchange_view
 from halt.web.requests import message_id
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner, owner_id
 
 
 def index() -> str:
     """The page of a new conversation."""
-    ensure_owner()
     return _page(secrets.token_urlsafe(16), None)
 
 
 def show_conversation(conversation_id: str) -> str:
     """The page with a conversation's end; with `at`, with the part around that message."""
-    owner_id, at = ensure_owner(), request.args.get("at", "")
+    owner_id, at = owner(), request.args.get("at", "")
     if not is_number(at):
         return _page(conversation_id, services().store.conversations.get(conversation_id, owner_id))
     conversation = services().store.conversations.get(conversation_id, owner_id, around=int(at))
@@ -51,7 +50,7 @@ def exchanges(conversation_id: str) -> Response:
     """The exchanges before or after a prompt that the page shows."""
     side = "before" if "before" in request.args else "after"
     position = {side: message_id(side)}
-    conversation = services().store.conversations.get(conversation_id, owner_id(), **position)
+    conversation = services().store.conversations.get(conversation_id, owner(), **position)
     response = Response(
         render_template(
             "window.html", conversation_id=conversation_id, **window(conversation, side)
@@ -66,7 +65,7 @@ def exchanges(conversation_id: str) -> Response:
 def show(conversation_id: str) -> str:
     """Switch to another version of a prompt or an answer, and return the exchanges from there."""
     at = message_id("message_id")
-    return render_from(services().chat.show_version(conversation_id, ensure_owner(), at), at)
+    return render_from(services().chat.show_version(conversation_id, owner(), at), at)
 
 
 def exchanges_from_prompt(conversation_id: str) -> Response:
@@ -74,7 +73,7 @@ def exchanges_from_prompt(conversation_id: str) -> Response:
 
     If there is none, the page reloads.
     """
-    prompt_id, owner_id = message_id("prompt_id"), ensure_owner()
+    prompt_id, owner_id = message_id("prompt_id"), owner()
     services().chat.wait_until_saved(conversation_id, owner_id)
     conversation = services().store.conversations.get(conversation_id, owner_id, around=prompt_id)
     fragment = render_from(conversation, prompt_id)
@@ -87,7 +86,7 @@ def exchanges_from_prompt(conversation_id: str) -> Response:
 def select_answer(conversation_id: str) -> str:
     """Select one of several answers; the conversation continues with it."""
     stream_id = request.form.get("stream_id", "")
-    conversation = services().chat.select(conversation_id, ensure_owner(), stream_id)
+    conversation = services().chat.select(conversation_id, owner(), stream_id)
     exchange = current_exchange_view(conversation.exchanges[-1])
     return render_template("exchange.html", x=exchange, conversation_id=conversation.id)
 
@@ -97,14 +96,14 @@ def edit_answer(conversation_id: str) -> str:
     chat, prompt_id = services().chat, message_id("prompt_id")
     text, stream_id = request.form.get("text", ""), request.form.get("stream_id", "")
     conversation = chat.edit_answer(
-        conversation_id, ensure_owner(), prompt_id, stream_id, chat.checked_answer(text)
+        conversation_id, owner(), prompt_id, stream_id, chat.checked_answer(text)
     )
     return render_from(conversation, prompt_id)
 
 
 def discard(conversation_id: str) -> str:
     """Discard the last answer. Return the exchange that replaces it, "" if there is none."""
-    prompt_id, owner_id = message_id("prompt_id"), ensure_owner()
+    prompt_id, owner_id = message_id("prompt_id"), owner()
     discarded = services().chat.discard(conversation_id, owner_id, prompt_id)
     conversation = services().store.conversations.get(conversation_id, owner_id)
     return render_from(conversation, discarded.prompt_id, *discarded.prompts.ids)
@@ -113,7 +112,7 @@ def discard(conversation_id: str) -> str:
 def usage(conversation_id: str) -> tuple[str, int]:
     """The token usage of the conversation, as text."""
     try:
-        return usage_text(services().chat.usage(conversation_id, ensure_owner())), 200
+        return usage_text(services().chat.usage(conversation_id, owner())), 200
     except UnknownConversation:  # the start of its only answer was cancelled
         return "", 200
     except StoreUnavailable:  # another element reports it; the page keeps its text
@@ -177,7 +176,10 @@ def exchange_views(part: Conversation, first: int = 0) -> list[ExchangeView]:
 def current_exchange_view(exchange: Exchange, *, last: bool = True) -> ExchangeView:
     """The view of an exchange as it is now, with its running answers."""
     chat = services().chat
-    find_generation = partial(chat.find_generation, owner=owner())
+
+    def find_generation(stream_id: str) -> Generation | None:
+        return chat.find_generation(stream_key(stream_id))
+
     return exchange_view(
         exchange, find_generation, chat.answer_progress, page_renderer(), last=last
     )

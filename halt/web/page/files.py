@@ -17,10 +17,10 @@ from werkzeug.wsgi import ClosingIterator
 from halt.errors import RequestError, TooLarge
 from halt.store.import_faults import OWN_ALONE
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
+from halt.web.identity import owner
 from halt.web.page.toast import toast
 from halt.web.requests import conversation_ids
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner_id
 
 Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
 
@@ -34,19 +34,19 @@ KINDS: dict[str, tuple[Writer, str, str]] = {
 def export_all() -> Response:
     """All conversations of the session as one file."""
     title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
-    return _download(services().store.transfer.export(owner_id()), title)
+    return _download(services().store.transfer.export(owner()), title)
 
 
 def export_selected() -> Response:
     """The selected conversations of the session as one file."""
     ids = conversation_ids()
     title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
-    return _download(services().store.transfer.export_many(owner_id(), ids), title)
+    return _download(services().store.transfer.export_many(owner(), ids), title)
 
 
 def export(conversation_id: str) -> Response:
     """One conversation as a file."""
-    conversations = services().store.transfer.export(owner_id(), conversation_id)
+    conversations = services().store.transfer.export(owner(), conversation_id)
     with services().exporting:
         conversation = next(conversations)
     return _download(chain([conversation], conversations), conversation.title)
@@ -107,7 +107,7 @@ def import_() -> Response:
             raise RequestError(OWN_ALONE, field="file")
         # A file that Halt has exported must always be valid.
         message_max = max(MESSAGE_MAX, services().config.max_answer_chars)
-        ids = services().store.transfer.import_(ensure_owner(), read(data, message_max))
+        ids = services().store.transfer.import_(owner(), read(data, message_max))
     count = len(ids)
     message = f"{count:,} chat{' was' if count == 1 else 's were'} imported."
     if not ids:

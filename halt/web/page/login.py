@@ -7,7 +7,6 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from halt.web.access import count_wrong_token, login_digest, token_matches
 from halt.web.services import services
-from halt.web.sessions import ensure_owner
 from halt.web.token_failures import too_many_message
 
 
@@ -19,7 +18,7 @@ def login() -> BaseResponse | tuple[str, int] | str:
     token = request.form.get("token", "").strip()
     if token_matches(token):
         session["login"] = login_digest()
-        ensure_owner()
+        session.permanent = True
         return redirect(url_for("pages.index"))
     if token and (wait := count_wrong_token()):
         response = Response(render_template("login.html", fault=too_many_message(wait)), 429)

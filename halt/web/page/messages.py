@@ -19,12 +19,12 @@ from halt.core.events import sse_html
 from halt.errors import AtCapacity, OffsetLost, RequestError, UnknownStream
 from halt.providers.catalog import valid_model_name
 from halt.web.event_stream import SSE_HEADERS
+from halt.web.identity import owner, stream_key
 from halt.web.page.conversations import current_exchange_view, page_renderer
 from halt.web.page.streams import live_stream
 from halt.web.page.views import AnswerView, view
 from halt.web.requests import is_plain_form_post, message_id
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner, owner_id
 
 #: Maximum of models for one prompt; the page shows their answers side by side.
 COMPARED_MODELS = 4
@@ -47,7 +47,7 @@ def send(conversation_id: str) -> Response:
     answers = list(zip(_stream_ids(len(models)), models, strict=True))
     started = services().chat.send(
         conversation_id,
-        ensure_owner(),
+        owner(),
         prompt,
         answers,
         edit_of=message_id("edit_of") if "edit_of" in request.form else None,
@@ -64,7 +64,7 @@ def send(conversation_id: str) -> Response:
 
 def stop(conversation_id: str) -> Response:
     """Stop the running answers of a conversation, and redirect to it: Stop without scripts."""
-    conversation = services().store.conversations.get(conversation_id, owner_id(), limit=1)
+    conversation = services().store.conversations.get(conversation_id, owner(), limit=1)
     running = [
         (answer.stream_id, None)
         for exchange in conversation.exchanges
@@ -88,16 +88,14 @@ def regenerate(conversation_id: str) -> Response:
     (stream_id,) = _stream_ids(1)
     model = valid_model_name(request.form.get("model", ""))
     prompt_id = message_id("prompt_id") if "prompt_id" in request.form else None
-    return _begun(
-        services().chat.regenerate(conversation_id, ensure_owner(), stream_id, model, prompt_id)
-    )
+    return _begun(services().chat.regenerate(conversation_id, owner(), stream_id, model, prompt_id))
 
 
 def continue_(conversation_id: str) -> Response:
     """Continue the last answer in the same message."""
     (stream_id,) = _stream_ids(1)
     prompt_id = message_id("prompt_id")
-    started = services().chat.continue_answer(conversation_id, ensure_owner(), prompt_id, stream_id)
+    started = services().chat.continue_answer(conversation_id, owner(), prompt_id, stream_id)
     started.run.log.wait(0, OPENING_WAIT)
     exchange = started.conversation.exchanges[-1]
     answer = replace(
@@ -129,7 +127,7 @@ def _streamed(answer: AnswerView, draw: Callable[..., str]) -> Response:
     """
     if answer.state == "running" and "text/event-stream" in request.headers.get("Accept", ""):
         with contextlib.suppress(UnknownStream, OffsetLost, AtCapacity):
-            run = services().generations.get(answer.id, owner())
+            run = services().generations.get(stream_key(answer.id))
             opening = sse_html(answer.after, draw(streamed=True))
             if (body := live_stream(run, answer.after, opening)) is not None:
                 headers = {**SSE_HEADERS, "X-Stream-Id": run.id}

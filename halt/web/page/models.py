@@ -11,8 +11,8 @@ from halt.errors import Interrupted, StoreUnavailable, UpstreamError
 from halt.model_info import Abilities, ModelGroup
 from halt.providers.catalog import valid_model_name
 from halt.store.models import Settings, UnknownConversation
+from halt.web.identity import owner
 from halt.web.services import services
-from halt.web.sessions import owner_id
 
 #: Timeout in seconds of the check whether the demo model is loaded.
 DEMO_WAIT = 0.5
@@ -134,7 +134,7 @@ def _prompt_with(model: str, conversation_id: str) -> dict[str, str | None]:
     if not conversation_id:
         return {"system_prompt": None}
     try:
-        conversation = services().store.conversations.get(conversation_id, owner_id(), limit=1)
+        conversation = services().store.conversations.get(conversation_id, owner(), limit=1)
         settings = conversation.settings
     except UnknownConversation:  # a new conversation
         settings = Settings()

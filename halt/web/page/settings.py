@@ -17,11 +17,11 @@ from halt.core.decoding import checked_id
 from halt.errors import HaltError, NameTaken, RequestError
 from halt.providers.catalog import valid_model_name
 from halt.store.models import Preset, Settings, UnknownConversation
+from halt.web.identity import owner
 from halt.web.page.models import listed as listed_models
 from halt.web.requests import wants_fragment
 from halt.web.responses import error_response
 from halt.web.services import services
-from halt.web.sessions import ensure_owner, owner_id
 
 #: Fields of the panel that have a place for an error of their own. `name` has one in each part.
 FIELDS = frozenset({"model", "system_prompt", "temperature", "top_p", "max_tokens"})
@@ -39,7 +39,7 @@ def install(app: Flask) -> None:
 def offers_prompts() -> bool:
     """Whether the person can choose a system prompt by name; true while the store is down."""
     try:
-        names = services().prompts.names(owner_id())
+        names = services().prompts.names(owner())
     except HaltError:
         return True
     return bool(names.server or names.own)
@@ -82,14 +82,14 @@ def first_settings() -> str:
 @blueprint.get("/c/<conversation_id>/settings")
 def settings(conversation_id: str) -> str:
     """The settings panel of a conversation."""
-    return _panel(services().store.conversations.get(conversation_id, owner_id(), limit=1).settings)
+    return _panel(services().store.conversations.get(conversation_id, owner(), limit=1).settings)
 
 
 @blueprint.post("/c/<conversation_id>/settings")
 def save_settings(conversation_id: str) -> Response:
     """Save a conversation's settings; they apply from the next answer. Raises RequestError."""
     checked_id(conversation_id, "conversation_id")
-    owner_id, chat = ensure_owner(), services().chat
+    owner_id, chat = owner(), services().chat
     # The form was filled with the prompt of the model that was selected when it was opened.
     model_prompt = chat.system_prompt(request.form.get("model"))
     demo_prompt = chat.system_prompt(services().config.embedded_model)
@@ -134,7 +134,7 @@ def _panel(saved: Settings) -> str:
 def prompt_text() -> str:
     """The field of the system prompt, filled with a named prompt, or with the default for ""."""
     name, default_prompt = request.args.get("prompt_name", ""), _default_prompt()
-    text = services().prompts.text(owner_id(), name) if name else default_prompt
+    text = services().prompts.text(owner(), name) if name else default_prompt
     if text is None:
         raise RequestError(
             "This prompt no longer exists. Choose another one.", field="system_prompt"
@@ -147,7 +147,7 @@ def save_prompt() -> str:
     """Save the text as a prompt of the person. Raises RequestError, NameTaken."""
     text = request.form.get("system_prompt", "")
     name = services().prompts.save(
-        ensure_owner(), request.form.get("name", ""), text, replace="replace" in request.form
+        owner(), request.form.get("name", ""), text, replace="replace" in request.form
     )
     return _render_prompt_part("settings_prompt.html", name, text, _default_prompt())
 
@@ -156,7 +156,7 @@ def save_prompt() -> str:
 def delete_prompt() -> str:
     """Delete a prompt of the person; its text stays in the field. Raises RequestError."""
     text = request.form.get("system_prompt", "")
-    services().prompts.delete(ensure_owner(), request.form.get("prompt_name", ""))
+    services().prompts.delete(owner(), request.form.get("prompt_name", ""))
     return _render_prompt_part("settings_prompt.html", None, text, _default_prompt())
 
 
@@ -170,7 +170,7 @@ def _render_prompt_part(template: str, name: str | None, text: str, default_prom
 
 def _prompt_part(name: str | None, text: str | None, default_prompt: str) -> dict[str, object]:
     """The variables of `settings_prompt.html`. `text` is None for the default."""
-    names: PromptNames = services().prompts.names(owner_id())
+    names: PromptNames = services().prompts.names(owner())
     shown_text = default_prompt if text is None else text
     is_written = name is None and shown_text.strip() != default_prompt.strip()
     return {
@@ -190,7 +190,7 @@ def _prompt_part(name: str | None, text: str | None, default_prompt: str) -> dic
 def save_preset() -> str:
     """Save the sampling settings as a preset of the person. Raises RequestError, NameTaken."""
     preset = services().presets.save(
-        ensure_owner(), preset_from_form(request.form), replace="replace" in request.form
+        owner(), preset_from_form(request.form), replace="replace" in request.form
     )
     return render_template("settings_sampling.html", **_sampling_part(preset))
 
@@ -200,7 +200,7 @@ def delete_preset() -> str:
     """Delete a preset of the person; its values stay in the fields."""
     values = replace(preset_from_form(request.form), name="")
     checked_sampling(values)
-    services().presets.own.delete(ensure_owner(), request.form.get("preset", ""))
+    services().presets.own.delete(owner(), request.form.get("preset", ""))
     return render_template("settings_sampling.html", **_sampling_part(values))
 
 
@@ -209,7 +209,7 @@ def _sampling_part(values: Preset) -> dict[str, object]:
 
     Without a name in `values`, the first preset with these values is selected.
     """
-    own = services().presets.own.all(owner_id())
+    own = services().presets.own.all(owner())
     same = (preset.name for preset in (*BUILT_IN, *own) if replace(preset, name="") == values)
     selected = values.name or next(same, "")
     return {"values": values, "built_in": BUILT_IN, "own_presets": own, "selected": selected}

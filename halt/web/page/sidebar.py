@@ -16,12 +16,12 @@ from flask import Blueprint, Flask, Response, render_template, request, url_for
 from halt.core.decoding import is_id, is_number
 from halt.errors import HaltError, RequestError, shortened
 from halt.store.models import Hit, Page, Summary
+from halt.web.identity import owner
 from halt.web.page import files
 from halt.web.page.toast import Undo, toast
 from halt.web.requests import conversation_ids, wants_fragment
 from halt.web.responses import error_response
 from halt.web.services import services
-from halt.web.sessions import owner_id
 
 QUERY_MAX = 500  # characters of a search
 CHATS, HITS = 7, 10  # results of a search
@@ -86,7 +86,7 @@ def is_archive() -> bool:
 def first_conversations() -> Page[Summary] | None:
     """The first part of the list of conversations; None where the store does not respond."""
     try:
-        return services().store.conversations.summaries(owner_id(), archived=is_archive())
+        return services().store.conversations.summaries(owner(), archived=is_archive())
     except HaltError:
         return None
 
@@ -113,7 +113,7 @@ def _refused(error: HaltError) -> Response:
 @blueprint.get("/conversations")
 def conversation_list() -> str:
     cursor = request.args.get("cursor")
-    page = services().store.conversations.summaries(owner_id(), cursor, archived=is_archive())
+    page = services().store.conversations.summaries(owner(), cursor, archived=is_archive())
     return render_template(
         "items.html",
         conversations=page.items,
@@ -131,12 +131,12 @@ def change() -> Response:
     if operation == "delete":
         return _delete(ids)
     if operation in {"pin", "unpin"}:
-        store.set_pinned(ids, owner_id(), pinned=operation == "pin")
+        store.set_pinned(ids, owner(), pinned=operation == "pin")
         return Response(status=204)
     if operation not in {"archive", "unarchive"}:
         raise RequestError("do must be pin, unpin, archive, unarchive or delete.", field="do")
-    count = store.set_archived(ids, owner_id(), archived=operation == "archive")
-    chats = _chats(count, store.summary(ids[0], owner_id()).title if count == len(ids) == 1 else "")
+    count = store.set_archived(ids, owner(), archived=operation == "archive")
+    chats = _chats(count, store.summary(ids[0], owner()).title if count == len(ids) == 1 else "")
     if operation == "unarchive":
         return toast(f"{chats} moved back to the list.")
     return toast(f"{chats} moved to the archive.", undo=Undo("unarchive", ids))
@@ -153,12 +153,12 @@ def search() -> str:
         raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
     store, words = services().store, query.split()[:WORDS_MAX]
     if not words:
-        chats, hits = store.conversations.summaries(owner_id()).items[:CHATS], Page[Hit]()
+        chats, hits = store.conversations.summaries(owner()).items[:CHATS], Page[Hit]()
     elif cursor is None:
-        chats = store.conversations.titled(owner_id(), words, CHATS)
-        hits = store.search.find(owner_id(), query, limit=HITS)
+        chats = store.conversations.titled(owner(), words, CHATS)
+        hits = store.search.find(owner(), query, limit=HITS)
     else:
-        chats, hits = (), store.search.find(owner_id(), query, cursor, MORE_HITS)
+        chats, hits = (), store.search.find(owner(), query, cursor, MORE_HITS)
     titles = [(chat, _marked(chat.title or "New chat", words)) for chat in chats]
     return render_template(
         "hits.html", chats=titles, hits=hits, query=query, further=cursor is not None
@@ -175,20 +175,20 @@ def _marked(text: str, words: Sequence[str]) -> list[tuple[str, bool]]:
 
 @blueprint.get("/c/<conversation_id>/item")
 def item(conversation_id: str) -> str:
-    return _render_item(services().store.conversations.summary(conversation_id, owner_id()))
+    return _render_item(services().store.conversations.summary(conversation_id, owner()))
 
 
 @blueprint.get("/c/<conversation_id>/title")
 def title_form(conversation_id: str) -> str:
     """The list item with a field for a new title."""
-    summary = services().store.conversations.summary(conversation_id, owner_id())
+    summary = services().store.conversations.summary(conversation_id, owner())
     return render_template("item.html", c=summary, renaming=True)
 
 
 @blueprint.post("/c/<conversation_id>/title")
 def rename(conversation_id: str) -> str:
     title = request.form.get("title", "")
-    return _render_item(services().store.conversations.rename(conversation_id, owner_id(), title))
+    return _render_item(services().store.conversations.rename(conversation_id, owner(), title))
 
 
 @blueprint.post("/c/<conversation_id>/delete")
@@ -199,9 +199,9 @@ def delete(conversation_id: str) -> Response:
 
 def _delete(ids: Sequence[str]) -> Response:
     """Delete conversations and stop their running answers, in any worker."""
-    deleted, running = services().store.conversations.delete_many(ids, owner_id())
+    deleted, running = services().store.conversations.delete_many(ids, owner())
     if running:  # no new answer can start in a deleted conversation
-        services().generations.stop_many([(stream_id, None) for stream_id in running], owner_id())
+        services().generations.stop_many([(stream_id, None) for stream_id in running], owner())
     if (open_id := _open_now()) in deleted:  # the page shows a deleted conversation
         count = len(deleted) if len(deleted) > 1 else None
         stopped = len(running) or None
@@ -232,7 +232,7 @@ def _title_of_deleted(conversation_id: str) -> str:
     """The title of a deleted conversation; "" where the store does not respond."""
     try:
         store = services().store.conversations
-        return store.summary(conversation_id, owner_id(), deleted=True).title
+        return store.summary(conversation_id, owner(), deleted=True).title
     except HaltError:
         return ""
 
@@ -247,7 +247,7 @@ def _chats(count: int, title: str) -> str:
 @blueprint.post("/c/<conversation_id>/undelete")
 def undelete(conversation_id: str) -> Response:
     """Restore a deleted conversation, and those that were deleted together with it."""
-    restored = services().store.conversations.undelete(conversation_id, owner_id())
+    restored = services().store.conversations.undelete(conversation_id, owner())
     summary = restored[0]
     if len(restored) > 1:
         response = toast(f"{len(restored):,} chats are back.")

@@ -14,13 +14,13 @@ from markupsafe import escape
 from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
+from halt.web.identity import stream_key
 from halt.web.page.endings import answer_ending, answer_name
 from halt.web.page.icons import icon
 from halt.web.page.sources import below_html
 from halt.web.page.views import AnswerView, StepView, view
 from halt.web.page.writer import answer_replacement, lost_message
 from halt.web.services import services
-from halt.web.sessions import owner
 
 #: Seconds that a Stop waits for the highlighting of code in the answer.
 STOP_WAIT = 0.2
@@ -35,7 +35,7 @@ def stop_fragment(receipt: Receipt) -> str:
     if receipt.status == "pending" and not page_shows_it:
         return ""  # it has not begun; the response to its start will show the Stop
     try:
-        run = services().generations.get(receipt.id, owner())
+        run = services().generations.get(stream_key(receipt.id))
     except UnknownStream:
         # The stream belongs to another session or is no longer kept.
         return lost_message(receipt.id) if page_shows_it else ""

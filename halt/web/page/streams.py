@@ -14,11 +14,12 @@ from halt.core.generation import Generation
 from halt.core.slots import number_of
 from halt.errors import OffsetLost, UnknownStream
 from halt.web.event_stream import SSE_HEADERS, EventStream
+from halt.web.identity import stream_key
 from halt.web.page.conversations import page_renderer
 from halt.web.page.writer import PageWriter, lost_message
 from halt.web.requests import after_parameter, client_socket
 from halt.web.services import services
-from halt.web.sessions import owner, owner_id
+from halt.web.sessions import browser_id
 
 #: Minimum of seconds between two messages to the page: about one frame of a 60 Hz screen. A page
 #: that swaps more often falls behind. The first message is not delayed.
@@ -41,7 +42,7 @@ MULTIPLEXED = frozenset({"h2", "h3"})
 def stream(stream_id: str) -> Response:
     """A running or ended answer as a stream of HTML messages."""
     try:
-        run = services().generations.get(stream_id, owner())
+        run = services().generations.get(stream_key(stream_id))
     except UnknownStream:
         return _one_message(lost_message(stream_id))
     # A page that already has the last event gets it again; otherwise it would reconnect for ever.
@@ -61,7 +62,7 @@ def live_stream(run: Generation, after: int, opening: bytes | None = None) -> Ev
     """
     page_streams, place, brief = services().generations.capacity.page_streams, None, False
     if request.headers.get(PROTOCOL_HEADER, "") not in MULTIPLEXED:
-        place = page_streams.take(LIVE_PER_SESSION, number_of(owner_id(), LIVE_PER_SESSION))
+        place = page_streams.take(LIVE_PER_SESSION, number_of(browser_id(), LIVE_PER_SESSION))
         brief = place is None
     if brief and opening is not None:
         return None

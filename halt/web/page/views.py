@@ -338,7 +338,7 @@ def view(
         silence=now() - (run.arrival_time(after) if after else run.started_at),
         requested_model=exchange.requested_model,
         model=run.model,
-        progress=answer_progress.percent(run.id, run.chunks, run.expected_tokens),
+        progress=answer_progress.percent(run.key, run.chunks, run.expected_tokens),
         steps=step_views(answer_steps),
         earlier_steps=step_views(exchange.steps),
         below=below_view(answer_steps),

@@ -231,7 +231,7 @@ class PageWriter:
     def _progress_partial(self) -> str:
         """The progress, "" where the page already shows it."""
         progress = self._answer_progress.percent(
-            self._run.id, self._run.chunks, self._run.expected_tokens
+            self._run.key, self._run.chunks, self._run.expected_tokens
         )
         if progress == self._progress:
             return ""

@@ -12,10 +12,10 @@ from wsproto.utilities import RemoteProtocolError
 
 from halt.errors import RequestError
 from halt.web.client_socket import ClientSocket
+from halt.web.identity import owner
 from halt.web.requests import client_socket
 from halt.web.responses import error_response
 from halt.web.services import services
-from halt.web.sessions import owner
 from halt.web.websocket.session import Session
 from halt.web.websocket.wire import EarlyDataSelector, Wire
 

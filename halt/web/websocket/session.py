@@ -14,6 +14,7 @@ from halt.core.capacity import RETRY_AFTER
 from halt.core.events import encode
 from halt.core.request_ids import current
 from halt.core.service import GenerationService
+from halt.core.stream_key import StreamKey
 from halt.errors import AtCapacity, HaltError, RequestError
 from halt.web.request_ids import with_request_id
 from halt.web.starts import count_starts, grace_seconds
@@ -44,9 +45,7 @@ logger = logging.getLogger(__name__)
 class Session:
     """One client's socket, from the handshake to the close. Used by the server's thread."""
 
-    def __init__(
-        self, ws: Server, wire: Wire, service: GenerationService, owner: str | None
-    ) -> None:
+    def __init__(self, ws: Server, wire: Wire, service: GenerationService, owner: str) -> None:
         self._ws = ws
         self._wire = wire
         self._service = service
@@ -135,10 +134,10 @@ class Session:
             feed = self._feeds[run.id] = Feed(run, 0, self._wire)
             feed.begin()
         elif isinstance(message, Stop):
-            receipt = self._service.stop(message.id, self._owner, message.seen)
+            receipt = self._service.stop(StreamKey(self._owner, message.id), message.seen)
             self._send({"type": "receipt", **msgspec.to_builtins(receipt)})
         elif isinstance(message, Follow):
-            generation = self._service.get(message.id, self._owner)
+            generation = self._service.get(StreamKey(self._owner, message.id))
             if message.id not in self._feeds:
                 self._check_stream_limit()
             feed = Feed(generation, message.after, self._wire)

@@ -1,0 +1,1 @@
+"""Who owns conversations and streams: people, how they are known, and what they sign in with."""

@@ -1,0 +1,164 @@
+"""Everybody who has something in the store, and how it becomes another person's."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Table, delete, select, text, update
+
+from halt.config.settings import SAVED_NAME_MAX
+from halt.store.database import Database
+from halt.store.models import Busy
+from halt.store.rows import unpin_oldest
+from halt.store.tables import (
+    chunks,
+    conversations,
+    generations,
+    messages,
+    named_prompts,
+    people,
+    presets,
+)
+
+OWNED: tuple[Table, ...] = (conversations, generations, chunks, named_prompts, presets)
+#: The mode of a browser of an earlier version of Halt, in which each browser was an owner.
+BROWSER = "browser"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """An owner and what it has; times in seconds since 1970, 0 where there is none."""
+
+    id: str
+    mode: str  # of the person, "browser", or "" where there is no row
+    name: str
+    conversations: int
+    messages: int
+    began_at: float
+    used_at: float
+
+
+class Owners:
+    """The owners in the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[Owner]:
+        """All owners of conversations, prompts or presets, and all people; the last used first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(_OWNERS).all()
+        return [Owner(*row) for row in rows]
+
+    def browsers(self) -> list[str]:
+        """The browsers of an earlier version whose conversations no person has taken over."""
+        query = select(people.c.id).where(people.c.mode == BROWSER).order_by(people.c.id)
+        with self._database.reading() as connection:
+            return list(connection.scalars(query))
+
+    def give(self, owners: Sequence[str], to: str, *, also_running: bool = False) -> int:
+        """Give all that these owners have to the person `to`; returns the number of conversations.
+
+        One transaction: all of it or nothing. Of two at once the second finds nothing left. What
+        was the owners' stays in the index of words as it is (`indexed_as`). A prompt or preset
+        whose name the person has used gets a number; a stream whose ID the person has used gets
+        another one. While an answer is being
+        written its worker knows it by its owner: then Busy is raised, unless `also_running` is set,
+        for a start of Halt at which no worker runs.
+        """
+        sources = [owner for owner in owners if owner != to]
+        if not sources:
+            return 0
+        with self._database.writing() as connection:
+            running = select(generations.c.id).where(
+                generations.c.owner.in_(sources), generations.c.state == "running"
+            )
+            if not also_running and connection.execute(running.limit(1)).first() is not None:
+                raise Busy(
+                    "An answer is being written there. Stop it or wait for its end, and try again."
+                )
+            count = connection.execute(
+                update(conversations).where(conversations.c.owner.in_(sources)).values(owner=to)
+            ).rowcount
+            unpin_oldest(connection, to)
+            for source in sources:
+                _give_streams(connection, source, to)
+                for table in (named_prompts, presets):
+                    _give_named(connection, table, source, to)
+            connection.execute(
+                delete(people).where(people.c.id.in_(sources), people.c.mode == BROWSER)
+            )
+        return count
+
+
+_OWNERS = text("""
+    SELECT owners.id, coalesce(people.mode, ''), coalesce(people.name, ''),
+      (SELECT count(*) FROM conversations
+        WHERE owner = owners.id AND deleted_at IS NULL AND first_id IS NOT NULL),
+      (SELECT count(*) FROM messages JOIN conversations ON conversations.id = conversation_id
+        WHERE owner = owners.id AND deleted_at IS NULL),
+      coalesce((SELECT min(created_at) FROM conversations WHERE owner = owners.id),
+        people.created_at, 0),
+      coalesce((SELECT max(updated_at) FROM conversations WHERE owner = owners.id), 0) AS used_at
+    FROM (SELECT owner AS id FROM conversations UNION SELECT owner FROM named_prompts
+      UNION SELECT owner FROM presets UNION SELECT id FROM people) AS owners
+    LEFT JOIN people ON people.id = owners.id
+    ORDER BY used_at DESC, owners.id
+""")
+
+
+def _give_streams(connection: Connection, source: str, to: str) -> None:
+    mine = select(generations.c.id).where(generations.c.owner == to)
+    both = select(generations.c.id, generations.c.message_id).where(
+        generations.c.owner == source, generations.c.id.in_(mine)
+    )
+    for stream_id, message_id in connection.execute(both).all():
+        new_id = secrets.token_urlsafe(16)
+        connection.execute(
+            update(generations)
+            .where(generations.c.owner == source, generations.c.id == stream_id)
+            .values(id=new_id)
+        )
+        connection.execute(
+            update(messages)
+            .where(messages.c.id == message_id, messages.c.stream_id == stream_id)
+            .values(stream_id=new_id)
+        )
+    for table in (generations, chunks):
+        connection.execute(update(table).where(table.c.owner == source).values(owner=to))
+
+
+def _give_named(connection: Connection, table: Table, source: str, to: str) -> None:
+    """Give the rows of `named_prompts` or `presets`; the same under the same name is given once."""
+    ignored = {"owner", "updated_at"}
+    query = select(table).where(table.c.owner.in_((source, to)))
+    rows = [row._asdict() for row in connection.execute(query)]
+    taken = {row["name"]: row for row in rows if row["owner"] == to}
+    for row in rows:
+        if row["owner"] == to:
+            continue
+        name = row["name"]
+        mine = taken.get(name)
+        if mine is not None and all(mine[key] == row[key] for key in row.keys() - ignored):
+            connection.execute(delete(table).where(table.c.owner == source, table.c.name == name))
+            continue
+        new_name = _free_name(name, taken)
+        taken[new_name] = row
+        connection.execute(
+            update(table)
+            .where(table.c.owner == source, table.c.name == name)
+            .values(owner=to, name=new_name)
+        )
+
+
+def _free_name(name: str, taken: Iterable[str]) -> str:
+    """The name, with a number if it is taken."""
+    used = set(taken)
+    number, new_name = 1, name
+    while new_name in used:
+        number += 1
+        ending = f" ({number})"
+        new_name = name[: SAVED_NAME_MAX - len(ending)] + ending
+    return new_name
