@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 60.0  # a second is usual
 EXIT_TIMEOUT = 20.0  # shorter than the waits that a fault would cause
 REFUSAL_TIMEOUT = 60.0
+PERSON_SETTINGS = {"HALT_TOKEN", "HALT_USERS", "HALT_USER_HEADER", "HALT_OIDC_ISSUER"}
 RECORD_TIMEOUT = 20.0  # until the fake has recorded a request or a close
 
 
@@ -114,9 +115,14 @@ class HaltServer:
     def __init__(self, env: dict[str, str], *args: str) -> None:
         self._temporary_folder = tempfile.TemporaryDirectory(prefix="halt-data-")
         self.data_folder = Path(self._temporary_folder.name)
-        # A flooding model reaches the default limit in four seconds, and a test on a busy machine
-        # may need that long to stop it.
-        test_defaults = {"HALT_DATA": str(self.data_folder), "HALT_MAX_ANSWER_CHARS": "50000000"}
+        test_defaults = {
+            "HALT_DATA": str(self.data_folder),
+            # Each browser of a test is a person of its own, unless the test sets another mode.
+            "HALT_ALLOW_ANONYMOUS": "" if PERSON_SETTINGS & env.keys() else "1",
+            # A flooding model reaches the default limit in four seconds, and a test on a busy
+            # machine may need that long to stop it.
+            "HALT_MAX_ANSWER_CHARS": "50000000",
+        }
         clean = halt_environment({**test_defaults, **env})
         self.process = subprocess.Popen(
             [self.python, *self.command, *args],
