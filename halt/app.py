@@ -26,6 +26,7 @@ from halt.core.request import Upstream
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
+from halt.people.known import Known
 from halt.people.person import mode_of
 from halt.providers.catalog import Catalog
 from halt.providers.discovery import make_discovery
@@ -109,13 +110,16 @@ def create_app(
         store.conversations.is_listed,
     )
     generations.on_begin, generations.on_release = titles.interrupt, titles.wake
+    mode = mode_of(settings)
+    signs_in = mode in {"accounts", "header", "oidc"} or bool(settings.token)
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
     has_limits = bool(settings.rate_session or settings.rate_address)
     rate_limits = RateLimits(settings) if has_limits else None
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,
-        mode=mode_of(settings),
+        mode=mode,
+        known=Known(store.sign_ins, mode, settings.admins, Lookups()) if signs_in else None,
         instance_id=instance_id,
         generations=generations,
         make_generations=partial(commands.make_generations, upstream=upstream),

@@ -27,6 +27,14 @@ def is_host(text: str) -> bool:
         return False
 
 
+def is_network(text: str) -> bool:
+    """Whether this is an IP address or a network, as in 10.0.0.0/24."""
+    try:
+        return bool(ipaddress.ip_network(text))
+    except ValueError:
+        return False
+
+
 def is_base_url(text: str) -> bool:
     """Whether this is an http(s) URL to which a path can be appended: without ? and #."""
     try:

@@ -73,6 +73,61 @@ class Config:
     allow_anonymous: bool = _setting(
         "HALT_ALLOW_ANONYMOUS", "Allow addresses other than loopback without a token", False
     )
+    users: bool = _setting(
+        "HALT_USERS", "Accounts with names and passwords; `halt-chat user add` makes them", False
+    )
+    user_header: str = _setting(
+        "HALT_USER_HEADER",
+        "Header in which a proxy names the person, such as `Remote-User`; needs "
+        "HALT_PROXY_ADDRESSES",
+    )
+    user_name_header: str = _setting(
+        "HALT_USER_NAME_HEADER",
+        "Header in which that proxy gives the person's name for display, such as `Remote-Name`",
+    )
+    proxy_addresses: tuple[str, ...] = _setting(
+        "HALT_PROXY_ADDRESSES",
+        "Addresses and networks, separated by commas, whose HALT_USER_HEADER is believed; `unix`: "
+        "connections over a Unix socket",
+        (),
+    )
+    oidc_issuer: str = _setting(
+        "HALT_OIDC_ISSUER", "Sign-in by OpenID Connect: the provider's issuer, an https:// address"
+    )
+    oidc_client_id: str = _setting("HALT_OIDC_CLIENT_ID", "Halt's client ID at that provider")
+    oidc_client_secret: str = _setting(
+        "HALT_OIDC_CLIENT_SECRET", "Halt's client secret there", secret=True
+    )
+    oidc_groups: tuple[str, ...] = _setting(
+        "HALT_OIDC_GROUPS",
+        "Groups, separated by commas, whose members may sign in; unset: everybody whom the "
+        "provider lets in",
+        (),
+    )
+    oidc_domains: tuple[str, ...] = _setting(
+        "HALT_OIDC_DOMAINS",
+        "Domains, separated by commas, of verified email addresses that may sign in",
+        (),
+    )
+    oidc_scopes: tuple[str, ...] = _setting(
+        "HALT_OIDC_SCOPES",
+        "Scopes, separated by commas, requested besides `openid`",
+        ("profile", "email"),
+    )
+    admins: tuple[str, ...] = _setting(
+        "HALT_ADMINS",
+        "Administrators, separated by commas: names of accounts, values of HALT_USER_HEADER, or "
+        "OpenID Connect's subjects; unset: the first account",
+        (),
+    )
+    sign_in_hours: float = _setting(
+        "HALT_SIGN_IN_HOURS",
+        "Hours after which a browser must sign in again; unset: 720 with accounts, 24 with OpenID "
+        "Connect",
+        0.0,
+        low=0,
+        high=8760,
+    )
     secret_key: str = _setting(
         "HALT_SECRET_KEY",
         "Key that signs session cookies (at least 16 characters); unset: created at the first "
@@ -357,8 +412,8 @@ class Config:
         to a server without a token (DNS rebinding). The browser still sends that host name, so it
         can be refused.
         """
-        if self.token or not is_loopback(self.host):
-            return None
+        if self.token or self.users or self.oidc_issuer or not is_loopback(self.host):
+            return None  # such a page has no login
         return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *self.named_hosts]
 
     @property

@@ -35,6 +35,12 @@ ANYONE = Person("anyone")
 
 def mode_of(config: Config) -> Mode:
     """The mode that the settings choose."""
+    if config.users:
+        return "accounts"
+    if config.user_header:
+        return "header"
+    if config.oidc_issuer:
+        return "oidc"
     is_open = config.allow_anonymous or not is_loopback(config.host)
     return "anonymous" if is_open and not config.token else "mine"
 

@@ -7,7 +7,9 @@ from halt.store.database import Database
 from halt.store.generations import Generations
 from halt.store.models import NamedPrompt, Preset
 from halt.store.named_rows import NamedRows
+from halt.store.people import People
 from halt.store.search import Search
+from halt.store.sign_ins import SignIns
 from halt.store.tables import named_prompts, presets
 from halt.store.transfer import Transfer
 from halt.store.turns import Turns
@@ -33,6 +35,8 @@ class Store:
         self.transfer = Transfer(database)
         self.generations = Generations(database, events_days)
         self.named_prompts = NamedRows(database, named_prompts, NamedPrompt, PROMPTS_MAX, "prompts")
+        self.people = People(database)
+        self.sign_ins = SignIns(database)
         self.presets = NamedRows(database, presets, Preset, PRESETS_MAX, "presets")
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from halt.chat.titles import Titles
 from halt.config.settings import Config
 from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
+from halt.people.known import Known
 from halt.people.person import Mode
 from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
@@ -26,6 +27,8 @@ from halt.web.rate_limits import RateLimits
 from halt.web.sessions import Sessions
 from halt.web.token_failures import TokenFailures
 
+CLOSE_TIMEOUT = 1.0  # seconds
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +38,7 @@ class Services:
 
     config: Config
     mode: Mode  # how it knows its people
+    known: Known | None  # None: nobody signs in, and there are no API tokens
     instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands
@@ -59,6 +63,8 @@ class Services:
 
     def close(self) -> None:
         """Close the services that hold resources. A failure is logged and the others are closed."""
+        if self.known is not None:
+            self.known.close(CLOSE_TIMEOUT)
         for part in (self.generations, self.titles, self.store, self.renderer):
             try:
                 part.close()

@@ -1,0 +1,111 @@
+"""Finds the person of a sign-in or an API token, at most once in FRESH seconds in the database.
+
+A request must not wait for the database only because it is signed in, a Stop least of all. So a
+result is used again for FRESH seconds, and for as long as the database does not answer. What has
+ended or was revoked counts for at most that long; `halt.people.watch` ends what still runs by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from halt.clock import now
+from halt.errors import StoreUnavailable
+from halt.people.person import Mode, Person
+from halt.store.lookups import Lookups
+from halt.store.people import PersonRow
+from halt.store.sign_ins import SignIns
+
+FRESH = 2.0  # seconds
+CACHED_MAX = 10_000  # digests; the least recently looked up is dropped first
+API_TOKEN_PREFIX = "halt_"  # noqa: S105 - by which scanners for secrets know one
+
+
+def new_token() -> str:
+    """A random token of a sign-in."""
+    return secrets.token_urlsafe(32)
+
+
+def new_api_token() -> str:
+    """A random API token."""
+    return API_TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(token: str) -> str:
+    """What the database knows of a token. It is random and long, so a plain hash is enough."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Known:
+    """The people of the sign-ins and API tokens of one worker's requests. Threads may share it."""
+
+    def __init__(
+        self, sign_ins: SignIns, mode: Mode, admins: tuple[str, ...], lookups: Lookups
+    ) -> None:
+        """`lookups` asks the database in a thread of its own; it is used for nothing else."""
+        self._sign_ins, self._mode, self._admins = sign_ins, mode, admins
+        self._lookups = lookups
+        self._lock = threading.Lock()  # protects the order of `_cached` while it is bounded
+        #: By digest: the person, and when the database said so (monotonic).
+        self._cached: OrderedDict[str, tuple[Person, float]] = OrderedDict()
+        self._seen: dict[str, float] = {}  # by digest: the last use, seconds since 1970
+
+    def person(self, digest: str) -> Person | None:
+        """The person who may use the token of this digest now. None: there is no such token.
+
+        Raises StoreUnavailable if it is unknown here and the database does not answer.
+        """
+        cached = self._cached.get(digest)
+        if cached is None or now() - cached[1] >= FRESH:
+            answer = self._lookups.ask(lambda: (self._sign_ins.person(digest, self._mode),))
+            if answer is None:
+                if cached is None:
+                    raise StoreUnavailable(
+                        "Whether you are signed in cannot be told now: the database does not "
+                        "answer. Try again.",
+                        "the database does not answer",
+                    )
+            elif answer[0] is None:
+                self.forget(digest)
+                return None
+            else:
+                cached = self._as_person(answer[0]), now()
+                self._keep(digest, cached)
+        self._seen[digest] = time.time()
+        return cached[0]
+
+    def forget(self, digest: str) -> None:
+        """Ask the database at the next request with this token."""
+        with self._lock:
+            self._cached.pop(digest, None)
+
+    def take_seen(self) -> Mapping[str, float]:
+        """The digests that were used since the last call, with the times (seconds since 1970)."""
+        seen, self._seen = self._seen, {}
+        return dict(seen)  # a thread may still add to `seen`; at worst one use is not noted
+
+    def close(self, timeout: float) -> None:
+        """End the thread that asks the database."""
+        self._lookups.close(timeout)
+
+    def _keep(self, digest: str, cached: tuple[Person, float]) -> None:
+        with self._lock:
+            self._cached[digest] = cached
+            self._cached.move_to_end(digest)
+            if len(self._cached) > CACHED_MAX:
+                self._cached.popitem(last=False)
+
+    def _as_person(self, row: PersonRow) -> Person:
+        return Person(row.id, row.name, is_admin(self._mode, row, self._admins))
+
+
+def is_admin(mode: Mode, row: PersonRow, admins: tuple[str, ...]) -> bool:
+    """Whether the person may see the counts: HALT_ADMINS decides, else the first account has it."""
+    if admins:
+        return (row.name if mode == "accounts" else row.subject) in admins
+    return row.is_admin
