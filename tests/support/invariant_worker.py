@@ -21,6 +21,7 @@ from halt.core.connection import UpstreamConnection
 from halt.core.events import Event
 from halt.core.generation import Generation
 from halt.core.request import ChatRequest, Message
+from halt.core.stream_key import StreamKey
 from halt.errors import UnknownStream
 from halt.web.services import services
 from tests.support.scripted_upstream import ScriptedReply, ScriptedUpstream
@@ -144,7 +145,7 @@ class Worker:
         self.service.begin()
         self.followers: dict[int, Follower] = {}
 
-    def start(self, stream_id: str, owner: str | None, conversation_id: str) -> None:
+    def start(self, stream_id: str, owner: str, conversation_id: str) -> None:
         """Start a stream of this conversation, or without a conversation ("")."""
         messages = [Message("user", "a question")]
         if conversation_id:
@@ -158,38 +159,38 @@ class Worker:
             messages = self.store.conversations.prompt_messages(conversation_id, owner)
         self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))
 
-    def feed(self, stream_id: str, owner: str | None, text: str) -> None:
+    def feed(self, stream_id: str, owner: str, text: str) -> None:
         """Send this text from the model; return when it is in the log."""
-        run = self.service.run(stream_id, owner)
+        run = self.service.run(StreamKey(owner, stream_id))
         last = run.log.last
         self.upstream.reply_of(stream_id).feed(text)
         while run.log.last <= last:  # the wait may end for another reason
             run.log.wait(last, WAIT_TIMEOUT)
 
-    def finish(self, stream_id: str, owner: str | None) -> None:
+    def finish(self, stream_id: str, owner: str) -> None:
         """End the model's answer; return when the end is in the log."""
-        run = self.service.run(stream_id, owner)
+        run = self.service.run(StreamKey(owner, stream_id))
         self.upstream.reply_of(stream_id).end()
         while run.log.ended is None:
             run.log.wait(run.log.last, WAIT_TIMEOUT)
 
-    def stop(self, stream_id: str, owner: str | None, seen: int | None) -> str:
+    def stop(self, stream_id: str, owner: str, seen: int | None) -> str:
         """Stop the stream; the receipt's status, repeated while the store does not answer in time."""
-        while (receipt := self.service.stop(stream_id, owner, seen)).note:
+        while (receipt := self.service.stop(StreamKey(owner, stream_id), seen)).note:
             pass
         return str(receipt.status)
 
-    def read(self, stream_id: str, owner: str | None, after: int) -> EventRows | None:
+    def read(self, stream_id: str, owner: str, after: int) -> EventRows | None:
         """The events so far after this number; None if the stream is unknown."""
         try:
-            generation = self.service.get(stream_id, owner)
+            generation = self.service.get(StreamKey(owner, stream_id))
         except UnknownStream:
             return None
         return event_rows(generation.log.read(after))
 
-    def follow(self, number: int, stream_id: str, owner: str | None, after: int) -> None:
+    def follow(self, number: int, stream_id: str, owner: str, after: int) -> None:
         """Start a reader of the stream."""
-        self.followers[number] = Follower(self.service.get(stream_id, owner), after)
+        self.followers[number] = Follower(self.service.get(StreamKey(owner, stream_id)), after)
 
     def events_of(self, number: int, to_end: bool) -> tuple[EventRows, bool]:
         """The events of a reader so far, and whether its stream is over."""

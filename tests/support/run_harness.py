@@ -12,6 +12,7 @@ from halt.core.relay import Relay
 from halt.core.request import ChatRequest, Part, Upstream
 from halt.core.run import Run
 from halt.core.serial import Serial
+from halt.core.stream_key import StreamKey
 from halt.core.tools import Toolbox
 from halt.errors import CODES, UpstreamError
 from tests.support.scripted_upstream import HI, Reader, ScriptedReply, ScriptedUpstream
@@ -65,7 +66,7 @@ class RunHarness:
 
     def new_run_of(self, host: RunHost, request: ChatRequest) -> Run:
         """A run of this request that has not started."""
-        return Run("a-stream", request, host, None, self.ended.append, self.tools)
+        return Run(StreamKey("", "a-stream"), request, host, self.ended.append, self.tools)
 
     def spawn(self, run: Run, work: Callable[[], None]) -> bool:
         """Do a run's work in a new thread; always True."""

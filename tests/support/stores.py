@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, text
 from halt.core.events import Content, Done, Event, Terminal
 from halt.core.metrics import Meter
 from halt.core.steps import Step
+from halt.core.stream_key import StreamKey
 from halt.store.batches import Batch, Chunk, GenerationEnd, NewGeneration
 from halt.store.migrate import open_database
 from halt.store.models import Conversation, Exchange
@@ -95,7 +96,7 @@ def open_store(folder: Path, url: str = "", events_days: float = 7.0) -> Iterato
 
 def write_end(
     store: Store,
-    stream_id: str,
+    key: StreamKey,
     answer: str,
     terminal: Terminal = DONE,
     *,
@@ -114,17 +115,15 @@ def write_end(
     timed = [(float(10 * n), event) for n, event in enumerate(events)]
     store.generations.write(
         Batch(
-            chunks=(Chunk(stream_id, 1, timed),),
-            ends=(
-                GenerationEnd(stream_id, terminal, time.time(), len(events), answer, model, steps),
-            ),
+            chunks=(Chunk(key, 1, timed),),
+            ends=(GenerationEnd(key, terminal, time.time(), len(events), answer, model, steps),),
         )
     )
 
 
-def new_generation(stream_id: str, owner: str | None = None) -> NewGeneration:
+def new_generation(key: StreamKey) -> NewGeneration:
     """A generation without a conversation, started by an API client."""
-    return NewGeneration(stream_id, owner, WORKER, "m-1", time.time())
+    return NewGeneration(key, WORKER, "m-1", time.time())
 
 
 def first_value(folder: Path, query: str, stream_id: str) -> Any:
@@ -149,24 +148,27 @@ class Chat:
         self.store, self.name, self.owner = store, name, owner
         self.stream_count = 0
 
-    def new_stream(self) -> str:
+    def key(self, stream_id: str) -> StreamKey:
+        return StreamKey(self.owner, stream_id)
+
+    def new_stream(self) -> StreamKey:
         self.stream_count += 1
-        return f"{self.name}-{self.stream_count}"
+        return self.key(f"{self.name}-{self.stream_count}")
 
-    def ask(self, prompt: str, edit_of: int | None = None) -> str:
-        """Add a prompt; the ID of the stream of its answer."""
-        stream_id = self.new_stream()
+    def ask(self, prompt: str, edit_of: int | None = None) -> StreamKey:
+        """Add a prompt; the key of the stream of its answer."""
+        key = self.new_stream()
         self.store.turns.add_prompt(
-            self.name, self.owner, prompt, [(stream_id, "")], worker=WORKER, edit_of=edit_of
+            self.name, self.owner, prompt, [(key.id, "")], worker=WORKER, edit_of=edit_of
         )
-        return stream_id
+        return key
 
-    def regenerate(self, prompt_id: int | None = None) -> str:
-        stream_id = self.new_stream()
+    def regenerate(self, prompt_id: int | None = None) -> StreamKey:
+        key = self.new_stream()
         self.store.turns.regenerate(
-            self.name, self.owner, stream_id, worker=WORKER, prompt_id=prompt_id
+            self.name, self.owner, key.id, worker=WORKER, prompt_id=prompt_id
         )
-        return stream_id
+        return key
 
     def edit_answer(self, text: str, answer_id: int | None = None) -> Conversation:
         """Edit an answer, by default the last one."""
@@ -174,16 +176,16 @@ class Chat:
             self.name, self.owner, answer_id or self.last_exchange().answer_id, text
         )
 
-    def continue_answer(self) -> str:
-        """Continue the last answer; the ID of the new stream."""
-        stream_id = self.new_stream()
+    def continue_answer(self) -> StreamKey:
+        """Continue the last answer; the key of the new stream."""
+        key = self.new_stream()
         self.store.turns.continue_answer(
-            self.name, self.owner, self.last_exchange().answer_id, stream_id, worker=WORKER
+            self.name, self.owner, self.last_exchange().answer_id, key.id, worker=WORKER
         )
-        return stream_id
+        return key
 
-    def end(self, stream_id: str, answer: str, terminal: Terminal = DONE) -> None:
-        write_end(self.store, stream_id, answer, terminal)
+    def end(self, key: StreamKey, answer: str, terminal: Terminal = DONE) -> None:
+        write_end(self.store, key, answer, terminal)
 
     def add_exchange(
         self, prompt: str, answer: str, terminal: Terminal = DONE, edit_of: int | None = None

@@ -42,6 +42,7 @@ from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part
+from halt.core.stream_key import StreamKey
 from halt.errors import OffsetLost, UnknownStream
 from tests.support.cluster_workers import StartWorker, Worker
 from tests.support.scripted_upstream import HI, Reader
@@ -58,18 +59,18 @@ def test_reader_in_another_worker_gets_the_producers_events(start_worker: StartW
     producer, other = start_worker(), start_worker()
     run, reply = producer.start("a-stream", "one ", "two ")
     run.expected_tokens = 7.0
-    remote = other.service.get("a-stream", None)
+    remote = other.service.get(StreamKey("", "a-stream"))
     assert isinstance(remote, RemoteGeneration)
     assert remote.answer() == (2, "one two ")
     assert remote.expected_tokens == 7.0
     reader = Reader(remote)  # type: ignore[arg-type]
     reply.feed("three")
     reader.wait_text("one two three")
-    assert other.service.get("a-stream", None) is remote
+    assert other.service.get(StreamKey("", "a-stream")) is remote
     reply.end(usage={"completion_tokens": 3})
     events = reader.finish()
     assert events == run.log.read(0)
-    late_generation = other.service.get("a-stream", None)
+    late_generation = other.service.get(StreamKey("", "a-stream"))
     assert late_generation.log.read(0) == events
     assert (late_generation.state, late_generation.model, late_generation.fingerprint) == (
         "done",
@@ -79,14 +80,32 @@ def test_reader_in_another_worker_gets_the_producers_events(start_worker: StartW
     assert late_generation.arrival_time(2) == run.arrival_time(2)
 
 
-def test_remote_generation_is_unknown_to_another_session(start_worker: StartWorker) -> None:
-    """A remote generation is found by its owner's session, and unknown to any other."""
+def test_remote_generation_is_unknown_to_another_person(start_worker: StartWorker) -> None:
+    """A remote generation is found for its owner, and unknown for anybody else."""
     producer, other = start_worker(), start_worker()
     producer.start("a-stream", "x", owner="me")
-    assert other.service.get("a-stream", "me").owner == "me"
-    for session in ("you", None):
+    assert other.service.get(StreamKey("me", "a-stream")).owner == "me"
+    for owner in ("you", ""):
         with pytest.raises(UnknownStream):
-            other.service.get("a-stream", session)
+            other.service.get(StreamKey(owner, "a-stream"))
+
+
+def test_streams_of_two_people_with_one_id_run_in_two_workers(start_worker: StartWorker) -> None:
+    """Each person reads and stops the own stream through any worker, also with the same ID."""
+    first, second = start_worker(), start_worker()
+    runs = {
+        "me": first.start("a-stream", "mine", owner="me")[0],
+        "you": second.start("a-stream", "yours", owner="you")[0],
+    }
+    for owner, text in (("me", "mine"), ("you", "yours")):
+        for worker in (first, second):
+            generation = worker.service.get(StreamKey(owner, "a-stream"))
+            assert (generation.owner, generation.answer()[1]) == (owner, text)
+    assert second.service.stop(runs["me"].key).status == "stopped"
+    assert (runs["me"].state, runs["you"].state) == ("cancelled", "running")
+    assert [stream.id for stream in first.service.running("you")] == ["a-stream"]
+    assert first.service.running("me") == []
+    assert [receipt.status for receipt in first.service.stop_all("you")] == ["stopped"]
 
 
 def test_find_of_an_unknown_stream_keeps_its_wire_format(
@@ -100,7 +119,7 @@ def test_find_of_an_unknown_stream_keeps_its_wire_format(
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(socket_folder(tmp_path / "run") / f"{worker.membership.name}.sock"))
         channel = Channel(sock)
-        channel.send(msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False)))
+        channel.send(msgspec.msgpack.encode(FindRequest("a-stream", "", 0, live=False)))
         answer = channel.receive(WAIT_TIMEOUT)
     assert answer is not None
     assert msgspec.msgpack.decode(answer) == {"type": "unknown"}
@@ -114,7 +133,7 @@ def test_remote_viewers_count_as_one_viewer_at_the_producer(start_worker: StartW
     """
     producer, other = start_worker(), start_worker()
     run, reply = producer.start("a-stream", "x", grace=0.0)
-    remote = other.service.get("a-stream", None)
+    remote = other.service.get(StreamKey("", "a-stream"))
     first, second = Reader(remote), Reader(remote)  # type: ignore[arg-type]
     first.wait_text("x")
     second.wait_text("x")
@@ -133,12 +152,12 @@ def test_remote_stop_returns_the_receipt_and_cuts_unseen_text(
     """A Stop through another worker returns the producer's receipt and cuts the unseen text."""
     producer, other = start_worker(), start_worker()
     run, _ = producer.start("a-stream", "one ", "two ", "three ")
-    receipt = other.service.stop("a-stream", None, seen=2)
+    receipt = other.service.stop(StreamKey("", "a-stream"), seen=2)
     assert (receipt.status, receipt.upstream) == ("stopped", "closed")
     assert isinstance(run.log.ended, Cancelled)
-    remote = other.service.get("a-stream", None)
+    remote = other.service.get(StreamKey("", "a-stream"))
     assert remote.answer() == (2, "one two ") == run.answer()
-    assert other.service.stop("a-stream", None).status == "finished"
+    assert other.service.stop(StreamKey("", "a-stream")).status == "finished"
 
 
 def test_new_worker_inherits_the_tombstones_of_all_workers(
@@ -147,11 +166,11 @@ def test_new_worker_inherits_the_tombstones_of_all_workers(
     """A new worker inherits tombstones of live and former workers; it skips unreadable files."""
     first = start_worker()
     (tmp_path / "run" / "cut.note").write_bytes(b"")
-    assert first.service.stop("stopped-1", None).status == "pending"
+    assert first.service.stop(StreamKey("", "stopped-1")).status == "pending"
     second = start_worker()
     run = second.service.start(ChatRequest(HI, id="stopped-1"))
     assert isinstance(run.log.ended, Cancelled)
-    assert second.service.stop("stopped-2", None).status == "pending"
+    assert second.service.stop(StreamKey("", "stopped-2")).status == "pending"
     second.close()
     first.close()
     run = start_worker().service.start(ChatRequest(HI, id="stopped-2"))
@@ -167,12 +186,12 @@ def test_leaving_worker_ends_its_readers_without_a_terminal_event(
     """
     producer, leaving_worker, other = start_worker(), start_worker(), start_worker()
     run, reply = producer.start("a-stream", "one ")
-    reader = Reader(leaving_worker.service.get("a-stream", None))  # type: ignore[arg-type]
+    reader = Reader(leaving_worker.service.get(StreamKey("", "a-stream")))  # type: ignore[arg-type]
     reader.wait_text("one ")
     leaving_worker.close()
     assert reader.finish() == run.log.read(0)
     assert run.state == "running"
-    new_reader = Reader(other.service.get("a-stream", None), after=1)  # type: ignore[arg-type]
+    new_reader = Reader(other.service.get(StreamKey("", "a-stream")), after=1)  # type: ignore[arg-type]
     reply.feed("two")
     new_reader.wait_text("two")
 
@@ -210,7 +229,7 @@ def test_producer_that_dies_in_its_reply_is_no_error(
     producer.start("a-stream", "text")
     monkeypatch.setattr(workers, "send_events", lambda *args: None)
     monkeypatch.setattr(module, "send_events", lambda *args: None)
-    assert other.service.get("a-stream", None).log.ended is None
+    assert other.service.get(StreamKey("", "a-stream")).log.ended is None
 
 
 def test_peer_that_reads_no_reply_does_not_block_a_stop(
@@ -226,10 +245,10 @@ def test_peer_that_reads_no_reply_does_not_block_a_stop(
             str(socket_folder(tmp_path / "run") / f"{producer.membership.name}.sock")
         )
         Channel(hanging_socket).send(
-            msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False))
+            msgspec.msgpack.encode(FindRequest("a-stream", "", 0, live=False))
         )
         assert hanging_socket.recv(1, socket.MSG_PEEK)
-        assert other.service.stop("a-stream", None).status == "stopped"
+        assert other.service.stop(StreamKey("", "a-stream")).status == "stopped"
 
 
 def test_remote_text_is_whole_after_the_log_dropped_events(start_worker: StartWorker) -> None:
@@ -237,7 +256,7 @@ def test_remote_text_is_whole_after_the_log_dropped_events(start_worker: StartWo
     producer, other = start_worker(log_bytes=1024), start_worker()
     texts = [f"{number} " for number in range(40)]
     run, reply = producer.start("a-stream", *texts)
-    remote = other.service.get("a-stream", None)
+    remote = other.service.get(StreamKey("", "a-stream"))
     assert remote.answer() == (40, "".join(texts))
     assert remote.log.first == run.log.first > 1
     with pytest.raises(OffsetLost):
@@ -252,7 +271,7 @@ def test_late_reasoning_end_applies_to_remote_generations(start_worker: StartWor
     """A late end of reasoning applies to remote generations, also after the log dropped it."""
     producer, other = start_worker(log_bytes=3_000), start_worker()
     run, reply = producer.start("a-stream", "Okay. ")
-    remote = other.service.get("a-stream", None)
+    remote = other.service.get(StreamKey("", "a-stream"))
     reader = Reader(remote)  # type: ignore[arg-type]
     reply.feed(Part((ReasoningEnd(), Content("Hello")), 1))
     reader.wait_text("Okay. Hello")
@@ -261,7 +280,7 @@ def test_late_reasoning_end_applies_to_remote_generations(start_worker: StartWor
     for number in range(40):
         reply.feed(str(number))
         reader.wait_text("Okay. Hello" + "".join(map(str, range(number + 1))))
-    late_generation = start_worker().service.get("a-stream", None)
+    late_generation = start_worker().service.get(StreamKey("", "a-stream"))
     assert run.log.first > 3
     assert late_generation.answer()[1] == run.answer()[1] == "Hello" + "".join(map(str, range(40)))
     reply.end()
@@ -294,7 +313,7 @@ class PreparedSource:
 
 
 def remote_of(source: PreparedSource) -> RemoteGeneration:
-    header = Header("a-stream", None, "asked-1", "", now(), "", None, 1, [])
+    header = Header("a-stream", "", "asked-1", "", now(), "", None, 1, [])
     return RemoteGeneration(header, "owner", 1_000_000, source)
 
 
@@ -307,7 +326,7 @@ def batch(first: int, *events: Event) -> Batch:
 def stored_generation(numbered: list[tuple[int, Event]]) -> Generation:
     """A generation as a store has it; its last event may leave a gap before it."""
     log = GapLog(1_000_000, 1)
-    generation = Generation("a-stream", None, log, started_at=now())
+    generation = Generation(StreamKey("", "a-stream"), log, started_at=now())
     for number, event in numbered:
         if isinstance(event, Done | Cancelled | Failed):
             log.end_at(number, lambda event=event: event)  # type: ignore[misc]
@@ -382,7 +401,7 @@ def test_unsaved_stream_of_a_dead_worker_ends_as_interrupted(
 def test_unfinished_stored_generation_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stored generation without an end is awaited until a worker has ended it."""
     source = PreparedSource([batch(1, A)])
-    source.stored = Generation("a-stream", None, GapLog(1000, 1), started_at=now())
+    source.stored = Generation(StreamKey("", "a-stream"), GapLog(1000, 1), started_at=now())
     reader = Reader(remote_of(source))  # type: ignore[arg-type]
     wait_until(lambda: len(source.offsets) > 3)
     source.stored = stored_generation([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])
@@ -407,7 +426,7 @@ def test_gap_log_starts_anywhere_and_skips_the_gap_before_its_end() -> None:
 @pytest.mark.parametrize(
     "send_stop",
     [
-        lambda worker, session: worker.service.stop("a-stream", session, seen=0),
+        lambda worker, session: worker.service.stop(StreamKey(session, "a-stream"), seen=0),
         lambda worker, session: worker.service.stop_all(session),
     ],
     ids=["stop", "stop-all"],
@@ -468,8 +487,8 @@ def test_undelivered_stops_are_bounded_in_number_and_age(
     monkeypatch.setattr(workers, "UNDELIVERED_MAX", 5)
     monkeypatch.setattr(workers, "STOPS_PER_REQUEST", 2)
     undelivered_stops = UndeliveredStops()
-    undelivered_stops.add(["w1"], [(f"stream-{n}", n) for n in range(6)], None)
-    undelivered_stops.add(["w1"], [("stream-5", 7)], None)
+    undelivered_stops.add(["w1"], [(f"stream-{n}", n) for n in range(6)], "")
+    undelivered_stops.add(["w1"], [("stream-5", 7)], "")
 
     def due_ids(*workers: str) -> list[list[str]]:
         requests = [
@@ -480,12 +499,12 @@ def test_undelivered_stops_are_bounded_in_number_and_age(
         return [[stream_id for stream_id, _ in stop_request.stops] for stop_request in requests]
 
     assert due_ids("w1") == [["stream-1", "stream-2"], ["stream-3", "stream-4"], ["stream-5"]]
-    undelivered_stops.delivered("w1", StopRequest([("stream-1", 1), ("stream-2", 2)], None))
+    undelivered_stops.delivered("w1", StopRequest([("stream-1", 1), ("stream-2", 2)], ""))
     undelivered_stops.delivered("w1", StopRequest([("stream-3", 3)], "me"))
     assert due_ids("w1", "w2") == [["stream-3", "stream-4"], ["stream-5"]]
     assert due_ids("w2") == []
     assert due_ids("w1") == []
     monkeypatch.setattr(workers, "UNDELIVERED_SECONDS", -1.0)
-    undelivered_stops.add(["w1"], [("stream-1", 1)], None)
+    undelivered_stops.add(["w1"], [("stream-1", 1)], "")
     assert due_ids("w1") == []
     assert not undelivered_stops

@@ -181,7 +181,7 @@ def test_stop_with_a_repeated_id_waits_for_no_further_worker() -> None:
     registry = StopRegistry()
     workers = Workers(OneReplyBus(stream_id), registry)
     service = GenerationService(config, ScriptedUpstream(), registry, other_workers=workers)
-    receipts = service.stop_many([(stream_id, None), (stream_id, 3)], None)
+    receipts = service.stop_many([(stream_id, None), (stream_id, 3)], "")
     assert [receipt.status for receipt in receipts] == ["stopped", "stopped"]
 
 

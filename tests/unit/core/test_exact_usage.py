@@ -17,6 +17,7 @@ from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
+from halt.core.stream_key import StreamKey
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
@@ -58,7 +59,7 @@ class UsageHarness:
     def reads_another(self, generations: GenerationService) -> bool:
         """Whether a further stopped run is read for its usage: there was a free place."""
         run, _, reader = self.start(generations)
-        receipt = generations.stop(run.id, None)
+        receipt = generations.stop(run.key)
         reader.finish()
         return receipt.upstream == "closing"
 
@@ -79,7 +80,7 @@ def test_stop_with_exact_usage_reports_the_usage_of_the_whole_answer(harness: Us
     """A Stop ends the log at once; the rest is dropped, and its usage is reported at the end."""
     generations = harness.make()
     run, reply, reader = harness.start(generations)
-    receipt = generations.stop(run.id, None)
+    receipt = generations.stop(run.key)
     assert (receipt.status, receipt.upstream) == ("stopped", "closing")
     events = reader.finish()
     assert isinstance(events[-1][1], Cancelled)
@@ -94,19 +95,17 @@ def test_stop_with_exact_usage_reports_the_usage_of_the_whole_answer(harness: Us
     assert run.answer() == (1, "one ")
     assert run.log.last == 2
     wait_until(lambda: not run.reads_usage)
-    assert generations.stop(run.id, None).upstream == "closed"
+    assert generations.stop(run.key).upstream == "closed"
 
 
 def test_stopped_run_read_for_its_usage_takes_no_place(harness: UsageHarness) -> None:
     """A stopped run gives its place back at once."""
     generations = harness.make(max_streams=1)
     run, reply, _ = harness.start(generations)
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     assert generations.open_streams == 0
     other_run, _, reader = harness.start(generations)
-    assert (
-        generations.stop(other_run.id, None).upstream == "closed"
-    )  # at most one is read for its usage
+    assert generations.stop(other_run.key).upstream == "closed"  # at most one is read for its usage
     reader.finish()
     assert not reply.closed
 
@@ -141,14 +140,14 @@ def test_stop_without_setting_or_callback_closes_the_connection(
         else None,
     )
     harness.upstream.reply()
-    assert generations.stop(run.id, None).upstream == "closed"
+    assert generations.stop(run.key).upstream == "closed"
 
 
 def test_shutdown_ends_the_reading_of_usage_at_once(harness: UsageHarness) -> None:
     """A service that closes waits for no usage."""
     generations = harness.make()
     run, reply, _ = harness.start(generations)
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     generations.close()
     assert reply.over.is_set()
     assert not run.reads_usage
@@ -169,7 +168,7 @@ def test_limit_ends_the_reading_of_usage(harness: UsageHarness, limit: str) -> N
     """A model that falls silent after a Stop, or never ends, is closed at the limit."""
     generations = harness.make(**ENDLESS | {limit: 1_000.0})
     run, reply, reader = harness.start(generations)
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     reader.finish()
     assert run.reads_usage
     exceed_limit(run, limit)
@@ -186,7 +185,7 @@ def test_limit_ends_a_stopped_request_without_a_head(harness: UsageHarness) -> N
         ChatRequest(HI), on_usage=lambda run, usage: harness.usages.put((run.id, usage))
     )
     assert harness.upstream.waiting.wait(WAIT_TIMEOUT)
-    assert generations.stop(run.id, None).upstream == "closing"
+    assert generations.stop(run.key).upstream == "closing"
     exceed_limit(run, "first_byte_timeout")
     wait_until(lambda: not run.reads_usage)
     harness.upstream.silent = False
@@ -206,7 +205,7 @@ def test_internal_fault_while_usage_is_read_gives_the_place_back(
     def raise_fault(_: float) -> Part:
         raise ZeroDivisionError("in the decoder")
 
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     assert run.reads_usage
     monkeypatch.setattr(reply, "next_part", raise_fault)
     reply.feed("two ")
@@ -227,7 +226,7 @@ def test_stop_before_the_answer_reports_its_usage(harness: UsageHarness) -> None
     )
     harness.upstream.reply()
     reply.wait_reads()
-    assert generations.stop(run.id, None).upstream == "closing"
+    assert generations.stop(run.key).upstream == "closing"
     reply.feed("one")
     reply.end("stop", USAGE)
     assert harness.usages.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
@@ -242,7 +241,7 @@ def test_usage_in_the_read_that_meets_the_stop_is_reported_once(
     generations = harness.make()
     run, reply, reader = harness.start(generations)
     reply.finish_reason, reply.usage = "stop", USAGE
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     reply.feed(Part(text_part(text).events if text else (), 1, ended=True))
     reader.finish()
     assert harness.usages.get(timeout=WAIT_TIMEOUT) == (run.id, USAGE)
@@ -252,7 +251,7 @@ def test_answer_without_usage_is_not_reported(harness: UsageHarness) -> None:
     """An answer without a usage from the provider is not reported, so its estimate stays."""
     generations = harness.make()
     run, reply, _ = harness.start(generations)
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     reply.feed(Part(text_part("end").events, 1, ended=True))
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
@@ -270,7 +269,7 @@ def test_usage_callback_that_raises_is_logged_and_the_place_is_free(
 
     run = generations.start(ChatRequest(HI), on_usage=raise_fault)
     reply = harness.upstream.reply()
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     reply.end("stop", USAGE)
     assert reply.over.wait(WAIT_TIMEOUT)
     wait_until(lambda: not run.reads_usage)
@@ -289,7 +288,7 @@ def test_real_server_is_read_to_its_usage(fake: FakeOpenAI) -> None:
         )
         record = fake.wait_request()
         record.wait_tokens(5)
-        assert generations.stop(run.id, None).upstream == "closing"
+        assert generations.stop(run.key).upstream == "closing"
         assert not record.closed.is_set()
         record.release()
         assert usages.get(timeout=WAIT_TIMEOUT)["completion_tokens"] == 10
@@ -297,7 +296,7 @@ def test_real_server_is_read_to_its_usage(fake: FakeOpenAI) -> None:
 
 def idle_generation() -> LiveGeneration:
     """A generation that has not begun."""
-    return LiveGeneration("a-stream", ChatRequest(HI), None, 1_000)
+    return LiveGeneration(StreamKey("", "a-stream"), ChatRequest(HI), 1_000)
 
 
 def test_usage_drain_has_as_many_places_as_streams() -> None:

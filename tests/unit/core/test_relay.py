@@ -344,13 +344,13 @@ def test_inflated_megabytes_are_read_in_turns_of_64_kb(  # noqa: PLR0915
                 is_posted.set()
 
         monkeypatch.setattr(generations.relay, "post", noting_post)
-        receipt = BackgroundCall(lambda: generations.stop(run.id, None))
+        receipt = BackgroundCall(lambda: generations.stop(run.key))
         assert is_posted.wait(WAIT_TIMEOUT)
         has_stopped.set()
         assert receipt.end() is None
         assert run.connection.wait_closed(WAIT_TIMEOUT) == "closed"
         wait_until(lambda: neighbour.log.last == 2)
-        generations.stop(neighbour.id, None)
+        generations.stop(neighbour.key)
     sizes = [size for number, size in reads if number == 1]
     assert max(sizes) == INFLATED_MAX
     assert len(sizes) == 10, "nothing is read behind a Stop"
@@ -438,7 +438,7 @@ def test_end_during_a_rounds_framing_starts_no_tool(
         run.meter.last_at -= 1_001.0
         run.check_limits_soon()
     else:
-        generations.stop(run.id, None)
+        generations.stop(run.key)
     assert wait_run_end(run).state == ("error" if cause == "limit" else "cancelled")
     assert fake.requests[0].closed.wait(WAIT_TIMEOUT)
     wait_until(lambda: generations.open_streams == 0 and run.reply is None)

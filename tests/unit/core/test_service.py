@@ -17,6 +17,7 @@ from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.core.slots import Slots
 from halt.core.stop import StopRegistry
+from halt.core.stream_key import StreamKey
 from halt.errors import AtCapacity, Draining, UnknownStream
 from halt.store.writer import StoreWriter
 from tests.support.scripted_upstream import HI, ScriptedUpstream
@@ -43,7 +44,7 @@ class ServiceHarness:
 
     def is_kept(self, run: Run) -> bool:
         with contextlib.suppress(UnknownStream):
-            return self.service.run(run.id, None) is run
+            return self.service.run(run.key) is run
         return False
 
 
@@ -93,7 +94,7 @@ def test_stop_succeeds_if_on_end_raises(
         ChatRequest(HI), on_end=raise_fault, on_usage=lambda _, usage: usages.append(usage)
     )
     reply = harness.upstream.reply()
-    assert harness.service.stop(run.id, None).status == "stopped"
+    assert harness.service.stop(run.key).status == "stopped"
     wait_until(lambda: harness.service.open_streams == 0)
     if exact_usage:
         reply.end("stop", {"completion_tokens": 7})
@@ -141,11 +142,11 @@ def test_check_of_finished_runs_ends_at_the_oldest(make_harness: MakeHarness) ->
 
     class PendingWriter(StoreWriter):
         def __init__(self) -> None:
-            self.pending_ids: list[str] = []
+            self.pending: list[StreamKey] = []
             self.checked = threading.Event()
 
-        def is_pending(self, stream_id: str) -> bool:
-            self.pending_ids.append(stream_id)
+        def is_pending(self, key: StreamKey) -> bool:
+            self.pending.append(key)
             self.checked.set()
             return True
 
@@ -161,7 +162,7 @@ def test_check_of_finished_runs_ends_at_the_oldest(make_harness: MakeHarness) ->
         harness.finished_run(ChatRequest(HI), number)
     store_writer.checked.clear()
     assert store_writer.checked.wait(WAIT_TIMEOUT)
-    assert set(store_writer.pending_ids) == {first.id}
+    assert set(store_writer.pending) == {first.key}
 
 
 # --- places ---------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_slow_place_delays_no_reader_and_no_stop(
     is_opening.set()
     start_call = BackgroundCall(lambda: harness.service.start(ChatRequest(HI)))
     viewer = harness.service.readers.view(run)
-    assert harness.service.stop(run.id, None).status == "stopped"
+    assert harness.service.stop(run.key).status == "stopped"
     harness.service.readers.unview(run, viewer)
     assert start_call.is_alive()
     may_continue.set()

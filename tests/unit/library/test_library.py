@@ -21,6 +21,7 @@ from halt.config.settings import Config, ConfigError
 from halt.core.events import Cancelled, Content, Done, Event, Failed, ToolCall, ToolResult
 from halt.core.log import EventLog
 from halt.core.request import ChatRequest, Message, Part
+from halt.core.stream_key import StreamKey
 from halt.errors import (
     AtCapacity,
     Draining,
@@ -471,7 +472,7 @@ def test_callback_slower_than_the_log_receives_offset_lost() -> None:
 def state_much_later(program: Halt, stream_id: str) -> str:
     """The state of a run after the relay has checked it 1000 seconds later."""
     generations = service_of(program)
-    run = generations.run(stream_id, None)
+    run = generations.run(StreamKey("", stream_id))
 
     def check_limits() -> None:
         has_checked = threading.Event()

@@ -17,6 +17,7 @@ from halt.clock import now
 from halt.core.events import Cancelled, Content, Done, Event, Failed, is_terminal, text_of
 from halt.core.generation import Generation, Viewer
 from halt.core.log import EventLog
+from halt.core.stream_key import StreamKey
 from halt.errors import AtCapacity, RequestError
 from halt.library import feed as module
 from halt.library.feed import BUFFERED_MAX, Feed, Followers
@@ -49,7 +50,7 @@ class StepwiseGeneration(Generation):
     """A generation whose followers get this many events, one at a time, and no terminal one."""
 
     def __init__(self, count: int) -> None:
-        super().__init__("stepwise", None, EventLog(10**9), started_at=now())
+        super().__init__(StreamKey("", "stepwise"), EventLog(10**9), started_at=now())
         self._count = count
 
     def follow(

@@ -573,7 +573,7 @@ def test_stopped_run_continues_to_the_whole_text(fake_with_text: FakeOpenAI, mak
     run = generations.start(ChatRequest(HI))
     reader = Reader(run)
     reader.wait_text(TEXT[:40])
-    generations.stop(run.id, None)
+    generations.stop(run.key)
     reader.finish()
     stopped_text = run.answer()[1]
     assert stopped_text == TEXT[:40]

@@ -95,7 +95,7 @@ def test_message_waits_for_the_loading_demo_model_until_stop(
         monkeypatch.setattr(opening, "LOADING_PAUSE_MAX", 30.0)
         run = generations.start(HELLO)
         assert loader.asked.acquire(timeout=WAIT_TIMEOUT)  # the next request is due in 30 s
-        assert generations.stop(run.id, None).status == "stopped"
+        assert generations.stop(run.key).status == "stopped"
         assert isinstance(terminal_of(run), Cancelled)
         assert not loader.asked.acquire(blocking=False)
 

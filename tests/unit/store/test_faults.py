@@ -99,8 +99,8 @@ def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path:
     succeed."""
     chat = Chat(store)
     chat.add_exchange("a", "1")
-    stream_id = chat.ask("b")
-    chunk = Batch(chunks=(Chunk(stream_id, 1, [(1.0, Content("2"))]),))
+    key = chat.ask("b")
+    chunk = Batch(chunks=(Chunk(key, 1, [(1.0, Content("2"))]),))
     with closing(sqlite3.connect(tmp_path / "halt.db", isolation_level=None)) as other_program:
         other_program.execute("BEGIN IMMEDIATE")
         assert_refused(
@@ -108,11 +108,11 @@ def test_sqlite_locked_by_another_program_refuses_writes(store: Store, tmp_path:
             partial(Chat(store, "other").ask, "c"),
             partial(store.conversations.rename, chat.name, chat.owner, "title"),
             partial(store.generations.write, chunk),
-            partial(store.generations.interrupt, stream_id),
+            partial(store.generations.interrupt, key),
         )
         assert chat.exchanges() == [("a", "1"), ("b", "")]
     store.generations.write(chunk)
-    chat.end(stream_id, "2")
+    chat.end(key, "2")
     Chat(store, "other").add_exchange("c", "3")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 

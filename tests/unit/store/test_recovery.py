@@ -40,6 +40,8 @@ from halt.core.metrics import Meter
 from halt.core.other_workers import OtherWorkers
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
+from halt.core.stream_key import StreamKey
+from halt.people.person import ANYONE
 from halt.store.batches import Batch, NewGeneration
 from halt.store.database import Database
 from halt.store.migrate import open_database
@@ -261,7 +263,9 @@ class WriterHarness:
         self.replay = Replay(self.store.generations, lambda worker: worker == "worker-1")
 
     def begin(self, stream_id: str = "a-stream") -> Generation:
-        generation = Generation(stream_id, "somebody", EventLog(10_000_000), started_at=now())
+        generation = Generation(
+            StreamKey("somebody", stream_id), EventLog(10_000_000), started_at=now()
+        )
         self.store_writer.add(generation)
         return generation
 
@@ -335,9 +339,9 @@ def test_failing_store_delays_no_reader_and_catches_up(
         assert harness.store_writer.saving.reason == reason
     harness.add_text(generation, " after")
     harness.end(generation)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(generation.key, WAIT_TIMEOUT)
     assert harness.store_writer.saving.state == "saved"
-    replay = harness.replay.get("a-stream", "somebody")
+    replay = harness.replay.get(StreamKey("somebody", "a-stream"))
     assert replay is not None
     assert replay.log.read(0) == generation.log.read(0)
     assert replay.answer() == generation.answer()
@@ -360,8 +364,8 @@ def test_replay_equals_the_recorded_generation(harness: WriterHarness) -> None:
         generation.record_text(text_of(delta), now())
         generation.log.append(delta)
     harness.end(generation)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    replay = harness.replay.get("a-stream", "somebody")
+    assert harness.store_writer.wait_written(generation.key, WAIT_TIMEOUT)
+    replay = harness.replay.get(StreamKey("somebody", "a-stream"))
     assert replay is not None
     assert replay.log.read(0) == generation.log.read(0)
     assert replay.answer() == (3, "some text")
@@ -370,8 +374,8 @@ def test_replay_equals_the_recorded_generation(harness: WriterHarness) -> None:
         arrival = generation.arrival_time(number) - generation.started_at
         assert replay.arrival_time(number) - replay.started_at == pytest.approx(arrival, abs=0.001)
     assert replay.state == "done"
-    assert harness.replay.get("a-stream", "somebody else") is None
-    assert harness.replay.get("another-stream", "somebody") is None
+    assert harness.replay.get(StreamKey("somebody else", "a-stream")) is None
+    assert harness.replay.get(StreamKey("somebody", "another-stream")) is None
 
 
 def test_replay_separates_a_late_thought_from_the_answer(harness: WriterHarness) -> None:
@@ -382,8 +386,8 @@ def test_replay_separates_a_late_thought_from_the_answer(harness: WriterHarness)
         generation.record_event(delta, now())
         generation.log.append(delta)
     harness.end(generation)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    replay = harness.replay.get("a-stream", "somebody")
+    assert harness.store_writer.wait_written(generation.key, WAIT_TIMEOUT)
+    replay = harness.replay.get(StreamKey("somebody", "a-stream"))
     assert replay is not None
     assert replay.answer() == generation.answer() == (4, "Hello")
     assert [step.text for step in steps.steps_of(replay)] == ["Okay. So."]
@@ -394,7 +398,7 @@ def test_stop_of_an_ended_stream_reads_no_events(harness: WriterHarness) -> None
     for stream_id in ("a-stream", "dead-stream"):
         harness.add_text(harness.begin(stream_id), "text")
     harness.end(generation := harness.begin("an-end"))
-    assert harness.store_writer.wait_written(generation.id, WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(generation.key, WAIT_TIMEOUT)
     wait_until(lambda: saved_events(harness.folder, "dead-stream") == 1, SERVER_TIMEOUT)
     statements: list[str] = []
 
@@ -416,12 +420,12 @@ def test_stop_of_an_ended_stream_reads_no_events(harness: WriterHarness) -> None
 
         # The store may not answer in time on a busy machine.
         wait_until(lambda: statuses() == ["finished", "pending", "pending"], SERVER_TIMEOUT)
-        assert service.stop("an-end", "somebody else").status == "pending"
+        assert service.stop(StreamKey("somebody else", "an-end")).status == "pending"
     assert statements
     assert not [statement for statement in statements if "generations.events" in statement]
     upstream.dispose()
     assert Replay(harness.store.generations, lambda worker: False).has_ended(
-        "dead-stream", "somebody"
+        StreamKey("somebody", "dead-stream")
     )
 
 
@@ -430,10 +434,10 @@ def test_replay_ignores_generations_of_a_live_worker(harness: WriterHarness) -> 
     generation = harness.begin()
     harness.add_text(generation, "text")
     wait_until(lambda: saved_events(harness.folder, "a-stream") == 1, SERVER_TIMEOUT)
-    assert harness.replay.get("a-stream", "somebody") is None
+    assert harness.replay.get(StreamKey("somebody", "a-stream")) is None
     assert harness.replay.recover() == 0
     harness.end(generation)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(generation.key, WAIT_TIMEOUT)
 
 
 def test_concurrent_recoveries_end_each_generation_once(harness: WriterHarness) -> None:
@@ -457,7 +461,7 @@ def test_concurrent_recoveries_end_each_generation_once(harness: WriterHarness) 
         thread.join(WAIT_TIMEOUT)
     assert sum(counts) == 5
     for generation in generations:
-        replay = harness.replay.get(generation.id, "somebody")
+        replay = harness.replay.get(generation.key)
         assert replay is not None
         assert replay.answer() == (2, "some text")
         assert isinstance(replay.log.ended, Failed)
@@ -471,7 +475,9 @@ def test_replay_of_a_dead_workers_generation_ends_at_once(harness: WriterHarness
     """A reader of a dead worker's generation gets its replay before any recovery has run."""
     harness.add_text(harness.begin(), "text")
     wait_until(lambda: saved_events(harness.folder, "a-stream") == 1, SERVER_TIMEOUT)
-    replay = Replay(harness.store.generations, lambda worker: False).get("a-stream", "somebody")
+    replay = Replay(harness.store.generations, lambda worker: False).get(
+        StreamKey("somebody", "a-stream")
+    )
     assert replay is not None
     assert replay.answer() == (1, "text")
 
@@ -492,7 +498,7 @@ def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
         ("its-stream", other_folder_worker.name),
     ):
         harness.store.generations.write(
-            Batch((NewGeneration(stream_id, "somebody", worker, "", start),))
+            Batch((NewGeneration(StreamKey("somebody", stream_id), worker, "", start),))
         )
     other_folder_worker.stop()
     assert Replay(harness.store.generations, own_folder_worker.is_alive, 10.0).recover() == 1
@@ -500,7 +506,7 @@ def test_worker_of_another_folder_counts_as_dead_after_a_long_time(
     assert harness.store.generations.workers_running().keys() == {other_folder_worker.name}
     assert (
         Replay(harness.store.generations, own_folder_worker.is_alive, -HOUR).get(
-            "its-stream", "somebody"
+            StreamKey("somebody", "its-stream")
         )
         is not None
     )
@@ -520,7 +526,10 @@ def test_servers_sharing_a_database_end_no_foreign_stream(
             events.until_text("4 ")
             place = f"/streams/{events.id}"
             with open_store(tmp_path, url) as store:
-                wait_until(lambda: store.generations.exists(events.id), SERVER_TIMEOUT)
+                wait_until(
+                    partial(store.generations.exists, StreamKey(ANYONE.id, events.id)),
+                    SERVER_TIMEOUT,
+                )
             third_server = start_halt(shared_fake, DATABASE_URL=url)
             assert [server.client().get(place).status for server in (second, third_server)] == [
                 404,

@@ -31,6 +31,7 @@ from halt.core.events import (
 )
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
+from halt.core.stream_key import StreamKey
 from halt.errors import RequestError, StreamInUse
 from halt.store import search
 from halt.store import transfer as module
@@ -79,11 +80,11 @@ def chat(store: Store) -> Chat:
 
 def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
     """The prompt is saved at once; answer, model and end are saved when the stream ends."""
-    stream_id = chat.ask("Hello?")
+    key = chat.ask("Hello?")
     (running_exchange,) = chat.read().exchanges
     assert (running_exchange.prompt, running_exchange.stream_id, running_exchange.answer) == (
         "Hello?",
-        stream_id,
+        key.id,
         "",
     )
     assert (running_exchange.ended, running_exchange.state, running_exchange.is_running) == (
@@ -91,7 +92,7 @@ def test_exchange_runs_until_its_stream_ends(chat: Chat) -> None:
         "running",
         True,
     )
-    chat.end(stream_id, "Hello.")
+    chat.end(key, "Hello.")
     (ended_exchange,) = chat.read().exchanges
     assert (
         ended_exchange.answer,
@@ -138,9 +139,9 @@ def test_note_copied_by_a_model_is_not_sent_again(chat: Chat) -> None:
     """A note at the end of a saved answer, which earlier versions put there, is not sent."""
     chat.add_exchange("a", "Whole.\n\n[The user stopped this answer here.]")
     chat.add_exchange("b", "[This answer broke off here.]")
-    stream_id = chat.ask("c")
+    key = chat.ask("c")
     assert chat.prompt_messages() == [("user", "a"), ("assistant", "Whole."), ("user", "b\n\nc")]
-    chat.store.turns.cancel_start(chat.name, stream_id)
+    chat.store.turns.cancel_start(chat.name, key)
     chat.ask("What does “[The user stopped this answer here.]” mean?")
     assert [role for role, _ in chat.prompt_messages()] == [
         "user",
@@ -194,8 +195,8 @@ def test_prompt_of_an_unwatched_answer_is_kept(chat: Chat, is_regeneration: bool
     """A prompt whose answer ended without viewers and text is kept and can be discarded."""
     if is_regeneration:
         chat.add_exchange("Why?", "So.")
-    stream_id = chat.regenerate() if is_regeneration else chat.ask("Why?")
-    chat.end(stream_id, "", UNWATCHED)
+    key = chat.regenerate() if is_regeneration else chat.ask("Why?")
+    chat.end(key, "", UNWATCHED)
     assert (
         chat.last_exchange().prompt,
         chat.last_exchange().answer,
@@ -213,7 +214,7 @@ def test_add_prompt_after_another_prompt_than_the_last_is_refused(chat: Chat) ->
     nowhere."""
 
     def ask(prompt_id: int) -> None:
-        answers = [(chat.new_stream(), "")]
+        answers = [(chat.new_stream().id, "")]
         chat.store.turns.add_prompt(
             chat.name, chat.owner, "Next?", answers, worker=WORKER, after=prompt_id
         )
@@ -259,9 +260,9 @@ def test_failure_before_any_text_is_kept(chat: Chat) -> None:
 
 def test_cancel_start_removes_the_prompt_and_its_events(chat: Chat) -> None:
     """A start that is cancelled leaves no prompt and no event; the next prompt is accepted."""
-    stream_id = chat.ask("Too much.")
-    chat.store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("early")),)))
-    chat.store.turns.cancel_start(chat.name, stream_id)
+    key = chat.ask("Too much.")
+    chat.store.generations.write(Batch(chunks=(Chunk(key, 1, content_events("early")),)))
+    chat.store.turns.cancel_start(chat.name, key)
     assert chat.exchanges() == []
     with chat.store.database.reading() as connection:
         assert connection.scalar(select(func.count()).select_from(chunks)) == 0
@@ -272,10 +273,10 @@ def test_cancel_start_removes_the_prompt_and_its_events(chat: Chat) -> None:
 def test_end_of_an_unknown_stream_changes_nothing(chat: Chat) -> None:
     """An end or a cancelled start of an unknown stream or conversation is ignored."""
     chat.add_exchange("a", "1")
-    chat.end("unknown", "text")
-    write_end(chat.store, "elsewhere", "text")
-    chat.store.turns.cancel_start(chat.name, "unknown")
-    chat.store.turns.cancel_start("unknown", "unknown")
+    chat.end(chat.key("unknown"), "text")
+    write_end(chat.store, StreamKey("bert", "elsewhere"), "text")
+    chat.store.turns.cancel_start(chat.name, chat.key("unknown"))
+    chat.store.turns.cancel_start("unknown", chat.key("unknown"))
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -283,12 +284,12 @@ def test_regenerate_replaces_the_last_answer(chat: Chat) -> None:
     """The model gets the same messages without the answer that is replaced."""
     chat.add_exchange("a", "1")
     chat.add_exchange("b", "bad")
-    stream_id = chat.regenerate()
+    key = chat.regenerate()
     assert chat.prompt_messages() == [("user", "a"), ("assistant", "1"), ("user", "b")]
     previous = chat.read().exchanges[-1].previous
     assert previous is not None
     assert previous.answer == "bad"
-    chat.end(stream_id, "good")
+    chat.end(key, "good")
     assert chat.exchanges() == [("a", "1"), ("b", "good")]
     assert chat.read().exchanges[-1].previous is None
 
@@ -345,12 +346,12 @@ def test_cancel_start_of_a_regeneration_restores_the_old_answer(chat: Chat) -> N
 
 def test_prompt_during_a_running_answer_is_refused(chat: Chat) -> None:
     """While an answer runs, a prompt and a regeneration are refused as busy."""
-    stream_id = chat.ask("a")
+    key = chat.ask("a")
     with pytest.raises(Busy):
         chat.ask("b")
     with pytest.raises(Busy):
         chat.regenerate()
-    chat.end(stream_id, "1")
+    chat.end(key, "1")
     chat.add_exchange("b", "2")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
@@ -464,9 +465,9 @@ def test_regenerate_of_an_earlier_prompt_keeps_the_later_messages(chat: Chat) ->
     chat.add_exchange("a", "1")
     chat.add_exchange("b", "2")
     first = chat.read().exchanges[0]
-    stream_id = chat.regenerate(first.prompt_id)
+    key = chat.regenerate(first.prompt_id)
     assert chat.prompt_messages() == [("user", "a")]
-    chat.end(stream_id, "one")
+    chat.end(key, "one")
     assert chat.exchanges() == [("a", "one")]
     chat.store.turns.show(chat.name, chat.owner, first.answer_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
@@ -490,7 +491,7 @@ def test_continued_answer_is_one_message(chat: Chat) -> None:
     """The model gets the partial answer as the last message; the continued text is one answer."""
     chat.add_exchange("a", "Half an", STOPPED)
     exchange_before = chat.last_exchange()
-    stream_id = chat.continue_answer()
+    key = chat.continue_answer()
     running_exchange = chat.last_exchange()
     assert (running_exchange.prefix, running_exchange.answer_id, running_exchange.ended) == (
         "Half an",
@@ -498,7 +499,7 @@ def test_continued_answer_is_one_message(chat: Chat) -> None:
         None,
     )
     assert chat.prompt_messages() == [("user", "a"), ("assistant", "Half an")]
-    write_end(chat.store, stream_id, "Half an answer.", new_events=[Content(" answer.")])
+    write_end(chat.store, key, "Half an answer.", new_events=[Content(" answer.")])
     ended_exchange = chat.last_exchange()
     assert (ended_exchange.answer, ended_exchange.state, ended_exchange.answer_id) == (
         "Half an answer.",
@@ -506,7 +507,7 @@ def test_continued_answer_is_one_message(chat: Chat) -> None:
         exchange_before.answer_id,
     )
     assert chat.prompt_messages() == [("user", "a"), ("assistant", "Half an answer.")]
-    generation = chat.store.generations.get_ended(stream_id, chat.owner)
+    generation = chat.store.generations.get_ended(key)
     assert generation is not None
     assert generation.prefix == "Half an"
     assert [event for _, _, event in generation.events] == [Content(" answer."), DONE]
@@ -534,7 +535,7 @@ def test_continue_of_other_than_the_last_answer_is_refused(chat: Chat) -> None:
             chat.store.turns.continue_answer(
                 chat.name, chat.owner, message_id, "new-stream", worker=WORKER
             )
-    assert not chat.store.generations.exists("new-stream")
+    assert not chat.store.generations.exists(chat.key("new-stream"))
 
 
 def test_steps_of_a_continued_answer_are_numbered_anew(store: Store, chat: Chat) -> None:
@@ -661,7 +662,7 @@ class Comparison(Chat):
 
     def all_end(self, **answers: str) -> None:
         for letter, answer in answers.items():
-            self.end(f"{self.name}-{letter}", answer, DONE if answer else STOPPED)
+            self.end(self.key(f"{self.name}-{letter}"), answer, DONE if answer else STOPPED)
 
     def streams(self) -> list[str]:
         """The streams of the last exchange, the selected one first."""
@@ -680,10 +681,10 @@ def test_comparison_runs_until_its_last_answer_ends(comparison: Comparison) -> N
     """Each answer of a comparison is saved in its place; prompts are refused until all have
     ended."""
     for letter in "ca":
-        comparison.end(f"talk-{letter}", f"I am {letter}.")
+        comparison.end(comparison.key(f"talk-{letter}"), f"I am {letter}.")
         with pytest.raises(Busy):
             comparison.ask("And?")
-    comparison.end("talk-b", "I am b.")
+    comparison.end(comparison.key("talk-b"), "I am b.")
     answers = [(e.requested_model, e.answer) for e in comparison.last_exchange().candidates]
     assert answers == [("m-a", "I am a."), ("m-b", "I am b."), ("m-c", "I am c.")]
     comparison.ask("And?")
@@ -751,18 +752,19 @@ def test_comparison_stopped_before_any_text_is_withdrawn(comparison: Comparison)
 
 def test_cancel_start_of_one_stream_removes_the_comparison(comparison: Comparison) -> None:
     """Cancelling the start of one stream of a comparison removes all of its streams."""
-    comparison.store.turns.cancel_start(comparison.name, "talk-b")
+    comparison.store.turns.cancel_start(comparison.name, comparison.key("talk-b"))
     assert comparison.exchanges() == []
-    assert not any(comparison.store.generations.exists(f"talk-{letter}") for letter in "abc")
+    keys = [comparison.key(f"talk-{letter}") for letter in "abc"]
+    assert not any(map(comparison.store.generations.exists, keys))
 
 
 def test_regenerate_of_a_comparison_keeps_its_answers(comparison: Comparison) -> None:
     """A regeneration is a further version; withdrawn, it restores the selected answer."""
     comparison.all_end(a="I am a.", b="I am b.", c="I am c.")
     comparison.store.turns.select(comparison.name, comparison.owner, "talk-b")
-    stream_id = comparison.regenerate()
+    key = comparison.regenerate()
     assert len(comparison.last_exchange().versions.ids) == 4
-    comparison.end(stream_id, "", STOPPED)
+    comparison.end(key, "", STOPPED)
     assert comparison.streams() == ["b", "a", "c"]
     comparison.end(comparison.regenerate(), "I am new.")
     assert comparison.prompt_messages()[-1] == ("assistant", "I am new.")
@@ -816,7 +818,7 @@ def test_stopped_answer_with_thoughts_is_kept(store: Store, chat: Chat) -> None:
     assert chat.prompt_messages() == [
         ("user", "Why?\n\nAnd?")
     ]  # an answer without text is not sent
-    chat.store.turns.cancel_start(chat.name, chat.last_exchange().stream_id)
+    chat.store.turns.cancel_start(chat.name, chat.key(chat.last_exchange().stream_id))
     assert chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id) is None
     assert chat.exchanges() == [("Why?", "So.")]
 
@@ -1050,7 +1052,7 @@ def test_deletion_of_several_is_undone_as_a_whole(store: Store) -> None:
     store.conversations.delete("chat-4", "anna")
     assert store.conversations.delete_many(["chat-1", "foreign", "chat-2", "gone"], "anna") == (
         ["chat-1", "chat-2"],
-        [running],
+        [running.id],
     )
     assert foreign.exchanges() == [("Hello?", "Hello.")]
     assert all_pages(store) == ["chat-3", "chat-0"]
@@ -1170,15 +1172,15 @@ def test_deleted_conversation_can_be_restored_for_a_day(chat: Chat) -> None:
     assert chat.store.generations.sweep(time.time() + DAY + 60) == 1
     with pytest.raises(UnknownConversation):
         chat.store.conversations.undelete(chat.name, chat.owner)
-    assert not chat.store.generations.exists(f"{chat.name}-1")
+    assert not chat.store.generations.exists(chat.key(f"{chat.name}-1"))
 
 
 def test_delete_returns_the_running_streams_and_keeps_their_ends(chat: Chat) -> None:
     """Deleting returns the IDs of running streams; a restored conversation has their text."""
     chat.add_exchange("a", "1")
-    running_id = chat.ask("b")
-    assert chat.store.conversations.delete(chat.name, chat.owner) == [running_id]
-    chat.end(running_id, "half", STOPPED)
+    running = chat.ask("b")
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running.id]
+    chat.end(running, "half", STOPPED)
     chat.store.conversations.undelete(chat.name, chat.owner)
     assert chat.exchanges() == [("a", "1"), ("b", "half")]
     assert chat.store.conversations.delete(chat.name, chat.owner) == []
@@ -1186,9 +1188,9 @@ def test_delete_returns_the_running_streams_and_keeps_their_ends(chat: Chat) -> 
 
 def test_prompt_in_a_deleted_conversation_is_not_withdrawn(chat: Chat) -> None:
     """A Stop before any text keeps the prompt of a deleted conversation."""
-    running_id = chat.ask("a")
-    assert chat.store.conversations.delete(chat.name, chat.owner) == [running_id]
-    chat.end(running_id, "", STOPPED)
+    running = chat.ask("a")
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running.id]
+    chat.end(running, "", STOPPED)
     assert [one.title for one in chat.store.conversations.undelete(chat.name, chat.owner)] == ["a"]
     assert chat.exchanges() == [("a", "")]
     chat.end(chat.regenerate(), "1")
@@ -1347,7 +1349,7 @@ def full_chat(store: Store) -> Chat:
     answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
     store.turns.add_prompt(chat.name, chat.owner, "Who?", answers, worker=WORKER)
     for stream_id, _ in answers:
-        chat.end(stream_id, f"I, {stream_id}")
+        chat.end(chat.key(stream_id), f"I, {stream_id}")
     store.turns.select(chat.name, chat.owner, "rival-two")
     return chat
 
@@ -1534,9 +1536,9 @@ def test_import_without_a_selection_selects_the_last_messages(store: Store) -> N
 def test_export_of_a_running_answer_contains_its_saved_text(store: Store, chat: Chat) -> None:
     """A running continued answer is exported with all text saved so far, as interrupted."""
     chat.add_exchange("Hello?", "One ", STOPPED)
-    stream_id = chat.continue_answer()
+    key = chat.continue_answer()
     events = [(1.0, Content("two ")), (2.0, Content("three"))]
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
+    store.generations.write(Batch(chunks=(Chunk(key, 1, events),)))
     (conversation,) = store.transfer.export("anna", chat.name)
     assert [(message.content, message.state) for message in conversation.messages] == [
         ("Hello?", "done"),
@@ -1621,25 +1623,23 @@ def content_events(*texts: str) -> list[tuple[float, Event]]:
 
 def test_recorded_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
     """Each event is read once and in order with its number and time, whatever its batches were."""
-    stream_id = chat.ask("a")
+    key = chat.ask("a")
     events: list[tuple[float, Event]] = [
         (1.5, Reasoning("Hm\0")),
         (2.25, Content("He")),
         (3.0, Content("llo \U0001f44b")),
         (4.0, DONE),
     ]
-    first = Chunk(stream_id, 1, events[:2])
+    first = Chunk(key, 1, events[:2])
     store.generations.write(Batch(chunks=(first,)))
-    assert store.generations.get_ended(stream_id, "anna") is None  # it is running
+    assert store.generations.get_ended(key) is None  # it is running
     store.generations.write(Batch(chunks=(first,)))  # repeated
-    store.generations.write(
-        Batch(chunks=(Chunk(stream_id, 1, events[:3]),))
-    )  # repeated with more events
-    end = GenerationEnd(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
-    batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ends=(end,))
+    store.generations.write(Batch(chunks=(Chunk(key, 1, events[:3]),)))  # repeated with more events
+    end = GenerationEnd(key, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
+    batch = Batch(chunks=(Chunk(key, 3, events[2:]),), ends=(end,))
     store.generations.write(batch)
     store.generations.write(batch)
-    generation = store.generations.get_ended(stream_id, "anna")
+    generation = store.generations.get_ended(key)
     assert generation is not None
     assert generation.events == tuple(
         (n, arrival, event) for n, (arrival, event) in enumerate(events, 1)
@@ -1659,40 +1659,81 @@ def test_recorded_events_are_read_back_exactly(store: Store, chat: Chat) -> None
 
 def test_recorded_log_keeps_a_gap(store: Store) -> None:
     """Events that were not written leave their numbers unused."""
-    end = GenerationEnd("gappy-one", DONE, time.time(), 9, "ab")
+    end = GenerationEnd(StreamKey("", "gappy-one"), DONE, time.time(), 9, "ab")
     chunks = (
-        Chunk("gappy-one", 1, content_events("a")),
-        Chunk("gappy-one", 8, [*content_events("b"), (9.0, DONE)]),
+        Chunk(StreamKey("", "gappy-one"), 1, content_events("a")),
+        Chunk(StreamKey("", "gappy-one"), 8, [*content_events("b"), (9.0, DONE)]),
     )
-    store.generations.write(Batch((new_generation("gappy-one"),), chunks, (end,)))
-    generation = store.generations.get_ended("gappy-one", None)
+    store.generations.write(Batch((new_generation(StreamKey("", "gappy-one")),), chunks, (end,)))
+    generation = store.generations.get_ended(StreamKey("", "gappy-one"))
     assert generation is not None
     assert [seq for seq, _, _ in generation.events] == [1, 8, 9]
 
 
-def test_generation_is_readable_by_its_session_or_by_id(store: Store, chat: Chat) -> None:
-    """A session's generation is read by that session alone, a program's by every reader of its
-    ID."""
-    stream_id = chat.ask("a")
-    chat.end(stream_id, "1")
-    store.generations.write(Batch(new=(new_generation("program-1"),)))
-    write_end(store, "program-1", "Hello.")
-    for requester in ("bert", None):
-        assert store.generations.get_ended(stream_id, requester) is None
-        assert store.generations.get_ended("program-1", requester) is not None
-    assert store.generations.get_ended(stream_id, "anna") is not None
-    assert store.generations.get_ended("unknown", "anna") is None
+def test_generation_is_readable_by_its_person_alone(store: Store, chat: Chat) -> None:
+    """A person's generation is read by that person alone; for others it does not exist."""
+    key = chat.ask("a")
+    chat.end(key, "1")
+    for owner in ("bert", ""):
+        other_key = StreamKey(owner, key.id)
+        assert store.generations.get_ended(other_key) is None
+        assert store.generations.state(other_key) is None
+        assert not store.generations.exists(other_key)
+        assert not store.generations.interrupt(other_key)
+    assert store.generations.get_ended(key) is not None
+    assert store.generations.get_ended(chat.key("unknown")) is None
+
+
+def test_generations_of_two_people_with_one_id_are_separate(store: Store) -> None:
+    """Rows, events, counts, ends and removals of two people with the same stream IDs are separate."""
+    anna, bert = chats = [Chat(store, owner, owner) for owner in ("anna", "bert")]
+    for chat in chats:
+        chat.name, name = "talk", chat.name  # so that their streams have the same IDs
+        key = chat.new_stream()
+        chat.name = name
+        store.turns.add_prompt(name, chat.owner, "Hello?", [(key.id, "")], worker=WORKER)
+    keys = [chat.key("talk-1") for chat in chats]
+    for key in keys:
+        chunk = Chunk(key, 1, content_events(f"I am {key.owner}."))
+        store.generations.write(Batch(chunks=(chunk,)))
+    assert sorted(store.generations.running_of(WORKER)) == keys
+    text = "I am anna."
+    write_end(store, keys[0], text, new_events=[Content(text)])
+    assert [store.generations.state(key) for key in keys] == ["done", "running"]
+    assert store.generations.interrupt(keys[1])
+    store.generations.count(keys[1], {"prompt_tokens": 5, "completion_tokens": 40})
+    for chat, key in zip(chats, keys, strict=True):
+        record = store.generations.get_ended(key)
+        assert record is not None
+        assert record.key == key
+        assert record.events[0][2] == Content(f"I am {key.owner}.")
+        assert chat.exchanges() == [("Hello?", f"I am {key.owner}.")]
+    assert bert.last_exchange().usage == Usage(5, 40)
+    assert anna.last_exchange().usage != bert.last_exchange().usage
+    store.conversations.delete(anna.name, "anna")
+    store.generations.sweep(time.time() + DAY + 60)
+    assert [store.generations.exists(key) for key in keys] == [False, True]
+    assert bert.exchanges() == [("Hello?", "I am bert.")]
+
+
+def test_programs_generations_of_two_people_expire_separately(store: Store) -> None:
+    """The removal of one person's old generation leaves another one with the same ID."""
+    keys = [StreamKey(owner, "program-1") for owner in ("anna", "bert")]
+    store.generations.write(Batch(new=tuple(map(new_generation, keys))))
+    write_end(store, keys[0], "Hello.")
+    assert store.generations.sweep(time.time() + 7.1 * DAY) == 1
+    assert [store.generations.exists(key) for key in keys] == [False, True]
 
 
 def test_second_end_of_a_generation_is_ignored(store: Store, chat: Chat) -> None:
     """An ended generation accepts neither further text nor a second end."""
-    stream_id = chat.ask("a")
-    assert store.generations.interrupt(stream_id)
+    key = chat.ask("a")
+    assert store.generations.interrupt(key)
     exchange_before = chat.last_exchange()
-    chat.end(stream_id, "late")
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("late")),)))
+    chat.end(key, "late")
+    store.generations.write(Batch(chunks=(Chunk(key, 1, content_events("late")),)))
     assert chat.last_exchange() == exchange_before
-    assert not store.generations.interrupt(stream_id)
+    assert not store.generations.interrupt(key)
 
 
 def test_token_usage_sums_reported_and_estimated_tokens(store: Store, chat: Chat) -> None:
@@ -1717,13 +1758,13 @@ def test_late_usage_of_a_provider_replaces_the_estimate(store: Store, chat: Chat
     """A late count replaces a stopped answer's estimate; a running or unknown stream is
     unchanged."""
     estimated_end = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
-    stream_id = chat.ask("a")
+    key = chat.ask("a")
     usage = {"prompt_tokens": 5, "completion_tokens": 40}
-    store.generations.count(stream_id, usage)
-    store.generations.count("unknown", usage)
-    chat.end(stream_id, "x", estimated_end)
+    store.generations.count(key, usage)
+    store.generations.count(StreamKey("", "unknown"), usage)
+    chat.end(key, "x", estimated_end)
     assert chat.last_exchange().usage == Usage(0, 3, True)
-    store.generations.count(stream_id, usage)
+    store.generations.count(key, usage)
     assert (
         chat.last_exchange().usage
         == store.conversations.token_usage(chat.name, chat.owner)
@@ -1742,14 +1783,14 @@ def test_unstorable_characters_are_replaced(chat: Chat) -> None:
 
 def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -> None:
     """The saved text and thoughts of a dead worker's generation are its answer, as interrupted."""
-    stream_id = chat.ask("a")
+    key = chat.ask("a")
     timed_thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
     store.generations.write(
-        Batch(chunks=(Chunk(stream_id, 1, [*timed_thought, *content_events("Hel", "lo")]),))
+        Batch(chunks=(Chunk(key, 1, [*timed_thought, *content_events("Hel", "lo")]),))
     )
     assert store.generations.workers_running().keys() == {WORKER}
-    assert store.generations.running_of(WORKER) == [stream_id]
-    assert store.generations.interrupt(stream_id)
+    assert store.generations.running_of(WORKER) == [key]
+    assert store.generations.interrupt(key)
     assert store.generations.workers_running() == {}
     exchange = chat.last_exchange()
     assert (exchange.answer, exchange.state) == ("Hello", "interrupted")
@@ -1757,7 +1798,7 @@ def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -
     assert (exchange.ended.error.code, exchange.ended.error.retryable) == ("interrupted", True)
     assert exchange.ended.metrics.tokens_estimated
     assert [step.text for step in exchange.steps] == ["Hm"]
-    generation = store.generations.get_ended(stream_id, "anna")
+    generation = store.generations.get_ended(key)
     assert generation is not None
     assert generation.last_seq == 3 + GAP + 1
     assert [seq for seq, _, _ in generation.events] == [1, 2, 3, 3 + GAP + 1]
@@ -1768,12 +1809,12 @@ def test_interrupt_keeps_the_saved_text_and_thoughts(store: Store, chat: Chat) -
 
 def test_interrupt_separates_a_late_thought_from_the_answer(store: Store, chat: Chat) -> None:
     """Text that a late ReasoningEnd turned into a thought is a step and not part of the answer."""
-    stream_id = chat.ask("a")
+    key = chat.ask("a")
     timed_end: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
     store.generations.write(
-        Batch(chunks=(Chunk(stream_id, 1, [*content_events("Ok", "ay."), *timed_end]),))
+        Batch(chunks=(Chunk(key, 1, [*content_events("Ok", "ay."), *timed_end]),))
     )
-    assert store.generations.interrupt(stream_id)
+    assert store.generations.interrupt(key)
     assert chat.last_exchange().answer == "Hello"
     assert [(step.kind, step.text) for step in chat.last_exchange().steps] == [("thought", "Okay.")]
     chat.ask("b")
@@ -1783,9 +1824,9 @@ def test_interrupt_separates_a_late_thought_from_the_answer(store: Store, chat: 
 def test_interrupt_of_a_continue_keeps_the_earlier_text(store: Store, chat: Chat) -> None:
     """An interrupted Continue keeps the earlier text and the new text saved so far."""
     chat.add_exchange("a", "Half", STOPPED)
-    stream_id = chat.continue_answer()
-    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events(" an")),)))
-    store.generations.interrupt(stream_id)
+    key = chat.continue_answer()
+    store.generations.write(Batch(chunks=(Chunk(key, 1, content_events(" an")),)))
+    store.generations.interrupt(key)
     assert (chat.last_exchange().answer, chat.last_exchange().state) == ("Half an", "interrupted")
     chat.end(chat.continue_answer(), "Half an answer")
     assert chat.last_exchange().answer == "Half an answer"
@@ -1802,9 +1843,9 @@ def test_interrupt_without_text_keeps_the_prompt(store: Store, chat: Chat) -> No
 def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -> None:
     """Property: of concurrent interruptions of a generation exactly one ends it."""
     for n in range(10):
-        stream_id = chat.ask(f"{n}")
-        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("x")),)))
-        outcomes = together(*[partial(store.generations.interrupt, stream_id)] * 4)
+        key = chat.ask(f"{n}")
+        store.generations.write(Batch(chunks=(Chunk(key, 1, content_events("x")),)))
+        outcomes = together(*[partial(store.generations.interrupt, key)] * 4)
         assert sorted(outcomes) == [False, False, False, True]
         assert chat.last_exchange().answer == "x"
 
@@ -1812,11 +1853,11 @@ def test_concurrent_interrupts_end_a_generation_once(store: Store, chat: Chat) -
 def test_concurrent_end_and_interrupt_leave_one_end(store: Store, chat: Chat) -> None:
     """Property: an end and an interruption at the same moment leave one end in message and events."""
     for n in range(15):
-        stream_id = chat.ask(f"{n}")
-        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, content_events("a")),)))
-        end = partial(write_end, store, stream_id, "ab", new_events=[Content("a"), Content("b")])
-        interrupted, _ = together(partial(store.generations.interrupt, stream_id), end)
-        generation = store.generations.get_ended(stream_id, "anna")
+        key = chat.ask(f"{n}")
+        store.generations.write(Batch(chunks=(Chunk(key, 1, content_events("a")),)))
+        end = partial(write_end, store, key, "ab", new_events=[Content("a"), Content("b")])
+        interrupted, _ = together(partial(store.generations.interrupt, key), end)
+        generation = store.generations.get_ended(key)
         assert generation is not None
         assert generation.events[-1][2] == chat.last_exchange().ended
         expected = ("a", "interrupted") if interrupted else ("ab", "done")
@@ -1826,20 +1867,20 @@ def test_concurrent_end_and_interrupt_leave_one_end(store: Store, chat: Chat) ->
 
 def test_one_batch_writes_many_streams(store: Store) -> None:
     """One batch writes the events of 100 streams and the ends of some of them."""
-    names = [f"stream-{n:03}" for n in range(100)]
-    store.generations.write(Batch(new=tuple(map(new_generation, names))))
+    keys = [StreamKey("", f"stream-{n:03}") for n in range(100)]
+    store.generations.write(Batch(new=tuple(map(new_generation, keys))))
     for seq in (1, 2):
         store.generations.write(
-            Batch(chunks=tuple(Chunk(name, seq, content_events(f"{seq}")) for name in names))
+            Batch(chunks=tuple(Chunk(key, seq, content_events(f"{seq}")) for key in keys))
         )
     now = time.time()
-    ends = tuple(GenerationEnd(name, DONE, now, 3, "12") for name in names[::2])
+    ends = tuple(GenerationEnd(key, DONE, now, 3, "12") for key in keys[::2])
     store.generations.write(
-        Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ends=ends)
+        Batch(chunks=tuple(Chunk(key, 3, [(30.0, DONE)]) for key in keys[::2]), ends=ends)
     )
-    assert sorted(store.generations.running_of(WORKER)) == names[1::2]
-    for name in names[::2]:
-        generation = store.generations.get_ended(name, None)
+    assert sorted(store.generations.running_of(WORKER)) == keys[1::2]
+    for key in keys[::2]:
+        generation = store.generations.get_ended(key)
         assert generation is not None
         assert [event[2] for event in generation.events] == [Content("1"), Content("2"), DONE]
         assert all(a[0] < b[0] for a, b in pairwise(generation.events))
@@ -1847,16 +1888,16 @@ def test_one_batch_writes_many_streams(store: Store) -> None:
 
 def test_sweep_removes_old_events_and_keeps_texts(store: Store, chat: Chat) -> None:
     """After seven days the events of an answer and whole generations of programs are removed."""
-    stream_id = chat.ask("a")
-    chat.end(stream_id, "1")
-    store.generations.write(Batch(new=(new_generation("program-1"),)))
-    write_end(store, "program-1", "Hello.")
+    key = chat.ask("a")
+    chat.end(key, "1")
+    store.generations.write(Batch(new=(new_generation(StreamKey("", "program-1")),)))
+    write_end(store, StreamKey("", "program-1"), "Hello.")
     assert store.generations.sweep(time.time() + 6.9 * DAY) == 0
     assert store.generations.sweep(time.time() + 7.1 * DAY) == 2
     assert store.generations.sweep(time.time() + 7.1 * DAY) == 0
-    assert store.generations.get_ended(stream_id, "anna") is None
-    assert store.generations.exists(stream_id)
-    assert not store.generations.exists("program-1")
+    assert store.generations.get_ended(key) is None
+    assert store.generations.exists(key)
+    assert not store.generations.exists(StreamKey("", "program-1"))
     assert chat.exchanges() == [("a", "1")]
     assert chat.last_exchange().usage.completion_tokens == METRICS.tokens
 
@@ -1884,14 +1925,12 @@ def test_conversation_is_unchanged_after_a_restart(tmp_path: Path) -> None:
 def test_numbers_beyond_the_databases_range_lose_no_answer(store: Store, chat: Chat) -> None:
     """An answer with impossible token counts is saved without them."""
     end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
-    stream_id = chat.ask("a")
+    key = chat.ask("a")
     timed_events: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
-    generation_end = GenerationEnd(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
-    store.generations.write(
-        Batch(chunks=(Chunk(stream_id, 1, timed_events),), ends=(generation_end,))
-    )
+    generation_end = GenerationEnd(key, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
+    store.generations.write(Batch(chunks=(Chunk(key, 1, timed_events),), ends=(generation_end,)))
     assert chat.exchanges() == [("a", "b")]
-    generation = store.generations.get_ended(stream_id, chat.owner)
+    generation = store.generations.get_ended(key)
     assert generation is not None
     assert generation.seen == 2
     assert chat.last_exchange().usage == Usage()
@@ -1905,28 +1944,32 @@ def test_generation_of_another_worker_with_the_same_id_is_not_saved(
     The first one keeps its events. The store did not answer when the ID of the second one was checked.
     """
     own_batch = Batch(
-        new=(new_generation("an-id"),),
-        chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
+        new=(new_generation(StreamKey("", "an-id")),),
+        chunks=(Chunk(StreamKey("", "an-id"), 1, [(1.0, Content("first"))]),),
         worker=WORKER,
     )
     store.generations.write(own_batch)
     store.generations.write(own_batch)  # repeated: the first success was not reported
     assert not caplog.records
-    other_generation = replace(new_generation("an-id"), worker="worker-2")
+    other_generation = replace(new_generation(StreamKey("", "an-id")), worker="worker-2")
     timed_events: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
-    end = GenerationEnd("an-id", DONE, time.time(), 2, "second", "m-1")
+    end = GenerationEnd(StreamKey("", "an-id"), DONE, time.time(), 2, "second", "m-1")
     store.generations.write(
-        Batch((other_generation,), (Chunk("an-id", 1, timed_events[:1]),), worker="worker-2")
+        Batch(
+            (other_generation,),
+            (Chunk(StreamKey("", "an-id"), 1, timed_events[:1]),),
+            worker="worker-2",
+        )
     )
     store.generations.write(
-        Batch((), (Chunk("an-id", 1, timed_events),), (end,), worker="worker-2")
+        Batch((), (Chunk(StreamKey("", "an-id"), 1, timed_events),), (end,), worker="worker-2")
     )
     assert [record.getMessage() for record in caplog.records] == [
         "stream an-id is not saved: an earlier one has its ID"
     ]
-    assert store.generations.state("an-id", None) == "running"
-    assert store.generations.interrupt("an-id")
-    generation = store.generations.get_ended("an-id", None)
+    assert store.generations.state(StreamKey("", "an-id")) == "running"
+    assert store.generations.interrupt(StreamKey("", "an-id"))
+    generation = store.generations.get_ended(StreamKey("", "an-id"))
     assert generation is not None
     assert [event.content for _, _, event in generation.events if isinstance(event, Content)] == [
         "first"

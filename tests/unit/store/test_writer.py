@@ -21,6 +21,7 @@ from halt.core.request import ChatRequest
 from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
+from halt.core.stream_key import StreamKey
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
 from halt.store import writer as module
 from halt.store.batches import Batch, Chunk, GenerationEnd
@@ -31,6 +32,10 @@ from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
 FULL = StoreUnavailable("Saving failed: the disk is full.", "the disk is full")
 METRICS = Meter().snapshot()
+
+
+def key(stream_id: str) -> StreamKey:
+    return StreamKey("somebody", stream_id)
 
 
 class MemoryStore:
@@ -59,12 +64,12 @@ class MemoryStore:
             self.batches.append(batch)
             self._changed.notify_all()
 
-    def interrupt(self, stream_id: str) -> bool:
+    def interrupt(self, key: StreamKey) -> bool:
         with self._changed:
-            self.interrupted.append(stream_id)
+            self.interrupted.append(key.id)
             self._changed.notify_all()
-        if stream_id in self.failing_ids:
-            raise ValueError(f"{stream_id} is broken")
+        if key.id in self.failing_ids:
+            raise ValueError(f"{key.id} is broken")
         return True
 
     def sweep(self, now: float) -> int:
@@ -73,8 +78,8 @@ class MemoryStore:
             self._changed.notify_all()
         return int(len(self.sweep_times) < 3)
 
-    def exists(self, stream_id: str) -> bool:
-        return any(generation.stream_id == stream_id for b in self.batches for generation in b.new)
+    def exists(self, key: StreamKey) -> bool:
+        return any(generation.key == key for b in self.batches for generation in b.new)
 
     def wait_for_change(self, condition: Callable[[], object]) -> None:
         """Wait for a condition, which is checked after each change."""
@@ -87,7 +92,7 @@ class MemoryStore:
         self.wait_for_change(lambda: self.attempts >= attempts)
 
     def chunks(self, stream_id: str) -> list[Chunk]:
-        return [c for batch in self.batches for c in batch.chunks if c.stream_id == stream_id]
+        return [c for batch in self.batches for c in batch.chunks if c.key.id == stream_id]
 
     def events(self, stream_id: str) -> list[tuple[int, Event]]:
         """The numbered events of a generation in the order of their writes."""
@@ -101,7 +106,7 @@ class MemoryStore:
         return "".join(text_of(event) for _, event in self.events(stream_id))
 
     def end_event(self, stream_id: str) -> GenerationEnd:
-        (end,) = [e for batch in self.batches for e in batch.ends if e.stream_id == stream_id]
+        (end,) = [e for batch in self.batches for e in batch.ends if e.key.id == stream_id]
         return end
 
 
@@ -113,7 +118,7 @@ class WriterHarness:
         self.store_writer = StoreWriter(cast(Generations, self.store), "worker-1")
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Generation:
-        generation = Generation(stream_id, "somebody", EventLog(max_bytes), started_at=now())
+        generation = Generation(key(stream_id), EventLog(max_bytes), started_at=now())
         self.store_writer.add(generation)
         return generation
 
@@ -148,17 +153,13 @@ def test_writer_saves_each_event_once_in_order_with_the_end(harness: WriterHarne
         harness.store.wait_for_change(lambda: letter in harness.store.text("a-stream"))
     add(first, "d", "e")
     harness.end(first)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("a-stream"), WAIT_TIMEOUT)
     assert harness.store.events("a-stream") == first.log.read(0)
     end = harness.store.end_event("a-stream")
     assert (end.ended, end.last_seq, end.answer) == (first.log.ended, 6, "abcde")
     (new_generation,) = [generation for batch in harness.store.batches for generation in batch.new]
-    assert (new_generation.stream_id, new_generation.owner, new_generation.worker) == (
-        "a-stream",
-        "somebody",
-        "worker-1",
-    )
-    assert not harness.store_writer.is_pending("a-stream")
+    assert (new_generation.key, new_generation.worker) == (first.key, "worker-1")
+    assert not harness.store_writer.is_pending(key("a-stream"))
 
 
 def test_saved_event_has_its_arrival_time_in_milliseconds(harness: WriterHarness) -> None:
@@ -179,7 +180,7 @@ def test_end_is_written_without_waiting_for_the_period(
     generation = harness.begin()
     add(generation, "text")
     harness.end(generation)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("a-stream"), WAIT_TIMEOUT)
 
 
 def test_end_between_two_turns_writes_no_running_generation(
@@ -192,7 +193,7 @@ def test_end_between_two_turns_writes_no_running_generation(
     add(running_generation, "text")
     add(ended_generation, "text")
     harness.end(ended_generation)
-    assert harness.store_writer.wait_written("ended", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("ended"), WAIT_TIMEOUT)
     assert harness.store.text("ended") == "text"
     assert not harness.store.chunks("running")
     assert harness.store_writer.close()
@@ -220,7 +221,7 @@ def test_generations_of_a_process_share_a_transaction(harness: WriterHarness) ->
         add(generation, generation.id)
     harness.store.free.set()
     harness.store.wait_for_change(lambda: len(harness.store.batches) == 2)
-    assert {chunk.stream_id for chunk in harness.store.batches[1].chunks} == {
+    assert {chunk.key.id for chunk in harness.store.batches[1].chunks} == {
         r.id for r in generations
     }
     assert blocker.log.last == 0
@@ -236,10 +237,10 @@ def test_failing_store_loses_no_event_and_is_logged_twice(
         for letter in "abc":
             add(generation, letter)
             harness.store.wait_attempts()
-        assert not harness.store_writer.wait_written("a-stream", 0)
+        assert not harness.store_writer.wait_written(key("a-stream"), 0)
         harness.store.fault = lambda batch: None
         harness.end(generation)
-        assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+        assert harness.store_writer.wait_written(key("a-stream"), WAIT_TIMEOUT)
     assert harness.store.events("a-stream") == generation.log.read(0)
     log_lines = [record.getMessage() for record in caplog.records]
     assert len(log_lines) == 2, log_lines
@@ -261,7 +262,7 @@ def test_saving_reports_behind_failed_and_saved(
     assert harness.store_writer.saving == Saving("failed", "the disk is full")
     harness.store.fault = lambda batch: None
     harness.end(generation)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("a-stream"), WAIT_TIMEOUT)
     assert harness.store_writer.saving == Saving("saved")
 
 
@@ -280,7 +281,7 @@ def test_unsavable_generation_delays_no_other_generation(harness: WriterHarness)
     """A generation that the store refuses is interrupted, and the others are written."""
 
     def fault(batch: Batch) -> Exception | None:
-        has_bad_generation = any(generation.stream_id == "the-bad-one" for generation in batch.new)
+        has_bad_generation = any(generation.key.id == "the-bad-one" for generation in batch.new)
         return ValueError("it cannot be encoded") if has_bad_generation else None
 
     harness.store.fault = fault
@@ -290,8 +291,8 @@ def test_unsavable_generation_delays_no_other_generation(harness: WriterHarness)
     )
     add(working_generation, "text")
     harness.end(working_generation)
-    assert harness.store_writer.wait_written("the-good-one", WAIT_TIMEOUT)
-    assert harness.store_writer.wait_written("the-bad-one", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("the-good-one"), WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("the-bad-one"), WAIT_TIMEOUT)
     assert harness.store.text("the-good-one") == "text"
     assert harness.store.end_event("the-good-one").answer == "text"
     assert failing_generation.log.ended is None
@@ -307,7 +308,7 @@ def test_unreadable_generation_delays_no_other_generation(harness: WriterHarness
     failing_generation.log.append(Content("without a time"))
     add(working_generation, "text")
     harness.end(working_generation)
-    assert harness.store_writer.wait_written("the-good-one", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("the-good-one"), WAIT_TIMEOUT)
     assert harness.store.text("the-good-one") == "text"
     harness.store.wait_for_change(lambda: "the-bad-one" in harness.store.interrupted)
 
@@ -321,7 +322,7 @@ def test_text_dropped_from_the_log_is_saved_without_its_thoughts(harness: Writer
     assert generation.log.first > 4
     harness.store.fault = lambda batch: None
     harness.end(generation)
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("a-stream"), WAIT_TIMEOUT)
     assert harness.store.text("a-stream") == "abcdefghijklmnopqrstuvwxyz"
     numbers = [number for number, _ in harness.store.events("a-stream")]
     assert numbers == [1, 2, *range(4, 29)]
@@ -341,8 +342,8 @@ def test_long_backlog_is_written_in_bounded_transactions(
     harness.end(generation)
     harness.end(other_generation)
     harness.store.free.set()
-    assert harness.store_writer.wait_written("a-stream", WAIT_TIMEOUT)
-    assert harness.store_writer.wait_written("another", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("a-stream"), WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("another"), WAIT_TIMEOUT)
     assert harness.store.events("a-stream") == generation.log.read(0)
     sizes = [sum(len(chunk.events) for chunk in batch.chunks) for batch in harness.store.batches]
     assert max(sizes) <= 10
@@ -357,13 +358,13 @@ def test_dropped_generations_are_interrupted_when_the_store_works(
     for n in range(3):
         harness.begin(f"given-up-{n}")
     harness.store.wait_attempts()
-    harness.store_writer.drop(["given-up-0", "given-up-1"])
-    harness.store_writer.drop(["given-up-2", "never-heard-of"])
+    harness.store_writer.drop([key("given-up-0"), key("given-up-1")])
+    harness.store_writer.drop([key("given-up-2"), key("never-heard-of")])
     add(kept_generation, "text")
     harness.store.fault = lambda batch: None
     harness.store.wait_for_change(lambda: len(harness.store.interrupted) == 3)
     assert sorted(harness.store.interrupted) == [f"given-up-{n}" for n in range(3)]
-    assert harness.store_writer.is_pending("the-kept-one")
+    assert harness.store_writer.is_pending(key("the-kept-one"))
     assert sum("memory" in record.getMessage() for record in caplog.records) == 1
 
 
@@ -374,7 +375,7 @@ def test_interrupt_that_fails_delays_no_other_and_is_retried(
     interrupted."""
     monkeypatch.setattr(module, "LATER", 0.01)
     harness.store.failing_ids = {"broken"}
-    harness.store_writer.interrupt(["broken", "after-it", "and-that"])
+    harness.store_writer.interrupt([key("broken"), key("after-it"), key("and-that")])
     harness.store.wait_for_change(
         lambda: {"after-it", "and-that"} <= set(harness.store.interrupted)
     )
@@ -382,7 +383,7 @@ def test_interrupt_that_fails_delays_no_other_and_is_retried(
         lambda: harness.store.interrupted.count("broken") == module.INTERRUPT_TRIES
     )
     assert harness.store.interrupted.count("after-it") == 1
-    harness.store_writer.interrupt(["the-next"])
+    harness.store_writer.interrupt([key("the-next")])
     harness.store.wait_for_change(lambda: "the-next" in harness.store.interrupted)
     assert harness.store.interrupted.count("broken") == module.INTERRUPT_TRIES
     assert "broken is broken" in caplog.text
@@ -414,7 +415,7 @@ def test_sweep_that_fails_is_logged_and_loses_no_event(
     generation = harness.begin()
     add(generation, "text")
     harness.end(generation)
-    assert harness.store_writer.wait_written(generation.id, WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(generation.key, WAIT_TIMEOUT)
     assert harness.store.text(generation.id) == "text"
     wait_until(lambda: "it is broken" in caplog.text)
     assert not harness.store_writer.is_failing
@@ -426,7 +427,7 @@ def test_sweep_repeats_until_no_expired_row_is_left(harness: WriterHarness) -> N
     harness.store.wait_for_change(lambda: len(harness.store.sweep_times) == 3)
     assert abs(harness.store.sweep_times[0] - time.time()) < 60
     harness.end(harness.begin("another"))
-    assert harness.store_writer.wait_written("another", WAIT_TIMEOUT)
+    assert harness.store_writer.wait_written(key("another"), WAIT_TIMEOUT)
     assert len(harness.store.sweep_times) == 3
 
 
@@ -437,9 +438,7 @@ def test_close_writes_all_ended_generations(harness: WriterHarness) -> None:
         add(generation, "text")
         generation.log.end(lambda: Done("stop", METRICS))
     assert harness.store_writer.close()
-    assert {e.stream_id for b in harness.store.batches for e in b.ends} == {
-        r.id for r in generations
-    }
+    assert {e.key.id for b in harness.store.batches for e in b.ends} == {r.id for r in generations}
 
 
 def test_close_with_a_broken_store_returns_false_in_time(harness: WriterHarness) -> None:
@@ -476,7 +475,7 @@ class Service(WriterHarness):
 
     def is_kept(self, run: Run) -> bool:
         try:
-            self.generations.run(run.id, None)
+            self.generations.run(run.key)
         except UnknownStream:
             return False
         return True
@@ -514,7 +513,7 @@ def test_unsaved_runs_over_the_memory_limit_are_dropped(
     service.store.fault = lambda batch: FULL
     run = service.finished_run("x" * 2_000)
     wait_until(lambda: not service.is_kept(run))
-    assert not service.store_writer.is_pending(run.id)
+    assert not service.store_writer.is_pending(run.key)
     service.store.fault = lambda batch: None
     service.store.wait_for_change(lambda: run.id in service.store.interrupted)
 
@@ -538,29 +537,29 @@ def test_start_with_a_failing_store_skips_the_id_check(
     service.store.fault = lambda batch: FULL
     service.generations.start(ChatRequest(HI))
     wait_until(lambda: service.store_writer.is_failing)
-    service.store.exists = lambda stream_id: pytest.fail("the store got a lookup")  # type: ignore[method-assign]
+    service.store.exists = lambda key: pytest.fail("the store got a lookup")  # type: ignore[method-assign]
     service.generations.start(ChatRequest(HI, id="a-new-one"))
 
 
 def test_start_with_a_silent_store_is_not_delayed(make_service: Callable[..., Service]) -> None:
     """While an ID lookup gets no answer, further starts look up nothing."""
     service = make_service()
-    questions: list[str] = []
+    questions: list[StreamKey] = []
     answers = threading.Event()
 
-    def wait_for_release(stream_id: str) -> bool:
-        questions.append(stream_id)
+    def wait_for_release(key: StreamKey) -> bool:
+        questions.append(key)
         return answers.wait(60)
 
     service.store.exists = wait_for_release  # type: ignore[method-assign]
     try:
         for number in range(20):
             service.generations.start(ChatRequest(HI, id=f"stream-{number:04}"))
-            service.generations.stop(f"stream-{number:04}", None)
+            service.generations.stop(StreamKey("", f"stream-{number:04}"))
         assert len(questions) < 20
     finally:
         answers.set()
-    wait_until(lambda: service.store_writer.exists("stream-9999"))
+    wait_until(lambda: service.store_writer.exists(key("stream-9999")))
 
 
 def test_close_of_the_service_saves_running_generations_as_interrupted(

@@ -36,6 +36,7 @@ from halt.core.log import EventLog
 from halt.core.metrics import NO_FIGURES
 from halt.core.request import Part
 from halt.core.run import Run
+from halt.core.stream_key import StreamKey
 from halt.core.tools import Toolbox
 from halt.errors import UpstreamError
 from halt.rendering.open_text import SEAM
@@ -372,8 +373,8 @@ def test_progress_is_sent_when_it_changes(play_run: PlayRun, template: Template)
     run = play_run([Content(f"{n} ") for n in range(10)])
     progress = AnswerProgress()
     for _ in range(ANSWERS_MIN):
-        progress.end("earlier", "m", 20)
-    progress.begin(run.id, "m")
+        progress.end(StreamKey("", "earlier"), "m", 20)
+    progress.begin(run.key, "m")
     writer = PageWriter(run, 0, template, progress, RENDERER)
     parts = [message(writer, [event]) for event in run.log.read(0)[:3]]
     # The run has ended: the value is constant.
@@ -442,7 +443,7 @@ def test_running_answer_is_rendered_with_pictures_and_sources(template: Template
     exchange = Exchange(
         "q", "a-stream", answer="text", steps=(steps.Step(1, "picture", "done", text="Picture"),)
     )
-    run = Generation("a-stream", None, EventLog(10_000), started_at=now())
+    run = Generation(StreamKey("", "a-stream"), EventLog(10_000), started_at=now())
     run.record_text("", now())
     run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
     rendered = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.with_deadline(60)))
@@ -462,7 +463,7 @@ def test_ended_answer_links_numbers_to_sources_where_they_are_certain(
     exchange = Exchange(
         "q", "a-stream", steps=tuple(steps.Step(1, "sources", "done", text=u) for u in earlier)
     )
-    run = Generation("a-stream", None, EventLog(10_000), started_at=now(), prefix=prefix)
+    run = Generation(StreamKey("", "a-stream"), EventLog(10_000), started_at=now(), prefix=prefix)
     run.record_text("b[1]", now())
     run.log.append(Content("b[1]"))
     run.record_text("", now())

@@ -23,6 +23,7 @@ from halt.core.relay import Departure, Relay
 from halt.core.request import ChatRequest
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
+from halt.core.stream_key import StreamKey
 from halt.web.event_stream import EventStream, TextStream, json_frames
 from halt.web.sink import Sink
 from tests.support.cluster_workers import StartWorker
@@ -107,7 +108,7 @@ def test_reader_of_a_leaving_worker_ends_with_a_whole_response(
     monkeypatch.setattr("halt.cluster.service.LEAVE_GRACE", -1.0)
     producer, leaving_worker = start_worker(), start_worker()
     run, _ = producer.start("a-stream", *([BIG] * 60 if is_behind else ["one "]))
-    remote = leaving_worker.service.get("a-stream", None)
+    remote = leaving_worker.service.get(StreamKey("", "a-stream"))
     server, client = ends
     with make_event_stream(leaving_worker.service, remote) as stream:
         sink = Sink(stream, response(server))

@@ -21,6 +21,7 @@ from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.relay import Relay
+from halt.core.stream_key import StreamKey
 from halt.web.websocket.wire import FRAMES_MAX, Feed, Wire, frame
 from tests.support.waiting import WAIT_TIMEOUT, wait_until
 
@@ -116,7 +117,7 @@ def clients(relay: Relay) -> Iterator[list[Client]]:
 
 
 def generation(number: int) -> Generation:
-    return Generation(f"stream-{number}", None, EventLog(10**9), started_at=now())
+    return Generation(StreamKey("", f"stream-{number}"), EventLog(10**9), started_at=now())
 
 
 def follow_run(run: Generation, wire: Wire) -> Feed:
