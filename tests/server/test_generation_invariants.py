@@ -63,8 +63,8 @@ class Stream:
     has_unsaved_end: bool = False  # readers got its end, but the end was not in the database
 
     @property
-    def owner(self) -> str | None:
-        return OWNER if self.conversation else None
+    def owner(self) -> str:
+        return OWNER if self.conversation else "berta"
 
     @property
     def runs(self) -> bool:

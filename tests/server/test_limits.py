@@ -54,7 +54,7 @@ def test_stream_beyond_the_limit_gets_503_and_stop_works(
             assert refused.error["retryable"] is True
         assert len(fake.requests) == 5, "a request without a place reached the provider"
         assert client.get("/healthz").json["open_streams"] == 5
-        assert client.get("/").status == 200
+        assert server.client().get("/").status == 200
         assert client.stop(streams[0].id).json["upstream"] == "closed"
         assert streams[0].to_end().terminal["type"] == "cancelled"
         assert client.chat("count?n=3").to_end().text == numbers(3)

@@ -207,7 +207,7 @@ def test_locked_database_delays_no_stop(
         assert {answer.headers["retry-after"] for answer in answers} == {"2"}
         assert any(b"does not answer" in answer.body for answer in answers)  # refused at once
     ids = [events.id for events in [*streams, later_stream]]
-    wait_until(lambda: b"hidden" in client.get("/saving").body, SERVER_TIMEOUT)
+    wait_until(lambda: b"hidden" in server.client().get("/saving").body, SERVER_TIMEOUT)
     for stream_id in ids:
         assert client.follow(stream_id, 0).to_end().terminal["type"] == "cancelled"
     assert send_prompts(server, 1)[0].status == 200

@@ -12,7 +12,7 @@ import pytest
 from halt.app import create_app
 from halt.config.environment import load
 from halt.testing.fake_openai import FakeOpenAI
-from halt.web.sessions import owner
+from halt.web.sessions import browser_id
 from tests.support.halt_server import HaltServer, StartHalt
 from tests.support.http_client import Client
 
@@ -178,11 +178,11 @@ def test_accepted_cookie_still_expires(tmp_path: Path) -> None:
     application = create_app(load({"HALT_SECRET_KEY": KEY, "HALT_DATA": str(tmp_path)}))
     value = application.test_client().get("/").headers["Set-Cookie"].partition(";")[0]
 
-    def session_owner() -> str | None:
+    def known_browser() -> str:
         with application.test_request_context(headers={"Cookie": value}):
-            return owner()
+            return browser_id()
 
-    assert session_owner()
-    assert session_owner() == session_owner()
+    assert known_browser()
+    assert known_browser() == known_browser()
     application.permanent_session_lifetime = timedelta(seconds=-1)
-    assert session_owner() is None
+    assert not known_browser()

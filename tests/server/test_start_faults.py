@@ -22,7 +22,9 @@ from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.run import Run
 from halt.core.service import GenerationService
+from halt.core.stream_key import StreamKey
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
+from halt.people.person import MINE
 from halt.store.models import BUSY, Busy, Conversation
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
@@ -50,9 +52,7 @@ class Desk:
         return self.client.post(f"{self.path}/messages", data=form).status_code
 
     def conversation(self) -> Conversation:
-        with self.client.session_transaction() as session:
-            owner = str(session["owner"])
-        return self.store.conversations.get(self.path[3:], owner)
+        return self.store.conversations.get(self.path[3:], MINE.id)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def refused_start_after(
         reply = desk.upstream.reply(len(run_ids) - 1)
         reply.feed("Hi")
         reply.end()
-        assert services(desk.app).store_writer.wait_written(run.id, WAIT_TIMEOUT)
+        assert services(desk.app).store_writer.wait_written(run.key, WAIT_TIMEOUT)
         return run
 
     monkeypatch.setattr(service, "start", start_or_refuse)
@@ -231,14 +231,15 @@ def test_other_workers_are_queried_once_per_pending_write(
     assert desk.send_prompt() == 200
     desk.upstream.reply().end()
     stream_id = desk.conversation().exchanges[-1].stream_id
-    assert services(desk.app).store_writer.wait_written(stream_id, WAIT_TIMEOUT)
+    key = StreamKey(MINE.id, stream_id)
+    assert services(desk.app).store_writer.wait_written(key, WAIT_TIMEOUT)
 
-    remote = Generation(stream_id, None, EventLog(1_000), started_at=now())
+    remote = Generation(key, EventLog(1_000), started_at=now())
     remote.log.end(lambda: Done("stop", Meter().snapshot()))
-    requests: list[str] = []
+    requests: list[StreamKey] = []
 
-    def get_once(stream_id: str, requester: str | None) -> Generation:
-        requests.append(stream_id)
+    def get_once(key: StreamKey) -> Generation:
+        requests.append(key)
         if len(requests) > 1:
             raise UnknownStream("a second request")
         return remote
@@ -259,7 +260,7 @@ def test_other_workers_are_queried_once_per_pending_write(
     with monkeypatch.context() as patch:
         patch.setattr(desk.store.conversations, "get", lambda *_, **__: running)
         assert desk.send_prompt() == 200
-    assert requests == [stream_id]
+    assert requests == [key]
 
 
 def with_running_answer(conversation: Conversation) -> Conversation:
