@@ -23,6 +23,7 @@ from halt.web.cors import is_api, is_cross_origin, is_same_origin
 from halt.web.identity import identify
 from halt.web.requests import is_upgrade, wants_fragment, wants_page
 from halt.web.responses import RequestRefused, error_response, too_large
+from halt.web.return_path import login_url
 from halt.web.services import services
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def guard() -> BaseResponse | None:
     if (refused := refuse_wrong_bearer()) is not None:
         return refused
     if wants_page():
-        return redirect(url_for("pages.login"))
+        return redirect(login_url())
     message = TOKEN_WRONG if bearer_token() else TOKEN_NEEDED
     response = error_response(RequestRefused(401, "unauthorized", message))
     response.headers["WWW-Authenticate"] = "Bearer"

@@ -18,6 +18,7 @@ from halt.errors import HaltError, RequestError, shortened
 from halt.store.models import Hit, Page, Summary
 from halt.web.identity import owner
 from halt.web.page import files
+from halt.web.page.login import has_sign_in
 from halt.web.page.toast import Undo, toast
 from halt.web.requests import conversation_ids, wants_fragment
 from halt.web.responses import error_response
@@ -35,6 +36,7 @@ blueprint = Blueprint("sidebar", __name__)
 def install(app: Flask) -> None:
     """Install the routes, and the functions that templates use, in the application."""
     app.jinja_env.globals["first_conversations"] = first_conversations
+    app.jinja_env.globals["has_sign_in"] = has_sign_in
     app.jinja_env.globals["is_archive"] = is_archive
     app.jinja_env.globals["has_other_conversations"] = has_other_conversations
     app.jinja_env.globals["deletion_message"] = deletion_message_of_page
