@@ -215,13 +215,12 @@ class Workers(OtherWorkers):
         self.service.capacity.keys.share(FileLocks(run / "keys.slots"))
         self.service.capacity.page_streams.share(FileLocks(run / "tabs.slots"))
         with self._bus.request(_encode(TombstonesRequest()), COPY_WITHIN) as replies:
-            for _, reply, _ in replies:
-                self._registry.inherit(_decode_tombstones(reply))
-        for note in self._membership.notes(TOMBSTONE_SECONDS):
+            notes = [reply for _, reply, _ in replies]
+        for note in [*notes, *self._membership.notes(TOMBSTONE_SECONDS)]:
             try:
                 self._registry.inherit(_decode_tombstones(note))
             except msgspec.DecodeError as fault:  # of another version, or cut by a full disk
-                logger.error("a note with Stops of a stopped worker cannot be read: %s", fault)
+                logger.error("a note with Stops of another worker cannot be read: %s", fault)
         self._membership.watch()
 
     # --- find, stop, list -------------------------------------------------------------------------

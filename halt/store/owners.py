@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Table, delete, select, text, update
+from sqlalchemy import Connection, Table, case, delete, select, text, update
 
 from halt.config.settings import SAVED_NAME_MAX
 from halt.store.database import Database
@@ -25,6 +25,7 @@ from halt.store.tables import (
 OWNED: tuple[Table, ...] = (conversations, generations, chunks, named_prompts, presets)
 #: The mode of a browser of an earlier version of Halt, in which each browser was an owner.
 BROWSER = "browser"
+_LISTED = (conversations.c.deleted_at.is_(None), conversations.c.first_id.is_not(None))
 
 
 @dataclass(frozen=True)
@@ -59,38 +60,44 @@ class Owners:
             return list(connection.scalars(query))
 
     def give(self, owners: Sequence[str], to: str, *, also_running: bool = False) -> int:
-        """Give all that these owners have to the person `to`; returns the number of conversations.
+        """Give all that these owners have to the person `to`.
 
-        One transaction: all of it or nothing. Of two at once the second finds nothing left. What
-        was the owners' stays in the index of words as it is (`indexed_as`). A prompt or preset
-        whose name the person has used gets a number; a stream whose ID the person has used gets
-        another one. While an answer is being
-        written its worker knows it by its owner: then Busy is raised, unless `also_running` is set,
-        for a start of Halt at which no worker runs.
+        Returns the number of conversations, without deleted and empty ones. One transaction: all of
+        it or nothing. Of two at once the second finds nothing left. What was the owners' stays in
+        the index of words as it is (`indexed_as`). A prompt or preset whose name the person has
+        used gets a number; a stream whose ID the person has used gets another one.
+
+        While an answer is being written its worker knows it by its owner: then Busy is raised,
+        unless `also_running` is set, for a start of Halt at which no worker runs.
         """
         sources = [owner for owner in owners if owner != to]
         if not sources:
             return 0
         with self._database.writing() as connection:
-            running = select(generations.c.id).where(
-                generations.c.owner.in_(sources), generations.c.state == "running"
-            )
-            if not also_running and connection.execute(running.limit(1)).first() is not None:
-                raise Busy(
-                    "An answer is being written there. Stop it or wait for its end, and try again."
-                )
-            count = connection.execute(
-                update(conversations).where(conversations.c.owner.in_(sources)).values(owner=to)
-            ).rowcount
-            unpin_oldest(connection, to)
             for source in sources:
-                _give_streams(connection, source, to)
                 for table in (named_prompts, presets):
                     _give_named(connection, table, source, to)
+            counts = [
+                connection.execute(
+                    update(conversations)
+                    .where(conversations.c.owner.in_(sources), *condition)
+                    .values(owner=to)
+                ).rowcount
+                for condition in (_LISTED, ())
+            ]
+            unpin_oldest(connection, to)
+            for source in sources:
+                _give_streams(connection, source, to, also_running=also_running)
             connection.execute(
                 delete(people).where(people.c.id.in_(sources), people.c.mode == BROWSER)
             )
-        return count
+            # Asked last: no answer can have begun in a conversation that this transaction holds.
+            left = select(generations.c.id).where(generations.c.owner.in_(sources)).limit(1)
+            if connection.execute(left).first() is not None:
+                raise Busy(
+                    "An answer is being written there. Stop it or wait for its end, and try again."
+                )
+        return counts[0]
 
 
 _OWNERS = text("""
@@ -109,25 +116,31 @@ _OWNERS = text("""
 """)
 
 
-def _give_streams(connection: Connection, source: str, to: str) -> None:
+def _give_streams(connection: Connection, source: str, to: str, *, also_running: bool) -> None:
+    """Give the streams that have ended, or all."""
     mine = select(generations.c.id).where(generations.c.owner == to)
     both = select(generations.c.id, generations.c.message_id).where(
         generations.c.owner == source, generations.c.id.in_(mine)
     )
     for stream_id, message_id in connection.execute(both).all():
         new_id = secrets.token_urlsafe(16)
-        connection.execute(
-            update(generations)
-            .where(generations.c.owner == source, generations.c.id == stream_id)
-            .values(id=new_id)
-        )
+        for table, column in ((generations, generations.c.id), (chunks, chunks.c.generation_id)):
+            connection.execute(
+                update(table)
+                .where(table.c.owner == source, column == stream_id)
+                .values({column: new_id})
+            )
         connection.execute(
             update(messages)
             .where(messages.c.id == message_id, messages.c.stream_id == stream_id)
             .values(stream_id=new_id)
         )
-    for table in (generations, chunks):
-        connection.execute(update(table).where(table.c.owner == source).values(owner=to))
+    ended = () if also_running else (generations.c.state != "running",)
+    connection.execute(
+        update(generations).where(generations.c.owner == source, *ended).values(owner=to)
+    )
+    if also_running:  # only those have chunks
+        connection.execute(update(chunks).where(chunks.c.owner == source).values(owner=to))
 
 
 def _give_named(connection: Connection, table: Table, source: str, to: str) -> None:
@@ -136,6 +149,7 @@ def _give_named(connection: Connection, table: Table, source: str, to: str) -> N
     query = select(table).where(table.c.owner.in_((source, to)))
     rows = [row._asdict() for row in connection.execute(query)]
     taken = {row["name"]: row for row in rows if row["owner"] == to}
+    new_names: dict[str, str] = {}  # by the name before
     for row in rows:
         if row["owner"] == to:
             continue
@@ -146,10 +160,19 @@ def _give_named(connection: Connection, table: Table, source: str, to: str) -> N
             continue
         new_name = _free_name(name, taken)
         taken[new_name] = row
+        if new_name != name:
+            new_names[name] = new_name
         connection.execute(
             update(table)
             .where(table.c.owner == source, table.c.name == name)
             .values(owner=to, name=new_name)
+        )
+    if table is named_prompts and new_names:  # conversations name the prompt that they use
+        used = conversations.c.prompt_name
+        connection.execute(
+            update(conversations)
+            .where(conversations.c.owner == source, used.in_(new_names))
+            .values(prompt_name=case(new_names, value=used))
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -14,9 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from sqlalchemy import event, func, insert, select
+from sqlalchemy import event, func, select
 
 from halt.core import notes
 from halt.core.events import (
@@ -36,9 +33,7 @@ from halt.errors import RequestError, StreamInUse
 from halt.store import search
 from halt.store import transfer as module
 from halt.store.batches import Batch, Chunk, GenerationEnd
-from halt.store.database import make_engine
 from halt.store.generations import GAP
-from halt.store.migrate import MIGRATIONS
 from halt.store.models import (
     Busy,
     Conversation,
@@ -50,12 +45,11 @@ from halt.store.models import (
 )
 from halt.store.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.store.store import Store
-from halt.store.tables import chunks, conversations, messages
+from halt.store.tables import chunks
 from halt.store.title_text import TITLE_MOST
 from tests.support.export_files import export_file, exported_conversation
 from tests.support.races import together
 from tests.support.stores import (
-    DATABASES,
     DONE,
     METRICS,
     WORKER,
@@ -63,7 +57,6 @@ from tests.support.stores import (
     Databases,
     new_generation,
     open_store,
-    postgres_schema,
     write_end,
 )
 
@@ -1269,39 +1262,6 @@ def test_search_finds_parts_of_text_without_blanks(
     assert len(hits) == (expected_count if marked_text else 0)
     for hit in hits:
         assert marked_text in [piece for piece, is_hit in hit.snippet if is_hit]
-
-
-@pytest.mark.parametrize("kind", DATABASES)
-def test_migration_indexes_earlier_texts_without_blanks(tmp_path: Path, kind: str) -> None:
-    """The migration of an older database makes its texts without blanks searchable."""
-    conversation = {"id": "talk", "owner": "anna", "title": "", "titled_by": "words", "model": ""}
-    message = {
-        "conversation_id": "talk",
-        "depth": 0,
-        "role": "user",
-        "requested_model": "",
-        "model": "",
-        "stream_id": "",
-        "state": "done",
-        "selected": False,
-        "created_at": 0.0,
-    }
-    with ExitStack() as stack:
-        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
-        engine = make_engine(tmp_path, url)
-        config = AlembicConfig()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        with engine.execution_options(write=True).begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "0001")
-            times = {"created_at": 0.0, "updated_at": 0.0}
-            connection.execute(insert(conversations).values(conversation | times))
-            for content in ("plain words", "東京都に住む"):
-                connection.execute(insert(messages).values(message | {"content": content}))
-        engine.dispose()
-        store = stack.enter_context(open_store(tmp_path, url))
-        assert len(store.search.find("anna", "京都").items) == 1
-        assert len(store.search.find("anna", "plain wor").items) == 1
 
 
 @pytest.mark.parametrize(
