@@ -16,7 +16,8 @@ from halt.store.database import Database
 from halt.store.migrate import open_database
 from halt.store.owners import BROWSER, Owner, Owners
 
-MODES = {BROWSER: "browser", "mine": "you", "": "browser"}
+#: What the list calls owners without a name. Those without a row are browsers, too.
+KINDS = {BROWSER: "browser", "": "browser"}
 
 
 @contextlib.contextmanager
@@ -46,11 +47,13 @@ def adopt(owners: tuple[str, ...], every: bool, to: str | None, yes: bool) -> No
     Earlier versions of Halt kept chats for each browser. An OWNER is an ID of the list, or the
     beginning of one.
     """
+    if owners and every:
+        raise click.UsageError("Name OWNERs, or say --all.")
     with opened() as (config, database):
         store = Owners(database)
         known = store.all()
         if not owners and not every:
-            _print(known)
+            _print(known, "you" if mode_of(config) == "mine" else "mine")
             return
         target = _target(config, known, to)
         sources = _browsers(known) if every else [_owner(known, part).id for part in owners]
@@ -65,13 +68,14 @@ def adopt(owners: tuple[str, ...], every: bool, to: str | None, yes: bool) -> No
         click.echo(f"{_chats(store.give(sources, target))} taken over.")
 
 
-def _print(known: Sequence[Owner]) -> None:
+def _print(known: Sequence[Owner], mine: str) -> None:
+    """Print the list. `mine` is what it calls the person of the mode `mine`."""
     if not known:
         click.echo("Nobody has chats here.")
         return
     click.echo(f"{'OWNER':24}  {'IS':20}  {'CHATS':>6}  {'MESSAGES':>8}  {'FROM':10}  UNTIL")
     for owner in known:
-        name = owner.name or MODES.get(owner.mode, owner.mode)
+        name = owner.name or (mine if owner.id == MINE.id else KINDS.get(owner.mode, owner.mode))
         click.echo(
             f"{owner.id:24}  {name[:20]:20}  {owner.conversations:>6,}  {owner.messages:>8,}  "
             f"{_day(owner.began_at):10}  {_day(owner.used_at)}"

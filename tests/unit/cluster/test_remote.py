@@ -42,6 +42,7 @@ from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part
+from halt.core.stop import StopRegistry
 from halt.core.stream_key import StreamKey
 from halt.errors import OffsetLost, UnknownStream
 from tests.support.cluster_workers import StartWorker, Worker
@@ -175,6 +176,19 @@ def test_new_worker_inherits_the_tombstones_of_all_workers(
     first.close()
     run = start_worker().service.start(ChatRequest(HI, id="stopped-2"))
     assert isinstance(run.log.ended, Cancelled)
+
+
+def test_new_worker_begins_beside_one_with_unreadable_tombstones(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tombstones of an earlier version, which had some of nobody, do not keep a worker from
+    beginning."""
+    earlier = start_worker()
+    of_nobody: list[tuple[str, str | None, float]] = [("a-stream", None, now() + 30)]
+    monkeypatch.setattr(StopRegistry, "tombstones", lambda _: of_nobody)
+    start_worker().start("a-stream", "text")
+    assert "cannot be read" in caplog.text
+    earlier.close()
 
 
 def test_leaving_worker_ends_its_readers_without_a_terminal_event(

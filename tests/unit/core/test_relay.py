@@ -577,7 +577,7 @@ def test_worker_with_a_failed_relay_is_replaced(
         last_id = int(events.seen[-1].id)
         wait_until(lambda: saved_events(tmp_path, "kept-in-log") == last_id, SERVER_TIMEOUT)
         with contextlib.suppress(http.client.HTTPException, OSError):  # the worker may be gone
-            client.post(f"/break/{cause}")
+            server.client().post(f"/break/{cause}")
         server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")
         server.wait_printed(r"hread 0x[0-9a-f]+ \(most recent call first\)")
         server.wait_printed(r'halt/core/relay.py", line \d+ in _')

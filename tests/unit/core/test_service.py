@@ -18,7 +18,7 @@ from halt.core.service import GenerationService
 from halt.core.slots import Slots
 from halt.core.stop import StopRegistry
 from halt.core.stream_key import StreamKey
-from halt.errors import AtCapacity, Draining, UnknownStream
+from halt.errors import AtCapacity, Draining, StreamInUse, UnknownStream
 from halt.store.writer import StoreWriter
 from tests.support.scripted_upstream import HI, ScriptedUpstream
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall, wait_until
@@ -163,6 +163,41 @@ def test_check_of_finished_runs_ends_at_the_oldest(make_harness: MakeHarness) ->
     store_writer.checked.clear()
     assert store_writer.checked.wait(WAIT_TIMEOUT)
     assert set(store_writer.pending) == {first.key}
+
+
+# --- people ---------------------------------------------------------------------------------------
+
+
+def test_streams_of_two_people_with_one_id_are_separate(make_harness: MakeHarness) -> None:
+    """Two people run streams with the same ID at once; each finds, lists and stops the own one."""
+    harness = make_harness()
+    anna, bert = (
+        harness.service.start(ChatRequest(HI, id="a-stream"), owner) for owner in ("anna", "bert")
+    )
+    for run in (anna, bert):
+        assert harness.service.get(run.key) is run
+        assert [stream.id for stream in harness.service.running(run.owner)] == ["a-stream"]
+        with pytest.raises(StreamInUse):
+            harness.service.start(ChatRequest(HI, id="a-stream"), run.owner)
+    assert harness.service.stop(anna.key).status == "stopped"
+    assert (anna.state, bert.state) == ("cancelled", "running")
+    assert harness.service.running("anna") == []
+    assert [receipt.status for receipt in harness.service.stop_all("bert")] == ["stopped"]
+
+
+def test_stream_of_another_person_behaves_as_unknown(make_harness: MakeHarness) -> None:
+    """Another person's ID is not found, its Stop is pending, and stop_all leaves the stream."""
+    harness = make_harness()
+    run = harness.service.start(ChatRequest(HI, id="a-stream"), "anna")
+    with pytest.raises(UnknownStream):
+        harness.service.get(StreamKey("bert", run.id))
+    receipts = harness.service.stop_many([(run.id, None), ("unknown", None)], "bert")
+    assert [(receipt.status, receipt.upstream) for receipt in receipts] == [("pending", "none")] * 2
+    assert harness.service.stop_all("bert") == []
+    assert run.state == "running"
+    stopped_run = harness.service.start(ChatRequest(HI, id=run.id), "bert")
+    assert stopped_run.state == "cancelled"  # by the Stop that came before
+    assert run.state == "running"
 
 
 # --- places ---------------------------------------------------------------------------------------
