@@ -218,7 +218,6 @@ def test_client_over_the_limit_can_stop_read_and_list(
         for path in ("/", "/static/css/base.css", "/healthz", "/streams", "/models", "/v1/models"):
             for _ in range(STARTS + 1):
                 assert browser.get(path).status == 200, path
-                assert path == "/" or client.get(path).status == 200, path
         with client.follow(running_stream.id) as replay:
             replay.until_text("0 ")
         assert client.stop(running_stream.id).json["status"] == "stopped"
