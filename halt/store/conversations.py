@@ -147,11 +147,6 @@ class Conversations:
         with self._database.reading() as connection:
             return tuple(_from_row(row) for row in connection.execute(query))
 
-    def has_any(self) -> bool:
-        """Whether any owner has a conversation that is not deleted."""
-        with self._database.reading() as connection:
-            return connection.scalar(select(conversations.c.id).where(*LISTED).limit(1)) is not None
-
     def summary(self, conversation_id: str, owner: str, *, deleted: bool = False) -> Summary:
         """A conversation's entry in the list, with `deleted` also of a deleted one.
 

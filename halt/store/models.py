@@ -34,7 +34,7 @@ State = Literal["running", "done", "stopped", "withdrawn", "error", "interrupted
 
 
 class UnknownConversation(HaltError):
-    """The conversation or message does not exist, or belongs to another session."""
+    """The conversation or message does not exist, or belongs to another person."""
 
     code = "unknown_conversation"
     status = 404

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, case, delete, select, text, update
 from halt.config.settings import SAVED_NAME_MAX
 from halt.store.database import Database
 from halt.store.models import Busy
-from halt.store.rows import unpin_oldest
+from halt.store.rows import LISTED, unpin_oldest
 from halt.store.tables import (
     chunks,
     conversations,
@@ -58,6 +58,15 @@ class Owners:
         query = select(people.c.id).where(people.c.mode == BROWSER).order_by(people.c.id)
         with self._database.reading() as connection:
             return list(connection.scalars(query))
+
+    def browsers_have_conversations(self, *besides: str) -> bool:
+        """Whether an owner that is no known person, and not among `besides`, has a conversation."""
+        known = select(people.c.id).where(people.c.mode != BROWSER)
+        query = select(conversations.c.id).where(
+            *LISTED, conversations.c.owner.not_in(besides), conversations.c.owner.not_in(known)
+        )
+        with self._database.reading() as connection:
+            return connection.scalar(query.limit(1)) is not None
 
     def give(self, owners: Sequence[str], to: str, *, also_running: bool = False) -> int:
         """Give all that these owners have to the person `to`.

@@ -46,9 +46,7 @@ def find(
 
 def unknown() -> UnknownConversation:
     """The error for a conversation that does not exist, or belongs to another owner."""
-    return UnknownConversation(
-        "There is no such conversation here. Conversations belong to the browser that began them."
-    )
+    return UnknownConversation("There is no such conversation here.")
 
 
 def find_or_create(connection: Connection, conversation_id: str, owner: str) -> Row[Any]:

@@ -7,6 +7,7 @@ from halt.store.database import Database
 from halt.store.generations import Generations
 from halt.store.models import NamedPrompt, Preset
 from halt.store.named_rows import NamedRows
+from halt.store.owners import Owners
 from halt.store.people import People
 from halt.store.search import Search
 from halt.store.sign_ins import SignIns
@@ -36,6 +37,7 @@ class Store:
         self.generations = Generations(database, events_days)
         self.named_prompts = NamedRows(database, named_prompts, NamedPrompt, PROMPTS_MAX, "prompts")
         self.people = People(database)
+        self.owners = Owners(database)
         self.sign_ins = SignIns(database)
         self.presets = NamedRows(database, presets, Preset, PRESETS_MAX, "presets")
 

@@ -96,7 +96,7 @@ def error_response(error: HaltError) -> Response:
             response.headers["X-Should-Retry"] = "false"
     elif wants_page() or is_plain_form_post():
         page = render_template(
-            "error.html", message=message, status=status, retryable=error.retryable
+            "error.html", message=message, status=status, code=code, retryable=error.retryable
         )
         response = Response(page, status)
     else:

@@ -482,8 +482,25 @@ def test_session_stream_is_unknown_to_others(halt: HaltServer, shared_fake: Fake
         assert events.to_end().terminal["type"] == "cancelled"
 
 
+def test_id_of_another_session_is_free(halt: HaltServer) -> None:
+    """A start with the ID of another session's stream begins a stream of its own."""
+    owner, other_browser, program = halt.client(), halt.client(), halt.client()
+    owner.get("/")
+    other_browser.get("/")
+    stream_id = new_id()
+    with owner.chat("stall?n=3", id=stream_id) as events:
+        events.until_text("2 ")
+        for number, other_client in enumerate((other_browser, program), start=1):
+            assert other_client.chat(f"count?n={number}", id=stream_id).to_end().status == 200
+        assert other_browser.follow(stream_id).to_end().text == "0 "
+        assert program.follow(stream_id).to_end().text == "0 1 "
+        assert program.stop(stream_id).json["status"] == "finished"
+        assert owner.stop(stream_id).json["status"] == "stopped"
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
 def test_program_stream_is_open_to_its_id(halt: HaltServer) -> None:
-    """A program's stream can be followed and stopped by any program with its ID."""
+    """Programs that nothing makes known share their streams: the ID is all that protects one."""
     first, second = halt.client(), halt.client()
     with first.chat("stall?n=3") as events:
         events.until_text("2 ")

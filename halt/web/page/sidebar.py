@@ -10,11 +10,13 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from typing import Literal
 
 from flask import Blueprint, Flask, Response, render_template, request, url_for
 
 from halt.core.decoding import is_id, is_number
 from halt.errors import HaltError, RequestError, shortened
+from halt.people.person import MINE
 from halt.store.models import Hit, Page, Summary
 from halt.web.identity import owner
 from halt.web.page import files
@@ -38,7 +40,7 @@ def install(app: Flask) -> None:
     app.jinja_env.globals["first_conversations"] = first_conversations
     app.jinja_env.globals["has_sign_in"] = has_sign_in
     app.jinja_env.globals["is_archive"] = is_archive
-    app.jinja_env.globals["has_other_conversations"] = has_other_conversations
+    app.jinja_env.globals["unlisted_conversations"] = unlisted_conversations
     app.jinja_env.globals["deletion_message"] = deletion_message_of_page
     app.jinja_env.filters["moment"] = moment
     app.jinja_env.globals["with_headings"] = with_headings
@@ -93,12 +95,20 @@ def first_conversations() -> Page[Summary] | None:
         return None
 
 
-def has_other_conversations() -> bool:
-    """Whether the store has conversations of other browsers. Called where this browser has none."""
-    try:
-        return services().store.conversations.has_any()
-    except HaltError:
-        return False
+def unlisted_conversations() -> Literal["", "of_browsers", "of_earlier_version"]:
+    """Which conversations of others the store has that this person may know how to get at.
+
+    "of_browsers": this Halt gives each browser a list of its own. "of_earlier_version": an earlier
+    version did, and nobody has taken these conversations over yet. "" also where the store does not
+    respond.
+    """
+    mode, owners = services().mode, services().store.owners
+    with contextlib.suppress(HaltError):
+        if mode == "anonymous" and owners.browsers_have_conversations(MINE.id):
+            return "of_browsers"
+        if mode == "mine" and owners.browsers():
+            return "of_earlier_version"
+    return ""
 
 
 @blueprint.errorhandler(HaltError)
