@@ -169,6 +169,12 @@ def _migrate(engine: Engine, folder: Path, subject: str) -> None:
             "changed: start the newer Halt, or set another HALT_DATA or DATABASE_URL."
         )
     _enable_wal(engine, folder, subject)
+    if current is not None:
+        logger.info(
+            "%s is being changed to the tables of this version, which takes up to half a minute "
+            "for each GB. If it is interrupted, the next start does it.",
+            subject,
+        )
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name != "sqlite":
             connection.connection.dbapi_connection.answer_timeout = None  # type: ignore[union-attr]
