@@ -246,7 +246,7 @@ def fill(path: Path, count: int, long: int) -> str:
             first = number + 1
             for n, (name, size) in enumerate(sizes.items()):
                 at = now - len(sizes) + n
-                yield (name, owner, f"Conversation {n}", "words", "", first, at, at)
+                yield (name, owner, owner, f"Conversation {n}", "words", "", first, at, at)
                 first += size
 
         def messages() -> Iterator[tuple[object, ...]]:
@@ -264,8 +264,8 @@ def fill(path: Path, count: int, long: int) -> str:
         _set_index_buffer(database, 1 << 27)
         database.execute("BEGIN IMMEDIATE")
         database.executemany(
-            "INSERT INTO conversations (id, owner, title, titled_by, model, first_id, created_at,"
-            " updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO conversations (id, owner, indexed_as, title, titled_by, model, first_id,"
+            " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             conversations(),
         )
         database.executemany(
