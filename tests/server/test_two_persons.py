@@ -81,7 +81,7 @@ def add_person(server: HaltServer, name: str) -> str:
 def begin_chat(server: HaltServer, client: Client) -> dict[str, str]:
     """Begin a chat about SECRET; return its ID and those of its messages, by names of fields."""
     chat, answer = secrets.token_urlsafe(16), secrets.token_urlsafe(16)
-    fields = f"prompt={SECRET}&stream_id={answer}".encode()
+    fields = f"prompt={SECRET}&id={answer}".encode()
     sent = client.request("POST", f"/c/{chat}/messages", fields, FORM)
     assert sent.status == 200, sent
     with contextlib.closing(sqlite3.connect(server.data_folder / "halt.db")) as database:
@@ -220,7 +220,8 @@ def call_page(client: Client, method: str, path: str, ids: dict[str, str]) -> Ht
         path = path.replace(f"<{name}>", value)
     fields = {
         "prompt": "hello",
-        "stream_id": ids["answer"] if "answer" in path else secrets.token_urlsafe(16),
+        "id": secrets.token_urlsafe(16),
+        "stream_id": ids["answer"],
         "prompt_id": ids["prompt_id"],
         "message_id": ids["message_id"],
         "after": ids["message_id"],
