@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
@@ -40,7 +40,7 @@ from halt.store.store import Store
 from halt.store.writer import StoreWriter
 from halt.web import cors, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
-from halt.web.page import endings, sidebar
+from halt.web.page import endings, oidc, sidebar
 from halt.web.page import routes as pages
 from halt.web.page import settings as page_settings
 from halt.web.page.stop import stop_fragment
@@ -50,6 +50,9 @@ from halt.web.services import Services
 from halt.web.sessions import Sessions
 from halt.web.starts import count_starts
 from halt.web.websocket import routes as sockets
+
+if TYPE_CHECKING:
+    from halt.people.oidc import Provider
 
 
 def create_app(
@@ -120,6 +123,7 @@ def create_app(
         config=settings,
         mode=mode,
         known=Known(store.sign_ins, mode, settings.admins, Lookups()) if signs_in else None,
+        oidc=_provider(settings) if mode == "oidc" else None,
         instance_id=instance_id,
         generations=generations,
         make_generations=partial(commands.make_generations, upstream=upstream),
@@ -139,6 +143,8 @@ def create_app(
     app.jinja_env.globals["saving_status"] = lambda: store_writer.saving
 
     app.register_blueprint(pages.blueprint)
+    if mode == "oidc":
+        app.register_blueprint(oidc.blueprint)
     sidebar.install(app)
     page_settings.install(app)
     app.register_blueprint(streams.blueprint)
@@ -155,3 +161,10 @@ def create_app(
         app.jinja_env.get_template(name)
     app.url_map.update()
     return app
+
+
+def _provider(settings: Config) -> Provider:
+    """The provider of HALT_OIDC_ISSUER. Its libraries take 11 MB, so only it imports them."""
+    from halt.people.oidc import Provider  # noqa: PLC0415
+
+    return Provider(settings)

@@ -30,7 +30,7 @@ class Kind(Enum):
     HEALTH = auto()
     QUICK = auto()  # served from memory: styles and scripts, the login, unknown paths
     PAGE = auto()  # reads or changes conversations
-    MODELS = auto()  # requests the list of models from a server
+    MODELS = auto()  # waits for another server: a model's, or the provider of sign-ins
     STREAM = (
         auto()
     )  # lasts as long as a generation, or as its client reads; counted in HALT_MAX_STREAMS
@@ -54,7 +54,7 @@ _LASTING = frozenset({b"/stream", b"/export"})
 _EXPORT = re.compile(rb"/c/[^/]++/export")
 _PAGES = (b"/c/", b"/conversations", b"/settings")
 _PAGES_EXACTLY = frozenset({b"/", b"/saving", b"/import"})
-_MODELS = (b"/models", b"/v1/models", b"/demo")
+_MODELS = (b"/models", b"/v1/models", b"/demo", b"/login/oidc", b"/logout")
 
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)

@@ -16,7 +16,9 @@ from halt.web.responses import RequestRefused, error_response
 from halt.web.services import services
 from halt.web.token_failures import too_many_message
 
-PUBLIC_ENDPOINTS = frozenset({"static", "pages.login", "pages.manifest", "api.healthz"})
+PUBLIC_ENDPOINTS = frozenset(
+    {"static", "pages.login", "pages.manifest", "api.healthz", "oidc.start", "oidc.callback"}
+)
 
 
 def token_matches(token: str) -> bool:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flask import Flask, current_app
 
@@ -27,6 +28,9 @@ from halt.web.rate_limits import RateLimits
 from halt.web.sessions import Sessions
 from halt.web.token_failures import TokenFailures
 
+if TYPE_CHECKING:
+    from halt.people.oidc import Provider
+
 CLOSE_TIMEOUT = 1.0  # seconds
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,7 @@ class Services:
     config: Config
     mode: Mode  # how it knows its people
     known: Known | None  # None: nobody signs in, and there are no API tokens
+    oidc: Provider | None  # None: nobody signs in by OpenID Connect
     instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands
@@ -65,6 +70,8 @@ class Services:
         """Close the services that hold resources. A failure is logged and the others are closed."""
         if self.known is not None:
             self.known.close(CLOSE_TIMEOUT)
+        if self.oidc is not None:
+            self.oidc.close()
         for part in (self.generations, self.titles, self.store, self.renderer):
             try:
                 part.close()
