@@ -133,6 +133,8 @@ def test_setting_is_documented(setting: Field[object]) -> None:
         assert float(documented_default) == setting.default
         low, _, high = allowed.replace(",", "").partition(" to ")
         assert (float(low), float(high)) == (setting.metadata["low"], setting.metadata["high"])
+    elif isinstance(setting.default, tuple):
+        assert documented_default == ",".join(setting.default)
     else:
         assert documented_default == (setting.default or "")
 

@@ -160,6 +160,8 @@ def test_empty_line_before_a_request_changes_no_class() -> None:
         ("GET http://localhost HTTP/1.1", Kind.PAGE),
         ("GET /c/some_conversation HTTP/1.1", Kind.PAGE),
         ("GET /v1/models HTTP/1.1", Kind.MODELS),
+        ("GET /login HTTP/1.1", Kind.QUICK),
+        ("GET /login/oidc/callback?code=x HTTP/1.1", Kind.MODELS),
         ("GET /static/js/main.js HTTP/1.1", Kind.QUICK),
         ("POST //chat/stream HTTP/1.1", Kind.STREAM),
         ("POST /chat/stream#part HTTP/1.1", Kind.STREAM),
