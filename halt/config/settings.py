@@ -111,8 +111,8 @@ class Config:
     )
     oidc_scopes: tuple[str, ...] = _setting(
         "HALT_OIDC_SCOPES",
-        "Scopes, separated by commas, requested besides `openid`",
-        ("profile", "email"),
+        "Scopes, separated by commas, requested besides `openid`; unset: `profile` and `email`",
+        (),
     )
     admins: tuple[str, ...] = _setting(
         "HALT_ADMINS",
@@ -122,7 +122,7 @@ class Config:
     )
     sign_in_hours: float = _setting(
         "HALT_SIGN_IN_HOURS",
-        "Hours after which a browser must sign in again; unset: 720 with accounts, 24 with OpenID "
+        "Hours after which a browser must sign in again; 0: 720 with accounts, 24 with OpenID "
         "Connect",
         0.0,
         low=0,
