@@ -126,7 +126,7 @@ class Provider:
         `prompt`: "login" makes the provider ask also a person who is signed in there.
         """
         metadata = self.metadata()
-        scopes = dict.fromkeys(("openid", *self._config.oidc_scopes))
+        scopes = dict.fromkeys(("openid", *(self._config.oidc_scopes or DEFAULT_SCOPES)))
         if self._config.oidc_groups and "groups" in metadata.scopes:
             scopes["groups"] = None
         url, _ = self._oauth(metadata, redirect_uri).create_authorization_url(
