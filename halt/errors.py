@@ -4,7 +4,7 @@ HaltError                       base of all errors that Halt raises on purpose
 ├── RequestError      400, 413  the request is malformed or over a limit; names the field
 │   └── Unstorable              the database works and refuses these values
 ├── StreamInUse       409       the stream ID belongs to another stream
-├── UnknownStream     404       no such stream, or a stream of another session
+├── UnknownStream     404       no such stream, or a stream of another person
 ├── OffsetLost        410       the log no longer has the requested events
 ├── AtCapacity        503       a limit of streams, readers or threads is reached, or of the
 │                               streams of a WebSocket; with Retry-After
@@ -77,7 +77,7 @@ class StreamInUse(HaltError):
 
 
 class UnknownStream(HaltError):
-    """There is no such stream, or it belongs to another session."""
+    """There is no such stream, or it belongs to another person."""
 
     code = "unknown_stream"
     status = 404

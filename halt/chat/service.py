@@ -1,7 +1,7 @@
 """Use cases of conversations: send, edit, regenerate, continue, discard, select, show a version.
 
 Each use case changes the store; those that need an answer also start its run. The caller passes the
-session that owns the conversation, so no request context is needed.
+person who owns the conversation, so no request context is needed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ChatService:
     store_writer: StoreWriter  # the one that the generation service uses
     titles: Titles
     tools: Toolbox  # offered to the models
-    #: Counts starts of the requesting session; with `hit=False` it only checks whether they are
+    #: Counts starts of the requesting browser; with `hit=False` it only checks whether they are
     #: allowed. Raises TooManyRequests, RequestError.
     count_starts: Callable[..., None]
     answer_progress: AnswerProgress = field(default_factory=AnswerProgress)

@@ -54,8 +54,7 @@ PROMPTS = {
 #: Commands that run before an example.
 SET_UP = {
     ("using.md", "Export and import"): (
-        "curl -s -o page.html -c cookies.txt http://127.0.0.1:8000/\n"
-        "curl -s -o answer.html -b cookies.txt -H 'HX-Request: true' -d prompt=Hello "
+        "curl -s -o answer.html -H 'HX-Request: true' -d prompt=Hello "
         "http://127.0.0.1:8000/c/conversation-1/messages\n"
     ),
 }
@@ -72,8 +71,8 @@ RUNNABLE = [example for example in examples() if example.language in {"python", 
 
 @pytest.fixture(scope="module")
 def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt for all examples."""
-    server = HaltServer(settings(shared_fake))
+    """A Halt with the default settings, for all examples."""
+    server = HaltServer(settings(shared_fake, HALT_ALLOW_ANONYMOUS=""))
     yield server
     server.close()
 

@@ -37,7 +37,7 @@ def stop_fragment(receipt: Receipt) -> str:
     try:
         run = services().generations.get(stream_key(receipt.id))
     except UnknownStream:
-        # The stream belongs to another session or is no longer kept.
+        # The stream belongs to another person or is no longer kept.
         return lost_message(receipt.id) if page_shows_it else ""
     except StoreUnavailable:
         return ""  # it was stopped nevertheless; the page keeps its text

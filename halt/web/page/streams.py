@@ -57,7 +57,7 @@ def stream(stream_id: str) -> Response:
 def live_stream(run: Generation, after: int, opening: bytes | None = None) -> EventStream | None:
     """The page's stream of the events after number `after`. Raises AtCapacity, OffsetLost.
 
-    A session that already has LIVE_PER_SESSION streams gets one that ends after the existing
+    A browser that already has LIVE_PER_SESSION streams gets one that ends after the existing
     events; with `opening` it gets None.
     """
     page_streams, place, brief = services().generations.capacity.page_streams, None, False
