@@ -58,6 +58,7 @@ FAULT_SECONDS = 1.0  # during which a failed attempt's fault is the answer
 KEYS_EVERY = 30.0  # seconds between two fetches of the keys for tokens with an unknown one
 ID_TOKEN_HINT_MAX = 4_096  # characters; servers refuse longer addresses
 SUBJECT_MAX = 255  # characters, by OpenID Connect
+DEFAULT_SCOPES = ("profile", "email")
 NAME_MAX = 100  # characters of a name for display
 USED_MAX = 10_000  # states of sign-ins that are over
 
