@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from halt.clock import now
 from halt.errors import StoreUnavailable
 from halt.people.person import Mode, Person
-from halt.store.lookups import Lookups
+from halt.store.lookups import LOOKUP_WAIT, Lookups
 from halt.store.people import PersonRow
 from halt.store.sign_ins import SignIns
 
 FRESH = 2.0  # seconds
+#: Seconds that a request with an unknown token waits for the database, which a new worker has to
+#: open. While the database does not answer for longer, such requests are refused at once.
+FIRST_WAIT = 1.0
 CACHED_MAX = 10_000  # digests; the least recently looked up is dropped first
 API_TOKEN_PREFIX = "halt_"  # noqa: S105 - by which scanners for secrets know one
 
@@ -62,7 +65,10 @@ class Known:
         """
         cached = self._cached.get(digest)
         if cached is None or now() - cached[1] >= FRESH:
-            answer = self._lookups.ask(lambda: (self._sign_ins.person(digest, self._mode),))
+            answer = self._lookups.ask(
+                lambda: (self._sign_ins.person(digest, self._mode),),
+                FIRST_WAIT if cached is None else LOOKUP_WAIT,
+            )
             if answer is None:
                 if cached is None:
                     raise StoreUnavailable(

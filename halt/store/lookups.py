@@ -35,16 +35,19 @@ class Lookups:
             with self._starting:
                 self._thread.start()
 
-    def ask(self, query: Callable[[], T]) -> T | None:
-        """The result of `query`; None if the store fails or does not answer within LOOKUP_WAIT."""
+    def ask(self, query: Callable[[], T], wait: float = LOOKUP_WAIT) -> T | None:
+        """The result of `query`; None if the store fails or does not answer within `wait` seconds.
+
+        None at once while another query has been running for longer than that.
+        """
         started_at = self._query_started_at
-        if started_at is not None and now() - started_at > LOOKUP_WAIT:
+        if started_at is not None and now() - started_at > wait:
             return None
         result: Future[T | None] = Future()
         try:
             self.start()
             self._thread.put(partial(self._run, query, result))
-            return result.result(LOOKUP_WAIT)
+            return result.result(wait)
         except (RuntimeError, TimeoutError):  # no thread left in the system, or no result in time
             result.cancel()
             return None
