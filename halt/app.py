@@ -40,7 +40,7 @@ from halt.store.store import Store
 from halt.store.writer import StoreWriter
 from halt.web import cors, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
-from halt.web.page import endings, oidc, sidebar
+from halt.web.page import account, endings, oidc, sidebar
 from halt.web.page import routes as pages
 from halt.web.page import settings as page_settings
 from halt.web.page.stop import stop_fragment
@@ -145,8 +145,8 @@ def create_app(
     app.register_blueprint(pages.blueprint)
     if mode == "oidc":
         app.register_blueprint(oidc.blueprint)
-    sidebar.install(app)
-    page_settings.install(app)
+    for part in (sidebar, page_settings, account):
+        part.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)
     app.register_blueprint(openai.blueprint)

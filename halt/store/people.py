@@ -27,6 +27,7 @@ class PersonRow:
     removed_at: float | None = None
 
 
+ALL = 2**31 - 1  # more people than there are
 PERSON = [people.c[field.name] for field in fields(PersonRow)]
 
 
@@ -90,21 +91,35 @@ class People:
                 update(people).where(people.c.id == person_id).values(removed_at=time.time())
             )
 
-    def counts(self, mode: str) -> list[PersonCounts]:
-        """How much each person of this mode has; the last used first."""
+    def counts(self, mode: str, *, limit: int = -1, offset: int = 0) -> list[PersonCounts]:
+        """How much each person of this mode has; the last used first.
+
+        At most `limit` of them after the first `offset`; all of them by default.
+        """
+        values = {"mode": mode, "limit": limit if limit >= 0 else ALL, "offset": offset}
         with self._database.reading() as connection:
-            rows = connection.execute(_COUNTS, {"mode": mode}).all()
+            rows = connection.execute(_COUNTS, values).all()
         return [PersonCounts(*row) for row in rows]
 
 
+#: The messages are counted for the people of the result alone.
 _COUNTS = text("""
-    SELECT people.id, people.name, count(DISTINCT conversations.id), count(messages.id),
-      people.created_at, coalesce(max(conversations.updated_at), 0) AS used_at, people.disabled_at
-    FROM people
-    LEFT JOIN conversations ON conversations.owner = people.id AND deleted_at IS NULL
-      AND first_id IS NOT NULL
-    LEFT JOIN messages ON messages.conversation_id = conversations.id
-    WHERE people.mode = :mode AND people.removed_at IS NULL
-    GROUP BY people.id, people.name, people.created_at, people.disabled_at
-    ORDER BY used_at DESC, people.name
+    SELECT id, name, chats,
+      (SELECT count(*) FROM messages JOIN conversations
+        ON messages.conversation_id = conversations.id
+        WHERE conversations.owner = listed.id AND deleted_at IS NULL),
+      created_at, used_at, disabled_at
+    FROM (
+      SELECT people.id, people.name, people.created_at, people.disabled_at,
+        coalesce(used.chats, 0) AS chats, coalesce(used.used_at, 0) AS used_at
+      FROM people
+      LEFT JOIN (
+        SELECT owner, count(*) AS chats, max(updated_at) AS used_at FROM conversations
+        WHERE deleted_at IS NULL AND first_id IS NOT NULL GROUP BY owner
+      ) AS used ON used.owner = people.id
+      WHERE people.mode = :mode AND people.removed_at IS NULL
+      ORDER BY used_at DESC, people.name, people.id
+      LIMIT :limit OFFSET :offset
+    ) AS listed
+    ORDER BY used_at DESC, name, id
 """)

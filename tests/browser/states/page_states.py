@@ -35,6 +35,7 @@ from tests.browser.states.page_answers import SCENARIO, written_answers
 from tests.support.export_files import exported_conversation
 from tests.support.halt_server import HaltServer, settings
 from tests.support.ports import free_port
+from tests.support.server_people import ServerPeople
 
 Width = Literal["desktop", "phone"]
 WIDTHS: tuple[Width, ...] = ("desktop", "phone")
@@ -47,6 +48,10 @@ NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"
 TOKEN = "token-of-the-tests"
 MODELS = ("qwen3-8b", "gemma-3-12b", "mistral-small", "llama-3.3-70b", "phi-4", "qwen3-coder-30b")
 DAY = 86_400.0
+PHONE_AGENT = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 "
+    "(KHTML, like Gecko) Version/18.5 Mobile/15E148 Safari/604.1"
+)
 
 #: Conversations of the list: title, age in days.
 LISTED = (
@@ -193,6 +198,18 @@ class Stage:
     def with_token(self) -> HaltServer:
         """A Halt that wants a token."""
         return self._started(settings(self.fake, HALT_TOKEN=TOKEN, HALT_MODEL=MODELS[0]))
+
+    @cached_property
+    def with_accounts(self) -> HaltServer:
+        """A Halt whose people have accounts."""
+        return self._started(settings(self.fake, HALT_USERS=1, HALT_MODEL=MODELS[0]))
+
+    @cached_property
+    def people(self) -> ServerPeople:
+        """The people of that Halt."""
+        people = ServerPeople(self.with_accounts)
+        self._exits.callback(people.close)
+        return people
 
     @cached_property
     def without_model_server(self) -> HaltServer:
@@ -984,6 +1001,86 @@ def login_wrong(visit: Visit) -> Chat:
     chat.page.get_by_label("Access token").fill("another")
     chat.page.get_by_role("button", name="Log in").click()
     expect(chat.page.get_by_role("alert")).to_be_visible()
+    return chat
+
+
+# --- the account ----------------------------------------------------------------------------------
+
+
+def signed_in(visit: Visit, name: str = "Ada Lovelace", *, is_admin: bool = False) -> Chat:
+    """The page of a person, who is signed in with two further browsers."""
+    people, server = visit.stage.people, visit.stage.with_accounts
+    person = people.add(name, is_admin=is_admin)
+    people.cookie(person, PHONE_AGENT, "2001:db8:1:2::/64", 3 * DAY)
+    people.cookie(person, "curl/8.14.1 " + "word" * 30, "203.0.113.7", 40 * DAY)
+    people.sign_ins.add_token(person, f"digest-of-{person}", page_answers.LONG_TITLE[:60])
+    cookie, value = people.cookie(person)
+    visit.context.add_cookies([{"name": cookie, "value": value, "url": server.url}])
+    return visit.open(server)
+
+
+@state()
+def account(visit: Visit) -> Chat:
+    chat = signed_in(visit)
+    chat.page.goto(f"{chat.server.url}/account")
+    expect(chat.page.get_by_text("This browser")).to_be_visible()
+    return chat
+
+
+@state()
+def account_menu(visit: Visit) -> Chat:
+    """The menu of a person who has a long name."""
+    chat = signed_in(visit, page_answers.LONG_TITLE[:60])
+    visit.show_list(chat)
+    chat.page.locator("#open-all").click()
+    expect(chat.page.get_by_role("link", name="Account")).to_be_visible()
+    return chat
+
+
+def make_token(chat: Chat, name: str) -> None:
+    """Fill in the form of a new API token and send it."""
+    chat.page.get_by_label("Name of a new token").fill(name)
+    chat.page.get_by_role("button", name="Make token").click()
+
+
+@state()
+def account_token_made(visit: Visit) -> Chat:
+    """A new API token is shown."""
+    chat = account(visit)
+    make_token(chat, "Backup script")
+    expect(chat.page.get_by_role("button", name="Copy")).to_be_visible()
+    chat.page.get_by_text("Revoke…").first.click()
+    return chat
+
+
+@state()
+def account_refused(visit: Visit) -> Chat:
+    """A token without a name is refused."""
+    chat = account(visit)
+    chat.allowed_problems = LOAD_ERRORS
+    make_token(chat, " ")
+    expect(chat.page.get_by_role("alert")).to_be_visible()
+    return chat
+
+
+@state()
+def account_token_revoked(visit: Visit) -> Chat:
+    """The page says what was done."""
+    chat = account(visit)
+    chat.page.get_by_text("Revoke…").click()
+    chat.page.get_by_role("button", name="Revoke it").click()
+    expect(chat.page.get_by_role("status")).to_be_visible()
+    return chat
+
+
+@state()
+def account_people(visit: Visit) -> Chat:
+    """What an administrator sees: the second page of many people."""
+    for n in range(101):
+        visit.stage.people.add(f"Person {n}")
+    chat = signed_in(visit, is_admin=True)
+    chat.page.goto(f"{chat.server.url}/account/people?page=2")
+    expect(chat.page.get_by_role("row").nth(1)).to_be_visible()
     return chat
 
 
