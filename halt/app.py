@@ -26,6 +26,8 @@ from halt.core.request import Upstream
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
+from halt.people.accounts import Accounts
+from halt.people.attempts import Attempts
 from halt.people.known import Known
 from halt.people.person import mode_of
 from halt.providers.catalog import Catalog
@@ -35,6 +37,7 @@ from halt.providers.last_model import LastModel
 from halt.rendering.renderer import Renderer
 from halt.store.lookups import Lookups
 from halt.store.migrate import database
+from halt.store.rate_counters import counters_in
 from halt.store.replay import Replay
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
@@ -124,6 +127,7 @@ def create_app(
         mode=mode,
         known=Known(store.sign_ins, mode, settings.admins, Lookups()) if signs_in else None,
         oidc=_provider(settings) if mode == "oidc" else None,
+        accounts=_accounts(settings, store),
         instance_id=instance_id,
         generations=generations,
         make_generations=partial(commands.make_generations, upstream=upstream),
@@ -168,3 +172,10 @@ def _provider(settings: Config) -> Provider:
     from halt.people.oidc import Provider  # noqa: PLC0415
 
     return Provider(settings)
+
+
+def _accounts(settings: Config, store: Store) -> Accounts | None:
+    """The accounts, where people sign in with names and passwords."""
+    if mode_of(settings) != "accounts":
+        return None
+    return Accounts(store.accounts, Attempts(counters_in(settings.data_folder)))

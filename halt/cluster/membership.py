@@ -68,6 +68,10 @@ class Membership:
 
     # --- begin and end ----------------------------------------------------------------------------
 
+    def look(self) -> None:
+        """Be able to see the others' leases without one of one's own. Raises ConfigError."""
+        self._folder_id = folder_id(self._data)
+
     def begin(self) -> tuple[Path, Path]:
         """Take this worker's lease. Raises ConfigError, OSError.
 
@@ -193,6 +197,11 @@ class Membership:
             return _is_held((self.run or self._data / "run") / f"{name}.lock")
         except FileNotFoundError:
             return self._may_live(name)
+
+    def has_live_worker(self) -> bool:
+        """Whether any other worker of this data folder is alive."""
+        locks = (self.run or self._data / "run").glob("*.lock")
+        return any(self.is_alive(lock.stem) for lock in locks if lock.stem != self.name)
 
     def _may_live(self, name: str) -> bool:
         """Whether a worker without a lock file may be alive, because the file was deleted."""

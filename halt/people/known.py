@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from halt.clock import now
 from halt.errors import StoreUnavailable
+from halt.people.names import name_key
 from halt.people.person import Mode, Person
 from halt.store.lookups import LOOKUP_WAIT, Lookups
 from halt.store.people import PersonRow
@@ -113,5 +114,7 @@ class Known:
 def is_admin(mode: Mode, row: PersonRow, admins: tuple[str, ...]) -> bool:
     """Whether the person may see the counts: HALT_ADMINS decides, else the first account has it."""
     if admins:
-        return (row.name if mode == "accounts" else row.subject) in admins
+        if mode == "accounts":
+            return name_key(row.name) in {name_key(name) for name in admins}
+        return row.subject in admins
     return row.is_admin

@@ -17,6 +17,7 @@ import click
 from halt import VERSION
 from halt.cli.commands import chat, doctor
 from halt.cli.people import adopt
+from halt.cli.users import user
 from halt.config import environment
 from halt.config.settings import ConfigError
 from halt.providers import embedded_model
@@ -52,7 +53,7 @@ def commands() -> None:
     """
 
 
-for command in (chat, doctor, adopt):
+for command in (chat, doctor, adopt, user):
     commands.add_command(command)
 
 

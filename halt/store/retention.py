@@ -27,17 +27,23 @@ def _remove_conversations(connection: Connection, now: float) -> int:
     )
     expired = select(conversations.c.id).where(deleted).union(empty)
     ids = list(connection.scalars(expired.limit(PURGE)))
-    if ids:
-        streams = select(generations.c.owner, generations.c.id).where(
-            generations.c.conversation_id.in_(ids)
-        )
-        connection.execute(
-            delete(chunks).where(tuple_(chunks.c.owner, chunks.c.generation_id).in_(streams))
-        )
-        for table in (generations, messages):
-            connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
-        connection.execute(delete(conversations).where(conversations.c.id.in_(ids)))
+    remove_conversations(connection, ids)
     return len(ids)
+
+
+def remove_conversations(connection: Connection, ids: list[str]) -> None:
+    """Remove conversations with their messages, the words of these, and their generations."""
+    if not ids:
+        return
+    streams = select(generations.c.owner, generations.c.id).where(
+        generations.c.conversation_id.in_(ids)
+    )
+    connection.execute(
+        delete(chunks).where(tuple_(chunks.c.owner, chunks.c.generation_id).in_(streams))
+    )
+    for table in (generations, messages):
+        connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
+    connection.execute(delete(conversations).where(conversations.c.id.in_(ids)))
 
 
 def _remove_events(connection: Connection, before: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from halt.store.accounts import AccountRows
 from halt.store.conversations import Conversations
 from halt.store.database import Database
 from halt.store.generations import Generations
@@ -39,6 +40,7 @@ class Store:
         self.people = People(database)
         self.owners = Owners(database)
         self.sign_ins = SignIns(database)
+        self.accounts = AccountRows(database)
         self.presets = NamedRows(database, presets, Preset, PRESETS_MAX, "presets")
 
     def close(self) -> None:

@@ -17,7 +17,15 @@ from halt.web.services import services
 from halt.web.token_failures import too_many_message
 
 PUBLIC_ENDPOINTS = frozenset(
-    {"static", "pages.login", "pages.manifest", "api.healthz", "oidc.start", "oidc.callback"}
+    {
+        "static",
+        "pages.link",
+        "pages.login",
+        "pages.manifest",
+        "api.healthz",
+        "oidc.start",
+        "oidc.callback",
+    }
 )
 
 

@@ -17,6 +17,7 @@ from halt.chat.titles import Titles
 from halt.config.settings import Config
 from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
+from halt.people.accounts import Accounts
 from halt.people.known import Known
 from halt.people.person import Mode
 from halt.providers.catalog import Catalog
@@ -44,6 +45,7 @@ class Services:
     mode: Mode  # how it knows its people
     known: Known | None  # None: nobody signs in, and there are no API tokens
     oidc: Provider | None  # None: nobody signs in by OpenID Connect
+    accounts: Accounts | None  # None: no one signs in with a name and a password
     instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from halt.web.access import count_wrong_token, has_login, login_digest, token_matches
 from halt.web.identity import identify
-from halt.web.page import oidc
+from halt.web.page import accounts, oidc
 from halt.web.responses import RequestRefused, error_response
 from halt.web.return_path import return_path, return_url
 from halt.web.services import services
@@ -75,6 +75,7 @@ def _by_proxy() -> Answer:
 _OF_MODE = {
     "mine": _with_token,
     "anonymous": _without,
+    "accounts": accounts.login,
     "header": _by_proxy,
     "oidc": oidc.login,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint
 
-from halt.web.page import conversations, login, manifest, messages, models, streams
+from halt.web.page import accounts, conversations, login, manifest, messages, models, streams
 
 blueprint = Blueprint("pages", __name__)
 
@@ -34,5 +34,6 @@ for path, view in (
 ):
     blueprint.add_url_rule(path, view_func=view, methods=["POST"])
 
+blueprint.add_url_rule("/link", view_func=accounts.link, methods=["GET", "POST"])
 blueprint.add_url_rule("/logout", view_func=login.logout, methods=["POST"])
 blueprint.add_url_rule("/login", view_func=login.login, methods=["GET", "POST"])

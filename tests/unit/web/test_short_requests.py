@@ -17,9 +17,9 @@ from halt.app import create_app
 from halt.config import data_dir
 from halt.config.settings import Config
 from halt.store.database import Database
+from halt.store.rate_counters import RateCounters
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web import responses
-from halt.web.rate_limits import RateCounters
 from halt.web.security import FIELDS_MAX, SHORT_BODY_MAX
 from halt.web.services import services
 from halt.web.sessions import COOKIES_MAX

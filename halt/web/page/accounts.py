@@ -1,0 +1,116 @@
+"""The pages of accounts: a sign-in with name and password, and one-time links."""
+
+from __future__ import annotations
+
+from flask import Response, abort, redirect, render_template, request, session, url_for
+from werkzeug.wrappers import Response as BaseResponse
+
+from halt.errors import HaltError
+from halt.people.accounts import WRONG, Accounts, LinkGone, check_repeated
+from halt.people.attempts import Origin, WrongPassword
+from halt.web.identity import credential, identify, person
+from halt.web.requests import client_address
+from halt.web.responses import error_response
+from halt.web.return_path import return_path, return_url
+from halt.web.services import services
+from halt.web.sessions import browser_id, ensure_browser_id
+from halt.web.sign_ins import begin_sign_in, end_sign_in
+
+KNOWN_MAX = 5  # people whom a browser's cookie remembers; the one before them is forgotten
+
+
+def login() -> BaseResponse:
+    """The form that asks for name and password, and what it sends."""
+    if request.method != "POST":
+        return redirect(return_url()) if identify() else _form()
+    accounts = _accounts()
+    name, password = request.form.get("name", ""), request.form.get("password", "")
+    try:
+        account = accounts.sign_in(name, password, _origin())
+        begin_sign_in(account.person)
+        _remember(account.person.id)
+        if not accounts.is_current(account):
+            end_sign_in()
+            raise WrongPassword(WRONG)
+    except HaltError as fault:
+        return _form(fault, name)
+    return redirect(return_url())
+
+
+def link() -> BaseResponse:
+    """A one-time link's form for a new password, and what it sends. To open it uses nothing up."""
+    if services().accounts is None:
+        abort(404)
+    accounts, token = _accounts(), request.values.get("key", "")
+    try:
+        name = accounts.link_account(token).person.name
+        if request.method != "POST":
+            return _link_form(token, name)
+        password = request.form.get("password", "")
+        try:
+            check_repeated(password, request.form.get("repeated", ""))
+            account_person = accounts.use_link(token, password)
+        except LinkGone:
+            raise
+        except HaltError as fault:
+            return _link_form(token, name, fault)
+        begin_sign_in(account_person)
+        _remember(account_person.id)
+    except LinkGone as fault:
+        return error_response(
+            LinkGone(f"{fault.message} Ask the one who runs this Halt for a new link.")
+        )
+    return redirect(url_for("pages.index"))
+
+
+def change_password(old: str, new: str) -> int:
+    """Change the requesting person's password; see `Accounts.change_password`."""
+    return _accounts().change_password(person().id, old, new, origin=_origin(), keep=credential())
+
+
+def _accounts() -> Accounts:
+    accounts = services().accounts
+    assert accounts is not None  # noqa: S101 - the mode is `accounts`
+    return accounts
+
+
+def _origin() -> Origin:
+    return Origin(client_address(), browser_id(), frozenset(_known_to()))
+
+
+def _known_to() -> list[str]:
+    """The IDs of the people who have signed in with this browser; the last one first."""
+    known = session.get("known")
+    return [item for item in known if isinstance(item, str)] if isinstance(known, list) else []
+
+
+def _remember(person_id: str) -> None:
+    ensure_browser_id()
+    others = [item for item in _known_to() if item != person_id]
+    session["known"] = [person_id, *others][:KNOWN_MAX]
+
+
+def _form(fault: HaltError | None = None, name: str = "") -> Response:
+    page = render_template(
+        "sign_in_password.html",
+        fault=fault,
+        name=name[:100],
+        next=return_path(),
+        has_accounts=fault is not None or _accounts().has_any(),
+    )
+    return _with_fault(page, fault)
+
+
+def _link_form(token: str, name: str, fault: HaltError | None = None) -> Response:
+    response = _with_fault(render_template("link.html", fault=fault, name=name, key=token), fault)
+    # No request has the address with the token in its `Referer`. With `no-referrer` the form's
+    # `Origin` would be `null`, and on a network without TLS nothing else says where it comes from.
+    response.headers["Referrer-Policy"] = "strict-origin"
+    return response
+
+
+def _with_fault(page: str, fault: HaltError | None) -> Response:
+    response = Response(page, 200 if fault is None else fault.status)
+    if fault is not None and fault.retry_after is not None:
+        response.headers["Retry-After"] = str(round(fault.retry_after))
+    return response
