@@ -36,7 +36,10 @@ def opened() -> Iterator[tuple[Config, Database]]:
         raise click.ClickException(fault.message) from None
 
 
-@click.command(short_help="Take over chats that other browsers or people have.")
+@click.command(
+    short_help="Take over chats that other browsers or people have.",
+    context_settings={"ignore_unknown_options": True},  # an ID may begin with -
+)
 @click.argument("owners", nargs=-1, metavar="[OWNER]...")
 @click.option("--all", "every", is_flag=True, help="All that no person has.")
 @click.option("--to", metavar="NAME", help="The person who gets them.")
@@ -57,21 +60,23 @@ def adopt(owners: tuple[str, ...], every: bool, to: str | None, yes: bool) -> No
             return
         target = _target(config, known, to)
         sources = _browsers(known) if every else [_owner(known, part).id for part in owners]
-        sources = [owner for owner in sources if owner != target]
+        sources = [owner for owner in dict.fromkeys(sources) if owner != target]
         if not sources:
             click.echo("There is nothing to take over.")
             return
         count = sum(owner.conversations for owner in known if owner.id in sources)
-        question = f"Give {_chats(count)} of {len(sources)} of them to {to or 'you'}?"
+        question = (
+            f"Give {_count(count, 'chat')} of {_count(len(sources), 'owner')} to {to or 'you'}?"
+        )
         if not yes and not click.confirm(question):
             raise SystemExit(1)
-        click.echo(f"{_chats(store.give(sources, target))} taken over.")
+        click.echo(f"{_count(store.give(sources, target), 'chat')} taken over.")
 
 
 def _print(known: Sequence[Owner], mine: str) -> None:
     """Print the list. `mine` is what it calls the person of the mode `mine`."""
     if not known:
-        click.echo("Nobody has chats here.")
+        click.echo("No owner has chats here.")
         return
     click.echo(f"{'OWNER':24}  {'IS':20}  {'CHATS':>6}  {'MESSAGES':>8}  {'FROM':10}  UNTIL")
     for owner in known:
@@ -111,8 +116,8 @@ def _target(config: Config, known: Sequence[Owner], to: str | None) -> str:
     return people[0].id
 
 
-def _chats(count: int) -> str:
-    return f"{count:,} chat{'' if count == 1 else 's'}"
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _day(at: float) -> str:

@@ -210,7 +210,7 @@ def test_help_names_the_commands() -> None:
     """The help is Halt's own and names its commands; gunicorn's has other defaults."""
     process = run("-h")
     assert process.returncode == 0
-    for name in ("serve", "chat", "doctor", "demo", "version"):
+    for name in ("serve", "chat", "doctor", "adopt", "demo", "version"):
         assert re.search(rf"^  {name} ", process.stdout, re.M)
 
 

@@ -69,7 +69,7 @@ def test_adopt_takes_all_after_a_confirmation(store: Store, adopt: Adopt) -> Non
     """`--all` asks with the counts; a No changes nothing, and a Yes makes everything yours."""
     refused = adopt("--all", answer="n\n")
     assert refused.exit_code == 1
-    assert "Give 3 chats of 3 of them to you?" in refused.output
+    assert "Give 3 chats of 3 owners to you?" in refused.output
     assert count_of(store, MINE.id) == 0
     taken = adopt("--all", answer="y\n")
     assert taken.exit_code == 0
@@ -84,9 +84,17 @@ def test_adopt_takes_some_by_the_beginning_of_an_id(store: Store, adopt: Adopt) 
         result = adopt(argument, "--yes")
         assert result.exit_code == 1
         assert message in result.output
-    assert adopt("browser-a", "--yes").output == "1 chat taken over.\n"
+    assert adopt("browser-a", "browser-anna", "--yes").output == "1 chat taken over.\n"
     assert [count_of(store, owner) for owner in (MINE.id, "browser-bert")] == [1, 1]
     assert adopt("browser-b", "--all").exit_code == 2
+
+
+def test_adopt_takes_an_id_that_begins_like_an_option(store: Store, adopt: Adopt) -> None:
+    """An ID may begin with a hyphen; a misspelt option is no owner, and nothing is changed."""
+    Chat(store, "of-a-browser", "-aB3_x").add_exchange("a", "1")
+    assert "No owner's ID begins with '--al'" in adopt("--al", "--yes").output
+    assert adopt("-aB", "--yes").output == "1 chat taken over.\n"
+    assert count_of(store, MINE.id) == 1
 
 
 def test_adopt_refuses_owners_with_a_running_answer(store: Store, adopt: Adopt) -> None:
@@ -134,4 +142,4 @@ def test_adopt_without_a_usable_database_ends_with_one_line(tmp_path: Path, adop
 
 def test_adopt_in_an_empty_folder_lists_nobody(adopt: Adopt) -> None:
     """A new database has no owners."""
-    assert adopt().output == "Nobody has chats here.\n"
+    assert adopt().output == "No owner has chats here.\n"
