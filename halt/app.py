@@ -30,6 +30,7 @@ from halt.people.accounts import Accounts
 from halt.people.attempts import Attempts
 from halt.people.known import Known
 from halt.people.person import mode_of
+from halt.people.proxy_header import ProxyHeader
 from halt.providers.catalog import Catalog
 from halt.providers.discovery import make_discovery
 from halt.providers.factory import make_upstream
@@ -128,6 +129,7 @@ def create_app(
         known=Known(store.sign_ins, mode, settings.admins, Lookups()) if signs_in else None,
         oidc=_provider(settings) if mode == "oidc" else None,
         accounts=_accounts(settings, store),
+        proxy_header=ProxyHeader(settings.user_header, settings.proxy_addresses),
         instance_id=instance_id,
         generations=generations,
         make_generations=partial(commands.make_generations, upstream=upstream),

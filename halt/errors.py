@@ -299,6 +299,7 @@ TOKEN_NEEDED_BEGINNING = "An access token is needed"  # noqa: S105 - not a token
 #: Messages of the errors for a request without the access token, and with a wrong one.
 TOKEN_NEEDED = f"{TOKEN_NEEDED_BEGINNING}: send `Authorization: Bearer TOKEN`."
 TOKEN_WRONG = "The access token is wrong: send the value of this Halt's HALT_TOKEN."  # noqa: S105
+API_TOKEN_WRONG = "The API token is unknown, or it was revoked. Make one on Halt's page."  # noqa: S105
 
 
 class NameTaken(HaltError):

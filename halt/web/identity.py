@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from flask import g
+from flask import Response, g, request
 
 from halt.core.stream_key import StreamKey
-from halt.people.known import API_TOKEN_PREFIX, digest_of
+from halt.people.known import API_TOKEN_PREFIX, digest_of, is_admin
 from halt.people.person import ANYONE, MINE, Person
+from halt.people.proxy_header import Refusal
+from halt.store.people import PersonRow
 from halt.web.access import bearer_token, has_login, has_token
 from halt.web.cors import is_api, is_cross_origin
+from halt.web.responses import RequestRefused, error_response
 from halt.web.services import services
 from halt.web.sessions import browser_id, ensure_browser_id
 from halt.web.sign_ins import sign_in_digest
@@ -24,6 +27,17 @@ def credential() -> str:
     """The digest of the sign-in or API token that the request uses, "" where it uses none."""
     result: str = g.credential
     return result
+
+
+def refusal_response() -> Response | None:
+    """The response to a request that the proxy's header makes nobody's; None in other modes."""
+    refusal: Refusal | None = g.refusal
+    if refusal is None:
+        return None
+    response = error_response(RequestRefused(refusal.status, refusal.code, refusal.message))
+    if refusal.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def owner() -> str:
@@ -42,7 +56,7 @@ def identify() -> bool:
     A page of another origin that HALT_CORS_ORIGINS admits is known by its Bearer token alone: its
     requests may carry the browser's cookies without that person's knowledge.
     """
-    g.credential = ""
+    g.credential, g.refusal = "", None
     known = _OF_MODE[services().mode]()
     if known is None:
         return False
@@ -67,6 +81,45 @@ def _signed_in() -> Person | None:
     return _of_api_token() or _of_sign_in()
 
 
+def _named_by_proxy() -> Person | None:
+    # A token that a program sends counts by itself: a revoked one is not made good by the proxy.
+    if is_cross_origin() or bearer_token().startswith(API_TOKEN_PREFIX):
+        return _of_api_token()  # else the guard asks for a token
+    row = proxy_person()
+    if isinstance(row, Refusal):
+        g.refusal = row
+        return None
+    parts = services()
+    parts.named_people.note(row)
+    return Person(row.id, row.name, is_admin("header", row, parts.config.admins))
+
+
+def proxy_person() -> PersonRow | Refusal:
+    """The person whom the proxy's header names, in the mode `header`."""
+    config, environ = services().config, request.environ
+    # ProxyFix has replaced the address by what X-Forwarded-For says, which a client may have sent.
+    connection = environ.get("werkzeug.proxy_fix.orig", environ)
+    return services().proxy_header.read(
+        connection.get("REMOTE_ADDR") or "",
+        environ.get(_variable(config.user_header)),
+        environ.get(_variable(config.user_name_header)),
+    )
+
+
+def _variable(header: str) -> str:
+    """The variable of a header in WSGI's environment. Servers drop those with underscores."""
+    return f"HTTP_{header.upper().replace('-', '_')}"
+
+
+def save_person() -> None:
+    """Make the row of the request's person, where it may not exist yet. Raises StoreUnavailable.
+
+    For what the database keeps for a person, such as an API token.
+    """
+    if services().mode == "header" and not isinstance(row := proxy_person(), Refusal):
+        services().store.people.ensure(row)
+
+
 def _of_api_token() -> Person | None:
     token = bearer_token()
     known = services().known
@@ -89,4 +142,5 @@ _OF_MODE = {
     "anonymous": _anonymous,
     "accounts": _signed_in,
     "oidc": _signed_in,
+    "header": _named_by_proxy,
 }

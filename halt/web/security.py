@@ -16,11 +16,12 @@ from flask import Flask, redirect, request, url_for
 from gunicorn.http.errors import ParseException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.errors import TOKEN_NEEDED, TOKEN_WRONG, RequestError
+from halt.errors import API_TOKEN_WRONG, TOKEN_NEEDED, TOKEN_WRONG, RequestError
+from halt.people.known import API_TOKEN_PREFIX
 from halt.web import via
 from halt.web.access import PUBLIC_ENDPOINTS, bearer_token, refuse_wrong_bearer
 from halt.web.cors import is_api, is_cross_origin, is_same_origin
-from halt.web.identity import identify
+from halt.web.identity import identify, refusal_response
 from halt.web.requests import is_upgrade, wants_fragment, wants_page
 from halt.web.responses import RequestRefused, error_response, too_large
 from halt.web.return_path import login_url
@@ -138,7 +139,8 @@ def guard() -> BaseResponse | None:
     via.check(services().instance_id)  # first, so that it ends a loop of requests early
     if (name := _unknown_host()) is not None:
         message = (
-            f"The host name {name[:200]!r} is not allowed. Add it to HALT_HOSTS, or set HALT_TOKEN."
+            f"The host name {name[:200]!r} is not allowed. Add it to HALT_HOSTS"
+            f"{'' if services().config.user_header else ', or set HALT_TOKEN'}."
         )
         return error_response(RequestRefused(403, "unknown_host", message))
     starts = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
@@ -153,9 +155,13 @@ def guard() -> BaseResponse | None:
         return None
     if (refused := refuse_wrong_bearer()) is not None:
         return refused
+    if (refused := refusal_response()) is not None:
+        return refused
     if wants_page():
         return redirect(login_url())
-    message = TOKEN_WRONG if bearer_token() else TOKEN_NEEDED
+    token = bearer_token()
+    wrong = API_TOKEN_WRONG if token.startswith(API_TOKEN_PREFIX) else TOKEN_WRONG
+    message = wrong if token else TOKEN_NEEDED
     response = error_response(RequestRefused(401, "unauthorized", message))
     response.headers["WWW-Authenticate"] = "Bearer"
     if wants_fragment():

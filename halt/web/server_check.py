@@ -65,9 +65,26 @@ def check_gunicorn(gunicorn: Any, settings: Config) -> None:
             f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "
             f"(HALT_MAX_STREAMS) need {settings.threads}. {_HINT}"
         )
+    if settings.user_header:
+        _check_headers(gunicorn)
     for address in gunicorn.address:
         if isinstance(address, tuple):  # else a Unix socket
             check_reachable(settings, f"--bind={address[0]}", address[0])
+
+
+def _check_headers(gunicorn: Any) -> None:
+    """Check that HALT_USER_HEADER reaches Halt from the connection's other end alone."""
+    if gunicorn.header_map == "dangerous" or gunicorn.forwarder_headers:
+        raise ConfigError(
+            "--header-map=dangerous and --forwarder-headers are not allowed with "
+            "HALT_USER_HEADER: a client could send the same header with underscores, which no "
+            f"proxy removes. {_HINT}"
+        )
+    if gunicorn.proxy_protocol != "off":
+        raise ConfigError(
+            "--proxy-protocol is not allowed with HALT_USER_HEADER: Halt would not see the "
+            f"address of the proxy. {_HINT}"
+        )
 
 
 def _gunicorn() -> Any:

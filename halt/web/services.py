@@ -20,6 +20,7 @@ from halt.core.tools import Toolbox
 from halt.people.accounts import Accounts
 from halt.people.known import Known
 from halt.people.person import Mode
+from halt.people.proxy_header import NamedPeople, ProxyHeader
 from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
 from halt.store.replay import Replay
@@ -46,6 +47,7 @@ class Services:
     known: Known | None  # None: nobody signs in, and there are no API tokens
     oidc: Provider | None  # None: nobody signs in by OpenID Connect
     accounts: Accounts | None  # None: no one signs in with a name and a password
+    proxy_header: ProxyHeader  # for the mode `header`
     instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands
@@ -61,6 +63,7 @@ class Services:
     renderer: Renderer
     sessions: Sessions
     rate_limits: RateLimits | None  # None: starts are not limited
+    named_people: NamedPeople = field(default_factory=NamedPeople)
     token_failures: TokenFailures = field(default_factory=TokenFailures)
     #: Set when the demo model has answered once.
     demo_ready: threading.Event = field(default_factory=threading.Event)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from flask import Response, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
+from halt.errors import API_TOKEN_WRONG
 from halt.web.access import count_wrong_token, has_login, login_digest, token_matches
-from halt.web.identity import identify
 from halt.web.page import accounts, oidc
+from halt.web.identity import identify, refusal_response
 from halt.web.responses import RequestRefused, error_response
 from halt.web.return_path import return_path, return_url
 from halt.web.services import services
@@ -65,11 +66,9 @@ def _by_proxy() -> Answer:
     """Nobody signs in here: the proxy names the person in each request, or it has to."""
     if identify():
         return redirect(return_url())
-    message = (
-        "The proxy in front of this Halt has to name the person, and this request names nobody. "
-        "Open the address of the proxy, or ask the one who runs it."
+    return refusal_response() or error_response(
+        RequestRefused(401, "unauthorized", API_TOKEN_WRONG)
     )
-    return error_response(RequestRefused(401, "unauthorized", message))
 
 
 _OF_MODE = {

@@ -16,6 +16,7 @@ import pytest
 from halt.config.addresses import is_openai_url
 from halt.config.environment import load, publish
 from halt.config.settings import REFUSING_THREADS, Config, ConfigError
+from halt.people.person import mode_of
 
 
 class Setting(NamedTuple):
@@ -54,7 +55,7 @@ DEFAULTS = {
     "HALT_OIDC_CLIENT_SECRET": "",
     "HALT_OIDC_GROUPS": (),
     "HALT_OIDC_DOMAINS": (),
-    "HALT_OIDC_SCOPES": ("profile", "email"),
+    "HALT_OIDC_SCOPES": (),
     "HALT_ADMINS": (),
     "HALT_SIGN_IN_HOURS": 0.0,
     "HALT_SECRET_KEY": "",
@@ -308,6 +309,80 @@ def test_config_repr_hides_every_secret() -> None:
     secrets = {s.env: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
     text = repr(load(secrets))
     assert [secret for secret in secrets.values() if secret in text] == []
+
+
+HEADER = {"HALT_USER_HEADER": "Remote-User", "HALT_PROXY_ADDRESSES": "127.0.0.1"}
+OIDC = {"HALT_OIDC_ISSUER": "https://id.example/realm", "HALT_OIDC_CLIENT_ID": "halt"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "parts"),
+    [
+        (
+            {"HALT_TOKEN": "long-enough", "HALT_USERS": "1"},
+            ["HALT_TOKEN and HALT_USERS are set", "one way at a time", "API tokens"],
+        ),
+        ({"HALT_TOKEN": "long-enough", **HEADER}, ["HALT_TOKEN and HALT_USER_HEADER are set"]),
+        ({"HALT_TOKEN": "long-enough", **OIDC}, ["HALT_TOKEN and HALT_OIDC_ISSUER are set"]),
+        ({"HALT_USERS": "1", **OIDC}, ["HALT_USERS and HALT_OIDC_ISSUER are set"]),
+        ({**HEADER, **OIDC}, ["HALT_USER_HEADER and HALT_OIDC_ISSUER are set"]),
+        (
+            {"HALT_ALLOW_ANONYMOUS": "1", "HALT_USERS": "1"},
+            ["HALT_ALLOW_ANONYMOUS and HALT_USERS are set"],
+        ),
+        (
+            {"HALT_USER_HEADER": "Remote-User"},
+            ["HALT_USER_HEADER is set", "HALT_PROXY_ADDRESSES", "unix"],
+        ),
+        ({**HEADER, "HALT_USER_HEADER": "Remote_User"}, ["HALT_USER_HEADER='Remote_User'"]),
+        ({**HEADER, "HALT_USER_HEADER": "Remote-User:"}, ["letters, digits and -"]),
+        ({**HEADER, "HALT_USER_NAME_HEADER": "a b"}, ["HALT_USER_NAME_HEADER='a b'"]),
+        ({"HALT_USER_NAME_HEADER": "Remote-Name"}, ["HALT_USER_NAME_HEADER is set, but"]),
+        ({"HALT_PROXY_ADDRESSES": "127.0.0.1"}, ["HALT_PROXY_ADDRESSES is set, but"]),
+        (
+            {**HEADER, "HALT_PROXY_ADDRESSES": "127.0.0.1,proxy"},
+            ["HALT_PROXY_ADDRESSES='127.0.0.1,proxy'", "'proxy' is no address or network"],
+        ),
+        ({**HEADER, "HALT_PROXY_ADDRESSES": "10.0.0.1/8"}, ["'10.0.0.1/8' is no address"]),
+        ({"HALT_OIDC_ISSUER": "https://id.example"}, ["HALT_OIDC_CLIENT_ID is missing"]),
+        ({**OIDC, "HALT_OIDC_ISSUER": "http://id.example"}, ["HALT_OIDC_ISSUER=", "https://HOST"]),
+        ({**OIDC, "HALT_OIDC_ISSUER": "id.example"}, ["is not an issuer"]),
+        ({**OIDC, "HALT_OIDC_ISSUER": "https://id.example/?realm=1"}, ["is not an issuer"]),
+    ],
+)
+def test_wrong_way_to_know_people_is_refused(environ: dict[str, str], parts: list[str]) -> None:
+    """Two ways at once, and a way without all that it needs, are refused with the next step."""
+    message = refused_message(**environ)
+    for part in parts:
+        assert part in message
+    assert "long-enough" not in message
+
+
+@pytest.mark.parametrize(
+    ("environ", "mode", "checks_hosts"),
+    [
+        ({}, "mine", True),
+        ({"HALT_TOKEN": "long-enough"}, "mine", False),
+        ({"HALT_TOKEN": "long-enough", "HALT_ALLOW_ANONYMOUS": "1"}, "mine", False),
+        ({"HALT_ALLOW_ANONYMOUS": "1"}, "anonymous", True),
+        ({"HALT_ALLOW_ANONYMOUS": "1", "HOST": "10.0.0.1"}, "anonymous", False),
+        ({"HALT_USERS": "1", "HOST": "10.0.0.1"}, "accounts", False),
+        (HEADER, "header", True),
+        ({**HEADER, "HOST": "10.0.0.1"}, "header", False),
+        ({**HEADER, "HALT_PROXY_ADDRESSES": "unix,10.0.0.0/8,::1"}, "header", True),
+        (OIDC, "oidc", False),
+        ({**OIDC, "HALT_OIDC_ISSUER": "http://127.0.0.1:9000"}, "oidc", False),
+    ],
+)
+def test_settings_choose_the_way_to_know_people(
+    environ: dict[str, str], mode: str, checks_hosts: bool
+) -> None:
+    """Each way is chosen by its settings. With a header on loopback, host names are checked: a page
+    that makes its own name lead here could send the header.
+    """
+    config = load(environ)
+    assert mode_of(config) == mode
+    assert (config.trusted_hosts is not None) is checks_hosts
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])
