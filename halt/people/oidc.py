@@ -48,6 +48,7 @@ from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
 
 #: Signatures of ID tokens that are accepted. None of them can be made with a public key.
+DEFAULT_SCOPES = ("profile", "email")  # besides `openid`
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
 KEY_TYPES = frozenset({"RSA", "EC", "OKP"})
 SKEW = 60  # seconds by which the provider's clock may differ

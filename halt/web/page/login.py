@@ -7,8 +7,8 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from halt.errors import API_TOKEN_WRONG
 from halt.web.access import count_wrong_token, has_login, login_digest, token_matches
-from halt.web.page import accounts, oidc
 from halt.web.identity import identify, refusal_response
+from halt.web.page import accounts, oidc
 from halt.web.responses import RequestRefused, error_response
 from halt.web.return_path import return_path, return_url
 from halt.web.services import services
