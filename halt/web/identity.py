@@ -116,7 +116,12 @@ def save_person() -> None:
 
     For what the database keeps for a person, such as an API token.
     """
-    if services().mode == "header" and not isinstance(row := proxy_person(), Refusal):
+    row: PersonRow | Refusal = PersonRow(MINE.id, "mine", "", "", "")
+    if services().mode == "header":
+        row = proxy_person()
+    elif services().mode != "mine":  # there is one since the sign-in
+        return
+    if not isinstance(row, Refusal):
         services().store.people.ensure(row)
 
 

@@ -146,6 +146,34 @@ def test_end_all_ends_every_sign_in_and_no_token(
     assert is_signed_in(other)
 
 
+def test_new_password_ends_the_other_sign_ins(
+    server: HaltServer, people: ServerPeople, alice: str
+) -> None:
+    """The browser that changes it stays signed in, and tokens stay valid."""
+    people.set_password(alice, "old password")
+    desk, phone = people.client(alice), people.client(alice, PHONE)
+    token = make_token(desk)
+    passwords = {"old": "old password", "new": "new password", "repeated": "new password"}
+    for wrong, message in (
+        ({"old": "another"}, "The old password is wrong."),
+        ({"new": "short", "repeated": "short"}, "at least 8 characters"),
+        ({"repeated": "another"}, "The two passwords are not the same."),
+    ):
+        response = send(desk, "password", **(passwords | wrong))
+        assert response.status in {400, 401}
+        page = response.body.decode()
+        assert message in page
+        (field,) = re.findall(r'<input id="(\w+)"[^>]*aria-invalid', page)
+        assert field == next(iter(wrong))
+        assert not [word for word in ("another", "short") if f'value="{word}' in page]
+    assert is_signed_in(phone)
+    response = send(desk, "password", **passwords)
+    assert (response.status, response.headers["location"]) == (303, "/account?done=password")
+    wait_until(lambda: not any(is_signed_in(phone) for _ in range(EVERY_WORKER)), SERVER_TIMEOUT)
+    assert is_signed_in(desk)
+    assert program(server, token).get("/v1/models").status == 200
+
+
 def test_ids_of_another_person_do_not_exist(
     server: HaltServer, people: ServerPeople, alice: str, bob: str
 ) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 
 from flask import Flask
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
 from halt.config.environment import load
 from halt.people.known import digest_of, new_token
+from halt.people.passwords import Passwords
 from halt.people.person import Mode, person_id
 from halt.store.migrate import open_database
 from halt.store.people import People, PersonRow
 from halt.store.sign_ins import SignIn, SignIns
-from halt.store.tables import people
+from halt.store.tables import accounts, people
 from halt.web.sessions import Sessions
 from tests.support.halt_server import HaltServer, new_id
 from tests.support.http_client import Client
@@ -46,6 +47,12 @@ class ServerPeople:
                 update(people).where(people.c.id == person).values(is_admin=is_admin)
             )
         return person
+
+    def set_password(self, person: str, password: str) -> None:
+        """Give the person of the mode `accounts` an account with this password."""
+        values = {"person_id": person, "name": person, "password": Passwords().hash(password)}
+        with self.database.writing() as connection:
+            connection.execute(insert(accounts).values(values))
 
     def disable(self, person: str) -> None:
         """The person is unknown from now on."""

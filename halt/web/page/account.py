@@ -33,11 +33,13 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from halt.core.decoding import is_number
 from halt.errors import HaltError, RequestError
+from halt.people.accounts import check_repeated
+from halt.people.attempts import WrongPassword
 from halt.people.known import digest_of, new_api_token
-from halt.people.person import MINE
-from halt.store.people import PersonRow
+from halt.people.passwords import PASSWORD_MIN
 from halt.store.sign_ins import ApiToken, SignIn
-from halt.web.identity import credential, owner, person
+from halt.web.identity import credential, owner, person, save_person
+from halt.web.page import accounts
 from halt.web.page.login import logout
 from halt.web.page.user_agents import browser_name
 from halt.web.requests import is_plain_form_post
@@ -53,6 +55,7 @@ _FORM_ID = re.compile(r"[\w-]{8,32}", re.ASCII)
 
 #: What the page says after a change.
 DONE = {
+    "password": "Password changed. Your other sign-ins have ended.",
     "end": "Sign-in ended. That browser is asked to sign in again at its next click.",
     "revoke": "API token revoked. Programs that use it are refused from now on.",
 }
@@ -118,7 +121,8 @@ def _refused(error: HaltError) -> Answer:
     if action not in _ACTIONS or not is_plain_form_post():
         return error_response(error)
     try:
-        page = _page(fault=Fault(action, error.field, error.message))
+        field = "old" if isinstance(error, WrongPassword) else error.field
+        page = _page(fault=Fault(action, field, error.message))
     except HaltError:  # the database does not answer
         return error_response(error)
     response = Response(page, error.status)
@@ -194,6 +198,7 @@ def _page(
         has_sign_ins=_signs_in(),
         tokens=[(public_id(token.digest), token) for token in store.sign_ins.tokens(owner_id)],
         name_max=TOKEN_NAME_MAX,
+        password_min=PASSWORD_MIN,
         form_id=secrets.token_urlsafe(12),
         typed_name=request.form.get("name", "") if fault and fault.action == "make" else "",
         done=done,
@@ -226,6 +231,16 @@ def _forget(digest: str) -> None:
 
 
 # --- the changes ----------------------------------------------------------------------------------
+
+
+def _password() -> Answer:
+    """Change the person's password and end the other sign-ins."""
+    if services().accounts is None:
+        abort(404)
+    form = request.form
+    check_repeated(form.get("new", ""), form.get("repeated", ""))
+    accounts.change_password(form.get("old", ""), form.get("new", ""))
+    return _done("password")
 
 
 def _end() -> Answer:
@@ -269,8 +284,7 @@ def _make() -> Answer:
             "revoke that token and make another one.",
         )
     token = new_api_token()
-    if owner() == MINE.id:  # others have a row since they signed in
-        services().store.people.ensure(PersonRow(MINE.id, "mine", "", "", ""))
+    save_person()
     services().store.sign_ins.add_token(owner(), digest_of(token), name)
     if _FORM_ID.fullmatch(form_id):
         session["forms"] = [form_id, *forms][:FORMS_KNOWN]
@@ -293,5 +307,6 @@ _ACTIONS: dict[str, Callable[[], Answer]] = {
     "end": _end,
     "end-all": _end_all,
     "make": _make,
+    "password": _password,
     "revoke": _revoke,
 }
