@@ -45,5 +45,8 @@ def test_first_start_shows_every_browser_the_earlier_chats(
             assert "It stands" in page
             assert client.follow("program-1").to_end().text == "Hello."
             assert client.stop("program-1").json["status"] == "finished"
+            hits = client.get("/conversations/search?q=okapi").body
+            assert b"/c/chat-of-bert" in hits
+            assert b"halt-chat adopt" not in client.get("/c/never-was-1", Accept="text/html").body
         server.terminate()
         assert server.wait() == 0

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from halt.store.store import Store
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.earlier_version import write_earlier_version
+from tests.support.earlier_database import make_earlier_database
 from tests.support.halt_server import ROOT, HaltServer, StartHalt, halt_environment, new_id
 from tests.support.http_client import Client
+from tests.support.stores import Chat
+from tests.support.websocket_client import WebSocket
 
 FORM = "application/x-www-form-urlencoded"
 TOKEN = "a-token-for-tests"
@@ -118,6 +121,21 @@ def test_other_port_of_the_same_folder_has_the_same(
         assert events.to_end().terminal["type"] == "cancelled"
 
 
+def test_socket_follows_and_stops_a_stream_of_another_browser(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """A WebSocket without a cookie reads and stops what a browser has started."""
+    server = start_halt(shared_fake, **DEFAULT)
+    browser = browser_of(server)
+    browser.get("/")
+    with browser.chat("stall?n=3") as events, WebSocket(server) as other:
+        events.until_text("2 ")
+        other.send(type="follow", id=events.id)
+        other.until_text(events.id, "2 ")
+        assert other.stop(events.id)["status"] == "stopped"
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
 @pytest.mark.parametrize("settings", [DEFAULT, WITH_TOKEN], ids=["default", "token"])
 def test_restart_on_another_port_keeps_the_list(
     start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path, settings: dict[str, str]
@@ -137,22 +155,14 @@ def test_restart_on_another_port_keeps_the_list(
 # --- data of an earlier version -------------------------------------------------------------------
 
 
-def test_first_start_on_loopback_takes_over_every_browser(
-    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
-) -> None:
-    """What browsers of an earlier version have is listed, found and continued from the first start
-    on.
-    """
-    write_earlier_version(tmp_path, EARLIER)
-    server = start_halt(shared_fake, HALT_DATA=tmp_path, **DEFAULT)
-    assert "2 conversations of an earlier version are shown" in server.printed
-    browser = browser_of(server)
-    assert listed(browser, *EARLIER.values()) == list(EARLIER.values())
-    found = browser.get("/conversations/search?q=Talk").body
-    assert all(f"/c/{conversation_id}".encode() in found for conversation_id in EARLIER.values())
-    send_message(browser, "talk-of-anna", "And+then")
-    assert b"And then" in browser_of(server).get("/c/talk-of-anna").body
-    assert b"halt-chat adopt" not in browser.get("/").body
+def write_earlier_version(folder: Path, talks: dict[str, str]) -> None:
+    """Write the database of an earlier version: a conversation (the value) of each browser."""
+
+    def fill(store: Store) -> None:
+        for browser, conversation_id in talks.items():
+            Chat(store, conversation_id, browser).add_exchange(f"Talk of {browser}", "Yes.")
+
+    make_earlier_database(folder, "", "0003", fill)
 
 
 @pytest.mark.parametrize(
