@@ -269,10 +269,13 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
     """
     from halt.cli.doctor import providers, proxy  # noqa: PLC0415
     from halt.cli.doctor.report import Report  # noqa: PLC0415
+    from halt.cli.doctor.sign_in import check_sign_in  # noqa: PLC0415
 
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
     config, make = _settings()
     report = Report(None if as_json else click.echo)
+    if url is None:
+        check_sign_in(report, config)
     if url is None or config.has_provider:
         try:
             with _with_model(config) as ready_config:

@@ -76,6 +76,8 @@ def check(config: Config) -> None:
         ("ANTHROPIC_API_KEY", config.anthropic_key),
         ("AZURE_OPENAI_API_KEY", config.azure_key),
         ("HALT_TOKEN", config.token),
+        ("HALT_OIDC_CLIENT_ID", config.oidc_client_id),
+        ("HALT_OIDC_CLIENT_SECRET", config.oidc_client_secret),
     ):
         if not fits_header(value):
             raise ConfigError(

@@ -48,7 +48,6 @@ from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
 
 #: Signatures of ID tokens that are accepted. None of them can be made with a public key.
-DEFAULT_SCOPES = ("profile", "email")  # besides `openid`
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
 KEY_TYPES = frozenset({"RSA", "EC", "OKP"})
 SKEW = 60  # seconds by which the provider's clock may differ
@@ -59,7 +58,7 @@ FAULT_SECONDS = 1.0  # during which a failed attempt's fault is the answer
 KEYS_EVERY = 30.0  # seconds between two fetches of the keys for tokens with an unknown one
 ID_TOKEN_HINT_MAX = 4_096  # characters; servers refuse longer addresses
 SUBJECT_MAX = 255  # characters, by OpenID Connect
-DEFAULT_SCOPES = ("profile", "email")
+DEFAULT_SCOPES = ("profile", "email")  # besides `openid`
 NAME_MAX = 100  # characters of a name for display
 USED_MAX = 10_000  # states of sign-ins that are over
 
@@ -195,6 +194,10 @@ class Provider:
         """The provider's description of itself. Raises ProviderFault."""
         metadata: _Metadata = self._answer(self._metadata)
         return metadata
+
+    def check(self) -> None:
+        """Ask the provider for its description and its keys. Raises ProviderFault."""
+        self._answer(self._keys)
 
     def close(self) -> None:
         """Close the idle connections."""

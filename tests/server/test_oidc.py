@@ -14,7 +14,8 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import HaltServer, StartHalt, settings
 from tests.support.http_client import Client, HttpResponse
-from tests.support.oidc_provider import CLIENT_ID, CLIENT_SECRET, OidcProvider
+from tests.support.oidc_provider import CLIENT_ID, CLIENT_SECRET, OidcProvider, consent
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 FORM = "application/x-www-form-urlencoded"
 PAGE = "text/html"
@@ -55,16 +56,6 @@ def local(address: str) -> str:
     return f"{url.path}?{url.query}" if url.query else url.path
 
 
-def at_provider(address: str) -> str:
-    """Follow a link to the provider; where it sends the browser."""
-    url = urlsplit(address)
-    assert url.hostname
-    assert url.port
-    response = Client(url.hostname, url.port).get(local(address))
-    assert response.status == 302, response
-    return response.headers["location"]
-
-
 def begin(browser: Client, path: str = "/login/oidc") -> str:
     """Begin a sign-in; the address at the provider."""
     response = browser.get(path, Accept=PAGE)
@@ -74,7 +65,7 @@ def begin(browser: Client, path: str = "/login/oidc") -> str:
 
 def sign_in(browser: Client, path: str = "/login/oidc") -> HttpResponse:
     """Sign in; the answer to the way back."""
-    return browser.get(local(at_provider(begin(browser, path))), Accept=PAGE)
+    return browser.get(local(consent(begin(browser, path))), Accept=PAGE)
 
 
 def is_signed_in(browser: Client) -> bool:
@@ -191,7 +182,7 @@ def test_new_key_of_the_provider_is_fetched(
 def test_replayed_answer_of_the_provider_is_refused(halt: HaltServer) -> None:
     """The way back works once, also with the cookie from before; the sign-in of then stays."""
     browser = halt.client()
-    back = local(at_provider(begin(browser)))
+    back = local(consent(begin(browser)))
     cookies = dict(browser.cookies)
     assert browser.get(back, Accept=PAGE).status == 302
     again = browser.get(back, Accept=PAGE)
@@ -209,7 +200,7 @@ def test_used_code_is_refused_with_another_state(
 ) -> None:
     """A code of another sign-in is refused: by the provider, whose words leave the code out."""
     browser = halt.client()
-    used = dict(parse_qsl(urlsplit(at_provider(begin(browser))).query))
+    used = dict(parse_qsl(urlsplit(consent(begin(browser))).query))
     other = dict(parse_qsl(urlsplit(begin(browser)).query))
     page = browser.get(
         f"/login/oidc/callback?code={used['code']}&state={other['state']}", Accept=PAGE
@@ -226,7 +217,7 @@ def test_used_code_is_refused_with_another_state(
 def test_state_of_another_browser_is_refused(halt: HaltServer) -> None:
     """Nobody can sign a browser in as somebody else by a link with an answer of the provider."""
     attacker, victim = halt.client(), halt.client()
-    back = local(at_provider(begin(attacker)))
+    back = local(consent(begin(attacker)))
     begin(victim)
     page = victim.get(back, Accept=PAGE)
     assert page.status == 403
@@ -240,7 +231,7 @@ def test_state_of_another_browser_is_refused(halt: HaltServer) -> None:
 def test_two_tabs_sign_in_at_once(halt: HaltServer) -> None:
     """A browser may begin five sign-ins and end them in any order; the oldest beyond is refused."""
     browser = halt.client()
-    ways = [local(at_provider(begin(browser))) for _ in range(6)]
+    ways = [local(consent(begin(browser))) for _ in range(6)]
     assert [browser.get(way, Accept=PAGE).status for way in ways] == [403, *[302] * 5]
     assert is_signed_in(browser)
 
@@ -250,7 +241,7 @@ def test_cookie_of_another_halt_is_no_sign_in(
 ) -> None:
     """A sign-in, or one that has begun, is not valid at another Halt with the same provider."""
     browser, stranger = halt.client(), None
-    back = local(at_provider(begin(browser)))
+    back = local(consent(begin(browser)))
     begun = dict(browser.cookies)
     browser.get(back, Accept=PAGE)
     other = start_halt(shared_fake, **shared_provider.settings)
@@ -327,11 +318,37 @@ def test_fault_of_the_provider_at_the_first_sign_in_is_named(
     browser = server.client()
     page = browser.get("/login/oidc", Accept=PAGE)
     if page.status == 302:
-        back = local(at_provider(page.headers["location"]))
+        back = local(consent(page.headers["location"]))
         page = browser.get(back, Accept=PAGE)
     assert page.status == 503
     assert words in text_of(page)
     assert "Traceback" not in server.printed
+
+
+def test_sign_in_ends_after_its_hours(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, provider: OidcProvider
+) -> None:
+    """After HALT_SIGN_IN_HOURS the browser is led to the sign-in again."""
+    server = start_halt(shared_fake, **provider.settings, HALT_SIGN_IN_HOURS=0.002)  # 7 s
+    browser = server.client()
+    sign_in(browser)
+    assert is_signed_in(browser)
+    wait_until(lambda: not is_signed_in(browser), SERVER_TIMEOUT)
+    assert browser.get("/", Accept=PAGE).headers["location"] == "/login"
+
+
+def test_sign_out_needs_no_provider(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, provider: OidcProvider
+) -> None:
+    """Where the provider has no address to sign out, the page leads to a new sign-in alone."""
+    provider.faults.add("no end")
+    server = start_halt(shared_fake, **provider.settings)
+    browser = server.client()
+    sign_in(browser)
+    page = browser.post("/logout", b"", Content_Type=FORM, Accept=PAGE)
+    assert page.status == 200
+    assert not is_signed_in(browser)
+    assert re.findall(r'<a [^>]*href="([^"]*)"', page.body.decode()) == ["/login"]
 
 
 def test_sign_out_leads_to_the_provider(halt: HaltServer, faulty: OidcProvider) -> None:
@@ -359,7 +376,7 @@ def test_address_of_the_way_back_follows_the_proxy(
     address = begin(browser, "/halt/login/oidc?next=/docs")
     query = dict(parse_qsl(urlsplit(address).query))
     assert query["redirect_uri"] == "https://chat.example.com/halt/login/oidc/callback"
-    back = browser.get(local(at_provider(address)), Accept=PAGE)
+    back = browser.get(local(consent(address)), Accept=PAGE)
     assert back.headers["location"] == "/halt/docs"
 
 

@@ -6,12 +6,14 @@ It signs its person in without asking. `faults` makes it misbehave; each kind of
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import secrets
 import threading
 import time
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
@@ -20,6 +22,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 CLIENT_ID, CLIENT_SECRET = "halt-tests", "a-client-secret-of-tests"
+TIMEOUT = 40.0  # seconds
 SIGNED_OUT = "Signed out at the provider."
 
 
@@ -33,7 +36,9 @@ class OidcProvider:
         self.codes: dict[str, dict[str, str]] = {}  # the requests whose codes are not redeemed
         self.issued: list[str] = []  # codes and tokens, which Halt must not show or log
         self.paths: list[str] = []  # of all requests
-        self.key = self.published = RSAKey.generate_key(2048, {"kid": "first"})
+        self.auth_method = "client_secret_basic"  # the one that it accepts
+        self.alg = "RS256"
+        self.key: Any = RSAKey.generate_key(2048, {"kid": "first"})
         self.released = threading.Event()  # ends the silence of the fault "silent"
         provider = self
 
@@ -62,18 +67,23 @@ class OidcProvider:
 
     def rotate(self) -> None:
         """Sign with a new key from now on, and publish that one alone."""
-        self.key = self.published = RSAKey.generate_key(2048, {"kid": secrets.token_hex(4)})
+        self.key = RSAKey.generate_key(2048, {"kid": secrets.token_hex(4)})
 
     def metadata(self) -> dict[str, Any]:
         value: dict[str, Any] = {
             "issuer": "http://127.0.0.1:1" if "other metadata" in self.faults else self.issuer,
             "jwks_uri": f"{self.issuer}/keys",
+            "token_endpoint_auth_methods_supported": [self.auth_method],
             "scopes_supported": ["openid", "profile", "email", "groups"],
         }
         for name in ("authorization", "token", "userinfo", "end_session"):
             value[f"{name}_endpoint"] = f"{self.issuer}/{name}"
         if "no end" in self.faults:
             del value["end_session_endpoint"]
+        if "huge" in self.faults:
+            value["padding"] = "x" * 2_000_000
+        if "plain" in self.faults:
+            value["token_endpoint"] = "http://login.example.com/token"
         return value
 
     def authorize(self, query: dict[str, str]) -> str:
@@ -93,7 +103,13 @@ class OidcProvider:
     def redeem(self, form: dict[str, str], authorization: str) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer to a code."""
         basic = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
-        if authorization != f"Basic {basic}":
+        client = (authorization, form.get("client_id"), form.get("client_secret"))
+        expected = {
+            "client_secret_basic": (f"Basic {basic}", None, None),
+            "client_secret_post": ("", CLIENT_ID, CLIENT_SECRET),
+            "none": ("", CLIENT_ID, None),
+        }
+        if client != expected[self.auth_method]:
             return 401, {"error": "invalid_client"}
         code = form["code"]
         request = self.codes.pop(code, None)
@@ -121,7 +137,7 @@ class OidcProvider:
         }
         if "party" in faults:
             claims |= {"aud": [CLIENT_ID, "another-client"], "azp": "another-client"}
-        header = {"alg": "RS256", "kid": str(self.key.kid)}
+        header = {"alg": self.alg, "kid": str(self.key.kid)}
         if "none" in faults:
             return _unsigned({"alg": "none"}, claims) + "."
         if "HS256" in faults:  # as if the public key were a secret
@@ -131,7 +147,18 @@ class OidcProvider:
         key = RSAKey.generate_key(2048) if "signature" in faults else self.key
         if "unknown key" in faults:
             header["kid"] = "never-published"
-        return jwt.encode(header, claims, key)
+        return jwt.encode(header, claims, key, algorithms=[self.alg])
+
+
+def consent(address: str) -> str:
+    """Follow a link to the provider, as a browser does; where it sends the browser."""
+    url = urlsplit(address)
+    connection = HTTPConnection(str(url.hostname), url.port or 80, timeout=TIMEOUT)
+    with contextlib.closing(connection):
+        connection.request("GET", f"{url.path}?{url.query}")
+        response = connection.getresponse()
+        assert response.status == 302
+        return str(response.getheader("Location"))
 
 
 def _base64(data: bytes) -> str:
@@ -155,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == "/.well-known/openid-configuration":
             self._send(200, provider.metadata())
         elif url.path == "/keys":
-            self._send(200, {"keys": [provider.published.as_dict(private=False, use="sig")]})
+            self._send(200, {"keys": [provider.key.as_dict(private=False, use="sig")]})
         elif url.path == "/authorization":
             self._send(302, b"", Location=provider.authorize(query))
         elif url.path == "/userinfo":

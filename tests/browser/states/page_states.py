@@ -34,6 +34,7 @@ from tests.browser.states import page_answers
 from tests.browser.states.page_answers import SCENARIO, written_answers
 from tests.support.export_files import exported_conversation
 from tests.support.halt_server import HaltServer, settings
+from tests.support.oidc_provider import OidcProvider
 from tests.support.ports import free_port
 from tests.support.server_people import ServerPeople
 
@@ -210,6 +211,21 @@ class Stage:
         people = ServerPeople(self.with_accounts)
         self._exits.callback(people.close)
         return people
+
+    @cached_property
+    def oidc_provider(self) -> OidcProvider:
+        """The provider of `with_oidc`."""
+        return self._exits.enter_context(OidcProvider())
+
+    @cached_property
+    def with_oidc(self) -> HaltServer:
+        """A Halt whose people sign in by OpenID Connect."""
+        more = {
+            **self.oidc_provider.settings,
+            "HALT_OIDC_GROUPS": "family",
+            "HALT_MODEL": MODELS[0],
+        }
+        return self._started(settings(self.fake, **more))
 
     @cached_property
     def without_model_server(self) -> HaltServer:
@@ -1081,6 +1097,44 @@ def account_people(visit: Visit) -> Chat:
     chat = signed_in(visit, is_admin=True)
     chat.page.goto(f"{chat.server.url}/account/people?page=2")
     expect(chat.page.get_by_role("row").nth(1)).to_be_visible()
+    return chat
+
+
+# --- OpenID Connect -------------------------------------------------------------------------------
+
+
+@state()
+def sign_in(visit: Visit) -> Chat:
+    chat = visit.open(visit.stage.with_oidc)
+    expect(chat.page.get_by_role("link", name="Sign in with")).to_be_visible()
+    return chat
+
+
+@state()
+def sign_in_refused(visit: Visit) -> Chat:
+    """The provider says why, in its own words."""
+    provider = visit.stage.oidc_provider
+    chat = sign_in(visit)
+    chat.allowed_problems = f"{LOAD_ERRORS}|{re.escape(provider.issuer)}"
+    provider.faults.add("denied")
+    visit.cleanup.callback(provider.faults.clear)
+    chat.page.get_by_role("link", name="Sign in with").click()
+    expect(chat.page.get_by_role("alert")).to_be_visible()
+    return chat
+
+
+@state()
+def signed_out(visit: Visit) -> Chat:
+    """The sign-in here has ended; the one at the provider has not."""
+    provider = visit.stage.oidc_provider
+    provider.claims["groups"] = ["family"]
+    chat = sign_in(visit)
+    chat.allowed_problems = f"{LOAD_ERRORS}|{re.escape(provider.issuer)}"
+    chat.page.get_by_role("link", name="Sign in with").click()
+    visit.show_list(chat)
+    chat.page.get_by_role("button", name="Display, archive, export and import").click()
+    chat.page.get_by_role("button", name="Log out").click()
+    expect(chat.page.get_by_role("link", name="Sign out of")).to_be_visible()
     return chat
 
 

@@ -1,0 +1,153 @@
+"""The provider of OpenID Connect as Halt's client sees it: what it accepts, and when it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from joserfc.jwk import ECKey, OKPKey
+
+from halt.config.environment import load
+from halt.config.settings import ConfigError
+from halt.people import oidc
+from halt.people.oidc import Provider, SignedIn
+from halt.people.oidc_attempt import QUOTED_MAX, Attempt, ProviderFault, SignInRefused, readable
+from halt.people.person import person_id
+from tests.support.oidc_provider import OidcProvider, consent
+from tests.support.waiting import BackgroundCall, wait_until
+
+BACK = "http://127.0.0.1:1/login/oidc/callback"
+ATTEMPT = Attempt("a-state", "a-nonce", "a-verifier-of-43-characters-or-more-012345678")
+
+
+@pytest.fixture
+def server() -> Iterator[OidcProvider]:
+    with OidcProvider() as running:
+        yield running
+
+
+@pytest.fixture
+def provider(server: OidcProvider) -> Iterator[Provider]:
+    client = Provider(load(server.settings))
+    yield client
+    client.close()
+
+
+def code_for(provider: Provider) -> str:
+    """The code that the server gives for an attempt."""
+    address = consent(provider.authorization_url(ATTEMPT, BACK))
+    return dict(parse_qsl(urlsplit(address).query))["code"]
+
+
+@pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
+@pytest.mark.parametrize("alg", oidc.ALGORITHMS)
+def test_signature_is_accepted(server: OidcProvider, provider: Provider, alg: str) -> None:
+    """An ID token may be signed in each of these ways; the person is its issuer and subject."""
+    server.alg = alg
+    if alg == "ES256":
+        server.key = ECKey.generate_key("P-256", {"kid": "curve"})
+    elif alg.startswith("Ed"):
+        server.key = OKPKey.generate_key("Ed25519", {"kid": "edwards"})
+    person = provider.sign_in(ATTEMPT, BACK, code_for(provider)).person
+    assert person.id == person_id("oidc", server.issuer, "ada-1")
+    assert (person.mode, person.issuer, person.name) == ("oidc", server.issuer, "Ada Lovelace")
+
+
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post", "none"])
+def test_client_proves_itself_as_the_provider_wants(server: OidcProvider, method: str) -> None:
+    """The secret goes where the provider expects it; a public client has none."""
+    server.auth_method = method
+    secret = {} if method != "none" else {"HALT_OIDC_CLIENT_SECRET": ""}
+    provider = Provider(load(server.settings | secret))
+    assert provider.sign_in(ATTEMPT, BACK, code_for(provider)).id_token
+    provider.close()
+
+
+def test_issuer_may_lack_its_last_slash(server: OidcProvider) -> None:
+    """A slash at the end of HALT_OIDC_ISSUER makes nobody another person."""
+    provider = Provider(load(server.settings | {"HALT_OIDC_ISSUER": f"{server.issuer}/"}))
+    person = provider.sign_in(ATTEMPT, BACK, code_for(provider)).person
+    assert person.id == person_id("oidc", server.issuer, "ada-1")
+    provider.close()
+
+
+@pytest.mark.parametrize("subject", ["", "x" * 256, "\u202e", "a\0b", 7, None])
+def test_malformed_subject_is_refused(
+    server: OidcProvider, provider: Provider, subject: object
+) -> None:
+    """A subject that the database could not keep is nobody."""
+    server.claims["sub"] = subject
+    with pytest.raises(SignInRefused):
+        provider.sign_in(ATTEMPT, BACK, code_for(provider))
+
+
+def test_first_requests_share_one_answer(server: OidcProvider, provider: Provider) -> None:
+    """Of several first requests one asks the provider, and all take its answer."""
+    server.faults.add("silent")
+    calls = [BackgroundCall(lambda: provider.authorization_url(ATTEMPT, BACK)) for _ in range(4)]
+    wait_until(lambda: server.paths)
+    server.released.set()
+    for call in calls:
+        assert call.end() is None
+        assert str(call.result).startswith(f"{server.issuer}/authorization?")
+    assert server.paths == ["/.well-known/openid-configuration"]
+
+
+def test_silent_provider_is_given_up(server: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that accepts the connection and is silent is given up after ANSWER_SECONDS; a
+    later request asks it again.
+    """
+    monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(oidc, "FAULT_SECONDS", 0.0)
+    provider = Provider(load(server.settings))
+    server.faults.add("silent")
+    with pytest.raises(ProviderFault, match="does not answer: not in time"):
+        provider.authorization_url(ATTEMPT, BACK)
+    monkeypatch.setattr(oidc, "ANSWER_SECONDS", 10.0)
+    server.released.set()
+    server.faults.clear()
+    provider = Provider(load(server.settings))
+    assert provider.authorization_url(ATTEMPT, BACK)
+    provider.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("huge", "does not answer: more than"),
+        ("plain", "The token_endpoint of .* is no https:// address"),
+        ("other metadata", "the provider there calls itself 'http://127.0.0.1:1'"),
+    ],
+)
+def test_wrong_description_is_named(
+    server: OidcProvider, provider: Provider, fault: str, words: str
+) -> None:
+    """A description that is too long, of another issuer or with an open address is not used."""
+    server.faults.add(fault)
+    with pytest.raises(ProviderFault, match=words):
+        provider.authorization_url(ATTEMPT, BACK)
+
+
+def test_attempt_is_used_once(provider: Provider) -> None:
+    """Of two answers at once with one state, one signs in."""
+    code = code_for(provider)
+    calls = [BackgroundCall(lambda: provider.sign_in(ATTEMPT, BACK, code)) for _ in range(2)]
+    faults = [call.end() for call in calls]
+    assert [type(fault) for fault in faults if fault] == [SignInRefused]
+    assert [type(call.result) for call in calls if call.result] == [SignedIn]
+
+
+def test_provider_s_words_are_one_bounded_line() -> None:
+    """Words of a provider have one line, a limit, and no secret."""
+    assert readable("a\r\n\x1b[31m b the-code", "the-code", "") == "a [31m b …"
+    assert len(readable("x " * 1000)) <= QUOTED_MAX
+    assert readable(None) == readable(7) == ""
+
+
+def test_secret_must_fit_a_header() -> None:
+    """A client secret or ID that cannot be sent is named at the start, without its value."""
+    needed = {"HALT_OIDC_ISSUER": "https://login.example.com", "HALT_OIDC_CLIENT_ID": "halt"}
+    with pytest.raises(ConfigError, match="HALT_OIDC_CLIENT_SECRET holds a space") as raised:
+        load(needed | {"HALT_OIDC_CLIENT_SECRET": "sécret"})
+    assert "sécret" not in str(raised.value)
