@@ -45,7 +45,7 @@ def test_person_signs_in_chats_and_signs_out_at_the_provider(
         expect(page.locator(".exchange").get_by_text("0 1 2")).to_be_visible()
 
         page.get_by_role("button", name="Display, archive, export and import").click()
-        page.get_by_role("button", name="Log out").click()
+        page.get_by_role("button", name="Sign out").click()
         page.get_by_role("link", name=f"Sign out of {provider.host}").click()
         expect(page.get_by_text(SIGNED_OUT)).to_be_visible()
         page.get_by_role("link", name="Back").click()

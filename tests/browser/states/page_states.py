@@ -1133,7 +1133,7 @@ def signed_out(visit: Visit) -> Chat:
     chat.page.get_by_role("link", name="Sign in with").click()
     visit.show_list(chat)
     chat.page.get_by_role("button", name="Display, archive, export and import").click()
-    chat.page.get_by_role("button", name="Log out").click()
+    chat.page.get_by_role("button", name="Sign out").click()
     expect(chat.page.get_by_role("link", name="Sign out of")).to_be_visible()
     return chat
 

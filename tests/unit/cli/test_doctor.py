@@ -23,6 +23,7 @@ from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.doctor_command import doctor, doctor_of_proxy
 from tests.support.halt_server import HaltServer
+from tests.support.oidc_provider import OidcProvider
 from tests.support.ports import free_port
 from tests.support.raw_server import RawServer, answering
 from tests.support.reverse_proxies import (
@@ -178,6 +179,18 @@ def test_doctor_checks_azure_and_anthropic_of_the_environment(shared_fake: FakeO
     assert report.findings["azure: models"]["text"].endswith("count?n=20 answers")
     assert report.statuses()["azure: answer"] == "ok"
     assert "ANTHROPIC_BASE_URL" in report.remedy("anthropic: connection")
+
+
+def test_doctor_checks_the_provider_of_sign_ins(shared_fake: FakeOpenAI) -> None:
+    """With OpenID Connect the doctor asks the provider for its description and its keys."""
+    settings = {"OPENAI_BASE_URL": shared_fake.base_url, "HALT_MODEL": "echo"}
+    with OidcProvider() as provider:
+        assert doctor(**settings, **provider.settings).statuses()["sign-in"] == "ok"
+        provider.faults.add("other metadata")
+        report = doctor(**settings, **provider.settings)
+    assert report.statuses()["sign-in"] == "fail"
+    assert "calls itself" in report.text_of("sign-in")
+    assert "HALT_OIDC_ISSUER" in report.remedy("sign-in")
 
 
 def test_doctor_names_a_server_that_refuses_connections() -> None:
