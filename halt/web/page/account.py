@@ -249,7 +249,7 @@ def _end() -> Answer:
     signed_in = store.of_person(owner()) if _signs_in() else []
     ended = next((one for one in signed_in if public_id(one.digest) == chosen), None)
     if ended is None:
-        raise RequestRefused(404, "unknown_sign_in", "This sign-in has already ended.")
+        raise RequestRefused(404, "unknown_entry", "This sign-in has already ended.")
     if ended.digest == credential():
         return logout()
     store.end(ended.digest, person_id=owner())
@@ -297,7 +297,7 @@ def _revoke() -> Answer:
     tokens: list[ApiToken] = store.tokens(owner())
     token = next((one for one in tokens if public_id(one.digest) == chosen), None)
     if token is None or not store.remove_token(owner(), token.digest):
-        raise RequestRefused(404, "unknown_token", "This API token has already been revoked.")
+        raise RequestRefused(404, "unknown_entry", "This API token has already been revoked.")
     _forget(token.digest)
     return _done("revoke")
 
