@@ -8,9 +8,12 @@ from flask import Flask
 from sqlalchemy import insert, update
 
 from halt.config.environment import load
+from halt.people.accounts import new_link, new_person
 from halt.people.known import digest_of, new_token
+from halt.people.names import name_key
 from halt.people.passwords import Passwords
 from halt.people.person import Mode, person_id
+from halt.store.accounts import AccountRows
 from halt.store.migrate import open_database
 from halt.store.people import People, PersonRow
 from halt.store.sign_ins import SignIn, SignIns
@@ -30,6 +33,7 @@ class ServerPeople:
         self._server, self._mode = server, mode
         self.database = open_database(server.data_folder)
         self.sign_ins = SignIns(self.database)
+        self.accounts = AccountRows(self.database)
         self._app = Flask(__name__)
         self._sessions = Sessions(load({"HALT_DATA": str(server.data_folder)}))
 
@@ -53,6 +57,19 @@ class ServerPeople:
         values = {"person_id": person, "name": person, "password": Passwords().hash(password)}
         with self.database.writing() as connection:
             connection.execute(insert(accounts).values(values))
+
+    def add_account(self, name: str, password: str) -> str:
+        """Make a person with an account; returns the person's ID."""
+        person = new_person(name)
+        hashed = Passwords().hash(password)
+        return self.accounts.add(person, name_key(person.name), password=hashed).id
+
+    def add_link(self, name: str) -> str:
+        """Make a person with an account without a password; returns the token of its link."""
+        person = new_person(name)
+        token, link = new_link()
+        self.accounts.add(person, name_key(person.name), link=link)
+        return token
 
     def disable(self, person: str) -> None:
         """The person is unknown from now on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 import sqlite3
 import tempfile
 import time
@@ -1016,6 +1017,42 @@ def login_wrong(visit: Visit) -> Chat:
     chat.allowed_problems = LOAD_ERRORS
     chat.page.get_by_label("Access token").fill("another")
     chat.page.get_by_role("button", name="Log in").click()
+    expect(chat.page.get_by_role("alert")).to_be_visible()
+    return chat
+
+
+@state()
+def sign_in_password(visit: Visit) -> Chat:
+    """The form for a name and a password."""
+    name = f"Person {secrets.token_hex(4)}"
+    visit.stage.people.add_account(name, TOKEN)
+    chat = visit.open(visit.stage.with_accounts)
+    expect(chat.page.get_by_label("Name")).to_be_focused()
+    return chat
+
+
+@state()
+def sign_in_password_wrong(visit: Visit) -> Chat:
+    chat = sign_in_password(visit)
+    chat.allowed_problems = LOAD_ERRORS
+    chat.page.get_by_label("Name").fill("Ada Lovelace")
+    chat.page.get_by_label("Password").fill("another")
+    chat.page.get_by_role("button", name="Sign in").click()
+    expect(chat.page.get_by_role("alert")).to_be_visible()
+    return chat
+
+
+@state()
+def one_time_link(visit: Visit) -> Chat:
+    """A one-time link's form, after two passwords that are not the same."""
+    name = f"{secrets.token_hex(4)} {page_answers.LONG_TITLE}"[:60]
+    token = visit.stage.people.add_link(name)
+    chat = visit.open(visit.stage.with_accounts)
+    chat.page.goto(f"{chat.server.url}/link?key={token}")
+    chat.allowed_problems = LOAD_ERRORS
+    chat.page.get_by_label("New password", exact=True).fill("a good password")
+    chat.page.get_by_label("New password again").fill("another password")
+    chat.page.get_by_role("button", name="Save and sign in").click()
     expect(chat.page.get_by_role("alert")).to_be_visible()
     return chat
 
