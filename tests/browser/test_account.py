@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, PATIENCE
+from tests.browser.chat import LOAD_ERRORS, PATIENCE, Chat
 from tests.browser.conftest import OpenChat
-from tests.browser.list_tab import WIDE
+from tests.browser.list_tab import PHONE, WIDE
 from tests.support.halt_server import HaltServer, settings
 from tests.support.server_people import ServerPeople
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
+
+PHONE_AGENT = (
+    "Mozilla/5.0 (Linux; Android 16) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/142.0.0.0 Mobile Safari/537.36"
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +133,43 @@ def test_browser_whose_sign_in_is_ended_has_to_sign_in(
     expect(other).to_have_url(re.compile(r"/login"))
     for context in (desk, phone):
         context.close()
+
+
+def test_person_signs_in_on_two_devices_and_ends_one(
+    server: HaltServer, people: ServerPeople, open_chat: OpenChat, shared_fake: FakeOpenAI
+) -> None:
+    """An answer that is begun on one device is stopped on another; the first one then ends the
+    other's sign-in, which has to sign in again at its next click.
+    """
+    password = "a good password"
+    people.add_account("Grace", password)
+
+    def sign_in_on(**options: Any) -> Chat:
+        chat = open_chat(server, shared_fake, **options)
+        chat.allowed_problems = LOAD_ERRORS
+        page = chat.page
+        expect(page.get_by_label("Name")).to_be_focused()
+        page.keyboard.type("grace")
+        page.get_by_label("Password").fill(password)
+        page.keyboard.press("Enter")
+        expect(chat.prompt).to_be_visible()
+        page.wait_for_load_state()
+        return chat
+
+    desktop = sign_in_on(viewport=WIDE)
+    desktop.ask("stall?n=3")
+    desktop.wait_text("0 1 2")
+    phone = sign_in_on(viewport=PHONE, user_agent=PHONE_AGENT)
+    phone.page.goto(desktop.page.url)
+    phone.wait_text("0 1 2")
+    phone.stop.click()
+    desktop.wait_state("stopped")
+    page = desktop.page
+    page.goto(f"{server.url}/account")
+    other = page.get_by_role("listitem").filter(has_text="Android")
+    other.get_by_role("button", name="End").click()
+    expect(page.get_by_role("status")).to_contain_text("Sign-in ended.")
+    phone.page.goto(server.url)
+    expect(phone.page.get_by_label("Name")).to_be_visible()
+    page.goto(server.url)
+    expect(desktop.prompt).to_be_visible()

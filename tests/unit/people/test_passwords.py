@@ -9,8 +9,7 @@ import pytest
 
 from halt.errors import AtCapacity, RequestError
 from halt.people import passwords
-from halt.people.passwords import NO_HASH, WAITING_MAX, Passwords, checked_password
-from tests.support.waiting import wait_until
+from halt.people.passwords import NO_HASH, Passwords, checked_password
 
 
 def test_password_matches_its_hash_alone() -> None:
@@ -41,40 +40,33 @@ def test_text_that_cannot_be_a_password_is_compared_and_matches_nothing(
         checked_password(password)
 
 
-def test_few_are_computed_at_once_and_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the threads that compute or wait, an attempt is refused at once."""
-    may_go, entered = threading.Event(), threading.Semaphore(0)
-    running: list[int] = [0, 0]
-    lock = threading.Lock()
+@pytest.mark.parametrize(
+    "limits",
+    [{"WAITING_MAX": 1, "WAIT": 60.0}, {"AT_ONCE": 1, "WAIT": 0.0}],
+    ids=["too many wait", "none ends in time"],
+)
+def test_computation_beyond_the_limits_is_refused(
+    limits: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt for which there is no thread or no time is refused with `Retry-After`."""
+    may_end, began = threading.Event(), threading.Event()
 
     def compare(*_: Any) -> bool:
-        with lock:
-            running[0] += 1
-            running[1] = max(running)
-        entered.release()
-        may_go.wait()
-        with lock:
-            running[0] -= 1
-        return True
+        began.set()
+        return may_end.wait()
 
     monkeypatch.setattr(passwords, "check_password_hash", compare)
-    monkeypatch.setattr(passwords, "WAIT", 60.0)
+    for name, value in limits.items():
+        monkeypatch.setattr(passwords, name, value)
     computing = Passwords()
-    threads = [
-        threading.Thread(target=computing.matches, args=(NO_HASH, "a password"))
-        for _ in range(WAITING_MAX)
-    ]
-    for thread in threads:
-        thread.start()
-    entered.acquire()
-    entered.acquire()
+    thread = threading.Thread(target=computing.matches, args=(NO_HASH, "a password"))
+    thread.start()
+    began.wait()
     try:
-        wait_until(lambda: computing._entered._value == 0)  # the others have entered, and wait
         with pytest.raises(AtCapacity) as refused:
             computing.matches(NO_HASH, "a password")
         assert refused.value.retry_after
     finally:
-        may_go.set()
-        for thread in threads:
-            thread.join()
-    assert running == [0, 2]
+        may_end.set()
+        thread.join()
+    assert not computing.matches(None, "a password")  # its turn has come

@@ -109,7 +109,7 @@ def test_removal_leaves_no_row_of_the_person(store: Store) -> None:
     assert store.accounts.remove(ann.id) == 13
     with store.database.reading() as connection:
         rows = [
-            row._asdict()
+            tuple(row)
             for table in metadata.sorted_tables
             for row in connection.execute(select(table))
         ]
@@ -119,6 +119,6 @@ def test_removal_leaves_no_row_of_the_person(store: Store) -> None:
             )
             assert words == 25
     assert rows
-    assert not [row for row in rows if ann.id in row.values() or "Ann-chat-1" in row.values()]
+    assert not [row for row in rows if ann.id in row or "Ann-chat-1" in row]
     assert len(store.search.find(bob.id, "pineapple", limit=50).items) == 25
     assert len(store.sign_ins.tokens(bob.id)) == 1
