@@ -190,6 +190,7 @@ def _page(
     signed_in = store.sign_ins.of_person(owner_id) if _signs_in() else []
     return render_template(
         "account.html",
+        config=services().config,
         mode=services().mode,
         name=person().name or "You",
         row=store.people.get(owner_id),
