@@ -31,6 +31,7 @@ from halt.people.attempts import Attempts
 from halt.people.known import Known
 from halt.people.person import mode_of
 from halt.people.proxy_header import ProxyHeader
+from halt.people.watch import Watch
 from halt.providers.catalog import Catalog
 from halt.providers.discovery import make_discovery
 from halt.providers.factory import make_upstream
@@ -42,7 +43,7 @@ from halt.store.rate_counters import counters_in
 from halt.store.replay import Replay
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
-from halt.web import cors, proxies, responses, security, server_check, static_files, via
+from halt.web import cors, identity, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import account, endings, oidc, sidebar
 from halt.web.page import routes as pages
@@ -118,7 +119,8 @@ def create_app(
     )
     generations.on_begin, generations.on_release = titles.interrupt, titles.wake
     mode = mode_of(settings)
-    signs_in = mode in {"accounts", "header", "oidc"} or bool(settings.token)
+    known = _known(settings, store)
+    generations.readers.credential = identity.reader_credential
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
     has_limits = bool(settings.rate_session or settings.rate_address)
     rate_limits = RateLimits(settings) if has_limits else None
@@ -126,7 +128,8 @@ def create_app(
     app.extensions["halt"] = Services(
         config=settings,
         mode=mode,
-        known=Known(store.sign_ins, mode, settings.admins, Lookups()) if signs_in else None,
+        known=known,
+        watch=None if known is None else Watch(mode, known, store, generations),
         oidc=_provider(settings) if mode == "oidc" else None,
         accounts=_accounts(settings, store),
         proxy_header=ProxyHeader(settings.user_header, settings.proxy_addresses),
@@ -174,6 +177,14 @@ def _provider(settings: Config) -> Provider:
     from halt.people.oidc import Provider  # noqa: PLC0415
 
     return Provider(settings)
+
+
+def _known(settings: Config, store: Store) -> Known | None:
+    """Who has the sign-ins and API tokens. None where nobody has one."""
+    mode = mode_of(settings)
+    if mode in {"accounts", "header", "oidc"} or settings.token:
+        return Known(store.sign_ins, mode, settings.admins, Lookups())
+    return None
 
 
 def _accounts(settings: Config, store: Store) -> Accounts | None:

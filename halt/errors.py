@@ -4,6 +4,7 @@ HaltError                       base of all errors that Halt raises on purpose
 ├── RequestError      400, 413  the request is malformed or over a limit; names the field
 │   └── Unstorable              the database works and refuses these values
 ├── StreamInUse       409       the stream ID belongs to another stream
+├── SignInEnded       401       a reader's sign-in or API token is no longer valid
 ├── UnknownStream     404       no such stream, or a stream of another person
 ├── OffsetLost        410       the log no longer has the requested events
 ├── AtCapacity        503       a limit of streams, readers or threads is reached, or of the
@@ -74,6 +75,19 @@ class StreamInUse(HaltError):
     def __init__(self, stream_id: str) -> None:
         message = f"The stream ID {stream_id!r} belongs to another stream: choose a new one."
         super().__init__(message, field="id")
+
+
+class SignInEnded(HaltError):
+    """A reader's sign-in or API token is no longer valid, or its person is no longer known."""
+
+    code = "unauthorized"
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The sign-in or API token of this request is no longer valid. Sign in again, or use "
+            "another token, to read on."
+        )
 
 
 class UnknownStream(HaltError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from halt.clock import now
 from halt.core.generation import Generation, Viewer
@@ -140,14 +141,38 @@ class Capacity:
             self._place_freed.notify_all()
 
 
+class Connection(Protocol):
+    """A client's connection that follows runs itself."""
+
+    @property
+    def owner(self) -> str:
+        """The ID of its person."""
+
+    @property
+    def credential(self) -> str:
+        """What its client was let in by, "" where there is none."""
+
+    def refuse(self) -> None:
+        """Close it, because its credential is no longer valid. Does not wait. May be repeated."""
+
+
 class ReaderLimit:
-    """Limits the readers that hold a thread of the server to the number of places."""
+    """Limits the readers that hold a thread of the server to the number of places.
+
+    It also knows by what each was let in, and ends those that are no longer allowed to read. The
+    reader's own thread or the relay removes a reader; `refuse` only sets a flag and wakes it. So a
+    reader that ends at the same moment ends once, and its place is given back once.
+    """
 
     def __init__(self, limits: Limits, check: Callable[[], None]) -> None:
         """`check` raises Draining when no new connection is accepted."""
         self._limits = limits
         self._check = check
+        #: The credential of the request that this thread handles, "" for none.
+        self.credential: Callable[[], str] = str
+        # These two are changed by single operations and copied by `list`, so without a lock.
         self._views: dict[Viewer, Generation] = {}
+        self._connections: dict[Connection, None] = {}
         self._changed = threading.Condition()  # protects the number below; notified at a decrease
         self._taken = 0  # threads held by those views, and by connections that follow runs
 
@@ -162,6 +187,7 @@ class ReaderLimit:
         except BaseException:
             self.give_back_place()
             raise
+        viewer.credential = self.credential()
         self._views[viewer] = run
         return viewer
 
@@ -193,6 +219,35 @@ class ReaderLimit:
         with self._changed:
             self._taken -= 1
             self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def connected(self, connection: Connection) -> Iterator[None]:
+        """Context manager: the connection follows runs and can be refused."""
+        self._connections[connection] = None
+        try:
+            yield
+        finally:
+            del self._connections[connection]
+
+    def admitted(self) -> set[tuple[str, str]]:
+        """The person and the credential of each reader, each pair once."""
+        readers = {(run.owner, viewer.credential) for viewer, run in list(self._views.items())}
+        return readers | {(other.owner, other.credential) for other in list(self._connections)}
+
+    def refuse(self, is_refused: Callable[[str, str], bool]) -> int:
+        """End the readers for whose person and credential it is true. Returns their number."""
+        count = 0
+        for viewer, run in list(self._views.items()):
+            if not viewer.is_refused and is_refused(run.owner, viewer.credential):
+                viewer.is_refused = True  # before `gone`, so that the reader sees why
+                viewer.gone = True
+                run.log.recheck_viewers()
+                count += 1
+        for connection in list(self._connections):
+            if is_refused(connection.owner, connection.credential):
+                connection.refuse()
+                count += 1
+        return count
 
     def _take(self) -> None:
         """Count one more reader. Raises AtCapacity.

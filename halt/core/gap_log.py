@@ -43,12 +43,6 @@ class GapLog(EventLog):
 
         return self.end(make_after_gap)
 
-    def recheck_viewers(self) -> None:
-        """Wake every reader, so that it checks whether its viewer has gone."""
-        self.wake()
-        for listen in self._listeners:
-            listen()
-
     def skip(self, first: int) -> None:
         """Drop all events and continue at number `first`: the ones before are not available."""
         with self._lock:

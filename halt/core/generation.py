@@ -29,12 +29,18 @@ _STATES: dict[type, State] = {Done: "done", Cancelled: "cancelled", Failed: "err
 
 
 class Viewer:
-    """One reader of a generation. `gone` is set, without a lock, when its client has left."""
+    """One reader of a generation. Its flags are set without a lock, and never reset.
 
-    __slots__ = ("gone",)
+    `gone`: its client has left, or has to. `is_refused`: it has to, because `credential`, by which
+    its client was let in, is no longer valid; "" where there is none.
+    """
+
+    __slots__ = ("credential", "gone", "is_refused")
 
     def __init__(self) -> None:
         self.gone = False
+        self.is_refused = False
+        self.credential = ""
 
 
 class Generation:

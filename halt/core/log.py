@@ -167,6 +167,12 @@ class EventLog:
                 sleeper.release()
             self._waiters.clear()
 
+    def recheck_viewers(self) -> None:
+        """Wake every reader, so that it checks whether its viewer has gone."""
+        self.wake()
+        for listen in self._listeners:
+            listen()
+
     def _notify(self) -> None:
         """Wake the threads with an event to read. The caller holds the lock."""
         remaining = []

@@ -287,6 +287,10 @@ class GenerationService:
         streams = [*self.running_here(owner), *self._other_workers.running(owner)]
         return sorted(streams, key=lambda stream: stream.started_at)
 
+    def owners_here(self) -> set[str]:
+        """The people who have generations of this process that have not ended."""
+        return {run.owner for run in self.capacity.live() if run.log.ended is None}
+
     def running_here(self, owner: str) -> list[RunningStream]:
         """Those of this process alone."""
         return list(map(_listed, self._running(owner)))

@@ -224,6 +224,8 @@ def post_worker_init(worker: Any) -> None:
     service.keeper.ends_process = True  # if its relay fails; the master starts another worker
     parts.sessions.prepare(worker.wsgi)
     service.begin()
+    if parts.watch is not None:
+        parts.watch.start()
     try:
         parts.replay.recover()
     except StoreUnavailable as fault:  # the next request for such an answer tries again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from sqlalchemy import select, text, update
 
@@ -77,12 +78,22 @@ class People:
             row = connection.execute(query).one_or_none()
         return None if row is None else PersonRow(*row)
 
-    def removed(self, person_ids: Iterable[str]) -> list[str]:
-        """Those of the people that are being removed, or whose row has gone."""
+    def barred(self, person_ids: Iterable[str]) -> dict[str, Literal["disabled", "removed"]]:
+        """Those of the people who may not use Halt, and why.
+
+        A person without a row was removed.
+        """
         wanted = set(person_ids)
-        query = select(people.c.id).where(people.c.id.in_(wanted), people.c.removed_at.is_(None))
+        query = select(people.c.id, people.c.disabled_at).where(
+            people.c.id.in_(wanted), people.c.removed_at.is_(None)
+        )
         with self._database.reading() as connection:
-            return sorted(wanted - set(connection.scalars(query)))
+            found = {row.id: row.disabled_at is not None for row in connection.execute(query)}
+        return {
+            person: "disabled" if person in found else "removed"
+            for person in sorted(wanted)
+            if found.get(person, True)
+        }
 
     def mark_removed(self, person_id: str) -> None:
         """From now on the person is unknown; the servers stop the person's streams."""

@@ -44,7 +44,7 @@ from halt.core.relay import Departure
 from halt.core.request_ids import named
 from halt.core.run import Run
 from halt.core.service import GenerationService
-from halt.errors import AnswerFailed, OffsetLost, RequestError
+from halt.errors import AnswerFailed, HaltError, OffsetLost, RequestError, SignInEnded
 from halt.web.schemas import StreamLost
 from halt.web.sink import FrameResult, PendingFrame, Presenter, Sink, gunicorn_response
 
@@ -111,7 +111,7 @@ class RunReader:
         """Wait for an event for which `begins` is true, the run's end or the client's departure.
 
         Also returns after `timeout` seconds, at most a second late. The events are not consumed.
-        Raises AnswerFailed where the run fails before such an event, OffsetLost.
+        Raises AnswerFailed where the run fails before such an event, OffsetLost, SignInEnded.
         """
         deadline = now() + timeout
         self._watch_client()
@@ -123,6 +123,12 @@ class RunReader:
                     raise answer_failed(event)
             if now() >= deadline:
                 return
+        self.check_admitted()
+
+    def check_admitted(self) -> None:
+        """Raise SignInEnded if the reader's sign-in or token is no longer valid."""
+        if self._viewer.is_refused:
+            raise SignInEnded
 
     def close(self) -> None:
         """Unregister the reader (see `Run.leave`). May be repeated."""
@@ -181,6 +187,13 @@ class EventStream(RunReader):
         """Whether the stream to this reader must end now."""
         return self._viewer.gone
 
+    def dismissal(self) -> bytes:
+        """The last frame of a reader that must end now.
+
+        b"" where another worker goes on with the stream: the client resumes there.
+        """
+        return self.lost_frame(SignInEnded()) if self._viewer.is_refused else b""
+
     def run_in_frame_thread(self, work: Callable[[], object]) -> None:
         """Run `work` in the frame thread, which does the work that takes milliseconds."""
         self._generations.frame_thread.put(work)
@@ -232,11 +245,12 @@ class EventStream(RunReader):
         self._watch_client()
         heartbeat = self.heartbeat
         sent_at = now()
-        viewer, has_sent = self._viewer, False
+        viewer, has_sent, has_ended = self._viewer, False, False
         try:
             for events in self.run.follow(self.after, viewer, self.interval):
                 if events:
                     frame, has_sent = frame_bytes(self.present(events)), True
+                    has_ended = is_terminal(events[-1][1])
                 elif self.idle_message is not None and (idle_frame := self.idle_message()):
                     frame = idle_frame
                 elif now() - sent_at >= heartbeat:
@@ -251,9 +265,11 @@ class EventStream(RunReader):
         else:
             if not has_sent and not viewer.gone:
                 yield self.empty_message
+            elif viewer.is_refused and not has_ended:
+                yield self.dismissal()
 
-    def lost_frame(self, lost: OffsetLost) -> bytes:
-        """The last frame of a reader whose next event is no longer kept."""
+    def lost_frame(self, lost: HaltError) -> bytes:
+        """The last frame of a reader whose next event is no longer kept, or not for it."""
         return b"data: %b\n\n" % encode(StreamLost.from_error(lost)) + FINAL_FRAME
 
     def close(self) -> None:
@@ -304,7 +320,7 @@ class TextStream(EventStream):
             text += self._break(last.error.code, last.error.message)
         return text.encode()
 
-    def lost_frame(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: HaltError) -> bytes:
         return self._break(lost.code, lost.message).encode()
 
     def _break(self, code: str, message: str) -> str:
@@ -323,7 +339,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def collect_answer(reader: RunReader) -> Answer:
-    """Wait for the complete answer. Raises AnswerFailed, OffsetLost, RequestError."""
+    """Wait for the complete answer. Raises AnswerFailed, OffsetLost, RequestError, SignInEnded."""
     thoughts: list[str] = []
     calls: list[ToolCall] = []
     extras = Extras()
@@ -342,6 +358,7 @@ def collect_answer(reader: RunReader) -> Answer:
         elif isinstance(event, Done | Cancelled):
             ended = event
     if ended is None:  # the client has probably left
+        reader.check_admitted()
         raise RequestError("The client closed its sending side; Halt treats that as a disconnect.")
     return Answer(reader.run.answer()[1], "".join(thoughts), calls, extras, ended)
 

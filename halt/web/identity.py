@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Response, g, request
+from flask import Response, g, has_request_context, request
 
 from halt.core.stream_key import StreamKey
 from halt.people.known import API_TOKEN_PREFIX, digest_of, is_admin
@@ -21,6 +21,11 @@ def person() -> Person:
     """Whoever makes this request. Public routes have nobody."""
     result: Person = g.person
     return result
+
+
+def reader_credential() -> str:
+    """The same for any thread: "" outside of a request, and before the person is known."""
+    return g.get("credential", "") if has_request_context() else ""
 
 
 def credential() -> str:
@@ -61,6 +66,8 @@ def identify() -> bool:
     if known is None:
         return False
     g.person = known
+    if (watch := services().watch) is not None:
+        watch.start_late()  # other servers than gunicorn do not start it
     if not is_api():  # the page's limits count by browser
         ensure_browser_id()
     return True
@@ -89,9 +96,9 @@ def _named_by_proxy() -> Person | None:
     if isinstance(row, Refusal):
         g.refusal = row
         return None
-    parts = services()
-    parts.named_people.note(row)
-    return Person(row.id, row.name, is_admin("header", row, parts.config.admins))
+    if (watch := services().watch) is not None:
+        watch.named_people.note(row)
+    return Person(row.id, row.name, is_admin("header", row, services().config.admins))
 
 
 def proxy_person() -> PersonRow | Refusal:

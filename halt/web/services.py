@@ -20,7 +20,8 @@ from halt.core.tools import Toolbox
 from halt.people.accounts import Accounts
 from halt.people.known import Known
 from halt.people.person import Mode
-from halt.people.proxy_header import NamedPeople, ProxyHeader
+from halt.people.proxy_header import ProxyHeader
+from halt.people.watch import Watch
 from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
 from halt.store.replay import Replay
@@ -47,6 +48,7 @@ class Services:
     known: Known | None  # None: nobody signs in, and there are no API tokens
     oidc: Provider | None  # None: nobody signs in by OpenID Connect
     accounts: Accounts | None  # None: no one signs in with a name and a password
+    watch: Watch | None  # None: nobody's access can end
     proxy_header: ProxyHeader  # for the mode `header`
     instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService
@@ -63,7 +65,6 @@ class Services:
     renderer: Renderer
     sessions: Sessions
     rate_limits: RateLimits | None  # None: starts are not limited
-    named_people: NamedPeople = field(default_factory=NamedPeople)
     token_failures: TokenFailures = field(default_factory=TokenFailures)
     #: Set when the demo model has answered once.
     demo_ready: threading.Event = field(default_factory=threading.Event)
@@ -73,6 +74,8 @@ class Services:
 
     def close(self) -> None:
         """Close the services that hold resources. A failure is logged and the others are closed."""
+        if self.watch is not None:
+            self.watch.close(CLOSE_TIMEOUT)
         if self.known is not None:
             self.known.close(CLOSE_TIMEOUT)
         if self.oidc is not None:

@@ -24,7 +24,7 @@ from halt.core.connection import TICK
 from halt.core.events import Event, approximate_size, is_terminal
 from halt.core.generation import Generation
 from halt.core.relay import PIPELINED_LOOK, READ, WRITE, Relay, Timer, contained, has_left
-from halt.errors import OffsetLost
+from halt.errors import HaltError, OffsetLost
 from halt.web.client_socket import ClientSocket
 
 #: Makes the bytes of a group of events, or returns a function that makes them. Such a function may
@@ -68,7 +68,10 @@ class Stream(Protocol):
     def is_dismissed(self) -> bool:
         """Whether the stream to this reader must end now."""
 
-    def lost_frame(self, lost: OffsetLost) -> bytes:
+    def dismissal(self) -> bytes:
+        """The last frame of a reader that must end now."""
+
+    def lost_frame(self, lost: HaltError) -> bytes:
         """The last frame of a reader whose next event is no longer kept."""
 
     def run_in_frame_thread(self, work: Callable[[], object]) -> None:
@@ -196,7 +199,7 @@ class Sink:
             return
         stream, log = self._stream, self._run.log
         if stream.is_dismissed:
-            self._send_result(b"", is_last=True)
+            self._send_result(stream.dismissal(), is_last=True)
             return
         ended = log.ended  # before the read: if it has ended, the read sees all events
         if stream.interval and ended is None and (at := self._ready_at) > now():

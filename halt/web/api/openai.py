@@ -45,7 +45,7 @@ from halt.core.generation import Generation
 from halt.core.request import fields_of, openai_call
 from halt.core.request_ids import current
 from halt.core.run import Run
-from halt.errors import HaltError, Interrupted, OffsetLost, UpstreamError
+from halt.errors import HaltError, Interrupted, UpstreamError
 from halt.providers.catalog import NO_LIST_CODES
 from halt.web.api.openai_request import CompletionRequest, parse_request
 from halt.web.event_stream import (
@@ -265,7 +265,7 @@ class ChunkStream(EventStream):
             out.append(b"data: %b\n\n" % encode({**self._object([]), "usage": ended.usage}))
         return [*out, FINAL_FRAME]
 
-    def lost_frame(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: HaltError) -> bytes:
         return b"data: %b\n\n" % encode(
             openai_error(lost.status, lost.code, lost.message, self._request_id)
         )

@@ -24,7 +24,7 @@ from halt.core.events import Cancelled, Content, Done, Event, encode, is_termina
 from halt.core.generation import Generation
 from halt.core.request import fingerprint
 from halt.core.run import Run
-from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
+from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError, StreamInUse, UnknownStream
 from halt.web.event_stream import (
     SSE_HEADERS,
     Answer,
@@ -223,7 +223,7 @@ class PromptStream(EventStream):
             out += _message(self.run.id, "end", encode(last))
         return out
 
-    def lost_frame(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: HaltError) -> bytes:
         return _lost(self.run.id, lost)
 
 
@@ -236,5 +236,5 @@ def _opening(stream_id: str, after: int) -> bytes:
     return RETRY + _message(stream_id, after, encode(Content("")))
 
 
-def _lost(stream_id: str, lost: UnknownStream | OffsetLost) -> bytes:
+def _lost(stream_id: str, lost: HaltError) -> bytes:
     return _message(stream_id, "end", encode(StreamLost.from_error(lost)))

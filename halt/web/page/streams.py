@@ -39,6 +39,13 @@ PROTOCOL_HEADER = "Halt-Protocol"
 MULTIPLEXED = frozenset({"h2", "h3"})
 
 
+class PageStream(EventStream):
+    """The page's stream of one answer."""
+
+    def dismissal(self) -> bytes:
+        return b""  # the page connects again, and is then led to the sign-in
+
+
 def stream(stream_id: str) -> Response:
     """A running or ended answer as a stream of HTML messages."""
     try:
@@ -74,7 +81,7 @@ def live_stream(run: Generation, after: int, opening: bytes | None = None) -> Ev
     try:
         writer = _writer(run, after)
         services().renderer.warm_up()
-        return EventStream(
+        return PageStream(
             services().generations,
             run,
             client_socket(),

@@ -12,7 +12,7 @@ from wsproto.utilities import RemoteProtocolError
 
 from halt.errors import RequestError
 from halt.web.client_socket import ClientSocket
-from halt.web.identity import owner
+from halt.web.identity import credential, owner
 from halt.web.requests import client_socket
 from halt.web.responses import error_response
 from halt.web.services import services
@@ -69,7 +69,7 @@ def install(app: Flask) -> None:
 
     @sockets.route("/ws", bp=routes)  # type: ignore[untyped-decorator]  # flask-sock has no types
     def talk(ws: Server) -> None:
-        Session(ws, g.wire, services().generations, owner()).serve()
+        Session(ws, g.wire, services().generations, owner(), credential()).serve()
 
     @routes.get("/ws")
     def plain() -> Response:

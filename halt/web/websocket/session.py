@@ -37,7 +37,7 @@ CLOSE_WAIT = 3.0  # seconds that the client has to answer a close frame
 READER_WAIT = 5.0  # seconds to join the reading thread, which ends at once after the shutdown
 REASON_MAX = 123  # bytes of the reason in a close frame (RFC 6455)
 
-GOING_AWAY, INTERNAL_ERROR, TOO_SLOW = 1001, 1011, 4008
+GOING_AWAY, INTERNAL_ERROR, NOT_ALLOWED, TOO_SLOW = 1001, 1011, 4001, 4008
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,15 @@ logger = logging.getLogger(__name__)
 class Session:
     """One client's socket, from the handshake to the close. Used by the server's thread."""
 
-    def __init__(self, ws: Server, wire: Wire, service: GenerationService, owner: str) -> None:
+    def __init__(
+        self, ws: Server, wire: Wire, service: GenerationService, owner: str, credential: str
+    ) -> None:
+        """`credential`: the digest of the sign-in or token, which is checked while it lasts."""
+        self.owner, self.credential = owner, credential
+        self._is_refused = False
         self._ws = ws
         self._wire = wire
         self._service = service
-        self._owner = owner
         self._feeds: dict[str, Feed] = {}
         self._shutdown_deadline = float("inf")
         wire.wake_event = ws.event
@@ -58,7 +62,8 @@ class Session:
     def serve(self) -> None:
         """Handle messages until either side closes. The connection is shut down afterwards."""
         try:
-            code, reason = self._serve_messages()
+            with self._service.readers.connected(self):
+                code, reason = self._serve_messages()
         except ConnectionClosed:
             code, reason = 0, ""
         except Exception:
@@ -82,13 +87,24 @@ class Session:
             if self._ws.thread.is_alive():
                 logger.error("a socket's reading thread has not ended")
 
+    def refuse(self) -> None:
+        """Close the connection, in its own thread: the client may no longer use it."""
+        self._is_refused = True
+        self._wire.wake_event.set()
+
     def _serve_messages(self) -> tuple[int, str]:
         """Handle messages; return code and reason of the close. Code 0: the client has left."""
         wire = self._wire
         while not wire.over:
+            if self._is_refused:
+                return NOT_ALLOWED, "The sign-in or API token is no longer valid."
             # This thread wakes if a message arrives, the client is too slow, or a feed or the
             # socket ends; never for events.
-            while wire.has_room and (message := self._ws.receive(0)) is not None:
+            while (
+                wire.has_room
+                and not self._is_refused
+                and (message := self._ws.receive(0)) is not None
+            ):
                 self._handle_raw(message)
             if wire.fault is not None:
                 raise wire.fault
@@ -129,15 +145,15 @@ class Session:
             self._check_stream_limit()
             count_starts()
             grace = grace_seconds(message.on_disconnect, "continue")
-            run = self._service.start(message.chat_request(), self._owner, grace=grace)
+            run = self._service.start(message.chat_request(), self.owner, grace=grace)
             self._send({"type": "started", "id": run.id})
             feed = self._feeds[run.id] = Feed(run, 0, self._wire)
             feed.begin()
         elif isinstance(message, Stop):
-            receipt = self._service.stop(StreamKey(self._owner, message.id), message.seen)
+            receipt = self._service.stop(StreamKey(self.owner, message.id), message.seen)
             self._send({"type": "receipt", **msgspec.to_builtins(receipt)})
         elif isinstance(message, Follow):
-            generation = self._service.get(StreamKey(self._owner, message.id))
+            generation = self._service.get(StreamKey(self.owner, message.id))
             if message.id not in self._feeds:
                 self._check_stream_limit()
             feed = Feed(generation, message.after, self._wire)

@@ -105,7 +105,10 @@ def test_removal_leaves_no_row_of_the_person(store: Store) -> None:
         store.sign_ins.add_token(person.id, f"token of {person.name}", "A script")
     assert store.accounts.running(ann.id) == 1
     assert store.accounts.begin_removal(ann.id) == 2
-    assert store.people.removed([ann.id, bob.id]) == [ann.id]
+    assert store.people.barred([ann.id, bob.id, "nobody"]) == {
+        ann.id: "removed",
+        "nobody": "removed",
+    }
     assert store.accounts.remove(ann.id) == 13
     with store.database.reading() as connection:
         rows = [
