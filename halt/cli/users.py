@@ -368,9 +368,9 @@ def _wait_stopped(config: Config, store: Store, person_id: str, *, has_been_know
         if not running and now() >= earliest:
             return
         if now() - began > STOP_WAIT:
+            what = f"{_count(running, 'answer')} of this person still run{'s' * (running == 1)}"
             raise click.ClickException(
-                f"{_count(running, 'answer')} of this person still run{'s' * (running == 1)} in a "
-                "server. No chat was removed. The person cannot sign in any more; run the command "
-                "again to finish."
+                f"{what} in a server. No chat was removed. The person cannot sign in any more; run "
+                "the command again to finish."
             )
         time.sleep(POLL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from halt.errors import RequestError
+from halt.store.tables import storable
 
 NAME_MAX = 60  # characters
 
@@ -20,6 +21,9 @@ def checked_name(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """By this two names are the same: without regard to case and to how letters are composed."""
+    """By this two names are the same: without regard to case and to how letters are composed.
+
+    Every database accepts it, also of a text that is no name.
+    """
     composed = unicodedata.normalize("NFC", name).strip().casefold()
-    return unicodedata.normalize("NFC", composed)
+    return storable(unicodedata.normalize("NFC", composed))

@@ -147,6 +147,32 @@ def test_removal_exports_first_and_finishes_one_that_was_interrupted(
     assert users.run("list").output.startswith("There are no accounts.")
 
 
+def test_removal_while_an_answer_runs_removes_nothing_yet(
+    users: Users, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a server does not stop an answer in time, all chats stay and the person is locked out."""
+    monkeypatch.setattr("halt.cli.users.STOP_WAIT", 0.0)
+    users.run("add", "Ann", input=f"{PASSWORD}\n")
+    person = users.account("ann").person
+    with open_store(users.folder) as store:
+        chat = Chat(store, "chat-of-ann", person.id)
+        stream = chat.new_stream()
+        another_host = "1-0123abcd-another-folder"  # nothing tells whether this worker is alive
+        store.turns.add_prompt(
+            chat.name, chat.owner, "Hello", [(stream.id, "")], worker=another_host
+        )
+    file = tmp_path / "ann.json"
+    refused = users.run("remove", "Ann", "--yes", "--export", str(file))
+    assert refused.exit_code == 1
+    assert "1 answer of this person still runs in a server. No chat was removed." in refused.output
+    assert not file.exists()
+    assert users.account("ann").person.removed_at is not None
+    with open_store(users.folder) as store:
+        chat.store = store
+        chat.end(stream, "Hello.")
+    assert "Removed Ann with 1 chat." in users.run("remove", "Ann", "--yes").output
+
+
 def test_terminal_asks_twice_and_shows_no_password(users: Users) -> None:
     """At a terminal the password is asked for twice, again if it is too short, and not shown."""
     terminal = Terminal(
