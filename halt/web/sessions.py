@@ -11,12 +11,13 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from flask import Flask, Request, Response, request, session
+from flask import Flask, Request, Response, has_request_context, request, session
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from halt.config import data_dir
 from halt.config.settings import Config
+from halt.people.person import mode_of
 from halt.web.cors import is_cross_origin, is_same_origin
 from halt.web.requests import wants_page
 
@@ -48,10 +49,16 @@ class Sessions(SecureCookieSessionInterface):
     Browsers send a cookie to every port of a host, and a Halt may not know its public port. So the
     cookie's name is derived from the key, not from the port: Halts with different keys do not
     replace each other's cookie, and processes that share a key share the name.
+
+    Over HTTPS the name has a prefix, and only a cookie with this prefix counts: browsers let no
+    other host of the same domain, and no page without TLS, set one. Strangers' browsers (the mode
+    `anonymous`) have nothing but their cookie: there a session without the prefix continues under
+    the prefixed name, so that an upgrade loses no list.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._takes_unprefixed = mode_of(config) == "anonymous"
         self._name = ""
         self._serializer: URLSafeTimedSerializer | None = None
         # A cache: verifying a cookie takes 50 us, 8 % of a Stop with a cookie.
@@ -70,18 +77,25 @@ class Sessions(SecureCookieSessionInterface):
         return self._serializer
 
     def get_cookie_name(self, app: Flask) -> str:
-        """The cookie's name, the same for every process that serves the same conversations."""
+        """The cookie's name, the same for every process that serves the same conversations.
+
+        Over HTTPS with `__Host-`, and below a path with `__Secure-`: a proxy that maps Halt to a
+        path may set the cookie's path too, and browsers refuse `__Host-` then.
+        """
         if not self._name:
             self._name = f"halt_session_{self._cookie_suffix(app)}"
-        return self._name
+        if not (has_request_context() and request.is_secure):  # behind a proxy: `halt.web.proxies`
+            return self._name
+        return f"{'__Secure-' if request.script_root else '__Host-'}{self._name}"
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """The session of this request.
 
-        A browser without a cookie of this name may have a cookie of an earlier version of Halt,
-        named after the port. If this application signed it, its session continues, and the
-        response sets the cookie under the new name. The older cookie is not deleted: another Halt
-        with the same key may still use it.
+        A browser without a cookie of this name may have a cookie of an earlier version of Halt:
+        without a prefix, or named after the port. If this application signed it, its session
+        continues, and the response sets the cookie under the new name; over HTTPS only in the mode
+        `anonymous`. The older cookie is not deleted: another Halt with the same key may still use
+        it.
 
         Cookies of more than COOKIES_MAX bytes are ignored: 800 kB took 0.28 s, also for a Stop.
         """
@@ -91,15 +105,19 @@ class Sessions(SecureCookieSessionInterface):
             with contextlib.suppress(BadSignature):
                 return self.session_class(self._loaded(app, value)[0])
             return self.session_class()
-        newest: tuple[bool, datetime, dict[str, Any]] | None = None
+        if request.is_secure and not self._takes_unprefixed:
+            return self.session_class()
+        # Its rank (this Halt's name, then its own port), when it was signed, what it holds.
+        newest: tuple[int, datetime, dict[str, Any]] | None = None
         for name, value in request.cookies.items():
-            if not _NAMED_BY_PORT.fullmatch(name):
+            if name != self._name and not _NAMED_BY_PORT.fullmatch(name):
                 continue
             with contextlib.suppress(BadSignature):
                 data, signed_at = self._loaded(app, value)
-                is_own = name == f"halt_session_{self._config.port}"
-                if newest is None or (is_own, signed_at) > newest[:2]:
-                    newest = is_own, signed_at, data
+                own_names = f"halt_session_{self._config.port}", self._name
+                rank = 1 + own_names.index(name) if name in own_names else 0
+                if newest is None or (rank, signed_at) > newest[:2]:
+                    newest = rank, signed_at, data
         if newest is None:
             return self.session_class()
         session = self.session_class(newest[2])

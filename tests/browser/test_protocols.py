@@ -17,7 +17,7 @@ from playwright.sync_api import Request
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.support.halt_server import RECORD_TIMEOUT, START_TIMEOUT, HaltServer
+from tests.support.halt_server import RECORD_TIMEOUT, START_TIMEOUT, HaltServer, StartHalt
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
@@ -42,6 +42,8 @@ http {{
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header X-Forwarded-Proto $scheme;
       proxy_buffering off;
     }}
   }}
@@ -148,6 +150,28 @@ def test_every_tab_streams_live_over_http_2(tabs: list[Tab]) -> None:
     for tab in tabs:
         assert {request.headers["halt-protocol"] for request in tab.requests} == {"h2"}
     stop_many(tabs)
+
+
+def test_browser_keeps_the_cookie_of_this_host(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, open_chat: OpenChat, tmp_path: Path
+) -> None:
+    """Over HTTPS the browser accepts the cookie with `__Host-`, and shows the chat after a reload."""
+    halt = start_halt(shared_fake, HALT_TRUSTED_PROXIES=1)
+    proxy = Proxy(tmp_path, halt, "h2")
+    try:
+        chat = open_chat(cast("HaltServer", proxy), shared_fake)
+        chat.ask("count?n=5")
+        chat.wait_state("done")
+        chat.reload()
+        chat.wait_text("0 1 2 3 4")
+        (name,) = [
+            cookie["name"]
+            for cookie in chat.page.context.cookies()
+            if "halt_session" in cookie["name"]
+        ]
+        assert name.startswith("__Host-halt_session_")
+    finally:
+        proxy.close()
 
 
 @pytest.mark.parametrize("proxy", ["http/1.1"], indirect=True)

@@ -96,6 +96,7 @@ def test_proxy_serves_page_files_and_secure_cookie(client: ProxyClient) -> None:
         .headers["content-type"]
         .startswith("text/css")
     )
+    assert page.headers["set-cookie"].startswith("__Host-halt_session_")
     assert "; Secure" in page.headers["set-cookie"]
     assert "; HttpOnly" in page.headers["set-cookie"]
 
