@@ -91,7 +91,7 @@ def assert_refused(server: HaltServer, provider: OidcProvider, status: int, word
     server.wait_printed(rf"(?s)(?:nobody was signed in.*){{{count}}}\n")
     log = server.printed.removeprefix(before)
     assert "Traceback" not in log
-    assert log.count("signed in") == 1
+    assert log.count("nobody was signed in") == 1
     for secret in (*provider.issued, CLIENT_SECRET):
         assert secret not in log
         assert secret not in page.body.decode()
