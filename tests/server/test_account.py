@@ -16,6 +16,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import HaltServer, StartHalt, new_id, settings
 from tests.support.http_client import Client, HttpResponse
 from tests.support.page_requests import FORM_HEADERS
+from tests.support.ports import free_port
 from tests.support.server_people import ServerPeople
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 from tests.support.websocket_client import WebSocket
@@ -346,6 +347,53 @@ def test_access_token_has_an_account_with_api_tokens(
     assert script.get("/v1/models").status == 200
     with script.chat("stall?n=3", id=new_id()) as stream:
         stream.until_text("2")
+        assert browser.stop(stream.id).json["status"] == "stopped"
+
+
+def test_account_of_openid_connect_lists_sign_ins(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """It names the provider and the subject; there is no password to change."""
+    issuer = f"http://127.0.0.1:{free_port()}"
+    server = start_halt(
+        shared_fake,
+        HALT_OIDC_ISSUER=issuer,
+        HALT_OIDC_CLIENT_ID="halt",
+        HALT_OIDC_CLIENT_SECRET="secret-of-the-tests",
+    )
+    with closing(ServerPeople(server, "oidc")) as people:
+        ada = people.add("Ada")
+        browser, phone = people.client(ada), people.client(ada, PHONE)
+        page = browser.get("/account").body.decode()
+        assert f"<bdi>{issuer}</bdi>, where you are <bdi>test-" in page
+        assert "Safari on iPhone" in page
+        assert "Password" not in page
+        assert send(browser, "password", old="a", new="b" * 8, repeated="b" * 8).status == 404
+        response = send(browser, "end-all")
+        assert b"Signed out" in response.body
+        for one in (browser, phone):
+            wait_until(lambda b=one: not is_signed_in(b), SERVER_TIMEOUT)  # type: ignore[misc]
+
+
+def test_person_of_a_proxy_has_an_account_with_api_tokens(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """A person whom the proxy names makes tokens from the first request on."""
+    server = start_halt(
+        shared_fake,
+        HALT_USER_HEADER="Remote-User",
+        HALT_PROXY_ADDRESSES="127.0.0.1",
+        HALT_HOSTS="127.0.0.1",
+    )
+    browser = server.client(Accept="text/html", **{"Remote-User": "ada"})
+    script = program(server, make_token(browser))
+    page = browser.get("/account").body.decode()
+    assert "in the header <code>Remote-User</code>" in page
+    assert "Sign-ins" not in page
+    with script.chat("stall?n=3", id=new_id()) as stream:
+        stream.until_text("2")
+        other = server.client(**{"Remote-User": "bob"})
+        assert other.stop(stream.id).status == 202
         assert browser.stop(stream.id).json["status"] == "stopped"
 
 
