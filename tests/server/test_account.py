@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from urllib.parse import urlencode
@@ -413,3 +414,16 @@ def test_counts_are_for_administrators_and_have_no_texts(people: ServerPeople) -
     people.disable(carol)
     assert "disabled" in admin.get("/account/people").body.decode()
     assert b"No further people." in admin.get(f"/account/people?page={10**8}").body
+
+
+def test_use_of_a_token_is_noted(server: HaltServer, people: ServerPeople, alice: str) -> None:
+    """The page says when a token was used last."""
+    browser = people.client(alice)
+    script, before = program(server, make_token(browser)), time.time()
+    assert script.get("/v1/models").status == 200
+
+    def used_at() -> float:
+        return people.sign_ins.tokens(alice)[0].used_at or 0
+
+    wait_until(lambda: used_at() >= before - 1, SERVER_TIMEOUT)
+    assert b"last used <time" in browser.get("/account").body
