@@ -98,7 +98,10 @@ def list_() -> None:
 @user.command(short_help="Let nobody use an account for now.")
 @_name
 def disable(name: str) -> None:
-    """Disable NAME's account: its browsers and programs are refused until it is enabled."""
+    """Disable NAME's account: until it is enabled its browsers and programs are refused.
+
+    Answers that are being written for them are stopped.
+    """
     with _accounts() as (_, rows):
         account = _known(rows, name)
         rows.set_disabled(account.person.id, disabled=True)

@@ -11,13 +11,17 @@ from urllib.parse import urlencode
 
 import pytest
 
+from halt.app import create_app
+from halt.config.environment import load
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import (
+    RECORD_TIMEOUT,
     ROOT,
     HaltServer,
     StartHalt,
     halt_environment,
     new_id,
+    request_record,
     settings,
 )
 from tests.support.http_client import Client, HttpResponse
@@ -205,9 +209,10 @@ def test_one_time_link_is_used_up_by_the_password_alone(
     assert sign_in(browser(halt), name).status == 302
 
 
-def test_link_does_not_exist_without_accounts(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+def test_link_does_not_exist_without_accounts(tmp_path: Path) -> None:
     """A Halt whose people are known in another way has no such page."""
-    assert browser(start_halt(fake)).get("/link?key=any").status == 404
+    application = create_app(load({"HALT_DATA": str(tmp_path)}))
+    assert application.test_client().get("/link?key=any").status_code == 404
 
 
 def test_disabled_account_is_refused_at_once(
@@ -232,3 +237,24 @@ def test_reset_password_ends_all_sign_ins(halt: HaltServer, name: str) -> None:
     assert "1 sign-in ended" in reset.stdout
     assert sign_in(browser(halt), name).status == 401
     assert client.get(match[1]).status == 200
+
+
+def test_removal_while_halt_runs_stops_the_answers_and_removes_all(
+    halt: HaltServer, people: ServerPeople, shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """`remove` waits until the person's answer has been stopped, and exports what it was."""
+    name, prompt = f"Person {new_id()}", f"Hello {new_id()}"
+    person = people.add_account(name, PASSWORD)
+    client = browser(halt)
+    sign_in(client, name)
+    chat = new_id()
+    body = urlencode({"prompt": prompt, "model": "stall?n=3"}).encode()
+    assert client.post(f"/c/{chat}/messages", body, Content_Type=FORM).status == 303
+    record = request_record(shared_fake, prompt)
+    file = tmp_path / "export.json"
+    removed = user_command(halt, "remove", name, "--yes", "--export", str(file))
+    assert removed.stdout.splitlines()[-1:] == [f"Removed {name} with 1 chat."], removed.stderr
+    assert record.closed.wait(RECORD_TIMEOUT)
+    assert prompt in file.read_text()
+    assert people.accounts.of_person(person) is None
+    assert client.get("/").headers["location"] == "/login"
