@@ -51,7 +51,10 @@ document.addEventListener("htmx:sse:after:connection", event => {
   connections.set(event.target.id, event.detail.connection);
   setConnectionLost(false);
 });
-document.addEventListener("htmx:sse:error", () => setConnectionLost(true));
+document.addEventListener("htmx:sse:error", ({ detail }) => {
+  setConnectionLost(true);
+  if (detail.status === 401) location.reload(); // to the sign-in
+});
 document.addEventListener("htmx:sse:close", event => {
   const feed = event.target, { connection, reason } = event.detail;
   connections.delete(feed.id);
