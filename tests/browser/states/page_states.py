@@ -1168,6 +1168,7 @@ def signed_out(visit: Visit) -> Chat:
     chat = sign_in(visit)
     chat.allowed_problems = f"{LOAD_ERRORS}|{re.escape(provider.issuer)}"
     chat.page.get_by_role("link", name="Sign in with").click()
+    chat.page.wait_for_url(f"{chat.server.url}/")
     visit.show_list(chat)
     chat.page.get_by_role("button", name="Display, archive, export and import").click()
     chat.page.get_by_role("button", name="Sign out").click()
