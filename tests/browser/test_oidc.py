@@ -27,6 +27,7 @@ def test_person_signs_in_chats_and_signs_out_at_the_provider(
 
     Halt is at `localhost` and the provider at 127.0.0.1, so that each is the other's other site.
     """
+    provider.has_form = True
     server = start_halt(fake, **provider.settings)
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         context.set_default_timeout(PATIENCE)
@@ -35,6 +36,7 @@ def test_person_signs_in_chats_and_signs_out_at_the_provider(
         page.on("console", lambda message: faults.append(message.text))
         page.goto(f"http://localhost:{server.port}/?ask=1")
         page.get_by_role("link", name=f"Sign in with {provider.host}").click()
+        page.get_by_role("button", name="Allow").click()
         page.wait_for_url(f"http://localhost:{server.port}/?ask=1")
         message = page.get_by_role("textbox", name="Message", exact=True)
         message.fill("/fake count?n=3")

@@ -1,6 +1,7 @@
 """An OpenID Connect provider for tests: a real server that checks what providers check.
 
-It signs its person in without asking. `faults` makes it misbehave; each kind of fault is a name.
+It signs its person in without asking, or by a form. `faults` makes it misbehave; each kind of fault
+is a name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import secrets
 import threading
 import time
+from html import escape
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -38,6 +40,7 @@ class OidcProvider:
         self.paths: list[str] = []  # of all requests
         self.auth_method = "client_secret_basic"  # the one that it accepts
         self.alg = "RS256"
+        self.has_form = False  # on which the person allows the sign-in
         self.key: Any = RSAKey.generate_key(2048, {"kid": "first"})
         self.released = threading.Event()  # ends the silence of the fault "silent"
         provider = self
@@ -183,6 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, provider.metadata())
         elif url.path == "/keys":
             self._send(200, {"keys": [provider.key.as_dict(private=False, use="sig")]})
+        elif url.path == "/authorization" and provider.has_form:
+            form = f'<form method="post" action="{escape(self.path)}"><button>Allow</button></form>'
+            self._send(200, form.encode())
         elif url.path == "/authorization":
             self._send(302, b"", Location=provider.authorize(query))
         elif url.path == "/userinfo":
@@ -202,6 +208,10 @@ class _Handler(BaseHTTPRequestHandler):
         form = {name: values[0] for name, values in parse_qs(body).items()}
         if "broken" in self.provider.faults:
             self._send(502, b"<h1>Bad gateway</h1>")
+            return
+        if self.path.startswith("/authorization"):
+            query = dict(parse_qsl(urlsplit(self.path).query))
+            self._send(302, b"", Location=self.provider.authorize(query))
             return
         self._send(*self.provider.redeem(form, self.headers.get("Authorization", "")))
 
