@@ -7,13 +7,17 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
+from halt.app import create_app
+from halt.config.environment import load
 from halt.people.known import digest_of
 from halt.store.sign_ins import API_TOKENS_MAX
 from halt.testing.fake_openai import FakeOpenAI
+from halt.web.services import services
 from tests.support.halt_server import HaltServer, StartHalt, new_id, settings
 from tests.support.http_client import Client, HttpResponse
 from tests.support.page_requests import FORM_HEADERS
@@ -291,6 +295,10 @@ def test_token_may_not_change_the_account(
     """A token can neither make tokens nor end sign-ins, so revoking it is enough."""
     browser = people.client(alice)
     script = program(server, make_token(browser))
+    as_browser = {"Accept": "text/html", **script.headers}
+    page = server.client(**as_browser).request("POST", "/account", b"do=make", FORM_HEADERS)
+    assert page.status == 403
+    assert b"This browser" not in page.body
     for response in (
         script.get("/account"),
         send(script, "make", name="x"),
@@ -331,6 +339,23 @@ def test_change_while_the_database_is_locked_is_refused_on_the_page(
     assert b'role="alert"' in response.body
     assert b'value="My script"' in response.body
     assert int(response.headers["retry-after"]) > 0
+
+
+def test_form_while_nobody_can_be_known_is_refused(tmp_path: Path) -> None:
+    """A new worker whose database does not answer says so, and shows no page."""
+    database = tmp_path / "halt.db"
+    app = create_app(load({"HALT_USERS": "1", "HALT_DATA": str(tmp_path), "HALT_DISCOVER": "0"}))
+    database.unlink(missing_ok=True)
+    database.mkdir()
+    browser = app.test_client()
+    with browser.session_transaction() as session:
+        session["sign_in"] = "a token"
+    response = browser.post(
+        "/account", data={"do": "make", "name": "x"}, headers={"Accept": "text/html"}
+    )
+    services(app).close()
+    assert response.status_code == 503
+    assert b"the database does not answer" in response.data
 
 
 def test_access_token_has_an_account_with_api_tokens(

@@ -23,6 +23,7 @@ from flask import (
     Flask,
     Response,
     abort,
+    g,
     redirect,
     render_template,
     request,
@@ -108,17 +109,23 @@ def _check() -> None:
     """
     if not has_account():
         abort(404)
-    if credential() and credential() != sign_in_digest():
+    if _is_program():
         raise RequestRefused(
             403, "browsers_only", "The account page is for browsers: no API token may use it."
         )
 
 
+def _is_program() -> bool:
+    """Whether the request has an API token."""
+    return bool(credential()) and credential() != sign_in_digest()
+
+
 @blueprint.errorhandler(HaltError)
 def _refused(error: HaltError) -> Answer:
-    """The page with the error, if a browser has sent a form and the page can be made."""
-    action = request.form.get("do", "")
-    if action not in _ACTIONS or not is_plain_form_post():
+    """The page with the error, if a person's browser has sent a form and the page can be made."""
+    if "person" not in g or _is_program() or not is_plain_form_post():  # the guard's error
+        return error_response(error)
+    if (action := request.form.get("do", "")) not in _ACTIONS:
         return error_response(error)
     try:
         field = "old" if isinstance(error, WrongPassword) else error.field
