@@ -56,7 +56,7 @@ def add(name: str, link: bool, url: str | None) -> None:
     from halt.people.names import name_key  # noqa: PLC0415
 
     with _accounts() as (config, rows):
-        base = _base(config, url)
+        _base(config, url)  # before anything is saved
         person = new_person(name)
         key = name_key(person.name)
         if (account := rows.find(key)) is not None:
@@ -69,7 +69,7 @@ def add(name: str, link: bool, url: str | None) -> None:
         role = ", an administrator" if is_admin("accounts", person, config.admins) else ""
         click.echo(f"Added {person.name}{role}.")
         if link:
-            _print_link(base, token, saved_link)
+            _print_link(config, url, token, saved_link)
         if not config.users:
             click.echo("Set HALT_USERS=1 for Halt, so that people sign in with accounts.", err=True)
 
@@ -130,7 +130,7 @@ def reset(name: str, link: bool, url: str | None, tokens: bool) -> None:
     API tokens stay, unless --tokens is given.
     """
     with _accounts() as (config, rows):
-        base = _base(config, url)
+        _base(config, url)  # before anything is changed
         account = _known(rows, name)
         person_id = account.person.id
         if link:
@@ -143,7 +143,7 @@ def reset(name: str, link: bool, url: str | None, tokens: bool) -> None:
             text += f", {_count(rows.revoke_tokens(person_id), 'API token')} revoked"
         click.echo(f"{text}.")
         if link:
-            _print_link(base, token, saved_link)
+            _print_link(config, url, token, saved_link)
 
 
 @user.command(short_help="Remove an account and all that its person has.")
@@ -250,9 +250,12 @@ def _new_link() -> tuple[str, Link]:
     return new_link()
 
 
-def _print_link(base: str, token: str, link: Link) -> None:
+def _print_link(config: Config, url: str | None, token: str, link: Link) -> None:
+    base = _base(config, url)
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(link.until))
     click.echo(f"One-time link to set a password, valid until {until}:\n{base}/link?key={token}")
+    if not url:
+        click.echo("If people open Halt at another address, say which: --url URL.", err=True)
 
 
 def _base(config: Config, url: str | None) -> str:

@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from halt.errors import HaltError
 from halt.people.accounts import WRONG, Accounts, LinkGone, check_repeated
 from halt.people.attempts import Origin, WrongPassword
+from halt.people.names import NAME_MAX
 from halt.web.identity import credential, identify, person
 from halt.web.requests import client_address
 from halt.web.responses import error_response
@@ -94,7 +95,7 @@ def _form(fault: HaltError | None = None, name: str = "") -> Response:
     page = render_template(
         "sign_in_password.html",
         fault=fault,
-        name=name[:100],
+        name=name[:NAME_MAX].replace("\0", ""),
         next=return_path(),
         has_accounts=fault is not None or _accounts().has_any(),
     )
