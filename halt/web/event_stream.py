@@ -357,8 +357,9 @@ def collect_answer(reader: RunReader) -> Answer:
             raise answer_failed(event)
         elif isinstance(event, Done | Cancelled):
             ended = event
+    if not isinstance(ended, Done):
+        reader.check_admitted()  # the run may have ended because this reader had to leave
     if ended is None:  # the client has probably left
-        reader.check_admitted()
         raise RequestError("The client closed its sending side; Halt treats that as a disconnect.")
     return Answer(reader.run.answer()[1], "".join(thoughts), calls, extras, ended)
 

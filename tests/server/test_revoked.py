@@ -32,7 +32,11 @@ END_TIMEOUT = 20.0  # seconds; 5 are promised, and a busy machine may need more
 @pytest.fixture(scope="module", params=["relay", "threads"])
 def halt(request: pytest.FixtureRequest, shared_fake: FakeOpenAI) -> Iterator[MultiWorkerHalt]:
     """A Halt with accounts and two workers, whose readers are served by the relay or by threads."""
-    more = {"HALT_USERS": 1, "HALT_RELAY_WRITES": int(request.param == "relay")}
+    more = {
+        "HALT_USERS": 1,
+        "HALT_RELAY_WRITES": int(request.param == "relay"),
+        "HALT_HEARTBEAT": 300,  # so that no heartbeat wakes a reader
+    }
     server = MultiWorkerHalt(2, settings(shared_fake, **more))
     yield server
     server.close()
