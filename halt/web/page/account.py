@@ -58,7 +58,7 @@ _FORM_ID = re.compile(r"[\w-]{8,32}", re.ASCII)
 DONE = {
     "password": "Password changed. Your other sign-ins have ended.",
     "end": "Sign-in ended. That browser is asked to sign in again at its next click.",
-    "revoke": "API token revoked. Programs that use it are refused from now on.",
+    "revoke": "API token revoked. Programs that use it are refused within 2 seconds.",
 }
 
 Answer = BaseResponse | str | tuple[str, int]
