@@ -59,7 +59,7 @@ def link() -> BaseResponse:
         _remember(account_person.id)
     except LinkGone as fault:
         return error_response(
-            LinkGone(f"{fault.message} Ask the one who runs this Halt for a new link.")
+            LinkGone(f"{fault.message} Ask the operator of this Halt for a new link.")
         )
     return redirect(url_for("pages.index"))
 
