@@ -23,6 +23,7 @@ from halt.app import create_app
 from halt.config.environment import load
 from halt.config.settings import Config, ConfigError
 from halt.errors import TooManyRequests
+from halt.store import rate_counters
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web import rate_limits
 from halt.web.rate_limits import RateLimits
@@ -419,7 +420,8 @@ def test_ended_window_allows_starts_and_is_deleted(monkeypatch: pytest.MonkeyPat
     """When a window ends its client may start again, and the rows of all ended windows are
     deleted."""
     clock = Clock()
-    monkeypatch.setattr(rate_limits, "time", clock)
+    for module in (rate_limits, rate_counters):
+        monkeypatch.setattr(module, "time", clock)
     app, limits = make_rate_limits(rate_address="1/second")
 
     def starts(host: str) -> bool:
