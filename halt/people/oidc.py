@@ -6,6 +6,7 @@ method keeps a sign-in's state; the browser's session does (see `halt.web.page.o
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections import OrderedDict
@@ -71,6 +72,8 @@ _WRONG = {
     "iat": "was issued in the future: compare the clocks of both machines",
     "nbf": "is not valid yet: compare the clocks of both machines",
 }
+
+logger = logging.getLogger(__name__)
 
 # A provider may still call Ed25519 by this name.
 warnings.filterwarnings("ignore", "EdDSA is deprecated", SecurityWarning)
@@ -164,8 +167,10 @@ class Provider:
             raise self._refused("sent an ID token with a malformed subject.")
         if self._lacks(claims) and metadata.userinfo_endpoint:
             info = self._userinfo(metadata, str(token.get("access_token", "")))
-            if info.get("sub") != subject:
+            if info.get("sub", subject) != subject:
                 raise self._refused("answered with the details of another person.")
+            if "email" in info and not claims.keys() >= _EMAIL:  # take both from one source
+                claims = {key: value for key, value in claims.items() if key not in _EMAIL}
             claims = {**info, **claims}
         self._check_allowed(claims)
         name = next((text for key in _NAMES if (text := readable(claims.get(key)))), "")
@@ -332,10 +337,20 @@ class Provider:
         return token
 
     def _userinfo(self, metadata: _Metadata, access_token: str) -> _Json:
+        """What the provider says of a person beside the ID token.
+
+        Nothing if it fails and Halt needs it for the name alone. Raises ProviderFault.
+        """
+        what, url = "its description of a person", metadata.userinfo_endpoint
         with limited_connection(ANSWER_SECONDS) as connection:
-            return self._get(
-                connection, metadata.userinfo_endpoint, "its description of a person", access_token
-            )
+            try:
+                info = self._get(connection, url, what, access_token)
+                return info if "sub" in info else {**info, "sub": None}
+            except ProviderFault as fault:
+                if self._config.oidc_groups or self._config.oidc_domains:
+                    raise
+                logger.warning("a person signs in without a name: %s", fault.message)
+                return {}
 
     def _away(self, reason: str) -> ProviderFault:
         return ProviderFault(f"The provider {self.host} does not answer: {reason}.")
@@ -390,7 +405,7 @@ class Provider:
         if self._config.oidc_groups:
             needed.append("groups" in claims)
         if self._config.oidc_domains:
-            needed.append({"email", "email_verified"} <= claims.keys())
+            needed.append(claims.keys() >= _EMAIL)
         return not all(needed)
 
     def _check_allowed(self, claims: Mapping[str, Any]) -> None:
@@ -426,6 +441,7 @@ _ENDPOINTS = (
     "userinfo_endpoint",
     "end_session_endpoint",
 )
+_EMAIL = frozenset({"email", "email_verified"})
 _NAMES = ("name", "preferred_username", "email")  # claims of which the first is shown
 
 

@@ -194,7 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif url.path == "/userinfo":
             known = self.headers["Authorization"].removeprefix("Bearer ") in provider.issued
             subject = "somebody-else" if "details" in provider.faults else provider.claims["sub"]
-            self._send(200 if known else 401, {"sub": subject, **provider.info})
+            is_well = known and "no details" not in provider.faults
+            self._send(200 if is_well else 500, {"sub": subject, **provider.info})
         elif url.path == "/end_session":
             assert query["id_token_hint"] in provider.issued
             back = query["post_logout_redirect_uri"]

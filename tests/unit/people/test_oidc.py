@@ -97,6 +97,30 @@ def test_malformed_subject_is_refused(
         provider.sign_in(ATTEMPT, BACK, code_for(provider))
 
 
+def test_name_alone_keeps_nobody_out(server: OidcProvider, provider: Provider) -> None:
+    """Where the details of a person are away, the person signs in without a name."""
+    server.claims = {"sub": "ada-1"}
+    server.info = {"preferred_username": "ada"}
+    assert provider.sign_in(ATTEMPT, BACK, code_for(provider)).person.name == "ada"
+    server.faults.add("no details")
+    other = Attempt("another-state", ATTEMPT.nonce, ATTEMPT.verifier)
+    assert provider.sign_in(other, BACK, code_for(provider)).person.name == ""
+    narrow = Provider(load(server.settings | {"HALT_OIDC_GROUPS": "family"}))
+    with pytest.raises(ProviderFault, match="its description of a person has status 500"):
+        narrow.sign_in(ATTEMPT, BACK, code_for(narrow))
+    narrow.close()
+
+
+def test_address_and_its_verification_come_together(server: OidcProvider) -> None:
+    """That one address is verified does not count for another one."""
+    provider = Provider(load(server.settings | {"HALT_OIDC_DOMAINS": "example.com"}))
+    server.claims["email"] = "ada@example.com"
+    server.info = {"email": "ada@example.org", "email_verified": True}
+    with pytest.raises(SignInRefused, match="is not of a domain"):
+        provider.sign_in(ATTEMPT, BACK, code_for(provider))
+    provider.close()
+
+
 def test_first_requests_share_one_answer(server: OidcProvider, provider: Provider) -> None:
     """Of several first requests one asks the provider, and all take its answer."""
     server.faults.add("silent")
