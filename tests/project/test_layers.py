@@ -90,9 +90,12 @@ def test_pygments_runs_outside_the_workers() -> None:
 
 
 def test_implementations_are_chosen_in_app_and_library() -> None:
-    """Only `app`, and `library` for programs, makes a store, a provider or a stop registry."""
+    """Only `app`, and `library` for programs, makes a store, a provider or a stop registry.
+
+    The commands about accounts use the database without a server, so they make a store too.
+    """
     chosen = {
-        "Store": {"store.store", "app"},
+        "Store": {"store.store", "app", "cli.users"},
         "OpenAIUpstream": {"providers.openai", "providers.factory"},
         "AzureUpstream": {"providers.openai", "providers.factory"},
         "AnthropicUpstream": {"providers.anthropic.upstream", "providers.factory"},

@@ -45,7 +45,7 @@ def make_earlier_database(
                 names = {row["name"] for row in known.get_columns(name)}
                 columns = [column(c.name, c.type) for c in earlier_table.columns if c.name in names]
                 rows = source.execute(select(*columns).select_from(table(name)))
-                if values := [row._asdict() for row in rows]:
+                if values := [dict(row) for row in rows.mappings()]:
                     connection.execute(earlier_table.insert(), values)
             connection.execute(text("UPDATE generations SET owner = NULL WHERE owner = ''"))
             if url:  # the IDs were given above

@@ -131,7 +131,7 @@ def test_fault_of_a_look_is_logged_and_the_thread_goes_on(
 
     monkeypatch.setattr("halt.people.watch.EVERY", 0.001)
     watch = Watch("accounts", harness.known, harness.store, harness.service)
-    monkeypatch.setattr(watch, "_end_refused", fail)
+    monkeypatch.setattr(harness.service.readers, "admitted", fail)
     with caplog.at_level(logging.ERROR):
         watch.start()
         wait_until(lambda: looks >= 3)
