@@ -80,8 +80,8 @@ def callback() -> Answer:
     state = request.args.get("state", "")
     all_begun = _begun()
     mine = [begun for begun in all_begun if begun[0] == state]
-    if not mine:
-        return _refused(SignInRefused(OVER), "")
+    if not mine:  # anybody can cause this, so the log has no line of it
+        return _page(SignInRefused(OVER), "")
     session["oidc"] = [begun for begun in all_begun if begun not in mine]
     path = mine[0][2]
     try:
@@ -155,12 +155,16 @@ def _refused(fault: HaltError, path: str) -> Answer:
     """Why nobody was signed in, and one line in the log."""
     quoted = getattr(fault, "quoted", "")
     logger.warning("nobody was signed in: %s%s", fault.message, f" ({quoted})" if quoted else "")
+    return _page(fault, path)
+
+
+def _page(fault: HaltError, path: str) -> Answer:
     if not wants_page():
         return error_response(fault)
     page = render_template(
         "sign_in_refused.html",
         message=fault.message,
-        quoted=quoted,
+        quoted=getattr(fault, "quoted", ""),
         status=fault.status,
         next=path or None,
     )
