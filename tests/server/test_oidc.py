@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -330,10 +332,14 @@ def test_sign_in_ends_after_its_hours(
     start_halt: StartHalt, shared_fake: FakeOpenAI, provider: OidcProvider
 ) -> None:
     """After HALT_SIGN_IN_HOURS the browser is led to the sign-in again."""
-    server = start_halt(shared_fake, **provider.settings, HALT_SIGN_IN_HOURS=0.002)  # 7 s
+    server = start_halt(shared_fake, **provider.settings, HALT_SIGN_IN_HOURS=0.5)
     browser = server.client()
     sign_in(browser)
     assert is_signed_in(browser)
+    with contextlib.closing(sqlite3.connect(server.data_folder / "halt.db")) as database, database:
+        (created_at, until) = database.execute("SELECT created_at, until FROM sign_ins").fetchone()
+        assert until - created_at == pytest.approx(1800)
+        database.execute("UPDATE sign_ins SET until = ?", (created_at,))  # its time is over
     wait_until(lambda: not is_signed_in(browser), SERVER_TIMEOUT)
     assert browser.get("/", Accept=PAGE).headers["location"] == "/login"
 
