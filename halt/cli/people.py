@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from halt.cli.counted import counted
 from halt.config.environment import load
 from halt.config.settings import Config, ConfigError
 from halt.errors import HaltError
@@ -37,7 +38,6 @@ def opened() -> Iterator[tuple[Config, Database]]:
 
 
 @click.command(
-    short_help="Take over chats that other browsers or people have.",
     context_settings={"ignore_unknown_options": True},  # an ID may begin with -
 )
 @click.argument("owners", nargs=-1, metavar="[OWNER]...")
@@ -66,11 +66,11 @@ def adopt(owners: tuple[str, ...], every: bool, to: str | None, yes: bool) -> No
             return
         count = sum(owner.conversations for owner in known if owner.id in sources)
         question = (
-            f"Give {_count(count, 'chat')} of {_count(len(sources), 'owner')} to {to or 'you'}?"
+            f"Give {counted(count, 'chat')} of {counted(len(sources), 'owner')} to {to or 'you'}?"
         )
         if not yes and not click.confirm(question):
             raise SystemExit(1)
-        click.echo(f"{_count(store.give(sources, target), 'chat')} taken over.")
+        click.echo(f"{counted(store.give(sources, target), 'chat')} taken over.")
 
 
 def _print(known: Sequence[Owner], mine: str) -> None:
@@ -114,10 +114,6 @@ def _target(config: Config, known: Sequence[Owner], to: str | None) -> str:
     if len(people) != 1:
         raise click.ClickException(f"{len(people) or 'No'} people here have the name {to!r}.")
     return people[0].id
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _day(at: float) -> str:

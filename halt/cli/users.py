@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
 
+from halt.cli.counted import counted
 from halt.cli.people import opened
-from halt.clock import now
+from halt.cli.removal import new_export, wait_stopped
 from halt.config.settings import Config
 from halt.errors import HaltError
+from halt.people.accounts import new_link, new_person
+from halt.people.known import is_admin
+from halt.people.names import name_key
+from halt.people.passwords import Passwords, checked_password
+from halt.store.accounts import AccountRow, AccountRows, AccountSummary, Link
+from halt.store.people import PersonRow
+from halt.store.store import Store
 
-if TYPE_CHECKING:
-    from halt.store.accounts import AccountRow, AccountRows, AccountSummary, Link
-    from halt.store.store import Store
 
-STOP_WAIT = 10.0  # seconds that `remove` waits for servers to stop what runs
-POLL = 0.2  # seconds between two looks while it waits
-
-
-@click.group(short_help="Add, list and remove accounts (HALT_USERS).")
+@click.group()
 def user() -> None:
     """Manage the accounts of people who sign in with a name and a password (HALT_USERS=1).
 
@@ -51,10 +50,6 @@ def add(name: str, link: bool, url: str | None) -> None:
     Without a terminal the password is the first line of the standard input. The first account's
     person is administrator, unless HALT_ADMINS is set.
     """
-    from halt.people.accounts import new_person  # noqa: PLC0415
-    from halt.people.known import is_admin  # noqa: PLC0415
-    from halt.people.names import name_key  # noqa: PLC0415
-
     with _accounts() as (config, rows):
         _base(config, url)  # before anything is saved
         person = new_person(name)
@@ -62,7 +57,7 @@ def add(name: str, link: bool, url: str | None) -> None:
         if (account := rows.find(key)) is not None:
             raise click.ClickException(_taken(account))
         if link:
-            token, saved_link = _new_link()
+            token, saved_link = new_link()
             person = rows.add(person, key, link=saved_link)
         else:
             person = rows.add(person, key, password=_new_password())
@@ -134,13 +129,13 @@ def reset(name: str, link: bool, url: str | None, tokens: bool) -> None:
         account = _known(rows, name)
         person_id = account.person.id
         if link:
-            token, saved_link = _new_link()
+            token, saved_link = new_link()
             ended = rows.set_link(person_id, saved_link)
         else:
             ended = rows.set_password(person_id, _new_password()) or 0
-        text = f"Reset {account.person.name}: {_count(ended, 'sign-in')} ended"
+        text = f"Reset {account.person.name}: {counted(ended, 'sign-in')} ended"
         if tokens:
-            text += f", {_count(rows.revoke_tokens(person_id), 'API token')} revoked"
+            text += f", {counted(rows.revoke_tokens(person_id), 'API token')} revoked"
         click.echo(f"{text}.")
         if link:
             _print_link(config, url, token, saved_link)
@@ -161,40 +156,35 @@ def remove(name: str, file: Path | None, yes: bool) -> None:
 
     Running servers stop the person's streams first, within 10 seconds.
     """
-    from halt.store.store import Store  # noqa: PLC0415
-
     with opened() as (config, database):
         store = Store(database)
         rows = store.accounts
         account = _known(rows, name, also_removed=True)
         person = account.person
-        chats = next(a.conversations for a in rows.summaries() if a.person_id == person.id)
-        question = f"Remove {person.name} with {_count(chats, 'chat')} for good?"
+        chats = _chats(rows, person.id)
+        question = f"Remove {person.name} with {chats} for good?"
         if not yes and not _confirmed(question):
             raise SystemExit(1)
-        with _new_file(file) as write:
+        with new_export(file) as write:
             ended = rows.begin_removal(person.id)
-            _wait_stopped(config, store, person.id, has_been_known=ended > 0)
+            wait_stopped(config, store, person.id, has_been_known=ended > 0)
+            chats = _chats(rows, person.id)
             write(store, person.id)
         if file is not None:
-            click.echo(f"Wrote {_count(chats, 'chat')} to {file}.")
-        count = rows.remove(person.id)
-        click.echo(f"Removed {person.name} with {_count(count, 'chat')}.")
+            click.echo(f"Wrote {chats} to {file}.")
+        rows.remove(person.id)
+        click.echo(f"Removed {person.name} with {chats}.")
 
 
 @contextlib.contextmanager
 def _accounts() -> Iterator[tuple[Config, AccountRows]]:
     """The settings and the accounts. An error ends the command with one line."""
-    from halt.store.accounts import AccountRows  # noqa: PLC0415
-
     with opened() as (config, database):
         yield config, AccountRows(database)
 
 
 def _known(rows: AccountRows, name: str, *, also_removed: bool = False) -> AccountRow:
     """The account with this name. Raises ClickException."""
-    from halt.people.names import name_key  # noqa: PLC0415
-
     account = rows.find(name_key(name))
     if account is None:
         raise click.ClickException(
@@ -217,8 +207,6 @@ def _taken(account: AccountRow) -> str:
 
 def _new_password() -> str:
     """The hash of the password that is typed, or of the input's first line. Raises HaltError."""
-    from halt.people.passwords import Passwords, checked_password  # noqa: PLC0415
-
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, err=True, value_proc=_checked)
         if click.prompt("The same again", hide_input=True, err=True) != password:
@@ -236,18 +224,10 @@ def _new_password() -> str:
 
 def _checked(password: str) -> str:
     """For a prompt, which asks again after a refused password."""
-    from halt.people.passwords import checked_password  # noqa: PLC0415
-
     try:
         return checked_password(password)
     except HaltError as fault:
         raise click.UsageError(fault.message) from None
-
-
-def _new_link() -> tuple[str, Link]:
-    from halt.people.accounts import new_link  # noqa: PLC0415
-
-    return new_link()
 
 
 def _print_link(config: Config, url: str | None, token: str, link: Link) -> None:
@@ -277,8 +257,6 @@ def _base(config: Config, url: str | None) -> str:
 
 
 def _is_admin(account: AccountSummary, config: Config) -> bool:
-    from halt.people.known import is_admin  # noqa: PLC0415
-    from halt.store.people import PersonRow  # noqa: PLC0415
 
     row = PersonRow(account.person_id, "accounts", "", "", account.name, account.is_admin)
     return is_admin("accounts", row, config.admins)
@@ -298,85 +276,13 @@ def _moment(at: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else "-"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-# --- remove ---------------------------------------------------------------------------------------
+def _chats(rows: AccountRows, person_id: str) -> str:
+    """The number of the person's chats, as in "2 chats"; deleted and empty ones do not count."""
+    summary = next(summary for summary in rows.summaries() if summary.person_id == person_id)
+    return counted(summary.conversations, "chat")
 
 
 def _confirmed(question: str) -> bool:
     if not sys.stdin.isatty():
         raise click.ClickException("There is no terminal to ask at: give --yes to remove.")
     return click.confirm(question)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path | None) -> Iterator[Callable[[Store, str], None]]:
-    """Create the file before anything is removed; yield the function that writes the export.
-
-    The file is removed again after an exception. Raises ClickException.
-    """
-    if path is None:
-        yield lambda store, person_id: None
-        return
-    from halt.store.portable import to_json  # noqa: PLC0415
-
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise click.ClickException(
-            f"{path} exists. Choose a new file. Nothing was removed."
-        ) from None
-    except OSError as exc:
-        raise click.ClickException(
-            f"{path} cannot be written: {exc.strerror}. Nothing was removed."
-        ) from None
-    with os.fdopen(descriptor, "wb") as file:
-
-        def write(store: Store, person_id: str) -> None:
-            try:
-                file.writelines(to_json(store.transfer.export(person_id)))
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError as exc:
-                raise click.ClickException(
-                    f"{path} cannot be written: {exc.strerror}. No chat was removed. The person "
-                    "cannot sign in any more; run the command again to finish."
-                ) from None
-
-        try:
-            yield write
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-
-
-def _wait_stopped(config: Config, store: Store, person_id: str, *, has_been_known: bool) -> None:
-    """Wait until no server runs a stream of a person who is marked as removed.
-
-    A server may admit a request of the person for FRESH seconds more if it knows a sign-in or an
-    API token. Raises ClickException after STOP_WAIT.
-    """
-    from halt.cluster.membership import Membership  # noqa: PLC0415
-    from halt.people.known import FRESH  # noqa: PLC0415
-    from halt.store.replay import Replay  # noqa: PLC0415
-
-    membership = Membership(config.data_folder)
-    membership.look()
-    replay = Replay(store.generations, membership.is_alive, config.run_timeout)
-    began = now()
-    may_serve = bool(config.database_url) or membership.has_live_worker()
-    earliest = began + (FRESH + 1 if has_been_known and may_serve else 0)
-    while True:
-        replay.recover()  # what dead servers have left
-        running = store.accounts.running(person_id)
-        if not running and now() >= earliest:
-            return
-        if now() - began > STOP_WAIT:
-            what = f"{_count(running, 'answer')} of this person still run{'s' * (running == 1)}"
-            raise click.ClickException(
-                f"{what} in a server. No chat was removed. The person cannot sign in any more; run "
-                "the command again to finish."
-            )
-        time.sleep(POLL)

@@ -5,6 +5,7 @@ A module that only one command needs is imported by that command, so `halt-chat 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shlex
@@ -16,8 +17,6 @@ import click
 
 from halt import VERSION
 from halt.cli.commands import chat, doctor
-from halt.cli.people import adopt
-from halt.cli.users import user
 from halt.config import environment
 from halt.config.settings import ConfigError
 from halt.providers import embedded_model
@@ -33,8 +32,30 @@ _version = click.version_option(
 )
 
 
+class _Later(click.Command):
+    """The entry of a command in the list of commands. Its module is imported when it is used.
+
+    The modules of these commands import the store, which takes 0.2 s.
+    """
+
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self._module = module
+
+    def imported(self) -> click.Command:
+        """The command itself, which has the same name in its module."""
+        command: click.Command = getattr(importlib.import_module(self._module), str(self.name))
+        return command
+
+
 class _Commands(click.Group):
     """A group of commands whose default is `serve`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.imported() if isinstance(command, _Later) else command, rest
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in _OF_THE_GROUP):
@@ -53,7 +74,12 @@ def commands() -> None:
     """
 
 
-for command in (chat, doctor, adopt, user):
+for command in (
+    chat,
+    doctor,
+    _Later("adopt", "halt.cli.people", "Take over chats that other browsers or people have."),
+    _Later("user", "halt.cli.users", "Add, list and remove accounts (HALT_USERS)."),
+):
     commands.add_command(command)
 
 

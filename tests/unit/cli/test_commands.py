@@ -210,8 +210,16 @@ def test_help_names_the_commands() -> None:
     """The help is Halt's own and names its commands; gunicorn's has other defaults."""
     process = run("-h")
     assert process.returncode == 0
-    for name in ("serve", "chat", "doctor", "adopt", "demo", "version"):
+    for name in ("serve", "chat", "doctor", "adopt", "user", "demo", "version"):
         assert re.search(rf"^  {name} ", process.stdout, re.M)
+
+
+def test_command_line_loads_the_store_for_its_commands_alone() -> None:
+    """`halt-chat` and its help import no SQLAlchemy, which would double the time to start."""
+    script = "import sys, halt.server.command_line; print('sqlalchemy' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"
 
 
 def test_version_is_halts() -> None:

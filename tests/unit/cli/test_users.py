@@ -151,7 +151,7 @@ def test_removal_while_an_answer_runs_removes_nothing_yet(
     users: Users, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a server does not stop an answer in time, all chats stay and the person is locked out."""
-    monkeypatch.setattr("halt.cli.users.STOP_WAIT", 0.0)
+    monkeypatch.setattr("halt.cli.removal.STOP_WAIT", 0.0)
     users.run("add", "Ann", input=f"{PASSWORD}\n")
     person = users.account("ann").person
     with open_store(users.folder) as store:
