@@ -217,25 +217,23 @@ class AccountRows:
         with self._database.reading() as connection:
             return connection.scalar(query) or 0
 
-    def remove(self, person_id: str) -> int:
+    def remove(self, person_id: str) -> None:
         """Remove a person who is marked as removed with all that is the person's.
 
-        Returns the number of conversations. They go in several transactions, so that others can
-        write in between; everything else goes in the last one.
+        The conversations go in several transactions, so that others can write in between;
+        everything else goes in the last one.
         """
-        count = 0
-        while removed := self._remove_conversations(person_id):
-            count += removed
+        while self._remove_conversations(person_id):
+            pass
         with self._database.writing() as connection:
-            count += _remove_conversations(connection, person_id)
+            _remove_conversations(connection, person_id)
             for table in (chunks, generations, named_prompts, presets):
                 connection.execute(delete(table).where(table.c.owner == person_id))
             for table in (sign_ins, api_tokens, accounts):
                 connection.execute(delete(table).where(table.c.person_id == person_id))
             connection.execute(delete(people).where(people.c.id == person_id))
-        return count
 
-    def _remove_conversations(self, person_id: str) -> int:
+    def _remove_conversations(self, person_id: str) -> bool:
         with self._database.writing() as connection:
             return _remove_conversations(connection, person_id)
 
@@ -266,9 +264,9 @@ def _end_sign_ins(connection: Connection, person_id: str, keep: str = "") -> int
     return connection.execute(delete(sign_ins).where(*where)).rowcount
 
 
-def _remove_conversations(connection: Connection, person_id: str) -> int:
-    """Remove some conversations of the person; returns their number, 0: there are none."""
+def _remove_conversations(connection: Connection, person_id: str) -> bool:
+    """Remove some conversations of the person. False: there are none."""
     query = select(conversations.c.id).where(conversations.c.owner == person_id)
     ids = list(connection.scalars(query.limit(retention.PURGE)))
     retention.remove_conversations(connection, ids)
-    return len(ids)
+    return bool(ids)

@@ -22,7 +22,6 @@ from halt.store.tables import (
     presets,
 )
 
-OWNED: tuple[Table, ...] = (conversations, generations, chunks, named_prompts, presets)
 #: The mode of a browser of an earlier version of Halt, in which each browser was an owner.
 BROWSER = "browser"
 _LISTED = (conversations.c.deleted_at.is_(None), conversations.c.first_id.is_not(None))

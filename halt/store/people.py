@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from sqlalchemy import select, text, update
+from sqlalchemy import select, text
 
 from halt.store.database import Database, upsert
 from halt.store.tables import people
@@ -94,13 +94,6 @@ class People:
             for person in sorted(wanted)
             if found.get(person, True)
         }
-
-    def mark_removed(self, person_id: str) -> None:
-        """From now on the person is unknown; the servers stop the person's streams."""
-        with self._database.writing() as connection:
-            connection.execute(
-                update(people).where(people.c.id == person_id).values(removed_at=time.time())
-            )
 
     def counts(self, mode: str, *, limit: int = -1, offset: int = 0) -> list[PersonCounts]:
         """How much each person of this mode has; the last used first.

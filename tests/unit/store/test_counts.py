@@ -22,7 +22,7 @@ def counted(store: Store) -> Store:
     for name, owner in (("a-1", "ann"), ("a-2", "ann"), ("a-3", "ann"), ("b-1", "ben")):
         Chat(store, name, owner).add_exchange("Hello", "Hi")
     store.conversations.delete("a-3", "ann")
-    store.people.mark_removed("eve")
+    store.accounts.begin_removal("eve")
     with store.database.writing() as connection:
         connection.execute(
             update(people).where(people.c.id == "dee").values(disabled_at=time.time())
