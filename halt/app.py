@@ -57,7 +57,7 @@ from halt.web.starts import count_starts
 from halt.web.websocket import routes as sockets
 
 if TYPE_CHECKING:
-    from halt.people.oidc import Provider
+    from halt.people.oidc.provider import Provider
 
 
 def create_app(
@@ -174,7 +174,7 @@ def create_app(
 
 def _provider(settings: Config) -> Provider:
     """The provider of HALT_OIDC_ISSUER. Its libraries take 11 MB, so only it imports them."""
-    from halt.people.oidc import Provider  # noqa: PLC0415
+    from halt.people.oidc.provider import Provider  # noqa: PLC0415
 
     return Provider(settings)
 

@@ -32,7 +32,7 @@ from halt.web.sessions import Sessions
 from halt.web.token_failures import TokenFailures
 
 if TYPE_CHECKING:
-    from halt.people.oidc import Provider
+    from halt.people.oidc.provider import Provider
 
 CLOSE_TIMEOUT = 1.0  # seconds
 

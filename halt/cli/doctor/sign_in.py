@@ -5,14 +5,14 @@ from __future__ import annotations
 from halt.cli.doctor.report import Report, milliseconds
 from halt.clock import now
 from halt.config.settings import Config
-from halt.people.oidc_attempt import ProviderFault
+from halt.people.oidc.attempt import ProviderFault
 
 
 def check_sign_in(report: Report, config: Config) -> None:
     """Check that the provider describes itself and publishes its keys, if there is one."""
     if not config.oidc_issuer:
         return
-    from halt.people.oidc import Provider  # noqa: PLC0415 - its libraries are for it alone
+    from halt.people.oidc.provider import Provider  # noqa: PLC0415 - its libraries are for it alone
 
     provider, began = Provider(config), now()
     try:

@@ -28,7 +28,7 @@ from flask import (
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.errors import HaltError
-from halt.people.oidc_attempt import OVER, Attempt, ProviderFault, SignInRefused, readable
+from halt.people.oidc.attempt import OVER, Attempt, ProviderFault, SignInRefused, readable
 from halt.store.people import PersonRow
 from halt.store.sign_ins import SignIn
 from halt.web.identity import identify
@@ -39,7 +39,7 @@ from halt.web.services import services
 from halt.web.sign_ins import begin_sign_in
 
 if TYPE_CHECKING:
-    from halt.people.oidc import Provider
+    from halt.people.oidc.provider import Provider
 
 BEGUN_MAX = 5  # sign-ins that a browser has begun; a cookie has 4 kB at most
 BEGUN_SECONDS = 600
@@ -110,7 +110,7 @@ def _sign_in(attempt: Attempt) -> None:
         quoted = ": ".join(filter(None, words))
         raise SignInRefused(f"{provider.host} did not sign you in.", quoted=quoted)
     issuer = arguments.get("iss")
-    if issuer is not None and issuer != provider.metadata().issuer:
+    if issuer is not None and issuer != provider.issuer:
         raise SignInRefused(f"The answer does not come from {provider.host}.")
     if not (code := arguments.get("code", "")):
         raise SignInRefused(f"{provider.host} sent neither a code nor an error.")

@@ -10,9 +10,8 @@ from joserfc.jwk import ECKey, OKPKey
 
 from halt.config.environment import load
 from halt.config.settings import ConfigError
-from halt.people import oidc
-from halt.people.oidc import Provider, SignedIn
-from halt.people.oidc_attempt import (
+from halt.people.oidc import claims, endpoints
+from halt.people.oidc.attempt import (
     OVER,
     QUOTED_MAX,
     Attempt,
@@ -20,6 +19,7 @@ from halt.people.oidc_attempt import (
     SignInRefused,
     readable,
 )
+from halt.people.oidc.provider import Provider, SignedIn
 from halt.people.person import person_id
 from tests.support.oidc_provider import OidcProvider, consent
 from tests.support.waiting import BackgroundCall, wait_until
@@ -56,7 +56,7 @@ def answers(provider: Provider) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
-@pytest.mark.parametrize("alg", oidc.ALGORITHMS)
+@pytest.mark.parametrize("alg", claims.ALGORITHMS)
 def test_signature_is_accepted(server: OidcProvider, provider: Provider, alg: str) -> None:
     """An ID token may be signed in each of these ways; the person is its issuer and subject."""
     server.alg = alg
@@ -137,8 +137,8 @@ def test_silent_provider_is_given_up(server: OidcProvider, monkeypatch: pytest.M
     """A provider that accepts the connection and is silent is given up after ANSWER_SECONDS; a
     later request asks it again.
     """
-    monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(oidc, "FAULT_SECONDS", 0.0)
+    monkeypatch.setattr(endpoints, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(endpoints, "FAULT_SECONDS", 0.0)
     provider = Provider(load(server.settings))
     server.faults.add("silent")
     with pytest.raises(ProviderFault, match="does not answer: not in time"):

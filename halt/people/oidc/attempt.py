@@ -1,6 +1,6 @@
 """One sign-in by OpenID Connect: its random values, and why it failed.
 
-This module needs no library of OpenID Connect, unlike `halt.people.oidc`.
+This module needs no library of OpenID Connect, unlike the others here.
 """
 
 from __future__ import annotations
