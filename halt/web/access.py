@@ -1,4 +1,4 @@
-"""The access token (HALT_TOKEN): a program sends it as a Bearer token, a browser logs in once.
+"""The access token (HALT_TOKEN): a program sends it as a Bearer token, a browser signs in once.
 
 Wrong tokens are counted (see `halt.web.token_failures`).
 """
@@ -58,12 +58,12 @@ def refuse_wrong_bearer() -> Response | None:
 
 
 def has_login() -> bool:
-    """Whether the request's session has been logged in with the access token."""
+    """Whether the request's browser is signed in with the access token."""
     login_value = None if is_cross_origin() else session.get("login")
     return isinstance(login_value, str) and hmac.compare_digest(login_value, login_digest())
 
 
 def login_digest() -> str:
-    """The value that a logged-in session contains: an HMAC of the token, so it changes with it."""
+    """What the session of such a browser contains: an HMAC of the token, so it changes with it."""
     key, token = services().sessions.key(current_app), services().config.token
     return hmac.new(key.encode(), token.encode(), hashlib.sha256).hexdigest()

@@ -16,7 +16,7 @@ _OWN_PATH = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*")
 
 
 def login_url() -> str:
-    """The login page, which returns to the page that this request is for."""
+    """The address of the sign-in, which returns to the page that this request is for."""
     path = request.full_path.removesuffix("?")
     if request.method != "GET" or not wants_page() or path == "/" or not _is_own(path):
         return url_for("pages.login")

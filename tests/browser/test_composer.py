@@ -675,7 +675,7 @@ def test_page_of_a_server_with_a_token_asks_for_it(
     contrasts = chat.contrasts()
     assert {name: c for name, c in contrasts.items() if c < 4.5} == {}
     token.fill("open-sesame")
-    chat.page.get_by_role("button", name="Log in").click()
+    chat.page.get_by_role("button", name="Sign in").click()
     expect(chat.prompt).to_be_focused()
     chat.page.wait_for_load_state()  # its scripts have run
     chat.ask("count?n=3")

@@ -131,7 +131,7 @@ def test_end_ends_the_sign_in_of_that_browser_alone(people: ServerPeople, alice:
 
 
 def test_end_of_this_browser_logs_it_out(people: ServerPeople, alice: str) -> None:
-    """To end the sign-in of this browser is to log out."""
+    """To end the sign-in of this browser is to sign out."""
     desk = people.client(alice)
     (desk_id,) = ids(desk, "sign-in")
     assert send(desk, "end", id=desk_id).headers["location"] == "/login"

@@ -359,7 +359,7 @@ def test_sign_out_needs_no_provider(
 
 
 def test_sign_out_leads_to_the_provider(halt: HaltServer, faulty: OidcProvider) -> None:
-    """To log out ends the sign-in here and answers a page whose link ends it at the provider."""
+    """To sign out ends the sign-in here and answers a page whose link ends it at the provider."""
     browser = halt.client()
     sign_in(browser)
     page = browser.post("/logout", b"", Content_Type=FORM, Accept=PAGE)

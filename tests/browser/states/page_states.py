@@ -1016,7 +1016,7 @@ def login_wrong(visit: Visit) -> Chat:
     chat = login(visit)
     chat.allowed_problems = LOAD_ERRORS
     chat.page.get_by_label("Access token").fill("another")
-    chat.page.get_by_role("button", name="Log in").click()
+    chat.page.get_by_role("button", name="Sign in").click()
     expect(chat.page.get_by_role("alert")).to_be_visible()
     return chat
 
