@@ -11,21 +11,14 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from halt.config.addresses import (
-    fits_header,
-    is_base_url,
-    is_host,
-    is_loopback,
-    is_network,
-    is_origin,
-)
+from halt.config.addresses import fits_header, is_base_url, is_host, is_loopback, is_origin
+from halt.config.people_checks import check_people
 from halt.config.settings import CONTINUES, DISCOVER_MAX, SHIPPED_TOOLS, TITLES, Config, ConfigError
 
 #: One limit of HALT_RATE_SESSION and HALT_RATE_ADDRESS: 30/minute, 5 per 10 seconds.
 _RATE = re.compile(
     r"[1-9][0-9]{0,5} *(/| per ) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?", re.IGNORECASE
 )
-_HEADER = re.compile(r"[A-Za-z0-9-]{1,100}")
 
 
 def override(config: Config, **values: Any) -> Config:
@@ -89,7 +82,7 @@ def check(config: Config) -> None:
             f"HALT_MAX_PROMPT_CHARS={config.max_prompt_chars}, which counts them in each request."
         )
     _check_lists(config)
-    _check_people(config)
+    check_people(config)
     check_reachable(config, f"HOST={config.host!r}", config.host)
 
 
@@ -130,60 +123,6 @@ def _check_lists(config: Config) -> None:
                 "origin: use http(s)://host[:port] in lower case, without a path and without the "
                 "default port, or *."
             )
-
-
-def _check_people(config: Config) -> None:
-    """Check that at most one way to know people is set, with all that it needs."""
-    ways = {
-        "HALT_TOKEN": config.token,
-        "HALT_ALLOW_ANONYMOUS": config.allow_anonymous and not config.token,
-        "HALT_USERS": config.users,
-        "HALT_USER_HEADER": config.user_header,
-        "HALT_OIDC_ISSUER": config.oidc_issuer,
-    }
-    chosen = [name for name, value in ways.items() if value]
-    if len(chosen) > 1:
-        raise ConfigError(
-            f"{' and '.join(chosen)} are set, but people can be known in one way at a time: "
-            "set one of them. Programs use the API tokens that people make on the page."
-        )
-    for name, value in (
-        ("HALT_USER_HEADER", config.user_header),
-        ("HALT_USER_NAME_HEADER", config.user_name_header),
-    ):
-        if value and not _HEADER.fullmatch(value):
-            raise ConfigError(
-                f"{name}={value!r} is not the name of a header: use letters, digits and -."
-            )
-    if config.user_header and not config.proxy_addresses:
-        raise ConfigError(
-            "HALT_USER_HEADER is set, but everybody could send that header: set "
-            "HALT_PROXY_ADDRESSES to the proxy's address, as in 127.0.0.1, or to unix."
-        )
-    for name, is_set in (
-        ("HALT_USER_NAME_HEADER", config.user_name_header),
-        ("HALT_PROXY_ADDRESSES", config.proxy_addresses),
-    ):
-        if is_set and not config.user_header:
-            raise ConfigError(f"{name} is set, but HALT_USER_HEADER, which it belongs to, is not.")
-    for address in config.proxy_addresses:
-        if address != "unix" and not is_network(address):
-            raise ConfigError(
-                f"HALT_PROXY_ADDRESSES={','.join(config.proxy_addresses)!r}: {address!r} is no "
-                "address or network: use as in 127.0.0.1, 10.0.0.0/24 or ::1, or unix."
-            )
-    issuer = config.oidc_issuer
-    if issuer and not (
-        is_base_url(issuer)
-        and fits_header(issuer)
-        and (issuer.startswith("https://") or is_loopback(urlsplit(issuer).hostname or ""))
-    ):
-        raise ConfigError(
-            f"HALT_OIDC_ISSUER={issuer!r} is not an issuer: use https://HOST[/PATH], as the "
-            "provider's /.well-known/openid-configuration names it."
-        )
-    if issuer and not config.oidc_client_id:
-        raise ConfigError("HALT_OIDC_CLIENT_ID is missing: HALT_OIDC_ISSUER needs it.")
 
 
 def check_reachable(config: Config, setting: str, host: str) -> None:

@@ -36,7 +36,10 @@ def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None
     if kind == "str":
         return raw
     if kind == "tuple[str, ...]":
-        return tuple(dict.fromkeys(word for part in raw.split(",") if (word := part.strip())))
+        words = tuple(dict.fromkeys(word for part in raw.split(",") if (word := part.strip())))
+        if not words:
+            raise ConfigError(f"{name}={raw!r} names nothing: leave it unset, or name something.")
+        return words
     if kind == "bool":
         if raw.lower() in TRUE | FALSE:
             return raw.lower() in TRUE

@@ -412,8 +412,10 @@ class Config:
         to a server without a token (DNS rebinding). The browser still sends that host name, so it
         can be refused.
         """
-        if self.token or self.users or self.oidc_issuer or not is_loopback(self.host):
+        if self.token or self.users or self.oidc_issuer:
             return None  # such a page has no login
+        if not is_loopback(self.host) and not (self.user_header and self.named_hosts):
+            return None
         return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *self.named_hosts]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 
 from flask import request
@@ -11,12 +12,18 @@ from halt.core.decoding import checked_id, is_number
 from halt.errors import RequestError
 
 NETWORK = 64  # bits of an IPv6 client's network; the client chooses the others itself
+_WITH_PORT = re.compile(r"([0-9.]{7,15}):[0-9]{1,5}|\[([0-9A-Fa-f:.]{2,45})\]:[0-9]{1,5}")
 CONVERSATIONS_MAX = 500  # conversations that one request changes or exports at most
 
 
 def client_address() -> str:
-    """The client's address (see `halt.web.proxies`) as the limits use it: for IPv6 its network."""
+    """The client's address (see `halt.web.proxies`) as the limits use it: for IPv6 its network.
+
+    Some proxies add the client's port, which must not make each connection a client of its own.
+    """
     remote = request.remote_addr or ""
+    if (with_port := _WITH_PORT.fullmatch(remote)) is not None:
+        remote = with_port[1] or with_port[2]
     try:
         address = ipaddress.ip_address(remote)
     except ValueError:

@@ -141,7 +141,8 @@ def test_number_at_its_bounds_is_allowed(setting: Setting) -> None:
     assert setting.high is not None
     for bound in (setting.low, setting.high):
         raw = f"{bound:.0f}" if setting.kind == "int" else str(bound)
-        assert getattr(load({setting.env: f" {raw} "}), setting.name) == bound
+        environ = {setting.env: f" {raw} "} | NEEDED.get(setting.env, {})
+        assert getattr(load(environ), setting.name) == bound
 
 
 @pytest.mark.parametrize("raw", ["beyond", "below", "many", "nan", "inf", "-inf", "1e999", "0x10"])
@@ -306,11 +307,12 @@ def test_unreadable_certificates_are_refused(tmp_path: Path) -> None:
 
 def test_config_repr_hides_every_secret() -> None:
     """A configuration in a log or on a screen shows no key, token or secret."""
-    secrets = {s.env: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
-    text = repr(load(secrets))
+    secrets = {s.name: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
+    text = repr(Config(**secrets))
     assert [secret for secret in secrets.values() if secret in text] == []
 
 
+NEEDED = {"HALT_SIGN_IN_HOURS": {"HALT_USERS": "1"}}  # by settings that belong to another one
 HEADER = {"HALT_USER_HEADER": "Remote-User", "HALT_PROXY_ADDRESSES": "127.0.0.1"}
 OIDC = {"HALT_OIDC_ISSUER": "https://id.example/realm", "HALT_OIDC_CLIENT_ID": "halt"}
 
@@ -339,6 +341,22 @@ OIDC = {"HALT_OIDC_ISSUER": "https://id.example/realm", "HALT_OIDC_CLIENT_ID": "
         ({**HEADER, "HALT_USER_NAME_HEADER": "a b"}, ["HALT_USER_NAME_HEADER='a b'"]),
         ({"HALT_USER_NAME_HEADER": "Remote-Name"}, ["HALT_USER_NAME_HEADER is set, but"]),
         ({"HALT_PROXY_ADDRESSES": "127.0.0.1"}, ["HALT_PROXY_ADDRESSES is set, but"]),
+        ({"HALT_OIDC_CLIENT_ID": "halt"}, ["HALT_OIDC_CLIENT_ID is set, but HALT_OIDC_ISSUER"]),
+        ({"HALT_OIDC_GROUPS": "staff"}, ["HALT_OIDC_GROUPS is set, but HALT_OIDC_ISSUER"]),
+        ({"HALT_OIDC_DOMAINS": "a.example"}, ["HALT_OIDC_DOMAINS is set, but HALT_OIDC_ISSUER"]),
+        ({"HALT_SIGN_IN_HOURS": "8"}, ["HALT_SIGN_IN_HOURS is set, but HALT_USERS or HALT_OIDC"]),
+        ({"HALT_ADMINS": "ada"}, ["HALT_ADMINS is set, but HALT_USERS or HALT_USER_HEADER or"]),
+        ({**OIDC, "HALT_OIDC_GROUPS": ","}, ["HALT_OIDC_GROUPS=',' names nothing"]),
+        ({**OIDC, "HALT_OIDC_DOMAINS": "@a.example"}, ["'@a.example' is not a domain"]),
+        ({**OIDC, "HALT_OIDC_ISSUER": "https://me:pw@id.example"}, ["HALT_OIDC_ISSUER is not"]),
+        (
+            {**OIDC, "HALT_OIDC_ISSUER": "https://id.example/.well-known/openid-configuration"},
+            ["is not an issuer"],
+        ),
+        ({**HEADER, "HALT_PROXY_ADDRESSES": "0.0.0.0/0"}, ["'0.0.0.0/0' is every address"]),
+        ({**HEADER, "HALT_PROXY_ADDRESSES": "::/0"}, ["'::/0' is every address"]),
+        ({**HEADER, "HALT_USER_HEADER": "Cookie"}, ["HALT_USER_HEADER='Cookie' has another"]),
+        ({**HEADER, "HALT_USER_NAME_HEADER": "user-agent"}, ["'user-agent' has another purpose"]),
         (
             {**HEADER, "HALT_PROXY_ADDRESSES": "127.0.0.1,proxy"},
             ["HALT_PROXY_ADDRESSES='127.0.0.1,proxy'", "'proxy' is no address or network"],
@@ -369,6 +387,7 @@ def test_wrong_way_to_know_people_is_refused(environ: dict[str, str], parts: lis
         ({"HALT_USERS": "1", "HOST": "10.0.0.1"}, "accounts", False),
         (HEADER, "header", True),
         ({**HEADER, "HOST": "10.0.0.1"}, "header", False),
+        ({**HEADER, "HOST": "10.0.0.1", "HALT_HOSTS": "chat.example"}, "header", True),
         ({**HEADER, "HALT_PROXY_ADDRESSES": "unix,10.0.0.0/8,::1"}, "header", True),
         (OIDC, "oidc", False),
         ({**OIDC, "HALT_OIDC_ISSUER": "http://127.0.0.1:9000"}, "oidc", False),
@@ -377,8 +396,8 @@ def test_wrong_way_to_know_people_is_refused(environ: dict[str, str], parts: lis
 def test_settings_choose_the_way_to_know_people(
     environ: dict[str, str], mode: str, checks_hosts: bool
 ) -> None:
-    """Each way is chosen by its settings. With a header on loopback, host names are checked: a page
-    that makes its own name lead here could send the header.
+    """Each way is chosen by its settings. With a header, host names are checked on loopback, and where
+    HALT_HOSTS is set: a page that makes its own name lead here could send the header.
     """
     config = load(environ)
     assert mode_of(config) == mode
