@@ -307,7 +307,7 @@ def test_unreadable_certificates_are_refused(tmp_path: Path) -> None:
 
 def test_config_repr_hides_every_secret() -> None:
     """A configuration in a log or on a screen shows no key, token or secret."""
-    secrets = {s.name: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
+    secrets: dict[str, Any] = {s.name: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
     text = repr(Config(**secrets))
     assert [secret for secret in secrets.values() if secret in text] == []
 
