@@ -119,7 +119,7 @@ def create_app(
     )
     generations.on_begin, generations.on_release = titles.interrupt, titles.wake
     mode = mode_of(settings)
-    known = _known(settings, store)
+    known = _known(settings, store, workers)
     generations.readers.credential = identity.reader_credential
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
     has_limits = bool(settings.rate_session or settings.rate_address)
@@ -179,12 +179,14 @@ def _provider(settings: Config) -> Provider:
     return Provider(settings)
 
 
-def _known(settings: Config, store: Store) -> Known | None:
+def _known(settings: Config, store: Store, workers: Workers) -> Known | None:
     """Who has the sign-ins and API tokens. None where nobody has one."""
     mode = mode_of(settings)
-    if mode in {"accounts", "header", "oidc"} or settings.token:
-        return Known(store.sign_ins, mode, settings.admins, Lookups())
-    return None
+    if mode not in {"accounts", "header", "oidc"} and not settings.token:
+        return None
+    known = Known(store.sign_ins, mode, settings.admins, Lookups(), workers.who)
+    workers.who_here = known.who
+    return known
 
 
 def _accounts(settings: Config, store: Store) -> Accounts | None:

@@ -29,7 +29,7 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -60,11 +60,15 @@ from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to reply to a Stop
 FIND_WITHIN = 1.0  # seconds for them to reply whether they have a stream, and to send its events
 LIST_WITHIN = 0.5  # seconds for them to list or count their streams
+WHO_WITHIN = 0.2  # seconds for them to reply whose a sign-in is: a Stop waits for it
 COPY_WITHIN = 2.0  # seconds for them to send their tombstones
 UNDELIVERED_SECONDS = 60.0  # during which an undelivered Stop is sent again
 UNDELIVERED_MAX = 10_000  # Stops kept to be sent again
 STOPS_PER_REQUEST = 500  # so that a request fits the kernel's buffer
 LEAVE_GRACE = 1.0  # seconds for remote streams to end by themselves while this worker stops
+
+#: A person: ID, name, and whether an administrator.
+Who = tuple[str, str, bool]
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +115,20 @@ class TombstonesRequest(msgspec.Struct, frozen=True, tag="copy"):
     """Reply: the tombstones."""
 
 
+class WhoRequest(msgspec.Struct, frozen=True, tag="who"):
+    """Reply: the person of a sign-in or API token with this digest, None where it is not known.
+
+    It is answered from memory: another worker sends it while the database does not answer.
+    """
+
+    digest: str
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(
-    StopRequest | FindRequest | ListRequest | CountRequest | TombstonesRequest
+    StopRequest | FindRequest | ListRequest | CountRequest | TombstonesRequest | WhoRequest
 ).decode
+_decode_who = msgspec.msgpack.Decoder(Who | None).decode
 _decode_receipts = msgspec.msgpack.Decoder(list[Receipt]).decode
 _decode_streams = msgspec.msgpack.Decoder(list[RunningStream]).decode
 _decode_count = msgspec.msgpack.Decoder(int).decode
@@ -195,6 +209,8 @@ class Workers(OtherWorkers):
 
     #: This worker's own service, which serves the others' requests; to be set before `begin`.
     service: GenerationService
+    #: The person of a digest in this worker's memory, for the others; may be set before `begin`.
+    who_here: Callable[[str], Who | None]
 
     def __init__(self, bus: Bus, registry: StopRegistry, replay: Replay | None = None) -> None:
         """`registry` is that of this worker's service."""
@@ -202,6 +218,7 @@ class Workers(OtherWorkers):
         self._bus = bus
         self._membership = bus.membership
         self._registry = registry
+        self.who_here = lambda _: None
         self._remotes_lock = threading.Lock()  # protects the table below
         self._remotes: WeakValueDictionary[StreamKey, RemoteGeneration] = WeakValueDictionary()
         self._undelivered = UndeliveredStops()
@@ -322,10 +339,22 @@ class Workers(OtherWorkers):
         return self._open_streams
 
     def _request(
-        self, request: StopRequest | ListRequest | CountRequest, timeout: float
+        self, request: StopRequest | ListRequest | CountRequest | WhoRequest, timeout: float
     ) -> Replies:
         """The replies of all others; the request is sent before this returns."""
         return self._bus.request(_encode(request), timeout)
+
+    def who(self, digest: str) -> Who | None:
+        """The person of this sign-in or API token, as another worker knows it from memory.
+
+        None: no other worker has replied with a person within WHO_WITHIN.
+        """
+        with self._request(WhoRequest(digest), WHO_WITHIN) as replies:
+            for _, reply, _ in replies:
+                known: Who | None = _decode_who(reply)
+                if known is not None:
+                    return known
+        return None
 
     def tick(self) -> None:
         """Send undelivered Stops again."""
@@ -353,6 +382,8 @@ class Workers(OtherWorkers):
                 reply = self.service.running_here(request.owner)
         elif isinstance(request, CountRequest):
             reply = self.service.open_streams
+        elif isinstance(request, WhoRequest):
+            reply = self.who_here(request.digest)
         else:
             reply = self._registry.tombstones()
         channel.send(_encode(reply))

@@ -3,6 +3,9 @@
 A request must not wait for the database only because it is signed in, a Stop least of all. So a
 result is used again for FRESH seconds, and for as long as the database does not answer. What has
 ended or was revoked counts for at most that long; `halt.people.watch` ends what still runs by then.
+
+Each worker has results of its own, and a connection may come to any worker. So while the database
+does not answer, a worker without a result asks the other workers for theirs.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from halt.clock import now
 from halt.errors import StoreUnavailable
@@ -21,6 +25,9 @@ from halt.people.person import Mode, Person
 from halt.store.lookups import LOOKUP_WAIT, Lookups
 from halt.store.people import PersonRow
 from halt.store.sign_ins import SignIns
+
+if TYPE_CHECKING:
+    from halt.cluster.service import Who
 
 FRESH = 2.0  # seconds
 #: Seconds that a request with an unknown token waits for the database, which a new worker has to
@@ -49,9 +56,18 @@ class Known:
     """The people of the sign-ins and API tokens of one worker's requests. Threads may share it."""
 
     def __init__(
-        self, sign_ins: SignIns, mode: Mode, admins: tuple[str, ...], lookups: Lookups
+        self,
+        sign_ins: SignIns,
+        mode: Mode,
+        admins: tuple[str, ...],
+        lookups: Lookups,
+        ask_others: Callable[[str], Who | None] = lambda _: None,
     ) -> None:
-        """`lookups` asks the database in a thread of its own; it is used for nothing else."""
+        """`lookups` asks the database in a thread of its own; it is used for nothing else.
+
+        `ask_others` returns the other workers' result for a digest, within a short time.
+        """
+        self._ask_others = ask_others
         self._sign_ins, self._mode, self._admins = sign_ins, mode, admins
         self._lookups = lookups
         self._lock = threading.Lock()  # protects the order of `_cached` while it is bounded
@@ -62,14 +78,17 @@ class Known:
     def person(self, digest: str) -> Person | None:
         """The person who may use the token of this digest now. None: there is no such token.
 
-        Raises StoreUnavailable if it is unknown here and the database does not answer.
+        Raises StoreUnavailable if no worker knows it and the database does not answer.
         """
         cached = self._cached.get(digest)
         if cached is None or now() - cached[1] >= FRESH:
-            answer = self._lookups.ask(
-                lambda: (self._sign_ins.person(digest, self._mode),),
-                FIRST_WAIT if cached is None else LOOKUP_WAIT,
-            )
+            answer = self._ask_database(digest, LOOKUP_WAIT)
+            if answer is None and cached is None:
+                if (who := self._ask_others(digest)) is not None:
+                    cached = Person(*who), now() - FRESH  # the next request asks the database
+                    self._keep(digest, cached)
+                else:
+                    answer = self._ask_database(digest, FIRST_WAIT)
             if answer is None:
                 if cached is None:
                     raise StoreUnavailable(
@@ -86,6 +105,11 @@ class Known:
         self._seen[digest] = time.time()
         return cached[0]
 
+    def who(self, digest: str) -> Who | None:
+        """This worker's result for another one: from memory alone, also where it is not fresh."""
+        cached = self._cached.get(digest)
+        return None if cached is None else (cached[0].id, cached[0].name, cached[0].is_admin)
+
     def forget(self, digest: str) -> None:
         """Ask the database at the next request with this token."""
         with self._lock:
@@ -99,6 +123,10 @@ class Known:
     def close(self, timeout: float) -> None:
         """End the thread that asks the database."""
         self._lookups.close(timeout)
+
+    def _ask_database(self, digest: str, wait: float) -> tuple[PersonRow | None] | None:
+        """What the database says of the digest. None: it does not answer within `wait` seconds."""
+        return self._lookups.ask(lambda: (self._sign_ins.person(digest, self._mode),), wait)
 
     def _keep(self, digest: str, cached: tuple[Person, float]) -> None:
         with self._lock:
