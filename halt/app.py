@@ -45,7 +45,7 @@ from halt.store.store import Store
 from halt.store.writer import StoreWriter
 from halt.web import cors, identity, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
-from halt.web.page import account, endings, oidc, sidebar
+from halt.web.page import account, endings, oidc, sidebar, times
 from halt.web.page import routes as pages
 from halt.web.page import settings as page_settings
 from halt.web.page.stop import stop_fragment
@@ -154,7 +154,7 @@ def create_app(
     app.register_blueprint(pages.blueprint)
     if mode == "oidc":
         app.register_blueprint(oidc.blueprint)
-    for part in (sidebar, page_settings, account):
+    for part in (sidebar, page_settings, account, times):
         part.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)
@@ -180,7 +180,7 @@ def _provider(settings: Config) -> Provider:
 
 
 def _known(settings: Config, store: Store, workers: Workers) -> Known | None:
-    """Who has the sign-ins and API tokens. None where nobody has one."""
+    """Finds the people of sign-ins and API tokens. None where there are none."""
     mode = mode_of(settings)
     if mode not in {"accounts", "header", "oidc"} and not settings.token:
         return None

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import blake2b
 
 from flask import (
@@ -91,7 +89,6 @@ def install(app: Flask) -> None:
     """Install the routes, and the functions that templates use, in the application."""
     app.jinja_env.globals["has_account"] = has_account
     app.jinja_env.globals["person_name"] = lambda: person().name
-    app.jinja_env.filters["ago"] = ago
     app.register_blueprint(blueprint)
 
 
@@ -166,19 +163,6 @@ def people() -> str:
     return render_template(
         "account_people.html", people=rows[:PEOPLE_SHOWN], page=page, more=len(rows) > PEOPLE_SHOWN
     )
-
-
-def ago(at: float) -> str:
-    """How long ago a time is in words; the date after 30 days. `at` is in seconds since 1970."""
-    seconds = time.time() - at
-    for unit, length, most in (("minute", 60, 60), ("hour", 3600, 24), ("day", 86_400, 31)):
-        count = int(seconds // length)
-        if count < 1:
-            return "just now" if unit == "minute" else f"1 {unit} ago"
-        if count < most:
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    day = datetime.fromtimestamp(at, UTC)
-    return f"{day.day} {day:%B %Y}"
 
 
 def public_id(digest: str) -> str:

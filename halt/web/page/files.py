@@ -32,13 +32,13 @@ KINDS: dict[str, tuple[Writer, str, str]] = {
 
 
 def export_all() -> Response:
-    """All conversations of the session as one file."""
+    """All conversations of the person as one file."""
     title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
     return _download(services().store.transfer.export(owner()), title)
 
 
 def export_selected() -> Response:
-    """The selected conversations of the session as one file."""
+    """The selected conversations of the person as one file."""
     ids = conversation_ids()
     title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
     return _download(services().store.transfer.export_many(owner(), ids), title)

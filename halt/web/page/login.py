@@ -63,7 +63,7 @@ def _without() -> Answer:
 
 
 def _by_proxy() -> Answer:
-    """Nobody signs in here: the proxy names the person in each request, or it has to."""
+    """There is no sign-in: the proxy names the person in each request, or has to."""
     if identify():
         return redirect(return_url())
     return refusal_response() or error_response(

@@ -2,7 +2,7 @@
 
 A browser's session holds the sign-ins that it has begun, so that several tabs can sign in at once.
 Each is used once. The cookie is signed, not encrypted: it has only the state of each. The nonce and
-PKCE's verifier, which nobody else may know, follow from the state and the key of the signatures.
+PKCE's verifier, which must stay secret, follow from the state and the key of the signatures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def login() -> Answer:
 
 @blueprint.get("/login/oidc")
 def start() -> Answer:
-    """Begin a sign-in: lead the browser to the provider. `again`: as somebody else, maybe."""
+    """Begin a sign-in: lead the browser to the provider. `again`: maybe as another person."""
     state, path = secrets.token_urlsafe(16), return_path()
     prompt = "login" if request.args.get("again") else ""
     try:
@@ -80,7 +80,7 @@ def callback() -> Answer:
     state = request.args.get("state", "")
     all_begun = _begun()
     mine = [begun for begun in all_begun if begun[0] == state]
-    if not mine:  # anybody can cause this, so the log has no line of it
+    if not mine:  # any client can cause this, so the log has no line of it
         return _page(SignInRefused(OVER), "")
     session["oidc"] = [begun for begun in all_begun if begun not in mine]
     path = mine[0][2]
@@ -141,7 +141,7 @@ def _begun() -> list[tuple[str, int, str]]:
 
 
 def _attempt(state: str) -> Attempt:
-    """The secret values of the sign-in with this state: nobody can compute them without the key."""
+    """The secret values of the sign-in with this state, computed with the application's key."""
     key = services().sessions.key(current_app).encode()
 
     def derived(name: str) -> str:
@@ -152,9 +152,9 @@ def _attempt(state: str) -> Attempt:
 
 
 def _refused(fault: HaltError, path: str) -> Answer:
-    """Why nobody was signed in, and one line in the log."""
+    """The page about a refused sign-in, and one line in the log."""
     quoted = getattr(fault, "quoted", "")
-    logger.warning("nobody was signed in: %s%s", fault.message, f" ({quoted})" if quoted else "")
+    logger.warning("a sign-in was refused: %s%s", fault.message, f" ({quoted})" if quoted else "")
     return _page(fault, path)
 
 

@@ -42,14 +42,8 @@ def install(app: Flask) -> None:
     app.jinja_env.globals["is_archive"] = is_archive
     app.jinja_env.globals["unlisted_conversations"] = unlisted_conversations
     app.jinja_env.globals["deletion_message"] = deletion_message_of_page
-    app.jinja_env.filters["moment"] = moment
     app.jinja_env.globals["with_headings"] = with_headings
     app.register_blueprint(blueprint)
-
-
-def moment(seconds: float) -> str:
-    """Seconds since 1970 as an HTML `datetime` value, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def with_headings(
@@ -99,8 +93,8 @@ def unlisted_conversations() -> Literal["", "of_browsers", "of_earlier_version"]
     """Which conversations of others the store has that this person may know how to get at.
 
     "of_browsers": this Halt gives each browser a list of its own. "of_earlier_version": an earlier
-    version did, and nobody has taken these conversations over yet. "" also where the store does not
-    respond.
+    version did, and no person has taken these conversations over yet. "" also where the store does
+    not respond.
     """
     mode, owners = services().mode, services().store.owners
     with contextlib.suppress(HaltError):

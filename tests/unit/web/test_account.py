@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from halt.web.page.account import ago
+from halt.web.page.times import ago
 from halt.web.page.user_agents import browser_name
 
 CHROME = "(KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
