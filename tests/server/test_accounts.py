@@ -142,7 +142,7 @@ def test_persons_see_their_own_chats_on_every_device(
     assert stranger.get(path).status == 404
 
 
-def test_thousand_wrong_passwords_do_not_lock_the_person_out(
+def test_many_wrong_passwords_do_not_lock_the_person_out(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """They are refused with 429 after a few; the person signs in from elsewhere and from a known
@@ -158,8 +158,8 @@ def test_thousand_wrong_passwords_do_not_lock_the_person_out(
     known, attacker = browser(halt), browser(halt)
     sign_in(known, "Ann")
     known.post("/logout", b"", Content_Type=FORM)
-    answers = [sign_in(attacker, "Ann", f"wrong {n}") for n in range(1_000)]
-    assert [answer.status for answer in answers] == [401] * 10 + [429] * 990
+    answers = [sign_in(attacker, "Ann", f"wrong {n}") for n in range(100)]
+    assert [answer.status for answer in answers] == [401] * 10 + [429] * 90
     assert 0 < int(answers[-1].headers["retry-after"]) <= 300
     assert b"Too many wrong passwords. Try again in" in answers[-1].body
     assert sign_in(browser(halt), "Ann").status == 429
