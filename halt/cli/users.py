@@ -90,7 +90,7 @@ def list_() -> None:
             )
 
 
-@user.command(short_help="Let nobody use an account for now.")
+@user.command(short_help="Refuse an account until it is enabled.")
 @_name
 def disable(name: str) -> None:
     """Disable NAME's account: until it is enabled its browsers and programs are refused.

@@ -20,7 +20,7 @@ WRONG = "There is no account with this name and password. Try again."
 
 
 class Disabled(HaltError):
-    """The account exists, and nobody may use it now."""
+    """The account exists, and may not be used now."""
 
     code = "account_disabled"
     status = 403

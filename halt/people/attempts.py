@@ -3,7 +3,7 @@
 Wrong passwords are counted by address and by name. An attempt over the limit of its address does
 not count for the name, so that one address alone cannot use up a name's limit: the right person can
 sign in from elsewhere. A browser that has signed in to the account before has a limit of its own in
-place of both, which no one else can use up.
+place of both, which other clients cannot use up.
 
 All workers of a data folder share the counts, which survive a restart. An attempt that cannot be
 counted (full disk, broken file) is refused.
@@ -74,7 +74,7 @@ class Attempts:
         try:
             full = self._counters.count(limits, 1, hit=True)
         except (sqlite3.Error, OSError) as exc:
-            logger.error("nobody can sign in, because attempts cannot be counted: %s", exc)
+            logger.error("every sign-in is refused, because attempts cannot be counted: %s", exc)
             raise NotCounted(
                 "Attempts to sign in cannot be counted now. Try again.", retry_after=2
             ) from None

@@ -11,7 +11,7 @@ from halt.config.addresses import is_loopback
 from halt.config.settings import Config
 
 #: How a Halt knows its people, by its settings: one way at a time.
-#: mine: one person, everybody who is let in. anonymous: each browser is a stranger
+#: mine: one person, for every request that is let in. anonymous: each browser is a stranger
 #: (HALT_ALLOW_ANONYMOUS). accounts: names and passwords in the database (HALT_USERS).
 #: header: a proxy's word (HALT_USER_HEADER). oidc: OpenID Connect (HALT_OIDC_ISSUER).
 Mode = Literal["mine", "anonymous", "accounts", "header", "oidc"]
@@ -19,7 +19,7 @@ Mode = Literal["mine", "anonymous", "accounts", "header", "oidc"]
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Whoever makes a request. `id` is the `owner` of what the person has."""
+    """The person of a request. `id` is the `owner` of what the person has."""
 
     id: str
     name: str = ""  # for display; "" where there is none
@@ -48,7 +48,7 @@ def mode_of(config: Config) -> Mode:
 def person_id(mode: Mode, issuer: str, subject: str) -> str:
     """The ID of a person, who is a mode, an issuer and a subject; never an email address.
 
-    The same one in each process and on each host, so that nobody has to wait for another's row.
+    It is the same in each process and on each host, so that no request waits for a row.
     """
     parts = "\0".join((mode, issuer, subject)).encode("utf-8", "surrogatepass")
     digest = blake2b(parts, digest_size=16).digest()

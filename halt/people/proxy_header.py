@@ -1,6 +1,6 @@
 """The person whom a proxy names in a header (HALT_USER_HEADER, HALT_PROXY_ADDRESSES).
 
-Anybody can send a header. So it counts only where the connection itself comes from the proxy: by
+Any client can send a header. So it counts only where the connection itself comes from the proxy: by
 the address of the socket's other end, never by what a header says about addresses.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is nobody's."""
+    """Why a request has no person."""
 
     status: int
     code: str

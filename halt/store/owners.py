@@ -1,4 +1,4 @@
-"""Everybody who has something in the store, and how it becomes another person's."""
+"""The owners of what is in the store, and how it becomes another person's."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ presets = Table(
     Column("updated_at", Double, nullable=False, default=time.time),
 )
 
-#: Everybody who has used this Halt (`halt.people`).
+#: The people who have used this Halt (`halt.people`).
 people = Table(
     "people",
     metadata,

@@ -269,7 +269,7 @@ class EventStream(RunReader):
                 yield self.dismissal()
 
     def lost_frame(self, lost: HaltError) -> bytes:
-        """The last frame of a reader whose next event is no longer kept, or not for it."""
+        """The last frame of a reader that gets no further event; `lost` is the reason."""
         return b"data: %b\n\n" % encode(StreamLost.from_error(lost)) + FINAL_FRAME
 
     def close(self) -> None:

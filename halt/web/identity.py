@@ -18,7 +18,7 @@ from halt.web.sign_ins import sign_in_digest
 
 
 def person() -> Person:
-    """Whoever makes this request. Public routes have nobody."""
+    """The person who makes this request. On public routes there may be none."""
     result: Person = g.person
     return result
 
@@ -35,7 +35,7 @@ def credential() -> str:
 
 
 def refusal_response() -> Response | None:
-    """The response to a request that the proxy's header makes nobody's; None in other modes."""
+    """The response to a request for which the proxy names no person; None in other modes."""
     refusal: Refusal | None = g.refusal
     if refusal is None:
         return None
@@ -56,7 +56,7 @@ def stream_key(stream_id: str) -> StreamKey:
 
 
 def identify() -> bool:
-    """Find out who makes this request. False: nobody who is let in.
+    """Find the person who makes this request. False: the request is not let in.
 
     A page of another origin that HALT_CORS_ORIGINS admits is known by its Bearer token alone: its
     requests may carry the browser's cookies without that person's knowledge.

@@ -45,10 +45,10 @@ class Services:
 
     config: Config
     mode: Mode  # how it knows its people
-    known: Known | None  # None: nobody signs in, and there are no API tokens
-    oidc: Provider | None  # None: nobody signs in by OpenID Connect
-    accounts: Accounts | None  # None: no one signs in with a name and a password
-    watch: Watch | None  # None: nobody's access can end
+    known: Known | None  # None: there are no sign-ins and no API tokens
+    oidc: Provider | None  # None: sign-ins are not by OpenID Connect
+    accounts: Accounts | None  # None: sign-ins are not by name and password
+    watch: Watch | None  # None: no access can end
     proxy_header: ProxyHeader  # for the mode `header`
     instance_id: str  # of this Halt in its requests to models' servers (`halt.web.via`)
     generations: GenerationService

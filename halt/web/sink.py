@@ -72,7 +72,7 @@ class Stream(Protocol):
         """The last frame of a reader that must end now."""
 
     def lost_frame(self, lost: HaltError) -> bytes:
-        """The last frame of a reader whose next event is no longer kept."""
+        """The last frame of a reader that gets no further event; `lost` is the reason."""
 
     def run_in_frame_thread(self, work: Callable[[], object]) -> None:
         """Run `work` in the frame thread."""

@@ -83,17 +83,17 @@ def text_of(page: HttpResponse) -> str:
 def assert_refused(server: HaltServer, provider: OidcProvider, status: int, words: str) -> str:
     """Sign in, which must fail with these words; nobody is signed in, no secret is shown."""
     browser, before = server.client(), server.printed
-    count = before.count("nobody was signed in") + 1
+    count = before.count("a sign-in was refused") + 1
     page = sign_in(browser)
     text = text_of(page)
     assert page.status == status
     assert words in text
     assert "Try again" in text
     assert not is_signed_in(browser)
-    server.wait_printed(rf"(?s)(?:nobody was signed in.*){{{count}}}\n")
+    server.wait_printed(rf"(?s)(?:a sign-in was refused.*){{{count}}}\n")
     log = server.printed.removeprefix(before)
     assert "Traceback" not in log
-    assert log.count("nobody was signed in") == 1
+    assert log.count("a sign-in was refused") == 1
     for secret in (*provider.issued, CLIENT_SECRET):
         assert secret not in log
         assert secret not in page.body.decode()

@@ -40,7 +40,7 @@ class SignInRefused(HaltError):
 
 
 class ProviderFault(HaltError):
-    """The provider does not answer, or not as OpenID Connect demands. Nobody can sign in now."""
+    """The provider does not answer, or not as OpenID Connect demands: no sign-in is possible."""
 
     code = "sign_in_unavailable"
     status = 503

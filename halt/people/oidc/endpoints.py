@@ -106,7 +106,7 @@ class Endpoints:
         self._transport.close_idle()
 
     def client(self, metadata: Metadata, redirect_uri: str) -> OAuth2Client:
-        """Authlib's client of one sign-in, which keeps what it is told."""
+        """Authlib's client for one sign-in, whose state it keeps."""
         return OAuth2Client(
             self._config.oidc_client_id,
             self._config.oidc_client_secret or None,

@@ -97,7 +97,7 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
 
 
 def _may_list() -> bool:
-    """Whether to list streams: not those that everybody shares."""
+    """Whether to list streams: not those of unknown clients, which share them."""
     return owner() != ANYONE.id
 
 
