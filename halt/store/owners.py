@@ -82,8 +82,8 @@ class Owners:
         if not sources:
             return 0
         with self._database.writing() as connection:
-            for source in sources:
-                for table in (named_prompts, presets):
+            for table in (named_prompts, presets):
+                for source in _having(connection, table, sources):
                     _give_named(connection, table, source, to)
             counts = [
                 connection.execute(
@@ -94,7 +94,7 @@ class Owners:
                 for condition in (_LISTED, ())
             ]
             unpin_oldest(connection, to)
-            for source in sources:
+            for source in _having(connection, generations, sources):
                 _give_streams(connection, source, to, also_running=also_running)
             connection.execute(
                 delete(people).where(people.c.id.in_(sources), people.c.mode == BROWSER)
@@ -122,6 +122,13 @@ _OWNERS = text("""
     LEFT JOIN people ON people.id = owners.id
     ORDER BY used_at DESC, owners.id
 """)
+
+
+def _having(connection: Connection, table: Table, owners: Sequence[str]) -> list[str]:
+    """Those of the owners that have rows in the table; most of many browsers have none."""
+    query = select(table.c.owner).where(table.c.owner.in_(owners)).distinct()
+    having = set(connection.scalars(query))
+    return [owner for owner in owners if owner in having]
 
 
 def _give_streams(connection: Connection, source: str, to: str, *, also_running: bool) -> None:
