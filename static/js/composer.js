@@ -1,7 +1,7 @@
 // The message: its field and its pasted texts. The field is emptied when the message is sent, and
 // refilled if the server refuses it.
 import { isBusy } from "./activity.js";
-import { $, $$, setValue, touch } from "./lib/dom.js";
+import { $, $$, refuse, setValue, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
 import { LONG, pastedTexts, setPastedTexts } from "./pasted.js";
 import { hasCode, route, succeeded } from "./requests.js";
@@ -81,7 +81,7 @@ prompt.addEventListener("keydown", event => {
 document.addEventListener("submit", event => {
   if (event.target !== composer) return;
   const text = messageText(messageParts()), waits = isBusy();
-  if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
+  if (waits || !text) refuse(event);
   if (waits && text) emit("queue", { text });
 }, true);
 route("#composer", {

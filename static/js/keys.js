@@ -56,7 +56,7 @@ addEventListener("keydown", event => {
 for (const control of $$("[data-keys]")) {
   const row = shortcut(control.dataset.keys);
   if (control.matches("kbd")) control.textContent = keyNames(row).join(" ");
-  else control.setAttribute("aria-keyshortcuts", ariaKeys(row));
+  else control.ariaKeyShortcuts = ariaKeys(row);
 }
 document.addEventListener("click", async ({ target }) => {
   const control = target.closest("[data-act]"), settings = target.closest(".opens-settings");

@@ -15,6 +15,7 @@ const prompt = $("#prompt");
 
 const optionOf = name => [...select.options].find(({ value }) => value === name);
 const extras = () => $$("input[name=model]", select.parentElement);
+const extraNames = () => extras().map(({ value }) => value);
 // The option of the model that answers if none is chosen, if the list has it.
 export const defaultOption = () => $("option[data-default]", select);
 
@@ -27,8 +28,7 @@ export const modelOf = option => ({
 });
 
 // The names of the models that answer the next message.
-export const chosen = () => [select.value || defaultOption()?.value || "",
-  ...extras().map(({ value }) => value)];
+export const chosen = () => [select.value || defaultOption()?.value || "", ...extraNames()];
 
 // The models that were chosen last, the latest first: { name, label, provider }.
 export const recent = () => (
@@ -39,8 +39,8 @@ export const recent = () => (
 const shortName = label => label.slice(label.lastIndexOf("/") + 1);
 
 const show = () => {
-  const names = [select.value, ...extras().map(({ value }) => value)];
-  const models = names.map(name => modelOf(optionOf(name) ?? new Option(name, name)));
+  const models = [select.value, ...extraNames()]
+    .map(name => modelOf(optionOf(name) ?? new Option(name, name)));
   const [{ label, provider, name }] = models, count = models.length, several = count > 1;
   const short = several ? `${count} models` : shortName(label);
   const labels = models.map(model => model.label).join(", ");
@@ -92,7 +92,7 @@ one.addEventListener("click", () => {
   button.focus();
 });
 new MutationObserver(() => { // a list has arrived, perhaps with another choice
-  setExtras(extras().map(({ value }) => value).filter(optionOf));
+  setExtras(extraNames().filter(optionOf));
   show();
   emit("listed");
 }).observe(select, { childList: true });

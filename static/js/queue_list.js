@@ -24,8 +24,7 @@ const begin = item => {
   if (current) end(true);
   current = item;
   callbacks.begin(item);
-  const field = make("textarea", { rows: 1 });
-  field.setAttribute("aria-label", "Edit the queued message");
+  const field = make("textarea", { rows: 1, ariaLabel: "Edit the queued message" });
   lines.get(item).replaceChildren(
     field, button("", "Cancel", () => end(false)), button("primary", "Save", () => end(true)),
   );

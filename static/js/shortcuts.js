@@ -77,9 +77,8 @@ export const SHORTCUTS = [
   { id: "help", name: "All shortcuts", keys: ["?"] },
 ];
 // `?` can be switched off, for people whose speech input types it.
-const SINGLE_KEY = "halt.single-key";
+export const SINGLE_KEY = "halt.single-key";
 export const usesSingleKey = () => local.get(SINGLE_KEY) !== "off";
-export const setSingleKey = isOn => local.set(SINGLE_KEY, isOn ? "on" : "off");
 
 export const shortcut = id => SHORTCUTS.find(row => row.id === id);
 

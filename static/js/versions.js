@@ -1,6 +1,8 @@
 // Versions of a message: prompts and answers edited in place, regenerated answers, and switching
 // between versions. The exchanges after a changed one belong to its previous version.
-import { $, $$, announce, focusComposer, make, notice, setValue, touch } from "./lib/dom.js";
+import {
+  $, $$, announce, focusComposer, make, notice, refuse, setValue, touch,
+} from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { route, succeeded } from "./requests.js";
 
@@ -74,8 +76,7 @@ document.addEventListener("submit", event => {
   const { target: form } = event, field = $("textarea", form);
   if (!form.matches(EDITORS)) return;
   if (field.value.trim()) { guard(event, form); return; }
-  event.preventDefault();
-  event.stopImmediatePropagation();
+  refuse(event);
   const textContent = `${form.matches(".editor") ? "A message" : "An answer"} needs text.`;
   $(".fault", form)?.remove();
   field.after(make("p", { className: "fault", role: "alert", textContent }));
@@ -95,8 +96,7 @@ const guard = (event, source) => {
     return form !== source && !isEarlier && value !== defaultValue;
   });
   if (!dropped) return;
-  event.preventDefault();
-  event.stopImmediatePropagation();
+  refuse(event);
   keepEdit(dropped);
 };
 document.addEventListener("click", event => {

@@ -37,7 +37,7 @@ from halt.people.attempts import WrongPassword
 from halt.people.known import digest_of, new_api_token
 from halt.people.passwords import PASSWORD_MIN
 from halt.store.sign_ins import ApiToken, SignIn
-from halt.web.identity import credential, owner, person, save_person
+from halt.web.identity import credential, owner, person, person_tag, save_person
 from halt.web.page import accounts
 from halt.web.page.login import logout
 from halt.web.page.user_agents import browser_name
@@ -89,6 +89,7 @@ def install(app: Flask) -> None:
     """Install the routes, and the functions that templates use, in the application."""
     app.jinja_env.globals["has_account"] = has_account
     app.jinja_env.globals["person_name"] = lambda: person().name
+    app.jinja_env.globals["person_tag"] = person_tag
     app.register_blueprint(blueprint)
 
 

@@ -33,11 +33,17 @@ export const icon = name => (
 
 // A button with an icon; `of` ends its accessible name.
 export const iconButton = (name, title, of, action) => {
-  const className = "icon-button";
-  const button = make("button", { type: "button", className, title }, ...parse(icon(name)));
-  button.ariaLabel = `${title} ${of}`.trim();
+  const className = "icon-button", ariaLabel = `${title} ${of}`.trim();
+  const properties = { type: "button", className, title, ariaLabel };
+  const button = make("button", properties, ...parse(icon(name)));
   button.addEventListener("click", action);
   return button;
+};
+
+// The event has no effect, and reaches no further handler.
+export const refuse = event => {
+  event.preventDefault();
+  event.stopImmediatePropagation();
 };
 
 export const setValue = (field, text) => {

@@ -2,18 +2,28 @@
 export const isText = value => typeof value === "string";
 export const isTexts = value => Array.isArray(value) && value.every(isText);
 
-// The browser's storage. Without permission, and if it is full, reads give null and writes do
-// nothing.
+// The browser's storage, for the page's person alone: people may share a browser. A page that loads
+// removes what another person's page has stored; one that is still open then can read and write
+// nothing any more. Without permission, and if it is full, reads give null and writes do nothing.
+const { person } = document.body.dataset, PERSON = "halt.person";
+const PERSONAL = /^halt\.(?!single-key)/; // that switch is the browser's, as the theme is
 const guarded = area => {
   const attempt = action => { try { return action(area()); } catch { return null; } };
+  attempt(storage => {
+    if ((storage[PERSON] ?? person) !== person) {
+      for (const key of Object.keys(storage)) if (PERSONAL.test(key)) delete storage[key];
+    }
+    storage[PERSON] = person;
+  });
+  const own = action => attempt(storage => (storage[PERSON] === person ? action(storage) : null));
   return {
-    get: key => attempt(storage => storage.getItem(key)),
-    getJson: key => attempt(storage => JSON.parse(storage.getItem(key))), // null if it is none
-    set: (key, text) => attempt(storage => storage.setItem(key, text)),
+    get: key => own(storage => storage.getItem(key)),
+    getJson: key => own(storage => JSON.parse(storage.getItem(key))), // null if it is none
+    set: (key, text) => own(storage => storage.setItem(key, text)),
     keys: prefix => (
-      attempt(storage => Object.keys(storage).filter(key => key.startsWith(prefix))) ?? []
+      own(storage => Object.keys(storage).filter(key => key.startsWith(prefix))) ?? []
     ),
-    remove: key => attempt(storage => storage.removeItem(key)),
+    remove: key => own(storage => storage.removeItem(key)),
   };
 };
 export const local = guarded(() => localStorage); // all tabs, until it is cleared

@@ -1,7 +1,8 @@
 // The dialog of all shortcuts.
 import { openOnce } from "../lib/dialog.js";
 import { iconButton, make } from "../lib/dom.js";
-import { keyNames, setSingleKey, SHORTCUTS, shortcut, usesSingleKey } from "../shortcuts.js";
+import { local } from "../lib/storage.js";
+import { keyNames, SHORTCUTS, shortcut, SINGLE_KEY, usesSingleKey } from "../shortcuts.js";
 
 const GROUPS = { // all others are the page's
   Chat: ["send", "line", "edit-last", "field", "new", "search", "previous", "next", "pin"],
@@ -26,7 +27,7 @@ const groups = () => {
 };
 const build = () => {
   const box = make("input", { type: "checkbox", checked: usesSingleKey() });
-  box.addEventListener("change", () => setSingleKey(box.checked));
+  box.addEventListener("change", () => local.set(SINGLE_KEY, box.checked ? "on" : "off"));
   const label = make("label", { className: "check" }, box, "The key ? opens this list");
   const close = iconButton("x", "Close", "", () => dialog.close());
   const name = make("h2", { id: "shortcuts-name", textContent: "Shortcuts" });

@@ -1,5 +1,5 @@
 // Renaming in place: Enter saves; Esc or an unchanged title cancels.
-import { $ } from "../lib/dom.js";
+import { $, refuse } from "../lib/dom.js";
 import { route } from "../requests.js";
 import { entryOf, linkIn, list, shownConversation } from "./entries.js";
 
@@ -23,8 +23,7 @@ list.addEventListener("focusout", ({ target }) => {
 list.addEventListener("submit", event => {
   const form = event.target, input = $("input", form), isOver = "over" in form.dataset;
   if (isOver || !isChanged(input)) {
-    event.preventDefault();
-    event.stopImmediatePropagation();
+    refuse(event);
     if (!isOver) leaveRename(input, true);
     return;
   }

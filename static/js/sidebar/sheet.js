@@ -20,7 +20,7 @@ const draw = isOpen => {
   document.body.classList.toggle("sidebar-open", isOpen);
   for (const area of $$("body > :is(header, main, footer)")) area.inert = isOpen;
 };
-const describe = () => opener.setAttribute("aria-expanded", isRailShown());
+const describe = () => opener.ariaExpanded = isRailShown();
 
 // An entry of the history, so that Back closes the sheet. htmx would reload the page for it.
 const keys = new Set(); // of the entry of the page, and of the one with the sheet
@@ -75,11 +75,6 @@ sidebar.addEventListener("click", event => {
   location.replace(link.href);
 });
 
-const openSheet = () => {
-  if (isSheetOpen()) return;
-  if (!isDropping) pushEntry();
-  show();
-};
 export const closeSheet = () => {
   if (!isSheetOpen()) return;
   hide();
@@ -89,7 +84,10 @@ export const closeSheet = () => {
 export const toggleRail = () => {
   if (narrow.matches) {
     if (isSheetOpen()) closeSheet();
-    else openSheet();
+    else {
+      if (!isDropping) pushEntry();
+      show();
+    }
     return;
   }
   const isShown = !isRailShown();
@@ -103,7 +101,7 @@ opener.addEventListener("click", toggleRail);
 closer.addEventListener("click", toggleRail);
 shade.addEventListener("click", closeSheet);
 narrow.addEventListener("change", () => {
-  if (isSheetOpen()) closeSheet();
+  closeSheet();
   describe();
 });
 describe();
