@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from halt.cli.counted import counted
+from halt.cli.columns import in_column
 from halt.config.environment import load
 from halt.config.settings import Config, ConfigError
+from halt.counted import counted
 from halt.errors import HaltError
 from halt.people.person import MINE, mode_of
 from halt.store.database import Database
@@ -82,8 +83,8 @@ def _print(known: Sequence[Owner], mine: str) -> None:
     for owner in known:
         name = owner.name or (mine if owner.id == MINE.id else KINDS.get(owner.mode, owner.mode))
         click.echo(
-            f"{owner.id:24}  {name[:20]:20}  {owner.conversations:>6,}  {owner.messages:>8,}  "
-            f"{_day(owner.began_at):10}  {_day(owner.used_at)}"
+            f"{owner.id:24}  {in_column(name, 20)}  {owner.conversations:>6,}  "
+            f"{owner.messages:>8,}  {_day(owner.began_at):10}  {_day(owner.used_at)}"
         )
     if _browsers(known):
         click.echo("\nTo take over all that is of browsers: halt-chat adopt --all")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from halt.cli.counted import counted
 from halt.clock import now
 from halt.cluster.membership import Membership
 from halt.config.settings import Config
+from halt.counted import counted
 from halt.people.known import FRESH
 from halt.store.portable import to_json
 from halt.store.replay import Replay

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import click
 
-from halt.cli.counted import counted
+from halt.cli.columns import in_column
 from halt.cli.people import opened
 from halt.cli.removal import new_export, wait_stopped
 from halt.config.settings import Config
+from halt.counted import counted
 from halt.errors import HaltError
 from halt.people.accounts import new_link, new_person
 from halt.people.known import is_admin
@@ -25,7 +26,22 @@ from halt.store.people import PersonRow
 from halt.store.store import Store
 
 
-@click.group()
+class _Command(click.Command):
+    """A command about a name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as fault:
+            hint = f"A name that begins with - comes last, after --: {ctx.command_path} -- NAME"
+            raise click.UsageError(f"{fault.format_message()} {hint}", ctx) from None
+
+
+class _Commands(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Commands)
 def user() -> None:
     """Manage the accounts of people who sign in with a name and a password (HALT_USERS=1).
 
@@ -84,7 +100,7 @@ def list_() -> None:
         for account in accounts:
             admin = "yes" if _is_admin(account, config) else "no"
             click.echo(
-                f"{account.name:24}  {admin:5}  {account.conversations:>6,}  "
+                f"{in_column(account.name, 24)}  {admin:5}  {account.conversations:>6,}  "
                 f"{account.sign_ins:>9,}  {account.api_tokens:>6,}  "
                 f"{_moment(account.used_at):16}  {_state(account)}"
             )

@@ -61,7 +61,7 @@ class Accounts:
         self._compare(key, account, password, origin, WRONG)
         assert account is not None  # noqa: S101 - `_compare` has refused the attempt
         if account.person.disabled_at is not None:
-            raise Disabled("This account is disabled. An administrator of this Halt can enable it.")
+            raise Disabled("This account is disabled. The one who runs this Halt can enable it.")
         return account
 
     def is_current(self, account: AccountRow) -> bool:

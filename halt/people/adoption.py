@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from halt.config.settings import Config
+from halt.counted import counted
 from halt.errors import HaltError
 from halt.people.person import MINE, mode_of
 from halt.store.database import Database
@@ -41,7 +42,11 @@ def at_start(config: Config, database: Database) -> None:
     except HaltError as fault:
         logger.error("conversations of an earlier version are not shown yet: %s", fault.message)
         return
-    logger.info("%d conversations of an earlier version are shown in each browser now", count)
+    logger.info(
+        "%s of an earlier version %s shown in each browser now",
+        counted(count, "conversation"),
+        "is" if count == 1 else "are",
+    )
 
 
 def _may_be_a_team(config: Config) -> bool:

@@ -28,6 +28,7 @@ from halt.store.rate_counters import RateCounters
 BY_ADDRESS = parse("10 per 5 minutes")
 BY_NAME = parse("50 per 15 minutes")
 BY_BROWSER = parse("10 per 5 minutes")
+ONCE = parse("1 per 15 minutes")  # lines in the log for one window, which is shorter
 ADDRESS_MAX = 64  # characters of an address that are used; a proxy may send any text
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ class Attempts:
         It is counted before the block, so that of many at once none is too many, and taken back if
         the block does not raise WrongPassword. Raises TooManyRequests, NotCounted before the block.
         """
-        limits = self._limits(name_key, person_id, origin)
+        windows = self._windows(name_key, person_id, origin)
+        limits = {key: limit for key, (limit, _) in windows.items()}
         try:
             full = self._counters.count(limits, 1, hit=True)
         except (sqlite3.Error, OSError) as exc:
@@ -79,6 +81,8 @@ class Attempts:
                 "Attempts to sign in cannot be counted now. Try again.", retry_after=2
             ) from None
         if full:
+            for key, ends in full.items():
+                self._log_full(f"{key}/{ends:.0f}", *windows[key])
             raise _too_many(full)
         try:
             yield
@@ -90,18 +94,38 @@ class Attempts:
             raise
         self._take_back(limits)
 
-    def _limits(
+    def _windows(
         self, name_key: str, person_id: str | None, origin: Origin
-    ) -> dict[str, RateLimitItem]:
+    ) -> dict[str, tuple[RateLimitItem, str]]:
+        """The windows that count an attempt: by key the limit, and for the log what is limited.
+
+        A name that no account has is not logged: it may be a password in the wrong field.
+        """
+        known = "the name " + ("of no account" if person_id is None else ascii(name_key))
         if origin.browser and person_id in origin.known_to:
             key = BY_BROWSER.key_for("sign-in-browser", str(person_id), origin.browser)
-            return {key: BY_BROWSER}
+            return {key: (BY_BROWSER, f"{known} in a browser that has signed in with it before")}
         name = blake2b(name_key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         address = ascii(origin.address[:ADDRESS_MAX])[1:-1]
         return {
-            BY_ADDRESS.key_for("sign-in-address", address): BY_ADDRESS,
-            BY_NAME.key_for("sign-in-name", name): BY_NAME,
+            BY_ADDRESS.key_for("sign-in-address", address): (
+                BY_ADDRESS,
+                address or "a client without an address",
+            ),
+            BY_NAME.key_for("sign-in-name", name): (BY_NAME, known),
         }
+
+    def _log_full(self, window: str, limit: RateLimitItem, limited: str) -> None:
+        """Log that a window is full, once for all workers."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            if self._counters.count({f"logged/{window}": ONCE}, 1, hit=True):
+                return
+        logger.warning(
+            "%s: more than %d wrong passwords in %d s; further ones are refused with 429",
+            limited,
+            limit.amount,
+            limit.get_expiry(),
+        )
 
     def _take_back(self, limits: dict[str, RateLimitItem]) -> None:
         try:

@@ -17,12 +17,13 @@ from functools import lru_cache
 from typing import TypeVar
 
 from halt.clock import now
+from halt.people.names import shown_name
 from halt.people.person import person_id
 from halt.store.people import People, PersonRow
 
 VALUE_MAX = 200  # characters of a value, and of a name for display
 PEERS_MAX = 1024  # cached peers
-LOG_EVERY = 60.0  # seconds between two log lines about refused headers
+LOG_EVERY = 60.0  # seconds between two log lines of one kind about refused headers
 UNIX = "unix"  # in HALT_PROXY_ADDRESSES: connections over a Unix socket
 SAVED_SECONDS = 600.0  # after which a person's row is made again, in case that it was removed
 SAVED_MAX = 10_000  # people whose rows are known to exist, or wait to be made
@@ -50,7 +51,7 @@ class ProxyHeader:
         self._takes_unix = UNIX in addresses
         self._networks = [ipaddress.ip_network(address) for address in addresses if address != UNIX]
         self._is_proxy = lru_cache(PEERS_MAX)(self._find_network)
-        self._log_at = 0.0  # no log line before this time
+        self._log_at: dict[str, float] = {}  # by text: no such log line before this time
 
     def read(self, peer: str, value: str | None, name: str | None = None) -> PersonRow | Refusal:
         """The person of a request, or why it has none.
@@ -105,10 +106,13 @@ class ProxyHeader:
         return any(address in network for network in self._networks)
 
     def _log(self, text: str, *values: str) -> None:
-        """Log a refusal, at most one in LOG_EVERY seconds. Two threads may both log."""
+        """Log a refusal, at most one with this text in LOG_EVERY seconds. Two threads may both log.
+
+        So a proxy that is set up wrongly does not hide a forged header.
+        """
         at = now()
-        if at >= self._log_at:
-            self._log_at = at + LOG_EVERY
+        if at >= self._log_at.get(text, at):
+            self._log_at[text] = at + LOG_EVERY
             logger.warning(text, *values)
 
 
@@ -135,7 +139,7 @@ def display_name(value: str) -> str:
             text = str(make_header(decode_header(text)))
         except (HeaderParseError, LookupError, ValueError):
             return ""
-    return "".join(c if c.isprintable() else " " for c in text[:VALUE_MAX]).strip()
+    return shown_name(text, VALUE_MAX)
 
 
 def _decoded(value: str) -> str | None:

@@ -38,6 +38,7 @@ from collections.abc import Callable
 
 from halt.core.serial import Serial
 from halt.core.service import GenerationService
+from halt.counted import counted
 from halt.errors import StoreUnavailable
 from halt.people.known import Known
 from halt.people.person import Mode
@@ -117,11 +118,13 @@ class Watch:
             lambda owner, credential: owner in barred or credential in refused
         )
         if count:
-            logger.info("%d readers were ended: they may no longer read", count)
+            were = "was" if count == 1 else "were"
+            logger.info("%s %s ended: no longer allowed to read", counted(count, "reader"), were)
         for owner, reason in barred.items():
-            if receipts := service.stop_all_here(owner):
-                text = "%d streams of the person %s, who was %s, were stopped"
-                logger.info(text, len(receipts), owner, reason)
+            if count := len(service.stop_all_here(owner)):
+                text = "%s of the person %s, who was %s, %s stopped"
+                were = "was" if count == 1 else "were"
+                logger.info(text, counted(count, "stream"), owner, reason, were)
 
     def _save_uses(self) -> None:
         """Save the times of use, for each sign-in and token at most once in SEEN_EVERY seconds."""

@@ -5,6 +5,8 @@ A module that only one command needs is imported by that command, so `halt-chat 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import importlib.util
 import os
@@ -23,6 +25,8 @@ from halt.providers import embedded_model
 from halt.server import page_opener
 
 PROGRAM = "halt-chat"
+#: Errors of a write to the standard output, such as to a file on a full disk.
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 #: Options of Halt; gunicorn, which gets all unknown options, has both too, with other texts.
 _HELP = ["-h", "--help"]
 _VERSION = ["-v", "--version"]
@@ -178,3 +182,9 @@ def main() -> None:
         commands(prog_name=PROGRAM)
     except ConfigError as fault:
         sys.exit(f"halt: {fault}")
+    except OSError as fault:
+        if fault.errno not in _CANNOT_WRITE or fault.filename is not None:
+            raise
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())  # what is buffered is written at the end
+        sys.exit(f"halt: the output cannot be written: {fault.strerror}")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from authlib.common.urls import add_params_to_uri
 
 from halt.config.settings import Config
+from halt.people.names import shown_name
 from halt.people.oidc import claims as checks
-from halt.people.oidc.attempt import OVER, Attempt, SignInRefused, readable
+from halt.people.oidc.attempt import OVER, Attempt, SignInRefused
 from halt.people.oidc.endpoints import Endpoints
 from halt.people.person import person_id
 from halt.store.people import PersonRow
@@ -88,9 +89,10 @@ class Provider:
                 raise checks.refused(endpoints, "answered with the details of another person.")
             claims = checks.with_details(claims, info)
         checks.check_allowed(config, self.host, claims)
-        name = next((text for key in checks.NAMES if (text := readable(claims.get(key)))), "")
+        texts = (text for key in checks.NAMES if isinstance(text := claims.get(key), str))
+        name = next(filter(None, (shown_name(text, NAME_MAX) for text in texts)), "")
         identity = person_id("oidc", metadata.issuer, subject)
-        person = PersonRow(identity, "oidc", metadata.issuer, subject, name[:NAME_MAX])
+        person = PersonRow(identity, "oidc", metadata.issuer, subject, name)
         return SignedIn(person, tokens["id_token"])
 
     def _use(self, state: str) -> None:

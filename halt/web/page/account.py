@@ -35,6 +35,7 @@ from halt.errors import HaltError, RequestError
 from halt.people.accounts import check_repeated
 from halt.people.attempts import WrongPassword
 from halt.people.known import digest_of, new_api_token
+from halt.people.names import NAME_MAX, checked_name
 from halt.people.passwords import PASSWORD_MIN
 from halt.store.sign_ins import ApiToken, SignIn
 from halt.web.identity import credential, owner, person, person_tag, save_person
@@ -46,7 +47,6 @@ from halt.web.responses import RequestRefused, error_response
 from halt.web.services import services
 from halt.web.sign_ins import sign_in_digest
 
-TOKEN_NAME_MAX = 60  # characters
 PEOPLE_SHOWN = 100  # on one page of the counts
 PAGE_MAX = 1_000_000
 FORMS_KNOWN = 10  # forms of a browser that have made a token
@@ -190,7 +190,7 @@ def _page(
         sign_ins=[_view(sign_in) for sign_in in signed_in],
         has_sign_ins=_signs_in(),
         tokens=[(public_id(token.digest), token) for token in store.sign_ins.tokens(owner_id)],
-        name_max=TOKEN_NAME_MAX,
+        name_max=NAME_MAX,
         password_min=PASSWORD_MIN,
         form_id=secrets.token_urlsafe(12),
         typed_name=request.form.get("name", "") if fault and fault.action == "make" else "",
@@ -264,9 +264,7 @@ def _end_all() -> Answer:
 
 def _make() -> Answer:
     """Make an API token and show it. The same form makes no second one."""
-    name = " ".join(request.form.get("name", "").split())
-    if not 1 <= len(name) <= TOKEN_NAME_MAX:
-        raise RequestError(f"Enter a name of 1 to {TOKEN_NAME_MAX} characters.", field="name")
+    name = checked_name(" ".join(request.form.get("name", "").split()))
     form_id = request.form.get("form", "")
     forms = [form for form in session.get("forms", ()) if isinstance(form, str)]
     if form_id in forms:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
 
 from halt.cli.users import user
 from halt.people.accounts import new_link
@@ -66,6 +68,7 @@ def test_password_comes_from_the_input_and_the_first_account_is_administrator(
         (("add", "Bob"), "short\n", "at least 8 characters"),
         (("add", "aNN"), f"{PASSWORD}\n", "There is an account with the name 'Ann' already."),
         (("add", "a\nb"), f"{PASSWORD}\n", "no control characters"),
+        (("add", "a\u202eb"), f"{PASSWORD}\n", "no invisible ones"),
         (("add", "Bob", "--link", "--url", "halt.example"), "", "is no address"),
         (("reset", "Bob"), f"{PASSWORD}\n", "There is no account with the name 'Bob'."),
         (("remove", "Ann"), "y\n", "There is no terminal to ask at"),
@@ -194,3 +197,39 @@ def test_terminal_asks_twice_and_shows_no_password(users: Users) -> None:
     finally:
         terminal.close()
     assert Passwords().matches(users.account("ann").password, PASSWORD)
+
+
+def test_name_that_begins_with_a_dash_needs_a_hint(users: Users) -> None:
+    """Such a name is taken for options; the error says how to give it."""
+    refused = users.run("add", "--link", "-dash")
+    assert refused.exit_code == 2
+    assert "comes last, after --: user add -- NAME" in refused.output
+    assert users.run("add", "--link", "--", "-dash").exit_code == 0
+
+
+def test_list_keeps_its_columns_for_long_and_wide_names(users: Users) -> None:
+    """A name longer than its column is cut with an ellipsis; a wide character takes two cells."""
+    for name in ("Bo", "A name that is longer than its column", "\u65e5\u672c\u8a9e" * 6):
+        assert users.run("add", "--link", "--", name).exit_code == 0
+    header, *lines = users.run("list").output.splitlines()
+    assert {cell_len(line.split(" yes ")[0].split(" no ")[0]) for line in lines} == {25}
+    assert header.index("ADMIN") == 26
+    assert sum("\u2026" in line for line in lines) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_output_that_cannot_be_written_ends_the_command_with_one_line(users: Users) -> None:
+    """A full disk behind the standard output is named without a traceback."""
+    users.run("add", "--link", "Ann")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "halt", "user", "list"],
+            cwd=ROOT,
+            env=halt_environment({"HALT_DATA": str(users.folder), "HALT_USERS": "1"}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "halt: the output cannot be written: No space left on device\n"

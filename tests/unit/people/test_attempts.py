@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -37,6 +38,27 @@ def test_address_is_refused_also_after_a_restart(tmp_path: Path) -> None:
     again = Attempts(counters_in(tmp_path))
     assert attempt(again, here, name="nobody") == "refused"
     assert attempt(again, Origin("192.0.2.2"), right=True) == "right"
+
+
+def test_full_window_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first refused attempt of an address and of a name is logged, by one of all processes. A
+    name without an account is not: it may be a password in the wrong field.
+    """
+    here = Origin("192.0.2.1\n")
+    several = [Attempts(counters_in(tmp_path)) for _ in range(2)]
+    with caplog.at_level(logging.WARNING, "halt"):
+        for attempts in several:
+            for _ in range(OF_ADDRESS + 2):
+                attempt(attempts, here)
+        for name in ("ann", "my-password"):
+            for number in range(OF_NAME + 2):
+                attempt(several[0], Origin(f"198.51.100.{number}"), name=name)
+    refused = "wrong passwords in {} s; further ones are refused with 429"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"192.0.2.1\\n: more than 10 {refused.format(300)}",
+        f"the name 'ann': more than 50 {refused.format(900)}",
+        f"the name of no account: more than 50 {refused.format(900)}",
+    ]
 
 
 def test_right_passwords_do_not_count(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_malformed_subject_is_refused(
 def test_name_alone_keeps_nobody_out(server: OidcProvider, provider: Provider) -> None:
     """Where the details of a person are away, the person signs in without a name."""
     server.claims = {"sub": "ada-1"}
-    server.info = {"preferred_username": "ada"}
+    server.info = {"name": "\u200b", "preferred_username": "a\u202eda"}
     assert provider.sign_in(ATTEMPT, BACK, code_for(provider)).person.name == "ada"
     server.faults.add("no details")
     other = Attempt("another-state", ATTEMPT.nonce, ATTEMPT.verifier)

@@ -116,6 +116,8 @@ def test_values_are_compared_as_they_are() -> None:
         ("=?nonsense?q?Zo=C3=AB?=", "alice"),
         ("=?utf-8?b?broken", "=?utf-8?b?broken"),
         ("A\x1b[31m", "A [31m"),
+        ("=?utf-8?q?Zo=E2=80=AEe?=", "Zoe"),
+        ("=?utf-8?q?=E2=80=8B?=", "alice"),
         ("x" * 300, "x" * 200),
     ],
 )
@@ -125,13 +127,17 @@ def test_name_for_display_is_decoded_and_bounded(name: str | None, shown: str) -
 
 
 def test_refused_headers_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """Forged headers write one line with the peer, never one for each request, nor the value."""
+    """Forged headers write one line with the peer, never one for each request, nor the value. The
+    line about a proxy without the header does not take its place.
+    """
     header = header_of("10.0.0.1")
     with caplog.at_level(logging.WARNING, "halt"):
         for number in range(50):
+            header.read("10.0.0.1", None)
             header.read(f"10.0.0.{number + 2}", "forged-value")
     assert [record.getMessage() for record in caplog.records] == [
-        "Remote-User from 10.0.0.2 was ignored: HALT_PROXY_ADDRESSES does not name that address"
+        "the proxy has sent a request without Remote-User",
+        "Remote-User from 10.0.0.2 was ignored: HALT_PROXY_ADDRESSES does not name that address",
     ]
 
 

@@ -58,8 +58,13 @@ def harness(tmp_path: Path) -> Iterator[WatchHarness]:
     harness.close()
 
 
-def test_only_the_reader_of_a_revoked_token_ends(harness: WatchHarness) -> None:
-    """A look ends the readers of a revoked token, and no other reader of the person."""
+def test_only_the_reader_of_a_revoked_token_ends(
+    harness: WatchHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A look ends the readers of a revoked token, and no other reader of the person; it logs how
+    many.
+    """
+    caplog.set_level(logging.INFO, "halt")
     person = make_person(harness.store, "accounts", "alice")
     tokens = [make_api_token(harness.store, person) for _ in range(2)]
     lost, kept = (harness.reader(person, token) for token in tokens)
@@ -71,6 +76,7 @@ def test_only_the_reader_of_a_revoked_token_ends(harness: WatchHarness) -> None:
     assert lost.gone
     assert lost.is_refused
     assert not kept.gone
+    assert caplog.messages == ["1 reader was ended: no longer allowed to read"]
 
 
 def test_reader_that_registers_after_the_revocation_ends(harness: WatchHarness) -> None:

@@ -1,4 +1,4 @@
-"""Numbers with their nouns, for the terminal."""
+"""Numbers with their nouns, for the terminal and the log."""
 
 from __future__ import annotations
 
