@@ -13,6 +13,7 @@ from halt.errors import RequestError
 
 NETWORK = 64  # bits of an IPv6 client's network; the client chooses the others itself
 _WITH_PORT = re.compile(r"([0-9.]{7,15}):[0-9]{1,5}|\[([0-9A-Fa-f:.]{2,45})\]:[0-9]{1,5}")
+STOPS_MAX = 16  # streams that one Stop of the page can name
 CONVERSATIONS_MAX = 500  # conversations that one request changes or exports at most
 
 

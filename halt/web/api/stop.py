@@ -19,13 +19,12 @@ from halt.errors import RequestError
 from halt.people.person import ANYONE
 from halt.providers.router import as_providers
 from halt.web.identity import owner
-from halt.web.requests import wants_fragment
+from halt.web.requests import STOPS_MAX, wants_fragment
 from halt.web.responses import json_response
 from halt.web.schemas import Health, RelayFigures, Stopped, Streams
 from halt.web.security import FORM
 from halt.web.services import services
 
-STOPS_MAX = 16  # streams that one Stop of the page can name
 FIELDS = frozenset({"stream_id", "seen"})  # of a Stop in JSON
 PROBE_WAIT = 1.0  # seconds that one health request waits for the upstream's response
 #: Errors that are responses of the model's server, so it is reachable.

@@ -23,7 +23,7 @@ from halt.web.identity import owner, stream_key
 from halt.web.page.conversations import current_exchange_view, page_renderer
 from halt.web.page.streams import live_stream
 from halt.web.page.views import AnswerView, view
-from halt.web.requests import is_plain_form_post, message_id
+from halt.web.requests import STOPS_MAX, is_plain_form_post, message_id
 from halt.web.services import services
 
 #: Maximum of models for one prompt; the page shows their answers side by side.
@@ -63,7 +63,15 @@ def send(conversation_id: str) -> Response:
 
 
 def stop(conversation_id: str) -> Response:
-    """Stop the running answers of a conversation, and redirect to it: Stop without scripts."""
+    """Stop the running answers of a conversation, and redirect to it: Stop without scripts.
+
+    The page names those that it shows (`running`), so that this Stop too needs no database.
+    """
+    named = [checked_id(stream_id, "running") for stream_id in request.form.getlist("running")]
+    stops = [(stream_id, None) for stream_id in named[:STOPS_MAX]]
+    receipts = services().generations.stop_many(stops, owner()) if stops else []
+    if any(receipt.status == "stopped" for receipt in receipts):
+        return _to_conversation(conversation_id)
     conversation = services().store.conversations.get(conversation_id, owner(), limit=1)
     running = [
         (answer.stream_id, None)
