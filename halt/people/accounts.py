@@ -9,7 +9,7 @@ from halt.errors import HaltError, RequestError
 from halt.people.attempts import Attempts, Origin, WrongPassword
 from halt.people.known import digest_of, new_token
 from halt.people.names import NAME_MAX, checked_name, name_key
-from halt.people.passwords import Passwords, checked_password
+from halt.people.passwords import Passwords, checked_password, is_same
 from halt.people.person import person_id
 from halt.store.accounts import AccountRow, AccountRows, Link
 from halt.store.people import PersonRow
@@ -70,22 +70,37 @@ class Accounts:
         return now_saved is not None and now_saved.password == account.password
 
     def change_password(
-        self, person_id: str, old: str, new: str, *, origin: Origin, keep: str = ""
+        self,
+        person_id: str,
+        old: str,
+        new: str,
+        *,
+        origin: Origin,
+        keep: str = "",
+        renewed: str = "",
     ) -> int:
         """Change one's own password; end all of the person's sign-ins but `keep`, a digest.
+
+        That one has the digest `renewed` from then on, where given.
 
         Returns the number of ended sign-ins; API tokens stay. Wrong old passwords are counted like
         those of sign-ins. Raises RequestError (field `new`), WrongPassword, TooManyRequests,
         NotCounted, AtCapacity.
         """
         checked_password(new, "new")
+        if is_same(old, new):
+            raise RequestError("The new password is the old one. Choose another one.", field="new")
         account = self._rows.of_person(person_id)
         wrong = "The old password is wrong. Nothing was changed."
         key = "" if account is None else name_key(account.person.name)
         self._compare(key, account, old, origin, wrong)
         assert account is not None  # noqa: S101 - as above
         ended = self._rows.set_password(
-            person_id, self._passwords.hash(new), replaced=account.password, keep=keep
+            person_id,
+            self._passwords.hash(new),
+            replaced=account.password,
+            keep=keep,
+            renewed=renewed,
         )
         if ended is None:
             raise WrongPassword(wrong)

@@ -31,6 +31,11 @@ def checked_password(password: str, field: str = "password") -> str:
     return password
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two typed passwords count as the same one."""
+    return _composed(one) == _composed(other)
+
+
 class Passwords:
     """The computations of one worker. Threads share it."""
 

@@ -132,9 +132,17 @@ class AccountRows:
         return PersonRow(**values)
 
     def set_password(
-        self, person_id: str, password: str, *, replaced: str | None = None, keep: str = ""
+        self,
+        person_id: str,
+        password: str,
+        *,
+        replaced: str | None = None,
+        keep: str = "",
+        renewed: str = "",
     ) -> int | None:
         """Set the hash of a password, and end the person's sign-ins but `keep` and any link.
+
+        The sign-in `keep` has the digest `renewed` from then on, so its old token has no use.
 
         Returns the number of ended sign-ins. None: nothing was changed, because there is no such
         account, or its hash is not `replaced` (where given) any more.
@@ -147,7 +155,14 @@ class AccountRows:
             values = {"password": password, "link_digest": None, "link_until": None}
             if connection.execute(statement.values(values)).rowcount == 0:
                 return None
-            return _end_sign_ins(connection, person_id, keep)
+            ended = _end_sign_ins(connection, person_id, keep)
+            if renewed:
+                connection.execute(
+                    update(sign_ins)
+                    .where(sign_ins.c.person_id == person_id, sign_ins.c.digest == keep)
+                    .values(digest=renewed)
+                )
+            return ended
 
     def set_link(self, person_id: str, link: Link) -> int:
         """From now on only this link works. Returns the number of sign-ins that it ended."""

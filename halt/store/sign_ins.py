@@ -131,11 +131,11 @@ class SignIns:
             row = connection.execute(delete(sign_ins).where(*where).returning(*columns)).first()
         return None if row is None else SignIn(*row)
 
-    def end_all(self, person_id: str, *, but: str = "") -> int:
-        """End all of the person's sign-ins but one; returns their number."""
-        where = (sign_ins.c.person_id == person_id, sign_ins.c.digest != but)
+    def end_all(self, person_id: str) -> int:
+        """End all of the person's sign-ins; returns their number."""
+        statement = delete(sign_ins).where(sign_ins.c.person_id == person_id)
         with self._database.writing() as connection:
-            return connection.execute(delete(sign_ins).where(*where)).rowcount
+            return connection.execute(statement).rowcount
 
     def add_token(self, person_id: str, digest: str, name: str) -> None:
         """Save an API token. Raises RequestError if the person has API_TOKENS_MAX."""

@@ -21,6 +21,7 @@ PUBLIC_ENDPOINTS = frozenset(
         "static",
         "pages.link",
         "pages.login",
+        "pages.logout",
         "pages.manifest",
         "api.healthz",
         "oidc.start",

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flask import Flask, redirect, request, url_for
+from flask import Flask, redirect, request
 from gunicorn.http.errors import ParseException
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -22,7 +22,7 @@ from halt.web import via
 from halt.web.access import PUBLIC_ENDPOINTS, bearer_token, refuse_wrong_bearer
 from halt.web.cors import is_api, is_cross_origin, is_same_origin
 from halt.web.identity import identify, refusal_response
-from halt.web.requests import is_upgrade, wants_fragment, wants_page
+from halt.web.requests import is_plain_form_post, is_upgrade, wants_fragment, wants_page
 from halt.web.responses import RequestRefused, error_response, too_large
 from halt.web.return_path import login_url
 from halt.web.services import services
@@ -160,12 +160,14 @@ def guard() -> BaseResponse | None:
     if wants_page():
         return redirect(login_url())
     token = bearer_token()
+    if is_plain_form_post() and not (token or is_api()):
+        return redirect(login_url(), 303)
     wrong = API_TOKEN_WRONG if token.startswith(API_TOKEN_PREFIX) else TOKEN_WRONG
     message = wrong if token else TOKEN_NEEDED
     response = error_response(RequestRefused(401, "unauthorized", message))
     response.headers["WWW-Authenticate"] = "Bearer"
     if wants_fragment():
-        response.headers["HX-Redirect"] = url_for("pages.login")
+        response.headers["HX-Redirect"] = login_url()
     return response
 
 

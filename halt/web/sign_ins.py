@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 
 from flask import request, session
 
 from halt.config.settings import Config
+from halt.errors import StoreUnavailable
 from halt.people.known import digest_of, new_token
 from halt.store.people import PersonRow
 from halt.store.sign_ins import SignIn
@@ -17,6 +20,8 @@ from halt.web.services import services
 AGENT_MAX = 300  # characters of a User-Agent that are kept
 HOURS = {"accounts": 720.0, "oidc": 24.0}
 
+logger = logging.getLogger(__name__)
+
 
 def sign_in_digest() -> str:
     """The digest of the browser's sign-in, "" where there is none."""
@@ -25,12 +30,11 @@ def sign_in_digest() -> str:
 
 
 def begin_sign_in(person: PersonRow, *, id_token: str | None = None) -> None:
-    """Sign this browser in as the person. The one before in this browser ends.
+    """Sign this browser in as the person. After that the browser's sign-in before it ends.
 
     The person's row must exist. `id_token` is that of the OpenID provider, for the sign-out there.
-    Raises StoreUnavailable.
+    Raises StoreUnavailable; the browser's sign-in is the same as before then.
     """
-    end_sign_in()
     token, at = new_token(), time.time()
     services().store.sign_ins.begin(
         person.id,
@@ -44,20 +48,42 @@ def begin_sign_in(person: PersonRow, *, id_token: str | None = None) -> None:
             id_token=id_token,
         ),
     )
+    end_sign_in()
     session["sign_in"] = token
     session.permanent = True
 
 
 def end_sign_in() -> SignIn | None:
-    """End the browser's sign-in, if any, and return it. Raises StoreUnavailable."""
+    """End the browser's sign-in, if any, and return it. The cookie loses it in any case.
+
+    While nothing can be saved it stays in the database, and the log says so. The cookie was its
+    only token, unless someone has copied that.
+    """
     digest = sign_in_digest()
     if not digest:
         return None
-    ended = services().store.sign_ins.end(digest)
+    session.pop("sign_in", None)
     if (known := services().known) is not None:
         known.forget(digest)
-    session.pop("sign_in", None)
-    return ended
+    try:
+        return services().store.sign_ins.end(digest)
+    except StoreUnavailable as fault:
+        logger.warning(
+            "a browser has signed out, and its sign-in stays in the database: %s", fault.reason
+        )
+        return None
+
+
+def renew_sign_in(renew: Callable[[str, str], None]) -> None:
+    """Give the browser's sign-in a new token, so that a copied cookie has no use any more.
+
+    `renew` gets the old and the new digest and saves the new one; what it raises changes nothing.
+    """
+    old, token = sign_in_digest(), new_token()
+    renew(old, digest_of(token))
+    session["sign_in"] = token
+    if (known := services().known) is not None:
+        known.forget(old)
 
 
 def sign_in_seconds(config: Config) -> float:

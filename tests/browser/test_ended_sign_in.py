@@ -45,7 +45,7 @@ def test_page_goes_to_the_sign_in_when_it_ends_in_mid_answer(
             chat.wait_text("10 11 12")
         address = chat.page.url
         people.sign_ins.end_all(person)
-        expect(chat.page).to_have_url(re.compile(r"/login"), timeout=PATIENCE)
+        expect(chat.page).to_have_url(re.compile(r"/login\?next=/c/"), timeout=PATIENCE)
         name, value = people.cookie(person)
         chat.context.add_cookies([{"name": name, "value": value, "url": server.url}])
         chat.page.goto(address)

@@ -155,14 +155,17 @@ def test_end_all_ends_every_sign_in_and_no_token(
 def test_new_password_ends_the_other_sign_ins(
     server: HaltServer, people: ServerPeople, alice: str
 ) -> None:
-    """The browser that changes it stays signed in, and tokens stay valid."""
+    """The browser that changes it stays signed in, with a new cookie; tokens stay valid."""
     people.set_password(alice, "old password")
     desk, phone = people.client(alice), people.client(alice, PHONE)
+    copy = server.client(Accept="text/html")
+    copy.cookies = dict(desk.cookies)
     token = make_token(desk)
     passwords = {"old": "old password", "new": "new password", "repeated": "new password"}
     for wrong, message in (
         ({"old": "another"}, "The old password is wrong."),
         ({"new": "short", "repeated": "short"}, "at least 8 characters"),
+        ({"new": "old password", "repeated": "old password"}, "The new password is the old one."),
         ({"repeated": "another"}, "The two passwords are not the same."),
     ):
         response = send(desk, "password", **(passwords | wrong))
@@ -175,8 +178,10 @@ def test_new_password_ends_the_other_sign_ins(
     assert is_signed_in(phone)
     response = send(desk, "password", **passwords)
     assert (response.status, response.headers["location"]) == (303, "/account?done=password")
-    wait_until(lambda: not any(is_signed_in(phone) for _ in range(EVERY_WORKER)), SERVER_TIMEOUT)
+    for ended in (phone, copy):
+        wait_until(lambda b=ended: not any(is_signed_in(b) for _ in range(EVERY_WORKER)))  # type: ignore[misc]
     assert is_signed_in(desk)
+    assert len(ids(desk, "sign-in")) == 1
     assert program(server, token).get("/v1/models").status == 200
 
 

@@ -91,6 +91,10 @@ def test_halt_without_accounts_says_how_to_add_one(start_halt: StartHalt, fake: 
     [
         ("/c/never-was-1?archived=1", "/c/never-was-1?archived=1"),
         ("", "/"),
+        ("/logout", "/"),
+        ("/login?next=/account", "/"),
+        ("/login/oidc", "/"),
+        ("/c/../%6cogout", "/"),
         ("//evil.example/", "/"),
         ("/\\evil.example/", "/"),
         ("/\t/evil.example/", "/"),
@@ -110,6 +114,54 @@ def test_sign_in_returns_to_the_page_that_was_requested(
     assert (signed_in.status, signed_in.headers["location"]) == (302, to)
     assert client.get("/").status == 200
     assert client.get("/login").headers["location"] == "/"
+
+
+@pytest.mark.parametrize(
+    ("path", "referer", "to"),
+    [
+        ("/account", "/account", "/login?next=/account"),
+        ("/c/never-was-1/messages", "/c/never-was-1?archived=1", None),
+        ("/conversations", "", "/login"),
+        ("/conversations", "/", "/login"),
+        ("/conversations", "/login?next=/account", "/login"),
+        ("/conversations", "//evil.example/", "/login"),
+        ("/logout", "/account", "/login"),
+    ],
+)
+def test_form_of_a_signed_out_browser_leads_to_the_sign_in(
+    halt: HaltServer, path: str, referer: str, to: str | None
+) -> None:
+    """A form without scripts gets the sign-in, which returns to the form's page; a program does
+    not.
+    """
+    address = f"{halt.url}{referer}"
+    sent = browser(halt).post(path, b"prompt=Hello", Content_Type=FORM, Referer=address)
+    assert sent.status in {302, 303}
+    assert sent.headers["location"] == (to or "/login?next=/c/never-was-1?archived%3D1")
+    if path != "/logout":
+        program = halt.client(Accept="text/html", Authorization="Bearer halt_unknown")
+        assert program.post(path, b"", Content_Type=FORM).status == 401
+
+
+@pytest.mark.parametrize(
+    ("page", "to"),
+    [
+        ("{}/c/never-was-1?x=1", "/login?next=/c/never-was-1?x%3D1"),
+        ("{}/", "/login"),
+        ("{}/login?next=/c/1", "/login"),
+        ("https://evil.example/c/never-was-1", "/login"),
+        ("{}//evil.example/", "/login"),
+        ("http://[/c/never-was-1", "/login"),
+        ("", "/login"),
+    ],
+)
+def test_page_whose_sign_in_has_ended_returns_after_the_next_one(
+    halt: HaltServer, page: str, to: str
+) -> None:
+    """The page's script is sent to the sign-in with the page's own path, and no other address."""
+    refused = browser(halt).get("/saving", HX_Request="true", HX_Current_URL=page.format(halt.url))
+    assert refused.status == 401
+    assert refused.headers["hx-redirect"] == to
 
 
 def test_sign_out_ends_the_sign_in_itself(halt: HaltServer, name: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from urllib.parse import urlencode
 
 import pytest
 
@@ -75,3 +77,46 @@ def test_stop_in_another_worker_while_the_database_is_frozen_ends_the_stream(
             stopped = stop(there, events.id)
             assert stopped.status == 200, stopped
             assert record.closed.wait(RECORD_TIMEOUT)
+
+
+def test_stop_without_scripts_while_the_database_is_frozen_ends_the_stream(
+    halt: MultiWorkerHalt, shared_fake: FakeOpenAI
+) -> None:
+    """The page names its running answers, and the other worker learns whose browser it is."""
+    people = ServerPeople(halt)
+    client = people.client(people.add("Ann"))
+    people.close()
+    here, there = (halt.client_of(worker, client, Accept="text/html") for worker in halt.names)
+    prompt, path = new_id(), f"/c/{new_id()}"
+    fields = urlencode({"prompt": prompt, "model": ENDLESS}).encode()
+    assert here.post(f"{path}/messages", fields, Content_Type=FORM).status == 303
+    record = request_record(shared_fake, prompt)
+    (running,) = re.findall(r'name="running" value="([^"]+)"', here.get(path).body.decode())
+    with frozen_sqlite(halt.data_folder):
+        stopped = there.post(f"{path}/stop", f"running={running}".encode(), Content_Type=FORM)
+        assert stopped.status == 303, stopped
+        assert record.closed.wait(RECORD_TIMEOUT)
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_sign_out_while_the_database_is_frozen_takes_the_sign_in_from_the_browser(
+    halt: MultiWorkerHalt, worker: int
+) -> None:
+    """In each worker: the browser is led to the sign-in, and the log has one line of it."""
+    people = ServerPeople(halt)
+    client = people.client(people.add("Ann"))
+    people.close()
+    here, there = (halt.client_of(name, client, Accept="text/html") for name in halt.names)
+    assert here.get("/").status == 200
+    line = "a browser has signed out, and its sign-in stays in the database"
+    count = halt.printed.count(line)
+    chosen = (here, there)[worker]
+    with frozen_sqlite(halt.data_folder):
+        everywhere = chosen.post("/account", b"do=end-all", Content_Type=FORM)
+        assert everywhere.status == 503
+        signed_out = chosen.post("/logout", b"", Content_Type=FORM)
+        assert signed_out.headers["location"] == "/login"
+        assert b'name="password"' in chosen.get("/login").body
+    halt.wait_printed(rf"(?s)(?:{line}.*){{{count + 1}}}")
+    assert halt.printed.count(line) == count + 1
+    assert chosen.get("/").headers["location"] == "/login"

@@ -40,7 +40,7 @@ from halt.people.passwords import PASSWORD_MIN
 from halt.store.sign_ins import ApiToken, SignIn
 from halt.web.identity import credential, owner, person, person_tag, save_person
 from halt.web.page import accounts
-from halt.web.page.login import logout
+from halt.web.page.login import left, logout
 from halt.web.page.user_agents import browser_name
 from halt.web.requests import is_plain_form_post
 from halt.web.responses import RequestRefused, error_response
@@ -251,15 +251,15 @@ def _end() -> Answer:
 
 
 def _end_all() -> Answer:
-    """End all sign-ins of the person, this browser's own one last. API tokens stay."""
+    """End all sign-ins of the person, this browser's own one too. API tokens stay."""
     if not _signs_in():
         abort(404)
     store = services().store.sign_ins
     signed_in = store.of_person(owner())
-    store.end_all(owner(), but=credential())
+    store.end_all(owner())
     for sign_in in signed_in:
         _forget(sign_in.digest)
-    return logout()
+    return left(next((one for one in signed_in if one.digest == credential()), None))
 
 
 def _make() -> Answer:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from flask import Response, abort, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.errors import HaltError
+from halt.errors import HaltError, StoreUnavailable
 from halt.people.accounts import WRONG, Accounts, LinkGone, check_repeated
 from halt.people.attempts import Origin, WrongPassword
 from halt.people.names import NAME_MAX
-from halt.web.identity import credential, identify, person
+from halt.web.identity import identify, person
 from halt.web.requests import client_address
 from halt.web.responses import error_response
 from halt.web.return_path import return_path, return_url
 from halt.web.services import services
 from halt.web.sessions import browser_id, ensure_browser_id
-from halt.web.sign_ins import begin_sign_in, end_sign_in
+from halt.web.sign_ins import begin_sign_in, end_sign_in, renew_sign_in
 
 KNOWN_MAX = 5  # people whom a browser's cookie remembers; the one before them is forgotten
 
@@ -29,10 +29,13 @@ def login() -> BaseResponse:
     try:
         account = accounts.sign_in(name, password, _origin())
         begin_sign_in(account.person)
-        _remember(account.person.id)
-        if not accounts.is_current(account):
+        try:
+            if not accounts.is_current(account):
+                raise WrongPassword(WRONG)
+        except HaltError:
             end_sign_in()
-            raise WrongPassword(WRONG)
+            raise
+        _remember(account.person.id)
     except HaltError as fault:
         return _form(fault, name)
     return redirect(return_url())
@@ -64,9 +67,18 @@ def link() -> BaseResponse:
     return redirect(url_for("pages.index"))
 
 
-def change_password(old: str, new: str) -> int:
-    """Change the requesting person's password; see `Accounts.change_password`."""
-    return _accounts().change_password(person().id, old, new, origin=_origin(), keep=credential())
+def change_password(old: str, new: str) -> None:
+    """Change the requesting person's password; see `Accounts.change_password`.
+
+    The other sign-ins end, and this browser's one gets a new token: a copied cookie ends too.
+    """
+
+    def change(keep: str, renewed: str) -> None:
+        _accounts().change_password(
+            person().id, old, new, origin=_origin(), keep=keep, renewed=renewed
+        )
+
+    renew_sign_in(change)
 
 
 def _accounts() -> Accounts:
@@ -97,9 +109,17 @@ def _form(fault: HaltError | None = None, name: str = "") -> Response:
         fault=fault,
         name=name[:NAME_MAX].replace("\0", ""),
         next=return_path(),
-        has_accounts=fault is not None or _accounts().has_any(),
+        has_accounts=fault is not None or _has_accounts(),
     )
     return _with_fault(page, fault)
+
+
+def _has_accounts() -> bool:
+    """Whether there is an account; True while the database does not answer."""
+    try:
+        return _accounts().has_any()
+    except StoreUnavailable:
+        return True  # the form shows the fault when it is sent
 
 
 def _link_form(token: str, name: str, fault: HaltError | None = None) -> Response:

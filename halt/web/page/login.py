@@ -6,6 +6,7 @@ from flask import Response, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.errors import API_TOKEN_WRONG
+from halt.store.sign_ins import SignIn
 from halt.web.access import count_wrong_token, has_login, login_digest, token_matches
 from halt.web.identity import identify, refusal_response
 from halt.web.page import accounts, oidc
@@ -24,8 +25,16 @@ def login() -> Answer:
 
 
 def logout() -> Answer:
-    """End the sign-in of this browser. Its session stays."""
-    ended = end_sign_in()
+    """End the sign-in of this browser. Its session stays.
+
+    The route is public: a browser signs out also while it cannot be told whose sign-in it has.
+    """
+    return left(end_sign_in()) if has_sign_in() else redirect(url_for("pages.login"))
+
+
+def left(ended: SignIn | None) -> Answer:
+    """The response after the end of the browser's sign-in, which its cookie loses."""
+    session.pop("sign_in", None)
     session.pop("login", None)
     if services().mode == "oidc":
         return oidc.signed_out(ended)

@@ -80,6 +80,8 @@ def callback() -> Answer:
     state = request.args.get("state", "")
     all_begun = _begun()
     mine = [begun for begun in all_begun if begun[0] == state]
+    if not mine and identify():  # opened again, by Back or a reload
+        return redirect(url_for("pages.index"))
     if not mine:  # any client can cause this, so the log has no line of it
         return _page(SignInRefused(OVER), "")
     session["oidc"] = [begun for begun in all_begun if begun not in mine]

@@ -90,6 +90,8 @@ def test_password_is_replaced_only_if_it_is_the_compared_one(store: Store) -> No
     ended = accounts.set_password(person.id, "new", replaced="hash of Ann", keep="this browser")
     assert ended == 1
     assert [kept.digest for kept in store.sign_ins.of_person(person.id)] == ["this browser"]
+    accounts.set_password(person.id, "newer", keep="this browser", renewed="new digest")
+    assert [kept.digest for kept in store.sign_ins.of_person(person.id)] == ["new digest"]
 
 
 def test_removal_leaves_no_row_of_the_person(store: Store) -> None:
