@@ -276,7 +276,7 @@ def test_disabled_account_is_refused_at_once(
     assert user_command(halt, "disable", name).returncode == 0
     refused = sign_in(browser(halt), name)
     assert refused.status == 403
-    assert b"This account is disabled." in refused.body
+    assert b"This account is disabled. The one who runs this Halt can enable it." in refused.body
 
 
 def test_reset_password_ends_all_sign_ins(halt: HaltServer, name: str) -> None:
