@@ -79,6 +79,23 @@ def test_only_the_reader_of_a_revoked_token_ends(
     assert caplog.messages == ["1 reader was ended: no longer allowed to read"]
 
 
+def test_stopped_streams_are_logged_with_their_number(
+    harness: WatchHarness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line names the person and the reason; one stream is no several."""
+    caplog.set_level(logging.INFO, "halt")
+    person = make_person(harness.store, "accounts", "alice")
+    harness.store.accounts.set_disabled(person, disabled=True)
+    monkeypatch.setattr(harness.service, "owners_here", lambda: {person})
+    for count in (1, 2):
+        monkeypatch.setattr(harness.service, "stop_all_here", lambda _, n=count: [None] * n)
+        harness.watch.look()
+    assert caplog.messages == [
+        f"1 stream of the person {person}, who was disabled, was stopped",
+        f"2 streams of the person {person}, who was disabled, were stopped",
+    ]
+
+
 def test_reader_that_registers_after_the_revocation_ends(harness: WatchHarness) -> None:
     """A reader that a late check let in ends by the next look after its registration."""
     person = make_person(harness.store, "accounts", "alice")
