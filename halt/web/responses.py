@@ -98,11 +98,20 @@ def error_response(error: HaltError) -> Response:
         page = render_template(
             "error.html", message=message, status=status, code=code, retryable=error.retryable
         )
-        response = Response(page, status)
+        return error_page(page, error)
     else:
         field = msgspec.UNSET if error.field is None else error.field
         detail = ErrorDetail(code, message, error.retryable, request_id, field)
         response = json_response(Error(detail), status)
+    return _with_retry_after(response, error)
+
+
+def error_page(page: str, error: HaltError) -> Response:
+    """A page that shows the error, with the error's status and its `Retry-After`."""
+    return _with_retry_after(Response(page, error.status), error)
+
+
+def _with_retry_after(response: Response, error: HaltError) -> Response:
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     return response

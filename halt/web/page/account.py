@@ -19,7 +19,6 @@ from hashlib import blake2b
 from flask import (
     Blueprint,
     Flask,
-    Response,
     abort,
     g,
     redirect,
@@ -43,7 +42,7 @@ from halt.web.page import accounts
 from halt.web.page.login import left, logout
 from halt.web.page.user_agents import browser_name
 from halt.web.requests import is_plain_form_post
-from halt.web.responses import RequestRefused, error_response
+from halt.web.responses import RequestRefused, error_page, error_response
 from halt.web.services import services
 from halt.web.sign_ins import sign_in_digest
 
@@ -130,10 +129,7 @@ def _refused(error: HaltError) -> Answer:
         page = _page(fault=Fault(action, field, error.message))
     except HaltError:  # the database does not answer
         return error_response(error)
-    response = Response(page, error.status)
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(round(error.retry_after))
-    return response
+    return error_page(page, error)
 
 
 @blueprint.get("/account")

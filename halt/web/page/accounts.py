@@ -11,7 +11,7 @@ from halt.people.attempts import Origin, WrongPassword
 from halt.people.names import NAME_MAX
 from halt.web.identity import identify, person
 from halt.web.requests import client_address
-from halt.web.responses import error_response
+from halt.web.responses import error_page, error_response
 from halt.web.return_path import return_path, return_url
 from halt.web.services import services
 from halt.web.sessions import browser_id, ensure_browser_id
@@ -111,7 +111,7 @@ def _form(fault: HaltError | None = None, name: str = "") -> Response:
         next=return_path(),
         has_accounts=fault is not None or _has_accounts(),
     )
-    return _with_fault(page, fault)
+    return Response(page) if fault is None else error_page(page, fault)
 
 
 def _has_accounts() -> bool:
@@ -123,15 +123,9 @@ def _has_accounts() -> bool:
 
 
 def _link_form(token: str, name: str, fault: HaltError | None = None) -> Response:
-    response = _with_fault(render_template("link.html", fault=fault, name=name, key=token), fault)
+    page = render_template("link.html", fault=fault, name=name, key=token)
+    response = Response(page) if fault is None else error_page(page, fault)
     # No request has the address with the token in its `Referer`. With `no-referrer` the form's
     # `Origin` would be `null`, and on a network without TLS nothing else says where it comes from.
     response.headers["Referrer-Policy"] = "strict-origin"
-    return response
-
-
-def _with_fault(page: str, fault: HaltError | None) -> Response:
-    response = Response(page, 200 if fault is None else fault.status)
-    if fault is not None and fault.retry_after is not None:
-        response.headers["Retry-After"] = str(round(fault.retry_after))
     return response

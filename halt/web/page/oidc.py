@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from flask import (
     Blueprint,
-    Response,
     current_app,
     redirect,
     render_template,
@@ -33,7 +32,7 @@ from halt.store.people import PersonRow
 from halt.store.sign_ins import SignIn
 from halt.web.identity import identify
 from halt.web.requests import wants_page
-from halt.web.responses import error_response
+from halt.web.responses import error_page, error_response
 from halt.web.return_path import return_path, return_url
 from halt.web.services import services
 from halt.web.sign_ins import begin_sign_in
@@ -170,4 +169,4 @@ def _page(fault: HaltError, path: str) -> Answer:
         status=fault.status,
         next=path or None,
     )
-    return Response(page, fault.status)
+    return error_page(page, fault)
