@@ -86,7 +86,6 @@ const handle = node => {
   } else if (node.matches(".answer > .note")) lose(node.parentElement);
   else watch(node);
 };
-let hasFormats = false;
 new MutationObserver(changes => {
   for (const { addedNodes } of changes) addedNodes.forEach(handle);
   const running = $('.answer[data-state="running"]', messages.lastElementChild ?? messages);
@@ -94,8 +93,5 @@ new MutationObserver(changes => {
   classList.toggle("running", running !== null);
   const isEmpty = !messages.childElementCount;
   classList.toggle("empty", isEmpty);
-  if (!isEmpty && !hasFormats) {
-    hasFormats = true; // one try
-    loadStyle("formats");
-  }
+  if (!isEmpty) loadStyle("formats");
 }).observe(messages, { childList: true, subtree: true });

@@ -178,6 +178,14 @@ class Chat:
         """The text of the last answer as it is now."""
         return re.sub(r"\s+", " ", self.text.text_content() or "").strip()
 
+    def wait_style(self, name: str) -> None:
+        """Wait until a style sheet is there that the page loads when it needs it."""
+        self.page.wait_for_function(
+            """name => [...document.styleSheets]
+              .some(sheet => sheet.href?.includes(`${name}.css`) && sheet.cssRules.length)""",
+            arg=name,
+        )
+
     def wait_text(self, text: str) -> None:
         """Wait until the last answer contains this text."""
         expect(self.text).to_contain_text(text)

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from halt.testing.scenarios import SCENARIOS
 from halt.testing.wire import Reply
-from tests.browser.chat import Chat, numbers
+from tests.browser.chat import LOAD_ERRORS, Chat, numbers
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(60))
 
@@ -424,6 +424,19 @@ def test_page_works_with_all_other_hosts_blocked(chat: Chat) -> None:
     chat.ask("markdown")
     chat.wait_state("done")
     assert chat.page.evaluate("typeof htmx") == "object"
+
+
+def test_style_sheet_that_did_not_load_is_loaded_later(chat: Chat) -> None:
+    """A sheet that was lost with the connection leaves nothing behind, and is asked for again."""
+    chat.allowed_problems = LOAD_ERRORS
+    chat.page.route("**/css/formats.css", lambda route: route.abort())
+    with chat.page.expect_event("requestfailed", lambda request: "formats" in request.url):
+        chat.ask("count?n=4")
+    chat.wait_state("done")
+    chat.page.unroute("**/css/formats.css")
+    chat.ask("count?n=4")
+    expect(chat.page.locator('link[href*="formats"]')).to_have_count(1)
+    chat.wait_style("formats")
 
 
 def test_long_answer_arrives_whole_and_in_order(chat: Chat) -> None:

@@ -388,7 +388,7 @@ def test_stop_works_in_each_of_seven_streaming_tabs(chat: Chat, tab: Callable[[]
     """With seven streaming tabs, each Stop gets one of the browser's six connections."""
     tabs = [chat, *(tab() for _ in range(6))]
     for page_tab in tabs:
-        page_tab.ask("count?n=1000000&gap_ms=10")
+        page_tab.ask("count?n=1000000&gap_ms=50")
     for page_tab in tabs:
         page_tab.wait_text("20 21 22")
     for page_tab in tabs:

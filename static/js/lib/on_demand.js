@@ -7,16 +7,17 @@ const STYLES = { // module -> its style sheet
 };
 const loads = new Map(); // style sheet -> the promise of its load
 
-const addStyle = name => new Promise((resolve, reject) => {
+const addStyle = name => new Promise(resolve => {
   const { href } = new URL(`../../css/${name}.css`, import.meta.url);
-  const link = make("link", { rel: "stylesheet", href, onload: resolve, onerror: reject });
+  const onerror = () => { link.remove(); loads.delete(name); resolve(); }; // the next call tries again
+  const link = make("link", { rel: "stylesheet", href, onload: resolve, onerror });
   document.head.append(link);
 });
 // Loads a style sheet, unless the page came with it. Never rejects: all works without it.
 export const loadStyle = name => {
   if (!loads.has(name)) {
     const isThere = document.querySelector(`[rel=stylesheet][href*="${name}"]`);
-    loads.set(name, isThere ? undefined : addStyle(name).catch(() => { loads.delete(name); }));
+    loads.set(name, isThere ? undefined : addStyle(name));
   }
   return loads.get(name);
 };

@@ -543,6 +543,7 @@ def connection_lost(visit: Visit) -> Chat:
     chat.allowed_problems = NETWORK_ERRORS
     send(chat, "Write the second one down.", "running")
     chat.wait_text("only whole lines")
+    chat.wait_style("formats")
     network.disconnect()
     visit.cleanup.callback(network.reconnect)
     expect(chat.page.get_by_text("Connection lost")).to_be_visible()
