@@ -283,14 +283,16 @@ class ThinkSplitter:
     def _header(self, text: str, out: PartBuilder, *, last: bool) -> str:
         """Parse a message's header, up to its text."""
         header, tag, rest = text.partition(_MESSAGE)
-        if len(header) > HEADER_MAX or "\n" in header:
+        size = len(header) if tag else len(header) - overlap(header, (_MESSAGE,))
+        if size > HEADER_MAX or "\n" in header:
             if self._last_kind is None:  # no Harmony message: the tags have another meaning
                 self._begin_answer()
-            else:
-                self._phase, self._kind = "body", Content
-                self._emit_message_text(header, out)
-                text = tag + rest
-            return text
+                return text
+            first = _HEADER.match(text)
+            assert first is not None  # noqa: S101 - the text begins with a header
+            self._phase, self._kind = "body", Content
+            self._emit_message_text(first[0], out)
+            return text[first.end() :]  # as text of a message, in which tags may follow
         if not tag and last and self._last_kind and _HEADER_MAYBE.fullmatch(text):
             return ""
         if not tag:

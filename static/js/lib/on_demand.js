@@ -9,7 +9,8 @@ const loads = new Map(); // style sheet -> the promise of its load
 
 const addStyle = name => new Promise(resolve => {
   const { href } = new URL(`../../css/${name}.css`, import.meta.url);
-  const onerror = () => { link.remove(); loads.delete(name); resolve(); }; // the next call tries again
+  // Without the link, the next call tries again.
+  const onerror = () => { link.remove(); loads.delete(name); resolve(); };
   const link = make("link", { rel: "stylesheet", href, onload: resolve, onerror });
   document.head.append(link);
 });

@@ -58,6 +58,8 @@ def cut(text: str, cuts: list[int]) -> list[str]:
 @example(text="<think>\n\n</think>\n\nHello", cuts=list(range(60)))
 @example(text="  <think>a</think>b<think>c</think>", cuts=list(range(60)))
 @example(text="a.</think>\n\n<think>b</think>c", cuts=list(range(60)))
+@example(text="<|end|><|start|>\n<|return|>", cuts=[17])
+@example(text=f"<|end|><|start|>{'a' * 186}<|message|>b", cuts=[212])
 def test_reasoning_and_answer_are_the_same_in_any_cut(text: str, cuts: list[int]) -> None:
     """Any cut of a text gives the same reasoning and answer."""
     assert split(cut(text, cuts)) == split([text])
