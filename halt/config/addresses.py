@@ -9,6 +9,22 @@ from urllib.parse import urlsplit
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def ip_address(text: str) -> IpAddress | None:
+    """The IP address, None if the text is none. An IPv4 address that is mapped to IPv6 is IPv4.
+
+    A socket for both families names IPv4 peers so.
+    """
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
 def is_loopback(host: str) -> bool:
     """Whether this host name or IP address is loopback: it reaches this machine alone."""
     if host == "localhost":

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from halt.clock import now
+from halt.config.addresses import ip_address
 from halt.people.names import shown_name
 from halt.people.person import person_id
 from halt.store.people import People, PersonRow
@@ -97,13 +98,8 @@ class ProxyHeader:
     def _find_network(self, peer: str) -> bool:
         if not peer:
             return self._takes_unix
-        try:
-            address = ipaddress.ip_address(peer)
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # a socket for both families names IPv4 peers so
-        return any(address in network for network in self._networks)
+        address = ip_address(peer)
+        return address is not None and any(address in network for network in self._networks)
 
     def _log(self, text: str, *values: str) -> None:
         """Log a refusal, at most one with this text in LOG_EVERY seconds. Two threads may both log.

@@ -20,6 +20,7 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 import httpx2
 
 from halt.clock import now
+from halt.config.addresses import ip_address
 from halt.core import via
 from halt.core.connection import TICK, UpstreamConnection, current_connection
 from halt.errors import Interrupted
@@ -324,7 +325,7 @@ def bypasses_proxy(entries: str, host: str, port: int) -> bool:
     an address. Names are not resolved, so a range matches addresses only.
     """
     host = host.lower().strip("[]").rstrip(".")
-    address = _ip(host)
+    address = ip_address(host)
     for entry in entries.lower().replace(",", " ").split():
         name, entry_port = _split_port(entry)
         if entry_port is not None and entry_port != port:
@@ -342,7 +343,6 @@ def bypasses_proxy(entries: str, host: str, port: int) -> bool:
     return False
 
 
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -354,15 +354,6 @@ def _split_port(entry: str) -> tuple[str, int | None]:
     return entry.replace("[", "").replace("]", ""), None
 
 
-def _ip(host: str) -> _Address | None:
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
 def _network(name: str) -> _Network | None:
     try:
         return ipaddress.ip_network(name, strict=False)
@@ -372,7 +363,7 @@ def _network(name: str) -> _Network | None:
 
 def _is_loopback(host: str) -> bool:
     """Whether a host is this machine, for which no proxy is used."""
-    address = _ip(host.strip("[]"))
+    address = ip_address(host.strip("[]"))
     return address.is_loopback if address else host.lower().rstrip(".") == "localhost"
 
 

@@ -8,6 +8,7 @@ import socket
 
 from flask import request
 
+from halt.config.addresses import ip_address
 from halt.core.decoding import checked_id, is_number
 from halt.errors import RequestError
 
@@ -25,14 +26,11 @@ def client_address() -> str:
     remote = request.remote_addr or ""
     if (with_port := _WITH_PORT.fullmatch(remote)) is not None:
         remote = with_port[1] or with_port[2]
-    try:
-        address = ipaddress.ip_address(remote)
-    except ValueError:
+    address = ip_address(remote)
+    if address is None:
         return remote
     if isinstance(address, ipaddress.IPv4Address):
-        return remote
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
+        return str(address)
     return str(ipaddress.IPv6Network((int(address), NETWORK), strict=False))
 
 

@@ -18,7 +18,8 @@ from tests.browser.chat import PATIENCE, Chat
 from tests.browser.launched import launched_browser
 from tests.browser.list_tab import WIDE, ListTab
 from tests.browser.network import Network
-from tests.support.halt_server import HaltServer
+from tests.support.halt_server import HaltServer, settings
+from tests.support.server_people import ServerPeople
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +49,21 @@ def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
         reply.finish()
 
     monkeypatch.setitem(SCENARIOS, "stepwise", stepwise)
+
+
+@pytest.fixture(scope="module")
+def people_server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt whose people have accounts."""
+    server = HaltServer(settings(shared_fake, HALT_USERS=1))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def people(people_server: HaltServer) -> Iterator[ServerPeople]:
+    """The people of that Halt."""
+    with contextlib.closing(ServerPeople(people_server)) as people:
+        yield people
 
 
 OpenChat = Callable[..., Chat]

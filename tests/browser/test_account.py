@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
-import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import LOAD_ERRORS, PATIENCE, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.list_tab import PHONE, WIDE
-from tests.support.halt_server import HaltServer, settings
+from tests.support.halt_server import HaltServer
 from tests.support.server_people import ServerPeople
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
@@ -22,27 +19,6 @@ PHONE_AGENT = (
     "Mozilla/5.0 (Linux; Android 16) AppleWebKit/537.36 (KHTML, like Gecko) "
     "Chrome/142.0.0.0 Mobile Safari/537.36"
 )
-
-
-@pytest.fixture(scope="module")
-def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt whose people have accounts."""
-    server = HaltServer(settings(shared_fake, HALT_USERS=1))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def people(server: HaltServer) -> Iterator[ServerPeople]:
-    """The people of that Halt."""
-    with closing(ServerPeople(server)) as people:
-        yield people
-
-
-def sign_in(context: BrowserContext, server: HaltServer, people: ServerPeople, person: str) -> None:
-    """Give the browser the cookie of a new sign-in."""
-    name, value = people.cookie(person)
-    context.add_cookies([{"name": name, "value": value, "url": server.url}])
 
 
 def status_of(server: HaltServer, token: str) -> int:
@@ -68,15 +44,15 @@ def revoke(page: Page, name: str) -> None:
 
 
 def test_token_is_made_copied_and_revoked(
-    server: HaltServer, people: ServerPeople, open_chat: OpenChat, shared_fake: FakeOpenAI
+    people_server: HaltServer, people: ServerPeople, open_chat: OpenChat, shared_fake: FakeOpenAI
 ) -> None:
     """The menu leads to the account, where a token is made, copied once, and revoked."""
-    chat = open_chat(server, shared_fake, viewport=WIDE)
+    chat = open_chat(people_server, shared_fake, viewport=WIDE)
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.allowed_problems = LOAD_ERRORS
     page = chat.page
-    sign_in(chat.context, server, people, people.add("Ada"))
-    page.goto(server.url)
+    people.sign_in(chat.context, people.add("Ada"))
+    page.goto(people_server.url)
     page.get_by_role("button", name="Ada").click()
     page.get_by_role("link", name="Account").click()
     token = make_token(page, "Backup script")
@@ -84,46 +60,46 @@ def test_token_is_made_copied_and_revoked(
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == token
-    assert status_of(server, token) == 200
+    assert status_of(people_server, token) == 200
     page.reload()  # sends the form again
     expect(page.get_by_role("alert")).to_contain_text("already made a token")
     expect(page.get_by_text("Backup script", exact=True)).to_have_count(1)
     assert token not in page.content()
     revoke(page, "Backup script")
-    wait_until(lambda: status_of(server, token) == 401, SERVER_TIMEOUT)
+    wait_until(lambda: status_of(people_server, token) == 401, SERVER_TIMEOUT)
 
 
 def test_account_without_scripts_makes_and_revokes_tokens(
-    server: HaltServer, people: ServerPeople, browser: Browser
+    people_server: HaltServer, people: ServerPeople, browser: Browser
 ) -> None:
     """Without scripts there is no Copy button; everything else works."""
     context = browser.new_context(java_script_enabled=False)
     context.set_default_timeout(PATIENCE)
-    sign_in(context, server, people, people.add("Grace"))
+    people.sign_in(context, people.add("Grace"))
     page = context.new_page()
-    page.goto(server.url)
+    page.goto(people_server.url)
     page.get_by_role("button", name="Grace").click()
     page.get_by_role("link", name="Account").click()
     token = make_token(page, "Script")
     expect(page.get_by_role("button", name="Copy")).to_be_hidden()
-    assert status_of(server, token) == 200
+    assert status_of(people_server, token) == 200
     revoke(page, "Script")
-    wait_until(lambda: status_of(server, token) == 401, SERVER_TIMEOUT)
+    wait_until(lambda: status_of(people_server, token) == 401, SERVER_TIMEOUT)
     context.close()
 
 
 def test_browser_whose_sign_in_is_ended_has_to_sign_in(
-    server: HaltServer, people: ServerPeople, browser: Browser
+    people_server: HaltServer, people: ServerPeople, browser: Browser
 ) -> None:
     """At its next click the ended browser is led to the login page, also by the page's script."""
     person = people.add("Alan")
     desk, phone = browser.new_context(), browser.new_context()
     for context in (desk, phone):
         context.set_default_timeout(PATIENCE)
-        sign_in(context, server, people, person)
+        people.sign_in(context, person)
     other, page = phone.new_page(), desk.new_page()
-    other.goto(server.url)
-    page.goto(f"{server.url}/account")
+    other.goto(people_server.url)
+    page.goto(f"{people_server.url}/account")
     row = page.get_by_role("listitem").filter(has_not_text="This browser")
     row.get_by_role("button", name="End").click()
     expect(page.get_by_role("status")).to_contain_text("Sign-in ended.")
@@ -136,7 +112,7 @@ def test_browser_whose_sign_in_is_ended_has_to_sign_in(
 
 
 def test_person_signs_in_on_two_devices_and_ends_one(
-    server: HaltServer, people: ServerPeople, open_chat: OpenChat, shared_fake: FakeOpenAI
+    people_server: HaltServer, people: ServerPeople, open_chat: OpenChat, shared_fake: FakeOpenAI
 ) -> None:
     """An answer that is begun on one device is stopped on another; the first one then ends the
     other's sign-in, which has to sign in again at its next click.
@@ -145,7 +121,7 @@ def test_person_signs_in_on_two_devices_and_ends_one(
     people.add_account("Grace", password)
 
     def sign_in_on(**options: Any) -> Chat:
-        chat = open_chat(server, shared_fake, **options)
+        chat = open_chat(people_server, shared_fake, **options)
         chat.allowed_problems = LOAD_ERRORS
         page = chat.page
         expect(page.get_by_label("Name")).to_be_focused()
@@ -165,11 +141,11 @@ def test_person_signs_in_on_two_devices_and_ends_one(
     phone.stop.click()
     desktop.wait_state("stopped")
     page = desktop.page
-    page.goto(f"{server.url}/account")
+    page.goto(f"{people_server.url}/account")
     other = page.get_by_role("listitem").filter(has_text="Android")
     other.get_by_role("button", name="End").click()
     expect(page.get_by_role("status")).to_contain_text("Sign-in ended.")
-    phone.page.goto(server.url)
+    phone.page.goto(people_server.url)
     expect(phone.page.get_by_label("Name")).to_be_visible()
-    page.goto(server.url)
+    page.goto(people_server.url)
     expect(desktop.prompt).to_be_visible()

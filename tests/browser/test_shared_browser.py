@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import closing
 
-import pytest
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.support.halt_server import HaltServer, settings
+from tests.support.halt_server import HaltServer
 from tests.support.server_people import ServerPeople
 
 STORED = """() => JSON.stringify([localStorage, sessionStorage].map(area => ({ ...area })))"""
@@ -26,64 +23,34 @@ FILL = """id => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
-    """A Halt whose people have accounts."""
-    server = HaltServer(settings(shared_fake, HALT_USERS=1))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def people(server: HaltServer) -> Iterator[ServerPeople]:
-    """The people of that Halt."""
-    with closing(ServerPeople(server)) as people:
-        yield people
-
-
-@pytest.fixture
-def sign_in(server: HaltServer, people: ServerPeople) -> Callable[[BrowserContext, str], None]:
-    """Gives a browser the cookie of a new sign-in of a person."""
-
-    def sign_in(context: BrowserContext, person: str) -> None:
-        name, value = people.cookie(person)
-        context.add_cookies([{"name": name, "value": value, "url": server.url}])
-
-    return sign_in
-
-
-SignIn = Callable[[BrowserContext, str], None]
-
-
 def visit(chat: Chat, server: HaltServer) -> None:
     chat.page.goto(server.url)
     expect(chat.prompt).to_be_editable()
 
 
 def test_next_person_finds_nothing_that_the_former_has_stored(
-    server: HaltServer,
+    people_server: HaltServer,
     shared_fake: FakeOpenAI,
     people: ServerPeople,
     open_chat: OpenChat,
-    sign_in: SignIn,
 ) -> None:
     """Drafts, queues and models go before another person's page runs; switches of the browser and
     what other programs have stored stay. Each tab's own storage is cleared when it is loaded again.
     """
     ada, ben = people.add("Ada"), people.add("Ben")
-    chat = open_chat(server, shared_fake)
-    sign_in(chat.context, ada)
-    visit(chat, server)
+    chat = open_chat(people_server, shared_fake)
+    people.sign_in(chat.context, ada)
+    visit(chat, people_server)
     chat.page.evaluate(FILL, "q-1")
     chat.page.reload()
     expect(chat.prompt).to_have_value("a secret")
-    other = open_chat(server, shared_fake, same=chat)
-    visit(other, server)
+    other = open_chat(people_server, shared_fake, same=chat)
+    visit(other, people_server)
     other.page.evaluate("sessionStorage['halt.queue.q-2'] = 'a secret of this tab'")
 
-    sign_in(chat.context, ben)
+    people.sign_in(chat.context, ben)
     for tab in (chat, other):  # a page that is still open writes nothing when it is left
-        visit(tab, server)
+        visit(tab, people_server)
         expect(tab.prompt).to_have_value("")
         stored = tab.page.evaluate(STORED)
         assert re.findall(r"secret[^\"]*", stored) == ["secret"], stored
@@ -91,20 +58,19 @@ def test_next_person_finds_nothing_that_the_former_has_stored(
 
 
 def test_open_page_of_the_former_person_neither_reads_nor_writes_the_next_ones_draft(
-    server: HaltServer,
+    people_server: HaltServer,
     shared_fake: FakeOpenAI,
     people: ServerPeople,
     open_chat: OpenChat,
-    sign_in: SignIn,
 ) -> None:
     """The draft of a page stays in that page once another person's page has been loaded."""
     ada, ben = people.add("Ada"), people.add("Ben")
-    chat = open_chat(server, shared_fake)
-    sign_in(chat.context, ada)
-    visit(chat, server)
-    other = open_chat(server, shared_fake, same=chat)
-    sign_in(chat.context, ben)
-    visit(other, server)
+    chat = open_chat(people_server, shared_fake)
+    people.sign_in(chat.context, ada)
+    visit(chat, people_server)
+    other = open_chat(people_server, shared_fake, same=chat)
+    people.sign_in(chat.context, ben)
+    visit(other, people_server)
     chat.prompt.fill("Ada's")
     chat.prompt.fill("")
     other.prompt.fill("Ben's")
@@ -117,19 +83,18 @@ def test_open_page_of_the_former_person_neither_reads_nor_writes_the_next_ones_d
 
 
 def test_drafts_survive_an_ended_sign_in_and_an_upgrade(
-    server: HaltServer,
+    people_server: HaltServer,
     shared_fake: FakeOpenAI,
     people: ServerPeople,
     open_chat: OpenChat,
-    sign_in: SignIn,
 ) -> None:
     """The same person finds the draft after signing in again; so does the first one to load a page
     in a browser that stores no person yet.
     """
     ada = people.add("Ada")
-    chat = open_chat(server, shared_fake)
-    sign_in(chat.context, ada)
-    visit(chat, server)
+    chat = open_chat(people_server, shared_fake)
+    people.sign_in(chat.context, ada)
+    visit(chat, people_server)
     chat.page.evaluate("() => ['halt.person'].forEach(key => localStorage.removeItem(key))")
     chat.page.evaluate(FILL, "q-1")
     chat.page.reload()
@@ -137,8 +102,8 @@ def test_drafts_survive_an_ended_sign_in_and_an_upgrade(
     people.sign_ins.end_all(ada)
     chat.page.goto("about:blank")
     chat.context.clear_cookies()
-    chat.page.goto(server.url)
+    chat.page.goto(people_server.url)
     expect(chat.page).to_have_url(re.compile("/login"))
-    sign_in(chat.context, ada)
-    visit(chat, server)
+    people.sign_in(chat.context, ada)
+    visit(chat, people_server)
     expect(chat.prompt).to_have_value("a secret")

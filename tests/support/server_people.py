@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from flask import Flask
 from sqlalchemy import insert, update
@@ -21,6 +22,9 @@ from halt.store.tables import accounts, people
 from halt.web.sessions import Sessions
 from tests.support.halt_server import HaltServer, new_id
 from tests.support.http_client import Client
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 HOUR = 3600.0
@@ -90,6 +94,11 @@ class ServerPeople:
             assert serializer is not None
             value = serializer.dumps({"sign_in": token, "_permanent": True})
             return self._sessions.get_cookie_name(self._app), str(value)
+
+    def sign_in(self, context: BrowserContext, person: str) -> None:
+        """Give a browser the cookie of a new sign-in."""
+        name, value = self.cookie(person)
+        context.add_cookies([{"name": name, "value": value, "url": self._server.url}])
 
     def client(self, person: str, agent: str = AGENT) -> Client:
         """A browser that is signed in as the person."""

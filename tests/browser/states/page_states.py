@@ -1068,8 +1068,7 @@ def signed_in(visit: Visit, name: str = "Ada Lovelace", *, is_admin: bool = Fals
     people.cookie(person, PHONE_AGENT, "2001:db8:1:2::/64", 3 * DAY)
     people.cookie(person, "curl/8.14.1 " + "word" * 30, "203.0.113.7", 40 * DAY)
     people.sign_ins.add_token(person, f"digest-of-{person}", page_answers.LONG_TITLE[:60])
-    cookie, value = people.cookie(person)
-    visit.context.add_cookies([{"name": cookie, "value": value, "url": server.url}])
+    people.sign_in(visit.context, person)
     return visit.open(server)
 
 
