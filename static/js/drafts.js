@@ -1,5 +1,6 @@
 // Keeps the unsent message of each conversation, and of a new one, until it is sent: over reloads,
 // and for all tabs. A tab writes the draft only if it has changed the message itself.
+import { sendingIds } from "./activity.js";
 import { messageParts, setMessage } from "./composer.js";
 import { $, notice } from "./lib/dom.js";
 import { isText, isTexts, local } from "./lib/storage.js";
@@ -70,7 +71,9 @@ prompt.addEventListener("input", () => {
 });
 addEventListener("pagehide", save);
 document.addEventListener("visibilitychange", () => { if (document.hidden) save(); });
-// Another tab has changed or sent the draft that stands here unchanged.
+// Another tab has changed or sent the draft that stands here unchanged. Not if it is the draft of a
+// new chat, and this tab has just made a conversation of its own new chat.
 addEventListener("storage", event => {
-  if (event.key === key && contentOf(messageParts()) === known) restore();
+  const isHere = event.key === key && key === currentKey() && !sendingIds().length;
+  if (isHere && contentOf(messageParts()) === known) restore();
 });

@@ -392,6 +392,21 @@ def test_draft_is_shared_by_tabs_and_ends_when_sent(chat: Chat, tab: Callable[[]
     expect(other.prompt).to_have_value("")
 
 
+def test_draft_of_a_new_chat_stays_in_its_tab(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """A tab whose new chat has become a conversation neither takes nor ends another one's draft."""
+    other = tab()
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    other.prompt.fill("not sent yet")
+    chat.page.wait_for_function("() => localStorage.getItem('halt.draft.new')")
+    chat.prompt.fill("the next message")
+    key = f"halt.draft.{chat.page.url.rpartition('/')[2]}"
+    other.page.wait_for_function("key => localStorage.getItem(key)", arg=key)
+    expect(chat.prompt).to_have_value("the next message")
+    other.reload()
+    expect(other.prompt).to_have_value("not sent yet")
+
+
 def test_drafts_are_limited_in_number(chat: Chat) -> None:
     """The oldest drafts are dropped when there are too many."""
     chat.page.evaluate(
