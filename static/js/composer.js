@@ -1,7 +1,7 @@
 // The message: its field and its pasted texts. The field is emptied when the message is sent, and
 // refilled if the server refuses it.
 import { isBusy } from "./activity.js";
-import { $, $$, refuse, setValue, touch } from "./lib/dom.js";
+import { $, $$, isPlain, refuse, setValue, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
 import { LONG, pastedTexts, setPastedTexts } from "./pasted.js";
 import { hasCode, route, succeeded } from "./requests.js";
@@ -68,12 +68,11 @@ addEventListener("keydown", event => {
   setTimeout(() => { if (!editor.isConnected) prompt.focus(); }); // versions.js closes it
 }, true);
 prompt.addEventListener("keydown", event => {
-  const isPlain = !event.shiftKey && !event.ctrlKey && !event.metaKey && !event.altKey;
   if (event.key === "Enter" && !event.shiftKey) {
     event.preventDefault();
     composer.requestSubmit();
-  } else if (event.key === "ArrowUp" && isPlain && !messageText(messageParts()) && editLast()) {
-    event.preventDefault();
+  } else if (event.key === "ArrowUp" && isPlain(event) && !messageText(messageParts())) {
+    if (editLast()) event.preventDefault();
   }
 });
 

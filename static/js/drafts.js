@@ -74,6 +74,6 @@ document.addEventListener("visibilitychange", () => { if (document.hidden) save(
 // Another tab has changed or sent the draft that stands here unchanged. Not if it is the draft of a
 // new chat, and this tab has just made a conversation of its own new chat.
 addEventListener("storage", event => {
-  const isHere = event.key === key && key === currentKey() && !sendingIds().length;
-  if (isHere && contentOf(messageParts()) === known) restore();
+  if (event.key !== key || key !== currentKey() || sendingIds().length) return;
+  if (contentOf(messageParts()) === known) restore();
 });

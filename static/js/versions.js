@@ -132,7 +132,7 @@ listen("ended", async ({ back, exchange }) => {
 
 const afterDiscard = (ctx, exchange) => {
   if (!exchange && !prompt.value) setValue(prompt, ctx.words);
-  announce(exchange ? "Discarded. Another version is shown." : "Discarded.");
+  announce(`Discarded.${exchange ? " Another version is shown." : ""}`);
   focusComposer();
 };
 // The focus stays on the version button, so that it can be pressed again by keyboard.

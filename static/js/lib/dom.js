@@ -40,6 +40,11 @@ export const iconButton = (name, title, of, action) => {
   return button;
 };
 
+// Whether a key or a click is pressed alone.
+export const isPlain = ({ ctrlKey, metaKey, shiftKey, altKey }) => (
+  !(ctrlKey || metaKey || shiftKey || altKey)
+);
+
 // The event has no effect, and reaches no further handler.
 export const refuse = event => {
   event.preventDefault();

@@ -1,5 +1,5 @@
 // The menu of one chat, in the list and in the head; and the menu of all (archive, export, import).
-import { $, $$, make } from "../lib/dom.js";
+import { $, $$, isPlain, make } from "../lib/dom.js";
 import { onDemand, preload } from "../lib/on_demand.js";
 import { route, succeeded } from "../requests.js";
 import { change, describeChange } from "./change.js";
@@ -78,7 +78,7 @@ for (const popover of $$(".menu")) { // Tab works too
 // --- the archive ---------------------------------------------------------------------------------
 const showArchiveOn = (selector, isShown, focused) => {
   $(selector).addEventListener("click", async event => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (!isPlain(event)) return;
     event.preventDefault();
     showRail();
     if (await showArchive(isShown)) $(focused).focus();

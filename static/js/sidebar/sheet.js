@@ -1,6 +1,6 @@
 // The rail: beside the page, where it can be hidden; or a sheet over the page if there is no room.
 // The sheet closes by its button, Esc, the shade, a swipe, and the browser's Back.
-import { $, $$ } from "../lib/dom.js";
+import { $, $$, isPlain } from "../lib/dom.js";
 import { preload } from "../lib/on_demand.js";
 import { keepLook } from "../lib/storage.js";
 import { sidebar } from "./entries.js";
@@ -16,11 +16,12 @@ const isRailShown = () => (
 
 // --- the sheet -----------------------------------------------------------------------------------
 export const isSheetOpen = () => document.body.classList.contains("sidebar-open");
+const describe = () => opener.ariaExpanded = isRailShown();
 const draw = isOpen => {
   document.body.classList.toggle("sidebar-open", isOpen);
   for (const area of $$("body > :is(header, main, footer)")) area.inert = isOpen;
+  describe();
 };
-const describe = () => opener.ariaExpanded = isRailShown();
 
 // An entry of the history, so that Back closes the sheet. htmx would reload the page for it.
 const keys = new Set(); // of the entry of the page, and of the one with the sheet
@@ -38,14 +39,11 @@ const dropEntry = () => {
   history.back();
 };
 const hide = () => {
-  if (!isSheetOpen()) return;
   draw(false);
-  describe();
   opener.focus();
 };
 const show = () => {
   draw(true);
-  describe();
   closer.focus({ preventScroll: true });
 };
 window.navigation?.addEventListener("navigate", event => {
@@ -69,8 +67,7 @@ if (history.state?.sheet) { // the page was loaded again
 // A page that is opened from the sheet takes the place of that entry.
 sidebar.addEventListener("click", event => {
   const link = event.target.closest("a[href]");
-  const isPlain = !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
-  if (!link || !isPlain || !history.state?.sheet || event.defaultPrevented) return;
+  if (!link || !isPlain(event) || !history.state?.sheet || event.defaultPrevented) return;
   event.preventDefault();
   location.replace(link.href);
 });
