@@ -272,6 +272,11 @@ def send(chat: Chat, prompt: str, state: str = "done") -> None:
     chat.wait_state(state)
 
 
+def search(chat: Chat, words: str) -> None:
+    """Search in the open palette, for these words only: typed ones search for their beginnings too."""
+    chat.page.get_by_role("dialog", name="Search").get_by_role("combobox").fill(words)
+
+
 def answer_button(chat: Chat, name: str) -> Locator:
     """A button of the last exchange."""
     exchange = chat.page.locator(".exchange:last-child")
@@ -800,7 +805,7 @@ def found_message(visit: Visit) -> Chat:
     texts = [text for n in range(120) for text in (f"Question {n}?", f"Answer {n}. " * 9)]
     visit.keep(exported_conversation(*texts, title="A long conversation", at=time.time()))
     chat = palette(visit)
-    chat.page.keyboard.type("Question 60")
+    search(chat, "Question 60")
     chat.page.locator("#palette-list .snippet").first.click()
     expect(chat.page.locator(".found")).to_be_visible()
     expect(chat.page.locator(".earlier")).to_be_attached()
@@ -885,7 +890,7 @@ def palette_results(visit: Visit) -> Chat:
     talk = exported_conversation(*texts, title="Answers", at=time.time() - DAY, archived_at=1.0)
     visit.keep(talk)
     chat = palette(visit)
-    chat.page.keyboard.type("answer")
+    search(chat, "answer")
     expect(chat.page.get_by_role("option", name="More messages")).to_be_visible()
     return chat
 
@@ -893,7 +898,7 @@ def palette_results(visit: Visit) -> Chat:
 @state()
 def no_palette_results(visit: Visit) -> Chat:
     chat = palette(visit)
-    chat.page.keyboard.type("words that no conversation has")
+    search(chat, "words that no conversation has")
     expect(chat.page.locator("#palette-list").get_by_role("option")).to_have_count(0)
     return chat
 
