@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import msgspec
+
 Kind = Literal["openai", "azure", "anthropic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -17,6 +19,22 @@ DEMO = "demo"  # the name of the demo model's provider
 # during the reading of a long prompt, beside other streams, takes effect up to 12 s late; with it
 # within 0.6 s.
 DEMO_EXTRA = {"return_progress": True}
+
+
+class ModelSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What was chosen on the page for one model. It applies where the settings do not say.
+
+    Prices in US dollars per million tokens.
+    """
+
+    label: str = ""  # its name for people; empty: its own
+    hidden: bool = False  # left out of lists; requests may still name it
+    input_price: float | None = None
+    cached_price: float | None = None  # of prompt tokens that the provider had cached
+    output_price: float | None = None
+    context: int | None = None  # tokens of a prompt and its answer
+    extra_body: dict[str, Any] = {}  # further fields of each request
+    continues: Literal["", "prefix", "instruction"] = ""  # empty: as its provider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +54,14 @@ class ProviderSettings:
     connect_timeout: float = 5.0
     continues: str = "auto"  # how a model continues a stopped answer, one of CONTINUES
     is_demo: bool = False  # the demo model, which Halt starts
+    #: Sent with each request. The values are secret.
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    allow_link_local: bool = False  # connect to link-local addresses too
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The texts that no error, log or page may show."""
+        return (self.key, *self.headers.values())
 
     @property
     def first_model(self) -> str:
