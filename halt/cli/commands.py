@@ -267,9 +267,10 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
 
     URL is the public address of a running Halt. The checks request a few short answers.
     """
-    from halt.cli.doctor import providers, proxy  # noqa: PLC0415
-    from halt.cli.doctor.report import Report  # noqa: PLC0415
+    from halt.cli.doctor import proxy  # noqa: PLC0415
     from halt.cli.doctor.sign_in import check_sign_in  # noqa: PLC0415
+    from halt.doctor import providers  # noqa: PLC0415
+    from halt.doctor.report import Report  # noqa: PLC0415
 
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
     config, make = _settings()

@@ -19,11 +19,12 @@ from rich.segment import Segment, SegmentLines
 from rich.table import Table
 from rich.text import Text
 
-from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
+from halt.cli.screen import WAS_THOUGHT, Screen, seconds
 from halt.clock import now
 from halt.rendering.code_names import code_name
 from halt.rendering.grammar import answer_parser
 from halt.rendering.grammar.details import flat_details
+from halt.rendering.plain_lines import clean
 from halt.rendering.streaming.stream import BlockStream
 
 FRAMES = 20  # a second

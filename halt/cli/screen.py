@@ -7,7 +7,6 @@ or a server goes through `clean` first, because a terminal executes control char
 from __future__ import annotations
 
 import math
-import re
 from collections import deque
 from typing import TextIO
 
@@ -15,6 +14,7 @@ from halt.clock import now
 from halt.core.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
 from halt.core.steps import StepStream
 from halt.rendering.data_urls import DataUrlFilter
+from halt.rendering.plain_lines import clean, one_line
 
 LAG = 0.25  # seconds within which the typewriter has shown a received text
 PACE = 0.03  # seconds between two steps of the typewriter
@@ -25,19 +25,10 @@ LINE_MAX = 100  # characters of a tool's arguments or result that are shown
 
 WAS_THOUGHT = "the text above was a thought"
 
-# Control characters except newline and tab, and characters that change the direction of text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-
-def clean(text: str) -> str:
-    """The text without control characters."""
-    return _CONTROL.sub("", text)
-
-
-def one_line(text: str, longest: int = LINE_MAX) -> str:
-    """The text as one line of at most `longest` characters."""
-    line = " ".join(clean(text).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+def _short(text: str) -> str:
+    """The text as one line of at most LINE_MAX characters."""
+    return one_line(text, LINE_MAX)
 
 
 def seconds(spent: float) -> str:
@@ -183,14 +174,14 @@ class Screen:
         self._flush()
         if isinstance(event, ToolCall):
             self._calls[event.id] = event
-            self._show_call(f"{one_line(event.name)} {one_line(event.arguments)}")
+            self._show_call(f"{_short(event.name)} {_short(event.arguments)}")
         else:
             self._round_start = len(self._parts)
             call = self._calls.pop(event.id, None)
-            arguments = one_line(call.arguments) if call else ""
-            outcome = one_line(event.result) if event.ok else f"failed: {one_line(event.result)}"
+            arguments = _short(call.arguments) if call else ""
+            outcome = _short(event.result) if event.ok else f"failed: {_short(event.result)}"
             duration = seconds(event.duration_ms / 1000)
-            self._show_call_result(f"{one_line(event.name)} {arguments} → {outcome} ({duration})")
+            self._show_call_result(f"{_short(event.name)} {arguments} → {outcome} ({duration})")
 
     def tick(self) -> float | None:
         """Show the text that is due; return the seconds until the next call, or None."""

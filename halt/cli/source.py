@@ -27,7 +27,7 @@ from halt.core.request import ChatRequest
 from halt.core.service import GenerationService
 from halt.core.stream_key import StreamKey
 from halt.errors import HaltError, Interrupted
-from halt.transport.http1 import Body
+from halt.transport.http1 import body_of
 from halt.transport.pool import Transport
 
 REQUEST_TIMEOUT = 10.0  # seconds for a short request: Stop, the list of models
@@ -331,13 +331,6 @@ class _Models(msgspec.Struct):
 
 _receipt = msgspec.json.Decoder(Receipt)
 _models = msgspec.json.Decoder(_Models)
-
-
-def body_of(response: httpx2.Response) -> Body:
-    """The response's body as Halt's transport made it."""
-    body = response.extensions["halt.body"]
-    assert isinstance(body, Body)  # noqa: S101
-    return body
 
 
 def _read(response: httpx2.Response) -> Iterator[Group]:

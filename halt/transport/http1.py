@@ -432,3 +432,10 @@ def readable(sock: socket.socket, timeout: float) -> bool:
     poller = select.poll()  # not select.select: it fails for descriptors above 1023
     poller.register(sock, select.POLLIN)
     return bool(poller.poll(timeout * 1000))
+
+
+def body_of(response: httpx2.Response) -> Body:
+    """The response's body as Halt's transport made it."""
+    body = response.extensions["halt.body"]
+    assert isinstance(body, Body)  # noqa: S101
+    return body

@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 from halt.app import create_app
 from halt.config.environment import load
 
+PACED = "count?rate=60&n=30"  # slow enough to detect a buffer on the way
+#: Prompts that make the fake ignore its model. Delays of a busy machine are short beside two seconds.
+TWO_SECONDS = "/fake count?rate=15&n=30"
+ENDLESS = "/fake count?rate=60&n=1000000"
+
 
 class DoctorReport(NamedTuple):
     """The result of one run of the command."""

@@ -1,1 +1,1 @@
-"""The command `doctor`: checks an installation and names a remedy for each fault."""
+"""The command `doctor`: the provider of sign-ins, and the proxies before a running Halt."""

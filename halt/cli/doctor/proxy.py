@@ -12,11 +12,11 @@ import httpx2
 import msgspec
 
 from halt.cli.doctor import proxy_checks
-from halt.cli.doctor.connection import check_connection
 from halt.cli.doctor.proxy_streams import check_streams
-from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.source import Remote, RemoteError
 from halt.clock import now
+from halt.doctor.connection import check_connection
+from halt.doctor.report import Report, milliseconds
 from halt.transport.pool import proxy_for
 
 ROOT_ADVICE = (

@@ -19,13 +19,13 @@ import httpx2
 import msgspec
 
 from halt import VERSION
-from halt.cli.doctor.answers import LONG
-from halt.cli.doctor.connection import destination
-from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.source import REQUEST_TIMEOUT, EventStreamDecoder, Remote
 from halt.clock import now
 from halt.config.proxies import INSPECT, ReceivedRequest
 from halt.core.events import Cancelled, encode
+from halt.doctor.answers import LONG
+from halt.doctor.connection import destination
+from halt.doctor.report import Report, milliseconds
 from halt.errors import HaltError
 
 SOON = 0.1  # seconds until Halt notices a disconnect that are normal also behind a good proxy

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 import httpx2
 
-from halt.cli.doctor.answers import GATHERED, LONG, SHORT
-from halt.cli.doctor.report import Report
-from halt.cli.doctor.stop import SLOW_STOP
-from halt.cli.source import REQUEST_TIMEOUT, EventStreamDecoder, Remote, body_of
+from halt.cli.source import REQUEST_TIMEOUT, EventStreamDecoder, Remote
 from halt.clock import now
 from halt.core.connection import NoData, UpstreamConnection
 from halt.core.events import Failed, Terminal, encode, is_terminal
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message
+from halt.doctor.answers import GATHERED, LONG, SHORT
+from halt.doctor.report import Report
+from halt.doctor.stop import SLOW_STOP
 from halt.errors import HaltError
-from halt.transport.http1 import Body
+from halt.transport.http1 import Body, body_of
 
 STOP_AFTER = 2.0  # seconds after which Stop is sent even if no event has arrived
 BUFFERING = (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from halt.cli.doctor.report import Report, milliseconds
 from halt.clock import now
 from halt.config.settings import Config
+from halt.doctor.report import Report, milliseconds
 from halt.people.oidc.attempt import ProviderFault
 
 

@@ -23,7 +23,7 @@ from halt.cli import chat as chats
 from halt.cli import pipe
 from halt.cli.answer import STOPPED, TerminalAnswer
 from halt.cli.rich_screen import RichScreen
-from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
+from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clock
 from halt.cli.source import EventStreamDecoder, Group, Local, Remote, RemoteError
 from halt.config.settings import Config
 from halt.core import notes
@@ -739,13 +739,6 @@ def test_screen_shows_a_tool_call_as_one_line() -> None:
     assert lines[1] == "Let me see. "
     assert re.fullmatch(r'\(weather {"city": "Oslo"} → (cold )+.*… \(1\.5 s\)\)', lines[2])
     assert lines[3] == "It is cold."
-
-
-@pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\x9b1m", "\u202e", "\r", "\x00"])
-def test_clean_removes_control_characters(text: str) -> None:
-    """Control characters are removed; newlines, tabs and letters of all languages stay."""
-    assert not CONTROL.search(clean(f"a{text}b"))
-    assert clean("ä\t中文\n👩\u200d👧") == "ä\t中文\n👩\u200d👧"
 
 
 def test_event_stream_decoder_does_not_depend_on_the_pieces() -> None:

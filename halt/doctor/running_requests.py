@@ -19,12 +19,12 @@ from typing import NamedTuple
 import httpx2
 import msgspec
 
-from halt.cli.source import body_of
 from halt.clock import now
 from halt.config.addresses import is_openai_url
 from halt.config.providers import ProviderSettings
 from halt.core.connection import limited_connection
 from halt.errors import HaltError
+from halt.transport.http1 import body_of
 from halt.transport.pool import Transport
 
 LOAD_TIMEOUT = 2.0  # seconds for one request

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from halt.cli.doctor.answers import LONG, watched
-from halt.cli.doctor.report import Report, milliseconds
-from halt.cli.doctor.running_requests import ServerLoad
 from halt.core.events import Failed
 from halt.core.service import GenerationService
+from halt.doctor.answers import LONG, watched
+from halt.doctor.report import Report, milliseconds
+from halt.doctor.running_requests import ServerLoad
 
 SLOW_STOP = 1000.0  # milliseconds
 IDLE_WITHIN = 1.0  # seconds in which a server becomes idle after a complete answer

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from halt.cli.doctor.report import Report, milliseconds
-from halt.cli.source import REQUEST_TIMEOUT
 from halt.clock import now
+from halt.doctor.report import Report, milliseconds
 from halt.transport.dns import Resolver
 from halt.transport.pool import proxy_for
 
+LOOKUP_TIMEOUT = 10.0  # seconds for the look-up of a name
 FEW_DAYS = 14  # a certificate that expires in fewer days gives a warning
 
 
@@ -50,7 +50,7 @@ def _connect(
     """Resolve the name and connect. Returns the socket, None after a failure."""
     began = now()
     try:
-        ip_address = Resolver().addresses(host, port, now() + REQUEST_TIMEOUT)[0][4][0]
+        ip_address = Resolver().addresses(host, port, now() + LOOKUP_TIMEOUT)[0][4][0]
     except OSError as exc:
         report.fail("name", f"{host}: {exc.strerror or exc}.", f"Correct the name in {setting}.")
         return None

@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 
-from halt.cli.doctor.answers import check_answer, check_extras
-from halt.cli.doctor.connection import check_connection
-from halt.cli.doctor.models import check_models
-from halt.cli.doctor.report import ENVIRONMENT, Report
-from halt.cli.doctor.running_requests import ServerLoad
-from halt.cli.doctor.stop import check_stop
 from halt.config import open_files
 from halt.config.provider_setup import setup
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
 from halt.core.service import GenerationService
+from halt.doctor.answers import check_answer, check_extras
+from halt.doctor.connection import check_connection
+from halt.doctor.models import check_models
+from halt.doctor.report import ENVIRONMENT, Report
+from halt.doctor.running_requests import ServerLoad
+from halt.doctor.stop import check_stop
 from halt.providers.client_transport import public_address
 from halt.providers.openai import ENDPOINT
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from halt.cli.doctor.report import Report, milliseconds
-from halt.cli.source import REQUEST_TIMEOUT
 from halt.clock import now
 from halt.config.providers import ProviderSettings
 from halt.core.connection import limited_connection
 from halt.core.service import GenerationService
+from halt.doctor.report import Report, milliseconds
 from halt.errors import HaltError
 from halt.providers.base import API_PATH
+
+LIST_TIMEOUT = 10.0  # seconds for the list of models
 
 
 def check_models(
@@ -23,7 +24,7 @@ def check_models(
     began = now()
     try:
         with limited_connection(
-            min(REQUEST_TIMEOUT, generations.config.first_byte_timeout)
+            min(LIST_TIMEOUT, generations.config.first_byte_timeout)
         ) as connection:
             if provider.models:  # named in the settings; the server may have no list
                 upstream.check(connection)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.cli.doctor.running_requests import PAUSES, ServerLoad, busy_slots, running_requests
 from halt.config.providers import ProviderSettings
+from halt.doctor.running_requests import PAUSES, ServerLoad, busy_slots, running_requests
 from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.work import WorkReply
@@ -77,7 +77,7 @@ def test_count_of_a_silent_server_is_none_after_its_timeout(
     """The count of a silent server is None after the timeout of each request; so is that of one
     that is gone.
     """
-    monkeypatch.setattr("halt.cli.doctor.running_requests.LOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr("halt.doctor.running_requests.LOAD_TIMEOUT", 0.1)
     may_end = threading.Event()
 
     def answer(_: int) -> tuple[int, str, bytes]:

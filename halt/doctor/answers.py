@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from halt.cli.doctor.report import Report
 from halt.core.events import (
     Cancelled,
     Content,
@@ -26,6 +25,7 @@ from halt.core.metrics import Metrics
 from halt.core.request import ChatRequest, Message, ToolSpec
 from halt.core.run import Run
 from halt.core.service import GenerationService
+from halt.doctor.report import Report
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
 #: An answer in fewer pieces is too short to show buffering.

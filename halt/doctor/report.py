@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from halt.cli.screen import one_line
+from halt.rendering.plain_lines import one_line
 
 TEXT_MAX = 400  # characters of a finding
 
