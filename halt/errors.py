@@ -195,6 +195,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         ),
         "context_too_long": ("The conversation is too long for this model.", False),
         "unauthorized": ("The model's server did not accept the API key.", False),
+        "key_needed": ("The key of this provider is missing: enter it again.", False),
         "forbidden": (
             "The API key has no permission for this request at the model's server.",
             False,

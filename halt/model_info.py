@@ -15,6 +15,10 @@ class Abilities(msgspec.Struct, frozen=True, omit_defaults=True):
     images: bool | None = None  # whether it reads images
     tools: bool | None = None
     thinking: bool | None = None
+    # US dollars per million tokens:
+    input_price: float | None = None
+    cached_price: float | None = None  # of prompt tokens that the provider had cached
+    output_price: float | None = None
 
     def replaced_by(self, other: Abilities) -> Abilities:
         """A copy with what `other` knows."""

@@ -325,7 +325,9 @@ class ChatService:
             if answer is exchange and not conversation.has_earlier and not conversation.is_named:
                 model_name = answer.requested_model or None
                 text = run.answer()[1]
-                self.titles.request(conversation.id, exchange.prompt, text, model_name)
+                self.titles.request(
+                    conversation.id, exchange.prompt, text, model_name, conversation.owner
+                )
 
         def on_usage(run: Run, usage: dict[str, Any]) -> None:
             if self.store_writer.wait_written(run.key, WRITE_WAIT):

@@ -71,6 +71,7 @@ class _GenerationStarted(Exception):
 
 class _TitleRequest(NamedTuple):
     conversation_id: str
+    person: str  # the ID of the conversation's person
     prompt: str
     answer: str
     model: str | None
@@ -107,12 +108,17 @@ class Titles:
         self._closed = False
 
     def request(
-        self, conversation_id: str, prompt: str, answer: str, model: str | None = None
+        self,
+        conversation_id: str,
+        prompt: str,
+        answer: str,
+        model: str | None = None,
+        person: str = "",
     ) -> bool:
         """Queue a title for a conversation whose first exchange has ended. Does not block.
 
-        `model`: the conversation's model. False: no title will be requested, so the first words
-        stay the title.
+        `model`: the conversation's model, `person`: its person's ID. False: no title will be
+        requested, so the first words stay the title.
         """
         if not self._by_model or not prompt.strip() or not answer.strip():
             return False
@@ -120,7 +126,7 @@ class Titles:
             if self._closed or len(self._queue) >= QUEUE_MAX:
                 return False
             excerpts = prompt[:EXCERPT_MAX], data_urls.replace_for_model(answer)[:EXCERPT_MAX]
-            self._queue.append(_TitleRequest(conversation_id, *excerpts, model, now()))
+            self._queue.append(_TitleRequest(conversation_id, person, *excerpts, model, now()))
             self._changed.notify_all()
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="halt-titles", daemon=True)
@@ -201,7 +207,7 @@ class Titles:
         request = ChatRequest(
             [Message("user", instruction)], model=title_request.model, max_tokens=MAX_TOKENS
         )
-        with limited_connection(SECONDS) as connection:
+        with limited_connection(SECONDS, person=title_request.person) as connection:
             with self._changed:
                 if self._closed:
                     return ""

@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 from halt.core.via import Chain
 from halt.errors import Interrupted
@@ -35,9 +36,17 @@ class UpstreamConnection:
     when the system may have given its number to another stream.
     """
 
-    def __init__(self, chain: Chain = ()) -> None:
-        """`chain`: the marks of the Halts that the client's request has passed (see `via`)."""
+    def __init__(self, chain: Chain = (), person: str = "") -> None:
+        """`chain`: the marks of the Halts that the client's request has passed (see `via`).
+
+        `person`: the ID of the person whose run this is, "" for nobody.
+        """
         self.chain = chain
+        self.person = person
+        #: The upstream of the run's first request, and the model's name there. Further requests go
+        #: the same way, also after the provider was changed or removed. Only the opening thread
+        #: uses it.
+        self.route: tuple[Any, str | None] | None = None
         self._changed = threading.Condition(threading.Lock())  # protects the four below
         self._socket: socket.socket | None = None
         self._connected = False  # the peer has accepted that socket
@@ -114,9 +123,11 @@ def use_connection(connection: UpstreamConnection) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limited_connection(seconds: float, chain: Chain = ()) -> Iterator[UpstreamConnection]:
+def limited_connection(
+    seconds: float, chain: Chain = (), person: str = ""
+) -> Iterator[UpstreamConnection]:
     """Context manager: requests made inside use the result, interrupted after `seconds`."""
-    connection = UpstreamConnection(chain)
+    connection = UpstreamConnection(chain, person)
     limit = threading.Timer(seconds, connection.interrupt)
     limit.daemon = True
     limit.start()

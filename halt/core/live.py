@@ -29,7 +29,7 @@ class LiveGeneration(Generation):
         )
         self.request = request  # with the messages of later rounds
         self.request_id = current()  # of the HTTP request that started it, "" for none
-        self.connection = UpstreamConnection(via.current())
+        self.connection = UpstreamConnection(via.current(), key.owner)
         self.reply: Reply | None = None  # of this round
         self.question = request.messages  # without later rounds; [] after `forget_request`
         #: Its log has ended, and its upstream is read for the usage (`halt.core.exact_usage`).

@@ -10,14 +10,14 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from urllib.parse import urlsplit
 
 import httpx2
 
 from halt.config.model_servers import server_title
-from halt.config.providers import ProviderSettings
+from halt.config.providers import ModelSettings, ProviderSettings
 from halt.core.connection import UpstreamConnection, use_connection
 from halt.core.request import ChatRequest, Reply, unfinished
 from halt.errors import UpstreamError
@@ -70,6 +70,11 @@ class Provider:
         self._model = settings.first_model
         self._base = settings.base_url  # address to which the paths of requests are appended
         self._refusing: set[str] = set()  # models that refuse to continue from a prefix
+        self._chosen: Mapping[str, ModelSettings] = {}
+
+    def use_models(self, settings: Mapping[str, ModelSettings]) -> None:
+        """Use what was chosen for its models, by their names, from the next request on."""
+        self._chosen = settings
 
     def _request_models(self) -> httpx2.Response:
         """Request the list of models with the client. Raises the client's errors."""

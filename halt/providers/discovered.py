@@ -2,10 +2,12 @@
 
 A discovered server's models are named PROVIDER/MODEL, even if it is the only server, so the names
 stay valid when another server appears. The demo model keeps its plain name, and is the default when
-no server has a model. The models of a server that has gone are no longer listed; a request for one
-fails with an error that says that this server cannot be reached.
+nothing else has a model. Connected providers stand beside them. The models of a server that has
+gone are no longer listed; a request for one fails with an error that says that this server cannot
+be reached.
 
-A request without a model goes to the model that was used last, else to one that is in memory.
+A request without a model goes to the model that was set, else to the one chosen on the page, else
+to the one used last, else to one that is in memory.
 """
 
 from __future__ import annotations
@@ -22,9 +24,18 @@ from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError
 from halt.model_info import UNKNOWN, ModelGroup, ModelInfo
+from halt.providers.cached_query import CachedQuery
 from halt.providers.discovery import Discovery
 from halt.providers.last_model import LastModel
-from halt.providers.router import WAIT_SECONDS, ModelGroups, ModelLists, Providers, names_in
+from halt.providers.router import (
+    WAIT_SECONDS,
+    ModelGroups,
+    ModelLists,
+    Providers,
+    Route,
+    State,
+    names_in,
+)
 
 
 class DiscoveredProviders(Providers):
@@ -53,9 +64,10 @@ class DiscoveredProviders(Providers):
         self._last = last
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
-        if request.model:
+        if request.model or connection.route is not None:
             reply = super().open(request, connection)
-            self._last.set(request.model)
+            if request.model:
+                self._last.set(request.model)
             return reply
         result = self._discovery.latest
         if not (result.servers or self._demo) or any(
@@ -64,7 +76,7 @@ class DiscoveredProviders(Providers):
             result = self._refresh(connection.chain)
         name = self._default_name(result)
         reply = super().open(msgspec.structs.replace(request, model=name or None), connection)
-        if name != self._demo:  # not stored: a server that appears must become the default
+        if name and name != self._demo:  # not stored: a server that appears must be the default
             self._last.set(name)
         return reply
 
@@ -79,7 +91,7 @@ class DiscoveredProviders(Providers):
     @property
     def _single(self) -> Upstream | None:
         single = super()._single
-        return single if DEMO in self._members else None
+        return single if DEMO in self._state.own else None
 
     def _full_name(self, name: str, model: str) -> str:
         return model if name == DEMO else f"{name}/{model}"
@@ -93,53 +105,68 @@ class DiscoveredProviders(Providers):
         """
         result = self._discovery.latest if chain else self._discovery.refresh(missed=missed)
         for server in result.servers:
-            if server.name not in self._members:
+            if server.name not in self._state.own:
                 self.add(server.name, self._make(server))
         return result
 
     def _start_lists(self) -> float:
-        demo = self._members.get(DEMO)
-        if demo is not None and (self._demo or not self._discovery.latest.servers):
-            return demo.models.start()
-        return now()  # `_lists` refreshes the discovery
+        queries = self._queries(self._discovery.latest)
+        return max([query.start() for query in queries.values()], default=now())
+
+    def _queries(self, result: DiscoveryResult) -> dict[str, CachedQuery[ModelGroups]]:
+        """The lists that the discovery does not bring: the demo model's, the connected ones'."""
+        own, connected, _ = self._state
+        queries = {name: member.models for name, member in connected.items()}
+        if DEMO in own and (self._demo or not (result.servers or connected)):
+            queries[DEMO] = own[DEMO].models
+        return queries
 
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> ModelLists:
         result = self._refresh(chain) if seconds else self._discovery.latest
         lists: dict[str, tuple[ModelGroups | None, HaltError | None]] = {
             server.name: (_groups_of(server), None) for server in result.servers
         }
-        if DEMO in self._members and (self._demo or not lists):
-            lists[DEMO] = self._query_all({DEMO: self._members[DEMO].models}, chain, seconds)[DEMO]
-        return lists
+        return lists | self._query_all(self._queries(result), chain, seconds)
 
-    def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
+    def _resolve(self, model: str, chain: Chain) -> Route:
         if not model:
-            return self._first, model
-        if match := self._find_by_prefix(model):
+            return self._first
+        if match := self._find_by_prefix(model, self._members):
             return match
         if not self._offered_name(model, self._discovery.latest):
             self._refresh(chain, missed=True)
         lists = self._lists(chain)
-        if match := self._find_by_prefix(model):  # `_lists` may have added its provider
+        # `_lists` may have added its provider.
+        if match := self._find_by_prefix(model, self._members):
             return match
         if len(lists) == 1 and not any(model in names_in(groups) for groups, _ in lists.values()):
             # A server may accept names that it does not list: Ollama takes "x" for "x:latest".
-            return self._members[next(iter(lists))].upstream, model
+            name = next(iter(lists))
+            return Route(name, self._members[name].upstream, model)
         return self._find_by_list(model, lists)
 
     def _default_name(self, result: DiscoveryResult) -> str:
         """Return the model for requests that name none, empty if there is none."""
-        for name in (self._configured, self._last.name):
+        for name in (self._configured, self._default_model, self._last.name):
             if full_name := self._offered_name(name, result):
                 return full_name
         chat_servers = [server for server in result.servers if server.default]
         for server in sorted(chat_servers, key=lambda server: not server.is_loaded):
             return self._full_name(server.name, server.default)
+        for name, member in self._state.connected.items():
+            model = member.upstream.known_model
+            return self._full_name(name, model) if model else ""
         return self._demo
+
+    @property
+    def _first(self) -> Route:
+        """The first connected provider, else the demo model."""
+        own, connected, _ = self._state
+        return State(connected or own).first
 
     def _offered_name(self, name: str, result: DiscoveryResult) -> str:
         """Return a model's full name, empty unless one server offers it or it is the demo model."""
-        if not name or name == self._demo:
+        if not name or name == self._demo or self._find_by_prefix(name, self._state.connected):
             return name
         full_names = result.full_names(name)
         return full_names[0] if len(full_names) == 1 else ""

@@ -44,7 +44,9 @@ def make_upstream(
     def make(settings: ProviderSettings) -> Upstream:
         return make_provider(settings, Transport(settings.connect_timeout, instance_id=instance_id))
 
-    providers = {settings.name: make(settings) for settings in configured.providers}
+    # Without an address there is none: `Providers` says so, and others may be connected later.
+    usable = [settings for settings in configured.providers if settings.base_url or only]
+    providers = {settings.name: make(settings) for settings in usable}
     if only or discovery is None:
         return Providers(providers, configured.default)
     return DiscoveredProviders(

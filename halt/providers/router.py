@@ -1,7 +1,9 @@
 """Several providers as one Upstream: the model's name decides which provider gets a request.
 
-With one provider, its models have their own names. With several, a model is `PROVIDER/MODEL`, and
-its own name works as well if only one provider lists it.
+The providers of the settings come first. One alone has models with their own names. Of several a
+model is `PROVIDER/MODEL`, and its own name works as well if only one of them lists it. The models
+of connected providers, which are added to these later, always have their provider's name before
+them, so that they rename nothing.
 
 Lists of models and health checks run in background threads, one for each provider and query at
 most, and are cached here: a provider that is down or silent hides no other provider's models and
@@ -12,23 +14,24 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from halt.clock import now
 from halt.config.model_servers import title_of_name
+from halt.config.providers import ModelSettings
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
 from halt.model_info import ModelGroup
+from halt.providers.base import Provider
 from halt.providers.cached_query import CachedQuery
+from halt.providers.member import QUERY_TIMEOUT, Member
+from halt.providers.model_view import ModelView
 
-LIST_SECONDS = 60.0  # a list of models stays fresh
-RECHECK_SECONDS = 10.0  # a failed query, and the result of a health check, stay fresh
-QUERY_TIMEOUT = 9.0  # for one answer; after it the provider counts as unreachable
 WAIT_SECONDS = 1.5  # for the lists of all providers together
 
 T = TypeVar("T")
@@ -36,32 +39,32 @@ ModelGroups = list[ModelGroup]
 ModelLists = Mapping[str, tuple[ModelGroups | None, HaltError | None]]
 
 
-class _Member:
-    """A provider with its cached list of models and its cached health check."""
+class Route(NamedTuple):
+    """Where a request goes: the provider's name, its upstream, and the model's name there."""
 
-    def __init__(self, name: str, upstream: Upstream) -> None:
-        self.upstream = upstream
-        self.models = CachedQuery(
-            name,
-            self._list,
-            answer_seconds=LIST_SECONDS,
-            fault_seconds=RECHECK_SECONDS,
-            timeout=QUERY_TIMEOUT,
-        )
-        self.check = CachedQuery(
-            name,
-            self._check,
-            answer_seconds=RECHECK_SECONDS,
-            fault_seconds=RECHECK_SECONDS,
-            timeout=QUERY_TIMEOUT,
-        )
+    name: str
+    upstream: Upstream
+    model: str
 
-    def _list(self, connection: UpstreamConnection) -> ModelGroups:
-        return self.upstream.catalog(connection)
 
-    def _check(self, connection: UpstreamConnection) -> bool:
-        self.upstream.check(connection)
-        return True
+class State(NamedTuple):
+    """The providers at one moment, and what was chosen for their models."""
+
+    own: Mapping[str, Member] = {}  # of the settings, or found on this machine
+    connected: Mapping[str, Member] = {}  # those of `Providers.connect`
+    view: ModelView = ModelView()
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        return {**self.own, **self.connected} if self.connected else self.own
+
+    @property
+    def first(self) -> Route:
+        """The first provider, without a model. Raises UpstreamError if there is none."""
+        name = next(iter(self.members), None)
+        if name is None:
+            raise UpstreamError("no_model")
+        return Route(name, self.members[name].upstream, "")
 
 
 def as_providers(upstream: Upstream) -> Providers:
@@ -80,31 +83,88 @@ def _title(name: str, groups: ModelGroups | None) -> str:
 
 
 class Providers:
-    """The Upstream of one or several providers. Any thread may add providers at any time."""
+    """The Upstream of any number of providers. Any thread may change them at any time."""
+
+    #: Returns the upstream that a person uses instead of the provider with this name; None: the
+    #: provider's own one. Set once, before the first request.
+    own_upstream: Callable[[str, str], Upstream | None]
 
     def __init__(self, providers: Mapping[str, Upstream], default: str = "") -> None:
         """`default`: the model for requests that name none."""
         self._default = default
+        self.own_upstream = lambda _name, _person: None
         self._lock = threading.Lock()  # held to replace the two attributes below, not to read them
-        self._members: Mapping[str, _Member] = {}
+        self._state = State()
         self._closed = False
         for name, upstream in providers.items():
             self.add(name, upstream)
 
     def add(self, name: str, upstream: Upstream) -> None:
         """Add a provider. Closes it at once if its name is taken, or after `close`."""
-        member = _Member(name, upstream)
+        member = Member(name, upstream)
         with self._lock:
-            if is_new := not self._closed and name not in self._members:
-                self._members = {**self._members, name: member}
+            state = self._state
+            if is_new := not self._closed and name not in state.own:
+                _use_settings(member, state.view.of(name))
+                self._state = state._replace(own={**state.own, name: member})
         if not is_new:
             upstream.close()
 
+    def connect(self, upstreams: Mapping[str, Upstream], view: ModelView) -> None:
+        """Replace the connected providers and the choices for models.
+
+        An upstream that stays keeps its lists and its connections. One that does not is closed;
+        runs that use it go on to their end. A name that another provider has is left out.
+        """
+        with self._lock:
+            own, before, _ = self._state
+            connected = {
+                name: known
+                if (known := before.get(name)) is not None and known.upstream is upstream
+                else Member(name, upstream)
+                for name, upstream in upstreams.items()
+                if name not in own and not self._closed
+            }
+            for name, member in {**own, **connected}.items():
+                _use_settings(member, view.of(name))
+            self._state = State(own, connected, view)
+        kept = {id(member.upstream) for member in connected.values()}
+        gone = [member.upstream for member in before.values()] + list(upstreams.values())
+        for upstream in gone:
+            if id(upstream) not in kept:
+                upstream.close()
+
+    @property
+    def view(self) -> ModelView:
+        """What was chosen for models."""
+        return self._state.view
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all providers, those of the settings first."""
+        return list(self._members)
+
+    def member(self, name: str) -> Member | None:
+        """The provider with this name."""
+        return self._members.get(name)
+
+    def full_name(self, name: str, model: str) -> str:
+        """The name of a provider's model in requests to Halt."""
+        return self._full_name(name, model)
+
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
-        provider, model = self._resolve(request.model or self._default, connection.chain)
-        if model != request.model:
-            request = msgspec.structs.replace(request, model=model or None)
-        return provider.open(request, connection)
+        """As `Upstream.open`. A run's further requests go where its first one went."""
+        if connection.route is None:
+            wanted = request.model or self._default_model
+            name, upstream, model = self._resolve(wanted, connection.chain)
+            if connection.person and name in self._state.connected:
+                upstream = self.own_upstream(name, connection.person) or upstream
+            connection.route = (upstream, model or None)
+        upstream, model_there = connection.route
+        if model_there != request.model:
+            request = msgspec.structs.replace(request, model=model_there)
+        reply: Reply = upstream.open(request, connection)
+        return reply
 
     def models(self, connection: UpstreamConnection) -> list[str]:
         if single := self._single:
@@ -156,6 +216,8 @@ class Providers:
     def _groups_or_raise(self, lists: ModelLists) -> ModelGroups:
         """Return the groups. Raises UpstreamError if no provider has a model."""
         if not any(names_in(groups) for groups, _ in lists.values()):
+            if not lists:
+                raise UpstreamError("no_model")
             if any(groups is None and fault is None for groups, fault in lists.values()):
                 raise UpstreamError("upstream_unreachable", "it did not answer in time")
             self._raise_first_fault(lists)
@@ -172,10 +234,14 @@ class Providers:
             for group in groups or [ModelGroup(title_of_name(name), [])]
         ]
         counts = Counter(group.title for _, group in named_groups)
+        view = self.view
         return [
             ModelGroup(
                 f"{group.title} ({name})" if counts[group.title] > 1 else group.title or name,
-                [model._replace(name=self._full_name(name, model.name)) for model in group.models],
+                [
+                    model._replace(name=self._full_name(name, model.name))
+                    for model in view.listed(name, group.models)
+                ],
             )
             for name, group in named_groups
         ]
@@ -185,6 +251,8 @@ class Providers:
         if single := self._single:
             single.check(connection)
             return
+        if not self._members:
+            raise UpstreamError("no_model")
         checks = {name: member.check for name, member in self._members.items()}
         for seconds in (WAIT_SECONDS, QUERY_TIMEOUT):  # the long wait only if no check succeeds
             results = self._query_all(checks, connection.chain, seconds, fresh=True)
@@ -202,10 +270,12 @@ class Providers:
 
     @property
     def known_model(self) -> str:
-        if self._default:
-            return self._default
-        name, member = next(iter(self._members.items()))
-        model = member.upstream.known_model
+        if default := self._default_model:
+            return default
+        if not self._members:
+            return ""
+        name, upstream, _ = self._first
+        model = upstream.known_model
         return self._full_name(name, model) if model else ""
 
     def close(self) -> None:
@@ -215,13 +285,36 @@ class Providers:
             member.upstream.close()
 
     @property
+    def _members(self) -> Mapping[str, Member]:
+        return self._state.members
+
+    @property
+    def _default_model(self) -> str:
+        """The model that was set or chosen for requests that name none, "" for none."""
+        if self._default:
+            return self._default
+        chosen = self.view.default
+        if chosen is None or chosen[0] not in self._members:
+            return ""
+        return self._full_name(*chosen)
+
+    @property
     def _single(self) -> Upstream | None:
-        """The only provider, None if there are several."""
-        return self._first if len(self._members) == 1 else None
+        """The only provider, if its models have their own names and nothing was chosen for them."""
+        own, connected, view = self._state
+        if len(own) != 1 or connected or view.settings or view.order:
+            return None
+        return self._first.upstream
 
     def _full_name(self, name: str, model: str) -> str:
         """Return the name of a provider's model in requests to Halt."""
-        return model if self._single else f"{name}/{model}"
+        return model if name == self._bare else f"{name}/{model}"
+
+    @property
+    def _bare(self) -> str | None:
+        """The provider whose models have their own names, None if there is none."""
+        own = self._state.own
+        return next(iter(own)) if len(own) == 1 else None
 
     def _start_lists(self) -> float:
         """Start each provider's list query that is not fresh; return the latest start time."""
@@ -235,35 +328,52 @@ class Providers:
         queries = {name: member.models for name, member in self._members.items()}
         return self._query_all(queries, chain, seconds)
 
-    def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
-        """Return the provider of a model, and the model's name there. Raises UpstreamError."""
-        if len(self._members) == 1 or not model:
-            return self._first, model
-        return self._find_by_prefix(model) or self._find_by_list(model, self._lists(chain))
+    def _resolve(self, model: str, chain: Chain) -> Route:
+        """Return where a request for a model goes. Raises UpstreamError."""
+        if not model:
+            return self._first
+        own, connected, _ = self._state
+        if len(own) == 1:
+            if match := self._find_by_prefix(model, connected):
+                return match
+            ((name, member),) = own.items()
+            return Route(name, member.upstream, model)
+        return self._find_by_prefix(model, self._members) or self._find_by_list(
+            model, self._lists(chain)
+        )
 
     @property
-    def _first(self) -> Upstream:
-        return next(iter(self._members.values())).upstream
+    def _first(self) -> Route:
+        """The first provider, without a model. Raises UpstreamError if there is none."""
+        return self._state.first
 
-    def _find_by_prefix(self, model: str) -> tuple[Upstream, str] | None:
-        """Return the provider of PROVIDER/MODEL and MODEL; None if no provider has that prefix."""
+    @staticmethod
+    def _find_by_prefix(model: str, members: Mapping[str, Member]) -> Route | None:
+        """Return the route of PROVIDER/MODEL; None if none of these providers has that prefix."""
         name, _, rest = model.partition("/")
-        member = self._members.get(name) if rest else None
-        return None if member is None else (member.upstream, rest)
+        member = members.get(name) if rest else None
+        return None if member is None else Route(name, member.upstream, rest)
 
-    def _find_by_list(self, model: str, lists: ModelLists) -> tuple[Upstream, str]:
-        """Return the only provider that lists a model, and the model. Raises UpstreamError."""
-        provider_names = [name for name, (groups, _) in lists.items() if model in names_in(groups)]
-        if len(provider_names) == 1:
-            return self._members[provider_names[0]].upstream, model
-        if provider_names:
-            choice = " or ".join(f"{name}/{model}" for name in provider_names)
+    def _find_by_list(self, model: str, lists: ModelLists) -> Route:
+        """Return the route to the only provider that lists a model. Raises UpstreamError.
+
+        Connected providers are looked at last: they take no name from the others.
+        """
+        listing = [name for name, (groups, _) in lists.items() if model in names_in(groups)]
+        own = self._state.own
+        names = [name for name in listing if name in own] or listing
+        if len(names) == 1:
+            return Route(names[0], self._members[names[0]].upstream, model)
+        if names:
+            choice = " or ".join(f"{name}/{model}" for name in names)
             sentence = f"Several providers have the model {model!r}: use {choice}."
-        else:
+        elif self._members:
             sentence = (
                 f"No provider lists the model {model!r}: use PROVIDER/MODEL, PROVIDER being one of "
                 f"{', '.join(self._members)}."
             )
+        else:
+            raise UpstreamError("no_model")
         raise UpstreamError("model_not_found", sentence=sentence)
 
     @staticmethod
@@ -285,3 +395,9 @@ class Providers:
         for _, fault in results.values():
             if fault is not None:
                 raise fault
+
+
+def _use_settings(member: Member, settings: Mapping[str, ModelSettings]) -> None:
+    """Let a provider send what was chosen for its models."""
+    if isinstance(member.upstream, Provider):
+        member.upstream.use_models(settings)

@@ -14,7 +14,7 @@ from halt.config.model_servers import DiscoveryResult, Server
 from halt.core.connection import UpstreamConnection
 from halt.errors import RequestError, UpstreamError
 from halt.model_info import ModelGroup
-from halt.providers import cached_query, catalog, router
+from halt.providers import cached_query, catalog, member, router
 from halt.providers.catalog import NAMES_MAX, Catalog, Note, valid_model_name
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX
@@ -125,7 +125,7 @@ def test_failed_refresh_keeps_the_list_and_is_cached(
     upstream = ListUpstream(["a"], fault, ["b"])
     models = Catalog(upstream)
     assert listed(models) == [("", ["a"])]
-    skipped_seconds = router.LIST_SECONDS
+    skipped_seconds = member.LIST_SECONDS
     earlier_threads = set(threading.enumerate())
     models.refresh()  # starts the request that fails
     wait_until(lambda: set(threading.enumerate()) <= earlier_threads)  # it has failed
