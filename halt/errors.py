@@ -186,6 +186,10 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             True,
         ),
         "upstream_unreachable": ("The model's server could not be reached.", True),
+        "address_refused": (
+            "The model's server has a link-local address, to which Halt does not connect.",
+            False,
+        ),
         # answers that are refusals
         "bad_request": ("The model's server refused this request.", False),
         "tools_refused": (

@@ -177,7 +177,8 @@ class Remote:
                 "invalid_address",
             )
         self.url = url.rstrip("/")
-        self._transport = Transport(connect_timeout)
+        # The user of this program has typed the address.
+        self._transport = Transport(connect_timeout, allow_link_local=True)
         self._client = httpx2.Client(
             transport=self._transport,
             timeout=None,

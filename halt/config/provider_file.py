@@ -205,6 +205,7 @@ def _provider(
         title=title_of_name(name),
         key=key,
         connect_timeout=config.connect_timeout,
+        allow_link_local=config.allow_link_local,
         **settings,
     )
 

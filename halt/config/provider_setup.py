@@ -87,7 +87,10 @@ def discovered_provider(server: Server, config: Config) -> ProviderSettings:
 def _provider_factory(config: Config) -> partial[ProviderSettings]:
     """A constructor of providers, with the settings that are the same for all of them."""
     return partial(
-        ProviderSettings, connect_timeout=config.connect_timeout, continues=config.continues
+        ProviderSettings,
+        connect_timeout=config.connect_timeout,
+        continues=config.continues,
+        allow_link_local=config.allow_link_local,
     )
 
 

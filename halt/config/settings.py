@@ -186,6 +186,11 @@ class Config:
         "separated by commas: probe these too",
         "1",
     )
+    allow_link_local: bool = _setting(
+        "HALT_ALLOW_LINK_LOCAL",
+        "Connect to model servers at link-local addresses, and at those of clouds' metadata",
+        False,
+    )
     system_prompt: str = _setting("HALT_SYSTEM_PROMPT", "System prompt of the page's conversations")
 
     connect_timeout: float = _setting(

@@ -12,7 +12,7 @@ import httpx2
 from halt.clock import now
 from halt.doctor.report import Report, milliseconds
 from halt.transport.dns import Resolver
-from halt.transport.pool import proxy_for
+from halt.transport.proxies import proxy_for
 
 LOOKUP_TIMEOUT = 10.0  # seconds for the look-up of a name
 FEW_DAYS = 14  # a certificate that expires in fewer days gives a warning

@@ -64,6 +64,7 @@ _UNREACHED = (
     "upstream_no_tls",
     "upstream_connect",
     "upstream_unreachable",
+    "address_refused",
 )
 
 

@@ -29,6 +29,8 @@ REMEDIES = {
     "upstream_tls_timeout": _NO_TLS,
     "upstream_connect_timeout": "Correct {address}, or look for a firewall that blocks it.",
     "upstream_unreachable": "Correct {address}, or look for a firewall or proxy that blocks it.",
+    "address_refused": "Correct {address}, or set HALT_ALLOW_LINK_LOCAL=1 if the model's server is "
+    "there.",
     "upstream_dropped": _LOOK_AT_LOGS,
     "upstream_incomplete": _LOOK_AT_LOGS,
     "bad_request": "Correct what the server's message names, or set {model} to another model.",

@@ -97,7 +97,9 @@ class ServerLoad:
         self._root = _VERSION_PATH.sub("", provider.base_url.rstrip("/"))
         self._parameters = {"model": model} if model else {}
         headers = {} if provider.key == "none" else {"Authorization": f"Bearer {provider.key}"}
-        self._transport = Transport(min(provider.connect_timeout, LOAD_TIMEOUT))
+        self._transport = Transport(
+            min(provider.connect_timeout, LOAD_TIMEOUT), allow_link_local=provider.allow_link_local
+        )
         self._client = httpx2.Client(transport=self._transport, headers=headers, timeout=None)
 
     @property

@@ -64,7 +64,9 @@ class Provider:
 
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         self._settings = settings
-        self._transport = transport or Transport(settings.connect_timeout)
+        self._transport = transport or Transport(
+            settings.connect_timeout, allow_link_local=settings.allow_link_local
+        )
         self._secret = settings.key
         self._lock = threading.Lock()  # protects the facts that replies teach about models
         self._model = settings.first_model

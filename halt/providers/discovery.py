@@ -48,7 +48,7 @@ from halt.providers.cached_query import CachedQuery
 from halt.providers.loose_json import as_object, as_objects
 from halt.providers.model_list import Model, is_name, parse_models
 from halt.transport.http1 import REFUSAL_MAX, Body
-from halt.transport.pool import Transport
+from halt.transport.pool import AddressRefused, Transport
 
 PROBE_SECONDS = 0.3  # for all addresses together
 JOIN_SECONDS = 0.1  # for the probe threads to notice that they were interrupted
@@ -94,9 +94,8 @@ def _is_own(url: str, ports: set[int]) -> bool:
 
 def discover_for(config: Config) -> DiscoveryResult:
     """Probe the addresses of the settings once, for a program that does not listen itself."""
-    return Discovery(
-        DiscoveryResult(addresses=discovery_addresses(config, [(config.host, 0)]))
-    ).refresh_now()
+    result = DiscoveryResult(addresses=discovery_addresses(config, [(config.host, 0)]))
+    return Discovery(result, allow_link_local=config.allow_link_local).refresh_now()
 
 
 def make_discovery(config: Config, instance_id: str = "") -> Discovery | None:
@@ -108,18 +107,23 @@ def make_discovery(config: Config, instance_id: str = "") -> Discovery | None:
         result = decoded(config.discovered)
     else:
         result = DiscoveryResult(addresses=discovery_addresses(config, [None]))
-    return Discovery(result, instance_id) if result.addresses else None
+    if not result.addresses:
+        return None
+    return Discovery(result, instance_id, allow_link_local=config.allow_link_local)
 
 
 class Discovery:
     """The model servers at some addresses. Threads may share one; one refresh runs at a time."""
 
-    def __init__(self, result: DiscoveryResult, instance_id: str = "") -> None:
+    def __init__(
+        self, result: DiscoveryResult, instance_id: str = "", *, allow_link_local: bool = False
+    ) -> None:
         """`result`: the addresses, and the servers of an earlier refresh.
 
-        `instance_id`: see `halt.core.via`.
+        `instance_id`, `allow_link_local`: as of `halt.transport.pool.Transport`.
         """
         self._instance_id = instance_id
+        self._allow_link_local = allow_link_local
         self._names = Names(result.addresses)
         self._result = result
         self._refreshed_at = float("-inf")
@@ -160,7 +164,7 @@ class Discovery:
             for url in self._result.addresses
             if self._skipped_until.get(url, started_at) <= started_at
         ]
-        results = _probe_all(due_urls, self._instance_id)
+        results = _probe_all(due_urls, self._instance_id, allow_link_local=self._allow_link_local)
         for url in due_urls:
             self._skipped_until.pop(url, None)
             self._key_required.discard(url)
@@ -207,7 +211,9 @@ class Discovery:
         )
 
 
-def discover_at_start(addresses: tuple[str, ...], instance_id: str = "") -> DiscoveryResult:
+def discover_at_start(
+    addresses: tuple[str, ...], instance_id: str = "", *, allow_link_local: bool = False
+) -> DiscoveryResult:
     """Probe once in a child process, so that no thread is left in this one, which will fork.
 
     A DNS look-up would leave a thread that nothing can end.
@@ -218,7 +224,8 @@ def discover_at_start(addresses: tuple[str, ...], instance_id: str = "") -> Disc
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _probe_as_child(Discovery(empty_result, instance_id), writer)
+        discovery = Discovery(empty_result, instance_id, allow_link_local=allow_link_local)
+        _probe_as_child(discovery, writer)
     os.close(writer)
     try:
         raw_result = _read_all(reader, now() + REFRESH_MAX)
@@ -262,13 +269,17 @@ class _ProbeResult(NamedTuple):
     is_away: bool = False  # nothing listens, or the server is starting
 
 
-def _probe_all(urls: Sequence[str], instance_id: str) -> dict[str, _ProbeResult]:
+def _probe_all(
+    urls: Sequence[str], instance_id: str, *, allow_link_local: bool
+) -> dict[str, _ProbeResult]:
     """Probe all addresses; return the results that arrived within PROBE_SECONDS."""
     until = now() + PROBE_SECONDS
     # Without https no certificates are loaded: that takes 20 ms, and the rest of a refresh 3 ms.
     is_plain = all(url.startswith("http://") for url in urls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else None
-    transport = Transport(PROBE_SECONDS, context, instance_id, direct=True)
+    transport = Transport(
+        PROBE_SECONDS, context, instance_id, direct=True, allow_link_local=allow_link_local
+    )
     results: dict[str, _ProbeResult] = {}  # each thread sets its address's result
 
     def probe(url: str, connection: UpstreamConnection) -> None:
@@ -305,6 +316,9 @@ def _probe(transport: Transport, url: str) -> _ProbeResult:
     """Request the list of models from an address. Raises httpx2's errors, Interrupted."""
     try:
         status, value = _get(transport, f"{url}/models")
+    except AddressRefused as refusal:
+        logger.warning("%s is not probed: %s", url, refusal)
+        return _ProbeResult()
     except httpx2.ConnectError:
         return _ProbeResult(is_away=True)
     if status == 503:  # llama.cpp while it loads its model

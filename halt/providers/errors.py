@@ -25,7 +25,7 @@ from halt.providers.error_body import (
     parse_seconds,
 )
 from halt.providers.error_code import classify_error, is_overloaded
-from halt.transport.pool import NoConnection, ProxyFault, TLSTimeout
+from halt.transport.pool import AddressRefused, NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +210,8 @@ def _translate(exc: BaseException) -> UpstreamError:
             return link
         if isinstance(link, ssl.SSLError) and link.reason in PLAIN:
             return UpstreamError("upstream_no_tls", str(link))
+        if isinstance(link, AddressRefused):
+            return UpstreamError("address_refused", sentence=str(link))
         if isinstance(link, ProxyFault):
             hint = f"The proxy could not be used: {str(link).rstrip('.')}."
             return UpstreamError("upstream_unreachable", str(link), hint=hint)

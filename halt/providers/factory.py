@@ -42,7 +42,12 @@ def make_upstream(
         configured = configured.limited_to(only)
 
     def make(settings: ProviderSettings) -> Upstream:
-        return make_provider(settings, Transport(settings.connect_timeout, instance_id=instance_id))
+        transport = Transport(
+            settings.connect_timeout,
+            instance_id=instance_id,
+            allow_link_local=settings.allow_link_local,
+        )
+        return make_provider(settings, transport)
 
     # Without an address there is none: `Providers` says so, and others may be connected later.
     usable = [settings for settings in configured.providers if settings.base_url or only]

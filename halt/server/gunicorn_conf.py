@@ -173,7 +173,11 @@ def _discover(server: Any, config: Config) -> DiscoveryResult:
     if variable("LISTEN_FDS"):
         listens.append(None)  # systemd's sockets, which are not in the settings
     instance_id = via.instance_id_of(config.data_folder)
-    return discovery.discover_at_start(discovery.discovery_addresses(config, listens), instance_id)
+    return discovery.discover_at_start(
+        discovery.discovery_addresses(config, listens),
+        instance_id,
+        allow_link_local=config.allow_link_local,
+    )
 
 
 def when_ready(server: Any, config: Config) -> None:

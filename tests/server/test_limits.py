@@ -6,7 +6,9 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from html import unescape
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -15,6 +17,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.scenarios import WIDE
 from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id, request_record
 from tests.support.http_client import Client, EventStream
+from tests.support.page_requests import STREAM_HEADERS
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
@@ -467,6 +470,24 @@ def test_unreachable_provider_has_its_own_code(
     """A refused connection and an unknown host name have different error codes."""
     error = only_error(start_halt(address, HALT_RETRIES=0).client().chat("echo"))
     assert (error["code"], error["retryable"]) == (code, retryable)
+
+
+def test_link_local_address_is_refused_in_words(start_halt: StartHalt) -> None:
+    """The API and the page say what the address resolves to, and which setting allows it."""
+    words = (
+        "2852039166 resolves to the link-local address 169.254.169.254, to which Halt does not "
+        "connect. HALT_ALLOW_LINK_LOCAL=1 allows it."
+    )
+    client = start_halt("http://2852039166/v1", HALT_MODEL="echo").client()
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+    answer = client.post("/v1/chat/completions", body)
+    assert answer.status == 502
+    assert answer.error["code"] == "address_refused"
+    assert answer.error["message"].startswith(words)
+    chat = f"/c/{new_id()}/messages"
+    form = urlencode({"prompt": "hello", "id": new_id()}).encode()
+    page = client.request("POST", chat, form, STREAM_HEADERS)
+    assert words in unescape(page.body.decode())
 
 
 def test_untrusted_certificate_is_refused(start_halt: StartHalt) -> None:

@@ -95,18 +95,18 @@ def answering(*responses: bytes) -> Handler:
 
 
 class RawServer:
-    """A server on a port of 127.0.0.1 (0: a free one); the `with` block ends it."""
+    """A server on a port of this machine (0: a free one); the `with` block ends it."""
 
-    def __init__(self, *handlers: Handler, port: int = 0) -> None:
+    def __init__(self, *handlers: Handler, port: int = 0, host: str = "127.0.0.1") -> None:
         self._handlers = handlers
         self._changed = threading.Condition()  # protects the figures below
         self.accepted = 0  # connections
         self.over = 0  # connections whose handler has returned
         self._peers: list[Peer] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener = socket.create_server((host, port))
         self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.url = f"http://{host}:{self.port}/v1"
         self._accepting = threading.Thread(target=self._accept, name="raw-server", daemon=True)
         self._accepting.start()
 

@@ -17,7 +17,7 @@ from halt.cli.source import Remote, RemoteError
 from halt.clock import now
 from halt.doctor.connection import check_connection
 from halt.doctor.report import Report, milliseconds
-from halt.transport.pool import proxy_for
+from halt.transport.proxies import proxy_for
 
 ROOT_ADVICE = (
     "Give Halt a host name of its own, such as https://halt.example.org/: a path below a host name "

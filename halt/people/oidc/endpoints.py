@@ -75,7 +75,9 @@ class Endpoints:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.host = urlsplit(config.oidc_issuer).netloc.rpartition("@")[2]
-        self._transport = _WholeAnswers(Transport(CONNECT_SECONDS))
+        self._transport = _WholeAnswers(
+            Transport(CONNECT_SECONDS, allow_link_local=config.allow_link_local)
+        )
         self._client = httpx2.Client(
             transport=self._transport, timeout=None, headers={"User-Agent": f"halt/{VERSION}"}
         )

@@ -304,6 +304,12 @@ def test_known_server_that_does_not_answer_is_kept(
     assert server.accepted == 2
 
 
+def test_refused_address_is_not_probed(caplog: pytest.LogCaptureFixture) -> None:
+    """A link-local address is no server, and the log says which setting allows it."""
+    assert not discover("http://2852039166:11434/v1").servers
+    assert "HALT_ALLOW_LINK_LOCAL=1 allows it" in caplog.text
+
+
 def test_concurrent_refreshes_share_one_probe(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

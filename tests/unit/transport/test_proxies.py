@@ -19,7 +19,8 @@ import pytest
 from halt.core.connection import UpstreamConnection
 from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
-from halt.transport.pool import Transport, bypasses_proxy, proxy_for
+from halt.transport.pool import Transport
+from halt.transport.proxies import bypasses_proxy, proxy_for
 from tests.support.ports import free_port
 from tests.support.raw_server import Handler, Peer, RawServer, answering
 from tests.support.transport_calls import body_of, fetch, get, read_all
