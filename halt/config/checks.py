@@ -61,6 +61,7 @@ def check(config: Config) -> None:
     for name, value, min_length in (
         ("HALT_TOKEN", config.token, 8),
         ("HALT_SECRET_KEY", config.secret_key, 16),
+        ("HALT_SECRET_KEY_OLD", config.secret_key_old, 16),
     ):
         if value and len(value) < min_length:
             raise ConfigError(f"{name} is too short: use at least {min_length} characters.")

@@ -1,6 +1,7 @@
 """The data folder: its files and their modes, the session key, and the folders of the workers.
 
-secret_key   signs session cookies; created at the first start, readable by its owner alone
+secret_key   signs session cookies, and encrypts the keys of providers; created at the first start,
+             readable by its owner alone
 mark         an ID of the folder: distinguishes its workers from those of others on one database
 run/         lock files and sockets of the running workers (see `halt.cluster.membership`)
 

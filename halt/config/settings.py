@@ -130,8 +130,13 @@ class Config:
     )
     secret_key: str = _setting(
         "HALT_SECRET_KEY",
-        "Key that signs session cookies (at least 16 characters); unset: created at the first "
-        "start and kept in the data folder",
+        "Key that signs session cookies and encrypts the keys of providers (at least 16 "
+        "characters); unset: created at the first start and kept in the data folder",
+        secret=True,
+    )
+    secret_key_old: str = _setting(
+        "HALT_SECRET_KEY_OLD",
+        "The former HALT_SECRET_KEY, still accepted after a change (at least 16 characters)",
         secret=True,
     )
     workers: int = _setting(
@@ -189,6 +194,12 @@ class Config:
     allow_link_local: bool = _setting(
         "HALT_ALLOW_LINK_LOCAL",
         "Connect to model servers at link-local addresses, and at those of clouds' metadata",
+        False,
+    )
+    own_keys: bool = _setting(
+        "HALT_OWN_KEYS",
+        "Each person may save an own API key for the providers that an administrator lists for "
+        "this",
         False,
     )
     system_prompt: str = _setting("HALT_SYSTEM_PROMPT", "System prompt of the page's conversations")
@@ -329,6 +340,12 @@ class Config:
         "HALT_GRACEFUL_TIMEOUT", "Seconds for open requests at a shutdown", 10, low=1, high=3600
     )
 
+    # Set by Halt's own gunicorn configuration, beside a HALT_SECRET_KEY that it read from the file.
+    secret_key_in_folder: bool = _setting(
+        "HALT_SECRET_KEY_IN_FOLDER",
+        "Internal: HALT_SECRET_KEY is the key of the data folder",
+        False,
+    )
     # Set by Halt's own gunicorn configuration: the discovered model servers, or the embedded model.
     discovered: str = _setting("HALT_DISCOVERED", "Internal: the result of the discovery, JSON")
     embedded_url: str = _setting("HALT_EMBEDDED_URL", "Internal: base URL of the embedded model")

@@ -127,6 +127,8 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     except ConfigError as exc:
         sys.exit(f"halt: {exc}")
     published = {"HALT_SECRET_KEY": key}
+    if not config.secret_key:
+        published |= {"HALT_SECRET_KEY_IN_FOLDER": "1"}
     server.halt_supervisor = None
     if config.has_provider:
         model = providers.default or providers.providers[0].first_model or "the first model"

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, 
 
 from halt.errors import NameTaken
 from halt.store import retention
+from halt.store.connected import remove_keys_of
 from halt.store.database import Database
 from halt.store.people import PERSON, PersonRow
 from halt.store.tables import (
@@ -246,6 +247,7 @@ class AccountRows:
                 connection.execute(delete(table).where(table.c.owner == person_id))
             for table in (sign_ins, api_tokens, accounts):
                 connection.execute(delete(table).where(table.c.person_id == person_id))
+            remove_keys_of(connection, person_id)
             connection.execute(delete(people).where(people.c.id == person_id))
 
     def _remove_conversations(self, person_id: str) -> bool:

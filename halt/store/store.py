@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from halt.store.accounts import AccountRows
+from halt.store.connected import ConnectedRows
 from halt.store.conversations import Conversations
 from halt.store.database import Database
 from halt.store.generations import Generations
@@ -41,6 +42,7 @@ class Store:
         self.owners = Owners(database)
         self.sign_ins = SignIns(database)
         self.accounts = AccountRows(database)
+        self.connected = ConnectedRows(database)
         self.presets = NamedRows(database, presets, Preset, PRESETS_MAX, "presets")
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from sqlalchemy import (
     text,
 )
 
+from halt.config.providers import ModelSettings
 from halt.core.events import Terminal
 from halt.core.steps import Step
 
@@ -73,7 +74,7 @@ _encode = msgspec.json.Encoder().encode
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
 #: The last migration, which results in these tables.
-REVISION = "0004"
+REVISION = "0005"
 
 metadata = MetaData()  # all times in its tables: seconds since 1970
 
@@ -260,4 +261,53 @@ api_tokens = Table(
     Column("created_at", Double, nullable=False, default=time.time),
     Column("used_at", Double),
     Index("api_tokens_person", "person_id"),
+)
+
+_names = Json(msgspec.json.Decoder(tuple[str, ...]), ())
+
+#: The providers that were connected on the page.
+connected_providers = Table(
+    "connected_providers",
+    metadata,
+    Column("name", Storable, primary_key=True),
+    Column("kind", Text, nullable=False),  # halt.config.providers.Kind
+    Column("preset", Storable, nullable=False),  # "" for none
+    Column("title", Storable, nullable=False),
+    Column("base_url", Storable, nullable=False),
+    Column("api_version", Storable, nullable=False),
+    Column("max_tokens", Integer),
+    Column("models", _names, nullable=False),  # empty: those of the server's list
+    Column("own_keys", Boolean, nullable=False),  # people may save keys of their own for it
+    Column("created_at", Double, nullable=False),
+)
+
+#: The keys of providers, and the values of their headers: encrypted (`halt.connected.vault`).
+provider_keys = Table(
+    "provider_keys",
+    metadata,
+    Column("provider", Storable, primary_key=True),  # also of one in the settings
+    Column("person", Text, primary_key=True),  # "": for everybody
+    Column("sealed", LargeBinary, nullable=False),
+    Column("last_four", Storable, nullable=False),  # characters of the key
+    Column("header_names", _names, nullable=False),
+    Column("updated_at", Double, nullable=False, default=time.time),
+    Index("provider_keys_person", "person"),
+)
+
+#: What was chosen on the page for a model of any provider.
+model_settings = Table(
+    "model_settings",
+    metadata,
+    Column("provider", Storable, primary_key=True),
+    Column("model", Storable, primary_key=True),
+    Column("settings", Json(msgspec.json.Decoder(ModelSettings)), nullable=False),
+    Column("position", Integer),  # in the list of its provider's models, from 0
+)
+
+#: Single values, as JSON.
+site_values = Table(
+    "site_values",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Storable, nullable=False),
 )

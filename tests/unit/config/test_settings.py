@@ -59,6 +59,7 @@ DEFAULTS = {
     "HALT_ADMINS": (),
     "HALT_SIGN_IN_HOURS": 0.0,
     "HALT_SECRET_KEY": "",
+    "HALT_SECRET_KEY_OLD": "",
     "HALT_DATA": "",
     "WEB_CONCURRENCY": 1,
     "OPENAI_API_KEY": "",
@@ -75,6 +76,7 @@ DEFAULTS = {
     "HALT_CONFIG": "",
     "HALT_DISCOVER": "1",
     "HALT_ALLOW_LINK_LOCAL": False,
+    "HALT_OWN_KEYS": False,
     "HALT_SYSTEM_PROMPT": "",
     "HALT_CONNECT_TIMEOUT": 5.0,
     "HALT_FIRST_BYTE_TIMEOUT": 900.0,
@@ -222,7 +224,10 @@ def test_valid_address_is_used_unchanged(url: str) -> None:
     assert load({"OPENAI_BASE_URL": url}).upstream_url == url
 
 
-@pytest.mark.parametrize(("env", "min_length"), [("HALT_TOKEN", 8), ("HALT_SECRET_KEY", 16)])
+@pytest.mark.parametrize(
+    ("env", "min_length"),
+    [("HALT_TOKEN", 8), ("HALT_SECRET_KEY", 16), ("HALT_SECRET_KEY_OLD", 16)],
+)
 def test_short_secret_is_refused_without_being_shown(env: str, min_length: int) -> None:
     """A secret that can be guessed is refused; the line has the least length, not the text."""
     message = refused_message(**{env: "x" * (min_length - 1)})

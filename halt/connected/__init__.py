@@ -1,0 +1,1 @@
+"""Providers that are connected on the page, and what was chosen there for models."""
