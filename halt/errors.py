@@ -28,10 +28,10 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote
+
+from halt.redaction import without_secrets
 
 STORE_RETRY_AFTER = 2.0  # seconds; Retry-After while the database is unavailable
-HIDDEN_KEY_MIN = 8  # characters; shorter keys ("none", "fake") are not secret
 
 
 class HaltError(Exception):
@@ -408,16 +408,14 @@ class UpstreamError(HaltError):
             code, self.detail, sentence=sentence, upstream_status=self.upstream_status
         )
 
-    def with_secret_removed(self, secret: str) -> UpstreamError:
+    def with_secrets_removed(self, secrets: tuple[str, ...]) -> UpstreamError:
         """This error with each occurrence of a secret in its texts replaced by "[key]"."""
-        if len(secret) < HIDDEN_KEY_MIN:
-            return self
-        detail, hint = self.detail, self.hint
-        for spelling in {secret, quote(secret, safe="")}:
-            detail, hint = detail.replace(spelling, "[key]"), hint.replace(spelling, "[key]")
-        if (detail, hint) == (self.detail, self.hint):
-            return self
-        return self._with(detail=detail, hint=hint)
+        changes = {
+            name: clean
+            for name in ("detail", "hint", "sentence")
+            if (clean := without_secrets(self._given[name], secrets)) != self._given[name]
+        }
+        return self._with(**changes) if changes else self
 
     def _with(self, **changes: Any) -> UpstreamError:
         return UpstreamError(self.code, **self._given | changes)

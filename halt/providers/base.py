@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -67,7 +68,7 @@ class Provider:
         self._transport = transport or Transport(
             settings.connect_timeout, allow_link_local=settings.allow_link_local
         )
-        self._secret = settings.key
+        self._secrets = settings.secrets
         self._lock = threading.Lock()  # protects the facts that replies teach about models
         self._model = settings.first_model
         self._base = settings.base_url  # address to which the paths of requests are appended
@@ -75,8 +76,22 @@ class Provider:
         self._chosen: Mapping[str, ModelSettings] = {}
 
     def use_models(self, settings: Mapping[str, ModelSettings]) -> None:
-        """Use what was chosen for its models, by their names, from the next request on."""
+        """Use what was chosen for its models, by their names, from the next request on.
+
+        For any thread: a request reads the mapping once, and nobody may change it afterwards.
+        """
         self._chosen = settings
+
+    def _extra_body(self, model: str) -> Mapping[str, Any]:
+        """Further fields of each request for a model; the provider's settings win."""
+        chosen = self._chosen.get(model)
+        return {**(chosen.extra_body if chosen else {}), **self._settings.extra_body}
+
+    def _continues(self, model: str) -> str:
+        """How a model continues a stopped answer, one of CONTINUES; the provider's setting wins."""
+        chosen = self._chosen.get(model)
+        setting = self._settings.continues
+        return (chosen.continues if chosen and setting == "auto" else "") or setting
 
     def _request_models(self) -> httpx2.Response:
         """Request the list of models with the client. Raises the client's errors."""
@@ -181,11 +196,12 @@ class Provider:
             try:
                 body = self._request_models().content
             except self.client_error as exc:
-                error = to_upstream_error(exc, self._secret)
-                if error.code in {"endpoint_not_found", "model_not_found"}:
+                error = to_upstream_error(exc, self._secrets)
+                is_refusal = error.upstream_status is not None  # and not a redirect
+                if is_refusal and error.code in {"endpoint_not_found", "model_not_found"}:
                     raise error.with_code("endpoint_not_found", sentence=NO_LIST) from exc
                 raise
-            models = _models(body, self._secret)
+            models = _models(body, self._secrets)
         self._remember_models(models)
         return models
 
@@ -201,7 +217,7 @@ class Provider:
         with self._translating_errors("POST", path, connection):
             response = create()
         add_hint = partial(self._with_hint, "POST", path)
-        return EventReply(response, decoder, model, self._secret, add_hint)
+        return EventReply(response, decoder, model, self._secrets, add_hint)
 
     @contextlib.contextmanager
     def _translating_errors(
@@ -212,12 +228,12 @@ class Provider:
             with use_connection(connection):
                 yield
         except UpstreamError as exc:
-            raise self._with_hint(method, path, exc) from exc
+            raise self._with_hint(method, path, exc) from None  # a traceback would show secrets
         except (self.client_error, httpx2.HTTPError) as exc:  # HTTPError: a body may break off
-            raise self._with_hint(method, path, to_upstream_error(exc, self._secret)) from exc
+            raise self._with_hint(method, path, to_upstream_error(exc, self._secrets)) from None
 
     def _with_hint(self, method: str, path: str, fault: UpstreamError) -> UpstreamError:
-        """Return the error without the secret, and with a hint if the address may be wrong.
+        """Return the error without the secrets, and with a hint if the address may be wrong.
 
         The hint names the request and the setting to check.
         """
@@ -233,18 +249,18 @@ class Provider:
             setting = f"{self.address_setting}, or the address in the file"
             check = f"set {setting}, to that of a model server."
         if fault.hint or fault.code not in address_codes:
-            return fault.with_secret_removed(self._secret)
+            return fault.with_secrets_removed(self._secrets)
         address = public_address(self._base.rstrip("/") + path)
-        return fault.with_hint(f"The request was {method} {address}: {check}").with_secret_removed(
-            self._secret
+        return fault.with_hint(f"The request was {method} {address}: {check}").with_secrets_removed(
+            self._secrets
         )
 
 
-def _models(body: bytes, secret: str) -> list[Model]:
-    """Parse the body of a list of models. Raises UpstreamError without the secret."""
+def _models(body: bytes, secrets: tuple[str, ...]) -> list[Model]:
+    """Parse the body of a list of models. Raises UpstreamError without the secrets."""
     text = body.decode("utf-8", "replace")
     if is_markup(text):
-        raise UpstreamError("upstream_web_page", page_text(text)).with_secret_removed(secret)
+        raise UpstreamError("upstream_web_page", page_text(text)).with_secrets_removed(secrets)
     try:
         value = json.loads(text)
         models = parse_models(value)
@@ -252,6 +268,6 @@ def _models(body: bytes, secret: str) -> list[Model]:
         raise UpstreamError("upstream_invalid", sentence=BAD_LIST) from exc
     if models is None:
         if (error := parse_error(value)) is not None:
-            raise error.with_secret_removed(secret)
+            raise error.with_secrets_removed(secrets)
         raise UpstreamError("upstream_invalid", sentence=BAD_LIST)
     return models

@@ -1,8 +1,8 @@
-"""The transport of the providers' clients: follows redirects, and reads refusals completely.
+"""The transport of the providers' clients: sets headers, follows redirects, reads whole refusals.
 
 Clients turn a POST that is answered with 301 or 302 into a GET without a body, and send the key to
-any address of the same host. This transport repeats the request unchanged, only on the same server,
-or from http:// to https:// on the same host.
+any address of the same host. This transport repeats the request unchanged, only on the same origin,
+or from port 80 to port 443 with TLS on the same host. Any other server gets nothing.
 
 Clients also lose a refusal whose body breaks off or does not match its headers. This transport
 keeps the part of it that arrived.
@@ -11,6 +11,7 @@ keeps the part of it that arrived.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
@@ -31,10 +32,16 @@ NOWHERE = "http://127.0.0.1:9/v1"  # for a client that requires an address; neve
 
 
 class ClientTransport(httpx2.BaseTransport):
-    """A transport that follows redirects and returns refusals with their bodies."""
+    """A transport that sets headers, follows redirects and returns refusals with their bodies."""
 
-    def __init__(self, transport: httpx2.BaseTransport) -> None:
+    def __init__(
+        self, transport: httpx2.BaseTransport, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`headers` replace those of the client with the same names, the key's among them."""
         self._transport = transport
+        self._headers = httpx2.Headers(
+            [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and follow redirects.
@@ -42,6 +49,9 @@ class ClientTransport(httpx2.BaseTransport):
         Raises UpstreamError for a redirect that must not be followed, and the inner transport's
         errors.
         """
+        if self._headers:
+            others = [item for item in request.headers.raw if item[0].decode() not in self._headers]
+            request.headers = httpx2.Headers([*others, *self._headers.raw])
         for _ in range(REDIRECTS_MAX):
             response = self._transport.handle_request(request)
             if response.is_success:
@@ -55,9 +65,12 @@ class ClientTransport(httpx2.BaseTransport):
         self._transport.close()
 
 
-def http_client(transport: Transport) -> httpx2.Client:
-    """Create the HTTP client for a provider's client."""
-    return httpx2.Client(transport=ClientTransport(transport))
+def http_client(transport: Transport, headers: Mapping[str, str]) -> httpx2.Client:
+    """Create the HTTP client for a provider's client. `headers` are sent with each request.
+
+    The clients' own `default_headers` would not do: Azure's sets the key after them.
+    """
+    return httpx2.Client(transport=ClientTransport(transport, headers))
 
 
 def warm_up(
@@ -122,7 +135,7 @@ def _redirected_request(request: httpx2.Request, response: httpx2.Response) -> h
     if url.scheme not in PORTS or not url.host:
         raise _redirect_error(request, "its redirect has an invalid address.")
     is_same = response.status_code in REPEATED_STATUSES or request.method in {"GET", "HEAD"}
-    if not is_same or not _is_same_server(request.url, url):
+    if not is_same or not _may_follow(request.url, url):
         raise _redirect_error(
             request, f"it redirects to {public_address(url)}: if that is right, set that address."
         )
@@ -162,14 +175,15 @@ def _with_whole_body(response: httpx2.Response, request: httpx2.Request) -> http
         return httpx2.Response(status, headers=headers, content=content, request=request)
 
 
-def _is_same_server(old_url: httpx2.URL, new_url: httpx2.URL) -> bool:
-    """Whether the new address is on the same server, or on the same host with TLS."""
-    if old_url.host.lower() != new_url.host.lower():
-        return False
-    if (old_url.scheme, new_url.scheme) == ("http", "https"):
-        return True
-    ports = [url.port or PORTS[url.scheme] for url in (old_url, new_url)]
-    return old_url.scheme == new_url.scheme and ports[0] == ports[1]
+def _may_follow(old_url: httpx2.URL, new_url: httpx2.URL) -> bool:
+    """Whether the new address has the same origin, or is the same host's usual one with TLS.
+
+    Another port is another server: whoever runs it may not be the one who got the key.
+    """
+    old, new = (
+        (url.scheme, url.host.lower(), url.port or PORTS[url.scheme]) for url in (old_url, new_url)
+    )
+    return new == old or (old[::2] == ("http", 80) and new == ("https", old[1], 443))
 
 
 def _redirect_error(request: httpx2.Request, reason: str) -> UpstreamError:

@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import ssl
+import traceback
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,7 @@ from halt.providers.error_body import (
     parse_seconds,
 )
 from halt.providers.error_code import classify_error, is_overloaded
+from halt.redaction import without_secrets
 from halt.transport.pool import AddressRefused, NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
@@ -190,12 +192,12 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def to_upstream_error(exc: BaseException, secret: str) -> UpstreamError:
-    """Translate an error to an UpstreamError without the secret: some servers quote the key."""
-    return _translate(exc).with_secret_removed(secret)
+def to_upstream_error(exc: BaseException, secrets: tuple[str, ...]) -> UpstreamError:
+    """Translate an error to an UpstreamError without the secrets: some servers quote the key."""
+    return _translate(exc, secrets).with_secrets_removed(secrets)
 
 
-def _translate(exc: BaseException) -> UpstreamError:
+def _translate(exc: BaseException, secrets: tuple[str, ...]) -> UpstreamError:
     # The clients of OpenAI and Anthropic raise refusals of the same shape.
     response = getattr(exc, "response", None)
     if isinstance(response, httpx2.Response) and not response.is_success:
@@ -222,7 +224,8 @@ def _translate(exc: BaseException) -> UpstreamError:
                 if isinstance(link, NoConnection):
                     hint = f"Halt waited {link.seconds:g} s: HALT_CONNECT_TIMEOUT."
                 return UpstreamError(code, str(link), hint=hint)
-    logger.error("unmapped upstream fault", exc_info=exc)
+    trace = without_secrets("".join(traceback.format_exception(exc)), secrets)
+    logger.error("unmapped upstream fault\n%s", trace)
     return UpstreamError("internal", type(exc).__name__)
 
 

@@ -96,7 +96,7 @@ class OpenAIUpstream(Provider):
             base_url=self._base or NOWHERE,
             max_retries=0,
             timeout=None,
-            http_client=http_client(self._transport),
+            http_client=http_client(self._transport, settings.headers),
         )
 
     def _send(
@@ -110,7 +110,7 @@ class OpenAIUpstream(Provider):
         if self._on_openai and "max_tokens" in options:
             # OpenAI's current models accept only the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
-        extra = {**self._settings.extra_body, **options.pop("extra_body", {})}
+        extra = {**self._extra_body(model), **options.pop("extra_body", {})}
         if mode == "switched":
             extra = {**REASONING_OFF, **extra, **CONTINUE_LAST_MESSAGE}
         elif mode == "trailing":
@@ -130,7 +130,7 @@ class OpenAIUpstream(Provider):
     def _continuation_mode(
         self, model: str, request: ChatRequest, connection: UpstreamConnection
     ) -> ContinuationMode:
-        setting = self._settings.continues
+        setting = self._continues(model)
         if setting == "instruction" or (setting == "auto" and self._on_openai):
             return "instruction"
         if self._host in HOSTS:
@@ -293,7 +293,7 @@ class AzureUpstream(OpenAIUpstream):
             api_version=settings.api_version,
             max_retries=0,
             timeout=None,
-            http_client=http_client(self._transport),
+            http_client=http_client(self._transport, settings.headers),
         )
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
@@ -311,7 +311,7 @@ class AzureUpstream(OpenAIUpstream):
     def _continuation_mode(
         self, model: str, request: ChatRequest, connection: UpstreamConnection
     ) -> ContinuationMode:
-        return "trailing" if self._settings.continues == "prefix" else "instruction"
+        return "trailing" if self._continues(model) == "prefix" else "instruction"
 
     def models(self, connection: UpstreamConnection) -> list[str]:
         return list(self._settings.models)

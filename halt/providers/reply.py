@@ -38,20 +38,20 @@ class EventReply:
         response: httpx2.Response,
         decoder: EventDecoder,
         model: str,
-        secret: str = "",
+        secrets: tuple[str, ...] = (),
         add_hint: Callable[[UpstreamError], UpstreamError] | None = None,
     ) -> None:
         """`response`: from Halt's transport. `model`: the one in the request.
 
-        `secret` is removed from every error. `add_hint` is applied to an error that arrives before
-        any part of the answer.
+        `secrets` are removed from every error. `add_hint` is applied to an error that arrives
+        before any part of the answer.
         """
         body = response.extensions["halt.body"]
         assert isinstance(body, Body)  # noqa: S101 - Halt's transport set it
         self._body = body
         self._decoder = decoder
         self._requested_model = model
-        self._secret = secret
+        self._secrets = secrets
         self._add_hint = add_hint
         self._raw = b""  # bytes of the last read that are not decoded yet
         content_type = response.headers.get("content-type", "")
@@ -96,18 +96,18 @@ class EventReply:
             raw, self._raw = split_batch(self._raw or self._body.read())
             return self._decoder.feed(raw) if raw else self._decoder.end()
         except UpstreamError as exc:
-            raise self._for_caller(exc) from exc
+            raise self._for_caller(exc) from None  # a traceback would show the secrets
         except httpx2.HTTPError as exc:
             try:
-                return self._decoder.end(to_upstream_error(exc, self._secret))
+                return self._decoder.end(to_upstream_error(exc, self._secrets))
             except UpstreamError as fault:
-                raise self._for_caller(fault) from exc
+                raise self._for_caller(fault) from None
 
     def _for_caller(self, fault: UpstreamError) -> UpstreamError:
-        """Return the error with its hint, and without the secret."""
+        """Return the error with its hint, and without the secrets."""
         if self._add_hint is not None and not self._decoder.has_started:
             fault = self._add_hint(fault)
-        return fault.with_secret_removed(self._secret)
+        return fault.with_secrets_removed(self._secrets)
 
     def close(self) -> None:
         self._body.close()

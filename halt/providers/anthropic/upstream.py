@@ -71,7 +71,7 @@ class AnthropicUpstream(Provider):
             base_url=self._base,
             max_retries=0,
             timeout=None,
-            http_client=http_client(self._transport),
+            http_client=http_client(self._transport, settings.headers),
         )
         # The client creates it on first use: do that here, in one thread.
         self._models = self._client.models.with_raw_response
@@ -81,7 +81,7 @@ class AnthropicUpstream(Provider):
     def _continuation_mode(
         self, model: str, request: ChatRequest, connection: UpstreamConnection
     ) -> ContinuationMode:
-        setting = self._settings.continues
+        setting = self._continues(model)
         accepts_prefix = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
         return (
             "trailing"
@@ -104,7 +104,7 @@ class AnthropicUpstream(Provider):
     def _create(self, model: str, body: dict[str, Any], request: ChatRequest) -> httpx2.Response:
         """Send the request, twice if the model refuses an effort and needs a thinking budget."""
         # Always sent; they override fields of the same name:
-        always = {**self._settings.extra_body, **(request.extra_body or {})}
+        always = {**self._extra_body(model), **(request.extra_body or {})}
         sampling = _sampling(request)
 
         def create(body: dict[str, Any]) -> httpx2.Response:

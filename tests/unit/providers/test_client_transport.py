@@ -17,6 +17,7 @@ from halt.core.request import ChatRequest, Message, Reply
 from halt.errors import UpstreamError
 from halt.providers.anthropic.upstream import AnthropicUpstream
 from halt.providers.base import Provider
+from halt.providers.client_transport import ClientTransport
 from halt.providers.openai import AzureUpstream, OpenAIUpstream
 from halt.transport.pool import Transport
 from tests.support.raw_server import Peer, RawServer
@@ -156,10 +157,16 @@ def test_model_list_follows_redirects() -> None:
         assert upstream.models(UpstreamConnection()) == ["a"]
 
 
+OWN = {"X-Gateway": "gate-0123456789", "Authorization": "Bearer own-0123456789"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirect_to_another_port_is_refused_without_the_key(kind: str, status: int) -> None:
-    """A redirect to another port is not followed.
+def test_redirect_to_another_port_is_refused_without_the_key(
+    kind: str, status: int, method: str
+) -> None:
+    """A redirect to another port is not followed: no body, key or header gets there.
 
     The message names the target without its secrets.
     """
@@ -170,15 +177,101 @@ def test_redirect_to_another_port_is_refused_without_the_key(kind: str, status: 
                 status, f"http://u:pw@127.0.0.1:{other_server.port}/x/v1?k=1"
             )
         ) as server,
-        provider(kind, server.url) as upstream,
+        provider(kind, server.url, headers=OWN) as upstream,
     ):
-        fault = fault_of(upstream)
-    assert other_server.requests == []
+        if method == "POST":
+            fault = fault_of(upstream)
+        else:
+            with pytest.raises(UpstreamError) as caught:
+                upstream._fetch_models(UpstreamConnection())
+            fault = caught.value
+    assert (other_server.accepted, len(server.requests)) == (0, 1)
+    assert server.requests[0][0] == method
     assert fault.code == "endpoint_not_found"
     assert not fault.retryable
     assert f"it redirects to http://127.0.0.1:{other_server.port}/x/v1:" in fault.message
-    assert "pw" not in fault.message
-    assert KEY not in fault.message
+    for secret in ("pw", KEY, *OWN.values()):
+        assert secret not in fault.message
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "is_followed"),
+    [
+        ("http://a.example", "https://a.example", True),
+        ("http://a.example:80", "https://A.example:443", True),
+        ("https://a.example", "https://a.example:443", True),
+        ("http://a.example:8080", "http://a.example:8080", True),
+        ("http://a.example:8080", "https://a.example", False),
+        ("http://a.example:8080", "https://a.example:8080", False),
+        ("http://a.example", "https://a.example:8443", False),
+        ("http://a.example", "https://b.example", False),
+        ("https://a.example", "http://a.example", False),
+        ("https://a.example", "https://a.example:8443", False),
+        ("https://a.example", "https://a.example.", False),
+        ("https://a.example", "https://a.example@b.example", False),
+    ],
+)
+def test_redirect_is_followed_on_its_origin_and_to_its_tls(
+    source: str, target: str, is_followed: bool
+) -> None:
+    """Other than the same origin only the usual port of the same host with TLS gets a request."""
+    urls: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        urls.append(str(request.url))
+        if len(urls) == 1:
+            return httpx2.Response(307, headers={"Location": f"{target}/x"})
+        return httpx2.Response(200)
+
+    transport = ClientTransport(httpx2.MockTransport(answer), OWN)
+    request = httpx2.Request("POST", f"{source}/v1", content=b"hush")
+    if is_followed:
+        assert transport.handle_request(request).status_code == 200
+    else:
+        with pytest.raises(UpstreamError):
+            transport.handle_request(request)
+    assert len(urls) == 1 + is_followed
+
+
+# --- headers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["Authorization", "authorization", "api-key", "X-Api-Key"])
+def test_headers_are_sent_with_each_request_and_replace_the_key(kind: str, name: str) -> None:
+    """Headers of a provider go with answers and lists, once each, whatever the case of its name."""
+    body = EVENTS if kind == "anthropic" else CHUNKS
+    headers = {name: "Bearer own-0123456789", "X-Gateway": "gate-0123456789"}
+
+    def serve(method: str, *_: Any) -> bytes:
+        return (
+            response("200 OK", b'[{"id":"a"}]', JSON) if method == "GET" else answer_response(body)
+        )
+
+    with Server(serve) as server, provider(kind, server.url, headers=headers) as upstream:
+        assert ask(upstream) == "A"
+        upstream._fetch_models(UpstreamConnection())
+    for head in server.heads:
+        lines = [line.partition(b": ") for line in head.split(b"\r\n")[1:]]
+        values = [value for key, _, value in lines if key.lower() == name.lower().encode()]
+        assert values == [b"Bearer own-0123456789"]
+        assert b"X-Gateway: gate-0123456789" in head
+
+
+def test_quoted_header_is_masked() -> None:
+    """A gateway that quotes the header it refuses shows nothing of it."""
+    with (
+        Server(lambda *_: refusal_response("bad gate-0123456789", "403 Forbidden")) as server,
+        provider("openai", server.url, headers={"X-Gateway": "gate-0123456789"}) as upstream,
+    ):
+        fault = fault_of(upstream)
+    assert "gate" not in fault.message + fault.detail
+    assert "[key]" in fault.message
+    assert fault.__cause__ is None  # a traceback in a log would show it
+    assert fault.__suppress_context__
+
+
+# --- more redirects -------------------------------------------------------------------------------
 
 
 def test_redirect_to_another_host_name_is_refused() -> None:

@@ -24,7 +24,9 @@ def refusal(status: int, body: object, **headers: str) -> UpstreamError:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = httpx2.Request("POST", "http://127.0.0.1:9/v1/chat/completions")
     response = httpx2.Response(status, content=content, headers=named, request=request)
-    return to_upstream_error(httpx2.HTTPStatusError("x", request=request, response=response), KEY)
+    return to_upstream_error(
+        httpx2.HTTPStatusError("x", request=request, response=response), (KEY,)
+    )
 
 
 def openai(message: str, **more: Any) -> dict[str, Any]:
@@ -1198,7 +1200,7 @@ def test_quota_fault_keeps_status_402_else_has_429() -> None:
     assert refusal(402, "").status == 402
     assert refusal(429, openai("x", code="insufficient_quota")).status == 429
     assert refusal(400, openai("Your credit balance is too low")).status == 429
-    assert refusal(402, openai("x")).with_secret_removed("x" * 9).with_hint("h").status == 402
+    assert refusal(402, openai("x")).with_secrets_removed(("x" * 9,)).with_hint("h").status == 402
 
 
 # --- in a stream ----------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_no_spelling_of_an_address_is_connected_to(host: str) -> None:
     """The error says what the host resolves to and which setting allows it; it is final."""
     with made() as transport, pytest.raises(AddressRefused) as caught:
         get(transport, f"http://{host}/v1/models")
-    error = to_upstream_error(caught.value, "")
+    error = to_upstream_error(caught.value, ())
     assert (error.code, error.retryable, error.status) == ("address_refused", False, 502)
     assert "to which Halt does not connect" in error.message
     assert "HALT_ALLOW_LINK_LOCAL=1 allows it." in error.message

@@ -909,4 +909,4 @@ def test_overlong_host_name_is_an_upstream_dns_error(transport: Transport) -> No
     """An overlong label in a host name is upstream_dns, not an internal error."""
     with pytest.raises(httpx2.ConnectError) as caught:
         get(transport, f"http://{'x' * 64}.example/v1/models")
-    assert to_upstream_error(caught.value, "").code == "upstream_dns"
+    assert to_upstream_error(caught.value, ()).code == "upstream_dns"

@@ -272,7 +272,7 @@ def test_error_of_the_proxy_is_reported_as_the_proxys(
         transport = make_transport()
         with pytest.raises(httpx2.ConnectError) as caught:
             get(transport, f"https://{NAME}/v1/models")
-        error = to_upstream_error(caught.value, "")
+        error = to_upstream_error(caught.value, ())
         assert error.code == "upstream_unreachable"
         assert "proxy" in error.message
         assert reason in error.message
