@@ -59,12 +59,27 @@ def refuse_wrong_bearer() -> Response | None:
 
 
 def has_login() -> bool:
-    """Whether the request's browser is signed in with the access token."""
+    """Whether the request's browser is signed in with the access token.
+
+    A sign-in that was made with the former key goes on: the session gets the value of the new one.
+    """
     login_value = None if is_cross_origin() else session.get("login")
-    return isinstance(login_value, str) and hmac.compare_digest(login_value, login_digest())
+    if not isinstance(login_value, str):
+        return False
+    digest, *former = map(_login_digest, services().sessions.keys(current_app))
+    if hmac.compare_digest(login_value, digest):
+        return True
+    if any(hmac.compare_digest(login_value, old) for old in former):
+        session["login"] = digest
+        return True
+    return False
 
 
 def login_digest() -> str:
     """What the session of such a browser contains: an HMAC of the token, so it changes with it."""
-    key, token = services().sessions.key(current_app), services().config.token
+    return _login_digest(services().sessions.key(current_app))
+
+
+def _login_digest(key: str) -> str:
+    token = services().config.token
     return hmac.new(key.encode(), token.encode(), hashlib.sha256).hexdigest()

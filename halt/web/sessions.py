@@ -54,12 +54,15 @@ class Sessions(SecureCookieSessionInterface):
     other host of the same domain, and no page without TLS, set one. Strangers' browsers (the mode
     `anonymous`) have nothing but their cookie: there a session without the prefix continues under
     the prefixed name, so that an upgrade loses no list.
+
+    With another key the name is another one. A session under the name of HALT_SECRET_KEY_OLD, and
+    signed with it, continues under the new name and with the new signature.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._takes_unprefixed = mode_of(config) == "anonymous"
-        self._name = ""
+        self._name = self._former_name = ""  # without a prefix; of the former key, if any
         self._serializer: URLSafeTimedSerializer | None = None
         # A cache: verifying a cookie takes 50 us, 8 % of a Stop with a cookie.
         self._verified = lru_cache(VERIFIED_MAX)(self._verify)
@@ -72,7 +75,8 @@ class Sessions(SecureCookieSessionInterface):
     def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
         """The application's serializer, cached: it has no state, and it saves 40 us per request."""
         if self._serializer is None:
-            self.key(app)
+            _, *former = self.keys(app)
+            app.config["SECRET_KEY_FALLBACKS"] = former
             self._serializer = super().get_signing_serializer(app)
         return self._serializer
 
@@ -83,19 +87,20 @@ class Sessions(SecureCookieSessionInterface):
         path may set the cookie's path too, and browsers refuse `__Host-` then.
         """
         if not self._name:
-            self._name = f"halt_session_{self._cookie_suffix(app)}"
-        if not (has_request_context() and request.is_secure):  # behind a proxy: `halt.web.proxies`
-            return self._name
-        return f"{'__Secure-' if request.script_root else '__Host-'}{self._name}"
+            key, *former = self.keys(app)
+            for former_key in former:
+                self._former_name = f"halt_session_{self._cookie_suffix(former_key)}"
+            self._name = f"halt_session_{self._cookie_suffix(key)}"
+        return f"{_prefix()}{self._name}"
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """The session of this request.
 
-        A browser without a cookie of this name may have a cookie of an earlier version of Halt:
-        without a prefix, or named after the port. If this application signed it, its session
-        continues, and the response sets the cookie under the new name; over HTTPS only in the mode
-        `anonymous`. The older cookie is not deleted: another Halt with the same key may still use
-        it.
+        A browser without a cookie of this name may have a cookie under the name of the former key,
+        or one of an earlier version of Halt: without a prefix, or named after the port. If this
+        application signed it, its session continues, and the response sets the cookie under the new
+        name; over HTTPS an earlier version's counts only in the mode `anonymous`. The older cookie
+        is not deleted: another Halt with the same key may still use it.
 
         Cookies of more than COOKIES_MAX bytes are ignored: 800 kB took 0.28 s, also for a Stop.
         """
@@ -105,24 +110,35 @@ class Sessions(SecureCookieSessionInterface):
             with contextlib.suppress(BadSignature):
                 return self.session_class(self._loaded(app, value)[0])
             return self.session_class()
+        earlier = self._of_former_key(app) or self._of_earlier_version(app)
+        session = self.session_class(earlier)
+        session.modified = earlier is not None
+        return session
+
+    def _of_former_key(self, app: Flask) -> dict[str, Any] | None:
+        """What a cookie under the name of the former key holds, if it is valid."""
+        if not self._former_name:
+            return None
+        with contextlib.suppress(BadSignature):
+            return self._loaded(app, request.cookies.get(f"{_prefix()}{self._former_name}", ""))[0]
+        return None
+
+    def _of_earlier_version(self, app: Flask) -> dict[str, Any] | None:
+        """What the best valid cookie of an earlier version of Halt holds."""
         if request.is_secure and not self._takes_unprefixed:
-            return self.session_class()
-        # Its rank (this Halt's name, then its own port), when it was signed, what it holds.
+            return None
+        # Its rank (its own port, then this Halt's names), when it was signed, what it holds.
         newest: tuple[int, datetime, dict[str, Any]] | None = None
+        own_names = f"halt_session_{self._config.port}", self._former_name, self._name
         for name, value in request.cookies.items():
-            if name != self._name and not _NAMED_BY_PORT.fullmatch(name):
+            if not name or (name not in own_names[1:] and not _NAMED_BY_PORT.fullmatch(name)):
                 continue
             with contextlib.suppress(BadSignature):
                 data, signed_at = self._loaded(app, value)
-                own_names = f"halt_session_{self._config.port}", self._name
                 rank = 1 + own_names.index(name) if name in own_names else 0
                 if newest is None or (rank, signed_at) > newest[:2]:
                     newest = rank, signed_at, data
-        if newest is None:
-            return self.session_class()
-        session = self.session_class(newest[2])
-        session.modified = True
-        return session
+        return None if newest is None else newest[2]
 
     def _loaded(self, app: Flask, value: str) -> tuple[dict[str, Any], datetime]:
         """A cookie's content and signing time. Raises BadSignature, also where it is too old."""
@@ -176,7 +192,12 @@ class Sessions(SecureCookieSessionInterface):
             app.secret_key = data_dir.secret_key(self._config.data_folder)
         return str(app.secret_key)
 
-    def _cookie_suffix(self, app: Flask) -> str:
+    def keys(self, app: Flask) -> tuple[str, ...]:
+        """That key, and the former one if it is set. Raises ConfigError."""
+        former = self._config.secret_key_old
+        return (self.key(app), former) if former else (self.key(app),)
+
+    def _cookie_suffix(self, key: str) -> str:
         """The part of the cookie's name that differs between Halts. Raises ConfigError.
 
         It is derived from the key and, where the conversations are in the data folder, from the
@@ -187,8 +208,15 @@ class Sessions(SecureCookieSessionInterface):
             "" if self._config.database_url else data_dir.folder_id(self._config.data_folder)
         )
         message = f"cookie name {folder_id}".encode()
-        digest = hmac.new(self.key(app).encode(), message, hashlib.sha256)
+        digest = hmac.new(key.encode(), message, hashlib.sha256)
         return digest.hexdigest()[:16]
+
+
+def _prefix() -> str:
+    """The prefix of the cookie's name in this request."""
+    if not (has_request_context() and request.is_secure):  # behind a proxy: `halt.web.proxies`
+        return ""
+    return "__Secure-" if request.script_root else "__Host-"
 
 
 def _is_of_another_origin() -> bool:

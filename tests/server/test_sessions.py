@@ -4,6 +4,7 @@ conversations.
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -80,6 +81,52 @@ def test_session_is_valid_for_all_workers_and_at_another_port(
     moved_browser = second.client()
     moved_browser.cookies = browser.cookies
     assert has_conversation(moved_browser, "kept-conversation")
+
+
+def test_browser_stays_signed_in_when_the_key_is_changed(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """From the file's key to HALT_SECRET_KEY and beyond it, sign-in and conversation stay."""
+    settings = {"HALT_DATA": tmp_path, "HALT_TOKEN": TOKEN, "WEB_CONCURRENCY": 2}
+    first = start_halt(shared_fake, **settings)
+    browser = first.client()
+    browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    send_message(browser, "kept-conversation")
+    cookies = dict(browser.cookies)
+    first.close()
+    of_file = (tmp_path / "secret_key").read_text().strip()
+    steps = (
+        ({"HALT_SECRET_KEY": KEY, "HALT_SECRET_KEY_OLD": of_file}, True),
+        ({"HALT_SECRET_KEY": KEY}, True),
+        ({"HALT_SECRET_KEY": f"{KEY}, and more"}, False),
+    )
+    for keys, stays in steps:
+        server = start_halt(shared_fake, **settings, **keys)
+        browser = server.client()
+        browser.cookies = cookies
+        assert (browser.get("/").status == 200) is stays
+        if stays:
+            for _ in range(8):
+                assert has_conversation(browser, "kept-conversation")
+        cookies = dict(browser.cookies)
+        server.close()
+        assert not any(key in server.printed for key in keys.values())
+
+
+class VaultServer(HaltServer):
+    """Halt with a route about its vault."""
+
+    command = ("-m", "gunicorn", "tests.support.vault_app:app")
+
+
+@pytest.mark.parametrize(("settings", "shared"), [({}, False), ({"HALT_SECRET_KEY": KEY}, True)])
+def test_workers_tell_a_set_key_from_the_files(settings: dict[str, str], shared: bool) -> None:
+    """The master gives workers the file's key; they seal nothing with it on PostgreSQL."""
+    server = VaultServer({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", **settings})
+    try:
+        assert json.loads(server.client().get("/vault").body) == [True, shared]
+    finally:
+        server.close()
 
 
 def test_hosts_with_a_shared_database_use_one_cookie_name(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ from flask.testing import FlaskClient
 from halt.app import create_app
 from halt.config.environment import load
 from halt.web.services import services
-from halt.web.sessions import browser_id
+from halt.web.sessions import browser_id, ensure_browser_id
 
 KEY = "a key of sixteen characters"
+NEW_KEY = "another key of sixteen characters"
 HTTPS = "https://halt.example"
 
 
 def application(folder: Path, **settings: str) -> Flask:
     """A Halt with this data folder, for requests under any name."""
-    return create_app(load({"HALT_DATA": str(folder), "HALT_SECRET_KEY": KEY, **settings}))
+    return create_app(load({"HALT_DATA": str(folder), "HALT_SECRET_KEY": KEY} | settings))
 
 
 @pytest.fixture
@@ -112,3 +113,73 @@ def test_cookies_of_two_halts_on_one_host_stand_side_by_side(tmp_path: Path) -> 
     known = [browser_of(app, HTTPS, cookies) for app in apps]
     assert len(set(known) - {""}) == 2
     assert browser_of(apps[1], HTTPS, f"{morsels[0].key}={morsels[0].value}") == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "path"), [("http://halt.example", ""), (HTTPS, ""), (HTTPS, "/halt")]
+)
+@pytest.mark.parametrize("mode", [{"HALT_USERS": "1"}, {"HALT_ALLOW_ANONYMOUS": "1"}])
+def test_session_goes_on_when_the_key_is_changed(
+    tmp_path: Path, mode: dict[str, str], url: str, path: str
+) -> None:
+    """With HALT_SECRET_KEY_OLD a browser keeps its session, and gets a cookie of the new key."""
+    environ = {"SCRIPT_NAME": path} if path else {}
+
+    def known(app: Flask, cookie: str) -> str:
+        with app.test_request_context(
+            "/", base_url=url, headers={"Cookie": cookie}, environ_overrides=environ
+        ):
+            return browser_id()
+
+    def renewed(app: Flask, cookie: str) -> str:
+        """The session's cookie after a response that sets it."""
+        with app.test_request_context(
+            "/", base_url=url, headers={"Cookie": cookie}, environ_overrides=environ
+        ):
+            response = app.process_response(app.response_class())
+        jar: SimpleCookie = SimpleCookie(response.headers.get("Set-Cookie"))
+        return "; ".join(f"{name}={morsel.value}" for name, morsel in jar.items())
+
+    first = application(tmp_path, **mode)
+    with first.test_request_context("/", base_url=url, environ_overrides=environ):
+        session_id = ensure_browser_id()
+        response = first.process_response(first.response_class())
+    former = response.headers["Set-Cookie"].partition(";")[0]
+
+    rotating = application(tmp_path, **mode, HALT_SECRET_KEY=NEW_KEY, HALT_SECRET_KEY_OLD=KEY)
+    assert known(rotating, former) == session_id
+    new = renewed(rotating, former)
+    assert new.partition("=")[0] != former.partition("=")[0]
+    assert known(rotating, f"{new}; {former}") == session_id
+    assert renewed(rotating, f"{new}; {former}") == ""  # it is renewed once
+
+    after = application(tmp_path, **mode, HALT_SECRET_KEY=NEW_KEY)
+    assert known(after, new) == session_id
+    assert known(after, former) == ""
+    assert known(after, f"{former.replace(former.partition('=')[0], new.partition('=')[0])}") == ""
+    # A host that has the former key alone still gets its own cookie.
+    assert known(first, f"{new}; {former}") == session_id
+
+
+def test_unprefixed_cookie_of_the_former_key_is_nothing_over_https(tmp_path: Path) -> None:
+    """What a sibling host could set does not sign in during a change of the key either."""
+    former = application(tmp_path, HALT_USERS="1")
+    name = former.session_interface.get_cookie_name(former)
+    serializer = former.session_interface.get_signing_serializer(former)  # type: ignore[attr-defined]
+    value = serializer.dumps({"owner": "planted-browser"})
+    app = application(tmp_path, HALT_USERS="1", HALT_SECRET_KEY=NEW_KEY, HALT_SECRET_KEY_OLD=KEY)
+    assert browser_of(app, HTTPS, f"{name}={value}") == ""
+    assert browser_of(app, HTTPS, f"__Host-{name}={value}") == "planted-browser"
+    assert browser_of(app, "http://halt.example", f"{name}={value}") == "planted-browser"
+
+
+def test_cookie_of_a_third_key_is_no_session(tmp_path: Path) -> None:
+    """A cookie under any of the names, signed with a key that is not set, is no session."""
+    third = application(tmp_path, HALT_USERS="1", HALT_SECRET_KEY="a third key of 16 characters")
+    serializer = third.session_interface.get_signing_serializer(third)  # type: ignore[attr-defined]
+    value = serializer.dumps({"owner": "planted-browser"})
+    former = application(tmp_path, HALT_USERS="1")
+    app = application(tmp_path, HALT_USERS="1", HALT_SECRET_KEY=NEW_KEY, HALT_SECRET_KEY_OLD=KEY)
+    for each in (third, former, app):
+        name = each.session_interface.get_cookie_name(each)
+        assert browser_of(app, "http://halt.example", f"{name}={value}") == ""
