@@ -48,6 +48,8 @@ class CachedQuery(Generic[T]):
         self._done = threading.Event()
         self._answer: T | None = None
         self._fault: HaltError | None = None
+        #: Seconds that the last query took, None before its end.
+        self.took: float | None = None
 
     def start(self, chain: Chain = ()) -> float:
         """Start the query unless its answer is fresh or it is running; return its start time.
@@ -109,6 +111,7 @@ class CachedQuery(Generic[T]):
             if fault is None:
                 self._answer = answer  # an error leaves the answer before it
             self._fault = fault
+            self.took = now() - self._started_at
             self._fresh_until = now() + (
                 self._answer_seconds if fault is None else self._fault_seconds
             )

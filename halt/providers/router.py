@@ -148,6 +148,10 @@ class Providers:
         """The provider with this name."""
         return self._members.get(name)
 
+    def is_connected(self, name: str) -> bool:
+        """Whether this is one of the connected providers."""
+        return name in self._state.connected
+
     def full_name(self, name: str, model: str) -> str:
         """The name of a provider's model in requests to Halt."""
         return self._full_name(name, model)

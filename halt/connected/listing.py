@@ -1,0 +1,227 @@
+"""All providers as a person may see them: where each comes from, its state, its models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from halt.connected.vault import last_four
+from halt.store.connected import KeyRow, ProviderRow, Snapshot
+
+from halt.clock import now
+from halt.config.environment import variable
+from halt.config.model_servers import Server, origin, server_title
+from halt.config.provider_setup import setup
+from halt.config.providers import DEMO, ModelSettings, ProviderSettings
+from halt.config.settings import Config
+from halt.connected.service import SHARED
+from halt.model_info import Abilities, ModelInfo
+from halt.providers.client_transport import public_address
+from halt.providers.discovery import Discovery
+from halt.providers.member import Member
+from halt.providers.model_view import DEFAULTS, ModelView
+from halt.providers.router import Providers
+
+SLOW_AFTER = 3.0  # seconds for an answer to a request that costs a server nothing
+
+Source = Literal["variable", "file", "found", "demo", "page"]
+State = Literal["ok", "slow", "asking", "fault"]
+
+#: Kind -> the variables of its address and its key.
+_VARIABLES = {
+    "openai": ("OPENAI_BASE_URL", "OPENAI_API_KEY"),
+    "azure": ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY"),
+    "anthropic": ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+}
+
+
+@dataclass(frozen=True)
+class ModelLine:
+    """A model of a provider, also a hidden one. `name`: at its provider."""
+
+    name: str
+    full_name: str  # in requests to Halt
+    label: str
+    abilities: Abilities  # as the server says; else as chosen
+    chosen: ModelSettings
+    is_default: bool
+
+
+@dataclass(frozen=True)
+class ProviderLine:
+    """A provider. `key`: the end of its key, as in "…abcd", or other words; "" without one."""
+
+    name: str
+    title: str
+    kind: str
+    source: Source
+    source_text: str  # where it is set
+    address: str
+    key: str
+    state: State
+    state_text: str  # in the server's words, if it is a fault
+    models: list[ModelLine]
+    row: ProviderRow | None = None  # of a connected one
+    header_names: tuple[str, ...] = ()
+    takes_own_keys: bool = False
+    own_key: str = ""  # as `key`, of the person who asks
+
+
+class Listing:
+    """Makes the lines of all providers. Any thread may use it."""
+
+    def __init__(self, config: Config, upstream: Providers, discovery: Discovery | None) -> None:
+        self._config, self._providers, self._discovery = config, upstream, discovery
+        configured = setup(config).providers if config.has_provider else ()
+        self._configured = {provider.name: provider for provider in configured}
+
+    def lines(self, snapshot: Snapshot, person: str, wait: float) -> list[ProviderLine]:
+        """The providers in the order of the menu. Waits at most `wait` seconds for their answers.
+
+        `snapshot`: of the connected ones. `person`: whose own keys are told.
+        """
+        rows = {row.name: row for row in snapshot.providers}
+        keys = {(key.provider, key.person): key for key in snapshot.keys}
+        servers = self._discovery.latest.servers if self._discovery is not None else ()
+        found = {server.name: server for server in servers}
+        members = self._members(found)
+        for member in members.values():
+            member.check.start()
+            member.models.start()
+        until = now() + wait
+        lines = []
+        for name, member in members.items():
+            fields = self._fields(name, rows, found, keys, person)
+            state, text = _state(member, until)
+            models = self._models(name, member, until)
+            lines.append(
+                ProviderLine(name=name, state=state, state_text=text, models=models, **fields)
+            )
+        return lines
+
+    def _members(self, found: Mapping[str, Server]) -> dict[str, Member]:
+        """All providers but servers that are gone, and the demo model where it does not run."""
+        members: dict[str, Member] = {}
+        for name in self._providers.names:
+            if name == DEMO and not self._config.has_demo:
+                continue
+            member = self._providers.member(name)
+            is_gone = (
+                self._discovery is not None
+                and name not in found
+                and name not in self._configured
+                and name != DEMO
+                and not self._providers.is_connected(name)
+            )
+            if member is not None and not is_gone:
+                members[name] = member
+        return members
+
+    def _fields(
+        self,
+        name: str,
+        rows: Mapping[str, ProviderRow],
+        found: Mapping[str, Server],
+        keys: Mapping[tuple[str, str], KeyRow],
+        person: str,
+    ) -> dict[str, Any]:
+        """The fields of a line that need no answer of the provider."""
+        if (row := rows.get(name)) is not None:
+            shared = keys.get((name, SHARED))
+            own = keys.get((name, person)) if person else None
+            return {
+                "title": row.title,
+                "kind": row.kind,
+                "source": "page",
+                "source_text": "connected on this page",
+                "address": row.base_url,
+                "key": _key_text(shared),
+                "row": row,
+                "header_names": shared.header_names if shared is not None else (),
+                "takes_own_keys": row.own_keys and self._config.own_keys,
+                "own_key": _key_text(own),
+            }
+        if (server := found.get(name)) is not None:
+            return {
+                "title": server.title,
+                "kind": "openai",
+                "source": "found",
+                "source_text": f"found at {origin(server.url)}",
+                "address": server.url,
+                "key": "",
+            }
+        if name == DEMO:
+            text = "started by Halt, because there is no other model"
+            return {
+                "title": "Demo model",
+                "kind": "openai",
+                "source": "demo",
+                "source_text": text,
+                "address": "",
+                "key": "",
+            }
+        return self._configured_fields(self._configured.get(name))
+
+    def _configured_fields(self, settings: ProviderSettings | None) -> dict[str, Any]:
+        if settings is None:  # a program's own upstream
+            return {
+                "title": "Model",
+                "kind": "openai",
+                "source": "variable",
+                "source_text": "set by the program",
+                "address": "",
+                "key": "",
+            }
+        if self._config.config_file:
+            source, text = "file", f"[providers.{settings.name}] of {self._config.config_file}"
+        else:
+            source, text = "variable", " and ".join(filter(variable, _VARIABLES[settings.kind]))
+        return {
+            "title": settings.title or server_title(settings.base_url),
+            "kind": settings.kind,
+            "source": source,
+            "source_text": text,
+            "address": public_address(settings.base_url),
+            "key": "" if settings.key == "none" else f"…{last_four(settings.key)}",
+        }
+
+    def _models(self, name: str, member: Member, until: float) -> list[ModelLine]:
+        """The models that a provider lists, also hidden ones, and those with settings."""
+        groups, _ = member.models.wait(until)
+        infos = [model for group in groups or () for model in group.models]
+        view, default = self._providers.view, self._providers.known_model
+        return [
+            self._line(name, model, view, default)
+            for model in view.listed(name, infos, hidden=True)
+        ]
+
+    def _line(self, name: str, model: ModelInfo, view: ModelView, default: str) -> ModelLine:
+        full_name = self._providers.full_name(name, model.name)
+        return ModelLine(
+            name=model.name,
+            full_name=full_name,
+            label=model.label,
+            abilities=model.abilities,
+            chosen=view.of(name).get(model.name, DEFAULTS),
+            is_default=full_name == default,
+        )
+
+
+def _state(member: Member, until: float) -> tuple[State, str]:
+    """The state by the last health check, or by the list of models where there is none yet."""
+    answer, fault = member.check.wait(until)
+    if fault is not None:
+        return "fault", fault.message
+    if answer is None:
+        return "asking", "has not answered yet"
+    took = member.check.took or 0.0
+    if took > SLOW_AFTER:
+        return "slow", f"answered after {took:.0f} s"
+    return "ok", "reachable"
+
+
+def _key_text(key: KeyRow | None) -> str:
+    if key is None or not (key.last_four or not key.header_names):
+        return ""
+    return f"…{key.last_four}" if key.last_four else "saved"

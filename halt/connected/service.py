@@ -1,0 +1,378 @@
+"""The providers that were connected on the page: kept in the database, used by every worker.
+
+A change is written to the database with a new version. The worker that wrote it applies it at once
+and wakes the others; each looks at the version every second all the same, so that a change by
+another process, or a lost wake-up, takes effect within a second.
+
+How a change is applied: all rows are read, and each provider is compared with the one in use. One
+that is unchanged keeps its upstream, with its connections and lists. The others get a new one, and
+`Providers.connect` swaps all of them in one assignment. Runs that use a former upstream go on to
+their end, as its connections are closed one by one as they become idle.
+
+Two changes at once: the database orders them, and each is whole. Two threads that apply: the lock
+orders them, and each reads the newest rows, so the last one is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from halt.connected.vault import SealBroken, Secrets, Vault, last_four
+from halt.store.connected import ConnectedRows, KeyRow, ProviderRow, Snapshot
+
+from halt.config.model_servers import server_title
+from halt.config.provider_setup import setup
+from halt.config.providers import ModelSettings, ProviderSettings
+from halt.config.settings import Config
+from halt.connected.details import Details, check_secrets, checked, checked_key, short_name
+from halt.connected.presets import PRESETS
+from halt.connected.unusable import Unusable
+from halt.core.request import Upstream
+from halt.core.serial import Serial
+from halt.errors import RequestError, StoreUnavailable
+from halt.providers.model_view import ModelView
+from halt.providers.router import Providers, names_in
+
+EVERY = 1.0  # seconds between two looks at the version
+OWN_MAX = 100  # upstreams with own keys that are kept for the next request
+SHARED = ""  # the person of a key that all people use
+
+ENTER_AGAIN = "The saved key of {title} cannot be read any more: enter the key again."
+NO_KEY = "{title} has no key: enter one."
+OWN_KEY_NEEDED = "{title} needs a key of your own: add it on the page of the models."
+
+logger = logging.getLogger(__name__)
+
+#: What an upstream is made of: settings, or the models and why they cannot be used. One that was
+#: made of the same is kept.
+_Made = ProviderSettings | tuple[tuple[str, ...], str]
+
+
+class ConnectedProviders:
+    """See the module. Any thread may call it."""
+
+    def __init__(
+        self,
+        config: Config,
+        rows: ConnectedRows,
+        vault: Vault,
+        providers: Providers,
+        make: Callable[[ProviderSettings], Upstream],
+        wake_others: Callable[[], object] = bool,
+    ) -> None:
+        """`make` makes the upstream of a provider; `wake_others` lets the other workers look."""
+        self._config = config
+        self._rows = rows
+        self._vault = vault
+        self._providers = providers
+        self._make = make
+        self._wake_others = wake_others
+        self.snapshot = Snapshot(0, (), (), (), None)
+        self._applying = threading.Lock()  # held while rows are read and applied
+        self._made: dict[str, tuple[_Made, Upstream]] = {}  # by name; used by the lock's holder
+        self._own_lock = threading.Lock()  # protects the table below
+        self._own: OrderedDict[tuple[str, str], tuple[ProviderSettings, Upstream]] = OrderedDict()
+        self._starting = threading.Lock()  # held while the thread is started
+        # `Serial` logs the exception of a look, and the next look comes all the same.
+        self._thread = Serial("halt-connected", EVERY, self.look)
+        providers.own_upstream = self.own_upstream
+
+    # --- apply ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread unless it runs. Raises RuntimeError if the system has none."""
+        if not self._thread.is_running:
+            with self._starting:
+                self._thread.start()
+
+    def start_late(self) -> None:
+        """The same, for a request. Without a thread in the system the next request tries again."""
+        if not self._thread.is_running:
+            with contextlib.suppress(RuntimeError):
+                self.start()
+
+    def close(self, timeout: float) -> None:
+        """End the thread; wait at most `timeout` seconds for it."""
+        self._thread.close(timeout)
+        with self._own_lock:
+            own, self._own = self._own, OrderedDict()
+        for _, upstream in own.values():
+            upstream.close()
+
+    def wake(self) -> None:
+        """Look soon, in the thread: another worker has made a change."""
+        self._thread.put(self.look)
+
+    def look(self) -> None:
+        """Apply what is in the database if its version is another one than before."""
+        try:
+            if self._rows.version() != self.snapshot.version:
+                self.load()
+        except StoreUnavailable:
+            return  # what was applied stays in use; the page tells of the fault, and the log
+
+    def load(self) -> None:
+        """Read all rows and apply them. Raises StoreUnavailable."""
+        with self._applying:
+            snapshot = self._rows.snapshot()
+            if snapshot.keys:
+                self._vault.prepare()
+                self._reseal(snapshot.keys)
+            made = {row.name: self._made_for(row, snapshot) for row in snapshot.providers}
+            upstreams: dict[str, Upstream] = {}
+            for row in snapshot.providers:
+                known = self._made.get(row.name)
+                if known is not None and known[0] == made[row.name]:
+                    upstreams[row.name] = known[1]
+                else:
+                    upstreams[row.name] = self._upstream(row.title, made[row.name])
+            self._made = {name: (made[name], upstream) for name, upstream in upstreams.items()}
+            self.snapshot = snapshot
+            self._providers.connect(upstreams, _view(snapshot))
+
+    def _made_for(self, row: ProviderRow, snapshot: Snapshot) -> _Made:
+        key = _key_of(snapshot, row.name, SHARED)
+        if key is not None:
+            try:
+                return self._settings(row, self._vault.unseal(row.name, SHARED, key.sealed))
+            except SealBroken:
+                return row.models, ENTER_AGAIN.format(title=row.title)
+        if row.own_keys and self._config.own_keys:
+            return row.models, OWN_KEY_NEEDED.format(title=row.title)
+        if row.preset in PRESETS and PRESETS[row.preset].needs_key:
+            return row.models, NO_KEY.format(title=row.title)
+        return self._settings(row, Secrets())
+
+    def _settings(self, row: ProviderRow, secrets: Secrets) -> ProviderSettings:
+        return ProviderSettings(
+            name=row.name,
+            kind=row.kind,
+            base_url=row.base_url,
+            title=row.title,
+            key=secrets.key or "none",
+            models=row.models,
+            api_version=row.api_version,
+            max_tokens=row.max_tokens,
+            connect_timeout=self._config.connect_timeout,
+            continues=self._config.continues,
+            headers=secrets.headers,
+            allow_link_local=self._config.allow_link_local,
+        )
+
+    def _upstream(self, title: str, made: _Made) -> Upstream:
+        return Unusable(title, *made) if isinstance(made, tuple) else self._make(made)
+
+    def _reseal(self, keys: Sequence[KeyRow]) -> None:
+        """Seal again, with the present key, what was sealed with HALT_SECRET_KEY_OLD."""
+        for key in keys:
+            if (sealed := self._vault.resealed(key.sealed)) is not None:
+                self._rows.reseal(key.provider, key.person, key.sealed, sealed)
+
+    def own_upstream(self, name: str, person: str) -> Upstream | None:
+        """The upstream with a person's own key for a provider; None if the person has none."""
+        snapshot = self.snapshot
+        row = _row_of(snapshot, name)
+        key = _key_of(snapshot, name, person)
+        if row is None or key is None or not (row.own_keys and self._config.own_keys):
+            return None
+        self._vault.prepare()
+        try:
+            settings = self._settings(row, self._vault.unseal(name, person, key.sealed))
+        except SealBroken:
+            return Unusable(row.title, row.models, ENTER_AGAIN.format(title=f"{row.title} (yours)"))
+        with self._own_lock:
+            known = self._own.get((name, person))
+            if known is not None and known[0] == settings:
+                self._own.move_to_end((name, person))
+                return known[1]
+            upstream = self._make(settings)
+            replaced = [self._own.pop((name, person))] if known is not None else []
+            self._own[name, person] = settings, upstream
+            while len(self._own) > OWN_MAX:
+                replaced.append(self._own.popitem(last=False)[1])
+        for _, former in replaced:
+            former.close()
+        return upstream
+
+    # --- change -----------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Apply the change that this thread has written, and let the other workers do the same."""
+        with contextlib.suppress(StoreUnavailable):  # the next look applies it
+            self.load()
+        self._wake_others()
+
+    def add(self, details: Details) -> ProviderRow:
+        """Connect a provider. Raises RequestError that names the field, StoreUnavailable."""
+        row, secrets = self.prepared(details)
+        self._rows.add(row, self._sealed(row.name, SHARED, secrets))
+        logger.info("connected the provider %s at %s", row.name, server_title(row.base_url))
+        self._changed()
+        return row
+
+    def change(self, name: str, details: Details) -> ProviderRow:
+        """Change a provider. Raises RequestError that names the field, StoreUnavailable.
+
+        A new address needs the key anew: it must not reach a server that nobody typed it for.
+        """
+        row, secrets = self.prepared(details, name)
+        moved = row.base_url != self._row(name).base_url
+        key = self._sealed(name, SHARED, secrets)
+        self._rows.change(row, key, drop_keys=moved or key is None)
+        logger.info("changed the provider %s at %s", name, server_title(row.base_url))
+        self._changed()
+        return row
+
+    def remove(self, name: str) -> None:
+        """Remove a provider with its keys. Raises RequestError, StoreUnavailable."""
+        self._row(name)
+        self._rows.remove(name)
+        logger.info("removed the provider %s", name)
+        self._changed()
+
+    def prepared(self, details: Details, name: str = "") -> tuple[ProviderRow, Secrets]:
+        """The checked row and secrets for what was typed. Raises RequestError.
+
+        `name`: of the provider that is changed; its key and values of headers are kept where none
+        are typed and the address stays the same.
+        """
+        details = checked(details)
+        kept, before = Secrets(), None
+        if name:
+            before = self._row(name)
+            if details.base_url == before.base_url:
+                kept = self._secrets(name)
+        missing = [n for n, value in details.headers.items() if not (value or kept.headers.get(n))]
+        if missing:
+            raise RequestError(f"The value of the header {missing[0]} is missing.", field="headers")
+        secrets = Secrets(
+            details.key or kept.key,
+            {n: value or kept.headers[n] for n, value in details.headers.items()},
+        )
+        check_secrets(details, has_key=bool(secrets.key), person_keys=self._config.own_keys)
+        row = ProviderRow(
+            name=name or short_name(details.title, self._taken()),
+            kind=details.chosen_preset.kind,
+            preset=details.preset,
+            title=details.title,
+            base_url=details.base_url,
+            api_version=details.api_version,
+            max_tokens=details.max_tokens,
+            models=details.models,
+            own_keys=details.own_keys,
+            created_at=time.time() if before is None else before.created_at,
+        )
+        if before is None:
+            self._check_prefix(row.name)
+        return row, secrets
+
+    def settings_for(self, row: ProviderRow, secrets: Secrets) -> ProviderSettings:
+        """The settings of a provider that is tried before it is saved."""
+        return self._settings(row, secrets)
+
+    def save_own_key(self, provider: str, person: str, key: str) -> None:
+        """Save a person's own key. Raises RequestError, StoreUnavailable."""
+        row = self._row(provider)
+        if not (row.own_keys and self._config.own_keys):
+            raise RequestError(f"{row.title} takes no own keys.", field="key")
+        key = checked_key(key)
+        if not key:
+            raise RequestError("Type the key.", field="key")
+        sealed = self._sealed(provider, person, Secrets(key))
+        assert sealed is not None  # noqa: S101 - there is a key
+        self._rows.save_key(sealed)
+        self._changed()
+
+    def remove_own_key(self, provider: str, person: str) -> None:
+        """Remove a person's own key. Raises StoreUnavailable."""
+        self._rows.remove_key(provider, person)
+        self._changed()
+
+    def set_model(self, provider: str, model: str, settings: ModelSettings) -> None:
+        """Save what was chosen for a model. Raises RequestError, StoreUnavailable."""
+        self._rows.set_model(provider, model, settings)
+        self._changed()
+
+    def order_models(self, provider: str, models: Sequence[str]) -> None:
+        """Save the order of a provider's models, by their names there."""
+        self._rows.order_models(provider, models)
+        self._changed()
+
+    def set_default(self, default: tuple[str, str] | None) -> None:
+        """Save the model for requests that name none: (provider, model)."""
+        self._rows.set_default(default)
+        self._changed()
+
+    # --- look up ----------------------------------------------------------------------------------
+
+    def _row(self, name: str) -> ProviderRow:
+        row = _row_of(self.snapshot, name)
+        if row is None:
+            raise RequestError("This provider is no longer connected.", field="name")
+        return row
+
+    def _secrets(self, name: str) -> Secrets:
+        """The saved secrets that all people use; none if they cannot be read."""
+        key = _key_of(self.snapshot, name, SHARED)
+        if key is None:
+            return Secrets()
+        self._vault.prepare()
+        try:
+            return self._vault.unseal(name, SHARED, key.sealed)
+        except SealBroken:
+            return Secrets()
+
+    def _sealed(self, provider: str, person: str, secrets: Secrets) -> KeyRow | None:
+        """The row of a key; None if there is nothing to keep. Raises RequestError."""
+        if not (secrets.key or secrets.headers):
+            return None
+        self._vault.prepare()
+        return KeyRow(
+            provider=provider,
+            person=person,
+            sealed=self._vault.seal(provider, person, secrets),
+            last_four=last_four(secrets.key),
+            header_names=tuple(secrets.headers),
+            updated_at=time.time(),
+        )
+
+    def _taken(self) -> set[str]:
+        """The names that no further provider may have."""
+        configured = {provider.name for provider in setup(self._config).providers}
+        return {*configured, *self._providers.names}
+
+    def _check_prefix(self, name: str) -> None:
+        """Refuse a name that begins the names of another provider's models. Raises RequestError."""
+        for other in self._providers.names:
+            member = self._providers.member(other)
+            groups = member.models.wait(0.0)[0] if member is not None else None
+            if any(model.startswith(f"{name}/") for model in names_in(groups)):
+                raise RequestError(
+                    f"Models of {other} have names that begin with {name}/: choose another name.",
+                    field="title",
+                )
+
+
+def _row_of(snapshot: Snapshot, name: str) -> ProviderRow | None:
+    return next((row for row in snapshot.providers if row.name == name), None)
+
+
+def _key_of(snapshot: Snapshot, provider: str, person: str) -> KeyRow | None:
+    return next(
+        (key for key in snapshot.keys if (key.provider, key.person) == (provider, person)), None
+    )
+
+
+def _view(snapshot: Snapshot) -> ModelView:
+    settings: dict[str, dict[str, ModelSettings]] = {}
+    order: dict[str, dict[str, int]] = {}
+    for row in snapshot.models:
+        settings.setdefault(row.provider, {})[row.model] = row.settings
+        if row.position is not None:
+            order.setdefault(row.provider, {})[row.model] = row.position
+    return ModelView(settings=settings, order=order, default=snapshot.default)
