@@ -22,6 +22,9 @@ from halt.cluster.service import Workers
 from halt.config.environment import load
 from halt.config.provider_file import read_prompts
 from halt.config.settings import Config
+from halt.connected.listing import Listing
+from halt.connected.service import ConnectedProviders
+from halt.connected.vault import make_vault
 from halt.core.request import Upstream
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
@@ -34,8 +37,9 @@ from halt.people.proxy_header import ProxyHeader
 from halt.people.watch import Watch
 from halt.providers.catalog import Catalog
 from halt.providers.discovery import make_discovery
-from halt.providers.factory import make_upstream
+from halt.providers.factory import make_provider, make_upstream
 from halt.providers.last_model import LastModel
+from halt.providers.router import Providers, as_providers
 from halt.rendering.renderer import Renderer
 from halt.store.lookups import Lookups
 from halt.store.migrate import database
@@ -101,10 +105,13 @@ def create_app(
     last_model = LastModel(settings.data_folder / "last_model")
     stop_registry = StopRegistry()
     workers = Workers(Bus(membership), stop_registry, replay)
+    providers = as_providers(
+        upstream
+        or make_upstream(settings, instance_id=instance_id, discovery=discovery, last=last_model)
+    )
     generations = workers.service = GenerationService(
         settings,
-        upstream
-        or make_upstream(settings, instance_id=instance_id, discovery=discovery, last=last_model),
+        providers,
         stop_registry,
         store_writer,
         workers,
@@ -122,8 +129,7 @@ def create_app(
     known = _known(settings, store, workers)
     generations.readers.credential = identity.reader_credential
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
-    has_limits = bool(settings.rate_session or settings.rate_address)
-    rate_limits = RateLimits(settings) if has_limits else None
+    has_limits = settings.rate_session or settings.rate_address
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,
@@ -142,12 +148,14 @@ def create_app(
         chat=ChatService(settings, generations, store, store_writer, titles, toolbox, count_starts),
         prompts=Prompts(store.named_prompts, read_prompts(settings)),
         presets=Presets(store.presets),
-        catalog=Catalog(generations.upstream, discovery),
+        catalog=Catalog(providers, discovery),
+        connected=_connected(settings, store, workers, providers, instance_id),
+        providers_listing=Listing(settings, providers, discovery),
         tools=toolbox,
         titles=titles,
         renderer=Renderer(),
         sessions=sessions,
-        rate_limits=rate_limits,
+        rate_limits=RateLimits(settings) if has_limits else None,
     )
     app.jinja_env.globals["saving_status"] = lambda: store_writer.saving
 
@@ -177,6 +185,23 @@ def _provider(settings: Config) -> Provider:
     from halt.people.oidc.provider import Provider  # noqa: PLC0415
 
     return Provider(settings)
+
+
+def _connected(
+    settings: Config, store: Store, workers: Workers, providers: Providers, instance_id: str
+) -> ConnectedProviders:
+    """The providers that were connected on the page, applied once."""
+    connected = ConnectedProviders(
+        settings,
+        store.connected,
+        make_vault(settings),
+        providers,
+        partial(make_provider, instance_id=instance_id),
+        workers.wake,
+    )
+    workers.on_wake = connected.wake
+    connected.look()
+    return connected
 
 
 def _known(settings: Config, store: Store, workers: Workers) -> Known | None:

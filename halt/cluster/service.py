@@ -124,9 +124,19 @@ class WhoRequest(msgspec.Struct, frozen=True, tag="who"):
     digest: str
 
 
+class WakeRequest(msgspec.Struct, frozen=True, tag="wake"):
+    """Look at the connected providers now: they were changed. Reply: true."""
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(
-    StopRequest | FindRequest | ListRequest | CountRequest | TombstonesRequest | WhoRequest
+    StopRequest
+    | FindRequest
+    | ListRequest
+    | CountRequest
+    | TombstonesRequest
+    | WhoRequest
+    | WakeRequest
 ).decode
 _decode_who = msgspec.msgpack.Decoder(Who | None).decode
 _decode_receipts = msgspec.msgpack.Decoder(list[Receipt]).decode
@@ -211,6 +221,8 @@ class Workers(OtherWorkers):
     service: GenerationService
     #: The person of a digest in this worker's memory, for the others; may be set before `begin`.
     who_here: Callable[[str], Who | None]
+    #: Called when another worker has changed the connected providers; may be set before `begin`.
+    on_wake: Callable[[], object]
 
     def __init__(self, bus: Bus, registry: StopRegistry, replay: Replay | None = None) -> None:
         """`registry` is that of this worker's service."""
@@ -219,6 +231,7 @@ class Workers(OtherWorkers):
         self._membership = bus.membership
         self._registry = registry
         self.who_here = lambda _: None
+        self.on_wake = bool
         self._remotes_lock = threading.Lock()  # protects the table below
         self._remotes: WeakValueDictionary[StreamKey, RemoteGeneration] = WeakValueDictionary()
         self._undelivered = UndeliveredStops()
@@ -339,7 +352,9 @@ class Workers(OtherWorkers):
         return self._open_streams
 
     def _request(
-        self, request: StopRequest | ListRequest | CountRequest | WhoRequest, timeout: float
+        self,
+        request: StopRequest | ListRequest | CountRequest | WhoRequest | WakeRequest,
+        timeout: float,
     ) -> Replies:
         """The replies of all others; the request is sent before this returns."""
         return self._bus.request(_encode(request), timeout)
@@ -355,6 +370,11 @@ class Workers(OtherWorkers):
                 if known is not None:
                     return known
         return None
+
+    def wake(self) -> None:
+        """Let the other workers look at the connected providers. Does not wait for them."""
+        with self._request(WakeRequest(), 0.0):
+            pass
 
     def tick(self) -> None:
         """Send undelivered Stops again."""
@@ -384,6 +404,9 @@ class Workers(OtherWorkers):
             reply = self.service.open_streams
         elif isinstance(request, WhoRequest):
             reply = self.who_here(request.digest)
+        elif isinstance(request, WakeRequest):
+            self.on_wake()
+            reply = True
         else:
             reply = self._registry.tombstones()
         channel.send(_encode(reply))

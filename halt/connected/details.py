@@ -50,6 +50,7 @@ class Details:
     api_version: str = ""  # Azure
     max_tokens: int = MAX_TOKENS  # Anthropic
     own_keys: bool = False  # each person may save an own key
+    without_key: bool = False  # drop the saved key
 
     @property
     def chosen_preset(self) -> Preset:

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from halt.connected.vault import last_four
-from halt.store.connected import KeyRow, ProviderRow, Snapshot
-
 from halt.clock import now
 from halt.config.environment import variable
 from halt.config.model_servers import Server, origin, server_title
@@ -16,12 +13,14 @@ from halt.config.provider_setup import setup
 from halt.config.providers import DEMO, ModelSettings, ProviderSettings
 from halt.config.settings import Config
 from halt.connected.service import SHARED
+from halt.connected.vault import last_four
 from halt.model_info import Abilities, ModelInfo
 from halt.providers.client_transport import public_address
 from halt.providers.discovery import Discovery
 from halt.providers.member import Member
 from halt.providers.model_view import DEFAULTS, ModelView
 from halt.providers.router import Providers
+from halt.store.connected import KeyRow, ProviderRow, Snapshot
 
 SLOW_AFTER = 3.0  # seconds for an answer to a request that costs a server nothing
 

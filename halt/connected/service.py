@@ -18,25 +18,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from halt.connected.vault import SealBroken, Secrets, Vault, last_four
-from halt.store.connected import ConnectedRows, KeyRow, ProviderRow, Snapshot
-
 from halt.config.model_servers import server_title
 from halt.config.provider_setup import setup
-from halt.config.providers import ModelSettings, ProviderSettings
+from halt.config.providers import MAX_TOKENS, ModelSettings, ProviderSettings
 from halt.config.settings import Config
 from halt.connected.details import Details, check_secrets, checked, checked_key, short_name
 from halt.connected.presets import PRESETS
 from halt.connected.unusable import Unusable
+from halt.connected.vault import SealBroken, Secrets, Vault, last_four
 from halt.core.request import Upstream
 from halt.core.serial import Serial
 from halt.errors import RequestError, StoreUnavailable
 from halt.providers.model_view import ModelView
 from halt.providers.router import Providers, names_in
+from halt.store.connected import ConnectedRows, KeyRow, ProviderRow, Snapshot
 
 EVERY = 1.0  # seconds between two looks at the version
 OWN_MAX = 100  # upstreams with own keys that are kept for the next request
@@ -121,7 +119,6 @@ class ConnectedProviders:
         with self._applying:
             snapshot = self._rows.snapshot()
             if snapshot.keys:
-                self._vault.prepare()
                 self._reseal(snapshot.keys)
             made = {row.name: self._made_for(row, snapshot) for row in snapshot.providers}
             upstreams: dict[str, Upstream] = {}
@@ -139,7 +136,7 @@ class ConnectedProviders:
         key = _key_of(snapshot, row.name, SHARED)
         if key is not None:
             try:
-                return self._settings(row, self._vault.unseal(row.name, SHARED, key.sealed))
+                return self._settings(row, self._opened(row, key))
             except SealBroken:
                 return row.models, ENTER_AGAIN.format(title=row.title)
         if row.own_keys and self._config.own_keys:
@@ -157,7 +154,7 @@ class ConnectedProviders:
             key=secrets.key or "none",
             models=row.models,
             api_version=row.api_version,
-            max_tokens=row.max_tokens,
+            max_tokens=row.max_tokens or MAX_TOKENS,
             connect_timeout=self._config.connect_timeout,
             continues=self._config.continues,
             headers=secrets.headers,
@@ -170,8 +167,14 @@ class ConnectedProviders:
     def _reseal(self, keys: Sequence[KeyRow]) -> None:
         """Seal again, with the present key, what was sealed with HALT_SECRET_KEY_OLD."""
         for key in keys:
-            if (sealed := self._vault.resealed(key.sealed)) is not None:
-                self._rows.reseal(key.provider, key.person, key.sealed, sealed)
+            if self._vault.is_old(key.sealed):
+                with contextlib.suppress(SealBroken):
+                    sealed = self._vault.resealed(key.sealed)
+                    self._rows.reseal(key.provider, key.person, key.sealed, sealed)
+
+    def _opened(self, row: ProviderRow, key: KeyRow) -> Secrets:
+        """The secrets of a row. Raises SealBroken, also where they are for another address."""
+        return self._vault.unseal(row.name, key.person, key.sealed, address=row.base_url)
 
     def own_upstream(self, name: str, person: str) -> Upstream | None:
         """The upstream with a person's own key for a provider; None if the person has none."""
@@ -180,9 +183,8 @@ class ConnectedProviders:
         key = _key_of(snapshot, name, person)
         if row is None or key is None or not (row.own_keys and self._config.own_keys):
             return None
-        self._vault.prepare()
         try:
-            settings = self._settings(row, self._vault.unseal(name, person, key.sealed))
+            settings = self._settings(row, self._opened(row, key))
         except SealBroken:
             return Unusable(row.title, row.models, ENTER_AGAIN.format(title=f"{row.title} (yours)"))
         with self._own_lock:
@@ -210,7 +212,7 @@ class ConnectedProviders:
     def add(self, details: Details) -> ProviderRow:
         """Connect a provider. Raises RequestError that names the field, StoreUnavailable."""
         row, secrets = self.prepared(details)
-        self._rows.add(row, self._sealed(row.name, SHARED, secrets))
+        self._rows.add(row, self._sealed(row, SHARED, secrets))
         logger.info("connected the provider %s at %s", row.name, server_title(row.base_url))
         self._changed()
         return row
@@ -222,8 +224,9 @@ class ConnectedProviders:
         """
         row, secrets = self.prepared(details, name)
         moved = row.base_url != self._row(name).base_url
-        key = self._sealed(name, SHARED, secrets)
-        self._rows.change(row, key, drop_keys=moved or key is None)
+        self._rows.change(row, self._sealed(row, SHARED, secrets), drop_keys=moved)
+        if details.without_key and not (moved or secrets.key or secrets.headers):
+            self._rows.remove_key(name, SHARED)
         logger.info("changed the provider %s at %s", name, server_title(row.base_url))
         self._changed()
         return row
@@ -246,12 +249,12 @@ class ConnectedProviders:
         if name:
             before = self._row(name)
             if details.base_url == before.base_url:
-                kept = self._secrets(name)
+                kept = self._secrets(before)
         missing = [n for n, value in details.headers.items() if not (value or kept.headers.get(n))]
         if missing:
             raise RequestError(f"The value of the header {missing[0]} is missing.", field="headers")
         secrets = Secrets(
-            details.key or kept.key,
+            details.key or ("" if details.without_key else kept.key),
             {n: value or kept.headers[n] for n, value in details.headers.items()},
         )
         check_secrets(details, has_key=bool(secrets.key), person_keys=self._config.own_keys)
@@ -265,7 +268,6 @@ class ConnectedProviders:
             max_tokens=details.max_tokens,
             models=details.models,
             own_keys=details.own_keys,
-            created_at=time.time() if before is None else before.created_at,
         )
         if before is None:
             self._check_prefix(row.name)
@@ -283,9 +285,9 @@ class ConnectedProviders:
         key = checked_key(key)
         if not key:
             raise RequestError("Type the key.", field="key")
-        sealed = self._sealed(provider, person, Secrets(key))
+        sealed = self._sealed(row, person, Secrets(key))
         assert sealed is not None  # noqa: S101 - there is a key
-        self._rows.save_key(sealed)
+        self._rows.save_key(sealed, base_url=row.base_url)
         self._changed()
 
     def remove_own_key(self, provider: str, person: str) -> None:
@@ -316,29 +318,24 @@ class ConnectedProviders:
             raise RequestError("This provider is no longer connected.", field="name")
         return row
 
-    def _secrets(self, name: str) -> Secrets:
+    def _secrets(self, row: ProviderRow) -> Secrets:
         """The saved secrets that all people use; none if they cannot be read."""
-        key = _key_of(self.snapshot, name, SHARED)
-        if key is None:
-            return Secrets()
-        self._vault.prepare()
+        key = _key_of(self.snapshot, row.name, SHARED)
         try:
-            return self._vault.unseal(name, SHARED, key.sealed)
+            return Secrets() if key is None else self._opened(row, key)
         except SealBroken:
             return Secrets()
 
-    def _sealed(self, provider: str, person: str, secrets: Secrets) -> KeyRow | None:
+    def _sealed(self, row: ProviderRow, person: str, secrets: Secrets) -> KeyRow | None:
         """The row of a key; None if there is nothing to keep. Raises RequestError."""
         if not (secrets.key or secrets.headers):
             return None
-        self._vault.prepare()
         return KeyRow(
-            provider=provider,
+            provider=row.name,
             person=person,
-            sealed=self._vault.seal(provider, person, secrets),
+            sealed=self._vault.seal(row.name, person, secrets, address=row.base_url),
             last_four=last_four(secrets.key),
             header_names=tuple(secrets.headers),
-            updated_at=time.time(),
         )
 
     def _taken(self) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from halt.config.provider_setup import discovered_provider, setup
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
@@ -14,8 +16,18 @@ from halt.providers.router import Providers
 from halt.transport.pool import Transport
 
 
-def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> Upstream:
-    """Create a provider of the kind in `settings`, with its own transport if none is given."""
+def make_provider(
+    settings: ProviderSettings, transport: Transport | None = None, *, instance_id: str = ""
+) -> Upstream:
+    """Create a provider of the kind in `settings`, with its own transport if none is given.
+
+    `instance_id`: see `halt.core.via`.
+    """
+    transport = transport or Transport(
+        settings.connect_timeout,
+        instance_id=instance_id,
+        allow_link_local=settings.allow_link_local,
+    )
     if settings.kind == "anthropic":
         # Imported only here: the client is slow to load, and few installations use it.
         from halt.providers.anthropic.upstream import AnthropicUpstream  # noqa: PLC0415
@@ -41,14 +53,7 @@ def make_upstream(
     if only:
         configured = configured.limited_to(only)
 
-    def make(settings: ProviderSettings) -> Upstream:
-        transport = Transport(
-            settings.connect_timeout,
-            instance_id=instance_id,
-            allow_link_local=settings.allow_link_local,
-        )
-        return make_provider(settings, transport)
-
+    make = partial(make_provider, instance_id=instance_id)
     # Without an address there is none: `Providers` says so, and others may be connected later.
     usable = [settings for settings in configured.providers if settings.base_url or only]
     providers = {settings.name: make(settings) for settings in usable}

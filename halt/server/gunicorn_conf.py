@@ -230,6 +230,7 @@ def post_worker_init(worker: Any) -> None:
     service.keeper.ends_process = True  # if its relay fails; the master starts another worker
     parts.sessions.prepare(worker.wsgi)
     service.begin()
+    parts.connected.start()
     if parts.watch is not None:
         parts.watch.start()
     try:

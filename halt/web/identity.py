@@ -73,8 +73,9 @@ def identify() -> bool:
     if known is None:
         return False
     g.person = known
+    services().connected.start_late()  # other servers than gunicorn do not start these threads
     if (watch := services().watch) is not None:
-        watch.start_late()  # other servers than gunicorn do not start it
+        watch.start_late()
     if not is_api():  # the page's limits count by browser
         ensure_browser_id()
     return True

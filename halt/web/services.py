@@ -15,6 +15,8 @@ from halt.chat.prompts import Prompts
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.config.settings import Config
+from halt.connected.listing import Listing
+from halt.connected.service import ConnectedProviders
 from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
 from halt.people.accounts import Accounts
@@ -60,6 +62,8 @@ class Services:
     prompts: Prompts
     presets: Presets
     catalog: Catalog
+    connected: ConnectedProviders
+    providers_listing: Listing
     tools: Toolbox
     titles: Titles
     renderer: Renderer
@@ -76,6 +80,7 @@ class Services:
         """Close the services that hold resources. A failure is logged and the others are closed."""
         if self.watch is not None:
             self.watch.close(CLOSE_TIMEOUT)
+        self.connected.close(CLOSE_TIMEOUT)
         if self.known is not None:
             self.known.close(CLOSE_TIMEOUT)
         if self.oidc is not None:
