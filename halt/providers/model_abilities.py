@@ -4,7 +4,8 @@ Servers do not agree on the names of these facts. Where they are documented:
 
 - OpenRouter (https://openrouter.ai/docs/models): `context_length`, `architecture.input_modalities`,
   `supported_parameters` with "tools" and "reasoning"; servers that it lists name these
-  `supported_features` (https://openrouter.ai/docs/use-cases/for-providers).
+  `supported_features` (https://openrouter.ai/docs/use-cases/for-providers). `pricing` with
+  `prompt`, `completion` and `input_cache_read`: dollars per token, as texts.
 - vLLM (`ModelCard` in vllm/entrypoints/openai/protocol.py), SGLang: `max_model_len`.
 - llama.cpp (`get_res_model_info` in tools/server/server-context.cpp): `meta.n_ctx`, the context of
   a slot, and `meta.n_ctx_train`, all that the model could have. "multimodal" in its `capabilities`
@@ -19,19 +20,25 @@ Servers do not agree on the names of these facts. Where they are documented:
   the flags `vision`, `function_calling` and `reasoning`.
 - Groq (https://console.groq.com/docs/api-reference): `context_window`. Together, Fireworks:
   `context_length`; Fireworks also `supports_image_input` and `supports_tools`.
+- Together (https://docs.together.ai/reference/models-1): `pricing` with `input`, `output` and
+  `cached_input`: dollars per million tokens, as numbers. Models that are paid by the hour have 0.
 
 A fact that a list does not have stays unknown: it is not guessed from the model's name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from halt.model_info import Abilities
 from halt.providers.error_body import plain_fields, plain_name
 
 CONTEXT_MAX = 1_000_000_000  # tokens; a greater number is no context
+PRICE_MAX = 10_000  # US dollars per million tokens; a greater number has another unit
+PRICE_MIN = Decimal("0.0001")  # the same; a smaller number other than 0 has another unit
 
 # Names are in the form that `plain_name` returns.
 
@@ -49,6 +56,10 @@ _TOOLS = frozenset(
     | {"supportsfunctioncalling"}
 )
 _THINKING = frozenset({"thinking", "reasoning", "supportsreasoning"})
+#: Fields of `pricing` per token, and those per million tokens: input, cached input, output.
+_PER_TOKEN = ("prompt", "inputcacheread", "completion")
+_PER_MILLION = ("input", "cachedinput", "output")
+_DECIMAL = re.compile(r"(?=.{1,30}\Z)[0-9]*\.?[0-9]+(?:[eE]-?[0-9]{1,2})?\Z")
 #: Lists that are complete: what is not in them, the model cannot do.
 _COMPLETE_LISTS = ("supportedparameters", "supportedfeatures")
 
@@ -56,12 +67,43 @@ _COMPLETE_LISTS = ("supportedparameters", "supportedfeatures")
 def abilities_of(fields: Mapping[str, Any]) -> Abilities:
     """Return what an entry says of its model. `fields`: the entry, by plain names."""
     labels, flags = _labels_and_flags(fields)
+    input_price, cached_price, output_price = _prices(fields)
     return Abilities(
         context=_context(fields),
         images=_first(_reads_images(fields), _flag(_IMAGES, labels, flags)),
         tools=_first(_in_complete_list(_TOOLS, fields), _flag(_TOOLS, labels, flags)),
         thinking=_first(_in_complete_list(_THINKING, fields), _flag(_THINKING, labels, flags)),
+        input_price=input_price,
+        cached_price=cached_price,
+        output_price=output_price,
     )
+
+
+def _prices(fields: Mapping[str, Any]) -> list[float | None]:
+    """Return the prices of input, cached input and output, None where the entry does not say."""
+    pricing = fields.get("pricing")
+    if not isinstance(pricing, dict):
+        return [None, None, None]
+    named = plain_fields(pricing)
+    if any(name in named for name in _PER_TOKEN):
+        return [_price(named.get(name), 1_000_000) for name in _PER_TOKEN]
+    values = [named.get(name) for name in _PER_MILLION]
+    # A text would be in another unit.
+    prices = [None if isinstance(value, str) else _price(value, 1) for value in values]
+    return prices if any(prices) else [None, None, None]
+
+
+def _price(value: object, tokens: int) -> float | None:
+    """Return dollars per million tokens, None if the value is no price.
+
+    `tokens`: by which it is multiplied.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= PRICE_MAX:
+        value = repr(value)
+    if not isinstance(value, str) or not _DECIMAL.match(value):
+        return None
+    price = Decimal(value) * tokens
+    return float(price) if not price or PRICE_MIN <= price <= PRICE_MAX else None
 
 
 def _context(fields: Mapping[str, Any]) -> int | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from halt.config.providers import Kind, ProviderSettings
+from halt.config.providers import Kind, ModelSettings, ProviderSettings
 from halt.config.settings import Config
 from halt.core.connection import UpstreamConnection
 from halt.core.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
@@ -28,6 +28,7 @@ from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
 from halt.providers import openai as module
+from halt.providers.base import Provider
 from halt.providers.continuation import (
     ContinuationReply,
     by_instruction,
@@ -514,6 +515,35 @@ def test_deepseek_prefix_goes_to_its_beta_address(
     assert rest_of(make(base_url="https://api.deepseek.com/v1"), 60) == TEXT[60:]
     (record,) = fake_with_text.requests
     assert record.body["messages"][-1]["prefix"] is True
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
+@pytest.mark.parametrize(
+    ("setting", "chosen", "is_prefixed"),
+    [
+        ("auto", "prefix", True),
+        ("auto", "instruction", False),
+        ("auto", "", False),
+        ("instruction", "prefix", False),
+        ("prefix", "instruction", True),
+    ],
+)
+def test_choice_for_a_model_applies_where_the_setting_is_auto(
+    make: Make,
+    fake_with_text: FakeOpenAI,
+    kind: Kind,
+    setting: str,
+    chosen: Literal["", "prefix", "instruction"],
+    *,
+    is_prefixed: bool,
+) -> None:
+    """How a model continues can be chosen for it; what the provider's settings say wins."""
+    upstream = make(kind, continues=setting)
+    assert isinstance(upstream, Provider)
+    upstream.use_models({upstream.known_model: ModelSettings(continues=chosen)})
+    assert TEXT[:60] + rest_of(upstream, 60) == TEXT
+    (record,) = completions(fake_with_text)
+    assert roles(record) == ["user", "assistant"] + ([] if is_prefixed else ["user"])
 
 
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])

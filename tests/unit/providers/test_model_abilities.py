@@ -81,6 +81,24 @@ FIREWORKS = {
     "context_length": 131072,
 }
 
+OPENROUTER_PRICED = {
+    "id": "openai/gpt-5-mini",
+    "pricing": {
+        "prompt": "0.00000025",
+        "completion": "0.000002",
+        "request": "0",
+        "image": "0",
+        "web_search": "0.01",
+        "input_cache_read": "0.000000025",
+    },
+}
+TOGETHER = {
+    "id": "deepseek-ai/DeepSeek-V3.1",
+    "type": "chat",
+    "context_length": 131072,
+    "pricing": {"hourly": 0, "input": 0.6, "output": 1.7, "base": 0, "cached_input": 0.06},
+}
+
 
 @pytest.mark.parametrize(
     ("entry", "abilities"),
@@ -108,6 +126,27 @@ FIREWORKS = {
         (MISTRAL, Abilities(context=256000, images=False, tools=True, thinking=False)),
         (GROQ, Abilities(context=131072)),
         (FIREWORKS, Abilities(context=131072, images=False, tools=True)),
+        (
+            OPENROUTER_PRICED,
+            Abilities(input_price=0.25, cached_price=0.025, output_price=2.0),
+        ),
+        (
+            {"id": "m:free", "pricing": {"prompt": "0", "completion": "0"}},
+            Abilities(input_price=0.0, output_price=0.0),
+        ),
+        (
+            {"id": "m", "pricing": {"prompt": 1.5e-07, "completion": 0.0000006}},
+            Abilities(input_price=0.15, output_price=0.6),
+        ),
+        (
+            TOGETHER,
+            Abilities(context=131072, input_price=0.6, cached_price=0.06, output_price=1.7),
+        ),
+        (
+            {"id": "m", "pricing": {"input": 3, "output": 7}},
+            Abilities(input_price=3.0, output_price=7.0),
+        ),
+        ({"id": "m", "pricing": {"hourly": 12.6, "input": 0, "output": 0, "base": 0}}, UNKNOWN),
         ({"id": "gpt-5-mini", "object": "model", "owned_by": "system"}, UNKNOWN),
         ("qwen-vl-tools-128k", UNKNOWN),
     ],
@@ -119,6 +158,14 @@ def test_parse_models_reads_each_servers_words_for_abilities(
     models = parse_models([entry])
     assert models is not None
     assert models[0].abilities == abilities
+
+
+NO_PRICES: tuple[Any, ...] = (
+    *(None, True, [1], {"usd": 1}, "", "free", "$1", " 1", "1\n", "\u0661"),
+    *(-1, "-1", "-0.5", float("nan"), "NaN", "inf", float("inf"), 10**400, "9" * 5000),
+    *(10_001, "1e30", "1e-99", "1e99999999", 1e-12),
+)
+NO_PRICING: tuple[Any, ...] = (None, [], "0.1", 0.1, {}, {"prompt": {"prompt": "0.1"}})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +184,9 @@ def test_parse_models_reads_each_servers_words_for_abilities(
         {"capabilities": {"vision": "yes", "tools": {"supported": 1}}},
         {"meta": [1], "details": None, "top_provider": "x"},
         {"type": ["vlm"]},
-    ],
+    ]
+    + [{"pricing": {name: value}} for name in ("prompt", "input", "output") for value in NO_PRICES]
+    + [{"pricing": value} for value in NO_PRICING],
 )
 def test_odd_fields_of_a_model_say_nothing(fields: dict[str, Any]) -> None:
     """A field of another type says nothing, and its model is listed."""

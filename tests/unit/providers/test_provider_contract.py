@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt.config.providers import Kind, ProviderSettings
+from halt.config.providers import Kind, ModelSettings, ProviderSettings
 from halt.config.settings import Config
 from halt.core.connection import UpstreamConnection
 from halt.core.decoding import CHAT_REQUEST
@@ -37,6 +37,7 @@ from halt.core.tools import Toolbox
 from halt.errors import Interrupted, UpstreamError
 from halt.providers.anthropic.request import to_messages
 from halt.providers.anthropic.stream import MessagesDecoder
+from halt.providers.base import Provider
 from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
@@ -85,6 +86,26 @@ def make(fake: FakeOpenAI, trust: ssl.SSLContext) -> Iterator[Make]:
 @pytest.fixture
 def upstream(make: Make, kind: Kind) -> Upstream:
     return make(kind)
+
+
+def test_fields_of_a_request_come_from_the_model_its_provider_and_the_request(
+    make: Make, kind: Kind, fake: FakeOpenAI
+) -> None:
+    """Of fields of one name the request's wins over the provider's, and that over the model's."""
+    upstream = make(kind, extra_body={"b": "provider", "c": "provider"})
+    assert isinstance(upstream, Provider)
+    chosen = {"a": "model", "b": "model", "c": "model"}
+    upstream.use_models({"count?n=1": ModelSettings(extra_body=chosen), "echo": ModelSettings()})
+    request_answer(upstream, "count?n=1", extra_body={"c": "request"})
+    request_answer(upstream, "echo")
+    upstream.use_models({})
+    request_answer(upstream, "count?n=1")
+    sent = [[record.body.get(name, "") for name in "abc"] for record in fake.requests]
+    assert sent == [
+        ["model", "provider", "request"],
+        ["", "provider", "provider"],
+        ["", "provider", "provider"],
+    ]
 
 
 def joined(events: list[Delta], of: type[Content] | type[Reasoning]) -> str:
