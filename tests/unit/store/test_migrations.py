@@ -13,8 +13,10 @@ from halt.core.events import Content
 from halt.core.stream_key import StreamKey
 from halt.people.person import MINE
 from halt.store.batches import Batch, Chunk
+from halt.store.connected import KeyRow, ProviderRow, Snapshot
 from halt.store.models import NamedPrompt, Preset
 from halt.store.owners import Owners
+from halt.store.people import PersonRow
 from halt.store.store import Store
 from halt.store.tables import REVISION
 from tests.support.earlier_database import make_earlier_database, revision_of
@@ -118,7 +120,9 @@ def test_migration_to_people_keeps_everything(place: tuple[Path, str]) -> None:
         assert_migrated(store)
 
 
-@pytest.mark.parametrize("statement", ["INSERT INTO people", "UPDATE alembic_version"])
+@pytest.mark.parametrize(
+    "statement", ["INSERT INTO people", "CREATE TABLE site_values", "UPDATE alembic_version"]
+)
 def test_killed_migration_is_repeated_by_the_next_start(
     place: tuple[Path, str], statement: str
 ) -> None:
@@ -164,6 +168,27 @@ def test_concurrent_first_starts_migrate_and_adopt_once(place: tuple[Path, str])
         assert store.presets.names(MINE.id) == ["cold"]
         assert len(store.search.find(MINE.id, "zebra").items) == 2
         assert store.generations.running_of(WORKER) == [StreamKey(MINE.id, "talk-2")]
+
+
+def test_migration_to_connected_providers_keeps_everything(place: tuple[Path, str]) -> None:
+    """Chats, streams and accounts stay; nothing is connected yet, and a provider can be."""
+
+    def fill_people(store: Store) -> None:
+        person = store.accounts.add(PersonRow("anna", "accounts", "", "anna", "Anna"), "anna")
+        Chat(store, owner=person.id).add_exchange("zebra?", "giraffe")
+        store.presets.save(person.id, Preset("cold", 0.1))
+
+    make_earlier_database(*place, "0004", fill_people)
+    with open_store(*place) as store:
+        assert Chat(store).exchanges() == [("zebra?", "giraffe")]
+        assert len(store.search.find("anna", "zebra").items) == 1
+        assert [account.name for account in store.accounts.summaries()] == ["Anna"]
+        assert store.presets.names("anna") == ["cold"]
+        assert store.connected.snapshot() == Snapshot(0, (), (), (), None)
+        key = KeyRow("groq", "anna", b"sealed")
+        assert store.connected.add(ProviderRow("groq", "openai")) == 1
+        assert store.connected.save_key(key) == 2
+        Chat(store, "later").add_exchange("okapi?", "1")
 
 
 def test_migration_indexes_earlier_texts_without_blanks(place: tuple[Path, str]) -> None:
