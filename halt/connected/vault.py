@@ -117,7 +117,13 @@ class Vault:
         return opened.secrets
 
     def is_old(self, sealed: bytes) -> bool:
-        """Whether other keys than the first one open the secrets, or none. Raises ConfigError."""
+        """Whether the secrets are to be sealed again with the first key. Raises ConfigError.
+
+        True also for those that no key opens. Never where this vault does not seal: the other hosts
+        could not open them any more.
+        """
+        if self._refusal:
+            return False
         sealer, _ = self._fernets()
         from cryptography.fernet import InvalidToken  # noqa: PLC0415
 
@@ -128,7 +134,12 @@ class Vault:
         return False
 
     def resealed(self, sealed: bytes) -> bytes:
-        """The same secrets, sealed with the first key. Raises SealBroken, and ConfigError."""
+        """The same secrets, sealed with the first key.
+
+        Raises SealBroken, RequestError where this vault does not seal, and ConfigError.
+        """
+        if self._refusal:
+            raise RequestError(self._refusal, field="key")
         _, opener = self._fernets()
         from cryptography.fernet import InvalidToken  # noqa: PLC0415
 

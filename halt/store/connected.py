@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Table, delete, func, insert, null, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from halt.config.providers import Kind, ModelSettings
 from halt.errors import RequestError, SignInEnded
+from halt.store import model_rows
 from halt.store.database import Database, execute, upsert
 from halt.store.tables import (
     connected_providers,
@@ -31,8 +32,6 @@ from halt.store.tables import (
 
 PROVIDERS_MAX = 100
 OWN_KEYS_MAX = 100  # of one person
-MODELS_MAX = 10_000  # of one provider: those with settings or a position
-ORDER_MAX = 5_000  # models of one provider in an order
 
 
 class UnknownProvider(RequestError):
@@ -239,55 +238,20 @@ class ConnectedRows:
     def set_model(self, provider: str, model: str, settings: ModelSettings) -> int:
         """Save the settings of a model of any provider; its position stays.
 
-        Raises RequestError if MODELS_MAX other models of the provider have settings or a position.
+        Raises RequestError if `model_rows.MODELS_MAX` other models have settings or a position.
         """
-        values = {"provider": provider, "model": model, "settings": _storable(settings)}
         with self._changing() as (connection, version):
-            statement = upsert(connection, model_settings).values(values)
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["provider", "model"], set_={"settings": values["settings"]}
-                )
-            )
-            _tidy_models(connection, provider)
+            model_rows.save_settings(connection, provider, model, settings)
             return version
 
     def order_models(self, provider: str, models: Sequence[str]) -> int:
         """Give these models the positions from 0, and the provider's other models none.
 
-        Raises RequestError for more than ORDER_MAX, or beyond MODELS_MAX as in `set_model`.
+        Raises RequestError for more than `model_rows.ORDER_MAX`, and as `set_model` does.
         """
-        names = list(dict.fromkeys(map(storable, models)))
-        if len(names) > ORDER_MAX:
-            raise RequestError(
-                f"The order has {len(names):,} models: use at most {ORDER_MAX:,}.", field="models"
-            )
+        names = model_rows.checked_order(models)
         with self._changing() as (connection, version):
-            connection.execute(
-                update(model_settings)
-                .where(
-                    model_settings.c.provider == provider, model_settings.c.position.is_not(None)
-                )
-                .values(position=null())
-            )
-            if names:
-                statement = upsert(connection, model_settings)
-                connection.execute(
-                    statement.on_conflict_do_update(
-                        index_elements=["provider", "model"],
-                        set_={"position": statement.excluded.position},
-                    ),
-                    [
-                        {
-                            "provider": provider,
-                            "model": name,
-                            "settings": ModelSettings(),
-                            "position": position,
-                        }
-                        for position, name in enumerate(names)
-                    ],
-                )
-            _tidy_models(connection, provider)
+            model_rows.save_order(connection, provider, names)
             return version
 
     def set_default(self, default: tuple[str, str] | None) -> int:
@@ -384,29 +348,6 @@ def _check_person(connection: Connection, key: KeyRow) -> None:
     if (connection.scalar(others) or 0) >= OWN_KEYS_MAX:
         raise RequestError(
             f"You have saved {OWN_KEYS_MAX} keys already. Remove one of them first.", field="key"
-        )
-
-
-def _storable(settings: ModelSettings) -> ModelSettings:
-    return msgspec.structs.replace(settings, label=storable(settings.label))
-
-
-def _tidy_models(connection: Connection, provider: str) -> None:
-    """Delete rows that say nothing. Raises RequestError if more than MODELS_MAX are left."""
-    table = model_settings
-    connection.execute(
-        delete(table).where(
-            table.c.provider == provider,
-            table.c.position.is_(None),
-            table.c.settings == ModelSettings(),
-        )
-    )
-    count = select(func.count()).where(table.c.provider == provider)
-    if (connection.scalar(count) or 0) > MODELS_MAX:
-        raise RequestError(
-            f"{MODELS_MAX:,} models of this provider have settings already. Reset some of them "
-            "first.",
-            field="model",
         )
 
 

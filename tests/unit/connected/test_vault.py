@@ -163,8 +163,19 @@ def test_hosts_with_a_shared_database_need_a_common_key(
     assert vault.unseal("p", "", Vault([key]).seal("p", "", SECRETS)) == SECRETS
 
 
-def test_workers_know_that_the_key_is_the_folders(tmp_path: Path) -> None:
-    """The key that is copied from the file into HALT_SECRET_KEY counts as set."""
+def test_hosts_without_a_common_key_seal_nothing_again(tmp_path: Path) -> None:
+    """With PostgreSQL and a key of the folder, what HALT_SECRET_KEY_OLD has sealed stays."""
+    sealed = Vault([OLD]).seal("p", "", SECRETS)
+    environ = {"HALT_DATA": str(tmp_path), "DATABASE_URL": POSTGRES, "HALT_SECRET_KEY_OLD": OLD}
+    vault = make_vault(load(environ))
+    assert vault.unseal("p", "", sealed) == SECRETS
+    assert not vault.is_old(sealed)
+    with pytest.raises(RequestError, match="Set HALT_SECRET_KEY"):
+        vault.resealed(sealed)
+
+
+def test_key_that_is_copied_from_the_file_counts_as_set(tmp_path: Path) -> None:
+    """Whether hosts have a common key does not depend on the text of a host's file."""
     key = data_dir.secret_key(tmp_path)
     environ = {"HALT_DATA": str(tmp_path), "DATABASE_URL": POSTGRES, "HALT_SECRET_KEY": key}
     assert make_vault(load(environ)).can_seal

@@ -12,6 +12,7 @@ from sqlalchemy import select, text
 from halt.errors import NameTaken
 from halt.people.accounts import new_link, new_person
 from halt.people.names import name_key
+from halt.store.connected import KeyRow
 from halt.store.models import NamedPrompt
 from halt.store.people import PersonRow
 from halt.store.sign_ins import SignIn
@@ -105,6 +106,7 @@ def test_removal_leaves_no_row_of_the_person(store: Store) -> None:
         store.named_prompts.save(person.id, NamedPrompt("A name", "A text"))
         sign_in(store, person.id, f"browser of {person.name}")
         store.sign_ins.add_token(person.id, f"token of {person.name}", "A script")
+        store.connected.save_key(KeyRow("groq", person.id, b"sealed"))
     assert store.accounts.running(ann.id) == 1
     assert store.accounts.begin_removal(ann.id) == 2
     assert store.people.barred([ann.id, bob.id, "nobody"]) == {

@@ -12,7 +12,7 @@ import pytest
 
 from halt.config.providers import ModelSettings
 from halt.errors import RequestError, SignInEnded, Unstorable
-from halt.store import connected
+from halt.store import connected, model_rows
 from halt.store.connected import KeyRow, ModelRow, ProviderRow, Snapshot, UnknownProvider
 from halt.store.people import PersonRow
 from halt.store.store import Store
@@ -278,9 +278,9 @@ def test_models_of_a_provider_are_limited(store: Store, monkeypatch: pytest.Monk
     """An order that is too long is refused, and so are settings of too many models."""
     rows = store.connected
     with pytest.raises(RequestError, match="The order has 5,001 models") as caught:
-        rows.order_models("groq", [f"{number}" for number in range(connected.ORDER_MAX + 1)])
+        rows.order_models("groq", [f"{number}" for number in range(model_rows.ORDER_MAX + 1)])
     assert caught.value.field == "models"
-    monkeypatch.setattr(connected, "MODELS_MAX", 3)
+    monkeypatch.setattr(model_rows, "MODELS_MAX", 3)
     rows.order_models("groq", ["m-1", "m-2"])
     rows.set_model("groq", "m-3", HIDDEN)
     before = rows.snapshot()
@@ -297,7 +297,7 @@ def test_models_of_a_provider_are_limited(store: Store, monkeypatch: pytest.Monk
 
 def test_largest_order_is_saved(store: Store) -> None:
     """ORDER_MAX models keep their order, whatever was stored before."""
-    names = [f"model/{number}" for number in range(connected.ORDER_MAX)]
+    names = [f"model/{number}" for number in range(model_rows.ORDER_MAX)]
     store.connected.order_models("groq", names)
     store.connected.order_models("groq", names[::-1])
     positions = {row.model: row.position for row in store.connected.snapshot().models}
