@@ -33,6 +33,24 @@ class Abilities(msgspec.Struct, frozen=True, omit_defaults=True):
 UNKNOWN = Abilities()
 
 
+def ability_words(abilities: Abilities) -> str:
+    """The known abilities of a model, as in "128k context, images, tools"; "" for none."""
+    words = [f"{_thousands(abilities.context)} context"] if abilities.context else []
+    words += [name for name in ("images", "tools", "thinking") if getattr(abilities, name)]
+    return ", ".join(words)
+
+
+def _thousands(tokens: int) -> str:
+    """A number of tokens in the usual short form: 131072 is 128k, 200000 is 200k."""
+    thousand = 1024 if tokens % 1024 == 0 and tokens % 1000 else 1000
+    if tokens < thousand:
+        return str(tokens)
+    count = tokens / thousand
+    unit = "k" if count < thousand else "M"
+    count = count if unit == "k" else count / thousand
+    return f"{count:.3g}{unit}" if count < 1000 else f"{count:.0f}{unit}"
+
+
 class ModelInfo(NamedTuple):
     """A model of a list. `label` is its name at its provider."""
 

@@ -23,11 +23,19 @@ from collections.abc import Callable, Sequence
 
 from halt.config.model_servers import server_title
 from halt.config.provider_setup import setup
-from halt.config.providers import MAX_TOKENS, ModelSettings, ProviderSettings
+from halt.config.providers import ModelSettings, ProviderSettings
 from halt.config.settings import Config
 from halt.connected.details import Details, check_secrets, checked, checked_key, short_name
-from halt.connected.presets import PRESETS
 from halt.connected.unusable import Unusable
+from halt.connected.usable import (
+    ENTER_AGAIN,
+    SHARED,
+    KeyMissing,
+    connected_settings,
+    key_of,
+    opened,
+    provider_settings,
+)
 from halt.connected.vault import SealBroken, Secrets, Vault, last_four
 from halt.core.request import Upstream
 from halt.core.serial import Serial
@@ -38,17 +46,8 @@ from halt.store.connected import ConnectedRows, KeyRow, ProviderRow, Snapshot
 
 EVERY = 1.0  # seconds between two looks at the version
 OWN_MAX = 100  # upstreams with own keys that are kept for the next request
-SHARED = ""  # the person of a key that all people use
-
-ENTER_AGAIN = "The saved key of {title} cannot be read any more: enter the key again."
-NO_KEY = "{title} has no key: enter one."
-OWN_KEY_NEEDED = "{title} needs a key of your own: add it on the page of the models."
 
 logger = logging.getLogger(__name__)
-
-#: What an upstream is made of: settings, or the models and why they cannot be used. One that was
-#: made of the same is kept.
-_Made = ProviderSettings | tuple[tuple[str, ...], str]
 
 
 class ConnectedProviders:
@@ -72,7 +71,9 @@ class ConnectedProviders:
         self._wake_others = wake_others
         self.snapshot = Snapshot(0, (), (), (), None)
         self._applying = threading.Lock()  # held while rows are read and applied
-        self._made: dict[str, tuple[_Made, Upstream]] = {}  # by name; used by the lock's holder
+        #: By name: what an upstream was made of, and the upstream, which is kept while that is the
+        #: same. Used by the lock's holder.
+        self._made: dict[str, tuple[ProviderSettings | KeyMissing, Upstream]] = {}
         self._own_lock = threading.Lock()  # protects the table below
         self._own: OrderedDict[tuple[str, str], tuple[ProviderSettings, Upstream]] = OrderedDict()
         self._starting = threading.Lock()  # held while the thread is started
@@ -120,7 +121,7 @@ class ConnectedProviders:
             snapshot = self._rows.snapshot()
             if snapshot.keys:
                 self._reseal(snapshot.keys)
-            made = {row.name: self._made_for(row, snapshot) for row in snapshot.providers}
+            made = connected_settings(self._config, self._vault, snapshot)
             upstreams: dict[str, Upstream] = {}
             for row in snapshot.providers:
                 known = self._made.get(row.name)
@@ -132,37 +133,10 @@ class ConnectedProviders:
             self.snapshot = snapshot
             self._providers.connect(upstreams, _view(snapshot))
 
-    def _made_for(self, row: ProviderRow, snapshot: Snapshot) -> _Made:
-        key = _key_of(snapshot, row.name, SHARED)
-        if key is not None:
-            try:
-                return self._settings(row, self._opened(row, key))
-            except SealBroken:
-                return row.models, ENTER_AGAIN.format(title=row.title)
-        if row.own_keys and self._config.own_keys:
-            return row.models, OWN_KEY_NEEDED.format(title=row.title)
-        if row.preset in PRESETS and PRESETS[row.preset].needs_key:
-            return row.models, NO_KEY.format(title=row.title)
-        return self._settings(row, Secrets())
-
-    def _settings(self, row: ProviderRow, secrets: Secrets) -> ProviderSettings:
-        return ProviderSettings(
-            name=row.name,
-            kind=row.kind,
-            base_url=row.base_url,
-            title=row.title,
-            key=secrets.key or "none",
-            models=row.models,
-            api_version=row.api_version,
-            max_tokens=row.max_tokens or MAX_TOKENS,
-            connect_timeout=self._config.connect_timeout,
-            continues=self._config.continues,
-            headers=secrets.headers,
-            allow_link_local=self._config.allow_link_local,
-        )
-
-    def _upstream(self, title: str, made: _Made) -> Upstream:
-        return Unusable(title, *made) if isinstance(made, tuple) else self._make(made)
+    def _upstream(self, title: str, made: ProviderSettings | KeyMissing) -> Upstream:
+        if isinstance(made, KeyMissing):
+            return Unusable(title, made.models, made.sentence)
+        return self._make(made)
 
     def _reseal(self, keys: Sequence[KeyRow]) -> None:
         """Seal again, with the present key, what was sealed with HALT_SECRET_KEY_OLD."""
@@ -172,19 +146,15 @@ class ConnectedProviders:
                     sealed = self._vault.resealed(key.sealed)
                     self._rows.reseal(key.provider, key.person, key.sealed, sealed)
 
-    def _opened(self, row: ProviderRow, key: KeyRow) -> Secrets:
-        """The secrets of a row. Raises SealBroken, also where they are for another address."""
-        return self._vault.unseal(row.name, key.person, key.sealed, address=row.base_url)
-
     def own_upstream(self, name: str, person: str) -> Upstream | None:
         """The upstream with a person's own key for a provider; None if the person has none."""
         snapshot = self.snapshot
         row = _row_of(snapshot, name)
-        key = _key_of(snapshot, name, person)
+        key = key_of(snapshot, name, person)
         if row is None or key is None or not (row.own_keys and self._config.own_keys):
             return None
         try:
-            settings = self._settings(row, self._opened(row, key))
+            settings = provider_settings(self._config, row, opened(self._vault, row, key))
         except SealBroken:
             return Unusable(row.title, row.models, ENTER_AGAIN.format(title=f"{row.title} (yours)"))
         with self._own_lock:
@@ -275,7 +245,7 @@ class ConnectedProviders:
 
     def settings_for(self, row: ProviderRow, secrets: Secrets) -> ProviderSettings:
         """The settings of a provider that is tried before it is saved."""
-        return self._settings(row, secrets)
+        return provider_settings(self._config, row, secrets)
 
     def save_own_key(self, provider: str, person: str, key: str) -> None:
         """Save a person's own key. Raises RequestError, StoreUnavailable."""
@@ -320,9 +290,9 @@ class ConnectedProviders:
 
     def _secrets(self, row: ProviderRow) -> Secrets:
         """The saved secrets that all people use; none if they cannot be read."""
-        key = _key_of(self.snapshot, row.name, SHARED)
+        key = key_of(self.snapshot, row.name, SHARED)
         try:
-            return Secrets() if key is None else self._opened(row, key)
+            return Secrets() if key is None else opened(self._vault, row, key)
         except SealBroken:
             return Secrets()
 
@@ -357,12 +327,6 @@ class ConnectedProviders:
 
 def _row_of(snapshot: Snapshot, name: str) -> ProviderRow | None:
     return next((row for row in snapshot.providers if row.name == name), None)
-
-
-def _key_of(snapshot: Snapshot, provider: str, person: str) -> KeyRow | None:
-    return next(
-        (key for key in snapshot.keys if (key.provider, key.person) == (provider, person)), None
-    )
 
 
 def _view(snapshot: Snapshot) -> ModelView:

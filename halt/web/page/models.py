@@ -8,7 +8,7 @@ from flask import render_template, request
 
 from halt.core.connection import limited_connection
 from halt.errors import Interrupted, StoreUnavailable, UpstreamError
-from halt.model_info import Abilities, ModelGroup
+from halt.model_info import ModelGroup, ability_words
 from halt.providers.catalog import valid_model_name
 from halt.store.models import Settings, UnknownConversation
 from halt.web.identity import owner
@@ -84,24 +84,6 @@ def default_model(chosen: str = "") -> dict[str, str]:
 def _option_group(group: ModelGroup) -> OptionGroup:
     options = [Option(m.name, m.label, ability_words(m.abilities)) for m in group.models]
     return OptionGroup(group.title, options)
-
-
-def ability_words(abilities: Abilities) -> str:
-    """The known abilities of a model, as in "128k context, images, tools"; "" for none."""
-    words = [f"{_thousands(abilities.context)} context"] if abilities.context else []
-    words += [name for name in ("images", "tools", "thinking") if getattr(abilities, name)]
-    return ", ".join(words)
-
-
-def _thousands(tokens: int) -> str:
-    """A number of tokens in the usual short form: 131072 is 128k, 200000 is 200k."""
-    thousand = 1024 if tokens % 1024 == 0 and tokens % 1000 else 1000
-    if tokens < thousand:
-        return str(tokens)
-    count = tokens / thousand
-    unit = "k" if count < thousand else "M"
-    count = count if unit == "k" else count / thousand
-    return f"{count:.3g}{unit}" if count < 1000 else f"{count:.0f}{unit}"
 
 
 def demo() -> str:

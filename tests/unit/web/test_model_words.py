@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from halt.model_info import Abilities
-from halt.web.page.models import ability_words
+from halt.model_info import Abilities, ability_words
 
 
 @pytest.mark.parametrize(

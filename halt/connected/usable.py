@@ -1,0 +1,78 @@
+"""The settings of connected providers, from their rows and their opened secrets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halt.config.providers import MAX_TOKENS, ProviderSettings
+from halt.config.settings import Config
+from halt.connected.presets import PRESETS
+from halt.connected.vault import SealBroken, Secrets, Vault
+from halt.store.connected import KeyRow, ProviderRow, Snapshot
+
+SHARED = ""  # the person of a key that all people use
+
+ENTER_AGAIN = "The saved key of {title} cannot be read any more: enter the key again."
+NO_KEY = "{title} has no key: enter one."
+OWN_KEY_NEEDED = "{title} needs a key of your own: add it on the page of the models."
+
+
+@dataclass(frozen=True)
+class KeyMissing:
+    """A provider that cannot be used, and the sentence that says why."""
+
+    models: tuple[str, ...]  # those that are named for it
+    sentence: str
+
+
+def connected_settings(
+    config: Config, vault: Vault, snapshot: Snapshot
+) -> dict[str, ProviderSettings | KeyMissing]:
+    """The settings of each connected provider by its name. Raises ConfigError."""
+    return {row.name: _settings_of(config, vault, snapshot, row) for row in snapshot.providers}
+
+
+def _settings_of(
+    config: Config, vault: Vault, snapshot: Snapshot, row: ProviderRow
+) -> ProviderSettings | KeyMissing:
+    key = key_of(snapshot, row.name, SHARED)
+    if key is not None:
+        try:
+            return provider_settings(config, row, opened(vault, row, key))
+        except SealBroken:
+            return KeyMissing(row.models, ENTER_AGAIN.format(title=row.title))
+    if row.own_keys and config.own_keys:
+        return KeyMissing(row.models, OWN_KEY_NEEDED.format(title=row.title))
+    if row.preset in PRESETS and PRESETS[row.preset].needs_key:
+        return KeyMissing(row.models, NO_KEY.format(title=row.title))
+    return provider_settings(config, row, Secrets())
+
+
+def provider_settings(config: Config, row: ProviderRow, secrets: Secrets) -> ProviderSettings:
+    """The settings of a provider with these secrets."""
+    return ProviderSettings(
+        name=row.name,
+        kind=row.kind,
+        base_url=row.base_url,
+        title=row.title,
+        key=secrets.key or "none",
+        models=row.models,
+        api_version=row.api_version,
+        max_tokens=row.max_tokens or MAX_TOKENS,
+        connect_timeout=config.connect_timeout,
+        continues=config.continues,
+        headers=secrets.headers,
+        allow_link_local=config.allow_link_local,
+    )
+
+
+def opened(vault: Vault, row: ProviderRow, key: KeyRow) -> Secrets:
+    """The secrets of a row. Raises SealBroken, also where they are for another address."""
+    return vault.unseal(row.name, key.person, key.sealed, address=row.base_url)
+
+
+def key_of(snapshot: Snapshot, provider: str, person: str) -> KeyRow | None:
+    """The row of a key; None if there is none."""
+    return next(
+        (key for key in snapshot.keys if (key.provider, key.person) == (provider, person)), None
+    )
