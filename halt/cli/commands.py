@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from halt.cli.screen import Screen
     from halt.cli.source import Source
+    from halt.config.providers import ProviderSettings
     from halt.core.request import Upstream
     from halt.core.service import GenerationService
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 NO_TOKEN = "An access token is needed: set HALT_TOKEN, or give --token."  # noqa: S105 - no token
 WRONG_TOKEN = "The access token is wrong: set HALT_TOKEN, or give --token, to that Halt's token."  # noqa: S105
 
-#: Makes a GenerationService for a Config and, optionally, a single provider's name.
+#: Makes a GenerationService for a Config and, optionally, a single provider.
 Make = Callable[..., "GenerationService"]
 
 
@@ -46,15 +47,22 @@ def install(app: Flask) -> None:
 
 
 def make_generations(
-    config: Config, only: str = "", upstream: Upstream | None = None
+    config: Config, only: ProviderSettings | None = None, upstream: Upstream | None = None
 ) -> GenerationService:
-    """A GenerationService without a store, for all providers of the settings or only `only`."""
+    """A GenerationService without a store, for all providers of the settings or for one alone.
+
+    `upstream` replaces all of them.
+    """
     from halt.core.service import GenerationService  # noqa: PLC0415
     from halt.core.stop import StopRegistry  # noqa: PLC0415
     from halt.providers.discovery import make_discovery  # noqa: PLC0415
     from halt.providers.factory import make_upstream  # noqa: PLC0415
 
-    upstream = upstream or make_upstream(config, only, discovery=make_discovery(config))
+    if upstream is None and only is not None:
+        from halt.doctor.providers import service_of  # noqa: PLC0415
+
+        return service_of(config, only)
+    upstream = upstream or make_upstream(config, discovery=make_discovery(config))
     return GenerationService(config, upstream, StopRegistry())
 
 
@@ -274,7 +282,7 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
 
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
     config, make = _settings()
-    report = Report(None if as_json else click.echo)
+    report = Report(None if as_json else lambda finding: click.echo(finding.line))
     if url is None:
         check_sign_in(report, config)
     if url is None or config.has_provider:

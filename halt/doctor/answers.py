@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from typing import Any
 
+from halt.clock import now
 from halt.core.events import (
     Cancelled,
     Content,
@@ -30,23 +33,26 @@ from halt.doctor.report import Report
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
 #: An answer in fewer pieces is too short to show buffering.
 PIECES_MIN = 8
+ENOUGH_SECONDS = 20.0  # after which an answer that shall not be read to its end is stopped
 #: Pieces count as buffered if a read brings at least this many on average.
 GATHERED = 5
 
 
 @contextlib.contextmanager
 def watched(
-    generations: GenerationService, prompt: str, **options: Any
+    report: Report, generations: GenerationService, prompt: str, **options: Any
 ) -> Iterator[tuple[Run, Watch]]:
     """Start an answer with a viewer; stop it at the end of the block if it still runs.
 
-    `options` are further fields of the request.
+    A cancellation of the report's checks stops it, too. `options` are further fields of the
+    request.
     """
     run = generations.start(ChatRequest([Message("user", prompt)], **options))
     viewer = generations.readers.view(run)
     watch = Watch(run.follow(0, viewer))
     try:
-        yield run, watch
+        with report.cancellation.interrupting(partial(generations.stop, run.key)):
+            yield run, watch
     finally:
         generations.stop(run.key)
         for _ in watch.groups:  # reads the rest, so that its connection is released
@@ -78,35 +84,44 @@ class Watch:
                 self.reads += 1
 
 
-def check_answer(report: Report, generations: GenerationService) -> bool:
-    """Request a short answer and check it; False if it failed or is empty."""
-    with watched(generations, SHORT) as (_, watch):
-        while (ended := watch.ended) is None:
+def check_answer(
+    report: Report, generations: GenerationService, enough: int | None = None
+) -> Metrics | None:
+    """Request a short answer and check it; None if it failed or is empty, else its figures.
+
+    It is stopped after `enough` pieces, or ENOUGH_SECONDS; None: it is read to its end.
+    """
+    until = inf if enough is None else now() + ENOUGH_SECONDS
+    with watched(report, generations, SHORT) as (run, watch):
+        while watch.ended is None:
             watch.next()
+            if watch.began and (watch.reads >= (enough or inf) or now() > until):
+                generations.stop(run.key)
+    ended = watch.ended
     if isinstance(ended, Failed):
         report.fail("answer", ended.error.message, report.remedy(ended.error.code))
-        return False
+        return None
     figures = ended.metrics
     if not figures.chunks:
         report.fail(
             "answer", "the answer is empty.", "Look at the model's server, or try another model."
         )
-        return False
+        return None
     rate = figures.tokens_per_second
     pace = f", {rate:.0f} tokens/s" if rate else ""
     model = generations.upstream.known_model
     first = f"first token after {figures.ttft_ms or 0:.0f} ms{pace}"
     report.ok("answer", f"{model}: {first}" if model else first)
     _check_streaming(report, figures, watch.reads)
-    if isinstance(ended, Done) and ended.usage:
+    if isinstance(ended, Done) and ended.usage and enough is None:
         report.ok("usage", f"reported: {figures.tokens} tokens")
-    else:
+    elif isinstance(ended, Done) and enough is None:
         report.warn(
             "usage",
             "the server reports no usage, so token counts are estimated.",
             "No action is needed; newer servers support stream_options.include_usage.",
         )
-    return True
+    return figures
 
 
 def _check_streaming(report: Report, figures: Metrics, reads: int) -> None:
@@ -143,7 +158,7 @@ def check_extras(report: Report, generations: GenerationService) -> None:
         ("tools", "tools", [tool]),
         ("reasoning", "reasoning_effort", "low"),
     ):
-        with watched(generations, SHORT, **{setting: value}) as (_, watch):
+        with watched(report, generations, SHORT, **{setting: value}) as (_, watch):
             watch.wait_until_begun()
         if isinstance(watch.ended, Failed):
             message = watch.ended.error.message

@@ -9,9 +9,10 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import limited_connection
 from halt.core.service import GenerationService
 from halt.doctor.report import Report, milliseconds
-from halt.errors import HaltError
+from halt.errors import HaltError, UpstreamError
 from halt.providers.base import API_PATH
 
+NO_LIST = "the server has no list of models."
 LIST_TIMEOUT = 10.0  # seconds for the list of models
 
 
@@ -23,9 +24,12 @@ def check_models(
     model = upstream.known_model
     began = now()
     try:
-        with limited_connection(
-            min(LIST_TIMEOUT, generations.config.first_byte_timeout)
-        ) as connection:
+        with (
+            limited_connection(
+                min(LIST_TIMEOUT, generations.config.first_byte_timeout)
+            ) as connection,
+            report.cancellation.interrupting(connection.interrupt),
+        ):
             if provider.models:  # named in the settings; the server may have no list
                 upstream.check(connection)
             names = upstream.models(connection)
@@ -36,13 +40,20 @@ def check_models(
             return False
         return _no_list(report, provider, model, error)
     report.is_listed = True
-    report.ok("key", "none is needed" if provider.key == "none" else "accepted")
+    report.ok(
+        "key", "none is needed" if provider.key == "none" else "accepted for the list of models"
+    )
     spent = milliseconds(now() - began)
     if not names and model:
         remedy = f"No action is needed if {report.names['model']} is correct."
         report.warn("models", "the server's list is empty.", remedy)
+    elif not names and provider.kind == "azure":  # its list does not say what is deployed
+        remedy = f"Set {report.names['model']} to the name of a deployment."
+        report.fail("models", "no deployment is named.", remedy)
+        return False
     elif not names:
-        report.fail("models", "the server has no models.", "Load a model on the server.")
+        remedy = f"Load a model on the server, or set {report.names['model']} to one."
+        report.fail("models", "the server has no models.", remedy)
         return False
     elif model and model not in names:
         report.warn(
@@ -57,14 +68,17 @@ def check_models(
 
 #: Codes of list errors after which a request for an answer would fail too, so none is made.
 _FINAL = frozenset({"unauthorized", "no_model"})
-_UNREACHED = (
-    "upstream_refused",
-    "upstream_dns",
-    "upstream_tls",
-    "upstream_no_tls",
-    "upstream_connect",
-    "upstream_unreachable",
-    "address_refused",
+_UNREACHED = frozenset(
+    {
+        "upstream_refused",
+        "upstream_dns",
+        "upstream_tls",
+        "upstream_no_tls",
+        "upstream_tls_timeout",
+        "upstream_connect_timeout",
+        "upstream_unreachable",
+        "address_refused",
+    }
 )
 
 
@@ -72,19 +86,25 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
     """Report why there is no list of models; whether an answer can be requested all the same."""
     name = "key" if error.code in {"unauthorized", "forbidden"} else "models"
     setting = report.names["model"]
-    if model and error.code not in _FINAL and not error.code.startswith(_UNREACHED):
+    if model and error.code not in _FINAL and error.code not in _UNREACHED:
         text = error.message
         if error.code == "endpoint_not_found":
-            text = "the server has no list of models."
-        remedy = f"No action is needed if {setting} is correct: doctor uses {model}."
+            text = NO_LIST
+        remedy = f"No action is needed if {setting} is correct: {model} is used."
         report.warn(name, text, remedy)
         return True
-    if error.code == "endpoint_not_found":
+    if error.code == "endpoint_not_found" and isinstance(error, UpstreamError):
         is_whole = provider.kind != "openai" or API_PATH.search(urlsplit(provider.base_url).path)
-        remedy = f"Set {setting} to a model that the server has."
-        if not is_whole:
-            remedy = f"{report.remedy(error.code)} If it does: {remedy.lower()}"
-        report.fail(name, error.message, remedy)
+        what = f"et {setting} to a model that the server has."
+        remedy = f"S{what}" if is_whole else f"{report.remedy(error.code)} If it does: s{what}"
+        # Without the error's own sentence, which names a setting, too.
+        plain = error.with_code(error.code, sentence=NO_LIST).with_hint(error.hint)
+        report.fail(name, plain.message, remedy)
     else:
-        report.fail(name, error.message, report.remedy(error.code))
+        remedy = report.remedy(error.code)
+        if error.code == "upstream_dropped" and provider.base_url.startswith("http:"):
+            remedy = (
+                f"If the server uses TLS, begin {report.names['address']} with https://. {remedy}"
+            )
+        report.fail(name, error.message, remedy)
     return False

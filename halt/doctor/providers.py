@@ -5,25 +5,45 @@ It also checks the limit on open files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 from halt.config import open_files
 from halt.config.provider_setup import setup
-from halt.config.providers import ProviderSettings
+from halt.config.providers import ProviderSettings, Setup
 from halt.config.settings import Config
 from halt.core.service import GenerationService
+from halt.core.stop import StopRegistry
 from halt.doctor.answers import check_answer, check_extras
 from halt.doctor.connection import check_connection
 from halt.doctor.models import check_models
-from halt.doctor.report import ENVIRONMENT, Report
+from halt.doctor.remedies import ADDRESS_PHRASES, CONNECTED, ENVIRONMENT
+from halt.doctor.report import Report
 from halt.doctor.running_requests import ServerLoad
 from halt.doctor.stop import check_stop
 from halt.providers.client_transport import public_address
+from halt.providers.factory import make_provider
 from halt.providers.openai import ENDPOINT
+from halt.transport.pool import Transport
 
-Make = Callable[[Config, str], GenerationService]
+#: Makes a GenerationService from settings, for one provider.
+Make = Callable[[Config, ProviderSettings], GenerationService]
+
+
+def service_of(
+    config: Config, provider: ProviderSettings, instance_id: str = ""
+) -> GenerationService:
+    """A GenerationService without a store for this provider alone: a `Make`.
+
+    `instance_id`: of the server that makes the checks, see `halt.core.via`; empty: no server.
+    """
+    transport = Transport(
+        provider.connect_timeout,
+        instance_id=instance_id,
+        allow_link_local=provider.allow_link_local,
+    )
+    return GenerationService(config, make_provider(provider, transport), StopRegistry())
 
 
 def _setting_names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:
@@ -37,13 +57,19 @@ def _setting_names(config: Config, provider: ProviderSettings) -> Mapping[str, s
     }
 
 
-def check_providers(report: Report, config: Config, make: Make, timeout: float) -> None:
-    """Check each provider of these settings; `timeout` is the longest silence, in seconds.
+def check_providers(
+    report: Report,
+    config: Config,
+    make: Make,
+    timeout: float,
+    connected: Sequence[ProviderSettings] = (),
+) -> None:
+    """Check each provider of these settings, then those that were connected on the page.
 
-    `make` makes a GenerationService from settings for the provider with the given name.
+    `timeout` is the longest silence, in seconds.
     """
-    report.limit_options = {
-        setting: "--timeout"
+    limits = {
+        f"{setting} sets this limit": "--timeout sets this limit"
         for setting, seconds in (
             ("HALT_FIRST_BYTE_TIMEOUT", config.first_byte_timeout),
             ("HALT_GAP_TIMEOUT", config.gap_timeout),
@@ -57,22 +83,44 @@ def check_providers(report: Report, config: Config, make: Make, timeout: float) 
         gap_timeout=min(timeout, config.gap_timeout),
     )
     _check_open_files(report, config.max_streams)
-    providers = setup(config).providers
-    for provider in providers:
-        report.part = f"{provider.name}: " if len(providers) > 1 else ""
-        report.names = _setting_names(config, provider)
-        report.is_listed = False
+    configured = setup(config)
+    has_several = len(configured.providers) + len(connected) > 1
+    for provider in configured.providers:
+        _begin(report, provider, _setting_names(config, provider), has_several=has_several)
+        report.phrases = limits
+        _check_provider(report, config, _with_default(configured, provider), make)
+    for provider in connected:
+        _begin(report, provider, CONNECTED, has_several=has_several)
+        report.phrases = limits | dict.fromkeys(ADDRESS_PHRASES, CONNECTED["address"])
         _check_provider(report, config, provider, make)
     report.part = ""
 
 
+def _begin(
+    report: Report, provider: ProviderSettings, names: Mapping[str, str], *, has_several: bool
+) -> None:
+    """Prepare the report for the findings of this provider."""
+    report.part = f"{provider.name}: " if has_several else ""
+    report.names = names
+    report.secrets = provider.secrets
+    report.is_listed = False
+
+
+def _with_default(configured: Setup, provider: ProviderSettings) -> ProviderSettings:
+    """The provider, with the default model of all providers if it is one of its models."""
+    limited = configured.limited_to(provider.name)
+    (single,) = limited.providers
+    return replace(single, default_model=limited.default) if limited.default else single
+
+
 def _check_provider(report: Report, config: Config, provider: ProviderSettings, make: Make) -> None:
-    if not _check_connection(report, provider):
+    if not check_address(report, provider):
         return
-    with closing(make(config, provider.name)) as generations:
+    with closing(make(config, provider)) as generations:
         if not (check_models(report, provider, generations) and check_answer(report, generations)):
             return
-        with closing(ServerLoad(provider, generations.upstream.known_model)) as load:
+        model = generations.upstream.known_model
+        with closing(ServerLoad(provider, model, report.cancellation)) as load:
             check_stop(report, generations, load)
         check_extras(report, generations)
 
@@ -88,8 +136,11 @@ def _check_open_files(report: Report, streams: int) -> None:
         report.warn("open files", f"{text}.", remedy)
 
 
-def _check_connection(report: Report, provider: ProviderSettings) -> bool:
-    """Check the form of the address, then the connection to it."""
+def check_address(report: Report, provider: ProviderSettings) -> bool:
+    """Check the form of the address, then the connection to it. Returns whether there is one.
+
+    Raises ChecksEnded.
+    """
     base = ENDPOINT.sub("", provider.base_url)
     if provider.kind == "openai" and base != provider.base_url:
         report.warn(
@@ -99,5 +150,9 @@ def _check_connection(report: Report, provider: ProviderSettings) -> bool:
             f"Remove it: set {report.names['address']} to {public_address(base)}.",
         )
     return check_connection(
-        report, provider.base_url, provider.connect_timeout, report.names["address"]
+        report,
+        provider.base_url,
+        provider.connect_timeout,
+        report.names["address"],
+        allow_link_local=provider.allow_link_local,
     )

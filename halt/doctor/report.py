@@ -1,79 +1,22 @@
-"""The findings of `doctor`, and the remedy for each error code."""
+"""The findings of a run of checks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
+from halt.doctor.cancellation import Cancellation
+from halt.doctor.remedies import COMMAND, ENVIRONMENT, LISTED_REMEDIES, REMEDIES
+from halt.redaction import without_secrets
 from halt.rendering.plain_lines import one_line
 
 TEXT_MAX = 400  # characters of a finding
 
 Status = Literal["ok", "warn", "fail"]
-
-_LOOK_AT_LOGS = "Look at the log of the model's server, and at proxies before it."
-_NO_TLS = "Correct {address}: the address of a server without TLS begins with http://."
-_WRONG_ADDRESS = (
-    "Correct {address}: it must be the address of the API, up to and with /v1 if its paths have it."
-)
-#: Remedy for each code of an UpstreamError. Placeholders in braces are names of settings.
-REMEDIES = {
-    "upstream_refused": "Start the model's server, or correct {address}.",
-    "upstream_dns": "Correct the name in {address}, or this machine's DNS settings.",
-    "upstream_tls": "Give the server a certificate for this name; for your own certificate "
-    "authority set SSL_CERT_FILE.",
-    "upstream_no_tls": _NO_TLS,
-    "upstream_tls_timeout": _NO_TLS,
-    "upstream_connect_timeout": "Correct {address}, or look for a firewall that blocks it.",
-    "upstream_unreachable": "Correct {address}, or look for a firewall or proxy that blocks it.",
-    "address_refused": "Correct {address}, or set HALT_ALLOW_LINK_LOCAL=1 if the model's server is "
-    "there.",
-    "upstream_dropped": _LOOK_AT_LOGS,
-    "upstream_incomplete": _LOOK_AT_LOGS,
-    "bad_request": "Correct what the server's message names, or set {model} to another model.",
-    "context_too_long": "Load the model with a longer context.",
-    "unauthorized": "Set {key} to a key of this server.",
-    "forbidden": "Use a key that is allowed to do this, or set {model} to another model.",
-    "region_not_supported": "Another key does not help. Use a provider for this country: set "
-    "{address}, {key} and {model}.",
-    "content_filter": "Check the content rules of the server, or set {model} to another model.",
-    "quota_exceeded": "Add credit to the account of this key, or raise its limit.",
-    "model_not_found": "Set {model} to a model of this server.",
-    "endpoint_not_found": _WRONG_ADDRESS,
-    "model_loading": "Wait until the model is loaded, then run doctor again, or raise --timeout.",
-    "rate_limited": "Wait and run doctor again, or raise the limits of your account.",
-    "upstream_invalid": _WRONG_ADDRESS,
-    "upstream_web_page": f"{_WRONG_ADDRESS} If the network requires a sign-in, sign in first.",
-    "first_byte_timeout": "Check whether the model's server has loaded the model and is not busy, "
-    "or raise --timeout.",
-    "stalled": "Look at the log of the model's server, and at proxies before it.",
-    "no_model": "Set OPENAI_API_KEY or OPENAI_BASE_URL.",
-}
-#: Remedies that replace those of REMEDIES if the address has returned a list of models.
-LISTED_REMEDIES = {
-    "endpoint_not_found": "The list of models is at {address}, but chat completions are not. See "
-    "the server's documentation for the address of its OpenAI-compatible API.",
-    "upstream_invalid": "{address} is correct. Look at the server's log and version, and at "
-    "gateways before it.",
-}
-
-#: Names of a provider's settings in the environment, by kind of provider.
-ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
-    "openai": {"address": "OPENAI_BASE_URL", "key": "OPENAI_API_KEY", "model": "HALT_MODEL"},
-    "azure": {
-        "address": "AZURE_OPENAI_ENDPOINT",
-        "key": "AZURE_OPENAI_API_KEY",
-        "model": "AZURE_OPENAI_DEPLOYMENT",
-    },
-    "anthropic": {
-        "address": "ANTHROPIC_BASE_URL",
-        "key": "ANTHROPIC_API_KEY",
-        "model": "HALT_MODEL",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -85,17 +28,34 @@ class Finding:
     text: str
     remedy: str | None = None
 
+    @property
+    def line(self) -> str:
+        """The finding as a line of text."""
+        end = "" if not self.remedy or self.text.endswith((".", "!", "?", "…")) else "."
+        remedy = f"{end} {self.remedy}" if self.remedy else ""
+        return f"{self.status:<4}  {self.name}: {self.text}{remedy}"
+
 
 class Report:
-    """Collects findings and calls `print_line` with each as a line; None prints nothing."""
+    """The findings of a run of checks. Calls `on_finding` with each, unless it is None.
 
-    def __init__(self, print_line: Callable[[str], object] | None) -> None:
+    The checks look at `cancellation` wherever they wait. Findings hold none of `secrets`.
+    """
+
+    def __init__(
+        self,
+        on_finding: Callable[[Finding], object] | None,
+        cancellation: Cancellation | None = None,
+    ) -> None:
         self.findings: list[Finding] = []
+        self.cancellation = cancellation or Cancellation()
         self.part = ""  # prefix of the findings' names, if there are several providers
         self.names: Mapping[str, str] = ENVIRONMENT["openai"]  # names of settings, for remedies
-        self.limit_options: Mapping[str, str] = {}  # setting of a limit -> option that replaces it
+        self.phrases: Mapping[str, str] = {}  # words of errors -> words that replace them
+        self.secrets: tuple[str, ...] = ()
         self.is_listed = False  # the address has returned a list of models
-        self._print_line = print_line
+        self._on_finding = on_finding
+        self._folded: list[Finding] | None = None  # findings that become one
 
     @property
     def is_well(self) -> bool:
@@ -117,22 +77,61 @@ class Report:
     def remedy(self, code: str) -> str:
         """The remedy for an error of this code, with the names of the settings to change."""
         general = REMEDIES.get(code, "Look at the log of the model's server.")
-        remedy = LISTED_REMEDIES.get(code, general) if self.is_listed else general
-        return remedy.format_map(self.names)
+        return self.worded(LISTED_REMEDIES.get(code, general) if self.is_listed else general)
+
+    def worded(self, remedy: str) -> str:
+        """A remedy with the names of settings, and words, in place of its placeholders."""
+        return remedy.format_map({**COMMAND, **self.names})
+
+    @contextlib.contextmanager
+    def folded(
+        self, name: str, is_left_out: Callable[[Finding], bool] = lambda _: False
+    ) -> Iterator[None]:
+        """Context manager: the findings of the block become one, if there are any.
+
+        After a failure it is that; else it has the texts of all, except the good findings of which
+        `is_left_out` is true.
+        """
+        group: list[Finding] = []
+        self._folded = group
+        try:
+            yield
+        finally:
+            self._folded = None
+        failed = [finding for finding in group if finding.status == "fail"]
+        shown = failed[:1] or [
+            finding for finding in group if finding.status != "ok" or not is_left_out(finding)
+        ]
+        if shown:
+            status: Status = "fail" if failed else "warn" if _has_warning(shown) else "ok"
+            text = "; ".join(finding.text.removesuffix(".") for finding in shown)
+            remedy = " ".join(finding.remedy for finding in shown if finding.remedy)
+            self._add(name, status, failed[0].text if failed else text, remedy or None)
 
     def as_json(self) -> str:
         """All findings as a JSON object."""
         return msgspec.json.encode({"ok": self.is_well, "findings": self.findings}).decode()
 
+    def without_secrets(self, text: str) -> str:
+        """The text with "[key]" in place of each secret."""
+        return without_secrets(text, self.secrets)
+
     def _add(self, name: str, status: Status, text: str, remedy: str | None = None) -> None:
-        for setting, option in self.limit_options.items():
-            text = text.replace(f"{setting} sets this limit", f"{option} sets this limit")
-        finding = Finding(self.part + name, status, one_line(text, TEXT_MAX), remedy)
+        for words, replacement in self.phrases.items():
+            text = text.replace(words, replacement)
+        text = one_line(self.without_secrets(text), TEXT_MAX)
+        remedy = remedy and self.without_secrets(remedy)
+        if self._folded is not None:
+            self._folded.append(Finding(name, status, text, remedy))
+            return
+        finding = Finding(self.part + name, status, text, remedy)
         self.findings.append(finding)
-        if self._print_line is not None:
-            end = "" if not finding.remedy or finding.text.endswith((".", "!", "?", "…")) else "."
-            remedy_text = f"{end} {finding.remedy}" if finding.remedy else ""
-            self._print_line(f"{finding.status:<4}  {finding.name}: {finding.text}{remedy_text}")
+        if self._on_finding is not None:
+            self._on_finding(finding)
+
+
+def _has_warning(findings: Sequence[Finding]) -> bool:
+    return any(finding.status == "warn" for finding in findings)
 
 
 def milliseconds(spent: float) -> str:

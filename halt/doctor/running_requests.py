@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable
 from itertools import chain, repeat
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from halt.clock import now
 from halt.config.addresses import is_openai_url
 from halt.config.providers import ProviderSettings
 from halt.core.connection import limited_connection
+from halt.doctor.cancellation import Cancellation
 from halt.errors import HaltError
 from halt.transport.http1 import body_of
 from halt.transport.pool import Transport
@@ -90,13 +90,20 @@ class WaitResult(NamedTuple):
 class ServerLoad:
     """Counts the running requests of one provider's server. For one thread."""
 
-    def __init__(self, provider: ProviderSettings, model: str) -> None:
-        """`model` selects the instance if the server is a router for several models."""
+    def __init__(
+        self, provider: ProviderSettings, model: str, cancellation: Cancellation | None = None
+    ) -> None:
+        """`model` selects the instance if the server is a router for several models.
+
+        After a cancellation, and in the waits that it ends, the methods raise ChecksEnded.
+        """
+        self._cancellation = cancellation or Cancellation()
         may_report = provider.kind == "openai" and not is_openai_url(provider.base_url)
         self._sources = _SOURCES if may_report else ()
         self._root = _VERSION_PATH.sub("", provider.base_url.rstrip("/"))
         self._parameters = {"model": model} if model else {}
         headers = {} if provider.key == "none" else {"Authorization": f"Bearer {provider.key}"}
+        headers |= provider.headers
         self._transport = Transport(
             min(provider.connect_timeout, LOAD_TIMEOUT), allow_link_local=provider.allow_link_local
         )
@@ -129,7 +136,7 @@ class ServerLoad:
                 return WaitResult(count, last_busy_at, now() - began)
             last_busy_at = count_at
             # The server sends no notification, so the wait polls.
-            time.sleep(min(next(pauses), max(0.0, seconds - (now() - began))))
+            self._cancellation.pause(min(next(pauses), max(0.0, seconds - (now() - began))))
 
     def close(self) -> None:
         """Close the connection to the server."""
@@ -138,7 +145,10 @@ class ServerLoad:
 
     def _get(self, path: str) -> bytes | None:
         """The body of a complete response with status 200, else None."""
-        with limited_connection(LOAD_TIMEOUT):
+        with (
+            limited_connection(LOAD_TIMEOUT) as connection,
+            self._cancellation.interrupting(connection.interrupt),
+        ):
             try:
                 url = self._root + path
                 with self._client.stream("GET", url, params=self._parameters) as response:

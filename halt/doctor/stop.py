@@ -16,7 +16,7 @@ WATCHED_AFTER_STOP = 5.0  # seconds for which the model's server is observed aft
 def check_stop(report: Report, generations: GenerationService, load: ServerLoad) -> None:
     """Stop a running answer; check that the connection is closed and the model stops."""
     before = load.wait_idle(IDLE_WITHIN).running
-    with watched(generations, LONG) as (run, watch):
+    with watched(report, generations, LONG) as (run, watch):
         watch.wait_until_begun()
         if isinstance(watch.ended, Failed):
             report.fail("stop", watch.ended.error.message, "Try again.")
@@ -25,8 +25,9 @@ def check_stop(report: Report, generations: GenerationService, load: ServerLoad)
         receipt = generations.stop(run.key)
     spent = f"{receipt.elapsed_ms:.0f} ms"
     if receipt.status == "finished":
-        remedy = (
-            "Run doctor again. A server that does not stream sends an answer only when complete."
+        remedy = report.worded(
+            "A server that does not stream sends an answer only when complete. If this one "
+            "streams, {again}."
         )
         report.warn("stop", "the answer was complete before the Stop was sent.", remedy)
     elif receipt.upstream == "closed":

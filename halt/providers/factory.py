@@ -39,25 +39,22 @@ def make_provider(
 
 def make_upstream(
     config: Config,
-    only: str = "",
     instance_id: str = "",
     discovery: Discovery | None = None,
     last: LastModel | None = None,
 ) -> Providers:
-    """Create all providers of the settings, or only the one named `only`. Raises ConfigError.
+    """Create all providers of the settings. Raises ConfigError.
 
     If the settings name no provider, those that `discovery` finds are used, and the default model
     is the one in `last`. `instance_id`: see `halt.core.via`.
     """
     configured = setup(config)
-    if only:
-        configured = configured.limited_to(only)
 
     make = partial(make_provider, instance_id=instance_id)
     # Without an address there is none: `Providers` says so, and others may be connected later.
-    usable = [settings for settings in configured.providers if settings.base_url or only]
+    usable = [settings for settings in configured.providers if settings.base_url]
     providers = {settings.name: make(settings) for settings in usable}
-    if only or discovery is None:
+    if discovery is None:
         return Providers(providers, configured.default)
     return DiscoveredProviders(
         providers,

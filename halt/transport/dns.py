@@ -50,6 +50,18 @@ class Resolver:
         except TimeoutError:
             raise TimeoutError("the name server did not answer in time") from None
 
+    def look_up(self, host: str, port: int) -> Future[Sequence[Address]]:
+        """The look-up of a host, running or done. Raises OSError if it cannot be started.
+
+        For a caller that must be able to leave while it runs. The future raises OSError.
+        """
+        found = self._cached_or_lookup(host, port)
+        if isinstance(found, Future):
+            return found
+        lookup: _Lookup = Future()
+        lookup.set_result(found)
+        return lookup
+
     def forget(self, host: str, port: int) -> None:
         """Drop a host from the cache, as its addresses may have changed: connecting failed."""
         with self._lock:

@@ -245,7 +245,7 @@ class Transport(httpx2.BaseTransport):
         fault: OSError = OSError("the name has no address")
         resolved = self._resolver.addresses(*address, deadline)
         if not (is_proxy or self._allow_link_local):
-            resolved = _allowed(address[0], resolved)
+            resolved = allowed_addresses(address[0], resolved)
         # These very addresses are connected to: a second look-up could return others.
         for family, kind, proto, _, target in resolved:
             sock = socket.socket(family, kind, proto)
@@ -320,7 +320,7 @@ class Transport(httpx2.BaseTransport):
         )
 
 
-def _allowed(host: str, resolved: Sequence[Address]) -> Sequence[Address]:
+def allowed_addresses(host: str, resolved: Sequence[Address]) -> Sequence[Address]:
     """The addresses to which Halt connects. Raises AddressRefused if there are only others."""
     allowed = [address for address in resolved if not refused_kind(address[4][0])]
     if resolved and not allowed:

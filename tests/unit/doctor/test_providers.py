@@ -11,6 +11,11 @@ import pytest
 
 from halt.app import create_app
 from halt.config.environment import load
+from halt.config.providers import ProviderSettings
+from halt.config.settings import Config
+from halt.core.service import GenerationService
+from halt.doctor.providers import check_providers, service_of
+from halt.doctor.report import Report
 from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.doctor_command import ENDLESS, PACED, TWO_SECONDS, doctor
@@ -344,3 +349,52 @@ def test_doctor_claims_nothing_of_a_server_that_counts_no_answer(
     status, text = model_stop(model_server)
     assert status == "ok"
     assert text == "not known: this server does not report its running requests (docs/stop.md)"
+
+
+# --- providers that were connected on the page ----------------------------------------------------
+
+
+def test_connected_providers_are_checked_after_the_others(shared_fake: FakeOpenAI) -> None:
+    """Their findings have their names, their remedies the words of the page, their keys no place."""
+    key = "fake-key-of-a-form"
+    connected = [
+        ProviderSettings(name="near", kind="openai", base_url=shared_fake.base_url, key=key),
+        ProviderSettings(name="wrong", kind="openai", base_url=shared_fake.origin, key=key),
+        ProviderSettings(
+            name="closed", kind="anthropic", base_url=f"http://127.0.0.1:{free_port()}", key=key
+        ),
+    ]
+    report = Report(None)
+    config = load({"OPENAI_BASE_URL": shared_fake.base_url, "HALT_MODEL": "401"})
+    check_providers(report, config, service_of, 20.0, connected)
+    findings = {finding.name: finding for finding in report.findings}
+    assert "OPENAI_API_KEY" in str(findings["openai: answer"].remedy)
+    assert findings["near: answer"].status in {"ok", "warn"}
+    assert findings["near: answer"].text.startswith("echo: ")
+    assert findings["closed: connection"].status == "fail"
+    assert "Address in Settings, Models" in str(findings["closed: connection"].remedy)
+    assert "Models in Settings, Models" in str(findings["wrong: models"].remedy)
+    assert "OPENAI_BASE_URL" not in findings["wrong: models"].text
+    assert key not in repr(report.findings)
+    assert list(findings)[-1].startswith("closed: ")
+
+
+def test_default_of_several_providers_is_that_of_its_own_alone(shared_fake: FakeOpenAI) -> None:
+    """HALT_MODEL names a provider's model; another provider uses its own first one."""
+    made: list[ProviderSettings] = []
+
+    def make(config: Config, provider: ProviderSettings) -> GenerationService:
+        made.append(provider)
+        return service_of(config, provider)
+
+    settings = {
+        "OPENAI_BASE_URL": shared_fake.base_url,
+        "ANTHROPIC_BASE_URL": shared_fake.origin,
+        "ANTHROPIC_API_KEY": "fake-key-of-tests",
+        "HALT_MODEL": "anthropic/401",
+    }
+    check_providers(Report(None), load(settings), make, 20.0)
+    assert [(provider.name, provider.first_model) for provider in made] == [
+        ("openai", ""),
+        ("anthropic", "401"),
+    ]

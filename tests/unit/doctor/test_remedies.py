@@ -168,12 +168,21 @@ def test_server_without_a_model_list_needs_halt_model() -> None:
         report = doctor_of_server(lists=lists)
         assert report.statuses()["models"] == "fail", report.text
         assert report.remedy("models") == "Set HALT_MODEL to a model that the server has."
+        assert "HALT_MODEL" not in report.text_of("models")
         report = doctor_of_server(lists=lists, HALT_MODEL="good")
         assert report.exit_code == 0, report.text
         assert report.statuses()["models"] == "warn"
         assert report.findings["models"]["text"] == "the server has no list of models."
         assert report.remedy("models").startswith("No action is needed")
         assert report.statuses()["answer"] == "ok"
+
+
+def test_setting_keeps_its_letters_in_the_middle_of_a_remedy() -> None:
+    """At an address without /v1 the remedy names both settings as they are written."""
+    with serving(refuse_list) as url:
+        remedy = doctor(OPENAI_BASE_URL=url.removesuffix("/v1")).remedy("models")
+    assert remedy.startswith("Correct OPENAI_BASE_URL: ")
+    assert remedy.endswith("If it does: set HALT_MODEL to a model that the server has.")
 
 
 @pytest.mark.parametrize(
