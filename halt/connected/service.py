@@ -70,6 +70,7 @@ class ConnectedProviders:
         self._make = make
         self._wake_others = wake_others
         self.snapshot = Snapshot(0, (), (), (), None)
+        self._failed_version: int | None = None  # rows that this version of Halt cannot apply
         self._applying = threading.Lock()  # held while rows are read and applied
         #: By name: what an upstream was made of, and the upstream, which is kept while that is the
         #: same. Used by the lock's holder.
@@ -110,10 +111,15 @@ class ConnectedProviders:
     def look(self) -> None:
         """Apply what is in the database if its version is another one than before."""
         try:
-            if self._rows.version() != self.snapshot.version:
-                self.load()
+            version = self._rows.version()
+            if version in (self.snapshot.version, self._failed_version):
+                return
+            self.load()
         except StoreUnavailable:
             return  # what was applied stays in use; the page tells of the fault, and the log
+        except Exception:
+            logger.exception("connected providers of version %s cannot be used", version)
+            self._failed_version = version  # a look each second must not fill the log
 
     def load(self) -> None:
         """Read all rows and apply them. Raises StoreUnavailable."""
@@ -142,7 +148,7 @@ class ConnectedProviders:
         """Seal again, with the present key, what was sealed with HALT_SECRET_KEY_OLD."""
         for key in keys:
             if self._vault.is_old(key.sealed):
-                with contextlib.suppress(SealBroken):
+                with contextlib.suppress(SealBroken, StoreUnavailable):
                     sealed = self._vault.resealed(key.sealed)
                     self._rows.reseal(key.provider, key.person, key.sealed, sealed)
 

@@ -19,6 +19,7 @@ import pytest
 
 from halt.config.environment import load
 from halt.config.model_servers import USUAL_URLS, DiscoveryResult, Names, decoded, product_of
+from halt.config.providers import ProviderSettings
 from halt.config.settings import Config, ConfigError
 from halt.core.connection import UpstreamConnection
 from halt.errors import UpstreamError
@@ -31,8 +32,9 @@ from halt.providers.discovery import (
     discovery_addresses,
     make_discovery,
 )
-from halt.providers.factory import make_upstream
+from halt.providers.factory import make_provider, make_upstream
 from halt.providers.last_model import LastModel
+from halt.providers.model_view import ModelView
 from halt.providers.router import Providers
 from tests.support.halt_server import ROOT, StartHalt
 from tests.support.model_servers import (
@@ -573,6 +575,56 @@ def test_demo_model_is_offered_beside_discovered_servers(
     assert upstream.known_model == "ollama/qwen3:8b"
     assert request_answer(upstream, "Smol").text == "Smol answers."
     assert upstream.known_model == "Smol"  # it was chosen
+
+
+def connect(upstream: Providers, default: tuple[str, str] | None = None, **urls: str) -> None:
+    """Connect a server to each name; `default`: the model that was chosen on the page."""
+    settings = {
+        name: ProviderSettings(name=name, kind="openai", title=name, base_url=url)
+        for name, url in urls.items()
+    }
+    upstreams = {name: make_provider(one) for name, one in settings.items()}
+    upstream.connect(upstreams, ModelView(default=default))
+
+
+def test_connected_provider_stands_beside_discovered_servers(
+    offer: OfferOf, serve: Serve, two_urls: tuple[str, str]
+) -> None:
+    """It is listed after them, takes no name from them, and is the default only if it is chosen."""
+    upstream, groq = offer(*two_urls), serve(listing(models("qwen3:8b", "big"))).url
+    found = upstream.models(UpstreamConnection())
+    connect(upstream, groq=groq)
+    assert upstream.models(UpstreamConnection()) == [*found, "groq/qwen3:8b", "groq/big"]
+    assert request_answer(upstream, "groq/qwen3:8b").text == "qwen3:8b answers."
+    assert request_answer(upstream, "big").text == "big answers."
+    assert request_answer(upstream, "groq/big").text == "big answers."
+    assert upstream.known_model == "groq/big"  # it was used last
+    assert request_answer(upstream, "m").text == "m answers."
+    assert upstream.known_model == "other/m"
+    connect(upstream, ("groq", "big"), groq=groq)
+    assert upstream.known_model == "groq/big"
+    connect(upstream)
+    assert upstream.models(UpstreamConnection()) == found
+    assert upstream.known_model == "other/m"
+
+
+def test_connected_provider_is_the_default_where_nothing_is_found(
+    offer: OfferOf, serve: Serve
+) -> None:
+    """It comes before the demo model; without both there is no model."""
+    demo, url = serve(listing(models("Smol"))), down()
+    groq = serve(listing(models("big"))).url
+    upstream = offer(url)
+    refusal_of(request_answer(upstream), "no_model")
+    connect(upstream, groq=groq)
+    assert request_answer(upstream).text == "big answers."
+    with_demo = offer(url, embedded_url=demo.url, embedded_model="Smol")
+    connect(with_demo, groq=groq)
+    assert request_answer(with_demo).text == "big answers."
+    assert with_demo.models(UpstreamConnection()) == ["groq/big", "Smol"]
+    assert request_answer(with_demo, "Smol").text == "Smol answers."
+    connect(with_demo)
+    assert with_demo.models(UpstreamConnection()) == ["Smol"]
 
 
 def test_default_is_configured_else_last_used_else_loaded_model(
