@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from halt.config.environment import load
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
+from halt.core import via
 from halt.core.service import GenerationService
 from halt.doctor import trial
 from halt.doctor.cancellation import Cancellation
@@ -25,7 +27,7 @@ from halt.testing import work as fake_work
 from halt.testing.fake_openai import FakeOpenAI, Record
 from halt.transport import address_policy
 from halt.transport.address_policy import LINK_LOCAL
-from tests.support.doctor_command import ENDLESS, PACED
+from tests.support.doctor_command import ENDLESS, PACED, TWO_SECONDS
 from tests.support.raw_server import Peer, RawServer, answering
 from tests.support.simple_model_server import (
     TEXT,
@@ -107,11 +109,19 @@ def tried_server(
         return tried(url, model)
 
 
+def is_answer(record: Record) -> bool:
+    """Whether this request is one for an answer."""
+    return record.method == "POST"
+
+
 # --- what it finds --------------------------------------------------------------------------------
 
 
-def test_good_provider_has_a_good_finding_of_each_kind(fake: FakeOpenAI) -> None:
+def test_good_provider_has_a_good_finding_of_each_kind(
+    fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Address, key, models, answer and stop have a line each, in this order."""
+    monkeypatch.setattr("halt.doctor.answers.SHORT", TWO_SECONDS)  # delays are short beside it
     findings = tried(fake.base_url, PACED, key=KEY).findings
     assert [finding.name for finding in findings] == ["address", "key", "models", "answer", "stop"]
     assert [finding.status for finding in findings] == ["ok", "ok", "warn", "ok", "ok"]
@@ -131,7 +141,7 @@ def test_trial_requests_two_answers_and_stops_both(
     """An answer that would never end is stopped after PIECES pieces, the second at its first."""
     monkeypatch.setattr("halt.doctor.answers.SHORT", "/fake count?rate=500&n=1000000")
     assert tried(fake.base_url, "echo").is_well
-    answers = [record for record in fake.requests if record.method == "POST"]
+    answers = [record for record in fake.requests if is_answer(record)]
     assert len(answers) == 2
     for record in answers:
         assert record.closed.wait(WAIT_TIMEOUT)
@@ -185,7 +195,7 @@ def test_server_without_a_list_needs_a_model() -> None:
     assert without["models"].remedy == "Set Models to a model that the server has."
     with_model = tried_server(lists=refuse_list, model="good")
     assert with_model.statuses()["models"] == "warn"
-    assert with_model.statuses()["answer"] == "ok"
+    assert with_model.statuses()["answer"] != "fail"
     assert with_model["key"].text == "accepted"
 
 
@@ -230,17 +240,17 @@ def test_buffered_answer_is_a_warning(fake: FakeOpenAI) -> None:
 
 def test_model_that_never_answers_fails_after_the_longest_silence(fake: FakeOpenAI) -> None:
     """The finding says how long it waited, and names no setting of the server."""
-    config = replace(CONFIG, first_byte_timeout=0.3)
+    config = replace(CONFIG, first_byte_timeout=1.5)
     silent = tried(fake.base_url, "silent_headers", config=config)
     assert silent.statuses()["answer"] == "fail"
-    assert silent["answer"].text.endswith("The provider sent nothing for 0.3 s.")
+    assert silent["answer"].text.endswith("The provider sent nothing for 1.5 s.")
     assert str(silent["answer"].remedy).endswith("is not busy, then try again.")
 
 
 def test_list_that_never_comes_fails_after_the_longest_silence() -> None:
     """A server that accepts and says nothing fails at its list of models."""
     with RawServer(answering()) as server:
-        silent = tried(server.url, config=replace(CONFIG, first_byte_timeout=0.3))
+        silent = tried(server.url, config=replace(CONFIG, first_byte_timeout=1.5))
     assert silent.statuses() == {"address": "ok", "models": "fail"}
     assert silent["models"].text.startswith("no response")
 
@@ -249,8 +259,8 @@ def test_no_silence_is_longer_than_the_trials_limit(
     fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A patient server's own limits do not make a trial as patient."""
-    monkeypatch.setattr(trial, "SILENCE_MAX", 0.3)
-    assert "for 0.3 s." in tried(fake.base_url, "silent_headers")["answer"].text
+    monkeypatch.setattr(trial, "SILENCE_MAX", 1.5)
+    assert "for 1.5 s." in tried(fake.base_url, "silent_headers")["answer"].text
 
 
 def test_model_that_goes_on_after_stop_is_a_warning(
@@ -330,7 +340,20 @@ def test_address_with_a_requests_path_is_a_warning(fake: FakeOpenAI) -> None:
     assert copied["address"].status == "warn"
     assert "accepts connections" in copied["address"].text
     assert copied["address"].remedy == f"Remove it: set Address to {fake.base_url}."
-    assert copied["answer"].status == "ok"
+    assert copied["answer"].status != "fail"
+
+
+def test_address_of_this_halt_is_named_as_a_loop(fake: FakeOpenAI) -> None:
+    """Requests have the mark of this Halt, which refuses what comes from itself."""
+    make = partial(service_of, instance_id="0123456789abcdef")
+    assert Tried(of_form(fake.base_url), PACED, make=make).run().is_well
+    marks = {record.headers[via.HEADER.lower()] for record in fake.requests if is_answer(record)}
+    assert marks == {"0123456789abcdef"}
+    refusal = {"error": {"message": "This Halt is its own server.", "code": "loop_detected"}}
+    own = tried_server(lists=reply_with(refusal, 508))
+    assert own["models"].status == "fail"
+    assert "leads to this Halt" in own["models"].text
+    assert own["models"].remedy == "Set Address to that of a model's server."
 
 
 def test_name_that_no_server_knows_fails_the_address() -> None:
@@ -366,7 +389,7 @@ def test_link_local_address_is_refused_and_not_connected_to(
         assert server.accepted == 0
         assert linked.statuses() == {"address": "fail"}
         assert "is a link-local address, to which Halt does not connect." in linked["address"].text
-        config = replace(CONFIG, first_byte_timeout=0.3)
+        config = replace(CONFIG, first_byte_timeout=1.5)
         allowed = tried(server.url, config=config, allow_link_local=True)
         assert allowed["address"].status == "ok"
 
@@ -489,10 +512,6 @@ def test_cancel_while_the_list_is_awaited() -> None:
     assert background.tried.statuses() == {"address": "ok"}
 
 
-def is_answer(record: Record) -> bool:
-    return record.method == "POST"
-
-
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=3"])
 def test_cancel_during_the_first_answer(fake: FakeOpenAI, model: str) -> None:
     """Before its head, before its text and within it: the connection is closed at once."""
@@ -513,17 +532,21 @@ def test_cancel_during_the_second_answer(fake: FakeOpenAI, monkeypatch: pytest.M
     assert "stop" not in background.tried.statuses()
 
 
-def test_cancel_while_it_waits_for_an_idle_server(fake: FakeOpenAI) -> None:
+def test_cancel_while_it_waits_for_an_idle_server(
+    fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that is busy with others keeps no trial."""
-    counted = threading.Event()
+    monkeypatch.setattr("halt.doctor.running_requests.PAUSES", (60.0,))
+    paused, real = threading.Event(), Cancellation.pause
 
-    def slots(running_count: int) -> tuple[int, str, bytes]:
-        counted.set()
-        return fake_work.slots(running_count)
+    def pause(cancellation: Cancellation, seconds: float) -> None:
+        paused.set()
+        real(cancellation, seconds)
 
-    fake.work["/slots"], fake.others = slots, 2
+    monkeypatch.setattr(Cancellation, "pause", pause)
+    fake.work["/slots"], fake.others = fake_work.slots, 2
     background = Background(of_form(fake.base_url), PACED)
-    assert counted.wait(WAIT_TIMEOUT)
+    assert paused.wait(WAIT_TIMEOUT)
     background.cancel()
     assert len([record for record in fake.requests if is_answer(record)]) == 1
 
@@ -541,7 +564,7 @@ def test_trial_that_takes_too_long_is_ended_with_a_finding(
     fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of its time it closes its connection, and says what it did not check."""
-    monkeypatch.setattr(trial, "TRIAL_SECONDS", 0.5)
+    monkeypatch.setattr(trial, "TRIAL_SECONDS", 3.0)
     late = tried(fake.base_url, "silent_headers")
     assert late.findings[-1].name == "time"
     assert "the rest was not checked" in late["time"].text
