@@ -42,7 +42,7 @@ from halt.providers.last_model import LastModel
 from halt.providers.router import Providers, as_providers
 from halt.rendering.renderer import Renderer
 from halt.store.lookups import Lookups
-from halt.store.migrate import database
+from halt.store.migrate import database, has_database
 from halt.store.rate_counters import counters_in
 from halt.store.replay import Replay
 from halt.store.store import Store
@@ -190,7 +190,7 @@ def _provider(settings: Config) -> Provider:
 def _connected(
     settings: Config, store: Store, workers: Workers, providers: Providers, instance_id: str
 ) -> ConnectedProviders:
-    """The providers that were connected on the page, applied once."""
+    """The providers that were connected on the page, applied once. Creates no database."""
     connected = ConnectedProviders(
         settings,
         store.connected,
@@ -200,7 +200,8 @@ def _connected(
         workers.wake,
     )
     workers.on_wake = connected.wake
-    connected.look()
+    if has_database(settings.data_folder, settings.database_url):
+        connected.look()
     return connected
 
 

@@ -2,7 +2,8 @@
 
 `open_database` creates the tables, or migrates those of an earlier Halt, in one process at a time.
 It leaves a database that it cannot use unchanged and raises ConfigError. `database` does the same
-when the database is first used, unless another process has done so before.
+when the database is first used, unless another process has done so before. `existing_database`
+changes nothing.
 
 For developers: `alembic` finds the migrations through pyproject.toml and uses the database of the
 settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` creates a new migration in
@@ -20,14 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 
 from halt.config.data_dir import create_private_file, make_folder, open_private, supports_wal
 from halt.config.settings import ConfigError
 from halt.store.database import Database, make_engine
-from halt.store.faults import NO_LOCKS, NO_SHARED_MEMORY, reason
+from halt.store.faults import NO_LOCKS, NO_SHARED_MEMORY, faults, reason
 from halt.store.tables import REVISION
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -57,6 +58,27 @@ def open_database(folder: Path, url: str = "") -> Database:
     engine = make_engine(folder, url)
     _open(engine, folder, url)
     return Database(engine, file=None if url else folder / "halt.db")
+
+
+def has_database(folder: Path, url: str = "") -> bool:
+    """Whether there may be a database; False also without the right to look."""
+    return bool(url) or os.path.exists(folder / "halt.db")
+
+
+def existing_database(folder: Path, url: str = "") -> Database | None:
+    """The database as it is; None if there is none, or if it has the tables of another version.
+
+    Creates and changes nothing. Raises ConfigError, StoreUnavailable.
+    """
+    if not has_database(folder, url):
+        return None
+    engine = make_engine(folder, url)
+    with faults("read"), engine.connect() as connection:
+        is_current = inspect(connection).has_table("alembic_version") and _is_current(engine)
+    if is_current:
+        return Database(engine, file=None if url else folder / "halt.db")
+    engine.dispose()
+    return None
 
 
 def _is_current(engine: Engine) -> bool:
