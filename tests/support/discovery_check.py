@@ -28,6 +28,12 @@ def model_ids(halt: HaltServer) -> list[str]:
     return [model["id"] for model in halt.client().get("/v1/models").json["data"]]
 
 
+LOCKED_TEXT = (
+    "http://127.0.0.1:1337 (the port of Jan) needs a key: connect it on the page “Models”, or set "
+    "OPENAI_BASE_URL and OPENAI_API_KEY"
+)
+
+
 def group_labels(options: str) -> list[str]:
     """The labels in the page's list of models."""
     return re.findall(r'<optgroup label="([^"]+)"', options)
@@ -39,8 +45,7 @@ def check_discovery() -> None:
     try:
         assert halt.wait_printed(r"Model server: (.*)\n")[1] == (
             "3 models of Ollama at http://127.0.0.1:11434, 1 of llama.cpp at "
-            "http://127.0.0.1:8080; http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL "
-            "and OPENAI_API_KEY"
+            f"http://127.0.0.1:8080; {LOCKED_TEXT}"
         )
         assert "demo model" not in halt.printed
         first = ["ollama/nomic-embed-text:latest", "ollama/llama3.2:latest", "ollama/qwen3:8b"]
@@ -65,7 +70,7 @@ def check_discovery() -> None:
                         "Ollama",
                         "llama.cpp",
                         "LM Studio",
-                        "http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL and OPENAI_API_KEY",
+                        LOCKED_TEXT,
                     ]
                 ),
                 SERVER_TIMEOUT,

@@ -243,7 +243,8 @@ def test_server_that_needs_a_key_is_named(serve: Serve) -> None:
         result = looking.refresh_now()
         assert result.servers == ()
         assert result.text == (
-            f"http://127.0.0.1:{server.port} needs OPENAI_BASE_URL and OPENAI_API_KEY"
+            f"http://127.0.0.1:{server.port} needs a key: connect it on the page “Models”, or set "
+            "OPENAI_BASE_URL and OPENAI_API_KEY"
         )
     assert server.accepted == 1
     assert decoded(result.encoded()) == result
