@@ -19,7 +19,8 @@ from flask.cli import ScriptInfo
 
 from halt.config.addresses import fits_header
 from halt.config.environment import load
-from halt.config.settings import Config, user_data_folder
+from halt.config.providers import ProviderSettings
+from halt.config.settings import Config, ConfigError, user_data_folder
 from halt.errors import HaltError
 from halt.providers import embedded_model
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
     from halt.cli.screen import Screen
     from halt.cli.source import Source
-    from halt.config.providers import ProviderSettings
+    from halt.connected.usable import KeyMissing
     from halt.core.request import Upstream
     from halt.core.service import GenerationService
+    from halt.doctor.report import Report
 
 #: Errors of `chat --url`: no access token where there is no terminal to type it, and a wrong one.
 NO_TOKEN = "An access token is needed: set HALT_TOKEN, or give --token."  # noqa: S105 - no token
@@ -49,21 +51,56 @@ def install(app: Flask) -> None:
 def make_generations(
     config: Config, only: ProviderSettings | None = None, upstream: Upstream | None = None
 ) -> GenerationService:
-    """A GenerationService without a store, for all providers of the settings or for one alone.
+    """A GenerationService without a store, for all providers or for `only`.
 
-    `upstream` replaces all of them.
+    All providers are those of the settings, or `upstream`, and the connected ones.
     """
     from halt.core.service import GenerationService  # noqa: PLC0415
     from halt.core.stop import StopRegistry  # noqa: PLC0415
     from halt.providers.discovery import make_discovery  # noqa: PLC0415
     from halt.providers.factory import make_upstream  # noqa: PLC0415
+    from halt.providers.router import as_providers  # noqa: PLC0415
 
     if upstream is None and only is not None:
         from halt.doctor.providers import service_of  # noqa: PLC0415
 
         return service_of(config, only)
     upstream = upstream or make_upstream(config, discovery=make_discovery(config))
-    return GenerationService(config, upstream, StopRegistry())
+    if only is not None or not _has_database(config):
+        return GenerationService(config, upstream, StopRegistry())
+    from halt.cli.saved import connect_saved  # noqa: PLC0415
+
+    providers = as_providers(upstream)
+    try:
+        connect_saved(config, providers)
+    except (ConfigError, HaltError) as fault:
+        click.echo(
+            f"The connected providers are not used: {getattr(fault, 'message', fault)}", err=True
+        )
+    return GenerationService(config, providers, StopRegistry())
+
+
+def _has_database(config: Config) -> bool:
+    """Whether there may be a database. Its modules take 0.2 s to import."""
+    return bool(config.database_url) or os.path.exists(config.data_folder / "halt.db")
+
+
+def _saved_settings(config: Config) -> dict[str, ProviderSettings | KeyMissing]:
+    """The settings of the connected providers by name. Raises ConfigError, StoreUnavailable."""
+    if not _has_database(config):
+        return {}
+    from halt.cli.saved import saved_settings  # noqa: PLC0415
+
+    return saved_settings(config)
+
+
+def _is_connected(config: Config) -> bool:
+    """Whether a connected provider can be used."""
+    try:
+        saved = _saved_settings(config)
+    except (ConfigError, HaltError):
+        return False
+    return any(isinstance(settings, ProviderSettings) for settings in saved.values())
 
 
 def _settings() -> tuple[Config, Make]:
@@ -88,7 +125,7 @@ class _NoModel(click.ClickException):
 
 @contextlib.contextmanager
 def _with_model(config: Config) -> Iterator[Config]:
-    """Settings that have a model: as given, of a discovered server, or of the demo model.
+    """Settings that have a model: as given, connected, of a found server, or of the demo model.
 
     The demo model runs until the block ends. Raises ClickException if no model is available.
     """
@@ -98,7 +135,7 @@ def _with_model(config: Config) -> Iterator[Config]:
     from halt.providers.discovery import discover_for  # noqa: PLC0415
 
     discovery = discover_for(config)
-    if discovery.has_chat_model:
+    if discovery.has_chat_model or _is_connected(config):
         yield replace(config, discovered=discovery.encoded())
         return
     fault = embedded_model.unavailable()
@@ -254,6 +291,29 @@ def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
         yield line_editor.input_line(history, COMMANDS)
 
 
+def _connected(report: Report, config: Config) -> list[ProviderSettings]:
+    """The connected providers to check. What cannot be checked becomes a finding."""
+    try:
+        saved = _saved_settings(config)
+    except (ConfigError, HaltError) as fault:
+        text = str(getattr(fault, "message", fault))
+        report.fail("connected providers", text, "Correct HALT_DATA or DATABASE_URL.")
+        return []
+    usable = []
+    for name, settings in saved.items():
+        if isinstance(settings, ProviderSettings):
+            usable.append(settings)
+        elif settings.takes_own_keys:
+            report.ok(f"{name}: key", "not checked: each person has a key of their own")
+        else:
+            report.fail(
+                f"{name}: key",
+                settings.sentence,
+                f"Enter it on the page “Models”; or halt-chat disconnect {name}, and connect it.",
+            )
+    return usable
+
+
 @click.command(short_help="Check the way to the model, and proxies.")
 @click.argument("url", required=False)
 @click.option(
@@ -285,15 +345,16 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
     report = Report(None if as_json else lambda finding: click.echo(finding.line))
     if url is None:
         check_sign_in(report, config)
-    if url is None or config.has_provider:
+    connected = _connected(report, config)
+    if url is None or config.has_provider or connected:
         try:
             with _with_model(config) as ready_config:
-                providers.check_providers(report, ready_config, make, timeout)
+                providers.check_providers(report, ready_config, make, timeout, connected)
         except _NoModel as error:
             remedy = error.fault.remedy
             report.fail("model", f"{error.fault.reason}.", remedy[:1].upper() + remedy[1:])
         except click.ClickException as error:
-            report.fail("model", error.message, "Set OPENAI_API_KEY or OPENAI_BASE_URL.")
+            report.fail("model", error.message, report.remedy("no_model"))
     if url is not None:
         proxy.check_proxy(report, url, token or config.token, timeout, config.connect_timeout)
     if as_json:

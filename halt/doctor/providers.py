@@ -84,8 +84,10 @@ def check_providers(
     )
     _check_open_files(report, config.max_streams)
     configured = setup(config)
-    has_several = len(configured.providers) + len(connected) > 1
-    for provider in configured.providers:
+    # Without a provider in the settings there is one without an address.
+    own = [provider for provider in configured.providers if provider.base_url or not connected]
+    has_several = len(own) + len(connected) > 1
+    for provider in own:
         _begin(report, provider, _setting_names(config, provider), has_several=has_several)
         report.phrases = limits
         _check_provider(report, config, _with_default(configured, provider), make)

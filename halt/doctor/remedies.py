@@ -42,7 +42,7 @@ REMEDIES = {
     "first_byte_timeout": "Check whether the model's server has loaded the model and is not busy, "
     "then {again}{longer}.",
     "stalled": _LOOK_AT_LOGS,
-    "no_model": "Set OPENAI_API_KEY or OPENAI_BASE_URL.",
+    "no_model": "Connect one (halt-chat connect URL), or set OPENAI_API_KEY or OPENAI_BASE_URL.",
 }
 #: Remedies that replace those of REMEDIES if the address has returned a list of models.
 LISTED_REMEDIES = {
@@ -80,6 +80,14 @@ PAGE: Mapping[str, str] = {
     "address": "Address",
     "key": "Key",
     "model": "Models",
+    "again": "try again",
+    "longer": "",
+}
+#: Names of the arguments of `halt-chat connect`.
+TERMINAL: Mapping[str, str] = {
+    "address": "URL",
+    "key": "the key",
+    "model": "--model",
     "again": "try again",
     "longer": "",
 }

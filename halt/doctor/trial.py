@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 
@@ -32,8 +32,8 @@ SILENCE_MAX = 15.0  # seconds without anything from the server
 PIECES = 60  # of the first answer: enough to see whether they arrive one by one
 ADDRESS_FORM = "use http(s)://HOST[:PORT]/PATH, without ? or #"
 
-#: Words of errors that name settings, and what replaces them on the page.
-PHRASES = dict.fromkeys(ADDRESS_PHRASES, PAGE["address"]) | {
+#: Words of errors that name settings, which a trial does not have, and what replaces them.
+PHRASES = {
     f": {setting} sets this limit": ""
     for setting in ("HALT_FIRST_BYTE_TIMEOUT", "HALT_GAP_TIMEOUT", "HALT_RUN_TIMEOUT")
 }
@@ -49,15 +49,18 @@ def try_provider(
     on_finding: Callable[[Finding], object],
     cancellation: Cancellation,
     model: str = "",
+    names: Mapping[str, str] = PAGE,
 ) -> bool:
     """Check this provider, which need not be saved; return whether no check has failed.
 
     `on_finding` is called in this thread with each finding, and must not raise. `model` answers;
     empty: the provider's first. `cancellation` ends the trial at once, without a finding about it;
-    the result is False. Raises nothing: an unexpected exception is logged and becomes a finding.
+    the result is False. `names`: of the fields or arguments that hold the settings. Raises nothing:
+    an unexpected exception is logged and becomes a finding.
     """
     report = Report(on_finding, cancellation)
-    report.names, report.phrases, report.secrets = PAGE, PHRASES, settings.secrets
+    report.names, report.secrets = names, settings.secrets
+    report.phrases = PHRASES | dict.fromkeys(ADDRESS_PHRASES, names["address"])
     settings = replace(
         settings,
         default_model=model or settings.default_model,

@@ -81,6 +81,9 @@ def commands() -> None:
 for command in (
     chat,
     doctor,
+    _Later("models", "halt.cli.models", "List the providers and their models."),
+    _Later("connect", "halt.cli.connect", "Connect a provider."),
+    _Later("disconnect", "halt.cli.connect", "Remove a connected provider."),
     _Later("adopt", "halt.cli.people", "Take over chats that other browsers or people have."),
     _Later("user", "halt.cli.users", "Add, list and remove accounts (HALT_USERS)."),
 ):

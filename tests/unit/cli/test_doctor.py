@@ -371,7 +371,7 @@ def test_doctor_without_a_model_names_the_reason_and_the_next_step(
     monkeypatch.setattr(embedded_model, "unavailable", lambda: fault)
     report = doctor(OPENAI_API_KEY="", HALT_DISCOVER="0")
     assert report.text_of("model") == "The demo model is not installed."
-    assert report.remedy("model").startswith("Run `it`, or set OPENAI_API_KEY or OPENAI_BASE_URL")
+    assert report.remedy("model").startswith("Run `it`, or connect another model")
 
 
 @pytest.mark.slow
