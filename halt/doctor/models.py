@@ -9,8 +9,8 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import limited_connection
 from halt.core.service import GenerationService
 from halt.doctor.report import Report, milliseconds
-from halt.errors import HaltError, UpstreamError
-from halt.providers.base import API_PATH
+from halt.errors import HaltError
+from halt.providers import base
 
 NO_LIST = "the server has no list of models."
 LIST_TIMEOUT = 10.0  # seconds for the list of models
@@ -86,20 +86,19 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
     """Report why there is no list of models; whether an answer can be requested all the same."""
     name = "key" if error.code in {"unauthorized", "forbidden"} else "models"
     setting = report.names["model"]
+    is_missing = base.NO_LIST in error.message  # else for example a redirect
     if model and error.code not in _FINAL and error.code not in _UNREACHED:
-        text = error.message
-        if error.code == "endpoint_not_found":
-            text = NO_LIST
         remedy = f"No action is needed if {setting} is correct: {model} is used."
-        report.warn(name, text, remedy)
+        report.warn(name, NO_LIST if is_missing else error.message, remedy)
         return True
-    if error.code == "endpoint_not_found" and isinstance(error, UpstreamError):
-        is_whole = provider.kind != "openai" or API_PATH.search(urlsplit(provider.base_url).path)
+    if is_missing:
+        is_whole = provider.kind != "openai" or base.API_PATH.search(
+            urlsplit(provider.base_url).path
+        )
         what = f"et {setting} to a model that the server has."
         remedy = f"S{what}" if is_whole else f"{report.remedy(error.code)} If it does: s{what}"
-        # Without the error's own sentence, which names a setting, too.
-        plain = error.with_code(error.code, sentence=NO_LIST).with_hint(error.hint)
-        report.fail(name, plain.message, remedy)
+        # The error's sentence names a setting that the remedy names too.
+        report.fail(name, error.message.replace(base.NO_LIST, NO_LIST), remedy)
     else:
         remedy = report.remedy(error.code)
         if error.code == "upstream_dropped" and provider.base_url.startswith("http:"):

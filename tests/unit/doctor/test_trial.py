@@ -32,6 +32,7 @@ from tests.support.raw_server import Peer, RawServer, answering
 from tests.support.simple_model_server import (
     TEXT,
     USAGE,
+    ModelRequest,
     Responder,
     list_models,
     refuse_list,
@@ -322,6 +323,22 @@ def test_address_without_v1_names_the_request_and_the_field(fake: FakeOpenAI) ->
     assert wrong.statuses() == {"address": "ok", "models": "fail"}
     assert f"GET {fake.origin}/models" in wrong["models"].text
     assert str(wrong["models"].remedy).startswith("Correct Address: it must be the address of the")
+
+
+def test_redirect_to_another_server_is_named() -> None:
+    """The line says where the address redirects to, with and without a model to try."""
+
+    def redirect(request: ModelRequest) -> None:
+        request.send_response(307)
+        request.send_header("Location", "https://other.example/v1/models")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    for model in ("", "good"):
+        models = tried_server(lists=redirect, model=model)["models"]
+        assert models.status == ("warn" if model else "fail")
+        assert "Halt does not send the request and the key there." in models.text
+        assert "it redirects to https://other.example/v1/models" in models.text
 
 
 @pytest.mark.parametrize(
