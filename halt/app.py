@@ -129,7 +129,7 @@ def create_app(
     known = _known(settings, store, workers)
     generations.readers.credential = identity.reader_credential
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
-    has_limits = settings.rate_session or settings.rate_address
+    catalog = Catalog(providers, discovery)
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,
@@ -145,17 +145,28 @@ def create_app(
         store=store,
         store_writer=store_writer,
         replay=replay,
-        chat=ChatService(settings, generations, store, store_writer, titles, toolbox, count_starts),
+        chat=ChatService(
+            settings,
+            generations,
+            store,
+            store_writer,
+            titles,
+            toolbox,
+            count_starts,
+            catalog.require_model,
+        ),
         prompts=Prompts(store.named_prompts, read_prompts(settings)),
         presets=Presets(store.presets),
-        catalog=Catalog(providers, discovery),
+        catalog=catalog,
         connected=_connected(settings, store, workers, providers, instance_id),
         providers_listing=Listing(settings, providers, discovery),
         tools=toolbox,
         titles=titles,
         renderer=Renderer(),
         sessions=sessions,
-        rate_limits=RateLimits(settings) if has_limits else None,
+        rate_limits=(
+            RateLimits(settings) if settings.rate_session or settings.rate_address else None
+        ),
     )
     app.jinja_env.globals["saving_status"] = lambda: store_writer.saving
 

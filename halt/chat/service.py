@@ -58,6 +58,8 @@ class ChatService:
     #: Counts starts of the requesting browser; with `hit=False` it only checks whether they are
     #: allowed. Raises TooManyRequests, RequestError.
     count_starts: Callable[..., None]
+    #: Raises UpstreamError if no model is set up.
+    require_model: Callable[[], None]
     answer_progress: AnswerProgress = field(default_factory=AnswerProgress)
 
     def system_prompt(self, model: str | None = "", conversation_prompt: str | None = None) -> str:
@@ -106,9 +108,9 @@ class ChatService:
         `answers`: pairs of stream ID and model. `after`: the ID of the last prompt that the page
         shows, 0 where it shows none. Raises what the store's `begin` and
         `GenerationService.start` raise (Moved: there are messages that the page does not show),
-        and TooManyRequests.
+        TooManyRequests, and UpstreamError if no model is set up.
         """
-        self._check_capacity(len(answers))
+        self._check_start(len(answers))
         try:
             conversation = self._retry_while_busy(
                 self.store.turns.add_prompt,
@@ -134,7 +136,7 @@ class ChatService:
 
         The prompt may be in the middle: the conversation then ends with the new answer.
         """
-        self._check_capacity()
+        self._check_start()
         conversation = self._retry_while_busy(
             self.store.turns.regenerate,
             conversation_id,
@@ -151,7 +153,7 @@ class ChatService:
     ) -> Started:
         """Continue the last answer, which must be this prompt's, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
-        self._check_capacity()
+        self._check_start()
         conversation = self._retry_while_busy(
             self.store.turns.continue_answer,
             conversation_id,
@@ -246,13 +248,14 @@ class ChatService:
                 return exchange
         raise UnknownConversation("This message is no longer in the conversation. Reload the page.")
 
-    def _check_capacity(self, answers: int = 1) -> None:
-        """Check the limits of starts before the store is written to.
+    def _check_start(self, answers: int = 1) -> None:
+        """Check the limits of starts, and that there is a model, before the store is written to.
 
-        Raises TooManyRequests, AtCapacity, Draining.
+        Raises TooManyRequests, AtCapacity, Draining, UpstreamError.
         """
         self.count_starts(answers, hit=False)
         self.generations.require_places(answers)
+        self.require_model()
 
     def _retry_while_busy(
         self,

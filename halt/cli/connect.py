@@ -110,8 +110,8 @@ def connect(
             values |= {name: _typed(f"Value of {name}", str.strip) for name in headers}
             key = _typed_key(details) if key is None else key
             details = replace(details, key=key, headers=values)
-            with contextlib.suppress(HaltError):  # names of models that the new name may begin
-                providers.catalog_for_page(WAIT_SECONDS)
+            # Its lists have the names of models that the new name may begin.
+            providers.lists_for_page(WAIT_SECONDS)
             if tries:
                 _try(connected, config, details, force=force)
             row = connected.add(details)

@@ -105,12 +105,16 @@ class KeyRequired(msgspec.Struct, frozen=True, kw_only=True):
     url: str
 
     @property
+    def place(self) -> str:
+        """Where it is, and what it may be."""
+        product = product_of(self.url)
+        return origin(self.url) + (f" (the port of {product.title})" if product else "")
+
+    @property
     def text(self) -> str:
         """A sentence for users on what it is and what it needs."""
-        product = product_of(self.url)
-        port = f" (the port of {product.title})" if product else ""
         return (
-            f"{origin(self.url)}{port} needs a key: connect it on the page “Models”, or set "
+            f"{self.place} needs a key: connect it on the page “Models”, or set "
             "OPENAI_BASE_URL and OPENAI_API_KEY"
         )
 
@@ -137,6 +141,12 @@ class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
             ):
                 return [model]
         return [f"{server.name}/{model}" for server in self.servers if server.has_model(model)]
+
+    def ambiguity_text(self, model: str) -> str:
+        """Why HALT_MODEL with this name is not used: several servers have it. "" otherwise."""
+        if not model or len(full_names := self.full_names(model)) < 2:
+            return ""
+        return f"HALT_MODEL={model!r} is in several lists: set it to {' or '.join(full_names)}"
 
     @property
     def has_chat_model(self) -> bool:

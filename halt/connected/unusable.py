@@ -12,7 +12,7 @@ class Unusable:
     """The Upstream of a provider without a usable key. `models`: those that are named for it."""
 
     def __init__(self, title: str, models: tuple[str, ...], sentence: str) -> None:
-        self._title, self._models, self._sentence = title, models, sentence
+        self.title, self._models, self._sentence = title, models, sentence
 
     @property
     def known_model(self) -> str:
@@ -27,7 +27,7 @@ class Unusable:
         return list(self._models)
 
     def catalog(self, connection: UpstreamConnection) -> list[ModelGroup]:
-        return [ModelGroup.of(self._title, self.models(connection))]
+        return [ModelGroup.of(self.title, self.models(connection))]
 
     def check(self, connection: UpstreamConnection) -> None:
         raise self._error

@@ -117,6 +117,16 @@ class Provider:
         """Store facts from a list of models."""
 
     @property
+    def title(self) -> str:
+        """Its name for people, "" if the settings give none."""
+        return self._settings.title
+
+    @property
+    def address(self) -> str:
+        """The base URL of its settings."""
+        return self._settings.base_url
+
+    @property
     def known_model(self) -> str:
         return self._model
 

@@ -1,20 +1,29 @@
 """The list of models for the model menu, grouped by provider.
 
 A page does not wait for a slow provider: it gets the lists known so far. Only the first page waits,
-up to PAGE_WAIT seconds.
+up to PAGE_WAIT seconds. A provider that fails keeps the list that it had before; one that is
+removed is gone with the next request of any page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from halt.config.model_servers import origin
+from halt.config.model_servers import KeyRequired, origin
 from halt.core.request import Upstream
 from halt.errors import HaltError, RequestError, UpstreamError
 from halt.model_info import ModelGroup
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX, is_name
-from halt.providers.router import ModelGroups, as_providers
+from halt.providers.router import (
+    ModelGroups,
+    PageList,
+    PageLists,
+    State,
+    as_providers,
+    names_in,
+)
 
 PAGE_WAIT = 1.0  # seconds from the request for the lists until a page goes on without them
 NAMES_MAX = 1000  # models in the menu
@@ -48,6 +57,15 @@ class Note(NamedTuple):
     is_fault: bool
 
 
+class _Known(NamedTuple):
+    """What is known of the lists. `state`: the providers at the time."""
+
+    state: State
+    groups: ModelGroups
+    names: Mapping[str, tuple[str, str]]  # model -> its provider's title, its label
+    providers: Sequence[PageList]
+
+
 class Catalog:
     """The models that the upstream offers. Threads may share a Catalog."""
 
@@ -56,11 +74,8 @@ class Catalog:
         self._providers = as_providers(upstream)
         self._discovery = discovery
         self._first_servers = () if discovery is None else discovery.latest.servers
-        # Result of the last `refresh`. Any thread replaces an attribute in one assignment.
-        self._known: ModelGroups = []  # the last list that was not empty
-        self._listed: dict[str, tuple[str, str]] = {}  # model -> its provider's title, its label
-        self._fault: HaltError | None = None
-        self._provider_faults: list[tuple[str, HaltError]] = []  # of some of several providers
+        #: Of the last refresh. Any thread replaces it in one assignment; the last one wins.
+        self._known = _Known(self._providers.state, [], {}, ())
 
     def refresh(self, retried: str | None = None) -> ModelGroups:
         """Return the models by provider; empty until a list has arrived.
@@ -69,39 +84,60 @@ class Catalog:
         """
         if retried is not None:
             self._providers.retry_lists(retried, PAGE_WAIT)
-        fault: HaltError | None = None
-        provider_faults: list[tuple[str, HaltError]] = []
-        try:
-            listed_groups, provider_faults = self._providers.catalog_for_page(PAGE_WAIT)
-            if groups := _bounded(listed_groups):
-                self._known = groups  # an empty list does not replace the one before
-                self._listed = {
-                    model.name: (group.title, model.label)
-                    for group in groups
-                    for model in group.models
-                }
-            else:
-                fault = UpstreamError("model_not_found", "its list of models is empty")
-        except HaltError as exc:
-            fault = exc
-        self._fault, self._provider_faults = fault, provider_faults
-        return self._known
+        # Read before the lists, so that a change in between is seen by `_current`.
+        state = self._providers.state
+        self._known = known = _known(state, self._providers.lists_for_page(PAGE_WAIT))
+        return known.groups
+
+    def look_again(self) -> None:
+        """Look everywhere for model servers of this machine. Waits half a second at most."""
+        self._providers.look_again(everywhere=True)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a provider that may have a model: set, connected, found, or the demo's.
+
+        Where none is known, it looks for model servers of this machine before it says so.
+        """
+        if not self._providers.has_model:
+            self._providers.look_again()
+        return self._providers.has_model
+
+    def require_model(self) -> None:
+        """Raise UpstreamError unless there is a provider that may have a model."""
+        if not self.has_model:
+            raise UpstreamError("no_model")
 
     def provider_of(self, model_name: str) -> str:
         """Return the title of the provider that lists a model, empty if it is not known.
 
-        Reads the last list, and does not wait for one.
+        Reads the last list, and does not wait for one. Hidden models are in it too.
         """
-        return self._listed.get(model_name, ("", ""))[0]
+        return self._current.names.get(model_name, ("", ""))[0]
 
     def label_of(self, model_name: str) -> str:
-        """Return a model's name at its provider; the name itself if no list has it."""
-        return self._listed.get(model_name, ("", model_name))[1]
+        """Return a model's name for people; the name itself if no list has it."""
+        return self._current.names.get(model_name, ("", model_name))[1]
+
+    def is_hidden(self, model_name: str) -> bool:
+        """Whether a provider lists a model that the menu hides."""
+        known = self._current
+        return model_name in known.names and not any(
+            model.name == model_name for group in known.groups for model in group.models
+        )
+
+    @property
+    def _current(self) -> _Known:
+        """What is known of the providers of this moment."""
+        known, state = self._known, self._providers.state
+        if known.state is not state:
+            self._known = known = _known(state, self._providers.known_lists)
+        return known
 
     @property
     def offers_several(self) -> bool:
         """Whether the last list has several models."""
-        return len(self._listed) > 1
+        return sum(len(group.models) for group in self._current.groups) > 1
 
     @property
     def is_discovered(self) -> bool:
@@ -110,35 +146,84 @@ class Catalog:
 
     @property
     def no_server_text(self) -> str:
-        """The text for a page while none of the servers that Halt found at its start responds."""
+        """The text for a page while none of the servers that Halt found at its start responds.
+
+        Empty if it found none.
+        """
         chat_servers = [server for server in self._first_servers if server.default]
         if len(chat_servers) != 1:
-            return "No model server responds."
+            return "No model server responds." if chat_servers else ""
         (server,) = chat_servers
         return f"{server.title} at {origin(server.url)} no longer responds."
 
     @property
+    def locked_servers(self) -> list[KeyRequired]:
+        """The servers that were found and need a key, without those that are connected."""
+        if self._discovery is None:
+            return []
+        connected = self._providers.addresses
+        return [
+            server
+            for server in self._discovery.latest.key_required
+            if not any(address.startswith(origin(server.url)) for address in connected)
+        ]
+
+    @property
+    def empty_servers(self) -> list[str]:
+        """The servers that were found and have no model that can chat, each as text."""
+        servers = () if self._discovery is None else self._discovery.latest.servers
+        return [
+            f"{server.title} at {origin(server.url)}" for server in servers if not server.default
+        ]
+
+    @property
     def notes(self) -> list[Note]:
-        """What failed, and which discovered server needs a key."""
-        notes = [Note(title, fault.message, True) for title, fault in self._provider_faults]
-        if self._fault is not None and self._fault.code not in NO_LIST_CODES | {"no_model"}:
-            notes.append(Note("", self._fault.message, True))
-        if self._discovery is not None:
-            notes += [
-                Note("", server.text, False) for server in self._discovery.latest.key_required
-            ]
+        """What failed, which server needs a key, and why HALT_MODEL is not used."""
+        known = self._known
+        is_single = len(known.providers) == 1 and not self.is_discovered
+        notes = []
+        for title, groups, fault in known.providers:
+            if fault is not None and not (is_single and fault.code in NO_LIST_CODES):
+                notes.append(Note("" if is_single else title, *_words_of(fault)))
+            elif fault is None and groups is None and not known.groups:
+                late = UpstreamError("upstream_unreachable", "it did not answer in time")
+                notes.append(Note("" if is_single else title, late.message, True))
+            elif fault is None and groups is not None and not (is_single or names_in(groups)):
+                notes.append(Note(title, "Its list of models is empty.", False))
+        notes += [Note("", server.text, False) for server in self.locked_servers]
+        if text := self._providers.default_note:
+            notes.append(Note("", f"{text}.", False))
         return notes
 
     @property
     def has_no_list(self) -> bool:
-        """Whether the upstream has answered and has no list of models.
+        """Whether the only provider has answered and has no list of models.
 
         Always False with discovery: a server counts as discovered only if it gives a list.
         """
-        if self.is_discovered:
+        known = self._known
+        if self.is_discovered or len(known.providers) != 1:
             return False
-        fault = self._fault
-        return not self._known and fault is not None and fault.code in NO_LIST_CODES
+        ((_, groups, fault),) = known.providers
+        if names_in(groups):
+            return False
+        return groups is not None if fault is None else fault.code in NO_LIST_CODES
+
+
+def _known(state: State, lists: PageLists) -> _Known:
+    names = {
+        model.name: (group.title, model.label)
+        for group in lists.with_hidden
+        for model in group.models
+    }
+    return _Known(state, _bounded(lists.groups), names, lists.providers)
+
+
+def _words_of(fault: HaltError) -> tuple[str, bool]:
+    """The text of a provider's note, and whether it is a fault that may pass."""
+    if fault.code == "endpoint_not_found":
+        return "It provides no list of models.", False
+    return fault.message, True
 
 
 def _bounded(groups: ModelGroups) -> ModelGroups:

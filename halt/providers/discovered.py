@@ -85,6 +85,20 @@ class DiscoveredProviders(Providers):
         return super().models(connection)
 
     @property
+    def has_model(self) -> bool:
+        is_found = self._discovery.latest.has_chat_model
+        return bool(is_found or self._demo or self._state.connected)
+
+    def look_again(self, *, everywhere: bool = False) -> None:
+        self._refresh((), missed=True, everywhere=everywhere)
+
+    @property
+    def default_note(self) -> str:
+        if self._find_by_prefix(self._configured, self._state.connected):
+            return ""
+        return self._discovery.latest.ambiguity_text(self._configured)
+
+    @property
     def known_model(self) -> str:
         return self._default_name(self._discovery.latest)
 
@@ -96,14 +110,20 @@ class DiscoveredProviders(Providers):
     def _full_name(self, name: str, model: str) -> str:
         return model if name == DEMO else f"{name}/{model}"
 
-    def _refresh(self, chain: Chain, *, missed: bool = False) -> DiscoveryResult:
+    def _refresh(
+        self, chain: Chain, *, missed: bool = False, everywhere: bool = False
+    ) -> DiscoveryResult:
         """Return the current discovery result, and add its new servers as providers.
 
-        `missed`: see `Discovery.refresh`. For a request from another Halt (`chain` is not empty),
-        nothing is refreshed: the other Halt may be probing for servers itself, and each of the two
-        would wait for the other.
+        `missed`, `everywhere`: see `Discovery.refresh`. For a request from another Halt (`chain` is
+        not empty), nothing is refreshed: the other Halt may be probing for servers itself, and each
+        of the two would wait for the other.
         """
-        result = self._discovery.latest if chain else self._discovery.refresh(missed=missed)
+        result = (
+            self._discovery.latest
+            if chain
+            else self._discovery.refresh(missed=missed, everywhere=everywhere)
+        )
         for server in result.servers:
             if server.name not in self._state.own:
                 self.add(server.name, self._make(server))

@@ -131,6 +131,9 @@ class Discovery:
         self._servers = {server.url: server for server in result.servers}
         self._key_required = {server.url for server in result.key_required}
         self._skipped_until = dict(result.skipped_until)
+        #: Whether the next refresh skips no address. Any thread sets it, the refreshing one clears
+        #: it; set while a refresh runs, it is for the one after it.
+        self._is_everywhere = False
         self._query = CachedQuery(
             "model-servers",
             lambda _: self.refresh_now(),
@@ -144,12 +147,15 @@ class Discovery:
         """The result of the last refresh."""
         return self._result
 
-    def refresh(self, *, missed: bool = False) -> DiscoveryResult:
+    def refresh(self, *, missed: bool = False, everywhere: bool = False) -> DiscoveryResult:
         """Return a fresh result. Waits 0.5 s at most, and not at all if a refresh has just ended.
 
         `missed`: a request names a model that no known server has. Another worker may know it, so
-        MISSED_INTERVAL applies in place of REFRESH_INTERVAL.
+        MISSED_INTERVAL applies in place of REFRESH_INTERVAL. `everywhere`: the next refresh also
+        probes addresses that it would skip after their last answer.
         """
+        if everywhere:
+            self._is_everywhere = True
         if missed and now() - self._refreshed_at >= MISSED_INTERVAL:
             self._query.expire()
         started_at = self._query.start()
@@ -159,6 +165,9 @@ class Discovery:
     def refresh_now(self) -> DiscoveryResult:
         """Probe in this thread, however recent the last refresh; for one thread at a time."""
         self._refreshed_at = started_at = now()
+        if self._is_everywhere:
+            self._is_everywhere = False
+            self._skipped_until.clear()
         due_urls = [
             url
             for url in self._result.addresses

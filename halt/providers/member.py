@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from halt.config.model_servers import title_of_name
 from halt.core.connection import UpstreamConnection
 from halt.core.request import Upstream
 from halt.model_info import ModelGroup
@@ -17,6 +18,8 @@ class Member:
 
     def __init__(self, name: str, upstream: Upstream) -> None:
         self.upstream = upstream
+        #: Its name for people, until a list has another one.
+        self.title: str = getattr(upstream, "title", "") or title_of_name(name)
         self.models: CachedQuery[list[ModelGroup]] = CachedQuery(
             name,
             self._list,

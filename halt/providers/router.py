@@ -21,7 +21,7 @@ import msgspec
 
 from halt.clock import now
 from halt.config.model_servers import title_of_name
-from halt.config.providers import ModelSettings
+from halt.config.providers import DEMO, ModelSettings
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
@@ -47,6 +47,22 @@ class Route(NamedTuple):
     model: str
 
 
+class PageList(NamedTuple):
+    """What is known of a provider's list of models: the last one, and why the last query failed."""
+
+    title: str
+    groups: ModelGroups | None
+    fault: HaltError | None
+
+
+class PageLists(NamedTuple):
+    """The lists of all providers, for the page."""
+
+    groups: ModelGroups
+    with_hidden: ModelGroups  # the same, with the models that the menu hides
+    providers: list[PageList]
+
+
 class State(NamedTuple):
     """The providers at one moment, and what was chosen for their models."""
 
@@ -60,11 +76,14 @@ class State(NamedTuple):
 
     @property
     def first(self) -> Route:
-        """The first provider, without a model. Raises UpstreamError if there is none."""
-        name = next(iter(self.members), None)
-        if name is None:
+        """The first provider, without a model; the demo model's only if there is no other one.
+
+        Raises UpstreamError if there is none.
+        """
+        names = sorted(self.members, key=lambda name: name == DEMO)
+        if not names:
             raise UpstreamError("no_model")
-        return Route(name, self.members[name].upstream, "")
+        return Route(names[0], self.members[names[0]].upstream, "")
 
 
 def as_providers(upstream: Upstream) -> Providers:
@@ -75,11 +94,6 @@ def as_providers(upstream: Upstream) -> Providers:
 def names_in(groups: ModelGroups | None) -> list[str]:
     """Return the names of the models of all groups."""
     return [model.name for group in groups or () for model in group.models]
-
-
-def _title(name: str, groups: ModelGroups | None) -> str:
-    """Return the title of a provider with these models."""
-    return groups[0].title if groups else title_of_name(name)
 
 
 class Providers:
@@ -133,6 +147,33 @@ class Providers:
         for upstream in gone:
             if id(upstream) not in kept:
                 upstream.close()
+
+    @property
+    def state(self) -> State:
+        """The providers and choices of this moment: another object after each change."""
+        return self._state
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a request may get an answer, as far as that is known without waiting."""
+        return bool(self._members)
+
+    def look_again(self, *, everywhere: bool = False) -> None:
+        """Look for providers that come and go, where there are such. Waits half a second at most.
+
+        `everywhere`: also where none was found recently.
+        """
+
+    @property
+    def addresses(self) -> set[str]:
+        """The base URLs of the connected providers."""
+        members = self._state.connected.values()
+        return {getattr(member.upstream, "address", "") for member in members}
+
+    @property
+    def default_note(self) -> str:
+        """Why the model that was set for requests without one is not used; "" if it is."""
+        return ""
 
     @property
     def view(self) -> ModelView:
@@ -190,16 +231,25 @@ class Providers:
             return self._grouped(self._lists(connection.chain, 0.0))
         return self._groups_or_raise(self._lists(connection.chain, WAIT_SECONDS))
 
-    def catalog_for_page(self, wait: float) -> tuple[ModelGroups, list[tuple[str, HaltError]]]:
-        """As `catalog`, but waits until `wait` seconds after the queries started.
+    def lists_for_page(self, wait: float) -> PageLists:
+        """The lists, as they are known `wait` seconds after the queries started.
 
-        So the first page waits for a silent provider, and later pages do not. Also returns the
-        errors of providers whose last query failed, each with the provider's title.
+        So the first page waits for a silent provider, and later pages do not.
         """
         started_at = self._start_lists()
-        lists = self._lists((), started_at + wait - now())
-        faults = [(_title(name, groups), fault) for name, (groups, fault) in lists.items() if fault]
-        return self._groups_or_raise(lists), faults
+        return self._page_lists(self._lists((), started_at + wait - now()))
+
+    @property
+    def known_lists(self) -> PageLists:
+        """The lists as they are known now."""
+        return self._page_lists(self._lists((), 0.0))
+
+    def _page_lists(self, lists: ModelLists) -> PageLists:
+        providers = [
+            PageList(self._title(name, groups), groups, fault)
+            for name, (groups, fault) in lists.items()
+        ]
+        return PageLists(self._grouped(lists), self._grouped(lists, hidden=True), providers)
 
     def retry_lists(self, title: str, wait: float) -> None:
         """Query failed lists again: of providers with this title, of all if it is empty.
@@ -208,7 +258,7 @@ class Providers:
         """
         queries = []
         for name, (groups, fault) in self._lists((), 0.0).items():
-            if fault and title in ("", _title(name, groups)):
+            if fault and title in ("", self._title(name, groups)):
                 query = self._members[name].models
                 query.expire()
                 query.start()
@@ -227,15 +277,22 @@ class Providers:
             self._raise_first_fault(lists)
         return self._grouped(lists)
 
-    def _grouped(self, lists: ModelLists) -> ModelGroups:
+    def _title(self, name: str, groups: ModelGroups | None) -> str:
+        """The title of a provider with these models."""
+        if groups:
+            return groups[0].title
+        member = self._members.get(name)
+        return title_of_name(name) if member is None else member.title
+
+    def _grouped(self, lists: ModelLists, *, hidden: bool = False) -> ModelGroups:
         """Return one group for each provider, or the groups of a provider that has several.
 
-        Providers with the same title have their name in it.
+        Providers with the same title have their name in it. `hidden`: also hidden models.
         """
         named_groups = [
             (name, group)
             for name, (groups, _) in lists.items()
-            for group in groups or [ModelGroup(title_of_name(name), [])]
+            for group in groups or [ModelGroup(self._title(name, groups), [])]
         ]
         counts = Counter(group.title for _, group in named_groups)
         view = self.view
@@ -244,7 +301,7 @@ class Providers:
                 f"{group.title} ({name})" if counts[group.title] > 1 else group.title or name,
                 [
                     model._replace(name=self._full_name(name, model.name))
-                    for model in view.listed(name, group.models)
+                    for model in view.listed(name, group.models, hidden=hidden)
                 ],
             )
             for name, group in named_groups

@@ -145,8 +145,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         # Clear those of an older master, whose demo model may have ended.
         published |= dict.fromkeys(EMBEDDED, "")
         model_server = discovered.text
-        if config.model and discovered.has_chat_model and not discovered.full_names(config.model):
-            model_server += f"; HALT_MODEL={config.model!r} is in none of their lists"
+        model_server += _default_text(config.model, discovered, connected)
     if connected:
         titles = ", ".join(f"{provider.title} at {provider.base_url}" for provider in connected)
         model_server = "; ".join(filter(None, (model_server, f"connected: {titles}")))
@@ -159,6 +158,16 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     published["HALT_MAX_STREAMS"] = str(open_files.raise_limit(config.max_streams))
     publish(published)
     server.halt_model_server = model_server
+
+
+def _default_text(model: str, discovered: DiscoveryResult, connected: list[ProviderRow]) -> str:
+    """Why the default model of the settings is not used, "" if it is or may be."""
+    if model.partition("/")[0] in (provider.name for provider in connected):
+        return ""
+    if model and discovered.has_chat_model and not discovered.full_names(model):
+        return f"; HALT_MODEL={model!r} is in none of their lists"
+    text = discovered.ambiguity_text(model)
+    return f"; {text}" if text else ""
 
 
 def _start_demo(server: Any) -> tuple[str, dict[str, str]]:

@@ -74,7 +74,7 @@ def test_every_custom_property_is_defined_and_used() -> None:
 
 
 def test_every_style_sheet_is_used_by_a_page() -> None:
-    """Each file of static/css is in the list of a template, or loaded by a module on demand."""
+    """Each file of static/css is in a template or its list, or loaded by a module on demand."""
     templates = "".join(path.read_text() for path in TEMPLATES.glob("*.html"))
     lists = re.findall(r"\bstyles = \[([^\]]*)\]|set sheets = \[([^\]]*)\]", templates)
     modules = (STATIC / "js" / "lib" / "on_demand.js").read_text()
@@ -82,6 +82,7 @@ def test_every_style_sheet_is_used_by_a_page() -> None:
     lists += re.findall(r"\bSTYLES = (\{[^}]*\})()", modules)
     lists += re.findall(r'loadStyle\(("[^"]+")\)()', scripts)
     listed = set(re.findall(r'"([\w-]+)"', str(lists)))
+    listed |= set(re.findall(r"filename='css/([\w-]+)\.css'", templates))
     assert {path.stem for path in STYLES.glob("*.css")} == listed
 
 

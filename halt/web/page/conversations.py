@@ -20,6 +20,7 @@ from halt.rendering.renderer import TEXT_WAIT, PageRenderer
 from halt.store.models import Conversation, Exchange, Settings, UnknownConversation
 from halt.web.identity import owner, stream_key
 from halt.web.page.models import default_model, demo_is_loading
+from halt.web.page.no_model import offers
 from halt.web.page.views import ExchangeView, exchange_view
 from halt.web.requests import message_id
 from halt.web.services import services
@@ -136,6 +137,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         catalog=services().catalog,
         **default_model(settings.model),
         loading=demo_is_loading(),
+        **offers(),
     )
 
 

@@ -2,6 +2,8 @@
 import { $, icon, make, parse } from "../lib/dom.js";
 
 export const panel = $("#models");
+const { page } = panel.dataset; // the page of the models, for whom it is
+const link = page ? `<a class="button" href="${page}">Models…</a>` : "";
 panel.append(...parse([
   '<div class="dialog-head"><h2>Models</h2><button type="button" class="icon-button"',
   'popovertarget="models" popovertargetaction="hide" aria-label="Close">',
@@ -11,7 +13,8 @@ panel.append(...parse([
   'aria-autocomplete="list" autocomplete="off" spellcheck="false" enterkeyhint="go">',
   '<p id="model-count" role="status"></p>',
   '<div id="model-list" role="listbox" aria-label="Models" tabindex="0"></div>',
-  '<div id="model-notes"></div><div class="ends"><span id="compare-count" role="status"></span>',
+  `<div id="model-notes"></div><div class="ends">${link}`,
+  '<span id="compare-count" role="status"></span>',
   '<button type="button" id="compare">Compare…</button></div>',
 ].join(" ")));
 export const search = $("#model-search"), list = $("#model-list"), count = $("#model-count");

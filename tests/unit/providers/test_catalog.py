@@ -69,7 +69,7 @@ def listed(catalog: Catalog) -> list[tuple[str, list[str]]]:
         (["m"], "Server 0 at http://127.0.0.1:9000 no longer responds."),
         (["", "m"], "Server 1 at http://127.0.0.1:9001 no longer responds."),
         (["m", "n"], "No model server responds."),
-        ([], "No model server responds."),
+        ([], ""),
     ],
 )
 def test_missing_server_is_named_if_it_was_the_only_one(defaults: list[str], text: str) -> None:
