@@ -92,7 +92,8 @@ def test_pygments_runs_outside_the_workers() -> None:
 def test_implementations_are_chosen_in_app_and_library() -> None:
     """Only `app`, and `library` for programs, makes a store, a provider or a stop registry.
 
-    The commands about accounts use the database without a server, so they make a store too.
+    The commands about accounts use the database without a server, so they make a store too. The
+    doctor checks each provider apart from all others, with a service of its own.
     """
     chosen = {
         "Store": {"store.store", "app", "cli.users"},
@@ -101,7 +102,7 @@ def test_implementations_are_chosen_in_app_and_library() -> None:
         "AnthropicUpstream": {"providers.anthropic.upstream", "providers.factory"},
         "Providers": {"providers.router", "providers.factory"},
         "DiscoveredProviders": {"providers.factory"},
-        "StopRegistry": {"core.stop", "library.halt", "app", "cli.commands"},
+        "StopRegistry": {"core.stop", "library.halt", "app", "cli.commands", "doctor.providers"},
     }
     for name, tree in TREES.items():
         for node in ast.walk(tree):
