@@ -13,7 +13,8 @@ from halt.core.events import Content
 from halt.core.stream_key import StreamKey
 from halt.people.person import MINE
 from halt.store.batches import Batch, Chunk
-from halt.store.connected import KeyRow, ProviderRow, Snapshot
+from halt.store.connected import ConnectedRows, KeyRow, ProviderRow, Snapshot
+from halt.store.migrate import existing_database, open_database
 from halt.store.models import NamedPrompt, Preset
 from halt.store.owners import Owners
 from halt.store.people import PersonRow
@@ -118,6 +119,22 @@ def test_migration_to_people_keeps_everything(place: tuple[Path, str]) -> None:
     make_earlier_database(*place, "0003", fill)
     with open_store(*place) as store:
         assert_migrated(store)
+
+
+def test_existing_database_is_never_made_or_changed(place: tuple[Path, str]) -> None:
+    """It is None where there is no database, or one of another version."""
+    folder, url = place
+    missing = folder / "new"
+    assert existing_database(missing, url) is None
+    assert not missing.exists()
+    make_earlier_database(folder, url, "0003", fill)
+    assert existing_database(folder, url) is None
+    assert revision_of(folder, url) == "0003"
+    open_database(folder, url).close()
+    database = existing_database(folder, url)
+    assert database is not None
+    assert ConnectedRows(database).version() == 0
+    database.close()
 
 
 @pytest.mark.parametrize(
