@@ -16,9 +16,13 @@ from halt.core.connection import UpstreamConnection
 from halt.doctor.report import Report, milliseconds
 from halt.errors import Interrupted
 from halt.providers.errors import PLAIN
-from halt.transport.address_policy import is_refused, literal_address
+from halt.transport.address_policy import (
+    AddressRefused,
+    allowed_addresses,
+    is_refused,
+    literal_address,
+)
 from halt.transport.dns import Address, Resolver
-from halt.transport.pool import AddressRefused, allowed_addresses
 from halt.transport.proxies import proxy_for
 
 LOOKUP_TIMEOUT = 10.0  # seconds for the look-up of a name

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 
@@ -68,7 +68,8 @@ class Provider:
         self._transport = transport or Transport(
             settings.connect_timeout, allow_link_local=settings.allow_link_local
         )
-        self._secrets = settings.secrets
+        password = urlsplit(settings.base_url).password or ""
+        self._secrets = (*settings.secrets, unquote(password))
         self._lock = threading.Lock()  # protects the facts that replies teach about models
         self._model = settings.first_model
         self._base = settings.base_url  # address to which the paths of requests are appended

@@ -47,8 +47,9 @@ from halt.model_info import UNKNOWN
 from halt.providers.cached_query import CachedQuery
 from halt.providers.loose_json import as_object, as_objects
 from halt.providers.model_list import Model, is_name, parse_models
+from halt.transport.address_policy import AddressRefused
 from halt.transport.http1 import REFUSAL_MAX, Body
-from halt.transport.pool import AddressRefused, Transport
+from halt.transport.pool import Transport
 
 PROBE_SECONDS = 0.3  # for all addresses together
 JOIN_SECONDS = 0.1  # for the probe threads to notice that they were interrupted

@@ -27,7 +27,8 @@ from halt.providers.error_body import (
 )
 from halt.providers.error_code import classify_error, is_overloaded
 from halt.redaction import without_secrets
-from halt.transport.pool import AddressRefused, NoConnection, ProxyFault, TLSTimeout
+from halt.transport.address_policy import AddressRefused
+from halt.transport.pool import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
 

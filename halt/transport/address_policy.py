@@ -24,12 +24,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import httpx2
 
 from halt.config.addresses import IpAddress
+from halt.transport.dns import Address
 
 LINK_LOCAL = "link-local address"
 METADATA = "metadata address"  # of a cloud
+ALLOW_LINK_LOCAL = "HALT_ALLOW_LINK_LOCAL"  # the setting, for messages
 
 #: Ranges of both versions, and what to call an address in them.
 _REFUSED = tuple(
@@ -66,6 +70,20 @@ _TEREDO = ipaddress.IPv6Network("2001::/32")
 _ISATAP = frozenset({b"\0\0\x5e\xfe", b"\2\0\x5e\xfe"})  # bytes 8 to 11
 
 
+class AddressRefused(httpx2.ConnectError):
+    """Halt does not connect to the addresses of this host."""
+
+    def __init__(self, host: str, address: str) -> None:
+        kind = refused_kind(address)
+        article = "an" if kind[0] in "aeiou" else "a"
+        what = (
+            f"{address} is {article} {kind}, to which Halt does not connect."
+            if host == address
+            else f"{host} resolves to the {kind} {address}, to which Halt does not connect."
+        )
+        super().__init__(f"{what} {ALLOW_LINK_LOCAL}=1 allows it.")
+
+
 def is_refused(address: str | IpAddress) -> bool:
     """Whether Halt does not connect to this address. Raises ValueError if it is none."""
     return bool(refused_kind(address))
@@ -99,6 +117,21 @@ def literal_address(host: str) -> str:
     except (OSError, UnicodeError):
         return ""
     return str(found[0][4][0]) if host and found else ""
+
+
+def check_literal(host: str) -> None:
+    """Raises AddressRefused if a host is such an address itself; names are not looked up."""
+    address = literal_address(host)
+    if address and refused_kind(address):
+        raise AddressRefused(host, address)
+
+
+def allowed_addresses(host: str, resolved: Sequence[Address]) -> Sequence[Address]:
+    """The addresses to which Halt connects. Raises AddressRefused if there are only others."""
+    allowed = [address for address in resolved if not refused_kind(address[4][0])]
+    if resolved and not allowed:
+        raise AddressRefused(host, resolved[0][4][0])
+    return allowed
 
 
 def _embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:

@@ -12,7 +12,6 @@ import ssl
 import struct
 import threading
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
 
 import httpx2
@@ -21,15 +20,14 @@ from halt.clock import now
 from halt.core import via
 from halt.core.connection import TICK, UpstreamConnection, current_connection
 from halt.errors import Interrupted
-from halt.transport.address_policy import literal_address, refused_kind
-from halt.transport.dns import Address, Resolver
+from halt.transport.address_policy import allowed_addresses, check_literal
+from halt.transport.dns import Resolver
 from halt.transport.http1 import CODINGS, Body, NoResponse, read_head, readable, serialize
 from halt.transport.proxies import Proxies, proxy_credentials
 
 PROXY_PORT = 3128  # of a proxy whose URL has no port
 IDLE_MAX = 64  # kept-alive connections in all
 IDLE_SECONDS = 30.0  # less than the keep-alive time of the usual servers
-ALLOW_LINK_LOCAL = "HALT_ALLOW_LINK_LOCAL"  # the setting, for messages
 RESEND_WITHIN = 1.0  # seconds; more than a round trip
 
 TICK_OPTION = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
@@ -45,20 +43,6 @@ class NoConnection(httpx2.ConnectTimeout):
     """No connection was accepted in time. `seconds` is the time limit."""
 
     seconds = 0.0
-
-
-class AddressRefused(httpx2.ConnectError):
-    """Halt does not connect to the host's addresses: see `halt.transport.address_policy`."""
-
-    def __init__(self, host: str, address: str) -> None:
-        kind = refused_kind(address)
-        article = "an" if kind[0] in "aeiou" else "a"
-        what = (
-            f"{address} is {article} {kind}, to which Halt does not connect."
-            if host == address
-            else f"{host} resolves to the {kind} {address}, to which Halt does not connect."
-        )
-        super().__init__(f"{what} {ALLOW_LINK_LOCAL}=1 allows it.")
 
 
 class TLSTimeout(NoConnection):
@@ -183,9 +167,7 @@ class Transport(httpx2.BaseTransport):
         deadline = now() + self._connect_timeout
         if proxy is not None and not self._allow_link_local:
             # The proxy resolves names; its own address is the environment's choice.
-            literal = literal_address(host)
-            if literal and refused_kind(literal):
-                raise AddressRefused(host, literal)
+            check_literal(host)
         try:
             try:
                 sock = self._dial(connection, peer, deadline, is_proxy=proxy is not None)
@@ -318,11 +300,3 @@ class Transport(httpx2.BaseTransport):
         return httpx2.Response(
             status, headers=headers, stream=body, request=request, extensions={"halt.body": body}
         )
-
-
-def allowed_addresses(host: str, resolved: Sequence[Address]) -> Sequence[Address]:
-    """The addresses to which Halt connects. Raises AddressRefused if there are only others."""
-    allowed = [address for address in resolved if not refused_kind(address[4][0])]
-    if resolved and not allowed:
-        raise AddressRefused(host, resolved[0][4][0])
-    return allowed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -269,6 +270,23 @@ def test_quoted_header_is_masked() -> None:
     assert "[key]" in fault.message
     assert fault.__cause__ is None  # a traceback in a log would show it
     assert fault.__suppress_context__
+
+
+def test_quoted_password_of_the_address_is_masked() -> None:
+    """The password in an address is a secret, also in the header that is made of it."""
+    password = "pass-0123456789"
+
+    def serve(*_: Any) -> bytes:
+        header = next(line for line in server.heads[-1].split(b"\r\n") if b"Basic" in line)
+        return refusal_response(f"bad {password}, {header.decode()}", "403 Forbidden")
+
+    with Server(serve) as server:
+        address = server.url.replace("//", f"//user:{password}@")
+        with provider("openai", address) as upstream:
+            message = fault_of(upstream).message
+    assert password not in message
+    assert base64.b64encode(f"user:{password}".encode()).decode() not in message
+    assert message.count("[key]") == 2
 
 
 # --- more redirects -------------------------------------------------------------------------------

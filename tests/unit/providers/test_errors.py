@@ -1095,6 +1095,18 @@ def test_key_is_masked_in_message_and_detail(message_text: str) -> None:
         assert error.detail
 
 
+def test_unforeseen_error_is_logged_without_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    """The traceback of an error that is not translated does not show the key."""
+    try:
+        raise KeyError(f"Bearer {KEY}")
+    except KeyError as exc:
+        error = to_upstream_error(exc, (KEY,))
+    assert error.code == "internal"
+    assert "KeyError" in caplog.text
+    assert "[key]" in caplog.text
+    assert KEY not in caplog.text
+
+
 def test_key_masked_by_the_server_is_shown() -> None:
     """A key that the server has masked is shown, so that users know which key it is."""
     assert "sk-te***cdef" in refusal(401, openai("Incorrect API key: sk-te***cdef")).message

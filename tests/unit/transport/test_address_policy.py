@@ -16,11 +16,12 @@ from halt.transport import address_policy
 from halt.transport.address_policy import (
     LINK_LOCAL,
     METADATA,
+    AddressRefused,
     is_refused,
     literal_address,
     refused_kind,
 )
-from halt.transport.pool import AddressRefused, Transport
+from halt.transport.pool import Transport
 from halt.transport.proxies import checks_address
 from tests.support.raw_server import HELLO, RawServer, answering
 from tests.support.transport_calls import fetch, get
@@ -178,55 +179,45 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 @pytest.fixture
-def forbidden() -> Iterator[socket.socket]:
-    """A listener at 127.0.0.2; tests look whether anything connects to it."""
-    with socket.create_server(("127.0.0.2", 0)) as listener:
-        listener.setblocking(False)
-        yield listener
+def forbidden() -> Iterator[RawServer]:
+    """A server at 127.0.0.2."""
+    with RawServer(answering(HELLO), host="127.0.0.2") as server:
+        yield server
 
 
-def reached(listener: socket.socket) -> bool:
-    try:
-        listener.accept()[0].close()
-    except BlockingIOError:
-        return False
-    return True
-
-
-def test_name_with_refused_addresses_alone_is_refused(
-    names: Names, forbidden: socket.socket
-) -> None:
-    """Nothing connects to a listener at a refused address."""
+def test_name_with_refused_addresses_alone_is_refused(names: Names, forbidden: RawServer) -> None:
+    """Nothing connects to a server at a refused address."""
     names.addresses = ["127.0.0.2", "::ffff:127.0.0.2"]
     with made() as transport, pytest.raises(AddressRefused, match=r"model\.example resolves to"):
-        get(transport, f"http://model.example:{forbidden.getsockname()[1]}/")
-    assert not reached(forbidden)
+        get(transport, f"http://model.example:{forbidden.port}/")
+    assert forbidden.accepted == 0
 
 
-def test_allowed_addresses_of_a_name_alone_are_connected_to(names: Names) -> None:
+def test_allowed_addresses_of_a_name_alone_are_connected_to(
+    names: Names, forbidden: RawServer
+) -> None:
     """Of a name's addresses only the allowed ones are tried, wherever they stand."""
     names.addresses = ["127.0.0.2", "127.0.0.1"]
-    with RawServer(answering(HELLO)) as server, made() as transport:
-        with socket.create_server(("127.0.0.2", server.port)) as listener:
-            listener.setblocking(False)
-            assert fetch(transport, f"http://model.example:{server.port}/") == b"hello"
-            assert not reached(listener)
+    with RawServer(answering(HELLO), port=forbidden.port) as server, made() as transport:
+        assert fetch(transport, f"http://model.example:{server.port}/") == b"hello"
+        assert (server.accepted, forbidden.accepted) == (1, 0)
 
 
 def test_checked_address_is_connected_to_without_a_second_look_up(
-    names: Names, forbidden: socket.socket, monkeypatch: pytest.MonkeyPatch
+    names: Names, forbidden: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that resolves to something else later is checked again before each connection."""
     monkeypatch.setattr("halt.transport.dns.CACHE_SECONDS", -1.0)
     monkeypatch.setattr("halt.transport.pool.IDLE_MAX", 0)
     names.addresses = ["127.0.0.1"]
-    with RawServer(answering(HELLO)) as server, made() as transport:
+    with RawServer(answering(HELLO), port=forbidden.port) as server, made() as transport:
         assert fetch(transport, f"http://model.example:{server.port}/") == b"hello"
         assert names.look_ups == 1
         names.addresses = ["127.0.0.2"]
         with pytest.raises(AddressRefused):
             get(transport, f"http://model.example:{server.port}/")
         assert names.look_ups == 2
+        assert forbidden.accepted == 0
 
 
 def test_setting_allows_link_local_addresses(names: Names) -> None:
