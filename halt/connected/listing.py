@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from halt.clock import now
 from halt.config.environment import variable
-from halt.config.model_servers import Server, origin, server_title
+from halt.config.model_servers import KeyRequired, Server, origin, server_title
 from halt.config.provider_setup import setup
 from halt.config.providers import DEMO, ModelSettings, ProviderSettings
 from halt.config.settings import Config
@@ -72,8 +72,16 @@ class Listing:
 
     def __init__(self, config: Config, upstream: Providers, discovery: Discovery | None) -> None:
         self._config, self._providers, self._discovery = config, upstream, discovery
-        configured = setup(config).providers if config.has_provider else ()
-        self._configured = {provider.name: provider for provider in configured}
+        configured = setup(config)
+        shown = configured.providers if config.has_provider else ()
+        self._configured = {provider.name: provider for provider in shown}
+        #: The default model of the settings, which wins over a chosen one; "" for none.
+        self.fixed_default = configured.default
+
+    @property
+    def locked_servers(self) -> tuple[KeyRequired, ...]:
+        """The servers that were found, and that need a key."""
+        return self._discovery.latest.key_required if self._discovery is not None else ()
 
     def lines(self, snapshot: Snapshot, person: str, wait: float) -> list[ProviderLine]:
         """The providers in the order of the menu. Waits at most `wait` seconds for their answers.

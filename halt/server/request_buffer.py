@@ -30,7 +30,7 @@ class Kind(Enum):
     HEALTH = auto()
     QUICK = auto()  # served from memory: styles and scripts, the login, unknown paths
     PAGE = auto()  # reads or changes conversations
-    MODELS = auto()  # waits for another server: a model's, or the provider of sign-ins
+    MODELS = auto()  # waits for other servers: models' ones, or the provider of sign-ins
     STREAM = (
         auto()
     )  # lasts as long as a generation, or as its client reads; counted in HALT_MAX_STREAMS
@@ -54,7 +54,11 @@ _LASTING = frozenset({b"/stream", b"/export"})
 _EXPORT = re.compile(rb"/c/[^/]++/export")
 _PAGES = (b"/c/", b"/conversations", b"/settings")
 _PAGES_EXACTLY = frozenset({b"/", b"/saving", b"/import"})
-_MODELS = (b"/models", b"/v1/models", b"/demo", b"/login/oidc", b"/logout")
+_MODELS = (
+    *(b"/models", b"/v1/models", b"/demo", b"/settings/models"),
+    *(b"/login/oidc", b"/logout"),
+)
+_TRIALS = b"/settings/models/try/"
 
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
@@ -74,7 +78,7 @@ def kind_of(line: bytes) -> Kind:
     if path in (b"/stop", b"/stop-all") or path.startswith(b"/stop/"):
         return Kind.STOP
     if method == b"POST":
-        if path in _STREAMS:
+        if path in _STREAMS or path.startswith(_TRIALS):
             return Kind.STREAM
         if path.startswith(b"/c/") and path.rpartition(b"/")[2] in _STREAMS_BELOW_C:
             return Kind.STREAM
@@ -84,10 +88,10 @@ def kind_of(line: bytes) -> Kind:
         return Kind.SOCKET
     elif path in _LASTING or path.startswith(b"/streams/") or _EXPORT.fullmatch(path):
         return Kind.STREAM
-    if path in _PAGES_EXACTLY or path.startswith(_PAGES):
-        return Kind.PAGE
     if path.startswith(_MODELS):
         return Kind.MODELS
+    if path in _PAGES_EXACTLY or path.startswith(_PAGES):
+        return Kind.PAGE
     return Kind.QUICK
 
 

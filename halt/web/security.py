@@ -54,6 +54,10 @@ JSON_BODIES = frozenset({"openai_api.completions", "plain.chat", "streams.chat_s
 LONG_BODIES = JSON_BODIES | {
     "pages.send",
     "pages.edit_answer",
+    "providers.change_provider",
+    "providers.connect",
+    "providers.try_changed",
+    "providers.try_new",
     "settings.delete_prompt",
     "settings.save_prompt",
     "settings.save_settings",

@@ -32,6 +32,7 @@ from halt.store.writer import StoreWriter
 from halt.web.rate_limits import RateLimits
 from halt.web.sessions import Sessions
 from halt.web.token_failures import TokenFailures
+from halt.web.trials import Trials
 
 if TYPE_CHECKING:
     from halt.people.oidc.provider import Provider
@@ -70,6 +71,7 @@ class Services:
     sessions: Sessions
     rate_limits: RateLimits | None  # None: starts are not limited
     token_failures: TokenFailures = field(default_factory=TokenFailures)
+    trials: Trials = field(default_factory=Trials)
     #: Set when the demo model has answered once.
     demo_ready: threading.Event = field(default_factory=threading.Event)
     #: Held while a part of an exported file is generated, by one thread at a time: each such thread
@@ -80,6 +82,7 @@ class Services:
         """Close the services that hold resources. A failure is logged and the others are closed."""
         if self.watch is not None:
             self.watch.close(CLOSE_TIMEOUT)
+        self.trials.close()
         self.connected.close(CLOSE_TIMEOUT)
         if self.known is not None:
             self.known.close(CLOSE_TIMEOUT)

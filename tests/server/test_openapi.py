@@ -145,7 +145,7 @@ def test_document_has_every_route_for_programs() -> None:
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in app.url_map.iter_rules()
         if rule.endpoint.partition(".")[0]
-        not in {"static", "account", "pages", "sidebar", "settings", "sockets"}
+        not in {"static", "account", "pages", "providers", "sidebar", "settings", "sockets"}
         and rule.endpoint != "openapi.docs"
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

@@ -106,13 +106,13 @@ def _check() -> None:
     """
     if not has_account():
         abort(404)
-    if _is_program():
+    if is_program():
         raise RequestRefused(
             403, "browsers_only", "The account page is for browsers: no API token may use it."
         )
 
 
-def _is_program() -> bool:
+def is_program() -> bool:
     """Whether the request has an API token."""
     return bool(credential()) and credential() != sign_in_digest()
 
@@ -120,7 +120,7 @@ def _is_program() -> bool:
 @blueprint.errorhandler(HaltError)
 def _refused(error: HaltError) -> Answer:
     """The page with the error, if a person's browser has sent a form and the page can be made."""
-    if "person" not in g or _is_program() or not is_plain_form_post():  # the guard's error
+    if "person" not in g or is_program() or not is_plain_form_post():  # the guard's error
         return error_response(error)
     if (action := request.form.get("do", "")) not in _ACTIONS:
         return error_response(error)

@@ -1,0 +1,67 @@
+"""Try: the checks of a provider that is not saved yet, each result as a line.
+
+The page's script asks for an event stream, and shows each line as it comes. Without the script the
+response is the page with all lines. The typed secrets are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Response, current_app, request
+
+from halt.connected.details import Details
+from halt.doctor.report import Finding
+from halt.errors import Draining
+from halt.web.event_stream import SSE_HEADERS
+from halt.web.requests import client_socket
+from halt.web.services import services
+from halt.web.trials import Trial
+
+COMMENT = ":\n\n"  # of an event stream: makes the server send the head, and notice a departure
+
+
+def start(details: Details, name: str = "") -> Trial:
+    """Try what was typed; `name`: of the provider that is changed. Raises RequestError."""
+    connected = services().connected
+    settings = connected.settings_for(*connected.prepared(details, name))
+    return services().trials.start(settings, services().config, services().instance_id)
+
+
+def wants_lines() -> bool:
+    """Whether the page's script asks, which shows each line as it comes."""
+    return "text/event-stream" in request.headers.get("Accept", "")
+
+
+def lines(trial: Trial) -> Response:
+    """The findings as events, each with the HTML of its line; the last one tells the result."""
+    found = _findings(trial)
+    macros: Any = current_app.jinja_env.get_template("providers_trial.html").module
+
+    def frames() -> Iterator[str]:
+        yield COMMENT
+        for finding in found:
+            yield COMMENT if finding is None else _event(macros.line(finding))
+        if not trial.is_cancelled:
+            yield _event(macros.end(trial.is_well))
+
+    response = Response(frames(), headers=SSE_HEADERS)
+    response.call_on_close(trial.cancel)
+    return response
+
+
+def all_findings(trial: Trial) -> list[Finding]:
+    """The findings, when all are there. Raises Draining where the server ended the trial."""
+    found = [finding for finding in _findings(trial) if finding is not None]
+    if trial.is_cancelled:  # nobody reads the response where the client has left
+        raise Draining("The server is about to restart. Try again.")
+    return found
+
+
+def _findings(trial: Trial) -> Any:
+    return trial.findings(services().generations, client_socket())
+
+
+def _event(html: str) -> str:
+    return f"data: {' '.join(html.split())}\n\n"
