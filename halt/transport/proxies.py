@@ -9,7 +9,6 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 import httpx2
 
 from halt.config.addresses import ip_address
-from halt.transport.address_policy import literal_address
 
 
 class Proxies:
@@ -36,12 +35,6 @@ class Proxies:
         if self._from_system and proxy_bypass(url.host):
             return None
         return httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
-
-
-def checks_address(url: str) -> bool:
-    """Whether Halt can check a URL's address: not if a proxy resolves the name."""
-    parsed = httpx2.URL(url)
-    return Proxies().proxy_for(parsed) is None or bool(literal_address(parsed.host))
 
 
 def proxy_for(url: str) -> str | None:
