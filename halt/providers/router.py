@@ -279,7 +279,7 @@ class Providers:
 
     def _title(self, name: str, groups: ModelGroups | None) -> str:
         """The title of a provider with these models."""
-        if groups:
+        if groups and groups[0].title:
             return groups[0].title
         member = self._members.get(name)
         return title_of_name(name) if member is None else member.title
@@ -294,17 +294,18 @@ class Providers:
             for name, (groups, _) in lists.items()
             for group in groups or [ModelGroup(self._title(name, groups), [])]
         ]
-        counts = Counter(group.title for _, group in named_groups)
+        titles = [group.title or self._title(name, None) for name, group in named_groups]
+        counts = Counter(titles)
         view = self.view
         return [
             ModelGroup(
-                f"{group.title} ({name})" if counts[group.title] > 1 else group.title or name,
+                f"{title} ({name})" if counts[title] > 1 else title,
                 [
                     model._replace(name=self._full_name(name, model.name))
                     for model in view.listed(name, group.models, hidden=hidden)
                 ],
             )
-            for name, group in named_groups
+            for title, (name, group) in zip(titles, named_groups, strict=True)
         ]
 
     def check(self, connection: UpstreamConnection) -> None:

@@ -11,13 +11,17 @@ from halt.app import create_app
 from halt.clock import now
 from halt.config.environment import load
 from halt.config.model_servers import DiscoveryResult, Server
+from halt.config.providers import DEMO, ModelSettings
+from halt.connected.unusable import Unusable
 from halt.core.connection import UpstreamConnection
+from halt.core.request import Upstream
 from halt.errors import RequestError, UpstreamError
 from halt.model_info import ModelGroup
 from halt.providers import cached_query, catalog, member, router
 from halt.providers.catalog import NAMES_MAX, Catalog, Note, valid_model_name
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX
+from halt.providers.model_view import ModelView
 from halt.providers.router import ModelGroups, Providers
 from halt.web.services import services
 from tests.support.raw_server import Peer, RawServer
@@ -211,3 +215,93 @@ def test_valid_model_name_refuses_invalid_names(name: str) -> None:
         valid_model_name(name)
     assert fault.value.field == "model"
     assert valid_model_name("openai/gpt-5-mini:free") == "openai/gpt-5-mini:free"
+
+
+# --- providers that change ------------------------------------------------------------------------
+
+
+def test_removed_provider_is_gone_from_the_next_list() -> None:
+    """The models of a removed provider are neither listed nor named, though its list was known."""
+    gone = ListUpstream(["m"])
+    upstream = Providers({})
+    upstream.connect({"new": gone}, ModelView())
+    models = Catalog(upstream)
+    assert models.has_model
+    assert listed(models) == [("new", ["new/m"])]
+    upstream.connect({}, ModelView())
+    assert models.label_of("new/m") == "new/m"
+    assert listed(models) == []
+    assert not models.has_model
+    assert not models.notes
+
+
+def test_renamed_and_hidden_models_change_at_once() -> None:
+    """A label is new without another list; a hidden model is not listed, and keeps its label."""
+    own, second = ListUpstream(["a"]), ListUpstream(["b", "c"])
+    upstream = Providers({"own": own})
+    upstream.connect({"second": second}, ModelView())
+    models = Catalog(upstream)
+    assert listed(models) == [("own", ["a"]), ("second", ["second/b", "second/c"])]
+    assert models.offers_several
+    settings = {
+        "second": {"b": ModelSettings(hidden=True, label="Bee"), "c": ModelSettings(hidden=True)}
+    }
+    upstream.connect({"second": second}, ModelView(settings=settings))
+    assert models.label_of("second/b") == "Bee"
+    assert models.provider_of("second/b") == "second"
+    assert models.is_hidden("second/b")
+    assert not models.is_hidden("a")
+    assert not models.offers_several
+    assert listed(models) == [("own", ["a"])]
+    everything = {"own": {"a": ModelSettings(hidden=True)}, **settings}
+    upstream.connect({"second": second}, ModelView(settings=everything))
+    assert listed(models) == []
+    assert not models.has_no_list
+    assert models.has_model
+    assert (own.list_requests, second.list_requests) == (1, 1)
+
+
+def test_models_keep_the_chosen_order() -> None:
+    """Moved models stand first, in their order."""
+    upstream = Providers({})
+    order = {"second": {"c": 0, "b": 1}}
+    upstream.connect({"second": ListUpstream(["a", "b", "c"])}, ModelView(order=order))
+    assert listed(Catalog(upstream)) == [("second", ["second/c", "second/b", "second/a"])]
+
+
+def test_each_provider_has_a_note_of_its_own() -> None:
+    """Beside a list that is there: one without a list, one with an empty one, a refused key."""
+
+    class Titled(ListUpstream):
+        title = "My Groq"
+
+    refused, none = UpstreamError("unauthorized"), UpstreamError("endpoint_not_found")
+    needed = Unusable("Team", (), "Team has no key: enter one.")
+    upstream = Providers({"own": ListUpstream(none)})
+    connected: dict[str, Upstream] = {
+        "groq": Titled(refused),
+        "empty": ListUpstream([]),
+        "team": needed,
+        "good": ListUpstream(["m"]),
+    }
+    upstream.connect(connected, ModelView())
+    models = Catalog(upstream)
+    assert listed(models) == [("good", ["good/m"])]
+    assert models.notes == [
+        Note("own", "It provides no list of models.", False),
+        Note("My Groq", refused.message, True),
+        Note("empty", "Its list of models is empty.", False),
+        Note("Team", "Team has no key: enter one.", True),
+    ]
+    assert not models.has_no_list
+
+
+def test_demo_model_is_the_default_only_if_it_is_alone() -> None:
+    """A connected provider takes the default from the demo model, which stays listed."""
+    demo, second = ListUpstream(["tiny"]), ListUpstream(["m"])
+    demo.known_model, second.known_model = "tiny", "m"
+    upstream = Providers({DEMO: demo})
+    assert upstream.known_model == "tiny"
+    upstream.connect({"second": second}, ModelView())
+    assert upstream.known_model == "second/m"
+    assert listed(Catalog(upstream)) == [("demo", ["tiny"]), ("second", ["second/m"])]
