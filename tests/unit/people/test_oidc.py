@@ -22,6 +22,7 @@ from halt.people.oidc.attempt import (
 from halt.people.oidc.provider import Provider, SignedIn
 from halt.people.person import person_id
 from tests.support.oidc_provider import OidcProvider, consent
+from tests.support.raw_server import RawServer, answering
 from tests.support.waiting import BackgroundCall, wait_until
 
 BACK = "http://127.0.0.1:1/login/oidc/callback"
@@ -53,6 +54,26 @@ def answers(provider: Provider) -> bool:
         return bool(provider.authorization_url(ATTEMPT, BACK))
     except ProviderFault:
         return False
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_of_a_provider_is_not_followed(server: OidcProvider, status: int) -> None:
+    """A redirect of the discovery document is a fault: nothing is requested elsewhere."""
+    moved = b"HTTP/1.1 %d Moved\r\nLocation: %b/x\r\nContent-Length: 0\r\n\r\n"
+    with RawServer(answering(moved % (status, server.issuer.encode()))) as raw_server:
+        issuer = raw_server.url.removesuffix("/v1")
+        client = Provider(load(server.settings | {"HALT_OIDC_ISSUER": issuer}))
+        with pytest.raises(ProviderFault, match=f"has status {status}"):
+            client.authorization_url(ATTEMPT, BACK)
+        client.close()
+
+
+def test_provider_at_a_link_local_address_is_refused(server: OidcProvider) -> None:
+    """The fault says what the host resolves to, and which setting allows it."""
+    client = Provider(load(server.settings | {"HALT_OIDC_ISSUER": "https://2852039166"}))
+    with pytest.raises(ProviderFault, match=r"link-local address .* HALT_ALLOW_LINK_LOCAL=1"):
+        client.authorization_url(ATTEMPT, BACK)
+    client.close()
 
 
 @pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
