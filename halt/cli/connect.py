@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from halt.providers.factory import make_provider, make_upstream
 from halt.providers.router import WAIT_SECONDS, Providers
 from halt.store.connected import ConnectedRows
 from halt.store.database import Database
-from halt.store.migrate import existing_database
+from halt.store.migrate import existing_database, has_database
 
 #: Fields of errors -> the arguments that they concern.
 ARGUMENTS = {
@@ -47,6 +48,10 @@ ARGUMENTS = {
     "models": "--model",
     "api_version": "--api-version",
 }
+MAY_NOT_OPEN = (
+    "Its key is encrypted with the key in the data folder, which is new. If Halt runs with "
+    "HALT_SECRET_KEY, it cannot read it: set the same HALT_SECRET_KEY for this command."
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 
@@ -103,6 +108,7 @@ def connect(
         for header in headers:
             _check_header_to_type(header)
         key = _given_key(key_env, from_input=key_stdin, none=no_key)
+        has_no_key = _has_no_secret_key(load())
         with _connected(opened()) as (config, vault, providers, connected):
             _check_name(details, config, providers)
             if key != "" and not vault.can_seal:
@@ -119,6 +125,8 @@ def connect(
         f"Connected {row.title}: its models are named {row.name}/MODEL. "
         "A running Halt uses it within a second."
     )
+    if has_no_key and (key or values):
+        click.echo(MAY_NOT_OPEN, err=True)
 
 
 @click.command(short_help="Remove a connected provider.")
@@ -147,6 +155,16 @@ def _unknown(name: str, config: Config) -> str:
     if name in configured:
         return f"{name} is set by the settings: change it there."
     return f"No connected provider has the name {name!r}. `halt-chat models` lists them."
+
+
+def _has_no_secret_key(config: Config) -> bool:
+    """Whether a Halt may have used the folder with a HALT_SECRET_KEY that is not set here."""
+    folder = config.data_folder
+    return (
+        has_database(folder, config.database_url)
+        and not config.secret_key
+        and not os.path.exists(folder / "secret_key")
+    )
 
 
 @contextlib.contextmanager

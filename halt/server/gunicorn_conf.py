@@ -127,7 +127,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         data_dir.socket_folder(data_dir.run_folder(config.data_folder))
         database = open_database(config.data_folder, config.database_url)
         adoption.at_start(config, database)
-        connected = _connected(config, database)
+        connected, chosen = _connected(config, database)
         database.close()
     except ConfigError as exc:
         sys.exit(f"halt: {exc}")
@@ -136,9 +136,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         published |= {"HALT_SECRET_KEY_IN_FOLDER": "1"}
     server.halt_supervisor = None
     if config.has_provider:
-        model = providers.default or providers.providers[0].first_model or "the first model"
-        base_urls = ", ".join(provider.base_url for provider in providers.providers)
-        model_server = f"{model} at {base_urls}"
+        model_server = _configured_text(providers, chosen)
     else:
         discovered = _discover(server, config)
         published["HALT_DISCOVERED"] = discovered.encoded()
@@ -149,6 +147,8 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     if connected:
         titles = ", ".join(f"{provider.title} at {provider.base_url}" for provider in connected)
         model_server = "; ".join(filter(None, (model_server, f"connected: {titles}")))
+    if chosen and not providers.default:
+        model_server += f"; default model: {chosen}"
     if not (config.has_provider or discovered.has_chat_model or connected):
         demo, variables = _start_demo(server)
         published |= variables
@@ -188,13 +188,27 @@ def _start_demo(server: Any) -> tuple[str, dict[str, str]]:
     }
 
 
-def _connected(config: Config, database: Database) -> list[ProviderRow]:
-    """The connected providers that somebody can use. Raises ConfigError."""
+def _connected(config: Config, database: Database) -> tuple[list[ProviderRow], str]:
+    """The connected providers that somebody can use, and the default model that was chosen.
+
+    The model is PROVIDER/MODEL, "" for none. Raises ConfigError.
+    """
     try:
-        return usable_rows(config, make_vault(config), ConnectedRows(database).snapshot())
+        snapshot = ConnectedRows(database).snapshot()
+        rows = usable_rows(config, make_vault(config), snapshot)
     except HaltError as fault:
         logging.getLogger("halt").error("connected providers are not known: %s", fault.message)
-        return []
+        return [], ""
+    return rows, "/".join(snapshot.default or ())
+
+
+def _configured_text(providers: Setup, chosen: str) -> str:
+    """The providers of the settings, with their default model unless another one was chosen."""
+    base_urls = ", ".join(provider.base_url for provider in providers.providers)
+    if chosen and not providers.default:
+        return base_urls
+    model = providers.default or providers.providers[0].first_model or "the first model"
+    return f"{model} at {base_urls}"
 
 
 def _ignores_hangup() -> bool:

@@ -21,7 +21,7 @@ from halt.config.providers import ModelSettings
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.connected import connected_at, details
 from tests.support.doctor_command import doctor
-from tests.support.halt_server import ROOT, HaltServer, halt_environment
+from tests.support.halt_server import ROOT, HaltServer, StartHalt, halt_environment
 from tests.support.multi_worker import MultiWorkerHalt
 from tests.support.pseudo_terminal import Terminal
 from tests.support.simple_model_server import (
@@ -439,14 +439,34 @@ def test_start_without_the_key_says_that_there_is_no_model(halt: Halt, second: s
 
 
 def test_provider_of_the_settings_comes_first_at_the_start(halt: Halt, second: str) -> None:
-    """The line names both."""
+    """The line names both, and a default model that was chosen if the settings have none."""
     with connected_at(halt.folder) as connected:
         connected.add(details(second, title="Third"))
-    settings = {"HALT_DATA": str(halt.folder), "OPENAI_BASE_URL": second, "HALT_MODEL": "echo"}
-    server = HaltServer(settings)
-    try:
-        assert server.wait_printed(r"Model server: (.*)\n")[1] == (
-            f"echo at {second}; connected: Second at {second}, Third at {second}"
-        )
-    finally:
-        server.close()
+        connected.set_default(("third", "echo"))
+    connected_text = f"connected: Second at {second}, Third at {second}"
+    for model, text in (
+        ("echo", f"echo at {second}; {connected_text}"),
+        ("", f"{second}; {connected_text}; default model: third/echo"),
+    ):
+        settings = {"HALT_DATA": str(halt.folder), "OPENAI_BASE_URL": second, "HALT_MODEL": model}
+        server = HaltServer(settings)
+        try:
+            assert server.wait_printed(r"Model server: (.*)\n")[1] == text
+        finally:
+            server.close()
+
+
+def test_connect_warns_if_halt_may_have_another_secret_key(
+    halt: Halt, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """A Halt with HALT_SECRET_KEY has used the folder; the command has none, then the same."""
+    secret = {"HALT_SECRET_KEY": "the secret key of Halt"}
+    server = start_halt(HALT_DATA=str(halt.folder), **secret)
+    arguments = ("connect", fake.base_url, "--no-try", "--key-env", "KEY", "--name")
+    same = halt.run(*arguments, "Same", **secret)
+    assert (same.exit_code, same.stderr) == (0, "")
+    wait_until(
+        lambda: server.client().chat("same/echo").to_end().terminal["type"] == "done",
+        SERVER_TIMEOUT,
+    )
+    assert "set the same HALT_SECRET_KEY" in halt.run(*arguments, "Other").stderr
