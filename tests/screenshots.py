@@ -1,7 +1,7 @@
 """Writes pictures of the page's states: `python -m tests.screenshots FOLDER [--state NAME] ...`.
 
 Each state at two widths, light and dark; some with forced colours. States are in
-`tests/browser/states/page_states.py`. Files are named STATE-WIDTH-THEME.png.
+`tests/browser/states/`. Files are named STATE-WIDTH-THEME.png.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from playwright.sync_api import Error, Page, expect
 
 from tests.browser.launched import launched_browser
-from tests.browser.states.page_states import STATES, WIDTHS, Stage, Visit
+from tests.browser.states.models_states import STATES
+from tests.browser.states.page_states import WIDTHS, Stage, Visit
 
 PATIENCE = 10_000  # milliseconds for each step to a state
 #: States whose focus, chosen row, Stop and notes are seen with forced colours.

@@ -190,7 +190,7 @@ class Listing:
             "source": source,
             "source_text": text,
             "address": public_address(settings.base_url),
-            "key": "" if settings.key == "none" else f"…{last_four(settings.key)}",
+            "key": "" if settings.key == "none" else _end_of(last_four(settings.key)),
         }
 
     def _models(self, name: str, member: Member, until: float) -> list[ModelLine]:
@@ -231,4 +231,9 @@ def _state(member: Member, until: float) -> tuple[State, str]:
 def _key_text(key: KeyRow | None) -> str:
     if key is None or not (key.last_four or not key.header_names):
         return ""
-    return f"…{key.last_four}" if key.last_four else "saved"
+    return _end_of(key.last_four)
+
+
+def _end_of(four: str) -> str:
+    """A key by its end; a short one has none that is shown."""
+    return f"…{four}" if four else "saved"

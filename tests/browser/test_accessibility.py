@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.states import page_audit
-from tests.browser.states.page_states import STATES, Stage, Visit, Width
+from tests.browser.states.models_states import STATES
+from tests.browser.states.page_states import Stage, Visit, Width
 
 READABLE = 4.5  # contrast of a text
 POINTER, TOUCH = 24, 44  # pixels of a control, least

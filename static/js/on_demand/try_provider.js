@@ -8,7 +8,7 @@ const LOST = "The results broke off. Try again.";
 let running = null; // aborts the request of the trial that runs
 
 const clearFault = () => {
-  for (const place of $$(".field-fault, .fault, .again", form)) place.remove();
+  for (const place of $$(".field-fault, .fault, .note", form)) place.remove();
   for (const field of $$("[aria-invalid]", form)) field.removeAttribute("aria-invalid");
 };
 
@@ -59,6 +59,7 @@ const run = async () => {
         const [item] = parse(html);
         hasEnd = item.matches(".end");
         wait.before(item);
+        results.scrollIntoView({ block: "nearest" });
       });
     } else {
       showFault((await response.json()).error);

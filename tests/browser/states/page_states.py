@@ -204,7 +204,9 @@ class Stage:
     @cached_property
     def with_accounts(self) -> HaltServer:
         """A Halt whose people have accounts."""
-        return self._started(settings(self.fake, HALT_USERS=1, HALT_MODEL=MODELS[0]))
+        return self._started(
+            settings(self.fake, HALT_USERS=1, HALT_MODEL=MODELS[0], HALT_OWN_KEYS=1)
+        )
 
     @cached_property
     def people(self) -> ServerPeople:
