@@ -103,6 +103,13 @@ def _is_connected(config: Config) -> bool:
     return any(isinstance(settings, ProviderSettings) for settings in saved.values())
 
 
+def accept_any_text() -> None:
+    """Let characters that the terminal's encoding lacks become question marks, not an error."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def _settings() -> tuple[Config, Make]:
     """Config and Make of the application that `flask` was given, else of the environment.
 
@@ -201,9 +208,7 @@ def chat(
 ) -> None:
     """Chat with the model in the terminal, or pipe a question in: echo QUESTION | halt-chat chat"""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level="ERROR")
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    accept_any_text()
     config, make = _settings()
     try:
         with contextlib.ExitStack() as stack:

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import click
 
+from halt.cli.commands import accept_any_text
 from halt.cli.people import opened
 from halt.config.environment import load, variable
 from halt.config.model_servers import server_title
@@ -95,6 +96,7 @@ def connect(
     encrypted. Halt need not be restarted. `halt-chat models` lists what is connected.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level="ERROR")
+    accept_any_text()
     with _faults_with_arguments():
         details = checked(
             replace(

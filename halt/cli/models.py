@@ -12,6 +12,7 @@ import click
 import msgspec
 from rich.cells import cell_len
 
+from halt.cli.commands import accept_any_text
 from halt.cli.saved import connect_saved
 from halt.config.environment import load
 from halt.config.model_servers import KeyRequired
@@ -51,6 +52,7 @@ def models(as_json: bool) -> None:
     The exit status is 1 if one of them does not answer, or if there is none.
     """
     logging.basicConfig(level="CRITICAL")  # every fault is a state
+    accept_any_text()
     try:
         config = load()
         found = _found(config)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.support.connected import connected_at, details
 from tests.support.doctor_command import doctor
 from tests.support.halt_server import ROOT, HaltServer, StartHalt, halt_environment
+from tests.support.model_servers import LOCKED, listing
+from tests.support.model_servers import models as models_of
 from tests.support.multi_worker import MultiWorkerHalt
 from tests.support.pseudo_terminal import Terminal
+from tests.support.raw_server import RawServer
 from tests.support.simple_model_server import (
     ModelRequest,
     list_models,
@@ -174,6 +178,32 @@ def test_typed_key_is_not_shown_and_no_process_has_it(halt: Halt) -> None:
     assert not any(KEY.encode() in text or TEAM.encode() in text for text in seen)
     (provider,) = halt.listed()
     assert (provider["key"], provider["headers"]) == ("…6789", ["X-Team"])
+
+
+def test_ctrl_c_ends_a_trial_and_saves_nothing(halt: Halt) -> None:
+    """A server that does not answer delays the end by nothing."""
+    asked, over = threading.Event(), threading.Event()
+
+    def wait(request: ModelRequest) -> None:
+        asked.set()
+        over.wait(SERVER_TIMEOUT)
+
+    with serving(wait, stream_answer) as url:
+        terminal = Terminal(
+            [sys.executable, "-m", "halt", "connect", url, "--no-key"],
+            halt_environment({"HALT_DATA": str(halt.folder)}),
+            str(ROOT),
+        )
+        try:
+            assert asked.wait(SERVER_TIMEOUT)
+            terminal.type("\x03")
+            assert terminal.wait_exit() == 1
+            assert "Traceback" not in terminal.text
+        finally:
+            over.set()
+            terminal.close()
+    assert terminal.text.endswith("Aborted!")
+    assert halt.listed() == []
 
 
 @pytest.mark.parametrize(
@@ -346,6 +376,27 @@ def test_models_shows_faults_in_the_servers_words(halt: Halt, second: str) -> No
     assert "\x1b" not in result.output
     lost = "  state    The saved key of Second cannot be read any more: enter the key again.\n"
     assert lost in result.output
+
+
+def test_models_lists_servers_that_were_found(halt: Halt) -> None:
+    """One offers its models; another one needs a key, and the next step is named."""
+    with RawServer(listing(models_of("gemma"))) as found, RawServer(LOCKED) as locked:
+        urls = [f"http://127.0.0.1:{server.port}" for server in (found, locked)]
+        result = halt.run("models", HALT_DISCOVER=",".join(urls))
+    assert result.exit_code == 0, result.output
+    name = f"local-{found.port}"
+    assert f"{name}: 127.0.0.1:{found.port}\n  source   found at {urls[0]}\n" in result.output
+    assert f"    {name}/gemma  (default)\n" in result.output
+    assert result.output.endswith(
+        f"\n{urls[1]}/v1 needs a key. To connect it: halt-chat connect {urls[1]}/v1\n"
+    )
+
+
+def test_terminal_without_unicode_gets_question_marks(halt: Halt, second: str) -> None:
+    """What an encoding lacks is no error."""
+    status, printed, reported = halt.start("models", PYTHONIOENCODING="latin-1")
+    assert (status, reported) == (0, "")
+    assert "  key      ?6789\n" in printed
 
 
 def test_damaged_database_is_named_in_a_line(halt: Halt, second: str) -> None:
