@@ -64,7 +64,7 @@ def test_page_says_that_no_model_is_set_up_and_what_there_is(halt: HaltServer) -
     """The page offers to connect a model, and has the words of why the demo model does not run."""
     text = page(halt)
     assert EMPTY in text
-    assert 'href="/settings/models/add"' in text
+    assert 'href="/settings/models/add/compatible"' in text
     assert "The demo model cannot be loaded here, ImportError: this engine is" in text
     assert "Look again" not in text  # HALT_DISCOVER=0
     assert '<option value="">No model</option>' in text
@@ -121,8 +121,9 @@ def test_server_that_needs_a_key_is_offered_until_it_is_connected(start_halt: St
         halt = start_halt(**environment, HALT_DISCOVER=f"127.0.0.1:{server.port}")
         text = page(halt)
         assert EMPTY in text
-        query = urlencode({"preset": "compatible", "address": server.url})
-        assert f'href="/settings/models/add?{query}"' in text
+        query = urlencode({"address": server.url}, safe="/:")
+        assert f'href="/settings/models/add/compatible?{query}"' in text
+        assert server.url in page(halt, f"/settings/models/add/compatible?{query}")
         assert f"{server.url.removesuffix('/v1')} needs a key" in page(halt, "/models")
         with connected_at(halt.data_folder) as service:
             service.add(details(server.url, models=("m",), key="sk-of-the-locked-server"))

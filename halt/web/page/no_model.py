@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 
+from flask import url_for
+
+from halt.people.person import MINE
 from halt.providers import embedded_model
 from halt.web.identity import person
 from halt.web.services import services
-
-MODELS_PAGE = "/settings/models"
 
 
 def offers() -> dict[str, Any]:
     """The variables of `no_model.html`, `demo.html` and `picker.html`."""
     return {
-        "models_page": MODELS_PAGE,
+        "models_page": url_for("providers.show"),
         "may_manage": may_manage,
         "add_model_page": add_model_page,
         "demo_text": _demo_text,
@@ -24,13 +24,12 @@ def offers() -> dict[str, Any]:
 
 def may_manage() -> bool:
     """Whether the person may change what all people use."""
-    return services().mode == "mine" or person().is_admin
+    return person() == MINE if services().mode == "mine" else person().is_admin
 
 
 def add_model_page(address: str = "") -> str:
     """The URL of the form that connects a provider; `address`: of its server, if that is known."""
-    query = urlencode({"preset": "compatible", "address": address}) if address else ""
-    return f"{MODELS_PAGE}/add{'?' if query else ''}{query}"
+    return url_for("providers.add", preset="compatible", address=address or None)
 
 
 def _demo_text() -> str:

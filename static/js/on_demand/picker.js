@@ -109,7 +109,6 @@ const draw = () => {
   setActive(rows().find(row => row.dataset.name === before)
     ?? rows().find(row => row.ariaSelected === "true"));
   filter();
-  return failed.length > 0;
 };
 
 const pick = row => {
@@ -147,9 +146,9 @@ panel.addEventListener("beforetoggle", ({ newState }) => {
   comparing = chosen().length > 1;
   search.value = "";
   active = null;
-  const hasNotes = draw();
+  draw();
   for (const field of [search, list]) field.autofocus = field === keyTarget();
-  if (hasNotes || "live" in select.dataset) emit("models"); // requests the list again
+  emit("models"); // requests the list again
 });
 panel.addEventListener("toggle", ({ newState }) => {
   if (newState === "open") {

@@ -35,8 +35,11 @@ from tests.browser.states import page_answers
 from tests.browser.states.page_answers import SCENARIO, written_answers
 from tests.support.export_files import exported_conversation
 from tests.support.halt_server import HaltServer, settings
+from tests.support.model_servers import LOCKED
+from tests.support.no_demo import without_demo
 from tests.support.oidc_provider import OidcProvider
 from tests.support.ports import free_port
+from tests.support.raw_server import RawServer
 from tests.support.server_people import ServerPeople
 
 Width = Literal["desktop", "phone"]
@@ -197,6 +200,13 @@ class Stage:
         return self._started({})
 
     @cached_property
+    def with_nothing(self) -> HaltServer:
+        """A Halt of one person without any model, that finds a server which needs a key."""
+        environment = self._exits.enter_context(without_demo())
+        locked = self._exits.enter_context(RawServer(LOCKED))
+        return self._started({**environment, "HALT_DISCOVER": f"127.0.0.1:{locked.port}"})
+
+    @cached_property
     def with_token(self) -> HaltServer:
         """A Halt that wants a token."""
         return self._started(settings(self.fake, HALT_TOKEN=TOKEN, HALT_MODEL=MODELS[0]))
@@ -327,7 +337,29 @@ def displayed(visit: Visit, theme: str, *choices: str) -> Chat:
 def without_model(visit: Visit) -> Chat:
     """No model is set up: the demo model answers, or a note says what to do."""
     chat = visit.open(visit.stage.without_model)
-    expect(chat.page.locator(".banner code").first).to_be_visible()
+    note = re.compile("for trying Halt out|Ask an administrator")
+    expect(chat.page.locator("#model-notice")).to_contain_text(note)
+    return chat
+
+
+@state()
+def nothing_set_up(visit: Visit) -> Chat:
+    """No model is set up, and a message was refused."""
+    chat = visit.open(visit.stage.with_nothing)
+    chat.allowed_problems = "503"
+    chat.submit("Is anybody there?")
+    expect(chat.page.locator("#notice")).to_contain_text("No model is set up")
+    chat.page.get_by_role("button", name="Look again").click()
+    expect(chat.page.locator(".no-model")).to_contain_text("None with a model was found.")
+    return chat
+
+
+@state()
+def choosing_nothing(visit: Visit) -> Chat:
+    """The panel of the model picker with the link to the page of the models, and without a model."""
+    chat = visit.open(visit.stage.with_nothing)
+    button(chat).click()
+    expect(chat.page.get_by_role("link", name="Models…")).to_be_visible()
     return chat
 
 
