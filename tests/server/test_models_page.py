@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from tests.support.models_page import (
     SECRETS,
     ModelsBrowser,
 )
+from tests.support.no_demo import without_demo
 from tests.support.page_requests import FORM_HEADERS
 from tests.support.server_people import ServerPeople
 from tests.support.simple_model_server import ModelRequest, serving
@@ -162,6 +164,27 @@ def test_own_key_is_used_for_that_persons_messages(place: Place, admin: ModelsBr
     assert "You have saved no key." in bob.get()
     refused = bob.send(PATH, do="own-key", provider="openai", key=KEY)
     assert "no longer connected" in bob.refused(refused)
+    admin.send(path, do="remove")
+
+
+def test_message_is_sent_with_the_persons_own_key(
+    place: Place, admin: ModelsBrowser, fake: FakeOpenAI
+) -> None:
+    """With an own key the person's messages carry it; others' messages have no key to carry."""
+    path = admin.connect(fake.base_url, title="Paid", preset="openai", models="echo", own_keys="on")
+    bob, eve = place.person(), place.person()
+    bob.send(PATH, do="own-key", provider="paid", key=KEY)
+
+    def ask(browser: ModelsBrowser) -> dict[str, Any]:
+        with browser.client.chat("paid/echo") as stream:
+            return stream.to_end().terminal
+
+    assert "error" not in ask(bob)
+    refused = ask(eve)
+    assert "a key of your own" in refused["error"]["message"]
+    bob.send(PATH, do="no-own-key", provider="paid")
+    wait_until(lambda: "error" in ask(bob), SERVER_TIMEOUT)
+    assert {record.headers["authorization"] for record in fake.requests} == {f"Bearer {KEY}"}
     admin.send(path, do="remove")
 
 
@@ -320,6 +343,46 @@ def test_providers_of_variables_have_no_form(place: Place, admin: ModelsBrowser)
     assert 'name="base_url"' not in page
     assert "restart Halt" in page
     assert admin.send(f"{PATH}/openai", do="remove").status == 400
+
+
+def test_found_servers_are_offered() -> None:
+    """A server that wants a key, and one that answers, lead to the form with their address."""
+
+    def refuse(request: ModelRequest) -> None:
+        request.reply({"error": {"message": "A key, please."}}, 401)
+
+    with without_demo() as env, serving(refuse) as locked, serving() as found:
+        env |= {"HALT_DISCOVER": f"{locked},{found}", "OPENAI_BASE_URL": ""}
+        server = HaltServer(env)
+        try:
+            browser = ModelsBrowser(server.client())
+            page = browser.get()
+            assert "These servers answer, and need a key." in page
+            link = f"{ADD}?address={quote(locked, safe=':/')}"
+            assert f'href="{link}"' in page
+            assert f'value="{locked}"' in browser.get(link)
+            (name,) = re.findall(rf'href="{PATH}/([a-z0-9_-]+)"><bdi>', page)
+            page = browser.get(f"{PATH}/{name}")
+            assert "found at" in page.lower()
+            assert f'href="{ADD}?address={quote(found, safe=":/")}"' in page
+        finally:
+            server.close()
+
+
+def test_provider_named_add_has_a_page(tmp_path: Path, fake: FakeOpenAI) -> None:
+    """A file may give any name; its page says which table of which file to change."""
+    file = tmp_path / "halt.toml"
+    file.write_text(f'[providers.add]\nkind = "openai"\nbase_url = "{fake.base_url}"\n')
+    server = HaltServer({"HALT_CONFIG": str(file), "HALT_ALLOW_ANONYMOUS": ""})
+    try:
+        browser = ModelsBrowser(server.client())
+        page = browser.get(f"{PATH}/add")
+        assert f"[providers.add] of {file}" in page
+        assert "Change it in that file" in page
+        assert "echo" in browser.get(f"{PATH}/model/add?model=echo")
+        assert 'name="base_url"' in browser.get(ADD)
+    finally:
+        server.close()
 
 
 # --- its models -----------------------------------------------------------------------------------
