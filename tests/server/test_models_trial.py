@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
 import pytest
 
@@ -18,10 +19,13 @@ from tests.support.models_page import (
     TRY,
     ModelsBrowser,
 )
+from tests.support.page_requests import FORM_HEADERS
 from tests.support.simple_model_server import ModelRequest, serving
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
-SILENT = "stall?n=0"  # the fake's model that never answers
+#: A model of the fake that is slower than the waits of these tests, and never silent for long: so
+#: only a cancelled trial closes its connection in time.
+SLOW = "count?n=1000&gap_ms=2000"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +139,7 @@ def test_departure_closes_the_connection_to_the_server(
     browser: ModelsBrowser, fake: FakeOpenAI
 ) -> None:
     """A client that leaves in the middle of a trial ends its request, with scripts and without."""
-    stream = browser.try_(TRY, **typed(fake, models=SILENT))
+    stream = browser.try_(TRY, **typed(fake, models=SLOW))
     until(stream, "<b>models</b>")
     record = fake.wait_request(lambda record: record.method == "POST")
     assert not record.closed.is_set()
@@ -143,9 +147,8 @@ def test_departure_closes_the_connection_to_the_server(
     assert record.closed.wait(RECORD_TIMEOUT)
 
     connection = browser.client.connect()
-    body = "&".join(["do=try", *(f"{k}={v}" for k, v in typed(fake, models="stall").items())])
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    browser.client.send(connection, "POST", TRY, body.encode(), form)
+    body = urlencode({"do": "try", **typed(fake, models=SLOW)}).encode()
+    browser.client.send(connection, "POST", TRY, body, FORM_HEADERS)
     record = fake.wait_request(lambda record: record.method == "POST", nth=1)
     connection.close()
     assert record.closed.wait(RECORD_TIMEOUT)
@@ -155,7 +158,7 @@ def test_few_trials_run_at_once(browser: ModelsBrowser, fake: FakeOpenAI) -> Non
     """The fifth is refused with a time to wait, and does not queue; after an end one may start."""
     streams = []
     for n in range(4):
-        streams.append(browser.try_(TRY, **typed(fake, models=SILENT)))
+        streams.append(browser.try_(TRY, **typed(fake, models=SLOW)))
         until(streams[-1], "<b>models</b>")
         fake.wait_request(lambda record: record.method == "POST", nth=n)
     answer = browser.try_(TRY, **typed(fake)).answer()
@@ -167,7 +170,7 @@ def test_few_trials_run_at_once(browser: ModelsBrowser, fake: FakeOpenAI) -> Non
     streams.pop().close()
 
     def starts() -> bool:
-        stream = browser.try_(TRY, **typed(fake, models=SILENT))
+        stream = browser.try_(TRY, **typed(fake, models=SLOW))
         streams.append(stream)
         return stream.status == 200
 
@@ -178,8 +181,8 @@ def test_few_trials_run_at_once(browser: ModelsBrowser, fake: FakeOpenAI) -> Non
 
 def test_server_ends_while_a_trial_runs(fake: FakeOpenAI) -> None:
     """The end of the server ends its trials."""
-    server = HaltServer(settings(fake, HALT_ALLOW_ANONYMOUS=""))
-    stream = ModelsBrowser(server.client()).try_(TRY, **typed(fake, models=SILENT))
+    server = HaltServer(settings(fake, HALT_ALLOW_ANONYMOUS="", HALT_GRACEFUL_TIMEOUT=600))
+    stream = ModelsBrowser(server.client()).try_(TRY, **typed(fake, models=SLOW))
     until(stream, "<b>models</b>")
     record = fake.wait_request(lambda record: record.method == "POST")
     server.close()
