@@ -54,6 +54,7 @@ class ProviderSettings:
     connect_timeout: float = 5.0
     continues: str = "auto"  # how a model continues a stopped answer, one of CONTINUES
     is_demo: bool = False  # the demo model, which Halt starts
+    is_connected: bool = False  # on the page, not by a variable or in the file
     #: Sent with each request. The values are secret.
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     allow_link_local: bool = False  # connect to link-local addresses too

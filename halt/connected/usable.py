@@ -74,6 +74,7 @@ def provider_settings(config: Config, row: ProviderRow, secrets: Secrets) -> Pro
         continues=config.continues,
         headers=secrets.headers,
         allow_link_local=config.allow_link_local,
+        is_connected=True,
     )
 
 

@@ -86,7 +86,8 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
     """Report why there is no list of models; whether an answer can be requested all the same."""
     name = "key" if error.code in {"unauthorized", "forbidden"} else "models"
     setting = report.names["model"]
-    is_missing = base.NO_LIST in error.message  # else for example a redirect
+    sentence = base.no_list(provider)
+    is_missing = sentence in error.message  # else for example a redirect
     if model and error.code not in _FINAL and error.code not in _UNREACHED:
         remedy = f"No action is needed if {setting} is correct: {model} is used."
         report.warn(name, NO_LIST if is_missing else error.message, remedy)
@@ -98,7 +99,7 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
         what = f"et {setting} to a model that the server has."
         remedy = f"S{what}" if is_whole else f"{report.remedy(error.code)} If it does: s{what}"
         # The error's sentence names a setting that the remedy names too.
-        report.fail(name, error.message.replace(base.NO_LIST, NO_LIST), remedy)
+        report.fail(name, error.message.replace(sentence, NO_LIST), remedy)
     else:
         remedy = report.remedy(error.code)
         if error.code == "upstream_dropped" and provider.base_url.startswith("http:"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from halt.providers.base import ADDRESS_ON_PAGE
+
 _LOOK_AT_LOGS = "Look at the log of the model's server, and at proxies before it."
 _NO_TLS = "Correct {address}: the address of a server without TLS begins with http://."
 _WRONG_ADDRESS = (
@@ -92,6 +94,7 @@ TERMINAL: Mapping[str, str] = {
     "longer": "",
 }
 #: How errors name the address of a provider, whatever its kind.
-ADDRESS_PHRASES = tuple(
-    f"{names['address']}, or the address in the file" for names in ENVIRONMENT.values()
+ADDRESS_PHRASES = (
+    ADDRESS_ON_PAGE,
+    *(f"{names['address']}, or the address in the file" for names in ENVIRONMENT.values()),
 )

@@ -41,13 +41,9 @@ from halt.transport.pool import Transport
 
 REMEMBERED_MAX = 1000  # models in each set of remembered facts
 API_PATH = re.compile(r"/(v\d+\w*|openai)/?")  # in the address of an API
-NO_MODEL = "Set HALT_MODEL, or models in the file, to use a model without the list."
+#: Where the address of a connected provider is set, for errors.
+ADDRESS_ON_PAGE = "its address on the page of the models"
 BAD_LIST = "The list of models from the model's server cannot be read."
-EMPTY_LIST = "The model's server lists no models: load one there, or set HALT_MODEL."
-NO_LIST = (
-    "The model's server has no list of models: set HALT_MODEL, or models in the file, to one that "
-    "it has."
-)
 
 logger = logging.getLogger(__name__)
 
@@ -139,9 +135,12 @@ class Provider:
             except UpstreamError as exc:
                 if exc.code not in {"upstream_invalid", "bad_request", "forbidden"}:
                     raise
-                raise exc.with_hint(f"{exc.hint} {NO_MODEL}".strip()) from exc
+                way = f"Set {models_setting(self._settings)} to use a model without the list."
+                raise exc.with_hint(f"{exc.hint} {way}".strip()) from exc
             if not model:
-                raise UpstreamError("model_not_found", sentence=EMPTY_LIST)
+                way = f"load one there, or set {models_setting(self._settings)}"
+                sentence = f"The model's server lists no models: {way.rstrip(',')}."
+                raise UpstreamError("model_not_found", sentence=sentence)
             with self._lock:
                 self._model = self._model or model
         return self._model
@@ -210,7 +209,9 @@ class Provider:
                 error = to_upstream_error(exc, self._secrets)
                 is_refusal = error.upstream_status is not None  # and not a redirect
                 if is_refusal and error.code in {"endpoint_not_found", "model_not_found"}:
-                    raise error.with_code("endpoint_not_found", sentence=NO_LIST) from exc
+                    raise error.with_code(
+                        "endpoint_not_found", sentence=no_list(self._settings)
+                    ) from exc
                 raise
             models = _models(body, self._secrets)
         self._remember_models(models)
@@ -251,13 +252,15 @@ class Provider:
         if self._settings.is_demo:
             fault = fault.marked_demo()
         address_codes = {"endpoint_not_found", "upstream_web_page"}
-        check = f"check {self.address_setting}, or the address in the file."
+        setting = f"{self.address_setting}, or the address in the file"
+        if self._settings.is_connected:
+            setting = ADDRESS_ON_PAGE
+        check = f"check {setting}."
         if self.usual_end and API_PATH.search(urlsplit(self._base).path) is None:
             address_codes |= {"model_not_found", "upstream_invalid"}
             check = f"on most servers the address must end with {self.usual_end}."
         if fault.code == "loop_detected":
             address_codes.add(fault.code)
-            setting = f"{self.address_setting}, or the address in the file"
             check = f"set {setting}, to that of a model server."
         if fault.hint or fault.code not in address_codes:
             return fault.with_secrets_removed(self._secrets)
@@ -265,6 +268,19 @@ class Provider:
         return fault.with_hint(f"The request was {method} {address}: {check}").with_secrets_removed(
             self._secrets
         )
+
+
+def models_setting(settings: ProviderSettings) -> str:
+    """What names the models of this provider, for errors."""
+    if settings.is_connected:
+        return "its models on the page of the models"
+    return "HALT_MODEL, or models in the file,"
+
+
+def no_list(settings: ProviderSettings) -> str:
+    """The sentence of the error of a server that has no list of models."""
+    setting = models_setting(settings)
+    return f"The model's server has no list of models: set {setting} to one that it has."
 
 
 def _models(body: bytes, secrets: tuple[str, ...]) -> list[Model]:
