@@ -66,7 +66,7 @@ class ConnectedProviders:
         self._config = config
         self._rows = rows
         self._vault = vault
-        self._providers = providers
+        self.providers = providers
         self._make = make
         self._wake_others = wake_others
         self.snapshot = Snapshot(0, (), (), (), None)
@@ -137,7 +137,7 @@ class ConnectedProviders:
                     upstreams[row.name] = self._upstream(row.title, made[row.name])
             self._made = {name: (made[name], upstream) for name, upstream in upstreams.items()}
             self.snapshot = snapshot
-            self._providers.connect(upstreams, _view(snapshot))
+            self.providers.connect(upstreams, _view(snapshot))
 
     def _upstream(self, title: str, made: ProviderSettings | KeyMissing) -> Upstream:
         if isinstance(made, KeyMissing):
@@ -317,12 +317,12 @@ class ConnectedProviders:
     def _taken(self) -> set[str]:
         """The names that no further provider may have."""
         configured = {provider.name for provider in setup(self._config).providers}
-        return {*configured, *self._providers.names}
+        return {*configured, *self.providers.names}
 
     def _check_prefix(self, name: str) -> None:
         """Refuse a name that begins the names of another provider's models. Raises RequestError."""
-        for other in self._providers.names:
-            member = self._providers.member(other)
+        for other in self.providers.names:
+            member = self.providers.member(other)
             groups = member.models.wait(0.0)[0] if member is not None else None
             if any(model.startswith(f"{name}/") for model in names_in(groups)):
                 raise RequestError(

@@ -67,8 +67,8 @@ def check_models(
 
 
 #: Codes of list errors after which a request for an answer would fail too, so none is made.
-_FINAL = frozenset({"unauthorized", "no_model"})
-_UNREACHED = frozenset(
+FINAL = frozenset({"unauthorized", "no_model"})
+UNREACHED = frozenset(
     {
         "upstream_refused",
         "upstream_dns",
@@ -88,7 +88,7 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
     setting = report.names["model"]
     sentence = base.no_list(provider)
     is_missing = sentence in error.message  # else for example a redirect
-    if model and error.code not in _FINAL and error.code not in _UNREACHED:
+    if model and error.code not in FINAL and error.code not in UNREACHED:
         remedy = f"No action is needed if {setting} is correct: {model} is used."
         report.warn(name, NO_LIST if is_missing else error.message, remedy)
         return True

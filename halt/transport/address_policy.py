@@ -36,7 +36,7 @@ METADATA = "metadata address"  # of a cloud
 ALLOW_LINK_LOCAL = "HALT_ALLOW_LINK_LOCAL"  # the setting, for messages
 
 #: Ranges of both versions, and what to call an address in them.
-_REFUSED = tuple(
+REFUSED_NETWORKS = tuple(
     (ipaddress.ip_network(network), kind)
     for network, kind in {
         "169.254.0.0/16": LINK_LOCAL,
@@ -97,7 +97,7 @@ def refused_kind(address: str | IpAddress) -> str:
     if isinstance(address, str):
         address = ipaddress.ip_address(address.partition("%")[0])
     for candidate in (address, *_embedded(address)):
-        for network, kind in _REFUSED:
+        for network, kind in REFUSED_NETWORKS:
             if candidate in network:
                 return kind
     return ""

@@ -37,7 +37,7 @@ def details(address: str, **more: Any) -> Details:
 
 
 def providers_of(connected: ConnectedProviders) -> Providers:
-    return connected._providers
+    return connected.providers
 
 
 def answer_of(connected: ConnectedProviders, model: str, person: str = "") -> str:
@@ -372,7 +372,7 @@ def test_no_text_shows_a_secret(
     connected.add(typed)
     connected.change("second", details(fake.base_url, key=OTHER_KEY, headers={"X-A": ""}))
     row, secrets = connected.prepared(typed, "second")
-    listing = Listing(connected._config, providers_of(connected), None)
+    listing = Listing(Config(discover="0"), providers_of(connected), None)
     lines = listing.lines(connected.snapshot, SHARED, 5.0)
     assert lines[0].key == "…2222"
     assert lines[0].state == "ok"

@@ -9,7 +9,7 @@ import pytest
 
 from halt.doctor import remedies
 from halt.doctor.cancellation import Cancellation, ChecksEnded
-from halt.doctor.models import _FINAL, _UNREACHED
+from halt.doctor.models import FINAL, UNREACHED
 from halt.doctor.report import Finding, Report
 from halt.errors import CODES
 from tests.support.waiting import WAIT_TIMEOUT, BackgroundCall
@@ -77,9 +77,9 @@ def test_every_remedy_has_words_for_its_placeholders(names: dict[str, str]) -> N
 
 def test_codes_of_models_and_remedies_exist() -> None:
     """Each code that the checks know is one of an error."""
-    assert (_FINAL | _UNREACHED | remedies.REMEDIES.keys()) <= CODES.keys()
+    assert (FINAL | UNREACHED | remedies.REMEDIES.keys()) <= CODES.keys()
     assert remedies.LISTED_REMEDIES.keys() <= remedies.REMEDIES.keys()
-    assert {code for code in CODES if code.startswith("upstream_tls")} <= _UNREACHED
+    assert {code for code in CODES if code.startswith("upstream_tls")} <= UNREACHED
 
 
 # --- their end ------------------------------------------------------------------------------------

@@ -400,7 +400,9 @@ def test_link_local_address_is_refused_and_not_connected_to(
 ) -> None:
     """The line has the words of the error of requests; 127.0.0.2 stands for a link-local address."""
     refused = (ipaddress.ip_network("127.0.0.2"), LINK_LOCAL)
-    monkeypatch.setattr(address_policy, "_REFUSED", (*address_policy._REFUSED, refused))
+    monkeypatch.setattr(
+        address_policy, "REFUSED_NETWORKS", (*address_policy.REFUSED_NETWORKS, refused)
+    )
     with RawServer(answering(), host="127.0.0.2") as server:
         linked = tried(server.url)
         assert server.accepted == 0

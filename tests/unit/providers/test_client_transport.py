@@ -184,7 +184,7 @@ def test_redirect_to_another_port_is_refused_without_the_key(
             fault = fault_of(upstream)
         else:
             with pytest.raises(UpstreamError) as caught:
-                upstream._fetch_models(UpstreamConnection())
+                upstream.catalog(UpstreamConnection())
             fault = caught.value
     assert (other_server.accepted, len(server.requests)) == (0, 1)
     assert server.requests[0][0] == method
@@ -251,7 +251,7 @@ def test_headers_are_sent_with_each_request_and_replace_the_key(kind: str, name:
 
     with Server(serve) as server, provider(kind, server.url, headers=headers) as upstream:
         assert ask(upstream) == "A"
-        upstream._fetch_models(UpstreamConnection())
+        upstream.catalog(UpstreamConnection())
     for head in server.heads:
         lines = [line.partition(b": ") for line in head.split(b"\r\n")[1:]]
         values = [value for key, _, value in lines if key.lower() == name.lower().encode()]

@@ -173,7 +173,9 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     refused = (ipaddress.ip_network("127.0.0.2"), LINK_LOCAL)
-    monkeypatch.setattr(address_policy, "_REFUSED", (*address_policy._REFUSED, refused))
+    monkeypatch.setattr(
+        address_policy, "REFUSED_NETWORKS", (*address_policy.REFUSED_NETWORKS, refused)
+    )
     return found
 
 
