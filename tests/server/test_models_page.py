@@ -31,6 +31,7 @@ from tests.support.simple_model_server import ModelRequest, serving
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 MANY = 250  # models of the server with a key
+EVERY_WORKER = 8  # requests, of which both workers get some
 
 
 def _lists(request: ModelRequest) -> None:
@@ -56,6 +57,16 @@ class Place:
 
     def person(self) -> ModelsBrowser:
         return ModelsBrowser(self.people.client(self.people.add("Bob")))
+
+
+def wait_shown(browser: ModelsBrowser, path: str, *words: str) -> None:
+    """Wait until the page has these words in each worker, which asks the servers by itself."""
+
+    def shown() -> bool:
+        pages = [browser.get(path) for _ in range(EVERY_WORKER)]
+        return all(word in page for page in pages for word in words)
+
+    wait_until(shown, SERVER_TIMEOUT)
 
 
 @contextmanager
@@ -218,13 +229,12 @@ def test_provider_is_connected_in_every_worker(place: Place, admin: ModelsBrowse
     """The page that follows is right in each worker, and so is the list of models."""
     path = admin.connect(place.address, title="Zwölf Bäume", key=f" {KEY} ")
     assert path == f"{PATH}/zwolf-baume"
-    for _ in range(8):
-        page = admin.get(path)
-        assert "key …wxyz" in page
-        assert "Reachable" in page
+    for _ in range(EVERY_WORKER):
+        assert "key …wxyz" in admin.get(path)
+    wait_shown(admin, path, "Reachable")
     assert "Zwölf Bäume" in admin.get()
     admin.send(path, do="remove")
-    for _ in range(8):
+    for _ in range(EVERY_WORKER):
         assert admin.client.get(path).status == 404
 
 
@@ -280,17 +290,13 @@ def test_changed_address_needs_the_key_anew(place: Place, admin: ModelsBrowser) 
     assert "X-Team" in page
     fields = {"do": "change", "preset": "openai", "title": "Renamed", "base_url": place.address}
     assert admin.place(admin.send(path, *kept, **fields)) == path
-    page = admin.get(path)
-    assert "Renamed" in page
-    assert "…wxyz" in page
-    assert "Reachable" in page
+    wait_shown(admin, path, "Renamed", "…wxyz", "Reachable")
     moved = fields | {"base_url": place.address.replace("127.0.0.1", "localhost")}
     assert "X-Team is missing" in admin.refused(admin.send(path, *kept, **moved), "headers")
     assert "needs a key" in admin.refused(admin.send(path, **moved), "key")
     assert admin.place(admin.send(path, **moved, key=KEY)) == path
-    page = admin.get(path)
-    assert "X-Team" not in page
-    assert "Reachable" in page
+    assert "X-Team" not in admin.get(path)
+    wait_shown(admin, path, "Reachable")
     admin.send(path, do="remove")
 
 
@@ -310,14 +316,13 @@ def test_server_says_in_its_own_words_that_the_key_is_wrong(
 ) -> None:
     """A broken key gives the server's words on the page; the right one mends it."""
     path = admin.connect(place.address, title="Broken", key=OTHER_KEY)
-    assert "That key is not one of ours." in admin.get(path)
-    assert "That key is not one of ours." in admin.get()
+    wait_shown(admin, path, "That key is not one of ours.")
+    wait_shown(admin, PATH, "That key is not one of ours.")
     admin.send(
         path, do="change", preset="compatible", title="Broken", base_url=place.address, key=KEY
     )
-    page = admin.get(path)
-    assert "That key is not one of ours." not in page
-    assert "Reachable" in page
+    wait_shown(admin, path, "Reachable")
+    assert "That key is not one of ours." not in admin.get(path)
     admin.send(path, do="remove")
 
 
@@ -334,6 +339,28 @@ def test_two_administrators_at_once(place: Place) -> None:
     form = {"preset": "compatible", "title": "x", "base_url": place.address}
     assert grace.send(path, do="change", **form).status == 404
     assert grace.send(path, do="hide", model="vendor/model-000").status == 404
+
+
+def test_form_that_is_out_of_date_changes_nothing(place: Place) -> None:
+    """What somebody else has saved meanwhile is not undone unseen."""
+    ada, grace = place.admin(), place.admin()
+    path = ada.connect(place.address, title="Shared", key=KEY)
+
+    def seen(page: str) -> str:
+        (state,) = re.findall(r'name="seen" value="([0-9a-f]+)"', page)
+        return str(state)
+
+    before = seen(ada.get(path))
+    form = {"do": "change", "preset": "compatible", "base_url": place.address}
+    assert grace.place(grace.send(path, **form, title="By Grace", seen=before)) == path
+    refused = ada.send(path, **form, title="By Ada", seen=before)
+    assert "Somebody else" in ada.refused(refused)
+    assert 'value="By Ada"' in refused.body.decode()
+    assert "By Grace" in ada.get(path)
+    again = ada.send(path, **form, title="By Ada", seen=seen(refused.body.decode()))
+    assert ada.place(again) == path
+    assert "By Ada" in grace.get(path)
+    grace.send(path, do="remove")
 
 
 def test_providers_of_variables_have_no_form(place: Place, admin: ModelsBrowser) -> None:
@@ -392,6 +419,7 @@ def test_provider_named_add_has_a_page(tmp_path: Path, fake: FakeOpenAI) -> None
 def many(place: Place, admin: ModelsBrowser) -> Iterator[str]:
     """The path of a provider with many models, connected anew."""
     path = admin.connect(place.address, title="Many", key=KEY)
+    wait_shown(admin, path, "vendor/model-099")
     yield path
     admin.send(path, do="remove")
 

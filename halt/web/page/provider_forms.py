@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from werkzeug.datastructures import MultiDict
 
 from halt.config.providers import MAX_TOKENS, ModelSettings
 from halt.connected.details import TOKENS_MAX, Details
+from halt.connected.listing import ProviderLine
 from halt.connected.presets import COMPATIBLE, PRESETS, Preset, preset_for
 from halt.core.decoding import is_number
 from halt.core.request import OWN_FIELDS
@@ -62,6 +64,7 @@ class ProviderForm:
     models: str = ""  # one a line
     header_names: tuple[str, ...] = ()
     own_keys: bool = False
+    without_key: bool = False
 
     @property
     def header_rows(self) -> list[str]:
@@ -92,6 +95,12 @@ def saved_form(row: ProviderRow, header_names: tuple[str, ...]) -> ProviderForm:
     )
 
 
+def state_of(line: ProviderLine) -> str:
+    """Another text after each change of a provider: tells a form that is out of date."""
+    shown = repr((line.row, line.key, line.header_names))
+    return blake2b(shown.encode("utf-8", "backslashreplace"), digest_size=9).hexdigest()
+
+
 def typed_form(form: Form) -> ProviderForm:
     """What was typed, without the secrets."""
     names = [name.strip() for name in form.getlist("header_name")]
@@ -104,6 +113,7 @@ def typed_form(form: Form) -> ProviderForm:
         models=form.get("models", ""),
         header_names=tuple(name for name in names if name and _HEADER_NAME.fullmatch(name)),
         own_keys="own_keys" in form,
+        without_key="without_key" in form,
     )
 
 
@@ -122,6 +132,7 @@ def typed_details(form: Form) -> Details:
         api_version=form.get("api_version", ""),
         max_tokens=int(tokens),
         own_keys="own_keys" in form,
+        without_key="without_key" in form,
     )
 
 

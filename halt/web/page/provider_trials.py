@@ -6,7 +6,7 @@ response is the page with all lines. The typed secrets are in neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask import Response, current_app, request
@@ -29,12 +29,16 @@ def start(details: Details, name: str = "") -> Trial:
     return services().trials.start(settings, services().config, services().instance_id)
 
 
-def wants_lines() -> bool:
-    """Whether the page's script asks, which shows each line as it comes."""
-    return "text/event-stream" in request.headers.get("Accept", "")
+def results(trial: Trial, page: Callable[..., str]) -> Response | str:
+    """The results of a trial: for the page's script as they come, else on `page` with the form."""
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return _lines(trial)
+    findings = _all_findings(trial)
+    has_secrets = any(request.form.getlist("header_value")) or bool(request.form.get("key"))
+    return page(findings=findings, is_well=trial.is_well, has_secrets=has_secrets)
 
 
-def lines(trial: Trial) -> Response:
+def _lines(trial: Trial) -> Response:
     """The findings as events, each with the HTML of its line; the last one tells the result."""
     found = _findings(trial)
     macros: Any = current_app.jinja_env.get_template("providers_trial.html").module
@@ -51,7 +55,7 @@ def lines(trial: Trial) -> Response:
     return response
 
 
-def all_findings(trial: Trial) -> list[Finding]:
+def _all_findings(trial: Trial) -> list[Finding]:
     """The findings, when all are there. Raises Draining where the server ended the trial."""
     found = [finding for finding in _findings(trial) if finding is not None]
     if trial.is_cancelled:  # nobody reads the response where the client has left

@@ -30,13 +30,13 @@ from halt.web.page.provider_forms import (
     ProviderForm,
     new_form,
     saved_form,
+    state_of,
     typed_details,
     typed_form,
 )
 from halt.web.requests import is_plain_form_post
 from halt.web.responses import RequestRefused, error_page, error_response
 from halt.web.services import services
-from halt.web.trials import Trial
 
 WAIT = 1.0  # seconds that a page waits for the answers of providers
 OVERVIEW_MODELS = 5  # of each provider
@@ -177,7 +177,7 @@ def _add_page(fault: Fault | None = None, form: ProviderForm | None = None, **mo
 def try_new(preset: str) -> Answer:
     """Try what was typed for a further provider. Raises RequestError."""
     _check_manager()
-    return _tried(provider_trials.start(typed_details(request.form)), _add_page)
+    return provider_trials.results(provider_trials.start(typed_details(request.form)), _add_page)
 
 
 # --- one provider ---------------------------------------------------------------------------------
@@ -199,7 +199,13 @@ def change_provider(name: str) -> Answer:
     _check_manager()
     action, connected = request.form.get("do", ""), services().connected
     if action == "change":
-        connected.change(name, _changed_details(line_of(name)))
+        line = line_of(name, wait=0.0)
+        if request.form.get("seen", state_of(line)) != state_of(line):
+            raise RequestError(
+                "Somebody else has changed this provider meanwhile. Look at what is saved, then "
+                "save again."
+            )
+        connected.change(name, _changed_details(line))
         return redirect(url_for("providers.provider", name=name, done="changed"), 303)
     if action == "remove":
         connected.remove(name)
@@ -211,8 +217,8 @@ def change_provider(name: str) -> Answer:
 def try_changed(name: str) -> Answer:
     """Try what was typed for a provider that is changed. Raises RequestError."""
     _check_manager()
-    trial = provider_trials.start(_changed_details(line_of(name)), name)
-    return _tried(trial, _provider_page)
+    trial = provider_trials.start(_changed_details(line_of(name, wait=0.0)), name)
+    return provider_trials.results(trial, _provider_page)
 
 
 @blueprint.get("/model/<name>")
@@ -238,6 +244,7 @@ def _provider_page(fault: Fault | None = None, **more: Any) -> str:
         "providers_one.html",
         line=line,
         form=form,
+        seen=state_of(line),
         **_form_variables(),
         done=_done_text(),
         fault=fault,
@@ -248,15 +255,6 @@ def _provider_page(fault: Fault | None = None, **more: Any) -> str:
 
 def _model_page(fault: Fault) -> str:
     return model_rows.model_page(line_of((request.view_args or {})["name"]), fault.of, fault)
-
-
-def _tried(trial: Trial, page: Callable[..., str]) -> Answer:
-    """The results of a trial: for the script as they come, else on the page with the form."""
-    if provider_trials.wants_lines():
-        return provider_trials.lines(trial)
-    findings = provider_trials.all_findings(trial)
-    has_secrets = any(request.form.getlist("header_value")) or bool(request.form.get("key"))
-    return page(findings=findings, is_well=trial.is_well, has_secrets=has_secrets)
 
 
 def _form_variables() -> dict[str, Any]:
@@ -270,25 +268,24 @@ def _form_variables() -> dict[str, Any]:
 def _changed_details(line: ProviderLine) -> Details:
     details = typed_details(request.form)
     # Without a key the last header that is removed leaves nothing to keep.
-    drops_key = "without_key" in request.form or not line.key
-    return replace(details, without_key=drops_key)
+    return replace(details, without_key=details.without_key or not line.key)
 
 
-def _lines() -> list[ProviderLine]:
+def _lines(wait: float = WAIT) -> list[ProviderLine]:
     known = services()
-    return known.providers_listing.lines(known.connected.snapshot, owner(), WAIT)
+    return known.providers_listing.lines(known.connected.snapshot, owner(), wait)
 
 
-def line_of(name: str) -> ProviderLine:
+def line_of(name: str, wait: float = WAIT) -> ProviderLine:
     """The provider with this name. Raises RequestRefused."""
-    line = next((line for line in _lines() if line.name == name), None)
+    line = next((line for line in _lines(wait) if line.name == name), None)
     if line is None:
         raise RequestRefused(404, "unknown_entry", "There is no provider with this name.")
     return line
 
 
 def _has(name: str) -> bool:
-    return any(line.name == name for line in _lines())
+    return any(line.name == name for line in _lines(0.0))
 
 
 def _done_text() -> str:
