@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+import httpx2
+
 from halt.config.addresses import fits_header, is_base_url, is_openai_url
 from halt.config.model_servers import PRODUCTS
 from halt.config.provider_file import NAME
@@ -129,7 +131,7 @@ def _checked_address(address: str, preset: Preset) -> str:
             "or into a header.",
             field="base_url",
         )
-    if not is_base_url(address) or not fits_header(address):
+    if not (is_base_url(address) and fits_header(address) and _can_be_dialled(address)):
         example = preset.example or preset.base_url
         raise RequestError(
             "This is not an address of an API: use http(s)://HOST[:PORT][/PATH], without ? or #, "
@@ -137,6 +139,14 @@ def _checked_address(address: str, preset: Preset) -> str:
             field="base_url",
         )
     return address.rstrip("/")
+
+
+def _can_be_dialled(address: str) -> bool:
+    """Whether the HTTP client takes this address: it is stricter than `is_base_url`."""
+    try:
+        return bool(httpx2.URL(address).host)
+    except httpx2.InvalidURL:
+        return False
 
 
 def checked_key(text: str) -> str:

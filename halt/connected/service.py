@@ -23,12 +23,13 @@ from collections.abc import Callable, Sequence
 
 from halt.config.model_servers import server_title
 from halt.config.provider_setup import setup
-from halt.config.providers import ModelSettings, ProviderSettings
+from halt.config.providers import KINDS, ModelSettings, ProviderSettings
 from halt.config.settings import Config
 from halt.connected.details import Details, check_secrets, checked, checked_key, short_name
 from halt.connected.unusable import Unusable
 from halt.connected.usable import (
     ENTER_AGAIN,
+    NOT_UNDERSTOOD,
     SHARED,
     KeyMissing,
     connected_settings,
@@ -134,15 +135,20 @@ class ConnectedProviders:
                 if known is not None and known[0] == made[row.name]:
                     upstreams[row.name] = known[1]
                 else:
-                    upstreams[row.name] = self._upstream(row.title, made[row.name])
+                    upstreams[row.name] = self._upstream(row, made[row.name])
             self._made = {name: (made[name], upstream) for name, upstream in upstreams.items()}
             self.snapshot = snapshot
             self.providers.connect(upstreams, _view(snapshot))
 
-    def _upstream(self, title: str, made: ProviderSettings | KeyMissing) -> Upstream:
+    def _upstream(self, row: ProviderRow, made: ProviderSettings | KeyMissing) -> Upstream:
+        """Never raises: a row that this version of Halt cannot use must not end the others."""
         if isinstance(made, KeyMissing):
-            return Unusable(title, made.models, made.sentence)
-        return self._make(made)
+            return Unusable(row.title, made.models, made.sentence)
+        try:
+            return self._make(made)
+        except Exception:
+            logger.exception("the connected provider %s cannot be used", row.name)
+            return Unusable(row.title, row.models, NOT_UNDERSTOOD.format(title=row.title))
 
     def _reseal(self, keys: Sequence[KeyRow]) -> None:
         """Seal again, with the present key, what was sealed with HALT_SECRET_KEY_OLD."""
@@ -159,6 +165,8 @@ class ConnectedProviders:
         key = key_of(snapshot, name, person)
         if row is None or key is None or not (row.own_keys and self._config.own_keys):
             return None
+        if row.kind not in KINDS:
+            return Unusable(row.title, row.models, NOT_UNDERSTOOD.format(title=row.title))
         try:
             settings = provider_settings(self._config, row, opened(self._vault, row, key))
         except SealBroken:
@@ -168,7 +176,7 @@ class ConnectedProviders:
             if known is not None and known[0] == settings:
                 self._own.move_to_end((name, person))
                 return known[1]
-            upstream = self._make(settings)
+            upstream = self._upstream(row, settings)
             replaced = [self._own.pop((name, person))] if known is not None else []
             self._own[name, person] = settings, upstream
             while len(self._own) > OWN_MAX:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from halt.config.providers import MAX_TOKENS, ProviderSettings
+from halt.config.providers import KINDS, MAX_TOKENS, ProviderSettings
 from halt.config.settings import Config
 from halt.connected.presets import PRESETS
 from halt.connected.vault import SealBroken, Secrets, Vault
@@ -15,6 +15,10 @@ SHARED = ""  # the person of a key that all people use
 ENTER_AGAIN = "The saved key of {title} cannot be read any more: enter the key again."
 NO_KEY = "{title} has no key: enter one."
 OWN_KEY_NEEDED = "{title} needs a key of your own: add it on the page of the models."
+NOT_UNDERSTOOD = (
+    "What is saved for {title} is not understood by this version of Halt: update Halt, or remove "
+    "the provider and connect it again."
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ def _is_usable(made: ProviderSettings | KeyMissing) -> bool:
 def _settings_of(
     config: Config, vault: Vault, snapshot: Snapshot, row: ProviderRow
 ) -> ProviderSettings | KeyMissing:
+    if row.kind not in KINDS:  # of a newer version; no key may be sent in a way that is a guess
+        return KeyMissing(row.models, NOT_UNDERSTOOD.format(title=row.title))
     key = key_of(snapshot, row.name, SHARED)
     if key is not None:
         try:

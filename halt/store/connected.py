@@ -305,7 +305,10 @@ def _next_version(connection: Connection) -> int:
 def _default(connection: Connection) -> tuple[str, str] | None:
     query = select(site_values.c.value).where(site_values.c.name == "default_model")
     value = connection.scalar(query)
-    return None if value is None else _read_default(value)
+    try:
+        return None if value is None else _read_default(value)
+    except msgspec.DecodeError:  # of a newer version
+        return None
 
 
 def _all(connection: Connection, table: Table, kind: type[Any], *order: Any) -> Iterator[Any]:

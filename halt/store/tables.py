@@ -68,6 +68,22 @@ class Json(TypeDecorator[Any]):
         return self.decoder.decode(value) if value else self.empty
 
 
+class LenientJson(Json):
+    """The same, where `fallback` also replaces what is not understood, as of a newer version."""
+
+    cache_ok = True
+
+    def __init__(self, decoder: msgspec.json.Decoder[Any], fallback: Any) -> None:
+        super().__init__(decoder)
+        self._fallback = fallback  # not hashable: SQLAlchemy tells the types by their decoders
+
+    def process_result_value(self, value: bytes | None, dialect: Any) -> Any:
+        try:
+            return self.decoder.decode(value) if value else self._fallback
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return self._fallback
+
+
 _encode = msgspec.json.Encoder().encode
 
 #: SQLite numbers rows automatically only in a column of the type INTEGER.
@@ -263,7 +279,7 @@ api_tokens = Table(
     Index("api_tokens_person", "person_id"),
 )
 
-_names = Json(msgspec.json.Decoder(tuple[str, ...]), ())
+_names = LenientJson(msgspec.json.Decoder(tuple[str, ...]), ())
 
 #: The providers that were connected on the page.
 connected_providers = Table(
@@ -300,7 +316,11 @@ model_settings = Table(
     metadata,
     Column("provider", Storable, primary_key=True),
     Column("model", Storable, primary_key=True),
-    Column("settings", Json(msgspec.json.Decoder(ModelSettings)), nullable=False),
+    Column(
+        "settings",
+        LenientJson(msgspec.json.Decoder(ModelSettings), ModelSettings()),
+        nullable=False,
+    ),
     Column("position", Integer),  # in the list of its provider's models, from 0
 )
 
