@@ -19,7 +19,6 @@ import click
 from halt.cli.commands import accept_any_text
 from halt.cli.people import opened
 from halt.config.environment import load, variable
-from halt.config.model_servers import server_title
 from halt.config.provider_setup import setup
 from halt.config.settings import Config
 from halt.connected.details import Details, checked, checked_key, short_name
@@ -101,7 +100,7 @@ def connect(
         details = checked(
             replace(
                 _named(address, preset),
-                title=name or _default_title(address, preset),
+                title=name,
                 models=models,
                 api_version=api_version,
             )
@@ -217,14 +216,6 @@ def _named(address: str, preset: str | None) -> Details:
             f"URL must be an address, such as {COMPATIBLE.example}, or one of {services}."
         )
     return Details(preset=preset or preset_for(address).id, title="", base_url=address)
-
-
-def _default_title(address: str, preset: str | None) -> str:
-    """The title of the preset if it is one of a service, else that of the address."""
-    if address in PRESETS:
-        return PRESETS[address].title
-    chosen = PRESETS[preset] if preset else preset_for(address)
-    return chosen.title if chosen is not COMPATIBLE else server_title(address)
 
 
 def _check_name(details: Details, config: Config, providers: Providers) -> None:

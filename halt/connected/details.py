@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import httpx2
 
 from halt.config.addresses import fits_header, is_base_url, is_openai_url
-from halt.config.model_servers import PRODUCTS
+from halt.config.model_servers import PRODUCTS, server_title
 from halt.config.provider_file import NAME
 from halt.config.providers import DEMO, MAX_TOKENS
-from halt.connected.presets import PRESETS, Preset
+from halt.connected.presets import COMPATIBLE, PRESETS, Preset
 from halt.errors import RequestError
 from halt.providers.model_list import NAME_MAX, is_name
 
@@ -66,10 +66,12 @@ class Details:
 def checked(details: Details) -> Details:
     """The details in their usual form. Raises RequestError."""
     preset = details.chosen_preset
+    address = _checked_address(details.base_url.strip() or preset.base_url, preset)
+    usual_title = server_title(address) if preset is COMPATIBLE else preset.title
     return replace(
         details,
-        title=_checked_title(details.title or preset.title),
-        base_url=_checked_address(details.base_url.strip() or preset.base_url, preset),
+        title=_checked_title(details.title.strip() or usual_title[:TITLE_MAX]),
+        base_url=address,
         key=checked_key(details.key),
         headers=_checked_headers(details.headers),
         models=_checked_models(details.models, preset),

@@ -46,6 +46,7 @@ from halt.providers.router import Providers, names_in
 from halt.store.connected import ConnectedRows, KeyRow, ProviderRow, Snapshot
 
 EVERY = 1.0  # seconds between two looks at the version
+_UNKNOWN = -1  # the version of rows that could not be read
 OWN_MAX = 100  # upstreams with own keys that are kept for the next request
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class ConnectedProviders:
 
     def look(self) -> None:
         """Apply what is in the database if its version is another one than before."""
+        version = _UNKNOWN
         try:
             version = self._rows.version()
             if version in (self.snapshot.version, self._failed_version):
@@ -119,8 +121,9 @@ class ConnectedProviders:
         except StoreUnavailable:
             return  # what was applied stays in use; the page tells of the fault, and the log
         except Exception:
-            logger.exception("connected providers of version %s cannot be used", version)
-            self._failed_version = version  # a look each second must not fill the log
+            if version != self._failed_version:  # a look each second must not fill the log
+                logger.exception("the connected providers cannot be read")
+            self._failed_version = version
 
     def load(self) -> None:
         """Read all rows and apply them. Raises StoreUnavailable."""

@@ -20,6 +20,7 @@ from halt.core.request import ChatRequest, Message
 from halt.errors import RequestError, UpstreamError
 from halt.providers.factory import make_provider, make_upstream
 from halt.providers.router import Providers, names_in
+from halt.store.connected import ConnectedRows
 from halt.store.people import PersonRow
 from halt.store.store import Store
 from halt.testing.fake_openai import FakeOpenAI
@@ -381,3 +382,23 @@ def test_no_text_shows_a_secret(
     for text in texts:
         for secret in (KEY, OTHER_KEY, HEADER):
             assert secret not in text
+
+
+def test_unreadable_rows_are_logged_once(
+    make: Make, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that this version of Halt cannot read leave in use what was applied before."""
+    first, second = make(), make()
+    first.add(details(fake.base_url, key=KEY))
+    second.look()
+
+    def fail(_: ConnectedRows) -> Any:
+        raise ValueError("a row of a later version")
+
+    first.add(details(fake.base_url, title="Third"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ConnectedRows, "snapshot", fail)
+        second.look()
+        second.look()
+    assert len([r for r in caplog.records if "cannot be read" in r.message]) == 1
+    assert answer_of(second, "second/count?n=1") == "0 "

@@ -267,11 +267,11 @@ def test_missing_packages_are_named_with_their_installation() -> None:
         ),
         (
             "raise ImportError('libother.so.6: cannot open shared object file: No such file')",
-            "needs the system's libother.so.6: install it, or set",
+            "needs the system's libother.so.6: install it, or connect",
         ),
         (
             "import os, signal\ndef get_system_info(): os.kill(os.getpid(), signal.SIGILL)",
-            "this CPU lacks instructions it needs (AVX2): set OPENAI_API_KEY",
+            "this CPU lacks instructions it needs (AVX2): connect another model",
         ),
         (
             "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
