@@ -210,9 +210,13 @@ class ConnectedProviders:
         A new address needs the key anew: it must not reach a server that nobody typed it for.
         """
         row, secrets = self.prepared(details, name)
-        moved = row.base_url != self._row(name).base_url
-        self._rows.change(row, self._sealed(row, SHARED, secrets), drop_keys=moved)
-        if details.without_key and not (moved or secrets.key or secrets.headers):
+        before = self._row(name)
+        moved = row.base_url != before.base_url
+        key = self._sealed(row, SHARED, secrets)
+        # A key that cannot be read stays, so that the provider goes on to ask for it.
+        is_dropped = key is None and (details.without_key or self._secrets(before) is not None)
+        self._rows.change(row, key, drop_keys=moved)
+        if is_dropped:
             self._rows.remove_key(name, SHARED)
         logger.info("changed the provider %s at %s", name, server_title(row.base_url))
         self._changed()
@@ -236,7 +240,7 @@ class ConnectedProviders:
         if name:
             before = self._row(name)
             if details.base_url == before.base_url:
-                kept = self._secrets(before)
+                kept = self._secrets(before) or kept
         missing = [n for n, value in details.headers.items() if not (value or kept.headers.get(n))]
         if missing:
             raise RequestError(f"The value of the header {missing[0]} is missing.", field="headers")
@@ -305,13 +309,13 @@ class ConnectedProviders:
             raise RequestError("This provider is no longer connected.", field="name")
         return row
 
-    def _secrets(self, row: ProviderRow) -> Secrets:
-        """The saved secrets that all people use; none if they cannot be read."""
+    def _secrets(self, row: ProviderRow) -> Secrets | None:
+        """The saved secrets that all people use; None if they cannot be read."""
         key = key_of(self.snapshot, row.name, SHARED)
         try:
             return Secrets() if key is None else opened(self._vault, row, key)
         except SealBroken:
-            return Secrets()
+            return None
 
     def _sealed(self, row: ProviderRow, person: str, secrets: Secrets) -> KeyRow | None:
         """The row of a key; None if there is nothing to keep. Raises RequestError."""

@@ -11,13 +11,12 @@ else may save a key of their own, for the providers that take one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Flask, abort, g, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.connected.details import KEY_MAX, TITLE_MAX, Details
+from halt.connected.details import KEY_MAX, TITLE_MAX
 from halt.connected.listing import ProviderLine
 from halt.connected.presets import PRESETS
 from halt.errors import HaltError, RequestError
@@ -205,7 +204,7 @@ def change_provider(name: str) -> Answer:
                 "Somebody else has changed this provider meanwhile. Look at what is saved, then "
                 "save again."
             )
-        connected.change(name, _changed_details(line))
+        connected.change(name, typed_details(request.form))
         return redirect(url_for("providers.provider", name=name, done="changed"), 303)
     if action == "remove":
         connected.remove(name)
@@ -217,7 +216,7 @@ def change_provider(name: str) -> Answer:
 def try_changed(name: str) -> Answer:
     """Try what was typed for a provider that is changed. Raises RequestError."""
     _check_manager()
-    trial = provider_trials.start(_changed_details(line_of(name, wait=0.0)), name)
+    trial = provider_trials.start(typed_details(request.form), name)
     return provider_trials.results(trial, _provider_page)
 
 
@@ -263,12 +262,6 @@ def _form_variables() -> dict[str, Any]:
         "key_max": KEY_MAX,
         "offers_own_keys": services().config.own_keys,
     }
-
-
-def _changed_details(line: ProviderLine) -> Details:
-    details = typed_details(request.form)
-    # Without a key the last header that is removed leaves nothing to keep.
-    return replace(details, without_key=details.without_key or not line.key)
 
 
 def _lines(wait: float = WAIT) -> list[ProviderLine]:

@@ -402,3 +402,23 @@ def test_unreadable_rows_are_logged_once(
         second.look()
     assert len([r for r in caplog.records if "cannot be read" in r.message]) == 1
     assert answer_of(second, "second/count?n=1") == "0 "
+
+
+def test_last_header_can_be_dropped(make: Make, fake: FakeOpenAI) -> None:
+    """A provider without a key whose headers are removed has no secrets any more."""
+    connected = make()
+    connected.add(details(fake.base_url, headers={"X-A": HEADER}))
+    connected.change("second", details(fake.base_url))
+    answer_of(connected, "second/echo")
+    assert "x-a" not in fake.requests[-1].headers
+    assert connected.snapshot.keys == ()
+
+
+def test_unreadable_key_is_asked_for_until_it_is_typed(make: Make, fake: FakeOpenAI) -> None:
+    """A change of something else does not make a provider without a key of it."""
+    make().add(details(fake.base_url, key=KEY))
+    lost = make("b" * 32)
+    lost.change("second", details(fake.base_url, title="New name"))
+    assert refusal(lost, "second/echo").code == "key_needed"
+    lost.change("second", details(fake.base_url, without_key=True))
+    assert answer_of(lost, "second/count?n=1") == "0 "
