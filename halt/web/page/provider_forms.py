@@ -34,7 +34,7 @@ CONTINUES = ("", "prefix", "instruction")
 PRICES = ("input_price", "cached_price", "output_price")
 _REFUSED_EXTRAS = frozenset({*OWN_FIELDS, "stream_options"})
 _HEADER_NAME = re.compile(r"[^\s:]{0,100}")
-_SECRET_PART = re.compile(r"//[^/?#]*@|[?#].*")  # of an address
+_USER_INFO = re.compile(r"([a-z]+://)[^/?#@]*@([^@]*)", re.IGNORECASE)  # of a whole address
 
 Form = MultiDict[str, str]
 
@@ -159,7 +159,12 @@ def _typed_headers(names: list[str], values: list[str]) -> dict[str, str]:
 
 def _shown(address: str) -> str:
     """A typed address without the parts that may be secret."""
-    return _SECRET_PART.sub(lambda part: "//" if part[0].startswith("//") else "", address.strip())
+    address = address.strip()
+    if match := _USER_INFO.fullmatch(address):
+        address = match[1] + match[2]
+    if "@" in address:  # a password with characters that should have been encoded
+        return ""
+    return re.split("[?#]", address)[0]
 
 
 # --- a model --------------------------------------------------------------------------------------
