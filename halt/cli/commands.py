@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from halt.cli.screen import Screen
     from halt.cli.source import Source
-    from halt.connected.usable import KeyMissing
+    from halt.connected.settings import Unusable
     from halt.core.request import Upstream
     from halt.core.service import GenerationService
     from halt.doctor.report import Report
@@ -85,7 +85,7 @@ def _has_database(config: Config) -> bool:
     return bool(config.database_url) or os.path.exists(config.data_folder / "halt.db")
 
 
-def _saved_settings(config: Config) -> dict[str, ProviderSettings | KeyMissing]:
+def _saved_settings(config: Config) -> dict[str, ProviderSettings | Unusable]:
     """The settings of the connected providers by name. Raises ConfigError, StoreUnavailable."""
     if not _has_database(config):
         return {}

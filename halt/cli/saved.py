@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
 from halt.connected.service import ConnectedProviders
-from halt.connected.usable import KeyMissing, connected_settings
+from halt.connected.settings import Unusable, connected_settings
 from halt.connected.vault import make_vault
 from halt.providers.factory import make_provider
 from halt.providers.router import Providers
@@ -29,7 +29,7 @@ def _rows(config: Config) -> Iterator[ConnectedRows | None]:
         yield ConnectedRows(database)
 
 
-def saved_settings(config: Config) -> dict[str, ProviderSettings | KeyMissing]:
+def saved_settings(config: Config) -> dict[str, ProviderSettings | Unusable]:
     """The settings of each connected provider by its name. Raises ConfigError, StoreUnavailable."""
     with _rows(config) as rows:
         if rows is None:

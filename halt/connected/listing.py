@@ -12,7 +12,7 @@ from halt.config.model_servers import KeyRequired, Server, origin, server_title
 from halt.config.provider_setup import setup
 from halt.config.providers import DEMO, ModelSettings, ProviderSettings
 from halt.config.settings import Config
-from halt.connected.usable import SHARED
+from halt.connected.settings import SHARED
 from halt.connected.vault import last_four
 from halt.model_info import Abilities, ModelInfo
 from halt.providers.client_transport import public_address

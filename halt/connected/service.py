@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from halt.config.model_servers import server_title
@@ -26,17 +25,18 @@ from halt.config.provider_setup import setup
 from halt.config.providers import KINDS, ModelSettings, ProviderSettings
 from halt.config.settings import Config
 from halt.connected.details import Details, check_secrets, checked, checked_key, short_name
-from halt.connected.unusable import Unusable
-from halt.connected.usable import (
+from halt.connected.own_upstreams import OwnUpstreams
+from halt.connected.settings import (
     ENTER_AGAIN,
-    NOT_UNDERSTOOD,
     SHARED,
-    KeyMissing,
+    Unusable,
     connected_settings,
     key_of,
+    not_understood,
     opened,
     provider_settings,
 )
+from halt.connected.unusable_upstream import UnusableUpstream
 from halt.connected.vault import SealBroken, Secrets, Vault, last_four
 from halt.core.request import Upstream
 from halt.core.serial import Serial
@@ -47,7 +47,6 @@ from halt.store.connected import ConnectedRows, KeyRow, ProviderRow, Snapshot
 
 EVERY = 1.0  # seconds between two looks at the version
 _UNKNOWN = -1  # the version of rows that could not be read
-OWN_MAX = 100  # upstreams with own keys that are kept for the next request
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +75,8 @@ class ConnectedProviders:
         self._applying = threading.Lock()  # held while rows are read and applied
         #: By name: what an upstream was made of, and the upstream, which is kept while that is the
         #: same. Used by the lock's holder.
-        self._made: dict[str, tuple[ProviderSettings | KeyMissing, Upstream]] = {}
-        self._own_lock = threading.Lock()  # protects the table below
-        self._own: OrderedDict[tuple[str, str], tuple[ProviderSettings, Upstream]] = OrderedDict()
+        self._made: dict[str, tuple[ProviderSettings | Unusable, Upstream]] = {}
+        self._own = OwnUpstreams(self._upstream)
         self._starting = threading.Lock()  # held while the thread is started
         # `Serial` logs the exception of a look, and the next look comes all the same.
         self._thread = Serial("halt-connected", EVERY, self.look)
@@ -101,10 +99,7 @@ class ConnectedProviders:
     def close(self, timeout: float) -> None:
         """End the thread; wait at most `timeout` seconds for it."""
         self._thread.close(timeout)
-        with self._own_lock:
-            own, self._own = self._own, OrderedDict()
-        for _, upstream in own.values():
-            upstream.close()
+        self._own.keep_only(())
 
     def wake(self) -> None:
         """Look soon, in the thread: another worker has made a change."""
@@ -138,20 +133,21 @@ class ConnectedProviders:
                 if known is not None and known[0] == made[row.name]:
                     upstreams[row.name] = known[1]
                 else:
-                    upstreams[row.name] = self._upstream(row, made[row.name])
+                    upstreams[row.name] = self._upstream(made[row.name])
             self._made = {name: (made[name], upstream) for name, upstream in upstreams.items()}
             self.snapshot = snapshot
             self.providers.connect(upstreams, _view(snapshot))
+            self._own.keep_only({(key.provider, key.person) for key in snapshot.keys})
 
-    def _upstream(self, row: ProviderRow, made: ProviderSettings | KeyMissing) -> Upstream:
+    def _upstream(self, made: ProviderSettings | Unusable) -> Upstream:
         """Never raises: a row that this version of Halt cannot use must not end the others."""
-        if isinstance(made, KeyMissing):
-            return Unusable(row.title, made.models, made.sentence)
+        if isinstance(made, Unusable):
+            return UnusableUpstream(made)
         try:
             return self._make(made)
         except Exception:
-            logger.exception("the connected provider %s cannot be used", row.name)
-            return Unusable(row.title, row.models, NOT_UNDERSTOOD.format(title=row.title))
+            logger.exception("the connected provider %s cannot be used", made.name)
+            return UnusableUpstream(not_understood(made))
 
     def _reseal(self, keys: Sequence[KeyRow]) -> None:
         """Seal again, with the present key, what was sealed with HALT_SECRET_KEY_OLD."""
@@ -169,24 +165,13 @@ class ConnectedProviders:
         if row is None or key is None or not (row.own_keys and self._config.own_keys):
             return None
         if row.kind not in KINDS:
-            return Unusable(row.title, row.models, NOT_UNDERSTOOD.format(title=row.title))
+            return UnusableUpstream(not_understood(row))
         try:
             settings = provider_settings(self._config, row, opened(self._vault, row, key))
         except SealBroken:
-            return Unusable(row.title, row.models, ENTER_AGAIN.format(title=f"{row.title} (yours)"))
-        with self._own_lock:
-            known = self._own.get((name, person))
-            if known is not None and known[0] == settings:
-                self._own.move_to_end((name, person))
-                return known[1]
-            upstream = self._upstream(row, settings)
-            replaced = [self._own.pop((name, person))] if known is not None else []
-            self._own[name, person] = settings, upstream
-            while len(self._own) > OWN_MAX:
-                replaced.append(self._own.popitem(last=False)[1])
-        for _, former in replaced:
-            former.close()
-        return upstream
+            sentence = ENTER_AGAIN.format(title=f"{row.title} (yours)")
+            return UnusableUpstream(Unusable(row.title, row.models, sentence))
+        return self._own.upstream((name, person), settings)
 
     # --- change -----------------------------------------------------------------------------------
 

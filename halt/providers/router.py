@@ -119,7 +119,7 @@ class Providers:
         with self._lock:
             state = self._state
             if is_new := not self._closed and name not in state.own:
-                _use_settings(member, state.view.of(name))
+                _use_settings(member.upstream, state.view.of(name))
                 self._state = state._replace(own={**state.own, name: member})
         if not is_new:
             upstream.close()
@@ -140,7 +140,7 @@ class Providers:
                 if name not in own and not self._closed
             }
             for name, member in {**own, **connected}.items():
-                _use_settings(member, view.of(name))
+                _use_settings(member.upstream, view.of(name))
             self._state = State(own, connected, view)
         kept = {id(member.upstream) for member in connected.values()}
         gone = [member.upstream for member in before.values()] + list(upstreams.values())
@@ -203,7 +203,10 @@ class Providers:
             wanted = request.model or self._default_model
             name, upstream, model = self._resolve(wanted, connection.chain)
             if connection.person and name in self._state.connected:
-                upstream = self.own_upstream(name, connection.person) or upstream
+                own = self.own_upstream(name, connection.person)
+                if own is not None:
+                    _use_settings(own, self.view.of(name))
+                    upstream = own
             connection.route = (upstream, model or None)
         upstream, model_there = connection.route
         if model_there != request.model:
@@ -459,7 +462,7 @@ class Providers:
                 raise fault
 
 
-def _use_settings(member: Member, settings: Mapping[str, ModelSettings]) -> None:
+def _use_settings(upstream: Upstream, settings: Mapping[str, ModelSettings]) -> None:
     """Let a provider send what was chosen for its models."""
-    if isinstance(member.upstream, Provider):
-        member.upstream.use_models(settings)
+    if isinstance(upstream, Provider):
+        upstream.use_models(settings)

@@ -22,7 +22,7 @@ from halt.config.model_servers import DiscoveryResult
 from halt.config.provider_setup import setup
 from halt.config.providers import Setup
 from halt.config.settings import Config, ConfigError
-from halt.connected.usable import usable_rows
+from halt.connected.settings import usable_rows
 from halt.connected.vault import make_vault
 from halt.errors import HaltError, StoreUnavailable
 from halt.people import adoption

@@ -13,7 +13,7 @@ from halt.config.settings import Config
 from halt.connected.details import Details
 from halt.connected.listing import Listing
 from halt.connected.service import ConnectedProviders
-from halt.connected.usable import SHARED
+from halt.connected.settings import SHARED
 from halt.connected.vault import Vault
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Message
@@ -233,6 +233,21 @@ def test_each_person_uses_an_own_key(make: Make, fake: FakeOpenAI, store: Store)
     assert fake.requests[-1].headers["authorization"] == f"Bearer {OTHER_KEY}"
     connected.remove_own_key("second", "ann")
     assert refusal(connected, "second/count?n=1", "ann").code == "key_needed"
+
+
+def test_own_key_uses_what_was_chosen_for_the_model(
+    make: Make, fake: FakeOpenAI, store: Store
+) -> None:
+    """Further fields of requests are sent with a person's own key, too, also after a change."""
+    store.people.ensure(PersonRow("ann", "accounts", "", "ann", "ann"))
+    connected = make(own_keys=True)
+    connected.add(details(fake.base_url, preset="groq", models=("echo",), own_keys=True))
+    connected.save_own_key("second", "ann", KEY)
+    for value in (7, 8):
+        connected.set_model("second", "echo", ModelSettings(extra_body={"top_k": value}))
+        answer_of(connected, "second/echo", "ann")
+        assert fake.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+        assert fake.requests[-1].body["top_k"] == value
 
 
 def test_own_keys_need_the_setting_and_the_providers_consent(

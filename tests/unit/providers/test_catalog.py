@@ -12,7 +12,8 @@ from halt.clock import now
 from halt.config.environment import load
 from halt.config.model_servers import DiscoveryResult, Server
 from halt.config.providers import DEMO, ModelSettings
-from halt.connected.unusable import Unusable
+from halt.connected.settings import Unusable
+from halt.connected.unusable_upstream import UnusableUpstream
 from halt.core.connection import UpstreamConnection
 from halt.core.request import Upstream
 from halt.errors import RequestError, UpstreamError
@@ -276,7 +277,7 @@ def test_each_provider_has_a_note_of_its_own() -> None:
         title = "My Groq"
 
     refused, none = UpstreamError("unauthorized"), UpstreamError("endpoint_not_found")
-    needed = Unusable("Team", (), "Team has no key: enter one.")
+    needed = UnusableUpstream(Unusable("Team", (), "Team has no key: enter one."))
     upstream = Providers({"own": ListUpstream(none)})
     connected: dict[str, Upstream] = {
         "groq": Titled(refused),

@@ -1,18 +1,19 @@
-"""A connected provider whose key is missing: it has a name, and each request says what to do."""
+"""Stands for a connected provider that cannot be used: each request says what to do."""
 
 from __future__ import annotations
 
+from halt.connected.settings import Unusable
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError
 from halt.model_info import ModelGroup
 
 
-class Unusable:
-    """The Upstream of a provider without a usable key. `models`: those that are named for it."""
+class UnusableUpstream:
+    """The Upstream of a provider that cannot be used."""
 
-    def __init__(self, title: str, models: tuple[str, ...], sentence: str) -> None:
-        self.title, self._models, self._sentence = title, models, sentence
+    def __init__(self, reason: Unusable) -> None:
+        self.title, self._models, self._sentence = reason.title, reason.models, reason.sentence
 
     @property
     def known_model(self) -> str:

@@ -22,9 +22,10 @@ NOT_UNDERSTOOD = (
 
 
 @dataclass(frozen=True)
-class KeyMissing:
-    """A provider that cannot be used, and the sentence that says why."""
+class Unusable:
+    """Why a connected provider cannot be used."""
 
+    title: str
     models: tuple[str, ...]  # those that are named for it
     sentence: str
     takes_own_keys: bool = False  # people with a key of their own can use it
@@ -32,7 +33,7 @@ class KeyMissing:
 
 def connected_settings(
     config: Config, vault: Vault, snapshot: Snapshot
-) -> dict[str, ProviderSettings | KeyMissing]:
+) -> dict[str, ProviderSettings | Unusable]:
     """The settings of each connected provider by its name. Raises ConfigError."""
     return {row.name: _settings_of(config, vault, snapshot, row) for row in snapshot.providers}
 
@@ -43,26 +44,36 @@ def usable_rows(config: Config, vault: Vault, snapshot: Snapshot) -> list[Provid
     return [row for row in snapshot.providers if _is_usable(made[row.name])]
 
 
-def _is_usable(made: ProviderSettings | KeyMissing) -> bool:
+def _is_usable(made: ProviderSettings | Unusable) -> bool:
     return isinstance(made, ProviderSettings) or made.takes_own_keys
 
 
 def _settings_of(
     config: Config, vault: Vault, snapshot: Snapshot, row: ProviderRow
-) -> ProviderSettings | KeyMissing:
+) -> ProviderSettings | Unusable:
     if row.kind not in KINDS:  # of a newer version; no key may be sent in a way that is a guess
-        return KeyMissing(row.models, NOT_UNDERSTOOD.format(title=row.title))
+        return not_understood(row)
     key = key_of(snapshot, row.name, SHARED)
     if key is not None:
         try:
             return provider_settings(config, row, opened(vault, row, key))
         except SealBroken:
-            return KeyMissing(row.models, ENTER_AGAIN.format(title=row.title))
+            return Unusable(row.title, row.models, ENTER_AGAIN.format(title=row.title))
     if row.own_keys and config.own_keys:
-        return KeyMissing(row.models, OWN_KEY_NEEDED.format(title=row.title), takes_own_keys=True)
+        return Unusable(
+            row.title,
+            row.models,
+            OWN_KEY_NEEDED.format(title=row.title),
+            takes_own_keys=True,
+        )
     if row.preset in PRESETS and PRESETS[row.preset].needs_key:
-        return KeyMissing(row.models, NO_KEY.format(title=row.title))
+        return Unusable(row.title, row.models, NO_KEY.format(title=row.title))
     return provider_settings(config, row, Secrets())
+
+
+def not_understood(row: ProviderRow | ProviderSettings) -> Unusable:
+    """For a row that this version of Halt cannot use, such as one of a newer version."""
+    return Unusable(row.title, row.models, NOT_UNDERSTOOD.format(title=row.title))
 
 
 def provider_settings(config: Config, row: ProviderRow, secrets: Secrets) -> ProviderSettings:
