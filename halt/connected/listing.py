@@ -15,6 +15,7 @@ from halt.config.settings import Config
 from halt.connected.settings import SHARED
 from halt.connected.vault import last_four
 from halt.model_info import Abilities, ModelInfo
+from halt.providers.cached_query import CachedQuery
 from halt.providers.client_transport import public_address
 from halt.providers.discovery import Discovery
 from halt.providers.member import Member
@@ -106,6 +107,24 @@ class Listing:
                 ProviderLine(name=name, state=state, state_text=text, models=models, **fields)
             )
         return lines
+
+    def ask_again(self, wait: float, name: str = "") -> None:
+        """Ask each provider that has failed anew, or only this one; wait at most `wait` seconds.
+
+        Their faults are kept for some seconds else, and a person may have mended one meanwhile.
+        """
+        queries: list[CachedQuery[Any]] = []
+        for other in self._providers.names:
+            member = self._providers.member(other) if name in {"", other} else None
+            both = () if member is None else (member.check, member.models)
+            if any(query.wait(0.0)[1] is not None for query in both):
+                queries += both
+        for query in queries:
+            query.expire()
+            query.start()
+        until = now() + wait
+        for query in queries:
+            query.wait(until, fresh=True)
 
     def _members(self, found: Mapping[str, Server]) -> dict[str, Member]:
         """All providers but servers that are gone, and the demo model where it does not run."""

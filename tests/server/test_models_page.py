@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -271,10 +272,13 @@ def test_wrong_input_is_told_at_its_field(
     """The form comes back with what was typed, but no secret, and the error at its field."""
     typed = {"preset": "compatible", "title": "Typed", "base_url": "http://127.0.0.1:9/v1"}
     path = f"{PATH}/add/{fields.get('preset', 'compatible')}"
-    response = admin.send(path, **(typed | {"key": KEY} if field == "base_url" else typed) | fields)
+    sent = (typed | {"key": KEY} if field == "base_url" else typed) | fields
+    response = admin.send(path, **sent)
     assert response.status == 400
     assert words in admin.refused(response, field)
     page = response.body.decode()
+    has_secret = bool(sent.get("key") or sent.get("header_value"))
+    assert ("type them again" in page) == has_secret
     if field != "title":
         assert 'value="Typed"' in page
     if field != "base_url":
@@ -324,6 +328,33 @@ def test_server_says_in_its_own_words_that_the_key_is_wrong(
     wait_shown(admin, path, "Reachable")
     assert "That key is not one of ours." not in admin.get(path)
     admin.send(path, do="remove")
+
+
+def test_page_asks_a_provider_anew_that_has_failed(fake: FakeOpenAI) -> None:
+    """What is mended at the server is seen when the page is loaded next."""
+    is_mended = threading.Event()
+
+    def lists(request: ModelRequest) -> None:
+        if is_mended.is_set():
+            request.reply({"data": [{"id": "mended"}]})
+        else:
+            request.reply({"error": {"message": "Pay your bill."}}, 402)
+
+    server = HaltServer(settings(fake, HALT_ALLOW_ANONYMOUS=""))
+    try:
+        with serving(lists) as address:
+            browser = ModelsBrowser(server.client())
+            path = browser.connect(address, title="Mended")
+            page = browser.get(f"{path}?done=added")
+            assert "Pay your bill." in page
+            assert "does not work yet" in page
+            is_mended.set()
+            for seen in (browser.get(path), browser.get()):
+                assert "Pay your bill." not in seen
+                assert "mended</bdi>" in seen
+            assert "Start a chat" in browser.get(f"{path}?done=added")
+    finally:
+        server.close()
 
 
 def test_two_administrators_at_once(place: Place) -> None:
@@ -437,7 +468,8 @@ def test_long_list_has_pages_and_a_search(admin: ModelsBrowser, many: str) -> No
         f"vendor/model-{n}" for n in range(240, 250)
     ]
     assert "0 found" in admin.get(f"{many}?q=%3Cscript%3E")
-    assert names(admin.get(f"{many}?page=99&q=x")) == []
+    assert names(admin.get(f"{many}?page=99&q=x")) == names(admin.get(f"{many}?q=x"))
+    assert names(admin.get(f"{many}?page=99")) == names(admin.get(f"{many}?page=3"))
     overview = admin.get()
     assert "All 250 models" in overview
     assert overview.count("vendor/model-") == 5

@@ -7,7 +7,9 @@ enclosing exchange: the end of an answer is rendered from its stream alone.
 
 from __future__ import annotations
 
-from jinja2 import Environment
+from typing import Any
+
+from jinja2 import Environment, pass_environment
 from markupsafe import Markup, escape
 
 from halt.chat.figures import Figures
@@ -42,13 +44,24 @@ def install(environment: Environment) -> None:
         environment.globals[function.__name__] = function
 
 
-def answer_name(a: AnswerView) -> Markup:
-    """The model's name, as the picker writes it, then its provider."""
-    provider, _, name = (a.requested_model or a.model or "Default model").partition("/")
-    if not name:
-        provider, name = "", provider
+@pass_environment
+def answer_name(environment: Environment, a: AnswerView) -> Markup:
+    """The model's name, as the picker writes it, then its provider.
+
+    The environment's function `shown_name` knows the names of models that are in a list.
+    """
+    model = a.requested_model or a.model or "Default model"
+    provider, _, name = model.partition("/") if "/" in model else ("", "", model)
+    shown_name: Any = environment.globals.get("shown_name", _unlisted)
+    label, title = shown_name(model)
+    if label != model:
+        provider, name = title if provider else "", label
     at = f" <small>{escape(provider)}</small>" if provider else ""
     return Markup(f'<p class="name">{escape(name)}{at}</p>')  # noqa: S704 - escaped
+
+
+def _unlisted(model: str) -> tuple[str, str]:
+    return model, ""
 
 
 def answer_ending(a: AnswerView) -> Markup:

@@ -97,6 +97,7 @@ def listed(line: ProviderLine) -> dict[str, Any]:
         for place, model in enumerate(line.models)
         if all(term in _searched(model) for term in terms)
     ]
+    page = min(page, max(1, -(-len(rows) // PAGE)))
     return {
         "rows": rows[(page - 1) * PAGE : page * PAGE],
         "found": len(rows),

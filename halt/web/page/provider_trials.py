@@ -34,8 +34,7 @@ def results(trial: Trial, page: Callable[..., str]) -> Response | str:
     if "text/event-stream" in request.headers.get("Accept", ""):
         return _lines(trial)
     findings = _all_findings(trial)
-    has_secrets = any(request.form.getlist("header_value")) or bool(request.form.get("key"))
-    return page(findings=findings, is_well=trial.is_well, has_secrets=has_secrets)
+    return page(findings=findings, is_well=trial.is_well)
 
 
 def _lines(trial: Trial) -> Response:

@@ -23,6 +23,7 @@ from halt.errors import HaltError, RequestError
 from halt.web.identity import owner, save_person
 from halt.web.page import model_rows, provider_trials
 from halt.web.page.account import is_program
+from halt.web.page.models import shown_name
 from halt.web.page.no_model import may_manage
 from halt.web.page.provider_forms import (
     Fault,
@@ -49,6 +50,7 @@ DONE = {
     "no-own-key": "Your key is removed.",
     **model_rows.DONE,
 }
+NOT_YET = "Saved. It does not work yet: see below."  # in place of "added"
 
 Answer = BaseResponse | str
 
@@ -60,6 +62,7 @@ def install(app: Flask) -> None:
     app.jinja_env.globals["may_manage"] = may_manage
     app.jinja_env.globals["has_models_page"] = has_models_page
     app.jinja_env.globals["model_words"] = model_rows.words
+    app.jinja_env.globals["shown_name"] = shown_name
     app.register_blueprint(blueprint)
 
 
@@ -109,6 +112,7 @@ def _refused(error: HaltError) -> BaseResponse:
 @blueprint.get("")
 def show() -> str:
     """All providers. `done` names the change that was made last."""
+    services().providers_listing.ask_again(WAIT)
     return _overview()
 
 
@@ -189,6 +193,8 @@ def provider(name: str) -> Answer:
     if name == "add" and not _has(name):
         preset, address = request.args.get("preset", "compatible"), request.args.get("address")
         return redirect(url_for("providers.add", preset=preset, address=address))
+    if "done" not in request.args:
+        services().providers_listing.ask_again(WAIT, name)
     return _provider_page()
 
 
@@ -236,6 +242,7 @@ def change_model(name: str) -> Answer:
 
 def _provider_page(fault: Fault | None = None, **more: Any) -> str:
     line = line_of((request.view_args or {})["name"])
+    is_new = request.args.get("done") == "added"
     form = saved_form(line.row, line.header_names) if line.row is not None else None
     if request.form.get("do") in {"change", "try"}:
         form = typed_form(request.form)
@@ -245,7 +252,8 @@ def _provider_page(fault: Fault | None = None, **more: Any) -> str:
         form=form,
         seen=state_of(line),
         **_form_variables(),
-        done=_done_text(),
+        is_new=is_new,
+        done=NOT_YET if is_new and line.state == "fault" else _done_text(),
         fault=fault,
         **model_rows.listed(line),
         **more,
@@ -261,6 +269,7 @@ def _form_variables() -> dict[str, Any]:
         "title_max": TITLE_MAX,
         "key_max": KEY_MAX,
         "offers_own_keys": services().config.own_keys,
+        "has_secrets": any(map(any, map(request.form.getlist, ("key", "header_value")))),
     }
 
 

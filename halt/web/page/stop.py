@@ -59,7 +59,7 @@ def ended_answer(a: AnswerView) -> str:
     return (
         f'<article class="answer" id="a-{id_}" aria-label="Answer" data-stream="{id_}" '
         f'data-model="{model_name}" data-state="{state}"{"" if a.is_complete else " data-cut"}>\n'
-        f"{answer_name(a)}\n"
+        f"{answer_name(current_app.jinja_env, a)}\n"
         f'<div class="steps" id="earlier-{id_}" hx-preserve>'
         f"{''.join(_step(f'{a.id}-earlier', step) for step in a.earlier_steps)}</div>\n"
         f'<div class="steps" id="steps-{id_}">'

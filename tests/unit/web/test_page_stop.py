@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from flask import render_template
+from jinja2 import Environment
 from markupsafe import Markup
 
 from halt.app import create_app
@@ -15,6 +16,7 @@ from halt.chat.figures import Figures
 from halt.config.settings import Config
 from halt.rendering.streaming.blocks import Patch
 from halt.web.page.end_notes import NoteView
+from halt.web.page.endings import answer_name
 from halt.web.page.sources import BelowView, Source
 from halt.web.page.stop import ended_answer
 from halt.web.page.views import AnswerView, StepView
@@ -87,3 +89,24 @@ def test_ended_answer_equals_the_template(tmp_path: Path, state: str) -> None:
     with app.test_request_context():
         for view in views:
             assert ended_answer(view) == render_template("answer.html", a=view)
+
+
+def test_answer_has_the_name_that_was_chosen_for_its_model() -> None:
+    """A model of no list keeps its own name, and its provider's short one."""
+    environment = Environment(autoescape=True)
+    answer = AnswerView("s", "done", Patch("", replaces_tail=True, tail="", form="text"))
+
+    def name_of(model: str) -> str:
+        return answer_name(environment, replace(answer, requested_model=model))
+
+    assert name_of("second/oak") == '<p class="name">oak <small>second</small></p>'
+    environment.globals["shown_name"] = {
+        "second/oak": ("Old <oak>", "Second server"),
+        "elm": ("Elm tree", "First server"),
+        "ash": ("ash", "First server"),
+    }.__getitem__
+    assert name_of("second/oak") == (
+        '<p class="name">Old &lt;oak&gt; <small>Second server</small></p>'
+    )
+    assert name_of("elm") == '<p class="name">Elm tree</p>'
+    assert name_of("ash") == '<p class="name">ash</p>'
