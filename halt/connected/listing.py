@@ -19,6 +19,7 @@ from halt.providers.cached_query import CachedQuery
 from halt.providers.client_transport import public_address
 from halt.providers.discovery import Discovery
 from halt.providers.member import Member
+from halt.providers.model_list import is_name
 from halt.providers.model_view import DEFAULTS, ModelView
 from halt.providers.router import Providers
 from halt.store.connected import KeyRow, ProviderRow, Snapshot
@@ -213,9 +214,12 @@ class Listing:
         }
 
     def _models(self, name: str, member: Member, until: float) -> list[ModelLine]:
-        """The models that a provider lists, also hidden ones, and those with settings."""
+        """The models that a provider lists, also hidden ones, and those with settings.
+
+        Without names that no request may have: longer ones, or with characters that reorder others.
+        """
         groups, _ = member.models.wait(until)
-        infos = [model for group in groups or () for model in group.models]
+        infos = [model for group in groups or () for model in group.models if is_name(model.name)]
         view, default = self._providers.view, self._providers.known_model
         return [
             self._line(name, model, view, default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from tests.support.models_page import (
 from tests.support.no_demo import without_demo
 from tests.support.page_requests import FORM_HEADERS
 from tests.support.server_people import ServerPeople
-from tests.support.simple_model_server import ModelRequest, serving
+from tests.support.simple_model_server import ModelRequest, reply_with, serving
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 MANY = 250  # models of the server with a key
@@ -579,3 +580,20 @@ def test_wrong_fact_is_told_at_its_field(
     if field != "label":
         assert 'value="A name"' in response.body.decode()
     assert "A name" not in admin.get(f"{PATH}/openai")
+
+
+def test_names_of_a_hostile_list_are_text(admin: ModelsBrowser) -> None:
+    """Markup is shown as such; names that no request may have are not shown at all."""
+    shown = ["<script>alert(1)</script>", '"><img src=x>', "a&amp;b", "{{ 7 * 7 }}"]
+    others = ["\u202emorf", "x" * 201, "y" * 1_000_000, "\0", "two\nlines"]
+    with serving(reply_with({"data": [{"id": name} for name in (*shown, *others)]})) as address:
+        path = admin.connect(address, title="Hostile", key=KEY)
+        page = admin.get(path)
+        for name in shown:
+            assert f'name="model" value="{html.escape(name)}"' in page.replace("&#34;", "&quot;")
+            assert admin.client.get(f"{PATH}/model/hostile?model={quote(name)}").status == 200
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert "\u202e" not in page
+        assert len(page) < 100_000
+        admin.send(path, do="remove")
