@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from halt.config.settings import Config, ConfigError
 from halt.connected.listing import Listing, ModelLine, ProviderLine
 from halt.errors import HaltError
 from halt.model_info import ability_words
+from halt.providers.catalog import Catalog
 from halt.providers.discovery import discover_for, make_discovery
 from halt.providers.factory import make_upstream
 from halt.providers.member import QUERY_TIMEOUT
@@ -35,7 +36,7 @@ class Found(NamedTuple):
     """The lines of all providers, and the servers on this machine that need a key."""
 
     lines: list[ProviderLine]
-    key_required: tuple[KeyRequired, ...]
+    key_required: Sequence[KeyRequired]  # without those that are connected
 
     @property
     def is_well(self) -> bool:
@@ -76,7 +77,7 @@ def _found(config: Config) -> Found:
     with contextlib.closing(make_upstream(config, discovery=discovery)) as providers:
         snapshot = connect_saved(config, providers)
         lines = Listing(config, providers, discovery).lines(snapshot, "", QUERY_TIMEOUT + 1)
-    return Found(lines, discovered.key_required)
+        return Found(lines, Catalog(providers, discovery).locked_servers)
 
 
 # --- text -----------------------------------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from halt.clock import now
 from halt.config.environment import variable
 from halt.config.model_servers import KeyRequired, Server, origin, server_title
 from halt.config.provider_setup import setup
-from halt.config.providers import DEMO, ModelSettings, ProviderSettings
+from halt.config.providers import DEMO, ModelSettings
 from halt.config.settings import Config
 from halt.connected.settings import SHARED
 from halt.connected.vault import last_four
@@ -55,14 +55,14 @@ class ProviderLine:
 
     name: str
     title: str
-    kind: str
     source: Source
     source_text: str  # where it is set
-    address: str
-    key: str
-    state: State
-    state_text: str  # in the server's words, if it is a fault
-    models: list[ModelLine]
+    kind: str = "openai"
+    address: str = ""
+    key: str = ""
+    state: State = "asking"
+    state_text: str = ""  # in the server's words, if it is a fault
+    models: list[ModelLine] = field(default_factory=list)
     row: ProviderRow | None = None  # of a connected one
     header_names: tuple[str, ...] = ()
     takes_own_keys: bool = False
@@ -101,12 +101,10 @@ class Listing:
         until = now() + wait
         lines = []
         for name, member in members.items():
-            fields = self._fields(name, rows, found, keys, person)
+            line = self._known_line(name, rows, found, keys, person)
             state, text = _state(member, until)
             models = self._models(name, member, until)
-            lines.append(
-                ProviderLine(name=name, state=state, state_text=text, models=models, **fields)
-            )
+            lines.append(replace(line, state=state, state_text=text, models=models))
         return lines
 
     def ask_again(self, wait: float, name: str = "") -> None:
@@ -145,80 +143,70 @@ class Listing:
                 members[name] = member
         return members
 
-    def _fields(
+    def _known_line(
         self,
         name: str,
         rows: Mapping[str, ProviderRow],
         found: Mapping[str, Server],
         keys: Mapping[tuple[str, str], KeyRow],
         person: str,
-    ) -> dict[str, Any]:
-        """The fields of a line that need no answer of the provider."""
-        if (row := rows.get(name)) is not None:
+    ) -> ProviderLine:
+        """A provider's line with all that needs no answer of the provider."""
+        row = rows.get(name)
+        if row is not None and self._providers.is_connected(name):
             shared = keys.get((name, SHARED))
             own = keys.get((name, person)) if person else None
-            return {
-                "title": row.title,
-                "kind": row.kind,
-                "source": "page",
-                "source_text": "connected on this page",
-                "address": row.base_url,
-                "key": _key_text(shared),
-                "row": row,
-                "header_names": shared.header_names if shared is not None else (),
-                "takes_own_keys": row.own_keys and self._config.own_keys,
-                "own_key": _key_text(own),
-            }
+            return ProviderLine(
+                name=name,
+                title=row.title,
+                source="page",
+                source_text="connected on this page",
+                kind=row.kind,
+                address=row.base_url,
+                key=_key_text(shared),
+                row=row,
+                header_names=shared.header_names if shared is not None else (),
+                takes_own_keys=row.own_keys and self._config.own_keys,
+                own_key=_key_text(own),
+            )
         if (server := found.get(name)) is not None:
-            return {
-                "title": server.title,
-                "kind": "openai",
-                "source": "found",
-                "source_text": f"found at {origin(server.url)}",
-                "address": server.url,
-                "key": "",
-            }
+            return ProviderLine(
+                name=name,
+                title=server.title,
+                source="found",
+                source_text=f"found at {origin(server.url)}",
+                address=server.url,
+            )
         if name == DEMO:
             text = "started by Halt, because there is no other model"
-            return {
-                "title": "Demo model",
-                "kind": "openai",
-                "source": "demo",
-                "source_text": text,
-                "address": "",
-                "key": "",
-            }
-        return self._configured_fields(self._configured.get(name))
+            return ProviderLine(name=name, title="Demo model", source="demo", source_text=text)
+        return self._configured_line(name)
 
-    def _configured_fields(self, settings: ProviderSettings | None) -> dict[str, Any]:
-        if settings is None:  # a program's own upstream
-            return {
-                "title": "Model",
-                "kind": "openai",
-                "source": "variable",
-                "source_text": "set by the program",
-                "address": "",
-                "key": "",
-            }
+    def _configured_line(self, name: str) -> ProviderLine:
+        settings = self._configured.get(name)
+        if settings is None:
+            text = "set by the program"  # which gave its own upstream
+            return ProviderLine(name=name, title="Model", source="variable", source_text=text)
+        source: Source = "variable"
+        text = " and ".join(filter(variable, _VARIABLES[settings.kind]))
         if self._config.config_file:
             source, text = "file", f"[providers.{settings.name}] of {self._config.config_file}"
-        else:
-            source, text = "variable", " and ".join(filter(variable, _VARIABLES[settings.kind]))
-        return {
-            "title": settings.title or server_title(settings.base_url),
-            "kind": settings.kind,
-            "source": source,
-            "source_text": text,
-            "address": public_address(settings.base_url),
-            "key": "" if settings.key == "none" else _end_of(last_four(settings.key)),
-        }
+        return ProviderLine(
+            name=name,
+            title=settings.title or server_title(settings.base_url),
+            source=source,
+            source_text=text,
+            kind=settings.kind,
+            address=public_address(settings.base_url),
+            key="" if settings.key == "none" else _end_of(last_four(settings.key)),
+        )
 
     def _models(self, name: str, member: Member, until: float) -> list[ModelLine]:
-        """The models that a provider lists, also hidden ones, and those with settings.
+        """The models that a provider lists, also hidden ones.
 
         Without names that no request may have: longer ones, or with characters that reorder others.
         """
-        groups, _ = member.models.wait(until)
+        groups, _ = member.models.wait(until, fresh=True)
         infos = [model for group in groups or () for model in group.models if is_name(model.name)]
         view, default = self._providers.view, self._providers.known_model
         return [
@@ -239,8 +227,8 @@ class Listing:
 
 
 def _state(member: Member, until: float) -> tuple[State, str]:
-    """The state by the last health check, or by the list of models where there is none yet."""
-    answer, fault = member.check.wait(until)
+    """The state by the health check that runs, or by the last one if it does not end in time."""
+    answer, fault = member.check.wait(until, fresh=True)
     if fault is not None:
         return "fault", fault.message
     if answer is None:

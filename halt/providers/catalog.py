@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from halt.config.model_servers import KeyRequired, origin
 from halt.core.request import Upstream
@@ -161,11 +162,11 @@ class Catalog:
         """The servers that were found and need a key, without those that are connected."""
         if self._discovery is None:
             return []
-        connected = self._providers.addresses
+        connected = {urlsplit(address)[:2] for address in self._providers.addresses}
         return [
             server
             for server in self._discovery.latest.key_required
-            if not any(address.startswith(origin(server.url)) for address in connected)
+            if urlsplit(server.url)[:2] not in connected
         ]
 
     @property

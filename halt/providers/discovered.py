@@ -173,7 +173,8 @@ class DiscoveredProviders(Providers):
         chat_servers = [server for server in result.servers if server.default]
         for server in sorted(chat_servers, key=lambda server: not server.is_loaded):
             return self._full_name(server.name, server.default)
-        for name, member in self._state.connected.items():
+        if connected := self._state.connected:
+            name, member = next(iter(connected.items()))
             model = member.upstream.known_model
             return self._full_name(name, model) if model else ""
         return self._demo

@@ -379,10 +379,12 @@ def test_models_shows_faults_in_the_servers_words(halt: Halt, second: str) -> No
 
 
 def test_models_lists_servers_that_were_found(halt: Halt) -> None:
-    """One offers its models; another one needs a key, and the next step is named."""
+    """One offers its models; another one needs a key, and the next step is named until then."""
     with RawServer(listing(models_of("gemma"))) as found, RawServer(LOCKED) as locked:
         urls = [f"http://127.0.0.1:{server.port}" for server in (found, locked)]
         result = halt.run("models", HALT_DISCOVER=",".join(urls))
+        halt.run("connect", f"{urls[1]}/v1", "--no-key", "--no-try")
+        after = halt.run("models", HALT_DISCOVER=",".join(urls))
     assert result.exit_code == 0, result.output
     name = f"local-{found.port}"
     assert f"{name}: 127.0.0.1:{found.port}\n  source   found at {urls[0]}\n" in result.output
@@ -390,6 +392,8 @@ def test_models_lists_servers_that_were_found(halt: Halt) -> None:
     assert result.output.endswith(
         f"\n{urls[1]}/v1 needs a key. To connect it: halt-chat connect {urls[1]}/v1\n"
     )
+    assert f"  address  {urls[1]}/v1\n" in after.output
+    assert "needs a key" not in after.output
 
 
 def test_terminal_without_unicode_gets_question_marks(halt: Halt, second: str) -> None:
