@@ -225,7 +225,11 @@ class ConnectedProviders:
         if name:
             before = self._row(name)
             if details.base_url == before.base_url:
-                kept = self._secrets(before) or kept
+                saved = self._secrets(before)
+                if saved is None and not (details.key or details.without_key):
+                    # It may be readable again, with the secret that has sealed it.
+                    raise RequestError(ENTER_AGAIN.format(title=before.title), field="key")
+                kept = saved or kept
         missing = [n for n, value in details.headers.items() if not (value or kept.headers.get(n))]
         if missing:
             raise RequestError(f"The value of the header {missing[0]} is missing.", field="headers")
@@ -293,6 +297,10 @@ class ConnectedProviders:
         if row is None:
             raise RequestError("This provider is no longer connected.", field="name")
         return row
+
+    def is_key_lost(self, row: ProviderRow) -> bool:
+        """Whether the saved secrets that all people use cannot be read any more."""
+        return self._secrets(row) is None
 
     def _secrets(self, row: ProviderRow) -> Secrets | None:
         """The saved secrets that all people use; None if they cannot be read."""

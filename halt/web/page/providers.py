@@ -253,6 +253,7 @@ def _provider_page(fault: Fault | None = None, **more: Any) -> str:
         seen=state_of(line),
         **_form_variables(),
         is_new=is_new,
+        is_key_lost=line.row is not None and services().connected.is_key_lost(line.row),
         done=NOT_YET if is_new and line.state == "fault" else _done_text(),
         fault=fault,
         **model_rows.listed(line),
