@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
 HIDDEN_KEY_MIN = 8  # characters; shorter keys ("none", "fake") are not secret
+PART_MIN = 16  # characters of the beginning or the end of a secret that are removed anywhere
 REMOVED = "[key]"  # in place of a secret
 
 _ELLIPSIS = re.compile(r"(?:…|\.{3})\s*\Z")
@@ -19,18 +20,45 @@ _ELLIPSIS = re.compile(r"(?:…|\.{3})\s*\Z")
 def without_secrets(text: str, secrets: tuple[str, ...]) -> str:
     """The text with each occurrence of a secret replaced by REMOVED, however it is encoded.
 
-    Also the beginning of one at the end of the text, where the text may have been cut. The rest of
-    a key that its server has masked, as in sk-ab***yz, stays.
+    Also the beginning of one at the end of the text, where the text may have been cut, and its
+    first or last PART_MIN characters or more anywhere. The few that are left of a key that its
+    server has masked, as in sk-ab***yz, stay.
     """
     if not text:
         return text
     spellings = sorted({s for secret in secrets for s in _spellings(secret)}, key=len, reverse=True)
     for spelling in spellings:
         text = text.replace(spelling, REMOVED)
+    for spelling in spellings:
+        text = _without_parts(text, spelling)
     ellipsis = _ELLIPSIS.search(text)
     end = ellipsis.start() if ellipsis else len(text)
     cut = max((_begun(text[:end], spelling) for spelling in spellings), default=0)
     return f"{text[: end - cut]}{REMOVED}{text[end:]}" if cut else text
+
+
+def _without_parts(text: str, spelling: str) -> str:
+    """The text without the beginnings and the ends of a spelling, each as long as it is there."""
+    if len(spelling) <= PART_MIN:
+        return text
+    at = text.find(spelling[:PART_MIN])
+    while at >= 0:
+        end = at + _common(text[at : at + len(spelling)], spelling)
+        text = text[:at] + REMOVED + text[end:]
+        at = text.find(spelling[:PART_MIN], at + len(REMOVED))
+    end = text.rfind(spelling[-PART_MIN:]) + PART_MIN
+    while end >= PART_MIN:
+        before = text[max(0, end - len(spelling)) : end]
+        at = end - _common(before[::-1], spelling[::-1])
+        text = text[:at] + REMOVED + text[end:]
+        end = text.rfind(spelling[-PART_MIN:], 0, at) + PART_MIN
+    return text
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginnings."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _begun(text: str, spelling: str) -> int:

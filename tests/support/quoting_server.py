@@ -150,6 +150,7 @@ FAULTS: dict[str, Fault] = {
     "reason phrase": lambda r, text: r.reply("", 418, reason=text),
     "label": lambda r, text: r.reply({"error": {"code": text.split()[-1], "type": text}}, 400),
     "cut": lambda r, text: r.reply(_error(_cut(text)), 400),
+    "cut before other words": lambda r, text: r.reply(_error(f"{_cut(text)}... is wrong"), 400),
     "cut with an ellipsis": lambda r, text: r.reply(_error(f"{_cut(text)}..."), 400),
     "redirect elsewhere": lambda r, text: _redirect(r, f"http://127.0.0.1:9/{quote(text)}"),
     "redirect here": lambda r, text: _redirect(r, f"/v1/{quote(text)}?key={quote(text)}"),

@@ -88,6 +88,15 @@ def test_other_texts_stay(text: str) -> None:
     assert without_secrets(text, (PLAIN, "none", "")) == text
 
 
+@pytest.mark.parametrize("length", [16, 20, len(PLAIN) - 1])
+def test_long_part_of_a_secret_is_removed_anywhere(length: int) -> None:
+    """Some servers quote a long beginning or end of a key, with words after it."""
+    begin, end = PLAIN[:length], PLAIN[-length:]
+    assert without_secrets(f"Key {begin}... is wrong", (PLAIN,)) == "Key [key]... is wrong"
+    assert without_secrets(f"Key ...{end} or …{end}", (PLAIN,)) == "Key ...[key] or …[key]"
+    assert without_secrets(f"{begin} {begin}|{end}", (PLAIN,)) == "[key] [key]|[key]"
+
+
 def test_longer_secrets_are_removed_first() -> None:
     """A secret that contains another one leaves nothing of itself."""
     assert without_secrets(f"{PLAIN}-more", (PLAIN, f"{PLAIN}-more")) == "[key]"
