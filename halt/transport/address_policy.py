@@ -25,6 +25,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterator, Sequence
+from urllib.parse import unquote
 
 import httpx2
 
@@ -107,9 +108,9 @@ def literal_address(host: str) -> str:
     """The address that a host stands for without a name server, empty if it is a name.
 
     Also for the spellings that the system's resolver and many proxies take: 2852039166, 0xa9fea9fe,
-    169.254.43518, or a dot at the end.
+    169.254.43518, a dot at the end, or characters as in %31.
     """
-    host = host.rstrip(".")
+    host = unquote(host.partition("%25")[0]).rstrip(".")  # %25 begins a zone
     if ":" in host:
         host = host.partition("%")[0]  # the zone may be one of another machine
     try:

@@ -236,7 +236,9 @@ def test_setting_allows_link_local_addresses(names: Names) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("host", ["2852039166", "169.254.169.254.", "[fe80::1%25lo]"])
+@pytest.mark.parametrize(
+    "host", ["2852039166", "169.254.169.254.", "[fe80::1%25lo]", "%31%36%39.254.169.254"]
+)
 def test_address_is_refused_behind_a_proxy(
     scheme: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
