@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -304,15 +306,42 @@ def _typed(question: str, check: Callable[[str], str], *, needed: bool = True) -
 
 
 def _try(connected: ConnectedProviders, config: Config, details: Details, *, force: bool) -> None:
-    """Check the provider, with a line for each finding. Raises ClickException if a check fails."""
+    """Check the provider, with a line for each finding.
+
+    Raises ClickException if a check fails, Abort after Ctrl-C.
+    """
     row, secrets = connected.prepared(details)
-    is_well = try_provider(
-        connected.settings_for(row, secrets),
-        config,
-        service_of,
-        lambda finding: click.echo(finding.line),
-        Cancellation(),
-        names=TERMINAL,
-    )
+    cancellation = Cancellation()
+    with _cancelling_on_ctrl_c(cancellation) as pressed:
+        is_well = try_provider(
+            connected.settings_for(row, secrets),
+            config,
+            service_of,
+            lambda finding: click.echo(finding.line),
+            cancellation,
+            names=TERMINAL,
+        )
+    if pressed.is_set():
+        raise click.Abort
     if not is_well and not force:
         raise click.ClickException("Nothing was saved, since a check has failed. --force saves it.")
+
+
+@contextlib.contextmanager
+def _cancelling_on_ctrl_c(cancellation: Cancellation) -> Iterator[threading.Event]:
+    """Cancel, and set the event, on Ctrl-C within the block.
+
+    An exception at any place would not do: where Python ignores exceptions, it would be lost. The
+    handler may run while this thread holds a lock that `cancel` needs, so another thread calls it.
+    """
+    pressed = threading.Event()
+
+    def cancel(_number: int, _frame: object) -> None:
+        pressed.set()
+        threading.Thread(target=cancellation.cancel, name="halt-cancel", daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -36,6 +36,8 @@ _REFUSED_EXTRAS = frozenset({*OWN_FIELDS, "stream_options"})
 _HEADER_NAME = re.compile(r"[^\s:]{0,100}")
 _USER_INFO = re.compile(r"([a-z]+://)[^/?#@]*@([^@]*)", re.IGNORECASE)  # of a whole address
 
+_FIELDS = msgspec.json.Decoder(dict[str, Any])
+
 Form = MultiDict[str, str]
 
 
@@ -270,7 +272,7 @@ def _extra_body(text: str) -> dict[str, Any]:
     if len(text) > EXTRA_MAX:
         raise RequestError(f"Use at most {EXTRA_MAX:,} characters.", field="extra_body")
     try:
-        fields: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+        fields = _FIELDS.decode(text)
     except (ValueError, RecursionError) as exc:
         raise RequestError(
             'This is not a JSON object: use one such as {"top_k": 40}.', field="extra_body"
