@@ -93,7 +93,7 @@ def check_secrets(details: Details, *, has_key: bool, person_keys: bool) -> None
         raise RequestError(f"{preset.title} needs a key.", field="key")
     if not details.models:
         raise RequestError(
-            "Without a key of all people the list of models cannot be asked for: name the models.",
+            "Without a key for all people Halt cannot request the list of models: name the models.",
             field="models",
         )
 

@@ -64,7 +64,7 @@ def check_providers(
     timeout: float,
     connected: Sequence[ProviderSettings] = (),
 ) -> None:
-    """Check each provider of these settings, then those that were connected on the page.
+    """Check each provider of these settings, then the connected ones.
 
     `timeout` is the longest silence, in seconds.
     """

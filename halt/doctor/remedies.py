@@ -71,11 +71,11 @@ ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
         "model": "HALT_MODEL",
     },
 }
-#: Names of the settings of a provider that was connected on the page, for `doctor`.
+#: Names of the fields of a connected provider, for `doctor`.
 CONNECTED: Mapping[str, str] = {
-    "address": "Address in Settings, Models",
-    "key": "Key in Settings, Models",
-    "model": "Models in Settings, Models",
+    "address": "Address on the page “Models”",
+    "key": "Key on the page “Models”",
+    "model": "Models on the page “Models”",
 }
 #: Names of the fields of the page's form, and words for the page.
 PAGE: Mapping[str, str] = {

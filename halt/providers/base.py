@@ -42,7 +42,7 @@ from halt.transport.pool import Transport
 REMEMBERED_MAX = 1000  # models in each set of remembered facts
 API_PATH = re.compile(r"/(v\d+\w*|openai)/?")  # in the address of an API
 #: Where the address of a connected provider is set, for errors.
-ADDRESS_ON_PAGE = "its address on the page of the models"
+ADDRESS_ON_PAGE = "its address on the page “Models”"
 BAD_LIST = "The list of models from the model's server cannot be read."
 
 logger = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ class Provider:
 def models_setting(settings: ProviderSettings) -> str:
     """What names the models of this provider, for errors."""
     if settings.is_connected:
-        return "its models on the page of the models"
+        return "its models on the page “Models”"
     return "HALT_MODEL, or models in the file,"
 
 

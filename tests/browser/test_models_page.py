@@ -1,4 +1,4 @@
-"""The page of models in a browser: a second server is connected, tried, broken and mended."""
+"""The page Models in a browser: a second server is connected, tried, broken and mended."""
 
 from __future__ import annotations
 

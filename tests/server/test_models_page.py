@@ -1,4 +1,4 @@
-"""The page of models: providers that are connected, changed and removed; models; own keys."""
+"""The page Models: providers that are connected, changed and removed; models; own keys."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def admin(place: Place) -> ModelsBrowser:
 
 
 def test_page_does_not_exist_for_strangers(halt: HaltServer) -> None:
-    """Where browsers are strangers there is no page of models, and no link to one."""
+    """Where browsers are strangers there is no page Models, and no link to one."""
     browser = halt.client(Accept="text/html")
     for path in (PATH, ADD, f"{PATH}/openai", f"{PATH}/model/openai?model=echo"):
         assert browser.get(path).status == 404

@@ -1,4 +1,4 @@
-"""A browser on the page of models, which sees to it that no response holds a secret."""
+"""A browser on the page Models, which sees to it that no response holds a secret."""
 
 from __future__ import annotations
 

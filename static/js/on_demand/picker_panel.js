@@ -2,7 +2,7 @@
 import { $, icon, make, parse } from "../lib/dom.js";
 
 export const panel = $("#models");
-const { page } = panel.dataset; // the page of the models, for whom it is
+const { page } = panel.dataset; // the address of the page Models, where the person has it
 const link = page ? `<a class="button" href="${page}">Models…</a>` : "";
 panel.append(...parse([
   '<div class="dialog-head"><h2>Models</h2><button type="button" class="icon-button"',

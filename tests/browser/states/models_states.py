@@ -1,4 +1,4 @@
-"""The states of the page of models. `STATES` has those of all pages."""
+"""The states of the page Models. `STATES` has those of all pages."""
 
 from __future__ import annotations
 

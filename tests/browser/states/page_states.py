@@ -356,7 +356,7 @@ def nothing_set_up(visit: Visit) -> Chat:
 
 @state()
 def choosing_nothing(visit: Visit) -> Chat:
-    """The panel of the model picker with the link to the page of the models, and without a model."""
+    """The panel of the model picker with the link to the page Models, and without a model."""
     chat = visit.open(visit.stage.with_nothing)
     button(chat).click()
     expect(chat.page.get_by_role("link", name="Models…")).to_be_visible()

@@ -372,8 +372,8 @@ def test_connected_providers_are_checked_after_the_others(shared_fake: FakeOpenA
     assert findings["near: answer"].status in {"ok", "warn"}
     assert findings["near: answer"].text.startswith("echo: ")
     assert findings["closed: connection"].status == "fail"
-    assert "Address in Settings, Models" in str(findings["closed: connection"].remedy)
-    assert "Models in Settings, Models" in str(findings["wrong: models"].remedy)
+    assert "Address on the page “Models”" in str(findings["closed: connection"].remedy)
+    assert "Models on the page “Models”" in str(findings["wrong: models"].remedy)
     assert "OPENAI_BASE_URL" not in findings["wrong: models"].text
     assert key not in repr(report.findings)
     assert list(findings)[-1].startswith("closed: ")

@@ -1,4 +1,4 @@
-"""The words of the page of models on what a model can do and costs."""
+"""The words of the page Models on what a model can do and costs."""
 
 from __future__ import annotations
 
