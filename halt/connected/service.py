@@ -272,8 +272,8 @@ class ConnectedProviders:
 
     def remove_own_key(self, provider: str, person: str) -> None:
         """Remove a person's own key. Raises StoreUnavailable."""
-        self._rows.remove_key(provider, person)
-        self._changed()
+        if self._rows.remove_key(provider, person) is not None:
+            self._changed()
 
     def set_model(self, provider: str, model: str, settings: ModelSettings) -> None:
         """Save what was chosen for a model. Raises RequestError, StoreUnavailable."""

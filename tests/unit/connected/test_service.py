@@ -254,6 +254,23 @@ def test_own_key_uses_what_was_chosen_for_the_model(
         assert fake.requests[-1].body["top_k"] == value
 
 
+def test_removal_of_no_key_wakes_nobody(store: Store) -> None:
+    """A person without a key cannot make every worker read all rows again and again."""
+    woken: list[None] = []
+    config = Config(discover="0", own_keys=True)
+    connected = ConnectedProviders(
+        config,
+        store.connected,
+        Vault(["a" * 32]),
+        Providers({}),
+        make_provider,
+        lambda: woken.append(None),
+    )
+    connected.remove_own_key("second", "ann")
+    assert not woken
+    connected.close(1.0)
+
+
 def test_own_keys_need_the_setting_and_the_providers_consent(
     make: Make, fake: FakeOpenAI, store: Store
 ) -> None:
