@@ -169,7 +169,9 @@ def create_app(
             RateLimits(settings) if settings.rate_session or settings.rate_address else None
         ),
     )
-    app.jinja_env.globals["saving_status"] = lambda: store_writer.saving
+    app.jinja_env.globals.update(
+        shown_name=catalog.shown_name, saving_status=lambda: store_writer.saving
+    )
 
     app.register_blueprint(pages.blueprint)
     if mode == "oidc":

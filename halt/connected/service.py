@@ -225,11 +225,7 @@ class ConnectedProviders:
         if name:
             before = self._row(name)
             if details.base_url == before.base_url:
-                saved = self._secrets(before)
-                if saved is None and not (details.key or details.without_key):
-                    # It may be readable again, with the secret that has sealed it.
-                    raise RequestError(ENTER_AGAIN.format(title=before.title), field="key")
-                kept = saved or kept
+                kept = self._secrets(before) or kept
         missing = [n for n, value in details.headers.items() if not (value or kept.headers.get(n))]
         if missing:
             raise RequestError(f"The value of the header {missing[0]} is missing.", field="headers")

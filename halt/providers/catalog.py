@@ -120,6 +120,11 @@ class Catalog:
         """Return a model's name for people; the name itself if no list has it."""
         return self._current.names.get(model_name, ("", model_name))[1]
 
+    def shown_name(self, model_name: str) -> tuple[str, str]:
+        """A model's name for people, and its provider's; waits for nothing."""
+        provider, label = self._current.names.get(model_name, ("", model_name))
+        return label, provider
+
     def is_hidden(self, model_name: str) -> bool:
         """Whether a provider lists a model that the menu hides."""
         known = self._current

@@ -16,6 +16,7 @@ import pytest
 
 from halt.people.known import digest_of
 from halt.testing.fake_openai import FakeOpenAI
+from tests.support.connected import connected_at, details
 from tests.support.halt_server import HaltServer, settings
 from tests.support.models_page import (
     ADD,
@@ -356,6 +357,24 @@ def test_page_asks_a_provider_anew_that_has_failed(fake: FakeOpenAI) -> None:
             assert "Start a chat" in browser.get(f"{path}?done=added")
     finally:
         server.close()
+
+
+def test_lost_key_is_asked_for_again(place: Place, admin: ModelsBrowser) -> None:
+    """The form says so, and Try does not go without the key that is saved."""
+    secret = {"HALT_SECRET_KEY": "another secret than that of the server"}
+    with connected_at(place.server.data_folder, **secret) as other:
+        other.add(details(place.address, title="Lost", key=KEY))
+    path = f"{PATH}/lost"
+    wait_shown(admin, path, "enter the key again", "type it again")
+    fields = {"preset": "compatible", "title": "Lost", "base_url": place.address}
+    tried = admin.send(f"{PATH}/try/lost", do="try", **fields)
+    assert "type it again" in admin.refused(tried, "key")
+    assert admin.send(f"{PATH}/try/lost", do="try", key=KEY, **fields).status == 200
+    admin.place(admin.send(path, do="change", key=KEY, **fields))
+    page = admin.get(path)
+    assert "Reachable" in page
+    assert "type it again" not in page
+    admin.send(path, do="remove")
 
 
 def test_two_administrators_at_once(place: Place) -> None:

@@ -109,15 +109,6 @@ def default_model(chosen: str = "") -> dict[str, Any]:
     }
 
 
-def shown_name(model: str) -> tuple[str, str]:
-    """A model's name for people and its provider's, of the last list; its own name, and "", else.
-
-    Waits for nothing: the response to a Stop needs it.
-    """
-    catalog = services().catalog
-    return catalog.label_of(model), catalog.provider_of(model)
-
-
 def _option_group(group: ModelGroup) -> OptionGroup:
     options = [Option(m.name, m.label, ability_words(m.abilities)) for m in group.models]
     return OptionGroup(group.title, options)

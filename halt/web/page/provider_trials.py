@@ -13,7 +13,7 @@ from flask import Response, current_app, request
 
 from halt.connected.details import Details
 from halt.doctor.report import Finding
-from halt.errors import Draining
+from halt.errors import Draining, RequestError
 from halt.web.event_stream import SSE_HEADERS
 from halt.web.requests import client_socket
 from halt.web.services import services
@@ -25,7 +25,12 @@ COMMENT = ":\n\n"  # of an event stream: makes the server send the head, and not
 def start(details: Details, name: str = "") -> Trial:
     """Try what was typed; `name`: of the provider that is changed. Raises RequestError."""
     connected = services().connected
-    settings = connected.settings_for(*connected.prepared(details, name))
+    row, secrets = connected.prepared(details, name)
+    saved = next((each for each in connected.snapshot.providers if each.name == row.name), None)
+    is_kept = saved is not None and saved.base_url == row.base_url and not details.without_key
+    if saved is not None and is_kept and not details.key and connected.is_key_lost(saved):
+        raise RequestError("The saved key cannot be read any more: type it again.", field="key")
+    settings = connected.settings_for(row, secrets)
     return services().trials.start(settings, services().config, services().instance_id)
 
 

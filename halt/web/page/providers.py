@@ -23,7 +23,6 @@ from halt.errors import HaltError, RequestError
 from halt.web.identity import owner, save_person
 from halt.web.page import model_rows, provider_trials
 from halt.web.page.account import is_program
-from halt.web.page.models import shown_name
 from halt.web.page.no_model import may_manage
 from halt.web.page.provider_forms import (
     Fault,
@@ -62,7 +61,6 @@ def install(app: Flask) -> None:
     app.jinja_env.globals["may_manage"] = may_manage
     app.jinja_env.globals["has_models_page"] = has_models_page
     app.jinja_env.globals["model_words"] = model_rows.words
-    app.jinja_env.globals["shown_name"] = shown_name
     app.register_blueprint(blueprint)
 
 
