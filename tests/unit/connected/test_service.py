@@ -10,7 +10,6 @@ import pytest
 
 from halt.config.providers import ModelSettings
 from halt.config.settings import Config
-from halt.connected.details import Details
 from halt.connected.listing import Listing
 from halt.connected.service import ConnectedProviders
 from halt.connected.settings import SHARED
@@ -24,17 +23,13 @@ from halt.store.connected import ConnectedRows
 from halt.store.people import PersonRow
 from halt.store.store import Store
 from halt.testing.fake_openai import FakeOpenAI
+from tests.support.connected import details
 from tests.support.provider_answers import read, request_answer
 
 KEY, OTHER_KEY = "sk-connected-1111", "sk-connected-2222"
 HEADER = "tenant-secret-3333"
 
 Make = Callable[..., ConnectedProviders]
-
-
-def details(address: str, **more: Any) -> Details:
-    """An OpenAI-compatible server at this address."""
-    return Details(**{"preset": "compatible", "title": "Second", "base_url": address, **more})
 
 
 def providers_of(connected: ConnectedProviders) -> Providers:
