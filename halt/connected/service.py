@@ -121,7 +121,7 @@ class ConnectedProviders:
             self._failed_version = version
 
     def load(self) -> None:
-        """Read all rows and apply them. Raises StoreUnavailable."""
+        """Read all rows and apply them. Raises StoreUnavailable, ConfigError."""
         with self._applying:
             snapshot = self._rows.snapshot()
             if snapshot.keys:
@@ -176,9 +176,11 @@ class ConnectedProviders:
     # --- change -----------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """Apply the change that this thread has written, and let the other workers do the same."""
-        with contextlib.suppress(StoreUnavailable):  # the next look applies it
-            self.load()
+        """Apply the change that this thread has written, and let the other workers do the same.
+
+        Raises nothing: the change is saved, and where it cannot be applied the next look tries.
+        """
+        self.look()
         self._wake_others()
 
     def add(self, details: Details) -> ProviderRow:

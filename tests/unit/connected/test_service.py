@@ -431,6 +431,23 @@ def test_unreadable_rows_are_logged_once(
     assert answer_of(second, "second/count?n=1") == "0 "
 
 
+def test_saved_change_that_cannot_be_applied_is_no_error(
+    make: Make, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is logged, and a worker that can read the rows uses the provider."""
+
+    def fail(_: ConnectedRows) -> Any:
+        raise ValueError("a row of a later version")
+
+    first, second = make(), make()
+    with monkeypatch.context() as patch:
+        patch.setattr(ConnectedRows, "snapshot", fail)
+        first.add(details(fake.base_url, key=KEY))
+    assert "cannot be read" in caplog.text
+    second.look()
+    assert answer_of(second, "second/count?n=1") == "0 "
+
+
 def test_last_header_can_be_dropped(make: Make, fake: FakeOpenAI) -> None:
     """A provider without a key whose headers are removed has no secrets any more."""
     connected = make()
