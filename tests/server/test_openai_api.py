@@ -14,8 +14,15 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support import raw_server
-from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, StartHalt, new_id, request_record
+from tests.support.halt_server import (
+    RECORD_TIMEOUT,
+    HaltServer,
+    StartHalt,
+    new_id,
+    request_record,
+)
 from tests.support.http_client import HttpResponse
+from tests.support.simple_model_server import reply_with, serving
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 PATH = "/v1/chat/completions"
@@ -936,6 +943,14 @@ def test_models_without_a_list_are_the_configured_one(
         page = client.get("/models").body.decode()
         assert 'label="The server provides no list of models."' in page
         assert "Default: m-1" in page
+
+
+def test_names_that_no_request_may_have_are_not_listed(start_halt: StartHalt) -> None:
+    """A hostile list cannot make the response long, nor reorder the text around a name."""
+    names = ["good", "x" * 201, "y" * 1_000_000, "\u202emorf", "two\nlines"]
+    with serving(reply_with({"data": [{"id": name} for name in names]})) as address:
+        response = start_halt(address).client().get("/v1/models")
+        assert [model["id"] for model in response.json["data"]] == ["good"]
 
 
 def test_models_of_an_unreachable_server_are_an_error(start_halt: StartHalt) -> None:

@@ -47,6 +47,7 @@ from halt.core.request_ids import current
 from halt.core.run import Run
 from halt.errors import HaltError, Interrupted, UpstreamError
 from halt.providers.catalog import NO_LIST_CODES
+from halt.providers.model_list import is_name
 from halt.web.api.openai_request import CompletionRequest, parse_request
 from halt.web.event_stream import (
     SSE_HEADERS,
@@ -293,13 +294,14 @@ def _described(name: str) -> Model:
 def _names() -> list[str]:
     """The models that the model's server lists now; the configured model where it has no list.
 
-    Raises UpstreamError, AtCapacity.
+    Without names that no request may have. Raises UpstreamError, AtCapacity.
     """
     service = services().generations
     configured = [name] if (name := service.upstream.known_model) else []
     with service.readers.place(), limited_connection(MODELS_SECONDS, via.current()) as connection:
         try:
-            return service.upstream.models(connection) or configured
+            names = service.upstream.models(connection)
+            return [name for name in names if is_name(name)] or configured
         except HaltError as fault:
             if connection.interrupted or isinstance(fault, Interrupted):
                 raise UpstreamError("first_byte_timeout") from None
