@@ -77,7 +77,6 @@ class ConnectedProviders:
         #: same. Used by the lock's holder.
         self._made: dict[str, tuple[ProviderSettings | Unusable, Upstream]] = {}
         self._own = OwnUpstreams(self._upstream)
-        self._starting = threading.Lock()  # held while the thread is started
         # `Serial` logs the exception of a look, and the next look comes all the same.
         self._thread = Serial("halt-connected", EVERY, self.look)
         providers.own_upstream = self.own_upstream
@@ -86,15 +85,11 @@ class ConnectedProviders:
 
     def start(self) -> None:
         """Start the thread unless it runs. Raises RuntimeError if the system has none."""
-        if not self._thread.is_running:
-            with self._starting:
-                self._thread.start()
+        self._thread.start()
 
     def start_late(self) -> None:
         """The same, for a request. Without a thread in the system the next request tries again."""
-        if not self._thread.is_running:
-            with contextlib.suppress(RuntimeError):
-                self.start()
+        self._thread.start_late()
 
     def close(self, timeout: float) -> None:
         """End the thread; wait at most `timeout` seconds for it."""

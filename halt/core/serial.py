@@ -24,6 +24,7 @@ class Serial:
         self._tick = tick
         self._on_tick = on_tick
         self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()  # its `put` takes no lock
+        self._starting = threading.Lock()  # held while the thread is started
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -37,11 +38,19 @@ class Serial:
         return self._thread is threading.current_thread()
 
     def start(self) -> None:
-        """Start the thread if it does not run. Raises RuntimeError if the system has none."""
-        if not self.is_running:
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            thread.start()
-            self._thread = thread
+        """Start the thread unless it runs. Raises RuntimeError if the system has no further one."""
+        if self.is_running:
+            return
+        with self._starting:
+            if not self.is_running:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def start_late(self) -> None:
+        """The same, for a request. Without a thread in the system the next request tries again."""
+        with contextlib.suppress(RuntimeError):
+            self.start()
 
     def put(self, work: Work) -> None:
         """Let the thread do `work`, in the order of the calls. The work must end by itself."""

@@ -31,9 +31,7 @@ names. Nothing is asked or written where there is nothing to do.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
 from collections.abc import Callable
 
 from halt.core.serial import Serial
@@ -68,7 +66,6 @@ class Watch:
         self.named_people = NamedPeople()  # by a proxy's header
         self._people, self._sign_ins = store.people, store.sign_ins
         self._generations = generations
-        self._starting = threading.Lock()  # held while the thread is started
         # `Serial` logs the exception of a look, and the next look comes all the same.
         self._thread = Serial("halt-watch", EVERY, self.look)
         self._unsaved_uses: dict[str, float] = {}  # by digest: the last use
@@ -76,15 +73,11 @@ class Watch:
 
     def start(self) -> None:
         """Start the thread unless it runs. Raises RuntimeError if the system has none."""
-        if not self._thread.is_running:
-            with self._starting:
-                self._thread.start()
+        self._thread.start()
 
     def start_late(self) -> None:
         """The same, for a request. Without a thread in the system the next request tries again."""
-        if not self._thread.is_running:
-            with contextlib.suppress(RuntimeError):
-                self.start()
+        self._thread.start_late()
 
     def close(self, timeout: float) -> None:
         """End the thread; wait at most `timeout` seconds for it."""

@@ -6,7 +6,6 @@ further call returns None at once. So a store that does not answer blocks this t
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -26,14 +25,11 @@ class Lookups:
 
     def __init__(self) -> None:
         self._thread = Serial("halt-lookup")
-        self._starting = threading.Lock()  # one caller at a time starts the thread
         self._query_started_at: float | None = None  # of the query that is running
 
     def start(self) -> None:
         """Start the thread unless it runs. RuntimeError: the system has no more threads."""
-        if not self._thread.is_running:
-            with self._starting:
-                self._thread.start()
+        self._thread.start()
 
     def ask(self, query: Callable[[], T], wait: float = LOOKUP_WAIT) -> T | None:
         """The result of `query`; None if the store fails or does not answer within `wait` seconds.
