@@ -59,7 +59,10 @@ def choose_one(chat: Chat) -> None:
 
 
 def add_models(chat: Chat, *models: str) -> None:
-    """Add scenarios with arguments to the list of models."""
+    """Add scenarios with arguments to the list of models, which stays like this on this page."""
     wait_offered(chat, "echo")
+    chat.page.evaluate(
+        "addEventListener('halt:models', event => event.stopImmediatePropagation(), true)"
+    )
     for model in models:
         chat.page.locator("#model").evaluate("(e, name) => e.add(new Option(name, name))", model)
