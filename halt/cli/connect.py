@@ -207,6 +207,8 @@ def _named(address: str, preset: str | None) -> Details:
     """The preset and the address of the argument. Raises UsageError."""
     if address in PRESETS:
         chosen = PRESETS[address]
+        if preset not in {None, chosen.id}:
+            raise click.UsageError(f"{address} is a service: leave out --preset.")
         if not chosen.base_url:
             raise click.UsageError(
                 f"Give its address: halt-chat connect {chosen.example} --preset {chosen.id}"

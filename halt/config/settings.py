@@ -193,13 +193,13 @@ class Config:
     )
     allow_link_local: bool = _setting(
         "HALT_ALLOW_LINK_LOCAL",
-        "Connect to model servers at link-local addresses, and at those of clouds' metadata",
+        "Connect to link-local addresses, and to those where clouds give credentials to programs",
         False,
     )
     own_keys: bool = _setting(
         "HALT_OWN_KEYS",
-        "Each person may save an own API key for the providers that an administrator lists for "
-        "this",
+        "Each person may save a key of their own for the providers where an administrator allows "
+        "it",
         False,
     )
     system_prompt: str = _setting("HALT_SYSTEM_PROMPT", "System prompt of the page's conversations")

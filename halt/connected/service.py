@@ -254,7 +254,7 @@ class ConnectedProviders:
         """Save a person's own key. Raises RequestError, StoreUnavailable."""
         row = self._row(provider)
         if not (row.own_keys and self._config.own_keys):
-            raise RequestError(f"{row.title} takes no own keys.", field="key")
+            raise RequestError(f"{row.title} takes no key of your own.", field="key")
         key = checked_key(key)
         if not key:
             raise RequestError("Type the key.", field="key")

@@ -210,6 +210,7 @@ def test_ctrl_c_ends_a_trial_and_saves_nothing(halt: Halt) -> None:
     ("args", "message"),
     [
         (("grok",), "URL must be an address, such as http://127.0.0.1:11434/v1, or one of openai,"),
+        (("groq", "--preset", "azure"), "groq is a service: leave out --preset."),
         (("azure",), "connect https://NAME.openai.azure.com --preset azure"),
         (("http://host/v1?a", "--no-key"), "URL: This is not an address of an API"),
         (("http://secret-of-a:b@host/v1", "--no-key"), "must not contain a user name or password"),
