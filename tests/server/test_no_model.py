@@ -164,7 +164,8 @@ def test_halt_model_of_two_servers_is_named_at_the_start_and_in_the_picker(
         addresses = f"127.0.0.1:{one.port},127.0.0.1:{other.port}"
         halt = start_halt(HALT_DISCOVER=addresses, HALT_MODEL="m")
         words = "HALT_MODEL='m' is in several lists: set it to local-"
-        assert words in halt.printed
+        assert words in halt.wait_printed("Model server: .*\n")[0]
         assert words in page(halt, "/models")
         unique = start_halt(HALT_DISCOVER=addresses, HALT_MODEL=f"local-{one.port}/m")
-        assert "HALT_MODEL" not in unique.printed + page(unique, "/models")
+        line = unique.wait_printed("Model server: .*\n")[0]
+        assert "HALT_MODEL" not in line + page(unique, "/models")
