@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from halt.clock import now
 from halt.config.environment import variable
-from halt.config.model_servers import KeyRequired, Server, origin, server_title
+from halt.config.model_servers import Server, origin, server_title
 from halt.config.provider_setup import setup
 from halt.config.providers import DEMO, ModelSettings
 from halt.config.settings import Config
@@ -79,11 +79,6 @@ class Listing:
         self._configured = {provider.name: provider for provider in shown}
         #: The default model of the settings, which wins over a chosen one; "" for none.
         self.fixed_default = configured.default
-
-    @property
-    def locked_servers(self) -> tuple[KeyRequired, ...]:
-        """The servers that were found, and that need a key."""
-        return self._discovery.latest.key_required if self._discovery is not None else ()
 
     def lines(self, snapshot: Snapshot, person: str, wait: float) -> list[ProviderLine]:
         """The providers in the order of the menu. Waits at most `wait` seconds for their answers.

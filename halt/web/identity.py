@@ -52,6 +52,11 @@ def owner() -> str:
     return person().id
 
 
+def may_manage() -> bool:
+    """Whether that person may change the providers and models that all people use."""
+    return person() == MINE if services().mode == "mine" else person().is_admin
+
+
 def person_tag() -> str:
     """By this a page's scripts tell people apart who share a browser; it tells nothing of them."""
     return blake2b(owner().encode(), digest_size=6, person=b"halt browser").hexdigest()

@@ -6,9 +6,7 @@ from typing import Any
 
 from flask import url_for
 
-from halt.people.person import MINE
 from halt.providers import embedded_model
-from halt.web.identity import person
 from halt.web.services import services
 
 
@@ -16,15 +14,9 @@ def offers() -> dict[str, Any]:
     """The variables of `no_model.html`, `demo.html` and `picker.html`."""
     return {
         "models_page": url_for("providers.show"),
-        "may_manage": may_manage,
         "add_model_page": add_model_page,
         "demo_text": _demo_text,
     }
-
-
-def may_manage() -> bool:
-    """Whether the person may change what all people use."""
-    return person() == MINE if services().mode == "mine" else person().is_admin
 
 
 def add_model_page(address: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The forms of the page of models: what a person typed, and what a form shows again.
+"""The forms of the page Models: what a person typed, and what a form shows again.
 
 A form never shows a key or a header's value again, nor the parts of an address that may be one.
 Each error names its field, where the page shows it.

@@ -1,4 +1,4 @@
-"""The page of models: providers with their state and models, and the forms that connect them.
+"""The page Models: providers with their state and models, and the forms that connect them.
 
 The page works without scripts: each change is a form, whose field `do` names it. The response to a
 change is a redirect to a page that says what was done, or the form with the error at its field. A
@@ -20,10 +20,9 @@ from halt.connected.details import KEY_MAX, TITLE_MAX
 from halt.connected.listing import ProviderLine
 from halt.connected.presets import PRESETS
 from halt.errors import HaltError, RequestError
-from halt.web.identity import owner, save_person
+from halt.web.identity import may_manage, owner, save_person
 from halt.web.page import model_rows, provider_trials
 from halt.web.page.account import is_program
-from halt.web.page.no_model import may_manage
 from halt.web.page.provider_forms import (
     Fault,
     ProviderForm,
@@ -79,7 +78,7 @@ def _check() -> None:
         abort(404)
     if is_program():
         raise RequestRefused(
-            403, "browsers_only", "The page of models is for browsers: no API token may use it."
+            403, "browsers_only", "The page “Models” is for browsers: no API token may use it."
         )
     services().connected.look()  # another worker may have made the change before this request
 
@@ -134,7 +133,7 @@ def _overview(fault: Fault | None = None) -> str:
         "providers.html",
         lines=lines if may_manage() else [],
         taking_keys=[line for line in lines if line.takes_own_keys],
-        locked=services().providers_listing.locked_servers if may_manage() else (),
+        locked=services().catalog.locked_servers if may_manage() else (),
         fixed_default=model_rows.fixed_default(),
         key_max=KEY_MAX,
         shown=OVERVIEW_MODELS,
