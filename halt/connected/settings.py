@@ -14,7 +14,7 @@ SHARED = ""  # the person of a key that all people use
 
 ENTER_AGAIN = "The saved key of {title} cannot be read any more: enter the key again."
 NO_KEY = "{title} has no key: enter one."
-OWN_KEY_NEEDED = "{title} needs a key of your own: add it on the page “Models”."
+OWN_KEY_NEEDED = "{title} needs a key of your own: add one."
 NOT_UNDERSTOOD = (
     "What is saved for {title} is not understood by this version of Halt: update Halt, or remove "
     "the provider and connect it again."

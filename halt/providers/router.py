@@ -434,7 +434,8 @@ class Providers:
             sentence = f"Several providers have the model {model!r}: use {choice}."
         elif self._members:
             sentence = (
-                f"No provider lists the model {model!r}: use PROVIDER/MODEL, PROVIDER being one of "
+                f"No provider lists the model {model!r}: choose another one. Requests name "
+                "it PROVIDER/MODEL, PROVIDER being one of "
                 f"{', '.join(self._members)}."
             )
         else:

@@ -64,7 +64,7 @@ def test_second_server_is_connected_broken_and_mended(
     chat = open_chat(server, shared_fake)
     page = chat.page
     page.locator("#open-models").click()
-    page.get_by_role("link", name="Models…").click()
+    page.get_by_role("link", name="Manage models…").click()
     page.get_by_role("link", name="Connect a provider").click()
     page.get_by_label("Name", exact=True).fill("Second")
     page.get_by_label("Address").fill(address)

@@ -220,7 +220,7 @@ def test_models_of_two_providers_are_compared(
     button(chat).click()
     expect(panel(chat).get_by_role("group", name="Second")).to_be_visible()
     expect(row(chat, "second/count?n=3")).to_contain_text("count?n=3")
-    expect(panel(chat).get_by_role("link", name="Models…")).to_have_count(0)  # a stranger
+    expect(panel(chat).get_by_role("link", name="Manage models…")).to_have_count(0)  # a stranger
     chat.page.keyboard.press("Escape")
     choose_several(chat, "echo", "second/count?n=3")
     chat.last_prompt = "Compared at two servers."
@@ -242,7 +242,7 @@ def test_picker_leads_to_the_page_of_the_models(empty_chat: Chat) -> None:
     """Who may change the models gets a link at the end of the list."""
     chat = empty_chat
     button(chat).click()
-    panel(chat).get_by_role("link", name="Models…").click()
+    panel(chat).get_by_role("link", name="Manage models…").click()
     expect(chat.page).to_have_url(re.compile("/settings/models$"))
     chat.page.go_back()
     note(chat).get_by_role("link", name="Connect a model").click()

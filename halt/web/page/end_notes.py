@@ -29,7 +29,7 @@ _REMEDIES = {
     "bad_request": "Change the message or the settings, or choose another model.",
     "context_too_long": "Start a new chat, or choose a model that reads more.",
     "unauthorized": "Correct the key, or choose another model.",
-    "key_needed": "Enter it on the page “Models”, or choose another model.",
+    "key_needed": "Its field is on the page “Models”. Or choose another model.",
     "address_refused": "Correct the address, or choose another model.",
     "forbidden": "Use a key that has it, or choose another model.",
     "region_not_supported": "Choose a model of another provider.",

@@ -3,7 +3,7 @@ import { $, icon, make, parse } from "../lib/dom.js";
 
 export const panel = $("#models");
 const { page } = panel.dataset; // the address of the page Models, where the person has it
-const link = page ? `<a class="button" href="${page}">Models…</a>` : "";
+const link = page ? `<a class="button" href="${page}">Manage models…</a>` : "";
 panel.append(...parse([
   '<div class="dialog-head"><h2>Models</h2><button type="button" class="icon-button"',
   'popovertarget="models" popovertargetaction="hide" aria-label="Close">',

@@ -359,7 +359,7 @@ def choosing_nothing(visit: Visit) -> Chat:
     """The panel of the model picker with the link to the page Models, and without a model."""
     chat = visit.open(visit.stage.with_nothing)
     button(chat).click()
-    expect(chat.page.get_by_role("link", name="Models…")).to_be_visible()
+    expect(chat.page.get_by_role("link", name="Manage models…")).to_be_visible()
     return chat
 
 

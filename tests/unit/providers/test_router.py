@@ -350,7 +350,8 @@ def test_unlisted_name_is_not_found(make: Make, down: dict[str, str], name: str)
     assert fault is not None
     assert fault.code == "model_not_found"
     assert fault.message == (
-        f"No provider lists the model {name!r}: use PROVIDER/MODEL, PROVIDER being one of a, b."
+        f"No provider lists the model {name!r}: choose another one. "
+        "Requests name it PROVIDER/MODEL, PROVIDER being one of a, b."
     )
 
 
