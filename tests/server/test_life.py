@@ -311,8 +311,7 @@ def test_demo_model_answers_without_settings(start_halt: StartHalt) -> None:
     assert events.to_end().terminal["type"] == "done", events.terminal
     page = client.get("/").body.decode()
     assert "Demo model." in page
-    assert "OPENAI_API_KEY" in page
-    assert "OPENAI_BASE_URL" in page
+    assert "ask an administrator of this Halt" in page  # to connect another one
     assert client.get("/healthz").json["upstream"] == "reachable"
     # The words of so small a model are random.
     assert any(c.isalpha() for c in events.text)
