@@ -110,6 +110,14 @@ class ConnectedRows:
         with self._database.reading() as connection:
             return _version(connection)
 
+    @property
+    def file_state(self) -> tuple[int, ...]:
+        """Another value after a commit of any process, empty where there is no file to ask.
+
+        Two commits within a tick of the file system's clock, 4 ms, may look like one.
+        """
+        return self._database.file_state
+
     def snapshot(self) -> Snapshot:
         """All rows, as they were at one moment."""
         order = (connected_providers.c.created_at, connected_providers.c.name)

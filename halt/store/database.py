@@ -79,6 +79,18 @@ class Database:
             progress()
             yield connection
 
+    @property
+    def file_state(self) -> tuple[int, ...]:
+        """Sizes and times of SQLite's files, which a commit changes; empty for other databases."""
+        if self._file is None:
+            return ()
+        state: list[int] = []
+        for path in (self._file, self._file.with_name(f"{self._file.name}-wal")):
+            with contextlib.suppress(OSError):  # not there yet
+                status = path.stat()
+                state += (status.st_ino, status.st_size, status.st_mtime_ns)
+        return tuple(state)
+
     @contextlib.contextmanager
     def writing(self, *, urgent: bool = False) -> Iterator[Connection]:
         """A transaction that is committed, or rolled back after any exception.

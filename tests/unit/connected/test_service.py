@@ -25,6 +25,7 @@ from halt.store.store import Store
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.connected import details
 from tests.support.provider_answers import read, request_answer
+from tests.support.waiting import wait_until
 
 KEY, OTHER_KEY = "sk-connected-1111", "sk-connected-2222"
 HEADER = "tenant-secret-3333"
@@ -466,3 +467,16 @@ def test_unreadable_key_is_asked_for_until_it_is_typed(make: Make, fake: FakeOpe
     assert refusal(lost, "second/echo").code == "key_needed"
     lost.change("second", details(fake.base_url, without_key=True))
     assert answer_of(lost, "second/count?n=1") == "0 "
+
+
+def test_commit_changes_the_state_of_the_file(make: Make, fake: FakeOpenAI, store: Store) -> None:
+    """The thread looks at the version where this has changed, and then finds the new one."""
+    first, second = make(), make()
+    before = store.connected.file_state
+    assert before == store.connected.file_state != ()
+    first.add(details(fake.base_url, key=KEY))
+    assert store.connected.file_state != before
+    second.start()
+    wait_until(lambda: second.snapshot.version == first.snapshot.version)
+    first.add(details(fake.base_url, title="Third"))
+    wait_until(lambda: second.snapshot.version == first.snapshot.version)
