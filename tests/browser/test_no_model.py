@@ -22,10 +22,10 @@ from tests.browser.model_picker import (
     value,
     wait_offered,
 )
-from tests.support.connected import connected_at, details
+from tests.support.connected import connected_at, details, removed_at_the_end
 from tests.support.halt_server import HaltServer, StartHalt, settings
 from tests.support.model_servers import listing, models
-from tests.support.no_demo import without_demo
+from tests.support.no_demo import halt_without_model, without_demo
 from tests.support.ports import free_port
 from tests.support.raw_server import RawServer
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
@@ -36,19 +36,15 @@ EMPTY = "No model is set up yet."
 @pytest.fixture(scope="module")
 def empty_halt() -> Iterator[HaltServer]:
     """A Halt of one person, without a model, which looks for none."""
-    with without_demo() as environment:
-        server = HaltServer({**environment, "HALT_DISCOVER": "0"})
+    with halt_without_model() as server:
         yield server
-        server.close()
 
 
 @pytest.fixture
 def connected(empty_halt: HaltServer) -> Iterator[ConnectedProviders]:
     """The server's connected providers: none at the beginning and at the end."""
-    with connected_at(empty_halt.data_folder) as service:
+    with removed_at_the_end(empty_halt.data_folder) as service:
         yield service
-        for provider in service.snapshot.providers:
-            service.remove(provider.name)
 
 
 @pytest.fixture

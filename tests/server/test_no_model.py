@@ -12,10 +12,10 @@ import pytest
 
 from halt.connected.service import ConnectedProviders
 from halt.testing.fake_openai import FakeOpenAI
-from tests.support.connected import connected_at, details
+from tests.support.connected import connected_at, details, removed_at_the_end
 from tests.support.halt_server import HaltServer, StartHalt, new_id
 from tests.support.model_servers import LOCKED, OFFERED, listing, models
-from tests.support.no_demo import without_demo
+from tests.support.no_demo import halt_without_model, without_demo
 from tests.support.page_requests import PAGE_HEADERS
 from tests.support.ports import free_port
 from tests.support.raw_server import RawServer
@@ -28,19 +28,15 @@ EMPTY = "No model is set up yet."
 @pytest.fixture(scope="module")
 def halt() -> Iterator[HaltServer]:
     """A Halt of one person, without a model, which looks for none."""
-    with without_demo() as environment:
-        server = HaltServer({**environment, "HALT_DISCOVER": "0"})
+    with halt_without_model() as server:
         yield server
-        server.close()
 
 
 @pytest.fixture
 def connected(halt: HaltServer) -> Iterator[ConnectedProviders]:
     """The server's connected providers: none at the beginning and at the end."""
-    with connected_at(halt.data_folder) as service:
+    with removed_at_the_end(halt.data_folder) as service:
         yield service
-        for row in service.snapshot.providers:
-            service.remove(row.name)
 
 
 def page(halt: HaltServer, path: str = "/") -> str:

@@ -33,6 +33,15 @@ def connected_at(folder: Path, url: str = "", **variables: str) -> Iterator[Conn
         store.close()
 
 
+@contextmanager
+def removed_at_the_end(folder: Path) -> Iterator[ConnectedProviders]:
+    """The same; at the end all of them are removed, for a server that several tests share."""
+    with connected_at(folder) as service:
+        yield service
+        for row in service.snapshot.providers:
+            service.remove(row.name)
+
+
 def details(address: str, **more: Any) -> Details:
     """An OpenAI-compatible server at this address."""
     return Details(**{"preset": "compatible", "title": "Second", "base_url": address, **more})

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.halt_server import HaltServer
+
 ENGINE = 'raise ImportError("this engine is for another processor")\n'
 
 
@@ -16,3 +18,12 @@ def without_demo() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="halt-engine-") as folder:
         Path(folder, "xllamacpp.py").write_text(ENGINE)
         yield {"PYTHONPATH": folder, "HALT_ALLOW_ANONYMOUS": ""}
+
+
+@contextmanager
+def halt_without_model() -> Iterator[HaltServer]:
+    """A Halt of one person, without a model, which looks for none."""
+    with without_demo() as environment:
+        server = HaltServer({**environment, "HALT_DISCOVER": "0"})
+        yield server
+        server.close()
