@@ -144,8 +144,8 @@ class Chat:
 
     @property
     def answer(self) -> Locator:
-        """The last answer."""
-        return self.page.locator(".exchange:last-child .answer")
+        """The last answer; none while a message is sent, or a wait could see the one before it."""
+        return self.page.locator("body:not(.sending) .exchange:last-child .answer")
 
     @property
     def text(self) -> Locator:

@@ -23,7 +23,7 @@ def compare(chat: Chat, *models: str) -> str:
 
 def columns(chat: Chat) -> Locator:
     """The columns of the last exchange."""
-    return chat.page.locator(".exchange:last-child .columns .answer")
+    return chat.answer.and_(chat.page.locator(".columns .answer"))
 
 
 def column(chat: Chat, model: str) -> Locator:
