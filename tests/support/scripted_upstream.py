@@ -53,10 +53,14 @@ class ScriptedReply:
         self._blocks = True
         self._connection = UpstreamConnection()
         self._halt_end, self._test_end = socket.socketpair()
-        self._fed: deque[Part | UpstreamError] = deque()
+        self._fed: deque[Part | Exception] = deque()
 
-    def feed(self, *items: str | Part | UpstreamError) -> None:
-        """Add items: text, a Part or a fault to raise, each for one `read`."""
+    def feed(self, *items: str | Part | Exception) -> None:
+        """Add items: text, a Part or a fault to raise, each for one `read`.
+
+        A fault that is fed is met by the read that takes it; a method replaced while the relay is
+        inside it would be met by none.
+        """
         for item in items:
             self._fed.append(text_part(item) if isinstance(item, str) else item)
             with contextlib.suppress(OSError):  # the item was read, and the reply is closed
@@ -117,7 +121,7 @@ class ScriptedReply:
         if not self._halt_end.recv(1):
             raise UpstreamError("upstream_dropped")
         part = self._fed.popleft()
-        if isinstance(part, UpstreamError):
+        if isinstance(part, Exception):
             raise part
         self.complete = part.ended
         return part

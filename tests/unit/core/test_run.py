@@ -810,16 +810,11 @@ def test_internal_exception_ends_the_run_and_is_logged(
 
 
 def test_internal_exception_in_an_answer_is_its_terminal_event(
-    harness: RunHarness, monkeypatch: pytest.MonkeyPatch
+    harness: RunHarness,
 ) -> None:
     """Viewers in the middle of an answer get the failure as its end."""
     run, reply, reader = harness.watched_run()
-
-    def raise_fault(*_: object) -> Part:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(ScriptedReply, "read", raise_fault)
-    reply.feed("b")
+    reply.feed(ZeroDivisionError())
     assert isinstance(reader.finish()[-1][1], Failed)
     assert failure_code(run) == "internal"
 
