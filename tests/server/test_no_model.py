@@ -39,6 +39,12 @@ def connected(halt: HaltServer) -> Iterator[ConnectedProviders]:
         yield service
 
 
+def page_when(halt: HaltServer, words: str) -> str:
+    """The page when it has these words: on a busy machine the first probes find no server yet."""
+    wait_until(lambda: words in page(halt), SERVER_TIMEOUT)
+    return page(halt)
+
+
 def page(halt: HaltServer, path: str = "/") -> str:
     """A page's text, without the escapes."""
     return html.unescape(halt.client().get(path).body.decode())
@@ -115,7 +121,7 @@ def test_server_that_needs_a_key_is_offered_until_it_is_connected(start_halt: St
     """A found server that needs a key has a link to the form with its address."""
     with without_demo() as environment, RawServer(LOCKED) as server:
         halt = start_halt(**environment, HALT_DISCOVER=f"127.0.0.1:{server.port}")
-        text = page(halt)
+        text = page_when(halt, "It needs a key.")
         assert EMPTY in text
         query = urlencode({"address": server.url}, safe="/:")
         assert f'href="/settings/models/add/compatible?{query}"' in text
@@ -146,7 +152,7 @@ def test_found_server_without_a_model_is_named(start_halt: StartHalt) -> None:
     """A server that runs without a model is no model, and the page says which one it is."""
     with without_demo() as environment, RawServer(OFFERED["empty-ollama"]) as server:
         halt = start_halt(**environment, HALT_DISCOVER=f"127.0.0.1:{server.port}")
-        text = page(halt)
+        text = page_when(halt, "has no model yet.")
         assert EMPTY in text
         assert f"127.0.0.1:{server.port} has no model yet." in re.sub(r"\s+", " ", text)
 

@@ -41,6 +41,7 @@ from tests.support.oidc_provider import OidcProvider
 from tests.support.ports import free_port
 from tests.support.raw_server import RawServer
 from tests.support.server_people import ServerPeople
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 Width = Literal["desktop", "phone"]
 WIDTHS: tuple[Width, ...] = ("desktop", "phone")
@@ -204,7 +205,10 @@ class Stage:
         """A Halt of one person without any model, that finds a server which needs a key."""
         environment = self._exits.enter_context(without_demo())
         locked = self._exits.enter_context(RawServer(LOCKED))
-        return self._started({**environment, "HALT_DISCOVER": f"127.0.0.1:{locked.port}"})
+        halt = self._started({**environment, "HALT_DISCOVER": f"127.0.0.1:{locked.port}"})
+        client = halt.client()  # on a busy machine the first probe finds no server yet
+        wait_until(lambda: b"It needs a key." in client.get("/").body, SERVER_TIMEOUT)
+        return halt
 
     @cached_property
     def with_token(self) -> HaltServer:
