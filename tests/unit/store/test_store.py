@@ -29,7 +29,7 @@ from halt.core.events import (
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
 from halt.core.stream_key import StreamKey
-from halt.errors import RequestError, StreamInUse
+from halt.errors import RequestError, StoreUnavailable, StreamInUse
 from halt.store import search
 from halt.store import transfer as module
 from halt.store.batches import Batch, Chunk, GenerationEnd
@@ -353,11 +353,15 @@ def test_concurrent_prompts_add_one_exchange(store: Store) -> None:
     """Property: of two prompts at the same moment one is added and the other is refused as busy."""
 
     def send(name: str, number: int) -> bool:
-        try:
-            store.turns.add_prompt(name, "anna", "a", [(f"{name}-{number}", "")], worker=WORKER)
-        except Busy:
-            return False
-        return True
+        answers = [(f"{name}-{number}", "")]
+        while True:
+            try:
+                store.turns.add_prompt(name, "anna", "a", answers, worker=WORKER)
+            except Busy:
+                return False
+            except StoreUnavailable:  # the machine stood still for seconds: nothing was added
+                continue
+            return True
 
     for repeat in range(30):
         name = f"c{repeat}"
