@@ -434,10 +434,8 @@ def test_found_servers_are_offered() -> None:
         server = HaltServer(env)
         try:
             browser = ModelsBrowser(server.client())
-            # A busy machine may take longer than the first probe of the addresses.
-            wait_until(
-                lambda: "These servers answer, and need a key." in browser.get(), SERVER_TIMEOUT
-            )
+            # On a busy machine the first probe finds no server yet.
+            wait_shown(browser, PATH, "These servers answer, and need a key.")
             page = browser.get()
             link = f"{ADD}?address={quote(locked, safe=':/')}"
             assert f'href="{link}"' in page

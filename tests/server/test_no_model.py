@@ -41,8 +41,14 @@ def connected(halt: HaltServer) -> Iterator[ConnectedProviders]:
 
 def page_when(halt: HaltServer, words: str) -> str:
     """The page when it has these words: on a busy machine the first probes find no server yet."""
-    wait_until(lambda: words in page(halt), SERVER_TIMEOUT)
-    return page(halt)
+    texts: list[str] = []
+
+    def has_words() -> bool:
+        texts.append(page(halt))
+        return words in texts[-1]
+
+    wait_until(has_words, SERVER_TIMEOUT)
+    return texts[-1]
 
 
 def page(halt: HaltServer, path: str = "/") -> str:

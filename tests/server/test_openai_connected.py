@@ -72,6 +72,8 @@ def test_chosen_default_answers_requests_without_a_model(
     connected.add(details(fake.base_url, models=("count?n=2", "count?n=3")))
     connected.set_default(("second", "count?n=3"))
     with client_of(halt) as llm:
+        wait_until(lambda: "second/count?n=3" in names(llm), SERVER_TIMEOUT)
+        # The list may show the first of the two changes alone.
         wait_until(lambda: answer(llm, "") == "0 1 2 ", SERVER_TIMEOUT)
         connected.remove("second")
         wait_until(lambda: "second/count?n=3" not in names(llm), SERVER_TIMEOUT)
